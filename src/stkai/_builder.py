@@ -1,0 +1,264 @@
+"""Puts layers together: `StackBuilder` holds recipes, outermost first; the `build_*` functions make the usual stacks.
+
+    retry  >  auth  >  adaptive | token_bucket  >  wire
+
+Retry is outermost, so that each attempt pays for a permit and carries a fresh token. Auth is outside the limiter:
+permits spent before a slow token refresh would leave together after it, and a re-send after a 401 would not be
+metered.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx
+
+from ._client import AsyncHttpClient, HttpClient
+from ._clock import Clock
+from ._errors import ConfigurationError
+from ._events import Listener
+from ._options import UNSET, Unset
+from ._settings import STKAI
+from ._standard import Parts
+from .transports._auth import BearerAuth
+from .transports._base import Context, Layer
+from .transports._limiter import TicketQueue
+from .transports._retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from ._config import Settings
+    from ._standard import Auth, RateLimit
+
+
+class StackBuilder:
+    """An immutable list of layers, outermost first. `str()` shows it; `build` and `build_async` put it on a wire.
+
+    Args:
+        layers: recipes, from the factories in `stkai.transports` or your own `Layer`.
+        clock: where the layers get their time from.
+        listener: called with every event of the stack.
+        random: draws numbers in [0, 1).
+
+    Raises:
+        ConfigurationError: two layers have one name, or tokens could expire while requests wait for a permit.
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[Layer] = (),
+        *,
+        clock: Clock | None = None,
+        listener: Listener | None = None,
+        random: Callable[[], float] | None = None,
+    ) -> None:
+        given: dict[str, Any] = {"clock": clock, "listener": listener, "random": random}
+        self._set(
+            tuple(layers), Context(**{name: value for name, value in given.items() if value is not None})
+        )
+
+    def _set(self, layers: tuple[Layer, ...], context: Context) -> None:
+        self.layers, self.context = layers, context
+        _check(layers)
+
+    def _with(self, layers: tuple[Layer, ...]) -> Self:
+        other = object.__new__(type(self))
+        other._set(layers, self.context)
+        return other
+
+    @classmethod
+    def standard(
+        cls,
+        settings: "Settings | None" = None,
+        *,
+        clock: Clock | None = None,
+        listener: Listener | None = None,
+    ) -> Self:
+        """The standard stack as the settings say; by default those of `STKAI.config`."""
+        parts = Parts.choose(settings or STKAI.config, clock=clock)
+        return cls(parts.layers, clock=clock, listener=listener)
+
+    def layer(self, layer: Layer) -> Self:
+        """Add a layer inside all others, next to the wire."""
+        return self._with((*self.layers, layer))
+
+    def outside(self, name: str, layer: Layer) -> Self:
+        """Add a layer just outside the one named `name`."""
+        place = self._find(name)
+        return self._with((*self.layers[:place], layer, *self.layers[place:]))
+
+    def inside(self, name: str, layer: Layer) -> Self:
+        """Add a layer just inside the one named `name`."""
+        place = self._find(name) + 1
+        return self._with((*self.layers[:place], layer, *self.layers[place:]))
+
+    def _find(self, name: str) -> int:
+        names = [layer.name for layer in self.layers]
+        if name not in names:
+            msg = f"there is no layer {name!r} in the stack; it has: {', '.join(names) or 'none'}"
+            raise ConfigurationError(msg)
+        return names.index(name)
+
+    def build(self, wire: httpx.BaseTransport | None = None) -> httpx.BaseTransport:
+        """The stack around a sync wire; by default one that honours proxies.
+
+        Raises:
+            ConfigurationError: the wire is async, or no transport at all.
+        """
+        if wire is None:
+            from ._wire import default_wire
+
+            wire = default_wire()
+        _check_wire(wire, httpx.BaseTransport, "httpx.HTTPTransport()")
+        transport = wire
+        for layer in reversed(self.layers):
+            transport = layer.sync(transport, context=self.context)
+        return transport
+
+    def build_async(self, wire: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncBaseTransport:
+        """The stack around an async wire; by default one that honours proxies.
+
+        Raises:
+            ConfigurationError: the wire is sync, or no transport at all.
+        """
+        if wire is None:
+            from ._wire import default_async_wire
+
+            wire = default_async_wire()
+        _check_wire(wire, httpx.AsyncBaseTransport, "httpx.AsyncHTTPTransport()")
+        transport = wire
+        for layer in reversed(self.layers):
+            transport = layer.asynchronous(transport, context=self.context)
+        return transport
+
+    def __str__(self) -> str:
+        return " > ".join([*(layer.name for layer in self.layers), "wire"])
+
+    def __repr__(self) -> str:
+        return f"<StackBuilder {self}>"
+
+
+def _check(layers: tuple[Layer, ...]) -> None:
+    margin, names = math.inf, set[str]()
+    for layer in layers:
+        if not isinstance(layer, Layer):
+            msg = f"a stack is made of layers, such as stkai.transports.retry(...), not {layer!r}"
+            raise ConfigurationError(msg)
+        if layer.name in names:
+            msg = (
+                f"the stack has two layers named {layer.name!r}; leave one out, or rename it: Layer(name=...)"
+            )
+            raise ConfigurationError(msg)
+        names.add(layer.name)
+        if isinstance(layer.policy, BearerAuth):
+            margin = getattr(layer.policy.provider, "refresh_margin", math.inf)
+        if isinstance(layer.policy, TicketQueue) and (layer.policy.max_wait_time or 0) > margin:
+            msg = (
+                f"tokens are renewed {margin:g} s before they end, but a signed request may wait"
+                f" {layer.policy.max_wait_time:g} s for its permit: raise refresh_margin, or lower max_wait_time"
+            )
+            raise ConfigurationError(msg)
+
+
+def _check_wire(wire: object, wanted: type, example: str) -> None:
+    if not isinstance(wire, wanted):
+        msg = f"the wire must be an httpx.{wanted.__name__} such as {example}, not {wire!r}"
+        raise ConfigurationError(msg)
+
+
+def build_transport(
+    *,
+    auth: "Auth" = "auto",
+    rate_limit: "RateLimit | Unset" = UNSET,
+    retry: RetryPolicy | Unset | None = UNSET,
+    transport: httpx.BaseTransport | None = None,
+    listener: Listener | None = None,
+    clock: Clock | None = None,
+    random: Callable[[], float] | None = None,
+) -> httpx.BaseTransport:
+    """The standard stack as one transport, to put into an `httpx.Client` or into its `mounts`.
+
+    Args:
+        auth: a provider, `BearerAuth`, None, or "auto": StackSpot CLI where it is installed, else the credentials of
+            the settings.
+        rate_limit: "token_bucket" or "adaptive" with the numbers of the settings, a `RateLimitConfig`, a policy object
+            to share, or None. Not given: as the settings say.
+        retry: a policy, or None. Not given: as the settings say.
+        transport: the wire; by default one that honours proxies, and verification and limits of the settings.
+        listener: called with every event of the stack.
+        clock: where the stack gets its time from.
+        random: draws numbers in [0, 1), for jitter.
+
+    Raises:
+        ConfigurationError: (a ValueError) the settings or the arguments cannot work; the message says what to do.
+    """
+    parts = Parts.choose(
+        STKAI.config, auth=auth, rate_limit=rate_limit, retry=retry, wire=transport, clock=clock
+    )
+    stack = StackBuilder(parts.layers, clock=clock, listener=listener, random=random)
+    return stack.build(transport or parts.make_wire())
+
+
+def build_async_transport(
+    *,
+    auth: "Auth" = "auto",
+    rate_limit: "RateLimit | Unset" = UNSET,
+    retry: RetryPolicy | Unset | None = UNSET,
+    transport: httpx.AsyncBaseTransport | None = None,
+    listener: Listener | None = None,
+    clock: Clock | None = None,
+    random: Callable[[], float] | None = None,
+) -> httpx.AsyncBaseTransport:
+    """Like `build_transport`, for `httpx.AsyncClient`, on asyncio and trio."""
+    parts = Parts.choose(
+        STKAI.config, auth=auth, rate_limit=rate_limit, retry=retry, wire=transport, clock=clock
+    )
+    stack = StackBuilder(parts.layers, clock=clock, listener=listener, random=random)
+    return stack.build_async(transport or parts.make_async_wire())
+
+
+def build_client(
+    *,
+    auth: "Auth" = "auto",
+    rate_limit: "RateLimit | Unset" = UNSET,
+    retry: RetryPolicy | Unset | None = UNSET,
+    transport: httpx.BaseTransport | None = None,
+    listener: Listener | None = None,
+    clock: Clock | None = None,
+    random: Callable[[], float] | None = None,
+) -> HttpClient:
+    """A client with `get`, `post` and `post_stream` over the standard stack; arguments as for `build_transport`."""
+    return HttpClient(
+        build_transport(
+            auth=auth,
+            rate_limit=rate_limit,
+            retry=retry,
+            transport=transport,
+            listener=listener,
+            clock=clock,
+            random=random,
+        )
+    )
+
+
+def build_async_client(
+    *,
+    auth: "Auth" = "auto",
+    rate_limit: "RateLimit | Unset" = UNSET,
+    retry: RetryPolicy | Unset | None = UNSET,
+    transport: httpx.AsyncBaseTransport | None = None,
+    listener: Listener | None = None,
+    clock: Clock | None = None,
+    random: Callable[[], float] | None = None,
+) -> AsyncHttpClient:
+    """An async client with `get`, `post` and `post_stream` over the standard stack, on asyncio and trio."""
+    return AsyncHttpClient(
+        build_async_transport(
+            auth=auth,
+            rate_limit=rate_limit,
+            retry=retry,
+            transport=transport,
+            listener=listener,
+            clock=clock,
+            random=random,
+        )
+    )

@@ -1,0 +1,142 @@
+"""The exceptions of stkai. What a transport raises is also an `httpx.TransportError`, with `.request`.
+
+    StkaiError
+      + ConfigurationError             ValueError: settings, stacks and options that cannot work
+      + InvalidArgumentError           ValueError, AssertionError: a bad argument of one call
+      + AuthenticationError            httpx.TransportError: no token could be had
+      + DeadlineExceededError          httpx.TimeoutException: the call's total time ran out
+      + MaxRetriesExceededError        `Retrying` gave up
+      + RetryableError                 httpx.TransportError: another attempt may help
+          + ClientSideRateLimitError       a limiter in this process refused
+          |   + TokenAcquisitionTimeoutError   the wait for a permit would have been too long
+          + ServerSideRateLimitError       429 Too Many Requests
+
+All of them survive pickling; the message never holds a token or a secret.
+"""
+
+from typing import Any, Self
+
+import httpx
+
+
+class StkaiError(Exception):
+    """Base of everything that stkai raises on its own account."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(cls: type[StkaiError], args: tuple[Any, ...], state: dict[str, Any]) -> StkaiError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class ConfigurationError(StkaiError, ValueError):
+    """Settings, a stack or options that cannot work; the message says what to change."""
+
+
+class InvalidArgumentError(StkaiError, ValueError, AssertionError):
+    """A bad argument of one call. An `AssertionError` for code written against stkai 0.4; raised under `-O` too."""
+
+
+class TransportError(StkaiError, httpx.TransportError):
+    """Base of what the transports raise: caught by `except httpx.HTTPError`; `.request` is the request."""
+
+    def __init__(self, message: str, *, request: httpx.Request | None = None) -> None:
+        super().__init__(message, request=request)
+
+    def attach(self, request: httpx.Request) -> Self:
+        """Name the request that failed, unless one is named already."""
+        self._request = self._request or request
+        return self
+
+
+class AuthenticationError(TransportError):
+    """No access token could be had.
+
+    Attributes:
+        message: what failed.
+        cause: the exception underneath, if any.
+    """
+
+    def __init__(
+        self, message: str, cause: BaseException | None = None, *, request: httpx.Request | None = None
+    ) -> None:
+        super().__init__(message, request=request)
+        self.message = message
+        self.cause = cause
+
+
+class DeadlineExceededError(StkaiError, httpx.TimeoutException):
+    """The total time that the call was given has run out before there was an answer."""
+
+    def __init__(self, message: str, *, request: httpx.Request | None = None) -> None:
+        super().__init__(message, request=request)
+
+
+class RetryableError(TransportError):
+    """Another attempt may succeed; `Retrying` and the retry layer try again."""
+
+    def __init__(self, message: str = "", *, request: httpx.Request | None = None) -> None:
+        super().__init__(message, request=request)
+
+
+class ClientSideRateLimitError(RetryableError):
+    """A limiter in this process refused the request; nothing was sent."""
+
+
+class TokenAcquisitionTimeoutError(ClientSideRateLimitError):
+    """The wait for a permit was, or would have been, longer than allowed. Nothing was sent, no permit was taken.
+
+    Attributes:
+        waited: seconds waited before giving up (0 when refused at once).
+        max_wait_time: seconds that the request was allowed to wait.
+        required: seconds that it would have had to wait in all.
+        retry_after: seconds after which a wait within `max_wait_time` would do.
+    """
+
+    def __init__(
+        self,
+        waited: float,
+        max_wait_time: float,
+        *,
+        required: float | None = None,
+        request: httpx.Request | None = None,
+    ) -> None:
+        self.waited = waited
+        self.max_wait_time = max_wait_time
+        self.required = waited if required is None else required
+        self.retry_after = max(0.0, self.required - max_wait_time)
+        super().__init__(
+            f"no permit within {max_wait_time:g} s: it would have taken {self.required:.3g} s (waited {waited:.3g} s);"
+            f" try again in {self.retry_after:.3g} s, or raise max_wait_time",
+            request=request,
+        )
+
+
+class ServerSideRateLimitError(RetryableError):
+    """The server answered 429 Too Many Requests.
+
+    Attributes:
+        response: that response; its body can be read.
+    """
+
+    def __init__(
+        self, response: Any, message: str | None = None, *, request: httpx.Request | None = None
+    ) -> None:
+        self.response = response
+        super().__init__(message or "the server answered 429 Too Many Requests", request=request)
+
+
+class MaxRetriesExceededError(StkaiError):
+    """`Retrying` has used all its attempts.
+
+    Attributes:
+        last_exception: what the last attempt raised.
+    """
+
+    def __init__(self, message: str, last_exception: BaseException | None = None) -> None:
+        super().__init__(message)
+        self.last_exception = last_exception

@@ -1,0 +1,159 @@
+"""What the standard stack is made of: from arguments and settings to layers and a wire, and why."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import httpx
+
+from ._auth import AuthProvider, create_standalone_auth
+from ._clock import Clock
+from ._errors import ConfigurationError
+from ._options import UNSET, Unset
+from .transports._adaptive import AimdLimiter, adaptive
+from .transports._auth import BearerAuth
+from .transports._auth import auth as auth_layer
+from .transports._base import Layer
+from .transports._retry import RetryPolicy
+from .transports._retry import retry as retry_layer
+from .transports._stk_cli import StkCLITransport, cli_is_available
+from .transports._token_bucket import TokenBucket, token_bucket
+
+if TYPE_CHECKING:
+    from ._config import RateLimitConfig, Settings
+
+    Auth = AuthProvider | BearerAuth | Literal["auto"] | None
+    RateLimit = Literal["token_bucket", "adaptive"] | RateLimitConfig | TokenBucket | AimdLimiter | None
+
+Limiter = TokenBucket | AimdLimiter
+
+NO_AUTHENTICATION = """no authentication is configured. One of these helps:
+  - set STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET in the environment
+  - call STKAI.configure(auth={"client_id": ..., "client_secret": ...})
+  - install StackSpot CLI and run: stk login
+  - pass auth=provider, or auth=None for an API that needs no token"""
+
+
+@dataclass(frozen=True, slots=True)
+class AuthChoice:
+    """Which authentication "auto" means, and why."""
+
+    kind: Literal["cli", "credentials", "none"]
+    why: str
+
+    @classmethod
+    def automatic(cls, settings: "Settings", *, own_wire: bool) -> Self:
+        """StackSpot CLI first, unless the caller brings a wire; then the credentials of the settings."""
+        credentials = settings.auth.has_credentials()
+        if not own_wire and cli_is_available():
+            ignored = "; the credentials in the settings are ignored" if credentials else ""
+            return cls("cli", f"StackSpot CLI is installed and signs requests itself{ignored}")
+        if credentials:
+            return cls("credentials", "client id and secret are configured")
+        return cls("none", "neither StackSpot CLI nor credentials are there")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The layers of a standard stack, outermost first, and how its wire is made where the caller brings none."""
+
+    layers: list[Layer]
+    settings: "Settings"
+    by_cli: bool
+
+    @classmethod
+    def choose(
+        cls,
+        settings: "Settings",
+        *,
+        auth: "Auth" = "auto",
+        rate_limit: "RateLimit | Unset" = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+        wire: object = None,
+        clock: Clock | None = None,
+    ) -> Self:
+        """Settle what is not given by the settings.
+
+        Raises:
+            ConfigurationError: an argument is none of what it may be, or there is nothing to authenticate with.
+        """
+        policy = _retry_policy(retry, settings)
+        limiter = _limiter(rate_limit, settings)
+        bearer, by_cli = _bearer(auth, settings, limiter, clock, own_wire=wire is not None)
+        layers = [
+            None if policy is None else retry_layer(policy),
+            None if bearer is None else auth_layer(bearer),
+            adaptive(limiter) if isinstance(limiter, AimdLimiter) else None,
+            token_bucket(limiter) if isinstance(limiter, TokenBucket) else None,
+        ]
+        return cls([layer for layer in layers if layer is not None], settings, by_cli)
+
+    def make_wire(self) -> httpx.BaseTransport:
+        if self.by_cli:
+            return StkCLITransport()
+        from ._wire import default_wire
+
+        return default_wire(self.settings.http)
+
+    def make_async_wire(self) -> httpx.AsyncBaseTransport:
+        if self.by_cli:
+            msg = (
+                "StackSpot CLI only sends synchronously: for an async client pass auth=create_standalone_auth()"
+                " or another provider, or use build_client()"
+            )
+            raise ConfigurationError(msg)
+        from ._wire import default_async_wire
+
+        return default_async_wire(self.settings.http)
+
+
+def _retry_policy(given: RetryPolicy | Unset | None, settings: "Settings") -> RetryPolicy | None:
+    if given is UNSET:
+        config = settings.retry
+        return RetryPolicy(**config.model_dump(exclude={"enabled"})) if config.enabled else None
+    if given is not None and not isinstance(given, RetryPolicy):
+        msg = f"retry must be a stkai.RetryPolicy or None, not {given!r}"
+        raise ConfigurationError(msg)
+    return given
+
+
+def _limiter(given: "RateLimit | Unset", settings: "Settings") -> Limiter | None:
+    if given is None or isinstance(given, Limiter):
+        return given
+    if given is UNSET:
+        return limiter_from(settings.rate_limit) if settings.rate_limit.enabled else None
+    if not isinstance(given, str) and hasattr(given, "strategy"):
+        return limiter_from(given)
+    if given in ("token_bucket", "adaptive"):
+        return limiter_from(settings.rate_limit.model_copy(update={"strategy": given}))
+    msg = f"rate_limit must be 'token_bucket', 'adaptive', a RateLimitConfig, a policy object or None, not {given!r}"
+    raise ConfigurationError(msg)
+
+
+def limiter_from(config: "RateLimitConfig") -> Limiter:
+    """A new limiter with the numbers of a config."""
+    options: dict[str, Any] = {"max_wait_time": config.max_wait_time}
+    if config.strategy == "adaptive":
+        for name in ("min_rate_floor", "penalty_factor", "recovery_factor"):
+            options[name] = getattr(config, name)
+    kind = AimdLimiter if config.strategy == "adaptive" else TokenBucket
+    return kind(config.max_requests, config.time_window, **options)
+
+
+def _bearer(
+    given: "Auth", settings: "Settings", limiter: Limiter | None, clock: Clock | None, *, own_wire: bool
+) -> tuple[BearerAuth | None, bool]:
+    """What signs the requests, and whether StackSpot CLI does instead."""
+    if given is None:
+        return None, False
+    if given != "auto":
+        return given if isinstance(given, BearerAuth) else BearerAuth(given, settings.auth.origins), False
+    choice = AuthChoice.automatic(settings, own_wire=own_wire)
+    if choice.kind == "none":
+        raise ConfigurationError(NO_AUTHENTICATION)
+    if choice.kind == "cli":
+        return None, True
+    provider = create_standalone_auth(settings.auth, clock=clock)
+    if limiter is not None and limiter.max_wait_time is not None:
+        # A token must outlive the wait for a permit that follows it.
+        provider.refresh_margin = max(provider.refresh_margin, limiter.max_wait_time)
+    return BearerAuth(provider, settings.auth.origins), False

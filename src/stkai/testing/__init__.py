@@ -1,0 +1,23 @@
+"""Test code that uses stkai without sleeping and without the real service.
+
+`FakeClock` goes wherever a `clock=` is taken. `QuotaServer` is an embedded server that behaves like StackSpot AI; it
+needs the extra: `pip install "stkai[testing]"`.
+"""
+
+from ._fake_clock import FakeClock
+from ._faults import Answer, Edit, Hang, HangUp, Normal, Reset, Slow
+from ._records import RequestRecord
+from ._server import QuotaServer
+
+__all__ = [
+    "Answer",
+    "Edit",
+    "FakeClock",
+    "Hang",
+    "HangUp",
+    "Normal",
+    "QuotaServer",
+    "RequestRecord",
+    "Reset",
+    "Slow",
+]

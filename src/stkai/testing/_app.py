@@ -1,0 +1,131 @@
+"""The server's side of the network, on aiohttp: reads requests, and carries out deliveries and faults."""
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+from .._clock import Clock, uniform
+from ._delivery import Delivery, partial_head, plan
+from ._faults import Answer, Edit, Fault, Faults, Hang, Reset
+from ._gate import http_date
+from ._records import RequestLog, RequestRecord
+from ._reply import Reply
+from ._service import API, Service
+
+_SETTLE = 0.01  # seconds before a reset, so that the client has taken in the bytes that came before it
+_SHUTDOWN = 0.05  # seconds that requests under way may still take when the server closes
+_ANY_SIZE = 2**40
+
+
+@dataclass
+class App:
+    """Everything that one running server consists of."""
+
+    service: Service
+    faults: Faults
+    log: RequestLog
+    clock: Clock
+    latency: tuple[float, float]
+
+    async def serve(self, port: int, started: "Future[tuple[int, Callable[[], object]]]") -> None:
+        """Serve on loopback; `started` gets the port and what stops it again, from any thread."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        app = web.Application(client_max_size=_ANY_SIZE)
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_SHUTDOWN)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", port, backlog=1024).start()
+            started.set_result((runner.addresses[0][1], lambda: loop.call_soon_threadsafe(stop.set)))
+            await stop.wait()
+        finally:
+            await runner.cleanup()
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        record = await self._record(request)
+        number = self.log.arrived(record)
+        fault = self.faults.take(record.path)
+        if isinstance(fault, Reset) and fault.at == "start":
+            return _reset(request)
+        if isinstance(fault, Hang):
+            await asyncio.sleep(fault.seconds)
+        reply = self._reply(record, fault)
+        if record.path.startswith(API):
+            low, high = self.latency
+            await asyncio.sleep(low + (high - low) * uniform())
+        if isinstance(fault, Reset) and fault.at == "headers":
+            _transport(request).write(partial_head(reply, fault.after))
+            await asyncio.sleep(_SETTLE)
+            return _reset(request)
+        self.log.answered(number, reply.status)
+        return await _deliver(request, plan(reply, fault))
+
+    async def _record(self, request: web.Request) -> RequestRecord:
+        body = await request.read()
+        return RequestRecord(
+            time=self.clock.monotonic(),
+            method=request.method,
+            path=request.path,
+            query=request.rel_url.raw_query_string,
+            headers=tuple((name.lower(), value) for name, value in request.headers.items()),
+            body=body,
+            connection=self.log.connection_number(_transport(request)),
+        )
+
+    def _reply(self, record: RequestRecord, fault: Fault) -> Reply:
+        """The answer, dated by the clock of this server, whatever that says."""
+        utcnow = self.clock.utcnow()
+        reply = fault.reply() if isinstance(fault, Answer) else self.service.answer(record, utcnow)
+        if isinstance(fault, Edit):
+            reply = fault.apply(reply)
+        return reply.with_default("date", http_date(utcnow.timestamp()))
+
+
+async def _deliver(request: web.Request, delivery: Delivery) -> web.StreamResponse:
+    headers = CIMultiDict(delivery.headers)
+    if delivery.is_plain:
+        return web.Response(status=delivery.status, headers=headers, body=b"".join(delivery.chunks))
+    response = web.StreamResponse(status=delivery.status, headers=headers)
+    if delivery.length is None:
+        response.enable_chunked_encoding()
+    else:
+        response.content_length = delivery.length
+    if delivery.announced:
+        response.force_close()
+    await response.prepare(request)
+    for index, chunk in enumerate(delivery.chunks):
+        await asyncio.sleep(delivery.pause if index else 0)
+        await response.write(chunk)
+    if delivery.finished:
+        await response.write_eof()
+    else:
+        await asyncio.sleep(_SETTLE)
+    if delivery.ending == "reset":
+        _reset(request)
+    elif delivery.ending == "close":
+        _transport(request).close()
+    return response
+
+
+def _reset(request: web.Request) -> web.StreamResponse:
+    """Abort with RST instead of FIN. What is returned is for aiohttp, which finds the connection gone and drops it."""
+    transport = _transport(request)
+    transport.get_extra_info("socket").setsockopt(
+        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+    )
+    transport.abort()
+    return web.Response()
+
+
+def _transport(request: web.Request) -> asyncio.WriteTransport:
+    """The connection. It is there: aiohttp cancels the handler of a request whose client has left."""
+    transport = request.transport
+    assert isinstance(transport, asyncio.WriteTransport)
+    return transport

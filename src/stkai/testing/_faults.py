@@ -1,0 +1,188 @@
+"""Faults on request: what can go wrong between a client and this server, one frozen dataclass each.
+
+Each is used up by one request. `Answer` and `Reset(at="start")` come instead of the service, which does not see the
+request (no quota is used); after the others it has done its work, and only the answer suffers.
+"""
+
+import json
+import math
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass, field, replace
+from http.client import responses
+from typing import Any, Literal
+
+from .._errors import ConfigurationError
+from ._reply import Reply, error_reply
+
+HeadersLike = Mapping[str, str] | Iterable[tuple[str, str]]
+Framing = Literal["length", "chunked", "gzip"] | None
+TokenFault = Literal["garbage", "html", "huge", "empty", "no_token", "no_expiry", "negative_expiry"]
+
+_HUGE = 10_000_000
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Nothing goes wrong; to let a request through in the middle of a sequence of faults."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Answer this instead. Without a body, a short error in JSON."""
+
+    status: int
+    _: KW_ONLY
+    headers: HeadersLike = ()
+    body: bytes | str | None = None
+
+    def __post_init__(self) -> None:
+        if not 200 <= self.status <= 599:
+            raise ConfigurationError(f"a status to answer is a number from 200 to 599, not {self.status!r}")
+
+    def reply(self) -> Reply:
+        """The whole answer."""
+        given = self.headers.items() if isinstance(self.headers, Mapping) else self.headers
+        headers = tuple((name.lower(), value) for name, value in given)
+        if self.body is None:
+            error = error_reply(self.status, "fault", responses.get(self.status, "a fault on request"))
+            return Reply(status=self.status, headers=headers, pieces=error.pieces).with_default(
+                *error.headers[0]
+            )
+        body = self.body.encode() if isinstance(self.body, str) else self.body
+        return Reply(status=self.status, headers=headers, pieces=(body,))
+
+
+@dataclass(frozen=True)
+class Reset:
+    """Reset the TCP connection (RST).
+
+    Attributes:
+        at: "start", when the request has been read, before any byte of the answer; "headers", after the first `after`
+            bytes of the head; "body", after the first `after` bytes of the body (but always before its last); "end",
+            after the last byte of an answer that promised to keep the connection.
+        framing: how the end of the body is told: by "length", "chunked", or by length in "gzip"; None, as usual.
+    """
+
+    at: Literal["start", "headers", "body", "end"] = "start"
+    _: KW_ONLY
+    after: int = 10
+    framing: Framing = None
+
+    def __post_init__(self) -> None:
+        _one_of("at", self.at, "start", "headers", "body", "end")
+        _one_of("framing", self.framing, "length", "chunked", "gzip", None)
+        if self.after < 0:
+            raise ConfigurationError(f"after must be a number of bytes from 0 up, not {self.after}")
+
+
+@dataclass(frozen=True)
+class HangUp:
+    """Close the connection in good order after the answer, with `Connection: close` or, not `announced`, without."""
+
+    _: KW_ONLY
+    announced: bool = True
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Send the body `size` bytes at a time, one every `every` seconds."""
+
+    size: int
+    every: float
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigurationError(f"size must be at least 1 byte, not {self.size}")
+        check_seconds("every", self.every)
+
+
+@dataclass(frozen=True)
+class Hang:
+    """Do nothing for so many seconds, then answer."""
+
+    seconds: float
+
+    def __post_init__(self) -> None:
+        check_seconds("seconds", self.seconds)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Change fields of the JSON object in a good (200) answer; a value of None takes the field out."""
+
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def apply(self, reply: Reply) -> Reply:
+        """The answer with its fields changed; another than 200 stays as it is."""
+        if reply.status != 200:
+            return reply
+        content = {**json.loads(reply.body), **self.fields}
+        body = json.dumps({key: value for key, value in content.items() if value is not None})
+        return replace(reply, pieces=(body.encode(),))
+
+
+Fault = Normal | Answer | Reset | HangUp | Slow | Hang | Edit
+
+
+class Faults:
+    """The faults still to come: the first whose path fits goes to the next request."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._queue: list[tuple[str, Fault]] = []
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def add(self, path: str, faults: Iterable[Fault]) -> None:
+        """Queue faults for requests whose path starts with `path`."""
+        with self._lock:
+            self._queue.extend((path, fault) for fault in faults)
+
+    def take(self, path: str) -> Fault:
+        """The fault for a request; `Normal` if none is waiting for it."""
+        with self._lock:
+            for index, (prefix, fault) in enumerate(self._queue):
+                if path.startswith(prefix):
+                    del self._queue[index]
+                    return fault
+        return Normal()
+
+    def clear(self) -> None:
+        """Forget those that are still to come."""
+        with self._lock:
+            self._queue.clear()
+
+
+def token_fault(what: int | TokenFault) -> Fault:
+    """What can be wrong with the token endpoint: a status, or an answer that makes no sense."""
+    if isinstance(what, int):
+        return Answer(what)
+    json_header = {"content-type": "application/json"}
+    known: dict[TokenFault, Fault] = {
+        "garbage": Answer(200, headers=json_header, body="{]"),
+        "html": Answer(
+            200, headers={"content-type": "text/html"}, body="<html><h1>Please log in</h1></html>"
+        ),
+        "huge": Answer(
+            200, headers=json_header, body=f'{{"access_token": "{"x" * _HUGE}", "expires_in": 60}}'
+        ),
+        "empty": Answer(200, headers=json_header, body=""),
+        "no_token": Edit({"access_token": None}),
+        "no_expiry": Edit({"expires_in": None}),
+        "negative_expiry": Edit({"expires_in": -1}),
+    }
+    _one_of("a token fault", what, *known, "a status")
+    return known[what]
+
+
+def check_seconds(name: str, seconds: float) -> None:
+    """Refuse what is no length of time."""
+    if not 0 <= seconds < math.inf:
+        raise ConfigurationError(f"{name} must be a number of seconds from 0 up, not {seconds}")
+
+
+def _one_of(name: str, value: object, *allowed: object) -> None:
+    if value not in allowed:
+        raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")

@@ -1,0 +1,96 @@
+"""The gate in front of the counted endpoints: asks the quota, and words its answer in headers."""
+
+import math
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import Literal
+
+from .._errors import ConfigurationError
+from ._quota import FixedWindow, Quota
+from ._reply import Headers, Reply, error_reply
+
+RetryAfter = Literal["true", "date"] | float | None
+RateHeaders = Literal["ietf", "github", "openai"] | None
+
+
+class Gate:
+    """Counts requests, and answers 429 Too Many Requests to those that are too many.
+
+    Args:
+        quota: None lets everybody in.
+        retry_after: what a 429 says in `Retry-After`: "true", the seconds until a request would be accepted, rounded
+            up; "date", the same instant as an HTTP-date; a number, always that; None, nothing.
+        headers: which rate limit headers the counted answers carry; they describe a fixed window only.
+    """
+
+    def __init__(self, quota: Quota | None, *, retry_after: RetryAfter, headers: RateHeaders) -> None:
+        if isinstance(retry_after, str) and retry_after not in ("true", "date"):
+            raise ConfigurationError(
+                f'retry_after must be "true", "date", seconds or None, not {retry_after!r}'
+            )
+        if headers not in (None, "ietf", "github", "openai"):
+            raise ConfigurationError(f'headers must be "ietf", "github", "openai" or None, not {headers!r}')
+        if headers is not None and not isinstance(quota, FixedWindow):
+            raise ConfigurationError(
+                f'headers={headers!r} describe a fixed window: set max_requests and kind="fixed"'
+            )
+        self.quota = quota
+        self._retry_after = retry_after
+        self._headers = headers
+
+    def refuse(self, now: float, utcnow: datetime) -> Reply | None:
+        """The 429 for a request that arrives now; None if it may enter."""
+        wait = 0.0 if self.quota is None else self.quota.admit(now)
+        if not wait:
+            return None
+        headers = self._retry_after_header(wait, utcnow) + self.headers(now, utcnow)
+        return error_reply(429, "too_many_requests", "the quota is used up; see Retry-After", headers)
+
+    def headers(self, now: float, utcnow: datetime) -> Headers:
+        """The rate limit headers of an answer to a counted request."""
+        if self._headers is None or not isinstance(self.quota, FixedWindow):
+            return ()
+        return rate_headers(self._headers, self.quota, now, utcnow)
+
+    def _retry_after_header(self, wait: float, utcnow: datetime) -> Headers:
+        if self._retry_after is None:
+            return ()
+        if self._retry_after == "true":
+            return (("retry-after", str(math.ceil(wait))),)
+        if self._retry_after == "date":
+            return (("retry-after", http_date(math.ceil(utcnow.timestamp() + wait))),)
+        return (("retry-after", f"{self._retry_after:g}"),)
+
+
+def rate_headers(style: str, quota: FixedWindow, now: float, utcnow: datetime) -> Headers:
+    """`RateLimit` and `RateLimit-Policy` (the IETF draft), or `x-ratelimit-*` as GitHub or OpenAI word them."""
+    limit, remaining, reset_in = quota.max_requests, quota.remaining(now), quota.reset_in(now)
+    if style == "ietf":
+        return (
+            ("ratelimit-policy", f'"default";q={limit};w={math.ceil(quota.time_window)}'),
+            ("ratelimit", f'"default";r={remaining};t={math.ceil(reset_in)}'),
+        )
+    if style == "github":
+        return (
+            ("x-ratelimit-limit", str(limit)),
+            ("x-ratelimit-remaining", str(remaining)),
+            ("x-ratelimit-reset", str(math.ceil(utcnow.timestamp() + reset_in))),
+        )
+    return (
+        ("x-ratelimit-limit-requests", str(limit)),
+        ("x-ratelimit-remaining-requests", str(remaining)),
+        ("x-ratelimit-reset-requests", _duration(reset_in)),
+    )
+
+
+def http_date(timestamp: float) -> str:
+    """An HTTP-date (RFC 9110, section 5.6.7); whole seconds."""
+    return format_datetime(datetime.fromtimestamp(math.floor(timestamp), UTC), usegmt=True)
+
+
+def _duration(seconds: float) -> str:
+    """As OpenAI writes them: 20ms, 1.5s, 6m0s."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    minutes, rest = divmod(seconds, 60)
+    return f"{minutes:.0f}m{rest:.0f}s" if minutes else f"{rest:.3g}s"

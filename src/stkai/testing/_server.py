@@ -1,0 +1,240 @@
+"""QuotaServer: an embedded server on loopback that behaves like StackSpot AI, and misbehaves on request."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Literal, Self
+
+import anyio.to_thread
+
+from .._clock import Clock, SystemClock
+from .._errors import ConfigurationError
+from ._fault_methods import FaultMethods
+from ._faults import check_seconds
+from ._gate import Gate, RateHeaders, RetryAfter
+from ._quota import Bucket, FixedWindow, Quota, SlidingWindow
+from ._records import RequestLog, RequestRecord
+from ._service import API, TOKEN_PATH, Service
+
+if TYPE_CHECKING:
+    from ._app import App
+
+Kind = Literal["fixed", "sliding", "bucket"]
+
+
+class QuotaServer(FaultMethods):
+    """One quota, a token endpoint, quick commands and agents, in a thread of this process.
+
+        with QuotaServer(max_requests=10, time_window=1.0) as server:
+            client.post(server.create_url(), json={"input_data": "hello"})
+
+    Any number of clients in any number of processes may use it. It counts POSTs to quick commands and agents; polls
+    and refused requests use no quota.
+
+    Args:
+        max_requests: the quota; None for no limit.
+        time_window: seconds that it is for.
+        kind: how it is counted: "fixed", a counter per window; "sliding", a log of the accepted requests; "bucket", a
+            token bucket of `depth` requests.
+        depth: requests that the bucket holds.
+        retry_after: what a 429 says: "true", the seconds until a request would be accepted, rounded up; "date", that
+            instant as an HTTP-date; a number, always that; None, nothing.
+        headers: rate limit headers on the counted answers, of a fixed window: "ietf" (`RateLimit`), "github"
+            (`x-ratelimit-reset` in epoch seconds) or "openai" (`x-ratelimit-reset-requests`, a duration).
+        latency: seconds before each answer of the API, the refusals included; or (low, high), uniform between them.
+        auth_required: whether the API wants a token.
+        client_id: the client that may have tokens.
+        client_secret: its secret.
+        token_lifetime: seconds for which a token is good.
+        polls_until_done: how many polls of an execution answer RUNNING before one answers COMPLETED.
+        stream_interval: seconds between the events of a streamed chat.
+        port: 0 takes any that is free.
+        keep: how many records to keep, the latest; None keeps all.
+        clock: what quota, tokens and dates go by; latency and faults take real time.
+    """
+
+    def __init__(
+        self,
+        max_requests: int | None = None,
+        time_window: float = 1.0,
+        *,
+        kind: Kind = "fixed",
+        depth: float = 10.0,
+        retry_after: RetryAfter = "true",
+        headers: RateHeaders = None,
+        latency: float | tuple[float, float] = 0.0,
+        auth_required: bool = True,
+        client_id: str = "test-client",
+        client_secret: str = "test-secret",  # noqa: S107
+        token_lifetime: float = 1200,
+        polls_until_done: int = 1,
+        stream_interval: float = 0.0,
+        port: int = 0,
+        keep: int | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__()
+        self._quota = _quota(kind, max_requests, time_window, depth)
+        low, high = latency if isinstance(latency, tuple) else (latency, latency)
+        check_seconds("latency", low)
+        check_seconds("latency (high - low)", high - low)
+        check_seconds("token_lifetime", token_lifetime)
+        check_seconds("stream_interval", stream_interval)
+        self._latency = (low, high)
+        self._service = Service(
+            Gate(self._quota, retry_after=retry_after, headers=headers),
+            client_id=client_id,
+            client_secret=client_secret,
+            auth_required=auth_required,
+            token_lifetime=token_lifetime,
+            polls_until_done=polls_until_done,
+            stream_interval=stream_interval,
+        )
+        self.client_id = client_id
+        self.client_secret = client_secret
+        self._clock = clock or SystemClock()
+        self._log = RequestLog(keep)
+        self._wanted_port = port
+        self._port: int | None = None
+        self._stop: Callable[[], object] | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> Self:
+        """Start serving; returns when requests are accepted. A server that runs already stays as it is.
+
+        Raises:
+            ConfigurationError: aiohttp is not installed.
+            OSError: the port is taken.
+        """
+        if self._thread is None:
+            try:
+                from ._app import App
+            except ModuleNotFoundError as error:
+                raise ConfigurationError(
+                    f'{error}: QuotaServer needs: pip install "stkai[testing]"'
+                ) from error
+            app = App(self._service, self._faults, self._log, self._clock, self._latency)
+            started: Future[tuple[int, Callable[[], object]]] = Future()
+            thread = threading.Thread(
+                target=_run, args=(app, self._wanted_port, started), name="QuotaServer", daemon=True
+            )
+            thread.start()
+            self._port, self._stop = started.result()
+            self._thread = thread
+        return self
+
+    def close(self) -> None:
+        """Stop serving, and break off what is under way; returns when thread and sockets are gone."""
+        if self._thread is not None and self._stop is not None:
+            self._stop()
+            self._thread.join()
+            self._thread = self._stop = self._port = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return await anyio.to_thread.run_sync(self.start)
+
+    async def __aexit__(self, *_: object) -> None:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self.close)
+
+    @property
+    def url(self) -> str:
+        """The origin, such as `http://127.0.0.1:49152`; only while it runs."""
+        if self._port is None:
+            raise RuntimeError("the server does not run: use it as a context manager, or call start()")
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def token_url(self) -> str:
+        """Where tokens are issued."""
+        return self.url + TOKEN_PATH
+
+    @property
+    def token_path(self) -> str:
+        """The path of `token_url`, for faults and counts."""
+        return TOKEN_PATH
+
+    def create_url(self, slug: str = "demo") -> str:
+        """Where an execution of a quick command is created: POST, counted."""
+        return f"{self.url}{API}/quick-commands/create-execution/{slug}"
+
+    def callback_url(self, execution_id: str) -> str:
+        """Where an execution is polled: GET, not counted."""
+        return f"{self.url}{API}/quick-commands/callback/{execution_id}"
+
+    def chat_url(self, agent_id: str = "demo") -> str:
+        """Where an agent is asked: POST `{"user_prompt": ..., "streaming": ...}`, counted."""
+        return f"{self.url}{API}/agent/{agent_id}/chat"
+
+    def env(self) -> dict[str, str]:
+        """The environment variables with which a client finds and uses this server's tokens."""
+        return {
+            "STKAI_AUTH_CLIENT_ID": self.client_id,
+            "STKAI_AUTH_CLIENT_SECRET": self.client_secret,
+            "STKAI_AUTH_TOKEN_URL": self.token_url,
+        }
+
+    @property
+    def quota(self) -> Quota | None:
+        """The quota; its `max_requests` may be changed while the server runs."""
+        return self._quota
+
+    def revoke_tokens(self) -> None:
+        """Refuse every token issued so far with 401."""
+        self._service.revoke_tokens()
+
+    @property
+    def requests(self) -> list[RequestRecord]:
+        """What has been asked so far, in the order of arrival; a copy."""
+        return self._log()
+
+    def count(self, *, path: str = "/", method: str | None = None, status: int | None = None) -> int:
+        """How many requests there were whose path starts with `path`, by method and by the status they got."""
+        return sum(
+            record.path.startswith(path)
+            and method in (None, record.method)
+            and status in (None, record.status)
+            for record in self._log()
+        )
+
+    @property
+    def token_requests(self) -> int:
+        """How many requests the token endpoint has had."""
+        return self.count(path=TOKEN_PATH)
+
+    @property
+    def connections(self) -> int:
+        """How many TCP connections the requests came on."""
+        return len({record.connection for record in self._log()})
+
+    def forget_requests(self) -> None:
+        """Empty `requests`; all counts start again."""
+        self._log.clear()
+
+    def __repr__(self) -> str:
+        where = "not started" if self._port is None else self.url
+        return f"<QuotaServer {where}, {len(self._log())} requests>"
+
+
+def _run(app: "App", port: int, started: "Future[tuple[int, Callable[[], object]]]") -> None:
+    try:
+        asyncio.run(app.serve(port, started))
+    except OSError as error:
+        started.set_exception(error)
+
+
+def _quota(kind: Kind, max_requests: int | None, time_window: float, depth: float) -> Quota | None:
+    if kind not in ("fixed", "sliding", "bucket"):
+        raise ConfigurationError(f'kind must be "fixed", "sliding" or "bucket", not {kind!r}')
+    if max_requests is None:
+        return None
+    if kind == "bucket":
+        return Bucket(max_requests, time_window, depth=depth)
+    return (FixedWindow if kind == "fixed" else SlidingWindow)(max_requests, time_window)

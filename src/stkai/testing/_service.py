@@ -1,0 +1,174 @@
+"""What StackSpot AI answers: requests in, replies out. Knows nothing of sockets, and is given `now`."""
+
+import base64
+import json
+import re
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+from urllib.parse import parse_qs
+
+from .._clock import unique_key
+from ._gate import Gate
+from ._records import RequestRecord
+from ._reply import Reply, error_reply, json_reply
+
+API = "/v1"
+TOKEN_PATH = "/oidc/oauth/token"  # noqa: S105
+
+Handler = Callable[[RequestRecord, str], Reply]
+
+
+class Service:
+    """The endpoints, their tokens and their executions.
+
+    Attributes:
+        token_lifetime: seconds for which a token is accepted.
+        polls_until_done: how many polls of an execution answer RUNNING.
+        stream_interval: seconds between the events of a streamed chat.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        *,
+        client_id: str,
+        client_secret: str,
+        auth_required: bool,
+        token_lifetime: float,
+        polls_until_done: int,
+        stream_interval: float,
+    ) -> None:
+        self._gate = gate
+        self._credentials = (client_id, client_secret)
+        self._auth_required = auth_required
+        self.token_lifetime = token_lifetime
+        self.polls_until_done = polls_until_done
+        self.stream_interval = stream_interval
+        self._tokens: dict[str, float] = {}
+        self._executions: dict[str, tuple[int, Any]] = {}
+        self._routes: tuple[tuple[str, re.Pattern[str], bool, Handler], ...] = (
+            ("POST", re.compile(TOKEN_PATH + "()"), False, self._issue_token),
+            (
+                "POST",
+                re.compile(API + "/quick-commands/create-execution/([^/]+)"),
+                True,
+                self._create_execution,
+            ),
+            ("GET", re.compile(API + "/quick-commands/callback/([^/]+)"), False, self._poll),
+            ("POST", re.compile(API + "/agent/([^/]+)/chat"), True, self._chat),
+            ("", re.compile("/echo()"), False, _echo),
+            ("", re.compile("/status/([0-9]+)"), False, _status),
+        )
+
+    def revoke_tokens(self) -> None:
+        """Refuse every token issued so far."""
+        self._tokens.clear()
+
+    def answer(self, request: RequestRecord, utcnow: datetime) -> Reply:
+        """Answer a request that arrived at `request.time`."""
+        if request.path.startswith(API) and not self._is_authorized(request):
+            challenge = (("www-authenticate", 'Bearer realm="stkai.testing", error="invalid_token"'),)
+            return error_reply(
+                401, "invalid_token", "the access token is missing, expired or revoked", challenge
+            )
+        for method, pattern, counted, handler in self._routes:
+            match = pattern.fullmatch(request.path)
+            if match is None:
+                continue
+            if method not in ("", request.method):
+                return error_reply(405, "method_not_allowed", f"use {method}", (("allow", method),))
+            if not counted:
+                return handler(request, match[1])
+            refused = self._gate.refuse(request.time, utcnow)
+            return refused or handler(request, match[1]).with_headers(
+                self._gate.headers(request.time, utcnow)
+            )
+        return error_reply(404, "not_found", f"there is nothing at {request.path}")
+
+    def _is_authorized(self, request: RequestRecord) -> bool:
+        scheme, _, token = (request.authorization or "").partition(" ")
+        is_valid = scheme.lower() == "bearer" and self._tokens.get(token, request.time) > request.time
+        return is_valid or not self._auth_required
+
+    def _issue_token(self, request: RequestRecord, _: str) -> Reply:
+        """The client credentials grant of RFC 6749, section 4.4."""
+        form = parse_qs(request.body.decode(errors="replace"))
+        given = (form.get("client_id", [""])[0], form.get("client_secret", [""])[0])
+        if form.get("grant_type") != ["client_credentials"]:
+            return error_reply(400, "unsupported_grant_type", "grant_type must be client_credentials")
+        if given != self._credentials:
+            return error_reply(401, "invalid_client", "unknown client_id, or wrong client_secret")
+        token = unique_key()
+        self._tokens[token] = request.time + self.token_lifetime
+        content = {"access_token": token, "token_type": "Bearer", "expires_in": self.token_lifetime}
+        return json_reply(content, headers=(("cache-control", "no-store"),))
+
+    def _create_execution(self, request: RequestRecord, slug: str) -> Reply:
+        execution_id = unique_key()
+        self._executions[execution_id] = (self.polls_until_done, _json(request).get("input_data"))
+        return json_reply(execution_id)
+
+    def _poll(self, request: RequestRecord, execution_id: str) -> Reply:
+        if execution_id not in self._executions:
+            return error_reply(404, "not_found", f"no execution has the id {execution_id}")
+        polls_left, result = self._executions[execution_id]
+        self._executions[execution_id] = (max(0, polls_left - 1), result)
+        is_done = polls_left == 0
+        progress = {
+            "status": "COMPLETED" if is_done else "RUNNING",
+            "execution_percentage": 1.0 if is_done else 1 - polls_left / (self.polls_until_done + 1),
+        }
+        content = {"execution_id": execution_id, "progress": progress, "result": result if is_done else None}
+        return json_reply(content)
+
+    def _chat(self, request: RequestRecord, agent_id: str) -> Reply:
+        asked = _json(request)
+        prompt = str(asked.get("user_prompt", ""))
+        words = re.findall(r"\s*\S+\s*", prompt)
+        end = {"stop_reason": "stop", "tokens": {"user": len(words), "enrichment": 0, "output": len(words)}}
+        if not asked.get("streaming"):
+            return json_reply({"message": prompt, **end})
+        events = [*({"message": word} for word in words), {"message": "", **end}]
+        return Reply(
+            headers=(("content-type", "text/event-stream"), ("cache-control", "no-cache")),
+            pieces=tuple(f"data: {json.dumps(event)}\n\n".encode() for event in events),
+            pause=self.stream_interval,
+            streamed=True,
+        )
+
+
+def _echo(request: RequestRecord, _: str) -> Reply:
+    try:
+        body, encoding = request.body.decode(), "text"
+    except UnicodeDecodeError:
+        body, encoding = base64.b64encode(request.body).decode(), "base64"
+    content = {
+        "method": request.method,
+        "path": request.path,
+        "query": request.query,
+        "headers": request.headers,
+        "body": body,
+        "body_encoding": encoding,
+    }
+    return json_reply(content)
+
+
+def _status(request: RequestRecord, code: str) -> Reply:
+    status = int(code)
+    if not 200 <= status <= 599:
+        return error_reply(
+            400, "invalid_request", f"{status} cannot be answered: choose a status from 200 to 599"
+        )
+    location = parse_qs(request.query).get("location", [])
+    headers = tuple(("location", value) for value in location)
+    return json_reply({"status": status}, status=status, headers=headers)
+
+
+def _json(request: RequestRecord) -> dict[str, Any]:
+    """The object in a body; empty if there is none: the service under test is the client, not this one."""
+    try:
+        content = json.loads(request.body)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}

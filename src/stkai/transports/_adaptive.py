@@ -1,0 +1,314 @@
+"""Finds the rate at which a shared quota can be used, from the 429s of the server, and keeps to it.
+
+Several processes share one quota and none knows of the others. The policy, `AimdLimiter`, grows its rate slowly while
+requests are held back and cuts it once per congestion event (additive increase, multiplicative decrease: Chiu and
+Jain, 1989); a `Retry-After` holds everybody until then, and the request that was refused goes first afterwards. The
+growth is by time, not per success: that keeps the refusals from growing with the number of processes.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import httpx
+
+from .._errors import ConfigurationError
+from .._events import RateChanged
+from ._base import Call, Layer
+from ._limiter import AsyncLimiterTransport, LimiterTransport, TicketQueue
+from ._retry_after import retry_after
+
+_START = 0.1
+"""The share of the ceiling with which the tuned law starts."""
+
+_START_BURST = 3.0
+_DOUBLING = 5.0
+"""Seconds in which the rate doubles until the first refusal."""
+
+_BURST_SECONDS = 6.0
+_SPREAD = 0.1
+"""Each gap varies by that much, up and down: without it one sender can lock the others out of a bucket server."""
+
+
+class Law(Protocol):
+    """How a rate moves. Rates are requests per second, `ceiling` is the whole quota's."""
+
+    def grown(self, rate: float, quiet: float, seconds: float) -> float:
+        """The rate after `seconds` more of holding back, `quiet` seconds after the last cut."""
+        ...
+
+    def cut(self, rate: float, goodput: float, held: float) -> float:
+        """The rate after a refusal; `goodput` is that of the last window, `held` the share of it spent waiting."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TunedLaw:
+    """The law that shares a quota best by measurement; the constants are explained in the documentation."""
+
+    ceiling: float
+    window: float
+    slope: float = 0.002
+    patience: float = 90.0
+
+    def grown(self, rate: float, quiet: float, seconds: float) -> float:
+        # The integral of slope * ceiling / window * (1 + (t / patience)^3) over the seconds.
+        end = quiet + seconds
+        cubic = (end**4 - quiet**4) / (4 * self.patience**3)
+        return rate + self.slope * self.ceiling / self.window * (seconds + cubic)
+
+    def cut(self, rate: float, goodput: float, held: float) -> float:
+        alone = goodput >= 0.9 * self.ceiling
+        new = rate * (0.96 if alone else 0.88)
+        if goodput < 0.9 * rate:
+            # The goodput of the last window is this sender's share of a quota that is used up.
+            new = min(new, goodput)
+        if held < 0.85:
+            new = max(new, min(2 * goodput, 0.4 * self.ceiling))
+        return new
+
+
+@dataclass(frozen=True, slots=True)
+class PlainLaw:
+    """Textbook AIMD: lose `penalty_factor` of the rate per event, regain `recovery_factor` of the quota per window."""
+
+    ceiling: float
+    window: float
+    penalty_factor: float
+    recovery_factor: float
+
+    def grown(self, rate: float, quiet: float, seconds: float) -> float:
+        return rate + self.recovery_factor * self.ceiling * seconds / self.window
+
+    def cut(self, rate: float, goodput: float, held: float) -> float:
+        return rate * (1 - self.penalty_factor)
+
+
+@dataclass(frozen=True, slots=True)
+class RateChange:
+    """A move of the rate, in requests per second, and why."""
+
+    old: float
+    new: float
+    reason: str
+
+
+class AimdLimiter(TicketQueue):
+    """A rate that adapts to what the server accepts. Share the object to share the quota within a process.
+
+    Args:
+        max_requests: the whole quota, shared with others: requests per `time_window`.
+        time_window: seconds.
+        min_rate_floor: least share of the quota that the rate falls to, in (0, 1]; at least half a request per window.
+        penalty_factor: with it, plain AIMD: the share of the rate that a cut takes, in (0, 1).
+        recovery_factor: with it, plain AIMD: the share of the quota regained per window, in (0, 1].
+        max_wait_time: seconds that a request may wait for its permit; None for as long as it takes.
+        methods: HTTP methods that need a permit.
+
+    Raises:
+        ConfigurationError: a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        max_requests: float,
+        time_window: float,
+        *,
+        min_rate_floor: float | None = None,
+        penalty_factor: float | None = None,
+        recovery_factor: float | None = None,
+        max_wait_time: float | None = 45.0,
+        methods: Iterable[str] = frozenset({"POST"}),
+    ) -> None:
+        super().__init__(max_requests, time_window, max_wait_time, methods)
+        self.ceiling = self._rate
+        floor = 0.0 if min_rate_floor is None else _require_share("min_rate_floor", min_rate_floor)
+        self.floor = max(floor * self.ceiling, min(0.5 / time_window, self.ceiling))
+        self.law: Law = TunedLaw(self.ceiling, time_window)
+        self._cold = penalty_factor is None and recovery_factor is None
+        if self._cold:
+            self._set_rate(max(self.floor, _START * self.ceiling))
+            self._burst = _START_BURST
+        else:
+            penalty = 0.3 if penalty_factor is None else _require_share("penalty_factor", penalty_factor)
+            recovery = 0.05 if recovery_factor is None else _require_share("recovery_factor", recovery_factor)
+            self.law = PlainLaw(self.ceiling, time_window, penalty, recovery)
+            self._set_rate(self.ceiling)
+        self._reported = self._rate
+        self._quiet = 0.0
+        self._held = 1.0
+        self._successes: deque[float] = deque()
+        self._cut_at = -math.inf
+        self._answered = True
+        self._row = 0
+
+    def succeeded(self, now: float, sent: float) -> RateChange | None:
+        """The server accepted a request that was sent at `sent`."""
+        with self._lock:
+            self._advance(now)
+            self._successes.append(now)
+            self._forget_old(now)
+            if sent >= self._cut_at:
+                self._answered = True
+                self._row = 0
+            return self._report("no refusal since") if self._rate > 1.1 * self._reported else None
+
+    def refused(
+        self, now: float, sent: float, asked: float | None = None, chance: float = 0.5
+    ) -> RateChange | None:
+        """The server answered 429 to a request that was sent at `sent`, asking for `asked` seconds of silence.
+
+        Everybody pauses. The rate is cut once per congestion event: a refusal of a request that was sent before the
+        last cut says nothing about the rate that is in force now.
+        """
+        with self._lock:
+            self._advance(now)
+            self._forget_old(now)
+            fresh = sent >= self._cut_at
+            if fresh:
+                self._row += 1
+            if fresh and self._answered:
+                self._cut(now)
+            seconds = 1.0 if asked is None else asked
+            backed_off = max(seconds, min(seconds * 2.0 ** (min(self._row, 32) - 1), self.time_window))
+            jitter = chance * min(1 / self._rate, seconds / 2 + 1.0)
+            self._paused_until = max(self._paused_until, now + backed_off + jitter)
+            return self._report("429 Too Many Requests") if self._rate < self._reported else None
+
+    def nap(self, wait: float) -> float:
+        """Sleep half of a long wait, then ask again: the rate may have grown."""
+        return min(wait, max(1.0, wait / 2))
+
+    def _cut(self, now: float) -> None:
+        goodput = len(self._successes) / self.time_window
+        self._set_rate(max(self.floor, self.law.cut(self._rate, goodput, self._held)))
+        self._cold = False
+        self._burst = max(1.0, _BURST_SECONDS * self._rate)
+        self._cut_at = now
+        self._answered = False
+        self._quiet = 0.0
+
+    def _set_rate(self, rate: float) -> None:
+        self._rate = rate
+        self._burst = max(1.0, _BURST_SECONDS * rate)
+
+    def _report(self, reason: str) -> RateChange:
+        change = RateChange(self._reported, self._rate, reason)
+        self._reported = self._rate
+        return change
+
+    def _forget_old(self, now: float) -> None:
+        while self._successes and self._successes[0] <= now - self.time_window:
+            self._successes.popleft()
+
+    def _release(self, seconds: float, unpaused: float) -> float:
+        held = bool(self._queue)
+        weight = 1 - math.exp(-seconds / self.time_window)
+        self._held += weight * (held - self._held)
+        before = self._rate
+        if held and unpaused > 0:
+            self._grow(unpaused)
+        return (before + self._rate) / 2 * unpaused
+
+    def _grow(self, seconds: float) -> None:
+        if self._cold:
+            self._rate = min(self.ceiling, self._rate * 2 ** min(seconds / _DOUBLING, 32.0))
+        else:
+            self._set_rate(
+                min(self.ceiling, max(self._rate, self.law.grown(self._rate, self._quiet, seconds)))
+            )
+            self._quiet += seconds
+
+    def _time_for(self, permits: float) -> float:
+        if not self._cold or self._rate >= self.ceiling:
+            return permits / self._rate
+        # The rate doubles on the way; the rest is at the ceiling.
+        to_ceiling = _DOUBLING * math.log2(self.ceiling / self._rate)
+        doubling = _DOUBLING / math.log(2)
+        while_growing = (self.ceiling - self._rate) * doubling
+        if permits <= while_growing:
+            return doubling * math.log1p(permits / (doubling * self._rate))
+        return to_ceiling + (permits - while_growing) / self.ceiling
+
+    def _cost(self, chance: float) -> float:
+        return 1.0 + _SPREAD * (2 * chance - 1)
+
+    def __repr__(self) -> str:
+        return f"AimdLimiter({self.max_requests:g}, {self.time_window:g}, rate={self._rate:.3g})"
+
+
+def _require_share(name: str, value: float) -> float:
+    top = 1.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= top:
+        msg = f"{name} must be a number in (0, 1], not {value!r}"
+        raise ConfigurationError(msg)
+    return value
+
+
+def _learn(
+    layer: "AdaptiveTransport | AsyncAdaptiveTransport", response: httpx.Response, call: Call, sent: float
+) -> None:
+    """Tell the policy what the server said, and the caller's retry who keeps the wait."""
+    policy, context = layer.policy, layer.context
+    now = context.clock.monotonic()
+    call.paced = response.status_code == httpx.codes.TOO_MANY_REQUESTS
+    if call.paced:
+        asked = retry_after(response.headers, context.clock.utcnow())
+        change = policy.refused(now, sent, asked, context.random())
+    else:
+        change = policy.succeeded(now, sent)
+    if change is not None:
+        context.emit(RateChanged(old=change.old, new=change.new, reason=change.reason))
+
+
+class AdaptiveTransport(LimiterTransport):
+    """Waits for a permit of the adaptive limiter, sends, and lets it learn from the answer.
+
+    Raises:
+        TokenAcquisitionTimeoutError: the wait would exceed `max_wait_time` or the call's deadline; nothing was sent.
+    """
+
+    name = "adaptive"
+    policy: AimdLimiter
+
+    def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
+        if request.method not in self.policy.methods:
+            return self.forward(request, call)
+        call.ticket = self.admit(call)
+        sent = self.context.clock.monotonic()
+        response = self.forward(request, call)
+        _learn(self, response, call, sent)
+        return response
+
+
+class AsyncAdaptiveTransport(AsyncLimiterTransport):
+    """Waits for a permit of the adaptive limiter, sends, and lets it learn from the answer.
+
+    Raises:
+        TokenAcquisitionTimeoutError: the wait would exceed `max_wait_time` or the call's deadline; nothing was sent.
+    """
+
+    name = "adaptive"
+    policy: AimdLimiter
+
+    async def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
+        if request.method not in self.policy.methods:
+            return await self.forward(request, call)
+        call.ticket = await self.admit(call)
+        sent = self.context.clock.monotonic()
+        response = await self.forward(request, call)
+        _learn(self, response, call, sent)
+        return response
+
+
+def adaptive(policy: AimdLimiter) -> Layer:
+    """The layer `adaptive`, for a `StackBuilder`."""
+    return Layer(
+        "adaptive",
+        partial(AdaptiveTransport, policy=policy),
+        partial(AsyncAdaptiveTransport, policy=policy),
+        policy,
+    )

@@ -1,0 +1,112 @@
+"""What every test has: a clean environment, a guard against real sleeps, and the three worlds."""
+
+import asyncio
+import inspect
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+import anyio
+import hypothesis
+import pytest
+import trio
+import trio.testing
+from hypothesis import HealthCheck
+
+from stkai._clock import SystemClock
+
+from .world import NAMES, World
+
+hypothesis.settings.register_profile(
+    # Nothing is timed, and the fixtures here hold no state that one example could leave to the next.
+    "stkai",
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("stkai")
+
+MAY_SLEEP = ("stkai.testing", "subprocess", "multiprocessing")
+"""Modules that may really sleep in any test: the embedded server, and the wait for a child process."""
+
+
+@pytest.fixture(params=NAMES)
+def world(request: pytest.FixtureRequest) -> World:
+    """Runs the test three times: as sync code, on asyncio and on trio. See `World`."""
+    return World(request.param)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an `async def` test in its world."""
+    world = pyfuncitem.funcargs.get("world")
+    if not isinstance(world, World) or not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+    world.run(pyfuncitem.obj(**arguments))
+    return True
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No setting and no proxy of the machine reaches a test, and no `STKAI.configure` the next one."""
+    for name in os.environ:
+        if name.upper().startswith("STKAI_") or name.upper().endswith("_PROXY"):
+            monkeypatch.delenv(name)
+    yield
+    stkai = getattr(sys.modules.get("stkai"), "STKAI", None)
+    if stkai is not None:
+        stkai.reset()
+
+
+@pytest.fixture(autouse=True)
+def no_real_sleep(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A real sleep, in any thread or task, fails the test; one marked `real_time` may sleep."""
+    if request.node.get_closest_marker("real_time"):
+        yield
+        return
+    elsewhere: list[str] = []
+
+    def guard(owner: Any, name: str, position: int = 0) -> None:
+        original: Callable[..., Any] = getattr(owner, name)
+
+        @wraps(original)
+        def sleep(*args: Any, **kwargs: Any) -> Any:
+            seconds = args[position] if len(args) > position else next(iter(kwargs.values()))
+            if seconds > 0 and not _may_sleep():
+                problem = (
+                    f"{owner.__name__}.{name}({seconds:g}) was called: pass a stkai.testing.FakeClock as clock=, "
+                    "or mark the test with pytest.mark.real_time"
+                )
+                if threading.current_thread() is not threading.main_thread():
+                    elsewhere.append(problem)
+                pytest.fail(problem)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, sleep)
+
+    guard(time, "sleep")
+    guard(asyncio, "sleep")
+    guard(anyio, "sleep")
+    guard(trio, "sleep")
+    guard(SystemClock, "sleep", position=1)
+    guard(SystemClock, "asleep", position=1)
+    yield
+    if elsewhere:  # What another thread raises does not reach the test by itself.
+        pytest.fail(elsewhere[0])
+
+
+def _may_sleep() -> bool:
+    """Whether a module that may sleep is among the callers, or time is virtual."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if f"{frame.f_globals.get('__name__')}.".startswith(tuple(f"{name}." for name in MAY_SLEEP)):
+            return True
+        frame = frame.f_back
+    try:
+        return isinstance(trio.lowlevel.current_clock(), trio.testing.MockClock)
+    except RuntimeError:
+        return False

@@ -1,0 +1,139 @@
+"""The documentation is true: its examples run, and what it names exists.
+
+Examples run as printed. Whatever service they call is the embedded server, and time is virtual, so that they may wait.
+`<!-- skip: next -->` before a block leaves it out; `<!-- invisible-code-block: python ... -->` runs what readers need
+not see.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sybil import Document
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+import stkai
+import stkai.testing
+import stkai.transports
+from stkai.testing import FakeClock, QuotaServer
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*sorted((ROOT / "docs").glob("**/*.md")), *ROOT.glob("README.md")]
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+TOKEN_PATH = httpx.URL(stkai.ClientCredentialsAuthProvider.DEFAULT_TOKEN_URL).path
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Credentials in the environment; every host name leads to the embedded server, and nobody really sleeps."""
+    with QuotaServer(max_requests=1000, time_window=1.0) as server:
+        here = httpx.URL(server.url)
+
+        def reroute(request: httpx.Request) -> httpx.Request:
+            if request.url.host == here.host:
+                return request
+            url = (
+                server.token_url
+                if request.url.path == TOKEN_PATH
+                else here.join(request.url.raw_path.decode())
+            )
+            return httpx.Request(
+                request.method,
+                url,
+                headers=request.headers,
+                stream=request.stream,
+                extensions=request.extensions,
+            )
+
+        send, asend = httpx.HTTPTransport.handle_request, httpx.AsyncHTTPTransport.handle_async_request
+        monkeypatch.setattr(
+            httpx.HTTPTransport, "handle_request", lambda self, request: send(self, reroute(request))
+        )
+        monkeypatch.setattr(
+            httpx.AsyncHTTPTransport,
+            "handle_async_request",
+            lambda self, request: asend(self, reroute(request)),
+        )
+        monkeypatch.setenv("STKAI_AUTH_CLIENT_ID", server.client_id)
+        monkeypatch.setenv("STKAI_AUTH_CLIENT_SECRET", server.client_secret)
+        clock = FakeClock()
+        for name in ("monotonic", "utcnow", "sleep", "asleep"):
+            monkeypatch.setattr(stkai.SystemClock, name, getattr(clock, name))
+        monkeypatch.chdir(tmp_path)
+        yield
+
+
+@every_page
+@pytest.mark.usefixtures("service")
+def test_the_examples_of_a_page_run_one_after_the_other(page: Path) -> None:
+    document = Document.parse(str(page), PythonCodeBlockParser(), SkipParser())
+    try:
+        for example in document.examples():
+            example.evaluate()
+    finally:
+        close_clients(document.namespace)
+
+
+def close_clients(namespace: dict[str, Any]) -> None:
+    """Short examples leave their clients open, as a program may that holds one until it ends."""
+    for value in namespace.values():
+        if isinstance(value, stkai.HttpClient | httpx.Client | httpx.BaseTransport):
+            value.close()
+
+
+@every_page
+def test_no_python_block_of_a_page_is_written_so_that_it_would_not_run(page: Path) -> None:
+    opened = re.findall(r"^[ \t>]*[`~]{3,}[ \t]*(?:python|py|pycon)\b.*$", page.read_text(), re.MULTILINE)
+    assert [line for line in opened if not re.fullmatch(r"[ \t>]*```python", line)] == []
+
+
+@every_page
+def test_the_scripts_and_extras_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text()
+    for script in re.findall(r"\bscripts/\w+|\.ci/\w+", text):
+        assert os.access(ROOT / script, os.X_OK), script
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for names in re.findall(r"\bstkai\[([\w,]+)\]", text):
+        assert set(names.split(",")) <= extras.keys()
+
+
+@every_page
+def test_the_variables_that_a_page_names_are_settings(page: Path) -> None:
+    named = set(re.findall(r"\bSTKAI(?:_[A-Z0-9]+){2,}\b", page.read_text()))
+    assert named <= variables()
+
+
+def test_every_setting_is_on_the_settings_page() -> None:
+    text = (ROOT / "docs" / "settings.md").read_text()
+    assert {name for name in variables() if f"`{name}`" not in text} == set()
+
+
+def variables() -> set[str]:
+    return {"STKAI_ENV_FILE", *(row.variable for row in stkai.STKAI.provenance())}
+
+
+@pytest.mark.parametrize(
+    "module", [stkai, stkai.transports, stkai.testing], ids=lambda module: module.__name__
+)
+def test_every_public_name_is_in_the_api_reference(module: Any) -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    documented = set(re.findall(rf"^::: {re.escape(module.__name__)}\.(\w+)$", text, re.MULTILINE))
+    assert documented == set(module.__all__)
+
+
+def test_the_navigation_lists_exactly_the_pages_that_exist() -> None:
+    def pages(entry: Any) -> Iterator[str]:
+        if isinstance(entry, str):
+            yield entry
+        else:
+            for child in entry.values() if isinstance(entry, dict) else entry:
+                yield from pages(child)
+
+    listed = sorted(pages(tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]))
+    assert listed == sorted(str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").glob("**/*.md"))

@@ -1,0 +1,110 @@
+"""A wire that plays a script: the innermost transport of transport tests, sync and async in one object."""
+
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any, TypeAlias, TypeVar
+
+import httpx
+
+T = TypeVar("T")
+
+Answer: TypeAlias = int | httpx.Response | Exception
+Handler: TypeAlias = Callable[[httpx.Request], Answer | Coroutine[Any, Any, Answer]]
+
+
+def finish(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run, without an event loop, a coroutine that never has to wait for one."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    coroutine.close()
+    msg = "the body awaited something that needs an event loop, in the sync world: go through `world`"
+    raise AssertionError(msg)
+
+
+class Wire(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """Answers requests from a script, and remembers them.
+
+    The script is answers, used up one by one (a request too many fails the test), or one handler that is asked each
+    time. An answer is a status, a response, or an exception to raise. A handler may be an `async def` that waits
+    through `world`. Responses reach the caller unread, as from a real wire, so that those left open can be counted.
+
+    Attributes:
+        requests: the requests that arrived, in order.
+        bodies: the bytes of their bodies.
+        closed: whether the transport itself was closed.
+    """
+
+    def __init__(self, *script: Answer | Handler) -> None:
+        self.requests: list[httpx.Request] = []
+        self.bodies: list[bytes] = []
+        self.closed = False
+        self._streams: list[_Stream] = []
+        self._lock = threading.Lock()
+        self._handler = script[0] if len(script) == 1 and callable(script[0]) else None
+        self._script = iter(script)
+
+    @property
+    def open(self) -> int:
+        """How many of the responses handed out have not been closed."""
+        return sum(not stream.closed for stream in self._streams)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        assert isinstance(request.stream, httpx.SyncByteStream), "an async body arrived at a sync wire"
+        answer = self._ask(request, b"".join(request.stream))
+        return self._respond(finish(answer) if isinstance(answer, Coroutine) else answer)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        assert isinstance(request.stream, httpx.AsyncByteStream), "a sync body arrived at an async wire"
+        answer = self._ask(request, b"".join([chunk async for chunk in request.stream]))
+        return self._respond(await answer if isinstance(answer, Coroutine) else answer)
+
+    def close(self) -> None:
+        self.closed = True
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+    def _ask(self, request: httpx.Request, body: bytes) -> Answer | Coroutine[Any, Any, Answer]:
+        with self._lock:
+            self.requests.append(request)
+            self.bodies.append(body)
+            answer = self._handler or next(self._script, None)
+        assert answer is not None, f"request number {len(self.requests)} has no answer in the script"
+        return answer(request) if callable(answer) else answer
+
+    def _respond(self, answer: Answer) -> httpx.Response:
+        if isinstance(answer, Exception):
+            raise answer
+        given = httpx.Response(answer) if isinstance(answer, int) else answer
+        stream = _Stream(given.stream)
+        with self._lock:
+            self._streams.append(stream)
+        return httpx.Response(
+            given.status_code, headers=given.headers, stream=stream, extensions=dict(given.extensions)
+        )
+
+
+class _Stream(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A response body that knows whether it was closed."""
+
+    def __init__(self, inner: httpx.SyncByteStream | httpx.AsyncByteStream) -> None:
+        self._inner = inner
+        self.closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        assert isinstance(self._inner, httpx.SyncByteStream)
+        yield from self._inner
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        assert isinstance(self._inner, httpx.AsyncByteStream)
+        async for chunk in self._inner:
+            yield chunk
+
+    def close(self) -> None:
+        self.closed = True
+
+    async def aclose(self) -> None:
+        self.closed = True
