@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ import trio
 import trio.testing
 from hypothesis import HealthCheck
 
-from stkai._clock import SystemClock
+from stkai import STKAI, SystemClock
 
 from .world import NAMES, World
 
@@ -57,9 +56,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if name.upper().startswith("STKAI_") or name.upper().endswith("_PROXY"):
             monkeypatch.delenv(name)
     yield
-    stkai = getattr(sys.modules.get("stkai"), "STKAI", None)
-    if stkai is not None:
-        stkai.reset()
+    STKAI.reset()
 
 
 @pytest.fixture(autouse=True)

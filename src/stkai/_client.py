@@ -66,7 +66,8 @@ class HttpClient:
     A subclass may instead override `get` and `post`, and `post_stream` if it can stream; it needs no transport then.
 
     Args:
-        transport: usually a stack, from `build_transport` or a `StackBuilder`.
+        transport: usually a stack, from `build_transport` or a `StackBuilder`. Only a subclass with verbs of its own
+            can do without.
 
     Raises:
         ConfigurationError: the transport is not a sync one.
@@ -74,7 +75,10 @@ class HttpClient:
 
     _transport: httpx.BaseTransport | None = None
 
-    def __init__(self, transport: httpx.BaseTransport) -> None:
+    def __init__(self, transport: httpx.BaseTransport | None = None) -> None:
+        brings_its_own_verbs = type(self).post is not HttpClient.post
+        if transport is None and brings_its_own_verbs:
+            return
         if not isinstance(transport, httpx.BaseTransport):
             msg = (
                 f"HttpClient needs an httpx.BaseTransport, such as stkai.build_transport(), not {transport!r}"

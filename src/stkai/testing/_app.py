@@ -82,7 +82,10 @@ class App:
     def _reply(self, record: RequestRecord, fault: Fault) -> Reply:
         """The answer, dated by the clock of this server, whatever that says."""
         utcnow = self.clock.utcnow()
-        reply = fault.reply() if isinstance(fault, Answer) else self.service.answer(record, utcnow)
+        if isinstance(fault, Answer):
+            reply = fault.reply()
+        else:
+            reply = self.service.answer(record, self.clock.monotonic(), utcnow)
         if isinstance(fault, Edit):
             reply = fault.apply(reply)
         return reply.with_default("date", http_date(utcnow.timestamp()))

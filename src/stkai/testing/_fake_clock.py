@@ -122,9 +122,8 @@ class FakeClock:
         sleeper = self._enter(seconds, bell.ring)
         try:
             while not self._leave_if_due(sleeper):
-                if self._autojump and self._is_first(sleeper):
-                    await everybody_waits(lambda: self._is_first(sleeper))
-                    self._jump(sleeper)
+                if self._autojump and self._first() is sleeper:
+                    await self._move_to(sleeper)
                 else:
                     await bell.wait()
                 bell.reset()
@@ -150,7 +149,7 @@ class FakeClock:
     def _leave_if_due(self, sleeper: "_Sleeper") -> bool:
         """Sleepers leave one after the other, each waking the next: that keeps their order on any event loop."""
         with self._changed:
-            if sleeper.target > self._now or not self._is_first(sleeper):
+            if sleeper.target > self._now or self._first() is not sleeper:
                 return False
             heapq.heappop(self._heap)
         self._wake_first()
@@ -160,18 +159,25 @@ class FakeClock:
         sleeper.gone = True
         self._wake_first()
 
-    def _is_first(self, sleeper: "_Sleeper") -> bool:
-        return self._first() is sleeper
-
     def _first(self) -> "_Sleeper | None":
         with self._changed:
             while self._heap and self._heap[0][2].gone:
                 heapq.heappop(self._heap)
             return self._heap[0][2] if self._heap else None
 
-    def _jump(self, sleeper: "_Sleeper") -> None:
+    async def _move_to(self, sleeper: "_Sleeper") -> None:
+        """Move the clock to the first sleeper's instant when nobody can run.
+
+        If it has moved by itself meanwhile, somebody has woken up and may still have to run before that instant.
+        """
+        before = self._now
+
+        def is_next() -> bool:
+            return self._now == before and self._first() is sleeper
+
+        await everybody_waits(is_next)
         with self._changed:
-            if self._is_first(sleeper):
+            if is_next():
                 self._now = max(self._now, sleeper.target)
 
     def _wake_first(self) -> None:

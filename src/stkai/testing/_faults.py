@@ -5,14 +5,13 @@ request (no quota is used); after the others it has done its work, and only the 
 """
 
 import json
-import math
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from http.client import responses
 from typing import Any, Literal
 
-from .._errors import ConfigurationError
+from ._checks import check_choice, check_range, check_seconds
 from ._reply import Reply, error_reply
 
 HeadersLike = Mapping[str, str] | Iterable[tuple[str, str]]
@@ -37,8 +36,7 @@ class Answer:
     body: bytes | str | None = None
 
     def __post_init__(self) -> None:
-        if not 200 <= self.status <= 599:
-            raise ConfigurationError(f"a status to answer is a number from 200 to 599, not {self.status!r}")
+        check_range("a status", self.status, 200, 599)
 
     def reply(self) -> Reply:
         """The whole answer."""
@@ -70,10 +68,9 @@ class Reset:
     framing: Framing = None
 
     def __post_init__(self) -> None:
-        _one_of("at", self.at, "start", "headers", "body", "end")
-        _one_of("framing", self.framing, "length", "chunked", "gzip", None)
-        if self.after < 0:
-            raise ConfigurationError(f"after must be a number of bytes from 0 up, not {self.after}")
+        check_choice("at", self.at, "start", "headers", "body", "end")
+        check_choice("framing", self.framing, "length", "chunked", "gzip", None)
+        check_range("after", self.after, 0)
 
 
 @dataclass(frozen=True)
@@ -92,8 +89,7 @@ class Slow:
     every: float
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ConfigurationError(f"size must be at least 1 byte, not {self.size}")
+        check_range("size", self.size, 1)
         check_seconds("every", self.every)
 
 
@@ -173,16 +169,5 @@ def token_fault(what: int | TokenFault) -> Fault:
         "no_expiry": Edit({"expires_in": None}),
         "negative_expiry": Edit({"expires_in": -1}),
     }
-    _one_of("a token fault", what, *known, "a status")
+    check_choice("a token fault", what, *known, "a status")
     return known[what]
-
-
-def check_seconds(name: str, seconds: float) -> None:
-    """Refuse what is no length of time."""
-    if not 0 <= seconds < math.inf:
-        raise ConfigurationError(f"{name} must be a number of seconds from 0 up, not {seconds}")
-
-
-def _one_of(name: str, value: object, *allowed: object) -> None:
-    if value not in allowed:
-        raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")

@@ -6,6 +6,7 @@ from email.utils import format_datetime
 from typing import Literal
 
 from .._errors import ConfigurationError
+from ._checks import check_choice, check_seconds
 from ._quota import FixedWindow, Quota
 from ._reply import Headers, Reply, error_reply
 
@@ -24,12 +25,11 @@ class Gate:
     """
 
     def __init__(self, quota: Quota | None, *, retry_after: RetryAfter, headers: RateHeaders) -> None:
-        if isinstance(retry_after, str) and retry_after not in ("true", "date"):
-            raise ConfigurationError(
-                f'retry_after must be "true", "date", seconds or None, not {retry_after!r}'
-            )
-        if headers not in (None, "ietf", "github", "openai"):
-            raise ConfigurationError(f'headers must be "ietf", "github", "openai" or None, not {headers!r}')
+        if isinstance(retry_after, str):
+            check_choice("retry_after, unless a number or None,", retry_after, "true", "date")
+        if isinstance(retry_after, int | float):
+            check_seconds("retry_after", retry_after)
+        check_choice("headers", headers, "ietf", "github", "openai", None)
         if headers is not None and not isinstance(quota, FixedWindow):
             raise ConfigurationError(
                 f'headers={headers!r} describe a fixed window: set max_requests and kind="fixed"'
@@ -90,7 +90,10 @@ def http_date(timestamp: float) -> str:
 
 def _duration(seconds: float) -> str:
     """As OpenAI writes them: 20ms, 1.5s, 6m0s."""
-    if seconds < 1:
-        return f"{math.ceil(seconds * 1000)}ms"
-    minutes, rest = divmod(seconds, 60)
-    return f"{minutes:.0f}m{rest:.0f}s" if minutes else f"{rest:.3g}s"
+    milliseconds = math.ceil(seconds * 1000)
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    if milliseconds < 60_000:
+        return f"{milliseconds / 1000:g}s"
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes}m{rest}s"

@@ -9,6 +9,7 @@ from collections import deque
 from typing import Protocol
 
 from .._errors import ConfigurationError
+from ._checks import check_range
 
 _EPSILON = 1e-9  # of a permit: whoever waits exactly as long as told is let in, whatever the rounding
 
@@ -79,8 +80,7 @@ class Bucket:
 
     def __init__(self, max_requests: int, time_window: float, *, depth: float = 10.0) -> None:
         _check(max_requests, time_window)
-        if not depth >= 1:
-            raise ConfigurationError(f"depth must be at least 1 request, not {depth}")
+        check_range("depth", depth, 1)
         self.max_requests = max_requests
         self.time_window = time_window
         self.depth = depth
@@ -98,7 +98,6 @@ class Bucket:
 
 
 def _check(max_requests: int, time_window: float) -> None:
-    if max_requests < 1:
-        raise ConfigurationError(f"max_requests must be at least 1, not {max_requests}")
+    check_range("max_requests", max_requests, 1)
     if not 0 < time_window < math.inf:
         raise ConfigurationError(f"time_window must be a positive number of seconds, not {time_window}")

@@ -10,8 +10,8 @@ import anyio.to_thread
 
 from .._clock import Clock, SystemClock
 from .._errors import ConfigurationError
+from ._checks import check_choice, check_range, check_seconds
 from ._fault_methods import FaultMethods
-from ._faults import check_seconds
 from ._gate import Gate, RateHeaders, RetryAfter
 from ._quota import Bucket, FixedWindow, Quota, SlidingWindow
 from ._records import RequestLog, RequestRecord
@@ -75,12 +75,15 @@ class QuotaServer(FaultMethods):
         clock: Clock | None = None,
     ) -> None:
         super().__init__()
-        self._quota = _quota(kind, max_requests, time_window, depth)
-        low, high = latency if isinstance(latency, tuple) else (latency, latency)
-        check_seconds("latency", low)
-        check_seconds("latency (high - low)", high - low)
+        check_range("polls_until_done", polls_until_done, 0)
+        check_range("port", port, 0, 65_535)
+        check_range("keep, unless None,", 0 if keep is None else keep, 0)
         check_seconds("token_lifetime", token_lifetime)
         check_seconds("stream_interval", stream_interval)
+        low, high = latency if isinstance(latency, tuple) else (latency, latency)
+        check_seconds("latency", low)
+        check_seconds("latency, high - low,", high - low)
+        self._quota = _quota(kind, max_requests, time_window, depth)
         self._latency = (low, high)
         self._service = Service(
             Gate(self._quota, retry_after=retry_after, headers=headers),
@@ -231,8 +234,7 @@ def _run(app: "App", port: int, started: "Future[tuple[int, Callable[[], object]
 
 
 def _quota(kind: Kind, max_requests: int | None, time_window: float, depth: float) -> Quota | None:
-    if kind not in ("fixed", "sliding", "bucket"):
-        raise ConfigurationError(f'kind must be "fixed", "sliding" or "bucket", not {kind!r}')
+    check_choice("kind", kind, "fixed", "sliding", "bucket")
     if max_requests is None:
         return None
     if kind == "bucket":

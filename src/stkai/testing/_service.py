@@ -16,7 +16,7 @@ from ._reply import Reply, error_reply, json_reply
 API = "/v1"
 TOKEN_PATH = "/oidc/oauth/token"  # noqa: S105
 
-Handler = Callable[[RequestRecord, str], Reply]
+Handler = Callable[[RequestRecord, str, float], Reply]
 
 
 class Service:
@@ -65,9 +65,9 @@ class Service:
         """Refuse every token issued so far."""
         self._tokens.clear()
 
-    def answer(self, request: RequestRecord, utcnow: datetime) -> Reply:
-        """Answer a request that arrived at `request.time`."""
-        if request.path.startswith(API) and not self._is_authorized(request):
+    def answer(self, request: RequestRecord, now: float, utcnow: datetime) -> Reply:
+        """Answer a request; `now` never goes back."""
+        if request.path.startswith(API) and not self._is_authorized(request, now):
             challenge = (("www-authenticate", 'Bearer realm="stkai.testing", error="invalid_token"'),)
             return error_reply(
                 401, "invalid_token", "the access token is missing, expired or revoked", challenge
@@ -79,19 +79,17 @@ class Service:
             if method not in ("", request.method):
                 return error_reply(405, "method_not_allowed", f"use {method}", (("allow", method),))
             if not counted:
-                return handler(request, match[1])
-            refused = self._gate.refuse(request.time, utcnow)
-            return refused or handler(request, match[1]).with_headers(
-                self._gate.headers(request.time, utcnow)
-            )
+                return handler(request, match[1], now)
+            refused = self._gate.refuse(now, utcnow)
+            return refused or handler(request, match[1], now).with_headers(self._gate.headers(now, utcnow))
         return error_reply(404, "not_found", f"there is nothing at {request.path}")
 
-    def _is_authorized(self, request: RequestRecord) -> bool:
+    def _is_authorized(self, request: RequestRecord, now: float) -> bool:
         scheme, _, token = (request.authorization or "").partition(" ")
-        is_valid = scheme.lower() == "bearer" and self._tokens.get(token, request.time) > request.time
+        is_valid = scheme.lower() == "bearer" and self._tokens.get(token, now) > now
         return is_valid or not self._auth_required
 
-    def _issue_token(self, request: RequestRecord, _: str) -> Reply:
+    def _issue_token(self, request: RequestRecord, _: str, now: float) -> Reply:
         """The client credentials grant of RFC 6749, section 4.4."""
         form = parse_qs(request.body.decode(errors="replace"))
         given = (form.get("client_id", [""])[0], form.get("client_secret", [""])[0])
@@ -100,16 +98,16 @@ class Service:
         if given != self._credentials:
             return error_reply(401, "invalid_client", "unknown client_id, or wrong client_secret")
         token = unique_key()
-        self._tokens[token] = request.time + self.token_lifetime
+        self._tokens[token] = now + self.token_lifetime
         content = {"access_token": token, "token_type": "Bearer", "expires_in": self.token_lifetime}
         return json_reply(content, headers=(("cache-control", "no-store"),))
 
-    def _create_execution(self, request: RequestRecord, slug: str) -> Reply:
+    def _create_execution(self, request: RequestRecord, slug: str, _: float) -> Reply:
         execution_id = unique_key()
         self._executions[execution_id] = (self.polls_until_done, _json(request).get("input_data"))
         return json_reply(execution_id)
 
-    def _poll(self, request: RequestRecord, execution_id: str) -> Reply:
+    def _poll(self, request: RequestRecord, execution_id: str, _: float) -> Reply:
         if execution_id not in self._executions:
             return error_reply(404, "not_found", f"no execution has the id {execution_id}")
         polls_left, result = self._executions[execution_id]
@@ -122,7 +120,7 @@ class Service:
         content = {"execution_id": execution_id, "progress": progress, "result": result if is_done else None}
         return json_reply(content)
 
-    def _chat(self, request: RequestRecord, agent_id: str) -> Reply:
+    def _chat(self, request: RequestRecord, agent_id: str, _: float) -> Reply:
         asked = _json(request)
         prompt = str(asked.get("user_prompt", ""))
         words = re.findall(r"\s*\S+\s*", prompt)
@@ -138,7 +136,7 @@ class Service:
         )
 
 
-def _echo(request: RequestRecord, _: str) -> Reply:
+def _echo(request: RequestRecord, *_: object) -> Reply:
     try:
         body, encoding = request.body.decode(), "text"
     except UnicodeDecodeError:
@@ -154,7 +152,7 @@ def _echo(request: RequestRecord, _: str) -> Reply:
     return json_reply(content)
 
 
-def _status(request: RequestRecord, code: str) -> Reply:
+def _status(request: RequestRecord, code: str, _: float) -> Reply:
     status = int(code)
     if not 200 <= status <= 599:
         return error_reply(

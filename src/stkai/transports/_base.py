@@ -1,6 +1,7 @@
 """What every layer stands on: the call that travels inward, the context of a stack, and the two base transports."""
 
-from collections.abc import Callable
+import math
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self
@@ -82,7 +83,19 @@ class Call:
 
     def time_left(self, now: float) -> float:
         """Seconds until the deadline; infinite without one."""
-        return float("inf") if self.deadline is None else self.deadline - now
+        return math.inf if self.deadline is None else self.deadline - now
+
+    def check_deadline(self, now: float, cause: httpx.TimeoutException | None = None) -> None:
+        """Go on while time is left.
+
+        Raises:
+            DeadlineExceededError: none is left; `cause` is the timeout by which that was noticed.
+        """
+        if self.deadline is None or now < self.deadline or isinstance(cause, DeadlineExceededError):
+            return
+        allowed, attempts = self.deadline - self.started, self.record.attempts
+        msg = f"no answer within the deadline of {allowed:g} s, at attempt number {attempts}"
+        raise DeadlineExceededError(msg) from cause
 
     def limit(self, request: httpx.Request, now: float) -> httpx.Request:
         """The request with no timeout longer than the time that is left.
@@ -90,14 +103,18 @@ class Call:
         Raises:
             DeadlineExceededError: none is left.
         """
+        self.check_deadline(now)
         left = self.time_left(now)
-        if left <= 0:
-            msg = f"the call's deadline has passed after {self.record.attempts} attempt(s)"
-            raise DeadlineExceededError(msg)
         given = request.extensions.get("timeout", {})
         keys = ("connect", "read", "write", "pool")
         timeout = {key: left if given.get(key) is None else min(left, given[key]) for key in keys}
         return copy_request(request, extensions={**request.extensions, "timeout": timeout})
+
+    def limit_body(self, response: httpx.Response, clock: Clock) -> httpx.Response:
+        """The response; where the caller waits for the whole body, that ends with the deadline as well."""
+        if self.buffered and not isinstance(response.stream, _LimitedBody):
+            response.stream = _LimitedBody(response.stream, self, clock)
+        return response
 
     def finish(self, response: httpx.Response, now: float) -> None:
         """Put the record on the response."""
@@ -106,6 +123,39 @@ class Call:
             0.0, now - self.started - record.queued - record.backed_off - record.authenticating
         )
         response.extensions[OPTIONS] = record
+
+
+class _LimitedBody(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body that must be there by the call's deadline: a timeout bounds single reads, not how many there are."""
+
+    def __init__(self, body: httpx.SyncByteStream | httpx.AsyncByteStream, call: Call, clock: Clock) -> None:
+        self._body: Any = body
+        self._call = call
+        self._clock = clock
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            for chunk in self._body:
+                self._call.check_deadline(self._clock.monotonic())
+                yield chunk
+        except httpx.TimeoutException as error:
+            self._call.check_deadline(self._clock.monotonic(), error)
+            raise
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._body:
+                self._call.check_deadline(self._clock.monotonic())
+                yield chunk
+        except httpx.TimeoutException as error:
+            self._call.check_deadline(self._clock.monotonic(), error)
+            raise
+
+    def close(self) -> None:
+        self._body.close()
+
+    async def aclose(self) -> None:
+        await self._body.aclose()
 
 
 def copy_request(
@@ -150,10 +200,20 @@ class LayerTransport(httpx.BaseTransport):
         return self.forward(request, call)
 
     def forward(self, request: httpx.Request, call: Call) -> httpx.Response:
-        """Send the request to the next layer, within what is left of the deadline."""
-        if call.deadline is not None:
-            request = call.limit(request, self.context.clock.monotonic())
-        return self.inner.handle_request(request)
+        """Send the request to the next layer, within what is left of the deadline.
+
+        Raises:
+            DeadlineExceededError: nothing is left, or a timeout that was cut to what was left has run out.
+        """
+        if call.deadline is None:
+            return self.inner.handle_request(request)
+        clock = self.context.clock
+        try:
+            response = self.inner.handle_request(call.limit(request, clock.monotonic()))
+        except httpx.TimeoutException as error:
+            call.check_deadline(clock.monotonic(), error)
+            raise
+        return call.limit_body(response, clock)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         call = request.extensions.get(CALL)
@@ -210,10 +270,20 @@ class AsyncLayerTransport(httpx.AsyncBaseTransport):
         return await self.forward(request, call)
 
     async def forward(self, request: httpx.Request, call: Call) -> httpx.Response:
-        """Send the request to the next layer, within what is left of the deadline."""
-        if call.deadline is not None:
-            request = call.limit(request, self.context.clock.monotonic())
-        return await self.inner.handle_async_request(request)
+        """Send the request to the next layer, within what is left of the deadline.
+
+        Raises:
+            DeadlineExceededError: nothing is left, or a timeout that was cut to what was left has run out.
+        """
+        if call.deadline is None:
+            return await self.inner.handle_async_request(request)
+        clock = self.context.clock
+        try:
+            response = await self.inner.handle_async_request(call.limit(request, clock.monotonic()))
+        except httpx.TimeoutException as error:
+            call.check_deadline(clock.monotonic(), error)
+            raise
+        return call.limit_body(response, clock)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         call = request.extensions.get(CALL)

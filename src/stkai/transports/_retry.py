@@ -11,8 +11,10 @@ the first one nearly always succeeds and pays nothing for it.
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from .._clock import unique_key
-from .._errors import ConfigurationError, RetryableError, TokenAcquisitionTimeoutError
+from .._errors import ConfigurationError, DeadlineExceededError, RetryableError, TokenAcquisitionTimeoutError
 from .._events import RetryScheduled
 from .._options import UNSET
 from ._base import AsyncLayerTransport, Call, Context, Layer, LayerTransport, can_resend, copy_request
@@ -29,16 +31,13 @@ from ._retry_after import retry_after
 if TYPE_CHECKING:
     import tenacity
 
-_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-_UNKNOWN = (
-    httpx.ReadTimeout,
-    httpx.WriteTimeout,
-    httpx.NetworkError,
-    httpx.RemoteProtocolError,
-    httpx.ProxyError,
-)
+# A proxy error comes before the tunnel stands, so that nothing has gone through it.
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+_UNKNOWN = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
 _REFUSED_STATUS = frozenset({408, 429, 503})
 _JITTER = 0.25
+_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""RFC 9110, section 5.1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class Failure:
         cause: in words, for people.
         acted: whether the server may have acted on the request.
         asked: seconds for which somebody asked us to stay away, or None.
-        needed: seconds that the next attempt will take at least, or it need not begin.
+        needed: seconds after which the request's turn comes, whenever it comes back until then.
         paced: a limiter below keeps the wait.
     """
 
@@ -60,10 +59,11 @@ class Failure:
     paced: bool = False
 
 
+@dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """Which failures are tried again, how often, and after how long. Immutable; seconds everywhere.
 
-    Args:
+    Attributes:
         max_retries: attempts after the first.
         initial_delay: the first delay; each further one is twice as long. Up to a quarter is added as jitter.
         max_delay: the longest such delay.
@@ -74,52 +74,37 @@ class RetryPolicy:
         idempotency_header: a header, usually `Idempotency-Key`, that carries one key for all attempts of a call.
 
     Raises:
-        ConfigurationError: a number is out of its range.
+        ConfigurationError: a value is out of its range.
     """
 
-    __slots__ = (
-        "deadline",
-        "idempotency_header",
-        "initial_delay",
-        "max_delay",
-        "max_retries",
-        "max_retry_after",
-        "retry_on_status_codes",
-        "retry_unknown",
-    )
+    max_retries: int = 3
+    _: KW_ONLY
+    initial_delay: float = 0.5
+    max_delay: float = 60.0
+    retry_on_status_codes: Collection[int] = (408, 429, 500, 502, 503, 504)
+    max_retry_after: float = 60.0
+    deadline: float | None = None
+    retry_unknown: bool = True
+    idempotency_header: str | None = None
 
-    def __init__(
-        self,
-        max_retries: int = 3,
-        *,
-        initial_delay: float = 0.5,
-        max_delay: float = 60.0,
-        retry_on_status_codes: Iterable[int] = (408, 429, 500, 502, 503, 504),
-        max_retry_after: float = 60.0,
-        deadline: float | None = None,
-        retry_unknown: bool = True,
-        idempotency_header: str | None = None,
-    ) -> None:
-        self.max_retries = int(_require_at_least_zero("max_retries", max_retries))
-        if self.max_retries != max_retries:
-            msg = f"max_retries must be a whole number, not {max_retries!r}"
+    def __post_init__(self) -> None:
+        for name in ("max_retries", "initial_delay", "max_delay", "max_retry_after"):
+            _require_at_least_zero(name, getattr(self, name))
+        if self.max_retries != int(self.max_retries):
+            msg = f"max_retries must be a whole number, not {self.max_retries!r}"
             raise ConfigurationError(msg)
-        self.initial_delay = _require_at_least_zero("initial_delay", initial_delay)
-        self.max_delay = _require_at_least_zero("max_delay", max_delay)
-        self.max_retry_after = _require_at_least_zero("max_retry_after", max_retry_after)
-        self.retry_on_status_codes = frozenset(retry_on_status_codes)
-        if not all(isinstance(code, int) and 100 <= code <= 599 for code in self.retry_on_status_codes):
-            msg = f"retry_on_status_codes must be HTTP status codes, not {sorted(map(str, retry_on_status_codes))}"
+        codes = _status_codes(self.retry_on_status_codes)
+        object.__setattr__(self, "retry_on_status_codes", codes)
+        if self.deadline is not None and not _require_at_least_zero("deadline", self.deadline):
+            msg = f"deadline must be a positive number of seconds, or None, not {self.deadline!r}"
             raise ConfigurationError(msg)
-        if deadline is not None and not (_require_at_least_zero("deadline", deadline) > 0):
-            msg = f"deadline must be a positive number of seconds, or None, not {deadline!r}"
+        if not isinstance(self.retry_unknown, bool):
+            msg = f"retry_unknown must be True or False, not {self.retry_unknown!r}"
             raise ConfigurationError(msg)
-        self.deadline = deadline
-        self.retry_unknown = retry_unknown
-        self.idempotency_header = idempotency_header
-
-    def __repr__(self) -> str:
-        return "RetryPolicy(" + ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__) + ")"
+        header = self.idempotency_header
+        if header is not None and not (isinstance(header, str) and _FIELD_NAME.fullmatch(header)):
+            msg = f"idempotency_header must be the name of a header, such as Idempotency-Key, not {header!r}"
+            raise ConfigurationError(msg)
 
     def backoff(self, attempt: int, chance: float = 0.0) -> float:
         """Seconds between attempt number `attempt` (from 1) and the next, where nobody asked for more."""
@@ -134,11 +119,16 @@ class RetryPolicy:
         if attempt > self.max_retries or (failure.acted and not self.retry_unknown):
             return None
         asked = failure.asked or 0.0
-        if asked > self.max_retry_after:
+        if asked > self.max_retry_after or max(asked, failure.needed) >= left:
             return None
+        if failure.paced:
+            return 0.0
         backoff = self.backoff(attempt, chance)
-        delay = 0.0 if failure.paced else max(asked + backoff - self.backoff(attempt), backoff)
-        return None if max(delay, asked, failure.needed) >= left else delay
+        # Everyone whom a full queue turns away is told the same: spread over the time for which nobody would be
+        # served any earlier, they do not all come back at once for the one place that is free by then.
+        jitter = max(backoff - self.backoff(attempt), chance * (failure.needed - asked))
+        delay = max(asked + jitter, backoff)
+        return delay if delay < left else None
 
     def is_final(self, response: httpx.Response) -> bool:
         """Whether a response is an answer, not a failure."""
@@ -168,7 +158,9 @@ def _error_failure(error: BaseException) -> Failure | None:
         return Failure(cause, acted=False, asked=error.retry_after, needed=error.required - error.waited)
     if isinstance(error, (RetryableError, *_NOT_SENT)):
         return Failure(cause, acted=False)
-    return Failure(cause, acted=True) if isinstance(error, _UNKNOWN) else None
+    if isinstance(error, DeadlineExceededError) or not isinstance(error, _UNKNOWN):
+        return None
+    return Failure(cause, acted=True)
 
 
 def _require_at_least_zero(name: str, value: float) -> float:
@@ -178,36 +170,64 @@ def _require_at_least_zero(name: str, value: float) -> float:
     return value
 
 
+def _status_codes(given: Collection[int]) -> frozenset[int]:
+    try:
+        codes = frozenset(given)
+        valid = all(100 <= code <= 599 for code in codes)
+    except TypeError:
+        valid = False
+    if not valid:
+        msg = f"retry_on_status_codes must be HTTP status codes, such as (429, 503), not {given!r}"
+        raise ConfigurationError(msg)
+    return codes
+
+
+def _checked(policy: RetryPolicy | None) -> RetryPolicy:
+    """The policy, or the default one."""
+    if policy is None:
+        return RetryPolicy()
+    if not isinstance(policy, RetryPolicy):
+        msg = f"a retry layer needs a stkai.RetryPolicy, not {policy!r}"
+        raise ConfigurationError(msg)
+    return policy
+
+
 def _begin(
     request: httpx.Request, call: Call, default: RetryPolicy
 ) -> tuple[RetryPolicy | None, httpx.Request]:
     """The policy of this call, None where it is sent once, and the request as every attempt sends it."""
-    policy = default if call.options.retry is UNSET else call.options.retry
+    options = call.options
+    policy = default if options.retry is UNSET else options.retry
+    deadline = (policy or default).deadline
+    if deadline is not None and options.deadline is UNSET:
+        call.deadline = call.started + deadline
     if policy is None:
         return None, request
-    if policy.deadline is not None and call.options.deadline is UNSET:
-        call.deadline = call.started + policy.deadline
     key = policy.idempotency_header
     if key is not None and key not in request.headers:
-        request = copy_request(
-            request, headers=httpx.Headers([*request.headers.raw, (key.encode(), unique_key().encode())])
-        )
+        headers = [*request.headers.raw, (key.encode(), unique_key().encode())]
+        request = copy_request(request, headers=httpx.Headers(headers))
     return policy if can_resend(request) else None, request
 
 
 class _Loop:
-    """The attempts of one call after the first: what tenacity asks, and what it is told."""
+    """The attempts of one call after the first: what tenacity asks, and what it is told.
+
+    Attributes:
+        first: the outcome of the attempt that was made before the loop began, until that is told.
+        response: the last one, as long as it is neither returned nor discarded.
+    """
 
     def __init__(
         self, policy: RetryPolicy, context: Context, call: Call, first: httpx.Response | Exception
     ) -> None:
         self.policy, self.context, self.call = policy, context, call
         self.first: httpx.Response | Exception | None = first
-        self.discarded: httpx.Response | None = None
-        self.seconds = 0.0
+        self.response = first if isinstance(first, httpx.Response) else None
+        self._seconds = 0.0
 
     def take_first(self) -> httpx.Response | None:
-        """The outcome of the attempt that was made before the loop began; None from then on."""
+        """The outcome of the first attempt; None from then on: time for another."""
         first, self.first = self.first, None
         if isinstance(first, Exception):
             raise first
@@ -216,26 +236,29 @@ class _Loop:
             self.call.paced = False
         return first
 
+    def take_response(self) -> httpx.Response | None:
+        """The response that nobody will want any more."""
+        response, self.response = self.response, None
+        return response
+
     def goes_on(self, state: "tenacity.RetryCallState") -> bool:
         """Whether there is another attempt after the one in `state`, and after how long."""
-        outcome, call, context = state.outcome, self.call, self.context
-        assert outcome is not None
-        error = outcome.exception()
-        response = outcome.result() if error is None else None
-        failure = self.policy.failure_of(response, error, context.clock.utcnow(), paced=call.paced)
+        call, context = self.call, self.context
+        error = state.outcome.exception() if state.outcome else None
+        failure = self.policy.failure_of(self.response, error, context.clock.utcnow(), paced=call.paced)
         if failure is None:
             return False
         left = call.time_left(context.clock.monotonic())
         seconds = self.policy.delay(failure, state.attempt_number, left, context.random())
         if seconds is None:
             return False
-        self.seconds, self.discarded = seconds, response
+        self._seconds = seconds
         context.emit(RetryScheduled(attempt=state.attempt_number, delay=seconds, cause=failure.cause))
         return True
 
     def arguments(self) -> dict[str, Any]:
         """How to build tenacity's loop: it never stops on its own, and knows no type of failure."""
-        return {"retry": self.goes_on, "wait": lambda _: self.seconds}
+        return {"retry": self.goes_on, "wait": lambda _: self._seconds}
 
 
 class RetryTransport(LayerTransport):
@@ -250,36 +273,40 @@ class RetryTransport(LayerTransport):
         self, inner: httpx.BaseTransport, policy: RetryPolicy | None = None, *, context: Context | None = None
     ) -> None:
         super().__init__(inner, context=context)
-        self.policy = policy or RetryPolicy()
+        self.policy = _checked(policy)
 
     def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
         policy, request = _begin(request, call, self.policy)
         if policy is None:
             return self._attempt(request, call)
-        first: httpx.Response | Exception
         try:
-            first = self._attempt(request, call)
+            response = self._attempt(request, call)
         except httpx.TransportError as error:
-            first = error
+            loop = _Loop(policy, self.context, call, error)
         else:
-            if policy.is_final(first):
-                return first
-        return self._again(request, _Loop(policy, self.context, call, first))
+            if policy.is_final(response):
+                return response
+            loop = _Loop(policy, self.context, call, response)
+        return self._again(request, loop)
 
     def _again(self, request: httpx.Request, loop: _Loop) -> httpx.Response:
-        import tenacity
-
         def attempt() -> httpx.Response:
-            return loop.take_first() or self._attempt(request, loop.call)
+            loop.response = loop.take_first() or self._attempt(request, loop.call)
+            return loop.response
 
         def sleep(seconds: float) -> None:
-            if loop.discarded is not None:
-                loop.discarded.close()
+            _discard(loop.take_response())
             if seconds:
                 self.context.clock.sleep(seconds)
                 loop.call.record.backed_off += seconds
 
-        return tenacity.Retrying(sleep=sleep, **loop.arguments())(attempt)
+        try:
+            import tenacity
+
+            return tenacity.Retrying(sleep=sleep, **loop.arguments())(attempt)
+        except BaseException:
+            _discard(loop.take_response())
+            raise
 
     def _attempt(self, request: httpx.Request, call: Call) -> httpx.Response:
         response = self.forward(request, call)
@@ -287,9 +314,15 @@ class RetryTransport(LayerTransport):
             try:
                 response.read()
             except BaseException:
-                response.close()
+                _discard(response)
                 raise
         return response
+
+
+def _discard(response: httpx.Response | None) -> None:
+    if response is not None:
+        with suppress(Exception):  # Nobody wants it any more, however it ends.
+            response.close()
 
 
 class AsyncRetryTransport(AsyncLayerTransport):
@@ -308,36 +341,40 @@ class AsyncRetryTransport(AsyncLayerTransport):
         context: Context | None = None,
     ) -> None:
         super().__init__(inner, context=context)
-        self.policy = policy or RetryPolicy()
+        self.policy = _checked(policy)
 
     async def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
         policy, request = _begin(request, call, self.policy)
         if policy is None:
             return await self._attempt(request, call)
-        first: httpx.Response | Exception
         try:
-            first = await self._attempt(request, call)
+            response = await self._attempt(request, call)
         except httpx.TransportError as error:
-            first = error
+            loop = _Loop(policy, self.context, call, error)
         else:
-            if policy.is_final(first):
-                return first
-        return await self._again(request, _Loop(policy, self.context, call, first))
+            if policy.is_final(response):
+                return response
+            loop = _Loop(policy, self.context, call, response)
+        return await self._again(request, loop)
 
     async def _again(self, request: httpx.Request, loop: _Loop) -> httpx.Response:
-        import tenacity
-
         async def attempt() -> httpx.Response:
-            return loop.take_first() or await self._attempt(request, loop.call)
+            loop.response = loop.take_first() or await self._attempt(request, loop.call)
+            return loop.response
 
         async def sleep(seconds: float) -> None:
-            if loop.discarded is not None:
-                await loop.discarded.aclose()
+            await _adiscard(loop.take_response())
             if seconds:
                 await self.context.clock.asleep(seconds)
                 loop.call.record.backed_off += seconds
 
-        return await tenacity.AsyncRetrying(sleep=sleep, **loop.arguments())(attempt)
+        try:
+            import tenacity
+
+            return await tenacity.AsyncRetrying(sleep=sleep, **loop.arguments())(attempt)
+        except BaseException:
+            await _adiscard(loop.take_response())
+            raise
 
     async def _attempt(self, request: httpx.Request, call: Call) -> httpx.Response:
         response = await self.forward(request, call)
@@ -345,14 +382,20 @@ class AsyncRetryTransport(AsyncLayerTransport):
             try:
                 await response.aread()
             except BaseException:
-                await response.aclose()
+                await _adiscard(response)
                 raise
         return response
 
 
+async def _adiscard(response: httpx.Response | None) -> None:
+    if response is not None:
+        with suppress(Exception):  # Nobody wants it any more, however it ends.
+            await response.aclose()
+
+
 def retry(policy: RetryPolicy | None = None) -> Layer:
     """The layer `retry`, for a `StackBuilder`."""
-    policy = policy or RetryPolicy()
+    policy = _checked(policy)
     return Layer(
         "retry", partial(RetryTransport, policy=policy), partial(AsyncRetryTransport, policy=policy), policy
     )

@@ -1,0 +1,110 @@
+"""From what happened in a run to its figures."""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+from stkai._report import Summary, ratio
+
+from .scenario import Scenario
+from .simulation import Trace, simulate
+from .strategies import Strategy
+
+_GOOD_USE = 0.9
+_GOOD_REFUSED = 0.15
+_STEPS_PER_WINDOW = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The figures of one run, or the mean of several.
+
+    Attributes:
+        cold: of the first windows.
+        steady: of the others.
+        regained: windows from the change of the quota until a whole window had been good again; None without one.
+        accepted: the instants of the accepted requests, in order; of the first run.
+    """
+
+    cold: Summary
+    steady: Summary
+    regained: float | None
+    accepted: tuple[float, ...]
+
+
+def measure(scenario: Scenario, strategy: Strategy, seed: int) -> Result:
+    """Simulate once, and take the figures."""
+    trace = simulate(scenario, strategy, seed)
+    return Result(
+        cold=summarise(trace, scenario, strategy.name, 0.0, scenario.cold * scenario.window),
+        steady=summarise(trace, scenario, strategy.name, scenario.steady, scenario.end),
+        regained=None if scenario.step is None else windows_to_regain(trace, scenario),
+        accepted=tuple(arrival.time for arrival in trace.arrivals if arrival.accepted),
+    )
+
+
+def summarise(trace: Trace, scenario: Scenario, name: str, start: float, end: float) -> Summary:
+    """The figures between two instants."""
+    arrivals = [arrival for arrival in trace.arrivals if start <= arrival.time < end]
+    calls = [call for call in trace.calls if start <= call.time < end]
+    accepted = Counter(arrival.process for arrival in arrivals if arrival.accepted)
+    seconds = sorted(call.seconds for call in calls if call.succeeded)
+    return Summary(
+        name=name,
+        sent=len(arrivals),
+        succeeded=len(seconds),
+        refused=len(arrivals) - accepted.total(),
+        failed=len(calls) - len(seconds),
+        goodput=accepted.total() / scenario.allowed(start, end),
+        p50=_percentile(seconds, 0.5),
+        p95=_percentile(seconds, 0.95),
+        jain=_jain([accepted[number] for number in range(scenario.processes)]),
+    )
+
+
+def windows_to_regain(trace: Trace, scenario: Scenario) -> float:
+    """Windows from the change of the quota until a whole window, begun after the change, had been good again.
+
+    Good is: at least 90 % of the new quota used, at most 0.15 refusals per accepted request. A run that never regains
+    counts with all its windows.
+    """
+    after = round((scenario.end - scenario.middle) / scenario.window)
+    for step in range((after - 1) * _STEPS_PER_WINDOW + 1):
+        start = scenario.middle + step / _STEPS_PER_WINDOW * scenario.window
+        end = start + scenario.window
+        outcomes = [arrival.accepted for arrival in trace.arrivals if start <= arrival.time < end]
+        accepted = sum(outcomes)
+        enough = accepted >= _GOOD_USE * scenario.allowed(start, end)
+        if enough and len(outcomes) - accepted <= _GOOD_REFUSED * accepted:
+            return step / _STEPS_PER_WINDOW + 1
+    return float(after)
+
+
+def mean(results: Sequence[Result]) -> Result:
+    """The mean of runs of one scenario under one strategy."""
+    regained = [result.regained for result in results if result.regained is not None]
+    return replace(
+        results[0],
+        cold=_mean_summary([result.cold for result in results]),
+        steady=_mean_summary([result.steady for result in results]),
+        regained=statistics.fmean(regained) if regained else None,
+    )
+
+
+def _mean_summary(rows: Sequence[Summary]) -> Summary:
+    """The mean of each figure; ratios are those of the sums, so that a run with more requests weighs more."""
+    names = [field.name for field in fields(Summary) if field.name != "name"]
+    values = {name: [value for row in rows if (value := getattr(row, name)) is not None] for name in names}
+    return replace(rows[0], **{name: statistics.fmean(found) for name, found in values.items() if found})
+
+
+def _percentile(ordered: Sequence[float], share: float) -> float:
+    """The nearest rank; nan of nothing."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
+
+
+def _jain(shares: Sequence[int]) -> float | None:
+    squares = sum(share * share for share in shares)
+    return sum(shares) ** 2 / (len(shares) * squares) if squares else None

@@ -1,0 +1,75 @@
+"""The simulated server, as the innermost transport of every stack, and the network in front of it."""
+
+import random
+from typing import NamedTuple
+
+import httpx
+import trio
+
+from stkai.testing._gate import Gate
+from stkai.testing._quota import Bucket, FixedWindow, Quota, SlidingWindow
+
+from .scenario import Scenario
+from .virtual import TrioClock
+
+_DELAY = (0.005, 0.045)
+"""Seconds that the network takes, each way."""
+
+_SERVICE = (0.16, 0.24)
+"""Seconds that the work on an accepted request takes; refusing takes none."""
+
+_DEPTH = 10.0
+
+
+class Arrival(NamedTuple):
+    """A request at the server: when, from which process, and whether the quota let it in."""
+
+    time: float
+    process: int
+    accepted: bool
+
+
+class Server:
+    """Counts the requests of all processes against one quota, and remembers them."""
+
+    def __init__(self, scenario: Scenario, rng: random.Random) -> None:
+        self.arrivals: list[Arrival] = []
+        self._rng = rng
+        self._clock = TrioClock()
+        self._quota = _make_quota(scenario)
+        self._gate = Gate(self._quota, retry_after=scenario.retry_after, headers=scenario.headers)
+        self._quotas = scenario.quotas
+
+    def wire(self, process: int) -> httpx.AsyncBaseTransport:
+        """The connection of one process."""
+        return _Wire(self, process)
+
+    async def handle(self, request: httpx.Request, process: int) -> httpx.Response:
+        await trio.sleep(self._rng.uniform(*_DELAY))
+        now, utcnow = self._clock.monotonic(), self._clock.utcnow()
+        self._quota.max_requests = max(pair for pair in self._quotas if pair[0] <= now)[1]
+        refusal = self._gate.refuse(now, utcnow)
+        self.arrivals.append(Arrival(now, process, refusal is None))
+        back = self._rng.uniform(*_DELAY)
+        if refusal is not None:
+            await trio.sleep(back)
+            return httpx.Response(refusal.status, headers=refusal.headers, request=request)
+        headers = self._gate.headers(now, utcnow)
+        await trio.sleep(self._rng.uniform(*_SERVICE) + back)
+        return httpx.Response(200, headers=headers, request=request)
+
+
+class _Wire(httpx.AsyncBaseTransport):
+    def __init__(self, server: Server, process: int) -> None:
+        self._server, self._process = server, process
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self._server.handle(request, self._process)
+
+
+def _make_quota(scenario: Scenario) -> Quota:
+    if scenario.server == "fixed":
+        return FixedWindow(scenario.quota, scenario.window)
+    if scenario.server == "sliding":
+        return SlidingWindow(scenario.quota, scenario.window)
+    return Bucket(scenario.quota, scenario.window, depth=_DEPTH)

@@ -1,0 +1,96 @@
+"""The strategies that are compared: each builds the transport through which one process sends."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import httpx
+
+from stkai import AimdLimiter, RetryPolicy, TokenBucket, build_async_transport
+
+from .scenario import Scenario
+from .virtual import TrioClock
+
+RETRY = RetryPolicy(max_retries=3)
+"""Four attempts, for everybody."""
+
+SHORTEST_SLEEP = 0.001
+"""Seconds. Real sleeps take longer than nothing; in virtual time, one that rounds to nothing would repeat forever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a strategy finds where its process runs."""
+
+    scenario: Scenario
+    wire: httpx.AsyncBaseTransport
+    clock: TrioClock
+    random: random.Random
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """A name, and how to build the stack of one process; what builds must be picklable, to run in another process."""
+
+    name: str
+    build: Callable[[Site], httpx.AsyncBaseTransport]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def build_stack(site: Site, limiter: TokenBucket | AimdLimiter | None) -> httpx.AsyncBaseTransport:
+    """The standard stack around the simulated server, with the site's time and randomness."""
+    return build_async_transport(
+        auth=None,
+        rate_limit=limiter,
+        retry=RETRY,
+        transport=site.wire,
+        clock=site.clock,
+        random=site.random.random,
+        listener=_ignore,
+    )
+
+
+def _ignore(event: object) -> None:
+    """Nobody reads the events of a simulation."""
+
+
+def _no_limiter(site: Site) -> httpx.AsyncBaseTransport:
+    return build_stack(site, None)
+
+
+def _fixed_share(site: Site) -> httpx.AsyncBaseTransport:
+    """A bucket of quota/N: right as long as somebody knows N, and all N have work."""
+    scenario = site.scenario
+    share = scenario.quota / scenario.processes
+    return build_stack(site, TokenBucket(share, scenario.window, burst=1, max_wait_time=None))
+
+
+def _adaptive(site: Site) -> httpx.AsyncBaseTransport:
+    # The backlog is endless: a limit to the wait would only turn waiting requests into failed ones.
+    return build_stack(site, AimdLimiter(site.scenario.quota, site.scenario.window, max_wait_time=None))
+
+
+def _original(site: Site, *, floor: float, penalty: float, recovery: float) -> httpx.AsyncBaseTransport:
+    from .original import OriginalTransport
+
+    return OriginalTransport(site, floor=floor, penalty=penalty, recovery=recovery)
+
+
+def _botocore(site: Site) -> httpx.AsyncBaseTransport:
+    # The retries around it are stkai's, which honour `Retry-After`: botocore's own do not, and would fare worse here.
+    from .cubic import CubicTransport
+
+    return build_stack(replace(site, wire=CubicTransport(site)), None)
+
+
+NO_LIMITER = Strategy("no limiter", _no_limiter)
+FIXED_SHARE = Strategy("bucket of quota/N", _fixed_share)
+BALANCED = Strategy("0.4.18 balanced", partial(_original, floor=0.1, penalty=0.3, recovery=0.05))
+CONSERVATIVE = Strategy("0.4.18 conservative", partial(_original, floor=0.05, penalty=0.5, recovery=0.02))
+BOTOCORE = Strategy("botocore adaptive", _botocore)
+ADAPTIVE = Strategy("adaptive", _adaptive)
+
+ALL = (NO_LIMITER, FIXED_SHARE, BALANCED, CONSERVATIVE, BOTOCORE, ADAPTIVE)

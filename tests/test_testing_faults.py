@@ -1,0 +1,326 @@
+"""QuotaServer out of order: what a client sees of each fault, over a real socket."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from stkai._errors import ConfigurationError
+from stkai.testing import Answer, Edit, Hang, HangUp, Normal, QuotaServer, Reset, Slow
+
+
+@pytest.fixture
+def server() -> Iterator[QuotaServer]:
+    with QuotaServer(auth_required=False) as server:
+        yield server
+
+
+@pytest.fixture
+def http() -> Iterator[httpx.Client]:
+    with httpx.Client() as client:
+        yield client
+
+
+def ask(http: httpx.Client, server: QuotaServer) -> httpx.Response:
+    return http.post(server.chat_url(), json={"user_prompt": "a prompt to answer"})
+
+
+def ask_for_token(http: httpx.Client, server: QuotaServer) -> httpx.Response:
+    form = {"client_id": server.client_id, "client_secret": server.client_secret}
+    return http.post(server.token_url, data=form | {"grant_type": "client_credentials"})
+
+
+def received(http: httpx.Client, server: QuotaServer, **content: Any) -> tuple[httpx.Response, bytes]:
+    """The raw bytes of a body that does not come to its end."""
+    chunks: list[bytes] = []
+
+    def collect(answer: httpx.Response) -> None:
+        for chunk in answer.iter_raw():
+            chunks.append(chunk)  # noqa: PERF402
+
+    content = {"user_prompt": "one two three"} | content
+    with http.stream("POST", server.chat_url(), json=content) as answer, pytest.raises(httpx.ReadError):
+        collect(answer)
+    return answer, b"".join(chunks)
+
+
+# Which request meets which fault
+
+
+def test_faults_come_one_per_request_and_in_order(http: httpx.Client, server: QuotaServer) -> None:
+    server.fail_with(503, None, 429, 599)
+    assert [ask(http, server).status_code for _ in range(6)] == [503, 200, 429, 599, 200, 200]
+    assert [record.status for record in server.requests] == [503, 200, 429, 599, 200, 200]
+
+
+def test_a_fault_waits_for_a_request_to_its_path(http: httpx.Client, server: QuotaServer) -> None:
+    server.fail_with(500, path="/echo")
+    server.fail_with(502)
+    assert ask_for_token(http, server).status_code == 200
+    assert ask(http, server).status_code == 502
+    assert server.faults_left == 1
+    assert http.get(server.url + "/echo").status_code == 500
+    assert server.faults_left == 0
+
+
+def test_faults_that_nobody_met_can_be_forgotten(http: httpx.Client, server: QuotaServer) -> None:
+    server.reset(times=3)
+    server.clear_faults()
+    assert server.faults_left == 0
+    assert ask(http, server).status_code == 200
+
+
+def test_any_faults_can_be_queued_as_values(http: httpx.Client, server: QuotaServer) -> None:
+    server.fault(Normal(), Answer(418), Hang(0.0), Slow(5, 0.0), HangUp(), Edit({"message": "x"}), Reset())
+    assert server.faults_left == 7
+    assert [ask(http, server).status_code for _ in range(5)] == [200, 418, 200, 200, 200]
+    assert ask(http, server).json()["message"] == "x"
+    with pytest.raises(httpx.ReadError):
+        ask(http, server)
+
+
+# Answers
+
+
+def test_an_answer_may_have_any_headers_and_body(http: httpx.Client, server: QuotaServer) -> None:
+    server.fail_with(503, headers={"Retry-After": "7"})
+    server.fail_with(
+        429, headers=[("retry-after", "1"), ("Retry-After", "2"), ("Date", "yesterday")], body="häuser"
+    )
+    server.fail_with(200, headers={"content-type": "text/html"}, body=b"\x00" * 100_000)
+    server.fail_with(500, headers={"Content-Type": "text/plain"})
+    first, second, third, fourth = (ask(http, server) for _ in range(4))
+    assert first.headers["retry-after"] == "7"
+    assert first.headers["content-type"] == "application/json"
+    assert first.json() == {"error": "fault", "error_description": "Service Unavailable"}
+    assert second.headers.get_list("retry-after") == ["1", "2"]
+    assert second.headers.get_list("date") == ["yesterday"]
+    assert second.content == "häuser".encode()
+    assert (third.status_code, len(third.content)) == (200, 100_000)
+    assert fourth.headers.get_list("content-type") == ["text/plain"]
+
+
+def test_an_answer_without_content_has_none(http: httpx.Client, server: QuotaServer) -> None:
+    server.fail_with(204, 304)
+    assert [ask(http, server).content for _ in range(2)] == [b"", b""]
+
+
+def test_what_comes_instead_of_the_service_uses_no_quota(http: httpx.Client) -> None:
+    with QuotaServer(max_requests=1, time_window=3600, auth_required=False) as server:
+        server.fail_with(503)
+        server.reset()
+        assert ask(http, server).status_code == 503
+        with pytest.raises(httpx.ReadError):
+            ask(http, server)
+        assert [ask(http, server).status_code for _ in range(2)] == [200, 429]
+
+
+def test_what_spoils_only_the_answer_uses_quota(http: httpx.Client) -> None:
+    with QuotaServer(max_requests=1, time_window=3600, auth_required=False) as server:
+        server.reset("body")
+        received(http, server)
+        assert ask(http, server).status_code == 429
+
+
+# Resets
+
+
+@pytest.mark.parametrize("at", ["start", "headers", "body"])
+def test_a_reset_is_a_reset_and_not_an_orderly_close(
+    http: httpx.Client, server: QuotaServer, at: Any
+) -> None:
+    server.reset(at)
+    with pytest.raises(httpx.ReadError, match="reset by peer"):
+        ask(http, server)
+    assert ask(http, server).status_code == 200
+    assert server.connections == 2
+    assert server.requests[0].status == (200 if at == "body" else None)
+
+
+def test_a_reset_may_come_several_times(http: httpx.Client, server: QuotaServer) -> None:
+    server.reset(times=2)
+    for _ in range(2):
+        with pytest.raises(httpx.ReadError):
+            ask(http, server)
+    assert ask(http, server).status_code == 200
+
+
+@pytest.mark.parametrize("after", [0, 5, 10_000])
+def test_a_reset_in_the_headers_never_completes_them(
+    http: httpx.Client, server: QuotaServer, after: int
+) -> None:
+    server.reset("headers", after=after)
+    with pytest.raises(httpx.ReadError):
+        ask(http, server)
+
+
+@pytest.mark.parametrize(("after", "length"), [(0, 0), (5, 5), (10_000, -1)])
+@pytest.mark.parametrize("framing", [None, "length", "chunked"])
+def test_a_reset_in_the_body_comes_after_the_bytes_asked_for(
+    http: httpx.Client, server: QuotaServer, after: int, length: int, framing: Any
+) -> None:
+    whole = http.post(server.chat_url(), json={"user_prompt": "one two three"}).content
+    server.reset("body", after=after, framing=framing)
+    answer, body = received(http, server)
+    assert body == whole[:length]
+    assert ("content-length" in answer.headers) == (framing != "chunked")
+    assert (answer.headers.get("transfer-encoding") == "chunked") == (framing == "chunked")
+
+
+def test_a_reset_in_a_gzip_body_leaves_a_torn_stream(http: httpx.Client, server: QuotaServer) -> None:
+    server.reset("body", after=20, framing="gzip")
+    answer, body = received(http, server)
+    assert answer.headers["content-encoding"] == "gzip"
+    assert len(body) == 20
+    with pytest.raises(EOFError):
+        gzip.decompress(body)
+
+
+@pytest.mark.parametrize("framing", [None, "length"])
+def test_a_reset_in_a_stream_of_events_leaves_the_first_of_them(
+    http: httpx.Client, server: QuotaServer, framing: Any
+) -> None:
+    server.reset("body", after=36, framing=framing)
+    answer, body = received(http, server, streaming=True)
+    assert body == b'data: {"message": "one "}\n\ndata: {"m'
+    assert ("content-length" in answer.headers) == (framing == "length")
+
+
+@pytest.mark.parametrize("framing", [None, "chunked", "gzip"])
+def test_a_reset_at_the_end_comes_after_the_whole_answer(
+    http: httpx.Client, server: QuotaServer, framing: Any
+) -> None:
+    server.reset("end", framing=framing)
+    answer = ask(http, server)
+    assert answer.json()["message"] == "a prompt to answer"
+    assert "connection" not in answer.headers
+    http.close()
+    with httpx.Client() as other:
+        assert ask(other, server).status_code == 200
+
+
+# Slow ones, and those that hang up
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_connection_may_be_closed_after_the_answer(server: QuotaServer, announced: bool) -> None:
+    server.hang_up(announced=announced)
+    for _ in range(2):
+        with httpx.Client() as client:
+            answer = ask(client, server)
+            assert answer.json()["message"] == "a prompt to answer"
+    assert [record.connection for record in server.requests] == [1, 2]
+    server.hang_up(announced=announced)
+    with httpx.Client() as client:
+        assert (ask(client, server).headers.get("connection") == "close") == announced
+
+
+def test_a_connection_that_is_said_to_close_is_not_used_again(
+    http: httpx.Client, server: QuotaServer
+) -> None:
+    server.hang_up(times=3)
+    for _ in range(4):
+        ask(http, server)
+    assert server.connections == 4
+
+
+def test_slow_bytes_arrive_one_piece_at_a_time(http: httpx.Client, server: QuotaServer) -> None:
+    whole = ask(http, server).content
+    server.slow(30, 0.01)
+    with http.stream("POST", server.chat_url(), json={"user_prompt": "a prompt to answer"}) as answer:
+        pieces = list(answer.iter_raw())
+    assert b"".join(pieces) == whole
+    assert len(pieces) > 1
+
+
+def test_slow_bytes_of_an_empty_body_are_none(http: httpx.Client, server: QuotaServer) -> None:
+    server.slow(1, 0.01, path="/status")
+    assert http.get(server.url + "/status/204").content == b""
+
+
+def test_a_server_that_hangs_runs_into_the_timeout_of_the_client(
+    http: httpx.Client, server: QuotaServer
+) -> None:
+    server.hang(60.0)
+    with pytest.raises(httpx.ReadTimeout):
+        http.post(server.chat_url(), timeout=0.05)
+    assert server.requests[0].status is None
+
+
+# Tokens
+
+
+def test_the_token_endpoint_may_fail_with_a_status(http: httpx.Client, server: QuotaServer) -> None:
+    server.fail_tokens(500, 429)
+    assert ask(http, server).status_code == 200
+    assert [ask_for_token(http, server).status_code for _ in range(3)] == [500, 429, 200]
+
+
+@pytest.mark.parametrize("what", ["garbage", "html", "empty"])
+def test_the_token_endpoint_may_answer_what_is_no_json(
+    http: httpx.Client, server: QuotaServer, what: Any
+) -> None:
+    server.fail_tokens(what)
+    answer = ask_for_token(http, server)
+    assert answer.status_code == 200
+    with pytest.raises(json.JSONDecodeError):
+        answer.json()
+
+
+def test_the_token_endpoint_may_answer_too_much(http: httpx.Client, server: QuotaServer) -> None:
+    server.fail_tokens("huge")
+    answer = ask_for_token(http, server)
+    assert len(answer.content) > 10_000_000
+    assert answer.json()["expires_in"] == 60
+
+
+def test_the_token_endpoint_may_answer_what_makes_no_sense(http: httpx.Client, server: QuotaServer) -> None:
+    server.fail_tokens("no_token", "no_expiry", "negative_expiry")
+    first, second, third = (ask_for_token(http, server).json() for _ in range(3))
+    assert first.keys() == {"token_type", "expires_in"}
+    assert second.keys() == {"access_token", "token_type"}
+    assert third["expires_in"] == -1
+
+
+def test_a_token_without_an_expiry_is_good_all_the_same(http: httpx.Client) -> None:
+    with QuotaServer() as server:
+        server.fail_tokens("no_expiry")
+        token = ask_for_token(http, server).json()["access_token"]
+        http.headers["authorization"] = f"Bearer {token}"
+        assert ask(http, server).status_code == 200
+
+
+def test_a_refusal_is_not_edited(http: httpx.Client, server: QuotaServer) -> None:
+    server.fault(Edit({"error": None}))
+    assert http.get(server.callback_url("nonsense")).json()["error"] == "not_found"
+
+
+def test_the_token_endpoint_may_redirect(http: httpx.Client, server: QuotaServer) -> None:
+    server.fail_with(307, headers={"location": server.url + "/echo"}, path=server.token_path)
+    assert ask_for_token(http, server).headers["location"] == server.url + "/echo"
+
+
+# Faults that cannot be
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda server: server.fail_with(100), "a status must be from 200 to 599, not 100"),
+        (lambda server: server.reset("middle"), "at must be one of 'start', 'headers', 'body', 'end'"),
+        (lambda server: server.reset("body", framing="zip"), "framing must be one of 'length', 'chunked'"),
+        (lambda server: server.reset("body", after=-1), "after must be at least 0, not -1"),
+        (lambda server: server.slow(0, 1.0), "size must be at least 1, not 0"),
+        (lambda server: server.slow(1, -1.0), "every must be a number of seconds from 0 up"),
+        (lambda server: server.hang(-1.0), "seconds must be a number of seconds from 0 up"),
+        (lambda server: server.fail_tokens("nonsense"), "a token fault must be one of 'garbage', 'html'"),
+    ],
+)
+def test_faults_that_cannot_be_are_refused(fault: Any, message: str) -> None:
+    server = QuotaServer()
+    with pytest.raises(ConfigurationError, match=message):
+        fault(server)
+    assert server.faults_left == 0
