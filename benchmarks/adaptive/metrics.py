@@ -4,9 +4,9 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
-from stkai._report import Summary, ratio
+from stkai._report import Summary
 
 from .scenario import Scenario
 from .simulation import Trace, simulate
@@ -94,10 +94,19 @@ def mean(results: Sequence[Result]) -> Result:
 
 
 def _mean_summary(rows: Sequence[Summary]) -> Summary:
-    """The mean of each figure; ratios are those of the sums, so that a run with more requests weighs more."""
-    names = [field.name for field in fields(Summary) if field.name != "name"]
-    values = {name: [value for row in rows if (value := getattr(row, name)) is not None] for name in names}
-    return replace(rows[0], **{name: statistics.fmean(found) for name, found in values.items() if found})
+    """The mean of each figure; ratios follow from the means, so that a run with more requests weighs more."""
+    jains = [row.jain for row in rows if row.jain is not None]
+    return Summary(
+        name=rows[0].name,
+        sent=statistics.fmean(row.sent for row in rows),
+        succeeded=statistics.fmean(row.succeeded for row in rows),
+        refused=statistics.fmean(row.refused for row in rows),
+        failed=statistics.fmean(row.failed for row in rows),
+        goodput=statistics.fmean(row.goodput for row in rows),
+        p50=statistics.fmean(row.p50 for row in rows),
+        p95=statistics.fmean(row.p95 for row in rows),
+        jain=statistics.fmean(jains) if jains else None,
+    )
 
 
 def _percentile(ordered: Sequence[float], share: float) -> float:

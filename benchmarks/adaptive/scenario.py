@@ -84,8 +84,10 @@ class Scenario:
             parts.append(f"quota x {self.step:g} in mid-run")
         if self.late:
             parts.append(f"{self.late} of them join in mid-run")
-        if self.retry_after != "true":
-            value = {None: "absent", "date": "a date"}.get(self.retry_after, f"always {self.retry_after} s")
+        if self.retry_after is None:
+            parts.append("no Retry-After")
+        elif self.retry_after != "true":
+            value = "a date" if self.retry_after == "date" else f"always {self.retry_after:g} s"
             parts.append(f"Retry-After {value}")
         if self.headers is not None:
             parts.append(f"{self.headers} headers")

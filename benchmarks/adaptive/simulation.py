@@ -12,7 +12,7 @@ import trio
 from .scenario import Scenario
 from .server import Arrival, Server
 from .strategies import Site, Strategy
-from .virtual import TrioClock, run_virtually
+from .virtual import TrioClock, run_virtually, stream
 
 _START = 1.0
 """Seconds within which the processes start."""
@@ -41,14 +41,15 @@ def simulate(scenario: Scenario, strategy: Strategy, seed: int) -> Trace:
 
 
 async def _run(scenario: Scenario, strategy: Strategy, seed: int) -> Trace:
-    server = Server(scenario, random.Random(f"server {seed}"))
+    server = Server(scenario, stream("server", seed))
     calls: list[Call] = []
     with trio.move_on_at(scenario.end):
         async with trio.open_nursery() as nursery:
             for number in range(scenario.processes):
-                rng = random.Random(f"process {number} {seed}")
-                site = Site(scenario, server.wire(number), TrioClock(), rng)
-                process = _Process(number, site, strategy.build(site), calls)
+                site = Site(scenario, server.wire(number), TrioClock(), stream("process", number, seed))
+                # Arrivals have randomness of their own, so that they are the same whatever a strategy draws.
+                arrivals = stream("arrivals", number, seed)
+                process = _Process(number, scenario, strategy.build(site), arrivals, calls)
                 nursery.start_soon(process.run)
     return Trace(server.arrivals, calls)
 
@@ -56,13 +57,19 @@ async def _run(scenario: Scenario, strategy: Strategy, seed: int) -> Trace:
 class _Process:
     """A client process: some workers over one stack."""
 
-    def __init__(self, number: int, site: Site, transport: httpx.AsyncBaseTransport, calls: list[Call]) -> None:
-        self.number, self.site, self.transport, self.calls = number, site, transport, calls
-        # Arrivals have randomness of their own, so that they are the same whatever the strategy draws.
-        self.arrivals = random.Random(site.random.random())
+    def __init__(
+        self,
+        number: int,
+        scenario: Scenario,
+        transport: httpx.AsyncBaseTransport,
+        arrivals: random.Random,
+        calls: list[Call],
+    ) -> None:
+        self.number, self.scenario, self.transport = number, scenario, transport
+        self.arrivals, self.calls = arrivals, calls
 
     async def run(self) -> None:
-        scenario = self.site.scenario
+        scenario = self.scenario
         joins = scenario.middle if self.number >= scenario.processes - scenario.late else 0.0
         await trio.sleep(joins + self.arrivals.uniform(0, _START))
         async with trio.open_nursery() as nursery:

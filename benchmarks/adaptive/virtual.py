@@ -15,6 +15,11 @@ _EPOCH = datetime(2025, 1, 1, tzinfo=UTC)
 """The wall clock at virtual second 0; any date will do, but windows start with the minute on both clocks."""
 
 
+def stream(*names: object) -> random.Random:
+    """Random numbers that depend on nothing but the names, so that parts of a run do not disturb each other."""
+    return random.Random(repr(names))  # noqa: S311 - nothing here is a secret
+
+
 class TrioClock:
     """The time of the running trio, real or virtual."""
 
@@ -38,7 +43,7 @@ def run_virtually(body: Callable[[], Awaitable[T]], seed: int) -> T:
     # to say how. Here, who wakes first gets the last permit of a window: the shuffle must follow the seed.
     settings = vars(_run)
     before = settings["_ALLOW_DETERMINISTIC_SCHEDULING"], settings["_r"]
-    settings["_ALLOW_DETERMINISTIC_SCHEDULING"], settings["_r"] = True, random.Random(f"order {seed}")
+    settings["_ALLOW_DETERMINISTIC_SCHEDULING"], settings["_r"] = True, stream("order", seed)
     try:
         return trio.run(body, clock=trio.testing.MockClock(autojump_threshold=0))
     finally:

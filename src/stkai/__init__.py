@@ -1,10 +1,11 @@
 """A resilient pipeline under any httpx client: authentication, rate limiting and retry, each a transport."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._auth import AuthProvider, ClientCredentialsAuthProvider, create_standalone_auth
 from ._builder import StackBuilder, build_async_client, build_async_transport, build_client, build_transport
-from ._client import AsyncHttpClient, HttpClient, StreamedResponse
+from ._client import AsyncHttpClient, HttpClient
 from ._clock import Clock, SystemClock
 from ._errors import (
     AuthenticationError,
@@ -19,6 +20,7 @@ from ._errors import (
     TokenAcquisitionTimeoutError,
 )
 from ._events import Event, Listener, RateChanged, Rejected, RetryScheduled, TokenRenewed, Waited
+from ._exchange import StreamedResponse
 from ._options import CallRecord, RequestOptions
 from ._settings import STKAI
 from .transports._adaptive import AimdLimiter
@@ -29,22 +31,45 @@ from .transports._token_bucket import TokenBucket
 
 if TYPE_CHECKING:
     from ._config import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
+    from ._reference_clients import (
+        AdaptiveRateLimitedHttpClient,
+        EnvironmentAwareHttpClient,
+        StandaloneHttpClient,
+        StkCLIHttpClient,
+        TokenBucketRateLimitedHttpClient,
+    )
+    from ._retrying import Retrying
 
-_FROM_PYDANTIC = frozenset({"AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"})
+_LAZY = {
+    "_config": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),
+    "_reference_clients": (
+        "AdaptiveRateLimitedHttpClient",
+        "EnvironmentAwareHttpClient",
+        "StandaloneHttpClient",
+        "StkCLIHttpClient",
+        "TokenBucketRateLimitedHttpClient",
+    ),
+    "_retrying": ("Retrying",),
+}
+"""What only some programs need, by module: pydantic alone takes longer to import than all the rest."""
 
 
 def __getattr__(name: str) -> Any:
-    # pydantic takes longer to import than all the rest, and only those who name these classes need it.
-    if name in _FROM_PYDANTIC:
-        from . import _config
-
-        return getattr(_config, name)
+    for module, names in _LAZY.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+            return value
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 __all__ = [
     "STKAI",
+    "AdaptiveRateLimitedHttpClient",
     "AimdLimiter",
     "AsyncHttpClient",
     "AuthConfig",
@@ -58,6 +83,7 @@ __all__ = [
     "ConfigurationError",
     "Context",
     "DeadlineExceededError",
+    "EnvironmentAwareHttpClient",
     "Event",
     "HttpClient",
     "HttpConfig",
@@ -73,14 +99,18 @@ __all__ = [
     "RetryPolicy",
     "RetryScheduled",
     "RetryableError",
+    "Retrying",
     "ServerSideRateLimitError",
     "Settings",
     "StackBuilder",
+    "StandaloneHttpClient",
+    "StkCLIHttpClient",
     "StkaiError",
     "StreamedResponse",
     "SystemClock",
     "TokenAcquisitionTimeoutError",
     "TokenBucket",
+    "TokenBucketRateLimitedHttpClient",
     "TokenRenewed",
     "Waited",
     "build_async_client",

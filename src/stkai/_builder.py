@@ -9,6 +9,7 @@ metered.
 
 import math
 from collections.abc import Callable, Iterable
+from copy import copy
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
@@ -19,11 +20,12 @@ from ._errors import ConfigurationError
 from ._events import Listener
 from ._options import UNSET, Unset
 from ._settings import STKAI
-from ._standard import Parts
+from ._standard import CLI_CANNOT, Parts
 from .transports._auth import BearerAuth
 from .transports._base import Context, Layer
-from .transports._limiter import TicketQueue
 from .transports._retry import RetryPolicy
+from .transports._stk_cli import StkCLITransport
+from .transports._tickets import TicketQueue
 
 if TYPE_CHECKING:
     from ._config import Settings
@@ -52,17 +54,13 @@ class StackBuilder:
         random: Callable[[], float] | None = None,
     ) -> None:
         given: dict[str, Any] = {"clock": clock, "listener": listener, "random": random}
-        self._set(
-            tuple(layers), Context(**{name: value for name, value in given.items() if value is not None})
-        )
+        self.context = Context(**{name: value for name, value in given.items() if value is not None})
+        self.layers = _checked(layers)
+        self._parts: Parts | None = None
 
-    def _set(self, layers: tuple[Layer, ...], context: Context) -> None:
-        self.layers, self.context = layers, context
-        _check(layers)
-
-    def _with(self, layers: tuple[Layer, ...]) -> Self:
-        other = object.__new__(type(self))
-        other._set(layers, self.context)
+    def _with(self, *layers: Layer) -> Self:
+        other = copy(self)
+        other.layers = _checked(layers)
         return other
 
     @classmethod
@@ -72,24 +70,30 @@ class StackBuilder:
         *,
         clock: Clock | None = None,
         listener: Listener | None = None,
+        random: Callable[[], float] | None = None,
     ) -> Self:
-        """The standard stack as the settings say; by default those of `STKAI.config`."""
+        """The standard stack as the settings say; by default those of `STKAI.config`.
+
+        Where StackSpot CLI signs the requests, it is the wire, and there is no layer `auth`.
+        """
         parts = Parts.choose(settings or STKAI.config, clock=clock)
-        return cls(parts.layers, clock=clock, listener=listener)
+        stack = cls(parts.layers, clock=clock, listener=listener, random=random)
+        stack._parts = parts
+        return stack
 
     def layer(self, layer: Layer) -> Self:
         """Add a layer inside all others, next to the wire."""
-        return self._with((*self.layers, layer))
+        return self._with(*self.layers, layer)
 
     def outside(self, name: str, layer: Layer) -> Self:
         """Add a layer just outside the one named `name`."""
         place = self._find(name)
-        return self._with((*self.layers[:place], layer, *self.layers[place:]))
+        return self._with(*self.layers[:place], layer, *self.layers[place:])
 
     def inside(self, name: str, layer: Layer) -> Self:
         """Add a layer just inside the one named `name`."""
         place = self._find(name) + 1
-        return self._with((*self.layers[:place], layer, *self.layers[place:]))
+        return self._with(*self.layers[:place], layer, *self.layers[place:])
 
     def _find(self, name: str) -> int:
         names = [layer.name for layer in self.layers]
@@ -99,36 +103,57 @@ class StackBuilder:
         return names.index(name)
 
     def build(self, wire: httpx.BaseTransport | None = None) -> httpx.BaseTransport:
-        """The stack around a sync wire; by default one that honours proxies.
+        """The stack around a sync wire; by default one that honours proxies, and `STKAI_HTTP_*`.
 
         Raises:
-            ConfigurationError: the wire is async, or no transport at all.
+            ConfigurationError: the wire is async, or no transport at all, or StackSpot CLI was to sign.
         """
-        if wire is None:
-            from ._wire import default_wire
-
-            wire = default_wire()
-        _check_wire(wire, httpx.BaseTransport, "httpx.HTTPTransport()")
-        transport = wire
+        transport = self._make_wire() if wire is None else wire
+        _require(transport, httpx.BaseTransport, "the wire", "httpx.HTTPTransport(), or call build_async()")
+        self._check_signed(transport)
         for layer in reversed(self.layers):
             transport = layer.sync(transport, context=self.context)
+            _require(
+                transport, httpx.BaseTransport, f"what the layer {layer.name!r} makes", "a LayerTransport"
+            )
         return transport
 
     def build_async(self, wire: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncBaseTransport:
-        """The stack around an async wire; by default one that honours proxies.
+        """The stack around an async wire; by default one that honours proxies, and `STKAI_HTTP_*`.
 
         Raises:
-            ConfigurationError: the wire is sync, or no transport at all.
+            ConfigurationError: the wire is sync, or no transport at all, or StackSpot CLI was to sign.
         """
-        if wire is None:
-            from ._wire import default_async_wire
-
-            wire = default_async_wire()
-        _check_wire(wire, httpx.AsyncBaseTransport, "httpx.AsyncHTTPTransport()")
-        transport = wire
+        transport = self._make_async_wire() if wire is None else wire
+        _require(
+            transport, httpx.AsyncBaseTransport, "the wire", "httpx.AsyncHTTPTransport(), or call build()"
+        )
+        self._check_signed(transport)
         for layer in reversed(self.layers):
             transport = layer.asynchronous(transport, context=self.context)
+            _require(
+                transport,
+                httpx.AsyncBaseTransport,
+                f"what the layer {layer.name!r} makes",
+                "an AsyncLayerTransport",
+            )
         return transport
+
+    def _make_wire(self) -> httpx.BaseTransport:
+        from ._wire import default_wire
+
+        return default_wire() if self._parts is None else self._parts.make_wire()
+
+    def _make_async_wire(self) -> httpx.AsyncBaseTransport:
+        from ._wire import default_async_wire
+
+        return default_async_wire() if self._parts is None else self._parts.make_async_wire()
+
+    def _check_signed(self, wire: object) -> None:
+        by_cli = self._parts is not None and self._parts.by_cli
+        is_signed = isinstance(wire, StkCLITransport) or any(layer.name == "auth" for layer in self.layers)
+        if by_cli and not is_signed:
+            raise ConfigurationError(CLI_CANNOT)
 
     def __str__(self) -> str:
         return " > ".join([*(layer.name for layer in self.layers), "wire"])
@@ -137,7 +162,12 @@ class StackBuilder:
         return f"<StackBuilder {self}>"
 
 
-def _check(layers: tuple[Layer, ...]) -> None:
+def _checked(given: Iterable[Layer]) -> tuple[Layer, ...]:
+    try:
+        layers = tuple(given)
+    except TypeError as error:
+        msg = f"a stack is made of several layers, such as [stkai.transports.retry()], not of {given!r}"
+        raise ConfigurationError(msg) from error
     margin, names = math.inf, set[str]()
     for layer in layers:
         if not isinstance(layer, Layer):
@@ -157,11 +187,12 @@ def _check(layers: tuple[Layer, ...]) -> None:
                 f" {layer.policy.max_wait_time:g} s for its permit: raise refresh_margin, or lower max_wait_time"
             )
             raise ConfigurationError(msg)
+    return layers
 
 
-def _check_wire(wire: object, wanted: type, example: str) -> None:
-    if not isinstance(wire, wanted):
-        msg = f"the wire must be an httpx.{wanted.__name__} such as {example}, not {wire!r}"
+def _require(transport: object, kind: type, what: str, example: str) -> None:
+    if not isinstance(transport, kind):
+        msg = f"{what} must be an httpx.{kind.__name__}, such as {example}; not {transport!r}"
         raise ConfigurationError(msg)
 
 
@@ -178,8 +209,8 @@ def build_transport(
     """The standard stack as one transport, to put into an `httpx.Client` or into its `mounts`.
 
     Args:
-        auth: a provider, `BearerAuth`, None, or "auto": StackSpot CLI where it is installed, else the credentials of
-            the settings.
+        auth: a provider, `BearerAuth`, None, or "auto": StackSpot CLI where it is installed and no other wire is
+            given, else the credentials of the settings.
         rate_limit: "token_bucket" or "adaptive" with the numbers of the settings, a `RateLimitConfig`, a policy object
             to share, or None. Not given: as the settings say.
         retry: a policy, or None. Not given: as the settings say.
@@ -191,11 +222,12 @@ def build_transport(
     Raises:
         ConfigurationError: (a ValueError) the settings or the arguments cannot work; the message says what to do.
     """
+    own_wire = transport is not None
     parts = Parts.choose(
-        STKAI.config, auth=auth, rate_limit=rate_limit, retry=retry, wire=transport, clock=clock
+        STKAI.config, auth=auth, rate_limit=rate_limit, retry=retry, own_wire=own_wire, clock=clock
     )
     stack = StackBuilder(parts.layers, clock=clock, listener=listener, random=random)
-    return stack.build(transport or parts.make_wire())
+    return stack.build(parts.make_wire() if transport is None else transport)
 
 
 def build_async_transport(
@@ -208,12 +240,12 @@ def build_async_transport(
     clock: Clock | None = None,
     random: Callable[[], float] | None = None,
 ) -> httpx.AsyncBaseTransport:
-    """Like `build_transport`, for `httpx.AsyncClient`, on asyncio and trio."""
+    """Like `build_transport`, for `httpx.AsyncClient`, on asyncio and trio; StackSpot CLI does not count here."""
     parts = Parts.choose(
-        STKAI.config, auth=auth, rate_limit=rate_limit, retry=retry, wire=transport, clock=clock
+        STKAI.config, auth=auth, rate_limit=rate_limit, retry=retry, own_wire=True, clock=clock
     )
     stack = StackBuilder(parts.layers, clock=clock, listener=listener, random=random)
-    return stack.build_async(transport or parts.make_async_wire())
+    return stack.build_async(parts.make_async_wire() if transport is None else transport)
 
 
 def build_client(

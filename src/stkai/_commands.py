@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -26,9 +27,14 @@ def explain() -> None:
     console = Console()
     try:
         settings = STKAI.config
-        table = Table("variable", "value", "from", title="Settings", title_justify="left")
+        table = Table(title="Settings", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("variable", no_wrap=True)
+        table.add_column("value", overflow="fold")
+        table.add_column("from", overflow="fold")
         for row in STKAI.provenance():
-            table.add_row(row.variable, row.value, row.source, style=None if row.source == "default" else "bold")
+            table.add_row(
+                row.variable, row.value, row.source, style=None if row.source == "default" else "bold"
+            )
         choice = AuthChoice.automatic(settings, own_wire=False)
         parts = Parts.choose(settings, auth=None if choice.kind == "none" else "auto")
         stack = StackBuilder(parts.layers)
@@ -50,9 +56,14 @@ def demo(
     threads: Annotated[int, typer.Option(min=1, max=64, help="Threads of each process.")] = 8,
     quota: Annotated[int, typer.Option(min=1, help="Requests that the server allows per window.")] = 20,
     window: Annotated[float, typer.Option(min=0.1, help="Length of the window, in seconds.")] = 1.0,
-    plot: Annotated[Path | None, typer.Option(help="Draw requests per second over time into this file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw requests per second over time into this file.")
+    ] = None,
 ) -> None:
-    """Send real requests from several processes to an embedded server with a small quota, with and without a limiter."""
+    """Send real requests from several processes to an embedded server with a small quota.
+
+    Once without a limiter, once through a token bucket, once through the adaptive limiter.
+    """
     console = Console()
     batch = Batch(requests=requests, processes=processes, threads=threads, quota=quota, window=window)
     console.print(
@@ -75,7 +86,9 @@ def demo(
     if lost:
         console.print(f"\n[bold red]{lost} requests were lost: nobody knows what became of them.[/]")
         raise typer.Exit(1)
-    console.print("\nEvery request is accounted for: it succeeded, or its failure was reported.", highlight=False)
+    console.print(
+        "\nEvery request is accounted for: it succeeded, or its failure was reported.", highlight=False
+    )
 
 
 def _show(console: Console, batch: Batch, strategy: str) -> Run:

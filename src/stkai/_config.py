@@ -154,6 +154,7 @@ class AuthConfig(_Section):
         Field(description="origins (https://host or https://host:port, without a path), separated by commas"),
     ] = None
     refresh_margin: _Seconds = 60.0
+    allow_http: _Flag = False
 
     @model_validator(mode="after")
     def _both_or_neither(self) -> Self:

@@ -3,11 +3,11 @@
 import multiprocessing
 import queue
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import httpx
 
@@ -80,7 +80,6 @@ class Batch:
         start = min((record.time for record in records), default=0.0)
         duration = max(self.window, max(accepted, default=start) - start)
         seconds = sorted(outcome.seconds for outcome in known if outcome.succeeded)
-        shares = [sum(o.succeeded for o in known if o.process == number) for number in range(self.processes)]
         summary = Summary(
             name=strategy,
             sent=len(records),
@@ -90,9 +89,11 @@ class Batch:
             goodput=len(accepted) / (self.quota * duration / self.window),
             p50=_quantile(seconds, 50),
             p95=_quantile(seconds, 95),
-            jain=_jain(shares),
+            jain=None,
         )
-        return Run(summary, [instant - start for instant in accepted], self.requests * self.processes - len(known))
+        return Run(
+            summary, [instant - start for instant in accepted], self.requests * self.processes - len(known)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +109,10 @@ class _Target:
 def _collect(
     expected: int,
     outcomes: "Queue[Outcome]",
-    workers: list[BaseProcess],
+    workers: Sequence[BaseProcess],
     advance: Callable[[Outcome], None],
     clock: SystemClock,
-) -> Any:
+) -> Iterator[Outcome]:
     """Every outcome as it comes, until all are known or nothing more can come."""
     news = clock.monotonic()
     while expected:
@@ -158,9 +159,3 @@ def _quantile(seconds: list[float], percent: int) -> float:
     if len(seconds) < 2:
         return seconds[0] if seconds else 0.0
     return statistics.quantiles(seconds, n=100, method="inclusive")[percent - 1]
-
-
-def _jain(shares: list[int]) -> float | None:
-    """Jain's fairness index: 1.0 where all got the same."""
-    squares = sum(share * share for share in shares)
-    return sum(shares) ** 2 / (len(shares) * squares) if squares else None

@@ -3,7 +3,7 @@
     StkaiError
       + ConfigurationError             ValueError: settings, stacks and options that cannot work
       + InvalidArgumentError           ValueError, AssertionError: a bad argument of one call
-      + AuthenticationError            httpx.TransportError: no token could be had
+      + AuthenticationError            httpx.TransportError: no token could be had, or none may be sent
       + DeadlineExceededError          httpx.TimeoutException: the call's total time ran out
       + MaxRetriesExceededError        `Retrying` gave up
       + RetryableError                 httpx.TransportError: another attempt may help
@@ -11,10 +11,11 @@
           |   + TokenAcquisitionTimeoutError   the wait for a permit would have been too long
           + ServerSideRateLimitError       429 Too Many Requests
 
-All of them survive pickling; the message never holds a token or a secret.
+All of them survive pickling and copying; the message never holds a token or a secret.
 """
 
-from typing import Any, Self
+import pickle
+from typing import Any, Self, TypeVar
 
 import httpx
 
@@ -23,14 +24,44 @@ class StkaiError(Exception):
     """Base of everything that stkai raises on its own account."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self.args, self.__dict__)
+        state = {name: _portable(value) for name, value in self.__dict__.items()}
+        return _restore, (type(self), self.args, state)
+
+    def __copy__(self) -> Self:
+        return _restore(type(self), self.args, self.__dict__)
 
 
-def _restore(cls: type[StkaiError], args: tuple[Any, ...], state: dict[str, Any]) -> StkaiError:
+_E = TypeVar("_E", bound=StkaiError)
+
+
+def _restore(cls: type[_E], args: tuple[Any, ...], state: dict[str, Any]) -> _E:
     error = cls.__new__(cls, *args)
     error.args = args
     error.__dict__.update(state)
     return error
+
+
+def _portable(value: object) -> object:
+    """What goes into a pickle: the value, or what can be said of it in words.
+
+    Many exceptions pickle but cannot be read back (`httpx.HTTPStatusError` is one): in a process pool that is a crash.
+    """
+    try:
+        pickle.loads(pickle.dumps(value))  # noqa: S301 - made a moment ago, by ourselves
+    except Exception:  # noqa: BLE001 - other people's classes; whatever they raise
+        return StkaiError(f"{type(value).__name__}: {value}") if isinstance(value, BaseException) else None
+    return value
+
+
+def hide_frames(error: BaseException) -> None:
+    """Drop the frames of the errors that caused this one.
+
+    They are those of the wire; their variables hold headers and bodies, which some formatters of tracebacks print.
+    """
+    below = error.__cause__
+    while below is not None and below.__traceback__ is not None:
+        below.__traceback__ = None
+        below = below.__cause__
 
 
 class ConfigurationError(StkaiError, ValueError):
@@ -47,14 +78,9 @@ class TransportError(StkaiError, httpx.TransportError):
     def __init__(self, message: str, *, request: httpx.Request | None = None) -> None:
         super().__init__(message, request=request)
 
-    def attach(self, request: httpx.Request) -> Self:
-        """Name the request that failed, unless one is named already."""
-        self._request = self._request or request
-        return self
-
 
 class AuthenticationError(TransportError):
-    """No access token could be had.
+    """No access token could be had, or it may not be sent, since the way is not encrypted.
 
     Attributes:
         message: what failed.

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
     """Something that happened in a stack. Carries no query string, no header and no token."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

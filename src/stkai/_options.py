@@ -1,5 +1,6 @@
 """What a caller sets for one request, and what it learns of it afterwards."""
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal
@@ -42,8 +43,16 @@ class RequestOptions:
     def __post_init__(self) -> None:
         for name in ("deadline", "max_wait_time"):
             value = getattr(self, name)
-            if value is not UNSET and value is not None and not value > 0:
+            if value is UNSET or value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 msg = f"{name} must be a positive number of seconds, or None for no limit, not {value!r}"
+                raise InvalidArgumentError(msg)
+        if self.retry is not UNSET and self.retry is not None:
+            from .transports._retry import RetryPolicy
+
+            if not isinstance(self.retry, RetryPolicy):
+                msg = f"retry must be a stkai.RetryPolicy, or None to send once, not {self.retry!r}"
                 raise InvalidArgumentError(msg)
 
 

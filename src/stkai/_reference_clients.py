@@ -12,13 +12,12 @@ import httpx
 
 from ._auth import AuthProvider
 from ._builder import StackBuilder
-from ._client import Headers, HttpClient, check_url
+from ._client import Headers, HttpClient
 from ._errors import ConfigurationError, InvalidArgumentError, ServerSideRateLimitError
-from ._events import logger
+from ._exchange import check_url
 from ._options import RequestOptions
 from ._settings import STKAI
 from ._standard import Parts
-from ._wire import default_wire
 from .transports._adaptive import AdaptiveTransport, AimdLimiter
 from .transports._auth import AuthTransport
 from .transports._base import OPTIONS, LayerTransport
@@ -39,6 +38,8 @@ class StandaloneHttpClient(HttpClient):
     """
 
     def __init__(self, auth_provider: AuthProvider) -> None:
+        from ._wire import default_wire
+
         with _ArgumentErrors():
             super().__init__(AuthTransport(default_wire(STKAI.config.http), auth_provider))
 
@@ -74,10 +75,7 @@ class EnvironmentAwareHttpClient(HttpClient):
         return self._transport
 
     def _decide(self) -> httpx.BaseTransport:
-        settings = STKAI.config
-        parts = Parts.choose(settings, retry=None)
-        if parts.by_cli and settings.auth.has_credentials():
-            logger.warning("StackSpot CLI signs the requests; the configured client credentials are ignored")
+        parts = Parts.choose(STKAI.config, retry=None)
         return StackBuilder(parts.layers).build(parts.make_wire())
 
 
@@ -88,7 +86,9 @@ class _RateLimitedHttpClient(HttpClient):
         self, delegate: HttpClient, layer: Callable[..., LayerTransport], policy: Callable[[], object]
     ) -> None:
         with _ArgumentErrors():
-            if isinstance(delegate, type) or not all(callable(getattr(delegate, verb, None)) for verb in ("get", "post")):
+            if isinstance(delegate, type) or not all(
+                callable(getattr(delegate, verb, None)) for verb in ("get", "post")
+            ):
                 msg = f"delegate must be an HttpClient, not {delegate!r}"
                 raise ConfigurationError(msg)
             self._delegate = delegate
@@ -96,7 +96,7 @@ class _RateLimitedHttpClient(HttpClient):
 
     def post_stream(
         self, url: str, data: Any = None, headers: Headers = None, timeout: float = 30, **options: Any
-    ) -> httpx.Response:
+    ) -> Any:
         """Wait for a permit, then stream the answer of the other client."""
         send = partial(self._delegate.post_stream, url, data=data, headers=headers, timeout=timeout)
         return self._limited(url, send, RequestOptions(**options))
@@ -109,7 +109,9 @@ class _RateLimitedHttpClient(HttpClient):
         send = partial(self._delegate.post, url, data=data, headers=headers, timeout=timeout)
         return self._limited(url, send, options)
 
-    def _limited(self, url: str, send: Callable[[], httpx.Response], options: RequestOptions) -> httpx.Response:
+    def _limited(
+        self, url: str, send: Callable[[], httpx.Response], options: RequestOptions
+    ) -> httpx.Response:
         request = httpx.Request("POST", check_url(url), extensions={_SEND: send, OPTIONS: options})
         return self.transport.handle_request(request)
 
@@ -173,7 +175,9 @@ class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
         )
         super().__init__(delegate, AdaptiveTransport, policy)
 
-    def _limited(self, url: str, send: Callable[[], httpx.Response], options: RequestOptions) -> httpx.Response:
+    def _limited(
+        self, url: str, send: Callable[[], httpx.Response], options: RequestOptions
+    ) -> httpx.Response:
         response = super()._limited(url, send, options)
         if response.status_code != httpx.codes.TOO_MANY_REQUESTS:
             return response
@@ -181,7 +185,7 @@ class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
             response.read()
         finally:
             response.close()
-        raise ServerSideRateLimitError(response)
+        raise ServerSideRateLimitError(response, request=httpx.Request("POST", url))
 
 
 class _DelegateWire(httpx.BaseTransport):

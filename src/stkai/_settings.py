@@ -79,7 +79,7 @@ class GlobalSettings:
         Clients that exist already keep the settings they were built with.
 
         Args:
-            auth: client_id, client_secret, token_url, origins, refresh_margin.
+            auth: client_id, client_secret, token_url, origins, refresh_margin, allow_http.
             rate_limit: the fields of `RateLimitConfig`.
             retry: enabled and the fields of `RetryPolicy`.
             http: timeout, verify, proxy, http2 and the limits of the connection pool.

@@ -8,6 +8,7 @@ import httpx
 from ._auth import AuthProvider, create_standalone_auth
 from ._clock import Clock
 from ._errors import ConfigurationError
+from ._events import logger
 from ._options import UNSET, Unset
 from .transports._adaptive import AimdLimiter, adaptive
 from .transports._auth import BearerAuth
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 
 Limiter = TokenBucket | AimdLimiter
 
+CLI_CANNOT = (
+    "StackSpot CLI signs only what it sends itself, synchronously: an async client, and a wire of your own, need"
+    " credentials. Set STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET and use build_transport() or"
+    " build_async_transport(), or pass auth=provider (auth=None for an API that needs no token)"
+)
+
 NO_AUTHENTICATION = """no authentication is configured. One of these helps:
   - set STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET in the environment
   - call STKAI.configure(auth={"client_id": ..., "client_secret": ...})
@@ -42,10 +49,10 @@ class AuthChoice:
 
     @classmethod
     def automatic(cls, settings: "Settings", *, own_wire: bool) -> Self:
-        """StackSpot CLI first, unless the caller brings a wire; then the credentials of the settings."""
+        """StackSpot CLI first, unless the wire is to be another one; then the credentials of the settings."""
         credentials = settings.auth.has_credentials()
         if not own_wire and cli_is_available():
-            ignored = "; the credentials in the settings are ignored" if credentials else ""
+            ignored = "; the configured client credentials are ignored" if credentials else ""
             return cls("cli", f"StackSpot CLI is installed and signs requests itself{ignored}")
         if credentials:
             return cls("credentials", "client id and secret are configured")
@@ -68,17 +75,20 @@ class Parts:
         auth: "Auth" = "auto",
         rate_limit: "RateLimit | Unset" = UNSET,
         retry: RetryPolicy | Unset | None = UNSET,
-        wire: object = None,
+        own_wire: bool = False,
         clock: Clock | None = None,
     ) -> Self:
         """Settle what is not given by the settings.
+
+        Args:
+            own_wire: the stack will stand on a wire that is not StackSpot CLI.
 
         Raises:
             ConfigurationError: an argument is none of what it may be, or there is nothing to authenticate with.
         """
         policy = _retry_policy(retry, settings)
         limiter = _limiter(rate_limit, settings)
-        bearer, by_cli = _bearer(auth, settings, limiter, clock, own_wire=wire is not None)
+        bearer, by_cli = _bearer(auth, settings, limiter, clock, own_wire=own_wire)
         layers = [
             None if policy is None else retry_layer(policy),
             None if bearer is None else auth_layer(bearer),
@@ -88,21 +98,21 @@ class Parts:
         return cls([layer for layer in layers if layer is not None], settings, by_cli)
 
     def make_wire(self) -> httpx.BaseTransport:
-        if self.by_cli:
-            return StkCLITransport()
+        """A sync wire: StackSpot CLI, if that signs, or the default one."""
         from ._wire import default_wire
 
-        return default_wire(self.settings.http)
+        return StkCLITransport() if self.by_cli else default_wire(self.settings.http)
 
     def make_async_wire(self) -> httpx.AsyncBaseTransport:
-        if self.by_cli:
-            msg = (
-                "StackSpot CLI only sends synchronously: for an async client pass auth=create_standalone_auth()"
-                " or another provider, or use build_client()"
-            )
-            raise ConfigurationError(msg)
+        """An async wire.
+
+        Raises:
+            ConfigurationError: StackSpot CLI was to sign.
+        """
         from ._wire import default_async_wire
 
+        if self.by_cli:
+            raise ConfigurationError(CLI_CANNOT)
         return default_async_wire(self.settings.http)
 
 
@@ -121,7 +131,9 @@ def _limiter(given: "RateLimit | Unset", settings: "Settings") -> Limiter | None
         return given
     if given is UNSET:
         return limiter_from(settings.rate_limit) if settings.rate_limit.enabled else None
-    if not isinstance(given, str) and hasattr(given, "strategy"):
+    from ._config import RateLimitConfig
+
+    if isinstance(given, RateLimitConfig):
         return limiter_from(given)
     if given in ("token_bucket", "adaptive"):
         return limiter_from(settings.rate_limit.model_copy(update={"strategy": given}))
@@ -146,14 +158,20 @@ def _bearer(
     if given is None:
         return None, False
     if given != "auto":
-        return given if isinstance(given, BearerAuth) else BearerAuth(given, settings.auth.origins), False
+        return given if isinstance(given, BearerAuth) else _scoped(given, settings), False
     choice = AuthChoice.automatic(settings, own_wire=own_wire)
     if choice.kind == "none":
-        raise ConfigurationError(NO_AUTHENTICATION)
+        raise ConfigurationError(CLI_CANNOT if own_wire and cli_is_available() else NO_AUTHENTICATION)
     if choice.kind == "cli":
+        if settings.auth.has_credentials():
+            logger.warning("%s", choice.why)
         return None, True
-    provider = create_standalone_auth(settings.auth, clock=clock)
+    provider = create_standalone_auth(settings.auth, http=settings.http, clock=clock)
     if limiter is not None and limiter.max_wait_time is not None:
         # A token must outlive the wait for a permit that follows it.
         provider.refresh_margin = max(provider.refresh_margin, limiter.max_wait_time)
-    return BearerAuth(provider, settings.auth.origins), False
+    return _scoped(provider, settings), False
+
+
+def _scoped(provider: AuthProvider, settings: "Settings") -> BearerAuth:
+    return BearerAuth(provider, settings.auth.origins, allow_http=settings.auth.allow_http)

@@ -1,42 +1,50 @@
 """The default wire: httpx's own transports, with the proxies of the environment that `transport=` loses in httpx."""
 
 import ssl
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.request import getproxies, proxy_bypass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
+
+from ._errors import ConfigurationError
+from ._proxies import ProxyMap
+from ._settings import STKAI
 
 if TYPE_CHECKING:
     from ._config import HttpConfig
 
+T = TypeVar("T")
+
 
 def default_wire(config: "HttpConfig | None" = None) -> httpx.BaseTransport:
-    """A sync wire as `config` says: verification, limits, HTTP/2, and proxies, also those of the environment."""
-    options, proxies, routes = _plan(config)
+    """A sync wire with verification, limits, HTTP/2 and proxies as `config` says; by default, `STKAI.config.http`.
+
+    Raises:
+        ConfigurationError: the proxy or the certificates cannot be used, or a package is missing.
+    """
+    config = config or STKAI.config.http
+    options, proxies = _options(config), _proxies(config)
     direct = httpx.HTTPTransport(**options)
-    proxied = {scheme: httpx.HTTPTransport(proxy=url, **options) for scheme, url in proxies.items()}
-    return ProxyRouter(direct, proxied, routes) if proxied else direct
+    proxied = _through(proxies, httpx.HTTPTransport, options)
+    return ProxyRouter(direct, proxied, proxies) if proxied else direct
 
 
 def default_async_wire(config: "HttpConfig | None" = None) -> httpx.AsyncBaseTransport:
     """The same for the async world."""
-    options, proxies, routes = _plan(config)
+    config = config or STKAI.config.http
+    options, proxies = _options(config), _proxies(config)
     direct = httpx.AsyncHTTPTransport(**options)
-    proxied = {scheme: httpx.AsyncHTTPTransport(proxy=url, **options) for scheme, url in proxies.items()}
-    return AsyncProxyRouter(direct, proxied, routes) if proxied else direct
+    proxied = _through(proxies, httpx.AsyncHTTPTransport, options)
+    return AsyncProxyRouter(direct, proxied, proxies) if proxied else direct
 
 
-def _plan(config: "HttpConfig | None") -> tuple[dict[str, Any], dict[str, str], "_Routes"]:
-    proxies = _proxies(config)
-    return _options(config), proxies, _Routes(proxies.keys(), bypass=config is None or config.proxy is None)
-
-
-def _options(config: "HttpConfig | None") -> dict[str, Any]:
+def _options(config: "HttpConfig") -> dict[str, Any]:
     """The keywords of httpx's transports, for direct and proxied ones alike."""
-    if config is None:
-        return {}
+    if config.http2 and find_spec("h2") is None:
+        msg = 'HTTP/2 (STKAI_HTTP_HTTP2) needs a package that is not installed: pip install "stkai[http2]"'
+        raise ConfigurationError(msg)
     limits = httpx.Limits(
         max_connections=config.max_connections,
         max_keepalive_connections=config.max_keepalive_connections,
@@ -50,53 +58,43 @@ def _options(config: "HttpConfig | None") -> dict[str, Any]:
 def _verify(verify: bool | str) -> bool | ssl.SSLContext:
     if isinstance(verify, bool):
         return verify
-    path = Path(verify)
-    return (
-        ssl.create_default_context(capath=path) if path.is_dir() else ssl.create_default_context(cafile=path)
-    )
+    is_dir = Path(verify).is_dir()
+    try:
+        return ssl.create_default_context(
+            capath=verify if is_dir else None, cafile=None if is_dir else verify
+        )
+    except OSError as error:
+        msg = f"verify (STKAI_HTTP_VERIFY) must name a file of certificates in PEM form; {verify!r}: {error}"
+        raise ConfigurationError(msg) from error
 
 
-def _proxies(config: "HttpConfig | None") -> dict[str, str]:
-    """Proxy URLs by scheme; "all" is for every scheme that has none of its own."""
-    if config is not None and config.proxy is not None:
-        return {"all": config.proxy}
-    if config is not None and not config.trust_env:
-        return {}
-    found = {
-        scheme: url for scheme, url in getproxies().items() if scheme in {"http", "https", "all"} and url
-    }
-    return {scheme: url if "://" in url else f"http://{url}" for scheme, url in found.items()}
+def _proxies(config: "HttpConfig") -> ProxyMap:
+    if config.proxy is not None:
+        return ProxyMap({"all": config.proxy})
+    return ProxyMap.from_environment() if config.trust_env else ProxyMap({})
 
 
-class _Routes:
-    """Which way a URL goes: through the proxy of its scheme, or straight where `NO_PROXY` names its host."""
-
-    def __init__(self, schemes: Collection[str], *, bypass: bool) -> None:
-        self._schemes = schemes
-        self._bypass = bypass
-        self._known: dict[tuple[str, str], str | None] = {}
-
-    def scheme_for(self, url: httpx.URL) -> str | None:
-        """The key of the proxy to use; None for none."""
-        place = (url.scheme, url.netloc.decode("ascii"))
-        if place not in self._known:
-            scheme = url.scheme if url.scheme in self._schemes else "all"
-            direct = scheme not in self._schemes or (self._bypass and proxy_bypass(place[1]))
-            self._known[place] = None if direct else scheme
-        return self._known[place]
+def _through(proxies: ProxyMap, kind: Callable[..., T], options: dict[str, Any]) -> dict[str, T]:
+    """A transport for each proxy, by its URL."""
+    try:
+        return {url: kind(proxy=url, **options) for url in proxies.urls}
+    except (httpx.InvalidURL, ValueError, ImportError) as error:
+        # The proxy's URL is not named whole: it may hold a password.
+        msg = f"a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) cannot be used: {error}"
+        raise ConfigurationError(msg) from error
 
 
 class ProxyRouter(httpx.BaseTransport):
-    """Sends each request straight, or through the proxy of its scheme."""
+    """Sends each request straight, or through its proxy."""
 
     def __init__(
-        self, direct: httpx.BaseTransport, proxied: Mapping[str, httpx.BaseTransport], routes: _Routes
+        self, direct: httpx.BaseTransport, proxied: Mapping[str, httpx.BaseTransport], proxies: ProxyMap
     ) -> None:
-        self._direct, self._proxied, self._routes = direct, proxied, routes
+        self._direct, self._proxied, self._proxies = direct, proxied, proxies
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        scheme = self._routes.scheme_for(request.url)
-        wire = self._direct if scheme is None else self._proxied[scheme]
+        proxy = self._proxies.proxy_for(request.url)
+        wire = self._direct if proxy is None else self._proxied[proxy]
         return wire.handle_request(request)
 
     def close(self) -> None:
@@ -105,19 +103,19 @@ class ProxyRouter(httpx.BaseTransport):
 
 
 class AsyncProxyRouter(httpx.AsyncBaseTransport):
-    """Sends each request straight, or through the proxy of its scheme."""
+    """Sends each request straight, or through its proxy."""
 
     def __init__(
         self,
         direct: httpx.AsyncBaseTransport,
         proxied: Mapping[str, httpx.AsyncBaseTransport],
-        routes: _Routes,
+        proxies: ProxyMap,
     ) -> None:
-        self._direct, self._proxied, self._routes = direct, proxied, routes
+        self._direct, self._proxied, self._proxies = direct, proxied, proxies
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        scheme = self._routes.scheme_for(request.url)
-        wire = self._direct if scheme is None else self._proxied[scheme]
+        proxy = self._proxies.proxy_for(request.url)
+        wire = self._direct if proxy is None else self._proxied[proxy]
         return await wire.handle_async_request(request)
 
     async def aclose(self) -> None:

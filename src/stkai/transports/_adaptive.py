@@ -18,8 +18,9 @@ import httpx
 from .._errors import ConfigurationError
 from .._events import RateChanged
 from ._base import Call, Layer
-from ._limiter import AsyncLimiterTransport, LimiterTransport, TicketQueue
+from ._limiter import AsyncLimiterTransport, LimiterTransport
 from ._retry_after import retry_after
+from ._tickets import TicketQueue
 
 _START = 0.1
 """The share of the ceiling with which the tuned law starts."""
@@ -31,6 +32,8 @@ _DOUBLING = 5.0
 _BURST_SECONDS = 6.0
 _SPREAD = 0.1
 """Each gap varies by that much, up and down: without it one sender can lock the others out of a bucket server."""
+
+_TOO_MANY_REQUESTS = 429
 
 
 class Law(Protocol):
@@ -138,6 +141,7 @@ class AimdLimiter(TicketQueue):
             self.law = PlainLaw(self.ceiling, time_window, penalty, recovery)
             self._set_rate(self.ceiling)
         self._reported = self._rate
+        self._spread = _SPREAD
         self._quiet = 0.0
         self._held = 1.0
         self._successes: deque[float] = deque()
@@ -148,9 +152,9 @@ class AimdLimiter(TicketQueue):
     def succeeded(self, now: float, sent: float) -> RateChange | None:
         """The server accepted a request that was sent at `sent`."""
         with self._lock:
-            self._advance(now)
             self._successes.append(now)
-            self._forget_old(now)
+            if self._successes[0] <= now - self.time_window:
+                self._forget_old(now)
             if sent >= self._cut_at:
                 self._answered = True
                 self._row = 0
@@ -186,7 +190,6 @@ class AimdLimiter(TicketQueue):
         goodput = len(self._successes) / self.time_window
         self._set_rate(max(self.floor, self.law.cut(self._rate, goodput, self._held)))
         self._cold = False
-        self._burst = max(1.0, _BURST_SECONDS * self._rate)
         self._cut_at = now
         self._answered = False
         self._quiet = 0.0
@@ -205,22 +208,26 @@ class AimdLimiter(TicketQueue):
             self._successes.popleft()
 
     def _release(self, seconds: float, unpaused: float) -> float:
-        held = bool(self._queue)
-        weight = 1 - math.exp(-seconds / self.time_window)
-        self._held += weight * (held - self._held)
-        before = self._rate
-        if held and unpaused > 0:
-            self._grow(unpaused)
-        return (before + self._rate) / 2 * unpaused
+        fading = math.exp(-seconds / self.time_window)
+        if not self._queue:
+            self._held *= fading
+            return self._rate * unpaused
+        self._held = 1 - (1 - self._held) * fading
+        return self._doubled(unpaused) if self._cold else self._grown(unpaused)
 
-    def _grow(self, seconds: float) -> None:
-        if self._cold:
-            self._rate = min(self.ceiling, self._rate * 2 ** min(seconds / _DOUBLING, 32.0))
-        else:
-            self._set_rate(
-                min(self.ceiling, max(self._rate, self.law.grown(self._rate, self._quiet, seconds)))
-            )
-            self._quiet += seconds
+    def _doubled(self, seconds: float) -> float:
+        """Let the rate double every 5 s, up to the ceiling; returns the permits released meanwhile."""
+        growing = min(seconds, _DOUBLING * math.log2(self.ceiling / self._rate))
+        before = self._rate
+        self._rate = min(self.ceiling, before * 2 ** (growing / _DOUBLING))
+        return (self._rate - before) * _DOUBLING / math.log(2) + self.ceiling * (seconds - growing)
+
+    def _grown(self, seconds: float) -> float:
+        """Let the rate grow by the law; returns the permits released meanwhile."""
+        before = self._rate
+        self._set_rate(min(self.ceiling, max(before, self.law.grown(before, self._quiet, seconds))))
+        self._quiet += seconds
+        return (before + self._rate) / 2 * seconds
 
     def _time_for(self, permits: float) -> float:
         if not self._cold or self._rate >= self.ceiling:
@@ -233,16 +240,12 @@ class AimdLimiter(TicketQueue):
             return doubling * math.log1p(permits / (doubling * self._rate))
         return to_ceiling + (permits - while_growing) / self.ceiling
 
-    def _cost(self, chance: float) -> float:
-        return 1.0 + _SPREAD * (2 * chance - 1)
-
     def __repr__(self) -> str:
         return f"AimdLimiter({self.max_requests:g}, {self.time_window:g}, rate={self._rate:.3g})"
 
 
 def _require_share(name: str, value: float) -> float:
-    top = 1.0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= top:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         msg = f"{name} must be a number in (0, 1], not {value!r}"
         raise ConfigurationError(msg)
     return value
@@ -254,7 +257,7 @@ def _learn(
     """Tell the policy what the server said, and the caller's retry who keeps the wait."""
     policy, context = layer.policy, layer.context
     now = context.clock.monotonic()
-    call.paced = response.status_code == httpx.codes.TOO_MANY_REQUESTS
+    call.paced = response.status_code == _TOO_MANY_REQUESTS
     if call.paced:
         asked = retry_after(response.headers, context.clock.utcnow())
         change = policy.refused(now, sent, asked, context.random())
@@ -277,8 +280,7 @@ class AdaptiveTransport(LimiterTransport):
     def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
         if request.method not in self.policy.methods:
             return self.forward(request, call)
-        call.ticket = self.admit(call)
-        sent = self.context.clock.monotonic()
+        sent = self.admit(call)
         response = self.forward(request, call)
         _learn(self, response, call, sent)
         return response
@@ -297,8 +299,7 @@ class AsyncAdaptiveTransport(AsyncLimiterTransport):
     async def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
         if request.method not in self.policy.methods:
             return await self.forward(request, call)
-        call.ticket = await self.admit(call)
-        sent = self.context.clock.monotonic()
+        sent = await self.admit(call)
         response = await self.forward(request, call)
         _learn(self, response, call, sent)
         return response

@@ -2,10 +2,11 @@
 
 The policy is `BearerAuth`: a provider of tokens and the origins that they are for. An httpx client follows redirects
 above all layers, so that every hop passes through here: the token stays at home even where a server redirects
-elsewhere. The request is signed on a copy: the token appears neither in `response.request` nor in an error's.
+elsewhere. The request is signed on a copy: the token appears neither in `response.request` nor in an error's, and what
+holds it here prints as something else.
 """
 
-import threading
+import itertools
 from collections.abc import Iterable
 from functools import partial
 from typing import Final
@@ -13,89 +14,137 @@ from typing import Final
 import httpx
 
 from .._auth import AuthProvider
-from .._errors import AuthenticationError, ConfigurationError
+from .._errors import AuthenticationError, ConfigurationError, hide_frames
 from .._events import TokenRenewed
+from .._origin import is_private, origin_of, parse_origin, show_origin
+from .._renewal import TaskRenewals, get_token
+from .._token_endpoint import is_sendable
 from ._base import AsyncLayerTransport, Call, Context, Layer, LayerTransport, can_resend, copy_request
 
 _MARK: Final = "stkai.origin"
 """The extension that tells the next hop of a redirected call where it began."""
 
-_PORTS = {b"http": 80, b"https": 443}
+_EXPOSED: Final = (
+    "the token would travel unencrypted to {}: use https://, or allow it with BearerAuth(provider, allow_http=True)"
+    " or STKAI_AUTH_ALLOW_HTTP=true"
+)
 
-Origin = tuple[bytes, bytes, int | None]
-"""Scheme, host and port (RFC 6454, section 4)."""
+_NONE: Final = "none was valid"
+_REFUSED: Final = "the server refused the old one"
 
 
-def origin_of(url: httpx.URL) -> Origin:
-    """The origin of a URL; the host is in its IDNA form, so look-alikes differ."""
-    scheme = url.raw_scheme
-    return scheme, url.raw_host.lower(), url.port or _PORTS.get(scheme)
+class Token:
+    """An access token, which prints as none: formatters of tracebacks show variables."""
+
+    __slots__ = ("_claims", "header", "value")
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+        self.header = f"Bearer {value}" if is_sendable(value) else None
+        self._claims = itertools.count()
+
+    def is_news(self) -> bool:
+        """True for the first who asks."""
+        return next(self._claims) == 0
+
+    def __repr__(self) -> str:
+        return "<access token>"
 
 
 class BearerAuth:
     """A provider of tokens, and the origins that may see them.
 
+    Requests to other origins pass unsigned, with any `Authorization` header of their own. Requests to these have
+    theirs replaced. A token goes over http:// only to this machine (localhost, 127.0.0.0/8, ::1), unless `allow_http`.
+
     Args:
         provider: where tokens come from.
         origins: such as `"https://api.example.com"`; one or several. None: each call's token goes to the origin of
-            its first hop and nowhere else.
+            its first hop and nowhere else. (A transport of your own around the stack must then keep the request's
+            `extensions`, in which the first hop is marked.)
+        allow_http: lets tokens travel unencrypted to other machines.
 
     Raises:
-        ConfigurationError: the provider has no `get_access_token`, or an origin is not `scheme://host[:port]`.
+        ConfigurationError: the provider is no AuthProvider, or an origin is not `scheme://host[:port]`, or is not
+            encrypted.
     """
 
-    def __init__(self, provider: AuthProvider, origins: Iterable[str] | str | None = None) -> None:
-        if isinstance(provider, type) or not callable(getattr(provider, "get_access_token", None)):
-            msg = f"auth must be an AuthProvider (it has get_access_token()), not {provider!r}"
+    def __init__(
+        self, provider: AuthProvider, origins: Iterable[str] | str | None = None, *, allow_http: bool = False
+    ) -> None:
+        if not isinstance(provider, AuthProvider):
+            # Not its repr: somebody may have passed the token itself.
+            kind = provider.__name__ if isinstance(provider, type) else f"a {type(provider).__name__}"
+            msg = f"auth must be an object of a subclass of stkai.AuthProvider, not {kind}"
             raise ConfigurationError(msg)
         self.provider = provider
+        self.allow_http = allow_http
         names = (origins,) if isinstance(origins, str) else origins
-        self.origins = None if names is None else frozenset(_parse_origin(name) for name in names)
-        self._lock = threading.Lock()
-        self._latest: str | None = None
+        urls = None if names is None else [parse_origin(name) for name in names]
+        self.origins = None if urls is None else frozenset(origin_of(url) for url in urls)
+        exposed = [show_origin(url) for url in urls or () if not self._is_safe(url)]
+        if exposed:
+            raise ConfigurationError(_EXPOSED.format(", ".join(exposed)))
+        self.renewals = TaskRenewals()
+        self._tokens: dict[str, Token] = {}
 
     def may_sign(self, url: httpx.URL, call: Call) -> bool:
-        """Whether the token may go to `url`; without origins, marks the call with that of its first hop."""
+        """Whether the token may go to `url`; without origins, marks the call with that of its first hop.
+
+        Raises:
+            AuthenticationError: it should, but the way is not encrypted.
+        """
         origin = origin_of(url)
         if self.origins is not None:
             return origin in self.origins
-        return bool(call.extensions.setdefault(_MARK, origin) == origin)
+        if call.extensions.setdefault(_MARK, origin) != origin:
+            return False
+        if not self._is_safe(url):
+            raise AuthenticationError(_EXPOSED.format(show_origin(url)))
+        return True
 
-    def sign(self, request: httpx.Request, token: str) -> httpx.Request:
-        """A copy of the request with the token in place of any `Authorization` that it had."""
-        kept = [(name, value) for name, value in request.headers.raw if name.lower() != b"authorization"]
-        kept.append((b"Authorization", b"Bearer " + token.encode("ascii")))
-        return copy_request(request, headers=httpx.Headers(kept))
+    def _is_safe(self, url: httpx.URL) -> bool:
+        return self.allow_http or is_private(origin_of(url))
 
-    def is_news(self, token: str) -> bool:
-        """Whether the token is another than the last; the first of those who ask is told so."""
-        with self._lock:
-            news, self._latest = token != self._latest, token
-            return news
+    def token(self, value: str) -> Token:
+        """The token in the form in which it is sent; the same object for the same token."""
+        value = value if isinstance(value, str) else ""  # Anybody can write a provider.
+        token = self._tokens.get(value)
+        if token is None:
+            token = self._tokens.setdefault(value, Token(value))
+            for old in list(self._tokens)[:-2]:
+                self._tokens.pop(old, None)
+        return token
+
+    def sign(self, request: httpx.Request, token: Token) -> httpx.Request:
+        """A copy of the request with the token in place of any `Authorization` that it had.
+
+        Raises:
+            AuthenticationError: the provider returned what cannot stand in a header.
+        """
+        if token.header is None:
+            msg = (
+                f"{type(self.provider).__name__} returned a token that cannot be sent: it must be visible ASCII without"
+                ' spaces or line breaks, and without "Bearer"'
+            )
+            raise AuthenticationError(msg)
+        headers = httpx.Headers(request.headers)
+        headers["Authorization"] = token.header
+        return copy_request(request, headers=headers)
 
     def is_refusal(self, response: httpx.Response) -> bool:
         """Whether the server refused the token (RFC 6750, section 3.1)."""
         return response.status_code == httpx.codes.UNAUTHORIZED
 
     def __repr__(self) -> str:
-        return f"BearerAuth({self.provider!r})"
-
-
-def _parse_origin(name: str) -> Origin:
-    url = httpx.URL(name)
-    if url.scheme not in {"http", "https"} or not url.host or url.userinfo or url.raw_path not in {b"", b"/"}:
-        msg = (
-            f"an origin is scheme://host or scheme://host:port, such as https://api.example.com, not {name!r}"
-        )
-        raise ConfigurationError(msg)
-    return origin_of(url)
+        return f"BearerAuth({type(self.provider).__name__})"
 
 
 class AuthTransport(LayerTransport):
     """Sends with a valid token; after a 401 renews it and sends once more.
 
     Raises:
-        AuthenticationError: no token could be had; nothing was sent.
+        AuthenticationError: no token could be had, or it may not be sent.
     """
 
     name = "auth"
@@ -113,40 +162,49 @@ class AuthTransport(LayerTransport):
     def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
         if not self.policy.may_sign(request.url, call):
             return self.forward(request, call)
-        token = self._token(call)
-        response = self.forward(self.policy.sign(request, token), call)
+        token = self._token(call, _NONE)
+        response = self._send(request, call, token)
         if not self.policy.is_refusal(response):
             return response
         return self._renew(request, call, response, token)
 
+    def _send(self, request: httpx.Request, call: Call, token: Token) -> httpx.Response:
+        try:
+            response = self.forward(self.policy.sign(request, token), call)
+        except httpx.RequestError as error:
+            _unsign(error, request)
+            raise
+        response.request = request
+        return response
+
     def _renew(
-        self, request: httpx.Request, call: Call, response: httpx.Response, refused: str
+        self, request: httpx.Request, call: Call, response: httpx.Response, refused: Token
     ) -> httpx.Response:
-        self.policy.provider.forget(refused)
+        self.policy.provider.forget(refused.value)
         if not can_resend(request):
             return response
         try:
-            token = self._token(call, "the server refused the old one")
+            token = self._token(call, _REFUSED)
         except BaseException:
             response.close()
             raise
-        if token == refused:
+        if token.value == refused.value:
             return response
         response.close()
         call.record.attempts += 1
-        return self.forward(self.policy.sign(request, token), call)
+        return self._send(request, call, token)
 
-    def _token(self, call: Call, reason: str = "none was valid") -> str:
-        token = self.policy.provider.cached_access_token()
-        if token is not None:
-            return token
+    def _token(self, call: Call, reason: str) -> Token:
+        cached = self.policy.provider.cached_access_token()
+        if cached is not None:
+            return self.policy.token(cached)
         start = self.context.clock.monotonic()
         try:
-            token = self.policy.provider.get_access_token()
+            token = self.policy.token(get_token(self.policy.provider, call.time_left(start)))
         finally:
             seconds = self.context.clock.monotonic() - start
             call.record.authenticating += seconds
-        if self.policy.is_news(token):
+        if token.is_news():
             self.context.emit(TokenRenewed(seconds=seconds, reason=reason))
         return token
 
@@ -157,7 +215,7 @@ class AsyncAuthTransport(AsyncLayerTransport):
     The tasks of one event loop share one renewal. A provider that is only sync runs in a worker thread.
 
     Raises:
-        AuthenticationError: no token could be had; nothing was sent.
+        AuthenticationError: no token could be had, or it may not be sent.
     """
 
     name = "auth"
@@ -171,77 +229,62 @@ class AsyncAuthTransport(AsyncLayerTransport):
     ) -> None:
         super().__init__(inner, context=context)
         self.policy = policy if isinstance(policy, BearerAuth) else BearerAuth(policy)
-        self._renewal: _Renewal | None = None
 
     async def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
         if not self.policy.may_sign(request.url, call):
             return await self.forward(request, call)
-        token = await self._token(call)
-        response = await self.forward(self.policy.sign(request, token), call)
+        token = await self._token(call, _NONE)
+        response = await self._send(request, call, token)
         if not self.policy.is_refusal(response):
             return response
         return await self._renew(request, call, response, token)
 
+    async def _send(self, request: httpx.Request, call: Call, token: Token) -> httpx.Response:
+        try:
+            response = await self.forward(self.policy.sign(request, token), call)
+        except httpx.RequestError as error:
+            _unsign(error, request)
+            raise
+        response.request = request
+        return response
+
     async def _renew(
-        self, request: httpx.Request, call: Call, response: httpx.Response, refused: str
+        self, request: httpx.Request, call: Call, response: httpx.Response, refused: Token
     ) -> httpx.Response:
-        self.policy.provider.forget(refused)
+        self.policy.provider.forget(refused.value)
         if not can_resend(request):
             return response
         try:
-            token = await self._token(call, "the server refused the old one")
+            token = await self._token(call, _REFUSED)
         except BaseException:
             await response.aclose()
             raise
-        if token == refused:
+        if token.value == refused.value:
             return response
         await response.aclose()
         call.record.attempts += 1
-        return await self.forward(self.policy.sign(request, token), call)
+        return await self._send(request, call, token)
 
-    async def _token(self, call: Call, reason: str = "none was valid") -> str:
-        token = self.policy.provider.cached_access_token(renewing=self._renewal is not None)
-        if token is not None:
-            return token
+    async def _token(self, call: Call, reason: str) -> Token:
+        renewals = self.policy.renewals
+        cached = self.policy.provider.cached_access_token(renewing=bool(renewals))
+        if cached is not None:
+            return self.policy.token(cached)
         start = self.context.clock.monotonic()
         try:
-            token = await self._shared_renewal()
+            token = self.policy.token(await renewals.get_token(self.policy.provider, call.time_left(start)))
         finally:
             seconds = self.context.clock.monotonic() - start
             call.record.authenticating += seconds
-        if self.policy.is_news(token):
+        if token.is_news():
             self.context.emit(TokenRenewed(seconds=seconds, reason=reason))
         return token
 
-    async def _shared_renewal(self) -> str:
-        """Renew, or wait for the task that does. If that one is cancelled, the next takes over."""
-        while (renewal := self._renewal) is not None:
-            await renewal.done.wait()
-            if renewal.error is not None:
-                raise AuthenticationError(renewal.error.message, renewal.error.cause) from renewal.error
-            if renewal.token is not None:
-                return renewal.token
-        renewal = self._renewal = _Renewal()
-        try:
-            renewal.token = await self.policy.provider.aget_access_token()
-        except AuthenticationError as error:
-            renewal.error = error
-            raise
-        finally:
-            self._renewal = None
-            renewal.done.set()
-        return renewal.token
 
-
-class _Renewal:
-    """One renewal in progress, its outcome, and the event on which the others wait."""
-
-    def __init__(self) -> None:
-        import anyio
-
-        self.done = anyio.Event()
-        self.token: str | None = None
-        self.error: AuthenticationError | None = None
+def _unsign(error: httpx.RequestError, request: httpx.Request) -> None:
+    """Leave nothing of the token in an error of the wire."""
+    error.request = request
+    hide_frames(error)
 
 
 def auth(policy: BearerAuth | AuthProvider) -> Layer:

@@ -7,27 +7,24 @@ body streamed as it comes, decoded exactly once.
 import importlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from .._errors import ConfigurationError
+from .._errors import AuthenticationError, ConfigurationError
 from ._base import CALL
 
 if TYPE_CHECKING:
     import requests
 
 _CHUNK: Final = 16_384
+
+_CODINGS: Final = frozenset({"gzip", "deflate", "identity"})
+"""The content codings that requests and httpx both know, whatever is installed."""
+
 _OWN_HEADERS: Final = frozenset(
-    {
-        "accept-encoding",
-        "authorization",
-        "connection",
-        "content-length",
-        "content-type",
-        "host",
-        "transfer-encoding",
-    }
+    {"authorization", "connection", "content-length", "content-type", "host", "transfer-encoding"}
 )
 """What the CLI and requests set themselves."""
 
@@ -36,7 +33,7 @@ def _find_cli() -> Any:
     """The CLI's HTTP module, or None. Another package of the name `oscli` lacks the functions and does not count."""
     try:
         module = importlib.import_module("oscli.core.http")
-    except Exception:  # noqa: BLE001 - whatever a foreign package raises on import, it is not StackSpot CLI
+    except (Exception, SystemExit):  # noqa: BLE001 - whatever a foreign package does on import, it is not the CLI
         return None
     names = ("get_with_authorization", "post_with_authorization")
     return module if all(callable(getattr(module, name, None)) for name in names) else None
@@ -68,55 +65,74 @@ class StkCLITransport(httpx.BaseTransport):
 
         Raises:
             httpx.UnsupportedProtocol: the CLI cannot send it (another method, or a body that is not JSON).
+            AuthenticationError: the CLI gave up, probably since nobody is logged in.
             httpx.TransportError: as any other wire would.
         """
-        headers = {name: value for name, value in request.headers.items() if name not in _OWN_HEADERS}
-        timeout = request.extensions.get("timeout", {}).get("read")
-        with _as_httpx_errors():
-            if request.method == "GET":
-                answer = self._cli.get_with_authorization(
-                    url=str(request.url), timeout=timeout, headers=headers, use_cache=False
-                )
-            elif request.method == "POST":
-                call = request.extensions.get(CALL)
-                options = {} if call is not None and call.buffered else {"stream": True}
-                answer = self._cli.post_with_authorization(
-                    url=str(request.url), body=_json_of(request), timeout=timeout, headers=headers, **options
-                )
-            else:
-                msg = f"StackSpot CLI sends GET and POST only, not {request.method}"
-                raise httpx.UnsupportedProtocol(msg)
-        return _convert(answer)
+        arguments = {
+            "url": str(request.url),
+            "timeout": request.extensions.get("timeout", {}).get("read"),
+            "headers": _headers_of(request),
+        }
+        if request.method == "GET":
+            return self._send(self._cli.get_with_authorization, **arguments, use_cache=False)
+        if request.method == "POST":
+            call = request.extensions.get(CALL)
+            if call is None or not call.buffered:
+                arguments["stream"] = True
+            return self._send(self._cli.post_with_authorization, **arguments, body=_json_of(request))
+        msg = f"StackSpot CLI sends GET and POST only, not {request.method}"
+        raise httpx.UnsupportedProtocol(msg)
+
+    def _send(self, function: Any, **arguments: Any) -> httpx.Response:
+        try:
+            with _httpx_errors():
+                return _convert(function(**arguments))
+        except httpx.RequestError:
+            raise
+        except (Exception, SystemExit) as error:  # the CLI's own: a command line may end the program
+            msg = f"StackSpot CLI did not send the request ({type(error).__name__}: {error}); try: stk login"
+            raise AuthenticationError(msg, error) from error
 
     def __repr__(self) -> str:
         return "StkCLITransport()"
+
+
+def _headers_of(request: httpx.Request) -> dict[str, str]:
+    headers = {name: value for name, value in request.headers.items() if name not in _OWN_HEADERS}
+    asked = [coding.strip() for coding in headers.get("accept-encoding", "").split(",")]
+    headers["accept-encoding"] = ", ".join(coding for coding in asked if coding in _CODINGS) or "identity"
+    return headers
 
 
 def _json_of(request: httpx.Request) -> Any:
     content = request.read()
     if not content:
         return None
-    try:
-        return json.loads(content)
-    except ValueError:
-        msg = "StackSpot CLI sends JSON bodies only; pass data= or json="
-        raise httpx.UnsupportedProtocol(msg) from None
+    if "json" in request.headers.get("content-type", "application/json"):
+        with suppress(ValueError):
+            return json.loads(content)
+    msg = "StackSpot CLI sends JSON bodies only; pass data= or json="
+    raise httpx.UnsupportedProtocol(msg)
 
 
 def _convert(answer: "requests.Response") -> httpx.Response:
+    import urllib3
+
     raw = answer.raw
-    headers = list((answer.headers if raw is None else raw.headers).items())
-    if raw is None or getattr(answer, "_content_consumed", False):
-        # requests has read and decoded it already.
-        decoded = {"content-encoding", "content-length", "transfer-encoding"}
-        kept = [(name, value) for name, value in headers if name.lower() not in decoded]
-        content = answer.content
-        answer.close()
-        return httpx.Response(answer.status_code, headers=kept, content=content)
+    is_live = isinstance(raw, urllib3.HTTPResponse) and not getattr(answer, "_content_consumed", False)
+    # Those of urllib3 come one by one where a name repeats; requests has joined them.
+    given = raw.headers if isinstance(raw, urllib3.HTTPResponse) else answer.headers
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in given.items()]
     extensions = {"reason_phrase": (answer.reason or "").encode("latin-1", "replace")}
-    return httpx.Response(
-        answer.status_code, headers=headers, stream=_RawStream(answer), extensions=extensions
-    )
+    if is_live:
+        stream = _RawStream(answer)
+        return httpx.Response(answer.status_code, headers=headers, stream=stream, extensions=extensions)
+    # requests has read and decoded it already.
+    decoded = {b"content-encoding", b"content-length", b"transfer-encoding"}
+    headers = [(name, value) for name, value in headers if name.lower() not in decoded]
+    content = answer.content
+    answer.close()
+    return httpx.Response(answer.status_code, headers=headers, content=content, extensions=extensions)
 
 
 class _RawStream(httpx.SyncByteStream):
@@ -126,50 +142,52 @@ class _RawStream(httpx.SyncByteStream):
         self._answer = answer
 
     def __iter__(self) -> Iterator[bytes]:
-        with _as_httpx_errors():
-            raw = self._answer.raw
-            # read1 gives what is there; read would wait for a full chunk, and hold back server-sent events.
-            while chunk := raw.read1(_CHUNK, decode_content=False) if hasattr(raw, "read1") else raw.read(1):
+        raw = self._answer.raw
+        with _httpx_errors():
+            if not hasattr(raw, "read1"):  # urllib3 1
+                yield from raw.stream(_CHUNK if raw.chunked else 1, decode_content=False)
+                return
+            # This gives what is there; read would wait for a full chunk, and hold back server-sent events.
+            while chunk := raw.read1(_CHUNK, decode_content=False):
                 yield chunk
 
     def close(self) -> None:
         self._answer.close()
 
 
-class _as_httpx_errors:  # noqa: N801 - reads as a function
-    """Turns what requests and urllib3 raise into what httpx would have raised."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            return
-        name = _httpx_name(error)
-        if name is not None:
-            raise getattr(httpx, name)(str(error)) from error
+@contextmanager
+def _httpx_errors() -> Iterator[None]:
+    """Turn what requests and urllib3 raise into what httpx would have raised."""
+    try:
+        yield
+    except Exception as error:
+        kind = _httpx_kind(error)
+        if kind is None:
+            raise
+        raise kind(str(error)) from error
 
 
-def _httpx_name(error: BaseException) -> str | None:
+def _httpx_kind(error: Exception) -> type[httpx.RequestError] | None:
     import requests.exceptions as theirs
     import urllib3.exceptions as below
 
-    names: list[tuple[type[BaseException] | tuple[type[BaseException], ...], str]] = [
-        (theirs.ConnectTimeout, "ConnectTimeout"),
-        ((theirs.Timeout, below.ReadTimeoutError), "ReadTimeout"),
-        (theirs.ProxyError, "ProxyError"),
-        (theirs.SSLError, "ConnectError"),
-        ((theirs.ChunkedEncodingError, below.ProtocolError), "RemoteProtocolError"),
-        (theirs.ConnectionError, "ConnectError" if _never_connected(error) else "ReadError"),
-        ((theirs.ContentDecodingError, below.DecodeError), "DecodingError"),
-        (theirs.TooManyRedirects, "TooManyRedirects"),
-        ((theirs.MissingSchema, theirs.InvalidSchema, theirs.InvalidURL), "UnsupportedProtocol"),
-        ((theirs.RequestException, below.HTTPError), "TransportError"),
+    kinds: list[tuple[tuple[type[Exception], ...], type[httpx.RequestError]]] = [
+        ((theirs.ConnectTimeout,), httpx.ConnectTimeout),
+        ((theirs.Timeout, below.ReadTimeoutError), httpx.ReadTimeout),
+        ((theirs.ProxyError,), httpx.ProxyError),
+        ((theirs.SSLError,), httpx.ConnectError),
+        ((theirs.ChunkedEncodingError, below.ProtocolError), httpx.RemoteProtocolError),
+        ((theirs.ConnectionError,), httpx.ConnectError if _never_connected(error) else httpx.ReadError),
+        ((below.SSLError,), httpx.ReadError),
+        ((theirs.ContentDecodingError, below.DecodeError), httpx.DecodingError),
+        ((theirs.TooManyRedirects,), httpx.TooManyRedirects),
+        ((theirs.MissingSchema, theirs.InvalidSchema, theirs.InvalidURL), httpx.UnsupportedProtocol),
+        ((theirs.RequestException, below.HTTPError), httpx.TransportError),
     ]
-    return next((name for kinds, name in names if isinstance(error, kinds)), None)
+    return next((kind for given, kind in kinds if isinstance(error, given)), None)
 
 
-def _never_connected(error: BaseException) -> bool:
+def _never_connected(error: Exception) -> bool:
     """Whether the connection could not be opened: then nothing was sent."""
     from urllib3.exceptions import NewConnectionError
 

@@ -49,7 +49,9 @@ class TicketQueue:
         self.max_requests = require_positive("max_requests", max_requests)
         self.time_window = require_positive("time_window", time_window)
         self.max_wait_time = (
-            None if max_wait_time is None else require_positive("max_wait_time", max_wait_time, "; None waits on")
+            None
+            if max_wait_time is None
+            else require_positive("max_wait_time", max_wait_time, "; None waits as long as it takes")
         )
         self.methods = _require_names(methods)
         self._rate = max_requests / time_window
@@ -60,11 +62,11 @@ class TicketQueue:
         self._paused_until = -math.inf
         self._number = 0
         self._released = 0.0
-        self._renew()
+        self.forget_waiters()
         _queues.add(self)
 
-    def _renew(self) -> None:
-        """Nobody waits, and nobody holds the lock."""
+    def forget_waiters(self) -> None:
+        """Nobody waits and nobody holds the lock: so it is in a forked child, which has only the forking thread."""
         self._lock = threading.Lock()
         self._queue: list[int] = []
         self._vacant: list[tuple[int, float]] = []
@@ -144,7 +146,7 @@ class TicketQueue:
     def _next_number(self) -> int:
         while self._vacant:
             number, due = heapq.heappop(self._vacant)
-            if due > self._released:
+            if due > self._released - _ROUNDING:
                 return number
         self._number += 1
         return self._number
@@ -166,7 +168,8 @@ class TicketQueue:
         if self._queue:
             self._released += released
             most += min(len(self._queue), self._rate * _LATENESS)
-        self._credit = min(self._credit + released, most)
+        credit = self._credit + released
+        self._credit = credit if credit < most else most
 
     def _release(self, seconds: float, unpaused: float) -> float:
         """Permits released in the last `seconds`, of which `unpaused` were free of a pause."""
@@ -180,14 +183,13 @@ class TicketQueue:
 _queues: "weakref.WeakSet[TicketQueue]" = weakref.WeakSet()
 
 
-def _renew_all() -> None:
-    """A forked child has neither the threads that waited nor the one that may have held a lock."""
+def _forget_all_waiters() -> None:
     for queue in _queues:
-        queue._renew()
+        queue.forget_waiters()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_all)
+    os.register_at_fork(after_in_child=_forget_all_waiters)
 
 
 def require_positive(name: str, value: float, hint: str = "") -> float:
@@ -203,7 +205,7 @@ def require_positive(name: str, value: float, hint: str = "") -> float:
 
 
 def _require_names(methods: Iterable[str]) -> frozenset[str]:
-    names = [] if isinstance(methods, str) else list(methods)
+    names = [] if isinstance(methods, str) or not isinstance(methods, Iterable) else list(methods)
     if not names or not all(isinstance(name, str) for name in names):
         msg = f"methods must be HTTP method names such as {{'POST', 'PUT'}}, not {methods!r}"
         raise ConfigurationError(msg)

@@ -10,7 +10,8 @@ from functools import partial
 import httpx
 
 from ._base import Call, Layer
-from ._limiter import AsyncLimiterTransport, LimiterTransport, TicketQueue, require_positive
+from ._limiter import AsyncLimiterTransport, LimiterTransport
+from ._tickets import TicketQueue, require_positive
 
 
 class TokenBucket(TicketQueue):

@@ -1,0 +1,74 @@
+"""`python -m benchmarks.adaptive`: prints the tables and draws the plots."""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from .goals import Results, judge, needed_cases
+from .runner import Case, run_cases
+from .sections import SECTIONS, SHARING, STEPS
+from .show import draw_rates, draw_sharing, print_cases, print_section, print_verdicts
+
+_WIDTH = 150
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what the arguments ask for."""
+    arguments = _parse(argv)
+    console = Console(record=True, width=_WIDTH)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.goals:
+        cases = needed_cases()
+        results = _run(cases, arguments)
+        print_cases(console, list(dict.fromkeys(cases)), results)
+        print_verdicts(console, judge(results))
+    else:
+        names = arguments.sections or [
+            section.name for section in ([SHARING] if arguments.quick else SECTIONS)
+        ]
+        sections = [section for section in SECTIONS if section.name in names]
+        results = _run([case for section in sections for case in section.cases], arguments)
+        for section in sections:
+            print_section(console, section, results)
+        if SHARING in sections:
+            draw_sharing(SHARING, results, arguments.out / "sharing.png")
+            draw_rates(SHARING, SHARING.scenarios[1], results, arguments.out / "rates.png")
+        if STEPS in sections:
+            for scenario in STEPS.scenarios[::3]:
+                draw_rates(STEPS, scenario, results, arguments.out / f"step-{scenario.step:g}.png")
+    path = arguments.out / ("goals.txt" if arguments.goals else "tables.txt")
+    console.save_text(str(path))
+    console.print(f"The same, and the plots, are in {arguments.out}.", highlight=False)
+
+
+def _run(cases: Iterable[Case], arguments: argparse.Namespace) -> Results:
+    listed = list(dict.fromkeys(cases))
+    number = 1 if arguments.quick else arguments.seeds
+    seeds = range(arguments.first_seed, arguments.first_seed + number)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(f"{len(listed)} cases, {number} seed(s)", total=len(listed) * number)
+        return run_cases(listed, seeds, jobs=arguments.jobs, advance=lambda: progress.advance(bar))
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.adaptive", description=__doc__)
+    parser.add_argument("--goals", action="store_true", help="judge the adaptive limiter against its goals")
+    parser.add_argument("--quick", action="store_true", help="one seed, and the first comparison only")
+    names = [section.name for section in SECTIONS]
+    parser.add_argument("--sections", nargs="+", choices=names, help="these comparisons only")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each case, whose mean is shown")
+    parser.add_argument(
+        "--first-seed", type=int, default=1, help="to measure on others than one has tuned on"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="processes that work at a time")
+    parser.add_argument(
+        "--out", type=Path, default=Path(".cache/adaptive"), help="folder of tables and plots"
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()

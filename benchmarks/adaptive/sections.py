@@ -1,0 +1,94 @@
+"""The comparisons of the benchmark: which scenarios, and which strategies in each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .runner import Case
+from .scenario import SERVERS, Scenario
+from .strategies import ADAPTIVE, ALL, BALANCED, FIXED_SHARE, NO_LIMITER, Strategy
+
+SOME = (NO_LIMITER, FIXED_SHARE, BALANCED, ADAPTIVE)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Scenarios that belong together, under the strategies that are worth comparing there."""
+
+    name: str
+    title: str
+    scenarios: Sequence[Scenario]
+    strategies: Sequence[Strategy]
+
+    @property
+    def cases(self) -> list[Case]:
+        """Every scenario under every strategy."""
+        return [(scenario, strategy) for scenario in self.scenarios for strategy in self.strategies]
+
+
+SHARING = Section(
+    "sharing",
+    "An endless backlog in every process",
+    [
+        Scenario(processes=3),
+        *(Scenario(server=server) for server in SERVERS),
+        Scenario(processes=20),
+    ],
+    ALL,
+)
+
+STEPS = Section(
+    "steps",
+    "The quota halves, or doubles, in mid-run",
+    [Scenario(server=server, step=step) for step in (0.5, 2.0) for server in SERVERS],
+    SOME,
+)
+
+SECTIONS = (
+    SHARING,
+    Section(
+        "numbers",
+        "From one process to fifty",
+        [Scenario(server=server, processes=number) for number in (1, 2, 5, 50) for server in SERVERS],
+        SOME,
+    ),
+    Section(
+        "quotas",
+        "Other quotas and windows",
+        [
+            Scenario(quota=20),
+            Scenario(quota=1000),
+            # Seconds are short: as many minutes as elsewhere, so that what is learnt by time can be learnt.
+            Scenario(quota=10, window=1.0, windows=1200, cold=300),
+        ],
+        SOME,
+    ),
+    Section(
+        "arrivals",
+        "Requests arrive at random (Poisson), not in an endless backlog",
+        [Scenario(server=server, load=load) for load in (0.5, 0.9) for server in SERVERS],
+        SOME,
+    ),
+    STEPS,
+    Section(
+        "late",
+        "Half of the processes join in mid-run; figures from then on",
+        [Scenario(server=server, late=5) for server in SERVERS],
+        SOME,
+    ),
+    Section(
+        "retry-after",
+        "The server does not say the true wait in Retry-After",
+        [Scenario(server=server, retry_after=value) for value in (None, 5.0, "date") for server in SERVERS],
+        SOME,
+    ),
+    Section(
+        "headers",
+        "The server describes its fixed window in headers",
+        [
+            *(Scenario(processes=number, headers="ietf") for number in (3, 10, 20)),
+            Scenario(headers="github"),
+            *(Scenario(headers="ietf", step=step) for step in (0.5, 2.0)),
+        ],
+        (ADAPTIVE,),
+    ),
+)
