@@ -5,7 +5,7 @@ import inspect
 import json
 import pickle
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -14,7 +14,7 @@ import pytest
 import stkai
 from stkai import AimdLimiter, AsyncHttpClient, HttpClient, RetryPolicy, StackBuilder, TokenBucket
 from stkai.testing import FakeClock
-from stkai.transports import adaptive, retry, token_bucket
+from stkai.transports import Context, adaptive, retry, token_bucket
 
 from .wire import Wire
 from .world import World
@@ -32,20 +32,49 @@ def stack_of(world: World, wire: Wire, *layers: Any, clock: FakeClock | None = N
 
 
 class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """Chunks, of which one may be an error."""
+    """Chunks, of which one may be an error; before each, something may be done."""
 
-    def __init__(self, *chunks: bytes | Exception) -> None:
-        self._chunks = chunks
+    def __init__(self, *chunks: bytes | Exception, before: Callable[[], object] = int) -> None:
+        self._chunks = iter(chunks)
+        self._before = before
 
     def __iter__(self) -> Iterator[bytes]:
-        for chunk in self._chunks:
-            if isinstance(chunk, Exception):
-                raise chunk
-            yield chunk
+        return self
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for chunk in self:
-            yield chunk
+    def __next__(self) -> bytes:
+        self._before()
+        chunk = next(self._chunks)
+        if isinstance(chunk, Exception):
+            raise chunk
+        return chunk
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return next(self)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+
+async def arrivals(world: World, response: httpx.Response) -> tuple[list[bytes], Exception | None]:
+    """The chunks that arrived, and the error by which they ended."""
+    chunks: list[bytes] = []
+
+    async def read() -> None:
+        async for chunk in response.aiter_bytes():
+            chunks.append(chunk)  # noqa: PERF401 - what arrived before an error counts
+
+    def read_sync() -> None:
+        for chunk in response.iter_bytes():
+            chunks.append(chunk)  # noqa: PERF402
+
+    try:
+        await world.call(world.pick(read_sync, read))
+    except httpx.TransportError as error:
+        return chunks, error
+    return chunks, None
 
 
 BROKEN = httpx.RemoteProtocolError("peer closed connection without sending complete message body")
@@ -58,11 +87,19 @@ BROKEN = httpx.RemoteProtocolError("peer closed connection without sending compl
     [
         ("get", {}, {}),
         ("post", {}, {}),
-        ("post", {"data": {"name": "Zoë", "values": [1.5, None]}}, {"json": {"name": "Zoë", "values": [1.5, None]}}),
+        (
+            "post",
+            {"data": {"name": "Zoë", "values": [1.5, None]}},
+            {"json": {"name": "Zoë", "values": [1.5, None]}},
+        ),
         ("post", {"data": {}}, {"json": {}}),
         ("get", {"headers": {"X-One": "1"}}, {"headers": {"X-One": "1"}}),
         ("get", {"headers": {"accept": "text/html"}}, {"headers": {"accept": "text/html"}}),
-        ("post", {"data": 1, "headers": {"content-TYPE": "a/b"}}, {"json": 1, "headers": {"content-TYPE": "a/b"}}),
+        (
+            "post",
+            {"data": 1, "headers": {"content-TYPE": "a/b"}},
+            {"json": 1, "headers": {"content-TYPE": "a/b"}},
+        ),
     ],
 )
 async def test_a_client_sends_what_httpx_would_send(
@@ -71,7 +108,10 @@ async def test_a_client_sends_what_httpx_would_send(
     ours, theirs = world.wire(200), world.wire(200)
     await world.call(getattr(client_of(world, ours), verb), URL, **arguments)
     await world.call(getattr(world.client(theirs), verb), URL, **same)
-    assert (ours.requests[0].method, ours.requests[0].url) == (theirs.requests[0].method, theirs.requests[0].url)
+    assert (ours.requests[0].method, ours.requests[0].url) == (
+        theirs.requests[0].method,
+        theirs.requests[0].url,
+    )
     assert ours.bodies == theirs.bodies
     assert ours.requests[0].headers == theirs.requests[0].headers
     assert ours.requests[0].content == theirs.requests[0].content
@@ -101,14 +141,14 @@ async def test_a_url_object_is_as_good_as_a_string(world: World) -> None:
 
 # Bad input
 
-BAD_INPUT = [
-    *({"url": url} for url in ("", "/v1/things", "api.example.com/v1", "ftp://example.com", "https://", None, 5, [])),
-    *({"url": url} for url in ("http://exa\x00mple.com", "http://example.com:port", "http://xn--/")),
-    *({"timeout": seconds} for seconds in (0, -1, float("nan"), float("inf"), None, "30", True, httpx.Timeout(5))),
-    {"headers": {"X": "Zoë"}},
-    {"headers": {"X": 1}},
-    {"headers": "X: 1"},
-    {"headers": 5},
+RELATIVE = ("", "/v1/things", "api.example.com/v1", "ftp://example.com", "https://")
+BROKEN_URLS = ("http://exa\x00mple.com", "http://example.com:port", "http://xn--/", None, 5, [URL])
+NO_TIMES = (0, -1, float("nan"), float("inf"), None, "30", True, httpx.Timeout(5))
+
+BAD_INPUT: list[dict[str, Any]] = [
+    *({"url": url} for url in RELATIVE + BROKEN_URLS),
+    *({"timeout": seconds} for seconds in NO_TIMES),
+    *({"headers": headers} for headers in ({"X": "Zoë"}, {"X": 1}, "X: 1", 5)),
     *({"deadline": seconds} for seconds in (0, -1, "10")),
     {"max_wait_time": 0},
     {"retry": 3},
@@ -142,9 +182,13 @@ def abyss() -> list[Any]:
     return items
 
 
-@pytest.mark.parametrize("data", [object(), {1, 2}, float("nan"), "\ud800", b"x", circle(), {("a",): 1}], ids=repr)
+@pytest.mark.parametrize(
+    "data", [object(), {1, 2}, float("nan"), "\ud800", b"x", circle(), {("a",): 1}], ids=repr
+)
 @pytest.mark.parametrize("verb", ["post", "post_stream"])
-async def test_data_that_is_not_json_is_an_error_and_nothing_is_sent(world: World, verb: str, data: Any) -> None:
+async def test_data_that_is_not_json_is_an_error_and_nothing_is_sent(
+    world: World, verb: str, data: Any
+) -> None:
     wire = world.wire()
     with pytest.raises(stkai.InvalidArgumentError, match="data must be JSON-serializable"):
         await world.call(getattr(client_of(world, wire), verb), URL, data=data)
@@ -186,13 +230,13 @@ async def test_the_response_is_complete(world: World) -> None:
         )
 
     wire = world.wire(answer)
-    response = await world.call(stack_of(world, wire, clock=clock).post, URL, data={"a": 1})
+    response = await world.call(stack_of(world, wire, retry(), clock=clock).post, URL, data={"a": 1})
     assert type(response) is httpx.Response
     assert response.json() == {"name": "thing"}
     assert (response.is_closed, response.http_version, response.reason_phrase) == (True, "HTTP/2", "Fine")
     assert response.headers.get_list("set-cookie") == ["a=1", "b=2"]
     assert response.elapsed.total_seconds() == 0.25
-    assert (response.request.method, response.url, response.request.content) == ("POST", URL, b'{"a":1}')
+    assert (response.request.method, str(response.url), response.request.content) == ("POST", URL, b'{"a":1}')
     assert response.raise_for_status() is response
     assert wire.open == 0
 
@@ -221,7 +265,7 @@ async def test_an_error_names_the_callers_request(world: World) -> None:
     wire = world.wire(httpx.ConnectError("refused"))
     with pytest.raises(httpx.ConnectError) as caught:
         await world.call(stack_of(world, wire, retry(RetryPolicy(0))).post, URL, data={"a": 1})
-    assert (caught.value.request.url, caught.value.request.content) == (URL, b'{"a":1}')
+    assert (str(caught.value.request.url), caught.value.request.content) == (URL, b'{"a":1}')
 
 
 async def test_the_request_of_a_response_can_be_sent_again_as_a_call_of_its_own(world: World) -> None:
@@ -255,7 +299,9 @@ async def test_an_ordinary_mock_transport_will_do(world: World) -> None:
 
 @pytest.mark.parametrize("verb", ["get", "post"])
 async def test_a_body_that_breaks_off_is_another_attempt(world: World, verb: str) -> None:
-    wire = world.wire(httpx.Response(200, stream=Body(b"half", BROKEN)), httpx.Response(200, stream=Body(b"whole")))
+    wire = world.wire(
+        httpx.Response(200, stream=Body(b"half", BROKEN)), httpx.Response(200, stream=Body(b"whole"))
+    )
     response = await world.call(getattr(stack_of(world, wire, retry()), verb), URL)
     assert response.content == b"whole"
     assert response.extensions["stkai"].attempts == 2
@@ -293,13 +339,39 @@ async def test_a_deadline_ends_the_call(world: World, verb: str) -> None:
     await world.close(response)
 
 
+@pytest.mark.parametrize("verb", ["get", "post", "post_stream"])
+async def test_a_deadline_bounds_the_timeouts_also_where_there_is_no_layer(world: World, verb: str) -> None:
+    wire = world.wire(200)
+    response = await world.call(getattr(client_of(world, wire), verb), URL, deadline=10.0)
+    assert all(0 < seconds <= 10.0 for seconds in wire.requests[0].extensions["timeout"].values())
+    assert response.request.extensions["timeout"] == dict.fromkeys(("connect", "read", "write", "pool"), 30)
+    await world.close(response)
+
+
+@pytest.mark.parametrize("layers", [(), (retry(),)], ids=["no layer", "retry"])
+@pytest.mark.parametrize("verb", ["get", "post"])
+async def test_a_body_that_trickles_in_ends_with_the_deadline(
+    world: World, verb: str, layers: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr("stkai._exchange._NO_CONTEXT", Context(clock=clock))
+
+    trickle = Body(*[b"."] * 100, before=lambda: clock.advance(4.0))
+    wire = world.wire(httpx.Response(200, stream=trickle))
+    with pytest.raises(stkai.DeadlineExceededError) as caught:
+        await world.call(getattr(stack_of(world, wire, *layers, clock=clock), verb), URL, deadline=10.0)
+    assert clock.monotonic() == 12.0
+    assert caught.value.request.url == URL
+    assert wire.open == 0
+
+
 @pytest.mark.parametrize("verb", ["post", "post_stream"])
 async def test_max_wait_time_bounds_the_wait_for_a_permit(world: World, verb: str) -> None:
     client = stack_of(world, world.wire(200, 200), token_bucket(TokenBucket(1, 60.0, max_wait_time=None)))
     await world.call(client.post, URL)
     with pytest.raises(stkai.TokenAcquisitionTimeoutError) as caught:
         await world.call(getattr(client, verb), URL, max_wait_time=5.0)
-    assert (caught.value.max_wait_time, caught.value.request.url) == (5.0, URL)
+    assert (caught.value.max_wait_time, str(caught.value.request.url)) == (5.0, URL)
 
 
 # Streaming
@@ -308,16 +380,11 @@ async def test_max_wait_time_bounds_the_wait_for_a_permit(world: World, verb: st
 async def test_a_streamed_body_arrives_while_it_is_read(world: World) -> None:
     wire = world.wire(httpx.Response(200, stream=Body(b"one", b"two", BROKEN)))
     response = await world.call(stack_of(world, wire, retry()).post_stream, URL, data={"a": 1})
-    arrived: list[bytes] = []
-    with pytest.raises(httpx.RemoteProtocolError) as caught:
-        if world.is_async:
-            async for chunk in response.aiter_bytes():
-                arrived.append(chunk)
-        else:
-            arrived.extend(response.iter_bytes())
-    assert arrived == [b"one", b"two"] or not world.is_async
+    arrived, error = await arrivals(world, response)
+    assert arrived == [b"one", b"two"]
+    assert isinstance(error, httpx.RemoteProtocolError)
+    assert error.request.url == URL
     assert len(wire.requests) == 1, "what has been handed up is not sent again"
-    assert caught.value.request.url == URL
     await world.close(response)
     assert wire.open == 0
 
@@ -349,7 +416,9 @@ async def test_a_streamed_response_is_complete_and_closes_with_its_block(world: 
 
 async def test_reading_a_streamed_response_to_its_end_closes_it(world: World) -> None:
     body = gzip.compress(b"text")
-    wire = world.wire(httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=Body(body[:5], body[5:])))
+    wire = world.wire(
+        httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=Body(body[:5], body[5:]))
+    )
     response = await world.call(client_of(world, wire).post_stream, URL)
     assert await world.read(response) == b"text"
     assert response.text == "text"
@@ -375,12 +444,11 @@ async def test_a_response_that_a_layer_has_read_can_be_streamed_all_the_same(wor
 @pytest.mark.parametrize("is_read", [True, False])
 async def test_a_streamed_response_survives_pickling_whatever_its_clock(world: World, is_read: bool) -> None:
     wire = world.wire(httpx.Response(200, stream=Body(b"one")))
-    client = stack_of(world, wire, clock=FakeClock())
-    client.transport.context if False else None
+    client = stack_of(world, wire, retry(), clock=FakeClock())
     response = await world.call(client.post_stream, URL)
     if is_read:
         await world.read(response)
-    copy = pickle.loads(pickle.dumps(response))
+    copy = pickle.loads(pickle.dumps(response))  # noqa: S301 - its own
     assert (copy.status_code, copy.is_closed) == (200, True)
     assert not is_read or copy.content == b"one"
     await world.close(response)
@@ -398,7 +466,9 @@ async def test_a_429_that_remains_under_the_adaptive_limiter_is_an_error_with_it
     world: World, verb: str
 ) -> None:
     wire = world.wire(lambda _: refusal())
-    client = stack_of(world, wire, retry(RetryPolicy(2)), adaptive(AimdLimiter(100, 60.0)))
+    client = stack_of(
+        world, wire, retry(RetryPolicy(2)), adaptive(AimdLimiter(100, 60.0, penalty_factor=0.3))
+    )
     with pytest.raises(stkai.ServerSideRateLimitError) as caught:
         await world.call(getattr(client, verb), URL)
     response = caught.value.response
@@ -414,7 +484,7 @@ async def test_a_429_that_remains_under_the_adaptive_limiter_is_an_error_with_it
 @pytest.mark.parametrize("verb", ["post", "post_stream"])
 async def test_a_429_that_a_retry_gets_over_is_none(world: World, verb: str) -> None:
     wire = world.wire(refusal(), 200)
-    client = stack_of(world, wire, retry(), adaptive(AimdLimiter(100, 60.0)))
+    client = stack_of(world, wire, retry(), adaptive(AimdLimiter(100, 60.0, penalty_factor=0.3)))
     response = await world.call(getattr(client, verb), URL)
     assert response.status_code == 200
     await world.close(response)
@@ -422,17 +492,21 @@ async def test_a_429_that_a_retry_gets_over_is_none(world: World, verb: str) -> 
 
 async def test_another_failure_after_a_429_is_itself(world: World) -> None:
     wire = world.wire(refusal(), 500)
-    client = stack_of(world, wire, retry(RetryPolicy(1)), adaptive(AimdLimiter(100, 60.0)))
+    client = stack_of(
+        world, wire, retry(RetryPolicy(1)), adaptive(AimdLimiter(100, 60.0, penalty_factor=0.3))
+    )
     assert (await world.call(client.post, URL)).status_code == 500
 
 
 async def test_a_429_to_a_get_is_a_response_since_the_limiter_lets_it_pass(world: World) -> None:
     wire = world.wire(refusal())
-    client = stack_of(world, wire, adaptive(AimdLimiter(100, 60.0)))
+    client = stack_of(world, wire, adaptive(AimdLimiter(100, 60.0, penalty_factor=0.3)))
     assert (await world.call(client.get, URL)).status_code == 429
 
 
-@pytest.mark.parametrize("layers", [(), (token_bucket(TokenBucket(100, 60.0)),)], ids=["none", "token bucket"])
+@pytest.mark.parametrize(
+    "layers", [(), (token_bucket(TokenBucket(100, 60.0)),)], ids=["none", "token bucket"]
+)
 @pytest.mark.parametrize("verb", ["post", "post_stream"])
 async def test_without_the_adaptive_limiter_a_429_is_a_response(
     world: World, verb: str, layers: tuple[Any, ...]
@@ -445,7 +519,9 @@ async def test_without_the_adaptive_limiter_a_429_is_a_response(
 async def test_a_refusal_whose_body_breaks_off_is_that_error_and_is_closed(world: World) -> None:
     wire = world.wire(httpx.Response(429, stream=Body(b"half", BROKEN)))
     with pytest.raises(httpx.RemoteProtocolError):
-        await world.call(stack_of(world, wire, adaptive(AimdLimiter(100, 60.0))).post_stream, URL)
+        await world.call(
+            stack_of(world, wire, adaptive(AimdLimiter(100, 60.0, penalty_factor=0.3))).post_stream, URL
+        )
     assert wire.open == 0
 
 
@@ -512,7 +588,9 @@ class OwnVerbs(HttpClient):
     def get(self, url: str, headers: Any = None, timeout: float = 30, **_: Any) -> httpx.Response:
         return httpx.Response(200, text=url)
 
-    def post(self, url: str, data: Any = None, headers: Any = None, timeout: float = 30, **_: Any) -> httpx.Response:
+    def post(
+        self, url: str, data: Any = None, headers: Any = None, timeout: float = 30, **_: Any
+    ) -> httpx.Response:
         self.posted.append(data)
         return httpx.Response(201)
 
@@ -533,6 +611,15 @@ def test_a_subclass_without_a_transport_says_so() -> None:
     with pytest.raises(NotImplementedError, match=r"super\(\).__init__\(transport\)"):
         OwnVerbs().transport  # noqa: B018
     OwnVerbs().close()
+
+
+def test_a_subclass_that_overrides_the_verbs_may_call_super_without_a_transport() -> None:
+    class Polite(OwnVerbs):
+        def __init__(self) -> None:
+            HttpClient.__init__(self)
+            super().__init__()
+
+    assert Polite().get(URL).text == URL
 
 
 def test_a_subclass_can_override_one_verb_and_leave_the_others_to_its_transport() -> None:

@@ -23,8 +23,8 @@ from stkai import (
     TokenBucket,
 )
 from stkai.testing import FakeClock
-from stkai.transports import AsyncRetryTransport, RetryTransport, adaptive, retry, token_bucket
-from stkai.transports._base import CALL, Call, Context
+from stkai.transports import AsyncRetryTransport, RetryTransport, adaptive, auth, retry, token_bucket
+from stkai.transports._base import CALL, AsyncLayerTransport, Call, Context, Layer, LayerTransport
 
 from .wire import Answer, Handler, Wire
 from .world import World
@@ -95,6 +95,18 @@ async def test_failures_are_repeated_until_one_attempt_succeeds(world: World) ->
     assert (record.attempts, record.backed_off, record.on_wire) == (4, 3.5, 0.0)
 
 
+async def test_the_record_tells_the_waits_from_the_time_on_the_wire(world: World) -> None:
+    statuses = iter([503, 503, 200])
+
+    async def wire(request: httpx.Request) -> Answer:
+        await world.sleep(bench.clock, 2.0)
+        return next(statuses)
+
+    bench = Bench(world, wire)
+    record = (await bench.send()).extensions["stkai"]
+    assert (record.attempts, record.backed_off, record.on_wire) == (3, 1.5, 6.0)
+
+
 async def test_each_retry_is_told_with_its_delay_and_cause(world: World) -> None:
     bench = Bench(world, busy(429, 7), httpx.ReadTimeout("slow"), 200)
     await bench.send()
@@ -134,6 +146,22 @@ async def test_a_final_error_itself_is_raised_at_once(world: World, error: httpx
             await bench.send()
         assert caught.value is error
         assert bench.wire.open == 0
+
+
+async def test_an_error_names_the_request_of_the_caller_without_a_token(world: World) -> None:
+    class Provider(stkai.AuthProvider):
+        def get_access_token(self) -> str:
+            return "secret"
+
+    wire = world.wire(503, httpx.ReadError("reset"))
+    policy = RetryPolicy(1, idempotency_header="Idempotency-Key")
+    stack = StackBuilder((retry(policy), auth(Provider())), clock=FakeClock())
+    request = httpx.Request("POST", URL)
+    with pytest.raises(httpx.ReadError) as caught:
+        await world.send(world.build(stack, wire), request)
+    assert [sent.headers["Authorization"] for sent in wire.requests] == ["Bearer secret"] * 2
+    assert caught.value.request is request
+    assert {"authorization", "idempotency-key"}.isdisjoint(request.headers)
 
 
 async def test_with_no_retries_one_attempt_is_made(world: World) -> None:
@@ -521,13 +549,29 @@ async def test_a_paced_response_needs_no_timer_of_its_own(world: World) -> None:
     assert wire.open == 1
 
 
-async def test_a_paced_refusal_does_not_pace_the_failure_that_follows_it(world: World) -> None:
+class Pacing(LayerTransport):
+    """A layer that keeps the wait after a 429, and knows nothing of other failures."""
+
+    def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
+        response = self.forward(request, call)
+        call.paced = call.paced or response.status_code == 429
+        return response
+
+
+class AsyncPacing(AsyncLayerTransport):
+    """The same for the async world."""
+
+    async def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
+        response = await self.forward(request, call)
+        call.paced = call.paced or response.status_code == 429
+        return response
+
+
+async def test_a_paced_failure_does_not_pace_the_one_that_follows_it(world: World) -> None:
     clock = FakeClock()
-    stack = StackBuilder(
-        (retry(), adaptive(AimdLimiter(60, 60, max_wait_time=None))), clock=clock, random=lambda: 0.0
-    )
-    wire = world.wire(busy(429, 5), httpx.ConnectError("refused"), 200)
-    response = await world.send(world.build(stack, wire), httpx.Request("POST", URL))
+    stack = StackBuilder((retry(), Layer("pacing", Pacing, AsyncPacing)), clock=clock, random=lambda: 0.0)
+    response = await world.send(world.build(stack, world.wire(429, 503, 200)), httpx.Request("POST", URL))
+    assert clock.sleeps == [1.0]
     assert response.extensions["stkai"].backed_off == 1.0
 
 

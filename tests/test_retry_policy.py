@@ -118,6 +118,12 @@ def test_what_was_never_sent_is_always_safe_to_send(error: Exception) -> None:
     assert failure.cause.startswith(type(error).__name__)
 
 
+def test_a_cause_without_a_message_is_the_name_of_the_error() -> None:
+    failure = RetryPolicy().failure_of(None, httpx.ReadTimeout(""), NOW)
+    assert failure is not None
+    assert failure.cause == "ReadTimeout"
+
+
 @pytest.mark.parametrize("error", UNKNOWN, ids=repr)
 def test_after_a_broken_connection_the_server_may_have_acted(error: Exception) -> None:
     failure = RetryPolicy().failure_of(None, error, NOW)

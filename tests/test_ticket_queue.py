@@ -8,6 +8,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from stkai import AimdLimiter, ConfigurationError, TokenBucket
 from stkai.transports import Context
-from stkai.transports._tickets import TICK, Ticket, TicketQueue
+from stkai.transports._tickets import TICK, Ticket, TicketQueue, _forget_all_waiters
 
 from .crowd import Waiter, drive, most_in_excess
 
@@ -42,7 +43,9 @@ def arrivals(gaps: list[float], rate: float) -> list[Waiter]:
     return waiters
 
 
-gap_lists = st.lists(st.sampled_from([0.0, 0.0, 0.3, 1.0, 7.5, 60.0]) | st.floats(0, 3), min_size=1, max_size=40)
+gap_lists = st.lists(
+    st.sampled_from([0.0, 0.0, 0.3, 1.0, 7.5, 60.0]) | st.floats(0, 3), min_size=1, max_size=40
+)
 
 
 @given(rates, bursts, gap_lists)
@@ -194,6 +197,44 @@ def test_a_ticket_that_the_queue_does_not_know_is_neither_stranded_nor_served_fo
     assert queue.remaining(other, 2.0) == 0.0
 
 
+def test_a_waiter_that_never_wakes_does_not_hold_up_the_others_for_ever() -> None:
+    queue = bucket()
+    lost, others = Ticket(), [Waiter(0.5 * number) for number in range(1, 20)]
+    assert queue.take(0.0)
+    assert queue.remaining(lost, 0.0) == 1.0
+    gone = drive(queue, others)
+    assert gone == others
+    assert gone[-1].went < 1 + 5 + len(others) + 2
+    assert queue.remaining(lost, 100.0) == 0.0
+
+
+def test_a_waiter_that_woke_far_too_late_still_goes_before_those_who_came_after_it() -> None:
+    queue = bucket()
+    late, other = Ticket(), Ticket()
+    assert queue.take(0.0)
+    assert queue.remaining(late, 0.0) == 1.0
+    assert queue.remaining(other, 0.0) == 2.0
+    assert queue.remaining(other, 7.0) == 0.0
+    third = Ticket()
+    assert queue.remaining(third, 7.0) == pytest.approx(0.75)
+    assert queue.remaining(late, 7.5) == pytest.approx(0.25)
+    assert queue.remaining(third, 7.75) == pytest.approx(1.0)
+    assert queue.remaining(late, 7.75) == 0.0
+
+
+def test_two_attempts_of_one_call_may_wait_side_by_side() -> None:
+    queue = bucket()
+    number = queue.take(0.0)
+    pair = [Ticket(number), Ticket(number)]
+    behind = Ticket()
+    assert [queue.remaining(ticket, 0.0) for ticket in [*pair, behind]] == [1.0, 2.0, 3.0]
+    assert [queue.remaining(ticket, 0.5) for ticket in [*pair, behind]] == [0.5, 1.5, 2.5]
+    queue.cancel(pair[1], 0.5)
+    assert queue.waiting == 2
+    assert queue.remaining(behind, 0.5) == 1.5
+    assert queue.remaining(pair[0], 1.0) == 0.0
+
+
 def test_leaving_twice_or_after_having_gone_changes_nothing() -> None:
     queue = bucket()
     gone, waiting = Ticket(), Ticket()
@@ -285,7 +326,7 @@ def test_a_cut_applies_to_those_who_wait() -> None:
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, True, "10", None])
 @pytest.mark.parametrize("name", ["max_requests", "time_window", "burst", "max_wait_time"])
 def test_a_number_that_makes_no_sense_is_refused_by_name(name: str, value: object) -> None:
-    arguments: dict[str, object] = {"max_requests": 10, "time_window": 1, name: value}
+    arguments: dict[str, Any] = {"max_requests": 10, "time_window": 1, name: value}
     if value is None and name in {"burst", "max_wait_time"}:
         TokenBucket(**arguments)
         return
@@ -300,8 +341,10 @@ def test_waiting_for_ever_is_spelled_none() -> None:
 
 @pytest.mark.parametrize("methods", ["POST", [1], None, []])
 def test_methods_are_a_set_of_names(methods: object) -> None:
-    arguments: dict[str, object] = {"max_requests": 10, "time_window": 1, "methods": methods}
-    with pytest.raises(ConfigurationError, match=r"methods must be HTTP method names such as \{'POST', 'PUT'\}"):
+    arguments: dict[str, Any] = {"max_requests": 10, "time_window": 1, "methods": methods}
+    with pytest.raises(
+        ConfigurationError, match=r"methods must be HTTP method names such as \{'POST', 'PUT'\}"
+    ):
         TokenBucket(**arguments)
 
 
@@ -337,7 +380,7 @@ def in_a_child(function: Callable[[], str]) -> str:
         finally:
             os._exit(0)
     os.close(writing)
-    with open(reading) as answer:
+    with os.fdopen(reading) as answer:
         text = answer.read()
     os.waitpid(pid, 0)
     return text
@@ -368,6 +411,16 @@ def test_a_child_forked_while_a_thread_holds_the_lock_is_not_stuck_and_has_nobod
     assert queue.waiting == 8
 
 
+def test_after_a_fork_no_queue_has_waiters() -> None:
+    queues = [bucket(), AimdLimiter(10, 1)]
+    for queue in queues:
+        while queue.take(0.0):
+            pass
+        queue.remaining(Ticket(), 0.0)
+    _forget_all_waiters()
+    assert [queue.waiting for queue in queues] == [0, 0]
+
+
 @needs_fork
 def test_children_draw_different_jitter() -> None:
     def draw() -> str:
@@ -376,8 +429,7 @@ def test_children_draw_different_jitter() -> None:
     assert len({in_a_child(draw), in_a_child(draw), draw()}) == 3
 
 
-@needs_fork
-def test_a_queue_that_nobody_holds_any_more_is_not_kept_for_the_next_fork() -> None:
+def test_a_queue_that_nobody_uses_any_more_is_not_kept_for_the_next_fork() -> None:
     queue = bucket()
     reference = weakref.ref(queue)
     del queue

@@ -1,18 +1,18 @@
 """The token bucket as a layer: who waits, how long, how often, and what becomes of a wait that fails."""
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 import trio
 
-from stkai import RequestOptions, TokenAcquisitionTimeoutError, TokenBucket
+from stkai import RequestOptions, RetryPolicy, StackBuilder, TokenAcquisitionTimeoutError, TokenBucket
 from stkai._errors import DeadlineExceededError
 from stkai._events import Event, Rejected, Waited
 from stkai.testing import FakeClock
@@ -20,8 +20,10 @@ from stkai.transports import (
     AsyncTokenBucketTransport,
     Context,
     TokenBucketTransport,
+    retry,
     token_bucket,
 )
+from stkai.transports._tickets import Ticket
 
 from .wire import Wire
 from .world import World
@@ -83,10 +85,10 @@ async def test_the_caller_learns_how_long_it_queued_and_the_listener_hears_of_wa
 
 
 async def test_only_the_methods_of_the_policy_need_a_permit(world: World) -> None:
-    bench = Bench(world, TokenBucket(1, 60.0, methods={"post", "Put"}))
+    bench = Bench(world, TokenBucket(1, 40.0, methods={"post", "Put"}))
     for method in ("POST", "GET", "GET", "DELETE", "PUT"):
         await world.send(bench.transport, httpx.Request(method, URL))
-    assert bench.instants == [0, 0, 0, 0, 60.0]
+    assert bench.instants == [0, 0, 0, 0, 40.0]
     assert [request.method for request in bench.wire.requests] == ["POST", "GET", "GET", "DELETE", "PUT"]
 
 
@@ -270,8 +272,48 @@ async def test_a_permit_is_spent_on_a_request_that_was_sent_and_failed(world: Wo
     assert clock.sleeps == [3.0]
 
 
-async def test_a_call_that_is_tried_again_goes_before_those_that_came_later() -> None:
-    """On asyncio; what the queue does with an old number is tested with it."""
+def test_a_call_that_is_tried_again_keeps_its_place_before_those_that_came_later(event_loop: World) -> None:
+    clock, sent = FakeClock(), []
+
+    def answer(request: httpx.Request) -> int:
+        sent.append((clock.monotonic(), request.url.path))
+        return 503 if len(sent) == 1 else 200
+
+    layers = (retry(RetryPolicy(initial_delay=0.1)), token_bucket(TokenBucket(1, 1.0)))
+    transport = event_loop.build(StackBuilder(layers, clock=clock), Wire(answer))
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            for number in range(3):
+                group.start_soon(event_loop.send, transport, post(number))
+                while not sent:
+                    await anyio.lowlevel.checkpoint()
+
+    event_loop.run(main())
+    assert sent[:2] == [(0.0, "/0"), (1.0, "/0")]
+    assert [instant for instant, _ in sent] == pytest.approx([0, 1, 2, 3])
+
+
+async def test_a_call_that_comes_back_while_others_sleep_and_finds_a_permit_does_not_wait(
+    world: World,
+) -> None:
+    clock, policy, events = FakeClock(), TokenBucket(10, 10.0, burst=5), list[Event]()
+
+    def answer(request: httpx.Request) -> int:
+        if clock.monotonic():
+            return 200
+        while policy.take(0.0):
+            pass
+        policy.remaining(Ticket(), 0.0)
+        clock.advance(3.0)
+        return 503
+
+    layers = (retry(RetryPolicy(initial_delay=0)), token_bucket(policy))
+    stack = StackBuilder(layers, clock=clock, listener=events.append)
+    response = await world.send(world.build(stack, Wire(answer)), post())
+    assert (response.status_code, response.extensions["stkai"].queued) == (200, 0.0)
+    assert not [event for event in events if isinstance(event, Waited)]
+    assert policy.waiting == 1
 
 
 def check_exactness(sent: list[float], sleeps: list[float], rate: float, burst: int) -> None:
@@ -319,7 +361,10 @@ class Stepper:
             before = len(self.sent)
             self.clock.advance_to_next()
             with self._more:
-                assert self._more.wait_for(lambda before=before: len(self.sent) > before, timeout=10)
+                assert self._more.wait_for(partial(self._sent_more_than, before), timeout=10)
+
+    def _sent_more_than(self, count: int) -> bool:
+        return len(self.sent) > count
 
     def start(self, run: Callable[[], object], asleep: int) -> threading.Thread:
         """Run something in a thread until so many sleep in all."""
@@ -384,4 +429,3 @@ def test_a_bucket_names_its_layer_and_shows_its_policy() -> None:
     transport = layer.sync(Wire(200))
     assert isinstance(transport, TokenBucketTransport)
     assert str(transport) == "token_bucket > wire"
-    assert contextlib.nullcontext is not None

@@ -59,7 +59,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one seed, and the first comparison only")
     names = [section.name for section in SECTIONS]
     parser.add_argument("--sections", nargs="+", choices=names, help="these comparisons only")
-    parser.add_argument("--seeds", type=int, default=5, help="runs of each case, whose mean is shown")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=5,
+        help="runs of each case, whose mean is shown; all comparisons with 5 take half an hour",
+    )
     parser.add_argument(
         "--first-seed", type=int, default=1, help="to measure on others than one has tuned on"
     )

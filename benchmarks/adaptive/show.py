@@ -33,7 +33,8 @@ def print_section(console: Console, section: Section, results: Results) -> None:
                 f"{strategy.name} {results[scenario, strategy].regained:.1f}" for _, strategy in cases
             ]
             console.print(
-                f"Windows until the new quota was well used: {'; '.join(regained)}\n", highlight=False
+                f"Windows until the new quota was well used, with few refusals: {'; '.join(regained)}\n",
+                highlight=False,
             )
         else:
             rows = [results[case].cold for case in cases]

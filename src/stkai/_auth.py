@@ -15,7 +15,6 @@ from ._errors import AuthenticationError, ConfigurationError
 from ._events import logger
 from ._renewal import Renewal
 from ._settings import DEFAULT_TOKEN_URL, STKAI
-from ._token_endpoint import TokenEndpoint
 
 if TYPE_CHECKING:
     from ._config import AuthConfig, HttpConfig
@@ -113,6 +112,8 @@ class ClientCredentialsAuthProvider(AuthProvider):
         if not isinstance(refresh_margin, int | float) or not 0 <= refresh_margin < math.inf:
             msg = f"refresh_margin must be a number of seconds from 0 up, not {refresh_margin!r}"
             raise ConfigurationError(msg)
+        from ._token_endpoint import TokenEndpoint
+
         self.client_id = client_id
         self.token_url = token_url
         self.refresh_margin = refresh_margin
@@ -197,6 +198,11 @@ class _Kept:
 
     def __init__(self, token: str, renew_at: float, expires_at: float) -> None:
         self.token, self.renew_at, self.expires_at = token, renew_at, expires_at
+
+
+def is_sendable(token: str) -> bool:
+    """Whether a token can stand in a header: visible ASCII, no spaces (RFC 6750, section 2.1, is stricter)."""
+    return bool(token) and token.isascii() and token.isprintable() and " " not in token
 
 
 def create_standalone_auth(

@@ -18,18 +18,15 @@ from ._client import AsyncHttpClient, HttpClient
 from ._clock import Clock
 from ._errors import ConfigurationError
 from ._events import Listener
-from ._options import UNSET, Unset
+from ._options import UNSET
 from ._settings import STKAI
-from ._standard import CLI_CANNOT, Parts
 from .transports._auth import BearerAuth
 from .transports._base import Context, Layer
-from .transports._retry import RetryPolicy
-from .transports._stk_cli import StkCLITransport
 from .transports._tickets import TicketQueue
 
 if TYPE_CHECKING:
     from ._config import Settings
-    from ._standard import Auth, RateLimit
+    from ._standard import Auth, Parts, RateLimit, Retry
 
 
 class StackBuilder:
@@ -76,6 +73,8 @@ class StackBuilder:
 
         Where StackSpot CLI signs the requests, it is the wire, and there is no layer `auth`.
         """
+        from ._standard import Parts
+
         parts = Parts.choose(settings or STKAI.config, clock=clock)
         stack = cls(parts.layers, clock=clock, listener=listener, random=random)
         stack._parts = parts
@@ -110,7 +109,8 @@ class StackBuilder:
         """
         transport = self._make_wire() if wire is None else wire
         _require(transport, httpx.BaseTransport, "the wire", "httpx.HTTPTransport(), or call build_async()")
-        self._check_signed(transport)
+        if self._parts is not None:
+            self._parts.check_signed(transport, self.layers)
         for layer in reversed(self.layers):
             transport = layer.sync(transport, context=self.context)
             _require(
@@ -128,7 +128,8 @@ class StackBuilder:
         _require(
             transport, httpx.AsyncBaseTransport, "the wire", "httpx.AsyncHTTPTransport(), or call build()"
         )
-        self._check_signed(transport)
+        if self._parts is not None:
+            self._parts.check_signed(transport, self.layers)
         for layer in reversed(self.layers):
             transport = layer.asynchronous(transport, context=self.context)
             _require(
@@ -148,12 +149,6 @@ class StackBuilder:
         from ._wire import default_async_wire
 
         return default_async_wire() if self._parts is None else self._parts.make_async_wire()
-
-    def _check_signed(self, wire: object) -> None:
-        by_cli = self._parts is not None and self._parts.by_cli
-        is_signed = isinstance(wire, StkCLITransport) or any(layer.name == "auth" for layer in self.layers)
-        if by_cli and not is_signed:
-            raise ConfigurationError(CLI_CANNOT)
 
     def __str__(self) -> str:
         return " > ".join([*(layer.name for layer in self.layers), "wire"])
@@ -199,8 +194,8 @@ def _require(transport: object, kind: type, what: str, example: str) -> None:
 def build_transport(
     *,
     auth: "Auth" = "auto",
-    rate_limit: "RateLimit | Unset" = UNSET,
-    retry: RetryPolicy | Unset | None = UNSET,
+    rate_limit: "RateLimit" = UNSET,
+    retry: "Retry" = UNSET,
     transport: httpx.BaseTransport | None = None,
     listener: Listener | None = None,
     clock: Clock | None = None,
@@ -222,6 +217,8 @@ def build_transport(
     Raises:
         ConfigurationError: (a ValueError) the settings or the arguments cannot work; the message says what to do.
     """
+    from ._standard import Parts
+
     own_wire = transport is not None
     parts = Parts.choose(
         STKAI.config, auth=auth, rate_limit=rate_limit, retry=retry, own_wire=own_wire, clock=clock
@@ -233,14 +230,16 @@ def build_transport(
 def build_async_transport(
     *,
     auth: "Auth" = "auto",
-    rate_limit: "RateLimit | Unset" = UNSET,
-    retry: RetryPolicy | Unset | None = UNSET,
+    rate_limit: "RateLimit" = UNSET,
+    retry: "Retry" = UNSET,
     transport: httpx.AsyncBaseTransport | None = None,
     listener: Listener | None = None,
     clock: Clock | None = None,
     random: Callable[[], float] | None = None,
 ) -> httpx.AsyncBaseTransport:
     """Like `build_transport`, for `httpx.AsyncClient`, on asyncio and trio; StackSpot CLI does not count here."""
+    from ._standard import Parts
+
     parts = Parts.choose(
         STKAI.config, auth=auth, rate_limit=rate_limit, retry=retry, own_wire=True, clock=clock
     )
@@ -251,8 +250,8 @@ def build_async_transport(
 def build_client(
     *,
     auth: "Auth" = "auto",
-    rate_limit: "RateLimit | Unset" = UNSET,
-    retry: RetryPolicy | Unset | None = UNSET,
+    rate_limit: "RateLimit" = UNSET,
+    retry: "Retry" = UNSET,
     transport: httpx.BaseTransport | None = None,
     listener: Listener | None = None,
     clock: Clock | None = None,
@@ -275,8 +274,8 @@ def build_client(
 def build_async_client(
     *,
     auth: "Auth" = "auto",
-    rate_limit: "RateLimit | Unset" = UNSET,
-    retry: RetryPolicy | Unset | None = UNSET,
+    rate_limit: "RateLimit" = UNSET,
+    retry: "Retry" = UNSET,
     transport: httpx.AsyncBaseTransport | None = None,
     listener: Listener | None = None,
     clock: Clock | None = None,

@@ -123,8 +123,8 @@ class HttpClient:
         options = RequestOptions(retry=retry, deadline=deadline, max_wait_time=max_wait_time)
         transport = self.transport
         exchange = Exchange(transport, "POST", url, data, headers, timeout, options, buffered=False)
-        with exchange as request:
-            response = exchange.stream(transport.handle_request(request))
+        with exchange:
+            response = exchange.stream(exchange.send(transport))
             if not exchange.is_refused(response):
                 return response
             with response:
@@ -136,8 +136,8 @@ class HttpClient:
     ) -> httpx.Response:
         transport = self.transport
         exchange = Exchange(transport, method, url, data, headers, timeout, options, buffered=True)
-        with exchange as request:
-            response = transport.handle_request(request)
+        with exchange:
+            response = exchange.send(transport)
             try:
                 response.read()
             finally:
@@ -228,8 +228,8 @@ class AsyncHttpClient:
         """Like `post`, but the body arrives while you iterate; as `HttpClient.post_stream`, with `async with`."""
         options = RequestOptions(retry=retry, deadline=deadline, max_wait_time=max_wait_time)
         exchange = Exchange(self._transport, "POST", url, data, headers, timeout, options, buffered=False)
-        with exchange as request:
-            response = exchange.stream(await self._transport.handle_async_request(request))
+        with exchange:
+            response = exchange.stream(await exchange.asend(self._transport))
             if not exchange.is_refused(response):
                 return response
             async with response:
@@ -240,8 +240,8 @@ class AsyncHttpClient:
         self, method: str, url: str, data: Any, headers: Headers, timeout: float, options: RequestOptions
     ) -> httpx.Response:
         exchange = Exchange(self._transport, method, url, data, headers, timeout, options, buffered=True)
-        with exchange as request:
-            response = await self._transport.handle_async_request(request)
+        with exchange:
+            response = await exchange.asend(self._transport)
             try:
                 await response.aread()
             finally:

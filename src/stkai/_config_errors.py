@@ -1,7 +1,6 @@
 """What is said of settings: values as text, with secrets masked, and errors that say what is allowed."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from ._errors import ConfigurationError
@@ -47,6 +46,8 @@ def as_given(value: Any) -> str:
 
 def closest(word: str, known: Iterable[str]) -> str | None:
     """The known word that was probably meant, if there is one."""
+    from difflib import get_close_matches  # only errors need it
+
     return next(iter(get_close_matches(word.lower(), list(known), n=1)), None)
 
 

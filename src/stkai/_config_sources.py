@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSou
 from ._config import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
 from ._config_errors import as_text, closest, configuration_error, problems
 from ._errors import ConfigurationError
-from ._settings import Explained, full_path
+from ._settings import full_path
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "auth": AuthConfig,
@@ -42,6 +42,21 @@ class _Environment(BaseSettings):
     rate_limit: RateLimitConfig = RateLimitConfig()
     retry: RetryConfig = RetryConfig()
     http: HttpConfig = HttpConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """One setting in force.
+
+    Attributes:
+        variable: the environment variable that sets it.
+        value: its value as text; of a secret, only that there is one.
+        source: "configure", "environment", ".env file PATH" or "default".
+    """
+
+    variable: str
+    value: str
+    source: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import httpx
 from ._clock import Clock
 from ._errors import InvalidArgumentError, ServerSideRateLimitError
 from ._options import RequestOptions
-from .transports._base import CALL, Call, Context
+from .transports._base import CALL, AsyncLayerTransport, Call, Context, LayerTransport
+from .transports._in_time import asend_in_time, send_in_time
 
 _NO_CONTEXT: Final = Context()
 _JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -61,7 +62,7 @@ class StreamedResponse(httpx.Response):
 
 
 class Exchange:
-    """One request under way. `with exchange as request:` send it in the block, which names it in errors.
+    """One request under way; send it in a `with` block, which names it in errors.
 
     Attributes:
         request: what is sent, and what `response.request` will be.
@@ -97,14 +98,26 @@ class Exchange:
         )
         self.request.read()
 
-    def __enter__(self) -> httpx.Request:
-        return self.request
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         # The call ends here, while the request lives on in the response and may be sent anew.
         del self.request.extensions[CALL]
         if isinstance(error, httpx.RequestError):
             error.request = self.request
+
+    def send(self, transport: httpx.BaseTransport) -> httpx.Response:
+        """Send it through a stack, which keeps the deadline itself, or to a bare wire."""
+        if self._call.deadline is None or isinstance(transport, LayerTransport):
+            return transport.handle_request(self.request)
+        return send_in_time(transport, self.request, self._call, self._clock)
+
+    async def asend(self, transport: httpx.AsyncBaseTransport) -> httpx.Response:
+        """The same for an async one."""
+        if self._call.deadline is None or isinstance(transport, AsyncLayerTransport):
+            return await transport.handle_async_request(self.request)
+        return await asend_in_time(transport, self.request, self._call, self._clock)
 
     def finish(self, response: httpx.Response) -> httpx.Response:
         """The response, which has been read, with all that belongs to it.

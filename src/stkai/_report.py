@@ -18,6 +18,8 @@ COLOURS: Final = ("#9a9a9a", "#4477aa", "#ee8866", "#aa3377", "#bbaa33", "#22883
 """Told apart by people who see colours differently, too; the first is for what others are compared with."""
 
 _INK: Final = "#333333"
+_OTHERS: Final = "#8fa3b5"
+_SUBJECT: Final = "#228833"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ def rate_plot(
 ) -> None:
     """Draw the rate of accepted requests over time, one panel for each strategy, against the quota.
 
+    The last strategy is the one that is of interest, and stands out.
+
     Args:
         series: for each strategy the instants of the accepted requests, in seconds from the start.
         quota_rate: requests per second that the quota allows; where it changes, pairs of instant and rate.
@@ -119,7 +123,7 @@ def rate_plot(
             _rates(instants, bucket_width, buckets),
             edges,
             fill=True,
-            color=COLOURS[number % len(COLOURS)],
+            color=_SUBJECT if number == len(series) - 1 else _OTHERS,
             alpha=0.85,
         )
         quota_edges = [*(instant for instant, _ in steps), max(edges[-1], steps[-1][0])]

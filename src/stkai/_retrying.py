@@ -118,7 +118,7 @@ class Retrying:
             return failure
         if not isinstance(error, self.retry_on_exceptions):
             return None
-        return failure or Failure(f"{type(error).__name__}: {error}", acted=True)
+        return failure or Failure(f"{type(error).__name__}: {error}".removesuffix(": "), acted=True)
 
 
 class Attempt:

@@ -6,7 +6,6 @@ Free of pydantic, which would make `import stkai` slow: the models and the readi
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Final
@@ -16,28 +15,13 @@ from ._errors import ConfigurationError
 
 if TYPE_CHECKING:
     from ._config import Settings
-    from ._config_sources import Loaded
+    from ._config_sources import Explained, Loaded
 
 DEFAULT_TOKEN_URL: Final = "https://idm.stackspot.com/stackspot-dev/oidc/oauth/token"  # noqa: S105
 
 _SECTIONS: Final = ("auth", "rate_limit", "retry", "http")
 
 _logger = logging.getLogger("stkai")
-
-
-@dataclass(frozen=True, slots=True)
-class Explained:
-    """One setting in force.
-
-    Attributes:
-        variable: the environment variable that sets it.
-        value: its value as text; of a secret, only that there is one.
-        source: "configure", "environment", ".env file PATH" or "default".
-    """
-
-    variable: str
-    value: str
-    source: str
 
 
 class GlobalSettings:
@@ -107,7 +91,7 @@ class GlobalSettings:
         with self._lock:
             self._configured, self._env_file, self._loaded = {}, None, None
 
-    def provenance(self) -> tuple[Explained, ...]:
+    def provenance(self) -> "tuple[Explained, ...]":
         """Each setting in force with the place it came from; then the STKAI_* variables that are ignored."""
         return self._load().rows
 

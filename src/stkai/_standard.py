@@ -1,5 +1,6 @@
 """What the standard stack is made of: from arguments and settings to layers and a wire, and why."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     from ._config import RateLimitConfig, Settings
 
     Auth = AuthProvider | BearerAuth | Literal["auto"] | None
-    RateLimit = Literal["token_bucket", "adaptive"] | RateLimitConfig | TokenBucket | AimdLimiter | None
+    RateLimit = (
+        Literal["token_bucket", "adaptive"] | RateLimitConfig | TokenBucket | AimdLimiter | Unset | None
+    )
+    Retry = RetryPolicy | Unset | None
 
 Limiter = TokenBucket | AimdLimiter
 
@@ -73,8 +77,8 @@ class Parts:
         settings: "Settings",
         *,
         auth: "Auth" = "auto",
-        rate_limit: "RateLimit | Unset" = UNSET,
-        retry: RetryPolicy | Unset | None = UNSET,
+        rate_limit: "RateLimit" = UNSET,
+        retry: "Retry" = UNSET,
         own_wire: bool = False,
         clock: Clock | None = None,
     ) -> Self:
@@ -115,8 +119,18 @@ class Parts:
             raise ConfigurationError(CLI_CANNOT)
         return default_async_wire(self.settings.http)
 
+    def check_signed(self, wire: object, layers: Iterable[Layer]) -> None:
+        """Refuse a wire that does not sign, where there is no layer that would.
 
-def _retry_policy(given: RetryPolicy | Unset | None, settings: "Settings") -> RetryPolicy | None:
+        Raises:
+            ConfigurationError: StackSpot CLI was to sign.
+        """
+        is_signed = isinstance(wire, StkCLITransport) or any(layer.name == "auth" for layer in layers)
+        if self.by_cli and not is_signed:
+            raise ConfigurationError(CLI_CANNOT)
+
+
+def _retry_policy(given: "Retry", settings: "Settings") -> RetryPolicy | None:
     if given is UNSET:
         config = settings.retry
         return RetryPolicy(**config.model_dump(exclude={"enabled"})) if config.enabled else None
@@ -126,7 +140,7 @@ def _retry_policy(given: RetryPolicy | Unset | None, settings: "Settings") -> Re
     return given
 
 
-def _limiter(given: "RateLimit | Unset", settings: "Settings") -> Limiter | None:
+def _limiter(given: "RateLimit", settings: "Settings") -> Limiter | None:
     if given is None or isinstance(given, Limiter):
         return given
     if given is UNSET:

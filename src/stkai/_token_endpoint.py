@@ -11,6 +11,7 @@ from urllib.parse import quote_plus
 
 import httpx
 
+from ._auth import is_sendable
 from ._clock import Clock
 from ._errors import AuthenticationError, ConfigurationError, hide_frames
 from ._origin import is_private, origin_of, parse_url, show_origin
@@ -162,11 +163,6 @@ class TokenEndpoint:
         for secret in (self._client_secret, quote_plus(self._client_secret)):
             text = text.replace(secret, "[secret]")
         return "".join(char if char.isprintable() else " " for char in text[:_SHOWN]).strip()
-
-
-def is_sendable(token: str) -> bool:
-    """Whether a token can stand in a header: visible ASCII, no spaces (RFC 6750, section 2.1, is stricter)."""
-    return bool(token) and token.isascii() and token.isprintable() and " " not in token
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,7 @@ class AimdLimiter(TicketQueue):
             self._successes.append(now)
             if self._successes[0] <= now - self.time_window:
                 self._forget_old(now)
-            if sent >= self._cut_at:
+            if sent > self._cut_at:
                 self._answered = True
                 self._row = 0
             return self._report("no refusal since") if self._rate > 1.1 * self._reported else None
@@ -171,7 +171,7 @@ class AimdLimiter(TicketQueue):
         with self._lock:
             self._advance(now)
             self._forget_old(now)
-            fresh = sent >= self._cut_at
+            fresh = sent > self._cut_at
             if fresh:
                 self._row += 1
             if fresh and self._answered:

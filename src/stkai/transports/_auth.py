@@ -13,12 +13,11 @@ from typing import Final
 
 import httpx
 
-from .._auth import AuthProvider
+from .._auth import AuthProvider, is_sendable
 from .._errors import AuthenticationError, ConfigurationError, hide_frames
 from .._events import TokenRenewed
-from .._origin import is_private, origin_of, parse_origin, show_origin
+from .._origin import Origin, is_private, origin_of, parse_origin, show_origin
 from .._renewal import TaskRenewals, get_token
-from .._token_endpoint import is_sendable
 from ._base import AsyncLayerTransport, Call, Context, Layer, LayerTransport, can_resend, copy_request
 
 _MARK: Final = "stkai.origin"
@@ -82,7 +81,7 @@ class BearerAuth:
         names = (origins,) if isinstance(origins, str) else origins
         urls = None if names is None else [parse_origin(name) for name in names]
         self.origins = None if urls is None else frozenset(origin_of(url) for url in urls)
-        exposed = [show_origin(url) for url in urls or () if not self._is_safe(url)]
+        exposed = [show_origin(url) for url in urls or () if not self._is_safe(origin_of(url))]
         if exposed:
             raise ConfigurationError(_EXPOSED.format(", ".join(exposed)))
         self.renewals = TaskRenewals()
@@ -99,12 +98,12 @@ class BearerAuth:
             return origin in self.origins
         if call.extensions.setdefault(_MARK, origin) != origin:
             return False
-        if not self._is_safe(url):
+        if not self._is_safe(origin):
             raise AuthenticationError(_EXPOSED.format(show_origin(url)))
         return True
 
-    def _is_safe(self, url: httpx.URL) -> bool:
-        return self.allow_http or is_private(origin_of(url))
+    def _is_safe(self, origin: Origin) -> bool:
+        return is_private(origin) or self.allow_http
 
     def token(self, value: str) -> Token:
         """The token in the form in which it is sent; the same object for the same token."""

@@ -11,6 +11,7 @@ from .._clock import Clock, SystemClock, uniform
 from .._errors import ConfigurationError
 from .._events import Event, Listener, log_event, logger
 from ._call import CALL, OPTIONS, Call, can_resend, copy_request
+from ._in_time import asend_in_time, send_in_time
 
 __all__ = [
     "CALL",
@@ -71,20 +72,14 @@ class LayerTransport(httpx.BaseTransport):
         return self.forward(request, call)
 
     def forward(self, request: httpx.Request, call: Call) -> httpx.Response:
-        """Send the request to the next layer, within what is left of the deadline.
+        """Send the request to the next layer, or to the wire, within what is left of the deadline.
 
         Raises:
-            DeadlineExceededError: nothing is left, or a timeout that was cut to what was left has run out.
+            DeadlineExceededError: nothing is left, or the answer is not there in time.
         """
-        if call.deadline is None:
+        if call.deadline is None or isinstance(self.inner, LayerTransport):
             return self.inner.handle_request(request)
-        clock = self.context.clock
-        try:
-            response = self.inner.handle_request(call.limit(request, clock.monotonic()))
-        except httpx.TimeoutException as error:
-            call.check_deadline(clock.monotonic(), error)
-            raise
-        return call.limit_body(response, clock)
+        return send_in_time(self.inner, request, call, self.context.clock)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         call = request.extensions.get(CALL)
@@ -141,20 +136,14 @@ class AsyncLayerTransport(httpx.AsyncBaseTransport):
         return await self.forward(request, call)
 
     async def forward(self, request: httpx.Request, call: Call) -> httpx.Response:
-        """Send the request to the next layer, within what is left of the deadline.
+        """Send the request to the next layer, or to the wire, within what is left of the deadline.
 
         Raises:
-            DeadlineExceededError: nothing is left, or a timeout that was cut to what was left has run out.
+            DeadlineExceededError: nothing is left, or the answer is not there in time.
         """
-        if call.deadline is None:
+        if call.deadline is None or isinstance(self.inner, AsyncLayerTransport):
             return await self.inner.handle_async_request(request)
-        clock = self.context.clock
-        try:
-            response = await self.inner.handle_async_request(call.limit(request, clock.monotonic()))
-        except httpx.TimeoutException as error:
-            call.check_deadline(clock.monotonic(), error)
-            raise
-        return call.limit_body(response, clock)
+        return await asend_in_time(self.inner, request, call, self.context.clock)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         call = request.extensions.get(CALL)

@@ -1,12 +1,10 @@
 """A call on its way through a stack: what was asked for, how it went, and how long it may still take."""
 
 import math
-from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 import httpx
 
-from .._clock import Clock
 from .._errors import ConfigurationError, DeadlineExceededError
 from .._options import UNSET, CallRecord, RequestOptions
 
@@ -68,9 +66,14 @@ class Call:
         """
         if self.deadline is None or now < self.deadline or isinstance(cause, DeadlineExceededError):
             return
-        allowed, attempts = self.deadline - self.started, self.record.attempts
+        raise self.too_late() from cause
+
+    def too_late(self) -> DeadlineExceededError:
+        """What to raise when the deadline has passed."""
+        allowed, attempts = self.started if self.deadline is None else self.deadline, self.record.attempts
+        allowed -= self.started
         msg = f"no answer within the deadline of {allowed:g} s, at attempt number {attempts}"
-        raise DeadlineExceededError(msg) from cause
+        return DeadlineExceededError(msg)
 
     def limit(self, request: httpx.Request, now: float) -> httpx.Request:
         """The request with no timeout longer than the time that is left.
@@ -85,64 +88,25 @@ class Call:
         timeout = {key: left if given.get(key) is None else min(left, given[key]) for key in keys}
         return copy_request(request, extensions={**request.extensions, "timeout": timeout})
 
-    def limit_body(self, response: httpx.Response, clock: Clock) -> httpx.Response:
-        """The response; where the caller waits for the whole body, that ends with the deadline as well."""
-        if self.buffered and not isinstance(response.stream, _LimitedBody):
-            response.stream = _LimitedBody(response.stream, self, clock)
-        return response
-
     def finish(self, response: httpx.Response, now: float) -> None:
         """Put the record on the response."""
         record = self.record
-        record.on_wire = max(
-            0.0, now - self.started - record.queued - record.backed_off - record.authenticating
-        )
+        on_wire = now - self.started - record.queued - record.backed_off - record.authenticating
+        record.on_wire = on_wire if on_wire > 0 else 0.0
         response.extensions[OPTIONS] = record
-
-
-class _LimitedBody(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body that must be there by the call's deadline: a timeout bounds single reads, not how many there are."""
-
-    def __init__(self, body: httpx.SyncByteStream | httpx.AsyncByteStream, call: Call, clock: Clock) -> None:
-        self._body: Any = body
-        self._call = call
-        self._clock = clock
-
-    def __iter__(self) -> Iterator[bytes]:
-        try:
-            for chunk in self._body:
-                self._call.check_deadline(self._clock.monotonic())
-                yield chunk
-        except httpx.TimeoutException as error:
-            self._call.check_deadline(self._clock.monotonic(), error)
-            raise
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in self._body:
-                self._call.check_deadline(self._clock.monotonic())
-                yield chunk
-        except httpx.TimeoutException as error:
-            self._call.check_deadline(self._clock.monotonic(), error)
-            raise
-
-    def close(self) -> None:
-        self._body.close()
-
-    async def aclose(self) -> None:
-        await self._body.aclose()
 
 
 def copy_request(
     request: httpx.Request, *, headers: httpx.Headers | None = None, extensions: dict[str, Any] | None = None
 ) -> httpx.Request:
     """The same request with other headers or extensions; the body stream is shared, the original stays as it is."""
-    copy = object.__new__(type(request))
-    copy.__dict__.update(request.__dict__)
+    state = request.__dict__.copy()
     if headers is not None:
-        copy.headers = headers
+        state["headers"] = headers
     if extensions is not None:
-        copy.extensions = extensions
+        state["extensions"] = extensions
+    copy = object.__new__(type(request))
+    copy.__dict__ = state
     return copy
 
 

@@ -83,7 +83,7 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         for name in ("max_retries", "initial_delay", "max_delay", "max_retry_after"):
             _require_at_least_zero(name, getattr(self, name))
-        if self.max_retries != int(self.max_retries):
+        if not isinstance(self.max_retries, int):
             msg = f"max_retries must be a whole number, not {self.max_retries!r}"
             raise ConfigurationError(msg)
         codes = _status_codes(self.retry_on_status_codes)
@@ -148,7 +148,7 @@ class RetryPolicy:
 
 
 def _error_failure(error: BaseException, now: datetime) -> Failure | None:
-    cause = f"{type(error).__name__}: {error}"
+    cause = f"{type(error).__name__}: {error}".removesuffix(": ")
     if isinstance(error, ServerSideRateLimitError) and isinstance(error.response, httpx.Response):
         return Failure(cause, acted=False, asked=retry_after(error.response.headers, now))
     if isinstance(error, TokenAcquisitionTimeoutError):

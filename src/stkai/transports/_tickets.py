@@ -17,11 +17,15 @@ import threading
 import weakref
 from bisect import bisect_left
 from collections.abc import Iterable
+from operator import attrgetter
 
 from .._errors import ConfigurationError
 
 _LATENESS = 0.25
 """Seconds for which the permit of a waiter that wakes late is kept for it, beyond the burst."""
+
+_OVERSLEPT = 5.0
+"""Seconds after which a waiter that has not woken no longer holds up those behind it: its loop may be stuck."""
 
 _ROUNDING = 1e-6
 """Permits; covers the rounding of a clock, so that a waiter that slept as told need not sleep again."""
@@ -31,13 +35,21 @@ TICK = 1e-6
 
 
 class Ticket:
-    """A place in one queue; whoever comes back with its number comes back to that place."""
+    """A place in one queue; whoever comes back with its number comes back to that place.
+
+    Attributes:
+        number: given by the queue when the ticket joins; the lower one goes first.
+        due: how many permits will have been released when it may go.
+    """
 
     __slots__ = ("due", "number")
 
     def __init__(self, number: int = 0) -> None:
         self.number = number
         self.due = 0.0
+
+
+_number = attrgetter("number")
 
 
 class TicketQueue:
@@ -68,7 +80,7 @@ class TicketQueue:
     def forget_waiters(self) -> None:
         """Nobody waits and nobody holds the lock: so it is in a forked child, which has only the forking thread."""
         self._lock = threading.Lock()
-        self._queue: list[int] = []
+        self._queue: list[Ticket] = []
         self._vacant: list[tuple[int, float]] = []
 
     @property
@@ -121,12 +133,12 @@ class TicketQueue:
         """Leave the queue without going; everyone behind moves up, or the next that comes takes the place."""
         with self._lock:
             self._advance(now)
-            number, ticket.number = ticket.number, 0
-            place = bisect_left(self._queue, number)
-            if self._queue[place : place + 1] == [number]:
+            place = self._place(ticket)
+            if self._queue[place : place + 1] == [ticket]:
                 del self._queue[place]
                 if place < len(self._queue):
-                    heapq.heappush(self._vacant, (number, ticket.due))
+                    heapq.heappush(self._vacant, (ticket.number, ticket.due))
+            ticket.number = 0
 
     def nap(self, wait: float) -> float:
         """How many of the `wait` seconds to sleep before asking again; all of them at a constant rate."""
@@ -134,13 +146,25 @@ class TicketQueue:
 
     def _join(self, ticket: Ticket) -> int:
         """The place of the ticket in the queue, counted from 0."""
+        while self._queue and self._queue[0].due + self._rate * _OVERSLEPT < self._released:
+            # When it wakes, it comes back to the head.
+            del self._queue[0]
         number = ticket.number = ticket.number or self._next_number()
         while self._vacant and self._vacant[0][0] < number:
             # Who asks moves up, so that these places are no longer free.
             heapq.heappop(self._vacant)
-        place = bisect_left(self._queue, number)
-        if self._queue[place : place + 1] != [number]:
-            self._queue.insert(place, number)
+        place = self._place(ticket)
+        if self._queue[place : place + 1] != [ticket]:
+            self._queue.insert(place, ticket)
+        return place
+
+    def _place(self, ticket: Ticket) -> int:
+        """Where the ticket is in the queue, or belongs."""
+        queue, number = self._queue, ticket.number
+        place = bisect_left(queue, number, key=_number)
+        while place < len(queue) and queue[place].number == number and queue[place] is not ticket:
+            # Two attempts of one call side by side.
+            place += 1
         return place
 
     def _next_number(self) -> int:
@@ -168,8 +192,10 @@ class TicketQueue:
         if self._queue:
             self._released += released
             most += min(len(self._queue), self._rate * _LATENESS)
-        credit = self._credit + released
-        self._credit = credit if credit < most else most
+        if released < most - self._credit:
+            self._credit += released
+        else:
+            self._credit = most
 
     def _release(self, seconds: float, unpaused: float) -> float:
         """Permits released in the last `seconds`, of which `unpaused` were free of a pause."""

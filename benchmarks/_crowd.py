@@ -1,0 +1,144 @@
+"""Many threads or tasks at once: how much gets through, and how those fare who wait for a limiter.
+
+Imports nothing of stkai: the process of stkai 0.4.18 uses it, too.
+"""
+
+import asyncio
+import itertools
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+
+def throughput(send: Callable[[], object], threads: int, count: int) -> float:
+    """Calls per second, by so many threads; each calls twice before the watch starts."""
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda _: send(), range(2 * threads)))
+        start = time.perf_counter()
+        list(pool.map(lambda _: send(), range(count)))
+        return count / (time.perf_counter() - start)
+
+
+async def async_throughput(send: Callable[[], Awaitable[object]], tasks: int, count: int) -> float:
+    """Calls per second, by so many tasks; each calls twice before the watch starts."""
+
+    async def work(numbers: "itertools.repeat[None]") -> None:
+        for _ in numbers:
+            await send()
+
+    async def all_of(calls: int) -> None:
+        numbers = itertools.repeat(None, calls)
+        await asyncio.gather(*(work(numbers) for _ in range(tasks)))
+
+    await all_of(2 * tasks)
+    start = time.perf_counter()
+    await all_of(count)
+    return count / (time.perf_counter() - start)
+
+
+class _Watch:
+    """Notes when each request came and went."""
+
+    def __init__(self) -> None:
+        self.sleeps = 0
+        self._numbers = itertools.count()
+        self._waits: list[tuple[int, float, float]] = []
+
+    def arrive(self) -> tuple[int, float]:
+        return next(self._numbers), time.perf_counter()
+
+    def leave(self, number: int, arrived: float) -> None:
+        self._waits.append((number, arrived, time.perf_counter()))
+
+    def report(self, rate: float, waiters: int, cpu: float) -> dict[str, float]:
+        """Counts per permit; the rate as a share of `rate`, the longest wait as a multiple of the fair one."""
+        left = [instant for _, _, instant in self._waits]
+        permits = len(left)
+        longest = max(instant - arrived for _, arrived, instant in self._waits)
+        return {
+            "rate": (permits - 1) / (left[-1] - left[0]) / rate,
+            "sleeps": self.sleeps / permits,
+            "overtaken": _overtaken([number for number, _, _ in self._waits]) / permits,
+            "longest": longest / (waiters / rate),
+            "cpu": cpu / permits * 1e6,
+        }
+
+
+def _overtaken(order: Sequence[int]) -> int:
+    """How many went after somebody who had come later."""
+    latest = itertools.accumulate(order, max)
+    return sum(number < most for number, most in zip(order, latest, strict=True))
+
+
+def crowd_of_threads(acquire: Callable[[], object], rate: float, threads: int, seconds: float) -> dict[str, float]:
+    """So many threads come back for a permit again and again, until the seconds are over."""
+    watch = _Watch()
+    real_sleep = time.sleep
+
+    def sleep(seconds: float) -> None:
+        watch.sleeps += 1
+        real_sleep(seconds)
+
+    def work() -> None:
+        while time.perf_counter() < end:
+            number, arrived = watch.arrive()
+            acquire()
+            watch.leave(number, arrived)
+
+    crowd = [threading.Thread(target=work) for _ in range(threads)]
+    # Also those that have imported the function by its name.
+    sleepers = [vars(module) for module in list(sys.modules.values()) if vars(module).get("sleep") is real_sleep]
+    cpu, end = time.process_time(), time.perf_counter() + seconds
+    for names in sleepers:
+        names["sleep"] = sleep
+    try:
+        for thread in crowd:
+            thread.start()
+        for thread in crowd:
+            thread.join()
+    finally:
+        for names in sleepers:
+            names["sleep"] = real_sleep
+    return watch.report(rate, threads, time.process_time() - cpu)
+
+
+class _CountingLoop(asyncio.SelectorEventLoop):
+    """Counts timers: each sleep is one, whoever asks for it."""
+
+    timers = 0
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+        self.timers += 1
+        return super().call_at(when, callback, *args, context=context)
+
+
+def crowd_of_tasks(
+    prepare: Callable[[], Callable[[], Awaitable[object]]], rate: float, tasks: int
+) -> dict[str, float]:
+    """So many tasks come at once, each for one permit; `prepare` is called on the loop and returns what they await."""
+    watch = _Watch()
+
+    async def work(acquire: Callable[[], Awaitable[object]]) -> None:
+        number, arrived = watch.arrive()
+        await acquire()
+        watch.leave(number, arrived)
+
+    async def main() -> float:
+        acquire = prepare()
+        start = time.process_time()
+        await asyncio.gather(*(work(acquire) for _ in range(tasks)))
+        return time.process_time() - start
+
+    with asyncio.Runner(loop_factory=_CountingLoop) as runner:
+        cpu = runner.run(main())
+        loop = runner.get_loop()
+        watch.sleeps = loop.timers if isinstance(loop, _CountingLoop) else 0
+    return watch.report(rate, tasks, cpu)
+
+
+def median_of(reports: Sequence[dict[str, float]], key: str) -> float:
+    return statistics.median(report[key] for report in reports)

@@ -1,0 +1,119 @@
+"""What the benchmarks share: interleaved runs, medians with their spread, and tables for the terminal and the docs.
+
+The subjects of a table run one after the other in each round, in an order that is shuffled every round, and each figure
+is put in relation to the baseline's of the same round: whatever slows the machine for a while slows both.
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import random
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+
+Samples = Mapping[str, Sequence[float]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Table:
+    """One table: `name` is that of its place in docs/performance.md."""
+
+    name: str
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+    def markdown(self) -> str:
+        lines = [self.columns, ["---", *("---:" for _ in self.columns[1:])], *self.rows]
+        rows = ["| " + " | ".join(cells) + " |" for cells in lines]
+        return "\n".join([*rows, "", *self.notes])
+
+    def show(self) -> None:
+        from rich.console import Console
+        from rich.table import Table as RichTable
+
+        table = RichTable(title=self.title, title_justify="left")
+        for index, column in enumerate(self.columns):
+            table.add_column(column, justify="right" if index else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        console = Console()
+        console.print(table)
+        for note in self.notes:
+            console.print(note, highlight=False)
+
+
+def interleave(subjects: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Run each subject once per round and keep what it returns; once more at the start, to warm up."""
+    samples: dict[str, list[float]] = {name: [] for name in subjects}
+    names = list(subjects)
+    chance = random.Random(1)  # Always in the same places, a subject would inherit the caches of always the same other.
+    for subject in subjects.values():
+        subject()
+    for _ in range(rounds):
+        chance.shuffle(names)
+        for name in names:
+            samples[name].append(subjects[name]())
+    return samples
+
+
+def ratios(samples: Samples, base: str, *, inverse: bool = False) -> dict[str, list[float]]:
+    """Each figure divided by the baseline's of the same round; inverse for figures of which less is more."""
+    return {
+        name: [(ref / own if inverse else own / ref) for own, ref in zip(values, samples[base], strict=True)]
+        for name, values in samples.items()
+    }
+
+
+def show(values: Sequence[float], digits: int = 2) -> str:
+    """The median, and half the distance between the quartiles."""
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}"
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{middle:.{digits}f} ±{(high - low) / 2:.{digits}f}"
+
+
+def versions(*packages: str) -> str:
+    """The interpreter and the versions of what took part, in one line."""
+    found = [f"{platform.python_implementation()} {platform.python_version()}"]
+    for package in packages:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{package} (not installed)")
+    return ", ".join(found)
+
+
+def run(measure: Callable[[bool], Sequence[Table]]) -> None:
+    """The command line of a benchmark: measure, show the tables, and write them where asked to."""
+    parser = argparse.ArgumentParser(description=measure.__doc__)
+    parser.add_argument("--quick", action="store_true", help="few and short runs, for a first look")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the tables as JSON")
+    parser.add_argument("--update", action="store_true", help="also put the tables into docs/performance.md")
+    options = parser.parse_args()
+    tables = measure(options.quick)
+    for table in tables:
+        table.show()
+    if options.json:
+        options.json.write_text(json.dumps([dataclasses.asdict(table) for table in tables], indent=2) + "\n")
+    if options.update:
+        update(tables)
+
+
+def update(tables: Sequence[Table], page: Path = PAGE) -> None:
+    """Replace the tables between the page's markers, `<!-- table: name -->` and `<!-- end -->`."""
+    text = page.read_text(encoding="utf-8")
+    for table in tables:
+        pattern = rf"(<!-- table: {re.escape(table.name)} -->\n).*?(<!-- end -->)"
+        body = f"\n{table.markdown().rstrip()}\n\n"
+        text, count = re.subn(pattern, lambda m, b=body: m[1] + b + m[2], text, flags=re.DOTALL)
+        if count != 1:
+            raise SystemExit(f"{page} has {count} places for the table {table.name!r}; it needs one")
+    page.write_text(text, encoding="utf-8")

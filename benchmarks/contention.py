@@ -1,0 +1,138 @@
+"""Many waiters, one limiter of 200 requests per second, burst 1: `python -m benchmarks.contention`."""
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+
+import httpx
+
+import stkai
+from benchmarks import _floor
+from benchmarks import _subjects as subjects
+from benchmarks._crowd import crowd_of_tasks, crowd_of_threads, median_of
+from benchmarks._harness import Table, run, versions
+from benchmarks._original import NAME, original
+from stkai.transports import (
+    AdaptiveTransport,
+    AsyncAdaptiveTransport,
+    AsyncTokenBucketTransport,
+    TokenBucketTransport,
+)
+
+RATE = 200.0
+FLOOR = "hand-written GCRA with one sleep"
+COLUMNS = ("rate / configured", "sleeps per permit", "overtaken", "longest wait / fair", "CPU per permit", "ratio")
+Report = dict[str, float]
+
+
+def measure(quick: bool) -> Sequence[Table]:
+    """What waiters see of a limiter, and what it costs to wait."""
+    threads, tasks, seconds, rounds = (64, 200, 1.5, 1) if quick else (64, 1_000, 5.0, 5)
+    with ExitStack() as stack:
+        old = stack.enter_context(original())
+        subjects_: dict[str, Callable[[], Report]] = {
+            name: lambda make=make: crowd_of_threads(make(), RATE, threads, seconds)  # type: ignore[misc]
+            for name, make in _SYNC.items()
+        }
+        if old is not None:
+            for kind in ("token_bucket", "adaptive"):
+                subjects_[f"{NAME}, {kind}"] = lambda kind=kind: old.ask(  # type: ignore[misc]
+                    "contention", kind=kind, rate=RATE, threads=threads, seconds=seconds
+                )
+        reports = _rounds(subjects_, rounds)
+    async_reports = _rounds(
+        {
+            name: lambda prepare=prepare: crowd_of_tasks(prepare, RATE, tasks)  # type: ignore[misc]
+            for name, prepare in _ASYNC.items()
+        },
+        rounds,
+    )
+    note = f"{versions('pyrate-limiter', 'aiolimiter')}."
+    return [
+        _table("contention-threads", f"{threads} threads that come back for more", reports, note),
+        _table("contention-tasks", f"{tasks:,} tasks that come at once", async_reports, note),
+    ]
+
+
+def _rounds(runs: dict[str, Callable[[], Report]], rounds: int) -> dict[str, list[Report]]:
+    reports: dict[str, list[Report]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, once in runs.items():
+            reports[name].append(once())
+    return reports
+
+
+def _table(name: str, title: str, reports: dict[str, list[Report]], note: str) -> Table:
+    floor = median_of(reports[FLOOR], "cpu")
+    rows = []
+    for subject, found in reports.items():
+        cpu = median_of(found, "cpu")
+        rows.append(
+            [
+                subject,
+                f"{median_of(found, 'rate'):.3f}",
+                f"{median_of(found, 'sleeps'):.2f}",
+                f"{median_of(found, 'overtaken'):.1%}",
+                f"{median_of(found, 'longest'):.2f}",
+                f"{cpu:.0f} µs",
+                f"{cpu / floor:.2f}",
+            ]
+        )
+    return Table(name, title, ["", *COLUMNS], rows, [note])
+
+
+def _request() -> httpx.Request:
+    return httpx.Request("POST", subjects.URL, json={})
+
+
+def _through(transport: httpx.BaseTransport) -> Callable[[], object]:
+    request = _request()
+    return lambda: transport.handle_request(request)
+
+
+def _async_through(transport: httpx.AsyncBaseTransport) -> Callable[[], Awaitable[object]]:
+    request = _request()
+    return lambda: transport.handle_async_request(request)
+
+
+def _bucket() -> stkai.TokenBucket:
+    return stkai.TokenBucket(RATE, 1.0, burst=1, max_wait_time=None)
+
+
+def _aimd() -> stkai.AimdLimiter:
+    """Plain AIMD, which starts at the full rate; its burst is used up before the race begins."""
+    policy = stkai.AimdLimiter(RATE, 1.0, penalty_factor=0.3, recovery_factor=0.05, max_wait_time=None)
+    while policy.take(time.monotonic()):
+        pass
+    return policy
+
+
+def _pyrate() -> Callable[[], object]:
+    from pyrate_limiter import Limiter, Rate
+
+    limiter = Limiter(Rate(1, round(1000 / RATE)))
+    return lambda: limiter.try_acquire("request")
+
+
+def _aiolimiter() -> Callable[[], Awaitable[object]]:
+    from aiolimiter import AsyncLimiter
+
+    return AsyncLimiter(1, 1 / RATE).acquire
+
+
+_SYNC: dict[str, Callable[[], Callable[[], object]]] = {
+    FLOOR: lambda: _through(_floor.Limit(subjects.answer(), _floor.Gcra(RATE))),
+    "**stkai** TokenBucket": lambda: _through(TokenBucketTransport(subjects.answer(), _bucket())),
+    "**stkai** AimdLimiter": lambda: _through(AdaptiveTransport(subjects.answer(), _aimd())),
+    "pyrate-limiter": _pyrate,
+}
+
+_ASYNC: dict[str, Callable[[], Callable[[], Awaitable[object]]]] = {
+    FLOOR: lambda: _async_through(_floor.AsyncLimit(subjects.answer(), _floor.Gcra(RATE))),
+    "**stkai** TokenBucket": lambda: _async_through(AsyncTokenBucketTransport(subjects.answer(), _bucket())),
+    "**stkai** AimdLimiter": lambda: _async_through(AsyncAdaptiveTransport(subjects.answer(), _aimd())),
+    "aiolimiter": _aiolimiter,
+}
+
+if __name__ == "__main__":
+    run(measure)

@@ -1,0 +1,64 @@
+"""A server on loopback that says, byte by byte, whatever a test wants it to say."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+Talk = Callable[[socket.socket, threading.Event], object]
+"""Has read one request; writes to the socket, and stops when the event is set. The connection is closed after it."""
+
+
+@contextlib.contextmanager
+def hostile(talk: Talk) -> Iterator[str]:
+    """The URL of the server; `talk` runs once for each request, one request for each connection."""
+    stopped = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def serve(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            if _read_request(connection):
+                talk(connection, stopped)
+
+    def accept() -> None:
+        while not stopped.is_set():
+            connection, _ = listener.accept()
+            thread = threading.Thread(target=serve, args=(connection,))
+            threads.append(thread)
+            thread.start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        acceptor = threading.Thread(target=accept)
+        acceptor.start()
+        address = listener.getsockname()
+        try:
+            yield f"http://127.0.0.1:{address[1]}/"
+        finally:
+            stopped.set()
+            socket.create_connection(address).close()  # wakes whoever waits in accept()
+            acceptor.join()
+    for thread in threads:
+        thread.join()
+
+
+def drip(connection: socket.socket, stopped: threading.Event, text: bytes, every: float) -> None:
+    """Send one byte every so many seconds."""
+    for byte in text:
+        if stopped.wait(every):
+            return
+        connection.sendall(bytes([byte]))
+
+
+def _read_request(connection: socket.socket) -> bool:
+    data = b""
+    while b"\r\n\r\n" not in data:
+        piece = connection.recv(65_536)
+        if not piece:
+            return False
+        data += piece
+    head, _, body = data.partition(b"\r\n\r\n")
+    _, named, rest = head.lower().partition(b"content-length: ")
+    length = int(rest.split(b"\r\n")[0]) if named else 0
+    while len(body) < length:
+        body += connection.recv(65_536)
+    return True

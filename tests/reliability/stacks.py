@@ -1,0 +1,43 @@
+"""What the tests of this folder put together: clients over real sockets or over a script, and what is left of them."""
+
+from typing import Any
+
+import httpx
+
+import stkai
+from stkai.testing import QuotaServer
+
+from ..world import World
+
+ONE_CONNECTION = httpx.Limits(max_connections=1, max_keepalive_connections=1)
+NO_DELAY = stkai.RetryPolicy(initial_delay=0)
+
+
+def wire_of(world: World, **options: Any) -> Any:
+    """httpx's own transport, over sockets; with one connection unless told otherwise."""
+    kind: Any = httpx.AsyncHTTPTransport if world.is_async else httpx.HTTPTransport
+    return kind(**{"limits": ONE_CONNECTION, **options})
+
+
+def client_of(world: World, **options: Any) -> Any:
+    """stkai's client of this world over the standard stack; bare unless told otherwise."""
+    build: Any = stkai.build_async_client if world.is_async else stkai.build_client
+    return build(**{"auth": None, "rate_limit": None, "retry": None, **options})
+
+
+def transport_of(world: World, **options: Any) -> Any:
+    """The same as a transport, for an httpx client."""
+    build: Any = stkai.build_async_transport if world.is_async else stkai.build_transport
+    return build(**{"auth": None, "rate_limit": None, "retry": None, **options})
+
+
+def provider_of(server: QuotaServer, **options: Any) -> stkai.ClientCredentialsAuthProvider:
+    """Gets its tokens from the server."""
+    return stkai.ClientCredentialsAuthProvider(
+        server.client_id, server.client_secret, server.token_url, **options
+    )
+
+
+def busy_connections(wire: Any) -> list[str]:
+    """The connections of one of httpx's transports that somebody still holds; httpx itself does not tell."""
+    return [str(connection) for connection in wire._pool.connections if not connection.is_idle()]

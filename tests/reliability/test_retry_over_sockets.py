@@ -1,0 +1,317 @@
+"""Retry over real sockets: nothing lost, nothing corrupted, nothing left open, never earlier than the server asked."""
+
+import io
+import itertools
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from stkai import AimdLimiter, RetryPolicy
+from stkai.testing import Answer, FakeClock, HangUp, Normal, QuotaServer, Reset
+
+from ..world import World
+from .stacks import NO_DELAY, busy_connections, client_of, transport_of, wire_of
+
+MANY_BYTES = b"x" * 100_000
+"""More than a socket buffers, so that a body which nobody reads stays where it is."""
+
+
+@pytest.fixture
+def server() -> Iterator[QuotaServer]:
+    with QuotaServer(auth_required=False) as server:
+        yield server
+
+
+async def test_after_a_thousand_faulty_calls_on_one_connection_nobody_waits_for_it_and_nothing_is_open(
+    world: World, server: QuotaServer
+) -> None:
+    faults = itertools.cycle(
+        [
+            *(Answer(503), Answer(429), Answer(502, body=MANY_BYTES), HangUp(announced=False)) * 8,
+            *(Reset("start"), Reset("headers"), Reset("body"), Reset("body", framing="chunked")),
+        ]
+    )
+    wire = wire_of(world)
+    client = client_of(world, retry=RetryPolicy(), transport=wire, clock=FakeClock())
+    calls = world.pick(1000, 250)
+    for number in range(calls):
+        server.fault(next(faults), Normal(), path="/")
+        response = await world.call(client.post, server.url + "/echo", data=number, timeout=5)
+        assert (response.status_code, response.json()["body"]) == (200, str(number))
+        server.clear_faults()
+    assert busy_connections(wire) == []
+    assert server.count(status=200) >= calls
+    await world.close(client)
+
+
+async def test_what_is_returned_after_the_last_attempt_can_be_read_and_gives_its_connection_back(
+    world: World, server: QuotaServer
+) -> None:
+    wire = wire_of(world)
+    client = client_of(world, retry=RetryPolicy(max_retries=1), transport=wire, clock=FakeClock())
+    for _ in range(3):
+        server.fail_with(503, 503, body=MANY_BYTES)
+        response = await world.call(client.post, server.create_url(), timeout=5)
+        assert (response.status_code, response.content) == (503, MANY_BYTES)
+        assert response.extensions["stkai"].attempts == 2
+    assert busy_connections(wire) == []
+    await world.close(client)
+
+
+# Connections that break
+
+
+BREAKS = [
+    Reset("start"),
+    Reset("headers", after=5),
+    Reset("body", after=3, framing="length"),
+    Reset("body", after=3, framing="chunked"),
+    Reset("body", after=3, framing="gzip"),
+]
+
+
+@pytest.mark.parametrize("fault", BREAKS, ids=str)
+async def test_wherever_a_connection_breaks_the_call_is_sent_again_and_its_answer_is_whole(
+    world: World, server: QuotaServer, fault: Reset
+) -> None:
+    server.fault(fault, fault, path="/echo")
+    client = client_of(world, retry=RetryPolicy(), transport=wire_of(world), clock=FakeClock())
+    response = await world.call(client.post, server.url + "/echo", data={"a": 1}, timeout=5)
+    assert response.json()["body"] == '{"a":1}'
+    assert response.extensions["stkai"].attempts == 3
+    await world.close(client)
+
+
+@pytest.mark.parametrize("fault", BREAKS, ids=str)
+async def test_a_connection_that_always_breaks_is_an_error_of_the_network_that_names_the_request(
+    world: World, server: QuotaServer, fault: Reset
+) -> None:
+    server.fault(*[fault] * 3, path="/echo")
+    wire = wire_of(world)
+    client = client_of(world, retry=RetryPolicy(max_retries=2), transport=wire, clock=FakeClock())
+    with pytest.raises((httpx.NetworkError, httpx.RemoteProtocolError)) as caught:
+        await world.call(client.post, server.url + "/echo", timeout=5)
+    assert caught.value.request.url == server.url + "/echo"
+    assert (server.faults_left, busy_connections(wire)) == (0, [])
+    await world.close(client)
+
+
+async def test_a_connection_that_breaks_after_the_last_byte_costs_neither_this_call_nor_the_next(
+    world: World, server: QuotaServer
+) -> None:
+    client = client_of(world, retry=RetryPolicy(), transport=wire_of(world), clock=FakeClock())
+    for number in range(3):
+        server.reset("end", path="/echo")
+        response = await world.call(client.post, server.url + "/echo", data=number, timeout=5)
+        assert (response.status_code, response.json()["body"]) == (200, str(number))
+    await world.close(client)
+
+
+async def test_a_server_that_is_gone_is_a_connect_error_after_all_attempts(world: World) -> None:
+    with QuotaServer() as server:
+        url = server.create_url()
+    clock = FakeClock()
+    client = client_of(world, retry=RetryPolicy(max_retries=2), transport=wire_of(world), clock=clock)
+    with pytest.raises(httpx.ConnectError):
+        await world.call(client.post, url, timeout=5)
+    assert len(clock.sleeps) == 2
+    await world.close(client)
+
+
+# Bodies
+
+
+class Once:
+    """A body that can be sent once: a generator in the sync world, an async one elsewhere."""
+
+    def __init__(self, world: World, *pieces: bytes) -> None:
+        self.world, self.pieces = world, pieces
+
+    def body(self) -> Any:
+        if not self.world.is_async:
+            return iter(self.pieces)
+
+        async def stream() -> Any:
+            for piece in self.pieces:
+                yield piece
+
+        return stream()
+
+
+@pytest.mark.parametrize("fault", [Answer(503), Answer(429, headers={"Retry-After": "1"})], ids=str)
+async def test_a_one_shot_body_is_sent_once_and_the_real_response_comes_back(
+    world: World, server: QuotaServer, fault: Answer
+) -> None:
+    server.fault(fault, path="/echo")
+    clock = FakeClock()
+    transport = transport_of(world, retry=RetryPolicy(), transport=wire_of(world), clock=clock)
+    client = world.client(transport)
+    body = Once(world, b"one, ", b"two").body()
+    response = await world.call(client.post, server.url + "/echo", content=body)
+    assert response.status_code == fault.status
+    assert [record.body for record in server.requests] == [b"one, two"]
+    assert clock.sleeps == []
+    await world.close(client)
+
+
+async def test_a_one_shot_body_on_a_connection_that_breaks_raises_the_real_error(
+    world: World, server: QuotaServer
+) -> None:
+    server.reset("start", path="/echo")
+    transport = transport_of(world, retry=RetryPolicy(), transport=wire_of(world), clock=FakeClock())
+    client = world.client(transport)
+    with pytest.raises((httpx.NetworkError, httpx.RemoteProtocolError)):
+        await world.call(client.post, server.url + "/echo", content=Once(world, b"once").body())
+    assert [record.body for record in server.requests] == [b"once"]
+    await world.close(client)
+
+
+@pytest.mark.parametrize("upload", ["memory", "file"])
+async def test_an_upload_arrives_whole_or_not_at_all_and_is_never_sent_twice_in_part(
+    world: World, server: QuotaServer, tmp_path: Path, upload: str
+) -> None:
+    content = bytes(range(256)) * 1000
+    (tmp_path / "file").write_bytes(content)
+    server.fail_with(503, path="/echo")
+    transport = transport_of(world, retry=NO_DELAY, transport=wire_of(world), clock=FakeClock())
+    client = world.client(transport)
+    with (tmp_path / "file").open("rb") as file:
+        source = io.BytesIO(content) if upload == "memory" else file
+        response = await world.call(client.post, server.url + "/echo", files={"file": source})
+    assert response.status_code == 503, "a file may be used up, so it is sent once"
+    (record,) = server.requests
+    assert content in record.body
+    assert len(record.body) == int(record.header("content-length") or 0)
+    await world.close(client)
+
+
+async def test_a_multipart_body_that_was_read_into_memory_is_sent_again_byte_by_byte(
+    world: World, server: QuotaServer
+) -> None:
+    transport = transport_of(world, retry=NO_DELAY, transport=wire_of(world), clock=FakeClock())
+    client = world.client(transport)
+    for fault in (Answer(503), Reset("start"), Reset("body", after=100)):
+        server.fault(fault, path="/echo")
+        files = {"file": ("name", bytes(range(256)) * 100)}
+        request = client.build_request("POST", server.url + "/echo", files=files)
+        request.read()
+        if fault == Reset("body", after=100):
+            with pytest.raises(httpx.TransportError):  # The response had been handed up to httpx.
+                await world.call(client.send, request)
+        assert (await world.call(client.send, request)).status_code == 200
+        assert [record.body for record in server.requests] == [request.content] * 2
+        server.forget_requests()
+    await world.close(client)
+
+
+# Retry-After
+
+
+HOUR = timedelta(hours=1)
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def date(moment: datetime) -> str:
+    return format_datetime(moment, usegmt=True)
+
+
+def dated(after: timedelta, skew: timedelta = timedelta()) -> list[tuple[str, str]]:
+    """A date that far ahead, by a server whose clock is wrong by `skew`."""
+    return [("Date", date(NOW + skew)), ("Retry-After", date(NOW + skew + after))]
+
+
+def plain(*values: str) -> list[tuple[str, str]]:
+    return [("Retry-After", value) for value in values]
+
+
+HONOURED: dict[str, tuple[list[tuple[str, str]], float]] = {
+    "seconds": (plain("2"), 2),
+    "decimals": (plain("1.75"), 1.75),
+    "zero": (plain("0"), 0),
+    "a date": (dated(timedelta(seconds=7)), 7),
+    "a date by a clock an hour fast": (dated(timedelta(seconds=7), HOUR), 7),
+    "a date by a clock an hour slow": (dated(timedelta(seconds=7), -HOUR), 7),
+    "a date in the past": (dated(-HOUR), 0),
+    "two values in one line": (plain("2, 9"), 9),
+    "two lines": (plain("9", "2"), 9),
+    "two dates": ([*dated(timedelta(seconds=7)), *dated(timedelta(seconds=9))[1:]], 9),
+    "exactly the cap": (plain("60"), 60),
+    "nan": (plain("nan"), 0),
+    "inf": (plain("inf"), 0),
+    "negative": (plain("-5"), 0),
+    "too large for a float": (plain("1e400"), 0),
+    "empty": (plain(""), 0),
+    "digits of another script": (plain("\u0663\u0663"), 0),
+    "words": (plain("soon"), 0),
+    "a garbled date": (plain("Fri, 99 Foo 2030 99:99:99 GMT"), 0),
+}
+
+by_shape = pytest.mark.parametrize("shape", HONOURED)
+by_status = pytest.mark.parametrize("status", [429, 503])
+
+
+@by_status
+@by_shape
+def test_a_retry_after_of_any_shape_is_waited_for_and_one_that_says_nothing_is_ignored(
+    status: int, shape: str, server: QuotaServer
+) -> None:
+    headers, asked = HONOURED[shape]
+    server.fail_with(status, headers=headers)
+    clock = FakeClock(epoch=NOW)
+    world = World("sync")
+    client = client_of(world, retry=RetryPolicy(), transport=wire_of(world), clock=clock)
+    response = client.post(server.create_url())
+    assert response.extensions["stkai"].attempts == 2
+    (slept,) = clock.sleeps
+    usual = 0.5
+    assert max(asked, usual) <= slept <= max(asked, usual) + usual / 4 + 1e-9
+    client.close()
+
+
+@by_shape
+def test_under_the_adaptive_limiter_nobody_comes_back_before_the_instant_that_a_429_named(shape: str) -> None:
+    headers, asked = HONOURED[shape]
+    clock = FakeClock(epoch=NOW)
+    world = World("sync")
+    with QuotaServer(auth_required=False, clock=clock) as server:
+        server.fail_with(429, headers=headers)
+        limiter = AimdLimiter(100, 60, max_wait_time=None)
+        client = client_of(
+            world, retry=RetryPolicy(), rate_limit=limiter, transport=wire_of(world), clock=clock
+        )
+        client.post(server.create_url())
+        client.post(server.create_url())
+        first, again, other = (record.time for record in server.requests)
+        assert first + asked <= again <= other
+        client.close()
+
+
+@by_status
+@pytest.mark.parametrize(
+    ("headers", "deadline"),
+    [
+        (plain("61"), None),
+        (plain("86400"), None),
+        (plain("1, 61"), None),
+        (dated(HOUR), None),
+        (dated(timedelta(seconds=61), HOUR), None),
+        (plain("9"), 5.0),
+        (dated(timedelta(seconds=9)), 5.0),
+    ],
+    ids=str,
+)
+async def test_a_retry_after_beyond_the_cap_or_the_deadline_hands_the_response_up_at_once(
+    world: World, server: QuotaServer, status: int, headers: Any, deadline: float | None
+) -> None:
+    server.fail_with(status, headers=headers, body="not now")
+    clock = FakeClock(epoch=NOW)
+    client = client_of(world, retry=RetryPolicy(), transport=wire_of(world), clock=clock)
+    response = await world.call(client.post, server.create_url(), deadline=deadline)
+    assert (response.status_code, response.text) == (status, "not now")
+    assert (len(server.requests), clock.sleeps) == (1, [])
+    await world.close(client)

@@ -1,0 +1,1 @@
+"""A stand-in for StackSpot CLI; the real one is not on the public index."""

@@ -1,0 +1,1 @@
+"""The part of StackSpot CLI that others call."""

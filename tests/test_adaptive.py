@@ -1,0 +1,637 @@
+"""The adaptive limiter: its law in numbers, and its layer over scripted servers."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stkai import (
+    AimdLimiter,
+    ConfigurationError,
+    RequestOptions,
+    RetryPolicy,
+    StackBuilder,
+    TokenAcquisitionTimeoutError,
+    TokenBucket,
+)
+from stkai._events import Event, RateChanged, Rejected, Waited
+from stkai.testing import FakeClock
+from stkai.transports import Context, adaptive, retry, token_bucket
+from stkai.transports._adaptive import PlainLaw, TunedLaw
+from stkai.transports._tickets import Ticket
+
+from .crowd import Waiter, drive
+from .wire import Wire
+from .world import World
+
+URL = "https://api.example.com/"
+QUOTA = 100 / 60
+
+
+def limiter(**options: Any) -> AimdLimiter:
+    return AimdLimiter(100, 60, **options)
+
+
+def plain(penalty: float = 0.3, recovery: float = 0.05, **options: Any) -> AimdLimiter:
+    return limiter(penalty_factor=penalty, recovery_factor=recovery, **options)
+
+
+def look(policy: AimdLimiter, now: float) -> float:
+    """The rate at `now`; nobody comes or goes."""
+    policy.cancel(Ticket(), now)
+    return policy.rate
+
+
+def hold_back(policy: AimdLimiter, now: float) -> Ticket:
+    """Let somebody wait from `now` on."""
+    while policy.take(now):
+        pass
+    ticket = Ticket()
+    assert policy.remaining(ticket, now) > 0
+    return ticket
+
+
+def warm(policy: AimdLimiter, now: float = 0.0) -> AimdLimiter:
+    """Past its cold start: one refusal, which asked for no pause, and a success since."""
+    policy.refused(now, sent=now, asked=0.0, chance=0.0)
+    policy.succeeded(now, sent=now + 1e-9)
+    return policy
+
+
+# The start
+
+
+def test_it_starts_with_a_tenth_of_the_quota_and_three_at_once() -> None:
+    policy = limiter()
+    assert policy.rate == pytest.approx(0.1 * QUOTA)
+    assert [bool(policy.take(0.0)) for _ in range(4)] == [True, True, True, False]
+
+
+def test_the_rate_doubles_every_five_seconds_of_holding_back_up_to_the_quota() -> None:
+    policy = limiter()
+    hold_back(policy, 0.0)
+    rates = [look(policy, float(now)) for now in (0, 5, 10, 12.5, 15, 16.5, 17, 60)]
+    shares = [0.1, 0.2, 0.4, 0.4 * math.sqrt(2), 0.8, 0.1 * 2**3.3, 1.0, 1.0]
+    assert rates == pytest.approx([share * QUOTA for share in shares])
+
+
+def test_a_start_that_nobody_waits_for_does_not_double() -> None:
+    policy = limiter()
+    policy.take(0.0)
+    assert look(policy, 1000.0) == pytest.approx(0.1 * QUOTA)
+    assert policy.burst == 3
+
+
+@pytest.mark.parametrize("looks", [1, 2, 1000])
+def test_the_permits_of_the_start_are_the_integral_of_its_rate_however_often_one_looks(looks: int) -> None:
+    policy = AimdLimiter(6000, 60, max_wait_time=None)
+    queue = [hold_back(policy, 0.0)]
+    while (wait := policy.remaining(Ticket(), 0.0)) < 18.0:
+        queue.append(Ticket())
+    for number in range(1, looks + 1):
+        look(policy, 18.0 * number / looks)
+    # From 10 per second, doubling every 5 s, to 100, and on at 100: one more in a hundredth of a second.
+    full = 5 * math.log2(10)
+    released = 90 * 5 / math.log(2) + 100 * (18.0 - full)
+    assert policy.waiting == pytest.approx(released, abs=2)
+    assert wait == pytest.approx(18.0, abs=0.02)
+    assert policy.rate == pytest.approx(100)
+
+
+def test_those_who_wait_through_the_start_are_told_the_time_it_takes() -> None:
+    policy = AimdLimiter(600, 60, max_wait_time=None)
+    waiters = [Waiter(0.0) for _ in range(200)]
+    gone = drive(policy, waiters)
+    assert gone == waiters
+    assert all(waiter.went == pytest.approx(waiter.told, abs=1e-3) for waiter in waiters)
+
+
+def test_the_first_refusal_ends_the_start() -> None:
+    policy = limiter()
+    hold_back(policy, 0.0)
+    rate = look(policy, 10.0)
+    policy.refused(10.0, sent=9.9, asked=0.0, chance=0.0)
+    assert policy.rate < rate
+    assert policy.burst == pytest.approx(max(1.0, 6 * policy.rate))
+    assert look(policy, 15.0) < 1.1 * policy.rate
+
+
+# Sending
+
+
+@given(st.floats(0, 1, exclude_max=True))
+def test_each_gap_varies_by_a_tenth_and_never_more(chance: float) -> None:
+    policy = plain(penalty=0.5, recovery=1e-9)
+    for number in range(8):
+        warm(policy, float(number))
+    now = 1000.0
+    while policy.take(now):
+        pass
+    first, second = Ticket(), Ticket()
+    now += policy.remaining(first, now)
+    gap = 1 / policy.rate
+    assert policy.remaining(first, now, chance) == 0.0
+    wait = policy.remaining(second, now)
+    assert wait == pytest.approx(gap * (1 + 0.1 * (2 * chance - 1)), rel=0.01)
+    assert 0.89 * gap <= wait <= 1.11 * gap
+
+
+def test_after_the_start_six_seconds_of_the_rate_may_go_at_once_and_at_least_one() -> None:
+    policy = warm(plain(penalty=0.5))
+    assert policy.burst == pytest.approx(6 * policy.rate)
+    for number in range(1, 20):
+        warm(policy, float(number))
+    assert policy.burst == 1
+
+
+def test_a_long_wait_is_slept_in_halves_since_the_rate_may_grow() -> None:
+    policy = limiter()
+    assert [policy.nap(wait) for wait in (40.0, 3.0, 2.0, 1.5, 0.2)] == [20.0, 1.5, 1.0, 1.0, 0.2]
+
+
+# Growth
+
+
+def test_the_rate_grows_with_the_integral_of_the_law_while_somebody_waits() -> None:
+    policy = warm(limiter(), 10.0)
+    start = policy.rate
+    hold_back(policy, 10.0)
+    for seconds in (1.0, 30.0, 90.0, 240.0):
+        # dr/dt = 0.002 C/W (1 + (t / 90)^3), in a thousand small steps.
+        steps = [seconds * (number + 0.5) / 1000 for number in range(1000)]
+        gained = sum(0.002 * QUOTA / 60 * (1 + (t / 90) ** 3) for t in steps) * seconds / 1000
+        assert look(policy, 10.0 + seconds) == pytest.approx(start + gained, rel=1e-5)
+
+
+@given(st.lists(st.floats(0, 100), max_size=10))
+def test_the_growth_does_not_depend_on_how_often_one_looks(instants: list[float]) -> None:
+    often, once = warm(limiter()), warm(limiter())
+    for policy in (often, once):
+        hold_back(policy, 0.0)
+    for instant in sorted(instants):
+        look(often, instant)
+    assert look(often, 100.0) == pytest.approx(look(once, 100.0))
+
+
+def test_the_rate_does_not_grow_while_nobody_waits_nor_in_a_pause() -> None:
+    policy = warm(limiter())
+    rate = policy.rate
+    assert look(policy, 500.0) == rate
+    ticket = hold_back(policy, 500.0)
+    policy.refused(500.0, sent=-1.0, asked=50.0, chance=0.0)
+    assert look(policy, 550.0) == rate
+    assert look(policy, 560.0) > rate
+    policy.cancel(ticket, 560.0)
+    rate = policy.rate
+    assert look(policy, 900.0) == rate
+
+
+def test_the_rate_never_grows_above_the_quota() -> None:
+    policy = warm(limiter())
+    hold_back(policy, 0.0)
+    assert look(policy, 1e6) == QUOTA
+    assert policy.burst == pytest.approx(6 * QUOTA)
+
+
+def test_a_cut_starts_the_growth_anew() -> None:
+    law = TunedLaw(1.0, 60.0)
+    early = law.grown(0.5, 0.0, 10.0) - 0.5
+    late = law.grown(0.5, 180.0, 10.0) - 0.5
+    assert late > 9 * early
+    policy = warm(limiter())
+    hold_back(policy, 0.0)
+    look(policy, 180.0)
+    policy.refused(180.0, sent=180.0, asked=0.0, chance=0.0)
+    rate = policy.rate
+    assert look(policy, 190.0) - rate == pytest.approx(early * QUOTA)
+
+
+# The cut
+
+
+@pytest.mark.parametrize(
+    ("rate", "goodput", "held", "new"),
+    [
+        (0.5, 0.48, 1.0, 0.44),  # in balance with its goodput: 0.88
+        (0.95, 0.92, 1.0, 0.912),  # alone on the quota: 0.96
+        (0.5, 0.3, 1.0, 0.3),  # the goodput is its share
+        (0.5, 0.449, 1.0, 0.44),  # but never more than the cut leaves
+        (0.5, 0.3, 0.84, 0.4),  # seldom held back: keeps 0.4 of the quota
+        (0.5, 0.15, 0.84, 0.3),  # or twice its goodput
+        (0.5, 0.3, 0.85, 0.3),
+    ],
+)
+def test_what_a_cut_leaves_by_the_tuned_law(rate: float, goodput: float, held: float, new: float) -> None:
+    assert TunedLaw(1.0, 60.0).cut(rate, goodput, held) == pytest.approx(new)
+
+
+def test_the_goodput_is_that_of_the_last_window() -> None:
+    policy = limiter()
+    hold_back(policy, 0.0)
+    look(policy, 30.0)
+    for number in range(60):
+        policy.succeeded(float(number), sent=float(number))
+    # Of the sixty, those of the last sixty seconds: 11 to 59.
+    policy.refused(70.0, sent=70.0, asked=0.0, chance=0.0)
+    assert policy.rate == pytest.approx(49 / 60)
+
+
+def test_one_cut_per_epoch() -> None:
+    policy = plain()
+    for _ in range(8):
+        policy.refused(1.0, sent=0.5, asked=1.0)
+    assert policy.rate == pytest.approx(0.7 * QUOTA)
+    policy.succeeded(3.0, sent=0.9)  # sent before the cut: it says nothing about the rate in force
+    policy.refused(4.0, sent=3.5, asked=1.0)
+    assert policy.rate == pytest.approx(0.7 * QUOTA)
+    policy.succeeded(6.0, sent=5.9)
+    policy.refused(7.0, sent=0.9, asked=1.0)  # sent before the cut
+    assert policy.rate == pytest.approx(0.7 * QUOTA)
+    policy.refused(8.0, sent=7.0, asked=1.0)
+    assert policy.rate == pytest.approx(0.49 * QUOTA)
+
+
+@pytest.mark.parametrize(
+    ("options", "floor"),
+    [({}, 0.5 / 60), ({"min_rate_floor": 0.2}, 0.2 * QUOTA), ({"min_rate_floor": 1e-6}, 0.5 / 60)],
+)
+@pytest.mark.parametrize("factors", [{}, {"penalty_factor": 1.0}])
+def test_the_rate_never_falls_below_its_floor_and_requests_still_get_through(
+    options: dict[str, float], floor: float, factors: dict[str, float]
+) -> None:
+    policy = limiter(**options, **factors, max_wait_time=None)
+    ticket = hold_back(policy, 0.0)
+    for number in range(200):
+        warm(policy, float(number))
+        assert policy.rate >= floor
+    assert policy.rate == pytest.approx(floor)
+    policy.cancel(ticket, 200.0)
+    assert len(drive(policy, [Waiter(300.0) for _ in range(5)])) == 5
+
+
+def test_a_quota_below_half_a_request_per_window_is_its_own_floor() -> None:
+    policy = AimdLimiter(0.25, 60)
+    assert policy.floor == policy.rate == 0.25 / 60
+
+
+# The pause
+
+
+def pause_of(policy: AimdLimiter, now: float, asked: float | None) -> float:
+    """For how long nobody may go after a refusal at `now`."""
+    policy.refused(now, sent=now, asked=asked, chance=0.0)
+    return policy._paused_until - now
+
+
+def test_a_refusal_pauses_as_long_as_the_server_asked_and_for_a_second_where_it_did_not() -> None:
+    assert pause_of(limiter(), 0.0, 7.0) == 7.0
+    assert pause_of(limiter(), 0.0, None) == 1.0
+    policy = plain()
+    policy.refused(5.0, sent=5.0, asked=7.0, chance=0.0)
+    assert not policy.take(11.999)
+    assert policy.remaining(Ticket(), 5.0) == 7.0
+    assert policy.remaining(Ticket(), 12.0) == 0.0
+
+
+def test_the_pause_doubles_with_each_refusal_in_a_row_up_to_the_window() -> None:
+    policy, now, pauses = limiter(), 0.0, []
+    for _ in range(6):
+        pauses.append(pause_of(policy, now, 5.0))
+        now += pauses[-1]
+    assert pauses == [5, 10, 20, 40, 60, 60]
+    policy.succeeded(now, sent=now)
+    assert pause_of(policy, now, 5.0) == 5
+
+
+def test_a_server_that_asks_for_more_than_the_window_gets_it_and_no_more() -> None:
+    policy, now = limiter(), 0.0
+    for _ in range(40):
+        assert pause_of(policy, now, 100.0) == pytest.approx(100.0)
+        now += 100.0
+
+
+def test_a_refusal_of_an_old_request_counts_for_the_pause_but_not_for_the_row() -> None:
+    policy = limiter()
+    for _ in range(8):
+        policy.refused(1.0, sent=0.5, asked=5.0, chance=0.0)
+    assert policy._paused_until == 6.0
+    policy.refused(3.0, sent=0.5, asked=5.0, chance=0.0)
+    assert policy._paused_until == 8.0
+
+
+def test_a_shorter_pause_does_not_end_a_longer_one() -> None:
+    policy = limiter()
+    policy.refused(0.0, sent=-1.0, asked=20.0, chance=0.0)
+    policy.refused(1.0, sent=-1.0, asked=2.0, chance=0.0)
+    assert policy._paused_until == 20.0
+
+
+@given(st.floats(0, 1, exclude_max=True), st.floats(0, 1000), st.integers(1, 10))
+def test_the_jitter_of_a_pause_is_on_top_and_within_its_bounds(
+    chance: float, asked: float, refusals: int
+) -> None:
+    policy = limiter()
+    for number in range(1, refusals):
+        now = float(number - refusals)
+        policy.refused(now, sent=now, asked=0.0, chance=0.0)
+    policy.refused(0.0, sent=0.0, asked=asked, chance=chance)
+    without = max(asked, min(asked * 2 ** (refusals - 1), 60.0))
+    jitter = policy._paused_until - without
+    assert jitter == pytest.approx(chance * min(1 / policy.rate, asked / 2 + 1), abs=1e-9)
+    assert jitter >= -1e-9
+
+
+# Plain AIMD
+
+
+def test_given_factors_mean_plain_aimd_from_the_whole_quota() -> None:
+    policy = plain(penalty=0.4, recovery=0.1)
+    assert policy.rate == QUOTA
+    policy.refused(0.0, sent=0.0, asked=0.0, chance=0.0)
+    assert policy.rate == pytest.approx(0.6 * QUOTA)
+    hold_back(policy, 0.0)
+    assert look(policy, 30.0) == pytest.approx(0.65 * QUOTA)
+    assert look(policy, 60.0) == pytest.approx(0.7 * QUOTA)
+    assert look(policy, 6000.0) == QUOTA
+
+
+def test_one_given_factor_takes_the_usual_other() -> None:
+    assert limiter(penalty_factor=0.4).law == PlainLaw(QUOTA, 60, 0.4, 0.05)
+    assert limiter(recovery_factor=0.1).law == PlainLaw(QUOTA, 60, 0.3, 0.1)
+
+
+def test_a_plain_cut_takes_its_share_whatever_the_goodput() -> None:
+    law = PlainLaw(1.0, 60.0, 0.3, 0.05)
+    assert law.cut(0.5, 0.0, 0.0) == law.cut(0.5, 1.0, 1.0) == pytest.approx(0.35)
+
+
+# Reports
+
+
+def test_a_cut_is_reported_once_with_both_rates_and_the_reason() -> None:
+    policy = plain()
+    change = policy.refused(1.0, sent=0.5)
+    assert change is not None
+    assert (change.old, change.new) == pytest.approx((QUOTA, 0.7 * QUOTA))
+    assert change.reason == "429 Too Many Requests"
+    assert policy.refused(1.0, sent=0.5) is None
+
+
+def test_growth_is_reported_when_it_comes_to_a_tenth() -> None:
+    policy = plain()
+    policy.refused(0.0, sent=0.0, asked=0.0, chance=0.0)
+    hold_back(policy, 0.0)
+    look(policy, 60.0)
+    assert policy.succeeded(60.0, sent=60.0) is None
+    look(policy, 120.0)
+    change = policy.succeeded(120.0, sent=120.0)
+    assert change is not None
+    assert (change.old, change.new) == pytest.approx((0.7 * QUOTA, 0.8 * QUOTA))
+    assert policy.succeeded(120.0, sent=120.0) is None
+
+
+@pytest.mark.parametrize("value", [0, -0.1, 1.1, math.nan, True, "0.5"])
+@pytest.mark.parametrize("name", ["min_rate_floor", "penalty_factor", "recovery_factor"])
+def test_a_share_that_is_none_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^{name} must be a number in \(0, 1\], not"):
+        limiter(**{name: value})
+
+
+def test_a_policy_says_what_it_is() -> None:
+    assert repr(AimdLimiter(600, 60)) == "AimdLimiter(600, 60, rate=1)"
+
+
+# The layer
+
+
+class Bench:
+    """An adaptive layer, under retry if asked for, over a scripted wire that notes when each request arrives."""
+
+    def __init__(
+        self, world: World, policy: AimdLimiter, answers: Sequence[int | httpx.Response], **options: Any
+    ) -> None:
+        self.world, self.policy = world, policy
+        self.clock = FakeClock()
+        self.events: list[Event] = []
+        self.sent: list[tuple[float, int]] = []
+        self._answers = list(answers)
+        self.wire = Wire(self._answer)
+        layers = [adaptive(policy)]
+        if options.get("retry"):
+            layers.insert(0, retry(options["retry"]))
+        stack = StackBuilder(layers, clock=self.clock, listener=self.events.append, random=lambda: 0.0)
+        self.transport = world.build(stack, self.wire)
+
+    def _answer(self, request: httpx.Request) -> int | httpx.Response:
+        self.sent.append((self.clock.monotonic(), int(request.url.path[1:] or 0)))
+        return self._answers.pop(0) if self._answers else 200
+
+    async def send(self, number: int = 0, method: str = "POST", **options: Any) -> httpx.Response:
+        extensions = {"stkai": RequestOptions(**options)} if options else {}
+        request = httpx.Request(method, f"{URL}{number}", extensions=extensions)
+        return await self.world.send(self.transport, request)
+
+
+def refusal(seconds: str | None = None) -> httpx.Response:
+    return httpx.Response(429, headers={} if seconds is None else {"Retry-After": seconds})
+
+
+async def test_a_refusal_is_a_response_and_holds_back_the_next_request(world: World) -> None:
+    bench = Bench(world, limiter(), [refusal("7")])
+    assert (await bench.send()).status_code == 429
+    response = await bench.send()
+    assert [instant for instant, _ in bench.sent] == [0, 7.0]
+    assert response.extensions["stkai"].queued == 7.0
+
+
+async def test_a_date_in_retry_after_is_understood(world: World) -> None:
+    headers = {"Retry-After": "Tue, 01 Jan 2030 00:00:30 GMT", "Date": "Tue, 01 Jan 2030 00:00:10 GMT"}
+    bench = Bench(world, limiter(), [httpx.Response(429, headers=headers)])
+    await bench.send()
+    await bench.send()
+    assert bench.sent[1][0] == 20.0
+
+
+async def test_the_listener_hears_of_cuts_and_waits(world: World) -> None:
+    bench = Bench(world, plain(), [refusal("7")])
+    await bench.send()
+    await bench.send()
+    cut = RateChanged(old=QUOTA, new=QUOTA * (1 - 0.3), reason="429 Too Many Requests")
+    assert bench.events[0] == cut
+    waits = [event.seconds for event in bench.events if isinstance(event, Waited)]
+    assert sum(waits) == 7.0
+
+
+async def test_the_listener_hears_of_growth(world: World) -> None:
+    bench = Bench(world, AimdLimiter(60, 60), [])
+    for _ in range(30):
+        await bench.send()
+    changes = [event for event in bench.events if isinstance(event, RateChanged)]
+    assert changes
+    assert all(event.new > 1.1 * event.old and event.reason == "no refusal since" for event in changes)
+    assert [event.old for event in changes[1:]] == [event.new for event in changes[:-1]]
+    assert bench.policy.rate > 0.5
+
+
+async def test_a_429_tells_retry_that_the_wait_is_kept_and_another_answer_does_not(world: World) -> None:
+    bench = Bench(world, plain(), [refusal("3"), 503, 200], retry=RetryPolicy(initial_delay=0.5))
+    response = await bench.send()
+    assert response.status_code == 200
+    record = response.extensions["stkai"]
+    assert record.attempts == 3
+    assert record.queued == pytest.approx(3.0)
+    assert record.backed_off == pytest.approx(1.0)
+    assert bench.wire.open == 1
+
+
+@pytest.mark.parametrize("status", [200, 404, 500])
+async def test_whatever_is_no_429_was_accepted_by_the_quota(world: World, status: int) -> None:
+    bench = Bench(world, plain(), [refusal("1"), status, refusal("1"), refusal("1")])
+    for expected in (0.7, 0.7, 0.49, 0.49):
+        await bench.send()
+        assert bench.policy.rate == pytest.approx(expected * QUOTA, rel=0.01)
+
+
+async def test_get_passes_free_and_teaches_nothing(world: World) -> None:
+    bench = Bench(world, plain(), [refusal("30"), refusal("30")])
+    for _ in range(2):
+        assert (await bench.send(method="GET")).status_code == 429
+    assert bench.policy.rate == QUOTA
+    await bench.send()
+    assert [instant for instant, _ in bench.sent] == [0, 0, 0]
+
+
+async def test_a_pause_longer_than_the_limit_is_refused_at_once(world: World) -> None:
+    bench = Bench(world, limiter(max_wait_time=10.0), [refusal("50")])
+    await bench.send()
+    with pytest.raises(TokenAcquisitionTimeoutError) as caught:
+        await bench.send()
+    error = caught.value
+    assert (error.waited, error.max_wait_time, error.required, error.retry_after) == (0, 10, 50, 40)
+    assert bench.events[-1] == Rejected(layer="adaptive", wait=50.0, limit=10.0)
+    assert bench.policy.waiting == 0
+    assert bench.clock.sleeps == []
+    await bench.send(max_wait_time=None)
+    assert bench.sent[-1][0] == 50.0
+
+
+async def test_the_deadline_of_the_call_bounds_a_pause(world: World) -> None:
+    bench = Bench(world, limiter(max_wait_time=None), [refusal("50")])
+    await bench.send()
+    with pytest.raises(TokenAcquisitionTimeoutError, match="no permit within 20 s"):
+        await bench.send(deadline=20.0)
+
+
+async def test_an_error_of_the_wire_passes_and_teaches_nothing(world: World) -> None:
+    policy = plain()
+    wire = Wire(httpx.ReadError("reset"))
+    transport = world.layer(adaptive(policy), wire, context=Context(clock=FakeClock()))
+    with pytest.raises(httpx.ReadError):
+        await world.send(transport, httpx.Request("POST", URL))
+    assert policy.rate == QUOTA
+    assert policy.refused(0.0, sent=0.0) is not None
+    assert policy.waiting == 0
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def event_loop(request: pytest.FixtureRequest) -> World:
+    return World(request.param)
+
+
+def test_a_refused_call_comes_back_at_the_head_of_the_queue(event_loop: World) -> None:
+    policy = plain(max_wait_time=None)
+    bench = Bench(event_loop, policy, [refusal("10")], retry=RetryPolicy())
+    while policy.take(0.0):
+        pass
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            for number in range(5):
+                group.start_soon(bench.send, number)
+                while policy.waiting <= number:
+                    await anyio.lowlevel.checkpoint()
+
+    event_loop.run(main())
+    assert [number for _, number in bench.sent] == [0, 0, 1, 2, 3, 4]
+    refused, again = bench.sent[0][0], bench.sent[1][0]
+    assert again >= refused + 10.0
+
+
+def test_eight_refusals_at_once_cut_once_and_come_back_in_their_order(event_loop: World) -> None:
+    policy, clock = plain(), FakeClock()
+    events: list[Event] = []
+    sent: list[tuple[float, int]] = []
+
+    async def answer(request: httpx.Request) -> int | httpx.Response:
+        sent.append((clock.monotonic(), int(request.url.path[1:])))
+        if len(sent) > 8:
+            return 200
+        while len(sent) < 8:
+            await anyio.lowlevel.checkpoint()
+        return refusal("10")
+
+    stack = StackBuilder(
+        (retry(RetryPolicy()), adaptive(policy)), clock=clock, listener=events.append, random=lambda: 0.0
+    )
+    transport = event_loop.build(stack, Wire(answer))
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            for number in range(8):
+                group.start_soon(event_loop.send, transport, httpx.Request("POST", f"{URL}{number}"))
+                while len(sent) <= number:
+                    await anyio.lowlevel.checkpoint()
+
+    event_loop.run(main())
+    assert len([event for event in events if isinstance(event, RateChanged)]) == 1
+    assert [number for _, number in sorted(sent[8:])] == list(range(8))
+    assert sent[8][0] == pytest.approx(10.0)
+    assert all(instant >= 10.0 for instant, _ in sent[8:])
+
+
+def test_a_cancelled_waiter_gives_its_permit_back(event_loop: World) -> None:
+    policy = limiter(max_wait_time=None)
+    bench = Bench(event_loop, policy, [refusal("10")])
+
+    async def main() -> None:
+        await bench.send(0)
+        async with anyio.create_task_group() as group:
+            group.start_soon(bench.send, 1)
+            await bench.clock.asleep(4.0)
+            group.cancel_scope.cancel()
+        assert policy.waiting == 0
+        await bench.send(2)
+
+    event_loop.run(main())
+    assert bench.sent == [(0, 0), (10.0, 2)]
+
+
+async def test_the_number_of_one_limiter_is_no_place_in_the_queue_of_another(world: World) -> None:
+    clock, inner = FakeClock(start=100.0), TokenBucket(1, 5.0)
+    for number in range(21):
+        assert inner.take(5.0 * number)
+    assert inner.remaining(Ticket(), 100.0) == 5.0
+    transport = world.build(StackBuilder((adaptive(plain()), token_bucket(inner)), clock=clock), Wire(200))
+    request = httpx.Request("POST", URL, extensions={"stkai": RequestOptions(max_wait_time=1.0)})
+    with pytest.raises(TokenAcquisitionTimeoutError) as caught:
+        await world.send(transport, request)
+    assert caught.value.required == 10.0
+
+
+def test_sync_and_async_stacks_share_one_policy() -> None:
+    policy, clock = plain(), FakeClock()
+    layer, context = adaptive(policy), Context(clock=clock)
+    sync, trio_world = World("sync"), World("trio")
+    refused = sync.run(
+        sync.send(sync.layer(layer, Wire(refusal("9")), context=context), httpx.Request("POST", URL))
+    )
+    assert refused.status_code == 429
+    transport = trio_world.layer(layer, Wire(200), context=context)
+    trio_world.run(trio_world.send(transport, httpx.Request("POST", URL)))
+    assert clock.monotonic() >= 9.0

@@ -1,0 +1,254 @@
+"""StackBuilder: layers in their order, bound to a wire; and what it refuses."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+import stkai
+from stkai import AimdLimiter, BearerAuth, Layer, RetryPolicy, StackBuilder, TokenBucket
+from stkai.testing import FakeClock
+from stkai.transports import (
+    AsyncLayerTransport,
+    Context,
+    LayerTransport,
+    adaptive,
+    auth,
+    copy_request,
+    retry,
+    token_bucket,
+)
+
+from .wire import Wire
+from .world import World
+
+URL = "https://api.example.com/v1/things"
+
+
+class Provider(stkai.AuthProvider):
+    def __init__(self, refresh_margin: float = 60.0) -> None:
+        self.refresh_margin = refresh_margin
+
+    def get_access_token(self) -> str:
+        return "the-token"
+
+
+def standard_layers() -> tuple[Layer, ...]:
+    return (retry(RetryPolicy()), auth(Provider()), adaptive(AimdLimiter(max_requests=100, time_window=60)))
+
+
+def test_a_stack_prints_its_layers_outermost_first() -> None:
+    stack = StackBuilder(standard_layers())
+    assert str(stack) == "retry > auth > adaptive > wire"
+    assert repr(stack) == "<StackBuilder retry > auth > adaptive > wire>"
+    assert str(StackBuilder()) == "wire"
+
+
+def test_a_transport_that_was_built_prints_the_same() -> None:
+    stack = StackBuilder(standard_layers())
+    assert str(stack.build(Wire())) == str(stack)
+    assert str(stack.build_async(Wire())) == str(stack)
+
+
+def test_layers_are_added_where_they_are_wanted_and_the_old_stack_stays_as_it_is() -> None:
+    stack = StackBuilder([retry(), auth(Provider())])
+    bucket = token_bucket(TokenBucket(1, 1))
+    assert str(stack.layer(bucket)) == "retry > auth > token_bucket > wire"
+    assert str(stack.outside("auth", bucket)) == "retry > token_bucket > auth > wire"
+    assert str(stack.outside("retry", bucket)) == "token_bucket > retry > auth > wire"
+    assert str(stack.inside("retry", bucket)) == "retry > token_bucket > auth > wire"
+    assert str(stack.inside("auth", bucket)) == "retry > auth > token_bucket > wire"
+    assert str(stack) == "retry > auth > wire"
+
+
+def test_a_stack_that_was_extended_keeps_clock_listener_and_randomness() -> None:
+    clock, events = FakeClock(), list[stkai.Event]()
+    stack = StackBuilder([retry()], clock=clock, listener=events.append, random=lambda: 0.5)
+    transport: Any = stack.layer(token_bucket(TokenBucket(1, 1))).build(Wire())
+    for layer in (transport, transport.inner):
+        context: Context = layer.context
+        assert (context.clock, context.listener, context.random()) == (clock, events.append, 0.5)
+
+
+def test_a_subclass_stays_one_when_it_is_extended() -> None:
+    class Mine(StackBuilder):
+        pass
+
+    assert type(Mine().layer(retry())) is Mine
+
+
+@pytest.mark.parametrize("change", ["outside", "inside"])
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones(change: str) -> None:
+    with pytest.raises(stkai.ConfigurationError, match=r"no layer 'limiter'.*it has: retry, auth"):
+        getattr(StackBuilder([retry(), auth(Provider())]), change)("limiter", retry())
+    with pytest.raises(stkai.ConfigurationError, match="it has: none"):
+        getattr(StackBuilder(), change)("retry", retry())
+
+
+def test_two_layers_of_one_name_are_an_error_however_they_come_together() -> None:
+    with pytest.raises(stkai.ConfigurationError, match="two layers named 'retry'"):
+        StackBuilder([retry(), retry()])
+    stack = StackBuilder([retry(), auth(Provider())])
+    for change in (
+        stack.layer,
+        lambda layer: stack.outside("auth", layer),
+        lambda layer: stack.inside("auth", layer),
+    ):
+        with pytest.raises(stkai.ConfigurationError, match=r"two layers named 'retry'.*rename it"):
+            change(retry())
+
+
+@pytest.mark.parametrize("layers", [[RetryPolicy()], ["retry"], [retry], retry(), 5], ids=repr)
+def test_what_is_no_layer_is_an_error_that_shows_one(layers: Any) -> None:
+    with pytest.raises(stkai.ConfigurationError, match=r"such as \[?stkai\.transports\.retry"):
+        StackBuilder(layers)
+
+
+@pytest.mark.parametrize(
+    "limiter", [TokenBucket(1, 1, max_wait_time=90), AimdLimiter(1, 1, max_wait_time=90)]
+)
+def test_a_refresh_margin_shorter_than_the_longest_wait_is_an_error(limiter: Any) -> None:
+    layer = token_bucket(limiter) if isinstance(limiter, TokenBucket) else adaptive(limiter)
+    with pytest.raises(
+        stkai.ConfigurationError, match=r"60 s.*90 s.*raise refresh_margin, or lower max_wait_time"
+    ):
+        StackBuilder([auth(Provider(60)), layer])
+    StackBuilder([auth(Provider(90)), layer])
+    StackBuilder([layer, auth(Provider(60))])
+
+
+def test_a_margin_that_is_not_known_and_a_wait_without_a_limit_are_taken_as_they_are() -> None:
+    class Plain(stkai.AuthProvider):
+        def get_access_token(self) -> str:
+            return "t"
+
+    StackBuilder([auth(BearerAuth(Plain())), token_bucket(TokenBucket(1, 1, max_wait_time=1000))])
+    StackBuilder([auth(Provider(60)), token_bucket(TokenBucket(1, 1, max_wait_time=None))])
+
+
+def test_a_wire_of_the_other_world_is_an_error_that_says_what_to_call() -> None:
+    stack = StackBuilder(standard_layers())
+    with pytest.raises(stkai.ConfigurationError, match=r"httpx\.BaseTransport.*build_async\(\)"):
+        stack.build(httpx.AsyncHTTPTransport())  # type: ignore[arg-type]
+    with pytest.raises(stkai.ConfigurationError, match=r"httpx\.AsyncBaseTransport.*build\(\)"):
+        stack.build_async(httpx.HTTPTransport())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wire", [httpx.Client(), httpx.HTTPTransport, "https://example.com"], ids=repr)
+def test_what_is_no_transport_is_an_error(wire: Any) -> None:
+    for build in (StackBuilder().build, StackBuilder().build_async):
+        with pytest.raises(stkai.ConfigurationError, match="the wire must be an httpx"):
+            build(wire)
+
+
+async def test_a_stack_sends_through_its_layers_in_order(world: World) -> None:
+    seen: list[str] = []
+
+    def named(name: str) -> Layer:
+        class Sync(LayerTransport):
+            def handle_call(self, request: httpx.Request, call: Any) -> httpx.Response:
+                seen.append(name)
+                return self.forward(request, call)
+
+        class Async(AsyncLayerTransport):
+            async def handle_call(self, request: httpx.Request, call: Any) -> httpx.Response:
+                seen.append(name)
+                return await self.forward(request, call)
+
+        return Layer(name, Sync, Async)
+
+    wire = world.wire(200)
+    transport = world.build(StackBuilder([named("a"), named("b"), named("c")]), wire)
+    await world.send(transport, httpx.Request("GET", URL))
+    assert seen == ["a", "b", "c"]
+    await world.close(transport)
+    assert wire.closed
+
+
+async def test_a_stack_without_layers_is_its_wire(world: World) -> None:
+    wire = world.wire()
+    assert world.build(StackBuilder(), wire) is wire
+
+
+async def test_two_stacks_with_one_policy_object_share_its_quota(world: World) -> None:
+    clock, bucket = FakeClock(), TokenBucket(1, 10.0, burst=1)
+    wire = world.wire(200, 200)
+    for _ in range(2):
+        stack = StackBuilder([token_bucket(bucket)], clock=clock)
+        await world.send(world.build(stack, wire), httpx.Request("POST", URL))
+    assert clock.sleeps == [pytest.approx(10.0)]
+
+
+# Layers of one's own
+
+
+class Named(LayerTransport):
+    """Says which program is asking."""
+
+    def handle_call(self, request: httpx.Request, call: Any) -> httpx.Response:
+        return self.forward(named(request), call)
+
+
+class AsyncNamed(AsyncLayerTransport):
+    """Says which program is asking."""
+
+    async def handle_call(self, request: httpx.Request, call: Any) -> httpx.Response:
+        return await self.forward(named(request), call)
+
+
+def named(request: httpx.Request) -> httpx.Request:
+    return copy_request(request, headers=httpx.Headers([*request.headers.raw, (b"X-Program", b"mine")]))
+
+
+async def test_a_layer_is_written_by_overriding_handle_call(world: World) -> None:
+    wire = world.wire(503, 200)
+    stack = StackBuilder([retry(), Layer("named", Named, AsyncNamed)], clock=FakeClock())
+    request = httpx.Request("GET", URL)
+    response = await world.send(world.build(stack, wire), request)
+    assert (response.status_code, response.extensions["stkai"].attempts) == (200, 2)
+    assert [sent.headers.get_list("x-program") for sent in wire.requests] == [["mine"], ["mine"]]
+    assert "x-program" not in request.headers
+
+
+class Foreign(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """Somebody's transport around another, which knows nothing of stkai."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        response: httpx.Response = self.inner.handle_request(request)
+        response.headers["X-Seen"] = "yes"
+        return response
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response: httpx.Response = await self.inner.handle_async_request(request)
+        response.headers["X-Seen"] = "yes"
+        return response
+
+
+def foreign(inner: Any, *, context: Context) -> Foreign:
+    return Foreign(inner)
+
+
+@pytest.mark.parametrize("place", ["outside", "inside"])
+async def test_any_httpx_transport_can_be_a_layer(world: World, place: str) -> None:
+    wire = world.wire(503, 200)
+    stack = StackBuilder([retry()], clock=FakeClock())
+    stack = getattr(stack, place)("retry", Layer("foreign", foreign, foreign))
+    response = await world.send(world.build(stack, wire), httpx.Request("GET", URL))
+    assert (response.status_code, response.headers["x-seen"]) == (200, "yes")
+    assert response.extensions["stkai"].attempts == 2
+
+
+async def test_a_layer_that_makes_no_transport_is_an_error_that_names_it(world: World) -> None:
+    layer = Layer("mine", lambda inner, context: None, lambda inner, context: None)  # type: ignore[arg-type, return-value]
+    with pytest.raises(stkai.ConfigurationError, match="what the layer 'mine' makes"):
+        world.build(StackBuilder([layer]), world.wire())
+
+
+async def test_a_layer_of_the_other_world_is_an_error_that_names_it(world: World) -> None:
+    layer = Layer("mine", AsyncNamed, Named)  # type: ignore[arg-type]
+    wire: Any = httpx.AsyncHTTPTransport() if world.is_async else httpx.HTTPTransport()
+    with pytest.raises(stkai.ConfigurationError, match=r"Named needs an httpx\.\w+ inside"):
+        world.build(StackBuilder([layer]), wire)

@@ -1,0 +1,170 @@
+"""The clients over real sockets, against the embedded server: connections, streaming, broken bodies."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import respx
+
+import stkai
+from stkai.testing import QuotaServer
+
+from .world import World
+
+ONE_CONNECTION = httpx.Limits(max_connections=1)
+
+
+@pytest.fixture
+def server() -> Iterator[QuotaServer]:
+    with QuotaServer(auth_required=False) as server:
+        yield server
+
+
+def build(world: World, *, retry: Any = None, **options: Any) -> Any:
+    """A client over httpx's own transport."""
+    kind: Any = httpx.AsyncHTTPTransport if world.is_async else httpx.HTTPTransport
+    return client_of(world, auth=None, retry=retry, transport=kind(**options))
+
+
+def client_of(world: World, **options: Any) -> Any:
+    make: Any = stkai.build_async_client if world.is_async else stkai.build_client
+    return make(**options)
+
+
+async def test_requests_one_after_the_other_share_one_connection(world: World, server: QuotaServer) -> None:
+    client = build(world)
+    for _ in range(5):
+        execution = (await world.call(client.post, server.create_url(), data={"input_data": "x"})).json()
+        await world.call(client.get, server.callback_url(execution))
+        streamed = await world.call(
+            client.post_stream, server.chat_url(), data={"user_prompt": "a b", "streaming": True}
+        )
+        await world.read(streamed)
+    assert (len(server.requests), server.connections) == (15, 1)
+    await world.close(client)
+
+
+async def test_requests_side_by_side_use_no_more_connections_than_there_are_of_them(
+    world: World, server: QuotaServer
+) -> None:
+    client = build(world)
+
+    async def work() -> None:
+        for _ in range(5):
+            await world.call(client.post, server.create_url())
+
+    await world.gather(*[work] * 4)
+    assert len(server.requests) == 20
+    assert server.connections <= 4
+    await world.close(client)
+
+
+async def test_with_credentials_there_is_one_token_and_one_connection_to_the_service(world: World) -> None:
+    with QuotaServer() as server:
+        provider = stkai.ClientCredentialsAuthProvider(
+            server.client_id, server.client_secret, server.token_url
+        )
+        client = client_of(world, auth=provider)
+        for _ in range(3):
+            response = await world.call(client.post, server.create_url(), data={"input_data": "x"})
+            assert response.status_code == 200
+        assert server.token_requests == 1
+        assert server.connections == 2
+        await world.close(client)
+
+
+async def test_a_streamed_body_arrives_before_its_end_is_there(world: World, server: QuotaServer) -> None:
+    server.reset("body", after=20)
+    client = build(world, retry=stkai.RetryPolicy())
+    prompt = {"user_prompt": "one two three four", "streaming": True}
+    response = await world.call(client.post_stream, server.chat_url(), data=prompt)
+    with pytest.raises(httpx.TransportError):
+        await world.read(response)
+    assert response.num_bytes_downloaded == 20, "they had been handed up when the connection broke"
+    assert server.count(method="POST") == 1, "what has been handed up is not sent again"
+    await world.close(response)
+    await world.close(client)
+
+
+async def test_server_sent_events_come_through(world: World, server: QuotaServer) -> None:
+    client = build(world)
+    prompt = {"user_prompt": "one two", "streaming": True}
+    response = await world.call(client.post_stream, server.chat_url(), data=prompt)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = [line async for line in response.aiter_lines()] if world.is_async else list(response.iter_lines())
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line]
+    assert "".join(event["message"] for event in events) == "one two"
+    await world.close(client)
+
+
+# httpx leaves its generators to the garbage collector, and trio warns of it.
+@pytest.mark.filterwarnings("ignore:Async generator 'httpx:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:Async generator 'httpcore:ResourceWarning")
+async def test_leaving_a_stream_early_gives_its_connection_back(world: World, server: QuotaServer) -> None:
+    client = build(world, limits=ONE_CONNECTION)
+    prompt = {"user_prompt": "many words " * 1000, "streaming": True}
+    for _ in range(3):
+        response = await world.call(client.post_stream, server.chat_url(), data=prompt, timeout=5)
+        if world.is_async:
+            async with response:
+                await anext(response.aiter_raw())
+        else:
+            with response:
+                next(response.iter_raw())
+    for _ in range(3):
+        response = await world.call(client.post_stream, server.chat_url(), data=prompt, timeout=5)
+        await world.close(response)
+    assert (await world.call(client.post, server.create_url(), timeout=5)).status_code == 200
+    await world.close(client)
+
+
+@pytest.mark.parametrize("verb", ["get", "post", "post_stream"])
+async def test_whatever_becomes_of_a_call_its_connection_comes_back(
+    world: World, server: QuotaServer, verb: str
+) -> None:
+    client = build(world, limits=ONE_CONNECTION)
+    places: tuple[Any, ...] = ("start", "headers", "body")
+    for at in places:
+        server.reset(at, after=3, path="/")
+        try:
+            response = await world.call(getattr(client, verb), server.url + "/echo", timeout=5)
+            await world.read(response)
+        except httpx.PoolTimeout:
+            raise
+        except httpx.TransportError:
+            pass
+    assert (await world.call(client.get, server.url + "/echo", timeout=5)).status_code == 200
+    await world.close(client)
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "gzip"])
+async def test_a_body_that_breaks_off_on_the_wire_is_sent_for_again(
+    world: World, server: QuotaServer, framing: Any
+) -> None:
+    server.reset("body", after=5, framing=framing, path="/echo")
+    client = build(world, retry=stkai.RetryPolicy(initial_delay=0))
+    response = await world.call(client.post, server.url + "/echo", data={"a": 1})
+    assert response.json()["body"] == '{"a":1}'
+    assert response.extensions["stkai"].attempts == 2
+    await world.close(client)
+
+
+async def test_respx_can_stand_in_for_the_network(world: World) -> None:
+    client = build(world, retry=stkai.RetryPolicy(initial_delay=0))
+    with respx.mock:
+        route = respx.post("https://api.example.com/things")
+        route.side_effect = [httpx.ConnectError("refused"), httpx.Response(201, json={"id": 7})]
+        response = await world.call(client.post, "https://api.example.com/things", data={"a": 1})
+        streamed = respx.post("https://api.example.com/streams").mock(httpx.Response(200, text="a\nb"))
+        lines = await world.call(client.post_stream, "https://api.example.com/streams")
+        assert await world.read(lines) == b"a\nb"
+    assert (response.status_code, response.json(), response.extensions["stkai"].attempts) == (
+        201,
+        {"id": 7},
+        2,
+    )
+    assert [json.loads(call.request.content) for call in route.calls] == [{"a": 1}, {"a": 1}]
+    assert streamed.called
+    await world.close(client)

@@ -1,0 +1,77 @@
+"""The system's clock, and the random numbers."""
+
+import asyncio
+import multiprocessing
+import os
+import random
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from multiprocessing.connection import Connection
+
+import pytest
+import trio
+
+from stkai import Clock, SystemClock
+from stkai._clock import uniform, unique_key
+
+
+def test_the_system_clock_reads_the_machines_clocks() -> None:
+    clock: Clock = SystemClock()
+    assert clock.monotonic() == pytest.approx(time.monotonic(), abs=5)
+    assert clock.utcnow().tzinfo is UTC
+    assert abs(clock.utcnow() - datetime.now(UTC)) < timedelta(seconds=5)
+    assert repr(clock) == "SystemClock()"
+
+
+@pytest.mark.real_time
+def test_its_sleeps_sleep_in_a_thread_on_asyncio_and_on_trio() -> None:
+    clock = SystemClock()
+    sleeps: tuple[Callable[[], None], ...] = (
+        lambda: clock.sleep(0.02),
+        lambda: asyncio.run(clock.asleep(0.02)),
+        lambda: trio.run(clock.asleep, 0.02),
+    )
+    for sleep in sleeps:
+        start = time.monotonic()
+        sleep()
+        assert time.monotonic() - start >= 0.02
+
+
+def test_random_numbers_lie_between_zero_and_one() -> None:
+    numbers = [uniform() for _ in range(1000)]
+    assert all(0 <= number < 1 for number in numbers)
+    assert len(set(numbers)) > 990
+
+
+def test_keys_are_unique_whatever_the_seed() -> None:
+    keys = []
+    state = random.getstate()
+    try:
+        for _ in range(100):
+            random.seed(7)
+            keys.append(unique_key())
+    finally:
+        random.setstate(state)
+    assert len(set(keys)) == 100
+    assert all(len(key) == 32 and int(key, 16) >= 0 for key in keys)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*fork:DeprecationWarning"
+)  # Python 3.12: some other test has left a thread
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing to inherit")
+def test_a_forked_child_draws_other_numbers_than_its_parent() -> None:
+    context = multiprocessing.get_context("fork")
+    reader, writer = context.Pipe(duplex=False)
+    child = context.Process(target=_draw, args=(writer,))
+    random.seed(7)
+    child.start()
+    mine = [uniform() for _ in range(4)]
+    theirs = reader.recv()
+    child.join()
+    assert mine != theirs
+
+
+def _draw(writer: Connection) -> None:
+    writer.send([uniform() for _ in range(4)])

@@ -1,0 +1,270 @@
+"""The exceptions: their tree, what they tell, and that they survive pickling, copying and being shared."""
+
+import copy
+import inspect
+import pickle
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any, NoReturn
+
+import httpx
+import pytest
+
+from stkai import _errors
+from stkai._errors import (
+    AuthenticationError,
+    ClientSideRateLimitError,
+    ConfigurationError,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    MaxRetriesExceededError,
+    RetryableError,
+    ServerSideRateLimitError,
+    StkaiError,
+    TokenAcquisitionTimeoutError,
+    TransportError,
+    hide_frames,
+)
+
+REQUEST = httpx.Request("POST", "https://api.example.com/v1?q=1", json={"a": 1})
+REFUSAL = httpx.Response(429, json={"error": "slow down"}, request=REQUEST)
+
+EXAMPLES: list[StkaiError] = [
+    StkaiError("something"),
+    ConfigurationError("bad settings"),
+    InvalidArgumentError("bad argument"),
+    TransportError("broken", request=REQUEST),
+    AuthenticationError("no token", ValueError("why"), request=REQUEST),
+    DeadlineExceededError("too late", request=REQUEST),
+    RetryableError("again", request=REQUEST),
+    ClientSideRateLimitError("not now", request=REQUEST),
+    TokenAcquisitionTimeoutError(1.5, 45.0, required=60.0, request=REQUEST),
+    ServerSideRateLimitError(REFUSAL, request=REQUEST),
+    MaxRetriesExceededError("given up", KeyError("k")),
+]
+each_error = pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+
+
+def classes() -> list[type[StkaiError]]:
+    return [
+        value
+        for value in vars(_errors).values()
+        if isinstance(value, type) and issubclass(value, StkaiError) and value.__module__ == _errors.__name__
+    ]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values say the same, as far as a pickle keeps it."""
+    if isinstance(one, BaseException):
+        return type(one) is type(other) and one.args == other.args and same(vars(one), vars(other))
+    if isinstance(one, httpx.Request):
+        return (one.method, one.url, one.headers) == (other.method, other.url, other.headers)
+    if isinstance(one, httpx.Response):
+        return bool((one.status_code, one.content) == (other.status_code, other.content))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return bool(one == other)
+
+
+def round_trip(error: StkaiError, protocol: int | None = None) -> Any:
+    return pickle.loads(pickle.dumps(error, protocol))  # noqa: S301 - made by the line itself
+
+
+def test_every_exception_is_among_the_examples_of_this_test() -> None:
+    assert {type(error) for error in EXAMPLES} == set(classes())
+
+
+def test_the_tree_in_the_docstring_names_every_public_exception() -> None:
+    drawn = inspect.getdoc(_errors)
+    assert drawn is not None
+    public = [kind.__name__ for kind in classes() if kind is not TransportError]
+    assert [name for name in public if name not in drawn] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "bases"),
+    [
+        (ConfigurationError, (StkaiError, ValueError)),
+        (InvalidArgumentError, (StkaiError, ValueError, AssertionError)),
+        (AuthenticationError, (StkaiError, httpx.TransportError)),
+        (DeadlineExceededError, (StkaiError, httpx.TimeoutException, httpx.TransportError)),
+        (RetryableError, (StkaiError, httpx.TransportError)),
+        (ClientSideRateLimitError, (RetryableError,)),
+        (TokenAcquisitionTimeoutError, (ClientSideRateLimitError,)),
+        (ServerSideRateLimitError, (RetryableError,)),
+        (MaxRetriesExceededError, (StkaiError,)),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_each_exception_is_caught_as_what_it_is(kind: type[StkaiError], bases: tuple[type, ...]) -> None:
+    assert all(issubclass(kind, base) for base in bases)
+
+
+@pytest.mark.parametrize("kind", [ConfigurationError, MaxRetriesExceededError, InvalidArgumentError])
+def test_what_no_transport_raises_is_no_httpx_error(kind: type[StkaiError]) -> None:
+    assert not issubclass(kind, httpx.HTTPError)
+
+
+def test_neither_a_refused_token_nor_a_missed_deadline_is_worth_another_attempt() -> None:
+    assert not issubclass(AuthenticationError, RetryableError)
+    assert not issubclass(DeadlineExceededError, RetryableError)
+
+
+def test_a_server_that_refuses_is_told_from_a_limiter_that_does() -> None:
+    assert not issubclass(ServerSideRateLimitError, ClientSideRateLimitError)
+
+
+@each_error
+def test_every_error_survives_pickling_with_all_that_it_knows(error: StkaiError) -> None:
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        twin = round_trip(error, protocol)
+        assert twin is not error
+        assert same(error, twin)
+        assert str(twin) == str(error)
+
+
+@each_error
+def test_every_error_survives_copying_with_all_that_it_knows(error: StkaiError) -> None:
+    for twin in (copy.copy(error), copy.deepcopy(error)):
+        assert twin is not error
+        assert same(error, twin)
+
+
+@each_error
+def test_a_copy_shares_nothing_that_is_set_later(error: StkaiError) -> None:
+    twin: Any = copy.copy(error)
+    twin.extra = 1
+    assert not hasattr(error, "extra")
+
+
+def _raise_the_worst() -> NoReturn:
+    response = httpx.Response(500, request=REQUEST)
+    raise MaxRetriesExceededError(
+        "given up", httpx.HTTPStatusError("500", request=REQUEST, response=response)
+    )
+
+
+@pytest.mark.real_time
+def test_an_error_gets_out_of_a_worker_process_even_if_its_cause_could_not() -> None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        error = pool.submit(_raise_the_worst).exception()
+    assert type(error) is MaxRetriesExceededError
+    assert str(error.last_exception) == "HTTPStatusError: 500"
+
+
+@pytest.mark.parametrize(
+    ("cause", "shown"),
+    [
+        (httpx.HTTPStatusError("500", request=REQUEST, response=REFUSAL), "HTTPStatusError: 500"),
+        (type("Local", (Exception,), {})("from inside a function"), "Local: from inside a function"),
+        (ValueError(threading.Lock()), "ValueError: <unlocked"),
+    ],
+    ids=["cannot be read back", "has no importable class", "holds a lock"],
+)
+def test_a_cause_that_cannot_be_pickled_travels_in_words(cause: Exception, shown: str) -> None:
+    error = AuthenticationError("no token", cause)
+    twin = round_trip(error)
+    assert type(twin.cause) is StkaiError
+    assert str(twin.cause).startswith(shown)
+    assert copy.copy(error).cause is cause
+
+
+def test_anything_else_that_cannot_be_pickled_stays_behind() -> None:
+    twin = round_trip(ServerSideRateLimitError(threading.Lock()))
+    assert type(twin) is ServerSideRateLimitError
+    assert twin.response is None
+
+
+def test_notes_survive_pickling() -> None:
+    error = AuthenticationError("no token")
+    error.add_note("seen twice")
+    assert round_trip(error).__notes__ == ["seen twice"]
+
+
+def test_a_request_is_known_where_one_is_given_and_else_httpx_says_so() -> None:
+    assert TransportError("x", request=REQUEST).request is REQUEST
+    with pytest.raises(RuntimeError, match="request"):
+        _ = AuthenticationError("x").request
+
+
+def test_an_authentication_error_tells_what_failed_and_why() -> None:
+    cause = OSError("down")
+    error = AuthenticationError("no token", cause)
+    assert (error.message, error.cause, str(error)) == ("no token", cause, "no token")
+    assert AuthenticationError("no token").cause is None
+
+
+def test_a_wait_that_was_refused_tells_the_four_numbers() -> None:
+    error = TokenAcquisitionTimeoutError(1.0, 45.0, required=65.0)
+    assert (error.waited, error.max_wait_time, error.required) == (1.0, 45.0, 65.0)
+    assert error.retry_after == 20.0
+    for part in ("45 s", "65 s", "1 s", "20 s", "max_wait_time"):
+        assert part in str(error)
+
+
+def test_a_wait_that_was_refused_in_time_need_not_wait_at_all() -> None:
+    error = TokenAcquisitionTimeoutError(2.0, 45.0)
+    assert error.required == 2.0
+    assert error.retry_after == 0.0
+
+
+def test_a_429_is_told_in_words_and_its_body_can_be_read() -> None:
+    error = ServerSideRateLimitError(REFUSAL)
+    assert "429" in str(error)
+    assert error.response.json() == {"error": "slow down"}
+    assert str(ServerSideRateLimitError(REFUSAL, "the quota is gone")) == "the quota is gone"
+
+
+def test_the_last_exception_of_a_loop_that_gave_up_is_there() -> None:
+    last = ValueError("x")
+    assert MaxRetriesExceededError("given up", last).last_exception is last
+    assert MaxRetriesExceededError("given up").last_exception is None
+
+
+def test_a_retryable_error_needs_no_message() -> None:
+    assert str(RetryableError()) == ""
+
+
+def test_bad_arguments_can_be_told_from_a_failed_assert_by_nobody_who_expects_one() -> None:
+    with pytest.raises(AssertionError):
+        raise InvalidArgumentError("url must be absolute")
+    with pytest.raises(ValueError, match="absolute"):
+        raise InvalidArgumentError("url must be absolute")
+
+
+def raised(error: Exception, cause: Exception | None = None) -> Exception:
+    try:
+        raise error from cause
+    except Exception as caught:
+        return caught
+
+
+def test_hiding_frames_hides_those_of_all_causes_and_keeps_the_chain() -> None:
+    root = raised(OSError("refused"))
+    middle = raised(ConnectionError("lower"), root)
+    top = raised(httpx.ConnectError("upper"), middle)
+    hide_frames(top)
+    assert top.__traceback__ is not None
+    assert (middle.__traceback__, root.__traceback__) == (None, None)
+    assert top.__cause__ is middle
+    assert middle.__cause__ is root
+
+
+def test_hiding_frames_leaves_alone_what_merely_came_before() -> None:
+    try:
+        raise KeyError("the user's own")
+    except KeyError as earlier:
+        error = raised(httpx.ConnectError("upper"), raised(OSError("refused")))
+        hide_frames(error)
+        frames = earlier.__traceback__
+    assert frames is not None
+    assert error.__cause__ is not None
+    assert isinstance(error.__cause__.__context__, KeyError)
+
+
+def test_hiding_frames_ends_where_a_chain_bites_its_tail() -> None:
+    error = raised(ValueError("x"))
+    error.__cause__ = error
+    hide_frames(error)
+    assert error.__traceback__ is None

@@ -1,0 +1,147 @@
+"""What `import stkai` brings along, and which names it has."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import stkai
+import stkai.testing
+import stkai.transports
+
+SOURCE = Path(stkai.__file__).parent
+
+HEAVY = {
+    "aiohttp",
+    "anyio",
+    "asyncio",
+    "difflib",
+    "matplotlib",
+    "oscli",
+    "pydantic",
+    "pydantic_settings",
+    "requests",
+}
+HEAVY |= {"rich", "tenacity", "trio", "typer", "urllib3"}
+
+LAYERS = """
+import httpx, stkai
+from stkai.transports import adaptive, auth, retry, token_bucket
+class Provider(stkai.AuthProvider):
+    def get_access_token(self): return "t"
+limiters = adaptive(stkai.AimdLimiter(1, 1)), token_bucket(stkai.TokenBucket(1, 1))
+stack = stkai.StackBuilder([retry(), auth(Provider()), *limiters])
+client = stkai.HttpClient(stack.build(httpx.MockTransport(lambda request: httpx.Response(200))))
+client.post("https://api.example.com", data={"a": 1})
+"""
+
+
+def loaded_by(code: str) -> set[str]:
+    """The top-level modules that a fresh Python has loaded after some code, beyond those of httpx."""
+    script = (
+        "import sys, json, httpx; before = set(sys.modules)\n"
+        f"{code}\n"
+        "print(json.dumps(sorted({name.split('.')[0] for name in set(sys.modules) - before})))"
+    )
+    environment = {"PYTHONPATH": str(SOURCE.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
+    return set(json.loads(done.stdout))
+
+
+def test_import_stkai_brings_along_nothing_heavy_that_httpx_does_not() -> None:
+    loaded = loaded_by("import stkai, stkai.transports")
+    assert "stkai" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_a_stack_made_by_hand_sends_a_request_without_anything_heavy() -> None:
+    assert loaded_by(LAYERS) & HEAVY == set()
+
+
+def test_the_settings_are_paid_for_on_first_use() -> None:
+    assert loaded_by("import stkai; stkai.STKAI") & HEAVY == set()
+    assert "pydantic_settings" in loaded_by("import stkai; stkai.STKAI.config")
+    assert "pydantic" in loaded_by("import stkai; stkai.RateLimitConfig")
+
+
+@pytest.mark.parametrize(
+    "module", [stkai, stkai.transports, stkai.testing], ids=lambda module: module.__name__
+)
+def test_all_is_sorted_without_repeats_and_every_name_in_it_resolves(module: ModuleType) -> None:
+    names = module.__all__
+    constants = [name for name in names if name.isupper()]
+    classes = [name for name in names if not name.isupper() and name[0].isupper()]
+    functions = [name for name in names if name[0].islower()]
+    assert names == sorted(constants) + sorted(classes) + sorted(functions)
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert getattr(module, name) is not None
+    assert set(names) <= set(dir(module))
+
+
+@pytest.mark.parametrize("module", [stkai, stkai.transports], ids=lambda module: module.__name__)
+def test_all_is_complete(module: ModuleType) -> None:
+    assert module.__file__ is not None
+    tree = ast.parse(Path(module.__file__).read_text())
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level
+        for alias in node.names
+    }
+    assert imported == set(module.__all__)
+
+
+def test_the_names_that_are_fixed_are_there() -> None:
+    fixed = """
+        build_client build_async_client build_transport build_async_transport StackBuilder create_standalone_auth
+        RetryPolicy BearerAuth TokenBucket AimdLimiter RequestOptions CallRecord Clock SystemClock Layer Context
+        HttpClient AsyncHttpClient StkCLIHttpClient StandaloneHttpClient EnvironmentAwareHttpClient
+        TokenBucketRateLimitedHttpClient AdaptiveRateLimitedHttpClient AuthProvider ClientCredentialsAuthProvider
+        AuthenticationError RetryableError ClientSideRateLimitError TokenAcquisitionTimeoutError
+        ServerSideRateLimitError Retrying MaxRetriesExceededError STKAI AuthConfig RateLimitConfig
+        Waited RateChanged RetryScheduled TokenRenewed Rejected
+    """
+    assert set(fixed.split()) - set(stkai.__all__) == set()
+    fixed = """
+        AuthTransport TokenBucketTransport AdaptiveTransport RetryTransport StkCLITransport AsyncAuthTransport
+        AsyncTokenBucketTransport AsyncAdaptiveTransport AsyncRetryTransport auth token_bucket adaptive retry
+        LayerTransport AsyncLayerTransport Layer Context
+    """
+    assert set(fixed.split()) - set(stkai.transports.__all__) == set()
+    assert {"FakeClock", "QuotaServer"} <= set(stkai.testing.__all__)
+
+
+def test_a_name_that_is_asked_for_twice_is_the_same_thing() -> None:
+    assert stkai.RateLimitConfig is stkai.RateLimitConfig
+    assert type(stkai.STKAI.config.rate_limit) is stkai.RateLimitConfig
+
+
+def test_an_unknown_name_is_an_attribute_error_that_names_it() -> None:
+    module: Any = stkai
+    with pytest.raises(AttributeError, match="'stkai' has no attribute 'HttpKlient'"):
+        module.HttpKlient  # noqa: B018
+    assert not hasattr(module, "_config_x")
+
+
+def test_only_the_clock_reads_time_or_draws_random_numbers() -> None:
+    """The embedded server is a program of its own, and the demo is one."""
+    free = {"_clock.py", "_demo.py"}
+    forbidden = {"time", "random", "secrets"}
+    for path in [*SOURCE.glob("*.py"), *(SOURCE / "transports").glob("*.py")]:
+        if path.name in free:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [str(node.module)]
+            assert not forbidden & set(names), (
+                f"{path.name} imports {names}: time and chance come from the Context"
+            )

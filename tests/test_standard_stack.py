@@ -1,0 +1,351 @@
+"""`build_client` and its like: from arguments and settings to the standard stack."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+import stkai
+from stkai import STKAI, AimdLimiter, BearerAuth, RetryPolicy, StackBuilder, TokenBucket
+from stkai._standard import AuthChoice
+from stkai.testing import FakeClock, QuotaServer
+from stkai.transports import StkCLITransport, adaptive, auth, token_bucket
+
+from . import stand_in_cli
+from .world import World
+
+URL = "https://api.example.com/v1/things"
+
+
+class Provider(stkai.AuthProvider):
+    def get_access_token(self) -> str:
+        return "the-token"
+
+
+@pytest.fixture
+def cli() -> Iterator[Any]:
+    """StackSpot CLI is installed."""
+    with stand_in_cli.installed() as module:
+        yield module
+
+
+@pytest.fixture
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STKAI_AUTH_CLIENT_ID", "the-client")
+    monkeypatch.setenv("STKAI_AUTH_CLIENT_SECRET", "the-secret")
+
+
+def transport_of(world: World, **options: Any) -> Any:
+    build: Any = stkai.build_async_transport if world.is_async else stkai.build_transport
+    return build(**options)
+
+
+def client_of(world: World, **options: Any) -> Any:
+    build: Any = stkai.build_async_client if world.is_async else stkai.build_client
+    return build(**options)
+
+
+def layer(transport: Any, name: str) -> Any:
+    """The layer of that name in a stack."""
+    while transport.name != name:
+        transport = transport.inner
+    return transport
+
+
+def wire_of(transport: Any) -> Any:
+    while hasattr(transport, "inner"):
+        transport = transport.inner
+    return transport
+
+
+# From arguments and variables
+
+
+async def test_without_settings_there_is_a_retry_and_no_limiter(world: World) -> None:
+    transport = transport_of(world, auth=Provider(), transport=world.wire())
+    assert str(transport) == "retry > auth > wire"
+    policy = layer(transport, "retry").policy
+    assert repr(policy) == repr(RetryPolicy())
+
+
+async def test_everything_can_be_left_out(world: World) -> None:
+    wire = world.wire()
+    assert transport_of(world, auth=None, retry=None, rate_limit=None, transport=wire) is wire
+
+
+@pytest.mark.parametrize(
+    ("variables", "shown"),
+    [
+        ({"RATE_LIMIT_ENABLED": "true"}, "retry > auth > token_bucket > wire"),
+        ({"RATE_LIMIT_ENABLED": "true", "RATE_LIMIT_STRATEGY": "adaptive"}, "retry > auth > adaptive > wire"),
+        ({"RATE_LIMIT_STRATEGY": "adaptive"}, "retry > auth > wire"),
+        ({"RETRY_ENABLED": "false"}, "auth > wire"),
+    ],
+)
+@pytest.mark.usefixtures("credentials")
+async def test_the_variables_say_which_layers_there_are(
+    world: World, variables: dict[str, str], shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"STKAI_{name}", value)
+    assert str(transport_of(world, transport=world.wire())) == shown
+    assert str(client_of(world, transport=world.wire()).transport) == shown
+    assert str(StackBuilder.standard(STKAI.config)) == shown
+    assert str(StackBuilder.standard()) == shown
+
+
+@pytest.mark.usefixtures("credentials")
+async def test_the_variables_give_the_numbers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "RATE_LIMIT_ENABLED": "1",
+        "RATE_LIMIT_MAX_REQUESTS": "7",
+        "RATE_LIMIT_TIME_WINDOW": "3.5",
+        "RATE_LIMIT_MAX_WAIT_TIME": "unlimited",
+        "RETRY_MAX_RETRIES": "9",
+        "RETRY_RETRY_UNKNOWN": "false",
+        "AUTH_TOKEN_URL": "https://idm.example.com/token",
+        "AUTH_ORIGINS": "https://api.example.com",
+    }.items():
+        monkeypatch.setenv(f"STKAI_{name}", value)
+    transport = transport_of(world, transport=world.wire())
+    bucket, policy, bearer = (layer(transport, name).policy for name in ("token_bucket", "retry", "auth"))
+    assert (bucket.max_requests, bucket.time_window, bucket.max_wait_time) == (7, 3.5, None)
+    assert (policy.max_retries, policy.retry_unknown) == (9, False)
+    assert bearer.provider.token_url == "https://idm.example.com/token"
+    assert repr(bearer.origins) == repr(BearerAuth(Provider(), "https://api.example.com").origins)
+
+
+async def test_the_factors_reach_the_adaptive_limiter_and_its_tuned_law_stays_without_them(
+    world: World,
+) -> None:
+    STKAI.configure(rate_limit={"penalty_factor": 0.5, "recovery_factor": 0.1, "min_rate_floor": 0.2})
+    plain = layer(
+        transport_of(world, auth=None, rate_limit="adaptive", transport=world.wire()), "adaptive"
+    ).policy
+    STKAI.reset()
+    tuned = layer(
+        transport_of(world, auth=None, rate_limit="adaptive", transport=world.wire()), "adaptive"
+    ).policy
+    assert repr(plain.law) == repr(AimdLimiter(100, 60.0, penalty_factor=0.5, recovery_factor=0.1).law)
+    assert repr(tuned.law) == repr(AimdLimiter(100, 60.0).law)
+
+
+@pytest.mark.parametrize("name", ["token_bucket", "adaptive"])
+async def test_a_strategy_by_its_name_takes_the_numbers_of_the_settings(world: World, name: Any) -> None:
+    STKAI.configure(rate_limit={"max_requests": 7, "time_window": 3.5})
+    limiter = layer(transport_of(world, auth=None, rate_limit=name, transport=world.wire()), name).policy
+    assert (limiter.max_requests, limiter.time_window) == (7, 3.5)
+
+
+async def test_a_config_says_it_all_itself(world: World) -> None:
+    config = stkai.RateLimitConfig(strategy="adaptive", max_requests=3, time_window=2.0, max_wait_time=None)
+    limiter = layer(
+        transport_of(world, auth=None, rate_limit=config, transport=world.wire()), "adaptive"
+    ).policy
+    assert (limiter.max_requests, limiter.time_window, limiter.max_wait_time) == (3, 2.0, None)
+
+
+def test_a_policy_object_is_shared_by_a_sync_and_an_async_stack() -> None:
+    for limiter, name in ((TokenBucket(1, 1), "token_bucket"), (AimdLimiter(1, 1), "adaptive")):
+        sync = stkai.build_client(auth=None, rate_limit=limiter)
+        asynchronous = stkai.build_async_client(auth=None, rate_limit=limiter)
+        assert layer(sync.transport, name).policy is limiter
+        assert layer(asynchronous.transport, name).policy is limiter
+
+
+async def test_a_limiter_that_is_given_by_its_name_is_each_stacks_own(world: World) -> None:
+    one, other = (
+        layer(
+            transport_of(world, auth=None, rate_limit="adaptive", transport=world.wire()), "adaptive"
+        ).policy
+        for _ in range(2)
+    )
+    assert one is not other
+
+
+async def test_clock_listener_and_randomness_reach_every_layer(world: World) -> None:
+    clock, events = FakeClock(), list[stkai.Event]()
+    transport = transport_of(
+        world,
+        auth=Provider(),
+        rate_limit="adaptive",
+        transport=world.wire(),
+        clock=clock,
+        listener=events.append,
+        random=lambda: 0.5,
+    )
+    for name in ("retry", "auth", "adaptive"):
+        context = layer(transport, name).context
+        assert (context.clock, context.listener, context.random()) == (clock, events.append, 0.5)
+
+
+async def test_a_client_from_build_client_sends_through_the_whole_stack(world: World) -> None:
+    clock, wire = FakeClock(), world.wire(503, 200)
+    client = client_of(world, auth=Provider(), rate_limit="adaptive", transport=wire, clock=clock)
+    response = await world.call(client.post, URL, data={"a": 1})
+    assert (response.status_code, response.extensions["stkai"].attempts) == (200, 2)
+    assert [request.headers["authorization"] for request in wire.requests] == ["Bearer the-token"] * 2
+    assert "authorization" not in response.request.headers
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "rate_limit", ["leaky", "", 5, {"strategy": "adaptive"}, TokenBucket, True], ids=repr
+)
+async def test_an_unknown_rate_limit_is_an_error_that_lists_what_it_may_be(
+    world: World, rate_limit: Any
+) -> None:
+    with pytest.raises(
+        stkai.ConfigurationError, match=r"'token_bucket', 'adaptive', a RateLimitConfig, a policy"
+    ):
+        client_of(world, auth=None, rate_limit=rate_limit)
+
+
+def test_an_unknown_strategy_in_the_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STKAI_RATE_LIMIT_STRATEGY", "leaky")
+    with pytest.raises(stkai.ConfigurationError, match=r"STKAI_RATE_LIMIT_STRATEGY.*leaky"):
+        stkai.build_client(auth=None)
+
+
+@pytest.mark.parametrize("retry", [3, "no", True, RetryPolicy], ids=repr)
+async def test_a_retry_that_is_no_policy_is_an_error(world: World, retry: Any) -> None:
+    with pytest.raises(stkai.ConfigurationError, match=r"retry must be a stkai\.RetryPolicy or None"):
+        client_of(world, auth=None, retry=retry)
+
+
+@pytest.mark.parametrize("provider", ["cli", 5, Provider], ids=repr)
+async def test_an_auth_that_is_no_provider_is_an_error(world: World, provider: Any) -> None:
+    with pytest.raises(stkai.ConfigurationError, match="AuthProvider"):
+        client_of(world, auth=provider)
+
+
+async def test_a_wire_of_the_other_world_is_an_error(world: World) -> None:
+    wire: Any = httpx.HTTPTransport() if world.is_async else httpx.AsyncHTTPTransport()
+    with pytest.raises(stkai.ConfigurationError, match="the wire must be"):
+        client_of(world, auth=None, transport=wire)
+
+
+async def test_a_provider_whose_margin_cannot_hold_is_an_error(world: World) -> None:
+    provider = stkai.ClientCredentialsAuthProvider("id", "secret", refresh_margin=10)
+    with pytest.raises(stkai.ConfigurationError, match=r"10 s.*45 s.*raise refresh_margin"):
+        client_of(world, auth=provider, rate_limit="token_bucket")
+
+
+# Automatic authentication
+
+
+async def test_credentials_are_used_where_there_is_no_cli(world: World, credentials: None) -> None:
+    bearer = layer(transport_of(world, transport=world.wire()), "auth").policy
+    assert bearer.provider.client_id == "the-client"
+    assert AuthChoice.automatic(STKAI.config, own_wire=False).kind == "credentials"
+
+
+@pytest.mark.usefixtures("credentials")
+async def test_the_token_of_automatic_credentials_outlives_the_wait_for_a_permit(world: World) -> None:
+    for wait, margin in ((200.0, 200.0), (45.0, 60.0), (None, 60.0)):
+        STKAI.configure(rate_limit={"enabled": True, "max_wait_time": wait})
+        bearer = layer(transport_of(world, transport=world.wire()), "auth").policy
+        assert bearer.provider.refresh_margin == margin
+
+
+async def test_without_cli_and_credentials_the_error_lists_what_to_do(world: World) -> None:
+    with pytest.raises(ValueError, match="no authentication is configured") as caught:
+        client_of(world)
+    message = str(caught.value)
+    for help_ in ("STKAI_AUTH_CLIENT_ID", "STKAI.configure(auth=", "stk login", "auth=provider", "auth=None"):
+        assert help_ in message
+    assert "pip install oscli" not in message
+    assert isinstance(caught.value, stkai.ConfigurationError)
+    with pytest.raises(stkai.ConfigurationError, match="no authentication is configured"):
+        StackBuilder.standard()
+
+
+@pytest.mark.parametrize("half", ["ID", "SECRET"])
+async def test_half_of_the_credentials_is_an_error_that_names_the_other_half(
+    world: World, half: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"STKAI_AUTH_CLIENT_{half}", "something")
+    missing = "SECRET" if half == "ID" else "ID"
+    with pytest.raises(stkai.ConfigurationError, match=f"STKAI_AUTH_CLIENT_{missing} is missing"):
+        client_of(world)
+
+
+@pytest.mark.usefixtures("cli")
+def test_the_cli_comes_first_and_signs_by_itself() -> None:
+    transport = stkai.build_transport()
+    assert str(transport) == "retry > wire"
+    assert isinstance(wire_of(transport), StkCLITransport)
+    assert isinstance(wire_of(StackBuilder.standard().build()), StkCLITransport)
+    assert AuthChoice.automatic(STKAI.config, own_wire=False).kind == "cli"
+
+
+@pytest.mark.usefixtures("cli", "credentials")
+def test_credentials_beside_the_cli_are_ignored_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "stkai"):
+        transport = stkai.build_transport()
+    assert isinstance(wire_of(transport), StkCLITransport)
+    assert "the configured client credentials are ignored" in caplog.text
+    assert "the-secret" not in caplog.text
+
+
+@pytest.mark.usefixtures("cli")
+def test_the_cli_alone_is_not_worth_a_word_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    stkai.build_transport()
+    assert caplog.records == []
+
+
+@pytest.mark.usefixtures("cli", "credentials")
+async def test_a_wire_of_ones_own_and_an_async_stack_use_the_credentials_even_beside_the_cli(
+    world: World,
+) -> None:
+    assert str(transport_of(world, transport=world.wire())) == "retry > auth > wire"
+    assert str(stkai.build_async_transport()) == "retry > auth > wire"
+
+
+@pytest.mark.usefixtures("cli")
+async def test_what_the_cli_cannot_send_for_is_an_error_that_says_so(world: World) -> None:
+    with pytest.raises(
+        stkai.ConfigurationError, match="StackSpot CLI signs only what it sends itself"
+    ) as caught:
+        transport_of(world, transport=world.wire())
+    assert "STKAI_AUTH_CLIENT_ID" in str(caught.value)
+    with pytest.raises(stkai.ConfigurationError, match="StackSpot CLI signs only"):
+        stkai.build_async_client()
+
+
+@pytest.mark.usefixtures("cli", "credentials")
+async def test_a_standard_stack_that_the_cli_was_to_sign_does_not_go_unsigned(world: World) -> None:
+    stack = StackBuilder.standard().layer(token_bucket(TokenBucket(1, 1)))
+    with pytest.raises(stkai.ConfigurationError, match="StackSpot CLI signs only"):
+        world.build(stack, world.wire())
+    with pytest.raises(stkai.ConfigurationError, match="StackSpot CLI signs only"):
+        stack.build_async()
+    assert (
+        str(world.build(stack.inside("retry", auth(Provider())), world.wire()))
+        == "retry > auth > token_bucket > wire"
+    )
+    assert str(stack.build(StkCLITransport())) == "retry > token_bucket > wire"
+    assert str(StackBuilder([adaptive(AimdLimiter(1, 1))]).build(StkCLITransport())) == "adaptive > wire"
+
+
+# End to end
+
+
+async def test_the_variables_alone_are_enough_to_reach_the_service(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with QuotaServer() as server:
+        for name, value in {**server.env(), "STKAI_RATE_LIMIT_ENABLED": "true"}.items():
+            monkeypatch.setenv(name, value)
+        client = client_of(world)
+        response = await world.call(client.post, server.create_url(), data={"input_data": "x"})
+        assert response.status_code == 200
+        transport = world.build(StackBuilder.standard())
+        mounted = world.client(transport)
+        assert (await world.call(mounted.post, server.create_url(), json={})).status_code == 200
+        await world.close(client)
+        await world.close(mounted)

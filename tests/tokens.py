@@ -1,0 +1,74 @@
+"""A scripted token endpoint, and what every test of authentication has in common."""
+
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from stkai import ClientCredentialsAuthProvider
+from stkai.testing import FakeClock
+
+from .wire import Wire
+
+ID = "the-client"
+SECRET = "s3cret/+&=\u00e9"
+TOKEN_URL = "https://id.example.com/oauth/token"
+FIRST = "token-1"
+MARGIN = 60.0
+LIFETIME = 1200.0
+
+
+def grant(token: object = FIRST, **fields: object) -> httpx.Response:
+    """What a token endpoint answers; `...` leaves a field out."""
+    content = {"access_token": token, "token_type": "Bearer", "expires_in": LIFETIME, **fields}
+    return httpx.Response(200, json={name: value for name, value in content.items() if value is not ...})
+
+
+class Issuer(Wire):
+    """Issues token-1, token-2, and so on.
+
+    Args:
+        before: called with the number of each request, before it is answered; may wait, sleep or raise.
+    """
+
+    def __init__(self, before: Callable[[int], object] = lambda _: None, **fields: object) -> None:
+        numbers = itertools.count(1)
+
+        def issue(_: httpx.Request) -> httpx.Response:
+            number = next(numbers)
+            before(number)
+            return grant(f"token-{number}", **fields)
+
+        super().__init__(issue)
+
+    @property
+    def fetches(self) -> int:
+        return len(self.requests)
+
+
+def provider_over(
+    wire: httpx.BaseTransport, clock: FakeClock | None = None, **options: Any
+) -> ClientCredentialsAuthProvider:
+    """A provider that gets its tokens from `wire`."""
+    options = {"token_url": TOKEN_URL, "refresh_margin": MARGIN, **options}
+    return ClientCredentialsAuthProvider(ID, SECRET, transport=wire, clock=clock or FakeClock(), **options)
+
+
+class Crowd:
+    """Knows when everybody has arrived."""
+
+    def __init__(self, size: int) -> None:
+        self._missing = size
+        self._changed = threading.Condition()
+
+    def arrive(self) -> None:
+        with self._changed:
+            self._missing -= 1
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Block until the last has arrived."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._missing <= 0, timeout=10), f"{self._missing} missing"
