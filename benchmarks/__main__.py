@@ -1,6 +1,6 @@
 """`python -m benchmarks --all` measures every table; `python -m benchmarks overhead imports` only these.
 
-Each benchmark runs in a process of its own. `--update` puts the tables into docs/performance.md, and the plot next to it.
+Each benchmark runs in a process of its own. `--update` also puts the tables into docs/performance.md.
 """
 
 import argparse

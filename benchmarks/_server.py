@@ -117,4 +117,7 @@ def own_authority() -> Iterator[tuple[bytes, Path]]:
 
     authority = trustme.CA()
     with authority.cert_pem.tempfile() as trusted:
-        yield authority.issue_cert("127.0.0.1", "localhost").private_key_and_cert_chain_pem.bytes(), Path(trusted)
+        yield (
+            authority.issue_cert("127.0.0.1", "localhost").private_key_and_cert_chain_pem.bytes(),
+            Path(trusted),
+        )

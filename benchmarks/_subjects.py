@@ -14,7 +14,15 @@ from benchmarks._server import BODY, HEADERS
 
 URL = "https://genai-code-buddy-api.stackspot.com/v1/quick-commands/create-execution/explain-this-code"
 DATA = {"input_data": "Explain what this function does, and how it could be made simpler. " * 6}
-PEERS = ("httpx", "httpx2", "httpx-retries", "httpx-tenacity", "httpx-limiter", "pyrate-limiter", "aiolimiter")
+PEERS = (
+    "httpx",
+    "httpx2",
+    "httpx-retries",
+    "httpx-tenacity",
+    "httpx-limiter",
+    "pyrate-limiter",
+    "aiolimiter",
+)
 FAST = 1e9
 """Requests per second: a limit that nobody meets."""
 
@@ -70,13 +78,13 @@ def httpx_retries(wire: Any) -> Any:
 
 
 def httpx_tenacity(wire: Wire) -> Wire:
-    from httpx_tenacity import TenaciousTransport
+    from httpx_tenacity.tenacious_transport import TenaciousTransport
 
     return TenaciousTransport.create(transport=wire)
 
 
 def async_httpx_tenacity(wire: AsyncWire) -> AsyncWire:
-    from httpx_tenacity import AsyncTenaciousTransport
+    from httpx_tenacity.async_tenacious_transport import AsyncTenaciousTransport
 
     return AsyncTenaciousTransport.create(transport=wire)
 

@@ -23,10 +23,9 @@ def measure(quick: bool) -> Sequence[Table]:
     rows = []
     with serving() as url:
         for title, limits in LIMITS.items():
-            for at_once in AT_ONCE:
-                rows.append([title, f"{at_once} tasks", *_cells(_tasks(url, limits, at_once), rounds)])
-            for threads in THREADS:
-                rows.append([title, f"{threads} threads", *_cells(_threads(url, limits, threads), rounds)])
+            runs = {f"{number} tasks": _tasks(url, limits, number) for number in AT_ONCE}
+            runs |= {f"{number} threads": _threads(url, limits, number) for number in THREADS}
+            rows += [[title, name, *_cells(run_, rounds)] for name, run_ in runs.items()]
     columns = ["limits", "at once", "httpx, requests/s", "stkai's wire, requests/s", "ratio"]
     note = f"Both wires under an httpx client, without layers. {versions('httpx', 'httpcore')}."
     return [Table("concurrency", "Requests in flight, the same limits for both", columns, rows, [note])]

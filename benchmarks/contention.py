@@ -3,6 +3,7 @@
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import httpx
 
@@ -21,7 +22,14 @@ from stkai.transports import (
 
 RATE = 200.0
 FLOOR = "hand-written GCRA with one sleep"
-COLUMNS = ("rate / configured", "sleeps per permit", "overtaken", "longest wait / fair", "CPU per permit", "ratio")
+COLUMNS = (
+    "rate / configured",
+    "sleeps per permit",
+    "overtaken",
+    "longest wait / fair",
+    "CPU per permit",
+    "ratio",
+)
 Report = dict[str, float]
 
 
@@ -30,28 +38,26 @@ def measure(quick: bool) -> Sequence[Table]:
     threads, tasks, seconds, rounds = (64, 200, 1.5, 1) if quick else (64, 1_000, 5.0, 5)
     with ExitStack() as stack:
         old = stack.enter_context(original())
-        subjects_: dict[str, Callable[[], Report]] = {
-            name: lambda make=make: crowd_of_threads(make(), RATE, threads, seconds)  # type: ignore[misc]
-            for name, make in _SYNC.items()
+        runs: dict[str, Callable[[], Report]] = {
+            name: partial(_threads, make, threads, seconds) for name, make in _SYNC.items()
         }
         if old is not None:
             for kind in ("token_bucket", "adaptive"):
-                subjects_[f"{NAME}, {kind}"] = lambda kind=kind: old.ask(  # type: ignore[misc]
-                    "contention", kind=kind, rate=RATE, threads=threads, seconds=seconds
-                )
-        reports = _rounds(subjects_, rounds)
+                asked = {"kind": kind, "rate": RATE, "threads": threads, "seconds": seconds}
+                runs[f"{NAME}, {kind}"] = partial(old.ask, "contention", **asked)
+        reports = _rounds(runs, rounds)
     async_reports = _rounds(
-        {
-            name: lambda prepare=prepare: crowd_of_tasks(prepare, RATE, tasks)  # type: ignore[misc]
-            for name, prepare in _ASYNC.items()
-        },
-        rounds,
+        {name: partial(crowd_of_tasks, prepare, RATE, tasks) for name, prepare in _ASYNC.items()}, rounds
     )
     note = f"{versions('pyrate-limiter', 'aiolimiter')}."
     return [
         _table("contention-threads", f"{threads} threads that come back for more", reports, note),
         _table("contention-tasks", f"{tasks:,} tasks that come at once", async_reports, note),
     ]
+
+
+def _threads(make: Callable[[], Callable[[], object]], threads: int, seconds: float) -> Report:
+    return crowd_of_threads(make(), RATE, threads, seconds)
 
 
 def _rounds(runs: dict[str, Callable[[], Report]], rounds: int) -> dict[str, list[Report]]:

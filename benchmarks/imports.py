@@ -32,7 +32,9 @@ def measure(quick: bool) -> Sequence[Table]:
         runs = {name: _importing(code, environment) for name, code in _SUBJECTS.items()}
         samples = interleave(runs, 5 if quick else 31)
     relative = ratios(samples, BASE)
-    rows = [[name, f"{statistics.median(samples[name]) * 1e3:.0f} ms", show(relative[name])] for name in samples]
+    rows = [
+        [name, f"{statistics.median(samples[name]) * 1e3:.0f} ms", show(relative[name])] for name in samples
+    ]
     note = f"With compiled bytecode at hand. {versions('httpx', 'pydantic', 'tenacity')}."
     return [Table("imports", "CPU time in a new interpreter", ["", "time", "ratio"], rows, [note])]
 

@@ -3,6 +3,7 @@
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -31,18 +32,25 @@ def measure(quick: bool) -> Sequence[Table]:
         plain = stack.enter_context(serving())
         secure = stack.enter_context(serving(certificate=certificate))
         old = stack.enter_context(original())
-        for threads in THREADS:
-            columns.append(_column(plain, threads, count, rounds, old, None))
+        columns += [_column(plain, threads, count, rounds, old, None) for threads in THREADS]
         columns.append(_column(secure, 1, count, rounds, old, trusted))
         for name, call in _senders(plain, None).items():
             before = _opened(plain)
             throughput(call, 8, count)
             reuse.append([name, f"{(_opened(plain) - before - 1) / (count + 16):.3f}"])
-    rows = [[name, *(show(column[name]) if name in column else "-" for column in columns)] for name in columns[0]]
+    rows = [
+        [name, *(show(column[name]) if name in column else "-" for column in columns)] for name in columns[0]
+    ]
     titles = [f"{threads} thread{'s' if threads > 1 else ''}" for threads in THREADS]
     note = f"Mounted: the standard stack in an httpx.Client. {versions('httpx', 'httpx2')}."
     return [
-        Table("loopback", "Requests/s on loopback, ratio to bare httpx", ["", *titles, "TLS, 1 thread"], rows, [note]),
+        Table(
+            "loopback",
+            "Requests/s on loopback, ratio to bare httpx",
+            ["", *titles, "TLS, 1 thread"],
+            rows,
+            [note],
+        ),
         Table("reuse", "Connections opened per request, 8 threads", ["", "per request"], reuse),
     ]
 
@@ -51,8 +59,7 @@ def _column(
     url: str, threads: int, count: int, rounds: int, old: Original | None, trusted: Path | None
 ) -> dict[str, list[float]]:
     runs: _Runs = {
-        name: lambda call=call: throughput(call, threads, count)  # type: ignore[misc]
-        for name, call in _senders(url, trusted).items()
+        name: partial(throughput, call, threads, count) for name, call in _senders(url, trusted).items()
     }
     if old is not None:
         path = None if trusted is None else str(trusted)

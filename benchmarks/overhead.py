@@ -62,7 +62,9 @@ def _layer_table(samples: dict[str, list[float]]) -> Table:
         "The layers alone, called without a client",
         ["", "µs", "ratio to the floor"],
         rows,
-        ["Everything is in the processor's caches here; under a client, the same code takes two or three times as long."],
+        [
+            "All is in the processor's caches here; under a client, the same code takes two or three times as long."
+        ],
     )
 
 
@@ -80,7 +82,9 @@ def _timed(call: Callable[[], object], count: int) -> Callable[[], float]:
     return batch
 
 
-def _async_timed(runner: asyncio.Runner, call: Callable[[], Awaitable[object]], count: int) -> Callable[[], float]:
+def _async_timed(
+    runner: asyncio.Runner, call: Callable[[], Awaitable[object]], count: int
+) -> Callable[[], float]:
     async def batch() -> float:
         for _ in range(count // 5):
             await call()

@@ -4,6 +4,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -36,7 +37,7 @@ def measure(quick: bool) -> Sequence[Table]:
     retries = _curve(RETRIES, lambda number: _retries(number, count), rounds)
     with serving() as url:
         flight = {
-            name: _curve(AT_ONCE, lambda number, wire=wire: _in_flight(url, wire, number), 1 if quick else 5)  # type: ignore[misc]
+            name: _curve(AT_ONCE, partial(_in_flight, url, wire), 1 if quick else 5)
             for name, wire in _WIRES.items()
         }
     _plot(layers, waiters, retries, flight, PICTURE)

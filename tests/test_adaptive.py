@@ -142,6 +142,14 @@ def test_each_gap_varies_by_a_tenth_and_never_more(chance: float) -> None:
     assert 0.89 * gap <= wait <= 1.11 * gap
 
 
+def test_a_permit_that_is_there_at_once_costs_a_gap_of_the_same_kind() -> None:
+    often = []
+    for chance in (0.0, 0.5, 1.0):
+        policy = plain()
+        often.append(sum(bool(policy.take(0.0, chance)) for _ in range(20)))
+    assert often == [11, 10, 9]
+
+
 def test_after_the_start_six_seconds_of_the_rate_may_go_at_once_and_at_least_one() -> None:
     policy = warm(plain(penalty=0.5))
     assert policy.burst == pytest.approx(6 * policy.rate)
@@ -240,6 +248,24 @@ def test_the_goodput_is_that_of_the_last_window() -> None:
     # Of the sixty, those of the last sixty seconds: 11 to 59.
     policy.refused(70.0, sent=70.0, asked=0.0, chance=0.0)
     assert policy.rate == pytest.approx(49 / 60)
+
+
+def test_whether_a_sender_was_held_back_is_judged_over_the_last_windows() -> None:
+    policy = limiter()
+    ticket = hold_back(policy, 0.0)
+    look(policy, 10.0)
+    policy.cancel(ticket, 10.0)
+    for number in range(10):
+        policy.succeeded(300.0 + number, sent=300.0 + number)
+    policy.refused(310.0, sent=310.0, asked=0.0, chance=0.0)
+    assert policy.rate == pytest.approx(2 * 10 / 60)  # it was free to go, and keeps twice its goodput
+    policy.succeeded(311.0, sent=311.0)
+    hold_back(policy, 311.0)
+    look(policy, 900.0)
+    for number in range(5):
+        policy.succeeded(900.0 + number, sent=900.0)
+    policy.refused(910.0, sent=910.0, asked=0.0, chance=0.0)
+    assert policy.rate == pytest.approx(5 / 60)  # it was held back, and its goodput is its share
 
 
 def test_one_cut_per_epoch() -> None:
@@ -417,7 +443,7 @@ class Bench:
         self, world: World, policy: AimdLimiter, answers: Sequence[int | httpx.Response], **options: Any
     ) -> None:
         self.world, self.policy = world, policy
-        self.clock = FakeClock()
+        self.clock = FakeClock(options.get("start", 0.0))
         self.events: list[Event] = []
         self.sent: list[tuple[float, int]] = []
         self._answers = list(answers)
@@ -519,6 +545,14 @@ async def test_a_pause_longer_than_the_limit_is_refused_at_once(world: World) ->
     assert bench.clock.sleeps == []
     await bench.send(max_wait_time=None)
     assert bench.sent[-1][0] == 50.0
+
+
+@pytest.mark.parametrize("start", [0.0, 0.1, 1000.1, 123456.7])
+async def test_a_pause_as_long_as_the_limit_is_waited_for(world: World, start: float) -> None:
+    bench = Bench(world, limiter(max_wait_time=33.3), [refusal("33.3")], start=start)
+    await bench.send()
+    await bench.send()
+    assert bench.sent[1][0] == pytest.approx(start + 33.3)
 
 
 async def test_the_deadline_of_the_call_bounds_a_pause(world: World) -> None:

@@ -1,6 +1,7 @@
 """The auth layer: signing, one renewal after a 401, and one fetch for all, in threads and tasks."""
 
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -612,9 +613,15 @@ async def test_no_token_is_asked_for_when_the_deadline_has_passed(world: World) 
     assert wire.open == 0
 
 
+@pytest.mark.real_time
 async def test_a_deadline_that_is_far_away_changes_nothing(world: World) -> None:
-    wire, provider = world.wire(200), Static("t")
-    transport = layer(world, wire, provider, context=Context(clock=FakeClock()))
+    class Slow(Static):
+        def get_access_token(self) -> str:
+            time.sleep(0.01)
+            return super().get_access_token()
+
+    wire = world.wire(200)
+    transport = layer(world, wire, Slow("t"), context=Context(clock=FakeClock()))
     await world.send(transport, post(extensions={"stkai": RequestOptions(deadline=1e12)}))
     assert bearer(wire.requests[0]) == "Bearer t"
 

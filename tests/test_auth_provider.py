@@ -16,7 +16,7 @@ from stkai import AuthConfig, AuthenticationError, AuthProvider, ClientCredentia
 from stkai._errors import ConfigurationError
 from stkai.testing import FakeClock
 
-from .tokens import ID, LIFETIME, MARGIN, SECRET, TOKEN_URL, Crowd, Issuer, grant, provider_over
+from .tokens import ID, LIFETIME, MARGIN, SECRET, TOKEN_URL, Issuer, grant, provider_over, wait_for_followers
 from .wire import Wire
 
 # What is kept, and for how long
@@ -93,9 +93,9 @@ def test_the_life_of_a_token_begins_with_the_attempt_that_brought_it() -> None:
     clock = FakeClock()
     provider = provider_over(Issuer(fail_first, expires_in=100), clock, refresh_margin=0)
     provider.get_access_token()
-    clock.advance(89.999)
+    clock.advance(89.9)
     assert provider.cached_access_token() == "token-2"
-    clock.advance(0.001)
+    clock.advance(0.2)
     assert provider.cached_access_token() is None
 
 
@@ -174,19 +174,10 @@ def in_threads(count: int, work: Callable[[], Any]) -> list[Any]:
         return [future.result() for future in [pool.submit(run) for _ in range(count)]]
 
 
-def arriving(provider: AuthProvider, crowd: Crowd) -> Callable[[], str]:
-    def get() -> str:
-        crowd.arrive()
-        return provider.get_access_token()
-
-    return get
-
-
 def test_64_threads_that_start_together_fetch_one_token() -> None:
-    crowd = Crowd(64)
-    issuer = Issuer(lambda _: crowd.wait())
+    issuer = Issuer(lambda _: wait_for_followers(provider, 63))
     provider = provider_over(issuer)
-    assert in_threads(64, arriving(provider, crowd)) == ["token-1"] * 64
+    assert in_threads(64, provider.get_access_token) == ["token-1"] * 64
     assert issuer.fetches == 1
 
 
@@ -229,12 +220,13 @@ def test_while_one_renews_the_others_go_on_with_the_token_in_its_margin() -> Non
 
 def test_a_failed_fetch_wakes_all_who_wait_and_each_gets_an_error_of_its_own() -> None:
     def refuse(_: httpx.Request) -> httpx.Response:
-        crowd.wait()
+        wait_for_followers(provider, 15)
         return httpx.Response(400, json={"error": "invalid_scope"})
 
-    crowd = Crowd(16)
     wire = Wire(refuse)
-    errors = in_threads(16, arriving(provider_over(wire), crowd))
+    provider = provider_over(wire)
+    errors = in_threads(16, provider.get_access_token)
+    assert len(wire.requests) == 1
     assert {type(error) for error in errors} == {AuthenticationError}
     assert len({id(error) for error in errors}) == 16
     assert {str(error) for error in errors} == {f"the token endpoint {TOKEN_URL} answered 400: invalid_scope"}
@@ -242,11 +234,11 @@ def test_a_failed_fetch_wakes_all_who_wait_and_each_gets_an_error_of_its_own() -
 
 def test_the_error_of_one_who_waited_keeps_its_cause() -> None:
     def fail(_: httpx.Request) -> httpx.Response:
-        crowd.wait()
+        wait_for_followers(provider, 3)
         raise httpx.ConnectError("refused")
 
-    crowd = Crowd(4)
-    errors = in_threads(4, arriving(provider_over(Wire(fail)), crowd))
+    provider = provider_over(Wire(fail))
+    errors = in_threads(4, provider.get_access_token)
     assert {type(error.cause) for error in errors} == {httpx.ConnectError}
     assert {error.__cause__ is error.cause for error in errors} == {True}
 
@@ -261,17 +253,15 @@ def test_after_a_failed_fetch_the_next_caller_asks_again() -> None:
 def test_when_the_leader_is_interrupted_another_takes_over_and_nobody_is_stranded() -> None:
     def interrupt(number: int) -> None:
         if number == 1:
-            crowd.wait()
+            wait_for_followers(provider, 15)
             raise KeyboardInterrupt
 
     def get() -> str:
-        crowd.arrive()
         try:
             return provider.get_access_token()
         except KeyboardInterrupt:
             return "interrupted"
 
-    crowd = Crowd(16)
     issuer = Issuer(interrupt)
     provider = provider_over(issuer)
     assert sorted(in_threads(16, get)) == ["interrupted"] + ["token-2"] * 15
@@ -354,6 +344,7 @@ def test_a_token_is_asked_for_by_the_client_credentials_grant() -> None:
     assert dict(form) == {"grant_type": "client_credentials", "client_id": ID, "client_secret": SECRET}
     assert request.headers["content-type"] == "application/x-www-form-urlencoded"
     assert request.headers["accept"] == "application/json"
+    assert request.headers["accept-encoding"] == "identity"
     assert request.headers["user-agent"]
     assert "authorization" not in request.headers
     assert max(request.extensions["timeout"].values()) <= 30

@@ -102,7 +102,9 @@ async def test_server_sent_events_come_through(world: World, server: QuotaServer
 # httpx leaves its generators to the garbage collector, and trio warns of it.
 @pytest.mark.filterwarnings("ignore:Async generator 'httpx:ResourceWarning")
 @pytest.mark.filterwarnings("ignore:Async generator 'httpcore:ResourceWarning")
-async def test_leaving_a_stream_early_gives_its_connection_back(world: World, server: QuotaServer) -> None:
+async def test_leaving_a_stream_early_gives_its_connection_back(
+    world: World, server: QuotaServer, caplog: pytest.LogCaptureFixture
+) -> None:
     client = build(world, limits=ONE_CONNECTION)
     prompt = {"user_prompt": "many words " * 1000, "streaming": True}
     for _ in range(3):
@@ -118,6 +120,7 @@ async def test_leaving_a_stream_early_gives_its_connection_back(world: World, se
         await world.close(response)
     assert (await world.call(client.post, server.create_url(), timeout=5)).status_code == 200
     await world.close(client)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @pytest.mark.parametrize("verb", ["get", "post", "post_stream"])

@@ -16,9 +16,9 @@ from pydantic import SecretStr
 
 from stkai._config import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
 from stkai._config_errors import MASK, masked
-from stkai._config_sources import SECTIONS, load
+from stkai._config_sources import SECTIONS, Explained, load
 from stkai._errors import ConfigurationError
-from stkai._settings import DEFAULT_TOKEN_URL, STKAI, Explained, GlobalSettings
+from stkai._settings import DEFAULT_TOKEN_URL, STKAI, GlobalSettings
 
 SECRET = "s3cr3t-of-the-client"
 

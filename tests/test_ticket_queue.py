@@ -167,6 +167,13 @@ def test_a_place_is_not_given_away_once_somebody_behind_has_moved_up() -> None:
     assert queue.remaining(sleeper, 1.0) == 0.0
 
 
+def test_ten_thousand_waiters_sleep_once_each_and_go_in_order() -> None:
+    crowd = [Waiter(0.0) for _ in range(10_000)]
+    assert drive(bucket(rate=1000.0), crowd) == crowd
+    assert [waiter.went for waiter in crowd] == pytest.approx([number / 1000 for number in range(10_000)])
+    assert sum(waiter.sleeps for waiter in crowd) == 9_999
+
+
 def test_a_crowd_with_little_patience_does_not_stop_the_traffic() -> None:
     crowd = [Waiter(number / 10, patience=10.0) for number in range(600)]
     gone = drive(bucket(), crowd)
@@ -276,7 +283,7 @@ def test_a_clock_that_goes_back_stands_still_instead() -> None:
 
 
 def test_a_sleep_is_never_too_short_to_move_a_clock_that_has_run_for_years() -> None:
-    queue, now = bucket(rate=1e6), 1e9
+    queue, now = bucket(rate=1e8), 1e9
     assert queue.take(now)
     wait = queue.remaining(Ticket(), now)
     assert wait == TICK

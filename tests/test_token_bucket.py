@@ -206,6 +206,33 @@ async def test_an_exception_while_waiting_gives_the_permit_back(world: World) ->
     assert bench.instants == [0, 10.0]
 
 
+class InterruptedOnce(Interrupted):
+    """Only the first sleep is."""
+
+    def sleep(self, seconds: float) -> None:
+        if self.sleeps:
+            FakeClock.sleep(self, seconds)
+        else:
+            super().sleep(seconds)
+
+    async def asleep(self, seconds: float) -> None:
+        if self.sleeps:
+            await FakeClock.asleep(self, seconds)
+        else:
+            await super().asleep(seconds)
+
+
+async def test_the_time_of_a_wait_that_failed_counts_as_queued(world: World) -> None:
+    clock, policy = InterruptedOnce(httpx.ConnectError("lost")), TokenBucket(1, 10.0)
+    stack = StackBuilder(
+        (retry(RetryPolicy(initial_delay=0.5)), token_bucket(policy)), clock=clock, random=lambda: 0.0
+    )
+    assert policy.take(0.0)
+    response = await world.send(world.build(stack, Wire(200)), post())
+    record = response.extensions["stkai"]
+    assert (record.queued, record.backed_off) == (5.0 + 4.5, 0.5)
+
+
 @pytest.fixture(params=["asyncio", "trio"])
 def event_loop(request: pytest.FixtureRequest) -> World:
     return World(request.param)

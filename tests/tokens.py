@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import pytest
 
 from stkai import ClientCredentialsAuthProvider
 from stkai.testing import FakeClock
@@ -54,6 +55,16 @@ def provider_over(
     """A provider that gets its tokens from `wire`."""
     options = {"token_url": TOKEN_URL, "refresh_margin": MARGIN, **options}
     return ClientCredentialsAuthProvider(ID, SECRET, transport=wire, clock=clock or FakeClock(), **options)
+
+
+def wait_for_followers(provider: ClientCredentialsAuthProvider, count: int) -> None:
+    """Block until so many threads wait for the renewal that is under way."""
+    (renewal,) = provider._renewals.values()
+    waiting: Any = vars(vars(renewal.done)["_cond"])["_waiters"]  # nothing public tells
+    for _ in range(10_000_000):
+        if len(waiting) >= count:
+            return
+    pytest.fail(f"only {len(waiting)} of {count} wait")
 
 
 class Crowd:

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import pytest
@@ -23,7 +23,7 @@ from .stacks import busy_connections, client_of, provider_of, wire_of
 
 pytestmark = pytest.mark.real_time
 
-DEADLINE = 0.25
+DEADLINE = 0.1
 SOON = 5.0
 """Seconds; far less than any of the servers here would take, far more than a deadline needs to be noticed."""
 
@@ -59,7 +59,7 @@ SLOW: dict[str, Talk] = {
 class Watch:
     """Seconds that a block took."""
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> Self:
         self.start = time.monotonic()
         self.seconds = 0.0
         return self
@@ -86,7 +86,7 @@ async def test_a_server_that_is_slow_in_any_place_does_not_hold_a_call_beyond_it
 @pytest.mark.parametrize("behaviour", ["says nothing", "drips the headers", "drips chunks"])
 async def test_the_deadline_holds_for_a_client_without_any_layer_too(world: World, behaviour: str) -> None:
     wire = wire_of(world)
-    client = world.pick(stkai.HttpClient, stkai.AsyncHttpClient)(wire)  # type: ignore[arg-type]
+    client = world.pick(stkai.HttpClient, stkai.AsyncHttpClient)(wire)
     with hostile(SLOW[behaviour]) as url:
         with Watch() as watch, pytest.raises(stkai.DeadlineExceededError):
             await world.call(client.get, url, deadline=DEADLINE)
@@ -130,9 +130,7 @@ async def test_a_response_that_comes_after_the_deadline_gives_its_connection_bac
 async def test_a_token_endpoint_that_hangs_does_not_hold_a_call_beyond_its_deadline(world: World) -> None:
     with QuotaServer() as server:
         server.hang(30, path=server.token_path)
-        client = client_of(
-            world, auth=provider_of(server), retry=RetryPolicy(), transport=wire_of(world)
-        )
+        client = client_of(world, auth=provider_of(server), retry=RetryPolicy(), transport=wire_of(world))
         with Watch() as watch, pytest.raises(stkai.DeadlineExceededError) as caught:
             await world.call(client.post, server.create_url(), deadline=DEADLINE)
         assert DEADLINE <= watch.seconds < SOON
@@ -163,21 +161,18 @@ async def test_waits_for_a_token_a_permit_and_a_retry_all_count(world: World) ->
 
 
 async def test_attempts_that_fail_slowly_share_one_deadline(world: World) -> None:
-    with QuotaServer(auth_required=False) as server:
-        server.hang(0.1, times=20)
-        server.clear_faults()
-        for _ in range(20):
-            server.fail_with(503)
-        client = client_of(
-            world,
-            retry=RetryPolicy(max_retries=1000, initial_delay=0.05, max_delay=0.05),
-            transport=wire_of(world),
-        )
+    with QuotaServer(auth_required=False, latency=0.05) as server:
+        server.fail_with(*[503] * 100)
+        retry = RetryPolicy(max_retries=1000, initial_delay=0.05, max_delay=0.05)
+        client = client_of(world, retry=retry, transport=wire_of(world))
         with Watch() as watch:
-            response = await world.call(client.post, server.create_url(), deadline=DEADLINE)
-        assert response.status_code == 503
+            (outcome,) = await world.outcomes(
+                lambda: world.call(client.post, server.create_url(), deadline=0.35)
+            )
+        last = outcome if isinstance(outcome, Exception) else outcome.status_code
+        assert last == 503 or isinstance(last, stkai.DeadlineExceededError)
         assert watch.seconds < SOON
-        assert 2 <= server.count(status=503) <= 8
+        assert server.count(status=503) <= 4
         await world.close(client)
 
 

@@ -30,7 +30,7 @@ def server() -> Iterator[QuotaServer]:
 async def test_after_a_thousand_faulty_calls_on_one_connection_nobody_waits_for_it_and_nothing_is_open(
     world: World, server: QuotaServer
 ) -> None:
-    faults = itertools.cycle(
+    faults: Iterator[Answer | HangUp | Reset] = itertools.cycle(
         [
             *(Answer(503), Answer(429), Answer(502, body=MANY_BYTES), HangUp(announced=False)) * 8,
             *(Reset("start"), Reset("headers"), Reset("body"), Reset("body", framing="chunked")),

@@ -65,7 +65,10 @@ class App:
             await asyncio.sleep(_SETTLE)
             return _reset(request)
         self.log.answered(number, reply.status)
-        return await _deliver(request, plan(reply, fault))
+        try:
+            return await _deliver(request, plan(reply, fault))
+        except ConnectionResetError:  # The client has left in mid-body, which is its right.
+            return web.Response()
 
     async def _record(self, request: web.Request) -> RequestRecord:
         body = await request.read()

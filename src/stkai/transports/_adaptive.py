@@ -106,8 +106,8 @@ class AimdLimiter(TicketQueue):
         max_requests: the whole quota, shared with others: requests per `time_window`.
         time_window: seconds.
         min_rate_floor: least share of the quota that the rate falls to, in (0, 1]; at least half a request per window.
-        penalty_factor: with it, plain AIMD: the share of the rate that a cut takes, in (0, 1).
-        recovery_factor: with it, plain AIMD: the share of the quota regained per window, in (0, 1].
+        penalty_factor: with it, plain AIMD: the share of the rate that a cut takes, in (0, 1]; 0.3 beside the other.
+        recovery_factor: with it, plain AIMD: the share of the quota regained per window, in (0, 1]; 0.05 likewise.
         max_wait_time: seconds that a request may wait for its permit; None for as long as it takes.
         methods: HTTP methods that need a permit.
 

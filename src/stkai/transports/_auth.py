@@ -171,7 +171,7 @@ class AuthTransport(LayerTransport):
         try:
             response = self.forward(self.policy.sign(request, token), call)
         except httpx.RequestError as error:
-            _unsign(error, request)
+            hide_frames(error)
             raise
         response.request = request
         return response
@@ -242,7 +242,7 @@ class AsyncAuthTransport(AsyncLayerTransport):
         try:
             response = await self.forward(self.policy.sign(request, token), call)
         except httpx.RequestError as error:
-            _unsign(error, request)
+            hide_frames(error)
             raise
         response.request = request
         return response
@@ -278,12 +278,6 @@ class AsyncAuthTransport(AsyncLayerTransport):
         if token.is_news():
             self.context.emit(TokenRenewed(seconds=seconds, reason=reason))
         return token
-
-
-def _unsign(error: httpx.RequestError, request: httpx.Request) -> None:
-    """Leave nothing of the token in an error of the wire."""
-    error.request = request
-    hide_frames(error)
 
 
 def auth(policy: BearerAuth | AuthProvider) -> Layer:

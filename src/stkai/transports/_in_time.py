@@ -130,10 +130,18 @@ async def _aload(response: httpx.Response, call: Call, clock: Clock) -> None:
 
     body = response.stream
     assert isinstance(body, httpx.AsyncByteStream)
+    stream, chunks, late = aiter(body), [], False
     try:
-        content = b"".join([chunk async for chunk in body])
+        async for chunk in stream:
+            if late:
+                raise call.too_late()
+            # The next read is cancelled, if the call's clock is that of the event loop. To leave in between would
+            # strand the generators of the wire, of which trio warns.
+            late = call.time_left(clock.monotonic()) <= 0
+            chunks.append(chunk)
     finally:
         with anyio.CancelScope(shield=True):
+            if hasattr(stream, "aclose"):
+                await stream.aclose()
             await body.aclose()
-    call.check_deadline(clock.monotonic())
-    response.stream = httpx.ByteStream(content)
+    response.stream = httpx.ByteStream(b"".join(chunks))

@@ -16,8 +16,8 @@ class _Turn:
 
     def __init__(self, name: str, queue: TicketQueue, context: Context, call: Call, start: float) -> None:
         self.name, self.queue, self.context, self.call, self.start = name, queue, context, call, start
-        again = call.ticket is not None and call.ticket[0] is queue
-        self.ticket = Ticket(call.ticket[1]) if again and call.ticket else Ticket()
+        last = call.ticket
+        self.ticket = Ticket(last[1] if last is not None and last[0] is queue else 0)
 
     def ask(self, now: float) -> float:
         """Seconds to sleep before asking again; 0.0 when the permit is there.
@@ -42,7 +42,6 @@ class _Turn:
     def leave(self, reason: BaseException, now: float) -> None:
         """Give the permit back."""
         self.queue.cancel(self.ticket, now)
-        self.call.ticket = None
         self.call.record.queued += now - self.start
         if isinstance(reason, TokenAcquisitionTimeoutError):
             self.context.emit(Rejected(layer=self.name, wait=reason.required, limit=reason.max_wait_time))

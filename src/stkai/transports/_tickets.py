@@ -138,7 +138,6 @@ class TicketQueue:
                 del self._queue[place]
                 if place < len(self._queue):
                     heapq.heappush(self._vacant, (ticket.number, ticket.due))
-            ticket.number = 0
 
     def nap(self, wait: float) -> float:
         """How many of the `wait` seconds to sleep before asking again; all of them at a constant rate."""

@@ -1,0 +1,143 @@
+"""Children of a fork, as web servers and process pools make them: not stuck, and nobody gets another's answer."""
+
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import stkai
+from stkai import AimdLimiter, TokenBucket
+from stkai.testing import FakeClock, QuotaServer
+
+from ..wire import Wire
+from ..world import World
+from .stacks import client_of, provider_of
+
+CHILDREN = 4
+
+
+class Children:
+    """Forks children, each of which runs a function; it ends well if the function does, and is killed if it hangs."""
+
+    def __init__(self) -> None:
+        self.pids: list[int] = []
+
+    def fork(self, run: Callable[[], object]) -> None:
+        with warnings.catch_warnings():
+            # Python 3.12 warns of a fork beside running threads: that is what is tested here.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid:
+            self.pids.append(pid)
+            return
+        import faulthandler; faulthandler.dump_traceback_later(8, file=open("/tmp/child.txt","a"), exit=True)
+        status = 1
+        try:
+            run()
+            status = 0
+        except BaseException:
+            traceback.print_exc(file=sys.__stderr__)
+        finally:
+            os._exit(status)
+
+    def wait(self) -> list[int]:
+        """The statuses with which they ended; 0 is well."""
+        return [os.waitpid(pid, 0)[1] for pid in self.pids]
+
+
+@pytest.fixture
+def server() -> Iterator[QuotaServer]:
+    with QuotaServer() as server:
+        yield server
+
+
+def echo(client: Any, server: QuotaServer, what: str) -> None:
+    """Ask for an answer that can be told from everybody else's."""
+    response = client.post(f"{server.url}/echo", data=what, timeout=10)
+    assert response.json()["body"] == f'"{what}"', f"{what} got {response.text}"
+
+
+@pytest.mark.parametrize("limiter", [TokenBucket, AimdLimiter])
+def test_children_of_a_busy_parent_can_use_its_limiter_and_its_tokens_and_are_not_stuck(
+    server: QuotaServer, limiter: type[TokenBucket] | type[AimdLimiter]
+) -> None:
+    policy, provider = limiter(1_000_000, 1.0), provider_of(server)
+    busy = threading.Event()
+    world, children = World("sync"), Children()
+
+    def calls(name: str) -> None:
+        with client_of(world, auth=provider, rate_limit=policy, retry=stkai.RetryPolicy()) as client:
+            for number in range(20):
+                echo(client, server, f"{name}-{number}")
+
+    def keep_the_locks_busy() -> None:
+        while not busy.is_set():
+            policy.take(0.0)
+
+    threads = [threading.Thread(target=keep_the_locks_busy) for _ in range(2)]
+    threads.append(threading.Thread(target=calls, args=("parent",)))
+    for thread in threads:
+        thread.start()
+    for number in range(CHILDREN):
+        children.fork(lambda name=f"child-{number}": calls(name))  # type: ignore[misc]
+    assert children.wait() == [0] * CHILDREN
+    busy.set()
+    for thread in threads:
+        thread.join()
+    assert server.count(path="/echo", status=200) == 20 * (CHILDREN + 1)
+
+
+def test_a_child_does_not_stand_in_the_queue_of_its_parent() -> None:
+    clock, policy = FakeClock(autojump=False), TokenBucket(1, 60.0, burst=1)
+    client = client_of(World("sync"), rate_limit=policy, transport=Wire(lambda _: 200), clock=clock)
+    client.post("https://api.example.com/")
+    waiting = threading.Thread(
+        target=client.post, args=("https://api.example.com/",), kwargs={"max_wait_time": None}
+    )
+    waiting.start()
+    clock.wait_for_sleepers(1)
+    children = Children()
+
+    def child() -> None:
+        assert policy.waiting == 0
+        assert policy.take(60.0), "the first permit is the child's own"
+
+    children.fork(child)
+    assert children.wait() == [0]
+    assert policy.waiting == 1
+    clock.advance(60.0)
+    waiting.join()
+
+
+@pytest.mark.parametrize("name", ["sync", "asyncio", "trio"])
+def test_a_client_that_was_used_before_a_fork_opens_connections_of_its_own_after_it(
+    server: QuotaServer, name: Any
+) -> None:
+    world, children = World(name), Children()
+    client = client_of(world, auth=provider_of(server))
+
+    async def calls(who: str, count: int = 30) -> None:
+        for number in range(count):
+            response = await world.call(client.post, f"{server.url}/echo", data=f"{who}-{number}", timeout=10)
+            assert response.json()["body"] == f'"{who}-{number}"', f"{who}-{number} got {response.text}"
+
+    def run(who: str) -> None:
+        world.run(calls(who))
+
+    if world.is_async:
+        world.run(calls("before", 1))
+        children.fork(lambda: run("child"))
+    else:
+        run("before")
+        for number in range(CHILDREN):
+            children.fork(lambda name=f"child-{number}": run(name))  # type: ignore[misc]
+        run("parent")
+    assert children.wait() == [0] * len(children.pids)
+    if not world.is_async:
+        client.close()

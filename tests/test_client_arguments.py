@@ -1,0 +1,85 @@
+"""Bad arguments of the clients: an error that says what to do, before anything is sent."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+import stkai
+from stkai import AsyncHttpClient, HttpClient
+
+from .clients import URL, client_of
+from .wire import Wire
+from .world import World
+
+RELATIVE = ("", "/v1/things", "api.example.com/v1", "ftp://example.com", "https://")
+BROKEN_URLS = ("http://exa\x00mple.com", "http://example.com:port", "http://xn--/", None, 5, [URL])
+NO_TIMES = (0, -1, float("nan"), float("inf"), None, "30", True, httpx.Timeout(5))
+
+BAD_INPUT: list[dict[str, Any]] = [
+    *({"url": url} for url in RELATIVE + BROKEN_URLS),
+    *({"timeout": seconds} for seconds in NO_TIMES),
+    *({"headers": headers} for headers in ({"X": "Zoë"}, {"X": 1}, "X: 1", 5)),
+    *({"deadline": seconds} for seconds in (0, -1, "10")),
+    {"max_wait_time": 0},
+    {"retry": 3},
+]
+
+
+@pytest.mark.parametrize("arguments", BAD_INPUT, ids=repr)
+@pytest.mark.parametrize("verb", ["get", "post", "post_stream"])
+async def test_a_bad_argument_is_an_error_that_names_it_and_nothing_is_sent(
+    world: World, verb: str, arguments: dict[str, Any]
+) -> None:
+    wire = world.wire()
+    (name,) = arguments
+    with pytest.raises(stkai.InvalidArgumentError, match=name) as caught:
+        await world.call(getattr(client_of(world, wire), verb), **{"url": URL, **arguments})
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, AssertionError)
+    assert wire.requests == []
+
+
+def circle() -> list[Any]:
+    items: list[Any] = []
+    items.append(items)
+    return items
+
+
+def abyss() -> list[Any]:
+    items: list[Any] = []
+    for _ in range(100_000):
+        items = [items]
+    return items
+
+
+@pytest.mark.parametrize(
+    "data", [object(), {1, 2}, float("nan"), "\ud800", b"x", circle(), {("a",): 1}], ids=repr
+)
+@pytest.mark.parametrize("verb", ["post", "post_stream"])
+async def test_data_that_is_not_json_is_an_error_and_nothing_is_sent(
+    world: World, verb: str, data: Any
+) -> None:
+    wire = world.wire()
+    with pytest.raises(stkai.InvalidArgumentError, match="data must be JSON-serializable"):
+        await world.call(getattr(client_of(world, wire), verb), URL, data=data)
+    assert wire.requests == []
+
+
+def test_data_that_is_nested_too_deep_for_json_is_an_error() -> None:
+    with pytest.raises(stkai.InvalidArgumentError, match="data must be JSON-serializable"):
+        HttpClient(Wire()).post(URL, data=abyss())
+
+
+@pytest.mark.parametrize("transport", [None, 5, "https://example.com", httpx.HTTPTransport, httpx.Client])
+@pytest.mark.parametrize("kind", [HttpClient, AsyncHttpClient])
+def test_a_client_needs_a_transport(kind: Any, transport: Any) -> None:
+    with pytest.raises(stkai.ConfigurationError, match="BaseTransport"):
+        kind(transport)
+
+
+def test_a_client_needs_a_transport_of_its_world() -> None:
+    with pytest.raises(stkai.ConfigurationError, match=r"httpx\.BaseTransport"):
+        HttpClient(httpx.AsyncHTTPTransport())  # type: ignore[arg-type]
+    with pytest.raises(stkai.ConfigurationError, match=r"httpx\.AsyncBaseTransport"):
+        AsyncHttpClient(httpx.HTTPTransport())  # type: ignore[arg-type]
