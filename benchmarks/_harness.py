@@ -80,6 +80,11 @@ def show(values: Sequence[float], digits: int = 2) -> str:
     return f"{middle:.{digits}f} ±{(high - low) / 2:.{digits}f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Such as "1 thread", "8 threads"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def versions(*packages: str) -> str:
     """The interpreter and the versions of what took part, in one line."""
     found = [f"{platform.python_implementation()} {platform.python_version()}"]

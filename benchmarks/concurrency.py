@@ -8,7 +8,7 @@ import httpx
 import stkai
 from benchmarks import _subjects as subjects
 from benchmarks._crowd import async_throughput, throughput
-from benchmarks._harness import Table, interleave, ratios, run, show, versions
+from benchmarks._harness import Table, counted, interleave, ratios, run, show, versions
 from benchmarks._server import serving
 
 AT_ONCE = (1, 8, 32, 100)
@@ -23,8 +23,8 @@ def measure(quick: bool) -> Sequence[Table]:
     rows = []
     with serving() as url:
         for title, limits in LIMITS.items():
-            runs = {f"{number} tasks": _tasks(url, limits, number) for number in AT_ONCE}
-            runs |= {f"{number} threads": _threads(url, limits, number) for number in THREADS}
+            runs = {counted(number, "task"): _tasks(url, limits, number) for number in AT_ONCE}
+            runs |= {counted(number, "thread"): _threads(url, limits, number) for number in THREADS}
             rows += [[title, name, *_cells(run_, rounds)] for name, run_ in runs.items()]
     columns = ["limits", "at once", "httpx, requests/s", "stkai's wire, requests/s", "ratio"]
     note = f"Both wires under an httpx client, without layers. {versions('httpx', 'httpcore')}."

@@ -11,7 +11,7 @@ import httpx
 import stkai
 from benchmarks import _subjects as subjects
 from benchmarks._crowd import throughput
-from benchmarks._harness import Table, interleave, ratios, run, show, versions
+from benchmarks._harness import Table, counted, interleave, ratios, run, show, versions
 from benchmarks._original import NAME, Original, original
 from benchmarks._server import own_authority, serving
 
@@ -41,7 +41,7 @@ def measure(quick: bool) -> Sequence[Table]:
     rows = [
         [name, *(show(column[name]) if name in column else "-" for column in columns)] for name in columns[0]
     ]
-    titles = [f"{threads} thread{'s' if threads > 1 else ''}" for threads in THREADS]
+    titles = [counted(threads, "thread") for threads in THREADS]
     note = f"Mounted: the standard stack in an httpx.Client. {versions('httpx', 'httpx2')}."
     return [
         Table(

@@ -19,7 +19,7 @@ from ._options import RequestOptions
 from ._settings import STKAI
 from ._standard import Parts
 from .transports._adaptive import AdaptiveTransport, AimdLimiter
-from .transports._auth import AuthTransport
+from .transports._auth import AuthTransport, BearerAuth
 from .transports._base import OPTIONS, LayerTransport
 from .transports._stk_cli import StkCLITransport
 from .transports._token_bucket import TokenBucket, TokenBucketTransport
@@ -41,7 +41,9 @@ class StandaloneHttpClient(HttpClient):
         from ._wire import default_wire
 
         with _ArgumentErrors():
-            super().__init__(AuthTransport(default_wire(STKAI.config.http), auth_provider))
+            settings = STKAI.config
+            bearer = BearerAuth(auth_provider, settings.auth.origins, allow_http=settings.auth.allow_http)
+            super().__init__(AuthTransport(default_wire(settings.http), bearer))
 
 
 class StkCLIHttpClient(HttpClient):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ._config_errors import not_a_setting
 from ._errors import ConfigurationError
+from ._forks import after_fork
 
 if TYPE_CHECKING:
     from ._config import Settings
@@ -32,10 +33,14 @@ class GlobalSettings:
     """
 
     def __init__(self) -> None:
-        self._lock = RLock()
+        self._renew_lock()
         self._configured: dict[str, dict[str, Any]] = {}
         self._env_file: Path | None = None
         self._loaded: Loaded | None = None
+        after_fork(self, GlobalSettings._renew_lock)
+
+    def _renew_lock(self) -> None:
+        self._lock = RLock()
 
     @property
     def config(self) -> "Settings":

@@ -1,7 +1,7 @@
 """The default wire: httpx's own transports, with the proxies of the environment that `transport=` loses in httpx."""
 
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 
 from ._errors import ConfigurationError
+from ._forks import after_fork
 from ._proxies import ProxyMap
 from ._settings import STKAI
 
@@ -26,7 +27,7 @@ def default_wire(config: "HttpConfig | None" = None) -> httpx.BaseTransport:
     """
     config = config or STKAI.config.http
     options, proxies = _options(config), _proxies(config)
-    direct = httpx.HTTPTransport(**options)
+    direct = _make(httpx.HTTPTransport, options)
     proxied = _through(proxies, httpx.HTTPTransport, options)
     return ProxyRouter(direct, proxied, proxies) if proxied else direct
 
@@ -35,9 +36,18 @@ def default_async_wire(config: "HttpConfig | None" = None) -> httpx.AsyncBaseTra
     """The same for the async world."""
     config = config or STKAI.config.http
     options, proxies = _options(config), _proxies(config)
-    direct = httpx.AsyncHTTPTransport(**options)
+    direct = _make(httpx.AsyncHTTPTransport, options)
     proxied = _through(proxies, httpx.AsyncHTTPTransport, options)
     return AsyncProxyRouter(direct, proxied, proxies) if proxied else direct
+
+
+def _make(kind: type[T], options: dict[str, Any]) -> T:
+    """One of httpx's transports, which opens connections of its own in a forked child."""
+
+    def start_anew(transport: T) -> None:
+        kind.__init__(transport, **options)
+
+    return after_fork(kind(**options), start_anew)
 
 
 def _options(config: "HttpConfig") -> dict[str, Any]:
@@ -74,10 +84,10 @@ def _proxies(config: "HttpConfig") -> ProxyMap:
     return ProxyMap.from_environment() if config.trust_env else ProxyMap({})
 
 
-def _through(proxies: ProxyMap, kind: Callable[..., T], options: dict[str, Any]) -> dict[str, T]:
+def _through(proxies: ProxyMap, kind: type[T], options: dict[str, Any]) -> dict[str, T]:
     """A transport for each proxy, by its URL."""
     try:
-        return {url: kind(proxy=url, **options) for url in proxies.urls}
+        return {url: _make(kind, {"proxy": url, **options}) for url in proxies.urls}
     except (httpx.InvalidURL, ValueError, ImportError) as error:
         # The proxy's URL is not named whole: it may hold a password.
         msg = f"a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) cannot be used: {error}"

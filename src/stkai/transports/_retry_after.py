@@ -23,7 +23,7 @@ def retry_after(headers: httpx.Headers, now: datetime) -> float | None:
     values = headers.get("retry-after")
     if values is None:
         return None
-    sent = _parse_date(headers.get("date", "")) or now
+    sent = parse_date(headers.get("date", "")) or now
     found = [_read(value.strip(), sent) for value in _COMMA.split(values)]
     return max((seconds for seconds in found if seconds is not None), default=None)
 
@@ -32,11 +32,11 @@ def _read(value: str, sent: datetime) -> float | None:
     if _SECONDS.fullmatch(value):
         seconds = float(value)
         return seconds if math.isfinite(seconds) else None
-    date = _parse_date(value)
+    date = parse_date(value)
     return None if date is None else max(0.0, (date - sent).total_seconds())
 
 
-def _parse_date(value: str) -> datetime | None:
+def parse_date(value: str) -> datetime | None:
     if not value.isascii():  # The parser takes digits of any script.
         return None
     try:

@@ -1,0 +1,32 @@
+"""What a forked child must not take over: locks that threads of its parent hold, and connections that its parent uses.
+
+Two processes that write to one connection get each other's answers; a lock whose holder was not forked is never free.
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+T = TypeVar("T")
+
+_renewals: "WeakKeyDictionary[Any, Callable[[Any], None]]" = WeakKeyDictionary()
+
+
+def after_fork(thing: T, renew: Callable[[T], None]) -> T:
+    """Let every child that is forked while `thing` lives begin with `renew(thing)`; returns the thing."""
+    _renewals[thing] = renew
+    return thing
+
+
+def _renew_all() -> None:
+    with warnings.catch_warnings():
+        # Sockets that are dropped here are closed in the child only, and stay open in the parent.
+        warnings.simplefilter("ignore", ResourceWarning)
+        for thing, renew in list(_renewals.items()):
+            renew(thing)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)

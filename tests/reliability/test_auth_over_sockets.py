@@ -1,0 +1,338 @@
+"""Tokens over real sockets: none to another origin, none for ever, none in sight, and one fetch for everybody."""
+
+import logging
+import pickle
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from rich.console import Console
+from rich.traceback import Traceback
+
+import stkai
+from stkai import AuthenticationError, BearerAuth, ClientCredentialsAuthProvider, RetryPolicy
+from stkai.testing import Answer, Edit, FakeClock, Hang, QuotaServer, Reset
+
+from ..world import World
+from .stacks import client_of, provider_of, transport_of, wire_of
+
+MANY = httpx.Limits(max_connections=50)
+
+
+@pytest.fixture
+def server() -> Iterator[QuotaServer]:
+    with QuotaServer(client_secret="s3cret-of-the-client") as server:
+        yield server
+
+
+@pytest.fixture
+def stranger() -> Iterator[QuotaServer]:
+    with QuotaServer(auth_required=False) as server:
+        yield server
+
+
+# Redirects
+
+REDIRECTS = pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+
+PLACES: dict[str, Callable[[QuotaServer, QuotaServer], str]] = {
+    "another port": lambda _, stranger: f"{stranger.url}/echo",
+    "another name of the same machine": lambda server, _: f"{server.url}/echo".replace(
+        "127.0.0.1", "localhost"
+    ),
+    "our host as its user name": lambda server, stranger: (
+        f"{server.url}@{stranger.url.removeprefix('http://')}/echo".replace(
+            "http://127.0.0.1:", "http://127.0.0.1%3A"
+        )
+    ),
+}
+
+
+def tokens_at(server: QuotaServer, path: str = "/echo") -> list[str]:
+    """The bearer tokens that the server has seen at a path."""
+    seen = [record.authorization for record in server.requests if record.path == path]
+    return [value for value in seen if value is not None and value.startswith("Bearer ")]
+
+
+@REDIRECTS
+@pytest.mark.parametrize("place", PLACES)
+async def test_no_redirect_takes_the_token_to_another_origin(
+    world: World, server: QuotaServer, stranger: QuotaServer, status: int, place: str
+) -> None:
+    server.fail_with(status, headers={"location": PLACES[place](server, stranger)})
+    transport = transport_of(world, auth=provider_of(server), retry=RetryPolicy())
+    client = world.client(transport, follow_redirects=True)
+    response = await world.call(client.post, server.create_url(), json={})
+    assert (response.status_code, len(response.history)) == (200, 1)
+    assert len(tokens_at(server, server.create_url().removeprefix(server.url))) == 1
+    assert tokens_at(server) + tokens_at(stranger) == []
+    await world.close(client)
+
+
+@REDIRECTS
+async def test_a_scope_that_allows_both_origins_shows_that_the_token_would_be_seen_there(
+    world: World, server: QuotaServer, stranger: QuotaServer, status: int
+) -> None:
+    server.fail_with(status, headers={"location": f"{stranger.url}/echo"})
+    auth = BearerAuth(provider_of(server), [server.url, stranger.url])
+    client = world.client(transport_of(world, auth=auth), follow_redirects=True)
+    await world.call(client.post, server.create_url(), json={})
+    assert len(tokens_at(stranger)) == 1
+    await world.close(client)
+
+
+# Refusals
+
+
+async def test_a_storm_of_401s_renews_the_token_once(world: World, server: QuotaServer) -> None:
+    wire = wire_of(world, limits=MANY)
+    client = client_of(world, auth=provider_of(server), retry=RetryPolicy(), transport=wire)
+    await world.call(client.post, server.create_url())
+    for storm in range(3):
+        server.revoke_tokens()
+        responses = await world.gather(
+            *[lambda: world.call(client.post, server.create_url(), timeout=30)] * 30
+        )
+        assert [response.status_code for response in responses] == [200] * 30
+        assert server.token_requests == 2 + storm
+    await world.close(client)
+
+
+async def test_a_token_that_is_always_refused_is_renewed_once_for_each_call_and_no_more(
+    world: World, server: QuotaServer
+) -> None:
+    server.fail_with(*[401] * 100)
+    client = client_of(world, auth=provider_of(server), retry=RetryPolicy(), transport=wire_of(world))
+    for number in range(1, 4):
+        response = await world.call(client.post, server.create_url())
+        assert response.status_code == 401
+        assert server.count(path="/v1") == 2 * number
+        assert server.token_requests == 1 + number
+    await world.close(client)
+
+
+# The token endpoint
+
+USELESS = {
+    "down": Answer(500),
+    "forbidding": Answer(403),
+    "redirecting": Answer(302, headers={"location": "/elsewhere"}),
+    "garbage": Answer(200, body="{]"),
+    "a page": Answer(200, headers={"content-type": "text/html"}, body="<html>Please log in</html>"),
+    "huge": Answer(200, body=b'{"access_token": "' + b"x" * 1_000_000 + b'"}'),
+    "empty": Answer(200, body=""),
+    "a list": Answer(200, body="[]"),
+    "without a token": Edit({"access_token": None}),
+    "a token with a line break": Edit({"access_token": "a\r\nX-Evil: 1"}),
+    "breaking off": Reset("body", after=4),
+}
+
+
+@pytest.mark.parametrize("kind", USELESS)
+async def test_a_token_endpoint_that_is_of_no_use_is_an_error_that_says_so_and_nothing_is_sent(
+    world: World, server: QuotaServer, kind: str
+) -> None:
+    server.fault(*[USELESS[kind]] * 3, path=server.token_path)
+    clock = FakeClock()
+    client = client_of(
+        world,
+        auth=provider_of(server, clock=clock),
+        retry=RetryPolicy(),
+        transport=wire_of(world),
+        clock=clock,
+    )
+    with pytest.raises(AuthenticationError) as caught:
+        await world.call(client.post, server.create_url())
+    assert server.token_url in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert caught.value.request.url == server.create_url()
+    assert server.count(path="/v1") + server.count(path="/elsewhere") == 0
+    server.clear_faults()
+    assert (await world.call(client.post, server.create_url())).status_code == 200, "and then as usual"
+    await world.close(client)
+
+
+@pytest.mark.parametrize("life", [None, 0, -1, "soon", "1e400", True, [], {"a": 1}], ids=repr)
+async def test_a_life_that_makes_no_sense_neither_fails_a_call_nor_fetches_a_token_for_each(
+    world: World, server: QuotaServer, life: Any
+) -> None:
+    server.fault(Edit({"expires_in": life}), path=server.token_path)
+    client = client_of(world, auth=provider_of(server), transport=wire_of(world))
+    for _ in range(3):
+        assert (await world.call(client.post, server.create_url())).status_code == 200
+    assert server.token_requests == 1
+    await world.close(client)
+
+
+@pytest.mark.real_time
+async def test_a_slow_token_endpoint_is_asked_once_by_all_who_wait_for_it(
+    world: World, server: QuotaServer
+) -> None:
+    server.fault(Hang(0.2), path=server.token_path)
+    wire = wire_of(world, limits=MANY)
+    client = client_of(world, auth=provider_of(server), transport=wire)
+    responses = await world.gather(*[lambda: world.call(client.post, server.create_url(), timeout=30)] * 30)
+    assert [response.status_code for response in responses] == [200] * 30
+    assert server.token_requests == 1
+    await world.close(client)
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("name", ["asyncio", "trio"])
+def test_when_the_task_that_fetches_a_token_is_cancelled_nobody_is_stranded(
+    server: QuotaServer, name: Any
+) -> None:
+    world = World(name)
+    server.fault(Hang(0.2), path=server.token_path)
+    statuses: list[int] = []
+
+    async def main() -> None:
+        client = client_of(world, auth=provider_of(server), transport=wire_of(world, limits=MANY))
+        leader = anyio.CancelScope()
+
+        async def lead() -> None:
+            with leader:
+                await client.post(server.create_url())
+
+        async def follow() -> None:
+            statuses.append((await client.post(server.create_url())).status_code)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(lead)
+            while not server.token_requests:
+                await anyio.sleep(0.005)
+            for _ in range(10):
+                group.start_soon(follow)
+            await anyio.sleep(0.02)
+            leader.cancel()
+        await client.aclose()
+
+    world.run(main())
+    assert statuses == [200] * 10
+    assert server.token_requests <= 2
+
+
+def test_when_the_thread_that_fetches_a_token_fails_the_others_get_its_error_and_the_next_asks_anew(
+    server: QuotaServer,
+) -> None:
+    world = World("sync")
+    server.fail_tokens(400)
+    client = client_of(world, auth=provider_of(server), transport=wire_of(world, limits=MANY))
+    outcomes: list[object] = []
+    start = threading.Barrier(10)
+
+    def post() -> None:
+        start.wait()
+        try:
+            outcomes.append(client.post(server.create_url(), timeout=30).status_code)
+        except AuthenticationError as error:
+            outcomes.append(str(error.request.url))
+
+    threads = [threading.Thread(target=post) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(outcomes) <= {200, server.create_url()}
+    assert len(outcomes) == 10
+    assert server.count(path=server.token_path, status=400) == 1
+    assert client.post(server.create_url()).status_code == 200
+    client.close()
+
+
+# The way there
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_nothing_is_sent_over_http_to_another_machine_unless_it_is_allowed(
+    world: World, monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> int:
+        asked.append(request.headers.get("authorization", "none"))
+        return 200
+
+    wire = world.wire(answer)
+    provider = ClientCredentialsAuthProvider("id", "secret", "https://id.example.com/token")
+    monkeypatch.setattr(type(provider), "get_access_token", lambda _: "the-token")
+    auth = BearerAuth(provider, allow_http=True) if allowed else provider
+    client = client_of(world, auth=auth, retry=RetryPolicy(), transport=wire)
+    if allowed:
+        await world.call(client.post, "http://api.example.com/v1")
+        assert asked == ["Bearer the-token"]
+    else:
+        with pytest.raises(AuthenticationError, match="https://"):
+            await world.call(client.post, "http://api.example.com/v1")
+        assert asked == []
+    monkeypatch.setenv("STKAI_AUTH_TOKEN_URL", "http://id.example.com/token")
+    monkeypatch.setenv("STKAI_AUTH_CLIENT_ID", "id")
+    monkeypatch.setenv("STKAI_AUTH_CLIENT_SECRET", "s3cret-of-the-client")
+    with pytest.raises(stkai.ConfigurationError, match="unencrypted") as caught:
+        client_of(world, auth="auto")
+    assert "s3cret" not in str(caught.value)
+
+
+# Secrets
+
+
+async def test_after_all_that_can_go_wrong_neither_token_nor_secret_is_anywhere_in_sight(
+    world: World, server: QuotaServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for name, value in server.env().items():
+        monkeypatch.setenv(name, value)
+    seen: list[str] = [stkai.STKAI.explain(), repr(stkai.STKAI.config), str(stkai.STKAI.config)]
+    clock = FakeClock()
+    stack = stkai.StackBuilder.standard(clock=clock, listener=lambda event: seen.append(repr(event)))
+    transport = world.build(stack)
+    client = world.pick(stkai.HttpClient, stkai.AsyncHttpClient)(transport)
+    plain = world.client(transport, follow_redirects=True)
+    server.fail_with(503, 401, 429)
+    server.reset("body", path="/echo")
+    server.reset("start", times=4, path="/status")
+    server.fail_with(307, headers={"location": "/echo"}, path="/v1/moved")
+    calls: list[Callable[[], Any]] = [
+        lambda: world.call(client.post, server.create_url(), data={}),
+        lambda: world.call(client.get, f"{server.url}/echo"),
+        lambda: world.call(client.post, f"{server.url}/status/200"),
+        lambda: world.call(plain.post, f"{server.url}/v1/moved"),
+        lambda: world.call(client.post, server.create_url(), data={}),
+    ]
+    for number, call in enumerate(calls):
+        if number == 4:
+            server.revoke_tokens()
+            server.fail_tokens(401)
+        (outcome,) = await world.outcomes(call)
+        seen += inspected(outcome)
+    for thing in (stkai, stack, transport, client, *stack.layers, *(layer.policy for layer in stack.layers)):
+        seen += [repr(thing), str(thing)]
+    await world.close(client)
+
+    tokens = {record.authorization for record in server.requests} - {None}
+    assert len(tokens) == 2
+    text = "\n".join([*seen, caplog.text])
+    assert "RetryScheduled" in text
+    assert "Authorization" not in text.replace("WWW-Authenticate", "") or "[secure]" in text
+    for secret in (server.client_secret, *(str(token).removeprefix("Bearer ") for token in tokens)):
+        assert secret not in text
+
+
+def inspected(outcome: Any) -> list[str]:
+    """What can be seen of a response or an error, by whatever people look with."""
+    request = outcome.request
+    seen = [repr(outcome), str(outcome), repr(request), repr(request.headers), repr(request.extensions)]
+    seen.append(pickle.dumps(outcome).decode("latin-1"))
+    seen += [repr(vars(outcome)), repr(vars(request))]
+    if isinstance(outcome, httpx.Response):
+        return seen + [text for past in outcome.history for text in inspected(past)]
+    shown = Traceback.from_exception(type(outcome), outcome, outcome.__traceback__, show_locals=True)
+    console = Console(width=10_000)
+    with console.capture() as capture:
+        console.print(shown)
+    standard = traceback.TracebackException.from_exception(outcome, capture_locals=True)
+    return [*seen, capture.get(), *standard.format()]
