@@ -3,10 +3,13 @@
 import asyncio
 import inspect
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import wraps
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import anyio
@@ -32,8 +35,45 @@ MAY_SLEEP = ("stkai.testing", "subprocess", "multiprocessing")
 """Modules that may really sleep in any test: the embedded server, and the wait for a child process."""
 
 
+PACKAGES = ("httpx", "httpx2") if find_spec("httpx2") else ("httpx",)
+
+IN_BOTH_PACKAGES = (
+    "adaptive",
+    "auth",
+    "auth_scope",
+    "base",
+    "deadline",
+    "events",
+    "mounting",
+    "retry",
+    "token_bucket",
+    "world",
+)
+"""The tests of transports: what they say holds in httpx and in httpx2."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Let the tests of transports run once in each package."""
+    names = tuple(f".test_{name}" for name in IN_BOTH_PACKAGES)
+    if "package" in metafunc.fixturenames and metafunc.module.__name__.endswith(names):
+        metafunc.parametrize("package", PACKAGES, indirect=True)
+
+
+@pytest.fixture
+def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The package whose requests, transports and errors a test is about: all modules of tests call it `httpx`.
+
+    All but that of the token endpoint, which is asked by httpx in any case.
+    """
+    name: str = getattr(request, "param", "httpx")
+    for key, module in list(sys.modules.items()):
+        if key.startswith("tests.") and key != "tests.tokens" and hasattr(module, "httpx"):
+            monkeypatch.setattr(module, "httpx", import_module(name))
+    return name
+
+
 @pytest.fixture(params=NAMES)
-def world(request: pytest.FixtureRequest) -> World:
+def world(request: pytest.FixtureRequest, package: str) -> World:
     """Runs the test three times: as sync code, on asyncio and on trio. See `World`."""
     return World(request.param)
 

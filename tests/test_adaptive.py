@@ -23,7 +23,8 @@ from stkai import (
 from stkai._events import Event, RateChanged, Rejected, Waited
 from stkai.testing import FakeClock
 from stkai.transports import Context, adaptive, retry, token_bucket
-from stkai.transports._adaptive import PlainLaw, TunedLaw
+from stkai.transports._adaptive import _START as START
+from stkai.transports._aimd_laws import HISTORY, Past, PlainLaw, TunedLaw
 from stkai.transports._tickets import Ticket
 
 from .crowd import Waiter, drive
@@ -67,24 +68,27 @@ def warm(policy: AimdLimiter, now: float = 0.0) -> AimdLimiter:
 # The start
 
 
-def test_it_starts_with_a_tenth_of_the_quota_and_three_at_once() -> None:
+def test_it_starts_with_a_small_share_of_the_quota_and_three_at_once() -> None:
     policy = limiter()
-    assert policy.rate == pytest.approx(0.1 * QUOTA)
+    assert policy.rate == pytest.approx(START * QUOTA)
+    assert START <= 0.2
     assert [bool(policy.take(0.0)) for _ in range(4)] == [True, True, True, False]
 
 
 def test_the_rate_doubles_every_five_seconds_of_holding_back_up_to_the_quota() -> None:
     policy = limiter()
     hold_back(policy, 0.0)
-    rates = [look(policy, float(now)) for now in (0, 5, 10, 12.5, 15, 16.5, 17, 60)]
-    shares = [0.1, 0.2, 0.4, 0.4 * math.sqrt(2), 0.8, 0.1 * 2**3.3, 1.0, 1.0]
-    assert rates == pytest.approx([share * QUOTA for share in shares])
+    instants = [0.0, 2.5, 5.0, 10.0, 11.0, 11.5, 20.0, 60.0]
+    shares = [min(1.0, START * 2 ** (instant / 5)) for instant in instants]
+    assert [look(policy, instant) for instant in instants] == pytest.approx(
+        [share * QUOTA for share in shares]
+    )
 
 
 def test_a_start_that_nobody_waits_for_does_not_double() -> None:
     policy = limiter()
     policy.take(0.0)
-    assert look(policy, 1000.0) == pytest.approx(0.1 * QUOTA)
+    assert look(policy, 1000.0) == pytest.approx(START * QUOTA)
     assert policy.burst == 3
 
 
@@ -96,9 +100,9 @@ def test_the_permits_of_the_start_are_the_integral_of_its_rate_however_often_one
         queue.append(Ticket())
     for number in range(1, looks + 1):
         look(policy, 18.0 * number / looks)
-    # From 10 per second, doubling every 5 s, to 100, and on at 100: one more in a hundredth of a second.
-    full = 5 * math.log2(10)
-    released = 90 * 5 / math.log(2) + 100 * (18.0 - full)
+    # From its first rate, doubling every 5 s, to 100 per second, and on at 100: one more in a hundredth of a second.
+    full = 5 * math.log2(1 / START)
+    released = 100 * (1 - START) * 5 / math.log(2) + 100 * (18.0 - full)
     assert policy.waiting == pytest.approx(released, abs=2)
     assert wait == pytest.approx(18.0, abs=0.02)
     assert policy.rate == pytest.approx(100)
@@ -167,13 +171,15 @@ def test_a_long_wait_is_slept_in_halves_since_the_rate_may_grow() -> None:
 
 
 def test_the_rate_grows_with_the_integral_of_the_law_while_somebody_waits() -> None:
-    policy = warm(limiter(), 10.0)
+    policy, law = warm(limiter(), 10.0), TunedLaw(QUOTA, 60)
+    assert policy.law == law
     start = policy.rate
     hold_back(policy, 10.0)
     for seconds in (1.0, 30.0, 90.0, 240.0):
-        # dr/dt = 0.002 C/W (1 + (t / 90)^3), in a thousand small steps.
+        # dr/dt = slope * C/W * (1 + (t / patience)^3), in a thousand small steps.
         steps = [seconds * (number + 0.5) / 1000 for number in range(1000)]
-        gained = sum(0.002 * QUOTA / 60 * (1 + (t / 90) ** 3) for t in steps) * seconds / 1000
+        slopes = [law.slope * QUOTA / 60 * (1 + (t / law.patience) ** 3) for t in steps]
+        gained = sum(slopes) * seconds / 1000
         assert look(policy, 10.0 + seconds) == pytest.approx(start + gained, rel=1e-5)
 
 
@@ -211,7 +217,7 @@ def test_a_cut_starts_the_growth_anew() -> None:
     law = TunedLaw(1.0, 60.0)
     early = law.grown(0.5, 0.0, 10.0) - 0.5
     late = law.grown(0.5, 180.0, 10.0) - 0.5
-    assert late > 9 * early
+    assert late > 3 * early
     policy = warm(limiter())
     hold_back(policy, 0.0)
     look(policy, 180.0)
@@ -223,49 +229,92 @@ def test_a_cut_starts_the_growth_anew() -> None:
 # The cut
 
 
-@pytest.mark.parametrize(
-    ("rate", "goodput", "held", "new"),
-    [
-        (0.5, 0.48, 1.0, 0.44),  # in balance with its goodput: 0.88
-        (0.95, 0.92, 1.0, 0.912),  # alone on the quota: 0.96
-        (0.5, 0.3, 1.0, 0.3),  # the goodput is its share
-        (0.5, 0.449, 1.0, 0.44),  # but never more than the cut leaves
-        (0.5, 0.3, 0.84, 0.4),  # seldom held back: keeps 0.4 of the quota
-        (0.5, 0.15, 0.84, 0.3),  # or twice its goodput
-        (0.5, 0.3, 0.85, 0.3),
-    ],
+@given(
+    st.floats(0.01, 1),
+    st.integers(0, 200),
+    st.floats(0, 60 * HISTORY),
+    st.floats(0, 1),
+    st.booleans(),
 )
-def test_what_a_cut_leaves_by_the_tuned_law(rate: float, goodput: float, held: float, new: float) -> None:
-    assert TunedLaw(1.0, 60.0).cut(rate, goodput, held) == pytest.approx(new)
+def test_a_cut_by_the_tuned_law_never_raises_the_rate(
+    rate: float, successes: int, seconds: float, held: float, cold: bool
+) -> None:
+    new = TunedLaw(1.0, 60.0).cut(rate, Past(successes, seconds, held, cold))
+    assert 0 <= new <= rate
 
 
-def test_the_goodput_is_that_of_the_last_window() -> None:
-    policy = limiter()
-    hold_back(policy, 0.0)
-    look(policy, 30.0)
-    for number in range(60):
+def test_who_has_more_of_the_quota_gives_less_of_it_away() -> None:
+    law, shares = TunedLaw(1.0, 60.0), (0.1, 0.5, 0.8, 1.0)
+    kept = [law.cut(share, Past(round(share * 120), 120.0, held=1.0, cold=False)) / share for share in shares]
+    assert kept == sorted(kept)
+    assert 0.8 < kept[0] < kept[-1] < 1
+
+
+def test_who_is_always_held_back_falls_to_about_what_gets_through() -> None:
+    past = Past(36, 120.0, held=1.0, cold=False)
+    assert 0.3 <= TunedLaw(1.0, 60.0).cut(0.8, past) <= 0.35
+
+
+def test_who_is_seldom_held_back_is_not_judged_by_what_it_sends() -> None:
+    past = Past(12, 120.0, held=0.5, cold=False)
+    assert TunedLaw(1.0, 60.0).cut(0.8, past) > 0.6
+
+
+@pytest.mark.parametrize("cold", [True, False])
+def test_the_goodput_of_less_than_a_window_does_not_take_the_rate_to_the_floor(cold: bool) -> None:
+    past = Past(0, 5.0, held=1.0, cold=cold)
+    assert 0.3 < TunedLaw(1.0, 60.0).cut(0.8, past) < 0.8
+
+
+class Recorder:
+    """A law that notes what it is told, and leaves the rate alone."""
+
+    def __init__(self) -> None:
+        self.pasts: list[Past] = []
+
+    def grown(self, rate: float, quiet: float, seconds: float) -> float:
+        return rate
+
+    def cut(self, rate: float, past: Past) -> float:
+        self.pasts.append(past)
+        return rate
+
+
+def test_the_law_is_told_the_successes_of_the_last_windows() -> None:
+    policy, law = plain(), Recorder()
+    policy.law = law
+    for number in range(200):
         policy.succeeded(float(number), sent=float(number))
-    # Of the sixty, those of the last sixty seconds: 11 to 59.
-    policy.refused(70.0, sent=70.0, asked=0.0, chance=0.0)
-    assert policy.rate == pytest.approx(49 / 60)
+    policy.refused(210.0, sent=210.0, asked=0.0, chance=0.0)
+    kept = [number for number in range(200) if number > 210 - HISTORY * 60]
+    assert (law.pasts[0].successes, law.pasts[0].seconds) == (len(kept), HISTORY * 60.0)
 
 
-def test_whether_a_sender_was_held_back_is_judged_over_the_last_windows() -> None:
-    policy = limiter()
+def test_the_law_is_told_how_short_the_past_is() -> None:
+    policy, law = limiter(), Recorder()
+    policy.law = law
+    policy.succeeded(5.0, sent=4.0)
+    policy.refused(11.0, sent=10.0, asked=0.0, chance=0.0)
+    policy.succeeded(13.0, sent=12.0)
+    policy.refused(14.0, sent=13.5, asked=0.0, chance=0.0)
+    assert [(past.successes, past.seconds, past.cold) for past in law.pasts] == [
+        (1, 7.0, True),
+        (2, 10.0, False),
+    ]
+
+
+def test_the_law_is_told_the_share_of_the_last_time_that_was_spent_holding_back() -> None:
+    policy, law = limiter(), Recorder()
+    policy.law = law
     ticket = hold_back(policy, 0.0)
     look(policy, 10.0)
     policy.cancel(ticket, 10.0)
-    for number in range(10):
-        policy.succeeded(300.0 + number, sent=300.0 + number)
-    policy.refused(310.0, sent=310.0, asked=0.0, chance=0.0)
-    assert policy.rate == pytest.approx(2 * 10 / 60)  # it was free to go, and keeps twice its goodput
-    policy.succeeded(311.0, sent=311.0)
-    hold_back(policy, 311.0)
-    look(policy, 900.0)
-    for number in range(5):
-        policy.succeeded(900.0 + number, sent=900.0)
-    policy.refused(910.0, sent=910.0, asked=0.0, chance=0.0)
-    assert policy.rate == pytest.approx(5 / 60)  # it was held back, and its goodput is its share
+    policy.refused(70.0, sent=70.0, asked=0.0, chance=0.0)
+    policy.succeeded(71.0, sent=71.0)
+    hold_back(policy, 70.0)
+    policy.refused(130.0, sent=130.0, asked=0.0, chance=0.0)
+    fading = 1 / math.e
+    assert [past.held for past in law.pasts] == pytest.approx([fading, 1 - (1 - fading) * fading])
 
 
 def test_one_cut_per_epoch() -> None:
@@ -394,7 +443,8 @@ def test_one_given_factor_takes_the_usual_other() -> None:
 
 def test_a_plain_cut_takes_its_share_whatever_the_goodput() -> None:
     law = PlainLaw(1.0, 60.0, 0.3, 0.05)
-    assert law.cut(0.5, 0.0, 0.0) == law.cut(0.5, 1.0, 1.0) == pytest.approx(0.35)
+    pasts = Past(0, 120.0, 0.0, cold=True), Past(120, 120.0, 1.0, cold=False)
+    assert [law.cut(0.5, past) for past in pasts] == pytest.approx([0.35, 0.35])
 
 
 # Reports
@@ -430,7 +480,7 @@ def test_a_share_that_is_none_is_refused_by_name(name: str, value: object) -> No
 
 
 def test_a_policy_says_what_it_is() -> None:
-    assert repr(AimdLimiter(600, 60)) == "AimdLimiter(600, 60, rate=1)"
+    assert repr(AimdLimiter(600, 60, penalty_factor=0.5)) == "AimdLimiter(600, 60, rate=10)"
 
 
 # The layer

@@ -14,7 +14,7 @@ from stkai.testing import FakeClock
 from stkai.transports import Layer, retry, token_bucket
 from stkai.transports._base import CALL, AsyncLayerTransport, Call, Context, LayerTransport
 
-from .wire import Answer, Handler, Wire
+from .wire import Answer, Handler, Wire, of_streams
 from .world import World
 
 URL = "https://api.example.com/v1"
@@ -321,7 +321,7 @@ async def test_a_buffered_body_that_trickles_is_given_up_at_the_deadline(world: 
 
 async def test_a_buffered_body_need_not_come_from_a_generator(world: World) -> None:
     clock = FakeClock()
-    wire = httpx.MockTransport(lambda _: httpx.Response(200, stream=Slow(clock, 1.0)))
+    wire = httpx.MockTransport(lambda _: httpx.Response(200, stream=of_streams(Slow)(clock, 1.0)))
     request = httpx.Request("GET", URL)
     request.extensions[CALL] = Call(RequestOptions(deadline=10.5), {}, 0.0, buffered=True)
     response = await world.send(world.layer(PLAIN, wire, context=Context(clock=clock)), request)

@@ -17,21 +17,23 @@ from stkai import SystemClock
 
 from .world import World
 
-ANYWHERE = httpx.Request("POST", "https://api.example.com/", content=b"hello")
+
+def anywhere() -> httpx.Request:
+    return httpx.Request("POST", "https://api.example.com/", content=b"hello")
 
 
 async def test_one_body_sends_in_every_world(world: World) -> None:
     wire = world.wire(503, httpx.ConnectError("refused"), httpx.Response(200, json={"answer": 42}))
-    assert (await world.send(wire, ANYWHERE)).status_code == 503
+    assert (await world.send(wire, anywhere())).status_code == 503
     with pytest.raises(httpx.ConnectError):
-        await world.send(wire, ANYWHERE)
-    assert await world.read(await world.send(wire, ANYWHERE)) == b'{"answer":42}'
+        await world.send(wire, anywhere())
+    assert await world.read(await world.send(wire, anywhere())) == b'{"answer":42}'
     assert wire.bodies == [b"hello"] * 3
 
 
 async def test_a_wire_counts_the_responses_that_were_left_open(world: World) -> None:
     wire = world.wire(lambda request: 200)
-    first, second = await world.send(wire, ANYWHERE), await world.send(wire, ANYWHERE)
+    first, second = await world.send(wire, anywhere()), await world.send(wire, anywhere())
     assert wire.open == 2
     await world.close(first)
     await world.read(second)
@@ -40,7 +42,7 @@ async def test_a_wire_counts_the_responses_that_were_left_open(world: World) -> 
 
 async def test_a_request_too_many_for_the_script_fails(world: World) -> None:
     with pytest.raises(AssertionError, match="request number 1 has no answer"):
-        await world.send(world.wire(), ANYWHERE)
+        await world.send(world.wire(), anywhere())
 
 
 async def test_a_client_of_this_world_is_called_alike_in_every_world(world: World) -> None:

@@ -34,6 +34,8 @@ class Issuer(Wire):
         before: called with the number of each request, before it is answered; may wait, sleep or raise.
     """
 
+    package = httpx  # Tokens are fetched by httpx, whatever they are for.
+
     def __init__(self, before: Callable[[int], object] = lambda _: None, **fields: object) -> None:
         numbers = itertools.count(1)
 

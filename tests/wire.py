@@ -1,12 +1,35 @@
 """A wire that plays a script: the innermost transport of transport tests, sync and async in one object."""
 
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 import httpx
 
 T = TypeVar("T")
+
+if TYPE_CHECKING:
+
+    class BothTransports(httpx.BaseTransport, httpx.AsyncBaseTransport):
+        pass
+
+    class BothStreams(httpx.SyncByteStream, httpx.AsyncByteStream):
+        pass
+
+else:
+    BothTransports = BothStreams = object
+
+_made: dict[tuple[type, str], Any] = {}
+
+
+def of_package(kind: type[T], package: Any, *bases: str) -> type[T]:
+    """The class with these bases of a package, httpx or httpx2."""
+    key = (kind, package.__name__)
+    if key not in _made:
+        _made[key] = type(kind.__name__, (kind, *(getattr(package, base) for base in bases)), {})
+    made: type[T] = _made[key]
+    return made
+
 
 Answer: TypeAlias = int | httpx.Response | Exception
 Handler: TypeAlias = Callable[[httpx.Request], Answer | Coroutine[Any, Any, Answer]]
@@ -24,7 +47,12 @@ def finish(coroutine: Coroutine[Any, Any, T]) -> T:
     raise AssertionError(msg)
 
 
-class Wire(httpx.BaseTransport, httpx.AsyncBaseTransport):
+def of_streams(kind: type[T]) -> type[T]:
+    """The class as a body of the package that the test is about."""
+    return of_package(kind, httpx, "SyncByteStream", "AsyncByteStream")
+
+
+class Wire(BothTransports):
     """Answers requests from a script, and remembers them.
 
     The script is answers, used up one by one (a request too many fails the test), or one handler that is asked each
@@ -35,7 +63,17 @@ class Wire(httpx.BaseTransport, httpx.AsyncBaseTransport):
         requests: the requests that arrived, in order.
         bodies: the bytes of their bodies.
         closed: whether the transport itself was closed.
+        package: of which it is; that which the test is about, unless a subclass says another.
     """
+
+    package: Any = None
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        # `httpx` here is httpx2 in a test that is about that: see `package` in conftest.py.
+        package = cls.package or httpx
+        wire = object.__new__(of_package(cls, package, "BaseTransport", "AsyncBaseTransport"))
+        wire.package = package
+        return wire
 
     def __init__(self, *script: Answer | Handler) -> None:
         self.requests: list[httpx.Request] = []
@@ -52,12 +90,14 @@ class Wire(httpx.BaseTransport, httpx.AsyncBaseTransport):
         return sum(not stream.closed for stream in self._streams)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        assert isinstance(request.stream, httpx.SyncByteStream), "an async body arrived at a sync wire"
+        assert isinstance(request.stream, self.package.SyncByteStream), "an async body arrived at a sync wire"
         answer = self._ask(request, b"".join(request.stream))
         return self._respond(finish(answer) if isinstance(answer, Coroutine) else answer)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        assert isinstance(request.stream, httpx.AsyncByteStream), "a sync body arrived at an async wire"
+        assert isinstance(request.stream, self.package.AsyncByteStream), (
+            "a sync body arrived at an async wire"
+        )
         answer = self._ask(request, b"".join([chunk async for chunk in request.stream]))
         return self._respond(await answer if isinstance(answer, Coroutine) else answer)
 
@@ -78,16 +118,17 @@ class Wire(httpx.BaseTransport, httpx.AsyncBaseTransport):
     def _respond(self, answer: Answer) -> httpx.Response:
         if isinstance(answer, Exception):
             raise answer
-        given = httpx.Response(answer) if isinstance(answer, int) else answer
-        stream = _Stream(given.stream)
+        response: type[httpx.Response] = self.package.Response
+        given = response(answer) if isinstance(answer, int) else answer
+        stream = of_package(_Stream, self.package, "SyncByteStream", "AsyncByteStream")(given.stream)
         with self._lock:
             self._streams.append(stream)
-        return httpx.Response(
+        return response(
             given.status_code, headers=given.headers, stream=stream, extensions=dict(given.extensions)
         )
 
 
-class _Stream(httpx.SyncByteStream, httpx.AsyncByteStream):
+class _Stream(BothStreams):
     """A response body that knows whether it was closed."""
 
     def __init__(self, inner: httpx.SyncByteStream | httpx.AsyncByteStream) -> None:
@@ -95,11 +136,11 @@ class _Stream(httpx.SyncByteStream, httpx.AsyncByteStream):
         self.closed = False
 
     def __iter__(self) -> Iterator[bytes]:
-        assert isinstance(self._inner, httpx.SyncByteStream)
+        assert isinstance(self._inner, Iterable)
         yield from self._inner
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        assert isinstance(self._inner, httpx.AsyncByteStream)
+        assert isinstance(self._inner, AsyncIterable)
         async for chunk in self._inner:
             yield chunk
 

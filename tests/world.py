@@ -76,11 +76,10 @@ class World:
 
     async def send(self, transport: Transport, request: httpx.Request) -> httpx.Response:
         """Send through a transport; the response is not read."""
-        if self.is_async:
-            assert isinstance(transport, httpx.AsyncBaseTransport)
-            return await transport.handle_async_request(request)
-        assert isinstance(transport, httpx.BaseTransport)
-        return transport.handle_request(request)
+        sender: Any = transport
+        send = sender.handle_async_request if self.is_async else sender.handle_request
+        response: httpx.Response = await self.call(send, request)
+        return response
 
     async def read(self, response: httpx.Response) -> bytes:
         """Read the body to its end, decoded, which closes the response."""

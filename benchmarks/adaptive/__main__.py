@@ -7,9 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from . import page, real
 from .goals import Results, judge, needed_cases
 from .runner import Case, run_cases
-from .sections import SECTIONS, SHARING, STEPS
+from .sections import SECTIONS, SHARING, STEPS, Section
 from .show import draw_rates, draw_sharing, print_cases, print_section, print_verdicts
 
 _WIDTH = 150
@@ -18,44 +19,77 @@ _WIDTH = 150
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what the arguments ask for."""
     arguments = _parse(argv)
+    if arguments.all:
+        common = ["--update", "--out", str(arguments.out)]
+        jobs = ["--jobs", str(arguments.jobs)]
+        main([*common, *jobs])
+        main(["--goals", "--seeds", "20", "--first-seed", "1001", *common, *jobs])
+        real.main(common)
+        return
     console = Console(record=True, width=_WIDTH)
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.goals:
-        cases = needed_cases()
-        results = _run(cases, arguments)
-        print_cases(console, list(dict.fromkeys(cases)), results)
-        print_verdicts(console, judge(results))
+        _judge_goals(console, arguments)
     else:
-        names = arguments.sections or [
-            section.name for section in ([SHARING] if arguments.quick else SECTIONS)
-        ]
-        sections = [section for section in SECTIONS if section.name in names]
-        results = _run([case for section in sections for case in section.cases], arguments)
-        for section in sections:
-            print_section(console, section, results)
-        if SHARING in sections:
-            draw_sharing(SHARING, results, arguments.out / "sharing.png")
-            draw_rates(SHARING, SHARING.scenarios[1], results, arguments.out / "rates.png")
-        if STEPS in sections:
-            for scenario in STEPS.scenarios[::3]:
-                draw_rates(STEPS, scenario, results, arguments.out / f"step-{scenario.step:g}.png")
+        _compare(console, arguments)
     path = arguments.out / ("goals.txt" if arguments.goals else "tables.txt")
     console.save_text(str(path))
     console.print(f"The same, and the plots, are in {arguments.out}.", highlight=False)
 
 
+def _judge_goals(console: Console, arguments: argparse.Namespace) -> None:
+    cases = needed_cases()
+    results = _run(cases, arguments)
+    verdicts = judge(results)
+    print_cases(console, list(dict.fromkeys(cases)), results)
+    print_verdicts(console, verdicts)
+    if arguments.update:
+        page.write_verdicts(verdicts, _seeds(arguments))
+
+
+def _compare(console: Console, arguments: argparse.Namespace) -> None:
+    names = arguments.sections or [section.name for section in ([SHARING] if arguments.quick else SECTIONS)]
+    sections = [section for section in SECTIONS if section.name in names]
+    results = _run([case for section in sections for case in section.cases], arguments)
+    for section in sections:
+        print_section(console, section, results)
+        if arguments.update:
+            page.write_section(section, results)
+    _draw(sections, results, arguments.out, "")
+    if arguments.update:
+        _draw(sections, results, page.IMAGES, "adaptive-")
+
+
+def _draw(sections: Sequence[Section], results: Results, folder: Path, prefix: str) -> None:
+    if SHARING in sections:
+        draw_sharing(SHARING, results, folder / f"{prefix}sharing.png")
+        draw_rates(SHARING, SHARING.scenarios[1], results, folder / f"{prefix}rates.png")
+    if STEPS in sections:
+        for scenario in STEPS.scenarios[::3]:
+            draw_rates(STEPS, scenario, results, folder / f"{prefix}step-{scenario.step:g}.png")
+
+
 def _run(cases: Iterable[Case], arguments: argparse.Namespace) -> Results:
     listed = list(dict.fromkeys(cases))
-    number = 1 if arguments.quick else arguments.seeds
-    seeds = range(arguments.first_seed, arguments.first_seed + number)
+    seeds = _seeds(arguments)
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(f"{len(listed)} cases, {number} seed(s)", total=len(listed) * number)
+        bar = progress.add_task(f"{len(listed)} cases, {len(seeds)} seed(s)", total=len(listed) * len(seeds))
         return run_cases(listed, seeds, jobs=arguments.jobs, advance=lambda: progress.advance(bar))
+
+
+def _seeds(arguments: argparse.Namespace) -> range:
+    return range(arguments.first_seed, arguments.first_seed + (1 if arguments.quick else arguments.seeds))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adaptive", description=__doc__)
     parser.add_argument("--goals", action="store_true", help="judge the adaptive limiter against its goals")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="all comparisons, the goals and the real run, into docs/adaptive.md",
+    )
+    parser.add_argument("--update", action="store_true", help="put what is measured into docs/adaptive.md")
     parser.add_argument("--quick", action="store_true", help="one seed, and the first comparison only")
     names = [section.name for section in SECTIONS]
     parser.add_argument("--sections", nargs="+", choices=names, help="these comparisons only")

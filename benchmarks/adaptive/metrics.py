@@ -60,7 +60,7 @@ def summarise(trace: Trace, scenario: Scenario, name: str, start: float, end: fl
         goodput=accepted.total() / scenario.allowed(start, end),
         p50=_percentile(seconds, 0.5),
         p95=_percentile(seconds, 0.95),
-        jain=_jain([accepted[number] for number in range(scenario.processes)]),
+        jain=jain_index([accepted[number] for number in range(scenario.processes)]),
     )
 
 
@@ -114,6 +114,7 @@ def _percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
 
 
-def _jain(shares: Sequence[int]) -> float | None:
+def jain_index(shares: Sequence[int]) -> float | None:
+    """1.0 where all got the same, 1/n where one got all; None where nobody got anything."""
     squares = sum(share * share for share in shares)
     return sum(shares) ** 2 / (len(shares) * squares) if squares else None

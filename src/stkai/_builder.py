@@ -10,7 +10,7 @@ metered.
 import math
 from collections.abc import Callable, Iterable
 from copy import copy
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import httpx
 
@@ -18,6 +18,7 @@ from ._client import AsyncHttpClient, HttpClient
 from ._clock import Clock
 from ._errors import ConfigurationError
 from ._events import Listener
+from ._families import AsyncTransport, AsyncWire, SyncWire, Transport, alike
 from ._options import UNSET
 from ._settings import STKAI
 from .transports._auth import BearerAuth
@@ -101,13 +102,13 @@ class StackBuilder:
             raise ConfigurationError(msg)
         return names.index(name)
 
-    def build(self, wire: httpx.BaseTransport | None = None) -> httpx.BaseTransport:
+    def build(self, wire: SyncWire | None = None) -> Transport:
         """The stack around a sync wire; by default one that honours proxies, and `STKAI_HTTP_*`.
 
         Raises:
             ConfigurationError: the wire is async, or no transport at all, or StackSpot CLI was to sign.
         """
-        transport = self._make_wire() if wire is None else wire
+        transport: Any = self._make_wire() if wire is None else wire
         _require(transport, httpx.BaseTransport, "the wire", "httpx.HTTPTransport(), or call build_async()")
         if self._parts is not None:
             self._parts.check_signed(transport, self.layers)
@@ -116,15 +117,15 @@ class StackBuilder:
             _require(
                 transport, httpx.BaseTransport, f"what the layer {layer.name!r} makes", "a LayerTransport"
             )
-        return transport
+        return cast(Transport, transport)
 
-    def build_async(self, wire: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncBaseTransport:
+    def build_async(self, wire: AsyncWire | None = None) -> AsyncTransport:
         """The stack around an async wire; by default one that honours proxies, and `STKAI_HTTP_*`.
 
         Raises:
             ConfigurationError: the wire is sync, or no transport at all, or StackSpot CLI was to sign.
         """
-        transport = self._make_async_wire() if wire is None else wire
+        transport: Any = self._make_async_wire() if wire is None else wire
         _require(
             transport, httpx.AsyncBaseTransport, "the wire", "httpx.AsyncHTTPTransport(), or call build()"
         )
@@ -138,17 +139,17 @@ class StackBuilder:
                 f"what the layer {layer.name!r} makes",
                 "an AsyncLayerTransport",
             )
-        return transport
+        return cast(AsyncTransport, transport)
 
     def _make_wire(self) -> httpx.BaseTransport:
-        from ._wire import default_wire
+        from ._wire_by_family import WireByFamily
 
-        return default_wire() if self._parts is None else self._parts.make_wire()
+        return WireByFamily() if self._parts is None else self._parts.make_wire()
 
     def _make_async_wire(self) -> httpx.AsyncBaseTransport:
-        from ._wire import default_async_wire
+        from ._wire_by_family import AsyncWireByFamily
 
-        return default_async_wire() if self._parts is None else self._parts.make_async_wire()
+        return AsyncWireByFamily() if self._parts is None else self._parts.make_async_wire()
 
     def __str__(self) -> str:
         return " > ".join([*(layer.name for layer in self.layers), "wire"])
@@ -186,7 +187,7 @@ def _checked(given: Iterable[Layer]) -> tuple[Layer, ...]:
 
 
 def _require(transport: object, kind: type, what: str, example: str) -> None:
-    if not isinstance(transport, kind):
+    if not isinstance(transport, alike(kind)):
         msg = f"{what} must be an httpx.{kind.__name__}, such as {example}; not {transport!r}"
         raise ConfigurationError(msg)
 
@@ -196,12 +197,12 @@ def build_transport(
     auth: "Auth" = "auto",
     rate_limit: "RateLimit" = UNSET,
     retry: "Retry" = UNSET,
-    transport: httpx.BaseTransport | None = None,
+    transport: SyncWire | None = None,
     listener: Listener | None = None,
     clock: Clock | None = None,
     random: Callable[[], float] | None = None,
-) -> httpx.BaseTransport:
-    """The standard stack as one transport, to put into an `httpx.Client` or into its `mounts`.
+) -> Transport:
+    """The standard stack as one transport, to put into an `httpx.Client` or `httpx2.Client`, or into its `mounts`.
 
     Args:
         auth: a provider, `BearerAuth`, None, or "auto": StackSpot CLI where it is installed and no other wire is
@@ -209,7 +210,8 @@ def build_transport(
         rate_limit: "token_bucket" or "adaptive" with the numbers of the settings, a `RateLimitConfig`, a policy object
             to share, or None. Not given: as the settings say.
         retry: a policy, or None. Not given: as the settings say.
-        transport: the wire; by default one that honours proxies, and verification and limits of the settings.
+        transport: the wire; by default one of the package of each request, httpx or httpx2, that honours proxies, and
+            verification and limits of the settings.
         listener: called with every event of the stack.
         clock: where the stack gets its time from.
         random: draws numbers in [0, 1), for jitter.
@@ -232,12 +234,12 @@ def build_async_transport(
     auth: "Auth" = "auto",
     rate_limit: "RateLimit" = UNSET,
     retry: "Retry" = UNSET,
-    transport: httpx.AsyncBaseTransport | None = None,
+    transport: AsyncWire | None = None,
     listener: Listener | None = None,
     clock: Clock | None = None,
     random: Callable[[], float] | None = None,
-) -> httpx.AsyncBaseTransport:
-    """Like `build_transport`, for `httpx.AsyncClient`, on asyncio and trio; StackSpot CLI does not count here."""
+) -> AsyncTransport:
+    """Like `build_transport`, for the async clients, on asyncio and trio; StackSpot CLI does not count here."""
     from ._standard import Parts
 
     parts = Parts.choose(
@@ -252,7 +254,7 @@ def build_client(
     auth: "Auth" = "auto",
     rate_limit: "RateLimit" = UNSET,
     retry: "Retry" = UNSET,
-    transport: httpx.BaseTransport | None = None,
+    transport: SyncWire | None = None,
     listener: Listener | None = None,
     clock: Clock | None = None,
     random: Callable[[], float] | None = None,
@@ -276,7 +278,7 @@ def build_async_client(
     auth: "Auth" = "auto",
     rate_limit: "RateLimit" = UNSET,
     retry: "Retry" = UNSET,
-    transport: httpx.AsyncBaseTransport | None = None,
+    transport: AsyncWire | None = None,
     listener: Listener | None = None,
     clock: Clock | None = None,
     random: Callable[[], float] | None = None,

@@ -12,6 +12,7 @@ import httpx
 
 from ._errors import ConfigurationError
 from ._exchange import Exchange, StreamedResponse
+from ._families import HTTPX, family_of_wire
 from ._options import UNSET, RequestOptions, Unset
 
 if TYPE_CHECKING:
@@ -42,9 +43,10 @@ class HttpClient:
         brings_its_own_verbs = type(self).post is not HttpClient.post
         if transport is None and brings_its_own_verbs:
             return
-        if not isinstance(transport, httpx.BaseTransport):
+        if not isinstance(transport, httpx.BaseTransport) or family_of_wire(transport) not in {None, HTTPX}:
             msg = (
-                f"HttpClient needs an httpx.BaseTransport, such as stkai.build_transport(), not {transport!r}"
+                "HttpClient needs an httpx.BaseTransport on a wire of httpx, such as stkai.build_transport(),"
+                f" not {transport!r}"
             )
             raise ConfigurationError(msg)
         self._transport = transport
@@ -175,8 +177,14 @@ class AsyncHttpClient:
     """
 
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
-        if not isinstance(transport, httpx.AsyncBaseTransport):
-            msg = f"AsyncHttpClient needs an httpx.AsyncBaseTransport (build_async_transport()), not {transport!r}"
+        if not isinstance(transport, httpx.AsyncBaseTransport) or family_of_wire(transport) not in {
+            None,
+            HTTPX,
+        }:
+            msg = (
+                "AsyncHttpClient needs an httpx.AsyncBaseTransport on a wire of httpx, such as"
+                f" stkai.build_async_transport(), not {transport!r}"
+            )
             raise ConfigurationError(msg)
         self._transport = transport
 

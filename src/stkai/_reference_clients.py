@@ -15,6 +15,7 @@ from ._builder import StackBuilder
 from ._client import Headers, HttpClient
 from ._errors import ConfigurationError, InvalidArgumentError, ServerSideRateLimitError
 from ._exchange import check_url
+from ._forks import after_fork
 from ._options import RequestOptions
 from ._settings import STKAI
 from ._standard import Parts
@@ -65,6 +66,10 @@ class EnvironmentAwareHttpClient(HttpClient):
     """
 
     def __init__(self) -> None:
+        self._renew_lock()
+        after_fork(self, EnvironmentAwareHttpClient._renew_lock)
+
+    def _renew_lock(self) -> None:
         self._lock = threading.Lock()
 
     @property

@@ -13,6 +13,7 @@ import httpx
 from ._clock import Clock
 from ._errors import ConfigurationError, InvalidArgumentError, MaxRetriesExceededError, RetryableError
 from ._events import logger
+from ._families import alike
 from .transports._base import Context
 from .transports._retry_policy import Failure, RetryPolicy
 
@@ -111,12 +112,12 @@ class Retrying:
 
     def failure_of(self, error: Exception) -> Failure | None:
         """What an error says about another attempt; None where it is final."""
-        if isinstance(error, self.skip_retry_on_exceptions):
+        if isinstance(error, alike(*self.skip_retry_on_exceptions)):
             return None
         failure = self.policy.failure_of(None, error, self._context.clock.utcnow())
-        if isinstance(error, (httpx.HTTPStatusError, RetryableError)):
+        if isinstance(error, alike(httpx.HTTPStatusError, RetryableError)):
             return failure
-        if not isinstance(error, self.retry_on_exceptions):
+        if not isinstance(error, alike(*self.retry_on_exceptions)):
             return None
         return failure or Failure(f"{type(error).__name__}: {error}".removesuffix(": "), acted=True)
 

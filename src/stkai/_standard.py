@@ -103,9 +103,9 @@ class Parts:
 
     def make_wire(self) -> httpx.BaseTransport:
         """A sync wire: StackSpot CLI, if that signs, or the default one."""
-        from ._wire import default_wire
+        from ._wire_by_family import WireByFamily
 
-        return StkCLITransport() if self.by_cli else default_wire(self.settings.http)
+        return StkCLITransport() if self.by_cli else WireByFamily(self.settings.http)
 
     def make_async_wire(self) -> httpx.AsyncBaseTransport:
         """An async wire.
@@ -113,11 +113,11 @@ class Parts:
         Raises:
             ConfigurationError: StackSpot CLI was to sign.
         """
-        from ._wire import default_async_wire
+        from ._wire_by_family import AsyncWireByFamily
 
         if self.by_cli:
             raise ConfigurationError(CLI_CANNOT)
-        return default_async_wire(self.settings.http)
+        return AsyncWireByFamily(self.settings.http)
 
     def check_signed(self, wire: object, layers: Iterable[Layer]) -> None:
         """Refuse a wire that does not sign, where there is no layer that would.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 
 from ._errors import ConfigurationError
+from ._families import HTTPX, Family, alike, family_of_wire
 from ._forks import after_fork
 from ._proxies import ProxyMap
 from ._settings import STKAI
@@ -19,25 +20,27 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def default_wire(config: "HttpConfig | None" = None) -> httpx.BaseTransport:
+def default_wire(config: "HttpConfig | None" = None, family: Family = HTTPX) -> httpx.BaseTransport:
     """A sync wire with verification, limits, HTTP/2 and proxies as `config` says; by default, `STKAI.config.http`.
 
     Raises:
         ConfigurationError: the proxy or the certificates cannot be used, or a package is missing.
     """
     config = config or STKAI.config.http
-    options, proxies = _options(config), _proxies(config)
-    direct = _make(httpx.HTTPTransport, options)
-    proxied = _through(proxies, httpx.HTTPTransport, options)
+    options, proxies = _options(config, family), _proxies(config)
+    direct = _make(family.HTTPTransport, options)
+    proxied = _through(proxies, family.HTTPTransport, options)
     return ProxyRouter(direct, proxied, proxies) if proxied else direct
 
 
-def default_async_wire(config: "HttpConfig | None" = None) -> httpx.AsyncBaseTransport:
+def default_async_wire(
+    config: "HttpConfig | None" = None, family: Family = HTTPX
+) -> httpx.AsyncBaseTransport:
     """The same for the async world."""
     config = config or STKAI.config.http
-    options, proxies = _options(config), _proxies(config)
-    direct = _make(httpx.AsyncHTTPTransport, options)
-    proxied = _through(proxies, httpx.AsyncHTTPTransport, options)
+    options, proxies = _options(config, family), _proxies(config)
+    direct = _make(family.AsyncHTTPTransport, options)
+    proxied = _through(proxies, family.AsyncHTTPTransport, options)
     return AsyncProxyRouter(direct, proxied, proxies) if proxied else direct
 
 
@@ -50,12 +53,12 @@ def _make(kind: type[T], options: dict[str, Any]) -> T:
     return after_fork(kind(**options), start_anew)
 
 
-def _options(config: "HttpConfig") -> dict[str, Any]:
+def _options(config: "HttpConfig", family: Family) -> dict[str, Any]:
     """The keywords of httpx's transports, for direct and proxied ones alike."""
     if config.http2 and find_spec("h2") is None:
         msg = 'HTTP/2 (STKAI_HTTP_HTTP2) needs a package that is not installed: pip install "stkai[http2]"'
         raise ConfigurationError(msg)
-    limits = httpx.Limits(
+    limits = family.Limits(
         max_connections=config.max_connections,
         max_keepalive_connections=config.max_keepalive_connections,
         keepalive_expiry=config.keepalive_expiry,
@@ -88,7 +91,7 @@ def _through(proxies: ProxyMap, kind: type[T], options: dict[str, Any]) -> dict[
     """A transport for each proxy, by its URL."""
     try:
         return {url: _make(kind, {"proxy": url, **options}) for url in proxies.urls}
-    except (httpx.InvalidURL, ValueError, ImportError) as error:
+    except alike(httpx.InvalidURL, ValueError, ImportError) as error:
         # The proxy's URL is not named whole: it may hold a password.
         msg = f"a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) cannot be used: {error}"
         raise ConfigurationError(msg) from error
@@ -101,6 +104,7 @@ class ProxyRouter(httpx.BaseTransport):
         self, direct: httpx.BaseTransport, proxied: Mapping[str, httpx.BaseTransport], proxies: ProxyMap
     ) -> None:
         self._direct, self._proxied, self._proxies = direct, proxied, proxies
+        self.family = family_of_wire(direct)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         proxy = self._proxies.proxy_for(request.url)
@@ -122,6 +126,7 @@ class AsyncProxyRouter(httpx.AsyncBaseTransport):
         proxies: ProxyMap,
     ) -> None:
         self._direct, self._proxied, self._proxies = direct, proxied, proxies
+        self.family = family_of_wire(direct)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         proxy = self._proxies.proxy_for(request.url)

@@ -1,7 +1,10 @@
 """What the tests of this folder put together: clients over real sockets or over a script, and what is left of them."""
 
+import time
+from collections.abc import Callable
 from typing import Any
 
+import anyio.lowlevel
 import httpx
 
 import stkai
@@ -41,3 +44,11 @@ def provider_of(server: QuotaServer, **options: Any) -> stkai.ClientCredentialsA
 def busy_connections(wire: Any) -> list[str]:
     """The connections of one of httpx's transports that somebody still holds; httpx itself does not tell."""
     return [str(connection) for connection in wire._pool.connections if not connection.is_idle()]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the other tasks run until something is so."""
+    end = time.monotonic() + 30.0
+    while not condition():
+        assert time.monotonic() < end, "it never came to be"
+        await anyio.lowlevel.checkpoint()

@@ -15,6 +15,7 @@ from stkai import AimdLimiter, RetryPolicy
 from stkai.testing import Answer, FakeClock, HangUp, Normal, QuotaServer, Reset
 
 from ..world import World
+from .hostile import hostile
 from .stacks import NO_DELAY, busy_connections, client_of, transport_of, wire_of
 
 MANY_BYTES = b"x" * 100_000
@@ -289,6 +290,27 @@ def test_under_the_adaptive_limiter_nobody_comes_back_before_the_instant_that_a_
         first, again, other = (record.time for record in server.requests)
         assert first + asked <= again <= other
         client.close()
+
+
+@pytest.mark.parametrize("deadline", [None, 60.0])
+async def test_a_refusal_whose_body_breaks_off_has_said_in_its_head_how_long_to_wait(
+    world: World, deadline: float | None
+) -> None:
+    answers = iter(
+        [
+            b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 20\r\nContent-Length: 100\r\n\r\nnot all",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole",
+        ]
+    )
+    clock = FakeClock()
+    policy = RetryPolicy(retry_unknown=False)
+    client = client_of(world, retry=policy, transport=wire_of(world), clock=clock)
+    with hostile(lambda connection, _: connection.sendall(next(answers))) as url:
+        response = await world.call(client.post, url, deadline=deadline)
+        assert (response.status_code, response.text) == (200, "whole")
+        assert len(clock.sleeps) == 1
+        assert clock.sleeps[0] >= 20.0
+        await world.close(client)
 
 
 @by_status

@@ -18,7 +18,7 @@ from stkai.testing import FakeClock, QuotaServer
 
 from ..wire import Wire
 from ..world import World
-from .stacks import busy_connections, client_of, provider_of, wire_of
+from .stacks import busy_connections, client_of, provider_of, until, wire_of
 
 URL = "https://api.example.com/v1"
 
@@ -88,15 +88,6 @@ def test_permits_of_those_who_are_cancelled_go_to_those_who_come(event_loop: Wor
     assert policy.waiting == 0
     gaps = [number * 0.1 for number in range(1, 21)]
     assert arrivals.instants[burst:] == pytest.approx(gaps), "no permit is lost, and none is used twice"
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the other tasks run until something is so."""
-    for _ in range(10_000):
-        if condition():
-            return
-        await anyio.lowlevel.checkpoint()
-    pytest.fail("it never came to be")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt(), SystemExit(1)], ids=repr)

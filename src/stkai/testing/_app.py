@@ -16,7 +16,7 @@ from ._faults import Answer, Edit, Fault, Faults, Hang, Reset
 from ._gate import http_date
 from ._records import RequestLog, RequestRecord
 from ._reply import Reply
-from ._service import API, Service
+from ._service import APIS, Service
 
 _SETTLE = 0.01  # seconds before a reset, so that the client has taken in the bytes that came before it
 _SHUTDOWN = 0.05  # seconds that requests under way may still take when the server closes
@@ -57,7 +57,7 @@ class App:
         if isinstance(fault, Hang):
             await asyncio.sleep(fault.seconds)
         reply = self._reply(record, fault)
-        if record.path.startswith(API):
+        if record.path.startswith(APIS):
             low, high = self.latency
             await asyncio.sleep(low + (high - low) * uniform())
         if isinstance(fault, Reset) and fault.at == "headers":

@@ -24,13 +24,15 @@ Kind = Literal["fixed", "sliding", "bucket"]
 
 
 class QuotaServer(FaultMethods):
-    """One quota, a token endpoint, quick commands and agents, in a thread of this process.
+    """One quota, a token endpoint, quick commands, agents and models, in a thread of this process.
 
         with QuotaServer(max_requests=10, time_window=1.0) as server:
             client.post(server.create_url(), json={"input_data": "hello"})
 
-    Any number of clients in any number of processes may use it. It counts POSTs to quick commands and agents; polls
-    and refused requests use no quota.
+    Any number of clients in any number of processes may use it. It counts POSTs to quick commands, agents and models;
+    polls and refused requests use no quota. The SDKs of OpenAI, Anthropic, Mistral, Groq, Together and Cohere find
+    their chats here, streamed or not: `/v1/chat/completions`, `/v1/messages`, `/openai/v1/chat/completions` and
+    `/v2/chat`; the model repeats the last message.
 
     Args:
         max_requests: the quota; None for no limit.

@@ -9,11 +9,15 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from .._clock import unique_key
+from . import _chats
 from ._gate import Gate
 from ._records import RequestRecord
 from ._reply import Reply, error_reply, json_reply
 
 API = "/v1"
+APIS = (API, "/v2", "/openai/v1")
+"""Where tokens and latency count; the others are those of Cohere and Groq."""
+
 TOKEN_PATH = "/oidc/oauth/token"  # noqa: S105
 
 Handler = Callable[[RequestRecord, str, float], Reply]
@@ -57,6 +61,14 @@ class Service:
             ),
             ("GET", re.compile(API + "/quick-commands/callback/([^/]+)"), False, self._poll),
             ("POST", re.compile(API + "/agent/([^/]+)/chat"), True, self._chat),
+            (
+                "POST",
+                re.compile("(?:/openai)?" + API + "/chat/completions()"),
+                True,
+                self._of(_chats.completion),
+            ),
+            ("POST", re.compile(API + "/messages()"), True, self._of(_chats.message)),
+            ("POST", re.compile("/v2/chat()"), True, self._of(_chats.chat)),
             ("", re.compile("/echo()"), False, _echo),
             ("", re.compile("/status/([0-9]+)"), False, _status),
         )
@@ -67,7 +79,7 @@ class Service:
 
     def answer(self, request: RequestRecord, now: float, utcnow: datetime) -> Reply:
         """Answer a request; `now` never goes back."""
-        if request.path.startswith(API) and not self._is_authorized(request, now):
+        if request.path.startswith(APIS) and not self._is_authorized(request, now):
             challenge = (("www-authenticate", 'Bearer realm="stkai.testing", error="invalid_token"'),)
             return error_reply(
                 401, "invalid_token", "the access token is missing, expired or revoked", challenge
@@ -101,6 +113,9 @@ class Service:
         self._tokens[token] = now + self.token_lifetime
         content = {"access_token": token, "token_type": "Bearer", "expires_in": self.token_lifetime}
         return json_reply(content, headers=(("cache-control", "no-store"),))
+
+    def _of(self, reply: Callable[[dict[str, Any], float], Reply]) -> Handler:
+        return lambda request, *_: reply(_json(request), self.stream_interval)
 
     def _create_execution(self, request: RequestRecord, slug: str, _: float) -> Reply:
         execution_id = unique_key()

@@ -11,18 +11,20 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import httpx
 
 from .._errors import ConfigurationError
 from .._events import RateChanged
+from ._aimd_laws import HISTORY, Law, Past, PlainLaw, TunedLaw
 from ._base import Call, Layer
 from ._limiter import AsyncLimiterTransport, LimiterTransport
+from ._rate_limit_headers import Reading, read_rate_limit
 from ._retry_after import retry_after
 from ._tickets import TicketQueue
+from ._window import WindowGuide
 
-_START = 0.1
+_START = 0.2
 """The share of the ceiling with which the tuned law starts."""
 
 _START_BURST = 3.0
@@ -34,60 +36,6 @@ _SPREAD = 0.1
 """Each gap varies by that much, up and down: without it one sender can lock the others out of a bucket server."""
 
 _TOO_MANY_REQUESTS = 429
-
-
-class Law(Protocol):
-    """How a rate moves. Rates are requests per second, `ceiling` is the whole quota's."""
-
-    def grown(self, rate: float, quiet: float, seconds: float) -> float:
-        """The rate after `seconds` more of holding back, `quiet` seconds after the last cut."""
-        ...
-
-    def cut(self, rate: float, goodput: float, held: float) -> float:
-        """The rate after a refusal; `goodput` is that of the last window, `held` the share of it spent waiting."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class TunedLaw:
-    """The law that shares a quota best by measurement; the constants are explained in the documentation."""
-
-    ceiling: float
-    window: float
-    slope: float = 0.002
-    patience: float = 90.0
-
-    def grown(self, rate: float, quiet: float, seconds: float) -> float:
-        # The integral of slope * ceiling / window * (1 + (t / patience)^3) over the seconds.
-        end = quiet + seconds
-        cubic = (end**4 - quiet**4) / (4 * self.patience**3)
-        return rate + self.slope * self.ceiling / self.window * (seconds + cubic)
-
-    def cut(self, rate: float, goodput: float, held: float) -> float:
-        alone = goodput >= 0.9 * self.ceiling
-        new = rate * (0.96 if alone else 0.88)
-        if goodput < 0.9 * rate:
-            # The goodput of the last window is this sender's share of a quota that is used up.
-            new = min(new, goodput)
-        if held < 0.85:
-            new = max(new, min(2 * goodput, 0.4 * self.ceiling))
-        return new
-
-
-@dataclass(frozen=True, slots=True)
-class PlainLaw:
-    """Textbook AIMD: lose `penalty_factor` of the rate per event, regain `recovery_factor` of the quota per window."""
-
-    ceiling: float
-    window: float
-    penalty_factor: float
-    recovery_factor: float
-
-    def grown(self, rate: float, quiet: float, seconds: float) -> float:
-        return rate + self.recovery_factor * self.ceiling * seconds / self.window
-
-    def cut(self, rate: float, goodput: float, held: float) -> float:
-        return rate * (1 - self.penalty_factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,50 +93,76 @@ class AimdLimiter(TicketQueue):
         self._quiet = 0.0
         self._held = 1.0
         self._successes: deque[float] = deque()
+        self._began = math.inf
         self._cut_at = -math.inf
         self._answered = True
         self._row = 0
+        self._guide = WindowGuide(self.ceiling, self.floor)
+        # Plain AIMD is what was asked for, where it was.
+        self._guide.listening = self._cold
 
-    def succeeded(self, now: float, sent: float) -> RateChange | None:
-        """The server accepted a request that was sent at `sent`."""
+    @property
+    def listening(self) -> bool:
+        """Whether it is of any use to read what the server says of its quota in headers."""
+        return self._guide.listening
+
+    def succeeded(self, now: float, sent: float, reading: Reading | None = None) -> RateChange | None:
+        """The server accepted a request that was sent at `sent`, and said `reading` of its quota."""
         with self._lock:
+            if reading is not None:
+                self._hear(reading, now, sent)
+            self._began = min(self._began, sent)
             self._successes.append(now)
-            if self._successes[0] <= now - self.time_window:
+            if self._successes[0] <= now - HISTORY * self.time_window:
                 self._forget_old(now)
             if sent > self._cut_at:
                 self._answered = True
                 self._row = 0
-            return self._report("no refusal since") if self._rate > 1.1 * self._reported else None
+            if self._guide.in_force:
+                moved = abs(self._guide.base - self._reported) > 0.1 * self._reported
+                return self._report("rate limit headers", self._guide.base) if moved else None
+            return self._report("no refusal since", self._rate) if self._rate > 1.1 * self._reported else None
 
     def refused(
-        self, now: float, sent: float, asked: float | None = None, chance: float = 0.5
+        self,
+        now: float,
+        sent: float,
+        asked: float | None = None,
+        chance: float = 0.5,
+        reading: Reading | None = None,
     ) -> RateChange | None:
         """The server answered 429 to a request that was sent at `sent`, asking for `asked` seconds of silence.
 
         Everybody pauses. The rate is cut once per congestion event: a refusal of a request that was sent before the
-        last cut says nothing about the rate that is in force now.
+        last cut says nothing about the rate that is in force now. A window that is known to be used up is none: the
+        rate of its next run is found from how it went.
         """
         with self._lock:
             self._advance(now)
             self._forget_old(now)
+            self._began = min(self._began, sent)
             fresh = sent > self._cut_at
             if fresh:
                 self._row += 1
-            if fresh and self._answered:
+            explained = self._hear(reading, now, sent, refused=True)
+            if fresh and self._answered and not explained:
                 self._cut(now)
             seconds = 1.0 if asked is None else asked
             backed_off = max(seconds, min(seconds * 2.0 ** (min(self._row, 32) - 1), self.time_window))
             jitter = chance * min(1 / self._rate, seconds / 2 + 1.0)
             self._paused_until = max(self._paused_until, now + backed_off + jitter)
-            return self._report("429 Too Many Requests") if self._rate < self._reported else None
+            if explained or self._rate >= self._reported:
+                return None
+            return self._report("429 Too Many Requests", self._rate)
 
     def nap(self, wait: float) -> float:
         """Sleep half of a long wait, then ask again: the rate may have grown."""
         return min(wait, max(1.0, wait / 2))
 
     def _cut(self, now: float) -> None:
-        goodput = len(self._successes) / self.time_window
-        self._set_rate(max(self.floor, self.law.cut(self._rate, goodput, self._held)))
+        seconds = min(now - self._began, HISTORY * self.time_window)
+        past = Past(len(self._successes), seconds, self._held, self._cold)
+        self._set_rate(max(self.floor, self.law.cut(self._rate, past)))
         self._cold = False
         self._cut_at = now
         self._answered = False
@@ -198,21 +172,35 @@ class AimdLimiter(TicketQueue):
         self._rate = rate
         self._burst = max(1.0, _BURST_SECONDS * rate)
 
-    def _report(self, reason: str) -> RateChange:
-        change = RateChange(self._reported, self._rate, reason)
-        self._reported = self._rate
+    def _hear(self, reading: Reading | None, now: float, sent: float, *, refused: bool = False) -> bool:
+        """Whether it is a refusal that the headers explain."""
+        self._advance(now)
+        guide, followed = self._guide, self._guide.in_force
+        explained = guide.hear(reading, now, sent, self._rate, refused=refused)
+        if followed or guide.in_force:
+            self._cold = False
+            self._set_rate(guide.rate)
+            self._paused_until = max(self._paused_until, guide.paused_until)
+        return explained
+
+    def _report(self, reason: str, rate: float) -> RateChange:
+        change = RateChange(self._reported, rate, reason)
+        self._reported = rate
         return change
 
     def _forget_old(self, now: float) -> None:
-        while self._successes and self._successes[0] <= now - self.time_window:
+        while self._successes and self._successes[0] <= now - HISTORY * self.time_window:
             self._successes.popleft()
 
     def _release(self, seconds: float, unpaused: float) -> float:
         fading = math.exp(-seconds / self.time_window)
+        self._held = 1 - (1 - self._held) * fading if self._queue else self._held * fading
+        if self._guide.in_force:
+            released = self._guide.release(self._at - unpaused, self._at)
+            self._set_rate(self._guide.rate)
+            return released
         if not self._queue:
-            self._held *= fading
             return self._rate * unpaused
-        self._held = 1 - (1 - self._held) * fading
         return self._doubled(unpaused) if self._cold else self._grown(unpaused)
 
     def _doubled(self, seconds: float) -> float:
@@ -230,6 +218,8 @@ class AimdLimiter(TicketQueue):
         return (before + self._rate) / 2 * seconds
 
     def _time_for(self, permits: float) -> float:
+        if self._guide.in_force:
+            return self._guide.time_for(permits, max(self._at, self._paused_until))
         if not self._cold or self._rate >= self.ceiling:
             return permits / self._rate
         # The rate doubles on the way; the rest is at the ceiling.
@@ -256,13 +246,15 @@ def _learn(
 ) -> None:
     """Tell the policy what the server said, and the caller's retry who keeps the wait."""
     policy, context = layer.policy, layer.context
-    now = context.clock.monotonic()
+    now, reading = context.clock.monotonic(), None
+    if policy.listening:
+        reading = read_rate_limit(response.headers, context.clock.utcnow(), policy.time_window)
     call.paced = response.status_code == _TOO_MANY_REQUESTS
     if call.paced:
         asked = retry_after(response.headers, context.clock.utcnow())
-        change = policy.refused(now, sent, asked, context.random())
+        change = policy.refused(now, sent, asked, context.random(), reading)
     else:
-        change = policy.succeeded(now, sent)
+        change = policy.succeeded(now, sent, reading)
     if change is not None:
         context.emit(RateChanged(old=change.old, new=change.new, reason=change.reason))
 

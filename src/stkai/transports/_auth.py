@@ -16,6 +16,7 @@ import httpx
 from .._auth import AuthProvider, is_sendable
 from .._errors import AuthenticationError, ConfigurationError, hide_frames
 from .._events import TokenRenewed
+from .._families import alike
 from .._origin import Origin, is_private, origin_of, parse_origin, show_origin
 from .._renewal import TaskRenewals, get_token
 from ._base import AsyncLayerTransport, Call, Context, Layer, LayerTransport, can_resend, copy_request
@@ -127,7 +128,7 @@ class BearerAuth:
                 ' spaces or line breaks, and without "Bearer"'
             )
             raise AuthenticationError(msg)
-        headers = httpx.Headers(request.headers)
+        headers = request.headers.copy()
         headers["Authorization"] = token.header
         return copy_request(request, headers=headers)
 
@@ -170,7 +171,7 @@ class AuthTransport(LayerTransport):
     def _send(self, request: httpx.Request, call: Call, token: Token) -> httpx.Response:
         try:
             response = self.forward(self.policy.sign(request, token), call)
-        except httpx.RequestError as error:
+        except alike(httpx.RequestError) as error:
             hide_frames(error)
             raise
         response.request = request
@@ -241,7 +242,7 @@ class AsyncAuthTransport(AsyncLayerTransport):
     async def _send(self, request: httpx.Request, call: Call, token: Token) -> httpx.Response:
         try:
             response = await self.forward(self.policy.sign(request, token), call)
-        except httpx.RequestError as error:
+        except alike(httpx.RequestError) as error:
             hide_frames(error)
             raise
         response.request = request

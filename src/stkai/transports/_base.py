@@ -10,6 +10,7 @@ import httpx
 from .._clock import Clock, SystemClock, uniform
 from .._errors import ConfigurationError
 from .._events import Event, Listener, log_event, logger
+from .._families import Family, adopt, alike, family_of_wire
 from ._call import CALL, OPTIONS, Call, can_resend, copy_request
 from ._in_time import asend_in_time, send_in_time
 
@@ -58,10 +59,11 @@ class LayerTransport(httpx.BaseTransport):
     name = "layer"
 
     def __init__(self, inner: httpx.BaseTransport, *, context: Context | None = None) -> None:
-        if not isinstance(inner, httpx.BaseTransport):
+        if not isinstance(inner, alike(httpx.BaseTransport)):
             msg = f"{type(self).__name__} needs an httpx.BaseTransport inside, not {_describe(inner)}"
             raise ConfigurationError(msg)
         self.inner = inner
+        self.family = family_of_wire(inner)
         self.context = context or Context()
 
     def __str__(self) -> str:
@@ -85,13 +87,15 @@ class LayerTransport(httpx.BaseTransport):
         call = request.extensions.get(CALL)
         if call is not None:
             return self.handle_call(request, call)
+        _check_family(request, self.family)
         clock = self.context.clock
         call = Call.start(request, clock.monotonic())
         try:
             inner = copy_request(request, extensions={**request.extensions, CALL: call})
             response = self.handle_call(inner, call)
-        except httpx.RequestError as error:
+        except alike(httpx.RequestError) as error:
             error.request = request
+            adopt(error, request)
             raise
         call.finish(response, clock.monotonic())
         return response
@@ -122,10 +126,11 @@ class AsyncLayerTransport(httpx.AsyncBaseTransport):
     name = "layer"
 
     def __init__(self, inner: httpx.AsyncBaseTransport, *, context: Context | None = None) -> None:
-        if not isinstance(inner, httpx.AsyncBaseTransport):
+        if not isinstance(inner, alike(httpx.AsyncBaseTransport)):
             msg = f"{type(self).__name__} needs an httpx.AsyncBaseTransport inside, not {_describe(inner)}"
             raise ConfigurationError(msg)
         self.inner = inner
+        self.family = family_of_wire(inner)
         self.context = context or Context()
 
     def __str__(self) -> str:
@@ -149,13 +154,15 @@ class AsyncLayerTransport(httpx.AsyncBaseTransport):
         call = request.extensions.get(CALL)
         if call is not None:
             return await self.handle_call(request, call)
+        _check_family(request, self.family)
         clock = self.context.clock
         call = Call.start(request, clock.monotonic())
         try:
             inner = copy_request(request, extensions={**request.extensions, CALL: call})
             response = await self.handle_call(inner, call)
-        except httpx.RequestError as error:
+        except alike(httpx.RequestError) as error:
             error.request = request
+            adopt(error, request)
             raise
         call.finish(response, clock.monotonic())
         return response
@@ -176,6 +183,17 @@ class AsyncLayerTransport(httpx.AsyncBaseTransport):
         await self.inner.__aexit__(exc_type, exc_value, traceback)
 
 
+def _check_family(request: httpx.Request, family: Family | None) -> None:
+    """Refuse a request that the wire could not read."""
+    if family is not None and not isinstance(request, family.Request):
+        name = family.__name__
+        msg = (
+            f"the stack stands on a wire of {name}, and the request is not one of {name}: build the stack on a wire of"
+            " the client's own package, or on none, as build_transport() does by default"
+        )
+        raise ConfigurationError(msg)
+
+
 def _chain(name: str, inner: object) -> str:
     """A stack in words, outermost first."""
     return f"{name} > {inner if isinstance(inner, LayerTransport | AsyncLayerTransport) else 'wire'}"
@@ -183,9 +201,9 @@ def _chain(name: str, inner: object) -> str:
 
 def _describe(inner: object) -> str:
     kind = type(inner).__name__
-    if isinstance(inner, httpx.AsyncBaseTransport):
+    if isinstance(inner, alike(httpx.AsyncBaseTransport)):
         return f"the async {kind}: build the async stack, or pass a sync wire such as httpx.HTTPTransport()"
-    if isinstance(inner, httpx.BaseTransport):
+    if isinstance(inner, alike(httpx.BaseTransport)):
         return (
             f"the sync {kind}: build the sync stack, or pass an async wire such as httpx.AsyncHTTPTransport()"
         )

@@ -6,6 +6,7 @@ from typing import Any, Final
 import httpx
 
 from .._errors import ConfigurationError, DeadlineExceededError
+from .._families import family_of
 from .._options import UNSET, CallRecord, RequestOptions
 
 OPTIONS: Final = "stkai"
@@ -27,10 +28,21 @@ class Call:
         buffered: the caller wants the whole body, so that retry reads it inside the attempt.
         extensions: those of the caller's own request, which travel on when it is redirected.
         paced: a limiter below keeps the wait before the next attempt; nobody else needs to.
+        broken: the response whose body broke off, if that is how the last attempt ended.
         ticket: a limiter's queue, and the call's number in it: another attempt comes back to that place.
     """
 
-    __slots__ = ("buffered", "deadline", "extensions", "options", "paced", "record", "started", "ticket")
+    __slots__ = (
+        "broken",
+        "buffered",
+        "deadline",
+        "extensions",
+        "options",
+        "paced",
+        "record",
+        "started",
+        "ticket",
+    )
 
     def __init__(
         self, options: RequestOptions, extensions: dict[str, Any], now: float, *, buffered: bool = False
@@ -44,6 +56,7 @@ class Call:
         self.buffered = buffered
         self.extensions = extensions
         self.paced = False
+        self.broken: httpx.Response | None = None
         self.ticket: tuple[object, int] | None = None
 
     @classmethod
@@ -112,4 +125,4 @@ def copy_request(
 
 def can_resend(request: httpx.Request) -> bool:
     """Whether the body can be sent a second time: only bytes can, a generator or a file may be used up."""
-    return isinstance(request.stream, httpx.ByteStream)
+    return isinstance(request.stream, family_of(request).ByteStream)

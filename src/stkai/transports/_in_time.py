@@ -11,6 +11,7 @@ from contextvars import copy_context
 import httpx
 
 from .._clock import Clock
+from .._families import alike, family_of
 from ._call import Call
 
 
@@ -32,7 +33,7 @@ def send_in_time(
         if not attempt.done.is_set():
             raise call.too_late()
         return attempt.take()
-    except httpx.TimeoutException as error:
+    except alike(httpx.TimeoutException) as error:
         call.check_deadline(clock.monotonic(), error)
         raise
     finally:
@@ -93,16 +94,19 @@ class _Attempt:
 
 def _load(response: httpx.Response, call: Call, clock: Clock) -> None:
     """Fetch the body as it travels; layers further out may still want to see it as a stream."""
-    body = response.stream
-    assert isinstance(body, httpx.SyncByteStream)
+    body, family = response.stream, family_of(response)
+    assert isinstance(body, family.SyncByteStream)
     chunks = []
     try:
         for chunk in body:
             call.check_deadline(clock.monotonic())
             chunks.append(chunk)
+    except BaseException:
+        call.broken = response
+        raise
     finally:
         body.close()
-    response.stream = httpx.ByteStream(b"".join(chunks))
+    response.stream = family.ByteStream(b"".join(chunks))
 
 
 async def asend_in_time(
@@ -119,7 +123,7 @@ async def asend_in_time(
             if call.buffered:
                 await _aload(response, call, clock)
             return response
-    except httpx.TimeoutException as error:
+    except alike(httpx.TimeoutException) as error:
         call.check_deadline(clock.monotonic(), error)
         raise
     raise call.too_late()
@@ -128,8 +132,8 @@ async def asend_in_time(
 async def _aload(response: httpx.Response, call: Call, clock: Clock) -> None:
     import anyio
 
-    body = response.stream
-    assert isinstance(body, httpx.AsyncByteStream)
+    body, family = response.stream, family_of(response)
+    assert isinstance(body, family.AsyncByteStream)
     stream, chunks, late = aiter(body), [], False
     try:
         async for chunk in stream:
@@ -139,9 +143,12 @@ async def _aload(response: httpx.Response, call: Call, clock: Clock) -> None:
             # strand the generators of the wire, of which trio warns.
             late = call.time_left(clock.monotonic()) <= 0
             chunks.append(chunk)
+    except BaseException:
+        call.broken = response
+        raise
     finally:
         with anyio.CancelScope(shield=True):
             if hasattr(stream, "aclose"):
                 await stream.aclose()
             await body.aclose()
-    response.stream = httpx.ByteStream(b"".join(chunks))
+    response.stream = family.ByteStream(b"".join(chunks))

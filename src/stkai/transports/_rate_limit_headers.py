@@ -79,10 +79,10 @@ _TRIPLES = (
 
 
 def _unnamed(headers: httpx.Headers, now: datetime, window: float) -> Iterator[Reading]:
-    """One quota, in three values."""
+    """One quota, in three values: in one header since draft 7, in three before and elsewhere."""
     limits = _members(headers, "ratelimit-policy")
     said = {member.key: member.value for member in _members(headers, "ratelimit")}
-    if "limit" in said:  # Draft 7: `RateLimit: limit=100, remaining=50, reset=30` and `RateLimit-Policy: 100;w=60`.
+    if "limit" in said:  # `RateLimit: limit=100, remaining=50, reset=30`, and `RateLimit-Policy: 100;w=60`.
         limit, remaining, reset = (said.get(key, "") for key in ("limit", "remaining", "reset"))
     else:
         names = next((names for names in _TRIPLES if all(name in headers for name in names)), None)
@@ -92,17 +92,22 @@ def _unnamed(headers: httpx.Headers, now: datetime, window: float) -> Iterator[R
         limits = _members(headers, names[0]) + limits
         limit = limits[0].value if limits else ""
         remaining, reset = (headers[name].strip() for name in names[1:])
-    windows = (_number(other.parameters.get("w")) for other in limits if _number(other.value) == _number(limit))
-    known = (seconds for seconds in windows if seconds > 0)
-    sent = parse_date(headers.get("date", "")) or now
-    reading = Reading("", _number(limit), _number(remaining), _seconds_until(reset, sent), next(known, window))
+    windows = (_number(other.parameters.get("w")) for other in limits if other.value == limit)
+    reading = Reading(
+        name="",
+        limit=_number(limit),
+        remaining=_number(remaining),
+        reset=_seconds_until(reset, headers, now),
+        window=next((seconds for seconds in windows if seconds > 0), window),
+    )
     if _makes_sense(reading):
         yield reading
 
 
 def _makes_sense(reading: Reading) -> bool:
-    # What is not a number compares as false.
-    return 0 < reading.limit and 0 <= reading.remaining <= reading.limit and 0 <= reading.reset and 0 < reading.window
+    # Whatever is not a number is not greater than one either.
+    _, limit, remaining, reset, window = reading
+    return limit > 0 and limit >= remaining >= 0 and reset >= 0 and window > 0
 
 
 class _Member(NamedTuple):
@@ -160,15 +165,16 @@ def _number(text: str | None) -> float:
     return float(text) if text is not None and _DIGITS.fullmatch(text) else math.nan
 
 
-def _seconds_until(text: str, sent: datetime) -> float:
-    """Read seconds, a duration such as `6m0s` or `20ms`, or an instant, in epoch seconds or as in RFC 3339; else nan."""
+def _seconds_until(text: str, headers: httpx.Headers, now: datetime) -> float:
+    """Seconds, a duration such as `6m0s` or `20ms`, an instant in epoch seconds or as in RFC 3339; nan of the rest."""
     number = _number(text)
-    if number >= _FIRST_INSTANT:
-        return max(0.0, number - sent.timestamp())
-    if not math.isnan(number):
+    if number < _FIRST_INSTANT:
         return number
     if _DURATION.fullmatch(text):
         return sum(float(amount) * _UNITS[unit] for amount, unit in _PART.findall(text))
+    sent = parse_date(headers.get("date", "")) or now
+    if number >= _FIRST_INSTANT:
+        return max(0.0, number - sent.timestamp())
     try:
         instant = datetime.fromisoformat(text)
     except ValueError:

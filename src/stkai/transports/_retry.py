@@ -13,6 +13,7 @@ import httpx
 from .._clock import unique_key
 from .._errors import ConfigurationError
 from .._events import RetryScheduled
+from .._families import alike
 from .._options import UNSET
 from ._base import AsyncLayerTransport, Call, Context, Layer, LayerTransport, can_resend, copy_request
 from ._retry_policy import RetryPolicy
@@ -47,7 +48,7 @@ def _begin(
     key = policy.idempotency_header
     if key is not None and key not in request.headers:
         headers = [*request.headers.raw, (key.encode(), unique_key().encode())]
-        request = copy_request(request, headers=httpx.Headers(headers))
+        request = copy_request(request, headers=type(request.headers)(headers))
     return policy if can_resend(request) else None, request
 
 
@@ -64,7 +65,7 @@ class _Loop:
     ) -> None:
         self.policy, self.context, self.call = policy, context, call
         self.first: httpx.Response | Exception | None = first
-        self.response = first if isinstance(first, httpx.Response) else None
+        self.response = None if isinstance(first, Exception) else first
         self._seconds = 0.0
 
     def take_first(self) -> httpx.Response | None:
@@ -75,6 +76,7 @@ class _Loop:
         if first is None:
             self.call.record.attempts += 1
             self.call.paced = False
+            self.call.broken = None
         return first
 
     def take_response(self) -> httpx.Response | None:
@@ -85,8 +87,11 @@ class _Loop:
     def goes_on(self, state: "tenacity.RetryCallState") -> bool:
         """Whether there is another attempt after the one in `state`, and after how long."""
         call, context = self.call, self.context
-        error = state.outcome.exception() if state.outcome else None
-        failure = self.policy.failure_of(self.response, error, context.clock.utcnow(), paced=call.paced)
+        response, error = self.response, state.outcome.exception() if state.outcome else None
+        if call.broken is not None and not self.policy.is_final(call.broken):
+            # Its head was there: what that says holds, whatever became of the body.
+            response, error = call.broken, None
+        failure = self.policy.failure_of(response, error, context.clock.utcnow(), paced=call.paced)
         if failure is None:
             return False
         left = call.time_left(context.clock.monotonic())
@@ -122,7 +127,7 @@ class RetryTransport(LayerTransport):
             return self._attempt(request, call)
         try:
             response = self._attempt(request, call)
-        except httpx.TransportError as error:
+        except alike(httpx.TransportError) as error:
             loop = _Loop(policy, self.context, call, error)
         else:
             if policy.is_final(response):
@@ -155,6 +160,7 @@ class RetryTransport(LayerTransport):
             try:
                 response.read()
             except BaseException:
+                call.broken = response
                 _discard(response)
                 raise
         return response
@@ -190,7 +196,7 @@ class AsyncRetryTransport(AsyncLayerTransport):
             return await self._attempt(request, call)
         try:
             response = await self._attempt(request, call)
-        except httpx.TransportError as error:
+        except alike(httpx.TransportError) as error:
             loop = _Loop(policy, self.context, call, error)
         else:
             if policy.is_final(response):
@@ -223,6 +229,7 @@ class AsyncRetryTransport(AsyncLayerTransport):
             try:
                 await response.aread()
             except BaseException:
+                call.broken = response
                 await _adiscard(response)
                 raise
         return response

@@ -37,6 +37,7 @@ def _read(value: str, sent: datetime) -> float | None:
 
 
 def parse_date(value: str) -> datetime | None:
+    """The instant of an HTTP-date (RFC 9110, section 5.6.7), or None of anything else."""
     if not value.isascii():  # The parser takes digits of any script.
         return None
     try:

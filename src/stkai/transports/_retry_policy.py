@@ -22,6 +22,7 @@ from .._errors import (
     ServerSideRateLimitError,
     TokenAcquisitionTimeoutError,
 )
+from .._families import alike
 from ._retry_after import retry_after
 
 # A proxy error comes before the tunnel stands, so that nothing has gone through it.
@@ -136,7 +137,7 @@ class RetryPolicy:
         paced: bool = False,
     ) -> Failure | None:
         """What an attempt's outcome, one of the two, says about another; None where it is final."""
-        if isinstance(error, httpx.HTTPStatusError):
+        if isinstance(error, alike(httpx.HTTPStatusError)):
             response = error.response
         elif error is not None:
             return _error_failure(error, now)
@@ -149,13 +150,13 @@ class RetryPolicy:
 
 def _error_failure(error: BaseException, now: datetime) -> Failure | None:
     cause = f"{type(error).__name__}: {error}".removesuffix(": ")
-    if isinstance(error, ServerSideRateLimitError) and isinstance(error.response, httpx.Response):
+    if isinstance(error, ServerSideRateLimitError) and isinstance(error.response, alike(httpx.Response)):
         return Failure(cause, acted=False, asked=retry_after(error.response.headers, now))
     if isinstance(error, TokenAcquisitionTimeoutError):
         return Failure(cause, acted=False, asked=error.retry_after, needed=error.required - error.waited)
-    if isinstance(error, (RetryableError, *_NOT_SENT)):
+    if isinstance(error, alike(RetryableError, *_NOT_SENT)):
         return Failure(cause, acted=False)
-    if isinstance(error, DeadlineExceededError) or not isinstance(error, _UNKNOWN):
+    if isinstance(error, DeadlineExceededError) or not isinstance(error, alike(*_UNKNOWN)):
         return None
     return Failure(cause, acted=True)
 

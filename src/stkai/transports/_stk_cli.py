@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 
 from .._errors import AuthenticationError, ConfigurationError
+from .._families import Family, adopt, family_of, of_family
 from ._base import CALL
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class StkCLITransport(httpx.BaseTransport):
         ConfigurationError: StackSpot CLI cannot be imported here.
     """
 
+    family = None
+
     def __init__(self) -> None:
         self._cli = _find_cli()
         if self._cli is None:
@@ -68,25 +71,32 @@ class StkCLITransport(httpx.BaseTransport):
             AuthenticationError: the CLI gave up, probably since nobody is logged in.
             httpx.TransportError: as any other wire would.
         """
+        try:
+            return self._handle(request, family_of(request))
+        except httpx.RequestError as error:
+            adopt(error, request)
+            raise
+
+    def _handle(self, request: httpx.Request, family: Family) -> httpx.Response:
         arguments = {
             "url": str(request.url),
             "timeout": request.extensions.get("timeout", {}).get("read"),
             "headers": _headers_of(request),
         }
         if request.method == "GET":
-            return self._send(self._cli.get_with_authorization, **arguments, use_cache=False)
+            return self._send(family, self._cli.get_with_authorization, **arguments, use_cache=False)
         if request.method == "POST":
             call = request.extensions.get(CALL)
             if call is None or not call.buffered:
                 arguments["stream"] = True
-            return self._send(self._cli.post_with_authorization, **arguments, body=_json_of(request))
+            return self._send(family, self._cli.post_with_authorization, **arguments, body=_json_of(request))
         msg = f"StackSpot CLI sends GET and POST only, not {request.method}"
         raise httpx.UnsupportedProtocol(msg)
 
-    def _send(self, function: Any, **arguments: Any) -> httpx.Response:
+    def _send(self, family: Family, function: Any, **arguments: Any) -> httpx.Response:
         try:
-            with _httpx_errors():
-                return _convert(function(**arguments))
+            with _httpx_errors(family):
+                return _convert(function(**arguments), family)
         except httpx.RequestError:
             raise
         except (Exception, SystemExit) as error:  # the CLI's own: a command line may end the program
@@ -115,7 +125,7 @@ def _json_of(request: httpx.Request) -> Any:
     raise httpx.UnsupportedProtocol(msg)
 
 
-def _convert(answer: "requests.Response") -> httpx.Response:
+def _convert(answer: "requests.Response", family: Family) -> httpx.Response:
     import urllib3
 
     raw = answer.raw
@@ -125,25 +135,26 @@ def _convert(answer: "requests.Response") -> httpx.Response:
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in given.items()]
     extensions = {"reason_phrase": (answer.reason or "").encode("latin-1", "replace")}
     if is_live:
-        stream = _RawStream(answer)
-        return httpx.Response(answer.status_code, headers=headers, stream=stream, extensions=extensions)
+        stream = of_family(_RawStream, family)(answer, family)
+        return family.Response(answer.status_code, headers=headers, stream=stream, extensions=extensions)
     # requests has read and decoded it already.
     decoded = {b"content-encoding", b"content-length", b"transfer-encoding"}
     headers = [(name, value) for name, value in headers if name.lower() not in decoded]
     content = answer.content
     answer.close()
-    return httpx.Response(answer.status_code, headers=headers, content=content, extensions=extensions)
+    return family.Response(answer.status_code, headers=headers, content=content, extensions=extensions)
 
 
 class _RawStream(httpx.SyncByteStream):
     """The body as it arrives, in its content coding: httpx decodes it."""
 
-    def __init__(self, answer: "requests.Response") -> None:
+    def __init__(self, answer: "requests.Response", family: Family) -> None:
         self._answer = answer
+        self._family = family
 
     def __iter__(self) -> Iterator[bytes]:
         raw = self._answer.raw
-        with _httpx_errors():
+        with _httpx_errors(self._family):
             if not hasattr(raw, "read1"):  # urllib3 1
                 yield from raw.stream(_CHUNK if raw.chunked else 1, decode_content=False)
                 return
@@ -156,7 +167,7 @@ class _RawStream(httpx.SyncByteStream):
 
 
 @contextmanager
-def _httpx_errors() -> Iterator[None]:
+def _httpx_errors(family: Family) -> Iterator[None]:
     """Turn what requests and urllib3 raise into what httpx would have raised."""
     try:
         yield
@@ -164,7 +175,7 @@ def _httpx_errors() -> Iterator[None]:
         kind = _httpx_kind(error)
         if kind is None:
             raise
-        raise kind(str(error)) from error
+        raise of_family(kind, family)(str(error)) from error
 
 
 def _httpx_kind(error: Exception) -> type[httpx.RequestError] | None:

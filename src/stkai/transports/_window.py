@@ -176,6 +176,9 @@ class WindowGuide:
         move = self._end.compare(now, end, self._window)
         if move is _Move.OLD or (move is _Move.SAME and self._over):
             return  # It was under way when the window ended.
+        if move is _Move.WRONG:
+            self.in_force = False
+            self._doubt()
         if move is _Move.SAME:
             self._end.confirm(end)
         else:
@@ -184,9 +187,6 @@ class WindowGuide:
             self._end.move(now, end)
             self._over = False
             self._account_from(end - self._window)
-        if move is _Move.WRONG:
-            self.in_force = False
-            self._doubt()
         self._heard_at = now
         if not self.in_force and self.listening and now - self._end.since >= _STANDING:
             self.in_force = True

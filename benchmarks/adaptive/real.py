@@ -1,0 +1,93 @@
+"""`python -m benchmarks.adaptive.real`: real processes and threads over the embedded server, beside virtual ones.
+
+It confirms the order of the strategies where time, threads and sockets are real. It is no measurement: the machine has
+other work, and a run is one run.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from stkai._demo import STRATEGIES, Batch, Outcome, Run
+from stkai._report import Summary, rate_plot, summary_table
+
+from . import page
+from .metrics import jain_index
+from .runner import run_cases
+from .scenario import Scenario
+from .strategies import ADAPTIVE, FIXED_SHARE, NO_LIMITER
+
+_COUNTERPARTS = dict(zip(STRATEGIES, (NO_LIMITER, FIXED_SHARE, ADAPTIVE), strict=True))
+_SEEDS = range(1, 6)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run every strategy for real, then in virtual time, and print both."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.adaptive.real", description=__doc__)
+    parser.add_argument("--seconds", type=int, default=30, help="that the quota needs for all requests")
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=8, help="of each process")
+    parser.add_argument("--quota", type=int, default=20, help="requests per second, of all together")
+    parser.add_argument(
+        "--out", type=Path, default=Path(".cache/adaptive"), help="folder of the table and the plot"
+    )
+    parser.add_argument("--update", action="store_true", help="put the table into docs/adaptive.md")
+    arguments = parser.parse_args(argv)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    console = Console(record=True, width=100)
+
+    requests = arguments.quota * arguments.seconds // arguments.processes
+    batch = Batch(requests, arguments.processes, arguments.threads, arguments.quota, 1.0)
+    runs = [_run(batch, strategy) for strategy in STRATEGIES]
+    rows = [run.summary for run in runs]
+    console.print(summary_table(rows, title=f"{_describe(batch)}: real processes and threads"))
+    virtual = _virtual(batch, arguments.seconds)
+    console.print(summary_table(virtual, title="the same in virtual time"))
+    if arguments.update:
+        page.write_real(rows, virtual)
+    console.save_text(str(arguments.out / "real.txt"))
+    rate_plot(
+        {run.summary.name: run.accepted for run in runs},
+        quota_rate=batch.quota / batch.window,
+        bucket_width=batch.window,
+        path=arguments.out / "real.png",
+        title=f"Accepted requests per second, for real: {_describe(batch)}",
+    )
+
+
+def _run(batch: Batch, strategy: str) -> Run:
+    """One run, and how fair it was: every process has as many requests, so that only those before the end can tell."""
+    outcomes: list[Outcome] = []
+    run = batch.run(strategy, outcomes.append)
+    early = [outcome for outcome in outcomes[: len(outcomes) // 2] if outcome.succeeded]
+    counts = Counter(outcome.process for outcome in early)
+    jain = jain_index([counts[number] for number in range(batch.processes)])
+    return replace(run, summary=replace(run.summary, jain=jain))
+
+
+def _virtual(batch: Batch, seconds: int) -> list[Summary]:
+    scenario = Scenario(
+        processes=batch.processes,
+        workers=batch.threads,
+        quota=batch.quota,
+        window=batch.window,
+        windows=seconds,
+        cold=1,
+    )
+    results = run_cases([(scenario, strategy) for strategy in _COUNTERPARTS.values()], _SEEDS)
+    return [
+        replace(results[scenario, counterpart].steady, name=name)
+        for name, counterpart in _COUNTERPARTS.items()
+    ]
+
+
+def _describe(batch: Batch) -> str:
+    return f"{batch.processes} processes of {batch.threads} threads, {batch.quota} requests per {batch.window:g} s"
+
+
+if __name__ == "__main__":
+    main()

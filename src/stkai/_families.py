@@ -1,0 +1,149 @@
+"""The packages httpx and httpx2: their classes are alike and not one is shared, so that each thing belongs to one.
+
+httpx2 is never imported here: as long as nobody else has, nothing of it can come along. A thing's family is found by
+`isinstance` against the packages that are loaded, since some SDKs change the `__module__` of classes. Annotations say
+httpx throughout: what they promise holds for both.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
+
+import httpx
+
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    import httpx2
+
+    class Transport(httpx.BaseTransport, httpx2.BaseTransport):
+        """What goes into the sync clients of both packages."""
+
+        def handle_request(self, request: Any) -> Any: ...
+
+    class AsyncTransport(httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport):
+        """What goes into the async clients of both packages."""
+
+        async def handle_async_request(self, request: Any) -> Any: ...
+
+else:  # Neither package asks of what class a transport is.
+    Transport, AsyncTransport = httpx.BaseTransport, httpx.AsyncBaseTransport
+
+
+class SyncWire(Protocol):
+    """A sync transport of either package."""
+
+    def handle_request(self, request: Any) -> Any: ...
+
+
+class AsyncWire(Protocol):
+    """An async transport of either package."""
+
+    async def handle_async_request(self, request: Any) -> Any: ...
+
+
+class Family(Protocol):
+    """What is taken from either package, by the names that are the same in both."""
+
+    Request: type[httpx.Request]
+    Response: type[httpx.Response]
+    BaseTransport: type[httpx.BaseTransport]
+    AsyncBaseTransport: type[httpx.AsyncBaseTransport]
+    HTTPTransport: type[httpx.HTTPTransport]
+    AsyncHTTPTransport: type[httpx.AsyncHTTPTransport]
+    Limits: type[httpx.Limits]
+    SyncByteStream: type[httpx.SyncByteStream]
+    AsyncByteStream: type[httpx.AsyncByteStream]
+    ByteStream: type[httpx.ByteStream]
+    __name__: str
+
+
+HTTPX: Final = cast(Family, httpx)
+
+
+def families() -> tuple[Family, ...]:
+    """The packages that the program has loaded; httpx is always among them."""
+    other = sys.modules.get("httpx2")
+    # One that is being imported in another thread has no `__all__` yet. Aliased, it is httpx itself.
+    if other is None or other is sys.modules["httpx"] or not hasattr(other, "__all__"):
+        return (HTTPX,)
+    return HTTPX, cast(Family, other)
+
+
+def family_of(thing: httpx.Request | httpx.Response) -> Family:
+    """The package by which a request or a response was made."""
+    if isinstance(thing, (httpx.Request, httpx.Response)):
+        return HTTPX
+    made_by = (family for family in families() if isinstance(thing, (family.Request, family.Response)))
+    return next(made_by, HTTPX)
+
+
+def family_of_wire(wire: object) -> Family | None:
+    """The package whose requests a transport takes; None where it takes both.
+
+    A transport whose class does not tell, by its base, has the answer as its attribute `family`.
+    """
+    if hasattr(wire, "family"):
+        family: Family | None = wire.family
+        return family
+    bases = [
+        family for family in families() if isinstance(wire, (family.BaseTransport, family.AsyncBaseTransport))
+    ]
+    return bases[0] if len(bases) == 1 else None
+
+
+def alike(*kinds: type[T]) -> tuple[type[T], ...]:
+    """Classes of httpx, and those of the same names in httpx2, if that is loaded; for `isinstance` and `except`."""
+    twins = [_twin(kind, family) for family in families()[1:] for kind in kinds]
+    return (*kinds, *(twin for twin in twins if twin is not None))
+
+
+def _twin(kind: type[T], family: Family) -> type[T] | None:
+    name = kind.__name__
+    return getattr(family, name, None) if getattr(httpx, name, None) is kind else None
+
+
+def adopt(error: Exception, request: httpx.Request) -> None:
+    """Make an error one of the request's package as well: there, whoever sent the request looks for it.
+
+    A `stkai.AuthenticationError` becomes, for example, an `httpx2.TransportError` too.
+    """
+    # In place, so that the error keeps its traceback, its cause, and whoever holds it.
+    error.__class__ = of_family(type(error), family_of(request))
+
+
+_twofold: dict[tuple[Any, str], Any] = {}
+"""The classes made so far: two errors of one kind are of one class."""
+
+
+def of_family(kind: type[T], family: Family) -> type[T]:
+    """The class, if it is one of that package; else one that is both, by the nearest base for which there is a twin."""
+    key = (kind, family.__name__)
+    if key not in _twofold:
+        _twofold.setdefault(key, _both(kind, family))
+    both: type[T] = _twofold[key]
+    return both
+
+
+def _both(kind: Any, family: Family) -> Any:
+    twin = next(filter(None, (_twin(base, family) for base in kind.__mro__)), None)
+    if twin is None or issubclass(kind, twin):
+        return kind
+    names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    if issubclass(kind, Exception):
+        # Nothing can be unpickled by the name of a class that was made on the way.
+        names["__reduce__"] = lambda error: (_restore, (_plain(error, kind), family.__name__))
+    return type(kind.__name__, (kind, twin), names)
+
+
+def _plain(error: Exception, kind: type[Exception]) -> Exception:
+    plain = kind.__new__(kind, *error.args)
+    plain.args = error.args
+    plain.__dict__.update(error.__dict__)
+    return plain
+
+
+def _restore(error: Exception, name: str) -> Exception:
+    for family in families():
+        if family.__name__ == name:
+            error.__class__ = of_family(type(error), family)
+    return error

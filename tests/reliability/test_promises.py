@@ -1,0 +1,36 @@
+"""The table of promises is true: each names tests that exist, and no test of this folder is left out."""
+
+import ast
+import re
+from pathlib import Path
+
+TESTS = Path(__file__).parent.parent
+PAGE = TESTS.parent / "docs" / "reliability.md"
+
+
+def names_in(files: list[Path]) -> set[str]:
+    """The names of the tests in some files."""
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return {function.name for function in functions if function.name.startswith("test_")}
+
+
+def promises() -> dict[str, list[str]]:
+    """Each promise of the page, with the tests that hold it."""
+    rows = re.findall(r"^\| (?!promise )(.+?) \| (.+) \|$", PAGE.read_text(), re.MULTILINE)
+    return {promise: re.findall(r"`(test_\w+)`", held_by) for promise, held_by in rows}
+
+
+def test_every_promise_is_held_by_a_test() -> None:
+    assert len(promises()) > 30
+    assert [promise for promise, tests in promises().items() if not tests] == []
+
+
+def test_every_test_that_a_promise_names_exists() -> None:
+    named = {test for tests in promises().values() for test in tests}
+    assert named - names_in(list(TESTS.rglob("test_*.py"))) == set()
+
+
+def test_every_test_of_this_folder_holds_a_promise() -> None:
+    here = names_in([file for file in Path(__file__).parent.glob("test_*.py") if file != Path(__file__)])
+    assert here - {test for tests in promises().values() for test in tests} == set()

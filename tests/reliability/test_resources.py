@@ -1,0 +1,104 @@
+"""Nothing grows and nothing is lost: memory, file descriptors, threads, and the account of every call."""
+
+import asyncio
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from benchmarks.soak import Footprint, soak
+
+from stkai import AimdLimiter, RetryPolicy, TokenBucket
+from stkai.testing import FakeClock, QuotaServer
+
+from ..wire import Wire
+from ..world import World
+from .stacks import client_of, provider_of, until, wire_of
+
+
+@pytest.fixture
+def server() -> Iterator[QuotaServer]:
+    with QuotaServer() as server:
+        yield server
+
+
+@pytest.mark.real_time
+def test_of_two_thousand_calls_with_faults_among_them_every_one_is_accounted_for_and_nothing_grows() -> None:
+    result = soak(requests=2000, seconds=60.0)
+    assert result.problems() == []
+    assert result.ledger.begun == 2000
+    assert 1800 < result.ledger.succeeded < 2000, "faults were there, and some calls failed and said so"
+
+
+def test_a_client_that_was_closed_leaves_no_file_descriptor_no_thread_and_no_memory(
+    server: QuotaServer,
+) -> None:
+    world = World("sync")
+
+    def use() -> None:
+        with client_of(world, auth=provider_of(server), rate_limit=TokenBucket(1000, 1.0)) as client:
+            assert client.post(server.create_url(), deadline=30).status_code == 200
+
+    use()
+    before, threads = Footprint.now(), threading.active_count()
+    for _ in range(20):
+        use()
+    after = Footprint.now()
+    # The server closes its ends in its own time.
+    assert after.descriptors <= before.descriptors + 20
+    assert threading.active_count() <= threads + 1
+    assert after.memory - before.memory < 8 * 2**20
+
+
+async def test_what_is_not_used_any_more_is_not_kept(world: World) -> None:
+    policy = AimdLimiter(1000, 1.0)
+    wire = wire_of(world)
+    default = client_of(world)
+    client = client_of(world, rate_limit=policy, retry=RetryPolicy(), transport=wire)
+    kept = [weakref.ref(thing) for thing in (policy, wire, client, client.transport, default.transport)]
+    await world.close(client)
+    await world.close(default)
+    del policy, wire, client, default
+    gc.collect()
+    assert [ref() for ref in kept] == [None] * len(kept)
+
+
+def test_calls_that_are_cancelled_on_the_wire_give_their_connections_back(server: QuotaServer) -> None:
+    world = World("asyncio")
+    server.hang(30, times=1000, path="/status")
+    limits = httpx.Limits(max_connections=5)
+
+    async def main() -> None:
+        client: Any = client_of(world, retry=RetryPolicy(), transport=wire_of(world, limits=limits))
+        await client.post(f"{server.url}/echo")
+        before = Footprint.now()
+        for _ in range(20):
+            expected = len(server.requests) + 5
+            tasks = [asyncio.create_task(client.post(f"{server.url}/status/200")) for _ in range(5)]
+            await until(lambda: len(server.requests) == expected)  # noqa: B023 - awaited right here
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        assert (await client.post(f"{server.url}/echo", timeout=5)).status_code == 200
+        await client.aclose()
+        assert Footprint.now().descriptors <= before.descriptors + 20
+
+    world.run(main())
+
+
+async def test_a_million_seconds_of_traffic_leave_a_limiter_as_small_as_it_was(world: World) -> None:
+    clock = FakeClock()
+    policy = AimdLimiter(100, 60.0, max_wait_time=None)
+    answers = [httpx.codes.OK] * 9 + [httpx.codes.TOO_MANY_REQUESTS]
+    numbers = iter(range(1_000_000))
+    wire = Wire(lambda _: answers[next(numbers) % 10])
+    client = client_of(world, rate_limit=policy, transport=wire, clock=clock)
+    for _ in range(100):
+        (outcome,) = await world.outcomes(lambda: world.call(client.post, "https://api.example.com/"))
+        assert isinstance(outcome, httpx.Response | httpx.HTTPError)
+        clock.advance(10_000.0)
+    assert len(policy._successes) <= 100
+    assert (policy.waiting, policy._vacant) == (0, [])

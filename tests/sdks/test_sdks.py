@@ -1,0 +1,193 @@
+"""What every SDK has from a stack: its token, its retries, its limit, and errors that are the SDK's own."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+import stkai
+from stkai.testing import FakeClock, QuotaServer
+
+from ..world import World
+from .sdks import SDKS, Sdk
+
+TEXT = "one word after another"
+RETRIES = 2
+
+
+class Slow(stkai.AuthProvider):
+    """Takes ten seconds for a token."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+
+    def get_access_token(self) -> str:
+        self._clock.advance(10.0)
+        return "late"
+
+
+def stack(world: World, server: QuotaServer, clock: FakeClock, **options: Any) -> Any:
+    """The standard stack, without a wire of its own."""
+    provider = stkai.ClientCredentialsAuthProvider(
+        server.client_id, server.client_secret, server.token_url, clock=clock
+    )
+    build: Any = world.pick(stkai.build_transport, stkai.build_async_transport)
+    given = {"auth": provider, "rate_limit": None, "retry": stkai.RetryPolicy(RETRIES), **options}
+    return build(**given, clock=clock)
+
+
+@asynccontextmanager
+async def connected(
+    world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock, **options: Any
+) -> AsyncIterator[Any]:
+    """A client of the SDK over a stack."""
+    transport = stack(world, server, clock, **options)
+    try:
+        yield sdk.client(world, server.url, transport)
+    finally:
+        await world.close(transport)
+
+
+async def outcome(world: World, sdk: Sdk, client: Any) -> Exception:
+    with pytest.raises(Exception) as caught:
+        await sdk.ask(world, client, TEXT)
+    return caught.value
+
+
+async def test_an_answer_arrives_and_the_request_was_signed_by_the_stack(
+    world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock
+) -> None:
+    async with connected(world, sdk, server, clock) as client:
+        assert await sdk.ask(world, client, TEXT) == TEXT
+        sent = server.requests[-1]
+        assert sent.path == sdk.path
+        assert sent.authorization is not None
+        assert "of the SDK" not in sent.authorization
+        assert server.token_requests == 1
+
+
+async def test_a_streamed_answer_arrives_in_pieces(
+    world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock
+) -> None:
+    async with connected(world, sdk, server, clock) as client:
+        assert await sdk.stream(world, client, TEXT) == ["one ", "word ", "after ", "another"]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_the_stack_tries_again_until_there_is_an_answer(
+    world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock, status: int
+) -> None:
+    async with connected(world, sdk, server, clock) as client:
+        server.fail_with(*[status] * RETRIES, path=sdk.path)
+        assert await sdk.ask(world, client, TEXT) == TEXT
+        server.fail_with(*[status] * RETRIES, path=sdk.path)
+        assert "".join(await sdk.stream(world, client, TEXT)) == TEXT
+        assert server.count(path=sdk.path) == 2 * (RETRIES + 1)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(429, "refused"), (503, "unavailable"), (401, "unauthorized")])
+async def test_a_status_that_stays_is_an_error_of_the_sdk_after_the_attempts_of_the_stack_alone(
+    world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock, status: int, kind: str
+) -> None:
+    async with connected(world, sdk, server, clock) as client:
+        server.fail_with(*[status] * 20, path=sdk.path)
+        assert isinstance(await outcome(world, sdk, client), sdk.errors[kind])
+        attempts = 2 if status == 401 else RETRIES + 1  # The auth layer has renewed the token once.
+        assert server.count(path=sdk.path) == attempts
+
+
+async def test_a_connection_that_breaks_is_tried_again_and_then_an_error_of_the_sdk(
+    world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock
+) -> None:
+    async with connected(world, sdk, server, clock) as client:
+        server.reset(path=sdk.path)
+        assert await sdk.ask(world, client, TEXT) == TEXT
+        assert server.count(path=sdk.path) == 2
+        server.reset(path=sdk.path, times=20)
+        assert isinstance(await outcome(world, sdk, client), sdk.errors["unreachable"])
+        assert server.count(path=sdk.path) == 2 + RETRIES + 1
+
+
+async def test_a_stream_that_breaks_off_is_an_error_and_is_not_begun_anew(
+    world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock
+) -> None:
+    async with connected(world, sdk, server, clock) as client:
+        server.reset("body", after=300, path=sdk.path)
+        with pytest.raises(sdk.errors["broken"]):
+            await sdk.stream(world, client, TEXT)
+        assert server.count(path=sdk.path) == 1
+
+
+async def test_a_token_that_has_ended_is_renewed_once(
+    world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock
+) -> None:
+    async with connected(world, sdk, server, clock) as client:
+        assert await sdk.ask(world, client, TEXT) == TEXT
+        server.revoke_tokens()
+        assert await sdk.ask(world, client, TEXT) == TEXT
+        assert "".join(await sdk.stream(world, client, TEXT)) == TEXT
+        assert (server.token_requests, server.count(path=sdk.path)) == (2, 4)
+
+
+async def test_a_limiter_that_refuses_is_an_error_of_the_sdk_with_the_reason_behind_it(
+    world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock
+) -> None:
+    limiter = stkai.TokenBucket(1, 60, max_wait_time=1.0)
+    async with connected(world, sdk, server, clock, rate_limit=limiter, retry=None) as client:
+        await sdk.ask(world, client, TEXT)
+        error = await outcome(world, sdk, client)
+        assert isinstance(error, sdk.errors["unreachable"])
+        reason = next(each for each in causes(error) if isinstance(each, stkai.TokenAcquisitionTimeoutError))
+        assert isinstance(reason, sdk.package.TransportError)
+        assert reason.retry_after == pytest.approx(59)
+        assert server.count(path=sdk.path) == 1
+
+
+async def test_a_sign_in_that_fails_is_an_error_of_the_sdk_with_the_reason_behind_it(
+    world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock
+) -> None:
+    async with connected(world, sdk, server, clock) as client:
+        server.fail_tokens(*[401] * 20)
+        error = await outcome(world, sdk, client)
+        assert isinstance(error, sdk.errors["unreachable"])
+        assert any(isinstance(each, stkai.AuthenticationError) for each in causes(error))
+        assert server.count(path=sdk.path) == 0
+
+
+async def test_a_deadline_that_passes_is_a_timeout_of_the_sdk(
+    world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock
+) -> None:
+    policy = stkai.RetryPolicy(RETRIES, deadline=5.0)
+    async with connected(world, sdk, server, clock, retry=policy, auth=Slow(clock)) as client:
+        assert isinstance(await outcome(world, sdk, client), sdk.errors["late"])
+        assert server.count(path=sdk.path) == 0
+
+
+def causes(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None:
+        found.append(error)
+        error = error.__cause__
+    return found
+
+
+async def test_two_sdks_of_two_packages_share_one_limit_and_one_token(
+    world: World, server: QuotaServer, clock: FakeClock
+) -> None:
+    by_name = {sdk.name: sdk for sdk in SDKS}
+    limiter = stkai.TokenBucket(2, 1.0, burst=1, max_wait_time=None)
+    transport = stack(world, server, clock, rate_limit=limiter)
+    used = [by_name["anthropic"], by_name["groq"]]
+    clients = [(sdk, sdk.client(world, server.url, transport)) for sdk in used]
+    try:
+        for _ in range(4):
+            for sdk, client in clients:
+                assert await sdk.ask(world, client, TEXT) == TEXT
+    finally:
+        await world.close(transport)
+    times = [request.time for request in server.requests if request.path != server.token_path]
+    assert len(times) == 8
+    assert [later - earlier for earlier, later in pairwise(times)] == pytest.approx([0.5] * 7)
+    assert server.token_requests == 1
