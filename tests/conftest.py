@@ -53,7 +53,10 @@ IN_BOTH_PACKAGES = (
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Let the tests of transports run once in each package."""
+    """Run tests in their worlds, and those of transports once in each package."""
+    if "world" in metafunc.fixturenames:
+        in_tasks = metafunc.definition.get_closest_marker("in_tasks")
+        metafunc.parametrize("world", NAMES[1:] if in_tasks else NAMES, indirect=True)
     names = tuple(f".test_{name}" for name in IN_BOTH_PACKAGES)
     if "package" in metafunc.fixturenames and metafunc.module.__name__.endswith(names):
         metafunc.parametrize("package", PACKAGES, indirect=True)
@@ -72,7 +75,7 @@ def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return name
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture
 def world(request: pytest.FixtureRequest, package: str) -> World:
     """Runs the test three times: as sync code, on asyncio and on trio. See `World`."""
     return World(request.param)

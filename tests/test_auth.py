@@ -291,8 +291,7 @@ async def test_every_attempt_of_a_retry_carries_a_token_that_is_valid_then(world
 
 @pytest.mark.parametrize("count", [64, 1000])
 async def test_all_who_start_together_fetch_one_token(world: World, count: int) -> None:
-    if count > 64 and not world.is_async:
-        pytest.skip("a thousand threads are for nobody")
+    count = count if world.is_async else min(count, 64)  # A thousand threads are for nobody.
     crowd, events = Crowd(count), list[Event]()
     issuer, wire = Issuer(lambda _: crowd.wait()), Wire(lambda _: 200)
     transport = layer(world, wire, provider_over(issuer), context=Context(listener=events.append))
@@ -308,9 +307,8 @@ async def test_all_who_start_together_fetch_one_token(world: World, count: int) 
     assert len(events) == 1
 
 
+@pytest.mark.in_tasks
 async def test_a_thousand_tasks_wait_in_no_more_than_one_thread(world: World) -> None:
-    if not world.is_async:
-        pytest.skip("about tasks")
     crowd = Crowd(1000)
 
     class Slow(Static):
@@ -330,9 +328,8 @@ async def test_a_thousand_tasks_wait_in_no_more_than_one_thread(world: World) ->
     assert threading.get_ident() not in provider.threads
 
 
+@pytest.mark.in_tasks
 async def test_a_provider_that_is_only_sync_never_blocks_the_event_loop(world: World) -> None:
-    if not world.is_async:
-        pytest.skip("about event loops")
     go = threading.Event()
 
     class Blocking(Static):
@@ -353,9 +350,8 @@ async def test_a_provider_that_is_only_sync_never_blocks_the_event_loop(world: W
     await world.gather(call, elsewhere)
 
 
+@pytest.mark.in_tasks
 async def test_a_token_is_fetched_even_when_all_of_the_programs_worker_threads_are_busy(world: World) -> None:
-    if not world.is_async:
-        pytest.skip("about event loops")
     limiter = anyio.to_thread.current_default_thread_limiter()
     limiter.total_tokens = 1
     try:
@@ -485,9 +481,8 @@ class Native(AuthProvider):
         return f"native-{number}"
 
 
+@pytest.mark.in_tasks
 async def test_a_provider_that_is_async_itself_is_asked_that_way(world: World) -> None:
-    if not world.is_async:
-        pytest.skip("about async providers")
     provider, wire = Native(), Wire(lambda _: 200)
     transport = layer(world, wire, provider)
 
@@ -526,11 +521,10 @@ async def cancel_the_leader(
         then()
 
 
+@pytest.mark.in_tasks
 async def test_when_the_leading_task_is_cancelled_another_takes_over_and_nobody_is_stranded(
     world: World,
 ) -> None:
-    if not world.is_async:
-        pytest.skip("about tasks")
     provider, wire = Native(), Wire(lambda _: 200)
     provider.stuck = 1
     transport = layer(world, wire, provider)
@@ -540,9 +534,8 @@ async def test_when_the_leading_task_is_cancelled_another_takes_over_and_nobody_
     assert not transport.policy.renewals
 
 
+@pytest.mark.in_tasks
 async def test_the_fetch_of_a_leader_that_is_cancelled_serves_those_who_waited(world: World) -> None:
-    if not world.is_async:
-        pytest.skip("about tasks")
     go = threading.Event()
     issuer, wire = Issuer(lambda _: go.wait(10)), Wire(lambda _: 200)
     transport = layer(world, wire, provider_over(issuer))
@@ -551,9 +544,8 @@ async def test_the_fetch_of_a_leader_that_is_cancelled_serves_those_who_waited(w
     assert issuer.fetches == 1
 
 
+@pytest.mark.in_tasks
 async def test_a_task_that_is_cancelled_while_it_waits_troubles_nobody(world: World) -> None:
-    if not world.is_async:
-        pytest.skip("about tasks")
     go = threading.Event()
     issuer, wire = Issuer(lambda _: go.wait(10)), Wire(lambda _: 200)
     transport = layer(world, wire, provider_over(issuer))
@@ -572,9 +564,8 @@ async def test_a_task_that_is_cancelled_while_it_waits_troubles_nobody(world: Wo
     assert len(wire.requests) == 1
 
 
+@pytest.mark.in_tasks
 async def test_threads_tasks_and_stacks_share_one_fetch_of_one_provider(world: World) -> None:
-    if not world.is_async:
-        pytest.skip("needs both")
     crowd = Crowd(20)
     issuer, wire = Issuer(lambda _: crowd.wait()), Wire(lambda _: 200)
     provider = provider_over(issuer)

@@ -22,7 +22,7 @@ from stkai import (
     TokenRenewed,
     Waited,
 )
-from stkai._events import log_event
+from stkai._listener import log_event
 from stkai.testing import FakeClock
 from stkai.transports import Context, adaptive, auth, retry, token_bucket
 

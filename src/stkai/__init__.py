@@ -19,8 +19,8 @@ from ._errors import (
     StkaiError,
     TokenAcquisitionTimeoutError,
 )
-from ._events import Event, Listener, RateChanged, Rejected, RetryScheduled, TokenRenewed, Waited
 from ._exchange import StreamedResponse
+from ._listener import Listener
 from ._options import CallRecord, RequestOptions
 from ._settings import STKAI
 from .transports._adaptive import AimdLimiter
@@ -31,6 +31,7 @@ from .transports._token_bucket import TokenBucket
 
 if TYPE_CHECKING:
     from ._config import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
+    from ._events import Event, RateChanged, Rejected, RetryScheduled, TokenRenewed, Waited
     from ._reference_clients import (
         AdaptiveRateLimitedHttpClient,
         EnvironmentAwareHttpClient,
@@ -49,6 +50,7 @@ _LAZY = {
         "StkCLIHttpClient",
         "TokenBucketRateLimitedHttpClient",
     ),
+    "_events": ("Event", "RateChanged", "Rejected", "RetryScheduled", "TokenRenewed", "Waited"),
     "_retrying": ("Retrying",),
 }
 """What only some programs need, by module: pydantic alone takes longer to import than all the rest."""

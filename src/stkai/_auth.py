@@ -12,7 +12,7 @@ import httpx
 
 from ._clock import Clock, SystemClock
 from ._errors import AuthenticationError, ConfigurationError
-from ._events import logger
+from ._listener import logger
 from ._renewal import Renewal
 from ._settings import DEFAULT_TOKEN_URL, STKAI
 

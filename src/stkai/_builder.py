@@ -17,8 +17,8 @@ import httpx
 from ._client import AsyncHttpClient, HttpClient
 from ._clock import Clock
 from ._errors import ConfigurationError
-from ._events import Listener
 from ._families import AsyncTransport, AsyncWire, SyncWire, Transport, alike
+from ._listener import Listener
 from ._options import UNSET
 from ._settings import STKAI
 from .transports._auth import BearerAuth

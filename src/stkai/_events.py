@@ -1,7 +1,8 @@
-"""What a stack tells its listener: one frozen dataclass per event, in the past tense, with the reason."""
+"""What a stack tells its listener: one frozen dataclass per event, in the past tense, with the reason.
 
-import logging
-from collections.abc import Callable
+Imported where the first event happens: `import stkai` need not wait for it.
+"""
+
 from dataclasses import dataclass
 
 
@@ -58,16 +59,3 @@ class Rejected(Event):
     layer: str
     wait: float
     limit: float
-
-
-Listener = Callable[[Event], None]
-"""A plain function that is called with every event of a stack, in the thread or task in which it happened."""
-
-logger = logging.getLogger("stkai")
-
-_LEVELS = {Waited: logging.DEBUG, TokenRenewed: logging.DEBUG, Rejected: logging.WARNING}
-
-
-def log_event(event: Event) -> None:
-    """The default listener: writes the event to the logger `stkai`."""
-    logger.log(_LEVELS.get(type(event), logging.INFO), "%s", event)

@@ -64,7 +64,7 @@ def families() -> tuple[Family, ...]:
     """The packages that the program has loaded; httpx is always among them."""
     other = sys.modules.get("httpx2")
     # One that is being imported in another thread has no `__all__` yet. Aliased, it is httpx itself.
-    if other is None or other is sys.modules["httpx"] or not hasattr(other, "__all__"):
+    if other is None or other is httpx or not hasattr(other, "__all__"):
         return (HTTPX,)
     return HTTPX, cast(Family, other)
 

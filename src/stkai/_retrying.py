@@ -12,8 +12,8 @@ import httpx
 
 from ._clock import Clock
 from ._errors import ConfigurationError, InvalidArgumentError, MaxRetriesExceededError, RetryableError
-from ._events import logger
 from ._families import alike
+from ._listener import logger
 from .transports._base import Context
 from .transports._retry_policy import Failure, RetryPolicy
 

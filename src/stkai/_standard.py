@@ -9,7 +9,7 @@ import httpx
 from ._auth import AuthProvider, create_standalone_auth
 from ._clock import Clock
 from ._errors import ConfigurationError
-from ._events import logger
+from ._listener import logger
 from ._options import UNSET, Unset
 from .transports._adaptive import AimdLimiter, adaptive
 from .transports._auth import BearerAuth

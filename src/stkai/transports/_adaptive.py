@@ -9,13 +9,12 @@ growth is by time, not per success: that keeps the refusals from growing with th
 import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import httpx
 
 from .._errors import ConfigurationError
-from .._events import RateChanged
 from ._aimd_laws import HISTORY, Law, Past, PlainLaw, TunedLaw
 from ._base import Call, Layer
 from ._limiter import AsyncLimiterTransport, LimiterTransport
@@ -38,8 +37,7 @@ _SPREAD = 0.1
 _TOO_MANY_REQUESTS = 429
 
 
-@dataclass(frozen=True, slots=True)
-class RateChange:
+class RateChange(NamedTuple):
     """A move of the rate, in requests per second, and why."""
 
     old: float
@@ -256,6 +254,8 @@ def _learn(
     else:
         change = policy.succeeded(now, sent, reading)
     if change is not None:
+        from .._events import RateChanged
+
         context.emit(RateChanged(old=change.old, new=change.new, reason=change.reason))
 
 

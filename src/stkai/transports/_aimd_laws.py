@@ -3,15 +3,13 @@
 Rates are requests per second. What each constant of the tuned law is for is in the documentation.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 HISTORY = 2
 """Time windows for which successes are remembered: of one alone, a small share is a handful, and mostly chance."""
 
 
-@dataclass(frozen=True, slots=True)
-class Past:
+class Past(NamedTuple):
     """What a sender knows of its past when it is refused.
 
     Attributes:
@@ -39,8 +37,7 @@ class Law(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class TunedLaw:
+class TunedLaw(NamedTuple):
     """The law that shares a quota best by measurement; `ceiling` is the whole quota's rate, `window` in seconds."""
 
     ceiling: float
@@ -70,8 +67,7 @@ class TunedLaw:
         return eased
 
 
-@dataclass(frozen=True, slots=True)
-class PlainLaw:
+class PlainLaw(NamedTuple):
     """Textbook AIMD: lose `penalty_factor` of the rate per event, regain `recovery_factor` of the quota per window."""
 
     ceiling: float

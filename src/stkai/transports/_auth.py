@@ -15,7 +15,6 @@ import httpx
 
 from .._auth import AuthProvider, is_sendable
 from .._errors import AuthenticationError, ConfigurationError, hide_frames
-from .._events import TokenRenewed
 from .._families import alike
 from .._origin import Origin, is_private, origin_of, parse_origin, show_origin
 from .._renewal import TaskRenewals, get_token
@@ -205,6 +204,8 @@ class AuthTransport(LayerTransport):
             seconds = self.context.clock.monotonic() - start
             call.record.authenticating += seconds
         if token.is_news():
+            from .._events import TokenRenewed
+
             self.context.emit(TokenRenewed(seconds=seconds, reason=reason))
         return token
 
@@ -277,6 +278,8 @@ class AsyncAuthTransport(AsyncLayerTransport):
             seconds = self.context.clock.monotonic() - start
             call.record.authenticating += seconds
         if token.is_news():
+            from .._events import TokenRenewed
+
             self.context.emit(TokenRenewed(seconds=seconds, reason=reason))
         return token
 

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import httpx
 
 from .._clock import Clock, SystemClock, uniform
 from .._errors import ConfigurationError
-from .._events import Event, Listener, log_event, logger
 from .._families import Family, adopt, alike, family_of_wire
+from .._listener import Listener, log_event, logger
 from ._call import CALL, OPTIONS, Call, can_resend, copy_request
 from ._in_time import asend_in_time, send_in_time
 
@@ -25,6 +25,9 @@ __all__ = [
     "can_resend",
     "copy_request",
 ]
+
+if TYPE_CHECKING:
+    from .._events import Event
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +44,7 @@ class Context:
     listener: Listener = log_event
     random: Callable[[], float] = uniform
 
-    def emit(self, event: Event) -> None:
+    def emit(self, event: "Event") -> None:
         """Tell the listener. Whatever it raises is logged: an observer does not fail a request."""
         try:
             self.listener(event)

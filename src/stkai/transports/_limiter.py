@@ -3,7 +3,6 @@
 import httpx
 
 from .._errors import TokenAcquisitionTimeoutError
-from .._events import Rejected, Waited
 from .._options import UNSET
 from ._base import AsyncLayerTransport, Call, Context, LayerTransport
 from ._tickets import TICK, Ticket, TicketQueue
@@ -36,6 +35,8 @@ class _Turn:
             return self.queue.nap(wait)
         if waited:
             self.call.record.queued += waited
+            from .._events import Waited
+
             self.context.emit(Waited(layer=self.name, seconds=waited))
         return 0.0
 
@@ -44,6 +45,8 @@ class _Turn:
         self.queue.cancel(self.ticket, now)
         self.call.record.queued += now - self.start
         if isinstance(reason, TokenAcquisitionTimeoutError):
+            from .._events import Rejected
+
             self.context.emit(Rejected(layer=self.name, wait=reason.required, limit=reason.max_wait_time))
 
     def _limit(self, now: float) -> float:

@@ -12,7 +12,6 @@ import httpx
 
 from .._clock import unique_key
 from .._errors import ConfigurationError
-from .._events import RetryScheduled
 from .._families import alike
 from .._options import UNSET
 from ._base import AsyncLayerTransport, Call, Context, Layer, LayerTransport, can_resend, copy_request
@@ -99,6 +98,8 @@ class _Loop:
         if seconds is None:
             return False
         self._seconds = seconds
+        from .._events import RetryScheduled
+
         context.emit(RetryScheduled(attempt=state.attempt_number, delay=seconds, cause=failure.cause))
         return True
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 import httpx
 
@@ -34,8 +35,7 @@ _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """RFC 9110, section 5.1."""
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """An attempt that may be worth another: what it was, and what was said about when.
 
     Attributes:
