@@ -363,7 +363,9 @@ def test_a_refused_value_of_a_file_is_named_with_the_file(stkai: GlobalSettings,
     file.write_text("STKAI_HTTP_MAX_CONNECTIONS=slow")
     with pytest.raises(ConfigurationError) as caught:
         stkai.configure(env_file=file)
-    assert str(caught.value).startswith(f"STKAI_HTTP_MAX_CONNECTIONS (.env file {file}) is 'slow'; it must be ")
+    assert str(caught.value).startswith(
+        f"STKAI_HTTP_MAX_CONNECTIONS (.env file {file}) is 'slow'; it must be "
+    )
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,15 @@ class Children:
         return [os.waitpid(pid, 0)[1] for pid in self.pids]
 
 
+@pytest.fixture(autouse=True)
+def untraced_threads() -> Iterator[None]:
+    """Threads without a tracer: that of coverage has a lock of its own, and a child may inherit it locked."""
+    tracer = threading.gettrace()
+    threading.settrace(None)
+    yield
+    threading.settrace(tracer)
+
+
 @pytest.fixture
 def server() -> Iterator[QuotaServer]:
     with QuotaServer() as server:
