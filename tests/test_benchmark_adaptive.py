@@ -21,8 +21,6 @@ SMALL = Scenario(processes=2, quota=20, window=10.0, workers=3, windows=6, cold=
 
 @pytest.fixture(scope="module", params=ALL, ids=str)
 def strategy(request: pytest.FixtureRequest) -> Strategy:
-    if request.param.name.startswith("botocore"):
-        pytest.importorskip("botocore", reason="botocore is in the group of the benchmarks")
     found: Strategy = request.param
     return found
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 import stkai
-from stkai import STKAI, HttpConfig, StackBuilder
+from stkai import STKAI, HttpConfig, StackBuilder, _forks
 from stkai._wire import default_async_wire, default_wire
 from stkai.testing import QuotaServer
 
@@ -193,9 +193,10 @@ async def test_closing_the_wire_closes_its_proxied_connections(
     client = client_of(world, wire)
     await world.call(client.get, "http://service.example/")
     (proxied,) = wire._proxied.values()
-    assert len(proxied._pool.connections) == 1
+    (one,) = proxied._shelf.wires
+    assert len(one._pool.connections) == 1
     await world.close(client)
-    assert proxied._pool.connections == []
+    assert one._pool.connections == []
 
 
 # Certificates
@@ -254,7 +255,7 @@ async def test_certificates_are_loaded_once_for_all_proxies(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:2")
     wire = wire_of(world)
-    pools = [wire._direct._pool, *(transport._pool for transport in wire._proxied.values())]
+    pools = [each._make()._pool for each in (wire._direct, *wire._proxied.values())]
     assert len(pools) == 3
     assert len({id(pool._ssl_context) for pool in pools}) == 1
     assert isinstance(pools[0]._ssl_context, ssl.SSLContext)
@@ -293,10 +294,16 @@ async def test_http2_is_asked_for_where_its_package_is_there(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stkai._wire.find_spec", lambda _: object())
-    for wanted in (True, False):
-        wire = wire_of(world, http2=wanted)
-        assert wire._pool._http2 is wanted
-        await world.close(wire)
+    wire = wire_of(world, http2=True)
+    pool = wire._pool
+    assert pool._http2, "one of httpx's own: its few connections carry many requests"
+    _forks._renewals[wire](wire)
+    assert wire._pool is not pool, "a forked child has connections of its own"
+    assert wire._pool._http2
+    await world.close(wire)
+    wire = wire_of(world, http2=False)
+    assert not wire._make()._pool._http2
+    await world.close(wire)
 
 
 async def test_http2_without_its_package_is_an_error_that_says_what_to_install(

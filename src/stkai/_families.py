@@ -54,6 +54,7 @@ class Family(Protocol):
     SyncByteStream: type[httpx.SyncByteStream]
     AsyncByteStream: type[httpx.AsyncByteStream]
     ByteStream: type[httpx.ByteStream]
+    PoolTimeout: type[httpx.PoolTimeout]
     __name__: str
 
 

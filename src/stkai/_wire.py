@@ -1,7 +1,8 @@
 """The default wire: httpx's own transports, with the proxies of the environment that `transport=` loses in httpx."""
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +12,7 @@ import httpx
 from ._errors import ConfigurationError
 from ._families import HTTPX, Family, alike, family_of_wire
 from ._forks import after_fork
+from ._pools import AsyncSideBySide, SideBySide
 from ._proxies import ProxyMap
 from ._settings import STKAI
 
@@ -28,8 +30,9 @@ def default_wire(config: "HttpConfig | None" = None, family: Family = HTTPX) -> 
     """
     config = config or STKAI.config.http
     options, proxies = _options(config, family), _proxies(config)
-    direct = _make(family.HTTPTransport, options)
-    proxied = _through(proxies, family.HTTPTransport, options)
+    make = partial(_multiplexed, family.HTTPTransport) if config.http2 else partial(_side_by_side, family)
+    direct = make(options)
+    proxied = _through(proxies, make, options)
     return ProxyRouter(direct, proxied, proxies) if proxied else direct
 
 
@@ -39,13 +42,40 @@ def default_async_wire(
     """The same for the async world."""
     config = config or STKAI.config.http
     options, proxies = _options(config, family), _proxies(config)
-    direct = _make(family.AsyncHTTPTransport, options)
-    proxied = _through(proxies, family.AsyncHTTPTransport, options)
+    make = (
+        partial(_multiplexed, family.AsyncHTTPTransport)
+        if config.http2
+        else partial(_async_side_by_side, family)
+    )
+    direct = make(options)
+    proxied = _through(proxies, make, options)
     return AsyncProxyRouter(direct, proxied, proxies) if proxied else direct
 
 
-def _make(kind: type[T], options: dict[str, Any]) -> T:
-    """One of httpx's transports, which opens connections of its own in a forked child."""
+def _side_by_side(family: Family, options: dict[str, Any]) -> httpx.BaseTransport:
+    make = partial(family.HTTPTransport, **_for_one(family, options))
+    make().close()  # What cannot work, such as a proxy, is to fail here and now.
+    return SideBySide(make, options["limits"], family)
+
+
+def _async_side_by_side(family: Family, options: dict[str, Any]) -> httpx.AsyncBaseTransport:
+    make = partial(family.AsyncHTTPTransport, **_for_one(family, options))
+    make()  # It has no connection yet that could be closed.
+    return AsyncSideBySide(make, options["limits"], family)
+
+
+def _for_one(family: Family, options: dict[str, Any]) -> dict[str, Any]:
+    """The same options, for a transport with room for one connection."""
+    expiry = options["limits"].keepalive_expiry
+    limits = family.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=expiry)
+    return {**options, "limits": limits}
+
+
+def _multiplexed(kind: type[T], options: dict[str, Any]) -> T:
+    """One of httpx's transports, whose few connections carry many requests at once: HTTP/2.
+
+    It opens connections of its own in a forked child.
+    """
 
     def start_anew(transport: T) -> None:
         kind.__init__(transport, **options)
@@ -87,10 +117,10 @@ def _proxies(config: "HttpConfig") -> ProxyMap:
     return ProxyMap.from_environment() if config.trust_env else ProxyMap({})
 
 
-def _through(proxies: ProxyMap, kind: type[T], options: dict[str, Any]) -> dict[str, T]:
+def _through(proxies: ProxyMap, make: Callable[[dict[str, Any]], T], options: dict[str, Any]) -> dict[str, T]:
     """A transport for each proxy, by its URL."""
     try:
-        return {url: _make(kind, {"proxy": url, **options}) for url in proxies.urls}
+        return {url: make({"proxy": url, **options}) for url in proxies.urls}
     except alike(httpx.InvalidURL, ValueError, ImportError) as error:
         # The proxy's URL is not named whole: it may hold a password.
         msg = f"a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) cannot be used: {error}"
