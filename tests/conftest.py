@@ -55,8 +55,8 @@ IN_BOTH_PACKAGES = (
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run tests in their worlds, and those of transports once in each package."""
     if "world" in metafunc.fixturenames:
-        in_tasks = metafunc.definition.get_closest_marker("in_tasks")
-        metafunc.parametrize("world", NAMES[1:] if in_tasks else NAMES, indirect=True)
+        some = metafunc.definition.get_closest_marker("worlds")
+        metafunc.parametrize("world", some.args if some else NAMES, indirect=True)
     names = tuple(f".test_{name}" for name in IN_BOTH_PACKAGES)
     if "package" in metafunc.fixturenames and metafunc.module.__name__.endswith(names):
         metafunc.parametrize("package", PACKAGES, indirect=True)

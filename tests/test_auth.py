@@ -307,7 +307,7 @@ async def test_all_who_start_together_fetch_one_token(world: World, count: int) 
     assert len(events) == 1
 
 
-@pytest.mark.in_tasks
+@pytest.mark.worlds("asyncio", "trio")
 async def test_a_thousand_tasks_wait_in_no_more_than_one_thread(world: World) -> None:
     crowd = Crowd(1000)
 
@@ -328,7 +328,7 @@ async def test_a_thousand_tasks_wait_in_no_more_than_one_thread(world: World) ->
     assert threading.get_ident() not in provider.threads
 
 
-@pytest.mark.in_tasks
+@pytest.mark.worlds("asyncio", "trio")
 async def test_a_provider_that_is_only_sync_never_blocks_the_event_loop(world: World) -> None:
     go = threading.Event()
 
@@ -350,7 +350,7 @@ async def test_a_provider_that_is_only_sync_never_blocks_the_event_loop(world: W
     await world.gather(call, elsewhere)
 
 
-@pytest.mark.in_tasks
+@pytest.mark.worlds("asyncio", "trio")
 async def test_a_token_is_fetched_even_when_all_of_the_programs_worker_threads_are_busy(world: World) -> None:
     limiter = anyio.to_thread.current_default_thread_limiter()
     limiter.total_tokens = 1
@@ -481,7 +481,7 @@ class Native(AuthProvider):
         return f"native-{number}"
 
 
-@pytest.mark.in_tasks
+@pytest.mark.worlds("asyncio", "trio")
 async def test_a_provider_that_is_async_itself_is_asked_that_way(world: World) -> None:
     provider, wire = Native(), Wire(lambda _: 200)
     transport = layer(world, wire, provider)
@@ -521,7 +521,7 @@ async def cancel_the_leader(
         then()
 
 
-@pytest.mark.in_tasks
+@pytest.mark.worlds("asyncio", "trio")
 async def test_when_the_leading_task_is_cancelled_another_takes_over_and_nobody_is_stranded(
     world: World,
 ) -> None:
@@ -534,7 +534,7 @@ async def test_when_the_leading_task_is_cancelled_another_takes_over_and_nobody_
     assert not transport.policy.renewals
 
 
-@pytest.mark.in_tasks
+@pytest.mark.worlds("asyncio", "trio")
 async def test_the_fetch_of_a_leader_that_is_cancelled_serves_those_who_waited(world: World) -> None:
     go = threading.Event()
     issuer, wire = Issuer(lambda _: go.wait(10)), Wire(lambda _: 200)
@@ -544,7 +544,7 @@ async def test_the_fetch_of_a_leader_that_is_cancelled_serves_those_who_waited(w
     assert issuer.fetches == 1
 
 
-@pytest.mark.in_tasks
+@pytest.mark.worlds("asyncio", "trio")
 async def test_a_task_that_is_cancelled_while_it_waits_troubles_nobody(world: World) -> None:
     go = threading.Event()
     issuer, wire = Issuer(lambda _: go.wait(10)), Wire(lambda _: 200)
@@ -564,7 +564,7 @@ async def test_a_task_that_is_cancelled_while_it_waits_troubles_nobody(world: Wo
     assert len(wire.requests) == 1
 
 
-@pytest.mark.in_tasks
+@pytest.mark.worlds("asyncio", "trio")
 async def test_threads_tasks_and_stacks_share_one_fetch_of_one_provider(world: World) -> None:
     crowd = Crowd(20)
     issuer, wire = Issuer(lambda _: crowd.wait()), Wire(lambda _: 200)

@@ -301,7 +301,7 @@ async def test_an_interrupt_on_the_wire_comes_out_as_it_is(world: World) -> None
     assert (len(calls), bench.wire.open) == (2, 0)
 
 
-@pytest.mark.in_tasks
+@pytest.mark.worlds("asyncio", "trio")
 @pytest.mark.parametrize("moment", ["wait", "second attempt"])
 async def test_a_cancelled_call_stops_and_leaves_nothing_open(world: World, moment: str) -> None:
     clock = FakeClock(autojump=False)
@@ -599,7 +599,7 @@ async def test_a_refusal_whose_turn_is_too_far_off_is_final(world: World) -> Non
     assert clock.sleeps == []
 
 
-@pytest.mark.in_tasks
+@pytest.mark.worlds("asyncio", "trio")
 async def test_a_batch_whose_queue_is_longer_than_a_wait_may_be_gets_through(world: World) -> None:
     clock = FakeClock()
     chances = iter(number * 0.618 % 1 for number in range(10_000))

@@ -23,11 +23,7 @@ from ._exchange import StreamedResponse
 from ._listener import Listener
 from ._options import CallRecord, RequestOptions
 from ._settings import STKAI
-from .transports._adaptive import AimdLimiter
-from .transports._auth import BearerAuth
 from .transports._base import Context, Layer
-from .transports._retry import RetryPolicy
-from .transports._token_bucket import TokenBucket
 
 if TYPE_CHECKING:
     from ._config import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
@@ -40,6 +36,10 @@ if TYPE_CHECKING:
         TokenBucketRateLimitedHttpClient,
     )
     from ._retrying import Retrying
+    from .transports._adaptive import AimdLimiter
+    from .transports._auth import BearerAuth
+    from .transports._retry import RetryPolicy
+    from .transports._token_bucket import TokenBucket
 
 _LAZY = {
     "_config": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),
@@ -52,8 +52,12 @@ _LAZY = {
     ),
     "_events": ("Event", "RateChanged", "Rejected", "RetryScheduled", "TokenRenewed", "Waited"),
     "_retrying": ("Retrying",),
+    "transports._adaptive": ("AimdLimiter",),
+    "transports._auth": ("BearerAuth",),
+    "transports._retry": ("RetryPolicy",),
+    "transports._token_bucket": ("TokenBucket",),
 }
-"""What only some programs need, by module: pydantic alone takes longer to import than all the rest."""
+"""What is imported when it is first asked for, by module: pydantic alone takes longer than all the rest."""
 
 
 def __getattr__(name: str) -> Any:

@@ -21,9 +21,7 @@ from ._families import AsyncTransport, AsyncWire, SyncWire, Transport, alike
 from ._listener import Listener
 from ._options import UNSET
 from ._settings import STKAI
-from .transports._auth import BearerAuth
 from .transports._base import Context, Layer
-from .transports._tickets import TicketQueue
 
 if TYPE_CHECKING:
     from ._config import Settings
@@ -164,6 +162,9 @@ def _checked(given: Iterable[Layer]) -> tuple[Layer, ...]:
     except TypeError as error:
         msg = f"a stack is made of several layers, such as [stkai.transports.retry()], not of {given!r}"
         raise ConfigurationError(msg) from error
+    from .transports._auth import BearerAuth
+    from .transports._tickets import TicketQueue
+
     margin, names = math.inf, set[str]()
     for layer in layers:
         if not isinstance(layer, Layer):

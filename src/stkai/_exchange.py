@@ -13,7 +13,6 @@ from ._clock import Clock
 from ._errors import InvalidArgumentError, ServerSideRateLimitError
 from ._options import RequestOptions
 from .transports._base import CALL, AsyncLayerTransport, Call, Context, LayerTransport
-from .transports._in_time import asend_in_time, send_in_time
 
 _NO_CONTEXT: Final = Context()
 _JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -111,12 +110,16 @@ class Exchange:
         """Send it through a stack, which keeps the deadline itself, or to a bare wire."""
         if self._call.deadline is None or isinstance(transport, LayerTransport):
             return transport.handle_request(self.request)
+        from .transports._in_time import send_in_time
+
         return send_in_time(transport, self.request, self._call, self._clock)
 
     async def asend(self, transport: httpx.AsyncBaseTransport) -> httpx.Response:
         """The same for an async one."""
         if self._call.deadline is None or isinstance(transport, AsyncLayerTransport):
             return await transport.handle_async_request(self.request)
+        from .transports._in_time import asend_in_time
+
         return await asend_in_time(transport, self.request, self._call, self._clock)
 
     def finish(self, response: httpx.Response) -> httpx.Response:

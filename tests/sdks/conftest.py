@@ -7,17 +7,10 @@ import pytest
 
 from stkai.testing import FakeClock, QuotaServer
 
-from ..world import World
 from .sdks import SDKS, Sdk
 
 # Without these, LiteLLM and LangChain would look for the internet.
 os.environ.update(LITELLM_LOCAL_MODEL_COST_MAP="True", LANGSMITH_TRACING="false", DO_NOT_TRACK="1")
-
-
-@pytest.fixture(params=["sync", "asyncio"])
-def world(request: pytest.FixtureRequest) -> World:
-    """SDKs know two worlds."""
-    return World(request.param)
 
 
 @pytest.fixture(params=SDKS, ids=lambda sdk: sdk.name)

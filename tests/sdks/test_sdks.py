@@ -13,6 +13,9 @@ from stkai.testing import FakeClock, QuotaServer
 from ..world import World
 from .sdks import SDKS, Sdk
 
+pytestmark = pytest.mark.worlds("sync", "asyncio")
+"""The SDKs know no trio."""
+
 TEXT = "one word after another"
 RETRIES = 2
 

@@ -1,11 +1,39 @@
 """The layers: the transports, to be put together by hand, and the factories of recipes for a `StackBuilder`."""
 
-from ._adaptive import AdaptiveTransport, AsyncAdaptiveTransport, adaptive
-from ._auth import AsyncAuthTransport, AuthTransport, auth
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
 from ._base import AsyncLayerTransport, Call, Context, Layer, LayerTransport, can_resend, copy_request
-from ._retry import AsyncRetryTransport, RetryTransport, retry
-from ._stk_cli import StkCLITransport
-from ._token_bucket import AsyncTokenBucketTransport, TokenBucketTransport, token_bucket
+
+if TYPE_CHECKING:
+    from ._adaptive import AdaptiveTransport, AsyncAdaptiveTransport, adaptive
+    from ._auth import AsyncAuthTransport, AuthTransport, auth
+    from ._retry import AsyncRetryTransport, RetryTransport, retry
+    from ._stk_cli import StkCLITransport
+    from ._token_bucket import AsyncTokenBucketTransport, TokenBucketTransport, token_bucket
+
+_LAZY: Final = {
+    "_adaptive": ("AdaptiveTransport", "AsyncAdaptiveTransport", "adaptive"),
+    "_auth": ("AsyncAuthTransport", "AuthTransport", "auth"),
+    "_retry": ("AsyncRetryTransport", "RetryTransport", "retry"),
+    "_stk_cli": ("StkCLITransport",),
+    "_token_bucket": ("AsyncTokenBucketTransport", "TokenBucketTransport", "token_bucket"),
+}
+"""What is imported when it is first asked for, by module: few programs use all the layers."""
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _LAZY.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+            return value
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "AdaptiveTransport",

@@ -12,7 +12,6 @@ from .._errors import ConfigurationError
 from .._families import Family, adopt, alike, family_of_wire
 from .._listener import Listener, log_event, logger
 from ._call import CALL, OPTIONS, Call, can_resend, copy_request
-from ._in_time import asend_in_time, send_in_time
 
 __all__ = [
     "CALL",
@@ -84,6 +83,8 @@ class LayerTransport(httpx.BaseTransport):
         """
         if call.deadline is None or isinstance(self.inner, LayerTransport):
             return self.inner.handle_request(request)
+        from ._in_time import send_in_time
+
         return send_in_time(self.inner, request, call, self.context.clock)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -151,6 +152,8 @@ class AsyncLayerTransport(httpx.AsyncBaseTransport):
         """
         if call.deadline is None or isinstance(self.inner, AsyncLayerTransport):
             return await self.inner.handle_async_request(request)
+        from ._in_time import asend_in_time
+
         return await asend_in_time(self.inner, request, call, self.context.clock)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
