@@ -208,7 +208,7 @@ def test_the_body_passes_as_it_comes(made: list[Wire]) -> None:
     side.handle_request(get(extensions=NO_PATIENCE)).close()
 
 
-@pytest.mark.in_tasks
+@pytest.mark.worlds("asyncio", "trio")
 @pytest.mark.usefixtures("world")
 async def test_async_requests_use_wires_again_and_close_what_is_too_many(async_made: list[AsyncWire]) -> None:
     side = AsyncSideBySide(lambda: AsyncWire(async_made), limits(10, 1))
@@ -220,7 +220,7 @@ async def test_async_requests_use_wires_again_and_close_what_is_too_many(async_m
     assert [wire.closed for wire in async_made] == [1, 1, 1]
 
 
-@pytest.mark.in_tasks
+@pytest.mark.worlds("asyncio", "trio")
 @pytest.mark.usefixtures("world")
 async def test_async_waiters_are_served_in_order(async_made: list[AsyncWire]) -> None:
     side = AsyncSideBySide(lambda: AsyncWire(async_made), limits(1, 1))
@@ -241,7 +241,7 @@ async def test_async_waiters_are_served_in_order(async_made: list[AsyncWire]) ->
     assert len(async_made) == 1
 
 
-@pytest.mark.in_tasks
+@pytest.mark.worlds("asyncio", "trio")
 @pytest.mark.usefixtures("world")
 async def test_async_a_wait_longer_than_the_pool_timeout_is_a_pool_timeout(
     async_made: list[AsyncWire],
@@ -254,7 +254,7 @@ async def test_async_a_wait_longer_than_the_pool_timeout_is_a_pool_timeout(
     await (await side.handle_async_request(get(extensions=NO_PATIENCE))).aclose()
 
 
-@pytest.mark.in_tasks
+@pytest.mark.worlds("asyncio", "trio")
 @pytest.mark.usefixtures("world")
 @pytest.mark.parametrize("given", [True, False])
 async def test_a_cancelled_waiter_leaves_the_line_and_passes_on_what_it_was_given(
@@ -276,7 +276,7 @@ async def test_a_cancelled_waiter_leaves_the_line_and_passes_on_what_it_was_give
     await (await side.handle_async_request(get(extensions=NO_PATIENCE))).aclose()
 
 
-@pytest.mark.in_tasks
+@pytest.mark.worlds("asyncio", "trio")
 @pytest.mark.usefixtures("world")
 async def test_an_async_body_passes_as_it_comes(async_made: list[AsyncWire]) -> None:
     class Streaming(AsyncWire):
@@ -329,7 +329,7 @@ def test_a_forked_child_has_no_wire_of_its_parent_no_lock_and_nobody_in_line(mad
     assert [len(wire.hosts) for wire in made] == [1, 2]
 
 
-@pytest.mark.in_tasks
+@pytest.mark.worlds("asyncio", "trio")
 @pytest.mark.usefixtures("world")
 async def test_an_async_wire_starts_anew_in_a_forked_child_as_well(async_made: list[AsyncWire]) -> None:
     side = AsyncSideBySide(lambda: AsyncWire(async_made), limits(1, 1))
