@@ -129,7 +129,7 @@ def test_an_unknown_name_is_an_attribute_error_that_names_it() -> None:
     with pytest.raises(AttributeError, match="'stkai' has no attribute 'HttpKlient'"):
         module.HttpKlient  # noqa: B018
     assert not hasattr(module, "_config_x")
-    with pytest.raises(AttributeError, match="'stkai.transports' has no attribute 'RetryTransporter'"):
+    with pytest.raises(AttributeError, match=r"'stkai\.transports' has no attribute 'RetryTransporter'"):
         module.transports.RetryTransporter  # noqa: B018
     assert {*stkai.__all__} <= {*dir(module)}
     assert {"AuthTransport", "retry"} <= {*dir(module.transports)}
