@@ -56,7 +56,7 @@ class RequestOptions:
                 raise InvalidArgumentError(msg)
 
 
-@dataclass(slots=True)
+@dataclass
 class CallRecord:
     """How a call went; `response.extensions["stkai"]`.
 

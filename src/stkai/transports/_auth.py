@@ -18,10 +18,12 @@ from .._errors import AuthenticationError, ConfigurationError, hide_frames
 from .._families import alike
 from .._origin import Origin, is_private, origin_of, parse_origin, show_origin
 from .._renewal import TaskRenewals, get_token
-from ._base import AsyncLayerTransport, Call, Context, Layer, LayerTransport, can_resend, copy_request
+from ._base import CALL, AsyncLayerTransport, Call, Context, Layer, LayerTransport, can_resend, copy_request
 
 _MARK: Final = "stkai.origin"
 """The extension that tells the next hop of a redirected call where it began."""
+
+_UNAUTHORIZED: Final = 401
 
 _EXPOSED: Final = (
     "the token would travel unencrypted to {}: use https://, or allow it with BearerAuth(provider, allow_http=True)"
@@ -32,6 +34,19 @@ _NONE: Final = "none was valid"
 _REFUSED: Final = "the server refused the old one"
 
 
+class _Encoded(str):
+    """A header's value that is encoded once: thousands of requests that wait with it share the bytes."""
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self, _: str) -> None:
+        self._bytes = super().encode("ascii")
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        """The bytes: it is ASCII, which is the same in every encoding of headers."""
+        return self._bytes
+
+
 class Token:
     """An access token, which prints as none: formatters of tracebacks show variables."""
 
@@ -39,7 +54,7 @@ class Token:
 
     def __init__(self, value: str) -> None:
         self.value = value
-        self.header = f"Bearer {value}" if is_sendable(value) else None
+        self.header = _Encoded(f"Bearer {value}") if is_sendable(value) else None
         self._claims = itertools.count()
 
     def is_news(self) -> bool:
@@ -98,7 +113,7 @@ class BearerAuth:
             return origin in self.origins
         if call.extensions.setdefault(_MARK, origin) != origin:
             return False
-        if not self._is_safe(origin):
+        if origin[0] != "https" and not self._is_safe(origin):
             raise AuthenticationError(_EXPOSED.format(show_origin(url)))
         return True
 
@@ -115,8 +130,8 @@ class BearerAuth:
                 self._tokens.pop(old, None)
         return token
 
-    def sign(self, request: httpx.Request, token: Token) -> httpx.Request:
-        """A copy of the request with the token in place of any `Authorization` that it had.
+    def sign(self, request: httpx.Request, token: Token, call: Call) -> httpx.Request:
+        """A copy of the request with the token in place of any `Authorization` that it had, and with its call.
 
         Raises:
             AuthenticationError: the provider returned what cannot stand in a header.
@@ -129,11 +144,11 @@ class BearerAuth:
             raise AuthenticationError(msg)
         headers = request.headers.copy()
         headers["Authorization"] = token.header
-        return copy_request(request, headers=headers)
+        return copy_request(request, headers=headers, extensions={**request.extensions, CALL: call})
 
     def is_refusal(self, response: httpx.Response) -> bool:
         """Whether the server refused the token (RFC 6750, section 3.1)."""
-        return response.status_code == httpx.codes.UNAUTHORIZED
+        return response.status_code == _UNAUTHORIZED
 
     def __repr__(self) -> str:
         return f"BearerAuth({type(self.provider).__name__})"
@@ -161,7 +176,7 @@ class AuthTransport(LayerTransport):
     def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
         if not self.policy.may_sign(request.url, call):
             return self.forward(request, call)
-        token = self._token(call, _NONE)
+        token = self._kept() or self._fetch(call, _NONE)
         response = self._send(request, call, token)
         if not self.policy.is_refusal(response):
             return response
@@ -169,7 +184,7 @@ class AuthTransport(LayerTransport):
 
     def _send(self, request: httpx.Request, call: Call, token: Token) -> httpx.Response:
         try:
-            response = self.forward(self.policy.sign(request, token), call)
+            response = self.forward(self.policy.sign(request, token, call), call)
         except alike(httpx.RequestError) as error:
             hide_frames(error)
             raise
@@ -183,7 +198,7 @@ class AuthTransport(LayerTransport):
         if not can_resend(request):
             return response
         try:
-            token = self._token(call, _REFUSED)
+            token = self._kept() or self._fetch(call, _REFUSED)
         except BaseException:
             response.close()
             raise
@@ -193,10 +208,11 @@ class AuthTransport(LayerTransport):
         call.record.attempts += 1
         return self._send(request, call, token)
 
-    def _token(self, call: Call, reason: str) -> Token:
+    def _kept(self) -> Token | None:
         cached = self.policy.provider.cached_access_token()
-        if cached is not None:
-            return self.policy.token(cached)
+        return None if cached is None else self.policy.token(cached)
+
+    def _fetch(self, call: Call, reason: str) -> Token:
         start = self.context.clock.monotonic()
         try:
             token = self.policy.token(get_token(self.policy.provider, call.time_left(start)))
@@ -234,7 +250,7 @@ class AsyncAuthTransport(AsyncLayerTransport):
     async def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
         if not self.policy.may_sign(request.url, call):
             return await self.forward(request, call)
-        token = await self._token(call, _NONE)
+        token = self._kept() or await self._fetch(call, _NONE)
         response = await self._send(request, call, token)
         if not self.policy.is_refusal(response):
             return response
@@ -242,7 +258,7 @@ class AsyncAuthTransport(AsyncLayerTransport):
 
     async def _send(self, request: httpx.Request, call: Call, token: Token) -> httpx.Response:
         try:
-            response = await self.forward(self.policy.sign(request, token), call)
+            response = await self.forward(self.policy.sign(request, token, call), call)
         except alike(httpx.RequestError) as error:
             hide_frames(error)
             raise
@@ -256,7 +272,7 @@ class AsyncAuthTransport(AsyncLayerTransport):
         if not can_resend(request):
             return response
         try:
-            token = await self._token(call, _REFUSED)
+            token = self._kept() or await self._fetch(call, _REFUSED)
         except BaseException:
             await response.aclose()
             raise
@@ -266,14 +282,15 @@ class AsyncAuthTransport(AsyncLayerTransport):
         call.record.attempts += 1
         return await self._send(request, call, token)
 
-    async def _token(self, call: Call, reason: str) -> Token:
-        renewals = self.policy.renewals
-        cached = self.policy.provider.cached_access_token(renewing=bool(renewals))
-        if cached is not None:
-            return self.policy.token(cached)
-        start = self.context.clock.monotonic()
+    def _kept(self) -> Token | None:
+        policy = self.policy
+        cached = policy.provider.cached_access_token(renewing=bool(policy.renewals))
+        return None if cached is None else policy.token(cached)
+
+    async def _fetch(self, call: Call, reason: str) -> Token:
+        policy, start = self.policy, self.context.clock.monotonic()
         try:
-            token = self.policy.token(await renewals.get_token(self.policy.provider, call.time_left(start)))
+            token = policy.token(await policy.renewals.get_token(policy.provider, call.time_left(start)))
         finally:
             seconds = self.context.clock.monotonic() - start
             call.record.authenticating += seconds

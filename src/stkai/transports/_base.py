@@ -1,9 +1,10 @@
 """What every layer stands on: the context of a stack, the two base transports, and the recipe of a layer."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
@@ -43,12 +44,24 @@ class Context:
     listener: Listener = log_event
     random: Callable[[], float] = uniform
 
+    @property
+    def hears_details(self) -> bool:
+        """Whether anybody would learn of an event of the lowest level, which may happen at each request."""
+        return self.listener is not log_event or logger.isEnabledFor(logging.DEBUG)
+
     def emit(self, event: "Event") -> None:
         """Tell the listener. Whatever it raises is logged: an observer does not fail a request."""
         try:
             self.listener(event)
         except Exception:  # noqa: BLE001 - user code; whatever it raises
             logger.exception("the listener failed on %s", event)
+
+
+def _carrying(request: httpx.Request, call: Call) -> httpx.Request:
+    """The request with the call in its extensions, for transports that are no layers but may have some further in."""
+    if request.extensions.get(CALL) is call:
+        return request
+    return copy_request(request, extensions={**request.extensions, CALL: call})
 
 
 class LayerTransport(httpx.BaseTransport):
@@ -67,6 +80,10 @@ class LayerTransport(httpx.BaseTransport):
         self.inner = inner
         self.family = family_of_wire(inner)
         self.context = context or Context()
+        self._layer: LayerTransport | None = None
+        # A subclass that overrides `handle_request` is to see every request there.
+        if isinstance(inner, LayerTransport) and type(inner).handle_request is LayerTransport.handle_request:
+            self._layer = inner
 
     def __str__(self) -> str:
         return _chain(self.name, self.inner)
@@ -81,6 +98,10 @@ class LayerTransport(httpx.BaseTransport):
         Raises:
             DeadlineExceededError: nothing is left, or the answer is not there in time.
         """
+        layer = self._layer
+        if layer is not None:
+            return layer.handle_call(request, call)
+        request = _carrying(request, call)
         if call.deadline is None or isinstance(self.inner, LayerTransport):
             return self.inner.handle_request(request)
         from ._in_time import send_in_time
@@ -91,12 +112,12 @@ class LayerTransport(httpx.BaseTransport):
         call = request.extensions.get(CALL)
         if call is not None:
             return self.handle_call(request, call)
-        _check_family(request, self.family)
+        if self.family is not None and not isinstance(request, self.family.Request):
+            raise _foreign(self.family)
         clock = self.context.clock
         call = Call.start(request, clock.monotonic())
         try:
-            inner = copy_request(request, extensions={**request.extensions, CALL: call})
-            response = self.handle_call(inner, call)
+            response = self.handle_call(request, call)
         except alike(httpx.RequestError) as error:
             error.request = request
             adopt(error, request)
@@ -136,6 +157,13 @@ class AsyncLayerTransport(httpx.AsyncBaseTransport):
         self.inner = inner
         self.family = family_of_wire(inner)
         self.context = context or Context()
+        self._layer: AsyncLayerTransport | None = None
+        # A subclass that overrides `handle_async_request` is to see every request there.
+        if (
+            isinstance(inner, AsyncLayerTransport)
+            and type(inner).handle_async_request is AsyncLayerTransport.handle_async_request
+        ):
+            self._layer = inner
 
     def __str__(self) -> str:
         return _chain(self.name, self.inner)
@@ -144,28 +172,33 @@ class AsyncLayerTransport(httpx.AsyncBaseTransport):
         """Do this layer's work for one pass of a request. Here: nothing."""
         return await self.forward(request, call)
 
-    async def forward(self, request: httpx.Request, call: Call) -> httpx.Response:
+    # No coroutine of its own: each is kept in memory for as long as the request waits.
+    def forward(self, request: httpx.Request, call: Call) -> Coroutine[Any, Any, httpx.Response]:
         """Send the request to the next layer, or to the wire, within what is left of the deadline.
 
         Raises:
             DeadlineExceededError: nothing is left, or the answer is not there in time.
         """
+        layer = self._layer
+        if layer is not None:
+            return layer.handle_call(request, call)
+        request = _carrying(request, call)
         if call.deadline is None or isinstance(self.inner, AsyncLayerTransport):
-            return await self.inner.handle_async_request(request)
+            return self.inner.handle_async_request(request)
         from ._in_time import asend_in_time
 
-        return await asend_in_time(self.inner, request, call, self.context.clock)
+        return asend_in_time(self.inner, request, call, self.context.clock)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         call = request.extensions.get(CALL)
         if call is not None:
             return await self.handle_call(request, call)
-        _check_family(request, self.family)
+        if self.family is not None and not isinstance(request, self.family.Request):
+            raise _foreign(self.family)
         clock = self.context.clock
         call = Call.start(request, clock.monotonic())
         try:
-            inner = copy_request(request, extensions={**request.extensions, CALL: call})
-            response = await self.handle_call(inner, call)
+            response = await self.handle_call(request, call)
         except alike(httpx.RequestError) as error:
             error.request = request
             adopt(error, request)
@@ -189,15 +222,13 @@ class AsyncLayerTransport(httpx.AsyncBaseTransport):
         await self.inner.__aexit__(exc_type, exc_value, traceback)
 
 
-def _check_family(request: httpx.Request, family: Family | None) -> None:
-    """Refuse a request that the wire could not read."""
-    if family is not None and not isinstance(request, family.Request):
-        name = family.__name__
-        msg = (
-            f"the stack stands on a wire of {name}, and the request is not one of {name}: build the stack on a wire of"
-            " the client's own package, or on none, as build_transport() does by default"
-        )
-        raise ConfigurationError(msg)
+def _foreign(family: Family) -> ConfigurationError:
+    """What to say of a request that the wire could not read."""
+    name = family.__name__
+    return ConfigurationError(
+        f"the stack stands on a wire of {name}, and the request is not one of {name}: build the stack on a wire of"
+        " the client's own package, or on none, as build_transport() does by default"
+    )
 
 
 def _chain(name: str, inner: object) -> str:

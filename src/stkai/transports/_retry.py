@@ -4,6 +4,7 @@ The policy is `RetryPolicy`. The last response is returned, and the last error r
 from the second attempt on: the first one nearly always succeeds and pays nothing for it.
 """
 
+from collections.abc import Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -156,14 +157,16 @@ class RetryTransport(LayerTransport):
             raise
 
     def _attempt(self, request: httpx.Request, call: Call) -> httpx.Response:
+        return self._load(request, call) if call.buffered else self.forward(request, call)
+
+    def _load(self, request: httpx.Request, call: Call) -> httpx.Response:
         response = self.forward(request, call)
-        if call.buffered:
-            try:
-                response.read()
-            except BaseException:
-                call.broken = response
-                _discard(response)
-                raise
+        try:
+            response.read()
+        except BaseException:
+            call.broken = response
+            _discard(response)
+            raise
         return response
 
 
@@ -224,15 +227,17 @@ class AsyncRetryTransport(AsyncLayerTransport):
             await _adiscard(loop.take_response())
             raise
 
-    async def _attempt(self, request: httpx.Request, call: Call) -> httpx.Response:
+    def _attempt(self, request: httpx.Request, call: Call) -> Coroutine[Any, Any, httpx.Response]:
+        return self._load(request, call) if call.buffered else self.forward(request, call)
+
+    async def _load(self, request: httpx.Request, call: Call) -> httpx.Response:
         response = await self.forward(request, call)
-        if call.buffered:
-            try:
-                await response.aread()
-            except BaseException:
-                call.broken = response
-                await _adiscard(response)
-                raise
+        try:
+            await response.aread()
+        except BaseException:
+            call.broken = response
+            await _adiscard(response)
+            raise
         return response
 
 
