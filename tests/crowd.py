@@ -3,7 +3,7 @@
 import heapq
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from stkai.transports._tickets import Ticket, TicketQueue
@@ -32,7 +32,9 @@ class Waiter:
     ticket: Ticket = field(default_factory=Ticket)
 
 
-def drive(queue: TicketQueue, waiters: Iterable[Waiter]) -> list[Waiter]:
+def drive(
+    queue: TicketQueue, waiters: Iterable[Waiter], chance: Callable[[], float] = lambda: 0.5
+) -> list[Waiter]:
     """Let everybody come, wait, and go or leave; returns those who went, in that order."""
     order = itertools.count()
     coming = [(waiter.arrives, next(order), waiter) for waiter in waiters]
@@ -52,7 +54,7 @@ def drive(queue: TicketQueue, waiters: Iterable[Waiter]) -> list[Waiter]:
             left.add(waiter)
             continue
         new = math.isnan(waiter.told)
-        seconds = 0.0 if new and queue.take(now) else queue.remaining(waiter.ticket, now)
+        seconds = 0.0 if new and queue.take(now, chance()) else queue.remaining(waiter.ticket, now, chance())
         if new:
             waiter.told = now + seconds
         if now + seconds - waiter.arrives > waiter.limit:

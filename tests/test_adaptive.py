@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+from random import Random
 from typing import Any
 
 import anyio
@@ -138,12 +140,46 @@ def test_each_gap_varies_by_a_tenth_and_never_more(chance: float) -> None:
     while policy.take(now):
         pass
     first, second = Ticket(), Ticket()
-    now += policy.remaining(first, now)
+    wait = policy.remaining(first, now, chance)
+    told = policy.remaining(second, now) - wait
     gap = 1 / policy.rate
-    assert policy.remaining(first, now, chance) == 0.0
-    wait = policy.remaining(second, now)
-    assert wait == pytest.approx(gap * (1 + 0.1 * (2 * chance - 1)), rel=0.01)
-    assert 0.89 * gap <= wait <= 1.11 * gap
+    assert told == pytest.approx(gap * (1 + 0.1 * (2 * chance - 1)), rel=0.01)
+    assert 0.89 * gap <= told <= 1.11 * gap
+    assert policy.remaining(first, now + wait) == 0.0
+    assert policy.remaining(second, now + wait) == pytest.approx(told)
+
+
+@given(st.randoms(use_true_random=False), st.integers(2, 60))
+def test_at_the_whole_quota_everybody_sleeps_once_and_goes_when_told_however_the_gaps_vary(
+    random: Random, count: int
+) -> None:
+    policy = plain(max_wait_time=None)
+    while policy.take(0.0):
+        pass
+    crowd = [Waiter(0.0) for _ in range(count)]
+    assert drive(policy, crowd, random.random) == crowd
+    assert all(waiter.sleeps == 1 for waiter in crowd)
+    assert all(waiter.went == pytest.approx(waiter.told, abs=1e-5) for waiter in crowd)
+    gaps = [(later.went - earlier.went) * QUOTA for earlier, later in pairwise(crowd)]
+    assert all(0.9 - 1e-3 <= gap <= 1.1 + 1e-3 for gap in gaps)
+
+
+@given(st.randoms(use_true_random=False), st.lists(st.floats(0, 60), min_size=2, max_size=40))
+def test_whoever_leaves_a_queue_of_uneven_gaps_neither_strands_the_others_nor_hurries_them(
+    random: Random, patience: list[float]
+) -> None:
+    policy = plain(max_wait_time=None)
+    while policy.take(0.0):
+        pass
+    leavers = [Waiter(number / 10, patience=seconds) for number, seconds in enumerate(patience)]
+    staying = [Waiter(number / 10 + 0.05) for number in range(len(patience))]
+    gone = drive(policy, leavers + staying, random.random)
+    assert set(staying) <= set(gone)
+    assert policy.waiting == 0
+    most = [QUOTA * waiter.went / 0.9 + 1 + 0.25 * QUOTA for waiter in gone]
+    assert all(number <= limit for number, limit in enumerate(most, start=1))
+    # Each place that was left may make somebody behind it look again.
+    assert all(waiter.sleeps <= 1 + len(leavers) for waiter in staying)
 
 
 def test_a_permit_that_is_there_at_once_costs_a_gap_of_the_same_kind() -> None:
@@ -164,7 +200,12 @@ def test_after_the_start_six_seconds_of_the_rate_may_go_at_once_and_at_least_one
 
 def test_a_long_wait_is_slept_in_halves_since_the_rate_may_grow() -> None:
     policy = limiter()
+    assert policy.rate < QUOTA
     assert [policy.nap(wait) for wait in (40.0, 3.0, 2.0, 1.5, 0.2)] == [20.0, 1.5, 1.0, 1.0, 0.2]
+
+
+def test_a_wait_at_the_whole_quota_is_slept_through_since_the_rate_cannot_grow() -> None:
+    assert [plain().nap(wait) for wait in (40.0, 3.0)] == [40.0, 3.0]
 
 
 # Growth

@@ -453,9 +453,9 @@ def test_a_refusal_that_the_window_does_not_explain_cuts_and_two_end_it() -> Non
     change = policy.refused(20.0, 19.9, asked=0.0, chance=0.0, reading=reading(20.0, 50))
     assert change is not None
     assert change.new < rate
-    assert policy.listening
+    assert policy.listens(20.0)
     policy.refused(21.0, 20.9, asked=0.0, chance=0.0)
-    assert not policy.listening
+    assert not policy.listens(30.0)
 
 
 def test_when_the_window_is_no_more_believed_the_law_goes_on_from_its_base() -> None:
@@ -489,9 +489,18 @@ def test_the_listener_is_told_of_the_base_and_not_of_every_move_within_a_window(
     assert change.new == pytest.approx(base * 1.2**0.8 + 0.02 * QUOTA, rel=0.03)
 
 
+def test_a_server_that_says_nothing_of_its_quota_is_listened_to_once_a_second_and_at_each_refusal() -> None:
+    policy = AimdLimiter(LIMIT, WINDOW)
+    instants = [now / 100 for now in range(300)]
+    assert [now for now in instants if policy.listens(now)] == [0.0, 1.0, 2.0]
+    assert policy.listens(2.995, refused=True)
+    policy.succeeded(3.0, 3.0, reading(3.0, 50))
+    assert all(policy.listens(3.0 + now) for now in instants)
+
+
 def test_plain_aimd_does_not_listen() -> None:
     policy = AimdLimiter(LIMIT, WINDOW, penalty_factor=0.3)
-    assert not policy.listening
+    assert not policy.listens(0.0, refused=True)
     for now in (1.0, 6.0, 7.0):
         policy.succeeded(now, now, reading(now, 1))
     assert policy.rate == QUOTA
@@ -540,7 +549,7 @@ async def test_with_headers_nobody_is_refused_and_nearly_all_of_the_quota_used(
     await server.use(300.0)
     assert server.statuses.count(429) == 0
     assert server.statuses.count(200) >= 0.9 * 20 * 10
-    assert server.policy.listening
+    assert server.policy.listens(server.clock.monotonic())
     reasons = {event.reason for event in server.events if isinstance(event, RateChanged)}
     assert "rate limit headers" in reasons
 
@@ -560,7 +569,7 @@ async def test_headers_that_contradict_themselves_are_not_read_any_more(world: W
     server = Server(world, "github")
     server.quota.time_window = 12.0
     await server.use(60.0)
-    assert not server.policy.listening
+    assert not server.policy.listens(math.inf, refused=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stkai.transports._adaptive.read_rate_limit", None)
         await server.use(10.0)

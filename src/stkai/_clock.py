@@ -1,9 +1,11 @@
 """Time and randomness: the only module of the package that reads a clock, sleeps or draws a random number."""
 
 import random
+import sys
 import time
+from collections.abc import Coroutine
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Clock(Protocol):
@@ -29,8 +31,7 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's own clock; its async sleeps work on asyncio and on trio."""
 
-    def monotonic(self) -> float:
-        return time.monotonic()
+    monotonic = staticmethod(time.monotonic)
 
     def utcnow(self) -> datetime:
         return datetime.now(UTC)
@@ -38,13 +39,26 @@ class SystemClock:
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 
-    async def asleep(self, seconds: float) -> None:
+    def asleep(self, seconds: float) -> Coroutine[Any, Any, None]:
+        # Thousands of tasks may sleep here: in asyncio, nothing stands between one of them and its timer.
+        asyncio = sys.modules.get("asyncio")
+        if asyncio is not None and _runs_a_task(asyncio):
+            sleeping: Coroutine[Any, Any, None] = asyncio.sleep(seconds)
+            return sleeping
         import anyio
 
-        await anyio.sleep(seconds)
+        return anyio.sleep(seconds)
 
     def __repr__(self) -> str:
         return "SystemClock()"
+
+
+def _runs_a_task(asyncio: Any) -> bool:
+    """Whether a task of asyncio's is running, and not one of trio's as a guest of its loop."""
+    try:
+        return asyncio.current_task() is not None
+    except RuntimeError:  # It has no loop in this thread.
+        return False
 
 
 uniform = random.random

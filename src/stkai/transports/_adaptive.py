@@ -34,6 +34,9 @@ _BURST_SECONDS = 6.0
 _SPREAD = 0.1
 """Each gap varies by that much, up and down: without it one sender can lock the others out of a bucket server."""
 
+_LISTENING = 1.0
+"""Seconds between looks at the headers of a server that has said nothing in them."""
+
 _TOO_MANY_REQUESTS = 429
 
 
@@ -98,11 +101,15 @@ class AimdLimiter(TicketQueue):
         self._guide = WindowGuide(self.ceiling, self.floor)
         # Plain AIMD is what was asked for, where it was.
         self._guide.listening = self._cold
+        self._listens_at = -math.inf
 
-    @property
-    def listening(self) -> bool:
-        """Whether it is of any use to read what the server says of its quota in headers."""
-        return self._guide.listening
+    def listens(self, now: float, *, refused: bool = False) -> bool:
+        """Whether to read what an answer says of the quota; where none has said anything, once a second will do."""
+        guide = self._guide
+        if not guide.listening or (guide.has_heard_nothing and now < self._listens_at and not refused):
+            return False
+        self._listens_at = now + _LISTENING
+        return True
 
     def succeeded(self, now: float, sent: float, reading: Reading | None = None) -> RateChange | None:
         """The server accepted a request that was sent at `sent`, and said `reading` of its quota."""
@@ -154,7 +161,9 @@ class AimdLimiter(TicketQueue):
             return self._report("429 Too Many Requests", self._rate)
 
     def nap(self, wait: float) -> float:
-        """Sleep half of a long wait, then ask again: the rate may have grown."""
+        """Sleep half of a long wait, then ask again: the rate may have grown, unless it is at its ceiling."""
+        if self._rate >= self.ceiling and not self._guide.in_force:
+            return wait
         return min(wait, max(1.0, wait / 2))
 
     def _cut(self, now: float) -> None:
@@ -245,9 +254,9 @@ def _learn(
     """Tell the policy what the server said, and the caller's retry who keeps the wait."""
     policy, context = layer.policy, layer.context
     now, reading = context.clock.monotonic(), None
-    if policy.listening:
-        reading = read_rate_limit(response.headers, context.clock.utcnow(), policy.time_window)
     call.paced = response.status_code == _TOO_MANY_REQUESTS
+    if policy.listens(now, refused=call.paced):
+        reading = read_rate_limit(response.headers, context.clock.utcnow(), policy.time_window)
     if call.paced:
         asked = retry_after(response.headers, context.clock.utcnow())
         change = policy.refused(now, sent, asked, context.random(), reading)

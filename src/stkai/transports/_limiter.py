@@ -8,15 +8,20 @@ from ._base import AsyncLayerTransport, Call, Context, LayerTransport
 from ._tickets import TICK, Ticket, TicketQueue
 
 
-class _Turn:
+class _Turn(Ticket):
     """One request's wait for its permit: what the sync and the async transport have in common."""
 
-    __slots__ = ("call", "context", "name", "queue", "start", "ticket")
+    __slots__ = ("call", "layer", "limit", "start")
 
-    def __init__(self, name: str, queue: TicketQueue, context: Context, call: Call, start: float) -> None:
-        self.name, self.queue, self.context, self.call, self.start = name, queue, context, call, start
+    def __init__(self, layer: "LimiterTransport | AsyncLimiterTransport", call: Call, start: float) -> None:
         last = call.ticket
-        self.ticket = Ticket(last[1] if last is not None and last[0] is queue else 0)
+        super().__init__(last[1] if last is not None and last[0] is layer.policy else 0)
+        self.layer, self.call, self.start = layer, call, start
+        allowed = call.options.max_wait_time
+        if allowed is UNSET:
+            allowed = layer.policy.max_wait_time
+        left = call.time_left(start)
+        self.limit = left if allowed is None or left < allowed else allowed
 
     def ask(self, now: float) -> float:
         """Seconds to sleep before asking again; 0.0 when the permit is there.
@@ -25,37 +30,31 @@ class _Turn:
             TokenAcquisitionTimeoutError: the wait would be longer than allowed.
             DeadlineExceededError: the call has no time left.
         """
-        self.call.check_deadline(now)
-        waited = now - self.start
-        wait = self.queue.remaining(self.ticket, now, self.context.random())
+        if self.call.deadline is not None:
+            self.call.check_deadline(now)
+        policy, context, waited = self.layer.policy, self.layer.context, now - self.start
+        wait = policy.remaining(self, now, context.random())
         if wait:
-            limit = self._limit(now)
-            if waited + wait > limit + TICK:
-                raise TokenAcquisitionTimeoutError(waited, limit, required=waited + wait)
-            return self.queue.nap(wait)
+            if waited + wait > self.limit + TICK:
+                raise TokenAcquisitionTimeoutError(waited, self.limit, required=waited + wait)
+            return policy.nap(wait)
         if waited:
             self.call.record.queued += waited
-            from .._events import Waited
+            if context.hears_details:
+                from .._events import Waited
 
-            self.context.emit(Waited(layer=self.name, seconds=waited))
+                context.emit(Waited(layer=self.layer.name, seconds=waited))
         return 0.0
 
     def leave(self, reason: BaseException, now: float) -> None:
         """Give the permit back."""
-        self.queue.cancel(self.ticket, now)
+        self.layer.policy.cancel(self, now)
         self.call.record.queued += now - self.start
         if isinstance(reason, TokenAcquisitionTimeoutError):
             from .._events import Rejected
 
-            self.context.emit(Rejected(layer=self.name, wait=reason.required, limit=reason.max_wait_time))
-
-    def _limit(self, now: float) -> float:
-        """Seconds that the wait may take in all."""
-        allowed = self.call.options.max_wait_time
-        if allowed is UNSET:
-            allowed = self.queue.max_wait_time
-        left = now - self.start + self.call.time_left(now)
-        return left if allowed is None else min(allowed, left)
+            event = Rejected(layer=self.layer.name, wait=reason.required, limit=reason.max_wait_time)
+            self.layer.context.emit(event)
 
 
 class LimiterTransport(LayerTransport):
@@ -75,7 +74,7 @@ class LimiterTransport(LayerTransport):
         now = context.clock.monotonic()
         number = policy.take(now, context.random())
         if not number:
-            turn = _Turn(self.name, policy, context, call, now)
+            turn = _Turn(self, call, now)
             try:
                 while seconds := turn.ask(now):
                     context.clock.sleep(seconds)
@@ -83,7 +82,7 @@ class LimiterTransport(LayerTransport):
             except BaseException as reason:
                 turn.leave(reason, context.clock.monotonic())
                 raise
-            number = turn.ticket.number
+            number = turn.number
         call.ticket = (policy, number)
         return now
 
@@ -105,7 +104,7 @@ class AsyncLimiterTransport(AsyncLayerTransport):
         now = context.clock.monotonic()
         number = policy.take(now, context.random())
         if not number:
-            turn = _Turn(self.name, policy, context, call, now)
+            turn = _Turn(self, call, now)
             try:
                 while seconds := turn.ask(now):
                     await context.clock.asleep(seconds)
@@ -113,6 +112,6 @@ class AsyncLimiterTransport(AsyncLayerTransport):
             except BaseException as reason:
                 turn.leave(reason, context.clock.monotonic())
                 raise
-            number = turn.ticket.number
+            number = turn.number
         call.ticket = (policy, number)
         return now

@@ -40,13 +40,15 @@ class Ticket:
     Attributes:
         number: given by the queue when the ticket joins; the lower one goes first.
         due: how many permits will have been released when it may go.
+        extra: what it takes beyond one permit, by chance.
+        ahead: the sum of that of all who joined before it; only differences count.
     """
 
-    __slots__ = ("due", "number")
+    __slots__ = ("ahead", "due", "extra", "number")
 
     def __init__(self, number: int = 0) -> None:
         self.number = number
-        self.due = 0.0
+        self.due = self.extra = self.ahead = 0.0
 
 
 _number = attrgetter("number")
@@ -69,6 +71,7 @@ class TicketQueue:
         self._rate = max_requests / time_window
         self._burst = 1.0
         self._spread = 0.0
+        self._extras = 0.0
         self._credit = 0.0
         self._at = -math.inf
         self._paused_until = -math.inf
@@ -81,7 +84,7 @@ class TicketQueue:
         """Nobody waits and nobody holds the lock: so it is in a forked child, which has only the forking thread."""
         self._lock = threading.Lock()
         self._queue: list[Ticket] = []
-        self._vacant: list[tuple[int, float]] = []
+        self._vacant: list[tuple[int, float, float, float]] = []
 
     @property
     def rate(self) -> float:
@@ -100,6 +103,8 @@ class TicketQueue:
 
     def take(self, now: float, chance: float = 0.5) -> int:
         """Take a permit that is there and for which nobody waits: the number of its ticket, or 0 if there is none."""
+        if self._queue:
+            return 0
         with self._lock:
             if self._queue:
                 return 0
@@ -113,12 +118,17 @@ class TicketQueue:
     def remaining(self, ticket: Ticket, now: float, chance: float = 0.5) -> float:
         """Seconds until `ticket` may go. At 0.0 it goes: its permit is taken, and it has left the queue.
 
-        A ticket that is not in the queue joins it: at the end if it is new, else in the place of its number.
+        A ticket that is not in the queue joins it: at the end if it is new, else in the place of its number. `chance`,
+        in [0, 1), then decides on what it takes: known from the start, it does not wake those behind at a wrong time.
         """
         with self._lock:
             self._advance(now)
-            place = self._join(ticket)
+            place = self._join(ticket, chance)
             missing = place + 1 - self._credit
+            if place and self._spread:
+                # Those who left in between no longer count, though their extras are still in the sum.
+                most = self._spread * place
+                missing += max(-most, min(most, ticket.ahead - self._queue[0].ahead))
             paused = max(0.0, self._paused_until - now)
             if missing > _ROUNDING or paused > 0:
                 missing = max(0.0, missing)
@@ -126,7 +136,7 @@ class TicketQueue:
                 return max(TICK, paused + self._time_for(missing))
             # In this order an interrupt in between leaves a permit too many to the others, not one too few.
             del self._queue[place]
-            self._credit -= 1 + self._spread * (2 * chance - 1)
+            self._credit -= 1 + ticket.extra
             return 0.0
 
     def cancel(self, ticket: Ticket, now: float) -> None:
@@ -137,42 +147,58 @@ class TicketQueue:
             if self._queue[place : place + 1] == [ticket]:
                 del self._queue[place]
                 if place < len(self._queue):
-                    heapq.heappush(self._vacant, (ticket.number, ticket.due))
+                    heapq.heappush(self._vacant, (ticket.number, ticket.due, ticket.extra, ticket.ahead))
 
     def nap(self, wait: float) -> float:
         """How many of the `wait` seconds to sleep before asking again; all of them at a constant rate."""
         return wait
 
-    def _join(self, ticket: Ticket) -> int:
+    def _join(self, ticket: Ticket, chance: float) -> int:
         """The place of the ticket in the queue, counted from 0."""
+        if self._queue and self._queue[0] is ticket and not self._vacant:
+            return 0  # Whoever wakes in time is the first.
         while self._queue and self._queue[0].due + self._rate * _OVERSLEPT < self._released:
             # When it wakes, it comes back to the head.
             del self._queue[0]
-        number = ticket.number = ticket.number or self._next_number()
+        new = ticket.number == 0
+        if new:
+            self._number_anew(ticket, chance)
+        number = ticket.number
         while self._vacant and self._vacant[0][0] < number:
             # Who asks moves up, so that these places are no longer free.
             heapq.heappop(self._vacant)
         place = self._place(ticket)
         if self._queue[place : place + 1] != [ticket]:
+            if not new:
+                ticket.extra = self._spread * (2 * chance - 1)
+                behind = self._queue[place].ahead if place < len(self._queue) else self._extras
+                ticket.ahead = behind - ticket.extra
             self._queue.insert(place, ticket)
         return place
 
     def _place(self, ticket: Ticket) -> int:
         """Where the ticket is in the queue, or belongs."""
         queue, number = self._queue, ticket.number
+        if not queue or queue[-1].number < number:
+            return len(queue)
         place = bisect_left(queue, number, key=_number)
         while place < len(queue) and queue[place].number == number and queue[place] is not ticket:
             # Two attempts of one call side by side.
             place += 1
         return place
 
-    def _next_number(self) -> int:
+    def _number_anew(self, ticket: Ticket, chance: float) -> None:
+        """Give a new ticket the place of somebody who left, if one is free, or else the last."""
         while self._vacant:
-            number, due = heapq.heappop(self._vacant)
+            ticket.number, due, ticket.extra, ticket.ahead = heapq.heappop(self._vacant)
             if due > self._released - _ROUNDING:
-                return number
+                return
         self._number += 1
-        return self._number
+        ticket.number = self._number
+        if self._spread:
+            ticket.extra = self._spread * (2 * chance - 1)
+            ticket.ahead = self._extras
+            self._extras += ticket.extra
 
     def _advance(self, now: float) -> None:
         """Release what is due since the last look, up to the burst and what late wakers are owed."""

@@ -107,6 +107,11 @@ class WindowGuide:
         self._account_from(-math.inf)
 
     @property
+    def has_heard_nothing(self) -> bool:
+        """Whether nobody has described a window, or not for long."""
+        return self._heard_at == -math.inf
+
+    @property
     def base(self) -> float:
         """The rate, apart from what happens within a window."""
         return self._base
