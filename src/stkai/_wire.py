@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
+from ._connections import with_one_connection
 from ._errors import ConfigurationError
 from ._families import HTTPX, Family, alike, family_of_wire
 from ._forks import after_fork
@@ -53,15 +54,15 @@ def default_async_wire(
 
 
 def _side_by_side(family: Family, options: dict[str, Any]) -> httpx.BaseTransport:
-    make = partial(family.HTTPTransport, **_for_one(family, options))
-    make().close()  # What cannot work, such as a proxy, is to fail here and now.
-    return SideBySide(make, options["limits"], family)
+    options, limits = _for_one(family, options), options["limits"]
+    family.HTTPTransport(**options).close()  # What cannot work, such as a proxy, is to fail here and now.
+    return SideBySide(lambda: with_one_connection(family.HTTPTransport(**options)), limits, family)
 
 
 def _async_side_by_side(family: Family, options: dict[str, Any]) -> httpx.AsyncBaseTransport:
-    make = partial(family.AsyncHTTPTransport, **_for_one(family, options))
-    make()  # It has no connection yet that could be closed.
-    return AsyncSideBySide(make, options["limits"], family)
+    options, limits = _for_one(family, options), options["limits"]
+    family.AsyncHTTPTransport(**options)  # It has no connection yet that could be closed.
+    return AsyncSideBySide(lambda: with_one_connection(family.AsyncHTTPTransport(**options)), limits, family)
 
 
 def _for_one(family: Family, options: dict[str, Any]) -> dict[str, Any]:
