@@ -191,6 +191,36 @@ async def test_a_layer_that_does_nothing_passes_everything_on(world: World) -> N
     assert wire.bodies == [b"sent"]
 
 
+class Outer(LayerTransport):
+    """One that does its work in the method that httpx knows."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        response = super().handle_request(request)
+        response.headers["X-Passed"] = str(len(seen))
+        return response
+
+
+class AsyncOuter(AsyncLayerTransport):
+    """The same for the async world."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        response.headers["X-Passed"] = str(len(seen))
+        return response
+
+
+async def test_a_layer_that_overrides_the_method_of_httpx_is_not_passed_by(world: World) -> None:
+    stack = stkai.StackBuilder(
+        (LAYER, Layer("other", Outer, AsyncOuter), Layer("inner", Marking, AsyncMarking))
+    )
+    request = httpx.Request("GET", URL, extensions={"x": 1})
+    response = await world.send(world.build(stack, world.wire(200)), request)
+    assert response.headers["X-Passed"] == "2"
+    assert len(seen) == 2
+    assert seen[0] is seen[1], "it is still one call"
+    assert request.extensions == {"x": 1}
+
+
 async def test_all_layers_of_a_stack_see_one_call_and_its_record_is_on_the_response(world: World) -> None:
     clock = FakeClock(100.0)
 

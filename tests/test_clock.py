@@ -38,6 +38,32 @@ def test_its_sleeps_sleep_in_a_thread_on_asyncio_and_on_trio() -> None:
         assert time.monotonic() - start >= 0.02
 
 
+@pytest.mark.real_time
+def test_a_guest_of_an_event_loop_sleeps_as_its_own_runner_does() -> None:
+    woken: list[str] = []
+
+    async def guest() -> None:
+        await SystemClock().asleep(0.01)
+        woken.append(sniffed())
+
+    async def host() -> None:
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+        trio.lowlevel.start_guest_run(
+            guest,
+            run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+            done_callback=lambda _: done.set(),
+        )
+        await asyncio.gather(done.wait(), SystemClock().asleep(0.01))
+
+    asyncio.run(asyncio.wait_for(host(), 30))
+    assert woken == ["trio"]
+
+
+def sniffed() -> str:
+    """Whose task is running."""
+    return "trio" if trio.lowlevel.in_trio_task() else "asyncio"
+
+
 def test_random_numbers_lie_between_zero_and_one() -> None:
     numbers = [uniform() for _ in range(1000)]
     assert all(0 <= number < 1 for number in numbers)
