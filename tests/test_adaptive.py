@@ -182,6 +182,46 @@ def test_whoever_leaves_a_queue_of_uneven_gaps_neither_strands_the_others_nor_hu
     assert all(waiter.sleeps <= 1 + len(leavers) for waiter in staying)
 
 
+def test_a_place_is_passed_on_with_its_gap_so_that_those_behind_go_when_they_were_told() -> None:
+    policy = plain()
+    while policy.take(0.0):
+        pass
+    first, second, third, heir = Ticket(), Ticket(), Ticket(), Ticket()
+    told = [policy.remaining(ticket, 0.0, 1.0) for ticket in (first, second, third)]
+    policy.cancel(second, 0.0)
+    assert policy.remaining(heir, 0.0, 0.0) == pytest.approx(told[1])
+    for ticket, instant in zip((first, heir, third), told, strict=True):
+        assert policy.remaining(ticket, instant - 0.01) == pytest.approx(0.01)
+        assert policy.remaining(ticket, instant) == 0.0
+
+
+@pytest.mark.parametrize("chance", [0.0, 1.0])
+def test_whoever_comes_back_takes_a_gap_of_the_same_kind(chance: float) -> None:
+    policy = plain()
+    while number := policy.take(0.0):
+        last = number
+    behind, back = Ticket(), Ticket(last)
+    told = policy.remaining(behind, 0.0)
+    policy.remaining(back, 0.0, chance)
+    gap = 1 + 0.1 * (2 * chance - 1)
+    assert policy.remaining(behind, 0.0) - told == pytest.approx(gap / policy.rate)
+
+
+def test_the_gaps_of_those_who_left_hold_up_nobody() -> None:
+    policy = plain()
+    while policy.take(0.0):
+        pass
+    first, last = Ticket(), Ticket()
+    told = policy.remaining(first, 0.0)
+    leavers = [Ticket() for _ in range(20)]
+    for ticket in leavers:
+        policy.remaining(ticket, 0.0, 1.0)
+    policy.remaining(last, 0.0)
+    for ticket in leavers:
+        policy.cancel(ticket, 0.0)
+    assert policy.remaining(last, 0.0) - told <= 1.1 / policy.rate + 1e-9
+
+
 def test_a_permit_that_is_there_at_once_costs_a_gap_of_the_same_kind() -> None:
     often = []
     for chance in (0.0, 0.5, 1.0):

@@ -280,6 +280,13 @@ async def test_what_a_wire_raises_beyond_http_goes_through(world: World) -> None
         await world.send(world.layer(LAYER, world.wire(wire)), httpx.Request("GET", URL))
 
 
+async def test_what_a_layer_stands_on_stays_what_it_was(world: World) -> None:
+    transport = world.layer(PLAIN, wire := world.wire())
+    with pytest.raises(AttributeError, match="inner"):
+        transport.inner = world.wire()
+    assert transport.inner is wire
+
+
 async def test_closing_a_stack_closes_its_wire(world: World) -> None:
     wire = world.wire()
     await world.close(world.layer(LAYER, world.layer(LAYER, wire)))

@@ -154,7 +154,12 @@ async def test_a_body_that_breaks_off_on_the_wire_is_sent_for_again(
     await world.close(client)
 
 
-async def test_respx_can_stand_in_for_the_network(world: World) -> None:
+@pytest.mark.parametrize("proxy", [None, "http://127.0.0.1:9"], ids=["straight", "through a proxy"])
+async def test_respx_can_stand_in_for_the_network(
+    world: World, proxy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if proxy is not None:
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
     client = build(world, retry=stkai.RetryPolicy(initial_delay=0))
     with respx.mock:
         route = respx.post("https://api.example.com/things")

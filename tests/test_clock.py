@@ -59,6 +59,15 @@ def test_a_guest_of_an_event_loop_sleeps_as_its_own_runner_does() -> None:
     assert woken == ["trio"]
 
 
+@pytest.mark.real_time
+def test_a_run_of_trio_within_a_task_of_asyncio_sleeps_as_trio_does() -> None:
+    async def cell() -> None:
+        trio.run(SystemClock().asleep, 0.01)
+        await SystemClock().asleep(0.01)
+
+    asyncio.run(cell())
+
+
 def sniffed() -> str:
     """Whose task is running."""
     return "trio" if trio.lowlevel.in_trio_task() else "asyncio"

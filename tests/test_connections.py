@@ -4,8 +4,11 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import httpcore
 import httpx
 import pytest
@@ -23,6 +26,7 @@ class Connection:
         self.origin = origin
         self.available, self.expired, self.closed = True, False, 0
         self.requests = self.looks = 0
+        self.goes = False
 
     def can_handle_request(self, origin: httpcore.Origin) -> bool:
         return origin == self.origin
@@ -35,17 +39,20 @@ class Connection:
         return self.expired
 
     def handle_request(self, request: httpcore.Request) -> httpcore.Response:
+        if self.goes:
+            self.available = False
+            raise httpcore.ConnectionNotAvailable
         self.requests += 1
         return httpcore.Response(200, content=b"body")
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
-        self.requests += 1
-        return httpcore.Response(200, content=b"body")
+        return self.handle_request(request)
 
     def close(self) -> None:
         self.closed += 1
 
     async def aclose(self) -> None:
+        await anyio.lowlevel.checkpoint()
         self.closed += 1
 
 
@@ -95,13 +102,77 @@ async def test_a_connection_of_no_more_use_is_closed_and_another_opened(
     assert [(connection.requests, connection.closed) for connection in bench.made] == [(1, 1), (1, 0)]
 
 
+async def test_a_connection_that_goes_as_a_request_begins_is_replaced_and_the_request_sent(
+    world: World,
+) -> None:
+    bench = Bench(world)
+    await bench.get()
+    bench.made[0].goes = True
+    assert (await bench.get()).status_code == 200
+    assert [(connection.requests, connection.closed) for connection in bench.made] == [(1, 1), (1, 0)]
+
+
+async def test_what_else_a_connection_raises_goes_through(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> httpcore.Response:
+        raise httpcore.ReadError("torn")
+
+    monkeypatch.setattr(Connection, "handle_request", fail)
+    bench = Bench(world)
+    with pytest.raises(httpx.ReadError, match="torn"):
+        await bench.get()
+    assert len(bench.made) == 1
+
+
+@pytest.mark.worlds("asyncio", "trio")
+async def test_a_connection_of_no_more_use_is_closed_to_its_end_also_by_somebody_who_is_cancelled(
+    world: World,
+) -> None:
+    bench = Bench(world)
+    await bench.get()
+    bench.made[0].expired = True
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await bench.get()
+    assert bench.made[0].closed == 1
+
+
+async def test_a_method_that_a_recorder_of_traffic_put_into_the_pool_is_called(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = with_one_connection(transport_of(world))
+    pool, name = world.pick(
+        (httpcore.ConnectionPool, "handle_request"), (httpcore.AsyncConnectionPool, "handle_async_request")
+    )
+    original, recorded = getattr(pool, name), list[bytes]()
+
+    @wraps(original)
+    def record(self: Any, request: httpcore.Request) -> Any:
+        recorded.append(request.url.target)
+        return original(self, request)
+
+    async def get(url: str) -> None:
+        await world.read(await world.send(transport, httpx.Request("GET", url)))
+
+    with QuotaServer() as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(pool, name, record)
+            await get(server.url + "/echo?1")
+        await get(server.url + "/echo?2")
+    assert recorded == [b"/echo?1"]
+    assert len(transport._pool._pool.connections) == 1
+    await world.close(transport)
+    assert transport._pool._pool.connections == []
+
+
 async def test_closing_the_transport_closes_the_connection_once(world: World) -> None:
     bench = Bench(world)
     await bench.get()
     await world.close(bench.transport)
     await world.close(bench.transport)
     assert [connection.closed for connection in bench.made] == [1]
-    assert bench.transport._pool.connections == []
+    assert bench.transport._pool.connection is None
 
 
 @pytest.mark.parametrize("url", ["ftp://a.example.com/", "//a.example.com/"])
@@ -151,7 +222,7 @@ async def test_a_connection_that_the_server_has_closed_meanwhile_is_not_used_aga
         for _ in range(3):
             response = await world.send(transport, httpx.Request("GET", url))
             assert await world.read(response) == b""
-            while not transport._pool.connections[0].has_expired():
+            while not transport._pool.connection.has_expired():
                 pass
     await world.close(transport)
 

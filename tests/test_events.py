@@ -72,6 +72,21 @@ def test_the_default_listener_logs_an_event_under_stkai(
     assert caplog.record_tuples == [("stkai", getattr(logging, level), repr(event))]
 
 
+async def test_without_a_listener_a_wait_is_in_the_log_of_who_wants_details(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    stack = StackBuilder([token_bucket(TokenBucket(1, 2.0))], clock=FakeClock())
+    transport = world.build(stack, world.wire(200, 200, 200))
+    for level, told in (
+        ("INFO", []),
+        ("INFO", []),
+        ("DEBUG", [repr(Waited(layer="token_bucket", seconds=2.0))]),
+    ):
+        with caplog.at_level(level, "stkai"):
+            await world.read(await world.send(transport, httpx.Request("POST", URL)))
+        assert caplog.messages == told
+
+
 async def test_a_listener_hears_all_that_happens_with_its_reasons(world: World) -> None:
     clock, heard = FakeClock(), list[Event]()
     bucket = TokenBucket(1, 10.0, burst=1, max_wait_time=None)

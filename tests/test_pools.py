@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 
@@ -294,6 +295,30 @@ async def test_an_async_body_passes_as_it_comes(async_made: list[AsyncWire]) -> 
     await (await side.handle_async_request(get(extensions=NO_PATIENCE))).aclose()
 
 
+@pytest.mark.worlds("asyncio", "trio")
+@pytest.mark.usefixtures("world")
+async def test_a_body_is_closed_to_its_end_also_by_somebody_who_is_cancelled(
+    async_made: list[AsyncWire],
+) -> None:
+    closed: list[bool] = []
+
+    class Body(httpx.AsyncByteStream):
+        async def aclose(self) -> None:
+            await anyio.lowlevel.checkpoint()
+            closed.append(True)
+
+    class Streaming(AsyncWire):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            return httpx.Response(200, stream=Body())
+
+    side = AsyncSideBySide(lambda: Streaming(async_made), limits(1, 1))
+    with anyio.CancelScope() as scope:
+        response = await side.handle_async_request(get())
+        scope.cancel()
+        await response.aclose()
+    assert closed == [True]
+
+
 # Expiry, forks and packages
 
 
@@ -372,5 +397,5 @@ async def test_nothing_stays_open_when_the_wire_is_closed(world: World) -> None:
             await world.close(response)
         await world.close(client)
         assert len(wire._shelf.wires) == 3
-        assert [one._pool.connections for one in wire._shelf.wires] == [[]] * 3
+        assert [one._pool.connection for one in wire._shelf.wires] == [None] * 3
         await world.close(held[2])

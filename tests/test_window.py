@@ -430,6 +430,15 @@ def test_the_limiter_follows_the_pace_of_the_window_and_its_base_after_its_end()
     assert look(policy, 61.0) > base / 2
 
 
+def test_a_long_wait_within_a_window_is_slept_in_halves_also_at_the_whole_quota() -> None:
+    policy = led()
+    for end in (WINDOW, 2 * WINDOW):
+        for now in (end - 50, end - 5):
+            policy.succeeded(now, now, reading(now, LIMIT, end=end))
+    assert policy.rate == policy.ceiling
+    assert policy.nap(20.0) == 10.0
+
+
 def test_a_used_up_window_pauses_everybody_until_its_end() -> None:
     policy = led()
     policy.succeeded(30.0, 30.0, reading(30.0, 0))

@@ -54,10 +54,11 @@ class SystemClock:
 
 
 def _runs_a_task(asyncio: Any) -> bool:
-    """Whether a task of asyncio's is running, and not one of trio's as a guest of its loop."""
+    """Whether a task of asyncio's is running, and no run of trio's: as a guest of its loop, or within the task."""
+    trio = sys.modules.get("trio")
     try:
-        return asyncio.current_task() is not None
-    except RuntimeError:  # It has no loop in this thread.
+        return (trio is None or not trio.lowlevel.in_trio_run()) and asyncio.current_task() is not None
+    except (AttributeError, RuntimeError):  # A trio that cannot tell, or no loop in this thread.
         return False
 
 

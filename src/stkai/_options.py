@@ -56,7 +56,7 @@ class RequestOptions:
                 raise InvalidArgumentError(msg)
 
 
-@dataclass
+@dataclass(slots=True)
 class CallRecord:
     """How a call went; `response.extensions["stkai"]`.
 

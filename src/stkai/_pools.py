@@ -227,7 +227,7 @@ class AsyncSideBySide(httpx.AsyncBaseTransport):
         if surplus is not None:
             import anyio
 
-            with anyio.CancelScope(shield=True):  # Who is cancelled still leaves no connection behind.
+            with anyio.CancelScope(shield=True):
                 await surplus.aclose()
 
     async def aclose(self) -> None:
@@ -266,9 +266,12 @@ class _AsyncBody(httpx.AsyncByteStream):
         return iterator
 
     async def aclose(self) -> None:
+        import anyio
+
         give, self._give = self._give, None
         try:
-            await self._body.aclose()
+            with anyio.CancelScope(shield=True):  # Who is cancelled still leaves no connection open.
+                await self._body.aclose()
         finally:
             if give is not None:
                 await give()

@@ -7,11 +7,13 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from benchmarks.soak import Footprint, soak
 
 from stkai import AimdLimiter, RetryPolicy, TokenBucket
+from stkai._wire import default_async_wire
 from stkai.testing import FakeClock, QuotaServer
 
 from ..wire import Wire
@@ -87,6 +89,21 @@ def test_calls_that_are_cancelled_on_the_wire_give_their_connections_back(server
         assert Footprint.now().descriptors <= before.descriptors + 20
 
     world.run(main())
+
+
+@pytest.mark.worlds("asyncio", "trio")
+async def test_a_stream_that_is_left_in_a_cancelled_scope_leaves_no_connection_open(
+    world: World, server: QuotaServer
+) -> None:
+    client = client_of(world, transport=(wire := default_async_wire()))
+    with anyio.CancelScope() as scope:
+        async with await world.call(client.post_stream, f"{server.url}/echo"):
+            (one,) = wire._shelf.wires  # type: ignore[attr-defined]
+            connection = one._pool.connection
+            assert not connection.is_closed()
+            scope.cancel()
+    assert connection.is_closed()
+    await world.close(client)
 
 
 async def test_a_million_seconds_of_traffic_leave_a_limiter_as_small_as_it_was(world: World) -> None:

@@ -77,7 +77,7 @@ class LayerTransport(httpx.BaseTransport):
         if not isinstance(inner, alike(httpx.BaseTransport)):
             msg = f"{type(self).__name__} needs an httpx.BaseTransport inside, not {_describe(inner)}"
             raise ConfigurationError(msg)
-        self.inner = inner
+        self._inner = inner
         self.family = family_of_wire(inner)
         self.context = context or Context()
         self._layer: LayerTransport | None = None
@@ -85,8 +85,13 @@ class LayerTransport(httpx.BaseTransport):
         if isinstance(inner, LayerTransport) and type(inner).handle_request is LayerTransport.handle_request:
             self._layer = inner
 
+    @property
+    def inner(self) -> httpx.BaseTransport:
+        """The next layer, or the wire; it stays what it was when the layer was made."""
+        return self._inner
+
     def __str__(self) -> str:
-        return _chain(self.name, self.inner)
+        return _chain(self.name, self._inner)
 
     def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
         """Do this layer's work for one pass of a request. Here: nothing."""
@@ -102,11 +107,11 @@ class LayerTransport(httpx.BaseTransport):
         if layer is not None:
             return layer.handle_call(request, call)
         request = _carrying(request, call)
-        if call.deadline is None or isinstance(self.inner, LayerTransport):
-            return self.inner.handle_request(request)
+        if call.deadline is None or isinstance(self._inner, LayerTransport):
+            return self._inner.handle_request(request)
         from ._in_time import send_in_time
 
-        return send_in_time(self.inner, request, call, self.context.clock)
+        return send_in_time(self._inner, request, call, self.context.clock)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         call = request.extensions.get(CALL)
@@ -126,10 +131,10 @@ class LayerTransport(httpx.BaseTransport):
         return response
 
     def close(self) -> None:
-        self.inner.close()
+        self._inner.close()
 
     def __enter__(self) -> Self:
-        self.inner.__enter__()
+        self._inner.__enter__()
         return self
 
     def __exit__(
@@ -138,7 +143,7 @@ class LayerTransport(httpx.BaseTransport):
         exc_value: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
-        self.inner.__exit__(exc_type, exc_value, traceback)
+        self._inner.__exit__(exc_type, exc_value, traceback)
 
 
 class AsyncLayerTransport(httpx.AsyncBaseTransport):
@@ -154,7 +159,7 @@ class AsyncLayerTransport(httpx.AsyncBaseTransport):
         if not isinstance(inner, alike(httpx.AsyncBaseTransport)):
             msg = f"{type(self).__name__} needs an httpx.AsyncBaseTransport inside, not {_describe(inner)}"
             raise ConfigurationError(msg)
-        self.inner = inner
+        self._inner = inner
         self.family = family_of_wire(inner)
         self.context = context or Context()
         self._layer: AsyncLayerTransport | None = None
@@ -165,8 +170,13 @@ class AsyncLayerTransport(httpx.AsyncBaseTransport):
         ):
             self._layer = inner
 
+    @property
+    def inner(self) -> httpx.AsyncBaseTransport:
+        """The next layer, or the wire; it stays what it was when the layer was made."""
+        return self._inner
+
     def __str__(self) -> str:
-        return _chain(self.name, self.inner)
+        return _chain(self.name, self._inner)
 
     async def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
         """Do this layer's work for one pass of a request. Here: nothing."""
@@ -183,11 +193,11 @@ class AsyncLayerTransport(httpx.AsyncBaseTransport):
         if layer is not None:
             return layer.handle_call(request, call)
         request = _carrying(request, call)
-        if call.deadline is None or isinstance(self.inner, AsyncLayerTransport):
-            return self.inner.handle_async_request(request)
+        if call.deadline is None or isinstance(self._inner, AsyncLayerTransport):
+            return self._inner.handle_async_request(request)
         from ._in_time import asend_in_time
 
-        return asend_in_time(self.inner, request, call, self.context.clock)
+        return asend_in_time(self._inner, request, call, self.context.clock)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         call = request.extensions.get(CALL)
@@ -207,10 +217,10 @@ class AsyncLayerTransport(httpx.AsyncBaseTransport):
         return response
 
     async def aclose(self) -> None:
-        await self.inner.aclose()
+        await self._inner.aclose()
 
     async def __aenter__(self) -> Self:
-        await self.inner.__aenter__()
+        await self._inner.__aenter__()
         return self
 
     async def __aexit__(
@@ -219,7 +229,7 @@ class AsyncLayerTransport(httpx.AsyncBaseTransport):
         exc_value: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
-        await self.inner.__aexit__(exc_type, exc_value, traceback)
+        await self._inner.__aexit__(exc_type, exc_value, traceback)
 
 
 def _foreign(family: Family) -> ConfigurationError:

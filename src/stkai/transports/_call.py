@@ -48,8 +48,7 @@ class Call:
         self, options: RequestOptions, extensions: dict[str, Any], now: float, *, buffered: bool = False
     ) -> None:
         self.options = options
-        # As long as all is as usual, its fields are those of the class.
-        self.record = CallRecord.__new__(CallRecord)
+        self.record = CallRecord()
         self.started = now
         self.deadline = (
             None if options.deadline is UNSET or options.deadline is None else now + options.deadline
