@@ -13,6 +13,9 @@ import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+R = TypeVar("R")
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 
@@ -49,9 +52,9 @@ class Table:
             console.print(note, highlight=False)
 
 
-def interleave(subjects: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def interleave(subjects: Mapping[str, Callable[[], R]], rounds: int) -> dict[str, list[R]]:
     """Run each subject once per round and keep what it returns; once more at the start, to warm up."""
-    samples: dict[str, list[float]] = {name: [] for name in subjects}
+    samples: dict[str, list[R]] = {name: [] for name in subjects}
     names = list(subjects)
     # In a fixed order, each subject would inherit the processor's caches from always the same other.
     chance = random.Random(1)  # noqa: S311 - it only shuffles

@@ -11,7 +11,7 @@ import stkai
 from benchmarks import _floor
 from benchmarks import _subjects as subjects
 from benchmarks._crowd import crowd_of_tasks, crowd_of_threads, median_of
-from benchmarks._harness import Table, run, versions
+from benchmarks._harness import Table, interleave, ratios, run, show, versions
 from benchmarks._original import NAME, original
 from stkai.transports import (
     AdaptiveTransport,
@@ -35,7 +35,7 @@ Report = dict[str, float]
 
 def measure(quick: bool) -> Sequence[Table]:
     """What waiters see of a limiter, and what it costs to wait."""
-    threads, tasks, seconds, rounds = (64, 200, 1.5, 1) if quick else (64, 1_000, 5.0, 5)
+    threads, tasks, seconds, rounds = (64, 200, 1.5, 1) if quick else (64, 1_000, 5.0, 9)
     with ExitStack() as stack:
         old = stack.enter_context(original())
         runs: dict[str, Callable[[], Report]] = {
@@ -45,10 +45,8 @@ def measure(quick: bool) -> Sequence[Table]:
             for kind in ("token_bucket", "adaptive"):
                 asked = {"kind": kind, "rate": RATE, "threads": threads, "seconds": seconds}
                 runs[f"{NAME}, {kind}"] = partial(old.ask, "contention", **asked)
-        reports = _rounds(runs, rounds)
-    for prepare in _ASYNC.values():
-        crowd_of_tasks(prepare, RATE, 5)  # What is imported on first use is another table's matter.
-    async_reports = _rounds(
+        reports = interleave(runs, rounds)
+    async_reports = interleave(
         {name: partial(crowd_of_tasks, prepare, RATE, tasks) for name, prepare in _ASYNC.items()}, rounds
     )
     note = f"{versions('pyrate-limiter', 'aiolimiter')}."
@@ -62,19 +60,10 @@ def _threads(make: Callable[[], Callable[[], object]], threads: int, seconds: fl
     return crowd_of_threads(make(), RATE, threads, seconds)
 
 
-def _rounds(runs: dict[str, Callable[[], Report]], rounds: int) -> dict[str, list[Report]]:
-    reports: dict[str, list[Report]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, once in runs.items():
-            reports[name].append(once())
-    return reports
-
-
 def _table(name: str, title: str, reports: dict[str, list[Report]], note: str) -> Table:
-    floor = median_of(reports[FLOOR], "cpu")
+    more = ratios({name: [report["cpu"] for report in found] for name, found in reports.items()}, FLOOR)
     rows = []
     for subject, found in reports.items():
-        cpu = median_of(found, "cpu")
         rows.append(
             [
                 subject,
@@ -82,8 +71,8 @@ def _table(name: str, title: str, reports: dict[str, list[Report]], note: str) -
                 f"{median_of(found, 'sleeps'):.2f}",
                 f"{median_of(found, 'overtaken'):.1%}",
                 f"{median_of(found, 'longest'):.2f}",
-                f"{cpu:.0f} µs",
-                f"{cpu / floor:.2f}",
+                f"{median_of(found, 'cpu'):.0f} µs",
+                show(more[subject]),
             ]
         )
     return Table(name, title, ["", *COLUMNS], rows, [note])
