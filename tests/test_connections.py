@@ -90,7 +90,9 @@ async def test_one_connection_is_used_again_and_asked_once_each_time_whether_it_
 
 
 @pytest.mark.parametrize(
-    "end", [{"available": False}, {"expired": True}, {"origin": None}], ids=["broken", "expired", "elsewhere"]
+    "end",
+    [{"available": False}, {"expired": True}, {"origin": None}, {"goes": True}],
+    ids=["broken", "expired", "elsewhere", "gone as the request begins"],
 )
 async def test_a_connection_of_no_more_use_is_closed_and_another_opened(
     world: World, end: dict[str, object]
@@ -98,16 +100,6 @@ async def test_a_connection_of_no_more_use_is_closed_and_another_opened(
     bench = Bench(world)
     await bench.get()
     vars(bench.made[0]).update(end)
-    await bench.get()
-    assert [(connection.requests, connection.closed) for connection in bench.made] == [(1, 1), (1, 0)]
-
-
-async def test_a_connection_that_goes_as_a_request_begins_is_replaced_and_the_request_sent(
-    world: World,
-) -> None:
-    bench = Bench(world)
-    await bench.get()
-    bench.made[0].goes = True
     assert (await bench.get()).status_code == 200
     assert [(connection.requests, connection.closed) for connection in bench.made] == [(1, 1), (1, 0)]
 
