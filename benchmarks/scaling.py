@@ -17,7 +17,7 @@ from benchmarks._server import serving
 from benchmarks.concurrency import configure
 from stkai.testing import FakeClock
 from stkai.transports import LayerTransport, RetryTransport
-from stkai.transports._tickets import Ticket
+from stkai.transports._limit.tickets import Ticket
 
 PICTURE = PAGE.parent / "images" / "scaling.png"
 LAYERS = (1, 2, 4, 6, 8)

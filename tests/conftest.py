@@ -21,7 +21,7 @@ from hypothesis import HealthCheck
 
 from stkai import STKAI, SystemClock
 
-from .world import NAMES, World
+from .support.world import NAMES, World
 
 hypothesis.settings.register_profile(
     # Nothing is timed, and the fixtures here hold no state that one example could leave to the next.
@@ -70,7 +70,7 @@ def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """
     name: str = getattr(request, "param", "httpx")
     for key, module in list(sys.modules.items()):
-        if key.startswith("tests.") and key != "tests.tokens" and hasattr(module, "httpx"):
+        if key.startswith("tests.") and key != "tests.support.tokens" and hasattr(module, "httpx"):
             monkeypatch.setattr(module, "httpx", import_module(name))
     return name
 

@@ -19,8 +19,8 @@ from stkai.transports import (
     token_bucket,
 )
 
-from .wire import Wire
-from .world import World
+from .support.wire import Wire
+from .support.world import World
 
 URL = "https://api.example.com/v1/things"
 

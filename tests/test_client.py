@@ -14,9 +14,9 @@ from stkai import AsyncHttpClient, HttpClient, RetryPolicy, StackBuilder, TokenB
 from stkai.testing import FakeClock
 from stkai.transports import Context, retry, token_bucket
 
-from .clients import BROKEN, URL, Body, client_of, stack_of
-from .wire import Wire
-from .world import World
+from .support.clients import BROKEN, URL, Body, client_of, stack_of
+from .support.wire import Wire
+from .support.world import World
 
 # What is sent
 

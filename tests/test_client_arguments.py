@@ -8,9 +8,9 @@ import pytest
 import stkai
 from stkai import AsyncHttpClient, HttpClient
 
-from .clients import URL, client_of
-from .wire import Wire
-from .world import World
+from .support.clients import URL, client_of
+from .support.wire import Wire
+from .support.world import World
 
 RELATIVE = ("", "/v1/things", "api.example.com/v1", "ftp://example.com", "https://")
 BROKEN_URLS = ("http://exa\x00mple.com", "http://example.com:port", "http://xn--/", None, 5, [URL])

@@ -11,7 +11,7 @@ import respx
 import stkai
 from stkai.testing import QuotaServer
 
-from .world import World
+from .support.world import World
 
 ONE_CONNECTION = httpx.Limits(max_connections=1)
 

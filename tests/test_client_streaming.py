@@ -12,8 +12,8 @@ from stkai import AimdLimiter, RetryPolicy, TokenBucket
 from stkai.testing import FakeClock
 from stkai.transports import adaptive, retry, token_bucket
 
-from .clients import BROKEN, URL, Body, arrivals, client_of, stack_of
-from .world import World
+from .support.clients import BROKEN, URL, Body, arrivals, client_of, stack_of
+from .support.world import World
 
 # Streaming
 

@@ -7,8 +7,8 @@ import pytest
 
 from stkai import HttpClient
 
-from .clients import URL
-from .wire import Wire
+from .support.clients import URL
+from .support.wire import Wire
 
 
 class OwnVerbs(HttpClient):

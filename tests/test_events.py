@@ -22,11 +22,11 @@ from stkai import (
     TokenRenewed,
     Waited,
 )
-from stkai._listener import log_event
+from stkai._log import log_event
 from stkai.testing import FakeClock
 from stkai.transports import Context, adaptive, auth, retry, token_bucket
 
-from .world import World
+from .support.world import World
 
 URL = "https://api.example.com/v1/things?key=secret-key"
 

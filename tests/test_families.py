@@ -17,9 +17,9 @@ from stkai._families import HTTPX, alike, families, family_of, family_of_wire, o
 from stkai.testing import FakeClock, QuotaServer
 from stkai.transports import AsyncRetryTransport, RetryTransport, StkCLITransport
 
-from . import stand_in_cli
-from .servers import proxy
-from .world import World
+from .support import stand_in_cli
+from .support.servers import proxy
+from .support.world import World
 
 httpx2: Any = pytest.importorskip("httpx2")
 

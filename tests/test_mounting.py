@@ -12,8 +12,8 @@ from stkai import AimdLimiter, RequestOptions, RetryPolicy, StackBuilder, TokenB
 from stkai.testing import FakeClock, QuotaServer
 from stkai.transports import adaptive, auth, retry, token_bucket
 
-from .wire import Wire
-from .world import World
+from .support.wire import Wire
+from .support.world import World
 
 URL = "https://api.example.com/v1/things"
 

@@ -13,8 +13,8 @@ from stkai._standard import AuthChoice
 from stkai.testing import FakeClock, QuotaServer
 from stkai.transports import StkCLITransport, adaptive, auth, token_bucket
 
-from . import stand_in_cli
-from .world import World
+from .support import stand_in_cli
+from .support.world import World
 
 URL = "https://api.example.com/v1/things"
 

@@ -4,7 +4,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from stkai._report import ratio
+from stkai._cli.report import ratio
 
 from .metrics import Result
 from .runner import Case

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from stkai._demo import STRATEGIES, Batch, Outcome, Run
-from stkai._report import Summary, rate_plot, summary_table
+from stkai._cli.demo import STRATEGIES, Batch, Outcome, Run
+from stkai._cli.report import Summary, rate_plot, summary_table
 
 from . import page
 from .metrics import jain_index

@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from stkai._report import COLOURS, Summary, new_figure, rate_plot, summary_table
+from stkai._cli.report import COLOURS, Summary, new_figure, rate_plot, summary_table
 
 from .goals import Results, Verdict
 from .runner import Case

@@ -3,10 +3,15 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._auth import AuthProvider, ClientCredentialsAuthProvider, create_standalone_auth
 from ._builder import StackBuilder, build_async_client, build_async_transport, build_client, build_transport
 from ._client import AsyncHttpClient, HttpClient
 from ._clock import Clock, SystemClock
+from ._config.stkai import STKAI
+from ._credentials.client_credentials import (
+    AuthProvider,
+    ClientCredentialsAuthProvider,
+    create_standalone_auth,
+)
 from ._errors import (
     AuthenticationError,
     ClientSideRateLimitError,
@@ -20,30 +25,29 @@ from ._errors import (
     TokenAcquisitionTimeoutError,
 )
 from ._exchange import StreamedResponse
-from ._listener import Listener
+from ._log import Listener
 from ._options import CallRecord, RequestOptions
-from ._settings import STKAI
 from .transports._base import Context, Layer
 
 if TYPE_CHECKING:
-    from ._config import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
+    from ._config.models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
     from ._events import Event, RateChanged, Rejected, RetryScheduled, TokenRenewed, Waited
-    from ._reference_clients import (
+    from ._reference.clients import (
         AdaptiveRateLimitedHttpClient,
         EnvironmentAwareHttpClient,
         StandaloneHttpClient,
         StkCLIHttpClient,
         TokenBucketRateLimitedHttpClient,
     )
-    from ._retrying import Retrying
-    from .transports._adaptive import AimdLimiter
-    from .transports._auth import BearerAuth
-    from .transports._retry import RetryPolicy
-    from .transports._token_bucket import TokenBucket
+    from ._reference.retrying import Retrying
+    from .transports._adaptive.transport import AimdLimiter
+    from .transports._auth.transport import BearerAuth
+    from .transports._limit.token_bucket import TokenBucket
+    from .transports._retry.transport import RetryPolicy
 
 _LAZY = {
-    "_config": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),
-    "_reference_clients": (
+    "_config.models": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),
+    "_reference.clients": (
         "AdaptiveRateLimitedHttpClient",
         "EnvironmentAwareHttpClient",
         "StandaloneHttpClient",
@@ -51,11 +55,11 @@ _LAZY = {
         "TokenBucketRateLimitedHttpClient",
     ),
     "_events": ("Event", "RateChanged", "Rejected", "RetryScheduled", "TokenRenewed", "Waited"),
-    "_retrying": ("Retrying",),
-    "transports._adaptive": ("AimdLimiter",),
-    "transports._auth": ("BearerAuth",),
-    "transports._retry": ("RetryPolicy",),
-    "transports._token_bucket": ("TokenBucket",),
+    "_reference.retrying": ("Retrying",),
+    "transports._adaptive.transport": ("AimdLimiter",),
+    "transports._auth.transport": ("BearerAuth",),
+    "transports._retry.transport": ("RetryPolicy",),
+    "transports._limit.token_bucket": ("TokenBucket",),
 }
 """What is imported when it is first asked for, by module: pydantic alone takes longer than all the rest."""
 

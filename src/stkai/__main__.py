@@ -1,6 +1,6 @@
 """`python -m stkai` is the command `stkai`."""
 
-from .cli import main
+from ._cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -16,15 +16,15 @@ import httpx
 
 from ._client import AsyncHttpClient, HttpClient
 from ._clock import Clock
+from ._config.stkai import STKAI
 from ._errors import ConfigurationError
 from ._families import AsyncTransport, AsyncWire, SyncWire, Transport, alike
-from ._listener import Listener
+from ._log import Listener
 from ._options import UNSET
-from ._settings import STKAI
 from .transports._base import Context, Layer
 
 if TYPE_CHECKING:
-    from ._config import Settings
+    from ._config.models import Settings
     from ._standard import Auth, Parts, RateLimit, Retry
 
 
@@ -140,12 +140,12 @@ class StackBuilder:
         return cast(AsyncTransport, transport)
 
     def _make_wire(self) -> httpx.BaseTransport:
-        from ._wire_by_family import WireByFamily
+        from ._wire.by_package import WireByFamily
 
         return WireByFamily() if self._parts is None else self._parts.make_wire()
 
     def _make_async_wire(self) -> httpx.AsyncBaseTransport:
-        from ._wire_by_family import AsyncWireByFamily
+        from ._wire.by_package import AsyncWireByFamily
 
         return AsyncWireByFamily() if self._parts is None else self._parts.make_async_wire()
 
@@ -162,8 +162,8 @@ def _checked(given: Iterable[Layer]) -> tuple[Layer, ...]:
     except TypeError as error:
         msg = f"a stack is made of several layers, such as [stkai.transports.retry()], not of {given!r}"
         raise ConfigurationError(msg) from error
-    from .transports._auth import BearerAuth
-    from .transports._tickets import TicketQueue
+    from .transports._auth.transport import BearerAuth
+    from .transports._limit.tickets import TicketQueue
 
     margin, names = math.inf, set[str]()
     for layer in layers:

@@ -16,7 +16,7 @@ from ._families import HTTPX, family_of_wire
 from ._options import UNSET, RequestOptions, Unset
 
 if TYPE_CHECKING:
-    from .transports._retry import RetryPolicy
+    from .transports._retry.transport import RetryPolicy
 
     Retry = RetryPolicy | Unset | None
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from ._errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from .transports._retry import RetryPolicy
+    from .transports._retry.transport import RetryPolicy
 
 
 class _Unset(Enum):
@@ -49,7 +49,7 @@ class RequestOptions:
                 msg = f"{name} must be a positive number of seconds, or None for no limit, not {value!r}"
                 raise InvalidArgumentError(msg)
         if self.retry is not UNSET and self.retry is not None:
-            from .transports._retry import RetryPolicy
+            from .transports._retry.transport import RetryPolicy
 
             if not isinstance(self.retry, RetryPolicy):
                 msg = f"retry must be a stkai.RetryPolicy, or None to send once, not {self.retry!r}"

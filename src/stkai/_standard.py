@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import httpx
 
-from ._auth import AuthProvider, create_standalone_auth
 from ._clock import Clock
+from ._credentials.client_credentials import AuthProvider, create_standalone_auth
 from ._errors import ConfigurationError
-from ._listener import logger
+from ._log import logger
 from ._options import UNSET, Unset
-from .transports._adaptive import AimdLimiter, adaptive
-from .transports._auth import BearerAuth
-from .transports._auth import auth as auth_layer
+from .transports._adaptive.transport import AimdLimiter, adaptive
+from .transports._auth.transport import BearerAuth
+from .transports._auth.transport import auth as auth_layer
 from .transports._base import Layer
-from .transports._retry import RetryPolicy
-from .transports._retry import retry as retry_layer
+from .transports._limit.token_bucket import TokenBucket, token_bucket
+from .transports._retry.transport import RetryPolicy
+from .transports._retry.transport import retry as retry_layer
 from .transports._stk_cli import StkCLITransport, cli_is_available
-from .transports._token_bucket import TokenBucket, token_bucket
 
 if TYPE_CHECKING:
-    from ._config import RateLimitConfig, Settings
+    from ._config.models import RateLimitConfig, Settings
 
     Auth = AuthProvider | BearerAuth | Literal["auto"] | None
     RateLimit = (
@@ -103,7 +103,7 @@ class Parts:
 
     def make_wire(self) -> httpx.BaseTransport:
         """A sync wire: StackSpot CLI, if that signs, or the default one."""
-        from ._wire_by_family import WireByFamily
+        from ._wire.by_package import WireByFamily
 
         return StkCLITransport() if self.by_cli else WireByFamily(self.settings.http)
 
@@ -113,7 +113,7 @@ class Parts:
         Raises:
             ConfigurationError: StackSpot CLI was to sign.
         """
-        from ._wire_by_family import AsyncWireByFamily
+        from ._wire.by_package import AsyncWireByFamily
 
         if self.by_cli:
             raise ConfigurationError(CLI_CANNOT)
@@ -145,7 +145,7 @@ def _limiter(given: "RateLimit", settings: "Settings") -> Limiter | None:
         return given
     if given is UNSET:
         return limiter_from(settings.rate_limit) if settings.rate_limit.enabled else None
-    from ._config import RateLimitConfig
+    from ._config.models import RateLimitConfig
 
     if isinstance(given, RateLimitConfig):
         return limiter_from(given)

@@ -11,8 +11,8 @@ import httpx
 from stkai import AuthProvider
 from stkai.testing import FakeClock
 
-from ..wire import Answer, Wire
-from ..world import World
+from ..support.wire import Answer, Wire
+from ..support.world import World
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import httpx
 import stkai
 from stkai.testing import QuotaServer
 
-from ..world import World
+from ..support.world import World
 
 ONE_CONNECTION = httpx.Limits(max_connections=1, max_keepalive_connections=1)
 NO_DELAY = stkai.RetryPolicy(initial_delay=0)

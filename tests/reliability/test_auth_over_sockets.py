@@ -17,7 +17,7 @@ import stkai
 from stkai import AuthenticationError, BearerAuth, ClientCredentialsAuthProvider, RetryPolicy
 from stkai.testing import Answer, Edit, FakeClock, Hang, QuotaServer, Reset
 
-from ..world import World
+from ..support.world import World
 from .stacks import client_of, provider_of, transport_of, wire_of
 
 MANY = httpx.Limits(max_connections=50)

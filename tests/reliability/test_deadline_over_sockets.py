@@ -17,7 +17,7 @@ import stkai
 from stkai import RetryPolicy, TokenBucket
 from stkai.testing import QuotaServer
 
-from ..world import World
+from ..support.world import World
 from .hostile import drip, hostile
 from .stacks import busy_connections, client_of, provider_of, wire_of
 

@@ -16,8 +16,8 @@ import stkai
 from stkai import AimdLimiter, TokenBucket
 from stkai.testing import FakeClock, QuotaServer
 
-from ..wire import Wire
-from ..world import World
+from ..support.wire import Wire
+from ..support.world import World
 from .stacks import client_of, provider_of
 
 CHILDREN = 4

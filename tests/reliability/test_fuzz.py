@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from stkai import AimdLimiter, RetryPolicy, TokenBucket
 from stkai.testing import FakeClock
 
-from ..crowd import most_in_excess
-from ..wire import Wire
-from ..world import World
+from ..support.crowd import most_in_excess
+from ..support.wire import Wire
+from ..support.world import World
 from .scripted import Ledger, Sending, Step, Tokens, conserved
 from .stacks import client_of, transport_of
 

@@ -13,11 +13,11 @@ import pytest
 from benchmarks.soak import Footprint, soak
 
 from stkai import AimdLimiter, RetryPolicy, TokenBucket
-from stkai._wire import default_async_wire
+from stkai._wire.default import default_async_wire
 from stkai.testing import FakeClock, QuotaServer
 
-from ..wire import Wire
-from ..world import World
+from ..support.wire import Wire
+from ..support.world import World
 from .stacks import client_of, provider_of, until, wire_of
 
 

@@ -14,7 +14,7 @@ import pytest
 from stkai import AimdLimiter, RetryPolicy
 from stkai.testing import Answer, FakeClock, HangUp, Normal, QuotaServer, Reset
 
-from ..world import World
+from ..support.world import World
 from .hostile import hostile
 from .stacks import NO_DELAY, busy_connections, client_of, transport_of, wire_of
 

@@ -16,8 +16,8 @@ import stkai
 from stkai import AimdLimiter, RetryPolicy, TokenBucket
 from stkai.testing import FakeClock, QuotaServer
 
-from ..wire import Wire
-from ..world import World
+from ..support.wire import Wire
+from ..support.world import World
 from .stacks import busy_connections, client_of, provider_of, until, wire_of
 
 URL = "https://api.example.com/v1"

@@ -15,7 +15,7 @@ import together
 from mistralai.client import Mistral
 from mistralai.client.errors import SDKError
 
-from ..world import World
+from ..support.world import World
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 import stkai
 from stkai.testing import FakeClock, QuotaServer
 
-from ..world import World
+from ..support.world import World
 from .sdks import SDKS, Sdk
 
 pytestmark = pytest.mark.worlds("sync", "asyncio")

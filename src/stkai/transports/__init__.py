@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any, Final
 from ._base import AsyncLayerTransport, Call, Context, Layer, LayerTransport, can_resend, copy_request
 
 if TYPE_CHECKING:
-    from ._adaptive import AdaptiveTransport, AsyncAdaptiveTransport, adaptive
-    from ._auth import AsyncAuthTransport, AuthTransport, auth
-    from ._retry import AsyncRetryTransport, RetryTransport, retry
+    from ._adaptive.transport import AdaptiveTransport, AsyncAdaptiveTransport, adaptive
+    from ._auth.transport import AsyncAuthTransport, AuthTransport, auth
+    from ._limit.token_bucket import AsyncTokenBucketTransport, TokenBucketTransport, token_bucket
+    from ._retry.transport import AsyncRetryTransport, RetryTransport, retry
     from ._stk_cli import StkCLITransport
-    from ._token_bucket import AsyncTokenBucketTransport, TokenBucketTransport, token_bucket
 
 _LAZY: Final = {
-    "_adaptive": ("AdaptiveTransport", "AsyncAdaptiveTransport", "adaptive"),
-    "_auth": ("AsyncAuthTransport", "AuthTransport", "auth"),
-    "_retry": ("AsyncRetryTransport", "RetryTransport", "retry"),
+    "_adaptive.transport": ("AdaptiveTransport", "AsyncAdaptiveTransport", "adaptive"),
+    "_auth.transport": ("AsyncAuthTransport", "AuthTransport", "auth"),
+    "_retry.transport": ("AsyncRetryTransport", "RetryTransport", "retry"),
     "_stk_cli": ("StkCLITransport",),
-    "_token_bucket": ("AsyncTokenBucketTransport", "TokenBucketTransport", "token_bucket"),
+    "_limit.token_bucket": ("AsyncTokenBucketTransport", "TokenBucketTransport", "token_bucket"),
 }
 """What is imported when it is first asked for, by module: few programs use all the layers."""
 

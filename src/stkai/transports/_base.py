@@ -11,7 +11,7 @@ import httpx
 from .._clock import Clock, SystemClock, uniform
 from .._errors import ConfigurationError
 from .._families import Family, adopt, alike, family_of_wire
-from .._listener import Listener, log_event, logger
+from .._log import Listener, log_event, logger
 from ._call import CALL, OPTIONS, Call, can_resend, copy_request
 
 __all__ = [

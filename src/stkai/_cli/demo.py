@@ -1,0 +1,161 @@
+"""A batch of real requests from several processes to an embedded server, through one strategy after another."""
+
+import multiprocessing
+import queue
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Final
+
+import httpx
+
+from .._builder import build_client
+from .._clock import SystemClock
+from .._credentials.client_credentials import ClientCredentialsAuthProvider
+from ..testing import QuotaServer
+from ..transports._adaptive.transport import AimdLimiter
+from ..transports._limit.token_bucket import TokenBucket
+from .report import Summary
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import Queue
+
+STRATEGIES: Final = ("no limiter", "token bucket", "adaptive")
+_PATIENCE: Final = 120.0
+"""Seconds without any news after which the rest of a run is given up, and counted as lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one request: whether it succeeded, after how many seconds, and in which process."""
+
+    process: int
+    succeeded: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One strategy's figures, the instants of the accepted requests (seconds), and how many requests vanished."""
+
+    summary: Summary
+    accepted: list[float]
+    lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """How many requests, from how many processes and threads, against which quota per window of seconds."""
+
+    requests: int
+    processes: int
+    threads: int
+    quota: int
+    window: float
+
+    def run(self, strategy: str, advance: Callable[[Outcome], None]) -> Run:
+        """Send the batch through one strategy to a server of its own; `advance` is told every outcome."""
+        clock = SystemClock()
+        with QuotaServer(self.quota, self.window, latency=(0.01, 0.03)) as server:
+            context = multiprocessing.get_context("spawn")
+            outcomes: Queue[Outcome] = context.Queue()
+            target = _Target(server.create_url(), server.token_url, server.client_id, server.client_secret)
+            workers = [
+                context.Process(target=_work, args=(self, strategy, target, number, outcomes), daemon=True)
+                for number in range(self.processes)
+            ]
+            for worker in workers:
+                worker.start()
+            known = list(_collect(self.requests * self.processes, outcomes, workers, advance, clock))
+            for worker in workers:
+                worker.join(1.0)
+                worker.terminate()
+            return self._judge(strategy, known, server)
+
+    def _judge(self, strategy: str, known: list[Outcome], server: QuotaServer) -> Run:
+        records = [record for record in server.requests if record.path.startswith("/v1/quick-commands")]
+        accepted = sorted(record.time for record in records if record.status == httpx.codes.OK)
+        start = min((record.time for record in records), default=0.0)
+        duration = max(self.window, max(accepted, default=start) - start)
+        seconds = sorted(outcome.seconds for outcome in known if outcome.succeeded)
+        summary = Summary(
+            name=strategy,
+            sent=len(records),
+            succeeded=len(seconds),
+            refused=sum(record.status == httpx.codes.TOO_MANY_REQUESTS for record in records),
+            failed=sum(not outcome.succeeded for outcome in known),
+            goodput=len(accepted) / (self.quota * duration / self.window),
+            p50=_quantile(seconds, 50),
+            p95=_quantile(seconds, 95),
+            jain=None,
+        )
+        return Run(
+            summary, [instant - start for instant in accepted], self.requests * self.processes - len(known)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where a worker sends, and as whom."""
+
+    url: str
+    token_url: str
+    client_id: str
+    client_secret: str
+
+
+def _collect(
+    expected: int,
+    outcomes: "Queue[Outcome]",
+    workers: Sequence[BaseProcess],
+    advance: Callable[[Outcome], None],
+    clock: SystemClock,
+) -> Iterator[Outcome]:
+    """Every outcome as it comes, until all are known or nothing more can come."""
+    news = clock.monotonic()
+    while expected:
+        try:
+            outcome = outcomes.get(timeout=0.2)
+        except queue.Empty:
+            alive = any(worker.is_alive() for worker in workers)
+            if not alive or clock.monotonic() - news > _PATIENCE:
+                return
+            continue
+        news = clock.monotonic()
+        expected -= 1
+        advance(outcome)
+        yield outcome
+
+
+def _work(batch: Batch, strategy: str, target: _Target, number: int, outcomes: "Queue[Outcome]") -> None:
+    """One process: its own client, and as many threads as the batch says."""
+    clock = SystemClock()
+    provider = ClientCredentialsAuthProvider(target.client_id, target.client_secret, target.token_url)
+    limiters = {
+        "no limiter": None,
+        "token bucket": TokenBucket(batch.quota / batch.processes, batch.window, burst=1, max_wait_time=None),
+        "adaptive": AimdLimiter(batch.quota, batch.window, max_wait_time=None),
+    }
+    with (
+        build_client(auth=provider, rate_limit=limiters[strategy]) as client,
+        ThreadPoolExecutor(batch.threads) as pool,
+    ):
+
+        def send(request: int) -> None:
+            start = clock.monotonic()
+            try:
+                answer = client.post(target.url, {"input_data": f"request {request} of process {number}"})
+                succeeded = answer.is_success
+            except httpx.HTTPError:
+                succeeded = False
+            outcomes.put(Outcome(number, succeeded, clock.monotonic() - start))
+
+        list(pool.map(send, range(batch.requests)))
+
+
+def _quantile(seconds: list[float], percent: int) -> float:
+    if len(seconds) < 2:
+        return seconds[0] if seconds else 0.0
+    return statistics.quantiles(seconds, n=100, method="inclusive")[percent - 1]

@@ -1,0 +1,93 @@
+"""What is said of settings: values as text, with secrets masked, and errors that say what is allowed."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .._errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+
+MASK = "********"
+SECRETS = frozenset({"client_secret"})
+_SCHEMES = frozenset({"http", "https", "socks5", "socks5h"})
+
+
+def masked(text: str) -> str:
+    """The text without the user and password that a URL may hold."""
+    credentials, at, rest = text.rpartition("@")
+    if not at:
+        return text
+    scheme, _, _ = credentials.partition("://")
+    return f"{scheme}://{MASK}@{rest}" if scheme in _SCHEMES else f"{MASK}@{rest}"
+
+
+def as_text(field: str, value: Any) -> str:
+    """A valid value as a variable would hold it; of a secret, only that there is one."""
+    if value is None:
+        return "none"
+    if field in SECRETS:
+        return MASK
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "[]"
+    return masked(str(value))
+
+
+def as_given(value: Any) -> str:
+    """A rejected value as it was given; of what may hold anything, only what it is."""
+    if isinstance(value, str):
+        return repr(masked(value))
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(as_given, value))}]"
+    return repr(value) if value is None or isinstance(value, (int, float)) else f"a {type(value).__name__}"
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that was probably meant, if there is one."""
+    from difflib import get_close_matches  # only errors need it
+
+    return next(iter(get_close_matches(word.lower(), list(known), n=1)), None)
+
+
+def not_a_setting(name: str, word: str, known: Collection[str]) -> str:
+    """A complaint about an unknown word among known ones."""
+    hint = closest(word, known)
+    return f"{name} is not a setting; " + (
+        f"did you mean {hint!r}?" if hint else f"there are {', '.join(known)}"
+    )
+
+
+def problems(
+    model: "type[BaseModel]",
+    values: Mapping[str, Any],
+    error: "ValidationError",
+    name: Callable[[str], str],
+) -> list[str]:
+    """What is wrong with these values of a model: a line for each field, called as `name` calls it."""
+    lines: dict[str, str] = {}
+    for detail in error.errors():
+        if not detail["loc"]:  # about the fields together: the validator has said it all
+            return [str(detail["ctx"]["error"])]
+        field = str(detail["loc"][0])
+        cause = detail.get("ctx", {}).get("error")
+        if isinstance(cause, ConfigurationError):  # of a section in a dict, which has said it all
+            line = str(cause)
+        elif detail["type"] == "extra_forbidden":
+            line = not_a_setting(name(field), field, model.model_fields)
+        elif field in SECRETS:
+            line = f"{name(field)} must be {model.model_fields[field].description}"
+        else:
+            allowed = model.model_fields[field].description
+            line = f"{name(field)} is {as_given(values[field])}; it must be {allowed}"
+        lines.setdefault(field, line)
+    return list(lines.values())
+
+
+def configuration_error(lines: Iterable[str]) -> ConfigurationError:
+    """One error that lists all that is wrong."""
+    found = list(lines)
+    if len(found) == 1:
+        return ConfigurationError(found[0])
+    return ConfigurationError("\n  - ".join([f"{len(found)} settings cannot be used:", *found]))

@@ -1,0 +1,246 @@
+"""The settings as pydantic models: what may be set, its default, what is allowed. They read no environment.
+
+What a field allows is its description, in words that complete "it must be ...": the errors quote it.
+Importing this module imports pydantic, so it is imported only when settings are wanted.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import httpx
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+
+from .messages import configuration_error, problems
+from .stkai import DEFAULT_TOKEN_URL
+
+_YES = {"true", "1", "yes", "on"}
+_NO = {"false", "0", "no", "off"}
+
+
+def _not_bool(value: Any) -> Any:
+    # A bool is an int to Python, and so to pydantic; "max_requests": True is a slip, not a 1.
+    return str(value) if isinstance(value, bool) else value
+
+
+def _none_from_word(value: Any) -> Any:
+    if isinstance(value, str) and value.strip().lower() in {"none", "null", "unlimited"}:
+        return None
+    return value
+
+
+def _listed(value: Any) -> Any:
+    """One item, several separated by commas, or a JSON list: a variable can only hold text."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+def _flag_or_path(value: Any) -> Any:
+    if isinstance(value, str):
+        word = value.strip().lower()
+        return word in _YES if word in _YES | _NO else value
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _existing(value: bool | str) -> bool | str:
+    if isinstance(value, bool):
+        return value
+    try:
+        path = Path(value).expanduser()
+        found = bool(value) and path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long for the system; no such user's home
+        raise ValueError from error
+    if not found:
+        raise ValueError
+    return str(path)
+
+
+def _url(value: str, schemes: tuple[str, ...]) -> httpx.URL:
+    try:
+        url = httpx.URL(str(httpx.URL(value)))  # twice: the first drops no default port behind "HTTPS://"
+    except httpx.InvalidURL as error:
+        raise ValueError from error
+    if url.scheme not in schemes or not url.host:
+        raise ValueError
+    return url
+
+
+def _web_address(value: str) -> str:
+    _url(value, ("http", "https"))
+    return value
+
+
+def _proxy_address(value: str) -> str:
+    _url(value, ("http", "https", "socks5", "socks5h"))
+    return value
+
+
+def _origin(value: str) -> str:
+    url = _url(value, ("http", "https"))
+    if url.path not in ("", "/") or url.query or url.fragment or url.userinfo or "*" in url.host:
+        raise ValueError
+    return f"{url.scheme}://{url.netloc.decode('ascii')}"
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+_Number = BeforeValidator(_not_bool)
+_OrNone = BeforeValidator(_none_from_word)
+
+_SECONDS = "a number of seconds, 0 or more"
+_SOME_SECONDS = "a number of seconds, more than 0"
+_COUNT = "a whole number, 0 or more"
+_POSITIVE = "a whole number, 1 or more"
+_SHARE = "a share, above 0 and at most 1, or 'none'"
+_SMALLER_SHARE = "a share, above 0 and below 1, or 'none'"
+_TEXT = "text that is not empty"
+
+_Flag = Annotated[bool, Field(description="true or false")]
+_Text = Annotated[str, Field(min_length=1)]
+_Secret = Annotated[SecretStr, Field(min_length=1)]
+_Count = Annotated[int, _Number, Field(ge=0, description=_COUNT)]
+_Positive = Annotated[int, _Number, Field(ge=1, description=_POSITIVE)]
+_Seconds = Annotated[float, _Number, Field(ge=0, description=_SECONDS)]
+_SomeSeconds = Annotated[float, _Number, Field(gt=0, description=_SOME_SECONDS)]
+_Share = Annotated[float, _Number, Field(gt=0, le=1)]
+_SmallerShare = Annotated[float, _Number, Field(gt=0, lt=1)]
+_Status = Annotated[int, _Number, Field(ge=100, le=599)]
+_WebAddress = Annotated[str, AfterValidator(_web_address)]
+_ProxyAddress = Annotated[str, AfterValidator(_proxy_address)]
+_Origin = Annotated[str, AfterValidator(_origin)]
+_Origins = Annotated[tuple[_Origin, ...], Field(min_length=1), AfterValidator(_distinct)]
+# A token of RFC 9110, section 5.6.2.
+_HeaderName = Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    if not TYPE_CHECKING:  # so that type checkers keep the signature which the fields give
+
+        def __init__(self, /, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                lines = problems(type(self), values, error, f"{type(self).__name__}.{{}}".format)
+                raise configuration_error(lines) from error
+
+
+class AuthConfig(_Section):
+    """How to get an access token, and who may see it."""
+
+    client_id: Annotated[_Text | None, Field(description=_TEXT)] = None
+    client_secret: Annotated[_Secret | None, Field(description=_TEXT)] = None
+    token_url: Annotated[_WebAddress, Field(description="a URL, http:// or https://")] = DEFAULT_TOKEN_URL
+    origins: Annotated[
+        _Origins | None,
+        BeforeValidator(_listed),
+        _OrNone,
+        Field(description="origins (https://host or https://host:port, without a path), separated by commas"),
+    ] = None
+    refresh_margin: _Seconds = 60.0
+    allow_http: _Flag = False
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        if (self.client_id is None) != (self.client_secret is None):
+            there, missing = ("ID", "SECRET") if self.client_secret is None else ("SECRET", "ID")
+            raise ValueError(
+                f"STKAI_AUTH_CLIENT_{missing} is missing, and STKAI_AUTH_CLIENT_{there} is of no use without it;"
+                " set both or neither, there or by configure(auth={'client_id': ..., 'client_secret': ...})"
+            )
+        return self
+
+    def has_credentials(self) -> bool:
+        """Whether a token can be asked for: there are a client id and a secret."""
+        return self.client_id is not None and self.client_secret is not None
+
+
+class RateLimitConfig(_Section):
+    """How many requests may be sent in a time window of seconds; the last three fields are for `adaptive`."""
+
+    enabled: _Flag = False
+    strategy: Annotated[
+        Literal["token_bucket", "adaptive"], Field(description="'token_bucket' or 'adaptive'")
+    ] = "token_bucket"
+    max_requests: _Positive = 100
+    time_window: _SomeSeconds = 60.0
+    max_wait_time: Annotated[
+        _SomeSeconds | None, _OrNone, Field(description=f"{_SOME_SECONDS}, or 'unlimited'")
+    ] = 45.0
+    min_rate_floor: Annotated[_Share | None, _OrNone, Field(description=_SHARE)] = None
+    penalty_factor: Annotated[_SmallerShare | None, _OrNone, Field(description=_SMALLER_SHARE)] = None
+    recovery_factor: Annotated[_Share | None, _OrNone, Field(description=_SHARE)] = None
+
+
+class RetryConfig(_Section):
+    """When a failed request is sent again; times in seconds."""
+
+    enabled: _Flag = True
+    max_retries: _Count = 3
+    initial_delay: _Seconds = 0.5
+    max_delay: _SomeSeconds = 60.0
+    retry_on_status_codes: Annotated[
+        tuple[_Status, ...],
+        BeforeValidator(_listed),
+        Field(description="status codes from 100 to 599, separated by commas"),
+    ] = (408, 429, 500, 502, 503, 504)
+    max_retry_after: _Seconds = 60.0
+    deadline: Annotated[_SomeSeconds | None, _OrNone, Field(description=f"{_SOME_SECONDS}, or 'none'")] = None
+    retry_unknown: _Flag = True
+    idempotency_header: Annotated[
+        _HeaderName | None, _OrNone, Field(description="a header's name, such as Idempotency-Key, or 'none'")
+    ] = None
+
+
+class HttpConfig(_Section):
+    """The wire: certificates, connections and the proxy."""
+
+    verify: Annotated[
+        bool | str,
+        BeforeValidator(_flag_or_path),
+        AfterValidator(_existing),
+        Field(description="true, false, or the path of a CA bundle that exists"),
+    ] = True
+    max_connections: Annotated[
+        _Positive | None, _OrNone, Field(description=f"{_POSITIVE}, or 'unlimited'")
+    ] = 100
+    max_keepalive_connections: Annotated[
+        _Count | None, _OrNone, Field(description=f"{_COUNT}, or 'unlimited'")
+    ] = 20
+    keepalive_expiry: Annotated[
+        _Seconds | None, _OrNone, Field(description=f"{_SECONDS}, or 'unlimited'")
+    ] = 5.0
+    http2: _Flag = False
+    proxy: Annotated[
+        _ProxyAddress | None,
+        _OrNone,
+        Field(
+            description="a URL, http://, https:// or socks5://, or 'none'", repr=False
+        ),  # may hold a password
+    ] = None
+    trust_env: _Flag = True
+
+
+class Settings(_Section):
+    """All the settings; what `STKAI.config` returns. Made by hand, it reads no environment."""
+
+    auth: Annotated[AuthConfig, Field(description="an AuthConfig")] = AuthConfig()
+    rate_limit: Annotated[RateLimitConfig, Field(description="a RateLimitConfig")] = RateLimitConfig()
+    retry: Annotated[RetryConfig, Field(description="a RetryConfig")] = RetryConfig()
+    http: Annotated[HttpConfig, Field(description="an HttpConfig")] = HttpConfig()

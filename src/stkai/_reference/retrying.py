@@ -1,0 +1,227 @@
+"""Tries a block of your own code again: `for attempt in Retrying(): with attempt: ...`.
+
+It decides as the retry layer does, by a `RetryPolicy`; tenacity runs the loop.
+"""
+
+import math
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import httpx
+
+from .._clock import Clock
+from .._errors import ConfigurationError, InvalidArgumentError, MaxRetriesExceededError, RetryableError
+from .._families import alike
+from .._log import logger
+from ..transports._base import Context
+from ..transports._retry.policy import Failure, RetryPolicy
+
+if TYPE_CHECKING:
+    import tenacity
+
+_TRANSIENT: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
+
+
+class Retrying:
+    """Repeats a block until it succeeds: iterate with `for` or `async for`, and run the block in each attempt.
+
+        for attempt in Retrying(max_retries=3):
+            with attempt:
+                response = client.post(url, data)
+                response.raise_for_status()
+                return response.json()
+
+    The loop ends with the first attempt that raises nothing. What is not worth another attempt is raised at once, as it
+    is: any other error, and one whose server asks for a longer wait than is granted. One object may serve many loops,
+    also in several threads.
+
+    Args:
+        max_retries: attempts after the first; with 0, every error comes out as it is.
+        initial_delay: seconds before the second attempt; each further delay is twice as long. Jitter is added.
+        retry_on_status_codes: answers that are worth another attempt, where they are raised as `httpx.HTTPStatusError`.
+        retry_on_exceptions: other errors that are. Every `RetryableError` is.
+        skip_retry_on_exceptions: errors that are not, whatever is said above.
+        logger_prefix: stands before each line in the log.
+        max_delay: the longest delay, in seconds, where nobody asks for more.
+        max_retry_after: the longest `Retry-After` that is waited for, in seconds.
+        deadline: seconds after which no further attempt begins; None for no limit.
+        clock: where time comes from.
+        random: draws a number in [0, 1), for jitter.
+
+    Raises:
+        InvalidArgumentError: (a ValueError and AssertionError) an argument is out of its range.
+        MaxRetriesExceededError: by the loop, when the last attempt has failed as well; see `last_exception`.
+    """
+
+    def __init__(
+        self,
+        max_retries: int = 3,
+        initial_delay: float = 0.5,
+        retry_on_status_codes: tuple[int, ...] = (408, 429, 500, 502, 503, 504),
+        retry_on_exceptions: tuple[type[Exception], ...] = _TRANSIENT,
+        skip_retry_on_exceptions: tuple[type[Exception], ...] = (),
+        logger_prefix: str = "",
+        *,
+        max_delay: float = 60.0,
+        max_retry_after: float = 60.0,
+        deadline: float | None = None,
+        clock: Clock | None = None,
+        random: Callable[[], float] | None = None,
+    ) -> None:
+        try:
+            self.policy = RetryPolicy(
+                max_retries,
+                initial_delay=initial_delay,
+                max_delay=max_delay,
+                retry_on_status_codes=retry_on_status_codes,
+                max_retry_after=max_retry_after,
+                deadline=deadline,
+            )
+        except ConfigurationError as error:
+            raise InvalidArgumentError(*error.args) from None
+        if not initial_delay:
+            msg = "initial_delay must be more than 0 seconds"
+            raise InvalidArgumentError(msg)
+        self.retry_on_exceptions = _exceptions("retry_on_exceptions", retry_on_exceptions)
+        self.skip_retry_on_exceptions = _exceptions("skip_retry_on_exceptions", skip_retry_on_exceptions)
+        self.logger_prefix = logger_prefix
+        given: dict[str, Any] = {"clock": clock, "random": random}
+        self._context = Context(**{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def max_attempts(self) -> int:
+        """How often the block is run at most."""
+        return self.policy.max_retries + 1
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is any attempt after the first."""
+        return self.policy.max_retries > 0
+
+    def __iter__(self) -> Iterator["Attempt"]:
+        import tenacity
+
+        loop = _Loop(self, self._context)
+        for manager in tenacity.Retrying(sleep=self._context.clock.sleep, **loop.arguments()):
+            yield Attempt(loop, manager)
+            _settle(manager)
+
+    def __aiter__(self) -> AsyncIterator["Attempt"]:
+        return _AsyncAttempts(_Loop(self, self._context), self._context.clock)
+
+    def failure_of(self, error: Exception) -> Failure | None:
+        """What an error says about another attempt; None where it is final."""
+        if isinstance(error, alike(*self.skip_retry_on_exceptions)):
+            return None
+        failure = self.policy.failure_of(None, error, self._context.clock.utcnow())
+        if isinstance(error, alike(httpx.HTTPStatusError, RetryableError)):
+            return failure
+        if not isinstance(error, alike(*self.retry_on_exceptions)):
+            return None
+        return failure or Failure(f"{type(error).__name__}: {error}".removesuffix(": "), acted=True)
+
+
+class Attempt:
+    """One attempt of a `Retrying` loop: a context manager that swallows a failure which is worth another attempt."""
+
+    __slots__ = ("_loop", "_manager", "attempt_number")
+
+    def __init__(self, loop: "_Loop", manager: "tenacity.AttemptManager") -> None:
+        self._loop = loop
+        self._manager = manager
+        self.attempt_number = manager.retry_state.attempt_number
+        """1 for the first."""
+
+    @property
+    def max_attempts(self) -> int:
+        """How many there are at most."""
+        return self._loop.retrying.max_attempts
+
+    @property
+    def is_last_attempt(self) -> bool:
+        """Whether there is none after this one."""
+        return self.attempt_number >= self.max_attempts
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception) or not self._loop.goes_on(error, self.attempt_number):
+            return False
+        return bool(self._manager.__exit__(kind, error, traceback))
+
+
+class _Loop:
+    """One run of a `Retrying`: what tenacity asks, and what it is told."""
+
+    def __init__(self, retrying: Retrying, context: Context) -> None:
+        self.retrying = retrying
+        self._context = context
+        self._start = context.clock.monotonic()
+        self._seconds = 0.0
+
+    def goes_on(self, error: Exception, number: int) -> bool:
+        """Whether there is another attempt after attempt `number`, which raised `error`, and after how long.
+
+        Raises:
+            MaxRetriesExceededError: it was the last.
+        """
+        retrying, policy, context = self.retrying, self.retrying.policy, self._context
+        failure = retrying.failure_of(error)
+        if failure is None or not retrying.enabled:
+            return False
+        prefix = f"{retrying.logger_prefix} | " if retrying.logger_prefix else ""
+        if number > policy.max_retries:
+            msg = f"{prefix}all {number} attempts failed, the last by {failure.cause}"
+            raise MaxRetriesExceededError(msg, error) from error
+        spent = context.clock.monotonic() - self._start
+        left = math.inf if policy.deadline is None else policy.deadline - spent
+        seconds = policy.delay(failure, number, left, context.random())
+        if seconds is None:
+            return False
+        text = "%sattempt %d of %d failed by %s; the next one starts in %.1f s"
+        logger.warning(text, prefix, number, retrying.max_attempts, failure.cause, seconds)
+        self._seconds = seconds
+        return True
+
+    def arguments(self) -> dict[str, Any]:
+        """How to build tenacity's loop: it goes on after each failure that it hears of, and hears of no other."""
+        return {"retry": lambda state: state.outcome.failed, "wait": lambda _: self._seconds}
+
+
+class _AsyncAttempts:
+    """The attempts of an `async for`. Not a generator: one that is left early needs the event loop to clean it up."""
+
+    def __init__(self, loop: _Loop, clock: Clock) -> None:
+        import tenacity
+
+        self._loop = loop
+        self._managers = aiter(tenacity.AsyncRetrying(sleep=clock.asleep, **loop.arguments()))
+        self._last: tenacity.AttemptManager | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Attempt:
+        if self._last is not None:
+            _settle(self._last)
+        self._last = await anext(self._managers)
+        return Attempt(self._loop, self._last)
+
+
+def _settle(manager: "tenacity.AttemptManager") -> None:
+    """An attempt of which no failure was heard has succeeded, even if nobody entered it."""
+    if manager.retry_state.outcome is None:
+        manager.retry_state.set_result(None)
+
+
+def _exceptions(name: str, given: tuple[type[Exception], ...]) -> tuple[type[Exception], ...]:
+    if isinstance(given, tuple) and all(
+        isinstance(kind, type) and issubclass(kind, Exception) for kind in given
+    ):
+        return given
+    msg = f"{name} must be a tuple of exception classes, not {given!r}"
+    raise InvalidArgumentError(msg)

@@ -1,0 +1,169 @@
+"""The default wire: httpx's own transports, with the proxies of the environment that `transport=` loses in httpx."""
+
+import ssl
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import httpx
+
+from .._config.stkai import STKAI
+from .._connections import with_one_connection
+from .._errors import ConfigurationError
+from .._families import HTTPX, Family, alike, family_of_wire
+from .._forks import after_fork
+from .pool import AsyncSideBySide, SideBySide
+from .proxies import ProxyMap
+
+if TYPE_CHECKING:
+    from .._config.models import HttpConfig
+
+T = TypeVar("T")
+
+
+def default_wire(config: "HttpConfig | None" = None, family: Family = HTTPX) -> httpx.BaseTransport:
+    """A sync wire with verification, limits, HTTP/2 and proxies as `config` says; by default, `STKAI.config.http`.
+
+    Raises:
+        ConfigurationError: the proxy or the certificates cannot be used, or a package is missing.
+    """
+    config = config or STKAI.config.http
+    options, proxies = _options(config, family), _proxies(config)
+    make = partial(_multiplexed, family.HTTPTransport) if config.http2 else partial(_side_by_side, family)
+    direct = make(options)
+    proxied = _through(proxies, make, options)
+    return ProxyRouter(direct, proxied, proxies) if proxied else direct
+
+
+def default_async_wire(
+    config: "HttpConfig | None" = None, family: Family = HTTPX
+) -> httpx.AsyncBaseTransport:
+    """The same for the async world."""
+    config = config or STKAI.config.http
+    options, proxies = _options(config, family), _proxies(config)
+    make = (
+        partial(_multiplexed, family.AsyncHTTPTransport)
+        if config.http2
+        else partial(_async_side_by_side, family)
+    )
+    direct = make(options)
+    proxied = _through(proxies, make, options)
+    return AsyncProxyRouter(direct, proxied, proxies) if proxied else direct
+
+
+def _side_by_side(family: Family, options: dict[str, Any]) -> httpx.BaseTransport:
+    options, limits = _for_one(family, options), options["limits"]
+    family.HTTPTransport(**options).close()  # What cannot work, such as a proxy, is to fail here and now.
+    return SideBySide(lambda: with_one_connection(family.HTTPTransport(**options)), limits, family)
+
+
+def _async_side_by_side(family: Family, options: dict[str, Any]) -> httpx.AsyncBaseTransport:
+    options, limits = _for_one(family, options), options["limits"]
+    family.AsyncHTTPTransport(**options)  # It has no connection yet that could be closed.
+    return AsyncSideBySide(lambda: with_one_connection(family.AsyncHTTPTransport(**options)), limits, family)
+
+
+def _for_one(family: Family, options: dict[str, Any]) -> dict[str, Any]:
+    """The same options, for a transport with room for one connection."""
+    expiry = options["limits"].keepalive_expiry
+    limits = family.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=expiry)
+    return {**options, "limits": limits}
+
+
+def _multiplexed(kind: type[T], options: dict[str, Any]) -> T:
+    """One of httpx's transports, whose few connections carry many requests at once: HTTP/2.
+
+    It opens connections of its own in a forked child.
+    """
+
+    def start_anew(transport: T) -> None:
+        kind.__init__(transport, **options)
+
+    return after_fork(kind(**options), start_anew)
+
+
+def _options(config: "HttpConfig", family: Family) -> dict[str, Any]:
+    """The keywords of httpx's transports, for direct and proxied ones alike."""
+    if config.http2 and find_spec("h2") is None:
+        msg = 'HTTP/2 (STKAI_HTTP_HTTP2) needs a package that is not installed: pip install "stkai[http2]"'
+        raise ConfigurationError(msg)
+    limits = family.Limits(
+        max_connections=config.max_connections,
+        max_keepalive_connections=config.max_keepalive_connections,
+        keepalive_expiry=config.keepalive_expiry,
+    )
+    # One context for all the transports of a wire: loading the certificates is the slow part.
+    verify = httpx.create_ssl_context(verify=_verify(config.verify), trust_env=config.trust_env)
+    return {"verify": verify, "trust_env": config.trust_env, "http2": config.http2, "limits": limits}
+
+
+def _verify(verify: bool | str) -> bool | ssl.SSLContext:
+    if isinstance(verify, bool):
+        return verify
+    is_dir = Path(verify).is_dir()
+    try:
+        return ssl.create_default_context(
+            capath=verify if is_dir else None, cafile=None if is_dir else verify
+        )
+    except OSError as error:
+        msg = f"verify (STKAI_HTTP_VERIFY) must name a file of certificates in PEM form; {verify!r}: {error}"
+        raise ConfigurationError(msg) from error
+
+
+def _proxies(config: "HttpConfig") -> ProxyMap:
+    if config.proxy is not None:
+        return ProxyMap({"all": config.proxy})
+    return ProxyMap.from_environment() if config.trust_env else ProxyMap({})
+
+
+def _through(proxies: ProxyMap, make: Callable[[dict[str, Any]], T], options: dict[str, Any]) -> dict[str, T]:
+    """A transport for each proxy, by its URL."""
+    try:
+        return {url: make({"proxy": url, **options}) for url in proxies.urls}
+    except alike(httpx.InvalidURL, ValueError, ImportError) as error:
+        # The proxy's URL is not named whole: it may hold a password.
+        msg = f"a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) cannot be used: {error}"
+        raise ConfigurationError(msg) from error
+
+
+class ProxyRouter(httpx.BaseTransport):
+    """Sends each request straight, or through its proxy."""
+
+    def __init__(
+        self, direct: httpx.BaseTransport, proxied: Mapping[str, httpx.BaseTransport], proxies: ProxyMap
+    ) -> None:
+        self._direct, self._proxied, self._proxies = direct, proxied, proxies
+        self.family = family_of_wire(direct)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        proxy = self._proxies.proxy_for(request.url)
+        wire = self._direct if proxy is None else self._proxied[proxy]
+        return wire.handle_request(request)
+
+    def close(self) -> None:
+        for wire in (self._direct, *self._proxied.values()):
+            wire.close()
+
+
+class AsyncProxyRouter(httpx.AsyncBaseTransport):
+    """Sends each request straight, or through its proxy."""
+
+    def __init__(
+        self,
+        direct: httpx.AsyncBaseTransport,
+        proxied: Mapping[str, httpx.AsyncBaseTransport],
+        proxies: ProxyMap,
+    ) -> None:
+        self._direct, self._proxied, self._proxies = direct, proxied, proxies
+        self.family = family_of_wire(direct)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        proxy = self._proxies.proxy_for(request.url)
+        wire = self._direct if proxy is None else self._proxied[proxy]
+        return await wire.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        for wire in (self._direct, *self._proxied.values()):
+            await wire.aclose()

@@ -1,0 +1,180 @@
+"""What is worth another attempt, and when: `RetryPolicy`.
+
+Failures are classified by whether the server may have acted on the request:
+
+    not sent   no connection, no permit                    another attempt is always safe
+    refused    408, 429, 503                               another attempt is always safe
+    unknown    a broken connection, a timeout, 500, 502…   another attempt may repeat what was done
+"""
+
+import math
+import re
+from collections.abc import Collection
+from dataclasses import KW_ONLY, dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+import httpx
+
+from ..._errors import (
+    ConfigurationError,
+    DeadlineExceededError,
+    RetryableError,
+    ServerSideRateLimitError,
+    TokenAcquisitionTimeoutError,
+)
+from ..._families import alike
+from .retry_after import retry_after
+
+# A proxy error comes before the tunnel stands, so that nothing has gone through it.
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+_UNKNOWN = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
+_REFUSED_STATUS = frozenset({408, 429, 503})
+_JITTER = 0.25
+_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""RFC 9110, section 5.1."""
+
+
+class Failure(NamedTuple):
+    """An attempt that may be worth another: what it was, and what was said about when.
+
+    Attributes:
+        cause: in words, for people.
+        acted: whether the server may have acted on the request.
+        asked: seconds for which somebody asked us to stay away, or None.
+        needed: seconds after which the request's turn comes, whenever it comes back until then.
+        paced: a limiter below keeps the wait.
+    """
+
+    cause: str
+    acted: bool
+    asked: float | None = None
+    needed: float = 0.0
+    paced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Which failures are tried again, how often, and after how long. Immutable; seconds everywhere.
+
+    Attributes:
+        max_retries: attempts after the first.
+        initial_delay: the first delay; each further one is twice as long. Up to a quarter is added as jitter.
+        max_delay: the longest such delay.
+        retry_on_status_codes: answers that are worth another attempt.
+        max_retry_after: the longest `Retry-After` that is waited for; a longer one is handed to the caller at once.
+        deadline: for the whole call, with all attempts and waits; None for no limit.
+        retry_unknown: whether to repeat a request on which the server may have acted.
+        idempotency_header: a header, usually `Idempotency-Key`, that carries one key for all attempts of a call.
+
+    Raises:
+        ConfigurationError: a value is out of its range.
+    """
+
+    max_retries: int = 3
+    _: KW_ONLY
+    initial_delay: float = 0.5
+    max_delay: float = 60.0
+    retry_on_status_codes: Collection[int] = (408, 429, 500, 502, 503, 504)
+    max_retry_after: float = 60.0
+    deadline: float | None = None
+    retry_unknown: bool = True
+    idempotency_header: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_retries", "initial_delay", "max_delay", "max_retry_after"):
+            _require_at_least_zero(name, getattr(self, name))
+        if not isinstance(self.max_retries, int):
+            msg = f"max_retries must be a whole number, not {self.max_retries!r}"
+            raise ConfigurationError(msg)
+        codes = _status_codes(self.retry_on_status_codes)
+        object.__setattr__(self, "retry_on_status_codes", codes)
+        if self.deadline is not None and not _require_at_least_zero("deadline", self.deadline):
+            msg = f"deadline must be a positive number of seconds, or None, not {self.deadline!r}"
+            raise ConfigurationError(msg)
+        if not isinstance(self.retry_unknown, bool):
+            msg = f"retry_unknown must be True or False, not {self.retry_unknown!r}"
+            raise ConfigurationError(msg)
+        header = self.idempotency_header
+        if header is not None and not (isinstance(header, str) and _FIELD_NAME.fullmatch(header)):
+            msg = f"idempotency_header must be the name of a header, such as Idempotency-Key, not {header!r}"
+            raise ConfigurationError(msg)
+
+    def backoff(self, attempt: int, chance: float = 0.0) -> float:
+        """Seconds between attempt number `attempt` (from 1) and the next, where nobody asked for more."""
+        base = self.initial_delay * 2.0 ** min(attempt - 1, 64)
+        return min(base, self.max_delay / (1 + _JITTER)) * (1 + _JITTER * chance)
+
+    def delay(self, failure: Failure, attempt: int, left: float, chance: float = 0.0) -> float | None:
+        """Seconds until the next attempt, or None where there is none: it would not help, or there is no time for it.
+
+        Never less than was asked for; jitter is added on top. `left` is what remains until the deadline.
+        """
+        if attempt > self.max_retries or (failure.acted and not self.retry_unknown):
+            return None
+        asked = failure.asked or 0.0
+        if asked > self.max_retry_after or max(asked, failure.needed) >= left:
+            return None
+        if failure.paced:
+            return 0.0
+        backoff = self.backoff(attempt, chance)
+        # Everyone whom a full queue turns away is told the same: spread over the time for which nobody would be
+        # served any earlier, they do not all come back at once for the one place that is free by then.
+        jitter = max(backoff - self.backoff(attempt), chance * (failure.needed - asked))
+        delay = max(asked + jitter, backoff)
+        return delay if delay < left else None
+
+    def is_final(self, response: httpx.Response) -> bool:
+        """Whether a response is an answer, not a failure."""
+        return response.status_code not in self.retry_on_status_codes
+
+    def failure_of(
+        self,
+        response: httpx.Response | None,
+        error: BaseException | None,
+        now: datetime,
+        *,
+        paced: bool = False,
+    ) -> Failure | None:
+        """What an attempt's outcome, one of the two, says about another; None where it is final."""
+        if isinstance(error, alike(httpx.HTTPStatusError)):
+            response = error.response
+        elif error is not None:
+            return _error_failure(error, now)
+        if response is None or self.is_final(response):
+            return None
+        cause = f"{response.status_code} {response.reason_phrase}".strip()
+        acted = response.status_code not in _REFUSED_STATUS
+        return Failure(cause, acted, retry_after(response.headers, now), paced=paced)
+
+
+def _error_failure(error: BaseException, now: datetime) -> Failure | None:
+    cause = f"{type(error).__name__}: {error}".removesuffix(": ")
+    if isinstance(error, ServerSideRateLimitError) and isinstance(error.response, alike(httpx.Response)):
+        return Failure(cause, acted=False, asked=retry_after(error.response.headers, now))
+    if isinstance(error, TokenAcquisitionTimeoutError):
+        return Failure(cause, acted=False, asked=error.retry_after, needed=error.required - error.waited)
+    if isinstance(error, alike(RetryableError, *_NOT_SENT)):
+        return Failure(cause, acted=False)
+    if isinstance(error, DeadlineExceededError) or not isinstance(error, alike(*_UNKNOWN)):
+        return None
+    return Failure(cause, acted=True)
+
+
+def _require_at_least_zero(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        msg = f"{name} must be a finite number of at least 0, not {value!r}"
+        raise ConfigurationError(msg)
+    return value
+
+
+def _status_codes(given: Collection[int]) -> frozenset[int]:
+    try:
+        codes = frozenset(given)
+        valid = all(100 <= code <= 599 for code in codes)
+    except TypeError:
+        valid = False
+    if not valid:
+        msg = f"retry_on_status_codes must be HTTP status codes, such as (429, 503), not {given!r}"
+        raise ConfigurationError(msg)
+    return codes

@@ -1,0 +1,137 @@
+"""The command line: what it prints, and how it ends."""
+
+import queue
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from stkai._cli import commands as _commands
+from stkai._cli import demo as _demo
+from stkai._cli import main as cli
+from stkai._cli.commands import app
+from stkai._cli.demo import Batch, Outcome, Run
+from stkai._cli.report import Summary
+from stkai.testing import FakeClock
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "120", "NO_COLOR": "1"})
+
+
+@pytest.mark.real_time
+def test_the_demo_accounts_for_every_request_of_every_process_and_draws_the_rate(tmp_path: Path) -> None:
+    picture = tmp_path / "rate.png"
+    result = run(
+        *("demo", "--requests", "2", "--processes", "2", "--threads", "2", "--quota", "100"),
+        *("--plot", str(picture)),
+    )
+    assert result.exit_code == 0, result.output
+    assert "Every request is accounted for" in result.output
+    rows = [
+        line.split()
+        for line in result.output.splitlines()
+        if line.startswith((" no limiter", " token", " adapt"))
+    ]
+    assert [row[-9:-5] for row in rows] == [["4", "4", "0", "0.000"]] * 3
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_demo_ends_non_zero_if_a_request_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = Summary("one", 3, 2, 0, 0, 1.0, 0.1, 0.2, None)
+
+    def lossy(self: Batch, strategy: str, advance: Any) -> Run:
+        advance(Outcome(0, succeeded=True, seconds=0.1))
+        advance(Outcome(0, succeeded=False, seconds=0.1))
+        return Run(summary, [0.0], lost=1)
+
+    monkeypatch.setattr(Batch, "run", lossy)
+    result = run("demo", "--processes", "1", "--requests", "3")
+    assert result.exit_code == 1
+    assert "3 requests were lost" in result.output
+    assert "1 failed" in result.output
+
+
+class Dead:
+    """A worker process that has died without a word."""
+
+    def is_alive(self) -> bool:
+        return False
+
+
+class Nothing:
+    """A queue in which nothing ever arrives."""
+
+    def get(self, timeout: float) -> Outcome:
+        raise queue.Empty
+
+
+def test_requests_of_a_process_that_died_are_given_up_and_not_waited_for() -> None:
+    workers: Any = [Dead()]
+    outcomes: Any = Nothing()
+    clock: Any = FakeClock()
+    assert list(_demo._collect(5, outcomes, workers, lambda _: None, clock)) == []
+
+
+def test_quantiles_of_none_or_one_are_what_there_is() -> None:
+    assert _demo._quantile([], 50) == 0.0
+    assert _demo._quantile([2.0], 95) == 2.0
+    assert _demo._quantile([1.0, 2.0, 3.0], 50) == 2.0
+
+
+def test_explain_shows_each_value_with_its_source_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STKAI_AUTH_CLIENT_ID", "me")
+    monkeypatch.setenv("STKAI_AUTH_CLIENT_SECRET", "hunter2")
+    monkeypatch.setenv("STKAI_RATE_LIMIT_ENABLED", "true")
+    monkeypatch.setenv("STKAI_RATE_LIMIT_STRATEGY", "adaptive")
+    result = run("explain")
+    assert result.exit_code == 0
+    assert "hunter2" not in result.output
+    lines = [line.split() for line in result.output.splitlines()]
+    assert ["STKAI_AUTH_CLIENT_ID", "me", "environment"] in lines
+    assert ["STKAI_RETRY_MAX_RETRIES", "3", "default"] in lines
+    assert "Authentication: credentials" in result.output
+    assert "Stack: retry > auth > adaptive > wire" in result.output
+
+
+def test_explain_without_any_authentication_says_what_would_help() -> None:
+    result = run("explain")
+    assert result.exit_code == 0
+    assert "Authentication: none" in result.output
+    assert "STKAI_AUTH_CLIENT_SECRET in the environment" in result.output
+    assert "Stack: retry > wire" in result.output
+
+
+def test_explain_of_an_impossible_configuration_ends_with_2_and_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STKAI_RATE_LIMIT_STRATEGY", "leaky")
+    result = run("explain")
+    assert result.exit_code == 2
+    assert "STKAI_RATE_LIMIT_STRATEGY" in result.stderr
+    assert "'leaky'" in result.stderr
+
+
+def test_the_command_runs_as_a_module() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "stkai", "--help"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "demo" in result.stdout
+    assert "explain" in result.stdout
+
+
+def test_without_its_extra_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "stkai._cli.commands")
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit, match=r'typer is missing.*pip install "stkai\[cli\]"'):
+        cli.main()
+
+
+def test_the_command_is_the_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr(_commands, "app", lambda: called.append(True))
+    cli.main()
+    assert called == [True]

@@ -1,0 +1,739 @@
+"""Tokens by client credentials: how they are asked for, kept, renewed once for all, and what goes wrong."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+import stkai
+from stkai import AuthConfig, AuthenticationError, AuthProvider, ClientCredentialsAuthProvider, HttpConfig
+from stkai._errors import ConfigurationError
+from stkai.testing import FakeClock
+
+from ..support.tokens import (
+    ID,
+    LIFETIME,
+    MARGIN,
+    SECRET,
+    TOKEN_URL,
+    Issuer,
+    grant,
+    provider_over,
+    wait_for_followers,
+)
+from ..support.wire import Wire
+
+# What is kept, and for how long
+
+
+def test_a_token_is_fetched_once_and_kept() -> None:
+    issuer = Issuer()
+    provider = provider_over(issuer)
+    assert provider.cached_access_token() is None
+    assert [provider.get_access_token() for _ in range(3)] == ["token-1"] * 3
+    assert provider.cached_access_token() == "token-1"
+    assert provider.get_auth_headers() == {"Authorization": "Bearer token-1"}
+    assert issuer.fetches == 1
+
+
+def test_a_token_is_renewed_when_its_margin_begins_and_not_before() -> None:
+    issuer, clock = Issuer(), FakeClock()
+    provider = provider_over(issuer, clock)
+    provider.get_access_token()
+    clock.advance(LIFETIME - MARGIN - 0.001)
+    assert provider.get_access_token() == "token-1"
+    clock.advance(0.001)
+    assert provider.cached_access_token() is None
+    assert provider.get_access_token() == "token-2"
+
+
+def test_a_token_in_its_margin_serves_whoever_knows_that_it_is_being_renewed() -> None:
+    clock = FakeClock()
+    provider = provider_over(Issuer(), clock)
+    provider.get_access_token()
+    clock.advance(LIFETIME - 0.001)
+    assert provider.cached_access_token(renewing=True) == "token-1"
+    clock.advance(0.001)
+    assert provider.cached_access_token(renewing=True) is None
+
+
+@pytest.mark.parametrize("margin", [60.0, 1e9])
+def test_a_margin_longer_than_half_of_the_life_is_cut_to_half(margin: float) -> None:
+    issuer, clock = Issuer(expires_in=100), FakeClock()
+    provider = provider_over(issuer, clock, refresh_margin=margin)
+    provider.get_access_token()
+    clock.advance(49.999)
+    assert provider.get_access_token() == "token-1"
+    clock.advance(0.001)
+    assert provider.get_access_token() == "token-2"
+
+
+def test_without_a_margin_a_token_is_used_to_its_end() -> None:
+    clock = FakeClock()
+    provider = provider_over(Issuer(expires_in=100), clock, refresh_margin=0)
+    provider.get_access_token()
+    clock.advance(99.999)
+    assert provider.get_access_token() == "token-1"
+    clock.advance(0.001)
+    assert provider.get_access_token() == "token-2"
+
+
+def test_the_life_of_a_token_begins_when_it_is_asked_for_not_when_it_arrives() -> None:
+    clock = FakeClock()
+    provider = provider_over(Issuer(lambda _: clock.sleep(20.0), expires_in=100), clock, refresh_margin=0)
+    provider.get_access_token()
+    clock.advance(79.999)
+    assert provider.cached_access_token() == "token-1"
+    clock.advance(0.001)
+    assert provider.cached_access_token() is None
+
+
+def test_the_life_of_a_token_begins_with_the_attempt_that_brought_it() -> None:
+    def fail_first(number: int) -> None:
+        clock.sleep(10.0)
+        if number == 1:
+            raise httpx.ConnectError("refused")
+
+    clock = FakeClock()
+    provider = provider_over(Issuer(fail_first, expires_in=100), clock, refresh_margin=0)
+    provider.get_access_token()
+    clock.advance(89.9)
+    assert provider.cached_access_token() == "token-2"
+    clock.advance(0.2)
+    assert provider.cached_access_token() is None
+
+
+@pytest.mark.parametrize(
+    ("expires_in", "life"),
+    [
+        (300, 300.0),
+        (0.5, 0.5),
+        ("300", 300.0),
+        (..., 1199.0),
+        (None, 1199.0),
+        (0, 1199.0),
+        (-1, 1199.0),
+        (-1e400, 1199.0),
+        (True, 1199.0),
+        ("soon", 1199.0),
+        ("nan", 1199.0),
+        ("", 1199.0),
+        ([], 1199.0),
+        ({"seconds": 5}, 1199.0),
+        (10**400, 1199.0),
+        (86_401, 86_400.0),
+        (1e18, 86_400.0),
+        (1e400, 86_400.0),
+    ],
+    ids=str,
+)
+def test_the_life_is_what_the_endpoint_says_if_that_makes_sense(expires_in: object, life: float) -> None:
+    content = {"access_token": "token", "expires_in": expires_in}
+    clock = FakeClock()
+    body = stdlib_json({name: value for name, value in content.items() if value is not ...})
+    provider = provider_over(Wire(lambda _: httpx.Response(200, content=body)), clock, refresh_margin=0)
+    provider.get_access_token()
+    clock.advance(life * 0.999)
+    assert provider.cached_access_token() == "token"
+    clock.advance(life * 0.001 + 1e-6)
+    assert provider.cached_access_token() is None
+
+
+def stdlib_json(content: object) -> str:
+    """JSON with Infinity, which httpx refuses to write and servers do not."""
+    import json
+
+    return json.dumps(content)
+
+
+def test_forgetting_drops_the_token_that_is_in_use_and_no_other() -> None:
+    issuer = Issuer()
+    provider = provider_over(issuer)
+    provider.get_access_token()
+    provider.forget("token-0")
+    assert provider.cached_access_token() == "token-1"
+    provider.forget("token-1")
+    assert provider.cached_access_token(renewing=True) is None
+    assert provider.get_access_token() == "token-2"
+    provider.forget("token-1")
+    assert provider.cached_access_token() == "token-2"
+    assert issuer.fetches == 2
+
+
+# One fetch for all
+
+
+def in_threads(count: int, work: Callable[[], Any]) -> list[Any]:
+    """What `work` returns or raises in so many threads that start together."""
+    together = threading.Barrier(count)
+
+    def run() -> Any:
+        together.wait()
+        try:
+            return work()
+        except AuthenticationError as error:
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return [future.result() for future in [pool.submit(run) for _ in range(count)]]
+
+
+def test_64_threads_that_start_together_fetch_one_token() -> None:
+    issuer = Issuer(lambda _: wait_for_followers(provider, 63))
+    provider = provider_over(issuer)
+    assert in_threads(64, provider.get_access_token) == ["token-1"] * 64
+    assert issuer.fetches == 1
+
+
+def test_whoever_comes_to_lead_just_after_a_renewal_does_not_renew_again() -> None:
+    class Interleaved(FakeClock):
+        """At its first reading, somebody else fetches a token between the look at the cache and the lead."""
+
+        armed = True
+
+        def monotonic(self) -> float:
+            now = super().monotonic()
+            if self.armed:
+                self.armed = False
+                provider.get_access_token()
+            return now
+
+    issuer = Issuer()
+    provider = provider_over(issuer, Interleaved())
+    assert provider.get_access_token() == "token-1"
+    assert issuer.fetches == 1
+
+
+def test_while_one_renews_the_others_go_on_with_the_token_in_its_margin() -> None:
+    def watch(number: int) -> None:
+        if number == 2:
+            with ThreadPoolExecutor(1) as pool:
+                served.append(pool.submit(provider.get_access_token).result(timeout=10))
+            served.append(provider.cached_access_token())
+
+    served: list[str | None] = []
+    clock = FakeClock()
+    issuer = Issuer(watch)
+    provider = provider_over(issuer, clock)
+    provider.get_access_token()
+    clock.advance(LIFETIME - MARGIN)
+    assert provider.get_access_token() == "token-2"
+    assert served == ["token-1", "token-1"]
+    assert issuer.fetches == 2
+
+
+def test_a_failed_fetch_wakes_all_who_wait_and_each_gets_an_error_of_its_own() -> None:
+    def refuse(_: httpx.Request) -> httpx.Response:
+        wait_for_followers(provider, 15)
+        return httpx.Response(400, json={"error": "invalid_scope"})
+
+    wire = Wire(refuse)
+    provider = provider_over(wire)
+    errors = in_threads(16, provider.get_access_token)
+    assert len(wire.requests) == 1
+    assert {type(error) for error in errors} == {AuthenticationError}
+    assert len({id(error) for error in errors}) == 16
+    assert {str(error) for error in errors} == {f"the token endpoint {TOKEN_URL} answered 400: invalid_scope"}
+
+
+def test_the_error_of_one_who_waited_keeps_its_cause() -> None:
+    def fail(_: httpx.Request) -> httpx.Response:
+        wait_for_followers(provider, 3)
+        raise httpx.ConnectError("refused")
+
+    provider = provider_over(Wire(fail))
+    errors = in_threads(4, provider.get_access_token)
+    assert {type(error.cause) for error in errors} == {httpx.ConnectError}
+    assert {error.__cause__ is error.cause for error in errors} == {True}
+
+
+def test_after_a_failed_fetch_the_next_caller_asks_again() -> None:
+    provider = provider_over(Wire(400, grant("token-1")))
+    with pytest.raises(AuthenticationError):
+        provider.get_access_token()
+    assert provider.get_access_token() == "token-1"
+
+
+def test_when_the_leader_is_interrupted_another_takes_over_and_nobody_is_stranded() -> None:
+    def interrupt(number: int) -> None:
+        if number == 1:
+            wait_for_followers(provider, 15)
+            raise KeyboardInterrupt
+
+    def get() -> str:
+        try:
+            return provider.get_access_token()
+        except KeyboardInterrupt:
+            return "interrupted"
+
+    issuer = Issuer(interrupt)
+    provider = provider_over(issuer)
+    assert sorted(in_threads(16, get)) == ["interrupted"] + ["token-2"] * 15
+    assert issuer.fetches == 2
+
+
+def test_a_forked_child_does_not_wait_for_a_leader_that_only_its_parent_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fork(number: int) -> None:
+        if number == 1:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "getpid", lambda: -1)
+                in_child.append(provider.get_access_token())
+
+    in_child: list[str] = []
+    provider = provider_over(Issuer(fork))
+    assert provider.get_access_token() == "token-1"
+    assert in_child == ["token-2"]
+
+
+# When a renewal fails, and the old token is still good
+
+
+def test_a_token_that_cannot_be_renewed_serves_to_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    def fail_from_the_second(number: int) -> None:
+        if number > 1:
+            raise httpx.ReadError("broken")
+
+    clock = FakeClock()
+    provider = provider_over(Issuer(fail_from_the_second), clock)
+    provider.get_access_token()
+    clock.advance(LIFETIME - MARGIN)
+    assert provider.get_access_token() == "token-1"
+    assert "could not be renewed" in caplog.text
+    clock.advance(MARGIN)
+    with pytest.raises(AuthenticationError, match="ReadError: broken"):
+        provider.get_access_token()
+
+
+def test_while_the_endpoint_is_down_a_good_token_is_not_held_up_at_every_call() -> None:
+    def fail_from_the_second(number: int) -> None:
+        if number > 1:
+            raise RuntimeError("down")
+
+    clock = FakeClock()
+    issuer = Issuer(fail_from_the_second)
+    provider = provider_over(issuer, clock)
+    provider.get_access_token()
+    clock.advance(LIFETIME - MARGIN)
+    for _ in range(5):
+        provider.get_access_token()
+    assert issuer.fetches == 2
+    clock.advance(10.0)
+    provider.get_access_token()
+    assert issuer.fetches == 3
+
+
+def test_those_who_wait_for_a_renewal_that_fails_get_the_token_that_is_still_good() -> None:
+    def fail_the_second(number: int) -> None:
+        if number == 2:
+            raise RuntimeError("down")
+
+    clock = FakeClock()
+    provider = provider_over(Issuer(fail_the_second), clock)
+    provider.get_access_token()
+    clock.advance(LIFETIME - MARGIN)
+    assert in_threads(16, provider.get_access_token) == ["token-1"] * 16
+
+
+# How it is asked for
+
+
+def test_a_token_is_asked_for_by_the_client_credentials_grant() -> None:
+    issuer = Issuer()
+    provider_over(issuer).get_access_token()
+    (request,) = issuer.requests
+    assert (request.method, str(request.url)) == ("POST", TOKEN_URL)
+    form = httpx.QueryParams(issuer.bodies[0].decode())
+    assert dict(form) == {"grant_type": "client_credentials", "client_id": ID, "client_secret": SECRET}
+    assert request.headers["content-type"] == "application/x-www-form-urlencoded"
+    assert request.headers["accept"] == "application/json"
+    assert request.headers["accept-encoding"] == "identity"
+    assert request.headers["user-agent"]
+    assert "authorization" not in request.headers
+    assert max(request.extensions["timeout"].values()) <= 30
+
+
+def test_the_answer_is_closed_whether_it_is_a_token_or_not() -> None:
+    for answer in (grant(), httpx.Response(400), httpx.Response(200, content=b"x" * 300_000)):
+        wire = Wire(answer)
+        provider = provider_over(wire)
+        in_threads(1, provider.get_access_token)
+        assert wire.open == 0
+
+
+def test_a_wire_of_ones_own_is_not_closed_and_the_default_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = Issuer()
+    provider_over(mine).get_access_token()
+    assert not mine.closed
+
+    made, configs = Issuer(), []
+
+    def default_wire(config: HttpConfig | None) -> httpx.BaseTransport:
+        configs.append(config)
+        return made
+
+    monkeypatch.setattr("stkai._wire.default.default_wire", default_wire)
+    http = HttpConfig(verify=False)
+    provider = ClientCredentialsAuthProvider(ID, SECRET, TOKEN_URL, http=http, clock=FakeClock())
+    provider.get_access_token()
+    assert made.closed
+    assert configs == [http]
+
+
+# What is transient is tried again, shortly
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_a_transient_status_is_tried_again(status: int) -> None:
+    clock = FakeClock()
+    wire = Wire(status, status, grant())
+    assert provider_over(wire, clock).get_access_token() == "token-1"
+    assert len(clock.sleeps) == 2
+    assert sum(clock.sleeps) < 1.0
+    assert wire.bodies[0] == wire.bodies[1] == wire.bodies[2]
+
+
+@pytest.mark.parametrize(
+    "error", [httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), httpx.RemoteProtocolError("cut off")]
+)
+def test_a_broken_connection_is_tried_again(error: Exception) -> None:
+    assert provider_over(Wire(error, error, grant())).get_access_token() == "token-1"
+
+
+class Breaking(httpx.SyncByteStream):
+    def __iter__(self) -> Any:
+        yield b'{"access_'
+        raise httpx.ReadError("cut off")
+
+
+def test_an_answer_that_breaks_off_in_its_middle_is_tried_again() -> None:
+    wire = Wire(httpx.Response(200, stream=Breaking()), grant())
+    assert provider_over(wire).get_access_token() == "token-1"
+    assert wire.open == 0
+
+
+def test_three_attempts_are_enough() -> None:
+    wire = Wire(503, 503, httpx.Response(503, json={"error": "temporarily_unavailable"}))
+    with pytest.raises(AuthenticationError, match="answered 503: temporarily_unavailable"):
+        provider_over(wire).get_access_token()
+
+
+def test_a_retry_after_is_honoured_if_it_is_short() -> None:
+    clock = FakeClock()
+    provider_over(Wire(httpx.Response(503, headers={"Retry-After": "4"}), grant()), clock).get_access_token()
+    assert clock.sleeps[0] >= 4.0
+    with pytest.raises(AuthenticationError, match="answered 503"):
+        provider_over(Wire(httpx.Response(503, headers={"Retry-After": "6"}))).get_access_token()
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 501])
+def test_a_refusal_is_final(status: int) -> None:
+    with pytest.raises(AuthenticationError, match=f"answered {status}"):
+        provider_over(Wire(status)).get_access_token()
+
+
+# What an endpoint can do wrong
+
+
+def failure(*answers: Any, clock: FakeClock | None = None) -> AuthenticationError:
+    """The error that comes of an endpoint with these answers; it never shows the secret."""
+    wire = Wire(*answers)
+    with pytest.raises(AuthenticationError) as caught:
+        provider_over(wire, clock).get_access_token()
+    assert wire.open == 0
+    assert SECRET not in str(caught.value)
+    assert caught.value.message == str(caught.value)
+    assert TOKEN_URL in caught.value.message
+    return caught.value
+
+
+def test_a_refusal_says_the_status_the_error_and_its_description() -> None:
+    answer = httpx.Response(400, json={"error": "invalid_client", "error_description": "no such client"})
+    assert str(failure(answer)).endswith("answered 400: invalid_client: no such client")
+
+
+def test_a_401_says_what_to_check() -> None:
+    error = failure(httpx.Response(401, json={"error": "invalid_client"}))
+    assert str(error).endswith("answered 401: invalid_client; check client_id and client_secret")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>Forbidden</html>", b"[1]", b'{"error": {"code": 3}, "error_description": null}']
+)
+def test_a_refusal_without_reasons_says_the_status(body: bytes) -> None:
+    assert str(failure(httpx.Response(403, content=body))).endswith("answered 403")
+
+
+def test_a_secret_that_the_endpoint_repeats_is_not_shown() -> None:
+    encoded = "s3cret%2F%2B%26%3D%C3%A9"
+    words = {"error": f"wrong {SECRET}", "error_description": f"in body: client_secret={encoded}&x"}
+    error = failure(httpx.Response(400, json=words))
+    assert str(error).endswith("answered 400: wrong [secret]: in body: client_secret=[secret]&x")
+
+
+def test_the_words_of_an_endpoint_are_shown_short_and_on_one_line() -> None:
+    words = {"error": "bad\r\nFATAL: forged \x1b[31mline", "error_description": "x" * 10_000}
+    error = str(failure(httpx.Response(400, json=words)))
+    assert error.isprintable()
+    assert "bad  FATAL: forged" in error
+    assert len(error) < 600
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(status: int) -> None:
+    answer = httpx.Response(status, headers={"location": "https://evil.example.net/token"})
+    assert "a redirect, which is not followed" in str(failure(answer))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{]",
+        b"<html><h1>Please log in</h1></html>",
+        b'"token"',
+        b"[]",
+        b"null",
+        b"\xff\xfe\x00",
+        b"[" * 200_000,
+    ],
+    ids=["empty", "broken", "html", "string", "list", "null", "bytes", "deep"],
+)
+def test_an_answer_that_is_no_json_object_is_told_and_not_shown(body: bytes) -> None:
+    error = failure(httpx.Response(200, content=body))
+    assert str(error).endswith("answered 200 with something that is no JSON object: check token_url")
+
+
+@pytest.mark.parametrize(
+    "token",
+    [..., None, "", 7, True, ["t"], "two words", "line\nbreak", "\u00fcnicode", "nul\0"],
+    ids=repr,
+)
+def test_an_answer_without_a_token_that_can_be_sent_is_told(token: object) -> None:
+    error = failure(grant(token))
+    assert str(error).endswith("answered 200 without a usable access_token")
+
+
+def test_success_is_any_2xx() -> None:
+    assert provider_over(Wire(httpx.Response(201, json={"access_token": "t"}))).get_access_token() == "t"
+    assert "answered 204 with something that is no JSON object" in str(failure(204))
+
+
+class Endless(httpx.SyncByteStream):
+    def __init__(self, clock: FakeClock | None = None) -> None:
+        self.pieces = 0
+        self._clock = clock
+
+    def __iter__(self) -> Any:
+        while True:
+            self.pieces += 1
+            if self._clock:
+                self._clock.sleep(9.0)
+            yield b" " * (1 if self._clock else 65_536)
+
+
+def test_no_more_of_a_huge_answer_is_read_than_is_sane() -> None:
+    body = Endless()
+    error = failure(httpx.Response(200, stream=body))
+    assert "the answer is longer than 262,144 bytes" in str(error)
+    assert body.pieces == 5
+
+
+def test_an_answer_that_is_huge_when_unpacked_is_refused() -> None:
+    import gzip
+
+    bomb = gzip.compress(b" " * 5_000_000)
+    answer = httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(bomb))
+    assert "the answer is longer than" in str(failure(answer))
+
+
+def test_a_compressed_answer_that_was_not_asked_for_is_read_nevertheless() -> None:
+    import gzip
+
+    body = gzip.compress(grant().content)
+    answer = httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(body))
+    assert provider_over(Wire(answer)).get_access_token() == "token-1"
+
+
+def test_an_answer_that_drips_is_given_up_after_30_seconds() -> None:
+    clock = FakeClock()
+    error = failure(httpx.Response(200, stream=Endless(clock)), clock=clock)
+    assert "30 s" in str(error)
+    assert clock.monotonic() < 40.0
+
+
+def test_all_attempts_together_take_no_more_than_30_seconds() -> None:
+    def slow(_: httpx.Request) -> httpx.Response:
+        clock.sleep(12.0)
+        raise httpx.ReadTimeout("slow")
+
+    clock = FakeClock()
+    wire = Wire(slow)
+    with pytest.raises(AuthenticationError, match="failed: "):
+        provider_over(wire, clock).get_access_token()
+    left = [request.extensions["timeout"]["read"] for request in wire.requests]
+    assert left[0] == 30.0
+    assert left[1] < 18.0
+    assert left[-1] < 6.0
+
+
+def test_an_endpoint_that_is_down_says_so_and_keeps_the_cause() -> None:
+    refused = httpx.ConnectError("[Errno 111] Connection refused")
+    error = failure(refused, refused, refused)
+    assert str(error).endswith("failed: ConnectError: [Errno 111] Connection refused")
+    assert error.cause is refused
+    assert error.__cause__ is refused
+
+
+def test_whatever_else_a_wire_raises_is_an_authentication_error_too() -> None:
+    error = failure(RuntimeError("a bug"))
+    assert str(error).endswith("failed: RuntimeError: a bug")
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"client_id": ""}, "client_id must be"),
+        ({"client_id": None}, "client_id must be"),
+        ({"client_secret": ""}, "client_secret must be"),
+        ({"client_secret": 7}, "client_secret must be"),
+        ({"token_url": ""}, "token_url must be"),
+        ({"token_url": "/token"}, "token_url must be an absolute"),
+        ({"token_url": "idm.example.com/token"}, "token_url must be an absolute"),
+        ({"token_url": "ftp://idm.example.com/token"}, "token_url must be an absolute"),
+        ({"token_url": "https://"}, "token_url must be an absolute"),
+        ({"token_url": "https://idm.example.com:port/"}, "Invalid port"),
+        ({"token_url": "https://me:hunter2@idm.example.com/"}, "without a user name or password"),
+        ({"token_url": "http://idm.example.com/token"}, "client secret unencrypted: use https://"),
+        ({"token_url": "http://localhost.example.com/"}, "unencrypted"),
+        ({"token_url": "http://127.0.0.1.example.com/"}, "unencrypted"),
+        ({"token_url": "http://10.0.0.1/"}, "unencrypted"),
+        ({"refresh_margin": -1}, "refresh_margin must be"),
+        ({"refresh_margin": float("nan")}, "refresh_margin must be"),
+        ({"refresh_margin": float("inf")}, "refresh_margin must be"),
+        ({"refresh_margin": "60"}, "refresh_margin must be"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_bad_arguments_are_told_at_once(arguments: dict[str, Any], message: str) -> None:
+    good = {"client_id": ID, "client_secret": SECRET, "token_url": TOKEN_URL}
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        ClientCredentialsAuthProvider(**{**good, **arguments})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "allow_http"),
+    [
+        ("https://idm.example.com/token", False),
+        ("HTTPS://idm.example.com:443/token", False),
+        ("http://localhost/token", False),
+        ("http://LOCALHOST:8080/token", False),
+        ("http://127.0.0.1:8080/token", False),
+        ("http://127.8.9.1/token", False),
+        ("http://[::1]:8080/token", False),
+        ("http://[0:0:0:0:0:0:0:1]/token", False),
+        ("http://idm.example.com/token", True),
+    ],
+)
+def test_the_secret_goes_where_nobody_can_read_along_or_where_it_is_allowed_to(
+    url: str, allow_http: bool
+) -> None:
+    issuer = Issuer()
+    provider = provider_over(issuer, token_url=url, allow_http=allow_http)
+    assert provider.get_access_token() == "token-1"
+    assert issuer.requests[0].url == httpx.URL(url)
+
+
+def test_the_query_of_a_token_url_is_sent_and_not_shown() -> None:
+    wire = Wire(400)
+    with pytest.raises(AuthenticationError) as caught:
+        provider_over(wire, token_url="https://id.example.com/token?key=hunter2").get_access_token()
+    assert wire.requests[0].url.query == b"key=hunter2"
+    assert "https://id.example.com/token answered 400" in str(caught.value)
+
+
+def test_the_defaults_are_those_of_the_reference() -> None:
+    provider = ClientCredentialsAuthProvider(ID, SECRET)
+    assert provider.token_url == ClientCredentialsAuthProvider.DEFAULT_TOKEN_URL
+    assert provider.refresh_margin == ClientCredentialsAuthProvider.DEFAULT_REFRESH_MARGIN == 60
+
+
+# Other providers, and the one from the settings
+
+
+class Minimal(AuthProvider):
+    def get_access_token(self) -> str:
+        return "mine"
+
+
+def test_a_provider_needs_no_more_than_a_token() -> None:
+    provider = Minimal()
+    assert provider.get_auth_headers() == {"Authorization": "Bearer mine"}
+    assert provider.cached_access_token() is None
+    provider.forget("mine")
+
+
+def test_a_provider_without_a_token_cannot_be_made() -> None:
+    with pytest.raises(TypeError, match="get_access_token"):
+        AuthProvider()  # type: ignore[abstract]
+
+
+def test_create_standalone_auth_takes_everything_from_its_config() -> None:
+    config = AuthConfig(
+        client_id=ID,
+        client_secret=SecretStr(SECRET),
+        token_url="http://id.example.com/",
+        refresh_margin=5,
+        allow_http=True,
+    )
+    provider = stkai.create_standalone_auth(config)
+    assert provider.client_id == ID
+    assert provider.token_url == "http://id.example.com/"
+    assert provider.refresh_margin == 5
+
+
+def test_create_standalone_auth_without_a_config_takes_the_settings_of_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Any] = []
+
+    def default_wire(config: HttpConfig | None) -> httpx.BaseTransport:
+        made.append(config)
+        return Issuer()
+
+    monkeypatch.setattr("stkai._wire.default.default_wire", default_wire)
+    stkai.STKAI.configure(auth={"client_id": ID, "client_secret": SECRET}, http={"verify": False})
+    provider = stkai.create_standalone_auth(clock=FakeClock())
+    assert provider.get_access_token() == "token-1"
+    assert made == [stkai.STKAI.config.http]
+
+
+@pytest.mark.parametrize("config", [None, AuthConfig()])
+def test_create_standalone_auth_without_credentials_says_what_to_set(config: AuthConfig | None) -> None:
+    with pytest.raises(ValueError, match="STKAI_AUTH_CLIENT_ID"):
+        stkai.create_standalone_auth(config)
+
+
+# Secrecy
+
+
+def test_neither_secret_nor_token_is_in_any_representation_or_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    provider = provider_over(Wire(503, grant("the-token")))
+    provider.get_access_token()
+    texts = [repr(provider), str(provider), caplog.text, repr(vars(provider)), f"{provider._endpoint!r}"]
+    assert ID in texts[0]
+    for text in texts:
+        assert SECRET not in text
+        assert "the-token" not in text

@@ -1,0 +1,397 @@
+"""Every name of StackSpot's HTTP client API reference exists here, and does what the reference says of it.
+
+`reference.json` holds the facts of the reference: names, parameters and defaults.
+"""
+
+import inspect
+import json
+import logging
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import stkai
+from stkai import (
+    STKAI,
+    AdaptiveRateLimitedHttpClient,
+    AuthProvider,
+    ClientCredentialsAuthProvider,
+    EnvironmentAwareHttpClient,
+    HttpClient,
+    MaxRetriesExceededError,
+    RetryableError,
+    Retrying,
+    ServerSideRateLimitError,
+    StandaloneHttpClient,
+    StkCLIHttpClient,
+    TokenAcquisitionTimeoutError,
+    TokenBucketRateLimitedHttpClient,
+)
+from stkai.testing import FakeClock, QuotaServer
+from stkai.transports import _stk_cli
+
+from ..support.reference import REQUIRED, Facts, read
+
+HERE = Path(__file__).parent.parent / "support"
+REFERENCE = HERE.parent.parent / "shared" / "http-client-api-reference.txt"
+FACTS: Facts = json.loads((HERE / "reference.json").read_text())
+PARAMETERS = [
+    (owner, method, parameter, default)
+    for owner, methods in FACTS.items()
+    for method, parameters in methods.items()
+    for parameter, default in parameters.items()
+]
+
+
+@pytest.fixture
+def server() -> Iterator[QuotaServer]:
+    with QuotaServer() as server:
+        yield server
+
+
+@pytest.fixture
+def provider(server: QuotaServer) -> ClientCredentialsAuthProvider:
+    return ClientCredentialsAuthProvider(server.client_id, server.client_secret, server.token_url)
+
+
+class Mine(HttpClient):
+    """A client of a user's own, as the reference shows one: two verbs, no `super().__init__`."""
+
+    def __init__(self, *statuses: int) -> None:
+        self.statuses = list(statuses) or [200]
+        self.calls: list[tuple[str, str, Any, Any, float]] = []
+
+    def get(self, url: str, headers: Any = None, timeout: float = 30, **_: Any) -> httpx.Response:
+        self.calls.append(("GET", url, None, headers, timeout))
+        return httpx.Response(200, text="got")
+
+    def post(
+        self, url: str, data: Any = None, headers: Any = None, timeout: float = 30, **_: Any
+    ) -> httpx.Response:
+        self.calls.append(("POST", url, data, headers, timeout))
+        status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+        return httpx.Response(status, text="posted", headers={"retry-after": "7"} if status == 429 else {})
+
+
+DECORATORS: list[Callable[..., HttpClient]] = [
+    TokenBucketRateLimitedHttpClient,
+    AdaptiveRateLimitedHttpClient,
+]
+
+
+# The names
+
+
+def test_the_facts_are_those_of_the_reference_text() -> None:
+    # The text is not part of the project; where it lies beside it, the facts must agree.
+    text = REFERENCE if REFERENCE.exists() else HERE / "reference.json"
+    found = read(text) if text is REFERENCE else json.loads(text.read_text())
+    assert found == FACTS
+    assert len(PARAMETERS) > 60
+
+
+@pytest.mark.parametrize("owner", FACTS)
+def test_every_name_of_the_reference_is_public_with_its_methods(owner: str) -> None:
+    assert owner in stkai.__all__
+    for method in FACTS[owner]:
+        assert method == owner or callable(getattr(getattr(stkai, owner), method))
+
+
+@pytest.mark.parametrize(("owner", "method", "parameter", "default"), PARAMETERS)
+def test_every_parameter_of_the_reference_has_its_name_place_and_default(
+    owner: str, method: str, parameter: str, default: str
+) -> None:
+    function = getattr(stkai, owner)
+    if method != owner:
+        function = getattr(function, method)
+    signature = inspect.signature(function).parameters
+    ours = signature[parameter]
+    names = [name for name in signature if name != "self"]
+    assert names.index(parameter) == list(FACTS[owner][method]).index(parameter)
+    assert ours.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    if default == REQUIRED:
+        assert ours.default is inspect.Parameter.empty
+    elif default.startswith("DEFAULT_"):
+        assert ours.default == getattr(getattr(stkai, owner), default)
+    else:
+        assert repr(ours.default) == default
+
+
+# HttpClient as a base class
+
+
+def test_a_client_with_verbs_of_its_own_needs_no_transport_and_does_not_stream() -> None:
+    client = Mine()
+    with client:
+        assert client.get("https://api.example").text == "got"
+        assert client.post("https://api.example", {"a": 1}).text == "posted"
+        with pytest.raises(NotImplementedError, match="Mine"):
+            client.post_stream("https://api.example")
+
+
+@pytest.mark.parametrize("decorator", DECORATORS)
+def test_any_client_can_be_decorated_also_a_decorated_one(decorator: Callable[..., HttpClient]) -> None:
+    inner = Mine()
+    client = decorator(TokenBucketRateLimitedHttpClient(inner, 10, 1.0), 10, 1.0)
+    assert client.post("https://api.example/a", {"b": 1}, {"X-A": "1"}, 5).text == "posted"
+    assert client.get("https://api.example/a", {"X-A": "2"}, 6).text == "got"
+    assert inner.calls == [
+        ("POST", "https://api.example/a", {"b": 1}, {"X-A": "1"}, 5),
+        ("GET", "https://api.example/a", None, {"X-A": "2"}, 6),
+    ]
+    with pytest.raises(NotImplementedError):
+        client.post_stream("https://api.example/a")
+
+
+@pytest.mark.parametrize("decorator", DECORATORS)
+def test_get_passes_a_limiter_freely_and_post_does_not(decorator: Callable[..., HttpClient]) -> None:
+    inner = Mine()
+    client = decorator(inner, 1, 3600.0, max_wait_time=0.5)
+    client.post("https://api.example")
+    for _ in range(20):
+        client.get("https://api.example")
+
+    def post_until_refused() -> None:
+        while len(inner.calls) < 40:
+            client.post("https://api.example")
+
+    with pytest.raises(TokenAcquisitionTimeoutError) as refused:
+        post_until_refused()
+    assert refused.value.max_wait_time == 0.5
+    assert refused.value.waited == 0.0
+
+
+def test_a_streamed_answer_passes_through_a_limiter(server: QuotaServer, provider: AuthProvider) -> None:
+    for decorator in DECORATORS:
+        with decorator(StandaloneHttpClient(provider), 100, 1.0) as client:
+            response = client.post_stream(server.chat_url(), {"user_prompt": "a b c", "streaming": True})
+            lines = [line for line in response.iter_lines() if line]
+            response.close()
+            assert len(lines) == 4
+
+
+@pytest.mark.parametrize("decorator", DECORATORS)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (None, 10, 1.0),
+        (HttpClient, 10, 1.0),
+        (Mine(), 0, 1.0),
+        (Mine(), 10, 0.0),
+        (Mine(), 10, float("nan")),
+    ],
+)
+def test_a_wrong_argument_of_a_limiter_is_an_assertion_and_a_value_error(
+    decorator: Callable[..., HttpClient], arguments: tuple[Any, ...]
+) -> None:
+    with pytest.raises(AssertionError) as wrong:
+        decorator(*arguments)
+    assert isinstance(wrong.value, ValueError)
+
+
+def test_argument_errors_are_raised_without_assertions_too() -> None:
+    code = (
+        "import stkai\n"
+        "try: stkai.TokenBucketRateLimitedHttpClient(None, 1, 1.0)\n"
+        "except AssertionError as error: print(type(error).__name__)\n"
+        "try: stkai.HttpClient(stkai.transports.StkCLITransport.__new__(stkai.transports.StkCLITransport)).get('')\n"
+        "except AssertionError as error: print(type(error).__name__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.split() == ["InvalidArgumentError"] * 2
+
+
+# The adaptive client
+
+
+def test_a_429_is_raised_with_its_readable_response_and_can_be_pickled() -> None:
+    client = AdaptiveRateLimitedHttpClient(Mine(429), 100, 60.0)
+    with pytest.raises(ServerSideRateLimitError) as refused:
+        client.post("https://api.example/a")
+    assert isinstance(refused.value, RetryableError | httpx.TransportError)
+    assert refused.value.response.headers["retry-after"] == "7"
+    assert refused.value.response.text == "posted"
+    assert str(refused.value.request.url) == "https://api.example/a"
+    again = pickle.loads(pickle.dumps(refused.value))  # noqa: S301 - what was pickled one line above
+    assert again.response.status_code == 429
+
+
+def test_a_429_of_a_streamed_answer_is_raised_with_its_body_and_its_connection_given_back(
+    server: QuotaServer, provider: AuthProvider
+) -> None:
+    with AdaptiveRateLimitedHttpClient(StandaloneHttpClient(provider), 100, 1.0) as client:
+        server.fail_with(429, body="too much")
+        with pytest.raises(ServerSideRateLimitError) as refused:
+            client.post_stream(server.chat_url(), {"user_prompt": "a"})
+        assert refused.value.response.text == "too much"
+        assert refused.value.response.is_closed
+
+
+def test_after_a_429_the_next_request_waits_as_long_as_the_server_asked() -> None:
+    client = AdaptiveRateLimitedHttpClient(Mine(429, 200), 100, 60.0, max_wait_time=5.0)
+    with pytest.raises(ServerSideRateLimitError):
+        client.post("https://api.example")
+    with pytest.raises(TokenAcquisitionTimeoutError) as refused:
+        client.post("https://api.example")
+    assert refused.value.required >= 6.9
+
+
+def test_a_429_through_the_token_bucket_client_is_an_ordinary_response() -> None:
+    assert (
+        TokenBucketRateLimitedHttpClient(Mine(429), 100, 60.0).post("https://api.example").status_code == 429
+    )
+
+
+# Standalone, and the choice by environment
+
+
+def test_the_standalone_client_signs_and_keeps_its_connection(
+    server: QuotaServer, provider: AuthProvider
+) -> None:
+    with StandaloneHttpClient(provider) as client:
+        execution = client.post(server.create_url(), {"input_data": "x"}).json()
+        for _ in range(3):
+            answer = client.get(server.callback_url(execution)).json()
+    assert answer["progress"]["status"] == "COMPLETED"
+    assert server.token_requests == 1
+    assert server.connections == 2, "one for the token, one for the rest"
+
+
+@pytest.mark.parametrize("wrong", [None, "token", AuthProvider])
+def test_the_standalone_client_refuses_what_is_no_provider(wrong: Any) -> None:
+    with pytest.raises(AssertionError, match="AuthProvider"):
+        StandaloneHttpClient(wrong)
+
+
+def use_credentials(server: QuotaServer) -> None:
+    STKAI.configure(
+        auth={
+            "client_id": server.client_id,
+            "client_secret": server.client_secret,
+            "token_url": server.token_url,
+        }
+    )
+
+
+def test_the_environment_is_looked_at_on_the_first_request(server: QuotaServer) -> None:
+    with EnvironmentAwareHttpClient() as client:
+        use_credentials(server)
+        assert client.post(server.create_url(), {}).status_code == 200
+
+
+def test_without_cli_and_credentials_the_first_request_says_what_to_do(server: QuotaServer) -> None:
+    client = EnvironmentAwareHttpClient()
+    with pytest.raises(ValueError, match=r"STKAI_AUTH_CLIENT_ID") as missing:
+        client.get(server.url)
+    assert "stk login" in str(missing.value)
+    assert "pip install" not in str(missing.value)
+    use_credentials(server)
+    assert client.post_stream(server.create_url(), {}).read()
+    client.close()
+
+
+def test_the_choice_is_made_once_under_threads(server: QuotaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_credentials(server)
+    decided: list[object] = []
+    decide = EnvironmentAwareHttpClient._decide
+    gate = threading.Barrier(8)
+
+    def counting(self: EnvironmentAwareHttpClient) -> httpx.BaseTransport:
+        decided.append(self)
+        return decide(self)
+
+    monkeypatch.setattr(EnvironmentAwareHttpClient, "_decide", counting)
+    with EnvironmentAwareHttpClient() as client, ThreadPoolExecutor(8) as pool:
+
+        def send(_: int) -> int:
+            gate.wait()
+            return client.post(server.create_url(), {}).status_code
+
+        assert list(pool.map(send, range(8))) == [200] * 8
+    assert len(decided) == 1
+    assert server.token_requests == 1
+
+
+def test_rate_limiting_of_the_settings_is_applied(server: QuotaServer) -> None:
+    use_credentials(server)
+    STKAI.configure(rate_limit={"enabled": True, "max_requests": 2, "time_window": 600, "max_wait_time": 1})
+    with EnvironmentAwareHttpClient() as client:
+        for _ in range(2):
+            client.post(server.create_url(), {})
+        with pytest.raises(TokenAcquisitionTimeoutError):
+            client.post(server.create_url(), {})
+
+
+class FakeCLI:
+    """StackSpot CLI's functions, over httpx: enough to see that they are asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def get_with_authorization(self, **kwargs: Any) -> Any:
+        self.asked.append(kwargs["url"])
+        import requests
+
+        answer = requests.Response()
+        answer.status_code, answer._content = 200, b'"by the CLI"'
+        return answer
+
+    post_with_authorization = get_with_authorization
+
+
+def test_the_cli_comes_first_and_the_log_says_that_credentials_are_ignored(
+    server: QuotaServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cli = FakeCLI()
+    monkeypatch.setattr(_stk_cli, "_find_cli", lambda: cli)
+    use_credentials(server)
+    with EnvironmentAwareHttpClient() as client, caplog.at_level(logging.WARNING, "stkai"):
+        assert client.get("https://api.example/a").json() == "by the CLI"
+        assert client.get("https://api.example/b").json() == "by the CLI"
+    assert [record.message for record in caplog.records if "ignored" in record.message] == [
+        "StackSpot CLI is installed and signs requests itself; the configured client credentials are ignored"
+    ]
+    assert server.token_requests == 0
+    assert StkCLIHttpClient().get("https://api.example/c").json() == "by the CLI"
+    assert cli.asked == [f"https://api.example/{name}" for name in "abc"]
+
+
+def test_the_cli_client_without_a_cli_says_so_at_once() -> None:
+    with pytest.raises(stkai.ConfigurationError, match="stk login"):
+        StkCLIHttpClient()
+
+
+# The loop by hand
+
+
+def test_retrying_by_hand_gets_a_refused_call_through() -> None:
+    clock = FakeClock()
+    client = Mine(429, 429, 200)
+    for attempt in Retrying(max_retries=3, clock=clock):
+        with attempt:
+            # A limiter of its own for each attempt: the pause of a shared one would really be waited for.
+            response = AdaptiveRateLimitedHttpClient(client, 100, 60.0).post("https://api.example")
+    assert response.status_code == 200
+    assert len(clock.sleeps) == 2
+    assert min(clock.sleeps) >= 7.0
+
+
+def test_retrying_by_hand_gives_up_with_the_last_error() -> None:
+    def loop() -> None:
+        for attempt in Retrying(max_retries=1, clock=FakeClock()):
+            with attempt:
+                AdaptiveRateLimitedHttpClient(Mine(429), 100, 60.0).post("https://api.example")
+
+    with pytest.raises(MaxRetriesExceededError) as given_up:
+        loop()
+    assert isinstance(given_up.value.last_exception, ServerSideRateLimitError)

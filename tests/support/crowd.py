@@ -1,0 +1,78 @@
+"""Drives waiters through a queue of tickets in virtual time, as the transports do: numbers in, numbers out."""
+
+import heapq
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from stkai.transports._limit.tickets import Ticket, TicketQueue
+
+
+@dataclass(eq=False)
+class Waiter:
+    """Somebody who asks for a permit at the instant `arrives`.
+
+    Attributes:
+        limit: the longest wait that it accepts, in seconds; told of a longer one, it leaves at once.
+        patience: seconds after which it leaves without a permit.
+        lateness: seconds by which it wakes late from each sleep.
+        told: the instant that it was given first.
+        went: the instant at which it got its permit.
+        sleeps: how often it slept.
+    """
+
+    arrives: float
+    limit: float = math.inf
+    patience: float = math.inf
+    lateness: float = 0.0
+    told: float = math.nan
+    went: float = math.nan
+    sleeps: int = 0
+    ticket: Ticket = field(default_factory=Ticket)
+
+
+def drive(
+    queue: TicketQueue, waiters: Iterable[Waiter], chance: Callable[[], float] = lambda: 0.5
+) -> list[Waiter]:
+    """Let everybody come, wait, and go or leave; returns those who went, in that order."""
+    order = itertools.count()
+    coming = [(waiter.arrives, next(order), waiter) for waiter in waiters]
+    leaving = [(arrives + waiter.patience, next(order), waiter) for arrives, _, waiter in coming]
+    leaving = [event for event in leaving if event[0] < math.inf]
+    quitters = {number for _, number, _ in leaving}
+    events = coming + leaving
+    heapq.heapify(events)
+    gone: list[Waiter] = []
+    left: set[Waiter] = set()
+    while events:
+        now, number, waiter = heapq.heappop(events)
+        if waiter in left or not math.isnan(waiter.went):
+            continue
+        if number in quitters:
+            queue.cancel(waiter.ticket, now)
+            left.add(waiter)
+            continue
+        new = math.isnan(waiter.told)
+        seconds = 0.0 if new and queue.take(now, chance()) else queue.remaining(waiter.ticket, now, chance())
+        if new:
+            waiter.told = now + seconds
+        if now + seconds - waiter.arrives > waiter.limit:
+            queue.cancel(waiter.ticket, now)
+            left.add(waiter)
+        elif seconds:
+            waiter.sleeps += 1
+            heapq.heappush(events, (now + queue.nap(seconds) + waiter.lateness, next(order), waiter))
+        else:
+            waiter.went = now
+            gone.append(waiter)
+    return gone
+
+
+def most_in_excess(instants: list[float], rate: float) -> float:
+    """By how many permits, at most, a window between two of the instants holds more than its length allows."""
+    worst, lowest = 0.0, math.inf
+    for number, instant in enumerate(instants):
+        lowest = min(lowest, number - rate * instant)
+        worst = max(worst, number + 1 - rate * instant - lowest)
+    return worst

@@ -1,0 +1,497 @@
+"""QuotaServer in good health: it answers as StackSpot AI does, counts, remembers, and leaves nothing behind."""
+
+import asyncio
+import base64
+import gc
+import multiprocessing
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from itertools import chain
+from typing import Any
+
+import httpx
+import pytest
+
+from stkai._errors import ConfigurationError
+from stkai.testing import FakeClock, QuotaServer
+
+from ..support.world import World
+
+
+@pytest.fixture
+def http() -> Iterator[httpx.Client]:
+    with httpx.Client() as client:
+        yield client
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock(600.0)
+
+
+def credentials(server: QuotaServer, **changes: str) -> dict[str, str]:
+    given = {
+        "client_id": server.client_id,
+        "client_secret": server.client_secret,
+        "grant_type": "client_credentials",
+    }
+    return given | changes
+
+
+def sign(http: httpx.Client, server: QuotaServer) -> None:
+    answer = http.post(server.token_url, data=credentials(server)).json()
+    http.headers["authorization"] = f"{answer['token_type']} {answer['access_token']}"
+
+
+# Tokens
+
+
+def test_each_token_is_a_new_one_and_says_how_long_it_lasts(http: httpx.Client) -> None:
+    with QuotaServer(token_lifetime=300) as server:
+        answers = [http.post(server.token_url, data=credentials(server)) for _ in range(3)]
+        assert server.token_requests == 3
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert answers[0].json().keys() == {"access_token", "token_type", "expires_in"}
+    assert answers[0].json()["expires_in"] == 300
+    assert answers[0].headers["cache-control"] == "no-store"
+    assert len({answer.json()["access_token"] for answer in answers}) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "error"),
+    [
+        ({"client_id": "someone-else"}, 401, "invalid_client"),
+        ({"client_secret": "wrong"}, 401, "invalid_client"),
+        ({"grant_type": "password"}, 400, "unsupported_grant_type"),
+        ({"grant_type": ""}, 400, "unsupported_grant_type"),
+    ],
+)
+def test_a_token_is_refused_as_oauth_says(
+    http: httpx.Client, changes: dict[str, str], status: int, error: str
+) -> None:
+    with QuotaServer() as server:
+        answer = http.post(server.token_url, data=credentials(server, **changes))
+    assert (answer.status_code, answer.json()["error"]) == (status, error)
+    assert "error_description" in answer.json()
+
+
+def test_the_api_wants_a_token_that_is_valid(http: httpx.Client, clock: FakeClock) -> None:
+    with QuotaServer(clock=clock, token_lifetime=300) as server:
+        refused = http.post(server.create_url())
+        assert refused.status_code == 401
+        assert refused.headers["www-authenticate"].startswith("Bearer ")
+        for authorization in ("Bearer nonsense", "Basic abc", "nonsense"):
+            assert http.post(server.create_url(), headers={"authorization": authorization}).status_code == 401
+
+        sign(http, server)
+        assert http.post(server.create_url()).status_code == 200
+        clock.advance(299.0)
+        assert http.post(server.create_url()).status_code == 200
+        clock.advance(1.0)
+        assert http.post(server.create_url()).status_code == 401
+
+        sign(http, server)
+        server.revoke_tokens()
+        assert http.post(server.create_url()).status_code == 401
+
+
+def test_the_api_wants_no_token_where_none_is_required(http: httpx.Client) -> None:
+    with QuotaServer(auth_required=False) as server:
+        assert http.post(server.create_url()).status_code == 200
+
+
+def test_the_environment_it_offers_is_what_a_client_reads(http: httpx.Client) -> None:
+    with QuotaServer(client_id="me", client_secret="mine") as server:
+        assert server.env() == {
+            "STKAI_AUTH_CLIENT_ID": "me",
+            "STKAI_AUTH_CLIENT_SECRET": "mine",
+            "STKAI_AUTH_TOKEN_URL": server.url + server.token_path,
+        }
+
+
+# The API
+
+
+def test_an_execution_runs_for_some_polls_and_then_has_its_result(http: httpx.Client) -> None:
+    with QuotaServer(polls_until_done=2) as server:
+        sign(http, server)
+        created = http.post(server.create_url("my-command"), json={"input_data": {"a": 1}})
+        assert isinstance(created.json(), str)
+        polls = [http.get(server.callback_url(created.json())).json() for _ in range(4)]
+    assert [poll["progress"]["status"] for poll in polls] == ["RUNNING", "RUNNING", "COMPLETED", "COMPLETED"]
+    shares = [poll["progress"]["execution_percentage"] for poll in polls]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert [poll["result"] for poll in polls] == [None, None, {"a": 1}, {"a": 1}]
+    assert {poll["execution_id"] for poll in polls} == {created.json()}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]"])
+def test_a_body_that_is_no_object_has_no_result(http: httpx.Client, content: bytes) -> None:
+    with QuotaServer(auth_required=False, polls_until_done=0) as server:
+        execution_id = http.post(server.create_url(), content=content).json()
+        assert http.get(server.callback_url(execution_id)).json()["result"] is None
+
+
+def test_an_agent_echoes_the_prompt(http: httpx.Client) -> None:
+    with QuotaServer(auth_required=False) as server:
+        answer = http.post(server.chat_url("bob"), json={"user_prompt": "one two"}).json()
+    assert answer["message"] == "one two"
+    assert answer["stop_reason"] == "stop"
+    assert answer["tokens"] == {"user": 2, "enrichment": 0, "output": 2}
+
+
+@pytest.mark.parametrize("interval", [0.0, 0.01])
+def test_an_agent_streams_events(http: httpx.Client, interval: float) -> None:
+    with QuotaServer(auth_required=False, stream_interval=interval) as server:
+        content = {"user_prompt": "one two  three", "streaming": True}
+        with http.stream("POST", server.chat_url(), json=content) as answer:
+            assert answer.headers["content-type"] == "text/event-stream"
+            events = [httpx.Response(200, text=line[6:]).json() for line in answer.iter_lines() if line]
+    assert "".join(event["message"] for event in events) == "one two  three"
+    assert len(events) == 4
+    assert [event.get("stop_reason") for event in events] == [None, None, None, "stop"]
+
+
+def test_the_echo_shows_the_request_as_it_came(http: httpx.Client) -> None:
+    with QuotaServer() as server:
+        text = http.put(
+            server.url + "/echo?a=1&b=%20", content="häuser", headers=[("X-Two", "1"), ("X-Two", "2")]
+        )
+        binary = http.post(server.url + "/echo", content=b"\xff\x00")
+    echo = text.json()
+    assert (echo["method"], echo["path"], echo["query"]) == ("PUT", "/echo", "a=1&b=%20")
+    assert [value for name, value in echo["headers"] if name == "x-two"] == ["1", "2"]
+    assert (echo["body"], echo["body_encoding"]) == ("häuser", "text")
+    assert (base64.b64decode(binary.json()["body"]), binary.json()["body_encoding"]) == (
+        b"\xff\x00",
+        "base64",
+    )
+
+
+def test_any_status_can_be_asked_for_and_redirects_lead_where_they_are_told(http: httpx.Client) -> None:
+    with QuotaServer() as server:
+        assert http.get(server.url + "/status/418").status_code == 418
+        assert http.delete(server.url + "/status/599").json() == {"status": 599}
+        assert http.get(server.url + "/status/204").content == b""
+        assert http.get(server.url + "/status/700").status_code == 400
+        target = server.url + "/echo?from=redirect"
+        moved = http.post(
+            server.url + "/status/307", params={"location": target}, content="x", follow_redirects=True
+        )
+    assert (moved.json()["query"], moved.json()["body"]) == ("from=redirect", "x")
+
+
+def test_what_is_not_there_is_not_found(http: httpx.Client) -> None:
+    with QuotaServer(auth_required=False) as server:
+        assert http.get(server.url).status_code == 404
+        assert http.get(server.callback_url("nonsense")).status_code == 404
+        wrong = http.get(server.create_url())
+        assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize("latency", [0.01, (0.0, 0.01)])
+def test_a_latency_changes_no_answer(http: httpx.Client, latency: float | tuple[float, float]) -> None:
+    with QuotaServer(auth_required=False, latency=latency) as server:
+        assert http.post(server.create_url()).status_code == 200
+
+
+# The quota
+
+
+@pytest.mark.parametrize("kind", ["fixed", "sliding", "bucket"])
+def test_posts_count_and_polls_refusals_and_the_rest_do_not(
+    http: httpx.Client, clock: FakeClock, kind: Any
+) -> None:
+    with QuotaServer(max_requests=2, time_window=60.0, kind=kind, depth=2, clock=clock) as server:
+        assert http.post(server.create_url()).status_code == 401
+        sign(http, server)
+        execution_id = http.post(server.create_url()).json()
+        for _ in range(5):
+            assert http.get(server.callback_url(execution_id)).status_code == 200
+            assert http.post(server.url + "/echo").status_code == 200
+        assert http.post(server.chat_url(), json={}).status_code == 200
+        for _ in range(5):
+            assert http.post(server.create_url()).status_code == 429
+        clock.advance(60.0)
+        assert http.post(server.create_url()).status_code == 200
+        assert server.count(status=429) == 5
+
+
+def test_the_quota_may_change_while_the_server_runs(http: httpx.Client, clock: FakeClock) -> None:
+    with QuotaServer(max_requests=1, time_window=60.0, clock=clock, auth_required=False) as server:
+        assert [http.post(server.create_url()).status_code for _ in range(2)] == [200, 429]
+        assert server.quota is not None
+        server.quota.max_requests = 3
+        assert [http.post(server.create_url()).status_code for _ in range(3)] == [200, 200, 429]
+
+
+def test_without_a_quota_nobody_is_refused(http: httpx.Client) -> None:
+    with QuotaServer(auth_required=False) as server:
+        assert server.quota is None
+        assert {http.post(server.create_url()).status_code for _ in range(100)} == {200}
+
+
+@pytest.mark.parametrize(("style", "expected"), [("true", "50"), (None, None), (2.5, "2.5"), (0, "0")])
+def test_a_refusal_says_when_to_come_back(
+    http: httpx.Client, clock: FakeClock, style: Any, expected: str | None
+) -> None:
+    clock.advance(10.25)
+    with QuotaServer(1, 60.0, retry_after=style, clock=clock, auth_required=False) as server:
+        refused = [http.post(server.create_url()) for _ in range(2)][1]
+    assert refused.status_code == 429
+    assert refused.json()["error"] == "too_many_requests"
+    assert refused.headers.get("retry-after") == expected
+
+
+def test_a_refusal_may_say_it_with_a_date_that_fits_its_own_date(http: httpx.Client) -> None:
+    clock = FakeClock(10.25, epoch=datetime(2020, 1, 1, 12, tzinfo=UTC))
+    with QuotaServer(1, 60.0, retry_after="date", clock=clock, auth_required=False) as server:
+        refused = [http.post(server.create_url()) for _ in range(2)][1]
+    assert refused.headers["date"] == "Wed, 01 Jan 2020 12:00:00 GMT"
+    assert parsedate_to_datetime(refused.headers["retry-after"]) == datetime(
+        2020, 1, 1, 12, 0, 50, tzinfo=UTC
+    )
+
+
+def headers_of(
+    http: httpx.Client, style: Any, *, time_window: float, at: float
+) -> list[tuple[int, dict[str, str]]]:
+    clock = FakeClock(at, epoch=datetime(2020, 1, 1, tzinfo=UTC))
+    with QuotaServer(2, time_window, headers=style, clock=clock, auth_required=False) as server:
+        answers = [http.post(server.create_url()) for _ in range(3)]
+    return [
+        (answer.status_code, {k: v for k, v in answer.headers.items() if "ratelimit" in k})
+        for answer in answers
+    ]
+
+
+@pytest.mark.parametrize(
+    ("style", "name", "values"),
+    [
+        ("ietf", "ratelimit", ['"default";r=1;t=50', '"default";r=0;t=50', '"default";r=0;t=50']),
+        ("github", "x-ratelimit-remaining", ["1", "0", "0"]),
+        ("github", "x-ratelimit-reset", ["1577836850"] * 3),
+        ("openai", "x-ratelimit-remaining-requests", ["1", "0", "0"]),
+        ("openai", "x-ratelimit-reset-requests", ["49.75s"] * 3),
+    ],
+)
+def test_rate_limit_headers_describe_the_fixed_window(
+    http: httpx.Client, style: str, name: str, values: list[str]
+) -> None:
+    answers = headers_of(http, style, time_window=60.0, at=10.25)
+    assert [status for status, _ in answers] == [200, 200, 429]
+    assert [headers[name] for _, headers in answers] == values
+
+
+@pytest.mark.parametrize(
+    ("style", "name", "value"),
+    [
+        ("ietf", "ratelimit-policy", '"default";q=2;w=600'),
+        ("github", "x-ratelimit-limit", "2"),
+        ("openai", "x-ratelimit-limit-requests", "2"),
+        ("openai", "x-ratelimit-reset-requests", "10m0s"),
+    ],
+)
+def test_rate_limit_headers_name_the_quota(http: httpx.Client, style: str, name: str, value: str) -> None:
+    assert headers_of(http, style, time_window=600.0, at=0.25)[0][1][name] == value
+
+
+def test_a_reset_in_less_than_a_second_is_told_in_milliseconds(http: httpx.Client) -> None:
+    assert headers_of(http, "openai", time_window=1.0, at=0.75)[0][1]["x-ratelimit-reset-requests"] == "250ms"
+
+
+def test_there_are_no_rate_limit_headers_unless_asked_for(http: httpx.Client) -> None:
+    assert headers_of(http, None, time_window=1.0, at=0.0) == [(200, {}), (200, {}), (429, {})]
+
+
+# What it remembers
+
+
+def test_it_remembers_every_request(http: httpx.Client, clock: FakeClock) -> None:
+    with QuotaServer(clock=clock) as server:
+        sign(http, server)
+        clock.advance(1.0)
+        http.post(server.create_url("x"), json=1, params={"q": "1"})
+        http.get(server.url + "/status/404")
+        token, create, missing = server.requests
+        assert (token.authorization, token.header("Content-Type")) == (
+            None,
+            "application/x-www-form-urlencoded",
+        )
+        assert (create.time, create.method, create.query, create.body) == (601.0, "POST", "q=1", b"1")
+        assert create.path == "/v1/quick-commands/create-execution/x"
+        assert create.authorization == http.headers["authorization"]
+        assert (create.status, missing.status) == (200, 404)
+        assert server.count() == 3
+        assert server.count(path="/v1", method="POST", status=200) == 1
+        assert server.count(method="PUT") == 0
+        assert repr(server) == f"<QuotaServer {server.url}, 3 requests>"
+        server.forget_requests()
+        assert server.requests == []
+
+
+def test_connections_that_are_kept_are_counted_once(http: httpx.Client) -> None:
+    with QuotaServer() as server:
+        for _ in range(3):
+            http.get(server.url + "/echo")
+        assert server.connections == 1
+        httpx.get(server.url + "/echo")
+        assert server.connections == 2
+        assert [record.connection for record in server.requests] == [1, 1, 1, 2]
+
+
+def test_it_can_keep_only_the_latest_records(http: httpx.Client) -> None:
+    with QuotaServer(keep=2) as server:
+        for number in range(5):
+            http.get(server.url + f"/echo?{number}")
+        assert [record.query for record in server.requests] == ["3", "4"]
+
+
+def test_a_record_that_is_forgotten_before_the_answer_stays_forgotten(http: httpx.Client) -> None:
+    with QuotaServer(keep=0) as server:
+        assert http.get(server.url + "/echo").status_code == 200
+        assert server.requests == []
+
+
+# Coming and going
+
+
+def test_it_leaves_no_thread_and_no_socket(http: httpx.Client) -> None:
+    threads = threading.active_count()
+    server = QuotaServer(auth_required=False)
+    assert repr(server) == "<QuotaServer not started, 0 requests>"
+    assert server.start() is server
+    assert server.start() is server
+    port = httpx.URL(server.url).port
+    assert port is not None
+    http.get(server.url + "/echo")
+    assert threading.active_count() == threads + 1
+    server.close()
+    server.close()
+    assert threading.active_count() == threads
+    with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+        pass
+    with pytest.raises(RuntimeError, match="the server does not run"):
+        _ = server.url
+    gc.collect()  # whatever was left open would warn now
+
+
+def test_it_can_be_started_again_and_remembers(http: httpx.Client) -> None:
+    server = QuotaServer()
+    for _ in range(2):
+        with server:
+            http.get(server.url + "/echo")
+    assert server.count() == 2
+    assert server.connections == 2
+
+
+def test_closing_it_breaks_off_what_is_under_way() -> None:
+    server = QuotaServer(auth_required=False).start()
+    server.hang(60.0)
+    server.slow(1, 60.0)
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            httpx.post(server.create_url(), timeout=30)
+        except httpx.HTTPError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while server.faults_left:
+        pass
+    server.close()
+    for thread in threads:
+        thread.join(5)
+    assert len(errors) == 2
+
+
+@pytest.mark.parametrize("name", ["asyncio", "trio"])
+def test_it_is_an_async_context_manager_as_well(name: Any) -> None:
+    async def main() -> None:
+        async with QuotaServer() as server, httpx.AsyncClient() as client:
+            assert (await client.get(server.url + "/echo")).status_code == 200
+
+    World(name).run(main())
+
+
+def test_a_port_that_is_taken_is_an_error_at_the_start() -> None:
+    with QuotaServer() as server:
+        port = httpx.URL(server.url).port
+        assert port is not None
+        with pytest.raises(OSError, match="address already in use"):
+            QuotaServer(port=port).start()
+
+
+def test_it_serves_many_clients_at_once_and_stays_exact() -> None:
+    async def main() -> list[int]:
+        with QuotaServer(max_requests=30, time_window=3600, kind="sliding", auth_required=False) as server:
+            async with httpx.AsyncClient(limits=httpx.Limits(max_connections=50)) as client:
+                answers = await asyncio.gather(*(client.post(server.create_url()) for _ in range(100)))
+        return [answer.status_code for answer in answers]
+
+    statuses = asyncio.run(main())
+    assert (statuses.count(200), statuses.count(429)) == (30, 70)
+
+
+def ask_twenty_times(url: str) -> list[int]:
+    with httpx.Client() as client:
+        return [client.post(url).status_code for _ in range(20)]
+
+
+def test_it_serves_several_processes_at_once_and_stays_exact() -> None:
+    with QuotaServer(max_requests=30, time_window=3600, kind="sliding", auth_required=False) as server:
+        with multiprocessing.get_context("spawn").Pool(2) as pool:
+            statuses = list(chain(*pool.map(ask_twenty_times, [server.create_url()] * 2)))
+            pool.close()
+            pool.join()
+        assert server.count(status=429) == 10
+    assert (statuses.count(200), statuses.count(429)) == (30, 10)
+
+
+def test_the_server_library_is_imported_by_a_server_that_starts_and_not_before() -> None:
+    script = "import sys, stkai.testing; stkai.testing.QuotaServer(); sys.exit('aiohttp' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_a_server_library_that_is_missing_is_named_with_the_way_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "stkai.testing._app", raising=False)
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with pytest.raises(ConfigurationError, match=r'pip install "stkai\[testing\]"'):
+        QuotaServer().start()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_requests": 0}, "max_requests must be at least 1, not 0"),
+        ({"max_requests": 1, "time_window": 0}, "time_window must be a positive number"),
+        ({"kind": "leaky"}, "kind must be one of 'fixed', 'sliding', 'bucket', not 'leaky'"),
+        ({"max_requests": 1, "kind": "bucket", "depth": 0}, "depth must be at least 1"),
+        ({"retry_after": "soon"}, "retry_after, unless a number or None, must be one of 'true', 'date'"),
+        ({"retry_after": -1.0}, "retry_after must be a number of seconds from 0 up"),
+        ({"max_requests": 1, "headers": "acme"}, "headers must be one of 'ietf', 'github', 'openai', None"),
+        ({"max_requests": 1, "headers": "ietf", "kind": "bucket"}, "describe a fixed window"),
+        ({"headers": "ietf"}, "describe a fixed window: set max_requests"),
+        ({"latency": -1.0}, "latency must be a number of seconds from 0 up"),
+        ({"latency": (2.0, 1.0)}, "latency, high - low, must be a number of seconds from 0 up"),
+        ({"token_lifetime": -1.0}, "token_lifetime must be a number of seconds from 0 up"),
+        ({"stream_interval": -1.0}, "stream_interval must be a number of seconds from 0 up"),
+        ({"polls_until_done": -1}, "polls_until_done must be at least 0"),
+        ({"port": 70_000}, "port must be from 0 to 65535"),
+        ({"keep": -1}, "keep, unless None, must be at least 0"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        QuotaServer(**arguments)

@@ -1,0 +1,111 @@
+"""The worlds and the guard on which the other tests stand."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import anyio
+import httpx
+import pytest
+import trio
+import trio.testing
+
+from stkai import SystemClock
+
+from ..support.world import World
+
+
+def anywhere() -> httpx.Request:
+    return httpx.Request("POST", "https://api.example.com/", content=b"hello")
+
+
+async def test_one_body_sends_in_every_world(world: World) -> None:
+    wire = world.wire(503, httpx.ConnectError("refused"), httpx.Response(200, json={"answer": 42}))
+    assert (await world.send(wire, anywhere())).status_code == 503
+    with pytest.raises(httpx.ConnectError):
+        await world.send(wire, anywhere())
+    assert await world.read(await world.send(wire, anywhere())) == b'{"answer":42}'
+    assert wire.bodies == [b"hello"] * 3
+
+
+async def test_a_wire_counts_the_responses_that_were_left_open(world: World) -> None:
+    wire = world.wire(lambda request: 200)
+    first, second = await world.send(wire, anywhere()), await world.send(wire, anywhere())
+    assert wire.open == 2
+    await world.close(first)
+    await world.read(second)
+    assert wire.open == 0
+
+
+async def test_a_request_too_many_for_the_script_fails(world: World) -> None:
+    with pytest.raises(AssertionError, match="request number 1 has no answer"):
+        await world.send(world.wire(), anywhere())
+
+
+async def test_a_client_of_this_world_is_called_alike_in_every_world(world: World) -> None:
+    wire = world.wire(httpx.Response(200, text="hi"))
+    client = world.client(wire)
+    assert (await world.call(client.get, "https://api.example.com/")).text == "hi"
+    await world.close(client)
+    assert wire.closed
+
+
+async def test_bodies_run_side_by_side_and_their_results_come_in_order(world: World) -> None:
+    wire = world.wire(lambda request: int(request.url.path[1:]))
+
+    async def status(number: int) -> int:
+        return (await world.send(wire, httpx.Request("GET", f"https://api.example.com/{number}"))).status_code
+
+    numbers = list(range(200, 220))
+    assert await world.gather(*[lambda number=number: status(number) for number in numbers]) == numbers
+
+
+async def test_an_error_of_one_body_is_raised_when_all_have_ended(world: World) -> None:
+    done = []
+
+    async def body(number: int) -> None:
+        done.append(number)
+        if number == 0:
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await world.gather(*[lambda number=number: body(number) for number in range(3)])
+    assert sorted(done) == [0, 1, 2]
+
+
+def test_the_sync_world_says_so_when_a_body_needs_an_event_loop() -> None:
+    with pytest.raises(AssertionError, match="through `world`"):
+        World("sync").run(asyncio.sleep(0))
+
+
+def test_a_real_sleep_fails_wherever_it_is_called() -> None:
+    async def asynchronous() -> None:
+        await anyio.sleep(0.001)
+
+    sleeps: list[Callable[[], None]] = [
+        lambda: time.sleep(0.001),
+        lambda: SystemClock().sleep(0.001),
+        lambda: asyncio.run(asyncio.sleep(0.001)),
+        lambda: asyncio.run(asynchronous()),
+        lambda: asyncio.run(SystemClock().asleep(0.001)),
+        lambda: trio.run(trio.sleep, 0.001),
+    ]
+    for sleep in sleeps:
+        with pytest.raises(pytest.fail.Exception, match="FakeClock as clock="):
+            sleep()
+
+
+def test_what_does_not_hold_up_a_test_is_no_real_sleep() -> None:
+    time.sleep(0)
+    trio.run(trio.sleep, 1000, clock=trio.testing.MockClock(autojump_threshold=0))
+    subprocess.run([sys.executable, "-c", ""], check=True, timeout=10)
+
+
+@pytest.mark.real_time
+def test_a_test_that_is_marked_so_may_sleep() -> None:
+    sleeper = threading.Thread(target=time.sleep, args=(0.001,))
+    sleeper.start()
+    sleeper.join()

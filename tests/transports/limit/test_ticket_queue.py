@@ -1,0 +1,444 @@
+"""The queue of tickets: who may go when, with nothing but numbers."""
+
+import gc
+import math
+import os
+import signal
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stkai import AimdLimiter, ConfigurationError, TokenBucket
+from stkai.transports import Context
+from stkai.transports._limit.tickets import TICK, Ticket, TicketQueue, _forget_all_waiters
+
+from ...support.crowd import Waiter, drive, most_in_excess
+
+rates = st.floats(0.01, 10_000)
+bursts = st.floats(1, 50)
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+
+
+def bucket(rate: float = 1.0, burst: float = 1.0) -> TokenBucket:
+    return TokenBucket(rate, 1.0, burst=burst, max_wait_time=None)
+
+
+def rounding(rate: float) -> float:
+    """Permits by which the arithmetic may be off."""
+    return 1e-4 + 2 * TICK * rate
+
+
+def arrivals(gaps: list[float], rate: float) -> list[Waiter]:
+    """Waiters that come one after the other, at these distances, counted in permits."""
+    now, waiters = 0.0, []
+    for gap in gaps:
+        now += gap / rate
+        waiters.append(Waiter(now))
+    return waiters
+
+
+gap_lists = st.lists(
+    st.sampled_from([0.0, 0.0, 0.3, 1.0, 7.5, 60.0]) | st.floats(0, 3), min_size=1, max_size=40
+)
+
+
+@given(rates, bursts, gap_lists)
+def test_no_window_of_time_sees_more_than_the_rate_and_one_burst(
+    rate: float, burst: float, gaps: list[float]
+) -> None:
+    gone = drive(bucket(rate, burst), arrivals(gaps, rate))
+    assert most_in_excess([waiter.went for waiter in gone], rate) <= burst + rounding(rate)
+
+
+@given(rates, bursts, gap_lists)
+def test_everybody_goes_in_the_order_of_arrival_at_the_instant_first_told_after_one_sleep(
+    rate: float, burst: float, gaps: list[float]
+) -> None:
+    waiters = arrivals(gaps, rate)
+    assert drive(bucket(rate, burst), waiters) == waiters
+    assert all(waiter.went == waiter.told for waiter in waiters)
+    assert all(waiter.sleeps == (waiter.went > waiter.arrives) for waiter in waiters)
+
+
+@given(rates, bursts, gap_lists)
+def test_no_permit_is_held_back_from_those_who_wait(rate: float, burst: float, gaps: list[float]) -> None:
+    """The instants are the earliest that a bucket of that size allows."""
+    full, last = burst, 0.0
+    for waiter in drive(bucket(rate, burst), arrivals(gaps, rate)):
+        full, last = min(burst, full + (waiter.arrives - last) * rate), waiter.arrives
+        full -= 1
+        due = waiter.arrives + max(0.0, -full) / rate
+        assert waiter.went == pytest.approx(due, abs=rounding(rate) / rate)
+
+
+@given(rates, bursts, st.integers(1, 60), st.data())
+def test_waiters_that_wake_up_to_a_quarter_second_late_lose_no_permit(
+    rate: float, burst: float, count: int, data: st.DataObject
+) -> None:
+    waiters = [Waiter(0.0, lateness=data.draw(st.floats(0, 0.25))) for _ in range(count)]
+    drive(bucket(rate, burst), waiters)
+    assert all(waiter.sleeps <= 1 for waiter in waiters)
+    for number, waiter in enumerate(waiters, start=1):
+        due = max(0.0, number - burst) / rate
+        assert waiter.went <= due + waiter.lateness + rounding(rate) / rate
+
+
+@given(rates, bursts, gap_lists, st.data())
+def test_those_who_are_told_to_wait_too_long_take_nothing(
+    rate: float, burst: float, gaps: list[float], data: st.DataObject
+) -> None:
+    crowd = arrivals(gaps, rate)
+    for waiter in crowd:
+        waiter.limit = data.draw(st.just(math.inf) | st.floats(0, 5).map(lambda permits: permits / rate))
+    gone = drive(bucket(rate, burst), crowd)
+    assert all(waiter.went <= waiter.arrives + waiter.limit for waiter in gone)
+    alone = [Waiter(waiter.arrives) for waiter in gone]
+    drive(bucket(rate, burst), alone)
+    for waiter, same in zip(gone, alone, strict=True):
+        assert waiter.went == pytest.approx(same.went, abs=rounding(rate) / rate)
+
+
+@given(rates, bursts, st.integers(1, 20), gap_lists, st.data())
+def test_those_who_sleep_go_when_they_were_told_whoever_leaves_and_whoever_comes(
+    rate: float, burst: float, count: int, gaps: list[float], data: st.DataObject
+) -> None:
+    patience = st.just(math.inf) | st.floats(0, 20).map(lambda permits: permits / rate)
+    crowd = [Waiter(0.0, patience=data.draw(patience)) for _ in range(count)]
+    others = arrivals(gaps, rate)
+    for waiter in others:
+        waiter.patience = data.draw(patience)
+    queue = bucket(rate, burst)
+    gone = drive(queue, crowd + others)
+    assert {waiter for waiter in crowd + others if waiter.patience == math.inf} <= set(gone)
+    assert queue.waiting == 0
+    assert most_in_excess([waiter.went for waiter in gone], rate) <= burst + 0.25 * rate + rounding(rate)
+    for waiter in set(crowd) & set(gone):
+        assert waiter.went == pytest.approx(waiter.told, abs=rounding(rate) / rate)
+
+
+def test_a_permit_given_back_is_there_for_the_next_in_line() -> None:
+    queue = bucket()
+    assert queue.take(0.0)
+    first, second = Ticket(), Ticket()
+    assert (queue.remaining(first, 0.0), queue.remaining(second, 0.0)) == (1.0, 2.0)
+    queue.cancel(first, 0.5)
+    assert queue.remaining(second, 0.5) == 0.5
+    assert queue.remaining(second, 1.0) == 0.0
+
+
+def test_the_place_of_somebody_who_left_goes_to_the_next_that_comes_while_those_behind_sleep() -> None:
+    queue = bucket()
+    assert queue.take(0.0)
+    sleepers = [Ticket() for _ in range(3)]
+    assert [queue.remaining(ticket, 0.0) for ticket in sleepers] == [1.0, 2.0, 3.0]
+    queue.cancel(sleepers[1], 0.5)
+    new, last = Ticket(), Ticket()
+    assert queue.remaining(new, 0.5) == 1.5
+    assert queue.remaining(last, 0.5) == 3.5
+    assert queue.remaining(sleepers[0], 1.0) == 0.0
+    assert queue.remaining(new, 2.0) == 0.0
+    assert queue.remaining(sleepers[2], 3.0) == 0.0
+
+
+def test_a_place_whose_time_is_over_is_not_given_away() -> None:
+    queue = bucket()
+    assert queue.take(0.0)
+    left, sleeper, new = Ticket(), Ticket(), Ticket()
+    assert (queue.remaining(left, 0.0), queue.remaining(sleeper, 0.0)) == (1.0, 2.0)
+    queue.cancel(left, 0.5)
+    assert queue.remaining(new, 1.9) > 0
+    assert queue.remaining(sleeper, 2.0) == 0.0
+
+
+def test_a_place_is_not_given_away_once_somebody_behind_has_moved_up() -> None:
+    queue = bucket()
+    assert queue.take(0.0)
+    left, sleeper, new = Ticket(), Ticket(), Ticket()
+    assert (queue.remaining(left, 0.0), queue.remaining(sleeper, 0.0)) == (1.0, 2.0)
+    queue.cancel(left, 0.25)
+    assert queue.remaining(sleeper, 0.5) == 0.5
+    assert queue.remaining(new, 0.5) == 1.5
+    assert queue.remaining(sleeper, 1.0) == 0.0
+
+
+def test_ten_thousand_waiters_sleep_once_each_and_go_in_order() -> None:
+    crowd = [Waiter(0.0) for _ in range(10_000)]
+    assert drive(bucket(rate=1000.0), crowd) == crowd
+    assert [waiter.went for waiter in crowd] == pytest.approx([number / 1000 for number in range(10_000)])
+    assert sum(waiter.sleeps for waiter in crowd) == 9_999
+
+
+def test_a_crowd_with_little_patience_does_not_stop_the_traffic() -> None:
+    crowd = [Waiter(number / 10, patience=10.0) for number in range(600)]
+    gone = drive(bucket(), crowd)
+    assert [waiter.went for waiter in gone[:61]] == pytest.approx(range(61), abs=0.5)
+
+
+def test_whoever_comes_back_with_its_number_goes_first() -> None:
+    queue = bucket()
+    number = queue.take(0.0)
+    waiting = Ticket()
+    assert queue.remaining(waiting, 0.0) == 1.0
+    again = Ticket(number)
+    assert queue.remaining(again, 0.5) == 0.5
+    assert queue.remaining(waiting, 1.0) == 1.0
+    assert queue.remaining(again, 1.0) == 0.0
+    assert queue.remaining(waiting, 2.0) == 0.0
+
+
+def test_a_ticket_that_the_queue_does_not_know_is_neither_stranded_nor_served_for_another() -> None:
+    queue = bucket()
+    stale, other = Ticket(), Ticket()
+    assert queue.take(0.0)
+    assert queue.remaining(stale, 0.0) == 1.0
+    queue.forget_waiters()
+    assert queue.remaining(other, 0.0) == 1.0
+    assert queue.remaining(stale, 1.0) == 0.0
+    assert queue.waiting == 1
+    assert queue.remaining(other, 2.0) == 0.0
+
+
+def test_a_waiter_that_never_wakes_does_not_hold_up_the_others_for_ever() -> None:
+    queue = bucket()
+    lost, others = Ticket(), [Waiter(0.5 * number) for number in range(1, 20)]
+    assert queue.take(0.0)
+    assert queue.remaining(lost, 0.0) == 1.0
+    gone = drive(queue, others)
+    assert gone == others
+    assert gone[-1].went < 1 + 5 + len(others) + 2
+    assert queue.remaining(lost, 100.0) == 0.0
+
+
+def test_a_waiter_that_woke_far_too_late_still_goes_before_those_who_came_after_it() -> None:
+    queue = bucket()
+    late, other = Ticket(), Ticket()
+    assert queue.take(0.0)
+    assert queue.remaining(late, 0.0) == 1.0
+    assert queue.remaining(other, 0.0) == 2.0
+    assert queue.remaining(other, 7.0) == 0.0
+    third = Ticket()
+    assert queue.remaining(third, 7.0) == pytest.approx(0.75)
+    assert queue.remaining(late, 7.5) == pytest.approx(0.25)
+    assert queue.remaining(third, 7.75) == pytest.approx(1.0)
+    assert queue.remaining(late, 7.75) == 0.0
+
+
+def test_two_attempts_of_one_call_may_wait_side_by_side() -> None:
+    queue = bucket()
+    number = queue.take(0.0)
+    pair = [Ticket(number), Ticket(number)]
+    behind = Ticket()
+    assert [queue.remaining(ticket, 0.0) for ticket in [*pair, behind]] == [1.0, 2.0, 3.0]
+    assert [queue.remaining(ticket, 0.5) for ticket in [*pair, behind]] == [0.5, 1.5, 2.5]
+    queue.cancel(pair[1], 0.5)
+    assert queue.waiting == 2
+    assert queue.remaining(behind, 0.5) == 1.5
+    assert queue.remaining(pair[0], 1.0) == 0.0
+
+
+def test_leaving_twice_or_after_having_gone_changes_nothing() -> None:
+    queue = bucket()
+    gone, waiting = Ticket(), Ticket()
+    assert queue.remaining(gone, 0.0) == 0.0
+    assert queue.remaining(waiting, 0.0) == 1.0
+    queue.cancel(gone, 0.5)
+    queue.cancel(gone, 0.5)
+    queue.cancel(Ticket(), 0.5)
+    assert queue.waiting == 1
+    assert queue.remaining(waiting, 0.5) == 0.5
+
+
+@given(rates, bursts, st.integers(1, 60), st.floats(1, 1e6))
+def test_a_clock_that_jumps_neither_bursts_beyond_a_quarter_second_nor_stalls(
+    rate: float, burst: float, count: int, jump: float
+) -> None:
+    queue = bucket(rate, burst)
+    tickets = [Ticket() for _ in range(count)]
+    waiting = [ticket for ticket in tickets if queue.remaining(ticket, 0.0)]
+    at_once = [ticket for ticket in waiting if queue.remaining(ticket, jump) == 0.0]
+    assert len(at_once) <= burst + 0.25 * rate + rounding(rate)
+    late = [ticket for ticket in waiting if ticket not in at_once]
+    assert drive_on(queue, late, jump) <= jump + (len(late) + rounding(rate)) / rate + 1e-6
+
+
+def drive_on(queue: TicketQueue, tickets: list[Ticket], now: float) -> float:
+    for ticket in tickets:
+        while wait := queue.remaining(ticket, now):
+            now += wait
+    return now
+
+
+def test_a_clock_that_goes_back_stands_still_instead() -> None:
+    queue = bucket()
+    ticket = Ticket()
+    assert queue.take(10.0)
+    assert queue.remaining(ticket, 9.0) == 1.0
+    assert queue.remaining(ticket, 11.0) == 0.0
+
+
+def test_a_sleep_is_never_too_short_to_move_a_clock_that_has_run_for_years() -> None:
+    queue, now = bucket(rate=1e8), 1e9
+    assert queue.take(now)
+    wait = queue.remaining(Ticket(), now)
+    assert wait == TICK
+    assert now + wait > now
+
+
+def test_the_burst_is_never_below_one_permit_so_that_a_low_rate_cannot_deadlock() -> None:
+    for queue in (TokenBucket(0.1, 60.0), AimdLimiter(0.1, 60.0), AimdLimiter(0.5, 60.0, min_rate_floor=0.1)):
+        assert queue.burst >= 1
+        gone = drive(queue, [Waiter(0.0), Waiter(0.0)])
+        assert len(gone) == 2
+
+
+@given(
+    st.integers(1, 20),
+    st.lists(st.tuples(st.floats(0.01, 20), st.floats(0, 30)), min_size=1, max_size=5),
+)
+def test_a_pause_holds_everyone_also_those_who_sleep_already(
+    count: int, refusals: list[tuple[float, float]]
+) -> None:
+    limiter = AimdLimiter(600, 60)
+    waiting = [Ticket() for _ in range(count)]
+    for ticket in waiting:
+        limiter.remaining(ticket, 0.0)
+    now, until = 0.0, 0.0
+    for later, asked in refusals:
+        now += later
+        limiter.refused(now, sent=now, asked=asked, chance=0.0)
+        until = max(until, now + asked)
+    for instant in (now, (now + until) / 2, until - 1e-6):
+        if now <= instant < until:
+            assert not limiter.take(instant)
+            assert all(instant + limiter.remaining(ticket, instant) >= until - 1e-9 for ticket in waiting)
+
+
+def test_a_cut_applies_to_those_who_wait() -> None:
+    limiter = AimdLimiter(60, 60, penalty_factor=0.5, recovery_factor=0.05)
+    while limiter.take(0.0):
+        pass
+    tickets = [Ticket() for _ in range(4)]
+    before = [limiter.remaining(ticket, 0.0) for ticket in tickets]
+    limiter.refused(0.0, sent=0.0, asked=0.0, chance=0.0)
+    after = [limiter.remaining(ticket, 0.0) for ticket in tickets]
+    assert after == pytest.approx([2 * wait for wait in before])
+
+
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, True, "10", None])
+@pytest.mark.parametrize("name", ["max_requests", "time_window", "burst", "max_wait_time"])
+def test_a_number_that_makes_no_sense_is_refused_by_name(name: str, value: object) -> None:
+    arguments: dict[str, Any] = {"max_requests": 10, "time_window": 1, name: value}
+    if value is None and name in {"burst", "max_wait_time"}:
+        TokenBucket(**arguments)
+        return
+    with pytest.raises(ConfigurationError, match=f"^{name} must be a positive, finite number, not"):
+        TokenBucket(**arguments)
+
+
+def test_waiting_for_ever_is_spelled_none() -> None:
+    with pytest.raises(ConfigurationError, match="None waits as long as it takes"):
+        TokenBucket(10, 1, max_wait_time=math.inf)
+
+
+@pytest.mark.parametrize("methods", ["POST", [1], None, []])
+def test_methods_are_a_set_of_names(methods: object) -> None:
+    arguments: dict[str, Any] = {"max_requests": 10, "time_window": 1, "methods": methods}
+    with pytest.raises(
+        ConfigurationError, match=r"methods must be HTTP method names such as \{'POST', 'PUT'\}"
+    ):
+        TokenBucket(**arguments)
+
+
+def test_threads_that_take_at_the_same_instant_get_no_permit_twice() -> None:
+    queue = bucket(rate=1.0, burst=500.0)
+    start = threading.Barrier(8)
+    numbers: list[int] = []
+
+    def grab() -> None:
+        start.wait()
+        while number := queue.take(0.0):
+            numbers.append(number)
+
+    threads = [threading.Thread(target=grab) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(numbers) == list(range(1, 501))
+
+
+def in_a_child(function: Callable[[], str]) -> str:
+    """What the function returns in a forked child, which is killed if it hangs."""
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        # Python 3.12 warns of a fork beside running threads: that is what is tested here.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        try:
+            os.write(writing, function().encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        text = answer.read()
+    os.waitpid(pid, 0)
+    return text
+
+
+@needs_fork
+def test_a_child_forked_while_a_thread_holds_the_lock_is_not_stuck_and_has_nobody_elses_queue() -> None:
+    queue = bucket(burst=2.0)
+    waiting = [Ticket() for _ in range(10)]
+    for ticket in waiting:
+        queue.remaining(ticket, 0.0)
+    locked, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with queue._lock:
+            locked.set()
+            done.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    locked.wait()
+    try:
+        answer = in_a_child(lambda: f"{queue.waiting} waiting, wait {queue.remaining(Ticket(), 0.0):g}")
+    finally:
+        done.set()
+        holder.join()
+    assert answer == "0 waiting, wait 1"
+    assert queue.waiting == 8
+
+
+def test_after_a_fork_no_queue_has_waiters() -> None:
+    queues = [bucket(), AimdLimiter(10, 1)]
+    for queue in queues:
+        while queue.take(0.0):
+            pass
+        queue.remaining(Ticket(), 0.0)
+    _forget_all_waiters()
+    assert [queue.waiting for queue in queues] == [0, 0]
+
+
+@needs_fork
+def test_children_draw_different_jitter() -> None:
+    def draw() -> str:
+        return repr([Context().random() for _ in range(3)])
+
+    assert len({in_a_child(draw), in_a_child(draw), draw()}) == 3
+
+
+def test_a_queue_that_nobody_uses_any_more_is_not_kept_for_the_next_fork() -> None:
+    queue = bucket()
+    reference = weakref.ref(queue)
+    del queue
+    gc.collect()
+    assert reference() is None

@@ -1,0 +1,224 @@
+"""What is worth another attempt, and when: the policy alone. Numbers and outcomes in, seconds or nothing out."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import stkai
+from stkai import ConfigurationError, RetryPolicy, TokenAcquisitionTimeoutError
+from stkai.transports._retry.policy import Failure
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+URL = "https://api.example.com/v1"
+FOREVER = float("inf")
+
+NOT_SENT: list[Exception] = [
+    httpx.ConnectError("refused"),
+    httpx.ConnectTimeout("slow"),
+    httpx.PoolTimeout("full"),
+    httpx.ProxyError("502"),
+    stkai.RetryableError("later"),
+    stkai.ClientSideRateLimitError("later"),
+    stkai.ServerSideRateLimitError(None),
+]
+UNKNOWN: list[Exception] = [
+    httpx.ReadTimeout("slow"),
+    httpx.WriteTimeout("slow"),
+    httpx.TimeoutException("slow"),
+    httpx.ReadError("reset"),
+    httpx.WriteError("reset"),
+    httpx.CloseError("reset"),
+    httpx.NetworkError("reset"),
+    httpx.RemoteProtocolError("disconnected"),
+]
+FINAL: list[Exception] = [
+    httpx.UnsupportedProtocol("ftp"),
+    httpx.LocalProtocolError("bad header"),
+    httpx.DecodingError("not gzip"),
+    httpx.TooManyRedirects("loop"),
+    stkai.AuthenticationError("who are you"),
+    stkai.DeadlineExceededError("too late"),
+    stkai.ConfigurationError("bad"),
+    ValueError("bad"),
+]
+
+
+def test_delays_double_from_the_initial_one_up_to_the_longest() -> None:
+    policy = RetryPolicy(initial_delay=0.5, max_delay=10.0)
+    assert [policy.backoff(attempt) for attempt in range(1, 8)] == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+    assert policy.backoff(10_000) == 8.0
+
+
+@given(attempt=st.integers(1, 100), chance=st.floats(0, 1, exclude_max=True))
+def test_jitter_adds_up_to_a_quarter_and_never_exceeds_the_longest_delay(attempt: int, chance: float) -> None:
+    policy = RetryPolicy(initial_delay=0.5, max_delay=60.0)
+    bare = policy.backoff(attempt)
+    assert bare <= policy.backoff(attempt, chance) <= min(bare * 1.25, 60.0)
+    assert policy.backoff(attempt, 0.999) > bare
+
+
+@given(
+    asked=st.none() | st.floats(0, 100),
+    needed=st.floats(0, 200),
+    paced=st.booleans(),
+    attempt=st.integers(1, 6),
+    left=st.floats(0, 300) | st.just(FOREVER),
+    chance=st.floats(0, 1, exclude_max=True),
+)
+def test_no_attempt_comes_earlier_than_asked_or_later_than_the_deadline(
+    asked: float | None, needed: float, paced: bool, attempt: int, left: float, chance: float
+) -> None:
+    policy = RetryPolicy(max_retries=5)
+    failure = Failure("503", acted=False, asked=asked, needed=needed, paced=paced)
+    delay = policy.delay(failure, attempt, left, chance)
+    if attempt > 5 or (asked or 0) > 60 or (asked or 0) >= left or needed >= left:
+        assert delay is None
+    elif paced:
+        assert delay == 0.0
+    elif delay is not None:
+        assert max(asked or 0.0, policy.backoff(attempt)) <= delay < left
+        assert delay <= max((asked or 0) + policy.backoff(attempt) / 4, policy.backoff(attempt, 1), needed)
+    else:
+        assert left < FOREVER
+
+
+def test_jitter_is_added_to_what_was_asked_for() -> None:
+    policy = RetryPolicy(initial_delay=1.0)
+    failure = Failure("429", acted=False, asked=7.0)
+    assert policy.delay(failure, 1, FOREVER, 0.0) == 7.0
+    assert policy.delay(failure, 1, FOREVER, 0.8) == pytest.approx(7.2)
+
+
+def test_those_whom_a_full_queue_turned_away_come_back_spread_until_their_turn() -> None:
+    policy = RetryPolicy()
+    error = TokenAcquisitionTimeoutError(0.0, 45.0, required=60.0)
+    failure = policy.failure_of(None, error, NOW)
+    assert failure is not None
+    assert (failure.asked, failure.needed, failure.acted) == (15.0, 60.0, False)
+    assert policy.delay(failure, 1, FOREVER, 0.0) == 15.0
+    assert policy.delay(failure, 1, FOREVER, 0.5) == 37.5
+
+
+def test_what_was_waited_in_a_queue_already_counts_for_the_next_wait() -> None:
+    error = TokenAcquisitionTimeoutError(40.0, 45.0, required=60.0)
+    failure = RetryPolicy().failure_of(None, error, NOW)
+    assert failure is not None
+    assert failure.needed == 20.0
+
+
+@pytest.mark.parametrize("error", NOT_SENT, ids=repr)
+def test_what_was_never_sent_is_always_safe_to_send(error: Exception) -> None:
+    failure = RetryPolicy().failure_of(None, error, NOW)
+    assert failure is not None
+    assert not failure.acted
+    assert failure.cause.startswith(type(error).__name__)
+
+
+def test_a_cause_without_a_message_is_the_name_of_the_error() -> None:
+    failure = RetryPolicy().failure_of(None, httpx.ReadTimeout(""), NOW)
+    assert failure is not None
+    assert failure.cause == "ReadTimeout"
+
+
+@pytest.mark.parametrize("error", UNKNOWN, ids=repr)
+def test_after_a_broken_connection_the_server_may_have_acted(error: Exception) -> None:
+    failure = RetryPolicy().failure_of(None, error, NOW)
+    assert failure is not None
+    assert failure.acted
+
+
+@pytest.mark.parametrize("error", [*FINAL, KeyboardInterrupt()], ids=repr)
+def test_other_errors_are_final(error: BaseException) -> None:
+    assert RetryPolicy().failure_of(None, error, NOW) is None
+
+
+@pytest.mark.parametrize("status", [408, 429, 503])
+def test_a_refusal_is_always_safe_to_repeat(status: int) -> None:
+    failure = RetryPolicy().failure_of(httpx.Response(status), None, NOW)
+    assert failure is not None
+    assert not failure.acted
+
+
+@pytest.mark.parametrize("status", [500, 502, 504, 599])
+def test_after_a_server_error_the_server_may_have_acted(status: int) -> None:
+    failure = RetryPolicy(retry_on_status_codes=[status]).failure_of(httpx.Response(status), None, NOW)
+    assert failure is not None
+    assert failure.acted
+
+
+@pytest.mark.parametrize("status", [200, 204, 301, 400, 401, 404, 409, 501, 505])
+def test_other_answers_are_final(status: int) -> None:
+    assert RetryPolicy().failure_of(httpx.Response(status), None, NOW) is None
+
+
+def test_which_answers_are_repeated_can_be_chosen() -> None:
+    policy = RetryPolicy(retry_on_status_codes={409})
+    assert policy.failure_of(httpx.Response(503), None, NOW) is None
+    assert policy.failure_of(httpx.Response(409), None, NOW) == Failure("409 Conflict", acted=True)
+
+
+def test_without_an_outcome_there_is_no_failure() -> None:
+    assert RetryPolicy().failure_of(None, None, NOW) is None
+
+
+def test_a_response_inside_an_error_is_asked_for_its_retry_after() -> None:
+    policy = RetryPolicy()
+    response = httpx.Response(429, headers={"Retry-After": "7"}, request=httpx.Request("GET", URL))
+    raised = httpx.HTTPStatusError("429", request=response.request, response=response)
+    for error in (raised, stkai.ServerSideRateLimitError(response)):
+        failure = policy.failure_of(None, error, NOW)
+        assert failure is not None
+        assert (failure.asked, failure.acted) == (7.0, False)
+    response = httpx.Response(404, request=httpx.Request("GET", URL))
+    missing = httpx.HTTPStatusError("404", request=response.request, response=response)
+    assert policy.failure_of(None, missing, NOW) is None
+
+
+def test_the_unknown_is_left_alone_when_told_so() -> None:
+    policy = RetryPolicy(retry_unknown=False)
+    assert policy.delay(Failure("500", acted=True), 1, FOREVER) is None
+    assert policy.delay(Failure("503", acted=False), 1, FOREVER) is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"max_retries": -1}, "max_retries"),
+        ({"max_retries": 1.5}, "whole number"),
+        ({"max_retries": True}, "max_retries"),
+        ({"max_retries": "3"}, "max_retries"),
+        ({"initial_delay": -0.1}, "initial_delay"),
+        ({"initial_delay": float("nan")}, "initial_delay"),
+        ({"max_delay": float("inf")}, "max_delay"),
+        ({"max_retry_after": None}, "max_retry_after"),
+        ({"deadline": 0}, "deadline"),
+        ({"deadline": -1}, "deadline"),
+        ({"deadline": float("inf")}, "deadline"),
+        ({"retry_on_status_codes": (99,)}, "retry_on_status_codes"),
+        ({"retry_on_status_codes": (600,)}, "retry_on_status_codes"),
+        ({"retry_on_status_codes": "429"}, "retry_on_status_codes"),
+        ({"retry_on_status_codes": 429}, "retry_on_status_codes"),
+        ({"retry_on_status_codes": (True,)}, "retry_on_status_codes"),
+        ({"retry_on_status_codes": ([],)}, "retry_on_status_codes"),
+        ({"retry_unknown": "false"}, "retry_unknown"),
+        ({"idempotency_header": ""}, "idempotency_header"),
+        ({"idempotency_header": "two words"}, "idempotency_header"),
+        ({"idempotency_header": "a:\r\nb"}, "idempotency_header"),
+        ({"idempotency_header": True}, "idempotency_header"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(options: dict[str, Any], word: str) -> None:
+    with pytest.raises(ConfigurationError, match=word):
+        RetryPolicy(**options)
+
+
+def test_a_policy_is_a_value_that_cannot_change() -> None:
+    policy = RetryPolicy(2, retry_on_status_codes=[503, 429])
+    assert policy == RetryPolicy(2, retry_on_status_codes=(429, 503))
+    assert "max_retries=2" in repr(policy)
+    with pytest.raises(AttributeError):
+        policy.max_retries = 5  # type: ignore[misc]

@@ -1,0 +1,718 @@
+"""The retry layer: what is tried again, when, and that nothing is lost, left open or told twice on the way."""
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import stkai
+from stkai import (
+    AimdLimiter,
+    ConfigurationError,
+    RequestOptions,
+    RetryPolicy,
+    RetryScheduled,
+    StackBuilder,
+    TokenAcquisitionTimeoutError,
+    TokenBucket,
+)
+from stkai.testing import FakeClock
+from stkai.transports import AsyncRetryTransport, RetryTransport, adaptive, auth, retry, token_bucket
+from stkai.transports._base import CALL, AsyncLayerTransport, Call, Context, Layer, LayerTransport
+
+from ...support.wire import Answer, Handler, Wire
+from ...support.world import World
+
+URL = "https://api.example.com/v1"
+
+FINAL = [
+    httpx.UnsupportedProtocol("ftp"),
+    httpx.LocalProtocolError("bad header"),
+    httpx.DecodingError("not gzip"),
+    stkai.AuthenticationError("who are you"),
+    stkai.DeadlineExceededError("too late"),
+]
+
+
+class Bench:
+    """A retry layer over a scripted wire, on a clock that jumps, with what it told its listener."""
+
+    def __init__(
+        self, world: World, *script: Answer | Handler, policy: RetryPolicy | None = None, **context: Any
+    ) -> None:
+        self.world = world
+        self.wire = world.wire(*script)
+        self.clock = FakeClock()
+        self.events: list[Any] = []
+        given: dict[str, Any] = {"clock": self.clock, "listener": self.events.append, "random": lambda: 0.0}
+        self.transport = world.layer(retry(policy), self.wire, context=Context(**given | context))
+
+    async def send(self, request: httpx.Request | None = None, **options: Any) -> httpx.Response:
+        request = request or httpx.Request("POST", URL, content=b"body")
+        if options:
+            request.extensions["stkai"] = RequestOptions(**options)
+        return await self.world.send(self.transport, request)
+
+    async def send_buffered(self) -> httpx.Response:
+        """As the clients do, who want the whole body."""
+        request = httpx.Request("POST", URL, content=b"body")
+        call = Call(RequestOptions(), request.extensions, self.clock.monotonic(), buffered=True)
+        request.extensions[CALL] = call
+        response = await self.send(request)
+        call.finish(response, self.clock.monotonic())
+        return response
+
+
+def busy(status: int = 503, after: float | str | None = None) -> httpx.Response:
+    headers = {} if after is None else {"Retry-After": str(after)}
+    return httpx.Response(status, headers=headers, content=b"busy")
+
+
+async def test_a_first_success_is_handed_up_as_it_is_and_unread(world: World) -> None:
+    bench = Bench(world, 200)
+    response = await bench.send()
+    assert response.status_code == 200
+    assert (len(bench.wire.requests), bench.wire.open, bench.clock.sleeps) == (1, 1, [])
+    assert response.extensions["stkai"].attempts == 1
+    await world.close(response)
+    assert bench.wire.open == 0
+
+
+async def test_failures_are_repeated_until_one_attempt_succeeds(world: World) -> None:
+    bench = Bench(world, 503, httpx.ConnectError("refused"), 500, 200)
+    response = await bench.send()
+    assert response.status_code == 200
+    assert bench.clock.sleeps == [0.5, 1.0, 2.0]
+    assert bench.wire.bodies == [b"body"] * 4
+    assert bench.wire.open == 1
+    record = response.extensions["stkai"]
+    assert (record.attempts, record.backed_off, record.on_wire) == (4, 3.5, 0.0)
+
+
+async def test_the_record_tells_the_waits_from_the_time_on_the_wire(world: World) -> None:
+    statuses = iter([503, 503, 200])
+
+    async def wire(request: httpx.Request) -> Answer:
+        await world.sleep(bench.clock, 2.0)
+        return next(statuses)
+
+    bench = Bench(world, wire)
+    record = (await bench.send()).extensions["stkai"]
+    assert (record.attempts, record.backed_off, record.on_wire) == (3, 1.5, 6.0)
+
+
+async def test_each_retry_is_told_with_its_delay_and_cause(world: World) -> None:
+    bench = Bench(world, busy(429, 7), httpx.ReadTimeout("slow"), 200)
+    await bench.send()
+    assert bench.events == [
+        RetryScheduled(attempt=1, delay=7.0, cause="429 Too Many Requests"),
+        RetryScheduled(attempt=2, delay=1.0, cause="ReadTimeout: slow"),
+    ]
+
+
+async def test_when_attempts_are_used_up_the_last_response_is_returned_unread(world: World) -> None:
+    bench = Bench(world, 500, 502, 504, httpx.Response(503, headers={"X-Last": "1"}, content=b"sorry"))
+    response = await bench.send()
+    assert (response.status_code, response.headers["X-Last"]) == (503, "1")
+    assert response.extensions["stkai"].attempts == 4
+    assert bench.wire.open == 1
+    assert not response.is_closed
+    assert await world.read(response) == b"sorry"
+
+
+async def test_when_attempts_are_used_up_the_last_error_itself_is_raised(world: World) -> None:
+    errors = [httpx.ConnectError(str(number)) for number in range(4)]
+    bench = Bench(world, *errors)
+    request = httpx.Request("POST", URL)
+    with pytest.raises(httpx.ConnectError) as caught:
+        await bench.send(request)
+    assert caught.value is errors[-1]
+    assert caught.value.request is request
+    assert caught.value.__cause__ is caught.value.__context__ is None
+    assert bench.wire.open == 0
+
+
+@pytest.mark.parametrize("error", FINAL, ids=repr)
+async def test_a_final_error_itself_is_raised_at_once(world: World, error: httpx.RequestError) -> None:
+    for script in ([error], [503, error]):
+        bench = Bench(world, *script)
+        with pytest.raises(httpx.RequestError) as caught:
+            await bench.send()
+        assert caught.value is error
+        assert bench.wire.open == 0
+
+
+async def test_an_error_names_the_request_of_the_caller_without_a_token(world: World) -> None:
+    class Provider(stkai.AuthProvider):
+        def get_access_token(self) -> str:
+            return "secret"
+
+    wire = world.wire(503, httpx.ReadError("reset"))
+    policy = RetryPolicy(1, idempotency_header="Idempotency-Key")
+    stack = StackBuilder((retry(policy), auth(Provider())), clock=FakeClock())
+    request = httpx.Request("POST", URL)
+    with pytest.raises(httpx.ReadError) as caught:
+        await world.send(world.build(stack, wire), request)
+    assert [sent.headers["Authorization"] for sent in wire.requests] == ["Bearer secret"] * 2
+    assert caught.value.request is request
+    assert {"authorization", "idempotency-key"}.isdisjoint(request.headers)
+
+
+async def test_with_no_retries_one_attempt_is_made(world: World) -> None:
+    bench = Bench(world, 503, policy=RetryPolicy(max_retries=0))
+    assert (await bench.send()).status_code == 503
+    assert len(bench.wire.requests) == 1
+
+
+@pytest.mark.parametrize("first", [500, httpx.ReadError("reset")], ids=repr)
+async def test_what_the_server_may_have_acted_on_is_sent_once_if_the_policy_says_so(
+    world: World, first: int | Exception
+) -> None:
+    bench = Bench(world, first, policy=RetryPolicy(retry_unknown=False))
+    if isinstance(first, int):
+        assert (await bench.send()).status_code == first
+    else:
+        with pytest.raises(httpx.ReadError) as caught:
+            await bench.send()
+        assert caught.value is first
+    assert len(bench.wire.requests) == 1
+
+
+async def test_the_wait_is_never_shorter_than_the_server_asks(world: World) -> None:
+    bench = Bench(
+        world,
+        busy(429, 2.5),
+        busy(503, "Tue, 01 Jan 2030 00:00:30 GMT"),
+        busy(500, 1),
+        200,
+        random=lambda: 0.5,
+    )
+    await bench.send()
+    assert bench.clock.sleeps == pytest.approx([2.5 + 0.0625, 27.4375 + 0.125, 2.25])
+
+
+async def test_a_date_is_measured_by_the_clock_of_the_server(world: World) -> None:
+    skewed = {"Date": "Tue, 01 Jan 2030 01:00:00 GMT", "Retry-After": "Tue, 01 Jan 2030 01:00:20 GMT"}
+    bench = Bench(world, httpx.Response(503, headers=skewed), 200)
+    await bench.send()
+    assert bench.clock.sleeps == [20.0]
+
+
+@pytest.mark.parametrize(
+    "after", ["nan", "inf", "-5", "1e400", "", "\u0667", "Mon, 31 Dec 2029 00:00:00 GMT"]
+)
+async def test_a_retry_after_that_says_nothing_leaves_the_usual_delay(world: World, after: str) -> None:
+    response = httpx.Response(503, headers=[(b"Retry-After", after.encode())])
+    bench = Bench(world, response, 200)
+    assert (await bench.send()).status_code == 200
+    assert bench.clock.sleeps == [0.5]
+
+
+async def test_a_wait_longer_than_granted_hands_the_response_up_at_once(world: World) -> None:
+    bench = Bench(world, busy(429, 61))
+    response = await bench.send()
+    assert (response.status_code, bench.clock.sleeps, bench.wire.open, bench.events) == (429, [], 1, [])
+    bench = Bench(world, busy(429, 61), 200, policy=RetryPolicy(max_retry_after=61))
+    assert (await bench.send()).status_code == 200
+
+
+async def test_a_discarded_response_is_closed_before_the_wait(world: World) -> None:
+    bench = Bench(world, 503, 503, 200)
+    open_at_wait: list[int] = []
+
+    class Clock(FakeClock):
+        def sleep(self, seconds: float) -> None:
+            open_at_wait.append(bench.wire.open)
+            super().sleep(seconds)
+
+        async def asleep(self, seconds: float) -> None:
+            open_at_wait.append(bench.wire.open)
+            await super().asleep(seconds)
+
+    bench.transport.context = Context(clock=Clock(), listener=bench.events.append)
+    await bench.send()
+    assert open_at_wait == [0, 0]
+
+
+async def test_a_discarded_response_that_fails_to_close_disturbs_nobody(world: World) -> None:
+    class Stuck(httpx.ByteStream):
+        def close(self) -> None:
+            raise httpx.CloseError("stuck")
+
+        async def aclose(self) -> None:
+            self.close()
+
+    class Inner(httpx.BaseTransport, httpx.AsyncBaseTransport):
+        statuses = iter([503, 200])
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            return httpx.Response(next(self.statuses), stream=Stuck(b""))
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            return self.handle_request(request)
+
+    transport = world.layer(retry(), Inner(), context=Context(clock=FakeClock()))
+    assert (await world.send(transport, httpx.Request("GET", URL))).status_code == 200
+
+
+@pytest.mark.parametrize("where", ["listener", "random", "sleep"])
+async def test_an_interrupt_outside_the_attempts_leaves_nothing_open(world: World, where: str) -> None:
+    class Interrupt(BaseException):
+        pass
+
+    def interrupt(*args: object) -> Any:
+        raise Interrupt
+
+    class Clock(FakeClock):
+        def sleep(self, seconds: float) -> None:
+            raise Interrupt
+
+        async def asleep(self, seconds: float) -> None:
+            raise Interrupt
+
+    context = {"sleep": {"clock": Clock()}}.get(where, {where: interrupt})
+    bench = Bench(world, 503, 200, **context)
+    with pytest.raises(Interrupt):
+        await bench.send()
+    assert bench.wire.open == 0
+    assert len(bench.wire.requests) == 1
+
+
+async def test_an_interrupt_on_the_wire_comes_out_as_it_is(world: World) -> None:
+    interrupt = KeyboardInterrupt()
+    calls: list[int] = []
+
+    def wire(request: httpx.Request) -> Answer:
+        calls.append(1)
+        if len(calls) == 2:
+            raise interrupt
+        return 503
+
+    bench = Bench(world, wire)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        await bench.send()
+    assert caught.value is interrupt
+    assert (len(calls), bench.wire.open) == (2, 0)
+
+
+@pytest.mark.worlds("asyncio", "trio")
+@pytest.mark.parametrize("moment", ["wait", "second attempt"])
+async def test_a_cancelled_call_stops_and_leaves_nothing_open(world: World, moment: str) -> None:
+    clock = FakeClock(autojump=False)
+    arrived = 0
+
+    async def wire(request: httpx.Request) -> Answer:
+        nonlocal arrived
+        arrived += 1
+        if arrived == 2:
+            await anyio.Event().wait()
+        return 503
+
+    bench = Bench(world, wire, clock=clock)
+    outcome: list[object] = []
+
+    async def send() -> None:
+        try:
+            outcome.append(await bench.send())
+        except anyio.get_cancelled_exc_class() as error:
+            outcome.append(type(error))
+            raise
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(send)
+        while not clock.sleepers:
+            await anyio.lowlevel.checkpoint()
+        assert bench.wire.open == 0
+        if moment == "second attempt":
+            clock.advance(1.0)
+            while arrived < 2:
+                await anyio.lowlevel.checkpoint()
+        group.cancel_scope.cancel()
+    assert outcome == [anyio.get_cancelled_exc_class()]
+    assert bench.wire.open == 0
+    assert arrived == (1 if moment == "wait" else 2)
+
+
+async def test_a_listener_that_raises_does_not_fail_the_request(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def listener(event: object) -> None:
+        raise RuntimeError("deaf")
+
+    bench = Bench(world, 503, 200, listener=listener)
+    assert (await bench.send()).status_code == 200
+    assert "listener failed" in caplog.text
+
+
+# Bodies
+
+
+class Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body that breaks after its first bytes."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b"half"
+        raise self.error
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"half"
+        raise self.error
+
+
+def broken(error: BaseException | None = None) -> httpx.Response:
+    return httpx.Response(200, stream=Broken(error or httpx.ReadError("reset")))
+
+
+async def test_a_buffered_body_is_read_within_the_attempt_so_that_a_break_is_repeated(world: World) -> None:
+    bench = Bench(world, broken(), httpx.Response(200, content=b"whole"))
+    response = await bench.send_buffered()
+    assert response.content == b"whole"
+    assert response.is_closed
+    assert (len(bench.wire.requests), bench.wire.open) == (2, 0)
+
+
+async def test_a_buffered_body_that_always_breaks_raises_the_last_error_itself(world: World) -> None:
+    errors = [httpx.RemoteProtocolError(str(number)) for number in range(4)]
+    bench = Bench(world, *(broken(error) for error in errors))
+    with pytest.raises(httpx.RemoteProtocolError) as caught:
+        await bench.send_buffered()
+    assert caught.value is errors[-1]
+    assert bench.wire.open == 0
+
+
+@pytest.mark.parametrize(
+    "error", [httpx.DecodingError("not gzip"), KeyboardInterrupt(), RuntimeError()], ids=repr
+)
+async def test_a_body_that_ends_in_a_final_error_is_closed_and_not_repeated(
+    world: World, error: BaseException
+) -> None:
+    for script in ([broken(error)], [503, broken(error)]):
+        bench = Bench(world, *script)
+        with pytest.raises(type(error)) as caught:
+            await bench.send_buffered()
+        assert caught.value is error
+        assert bench.wire.open == 0
+        assert len(bench.wire.requests) == len(script)
+
+
+async def test_a_buffered_failure_can_be_read_when_it_is_the_last(world: World) -> None:
+    bench = Bench(world, *(busy() for _ in range(4)))
+    response = await bench.send_buffered()
+    assert response.content == b"busy"
+    assert bench.wire.open == 0
+
+
+async def test_a_streamed_body_that_breaks_is_not_repeated(world: World) -> None:
+    bench = Bench(world, 503, broken())
+    response = await bench.send()
+    with pytest.raises(httpx.ReadError):
+        await world.read(response)
+    await world.close(response)
+    assert (len(bench.wire.requests), bench.wire.open) == (2, 0)
+
+
+def one_shot(world: World) -> list[httpx.Request]:
+    def chunks() -> Iterator[bytes]:
+        yield b"one"
+
+    async def async_chunks() -> AsyncIterator[bytes]:
+        yield b"one"
+
+    bodies: list[dict[str, Any]] = [
+        {"content": world.pick(chunks, async_chunks)()},
+        {"files": {"file": ("name.txt", b"one")}, "data": {"field": "two"}},
+    ]
+    return [httpx.Request("POST", URL, **body) for body in bodies]
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["generator", "multipart"])
+@pytest.mark.parametrize("outcome", [503, httpx.ConnectError("refused"), httpx.ReadTimeout("slow")], ids=repr)
+async def test_a_body_that_may_be_used_up_is_sent_once_and_its_outcome_returned(
+    world: World, number: int, outcome: int | Exception
+) -> None:
+    bench = Bench(world, outcome)
+    request = one_shot(world)[number]
+    if isinstance(outcome, int):
+        assert (await bench.send(request)).status_code == outcome
+    else:
+        with pytest.raises(type(outcome)) as caught:
+            await bench.send(request)
+        assert caught.value is outcome
+    assert len(bench.wire.requests) == 1
+    assert b"one" in bench.wire.bodies[0]
+
+
+async def test_a_multipart_body_that_was_read_into_memory_is_repeated_byte_by_byte(world: World) -> None:
+    bench = Bench(world, 503, 200)
+    request = one_shot(world)[1]
+    content = request.read()
+    assert (await bench.send(request)).status_code == 200
+    assert bench.wire.bodies == [content, content]
+
+
+# Idempotency keys
+
+
+async def test_a_key_is_the_same_on_every_attempt_and_another_for_every_call(world: World) -> None:
+    bench = Bench(world, 503, 503, 200, 200, policy=RetryPolicy(idempotency_header="Idempotency-Key"))
+    requests = [httpx.Request("POST", URL), httpx.Request("POST", URL)]
+    for request in requests:
+        await bench.send(request)
+        assert "Idempotency-Key" not in request.headers
+    keys = [request.headers["idempotency-key"] for request in bench.wire.requests]
+    assert len(set(keys[:3])) == 1
+    assert keys[3] != keys[0]
+    assert min(map(len, keys)) >= 32
+
+
+async def test_the_key_of_the_caller_is_kept(world: World) -> None:
+    bench = Bench(world, 503, 200, policy=RetryPolicy(idempotency_header="Idempotency-Key"))
+    await bench.send(httpx.Request("POST", URL, headers={"idempotency-KEY": "mine"}))
+    sent = [request.headers.get_list("Idempotency-Key") for request in bench.wire.requests]
+    assert sent == [["mine"], ["mine"]]
+
+
+async def test_there_is_no_key_unless_it_is_asked_for(world: World) -> None:
+    bench = Bench(world, 503, 200)
+    await bench.send()
+    assert not any("idempotency-key" in request.headers for request in bench.wire.requests)
+
+
+# Options of one call
+
+
+async def test_one_call_can_be_sent_once_or_by_a_policy_of_its_own(world: World) -> None:
+    bench = Bench(world, 503, 503, 409, 200)
+    assert (await bench.send(retry=None)).status_code == 503
+    assert (await bench.send(retry=RetryPolicy(max_retries=0))).status_code == 503
+    only_409 = RetryPolicy(1, initial_delay=3.0, retry_on_status_codes=[409])
+    assert (await bench.send(retry=only_409)).status_code == 200
+    assert bench.clock.sleeps == [3.0]
+
+
+async def test_a_call_that_is_sent_once_raises_the_error_itself(world: World) -> None:
+    error = httpx.ConnectError("refused")
+    bench = Bench(world, error)
+    with pytest.raises(httpx.ConnectError) as caught:
+        await bench.send(retry=None)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("given", [3, False, "no", RetryPolicy])
+def test_a_retry_option_that_is_no_policy_is_refused(given: Any) -> None:
+    with pytest.raises(stkai.InvalidArgumentError, match="RetryPolicy"):
+        RequestOptions(retry=given)
+
+
+@pytest.mark.parametrize("given", [3, "no", RetryPolicy])
+def test_a_layer_refuses_what_is_no_policy(given: Any) -> None:
+    wire = Wire()
+    for make in (retry, lambda it: RetryTransport(wire, it), lambda it: AsyncRetryTransport(wire, it)):
+        with pytest.raises(ConfigurationError, match="RetryPolicy"):
+            make(given)
+
+
+def test_the_default_policy_serves_where_none_is_given() -> None:
+    assert (
+        retry().policy == RetryTransport(Wire()).policy == AsyncRetryTransport(Wire()).policy == RetryPolicy()
+    )
+
+
+# With limiters below
+
+
+async def test_a_paced_response_needs_no_timer_of_its_own(world: World) -> None:
+    events: list[Any] = []
+    clock = FakeClock()
+    limiter = AimdLimiter(60, 60)
+    stack = StackBuilder(
+        (retry(), adaptive(limiter)), clock=clock, listener=events.append, random=lambda: 0.0
+    )
+    wire = world.wire(busy(429, 5), 200)
+    response = await world.send(world.build(stack, wire), httpx.Request("POST", URL))
+    assert response.status_code == 200
+    assert RetryScheduled(attempt=1, delay=0.0, cause="429 Too Many Requests") in events
+    record = response.extensions["stkai"]
+    assert (record.attempts, record.backed_off) == (2, 0.0)
+    assert record.queued == pytest.approx(sum(clock.sleeps))
+    assert clock.monotonic() >= 5.0
+    assert wire.open == 1
+
+
+class Pacing(LayerTransport):
+    """A layer that keeps the wait after a 429, and knows nothing of other failures."""
+
+    def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
+        response = self.forward(request, call)
+        call.paced = call.paced or response.status_code == 429
+        return response
+
+
+class AsyncPacing(AsyncLayerTransport):
+    """The same for the async world."""
+
+    async def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
+        response = await self.forward(request, call)
+        call.paced = call.paced or response.status_code == 429
+        return response
+
+
+async def test_a_paced_failure_does_not_pace_the_one_that_follows_it(world: World) -> None:
+    clock = FakeClock()
+    stack = StackBuilder((retry(), Layer("pacing", Pacing, AsyncPacing)), clock=clock, random=lambda: 0.0)
+    response = await world.send(world.build(stack, world.wire(429, 503, 200)), httpx.Request("POST", URL))
+    assert clock.sleeps == [1.0]
+    assert response.extensions["stkai"].backed_off == 1.0
+
+
+async def test_a_request_that_a_full_queue_refuses_comes_back_in_time_for_its_turn(world: World) -> None:
+    clock = FakeClock()
+    bucket = TokenBucket(1, 60, burst=1)
+    stack = StackBuilder((retry(), token_bucket(bucket)), clock=clock, random=lambda: 0.0)
+    transport = world.build(stack, world.wire(200, 200))
+    await world.send(transport, httpx.Request("POST", URL))
+    response = await world.send(transport, httpx.Request("POST", URL))
+    assert clock.sleeps == pytest.approx([15.0, 45.0])
+    record = response.extensions["stkai"]
+    assert (record.attempts, record.backed_off, record.queued) == (2, 15.0, pytest.approx(45.0))
+
+
+async def test_a_refusal_whose_turn_is_too_far_off_is_final(world: World) -> None:
+    clock = FakeClock()
+    stack = StackBuilder((retry(), token_bucket(TokenBucket(1, 600, burst=1))), clock=clock)
+    wire = world.wire(200)
+    transport = world.build(stack, wire)
+    await world.send(transport, httpx.Request("POST", URL))
+    request = httpx.Request("POST", URL)
+    with pytest.raises(TokenAcquisitionTimeoutError) as caught:
+        await world.send(transport, request)
+    assert caught.value.request is request
+    assert clock.sleeps == []
+
+
+@pytest.mark.worlds("asyncio", "trio")
+async def test_a_batch_whose_queue_is_longer_than_a_wait_may_be_gets_through(world: World) -> None:
+    clock = FakeClock()
+    chances = iter(number * 0.618 % 1 for number in range(10_000))
+    stack = StackBuilder(
+        (retry(), token_bucket(TokenBucket(10, 60))), clock=clock, random=lambda: next(chances)
+    )
+    transport = world.build(stack, world.wire(lambda _: 200))
+    statuses = await world.gather(*[lambda: world.send(transport, httpx.Request("POST", URL))] * 28)
+    assert [response.status_code for response in statuses] == [200] * 28
+    assert clock.monotonic() == pytest.approx(18 * 6.0)
+
+
+# The rest
+
+
+async def test_many_calls_over_one_layer_each_get_their_own_result(world: World) -> None:
+    attempts: dict[str, int] = {}
+
+    def wire(request: httpx.Request) -> Answer:
+        number = request.url.params["number"]
+        attempts[number] = attempts.get(number, 0) + 1
+        if attempts[number] <= int(number) % 4:
+            return 503 if int(number) % 2 else httpx.ConnectError(number)
+        return httpx.Response(200, headers={"Number": number})
+
+    bench = Bench(world, wire)
+
+    async def call(number: int) -> tuple[str, int]:
+        response = await bench.send(httpx.Request("POST", URL, params={"number": number}))
+        return response.headers["Number"], response.extensions["stkai"].attempts
+
+    results = await world.gather(*(lambda number=number: call(number) for number in range(64)))
+    assert results == [(str(number), number % 4 + 1) for number in range(64)]
+    assert bench.wire.open == 64
+
+
+def test_tenacity_is_imported_only_for_a_second_attempt() -> None:
+    program = """if True:
+        import sys, httpx, stkai, stkai._reference.retrying
+        from stkai.transports import RetryTransport
+        statuses = iter([200, 503, 200])
+        wire = httpx.MockTransport(lambda request: httpx.Response(next(statuses)))
+        transport = RetryTransport(wire, stkai.RetryPolicy(initial_delay=0))
+        transport.handle_request(httpx.Request("GET", "http://localhost"))
+        print("tenacity" in sys.modules)
+        transport.handle_request(httpx.Request("GET", "http://localhost"))
+        print("tenacity" in sys.modules)
+    """
+    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert output.stdout.split() == ["False", "True"]
+
+
+OUTCOMES = st.sampled_from(
+    [
+        200,
+        404,
+        408,
+        429,
+        500,
+        503,
+        httpx.ConnectError("refused"),
+        httpx.ReadTimeout("slow"),
+        "final",
+        "broken",
+    ]
+)
+
+
+@given(
+    script=st.lists(st.tuples(OUTCOMES, st.none() | st.integers(0, 100)), min_size=1, max_size=6),
+    retries=st.integers(0, 4),
+    chance=st.floats(0, 1, exclude_max=True),
+    deadline=st.none() | st.integers(1, 100),
+    buffered=st.booleans(),
+    unknown=st.booleans(),
+)
+def test_whatever_happens_attempts_and_waits_are_bounded_and_the_last_outcome_comes_out(
+    script: list[tuple[Any, int | None]],
+    retries: int,
+    chance: float,
+    deadline: int | None,
+    buffered: bool,
+    unknown: bool,
+) -> None:
+    assume(buffered or not any(outcome == "broken" for outcome, _ in script))
+    asked = [after if isinstance(outcome, int) else None for outcome, after in script]
+    answers: list[Answer] = []
+    for outcome, after in script:
+        if outcome == "broken":
+            answers.append(broken())
+        elif outcome == "final":
+            answers.append(httpx.UnsupportedProtocol("ftp"))
+        else:
+            answers.append(busy(outcome, after) if isinstance(outcome, int) else outcome)
+    world = World("sync")
+    policy = RetryPolicy(retries, deadline=deadline, retry_unknown=unknown)
+    bench = Bench(world, *answers, *[200] * 5, policy=policy, random=lambda: chance)
+    result: httpx.Response | httpx.RequestError
+    try:
+        result = world.run(bench.send_buffered() if buffered else bench.send())
+    except httpx.RequestError as error:
+        result = error
+    sent = len(bench.wire.requests)
+    assert sent <= retries + 1
+    assert len(bench.clock.sleeps) == sent - 1
+    for attempt, seconds in enumerate(bench.clock.sleeps):
+        assert seconds >= max(policy.backoff(attempt + 1), asked[attempt] or 0)
+    assert deadline is None or bench.clock.monotonic() < deadline
+    last = [*answers, *[200] * 5][sent - 1]
+    if isinstance(result, httpx.Response):
+        status = last.status_code if isinstance(last, httpx.Response) else last
+        assert (result.status_code, result.extensions["stkai"].attempts) == (status, sent)
+        assert bench.wire.open == (0 if buffered else 1)
+    else:
+        assert result is last or isinstance(result, httpx.ReadError)
+        assert bench.wire.open == 0

@@ -1,0 +1,345 @@
+"""What every layer stands on: the call and its record, copies of a request, the context, the two base transports."""
+
+import pickle
+from typing import Any, Self
+
+import httpx
+import pytest
+
+import stkai
+from stkai import CallRecord, ConfigurationError, Context, Layer, RequestOptions, RetryPolicy, RetryScheduled
+from stkai.testing import FakeClock
+from stkai.transports import (
+    AsyncLayerTransport,
+    AsyncRetryTransport,
+    Call,
+    LayerTransport,
+    RetryTransport,
+    can_resend,
+    copy_request,
+)
+from stkai.transports._base import CALL, OPTIONS
+
+from ..support.wire import Wire
+from ..support.world import World
+
+URL = "https://api.example.com/v1?key=hidden"
+EVENT = RetryScheduled(attempt=1, delay=0.5, cause="503")
+
+
+# Requests
+
+
+@pytest.mark.parametrize("kind", [httpx.Request, type("Own", (httpx.Request,), {})])
+def test_a_copy_shares_the_body_and_leaves_the_original_as_it_is(kind: type[httpx.Request]) -> None:
+    request = kind("POST", URL, headers={"A": "1"}, content=b"body", extensions={"timeout": {"read": 1.0}})
+    before = dict(request.__dict__)
+    copy = copy_request(request, headers=httpx.Headers({"B": "2"}), extensions={"x": 1})
+    assert type(copy) is kind
+    assert (copy.method, copy.url, copy.stream) == (request.method, request.url, request.stream)
+    assert copy.content == b"body"
+    assert (copy.headers, copy.extensions) == (httpx.Headers({"B": "2"}), {"x": 1})
+    assert request.__dict__ == before
+    assert "B" not in request.headers
+
+
+def test_a_copy_keeps_what_is_not_replaced() -> None:
+    request = httpx.Request("POST", URL, headers={"A": "1"}, extensions={"x": 1})
+    assert copy_request(request).headers == request.headers
+    assert copy_request(request).extensions == {"x": 1}
+
+
+def test_only_bytes_can_be_sent_again() -> None:
+    def chunks() -> Any:
+        yield b"one"
+
+    assert can_resend(httpx.Request("GET", URL))
+    assert can_resend(httpx.Request("POST", URL, content=b"body"))
+    assert can_resend(httpx.Request("POST", URL, json={}))
+    assert can_resend(httpx.Request("POST", URL, data={"a": "b"}))
+    assert not can_resend(httpx.Request("POST", URL, content=chunks()))
+    assert not can_resend(httpx.Request("POST", URL, files={"file": b"content"}))
+    assert not can_resend(pickle.loads(pickle.dumps(httpx.Request("POST", URL, content=chunks()))))  # noqa: S301
+
+
+# Calls
+
+
+def test_a_call_starts_with_the_options_of_its_request() -> None:
+    options = RequestOptions(deadline=10.0)
+    request = httpx.Request("GET", URL, extensions={OPTIONS: options})
+    call = Call.start(request, 5.0)
+    assert call.options is options
+    assert call.extensions is request.extensions
+    assert (call.started, call.deadline, call.time_left(8.0)) == (5.0, 15.0, 7.0)
+    assert (call.buffered, call.paced, call.ticket) == (False, False, None)
+
+
+@pytest.mark.parametrize(
+    "extensions", [{}, {OPTIONS: RequestOptions()}, {OPTIONS: RequestOptions(deadline=None)}]
+)
+def test_without_a_deadline_there_is_always_time(extensions: dict[str, Any]) -> None:
+    call = Call.start(httpx.Request("GET", URL, extensions=extensions), 5.0)
+    assert call.deadline is None
+    assert call.time_left(1e9) == float("inf")
+    call.check_deadline(1e9)
+
+
+@pytest.mark.parametrize("options", [{"retry": None}, None, RetryPolicy()])
+def test_options_of_another_kind_are_refused(options: Any) -> None:
+    with pytest.raises(ConfigurationError, match="RequestOptions"):
+        Call.start(httpx.Request("GET", URL, extensions={OPTIONS: options}), 0.0)
+
+
+@pytest.mark.parametrize("name", ["deadline", "max_wait_time"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "10", True])
+def test_a_time_that_is_no_positive_number_of_seconds_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(stkai.InvalidArgumentError, match=name):
+        RequestOptions(**{name: value})
+
+
+def test_options_show_what_is_not_set() -> None:
+    assert (
+        repr(RequestOptions(retry=None)) == "RequestOptions(retry=None, deadline=UNSET, max_wait_time=UNSET)"
+    )
+
+
+def test_the_record_says_where_the_time_went() -> None:
+    call = Call.start(httpx.Request("GET", URL), 100.0)
+    call.record.queued, call.record.backed_off, call.record.authenticating = 1.0, 2.0, 3.0
+    response = httpx.Response(200)
+    call.finish(response, 110.0)
+    record = CallRecord(attempts=1, queued=1.0, backed_off=2.0, authenticating=3.0, on_wire=4.0)
+    assert response.extensions == {OPTIONS: record}
+
+
+def test_the_time_on_the_wire_is_never_less_than_nothing() -> None:
+    call = Call.start(httpx.Request("GET", URL), 0.0)
+    call.record.queued = 0.1 + 0.2
+    response = httpx.Response(200)
+    call.finish(response, 0.3)
+    assert response.extensions[OPTIONS].on_wire == 0.0
+
+
+# The context
+
+
+def test_a_listener_that_raises_is_logged_and_goes_no_further(caplog: pytest.LogCaptureFixture) -> None:
+    def listener(event: object) -> None:
+        raise RuntimeError("deaf")
+
+    Context(listener=listener).emit(EVENT)
+    assert "the listener failed" in caplog.text
+    assert "deaf" in caplog.text
+
+
+def test_an_interrupt_in_a_listener_is_not_swallowed() -> None:
+    def listener(event: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Context(listener=listener).emit(EVENT)
+
+
+def test_by_default_events_go_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="stkai"):
+        Context().emit(EVENT)
+    assert "RetryScheduled" in caplog.text
+
+
+# The transports
+
+
+class Marking(LayerTransport):
+    """A layer of one's own, as the documentation tells to write it."""
+
+    name = "marking"
+
+    def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
+        seen.append(call)
+        return self.forward(request, call)
+
+
+class AsyncMarking(AsyncLayerTransport):
+    """The same for the async world."""
+
+    name = "marking"
+
+    async def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
+        seen.append(call)
+        return await self.forward(request, call)
+
+
+seen: list[Call] = []
+LAYER = Layer("marking", Marking, AsyncMarking)
+PLAIN = Layer("layer", LayerTransport, AsyncLayerTransport)
+
+
+@pytest.fixture(autouse=True)
+def nothing_seen() -> None:
+    seen.clear()
+
+
+async def test_a_layer_that_does_nothing_passes_everything_on(world: World) -> None:
+    wire = world.wire(httpx.Response(201, headers={"A": "1"}, content=b"body"))
+    request = httpx.Request("POST", URL, headers={"B": "2"}, content=b"sent", extensions={"x": 1})
+    response = await world.send(world.layer(PLAIN, wire), request)
+    assert (response.status_code, response.headers["A"], await world.read(response)) == (201, "1", b"body")
+    (sent,) = wire.requests
+    assert (sent.method, str(sent.url), sent.headers) == ("POST", URL, request.headers)
+    assert sent.extensions["x"] == 1
+    assert wire.bodies == [b"sent"]
+
+
+class Outer(LayerTransport):
+    """One that does its work in the method that httpx knows."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        response = super().handle_request(request)
+        response.headers["X-Passed"] = str(len(seen))
+        return response
+
+
+class AsyncOuter(AsyncLayerTransport):
+    """The same for the async world."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        response.headers["X-Passed"] = str(len(seen))
+        return response
+
+
+async def test_a_layer_that_overrides_the_method_of_httpx_is_not_passed_by(world: World) -> None:
+    stack = stkai.StackBuilder(
+        (LAYER, Layer("other", Outer, AsyncOuter), Layer("inner", Marking, AsyncMarking))
+    )
+    request = httpx.Request("GET", URL, extensions={"x": 1})
+    response = await world.send(world.build(stack, world.wire(200)), request)
+    assert response.headers["X-Passed"] == "2"
+    assert len(seen) == 2
+    assert seen[0] is seen[1], "it is still one call"
+    assert request.extensions == {"x": 1}
+
+
+async def test_all_layers_of_a_stack_see_one_call_and_its_record_is_on_the_response(world: World) -> None:
+    clock = FakeClock(100.0)
+
+    async def wire(request: httpx.Request) -> int:
+        await world.sleep(clock, 2.5)
+        return 200
+
+    context = Context(clock=clock)
+    inner = world.layer(LAYER, world.wire(wire), context=context)
+    response = await world.send(world.layer(LAYER, inner, context=context), httpx.Request("GET", URL))
+    assert len(seen) == 2
+    assert seen[0] is seen[1]
+    assert response.extensions[OPTIONS] is seen[0].record
+    assert response.extensions[OPTIONS] == CallRecord(attempts=1, on_wire=2.5)
+
+
+async def test_the_request_of_the_caller_is_not_touched(world: World) -> None:
+    request = httpx.Request("POST", URL, content=b"body", extensions={"timeout": {"read": 5.0}})
+    before = {**request.__dict__, "headers": request.headers.copy(), "extensions": {"timeout": {"read": 5.0}}}
+    await world.send(world.layer(LAYER, world.wire(200)), request)
+    assert request.__dict__ == before
+
+
+async def test_each_call_through_a_stack_is_a_new_one(world: World) -> None:
+    transport = world.layer(LAYER, world.wire(200, 200))
+    request = httpx.Request("GET", URL)
+    await world.send(transport, request)
+    await world.send(transport, request)
+    assert seen[0] is not seen[1]
+
+
+async def test_an_error_names_the_request_of_the_caller_and_not_a_copy(world: World) -> None:
+    request = httpx.Request("GET", URL)
+    error = httpx.ConnectError(
+        "refused", request=httpx.Request("GET", URL, headers={"Authorization": "secret"})
+    )
+    transport = world.layer(LAYER, world.layer(LAYER, world.wire(error)))
+    with pytest.raises(httpx.ConnectError) as caught:
+        await world.send(transport, request)
+    assert caught.value is error
+    assert caught.value.request is request
+
+
+async def test_a_call_that_a_client_has_started_is_left_to_the_client(world: World) -> None:
+    request = httpx.Request("GET", URL)
+    call = request.extensions[CALL] = Call(RequestOptions(), {}, 0.0, buffered=True)
+    response = await world.send(world.layer(LAYER, world.wire(200)), request)
+    assert seen == [call]
+    assert OPTIONS not in response.extensions
+
+
+async def test_what_a_wire_raises_beyond_http_goes_through(world: World) -> None:
+    def wire(request: httpx.Request) -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await world.send(world.layer(LAYER, world.wire(wire)), httpx.Request("GET", URL))
+
+
+async def test_what_a_layer_stands_on_stays_what_it_was(world: World) -> None:
+    transport = world.layer(PLAIN, wire := world.wire())
+    with pytest.raises(AttributeError, match="inner"):
+        transport.inner = world.wire()
+    assert transport.inner is wire
+
+
+async def test_closing_a_stack_closes_its_wire(world: World) -> None:
+    wire = world.wire()
+    await world.close(world.layer(LAYER, world.layer(LAYER, wire)))
+    assert wire.closed
+
+
+async def test_a_stack_enters_and_leaves_its_wire(world: World) -> None:
+    told: list[str] = []
+
+    class Own(Wire):
+        def __enter__(self) -> Self:
+            told.append("enter")
+            return self
+
+        def __exit__(self, *exc_info: object) -> None:
+            told.append(f"exit {exc_info[0]}")
+
+        async def __aenter__(self) -> Self:
+            return self.__enter__()
+
+        async def __aexit__(self, *exc_info: object) -> None:
+            self.__exit__(*exc_info)
+
+    transport = world.layer(LAYER, world.layer(LAYER, Own(200)))
+    client = world.client(transport)
+    enter, leave = world.pick(("__enter__", "__exit__"), ("__aenter__", "__aexit__"))
+    await world.call(getattr(client, enter))
+    assert (await world.call(client.get, URL)).status_code == 200
+    await world.call(getattr(client, leave), None, None, None)
+    assert told == ["enter", "exit None"]
+
+
+def test_a_stack_says_what_it_is_made_of() -> None:
+    assert str(RetryTransport(Marking(Wire()))) == "retry > marking > wire"
+    assert str(AsyncRetryTransport(AsyncMarking(Wire()))) == "retry > marking > wire"
+    assert str(LAYER) == "marking"
+
+
+@pytest.mark.parametrize(
+    ("kind", "inner", "words"),
+    [
+        (LayerTransport, httpx.AsyncHTTPTransport(), "async AsyncHTTPTransport: build the async stack"),
+        (AsyncLayerTransport, httpx.HTTPTransport(), "sync HTTPTransport: build the sync stack"),
+        (LayerTransport, AsyncMarking(Wire()), "async AsyncMarking"),
+        (LayerTransport, httpx.HTTPTransport, "not <class 'httpx.HTTPTransport'>"),
+        (AsyncLayerTransport, None, "not a NoneType"),
+        (RetryTransport, RetryPolicy(), "not a RetryPolicy"),
+        (LayerTransport, httpx.Client(), "not a Client"),
+    ],
+    ids=str,
+)
+def test_a_layer_around_what_is_no_transport_of_its_world_is_refused(
+    kind: Any, inner: Any, words: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        kind(inner)

@@ -1,0 +1,314 @@
+"""The default wire on loopback: proxies, certificates, limits."""
+
+import shutil
+import ssl
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import stkai
+from stkai import STKAI, HttpConfig, StackBuilder, _forks
+from stkai._wire.default import default_async_wire, default_wire
+from stkai.testing import QuotaServer
+
+from ..support import servers
+from ..support.servers import CERTIFICATE, Proxy
+from ..support.world import World
+
+HASHED_NAME = "ce275665.0"
+"""The name by which OpenSSL looks for the test certificate in a directory."""
+
+
+@pytest.fixture
+def server() -> Iterator[QuotaServer]:
+    with QuotaServer() as server:
+        yield server
+
+
+@pytest.fixture
+def proxy() -> Iterator[tuple[str, Proxy]]:
+    with servers.proxy() as both:
+        yield both
+
+
+@pytest.fixture
+def tls_url() -> Iterator[str]:
+    with servers.tls_server() as url:
+        yield url
+
+
+def wire_of(world: World, **config: Any) -> Any:
+    make: Any = default_async_wire if world.is_async else default_wire
+    return make(HttpConfig(**config) if config else None)
+
+
+def client_of(world: World, wire: Any) -> Any:
+    kind: Any = stkai.AsyncHttpClient if world.is_async else stkai.HttpClient
+    return kind(wire)
+
+
+async def get(world: World, url: str, **config: Any) -> httpx.Response:
+    """One GET through a wire of its own."""
+    client = client_of(world, wire_of(world, **config))
+    try:
+        response: httpx.Response = await world.call(client.get, url, timeout=5)
+    finally:
+        await world.close(client)
+    return response
+
+
+# Proxies
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
+async def test_the_proxy_of_the_environment_is_asked_in_absolute_form(
+    world: World, proxy: tuple[str, Proxy], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, log = proxy
+    monkeypatch.setenv(name, url)
+    response = await get(world, "http://service.example/things?page=1")
+    assert response.text == "by proxy: http://service.example/things?page=1"
+    assert log.asked == [("GET", "http://service.example/things?page=1")]
+
+
+async def test_a_proxy_may_be_named_without_its_scheme(
+    world: World, proxy: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy[0].removeprefix("http://"))
+    assert (await get(world, "http://service.example/")).text.startswith("by proxy")
+
+
+async def test_https_goes_through_a_tunnel_of_its_own_proxy(
+    world: World, proxy: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, log = proxy
+    monkeypatch.setenv("HTTPS_PROXY", url)
+    with pytest.raises(httpx.ProxyError, match="403"):
+        await get(world, "https://service.example/")
+    assert log.asked == [("CONNECT", "service.example:443")]
+
+
+async def test_the_credentials_of_a_proxy_are_sent_to_it(world: World, proxy: tuple[str, Proxy]) -> None:
+    url, log = proxy
+    await get(world, "http://service.example/", proxy=url.replace("http://", "http://me:secret@"))
+    assert log.credentials == ["Basic bWU6c2VjcmV0"]
+
+
+async def test_what_no_proxy_names_is_asked_straight(
+    world: World, server: QuotaServer, proxy: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, log = proxy
+    monkeypatch.setenv("ALL_PROXY", url)
+    monkeypatch.setenv("NO_PROXY", "example.com,127.0.0.1")
+    client = client_of(world, wire_of(world))
+    assert (await world.call(client.get, server.url + "/echo")).json()["path"] == "/echo"
+    assert log.asked == []
+    await world.call(client.get, "http://service.example/")
+    assert len(log.asked) == 1
+    await world.close(client)
+
+
+async def test_without_trust_in_the_environment_its_proxies_are_ignored(
+    world: World, server: QuotaServer, proxy: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, log = proxy
+    monkeypatch.setenv("ALL_PROXY", url)
+    assert (await get(world, server.url + "/echo", trust_env=False)).status_code == 200
+    assert log.asked == []
+
+
+async def test_a_proxy_of_the_settings_comes_before_the_environment_and_is_for_everything(
+    world: World, server: QuotaServer, proxy: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, log = proxy
+    monkeypatch.setenv("STKAI_HTTP_PROXY", url)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "*")
+    await get(world, server.url + "/echo")
+    assert log.asked == [("GET", server.url + "/echo")]
+
+
+async def test_a_client_from_build_client_and_its_token_go_through_the_proxy(
+    world: World, server: QuotaServer, proxy: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, log = proxy
+    for name, value in {**server.env(), "STKAI_HTTP_PROXY": url}.items():
+        monkeypatch.setenv(name, value)
+    client = (stkai.build_async_client if world.is_async else stkai.build_client)()
+    response = await world.call(client.post, server.create_url(), data={"input_data": "x"})
+    assert response.status_code == 200
+    assert log.asked == [("POST", server.token_url), ("POST", server.create_url())]
+    await world.close(client)
+
+
+@pytest.mark.parametrize("standard", [True, False])
+async def test_a_builders_own_wire_follows_the_settings_as_well(
+    world: World,
+    server: QuotaServer,
+    proxy: tuple[str, Proxy],
+    standard: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url, log = proxy
+    for name, value in {**server.env(), "STKAI_HTTP_PROXY": url}.items():
+        monkeypatch.setenv(name, value)
+    client = client_of(world, world.build(StackBuilder.standard() if standard else StackBuilder()))
+    await world.call(client.get, server.url + "/echo")
+    assert ("GET", server.url + "/echo") in log.asked
+    await world.close(client)
+
+
+async def test_one_proxy_for_several_schemes_is_one_pool_of_connections(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    wire = wire_of(world)
+    assert len(wire._proxied) == 1
+    await world.close(wire)
+
+
+@pytest.mark.parametrize(
+    "url", ["gopher://me:secret@proxy", "http://me:secret@proxy:port", "socks5://me:secret@proxy"]
+)
+async def test_a_proxy_that_cannot_be_used_is_an_error_without_its_password(
+    world: World, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", url)
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    with pytest.raises(stkai.ConfigurationError, match="HTTPS_PROXY or ALL_PROXY") as caught:
+        wire_of(world)
+    assert "secret" not in str(caught.value)
+
+
+async def test_closing_the_wire_closes_its_proxied_connections(
+    world: World, proxy: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy[0])
+    wire = wire_of(world)
+    client = client_of(world, wire)
+    await world.call(client.get, "http://service.example/")
+    (proxied,) = wire._proxied.values()
+    (one,) = proxied._shelf.wires
+    assert one._pool.connection is not None
+    await world.close(client)
+    assert one._pool.connection is None
+
+
+# Certificates
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_refused(world: World, tls_url: str) -> None:
+    with pytest.raises(httpx.ConnectError):
+        await get(world, tls_url)
+
+
+async def test_verify_false_accepts_any_certificate(world: World, tls_url: str) -> None:
+    assert (await get(world, tls_url, verify=False)).text == "by TLS"
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+async def test_verify_takes_a_file_and_a_directory_of_certificates(
+    world: World, tls_url: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(CERTIFICATE, tmp_path / HASHED_NAME)
+    monkeypatch.setenv("STKAI_HTTP_VERIFY", str(CERTIFICATE if kind == "file" else tmp_path))
+    assert (await get(world, tls_url)).text == "by TLS"
+
+
+async def test_the_bundle_of_the_environment_counts_where_the_environment_is_trusted(
+    world: World, tls_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    assert (await get(world, tls_url)).text == "by TLS"
+    with pytest.raises(httpx.ConnectError):
+        await get(world, tls_url, trust_env=False)
+
+
+async def test_verify_holds_for_the_token_endpoint_as_well(world: World, tls_url: str) -> None:
+    STKAI.configure(
+        auth={"client_id": "id", "client_secret": "secret", "token_url": tls_url},
+        http={"verify": str(CERTIFICATE)},
+    )
+    client = (stkai.build_async_client if world.is_async else stkai.build_client)()
+    with pytest.raises(stkai.AuthenticationError, match="no JSON object"):
+        await world.call(client.get, tls_url)
+    await world.close(client)
+
+
+async def test_a_file_that_holds_no_certificates_is_an_error_that_names_it(
+    world: World, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_text("no certificates here")
+    with pytest.raises(stkai.ConfigurationError, match=r"STKAI_HTTP_VERIFY.*PEM.*bundle\.pem"):
+        wire_of(world, verify=str(bundle))
+
+
+async def test_certificates_are_loaded_once_for_all_proxies(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:2")
+    wire = wire_of(world)
+    pools = [each._make()._pool._pool for each in (wire._direct, *wire._proxied.values())]
+    assert len(pools) == 3
+    assert len({id(pool._ssl_context) for pool in pools}) == 1
+    assert isinstance(pools[0]._ssl_context, ssl.SSLContext)
+    await world.close(wire)
+
+
+# Limits and HTTP/2
+
+
+async def test_the_limit_of_connections_holds(world: World, server: QuotaServer) -> None:
+    client = client_of(world, wire_of(world, max_connections=1))
+    held = await world.call(client.post_stream, server.url + "/echo", timeout=5)
+    with pytest.raises(httpx.PoolTimeout):
+        await world.call(client.get, server.url + "/echo", timeout=0.05)
+    await world.close(held)
+    assert (await world.call(client.get, server.url + "/echo", timeout=5)).status_code == 200
+    await world.close(client)
+
+
+@pytest.mark.parametrize(
+    ("config", "connections"),
+    [({"trust_env": True}, 1), ({"max_keepalive_connections": 0}, 3), ({"keepalive_expiry": 0}, 3)],
+    ids=["default", "none kept", "expired at once"],
+)
+async def test_the_limits_of_keep_alive_hold(
+    world: World, server: QuotaServer, config: dict[str, Any], connections: int
+) -> None:
+    client = client_of(world, wire_of(world, **config))
+    for _ in range(3):
+        await world.call(client.get, server.url + "/echo")
+    assert server.connections == connections
+    await world.close(client)
+
+
+async def test_http2_is_asked_for_where_its_package_is_there(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stkai._wire.default.find_spec", lambda _: object())
+    wire = wire_of(world, http2=True)
+    pool = wire._pool
+    assert pool._http2, "one of httpx's own: its few connections carry many requests"
+    _forks._renewals[wire](wire)
+    assert wire._pool is not pool, "a forked child has connections of its own"
+    assert wire._pool._http2
+    await world.close(wire)
+    wire = wire_of(world, http2=False)
+    assert not wire._make()._pool._pool._http2
+    await world.close(wire)
+
+
+async def test_http2_without_its_package_is_an_error_that_says_what_to_install(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stkai._wire.default.find_spec", lambda _: None)
+    with pytest.raises(stkai.ConfigurationError, match=r'pip install "stkai\[http2\]"'):
+        wire_of(world, http2=True)

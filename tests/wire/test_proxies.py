@@ -1,0 +1,88 @@
+"""Which proxy a URL goes through: no sockets, only the decision."""
+
+import httpx
+import pytest
+
+from stkai._wire.proxies import ProxyMap
+
+ALL = {"all": "http://proxy:1"}
+
+
+@pytest.mark.parametrize(
+    ("proxies", "url", "proxy"),
+    [
+        ({}, "https://example.com", None),
+        ({"all": "http://p:1"}, "https://example.com", "http://p:1"),
+        ({"http": "http://p:1"}, "https://example.com", None),
+        ({"http": "http://p:1"}, "http://example.com", "http://p:1"),
+        ({"https": "http://p:2", "all": "http://p:1"}, "https://example.com", "http://p:2"),
+        ({"https": "http://p:2", "all": "http://p:1"}, "http://example.com", "http://p:1"),
+        ({"https": "p:2"}, "https://example.com", "http://p:2"),
+        ({"https": "socks5://p:2"}, "https://example.com", "socks5://p:2"),
+    ],
+)
+def test_the_proxy_of_the_scheme_comes_before_that_of_all(
+    proxies: dict[str, str], url: str, proxy: str | None
+) -> None:
+    assert ProxyMap(proxies).proxy_for(httpx.URL(url)) == proxy
+
+
+@pytest.mark.parametrize(
+    ("entry", "direct", "through"),
+    [
+        ("*", "https://example.com http://127.0.0.1 http://[::1]", ""),
+        (
+            "example.com",
+            "https://example.com https://a.b.example.com http://EXAMPLE.com",
+            "https://badexample.com",
+        ),
+        (".example.com", "https://example.com https://a.example.com", "https://badexample.com"),
+        ("*.example.com", "https://a.example.com", "https://badexample.com"),
+        ("EXAMPLE.com", "https://example.com", "https://example.org"),
+        ("localhost", "http://localhost:8080 http://a.localhost", "http://localhost.com"),
+        ("example.com:8443", "https://example.com:8443", "https://example.com https://example.com:443"),
+        ("example.com:443", "https://example.com", "http://example.com"),
+        ("https://example.com", "https://example.com", "http://example.com"),
+        ("all://example.com", "https://example.com http://example.com", "http://example.org"),
+        ("http://example.com:81", "http://example.com:81", "http://example.com https://example.com:81"),
+        ("127.0.0.1", "http://127.0.0.1:5000", "http://127.0.0.2 http://1127.0.0.1.com"),
+        ("127.0.0.1:81", "http://127.0.0.1:81", "http://127.0.0.1"),
+        ("10.0.0.0/8", "http://10.1.2.3", "http://11.1.2.3 http://10.example.com"),
+        ("10.1.2.3/8", "http://10.200.0.1", "http://11.1.2.3"),
+        ("::1", "http://[::1]:5000", "http://[::2] http://example.com"),
+        ("[::1]", "http://[::1]", "http://[::2]"),
+        ("[::1]:81", "http://[::1]:81", "http://[::1]"),
+        ("fd00::/8", "http://[fd12::1]", "http://[fe80::1] http://10.0.0.1"),
+        ("a.com , b.com,,", "https://a.com https://b.com", "https://c.com"),
+        ("", "", "https://example.com"),
+    ],
+)
+def test_what_no_proxy_names_goes_straight_and_nothing_else(entry: str, direct: str, through: str) -> None:
+    proxies = ProxyMap(ALL, entry)
+    assert {url: proxies.proxy_for(httpx.URL(url)) for url in direct.split()} == dict.fromkeys(direct.split())
+    assert all(proxies.proxy_for(httpx.URL(url)) == "http://proxy:1" for url in through.split())
+
+
+def test_the_variables_are_read_in_either_case_and_others_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://p:1")
+    monkeypatch.setenv("https_proxy", "http://p:2")
+    monkeypatch.setenv("FTP_PROXY", "http://p:3")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    proxies = ProxyMap.from_environment()
+    assert proxies.urls == {"http://p:1", "http://p:2"}
+    assert proxies.proxy_for(httpx.URL("https://example.com")) == "http://p:2"
+    assert proxies.proxy_for(httpx.URL("https://example.org")) is None
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "")
+    assert ProxyMap.from_environment().urls == frozenset()
+
+
+def test_many_hosts_do_not_fill_the_memory() -> None:
+    proxies = ProxyMap(ALL)
+    for number in range(1000):
+        proxies.proxy_for(httpx.URL(f"https://host-{number}.example.com"))
+    assert proxies._choose.cache_info().currsize <= 256
