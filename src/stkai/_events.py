@@ -1,15 +1,101 @@
 """What a stack tells its listener: one frozen dataclass per event, in the past tense, with the reason.
 
-Imported where the first event happens: `import stkai` need not wait for it.
+Every event names the call it belongs to, so that logs, metrics and traces can be built from events alone. `str(event)`
+is a line for people. Imported when the first event happens: `import stkai` does not pay for it.
 """
 
 from dataclasses import dataclass
 
 
-class Event:
-    """Something that happened in a stack. Carries no query string, no header and no token."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallInfo:
+    """The call that an event belongs to. Carries no path, no query string, no header and no token.
 
-    __slots__ = ()
+    Attributes:
+        id: the same for all events of one call; unique within the process.
+        method: the HTTP method.
+        host: the host name, without a port.
+        attempt: the number of the attempt that was under way: 1, 2, ...
+    """
+
+    id: int
+    method: str
+    host: str
+    attempt: int = 1
+
+    def __str__(self) -> str:
+        return f"#{self.id} {self.method} {self.host}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something that happened in a stack. Carries no query string, no header and no token.
+
+    Attributes:
+        call: the call in which it happened.
+    """
+
+    call: CallInfo
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallStarted(Event):
+    """A call entered the stack. Exactly one `CallFinished` follows."""
+
+    def __str__(self) -> str:
+        return f"{self.call}: started"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptStarted(Event):
+    """A request is about to be sent to the wire.
+
+    Attributes:
+        resend_count: how often this call has sent it before; 0 the first time.
+    """
+
+    resend_count: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.call}: attempt {self.call.attempt} sent"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptFinished(Event):
+    """The wire returned a response, whose body may still be on its way, or raised.
+
+    Attributes:
+        status: the status code; None after an error.
+        error: the name of the error's class; None after a response.
+        seconds: from sending until now.
+    """
+
+    status: int | None = None
+    error: str | None = None
+    seconds: float
+
+    def __str__(self) -> str:
+        outcome = _outcome(self.status, self.error, self.seconds)
+        return f"{self.call}: attempt {self.call.attempt}: {outcome}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetryScheduled(Event):
+    """Attempt number `attempt` failed; the next one starts in `delay` seconds.
+
+    Attributes:
+        attempt: the number of the attempt that failed: 1, 2, ...
+        delay: seconds; 0 where a limiter keeps the wait itself.
+        cause: what failed, in words.
+    """
+
+    attempt: int
+    delay: float
+    cause: str
+
+    def __str__(self) -> str:
+        when = f"in {self.delay:.3g} s" if self.delay else "as soon as the limiter permits"
+        return f"{self.call}: attempt {self.attempt} failed ({self.cause}); retrying {when}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +104,30 @@ class Waited(Event):
 
     layer: str
     seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.call}: waited {self.seconds:.3g} s for a permit of {self.layer}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rejected(Event):
+    """The layer `layer` refused a request without sending it: it would have had to wait too long.
+
+    Attributes:
+        layer: the name of the layer.
+        wait: seconds that the request would have had to wait.
+        limit: seconds that it was allowed to wait.
+    """
+
+    layer: str
+    wait: float
+    limit: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.call}: refused by {self.layer}: a permit takes {self.wait:.3g} s, and the call may wait"
+            f" {self.limit:.3g} s"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,17 +138,8 @@ class RateChanged(Event):
     new: float
     reason: str
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RetryScheduled(Event):
-    """Attempt number `attempt` failed by `cause`; the next one starts in `delay` seconds.
-
-    `delay` is 0 where a limiter below keeps the wait itself.
-    """
-
-    attempt: int
-    delay: float
-    cause: str
+    def __str__(self) -> str:
+        return f"{self.call.host}: rate changed from {self.old:.3g}/s to {self.new:.3g}/s ({self.reason})"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,14 +149,30 @@ class TokenRenewed(Event):
     seconds: float
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.call}: fetched a token in {self.seconds:.3g} s ({self.reason})"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rejected(Event):
-    """The layer `layer` refused a request without sending it: its wait would have been `wait` seconds.
+class CallFinished(Event):
+    """A call left the stack: with a response, whose body may still be on its way, or with an error.
 
-    `limit` is what it was allowed to wait, in seconds.
+    Attributes:
+        status: the status code of the response; None after an error.
+        error: the name of the error's class; None after a response.
+        attempts: how often the call was sent, or was about to be.
+        seconds: from `CallStarted` until now.
     """
 
-    layer: str
-    wait: float
-    limit: float
+    status: int | None = None
+    error: str | None = None
+    attempts: int = 1
+    seconds: float
+
+    def __str__(self) -> str:
+        again = f" ({self.attempts} attempts)" if self.attempts > 1 else ""
+        return f"{self.call}: {_outcome(self.status, self.error, self.seconds)}{again}"
+
+
+def _outcome(status: int | None, error: str | None, seconds: float) -> str:
+    return f"{error} after {seconds:.3g} s" if error else f"{status} in {seconds:.3g} s"

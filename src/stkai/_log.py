@@ -1,8 +1,12 @@
-"""Who is told of events: the listener of a stack, by default the logger `stkai`."""
+"""The default log: who is told of events, and what reaches the logger `stkai` at which level."""
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
+
+from ._clock import SystemClock
+from ._forks import after_fork
 
 if TYPE_CHECKING:
     from ._events import Event
@@ -11,10 +15,73 @@ Listener = Callable[["Event"], None]
 """A plain function that is called with every event of a stack, in the thread or task in which it happened."""
 
 logger = logging.getLogger("stkai")
+# A library does not print what its program did not ask for.
+logger.addHandler(logging.NullHandler())
 
-_LEVELS: Final = {"Waited": logging.DEBUG, "TokenRenewed": logging.DEBUG, "Rejected": logging.WARNING}
+LONG_WAIT: Final = 1.0
+"""Seconds; a longer wait for a permit is worth a line at INFO."""
+
+REFUSAL_INTERVAL: Final = 10.0
+"""Seconds between two warnings that one layer refuses requests."""
+
+_LEVELS: Final = {
+    "CallStarted": logging.DEBUG,
+    "AttemptStarted": logging.DEBUG,
+    "AttemptFinished": logging.DEBUG,
+    "TokenRenewed": logging.DEBUG,
+    "Rejected": logging.WARNING,
+    "StoreLost": logging.WARNING,
+    "QuotaDisagreement": logging.WARNING,
+}
+"""By the name of the event's class; what is not named here is INFO."""
 
 
-def log_event(event: "Event") -> None:
-    """The default listener: writes the event to the logger `stkai`."""
-    logger.log(_LEVELS.get(type(event).__name__, logging.INFO), "%s", event)
+class _Refusals:
+    """Counts refusals, and lets one warning through per layer and interval: a full queue refuses hundreds a second."""
+
+    def __init__(self) -> None:
+        self._renew()
+        after_fork(self, _Refusals._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+        self._silent_until: dict[str, float] = {}
+        self._unsaid: dict[str, int] = {}
+
+    def admit(self, layer: str, now: float) -> int | None:
+        """How many refusals of the layer went unsaid before this one; None if this one does as well."""
+        with self._lock:
+            if now < self._silent_until.get(layer, now):
+                self._unsaid[layer] = self._unsaid.get(layer, 0) + 1
+                return None
+            self._silent_until[layer] = now + REFUSAL_INTERVAL
+            return self._unsaid.pop(layer, 0)
+
+
+_refusals: Final = _Refusals()
+
+
+def log_events(event: "Event") -> None:
+    """Write an event to the logger `stkai`: the default listener.
+
+    A call gives one line at INFO when it ends, and one for each retry, each change of the rate and each wait of more
+    than a second; the rest is DEBUG. Refusals by the stack's own limiter are one WARNING per layer and 10 s, which
+    counts those that were left out.
+    """
+    kind = type(event).__name__
+    level = _LEVELS.get(kind, logging.INFO)
+    if kind == "Waited" and getattr(event, "seconds", 0.0) <= LONG_WAIT:
+        level = logging.DEBUG
+    if not logger.isEnabledFor(level):
+        return
+    if kind == "Rejected":
+        unsaid = _refusals.admit(getattr(event, "layer", ""), SystemClock.monotonic())
+        if unsaid is None:
+            level = logging.DEBUG
+        elif unsaid:
+            logger.log(level, "%s; %d more were refused before it", event, unsaid)
+            return
+    logger.log(level, "%s", event)
+
+
+log_event = log_events  # The name that `transports._base` imports.
