@@ -25,13 +25,25 @@ from ._errors import (
     TokenAcquisitionTimeoutError,
 )
 from ._exchange import StreamedResponse
-from ._log import Listener
+from ._log import Listener, log_events
 from ._options import CallRecord, RequestOptions
 from .transports._base import Context, Layer
 
 if TYPE_CHECKING:
     from ._config.models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
-    from ._events import Event, RateChanged, Rejected, RetryScheduled, TokenRenewed, Waited
+    from ._events import (
+        AttemptFinished,
+        AttemptStarted,
+        CallFinished,
+        CallInfo,
+        CallStarted,
+        Event,
+        RateChanged,
+        Rejected,
+        RetryScheduled,
+        TokenRenewed,
+        Waited,
+    )
     from ._reference.clients import (
         AdaptiveRateLimitedHttpClient,
         EnvironmentAwareHttpClient,
@@ -54,7 +66,19 @@ _LAZY = {
         "StkCLIHttpClient",
         "TokenBucketRateLimitedHttpClient",
     ),
-    "_events": ("Event", "RateChanged", "Rejected", "RetryScheduled", "TokenRenewed", "Waited"),
+    "_events": (
+        "AttemptFinished",
+        "AttemptStarted",
+        "CallFinished",
+        "CallInfo",
+        "CallStarted",
+        "Event",
+        "RateChanged",
+        "Rejected",
+        "RetryScheduled",
+        "TokenRenewed",
+        "Waited",
+    ),
     "_reference.retrying": ("Retrying",),
     "transports._adaptive.transport": ("AimdLimiter",),
     "transports._auth.transport": ("BearerAuth",),
@@ -82,11 +106,16 @@ __all__ = [
     "AdaptiveRateLimitedHttpClient",
     "AimdLimiter",
     "AsyncHttpClient",
+    "AttemptFinished",
+    "AttemptStarted",
     "AuthConfig",
     "AuthProvider",
     "AuthenticationError",
     "BearerAuth",
+    "CallFinished",
+    "CallInfo",
     "CallRecord",
+    "CallStarted",
     "ClientCredentialsAuthProvider",
     "ClientSideRateLimitError",
     "Clock",
@@ -128,4 +157,5 @@ __all__ = [
     "build_client",
     "build_transport",
     "create_standalone_auth",
+    "log_events",
 ]
