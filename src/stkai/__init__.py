@@ -88,7 +88,13 @@ _LAZY = {
 """What is imported when it is first asked for, by module: pydantic alone takes longer than all the rest."""
 
 
+_MODULES = ("costs",)
+"""The public modules that a program may use after `import stkai` alone."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     for module, names in _LAZY.items():
         if name in names:
             value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)

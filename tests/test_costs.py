@@ -1,0 +1,235 @@
+"""What a call to a language model costs, before it is sent and after it is answered."""
+
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import stkai
+from stkai.costs import llm_tokens
+
+URL = "https://api.example.com/v1/chat/completions"
+COST, SETTLE = llm_tokens()["cost"], llm_tokens()["settle"]
+
+PICTURE = "iVBORw0KGgo" + "A" * 40_000
+
+
+def request(body: object) -> httpx.Request:
+    return httpx.Request("POST", URL, json=body)
+
+
+def answer(body: object) -> httpx.Response:
+    return httpx.Response(200, json=body)
+
+
+def stream(*events: object, end: str = "\n\n", name: str = "") -> httpx.Response:
+    text = "".join(f"{name}data: {json.dumps(event)}{end}" for event in events)
+    headers = {"content-type": "text/event-stream"}
+    return httpx.Response(200, headers=headers, content=f"{text}data: [DONE]{end}".encode())
+
+
+def chat(content: object, **more: object) -> dict[str, object]:
+    return {"model": "m-1", "messages": [{"role": "user", "content": content}], **more}
+
+
+def test_it_gives_the_two_arguments_of_the_build_functions() -> None:
+    assert set(llm_tokens()) == {"cost", "settle"}
+    assert stkai.costs.llm_tokens is llm_tokens
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        (chat("x" * 4000), 1000),
+        (chat("x" * 4000, max_tokens=500), 1500),
+        (chat("x" * 4000, max_completion_tokens=500), 1500),
+        (chat("x" * 4000, max_output_tokens=500), 1500),
+        (chat("x" * 4000, max_tokens=100, max_completion_tokens=500), 1500),
+        (chat([{"type": "text", "text": "x" * 400}, {"type": "text", "text": "y" * 400}]), 200),
+        ({"model": "m-1", "system": "x" * 400, "messages": [], "max_tokens": 10}, 110),
+        ({"model": "m-1", "instructions": "x" * 400, "input": "y" * 400}, 200),
+        ({"input": [[15, 2000, 7], [1, 2]]}, 5),
+        ({"streaming": True, "user_prompt": "x" * 800, "upload_ids": ["0" * 36]}, 200),
+        (chat("é" * 4000), 1000),
+    ],
+)
+def test_a_body_is_estimated_by_its_text_and_the_most_that_may_come_back(body: object, tokens: float) -> None:
+    assert COST(request(body)) == tokens
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"}},
+        {"type": "image_url", "image_url": f"data:image/png;base64,{PICTURE}"},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PICTURE}},
+        {"type": "input_audio", "input_audio": {"data": PICTURE, "format": "wav"}},
+        {"type": "file", "file": {"file_data": PICTURE, "file_id": "f" * 400}},
+        {"type": "text", "text": f"![it](data:image/png;base64,{PICTURE})"},
+    ],
+)
+def test_a_picture_in_base64_is_no_text(part: object) -> None:
+    body = chat([{"type": "text", "text": "x" * 400}, part], max_tokens=50)
+    assert 150 <= COST(request(body)) <= 160
+
+
+def test_text_that_looks_like_base64_is_text() -> None:
+    assert COST(request(chat("A" * 40_000))) == 10_000
+
+
+def unread() -> Iterator[bytes]:
+    yield b"{}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tokens"),
+    [
+        ({"content": b""}, 0),
+        ({"content": unread()}, 0),
+        ({"content": unread(), "headers": {"content-length": "4000"}}, 1000),
+        ({"content": unread(), "headers": {"content-length": "many"}}, 0),
+        ({"content": unread(), "headers": {"content-length": "9" * 400}}, 0),
+        ({"content": b"x" * 400}, 100),
+        ({"content": b"\xff\xfe" * 200}, 100),
+        ({"content": b"x" * 400, "headers": {"content-type": "audio/mpeg"}}, 0),
+        ({"data": {"prompt": "x" * 393}}, 100),
+        ({"files": {"file": b"x" * 4000}}, 0),
+        ({"content": b"[" * 100_000}, 25_000),
+        ({"content": b'{"max_tokens": NaN}'}, 0),
+        ({"content": b'{"max_tokens": 1e999}'}, 0),
+        ({"json": {"max_tokens": 10**400}}, 0),
+        ({"json": {"max_tokens": -5}}, 0),
+        ({"json": {"max_tokens": True}}, 0),
+        ({"json": {"max_tokens": "12"}}, 0.5),
+        ({"json": None}, 0),
+        ({"json": "x" * 40}, 10),
+    ],
+)
+def test_any_body_gives_a_finite_number(arguments: dict[str, Any], tokens: float) -> None:
+    assert COST(httpx.Request("POST", URL, **arguments)) == tokens
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.sampled_from(["usage", "tokens", "max_tokens"]) | st.text(), inner)
+    ),
+)
+
+
+@given(json_values | st.binary())
+def test_no_body_and_no_answer_breaks_the_arithmetic(body: object) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    assert 0 <= COST(httpx.Request("POST", URL, content=content)) < math.inf
+    for data in (content, b"data: " + content + b"\n\n"):
+        used = SETTLE(httpx.Response(200, content=data))
+        assert used is None or 0 <= used < math.inf
+
+
+def test_a_tokenizer_of_ones_own_counts_the_text_and_its_failures_are_estimated() -> None:
+    def tokenizer(text: str) -> list[str]:
+        if "?" in text:
+            raise ValueError("cannot read it")
+        return text.split()
+
+    cost = llm_tokens(tokenizer)["cost"]
+    assert cost(request(chat("a long-winded sentence", max_tokens=10))) == 13
+    assert cost(request(chat("what?" * 8, max_tokens=10))) == 20
+
+
+ANTHROPIC = [
+    {"type": "message_start", "message": {"id": "m", "usage": {"input_tokens": 25, "output_tokens": 1}}},
+    {"type": "ping"},
+    {"type": "content_block_delta", "delta": {"type": "text_delta", "text": 'the "usage" of words'}},
+    {"type": "message_delta", "delta": {"stop_reason": None}, "usage": {"output_tokens": 7}},
+    {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 15}},
+    {"type": "message_stop"},
+]
+
+
+@pytest.mark.parametrize(
+    ("response", "tokens"),
+    [
+        (answer({"usage": {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21}}), 21),
+        (answer({"usage": {"prompt_tokens": 9, "completion_tokens": 12}}), 21),
+        (answer({"usage": {"prompt_tokens": 9, "total_tokens": None}}), 9),
+        (answer({"usage": {"input_tokens": 9, "output_tokens": 12, "total_tokens": 21}}), 21),
+        (answer({"type": "message", "usage": {"input_tokens": 9, "output_tokens": 12}}), 21),
+        (
+            answer(
+                {
+                    "usage": {
+                        "input_tokens": 9,
+                        "cache_creation_input_tokens": 100,
+                        "cache_read_input_tokens": 5000,
+                        "output_tokens": 12,
+                    }
+                }
+            ),
+            121,
+        ),
+        (answer({"message": "hello", "tokens": {"user": 80, "enrichment": 15, "output": 20}}), 115),
+        (answer({"message": "hello", "tokens": {"user": 80, "enrichment": None, "output": 20}}), 100),
+        (answer({"usage": {"tokens": {"input_tokens": 3, "output_tokens": 4}}}), 7),
+        (stream(*ANTHROPIC), 40),
+        (stream(*ANTHROPIC, name="event: message\n"), 40),
+        (stream(*ANTHROPIC, end="\r\n\r\n"), 40),
+        (stream({"choices": [], "usage": None}, {"usage": {"total_tokens": 21}}), 21),
+        (stream({"usage": {"total_tokens": 4}}, {"usage": {"total_tokens": 21}}), 21),
+        (stream({"type": "response.completed", "response": {"usage": {"total_tokens": 21}}}), 21),
+        (stream({"x_groq": {"id": "r", "usage": {"total_tokens": 21}}}), 21),
+        (stream({"delta": {"usage": {"tokens": {"input_tokens": 3, "output_tokens": 4}}}}), 7),
+        (
+            stream(
+                {"message": "hel", "tokens": None},
+                {"message": "lo", "tokens": {"user": 80, "enrichment": 15, "output": 20}},
+            ),
+            115,
+        ),
+        (httpx.Response(200, content=b'data:{"usage":\ndata: {"total_tokens": 21}}\n\n'), 21),
+    ],
+)
+def test_an_answer_says_what_it_has_used(response: httpx.Response, tokens: float) -> None:
+    assert SETTLE(response) == tokens
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        httpx.Response(200),
+        httpx.Response(429, json={"error": "slow down"}),
+        httpx.Response(200, text="the usage of words"),
+        httpx.Response(200, content=b'{"usage": {"total_tokens": 21}'),
+        httpx.Response(200, content=b'data: {"usage": \n\n'),
+        answer([{"usage": {"total_tokens": 21}}]),
+        answer({"usage": {}}),
+        answer({"usage": 21}),
+        answer({"usage": {"total_tokens": "21"}}),
+        answer({"usage": {"total_tokens": -1}}),
+        answer({"usage": {"total_tokens": True}}),
+        answer({"usage": {"cost": 0.1}}),
+        httpx.Response(200, content=b'{"usage": {"total_tokens": NaN}}'),
+    ],
+)
+def test_an_answer_that_says_nothing_of_its_usage_leaves_the_estimate(response: httpx.Response) -> None:
+    assert SETTLE(response) is None
+
+
+def test_both_packages_are_read_alike() -> None:
+    other: Any = import_module("httpx2")
+    assert COST(other.Request("POST", URL, json=chat("x" * 40))) == 10
+    assert COST(other.Request("POST", URL, content=unread())) == 0
+    assert SETTLE(other.Response(200, json={"usage": {"total_tokens": 21}})) == 21
+
+
+def test_a_compressed_answer_is_read_decoded() -> None:
+    content = zlib.compress(json.dumps({"usage": {"total_tokens": 21}}).encode())
+    assert SETTLE(httpx.Response(200, headers={"content-encoding": "deflate"}, content=content)) == 21
