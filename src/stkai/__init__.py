@@ -52,7 +52,7 @@ if TYPE_CHECKING:
         TokenBucketRateLimitedHttpClient,
     )
     from ._reference.retrying import Retrying
-    from .transports._adaptive.transport import AimdLimiter
+    from .transports._adaptive.limiter import AimdLimiter
     from .transports._auth.transport import BearerAuth
     from .transports._limit.token_bucket import TokenBucket
     from .transports._retry.transport import RetryPolicy
@@ -80,7 +80,7 @@ _LAZY = {
         "Waited",
     ),
     "_reference.retrying": ("Retrying",),
-    "transports._adaptive.transport": ("AimdLimiter",),
+    "transports._adaptive.limiter": ("AimdLimiter",),
     "transports._auth.transport": ("BearerAuth",),
     "transports._retry.transport": ("RetryPolicy",),
     "transports._limit.token_bucket": ("TokenBucket",),

@@ -11,7 +11,8 @@ from ._credentials.client_credentials import AuthProvider, create_standalone_aut
 from ._errors import ConfigurationError
 from ._log import logger
 from ._options import UNSET, Unset
-from .transports._adaptive.transport import AimdLimiter, adaptive
+from .transports._adaptive.limiter import AimdLimiter
+from .transports._adaptive.transport import adaptive
 from .transports._auth.transport import BearerAuth
 from .transports._auth.transport import auth as auth_layer
 from .transports._base import Layer

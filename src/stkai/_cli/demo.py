@@ -15,7 +15,7 @@ from .._builder import build_client
 from .._clock import SystemClock
 from .._credentials.client_credentials import ClientCredentialsAuthProvider
 from ..testing import QuotaServer
-from ..transports._adaptive.transport import AimdLimiter
+from ..transports._adaptive.limiter import AimdLimiter
 from ..transports._limit.token_bucket import TokenBucket
 from .report import Summary
 

@@ -19,7 +19,8 @@ from .._exchange import check_url
 from .._forks import after_fork
 from .._options import RequestOptions
 from .._standard import Parts
-from ..transports._adaptive.transport import AdaptiveTransport, AimdLimiter
+from ..transports._adaptive.limiter import AimdLimiter
+from ..transports._adaptive.transport import AdaptiveTransport
 from ..transports._auth.transport import AuthTransport, BearerAuth
 from ..transports._base import OPTIONS, LayerTransport
 from ..transports._limit.token_bucket import TokenBucket, TokenBucketTransport

@@ -26,7 +26,7 @@ from stkai._events import Event, RateChanged, Rejected, Waited
 from stkai.testing import FakeClock
 from stkai.transports import Context, adaptive, retry, token_bucket
 from stkai.transports._adaptive.law import HISTORY, Past, PlainLaw, TunedLaw
-from stkai.transports._adaptive.transport import _START as START
+from stkai.transports._adaptive.limiter import _START as START
 from stkai.transports._limit.tickets import Ticket
 
 from ...support.crowd import Waiter, drive
