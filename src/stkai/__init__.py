@@ -1,17 +1,12 @@
 """A resilient pipeline under any httpx client: authentication, rate limiting and retry, each a transport."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ._builder import StackBuilder, build_async_client, build_async_transport, build_client, build_transport
 from ._client import AsyncHttpClient, HttpClient
 from ._clock import Clock, SystemClock
 from ._config.stkai import STKAI
-from ._credentials.client_credentials import (
-    AuthProvider,
-    ClientCredentialsAuthProvider,
-    create_standalone_auth,
-)
+from ._credentials.client_credentials import ClientCredentialsAuthProvider, create_standalone_auth
 from ._errors import (
     AuthenticationError,
     ClientSideRateLimitError,
@@ -25,8 +20,10 @@ from ._errors import (
     TokenAcquisitionTimeoutError,
 )
 from ._exchange import StreamedResponse
+from ._lazy import lazily
 from ._log import Listener, log_events
 from ._options import CallRecord, RequestOptions
+from .transports._auth.provider import AuthProvider, StaticToken
 from .transports._base import Context, Layer
 
 if TYPE_CHECKING:
@@ -53,59 +50,48 @@ if TYPE_CHECKING:
     )
     from ._reference.retrying import Retrying
     from .transports._adaptive.limiter import AimdLimiter
-    from .transports._auth.transport import BearerAuth
+    from .transports._auth.bearer import BearerAuth
+    from .transports._limit.limiter import Limiter
+    from .transports._limit.per_host import PerHost
     from .transports._limit.token_bucket import TokenBucket
-    from .transports._retry.transport import RetryPolicy
+    from .transports._retry.budget import RetryBudget
+    from .transports._retry.policy import RetryPolicy
 
-_LAZY = {
-    "_config.models": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),
-    "_reference.clients": (
-        "AdaptiveRateLimitedHttpClient",
-        "EnvironmentAwareHttpClient",
-        "StandaloneHttpClient",
-        "StkCLIHttpClient",
-        "TokenBucketRateLimitedHttpClient",
-    ),
-    "_events": (
-        "AttemptFinished",
-        "AttemptStarted",
-        "CallFinished",
-        "CallInfo",
-        "CallStarted",
-        "Event",
-        "RateChanged",
-        "Rejected",
-        "RetryScheduled",
-        "TokenRenewed",
-        "Waited",
-    ),
-    "_reference.retrying": ("Retrying",),
-    "transports._adaptive.limiter": ("AimdLimiter",),
-    "transports._auth.transport": ("BearerAuth",),
-    "transports._retry.transport": ("RetryPolicy",),
-    "transports._limit.token_bucket": ("TokenBucket",),
-}
-"""What is imported when it is first asked for, by module: pydantic alone takes longer than all the rest."""
-
-
-_MODULES = ("costs",)
-"""The public modules that a program may use after `import stkai` alone."""
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    for module, names in _LAZY.items():
-        if name in names:
-            value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
-            return value
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "_config.models": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),
+        "_events": (
+            "AttemptFinished",
+            "AttemptStarted",
+            "CallFinished",
+            "CallInfo",
+            "CallStarted",
+            "Event",
+            "RateChanged",
+            "Rejected",
+            "RetryScheduled",
+            "TokenRenewed",
+            "Waited",
+        ),
+        "_reference.clients": (
+            "AdaptiveRateLimitedHttpClient",
+            "EnvironmentAwareHttpClient",
+            "StandaloneHttpClient",
+            "StkCLIHttpClient",
+            "TokenBucketRateLimitedHttpClient",
+        ),
+        "_reference.retrying": ("Retrying",),
+        "transports._adaptive.limiter": ("AimdLimiter",),
+        "transports._auth.bearer": ("BearerAuth",),
+        "transports._limit.limiter": ("Limiter",),
+        "transports._limit.per_host": ("PerHost",),
+        "transports._limit.token_bucket": ("TokenBucket",),
+        "transports._retry.budget": ("RetryBudget",),
+        "transports._retry.policy": ("RetryPolicy",),
+    },
+    submodules=("costs", "testing", "transports"),
+)
 
 __all__ = [
     "STKAI",
@@ -134,12 +120,15 @@ __all__ = [
     "HttpConfig",
     "InvalidArgumentError",
     "Layer",
+    "Limiter",
     "Listener",
     "MaxRetriesExceededError",
+    "PerHost",
     "RateChanged",
     "RateLimitConfig",
     "Rejected",
     "RequestOptions",
+    "RetryBudget",
     "RetryConfig",
     "RetryPolicy",
     "RetryScheduled",
@@ -149,6 +138,7 @@ __all__ = [
     "Settings",
     "StackBuilder",
     "StandaloneHttpClient",
+    "StaticToken",
     "StkCLIHttpClient",
     "StkaiError",
     "StreamedResponse",

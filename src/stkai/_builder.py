@@ -1,31 +1,28 @@
 """Puts layers together: `StackBuilder` holds recipes, outermost first; the `build_*` functions make the usual stacks.
 
-    retry  >  auth  >  adaptive | token_bucket  >  wire
+    retry  >  auth  >  adaptive | token_bucket | limiter  >  wire
 
 Retry is outermost, so that each attempt pays for a permit and carries a fresh token. Auth is outside the limiter:
-permits spent before a slow token refresh would leave together after it, and a re-send after a 401 would not be
-metered.
+permits spent before a slow token refresh would leave together after it, and a resend after a 401 would not be metered.
 """
 
-import math
 from collections.abc import Callable, Iterable
-from copy import copy
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 import httpx
 
+from ._build_options import StackOptions, shows_options
 from ._client import AsyncHttpClient, HttpClient
 from ._clock import Clock
 from ._config.stkai import STKAI
 from ._errors import ConfigurationError
 from ._families import AsyncTransport, AsyncWire, SyncWire, Transport, alike
-from ._log import Listener
-from ._options import UNSET
+from ._log import Listener, listener_of
 from .transports._base import Context, Layer
 
 if TYPE_CHECKING:
     from ._config.models import Settings
-    from ._standard import Auth, Parts, RateLimit, Retry
+    from ._standard import Parts
 
 
 class StackBuilder:
@@ -34,11 +31,12 @@ class StackBuilder:
     Args:
         layers: recipes, from the factories in `stkai.transports` or your own `Layer`.
         clock: where the layers get their time from.
-        listener: called with every event of the stack.
+        listener: a function that is called with every event of the stack, besides the default log; or a list of
+            exactly those that are to be called.
         random: draws numbers in [0, 1).
 
     Raises:
-        ConfigurationError: two layers have one name, or tokens could expire while requests wait for a permit.
+        ConfigurationError: two layers have one name, or something in the list is no layer.
     """
 
     def __init__(
@@ -46,18 +44,17 @@ class StackBuilder:
         layers: Iterable[Layer] = (),
         *,
         clock: Clock | None = None,
-        listener: Listener | None = None,
+        listener: Listener | Iterable[Listener] | None = None,
         random: Callable[[], float] | None = None,
     ) -> None:
-        given: dict[str, Any] = {"clock": clock, "listener": listener, "random": random}
-        self.context = Context(**{name: value for name, value in given.items() if value is not None})
-        self.layers = _checked(layers)
-        self._parts: Parts | None = None
+        self._set(_checked(layers), _context(clock, listener, random), None)
+
+    def _set(self, layers: tuple[Layer, ...], context: Context, parts: "Parts | None") -> Self:
+        self.layers, self.context, self._parts = layers, context, parts
+        return self
 
     def _with(self, *layers: Layer) -> Self:
-        other = copy(self)
-        other.layers = _checked(layers)
-        return other
+        return type(self).__new__(type(self))._set(_checked(layers), self.context, self._parts)
 
     @classmethod
     def standard(
@@ -65,7 +62,7 @@ class StackBuilder:
         settings: "Settings | None" = None,
         *,
         clock: Clock | None = None,
-        listener: Listener | None = None,
+        listener: Listener | Iterable[Listener] | None = None,
         random: Callable[[], float] | None = None,
     ) -> Self:
         """The standard stack as the settings say; by default those of `STKAI.config`.
@@ -75,9 +72,7 @@ class StackBuilder:
         from ._standard import Parts
 
         parts = Parts.choose(settings or STKAI.config, clock=clock)
-        stack = cls(parts.layers, clock=clock, listener=listener, random=random)
-        stack._parts = parts
-        return stack
+        return cls.__new__(cls)._set(_checked(parts.layers), _context(clock, listener, random), parts)
 
     def layer(self, layer: Layer) -> Self:
         """Add a layer inside all others, next to the wire."""
@@ -140,14 +135,18 @@ class StackBuilder:
         return cast(AsyncTransport, transport)
 
     def _make_wire(self) -> httpx.BaseTransport:
+        if self._parts is not None:
+            return self._parts.make_wire()
         from ._wire.by_package import WireByFamily
 
-        return WireByFamily() if self._parts is None else self._parts.make_wire()
+        return WireByFamily()
 
     def _make_async_wire(self) -> httpx.AsyncBaseTransport:
+        if self._parts is not None:
+            return self._parts.make_async_wire()
         from ._wire.by_package import AsyncWireByFamily
 
-        return AsyncWireByFamily() if self._parts is None else self._parts.make_async_wire()
+        return AsyncWireByFamily()
 
     def __str__(self) -> str:
         return " > ".join([*(layer.name for layer in self.layers), "wire"])
@@ -156,16 +155,20 @@ class StackBuilder:
         return f"<StackBuilder {self}>"
 
 
+def _context(clock: Clock | None, listener: object, random: Callable[[], float] | None) -> Context:
+    given: dict[str, Any] = {"clock": clock, "random": random}
+    return Context(
+        listener=listener_of(listener), **{name: value for name, value in given.items() if value is not None}
+    )
+
+
 def _checked(given: Iterable[Layer]) -> tuple[Layer, ...]:
     try:
         layers = tuple(given)
     except TypeError as error:
         msg = f"a stack is made of several layers, such as [stkai.transports.retry()], not of {given!r}"
         raise ConfigurationError(msg) from error
-    from .transports._auth.transport import BearerAuth
-    from .transports._limit.tickets import TicketQueue
-
-    margin, names = math.inf, set[str]()
+    names = set[str]()
     for layer in layers:
         if not isinstance(layer, Layer):
             msg = f"a stack is made of layers, such as stkai.transports.retry(...), not {layer!r}"
@@ -176,14 +179,6 @@ def _checked(given: Iterable[Layer]) -> tuple[Layer, ...]:
             )
             raise ConfigurationError(msg)
         names.add(layer.name)
-        if isinstance(layer.policy, BearerAuth):
-            margin = getattr(layer.policy.provider, "refresh_margin", math.inf)
-        if isinstance(layer.policy, TicketQueue) and (layer.policy.max_wait_time or 0) > margin:
-            msg = (
-                f"tokens are renewed {margin:g} s before they end, but a signed request may wait"
-                f" {layer.policy.max_wait_time:g} s for its permit: raise refresh_margin, or lower max_wait_time"
-            )
-            raise ConfigurationError(msg)
     return layers
 
 
@@ -193,106 +188,41 @@ def _require(transport: object, kind: type, what: str, example: str) -> None:
         raise ConfigurationError(msg)
 
 
-def build_transport(
-    *,
-    auth: "Auth" = "auto",
-    rate_limit: "RateLimit" = UNSET,
-    retry: "Retry" = UNSET,
-    transport: SyncWire | None = None,
-    listener: Listener | None = None,
-    clock: Clock | None = None,
-    random: Callable[[], float] | None = None,
-) -> Transport:
-    """The standard stack as one transport, to put into an `httpx.Client` or `httpx2.Client`, or into its `mounts`.
-
-    Args:
-        auth: a provider, `BearerAuth`, None, or "auto": StackSpot CLI where it is installed and no other wire is
-            given, else the credentials of the settings.
-        rate_limit: "token_bucket" or "adaptive" with the numbers of the settings, a `RateLimitConfig`, a policy object
-            to share, or None. Not given: as the settings say.
-        retry: a policy, or None. Not given: as the settings say.
-        transport: the wire; by default one of the package of each request, httpx or httpx2, that honours proxies, and
-            verification and limits of the settings.
-        listener: called with every event of the stack.
-        clock: where the stack gets its time from.
-        random: draws numbers in [0, 1), for jitter.
-
-    Raises:
-        ConfigurationError: (a ValueError) the settings or the arguments cannot work; the message says what to do.
-    """
-    from ._standard import Parts
-
-    own_wire = transport is not None
-    parts = Parts.choose(
-        STKAI.config, auth=auth, rate_limit=rate_limit, retry=retry, own_wire=own_wire, clock=clock
-    )
-    stack = StackBuilder(parts.layers, clock=clock, listener=listener, random=random)
+@shows_options
+def build_transport(*, transport: SyncWire | None = None, **options: Unpack[StackOptions]) -> Transport:
+    """The standard stack as one transport, to put into an `httpx.Client` or `httpx2.Client`, or into its `mounts`."""
+    stack, parts = _standard(options, own_wire=transport is not None)
     return stack.build(parts.make_wire() if transport is None else transport)
 
 
+@shows_options
 def build_async_transport(
-    *,
-    auth: "Auth" = "auto",
-    rate_limit: "RateLimit" = UNSET,
-    retry: "Retry" = UNSET,
-    transport: AsyncWire | None = None,
-    listener: Listener | None = None,
-    clock: Clock | None = None,
-    random: Callable[[], float] | None = None,
+    *, transport: AsyncWire | None = None, **options: Unpack[StackOptions]
 ) -> AsyncTransport:
-    """Like `build_transport`, for the async clients, on asyncio and trio; StackSpot CLI does not count here."""
-    from ._standard import Parts
-
-    parts = Parts.choose(
-        STKAI.config, auth=auth, rate_limit=rate_limit, retry=retry, own_wire=True, clock=clock
-    )
-    stack = StackBuilder(parts.layers, clock=clock, listener=listener, random=random)
+    """The standard stack for async clients, on asyncio and trio; StackSpot CLI cannot sign for these."""
+    stack, parts = _standard(options, own_wire=True)
     return stack.build_async(parts.make_async_wire() if transport is None else transport)
 
 
-def build_client(
-    *,
-    auth: "Auth" = "auto",
-    rate_limit: "RateLimit" = UNSET,
-    retry: "Retry" = UNSET,
-    transport: SyncWire | None = None,
-    listener: Listener | None = None,
-    clock: Clock | None = None,
-    random: Callable[[], float] | None = None,
-) -> HttpClient:
-    """A client with `get`, `post` and `post_stream` over the standard stack; arguments as for `build_transport`."""
-    return HttpClient(
-        build_transport(
-            auth=auth,
-            rate_limit=rate_limit,
-            retry=retry,
-            transport=transport,
-            listener=listener,
-            clock=clock,
-            random=random,
-        )
-    )
+@shows_options
+def build_client(*, transport: SyncWire | None = None, **options: Unpack[StackOptions]) -> HttpClient:
+    """A client with `get`, `post` and `post_stream` over the standard stack."""
+    return HttpClient(build_transport(transport=transport, **options))
 
 
+@shows_options
 def build_async_client(
-    *,
-    auth: "Auth" = "auto",
-    rate_limit: "RateLimit" = UNSET,
-    retry: "Retry" = UNSET,
-    transport: AsyncWire | None = None,
-    listener: Listener | None = None,
-    clock: Clock | None = None,
-    random: Callable[[], float] | None = None,
+    *, transport: AsyncWire | None = None, **options: Unpack[StackOptions]
 ) -> AsyncHttpClient:
     """An async client with `get`, `post` and `post_stream` over the standard stack, on asyncio and trio."""
-    return AsyncHttpClient(
-        build_async_transport(
-            auth=auth,
-            rate_limit=rate_limit,
-            retry=retry,
-            transport=transport,
-            listener=listener,
-            clock=clock,
-            random=random,
-        )
-    )
+    return AsyncHttpClient(build_async_transport(transport=transport, **options))
+
+
+def _standard(options: StackOptions, *, own_wire: bool) -> "tuple[StackBuilder, Parts]":
+    from ._standard import Parts
+
+    chosen: dict[str, Any] = {**options}
+    listener, random = chosen.pop("listener", None), chosen.pop("random", None)
+    parts = Parts.choose(STKAI.config, own_wire=own_wire, **chosen)
+    clock = options.get("clock")
+    return StackBuilder(parts.layers, clock=clock, listener=listener, random=random), parts

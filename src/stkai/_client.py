@@ -6,22 +6,20 @@ They know no cookies, no redirects and no second auth flow; whoever needs these 
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Final, NoReturn, Self, Unpack
 
 import httpx
 
 from ._errors import ConfigurationError
-from ._exchange import Exchange, StreamedResponse
+from ._exchange import Exchange, StreamedResponse, async_entry, entry
 from ._families import HTTPX, family_of_wire
-from ._options import UNSET, RequestOptions, Unset
-
-if TYPE_CHECKING:
-    from .transports._retry.transport import RetryPolicy
-
-    Retry = RetryPolicy | Unset | None
+from ._options import CallOptions, RequestOptions, options_of
+from .transports._base import AsyncLayerTransport, LayerTransport
 
 Headers = Mapping[str, str] | None
-Seconds = float | Unset | None
+
+_CLOSED: Final = "Cannot send a request, as the client has been closed."
+_REOPENED: Final = "Cannot open a client that has been closed; make a new one."
 
 
 class HttpClient:
@@ -38,6 +36,8 @@ class HttpClient:
     """
 
     _transport: httpx.BaseTransport | None = None
+    _entry: LayerTransport | None = None
+    _closed = False
 
     def __init__(self, transport: httpx.BaseTransport | None = None) -> None:
         brings_its_own_verbs = type(self).post is not HttpClient.post
@@ -60,14 +60,7 @@ class HttpClient:
         return self._transport
 
     def get(
-        self,
-        url: str,
-        headers: Headers = None,
-        timeout: float = 30,
-        *,
-        retry: "Retry" = UNSET,
-        deadline: Seconds = UNSET,
-        max_wait_time: Seconds = UNSET,
+        self, url: str, headers: Headers = None, timeout: float = 30, **options: Unpack[CallOptions]
     ) -> httpx.Response:
         """Send a GET request and read the answer.
 
@@ -77,16 +70,18 @@ class HttpClient:
             timeout: seconds that connecting, writing and each read may take.
             retry: a policy for this call, or None to send it once.
             deadline: seconds that the whole call may take.
-            max_wait_time: seconds that each attempt may wait for a permit.
+            max_wait_time: seconds that the call may wait for permits; None waits as long as it takes.
+            cost: units that the call takes from a limiter with `max_cost`.
+            priority: "normal", or "low" to go when nobody else waits.
 
         Raises:
             InvalidArgumentError: (a ValueError and AssertionError) a bad URL, timeout or option.
+            RuntimeError: the client has been closed.
             httpx.TransportError: the request failed; of stkai's own there are AuthenticationError,
                 TokenAcquisitionTimeoutError, ServerSideRateLimitError (a 429 under the adaptive limiter, after retry)
                 and DeadlineExceededError.
         """
-        options = RequestOptions(retry=retry, deadline=deadline, max_wait_time=max_wait_time)
-        return self._send("GET", url, None, headers, timeout, options)
+        return self._send("GET", url, None, headers, timeout, options_of("get", options))
 
     def post(
         self,
@@ -94,14 +89,10 @@ class HttpClient:
         data: Any = None,
         headers: Headers = None,
         timeout: float = 30,
-        *,
-        retry: "Retry" = UNSET,
-        deadline: Seconds = UNSET,
-        max_wait_time: Seconds = UNSET,
+        **options: Unpack[CallOptions],
     ) -> httpx.Response:
         """Send a POST request with `data` as its JSON body, and read the answer; the rest is as for `get`."""
-        options = RequestOptions(retry=retry, deadline=deadline, max_wait_time=max_wait_time)
-        return self._send("POST", url, data, headers, timeout, options)
+        return self._send("POST", url, data, headers, timeout, options_of("post", options))
 
     def post_stream(
         self,
@@ -109,10 +100,7 @@ class HttpClient:
         data: Any = None,
         headers: Headers = None,
         timeout: float = 30,
-        *,
-        retry: "Retry" = UNSET,
-        deadline: Seconds = UNSET,
-        max_wait_time: Seconds = UNSET,
+        **options: Unpack[CallOptions],
     ) -> StreamedResponse:
         """Like `post`, but the body arrives while you iterate over the response.
 
@@ -122,36 +110,35 @@ class HttpClient:
         Raises:
             NotImplementedError: a subclass that brings its own verbs, and does not stream.
         """
-        options = RequestOptions(retry=retry, deadline=deadline, max_wait_time=max_wait_time)
-        transport = self.transport
-        exchange = Exchange(transport, "POST", url, data, headers, timeout, options, buffered=False)
-        with exchange:
-            response = exchange.stream(exchange.send(transport))
-            if not exchange.is_refused(response):
-                return response
-            with response:
-                response.read()
-        raise exchange.refusal(response)
+        layer = self._open_entry()
+        given = options_of("post_stream", options)
+        exchange = Exchange(layer, "POST", url, data, headers, timeout, given, buffered=False)
+        return exchange.stream(layer.carry_out(exchange.call, exchange.flow))
 
     def _send(
         self, method: str, url: str, data: Any, headers: Headers, timeout: float, options: RequestOptions
     ) -> httpx.Response:
-        transport = self.transport
-        exchange = Exchange(transport, method, url, data, headers, timeout, options, buffered=True)
-        with exchange:
-            response = exchange.send(transport)
-            try:
-                response.read()
-            finally:
-                response.close()
-        return exchange.finish(response)
+        layer = self._open_entry()
+        exchange = Exchange(layer, method, url, data, headers, timeout, options, buffered=True)
+        return exchange.finish(layer.carry_out(exchange.call, exchange.flow))
+
+    def _open_entry(self) -> LayerTransport:
+        if self._closed:
+            raise RuntimeError(_CLOSED)
+        if self._entry is None:
+            self._entry = entry(self.transport)
+        return self._entry
 
     def close(self) -> None:
-        """Close the transport, and with it all connections."""
-        if self._transport is not None:
-            self._transport.close()
+        """Close the transport, and with it all connections. Closing twice does no harm."""
+        if not self._closed:
+            self._closed = True
+            if self._transport is not None:
+                self._transport.close()
 
     def __enter__(self) -> Self:
+        if self._closed:
+            raise RuntimeError(_REOPENED)
         if self._transport is not None:
             self._transport.__enter__()
         return self
@@ -162,8 +149,18 @@ class HttpClient:
         exc_value: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
-        if self._transport is not None:
-            self._transport.__exit__(exc_type, exc_value, traceback)
+        if not self._closed:
+            self._closed = True
+            if self._transport is not None:
+                self._transport.__exit__(exc_type, exc_value, traceback)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise _no_attribute(self, name, httpx.Client, "build_transport")
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} {'closed' if self._closed else self._transport or 'without transport'}>"
+        )
 
 
 class AsyncHttpClient:
@@ -176,6 +173,8 @@ class AsyncHttpClient:
         ConfigurationError: the transport is not an async one.
     """
 
+    _closed = False
+
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
         if not isinstance(transport, httpx.AsyncBaseTransport) or family_of_wire(transport) not in {
             None,
@@ -187,6 +186,7 @@ class AsyncHttpClient:
             )
             raise ConfigurationError(msg)
         self._transport = transport
+        self._entry = async_entry(transport)
 
     @property
     def transport(self) -> httpx.AsyncBaseTransport:
@@ -194,18 +194,10 @@ class AsyncHttpClient:
         return self._transport
 
     async def get(
-        self,
-        url: str,
-        headers: Headers = None,
-        timeout: float = 30,
-        *,
-        retry: "Retry" = UNSET,
-        deadline: Seconds = UNSET,
-        max_wait_time: Seconds = UNSET,
+        self, url: str, headers: Headers = None, timeout: float = 30, **options: Unpack[CallOptions]
     ) -> httpx.Response:
         """Send a GET request and read the answer; as `HttpClient.get`."""
-        options = RequestOptions(retry=retry, deadline=deadline, max_wait_time=max_wait_time)
-        return await self._send("GET", url, None, headers, timeout, options)
+        return await self._send("GET", url, None, headers, timeout, options_of("get", options))
 
     async def post(
         self,
@@ -213,14 +205,10 @@ class AsyncHttpClient:
         data: Any = None,
         headers: Headers = None,
         timeout: float = 30,
-        *,
-        retry: "Retry" = UNSET,
-        deadline: Seconds = UNSET,
-        max_wait_time: Seconds = UNSET,
+        **options: Unpack[CallOptions],
     ) -> httpx.Response:
         """Send a POST request with `data` as its JSON body, and read the answer; as `HttpClient.post`."""
-        options = RequestOptions(retry=retry, deadline=deadline, max_wait_time=max_wait_time)
-        return await self._send("POST", url, data, headers, timeout, options)
+        return await self._send("POST", url, data, headers, timeout, options_of("post", options))
 
     async def post_stream(
         self,
@@ -228,43 +216,39 @@ class AsyncHttpClient:
         data: Any = None,
         headers: Headers = None,
         timeout: float = 30,
-        *,
-        retry: "Retry" = UNSET,
-        deadline: Seconds = UNSET,
-        max_wait_time: Seconds = UNSET,
+        **options: Unpack[CallOptions],
     ) -> StreamedResponse:
         """Like `post`, but the body arrives while you iterate; as `HttpClient.post_stream`, with `async with`."""
-        options = RequestOptions(retry=retry, deadline=deadline, max_wait_time=max_wait_time)
-        exchange = Exchange(self._transport, "POST", url, data, headers, timeout, options, buffered=False)
-        with exchange:
-            response = exchange.stream(await exchange.asend(self._transport))
-            if not exchange.is_refused(response):
-                return response
-            async with response:
-                await response.aread()
-        raise exchange.refusal(response)
+        layer = self._open_entry()
+        given = options_of("post_stream", options)
+        exchange = Exchange(layer, "POST", url, data, headers, timeout, given, buffered=False)
+        return exchange.stream(await layer.carry_out(exchange.call, exchange.flow))
 
     async def _send(
         self, method: str, url: str, data: Any, headers: Headers, timeout: float, options: RequestOptions
     ) -> httpx.Response:
-        exchange = Exchange(self._transport, method, url, data, headers, timeout, options, buffered=True)
-        with exchange:
-            response = await exchange.asend(self._transport)
-            try:
-                await response.aread()
-            finally:
-                await response.aclose()
-        return exchange.finish(response)
+        layer = self._open_entry()
+        exchange = Exchange(layer, method, url, data, headers, timeout, options, buffered=True)
+        return exchange.finish(await layer.carry_out(exchange.call, exchange.flow))
+
+    def _open_entry(self) -> AsyncLayerTransport:
+        if self._closed:
+            raise RuntimeError(_CLOSED)
+        return self._entry
 
     async def aclose(self) -> None:
-        """Close the transport, and with it all connections."""
-        await self._transport.aclose()
+        """Close the transport, and with it all connections. Closing twice does no harm."""
+        if not self._closed:
+            self._closed = True
+            await self._transport.aclose()
 
     async def close(self) -> None:
         """The same as `aclose`."""
         await self.aclose()
 
     async def __aenter__(self) -> Self:
+        if self._closed:
+            raise RuntimeError(_REOPENED)
         await self._transport.__aenter__()
         return self
 
@@ -274,4 +258,24 @@ class AsyncHttpClient:
         exc_value: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
-        await self._transport.__aexit__(exc_type, exc_value, traceback)
+        if not self._closed:
+            self._closed = True
+            await self._transport.__aexit__(exc_type, exc_value, traceback)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise _no_attribute(self, name, httpx.AsyncClient, "build_async_transport")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {'closed' if self._closed else self._transport}>"
+
+
+def _no_attribute(client: object, name: str, wanted: type, builder: str) -> AttributeError:
+    """Where an httpx client would have the attribute, say how to get one over the same stack."""
+    kind = type(client).__name__
+    msg = f"{kind!r} object has no attribute {name!r}"
+    if hasattr(wanted, name) or name in {"timeout", "headers"}:
+        msg += (
+            f"; {kind} has only get, post and post_stream. Where an httpx.{wanted.__name__} is needed, put the stack into"
+            f" one: httpx.{wanted.__name__}(transport=stkai.{builder}())"
+        )
+    return AttributeError(msg, name=name, obj=client)

@@ -11,10 +11,13 @@ import httpx
 
 from ._clock import Clock
 from ._errors import InvalidArgumentError, ServerSideRateLimitError
-from ._options import RequestOptions
-from .transports._base import CALL, AsyncLayerTransport, Call, Context, LayerTransport
+from ._log import Listeners
+from ._options import NO_OPTIONS, RequestOptions
+from .transports._base import AsyncLayerTransport, Context, LayerBase, LayerTransport
+from .transports._call import OPTIONS, PACED, Attempt, Call
+from .transports._operations import Close, Flow, Read
 
-_NO_CONTEXT: Final = Context()
+_SILENT: Final = Context(listener=Listeners(()))
 _JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
@@ -61,17 +64,18 @@ class StreamedResponse(httpx.Response):
 
 
 class Exchange:
-    """One request under way; send it in a `with` block, which names it in errors.
+    """One request under way: checked, made complete, and carried out by a flow that ends with what the caller wants.
 
     Attributes:
         request: what is sent, and what `response.request` will be.
+        call: the call that it makes.
     """
 
-    __slots__ = ("_call", "_clock", "request")
+    __slots__ = ("_clock", "_layer", "call", "request")
 
     def __init__(
         self,
-        transport: object,
+        layer: LayerBase,
         method: str,
         url: str,
         data: Any,
@@ -81,75 +85,79 @@ class Exchange:
         *,
         buffered: bool,
     ) -> None:
-        context = getattr(transport, "context", None)
+        self._layer = layer
         # That of the stack's outermost layer, so that all read one clock.
-        self._clock = (context if isinstance(context, Context) else _NO_CONTEXT).clock
+        self._clock = layer.context.clock
         target = check_url(url)
-        extensions = {"timeout": check_timeout(timeout)}
-        self._call = Call(options, extensions, self._clock.monotonic(), buffered=buffered)
+        extensions: dict[str, Any] = {"timeout": check_timeout(timeout)}
+        if options is not NO_OPTIONS:
+            extensions[OPTIONS] = options
         content = _encode(data)
         self.request = httpx.Request(
             method,
             target,
             headers=_headers(method, target, headers, content),
             stream=httpx.ByteStream(content or b""),
-            extensions={**extensions, CALL: self._call},
+            extensions=extensions,
         )
         self.request.read()
+        self.call = Call.start(self.request, self._clock.monotonic(), buffered=buffered)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # The call ends here, while the request lives on in the response and may be sent anew.
-        del self.request.extensions[CALL]
-        if isinstance(error, httpx.RequestError):
-            error.request = self.request
-
-    def send(self, transport: httpx.BaseTransport) -> httpx.Response:
-        """Send it through a stack, which keeps the deadline itself, or to a bare wire."""
-        if self._call.deadline is None or isinstance(transport, LayerTransport):
-            return transport.handle_request(self.request)
-        from .transports._in_time import send_in_time
-
-        return send_in_time(transport, self.request, self._call, self._clock)
-
-    async def asend(self, transport: httpx.AsyncBaseTransport) -> httpx.Response:
-        """The same for an async one."""
-        if self._call.deadline is None or isinstance(transport, AsyncLayerTransport):
-            return await transport.handle_async_request(self.request)
-        from .transports._in_time import asend_in_time
-
-        return await asend_in_time(transport, self.request, self._call, self._clock)
-
-    def finish(self, response: httpx.Response) -> httpx.Response:
-        """The response, which has been read, with all that belongs to it.
+    def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
+        """Through the stack; the body is read where the caller wants the whole of it, or nobody tries again.
 
         Raises:
-            ServerSideRateLimitError: it is a 429 that the adaptive limiter has seen.
+            ServerSideRateLimitError: it is a 429 that a limiter has seen.
         """
-        now = self._clock.monotonic()
-        self._call.finish(response, now)
-        response.request = self.request
-        response.elapsed = timedelta(seconds=now - self._call.started)
-        if self.is_refused(response):
-            raise self.refusal(response)
+        response = yield from self._layer.flow(request, attempt)
+        refused = response.status_code == httpx.codes.TOO_MANY_REQUESTS and PACED in response.extensions
+        try:
+            if attempt.call.buffered or refused:
+                yield Read(response)
+                response.read()  # Where a deadline was kept, it was fetched as it travelled.
+            response.request = self.request
+            if refused:
+                attempt.finish(response, self._clock.monotonic())
+                raise ServerSideRateLimitError(response, request=self.request)
+        except BaseException:
+            yield Close(response)
+            raise
+        return response
+
+    def finish(self, response: httpx.Response) -> httpx.Response:
+        """The response, which has been read, with all that belongs to it."""
+        response.elapsed = timedelta(seconds=self._clock.monotonic() - self.call.started)
         return response
 
     def stream(self, response: httpx.Response) -> StreamedResponse:
         """The response, not read yet, with all that belongs to it."""
-        streamed = StreamedResponse.of(response, self._clock, self._call.started)
-        streamed.request = self.request
-        self._call.finish(streamed, self._clock.monotonic())
-        return streamed
+        return StreamedResponse.of(response, self._clock, self.call.started)
 
-    def is_refused(self, response: httpx.Response) -> bool:
-        """Whether the adaptive limiter has seen a 429, and nobody tried again."""
-        return self._call.paced and response.status_code == httpx.codes.TOO_MANY_REQUESTS
 
-    def refusal(self, response: httpx.Response) -> ServerSideRateLimitError:
-        """What to raise for it; the response must have been read."""
-        return ServerSideRateLimitError(response, request=self.request)
+def entry(transport: httpx.BaseTransport) -> LayerTransport:
+    """The layer by which calls enter a transport: its outermost, or one around it that does nothing."""
+    if (
+        isinstance(transport, LayerTransport)
+        and type(transport).handle_request is LayerTransport.handle_request
+    ):
+        return transport
+    return LayerTransport(transport, context=_context_of(transport), name="client")
+
+
+def async_entry(transport: httpx.AsyncBaseTransport) -> AsyncLayerTransport:
+    """The same for an async transport."""
+    if (
+        isinstance(transport, AsyncLayerTransport)
+        and type(transport).handle_async_request is AsyncLayerTransport.handle_async_request
+    ):
+        return transport
+    return AsyncLayerTransport(transport, context=_context_of(transport), name="client")
+
+
+def _context_of(transport: object) -> Context | None:
+    context = getattr(transport, "context", None)
+    # A bare transport has nobody who listens.
+    return context if isinstance(context, Context) else _SILENT
 
 
 def check_url(url: str) -> httpx.URL:

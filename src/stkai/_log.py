@@ -3,15 +3,14 @@
 import logging
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ._clock import SystemClock
+from ._errors import ConfigurationError
+from ._events import Event
 from ._forks import after_fork
 
-if TYPE_CHECKING:
-    from ._events import Event
-
-Listener = Callable[["Event"], None]
+Listener = Callable[[Event], None]
 """A plain function that is called with every event of a stack, in the thread or task in which it happened."""
 
 logger = logging.getLogger("stkai")
@@ -61,7 +60,7 @@ class _Refusals:
 _refusals: Final = _Refusals()
 
 
-def log_events(event: "Event") -> None:
+def log_events(event: Event) -> None:
     """Write an event to the logger `stkai`: the default listener.
 
     A call gives one line at INFO when it ends, and one for each retry, each change of the rate and each wait of more
@@ -84,4 +83,38 @@ def log_events(event: "Event") -> None:
     logger.log(level, "%s", event)
 
 
-log_event = log_events  # The name that `transports._base` imports.
+def reads(level: int) -> bool:
+    """Whether the default log writes lines of this level."""
+    return logger.isEnabledFor(level)
+
+
+def listener_of(given: object) -> Listener:
+    """The one function that tells everybody: the default log and `given`, or exactly those that a list names.
+
+    Raises:
+        ConfigurationError: it is neither a function nor a list or tuple of functions.
+    """
+    if given is None:
+        return log_events
+    several = [log_events, given] if callable(given) else given
+    if not isinstance(several, list | tuple) or not all(callable(each) for each in several):
+        msg = f"listener must be a function that takes an event, or a list of such functions, not {given!r}"
+        raise ConfigurationError(msg)
+    if len(several) == 1:
+        only: Listener = several[0]
+        return only
+    return Listeners(tuple(several))
+
+
+class Listeners:
+    """Several listeners as one: whatever one of them raises, the others hear the event."""
+
+    def __init__(self, each: tuple[Listener, ...]) -> None:
+        self.each = each
+
+    def __call__(self, event: Event) -> None:
+        for listener in self.each:
+            try:
+                listener(event)
+            except Exception:
+                logger.exception("the listener failed on %s", event)

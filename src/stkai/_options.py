@@ -3,12 +3,10 @@
 import math
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal, TypedDict
 
 from ._errors import InvalidArgumentError
-
-if TYPE_CHECKING:
-    from .transports._retry.transport import RetryPolicy
+from .transports._retry.policy import RetryPolicy
 
 
 class _Unset(Enum):
@@ -24,6 +22,9 @@ UNSET: Final = _Unset.UNSET
 Unset = Literal[_Unset.UNSET]
 
 
+Priority = Literal["normal", "low"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RequestOptions:
     """Options of one request; pass them as `extensions={"stkai": RequestOptions(...)}` on any httpx client.
@@ -32,13 +33,21 @@ class RequestOptions:
 
     Attributes:
         retry: the retry policy of this call; None sends it once.
-        deadline: seconds that the whole call may take, with all attempts, waits and token fetches.
-        max_wait_time: seconds that each attempt may wait for a permit; None waits as long as it takes.
+        deadline: seconds that the whole call may take, with all attempts, waits, redirects and token fetches.
+        max_wait_time: seconds that the call may wait for permits, all attempts together; None waits as long as it
+            takes.
+        cost: units that the call takes from a limiter with `max_cost`; by default what the stack's `cost` says, or 1.
+        priority: "low" goes when no normal request waits, and gets at least one permit in eleven.
+
+    Raises:
+        InvalidArgumentError: a value is out of its range.
     """
 
-    retry: "RetryPolicy | Unset | None" = UNSET
+    retry: RetryPolicy | Unset | None = UNSET
     deadline: float | Unset | None = UNSET
     max_wait_time: float | Unset | None = UNSET
+    cost: float | Unset | None = UNSET
+    priority: Priority = "normal"
 
     def __post_init__(self) -> None:
         for name in ("deadline", "max_wait_time"):
@@ -48,12 +57,57 @@ class RequestOptions:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 msg = f"{name} must be a positive number of seconds, or None for no limit, not {value!r}"
                 raise InvalidArgumentError(msg)
-        if self.retry is not UNSET and self.retry is not None:
-            from .transports._retry.transport import RetryPolicy
+        if self.retry is not UNSET and self.retry is not None and not isinstance(self.retry, RetryPolicy):
+            msg = f"retry must be a stkai.RetryPolicy, or None to send once, not {self.retry!r}"
+            raise InvalidArgumentError(msg)
+        if self.cost is not UNSET and self.cost is not None:
+            check_cost(self.cost)
+        if self.priority not in {"normal", "low"}:
+            msg = f"priority must be 'normal' or 'low', not {self.priority!r}"
+            raise InvalidArgumentError(msg)
 
-            if not isinstance(self.retry, RetryPolicy):
-                msg = f"retry must be a stkai.RetryPolicy, or None to send once, not {self.retry!r}"
-                raise InvalidArgumentError(msg)
+
+def check_cost(cost: object) -> float:
+    """The cost, if it is a finite number from 0 up.
+
+    Raises:
+        InvalidArgumentError: it is not.
+    """
+    if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 <= cost < math.inf:
+        msg = f"cost must be a finite number of at least 0, not {cost!r}"
+        raise InvalidArgumentError(msg)
+    return float(cost)
+
+
+NO_OPTIONS: Final = RequestOptions()
+"""Those of a call that sets none."""
+
+
+class CallOptions(TypedDict, total=False):
+    """The fields of `RequestOptions` as keywords of the clients' methods."""
+
+    retry: RetryPolicy | Unset | None
+    deadline: float | Unset | None
+    max_wait_time: float | Unset | None
+    cost: float | Unset | None
+    priority: Priority
+
+
+def options_of(verb: str, given: CallOptions) -> RequestOptions:
+    """The options of one call.
+
+    Raises:
+        TypeError: there is no such option.
+        InvalidArgumentError: a value is out of its range.
+    """
+    if not given:
+        return NO_OPTIONS
+    for name in given:
+        if name not in CallOptions.__annotations__:
+            hint = "; pass the body as data=..." if name in {"json", "content", "files"} else ""
+            hint = hint or ("; put it into the URL" if name == "params" else "")
+            raise TypeError(f"{verb}() got an unexpected keyword argument {name!r}{hint}")
+    return RequestOptions(**given)
 
 
 @dataclass(slots=True)

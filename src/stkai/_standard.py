@@ -1,36 +1,34 @@
 """What the standard stack is made of: from arguments and settings to layers and a wire, and why."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import httpx
 
 from ._clock import Clock
-from ._credentials.client_credentials import AuthProvider, create_standalone_auth
+from ._config.models import RateLimitConfig, Settings
+from ._credentials.client_credentials import create_standalone_auth
 from ._errors import ConfigurationError
 from ._log import logger
 from ._options import UNSET, Unset
+from ._wire.by_package import AsyncWireByFamily, WireByFamily
 from .transports._adaptive.limiter import AimdLimiter
-from .transports._adaptive.transport import adaptive
-from .transports._auth.transport import BearerAuth
-from .transports._auth.transport import auth as auth_layer
+from .transports._auth.bearer import BearerAuth
+from .transports._auth.flow import auth as auth_layer
+from .transports._auth.provider import AuthProvider
 from .transports._base import Layer
-from .transports._limit.token_bucket import TokenBucket, token_bucket
-from .transports._retry.transport import RetryPolicy
-from .transports._retry.transport import retry as retry_layer
+from .transports._limit import flow as limit
+from .transports._limit.flow import Cost, Settle
+from .transports._limit.limiter import Limiter
+from .transports._limit.per_host import PerHost
+from .transports._limit.token_bucket import TokenBucket
+from .transports._retry.flow import retry as retry_layer
+from .transports._retry.policy import RetryPolicy
 from .transports._stk_cli import StkCLITransport, cli_is_available
 
-if TYPE_CHECKING:
-    from ._config.models import RateLimitConfig, Settings
-
-    Auth = AuthProvider | BearerAuth | Literal["auto"] | None
-    RateLimit = (
-        Literal["token_bucket", "adaptive"] | RateLimitConfig | TokenBucket | AimdLimiter | Unset | None
-    )
-    Retry = RetryPolicy | Unset | None
-
-Limiter = TokenBucket | AimdLimiter
+Auth = AuthProvider | BearerAuth | Literal["auto"] | None
+RateLimit = Literal["token_bucket", "adaptive"] | RateLimitConfig | Limiter | PerHost | Unset | None
+Retry = RetryPolicy | Unset | None
 
 CLI_CANNOT = (
     "StackSpot CLI signs only what it sends itself, synchronously: an async client, and a wire of your own, need"
@@ -42,7 +40,7 @@ NO_AUTHENTICATION = """no authentication is configured. One of these helps:
   - set STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET in the environment
   - call STKAI.configure(auth={"client_id": ..., "client_secret": ...})
   - install StackSpot CLI and run: stk login
-  - pass auth=provider, or auth=None for an API that needs no token"""
+  - pass auth=provider, such as StaticToken(token), or auth=None for an API that needs no token"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ class AuthChoice:
     why: str
 
     @classmethod
-    def automatic(cls, settings: "Settings", *, own_wire: bool) -> Self:
+    def automatic(cls, settings: Settings, *, own_wire: bool) -> Self:
         """StackSpot CLI first, unless the wire is to be another one; then the credentials of the settings."""
         credentials = settings.auth.has_credentials()
         if not own_wire and cli_is_available():
@@ -68,18 +66,20 @@ class AuthChoice:
 class Parts:
     """The layers of a standard stack, outermost first, and how its wire is made where the caller brings none."""
 
-    layers: list[Layer]
-    settings: "Settings"
+    layers: tuple[Layer, ...]
+    settings: Settings
     by_cli: bool
 
     @classmethod
     def choose(
         cls,
-        settings: "Settings",
+        settings: Settings,
         *,
-        auth: "Auth" = "auto",
-        rate_limit: "RateLimit" = UNSET,
-        retry: "Retry" = UNSET,
+        auth: Auth = "auto",
+        rate_limit: RateLimit = UNSET,
+        retry: Retry = UNSET,
+        cost: Cost | None = None,
+        settle: Settle | None = None,
         own_wire: bool = False,
         clock: Clock | None = None,
     ) -> Self:
@@ -89,23 +89,20 @@ class Parts:
             own_wire: the stack will stand on a wire that is not StackSpot CLI.
 
         Raises:
-            ConfigurationError: an argument is none of what it may be, or there is nothing to authenticate with.
+            ConfigurationError: an argument has an unsupported value, or there is nothing to authenticate with.
         """
         policy = _retry_policy(retry, settings)
         limiter = _limiter(rate_limit, settings)
-        bearer, by_cli = _bearer(auth, settings, limiter, clock, own_wire=own_wire)
+        bearer, by_cli = _bearer(auth, settings, clock, own_wire=own_wire)
         layers = [
             None if policy is None else retry_layer(policy),
             None if bearer is None else auth_layer(bearer),
-            adaptive(limiter) if isinstance(limiter, AimdLimiter) else None,
-            token_bucket(limiter) if isinstance(limiter, TokenBucket) else None,
+            None if limiter is None else limit_layer(limiter, cost=cost, settle=settle),
         ]
-        return cls([layer for layer in layers if layer is not None], settings, by_cli)
+        return cls(tuple(layer for layer in layers if layer is not None), settings, by_cli)
 
     def make_wire(self) -> httpx.BaseTransport:
         """A sync wire: StackSpot CLI, if that signs, or the default one."""
-        from ._wire.by_package import WireByFamily
-
         return StkCLITransport() if self.by_cli else WireByFamily(self.settings.http)
 
     def make_async_wire(self) -> httpx.AsyncBaseTransport:
@@ -114,13 +111,11 @@ class Parts:
         Raises:
             ConfigurationError: StackSpot CLI was to sign.
         """
-        from ._wire.by_package import AsyncWireByFamily
-
         if self.by_cli:
             raise ConfigurationError(CLI_CANNOT)
         return AsyncWireByFamily(self.settings.http)
 
-    def check_signed(self, wire: object, layers: Iterable[Layer]) -> None:
+    def check_signed(self, wire: object, layers: tuple[Layer, ...]) -> None:
         """Refuse a wire that does not sign, where there is no layer that would.
 
         Raises:
@@ -131,7 +126,29 @@ class Parts:
             raise ConfigurationError(CLI_CANNOT)
 
 
-def _retry_policy(given: "Retry", settings: "Settings") -> RetryPolicy | None:
+def limit_layer(
+    limiter: Limiter | PerHost, *, cost: Cost | None = None, settle: Settle | None = None
+) -> Layer:
+    """The layer of a limiter, by the name under which it is known."""
+    factory = limit.limiter
+    if isinstance(limiter, TokenBucket):
+        factory = limit.token_bucket
+    elif isinstance(limiter, AimdLimiter):
+        factory = limit.adaptive
+    return factory(limiter, cost=cost, settle=settle)
+
+
+def limiter_from(config: RateLimitConfig) -> Limiter:
+    """A new limiter with the numbers of a config."""
+    options: dict[str, Any] = {"max_wait_time": config.max_wait_time}
+    if config.strategy == "adaptive":
+        for name in ("min_rate_floor", "penalty_factor", "recovery_factor"):
+            options[name] = getattr(config, name)
+    kind = AimdLimiter if config.strategy == "adaptive" else TokenBucket
+    return kind(config.max_requests or 100, config.time_window or 60.0, **options)
+
+
+def _retry_policy(given: Retry, settings: Settings) -> RetryPolicy | None:
     if given is UNSET:
         config = settings.retry
         return RetryPolicy(**config.model_dump(exclude={"enabled"})) if config.enabled else None
@@ -141,33 +158,26 @@ def _retry_policy(given: "Retry", settings: "Settings") -> RetryPolicy | None:
     return given
 
 
-def _limiter(given: "RateLimit", settings: "Settings") -> Limiter | None:
-    if given is None or isinstance(given, Limiter):
-        return given
+def _limiter(given: RateLimit, settings: Settings) -> Limiter | PerHost | None:
+    if given is None:
+        return None
     if given is UNSET:
         return limiter_from(settings.rate_limit) if settings.rate_limit.enabled else None
-    from ._config.models import RateLimitConfig
-
     if isinstance(given, RateLimitConfig):
         return limiter_from(given)
     if given in ("token_bucket", "adaptive"):
         return limiter_from(settings.rate_limit.model_copy(update={"strategy": given}))
-    msg = f"rate_limit must be 'token_bucket', 'adaptive', a RateLimitConfig, a policy object or None, not {given!r}"
+    if not isinstance(given, type) and isinstance(given, Limiter | PerHost):
+        return given
+    msg = (
+        "rate_limit must be 'token_bucket', 'adaptive', a RateLimitConfig, a limiter (TokenBucket, AimdLimiter, PerHost or"
+        f" a stkai.Limiter of your own) or None, not {given!r}"
+    )
     raise ConfigurationError(msg)
 
 
-def limiter_from(config: "RateLimitConfig") -> Limiter:
-    """A new limiter with the numbers of a config."""
-    options: dict[str, Any] = {"max_wait_time": config.max_wait_time}
-    if config.strategy == "adaptive":
-        for name in ("min_rate_floor", "penalty_factor", "recovery_factor"):
-            options[name] = getattr(config, name)
-    kind = AimdLimiter if config.strategy == "adaptive" else TokenBucket
-    return kind(config.max_requests, config.time_window, **options)
-
-
 def _bearer(
-    given: "Auth", settings: "Settings", limiter: Limiter | None, clock: Clock | None, *, own_wire: bool
+    given: Auth, settings: Settings, clock: Clock | None, *, own_wire: bool
 ) -> tuple[BearerAuth | None, bool]:
     """What signs the requests, and whether StackSpot CLI does instead."""
     if given is None:
@@ -181,12 +191,8 @@ def _bearer(
         if settings.auth.has_credentials():
             logger.warning("%s", choice.why)
         return None, True
-    provider = create_standalone_auth(settings.auth, http=settings.http, clock=clock)
-    if limiter is not None and limiter.max_wait_time is not None:
-        # A token must outlive the wait for a permit that follows it.
-        provider.refresh_margin = max(provider.refresh_margin, limiter.max_wait_time)
-    return _scoped(provider, settings), False
+    return _scoped(create_standalone_auth(settings.auth, http=settings.http, clock=clock), settings), False
 
 
-def _scoped(provider: AuthProvider, settings: "Settings") -> BearerAuth:
+def _scoped(provider: AuthProvider, settings: Settings) -> BearerAuth:
     return BearerAuth(provider, settings.auth.origins, allow_http=settings.auth.allow_http)

@@ -1,5 +1,6 @@
-"""What is said of settings: values as text, with secrets masked, and errors that say what is allowed."""
+"""The words about settings: values as text, with secrets masked, and errors that say what is allowed."""
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,20 +11,22 @@ if TYPE_CHECKING:
 
 MASK = "********"
 SECRETS = frozenset({"client_secret"})
-_SCHEMES = frozenset({"http", "https", "socks5", "socks5h"})
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,15}")
 
 
 def masked(text: str) -> str:
-    """The text without the user and password that a URL may hold."""
+    """The text without the user name and password that a URL may contain."""
     credentials, at, rest = text.rpartition("@")
     if not at:
         return text
-    scheme, _, _ = credentials.partition("://")
-    return f"{scheme}://{MASK}@{rest}" if scheme in _SCHEMES else f"{MASK}@{rest}"
+    scheme, separator, _ = credentials.partition("://")
+    if separator and _SCHEME.fullmatch(scheme):
+        return f"{scheme}://{MASK}@{rest}"
+    return f"{MASK}@{rest}"
 
 
 def as_text(field: str, value: Any) -> str:
-    """A valid value as a variable would hold it; of a secret, only that there is one."""
+    """A valid value as a variable would hold it; a secret is masked."""
     if value is None:
         return "none"
     if field in SECRETS:
@@ -36,7 +39,7 @@ def as_text(field: str, value: Any) -> str:
 
 
 def as_given(value: Any) -> str:
-    """A rejected value as it was given; of what may hold anything, only what it is."""
+    """A rejected value as it was given; only the type of what may contain anything."""
     if isinstance(value, str):
         return repr(masked(value))
     if isinstance(value, (list, tuple)):
@@ -45,10 +48,12 @@ def as_given(value: Any) -> str:
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that was probably meant, if there is one."""
+    """The known word that was probably meant, in whatever case, if there is one."""
     from difflib import get_close_matches  # only errors need it
 
-    return next(iter(get_close_matches(word.lower(), list(known), n=1)), None)
+    words = {each.lower(): each for each in known}
+    matches = get_close_matches(word.lower(), sorted(words), n=1, cutoff=0.65)
+    return words[matches[0]] if matches else None
 
 
 def not_a_setting(name: str, word: str, known: Collection[str]) -> str:
@@ -65,7 +70,7 @@ def problems(
     error: "ValidationError",
     name: Callable[[str], str],
 ) -> list[str]:
-    """What is wrong with these values of a model: a line for each field, called as `name` calls it."""
+    """What is wrong with these values of a model: a line for each field, named by `name`."""
     lines: dict[str, str] = {}
     for detail in error.errors():
         if not detail["loc"]:  # about the fields together: the validator has said it all
@@ -86,7 +91,7 @@ def problems(
 
 
 def configuration_error(lines: Iterable[str]) -> ConfigurationError:
-    """One error that lists all that is wrong."""
+    """One error that lists everything that is wrong."""
     found = list(lines)
     if len(found) == 1:
         return ConfigurationError(found[0])

@@ -1,12 +1,11 @@
-"""The settings as pydantic models: what may be set, its default, what is allowed. They read no environment.
+"""The settings as pydantic models: their fields, defaults and allowed values. They read no environment.
 
-What a field allows is its description, in words that complete "it must be ...": the errors quote it.
-Importing this module imports pydantic, so it is imported only when settings are wanted.
+The description of a field says what it allows, in words that complete "it must be ...": the errors quote it. This
+module imports pydantic, so it is imported on first use.
 """
 
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import httpx
@@ -22,8 +21,10 @@ from pydantic import (
 )
 
 from .messages import configuration_error, problems
-from .stkai import DEFAULT_TOKEN_URL
+from .names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
+from .paths import existing_path
 
+_STORES = ("file", "redis", "rediss", "unix")
 _YES = {"true", "1", "yes", "on"}
 _NO = {"false", "0", "no", "off"}
 
@@ -33,7 +34,7 @@ def _not_bool(value: Any) -> Any:
     return str(value) if isinstance(value, bool) else value
 
 
-def _none_from_word(value: Any) -> Any:
+def none_from_word(value: Any) -> Any:
     if isinstance(value, str) and value.strip().lower() in {"none", "null", "unlimited"}:
         return None
     return value
@@ -56,16 +57,30 @@ def _flag_or_path(value: Any) -> Any:
 
 
 def _existing(value: bool | str) -> bool | str:
-    if isinstance(value, bool):
-        return value
-    try:
-        path = Path(value).expanduser()
-        found = bool(value) and path.exists()
-    except (OSError, RuntimeError) as error:  # a name too long for the system; no such user's home
-        raise ValueError from error
-    if not found:
+    return value if isinstance(value, bool) else existing_path(value)
+
+
+def _stripped(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
+
+
+def _name(value: str) -> str:
+    if not value.strip():
         raise ValueError
-    return str(path)
+    return value
+
+
+def _store(value: Any) -> Any:
+    """None, "file", a URL of a known scheme, or an object that can lease permits: a `stkai.stores.Store`."""
+    if isinstance(value, str):
+        value = none_from_word(value)
+        scheme, separator, _ = (value or "").partition("://")
+        known = value in (None, "file") or (separator and scheme.lower() in _STORES)
+    else:
+        known = value is None or (callable(getattr(value, "lease", None)) and not isinstance(value, type))
+    if not known:
+        raise ValueError
+    return value
 
 
 def _url(value: str, schemes: tuple[str, ...]) -> httpx.URL:
@@ -78,8 +93,9 @@ def _url(value: str, schemes: tuple[str, ...]) -> httpx.URL:
     return url
 
 
-def _web_address(value: str) -> str:
-    _url(value, ("http", "https"))
+def _token_address(value: str) -> str:
+    if _url(value, ("http", "https")).userinfo:
+        raise ValueError
     return value
 
 
@@ -100,7 +116,7 @@ def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 _Number = BeforeValidator(_not_bool)
-_OrNone = BeforeValidator(_none_from_word)
+_OrNone = BeforeValidator(none_from_word)
 
 _SECONDS = "a number of seconds, 0 or more"
 _SOME_SECONDS = "a number of seconds, more than 0"
@@ -111,8 +127,9 @@ _SMALLER_SHARE = "a share, above 0 and below 1, or 'none'"
 _TEXT = "text that is not empty"
 
 _Flag = Annotated[bool, Field(description="true or false")]
-_Text = Annotated[str, Field(min_length=1)]
-_Secret = Annotated[SecretStr, Field(min_length=1)]
+# White space around them is never meant: it is the line break at the end of a file, or what a shell has left.
+_Text = Annotated[str, BeforeValidator(_stripped), Field(min_length=1)]
+_Secret = Annotated[SecretStr, BeforeValidator(_stripped), Field(min_length=1)]
 _Count = Annotated[int, _Number, Field(ge=0, description=_COUNT)]
 _Positive = Annotated[int, _Number, Field(ge=1, description=_POSITIVE)]
 _Seconds = Annotated[float, _Number, Field(ge=0, description=_SECONDS)]
@@ -120,7 +137,7 @@ _SomeSeconds = Annotated[float, _Number, Field(gt=0, description=_SOME_SECONDS)]
 _Share = Annotated[float, _Number, Field(gt=0, le=1)]
 _SmallerShare = Annotated[float, _Number, Field(gt=0, lt=1)]
 _Status = Annotated[int, _Number, Field(ge=100, le=599)]
-_WebAddress = Annotated[str, AfterValidator(_web_address)]
+_TokenAddress = Annotated[str, AfterValidator(_token_address)]
 _ProxyAddress = Annotated[str, AfterValidator(_proxy_address)]
 _Origin = Annotated[str, AfterValidator(_origin)]
 _Origins = Annotated[tuple[_Origin, ...], Field(min_length=1), AfterValidator(_distinct)]
@@ -142,18 +159,28 @@ class _Section(BaseModel):
 
 
 class AuthConfig(_Section):
-    """How to get an access token, and who may see it."""
+    """How to get an access token, and which origins may see it.
+
+    White space around the client id and the secret is removed.
+    """
 
     client_id: Annotated[_Text | None, Field(description=_TEXT)] = None
     client_secret: Annotated[_Secret | None, Field(description=_TEXT)] = None
-    token_url: Annotated[_WebAddress, Field(description="a URL, http:// or https://")] = DEFAULT_TOKEN_URL
+    token_url: Annotated[
+        _TokenAddress, Field(description="a URL, http:// or https://, without a user name or password")
+    ] = DEFAULT_TOKEN_URL
     origins: Annotated[
         _Origins | None,
         BeforeValidator(_listed),
         _OrNone,
         Field(description="origins (https://host or https://host:port, without a path), separated by commas"),
     ] = None
-    refresh_margin: _Seconds = 60.0
+    scope: Annotated[_Text | None, _OrNone, Field(description=f"{_TEXT}, or 'none'")] = None
+    audience: Annotated[_Text | None, _OrNone, Field(description=f"{_TEXT}, or 'none'")] = None
+    client_auth: Annotated[
+        Literal["body", "basic"], Field(description=" or ".join(map(repr, CLIENT_AUTH)))
+    ] = "body"
+    refresh_margin: _Seconds = DEFAULT_REFRESH_MARGIN
     allow_http: _Flag = False
 
     @model_validator(mode="after")
@@ -161,13 +188,13 @@ class AuthConfig(_Section):
         if (self.client_id is None) != (self.client_secret is None):
             there, missing = ("ID", "SECRET") if self.client_secret is None else ("SECRET", "ID")
             raise ValueError(
-                f"STKAI_AUTH_CLIENT_{missing} is missing, and STKAI_AUTH_CLIENT_{there} is of no use without it;"
+                f"STKAI_AUTH_CLIENT_{missing} is missing, and STKAI_AUTH_CLIENT_{there} is of no use without it:"
                 " set both or neither, there or by configure(auth={'client_id': ..., 'client_secret': ...})"
             )
         return self
 
     def has_credentials(self) -> bool:
-        """Whether a token can be asked for: there are a client id and a secret."""
+        """Whether there are a client id and a secret."""
         return self.client_id is not None and self.client_secret is not None
 
 

@@ -1,24 +1,30 @@
-"""Reads the settings from all their sources, checks them, and says which source each value came from."""
+"""Reads the settings from all their sources, checks them, and tells which source each value came from."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 
 from .._errors import ConfigurationError
 from .messages import as_text, closest, configuration_error, problems
-from .models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
-from .stkai import full_path
+from .models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings, none_from_word
+from .names import PREFIX, SECTIONS, variable
+from .paths import full_path
 
-SECTIONS: dict[str, type[BaseModel]] = {
-    "auth": AuthConfig,
-    "rate_limit": RateLimitConfig,
-    "retry": RetryConfig,
-    "http": HttpConfig,
+MODELS: dict[str, type[BaseModel]] = dict(
+    zip(SECTIONS, (AuthConfig, RateLimitConfig, RetryConfig, HttpConfig), strict=True)
+)
+
+_ENV_FILE: Final = f"{PREFIX}ENV_FILE"
+
+_KNOWN: Final = {
+    _ENV_FILE,
+    *(variable(section, field) for section, model in MODELS.items() for field in model.model_fields),
 }
+"""The variables that are read."""
 
 Values = Mapping[str, Mapping[str, Any]]
 """Section, field, value."""
@@ -31,7 +37,7 @@ class _Environment(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="STKAI_",
+        env_prefix=PREFIX,
         env_nested_delimiter="_",
         env_nested_max_split=1,
         env_ignore_empty=True,
@@ -75,25 +81,26 @@ def load(configured: Values, env_file: Path | None = None) -> Loaded:
         ConfigurationError: lists everything that is wrong.
     """
     environment = _read(EnvSettingsSource(_Environment))
-    sources: dict[str, Values] = {"environment": environment}
+    sources = {"environment": environment}
     rows: list[Explained] = []
     named_by = "configure" if env_file else "environment"
-    if named := env_file or environment.pop("env_file", None):
+    if named := env_file or environment.values.pop("env_file", None):
         path = full_path(named)
         sources = {f".env file {path}": _read_file(path, named_by), **sources}
-        rows.append(Explained("STKAI_ENV_FILE", str(path), named_by))
+        rows.append(Explained(_ENV_FILE, str(path), named_by))
+    values: dict[str, Values] = {name: source.values for name, source in sources.items()}
 
     complaints: list[str] = []
     sections: dict[str, Any] = {}
     for section in SECTIONS:
         try:
-            sections[section], found = _section(section, {**sources, "configure": configured})
+            sections[section], found = _section(section, {**values, "configure": configured})
             rows += found
         except ConfigurationError as error:
             complaints += error.args
     if complaints:
         raise configuration_error(complaints)
-    ignored = _ignored(sources)
+    ignored = [row for name, source in sources.items() for row in _ignored(name, source.names)]
     return Loaded(
         Settings(**sections),
         (*rows, *ignored),
@@ -103,20 +110,20 @@ def load(configured: Values, env_file: Path | None = None) -> Loaded:
 
 def _section(section: str, sources: Mapping[str, Values]) -> tuple[BaseModel, list[Explained]]:
     """One section from all sources, the strongest last. The arguments of its error are the complaints."""
-    model = SECTIONS[section]
+    model = MODELS[section]
     given = {
-        field: (source, value)
+        field: (source, _as_none(field, value, source))
         for source, values in sources.items()
         for field, value in values.get(section, {}).items()
         if field in model.model_fields or source == "configure"
     }
 
     def name(field: str) -> str:
-        variable, argument = _variable(section, field), f"configure({section}={{{field!r}: ...}})"
+        argument = f"configure({section}={{{field!r}: ...}})"
         if field not in model.model_fields:
             return argument
         source = given[field][0]
-        return f"{variable} or {argument}" if source == "configure" else f"{variable} ({source})"
+        return f"{variable(section, field)} {f'or {argument}' if source == 'configure' else f'({source})'}"
 
     values = {field: value for field, (_, value) in given.items()}
     try:
@@ -126,7 +133,7 @@ def _section(section: str, sources: Mapping[str, Values]) -> tuple[BaseModel, li
         raise ConfigurationError(*problems(model, values, cause, name)) from cause
     return made, [
         Explained(
-            _variable(section, field),
+            variable(section, field),
             as_text(field, getattr(made, field)),
             given[field][0] if field in given else "default",
         )
@@ -134,40 +141,40 @@ def _section(section: str, sources: Mapping[str, Values]) -> tuple[BaseModel, li
     ]
 
 
-def _ignored(sources: Mapping[str, Values]) -> list[Explained]:
-    """The variables that look like settings and are none. No values: one may be a mistyped secret."""
+def _as_none(field: str, value: Any, source: str) -> Any:
+    """The value; None where a variable says "none" of a name, which in Python may be any text."""
+    return none_from_word(value) if field == "share" and source != "configure" else value
+
+
+def _ignored(source: str, names: Collection[str]) -> list[Explained]:
+    """The variables of a source that begin like settings and are none. No values: one may be a mistyped secret."""
     rows = []
-    for source, values in sources.items():
-        for section, model in SECTIONS.items():
-            for field in values.get(section, {}):
-                if field not in model.model_fields:
-                    hint = closest(field, model.model_fields)
-                    advice = f"; did you mean {_variable(section, hint)}?" if hint else ""
-                    rows.append(
-                        Explained(
-                            _variable(section, field), "ignored", f"{source}, not a setting of stkai{advice}"
-                        )
-                    )
+    for name in sorted(set(names) - _KNOWN):
+        hint = closest(name.removeprefix(PREFIX), (known.removeprefix(PREFIX) for known in _KNOWN))
+        advice = f"; did you mean {PREFIX}{hint}?" if hint else ""
+        rows.append(Explained(name, "ignored", f"{source}, not a setting of stkai{advice}"))
     return rows
 
 
-def _variable(section: str, field: str) -> str:
-    return f"STKAI_{section}_{field}".upper()
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What one source holds: section, field, text; and the names of all its variables that begin like settings."""
+
+    values: dict[str, Any]
+    names: frozenset[str]
 
 
-def _read(source: EnvSettingsSource) -> dict[str, Any]:
-    """What one source holds: section, field, text.
-
-    A variable with the name of a whole section (STKAI_AUTH) would hide the section's fields, and a line
-    without "=" in a file has no value: neither counts.
-    """
-    whole = {f"stkai_{section}" for section in SECTIONS}
-    source.env_vars = {name: value for name, value in source.env_vars.items() if value and name not in whole}
-    return source()
+def _read(source: EnvSettingsSource) -> _Source:
+    # An empty variable counts as unset, as does a line of a file without "=". A variable with the name of a whole
+    # section (STKAI_AUTH) would hide the section's fields.
+    there = {name: value for name, value in source.env_vars.items() if value}
+    whole = {f"{PREFIX}{section}".lower() for section in SECTIONS}
+    source.env_vars = {name: value for name, value in there.items() if name not in whole}
+    return _Source(source(), frozenset(name.upper() for name in there if name.upper().startswith(PREFIX)))
 
 
-def _read_file(path: Path, named_by: str) -> dict[str, Any]:
-    where = "STKAI_ENV_FILE" if named_by == "environment" else "configure(env_file=...)"
+def _read_file(path: Path, named_by: str) -> _Source:
+    where = _ENV_FILE if named_by == "environment" else "configure(env_file=...)"
     try:
         if path.is_file():
             return _read(DotEnvSettingsSource(_Environment, env_file=path, env_file_encoding="utf-8"))

@@ -1,11 +1,11 @@
 """`STKAI`, the settings of this process: `configure()`, the environment and a .env file, read on first use.
 
-Free of pydantic, which would make `import stkai` slow: the models and the reading are imported when wanted.
+This module does without pydantic, which would make `import stkai` slow: the models are imported on first use.
 """
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Final
@@ -13,23 +13,21 @@ from typing import TYPE_CHECKING, Any, Final
 from .._errors import ConfigurationError
 from .._forks import after_fork
 from .messages import not_a_setting
+from .names import SECTIONS
+from .paths import full_path
 
 if TYPE_CHECKING:
     from .models import Settings
     from .sources import Explained, Loaded
 
-DEFAULT_TOKEN_URL: Final = "https://idm.stackspot.com/stackspot-dev/oidc/oauth/token"  # noqa: S105
-
-_SECTIONS: Final = ("auth", "rate_limit", "retry", "http")
-
 _logger = logging.getLogger("stkai")
 
 
 class GlobalSettings:
-    """The settings of this process. `STKAI` is the only one; safe to share between threads.
+    """The settings of this process. `STKAI` is the only instance; safe to share between threads.
 
-    What `configure()` was given wins over the environment, the environment over the .env file (if one is
-    named, by `configure()` or by STKAI_ENV_FILE), the file over the defaults.
+    `configure()` takes precedence over the environment, the environment over the .env file (if `configure()` or
+    STKAI_ENV_FILE names one), and the file over the defaults.
     """
 
     def __init__(self) -> None:
@@ -47,7 +45,7 @@ class GlobalSettings:
         """The settings in force: read on first use, then kept until `configure()` or `reset()`.
 
         Raises:
-            ConfigurationError: lists all that is wrong: the variable, its value and what is allowed.
+            ConfigurationError: lists everything that is wrong: the variable, its value and what is allowed.
         """
         return self._load().settings
 
@@ -60,18 +58,18 @@ class GlobalSettings:
         http: Mapping[str, Any] | None = None,
         env_file: str | os.PathLike[str] | None = None,
         **unknown: Any,
-    ) -> None:
-        """Set some fields, such as `rate_limit={"enabled": True, "max_requests": 20}`, over other sources.
+    ) -> "Settings":
+        """Set some fields, such as `rate_limit={"enabled": True, "max_requests": 20}`, and return the settings in force.
 
-        Checked at once, together with the environment; if anything is wrong, nothing changes. Fields that an
-        earlier call has set, and this one does not mention, stay. None as a field's value sets it to None.
-        Clients that exist already keep the settings they were built with.
+        Everything is checked at once, together with the environment; if anything is wrong, nothing changes. Fields that
+        an earlier call has set stay, unless this one sets them anew. None as a field's value sets it to None. Existing
+        clients keep the settings that they were built with.
 
         Args:
-            auth: client_id, client_secret, token_url, origins, refresh_margin, allow_http.
+            auth: the fields of `AuthConfig`.
             rate_limit: the fields of `RateLimitConfig`.
-            retry: enabled and the fields of `RetryPolicy`.
-            http: timeout, verify, proxy, http2 and the limits of the connection pool.
+            retry: the fields of `RetryConfig`.
+            http: the fields of `HttpConfig`.
             env_file: a .env file to read as well; it must exist.
 
         Raises:
@@ -79,35 +77,54 @@ class GlobalSettings:
         """
         for section in unknown:
             raise ConfigurationError(
-                not_a_setting(f"configure({section}=...)", section, (*_SECTIONS, "env_file"))
+                not_a_setting(f"configure({section}=...)", section, (*SECTIONS, "env_file"))
             )
-        given = dict(zip(_SECTIONS, (auth, rate_limit, retry, http), strict=True))
+        given = dict(zip(SECTIONS, (auth, rate_limit, retry, http), strict=True))
         with self._lock:
             configured = {
                 section: {**self._configured.get(section, {}), **_checked(section, values)}
                 for section, values in given.items()
             }
             path = self._env_file if env_file is None else full_path(env_file)
-            _load(configured, path)
+            loaded = _load(configured, path)
+            # Not kept: whatever enters the environment until the first use counts as well.
             self._configured, self._env_file, self._loaded = configured, path, None
+        return loaded.settings
 
-    def reset(self) -> None:
-        """Forget what `configure()` was given and what was read; the next use reads the environment again."""
+    def reset(self) -> "Settings":
+        """Forget what `configure()` was given and what was read, and return the settings of the environment.
+
+        The next use reads the environment again. Where it holds a value that cannot be used, that use raises the error,
+        and the defaults are returned here.
+        """
         with self._lock:
             self._configured, self._env_file, self._loaded = {}, None, None
+        try:
+            return _load({}, None).settings
+        except ConfigurationError:
+            from .models import Settings
+
+            return Settings()
 
     def provenance(self) -> "tuple[Explained, ...]":
-        """Each setting in force with the place it came from; then the STKAI_* variables that are ignored."""
+        """Each setting in force with its source; then the STKAI_* variables that are ignored."""
         return self._load().rows
 
-    def explain(self) -> str:
-        """The settings in force as a table to print: variable, value (secrets masked), where it came from."""
+    def explain(self, output: Callable[[str], object] | None = None) -> str:
+        """Print the settings in force as a table, and return it: variable, value (secrets masked), source.
+
+        Args:
+            output: called with each line instead of `print`, such as `logging.info`.
+        """
         rows = [
             ("variable", "value", "source"),
             *((r.variable, r.value, r.source) for r in self.provenance()),
         ]
         first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
-        return "\n".join(f"{row[0]:<{first}}  {row[1]:<{second}}  {row[2]}" for row in rows)
+        lines = [f"{row[0]:<{first}}  {row[1]:<{second}}  {row[2]}" for row in rows]
+        for line in lines:
+            (output or print)(line)
+        return "\n".join(lines)
 
     def _load(self) -> "Loaded":
         with self._lock:
@@ -120,16 +137,6 @@ class GlobalSettings:
 
     def __repr__(self) -> str:
         return "STKAI"
-
-
-def full_path(path: str | os.PathLike[str]) -> Path:
-    """The path from the root, so that it stays the same file wherever the process goes."""
-    try:
-        return Path(path).expanduser().absolute()
-    except RuntimeError as error:
-        raise ConfigurationError(
-            f"the .env file {os.fspath(path)!r} is in the home of nobody known here"
-        ) from error
 
 
 def _load(configured: dict[str, dict[str, Any]], env_file: Path | None) -> "Loaded":

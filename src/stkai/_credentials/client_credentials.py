@@ -1,96 +1,59 @@
-"""Where access tokens come from: the provider interface, and the OAuth2 client credentials flow.
+"""Access tokens for a client id and secret: the OAuth 2.0 client credentials grant (RFC 6749, section 4.4)."""
 
-RFC 6749, section 4.4.
-"""
-
+import copy
 import math
-import os
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import httpx
 
 from .._clock import Clock, SystemClock
-from .._config.stkai import DEFAULT_TOKEN_URL, STKAI
+from .._config.names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
+from .._config.stkai import STKAI
 from .._errors import AuthenticationError, ConfigurationError
 from .._log import logger
-from ..transports._auth.single_flight import Renewal
+from ..transports._auth.provider import AuthProvider
+from ..transports._auth.single_flight import in_background, is_running, join
+from .token_endpoint import RefusedCredentialsError, TokenEndpoint
 
 if TYPE_CHECKING:
     from .._config.models import AuthConfig, HttpConfig
 
 _PAUSE: Final = 10.0
-"""Seconds until the next try after a failed renewal, while the old token still serves."""
+"""Seconds until the next try after a failed renewal, while the old token is still valid."""
 
-
-class AuthProvider(ABC):
-    """Obtains and keeps access tokens. Subclasses need only `get_access_token`, and must be thread-safe.
-
-    The other methods have defaults: nothing is known without asking, nothing can be forgotten, and under an async
-    client `get_access_token` runs in a worker thread.
-    """
-
-    @abstractmethod
-    def get_access_token(self) -> str:
-        """A valid access token, without "Bearer"; may take as long as a network call.
-
-        Raises:
-            AuthenticationError: no token could be had.
-        """
-
-    def get_auth_headers(self) -> dict[str, str]:
-        """The `Authorization` header that goes with the token.
-
-        Raises:
-            AuthenticationError: no token could be had.
-        """
-        return {"Authorization": f"Bearer {self.get_access_token()}"}
-
-    def cached_access_token(self, *, renewing: bool = False) -> str | None:
-        """A valid token that is there without waiting, or None.
-
-        Args:
-            renewing: somebody is fetching a new one already, so that one near its end will do.
-        """
-        return None
-
-    def forget(self, token: str) -> None:
-        """Drop the token, if it is still the one in use: a server has refused it. By default nothing is kept."""
-        return
-
-    async def aget_access_token(self) -> str:
-        """Like `get_access_token`, without blocking the event loop. Override it where the provider is async itself."""
-        import anyio
-        from anyio.to_thread import run_sync
-
-        # A limiter of its own: a token must not wait until the program's other threads are done.
-        limiter = anyio.CapacityLimiter(1)
-        return await run_sync(self.get_access_token, abandon_on_cancel=True, limiter=limiter)
+_MEMORY: Final = 30.0
+"""Seconds for which a refusal is remembered: endpoints lock accounts that try a wrong secret too often."""
 
 
 class ClientCredentialsAuthProvider(AuthProvider):
-    """Fetches tokens with a client id and secret, keeps one until shortly before its end, and renews it once for all.
+    """Fetches tokens with a client id and secret, and renews each one shortly before it expires, once for all callers.
 
-    While one caller renews a token that still is valid, the others go on using it; if it cannot be renewed, it serves
-    to its end. The token endpoint is asked again on transient failures; redirects are not followed, since the secret
-    would go with them. Safe to share between threads, event loops and forked processes.
+    While a token is being renewed, it serves all other callers until it expires, and so it does if the renewal fails.
+    Transient failures of the token endpoint are retried; redirects are not followed, since the secret would go along. A
+    refusal of the credentials (400, 401 or 403) is remembered for 30 seconds, in which nobody signs in again. Safe to
+    share between threads, event loops and forked processes.
 
     Args:
-        client_id: of the service account.
+        client_id: of the service account. White space around it and around the secret, such as the line break at the
+            end of a file, is removed.
         client_secret: its secret; never shown.
         token_url: the token endpoint; https://, or http:// on this machine.
-        refresh_margin: seconds before its end at which a token is renewed; at most half of its life is used.
+        refresh_margin: seconds before its end at which a token is renewed; at most half of its lifetime is used.
+        scope: the scopes to ask for, separated by spaces; None for the endpoint's default.
+        audience: the API that the token is for, where the endpoint wants to know.
+        client_auth: how the credentials are sent: in the "body" of the request, or as "basic" authentication
+            (RFC 6749, section 2.3.1).
         allow_http: lets the secret travel unencrypted to another machine.
         transport: the wire to the token endpoint; by default one that honours proxies.
-        http: verification and proxies of that default wire; as the environment says where it is not given.
+        http: verification and proxies of that default wire; by default those of the environment.
         clock: where time comes from.
 
     Raises:
-        ConfigurationError: a credential is empty, the margin is negative, or the URL is none that may be used.
+        ConfigurationError: an argument has an unsupported value.
     """
 
     DEFAULT_TOKEN_URL = DEFAULT_TOKEN_URL
-    DEFAULT_REFRESH_MARGIN = 60
+    DEFAULT_REFRESH_MARGIN = DEFAULT_REFRESH_MARGIN
 
     def __init__(
         self,
@@ -99,53 +62,55 @@ class ClientCredentialsAuthProvider(AuthProvider):
         token_url: str = DEFAULT_TOKEN_URL,
         refresh_margin: float = DEFAULT_REFRESH_MARGIN,
         *,
+        scope: str | None = None,
+        audience: str | None = None,
+        client_auth: Literal["body", "basic"] = "body",
         allow_http: bool = False,
         transport: httpx.BaseTransport | None = None,
         http: "HttpConfig | None" = None,
         clock: Clock | None = None,
     ) -> None:
-        credentials = {"client_id": client_id, "client_secret": client_secret, "token_url": token_url}
-        for name, value in credentials.items():
-            if not isinstance(value, str) or not value:
-                msg = f"{name} must be a string that is not empty"
-                raise ConfigurationError(msg)
         if not isinstance(refresh_margin, int | float) or not 0 <= refresh_margin < math.inf:
             msg = f"refresh_margin must be a number of seconds from 0 up, not {refresh_margin!r}"
             raise ConfigurationError(msg)
-        from .token_endpoint import TokenEndpoint
-
-        self.client_id = client_id
-        self.token_url = token_url
+        if client_auth not in CLIENT_AUTH:
+            msg = f"client_auth must be 'body' or 'basic', not {client_auth!r}"
+            raise ConfigurationError(msg)
+        self.client_id = _text("client_id", client_id)
+        self.token_url = _text("token_url", token_url)
         self.refresh_margin = refresh_margin
         self._clock = clock or SystemClock()
         self._endpoint = TokenEndpoint(
-            token_url,
-            client_id,
-            client_secret,
+            self.token_url,
+            self.client_id,
+            _text("client_secret", client_secret),
+            scope=None if scope is None else _text("scope", scope),
+            audience=None if audience is None else _text("audience", audience),
+            in_body=client_auth == "body",
             allow_http=allow_http,
             transport=transport,
             http=http,
             clock=self._clock,
         )
+        # Each is replaced by one assignment: there is no lock that a fork could leave behind.
         self._kept = _Kept("", -math.inf, -math.inf)
-        # By process, so that a fork finds none of its parent's, whose leaders it lacks. One atomic operation enters
-        # a renewal, and one assignment replaces what is kept: there is no lock that a fork could leave behind.
-        self._renewals: dict[int, Renewal] = {}
+        self._refusal: _Refusal | None = None
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(client_id={self.client_id!r}, token_url={self.token_url!r})"
+        return f"{type(self).__name__}(client_id={self.client_id!r}, token_url={self._endpoint.place!r})"
 
     def get_access_token(self) -> str:
         token = self.cached_access_token()
-        while token is None:
-            token = self._renew()
-        return token
+        if token is not None:
+            return token
+        self._check_refusal()
+        fetch = join(self._renew)
+        fetch.wait()
+        return fetch.result()
 
     def cached_access_token(self, *, renewing: bool = False) -> str | None:
         kept, now = self._kept, self._clock.monotonic()
-        if now < kept.renew_at:
-            return kept.token
-        if now < kept.expires_at and (renewing or os.getpid() in self._renewals):
+        if now < kept.renew_at or (now < kept.expires_at and (renewing or self._is_being_renewed())):
             return kept.token
         return None
 
@@ -154,45 +119,46 @@ class ClientCredentialsAuthProvider(AuthProvider):
         if token == kept.token:
             kept.renew_at = kept.expires_at = -math.inf
 
-    def _renew(self) -> str | None:
-        """Fetch a token for everybody, or wait for whoever does; None if that one was interrupted."""
-        mine, process = Renewal(), os.getpid()
-        try:
-            renewal = self._renewals.setdefault(process, mine)
-            if renewal is mine:
-                self._lead(mine)
-        finally:  # Interrupted, too: the others must not wait for nobody.
-            if self._renewals.get(process) is mine:
-                del self._renewals[process]
-            mine.done.set()
-        renewal.done.wait()
-        return renewal.take()
+    def _is_being_renewed(self) -> bool:
+        """Whether another caller is fetching a token, for itself or on behalf of an auth layer."""
+        return is_running(self._renew) or (not in_background() and is_running(self.get_access_token))
 
-    def _lead(self, renewal: Renewal) -> None:
-        """Fetch a token. One that is still valid serves on where that fails."""
+    def _renew(self) -> str:
+        """Fetch a token, in the background; one that is still valid stays in use where that fails."""
         kept = self._kept
-        if self._clock.monotonic() < kept.renew_at:  # Somebody was done just before we began.
-            renewal.token = kept.token
-            return
+        if self._clock.monotonic() < kept.renew_at:  # Another fetch ended just before this one began.
+            return kept.token
+        self._check_refusal()
         try:
             grant = self._endpoint.fetch()
         except AuthenticationError as error:
-            now = self._clock.monotonic()
+            now, pause = self._clock.monotonic(), _PAUSE
+            if isinstance(error, RefusedCredentialsError):
+                error, pause = error.plain(), _MEMORY
+                self._refusal = _Refusal(error, now, now + _MEMORY)
             if now >= kept.expires_at:
-                renewal.error = error
-                raise
-            kept.renew_at = min(now + _PAUSE, kept.expires_at)
-            renewal.token = kept.token
-            logger.warning("the token could not be renewed, the old one is used to its end: %s", error)
-        else:
-            expires_at = grant.asked_at + grant.lifetime
-            renew_at = expires_at - min(self.refresh_margin, grant.lifetime / 2)
-            self._kept = _Kept(grant.token, renew_at, expires_at)
-            renewal.token = grant.token
+                raise error from error.cause
+            kept.renew_at = min(now + pause, kept.expires_at)
+            logger.warning("the token could not be renewed; the old one is used until it expires: %s", error)
+            return kept.token
+        expires_at = grant.asked_at + grant.lifetime
+        renew_at = expires_at - min(self.refresh_margin, grant.lifetime / 2)
+        self._refusal, self._kept = None, _Kept(grant.token, renew_at, expires_at)
+        return grant.token
+
+    def _check_refusal(self) -> None:
+        """Spare the endpoint another sign-in with credentials that it has just refused.
+
+        Raises:
+            AuthenticationError: it has.
+        """
+        refusal, now = self._refusal, self._clock.monotonic()
+        if refusal is not None and now < refusal.until:
+            raise refusal.remembered(now)
 
 
 class _Kept:
-    """A token, and the instants (monotonic seconds) from which it is renewed, and not used any more."""
+    """A token, and the instants (monotonic seconds) from which it is renewed, and no longer used."""
 
     __slots__ = ("expires_at", "renew_at", "token")
 
@@ -200,20 +166,41 @@ class _Kept:
         self.token, self.renew_at, self.expires_at = token, renew_at, expires_at
 
 
-def is_sendable(token: str) -> bool:
-    """Whether a token can stand in a header: visible ASCII, no spaces (RFC 6750, section 2.1, is stricter)."""
-    return bool(token) and token.isascii() and token.isprintable() and " " not in token
+class _Refusal:
+    """An error by which the endpoint refused the credentials, and the instants from and until which it holds."""
+
+    __slots__ = ("error", "since", "until")
+
+    def __init__(self, error: AuthenticationError, since: float, until: float) -> None:
+        self.error, self.since, self.until = error, since, until
+
+    def remembered(self, now: float) -> AuthenticationError:
+        error = copy.copy(self.error)
+        error.message = (
+            f"{error.message} (this was {now - self.since:.0f} s ago; the endpoint is not asked again for another"
+            f" {self.until - now:.0f} s, since too many failed sign-ins may lock the account)"
+        )
+        error.args = (error.message,)
+        return error
+
+
+def _text(name: str, value: Any) -> str:
+    text = value.strip() if isinstance(value, str) else ""
+    if not text:
+        msg = f"{name} must be a string that is not empty"
+        raise ConfigurationError(msg)
+    return text
 
 
 def create_standalone_auth(
     config: "AuthConfig | None" = None, *, http: "HttpConfig | None" = None, clock: Clock | None = None
 ) -> ClientCredentialsAuthProvider:
-    """A provider from `config`, or from `STKAI.config.auth` where none is given.
+    """A provider from `config`, or from `STKAI.config.auth` if there is none.
 
     Args:
         config: credentials, token endpoint and margin.
-        http: verification and proxies of the wire to the token endpoint; those of `STKAI.config.http` go with its
-            `auth`.
+        http: verification and proxies of the wire to the token endpoint; by default those of `STKAI.config.http` if
+            `config` is not given either.
         clock: where time comes from.
 
     Raises:
@@ -232,6 +219,9 @@ def create_standalone_auth(
         config.client_secret.get_secret_value(),
         config.token_url,
         config.refresh_margin,
+        scope=config.scope,
+        audience=config.audience,
+        client_auth=config.client_auth,
         allow_http=config.allow_http,
         http=http,
         clock=clock,

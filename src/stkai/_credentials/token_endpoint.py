@@ -1,9 +1,11 @@
-"""The token endpoint: asks for a token (RFC 6749, section 4.4), and makes sense of whatever comes back.
+"""The token endpoint: asks it for a token (RFC 6749, section 4.4), and interprets whatever it answers.
 
-The client secret is in no message; the frames in which errors arise hold it in no variable that a formatter would show.
+No message contains the client secret, and no frame in which an error arises holds it in a variable that a formatter of
+tracebacks would show.
 """
 
 import math
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -14,50 +16,70 @@ import httpx
 from .._clock import Clock
 from .._errors import AuthenticationError, ConfigurationError, hide_frames
 from .._urls import is_private, origin_of, parse_url, show_origin
-from .client_credentials import is_sendable
+from .._wire import default
+from ..transports import Context, RetryTransport
+from ..transports._auth.provider import is_sendable
+from ..transports._retry.policy import RetryPolicy
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
 
 _TIMEOUT: Final = 30.0
-"""Seconds for everything, with retries: others wait for this token."""
+"""Seconds for everything, retries included."""
 
 _MOST: Final = 262_144
-"""Bytes of an answer; tokens are a hundred times shorter."""
+"""Bytes of an answer; it is usually a hundred times shorter."""
 
 _SHOWN: Final = 200
-"""Characters of somebody else's words in our messages."""
+"""Characters of the endpoint's own words in our messages."""
 
 _LIFE: Final = 1199.0
-"""Seconds that a token is taken to live where the endpoint does not say: what StackSpot's tokens do."""
+"""Seconds that a token is assumed to live if the endpoint does not say: the lifetime of StackSpot's tokens."""
 
 _LONGEST_LIFE: Final = 86_400.0
-"""Seconds; whatever the endpoint says, a token is renewed once a day."""
+"""Seconds; a token is renewed at least once a day, whatever the endpoint says."""
+
+_REFUSALS: Final = frozenset({400, 401, 403})
+"""Statuses by which the endpoint refuses the credentials, or what is asked for with them (RFC 6749, section 5.2)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A token, and the seconds that it lives from the instant at which it was asked for."""
+    """A token, the instant at which it was asked for, and its lifetime from then on, in seconds."""
 
     token: str = field(repr=False)
     asked_at: float
     lifetime: float
 
 
+class RefusedCredentialsError(AuthenticationError):
+    """The endpoint answered that it does not accept these credentials; asking again would not help."""
+
+    def plain(self) -> AuthenticationError:
+        """The same as the AuthenticationError that callers see."""
+        return AuthenticationError(self.message, self.cause)
+
+
 class TokenEndpoint:
-    """Where one client gets its tokens.
+    """The place where one client gets its tokens.
 
     Args:
         url: absolute; http:// only to this machine, unless `allow_http`.
         client_id: of the service account.
         client_secret: its secret.
+        scope: what to ask for; None for the endpoint's default.
+        audience: the API that the token is for, or None.
+        in_body: sends the credentials in the body of the request; otherwise as HTTP Basic authentication.
         allow_http: lets the secret travel unencrypted.
         transport: the wire; None makes one as `http` says for each fetch, which are rare.
         http: verification and proxies of that wire.
         clock: where time comes from.
 
+    Attributes:
+        place: the URL without its query, for people.
+
     Raises:
-        ConfigurationError: the URL is none, holds a password, or is not encrypted.
+        ConfigurationError: the URL is invalid, contains a password, or is not encrypted.
     """
 
     def __init__(
@@ -66,33 +88,39 @@ class TokenEndpoint:
         client_id: str,
         client_secret: str,
         *,
+        scope: str | None,
+        audience: str | None,
+        in_body: bool,
         allow_http: bool,
         transport: httpx.BaseTransport | None,
         http: "HttpConfig | None",
         clock: Clock,
     ) -> None:
         self._url = parse_url(url, "token_url", "an absolute http(s) URL")
-        self._place = show_origin(self._url) + self._url.path
+        self.place = show_origin(self._url) + self._url.path
         if not allow_http and not is_private(origin_of(self._url)):
             msg = (
-                f"token_url {self._place} would carry the client secret unencrypted: use https://, or allow it with"
+                f"token_url {self.place} would carry the client secret unencrypted: use https://, or allow it with"
                 " allow_http=True (STKAI_AUTH_ALLOW_HTTP=true)"
             )
             raise ConfigurationError(msg)
         self._client_id = client_id
         self._client_secret = client_secret
+        self._asked_for = {"scope": scope, "audience": audience}
+        self._in_body = in_body
         self._transport = transport
         self._http = http
         self._clock = clock
 
     def __repr__(self) -> str:
-        return f"TokenEndpoint({self._place})"
+        return f"TokenEndpoint({self.place})"
 
     def fetch(self) -> Grant:
         """A new token.
 
         Raises:
-            AuthenticationError: there was none to be had, also not after a short retry of what may be transient.
+            RefusedCredentialsError: the endpoint does not accept the credentials.
+            AuthenticationError: there is no token for another reason; transient failures have been retried.
         """
         try:
             answer = self._ask()
@@ -103,16 +131,13 @@ class TokenEndpoint:
             raise self._failure(f"failed: {type(error).__name__}: {error}", error) from error
         problem = self._problem(answer)
         if problem is not None:
-            raise self._failure(problem)
+            failure = self._failure(problem)
+            raise RefusedCredentialsError(failure.message) if answer.status in _REFUSALS else failure
         return Grant(answer.content["access_token"], answer.asked_at, _lifetime(answer.content))
 
     def _ask(self) -> "_Answer":
-        from .._wire.default import default_wire
-        from ..transports._base import Context
-        from ..transports._retry.transport import RetryPolicy, RetryTransport
-
         policy = RetryPolicy(max_retries=2, initial_delay=0.2, max_retry_after=5.0, deadline=_TIMEOUT)
-        wire = self._transport or default_wire(self._http)
+        wire = self._transport or default.default_wire(self._http)
         try:
             reader = _Reader(wire, self._clock)
             retrying = RetryTransport(reader, policy, context=Context(clock=self._clock))
@@ -123,24 +148,27 @@ class TokenEndpoint:
                 wire.close()
 
     def _request(self) -> httpx.Request:
-        form = {
-            "grant_type": "client_credentials",
-            "client_id": self._client_id,
-            "client_secret": self._client_secret,
-        }
-        headers = {
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",
-            "User-Agent": "stkai",
-        }
+        form = {"grant_type": "client_credentials"}
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "stkai"}
+        if self._in_body:
+            form |= {"client_id": self._client_id, "client_secret": self._client_secret}
+        else:
+            headers["Authorization"] = f"Basic {self._basic}"
+        form |= {name: value for name, value in self._asked_for.items() if value is not None}
         timeout = httpx.Timeout(_TIMEOUT).as_dict()
         return httpx.Request("POST", self._url, data=form, headers=headers, extensions={"timeout": timeout})
 
+    @property
+    def _basic(self) -> str:
+        # RFC 6749, section 2.3.1: form-encoded first, so that neither part contains a colon.
+        pair = f"{quote_plus(self._client_id)}:{quote_plus(self._client_secret)}"
+        return b64encode(pair.encode()).decode()
+
     def _failure(self, problem: str, cause: BaseException | None = None) -> AuthenticationError:
-        return AuthenticationError(f"the token endpoint {self._place} {problem}", cause)
+        return AuthenticationError(f"the token endpoint {self.place} {problem}", cause)
 
     def _problem(self, answer: "_Answer") -> str | None:
-        """Why the answer is of no use; None where it is."""
+        """What is wrong with the answer; None if it has a token."""
         said = f"answered {answer.status}"
         if 300 <= answer.status < 400:
             return f"{said}, a redirect, which is not followed, since the secret would go with it: correct token_url"
@@ -158,9 +186,9 @@ class TokenEndpoint:
         )
 
     def _words(self, value: object) -> str:
-        """Somebody else's words, safe to show: on one line, short, and without the secret, should they repeat it."""
+        """The endpoint's own words, safe to show: on one line, short, and without the secret, if they repeat it."""
         text = value if isinstance(value, str) else ""
-        for secret in (self._client_secret, quote_plus(self._client_secret)):
+        for secret in (self._client_secret, quote_plus(self._client_secret), self._basic):
             text = text.replace(secret, "[secret]")
         return "".join(char if char.isprintable() else " " for char in text[:_SHOWN]).strip()
 
@@ -173,7 +201,7 @@ class _Answer:
 
 
 def _content(response: httpx.Response) -> dict[str, Any]:
-    """The JSON object in an answer; empty if there is none."""
+    """The JSON object in an answer, or an empty dict."""
     try:
         content = response.json()
     except (ValueError, RecursionError):
@@ -191,7 +219,7 @@ def _lifetime(content: dict[str, Any]) -> float:
 
 
 class _Reader(httpx.BaseTransport):
-    """Reads the whole answer within an attempt, so that one which breaks off is retried; but not more than is sane."""
+    """Reads the whole answer within an attempt, so that one that breaks off is retried; limits its size and time."""
 
     def __init__(self, wire: httpx.BaseTransport, clock: Clock) -> None:
         self._wire = wire
@@ -205,7 +233,7 @@ class _Reader(httpx.BaseTransport):
             content = b"".join(self._pieces(response))
         finally:
             response.close()
-        # These are true of what was read no more.
+        # The others describe the body as it travelled.
         kept = [
             item
             for item in response.headers.raw

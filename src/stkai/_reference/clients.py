@@ -13,17 +13,19 @@ import httpx
 from .._builder import StackBuilder
 from .._client import Headers, HttpClient
 from .._config.stkai import STKAI
-from .._credentials.client_credentials import AuthProvider
 from .._errors import ConfigurationError, InvalidArgumentError, ServerSideRateLimitError
 from .._exchange import check_url
 from .._forks import after_fork
 from .._options import RequestOptions
 from .._standard import Parts
 from ..transports._adaptive.limiter import AimdLimiter
-from ..transports._adaptive.transport import AdaptiveTransport
-from ..transports._auth.transport import AuthTransport, BearerAuth
-from ..transports._base import OPTIONS, LayerTransport
-from ..transports._limit.token_bucket import TokenBucket, TokenBucketTransport
+from ..transports._auth.bearer import BearerAuth
+from ..transports._auth.flow import AuthTransport
+from ..transports._auth.provider import AuthProvider
+from ..transports._base import LayerTransport
+from ..transports._call import OPTIONS
+from ..transports._limit.flow import AdaptiveTransport, TokenBucketTransport
+from ..transports._limit.token_bucket import TokenBucket
 from ..transports._stk_cli import StkCLITransport
 
 _SEND: Final = "stkai.send"

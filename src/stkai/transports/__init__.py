@@ -1,59 +1,100 @@
 """The layers: the transports, to be put together by hand, and the factories of recipes for a `StackBuilder`."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
-from ._base import AsyncLayerTransport, Call, Context, Layer, LayerTransport, can_resend, copy_request
+from .._lazy import lazily
 
 if TYPE_CHECKING:
-    from ._adaptive.transport import AdaptiveTransport, AsyncAdaptiveTransport, adaptive
-    from ._auth.transport import AsyncAuthTransport, AuthTransport, auth
-    from ._limit.token_bucket import AsyncTokenBucketTransport, TokenBucketTransport, token_bucket
-    from ._retry.transport import AsyncRetryTransport, RetryTransport, retry
+    from ._auth.flow import AsyncAuthTransport, AuthTransport, auth
+    from ._base import AsyncLayerTransport, Context, Layer, LayerTransport
+    from ._call import Attempt, Call, can_resend, copy_request
+    from ._limit.flow import (
+        AdaptiveTransport,
+        AsyncAdaptiveTransport,
+        AsyncLimiterTransport,
+        AsyncTokenBucketTransport,
+        LimiterTransport,
+        TokenBucketTransport,
+        adaptive,
+        limiter,
+        token_bucket,
+    )
+    from ._limit.limiter import Answer, RateChange, Turn
+    from ._operations import Close, Drain, Flow, Load, Operation, Read, Run, Send, Sleep, Until
+    from ._retry.flow import AsyncRetryTransport, RetryTransport, retry
     from ._stk_cli import StkCLITransport
 
-_LAZY: Final = {
-    "_adaptive.transport": ("AdaptiveTransport", "AsyncAdaptiveTransport", "adaptive"),
-    "_auth.transport": ("AsyncAuthTransport", "AuthTransport", "auth"),
-    "_retry.transport": ("AsyncRetryTransport", "RetryTransport", "retry"),
-    "_stk_cli": ("StkCLITransport",),
-    "_limit.token_bucket": ("AsyncTokenBucketTransport", "TokenBucketTransport", "token_bucket"),
-}
-"""What is imported when it is first asked for, by module: few programs use all the layers."""
-
-
-def __getattr__(name: str) -> Any:
-    for module, names in _LAZY.items():
-        if name in names:
-            value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
-            return value
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "_auth.flow": ("AsyncAuthTransport", "AuthTransport", "auth"),
+        "_base": ("AsyncLayerTransport", "Context", "Layer", "LayerTransport"),
+        "_call": ("Attempt", "Call", "can_resend", "copy_request"),
+        "_limit.flow": (
+            "AdaptiveTransport",
+            "AsyncAdaptiveTransport",
+            "AsyncLimiterTransport",
+            "AsyncTokenBucketTransport",
+            "LimiterTransport",
+            "TokenBucketTransport",
+            "adaptive",
+            "limiter",
+            "token_bucket",
+        ),
+        "_limit.limiter": ("Answer", "RateChange", "Turn"),
+        "_operations": (
+            "Close",
+            "Drain",
+            "Flow",
+            "Load",
+            "Operation",
+            "Read",
+            "Run",
+            "Send",
+            "Sleep",
+            "Until",
+        ),
+        "_retry.flow": ("AsyncRetryTransport", "RetryTransport", "retry"),
+        "_stk_cli": ("StkCLITransport",),
+    },
+)
 
 __all__ = [
     "AdaptiveTransport",
+    "Answer",
     "AsyncAdaptiveTransport",
     "AsyncAuthTransport",
     "AsyncLayerTransport",
+    "AsyncLimiterTransport",
     "AsyncRetryTransport",
     "AsyncTokenBucketTransport",
+    "Attempt",
     "AuthTransport",
     "Call",
+    "Close",
     "Context",
+    "Drain",
+    "Flow",
     "Layer",
     "LayerTransport",
+    "LimiterTransport",
+    "Load",
+    "Operation",
+    "RateChange",
+    "Read",
     "RetryTransport",
+    "Run",
+    "Send",
+    "Sleep",
     "StkCLITransport",
     "TokenBucketTransport",
+    "Turn",
+    "Until",
     "adaptive",
     "auth",
     "can_resend",
     "copy_request",
+    "limiter",
     "retry",
     "token_bucket",
 ]

@@ -1,33 +1,22 @@
 """What every layer stands on: the context of a stack, the two base transports, and the recipe of a layer."""
 
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Final, Self
 
 import httpx
 
 from .._clock import Clock, SystemClock, uniform
 from .._errors import ConfigurationError
+from .._events import AttemptFinished, AttemptStarted, CallFinished, CallStarted, Event
 from .._families import Family, adopt, alike, family_of_wire
-from .._log import Listener, log_event, logger
-from ._call import CALL, OPTIONS, Call, can_resend, copy_request
-
-__all__ = [
-    "CALL",
-    "OPTIONS",
-    "AsyncLayerTransport",
-    "Call",
-    "Context",
-    "Layer",
-    "LayerTransport",
-    "can_resend",
-    "copy_request",
-]
-
-if TYPE_CHECKING:
-    from .._events import Event
+from .._log import Listener, Listeners, log_events, logger, reads
+from ._call import ATTEMPT, Attempt, Call, copy_request
+from ._drivers import adrive, drive
+from ._operations import Flow, Send
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,15 +30,16 @@ class Context:
     """
 
     clock: Clock = field(default_factory=SystemClock)
-    listener: Listener = log_event
+    listener: Listener = log_events
     random: Callable[[], float] = uniform
 
-    @property
-    def hears_details(self) -> bool:
-        """Whether anybody would learn of an event of the lowest level, which may happen at each request."""
-        return self.listener is not log_event or logger.isEnabledFor(logging.DEBUG)
+    def hears(self, level: int) -> bool:
+        """Whether anybody would learn of an event that the default log writes at this level."""
+        if self.listener is log_events:
+            return reads(level)
+        return not isinstance(self.listener, Listeners) or bool(self.listener.each)
 
-    def emit(self, event: "Event") -> None:
+    def emit(self, event: Event) -> None:
         """Tell the listener. Whatever it raises is logged: an observer does not fail a request."""
         try:
             self.listener(event)
@@ -57,77 +47,182 @@ class Context:
             logger.exception("the listener failed on %s", event)
 
 
-def _carrying(request: httpx.Request, call: Call) -> httpx.Request:
-    """The request with the call in its extensions, for transports that are no layers but may have some further in."""
-    if request.extensions.get(CALL) is call:
-        return request
-    return copy_request(request, extensions={**request.extensions, CALL: call})
+FlowFunction = Callable[[Any, httpx.Request, Attempt], Flow]
+"""A layer's work as a function of the layer, the request and the attempt."""
+
+_LEAVES: Final = (httpx.HTTPTransport, httpx.AsyncHTTPTransport, httpx.MockTransport)
+_NOTE: Final = "stkai: "
 
 
-class LayerTransport(httpx.BaseTransport):
-    """Base of the sync layers: override `handle_call`, and send inward with `forward`.
+class LayerBase:
+    """What the sync and the async layers have in common: everything but their driver."""
+
+    name = "layer"
+    context: Context
+    family: Family | None
+    _inner: Any
+    _layer: "LayerBase | None"
+    _function: FlowFunction | None
+    _is_leaf: bool
+
+    def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
+        """This layer's work for one pass of a request. Here: what the constructor was given, or nothing."""
+        if self._function is not None:
+            return self._function(self, request, attempt)
+        return self.forward(request, attempt)
+
+    def forward(self, request: httpx.Request, attempt: Attempt) -> Flow:
+        """Send the request to the next layer, or to the wire; use it as `yield from self.forward(...)`."""
+        layer = self._layer
+        if layer is not None:
+            return layer.flow(request, attempt)
+        return self._to_wire(request, attempt)
+
+    def _set_up(
+        self, inner: Any, kind: type, context: Context | None, function: FlowFunction | None, *, joins: bool
+    ) -> None:
+        if not isinstance(inner, alike(kind)):
+            msg = f"{type(self).__name__} needs an httpx.{kind.__name__} inside, not {_describe(inner)}"
+            raise ConfigurationError(msg)
+        if function is not None and not callable(function):
+            msg = f"a flow must be a function (layer, request, attempt), not {function!r}"
+            raise ConfigurationError(msg)
+        self._inner = inner
+        self._function = function
+        self._layer = inner if joins else None
+        # What holds no layer further in has no use for the attempt, and needs no copy of the request.
+        self._is_leaf = bool(getattr(inner, "is_leaf", type(inner) in alike(*_LEAVES)))
+        self.family = family_of_wire(inner)
+        self.context = context or Context()
+
+    def _to_wire(self, request: httpx.Request, attempt: Attempt) -> Flow:
+        """The innermost step: send to a transport that is no layer."""
+        if not self._is_leaf and request.extensions.get(ATTEMPT) is not attempt:
+            request = copy_request(request, extensions={**request.extensions, ATTEMPT: attempt})
+        context = self.context
+        if not context.hears(logging.DEBUG):
+            answer: httpx.Response = yield Send(self._inner, request, attempt)
+            return answer
+        start = context.clock.monotonic()
+        info = attempt.info
+        context.emit(AttemptStarted(call=info, resend_count=attempt.number - 1))
+        status, error = None, None
+        try:
+            response: httpx.Response = yield Send(self._inner, request, attempt)
+            status = response.status_code
+            return response
+        except BaseException as caught:
+            error = type(caught).__name__
+            raise
+        finally:
+            seconds = context.clock.monotonic() - start
+            context.emit(AttemptFinished(call=info, status=status, error=error, seconds=seconds))
+
+    def _begin(self, request: httpx.Request) -> Attempt | None:
+        """The attempt that is under way; None where a call begins here."""
+        attempt: Attempt | None = request.extensions.get(ATTEMPT)
+        if attempt is None and self.family is not None and not isinstance(request, self.family.Request):
+            raise _foreign(self.family)
+        return attempt
+
+    def _started(self, attempt: Attempt) -> None:
+        if self.context.hears(logging.DEBUG):
+            self.context.emit(CallStarted(call=attempt.info))
+
+    def _succeeded(self, attempt: Attempt, response: httpx.Response) -> None:
+        now = self.context.clock.monotonic()
+        attempt.finish(response, now)
+        if self.context.hears(logging.INFO):
+            self._finished(attempt, now, status=response.status_code)
+
+    def _failed(self, attempt: Attempt, error: BaseException) -> None:
+        """Name the request in its error, and tell that the call has ended."""
+        call = attempt.call
+        if isinstance(error, alike(httpx.RequestError)):
+            error.request = call.request
+            adopt(error, call.request)
+        if isinstance(error, Exception) and not any(
+            note.startswith(_NOTE) for note in getattr(error, "__notes__", ())
+        ):
+            number = attempt.record.attempts
+            error.add_note(f"{_NOTE}{call.method} {call.host}: {number} attempt{'s' * (number != 1)}")
+        if self.context.hears(logging.INFO):
+            self._finished(attempt, self.context.clock.monotonic(), error=type(error).__name__)
+
+    def _finished(
+        self, attempt: Attempt, now: float, *, status: int | None = None, error: str | None = None
+    ) -> None:
+        record = attempt.record
+        self.context.emit(
+            CallFinished(
+                call=Attempt(attempt.call, record.attempts, record).info,
+                status=status,
+                error=error,
+                attempts=record.attempts,
+                seconds=now - attempt.call.started,
+            )
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name} > {self._inner if isinstance(self._inner, LayerBase) else 'wire'}"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self}>"
+
+
+class LayerTransport(LayerBase, httpx.BaseTransport):
+    """Base of the sync layers, and with `flow=` a layer by itself.
+
+    Override `flow`, a generator that sends inward with `yield from self.forward(request, attempt)`.
+
+    Args:
+        inner: the next layer, or the wire.
+        flow: a function to use as the method `flow`, called as `flow(layer, request, attempt)`.
+        context: time, chance and listener of the stack.
+        name: of the layer; by default that of its class.
 
     Raises:
         ConfigurationError: `inner` is not a sync transport.
     """
 
-    name = "layer"
-
-    def __init__(self, inner: httpx.BaseTransport, *, context: Context | None = None) -> None:
-        if not isinstance(inner, alike(httpx.BaseTransport)):
-            msg = f"{type(self).__name__} needs an httpx.BaseTransport inside, not {_describe(inner)}"
-            raise ConfigurationError(msg)
-        self._inner = inner
-        self.family = family_of_wire(inner)
-        self.context = context or Context()
-        self._layer: LayerTransport | None = None
-        # A subclass that overrides `handle_request` is to see every request there.
-        if isinstance(inner, LayerTransport) and type(inner).handle_request is LayerTransport.handle_request:
-            self._layer = inner
+    def __init__(
+        self,
+        inner: httpx.BaseTransport,
+        flow: FlowFunction | None = None,
+        *,
+        context: Context | None = None,
+        name: str | None = None,
+    ) -> None:
+        # A subclass that overrides httpx's own method is to see every request there.
+        joins = (
+            isinstance(inner, LayerTransport) and type(inner).handle_request is LayerTransport.handle_request
+        )
+        self._set_up(inner, httpx.BaseTransport, context, flow, joins=joins)
+        if name is not None:
+            self.name = name
 
     @property
     def inner(self) -> httpx.BaseTransport:
         """The next layer, or the wire; it stays what it was when the layer was made."""
-        return self._inner
-
-    def __str__(self) -> str:
-        return _chain(self.name, self._inner)
-
-    def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
-        """Do this layer's work for one pass of a request. Here: nothing."""
-        return self.forward(request, call)
-
-    def forward(self, request: httpx.Request, call: Call) -> httpx.Response:
-        """Send the request to the next layer, or to the wire, within what is left of the deadline.
-
-        Raises:
-            DeadlineExceededError: nothing is left, or the answer is not there in time.
-        """
-        layer = self._layer
-        if layer is not None:
-            return layer.handle_call(request, call)
-        request = _carrying(request, call)
-        if call.deadline is None or isinstance(self._inner, LayerTransport):
-            return self._inner.handle_request(request)
-        from ._in_time import send_in_time
-
-        return send_in_time(self._inner, request, call, self.context.clock)
+        inner: httpx.BaseTransport = self._inner
+        return inner
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        call = request.extensions.get(CALL)
-        if call is not None:
-            return self.handle_call(request, call)
-        if self.family is not None and not isinstance(request, self.family.Request):
-            raise _foreign(self.family)
-        clock = self.context.clock
-        call = Call.start(request, clock.monotonic())
+        attempt = self._begin(request)
+        if attempt is not None:
+            return drive(self.flow(request, attempt), attempt, self.context.clock)
+        return self.carry_out(Call.start(request, self.context.clock.monotonic()), self.flow)
+
+    def carry_out(self, call: Call, flow: Callable[[httpx.Request, Attempt], Flow]) -> httpx.Response:
+        """Carry out a whole call by the flow: tell the listener of its start and its end, and put its record on it."""
+        attempt = Attempt(call)
+        self._started(attempt)
         try:
-            response = self.handle_call(request, call)
-        except alike(httpx.RequestError) as error:
-            error.request = request
-            adopt(error, request)
+            response = drive(flow(call.request, attempt), attempt, self.context.clock)
+        except BaseException as error:
+            self._failed(attempt, error)
             raise
-        call.finish(response, clock.monotonic())
+        self._succeeded(attempt, response)
         return response
 
     def close(self) -> None:
@@ -145,75 +240,56 @@ class LayerTransport(httpx.BaseTransport):
     ) -> None:
         self._inner.__exit__(exc_type, exc_value, traceback)
 
+    def __getattr__(self, name: str) -> Any:
+        raise _missing(self, name, "handle_async_request", "httpx.AsyncClient", "build_async_transport()")
 
-class AsyncLayerTransport(httpx.AsyncBaseTransport):
-    """Base of the async layers, on asyncio and trio: override `handle_call`, and send inward with `forward`.
+
+class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
+    """Base of the async layers, on asyncio and trio; as `LayerTransport`, and by the same flow.
 
     Raises:
         ConfigurationError: `inner` is not an async transport.
     """
 
-    name = "layer"
-
-    def __init__(self, inner: httpx.AsyncBaseTransport, *, context: Context | None = None) -> None:
-        if not isinstance(inner, alike(httpx.AsyncBaseTransport)):
-            msg = f"{type(self).__name__} needs an httpx.AsyncBaseTransport inside, not {_describe(inner)}"
-            raise ConfigurationError(msg)
-        self._inner = inner
-        self.family = family_of_wire(inner)
-        self.context = context or Context()
-        self._layer: AsyncLayerTransport | None = None
-        # A subclass that overrides `handle_async_request` is to see every request there.
-        if (
+    def __init__(
+        self,
+        inner: httpx.AsyncBaseTransport,
+        flow: FlowFunction | None = None,
+        *,
+        context: Context | None = None,
+        name: str | None = None,
+    ) -> None:
+        # A subclass that overrides httpx's own method is to see every request there.
+        joins = (
             isinstance(inner, AsyncLayerTransport)
             and type(inner).handle_async_request is AsyncLayerTransport.handle_async_request
-        ):
-            self._layer = inner
+        )
+        self._set_up(inner, httpx.AsyncBaseTransport, context, flow, joins=joins)
+        if name is not None:
+            self.name = name
 
     @property
     def inner(self) -> httpx.AsyncBaseTransport:
         """The next layer, or the wire; it stays what it was when the layer was made."""
-        return self._inner
-
-    def __str__(self) -> str:
-        return _chain(self.name, self._inner)
-
-    async def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
-        """Do this layer's work for one pass of a request. Here: nothing."""
-        return await self.forward(request, call)
-
-    # No coroutine of its own: each is kept in memory for as long as the request waits.
-    def forward(self, request: httpx.Request, call: Call) -> Coroutine[Any, Any, httpx.Response]:
-        """Send the request to the next layer, or to the wire, within what is left of the deadline.
-
-        Raises:
-            DeadlineExceededError: nothing is left, or the answer is not there in time.
-        """
-        layer = self._layer
-        if layer is not None:
-            return layer.handle_call(request, call)
-        request = _carrying(request, call)
-        if call.deadline is None or isinstance(self._inner, AsyncLayerTransport):
-            return self._inner.handle_async_request(request)
-        from ._in_time import asend_in_time
-
-        return asend_in_time(self._inner, request, call, self.context.clock)
+        inner: httpx.AsyncBaseTransport = self._inner
+        return inner
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        call = request.extensions.get(CALL)
-        if call is not None:
-            return await self.handle_call(request, call)
-        if self.family is not None and not isinstance(request, self.family.Request):
-            raise _foreign(self.family)
-        clock = self.context.clock
-        call = Call.start(request, clock.monotonic())
+        attempt = self._begin(request)
+        if attempt is not None:
+            return await adrive(self.flow(request, attempt), attempt, self.context.clock)
+        return await self.carry_out(Call.start(request, self.context.clock.monotonic()), self.flow)
+
+    async def carry_out(self, call: Call, flow: Callable[[httpx.Request, Attempt], Flow]) -> httpx.Response:
+        """Carry out a whole call by the flow: tell the listener of its start and its end, and put its record on it."""
+        attempt = Attempt(call)
+        self._started(attempt)
         try:
-            response = await self.handle_call(request, call)
-        except alike(httpx.RequestError) as error:
-            error.request = request
-            adopt(error, request)
+            response = await adrive(flow(call.request, attempt), attempt, self.context.clock)
+        except BaseException as error:
+            self._failed(attempt, error)
             raise
-        call.finish(response, clock.monotonic())
+        self._succeeded(attempt, response)
         return response
 
     async def aclose(self) -> None:
@@ -231,6 +307,9 @@ class AsyncLayerTransport(httpx.AsyncBaseTransport):
     ) -> None:
         await self._inner.__aexit__(exc_type, exc_value, traceback)
 
+    def __getattr__(self, name: str) -> Any:
+        raise _missing(self, name, "handle_request", "httpx.Client", "build_transport()")
+
 
 def _foreign(family: Family) -> ConfigurationError:
     """What to say of a request that the wire could not read."""
@@ -241,9 +320,11 @@ def _foreign(family: Family) -> ConfigurationError:
     )
 
 
-def _chain(name: str, inner: object) -> str:
-    """A stack in words, outermost first."""
-    return f"{name} > {inner if isinstance(inner, LayerTransport | AsyncLayerTransport) else 'wire'}"
+def _missing(layer: LayerBase, name: str, wanted: str, client: str, builder: str) -> AttributeError:
+    msg = f"{type(layer).__name__!r} object has no attribute {name!r}"
+    if name == wanted:
+        msg += f": an {client} needs the other kind of stack, such as stkai.{builder}"
+    return AttributeError(msg, name=name, obj=layer)
 
 
 def _describe(inner: object) -> str:
@@ -257,21 +338,50 @@ def _describe(inner: object) -> str:
     return f"{inner!r}" if isinstance(inner, type) else f"a {kind}"
 
 
-@dataclass(frozen=True, slots=True)
 class Layer:
     """A recipe for one layer of a stack: a name, and how to put it around an inner transport, sync and async.
 
-    Attributes:
+    A layer of your own is one function for sync, asyncio and trio: `Layer("name", flow)`.
+
+    Args:
         name: unique in a stack.
-        sync: called as `sync(inner, context=context)`; returns an `httpx.BaseTransport`.
-        asynchronous: the same for `httpx.AsyncBaseTransport`.
-        policy: what the layer obeys, if it likes to be asked; two stacks that hold the same object share its state.
+        flow: a generator function, called as `flow(layer, request, attempt)`, which sends inward by
+            `yield from layer.forward(request, attempt)`. Where `asynchronous` is given too, it makes the sync
+            transport, called as `sync(inner, context=context)`.
+        asynchronous: makes the async transport, likewise.
+        policy: what the layer obeys; two stacks that hold the same object share its state.
+
+    Raises:
+        ConfigurationError: the name is no text, or there is nothing to call.
     """
 
-    name: str
-    sync: Callable[..., httpx.BaseTransport]
-    asynchronous: Callable[..., httpx.AsyncBaseTransport]
-    policy: object = None
+    __slots__ = ("asynchronous", "name", "policy", "sync")
+
+    def __init__(
+        self,
+        name: str,
+        flow: Callable[..., Any] | None = None,
+        asynchronous: Callable[..., httpx.AsyncBaseTransport] | None = None,
+        policy: object = None,
+        *,
+        sync: Callable[..., httpx.BaseTransport] | None = None,
+    ) -> None:
+        if not isinstance(name, str) or not name:
+            msg = f"a layer needs a name, such as 'audit', not {name!r}"
+            raise ConfigurationError(msg)
+        made = sync or flow
+        if made is None or not callable(made) or (sync is not None and asynchronous is None):
+            msg = f"the layer {name!r} needs one flow, or how to make both its sync and its async transport"
+            raise ConfigurationError(msg)
+        self.name, self.policy = name, policy
+        self.sync: Callable[..., httpx.BaseTransport] = made
+        if asynchronous is None:
+            self.sync = partial(LayerTransport, flow=flow, name=name)
+            asynchronous = partial(AsyncLayerTransport, flow=flow, name=name)
+        self.asynchronous: Callable[..., httpx.AsyncBaseTransport] = asynchronous
 
     def __str__(self) -> str:
         return self.name
+
+    def __repr__(self) -> str:
+        return f"<Layer {self.name}>"

@@ -1,112 +1,210 @@
-"""A call on its way through a stack: what was asked for, how it went, and how long it may still take."""
+"""A call on its way through a stack, and its attempts: what the layers tell each other.
 
+A `Call` never changes. Each pass of its request through the stack is an `Attempt`, whose fields one layer writes once.
+"""
+
+import itertools
 import math
-from typing import Any, Final
+import weakref
+from typing import Any, Final, NamedTuple
 
 import httpx
 
 from .._errors import ConfigurationError, DeadlineExceededError
+from .._events import CallInfo
 from .._families import family_of
-from .._options import UNSET, CallRecord, RequestOptions
+from .._options import NO_OPTIONS, UNSET, CallRecord, RequestOptions
+from .._urls import Origin, origin_of
+from ._operations import Steps
 
 OPTIONS: Final = "stkai"
 """The extension that holds `RequestOptions` on a request and the `CallRecord` on a response."""
 
-CALL: Final = "stkai.call"
-"""The extension in which the running call travels from layer to layer."""
+ATTEMPT: Final = "stkai.attempt"
+"""The extension in which an attempt passes through transports that are no layers."""
 
-_NO_OPTIONS: Final = RequestOptions()
+PACED: Final = "stkai.paced"
+"""The extension of a response that a limiter has seen: it keeps the wait before the next attempt."""
+
+_FIRST_HOP: Final = "stkai.first_hop"
+"""The extension by which a redirected request knows where and when the first one set out."""
+
+_numbers = itertools.count(1)
 
 
-class Call:
-    """One call on its way through a stack, with all its attempts; the outermost layer, or the client, starts it.
+class FirstHop:
+    """Where and when a chain of redirects began.
 
     Attributes:
-        options: what the caller set.
-        record: what the caller will learn.
-        deadline: the instant (monotonic seconds) at which the call must have ended, or None.
-        buffered: the caller wants the whole body, so that retry reads it inside the attempt.
-        extensions: those of the caller's own request, which travel on when it is redirected.
-        paced: a limiter below keeps the wait before the next attempt; nobody else needs to.
-        broken: the response whose body broke off, if that is how the last attempt ended.
-        ticket: a limiter's queue, and the call's number in it: another attempt comes back to that place.
+        call_id: of the call that made the first hop.
+        began: instant, in seconds of the clock.
+        origin: where the first request went.
     """
 
-    __slots__ = (
-        "broken",
-        "buffered",
-        "deadline",
-        "extensions",
-        "options",
-        "paced",
-        "record",
-        "started",
-        "ticket",
-    )
+    __slots__ = ("_request", "began", "call_id", "origin")
 
-    def __init__(
-        self, options: RequestOptions, extensions: dict[str, Any], now: float, *, buffered: bool = False
-    ) -> None:
-        self.options = options
-        self.record = CallRecord()
-        self.started = now
-        self.deadline = (
-            None if options.deadline is UNSET or options.deadline is None else now + options.deadline
-        )
-        self.buffered = buffered
-        self.extensions = extensions
-        self.paced = False
-        self.broken: httpx.Response | None = None
-        self.ticket: tuple[object, int] | None = None
+    def __init__(self, call: "Call") -> None:
+        self.call_id = call.id
+        self.began = call.started
+        self.origin: Origin = origin_of(call.request.url)
+        self._request = weakref.ref(call.request)
+
+    def leads_to(self, request: httpx.Request, call_id: int) -> bool:
+        """Whether `request` is a later hop, or the same call; False where the caller sends the first one anew."""
+        return self.call_id == call_id or self._request() is not request
+
+    def __copy__(self) -> "FirstHop":
+        return self
+
+    def __deepcopy__(self, memo: object) -> "FirstHop":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+
+class Call(NamedTuple):
+    """One call, with all its attempts. Immutable; the outermost layer, or the client, starts it.
+
+    Attributes:
+        id: unique in this process.
+        request: the caller's own.
+        options: what the caller set.
+        started: instant at which the call began, in seconds of the clock.
+        deadline: instant at which the call must have ended, or None.
+        buffered: the caller wants the whole body, so that retry reads it inside the attempt.
+    """
+
+    id: int
+    request: httpx.Request
+    options: RequestOptions
+    started: float
+    deadline: float | None
+    buffered: bool
 
     @classmethod
-    def start(cls, request: httpx.Request, now: float) -> "Call":
-        options = request.extensions.get(OPTIONS, _NO_OPTIONS)
+    def start(cls, request: httpx.Request, now: float, *, buffered: bool = False) -> "Call":
+        """Begin a call with the options that the request carries.
+
+        Raises:
+            ConfigurationError: the extension holds something else.
+        """
+        extensions = request.extensions
+        options = extensions.get(OPTIONS, NO_OPTIONS)
         if not isinstance(options, RequestOptions):
             msg = f'extensions["stkai"] must be a stkai.RequestOptions, not {type(options).__name__}'
             raise ConfigurationError(msg)
-        return cls(options, request.extensions, now)
+        call = cls(next(_numbers), request, options, now, None, buffered)
+        if options.deadline is UNSET or options.deadline is None:
+            return call
+        return call.within(options.deadline)
+
+    def within(self, seconds: float) -> "Call":
+        """The same call, which must end within `seconds` of its first hop."""
+        return self._replace(deadline=self.first_hop().began + seconds)
+
+    def first_hop(self) -> FirstHop:
+        """Where and when the chain of redirects began that led to this call, or this call itself."""
+        extensions = self.request.extensions
+        hop = extensions.get(_FIRST_HOP)
+        if not isinstance(hop, FirstHop) or not hop.leads_to(self.request, self.id):
+            # httpx copies the extensions to the request of the next hop.
+            hop = extensions[_FIRST_HOP] = FirstHop(self)
+        return hop
+
+    @property
+    def method(self) -> str:
+        """The HTTP method."""
+        return self.request.method
+
+    @property
+    def host(self) -> str:
+        """The host that the caller asked for, without port."""
+        return self.request.url.host
 
     def time_left(self, now: float) -> float:
         """Seconds until the deadline; infinite without one."""
         return math.inf if self.deadline is None else self.deadline - now
 
-    def check_deadline(self, now: float, cause: httpx.TimeoutException | None = None) -> None:
-        """Go on while time is left.
 
-        Raises:
-            DeadlineExceededError: none is left; `cause` is the timeout by which that was noticed.
-        """
-        if self.deadline is None or now < self.deadline or isinstance(cause, DeadlineExceededError):
-            return
-        raise self.too_late() from cause
+class Attempt:
+    """One pass of a call's request through the stack.
 
-    def too_late(self) -> DeadlineExceededError:
+    Attributes:
+        call: the call it belongs to.
+        number: 1 for the first.
+        record: what the caller will learn; shared by the attempts that follow each other.
+        place: a limiter and the number of a ticket: the place in its queue to which this attempt comes back, or None.
+        ticket: the limiter that let it pass, and the number of its ticket. Written by the limiter layer.
+        signature: signs the request anew after a wait, so that it leaves with a valid token. Written by the auth layer.
+    """
+
+    __slots__ = ("call", "number", "place", "record", "signature", "ticket")
+
+    def __init__(
+        self, call: Call, number: int = 1, record: CallRecord | None = None, place: Any = None
+    ) -> None:
+        self.call = call
+        self.number = number
+        self.record = record if record is not None else CallRecord()
+        self.place: tuple[object, int] | None = place
+        self.ticket: tuple[object, int] | None = None
+        self.signature: Signature | None = None
+
+    def again(self) -> "Attempt":
+        """The attempt that follows this one, which comes back to its place in the queue."""
+        self.record.attempts += 1
+        following = Attempt(self.call, self.record.attempts, self.record, self.ticket or self.place)
+        following.signature = self.signature
+        return following
+
+    def beside(self) -> "Attempt":
+        """A second attempt at the same time, with a record of its own; see `absorb`."""
+        self.record.attempts += 1
+        other = Attempt(self.call, self.record.attempts, CallRecord(attempts=0))
+        other.signature = self.signature
+        return other
+
+    def absorb(self, other: "Attempt") -> None:
+        """Add the times of an attempt that ran beside this one, and whose answer is taken."""
+        mine, theirs = self.record, other.record
+        mine.attempts += theirs.attempts
+        mine.queued += theirs.queued
+        mine.backed_off += theirs.backed_off
+        mine.authenticating += theirs.authenticating
+
+    def within(self, call: Call) -> "Attempt":
+        """The same attempt of the call with another deadline."""
+        other = Attempt(call, self.number, self.record, self.place)
+        other.signature = self.signature
+        return other
+
+    @property
+    def info(self) -> CallInfo:
+        """What events say of it."""
+        call = self.call
+        return CallInfo(id=call.id, method=call.method, host=call.host, attempt=self.number)
+
+    def too_late(self, deadline: float) -> DeadlineExceededError:
         """What to raise when the deadline has passed."""
-        allowed, attempts = self.started if self.deadline is None else self.deadline, self.record.attempts
-        allowed -= self.started
-        msg = f"no answer within the deadline of {allowed:g} s, at attempt number {attempts}"
+        allowed = deadline - self.call.first_hop().began
+        msg = f"no answer within the deadline of {allowed:g} s, at attempt number {self.record.attempts}"
         return DeadlineExceededError(msg)
-
-    def limit(self, request: httpx.Request, now: float) -> httpx.Request:
-        """The request with no timeout longer than the time that is left.
-
-        Raises:
-            DeadlineExceededError: none is left.
-        """
-        self.check_deadline(now)
-        left = self.time_left(now)
-        given = request.extensions.get("timeout", {})
-        keys = ("connect", "read", "write", "pool")
-        timeout = {key: left if given.get(key) is None else min(left, given[key]) for key in keys}
-        return copy_request(request, extensions={**request.extensions, "timeout": timeout})
 
     def finish(self, response: httpx.Response, now: float) -> None:
         """Put the record on the response."""
         record = self.record
-        on_wire = now - self.started - record.queued - record.backed_off - record.authenticating
+        on_wire = now - self.call.started - record.queued - record.backed_off - record.authenticating
         record.on_wire = on_wire if on_wire > 0 else 0.0
         response.extensions[OPTIONS] = record
+
+
+class Signature:
+    """Signs a request with a token; see `Attempt.signature`."""
+
+    def renewed(self, request: httpx.Request) -> Steps[httpx.Request]:
+        """The request with a token that is still valid."""
+        raise NotImplementedError
 
 
 def copy_request(

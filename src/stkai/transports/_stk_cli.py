@@ -14,7 +14,7 @@ import httpx
 
 from .._errors import AuthenticationError, ConfigurationError
 from .._families import Family, adopt, family_of, of_family
-from ._base import CALL
+from ._call import ATTEMPT, Attempt
 
 if TYPE_CHECKING:
     import requests
@@ -86,8 +86,8 @@ class StkCLITransport(httpx.BaseTransport):
         if request.method == "GET":
             return self._send(family, self._cli.get_with_authorization, **arguments, use_cache=False)
         if request.method == "POST":
-            call = request.extensions.get(CALL)
-            if call is None or not call.buffered:
+            attempt: Attempt | None = request.extensions.get(ATTEMPT)
+            if attempt is None or not attempt.call.buffered:
                 arguments["stream"] = True
             return self._send(family, self._cli.post_with_authorization, **arguments, body=_json_of(request))
         msg = f"StackSpot CLI sends GET and POST only, not {request.method}"

@@ -9,11 +9,12 @@ growth is by time, not per success: that keeps the refusals from growing with th
 import math
 from collections import deque
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from ..._errors import ConfigurationError
+from .._limit.limiter import Answer, RateChange, Turn
 from .._limit.tickets import TicketQueue
-from .headers import Reading
+from .._retry.retry_after import retry_after
+from .headers import Reading, read_rate_limit
 from .law import HISTORY, Law, Past, PlainLaw, TunedLaw
 from .window import WindowGuide
 
@@ -31,13 +32,7 @@ _SPREAD = 0.1
 _LISTENING = 1.0
 """Seconds between looks at the headers of a server that has said nothing in them."""
 
-
-class RateChange(NamedTuple):
-    """A move of the rate, in requests per second, and why."""
-
-    old: float
-    new: float
-    reason: str
+_TOO_MANY_REQUESTS = 429
 
 
 class AimdLimiter(TicketQueue):
@@ -64,7 +59,7 @@ class AimdLimiter(TicketQueue):
         min_rate_floor: float | None = None,
         penalty_factor: float | None = None,
         recovery_factor: float | None = None,
-        max_wait_time: float | None = 45.0,
+        max_wait_time: float | None = None,
         methods: Iterable[str] = frozenset({"POST"}),
     ) -> None:
         super().__init__(max_requests, time_window, max_wait_time, methods)
@@ -94,6 +89,20 @@ class AimdLimiter(TicketQueue):
         # Plain AIMD is what was asked for, where it was.
         self._guide.listening = self._cold
         self._listens_at = -math.inf
+
+    def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
+        """Let the answer move the rate: a 429 holds everybody back, and a success says how much gets through."""
+        response = answer.response
+        if response is None:
+            return None
+        turn.paced = response.status_code == _TOO_MANY_REQUESTS
+        reading = None
+        if self.listens(answer.now, refused=turn.paced):
+            reading = read_rate_limit(response.headers, answer.date(), self.time_window)
+        if turn.paced:
+            asked = retry_after(response.headers, answer.date())
+            return self.refused(answer.now, answer.sent, asked, answer.chance, reading)
+        return self.succeeded(answer.now, answer.sent, reading)
 
     def listens(self, now: float, *, refused: bool = False) -> bool:
         """Whether to read what an answer says of the quota; where none has said anything, once a second will do."""

@@ -16,10 +16,11 @@ import os
 import threading
 import weakref
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from operator import attrgetter
 
 from ..._errors import ConfigurationError
+from .limiter import Answer, RateChange, Turn
 
 _LATENESS = 0.25
 """Seconds for which the permit of a waiter that wakes late is kept for it, beyond the burst."""
@@ -32,23 +33,6 @@ _ROUNDING = 1e-6
 
 TICK = 1e-6
 """Seconds; a shorter sleep might not move a clock that has run for years."""
-
-
-class Ticket:
-    """A place in one queue; whoever comes back with its number comes back to that place.
-
-    Attributes:
-        number: given by the queue when the ticket joins; the lower one goes first.
-        due: how many permits will have been released when it may go.
-        extra: what it takes beyond one permit, by chance.
-        ahead: the sum of that of all who joined before it; only differences count.
-    """
-
-    __slots__ = ("ahead", "due", "extra", "number")
-
-    def __init__(self, number: int = 0) -> None:
-        self.number = number
-        self.due = self.extra = self.ahead = 0.0
 
 
 _number = attrgetter("number")
@@ -67,7 +51,7 @@ class TicketQueue:
             if max_wait_time is None
             else require_positive("max_wait_time", max_wait_time, "; None waits as long as it takes")
         )
-        self.methods = _require_names(methods)
+        self.methods: Collection[str] = _require_names(methods)
         self._rate = max_requests / time_window
         self._burst = 1.0
         self._spread = 0.0
@@ -83,7 +67,7 @@ class TicketQueue:
     def forget_waiters(self) -> None:
         """Nobody waits and nobody holds the lock: so it is in a forked child, which has only the forking thread."""
         self._lock = threading.Lock()
-        self._queue: list[Ticket] = []
+        self._queue: list[Turn] = []
         self._vacant: list[tuple[int, float, float, float]] = []
 
     @property
@@ -101,6 +85,35 @@ class TicketQueue:
         """Requests that hold a ticket and have not gone yet."""
         return len(self._queue)
 
+    def ask(self, turn: Turn, now: float) -> float:
+        """Seconds until the turn comes, as far as can be known; 0.0 when its permit is taken."""
+        if not turn.number:
+            turn.number = self.take(now, turn.chance)
+            if turn.number:
+                turn.granted = True
+                return 0.0
+        wait = self.remaining(turn, now, turn.chance)
+        turn.nap = self.nap(wait)
+        turn.granted = not wait
+        return wait
+
+    def leave(self, turn: Turn, now: float) -> None:
+        """Give up the place in the queue, or a permit that was not used."""
+        if turn.granted:
+            turn.granted = False
+            with self._lock:
+                self._advance(now)
+                self._credit += 1 + turn.extra
+        else:
+            self.cancel(turn, now)
+
+    def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
+        """Nothing: the rate is constant."""
+        return None
+
+    def settle(self, turn: Turn, cost: float, now: float) -> None:
+        """Nothing: only requests are counted."""
+
     def take(self, now: float, chance: float = 0.5) -> int:
         """Take a permit that is there and for which nobody waits: the number of its ticket, or 0 if there is none."""
         if self._queue:
@@ -115,7 +128,7 @@ class TicketQueue:
             self._number += 1
             return self._number
 
-    def remaining(self, ticket: Ticket, now: float, chance: float = 0.5) -> float:
+    def remaining(self, ticket: Turn, now: float, chance: float = 0.5) -> float:
         """Seconds until `ticket` may go. At 0.0 it goes: its permit is taken, and it has left the queue.
 
         A ticket that is not in the queue joins it: at the end if it is new, else in the place of its number. `chance`,
@@ -139,7 +152,7 @@ class TicketQueue:
             self._credit -= 1 + ticket.extra
             return 0.0
 
-    def cancel(self, ticket: Ticket, now: float) -> None:
+    def cancel(self, ticket: Turn, now: float) -> None:
         """Leave the queue without going; everyone behind moves up, or the next that comes takes the place."""
         with self._lock:
             self._advance(now)
@@ -153,7 +166,7 @@ class TicketQueue:
         """How many of the `wait` seconds to sleep before asking again; all of them at a constant rate."""
         return wait
 
-    def _join(self, ticket: Ticket, chance: float) -> int:
+    def _join(self, ticket: Turn, chance: float) -> int:
         """The place of the ticket in the queue, counted from 0."""
         if self._queue and self._queue[0] is ticket and not self._vacant:
             return 0  # Whoever wakes in time is the first.
@@ -176,7 +189,7 @@ class TicketQueue:
             self._queue.insert(place, ticket)
         return place
 
-    def _place(self, ticket: Ticket) -> int:
+    def _place(self, ticket: Turn) -> int:
         """Where the ticket is in the queue, or belongs."""
         queue, number = self._queue, ticket.number
         if not queue or queue[-1].number < number:
@@ -187,7 +200,7 @@ class TicketQueue:
             place += 1
         return place
 
-    def _number_anew(self, ticket: Ticket, chance: float) -> None:
+    def _number_anew(self, ticket: Turn, chance: float) -> None:
         """Give a new ticket the place of somebody who left, if one is free, or else the last."""
         while self._vacant:
             ticket.number, due, ticket.extra, ticket.ahead = heapq.heappop(self._vacant)

@@ -5,13 +5,8 @@ second. Only the methods that count against the quota (POST) are held back.
 """
 
 from collections.abc import Iterable
-from functools import partial
 
-import httpx
-
-from .._base import Call, Layer
 from .tickets import TicketQueue, require_positive
-from .transport import AsyncLimiterTransport, LimiterTransport
 
 
 class TokenBucket(TicketQueue):
@@ -34,7 +29,7 @@ class TokenBucket(TicketQueue):
         time_window: float,
         *,
         burst: float | None = None,
-        max_wait_time: float | None = 45.0,
+        max_wait_time: float | None = None,
         methods: Iterable[str] = frozenset({"POST"}),
     ) -> None:
         super().__init__(max_requests, time_window, max_wait_time, methods)
@@ -42,43 +37,3 @@ class TokenBucket(TicketQueue):
 
     def __repr__(self) -> str:
         return f"TokenBucket({self.max_requests:g}, {self.time_window:g}, burst={self._burst:g})"
-
-
-class TokenBucketTransport(LimiterTransport):
-    """Waits for a permit of the bucket before it sends.
-
-    Raises:
-        TokenAcquisitionTimeoutError: the wait would exceed `max_wait_time` or the call's deadline; nothing was sent.
-    """
-
-    name = "token_bucket"
-
-    def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
-        if request.method in self.policy.methods:
-            self.admit(call)
-        return self.forward(request, call)
-
-
-class AsyncTokenBucketTransport(AsyncLimiterTransport):
-    """Waits for a permit of the bucket before it sends.
-
-    Raises:
-        TokenAcquisitionTimeoutError: the wait would exceed `max_wait_time` or the call's deadline; nothing was sent.
-    """
-
-    name = "token_bucket"
-
-    async def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
-        if request.method in self.policy.methods:
-            await self.admit(call)
-        return await self.forward(request, call)
-
-
-def token_bucket(policy: TokenBucket) -> Layer:
-    """The layer `token_bucket`, for a `StackBuilder`."""
-    return Layer(
-        "token_bucket",
-        partial(TokenBucketTransport, policy=policy),
-        partial(AsyncTokenBucketTransport, policy=policy),
-        policy,
-    )

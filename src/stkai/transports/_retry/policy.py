@@ -2,37 +2,65 @@
 
 Failures are classified by whether the server may have acted on the request:
 
-    not sent   no connection, no permit                    another attempt is always safe
+    not sent   no connection                               another attempt is always safe
     refused    408, 429, 503                               another attempt is always safe
     unknown    a broken connection, a timeout, 500, 502…   another attempt may repeat what was done
 """
 
 import math
 import re
+import ssl
 from collections.abc import Collection
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple, Self
 
 import httpx
 
 from ..._errors import (
+    ClientSideRateLimitError,
     ConfigurationError,
     DeadlineExceededError,
     RetryableError,
     ServerSideRateLimitError,
-    TokenAcquisitionTimeoutError,
 )
 from ..._families import alike
+from .budget import RetryBudget
 from .retry_after import retry_after
 
 # A proxy error comes before the tunnel stands, so that nothing has gone through it.
-_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
-_UNKNOWN = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
-_REFUSED_STATUS = frozenset({408, 429, 503})
-_JITTER = 0.25
-_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+_UNKNOWN: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
+_REFUSED_STATUS: Final = frozenset({408, 429, 503})
+_JITTER: Final = 0.25
+_PROXY_REFUSES: Final = re.compile(r"4\d\d\b|.*(username|password|credential|auth)", re.IGNORECASE)
+"""What httpx's ProxyError says where the proxy wants other credentials, or does not want us at all."""
+
+_FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """RFC 9110, section 5.1."""
+
+_IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+"""Methods that may be repeated whatever became of the first try; RFC 9110, section 9.2.2."""
+
+_KEY: Final = "idempotency-key"
+"""The header by which servers know a repeated request; draft-ietf-httpapi-idempotency-key-header."""
+
+
+class Send(NamedTuple):
+    """What retry knows of the request.
+
+    Attributes:
+        repeatable: the server gives a repeated request the same answer: its method is idempotent, or it has a key.
+    """
+
+    repeatable: bool
+
+    @classmethod
+    def of(cls, request: httpx.Request, policy: "RetryPolicy") -> Self:
+        """What is to be known of `request`."""
+        headers, own = request.headers, policy.idempotency_header
+        has_key = _KEY in headers or (own is not None and own in headers)
+        return cls(has_key or request.method in _IDEMPOTENT)
 
 
 class Failure(NamedTuple):
@@ -42,14 +70,12 @@ class Failure(NamedTuple):
         cause: in words, for people.
         acted: whether the server may have acted on the request.
         asked: seconds for which somebody asked us to stay away, or None.
-        needed: seconds after which the request's turn comes, whenever it comes back until then.
-        paced: a limiter below keeps the wait.
+        paced: a limiter keeps the wait, and decides how long it is.
     """
 
     cause: str
     acted: bool
     asked: float | None = None
-    needed: float = 0.0
     paced: bool = False
 
 
@@ -63,9 +89,13 @@ class RetryPolicy:
         max_delay: the longest such delay.
         retry_on_status_codes: answers that are worth another attempt.
         max_retry_after: the longest `Retry-After` that is waited for; a longer one is handed to the caller at once.
+            Where a limiter keeps the wait, it decides instead.
         deadline: for the whole call, with all attempts and waits; None for no limit.
         retry_unknown: whether to repeat a request on which the server may have acted.
+        retry_timeouts: whether to repeat a POST or PATCH without idempotency key whose answer did not come within the
+            read timeout. The server is probably still working on it.
         idempotency_header: a header, usually `Idempotency-Key`, that carries one key for all attempts of a call.
+        budget: limits retries to a share of the calls; share the object to share the budget.
 
     Raises:
         ConfigurationError: a value is out of its range.
@@ -79,7 +109,9 @@ class RetryPolicy:
     max_retry_after: float = 60.0
     deadline: float | None = None
     retry_unknown: bool = True
+    retry_timeouts: bool = False
     idempotency_header: str | None = None
+    budget: RetryBudget | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_retries", "initial_delay", "max_delay", "max_retry_after"):
@@ -92,12 +124,16 @@ class RetryPolicy:
         if self.deadline is not None and not _require_at_least_zero("deadline", self.deadline):
             msg = f"deadline must be a positive number of seconds, or None, not {self.deadline!r}"
             raise ConfigurationError(msg)
-        if not isinstance(self.retry_unknown, bool):
-            msg = f"retry_unknown must be True or False, not {self.retry_unknown!r}"
-            raise ConfigurationError(msg)
+        for name in ("retry_unknown", "retry_timeouts"):
+            if not isinstance(getattr(self, name), bool):
+                msg = f"{name} must be True or False, not {getattr(self, name)!r}"
+                raise ConfigurationError(msg)
         header = self.idempotency_header
         if header is not None and not (isinstance(header, str) and _FIELD_NAME.fullmatch(header)):
             msg = f"idempotency_header must be the name of a header, such as Idempotency-Key, not {header!r}"
+            raise ConfigurationError(msg)
+        if self.budget is not None and not isinstance(self.budget, RetryBudget):
+            msg = f"budget must be a stkai.RetryBudget, such as RetryBudget(ratio=0.2), or None, not {self.budget!r}"
             raise ConfigurationError(msg)
 
     def backoff(self, attempt: int, chance: float = 0.0) -> float:
@@ -113,15 +149,14 @@ class RetryPolicy:
         if attempt > self.max_retries or (failure.acted and not self.retry_unknown):
             return None
         asked = failure.asked or 0.0
-        if asked > self.max_retry_after or max(asked, failure.needed) >= left:
+        if asked >= left:
             return None
         if failure.paced:
             return 0.0
+        if asked > self.max_retry_after:
+            return None
         backoff = self.backoff(attempt, chance)
-        # Everyone whom a full queue turns away is told the same: spread over the time for which nobody would be
-        # served any earlier, they do not all come back at once for the one place that is free by then.
-        jitter = max(backoff - self.backoff(attempt), chance * (failure.needed - asked))
-        delay = max(asked + jitter, backoff)
+        delay = max(asked + backoff - self.backoff(attempt), backoff)
         return delay if delay < left else None
 
     def is_final(self, response: httpx.Response) -> bool:
@@ -135,11 +170,14 @@ class RetryPolicy:
         now: datetime,
         *,
         paced: bool = False,
+        sent: Send = Send(repeatable=True),  # noqa: B008 - immutable
     ) -> Failure | None:
         """What an attempt's outcome, one of the two, says about another; None where it is final."""
         if isinstance(error, alike(httpx.HTTPStatusError)):
             response = error.response
         elif error is not None:
+            if isinstance(error, alike(httpx.ReadTimeout)) and not (sent.repeatable or self.retry_timeouts):
+                return None
             return _error_failure(error, now)
         if response is None or self.is_final(response):
             return None
@@ -148,17 +186,33 @@ class RetryPolicy:
         return Failure(cause, acted, retry_after(response.headers, now), paced=paced)
 
 
+def describe(error: BaseException) -> str:
+    """An error in words."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
 def _error_failure(error: BaseException, now: datetime) -> Failure | None:
-    cause = f"{type(error).__name__}: {error}".removesuffix(": ")
+    cause = describe(error)
     if isinstance(error, ServerSideRateLimitError) and isinstance(error.response, alike(httpx.Response)):
         return Failure(cause, acted=False, asked=retry_after(error.response.headers, now))
-    if isinstance(error, TokenAcquisitionTimeoutError):
-        return Failure(cause, acted=False, asked=error.retry_after, needed=error.required - error.waited)
+    # Our own limiter knows best: whoever limits the wait wants to know.
+    if isinstance(error, ClientSideRateLimitError | DeadlineExceededError) or _is_hopeless(error):
+        return None
     if isinstance(error, alike(RetryableError, *_NOT_SENT)):
         return Failure(cause, acted=False)
-    if isinstance(error, DeadlineExceededError) or not isinstance(error, alike(*_UNKNOWN)):
-        return None
-    return Failure(cause, acted=True)
+    return Failure(cause, acted=True) if isinstance(error, alike(*_UNKNOWN)) else None
+
+
+def _is_hopeless(error: BaseException) -> bool:
+    """Whether another attempt must fail in the same way: a bad certificate, credentials that a proxy rejects."""
+    if isinstance(error, alike(httpx.ProxyError)):
+        return _PROXY_REFUSES.match(str(error)) is not None
+    below: BaseException | None = error
+    for _ in range(8):
+        if isinstance(below, ssl.SSLCertVerificationError):
+            return True
+        below = below and (below.__cause__ or below.__context__)
+    return False
 
 
 def _require_at_least_zero(name: str, value: float) -> float:

@@ -1,0 +1,145 @@
+"""Who may see a token, and how a request is signed with it: `BearerAuth`.
+
+The request is signed on a copy: the token appears neither in `response.request` nor in an error's, and what holds it
+here prints as something else.
+"""
+
+import itertools
+from collections.abc import Iterable
+from typing import Final
+
+import httpx
+
+from ..._errors import AuthenticationError, ConfigurationError
+from ..._urls import Origin, is_private, origin_of, parse_origin, show_origin
+from .._call import ATTEMPT, Attempt, copy_request
+from .provider import AuthProvider, is_sendable
+
+_UNAUTHORIZED: Final = 401
+
+_EXPOSED: Final = (
+    "the token would travel unencrypted to {}: use https://, or allow it with BearerAuth(provider, allow_http=True)"
+    " or STKAI_AUTH_ALLOW_HTTP=true"
+)
+
+
+class _Encoded(str):
+    """A header's value that is encoded once: thousands of requests that wait with it share the bytes."""
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self, _: str) -> None:
+        self._bytes = super().encode("ascii")
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        """The bytes: it is ASCII, which is the same in every encoding of headers."""
+        return self._bytes
+
+
+class Token:
+    """An access token, which prints as none: formatters of tracebacks show variables."""
+
+    __slots__ = ("_claims", "header", "value")
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+        self.header = _Encoded(f"Bearer {value}") if is_sendable(value) else None
+        self._claims = itertools.count()
+
+    def is_news(self) -> bool:
+        """True for the first who asks."""
+        return next(self._claims) == 0
+
+    def __repr__(self) -> str:
+        return "<access token>"
+
+
+class BearerAuth:
+    """A provider of tokens, and the origins that may see them.
+
+    Requests to other origins pass unsigned, with any `Authorization` header of their own. Requests to these have
+    theirs replaced. A token goes over http:// only to this machine (localhost, 127.0.0.0/8, ::1), unless `allow_http`.
+
+    Args:
+        provider: where tokens come from.
+        origins: such as `"https://api.example.com"`; one or several. None: each call's token goes to the origin of
+            its first hop and nowhere else. (A transport of your own around the stack must then keep the request's
+            `extensions`, in which the first hop is marked.)
+        allow_http: lets tokens travel unencrypted to other machines.
+
+    Raises:
+        ConfigurationError: the provider is no AuthProvider, or an origin is not `scheme://host[:port]`, or is not
+            encrypted.
+    """
+
+    def __init__(
+        self, provider: AuthProvider, origins: Iterable[str] | str | None = None, *, allow_http: bool = False
+    ) -> None:
+        if not isinstance(provider, AuthProvider):
+            # Not its repr: somebody may have passed the token itself.
+            kind = provider.__name__ if isinstance(provider, type) else f"a {type(provider).__name__}"
+            msg = (
+                f"auth must be an AuthProvider, such as ClientCredentialsAuthProvider(...) or StaticToken(token), a"
+                f' BearerAuth, "auto" or None, not {kind}'
+            )
+            raise ConfigurationError(msg)
+        self.provider = provider
+        self.allow_http = allow_http
+        names = (origins,) if isinstance(origins, str) else origins
+        urls = None if names is None else [parse_origin(name) for name in names]
+        self.origins = None if urls is None else frozenset(origin_of(url) for url in urls)
+        exposed = [show_origin(url) for url in urls or () if not self._is_safe(origin_of(url))]
+        if exposed:
+            raise ConfigurationError(_EXPOSED.format(", ".join(exposed)))
+        self._tokens: dict[str, Token] = {}
+
+    def may_sign(self, url: httpx.URL, attempt: Attempt) -> bool:
+        """Whether the token may go to `url`: to one of the origins; without these, to that of the call's first hop.
+
+        Raises:
+            AuthenticationError: it should, but the way is not encrypted.
+        """
+        origin = origin_of(url)
+        if self.origins is not None:
+            return origin in self.origins
+        if attempt.call.first_hop().origin != origin:
+            return False
+        if origin[0] != "https" and not self._is_safe(origin):
+            raise AuthenticationError(_EXPOSED.format(show_origin(url)))
+        return True
+
+    def _is_safe(self, origin: Origin) -> bool:
+        return is_private(origin) or self.allow_http
+
+    def token(self, value: str) -> Token:
+        """The token in the form in which it is sent; the same object for the same token."""
+        value = value if isinstance(value, str) else ""  # Anybody can write a provider.
+        token = self._tokens.get(value)
+        if token is None:
+            token = self._tokens.setdefault(value, Token(value))
+            for old in list(self._tokens)[:-2]:
+                self._tokens.pop(old, None)
+        return token
+
+    def sign(self, request: httpx.Request, token: Token, attempt: Attempt) -> httpx.Request:
+        """A copy of the request with the token in place of any `Authorization` that it had, and with its attempt.
+
+        Raises:
+            AuthenticationError: the provider returned what cannot stand in a header.
+        """
+        if token.header is None:
+            msg = (
+                f"{type(self.provider).__name__} returned a token that cannot be sent: it must be visible ASCII without"
+                ' spaces or line breaks, and without "Bearer"'
+            )
+            raise AuthenticationError(msg)
+        headers = request.headers.copy()
+        headers["Authorization"] = token.header
+        return copy_request(request, headers=headers, extensions={**request.extensions, ATTEMPT: attempt})
+
+    def is_refusal(self, response: httpx.Response) -> bool:
+        """Whether the server refused the token (RFC 6750, section 3.1)."""
+        return response.status_code == _UNAUTHORIZED
+
+    def __repr__(self) -> str:
+        return f"BearerAuth({type(self.provider).__name__})"

@@ -1,0 +1,159 @@
+"""Signs requests with a bearer token, only for the origins that may see it, and renews a token that was refused.
+
+An httpx client follows redirects above all layers, so that every hop passes through here: the token stays at home even
+where a server redirects elsewhere.
+"""
+
+from functools import partial
+from typing import Final
+
+import httpx
+
+from ..._errors import hide_frames
+from ..._events import TokenRenewed
+from ..._families import alike
+from .._base import AsyncLayerTransport, Context, Layer, LayerBase, LayerTransport
+from .._call import Attempt, Signature, can_resend
+from .._operations import Close, Drain, Flow, Load, Run, Steps
+from .bearer import BearerAuth, Token
+from .provider import AuthProvider
+from .single_flight import aget_token, get_token
+
+_NONE: Final = "none was valid"
+_REFUSED: Final = "the server refused the old one"
+
+_MOST: Final = 1_048_576
+"""Bytes that are kept of the body of a 401, while the token is renewed."""
+
+
+class _AuthFlow(LayerBase):
+    """The layer `auth`, for both drivers."""
+
+    name = "auth"
+    policy: BearerAuth
+
+    def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
+        policy = self.policy
+        if not policy.may_sign(request.url, attempt):
+            return (yield from self.forward(request, attempt))
+        token = self._kept()
+        if token is None:
+            token = yield from self._fetch(attempt, _NONE)
+        signature = _Signature(self, attempt, token)
+        response = yield from self._signed(request, attempt, signature)
+        if not policy.is_refusal(response):
+            return response
+        refused = signature.token
+        policy.provider.forget(refused.value)
+        if not can_resend(request):
+            return response
+        token = self._kept()
+        if token is None:
+            try:
+                # The connection goes back first: the renewal may need it.
+                yield Load(response, _MOST)
+                token = yield from self._fetch(attempt, _REFUSED)
+            except BaseException:
+                yield Close(response)
+                raise
+        if token.value == refused.value:
+            return response
+        yield Drain(response)
+        attempt = attempt.again()
+        return (yield from self._signed(request, attempt, _Signature(self, attempt, token)))
+
+    def _signed(self, request: httpx.Request, attempt: Attempt, signature: "_Signature") -> Flow:
+        attempt.signature = signature
+        try:
+            response = yield from self.forward(self.policy.sign(request, signature.token, attempt), attempt)
+        except Exception as error:
+            if isinstance(error, alike(httpx.RequestError)):
+                hide_frames(error)
+            raise
+        response.request = request
+        return response
+
+    def _kept(self) -> Token | None:
+        cached = self.policy.provider.cached_access_token()
+        return None if cached is None else self.policy.token(cached)
+
+    def _fetch(self, attempt: Attempt, reason: str) -> Steps[Token]:
+        clock, provider = self.context.clock, self.policy.provider
+        start = clock.monotonic()
+        try:
+            value = yield Run(partial(get_token, provider), partial(aget_token, provider))
+        finally:
+            seconds = clock.monotonic() - start
+            attempt.record.authenticating += seconds
+        token = self.policy.token(value)
+        if token.is_news():
+            self.context.emit(TokenRenewed(call=attempt.info, seconds=seconds, reason=reason))
+        return token
+
+
+class _Signature(Signature):
+    """The token with which an attempt is signed; a newer one, if that has ended while the request waited."""
+
+    __slots__ = ("_attempt", "_layer", "token")
+
+    def __init__(self, layer: _AuthFlow, attempt: Attempt, token: Token) -> None:
+        self._layer, self._attempt, self.token = layer, attempt, token
+
+    def renewed(self, request: httpx.Request) -> Steps[httpx.Request]:
+        token = self._layer._kept()
+        if token is None:
+            token = yield from self._layer._fetch(self._attempt, _NONE)
+        if token is self.token:
+            return request
+        self.token = token
+        return self._layer.policy.sign(request, token, self._attempt)
+
+
+class AuthTransport(_AuthFlow, LayerTransport):
+    """Sends with a valid token; after a 401 renews it and sends once more.
+
+    Args:
+        inner: the next layer, or the wire.
+        policy: a provider of tokens, or a `BearerAuth` that says which origins may see them.
+        context: time, chance and listener of the stack.
+
+    Raises:
+        ConfigurationError: `policy` is neither.
+        AuthenticationError: (of a request) no token could be had, or it may not be sent.
+    """
+
+    def __init__(
+        self,
+        inner: httpx.BaseTransport,
+        policy: BearerAuth | AuthProvider,
+        *,
+        context: Context | None = None,
+    ) -> None:
+        super().__init__(inner, context=context)
+        self.policy = _bearer(policy)
+
+
+class AsyncAuthTransport(_AuthFlow, AsyncLayerTransport):
+    """The same as `AuthTransport`, for async clients; a provider that is only sync runs in a worker thread."""
+
+    def __init__(
+        self,
+        inner: httpx.AsyncBaseTransport,
+        policy: BearerAuth | AuthProvider,
+        *,
+        context: Context | None = None,
+    ) -> None:
+        super().__init__(inner, context=context)
+        self.policy = _bearer(policy)
+
+
+def auth(policy: BearerAuth | AuthProvider) -> Layer:
+    """The layer `auth`, for a `StackBuilder`."""
+    bearer = _bearer(policy)
+    return Layer(
+        "auth", partial(AuthTransport, policy=bearer), partial(AsyncAuthTransport, policy=bearer), bearer
+    )
+
+
+def _bearer(policy: BearerAuth | AuthProvider) -> BearerAuth:
+    return policy if isinstance(policy, BearerAuth) else BearerAuth(policy)

@@ -1,0 +1,91 @@
+"""What the auth layer needs of a source of tokens: `AuthProvider`, and `StaticToken`, the simplest one."""
+
+from abc import ABC, abstractmethod
+
+from ..._errors import ConfigurationError
+from .single_flight import join
+
+
+class AuthProvider(ABC):
+    """Provides access tokens. A subclass needs only `get_access_token`, which must be thread-safe.
+
+    A provider that only has `get_access_token` is asked for every request: in the calling thread under a sync client,
+    and in a background thread, one per fetch (about 150 microseconds), under an async client or with a deadline.
+    Callers that wait at the same time share one such fetch. To avoid the thread, return a token that is already there
+    from `cached_access_token`, or override `aget_access_token`. For a token that never changes there is `StaticToken`.
+    """
+
+    @abstractmethod
+    def get_access_token(self) -> str:
+        """A valid access token, without "Bearer"; may take as long as a network call.
+
+        Raises:
+            AuthenticationError: there is no token.
+        """
+
+    def get_auth_headers(self) -> dict[str, str]:
+        """The `Authorization` header with the token.
+
+        Raises:
+            AuthenticationError: there is no token.
+        """
+        return {"Authorization": f"Bearer {self.get_access_token()}"}
+
+    def cached_access_token(self, *, renewing: bool = False) -> str | None:
+        """A valid token that is available without waiting, or None.
+
+        Args:
+            renewing: a new token is being fetched already, so one that is about to expire will do.
+        """
+        return None
+
+    def forget(self, token: str) -> None:
+        """Drop the token if it is still in use: a server has refused it. By default there is nothing to drop."""
+        return
+
+    async def aget_access_token(self) -> str:
+        """Like `get_access_token`, without blocking the event loop. Override it where the provider itself is async.
+
+        Raises:
+            AuthenticationError: there is no token.
+        """
+        token = self.cached_access_token()
+        if token is not None:
+            return token
+        fetch = join(self.get_access_token)
+        await fetch.await_()
+        return fetch.result()
+
+
+class StaticToken(AuthProvider):
+    """Provides a token that you already have, such as an API key. It is never renewed: a 401 goes to the caller.
+
+    Args:
+        value: the token, without "Bearer"; never shown.
+
+    Raises:
+        ConfigurationError: the value cannot stand in a header.
+    """
+
+    def __init__(self, value: str) -> None:
+        if not isinstance(value, str) or not is_sendable(value):
+            msg = (
+                "StaticToken takes the token as a string of visible ASCII characters, without spaces, line breaks"
+                ' and "Bearer"'
+            )
+            raise ConfigurationError(msg)
+        self._value = value
+
+    def get_access_token(self) -> str:
+        return self._value
+
+    def cached_access_token(self, *, renewing: bool = False) -> str | None:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "StaticToken(********)"
+
+
+def is_sendable(token: str) -> bool:
+    """Whether a token can stand in a header: visible ASCII, no spaces (RFC 6750, section 2.1, is stricter)."""
+    return bool(token) and token.isascii() and token.isprintable() and " " not in token

@@ -1,0 +1,161 @@
+"""Bodies of responses, read by a driver: whole, in part, or only to use the connection again."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+import httpx
+
+from .._clock import Clock
+from .._families import family_of
+from ._call import copy_request
+
+_SHORT: Final = 65_536
+"""Bytes; a body that nobody wants is read up to here."""
+
+_BRIEF: Final = 1.0
+"""Seconds; likewise."""
+
+
+def limited(request: httpx.Request, seconds: float) -> httpx.Request:
+    """The request with no timeout longer than `seconds`."""
+    given = request.extensions.get("timeout", {})
+    keys = ("connect", "read", "write", "pool")
+    timeout = {key: seconds if given.get(key) is None else min(seconds, given[key]) for key in keys}
+    return copy_request(request, extensions={**request.extensions, "timeout": timeout})
+
+
+def unlimited(request: httpx.Request, sent: httpx.Request) -> None:
+    """Give the body the timeouts of the caller: its wire looks them up when it is read."""
+    given = request.extensions.get("timeout", {})
+    sent.extensions["timeout"].update({key: given.get(key) for key in sent.extensions["timeout"]})
+
+
+def is_there(response: httpx.Response) -> bool:
+    """Whether the body has been read."""
+    return hasattr(response, "_content")
+
+
+def read(response: httpx.Response) -> None:
+    """Read the body and decode it."""
+    try:
+        response.read()
+    finally:
+        response.close()
+
+
+def load(response: httpx.Response, limit: float, left: Callable[[], float] = lambda: math.inf) -> None:
+    """Fetch up to `limit` bytes as they travel, and close the stream; the response can be read as before.
+
+    Raises:
+        TimeoutError: `left()` seconds were 0 or less before the end.
+    """
+    if is_there(response):
+        return
+    body: Any = response.stream
+    chunks: list[bytes] = []
+    try:
+        size = 0
+        for chunk in body:
+            chunks.append(chunk)
+            size += len(chunk)
+            if size >= limit:
+                break
+            if left() <= 0:
+                raise TimeoutError
+    finally:
+        body.close()
+    response.stream = family_of(response).ByteStream(b"".join(chunks))
+
+
+def drain(response: httpx.Response, clock: Clock) -> None:
+    """Close the response; read its body first where that is short and quick, so that the connection stays open."""
+    try:
+        if _is_short(response):
+            until, size = clock.monotonic() + _BRIEF, 0
+            body: Any = response.stream
+            for chunk in body:
+                size += len(chunk)
+                if size > _SHORT or clock.monotonic() > until:
+                    break
+    except Exception:  # noqa: BLE001, S110 - nobody wants it any more, however it ends
+        pass
+    finally:
+        try:
+            response.close()
+        except Exception:  # noqa: BLE001, S110 - likewise
+            pass
+
+
+def _is_short(response: httpx.Response) -> bool:
+    if response.is_closed or is_there(response):
+        return False
+    length = response.headers.get("content-length", "")
+    return not length.isdecimal() or int(length) <= _SHORT
+
+
+async def aread(response: httpx.Response) -> None:
+    """Read the body and decode it."""
+    import anyio
+
+    try:
+        await response.aread()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await response.aclose()
+
+
+async def aload(response: httpx.Response, limit: int) -> None:
+    """Fetch up to `limit` bytes as they travel, and close the stream; the response can be read as before."""
+    if is_there(response):
+        return
+    import anyio
+
+    body: Any = response.stream
+    chunks = aiter(body)
+    kept: list[bytes] = []
+    try:
+        size = 0
+        async for chunk in chunks:
+            kept.append(chunk)
+            size += len(chunk)
+            if size >= limit:
+                break
+    finally:
+        with anyio.CancelScope(shield=True):
+            await _finish(chunks)
+            await body.aclose()
+    response.stream = family_of(response).ByteStream(b"".join(kept))
+
+
+async def adrain(response: httpx.Response) -> None:
+    """Close the response; read its body first where that is short and quick, so that the connection stays open."""
+    import anyio
+
+    try:
+        if _is_short(response):
+            body: Any = response.stream
+            chunks, size = aiter(body), 0
+            try:
+                with anyio.move_on_after(_BRIEF):
+                    async for chunk in chunks:
+                        size += len(chunk)
+                        if size > _SHORT:
+                            break
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await _finish(chunks)
+    except Exception:  # noqa: BLE001, S110 - nobody wants it any more, however it ends
+        pass
+    finally:
+        with anyio.CancelScope(shield=True):
+            try:
+                await response.aclose()
+            except Exception:  # noqa: BLE001, S110 - likewise
+                pass
+
+
+async def _finish(chunks: Any) -> None:
+    """End a generator that was left early: trio warns of those that are left to the garbage collector."""
+    if hasattr(chunks, "aclose"):
+        await chunks.aclose()

@@ -1,0 +1,294 @@
+"""The two drivers: each carries out the operations of a flow, in a thread or in a task, and holds it to its deadline.
+
+    a result               is sent back into the flow
+    an error               is thrown into the flow, where `try` and `finally` read as usual
+    a cancellation, an     is thrown as well; the driver then carries out the clean-up that the flow asks for, under a
+    interrupt, an exit     shield, and raises it again: the flow can neither swallow it nor go on
+
+The deadline wraps every operation but the clean-up.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import httpx
+
+from .._clock import Clock
+from .._errors import DeadlineExceededError
+from .._families import alike
+from ._bodies import adrain, aload, aread, drain, limited, load, read, unlimited
+from ._call import Attempt
+from ._hand import Hand
+from ._operations import Close, Drain, Flow, Load, Operation, Read, Run, Send, Sleep, Until
+
+_logger = logging.getLogger("stkai")
+
+
+def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
+    """Run a flow to its end in this thread, and return the response that it comes to."""
+    deadline = attempt.call.deadline
+    hand: Hand | None = None
+    try:
+        operation = flow.send(None)
+        while True:
+            try:
+                value = None
+                if isinstance(operation, Until):
+                    deadline = operation.deadline if deadline is None else min(deadline, operation.deadline)
+                elif deadline is not None:
+                    hand = hand or Hand()
+                    value = _in_time(operation, deadline, attempt, clock, hand)
+                elif isinstance(operation, Send):
+                    value = operation.wire.handle_request(operation.request)
+                else:
+                    value = _perform(operation, clock)
+            except Exception as error:  # noqa: BLE001 - the flow decides
+                operation = flow.throw(error)
+            else:
+                operation = flow.send(value)
+    except StopIteration as stop:
+        response: httpx.Response = stop.value
+        return response
+    except BaseException as error:
+        if getattr(flow, "gi_frame", None) is not None:
+            _clean_up(flow, error, clock)
+        raise
+    finally:
+        if hand is not None:
+            hand.release()
+
+
+def _perform(operation: Operation, clock: Clock, left: float = math.inf) -> Any:
+    match operation:
+        case Sleep():
+            clock.sleep(operation.seconds)
+        case Read():
+            read(operation.response)
+        case Load():
+            load(operation.response, operation.limit)
+        case Drain():
+            drain(operation.response, clock)
+        case Close():
+            _close(operation.response)
+        case Run():
+            return operation.sync(left)
+        case Send():
+            return operation.wire.handle_request(operation.request)
+        case _:
+            raise _unknown(operation)
+    return None
+
+
+def _in_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clock, hand: Hand) -> Any:
+    """Carry out an operation, and stop waiting for it at the deadline.
+
+    A timeout bounds one read, not how many there are: a server that sends its answer byte by byte could hold a call
+    for as long as it likes. A thread cannot be cancelled, so another one works, and the wait for that is given up.
+    """
+    if isinstance(operation, Close):
+        return _perform(operation, clock)
+
+    def left() -> float:
+        return deadline - clock.monotonic()
+
+    if left() <= 0:
+        raise attempt.too_late(deadline)
+    match operation:
+        case Sleep():
+            clock.sleep(min(operation.seconds, max(0.0, left())))
+            if operation.seconds and left() <= 0:
+                raise attempt.too_late(deadline)
+            return None
+        case Run():
+            return operation.sync(left())
+        case Send():
+            request = limited(operation.request, left())
+            work: Callable[[], Any] = partial(operation.wire.handle_request, request)
+        case Read() | Load():
+            limit = operation.limit if isinstance(operation, Load) else math.inf
+            work = partial(load, operation.response, limit, left)
+        case _:
+            raise _unknown(operation)
+    try:
+        value = hand.do(work, left)
+    except TimeoutError:
+        raise attempt.too_late(deadline) from None
+    except alike(httpx.TimeoutException) as error:
+        if left() > 0 or isinstance(error, DeadlineExceededError):
+            raise
+        raise attempt.too_late(deadline) from error
+    if isinstance(operation, Send):
+        unlimited(operation.request, request)
+    elif left() <= 0:
+        raise attempt.too_late(deadline)
+    return value
+
+
+def _clean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
+    """Tell the flow that the call is over, and carry out what it still asks for."""
+    try:
+        operation = flow.throw(error)
+        while _is_clean_up(operation):
+            _try(operation, clock)
+            operation = flow.send(None)
+        error.add_note(_bug(operation))
+        flow.close()
+    except StopIteration as stop:
+        error.add_note(_bug("an answer"))
+        if isinstance(stop.value, alike(httpx.Response)):
+            _close(stop.value)
+    except BaseException as other:
+        if other is not error:
+            _logger.debug("the clean-up of a call failed", exc_info=True)
+
+
+def _try(operation: Operation, clock: Clock) -> None:
+    try:
+        _perform(operation, clock)
+    except Exception:
+        _logger.debug("the clean-up of a call failed", exc_info=True)
+
+
+def _close(response: httpx.Response) -> None:
+    try:
+        response.close()
+    except Exception:
+        _logger.debug("a response could not be closed", exc_info=True)
+
+
+async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
+    """Run a flow to its end in this task, and return the response that it comes to."""
+    deadline = attempt.call.deadline
+    try:
+        operation = flow.send(None)
+        while True:
+            try:
+                value = None
+                if isinstance(operation, Until):
+                    deadline = operation.deadline if deadline is None else min(deadline, operation.deadline)
+                elif deadline is not None:
+                    value = await _ain_time(operation, deadline, attempt, clock)
+                elif isinstance(operation, Send):
+                    value = await operation.wire.handle_async_request(operation.request)
+                elif isinstance(operation, Sleep):
+                    await clock.asleep(operation.seconds)
+                else:
+                    value = await _aperform(operation, clock)
+            except Exception as error:  # noqa: BLE001 - the flow decides
+                operation = flow.throw(error)
+            else:
+                operation = flow.send(value)
+    except StopIteration as stop:
+        response: httpx.Response = stop.value
+        return response
+    except BaseException as error:
+        if getattr(flow, "gi_frame", None) is not None:
+            await _aclean_up(flow, error, clock)
+        raise
+
+
+async def _aperform(operation: Operation, clock: Clock, left: float = math.inf) -> Any:
+    match operation:
+        case Sleep():
+            await clock.asleep(operation.seconds)
+        case Read():
+            await aread(operation.response)
+        case Load():
+            await aload(operation.response, operation.limit)
+        case Drain():
+            await adrain(operation.response)
+        case Close():
+            await _aclose(operation.response)
+        case Run():
+            return await operation.asynchronous(left)
+        case Send():
+            return await operation.wire.handle_async_request(operation.request)
+        case _:
+            raise _unknown(operation)
+    return None
+
+
+async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clock) -> Any:
+    """Carry out an operation, and cancel it at the deadline."""
+    if isinstance(operation, Close):
+        return await _aperform(operation, clock)
+    import anyio
+
+    left = deadline - clock.monotonic()
+    if left <= 0:
+        raise attempt.too_late(deadline)
+    sent = operation
+    if isinstance(operation, Send):
+        sent = Send(operation.wire, limited(operation.request, left), operation.attempt)
+    elif isinstance(operation, Sleep):
+        # By the call's clock, which need not be that of the event loop.
+        sent = Sleep(min(operation.seconds, left))
+    try:
+        with anyio.move_on_after(None if isinstance(sent, Sleep) else left) as scope:
+            value = await _aperform(sent, clock, left)
+    except alike(httpx.TimeoutException) as error:
+        if clock.monotonic() < deadline or isinstance(error, DeadlineExceededError):
+            raise
+        raise attempt.too_late(deadline) from error
+    if scope.cancelled_caught:
+        raise attempt.too_late(deadline)
+    if isinstance(operation, Send) and isinstance(sent, Send):
+        unlimited(operation.request, sent.request)
+    elif not isinstance(operation, Run) and clock.monotonic() >= deadline:
+        raise attempt.too_late(deadline)
+    return value
+
+
+async def _aclean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
+    """Tell the flow that the call is over, and carry out what it still asks for, whoever cancels meanwhile."""
+    try:
+        operation = flow.throw(error)
+        import anyio
+
+        with anyio.CancelScope(shield=True):
+            while _is_clean_up(operation):
+                if not isinstance(error, GeneratorExit):  # A coroutine that is closed cannot await.
+                    await _atry(operation, clock)
+                operation = flow.send(None)
+        error.add_note(_bug(operation))
+        flow.close()
+    except StopIteration as stop:
+        error.add_note(_bug("an answer"))
+        if isinstance(stop.value, alike(httpx.Response)):
+            await _aclose(stop.value)
+    except BaseException as other:
+        if other is not error:
+            _logger.debug("the clean-up of a call failed", exc_info=True)
+
+
+async def _atry(operation: Operation, clock: Clock) -> None:
+    try:
+        await _aperform(operation, clock)
+    except Exception:
+        _logger.debug("the clean-up of a call failed", exc_info=True)
+
+
+async def _aclose(response: httpx.Response) -> None:
+    import anyio
+
+    with anyio.CancelScope(shield=True):
+        try:
+            await response.aclose()
+        except Exception:
+            _logger.debug("a response could not be closed", exc_info=True)
+
+
+def _is_clean_up(operation: object) -> bool:
+    return isinstance(operation, Close) or (isinstance(operation, Run) and operation.cleans_up)
+
+
+def _unknown(operation: object) -> TypeError:
+    return TypeError(f"a flow yields operations of stkai.transports, such as Sleep(1.0), not {operation!r}")
+
+
+def _bug(asked: object) -> str:
+    what = asked if isinstance(asked, str) else type(asked).__name__
+    return f"stkai: a layer answered this with {what}; it must clean up and let it pass"

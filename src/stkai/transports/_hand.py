@@ -1,0 +1,99 @@
+"""A thread that works for one call with a deadline, so that the call can stop waiting for it."""
+
+import threading
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from queue import SimpleQueue
+from typing import Any
+
+
+class Hand:
+    """Carries out blocking work, one piece after the other. Started by the first, ended by `release`."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def do(self, work: Callable[[], Any], left: Callable[[], float]) -> Any:
+        """The result of `work`, if it is there while `left()` is more than 0 seconds.
+
+        Raises:
+            TimeoutError: it is not. A response that comes later is closed.
+        """
+        if self._thread is None:
+            self._thread = threading.Thread(target=_serve, args=(self._jobs,), daemon=True)
+            self._thread.start()
+        job = _Job(work, copy_context())
+        self._jobs.put(job)
+        try:
+            # By the call's clock, which need not be that of the lock.
+            while (seconds := left()) > 0 and not job.done.wait(_waitable(seconds)):
+                pass
+            if not job.done.is_set():
+                raise TimeoutError
+            return job.take()
+        finally:
+            job.abandon()
+
+    def release(self) -> None:
+        """Let the thread end when its work is done."""
+        if self._thread is not None:
+            self._jobs.put(None)
+
+
+def _waitable(seconds: float) -> float:
+    return min(max(seconds, 1e-3), threading.TIMEOUT_MAX)
+
+
+def _serve(jobs: "SimpleQueue[_Job | None]") -> None:
+    while (job := jobs.get()) is not None:
+        job.run()
+        del job
+
+
+class _Job:
+    """One piece of work; `done` when it has ended."""
+
+    def __init__(self, work: Callable[[], Any], context: Context) -> None:
+        self.done = threading.Event()
+        self._work: Callable[[], Any] | None = work
+        self._context = context
+        self._lock = threading.Lock()
+        self._abandoned = False
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        work, self._work = self._work, None
+        try:
+            assert work is not None
+            value = self._context.run(work)
+            with self._lock:
+                self._value = value
+                abandoned = self._abandoned
+            if abandoned:
+                self.abandon()
+        except BaseException as error:  # noqa: BLE001 - raised anew where somebody waits for it
+            self._error = error
+        finally:
+            self.done.set()
+
+    def take(self) -> Any:
+        """What came of it, once it is done."""
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                # Its traceback leads here: a circle, in which it would stay until the garbage is collected.
+                del error
+        value, self._value = self._value, None
+        return value
+
+    def abandon(self) -> None:
+        """Close the response that nobody has taken, now or when it comes."""
+        with self._lock:
+            self._abandoned = True
+            value, self._value = self._value, None
+        if value is not None and hasattr(value, "close"):
+            value.close()

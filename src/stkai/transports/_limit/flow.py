@@ -1,0 +1,265 @@
+"""Waits for a permit of a limiter, sends, and lets the limiter learn from the answer."""
+
+import logging
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import httpx
+
+from ..._errors import ConfigurationError, InvalidArgumentError, TokenAcquisitionTimeoutError
+from ..._events import RateChanged, Rejected, Waited
+from ..._options import UNSET, check_cost
+from .._base import AsyncLayerTransport, Context, Layer, LayerBase, LayerTransport
+from .._call import PACED, Attempt
+from .._operations import Flow, Operation, Sleep, Steps
+from .limiter import Answer, Limiter, Turn
+from .metering import metered
+from .per_host import PerHost
+
+Cost = Callable[[httpx.Request], float]
+"""Says what a request will cost, in units."""
+
+Settle = Callable[[httpx.Response], float | None]
+"""Says what a call has cost, in units, from its answer; None where that cannot be known."""
+
+_TICK: Final = 1e-6
+"""Seconds; covers the rounding of a clock."""
+
+_LONG: Final = 1.0
+"""Seconds; a longer wait is worth a line in the log."""
+
+
+class _LimitFlow(LayerBase):
+    """A limiter layer, for both drivers."""
+
+    name = "limiter"
+    policy: Limiter | PerHost
+    cost: Cost | None
+    settle: Settle | None
+
+    def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
+        policy = self.policy
+        limiter = policy.limiter_for(request.url) if isinstance(policy, PerHost) else policy
+        if request.method not in limiter.methods:
+            return (yield from self.forward(request, attempt))
+        context = self.context
+        clock = context.clock
+        place = attempt.place
+        turn = Turn(request, chance=context.random())
+        if place is not None and place[0] is limiter:
+            turn.number = place[1]
+        turn.priority = attempt.call.options.priority
+        counts_units = getattr(limiter, "max_cost", None) is not None
+        if counts_units:
+            turn.cost = self._cost_of(request, attempt)
+        sent = clock.monotonic()
+        wait = limiter.ask(turn, sent)
+        if wait:
+            sent = yield from self._wait(limiter, turn, attempt, wait, sent)
+            if attempt.signature is not None:
+                try:
+                    request = yield from attempt.signature.renewed(request)
+                except BaseException:
+                    limiter.leave(turn, clock.monotonic())
+                    raise
+        attempt.ticket = (limiter, turn.number)
+        try:
+            response = yield from self.forward(request, attempt)
+        except BaseException as error:
+            answer = Answer(sent, clock.monotonic(), None, error, clock.utcnow, 0.5)
+            limiter.learn(turn, answer)
+            raise
+        answer = Answer(sent, clock.monotonic(), response, None, clock.utcnow, turn.chance)
+        change = limiter.learn(turn, answer)
+        if turn.paced:
+            response.extensions[PACED] = True
+        if change is not None:
+            context.emit(RateChanged(call=attempt.info, old=change.old, new=change.new, reason=change.reason))
+        if counts_units and self.settle is not None:
+            metered(response, self.settle, lambda cost: limiter.settle(turn, cost, clock.monotonic()))
+        return response
+
+    def _wait(
+        self, limiter: Limiter, turn: Turn, attempt: Attempt, wait: float | Operation, start: float
+    ) -> Steps[float]:
+        """Wait for the permit, and return the instant at which it was there; a wait that fails gives it back."""
+        context, call, record = self.context, attempt.call, attempt.record
+        clock, now = context.clock, start
+        allowed = call.options.max_wait_time
+        if allowed is UNSET:
+            allowed = limiter.max_wait_time
+        # The attempts of a call share what it may wait.
+        limit = math.inf if allowed is None else allowed - record.queued
+        try:
+            while wait:
+                if isinstance(wait, Operation):
+                    yield wait
+                else:
+                    waited = now - start
+                    left = call.time_left(now)
+                    if wait > min(left, limit - waited) + _TICK:
+                        if left < limit - waited:
+                            raise attempt.too_late(now + left)
+                        raise TokenAcquisitionTimeoutError(
+                            record.queued + waited,
+                            allowed or 0.0,
+                            required=record.queued + waited + wait,
+                        )
+                    yield Sleep(min(wait, turn.nap))
+                now = clock.monotonic()
+                wait = limiter.ask(turn, now)
+        except BaseException as reason:
+            now = clock.monotonic()
+            limiter.leave(turn, now)
+            record.queued += now - start
+            if isinstance(reason, TokenAcquisitionTimeoutError):
+                event = Rejected(
+                    call=attempt.info, layer=self.name, wait=reason.required, limit=reason.max_wait_time
+                )
+                context.emit(event)
+            raise
+        waited = now - start
+        record.queued += waited
+        if waited and context.hears(logging.INFO if waited > _LONG else logging.DEBUG):
+            context.emit(Waited(call=attempt.info, layer=self.name, seconds=waited))
+        return now
+
+    def _cost_of(self, request: httpx.Request, attempt: Attempt) -> float:
+        given = attempt.call.options.cost
+        if given is not UNSET and given is not None:
+            return given
+        if self.cost is None:
+            return 1.0
+        try:
+            return check_cost(self.cost(request))
+        except Exception as error:
+            msg = f"the stack's cost function gave no cost for {request.method} {request.url.host}: {error!r}"
+            raise InvalidArgumentError(msg) from error
+
+    def _take_policy(self, policy: Limiter | PerHost, cost: Cost | None, settle: Settle | None) -> None:
+        self.policy = checked_limiter(policy)
+        for name, function in (("cost", cost), ("settle", settle)):
+            if function is not None and not callable(function):
+                msg = f"{name} must be a function, not {function!r}"
+                raise ConfigurationError(msg)
+        self.cost, self.settle = cost, settle
+
+
+class LimiterTransport(_LimitFlow, LayerTransport):
+    """Waits for a permit of `policy` before it sends, and lets it learn from the answer.
+
+    Args:
+        inner: the next layer, or the wire.
+        policy: any `Limiter`, or a `PerHost`. Share the object to share its state.
+        context: time, chance and listener of the stack.
+        cost: says what a request will cost, in units; for a limiter with `max_cost`.
+        settle: says what it has cost, from its answer.
+
+    Raises:
+        ConfigurationError: `policy` is no limiter.
+        TokenAcquisitionTimeoutError: (of a request) the wait would exceed `max_wait_time`; nothing was sent.
+        DeadlineExceededError: (of a request) the wait would exceed the call's deadline; nothing was sent.
+    """
+
+    def __init__(
+        self,
+        inner: httpx.BaseTransport,
+        policy: Limiter | PerHost,
+        *,
+        context: Context | None = None,
+        cost: Cost | None = None,
+        settle: Settle | None = None,
+    ) -> None:
+        super().__init__(inner, context=context)
+        self._take_policy(policy, cost, settle)
+
+
+class AsyncLimiterTransport(_LimitFlow, AsyncLayerTransport):
+    """The same as `LimiterTransport`, for async clients."""
+
+    def __init__(
+        self,
+        inner: httpx.AsyncBaseTransport,
+        policy: Limiter | PerHost,
+        *,
+        context: Context | None = None,
+        cost: Cost | None = None,
+        settle: Settle | None = None,
+    ) -> None:
+        super().__init__(inner, context=context)
+        self._take_policy(policy, cost, settle)
+
+
+class TokenBucketTransport(LimiterTransport):
+    """Waits for a permit of the bucket before it sends; as `LimiterTransport`."""
+
+    name = "token_bucket"
+
+
+class AsyncTokenBucketTransport(AsyncLimiterTransport):
+    """Waits for a permit of the bucket before it sends; as `LimiterTransport`."""
+
+    name = "token_bucket"
+
+
+class AdaptiveTransport(LimiterTransport):
+    """Waits for a permit of the adaptive limiter, sends, and lets it learn from the answer; as `LimiterTransport`."""
+
+    name = "adaptive"
+
+
+class AsyncAdaptiveTransport(AsyncLimiterTransport):
+    """Waits for a permit of the adaptive limiter, sends, and lets it learn from the answer; as `LimiterTransport`."""
+
+    name = "adaptive"
+
+
+def checked_limiter(policy: Any) -> Limiter | PerHost:
+    """The policy, if it can be asked for permits.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    if isinstance(policy, type) or not isinstance(policy, Limiter | PerHost):
+        msg = (
+            "a limiter layer needs an object of stkai.TokenBucket, AimdLimiter, PerHost or a stkai.Limiter of your own,"
+            f" not {policy!r}"
+        )
+        raise ConfigurationError(msg)
+    return policy
+
+
+def limiter(policy: Limiter | PerHost, *, cost: Cost | None = None, settle: Settle | None = None) -> Layer:
+    """The layer `limiter`, for a `StackBuilder`: any object that can be asked for permits."""
+    return _layer("limiter", LimiterTransport, AsyncLimiterTransport, policy, cost, settle)
+
+
+def token_bucket(
+    policy: Limiter | PerHost, *, cost: Cost | None = None, settle: Settle | None = None
+) -> Layer:
+    """The layer `token_bucket`, for a `StackBuilder`."""
+    return _layer("token_bucket", TokenBucketTransport, AsyncTokenBucketTransport, policy, cost, settle)
+
+
+def adaptive(policy: Limiter | PerHost, *, cost: Cost | None = None, settle: Settle | None = None) -> Layer:
+    """The layer `adaptive`, for a `StackBuilder`."""
+    return _layer("adaptive", AdaptiveTransport, AsyncAdaptiveTransport, policy, cost, settle)
+
+
+def _layer(
+    name: str,
+    sync: type[LimiterTransport],
+    asynchronous: type[AsyncLimiterTransport],
+    policy: Limiter | PerHost,
+    cost: Cost | None,
+    settle: Settle | None,
+) -> Layer:
+    policy = checked_limiter(policy)
+    return Layer(
+        name,
+        partial(sync, policy=policy, cost=cost, settle=settle),
+        partial(asynchronous, policy=policy, cost=cost, settle=settle),
+        policy,
+    )

@@ -1,0 +1,121 @@
+"""What a limiter is: the protocol `Limiter`, and what a limiter layer tells it."""
+
+import math
+from collections.abc import Callable, Collection
+from datetime import datetime
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import httpx
+
+from ..._options import Priority
+from .._operations import Operation
+
+
+class RateChange(NamedTuple):
+    """A move of a rate, in requests per second, and why."""
+
+    old: float
+    new: float
+    reason: str
+
+
+class Turn:
+    """One request's wait for a permit. The limiter is asked with it until it may go.
+
+    Attributes:
+        request: what is to be sent.
+        cost: units that it takes from a limiter that counts them.
+        priority: "normal" or "low".
+        chance: a random number in [0, 1), drawn for this turn.
+        number: the place in the queue, given by the limiter; the lower one goes first. An attempt that comes back
+            brings the number of the one before; 0 is new.
+        nap: seconds after which to ask again, where that is earlier than the wait; set by the limiter.
+        granted: whether the permit has been taken; set by the limiter.
+        paced: whether the limiter keeps the wait after this refusal, so that retry need not; set by `learn`.
+        due, extra, ahead: of a queue of tickets: how many permits will have been released when it may go, what it
+            takes beyond one permit, and the sum of that of all who joined before it.
+    """
+
+    __slots__ = (
+        "ahead", "chance", "cost", "due", "extra", "granted", "nap", "number", "paced", "priority", "request"
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        request: httpx.Request | None = None,
+        *,
+        number: int = 0,
+        chance: float = 0.5,
+        cost: float = 1.0,
+        priority: Priority = "normal",
+    ) -> None:
+        self.request = request
+        self.number = number
+        self.chance = chance
+        self.cost = cost
+        self.priority = priority
+        self.nap = math.inf
+        self.granted = self.paced = False
+        self.due = self.extra = self.ahead = 0.0
+
+
+class Answer:
+    """What came of a request that had its permit.
+
+    Attributes:
+        sent: instant at which it had its permit, in seconds of the clock.
+        now: instant of the answer, likewise.
+        response: the head of the response; None after an error.
+        error: what was raised instead.
+        date: tells the wall clock's time, with its zone.
+        chance: a random number in [0, 1), drawn for this answer.
+    """
+
+    __slots__ = ("chance", "date", "error", "now", "response", "sent")
+
+    def __init__(
+        self,
+        sent: float,
+        now: float,
+        response: httpx.Response | None,
+        error: BaseException | None,
+        date: Callable[[], datetime],
+        chance: float,
+    ) -> None:
+        self.sent, self.now, self.response, self.error = sent, now, response, error
+        self.date, self.chance = date, chance
+
+
+@runtime_checkable
+class Limiter(Protocol):
+    """Decides when a request may go. Pure: it is told the time, and never waits, sends or sleeps.
+
+    Derive from it, or write an object with the same members; a limiter layer takes either. One object may be asked
+    from several threads and event loops at once: guard its state by a lock, held for arithmetic only.
+
+    Attributes:
+        methods: HTTP methods that need a permit.
+        max_wait_time: seconds that a call may wait for permits; None waits as long as it takes.
+    """
+
+    methods: Collection[str]
+    max_wait_time: float | None
+
+    def ask(self, turn: Turn, now: float) -> float | Operation:
+        """Whether the request may go at `now` (seconds of the clock).
+
+        Returns:
+            0.0 if so, and the permit is taken. Else the seconds that it has to wait, as far as can be known; the layer
+            asks again after them, or after `turn.nap`. Or an operation to carry out before it asks again.
+        """
+        ...
+
+    def leave(self, turn: Turn, now: float) -> None:
+        """Give up the place in the queue, or the permit that was taken and not used."""
+
+    def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
+        """Take note of the answer, or of the error in its place. Returns a change of the rate, if that is news."""
+        return None
+
+    def settle(self, turn: Turn, cost: float, now: float) -> None:
+        """Correct the units that the request took: it really cost that many."""

@@ -1,0 +1,90 @@
+"""Tells what a call has cost when the body of its answer has ended, whoever reads it, and however."""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import httpx
+
+from ..._errors import InvalidArgumentError
+from ..._families import family_of, of_family
+from ..._options import check_cost
+
+_logger = logging.getLogger("stkai")
+
+
+def metered(
+    response: httpx.Response, settle: Callable[[httpx.Response], float | None], tell: Callable[[float], None]
+) -> None:
+    """Call `settle` with the complete response, once, and `tell` with the cost that it returns.
+
+    None, a bad number and an exception leave things as they are: the caller gets the answer anyway.
+    """
+
+    def ended(body: bytes | None) -> None:
+        try:
+            whole = response
+            if body is not None:
+                whole = type(response)(
+                    response.status_code, headers=response.headers, content=body, request=_request(response)
+                )
+            cost = settle(whole)
+            if cost is not None:
+                tell(check_cost(cost))
+        except InvalidArgumentError as error:
+            _logger.warning("the cost of a call stays as it was estimated: %s", error)
+        except Exception as error:  # noqa: BLE001 - user code; whatever it raises
+            _logger.warning("the cost of a call stays as it was estimated: settle raised %r", error)
+
+    if hasattr(response, "_content"):
+        ended(None)
+        return
+    family = family_of(response)
+    stream: Any = response.stream
+    if isinstance(stream, family.ByteStream):
+        ended(b"".join(stream))
+    elif isinstance(stream, family.AsyncByteStream):
+        response.stream = of_family(_AsyncMeteredBody, family)(stream, ended)
+    else:
+        response.stream = of_family(_MeteredBody, family)(stream, ended)
+
+
+def _request(response: httpx.Response) -> httpx.Request | None:
+    try:
+        return response.request
+    except RuntimeError:
+        return None
+
+
+class _MeteredBody(httpx.SyncByteStream):
+    """A body that keeps what passes, and hands it over at its end."""
+
+    def __init__(self, body: Any, ended: Callable[[bytes], None]) -> None:
+        self._body, self._ended = body, ended
+
+    def __iter__(self) -> Iterator[bytes]:
+        kept = []
+        for chunk in self._body:
+            kept.append(chunk)
+            yield chunk
+        self._ended(b"".join(kept))
+
+    def close(self) -> None:
+        self._body.close()
+
+
+class _AsyncMeteredBody(httpx.AsyncByteStream):
+    """The same for async clients."""
+
+    def __init__(self, body: Any, ended: Callable[[bytes], None]) -> None:
+        self._body, self._ended = body, ended
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        kept = []
+        async for chunk in self._body:
+            kept.append(chunk)
+            yield chunk
+        self._ended(b"".join(kept))
+
+    async def aclose(self) -> None:
+        await self._body.aclose()

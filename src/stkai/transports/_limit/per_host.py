@@ -1,0 +1,54 @@
+"""One limiter for each origin, made when the origin is first seen."""
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from ..._errors import ConfigurationError
+from ..._urls import origin_of, show_origin
+from .limiter import Limiter
+
+
+class PerHost:
+    """A limiter for each origin that a stack talks to.
+
+    Args:
+        make: called with an origin such as `"https://api.example.com"` (lower case, without the usual port), once for
+            each; returns its limiter.
+
+    Raises:
+        ConfigurationError: `make` is no function; or, of a request, it returned no limiter.
+    """
+
+    def __init__(self, make: Callable[[str], Limiter]) -> None:
+        if not callable(make):
+            msg = f"PerHost needs a function of an origin, such as lambda origin: TokenBucket(10, 60), not {make!r}"
+            raise ConfigurationError(msg)
+        self._make = make
+        self._limiters: dict[Any, Limiter] = {}
+
+    def limiter_for(self, url: httpx.URL) -> Limiter:
+        """The limiter of the URL's origin.
+
+        Raises:
+            ConfigurationError: `make` returned no limiter.
+        """
+        origin = origin_of(url)
+        limiter = self._limiters.get(origin)
+        if limiter is not None:
+            return limiter
+        name = show_origin(url).lower()
+        made: object = self._make(name)
+        if isinstance(made, type) or not isinstance(made, Limiter):
+            msg = f"the function given to PerHost must return a limiter, such as TokenBucket(10, 60), not {made!r}"
+            raise ConfigurationError(msg)
+        # Of two threads that come first, one is the first; the other's limiter has let nothing pass.
+        return self._limiters.setdefault(origin, made)
+
+    def __len__(self) -> int:
+        """How many origins have been seen."""
+        return len(self._limiters)
+
+    def __repr__(self) -> str:
+        return f"PerHost({len(self._limiters)} origins)"

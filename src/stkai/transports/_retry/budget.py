@@ -1,0 +1,106 @@
+"""How much of the traffic may be retries: `RetryBudget`, as in Finagle, tower and the AWS SDKs.
+
+While a server fails altogether, a policy of three retries sends it four times the load that it could not bear. With a
+budget, retries are at most a share of the calls; first attempts are never held back.
+"""
+
+import math
+import threading
+from typing import Any
+
+from ..._errors import ConfigurationError
+from ..._forks import after_fork
+
+_MEMORY = 10.0
+"""Seconds for which the credit of a call is kept in full, and of which the credit of time may add up (Finagle's TTL)."""
+
+_SAVINGS = 10.0
+"""Retries; so much credit is kept for longer, or a program that calls once a minute would never have any."""
+
+_ROUNDING = 1e-9
+
+
+class RetryBudget:
+    """Lets retries be at most a share of the calls. Share the object between policies and stacks to share the budget.
+
+    A retry costs 1. Each call adds `ratio`, and each second adds `min_per_second`, which is there from the start for
+    the first 10 seconds. When less than 1 is left, a failure is handed to the caller at once.
+
+    Args:
+        ratio: retries per call, from 0 to 1.
+        min_per_second: retries per second that are allowed however few the calls are; at most 10 s of it add up.
+
+    Raises:
+        ConfigurationError: a number is out of its range.
+    """
+
+    def __init__(self, ratio: float = 0.2, min_per_second: float = 10) -> None:
+        if not _is_number(ratio) or not 0 <= ratio <= 1:
+            msg = f"ratio must be a number from 0 to 1, the retries per call, not {ratio!r}"
+            raise ConfigurationError(msg)
+        if not _is_number(min_per_second) or not 0 <= min_per_second < math.inf:
+            msg = f"min_per_second must be a finite number of at least 0, not {min_per_second!r}"
+            raise ConfigurationError(msg)
+        self.ratio = ratio
+        self.min_per_second = min_per_second
+        self._most = self._steady = _MEMORY * min_per_second
+        self._fresh = self._older = self._saved = 0.0
+        self._at = self._turned_at = -math.inf
+        self._renew_lock()
+        after_fork(self, RetryBudget._renew_lock)
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.Lock()
+
+    def deposit(self, now: float) -> None:
+        """Add the credit of one call; `now` is an instant in seconds."""
+        with self._lock:
+            self._advance(now)
+            self._fresh += self.ratio
+
+    def withdraw(self, now: float) -> bool:
+        """Whether a retry may be made; it is paid for if so."""
+        with self._lock:
+            self._advance(now)
+            if self._steady + self._saved + self._older + self._fresh < 1 - _ROUNDING:
+                return False
+            # What is lost first is spent first.
+            self._steady, owed = _pay(self._steady, 1.0)
+            self._older, owed = _pay(self._older, owed)
+            self._fresh, owed = _pay(self._fresh, owed)
+            self._saved, _ = _pay(self._saved, owed)
+            return True
+
+    @property
+    def balance(self) -> float:
+        """Retries that were left when the budget was last used."""
+        return self._steady + self._saved + self._older + self._fresh
+
+    def _advance(self, now: float) -> None:
+        if now <= self._at:
+            return
+        if self._at > -math.inf:
+            self._steady = min(self._most, self._steady + self.min_per_second * (now - self._at))
+        else:
+            self._turned_at = now
+        self._at = now
+        # Credit is kept in two generations: the older one is over when the younger has lasted for `_MEMORY`.
+        for _ in range(min(2, int((now - self._turned_at) / _MEMORY))):
+            self._saved = min(_SAVINGS, self._saved + self._older)
+            self._older, self._fresh, self._turned_at = self._fresh, 0.0, now
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RetryBudget, (self.ratio, self.min_per_second)
+
+    def __repr__(self) -> str:
+        return f"RetryBudget(ratio={self.ratio:g}, min_per_second={self.min_per_second:g})"
+
+
+def _pay(purse: float, owed: float) -> tuple[float, float]:
+    """What is left in the purse, and what is still owed."""
+    paid = min(purse, owed)
+    return purse - paid, owed - paid
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
