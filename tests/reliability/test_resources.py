@@ -99,7 +99,7 @@ async def test_a_stream_that_is_left_in_a_cancelled_scope_leaves_no_connection_o
     with anyio.CancelScope() as scope:
         async with await world.call(client.post_stream, f"{server.url}/echo"):
             (one,) = wire._shelf.wires  # type: ignore[attr-defined]
-            connection = one._pool.connection
+            (connection,) = one._pool.connections
             assert not connection.is_closed()
             scope.cancel()
     assert connection.is_closed()

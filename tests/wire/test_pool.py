@@ -397,5 +397,5 @@ async def test_nothing_stays_open_when_the_wire_is_closed(world: World) -> None:
             await world.close(response)
         await world.close(client)
         assert len(wire._shelf.wires) == 3
-        assert [one._pool.connection for one in wire._shelf.wires] == [None] * 3
+        assert [one._pool.connections for one in wire._shelf.wires] == [[]] * 3
         await world.close(held[2])

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 
 from .._config.stkai import STKAI
-from .._connections import with_one_connection
 from .._errors import ConfigurationError
 from .._families import HTTPX, Family, alike, family_of_wire
 from .._forks import after_fork
@@ -56,13 +55,13 @@ def default_async_wire(
 def _side_by_side(family: Family, options: dict[str, Any]) -> httpx.BaseTransport:
     options, limits = _for_one(family, options), options["limits"]
     family.HTTPTransport(**options).close()  # What cannot work, such as a proxy, is to fail here and now.
-    return SideBySide(lambda: with_one_connection(family.HTTPTransport(**options)), limits, family)
+    return SideBySide(lambda: family.HTTPTransport(**options), limits, family)
 
 
 def _async_side_by_side(family: Family, options: dict[str, Any]) -> httpx.AsyncBaseTransport:
     options, limits = _for_one(family, options), options["limits"]
     family.AsyncHTTPTransport(**options)  # It has no connection yet that could be closed.
-    return AsyncSideBySide(lambda: with_one_connection(family.AsyncHTTPTransport(**options)), limits, family)
+    return AsyncSideBySide(lambda: family.AsyncHTTPTransport(**options), limits, family)
 
 
 def _for_one(family: Family, options: dict[str, Any]) -> dict[str, Any]:
