@@ -140,9 +140,11 @@ def test_a_child_does_not_stand_in_the_queue_of_its_parent() -> None:
     waiting.join()
 
 
+@pytest.mark.parametrize("http2", [False, True])
 async def test_a_client_that_was_used_before_a_fork_opens_connections_of_its_own_after_it(
-    world: World, server: QuotaServer
+    world: World, server: QuotaServer, http2: bool
 ) -> None:
+    stkai.STKAI.configure(http={"http2": http2})
     children = Children()
     client = client_of(world, auth=provider_of(server))
 

@@ -95,14 +95,13 @@ def test_calls_that_are_cancelled_on_the_wire_give_their_connections_back(server
 async def test_a_stream_that_is_left_in_a_cancelled_scope_leaves_no_connection_open(
     world: World, server: QuotaServer
 ) -> None:
-    client = client_of(world, transport=(wire := default_async_wire()))
+    client = client_of(world, transport=default_async_wire())
     with anyio.CancelScope() as scope:
-        async with await world.call(client.post_stream, f"{server.url}/echo"):
-            (one,) = wire._shelf.wires  # type: ignore[attr-defined]
-            connection = one._pool.connection
-            assert not connection.is_closed()
+        async with await world.call(client.post_stream, f"{server.url}/echo") as response:
+            socket = response.extensions["network_stream"].get_extra_info("socket")
+            assert socket.fileno() >= 0
             scope.cancel()
-    assert connection.is_closed()
+    assert socket.fileno() < 0
     await world.close(client)
 
 

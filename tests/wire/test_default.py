@@ -11,8 +11,9 @@ import httpx
 import pytest
 
 import stkai
-from stkai import STKAI, HttpConfig, StackBuilder, _forks
+from stkai import STKAI, HttpConfig, StackBuilder
 from stkai._wire.default import default_async_wire, default_wire
+from stkai._wire.loops import running_loop
 from stkai.testing import QuotaServer
 
 from ..support import servers
@@ -44,6 +45,17 @@ def tls_url() -> Iterator[str]:
 def wire_of(world: World, **config: Any) -> Any:
     make: Any = default_async_wire if world.is_async else default_wire
     return make(HttpConfig(**config) if config else None)
+
+
+def pool_of(world: World, wire: Any) -> Any:
+    """The pool of the running loop in an async wire."""
+    return wire._homes[running_loop()][0].wire if world.is_async else wire
+
+
+def transport_of(world: World, wire: Any) -> Any:
+    """One of httpx's transports, as the wire makes them."""
+    made = wire if hasattr(wire, "_shelf") else wire._make()
+    return made._shelf._make() if hasattr(made, "_shelf") else made
 
 
 def client_of(world: World, wire: Any) -> Any:
@@ -193,10 +205,10 @@ async def test_closing_the_wire_closes_its_proxied_connections(
     client = client_of(world, wire)
     await world.call(client.get, "http://service.example/")
     (proxied,) = wire._proxied.values()
-    (one,) = proxied._shelf.wires
-    assert one._pool.connection is not None
+    (one,) = pool_of(world, proxied)._shelf.wires
+    assert one._pool.connections
     await world.close(client)
-    assert one._pool.connection is None
+    assert not one._pool.connections
 
 
 # Certificates
@@ -255,7 +267,7 @@ async def test_certificates_are_loaded_once_for_all_proxies(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:2")
     wire = wire_of(world)
-    pools = [each._make()._pool._pool for each in (wire._direct, *wire._proxied.values())]
+    pools = [transport_of(world, each)._pool for each in (wire._direct, *wire._proxied.values())]
     assert len(pools) == 3
     assert len({id(pool._ssl_context) for pool in pools}) == 1
     assert isinstance(pools[0]._ssl_context, ssl.SSLContext)
@@ -294,16 +306,10 @@ async def test_http2_is_asked_for_where_its_package_is_there(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stkai._wire.default.find_spec", lambda _: object())
-    wire = wire_of(world, http2=True)
-    pool = wire._pool
-    assert pool._http2, "one of httpx's own: its few connections carry many requests"
-    _forks._renewals[wire](wire)
-    assert wire._pool is not pool, "a forked child has connections of its own"
-    assert wire._pool._http2
-    await world.close(wire)
-    wire = wire_of(world, http2=False)
-    assert not wire._make()._pool._pool._http2
-    await world.close(wire)
+    for http2 in (True, False):
+        wire = wire_of(world, http2=http2)
+        assert transport_of(world, wire)._pool._http2 is http2
+        await world.close(wire)
 
 
 async def test_http2_without_its_package_is_an_error_that_says_what_to_install(

@@ -1,7 +1,7 @@
-"""Connections side by side: the limits hold, connections are used again, and who leaves leaves nothing behind."""
+"""Connections side by side: the limits hold, connections are used again, and nothing stays behind."""
 
+import gc
 import threading
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
@@ -12,358 +12,493 @@ import pytest
 from stkai import HttpConfig, SystemClock, _forks
 from stkai._families import family_of_wire
 from stkai._wire.default import default_async_wire, default_wire
-from stkai._wire.pool import AsyncSideBySide, SideBySide, _Waiter
 from stkai.testing import QuotaServer
 
 from ..support.world import World
+from .fakes import NO_PATIENCE, Body, Pool
 
-URL = "http://a.example.com/"
-NO_PATIENCE: dict[str, object] = {"timeout": {"pool": 0.001}}
-
-
-class Wire(httpx.BaseTransport):
-    """Notes what it is asked; never two at a time."""
-
-    def __init__(self, made: list["Wire"]) -> None:
-        made.append(self)
-        self.hosts: list[str] = []
-        self.closed = 0
-        self.error: Exception | None = None
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        self.hosts.append(request.url.host)
-        if self.error is not None:
-            raise self.error
-        return httpx.Response(200, stream=httpx.ByteStream(b"body"))
-
-    def close(self) -> None:
-        self.closed += 1
+# Which wire is used
 
 
-class AsyncWire(httpx.AsyncBaseTransport):
-    def __init__(self, made: list["AsyncWire"]) -> None:
-        made.append(self)
-        self.closed = 0
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, stream=httpx.ByteStream(b"body"))
-
-    async def aclose(self) -> None:
-        self.closed += 1
-
-
-def limits(most: int | None, idle: int | None = None) -> httpx.Limits:
-    return httpx.Limits(max_connections=most, max_keepalive_connections=idle)
-
-
-def get(url: str = URL, extensions: dict[str, object] | None = None) -> httpx.Request:
-    return httpx.Request("GET", url, extensions=extensions)
-
-
-@pytest.fixture
-def made() -> list[Wire]:
-    return []
-
-
-@pytest.fixture
-def async_made() -> list[AsyncWire]:
-    return []
-
-
-def test_requests_one_after_the_other_use_one_wire(made: list[Wire]) -> None:
-    side = SideBySide(lambda: Wire(made), limits(10, 10))
+async def test_requests_one_after_the_other_use_one_wire(world: World) -> None:
+    pool = Pool(world, 10, 10)
     for _ in range(5):
-        side.handle_request(get()).close()
-    assert len(made) == 1
+        assert await pool.get() == b"body"
+    assert len(pool.made) == 1
 
 
-def test_requests_at_once_use_a_wire_each_and_the_last_used_is_used_first(made: list[Wire]) -> None:
-    side = SideBySide(lambda: Wire(made), limits(10, 10))
-    first, second = side.handle_request(get()), side.handle_request(get())
-    first.close()
-    second.close()
-    side.handle_request(get()).close()
-    assert [len(wire.hosts) for wire in made] == [1, 2]
+async def test_requests_at_once_use_a_wire_each_and_the_last_used_is_used_first(world: World) -> None:
+    pool = Pool(world, 10, 10)
+    for response in [await pool.open() for _ in range(2)]:
+        await world.read(response)
+    await pool.get()
+    assert [len(wire.hosts) for wire in pool.made] == [1, 2]
 
 
-def test_a_wire_that_leads_to_the_host_is_preferred(made: list[Wire]) -> None:
-    side = SideBySide(lambda: Wire(made), limits(10, 10))
+async def test_a_wire_that_leads_to_the_host_is_preferred(world: World) -> None:
+    pool = Pool(world, 10, 10)
     for host in ("a", "b", "a", "b"):
-        side.handle_request(get(f"http://{host}/")).close()
-    assert [wire.hosts for wire in made] == [["a", "a"], ["b", "b"]]
+        await pool.get(f"http://{host}/")
+    assert [wire.hosts for wire in pool.made] == [["a", "a"], ["b", "b"]]
 
 
-def test_at_the_limit_an_idle_wire_serves_another_host(made: list[Wire]) -> None:
-    side = SideBySide(lambda: Wire(made), limits(1, 1))
-    side.handle_request(get("http://a/")).close()
-    side.handle_request(get("http://b/")).close()
-    assert [wire.hosts for wire in made] == [["a", "b"]]
+async def test_the_port_and_the_scheme_are_part_of_where_a_wire_leads(world: World) -> None:
+    pool = Pool(world, 10, 10)
+    for url in ("http://a/", "http://a:81/", "https://a/", "http://a/"):
+        await pool.get(url)
+    assert [len(wire.hosts) for wire in pool.made] == [2, 1, 1]
 
 
-def test_idle_wires_beyond_the_limit_are_closed_the_oldest_first(made: list[Wire]) -> None:
-    side = SideBySide(lambda: Wire(made), limits(10, 1))
-    responses = [side.handle_request(get()) for _ in range(3)]
-    for response in responses:
-        response.close()
-    assert [wire.closed for wire in made] == [1, 1, 0]
+async def test_at_the_limit_an_idle_wire_serves_another_host(world: World) -> None:
+    pool = Pool(world, 1, 1)
+    await pool.get("http://a/")
+    await pool.get("http://b/")
+    assert [wire.hosts for wire in pool.made] == [["a", "b"]]
 
 
-def test_a_response_that_is_closed_twice_gives_its_wire_back_once(made: list[Wire]) -> None:
-    side = SideBySide(lambda: Wire(made), limits(1, 1))
-    response = side.handle_request(get())
-    response.close()
-    response.stream.close()  # type: ignore[union-attr]
-    side.handle_request(get())
+@pytest.mark.worlds("sync")
+async def test_ten_thousand_hosts_leave_no_more_behind_than_the_idle_limit(world: World) -> None:
+    pool = Pool(world, 100, 20)
+    for number in range(10_000):
+        await pool.get(f"http://host-{number}/")
+    assert sum(wire.closed for wire in pool.made) == len(pool.made) - 20
+    assert len(pool.shelf._idle_at) == len(pool.shelf.wires) == 20
+
+
+# Which wire is closed
+
+
+async def test_idle_wires_beyond_the_limit_are_closed_the_oldest_first(world: World) -> None:
+    pool = Pool(world, 10, 1)
+    for response in [await pool.open() for _ in range(3)]:
+        await world.read(response)
+    assert [wire.closed for wire in pool.made] == [1, 1, 0]
+
+
+async def test_a_wire_unused_for_too_long_is_closed_when_another_comes_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(SystemClock, "monotonic", lambda _: now[0])
+    pool = Pool(world, keepalive_expiry=5.0)
+    for response in [await pool.open() for _ in range(2)]:
+        await world.read(response)
+    for now[0] in (5.0, 5.1):
+        assert [wire.closed for wire in pool.made] == [0, 0]
+        await pool.get()
+    assert [wire.closed for wire in pool.made] == [1, 0]
+
+
+ENDS: dict[str, Any] = {
+    "Connection: close": lambda _: httpx.Response(200, headers={"Connection": "Close"}, stream=Body()),
+    "among others": lambda _: httpx.Response(200, headers={"Connection": "TE, close"}, stream=Body()),
+    "HTTP/1.0": lambda _: httpx.Response(200, extensions={"http_version": b"HTTP/1.0"}, stream=Body()),
+    "101": lambda _: httpx.Response(101, stream=Body()),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_a_connection_that_its_response_has_ended_evicts_no_live_one(world: World, end: str) -> None:
+    pool = Pool(world, 10, 1)
+    await pool.get("http://live/")
+    pool.answer = ENDS[end]
+    await pool.get("http://ended/")
+    assert [wire.closed for wire in pool.made] == [0, 1]
+    assert pool.shelf.wires == pool.made[:1]
+
+
+async def test_a_request_may_end_its_connection_as_well(world: World) -> None:
+    pool = Pool(world, 10, 10)
+    await pool.get(headers={"Connection": "close"})
+    assert pool.shelf.wires == []
+
+
+async def test_refused_connections_evict_no_live_one(world: World) -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused", request=request)
+
+    pool = Pool(world, 3, 1)
+    await pool.get("http://live/")
+    pool.answer = refuse
+    for number in range(5):
+        with pytest.raises(httpx.ConnectError):
+            await pool.get(f"http://refused-{number}/")
+    assert pool.shelf.wires == pool.made[:1]
+    assert [wire.closed for wire in pool.made] == [0] + [1] * 5
+
+
+@pytest.mark.parametrize("limits", [(2, 2), (10, 2)], ids=["most", "most idle"])
+async def test_a_connection_that_its_server_has_closed_makes_way_before_a_live_one(
+    world: World, limits: tuple[int, int]
+) -> None:
+    pool = Pool(world, *limits)
+    await pool.get("http://live/")
+    await pool.get("http://gone/")
+    pool.made[1].stream.is_closed = True
+    await pool.get("http://third/")
+    await pool.get("http://live/")
+    assert pool.made[0].hosts == ["live", "live"]
+    assert pool.made[0].closed == 0
+
+
+@pytest.mark.parametrize("stream", [None, object()], ids=["unknown", "broken"])
+async def test_a_connection_that_cannot_be_asked_does_no_harm(world: World, stream: object) -> None:
+    pool = Pool(world, 1, 1)
+    pool.answer = lambda _: httpx.Response(200, stream=Body(), extensions={"network_stream": stream})
+    await pool.get("http://a/")
+    assert await pool.get("http://b/") == b"body"
+
+
+# A wire comes back, however its request ends
+
+
+async def test_a_response_that_is_closed_twice_gives_its_wire_back_once(world: World) -> None:
+    pool = Pool(world, 1, 1)
+    response = await pool.open()
+    await world.close(response)
+    await world.close(response.stream)
+    held = await pool.open()
     with pytest.raises(httpx.PoolTimeout):
-        side.handle_request(get(extensions=NO_PATIENCE))
+        await pool.hurry()
+    await world.close(held)
 
 
-def test_a_failed_request_gives_its_wire_back(made: list[Wire]) -> None:
-    side = SideBySide(lambda: Wire(made), limits(1, 1))
-    side.handle_request(get()).close()
-    made[0].error = httpx.ConnectError("no")
-    with pytest.raises(httpx.ConnectError):
-        side.handle_request(get())
-    made[0].error = None
-    assert side.handle_request(get(extensions=NO_PATIENCE)).read() == b"body"
+async def test_a_response_that_is_not_read_to_its_end_gives_no_connection_back_but_room_for_one(
+    world: World,
+) -> None:
+    pool = Pool(world, 1, 1)
+    await world.close(await pool.open())
+    assert await pool.hurry() == b"body"
+    assert [wire.closed for wire in pool.made] == [1, 0]
 
 
-def test_who_finds_all_in_use_gets_the_first_that_comes_back(made: list[Wire]) -> None:
-    side = SideBySide(lambda: Wire(made), limits(1, 1))
-    response = side.handle_request(get())
-    served: list[bytes] = []
-    thread = threading.Thread(target=lambda: served.append(side.handle_request(get()).read()))
+async def test_a_failed_request_gives_its_wire_back(world: World) -> None:
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadError("no", request=request)
+
+    pool = Pool(world, 1, 1)
+    pool.answer = fail
+    with pytest.raises(httpx.ReadError):
+        await pool.get()
+    pool.answer = None
+    assert await pool.hurry() == b"body"
+
+
+async def test_a_body_that_breaks_gives_its_wire_back_although_nobody_closes_it(world: World) -> None:
+    pool = Pool(world, 1, 1)
+    body = Body(b"bo", httpx.ReadError("broken"))
+    pool.answer = lambda _: httpx.Response(200, stream=body)
+    response = await pool.open()
+    with pytest.raises(httpx.ReadError):
+        await world.chunks(response)
+    pool.answer = None
+    assert await pool.hurry() == b"body"
+    assert body.closed
+
+
+async def test_a_body_that_cannot_be_closed_gives_its_wire_back(world: World) -> None:
+    class Unclosable(Body):
+        def close(self) -> None:
+            raise httpx.CloseError("no")
+
+    pool = Pool(world, 1, 1)
+    pool.answer = lambda _: httpx.Response(200, stream=Unclosable())
+    response = await pool.open()
+    with pytest.raises(httpx.CloseError):
+        await world.read(response)
+    pool.answer = None
+    assert await pool.hurry() == b"body"
+    assert [wire.closed for wire in pool.made] == [1, 0]
+
+
+async def test_a_response_that_nobody_holds_any_more_gives_its_wire_back(world: World) -> None:
+    pool = Pool(world, 1, 1)
+    await pool.open()
+    gc.collect()
+    await _tick(world)
+    assert await pool.hurry() == b"body"
+    assert [wire.closed for wire in pool.made] == [1, 0]
+
+
+async def test_a_response_that_is_dropped_in_another_thread_gives_its_wire_back_to_who_waits(
+    world: World,
+) -> None:
+    pool = Pool(world, 1, 1)
+    held = [await pool.open()]
+
+    def drop() -> None:
+        while not pool.shelf.waiting:
+            pass
+        held.clear()
+        gc.collect()
+
+    thread = threading.Thread(target=drop)
     thread.start()
-    while not side._shelf._waiting:
-        pass
-    response.close()
+    assert await pool.get() == b"body"
     thread.join()
-    assert served == [b"body"]
-    assert len(made) == 1
 
 
-def test_a_wait_longer_than_the_pool_timeout_is_a_pool_timeout_and_leaves_the_line(made: list[Wire]) -> None:
-    side = SideBySide(lambda: Wire(made), limits(1, 1))
-    response = side.handle_request(get())
-    with pytest.raises(httpx.PoolTimeout, match="in use"):
-        side.handle_request(get(extensions=NO_PATIENCE))
-    response.close()
-    side.handle_request(get(extensions=NO_PATIENCE)).close()
+async def _tick(world: World) -> None:
+    """Let the loop do what it has been told to."""
+    if world.is_async:
+        for _ in range(3):
+            await anyio.lowlevel.checkpoint()
 
 
-@pytest.mark.parametrize("given", [True, False])
-def test_an_interrupted_waiter_leaves_the_line_and_passes_on_what_it_was_given(
-    made: list[Wire], given: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    side = SideBySide(lambda: Wire(made), limits(1, 1))
-    held = side.handle_request(get())
-
-    class Interrupted(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            if given:
-                held.close()
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(threading, "Event", Interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            side.handle_request(get())
-    held.close()
-    side.handle_request(get(extensions=NO_PATIENCE)).close()
+# Waiting
 
 
-def test_a_wire_that_comes_back_just_before_somebody_stands_in_line_is_theirs(
-    made: list[Wire], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    side = SideBySide(lambda: Wire(made), limits(1, 1))
-    held, wait = side.handle_request(get()), side._wait
+async def test_whoever_finds_all_wires_in_use_gets_the_first_that_comes_back(world: World) -> None:
+    pool = Pool(world, 1, 1)
+    held = await pool.open()
 
-    def comes_back(*arguments: Any) -> Any:
-        held.close()
-        return wait(*arguments)
+    async def release() -> bytes:
+        while not pool.shelf.waiting:
+            await _tick(world)
+        return await world.read(held)
 
-    monkeypatch.setattr(side, "_wait", comes_back)
-    side.handle_request(get(extensions=NO_PATIENCE)).close()
-    assert len(made) == 1
+    assert list(await world.gather(pool.get, release)) == [b"body"] * 2
+    assert len(pool.made) == 1
 
 
-def test_closing_closes_all_wires(made: list[Wire]) -> None:
-    side = SideBySide(lambda: Wire(made), limits(None))
-    side.handle_request(get()).close()
-    side.handle_request(get())
-    side.close()
-    assert [wire.closed for wire in made] == [1] * len(made)
+async def test_a_failed_request_makes_room_for_who_waits(world: World) -> None:
+    pool = Pool(world, 1, 1)
+    pool.answer = lambda _: httpx.Response(200, stream=Body(httpx.ReadError("broken")))
+    held = await pool.open()
+    pool.answer = None
 
+    async def fail() -> bytes:
+        while not pool.shelf.waiting:
+            await _tick(world)
+        with pytest.raises(httpx.ReadError):
+            await world.read(held)
+        return b""
 
-def test_the_body_passes_as_it_comes(made: list[Wire]) -> None:
-    class Streaming(Wire):
-        def handle_request(self, request: httpx.Request) -> httpx.Response:
-            def body() -> Iterator[bytes]:
-                yield b"a"
-                yield b"b"
-
-            return httpx.Response(200, content=body())
-
-    side = SideBySide(lambda: Streaming(made), limits(1, 1))
-    assert list(side.handle_request(get()).iter_raw()) == [b"a", b"b"]
-    side.handle_request(get(extensions=NO_PATIENCE)).close()
+    assert list(await world.gather(pool.get, fail)) == [b"body", b""]
 
 
 @pytest.mark.worlds("asyncio", "trio")
-@pytest.mark.usefixtures("world")
-async def test_async_requests_use_wires_again_and_close_what_is_too_many(async_made: list[AsyncWire]) -> None:
-    side = AsyncSideBySide(lambda: AsyncWire(async_made), limits(10, 1))
-    responses = [await side.handle_async_request(get()) for _ in range(3)]
-    for response in responses:
-        await response.aread()
-    await (await side.handle_async_request(get())).aclose()
-    await side.aclose()
-    assert [wire.closed for wire in async_made] == [1, 1, 1]
-
-
-@pytest.mark.worlds("asyncio", "trio")
-@pytest.mark.usefixtures("world")
-async def test_async_waiters_are_served_in_order(async_made: list[AsyncWire]) -> None:
-    side = AsyncSideBySide(lambda: AsyncWire(async_made), limits(1, 1))
-    held = await side.handle_async_request(get())
+async def test_waiters_are_served_in_order(world: World) -> None:
+    pool = Pool(world, 1, 1)
+    held = await pool.open()
     served: list[int] = []
 
     async def send(number: int) -> None:
-        response = await side.handle_async_request(get())
+        response = await pool.open()
         served.append(number)
-        await response.aclose()
+        await world.read(response)
 
     async with anyio.create_task_group() as group:
         for number in range(5):
             group.start_soon(send, number)
             await anyio.wait_all_tasks_blocked()
-        await held.aclose()
+        await world.read(held)
     assert served == [0, 1, 2, 3, 4]
-    assert len(async_made) == 1
+    assert len(pool.made) == 1
 
 
-@pytest.mark.worlds("asyncio", "trio")
-@pytest.mark.usefixtures("world")
-async def test_async_a_wait_longer_than_the_pool_timeout_is_a_pool_timeout(
-    async_made: list[AsyncWire],
+def test_threads_are_served_in_order() -> None:
+    world = World("sync")
+    pool = Pool(world, 1, 1)
+    held = world.run(pool.open())
+    served: list[int] = []
+
+    def send(number: int) -> None:
+        response = world.run(pool.open())
+        served.append(number)
+        response.read()
+
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(20)]
+    for number, thread in enumerate(threads, 1):
+        thread.start()
+        while pool.shelf.waiting < number:
+            pass
+    held.read()
+    for thread in threads:
+        thread.join()
+    assert served == list(range(20))
+
+
+async def test_a_wait_longer_than_the_pool_timeout_is_a_pool_timeout_and_leaves_the_line(
+    world: World,
 ) -> None:
-    side = AsyncSideBySide(lambda: AsyncWire(async_made), limits(1, 1))
-    held = await side.handle_async_request(get())
+    pool = Pool(world, 1, 1)
+    response = await pool.open()
+    with pytest.raises(httpx.PoolTimeout, match=r"in use for 0\.001 s.*STKAI_HTTP_MAX_CONNECTIONS"):
+        await pool.hurry()
+    assert pool.shelf.waiting == 0
+    await world.close(response)
+    assert await pool.hurry() == b"body"
+
+
+@pytest.mark.parametrize("patience", [0, -1, 0.0])
+async def test_a_pool_timeout_of_nothing_waits_for_nothing(world: World, patience: float) -> None:
+    pool = Pool(world, 1, 1)
+    await pool.get()
+    held = await pool.open(extensions={"timeout": {"pool": patience}})
     with pytest.raises(httpx.PoolTimeout):
-        await side.handle_async_request(get(extensions=NO_PATIENCE))
-    await held.aclose()
-    await (await side.handle_async_request(get(extensions=NO_PATIENCE))).aclose()
+        await pool.open(extensions={"timeout": {"pool": patience}})
+    await world.close(held)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_an_interrupted_waiter_leaves_the_line_and_passes_on_what_it_was_given(
+    given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World("sync")
+    pool = Pool(world, 1, 1)
+    held = world.run(pool.open())
+    real = threading.Lock
+
+    class Interrupted:
+        def __init__(self) -> None:
+            self._lock = real()
+            self.release = self._lock.release
+
+        def acquire(self, timeout: float | None = None) -> bool:
+            if timeout is None:
+                return self._lock.acquire()
+            if given:
+                held.read()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Lock", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            world.run(pool.get())
+    assert pool.shelf.waiting == 0
+    held.close()
+    assert world.run(pool.hurry()) == b"body"
 
 
 @pytest.mark.worlds("asyncio", "trio")
-@pytest.mark.usefixtures("world")
 @pytest.mark.parametrize("given", [True, False])
 async def test_a_cancelled_waiter_leaves_the_line_and_passes_on_what_it_was_given(
-    async_made: list[AsyncWire], given: bool
+    world: World, given: bool
 ) -> None:
-    side = AsyncSideBySide(lambda: AsyncWire(async_made), limits(1, 1))
-    held = await side.handle_async_request(get())
-
-    async def send() -> None:
-        await (await side.handle_async_request(get())).aclose()
-
+    pool = Pool(world, 1, 1)
+    held = await pool.open()
     async with anyio.create_task_group() as group:
-        group.start_soon(send)
+        group.start_soon(pool.get)
         await anyio.wait_all_tasks_blocked()
         group.cancel_scope.cancel()
         if given:
-            await held.aclose()  # The waiter, cancelled, has not run yet, and is the first in line.
-    await held.aclose()
-    await (await side.handle_async_request(get(extensions=NO_PATIENCE))).aclose()
+            await world.read(held)  # The waiter, cancelled, has not run yet, and is the first in line.
+    assert pool.shelf.waiting == 0
+    await world.close(held)
+    assert await pool.hurry() == b"body"
 
 
-@pytest.mark.worlds("asyncio", "trio")
-@pytest.mark.usefixtures("world")
-async def test_an_async_body_passes_as_it_comes(async_made: list[AsyncWire]) -> None:
-    class Streaming(AsyncWire):
-        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            async def body() -> AsyncIterator[bytes]:
-                yield b"a"
-                yield b"b"
-
-            return httpx.Response(200, content=body())
-
-    side = AsyncSideBySide(lambda: Streaming(async_made), limits(1, 1))
-    response = await side.handle_async_request(get())
-    assert [chunk async for chunk in response.aiter_raw()] == [b"a", b"b"]
-    await response.stream.aclose()  # type: ignore[union-attr]
-    await (await side.handle_async_request(get(extensions=NO_PATIENCE))).aclose()
-
-
-@pytest.mark.worlds("asyncio", "trio")
-@pytest.mark.usefixtures("world")
-async def test_a_body_is_closed_to_its_end_also_by_somebody_who_is_cancelled(
-    async_made: list[AsyncWire],
+async def test_a_wire_that_comes_back_as_somebody_begins_to_wait_is_theirs(
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pool = Pool(world, 1, 1)
+    held, wait = await pool.open(), pool.transport._wait
+
+    def comes_back(*arguments: Any) -> Any:
+        if not world.is_async:
+            held.read()
+            return wait(*arguments)
+
+        async def asynchronously() -> None:
+            await held.aread()
+            await wait(*arguments)
+
+        return asynchronously()
+
+    monkeypatch.setattr(pool.transport, "_wait", comes_back)
+    assert await pool.hurry() == b"body"
+    assert len(pool.made) == 1
+
+
+# Bodies
+
+
+async def test_the_body_passes_as_it_comes(world: World) -> None:
+    pool = Pool(world, 1, 1)
+    response = await pool.open()
+    assert await world.chunks(response) == [b"bo", b"dy"]
+    assert await pool.hurry() == b"body"
+
+
+@pytest.mark.worlds("asyncio", "trio")
+async def test_a_body_is_closed_to_its_end_also_by_a_task_that_is_cancelled(world: World) -> None:
     closed: list[bool] = []
 
-    class Body(httpx.AsyncByteStream):
+    class Slow(Body):
         async def aclose(self) -> None:
             await anyio.lowlevel.checkpoint()
             closed.append(True)
 
-    class Streaming(AsyncWire):
-        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            return httpx.Response(200, stream=Body())
-
-    side = AsyncSideBySide(lambda: Streaming(async_made), limits(1, 1))
+    pool = Pool(world, 1, 1)
+    pool.answer = lambda _: httpx.Response(200, stream=Slow())
     with anyio.CancelScope() as scope:
-        response = await side.handle_async_request(get())
+        response = await pool.open()
         scope.cancel()
         await response.aclose()
     assert closed == [True]
 
 
-# Expiry, forks and packages
+# Closing
 
 
-def test_a_wire_unused_for_too_long_is_closed_when_another_comes_back(
-    made: list[Wire], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(SystemClock, "monotonic", lambda _: now[0])
-    side = SideBySide(lambda: Wire(made), httpx.Limits(keepalive_expiry=5.0))
-    for response in [side.handle_request(get()) for _ in range(2)]:
-        response.close()
-    for now[0] in (5.0, 5.1):
-        assert [wire.closed for wire in made] == [0, 0]
-        side.handle_request(get()).close()
-    assert [wire.closed for wire in made] == [1, 0]
+async def test_closing_closes_all_wires_once_also_those_in_use(world: World) -> None:
+    pool = Pool(world)
+    held = await pool.open()
+    await pool.get()
+    for _ in range(2):
+        await world.close(pool.transport)
+    assert [wire.closed for wire in pool.made] == [1, 1]
+    await world.close(held)
+    assert pool.shelf.wires == []
 
 
-def fork(side: object) -> None:
-    """What happens to it in a forked child."""
-    _forks._renewals[side](side)
+async def test_a_closed_pool_refuses_requests_and_is_not_entered(world: World) -> None:
+    pool = Pool(world)
+    await world.close(pool.transport)
+    with pytest.raises(RuntimeError, match="closed"):
+        await pool.get()
+    with pytest.raises(RuntimeError, match="closed"):
+        await world.call(getattr(pool.transport, world.pick("__enter__", "__aenter__")))
+    assert pool.made == []
 
 
-def test_a_forked_child_has_no_wire_of_its_parent_no_lock_and_nobody_in_line(made: list[Wire]) -> None:
-    side = SideBySide(lambda: Wire(made), limits(1, 1))
-    held = side.handle_request(get())
-    side._lock.acquire()
-    side._shelf.join(_Waiter(pytest.fail))
-    fork(side)
-    side.handle_request(get(extensions=NO_PATIENCE)).close()
-    held.close()
-    assert [wire.closed for wire in made] == [1, 0], "the parent's wire is not kept"
-    side.handle_request(get()).close()
-    assert [len(wire.hosts) for wire in made] == [1, 2]
+async def test_whoever_waits_when_the_pool_is_closed_is_told_so(world: World) -> None:
+    pool = Pool(world, 1, 1)
+    held = await pool.open()
+
+    async def close() -> bytes:
+        while not pool.shelf.waiting:
+            await _tick(world)
+        await world.close(pool.transport)
+        return b""
+
+    waiting, closing = await world.outcomes(pool.get, close)
+    assert isinstance(waiting, RuntimeError)
+    assert "closed" in str(waiting)
+    assert closing == b""
+    await world.close(held)
+    assert pool.shelf.wires == []
 
 
-@pytest.mark.worlds("asyncio", "trio")
-@pytest.mark.usefixtures("world")
-async def test_an_async_wire_starts_anew_in_a_forked_child_as_well(async_made: list[AsyncWire]) -> None:
-    side = AsyncSideBySide(lambda: AsyncWire(async_made), limits(1, 1))
-    held = await side.handle_async_request(get())
-    side._shelf.join(_Waiter(pytest.fail))
-    fork(side)
-    await (await side.handle_async_request(get(extensions=NO_PATIENCE))).aclose()
-    await held.aclose()
-    assert [wire.closed for wire in async_made] == [1, 0]
+# Forks and packages
+
+
+async def test_a_forked_child_has_no_wire_of_its_parent_no_lock_and_nobody_in_line(world: World) -> None:
+    pool = Pool(world, 1, 1)
+    held = await pool.open()
+    with pytest.raises(httpx.PoolTimeout):
+        await pool.open(extensions=NO_PATIENCE)
+    lock = pool.shelf._lock
+    thread = threading.Thread(target=lock.acquire)
+    thread.start()
+    thread.join()
+    _forks._renewals[pool.shelf](pool.shelf)
+    await pool.hurry()
+    await world.read(held)
+    assert [wire.closed for wire in pool.made] == [1, 0], "the parent's wire is not kept"
+    await pool.get()
+    assert [len(wire.hosts) for wire in pool.made] == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["httpx", "httpx2"])
@@ -383,19 +518,3 @@ async def test_bodies_and_timeouts_are_those_of_the_package(world: World, name: 
         await world.close(held)
         assert (await world.call(client.get, server.url + "/echo")).status_code == 200
         await world.close(client)
-
-
-async def test_nothing_stays_open_when_the_wire_is_closed(world: World) -> None:
-    with QuotaServer() as server:
-        wire: Any = world.pick(default_wire, default_async_wire)()
-        client = world.client(wire)
-        held = [
-            await world.call(client.send, client.build_request("GET", server.url + "/echo"), stream=True)
-            for _ in range(3)
-        ]
-        for response in held[:2]:
-            await world.close(response)
-        await world.close(client)
-        assert len(wire._shelf.wires) == 3
-        assert [one._pool.connection for one in wire._shelf.wires] == [None] * 3
-        await world.close(held[2])

@@ -1,4 +1,4 @@
-"""The wire of a stack that is given none: each request goes out by the package that it was made with."""
+"""The wire of a stack without `transport=`: each request leaves through the package that made it."""
 
 from typing import TYPE_CHECKING
 
@@ -6,14 +6,15 @@ import httpx
 
 from .._config.stkai import STKAI
 from .._families import HTTPX, Family, family_of
+from .closing import AsyncClosable, Closable
 from .default import default_async_wire, default_wire
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
 
 
-class WireByFamily(httpx.BaseTransport):
-    """The default wire of httpx, and, from the first request on that needs it, that of httpx2.
+class WireByFamily(Closable):
+    """The default wire of httpx, and that of httpx2 from the first request of httpx2 on.
 
     Raises:
         ConfigurationError: as for `default_wire`.
@@ -23,23 +24,24 @@ class WireByFamily(httpx.BaseTransport):
 
     def __init__(self, config: "HttpConfig | None" = None) -> None:
         self._config = config or STKAI.config.http
-        # At once, so that what cannot work is said at once.
+        # Made here, so that settings that cannot work fail here.
         self._wires: dict[Family, httpx.BaseTransport] = {HTTPX: default_wire(self._config)}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.require_open()
         family = family_of(request)
         wire = self._wires.get(family)
         if wire is None:
-            # Of two threads that come first, one is the first; the other's wire has no connections yet.
+            # Two threads may get here at once; the wire that is not kept has no connections yet.
             wire = self._wires.setdefault(family, default_wire(self._config, family))
         return wire.handle_request(request)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         for wire in list(self._wires.values()):
             wire.close()
 
 
-class AsyncWireByFamily(httpx.AsyncBaseTransport):
+class AsyncWireByFamily(AsyncClosable):
     """The same for the async world."""
 
     family = None
@@ -49,12 +51,13 @@ class AsyncWireByFamily(httpx.AsyncBaseTransport):
         self._wires: dict[Family, httpx.AsyncBaseTransport] = {HTTPX: default_async_wire(self._config)}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.require_open()
         family = family_of(request)
         wire = self._wires.get(family)
         if wire is None:
             wire = self._wires.setdefault(family, default_async_wire(self._config, family))
         return await wire.handle_async_request(request)
 
-    async def aclose(self) -> None:
+    async def _aclose(self) -> None:
         for wire in list(self._wires.values()):
             await wire.aclose()

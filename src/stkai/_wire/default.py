@@ -1,8 +1,7 @@
-"""The default wire: httpx's own transports, with the proxies of the environment that `transport=` loses in httpx."""
+"""The default wire: httpx's own transports, and the proxies of the environment, which `transport=` loses in httpx."""
 
 import ssl
 from collections.abc import Callable, Mapping
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 
 from .._config.stkai import STKAI
-from .._connections import with_one_connection
 from .._errors import ConfigurationError
 from .._families import HTTPX, Family, alike, family_of_wire
-from .._forks import after_fork
+from .closing import AsyncClosable, Closable
+from .loops import WirePerLoop
+from .multiplexed import Multiplexed
 from .pool import AsyncSideBySide, SideBySide
 from .proxies import ProxyMap
 
@@ -24,14 +24,21 @@ T = TypeVar("T")
 
 
 def default_wire(config: "HttpConfig | None" = None, family: Family = HTTPX) -> httpx.BaseTransport:
-    """A sync wire with verification, limits, HTTP/2 and proxies as `config` says; by default, `STKAI.config.http`.
+    """A sync wire with the verification, limits, HTTP/2 and proxies of `config`; by default, `STKAI.config.http`.
 
     Raises:
         ConfigurationError: the proxy or the certificates cannot be used, or a package is missing.
     """
     config = config or STKAI.config.http
     options, proxies = _options(config, family), _proxies(config)
-    make = partial(_multiplexed, family.HTTPTransport) if config.http2 else partial(_side_by_side, family)
+
+    def make(options: dict[str, Any]) -> httpx.BaseTransport:
+        if config.http2:
+            return Multiplexed(lambda: family.HTTPTransport(**options), family)
+        one, limits = _for_one(family, options), options["limits"]
+        family.HTTPTransport(**one).close()  # A proxy, say, that cannot work fails here and now.
+        return SideBySide(lambda: family.HTTPTransport(**one), limits, family)
+
     direct = make(options)
     proxied = _through(proxies, make, options)
     return ProxyRouter(direct, proxied, proxies) if proxied else direct
@@ -43,45 +50,26 @@ def default_async_wire(
     """The same for the async world."""
     config = config or STKAI.config.http
     options, proxies = _options(config, family), _proxies(config)
-    make = (
-        partial(_multiplexed, family.AsyncHTTPTransport)
-        if config.http2
-        else partial(_async_side_by_side, family)
-    )
+
+    def make(options: dict[str, Any]) -> httpx.AsyncBaseTransport:
+        if config.http2:
+            return WirePerLoop(lambda: family.AsyncHTTPTransport(**options), family)
+        one, limits = _for_one(family, options), options["limits"]
+        family.AsyncHTTPTransport(**one)  # It has no connection yet that could be closed.
+        return WirePerLoop(
+            lambda: AsyncSideBySide(lambda: family.AsyncHTTPTransport(**one), limits, family), family
+        )
+
     direct = make(options)
     proxied = _through(proxies, make, options)
     return AsyncProxyRouter(direct, proxied, proxies) if proxied else direct
 
 
-def _side_by_side(family: Family, options: dict[str, Any]) -> httpx.BaseTransport:
-    options, limits = _for_one(family, options), options["limits"]
-    family.HTTPTransport(**options).close()  # What cannot work, such as a proxy, is to fail here and now.
-    return SideBySide(lambda: with_one_connection(family.HTTPTransport(**options)), limits, family)
-
-
-def _async_side_by_side(family: Family, options: dict[str, Any]) -> httpx.AsyncBaseTransport:
-    options, limits = _for_one(family, options), options["limits"]
-    family.AsyncHTTPTransport(**options)  # It has no connection yet that could be closed.
-    return AsyncSideBySide(lambda: with_one_connection(family.AsyncHTTPTransport(**options)), limits, family)
-
-
 def _for_one(family: Family, options: dict[str, Any]) -> dict[str, Any]:
-    """The same options, for a transport with room for one connection."""
+    """The options of a transport with room for one connection."""
     expiry = options["limits"].keepalive_expiry
     limits = family.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=expiry)
     return {**options, "limits": limits}
-
-
-def _multiplexed(kind: type[T], options: dict[str, Any]) -> T:
-    """One of httpx's transports, whose few connections carry many requests at once: HTTP/2.
-
-    It opens connections of its own in a forked child.
-    """
-
-    def start_anew(transport: T) -> None:
-        kind.__init__(transport, **options)
-
-    return after_fork(kind(**options), start_anew)
 
 
 def _options(config: "HttpConfig", family: Family) -> dict[str, Any]:
@@ -128,8 +116,8 @@ def _through(proxies: ProxyMap, make: Callable[[dict[str, Any]], T], options: di
         raise ConfigurationError(msg) from error
 
 
-class ProxyRouter(httpx.BaseTransport):
-    """Sends each request straight, or through its proxy."""
+class ProxyRouter(Closable):
+    """Sends each request directly, or through its proxy."""
 
     def __init__(
         self, direct: httpx.BaseTransport, proxied: Mapping[str, httpx.BaseTransport], proxies: ProxyMap
@@ -142,13 +130,13 @@ class ProxyRouter(httpx.BaseTransport):
         wire = self._direct if proxy is None else self._proxied[proxy]
         return wire.handle_request(request)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         for wire in (self._direct, *self._proxied.values()):
             wire.close()
 
 
-class AsyncProxyRouter(httpx.AsyncBaseTransport):
-    """Sends each request straight, or through its proxy."""
+class AsyncProxyRouter(AsyncClosable):
+    """Sends each request directly, or through its proxy."""
 
     def __init__(
         self,
@@ -164,6 +152,6 @@ class AsyncProxyRouter(httpx.AsyncBaseTransport):
         wire = self._direct if proxy is None else self._proxied[proxy]
         return await wire.handle_async_request(request)
 
-    async def aclose(self) -> None:
+    async def _aclose(self) -> None:
         for wire in (self._direct, *self._proxied.values()):
             await wire.aclose()

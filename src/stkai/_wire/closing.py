@@ -1,0 +1,68 @@
+"""Transports that are closed once, and refuse requests afterwards, as the clients of httpx do."""
+
+from typing import Self
+
+import httpx
+
+
+class Closable(httpx.BaseTransport):
+    """A sync transport that knows whether it is closed.
+
+    Raises:
+        RuntimeError: it is entered, or `require_open` is called, after it was closed.
+    """
+
+    _closed = False
+
+    def __enter__(self) -> Self:
+        if self._closed:
+            raise _cannot_reopen()
+        return self
+
+    def require_open(self) -> None:
+        """Refuse a request where the transport is closed."""
+        if self._closed:
+            raise cannot_send()
+
+    def close(self) -> None:
+        closed, self._closed = self._closed, True
+        if not closed:
+            self._close()
+
+    def _close(self) -> None:
+        """Close what is below; called once."""
+        raise NotImplementedError
+
+
+class AsyncClosable(httpx.AsyncBaseTransport):
+    """The same for the async world."""
+
+    _closed = False
+
+    async def __aenter__(self) -> Self:
+        if self._closed:
+            raise _cannot_reopen()
+        return self
+
+    def require_open(self) -> None:
+        """Refuse a request where the transport is closed."""
+        if self._closed:
+            raise cannot_send()
+
+    async def aclose(self) -> None:
+        closed, self._closed = self._closed, True
+        if not closed:
+            await self._aclose()
+
+    async def _aclose(self) -> None:
+        """Close what is below; called once."""
+        raise NotImplementedError
+
+
+def cannot_send() -> RuntimeError:
+    """The error for a request to a transport that is closed."""
+    return RuntimeError("Cannot send a request, as this transport has been closed: build another one.")
+
+
+def _cannot_reopen() -> RuntimeError:
+    return RuntimeError("Cannot reopen a transport that has been closed: build another one.")

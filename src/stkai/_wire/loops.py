@@ -1,0 +1,131 @@
+"""One async wire per event loop: a connection works only in the loop that opened it.
+
+httpx keeps the connections of a loop that has ended, and fails with "Event loop is closed" when it meets one. Here each
+loop gets a wire of its own, which is closed when the loop ends, or is dropped untouched if the loop gave no chance to
+close it.
+"""
+
+import sys
+import warnings
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, Final
+
+import httpx
+
+from .._families import HTTPX, Family
+from .._forks import after_fork
+from .closing import AsyncClosable
+
+
+def running_loop() -> Any:
+    """What stands for the event loop of this task: asyncio's loop, or trio's token.
+
+    Raises:
+        RuntimeError: no event loop runs here.
+    """
+    trio = sys.modules.get("trio")
+    if trio is not None:
+        try:
+            trio.lowlevel.current_task()
+        except RuntimeError:
+            pass
+        else:
+            return trio.lowlevel.current_trio_token()
+    import asyncio
+
+    return asyncio.get_running_loop()
+
+
+def run_soon(loop: Any, function: Callable[[], object]) -> None:
+    """Have a loop call a function soon, unless it has ended; safe in any thread, signal handler and finalizer."""
+    call = getattr(loop, "run_sync_soon", None) or loop.call_soon_threadsafe
+    try:
+        call(function)
+    except RuntimeError:  # asyncio's "Event loop is closed"; trio's RunFinishedError is one, too.
+        return
+
+
+class _Home:
+    """The wire of one loop, until the loop ends."""
+
+    def __init__(self, wire: httpx.AsyncBaseTransport) -> None:
+        self.wire: httpx.AsyncBaseTransport | None = wire
+
+
+Keeper = AsyncGenerator[None, None]
+
+_orphans: Final[list[Keeper]] = []
+"""Generators of a parent's loops, in a forked child: to finalize one is to touch its loop."""
+
+
+class WirePerLoop(AsyncClosable):
+    """Sends each request through the wire of the event loop that it runs in.
+
+    Args:
+        make: makes a wire; called in the loop that will use it.
+        family: the package of the wires.
+    """
+
+    def __init__(self, make: Callable[[], httpx.AsyncBaseTransport], family: Family = HTTPX) -> None:
+        self.family = family
+        self._make = make
+        self._homes: dict[Any, tuple[_Home, Keeper]] = {}
+        after_fork(self, WirePerLoop._start_anew)
+
+    def _start_anew(self) -> None:
+        homes, self._homes = self._homes, {}
+        for home, keeper in homes.values():
+            home.wire = None
+            _orphans.append(keeper)
+
+    def handle_async_request(self, request: httpx.Request) -> Coroutine[Any, Any, httpx.Response]:
+        self.require_open()
+        loop = running_loop()
+        found = self._homes.get(loop)
+        if found is not None and found[0].wire is not None:
+            return found[0].wire.handle_async_request(request)
+        return self._move_in(loop, request)
+
+    async def _move_in(self, loop: Any, request: httpx.Request) -> httpx.Response:
+        """Send the first request of a loop."""
+        self._forget_ended_loops()
+        wire = self._make()
+        home = _Home(wire)
+        keeper = _close_with_the_loop(home)
+        await anext(keeper)  # From now on the loop knows of it. This does not suspend.
+        self._homes[loop] = home, keeper
+        return await wire.handle_async_request(request)
+
+    def _forget_ended_loops(self) -> None:
+        ended = [
+            loop
+            for loop, (home, _) in self._homes.items()
+            if home.wire is None or (hasattr(loop, "is_closed") and loop.is_closed())
+        ]
+        with warnings.catch_warnings():
+            # The sockets are closed as they are dropped; nobody can close them in an orderly way any more.
+            warnings.simplefilter("ignore", ResourceWarning)
+            for loop in ended:
+                home, _ = self._homes.pop(loop)
+                home.wire = None
+
+    async def _aclose(self) -> None:
+        self._forget_ended_loops()
+        # Loops that run in other threads close their wires themselves, since their generators are dropped here.
+        homes, self._homes = self._homes, {}
+        here = homes.get(running_loop())
+        if here is not None:
+            await here[1].aclose()
+
+
+async def _close_with_the_loop(home: _Home) -> Keeper:
+    """Close the wire when the loop ends: asyncio and trio close all their asynchronous generators then."""
+    try:
+        yield
+    finally:
+        wire, home.wire = home.wire, None
+        if wire is not None:
+            import anyio
+
+            with anyio.CancelScope(shield=True):
+                await wire.aclose()

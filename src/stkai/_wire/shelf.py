@@ -1,0 +1,304 @@
+"""The wires of a pool: which are lent, which are idle, and who waits for one. It never waits, and does no I/O.
+
+Signal handlers and finalizers run in the middle of whatever their thread does, also of the few lines that hold the lock
+here. The lock therefore lets its own thread in again; that thread finds the shelf busy, and leaves what it has to say
+for when the lines are done. Every step can be interrupted without losing a wire: a lease that nobody holds any more
+gives itself up, and a wire is entered in one list before it is crossed out in the other.
+"""
+
+import math
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from itertools import count
+from typing import Any, Generic, TypeVar
+from weakref import ref
+
+import httpx
+
+from .._forks import after_fork
+from .closing import cannot_send
+
+Wire = TypeVar("Wire", bound=httpx.BaseTransport | httpx.AsyncBaseTransport)
+
+Place = tuple[str, bytes]
+"""Scheme, and host with port: where a connection leads."""
+
+_numbers = count(1)
+
+
+class Lease(Generic[Wire]):
+    """One request's hold on a wire; it ends once, and by itself if nobody holds it any more.
+
+    Attributes:
+        number: no other lease has it.
+        place: where the request goes.
+        wire: the wire, once there is one.
+        stream: the connection below it, as the extension `network_stream` of the response names it.
+    """
+
+    wire: Wire | None = None
+    wake: Callable[[], object] | None = None
+    stream: Any = None
+    _over = False
+
+    def __init__(self, shelf: "Shelf[Wire]", place: Place) -> None:
+        self.number = next(_numbers)
+        self.place = place
+        self.shelf = shelf
+
+    def end(self, idle_since: float | None = None) -> None:
+        """Give the wire back: idle from now on, or, with None, unusable."""
+        if not self._over:
+            self.shelf.give(Return(self, idle_since))
+            self._over = True
+
+    def __del__(self) -> None:
+        if not self._over and hasattr(self, "shelf"):
+            self.shelf.lose(Return(self, None))
+
+
+class Return(Generic[Wire]):
+    """What comes back at the end of a lease."""
+
+    __slots__ = ("idle_since", "number", "place", "stream", "wire")
+
+    def __init__(self, lease: Lease[Wire], idle_since: float | None) -> None:
+        self.number, self.place, self.wire, self.stream = lease.number, lease.place, lease.wire, lease.stream
+        self.idle_since = idle_since
+
+
+class Shelf(Generic[Wire]):
+    """At most so many wires; an idle one that leads to the right place is preferred, the last used one first.
+
+    Args:
+        make: makes a wire that has room for one connection.
+        limits: how many wires there are, how many of them stay idle, and for how many seconds.
+
+    Attributes:
+        trash: wires to be closed, by whoever finds them.
+    """
+
+    def __init__(self, make: Callable[[], Wire], limits: httpx.Limits) -> None:
+        self._make = make
+        self._most = _or_unlimited(limits.max_connections)
+        self._most_idle = _or_unlimited(limits.max_keepalive_connections)
+        self._expiry = _or_unlimited(limits.keepalive_expiry)
+        self._closed = False
+        self._start()
+        after_fork(self, Shelf._start)
+
+    def _start(self) -> None:
+        self._lock = threading.RLock()
+        self._busy = False
+        self._lent: dict[int, Wire] = {}
+        self._idle: OrderedDict[Wire, Return[Wire]] = OrderedDict()
+        self._idle_at: dict[Place, OrderedDict[Wire, None]] = {}
+        self._waiting: OrderedDict[int, ref[Lease[Wire]]] = OrderedDict()
+        self._back: deque[Return[Wire]] = deque()
+        self.trash: deque[Wire] = deque()
+
+    @property
+    def wires(self) -> list[Wire]:
+        """All wires, lent or idle."""
+        return [*self._lent.values(), *self._idle]
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a wire."""
+        return len(self._waiting)
+
+    def take(self, lease: Lease[Wire]) -> bool:
+        """Lend a wire, if one is free.
+
+        Raises:
+            RuntimeError: the shelf is closed.
+        """
+        return self._alone(self._lend, lease)
+
+    def join(self, lease: Lease[Wire], wake: Callable[[], object]) -> bool:
+        """Lend a wire, or have the lease stand in line; `wake` is called when it got one, or never will."""
+        lease.wake = wake
+        return self._alone(self._lend_or_queue, lease)
+
+    def leave(self, lease: Lease[Wire]) -> bool:
+        """Stand in line no longer; whether the lease got a wire.
+
+        Raises:
+            RuntimeError: the shelf was closed.
+        """
+        self._alone(self._unqueue, lease)
+        if lease.wire is None and self._closed:
+            raise cannot_send()
+        return lease.wire is not None
+
+    def give(self, back: Return[Wire]) -> None:
+        """Take a wire back, and lend it to the first in line."""
+        self._back.append(back)
+        self.settle()
+
+    def lose(self, back: Return[Wire]) -> None:
+        """The same, from a finalizer: of any thread, at any moment."""
+        self.give(back)
+
+    def settle(self) -> None:
+        """Take back what has been left while the shelf was busy."""
+        if self._back:
+            self._alone(self._nothing, None)
+
+    def close(self) -> None:
+        """Take all wires away, also those that are lent; they are in the trash then."""
+        self._closed = True
+        self._alone(self._nothing, None)
+
+    # All that follows runs in one thread at a time, and never within itself.
+
+    def _alone(self, step: Callable[[Any], bool], lease: Lease[Wire] | None) -> bool:
+        with self._lock:
+            if self._busy:
+                # This very thread is in here. It could wait for ever, so it may exceed the limit by one.
+                return lease is None or self._lend_beyond(lease)
+            try:
+                self._busy = True
+                answer = step(lease)
+                while self._back:
+                    self._take_back(self._back[0])
+                    self._back.popleft()
+                if self._closed and (self._lent or self._idle or self._waiting):
+                    self._clear()
+                return answer
+            finally:
+                self._busy = False
+
+    def _nothing(self, _: None) -> bool:
+        return True
+
+    def _lend_beyond(self, lease: Lease[Wire]) -> bool:
+        """Lend a wire that is on no list, and so is closed when it comes back."""
+        lease.wire = lease.wire or self._make()
+        return True
+
+    def _lend(self, lease: Lease[Wire]) -> bool:
+        if self._closed:
+            raise cannot_send()
+        wire = self._idle_one(lease.place)
+        if wire is None and len(self._lent) + len(self._idle) >= self._most:
+            if not self._idle:
+                return False
+            # It leads elsewhere: with room for one connection, it closes that and opens another.
+            wire = self._least_useful()
+        self._hand_over(lease, wire or self._make())
+        return True
+
+    def _lend_or_queue(self, lease: Lease[Wire]) -> bool:
+        if self._lend(lease):
+            return True
+        self._waiting[lease.number] = ref(lease)
+        return False
+
+    def _unqueue(self, lease: Lease[Wire]) -> bool:
+        self._waiting.pop(lease.number, None)
+        return True
+
+    def _hand_over(self, lease: Lease[Wire], wire: Wire) -> None:
+        self._lent[lease.number] = wire
+        lease.wire = wire
+        self._take_down(wire)
+
+    def _take_back(self, back: Return[Wire]) -> None:
+        wire = self._lent.get(back.number, back.wire)
+        if back.number not in self._lent:
+            self._waiting.pop(back.number, None)
+            # If there is a wire, it was lent before a fork, before the shelf was closed, or beyond the limit.
+            if wire is not None and wire not in self._idle:
+                self.trash.append(wire)
+            return
+        if back.idle_since is None:
+            self._discard(self._lent[back.number])
+            wire = None
+        lease = self._next_in_line()
+        if lease is not None:
+            self._hand_over(lease, wire or self._make())
+        elif wire is not None:
+            self._put_up(wire, back)
+        del self._lent[back.number]
+        if lease is not None:
+            self._wake(lease)
+        elif wire is not None:
+            self._weed(back.idle_since)
+
+    def _next_in_line(self) -> Lease[Wire] | None:
+        while self._waiting:
+            number, waiter = next(iter(self._waiting.items()))
+            lease = waiter()
+            if lease is not None and number not in self._lent:
+                return lease
+            del self._waiting[number]
+        return None
+
+    def _wake(self, lease: Lease[Wire]) -> None:
+        wake, lease.wake = lease.wake, None
+        if wake is not None:
+            wake()
+        self._waiting.pop(lease.number, None)
+
+    def _put_up(self, wire: Wire, back: Return[Wire]) -> None:
+        self._idle[wire] = back
+        self._idle_at.setdefault(back.place, OrderedDict())[wire] = None
+
+    def _take_down(self, wire: Wire) -> None:
+        back = self._idle.get(wire)
+        if back is None:
+            return
+        at = self._idle_at.get(back.place, OrderedDict())
+        at.pop(wire, None)
+        if not at:
+            self._idle_at.pop(back.place, None)
+        del self._idle[wire]
+
+    def _discard(self, wire: Wire) -> None:
+        self.trash.append(wire)
+        self._take_down(wire)
+
+    def _weed(self, now: float | None) -> None:
+        """Discard a wire that is one too many, or idle for too long; one at a time is enough: they come one by one."""
+        if len(self._idle) > self._most_idle:
+            self._discard(self._least_useful())
+            return
+        oldest, back = next(iter(self._idle.items()))
+        if now is not None and back.idle_since is not None and now - back.idle_since > self._expiry:
+            self._discard(oldest)
+
+    def _idle_one(self, place: Place) -> Wire | None:
+        """The wire to that place that was in use last."""
+        at = self._idle_at.get(place)
+        return next(reversed(at)) if at else None
+
+    def _least_useful(self) -> Wire:
+        """The idle wire to part with: one whose connection the server has closed, or the one unused for longest."""
+        dead = (wire for wire, back in self._idle.items() if _is_dead(back.stream))
+        return next(dead, next(iter(self._idle)))
+
+    def _clear(self) -> None:
+        for wire in self.wires:
+            self._discard(wire)
+        self._lent.clear()
+        for waiter in list(self._waiting.values()):
+            lease = waiter()
+            if lease is not None:
+                self._wake(lease)
+        self._waiting.clear()
+
+
+def _or_unlimited(limit: float | None) -> float:
+    return math.inf if limit is None else limit
+
+
+def _is_dead(stream: Any) -> bool:
+    """Whether the other end of an idle connection has closed it; False where nobody can tell."""
+    if stream is None:
+        return False
+    try:
+        return bool(stream.get_extra_info("is_readable"))  # An idle server has nothing to say but goodbye.
+    except Exception:  # noqa: BLE001 - a socket that is closed, in the words of whichever library holds it
+        return True
