@@ -6,11 +6,13 @@ import httpx
 import pytest
 
 import stkai
-from stkai import AimdLimiter, BearerAuth, Layer, RetryPolicy, StackBuilder, TokenBucket
+from stkai import AimdLimiter, Layer, RetryPolicy, StackBuilder, TokenBucket
 from stkai.testing import FakeClock
 from stkai.transports import (
     AsyncLayerTransport,
+    Attempt,
     Context,
+    Flow,
     LayerTransport,
     adaptive,
     auth,
@@ -63,7 +65,7 @@ def test_layers_are_added_where_they_are_wanted_and_the_old_stack_stays_as_it_is
 
 def test_a_stack_that_was_extended_keeps_clock_listener_and_randomness() -> None:
     clock, events = FakeClock(), list[stkai.Event]()
-    stack = StackBuilder([retry()], clock=clock, listener=events.append, random=lambda: 0.5)
+    stack = StackBuilder([retry()], clock=clock, listener=[events.append], random=lambda: 0.5)
     transport: Any = stack.layer(token_bucket(TokenBucket(1, 1))).build(Wire())
     for layer in (transport, transport.inner):
         context: Context = layer.context
@@ -104,28 +106,6 @@ def test_what_is_no_layer_is_an_error_that_shows_one(layers: Any) -> None:
         StackBuilder(layers)
 
 
-@pytest.mark.parametrize(
-    "limiter", [TokenBucket(1, 1, max_wait_time=90), AimdLimiter(1, 1, max_wait_time=90)]
-)
-def test_a_refresh_margin_shorter_than_the_longest_wait_is_an_error(limiter: Any) -> None:
-    layer = token_bucket(limiter) if isinstance(limiter, TokenBucket) else adaptive(limiter)
-    with pytest.raises(
-        stkai.ConfigurationError, match=r"60 s.*90 s.*raise refresh_margin, or lower max_wait_time"
-    ):
-        StackBuilder([auth(Provider(60)), layer])
-    StackBuilder([auth(Provider(90)), layer])
-    StackBuilder([layer, auth(Provider(60))])
-
-
-def test_a_margin_that_is_not_known_and_a_wait_without_a_limit_are_taken_as_they_are() -> None:
-    class Plain(stkai.AuthProvider):
-        def get_access_token(self) -> str:
-            return "t"
-
-    StackBuilder([auth(BearerAuth(Plain())), token_bucket(TokenBucket(1, 1, max_wait_time=1000))])
-    StackBuilder([auth(Provider(60)), token_bucket(TokenBucket(1, 1, max_wait_time=None))])
-
-
 def test_a_wire_of_the_other_world_is_an_error_that_says_what_to_call() -> None:
     stack = StackBuilder(standard_layers())
     with pytest.raises(stkai.ConfigurationError, match=r"httpx\.BaseTransport.*build_async\(\)"):
@@ -145,17 +125,11 @@ async def test_a_stack_sends_through_its_layers_in_order(world: World) -> None:
     seen: list[str] = []
 
     def named(name: str) -> Layer:
-        class Sync(LayerTransport):
-            def handle_call(self, request: httpx.Request, call: Any) -> httpx.Response:
-                seen.append(name)
-                return self.forward(request, call)
+        def flow(layer: Any, request: httpx.Request, attempt: Attempt) -> Flow:
+            seen.append(name)
+            return (yield from layer.forward(request, attempt))
 
-        class Async(AsyncLayerTransport):
-            async def handle_call(self, request: httpx.Request, call: Any) -> httpx.Response:
-                seen.append(name)
-                return await self.forward(request, call)
-
-        return Layer(name, Sync, Async)
+        return Layer(name, flow)
 
     wire = world.wire(200)
     transport = world.build(StackBuilder([named("a"), named("b"), named("c")]), wire)
@@ -185,22 +159,22 @@ async def test_two_stacks_with_one_policy_object_share_its_quota(world: World) -
 class Named(LayerTransport):
     """Says which program is asking."""
 
-    def handle_call(self, request: httpx.Request, call: Any) -> httpx.Response:
-        return self.forward(named(request), call)
+    def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
+        return self.forward(named(request), attempt)
 
 
 class AsyncNamed(AsyncLayerTransport):
     """Says which program is asking."""
 
-    async def handle_call(self, request: httpx.Request, call: Any) -> httpx.Response:
-        return await self.forward(named(request), call)
+    def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
+        return self.forward(named(request), attempt)
 
 
 def named(request: httpx.Request) -> httpx.Request:
     return copy_request(request, headers=httpx.Headers([*request.headers.raw, (b"X-Program", b"mine")]))
 
 
-async def test_a_layer_is_written_by_overriding_handle_call(world: World) -> None:
+async def test_a_layer_is_written_by_overriding_its_flow(world: World) -> None:
     wire = world.wire(503, 200)
     stack = StackBuilder([retry(), Layer("named", Named, AsyncNamed)], clock=FakeClock())
     request = httpx.Request("GET", URL)

@@ -20,7 +20,7 @@ from ._errors import (
     TokenAcquisitionTimeoutError,
 )
 from ._exchange import StreamedResponse
-from ._lazy import lazily
+from ._lazy import lazily as _lazily
 from ._log import Listener, log_events
 from ._options import CallRecord, RequestOptions
 from .transports._auth.provider import AuthProvider, StaticToken
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from .transports._retry.budget import RetryBudget
     from .transports._retry.policy import RetryPolicy
 
-__getattr__, __dir__ = lazily(
+__getattr__, __dir__ = _lazily(
     __name__,
     {
         "_config.models": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),

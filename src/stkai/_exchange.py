@@ -117,7 +117,7 @@ class Exchange:
                 response.read()  # Where a deadline was kept, it was fetched as it travelled.
             response.request = self.request
             if refused:
-                attempt.finish(response, self._clock.monotonic())
+                attempt.finish(self.finish(response), self._clock.monotonic())
                 raise ServerSideRateLimitError(response, request=self.request)
         except BaseException:
             yield Close(response)

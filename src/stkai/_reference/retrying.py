@@ -11,11 +11,18 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import httpx
 
 from .._clock import Clock
-from .._errors import ConfigurationError, InvalidArgumentError, MaxRetriesExceededError, RetryableError
+from .._errors import (
+    ClientSideRateLimitError,
+    ConfigurationError,
+    InvalidArgumentError,
+    MaxRetriesExceededError,
+    RetryableError,
+    TokenAcquisitionTimeoutError,
+)
 from .._families import alike
 from .._log import logger
 from ..transports._base import Context
-from ..transports._retry.policy import Failure, RetryPolicy
+from ..transports._retry.policy import Failure, RetryPolicy, describe
 
 if TYPE_CHECKING:
     import tenacity
@@ -114,12 +121,16 @@ class Retrying:
         """What an error says about another attempt; None where it is final."""
         if isinstance(error, alike(*self.skip_retry_on_exceptions)):
             return None
+        if isinstance(error, ClientSideRateLimitError):
+            # The reference asks a full queue again, where the retry layer lets its caller know at once.
+            asked = error.retry_after if isinstance(error, TokenAcquisitionTimeoutError) else None
+            return Failure(describe(error), acted=False, asked=asked)
         failure = self.policy.failure_of(None, error, self._context.clock.utcnow())
         if isinstance(error, alike(httpx.HTTPStatusError, RetryableError)):
             return failure
         if not isinstance(error, alike(*self.retry_on_exceptions)):
             return None
-        return failure or Failure(f"{type(error).__name__}: {error}".removesuffix(": "), acted=True)
+        return failure or Failure(describe(error), acted=True)
 
 
 class Attempt:

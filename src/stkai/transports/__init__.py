@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from .._lazy import lazily
+from .._lazy import lazily as _lazily
 
 if TYPE_CHECKING:
     from ._auth.flow import AsyncAuthTransport, AuthTransport, auth
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ._retry.flow import AsyncRetryTransport, RetryTransport, retry
     from ._stk_cli import StkCLITransport
 
-__getattr__, __dir__ = lazily(
+__getattr__, __dir__ = _lazily(
     __name__,
     {
         "_auth.flow": ("AsyncAuthTransport", "AuthTransport", "auth"),

@@ -105,8 +105,12 @@ async def aread(response: httpx.Response) -> None:
             await response.aclose()
 
 
-async def aload(response: httpx.Response, limit: int) -> None:
-    """Fetch up to `limit` bytes as they travel, and close the stream; the response can be read as before."""
+async def aload(response: httpx.Response, limit: float, left: Callable[[], float] = lambda: math.inf) -> None:
+    """Fetch up to `limit` bytes as they travel, and close the stream; the response can be read as before.
+
+    Raises:
+        TimeoutError: `left()` seconds were 0 or less before the end.
+    """
     if is_there(response):
         return
     import anyio
@@ -114,13 +118,19 @@ async def aload(response: httpx.Response, limit: int) -> None:
     body: Any = response.stream
     chunks = aiter(body)
     kept: list[bytes] = []
+    late = False
     try:
         size = 0
         async for chunk in chunks:
+            if late:
+                raise TimeoutError
             kept.append(chunk)
             size += len(chunk)
             if size >= limit:
                 break
+            # The next read is cancelled, where the call's clock is that of the event loop. To leave in between would
+            # strand the generators of the wire, of which trio warns.
+            late = left() <= 0
     finally:
         with anyio.CancelScope(shield=True):
             await _finish(chunks)

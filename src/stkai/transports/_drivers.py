@@ -120,10 +120,8 @@ def _in_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clo
         if left() > 0 or isinstance(error, DeadlineExceededError):
             raise
         raise attempt.too_late(deadline) from error
-    if isinstance(operation, Send):
+    if isinstance(operation, Send) and not attempt.call.buffered:
         unlimited(operation.request, request)
-    elif left() <= 0:
-        raise attempt.too_late(deadline)
     return value
 
 
@@ -228,17 +226,23 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
         sent = Sleep(min(operation.seconds, left))
     try:
         with anyio.move_on_after(None if isinstance(sent, Sleep) else left) as scope:
-            value = await _aperform(sent, clock, left)
+            if isinstance(sent, Read | Load):
+                limit = sent.limit if isinstance(sent, Load) else math.inf
+                value = await aload(sent.response, limit, lambda: deadline - clock.monotonic())
+            else:
+                value = await _aperform(sent, clock, left)
+    except TimeoutError:
+        raise attempt.too_late(deadline) from None
     except alike(httpx.TimeoutException) as error:
         if clock.monotonic() < deadline or isinstance(error, DeadlineExceededError):
             raise
         raise attempt.too_late(deadline) from error
     if scope.cancelled_caught:
         raise attempt.too_late(deadline)
-    if isinstance(operation, Send) and isinstance(sent, Send):
-        unlimited(operation.request, sent.request)
-    elif not isinstance(operation, Run) and clock.monotonic() >= deadline:
+    if isinstance(operation, Sleep) and operation.seconds and clock.monotonic() >= deadline:
         raise attempt.too_late(deadline)
+    if isinstance(operation, Send) and isinstance(sent, Send) and not attempt.call.buffered:
+        unlimited(operation.request, sent.request)
     return value
 
 
