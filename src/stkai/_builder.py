@@ -7,6 +7,7 @@ permits spent before a slow token refresh would leave together after it, and a r
 """
 
 from collections.abc import Callable, Iterable
+from copy import copy
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 import httpx
@@ -47,14 +48,14 @@ class StackBuilder:
         listener: Listener | Iterable[Listener] | None = None,
         random: Callable[[], float] | None = None,
     ) -> None:
-        self._set(_checked(layers), _context(clock, listener, random), None)
+        self.layers = _checked(layers)
+        self.context = _context(clock, listener, random)
+        self.parts: Parts | None = None
 
-    def _set(self, layers: tuple[Layer, ...], context: Context, parts: "Parts | None") -> Self:
-        self.layers, self.context, self._parts = layers, context, parts
-        return self
-
-    def _with(self, *layers: Layer) -> Self:
-        return type(self).__new__(type(self))._set(_checked(layers), self.context, self._parts)
+    def _with(self, layers: Iterable[Layer], parts: "Parts | None") -> Self:
+        other = copy(self)
+        other.layers, other.parts = _checked(layers), parts
+        return other
 
     @classmethod
     def standard(
@@ -72,21 +73,22 @@ class StackBuilder:
         from ._standard import Parts
 
         parts = Parts.choose(settings or STKAI.config, clock=clock)
-        return cls.__new__(cls)._set(_checked(parts.layers), _context(clock, listener, random), parts)
+        stack = cls(clock=clock, listener=listener, random=random)
+        return stack._with(parts.layers, parts)
 
     def layer(self, layer: Layer) -> Self:
         """Add a layer inside all others, next to the wire."""
-        return self._with(*self.layers, layer)
+        return self._with((*self.layers, layer), self.parts)
 
     def outside(self, name: str, layer: Layer) -> Self:
         """Add a layer just outside the one named `name`."""
         place = self._find(name)
-        return self._with(*self.layers[:place], layer, *self.layers[place:])
+        return self._with((*self.layers[:place], layer, *self.layers[place:]), self.parts)
 
     def inside(self, name: str, layer: Layer) -> Self:
         """Add a layer just inside the one named `name`."""
         place = self._find(name) + 1
-        return self._with(*self.layers[:place], layer, *self.layers[place:])
+        return self._with((*self.layers[:place], layer, *self.layers[place:]), self.parts)
 
     def _find(self, name: str) -> int:
         names = [layer.name for layer in self.layers]
@@ -103,8 +105,8 @@ class StackBuilder:
         """
         transport: Any = self._make_wire() if wire is None else wire
         _require(transport, httpx.BaseTransport, "the wire", "httpx.HTTPTransport(), or call build_async()")
-        if self._parts is not None:
-            self._parts.check_signed(transport, self.layers)
+        if self.parts is not None:
+            self.parts.check_signed(transport, self.layers)
         for layer in reversed(self.layers):
             transport = layer.sync(transport, context=self.context)
             _require(
@@ -122,8 +124,8 @@ class StackBuilder:
         _require(
             transport, httpx.AsyncBaseTransport, "the wire", "httpx.AsyncHTTPTransport(), or call build()"
         )
-        if self._parts is not None:
-            self._parts.check_signed(transport, self.layers)
+        if self.parts is not None:
+            self.parts.check_signed(transport, self.layers)
         for layer in reversed(self.layers):
             transport = layer.asynchronous(transport, context=self.context)
             _require(
@@ -135,15 +137,15 @@ class StackBuilder:
         return cast(AsyncTransport, transport)
 
     def _make_wire(self) -> httpx.BaseTransport:
-        if self._parts is not None:
-            return self._parts.make_wire()
+        if self.parts is not None:
+            return self.parts.make_wire()
         from ._wire.by_package import WireByFamily
 
         return WireByFamily()
 
     def _make_async_wire(self) -> httpx.AsyncBaseTransport:
-        if self._parts is not None:
-            return self._parts.make_async_wire()
+        if self.parts is not None:
+            return self.parts.make_async_wire()
         from ._wire.by_package import AsyncWireByFamily
 
         return AsyncWireByFamily()

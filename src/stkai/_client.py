@@ -275,7 +275,7 @@ def _no_attribute(client: object, name: str, wanted: type, builder: str) -> Attr
     msg = f"{kind!r} object has no attribute {name!r}"
     if hasattr(wanted, name) or name in {"timeout", "headers"}:
         msg += (
-            f"; {kind} has only get, post and post_stream. Where an httpx.{wanted.__name__} is needed, put the stack into"
-            f" one: httpx.{wanted.__name__}(transport=stkai.{builder}())"
+            f"; {kind} has only get, post and post_stream. Where an httpx.{wanted.__name__} is needed, put the stack"
+            f" into one: httpx.{wanted.__name__}(transport=stkai.{builder}())"
         )
     return AttributeError(msg, name=name, obj=client)

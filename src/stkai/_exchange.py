@@ -14,6 +14,7 @@ from ._errors import InvalidArgumentError, ServerSideRateLimitError
 from ._log import Listeners
 from ._options import NO_OPTIONS, RequestOptions
 from .transports._base import AsyncLayerTransport, Context, LayerBase, LayerTransport
+from .transports._bodies import is_there
 from .transports._call import OPTIONS, PACED, Attempt, Call
 from .transports._operations import Close, Flow, Read
 
@@ -112,7 +113,7 @@ class Exchange:
         response = yield from self._layer.flow(request, attempt)
         refused = response.status_code == httpx.codes.TOO_MANY_REQUESTS and PACED in response.extensions
         try:
-            if attempt.call.buffered or refused:
+            if (attempt.call.buffered or refused) and not is_there(response):
                 yield Read(response)
                 response.read()  # Where a deadline was kept, it was fetched as it travelled.
             response.request = self.request

@@ -83,11 +83,6 @@ def log_events(event: Event) -> None:
     logger.log(level, "%s", event)
 
 
-def reads(level: int) -> bool:
-    """Whether the default log writes lines of this level."""
-    return logger.isEnabledFor(level)
-
-
 def listener_of(given: object) -> Listener:
     """The one function that tells everybody: the default log and `given`, or exactly those that a list names.
 

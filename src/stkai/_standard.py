@@ -170,8 +170,8 @@ def _limiter(given: RateLimit, settings: Settings) -> Limiter | PerHost | None:
     if not isinstance(given, type) and isinstance(given, Limiter | PerHost):
         return given
     msg = (
-        "rate_limit must be 'token_bucket', 'adaptive', a RateLimitConfig, a limiter (TokenBucket, AimdLimiter, PerHost or"
-        f" a stkai.Limiter of your own) or None, not {given!r}"
+        "rate_limit must be 'token_bucket', 'adaptive', a RateLimitConfig, a limiter (TokenBucket, AimdLimiter,"
+        f" PerHost, or a stkai.Limiter of your own) or None, not {given!r}"
     )
     raise ConfigurationError(msg)
 

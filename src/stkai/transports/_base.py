@@ -13,7 +13,7 @@ from .._clock import Clock, SystemClock, uniform
 from .._errors import ConfigurationError
 from .._events import AttemptFinished, AttemptStarted, CallFinished, CallStarted, Event
 from .._families import Family, adopt, alike, family_of_wire
-from .._log import Listener, Listeners, log_events, logger, reads
+from .._log import Listener, Listeners, log_events, logger
 from ._call import ATTEMPT, Attempt, Call, copy_request
 from ._drivers import adrive, drive
 from ._operations import Flow, Send
@@ -36,7 +36,7 @@ class Context:
     def hears(self, level: int) -> bool:
         """Whether anybody would learn of an event that the default log writes at this level."""
         if self.listener is log_events:
-            return reads(level)
+            return logger.isEnabledFor(level)
         return not isinstance(self.listener, Listeners) or bool(self.listener.each)
 
     def emit(self, event: Event) -> None:
@@ -125,16 +125,6 @@ class LayerBase:
             raise _foreign(self.family)
         return attempt
 
-    def _started(self, attempt: Attempt) -> None:
-        if self.context.hears(logging.DEBUG):
-            self.context.emit(CallStarted(call=attempt.info))
-
-    def _succeeded(self, attempt: Attempt, response: httpx.Response) -> None:
-        now = self.context.clock.monotonic()
-        attempt.finish(response, now)
-        if self.context.hears(logging.INFO):
-            self._finished(attempt, now, status=response.status_code)
-
     def _failed(self, attempt: Attempt, error: BaseException) -> None:
         """Name the request in its error, and tell that the call has ended."""
         call = attempt.call
@@ -215,14 +205,18 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
 
     def carry_out(self, call: Call, flow: Callable[[httpx.Request, Attempt], Flow]) -> httpx.Response:
         """Carry out a whole call by the flow: tell the listener of its start and its end, and put its record on it."""
-        attempt = Attempt(call)
-        self._started(attempt)
+        attempt, context = Attempt(call), self.context
+        if context.hears(logging.DEBUG):
+            context.emit(CallStarted(call=attempt.info))
         try:
-            response = drive(flow(call.request, attempt), attempt, self.context.clock)
+            response = drive(flow(call.request, attempt), attempt, context.clock)
         except BaseException as error:
             self._failed(attempt, error)
             raise
-        self._succeeded(attempt, response)
+        now = context.clock.monotonic()
+        attempt.finish(response, now)
+        if context.hears(logging.INFO):
+            self._finished(attempt, now, status=response.status_code)
         return response
 
     def close(self) -> None:
@@ -282,14 +276,18 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
 
     async def carry_out(self, call: Call, flow: Callable[[httpx.Request, Attempt], Flow]) -> httpx.Response:
         """Carry out a whole call by the flow: tell the listener of its start and its end, and put its record on it."""
-        attempt = Attempt(call)
-        self._started(attempt)
+        attempt, context = Attempt(call), self.context
+        if context.hears(logging.DEBUG):
+            context.emit(CallStarted(call=attempt.info))
         try:
-            response = await adrive(flow(call.request, attempt), attempt, self.context.clock)
+            response = await adrive(flow(call.request, attempt), attempt, context.clock)
         except BaseException as error:
             self._failed(attempt, error)
             raise
-        self._succeeded(attempt, response)
+        now = context.clock.monotonic()
+        attempt.finish(response, now)
+        if context.hears(logging.INFO):
+            self._finished(attempt, now, status=response.status_code)
         return response
 
     async def aclose(self) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import httpx
@@ -81,10 +82,8 @@ def drain(response: httpx.Response, clock: Clock) -> None:
     except Exception:  # noqa: BLE001, S110 - nobody wants it any more, however it ends
         pass
     finally:
-        try:
+        with suppress(Exception):
             response.close()
-        except Exception:  # noqa: BLE001, S110 - likewise
-            pass
 
 
 def _is_short(response: httpx.Response) -> bool:
@@ -96,13 +95,15 @@ def _is_short(response: httpx.Response) -> bool:
 
 async def aread(response: httpx.Response) -> None:
     """Read the body and decode it."""
-    import anyio
-
     try:
         await response.aread()
-    finally:
+        await response.aclose()
+    except BaseException:
+        import anyio
+
         with anyio.CancelScope(shield=True):
             await response.aclose()
+        raise
 
 
 async def aload(response: httpx.Response, limit: float, left: Callable[[], float] = lambda: math.inf) -> None:
@@ -158,11 +159,8 @@ async def adrain(response: httpx.Response) -> None:
     except Exception:  # noqa: BLE001, S110 - nobody wants it any more, however it ends
         pass
     finally:
-        with anyio.CancelScope(shield=True):
-            try:
-                await response.aclose()
-            except Exception:  # noqa: BLE001, S110 - likewise
-                pass
+        with anyio.CancelScope(shield=True), suppress(Exception):
+            await response.aclose()
 
 
 async def _finish(chunks: Any) -> None:

@@ -14,7 +14,7 @@ from .._errors import ConfigurationError, DeadlineExceededError
 from .._events import CallInfo
 from .._families import family_of
 from .._options import NO_OPTIONS, UNSET, CallRecord, RequestOptions
-from .._urls import Origin, origin_of
+from .._urls import origin_of
 from ._operations import Steps
 
 OPTIONS: Final = "stkai"
@@ -38,20 +38,24 @@ class FirstHop:
     Attributes:
         call_id: of the call that made the first hop.
         began: instant, in seconds of the clock.
-        origin: where the first request went.
+        url: where the first request went.
     """
 
-    __slots__ = ("_request", "began", "call_id", "origin")
+    __slots__ = ("_request", "began", "call_id", "url")
 
     def __init__(self, call: "Call") -> None:
         self.call_id = call.id
         self.began = call.started
-        self.origin: Origin = origin_of(call.request.url)
+        self.url = call.request.url
         self._request = weakref.ref(call.request)
 
     def leads_to(self, request: httpx.Request, call_id: int) -> bool:
         """Whether `request` is a later hop, or the same call; False where the caller sends the first one anew."""
         return self.call_id == call_id or self._request() is not request
+
+    def is_home(self, url: httpx.URL) -> bool:
+        """Whether `url` has the origin of the first hop."""
+        return url is self.url or origin_of(url) == origin_of(self.url)
 
     def __copy__(self) -> "FirstHop":
         return self

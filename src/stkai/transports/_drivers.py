@@ -36,13 +36,13 @@ def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
         while True:
             try:
                 value = None
-                if isinstance(operation, Until):
+                if deadline is None and isinstance(operation, Send):
+                    value = operation.wire.handle_request(operation.request)
+                elif isinstance(operation, Until):
                     deadline = operation.deadline if deadline is None else min(deadline, operation.deadline)
                 elif deadline is not None:
                     hand = hand or Hand()
                     value = _in_time(operation, deadline, attempt, clock, hand)
-                elif isinstance(operation, Send):
-                    value = operation.wire.handle_request(operation.request)
                 else:
                     value = _perform(operation, clock)
             except Exception as error:  # noqa: BLE001 - the flow decides
@@ -165,12 +165,12 @@ async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
         while True:
             try:
                 value = None
-                if isinstance(operation, Until):
+                if deadline is None and isinstance(operation, Send):
+                    value = await operation.wire.handle_async_request(operation.request)
+                elif isinstance(operation, Until):
                     deadline = operation.deadline if deadline is None else min(deadline, operation.deadline)
                 elif deadline is not None:
                     value = await _ain_time(operation, deadline, attempt, clock)
-                elif isinstance(operation, Send):
-                    value = await operation.wire.handle_async_request(operation.request)
                 elif isinstance(operation, Sleep):
                     await clock.asleep(operation.seconds)
                 else:
@@ -228,7 +228,8 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
         with anyio.move_on_after(None if isinstance(sent, Sleep) else left) as scope:
             if isinstance(sent, Read | Load):
                 limit = sent.limit if isinstance(sent, Load) else math.inf
-                value = await aload(sent.response, limit, lambda: deadline - clock.monotonic())
+                await aload(sent.response, limit, lambda: deadline - clock.monotonic())
+                value = None
             else:
                 value = await _aperform(sent, clock, left)
     except TimeoutError:

@@ -15,8 +15,6 @@ from ..._urls import Origin, is_private, origin_of, parse_origin, show_origin
 from .._call import ATTEMPT, Attempt, copy_request
 from .provider import AuthProvider, is_sendable
 
-_UNAUTHORIZED: Final = 401
-
 _EXPOSED: Final = (
     "the token would travel unencrypted to {}: use https://, or allow it with BearerAuth(provider, allow_http=True)"
     " or STKAI_AUTH_ALLOW_HTTP=true"
@@ -99,12 +97,11 @@ class BearerAuth:
         Raises:
             AuthenticationError: it should, but the way is not encrypted.
         """
-        origin = origin_of(url)
         if self.origins is not None:
-            return origin in self.origins
-        if attempt.call.first_hop().origin != origin:
+            return origin_of(url) in self.origins
+        if not attempt.call.first_hop().is_home(url):
             return False
-        if origin[0] != "https" and not self._is_safe(origin):
+        if url.scheme != "https" and not self._is_safe(origin_of(url)):
             raise AuthenticationError(_EXPOSED.format(show_origin(url)))
         return True
 
@@ -136,10 +133,6 @@ class BearerAuth:
         headers = request.headers.copy()
         headers["Authorization"] = token.header
         return copy_request(request, headers=headers, extensions={**request.extensions, ATTEMPT: attempt})
-
-    def is_refusal(self, response: httpx.Response) -> bool:
-        """Whether the server refused the token (RFC 6750, section 3.1)."""
-        return response.status_code == _UNAUTHORIZED
 
     def __repr__(self) -> str:
         return f"BearerAuth({type(self.provider).__name__})"

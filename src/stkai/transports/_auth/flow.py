@@ -22,6 +22,9 @@ from .single_flight import aget_token, get_token
 _NONE: Final = "none was valid"
 _REFUSED: Final = "the server refused the old one"
 
+_UNAUTHORIZED: Final = 401
+"""The server refuses the token; RFC 6750, section 3.1."""
+
 _MOST: Final = 1_048_576
 """Bytes that are kept of the body of a 401, while the token is renewed."""
 
@@ -36,23 +39,29 @@ class _AuthFlow(LayerBase):
         policy = self.policy
         if not policy.may_sign(request.url, attempt):
             return (yield from self.forward(request, attempt))
-        token = self._kept()
+        token = self.kept()
         if token is None:
-            token = yield from self._fetch(attempt, _NONE)
-        signature = _Signature(self, attempt, token)
-        response = yield from self._signed(request, attempt, signature)
-        if not policy.is_refusal(response):
+            token = yield from self.fetch(attempt, _NONE)
+        signature = attempt.signature = _Signature(self, attempt, token)
+        try:
+            response = yield from self.forward(policy.sign(request, token, attempt), attempt)
+        except Exception as error:
+            if isinstance(error, alike(httpx.RequestError)):
+                hide_frames(error)
+            raise
+        response.request = request
+        if response.status_code != _UNAUTHORIZED:
             return response
         refused = signature.token
         policy.provider.forget(refused.value)
         if not can_resend(request):
             return response
-        token = self._kept()
+        token = self.kept()
         if token is None:
             try:
                 # The connection goes back first: the renewal may need it.
                 yield Load(response, _MOST)
-                token = yield from self._fetch(attempt, _REFUSED)
+                token = yield from self.fetch(attempt, _REFUSED)
             except BaseException:
                 yield Close(response)
                 raise
@@ -60,12 +69,9 @@ class _AuthFlow(LayerBase):
             return response
         yield Drain(response)
         attempt = attempt.again()
-        return (yield from self._signed(request, attempt, _Signature(self, attempt, token)))
-
-    def _signed(self, request: httpx.Request, attempt: Attempt, signature: "_Signature") -> Flow:
-        attempt.signature = signature
+        attempt.signature = _Signature(self, attempt, token)
         try:
-            response = yield from self.forward(self.policy.sign(request, signature.token, attempt), attempt)
+            response = yield from self.forward(policy.sign(request, token, attempt), attempt)
         except Exception as error:
             if isinstance(error, alike(httpx.RequestError)):
                 hide_frames(error)
@@ -73,11 +79,13 @@ class _AuthFlow(LayerBase):
         response.request = request
         return response
 
-    def _kept(self) -> Token | None:
+    def kept(self) -> Token | None:
+        """The token that is there without waiting, or None."""
         cached = self.policy.provider.cached_access_token()
         return None if cached is None else self.policy.token(cached)
 
-    def _fetch(self, attempt: Attempt, reason: str) -> Steps[Token]:
+    def fetch(self, attempt: Attempt, reason: str) -> Steps[Token]:
+        """A token from the provider, and an event if it is a new one."""
         clock, provider = self.context.clock, self.policy.provider
         start = clock.monotonic()
         try:
@@ -100,9 +108,9 @@ class _Signature(Signature):
         self._layer, self._attempt, self.token = layer, attempt, token
 
     def renewed(self, request: httpx.Request) -> Steps[httpx.Request]:
-        token = self._layer._kept()
+        token = self._layer.kept()
         if token is None:
-            token = yield from self._layer._fetch(self._attempt, _NONE)
+            token = yield from self._layer.fetch(self._attempt, _NONE)
         if token is self.token:
             return request
         self.token = token

@@ -47,10 +47,10 @@ class _LimitFlow(LayerBase):
         context = self.context
         clock = context.clock
         place = attempt.place
-        turn = Turn(request, chance=context.random())
+        options = attempt.call.options
+        turn = Turn(request, chance=context.random(), priority=options.priority)
         if place is not None and place[0] is limiter:
             turn.number = place[1]
-        turn.priority = attempt.call.options.priority
         counts_units = getattr(limiter, "max_cost", None) is not None
         if counts_units:
             turn.cost = self._cost_of(request, attempt)

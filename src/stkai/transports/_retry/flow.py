@@ -7,7 +7,7 @@ the first one nearly always succeeds and pays nothing for it.
 import sys
 import warnings
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
@@ -24,8 +24,11 @@ from .policy import RetryPolicy, Send
 if TYPE_CHECKING:
     import tenacity
 
-_RETRIED_ABOVE = "x-stainless-retry-count"
+_RETRIED_ABOVE: Final = "x-stainless-retry-count"
 """The header in which the SDKs made by Stainless (OpenAI's, Anthropic's) count their own retries."""
+
+_LOOKS: Final = 100
+"""Requests that are searched for it: an SDK sends it with every one."""
 
 
 class _RetryFlow(LayerBase):
@@ -33,7 +36,7 @@ class _RetryFlow(LayerBase):
 
     name = "retry"
     policy: RetryPolicy
-    _has_warned = False
+    _looks = _LOOKS
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         call = attempt.call
@@ -45,8 +48,8 @@ class _RetryFlow(LayerBase):
             attempt = attempt.within(call)
             assert call.deadline is not None
             yield Until(call.deadline)
-        if not self._has_warned and request.headers.get(_RETRIED_ABOVE, "0") not in {"0", ""}:
-            self._warn()
+        if self._looks:
+            self._look_above(request)
         if policy is None:
             return (yield from self.forward(request, attempt))
         key = policy.idempotency_header
@@ -58,7 +61,10 @@ class _RetryFlow(LayerBase):
         if not can_resend(request):
             return (yield from self.forward(request, attempt))
         try:
-            response = yield from self._once(request, attempt, policy)
+            if call.buffered:
+                response = yield from self._once(request, attempt, policy)
+            else:
+                response = yield from self.forward(request, attempt)
         except Exception as error:
             if not isinstance(error, alike(httpx.TransportError)):
                 raise
@@ -119,8 +125,15 @@ class _RetryFlow(LayerBase):
             loop.forget()
             del state
 
-    def _warn(self) -> None:
-        self._has_warned = True
+    def _look_above(self, request: httpx.Request) -> None:
+        """Warn once where an SDK above this stack retries as well."""
+        self._looks -= 1
+        count = request.headers.get(_RETRIED_ABOVE)
+        if count is not None:
+            self._looks = _LOOKS  # An SDK is there: go on looking.
+        if count in {None, "", "0"}:
+            return
+        self._looks = 0
         warnings.warn(
             "an SDK above this stack retries as well, so that each call is tried up to (its retries + 1) * (ours + 1)"
             " times: set max_retries=0 on the SDK's client, or retry=None on the stack",
