@@ -4,7 +4,7 @@ from typing import Any
 
 from ._credentials.client_credentials import ClientCredentialsAuthProvider, create_standalone_auth
 from ._errors import AuthenticationError
-from ._reference.gone import refuse
+from ._gone import refuse
 from .transports._auth.provider import AuthProvider
 
 __all__ = ["AuthProvider", "AuthenticationError", "ClientCredentialsAuthProvider", "create_standalone_auth"]

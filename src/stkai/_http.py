@@ -3,8 +3,8 @@
 from typing import Any
 
 from ._client import HttpClient
+from ._gone import refuse
 from ._reference.clients import EnvironmentAwareHttpClient, StandaloneHttpClient, StkCLIHttpClient
-from ._reference.gone import refuse
 
 __all__ = ["EnvironmentAwareHttpClient", "HttpClient", "StandaloneHttpClient", "StkCLIHttpClient"]
 

@@ -9,8 +9,8 @@ from ._errors import (
     ServerSideRateLimitError,
     TokenAcquisitionTimeoutError,
 )
+from ._gone import refuse
 from ._reference.clients import AdaptiveRateLimitedHttpClient, TokenBucketRateLimitedHttpClient
-from ._reference.gone import refuse
 
 __all__ = [
     "AdaptiveRateLimitedHttpClient",

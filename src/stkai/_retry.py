@@ -3,7 +3,7 @@
 from typing import Any
 
 from ._errors import MaxRetriesExceededError, RetryableError
-from ._reference.gone import refuse
+from ._gone import refuse
 from ._reference.retrying import Retrying
 
 __all__ = ["MaxRetriesExceededError", "RetryableError", "Retrying"]
