@@ -6,7 +6,6 @@ from ._builder import StackBuilder, build_async_client, build_async_transport, b
 from ._client import AsyncHttpClient, HttpClient
 from ._clock import Clock, SystemClock
 from ._config.stkai import STKAI
-from ._credentials.client_credentials import ClientCredentialsAuthProvider, create_standalone_auth
 from ._errors import (
     AuthenticationError,
     ClientSideRateLimitError,
@@ -28,6 +27,7 @@ from .transports._base import Context, Layer
 
 if TYPE_CHECKING:
     from ._config.models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
+    from ._credentials.client_credentials import ClientCredentialsAuthProvider, create_standalone_auth
     from ._events import (
         AttemptFinished,
         AttemptStarted,
@@ -61,6 +61,7 @@ __getattr__, __dir__ = _lazily(
     __name__,
     {
         "_config.models": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),
+        "_credentials.client_credentials": ("ClientCredentialsAuthProvider", "create_standalone_auth"),
         "_events": (
             "AttemptFinished",
             "AttemptStarted",

@@ -5,29 +5,35 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+from ._gone import refuse
+
 
 def lazily(
-    package: str, modules: Mapping[str, tuple[str, ...]], *, submodules: tuple[str, ...] = ()
+    package: str,
+    modules: Mapping[str, tuple[str, ...]],
+    *,
+    submodules: tuple[str, ...] = (),
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """The functions `__getattr__` and `__dir__` of a package whose names come from `modules` of its own.
 
-    `submodules` are those that a program may use after importing the package alone.
+    `submodules` are those that a program may use after importing the package alone. There is a `__version__`, too.
     """
     home = {name: module for module, names in modules.items() for name in names}
 
     def get(name: str) -> Any:
         if name in submodules:
             return import_module(f"{package}.{name}")
+        if name == "__version__":
+            return import_module("importlib.metadata").version("stkai")
         module = home.get(name)
         if module is None:
-            msg = f"module {package!r} has no attribute {name!r}"
-            raise AttributeError(msg)
+            refuse(package, name)
         value = getattr(import_module(f"{package}.{module}"), name)
         setattr(sys.modules[package], name, value)
         return value
 
     def names() -> list[str]:
         found = vars(sys.modules[package])
-        return sorted({*found["__all__"], *(name for name in found if name.startswith("__"))})
+        return sorted({*found["__all__"], "__version__", *(name for name in found if name.startswith("__"))})
 
     return get, names

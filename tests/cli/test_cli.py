@@ -3,23 +3,24 @@
 import queue
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from stkai._cli import commands as _commands
+import stkai
 from stkai._cli import demo as _demo
 from stkai._cli import main as cli
-from stkai._cli.commands import app
 from stkai._cli.demo import Batch, Outcome, Run
+from stkai._cli.main import build_app
 from stkai._cli.report import Summary
 from stkai.testing import FakeClock
 
 
-def run(*arguments: str) -> Any:
-    return CliRunner().invoke(app, arguments, env={"COLUMNS": "120", "NO_COLOR": "1"})
+def run(*arguments: str, columns: int = 120) -> Any:
+    return CliRunner().invoke(build_app(), arguments, env={"COLUMNS": str(columns), "NO_COLOR": "1"})
 
 
 @pytest.mark.real_time
@@ -105,6 +106,51 @@ def test_explain_without_any_authentication_says_what_would_help() -> None:
     assert "Stack: retry > wire" in result.output
 
 
+@pytest.mark.parametrize("value", ["team[/prod]", "[bold]x[/]", "[link=https://x]"])
+def test_explain_shows_values_as_they_are(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("STKAI_AUTH_CLIENT_ID", value)
+    monkeypatch.setenv("STKAI_AUTH_CLIENT_SECRET", "hunter2")
+    monkeypatch.setenv("STKAI_AUTH_ORIGINS", "https://[fe80::1]:8443")
+    result = run("explain")
+    assert result.exit_code == 0
+    words = result.output.split()
+    assert value in words
+    assert "https://[fe80::1]:8443" in words
+
+
+def test_explain_shows_a_refused_value_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STKAI_AUTH_ORIGINS", "[/prod]")
+    result = run("explain")
+    assert result.exit_code == 2
+    assert "STKAI_AUTH_ORIGINS (environment) is '[/prod]'" in result.stderr
+
+
+def test_explain_fits_80_columns_and_cuts_nothing_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / ("x" * 100)
+    file.write_text(f"STKAI_HTTP_VERIFY={file}\nSTKAI_RATE_LIMITS_ENABLED=true\n")
+    monkeypatch.setenv("STKAI_ENV_FILE", str(file))
+    result = run("explain", columns=80)
+    assert result.exit_code == 0
+    assert max(map(len, result.output.splitlines())) <= 80
+    assert "\u2026" not in result.output
+    assert "STKAI_HTTP_MAX_KEEPALIVE_CONNECTIONS" in result.output
+
+
+def test_explain_shows_variables_that_nothing_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STKAI_RATE_LIMITS_ENABLED", "true")
+    result = run("explain")
+    (line,) = (line for line in result.output.splitlines() if "STKAI_RATE_LIMITS_ENABLED" in line)
+    assert "ignored" in line
+    assert "did you mean STKAI_RATE_LIMIT_ENABLED?" in " ".join(result.output.split())
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert run("--version").output.split() == ["stkai", stkai.__version__]
+    assert stkai.__version__ == version("stkai")
+
+
 def test_explain_of_an_impossible_configuration_ends_with_2_and_names_the_variable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -124,7 +170,6 @@ def test_the_command_runs_as_a_module() -> None:
 
 
 def test_without_its_extra_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "stkai._cli.commands")
     monkeypatch.setitem(sys.modules, "typer", None)
     with pytest.raises(SystemExit, match=r'typer is missing.*pip install "stkai\[cli\]"'):
         cli.main()
@@ -132,6 +177,6 @@ def test_without_its_extra_the_command_says_what_to_install(monkeypatch: pytest.
 
 def test_the_command_is_the_app(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[bool] = []
-    monkeypatch.setattr(_commands, "app", lambda: called.append(True))
+    monkeypatch.setattr(cli, "build_app", lambda: lambda: called.append(True))
     cli.main()
     assert called == [True]

@@ -16,8 +16,9 @@ from pydantic import SecretStr
 
 from stkai._config.messages import MASK, masked
 from stkai._config.models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
-from stkai._config.sources import SECTIONS, Explained, load
-from stkai._config.stkai import DEFAULT_TOKEN_URL, STKAI, GlobalSettings
+from stkai._config.names import DEFAULT_TOKEN_URL
+from stkai._config.sources import MODELS, Explained, load
+from stkai._config.stkai import STKAI, GlobalSettings
 from stkai._errors import ConfigurationError
 
 SECRET = "s3cr3t-of-the-client"
@@ -55,7 +56,7 @@ def test_without_any_source_the_defaults_are_in_force(stkai: GlobalSettings) -> 
         client_id=None, client_secret=None, token_url=DEFAULT_TOKEN_URL, origins=None, refresh_margin=60
     )
     assert stkai.config.rate_limit == RateLimitConfig(
-        enabled=False, strategy="token_bucket", max_requests=100, time_window=60, max_wait_time=45
+        enabled=False, strategy="token_bucket", max_requests=100, time_window=60, max_wait_time=None
     )
     assert stkai.config.retry.retry_on_status_codes == (408, 429, 500, 502, 503, 504)
     assert stkai.config.http.max_connections == 100
@@ -65,7 +66,7 @@ def test_without_any_source_the_defaults_are_in_force(stkai: GlobalSettings) -> 
 def test_each_setting_has_one_row_in_the_order_of_the_sections(stkai: GlobalSettings) -> None:
     assert [each.variable for each in stkai.provenance()] == [
         f"STKAI_{section}_{field}".upper()
-        for section, model in SECTIONS.items()
+        for section, model in MODELS.items()
         for field in model.model_fields
     ]
 
@@ -136,7 +137,7 @@ def test_a_named_file_that_cannot_be_read_is_an_error(
 
 
 def test_a_file_in_the_home_of_nobody_is_an_error(stkai: GlobalSettings) -> None:
-    with pytest.raises(ConfigurationError, match="nobody known here"):
+    with pytest.raises(ConfigurationError, match="unknown user"):
         stkai.configure(env_file="~no-such-user-here/x.env")
 
 
@@ -198,6 +199,15 @@ def test_what_comes_into_the_environment_between_configure_and_first_use_counts(
     env.setenv("STKAI_HTTP_MAX_CONNECTIONS", "2")
     assert stkai.config.http.max_connections == 2
     assert stkai.config.rate_limit.enabled
+
+
+def test_configure_and_reset_return_the_settings(stkai: GlobalSettings, env: pytest.MonkeyPatch) -> None:
+    assert stkai.configure(retry={"max_retries": 7}).retry.max_retries == 7
+    env.setenv("STKAI_RETRY_MAX_RETRIES", "8")
+    assert stkai.reset().retry.max_retries == 8
+    env.setenv("STKAI_RETRY_MAX_RETRIES", "many")
+    assert stkai.reset() == Settings()
+    assert "STKAI_RETRY_MAX_RETRIES" in refusal(stkai)
 
 
 def test_reset_forgets_everything(stkai: GlobalSettings, tmp_path: Path) -> None:
@@ -276,6 +286,11 @@ TEXTS: list[tuple[str, str, Any]] = [
     ("STKAI_AUTH_ORIGINS", "https://a,https://a/", ("https://a",)),
     ("STKAI_AUTH_ORIGINS", "none", None),
     ("STKAI_AUTH_CLIENT_ID", "none", "none"),
+    ("STKAI_AUTH_CLIENT_ID", " me\n", "me"),
+    ("STKAI_AUTH_SCOPE", "read write", "read write"),
+    ("STKAI_AUTH_SCOPE", "none", None),
+    ("STKAI_AUTH_AUDIENCE", "https://api.example", "https://api.example"),
+    ("STKAI_AUTH_CLIENT_AUTH", "basic", "basic"),
     ("STKAI_RATE_LIMIT_ENABLED", "true", True),
     ("STKAI_RATE_LIMIT_STRATEGY", "adaptive", "adaptive"),
     ("STKAI_RATE_LIMIT_MAX_WAIT_TIME", "unlimited", None),
@@ -283,6 +298,10 @@ TEXTS: list[tuple[str, str, Any]] = [
     ("STKAI_RATE_LIMIT_MAX_WAIT_TIME", "NULL", None),
     ("STKAI_RATE_LIMIT_MIN_RATE_FLOOR", "1", 1.0),
     ("STKAI_RATE_LIMIT_RECOVERY_FACTOR", "none", None),
+    ("STKAI_RATE_LIMIT_SHARE", "my team: 1", "my team: 1"),
+    ("STKAI_RATE_LIMIT_SHARE", "none", None),
+    ("STKAI_RATE_LIMIT_STORE_TIMEOUT", "0.5", 0.5),
+    ("STKAI_RETRY_RETRY_TIMEOUTS", "yes", True),
     ("STKAI_RETRY_RETRY_ON_STATUS_CODES", "503", (503,)),
     ("STKAI_RETRY_RETRY_ON_STATUS_CODES", "429, 503", (429, 503)),
     ("STKAI_RETRY_RETRY_ON_STATUS_CODES", "[429, 503]", (429, 503)),
@@ -306,7 +325,7 @@ def test_a_variable_is_read_as_its_field_says(
     env.setenv("STKAI_AUTH_CLIENT_ID", "id")
     env.setenv("STKAI_AUTH_CLIENT_SECRET", SECRET)
     env.setenv(variable, text)
-    section = next(name for name in SECTIONS if variable.startswith(f"STKAI_{name}_".upper()))
+    section = next(name for name in MODELS if variable.startswith(f"STKAI_{name}_".upper()))
     field = variable.removeprefix(f"STKAI_{section}_".upper()).lower()
     assert getattr(getattr(stkai.config, section), field) == value
     assert row(stkai, variable).source == "environment"
@@ -323,11 +342,16 @@ REFUSED: list[tuple[str, str, str]] = [
     ("STKAI_AUTH_ORIGINS", '["https://a"', "separated by commas"),
     ("STKAI_AUTH_ORIGINS", ",", "origins"),
     ("STKAI_AUTH_TOKEN_URL", "/token", "a URL, http:// or https://"),
+    ("STKAI_AUTH_CLIENT_AUTH", "header", "'body' or 'basic'"),
     ("STKAI_AUTH_REFRESH_MARGIN", "-1", "0 or more"),
     ("STKAI_RATE_LIMIT_ENABLED", "maybe", "true or false"),
     ("STKAI_RATE_LIMIT_STRATEGY", "fixed", "'token_bucket' or 'adaptive'"),
     ("STKAI_RATE_LIMIT_MAX_REQUESTS", "0", "a whole number, 1 or more"),
     ("STKAI_RATE_LIMIT_MAX_REQUESTS", "1.5", "a whole number"),
+    ("STKAI_RATE_LIMIT_SHARE", "  ", "text that is not empty"),
+    ("STKAI_RATE_LIMIT_STORE", "memcached://host", "'file', a URL (file:///dir, redis://"),
+    ("STKAI_RATE_LIMIT_STORE", "files", "redis://"),
+    ("STKAI_RATE_LIMIT_STORE_TIMEOUT", "0", "a number of seconds, more than 0"),
     ("STKAI_RATE_LIMIT_TIME_WINDOW", "inf", "a number of seconds, more than 0"),
     ("STKAI_RATE_LIMIT_TIME_WINDOW", "unlimited", "a number of seconds, more than 0"),
     ("STKAI_RATE_LIMIT_MAX_WAIT_TIME", "0", "or 'unlimited'"),
@@ -375,7 +399,6 @@ def test_a_refused_value_of_a_file_is_named_with_the_file(stkai: GlobalSettings,
         (True, "True"),
         (float("inf"), "inf"),
         ("x", "'x'"),
-        (None, "None"),
         ({}, "a dict"),
         ([0], "[0]"),
     ],
@@ -483,20 +506,113 @@ def test_sections_cannot_be_changed() -> None:
         made(HttpConfig).max_connections = 5
 
 
+# The quota, and with whom it is shared
+
+
+def test_a_token_bucket_has_the_default_numbers() -> None:
+    assert RateLimitConfig().quota() == (100, 60.0)
+    assert RateLimitConfig(max_requests=5).quota() == (5, 60.0)
+
+
+def test_the_adaptive_limiter_finds_the_quota_unless_a_number_is_given(stkai: GlobalSettings) -> None:
+    assert RateLimitConfig(strategy="adaptive").quota() == (None, None)
+    assert RateLimitConfig(strategy="adaptive", max_requests=None, time_window=None).quota() == (None, None)
+    assert RateLimitConfig(strategy="adaptive", max_requests=100).quota() == (100, 60.0)
+    assert stkai.config.rate_limit.model_copy(update={"strategy": "adaptive"}).quota() == (None, None)
+    given = stkai.configure(rate_limit={"max_requests": 100}).rate_limit
+    assert given.model_copy(update={"strategy": "adaptive"}).quota() == (100, 60.0)
+
+
+@pytest.mark.parametrize("field", ["max_requests", "time_window"])
+def test_a_token_bucket_without_numbers_is_refused(field: str) -> None:
+    with pytest.raises(ConfigurationError, match="a token bucket needs max_requests and time_window"):
+        made(RateLimitConfig, **{field: None})
+
+
+@pytest.mark.parametrize(
+    ("preset", "wait", "factors"),
+    [
+        (RateLimitConfig.conservative_preset(max_requests=7), 120.0, (0.05, 0.5, 0.02)),
+        (RateLimitConfig.balanced_preset(7, 60.0), 45.0, (0.1, 0.3, 0.05)),
+        (RateLimitConfig.optimistic_preset(7), 20.0, (0.3, 0.15, 0.1)),
+    ],
+)
+def test_the_presets_are_those_of_stkai_0_4(
+    preset: RateLimitConfig, wait: float, factors: tuple[float, float, float]
+) -> None:
+    assert (preset.enabled, preset.strategy, preset.quota(), preset.max_wait_time) == (
+        True,
+        "adaptive",
+        (7, 60.0),
+        wait,
+    )
+    assert (preset.min_rate_floor, preset.penalty_factor, preset.recovery_factor) == factors
+
+
+class Lending:
+    """A store of one's own."""
+
+    def lease(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "store",
+    [None, "file", "file:///var/x", "redis://host:6379/0", "rediss://host", "unix:///run/redis", Lending()],
+)
+def test_a_share_has_a_store_of_a_known_kind(store: object) -> None:
+    config = made(RateLimitConfig, share="team", store=store)
+    assert (config.share, config.store) == ("team", store)
+
+
+@pytest.mark.parametrize(
+    "store", ["", "files", "mysql://h", "redis:", "/var/x", 7, b"file", Lending, object()]
+)
+def test_any_other_store_is_refused_with_the_kinds_that_there_are(store: object) -> None:
+    with pytest.raises(ConfigurationError, match=r"RateLimitConfig\.store is .*redis://"):
+        made(RateLimitConfig, share="team", store=store)
+
+
+@pytest.mark.parametrize("share", ["", "  ", 7, b"x"])
+def test_a_share_without_a_name_is_refused(share: object) -> None:
+    with pytest.raises(ConfigurationError, match=r"RateLimitConfig\.share"):
+        made(RateLimitConfig, share=share)
+
+
+def test_in_python_a_share_may_have_any_name(stkai: GlobalSettings) -> None:
+    assert stkai.configure(rate_limit={"share": "none"}).rate_limit.share == "none"
+
+
+def test_a_store_without_a_share_is_refused(stkai: GlobalSettings, env: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match="share"):
+        made(RateLimitConfig, store="file")
+    env.setenv("STKAI_RATE_LIMIT_STORE", "file")
+    assert "STKAI_RATE_LIMIT_SHARE" in refusal(stkai)
+
+
 # Secrets, and what is shown
 
 
 def everything_said(stkai: GlobalSettings) -> str:
-    return f"{stkai.explain()} {stkai.config!r} {stkai.config} {stkai.provenance()!r} {stkai!r}"
+    return f"{stkai.explain(str)} {stkai.config!r} {stkai.config} {stkai.provenance()!r} {stkai!r}"
 
 
 def test_secrets_are_shown_nowhere(stkai: GlobalSettings) -> None:
     stkai.configure(
-        auth={"client_id": "id", "client_secret": SECRET}, http={"proxy": f"http://user:{SECRET}@proxy:3128"}
+        auth={"client_id": "id", "client_secret": SECRET},
+        rate_limit={"share": "s", "store": f"redis://:{SECRET}@host/0"},
+        http={"proxy": f"http://user:{SECRET}@proxy:3128"},
     )
     assert SECRET not in everything_said(stkai)
     assert row(stkai, "STKAI_AUTH_CLIENT_SECRET").value == MASK
     assert row(stkai, "STKAI_HTTP_PROXY").value == f"http://{MASK}@proxy:3128"
+    assert row(stkai, "STKAI_RATE_LIMIT_STORE").value == f"redis://{MASK}@host/0"
+
+
+def test_a_password_in_the_url_of_the_token_endpoint_is_refused_and_not_shown() -> None:
+    with pytest.raises(ConfigurationError, match="without a user name or password") as caught:
+        AuthConfig(token_url=f"https://user:{SECRET}@idm.example/token")
+    assert SECRET not in f"{caught.value!r} {caught.value.__cause__!r}"
+    assert f"https://{MASK}@idm.example/token" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -507,6 +623,9 @@ def test_secrets_are_shown_nowhere(stkai: GlobalSettings) -> None:
         {"auth": {"client_id": {"secret": SECRET}}},
         {"auth": {"origins": [f"https://user:{SECRET}@host"]}},
         {"auth": {"token_url": f"ftp://user:{SECRET}@host"}},
+        {"auth": {"token_url": f"https://user:{SECRET}@host"}},
+        {"rate_limit": {"store": f"redis://:{SECRET}@host"}},
+        {"rate_limit": {"store": f"mysql://:{SECRET}@host"}},
         {"http": {"proxy": f"ftp://user:{SECRET}@host"}},
         {"http": {"proxy": f"user:{SECRET}@host"}},
     ],
@@ -529,7 +648,7 @@ def test_masking_hides_all_that_stands_before_the_host(user: str, password: str,
 
 def test_explain_is_a_table_of_all_rows(stkai: GlobalSettings, env: pytest.MonkeyPatch) -> None:
     env.setenv("STKAI_RATE_LIMIT_ENABLED", "true")
-    head, *lines = stkai.explain().splitlines()
+    head, *lines = stkai.explain(str).splitlines()
     assert head.split() == ["variable", "value", "source"]
     assert len(lines) == len(stkai.provenance())
     assert ["STKAI_RATE_LIMIT_ENABLED", "true", "environment"] in [line.split() for line in lines]
@@ -541,17 +660,46 @@ def test_an_unknown_variable_is_warned_of_once_and_explained_without_its_value(
 ) -> None:
     env.setenv("STKAI_AUTH_CLIENT_SECRT", SECRET)
     env.setenv("STKAI_RETRY_ZZZ", "1")
-    env.setenv("STKAI_SOMETHING_ELSE", "1")
+    env.setenv("STKAI_RATE_LIMITS_ENABLED", "true")
+    env.setenv("stkai_http", "1")
     with caplog.at_level(logging.WARNING, logger="stkai"):
         _ = stkai.config
-        explained = stkai.explain()
-    first, second = caplog.messages
-    assert first.startswith("STKAI_AUTH_CLIENT_SECRT is ignored (environment, not a setting of stkai; ")
-    assert first.endswith("did you mean STKAI_AUTH_CLIENT_SECRET?)")
-    assert second == "STKAI_RETRY_ZZZ is ignored (environment, not a setting of stkai)"
-    assert "STKAI_AUTH_CLIENT_SECRT" in explained
-    assert "STKAI_SOMETHING_ELSE" not in explained
+        explained = stkai.explain(str)
+    ignored = "is ignored (environment, not a setting of stkai"
+    assert caplog.messages == [
+        f"STKAI_AUTH_CLIENT_SECRT {ignored}; did you mean STKAI_AUTH_CLIENT_SECRET?)",
+        f"STKAI_HTTP {ignored})",
+        f"STKAI_RATE_LIMITS_ENABLED {ignored}; did you mean STKAI_RATE_LIMIT_ENABLED?)",
+        f"STKAI_RETRY_ZZZ {ignored})",
+    ]
+    for name in ("STKAI_AUTH_CLIENT_SECRT", "STKAI_RATE_LIMITS_ENABLED", "STKAI_RETRY_ZZZ", "STKAI_HTTP "):
+        assert name in explained
     assert SECRET not in explained
+
+
+def test_an_unknown_variable_of_a_file_is_told_with_the_file(
+    stkai: GlobalSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "x.env"
+    file.write_text("STKAI_RATELIMIT_ENABLED=true\nOTHER=1\nSTKAI_EMPTY=\n")
+    stkai.configure(env_file=file)
+    with caplog.at_level(logging.WARNING, logger="stkai"):
+        _ = stkai.config
+    (message,) = caplog.messages
+    assert message == (
+        f"STKAI_RATELIMIT_ENABLED is ignored (.env file {file}, not a setting of stkai;"
+        " did you mean STKAI_RATE_LIMIT_ENABLED?)"
+    )
+
+
+def test_explain_prints_the_table_or_hands_its_lines_to_whoever_wants_them(
+    stkai: GlobalSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines: list[str] = []
+    assert stkai.explain(lines.append).splitlines() == lines
+    assert capsys.readouterr().out == ""
+    assert stkai.explain() == "\n".join(lines)
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 seconds = st.floats(min_value=0.001, max_value=1e9)

@@ -1,5 +1,7 @@
 """Tokens by client credentials: how they are asked for, kept, renewed once for all, and what goes wrong."""
 
+import _thread
+import base64
 import logging
 import os
 import threading
@@ -12,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 import stkai
-from stkai import AuthConfig, AuthenticationError, AuthProvider, ClientCredentialsAuthProvider, HttpConfig
+from stkai import AuthConfig, AuthenticationError, ClientCredentialsAuthProvider, HttpConfig
 from stkai._errors import ConfigurationError
 from stkai.testing import FakeClock
 
@@ -254,28 +256,43 @@ def test_the_error_of_one_who_waited_keeps_its_cause() -> None:
 
 
 def test_after_a_failed_fetch_the_next_caller_asks_again() -> None:
-    provider = provider_over(Wire(400, grant("token-1")))
+    provider = provider_over(Wire(404, grant("token-1")))
     with pytest.raises(AuthenticationError):
         provider.get_access_token()
     assert provider.get_access_token() == "token-1"
 
 
-def test_when_the_leader_is_interrupted_another_takes_over_and_nobody_is_stranded() -> None:
-    def interrupt(number: int) -> None:
-        if number == 1:
-            wait_for_followers(provider, 15)
-            raise KeyboardInterrupt
+def test_ctrl_c_ends_the_wait_of_the_main_thread_and_leaves_the_fetch_to_the_others() -> None:
+    def interrupt(_: int) -> None:
+        wait_for_followers(provider, 2)
+        _thread.interrupt_main()
+        interrupted.wait(10)
 
-    def get() -> str:
-        try:
-            return provider.get_access_token()
-        except KeyboardInterrupt:
-            return "interrupted"
-
+    interrupted = threading.Event()
     issuer = Issuer(interrupt)
     provider = provider_over(issuer)
-    assert sorted(in_threads(16, get)) == ["interrupted"] + ["token-2"] * 15
-    assert issuer.fetches == 2
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(provider.get_access_token)
+        with pytest.raises(KeyboardInterrupt):
+            provider.get_access_token()
+        interrupted.set()
+        assert other.result(timeout=10) == "token-1"
+    assert issuer.fetches == 1
+
+
+def test_an_interrupt_that_a_provider_raises_reaches_all_who_wait() -> None:
+    def stop(_: int) -> None:
+        wait_for_followers(provider, 4)
+        raise SystemExit(3)
+
+    def get() -> object:
+        try:
+            return provider.get_access_token()
+        except SystemExit as error:
+            return error.code
+
+    provider = provider_over(Issuer(stop))
+    assert in_threads(4, get) == [3] * 4
 
 
 def test_a_forked_child_does_not_wait_for_a_leader_that_only_its_parent_has(
@@ -291,6 +308,88 @@ def test_a_forked_child_does_not_wait_for_a_leader_that_only_its_parent_has(
     provider = provider_over(Issuer(fork))
     assert provider.get_access_token() == "token-1"
     assert in_child == ["token-2"]
+
+
+# A refusal of the credentials is remembered
+
+REFUSED = httpx.Response(401, json={"error": "invalid_client", "error_description": "wrong secret"})
+
+
+def attempts(provider: ClientCredentialsAuthProvider, count: int) -> list[str]:
+    """The errors of so many calls, one after another."""
+    said = []
+    for _ in range(count):
+        with pytest.raises(AuthenticationError) as caught:
+            provider.get_access_token()
+        assert caught.value.message == str(caught.value)
+        said.append(caught.value.message)
+    return said
+
+
+def test_twenty_calls_with_a_wrong_secret_make_one_sign_in_and_the_errors_say_so() -> None:
+    clock, wire = FakeClock(), Wire(REFUSED)
+    provider = provider_over(wire, clock)
+    first, *others = attempts(provider, 20)
+    assert len(wire.requests) == 1
+    assert first.endswith("answered 401: invalid_client: wrong secret; check client_id and client_secret")
+    assert {message.startswith(first) for message in others} == {True}
+    clock.advance(12.0)
+    (late,) = attempts(provider, 1)
+    assert "12 s ago" in late
+    assert "not asked again for another 18 s" in late
+    assert len(wire.requests) == 1
+
+
+def test_after_30_seconds_the_endpoint_is_asked_again() -> None:
+    clock = FakeClock()
+    wire = Wire(REFUSED, grant("token-1"))
+    provider = provider_over(wire, clock)
+    attempts(provider, 3)
+    clock.advance(29.9)
+    attempts(provider, 1)
+    clock.advance(0.1)
+    assert provider.get_access_token() == "token-1"
+    assert len(wire.requests) == 2
+
+
+def test_threads_that_start_together_with_a_wrong_secret_make_one_sign_in() -> None:
+    wire = Wire(lambda _: REFUSED)
+    provider = provider_over(wire)
+    assert {type(error) for error in in_threads(20, provider.get_access_token)} == {AuthenticationError}
+    assert len(wire.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "sign_ins"),
+    [
+        (httpx.Response(401), 1),
+        (httpx.Response(400, json={"error": "invalid_client"}), 1),
+        (httpx.Response(403, json={"error": "access_denied"}), 1),
+        (httpx.Response(400, json={"error": "invalid_scope"}), 3),
+        (httpx.Response(400, json={"error": {"code": 1}}), 3),
+        (httpx.Response(403), 3),
+        (httpx.Response(404, json={"error": "invalid_client"}), 3),
+        (httpx.Response(200, json={"error": "invalid_client"}), 3),
+    ],
+)
+def test_only_a_refusal_of_the_client_itself_is_remembered(answer: httpx.Response, sign_ins: int) -> None:
+    wire = Wire(lambda _: answer)
+    attempts(provider_over(wire), 3)
+    assert len(wire.requests) == sign_ins
+
+
+def test_a_refused_renewal_leaves_the_old_token_in_use_and_is_remembered_too() -> None:
+    clock = FakeClock()
+    wire = Wire(grant("token-1"), REFUSED, grant("token-2"))
+    provider = provider_over(wire, clock)
+    provider.get_access_token()
+    clock.advance(LIFETIME - MARGIN)
+    assert [provider.get_access_token() for _ in range(3)] == ["token-1"] * 3
+    provider.forget("token-1")
+    attempts(provider, 3)
+    assert len(wire.requests) == 2
+    clock.advance(30.0)
+    assert provider.get_access_token() == "token-2"
 
 
 # When a renewal fails, and the old token is still good
@@ -358,6 +457,40 @@ def test_a_token_is_asked_for_by_the_client_credentials_grant() -> None:
     assert request.headers["user-agent"]
     assert "authorization" not in request.headers
     assert max(request.extensions["timeout"].values()) <= 30
+
+
+def test_a_scope_and_an_audience_are_asked_for() -> None:
+    issuer = Issuer()
+    provider_over(issuer, scope="read write", audience="https://api.example.com").get_access_token()
+    form = httpx.QueryParams(issuer.bodies[0].decode())
+    assert (form["scope"], form["audience"]) == ("read write", "https://api.example.com")
+
+
+def test_the_credentials_can_be_sent_as_basic_authentication() -> None:
+    issuer = Issuer()
+    provider_over(issuer, client_auth="basic").get_access_token()
+    (request,) = issuer.requests
+    scheme, _, encoded = request.headers["authorization"].partition(" ")
+    pair = base64.b64decode(encoded).decode()
+    assert (scheme, pair) == ("Basic", f"{ID}:s3cret%2F%2B%26%3D%C3%A9")
+    assert dict(httpx.QueryParams(issuer.bodies[0].decode())) == {"grant_type": "client_credentials"}
+
+
+def test_basic_credentials_that_the_endpoint_repeats_are_not_shown() -> None:
+    def repeat(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(400, json={"error": f"bad header {request.headers['authorization']}"})
+
+    with pytest.raises(AuthenticationError) as caught:
+        provider_over(Wire(repeat), client_auth="basic").get_access_token()
+    assert str(caught.value).endswith("answered 400: bad header Basic [secret]")
+
+
+def test_white_space_around_the_credentials_is_removed() -> None:
+    issuer = Issuer()
+    provider = ClientCredentialsAuthProvider(f" {ID}\r\n", f"{SECRET}\n", TOKEN_URL, transport=issuer)
+    provider.get_access_token()
+    form = httpx.QueryParams(issuer.bodies[0].decode())
+    assert (form["client_id"], form["client_secret"]) == (ID, SECRET)
 
 
 def test_the_answer_is_closed_whether_it_is_a_token_or_not() -> None:
@@ -607,6 +740,10 @@ def test_whatever_else_a_wire_raises_is_an_authentication_error_too() -> None:
         ({"client_id": None}, "client_id must be"),
         ({"client_secret": ""}, "client_secret must be"),
         ({"client_secret": 7}, "client_secret must be"),
+        ({"client_secret": " \n"}, "client_secret must be"),
+        ({"scope": ""}, "scope must be"),
+        ({"audience": 7}, "audience must be"),
+        ({"client_auth": "header"}, "client_auth must be 'body' or 'basic'"),
         ({"token_url": ""}, "token_url must be"),
         ({"token_url": "/token"}, "token_url must be an absolute"),
         ({"token_url": "idm.example.com/token"}, "token_url must be an absolute"),
@@ -669,24 +806,7 @@ def test_the_defaults_are_those_of_the_reference() -> None:
     assert provider.refresh_margin == ClientCredentialsAuthProvider.DEFAULT_REFRESH_MARGIN == 60
 
 
-# Other providers, and the one from the settings
-
-
-class Minimal(AuthProvider):
-    def get_access_token(self) -> str:
-        return "mine"
-
-
-def test_a_provider_needs_no_more_than_a_token() -> None:
-    provider = Minimal()
-    assert provider.get_auth_headers() == {"Authorization": "Bearer mine"}
-    assert provider.cached_access_token() is None
-    provider.forget("mine")
-
-
-def test_a_provider_without_a_token_cannot_be_made() -> None:
-    with pytest.raises(TypeError, match="get_access_token"):
-        AuthProvider()  # type: ignore[abstract]
+# The provider from the settings
 
 
 def test_create_standalone_auth_takes_everything_from_its_config() -> None:
@@ -696,6 +816,9 @@ def test_create_standalone_auth_takes_everything_from_its_config() -> None:
         token_url="http://id.example.com/",
         refresh_margin=5,
         allow_http=True,
+        scope="read",
+        audience="api",
+        client_auth="basic",
     )
     provider = stkai.create_standalone_auth(config)
     assert provider.client_id == ID

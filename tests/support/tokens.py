@@ -10,6 +10,7 @@ import pytest
 
 from stkai import ClientCredentialsAuthProvider
 from stkai.testing import FakeClock
+from stkai.transports._auth.single_flight import join
 
 from .wire import Wire
 
@@ -61,12 +62,11 @@ def provider_over(
 
 def wait_for_followers(provider: ClientCredentialsAuthProvider, count: int) -> None:
     """Block until so many threads wait for the renewal that is under way."""
-    (renewal,) = provider._renewals.values()
-    waiting: Any = vars(vars(renewal.done)["_cond"])["_waiters"]  # nothing public tells
+    fetch = join(provider._renew)
     for _ in range(10_000_000):
-        if len(waiting) >= count:
+        if fetch.waiting >= count:
             return
-    pytest.fail(f"only {len(waiting)} of {count} wait")
+    pytest.fail(f"only {fetch.waiting} of {count} wait")
 
 
 class Crowd:

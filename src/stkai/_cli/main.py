@@ -1,15 +1,54 @@
-"""The command `stkai`: a demonstration on an embedded server, and an explanation of the configuration in force."""
+"""The command `stkai`. Each of its subcommands is a function in a module of its own, which `build_app` lists."""
 
 import sys
+from typing import TYPE_CHECKING, Annotated
+
+if TYPE_CHECKING:
+    from typer import Typer
 
 
 def main() -> None:
-    """Run the command line; says what to install where the extra `cli` is missing."""
+    """Run the command line, or say what to install if a package of the extra `cli` is missing."""
     try:
-        from .commands import app
+        app = build_app()
     except ModuleNotFoundError as error:
         sys.exit(f'stkai: {error.name} is missing; the command line needs: pip install "stkai[cli]"')
     app()
+
+
+def build_app() -> "Typer":
+    """The command line with all its subcommands.
+
+    Raises:
+        ModuleNotFoundError: a package of the extra `cli` is missing.
+    """
+    import typer
+
+    from .demo_command import demo
+    from .explain import explain
+
+    def show_version(wanted: bool) -> None:
+        if wanted:
+            from .. import __version__
+
+            typer.echo(f"stkai {__version__}")
+            raise typer.Exit
+
+    def options(
+        version: Annotated[
+            bool,
+            typer.Option(
+                "--version", help="Show the version and exit.", callback=show_version, is_eager=True
+            ),
+        ] = False,
+    ) -> None:
+        """A resilient pipeline under any httpx client."""
+
+    app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+    app.callback()(options)
+    for command in (explain, demo):
+        app.command()(command)
+    return app
 
 
 if __name__ == "__main__":

@@ -199,20 +199,99 @@ class AuthConfig(_Section):
 
 
 class RateLimitConfig(_Section):
-    """How many requests may be sent in a time window of seconds; the last three fields are for `adaptive`."""
+    """How many requests may be sent in a time window of seconds, and with whom that quota is shared.
+
+    `min_rate_floor`, `penalty_factor` and `recovery_factor` are for the strategy `adaptive`. It finds the quota by
+    itself unless `max_requests` is given; see `quota`.
+    """
 
     enabled: _Flag = False
     strategy: Annotated[
         Literal["token_bucket", "adaptive"], Field(description="'token_bucket' or 'adaptive'")
     ] = "token_bucket"
-    max_requests: _Positive = 100
-    time_window: _SomeSeconds = 60.0
+    max_requests: Annotated[_Positive | None, Field(description=_POSITIVE)] = 100
+    time_window: Annotated[_SomeSeconds | None, Field(description=_SOME_SECONDS)] = 60.0
     max_wait_time: Annotated[
         _SomeSeconds | None, _OrNone, Field(description=f"{_SOME_SECONDS}, or 'unlimited'")
-    ] = 45.0
+    ] = None
     min_rate_floor: Annotated[_Share | None, _OrNone, Field(description=_SHARE)] = None
     penalty_factor: Annotated[_SmallerShare | None, _OrNone, Field(description=_SMALLER_SHARE)] = None
     recovery_factor: Annotated[_Share | None, _OrNone, Field(description=_SHARE)] = None
+    share: Annotated[
+        Annotated[str, Field(strict=True), AfterValidator(_name)] | None,
+        Field(description="the name of a share: text that is not empty"),
+    ] = None
+    store: Annotated[
+        Any,
+        AfterValidator(_store),
+        Field(
+            description="'file', a URL (file:///dir, redis://, rediss:// or unix://), or a stkai.stores.Store",
+            repr=False,
+        ),  # may contain a password
+    ] = None
+    store_timeout: _SomeSeconds = 0.25
+
+    @model_validator(mode="after")
+    def _numbers_and_names(self) -> Self:
+        if self.strategy == "token_bucket" and (self.max_requests is None or self.time_window is None):
+            raise ValueError(
+                "a token bucket needs max_requests and time_window (STKAI_RATE_LIMIT_MAX_REQUESTS and"
+                " STKAI_RATE_LIMIT_TIME_WINDOW); only the strategy 'adaptive' finds the quota by itself"
+            )
+        if self.store is not None and self.share is None:
+            raise ValueError(
+                "a store needs the name of a share: set share as well (STKAI_RATE_LIMIT_SHARE beside"
+                " STKAI_RATE_LIMIT_STORE), the same for all who share the quota"
+            )
+        return self
+
+    def quota(self) -> tuple[int | None, float | None]:
+        """Requests and seconds of the quota; (None, None) where the adaptive limiter is to find it.
+
+        It is, unless `max_requests` was given: the default number is nobody's quota.
+        """
+        if self.strategy == "adaptive" and (
+            "max_requests" not in self.model_fields_set or not self.max_requests
+        ):
+            return None, None
+        return self.max_requests, self.time_window
+
+    @classmethod
+    def conservative_preset(cls, max_requests: int = 20, time_window: float = 60.0) -> Self:
+        """Plain AIMD that halves its rate after a 429 and regains it slowly: for many processes with one quota."""
+        return cls._preset(max_requests, time_window, 120.0, floor=0.05, penalty=0.5, recovery=0.02)
+
+    @classmethod
+    def balanced_preset(cls, max_requests: int = 40, time_window: float = 60.0) -> Self:
+        """Plain AIMD with moderate cuts: for two to five processes that share a quota."""
+        return cls._preset(max_requests, time_window, 45.0, floor=0.1, penalty=0.3, recovery=0.05)
+
+    @classmethod
+    def optimistic_preset(cls, max_requests: int = 80, time_window: float = 60.0) -> Self:
+        """Plain AIMD with small cuts and a high floor: for one process that has most of a quota to itself."""
+        return cls._preset(max_requests, time_window, 20.0, floor=0.3, penalty=0.15, recovery=0.1)
+
+    @classmethod
+    def _preset(
+        cls,
+        max_requests: int,
+        time_window: float,
+        wait: float,
+        *,
+        floor: float,
+        penalty: float,
+        recovery: float,
+    ) -> Self:
+        return cls(
+            enabled=True,
+            strategy="adaptive",
+            max_requests=max_requests,
+            time_window=time_window,
+            max_wait_time=wait,
+            min_rate_floor=floor,
+            penalty_factor=penalty,
+            recovery_factor=recovery,
+        )
 
 
 class RetryConfig(_Section):
@@ -230,6 +309,7 @@ class RetryConfig(_Section):
     max_retry_after: _Seconds = 60.0
     deadline: Annotated[_SomeSeconds | None, _OrNone, Field(description=f"{_SOME_SECONDS}, or 'none'")] = None
     retry_unknown: _Flag = True
+    retry_timeouts: _Flag = False
     idempotency_header: Annotated[
         _HeaderName | None, _OrNone, Field(description="a header's name, such as Idempotency-Key, or 'none'")
     ] = None
@@ -259,13 +339,13 @@ class HttpConfig(_Section):
         _OrNone,
         Field(
             description="a URL, http://, https:// or socks5://, or 'none'", repr=False
-        ),  # may hold a password
+        ),  # may contain a password
     ] = None
     trust_env: _Flag = True
 
 
 class Settings(_Section):
-    """All the settings; what `STKAI.config` returns. Made by hand, it reads no environment."""
+    """All settings, as `STKAI.config` returns them. One that you make yourself reads no environment."""
 
     auth: Annotated[AuthConfig, Field(description="an AuthConfig")] = AuthConfig()
     rate_limit: Annotated[RateLimitConfig, Field(description="a RateLimitConfig")] = RateLimitConfig()

@@ -59,11 +59,11 @@ class GlobalSettings:
         env_file: str | os.PathLike[str] | None = None,
         **unknown: Any,
     ) -> "Settings":
-        """Set some fields, such as `rate_limit={"enabled": True, "max_requests": 20}`, and return the settings in force.
+        """Set some fields, such as `rate_limit={"max_requests": 20}`, and return the settings in force.
 
-        Everything is checked at once, together with the environment; if anything is wrong, nothing changes. Fields that
-        an earlier call has set stay, unless this one sets them anew. None as a field's value sets it to None. Existing
-        clients keep the settings that they were built with.
+        Everything is checked at once, together with the environment; if anything is wrong, nothing changes. Fields
+        that an earlier call has set stay, unless this one sets them anew. None as a field's value sets it to None.
+        Existing clients keep the settings that they were built with.
 
         Args:
             auth: the fields of `AuthConfig`.

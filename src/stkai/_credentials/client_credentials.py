@@ -30,7 +30,7 @@ class ClientCredentialsAuthProvider(AuthProvider):
 
     While a token is being renewed, it serves all other callers until it expires, and so it does if the renewal fails.
     Transient failures of the token endpoint are retried; redirects are not followed, since the secret would go along. A
-    refusal of the credentials (400, 401 or 403) is remembered for 30 seconds, in which nobody signs in again. Safe to
+    refusal of the credentials is remembered for 30 seconds, in which nobody signs in with them again. Safe to
     share between threads, event loops and forked processes.
 
     Args:

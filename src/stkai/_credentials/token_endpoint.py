@@ -40,7 +40,10 @@ _LONGEST_LIFE: Final = 86_400.0
 """Seconds; a token is renewed at least once a day, whatever the endpoint says."""
 
 _REFUSALS: Final = frozenset({400, 401, 403})
-"""Statuses by which the endpoint refuses the credentials, or what is asked for with them (RFC 6749, section 5.2)."""
+_REFUSED_CLIENT: Final = frozenset(
+    {"invalid_client", "unauthorized_client", "invalid_grant", "access_denied"}
+)
+"""The statuses and error codes by which an endpoint refuses the client itself (RFC 6749, section 5.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +135,7 @@ class TokenEndpoint:
         problem = self._problem(answer)
         if problem is not None:
             failure = self._failure(problem)
-            raise RefusedCredentialsError(failure.message) if answer.status in _REFUSALS else failure
+            raise RefusedCredentialsError(failure.message) if answer.is_refusal() else failure
         return Grant(answer.content["access_token"], answer.asked_at, _lifetime(answer.content))
 
     def _ask(self) -> "_Answer":
@@ -198,6 +201,13 @@ class _Answer:
     status: int
     content: dict[str, Any] = field(repr=False)
     asked_at: float
+
+    def is_refusal(self) -> bool:
+        """Whether the endpoint refuses the credentials, so that asking again with them would not help."""
+        code = self.content.get("error")
+        if code is None:
+            return self.status == httpx.codes.UNAUTHORIZED
+        return self.status in _REFUSALS and isinstance(code, str) and code in _REFUSED_CLIENT
 
 
 def _content(response: httpx.Response) -> dict[str, Any]:

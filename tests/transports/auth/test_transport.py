@@ -381,7 +381,7 @@ async def test_while_one_renews_the_others_go_on_with_the_token_in_its_margin(wo
 
     async def others() -> None:
         if world.is_async:
-            while not transport.policy.renewals:
+            while issuer.fetches < 2:
                 await anyio.lowlevel.checkpoint()
         else:
             while issuer.fetches < 2:
@@ -531,7 +531,6 @@ async def test_when_the_leading_task_is_cancelled_another_takes_over_and_nobody_
     await cancel_the_leader(world, transport, lambda: provider.asked == 1)
     assert [bearer(request) for request in wire.requests] == ["Bearer native-2"] * 10
     assert provider.asked == 2
-    assert not transport.policy.renewals
 
 
 @pytest.mark.worlds("asyncio", "trio")

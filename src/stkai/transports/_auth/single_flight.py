@@ -1,9 +1,9 @@
 """One fetch of a token at a time, in one background thread, for everyone who waits for it: threads and tasks.
 
-A blocking call cannot be interrupted, but the wait for it can: by a deadline, by cancellation, by Ctrl-C. The thread is
-a daemon, so that a program can exit while a token endpoint hangs. There are no locks here: each waiter brings a queue or
-an event of its own, and shared state changes by single atomic operations. A signal handler can therefore wait for a
-token in the very thread that it has interrupted, and a forked child is not held up by its parent's fetch.
+A blocking call cannot be interrupted, but the wait for it can: by a deadline, by cancellation, by Ctrl-C. The thread
+is a daemon, so that a program can exit while a token endpoint hangs. There are no locks here: each waiter brings a
+queue or an event of its own, and shared state changes by single atomic operations. A signal handler can therefore wait
+for a token in the very thread that it has interrupted, and a forked child is not held up by its parent's fetch.
 """
 
 import copy

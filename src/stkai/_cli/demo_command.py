@@ -1,55 +1,16 @@
-"""What the command line offers, and how it looks."""
+"""`stkai demo`: real requests from several processes to an embedded server with a small quota."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from .._builder import StackBuilder
-from .._config.stkai import STKAI
-from .._errors import ConfigurationError
-from .._standard import NO_AUTHENTICATION, AuthChoice, Parts
 from .demo import STRATEGIES, Batch, Outcome, Run
 from .report import rate_plot, summary_table
 
-app = typer.Typer(
-    help="stkai: a resilient pipeline under any httpx client.", no_args_is_help=True, add_completion=False
-)
 
-
-@app.command()
-def explain() -> None:
-    """Show the configuration in force, where each value comes from, and the stack that it makes."""
-    console = Console()
-    try:
-        settings = STKAI.config
-        table = Table(title="Settings", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("variable", no_wrap=True)
-        table.add_column("value", overflow="fold")
-        table.add_column("from", overflow="fold")
-        for row in STKAI.provenance():
-            table.add_row(
-                row.variable, row.value, row.source, style=None if row.source == "default" else "bold"
-            )
-        choice = AuthChoice.automatic(settings, own_wire=False)
-        parts = Parts.choose(settings, auth=None if choice.kind == "none" else "auto")
-        stack = StackBuilder(parts.layers)
-    except ConfigurationError as error:
-        Console(stderr=True).print(f"[bold red]The configuration cannot work:[/] {error}", highlight=False)
-        raise typer.Exit(2) from error
-    console.print(table)
-    console.print(f"\n[bold]Authentication:[/] {choice.kind} - {choice.why}.", highlight=False)
-    if choice.kind == "none":
-        console.print(f"As it stands, [bold]build_client()[/] refuses: {NO_AUTHENTICATION}", highlight=False)
-    wire = "StackSpot CLI" if parts.by_cli else "httpx, with the proxies of the environment"
-    console.print(f"[bold]Stack:[/] {stack}  (outermost first; the wire is {wire})", highlight=False)
-
-
-@app.command()
 def demo(
     requests: Annotated[int, typer.Option(min=1, help="Requests of each process.")] = 40,
     processes: Annotated[int, typer.Option(min=1, max=32, help="Processes that share the quota.")] = 4,

@@ -1,0 +1,52 @@
+"""`stkai explain`: the settings in force, where each comes from, and the stack that they make."""
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .._builder import StackBuilder
+from .._config.stkai import STKAI
+from .._errors import ConfigurationError
+from .._standard import NO_AUTHENTICATION, AuthChoice, Parts
+
+
+def explain() -> None:
+    """Show the settings in force, where each value comes from, and the stack that they make."""
+    console = Console()
+    try:
+        settings = STKAI.config
+        table = _settings()
+        choice = AuthChoice.automatic(settings, own_wire=False)
+        parts = Parts.choose(settings, auth=None if choice.kind == "none" else "auto")
+        stack = StackBuilder(parts.layers)
+    except ConfigurationError as error:
+        message = Text.assemble(("The configuration cannot work: ", "bold red"), str(error))
+        Console(stderr=True).print(message, soft_wrap=True)
+        raise typer.Exit(2) from error
+    console.print(table)
+    _print(console, "\nAuthentication: ", f"{choice.kind} - {choice.why}.")
+    if choice.kind == "none":
+        _print(console, "", f"As it stands, build_client() refuses: {NO_AUTHENTICATION}")
+    wire = "StackSpot CLI" if parts.by_cli else "httpx, with the proxies of the environment"
+    _print(console, "Stack: ", f"{stack}  (outermost first; the wire is {wire})")
+
+
+def _settings() -> Table:
+    """A row for each setting, in 80 columns; values that come from somewhere are bold, ignored variables yellow."""
+    table = Table(
+        title="Settings", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
+    table.add_column("variable", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    table.add_column("from", overflow="fold")
+    for row in STKAI.provenance():
+        style = {"default": ""}.get(row.source, "yellow" if row.value == "ignored" else "bold")
+        # As text: in a plain string, rich takes brackets for markup.
+        table.add_row(*(Text(cell, style) for cell in (row.variable, row.value, row.source)))
+    return table
+
+
+def _print(console: Console, heading: str, text: str) -> None:
+    console.print(Text.assemble((heading, "bold"), text))

@@ -1,0 +1,27 @@
+"""The import path `stkai._rate_limit`, which the examples of the API reference use."""
+
+from typing import Any
+
+from ._client import HttpClient
+from ._errors import (
+    ClientSideRateLimitError,
+    RetryableError,
+    ServerSideRateLimitError,
+    TokenAcquisitionTimeoutError,
+)
+from ._gone import refuse
+from ._reference.clients import AdaptiveRateLimitedHttpClient, TokenBucketRateLimitedHttpClient
+
+__all__ = [
+    "AdaptiveRateLimitedHttpClient",
+    "ClientSideRateLimitError",
+    "HttpClient",
+    "RetryableError",
+    "ServerSideRateLimitError",
+    "TokenAcquisitionTimeoutError",
+    "TokenBucketRateLimitedHttpClient",
+]
+
+
+def __getattr__(name: str) -> Any:
+    refuse(__name__, name, imported=True)

@@ -1,0 +1,93 @@
+"""Sources of tokens: what a provider of one's own needs, and the one for a token that never changes."""
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+import stkai
+from stkai import AuthProvider, ConfigurationError, RequestOptions, StaticToken
+
+from ...support.world import World
+
+URL = "https://api.example.com/v1/chat"
+
+
+class Minimal(AuthProvider):
+    def get_access_token(self) -> str:
+        return "mine"
+
+
+def test_a_provider_needs_no_more_than_a_token() -> None:
+    provider = Minimal()
+    assert provider.get_auth_headers() == {"Authorization": "Bearer mine"}
+    assert provider.cached_access_token() is None
+    provider.forget("mine")
+
+
+def test_a_provider_without_a_token_cannot_be_made() -> None:
+    with pytest.raises(TypeError, match="get_access_token"):
+        AuthProvider()  # type: ignore[abstract]
+
+
+@dataclass
+class Unhashable(AuthProvider):
+    token: str
+
+    def get_access_token(self) -> str:
+        return self.token
+
+
+async def test_a_provider_that_cannot_be_hashed_is_as_good_as_any(world: World) -> None:
+    for options in (RequestOptions(), RequestOptions(deadline=60.0)):
+        wire = world.wire(200)
+        transport = world.pick(stkai.transports.AuthTransport, stkai.transports.AsyncAuthTransport)(
+            wire, Unhashable("t")
+        )
+        await world.send(transport, httpx.Request("GET", URL, extensions={"stkai": options}))
+        assert wire.requests[0].headers["authorization"] == "Bearer t"
+
+
+# A token that one has
+
+
+async def test_a_static_token_signs_every_request_without_a_thread(world: World) -> None:
+    wire = world.wire(lambda _: 200)
+    transport = world.pick(stkai.transports.AuthTransport, stkai.transports.AsyncAuthTransport)(
+        wire, StaticToken("abc.def-_~+/=")
+    )
+    before = threading.active_count()
+    for _ in range(3):
+        await world.send(transport, httpx.Request("GET", URL))
+    assert {request.headers["authorization"] for request in wire.requests} == {"Bearer abc.def-_~+/="}
+    assert threading.active_count() == before
+
+
+async def test_a_static_token_that_is_refused_leaves_the_401_to_the_caller(world: World) -> None:
+    wire = world.wire(401)
+    transport = world.pick(stkai.transports.AuthTransport, stkai.transports.AsyncAuthTransport)(
+        wire, StaticToken("abc")
+    )
+    response = await world.send(transport, httpx.Request("GET", URL))
+    assert response.status_code == 401
+    assert len(wire.requests) == 1
+
+
+@pytest.mark.worlds("asyncio", "trio")
+async def test_a_static_token_can_be_awaited(world: World) -> None:
+    assert await StaticToken("abc").aget_access_token() == "abc"
+
+
+@pytest.mark.parametrize(
+    "value", ["", " ", "a b", "Bearer s3cret", "s3cret\n", "\u00e9", "nul\0", None, 7, b"s3cret"], ids=repr
+)
+def test_a_static_token_that_cannot_stand_in_a_header_is_refused_and_not_shown(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match="StaticToken takes the token as a string") as caught:
+        StaticToken(value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_static_token_is_not_shown() -> None:
+    assert "abc" not in f"{StaticToken('abc')!r} {StaticToken('abc')}"
