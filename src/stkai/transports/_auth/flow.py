@@ -43,24 +43,30 @@ class _AuthFlow(LayerBase):
         response = yield from self._signed(request, attempt, signature)
         if not policy.is_refusal(response):
             return response
-        refused = signature.token
-        policy.provider.forget(refused.value)
-        if not can_resend(request):
-            return response
-        token = self._kept()
+        try:
+            token = yield from self._another(request, response, signature.token, attempt)
+        except BaseException:
+            yield Close(response)
+            raise
         if token is None:
-            try:
-                # The connection goes back first: the renewal may need it.
-                yield Load(response, _MOST)
-                token = yield from self._fetch(attempt, _REFUSED)
-            except BaseException:
-                yield Close(response)
-                raise
-        if token.value == refused.value:
             return response
         yield Drain(response)
         attempt = attempt.again()
         return (yield from self._signed(request, attempt, _Signature(self, attempt, token)))
+
+    def _another(
+        self, request: httpx.Request, response: httpx.Response, refused: Token, attempt: Attempt
+    ) -> Steps[Token | None]:
+        """A token in place of the one that was refused, or None where another attempt could not help."""
+        self.policy.provider.forget(refused.value)
+        if not can_resend(request):
+            return None
+        token = self._kept()
+        if token is None:
+            # The connection goes back first: the renewal may need it.
+            yield Load(response, _MOST)
+            token = yield from self._fetch(attempt, _REFUSED)
+        return None if token.value == refused.value else token
 
     def _signed(self, request: httpx.Request, attempt: Attempt, signature: "_Signature") -> Flow:
         attempt.signature = signature
