@@ -38,16 +38,18 @@ MAY_SLEEP = ("stkai.testing", "subprocess", "multiprocessing")
 PACKAGES = ("httpx", "httpx2") if find_spec("httpx2") else ("httpx",)
 
 IN_BOTH_PACKAGES = (
-    "adaptive",
-    "auth",
-    "auth_scope",
-    "base",
-    "deadline",
-    "events",
-    "mounting",
-    "retry",
-    "token_bucket",
-    "world",
+    "test_events",
+    "test_mounting",
+    "testing.test_world",
+    "transports.adaptive.test_limiter",
+    "transports.auth.test_flow",
+    "transports.auth.test_scope",
+    "transports.limit.test_token_bucket",
+    "transports.retry.test_flow",
+    "transports.test_base",
+    "transports.test_deadline",
+    "transports.test_drivers",
+    "transports.test_hedging",
 )
 """The tests of transports: what they say holds in httpx and in httpx2."""
 
@@ -57,8 +59,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "world" in metafunc.fixturenames:
         some = metafunc.definition.get_closest_marker("worlds")
         metafunc.parametrize("world", some.args if some else NAMES, indirect=True)
-    names = tuple(f".test_{name}" for name in IN_BOTH_PACKAGES)
-    if "package" in metafunc.fixturenames and metafunc.module.__name__.endswith(names):
+    names = {f"tests.{name}" for name in IN_BOTH_PACKAGES}
+    if "package" in metafunc.fixturenames and metafunc.module.__name__ in names:
         metafunc.parametrize("package", PACKAGES, indirect=True)
 
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from stkai.transports._limit.tickets import Ticket, TicketQueue
+from stkai.transports import Turn
+from stkai.transports._limit.tickets import TicketQueue
 
 
 @dataclass(eq=False)
@@ -29,7 +30,7 @@ class Waiter:
     told: float = math.nan
     went: float = math.nan
     sleeps: int = 0
-    ticket: Ticket = field(default_factory=Ticket)
+    ticket: Turn = field(default_factory=Turn)
 
 
 def drive(

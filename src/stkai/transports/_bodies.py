@@ -7,15 +7,15 @@ from typing import Any, Final
 
 import httpx
 
-from .._clock import Clock
 from .._families import family_of
 from ._call import copy_request
+from ._hand import TooLateError
 
 _SHORT: Final = 65_536
 """Bytes; a body that nobody wants is read up to here."""
 
-_BRIEF: Final = 1.0
-"""Seconds; likewise."""
+BRIEF: Final = 1.0
+"""Seconds; for so long at most."""
 
 
 def limited(request: httpx.Request, seconds: float) -> httpx.Request:
@@ -49,7 +49,7 @@ def load(response: httpx.Response, limit: float, left: Callable[[], float] = lam
     """Fetch up to `limit` bytes as they travel, and close the stream; the response can be read as before.
 
     Raises:
-        TimeoutError: `left()` seconds were 0 or less before the end.
+        TooLateError: `left()` seconds were 0 or less before the end.
     """
     if is_there(response):
         return
@@ -63,21 +63,21 @@ def load(response: httpx.Response, limit: float, left: Callable[[], float] = lam
             if size >= limit:
                 break
             if left() <= 0:
-                raise TimeoutError
+                raise TooLateError
     finally:
         body.close()
     response.stream = family_of(response).ByteStream(b"".join(chunks))
 
 
-def drain(response: httpx.Response, clock: Clock) -> None:
+def drain(response: httpx.Response, now: Callable[[], float]) -> None:
     """Close the response; read its body first where that is short and quick, so that the connection stays open."""
     try:
         if _is_short(response):
-            until, size = clock.monotonic() + _BRIEF, 0
+            until, size = now() + BRIEF, 0
             body: Any = response.stream
             for chunk in body:
                 size += len(chunk)
-                if size > _SHORT or clock.monotonic() > until:
+                if size > _SHORT or now() > until:
                     break
     except Exception:  # noqa: BLE001, S110 - nobody wants it any more, however it ends
         pass
@@ -139,16 +139,16 @@ async def aload(response: httpx.Response, limit: float, left: Callable[[], float
     response.stream = family_of(response).ByteStream(b"".join(kept))
 
 
-async def adrain(response: httpx.Response) -> None:
+async def adrain(response: httpx.Response, left: float = math.inf) -> None:
     """Close the response; read its body first where that is short and quick, so that the connection stays open."""
     import anyio
 
     try:
-        if _is_short(response):
+        if left > 0 and _is_short(response):
             body: Any = response.stream
             chunks, size = aiter(body), 0
             try:
-                with anyio.move_on_after(_BRIEF):
+                with anyio.move_on_after(min(left, BRIEF)):
                     async for chunk in chunks:
                         size += len(chunk)
                         if size > _SHORT:

@@ -195,6 +195,11 @@ class Attempt:
         msg = f"no answer within the deadline of {allowed:g} s, at attempt number {self.record.attempts}"
         return DeadlineExceededError(msg)
 
+    def no_time_for(self, wait: float, left: float) -> DeadlineExceededError:
+        """What to raise when a wait of so many seconds would not end before the deadline."""
+        msg = f"a permit takes {wait:.3g} s, and the call's deadline leaves {max(0.0, left):.3g} s: nothing was sent"
+        return DeadlineExceededError(msg)
+
     def finish(self, response: httpx.Response, now: float) -> None:
         """Put the record on the response."""
         record = self.record

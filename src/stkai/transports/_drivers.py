@@ -11,20 +11,24 @@ The deadline wraps every operation but the clean-up.
 import logging
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import httpx
 
 from .._clock import Clock
 from .._errors import DeadlineExceededError
 from .._families import alike
-from ._bodies import adrain, aload, aread, drain, limited, load, read, unlimited
+from ._bodies import BRIEF, adrain, aload, aread, drain, limited, load, read, unlimited
 from ._call import Attempt
-from ._hand import Hand
+from ._hand import Hand, TooLateError
 from ._operations import Close, Drain, Flow, Load, Operation, Read, Run, Send, Sleep, Until
 
 _logger = logging.getLogger("stkai")
+
+_PATIENCE: Final = 100
+"""How often a flow is told that its call is over; each layer of it may catch that once."""
 
 
 def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
@@ -70,7 +74,7 @@ def _perform(operation: Operation, clock: Clock, left: float = math.inf) -> Any:
         case Load():
             load(operation.response, operation.limit)
         case Drain():
-            drain(operation.response, clock)
+            drain(operation.response, clock.monotonic)
         case Close():
             _close(operation.response)
         case Run():
@@ -88,12 +92,17 @@ def _in_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clo
     A timeout bounds one read, not how many there are: a server that sends its answer byte by byte could hold a call
     for as long as it likes. A thread cannot be cancelled, so another one works, and the wait for that is given up.
     """
-    if isinstance(operation, Close):
-        return _perform(operation, clock)
 
     def left() -> float:
         return deadline - clock.monotonic()
 
+    if isinstance(operation, Drain) and left() > 0:
+        until = min(deadline, clock.monotonic() + BRIEF)
+        with suppress(TooLateError):
+            hand.do(partial(drain, operation.response, clock.monotonic), lambda: until - clock.monotonic())
+        return None
+    if _is_clean_up(operation):
+        return _perform(operation, clock)
     if left() <= 0:
         raise attempt.too_late(deadline)
     match operation:
@@ -114,28 +123,38 @@ def _in_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clo
             raise _unknown(operation)
     try:
         value = hand.do(work, left)
-    except TimeoutError:
+    except TooLateError:
         raise attempt.too_late(deadline) from None
     except alike(httpx.TimeoutException) as error:
         if left() > 0 or isinstance(error, DeadlineExceededError):
             raise
         raise attempt.too_late(deadline) from error
-    if isinstance(operation, Send) and not attempt.call.buffered:
-        unlimited(operation.request, request)
-    return value
+    if isinstance(operation, Send):
+        if not attempt.call.buffered:
+            unlimited(operation.request, request)
+        return value
+    if left() <= 0:
+        raise attempt.too_late(deadline)
+    if isinstance(operation, Read):
+        read(operation.response)
+    return None
 
 
 def _clean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
     """Tell the flow that the call is over, and carry out what it still asks for."""
+    told = 0
     try:
         operation = flow.throw(error)
-        while _is_clean_up(operation):
-            _try(operation, clock)
-            operation = flow.send(None)
-        error.add_note(_bug(operation))
+        while told < _PATIENCE:
+            if _is_clean_up(operation):
+                _try(operation, clock)
+                operation = flow.send(None)
+            else:
+                told = _report(error, operation, told)
+                operation = flow.throw(error)
         flow.close()
     except StopIteration as stop:
-        error.add_note(_bug("an answer"))
+        _report(error, "an answer", told)
         if isinstance(stop.value, alike(httpx.Response)):
             _close(stop.value)
     except BaseException as other:
@@ -197,9 +216,14 @@ async def _aperform(operation: Operation, clock: Clock, left: float = math.inf) 
         case Load():
             await aload(operation.response, operation.limit)
         case Drain():
-            await adrain(operation.response)
+            await adrain(operation.response, left)
         case Close():
             await _aclose(operation.response)
+        case Run(cleans_up=True):
+            import anyio
+
+            with anyio.CancelScope(shield=True):
+                return await operation.asynchronous(left)
         case Run():
             return await operation.asynchronous(left)
         case Send():
@@ -211,11 +235,13 @@ async def _aperform(operation: Operation, clock: Clock, left: float = math.inf) 
 
 async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clock) -> Any:
     """Carry out an operation, and cancel it at the deadline."""
-    if isinstance(operation, Close):
+    left = deadline - clock.monotonic()
+    if isinstance(operation, Drain):
+        return await _aperform(operation, clock, left)
+    if _is_clean_up(operation):
         return await _aperform(operation, clock)
     import anyio
 
-    left = deadline - clock.monotonic()
     if left <= 0:
         raise attempt.too_late(deadline)
     sent = operation
@@ -249,20 +275,22 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
 
 async def _aclean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
     """Tell the flow that the call is over, and carry out what it still asks for, whoever cancels meanwhile."""
+    told = 0
+    awaits = not isinstance(error, GeneratorExit)  # A coroutine that is closed cannot await.
     try:
         operation = flow.throw(error)
-        import anyio
-
-        with anyio.CancelScope(shield=True):
-            while _is_clean_up(operation):
-                if not isinstance(error, GeneratorExit):  # A coroutine that is closed cannot await.
+        while told < _PATIENCE:
+            if _is_clean_up(operation):
+                if awaits:
                     await _atry(operation, clock)
                 operation = flow.send(None)
-        error.add_note(_bug(operation))
+            else:
+                told = _report(error, operation, told)
+                operation = flow.throw(error)
         flow.close()
     except StopIteration as stop:
-        error.add_note(_bug("an answer"))
-        if isinstance(stop.value, alike(httpx.Response)):
+        _report(error, "an answer", told)
+        if awaits and isinstance(stop.value, alike(httpx.Response)):
             await _aclose(stop.value)
     except BaseException as other:
         if other is not error:
@@ -270,8 +298,11 @@ async def _aclean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
 
 
 async def _atry(operation: Operation, clock: Clock) -> None:
+    import anyio
+
     try:
-        await _aperform(operation, clock)
+        with anyio.CancelScope(shield=True):
+            await _aperform(operation, clock)
     except Exception:
         _logger.debug("the clean-up of a call failed", exc_info=True)
 
@@ -294,6 +325,11 @@ def _unknown(operation: object) -> TypeError:
     return TypeError(f"a flow yields operations of stkai.transports, such as Sleep(1.0), not {operation!r}")
 
 
-def _bug(asked: object) -> str:
-    what = asked if isinstance(asked, str) else type(asked).__name__
-    return f"stkai: a layer answered this with {what}; it must clean up and let it pass"
+def _report(error: BaseException, answer: object, told: int) -> int:
+    """Note, once, that a layer answered the end of the call with something else; returns how often it has been told."""
+    if not told:
+        what = answer if isinstance(answer, str) else type(answer).__name__
+        bug = f"a layer answered {type(error).__name__} with {what}; it must clean up and let it pass"
+        error.add_note(f"stkai: {bug}")
+        _logger.error("%s", bug)
+    return told + 1

@@ -7,6 +7,10 @@ from queue import SimpleQueue
 from typing import Any
 
 
+class TooLateError(Exception):
+    """The time was over before the work was done."""
+
+
 class Hand:
     """Carries out blocking work, one piece after the other. Started by the first, ended by `release`."""
 
@@ -18,7 +22,7 @@ class Hand:
         """The result of `work`, if it is there while `left()` is more than 0 seconds.
 
         Raises:
-            TimeoutError: it is not. A response that comes later is closed.
+            TooLateError: it is not. A response that comes later is closed; what comes next is done by another thread.
         """
         if self._thread is None:
             self._thread = threading.Thread(target=_serve, args=(self._jobs,), daemon=True)
@@ -30,9 +34,12 @@ class Hand:
             while (seconds := left()) > 0 and not job.done.wait(_waitable(seconds)):
                 pass
             if not job.done.is_set():
-                raise TimeoutError
+                raise TooLateError
             return job.take()
         finally:
+            if not job.done.is_set():
+                self.release()
+                self._jobs, self._thread = SimpleQueue(), None
             job.abandon()
 
     def release(self) -> None:

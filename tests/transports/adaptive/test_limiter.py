@@ -24,10 +24,9 @@ from stkai import (
 )
 from stkai._events import Event, RateChanged, Rejected, Waited
 from stkai.testing import FakeClock
-from stkai.transports import Context, adaptive, retry, token_bucket
+from stkai.transports import Context, Turn, adaptive, retry, token_bucket
 from stkai.transports._adaptive.law import HISTORY, Past, PlainLaw, TunedLaw
 from stkai.transports._adaptive.limiter import _START as START
-from stkai.transports._limit.tickets import Ticket
 
 from ...support.crowd import Waiter, drive
 from ...support.wire import Wire
@@ -47,15 +46,15 @@ def plain(penalty: float = 0.3, recovery: float = 0.05, **options: Any) -> AimdL
 
 def look(policy: AimdLimiter, now: float) -> float:
     """The rate at `now`; nobody comes or goes."""
-    policy.cancel(Ticket(), now)
+    policy.cancel(Turn(), now)
     return policy.rate
 
 
-def hold_back(policy: AimdLimiter, now: float) -> Ticket:
+def hold_back(policy: AimdLimiter, now: float) -> Turn:
     """Let somebody wait from `now` on."""
     while policy.take(now):
         pass
-    ticket = Ticket()
+    ticket = Turn()
     assert policy.remaining(ticket, now) > 0
     return ticket
 
@@ -98,8 +97,8 @@ def test_a_start_that_nobody_waits_for_does_not_double() -> None:
 def test_the_permits_of_the_start_are_the_integral_of_its_rate_however_often_one_looks(looks: int) -> None:
     policy = AimdLimiter(6000, 60, max_wait_time=None)
     queue = [hold_back(policy, 0.0)]
-    while (wait := policy.remaining(Ticket(), 0.0)) < 18.0:
-        queue.append(Ticket())
+    while (wait := policy.remaining(Turn(), 0.0)) < 18.0:
+        queue.append(Turn())
     for number in range(1, looks + 1):
         look(policy, 18.0 * number / looks)
     # From its first rate, doubling every 5 s, to 100 per second, and on at 100: one more in a hundredth of a second.
@@ -139,7 +138,7 @@ def test_each_gap_varies_by_a_tenth_and_never_more(chance: float) -> None:
     now = 1000.0
     while policy.take(now):
         pass
-    first, second = Ticket(), Ticket()
+    first, second = Turn(), Turn()
     wait = policy.remaining(first, now, chance)
     told = policy.remaining(second, now) - wait
     gap = 1 / policy.rate
@@ -186,7 +185,7 @@ def test_a_place_is_passed_on_with_its_gap_so_that_those_behind_go_when_they_wer
     policy = plain()
     while policy.take(0.0):
         pass
-    first, second, third, heir = Ticket(), Ticket(), Ticket(), Ticket()
+    first, second, third, heir = Turn(), Turn(), Turn(), Turn()
     told = [policy.remaining(ticket, 0.0, 1.0) for ticket in (first, second, third)]
     policy.cancel(second, 0.0)
     assert policy.remaining(heir, 0.0, 0.0) == pytest.approx(told[1])
@@ -200,7 +199,7 @@ def test_whoever_comes_back_takes_a_gap_of_the_same_kind(chance: float) -> None:
     policy = plain()
     while number := policy.take(0.0):
         last = number
-    behind, back = Ticket(), Ticket(last)
+    behind, back = Turn(), Turn(number=last)
     told = policy.remaining(behind, 0.0)
     policy.remaining(back, 0.0, chance)
     gap = 1 + 0.1 * (2 * chance - 1)
@@ -211,9 +210,9 @@ def test_the_gaps_of_those_who_left_hold_up_nobody() -> None:
     policy = plain()
     while policy.take(0.0):
         pass
-    first, last = Ticket(), Ticket()
+    first, last = Turn(), Turn()
     told = policy.remaining(first, 0.0)
-    leavers = [Ticket() for _ in range(20)]
+    leavers = [Turn() for _ in range(20)]
     for ticket in leavers:
         policy.remaining(ticket, 0.0, 1.0)
     policy.remaining(last, 0.0)
@@ -451,8 +450,8 @@ def test_a_refusal_pauses_as_long_as_the_server_asked_and_for_a_second_where_it_
     policy = plain()
     policy.refused(5.0, sent=5.0, asked=7.0, chance=0.0)
     assert not policy.take(11.999)
-    assert policy.remaining(Ticket(), 5.0) == 7.0
-    assert policy.remaining(Ticket(), 12.0) == 0.0
+    assert policy.remaining(Turn(), 5.0) == 7.0
+    assert policy.remaining(Turn(), 12.0) == 0.0
 
 
 def test_the_pause_doubles_with_each_refusal_in_a_row_up_to_the_window() -> None:
@@ -781,7 +780,7 @@ async def test_the_number_of_one_limiter_is_no_place_in_the_queue_of_another(wor
     clock, inner = FakeClock(start=100.0), TokenBucket(1, 5.0)
     for number in range(21):
         assert inner.take(5.0 * number)
-    assert inner.remaining(Ticket(), 100.0) == 5.0
+    assert inner.remaining(Turn(), 100.0) == 5.0
     transport = world.build(StackBuilder((adaptive(plain()), token_bucket(inner)), clock=clock), Wire(200))
     request = httpx.Request("POST", URL, extensions={"stkai": RequestOptions(max_wait_time=1.0)})
     with pytest.raises(TokenAcquisitionTimeoutError) as caught:

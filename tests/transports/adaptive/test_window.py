@@ -14,10 +14,9 @@ from stkai._events import Event, RateChanged
 from stkai.testing import FakeClock
 from stkai.testing._gate import rate_headers
 from stkai.testing._quota import FixedWindow
-from stkai.transports import adaptive
+from stkai.transports import Turn, adaptive
 from stkai.transports._adaptive.headers import Reading
 from stkai.transports._adaptive.window import WindowGuide
-from stkai.transports._limit.tickets import Ticket
 
 from ...support.wire import Wire
 from ...support.world import World
@@ -406,15 +405,15 @@ def led() -> AimdLimiter:
 
 def look(policy: AimdLimiter, now: float) -> float:
     """The rate at `now`; nobody comes or goes."""
-    policy.cancel(Ticket(), now)
+    policy.cancel(Turn(), now)
     return policy.rate
 
 
-def queue_up(policy: AimdLimiter, now: float) -> Ticket:
+def queue_up(policy: AimdLimiter, now: float) -> Turn:
     """Let somebody wait from `now` on."""
     while policy.take(now):
         pass
-    ticket = Ticket()
+    ticket = Turn()
     assert policy.remaining(ticket, now) > 0
     return ticket
 
@@ -442,7 +441,7 @@ def test_a_long_wait_within_a_window_is_slept_in_halves_also_at_the_whole_quota(
 def test_a_used_up_window_pauses_everybody_until_its_end() -> None:
     policy = led()
     policy.succeeded(30.0, 30.0, reading(30.0, 0))
-    wait = policy.remaining(Ticket(), 30.0)
+    wait = policy.remaining(Turn(), 30.0)
     assert 30.0 <= wait < 30.0 + 1 / policy.rate
     assert policy.take(59.9) == 0
 

@@ -20,10 +20,10 @@ from stkai.transports import (
     AsyncTokenBucketTransport,
     Context,
     TokenBucketTransport,
+    Turn,
     retry,
     token_bucket,
 )
-from stkai.transports._limit.tickets import Ticket
 
 from ...support.wire import Wire
 from ...support.world import World
@@ -331,7 +331,7 @@ async def test_a_call_that_comes_back_while_others_sleep_and_finds_a_permit_does
             return 200
         while policy.take(0.0):
             pass
-        policy.remaining(Ticket(), 0.0)
+        policy.remaining(Turn(), 0.0)
         clock.advance(3.0)
         return 503
 

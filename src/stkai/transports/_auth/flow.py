@@ -42,42 +42,41 @@ class _AuthFlow(LayerBase):
         token = self.kept()
         if token is None:
             token = yield from self.fetch(attempt, _NONE)
-        signature = attempt.signature = _Signature(self, attempt, token)
-        try:
-            response = yield from self.forward(policy.sign(request, token, attempt), attempt)
-        except Exception as error:
-            if isinstance(error, alike(httpx.RequestError)):
-                hide_frames(error)
-            raise
-        response.request = request
-        if response.status_code != _UNAUTHORIZED:
-            return response
-        refused = signature.token
-        policy.provider.forget(refused.value)
-        if not can_resend(request):
-            return response
-        token = self.kept()
-        if token is None:
+        renewed = False
+        while True:
+            signature = attempt.signature = _Signature(self, attempt, token)
             try:
-                # The connection goes back first: the renewal may need it.
-                yield Load(response, _MOST)
-                token = yield from self.fetch(attempt, _REFUSED)
+                response = yield from self.forward(policy.sign(request, token, attempt), attempt)
+            except Exception as error:
+                if isinstance(error, alike(httpx.RequestError)):
+                    hide_frames(error)
+                raise
+            response.request = request
+            if response.status_code != _UNAUTHORIZED or renewed:
+                return response
+            try:
+                token = yield from self._another(request, response, signature.token, attempt)
             except BaseException:
                 yield Close(response)
                 raise
-        if token.value == refused.value:
-            return response
-        yield Drain(response)
-        attempt = attempt.again()
-        attempt.signature = _Signature(self, attempt, token)
-        try:
-            response = yield from self.forward(policy.sign(request, token, attempt), attempt)
-        except Exception as error:
-            if isinstance(error, alike(httpx.RequestError)):
-                hide_frames(error)
-            raise
-        response.request = request
-        return response
+            if token is None:
+                return response
+            yield Drain(response)
+            attempt, renewed = attempt.again(), True
+
+    def _another(
+        self, request: httpx.Request, response: httpx.Response, refused: Token, attempt: Attempt
+    ) -> Steps[Token | None]:
+        """A token in place of the one that was refused, or None where another attempt could not help."""
+        self.policy.provider.forget(refused.value)
+        if not can_resend(request):
+            return None
+        token = self.kept()
+        if token is None:
+            # The connection goes back first: the renewal may need it.
+            yield Load(response, _MOST)
+            token = yield from self.fetch(attempt, _REFUSED)
+        return None if token.value == refused.value else token
 
     def kept(self) -> Token | None:
         """The token that is there without waiting, or None."""

@@ -13,7 +13,7 @@ from ..._events import RateChanged, Rejected, Waited
 from ..._options import UNSET, check_cost
 from .._base import AsyncLayerTransport, Context, Layer, LayerBase, LayerTransport
 from .._call import PACED, Attempt
-from .._operations import Flow, Operation, Sleep, Steps
+from .._operations import Close, Flow, Operation, Sleep, Steps
 from .limiter import Answer, Limiter, Turn
 from .metering import metered
 from .per_host import PerHost
@@ -29,6 +29,9 @@ _TICK: Final = 1e-6
 
 _LONG: Final = 1.0
 """Seconds; a longer wait is worth a line in the log."""
+
+_LONGEST: Final = 3600.0
+"""Seconds; a longer wait is slept in pieces: no system sleeps for any number of seconds."""
 
 
 class _LimitFlow(LayerBase):
@@ -71,14 +74,19 @@ class _LimitFlow(LayerBase):
             answer = Answer(sent, clock.monotonic(), None, error, clock.utcnow, 0.5)
             limiter.learn(turn, answer)
             raise
-        answer = Answer(sent, clock.monotonic(), response, None, clock.utcnow, turn.chance)
-        change = limiter.learn(turn, answer)
-        if turn.paced:
-            response.extensions[PACED] = True
-        if change is not None:
-            context.emit(RateChanged(call=attempt.info, old=change.old, new=change.new, reason=change.reason))
-        if counts_units and self.settle is not None:
-            metered(response, self.settle, lambda cost: limiter.settle(turn, cost, clock.monotonic()))
+        try:
+            answer = Answer(sent, clock.monotonic(), response, None, clock.utcnow, turn.chance)
+            change = limiter.learn(turn, answer)
+            if turn.paced:
+                response.extensions[PACED] = True
+            if change is not None:
+                event = RateChanged(call=attempt.info, old=change.old, new=change.new, reason=change.reason)
+                context.emit(event)
+            if counts_units and self.settle is not None:
+                metered(response, self.settle, lambda cost: limiter.settle(turn, cost, clock.monotonic()))
+        except BaseException:  # The limiter is the user's own, or the listener.
+            yield Close(response)
+            raise
         return response
 
     def _wait(
@@ -92,6 +100,7 @@ class _LimitFlow(LayerBase):
             allowed = limiter.max_wait_time
         # The attempts of a call share what it may wait.
         limit = math.inf if allowed is None else allowed - record.queued
+        refusal: Rejected | None = None
         try:
             while wait:
                 if isinstance(wait, Operation):
@@ -101,24 +110,26 @@ class _LimitFlow(LayerBase):
                     left = call.time_left(now)
                     if wait > min(left, limit - waited) + _TICK:
                         if left < limit - waited:
-                            raise attempt.too_late(now + left)
-                        raise TokenAcquisitionTimeoutError(
-                            record.queued + waited,
-                            allowed or 0.0,
-                            required=record.queued + waited + wait,
+                            refusal = Rejected(call=attempt.info, layer=self.name, wait=wait, limit=left)
+                            raise attempt.no_time_for(wait, left)
+                        waited += record.queued
+                        error = TokenAcquisitionTimeoutError(waited, allowed or 0.0, required=waited + wait)
+                        refusal = Rejected(
+                            call=attempt.info,
+                            layer=self.name,
+                            wait=error.required,
+                            limit=error.max_wait_time,
                         )
-                    yield Sleep(min(wait, turn.nap))
+                        raise error
+                    yield Sleep(min(wait, turn.nap, _LONGEST))
                 now = clock.monotonic()
                 wait = limiter.ask(turn, now)
-        except BaseException as reason:
+        except BaseException:
             now = clock.monotonic()
             limiter.leave(turn, now)
             record.queued += now - start
-            if isinstance(reason, TokenAcquisitionTimeoutError):
-                event = Rejected(
-                    call=attempt.info, layer=self.name, wait=reason.required, limit=reason.max_wait_time
-                )
-                context.emit(event)
+            if refusal is not None:
+                context.emit(refusal)
             raise
         waited = now - start
         record.queued += waited

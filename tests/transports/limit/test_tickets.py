@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stkai import AimdLimiter, ConfigurationError, TokenBucket
-from stkai.transports import Context
-from stkai.transports._limit.tickets import TICK, Ticket, TicketQueue, _forget_all_waiters
+from stkai.transports import Context, Turn
+from stkai.transports._limit.tickets import TICK, TicketQueue, _forget_all_waiters
 
 from ...support.crowd import Waiter, drive, most_in_excess
 
@@ -125,7 +125,7 @@ def test_those_who_sleep_go_when_they_were_told_whoever_leaves_and_whoever_comes
 def test_a_permit_given_back_is_there_for_the_next_in_line() -> None:
     queue = bucket()
     assert queue.take(0.0)
-    first, second = Ticket(), Ticket()
+    first, second = Turn(), Turn()
     assert (queue.remaining(first, 0.0), queue.remaining(second, 0.0)) == (1.0, 2.0)
     queue.cancel(first, 0.5)
     assert queue.remaining(second, 0.5) == 0.5
@@ -135,10 +135,10 @@ def test_a_permit_given_back_is_there_for_the_next_in_line() -> None:
 def test_the_place_of_somebody_who_left_goes_to_the_next_that_comes_while_those_behind_sleep() -> None:
     queue = bucket()
     assert queue.take(0.0)
-    sleepers = [Ticket() for _ in range(3)]
+    sleepers = [Turn() for _ in range(3)]
     assert [queue.remaining(ticket, 0.0) for ticket in sleepers] == [1.0, 2.0, 3.0]
     queue.cancel(sleepers[1], 0.5)
-    new, last = Ticket(), Ticket()
+    new, last = Turn(), Turn()
     assert queue.remaining(new, 0.5) == 1.5
     assert queue.remaining(last, 0.5) == 3.5
     assert queue.remaining(sleepers[0], 1.0) == 0.0
@@ -149,7 +149,7 @@ def test_the_place_of_somebody_who_left_goes_to_the_next_that_comes_while_those_
 def test_a_place_whose_time_is_over_is_not_given_away() -> None:
     queue = bucket()
     assert queue.take(0.0)
-    left, sleeper, new = Ticket(), Ticket(), Ticket()
+    left, sleeper, new = Turn(), Turn(), Turn()
     assert (queue.remaining(left, 0.0), queue.remaining(sleeper, 0.0)) == (1.0, 2.0)
     queue.cancel(left, 0.5)
     assert queue.remaining(new, 1.9) > 0
@@ -159,7 +159,7 @@ def test_a_place_whose_time_is_over_is_not_given_away() -> None:
 def test_a_place_is_not_given_away_once_somebody_behind_has_moved_up() -> None:
     queue = bucket()
     assert queue.take(0.0)
-    left, sleeper, new = Ticket(), Ticket(), Ticket()
+    left, sleeper, new = Turn(), Turn(), Turn()
     assert (queue.remaining(left, 0.0), queue.remaining(sleeper, 0.0)) == (1.0, 2.0)
     queue.cancel(left, 0.25)
     assert queue.remaining(sleeper, 0.5) == 0.5
@@ -183,9 +183,9 @@ def test_a_crowd_with_little_patience_does_not_stop_the_traffic() -> None:
 def test_whoever_comes_back_with_its_number_goes_first() -> None:
     queue = bucket()
     number = queue.take(0.0)
-    waiting = Ticket()
+    waiting = Turn()
     assert queue.remaining(waiting, 0.0) == 1.0
-    again = Ticket(number)
+    again = Turn(number=number)
     assert queue.remaining(again, 0.5) == 0.5
     assert queue.remaining(waiting, 1.0) == 1.0
     assert queue.remaining(again, 1.0) == 0.0
@@ -194,7 +194,7 @@ def test_whoever_comes_back_with_its_number_goes_first() -> None:
 
 def test_a_ticket_that_the_queue_does_not_know_is_neither_stranded_nor_served_for_another() -> None:
     queue = bucket()
-    stale, other = Ticket(), Ticket()
+    stale, other = Turn(), Turn()
     assert queue.take(0.0)
     assert queue.remaining(stale, 0.0) == 1.0
     queue.forget_waiters()
@@ -206,7 +206,7 @@ def test_a_ticket_that_the_queue_does_not_know_is_neither_stranded_nor_served_fo
 
 def test_a_waiter_that_never_wakes_does_not_hold_up_the_others_for_ever() -> None:
     queue = bucket()
-    lost, others = Ticket(), [Waiter(0.5 * number) for number in range(1, 20)]
+    lost, others = Turn(), [Waiter(0.5 * number) for number in range(1, 20)]
     assert queue.take(0.0)
     assert queue.remaining(lost, 0.0) == 1.0
     gone = drive(queue, others)
@@ -217,12 +217,12 @@ def test_a_waiter_that_never_wakes_does_not_hold_up_the_others_for_ever() -> Non
 
 def test_a_waiter_that_woke_far_too_late_still_goes_before_those_who_came_after_it() -> None:
     queue = bucket()
-    late, other = Ticket(), Ticket()
+    late, other = Turn(), Turn()
     assert queue.take(0.0)
     assert queue.remaining(late, 0.0) == 1.0
     assert queue.remaining(other, 0.0) == 2.0
     assert queue.remaining(other, 7.0) == 0.0
-    third = Ticket()
+    third = Turn()
     assert queue.remaining(third, 7.0) == pytest.approx(0.75)
     assert queue.remaining(late, 7.5) == pytest.approx(0.25)
     assert queue.remaining(third, 7.75) == pytest.approx(1.0)
@@ -232,8 +232,8 @@ def test_a_waiter_that_woke_far_too_late_still_goes_before_those_who_came_after_
 def test_two_attempts_of_one_call_may_wait_side_by_side() -> None:
     queue = bucket()
     number = queue.take(0.0)
-    pair = [Ticket(number), Ticket(number)]
-    behind = Ticket()
+    pair = [Turn(number=number), Turn(number=number)]
+    behind = Turn()
     assert [queue.remaining(ticket, 0.0) for ticket in [*pair, behind]] == [1.0, 2.0, 3.0]
     assert [queue.remaining(ticket, 0.5) for ticket in [*pair, behind]] == [0.5, 1.5, 2.5]
     queue.cancel(pair[1], 0.5)
@@ -244,12 +244,12 @@ def test_two_attempts_of_one_call_may_wait_side_by_side() -> None:
 
 def test_leaving_twice_or_after_having_gone_changes_nothing() -> None:
     queue = bucket()
-    gone, waiting = Ticket(), Ticket()
+    gone, waiting = Turn(), Turn()
     assert queue.remaining(gone, 0.0) == 0.0
     assert queue.remaining(waiting, 0.0) == 1.0
     queue.cancel(gone, 0.5)
     queue.cancel(gone, 0.5)
-    queue.cancel(Ticket(), 0.5)
+    queue.cancel(Turn(), 0.5)
     assert queue.waiting == 1
     assert queue.remaining(waiting, 0.5) == 0.5
 
@@ -259,7 +259,7 @@ def test_a_clock_that_jumps_neither_bursts_beyond_a_quarter_second_nor_stalls(
     rate: float, burst: float, count: int, jump: float
 ) -> None:
     queue = bucket(rate, burst)
-    tickets = [Ticket() for _ in range(count)]
+    tickets = [Turn() for _ in range(count)]
     waiting = [ticket for ticket in tickets if queue.remaining(ticket, 0.0)]
     at_once = [ticket for ticket in waiting if queue.remaining(ticket, jump) == 0.0]
     assert len(at_once) <= burst + 0.25 * rate + rounding(rate)
@@ -267,7 +267,7 @@ def test_a_clock_that_jumps_neither_bursts_beyond_a_quarter_second_nor_stalls(
     assert drive_on(queue, late, jump) <= jump + (len(late) + rounding(rate)) / rate + 1e-6
 
 
-def drive_on(queue: TicketQueue, tickets: list[Ticket], now: float) -> float:
+def drive_on(queue: TicketQueue, tickets: list[Turn], now: float) -> float:
     for ticket in tickets:
         while wait := queue.remaining(ticket, now):
             now += wait
@@ -276,7 +276,7 @@ def drive_on(queue: TicketQueue, tickets: list[Ticket], now: float) -> float:
 
 def test_a_clock_that_goes_back_stands_still_instead() -> None:
     queue = bucket()
-    ticket = Ticket()
+    ticket = Turn()
     assert queue.take(10.0)
     assert queue.remaining(ticket, 9.0) == 1.0
     assert queue.remaining(ticket, 11.0) == 0.0
@@ -285,7 +285,7 @@ def test_a_clock_that_goes_back_stands_still_instead() -> None:
 def test_a_sleep_is_never_too_short_to_move_a_clock_that_has_run_for_years() -> None:
     queue, now = bucket(rate=1e8), 1e9
     assert queue.take(now)
-    wait = queue.remaining(Ticket(), now)
+    wait = queue.remaining(Turn(), now)
     assert wait == TICK
     assert now + wait > now
 
@@ -305,7 +305,7 @@ def test_a_pause_holds_everyone_also_those_who_sleep_already(
     count: int, refusals: list[tuple[float, float]]
 ) -> None:
     limiter = AimdLimiter(600, 60)
-    waiting = [Ticket() for _ in range(count)]
+    waiting = [Turn() for _ in range(count)]
     for ticket in waiting:
         limiter.remaining(ticket, 0.0)
     now, until = 0.0, 0.0
@@ -323,7 +323,7 @@ def test_a_cut_applies_to_those_who_wait() -> None:
     limiter = AimdLimiter(60, 60, penalty_factor=0.5, recovery_factor=0.05)
     while limiter.take(0.0):
         pass
-    tickets = [Ticket() for _ in range(4)]
+    tickets = [Turn() for _ in range(4)]
     before = [limiter.remaining(ticket, 0.0) for ticket in tickets]
     limiter.refused(0.0, sent=0.0, asked=0.0, chance=0.0)
     after = [limiter.remaining(ticket, 0.0) for ticket in tickets]
@@ -396,7 +396,7 @@ def in_a_child(function: Callable[[], str]) -> str:
 @needs_fork
 def test_a_child_forked_while_a_thread_holds_the_lock_is_not_stuck_and_has_nobody_elses_queue() -> None:
     queue = bucket(burst=2.0)
-    waiting = [Ticket() for _ in range(10)]
+    waiting = [Turn() for _ in range(10)]
     for ticket in waiting:
         queue.remaining(ticket, 0.0)
     locked, done = threading.Event(), threading.Event()
@@ -410,7 +410,7 @@ def test_a_child_forked_while_a_thread_holds_the_lock_is_not_stuck_and_has_nobod
     holder.start()
     locked.wait()
     try:
-        answer = in_a_child(lambda: f"{queue.waiting} waiting, wait {queue.remaining(Ticket(), 0.0):g}")
+        answer = in_a_child(lambda: f"{queue.waiting} waiting, wait {queue.remaining(Turn(), 0.0):g}")
     finally:
         done.set()
         holder.join()
@@ -423,7 +423,7 @@ def test_after_a_fork_no_queue_has_waiters() -> None:
     for queue in queues:
         while queue.take(0.0):
             pass
-        queue.remaining(Ticket(), 0.0)
+        queue.remaining(Turn(), 0.0)
     _forget_all_waiters()
     assert [queue.waiting for queue in queues] == [0, 0]
 
