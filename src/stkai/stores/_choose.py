@@ -1,0 +1,48 @@
+"""From what `store=` and STKAI_RATE_LIMIT_STORE may be to the store itself."""
+
+import os
+from urllib.parse import unquote, urlsplit
+
+from .._errors import ConfigurationError
+from ._file import FileStore
+from ._protocol import Store
+from ._redis import SCHEMES, RedisStore
+
+ALLOWED = "'file', a URL (file:///directory, redis://, rediss:// or unix://), or a Store"
+
+
+def check_store(store: object) -> None:
+    """Check the form of `store=`, without opening anything.
+
+    Raises:
+        ConfigurationError: it is nothing that a store can be made of.
+    """
+    if store is None or store == "file" or (not isinstance(store, str | type) and isinstance(store, Store)):
+        return
+    if not isinstance(store, str):
+        raise ConfigurationError(f"store must be {ALLOWED}, not a {type(store).__name__}")
+    scheme, separator, rest = store.partition("://")
+    if not separator:
+        raise ConfigurationError(f"store must be {ALLOWED}, not {store.rpartition('@')[2]!r}")
+    if scheme not in ("file", *SCHEMES):
+        raise ConfigurationError(f"store has the scheme {scheme!r}; it must be {ALLOWED}")
+    if scheme == "file" and not (rest.startswith("/") and rest.strip("/")):
+        raise ConfigurationError(f"store must name a directory, as in file:///directory, not {store!r}")
+
+
+def store_from(store: "str | Store | None", timeout: float = 0.25) -> Store:
+    """The store that is meant; `timeout` in seconds is for a URL of Redis.
+
+    Raises:
+        ConfigurationError: there is no such store, or it cannot work.
+    """
+    check_store(store)
+    if store is None or store == "file":
+        return FileStore()
+    if not isinstance(store, str):
+        return store
+    if store.startswith("file://"):
+        path = unquote(urlsplit(store).path)
+        # file:///C:/directory names a drive.
+        return FileStore(path[1:] if os.name == "nt" and path[2:3] == ":" else path)
+    return RedisStore(store, timeout=timeout)

@@ -1,0 +1,280 @@
+"""A quota that the processes of one machine share through a file. No server is needed."""
+
+import os
+import threading
+from hashlib import blake2b
+from pathlib import Path
+
+from .._clock import SystemClock
+from .._errors import ConfigurationError
+from . import _tickets
+from ._locks import lock, read_at, try_lock, unlock, write_at
+from ._place import check_share, default_directory, file_name, make_directory, open_state
+from ._protocol import Ask, Law, Lease, Snapshot
+from ._record import SIZE, PackedMembers, Record, newest, unpack
+from ._tickets import State
+
+_LOCK_TIMEOUT = 0.25
+_LOOK_AGAIN = 0.25
+"""Seconds between looks whether the file that is open is still the one of its name."""
+
+_TWO_MACHINES = 60.0
+_BACKWARDS = 5.0
+"""Seconds by which a clock may be behind the file's; more, and the file's clock is not this one."""
+
+_clock = SystemClock()
+
+
+class _OpenShare:
+    """The file of one share, open in this process.
+
+    Attributes:
+        checked: when it was last seen in its place.
+        wall: seconds since 1970 when it was last seen there.
+        known: what this process wrote last, and the slot's content; none of it if a step failed.
+    """
+
+    __slots__ = ("checked", "fd", "identity", "known", "lock", "wall")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        about = os.fstat(fd)
+        self.identity = (about.st_dev, about.st_ino)
+        self.checked = -_LOOK_AGAIN
+        self.wall = 0.0
+        self.known: tuple[Record, bytes] | None = None
+        self.lock = threading.Lock()
+
+    def read(self, now: float) -> Record:
+        """The state in the file, or a new one where there is none that can be used.
+
+        Raises:
+            ConfigurationError: another machine writes to the same file.
+        """
+        content = read_at(self.fd, SIZE, 0)
+        known, self.known = self.known, None
+        if known is not None:
+            offset = known[0].offset
+            if content.startswith(known[1], offset) and newest(content) == offset:
+                return known[0]
+        record = unpack(content)
+        boot = _boot_id()
+        if record is not None:
+            if record.boot == boot and record.state.last <= now + _BACKWARDS:
+                return record
+            if record.boot != boot:
+                self._check_alone(record, now)
+        number = 0 if record is None else record.number
+        return Record(number, boot, 0.0, State(now, PackedMembers(oldest=now)))
+
+    def write(self, record: Record) -> None:
+        """Write the state into the other slot."""
+        record.number += 1
+        record.wall = self.wall
+        content = record.pack()
+        written = write_at(self.fd, content, record.offset)
+        if written != len(content):
+            raise OSError(
+                f"only {written} of {len(content)} bytes of the state were written: is the disk full?"
+            )
+        self.known = record, content
+
+    def release(self) -> None:
+        """Let others have the file."""
+        try:
+            unlock(self.fd)
+        finally:
+            self.lock.release()
+
+    def _check_alone(self, record: Record, now: float) -> None:
+        """Refuse a file that another machine wrote to while this one was running.
+
+        Raises:
+            ConfigurationError: two machines share it.
+        """
+        wall = _clock.utcnow().timestamp()
+        since = max(
+            wall - now, wall - _TWO_MACHINES
+        )  # Before that, it may have been this one, before it was restarted.
+        if since < record.wall <= wall + _BACKWARDS:
+            raise ConfigurationError(
+                "two machines share one state file, and their clocks have nothing in common;"
+                " share the quota through Redis: store='redis://host:6379'"
+            )
+
+
+class FileStore:
+    """A directory with one state file for each share, for the processes of one user on one machine.
+
+    Args:
+        path: the directory; made with mode 0700 where it is missing. By default, one of this user's own in the
+            machine's directory for temporary files.
+
+    Raises:
+        ConfigurationError: there is something else in the place of the directory, or nothing to make it in.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self._private = path is None
+        self.path = default_directory() if path is None else Path(os.path.abspath(os.fspath(path)))  # noqa: PTH100
+        try:
+            make_directory(self.path, private=self._private)
+        except ConfigurationError:
+            raise
+        except OSError:
+            pass  # It cannot be had now; every lease tries again.
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._shares: dict[str, _OpenShare] = {}
+
+    def lease(self, ask: Ask) -> Lease:
+        """Take permits.
+
+        Raises:
+            ConfigurationError: another machine uses the file as well, or it is not a plain file.
+            OSError: the file cannot be read or written, or its lock cannot be had within 0.25 s.
+        """
+        found = self._lease(ask, wait=True)
+        assert found is not None
+        return found
+
+    def try_lease(self, ask: Ask) -> Lease | None:
+        """Take permits if that needs no waiting; None if somebody else holds the lock."""
+        return self._lease(ask, wait=False)
+
+    def amend(self, epoch: int, law: Law) -> bool:
+        """Put a new adaptive state in the place of the one that `law.version` names."""
+        share = self._hold(law.share, wait=True)
+        assert share is not None
+        try:
+            now = _clock.monotonic()
+            record = share.read(now)
+            done = _tickets.amend(record.state, epoch, law, now)
+            if done:
+                share.write(record)
+            return done
+        finally:
+            share.release()
+
+    def look(self, share: str) -> Snapshot | None:
+        """What can be seen of a share from outside; None where nobody has used it."""
+        if not (self.path / file_name(check_share(share))).is_file():
+            return None
+        held = self._hold(share, wait=True)
+        assert held is not None
+        try:
+            now = _clock.monotonic()
+            state = held.read(now).state
+            return _tickets.look(state, now) if state.rate else None
+        finally:
+            held.release()
+
+    def reset(self, share: str) -> None:
+        """Forget all that is known of a share; members that are alive begin anew."""
+        (self.path / file_name(check_share(share))).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the files; the next lease opens them again."""
+        if self._pid != os.getpid():
+            self._leave_parents_files()
+        with self._lock:
+            shares, self._shares = list(self._shares.values()), {}
+        for share in shares:
+            with share.lock:
+                os.close(share.fd)
+
+    def __repr__(self) -> str:
+        return f"FileStore({str(self.path)!r})"
+
+    def _lease(self, ask: Ask, *, wait: bool) -> Lease | None:
+        share = self._hold(ask.share, wait=wait)
+        if share is None:
+            return None
+        try:
+            now = _clock.monotonic()
+            record = share.read(now)
+            lease = _tickets.lease(record.state, ask, now)
+            share.write(record)
+            return lease
+        finally:
+            share.release()
+
+    def _hold(self, name: str, *, wait: bool) -> _OpenShare | None:
+        """The share with its lock held; None if that would need waiting and must not."""
+        if self._pid != os.getpid():
+            self._leave_parents_files()
+        while True:
+            share = self._shares.get(name) or self._open(name)
+            if not share.lock.acquire(timeout=_LOCK_TIMEOUT if wait else 0):
+                if not wait:
+                    return None
+                raise TimeoutError(f"another thread held the state file for {_LOCK_TIMEOUT:g} s")
+            try:
+                if self._shares.get(name) is share:
+                    if wait:
+                        lock(share.fd, _LOCK_TIMEOUT, _clock)
+                    elif not try_lock(share.fd):
+                        share.lock.release()
+                        return None
+                    if self._is_in_place(name, share):
+                        return share
+                    self._drop(name, share)
+                share.lock.release()
+            except BaseException:
+                share.lock.release()
+                raise
+
+    def _open(self, name: str) -> _OpenShare:
+        fd = open_state(self.path, file_name(check_share(name)), private=self._private)
+        share = _OpenShare(fd)
+        with self._lock:
+            first = self._shares.setdefault(name, share)
+        if first is not share:
+            os.close(fd)
+        return first
+
+    def _is_in_place(self, name: str, share: _OpenShare) -> bool:
+        """Whether the open file is still the one that others find."""
+        now = _clock.monotonic()
+        if now - share.checked < _LOOK_AGAIN:
+            return True
+        share.checked, share.wall = now, _clock.utcnow().timestamp()
+        try:
+            about = (self.path / file_name(name)).lstat()
+        except OSError:
+            return False
+        return (about.st_dev, about.st_ino) == share.identity
+
+    def _drop(self, name: str, share: _OpenShare) -> None:
+        """Close a file that others do not find any more; closing it lets go of its lock."""
+        with self._lock:
+            if self._shares.get(name) is share:
+                del self._shares[name]
+        os.close(share.fd)
+
+    def _leave_parents_files(self) -> None:
+        """Open the files anew in a forked child: the lock of a descriptor that two processes have holds off neither.
+
+        Closing only: unlocking would let go of the parent's lock.
+        """
+        shares = self._shares
+        self._begin()
+        for share in shares.values():
+            os.close(share.fd)
+
+
+_boot: list[bytes] = []
+
+
+def _boot_id() -> bytes:
+    """Which start of which machine this is: 16 bytes; all the same where the system does not tell."""
+    if not _boot:
+        try:
+            told = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+        except OSError:
+            told = b""
+        _boot.append(blake2b(told, digest_size=16).digest())
+    return _boot[0]

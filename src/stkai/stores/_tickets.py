@@ -1,0 +1,250 @@
+"""The ticket clock of a shared quota: numbers in, numbers out. `tickets.lua` says the same, line by line.
+
+A virtual-scheduling form of the leaky bucket (GCRA: ITU-T I.371, annex A): `next` is the place of the next permit on
+the store's clock. Places that come back are given away first. A property test holds both languages equal.
+"""
+
+import math
+from typing import Protocol
+
+from ._protocol import Ask, Law, Lease, Snapshot
+
+AHEAD = 0.25
+"""Seconds of its share that a member may lease in advance."""
+
+FORGET = 10.0
+"""Seconds of silence after which a member is forgotten."""
+
+MOST_VACANT = 64
+_SPAN = 10.0
+"""Seconds over which `used` is counted."""
+
+_ROUNDING = 1e-6
+"""Permits."""
+
+
+class Members(Protocol):
+    """Who shares the quota, and when each was last seen."""
+
+    def seen(self, member: str, now: float, waiting: int) -> int:
+        """Note that the member is there, forget the silent ones, and count who is left."""
+        ...
+
+    def count(self, now: float) -> tuple[int, int]:
+        """How many members there are, and how many requests wait in them."""
+        ...
+
+
+class KnownMembers:
+    """Members in a dict."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[float, int]] = {}
+
+    def seen(self, member: str, now: float, waiting: int) -> int:
+        self._seen[member] = (now, waiting)
+        for other in [name for name, (at, _) in self._seen.items() if at <= now - FORGET]:
+            del self._seen[other]
+        return len(self._seen)
+
+    def count(self, now: float) -> tuple[int, int]:
+        alive = [waiting for at, waiting in self._seen.values() if at > now - FORGET]
+        return len(alive), sum(alive)
+
+
+class State:
+    """All that is known of one share; times are instants on the store's clock, in seconds.
+
+    Attributes:
+        epoch: counts refusals; begins anew, above all earlier ones, when a state is lost.
+        version: counts the changes of the law.
+        last: the latest instant at which the state was used.
+        quota, burst: of the member that started last.
+        max_cost, cost_rate: likewise, in units of cost.
+        began: when that member started, by its own clock.
+        owner_seen: when a member was last seen that started then.
+        rate, depth: permits per second and burst in force.
+        next: the place of the next permit.
+        empty: when the bucket of units was empty, or will be.
+        paused: when the pause ends.
+        refused: when the last 429 was reported; -1 where none was.
+        span, used, before: the running span of ten seconds, the permits leased in it and in the one before.
+        written: when the law was written.
+        memory: what the law remembers.
+        vacant: places that were given back, in ascending order.
+    """
+
+    __slots__ = (
+        "before",
+        "began",
+        "burst",
+        "cost_rate",
+        "depth",
+        "empty",
+        "epoch",
+        "last",
+        "max_cost",
+        "members",
+        "memory",
+        "next",
+        "owner_seen",
+        "paused",
+        "quota",
+        "rate",
+        "refused",
+        "span",
+        "used",
+        "vacant",
+        "version",
+        "written",
+    )
+
+    def __init__(self, now: float, members: Members) -> None:
+        self.epoch = self.version = math.floor(now * 1000000)
+        self.last = self.next = self.empty = self.written = now
+        self.began = self.owner_seen = self.paused = self.refused = -1.0
+        self.quota = self.burst = self.max_cost = self.cost_rate = self.rate = self.depth = 0.0
+        self.span = self.used = self.before = 0
+        self.memory = ""
+        self.vacant: list[float] = []
+        self.members = members
+
+
+def lease(state: State, ask: Ask, now: float) -> Lease:
+    """Take a step of the clock for one member."""
+    now = state.last = max(now, state.last)
+    members = state.members.seen(ask.member, now, ask.waiting)
+    _agree(state, ask, now)
+    if ask.refused is not None:
+        _refuse(state, ask.refused.epoch, now + ask.refused.pause, now)
+    if ask.settle and state.cost_rate:
+        state.empty += ask.settle / state.cost_rate
+    spacing = 1.0 / state.rate
+    for seconds in ask.back:
+        _take_back(state, now + seconds, spacing, now)
+    while state.vacant and state.vacant[0] <= now:
+        del state.vacant[0]
+    count, wait, gap = 0, 0.0, spacing
+    if ask.want > 0:
+        share = math.floor(state.rate * AHEAD / members + _ROUNDING)
+        count, wait, gap = _grant(state, ask, min(ask.want, max(1, share)), spacing, now)
+        span = math.floor(now / _SPAN)
+        if span != state.span:
+            state.before = state.used if span == state.span + 1 else 0
+            state.span, state.used = span, 0
+        state.used += count
+    law = None
+    if state.memory:
+        age = now - state.written
+        law = Law(ask.share, state.rate, state.depth, state.memory, state.version, age)
+    pause = max(0.0, state.paused - now)
+    return Lease(count, wait, gap, pause, state.rate, state.epoch, members, law, state.quota, state.burst)
+
+
+def amend(state: State, epoch: int, law: Law, now: float) -> bool:
+    """Put a new law in force, unless epoch or version have moved."""
+    if epoch != state.epoch or law.version != state.version:
+        return False
+    state.last = max(now, state.last)
+    state.version += 1
+    state.rate, state.depth, state.memory, state.written = law.rate, law.burst, law.memory, state.last
+    return True
+
+
+def look(state: State, now: float) -> Snapshot:
+    """What can be seen from outside."""
+    now = max(now, state.last)
+    members, waiting = state.members.count(now)
+    span = math.floor(now / _SPAN)
+    used = state.used if span == state.span else 0
+    before = state.before if span == state.span else state.used if span == state.span + 1 else 0
+    elapsed = now - span * _SPAN
+    lately = (used + before * (1 - elapsed / _SPAN)) / _SPAN
+    queue = max(0.0, state.next - now)
+    pause = max(0.0, state.paused - now)
+    refused = now - state.refused if state.refused >= 0 else None
+    return Snapshot(
+        members, state.rate, state.quota, state.burst, lately, waiting, queue, pause, refused, state.epoch
+    )
+
+
+def _agree(state: State, ask: Ask, now: float) -> None:
+    """Follow the quota of the member that started last, as long as there is one that started then."""
+    max_cost = ask.max_cost or 0.0
+    same = (
+        ask.rate == state.quota
+        and ask.burst == state.burst
+        and max_cost == state.max_cost
+        and ask.cost_rate == state.cost_rate
+    )
+    if ask.started > state.began or state.owner_seen <= now - FORGET:
+        if not same:
+            state.quota = state.rate = ask.rate
+            state.burst = state.depth = ask.burst
+            state.max_cost, state.cost_rate = max_cost, ask.cost_rate
+            state.memory = ""
+            state.version += 1
+        state.began, state.owner_seen = ask.started, now
+    elif same and ask.started == state.began:
+        state.owner_seen = now
+
+
+def _refuse(state: State, epoch: int, until: float, now: float) -> None:
+    """Pause everybody; a refusal of an older epoch can only make the pause longer."""
+    if epoch != state.epoch and until <= state.paused:
+        return
+    state.epoch += 1
+    state.refused = now
+    state.paused = max(state.paused, until)
+    state.next = max(now, state.paused)
+    state.vacant.clear()
+
+
+def _take_back(state: State, place: float, spacing: float, now: float) -> None:
+    """Keep a place for the next that asks; one in the past returns to the burst, where nobody has come since."""
+    if place <= now:
+        if state.next <= now:
+            state.next -= spacing
+    elif place < state.next and len(state.vacant) < MOST_VACANT:
+        state.vacant.append(place)
+        state.vacant.sort()
+
+
+def _grant(state: State, ask: Ask, count: int, spacing: float, now: float) -> tuple[int, float, float]:
+    """How many permits, seconds until the first, and seconds between them."""
+    earliest = max(now - (state.depth - 1.0) * spacing, state.paused)
+    vacant = bool(state.vacant) and state.vacant[0] < state.next
+    start = state.vacant.pop(0) if vacant else max(state.next, earliest)
+    gap = spacing
+    if vacant:
+        count = 1
+    elif start <= now:
+        count = min(count, math.floor((now - start) / spacing + _ROUNDING) + 1)
+        gap = 0.0
+    first = max(start, now)
+    if state.max_cost > 0:
+        count, paid = _pay(state, ask.costs, count, first, gap)
+        if paid > first:
+            # The place comes with the units; permits that fall due meanwhile stay in the burst.
+            if not vacant:
+                state.next = max(start, paid - (state.depth - 1.0) * spacing) + spacing
+            return 1, paid - now, spacing
+    if not vacant:
+        state.next = start + count * spacing
+    return count, first - now, gap
+
+
+def _pay(state: State, costs: tuple[float, ...], count: int, first: float, gap: float) -> tuple[int, float]:
+    """For how many of the permits there are units by their time, and when the first may go."""
+    per_unit, full = 1.0 / state.cost_rate, state.max_cost / state.cost_rate
+    for number in range(count):
+        cost = costs[number] if number < len(costs) else 0.0
+        due = first + number * gap
+        paid = state.empty + min(cost, state.max_cost) * per_unit if cost > 0 else due
+        if paid > due + 1e-9:
+            if number:
+                return number, first
+            state.empty = max(state.empty, paid - full) + cost * per_unit
+            return 1, paid
+        state.empty = max(state.empty, due - full) + cost * per_unit
+    return count, first

@@ -1,0 +1,187 @@
+-- The ticket clock of a shared quota: `_tickets.py`, line by line. The host language passes `now`, or the server's.
+local AHEAD, FORGET, MOST_VACANT, SPAN, ROUNDING = 0.25, 10.0, 64, 10.0, 1e-6
+
+local function fresh(now)
+  local epoch = math.floor(now * 1000000)
+  return {epoch = epoch, version = epoch, last = now, next = now, empty = now, written = now, began = -1,
+    owner_seen = -1, paused = -1, refused = -1, quota = 0, burst = 0, max_cost = 0, cost_rate = 0, rate = 0,
+    depth = 0, span = 0, used = 0, before = 0, memory = "", vacant = {}}
+end
+
+local function agree(s, ask, now)
+  local same = ask.rate == s.quota and ask.burst == s.burst and ask.max_cost == s.max_cost
+    and ask.cost_rate == s.cost_rate
+  if ask.started > s.began or s.owner_seen <= now - FORGET then
+    if not same then
+      s.quota, s.rate, s.burst, s.depth = ask.rate, ask.rate, ask.burst, ask.burst
+      s.max_cost, s.cost_rate, s.memory, s.version = ask.max_cost, ask.cost_rate, "", s.version + 1
+    end
+    s.began, s.owner_seen = ask.started, now
+  elseif same and ask.started == s.began then
+    s.owner_seen = now
+  end
+end
+
+local function refuse(s, epoch, till, now)
+  if epoch ~= s.epoch and till <= s.paused then return end
+  s.epoch, s.refused, s.paused = s.epoch + 1, now, math.max(s.paused, till)
+  s.next, s.vacant = math.max(now, s.paused), {}
+end
+
+local function take_back(s, place, spacing, now)
+  if place <= now then
+    if s.next <= now then s.next = s.next - spacing end
+  elseif place < s.next and #s.vacant < MOST_VACANT then
+    table.insert(s.vacant, place)
+    table.sort(s.vacant)
+  end
+end
+
+local function pay(s, costs, count, first, gap)
+  local per_unit, full = 1.0 / s.cost_rate, s.max_cost / s.cost_rate
+  for number = 0, count - 1 do
+    local cost = costs[number + 1] or 0
+    local due = first + number * gap
+    local paid = due
+    if cost > 0 then paid = s.empty + math.min(cost, s.max_cost) * per_unit end
+    if paid > due + 1e-9 then
+      if number > 0 then return number, first end
+      s.empty = math.max(s.empty, paid - full) + cost * per_unit
+      return 1, paid
+    end
+    s.empty = math.max(s.empty, due - full) + cost * per_unit
+  end
+  return count, first
+end
+
+local function grant(s, ask, count, spacing, now)
+  local earliest = math.max(now - (s.depth - 1.0) * spacing, s.paused)
+  local vacant = #s.vacant > 0 and s.vacant[1] < s.next
+  local start = vacant and table.remove(s.vacant, 1) or math.max(s.next, earliest)
+  local gap = spacing
+  if vacant then
+    count = 1
+  elseif start <= now then
+    count, gap = math.min(count, math.floor((now - start) / spacing + ROUNDING) + 1), 0
+  end
+  local first = math.max(start, now)
+  if s.max_cost > 0 then
+    local paid
+    count, paid = pay(s, ask.costs, count, first, gap)
+    if paid > first then
+      if not vacant then s.next = math.max(start, paid - (s.depth - 1.0) * spacing) + spacing end
+      return 1, paid - now, spacing
+    end
+  end
+  if not vacant then s.next = start + count * spacing end
+  return count, first - now, gap
+end
+
+local function lease(s, ask, members, now)
+  agree(s, ask, now)
+  if ask.refused >= 0 then refuse(s, ask.refused, now + ask.pause, now) end
+  if ask.settle ~= 0 and s.cost_rate ~= 0 then s.empty = s.empty + ask.settle / s.cost_rate end
+  local spacing = 1.0 / s.rate
+  for _, seconds in ipairs(ask.back) do take_back(s, now + seconds, spacing, now) end
+  while #s.vacant > 0 and s.vacant[1] <= now do table.remove(s.vacant, 1) end
+  local count, wait, gap = 0, 0, spacing
+  if ask.want > 0 then
+    local share = math.floor(s.rate * AHEAD / members + ROUNDING)
+    count, wait, gap = grant(s, ask, math.min(ask.want, math.max(1, share)), spacing, now)
+    local span = math.floor(now / SPAN)
+    if span ~= s.span then
+      s.before = span == s.span + 1 and s.used or 0
+      s.span, s.used = span, 0
+    end
+    s.used = s.used + count
+  end
+  return count, wait, gap, math.max(0, s.paused - now)
+end
+
+-- The state is one string, the members a sorted set by when they were seen, and a hash of how many wait in each.
+local STATE, MEMBERS, WAITING = KEYS[1], KEYS[2], KEYS[3]
+
+local function instant(given)
+  if given ~= "" then return tonumber(given) end
+  local time = redis.call("TIME")
+  return time[1] + time[2] / 1e6
+end
+
+local function load(now)
+  local packed = redis.call("GET", STATE)
+  if not packed then return nil end
+  local good, state = pcall(cmsgpack.unpack, packed)
+  if good and type(state) == "table" and state.vacant then return state end
+  return nil
+end
+
+local function save(s, now)
+  local seconds = string.format("%d", 3600 + math.max(0, math.min(1e8, math.max(s.paused, s.next) - now)))
+  redis.call("SET", STATE, cmsgpack.pack(s), "EX", seconds)
+  redis.call("EXPIRE", MEMBERS, seconds)
+  redis.call("EXPIRE", WAITING, seconds)
+end
+
+local function alive(now)
+  local gone = redis.call("ZRANGEBYSCORE", MEMBERS, "-inf", string.format("%.17g", now - FORGET))
+  if #gone > 0 then
+    redis.call("ZREM", MEMBERS, unpack(gone))
+    redis.call("HDEL", WAITING, unpack(gone))
+  end
+  return redis.call("ZCARD", MEMBERS)
+end
+
+local function numbers(text)
+  local found = {}
+  for word in string.gmatch(text, "%S+") do found[#found + 1] = tonumber(word) end
+  return found
+end
+
+local function words(...)
+  local found = {...}
+  for place, value in ipairs(found) do found[place] = string.format("%.17g", value) end
+  return table.concat(found, " ")
+end
+
+local now = instant(ARGV[2])
+local state = load(now)
+
+if ARGV[1] == "lease" then
+  local n = numbers(ARGV[4])
+  local ask = {rate = n[1], burst = n[2], started = n[3], want = n[4], waiting = n[5], settle = n[6],
+    max_cost = n[7], cost_rate = n[8], refused = n[9], pause = n[10], costs = numbers(ARGV[5]),
+    back = numbers(ARGV[6])}
+  state = state or fresh(now)
+  now = math.max(now, state.last)
+  state.last = now
+  redis.call("ZADD", MEMBERS, string.format("%.17g", now), ARGV[3])
+  redis.call("HSET", WAITING, ARGV[3], string.format("%d", ask.waiting))
+  local members = alive(now)
+  local count, wait, gap, pause = lease(state, ask, members, now)
+  save(state, now)
+  return {words(count, wait, gap, pause, state.rate, state.epoch, members, state.quota, state.burst, state.depth,
+    state.version, now - state.written), state.memory}
+elseif ARGV[1] == "amend" then
+  local n = numbers(ARGV[4])
+  if not state or n[1] ~= state.epoch or n[2] ~= state.version then return 0 end
+  state.last = math.max(now, state.last)
+  state.version, state.rate, state.depth = state.version + 1, n[3], n[4]
+  state.memory, state.written = ARGV[5], state.last
+  save(state, state.last)
+  return 1
+end
+
+-- "look": nothing is written, so that a replica may answer, and nobody becomes a member.
+if not state then return {} end
+now = math.max(now, state.last)
+local least = "(" .. string.format("%.17g", now - FORGET)
+local waiting, members = 0, redis.call("ZRANGEBYSCORE", MEMBERS, least, "+inf")
+for _, member in ipairs(members) do waiting = waiting + (tonumber(redis.call("HGET", WAITING, member)) or 0) end
+local span = math.floor(now / SPAN)
+local used, before = 0, 0
+if span == state.span then used, before = state.used, state.before end
+if span == state.span + 1 then before = state.used end
+local lately = (used + before * (1 - (now - span * SPAN) / SPAN)) / SPAN
+local refused = state.refused >= 0 and now - state.refused or -1
+return {words(#members, state.rate, state.quota, state.burst, lately, waiting, math.max(0, state.next - now),
+  math.max(0, state.paused - now), refused, state.epoch)}

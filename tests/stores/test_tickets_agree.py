@@ -1,0 +1,101 @@
+"""The ticket clock in Python and the one in Lua give the same answers to the same questions."""
+
+import os
+import random
+from typing import Any
+
+from stkai.stores import Ask, Law, Refusal, _redis, _tickets
+from stkai.stores._record import SLOT, PackedMembers, Record, unpack
+from stkai.stores._tickets import KnownMembers, State
+
+from ..support.redis_servers import Server
+
+SEQUENCES = int(os.environ.get("STKAI_TEST_SEQUENCES", "150"))
+"""Of up to 200 steps each; 100,000 take half an hour for each server."""
+
+
+class InLua:
+    """The script in a real server, with an instant that the test gives."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.digest = client.script_load(_redis._script()[0])
+        self.store = _redis.RedisStore(client)
+        self.store._run = self._run  # type: ignore[method-assign]
+        self.now = 0.0
+
+    def _run(self, share: str, verb: str, *arguments: str) -> Any:
+        keys = _redis._keys(share)
+        return self.client.evalsha(self.digest, len(keys), *keys, verb, repr(self.now), *arguments)
+
+
+def random_ask(chance: random.Random, share: str, epoch: int) -> Ask:
+    """What a member may ask; now and then one that disagrees about the quota."""
+    rate = chance.choice([5.0, 5.0, 5.0, 5.0, 50.0, 1000.0, 1 / 7])
+    costly = chance.random() < 0.3
+    want = chance.choice([0, 1, 1, 1, 3, 20])
+    refused = Refusal(max(0, epoch - chance.choice([0, 0, 1])), chance.uniform(0, 3))
+    return Ask(
+        share=share,
+        rate=rate,
+        burst=chance.choice([1.0, 1.0, 4.0, 2.5]),
+        started=float(chance.randrange(4)),
+        member=f"m{chance.randrange(6)}",
+        want=want,
+        costs=tuple(chance.choice([0.0, 10.0, 33.3, 250.0]) for _ in range(want)) if costly else (),
+        settle=chance.choice([0.0, 0.0, -20.0, 15.5]),
+        back=tuple(chance.uniform(-0.5, 3) for _ in range(chance.choice([0, 0, 0, 1, 4]))),
+        refused=refused if chance.random() < 0.07 else None,
+        max_cost=100.0 if costly else None,
+        cost_rate=100 / 6 if costly else 0.0,
+        waiting=chance.randrange(9),
+    )
+
+
+def check_one_sequence(lua: InLua, seed: int) -> None:
+    chance, share = random.Random(seed), f"share {seed}"  # noqa: S311 - nothing here is a secret
+    now = lua.now = chance.choice([0.5, 1234.5, 1.79e9])
+    state = packed = None
+    epoch = 0
+    for _ in range(chance.choice([3, 10, 30, 200])):
+        now += chance.choice([0.0, 0.001, 0.02, chance.expovariate(5), chance.expovariate(0.2)])
+        # The server's clock may be set back.
+        lua.now = now - (2.0 if chance.random() < 0.02 else 0.0)
+        if state is None or packed is None:
+            state, packed = State(lua.now, KnownMembers()), State(lua.now, PackedMembers(oldest=lua.now))
+        ask = random_ask(chance, share, epoch)
+        expected = _tickets.lease(state, ask, lua.now)
+        assert lua.store.lease(ask) == expected, (seed, ask)
+        assert _tickets.lease(packed, ask, lua.now) == expected, (seed, ask)
+        packed = through_a_file(packed, chance.randrange(1000))
+        epoch = expected.epoch
+        if chance.random() < 0.1:
+            version = state.version - (chance.random() < 0.2)
+            law = Law(share, chance.uniform(0.2, 40), chance.uniform(1, 5), '{"t": 1.5}', version)
+            given = epoch - (chance.random() < 0.2)
+            done = _tickets.amend(state, given, law, lua.now)
+            assert lua.store.amend(given, law) is done
+            assert _tickets.amend(packed, given, law, lua.now) is done
+        if chance.random() < 0.1:
+            seen = _tickets.look(state, lua.now)
+            assert lua.store.look(share) == seen, seed
+            assert _tickets.look(packed, lua.now) == seen
+    lua.store.reset(share)
+    assert lua.store.look(share) is None
+
+
+def through_a_file(state: State, number: int) -> State:
+    record = Record(number, bytes(16), 1.0, state)
+    content = record.pack()
+    read = unpack(bytes(SLOT) + content if record.offset else content)
+    assert read is not None
+    assert read.number == number
+    return read.state
+
+
+def test_python_and_lua_agree_on_random_sequences(server: Server) -> None:
+    with server.client() as client:
+        lua = InLua(client)
+        first = random.randrange(10**9)  # noqa: S311
+        for seed in range(first, first + SEQUENCES):
+            check_one_sequence(lua, seed)

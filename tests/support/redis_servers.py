@@ -1,0 +1,83 @@
+"""Real Redis and Valkey servers on a free loopback port, each in a directory of its own."""
+
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import redis
+
+KINDS = ("redis", "valkey")
+
+
+def installed(kind: str) -> bool:
+    """Whether the server is there."""
+    return shutil.which(f"{kind}-server") is not None
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+class Server:
+    """One server, or a Sentinel; a context manager that stops it and leaves nothing behind."""
+
+    def __init__(self, kind: str, directory: Path, *options: str, sentinel: str = "") -> None:
+        self.kind, self.directory, self.options, self.sentinel = kind, directory, options, sentinel
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start it, again on the same port if it was stopped, and wait until it answers."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        command = [f"{self.kind}-server"]
+        if self.sentinel:
+            config = self.directory / "sentinel.conf"
+            config.write_text(self.sentinel)
+            command += [str(config), "--sentinel"]
+        command += ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)]
+        if not self.sentinel:
+            command += ["--save", "", "--appendonly", "no"]
+        self._process = subprocess.Popen(
+            [*command, *self.options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        with self.client() as client:
+            for _ in range(500):
+                try:
+                    client.ping()
+                    return
+                except redis.RedisError:
+                    time.sleep(0.01)
+        raise RuntimeError(f"{command[0]} did not start within 5 s")
+
+    def client(self, **options: Any) -> "redis.Redis":
+        """A client of its own, for the test."""
+        return redis.Redis(port=self.port, **options)
+
+    def send_signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait(10)
+            self._process = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
