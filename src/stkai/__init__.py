@@ -30,6 +30,9 @@ from ._options import CallRecord, RequestOptions
 from .transports._base import Context, Layer
 
 if TYPE_CHECKING:
+    from ._batch.errors import OutcomeUnknownError
+    from ._batch.outcome import Outcome
+    from ._batch.send import asend_all, send_all
     from ._config.models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
     from ._events import Event, RateChanged, Rejected, RetryScheduled, TokenRenewed, Waited
     from ._reference.clients import (
@@ -46,6 +49,9 @@ if TYPE_CHECKING:
     from .transports._retry.transport import RetryPolicy
 
 _LAZY = {
+    "_batch.errors": ("OutcomeUnknownError",),
+    "_batch.outcome": ("Outcome",),
+    "_batch.send": ("asend_all", "send_all"),
     "_config.models": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),
     "_reference.clients": (
         "AdaptiveRateLimitedHttpClient",
@@ -101,6 +107,8 @@ __all__ = [
     "Layer",
     "Listener",
     "MaxRetriesExceededError",
+    "Outcome",
+    "OutcomeUnknownError",
     "RateChanged",
     "RateLimitConfig",
     "Rejected",
@@ -123,9 +131,11 @@ __all__ = [
     "TokenBucketRateLimitedHttpClient",
     "TokenRenewed",
     "Waited",
+    "asend_all",
     "build_async_client",
     "build_async_transport",
     "build_client",
     "build_transport",
     "create_standalone_auth",
+    "send_all",
 ]

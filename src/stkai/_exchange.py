@@ -12,7 +12,7 @@ import httpx
 from ._clock import Clock
 from ._errors import InvalidArgumentError, ServerSideRateLimitError
 from ._options import RequestOptions
-from .transports._base import CALL, AsyncLayerTransport, Call, Context, LayerTransport
+from .transports._base import CALL, AsyncLayerTransport, Call, Context, LayerTransport, copy_request
 
 _NO_CONTEXT: Final = Context()
 _JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -96,6 +96,19 @@ class Exchange:
             extensions={**extensions, CALL: self._call},
         )
         self.request.read()
+
+    @classmethod
+    def of(cls, transport: object, request: httpx.Request) -> Self:
+        """The exchange of a request that is complete; its extensions may hold `RequestOptions` and a timeout."""
+        exchange = object.__new__(cls)
+        context = getattr(transport, "context", None)
+        exchange._clock = (context if isinstance(context, Context) else _NO_CONTEXT).clock
+        extensions = {"timeout": check_timeout(30), **request.extensions}
+        exchange.request = copy_request(request, extensions=extensions)
+        call = Call.start(exchange.request, exchange._clock.monotonic())
+        call.buffered = True
+        exchange._call = extensions[CALL] = call
+        return exchange
 
     def __enter__(self) -> Self:
         return self
