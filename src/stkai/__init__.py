@@ -26,6 +26,9 @@ from .transports._auth.provider import AuthProvider, StaticToken
 from .transports._base import Context, Layer
 
 if TYPE_CHECKING:
+    from ._batch.errors import OutcomeUnknownError
+    from ._batch.outcome import Outcome
+    from ._batch.send import asend_all, send_all
     from ._config.models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
     from ._credentials.client_credentials import ClientCredentialsAuthProvider, create_standalone_auth
     from ._events import (
@@ -60,6 +63,9 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = _lazily(
     __name__,
     {
+        "_batch.errors": ("OutcomeUnknownError",),
+        "_batch.outcome": ("Outcome",),
+        "_batch.send": ("asend_all", "send_all"),
         "_config.models": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),
         "_credentials.client_credentials": ("ClientCredentialsAuthProvider", "create_standalone_auth"),
         "_events": (
@@ -124,6 +130,8 @@ __all__ = [
     "Limiter",
     "Listener",
     "MaxRetriesExceededError",
+    "Outcome",
+    "OutcomeUnknownError",
     "PerHost",
     "RateChanged",
     "RateLimitConfig",
@@ -149,10 +157,12 @@ __all__ = [
     "TokenBucketRateLimitedHttpClient",
     "TokenRenewed",
     "Waited",
+    "asend_all",
     "build_async_client",
     "build_async_transport",
     "build_client",
     "build_transport",
     "create_standalone_auth",
     "log_events",
+    "send_all",
 ]

@@ -115,6 +115,15 @@ class HttpClient:
         exchange = Exchange(layer, "POST", url, data, headers, timeout, given, buffered=False)
         return exchange.stream(layer.carry_out(exchange.call, exchange.flow))
 
+    def send(self, request: httpx.Request) -> httpx.Response:
+        """Send a request that is complete, and read the answer.
+
+        Its extensions may hold `RequestOptions` as "stkai", and timeouts; the errors are those of `get`.
+        """
+        layer = self._open_entry()
+        exchange = Exchange.of(layer, request)
+        return exchange.finish(layer.carry_out(exchange.call, exchange.flow))
+
     def _send(
         self, method: str, url: str, data: Any, headers: Headers, timeout: float, options: RequestOptions
     ) -> httpx.Response:
@@ -223,6 +232,12 @@ class AsyncHttpClient:
         given = options_of("post_stream", options)
         exchange = Exchange(layer, "POST", url, data, headers, timeout, given, buffered=False)
         return exchange.stream(await layer.carry_out(exchange.call, exchange.flow))
+
+    async def send(self, request: httpx.Request) -> httpx.Response:
+        """Send a request that is complete, and read the answer; as `HttpClient.send`."""
+        layer = self._open_entry()
+        exchange = Exchange.of(layer, request)
+        return exchange.finish(await layer.carry_out(exchange.call, exchange.flow))
 
     async def _send(
         self, method: str, url: str, data: Any, headers: Headers, timeout: float, options: RequestOptions

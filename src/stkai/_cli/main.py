@@ -24,6 +24,7 @@ def build_app() -> "Typer":
     """
     import typer
 
+    from .batch import batch
     from .demo_command import demo
     from .explain import explain
 
@@ -48,6 +49,7 @@ def build_app() -> "Typer":
     app.callback()(options)
     for command in (explain, demo):
         app.command()(command)
+    app.add_typer(batch, name="batch")
     return app
 
 
