@@ -150,3 +150,36 @@ def test_only_the_clock_reads_time_or_draws_random_numbers() -> None:
             assert not forbidden & set(names), (
                 f"{path.name} imports {names}: time and chance come from the Context"
             )
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Imports for type checkers and inside functions count as well."""
+    graph = {name: imports_of(name) for name in modules()}
+    while leaves := {name for name, imported in graph.items() if not imported & graph.keys()}:
+        for name in leaves:
+            del graph[name]
+    assert graph == {}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in SOURCE.rglob("*.py"):
+        parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+        found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+def imports_of(name: str) -> set[str]:
+    known = modules()
+    package = name if known[name].name == "__init__.py" else name.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(known[name].read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
+            module = ".".join(filter(None, (base if node.level else "", node.module)))
+            for alias in node.names:
+                whole = f"{module}.{alias.name}"
+                found.add(whole if whole in known else module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found - {name}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
 
 from ._clock import Clock
 from ._log import Listener
-from ._options import UNSET
+from .transports._options import UNSET
 
 if TYPE_CHECKING:
     from ._standard import Auth, RateLimit, Retry

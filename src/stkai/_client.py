@@ -13,7 +13,7 @@ import httpx
 from ._errors import ConfigurationError
 from ._exchange import Exchange, StreamedResponse, async_entry, entry
 from ._families import HTTPX, family_of_wire
-from ._options import CallOptions, RequestOptions, options_of
+from .transports._options import CallOptions, RequestOptions, options_of
 from .transports._base import AsyncLayerTransport, LayerTransport
 
 Headers = Mapping[str, str] | None

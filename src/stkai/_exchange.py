@@ -12,7 +12,7 @@ import httpx
 from ._clock import Clock
 from ._errors import InvalidArgumentError, ServerSideRateLimitError
 from ._log import Listeners
-from ._options import NO_OPTIONS, RequestOptions
+from .transports._options import NO_OPTIONS, RequestOptions
 from .transports._base import AsyncLayerTransport, Context, LayerBase, LayerTransport
 from .transports._bodies import is_there
 from .transports._call import OPTIONS, PACED, Attempt, Call, copy_request

@@ -10,7 +10,7 @@ from ._config.models import RateLimitConfig, Settings
 from ._credentials.client_credentials import create_standalone_auth
 from ._errors import ConfigurationError
 from ._log import logger
-from ._options import UNSET, Unset
+from .transports._options import UNSET, Unset
 from ._wire.by_package import AsyncWireByFamily, WireByFamily
 from .transports._adaptive.limiter import AimdLimiter
 from .transports._auth.bearer import BearerAuth

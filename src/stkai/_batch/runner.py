@@ -12,7 +12,7 @@ import httpx
 
 from .._clock import Clock, SystemClock
 from .._errors import AuthenticationError
-from .._options import UNSET, RequestOptions
+from ..transports._options import UNSET, RequestOptions
 from ..transports._call import OPTIONS
 from .entries import failure, success
 from .errors import LetGoError, WriteError

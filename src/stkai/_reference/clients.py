@@ -16,7 +16,7 @@ from .._config.stkai import STKAI
 from .._errors import ConfigurationError, InvalidArgumentError, ServerSideRateLimitError
 from .._exchange import check_url
 from .._forks import after_fork
-from .._options import RequestOptions
+from ..transports._options import RequestOptions
 from .._standard import Parts
 from ..transports._adaptive.limiter import AimdLimiter
 from ..transports._auth.bearer import BearerAuth

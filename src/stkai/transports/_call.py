@@ -13,7 +13,7 @@ import httpx
 from .._errors import ConfigurationError, DeadlineExceededError
 from .._events import CallInfo
 from .._families import family_of
-from .._options import NO_OPTIONS, UNSET, CallRecord, RequestOptions
+from ._options import NO_OPTIONS, UNSET, CallRecord, RequestOptions
 from .._urls import origin_of
 from ._operations import Steps
 

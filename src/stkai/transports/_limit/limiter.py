@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import httpx
 
-from ..._options import Priority
+from .._options import Priority
 from .._operations import Operation
 
 

@@ -8,7 +8,7 @@ import httpx
 
 from ..._errors import InvalidArgumentError
 from ..._families import family_of, of_family
-from ..._options import check_cost
+from .._options import check_cost
 
 _logger = logging.getLogger("stkai")
 

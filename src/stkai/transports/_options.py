@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal, TypedDict
 
-from ._errors import InvalidArgumentError
-from .transports._retry.policy import RetryPolicy
+from .._errors import InvalidArgumentError
+from ._retry.policy import RetryPolicy
 
 
 class _Unset(Enum):
