@@ -55,7 +55,8 @@ def pool_of(world: World, wire: Any) -> Any:
 def transport_of(world: World, wire: Any) -> Any:
     """One of httpx's transports, as the wire makes them."""
     made = wire if hasattr(wire, "_shelf") else wire._make()
-    return made._shelf._make() if hasattr(made, "_shelf") else made
+    made = made._shelf._make() if hasattr(made, "_shelf") else made
+    return getattr(made, "_wire", made)
 
 
 def client_of(world: World, wire: Any) -> Any:

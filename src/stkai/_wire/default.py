@@ -13,7 +13,7 @@ from .._errors import ConfigurationError
 from .._families import HTTPX, Family, alike, family_of_wire
 from .closing import AsyncClosable, Closable
 from .loops import WirePerLoop
-from .multiplexed import Multiplexed
+from .multiplexed import AsyncMultiplexed, Multiplexed
 from .pool import AsyncSideBySide, SideBySide
 from .proxies import ProxyMap
 
@@ -53,7 +53,7 @@ def default_async_wire(
 
     def make(options: dict[str, Any]) -> httpx.AsyncBaseTransport:
         if config.http2:
-            return WirePerLoop(lambda: family.AsyncHTTPTransport(**options), family)
+            return WirePerLoop(lambda: AsyncMultiplexed(family.AsyncHTTPTransport(**options), family), family)
         one, limits = _for_one(family, options), options["limits"]
         family.AsyncHTTPTransport(**one)  # It has no connection yet that could be closed.
         return WirePerLoop(

@@ -1,12 +1,14 @@
-"""The sync wire for HTTP/2: one transport of httpx, whose few connections carry many requests at once."""
+"""The wires for HTTP/2: transports of httpx, whose few connections carry many requests at once."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import httpx
 
-from .._families import HTTPX, Family
+from .._families import HTTPX, Family, of_family
 from .._forks import after_fork
-from .closing import Closable
+from .closing import AsyncClosable, Closable
+from .loops import running_loop
 
 
 class Multiplexed(Closable):
@@ -32,3 +34,37 @@ class Multiplexed(Closable):
 
     def _close(self) -> None:
         self._wire.close()
+
+
+class AsyncMultiplexed(AsyncClosable):
+    """The same for the event loop that runs when this is made; `WirePerLoop` takes care of loops and forks."""
+
+    def __init__(self, wire: httpx.AsyncBaseTransport, family: Family = HTTPX) -> None:
+        self.family = family
+        self._wire = wire
+        self._loop = running_loop()
+        self._body = of_family(_AsyncBody, family)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.require_open()
+        response = await self._wire.handle_async_request(request)
+        response.stream = self._body(response.stream, self._loop)
+        return response
+
+    async def _aclose(self) -> None:
+        await self._wire.aclose()
+
+
+class _AsyncBody(httpx.AsyncByteStream):
+    """A body that can be closed after its loop has ended, and its connection with it."""
+
+    def __init__(self, body: Any, loop: Any) -> None:
+        self._body, self._loop = body, loop
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self._body:
+            yield part
+
+    async def aclose(self) -> None:
+        if self._loop is running_loop():
+            await self._body.aclose()

@@ -143,13 +143,13 @@ class Shelf(Generic[Wire]):
 
     def settle(self) -> None:
         """Take back what has been left while the shelf was busy."""
-        if self._back:
+        if self._back or self._is_to_be_cleared():
             self._alone(self._nothing, None)
 
     def close(self) -> None:
         """Take all wires away, also those that are lent; they are in the trash then."""
         self._closed = True
-        self._alone(self._nothing, None)
+        self.settle()
 
     # All that follows runs in one thread at a time, and never within itself.
 
@@ -161,14 +161,22 @@ class Shelf(Generic[Wire]):
             try:
                 self._busy = True
                 answer = step(lease)
-                while self._back:
-                    self._take_back(self._back[0])
-                    self._back.popleft()
-                if self._closed and (self._lent or self._idle or self._waiting):
-                    self._clear()
-                return answer
+                self._catch_up()
             finally:
                 self._busy = False
+        self.settle()
+        return answer
+
+    def _catch_up(self) -> None:
+        """Do what was left to be done while the shelf was busy."""
+        while self._back:
+            self._take_back(self._back[0])
+            self._back.popleft()
+        if self._is_to_be_cleared():
+            self._clear()
+
+    def _is_to_be_cleared(self) -> bool:
+        return self._closed and bool(self._lent or self._idle or self._waiting)
 
     def _nothing(self, _: None) -> bool:
         return True

@@ -1,0 +1,283 @@
+"""Every way to leave a stream gives its place in the pool back: over real sockets, with room for one connection."""
+
+import gc
+import time
+import warnings
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, closing, suppress
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import httpx
+import pytest
+
+import stkai
+from stkai import HttpConfig
+from stkai._wire.by_package import AsyncWireByFamily, WireByFamily
+
+from ..support.world import World
+from .raw import ENDLESS, WHOLE, RawServer, raw_server
+
+
+@pytest.fixture
+def server() -> Iterator[RawServer]:
+    with raw_server() as server:
+        yield server
+
+
+def wire_of(world: World, most: int = 1) -> Any:
+    return world.pick(WireByFamily, AsyncWireByFamily)(HttpConfig(max_connections=most, verify=False))
+
+
+Open = Callable[[], Awaitable[Any]]
+
+
+async def read_to_the_end(world: World, open_: Open) -> None:
+    assert len(await world.chunks(await open_())) >= 1
+
+
+async def close_unread(world: World, open_: Open) -> None:
+    await world.close(await open_())
+
+
+async def leave_a_with_block(world: World, open_: Open) -> None:
+    response = await open_()
+    if world.is_async:
+        async with aclosing(response):
+            async for _ in response.aiter_raw():
+                return
+    else:
+        with closing(response):
+            for _ in response.iter_raw():
+                return
+
+
+async def leave_a_loop(world: World, open_: Open) -> None:
+    response = await open_()
+    if world.is_async:
+        async for _ in response.aiter_text():
+            break
+    else:
+        for _ in response.iter_text():
+            break
+
+
+async def raise_in_a_loop(world: World, open_: Open) -> None:
+    response = await open_()
+    with suppress(ZeroDivisionError):
+        if world.is_async:
+            async for _ in response.aiter_raw():
+                raise ZeroDivisionError
+        else:
+            for _ in response.iter_raw():
+                raise ZeroDivisionError
+
+
+async def drop_it(world: World, open_: Open) -> None:
+    await open_()
+
+
+async def drop_it_half_read(world: World, open_: Open) -> None:
+    response = await open_()
+    if world.is_async:
+        await anext(response.aiter_raw())
+    else:
+        next(response.iter_raw())
+
+
+async def drop_it_in_a_cycle(world: World, open_: Open) -> None:
+    response = await open_()
+    response.cycle = response
+
+
+async def time_out_in_it(world: World, open_: Open) -> None:
+    response = await open_()
+    with pytest.raises(httpx.ReadTimeout):
+        await world.chunks(response)
+
+
+async def be_cancelled_in_it(world: World, open_: Open) -> None:
+    response = await open_()
+    with anyio.move_on_after(0.05):
+        async for _ in response.aiter_raw():
+            await anyio.lowlevel.checkpoint()
+
+
+WAYS = [
+    read_to_the_end,
+    close_unread,
+    leave_a_with_block,
+    leave_a_loop,
+    raise_in_a_loop,
+    drop_it,
+    drop_it_half_read,
+    drop_it_in_a_cycle,
+    time_out_in_it,
+    be_cancelled_in_it,
+]
+LEFT_TO_THE_COLLECTOR = (drop_it, drop_it_half_read, drop_it_in_a_cycle)
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("kind", ["httpx", "stkai"])
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")  # trio's advice to whoever leaves one
+async def test_however_a_stream_is_left_the_next_request_has_a_connection(
+    world: World, server: RawServer, way: Any, kind: str
+) -> None:
+    if way is be_cancelled_in_it and not world.is_async:
+        return
+    client = _client(world, kind, wire_of(world))
+    server.answer = lambda _: (WHOLE if way is read_to_the_end else ENDLESS, True)
+
+    async def open_() -> Any:
+        timeout = 0.05 if way is time_out_in_it else 5
+        if kind == "stkai":
+            return await world.call(client.post_stream, server.url, timeout=timeout)
+        return await world.call(
+            client.send, client.build_request("POST", server.url, timeout=timeout), stream=True
+        )
+
+    for _ in range(3):
+        await way(world, open_)
+        if way in LEFT_TO_THE_COLLECTOR:
+            gc.collect()
+    server.answer = lambda _: (WHOLE, True)
+    assert await _get(world, client, server.url) == b"body"
+    await world.close(client)
+    await _until(world, lambda: server.open == 0)
+
+
+@pytest.mark.parametrize("kind", ["httpx", "stkai"])
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
+async def test_a_stream_that_breaks_gives_its_connection_back(
+    world: World, server: RawServer, kind: str
+) -> None:
+    client = _client(world, kind, wire_of(world))
+    server.answer = lambda number: (ENDLESS, False) if number < 4 else (WHOLE, True)
+    for _ in range(3):
+        request: Any = httpx.Request("POST", server.url)
+        if kind == "stkai":
+            response = await world.call(client.post_stream, server.url)
+        else:
+            response = await world.call(client.send, request, stream=True)
+        with pytest.raises(httpx.RemoteProtocolError):
+            await world.chunks(response)
+    assert await _get(world, client, server.url) == b"body"
+    await world.close(client)
+
+
+@pytest.mark.parametrize("kind", ["httpx", "stkai"])
+async def test_after_every_byte_at_which_a_server_can_close_the_next_request_has_a_connection(
+    world: World, server: RawServer, kind: str
+) -> None:
+    client = _client(world, kind, wire_of(world))
+    answer = ENDLESS + b"0\r\n\r\n"
+    for end in range(len(answer) + 1):
+        server.answer = lambda _, end=end: (answer[:end], False)  # type: ignore[misc]
+        if end < len(answer):
+            with pytest.raises(httpx.TransportError):
+                await _get(world, client, server.url)
+        else:
+            assert await _get(world, client, server.url) == b"body"
+    server.answer = lambda _: (WHOLE, True)
+    assert await _get(world, client, server.url) == b"body"
+    await world.close(client)
+    await _until(world, lambda: server.open == 0)
+
+
+def _client(world: World, kind: str, wire: Any) -> Any:
+    if kind == "httpx":
+        return world.client(wire)
+    return world.pick(stkai.HttpClient, stkai.AsyncHttpClient)(wire)
+
+
+async def _get(world: World, client: Any, url: str) -> bytes:
+    response = await world.call(client.get, url, timeout=5)
+    content: bytes = response.content
+    return content
+
+
+async def _until(world: World, condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "it never came to be"
+        if world.is_async:
+            await anyio.lowlevel.checkpoint()
+
+
+# Event loops that end
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("held", [False, True], ids=["idle", "with a stream in use"])
+@pytest.mark.parametrize("http2", [False, True])
+def test_one_client_serves_one_event_loop_after_the_other(server: RawServer, held: bool, http2: bool) -> None:
+    client = stkai.AsyncHttpClient(AsyncWireByFamily(HttpConfig(http2=http2, verify=False)))
+    streams: list[Any] = []
+
+    async def use(*, close: bool = False) -> None:
+        for stream in streams[:-1]:
+            await stream.aclose()
+        for _ in range(3):
+            assert (await client.post(server.url)).content == b"body"
+        if held:
+            streams.append(await client.post_stream(server.url))
+        if close:
+            await client.aclose()
+
+    for number in range(6):
+        World("trio" if number % 3 == 2 else "asyncio").run(use(close=number == 5))
+        gc.collect()
+    streams.clear()
+    gc.collect()
+    assert server.connections == 6
+    World("sync").run(_until(World("sync"), lambda: server.open == 0))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_connections_of_a_loop_that_ends_without_a_goodbye_are_dropped(
+    server: RawServer, number: int
+) -> None:
+    """asyncio warns of the sockets then, which nobody could close; the call itself works."""
+    import asyncio
+
+    client = stkai.AsyncHttpClient(AsyncWireByFamily(HttpConfig(verify=False)))
+
+    async def use() -> bytes:
+        return (await client.post(server.url)).content
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        warnings.simplefilter("ignore", ResourceWarning)
+        for _ in range(1 + number):
+            loop = asyncio.new_event_loop()
+            assert loop.run_until_complete(use()) == b"body"
+            loop.close()
+        assert asyncio.run(use()) == b"body"
+        del loop
+        gc.collect()
+    assert server.connections == 2 + number
+
+
+def test_two_event_loops_at_once_do_not_disturb_each_other(server: RawServer) -> None:
+    import threading
+
+    client = stkai.AsyncHttpClient(AsyncWireByFamily(HttpConfig(verify=False)))
+    answers: list[bytes] = []
+    both = threading.Barrier(2, timeout=10)
+
+    async def use() -> None:
+        answers.extend([(await client.post(server.url)).content for _ in range(20)])
+        both.wait()
+        answers.append((await client.post(server.url)).content)
+
+    threads = [threading.Thread(target=World(name).run, args=(use(),)) for name in ("asyncio", "trio")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [b"body"] * 42
+    assert server.connections == 2
+    World("sync").run(_until(World("sync"), lambda: server.open == 0))
