@@ -62,6 +62,7 @@ class Wire(BothTransports):
     Attributes:
         requests: the requests that arrived, in order.
         bodies: the bytes of their bodies.
+        timeouts: their timeouts, as they were on arrival.
         closed: whether the transport itself was closed.
         package: of which it is; that which the test is about, unless a subclass says another.
     """
@@ -78,6 +79,7 @@ class Wire(BothTransports):
     def __init__(self, *script: Answer | Handler) -> None:
         self.requests: list[httpx.Request] = []
         self.bodies: list[bytes] = []
+        self.timeouts: list[dict[str, float | None]] = []
         self.closed = False
         self._streams: list[_Stream] = []
         self._lock = threading.Lock()
@@ -111,6 +113,7 @@ class Wire(BothTransports):
         with self._lock:
             self.requests.append(request)
             self.bodies.append(body)
+            self.timeouts.append(dict(request.extensions.get("timeout", {})))
             answer = self._handler or next(self._script, None)
         assert answer is not None, f"request number {len(self.requests)} has no answer in the script"
         return answer(request) if callable(answer) else answer

@@ -110,7 +110,7 @@ async def aload(response: httpx.Response, limit: float, left: Callable[[], float
     """Fetch up to `limit` bytes as they travel, and close the stream; the response can be read as before.
 
     Raises:
-        TimeoutError: `left()` seconds were 0 or less before the end.
+        TooLateError: `left()` seconds were 0 or less before the end.
     """
     if is_there(response):
         return
@@ -124,7 +124,7 @@ async def aload(response: httpx.Response, limit: float, left: Callable[[], float
         size = 0
         async for chunk in chunks:
             if late:
-                raise TimeoutError
+                raise TooLateError
             kept.append(chunk)
             size += len(chunk)
             if size >= limit:

@@ -10,7 +10,7 @@ The deadline wraps every operation but the clean-up.
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -115,29 +115,31 @@ def _in_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clo
             return operation.sync(left())
         case Send():
             request = limited(operation.request, left())
-            work: Callable[[], Any] = partial(operation.wire.handle_request, request)
+            value = _by_hand(partial(operation.wire.handle_request, request), left, deadline, attempt, hand)
+            if not attempt.call.buffered:
+                unlimited(operation.request, request)
+            return value
         case Read() | Load():
             limit = operation.limit if isinstance(operation, Load) else math.inf
-            work = partial(load, operation.response, limit, left)
+            _by_hand(partial(load, operation.response, limit, left), left, deadline, attempt, hand)
+            if isinstance(operation, Read):
+                read(operation.response)
+            return None
         case _:
             raise _unknown(operation)
+
+
+def _by_hand(
+    work: Callable[[], Any], left: Callable[[], float], deadline: float, attempt: Attempt, hand: Hand
+) -> Any:
     try:
-        value = hand.do(work, left)
+        return hand.do(work, left)
     except TooLateError:
         raise attempt.too_late(deadline) from None
     except alike(httpx.TimeoutException) as error:
         if left() > 0 or isinstance(error, DeadlineExceededError):
             raise
         raise attempt.too_late(deadline) from error
-    if isinstance(operation, Send):
-        if not attempt.call.buffered:
-            unlimited(operation.request, request)
-        return value
-    if left() <= 0:
-        raise attempt.too_late(deadline)
-    if isinstance(operation, Read):
-        read(operation.response)
-    return None
 
 
 def _clean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
@@ -235,42 +237,59 @@ async def _aperform(operation: Operation, clock: Clock, left: float = math.inf) 
 
 async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clock) -> Any:
     """Carry out an operation, and cancel it at the deadline."""
-    left = deadline - clock.monotonic()
+
+    def left() -> float:
+        return deadline - clock.monotonic()
+
     if isinstance(operation, Drain):
-        return await _aperform(operation, clock, left)
+        return await _aperform(operation, clock, left())
     if _is_clean_up(operation):
         return await _aperform(operation, clock)
+    seconds = left()
+    if seconds <= 0:
+        raise attempt.too_late(deadline)
+    match operation:
+        case Sleep():
+            # By the call's clock, which need not be that of the event loop.
+            await clock.asleep(min(operation.seconds, seconds))
+            if operation.seconds and left() <= 0:
+                raise attempt.too_late(deadline)
+            return None
+        case Send():
+            request = limited(operation.request, seconds)
+            value = await _by_scope(
+                partial(operation.wire.handle_async_request, request), left, deadline, attempt
+            )
+            if not attempt.call.buffered:
+                unlimited(operation.request, request)
+            return value
+        case Read() | Load():
+            limit = operation.limit if isinstance(operation, Load) else math.inf
+            await _by_scope(partial(aload, operation.response, limit, left), left, deadline, attempt)
+            if isinstance(operation, Read):
+                await aread(operation.response)
+            return None
+        case Run():
+            return await _by_scope(partial(operation.asynchronous, seconds), left, deadline, attempt)
+        case _:
+            raise _unknown(operation)
+
+
+async def _by_scope(
+    work: Callable[[], Awaitable[Any]], left: Callable[[], float], deadline: float, attempt: Attempt
+) -> Any:
     import anyio
 
-    if left <= 0:
-        raise attempt.too_late(deadline)
-    sent = operation
-    if isinstance(operation, Send):
-        sent = Send(operation.wire, limited(operation.request, left), operation.attempt)
-    elif isinstance(operation, Sleep):
-        # By the call's clock, which need not be that of the event loop.
-        sent = Sleep(min(operation.seconds, left))
     try:
-        with anyio.move_on_after(None if isinstance(sent, Sleep) else left) as scope:
-            if isinstance(sent, Read | Load):
-                limit = sent.limit if isinstance(sent, Load) else math.inf
-                await aload(sent.response, limit, lambda: deadline - clock.monotonic())
-                value = None
-            else:
-                value = await _aperform(sent, clock, left)
-    except TimeoutError:
+        with anyio.move_on_after(left()):
+            return await work()
+    except TooLateError:
         raise attempt.too_late(deadline) from None
     except alike(httpx.TimeoutException) as error:
-        if clock.monotonic() < deadline or isinstance(error, DeadlineExceededError):
+        if left() > 0 or isinstance(error, DeadlineExceededError):
             raise
         raise attempt.too_late(deadline) from error
-    if scope.cancelled_caught:
-        raise attempt.too_late(deadline)
-    if isinstance(operation, Sleep) and operation.seconds and clock.monotonic() >= deadline:
-        raise attempt.too_late(deadline)
-    if isinstance(operation, Send) and isinstance(sent, Send) and not attempt.call.buffered:
-        unlimited(operation.request, sent.request)
-    return value
+    raise attempt.too_late(deadline)
 
 
 async def _aclean_up(flow: Flow, error: BaseException, clock: Clock) -> None:

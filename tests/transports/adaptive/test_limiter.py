@@ -16,19 +16,23 @@ from hypothesis import strategies as st
 from stkai import (
     AimdLimiter,
     ConfigurationError,
+    DeadlineExceededError,
+    RateChanged,
+    Rejected,
     RequestOptions,
     RetryPolicy,
     StackBuilder,
     TokenAcquisitionTimeoutError,
     TokenBucket,
+    Waited,
 )
-from stkai._events import Event, RateChanged, Rejected, Waited
 from stkai.testing import FakeClock
 from stkai.transports import Context, Turn, adaptive, retry, token_bucket
 from stkai.transports._adaptive.law import HISTORY, Past, PlainLaw, TunedLaw
 from stkai.transports._adaptive.limiter import _START as START
 
 from ...support.crowd import Waiter, drive
+from ...support.heard import CALL, Heard
 from ...support.wire import Wire
 from ...support.world import World
 
@@ -574,14 +578,14 @@ class Bench:
     ) -> None:
         self.world, self.policy = world, policy
         self.clock = FakeClock(options.get("start", 0.0))
-        self.events: list[Event] = []
+        self.heard = Heard()
         self.sent: list[tuple[float, int]] = []
         self._answers = list(answers)
         self.wire = Wire(self._answer)
         layers = [adaptive(policy)]
         if options.get("retry"):
             layers.insert(0, retry(options["retry"]))
-        stack = StackBuilder(layers, clock=self.clock, listener=self.events.append, random=lambda: 0.0)
+        stack = StackBuilder(layers, clock=self.clock, listener=self.heard, random=lambda: 0.0)
         self.transport = world.build(stack, self.wire)
 
     def _answer(self, request: httpx.Request) -> int | httpx.Response:
@@ -618,17 +622,16 @@ async def test_the_listener_hears_of_cuts_and_waits(world: World) -> None:
     bench = Bench(world, plain(), [refusal("7")])
     await bench.send()
     await bench.send()
-    cut = RateChanged(old=QUOTA, new=QUOTA * (1 - 0.3), reason="429 Too Many Requests")
-    assert bench.events[0] == cut
-    waits = [event.seconds for event in bench.events if isinstance(event, Waited)]
-    assert sum(waits) == 7.0
+    cut = RateChanged(call=CALL, old=QUOTA, new=QUOTA * (1 - 0.3), reason="429 Too Many Requests")
+    assert bench.heard.of(RateChanged) == [cut]
+    assert sum(event.seconds for event in bench.heard.of(Waited)) == 7.0
 
 
 async def test_the_listener_hears_of_growth(world: World) -> None:
     bench = Bench(world, AimdLimiter(60, 60), [])
     for _ in range(30):
         await bench.send()
-    changes = [event for event in bench.events if isinstance(event, RateChanged)]
+    changes = bench.heard.of(RateChanged)
     assert changes
     assert all(event.new > 1.1 * event.old and event.reason == "no refusal since" for event in changes)
     assert [event.old for event in changes[1:]] == [event.new for event in changes[:-1]]
@@ -670,7 +673,7 @@ async def test_a_pause_longer_than_the_limit_is_refused_at_once(world: World) ->
         await bench.send()
     error = caught.value
     assert (error.waited, error.max_wait_time, error.required, error.retry_after) == (0, 10, 50, 40)
-    assert bench.events[-1] == Rejected(layer="adaptive", wait=50.0, limit=10.0)
+    assert bench.heard.of(Rejected) == [Rejected(call=CALL, layer="adaptive", wait=50.0, limit=10.0)]
     assert bench.policy.waiting == 0
     assert bench.clock.sleeps == []
     await bench.send(max_wait_time=None)
@@ -688,7 +691,9 @@ async def test_a_pause_as_long_as_the_limit_is_waited_for(world: World, start: f
 async def test_the_deadline_of_the_call_bounds_a_pause(world: World) -> None:
     bench = Bench(world, limiter(max_wait_time=None), [refusal("50")])
     await bench.send()
-    with pytest.raises(TokenAcquisitionTimeoutError, match="no permit within 20 s"):
+    with pytest.raises(
+        DeadlineExceededError, match="a permit takes 50 s, and the call's deadline leaves 20 s"
+    ):
         await bench.send(deadline=20.0)
 
 
@@ -729,7 +734,7 @@ def test_a_refused_call_comes_back_at_the_head_of_the_queue(event_loop: World) -
 
 def test_eight_refusals_at_once_cut_once_and_come_back_in_their_order(event_loop: World) -> None:
     policy, clock = plain(), FakeClock()
-    events: list[Event] = []
+    heard = Heard()
     sent: list[tuple[float, int]] = []
 
     async def answer(request: httpx.Request) -> int | httpx.Response:
@@ -741,7 +746,7 @@ def test_eight_refusals_at_once_cut_once_and_come_back_in_their_order(event_loop
         return refusal("10")
 
     stack = StackBuilder(
-        (retry(RetryPolicy()), adaptive(policy)), clock=clock, listener=events.append, random=lambda: 0.0
+        (retry(RetryPolicy()), adaptive(policy)), clock=clock, listener=heard, random=lambda: 0.0
     )
     transport = event_loop.build(stack, Wire(answer))
 
@@ -753,7 +758,7 @@ def test_eight_refusals_at_once_cut_once_and_come_back_in_their_order(event_loop
                     await anyio.lowlevel.checkpoint()
 
     event_loop.run(main())
-    assert len([event for event in events if isinstance(event, RateChanged)]) == 1
+    assert len(heard.of(RateChanged)) == 1
     assert [number for _, number in sorted(sent[8:])] == list(range(8))
     assert sent[8][0] == pytest.approx(10.0)
     assert all(instant >= 10.0 for instant, _ in sent[8:])

@@ -579,5 +579,5 @@ async def test_headers_that_contradict_themselves_are_not_read_any_more(world: W
     await server.use(60.0)
     assert not server.policy.listens(math.inf, refused=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stkai.transports._adaptive.transport.read_rate_limit", None)
+        patch.setattr("stkai.transports._adaptive.limiter.read_rate_limit", None)
         await server.use(10.0)

@@ -12,9 +12,17 @@ import httpx
 import pytest
 
 import stkai
-from stkai import AuthenticationError, AuthProvider, BearerAuth, RequestOptions, RetryPolicy, StackBuilder
-from stkai._errors import ConfigurationError, DeadlineExceededError
-from stkai._events import Event, TokenRenewed
+from stkai import (
+    AuthenticationError,
+    AuthProvider,
+    BearerAuth,
+    ConfigurationError,
+    DeadlineExceededError,
+    RequestOptions,
+    RetryPolicy,
+    StackBuilder,
+    TokenRenewed,
+)
 from stkai.testing import FakeClock, QuotaServer
 from stkai.transports import (
     AsyncAuthTransport,
@@ -24,6 +32,7 @@ from stkai.transports import (
     retry,
 )
 
+from ...support.heard import CALL, Heard
 from ...support.tokens import LIFETIME, MARGIN, Crowd, Issuer, provider_over
 from ...support.wire import Answer, Wire
 from ...support.world import World
@@ -140,26 +149,25 @@ async def test_whoever_signs_is_asked_anew_where_a_provider_keeps_no_token_to_sh
 
 
 async def test_a_token_that_was_fetched_is_an_event_once(world: World) -> None:
-    events: list[Event] = []
-    clock = FakeClock()
-    context = Context(clock=clock, listener=events.append)
+    clock, heard = FakeClock(), Heard()
+    context = Context(clock=clock, listener=heard)
     issuer = Issuer(lambda _: clock.sleep(0.25))
     transport = layer(world, world.wire(200, 401, 200), provider_over(issuer, clock), context=context)
     await world.send(transport, post())
     await world.send(transport, post())
-    assert events == [
-        TokenRenewed(seconds=0.25, reason="none was valid"),
-        TokenRenewed(seconds=0.25, reason="the server refused the old one"),
+    assert heard.of(TokenRenewed) == [
+        TokenRenewed(call=CALL, seconds=0.25, reason="none was valid"),
+        TokenRenewed(call=CALL, seconds=0.25, reason="the server refused the old one"),
     ]
 
 
 async def test_a_token_that_comes_back_the_same_is_no_event(world: World) -> None:
-    events: list[Event] = []
-    context = Context(listener=events.append)
+    heard = Heard()
+    context = Context(listener=heard)
     transport = layer(world, world.wire(200, 200, 200), Static("same"), context=context)
     for _ in range(3):
         await world.send(transport, post())
-    assert len(events) == 1
+    assert len(heard.of(TokenRenewed)) == 1
 
 
 # After a 401
@@ -292,9 +300,9 @@ async def test_every_attempt_of_a_retry_carries_a_token_that_is_valid_then(world
 @pytest.mark.parametrize("count", [64, 1000])
 async def test_all_who_start_together_fetch_one_token(world: World, count: int) -> None:
     count = count if world.is_async else min(count, 64)  # A thousand threads are for nobody.
-    crowd, events = Crowd(count), list[Event]()
+    crowd, heard = Crowd(count), Heard()
     issuer, wire = Issuer(lambda _: crowd.wait()), Wire(lambda _: 200)
-    transport = layer(world, wire, provider_over(issuer), context=Context(listener=events.append))
+    transport = layer(world, wire, provider_over(issuer), context=Context(listener=heard))
 
     async def call() -> None:
         crowd.arrive()
@@ -304,7 +312,7 @@ async def test_all_who_start_together_fetch_one_token(world: World, count: int) 
     assert issuer.fetches == 1
     assert {bearer(request) for request in wire.requests} == {"Bearer token-1"}
     assert len(wire.requests) == count
-    assert len(events) == 1
+    assert len(heard.of(TokenRenewed)) == 1
 
 
 @pytest.mark.worlds("asyncio", "trio")

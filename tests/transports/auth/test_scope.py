@@ -7,11 +7,24 @@ from typing import Any
 import httpx
 import pytest
 
-from stkai import STKAI, AuthenticationError, AuthProvider, BearerAuth, StackBuilder, build_transport
-from stkai._errors import ConfigurationError
+from stkai import (
+    STKAI,
+    AuthenticationError,
+    AuthProvider,
+    BearerAuth,
+    ConfigurationError,
+    StackBuilder,
+    build_transport,
+)
 from stkai._urls import is_private, origin_of, parse_origin
-from stkai.transports import AsyncAuthTransport, AuthTransport, Call, RetryTransport
-from stkai.transports._retry.transport import AsyncRetryTransport
+from stkai.transports import (
+    AsyncAuthTransport,
+    AsyncRetryTransport,
+    Attempt,
+    AuthTransport,
+    Call,
+    RetryTransport,
+)
 
 from ...support.wire import Answer, Wire
 from ...support.world import World
@@ -25,12 +38,12 @@ class Fixed(AuthProvider):
         return "the-token"
 
 
-def call_for(url: str) -> Call:
-    return Call.start(httpx.Request("GET", url), 0.0)
+def attempt_at(url: str) -> Attempt:
+    return Attempt(Call.start(httpx.Request("GET", url), 0.0))
 
 
-def signs(policy: BearerAuth, url: str, call: Call | None = None) -> bool:
-    return policy.may_sign(httpx.URL(url), call or call_for(url))
+def signs(policy: BearerAuth, url: str, attempt: Attempt | None = None) -> bool:
+    return policy.may_sign(httpx.URL(url), attempt or attempt_at(url))
 
 
 # Origins
@@ -88,10 +101,10 @@ def test_a_policy_with_origins_signs_for_nobody_else(stranger: str) -> None:
 
 @each_stranger
 def test_a_policy_without_origins_signs_for_the_first_hop_and_no_other(stranger: str) -> None:
-    policy, call = BearerAuth(Fixed()), call_for(START)
-    assert signs(policy, START, call)
-    assert not signs(policy, stranger, call)
-    assert signs(policy, START, call)
+    policy, attempt = BearerAuth(Fixed()), attempt_at(START)
+    assert signs(policy, START, attempt)
+    assert not signs(policy, stranger, attempt)
+    assert signs(policy, START, attempt)
 
 
 def test_a_policy_without_origins_sees_each_call_by_itself() -> None:
@@ -125,9 +138,9 @@ def test_origins_may_be_one_or_several_in_any_spelling(origins: str | Iterable[s
 
 
 def test_with_origins_the_first_hop_counts_for_nothing() -> None:
-    policy, call = BearerAuth(Fixed(), HOME), call_for("https://evil.example.net/")
-    assert not signs(policy, "https://evil.example.net/", call)
-    assert signs(policy, START, call)
+    policy, attempt = BearerAuth(Fixed(), HOME), attempt_at("https://evil.example.net/")
+    assert not signs(policy, "https://evil.example.net/", attempt)
+    assert signs(policy, START, attempt)
 
 
 def test_no_origins_at_all_are_none_that_may_see_the_token() -> None:
@@ -218,13 +231,7 @@ def test_an_origin_that_is_not_encrypted_is_refused_when_the_policy_is_made_unle
 
 def test_what_is_not_to_be_signed_may_go_unencrypted() -> None:
     assert not signs(BearerAuth(Fixed(), HOME), "http://testserver/")
-    assert not signs(BearerAuth(Fixed()), "http://testserver/", call_marked_by(START))
-
-
-def call_marked_by(url: str) -> Call:
-    call = call_for(url)
-    BearerAuth(Fixed()).may_sign(httpx.URL(url), call)
-    return call
+    assert not signs(BearerAuth(Fixed()), "http://testserver/", attempt_at(START))
 
 
 async def test_a_request_that_would_expose_the_token_is_not_sent(world: World) -> None:
@@ -264,7 +271,7 @@ REDIRECTS = [301, 302, 303, 307, 308]
 class Everybody(BearerAuth):
     """The same without a scope: signs whatever comes."""
 
-    def may_sign(self, url: httpx.URL, call: Call) -> bool:
+    def may_sign(self, url: httpx.URL, attempt: Attempt) -> bool:
         return True
 
 

@@ -1,5 +1,6 @@
 """The retry layer: what is tried again, when, and that nothing is lost, left open or told twice on the way."""
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -23,9 +24,22 @@ from stkai import (
     TokenBucket,
 )
 from stkai.testing import FakeClock
-from stkai.transports import AsyncRetryTransport, RetryTransport, adaptive, auth, retry, token_bucket
-from stkai.transports._base import CALL, AsyncLayerTransport, Call, Context, Layer, LayerTransport
+from stkai.transports import (
+    AsyncRetryTransport,
+    Attempt,
+    Call,
+    Context,
+    Flow,
+    Layer,
+    RetryTransport,
+    adaptive,
+    auth,
+    retry,
+    token_bucket,
+)
+from stkai.transports._call import ATTEMPT, PACED
 
+from ...support.heard import CALL, Heard
 from ...support.wire import Answer, Handler, Wire
 from ...support.world import World
 
@@ -49,8 +63,8 @@ class Bench:
         self.world = world
         self.wire = world.wire(*script)
         self.clock = FakeClock()
-        self.events: list[Any] = []
-        given: dict[str, Any] = {"clock": self.clock, "listener": self.events.append, "random": lambda: 0.0}
+        self.heard = Heard()
+        given: dict[str, Any] = {"clock": self.clock, "listener": self.heard, "random": lambda: 0.0}
         self.transport = world.layer(retry(policy), self.wire, context=Context(**given | context))
 
     async def send(self, request: httpx.Request | None = None, **options: Any) -> httpx.Response:
@@ -62,10 +76,10 @@ class Bench:
     async def send_buffered(self) -> httpx.Response:
         """As the clients do, who want the whole body."""
         request = httpx.Request("POST", URL, content=b"body")
-        call = Call(RequestOptions(), request.extensions, self.clock.monotonic(), buffered=True)
-        request.extensions[CALL] = call
+        attempt = Attempt(Call.start(request, self.clock.monotonic(), buffered=True))
+        request.extensions[ATTEMPT] = attempt
         response = await self.send(request)
-        call.finish(response, self.clock.monotonic())
+        attempt.finish(response, self.clock.monotonic())
         return response
 
 
@@ -108,11 +122,13 @@ async def test_the_record_tells_the_waits_from_the_time_on_the_wire(world: World
 
 
 async def test_each_retry_is_told_with_its_delay_and_cause(world: World) -> None:
-    bench = Bench(world, busy(429, 7), httpx.ReadTimeout("slow"), 200)
+    bench = Bench(world, busy(429, 7), httpx.ReadError("reset"), 200)
     await bench.send()
-    assert bench.events == [
-        RetryScheduled(attempt=1, delay=7.0, cause="429 Too Many Requests"),
-        RetryScheduled(attempt=2, delay=1.0, cause="ReadTimeout: slow"),
+    assert bench.heard.of(RetryScheduled) == [
+        RetryScheduled(call=CALL, attempt=1, delay=7.0, cause="429 Too Many Requests"),
+        RetryScheduled(
+            call=dataclasses.replace(CALL, attempt=2), attempt=2, delay=1.0, cause="ReadError: reset"
+        ),
     ]
 
 
@@ -217,7 +233,8 @@ async def test_a_retry_after_that_says_nothing_leaves_the_usual_delay(world: Wor
 async def test_a_wait_longer_than_granted_hands_the_response_up_at_once(world: World) -> None:
     bench = Bench(world, busy(429, 61))
     response = await bench.send()
-    assert (response.status_code, bench.clock.sleeps, bench.wire.open, bench.events) == (429, [], 1, [])
+    assert (response.status_code, bench.clock.sleeps, bench.wire.open) == (429, [], 1)
+    assert bench.heard.of(RetryScheduled) == []
     bench = Bench(world, busy(429, 61), 200, policy=RetryPolicy(max_retry_after=61))
     assert (await bench.send()).status_code == 200
 
@@ -235,7 +252,7 @@ async def test_a_discarded_response_is_closed_before_the_wait(world: World) -> N
             open_at_wait.append(bench.wire.open)
             await super().asleep(seconds)
 
-    bench.transport.context = Context(clock=Clock(), listener=bench.events.append)
+    bench.transport.context = Context(clock=Clock(), listener=bench.heard)
     await bench.send()
     assert open_at_wait == [0, 0]
 
@@ -531,16 +548,16 @@ def test_the_default_policy_serves_where_none_is_given() -> None:
 
 
 async def test_a_paced_response_needs_no_timer_of_its_own(world: World) -> None:
-    events: list[Any] = []
+    heard = Heard()
     clock = FakeClock()
     limiter = AimdLimiter(60, 60)
-    stack = StackBuilder(
-        (retry(), adaptive(limiter)), clock=clock, listener=events.append, random=lambda: 0.0
-    )
+    stack = StackBuilder((retry(), adaptive(limiter)), clock=clock, listener=heard, random=lambda: 0.0)
     wire = world.wire(busy(429, 5), 200)
     response = await world.send(world.build(stack, wire), httpx.Request("POST", URL))
     assert response.status_code == 200
-    assert RetryScheduled(attempt=1, delay=0.0, cause="429 Too Many Requests") in events
+    assert heard.of(RetryScheduled) == [
+        RetryScheduled(call=CALL, attempt=1, delay=0.0, cause="429 Too Many Requests")
+    ]
     record = response.extensions["stkai"]
     assert (record.attempts, record.backed_off) == (2, 0.0)
     assert record.queued == pytest.approx(sum(clock.sleeps))
@@ -548,47 +565,27 @@ async def test_a_paced_response_needs_no_timer_of_its_own(world: World) -> None:
     assert wire.open == 1
 
 
-class Pacing(LayerTransport):
+def pacing(layer: Any, request: httpx.Request, attempt: Attempt) -> Flow:
     """A layer that keeps the wait after a 429, and knows nothing of other failures."""
-
-    def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
-        response = self.forward(request, call)
-        call.paced = call.paced or response.status_code == 429
-        return response
-
-
-class AsyncPacing(AsyncLayerTransport):
-    """The same for the async world."""
-
-    async def handle_call(self, request: httpx.Request, call: Call) -> httpx.Response:
-        response = await self.forward(request, call)
-        call.paced = call.paced or response.status_code == 429
-        return response
+    response = yield from layer.forward(request, attempt)
+    if response.status_code == 429:
+        response.extensions[PACED] = True
+    return response
 
 
 async def test_a_paced_failure_does_not_pace_the_one_that_follows_it(world: World) -> None:
     clock = FakeClock()
-    stack = StackBuilder((retry(), Layer("pacing", Pacing, AsyncPacing)), clock=clock, random=lambda: 0.0)
+    stack = StackBuilder((retry(), Layer("pacing", pacing)), clock=clock, random=lambda: 0.0)
     response = await world.send(world.build(stack, world.wire(429, 503, 200)), httpx.Request("POST", URL))
     assert clock.sleeps == [1.0]
     assert response.extensions["stkai"].backed_off == 1.0
 
 
-async def test_a_request_that_a_full_queue_refuses_comes_back_in_time_for_its_turn(world: World) -> None:
+@pytest.mark.parametrize("limit", [1.0, 599.0])
+async def test_a_wait_that_somebody_has_limited_is_not_tried_again(world: World, limit: float) -> None:
     clock = FakeClock()
-    bucket = TokenBucket(1, 60, burst=1)
-    stack = StackBuilder((retry(), token_bucket(bucket)), clock=clock, random=lambda: 0.0)
-    transport = world.build(stack, world.wire(200, 200))
-    await world.send(transport, httpx.Request("POST", URL))
-    response = await world.send(transport, httpx.Request("POST", URL))
-    assert clock.sleeps == pytest.approx([15.0, 45.0])
-    record = response.extensions["stkai"]
-    assert (record.attempts, record.backed_off, record.queued) == (2, 15.0, pytest.approx(45.0))
-
-
-async def test_a_refusal_whose_turn_is_too_far_off_is_final(world: World) -> None:
-    clock = FakeClock()
-    stack = StackBuilder((retry(), token_bucket(TokenBucket(1, 600, burst=1))), clock=clock)
+    bucket = TokenBucket(1, 600, burst=1, max_wait_time=limit)
+    stack = StackBuilder((retry(), token_bucket(bucket)), clock=clock)
     wire = world.wire(200)
     transport = world.build(stack, wire)
     await world.send(transport, httpx.Request("POST", URL))
@@ -596,7 +593,19 @@ async def test_a_refusal_whose_turn_is_too_far_off_is_final(world: World) -> Non
     with pytest.raises(TokenAcquisitionTimeoutError) as caught:
         await world.send(transport, request)
     assert caught.value.request is request
-    assert clock.sleeps == []
+    assert (clock.sleeps, len(wire.requests)) == ([], 1)
+
+
+async def test_what_a_call_may_wait_is_shared_by_its_attempts(world: World) -> None:
+    clock = FakeClock()
+    bucket = TokenBucket(1, 10, burst=1, max_wait_time=15.0)
+    stack = StackBuilder((retry(RetryPolicy(initial_delay=0)), token_bucket(bucket)), clock=clock)
+    transport = world.build(stack, world.wire(200, 503, 503))
+    await world.send(transport, httpx.Request("POST", URL))
+    with pytest.raises(TokenAcquisitionTimeoutError) as caught:
+        await world.send(transport, httpx.Request("POST", URL))
+    assert (caught.value.waited, caught.value.required) == (pytest.approx(10.0), pytest.approx(20.0))
+    assert sum(clock.sleeps) == pytest.approx(10.0)
 
 
 @pytest.mark.worlds("asyncio", "trio")
