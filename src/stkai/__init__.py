@@ -21,9 +21,9 @@ from ._errors import (
 from ._exchange import StreamedResponse
 from ._lazy import lazily as _lazily
 from ._log import Listener, log_events
-from .transports._options import CallRecord, RequestOptions
 from .transports._auth.provider import AuthProvider, StaticToken
 from .transports._base import Context, Layer
+from .transports._options import CallRecord, RequestOptions
 
 if TYPE_CHECKING:
     from ._batch.errors import OutcomeUnknownError

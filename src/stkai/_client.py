@@ -13,8 +13,8 @@ import httpx
 from ._errors import ConfigurationError
 from ._exchange import Exchange, StreamedResponse, async_entry, entry
 from ._families import HTTPX, family_of_wire
-from .transports._options import CallOptions, RequestOptions, options_of
 from .transports._base import AsyncLayerTransport, LayerTransport
+from .transports._options import CallOptions, RequestOptions, options_of
 
 Headers = Mapping[str, str] | None
 

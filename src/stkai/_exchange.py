@@ -12,11 +12,11 @@ import httpx
 from ._clock import Clock
 from ._errors import InvalidArgumentError, ServerSideRateLimitError
 from ._log import Listeners
-from .transports._options import NO_OPTIONS, RequestOptions
 from .transports._base import AsyncLayerTransport, Context, LayerBase, LayerTransport
 from .transports._bodies import is_there
 from .transports._call import OPTIONS, PACED, Attempt, Call, copy_request
 from .transports._operations import Close, Flow, Read
+from .transports._options import NO_OPTIONS, RequestOptions
 
 _SILENT: Final = Context(listener=Listeners(()))
 _JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)

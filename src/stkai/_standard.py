@@ -10,7 +10,6 @@ from ._config.models import RateLimitConfig, Settings
 from ._credentials.client_credentials import create_standalone_auth
 from ._errors import ConfigurationError
 from ._log import logger
-from .transports._options import UNSET, Unset
 from ._wire.by_package import AsyncWireByFamily, WireByFamily
 from .transports._adaptive.limiter import AimdLimiter
 from .transports._auth.bearer import BearerAuth
@@ -22,6 +21,7 @@ from .transports._limit.flow import Cost, Settle
 from .transports._limit.limiter import Limiter
 from .transports._limit.per_host import PerHost
 from .transports._limit.token_bucket import TokenBucket
+from .transports._options import UNSET, Unset
 from .transports._retry.flow import retry as retry_layer
 from .transports._retry.policy import RetryPolicy
 from .transports._stk_cli import StkCLITransport, cli_is_available

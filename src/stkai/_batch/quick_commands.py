@@ -9,8 +9,8 @@ import httpx
 from .._clock import Clock
 from .._errors import DeadlineExceededError, ServerSideRateLimitError, StkaiError
 from .._families import alike
-from ..transports._options import UNSET, RequestOptions
 from ..transports._call import OPTIONS
+from ..transports._options import UNSET, RequestOptions
 from ..transports._retry.retry_after import retry_after
 from .intents import Intents
 from .line import Line

@@ -12,8 +12,8 @@ import httpx
 
 from .._clock import Clock, SystemClock
 from .._errors import AuthenticationError
-from ..transports._options import UNSET, RequestOptions
 from ..transports._call import OPTIONS
+from ..transports._options import UNSET, RequestOptions
 from .entries import failure, success
 from .errors import LetGoError, WriteError
 from .fates import DONE, FAILED, NEW, SENT

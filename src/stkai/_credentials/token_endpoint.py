@@ -139,7 +139,9 @@ class TokenEndpoint:
         return Grant(answer.content["access_token"], answer.asked_at, _lifetime(answer.content))
 
     def _ask(self) -> "_Answer":
-        policy = RetryPolicy(max_retries=2, initial_delay=0.2, max_retry_after=5.0, deadline=_TIMEOUT)
+        policy = RetryPolicy(
+            max_retries=2, initial_delay=0.2, max_retry_after=5.0, deadline=_TIMEOUT, retry_timeouts=True
+        )
         wire = self._transport or default.default_wire(self._http)
         try:
             reader = _Reader(wire, self._clock)

@@ -1,37 +1,67 @@
 """The five clients of StackSpot's API reference, each a few lines over the transports.
 
-They do what the reference says and no more: none of them retries by itself (see `Retrying`, or `build_client`).
+They do what the reference says and no more: none of them retries unless a call says so (see also `Retrying`, and
+`build_client`).
 """
 
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Unpack
 
 import httpx
 
 from .._builder import StackBuilder
 from .._client import Headers, HttpClient
+from .._config.names import REFERENCE_MAX_WAIT_TIME
 from .._config.stkai import STKAI
 from .._errors import ConfigurationError, InvalidArgumentError, ServerSideRateLimitError
-from .._exchange import check_url
+from .._exchange import StreamedResponse
 from .._forks import after_fork
-from ..transports._options import RequestOptions
+from .._requests import original
 from .._standard import Parts
+from .._wire.default import default_wire
 from ..transports._adaptive.limiter import AimdLimiter
 from ..transports._auth.bearer import BearerAuth
 from ..transports._auth.flow import AuthTransport
 from ..transports._auth.provider import AuthProvider
 from ..transports._base import LayerTransport
-from ..transports._call import OPTIONS
 from ..transports._limit.flow import AdaptiveTransport, TokenBucketTransport
 from ..transports._limit.token_bucket import TokenBucket
+from ..transports._options import CallOptions, RequestOptions, options_of
+from ..transports._retry.flow import RetryTransport
 from ..transports._stk_cli import StkCLITransport
+from .delegates import DelegateWire, Sending, check_delegate, send_through
+from .responses import follow, like_requests
 
-_SEND: Final = "stkai.send"
+
+class _SendingHttpClient(HttpClient):
+    """A client that follows the redirects of a GET, and returns responses that have what those of requests have."""
+
+    def post_stream(
+        self,
+        url: str,
+        data: Any = None,
+        headers: Headers = None,
+        timeout: float = 30,
+        **options: Unpack[CallOptions],
+    ) -> StreamedResponse:
+        response: StreamedResponse = like_requests(
+            super().post_stream(url, data, headers, timeout, **options)
+        )
+        return response
+
+    def _send(
+        self, method: str, url: str, data: Any, headers: Headers, timeout: float, options: RequestOptions
+    ) -> httpx.Response:
+        response = super()._send(method, url, data, headers, timeout, options)
+        if method == "GET":
+            response = follow(self.transport, response)
+        dressed: httpx.Response = like_requests(response)
+        return dressed
 
 
-class StandaloneHttpClient(HttpClient):
+class StandaloneHttpClient(_SendingHttpClient):
     """Signs with the tokens of a provider; needs no StackSpot CLI.
 
     Args:
@@ -42,15 +72,13 @@ class StandaloneHttpClient(HttpClient):
     """
 
     def __init__(self, auth_provider: AuthProvider) -> None:
-        from .._wire.default import default_wire
-
         with _ArgumentErrors():
             settings = STKAI.config
             bearer = BearerAuth(auth_provider, settings.auth.origins, allow_http=settings.auth.allow_http)
             super().__init__(AuthTransport(default_wire(settings.http), bearer))
 
 
-class StkCLIHttpClient(HttpClient):
+class StkCLIHttpClient(_SendingHttpClient):
     """Sends through StackSpot CLI, which must be installed and logged in (`stk login`).
 
     Raises:
@@ -61,7 +89,7 @@ class StkCLIHttpClient(HttpClient):
         super().__init__(StkCLITransport())
 
 
-class EnvironmentAwareHttpClient(HttpClient):
+class EnvironmentAwareHttpClient(_SendingHttpClient):
     """Decides on its first request: StackSpot CLI where it is installed, else the credentials of `STKAI.config`.
 
     Until then `STKAI.configure` may be called. Limits the rate as the settings say. Raises ConfigurationError (a
@@ -90,47 +118,63 @@ class EnvironmentAwareHttpClient(HttpClient):
 
 
 class _RateLimitedHttpClient(HttpClient):
-    """A client around another, with a limiter in between; GET passes unlimited."""
+    """A client around another, with a limiter in between; GET passes unlimited.
+
+    Attributes:
+        delegate: the client that sends.
+        max_requests: requests allowed in the window.
+        time_window: seconds.
+        max_wait_time: seconds that a request may wait for its permit, or None.
+    """
 
     def __init__(
-        self, delegate: HttpClient, layer: Callable[..., LayerTransport], policy: Callable[[], object]
+        self,
+        delegate: HttpClient,
+        layer: Callable[..., LayerTransport],
+        policy: Callable[[], TokenBucket | AimdLimiter],
     ) -> None:
         with _ArgumentErrors():
-            if isinstance(delegate, type) or not all(
-                callable(getattr(delegate, verb, None)) for verb in ("get", "post")
-            ):
-                msg = f"delegate must be an HttpClient, not {delegate!r}"
-                raise ConfigurationError(msg)
-            self._delegate = delegate
-            super().__init__(layer(_DelegateWire(delegate), policy()))
+            self.delegate = check_delegate(delegate)
+            limiter = policy()
+            self._stack = RetryTransport(layer(DelegateWire(delegate), limiter))
+            super().__init__(self._stack)
+        self.max_requests = limiter.max_requests
+        self.time_window = limiter.time_window
+        self.max_wait_time = limiter.max_wait_time
 
     def post_stream(
-        self, url: str, data: Any = None, headers: Headers = None, timeout: float = 30, **options: Any
+        self,
+        url: str,
+        data: Any = None,
+        headers: Headers = None,
+        timeout: float = 30,
+        **options: Unpack[CallOptions],
     ) -> Any:
         """Wait for a permit, then stream the answer of the other client."""
-        send = partial(self._delegate.post_stream, url, data=data, headers=headers, timeout=timeout)
-        return self._limited(url, send, RequestOptions(**options))
+        sending = Sending(self.delegate.post_stream, url, (data,), headers, timeout)
+        return self._through("POST", sending, options_of("post_stream", options))
 
     def _send(
         self, method: str, url: str, data: Any, headers: Headers, timeout: float, options: RequestOptions
-    ) -> httpx.Response:
-        if method == "GET":
-            return self._delegate.get(url, headers=headers, timeout=timeout)
-        send = partial(self._delegate.post, url, data=data, headers=headers, timeout=timeout)
-        return self._limited(url, send, options)
+    ) -> Any:
+        sending = (
+            Sending(self.delegate.get, url, (), headers, timeout)
+            if method == "GET"
+            else Sending(self.delegate.post, url, (data,), headers, timeout)
+        )
+        return self._through(method, sending, options)
 
-    def _limited(
-        self, url: str, send: Callable[[], httpx.Response], options: RequestOptions
-    ) -> httpx.Response:
-        request = httpx.Request("POST", check_url(url), extensions={_SEND: send, OPTIONS: options})
-        return self.transport.handle_request(request)
+    def _through(self, method: str, sending: Sending, options: RequestOptions) -> Any:
+        self._open_entry()
+        return original(send_through(self._stack, sending.request(method, options)))
 
 
 class TokenBucketRateLimitedHttpClient(_RateLimitedHttpClient):
     """Sends no faster than `max_requests` per `time_window` seconds through another client.
 
     Args:
-        delegate: the client that sends; any `HttpClient`.
+        delegate: the client that sends; any `HttpClient`, also one whose methods return a `requests.Response`. Whatever
+            they return is returned.
         max_requests: requests allowed in the window.
         time_window: seconds.
         max_wait_time: seconds that a request may wait for its permit; None for as long as it takes.
@@ -140,7 +184,11 @@ class TokenBucketRateLimitedHttpClient(_RateLimitedHttpClient):
     """
 
     def __init__(
-        self, delegate: HttpClient, max_requests: int, time_window: float, max_wait_time: float | None = 45.0
+        self,
+        delegate: HttpClient,
+        max_requests: int,
+        time_window: float,
+        max_wait_time: float | None = REFERENCE_MAX_WAIT_TIME,
     ) -> None:
         policy = partial(TokenBucket, max_requests, time_window, max_wait_time=max_wait_time)
         super().__init__(delegate, TokenBucketTransport, policy)
@@ -152,7 +200,8 @@ class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
     A 429 is raised, as ServerSideRateLimitError; the next request waits as long as the server asked.
 
     Args:
-        delegate: the client that sends; any `HttpClient`.
+        delegate: the client that sends; any `HttpClient`, also one whose methods return a `requests.Response`. Whatever
+            they return is returned.
         max_requests: requests allowed in the window.
         time_window: seconds.
         min_rate_floor: least share of the quota that the rate falls to.
@@ -172,7 +221,7 @@ class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
         min_rate_floor: float = 0.1,
         penalty_factor: float = 0.3,
         recovery_factor: float = 0.05,
-        max_wait_time: float | None = 45.0,
+        max_wait_time: float | None = REFERENCE_MAX_WAIT_TIME,
     ) -> None:
         policy = partial(
             AimdLimiter,
@@ -184,33 +233,24 @@ class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
             max_wait_time=max_wait_time,
         )
         super().__init__(delegate, AdaptiveTransport, policy)
+        self.min_rate_floor = min_rate_floor
+        self.penalty_factor = penalty_factor
+        self.recovery_factor = recovery_factor
 
-    def _limited(
-        self, url: str, send: Callable[[], httpx.Response], options: RequestOptions
-    ) -> httpx.Response:
-        response = super()._limited(url, send, options)
-        if response.status_code != httpx.codes.TOO_MANY_REQUESTS:
-            return response
+    def _through(self, method: str, sending: Sending, options: RequestOptions) -> Any:
+        answer = super()._through(method, sending, options)
+        if method == "GET" or getattr(answer, "status_code", None) != httpx.codes.TOO_MANY_REQUESTS:
+            return answer
         try:
-            response.read()
+            # The body is there afterwards, whoever made the response.
+            if isinstance(answer, httpx.Response):
+                answer.read()
+            else:
+                getattr(answer, "content", None)
         finally:
-            response.close()
-        raise ServerSideRateLimitError(response, request=httpx.Request("POST", url))
-
-
-class _DelegateWire(httpx.BaseTransport):
-    """The innermost transport of a decorating client: calls the verb of the other client that the request carries."""
-
-    def __init__(self, delegate: HttpClient) -> None:
-        self._delegate = delegate
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        send: Callable[[], httpx.Response] = request.extensions[_SEND]
-        return send()
-
-    def close(self) -> None:
-        if hasattr(self._delegate, "close"):
-            self._delegate.close()
+            if hasattr(answer, "close"):
+                answer.close()
+        raise ServerSideRateLimitError(answer, request=httpx.Request("POST", sending.url))
 
 
 class _ArgumentErrors:

@@ -17,12 +17,15 @@ from .._errors import (
     InvalidArgumentError,
     MaxRetriesExceededError,
     RetryableError,
+    ServerSideRateLimitError,
     TokenAcquisitionTimeoutError,
 )
 from .._families import alike
 from .._log import logger
+from .._requests import as_httpx, httpx_kind
 from ..transports._base import Context
 from ..transports._retry.policy import Failure, RetryPolicy, describe
+from ..transports._retry.retry_after import retry_after
 
 if TYPE_CHECKING:
     import tenacity
@@ -46,8 +49,10 @@ class Retrying:
     Args:
         max_retries: attempts after the first; with 0, every error comes out as it is.
         initial_delay: seconds before the second attempt; each further delay is twice as long. Jitter is added.
-        retry_on_status_codes: answers that are worth another attempt, where they are raised as `httpx.HTTPStatusError`.
-        retry_on_exceptions: other errors that are. Every `RetryableError` is.
+        retry_on_status_codes: answers that are worth another attempt, where they are raised, as `raise_for_status()` of
+            httpx and of requests does.
+        retry_on_exceptions: other errors that are, and what requests raises in place of those of httpx. Every
+            `RetryableError` is.
         skip_retry_on_exceptions: errors that are not, whatever is said above.
         logger_prefix: stands before each line in the log.
         max_delay: the longest delay, in seconds, where nobody asks for more.
@@ -125,12 +130,24 @@ class Retrying:
             # The reference asks a full queue again, where the retry layer lets its caller know at once.
             asked = error.retry_after if isinstance(error, TokenAcquisitionTimeoutError) else None
             return Failure(describe(error), acted=False, asked=asked)
+        theirs = httpx_kind(error)
+        response = getattr(error, "response", None)
+        if response is not None and (theirs or isinstance(error, ServerSideRateLimitError)):
+            return self._failure_of_answer(error, as_httpx(response))
         failure = self.policy.failure_of(None, error, self._context.clock.utcnow())
         if isinstance(error, alike(httpx.HTTPStatusError, RetryableError)):
             return failure
-        if not isinstance(error, alike(*self.retry_on_exceptions)):
+        if not isinstance(error, alike(*self.retry_on_exceptions)) and not (
+            theirs and issubclass(theirs, self.retry_on_exceptions)
+        ):
             return None
         return failure or Failure(describe(error), acted=True)
+
+    def _failure_of_answer(self, error: Exception, response: httpx.Response) -> Failure | None:
+        now = self._context.clock.utcnow()
+        if isinstance(error, ServerSideRateLimitError):
+            return Failure(describe(error), acted=False, asked=retry_after(response.headers, now))
+        return self.policy.failure_of(response, None, now)
 
 
 class Attempt:

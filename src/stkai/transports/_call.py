@@ -13,9 +13,9 @@ import httpx
 from .._errors import ConfigurationError, DeadlineExceededError
 from .._events import CallInfo
 from .._families import family_of
-from ._options import NO_OPTIONS, UNSET, CallRecord, RequestOptions
 from .._urls import origin_of
 from ._operations import Steps
+from ._options import NO_OPTIONS, UNSET, CallRecord, RequestOptions
 
 OPTIONS: Final = "stkai"
 """The extension that holds `RequestOptions` on a request and the `CallRecord` on a response."""

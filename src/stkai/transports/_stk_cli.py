@@ -7,13 +7,14 @@ body streamed as it comes, decoded exactly once.
 import importlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
 from .._errors import AuthenticationError, ConfigurationError
 from .._families import Family, adopt, family_of, of_family
+from .._requests import httpx_errors
 from ._call import ATTEMPT, Attempt
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class StkCLITransport(httpx.BaseTransport):
 
     def _send(self, family: Family, function: Any, **arguments: Any) -> httpx.Response:
         try:
-            with _httpx_errors(family):
+            with httpx_errors(family):
                 return _convert(function(**arguments), family)
         except httpx.RequestError:
             raise
@@ -154,7 +155,7 @@ class _RawStream(httpx.SyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         raw = self._answer.raw
-        with _httpx_errors(self._family):
+        with httpx_errors(self._family):
             if not hasattr(raw, "read1"):  # urllib3 1
                 yield from raw.stream(_CHUNK if raw.chunked else 1, decode_content=False)
                 return
@@ -164,43 +165,3 @@ class _RawStream(httpx.SyncByteStream):
 
     def close(self) -> None:
         self._answer.close()
-
-
-@contextmanager
-def _httpx_errors(family: Family) -> Iterator[None]:
-    """Turn what requests and urllib3 raise into what httpx would have raised."""
-    try:
-        yield
-    except Exception as error:
-        kind = _httpx_kind(error)
-        if kind is None:
-            raise
-        raise of_family(kind, family)(str(error)) from error
-
-
-def _httpx_kind(error: Exception) -> type[httpx.RequestError] | None:
-    import requests.exceptions as theirs
-    import urllib3.exceptions as below
-
-    kinds: list[tuple[tuple[type[Exception], ...], type[httpx.RequestError]]] = [
-        ((theirs.ConnectTimeout,), httpx.ConnectTimeout),
-        ((theirs.Timeout, below.ReadTimeoutError), httpx.ReadTimeout),
-        ((theirs.ProxyError,), httpx.ProxyError),
-        ((theirs.SSLError,), httpx.ConnectError),
-        ((theirs.ChunkedEncodingError, below.ProtocolError), httpx.RemoteProtocolError),
-        ((theirs.ConnectionError,), httpx.ConnectError if _never_connected(error) else httpx.ReadError),
-        ((below.SSLError,), httpx.ReadError),
-        ((theirs.ContentDecodingError, below.DecodeError), httpx.DecodingError),
-        ((theirs.TooManyRedirects,), httpx.TooManyRedirects),
-        ((theirs.MissingSchema, theirs.InvalidSchema, theirs.InvalidURL), httpx.UnsupportedProtocol),
-        ((theirs.RequestException, below.HTTPError), httpx.TransportError),
-    ]
-    return next((kind for given, kind in kinds if isinstance(error, given)), None)
-
-
-def _never_connected(error: Exception) -> bool:
-    """Whether the connection could not be opened: then nothing was sent."""
-    from urllib3.exceptions import NewConnectionError
-
-    inner = error.args[0] if error.args else None
-    return isinstance(getattr(inner, "reason", inner), NewConnectionError)

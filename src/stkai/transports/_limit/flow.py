@@ -10,10 +10,10 @@ import httpx
 
 from ..._errors import ConfigurationError, InvalidArgumentError, TokenAcquisitionTimeoutError
 from ..._events import RateChanged, Rejected, Waited
-from .._options import UNSET, check_cost
 from .._base import AsyncLayerTransport, Context, Layer, LayerBase, LayerTransport
 from .._call import PACED, Attempt
 from .._operations import Close, Flow, Operation, Sleep, Steps
+from .._options import UNSET, check_cost
 from .limiter import Answer, Limiter, Turn
 from .metering import metered
 from .per_host import PerHost

@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import httpx
 
-from .._options import Priority
 from .._operations import Operation
+from .._options import Priority
 
 
 class RateChange(NamedTuple):
