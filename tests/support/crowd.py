@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from stkai.transports import Turn
 from stkai.transports._limit.tickets import TicketQueue
@@ -18,6 +19,9 @@ class Waiter:
         limit: the longest wait that it accepts, in seconds; told of a longer one, it leaves at once.
         patience: seconds after which it leaves without a permit.
         lateness: seconds by which it wakes late from each sleep.
+        cost: units that it takes.
+        used: units that it turns out to have taken, `serving` seconds after it went; None if nobody says.
+        priority: "normal" or "low".
         told: the instant that it was given first.
         went: the instant at which it got its permit.
         sleeps: how often it slept.
@@ -27,10 +31,17 @@ class Waiter:
     limit: float = math.inf
     patience: float = math.inf
     lateness: float = 0.0
+    cost: float = 1.0
+    used: float | None = None
+    serving: float = 0.0
+    priority: Literal["normal", "low"] = "normal"
     told: float = math.nan
     went: float = math.nan
     sleeps: int = 0
-    ticket: Turn = field(default_factory=Turn)
+    turn: Turn = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.turn = Turn(cost=self.cost, priority=self.priority)
 
 
 def drive(
@@ -46,27 +57,35 @@ def drive(
     heapq.heapify(events)
     gone: list[Waiter] = []
     left: set[Waiter] = set()
+    settling: set[int] = set()
     while events:
         now, number, waiter = heapq.heappop(events)
+        if not math.isnan(waiter.went) and waiter.used is not None and number in settling:
+            queue.settle(waiter.turn, waiter.used, now)
         if waiter in left or not math.isnan(waiter.went):
             continue
         if number in quitters:
-            queue.cancel(waiter.ticket, now)
+            queue.leave(waiter.turn, now)
             left.add(waiter)
             continue
         new = math.isnan(waiter.told)
-        seconds = 0.0 if new and queue.take(now, chance()) else queue.remaining(waiter.ticket, now, chance())
+        turn = waiter.turn
+        turn.chance = chance()
+        seconds = queue.ask(turn, now)
         if new:
             waiter.told = now + seconds
         if now + seconds - waiter.arrives > waiter.limit:
-            queue.cancel(waiter.ticket, now)
+            queue.leave(waiter.turn, now)
             left.add(waiter)
         elif seconds:
             waiter.sleeps += 1
-            heapq.heappush(events, (now + queue.nap(seconds) + waiter.lateness, next(order), waiter))
+            heapq.heappush(events, (now + min(seconds, turn.nap) + waiter.lateness, next(order), waiter))
         else:
             waiter.went = now
             gone.append(waiter)
+            if waiter.used is not None:
+                settling.add(number := next(order))
+                heapq.heappush(events, (now + waiter.serving, number, waiter))
     return gone
 
 

@@ -142,8 +142,8 @@ def test_each_gap_varies_by_a_tenth_and_never_more(chance: float) -> None:
     now = 1000.0
     while policy.take(now):
         pass
-    first, second = Turn(), Turn()
-    wait = policy.remaining(first, now, chance)
+    first, second = Turn(chance=chance), Turn()
+    wait = policy.remaining(first, now)
     told = policy.remaining(second, now) - wait
     gap = 1 / policy.rate
     assert told == pytest.approx(gap * (1 + 0.1 * (2 * chance - 1)), rel=0.01)
@@ -189,10 +189,10 @@ def test_a_place_is_passed_on_with_its_gap_so_that_those_behind_go_when_they_wer
     policy = plain()
     while policy.take(0.0):
         pass
-    first, second, third, heir = Turn(), Turn(), Turn(), Turn()
-    told = [policy.remaining(ticket, 0.0, 1.0) for ticket in (first, second, third)]
+    first, second, third, heir = Turn(chance=1.0), Turn(chance=1.0), Turn(chance=1.0), Turn(chance=0.0)
+    told = [policy.remaining(ticket, 0.0) for ticket in (first, second, third)]
     policy.cancel(second, 0.0)
-    assert policy.remaining(heir, 0.0, 0.0) == pytest.approx(told[1])
+    assert policy.remaining(heir, 0.0) == pytest.approx(told[1])
     for ticket, instant in zip((first, heir, third), told, strict=True):
         assert policy.remaining(ticket, instant - 0.01) == pytest.approx(0.01)
         assert policy.remaining(ticket, instant) == 0.0
@@ -203,9 +203,9 @@ def test_whoever_comes_back_takes_a_gap_of_the_same_kind(chance: float) -> None:
     policy = plain()
     while number := policy.take(0.0):
         last = number
-    behind, back = Turn(), Turn(number=last)
+    behind, back = Turn(), Turn(number=last, chance=chance)
     told = policy.remaining(behind, 0.0)
-    policy.remaining(back, 0.0, chance)
+    policy.remaining(back, 0.0)
     gap = 1 + 0.1 * (2 * chance - 1)
     assert policy.remaining(behind, 0.0) - told == pytest.approx(gap / policy.rate)
 
@@ -216,9 +216,9 @@ def test_the_gaps_of_those_who_left_hold_up_nobody() -> None:
         pass
     first, last = Turn(), Turn()
     told = policy.remaining(first, 0.0)
-    leavers = [Turn() for _ in range(20)]
+    leavers = [Turn(chance=1.0) for _ in range(20)]
     for ticket in leavers:
-        policy.remaining(ticket, 0.0, 1.0)
+        policy.remaining(ticket, 0.0)
     policy.remaining(last, 0.0)
     for ticket in leavers:
         policy.cancel(ticket, 0.0)

@@ -41,6 +41,8 @@ class AimdLimiter(TicketQueue):
     Args:
         max_requests: the whole quota, shared with others: requests per `time_window`.
         time_window: seconds.
+        max_cost: units of cost allowed in `time_window`, such as tokens; None counts requests only. It is a constant
+            limit beside the rate that adapts; see `TokenBucket`.
         min_rate_floor: least share of the quota that the rate falls to, in (0, 1]; at least half a request per window.
         penalty_factor: with it, plain AIMD: the share of the rate that a cut takes, in (0, 1]; 0.3 beside the other.
         recovery_factor: with it, plain AIMD: the share of the quota regained per window, in (0, 1]; 0.05 likewise.
@@ -56,13 +58,14 @@ class AimdLimiter(TicketQueue):
         max_requests: float,
         time_window: float,
         *,
+        max_cost: float | None = None,
         min_rate_floor: float | None = None,
         penalty_factor: float | None = None,
         recovery_factor: float | None = None,
         max_wait_time: float | None = None,
         methods: Iterable[str] = frozenset({"POST"}),
     ) -> None:
-        super().__init__(max_requests, time_window, max_wait_time, methods)
+        super().__init__(max_requests, time_window, max_wait_time, methods, max_cost=max_cost)
         self.ceiling = self._rate
         floor = 0.0 if min_rate_floor is None else _require_share("min_rate_floor", min_rate_floor)
         self.floor = max(floor * self.ceiling, min(0.5 / time_window, self.ceiling))

@@ -32,12 +32,12 @@ class Turn:
         nap: seconds after which to ask again, where that is earlier than the wait; set by the limiter.
         granted: whether the permit has been taken; set by the limiter.
         paced: whether the limiter keeps the wait after this refusal, so that retry need not; set by `learn`.
-        due, extra, ahead: of a queue of tickets: how many permits will have been released when it may go, what it
-            takes beyond one permit, and the sum of that of all who joined before it.
+        since, told: of a queue of tickets: the instants at which it joined, and at which it may go as it was told last.
+        extra, ahead: likewise: what it takes beyond one permit, and the sum of that of all who joined before it.
     """
 
     __slots__ = (
-        "ahead", "chance", "cost", "due", "extra", "granted", "nap", "number", "paced", "priority", "request"
+        "ahead", "chance", "cost", "extra", "granted", "nap", "number", "paced", "priority", "request", "since", "told"
     )  # fmt: skip
 
     def __init__(
@@ -56,7 +56,7 @@ class Turn:
         self.priority = priority
         self.nap = math.inf
         self.granted = self.paced = False
-        self.due = self.extra = self.ahead = 0.0
+        self.since = self.told = self.extra = self.ahead = 0.0
 
 
 class Answer:

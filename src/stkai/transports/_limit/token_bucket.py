@@ -15,6 +15,8 @@ class TokenBucket(TicketQueue):
     Args:
         max_requests: requests allowed in `time_window`.
         time_window: seconds.
+        max_cost: units of cost allowed in `time_window`, such as tokens; None counts requests only. The bucket of units
+            is full at first. A call that costs more than it holds goes when it is full, and is paid for afterwards.
         burst: requests that may go at once after a quiet time, at least 1; by default `max_requests`.
         max_wait_time: seconds that a request may wait for its permit; None for as long as it takes.
         methods: HTTP methods that need a permit.
@@ -28,12 +30,14 @@ class TokenBucket(TicketQueue):
         max_requests: float,
         time_window: float,
         *,
+        max_cost: float | None = None,
         burst: float | None = None,
         max_wait_time: float | None = None,
         methods: Iterable[str] = frozenset({"POST"}),
     ) -> None:
-        super().__init__(max_requests, time_window, max_wait_time, methods)
+        super().__init__(max_requests, time_window, max_wait_time, methods, max_cost=max_cost)
         self._burst = max(1.0, require_positive("burst", max_requests if burst is None else burst))
 
     def __repr__(self) -> str:
-        return f"TokenBucket({self.max_requests:g}, {self.time_window:g}, burst={self._burst:g})"
+        cost = "" if self.max_cost is None else f", max_cost={self.max_cost:g}"
+        return f"TokenBucket({self.max_requests:g}, {self.time_window:g}{cost}, burst={self._burst:g})"

@@ -12,7 +12,7 @@ from ..._errors import ConfigurationError
 from ..._forks import after_fork
 
 _MEMORY = 10.0
-"""Seconds for which the credit of a call is kept in full, and of which the credit of time may add up (Finagle's TTL)."""
+"""Seconds for which the credit of a call is kept in full, and of which the credit of time adds up: Finagle's TTL."""
 
 _SAVINGS = 10.0
 """Retries; so much credit is kept for longer, or a program that calls once a minute would never have any."""

@@ -1,0 +1,247 @@
+"""A queue that counts units of cost beside requests, with nothing but numbers."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stkai import ConfigurationError, TokenBucket
+from stkai.transports import Turn
+from stkai.transports._limit.tickets import _forget_all_waiters
+
+from ...support.crowd import Waiter, drive, most_in_excess
+
+gaps = st.sampled_from([0.0, 0.0, 0.1, 1.0, 5.0]) | st.floats(0, 10)
+costs = st.sampled_from([0.0, 1.0, 50.0, 100.0, 250.0]) | st.floats(0.01, 100)
+arrivals = st.lists(st.tuples(gaps, costs), min_size=1, max_size=40)
+
+MOST, WINDOW = 100.0, 10.0
+RATE = MOST / WINDOW
+
+
+def bucket(max_requests: float = 1e6, **more: Any) -> TokenBucket:
+    return TokenBucket(max_requests, WINDOW, max_cost=MOST, **more)
+
+
+def crowd(coming: list[tuple[float, float]]) -> list[Waiter]:
+    now, waiters = 0.0, []
+    for gap, cost in coming:
+        now += gap
+        waiters.append(Waiter(now, cost=cost))
+    return waiters
+
+
+def earliest(waiters: list[Waiter], burst: float, rate: float) -> list[float]:
+    """When each may go at the earliest: two buckets, emptied in the order of arrival."""
+    now, permits, units, instants = 0.0, burst, MOST, []
+    for waiter in waiters:
+        later = max(now, waiter.arrives)
+        permits, units = min(burst, permits + rate * (later - now)), min(MOST, units + RATE * (later - now))
+        needed = min(waiter.cost, MOST)
+        wait = max(0.0, (1 - permits) / rate, (needed - units) / RATE if needed else 0.0)
+        now = later + wait
+        permits, units = min(burst, permits + rate * wait) - 1, min(MOST, units + RATE * wait) - waiter.cost
+        instants.append(now)
+    return instants
+
+
+@given(arrivals, st.sampled_from([3.0, 10.0, 200.0, 1e6]), st.floats(1, 20))
+def test_everybody_goes_in_order_at_the_first_instant_at_which_both_are_there(
+    coming: list[tuple[float, float]], max_requests: float, burst: float
+) -> None:
+    waiters = crowd(coming)
+    drive(bucket(max_requests, burst=burst), waiters)
+    due = earliest(waiters, burst, max_requests / WINDOW)
+    assert [waiter.went for waiter in waiters] == pytest.approx(due, abs=1e-3)
+
+
+@given(st.lists(st.tuples(gaps, st.floats(0, MOST)), min_size=1, max_size=40))
+def test_no_window_of_time_sees_more_units_than_the_bucket_and_its_refill(
+    coming: list[tuple[float, float]],
+) -> None:
+    gone = drive(bucket(), crowd(coming))
+    lowest, taken = 0.0, 0.0
+    for waiter in gone:
+        lowest = min(lowest, taken - RATE * waiter.went)
+        taken += waiter.cost
+        assert taken - RATE * waiter.went - lowest <= MOST + 0.01
+
+
+@given(arrivals, st.data())
+def test_those_who_leave_take_no_units_with_them(
+    coming: list[tuple[float, float]], data: st.DataObject
+) -> None:
+    queue, waiters = bucket(), crowd(coming)
+    for waiter in waiters:
+        waiter.patience = data.draw(st.just(math.inf) | st.floats(0, 20))
+    gone = drive(queue, waiters)
+    assert {waiter for waiter in waiters if waiter.patience == math.inf} <= set(gone)
+    assert queue.waiting == 0
+    assert queue.ask(Turn(cost=MOST), 1e6) == 0
+    assert queue.ask(Turn(cost=MOST / 2), 1e6) == pytest.approx(WINDOW / 2)
+    went = sorted(gone, key=lambda waiter: waiter.went)
+    excess, lowest, taken = 0.0, 0.0, 0.0
+    for waiter in went:
+        lowest = min(lowest, taken - RATE * waiter.went)
+        if waiter.cost:
+            excess = max(excess, taken - RATE * waiter.went - lowest)
+        taken += waiter.cost
+    assert excess <= MOST + 0.01
+
+
+@given(arrivals, st.data())
+def test_whoever_was_refused_at_once_leaves_the_others_as_they_were(
+    coming: list[tuple[float, float]], data: st.DataObject
+) -> None:
+    waiters = crowd(coming)
+    for waiter in waiters:
+        waiter.limit = data.draw(st.just(math.inf) | st.floats(0, 5))
+    drive(bucket(), waiters)
+    gone = [waiter for waiter in waiters if not math.isnan(waiter.went)]
+    alone = [Waiter(waiter.arrives, cost=waiter.cost) for waiter in gone]
+    drive(bucket(), alone)
+    assert [waiter.went for waiter in gone] == pytest.approx([waiter.went for waiter in alone], abs=1e-3)
+
+
+def test_the_bucket_is_full_at_first_whatever_the_burst_and_refills_evenly() -> None:
+    queue = bucket(burst=1)
+    assert queue.take(0.0, cost=100.0)
+    waiting = Turn(cost=50.0)
+    assert queue.remaining(waiting, 0.0) == 5.0
+    assert queue.remaining(waiting, 2.0) == 3.0
+    assert queue.remaining(waiting, 5.0) == 0.0
+
+
+def test_a_call_above_the_whole_limit_waits_until_the_bucket_is_full_and_is_paid_for_afterwards() -> None:
+    queue = bucket()
+    assert queue.take(0.0, cost=20.0)
+    large, small, free = Turn(cost=500.0), Turn(cost=30.0), Turn(cost=0.0)
+    assert queue.remaining(large, 0.0) == 2.0
+    assert queue.remaining(small, 0.0) == 2.0 + 40.0 + 3.0
+    assert queue.remaining(large, 2.0) == 0.0
+    assert queue.remaining(small, 2.0) == 43.0
+    assert queue.remaining(free, 2.0) == 43.0
+    assert queue.remaining(small, 45.0) == 0.0
+
+
+def test_whoever_costs_nothing_pays_nobodys_debt() -> None:
+    queue = bucket()
+    assert queue.take(0.0, cost=500.0)
+    assert queue.take(0.0, cost=0.0)
+    assert not queue.take(0.0, cost=1.0)
+    large, free = Turn(cost=500.0), Turn(cost=0.0)
+    assert queue.remaining(large, 0.0) == 50.0
+    assert queue.remaining(free, 0.0) == 50.0
+
+
+def test_a_small_call_does_not_overtake_a_large_one() -> None:
+    queue = bucket()
+    assert queue.take(0.0, cost=100.0)
+    large, small = Turn(cost=80.0), Turn(cost=1.0)
+    assert queue.remaining(large, 0.0) == 8.0
+    assert queue.remaining(small, 0.0) == 8.1
+    assert queue.remaining(small, 7.0) > 0
+    assert queue.remaining(large, 8.0) == 0.0
+    assert queue.remaining(small, 8.1) == 0.0
+
+
+def test_a_free_place_goes_only_to_whoever_takes_no_more_units_than_the_one_who_left() -> None:
+    queue = bucket()
+    assert queue.take(0.0, cost=100.0)
+    left, sleeper = Turn(cost=30.0), Turn(cost=10.0)
+    assert [queue.remaining(ticket, 0.0) for ticket in (left, sleeper)] == [3.0, 4.0]
+    queue.cancel(left, 1.0)
+    small = Turn(cost=20.0)
+    assert queue.remaining(small, 1.0) == 1.0
+    queue.cancel(small, 1.0)
+    large = Turn(cost=40.0)
+    assert queue.remaining(large, 1.0) == 4.0
+    assert queue.remaining(sleeper, 4.0) == 0.0
+
+
+def test_an_estimate_that_was_too_high_comes_back_and_one_too_low_is_owed() -> None:
+    queue = bucket()
+    call, waiting = Turn(cost=100.0), Turn(cost=50.0)
+    assert queue.remaining(call, 0.0) == 0.0
+    assert queue.remaining(waiting, 0.0) == 5.0
+    queue.settle(call, 70.0, 0.0)
+    assert queue.remaining(waiting, 0.0) == 2.0
+    queue.settle(call, 130.0, 0.0)
+    assert queue.remaining(waiting, 0.0) == 8.0
+
+
+def test_what_comes_back_never_fills_the_bucket_above_its_brim() -> None:
+    queue = bucket()
+    call = Turn(cost=100.0)
+    assert queue.remaining(call, 0.0) == 0.0
+    queue.settle(call, 0.0, 1000.0)
+    assert queue.take(1000.0, cost=100.0)
+    assert not queue.take(1000.0, cost=1.0)
+
+
+def test_a_permit_that_was_not_used_comes_back_with_its_units() -> None:
+    queue = bucket(10, burst=1)
+    call, other, last = Turn(cost=100.0), Turn(cost=100.0), Turn(cost=0.0)
+    assert queue.ask(call, 0.0) == 0.0
+    queue.leave(call, 0.0)
+    queue.leave(call, 0.0)
+    assert queue.ask(other, 0.0) == 0.0
+    assert queue.ask(last, 0.0) == 1.0
+
+
+@pytest.mark.parametrize("share", [0.9, 0.625, 0.1])
+def test_waiters_use_what_comes_back_although_nobody_wakes_them(share: float) -> None:
+    """Estimates are too high by far: the units that are really used keep up with the limit."""
+    queue = TokenBucket(1e6, 1.0, max_cost=20_000.0)
+    waiters = [Waiter(0.0, cost=400.0, used=400.0 * share, serving=0.2) for _ in range(int(800 / share))]
+    gone = drive(queue, waiters)
+    assert len(gone) == len(waiters)
+    # At first, the bucket is full, and then what is under way must be paid for in advance.
+    start, end = 5.0, gone[-1].went - 0.5
+    used = sum(waiter.used or 0.0 for waiter in gone if start <= waiter.went < end)
+    assert used == pytest.approx(20_000 * (end - start), rel=0.05)
+    assert max(waiter.sleeps for waiter in waiters) <= 100
+
+
+def test_where_nothing_is_corrected_everybody_sleeps_a_few_times() -> None:
+    waiters = [Waiter(0.0, cost=10.0) for _ in range(500)]
+    drive(bucket(), waiters)
+    assert max(waiter.sleeps for waiter in waiters) <= 30
+
+
+def test_a_queue_without_max_cost_ignores_costs() -> None:
+    queue = TokenBucket(10, 1.0)
+    assert queue.max_cost is None
+    ticket = Turn(cost=1e9)
+    assert queue.take(0.0, cost=1e9)
+    assert queue.remaining(ticket, 0.0) == 0.0
+    queue.settle(ticket, 5.0, 0.0)
+    queue.leave(ticket, 0.0)
+
+
+def test_in_a_forked_child_nobody_waits_for_units() -> None:
+    queue = bucket()
+    assert queue.take(0.0, cost=100.0)
+    queue.remaining(Turn(cost=90.0), 0.0)
+    _forget_all_waiters()
+    first, second = Turn(cost=10.0), Turn(cost=10.0)
+    assert queue.remaining(first, 0.0) == 1.0
+    assert queue.remaining(second, 0.0) == 2.0
+
+
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, True, "10"])
+def test_a_limit_that_makes_no_sense_is_refused_by_name(value: float) -> None:
+    message = "^max_cost must be a positive, finite number, not .*; None counts requests only"
+    with pytest.raises(ConfigurationError, match=message):
+        TokenBucket(10, 1, max_cost=value)
+
+
+def test_its_repr_shows_the_limit() -> None:
+    assert repr(TokenBucket(60, 60, max_cost=1000)) == "TokenBucket(60, 60, max_cost=1000, burst=60)"
+
+
+def test_requests_are_counted_as_before() -> None:
+    gone = drive(TokenBucket(10, 1.0, max_cost=1e9), [Waiter(0.0) for _ in range(50)])
+    assert most_in_excess([waiter.went for waiter in gone], 10.0) <= 10.001
