@@ -11,10 +11,10 @@ from .._client import AsyncHttpClient, Headers, HttpClient
 from .._errors import ConfigurationError, InvalidArgumentError
 from .._exchange import check_url
 from .._families import HTTPX
-from .._options import UNSET, RequestOptions
 from .._requests import as_httpx, httpx_errors, httpx_kind
 from ..transports._base import LayerTransport
 from ..transports._call import OPTIONS
+from ..transports._options import UNSET, RequestOptions
 
 _SENDING: Final = "stkai.sending"
 _OWN: Final = frozenset({"host", "content-length"})
