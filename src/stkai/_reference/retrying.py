@@ -128,8 +128,10 @@ class Retrying:
             return None
         if isinstance(error, ClientSideRateLimitError):
             # The reference asks a full queue again, where the retry layer lets its caller know at once.
-            asked = error.retry_after if isinstance(error, TokenAcquisitionTimeoutError) else None
-            return Failure(describe(error), acted=False, asked=asked)
+            if isinstance(error, TokenAcquisitionTimeoutError):
+                needed = error.required - error.waited
+                return Failure(describe(error), acted=False, asked=error.retry_after, needed=needed)
+            return Failure(describe(error), acted=False)
         theirs = httpx_kind(error)
         response = getattr(error, "response", None)
         if response is not None and (theirs or isinstance(error, ServerSideRateLimitError)):

@@ -70,12 +70,14 @@ class Failure(NamedTuple):
         cause: in words, for people.
         acted: whether the server may have acted on the request.
         asked: seconds for which somebody asked us to stay away, or None.
+        needed: seconds after which the turn of the request comes, whenever it comes back until then.
         paced: a limiter keeps the wait, and decides how long it is.
     """
 
     cause: str
     acted: bool
     asked: float | None = None
+    needed: float = 0.0
     paced: bool = False
 
 
@@ -149,14 +151,17 @@ class RetryPolicy:
         if attempt > self.max_retries or (failure.acted and not self.retry_unknown):
             return None
         asked = failure.asked or 0.0
-        if asked >= left:
+        if max(asked, failure.needed) >= left:
             return None
         if failure.paced:
             return 0.0
         if asked > self.max_retry_after:
             return None
         backoff = self.backoff(attempt, chance)
-        delay = max(asked + backoff - self.backoff(attempt), backoff)
+        # Everyone whom a full queue turns away is told the same: spread over the time for which nobody would be served
+        # any earlier, they do not all come back at once for the one place that is free by then.
+        jitter = max(backoff - self.backoff(attempt), chance * (failure.needed - asked))
+        delay = max(asked + jitter, backoff)
         return delay if delay < left else None
 
     def is_final(self, response: httpx.Response) -> bool:
