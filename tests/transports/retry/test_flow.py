@@ -79,6 +79,7 @@ class Bench:
         attempt = Attempt(Call.start(request, self.clock.monotonic(), buffered=True))
         request.extensions[ATTEMPT] = attempt
         response = await self.send(request)
+        await self.world.read(response)
         attempt.finish(response, self.clock.monotonic())
         return response
 
@@ -293,7 +294,15 @@ async def test_an_interrupt_outside_the_attempts_leaves_nothing_open(world: Worl
         async def asleep(self, seconds: float) -> None:
             raise Interrupt
 
-    context = {"sleep": {"clock": Clock()}}.get(where, {where: interrupt})
+    def listen(event: object) -> None:
+        if isinstance(event, RetryScheduled):
+            raise Interrupt
+
+    context: dict[str, Any] = {
+        "sleep": {"clock": Clock()},
+        "listener": {"listener": listen},
+        "random": {"random": interrupt},
+    }[where]
     bench = Bench(world, 503, 200, **context)
     with pytest.raises(Interrupt):
         await bench.send()
