@@ -125,7 +125,7 @@ async def test_a_stack_sends_through_its_layers_in_order(world: World) -> None:
     seen: list[str] = []
 
     def named(name: str) -> Layer:
-        def flow(layer: Any, request: httpx.Request, attempt: Attempt) -> Flow:
+        def flow(layer: LayerTransport, request: httpx.Request, attempt: Attempt) -> Flow:
             seen.append(name)
             return (yield from layer.forward(request, attempt))
 

@@ -1,16 +1,23 @@
-"""What a stack tells its listener, and what reaches the log where there is none."""
+"""What a stack tells its listener: of which call, when, and why."""
 
 import dataclasses
 import logging
 import pickle
 import threading
+from typing import Any
 
+import anyio
 import httpx
 import pytest
 
 import stkai
 from stkai import (
     AimdLimiter,
+    AttemptFinished,
+    AttemptStarted,
+    CallFinished,
+    CallInfo,
+    CallStarted,
     Event,
     RateChanged,
     Rejected,
@@ -22,20 +29,25 @@ from stkai import (
     TokenRenewed,
     Waited,
 )
-from stkai._log import log_event
 from stkai.testing import FakeClock
 from stkai.transports import Context, adaptive, auth, retry, token_bucket
 
+from .support.heard import CALL, Heard
+from .support.wire import Answer
 from .support.world import World
 
 URL = "https://api.example.com/v1/things?key=secret-key"
 
 EVENTS = [
-    Waited(layer="token_bucket", seconds=1.5),
-    RateChanged(old=2.0, new=1.0, reason="429 Too Many Requests"),
-    RetryScheduled(attempt=1, delay=0.5, cause="503 Service Unavailable"),
-    TokenRenewed(seconds=0.2, reason="none was valid"),
-    Rejected(layer="adaptive", wait=60.0, limit=45.0),
+    CallStarted(call=CALL),
+    AttemptStarted(call=CALL, resend_count=1),
+    AttemptFinished(call=CALL, status=200, seconds=0.2),
+    Waited(call=CALL, layer="token_bucket", seconds=1.5),
+    RateChanged(call=CALL, old=2.0, new=1.0, reason="429 Too Many Requests"),
+    RetryScheduled(call=CALL, attempt=1, delay=0.5, cause="503 Service Unavailable"),
+    TokenRenewed(call=CALL, seconds=0.2, reason="none was valid"),
+    Rejected(call=CALL, layer="adaptive", wait=60.0, limit=45.0),
+    CallFinished(call=CALL, error="ReadTimeout", seconds=30.0),
 ]
 
 
@@ -52,44 +64,16 @@ def test_an_event_is_a_frozen_dataclass_with_named_fields_only(event: Event) -> 
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(event, name, None)
     with pytest.raises(TypeError):
-        type(event)(*dataclasses.astuple(event))
+        type(event)(*dataclasses.astuple(event))  # type: ignore[call-arg]
     with pytest.raises((AttributeError, TypeError)):
         setattr(event, "other", 1)  # noqa: B010
     assert pickle.loads(pickle.dumps(event)) == event  # noqa: S301 - its own
     assert hash(event) == hash(dataclasses.replace(event))
 
 
-@pytest.mark.parametrize(
-    ("event", "level"),
-    list(zip(EVENTS, ["DEBUG", "INFO", "INFO", "DEBUG", "WARNING"], strict=True)),
-    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
-)
-def test_the_default_listener_logs_an_event_under_stkai(
-    event: Event, level: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.DEBUG, "stkai"):
-        log_event(event)
-    assert caplog.record_tuples == [("stkai", getattr(logging, level), repr(event))]
-
-
-async def test_without_a_listener_a_wait_is_in_the_log_of_who_wants_details(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
-    stack = StackBuilder([token_bucket(TokenBucket(1, 2.0))], clock=FakeClock())
-    transport = world.build(stack, world.wire(200, 200, 200))
-    for level, told in (
-        ("INFO", []),
-        ("INFO", []),
-        ("DEBUG", [repr(Waited(layer="token_bucket", seconds=2.0))]),
-    ):
-        with caplog.at_level(level, "stkai"):
-            await world.read(await world.send(transport, httpx.Request("POST", URL)))
-        assert caplog.messages == told
-
-
 async def test_a_listener_hears_all_that_happens_with_its_reasons(world: World) -> None:
-    clock, heard = FakeClock(), list[Event]()
-    bucket = TokenBucket(1, 10.0, burst=1, max_wait_time=None)
+    clock, heard = FakeClock(), Heard()
+    bucket = TokenBucket(1, 10.0, burst=1)
     limiter = AimdLimiter(60, 60.0, penalty_factor=0.5)
     layers = [
         retry(RetryPolicy(initial_delay=1.0)),
@@ -97,36 +81,140 @@ async def test_a_listener_hears_all_that_happens_with_its_reasons(world: World) 
         token_bucket(bucket),
         adaptive(limiter),
     ]
-    stack = StackBuilder(layers, clock=clock, listener=heard.append, random=lambda: 0.0)
-    wire = world.wire(503, 429, 200)
-    transport = world.build(stack, wire)
+    stack = StackBuilder(layers, clock=clock, listener=heard, random=lambda: 0.0)
+    transport = world.build(stack, world.wire(503, 429, 200))
     await world.read(await world.send(transport, httpx.Request("POST", URL)))
     options = {"stkai": RequestOptions(retry=None, max_wait_time=1.0)}
     with pytest.raises(stkai.TokenAcquisitionTimeoutError):
         await world.send(transport, httpx.Request("POST", URL, extensions=options))
 
-    def of(kind: type[Event]) -> list[Event]:
-        return [event for event in heard if type(event) is kind]
-
-    assert of(TokenRenewed) == [TokenRenewed(seconds=0.0, reason="none was valid")]
-    first, second = of(RetryScheduled)
-    assert first == RetryScheduled(attempt=1, delay=1.0, cause="503 Service Unavailable")
-    assert second == RetryScheduled(attempt=2, delay=0.0, cause="429 Too Many Requests")
-    assert of(RateChanged)[0] == RateChanged(old=1.0, new=0.5, reason="429 Too Many Requests")
-    waits = [event.seconds for event in heard if isinstance(event, Waited) and event.layer == "token_bucket"]
-    assert waits[0] == pytest.approx(9.0)
-    (rejected,) = of(Rejected)
-    assert isinstance(rejected, Rejected)
+    assert heard.of(TokenRenewed) == [TokenRenewed(call=CALL, seconds=0.0, reason="none was valid")]
+    assert heard.of(RetryScheduled) == [
+        RetryScheduled(call=CALL, attempt=1, delay=1.0, cause="503 Service Unavailable"),
+        RetryScheduled(call=nth(2), attempt=2, delay=0.0, cause="429 Too Many Requests"),
+    ]
+    assert heard.of(RateChanged)[0] == RateChanged(
+        call=nth(2), old=1.0, new=0.5, reason="429 Too Many Requests"
+    )
+    first = heard.of(Waited)[0]
+    assert (first.layer, first.seconds, first.call) == ("token_bucket", pytest.approx(9.0), nth(2))
+    (rejected,) = heard.of(Rejected)
     assert (rejected.layer, rejected.limit) == ("token_bucket", 1.0)
     assert rejected.wait > 1.0
+
+
+def nth(attempt: int) -> CallInfo:
+    return dataclasses.replace(CALL, attempt=attempt)
+
+
+async def test_a_call_is_told_from_its_start_to_its_end_with_each_attempt_in_between(world: World) -> None:
+    clock, heard = FakeClock(), Heard()
+
+    async def wire(_: httpx.Request) -> Answer:
+        await world.sleep(clock, 2.0)
+        return httpx.ConnectError("refused") if clock.monotonic() < 3 else 200
+
+    stack = StackBuilder(
+        [retry(RetryPolicy(initial_delay=1.0))], clock=clock, listener=heard, random=lambda: 0.0
+    )
+    await world.send(world.build(stack, world.wire(wire)), httpx.Request("POST", URL))
+    assert heard.of(Event) == [
+        CallStarted(call=CALL),
+        AttemptStarted(call=CALL, resend_count=0),
+        AttemptFinished(call=CALL, error="ConnectError", seconds=2.0),
+        RetryScheduled(call=CALL, attempt=1, delay=1.0, cause="ConnectError: refused"),
+        AttemptStarted(call=nth(2), resend_count=1),
+        AttemptFinished(call=nth(2), status=200, seconds=2.0),
+        CallFinished(call=nth(2), status=200, attempts=2, seconds=5.0),
+    ]
+    assert len({event.call.id for event in heard.events}) == 1
+
+
+@pytest.mark.parametrize(
+    "outcome", [200, 503, httpx.ReadError("reset"), KeyboardInterrupt(), SystemExit()], ids=repr
+)
+async def test_every_call_has_one_start_and_one_end_whatever_comes_of_it(world: World, outcome: Any) -> None:
+    heard = Heard()
+
+    def wire(_: httpx.Request) -> Answer:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return int(outcome)
+
+    stack = StackBuilder(
+        [retry(), auth(Provider()), token_bucket(TokenBucket(10, 1.0))], clock=FakeClock(), listener=heard
+    )
+    transport = world.build(stack, world.wire(wire))
+    if isinstance(outcome, BaseException):
+        with pytest.raises(type(outcome)) as caught:
+            await world.send(transport, httpx.Request("POST", URL))
+        assert caught.value is outcome
+    else:
+        await world.send(transport, httpx.Request("POST", URL))
+    (start,) = heard.of(CallStarted)
+    (end,) = heard.of(CallFinished)
+    assert start == CallStarted(call=CALL)
+    assert heard.events[-1].call.id == heard.events[0].call.id
+    if isinstance(outcome, int):
+        assert (end.status, end.error) == (outcome, None)
+    else:
+        assert (end.status, end.error) == (None, type(outcome).__name__)
+
+
+@pytest.mark.worlds("asyncio", "trio")
+async def test_a_cancelled_call_has_an_end_too(world: World) -> None:
+    heard = Heard()
+
+    async def wire(_: httpx.Request) -> Answer:
+        group.cancel_scope.cancel()
+        await anyio.Event().wait()
+        return 200
+
+    transport = world.build(StackBuilder([retry()], clock=FakeClock(), listener=heard), world.wire(wire))
+    async with anyio.create_task_group() as group:
+        group.start_soon(world.send, transport, httpx.Request("POST", URL))
+    name = anyio.get_cancelled_exc_class().__name__
+    assert [type(event) for event in heard.events] == [
+        CallStarted,
+        AttemptStarted,
+        AttemptFinished,
+        CallFinished,
+    ]
+    assert heard.events[-1].error == name
+
+
+async def test_layers_on_either_side_of_another_transport_tell_of_one_call(world: World) -> None:
+    heard = Heard()
+    kind = world.pick(httpx.BaseTransport, httpx.AsyncBaseTransport)
+
+    class Between(kind):  # type: ignore[misc, valid-type]
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            response: httpx.Response = self.inner.handle_request(request)
+            return response
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            response: httpx.Response = await self.inner.handle_async_request(request)
+            return response
+
+    context = Context(clock=FakeClock(), listener=heard)
+    inner = world.layer(token_bucket(TokenBucket(1, 2.0)), world.wire(503, 200), context=context)
+    transport = world.layer(retry(), Between(inner), context=context)
+    response = await world.send(transport, httpx.Request("POST", URL))
+    assert response.extensions["stkai"].attempts == 2
+    assert response.extensions["stkai"].queued == pytest.approx(1.5, abs=0.2)
+    assert len(heard.of(CallStarted)) == len(heard.of(CallFinished)) == 1
+    assert len({event.call.id for event in heard.events}) == 1
 
 
 async def test_neither_tokens_nor_query_strings_are_heard_or_logged(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock, heard = FakeClock(), list[Event]()
+    clock, heard = FakeClock(), Heard()
     wire_script = (httpx.ConnectError("refused"), 401, 503, 429, 200)
-    for listener in (heard.append, None):
+    for listener in (heard, None):
         layers = [
             retry(RetryPolicy(5)),
             auth(Provider()),
@@ -138,17 +226,22 @@ async def test_neither_tokens_nor_query_strings_are_heard_or_logged(
         with caplog.at_level(logging.DEBUG, "stkai"):
             for _ in range(2):
                 await world.read(await world.send(transport, httpx.Request("POST", URL)))
-    assert len(heard) >= 4
+    assert len(heard.events) >= 4
     assert len(caplog.records) >= 4
-    assert "secret" not in caplog.text + repr(heard)
+    assert "secret" not in caplog.text + repr(heard.events)
 
 
-async def test_a_quiet_call_tells_nothing(world: World) -> None:
-    heard: list[Event] = []
+async def test_a_quiet_call_tells_of_its_start_its_attempt_and_its_end_only(world: World) -> None:
+    heard = Heard()
     layers = [retry(), token_bucket(TokenBucket(10, 1.0)), adaptive(AimdLimiter(100, 1.0))]
-    transport = world.build(StackBuilder(layers, clock=FakeClock(), listener=heard.append), world.wire(200))
+    transport = world.build(StackBuilder(layers, clock=FakeClock(), listener=heard), world.wire(200))
     await world.send(transport, httpx.Request("POST", URL))
-    assert heard == []
+    assert heard.of(Event) == [
+        CallStarted(call=CALL),
+        AttemptStarted(call=CALL),
+        AttemptFinished(call=CALL, status=200, seconds=0.0),
+        CallFinished(call=CALL, status=200, seconds=0.0),
+    ]
 
 
 async def test_a_listener_that_raises_is_logged_and_does_not_fail_the_request(
@@ -160,9 +253,8 @@ async def test_a_listener_that_raises_is_logged_and_does_not_fail_the_request(
     stack = StackBuilder([retry()], clock=FakeClock(), listener=listener)
     response = await world.send(world.build(stack, world.wire(503, 200)), httpx.Request("GET", URL))
     assert response.status_code == 200
-    (record,) = caplog.records
-    assert (record.name, record.levelname) == ("stkai", "ERROR")
-    assert "the listener failed on RetryScheduled(" in record.message
+    assert {(record.name, record.levelname) for record in caplog.records} == {("stkai", "ERROR")}
+    assert any("the listener failed on #" in message and "retrying" in message for message in caplog.messages)
     assert "the listener is broken" in caplog.text
 
 
@@ -175,11 +267,11 @@ async def test_an_interrupt_in_a_listener_is_not_swallowed(world: World) -> None
 
 
 async def test_a_listener_runs_in_the_thread_of_its_request(world: World) -> None:
-    threads: list[threading.Thread] = []
+    threads: set[threading.Thread] = set()
 
     def listener(event: Event) -> None:
-        threads.append(threading.current_thread())
+        threads.add(threading.current_thread())
 
     stack = StackBuilder([retry()], clock=FakeClock(), listener=listener)
     await world.send(world.build(stack, world.wire(503, 200)), httpx.Request("GET", URL))
-    assert threads == [threading.current_thread()]
+    assert threads == {threading.current_thread()}

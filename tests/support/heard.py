@@ -29,5 +29,8 @@ class Heard:
 
 
 def apart_from_calls(events: Sequence[Any]) -> list[Any]:
-    """The events, all as if they were of one call."""
-    return [dataclasses.replace(event, call=CALL) for event in events]
+    """The events, all as if they were attempts of one call."""
+    return [
+        dataclasses.replace(event, call=dataclasses.replace(CALL, attempt=event.call.attempt))
+        for event in events
+    ]

@@ -201,7 +201,8 @@ def test_by_default_events_go_to_the_log(caplog: pytest.LogCaptureFixture) -> No
 def mark(layer: Any, request: httpx.Request, attempt: Attempt) -> Flow:
     """A layer of one's own, as the documentation tells to write it."""
     seen.append(attempt)
-    return (yield from layer.forward(request, attempt))
+    response: httpx.Response = yield from layer.forward(request, attempt)
+    return response
 
 
 class Marking(LayerTransport):

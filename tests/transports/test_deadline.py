@@ -227,7 +227,7 @@ async def test_a_layer_that_takes_all_the_time_leaves_none_to_send(world: World)
     assert bench.wire.requests == []
 
 
-def lazy(layer: Any, request: httpx.Request, attempt: Attempt) -> Flow:
+def lazy(layer: LayerTransport, request: httpx.Request, attempt: Attempt) -> Flow:
     yield Sleep(5.0)
     return (yield from layer.forward(request, attempt))
 

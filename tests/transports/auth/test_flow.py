@@ -605,7 +605,7 @@ async def test_no_token_is_asked_for_when_the_deadline_has_passed(world: World) 
 
     clock, provider, wire = FakeClock(), Static("a", "b"), Wire(refuse_late)
     transport = layer(world, wire, provider, context=Context(clock=clock))
-    with pytest.raises(DeadlineExceededError, match="access token"):
+    with pytest.raises(DeadlineExceededError, match="deadline"):
         await world.send(transport, post(extensions={"stkai": RequestOptions(deadline=1.0)}))
     assert provider.asked == 1
     assert wire.open == 0
@@ -638,7 +638,7 @@ async def test_a_deadline_holds_while_a_token_is_fetched_and_the_fetch_serves_th
     issuer, wire = Issuer(lambda _: go.wait(10)), Wire(lambda _: 200)
     provider = provider_over(issuer)
     transport = layer(world, wire, provider)
-    with pytest.raises(DeadlineExceededError, match="access token") as caught:
+    with pytest.raises(DeadlineExceededError, match="deadline") as caught:
         await world.send(transport, post(extensions={"stkai": RequestOptions(deadline=0.05)}))
     assert caught.value.request.url == URL
     assert wire.requests == []
@@ -659,7 +659,7 @@ def test_what_is_no_provider_is_refused_without_being_shown() -> None:
         (object(), "a object"),
     ):
         wrong: Any = thing
-        with pytest.raises(ConfigurationError, match=f"AuthProvider, not {kind}") as caught:
+        with pytest.raises(ConfigurationError, match=rf"AuthProvider, such as .* not {kind}") as caught:
             BearerAuth(wrong)
         assert "the-token" not in str(caught.value)
         with pytest.raises(ConfigurationError):

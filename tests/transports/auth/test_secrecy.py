@@ -256,7 +256,7 @@ async def test_the_variables_in_a_traceback_of_the_wire_hold_no_token(world: Wor
 async def test_they_would_if_the_frames_of_the_wire_were_not_dropped(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stkai.transports._auth.transport.hide_frames", lambda _: None)
+    monkeypatch.setattr("stkai.transports._auth.flow.hide_frames", lambda _: None)
     text = await traceback_of(world, layer(world, stuck(world), Fixed()))
     assert TOKEN in text
 

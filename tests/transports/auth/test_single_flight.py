@@ -81,8 +81,10 @@ async def test_each_waits_until_its_own_deadline(world: World, hanging: Hanging)
     async def patient() -> str:
         return await ask(world, hanging, 1e12)
 
-    assert await world.gather(patient, impatient, patient) == ["token-1", "late", "token-1"]
-    assert hanging.asked == 1
+    first, late, second = await world.gather(patient, impatient, patient)
+    assert late == "late"
+    # Whoever comes after the end of a fetch begins another.
+    assert {first, second} <= {"token-1", "token-2"}
 
 
 async def test_nobody_is_left_among_those_who_wait(world: World, hanging: Hanging) -> None:

@@ -1,8 +1,10 @@
 """What is worth another attempt, and when: the policy alone. Numbers and outcomes in, seconds or nothing out."""
 
+import ssl
 from datetime import UTC, datetime
 from typing import Any
 
+import httpcore
 import httpx
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 import stkai
 from stkai import ConfigurationError, RetryPolicy, TokenAcquisitionTimeoutError
-from stkai.transports._retry.policy import Failure
+from stkai.transports._retry.policy import Failure, Send
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 URL = "https://api.example.com/v1"
@@ -22,7 +24,6 @@ NOT_SENT: list[Exception] = [
     httpx.PoolTimeout("full"),
     httpx.ProxyError("502"),
     stkai.RetryableError("later"),
-    stkai.ClientSideRateLimitError("later"),
     stkai.ServerSideRateLimitError(None),
 ]
 UNKNOWN: list[Exception] = [
@@ -42,6 +43,8 @@ FINAL: list[Exception] = [
     httpx.TooManyRedirects("loop"),
     stkai.AuthenticationError("who are you"),
     stkai.DeadlineExceededError("too late"),
+    stkai.ClientSideRateLimitError("later"),
+    TokenAcquisitionTimeoutError(0.0, 45.0, required=60.0),
     stkai.ConfigurationError("bad"),
     ValueError("bad"),
 ]
@@ -63,25 +66,24 @@ def test_jitter_adds_up_to_a_quarter_and_never_exceeds_the_longest_delay(attempt
 
 @given(
     asked=st.none() | st.floats(0, 100),
-    needed=st.floats(0, 200),
     paced=st.booleans(),
     attempt=st.integers(1, 6),
     left=st.floats(0, 300) | st.just(FOREVER),
     chance=st.floats(0, 1, exclude_max=True),
 )
 def test_no_attempt_comes_earlier_than_asked_or_later_than_the_deadline(
-    asked: float | None, needed: float, paced: bool, attempt: int, left: float, chance: float
+    asked: float | None, paced: bool, attempt: int, left: float, chance: float
 ) -> None:
     policy = RetryPolicy(max_retries=5)
-    failure = Failure("503", acted=False, asked=asked, needed=needed, paced=paced)
+    failure = Failure("503", acted=False, asked=asked, paced=paced)
     delay = policy.delay(failure, attempt, left, chance)
-    if attempt > 5 or (asked or 0) > 60 or (asked or 0) >= left or needed >= left:
+    if attempt > 5 or (asked or 0) >= left or (not paced and (asked or 0) > 60):
         assert delay is None
     elif paced:
         assert delay == 0.0
     elif delay is not None:
         assert max(asked or 0.0, policy.backoff(attempt)) <= delay < left
-        assert delay <= max((asked or 0) + policy.backoff(attempt) / 4, policy.backoff(attempt, 1), needed)
+        assert delay <= max((asked or 0) + policy.backoff(attempt) / 4, policy.backoff(attempt, 1))
     else:
         assert left < FOREVER
 
@@ -91,23 +93,6 @@ def test_jitter_is_added_to_what_was_asked_for() -> None:
     failure = Failure("429", acted=False, asked=7.0)
     assert policy.delay(failure, 1, FOREVER, 0.0) == 7.0
     assert policy.delay(failure, 1, FOREVER, 0.8) == pytest.approx(7.2)
-
-
-def test_those_whom_a_full_queue_turned_away_come_back_spread_until_their_turn() -> None:
-    policy = RetryPolicy()
-    error = TokenAcquisitionTimeoutError(0.0, 45.0, required=60.0)
-    failure = policy.failure_of(None, error, NOW)
-    assert failure is not None
-    assert (failure.asked, failure.needed, failure.acted) == (15.0, 60.0, False)
-    assert policy.delay(failure, 1, FOREVER, 0.0) == 15.0
-    assert policy.delay(failure, 1, FOREVER, 0.5) == 37.5
-
-
-def test_what_was_waited_in_a_queue_already_counts_for_the_next_wait() -> None:
-    error = TokenAcquisitionTimeoutError(40.0, 45.0, required=60.0)
-    failure = RetryPolicy().failure_of(None, error, NOW)
-    assert failure is not None
-    assert failure.needed == 20.0
 
 
 @pytest.mark.parametrize("error", NOT_SENT, ids=repr)
@@ -134,6 +119,69 @@ def test_after_a_broken_connection_the_server_may_have_acted(error: Exception) -
 @pytest.mark.parametrize("error", [*FINAL, KeyboardInterrupt()], ids=repr)
 def test_other_errors_are_final(error: BaseException) -> None:
     assert RetryPolicy().failure_of(None, error, NOW) is None
+
+
+# What another attempt could not change, or might do twice
+
+
+def untrusted() -> httpx.ConnectError:
+    error = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+    error.__cause__ = httpcore.ConnectError("certificate verify failed")
+    error.__cause__.__context__ = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    return error
+
+
+HOPELESS = [
+    untrusted(),
+    httpx.ProxyError("407 Proxy Authentication Required"),
+    httpx.ProxyError("403 Forbidden"),
+    httpx.ProxyError("Invalid username/password"),
+]
+
+
+@pytest.mark.parametrize("error", HOPELESS, ids=repr)
+def test_what_must_fail_in_the_same_way_is_not_tried_again(error: Exception) -> None:
+    assert RetryPolicy().failure_of(None, error, NOW) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [httpx.ProxyError("502 Bad Gateway"), httpx.ConnectError("[SSL] record layer failure")],
+    ids=repr,
+)
+def test_what_another_attempt_may_change_is_tried_again(error: Exception) -> None:
+    assert RetryPolicy().failure_of(None, error, NOW) is not None
+
+
+def sent(method: str, policy: RetryPolicy, **headers: str) -> Send:
+    return Send.of(httpx.Request(method, URL, headers=headers), policy)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"])
+def test_an_idempotent_method_is_sent_again_after_a_read_timeout(method: str) -> None:
+    policy = RetryPolicy()
+    assert policy.failure_of(None, httpx.ReadTimeout("slow"), NOW, sent=sent(method, policy)) is not None
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "QUERY"])
+def test_another_method_is_not_since_the_server_is_probably_still_working_on_it(method: str) -> None:
+    policy = RetryPolicy()
+    assert policy.failure_of(None, httpx.ReadTimeout("slow"), NOW, sent=sent(method, policy)) is None
+    for error in (httpx.ConnectTimeout("slow"), httpx.WriteTimeout("slow"), httpx.ReadError("reset")):
+        assert policy.failure_of(None, error, NOW, sent=sent(method, policy)) is not None
+
+
+def test_with_a_key_or_where_the_policy_says_so_any_method_is_sent_again_after_a_read_timeout() -> None:
+    timeout = httpx.ReadTimeout("slow")
+    keyed = RetryPolicy(idempotency_header="X-Key")
+    for policy, sending in (
+        (RetryPolicy(), sent("POST", RetryPolicy(), **{"Idempotency-Key": "1"})),
+        (keyed, sent("POST", keyed, **{"x-key": "1"})),
+        (RetryPolicy(retry_timeouts=True), sent("POST", RetryPolicy())),
+    ):
+        failure = policy.failure_of(None, timeout, NOW, sent=sending)
+        assert failure is not None
+        assert failure.acted
 
 
 @pytest.mark.parametrize("status", [408, 429, 503])
@@ -205,6 +253,8 @@ def test_the_unknown_is_left_alone_when_told_so() -> None:
         ({"retry_on_status_codes": (True,)}, "retry_on_status_codes"),
         ({"retry_on_status_codes": ([],)}, "retry_on_status_codes"),
         ({"retry_unknown": "false"}, "retry_unknown"),
+        ({"retry_timeouts": 1}, "retry_timeouts"),
+        ({"budget": 0.2}, "RetryBudget"),
         ({"idempotency_header": ""}, "idempotency_header"),
         ({"idempotency_header": "two words"}, "idempotency_header"),
         ({"idempotency_header": "a:\r\nb"}, "idempotency_header"),

@@ -85,17 +85,27 @@ class _AuthFlow(LayerBase):
 
     def fetch(self, attempt: Attempt, reason: str) -> Steps[Token]:
         """A token from the provider, and an event if it is a new one."""
-        clock, provider = self.context.clock, self.policy.provider
+        clock = self.context.clock
         start = clock.monotonic()
         try:
-            value = yield Run(partial(get_token, provider), partial(aget_token, provider))
+            token: Token = yield Run(partial(_get, self.policy), partial(_aget, self.policy))
         finally:
             seconds = clock.monotonic() - start
             attempt.record.authenticating += seconds
-        token = self.policy.token(value)
         if token.is_news():
             self.context.emit(TokenRenewed(call=attempt.info, seconds=seconds, reason=reason))
         return token
+
+
+# The drivers' variables hold what comes of an operation, and tracebacks show them: it is a `Token`, never the text.
+
+
+def _get(policy: BearerAuth, seconds: float) -> Token:
+    return policy.token(get_token(policy.provider, seconds))
+
+
+async def _aget(policy: BearerAuth, seconds: float) -> Token:
+    return policy.token(await aget_token(policy.provider, seconds))
 
 
 class _Signature(Signature):
