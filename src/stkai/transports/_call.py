@@ -14,7 +14,6 @@ from .._errors import ConfigurationError, DeadlineExceededError
 from .._events import CallInfo
 from .._families import family_of
 from .._urls import origin_of
-from ._operations import Steps
 from ._options import NO_OPTIONS, UNSET, CallRecord, RequestOptions
 
 OPTIONS: Final = "stkai"
@@ -140,10 +139,10 @@ class Attempt:
         record: what the caller will learn; shared by the attempts that follow each other.
         place: a limiter and the number of a ticket: the place in its queue to which this attempt comes back, or None.
         ticket: the limiter that let it pass, and the number of its ticket. Written by the limiter layer.
-        signature: signs the request anew after a wait, so that it leaves with a valid token. Written by the auth layer.
+        signer, token: the auth layer, and the token with which it has signed the request. Written by the auth layer.
     """
 
-    __slots__ = ("call", "number", "place", "record", "signature", "ticket")
+    __slots__ = ("call", "number", "place", "record", "signer", "ticket", "token")
 
     def __init__(
         self, call: Call, number: int = 1, record: CallRecord | None = None, place: Any = None
@@ -153,20 +152,21 @@ class Attempt:
         self.record = record if record is not None else CallRecord()
         self.place: tuple[object, int] | None = place
         self.ticket: tuple[object, int] | None = None
-        self.signature: Signature | None = None
+        self.signer: Any = None
+        self.token: Any = None
 
     def again(self) -> "Attempt":
         """The attempt that follows this one, which comes back to its place in the queue."""
         self.record.attempts += 1
         following = Attempt(self.call, self.record.attempts, self.record, self.ticket or self.place)
-        following.signature = self.signature
+        following.signer, following.token = self.signer, self.token
         return following
 
     def beside(self) -> "Attempt":
         """A second attempt at the same time, with a record of its own; see `absorb`."""
         self.record.attempts += 1
         other = Attempt(self.call, self.record.attempts, CallRecord(attempts=0))
-        other.signature = self.signature
+        other.signer, other.token = self.signer, self.token
         return other
 
     def absorb(self, other: "Attempt") -> None:
@@ -180,7 +180,7 @@ class Attempt:
     def within(self, call: Call) -> "Attempt":
         """The same attempt of the call with another deadline."""
         other = Attempt(call, self.number, self.record, self.place)
-        other.signature = self.signature
+        other.signer, other.token = self.signer, self.token
         return other
 
     @property
@@ -206,14 +206,6 @@ class Attempt:
         on_wire = now - self.call.started - record.queued - record.backed_off - record.authenticating
         record.on_wire = on_wire if on_wire > 0 else 0.0
         response.extensions[OPTIONS] = record
-
-
-class Signature:
-    """Signs a request with a token; see `Attempt.signature`."""
-
-    def renewed(self, request: httpx.Request) -> Steps[httpx.Request]:
-        """The request with a token that is still valid."""
-        raise NotImplementedError
 
 
 def copy_request(

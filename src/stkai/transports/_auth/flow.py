@@ -13,7 +13,7 @@ from ..._errors import hide_frames
 from ..._events import TokenRenewed
 from ..._families import alike
 from .._base import AsyncLayerTransport, Context, Layer, LayerBase, LayerTransport
-from .._call import Attempt, Signature, can_resend
+from .._call import Attempt, can_resend
 from .._operations import Close, Drain, Flow, Load, Run, Steps
 from .bearer import BearerAuth, Token
 from .provider import AuthProvider
@@ -44,7 +44,7 @@ class _AuthFlow(LayerBase):
             token = yield from self.fetch(attempt, _NONE)
         renewed = False
         while True:
-            signature = attempt.signature = _Signature(self, attempt, token)
+            attempt.signer, attempt.token = self, token
             try:
                 response = yield from self.forward(policy.sign(request, token, attempt), attempt)
             except Exception as error:
@@ -55,7 +55,7 @@ class _AuthFlow(LayerBase):
             if response.status_code != _UNAUTHORIZED or renewed:
                 return response
             try:
-                token = yield from self._another(request, response, signature.token, attempt)
+                token = yield from self._another(request, response, attempt.token, attempt)
             except BaseException:
                 yield Close(response)
                 raise
@@ -77,6 +77,16 @@ class _AuthFlow(LayerBase):
             yield Load(response, _MOST)
             token = yield from self.fetch(attempt, _REFUSED)
         return None if token.value == refused.value else token
+
+    def signed_again(self, request: httpx.Request, attempt: Attempt) -> Steps[httpx.Request]:
+        """The request with a token that is valid now; what waited for a permit may have outlived its own."""
+        token = self.kept()
+        if token is None:
+            token = yield from self.fetch(attempt, _NONE)
+        if token is attempt.token:
+            return request
+        attempt.token = token
+        return self.policy.sign(request, token, attempt)
 
     def kept(self) -> Token | None:
         """The token that is there without waiting, or None."""
@@ -106,24 +116,6 @@ def _get(policy: BearerAuth, seconds: float) -> Token:
 
 async def _aget(policy: BearerAuth, seconds: float) -> Token:
     return policy.token(await aget_token(policy.provider, seconds))
-
-
-class _Signature(Signature):
-    """The token with which an attempt is signed; a newer one, if that has ended while the request waited."""
-
-    __slots__ = ("_attempt", "_layer", "token")
-
-    def __init__(self, layer: _AuthFlow, attempt: Attempt, token: Token) -> None:
-        self._layer, self._attempt, self.token = layer, attempt, token
-
-    def renewed(self, request: httpx.Request) -> Steps[httpx.Request]:
-        token = self._layer.kept()
-        if token is None:
-            token = yield from self._layer.fetch(self._attempt, _NONE)
-        if token is self.token:
-            return request
-        self.token = token
-        return self._layer.policy.sign(request, token, self._attempt)
 
 
 class AuthTransport(_AuthFlow, LayerTransport):

@@ -61,9 +61,9 @@ class _LimitFlow(LayerBase):
         wait = limiter.ask(turn, sent)
         if wait:
             sent = yield from self._wait(limiter, turn, attempt, wait, sent)
-            if attempt.signature is not None:
+            if attempt.signer is not None:
                 try:
-                    request = yield from attempt.signature.renewed(request)
+                    request = yield from attempt.signer.signed_again(request, attempt)
                 except BaseException:
                     limiter.leave(turn, clock.monotonic())
                     raise
