@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+import requests
 import trio
 
 import stkai
@@ -185,7 +186,7 @@ async def test_a_wait_longer_than_granted_comes_out_as_it_is(world: World) -> No
 async def test_a_full_queue_is_asked_again_when_a_wait_in_it_would_do(world: World) -> None:
     bench = Bench(world, TokenAcquisitionTimeoutError(0.0, 45.0, required=60.0), random=lambda: 0.2)
     await bench.run()
-    assert bench.clock.sleeps == [24.0]
+    assert bench.clock.sleeps == [15.025]
 
 
 async def test_jitter_and_the_longest_delay_are_those_of_the_policy(world: World) -> None:
@@ -254,6 +255,62 @@ def test_an_argument_out_of_range_is_refused_by_name(options: dict[str, Any]) ->
         Retrying(**options)
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, AssertionError)
+
+
+# Errors of requests
+
+
+def refused_by(status: int, **headers: str) -> requests.HTTPError:
+    response = requests.Response()
+    response.status_code = status
+    response.headers.update(headers)
+    return requests.HTTPError(f"{status}", response=response)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        requests.ConnectionError("refused"),
+        requests.ConnectTimeout("slow"),
+        requests.ReadTimeout("slow"),
+        requests.Timeout("slow"),
+        requests.exceptions.ChunkedEncodingError("cut off"),
+        *(refused_by(status) for status in (408, 429, 500, 502, 503, 504)),
+    ],
+    ids=repr,
+)
+async def test_the_errors_of_requests_are_worth_another_attempt_too(world: World, error: Exception) -> None:
+    bench = Bench(world, error, error)
+    assert await bench.run() == "done"
+    assert bench.clock.sleeps == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        refused_by(404),
+        requests.exceptions.InvalidURL("bad"),
+        requests.TooManyRedirects("round"),
+        requests.RequestException("something"),
+    ],
+    ids=repr,
+)
+async def test_other_errors_of_requests_come_out_as_they_are(world: World, error: Exception) -> None:
+    with pytest.raises(type(error)) as caught:
+        await Bench(world, error).run()
+    assert caught.value is error
+
+
+async def test_a_retry_after_is_read_from_a_response_of_requests(world: World) -> None:
+    limited = refused_by(429, **{"Retry-After": "5"})
+    bench = Bench(
+        world,
+        refused_by(503, **{"Retry-After": "7"}),
+        stkai.ServerSideRateLimitError(limited.response),
+        initial_delay=0.1,
+    )
+    await bench.run()
+    assert bench.clock.sleeps == [7.0, 5.0]
 
 
 # Loops

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any, Final
 
 import httpx
@@ -28,7 +29,7 @@ def check_delegate(delegate: Any) -> HttpClient:
         ConfigurationError: they are not; a session of requests, for example, would send a form where JSON is meant.
     """
     packages = {kind.__module__.partition(".")[0] for kind in type(delegate).__mro__}
-    looks_right = not isinstance(delegate, type | AsyncHttpClient) and all(
+    looks_right = not isinstance(delegate, type | ModuleType | AsyncHttpClient) and all(
         callable(getattr(delegate, verb, None)) and not inspect.iscoroutinefunction(getattr(delegate, verb))
         for verb in ("get", "post")
     )

@@ -1,0 +1,166 @@
+"""What code that was written for stkai 0.4 finds here, and what it is told of the rest."""
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import stkai
+from stkai import ClientCredentialsAuthProvider, StandaloneHttpClient
+from stkai.testing import QuotaServer
+
+# `stkai.__all__` of 0.4.18.
+NAMES = tuple(
+    """
+    AdaptiveRateLimitedHttpClient Agent AgentConfig AuthConfig AuthProvider AuthenticationError ChatRequest ChatResponse
+    ChatResponseStream ChatStatus ClientCredentialsAuthProvider ClientSideRateLimitError ConfigEntry ConfigEnvVarError
+    ConfigValidationError CongestionAwareHttpClient ConversationContext EnvironmentAwareHttpClient FileUploadConfig
+    FileUploadOptions FileUploadRequest FileUploadResponse FileUploadStatus FileUploadTargetType FileUploader HttpClient
+    MaxRetriesExceededError RateLimitConfig RateLimitStrategy RemoteQuickCommand RetryableError Retrying RqcConfig
+    RqcExecutionStatus RqcOptions RqcRequest RqcResponse STKAI STKAIConfig SdkConfig ServerSideRateLimitError
+    StandaloneHttpClient StkCLI StkCLIHttpClient TokenAcquisitionTimeoutError TokenBucketRateLimitedHttpClient
+    UseConversation __version__ create_standalone_auth
+""".split()  # noqa: SIM905 - it is read here
+)
+
+PATHS = {
+    "stkai._http": ["EnvironmentAwareHttpClient", "HttpClient", "StandaloneHttpClient", "StkCLIHttpClient"],
+    "stkai._auth": [
+        "AuthProvider",
+        "AuthenticationError",
+        "ClientCredentialsAuthProvider",
+        "create_standalone_auth",
+    ],
+    "stkai._rate_limit": [
+        "AdaptiveRateLimitedHttpClient",
+        "ClientSideRateLimitError",
+        "HttpClient",
+        "RetryableError",
+        "ServerSideRateLimitError",
+        "TokenAcquisitionTimeoutError",
+        "TokenBucketRateLimitedHttpClient",
+    ],
+    "stkai._retry": ["MaxRetriesExceededError", "RetryableError", "Retrying"],
+}
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "migration.md"
+
+GONE = sorted(set(NAMES) - set(stkai.__all__) - {"__version__"})
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_import_paths_of_the_reference_have_its_names(path: str) -> None:
+    module = importlib.import_module(path)
+    assert sorted(module.__all__) == sorted(PATHS[path])
+    for name in PATHS[path]:
+        assert getattr(module, name) is getattr(stkai, name)
+
+
+def test_29_of_the_49_names_of_stkai_0_4_are_no_part_of_this_library() -> None:
+    assert len(NAMES) == 49
+    assert len(GONE) == 29
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_a_name_that_is_gone_is_told_when_it_is_imported_and_when_it_is_asked_for(name: str) -> None:
+    with pytest.raises(ImportError, match=f"{name} of stkai 0.4 is not part of this library.*migration"):
+        exec(f"from stkai import {name}")  # noqa: S102
+    with pytest.raises(AttributeError, match=f"{name} of stkai 0.4 is not part of this library.*migration"):
+        getattr(stkai, name)
+    assert not hasattr(stkai, name)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_name_that_is_gone_from_a_path_of_the_reference_is_told_too(path: str) -> None:
+    with pytest.raises(ImportError, match=r"Jitter of stkai 0\.4 is not part of this library"):
+        exec(f"from {path} import Jitter")  # noqa: S102
+    with pytest.raises(ImportError, match="cannot import name 'Nonsense'"):
+        exec(f"from {path} import Nonsense")  # noqa: S102
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_a_name_that_is_gone_is_on_the_page(name: str) -> None:
+    assert f"`{name}`" in PAGE.read_text()
+
+
+# The clients' responses
+
+
+@pytest.fixture
+def server() -> Iterator[QuotaServer]:
+    with QuotaServer() as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: QuotaServer) -> Iterator[StandaloneHttpClient]:
+    provider = ClientCredentialsAuthProvider(server.client_id, server.client_secret, server.token_url)
+    with StandaloneHttpClient(provider) as client:
+        yield client
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_the_redirects_of_a_get_are_followed(
+    server: QuotaServer, client: StandaloneHttpClient, status: int
+) -> None:
+    server.fail_with(status, headers={"location": "/v1/second"}, path="/v1/first")
+    server.fail_with(status, headers={"location": "/echo"}, path="/v1/second")
+    response = client.get(f"{server.url}/v1/first", headers={"X-A": "1"})
+    assert response.status_code == 200
+    assert [hop.status_code for hop in response.history] == [status, status]
+    assert str(response.url) == f"{server.url}/echo"
+    assert [server.count(path=path) for path in ("/v1/first", "/v1/second", "/echo")] == [1, 1, 1]
+    assert ["x-a", "1"] in [[name.lower(), value] for name, value in response.json()["headers"]]
+
+
+def test_no_redirect_takes_the_token_to_another_origin(
+    server: QuotaServer, client: StandaloneHttpClient
+) -> None:
+    with QuotaServer(auth_required=False) as stranger:
+        server.fail_with(302, headers={"location": f"{stranger.url}/echo"}, path="/v1/first")
+        assert client.get(f"{server.url}/v1/first").status_code == 200
+        assert [record.authorization for record in stranger.requests] == [None]
+
+
+def test_redirects_that_do_not_end_are_given_up(server: QuotaServer, client: StandaloneHttpClient) -> None:
+    server.fail_with(*[302] * 50, headers={"location": "/v1/first"}, path="/v1/first")
+    with pytest.raises(httpx.TooManyRedirects):
+        client.get(f"{server.url}/v1/first")
+    assert server.count(path="/v1/first") == 31
+
+
+def test_the_redirect_of_a_post_is_the_answer(server: QuotaServer, client: StandaloneHttpClient) -> None:
+    server.fail_with(307, headers={"location": "/echo"})
+    assert client.post(server.create_url(), {}).status_code == 307
+
+
+def test_one_deadline_holds_for_all_hops(server: QuotaServer, client: StandaloneHttpClient) -> None:
+    server.fail_with(302, headers={"location": "/v1/second"}, path="/v1/first")
+    response = client.get(f"{server.url}/v1/first", deadline=60.0)
+    assert response.request.extensions["stkai"].deadline == 60.0
+    assert len(response.history) == 1
+
+
+def test_lines_can_be_asked_for_as_with_requests(server: QuotaServer, client: StandaloneHttpClient) -> None:
+    def lines(**options: Any) -> list[Any]:
+        with client.post_stream(server.chat_url(), {"user_prompt": "a b c", "streaming": True}) as response:
+            return [line for line in response.iter_lines(**options) if line]  # type: ignore[call-arg]
+
+    text = lines()
+    assert all(isinstance(line, str) for line in text)
+    assert len(lines(decode_unicode=True)) == len(text) == 4
+    assert all(isinstance(line, bytes) for line in lines(decode_unicode=False))
+    assert len(lines(chunk_size=1, decode_unicode=True)) == 4
+
+
+def test_a_response_has_what_that_of_requests_had(server: QuotaServer, client: StandaloneHttpClient) -> None:
+    fine: Any = client.post(server.create_url(), {})
+    assert fine.ok
+    assert b"".join(fine.iter_content(4)) == fine.content
+    assert "".join(fine.iter_content(None, decode_unicode=True)) == fine.text
+    missing: Any = client.get(f"{server.url}/status/404")
+    assert not missing.ok
+    assert isinstance(missing, httpx.Response)
