@@ -1,6 +1,7 @@
-"""Origins, the places that a token may go to (RFC 6454, section 4), and whether the way there is private."""
+"""The rules for URLs: which are accepted, what their origin is (RFC 6454), and whether the way there is private."""
 
-from ipaddress import ip_address
+from collections.abc import Collection
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 import httpx
@@ -10,28 +11,100 @@ from ._errors import ConfigurationError
 Origin = tuple[str, bytes, int | None]
 """Scheme, host and port."""
 
-_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+WEB: Final = ("http", "https")
+"""The schemes that requests are sent to."""
+
+PROXIES: Final = ("http", "https", "socks5", "socks5h")
+"""The schemes of proxies."""
+
+DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
 _ENCRYPTED: Final = frozenset({"https", "wss"})
+
+
+def absolute_url(text: str, schemes: Collection[str] = WEB) -> httpx.URL:
+    """The URL in `text`, without a default port.
+
+    Raises:
+        ValueError: it is not a URL with a host and one of the schemes. The message never shows a password.
+    """
+    try:
+        url = httpx.URL(str(httpx.URL(text)))  # twice: the first drops no default port after "HTTPS://"
+    except (httpx.InvalidURL, TypeError, ValueError) as error:
+        raise ValueError(_reason(text, error)) from None
+    if url.scheme not in schemes or not url.host:
+        raise ValueError(f"it needs {' or '.join(f'{scheme}://' for scheme in schemes)}, and a host")
+    return url
+
+
+def request_url(text: str) -> httpx.URL:
+    """The URL in `text`, if a request can be sent to it.
+
+    Raises:
+        ValueError: it is not absolute, or contains credentials. The message says what to do, and shows no password.
+    """
+    form = "url must be an absolute URL such as https://api.example.com/v1"
+    try:
+        url = absolute_url(text)
+    except ValueError as error:
+        raise ValueError(f"{form}, not {_shown(text)}: {error}") from None
+    if url.userinfo:
+        raise ValueError(
+            f"{form}, without a user name or password: send credentials as a header, such as"
+            " headers={'Authorization': 'Basic ...'}"
+        )
+    return url
+
+
+def is_origin(url: httpx.URL) -> bool:
+    """Whether a URL consists of a scheme, a host and perhaps a port."""
+    return not (url.raw_path not in {b"", b"/"} or url.fragment or url.userinfo or "*" in url.host)
 
 
 def origin_of(url: httpx.URL) -> Origin:
     """The origin of a URL; the host is in its IDNA form, so look-alikes differ."""
     # httpx drops a default port, but not behind a scheme in upper case.
     scheme, port = url.scheme, url.port
-    return scheme, url.raw_host.lower(), _PORTS.get(scheme) if port is None else port
+    return scheme, url.raw_host.lower(), DEFAULT_PORTS.get(scheme) if port is None else port
 
 
 def is_private(origin: Origin) -> bool:
-    """Whether nobody on the way can read along: it is encrypted, or does not leave this machine."""
+    """Whether nobody on the way can read along: it is encrypted, or does not leave this machine.
+
+    Names below localhost do not count: some resolvers ask the network for them, in spite of RFC 6761, section 6.3.
+    """
     scheme, host, _ = origin
     return scheme in _ENCRYPTED or host == b"localhost" or _is_loopback(host.decode("ascii"))
 
 
+def is_this_machine(host: str) -> bool:
+    """Whether a host is on loopback, where browsers use no proxy: localhost and all below it, 127.0.0.0/8, ::1."""
+    name = host.lower().rstrip(".")
+    return name == "localhost" or name.endswith(".localhost") or _is_loopback(name)
+
+
 def _is_loopback(host: str) -> bool:
+    address = address_of(host)
+    mapped = getattr(address, "ipv4_mapped", None)
+    return address is not None and (mapped or address).is_loopback
+
+
+def address_of(host: str) -> IPv4Address | IPv6Address | None:
+    """The IP address that a host is written as; None for a name."""
     try:
-        return ip_address(host).is_loopback
+        return ip_address(host)
     except ValueError:
-        return False
+        return None
+
+
+def _shown(text: object) -> str:
+    """What was given instead of a URL, unless it may contain a password."""
+    return "a URL with credentials" if "@" in str(text) else repr(text)
+
+
+def _reason(text: object, error: Exception) -> str:
+    """Why httpx cannot read it. It takes a password that contains a slash for a port, and names that."""
+    return "it cannot be read" if "@" in str(text) else str(error)
 
 
 def parse_url(name: str, what: str, form: str) -> httpx.URL:
@@ -42,14 +115,13 @@ def parse_url(name: str, what: str, form: str) -> httpx.URL:
     """
     try:
         url = httpx.URL(name)
-    except (httpx.InvalidURL, TypeError) as error:
-        msg = f"{what} must be {form}: {error}"
-        raise ConfigurationError(msg) from error
+    except (httpx.InvalidURL, TypeError, ValueError) as error:
+        raise ConfigurationError(f"{what} must be {form}: {_reason(name, error)}") from None
     if url.userinfo:  # not shown: it may be a password, or a token
         msg = f"{what} must be {form}, without a user name or password"
         raise ConfigurationError(msg)
-    if url.scheme not in {"http", "https"} or not url.host:
-        msg = f"{what} must be {form}, not {name!r}"
+    if url.scheme not in WEB or not url.host:
+        msg = f"{what} must be {form}, not {_shown(name)}"
         raise ConfigurationError(msg)
     return url
 
@@ -62,8 +134,8 @@ def parse_origin(name: str) -> httpx.URL:
     """
     form = "scheme://host or scheme://host:port, such as https://api.example.com"
     url = parse_url(name, "an origin", form)
-    if url.raw_path != b"/" or url.fragment or "*" in url.host:
-        msg = f"an origin must be {form}, without path, query or wildcard, not {name!r}"
+    if not is_origin(url):
+        msg = f"an origin must be {form}, without path, query or wildcard, not {_shown(name)}"
         raise ConfigurationError(msg)
     return url
 

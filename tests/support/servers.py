@@ -56,25 +56,26 @@ class Proxy:
     Attributes:
         asked: the methods and targets (in absolute form, or host:port) that it was asked for.
         credentials: the `Proxy-Authorization` headers.
+        upstream: the origin of a server that it knows as `http://upstream.example`.
     """
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
         self.credentials: list[str | None] = []
+        self.upstream: str | None = None
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self.asked.append((request.method, request.raw_path))
         self.credentials.append(request.headers.get("Proxy-Authorization"))
         if request.method == "CONNECT":
             return web.Response(status=403, reason="no tunnels here")
-        if not request.raw_path.startswith("http://127.0.0.1:"):
+        if self.upstream is None or not request.raw_path.startswith("http://upstream.example/"):
             return web.Response(text=f"by proxy: {request.raw_path}")
+        target = request.raw_path.replace("http://upstream.example", self.upstream)
         headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
         async with (
             aiohttp.ClientSession() as session,
-            session.request(
-                request.method, request.raw_path, headers=headers, data=await request.read()
-            ) as answer,
+            session.request(request.method, target, headers=headers, data=await request.read()) as answer,
         ):
             body = await answer.read()
             kind = {"Content-Type": answer.headers["Content-Type"]}

@@ -1,6 +1,7 @@
 """The default wire on loopback: proxies, certificates, limits."""
 
 import shutil
+import socket
 import ssl
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,19 @@ def server() -> Iterator[QuotaServer]:
 def proxy() -> Iterator[tuple[str, Proxy]]:
     with servers.proxy() as both:
         yield both
+
+
+@pytest.fixture
+def no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No name server: only addresses are found."""
+    resolve: Any = socket.getaddrinfo
+
+    def without_names(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if "example" in str(host):
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return resolve(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", without_names)
 
 
 @pytest.fixture
@@ -76,6 +90,17 @@ async def get(world: World, url: str, **config: Any) -> httpx.Response:
 
 # Proxies
 
+UPSTREAM = "http://upstream.example"
+
+
+def through_the_proxy(server: QuotaServer, proxy: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configure a proxy by which the server is known under the name of another machine."""
+    url, log = proxy
+    log.upstream = server.url
+    settings = {**server.env(), "STKAI_HTTP_PROXY": url, "STKAI_AUTH_ALLOW_HTTP": "true"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value.replace(server.url, UPSTREAM))
+
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
 async def test_the_proxy_of_the_environment_is_asked_in_absolute_form(
@@ -111,50 +136,77 @@ async def test_the_credentials_of_a_proxy_are_sent_to_it(world: World, proxy: tu
     assert log.credentials == ["Basic bWU6c2VjcmV0"]
 
 
-async def test_what_no_proxy_names_is_asked_straight(
-    world: World, server: QuotaServer, proxy: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("no_names")
+async def test_what_no_proxy_names_is_asked_directly(
+    world: World, proxy: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, log = proxy
     monkeypatch.setenv("ALL_PROXY", url)
-    monkeypatch.setenv("NO_PROXY", "example.com,127.0.0.1")
+    monkeypatch.setenv("NO_PROXY", "example.com,upstream.example")
     client = client_of(world, wire_of(world))
-    assert (await world.call(client.get, server.url + "/echo")).json()["path"] == "/echo"
+    with pytest.raises(httpx.ConnectError):
+        await world.call(client.get, "http://upstream.example/echo")
     assert log.asked == []
     await world.call(client.get, "http://service.example/")
     assert len(log.asked) == 1
     await world.close(client)
 
 
+@pytest.mark.usefixtures("no_names")
 async def test_without_trust_in_the_environment_its_proxies_are_ignored(
-    world: World, server: QuotaServer, proxy: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch
+    world: World, proxy: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, log = proxy
     monkeypatch.setenv("ALL_PROXY", url)
-    assert (await get(world, server.url + "/echo", trust_env=False)).status_code == 200
+    with pytest.raises(httpx.ConnectError):
+        await get(world, "http://upstream.example/echo", trust_env=False)
     assert log.asked == []
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "ALL_PROXY", "STKAI_HTTP_PROXY"])
+async def test_neither_a_request_nor_the_secret_for_this_machine_goes_to_a_proxy(
+    world: World,
+    server: QuotaServer,
+    proxy: tuple[str, Proxy],
+    host: str,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url, log = proxy
+    for variable, value in {**server.env(), name: url}.items():
+        monkeypatch.setenv(
+            variable, value.replace("//127.0.0.1:", f"//{host}:") if variable != name else value
+        )
+    client = (stkai.build_async_client if world.is_async else stkai.build_client)()
+    address = server.create_url().replace("127.0.0.1", host)
+    assert (await world.call(client.post, address, data={"input_data": "x"})).status_code == 200
+    assert log.asked == []
+    await world.close(client)
 
 
 async def test_a_proxy_of_the_settings_comes_before_the_environment_and_is_for_everything(
     world: World, server: QuotaServer, proxy: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, log = proxy
+    log.upstream = server.url
     monkeypatch.setenv("STKAI_HTTP_PROXY", url)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("NO_PROXY", "*")
-    await get(world, server.url + "/echo")
-    assert log.asked == [("GET", server.url + "/echo")]
+    await get(world, UPSTREAM + "/echo")
+    assert log.asked == [("GET", UPSTREAM + "/echo")]
 
 
 async def test_a_client_from_build_client_and_its_token_go_through_the_proxy(
     world: World, server: QuotaServer, proxy: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, log = proxy
-    for name, value in {**server.env(), "STKAI_HTTP_PROXY": url}.items():
-        monkeypatch.setenv(name, value)
+    _, log = proxy
+    through_the_proxy(server, proxy, monkeypatch)
     client = (stkai.build_async_client if world.is_async else stkai.build_client)()
-    response = await world.call(client.post, server.create_url(), data={"input_data": "x"})
+    create_url = server.create_url().replace(server.url, UPSTREAM)
+    response = await world.call(client.post, create_url, data={"input_data": "x"})
     assert response.status_code == 200
-    assert log.asked == [("POST", server.token_url), ("POST", server.create_url())]
+    assert log.asked == [("POST", server.token_url.replace(server.url, UPSTREAM)), ("POST", create_url)]
     await world.close(client)
 
 
@@ -166,12 +218,11 @@ async def test_a_builders_own_wire_follows_the_settings_as_well(
     standard: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    url, log = proxy
-    for name, value in {**server.env(), "STKAI_HTTP_PROXY": url}.items():
-        monkeypatch.setenv(name, value)
+    _, log = proxy
+    through_the_proxy(server, proxy, monkeypatch)
     client = client_of(world, world.build(StackBuilder.standard() if standard else StackBuilder()))
-    await world.call(client.get, server.url + "/echo")
-    assert ("GET", server.url + "/echo") in log.asked
+    await world.call(client.get, UPSTREAM + "/echo")
+    assert ("GET", UPSTREAM + "/echo") in log.asked
     await world.close(client)
 
 

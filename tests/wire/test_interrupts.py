@@ -252,7 +252,7 @@ async def test_a_cancellation_at_any_await_loses_no_wire(world: World) -> None:
         steps += 1
         assert await pool.hurry() == b"body"
         assert len(pool.shelf.wires) == 1
-    assert steps > 5
+    assert steps > 3, "trio runs the tasks of a turn in random order"
 
 
 async def _cancel_after(scope: anyio.CancelScope, steps: int) -> None:

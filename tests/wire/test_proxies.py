@@ -30,7 +30,7 @@ def test_the_proxy_of_the_scheme_comes_before_that_of_all(
 @pytest.mark.parametrize(
     ("entry", "direct", "through"),
     [
-        ("*", "https://example.com http://127.0.0.1 http://[::1]", ""),
+        ("*", "https://example.com http://192.0.2.1 http://[2001:db8::1]", ""),
         (
             "example.com",
             "https://example.com https://a.b.example.com http://EXAMPLE.com",
@@ -39,19 +39,19 @@ def test_the_proxy_of_the_scheme_comes_before_that_of_all(
         (".example.com", "https://example.com https://a.example.com", "https://badexample.com"),
         ("*.example.com", "https://a.example.com", "https://badexample.com"),
         ("EXAMPLE.com", "https://example.com", "https://example.org"),
-        ("localhost", "http://localhost:8080 http://a.localhost", "http://localhost.com"),
+        ("internal", "http://internal:8080 http://a.internal", "http://internal.com"),
         ("example.com:8443", "https://example.com:8443", "https://example.com https://example.com:443"),
         ("example.com:443", "https://example.com", "http://example.com"),
         ("https://example.com", "https://example.com", "http://example.com"),
         ("all://example.com", "https://example.com http://example.com", "http://example.org"),
         ("http://example.com:81", "http://example.com:81", "http://example.com https://example.com:81"),
-        ("127.0.0.1", "http://127.0.0.1:5000", "http://127.0.0.2 http://1127.0.0.1.com"),
-        ("127.0.0.1:81", "http://127.0.0.1:81", "http://127.0.0.1"),
+        ("192.0.2.1", "http://192.0.2.1:5000", "http://192.0.2.2 http://1192.0.2.1.com"),
+        ("192.0.2.1:81", "http://192.0.2.1:81", "http://192.0.2.1"),
         ("10.0.0.0/8", "http://10.1.2.3", "http://11.1.2.3 http://10.example.com"),
         ("10.1.2.3/8", "http://10.200.0.1", "http://11.1.2.3"),
-        ("::1", "http://[::1]:5000", "http://[::2] http://example.com"),
-        ("[::1]", "http://[::1]", "http://[::2]"),
-        ("[::1]:81", "http://[::1]:81", "http://[::1]"),
+        ("::3", "http://[::3]:5000", "http://[::2] http://example.com"),
+        ("[::3]", "http://[::3]", "http://[::2]"),
+        ("[::3]:81", "http://[::3]:81", "http://[::3]"),
         ("fd00::/8", "http://[fd12::1]", "http://[fe80::1] http://10.0.0.1"),
         ("a.com , b.com,,", "https://a.com https://b.com", "https://c.com"),
         ("", "", "https://example.com"),
@@ -61,6 +61,22 @@ def test_what_no_proxy_names_goes_straight_and_nothing_else(entry: str, direct: 
     proxies = ProxyMap(ALL, entry)
     assert {url: proxies.proxy_for(httpx.URL(url)) for url in direct.split()} == dict.fromkeys(direct.split())
     assert all(proxies.proxy_for(httpx.URL(url)) == "http://proxy:1" for url in through.split())
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST", "localhost.", "a.b.localhost", "127.0.0.1", "127.8.9.10", "[::1]"]
+)
+def test_no_proxy_is_used_for_this_machine(host: str) -> None:
+    for url in (f"http://{host}:8080/", f"https://{host}/"):
+        assert ProxyMap(ALL).proxy_for(httpx.URL(url)) is None
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost.example.com", "notlocalhost", "128.0.0.1", "127.0.0.1.example.com", "[::2]", "10.0.0.1"],
+)
+def test_what_only_looks_like_this_machine_goes_through_the_proxy(host: str) -> None:
+    assert ProxyMap(ALL).proxy_for(httpx.URL(f"http://{host}/")) == "http://proxy:1"
 
 
 def test_the_variables_are_read_in_either_case_and_others_are_left_alone(

@@ -92,9 +92,8 @@ async def drop_it_in_a_cycle(world: World, open_: Open) -> None:
 
 
 async def time_out_in_it(world: World, open_: Open) -> None:
-    response = await open_()
-    with pytest.raises(httpx.ReadTimeout):
-        await world.chunks(response)
+    with pytest.raises(httpx.ReadTimeout):  # On a busy machine the head may be too late as well.
+        await world.chunks(await open_())
 
 
 async def be_cancelled_in_it(world: World, open_: Open) -> None:

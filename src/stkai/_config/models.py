@@ -8,7 +8,6 @@ import json
 import os
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import httpx
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -20,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from .._urls import PROXIES, absolute_url, is_origin, show_origin
 from .messages import configuration_error, problems
 from .names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
 from .paths import existing_path
@@ -83,32 +83,22 @@ def _store(value: Any) -> Any:
     return value
 
 
-def _url(value: str, schemes: tuple[str, ...]) -> httpx.URL:
-    try:
-        url = httpx.URL(str(httpx.URL(value)))  # twice: the first drops no default port behind "HTTPS://"
-    except httpx.InvalidURL as error:
-        raise ValueError from error
-    if url.scheme not in schemes or not url.host:
-        raise ValueError
-    return url
-
-
 def _token_address(value: str) -> str:
-    if _url(value, ("http", "https")).userinfo:
+    if absolute_url(value).userinfo:
         raise ValueError
     return value
 
 
 def _proxy_address(value: str) -> str:
-    _url(value, ("http", "https", "socks5", "socks5h"))
+    absolute_url(value, PROXIES)
     return value
 
 
 def _origin(value: str) -> str:
-    url = _url(value, ("http", "https"))
-    if url.path not in ("", "/") or url.query or url.fragment or url.userinfo or "*" in url.host:
+    url = absolute_url(value)
+    if not is_origin(url):
         raise ValueError
-    return f"{url.scheme}://{url.netloc.decode('ascii')}"
+    return show_origin(url)
 
 
 def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:

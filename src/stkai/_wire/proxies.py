@@ -1,34 +1,38 @@
-"""Which proxy a URL goes through: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, as curl and httpx read them."""
+"""Which proxy a URL goes through: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, as curl and httpx read them.
+
+No proxy is used for this machine, as in browsers: secrets for a server on localhost would leave the machine, and the
+proxy would look for that server on its own.
+"""
 
 from collections.abc import Mapping
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Self
 from urllib.request import getproxies
 
 import httpx
 
-_PORTS = {"http": 80, "https": 443}
+from .._urls import DEFAULT_PORTS, address_of, is_this_machine
 
 
 class ProxyMap:
-    """Proxies by the scheme of what they carry, and the places to which there is a direct way.
+    """Proxies by the scheme of what they carry, and the places that are reached directly.
 
     Args:
-        proxies: proxy URLs by scheme; "all" is for every scheme that has none of its own.
-        no_proxy: places that need no proxy, separated by commas: a host (with its sub-domains), an address, a network
-            such as 10.0.0.0/8, each with a port or a scheme if need be; or * for everything.
+        proxies: proxy URLs by scheme; "all" stands for every scheme without one of its own.
+        no_proxy: places that are reached directly, separated by commas: a host (with its subdomains), an address, a
+            network such as 10.0.0.0/8, each optionally with a port or a scheme; or * for everything.
     """
 
     def __init__(self, proxies: Mapping[str, str], no_proxy: str = "") -> None:
         self._proxies = {scheme: url if "://" in url else f"http://{url}" for scheme, url in proxies.items()}
         self._direct = [_Place(entry.strip()) for entry in no_proxy.split(",") if entry.strip()]
-        # One program talks to few places, and the answer is always the same.
+        # A program talks to few places, and the answer never changes.
         self._choose = lru_cache(maxsize=256)(self._choose_anew)
 
     @classmethod
     def from_environment(cls) -> Self:
-        """What the variables (on macOS and Windows also the system's settings) say."""
+        """The proxies in the environment variables, and on macOS and Windows in the system's settings."""
         found = getproxies()
         proxies = {scheme: found[scheme] for scheme in ("http", "https", "all") if found.get(scheme)}
         return cls(proxies, found.get("no", ""))
@@ -39,11 +43,11 @@ class ProxyMap:
         return frozenset(self._proxies.values())
 
     def proxy_for(self, url: httpx.URL) -> str | None:
-        """The URL of the proxy to use; None for the direct way."""
+        """The URL of the proxy to use; None to connect directly."""
         return self._choose(url.scheme, url.host, url.port)
 
     def _choose_anew(self, scheme: str, host: str, port: int | None) -> str | None:
-        if any(place.covers(scheme, host, port) for place in self._direct):
+        if is_this_machine(host) or any(place.covers(scheme, host, port) for place in self._direct):
             return None
         return self._proxies.get(scheme, self._proxies.get("all"))
 
@@ -63,10 +67,10 @@ class _Place:
     def covers(self, scheme: str, host: str, port: int | None) -> bool:
         if self._scheme not in {"", "all", scheme}:
             return False
-        if self._port not in {None, port or _PORTS.get(scheme)}:
+        if self._port not in {None, port or DEFAULT_PORTS.get(scheme)}:
             return False
         if self._network is not None:
-            address = _address(host)
+            address = address_of(host)
             return address is not None and address in self._network
         return self._host in {"", host} or host.endswith(f".{self._host}")
 
@@ -74,12 +78,5 @@ class _Place:
 def _network(text: str) -> IPv4Network | IPv6Network | None:
     try:
         return ip_network(text, strict=False)
-    except ValueError:
-        return None
-
-
-def _address(text: str) -> IPv4Address | IPv6Address | None:
-    try:
-        return ip_address(text)
     except ValueError:
         return None

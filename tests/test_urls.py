@@ -1,0 +1,79 @@
+"""The rules for URLs: what is accepted, what an origin is, and that no message shows a password."""
+
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from stkai._urls import PROXIES, absolute_url, is_this_machine, parse_url, request_url
+
+PASSWORD = "hunter2"
+
+WITH_PASSWORD = [
+    f"https://me:{PASSWORD}@api.example.com/v1",
+    f"https://{PASSWORD}@api.example.com/v1",
+    f"https://me:{PASSWORD}@api.example.com:443/",
+    f"https://me:{PASSWORD}/x@api.example.com/",
+    f"ftp://me:{PASSWORD}@api.example.com/",
+    f"https://me:{PASSWORD}@api.example.com:port/",
+    f"me:{PASSWORD}@api.example.com",
+    f"//me:{PASSWORD}@api.example.com",
+]
+
+
+@pytest.mark.parametrize("url", WITH_PASSWORD)
+def test_a_request_with_credentials_in_its_url_is_refused_and_the_password_is_not_shown(url: str) -> None:
+    with pytest.raises(ValueError, match="url must be an absolute URL") as caught:
+        request_url(url)
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert PASSWORD not in str(error)
+        error = error.__cause__
+    assert "credential" in str(caught.value)
+
+
+def test_whoever_puts_credentials_into_a_url_is_told_where_they_belong() -> None:
+    with pytest.raises(ValueError, match="send credentials as a header"):
+        request_url(WITH_PASSWORD[0])
+
+
+@pytest.mark.parametrize(
+    "url", ["https://api.example.com/v1?user=me@example.com", "http://localhost:8080", "https://x/@me"]
+)
+def test_what_is_no_credential_is_left_alone(url: str) -> None:
+    assert request_url(url) == httpx.URL(url)
+
+
+@pytest.mark.parametrize("url", ["", "/v1", "api.example.com/v1", "ftp://api.example.com", "https://"])
+def test_a_url_that_is_not_absolute_is_refused_and_shown(url: str) -> None:
+    with pytest.raises(ValueError, match="url must be an absolute URL") as caught:
+        request_url(url)
+    assert repr(url) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda url: parse_url(url, "token_url", "an absolute http(s) URL"),
+        absolute_url,
+        lambda url: absolute_url(url, PROXIES),
+    ],
+)
+@pytest.mark.parametrize("url", WITH_PASSWORD)
+def test_no_other_check_of_urls_shows_a_password_either(check: Callable[[str], object], url: str) -> None:
+    said = ""
+    try:
+        check(url)
+    except ValueError as error:
+        said = f"{error} {error.__cause__}"
+    assert PASSWORD not in said
+
+
+@pytest.mark.parametrize("url", ["HTTPS://Host:443/x", "https://host/x"])
+def test_a_default_port_is_dropped_whatever_the_case_of_the_scheme(url: str) -> None:
+    assert str(absolute_url(url)) == "https://host/x"
+
+
+def test_an_address_in_the_other_notation_is_this_machine_too() -> None:
+    assert is_this_machine("::ffff:127.0.0.1")
+    assert not is_this_machine("::ffff:10.0.0.1")
