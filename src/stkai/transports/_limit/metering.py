@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from ..._errors import InvalidArgumentError
-from ..._families import Family, family_of, of_family
+from ..._families import family_of, of_family
 from .._options import check_cost
 
 _logger = logging.getLogger("stkai")
@@ -94,7 +94,7 @@ class _AsyncMeteredBody(httpx.AsyncByteStream):
 
 
 @cache
-def _either(family: Family) -> Any:
+def _either(family: Any) -> Any:
     """The class of a body that can be read in both ways."""
     return type(
         "_EitherMeteredBody", (of_family(_MeteredBody, family), of_family(_AsyncMeteredBody, family)), {}
