@@ -3,15 +3,18 @@
 import math
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stkai import ConfigurationError, TokenBucket
-from stkai.transports import Turn
+from stkai import ConfigurationError, StackBuilder, TokenBucket
+from stkai.testing import FakeClock
+from stkai.transports import Turn, token_bucket
 from stkai.transports._limit.tickets import _forget_all_waiters
 
 from ...support.crowd import Waiter, drive, most_in_excess
+from ...support.world import World
 
 gaps = st.sampled_from([0.0, 0.0, 0.1, 1.0, 5.0]) | st.floats(0, 10)
 costs = st.sampled_from([0.0, 1.0, 50.0, 100.0, 250.0]) | st.floats(0.01, 100)
@@ -245,3 +248,52 @@ def test_its_repr_shows_the_limit() -> None:
 def test_requests_are_counted_as_before() -> None:
     gone = drive(TokenBucket(10, 1.0, max_cost=1e9), [Waiter(0.0) for _ in range(50)])
     assert most_in_excess([waiter.went for waiter in gone], 10.0) <= 10.001
+
+
+URL = "https://api.example.com/v1/chat"
+
+
+def used(response: httpx.Response) -> float:
+    """The body says what the call has cost."""
+    return float(response.content)
+
+
+def says(cost: float) -> httpx.Response:
+    return httpx.Response(200, text=str(cost))
+
+
+def cost_stack(limiter: TokenBucket, clock: FakeClock) -> StackBuilder:
+    layer = token_bucket(limiter, cost=lambda request: float(request.headers["cost"]), settle=used)
+    return StackBuilder([layer], clock=clock)
+
+
+def post(cost: float) -> httpx.Request:
+    return httpx.Request("POST", URL, headers={"cost": str(cost)})
+
+
+async def test_a_call_waits_for_its_units_and_the_wait_is_in_its_record(world: World) -> None:
+    clock, limiter = FakeClock(), bucket()
+    transport = world.build(cost_stack(limiter, clock), world.wire(says(80), says(20)))
+    await world.read(await world.send(transport, post(100)))
+    response = await world.send(transport, post(50))
+    assert response.extensions["stkai"].queued == pytest.approx(3.0)
+
+
+async def test_what_was_never_sent_costs_nothing(world: World) -> None:
+    clock, limiter = FakeClock(), bucket()
+    errors = [httpx.ConnectError("refused"), httpx.ConnectTimeout("slow"), httpx.PoolTimeout("full")]
+    transport = world.build(cost_stack(limiter, clock), world.wire(*errors, says(20)))
+    for error in errors:
+        with pytest.raises(type(error)):
+            await world.send(transport, post(100))
+    response = await world.send(transport, post(100))
+    assert response.extensions["stkai"].queued == 0
+
+
+async def test_what_may_have_been_read_by_the_server_costs_its_estimate(world: World) -> None:
+    clock, limiter = FakeClock(), bucket()
+    transport = world.build(cost_stack(limiter, clock), world.wire(httpx.ReadTimeout("slow"), says(20)))
+    with pytest.raises(httpx.ReadTimeout):
+        await world.send(transport, post(100))
+    response = await world.send(transport, post(100))
+    assert response.extensions["stkai"].queued == pytest.approx(10.0)

@@ -97,7 +97,7 @@ class AimdLimiter(TicketQueue):
         """Let the answer move the rate: a 429 holds everybody back, and a success says how much gets through."""
         response = answer.response
         if response is None:
-            return None
+            return super().learn(turn, answer)
         turn.paced = response.status_code == _TOO_MANY_REQUESTS
         reading = None
         if self.listens(answer.now, refused=turn.paced):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import cache
 from typing import Any
 
 import httpx
@@ -43,10 +44,12 @@ def metered(
     stream: Any = response.stream
     if isinstance(stream, family.ByteStream):
         ended(b"".join(stream))
-    elif isinstance(stream, family.AsyncByteStream):
+    elif not isinstance(stream, family.AsyncByteStream):
+        response.stream = of_family(_MeteredBody, family)(stream, ended)
+    elif not isinstance(stream, family.SyncByteStream):
         response.stream = of_family(_AsyncMeteredBody, family)(stream, ended)
     else:
-        response.stream = of_family(_MeteredBody, family)(stream, ended)
+        response.stream = _either(family)(stream, ended)
 
 
 def _request(response: httpx.Response) -> httpx.Request | None:
@@ -88,3 +91,11 @@ class _AsyncMeteredBody(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._body.aclose()
+
+
+@cache
+def _either(family: Any) -> Any:
+    """The class of a body that can be read in both ways."""
+    return type(
+        "_EitherMeteredBody", (of_family(_MeteredBody, family), of_family(_AsyncMeteredBody, family)), {}
+    )

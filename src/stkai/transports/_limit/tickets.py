@@ -12,7 +12,9 @@ import threading
 import weakref
 from collections.abc import Collection, Iterable
 
-from ..._errors import ConfigurationError
+from ..._errors import ClientSideRateLimitError, ConfigurationError
+from ..._families import alike
+from .._retry.policy import NOT_SENT
 from .limiter import Answer, RateChange, Turn
 from .order import NORMAL, Order
 from .units import Units
@@ -113,7 +115,9 @@ class TicketQueue:
             self.cancel(turn, now)
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
-        """Nothing: the rate is constant."""
+        """Take the units back where nothing was sent; the rate is constant."""
+        if self._units is not None and isinstance(answer.error, alike(*NOT_SENT, ClientSideRateLimitError)):
+            self.settle(turn, 0.0, answer.now)
         return None
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:

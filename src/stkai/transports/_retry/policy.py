@@ -29,7 +29,7 @@ from .budget import RetryBudget
 from .retry_after import retry_after
 
 # A proxy error comes before the tunnel stands, so that nothing has gone through it.
-_NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 _UNKNOWN: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
 _REFUSED_STATUS: Final = frozenset({408, 429, 503})
 _JITTER: Final = 0.25
@@ -203,7 +203,7 @@ def _error_failure(error: BaseException, now: datetime) -> Failure | None:
     # Our own limiter knows best: whoever limits the wait wants to know.
     if isinstance(error, ClientSideRateLimitError | DeadlineExceededError) or _is_hopeless(error):
         return None
-    if isinstance(error, alike(RetryableError, *_NOT_SENT)):
+    if isinstance(error, alike(RetryableError, *NOT_SENT)):
         return Failure(cause, acted=False)
     return Failure(cause, acted=True) if isinstance(error, alike(*_UNKNOWN)) else None
 
