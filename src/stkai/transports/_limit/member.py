@@ -42,6 +42,7 @@ _MOST: Final = 1000
 _CAUGHT_UP: Final = 0.5
 """Seconds for which the local share makes up for time in which the store did not answer."""
 
+
 class Terms(NamedTuple):
     """What is shared: the quota as this member knows it.
 
@@ -197,7 +198,11 @@ class Member:
             wanted: list[Turn] = []
             blind = self.terms.is_cautious and self._known is None
             if now is not None and not blind and not self._lost and now >= self._leases_again():
-                line = self._line if self._both_until is None else [turn for turn in self._line if turn in self._passed]
+                line = (
+                    self._line
+                    if self._both_until is None
+                    else [turn for turn in self._line if turn in self._passed]
+                )
                 wanted = line[len(self._permits) :][:_MOST]
             now = self._now if now is None else now
             terms = self.terms

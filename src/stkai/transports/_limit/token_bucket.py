@@ -48,12 +48,12 @@ class TokenBucket(SharingQueue):
         self._burst = max(1.0, require_positive("burst", max_requests if burst is None else burst))
         require_share(share, store)
         if share is not None:
-            alone = partial(
-                AimdLimiter, max_requests, time_window, max_cost=max_cost, methods=self.methods
-            )
+            alone = partial(AimdLimiter, max_requests, time_window, max_cost=max_cost, methods=self.methods)
             self._join_share(share, store, burst=self._burst, alone=alone)
 
     def __repr__(self) -> str:
         cost = "" if self.max_cost is None else f", max_cost={self.max_cost:g}"
         shared = "" if self.share is None else f", share={self.share!r}, store={self.store!r}"
-        return f"TokenBucket({self.max_requests:g}, {self.time_window:g}{cost}, burst={self._burst:g}{shared})"
+        return (
+            f"TokenBucket({self.max_requests:g}, {self.time_window:g}{cost}, burst={self._burst:g}{shared})"
+        )
