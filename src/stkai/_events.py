@@ -154,6 +154,64 @@ class TokenRenewed(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StoreLost(Event):
+    """The store of a shared quota cannot be asked; until it can be, this process keeps to its own part of the quota.
+
+    Attributes:
+        share: the name of the quota.
+        store: where it lives, without credentials.
+        reason: what failed, in words.
+    """
+
+    share: str
+    store: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"the quota {self.share!r} goes on with this process's own part: {self.store} cannot be asked"
+            f" ({self.reason})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreRestored(Event):
+    """The store of a shared quota answers again.
+
+    Attributes:
+        share: the name of the quota.
+        store: where it lives, without credentials.
+    """
+
+    share: str
+    store: str
+
+    def __str__(self) -> str:
+        return f"the quota {self.share!r} is shared again: {self.store} answers"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuotaDisagreement(Event):
+    """Another member of the share, which started later, knows another quota; theirs is in force.
+
+    Attributes:
+        share: the name of the quota.
+        mine: requests per second that this process was given.
+        theirs: requests per second that are in force.
+    """
+
+    share: str
+    mine: float
+    theirs: float
+
+    def __str__(self) -> str:
+        return (
+            f"the members of the quota {self.share!r} disagree: {self.theirs:.3g} requests/s are in force, not"
+            f" {self.mine:.3g}, as the member says that started last"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CallFinished(Event):
     """A call left the stack: with a response, whose body may still be on its way, or with an error.
 

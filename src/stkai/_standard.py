@@ -11,6 +11,7 @@ from ._credentials.client_credentials import create_standalone_auth
 from ._errors import ConfigurationError
 from ._log import logger
 from ._wire.by_package import AsyncWireByFamily, WireByFamily
+from .stores._choose import store_from
 from .transports._adaptive.limiter import AimdLimiter
 from .transports._auth.bearer import BearerAuth
 from .transports._auth.flow import auth as auth_layer
@@ -144,6 +145,8 @@ def limiter_from(config: RateLimitConfig) -> Limiter:
     if config.strategy == "adaptive":
         for name in ("min_rate_floor", "penalty_factor", "recovery_factor"):
             options[name] = getattr(config, name)
+    if config.share is not None:
+        options |= {"share": config.share, "store": store_from(config.store, config.store_timeout)}
     kind = AimdLimiter if config.strategy == "adaptive" else TokenBucket
     return kind(config.max_requests or 100, config.time_window or 60.0, **options)
 
@@ -162,7 +165,15 @@ def _limiter(given: RateLimit, settings: Settings) -> Limiter | PerHost | None:
     if given is None:
         return None
     if given is UNSET:
-        return limiter_from(settings.rate_limit) if settings.rate_limit.enabled else None
+        if settings.rate_limit.enabled:
+            return limiter_from(settings.rate_limit)
+        if settings.rate_limit.share is not None:
+            msg = (
+                "STKAI_RATE_LIMIT_SHARE names a quota to share, but the limiter is off: set STKAI_RATE_LIMIT_ENABLED=true,"
+                " or pass rate_limit='adaptive' or rate_limit='token_bucket'"
+            )
+            raise ConfigurationError(msg)
+        return None
     if isinstance(given, RateLimitConfig):
         return limiter_from(given)
     if given in ("token_bucket", "adaptive"):

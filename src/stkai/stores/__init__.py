@@ -1,7 +1,8 @@
 """Where a shared quota lives: a file for the processes of one machine, Redis or Valkey for many machines."""
 
 from ._file import FileStore
+from ._memory import MemoryStore
 from ._protocol import Ask, Law, Lease, Refusal, Snapshot, Store
 from ._redis import RedisStore
 
-__all__ = ["Ask", "FileStore", "Law", "Lease", "RedisStore", "Refusal", "Snapshot", "Store"]
+__all__ = ["Ask", "FileStore", "Law", "Lease", "MemoryStore", "RedisStore", "Refusal", "Snapshot", "Store"]

@@ -45,6 +45,14 @@ class _OpenShare:
         self.known: tuple[Record, bytes] | None = None
         self.lock = threading.Lock()
 
+    def close(self) -> None:
+        """Close the file, which lets go of its lock as well."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    __del__ = close
+
     def read(self, now: float) -> Record:
         """The state in the file, or a new one where there is none that can be used.
 
@@ -184,7 +192,7 @@ class FileStore:
             shares, self._shares = list(self._shares.values()), {}
         for share in shares:
             with share.lock:
-                os.close(share.fd)
+                share.close()
 
     def __repr__(self) -> str:
         return f"FileStore({str(self.path)!r})"
@@ -233,7 +241,7 @@ class FileStore:
         with self._lock:
             first = self._shares.setdefault(name, share)
         if first is not share:
-            os.close(fd)
+            share.close()
         return first
 
     def _is_in_place(self, name: str, share: _OpenShare) -> bool:
@@ -253,7 +261,7 @@ class FileStore:
         with self._lock:
             if self._shares.get(name) is share:
                 del self._shares[name]
-        os.close(share.fd)
+        share.close()
 
     def _leave_parents_files(self) -> None:
         """Open the files anew in a forked child: the lock of a descriptor that two processes have holds off neither.
@@ -263,7 +271,7 @@ class FileStore:
         shares = self._shares
         self._begin()
         for share in shares.values():
-            os.close(share.fd)
+            share.close()
 
 
 _boot: list[bytes] = []

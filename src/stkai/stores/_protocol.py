@@ -86,7 +86,7 @@ class Lease:
         rate: permits per second that the group gets now.
         epoch: counts refusals; permits of an older epoch are void.
         members: how many share the quota, this one included.
-        law: the adaptive state of the group, or None.
+        law: the adaptive state of the group; without memory where none is in force.
         quota: permits per second of the quota in force; that of the member that started last.
         burst: the burst of that quota.
     """
@@ -98,7 +98,7 @@ class Lease:
     rate: float
     epoch: int
     members: int
-    law: Law | None
+    law: Law
     quota: float = 0.0
     burst: float = 0.0
 

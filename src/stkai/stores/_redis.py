@@ -52,7 +52,7 @@ class RedisStore:
         count, wait, gap, pause, rate, epoch, members, quota, burst, depth, version, age = map(
             float, line.split()
         )
-        law = Law(ask.share, rate, depth, _text(memory), int(version), age) if memory else None
+        law = Law(ask.share, rate, depth, _text(memory), int(version), age)
         return Lease(int(count), wait, gap, pause, rate, int(epoch), int(members), law, quota, burst)
 
     def amend(self, epoch: int, law: Law) -> bool:

@@ -133,10 +133,7 @@ def lease(state: State, ask: Ask, now: float) -> Lease:
             state.before = state.used if span == state.span + 1 else 0
             state.span, state.used = span, 0
         state.used += count
-    law = None
-    if state.memory:
-        age = now - state.written
-        law = Law(ask.share, state.rate, state.depth, state.memory, state.version, age)
+    law = Law(ask.share, state.rate, state.depth, state.memory, state.version, now - state.written)
     pause = max(0.0, state.paused - now)
     return Lease(count, wait, gap, pause, state.rate, state.epoch, members, law, state.quota, state.burst)
 

@@ -8,11 +8,13 @@ growth is by time, not per success: that keeps the refusals from growing with th
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 from ..._errors import ConfigurationError
 from .._limit.limiter import Answer, RateChange, Turn
-from .._limit.tickets import TicketQueue
+from .._limit.sharing import SharingQueue, require_share
 from .._retry.retry_after import retry_after
 from .headers import Reading, read_rate_limit
 from .law import HISTORY, Law, Past, PlainLaw, TunedLaw
@@ -34,8 +36,11 @@ _LISTENING = 1.0
 
 _TOO_MANY_REQUESTS = 429
 
+_LONGEST_PAUSE = 3600.0
+"""Seconds, or the window if that is longer: one answer never stops a group for longer."""
 
-class AimdLimiter(TicketQueue):
+
+class AimdLimiter(SharingQueue):
     """A rate that adapts to what the server accepts. Share the object to share the quota within a process.
 
     Args:
@@ -48,9 +53,12 @@ class AimdLimiter(TicketQueue):
         recovery_factor: with it, plain AIMD: the share of the quota regained per window, in (0, 1]; 0.05 likewise.
         max_wait_time: seconds that a request may wait for its permit; None for as long as it takes.
         methods: HTTP methods that need a permit.
+        share: a name; processes that give the same one share the quota, and what they learn of it.
+        store: where a shared quota lives: None or "file" for this machine, a URL (`file:///directory`, `redis://`,
+            `rediss://`, `unix://`), or a `stkai.stores.Store`.
 
     Raises:
-        ConfigurationError: a number is out of its range.
+        ConfigurationError: a number is out of its range, or the store cannot work.
     """
 
     def __init__(
@@ -64,6 +72,8 @@ class AimdLimiter(TicketQueue):
         recovery_factor: float | None = None,
         max_wait_time: float | None = None,
         methods: Iterable[str] = frozenset({"POST"}),
+        share: str | None = None,
+        store: Any = None,
     ) -> None:
         super().__init__(max_requests, time_window, max_wait_time, methods, max_cost=max_cost)
         self.ceiling = self._rate
@@ -92,9 +102,30 @@ class AimdLimiter(TicketQueue):
         # Plain AIMD is what was asked for, where it was.
         self._guide.listening = self._cold
         self._listens_at = -math.inf
+        require_share(share, store)
+        if share is not None:
+            alone = partial(
+                AimdLimiter,
+                max_requests,
+                time_window,
+                min_rate_floor=min_rate_floor,
+                penalty_factor=penalty_factor,
+                recovery_factor=recovery_factor,
+                max_cost=max_cost,
+                methods=self.methods,
+            )
+            self._join_group(share, store, alone)
+
+    def _join_group(self, share: str, store: Any, alone: "Callable[[], AimdLimiter]") -> None:
+        from .group import GroupPilot
+
+        pilot = GroupPilot(self.law, self.ceiling, self.floor, self.time_window, starts_cold=self._cold)
+        self._join_share(share, store, burst=1.0, alone=alone, pilot=pilot)
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Let the answer move the rate: a 429 holds everybody back, and a success says how much gets through."""
+        if self._link is not None:
+            return self._learn_together(turn, answer)
         response = answer.response
         if response is None:
             return super().learn(turn, answer)
@@ -106,6 +137,36 @@ class AimdLimiter(TicketQueue):
             asked = retry_after(response.headers, answer.date())
             return self.refused(answer.now, answer.sent, asked, answer.chance, reading)
         return self.succeeded(answer.now, answer.sent, reading)
+
+    def _learn_together(self, turn: Turn, answer: Answer) -> RateChange | None:
+        """Tell the group what came back, by the store; alone, while that was never reached."""
+        member = self._link.member
+        if member.known is None:
+            return super().learn(turn, answer)
+        response = answer.response
+        if response is None:
+            return None
+        turn.paced = response.status_code == _TOO_MANY_REQUESTS
+        if not turn.paced:
+            self._row = 0
+            self._link.pilot.accepted()
+        else:
+            self._row += 1
+            asked = retry_after(response.headers, answer.date())
+            seconds = 1.0 if asked is None else asked
+            longest = max(self.time_window, _LONGEST_PAUSE)
+            pause = min(
+                longest, max(seconds, min(seconds * 2.0 ** (min(self._row, 32) - 1), self.time_window))
+            )
+            jitter = answer.chance * min(1 / member.known.rate, seconds / 2 + 1.0)
+            self._link.pilot.refused(member.refused(answer.sent, answer.now, pause + jitter))
+            if member.local is not None:
+                member.local.learn(turn, answer)
+            self._link.run_errand()
+        rate = float(member.known.rate)
+        if abs(rate - self._reported) <= 0.1 * self._reported:
+            return None
+        return self._report("the group's law", rate)
 
     def listens(self, now: float, *, refused: bool = False) -> bool:
         """Whether to read what an answer says of the quota; where none has said anything, once a second will do."""
@@ -242,7 +303,8 @@ class AimdLimiter(TicketQueue):
         return to_ceiling + (permits - while_growing) / self.ceiling
 
     def __repr__(self) -> str:
-        return f"AimdLimiter({self.max_requests:g}, {self.time_window:g}, rate={self._rate:.3g})"
+        shared = "" if self.share is None else f", share={self.share!r}, store={self.store!r}"
+        return f"AimdLimiter({self.max_requests:g}, {self.time_window:g}, rate={self._rate:.3g}{shared})"
 
 
 def _require_share(name: str, value: float) -> float:

@@ -104,6 +104,7 @@ class _LimitFlow(LayerBase):
         try:
             while wait:
                 if isinstance(wait, Operation):
+                    turn.call = turn.call or attempt.info
                     yield wait
                 else:
                     waited = now - start
@@ -156,6 +157,9 @@ class _LimitFlow(LayerBase):
                 msg = f"{name} must be a function, not {function!r}"
                 raise ConfigurationError(msg)
         self.cost, self.settle = cost, settle
+        subscribe = getattr(policy, "subscribe", None)
+        if subscribe is not None:
+            subscribe(self)
 
 
 class LimiterTransport(_LimitFlow, LayerTransport):

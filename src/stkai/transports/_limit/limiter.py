@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import httpx
 
+from ..._events import CallInfo
 from .._operations import Operation
 from .._options import Priority
 
@@ -32,12 +33,14 @@ class Turn:
         nap: seconds after which to ask again, where that is earlier than the wait; set by the limiter.
         granted: whether the permit has been taken; set by the limiter.
         paced: whether the limiter keeps the wait after this refusal, so that retry need not; set by `learn`.
+        call: for events, the call to which the request belongs; set before an operation of the limiter's is run.
         since, told: of a queue of tickets: the instants at which it joined, and at which it may go as it was told last.
         extra, ahead: likewise: what it takes beyond one permit, and the sum of that of all who joined before it.
     """
 
     __slots__ = (
-        "ahead", "chance", "cost", "extra", "granted", "nap", "number", "paced", "priority", "request", "since", "told"
+        "ahead", "call", "chance", "cost", "extra", "granted", "nap", "number", "paced", "priority", "request", "since",
+        "told",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +57,7 @@ class Turn:
         self.chance = chance
         self.cost = cost
         self.priority = priority
+        self.call: CallInfo | None = None
         self.nap = math.inf
         self.granted = self.paced = False
         self.since = self.told = self.extra = self.ahead = 0.0

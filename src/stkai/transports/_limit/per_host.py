@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import httpx
 
@@ -27,6 +28,7 @@ class PerHost:
             raise ConfigurationError(msg)
         self._make = make
         self._limiters: dict[Any, Limiter] = {}
+        self._layers: WeakSet[Any] = WeakSet()
 
     def limiter_for(self, url: httpx.URL) -> Limiter:
         """The limiter of the URL's origin.
@@ -44,7 +46,16 @@ class PerHost:
             msg = f"the function given to PerHost must return a limiter, such as TokenBucket(10, 60), not {made!r}"
             raise ConfigurationError(msg)
         # Of two threads that come first, one is the first; the other's limiter has let nothing pass.
-        return self._limiters.setdefault(origin, made)
+        made = self._limiters.setdefault(origin, made)
+        for layer in list(self._layers):
+            _subscribe(made, layer)
+        return made
+
+    def subscribe(self, layer: Any) -> None:
+        """Tell the listener of a layer's stack what happens to the stores of limiters that share their quota."""
+        self._layers.add(layer)
+        for limiter in list(self._limiters.values()):
+            _subscribe(limiter, layer)
 
     def __len__(self) -> int:
         """How many origins have been seen."""
@@ -52,3 +63,9 @@ class PerHost:
 
     def __repr__(self) -> str:
         return f"PerHost({len(self._limiters)} origins)"
+
+
+def _subscribe(limiter: Limiter, layer: Any) -> None:
+    subscribe = getattr(limiter, "subscribe", None)
+    if subscribe is not None:
+        subscribe(layer)

@@ -1,0 +1,157 @@
+"""The adaptive law of a group of processes that share a quota, and that talk to each other through a store.
+
+There is no leader: whoever is refused, or is the first to ask after a tick, computes the next state and writes it if
+nobody else was first. The group moves as its members would: as many times one of them as there are, so that it holds
+its own beside strangers who use the same key (Chiu and Jain, 1989).
+"""
+
+import json
+import math
+import threading
+from typing import Any, Final, NamedTuple
+
+from ...stores import Law as Shared
+from ...stores import Lease
+from .law import Law, Past
+
+_TICK: Final = 0.25
+"""Seconds between two steps of the law."""
+
+_START: Final = 0.2
+"""The share of the quota with which a group begins."""
+
+_DOUBLING: Final = 1 / 12
+"""Windows in which the rate doubles until the first refusal."""
+
+_BURST: Final = 0.1
+"""Windows whose worth of permits may be taken at once after a quiet time, by one of the members."""
+
+_HISTORY: Final = 2.0
+"""Windows over which successes are counted; older ones fade."""
+
+_LONGEST_STEP: Final = 1.5
+"""Seconds; nobody has asked for longer, and so nobody was held back."""
+
+
+class Memory(NamedTuple):
+    """What the group remembers, besides its rate.
+
+    Attributes:
+        quiet: seconds for which the rate has grown since the last cut.
+        held: share of the time, fading over a window, during which requests were held back.
+        accepted: successes, fading.
+        seconds: the time in which they were counted, fading likewise.
+        epoch: that began with the last cut; a refusal of an earlier one says nothing of the present rate.
+        cold: 1 until the first refusal.
+    """
+
+    quiet: float = 0.0
+    held: float = 1.0
+    accepted: float = 0.0
+    seconds: float = 0.0
+    epoch: int = 0
+    cold: int = 1
+
+    def text(self) -> str:
+        """As it is kept in the store."""
+        return json.dumps([round(value, 6) for value in self])
+
+    @classmethod
+    def of(cls, text: str) -> "Memory | None":
+        """What a text says; None where it is none of ours."""
+        try:
+            quiet, held, accepted, seconds, epoch, cold = json.loads(text)
+            return cls(float(quiet), float(held), float(accepted), float(seconds), int(epoch), int(cold))
+        except (ValueError, TypeError):
+            return None
+
+
+class GroupPilot:
+    """Steers the group's rate from what this member hears of the server.
+
+    Args:
+        law: how the rate of one sender moves.
+        ceiling: the whole quota, in requests per second.
+        floor: the least rate.
+        window: of the quota, in seconds.
+        starts_cold: whether it begins with a part of the quota.
+    """
+
+    def __init__(self, law: Law, ceiling: float, floor: float, window: float, *, starts_cold: bool) -> None:
+        self._law, self._ceiling, self._floor, self._window = law, ceiling, floor, window
+        self._cold = starts_cold
+        self._lock = threading.Lock()
+        self._accepted = 0
+        self._counted = 0
+        self._refused = -1
+
+    def accepted(self) -> None:
+        """A request of this member was accepted."""
+        with self._lock:
+            self._accepted += 1
+
+    def refused(self, epoch: int) -> None:
+        """A request that was sent in that epoch was refused."""
+        with self._lock:
+            self._refused = max(self._refused, epoch)
+
+    def steer(self, lease: Lease, waiting: int) -> Shared | None:
+        """The group's next state, if it is time for one."""
+        with self._lock:
+            before, memory = lease.law, Memory.of(lease.law.memory) if lease.law.memory else None
+            if memory is None:
+                memory = Memory(epoch=lease.epoch, cold=int(self._cold))
+                rate = max(self._floor, _START * self._ceiling) if self._cold else self._ceiling
+                return self._state(before, rate, memory, lease.members)
+            cuts = self._refused >= memory.epoch
+            if before.age < _TICK and not cuts:
+                return None
+            held = waiting > 0 or lease.wait > 0 or lease.pause > 0
+            self._counted = self._accepted
+            memory = self._faded(memory, before.age, held=held)
+            if cuts:
+                rate, memory = self._cut(before.rate, memory, lease)
+            elif held and not lease.pause:
+                rate, memory = self._grown(before.rate, memory, lease, min(before.age, _LONGEST_STEP))
+            else:
+                rate = before.rate
+            return self._state(before, rate, memory, lease.members)
+
+    def steered(self, lease: Lease, law: Shared, *, done: bool) -> None:
+        """Forget what the state holds now; what another member wrote in its place does not hold it."""
+        if done:
+            with self._lock:
+                self._accepted -= self._counted
+                memory = Memory.of(law.memory)
+                if memory is not None and self._refused < memory.epoch:
+                    self._refused = -1
+        self._counted = 0
+
+    def _state(self, before: Shared, rate: float, memory: Memory, members: int) -> Shared:
+        rate = min(self._ceiling, max(self._floor, rate))
+        burst = max(1.0, _BURST * self._window * rate / members)
+        return before._replace(rate=rate, burst=burst, memory=memory.text(), age=0.0)
+
+    def _faded(self, memory: Memory, seconds: float, *, held: bool) -> Memory:
+        horizon = _HISTORY * self._window
+        fading, fading_held = math.exp(-seconds / horizon), math.exp(-seconds / self._window)
+        return memory._replace(
+            held=1 - (1 - memory.held) * fading_held if held else memory.held * fading_held,
+            accepted=memory.accepted * fading + self._accepted,
+            seconds=memory.seconds * fading + horizon * (1 - fading),
+        )
+
+    def _cut(self, rate: float, memory: Memory, lease: Lease) -> tuple[float, Memory]:
+        """Each of as many equal members cuts its part."""
+        members = lease.members
+        accepted: Any = memory.accepted / members
+        past = Past(accepted, memory.seconds, memory.held, bool(memory.cold))
+        rate = members * self._law.cut(rate / members, past)
+        return rate, memory._replace(quiet=0.0, epoch=lease.epoch, cold=0)
+
+    def _grown(self, rate: float, memory: Memory, lease: Lease, seconds: float) -> tuple[float, Memory]:
+        if memory.cold:
+            return rate * 2 ** (seconds / max(0.5, _DOUBLING * self._window)), memory
+        members = lease.members
+        grown = members * self._law.grown(rate / members, memory.quiet, seconds)
+        return max(rate, grown), memory._replace(quiet=memory.quiet + seconds)

@@ -1,0 +1,326 @@
+"""One process of several that share a quota: its own queue, first come first served, and the permits it has leased.
+
+It leases only what will be used within `AHEAD` seconds, and makes sure before it uses a permit that the store has been
+heard of within that time: whoever is refused pauses everybody. Pure, like all policies: `Link` talks to the store.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Collection
+from typing import Final, NamedTuple
+
+from ..._forks import after_fork
+from ...stores import Ask, Lease
+from .limiter import Turn
+from .local_share import LocalShare
+from .order import Order
+from .permits import Permits
+from .tickets import TICK, TicketQueue
+
+AHEAD: Final = 0.25
+"""Seconds; the length of a lease, and how old the last word of the store may be when a permit is used."""
+
+_GRACE: Final = 0.02
+_LEAD: Final = 0.02
+"""Seconds before the last permit falls due in which the next are leased; more where the store answers slowly."""
+
+_UNHEARD_OF: Final = 2.0
+"""Seconds; an answer that is taken in later than that was not slow: the process was suspended."""
+
+_HEARTBEAT: Final = 1.0
+"""Seconds after which the head of the queue asks the store how things are."""
+
+_BOTH: Final = 1.5
+"""Seconds after an outage for which a request needs the local clock's permit and the store's."""
+
+_LATE: Final = 0.05
+"""Seconds by which the first in the queue may wake late before others go."""
+
+_BUSY: Final = 0.002
+_DRY: Final = 0.05
+_MOST: Final = 1000
+_CAUGHT_UP: Final = 0.5
+"""Seconds for which the local share makes up for time in which the store did not answer."""
+
+
+class Terms(NamedTuple):
+    """What is shared: the quota as this member knows it.
+
+    Attributes:
+        share: its name.
+        rate, burst: permits per second, and permits at once after a quiet time.
+        methods: HTTP methods that need a permit.
+        max_cost, cost_rate: units of cost at once, and per second; None and 0.0 where costs do not count.
+        is_cautious: lease nothing before the group's rate is known.
+    """
+
+    share: str
+    rate: float
+    burst: float
+    methods: Collection[str]
+    max_cost: float | None = None
+    cost_rate: float = 0.0
+    is_cautious: bool = False
+
+
+class Member:
+    """A share's queue in this process.
+
+    Args:
+        terms: the quota.
+        alone: makes the limiter that is used until the store is reached for the first time.
+        identity: gives a name that no other member has, and the time in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        alone: Callable[[], TicketQueue],
+        identity: Callable[[], tuple[str, float]],
+    ) -> None:
+        self.terms = terms
+        self._alone = alone
+        self._identity = identity
+        self._begin()
+        after_fork(self, Member._begin)
+
+    def _begin(self) -> None:
+        """Become a member; a forked child becomes one of its own."""
+        self._lock = threading.Lock()
+        self._name, self._started = self._identity()
+        self._order = Order()
+        self._line = self._order.turns
+        self._permits = Permits()
+        self._arrived: list[tuple[Lease, Ask, float]] = []
+        self._known: Lease | None = None
+        self._contact = self._now = self._dry_until = self._paused_until = -math.inf
+        self._lead = _LEAD
+        self._talking = self._lost = False
+        self._local: TicketQueue | None = None
+        self._both_until: float | None = None
+        self._passed: set[Turn] = set()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a permit."""
+        return len(self._line)
+
+    @property
+    def known(self) -> Lease | None:
+        """The last word of the store; None if it was never reached."""
+        return self._known
+
+    @property
+    def local(self) -> TicketQueue | None:
+        """The limiter of this process alone, during an outage and a little longer."""
+        return self._local
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the store cannot be asked now."""
+        return self._lost
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to tell the store that no request will."""
+        return self._permits.has_news and not self._talking and not self._lost
+
+    def ask(self, turn: Turn, now: float) -> float | None:
+        """Seconds until the turn comes; 0.0 when its permit is taken; None when the store has to be asked first."""
+        with self._lock:
+            self._catch_up(now, turn.chance)
+            place = self._order.join(turn, now)
+            if self._local is not None and turn not in self._passed:
+                if self._both_until is None and place < len(self._permits):
+                    self._local.cancel(turn, now)
+                else:
+                    wait = self._local.ask(turn, now)
+                    turn.granted = False
+                    if wait:
+                        return wait
+                    if self._both_until is None:
+                        return self._go(turn)
+                    self._passed.add(turn)
+            turn.nap = math.inf
+            due, again = self._when(place, now)
+            if again <= now:
+                if due <= now and place < len(self._permits):
+                    return self._go(turn, place)
+                if not self._talking:
+                    return None
+                again = now + _BUSY
+            turn.nap = max(TICK, again - now)
+            turn.told = due if place < len(self._permits) else -math.inf
+            return max(TICK, due - now)
+
+    def leave(self, turn: Turn, now: float) -> None:
+        """Give up the place in the queue, or the permit."""
+        with self._lock:
+            self._catch_up(now, turn.chance)
+            granted, passed = turn.granted, turn in self._passed
+            if self._local is not None:
+                turn.granted = granted or passed
+                self._local.leave(turn, now)
+            turn.granted = False
+            if granted:
+                if not self._lost:
+                    self._permits.back.append(now)
+                    self._permits.settle -= turn.cost if self.terms.max_cost else 0.0
+                return
+            self._passed.discard(turn)
+            self._order.leave(turn)
+            self._permits.give_back_all_but(len(self._line), now)
+
+    def settle(self, units: float) -> None:
+        """Charge units after all."""
+        with self._lock:
+            self._permits.settle += units
+
+    def refused(self, sent: float, now: float, pause: float) -> int:
+        """Pause, and report it: a request that was sent at `sent` was refused. Returns the epoch of that time."""
+        with self._lock:
+            self._catch_up(now, 0.5)
+            self._paused_until = max(self._paused_until, now + pause)
+            if not self._lost:
+                self._permits.refuse(sent, now + pause)
+            if isinstance(self._local, LocalShare):
+                self._local.pause(now + pause)
+            return self._permits.epoch_at(sent)
+
+    # What is said to the store, by whoever carries it.
+
+    def begin(self, now: float | None) -> Ask | None:
+        """What to ask the store; None while somebody else is asking. Without an instant, nothing is wanted."""
+        with self._lock:
+            if self._talking:
+                return None
+            self._talking = True
+            wanted: list[Turn] = []
+            blind = self.terms.is_cautious and self._known is None
+            if now is not None and not blind and not self._lost and now >= self._leases_again():
+                line = (
+                    self._line
+                    if self._both_until is None
+                    else [turn for turn in self._line if turn in self._passed]
+                )
+                wanted = line[len(self._permits) :][:_MOST]
+            now = self._now if now is None else now
+            terms = self.terms
+            back, settle, refused = self._permits.tell(now)
+            return Ask(
+                share=terms.share,
+                rate=terms.rate,
+                burst=terms.burst,
+                started=self._started,
+                member=self._name,
+                want=len(wanted),
+                costs=tuple(turn.cost for turn in wanted) if terms.max_cost else (),
+                settle=settle,
+                back=back,
+                refused=refused,
+                max_cost=terms.max_cost,
+                cost_rate=terms.cost_rate,
+                waiting=len(self._line),
+            )
+
+    def end(self, ask: Ask, lease: Lease | None, now: float | None) -> bool:
+        """Take in the store's answer, or None where it gave none. Returns whether it is back after an outage."""
+        with self._lock:
+            self._talking = False
+            if lease is None:
+                self._permits.untell(ask, self._now if now is None else now)
+                return False
+            restored, self._lost = self._lost, False
+            if restored:
+                self._both_until = math.inf  # Counted from the next request on.
+            self._known = lease
+            self._arrived.append((lease, ask, -math.inf if now is None else now))
+            if not self._line:
+                # Nobody is left to use it: the places go back at once.
+                sent = self._now if now is None else now
+                places = [sent + lease.wait + number * lease.spacing for number in range(lease.count)]
+                self._arrived[-1] = (lease, ask._replace(want=0), self._arrived[-1][2])
+                self._permits.back += places
+            return restored
+
+    def lose(self, ask: Ask) -> bool:
+        """Go on alone. Returns whether that is news."""
+        with self._lock:
+            self._talking = False
+            news, self._lost = not self._lost, True
+            return news
+
+    def _catch_up(self, now: float, chance: float) -> None:
+        self._now = max(now, self._now)
+        for lease, ask, sent in self._arrived:
+            self._permits.take_in(lease, ask, now)
+            latency = now - sent
+            if latency < _UNHEARD_OF:
+                # However slow the store is, what it says may be used for a moment.
+                self._contact = max(self._contact, sent, now - AHEAD + _GRACE)
+                self._lead = min(AHEAD, max(_LEAD, 1.25 * latency, 0.8 * self._lead))
+            if sent > -math.inf:
+                self._paused_until = max(self._paused_until, now + lease.pause if lease.pause else -math.inf)
+            if ask.want and not lease.count:
+                self._dry_until = now + _DRY
+        self._arrived.clear()
+        if self._lost and (self._local is None or self._both_until is not None):
+            self._both_until = None
+            self._passed.clear()
+            self._local = self._local_share(now, chance)
+        elif self._both_until is not None:
+            if self._both_until == math.inf:
+                self._both_until = now + _BOTH
+            elif now >= self._both_until:
+                self._local = self._both_until = None
+                self._passed.clear()
+
+    def _local_share(self, now: float, chance: float) -> TicketQueue:
+        if self._known is None:
+            return self._alone()
+        # It begins where the leases end; if that was long ago, members begin at different times.
+        ended = self._permits.horizon
+        recent = ended > now - _CAUGHT_UP
+        rate = self._known.rate / max(1, self._known.members)
+        share = LocalShare(rate, self.terms.methods, ended if recent else now, 0.0 if recent else chance)
+        share.pause(self._paused_until)
+        return share
+
+    def _when(self, place: int, now: float) -> tuple[float, float]:
+        """When the one in that place may go, as far as can be known, and when to look again."""
+        permits = self._permits
+        if place < len(permits):
+            due = again = max(permits.due[place], self._paused_until)
+            fresh_until = self._contact + AHEAD + _GRACE
+            if self._lost:
+                return due, again
+            if due <= now + TICK:
+                if place and now < permits.due[0] + _LATE:
+                    return now + TICK, now + _BUSY  # Whoever is first is about to wake.
+                # The store may have to be asked whether there is a pause meanwhile.
+                return (now, now) if now <= fresh_until else (now + TICK, now)
+            if due > fresh_until:
+                again = due - self._lead
+        else:
+            behind = place - len(permits) + 1
+            per_permit = permits.per_permit or 1.0 / self.terms.rate
+            due = max(now, permits.horizon, self._paused_until) + behind * per_permit
+            again = max(self._leases_again(), self._dry_until)
+            if again > now and behind > 1:
+                again = max(again, now + (due - now) / 2)
+        if place == 0:
+            again = min(again, self._contact + _HEARTBEAT)
+        return due, again
+
+    def _leases_again(self) -> float:
+        """When the next permits may be leased."""
+        due = self._permits.due
+        return max(due[-1] if due else -math.inf, self._paused_until) - self._lead
+
+    def _go(self, turn: Turn, permit: int | None = None) -> float:
+        if permit is not None:
+            self._permits.use(permit, turn.cost if self.terms.max_cost else 0.0)
+        self._order.go(self._order.place_of(turn))
+        self._passed.discard(turn)
+        turn.granted = True
+        return 0.0

@@ -1,0 +1,117 @@
+"""What makes a limiter share its quota with other processes."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ..._errors import ConfigurationError
+from .limiter import Answer, RateChange, Turn
+from .tickets import TicketQueue
+
+
+class SharingQueue(TicketQueue):
+    """A queue of tickets, or, once it has joined a share, a member of that."""
+
+    _link: Any = None
+
+    def _join_share(
+        self, share: str, store: Any, *, burst: float, alone: Callable[[], TicketQueue], pilot: Any = None
+    ) -> None:
+        """Become a member of the group of that name.
+
+        Raises:
+            ConfigurationError: no share can have this name, or there is no such store.
+        """
+        from ...stores._choose import store_from
+        from ...stores._place import check_share
+        from .link import Link, identity
+        from .member import Member, Terms
+
+        max_cost = self.max_cost
+        cost_rate = 0.0 if max_cost is None else max_cost / self.time_window
+        terms = Terms(
+            check_share(share),
+            self._rate,
+            burst,
+            self.methods,
+            max_cost,
+            cost_rate,
+            is_cautious=pilot is not None,
+        )
+        self._link = Link(Member(terms, alone, identity), store_from(store), pilot)
+
+    @property
+    def share(self) -> str | None:
+        """The name of the quota, if it is shared with other processes."""
+        return None if self._link is None else str(self._link.member.terms.share)
+
+    @property
+    def store(self) -> Any:
+        """Where the shared quota lives; None where it is not shared."""
+        return None if self._link is None else self._link.store
+
+    @property
+    def rate(self) -> float:
+        """Requests per second in force now; of the whole group, where the quota is shared."""
+        known = None if self._link is None else self._link.member.known
+        return super().rate if known is None else float(known.rate)
+
+    @property
+    def members(self) -> int:
+        """How many processes were last known to share the quota, this one included."""
+        known = None if self._link is None else self._link.member.known
+        return 1 if known is None else int(known.members)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that hold a ticket and have not gone yet."""
+        return super().waiting if self._link is None else int(self._link.member.waiting)
+
+    def subscribe(self, layer: Any) -> None:
+        """Tell the listener of a layer's stack what happens to the store."""
+        if self._link is not None:
+            self._link.subscribe(layer)
+
+    def ask(self, turn: Turn, now: float) -> Any:
+        """Seconds until the turn comes, as far as can be known; 0.0 when its permit is taken.
+
+        Of a shared quota, it may also be an operation to carry out first.
+        """
+        if self._link is None:
+            return super().ask(turn, now)
+        wait = self._link.member.ask(turn, now)
+        return self._link.operation(turn, now) if wait is None else wait
+
+    def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
+        """Until the store is reached for the first time, nobody knows how many share the quota: adapt."""
+        if self._link is None or self._link.member.known is not None:
+            return super().learn(turn, answer)
+        local: TicketQueue | None = self._link.member.local
+        return None if local is None else local.learn(turn, answer)
+
+    def settle(self, turn: Turn, cost: float, now: float) -> None:
+        """Correct the units that the request took: it really cost that many."""
+        if self._link is None:
+            super().settle(turn, cost, now)
+        elif self.max_cost is not None:
+            self._link.member.settle(cost - turn.cost)
+            turn.cost = cost
+
+    def leave(self, turn: Turn, now: float) -> None:
+        """Give up the place in the queue, or a permit that was not used."""
+        if self._link is None:
+            super().leave(turn, now)
+            return
+        self._link.member.leave(turn, now)
+        self._link.run_errand()
+
+
+def require_share(share: object, store: object) -> None:
+    """Check that a store comes with the name of a share.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    if store is not None and share is None:
+        raise ConfigurationError(
+            f"store={store!r} is of no use without share=, the name of the quota to share"
+        )
