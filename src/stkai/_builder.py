@@ -8,7 +8,7 @@ permits spent before a slow token refresh would leave together after it, and a r
 
 from collections.abc import Callable, Iterable
 from copy import copy
-from typing import TYPE_CHECKING, Any, Self, Unpack, cast
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack, cast
 
 import httpx
 
@@ -19,11 +19,14 @@ from ._config.stkai import STKAI
 from ._errors import ConfigurationError
 from ._families import AsyncTransport, AsyncWire, SyncWire, Transport, alike
 from ._log import Listener, listener_of
-from .transports._base import Context, Layer
+from .transports._base import AsyncLayerTransport, Context, Layer, LayerTransport
 
 if TYPE_CHECKING:
     from ._config.models import Settings
     from ._standard import Parts
+
+
+_PLAIN: Final = Layer("call", LayerTransport, AsyncLayerTransport)
 
 
 class StackBuilder:
@@ -226,5 +229,6 @@ def _standard(options: StackOptions, *, own_wire: bool) -> "tuple[StackBuilder, 
     chosen: dict[str, Any] = {**options}
     listener, random = chosen.pop("listener", None), chosen.pop("random", None)
     parts = Parts.choose(STKAI.config, own_wire=own_wire, **chosen)
-    clock = options.get("clock")
-    return StackBuilder(parts.layers, clock=clock, listener=listener, random=random), parts
+    # A layer that does nothing still tells the listener of calls.
+    layers = parts.layers or (() if listener is None else (_PLAIN,))
+    return StackBuilder(layers, clock=options.get("clock"), listener=listener, random=random), parts

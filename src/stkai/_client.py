@@ -167,9 +167,7 @@ class HttpClient:
         raise _no_attribute(self, name, httpx.Client, "build_transport")
 
     def __repr__(self) -> str:
-        return (
-            f"<{type(self).__name__} {'closed' if self._closed else self._transport or 'without transport'}>"
-        )
+        return f"<{type(self).__name__} {self._transport or 'without transport'}{', closed' * self._closed}>"
 
 
 class AsyncHttpClient:
@@ -281,7 +279,7 @@ class AsyncHttpClient:
         raise _no_attribute(self, name, httpx.AsyncClient, "build_async_transport")
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {'closed' if self._closed else self._transport}>"
+        return f"<{type(self).__name__} {self._transport}{', closed' * self._closed}>"
 
 
 def _no_attribute(client: object, name: str, wanted: type, builder: str) -> AttributeError:

@@ -52,6 +52,8 @@ FlowFunction = Callable[[Any, httpx.Request, Attempt], Flow]
 
 _LEAVES: Final = (httpx.HTTPTransport, httpx.AsyncHTTPTransport, httpx.MockTransport)
 _NOTE: Final = "stkai: "
+_ASYNC_ONLY: Final = frozenset({"handle_async_request", "__aenter__", "aclose"})
+_SYNC_ONLY: Final = frozenset({"handle_request", "__enter__", "close"})
 
 
 class LayerBase:
@@ -235,7 +237,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         self._inner.__exit__(exc_type, exc_value, traceback)
 
     def __getattr__(self, name: str) -> Any:
-        raise _missing(self, name, "handle_async_request", "httpx.AsyncClient", "build_async_transport()")
+        raise _missing(self, name, _ASYNC_ONLY, "httpx.AsyncClient", "build_async_transport()")
 
 
 class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
@@ -306,7 +308,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
         await self._inner.__aexit__(exc_type, exc_value, traceback)
 
     def __getattr__(self, name: str) -> Any:
-        raise _missing(self, name, "handle_request", "httpx.Client", "build_transport()")
+        raise _missing(self, name, _SYNC_ONLY, "httpx.Client", "build_transport()")
 
 
 def _foreign(family: Family) -> ConfigurationError:
@@ -318,9 +320,11 @@ def _foreign(family: Family) -> ConfigurationError:
     )
 
 
-def _missing(layer: LayerBase, name: str, wanted: str, client: str, builder: str) -> AttributeError:
+def _missing(
+    layer: LayerBase, name: str, wanted: frozenset[str], client: str, builder: str
+) -> AttributeError:
     msg = f"{type(layer).__name__!r} object has no attribute {name!r}"
-    if name == wanted:
+    if name in wanted:
         msg += f": an {client} needs the other kind of stack, such as stkai.{builder}"
     return AttributeError(msg, name=name, obj=layer)
 

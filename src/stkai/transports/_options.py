@@ -62,7 +62,7 @@ class RequestOptions:
             raise InvalidArgumentError(msg)
         if self.cost is not UNSET and self.cost is not None:
             check_cost(self.cost)
-        if self.priority not in {"normal", "low"}:
+        if self.priority not in ("normal", "low"):
             msg = f"priority must be 'normal' or 'low', not {self.priority!r}"
             raise InvalidArgumentError(msg)
 
