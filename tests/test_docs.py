@@ -119,7 +119,9 @@ def variables() -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", [stkai, stkai.transports, stkai.testing], ids=lambda module: module.__name__
+    "module",
+    [stkai, stkai.costs, stkai.telemetry, stkai.transports, stkai.testing],
+    ids=lambda module: module.__name__,
 )
 def test_every_public_name_is_in_the_api_reference(module: Any) -> None:
     text = (ROOT / "docs" / "api.md").read_text()

@@ -103,7 +103,7 @@ __getattr__, __dir__ = _lazily(
         "transports._retry.budget": ("RetryBudget",),
         "transports._retry.policy": ("RetryPolicy",),
     },
-    submodules=("costs", "stores", "testing", "transports"),
+    submodules=("costs", "stores", "telemetry", "testing", "transports"),
 )
 
 __all__ = [

@@ -4,7 +4,7 @@ Every event names the call it belongs to, so that logs, metrics and traces can b
 is a line for people. Imported when the first event happens: `import stkai` does not pay for it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,9 +52,11 @@ class AttemptStarted(Event):
 
     Attributes:
         resend_count: how often this call has sent it before; 0 the first time.
+        headers: empty; a listener may add headers that this attempt is to carry, such as `traceparent`.
     """
 
     resend_count: int = 0
+    headers: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.call}: attempt {self.call.attempt} sent"

@@ -107,7 +107,12 @@ class LayerBase:
             return answer
         start = context.clock.monotonic()
         info = attempt.info
-        context.emit(AttemptStarted(call=info, resend_count=attempt.number - 1))
+        started = AttemptStarted(call=info, resend_count=attempt.number - 1)
+        context.emit(started)
+        if started.headers:
+            headers = request.headers.copy()
+            headers.update(started.headers)
+            request = copy_request(request, headers=headers)
         status, error = None, None
         try:
             response: httpx.Response = yield Send(self._inner, request, attempt)

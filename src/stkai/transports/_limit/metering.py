@@ -40,7 +40,7 @@ def metered(
     if hasattr(response, "_content"):
         ended(None)
         return
-    family = family_of(response)
+    family: Any = family_of(response)
     stream: Any = response.stream
     if isinstance(stream, family.ByteStream):
         ended(b"".join(stream))

@@ -1,0 +1,82 @@
+"""The two listeners, which import what they need when they are made."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from .._events import Event
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
+    from prometheus_client import CollectorRegistry
+
+
+class OpenTelemetryListener:
+    """Turn the events of a stack into OpenTelemetry spans and metrics, by the semantic conventions for HTTP clients.
+
+    A call is a span, and each of its attempts a CLIENT span inside it. Requests carry the context of their attempt
+    (`traceparent`), and opentelemetry-instrumentation-httpx makes no second span for them. One listener serves any
+    number of stacks.
+
+    Args:
+        meter_provider: where metrics go; by default the global one.
+        tracer_provider: where spans go; by default the global one.
+
+    Raises:
+        ImportError: opentelemetry-api is missing.
+    """
+
+    def __init__(
+        self,
+        meter_provider: "MeterProvider | None" = None,
+        tracer_provider: "TracerProvider | None" = None,
+    ) -> None:
+        with _needing("OpenTelemetryListener", "otel"):
+            from opentelemetry import metrics, trace
+
+            from ._meters import Meters
+            from ._spans import Spans
+        self._meters: Callable[[Event], None] = Meters(
+            metrics.get_meter("stkai", meter_provider=meter_provider)
+        )
+        self._spans: Callable[[Event], None] = Spans(
+            trace.get_tracer("stkai", tracer_provider=tracer_provider)
+        )
+
+    def __call__(self, event: Event) -> None:
+        # In this order a measurement is made inside the span that it belongs to, so that it can be its exemplar.
+        self._meters(event)
+        self._spans(event)
+
+
+class PrometheusListener:
+    """Turn the events of a stack into Prometheus metrics, under the names that OpenTelemetry's would have there.
+
+    Listeners of one registry share their metrics, so that each stack may have its own.
+
+    Args:
+        registry: where the metrics are registered; by default `prometheus_client.REGISTRY`.
+
+    Raises:
+        ImportError: prometheus-client is missing.
+    """
+
+    def __init__(self, registry: "CollectorRegistry | None" = None) -> None:
+        with _needing("PrometheusListener", "prometheus"):
+            import prometheus_client
+
+            from ._collectors import collectors_of
+        self._collectors: Callable[[Event], None] = collectors_of(registry or prometheus_client.REGISTRY)
+
+    def __call__(self, event: Event) -> None:
+        self._collectors(event)
+
+
+@contextmanager
+def _needing(name: str, extra: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        msg = f"{name} needs more packages: pip install 'stkai[{extra}]' ({error})"
+        raise ImportError(msg, name=error.name) from error

@@ -1,0 +1,34 @@
+"""Words that are few enough to be labels."""
+
+import pytest
+
+from stkai.telemetry._labels import OTHER, Bounded, cause_of, error_type
+
+
+@pytest.mark.parametrize(
+    ("cause", "label"),
+    [
+        ("503 Service Unavailable", "503"),
+        ("429", "429"),
+        ("ConnectError: [Errno 111] Connection refused", "ConnectError"),
+        ("ReadTimeout", "ReadTimeout"),
+        ("the moon is full", OTHER),
+        ("", OTHER),
+    ],
+)
+def test_a_cause_is_its_status_code_or_the_name_of_its_error(cause: str, label: str) -> None:
+    assert cause_of(cause) == label
+
+
+def test_an_error_is_a_class_or_a_status_from_400_up() -> None:
+    assert error_type(200, None) is None
+    assert error_type(404, None) == "404"
+    assert error_type(None, "ConnectError") == "ConnectError"
+    assert error_type(None, None) is None
+
+
+def test_words_beyond_the_two_hundredth_are_one() -> None:
+    bounded = Bounded()
+    assert len({bounded(str(number)) for number in range(1000)}) == 201
+    assert bounded("7") == "7"
+    assert bounded("700") == OTHER

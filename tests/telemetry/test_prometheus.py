@@ -1,0 +1,110 @@
+"""Metrics of a stack, as a real scrape gets them."""
+
+import sys
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
+from prometheus_client.parser import text_string_to_metric_families
+
+import stkai
+from stkai import AimdLimiter, AuthProvider, RequestOptions, RetryPolicy, StackBuilder, TokenBucket
+from stkai.telemetry import PrometheusListener
+from stkai.testing import FakeClock
+from stkai.transports import adaptive, auth, retry, token_bucket
+
+from ..support.world import World
+
+URL = "https://api.example.com/v1/things?key=secret"
+
+
+class Provider(AuthProvider):
+    def get_access_token(self) -> str:
+        return "secret-token"
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def endpoint(registry: CollectorRegistry) -> Iterator[str]:
+    server, thread = start_http_server(0, "127.0.0.1", registry)
+    yield f"http://127.0.0.1:{server.server_port}/metrics"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def scrape(endpoint: str) -> tuple[str, dict[tuple[str, frozenset[tuple[str, str]]], float]]:
+    """The text of a scrape, and its samples by name and labels; empty labels say nothing."""
+    text, samples = httpx.get(endpoint).text, {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = frozenset((name, value) for name, value in sample.labels.items() if value)
+            samples[sample.name, labels] = sample.value
+    return text, samples
+
+
+async def test_a_scrape_shows_what_happened_and_nothing_secret(
+    world: World, registry: CollectorRegistry, endpoint: str
+) -> None:
+    limiter = AimdLimiter(60, 60.0, penalty_factor=0.5)
+    layers = [
+        retry(RetryPolicy(initial_delay=1.0)),
+        auth(Provider()),
+        token_bucket(TokenBucket(1, 2.0)),
+        adaptive(limiter),
+    ]
+    listener = PrometheusListener(registry)
+    builder = StackBuilder(layers, clock=FakeClock(), listener=[listener], random=lambda: 0.0)
+    transport = world.build(builder, world.wire(429, httpx.ConnectError("refused"), 200))
+    await world.send(transport, httpx.Request("POST", URL))
+    options = {"stkai": RequestOptions(max_wait_time=0.5)}
+    with pytest.raises(stkai.TokenAcquisitionTimeoutError):
+        await world.send(transport, httpx.Request("POST", URL, extensions=options))
+    text, samples = scrape(endpoint)
+    host = ("server_address", "api.example.com")
+    post = ("http_request_method", "POST")
+
+    def value(name: str, *labels: tuple[str, str]) -> float:
+        return samples[name, frozenset({host, *labels})]
+
+    count = "http_client_request_duration_seconds_count"
+    assert value(count, post, ("http_response_status_code", "429"), ("error_type", "429")) == 1
+    assert value(count, post, ("error_type", "ConnectError")) == 1
+    assert value(count, post, ("http_response_status_code", "200")) == 1
+    assert value("stkai_retries_total", ("stkai_cause", "429")) == 1
+    assert value("stkai_retries_total", ("stkai_cause", "ConnectError")) == 1
+    assert value("stkai_rejections_total", ("stkai_layer", "token_bucket")) == 1
+    assert value("stkai_queue_duration_seconds_count", ("stkai_layer", "token_bucket")) == 1
+    assert value("stkai_token_renewal_duration_seconds_count") == 1
+    assert value("stkai_permits_total") == 3
+    assert value("stkai_calls_active") == 0
+    assert value("stkai_rate_per_second") == 0.5
+    assert 'le="0.005"' in text
+    assert 'le="120.0"' in text
+    assert "secret" not in text
+
+
+def test_listeners_of_one_registry_share_their_metrics(registry: CollectorRegistry) -> None:
+    call = stkai.CallInfo(id=1, method="GET", host="api.example.com")
+    for _ in range(2):
+        PrometheusListener(registry)(stkai.AttemptStarted(call=call))
+    assert registry.get_sample_value("stkai_permits_total", {"server_address": "api.example.com"}) == 2
+
+
+def test_the_usual_registry_is_the_default() -> None:
+    PrometheusListener()
+    PrometheusListener()
+    assert "stkai_retries" in {family.name for family in REGISTRY.collect()}
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(
+        ImportError, match=r"PrometheusListener needs more packages: pip install 'stkai\[prometheus\]'"
+    ):
+        PrometheusListener()
