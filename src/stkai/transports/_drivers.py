@@ -96,7 +96,9 @@ def _in_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clo
     def left() -> float:
         return deadline - clock.monotonic()
 
-    if isinstance(operation, Drain) and left() > 0:
+    if isinstance(operation, Drain):
+        if left() <= 0:
+            return _close(operation.response)
         until = min(deadline, clock.monotonic() + BRIEF)
         with suppress(TooLateError):
             hand.do(partial(drain, operation.response, clock.monotonic), lambda: until - clock.monotonic())

@@ -181,7 +181,9 @@ class _Loop:
         return True
 
     def forget(self) -> None:
-        """Let go of tenacity's objects, which hold each other and this."""
+        """Let go of tenacity's objects: they hold each other, and the error, whose traceback holds them."""
+        self.state.outcome = None
+        self.retrying.iter_state.reset()
         del self.retrying, self.state
 
 
