@@ -51,6 +51,7 @@ class Family(Protocol):
     HTTPTransport: type[httpx.HTTPTransport]
     AsyncHTTPTransport: type[httpx.AsyncHTTPTransport]
     Limits: type[httpx.Limits]
+    Proxy: type[httpx.Proxy]
     SyncByteStream: type[httpx.SyncByteStream]
     AsyncByteStream: type[httpx.AsyncByteStream]
     ByteStream: type[httpx.ByteStream]

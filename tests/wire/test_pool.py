@@ -163,6 +163,20 @@ async def test_a_response_that_is_closed_twice_gives_its_wire_back_once(world: W
     await world.close(held)
 
 
+async def test_a_response_that_two_threads_close_leaves_the_next_request_alone(
+    world: World,
+) -> None:
+    pool = Pool(world, 1, 1)
+    first = await pool.open()
+    lease = first.stream._lease  # type: ignore[union-attr]
+    await world.read(first)
+    second = await pool.open()
+    lease._over = False  # As the other thread saw it, just before.
+    lease.end(0.0)
+    assert pool.made[0].closed == 0
+    assert await world.read(second) == b"body"
+
+
 async def test_a_response_that_is_not_read_to_its_end_gives_no_connection_back_but_room_for_one(
     world: World,
 ) -> None:

@@ -40,7 +40,7 @@ def default_wire(config: "HttpConfig | None" = None, family: Family = HTTPX) -> 
         return SideBySide(lambda: family.HTTPTransport(**one), limits, family)
 
     direct = make(options)
-    proxied = _through(proxies, make, options)
+    proxied = _through(proxies, make, options, family)
     return ProxyRouter(direct, proxied, proxies) if proxied else direct
 
 
@@ -61,7 +61,7 @@ def default_async_wire(
         )
 
     direct = make(options)
-    proxied = _through(proxies, make, options)
+    proxied = _through(proxies, make, options, family)
     return AsyncProxyRouter(direct, proxied, proxies) if proxied else direct
 
 
@@ -106,14 +106,23 @@ def _proxies(config: "HttpConfig") -> ProxyMap:
     return ProxyMap.from_environment() if config.trust_env else ProxyMap({})
 
 
-def _through(proxies: ProxyMap, make: Callable[[dict[str, Any]], T], options: dict[str, Any]) -> dict[str, T]:
+def _through(
+    proxies: ProxyMap, make: Callable[[dict[str, Any]], T], options: dict[str, Any], family: Family
+) -> dict[str, T]:
     """A transport for each proxy, by its URL."""
     try:
-        return {url: make({"proxy": url, **options}) for url in proxies.urls}
+        return {
+            url: make({"proxy": _proxy(url, options["verify"], family), **options}) for url in proxies.urls
+        }
     except alike(httpx.InvalidURL, ValueError, ImportError) as error:
         # The proxy's URL is not named whole: it may hold a password.
         msg = f"a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) cannot be used: {error}"
         raise ConfigurationError(msg) from error
+
+
+def _proxy(url: str, verify: ssl.SSLContext, family: Family) -> httpx.Proxy | str:
+    """The proxy, whose own certificate is checked as those of servers are."""
+    return family.Proxy(url, ssl_context=verify) if url.lower().startswith("https://") else url
 
 
 class ProxyRouter(Closable):

@@ -217,8 +217,9 @@ class Shelf(Generic[Wire]):
         wire = self._lent.get(back.number, back.wire)
         if back.number not in self._lent:
             self._waiting.pop(back.number, None)
-            # If there is a wire, it was lent before a fork, before the shelf was closed, or beyond the limit.
-            if wire is not None and wire not in self._idle:
+            # An unknown wire was lent before a fork, before the shelf was closed, or beyond the limit. A known one has
+            # come back before: two threads have closed one response.
+            if wire is not None and wire not in self._idle and wire not in self._lent.values():
                 self.trash.append(wire)
             return
         if back.idle_since is None:

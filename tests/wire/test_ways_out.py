@@ -1,0 +1,301 @@
+"""The ways out that are rarely taken: SOCKS and TLS proxies, HTTP/2, Unix sockets, a local address."""
+
+import asyncio
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import httpx
+import pytest
+
+import stkai
+from stkai import HttpConfig
+from stkai._wire.by_package import AsyncWireByFamily, WireByFamily
+
+from ..support import servers
+from ..support.servers import CERTIFICATE, KEY, Proxy
+from ..support.world import World
+from .raw import WHOLE, RawServer, raw_server
+
+
+@pytest.fixture
+def server() -> Iterator[RawServer]:
+    with raw_server() as server:
+        yield server
+
+
+def client_of(world: World, transport: Any = None, **config: Any) -> Any:
+    """stkai's client over a whole stack, on the default wire or one of httpx."""
+    build: Any = stkai.build_async_client if world.is_async else stkai.build_client
+    stkai.STKAI.configure(http=config)
+    return build(auth=None, rate_limit="adaptive", transport=transport)
+
+
+async def get(world: World, client: Any, url: str) -> bytes:
+    content: bytes = (await world.call(client.get, url, timeout=5)).content
+    return content
+
+
+# SOCKS
+
+
+class Socks:
+    """A SOCKS5 proxy (RFC 1928) with one server behind it, whatever it is asked for.
+
+    Attributes:
+        asked: the hosts and ports.
+        logins: user names and passwords (RFC 1929).
+    """
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self.target = target
+        self.asked: list[tuple[str, int]] = []
+        self.logins: list[tuple[bytes, bytes]] = []
+
+    def serve(self, client: socket.socket) -> None:
+        with client, suppress(OSError):
+            stream = client.makefile("rb")
+            methods = stream.read(stream.read(2)[1])
+            client.sendall(b"\x05\x02" if 2 in methods else b"\x05\x00")
+            if 2 in methods:
+                stream.read(1)
+                user = stream.read(stream.read(1)[0])
+                self.logins.append((user, stream.read(stream.read(1)[0])))
+                client.sendall(b"\x01\x00")
+            kind = stream.read(4)[3]
+            host = stream.read(stream.read(1)[0]).decode() if kind == 3 else socket.inet_ntoa(stream.read(4))
+            self.asked.append((host, int.from_bytes(stream.read(2), "big")))
+            client.sendall(b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00")
+            with socket.create_connection(self.target) as upstream:
+                threading.Thread(target=pump, args=(upstream, client), daemon=True).start()
+                pump(client, upstream)
+
+
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    with suppress(OSError):
+        sink.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def listening(serve: Any) -> Iterator[int]:
+    """Serve each connection in a thread; gives the port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    threading.Thread(target=serve, args=(client,), daemon=True).start()
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
+async def test_a_socks_proxy_of_the_settings_is_asked_by_name(
+    world: World, server: RawServer, scheme: str
+) -> None:
+    pytest.importorskip("socksio")
+    socks = Socks(("127.0.0.1", httpx.URL(server.url).port or 0))
+    with listening(socks.serve) as port:
+        client = client_of(world, proxy=f"{scheme}://me:secret@127.0.0.1:{port}")
+        for _ in range(3):
+            assert await get(world, client, "http://upstream.example:81/") == b"body"
+        await world.close(client)
+    assert socks.asked == [("upstream.example", 81)], "one connection serves them all"
+    assert socks.logins == [(b"me", b"secret")]
+
+
+# A proxy that speaks TLS
+
+
+@pytest.fixture
+def tls_proxy() -> Iterator[tuple[str, Proxy]]:
+    log = Proxy()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE, KEY)
+    with servers.serve(log.handle, context) as url:
+        yield url, log
+
+
+async def test_the_certificates_of_the_settings_hold_for_a_proxy_that_speaks_tls(
+    world: World, tls_proxy: tuple[str, Proxy]
+) -> None:
+    url, log = tls_proxy
+    client = client_of(world, proxy=url, verify=str(CERTIFICATE))
+    assert (await get(world, client, "http://service.example/x")).startswith(b"by proxy")
+    assert log.asked == [("GET", "http://service.example/x")]
+    await world.close(client)
+    client = client_of(world, proxy=url, verify=True)
+    with pytest.raises(httpx.ConnectError):
+        await world.call(client.get, "http://service.example/x", retry=None)
+    await world.close(client)
+
+
+# HTTP/2
+
+
+class Http2:
+    """A server that speaks HTTP/2 over TLS: it answers each request when as many have come as it waits for.
+
+    Attributes:
+        together: how many that is.
+        connections: how many there were.
+    """
+
+    def __init__(self) -> None:
+        self.together = 1
+        self.connections = 0
+
+    def serve(self, client: socket.socket) -> None:
+        self.connections += 1
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(CERTIFICATE, KEY)
+        context.set_alpn_protocols(["h2"])
+        with suppress(OSError), context.wrap_socket(client, server_side=True) as secure:
+            self._talk(secure)
+
+    def _talk(self, secure: ssl.SSLSocket) -> None:
+        connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        connection.initiate_connection()
+        secure.sendall(connection.data_to_send())
+        waiting: list[int] = []
+        while data := secure.recv(65536):
+            events = connection.receive_data(data)
+            waiting += [event.stream_id for event in events if isinstance(event, h2.events.StreamEnded)]
+            while waiting and len(waiting) >= self.together:
+                for stream in waiting:
+                    connection.send_headers(stream, [(":status", "200")])
+                    connection.send_data(stream, b"by HTTP/2", end_stream=True)
+                waiting.clear()
+            secure.sendall(connection.data_to_send())
+
+
+async def test_one_http2_connection_carries_requests_side_by_side(world: World) -> None:
+    http2 = Http2()
+    with listening(http2.serve) as port:
+        client = client_of(world, http2=True, verify=False)
+        url = f"https://127.0.0.1:{port}/"
+        assert await get(world, client, url) == b"by HTTP/2"
+        http2.together = 10
+        answers = await world.gather(*[lambda: get(world, client, url)] * 10)
+        assert list(answers) == [b"by HTTP/2"] * 10
+        assert http2.connections == 1
+        for _ in range(2):
+            await world.close(client)
+        with pytest.raises(RuntimeError, match="closed"):
+            await get(world, client, url)
+
+
+def test_http2_serves_one_event_loop_after_the_other() -> None:
+    http2 = Http2()
+    with listening(http2.serve) as port:
+        client = client_of(World("asyncio"), http2=True, verify=False)
+
+        async def use() -> None:
+            for _ in range(3):
+                assert (await client.get(f"https://127.0.0.1:{port}/", timeout=5)).content == b"by HTTP/2"
+
+        for _ in range(3):
+            asyncio.run(use())
+        assert http2.connections == 3
+
+
+# Transports of httpx with options that have no setting
+
+
+async def test_a_unix_socket_is_reached_by_a_transport_of_httpx(world: World, tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with raw_server(path) as server:
+        transport = world.pick(httpx.HTTPTransport, httpx.AsyncHTTPTransport)(uds=path)
+        client = client_of(world, transport)
+        assert await get(world, client, "http://service.example/") == b"body"
+        await world.close(client)
+        assert server.requests == 1
+
+
+async def test_a_local_address_is_set_by_a_transport_of_httpx(world: World, server: RawServer) -> None:
+    transport = world.pick(httpx.HTTPTransport, httpx.AsyncHTTPTransport)(local_address="127.0.0.1")
+    client = client_of(world, transport)
+    assert await get(world, client, server.url) == b"body"
+    await world.close(client)
+
+
+# Other event loops and threads
+
+
+def test_uvloop_serves_one_run_after_the_other_and_streams_that_are_left(server: RawServer) -> None:
+    uvloop = pytest.importorskip("uvloop")
+    client = stkai.AsyncHttpClient(AsyncWireByFamily(HttpConfig(max_connections=2, verify=False)))
+
+    async def use() -> None:
+        for _ in range(5):
+            response = await client.post_stream(server.url)
+            async for _ in response.aiter_raw():
+                break
+            await asyncio.sleep(0)
+        answers = await asyncio.gather(*[client.post(server.url, timeout=5) for _ in range(50)])
+        assert {answer.content for answer in answers} == {b"body"}
+
+    for _ in range(3):
+        uvloop.run(use())
+
+
+GREEN = """
+from gevent import monkey
+monkey.patch_all()
+import gevent, stkai
+from stkai._wire.by_package import WireByFamily
+
+client = stkai.HttpClient(WireByFamily(stkai.HttpConfig(max_connections=5, verify=False)))
+work = lambda: client.post({url!r}, timeout=30).content
+jobs = [gevent.spawn(work) for _ in range(100)]
+gevent.sleep(0.001)
+for job in jobs[::3]:
+    job.kill()
+gevent.joinall(jobs)
+assert {{job.value for job in jobs if job.successful() and isinstance(job.value, bytes)}} == {{b"body"}}
+assert [work() for _ in range(5)] == [b"body"] * 5
+client.close()
+"""
+
+
+def test_greenlets_share_a_client_and_may_be_killed(server: RawServer) -> None:
+    import subprocess
+    import sys
+
+    pytest.importorskip("gevent")
+    done = subprocess.run(
+        [sys.executable, "-c", GREEN.format(url=server.url)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_threads_share_a_client(server: RawServer) -> None:
+    server.answer = lambda _: (WHOLE, True)
+    with stkai.HttpClient(WireByFamily(HttpConfig(max_connections=10, verify=False))) as client:
+        world = World("sync")
+
+        async def work() -> list[bytes]:
+            return [client.post(server.url, timeout=30).content for _ in range(5)]
+
+        for answers in world.run(world.gather(*[work] * 100)):
+            assert answers == [b"body"] * 5
+    assert server.connections == 10
