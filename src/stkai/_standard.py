@@ -169,8 +169,8 @@ def _limiter(given: RateLimit, settings: Settings) -> Limiter | PerHost | None:
             return limiter_from(settings.rate_limit)
         if settings.rate_limit.share is not None:
             msg = (
-                "STKAI_RATE_LIMIT_SHARE names a quota to share, but the limiter is off: set STKAI_RATE_LIMIT_ENABLED=true,"
-                " or pass rate_limit='adaptive' or rate_limit='token_bucket'"
+                "STKAI_RATE_LIMIT_SHARE names a quota to share, but the limiter is off: set"
+                " STKAI_RATE_LIMIT_ENABLED=true, or pass rate_limit='adaptive' or rate_limit='token_bucket'"
             )
             raise ConfigurationError(msg)
         return None

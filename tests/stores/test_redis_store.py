@@ -8,7 +8,7 @@ import redis
 import redis.asyncio
 
 from stkai import ConfigurationError
-from stkai.stores import Ask, Law, RedisStore, Refusal, Store
+from stkai.stores import Ask, Known, Law, RedisStore, Refusal, Store
 from stkai.stores._choose import store_from
 
 from ..support.redis_servers import Server, free_port
@@ -37,7 +37,6 @@ def test_a_client_may_be_passed_and_stays_open(server: Server, decoded: bool) ->
         epoch = store.lease(ask()).epoch
         assert store.amend(epoch, Law("team", 2.0, 1.0, "é", epoch + 1))
         law = store.lease(ask()).law
-        assert law is not None
         assert law.memory == "é"
         store.close()
         assert client.ping()
@@ -59,6 +58,16 @@ def test_a_lost_state_starts_anew_without_a_burst_and_above_all_earlier_epochs(s
         client.flushall()
         assert store.lease(ask(burst=10.0, want=2)).epoch > epoch
         assert store.lease(ask(burst=10.0)).wait > 0
+
+
+def test_a_lost_state_goes_on_where_the_first_member_that_asks_has_seen_it(server: Server) -> None:
+    with server.client() as client:
+        store = RedisStore(client)
+        client.flushall()
+        lease = store.lease(ask(known=Known(epoch=7, next=3.0, pause=2.0, members=4)))
+        assert (lease.epoch, lease.members) == (7, 1)
+        assert lease.wait == pytest.approx(3, abs=0.1)
+        assert lease.pause == pytest.approx(2, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +105,6 @@ def test_whoever_looks_is_no_member_and_a_reset_forgets_everything(server: Serve
         assert (seen.members, seen.waiting, seen.rate, seen.refused) == (1, 7, 10.0, None)
         store.reset("team")
         assert store.look("team") is None
-        assert client.keys() == []
 
 
 def test_a_server_that_cannot_be_reached_is_no_error_before_the_first_lease() -> None:

@@ -4,7 +4,7 @@ import os
 import random
 from typing import Any
 
-from stkai.stores import Ask, Law, Refusal, _redis, _tickets
+from stkai.stores import Ask, Known, Law, Refusal, _redis, _tickets
 from stkai.stores._record import SLOT, PackedMembers, Record, unpack
 from stkai.stores._tickets import KnownMembers, State
 
@@ -49,6 +49,9 @@ def random_ask(chance: random.Random, share: str, epoch: int) -> Ask:
         max_cost=100.0 if costly else None,
         cost_rate=100 / 6 if costly else 0.0,
         waiting=chance.randrange(9),
+        known=Known(epoch, chance.uniform(-1, 90), chance.choice([0.0, 2.0]), 3)
+        if chance.random() < 0.5
+        else None,
     )
 
 
@@ -80,8 +83,11 @@ def check_one_sequence(lua: InLua, seed: int) -> None:
             seen = _tickets.look(state, lua.now)
             assert lua.store.look(share) == seen, seed
             assert _tickets.look(packed, lua.now) == seen
-    lua.store.reset(share)
-    assert lua.store.look(share) is None
+        if chance.random() < 0.02:
+            lua.store.reset(share)
+            assert lua.store.look(share) is None
+            state.members, packed.members = KnownMembers(), PackedMembers(oldest=lua.now)
+            state, packed = _tickets.forget(state, lua.now), _tickets.forget(packed, lua.now)
 
 
 def through_a_file(state: State, number: int) -> State:

@@ -2,7 +2,18 @@
 
 from ._file import FileStore
 from ._memory import MemoryStore
-from ._protocol import Ask, Law, Lease, Refusal, Snapshot, Store
+from ._protocol import Ask, Known, Law, Lease, Refusal, Snapshot, Store
 from ._redis import RedisStore
 
-__all__ = ["Ask", "FileStore", "Law", "Lease", "MemoryStore", "RedisStore", "Refusal", "Snapshot", "Store"]
+__all__ = [
+    "Ask",
+    "FileStore",
+    "Known",
+    "Law",
+    "Lease",
+    "MemoryStore",
+    "RedisStore",
+    "Refusal",
+    "Snapshot",
+    "Store",
+]

@@ -182,7 +182,18 @@ class FileStore:
 
     def reset(self, share: str) -> None:
         """Forget all that is known of a share; members that are alive begin anew."""
-        (self.path / file_name(check_share(share))).unlink(missing_ok=True)
+        if self.look(share) is None:
+            return
+        held = self._hold(share, wait=True)
+        assert held is not None
+        try:
+            now = _clock.monotonic()
+            record = held.read(now)
+            record.state = _tickets.forget(record.state, now)
+            record.state.members = PackedMembers(oldest=now)
+            held.write(record)
+        finally:
+            held.release()
 
     def close(self) -> None:
         """Close the files; the next lease opens them again."""

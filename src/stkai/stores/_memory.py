@@ -44,12 +44,17 @@ class MemoryStore:
         """What can be seen of a share from outside."""
         with self._lock:
             state = self._states.get(share)
-            return None if state is None else _tickets.look(state, self._clock.monotonic())
+            if state is None or not state.rate:
+                return None
+            return _tickets.look(state, self._clock.monotonic())
 
     def reset(self, share: str) -> None:
         """Forget a share."""
         with self._lock:
-            self._states.pop(share, None)
+            state = self._states.get(share)
+            if state is not None:
+                state.members = KnownMembers()
+                self._states[share] = _tickets.forget(state, self._clock.monotonic())
 
     def close(self) -> None:
         """Nothing: there is nothing to let go of."""

@@ -20,6 +20,22 @@ class Refusal(NamedTuple):
     pause: float
 
 
+class Known(NamedTuple):
+    """What a member knows of its share, so that a state that was lost goes on where it was.
+
+    Attributes:
+        epoch: the epoch of the permits that the member holds.
+        next: seconds from now until the place of the next permit.
+        pause: seconds for which nobody may send.
+        members: how many shared the quota lately.
+    """
+
+    epoch: int
+    next: float
+    pause: float
+    members: int
+
+
 class Law(NamedTuple):
     """The adaptive state of a group, as one of its members computed it.
 
@@ -57,6 +73,7 @@ class Ask(NamedTuple):
         max_cost: units of cost that may be spent at once; None where costs do not count.
         cost_rate: units of cost per second.
         waiting: requests that wait in this member.
+        known: what the member knows; None if it asks for the first time.
     """
 
     share: str
@@ -72,6 +89,7 @@ class Ask(NamedTuple):
     max_cost: float | None = None
     cost_rate: float = 0.0
     waiting: int = 0
+    known: Known | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +107,7 @@ class Lease:
         law: the adaptive state of the group; without memory where none is in force.
         quota: permits per second of the quota in force; that of the member that started last.
         burst: the burst of that quota.
+        next: seconds until the place of the permit after these; negative where a burst is left.
     """
 
     count: int
@@ -101,6 +120,7 @@ class Lease:
     law: Law
     quota: float = 0.0
     burst: float = 0.0
+    next: float = 0.0
 
 
 class Snapshot(NamedTuple):

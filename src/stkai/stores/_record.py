@@ -130,6 +130,7 @@ def _unpack_slot(content: bytes, offset: int) -> Record | None:
     if magic != _MAGIC or not _HEAD.size <= length <= SLOT - _ENVELOPE.size or crc32(body) != checksum:
         return None
     state = State.__new__(State)
+    state.is_lost = False
     (
         number, boot, wall, state.epoch, state.version, state.span, state.used, state.before,
         state.last, state.quota, state.burst, state.max_cost, state.cost_rate, state.began, state.owner_seen,

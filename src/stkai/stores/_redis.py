@@ -42,18 +42,19 @@ class RedisStore:
             redis.RedisError: the server cannot be reached, or refuses.
         """
         refused = (-1, 0.0) if ask.refused is None else ask.refused
+        known = (-1, 0.0, 0.0, 0) if ask.known is None else ask.known
         numbers = (
             ask.rate, ask.burst, ask.started, ask.want, ask.waiting, ask.settle, ask.max_cost or 0.0, ask.cost_rate,
-            *refused,
+            *refused, *known,
         )  # fmt: skip
         line, memory = self._run(
             ask.share, "lease", ask.member, _words(numbers), _words(ask.costs), _words(ask.back)
         )
-        count, wait, gap, pause, rate, epoch, members, quota, burst, depth, version, age = map(
+        count, wait, gap, pause, rate, epoch, members, quota, burst, depth, version, age, ahead = map(
             float, line.split()
         )
         law = Law(ask.share, rate, depth, _text(memory), int(version), age)
-        return Lease(int(count), wait, gap, pause, rate, int(epoch), int(members), law, quota, burst)
+        return Lease(int(count), wait, gap, pause, rate, int(epoch), int(members), law, quota, burst, ahead)
 
     def amend(self, epoch: int, law: Law) -> bool:
         """Put a new adaptive state in the place of the one that `law.version` names."""
@@ -73,7 +74,7 @@ class RedisStore:
 
     def reset(self, share: str) -> None:
         """Forget all that is known of a share; members that are alive begin anew."""
-        self._client.delete(*_keys(share))
+        self._run(share, "reset", "", "", "", "")
 
     def close(self) -> None:
         """Close the connections, unless the client was given; the next lease opens them again."""
@@ -127,9 +128,7 @@ def _connect(url: str, timeout: float) -> Any:
 def _checked(client: Any) -> Any:
     _import()
     asynchronous = any(".asyncio" in kind.__module__ for kind in type(client).__mro__)
-    if asynchronous or not all(
-        callable(getattr(client, name, None)) for name in ("evalsha", "eval", "delete")
-    ):
+    if asynchronous or not all(callable(getattr(client, name, None)) for name in ("evalsha", "eval")):
         raise ConfigurationError(
             "RedisStore takes a URL or a client of redis-py that is not async (redis.Redis, redis.RedisCluster, or"
             f" what Sentinel.master_for returns), not {type(client).__module__}.{type(client).__qualname__}"

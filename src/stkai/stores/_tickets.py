@@ -7,7 +7,7 @@ the store's clock. Places that come back are given away first. A property test h
 import math
 from typing import Protocol
 
-from ._protocol import Ask, Law, Lease, Snapshot
+from ._protocol import Ask, Known, Law, Lease, Snapshot
 
 AHEAD = 0.25
 """Seconds of its share that a member may lease in advance."""
@@ -16,6 +16,9 @@ FORGET = 10.0
 """Seconds of silence after which a member is forgotten."""
 
 MOST_VACANT = 64
+MOST_QUEUE = 60.0
+"""Seconds; a member's word for how long the queue was counts up to that."""
+
 _SPAN = 10.0
 """Seconds over which `used` is counted."""
 
@@ -72,6 +75,7 @@ class State:
         written: when the law was written.
         memory: what the law remembers.
         vacant: places that were given back, in ascending order.
+        is_lost: whether it has just been made, where members may know more.
     """
 
     __slots__ = (
@@ -82,6 +86,7 @@ class State:
         "depth",
         "empty",
         "epoch",
+        "is_lost",
         "last",
         "max_cost",
         "members",
@@ -108,6 +113,7 @@ class State:
         self.memory = ""
         self.vacant: list[float] = []
         self.members = members
+        self.is_lost = True
 
 
 def lease(state: State, ask: Ask, now: float) -> Lease:
@@ -115,6 +121,10 @@ def lease(state: State, ask: Ask, now: float) -> Lease:
     now = state.last = max(now, state.last)
     members = state.members.seen(ask.member, now, ask.waiting)
     _agree(state, ask, now)
+    if state.is_lost:
+        state.is_lost = False
+        if ask.known is not None:
+            _go_on(state, ask.known, now)
     if ask.refused is not None:
         _refuse(state, ask.refused.epoch, now + ask.refused.pause, now)
     if ask.settle and state.cost_rate:
@@ -126,7 +136,8 @@ def lease(state: State, ask: Ask, now: float) -> Lease:
         del state.vacant[0]
     count, wait, gap = 0, 0.0, spacing
     if ask.want > 0:
-        share = math.floor(state.rate * AHEAD / members + _ROUNDING)
+        known = 0 if ask.known is None else ask.known.members
+        share = math.floor(state.rate * AHEAD / max(members, known) + _ROUNDING)
         count, wait, gap = _grant(state, ask, min(ask.want, max(1, share)), spacing, now)
         span = math.floor(now / _SPAN)
         if span != state.span:
@@ -134,8 +145,19 @@ def lease(state: State, ask: Ask, now: float) -> Lease:
             state.span, state.used = span, 0
         state.used += count
     law = Law(ask.share, state.rate, state.depth, state.memory, state.version, now - state.written)
-    pause = max(0.0, state.paused - now)
-    return Lease(count, wait, gap, pause, state.rate, state.epoch, members, law, state.quota, state.burst)
+    return Lease(
+        count=count,
+        wait=wait,
+        spacing=gap,
+        pause=max(0.0, state.paused - now),
+        rate=state.rate,
+        epoch=state.epoch,
+        members=members,
+        law=law,
+        quota=state.quota,
+        burst=state.burst,
+        next=state.next - now,
+    )
 
 
 def amend(state: State, epoch: int, law: Law, now: float) -> bool:
@@ -163,6 +185,22 @@ def look(state: State, now: float) -> Snapshot:
     return Snapshot(
         members, state.rate, state.quota, state.burst, lately, waiting, queue, pause, refused, state.epoch
     )
+
+
+def forget(state: State, now: float) -> State:
+    """The state of a share that was reset: its members begin anew, whatever they know."""
+    fresh = State(max(now, state.last), state.members)
+    fresh.epoch = fresh.version = max(fresh.epoch, state.epoch + 1)
+    fresh.is_lost = False
+    return fresh
+
+
+def _go_on(state: State, known: Known, now: float) -> None:
+    """Begin where the member that asks first has seen the lost state last."""
+    state.epoch = known.epoch
+    if known.pause > 0:
+        state.paused = now + known.pause
+    state.next = max(now, now + min(known.next, MOST_QUEUE), state.paused)
 
 
 def _agree(state: State, ask: Ask, now: float) -> None:

@@ -1,11 +1,17 @@
 -- The ticket clock of a shared quota: `_tickets.py`, line by line. The host language passes `now`, or the server's.
-local AHEAD, FORGET, MOST_VACANT, SPAN, ROUNDING = 0.25, 10.0, 64, 10.0, 1e-6
+local AHEAD, FORGET, MOST_VACANT, MOST_QUEUE, SPAN, ROUNDING = 0.25, 10.0, 64, 60.0, 10.0, 1e-6
 
 local function fresh(now)
   local epoch = math.floor(now * 1000000)
   return {epoch = epoch, version = epoch, last = now, next = now, empty = now, written = now, began = -1,
     owner_seen = -1, paused = -1, refused = -1, quota = 0, burst = 0, max_cost = 0, cost_rate = 0, rate = 0,
     depth = 0, span = 0, used = 0, before = 0, memory = "", vacant = {}}
+end
+
+local function go_on(s, known, now)
+  s.epoch = known.epoch
+  if known.pause > 0 then s.paused = now + known.pause end
+  s.next = math.max(now, now + math.min(known.next, MOST_QUEUE), s.paused)
 end
 
 local function agree(s, ask, now)
@@ -77,8 +83,9 @@ local function grant(s, ask, count, spacing, now)
   return count, first - now, gap
 end
 
-local function lease(s, ask, members, now)
+local function lease(s, ask, members, now, is_lost)
   agree(s, ask, now)
+  if is_lost and ask.known.epoch >= 0 then go_on(s, ask.known, now) end
   if ask.refused >= 0 then refuse(s, ask.refused, now + ask.pause, now) end
   if ask.settle ~= 0 and s.cost_rate ~= 0 then s.empty = s.empty + ask.settle / s.cost_rate end
   local spacing = 1.0 / s.rate
@@ -86,7 +93,7 @@ local function lease(s, ask, members, now)
   while #s.vacant > 0 and s.vacant[1] <= now do table.remove(s.vacant, 1) end
   local count, wait, gap = 0, 0, spacing
   if ask.want > 0 then
-    local share = math.floor(s.rate * AHEAD / members + ROUNDING)
+    local share = math.floor(s.rate * AHEAD / math.max(members, ask.known.members) + ROUNDING)
     count, wait, gap = grant(s, ask, math.min(ask.want, math.max(1, share)), spacing, now)
     local span = math.floor(now / SPAN)
     if span ~= s.span then
@@ -149,18 +156,20 @@ local state = load(now)
 if ARGV[1] == "lease" then
   local n = numbers(ARGV[4])
   local ask = {rate = n[1], burst = n[2], started = n[3], want = n[4], waiting = n[5], settle = n[6],
-    max_cost = n[7], cost_rate = n[8], refused = n[9], pause = n[10], costs = numbers(ARGV[5]),
+    max_cost = n[7], cost_rate = n[8], refused = n[9], pause = n[10],
+    known = {epoch = n[11], next = n[12], pause = n[13], members = n[14]}, costs = numbers(ARGV[5]),
     back = numbers(ARGV[6])}
+  local is_lost = not state
   state = state or fresh(now)
   now = math.max(now, state.last)
   state.last = now
   redis.call("ZADD", MEMBERS, string.format("%.17g", now), ARGV[3])
   redis.call("HSET", WAITING, ARGV[3], string.format("%d", ask.waiting))
   local members = alive(now)
-  local count, wait, gap, pause = lease(state, ask, members, now)
+  local count, wait, gap, pause = lease(state, ask, members, now, is_lost)
   save(state, now)
   return {words(count, wait, gap, pause, state.rate, state.epoch, members, state.quota, state.burst, state.depth,
-    state.version, now - state.written), state.memory}
+    state.version, now - state.written, state.next - now), state.memory}
 elseif ARGV[1] == "amend" then
   local n = numbers(ARGV[4])
   if not state or n[1] ~= state.epoch or n[2] ~= state.version then return 0 end
@@ -171,8 +180,19 @@ elseif ARGV[1] == "amend" then
   return 1
 end
 
+if ARGV[1] == "reset" then
+  if state then
+    local anew = fresh(math.max(now, state.last))
+    anew.epoch = math.max(anew.epoch, state.epoch + 1)
+    anew.version = anew.epoch
+    redis.call("DEL", MEMBERS, WAITING)
+    save(anew, anew.last)
+  end
+  return 1
+end
+
 -- "look": nothing is written, so that a replica may answer, and nobody becomes a member.
-if not state then return {} end
+if not state or state.quota == 0 then return {} end
 now = math.max(now, state.last)
 local least = "(" .. string.format("%.17g", now - FORGET)
 local waiting, members = 0, redis.call("ZRANGEBYSCORE", MEMBERS, least, "+inf")

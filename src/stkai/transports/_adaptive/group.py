@@ -84,6 +84,7 @@ class GroupPilot:
         self._accepted = 0
         self._counted = 0
         self._refused = -1
+        self._last: tuple[int, Shared] | None = None
 
     def accepted(self) -> None:
         """A request of this member was accepted."""
@@ -100,9 +101,15 @@ class GroupPilot:
         with self._lock:
             before, memory = lease.law, Memory.of(lease.law.memory) if lease.law.memory else None
             if memory is None:
+                last = self._last
+                if last is not None and last[0] == lease.epoch:  # The state was lost; it goes on.
+                    return before._replace(
+                        rate=last[1].rate, burst=last[1].burst, memory=last[1].memory, age=0.0
+                    )
                 memory = Memory(epoch=lease.epoch, cold=int(self._cold))
                 rate = max(self._floor, _START * self._ceiling) if self._cold else self._ceiling
                 return self._state(before, rate, memory, lease.members)
+            self._last = lease.epoch, before
             cuts = self._refused >= memory.epoch
             if before.age < _TICK and not cuts:
                 return None

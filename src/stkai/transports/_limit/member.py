@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
 
 from ..._forks import after_fork
-from ...stores import Ask, Lease
+from ...stores import Ask, Known, Lease
 from .limiter import Turn
 from .local_share import LocalShare
 from .order import Order
@@ -35,6 +35,9 @@ _BOTH: Final = 1.5
 
 _LATE: Final = 0.05
 """Seconds by which the first in the queue may wake late before others go."""
+
+_GROUP: Final = 10.0
+"""Seconds for which a group counts as large as it was: after a loss, its members come back one by one."""
 
 _BUSY: Final = 0.002
 _DRY: Final = 0.05
@@ -95,6 +98,8 @@ class Member:
         self._known: Lease | None = None
         self._contact = self._now = self._dry_until = self._paused_until = -math.inf
         self._lead = _LEAD
+        self._next = self._most_at = -math.inf
+        self._most, self._depth = 0, 0.0
         self._talking = self._lost = False
         self._local: TicketQueue | None = None
         self._both_until: float | None = None
@@ -221,7 +226,18 @@ class Member:
                 max_cost=terms.max_cost,
                 cost_rate=terms.cost_rate,
                 waiting=len(self._line),
+                known=self._what_is_known(now),
             )
+
+    def _what_is_known(self, now: float) -> Known | None:
+        if self._known is None or self._permits.epoch < 0:
+            return None
+        pause = max(0.0, self._paused_until - now)
+        ahead = self._next - now
+        if now < self._contact + _UNHEARD_OF:
+            # The others have gone on leasing: the queue is as long as it was.
+            ahead = max(ahead, self._depth)
+        return Known(self._permits.epoch, ahead, pause, self._most)
 
     def end(self, ask: Ask, lease: Lease | None, now: float | None) -> bool:
         """Take in the store's answer, or None where it gave none. Returns whether it is back after an outage."""
@@ -253,6 +269,7 @@ class Member:
     def _catch_up(self, now: float, chance: float) -> None:
         self._now = max(now, self._now)
         for lease, ask, sent in self._arrived:
+            anew = lease.epoch != self._permits.epoch
             self._permits.take_in(lease, ask, now)
             latency = now - sent
             if latency < _UNHEARD_OF:
@@ -260,7 +277,11 @@ class Member:
                 self._contact = max(self._contact, sent, now - AHEAD + _GRACE)
                 self._lead = min(AHEAD, max(_LEAD, 1.25 * latency, 0.8 * self._lead))
             if sent > -math.inf:
-                self._paused_until = max(self._paused_until, now + lease.pause if lease.pause else -math.inf)
+                self._next = now + lease.next
+                self._depth = lease.wait if lease.count else lease.next
+                self._pause(lease, now, anew=anew)
+            if lease.members >= self._most or now > self._most_at + _GROUP:
+                self._most, self._most_at = lease.members, now
             if ask.want and not lease.count:
                 self._dry_until = now + _DRY
         self._arrived.clear()
@@ -275,13 +296,20 @@ class Member:
                 self._local = self._both_until = None
                 self._passed.clear()
 
+    def _pause(self, lease: Lease, now: float, *, anew: bool) -> None:
+        """Keep the group's pause; only a new epoch can shorten it, as after a reset."""
+        until = now + lease.pause if lease.pause else -math.inf
+        if not anew or self._permits.refusal is not None:
+            until = max(until, self._paused_until)
+        self._paused_until = until
+
     def _local_share(self, now: float, chance: float) -> TicketQueue:
         if self._known is None:
             return self._alone()
         # It begins where the leases end; if that was long ago, members begin at different times.
         ended = self._permits.horizon
         recent = ended > now - _CAUGHT_UP
-        rate = self._known.rate / max(1, self._known.members)
+        rate = self._known.rate / max(1, self._most)
         share = LocalShare(rate, self.terms.methods, ended if recent else now, 0.0 if recent else chance)
         share.pause(self._paused_until)
         return share
