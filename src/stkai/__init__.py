@@ -27,6 +27,9 @@ from .transports._auth.provider import AuthProvider, StaticToken
 from .transports._base import Context, Layer
 
 if TYPE_CHECKING:
+    from ._batch.errors import OutcomeUnknownError
+    from ._batch.outcome import Outcome
+    from ._batch.send import asend_all, send_all
     from ._config.models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
     from ._events import (
         AttemptFinished,
@@ -60,6 +63,9 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = _lazily(
     __name__,
     {
+        "_batch.errors": ("OutcomeUnknownError",),
+        "_batch.outcome": ("Outcome",),
+        "_batch.send": ("asend_all", "send_all"),
         "_config.models": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),
         "_events": (
             "AttemptFinished",
@@ -123,6 +129,8 @@ __all__ = [
     "Limiter",
     "Listener",
     "MaxRetriesExceededError",
+    "Outcome",
+    "OutcomeUnknownError",
     "PerHost",
     "RateChanged",
     "RateLimitConfig",
@@ -148,10 +156,12 @@ __all__ = [
     "TokenBucketRateLimitedHttpClient",
     "TokenRenewed",
     "Waited",
+    "asend_all",
     "build_async_client",
     "build_async_transport",
     "build_client",
     "build_transport",
     "create_standalone_auth",
     "log_events",
+    "send_all",
 ]

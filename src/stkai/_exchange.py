@@ -14,7 +14,7 @@ from ._errors import InvalidArgumentError, ServerSideRateLimitError
 from ._log import Listeners
 from ._options import NO_OPTIONS, RequestOptions
 from .transports._base import AsyncLayerTransport, Context, LayerBase, LayerTransport
-from .transports._call import OPTIONS, PACED, Attempt, Call
+from .transports._call import OPTIONS, PACED, Attempt, Call, copy_request
 from .transports._operations import Close, Flow, Read
 
 _SILENT: Final = Context(listener=Listeners(()))
@@ -102,6 +102,16 @@ class Exchange:
         )
         self.request.read()
         self.call = Call.start(self.request, self._clock.monotonic(), buffered=buffered)
+
+    @classmethod
+    def of(cls, layer: LayerBase, request: httpx.Request) -> Self:
+        """The exchange of a request that is complete; its extensions may hold `RequestOptions` and a timeout."""
+        exchange = object.__new__(cls)
+        exchange._layer, exchange._clock = layer, layer.context.clock
+        extensions = {"timeout": check_timeout(30), **request.extensions}
+        exchange.request = copy_request(request, extensions=extensions)
+        exchange.call = Call.start(exchange.request, exchange._clock.monotonic(), buffered=True)
+        return exchange
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         """Through the stack; the body is read where the caller wants the whole of it, or nobody tries again.

@@ -13,12 +13,14 @@ from .._builder import StackBuilder
 from .._config.stkai import STKAI
 from .._errors import ConfigurationError
 from .._standard import NO_AUTHENTICATION, AuthChoice, Parts
+from .batch import batch as batch_commands
 from .demo import STRATEGIES, Batch, Outcome, Run
 from .report import rate_plot, summary_table
 
 app = typer.Typer(
     help="stkai: a resilient pipeline under any httpx client.", no_args_is_help=True, add_completion=False
 )
+app.add_typer(batch_commands, name="batch")
 
 
 @app.command()

@@ -1,0 +1,198 @@
+"""From a line of the input to a request: OpenAI's batch form, any object through a template, a quick command."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import httpx
+
+from .json_text import Part, dump, members
+from .templates import Template
+
+_ABSOLUTE: Final = re.compile(r"https?://", re.IGNORECASE)
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_BODILESS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
+
+Values = Mapping[str, Part]
+
+
+class InvalidLineError(Exception):
+    """A line that is no request.
+
+    Attributes:
+        custom_id: as JSON, if that could be told.
+    """
+
+    def __init__(self, message: str, custom_id: str = "null") -> None:
+        super().__init__(message)
+        self.custom_id = custom_id
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is sent for one line.
+
+    Attributes:
+        custom_id: as JSON.
+        method: such as POST.
+        url: absolute.
+        content: the body, as JSON; None for none.
+    """
+
+    custom_id: str
+    method: str
+    url: str
+    content: bytes | None
+
+
+class Format(Protocol):
+    """How the lines of an input are read."""
+
+    id_name: str | None
+    """The member that is the id, if one was named."""
+
+    def target(self, values: Values | None) -> Target:
+        """What is sent for a line with these members; None for a line that is no object.
+
+        Raises:
+            InvalidLineError: it is no request; says why, and what to do.
+        """
+        ...
+
+
+def values_of(raw: bytes) -> Values | None:
+    """The members of a line; None where it is JSON, but no object.
+
+    Raises:
+        InvalidLineError: it is not JSON in UTF-8.
+    """
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        msg = f"this is not UTF-8, from byte {error.start + 1} on: save the file in UTF-8"
+        raise InvalidLineError(msg) from error
+    try:
+        return members(text)
+    except ValueError as error:
+        msg = f"this is not JSON ({error}): each line must be one JSON object"
+        raise InvalidLineError(msg) from error
+
+
+def custom_id(values: Values | None, name: str | None) -> str:
+    """The id of a line, as JSON.
+
+    Raises:
+        InvalidLineError: it has no member of the name that was given.
+    """
+    part = None if values is None else values.get(name or "custom_id")
+    if part is not None:
+        return part.text or dump(part.value)
+    if name is not None:
+        msg = f"there is no {name!r}, which --id-column names"
+        raise InvalidLineError(msg)
+    return "null"
+
+
+def _required(values: Values | None, form: str) -> Values:
+    if values is None:
+        msg = f"this is not an object: each line must be {form}"
+        raise InvalidLineError(msg)
+    return values
+
+
+class BatchForm:
+    """OpenAI's batch form: `{"custom_id", "method", "url", "body"}`."""
+
+    def __init__(self, base_url: str | None, id_name: str | None = None) -> None:
+        self.id_name = id_name
+        self._base = None if base_url is None else base_url.rstrip("/")
+
+    def target(self, values: Values | None) -> Target:
+        values = _required(values, '{"custom_id": ..., "method": "POST", "url": ..., "body": {...}}')
+        own_id = custom_id(values, self.id_name)
+        try:
+            return self._target(values, own_id)
+        except InvalidLineError as error:
+            error.custom_id = own_id
+            raise
+
+    def _target(self, values: Values, own_id: str) -> Target:
+        url = values.get("url")
+        if url is None or not isinstance(url.value, str) or not url.value:
+            msg = 'there is no "url", a string: for lines of another form, pass --body TEMPLATE.json'
+            raise InvalidLineError(msg)
+        method = values.get("method", Part("POST", ""))
+        name = method.value.upper() if isinstance(method.value, str) else ""
+        if name not in _METHODS:
+            msg = f'"method" must be POST or another method of HTTP, not {method.text}'
+            raise InvalidLineError(msg)
+        body = values.get("body")
+        if body is None and name not in _BODILESS:
+            msg = f'there is no "body", which a {name} needs'
+            raise InvalidLineError(msg)
+        return Target(own_id, name, self._absolute(url.value), None if body is None else body.text.encode())
+
+    def _absolute(self, url: str) -> str:
+        if _ABSOLUTE.match(url) is None:
+            if self._base is None:
+                msg = f'"url" is relative ({url}): pass --base-url'
+                raise InvalidLineError(msg)
+            url = self._base + ("" if url.startswith(("/", "?")) else "/") + url
+        check_url(url, '"url"')
+        return url
+
+
+class Templated:
+    """Any object, put into a template and sent to one url."""
+
+    def __init__(self, template: Template, url: str, id_name: str | None = None) -> None:
+        self.id_name = id_name
+        self._template, self._url = template, url
+
+    def target(self, values: Values | None) -> Target:
+        own_id = custom_id(values, self.id_name)
+        if self._template.names:
+            values = _required(values, "an object with what the template names")
+        try:
+            content = self._template.fill(values or {}).encode()
+        except KeyError as error:
+            msg = f"there is no {error.args[0]!r}, which the template names"
+            raise InvalidLineError(msg, own_id) from None
+        except UnicodeEncodeError as error:
+            raise InvalidLineError("a value is not UTF-8: save the file in UTF-8", own_id) from error
+        return Target(own_id, "POST", self._url, content)
+
+
+class Command:
+    """The body of an execution of a quick command: `{"custom_id", "body": {...}}`."""
+
+    def __init__(self, url: str, id_name: str | None = None) -> None:
+        self.id_name = id_name
+        self._url = url
+
+    def target(self, values: Values | None) -> Target:
+        values = _required(values, '{"custom_id": ..., "body": {"input_data": ...}}')
+        own_id = custom_id(values, self.id_name)
+        body = values.get("body")
+        if body is None:
+            msg = 'there is no "body": for lines of another form, pass --body TEMPLATE.json'
+            raise InvalidLineError(msg, own_id)
+        return Target(own_id, "POST", self._url, body.text.encode())
+
+
+def check_url(url: str, what: str) -> httpx.URL:
+    """The url, if one can send to it.
+
+    Raises:
+        InvalidLineError: one cannot.
+    """
+    try:
+        parsed = httpx.URL(url)
+        if parsed.scheme in {"http", "https"} and parsed.host:
+            return parsed
+    except (httpx.InvalidURL, ValueError) as error:
+        msg = f"{what} is not a url: {error}"
+        raise InvalidLineError(msg) from error
+    msg = f"{what} is not a url with a host, such as https://api.example.com/v1: {url}"
+    raise InvalidLineError(msg)

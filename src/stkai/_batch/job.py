@@ -1,0 +1,315 @@
+"""The command `stkai batch`, from its options to its exit code."""
+
+import logging
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+
+from .._clock import SystemClock, unique_key
+from .errors import UsageError, WriteError
+from .fates import DONE, FAILED, Fates
+from .formats import Format, InvalidLineError
+from .intents import Intents
+from .interrupts import INTERRUPTED, Interrupts
+from .lines import CsvRecords, JsonLines, Lines
+from .merge import merge
+from .options import Options
+from .progress import Display, Standing, display
+from .replay import Replay
+from .runner import Runner
+from .senders import async_sender
+from .session import Session
+from .sinks import Stdout
+from .spool import Spool
+from .stack import build_client
+from .templates import Template
+
+SOME_FAILED: Final = 1
+REFUSED: Final = 2
+HALTED: Final = 3
+
+_SYNC_EVERY: Final = 1.0
+
+
+def say(message: str) -> None:
+    """A line on stderr, if anybody still reads it."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"{message}\n")
+        sys.stderr.flush()
+
+
+def complain(message: str) -> None:
+    """The same, for what went wrong."""
+    say(f"stkai batch: {message}")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a job reads, and how."""
+
+    options: Options
+    template: Template | None
+    form: Format
+    size: int
+
+    @classmethod
+    def of(cls, options: Options) -> "Plan":
+        """Check all that can be checked without writing anything.
+
+        Raises:
+            UsageError: the input or the template cannot be used.
+        """
+        template = None if options.body is None else Template.read(options.body)
+        form = options.format(template)
+        if options.from_stdin:
+            return cls(options, template, form, 0)
+        path = Path(options.source)
+        size = _size(path)
+        if options.is_csv:
+            _check_columns(path, CsvRecords(path).names, template, options.id_column)
+        elif options.base_url is None and options.quick_command is None:
+            _check_first(path)
+        return cls(options, template, form, size)
+
+    def lines(self, spool: Spool | None = None) -> Lines:
+        """The lines of the input."""
+        if spool is not None:
+            return JsonLines(spool.path, lambda: spool.is_complete)
+        path = Path(self.options.source)
+        return CsvRecords(path) if self.options.is_csv else JsonLines(path)
+
+
+def _size(path: Path) -> int:
+    try:
+        with path.open("rb"):
+            size = path.stat().st_size
+    except OSError as error:
+        msg = f"the input {path} cannot be read: {error.strerror}"
+        raise UsageError(msg) from error
+    if not path.is_file():
+        msg = f"the input {path} is no file: pass - and pipe it in"
+        raise UsageError(msg)
+    return size
+
+
+def _check_columns(path: Path, names: list[str], template: Template | None, id_name: str | None) -> None:
+    columns = ", ".join(names)
+    for name in [] if template is None else template.names:
+        if name not in names:
+            raise UsageError(
+                f"the template names {{{name}}}, which is no column of {path}; it has: {columns}"
+            )
+    if id_name is not None and id_name not in names:
+        raise UsageError(f"--id-column {id_name} is no column of {path}; it has: {columns}")
+
+
+def _check_first(path: Path) -> None:
+    """Say so at once where all urls seem to be relative."""
+    for item in JsonLines(path):
+        if item is not None:
+            with suppress(InvalidLineError):
+                values = item[1]()
+                url = None if values is None else values.get("url")
+                if url is not None and isinstance(url.value, str) and "://" not in url.value:
+                    msg = f"{path}, line {item[0]}: the url is relative ({url.value}): pass --base-url"
+                    raise UsageError(msg)
+            return
+
+
+def run_batch(options: Options) -> int:
+    """Run the command; returns its exit code."""
+    with Interrupts() as interrupts:
+        try:
+            if options.quiet:
+                logging.getLogger("stkai").addHandler(logging.NullHandler())
+            plan = Plan.of(options)
+            if options.dry_run:
+                from .dry_run import dry_run
+
+                return 0 if dry_run(options, plan.form, say) else SOME_FAILED
+            return _Job(plan, interrupts).run()
+        except UsageError as error:
+            complain(str(error))
+            return REFUSED
+        except WriteError as error:
+            complain(f"{error}. Nothing was sent; make room, and run it again")
+            return HALTED
+        except KeyboardInterrupt:
+            complain("interrupted before anything was sent")
+            return INTERRUPTED
+
+
+def run_merge(outs: list[str], target: str) -> int:
+    """Run the command `merge`; returns its exit code."""
+    try:
+        done, failed = merge(outs, target)
+    except UsageError as error:
+        complain(str(error))
+        return REFUSED
+    except WriteError as error:
+        complain(str(error))
+        return HALTED
+    say(f"{done} done, {failed} failed")
+    return SOME_FAILED if failed else 0
+
+
+class _Job:
+    """One run, with its files, its client and its display."""
+
+    def __init__(self, plan: Plan, interrupts: Interrupts) -> None:
+        self._plan, self._options, self._interrupts = plan, plan.options, interrupts
+        self._clock = SystemClock()
+        self._session: Session | None = None
+        self._spool: Spool | None = None
+
+    def run(self) -> int:
+        intents = Intents()
+        client = build_client(self._options, intents)
+        logging.getLogger("stkai").addHandler(logging.NullHandler())  # The display is where this is told.
+        with ExitStack() as stack:
+            runner = self._prepare(intents, async_sender(client), stack)
+            shown = display(quiet=self._options.quiet, say=say)
+            stack.callback(shown.close)
+            self._interrupts.on_second = shown.close
+            anyio.run(self._work, runner, client, shown)
+            shown.close()
+            return self._finish(runner)
+
+    # Before
+
+    def _prepare(self, intents: Intents, send: Any, stack: ExitStack) -> Runner:
+        options = self._options
+        if options.to_stdout:
+            return self._to_stdout(intents, send, stack)
+        session = self._session = Session.open(options, options.facts(self._plan.template))
+        stack.callback(session.close)
+        known, header = session.known, session.journal.header
+        assert header is not None
+        if options.from_stdin:
+            self._spool = Spool(session.paths.spool)
+            if session.began:
+                self._spool.start()
+            else:
+                self._spool.is_complete = True
+                if not known.has_ended:
+                    complain(
+                        "stdin was cut off when an earlier run ended: only what was copied until then is sent"
+                    )
+        intents.write_to(session.journal, options.sync)
+        if not session.began:
+            session.journal.limit(options.max_in_flight)
+        lines = self._plan.lines(self._spool)
+        return Runner(
+            options, lines, self._plan.form, session.outputs, known, intents, send, key_of=_keys(header.job)
+        )
+
+    def _to_stdout(self, intents: Intents, send: Any, stack: ExitStack) -> Runner:
+        if self._options.from_stdin:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stkai-batch-"))
+            self._spool = Spool(Path(folder, "stdin.jsonl"))
+            self._spool.start()
+        in_order = self._options.order == "input"
+        sink, lines = Stdout(in_order=in_order), self._plan.lines(self._spool)
+        key_of = _keys(uuid.UUID(hex=unique_key(), version=4))
+        return Runner(
+            self._options,
+            lines,
+            self._plan.form,
+            sink,
+            Replay(Fates()),
+            intents,
+            send,
+            key_of=key_of,
+            order=sink if in_order else None,
+        )
+
+    # Meanwhile
+
+    async def _work(self, runner: Runner, client: Any, shown: Display) -> None:
+        loop_ended = False
+
+        def interrupt(name: str) -> None:
+            if not loop_ended:
+                runner.end("interrupted", f"interrupted by {name}")
+
+        self._interrupts.on_first = interrupt
+        async with client, anyio.create_task_group() as group:
+            group.start_soon(self._watch, runner, shown)
+            await runner.run()
+            group.cancel_scope.cancel()
+
+    async def _watch(self, runner: Runner, shown: Display) -> None:
+        """Show where the run stands, and keep the files safe, now and then."""
+        synced = self._clock.monotonic()
+        while True:
+            await self._clock.asleep(shown.pause)
+            now = self._clock.monotonic()
+            shown.show(now, self._standing(runner))
+            if self._options.sync == "1s" and self._session is not None and now - synced >= _SYNC_EVERY:
+                synced = now
+                try:
+                    await anyio.to_thread.run_sync(self._sync)
+                except WriteError as error:
+                    runner.end("halted", str(error))
+
+    def _sync(self) -> None:
+        assert self._session is not None
+        self._session.journal.file.sync()
+        self._session.outputs.sync()
+
+    def _standing(self, runner: Runner) -> Standing:
+        counts, size = runner.outputs.counts, self._plan.size
+        waiting = sum(line.may_leave and line.execution is None for line in runner.lines_in_flight.values())
+        return Standing(
+            share=min(1.0, runner.lines.place / size) if size else None,
+            finished=counts[DONE] + counts[FAILED],
+            failed=counts[FAILED],
+            waiting=waiting,
+            tokens=runner.usage.text(self._options.price),
+        )
+
+    # After
+
+    def _finish(self, runner: Runner) -> int:
+        self._close_files(runner)
+        ending, counts = runner.ending, runner.outputs.counts
+        code = SOME_FAILED if counts[FAILED] else 0
+        if ending is not None:
+            code = HALTED if ending.kind == "halted" else INTERRUPTED
+            again = "" if self._options.to_stdout else "; to go on, run the same command with --resume"
+            complain(f"{ending.message}{again}")
+        if not self._options.quiet or code:
+            tokens = runner.usage.text(self._options.price)
+            if tokens:
+                say(tokens)
+            say(f"{counts[DONE]} done, {counts[FAILED]} failed ({runner.unknown} unknown)")
+        return code
+
+    def _close_files(self, runner: Runner) -> None:
+        session, spool = self._session, self._spool
+        if spool is not None and spool.error is not None:
+            runner.end("halted", f"{spool.error}; the rest of stdin is lost")
+        if session is None:
+            return
+        try:
+            if spool is not None and spool.is_complete and session.began and spool.error is None:
+                session.journal.input_ended()
+            if self._options.sync != "never":
+                self._sync()
+            if self._options.order == "input" and runner.ending is None and not session.outputs.is_sorted:
+                session.outputs.sort()
+        except WriteError as error:
+            runner.end("halted", str(error))
+
+
+def _keys(job: uuid.UUID) -> Callable[[int], str]:
+    """The idempotency key of each line: the same whenever the line is sent."""
+    return lambda number: str(uuid.uuid5(job, f"line-{number}"))

@@ -1,0 +1,140 @@
+"""JSON as text: its parts are handed on as they were written, so that numbers, escapes and the order of keys stay."""
+
+import json
+import math
+import re
+from typing import Any, Final, NamedTuple
+
+import httpx
+
+_SPACE: Final = re.compile(r"[ \t\n\r]*")
+_BREAKS: Final = re.compile("[\n\r\u0085\u2028\u2029]")
+"""What editors and readers of lines break lines at. In valid JSON the first two stand between tokens only."""
+
+_ESCAPES: Final = {"\n": " ", "\r": " ", "\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+def _no_constant(name: str) -> Any:
+    msg = f"{name} is not JSON"
+    raise ValueError(msg)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        msg = f"{text} is too large for a number"
+        raise ValueError(msg)
+    return value
+
+
+def _whole(text: str) -> float:
+    # Not int, which refuses more than some thousand digits.
+    return int(text) if len(text) < 300 else math.inf
+
+
+_LENIENT: Final = json.JSONDecoder(parse_float=float, parse_int=_whole, parse_constant=_no_constant)
+"""For what users wrote, and is sent on as text."""
+
+_STRICT: Final = json.JSONDecoder(parse_float=_finite, parse_int=_whole, parse_constant=_no_constant)
+"""For answers: what cannot be read back everywhere is no JSON here."""
+
+
+class Part(NamedTuple):
+    """A value, and its JSON as it was written."""
+
+    value: Any
+    text: str
+
+
+def parse(text: str) -> Part:
+    """One JSON value, without the space around it.
+
+    Raises:
+        ValueError: it is not JSON; says where.
+    """
+    start = _skip(text, 0)
+    value, end = _scan(text, start)
+    if _skip(text, end) != len(text):
+        msg = f"there is more after the end of the JSON, at column {_skip(text, end) + 1}"
+        raise ValueError(msg)
+    return Part(value, text[start:end])
+
+
+def members(text: str) -> dict[str, Part] | None:
+    """The members of a JSON object, of two with one name the last; None for any other JSON.
+
+    Raises:
+        ValueError: it is not JSON; says where.
+    """
+    place = _skip(text, 0)
+    if not text.startswith("{", place):
+        parse(text)
+        return None
+    try:
+        found = _walk(text, _skip(text, place + 1))
+    except (ValueError, IndexError):
+        found = None
+    if found is None:
+        parse(text)  # Says what is wrong, in the words that everybody knows.
+        raise ValueError("it is not valid")
+    return found
+
+
+def _walk(text: str, place: int) -> dict[str, Part] | None:
+    """The members from the first one on; None where something else stands in between."""
+    found: dict[str, Part] = {}
+    while text[place] != "}" or found:
+        if text[place] != '"':
+            return None
+        name, place = _scan(text, place)
+        place = _skip(text, place)
+        if text[place] != ":":
+            return None
+        start = _skip(text, place + 1)
+        value, end = _scan(text, start)
+        found[name] = Part(value, text[start:end])
+        place = _skip(text, end)
+        if text[place] != ",":
+            break
+        place = _skip(text, place + 1)
+    return found if text[place] == "}" and _skip(text, place + 1) == len(text) else None
+
+
+def dump(value: Any) -> str:
+    """A value of Python's as JSON, in ASCII."""
+    return json.dumps(value)
+
+
+def quote_inside(text: str) -> str:
+    """Text as it stands between the quotes of a JSON string."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def one_line(text: str) -> str:
+    """Valid JSON without line breaks."""
+    if _BREAKS.search(text) is None:
+        return text
+    return _BREAKS.sub(lambda found: _ESCAPES[found[0]], text)
+
+
+def body_of(response: httpx.Response) -> Part:
+    """The body of an answer: the JSON that it is, or else its text as a JSON string."""
+    content = response.content
+    try:
+        text = content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
+        value = _STRICT.decode(text)
+    except (ValueError, RecursionError):
+        return Part(None, dump(response.text))
+    return Part(value, one_line(text.strip(" \t\r\n")))
+
+
+def _scan(text: str, place: int) -> tuple[Any, int]:
+    try:
+        return _LENIENT.raw_decode(text, place)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _skip(text: str, place: int) -> int:
+    found = _SPACE.match(text, place)
+    return place if found is None else found.end()

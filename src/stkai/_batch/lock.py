@@ -1,0 +1,28 @@
+"""A lock on an open file, which the system gives up when the process ends, however it ends."""
+
+import errno
+from typing import Final
+
+from .._errors import ConfigurationError
+
+_TAKEN: Final = frozenset({errno.EACCES, errno.EAGAIN})
+
+
+def lock(descriptor: int) -> bool:
+    """Lock a file for this process; False where another one has it.
+
+    Raises:
+        ConfigurationError: the system has no such locks.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError as error:
+        msg = "a batch needs file locks, which this system does not have: use Linux, macOS or WSL"
+        raise ConfigurationError(msg) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            return False
+        raise
+    return True

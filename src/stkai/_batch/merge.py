@@ -1,0 +1,51 @@
+"""The outputs of several jobs, usually of the shards of one, as one."""
+
+from itertools import pairwise
+from pathlib import Path
+
+from .errors import UsageError
+from .outputs import Index, Paths, write_sorted
+
+
+def merge(names: list[str], target: str) -> tuple[int, int]:
+    """Write answers and failures of all outputs, each in the order of the lines; returns how many there are of both.
+
+    Raises:
+        UsageError: an output is missing, the target exists, or a line is in two outputs.
+        WriteError: the target cannot be written.
+    """
+    outputs, merged = [Paths.of(name) for name in names], Paths.of(target)
+    for path in (merged.out, merged.failed):
+        if path.exists():
+            msg = f"{path} exists: choose another name with -o"
+            raise UsageError(msg)
+    if not merged.out.parent.is_dir():
+        msg = f"{merged.out.parent} is no directory: create it, or choose another name with -o"
+        raise UsageError(msg)
+    for output in outputs:
+        if not output.out.is_file():
+            msg = f"{output.out} does not exist: is that job done?"
+            raise UsageError(msg)
+    failures = [output.failed for output in outputs if output.failed.exists()]
+    done, failed = _index([output.out for output in outputs]), _index(failures)
+    _check_each_once(done, failed, [output.out for output in outputs], failures)
+    write_sorted(failed, failures, merged.failed)
+    write_sorted(done, [output.out for output in outputs], merged.out)
+    return len(done), len(failed)
+
+
+def _index(paths: list[Path]) -> Index:
+    index = Index()
+    for place, path in enumerate(paths):
+        index.add(path, place)
+    return index
+
+
+def _check_each_once(done: Index, failed: Index, outs: list[Path], failures: list[Path]) -> None:
+    entries = [*((number, outs[file]) for number, file, _ in done.in_order())]
+    entries += [(number, failures[file]) for number, file, _ in failed.in_order()]
+    entries.sort(key=lambda entry: entry[0])
+    for (number, path), (following, other) in pairwise(entries):
+        if number == following:
+            msg = f"line {number} is in two outputs, {path} and {other}: give each shard of one input once"
+            raise UsageError(msg)

@@ -1,0 +1,147 @@
+"""What the command was told, checked before anything is read or written."""
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import httpx
+
+from .errors import UsageError
+from .formats import BatchForm, Command, Format, InvalidLineError, Templated, check_url
+from .price import Price
+from .templates import Template
+
+QUICK_COMMANDS: Final = "https://genai-code-buddy-api.stackspot.com"
+"""Where StackSpot runs quick commands."""
+
+Unknown = Literal["report", "resend"]
+Order = Literal["done", "input"]
+Sync = Literal["1s", "always", "never"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """The options of `stkai batch`, by their names there.
+
+    Raises:
+        UsageError: an option has a value that it cannot have, or two cannot go together.
+    """
+
+    source: str
+    out: str | None
+    base_url: str | None = None
+    quick_command: str | None = None
+    body: Path | None = None
+    id_column: str | None = None
+    shard: str | None = None
+    max_in_flight: int = 32
+    resume: bool = False
+    restart: bool = False
+    retry_failed: bool = False
+    unknown: Unknown = "report"
+    order: Order = "done"
+    halt_after: int = 20
+    deadline: float | None = None
+    price: Price | None = None
+    sync: Sync = "1s"
+    no_auth: bool = False
+    dry_run: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.resume and self.restart:
+            msg = "--resume goes on with a job and --restart begins it anew: pass one of them"
+            raise UsageError(msg)
+        if self.retry_failed and self.restart:
+            raise UsageError(
+                "--retry-failed goes on with a job and --restart begins it anew: pass one of them"
+            )
+        if self.out is None and not self.dry_run:
+            raise UsageError("pass -o OUT, such as -o answers.jsonl, or -o - for stdout")
+        if self.to_stdout and (self.resume or self.restart or self.retry_failed):
+            raise UsageError("-o - keeps no files that a job could be resumed from: pass -o OUT")
+        if self.deadline is not None and not 0 < self.deadline < math.inf:
+            raise UsageError(f"--deadline must be a positive number of seconds, not {self.deadline:g}")
+        if self.body is not None and self.base_url is None and self.quick_command is None:
+            raise UsageError("--body sends to --base-url: pass that as well")
+        if self.is_csv and self.body is None:
+            raise UsageError(
+                f"{self.source} is a CSV: pass --body TEMPLATE.json, with {{column}} where its values go"
+            )
+        if self.base_url is not None:
+            try:
+                check_url(self.base_url, "--base-url")
+            except InvalidLineError as error:
+                raise UsageError(str(error)) from error
+        if self.quick_command is not None and not re.fullmatch(r"[\w.~-]+", self.quick_command, re.ASCII):
+            raise UsageError(
+                f"--quick-command must be the slug of a quick command, not {self.quick_command!r}"
+            )
+        self.slice()
+
+    @property
+    def from_stdin(self) -> bool:
+        return self.source == "-"
+
+    @property
+    def to_stdout(self) -> bool:
+        return self.out == "-"
+
+    @property
+    def is_csv(self) -> bool:
+        return self.source.lower().endswith(".csv")
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a job that has begun is to be continued."""
+        return self.resume or self.retry_failed
+
+    def slice(self) -> tuple[int, int]:
+        """The number of the shard, and how many there are."""
+        if self.shard is None:
+            return 0, 1
+        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", self.shard)
+        if found is None or not int(found[1]) < int(found[2]):
+            msg = (
+                f"--shard must be I/N with 0 <= I < N, such as 0/4 for the first of four, not {self.shard!r}"
+            )
+            raise UsageError(msg)
+        return int(found[1]), int(found[2])
+
+    def url_of_commands(self, path: str) -> str:
+        """Where quick commands are: `path` is what follows `/v1/quick-commands/`."""
+        base = QUICK_COMMANDS if self.base_url is None else self.base_url.rstrip("/")
+        return f"{base}/v1/quick-commands/{path}"
+
+    def format(self, template: Template | None) -> Format:
+        """How lines are read."""
+        if self.quick_command is not None:
+            url = self.url_of_commands(f"create-execution/{self.quick_command}")
+            return (
+                Command(url, self.id_column) if template is None else Templated(template, url, self.id_column)
+            )
+        if template is not None and self.base_url is not None:
+            return Templated(template, self.base_url, self.id_column)
+        return BatchForm(self.base_url, self.id_column)
+
+    def facts(self, template: Template | None) -> dict[str, Any]:
+        """What changes the requests, and must stay what it was when the job began. Holds no secrets."""
+        return {
+            "--base-url": None if self.base_url is None else _digest(_without_user(self.base_url)),
+            "--quick-command": self.quick_command,
+            "--body": None if template is None else _digest(template.text),
+            "--id-column": self.id_column,
+            "--shard": None if self.shard is None else "{}/{}".format(*self.slice()),
+        }
+
+
+def _without_user(url: str) -> str:
+    """A password may change; and it is nobody's business."""
+    return str(httpx.URL(url).copy_with(userinfo=b""))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,45 @@
+"""The stack of a batch: that of `build_async_client()`, with the journal inside all other layers."""
+
+from dataclasses import replace
+
+from .._builder import StackBuilder
+from .._client import AsyncHttpClient
+from .._config.stkai import STKAI
+from .._errors import ConfigurationError
+from .._standard import Parts
+from ..transports._retry.policy import RetryPolicy
+from .errors import UsageError
+from .intents import Intents
+from .options import Options
+
+
+def build_client(options: Options, intents: Intents) -> AsyncHttpClient:
+    """The client that sends the lines.
+
+    Raises:
+        UsageError: the settings cannot work, or say nothing of authentication.
+    """
+    try:
+        settings = STKAI.config
+        config = settings.retry
+        policy = None
+        if config.enabled:
+            policy = RetryPolicy(**config.model_dump(exclude={"enabled"}))
+            if options.unknown == "report":
+                policy = replace(policy, retry_unknown=False)
+        # Connections for all that is in flight, unless somebody wants fewer.
+        chosen, most = settings.http.model_fields_set, options.max_in_flight
+        wanted = {
+            name: most
+            for name in ("max_connections", "max_keepalive_connections")
+            if name not in chosen and (getattr(settings.http, name) or most) < most
+        }
+        settings = settings.model_copy(update={"http": settings.http.model_copy(update=wanted)})
+        parts = Parts.choose(settings, auth=None if options.no_auth else "auto", retry=policy, own_wire=True)
+        stack = StackBuilder(parts.layers).layer(intents.layer())
+        return AsyncHttpClient(stack.build_async(parts.make_async_wire()))
+    except ConfigurationError as error:
+        hint = (
+            "" if options.no_auth else "\n  - on the command line: --no-auth, for an API that needs no token"
+        )
+        raise UsageError(f"{error}{hint}") from error
