@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from json import JSONDecodeError
 from typing import Final, Protocol
 
 import httpx
@@ -75,7 +76,8 @@ def values_of(raw: bytes) -> Values | None:
     try:
         return members(text)
     except ValueError as error:
-        msg = f"this is not JSON ({error}): each line must be one JSON object"
+        what = f"{error.msg}, at column {error.colno}" if isinstance(error, JSONDecodeError) else str(error)
+        msg = f"this is not JSON ({what}): each line must be one JSON object"
         raise InvalidLineError(msg) from error
 
 
