@@ -61,11 +61,15 @@ class Server:
         seen = Seen(request.method, str(request.rel_url), dict(request.headers), content)
         with self._lock:
             self.seen.append(seen)
-        body = json.loads(content) if content else None
+        body = (
+            json.loads(content) if content[:1] in {b"{", b"["} else None
+        )  # That of a token endpoint is a form.
         try:
             return await self.answer(request, body)
         except Refusal as refusal:
-            return web.json_response({"error": {"message": "no"}}, status=refusal.status, headers=refusal.headers)
+            return web.json_response(
+                {"error": {"message": "no"}}, status=refusal.status, headers=refusal.headers
+            )
 
     def execute(self, body: Any) -> None:
         """The side effect that must not happen twice."""
@@ -147,11 +151,11 @@ class Job:
         ]
         self.input.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    def arguments(self, *more: str) -> list[str]:
-        source = [] if more and not more[0].startswith("--") else [str(self.input)]
+    def arguments(self, *more: str, base: bool = True) -> list[str]:
+        source = [] if more and (more[0] == "-" or not more[0].startswith("-")) else [str(self.input)]
         given = ["-o", str(self.out)] if "-o" not in more and "--dry-run" not in more else []
-        base = [] if "--base-url" in more else ["--base-url", self.url]
-        return [sys.executable, "-m", "stkai", "batch", *source, *more, *given, *base, *self.options]
+        url = ["--base-url", self.url] if base and "--base-url" not in more else []
+        return [sys.executable, "-m", "stkai", "batch", *source, *more, *given, *url, *self.options]
 
     def environment(self, **variables: str) -> dict[str, str]:
         kept = {
@@ -164,11 +168,11 @@ class Job:
         return {**kept, **fast, "PYTHONPATH": source, "COLUMNS": "200", **variables}
 
     def run(
-        self, *more: str, stdin: bytes | None = None, env: dict[str, str] | None = None
+        self, *more: str, stdin: bytes | None = None, env: dict[str, str] | None = None, base: bool = True
     ) -> "subprocess.CompletedProcess[str]":
         """Run the command to its end."""
         done = subprocess.run(
-            self.arguments(*more),
+            self.arguments(*more, base=base),
             check=False,
             capture_output=True,
             input=b"" if stdin is None else stdin,
@@ -182,7 +186,12 @@ class Job:
 
     def start(self, *more: str, **options: Any) -> "subprocess.Popen[bytes]":
         """Start the command."""
-        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        options = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            **options,
+        }
         return subprocess.Popen(self.arguments(*more), cwd=self.folder, env=self.environment(), **options)
 
     def done(self) -> dict[int, Any]:

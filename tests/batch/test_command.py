@@ -50,14 +50,18 @@ def test_every_line_is_answered_and_stands_in_the_output_with_its_id(job: Job, c
 
 
 def test_the_body_is_sent_as_it_was_written(job: Job, counting: Server) -> None:
-    body = '{"z": 1.0, "a": 12345678901234567890.10, "e": 1E5, "t": "\\u00e9 é", "a ": {"b": [ ]}, "big": 1e999}'
+    body = (
+        '{"z": 1.0, "a": 12345678901234567890.10, "e": 1E5, "t": "\\u00e9 é", "a ": {"b": [ ]}, "big": 1e999}'
+    )
     lines(job, f'{{"custom_id": 1, "method": "POST", "url": "/x", "body": {body}}}')
     assert job.run().returncode == 0
     assert [seen.body.decode() for seen in counting.seen] == [body]
     assert counting.seen[0].headers["Content-Type"] == "application/json"
 
 
-@pytest.mark.parametrize("own_id", ["7", "1.50", "null", '"a"', '{"a": [1]}', "[1.0]", "true", '"\\ud83d\\u2028"'])
+@pytest.mark.parametrize(
+    "own_id", ["7", "1.50", "null", '"a"', '{"a": [1]}', "[1.0]", "true", '"\\ud83d\\u2028"']
+)
 def test_a_custom_id_of_any_type_comes_back_as_it_was(own_id: str, job: Job) -> None:
     lines(job, f'{{"custom_id": {own_id}, "url": "/x", "body": {{}}}}')
     assert job.run().returncode == 0
@@ -111,7 +115,10 @@ def test_a_failure_stands_in_the_output_of_failures_with_its_answer_and_the_run_
         "request_id": None,
         "body": {"error": {"message": "too long"}},
     }
-    assert failure["error"] == {"code": "http_400", "message": "the server answered 400 Bad Request: too long"}
+    assert failure["error"] == {
+        "code": "http_400",
+        "message": "the server answered 400 Bad Request: too long",
+    }
     assert job.done()[3]["response"] == {"status_code": 204, "request_id": None, "body": ""}
 
 
@@ -176,15 +183,23 @@ def test_an_invalid_line_fails_alone_and_the_message_names_file_line_and_remedy(
     assert failure["custom_id"] == ("id-2" if "id-2" in line else None)
 
 
-def test_crlf_a_bom_blank_lines_and_no_last_newline_leave_the_numbers_right(job: Job, counting: Server) -> None:
+def test_crlf_a_bom_blank_lines_and_no_last_newline_leave_the_numbers_right(
+    job: Job, counting: Server
+) -> None:
     line = b'{"custom_id": %d, "url": "/x", "body": {"n": %d}}'
-    job.input.write_bytes(b"\xef\xbb\xbf" + line % (1, 1) + b"\r\n\r\n  \t\r\n" + line % (4, 4) + b"\n\n" + line % (6, 6))
+    job.input.write_bytes(
+        b"\xef\xbb\xbf" + line % (1, 1) + b"\r\n\r\n  \t\r\n" + line % (4, 4) + b"\n\n" + line % (6, 6)
+    )
     assert job.run().returncode == 0
     assert {number: entry["custom_id"] for number, entry in job.done().items()} == {1: 1, 4: 4, 6: 6}
 
 
 def test_a_line_of_50_mb_is_sent(job: Job, counting: Server) -> None:
-    lines(job, {"custom_id": "small", "url": "/x", "body": {"n": 1}}, {"url": "/x", "body": {"text": "x" * 50_000_000}})
+    lines(
+        job,
+        {"custom_id": "small", "url": "/x", "body": {"n": 1}},
+        {"url": "/x", "body": {"text": "x" * 50_000_000}},
+    )
 
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
         return web.json_response(len(body.get("text", "")))
@@ -245,7 +260,9 @@ def test_every_outcome_can_go_to_stdout_instead(order: str, job: Job, counting: 
     assert summary(result.stderr) == "5 done, 1 failed (0 unknown)"
 
 
-def test_stdin_is_copied_beside_the_output_so_that_a_resumed_job_needs_it_no_more(job: Job, counting: Server) -> None:
+def test_stdin_is_copied_beside_the_output_so_that_a_resumed_job_needs_it_no_more(
+    job: Job, counting: Server
+) -> None:
     job.write(5)
     given = job.input.read_bytes()
     assert job.run("-", stdin=given).returncode == 0
@@ -264,7 +281,9 @@ def test_stdin_can_go_straight_to_stdout(job: Job) -> None:
     assert sorted(path.name for path in job.folder.iterdir()) == ["in.jsonl"]
 
 
-def test_a_shard_takes_its_lines_under_their_own_numbers_and_merge_joins_them(job: Job, counting: Server) -> None:
+def test_a_shard_takes_its_lines_under_their_own_numbers_and_merge_joins_them(
+    job: Job, counting: Server
+) -> None:
     job.write(10)
     for number in range(3):
         assert job.run("--shard", f"{number}/3", "-o", f"part-{number}").returncode == 0
@@ -300,7 +319,10 @@ def test_merge_says_that_some_failed_and_refuses_what_would_lose_or_double_lines
     job.run("--shard", "1/2", "-o", "b.jsonl")
     result = merge(job, "a", "b", "-o", "all")
     assert (result.returncode, summary(result.stderr)) == (1, "2 done, 1 failed")
-    assert (list(entries(job.folder / "all.jsonl")), list(entries(job.folder / "all.failed.jsonl"))) == ([1, 3], [2])
+    assert (list(entries(job.folder / "all.jsonl")), list(entries(job.folder / "all.failed.jsonl"))) == (
+        [1, 3],
+        [2],
+    )
     for names, says in (
         (("a", "b", "-o", "all"), "exists"),
         (("a", "missing", "-o", "other"), "does not exist"),
@@ -339,7 +361,9 @@ def test_retry_failed_sends_the_failures_again_and_takes_them_out_at_once(job: J
     assert job.failures() == {}
 
 
-def test_a_finished_job_resumed_sends_and_changes_nothing_and_ends_as_before(job: Job, counting: Server) -> None:
+def test_a_finished_job_resumed_sends_and_changes_nothing_and_ends_as_before(
+    job: Job, counting: Server
+) -> None:
     lines(job, {"url": "/x", "body": {}}, "broken")
     assert job.run().returncode == 1
     before, sent = job.snapshot(), len(counting.seen)
@@ -385,7 +409,9 @@ def test_tokens_and_their_price_come_from_the_usage(job: Job, counting: Server) 
 
 
 def test_a_dry_run_checks_every_line_and_sends_and_writes_nothing(job: Job, counting: Server) -> None:
-    lines(job, {"custom_id": "a", "url": "/x", "body": {}}, {"custom_id": "a", "url": "/x", "body": {}}, "oops")
+    lines(
+        job, {"custom_id": "a", "url": "/x", "body": {}}, {"custom_id": "a", "url": "/x", "body": {}}, "oops"
+    )
     before = job.snapshot()
     result = job.run("--dry-run", "--price", "input=1000")
     assert result.returncode == 1
@@ -399,7 +425,9 @@ def test_a_dry_run_checks_every_line_and_sends_and_writes_nothing(job: Job, coun
 
 def test_a_dry_run_of_valid_lines_ends_with_0(job: Job) -> None:
     job.write(3)
-    result = job.run("--dry-run", env={"STKAI_RATE_LIMIT_ENABLED": "true", "STKAI_RATE_LIMIT_MAX_REQUESTS": "1"})
+    result = job.run(
+        "--dry-run", env={"STKAI_RATE_LIMIT_ENABLED": "true", "STKAI_RATE_LIMIT_MAX_REQUESTS": "1"}
+    )
     assert result.returncode == 0
     assert "at 1 requests per 60 s: 3:00 at least" in result.stderr
     assert job.run("-", "--dry-run", stdin=job.input.read_bytes()).returncode == 0

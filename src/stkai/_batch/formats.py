@@ -196,5 +196,5 @@ def check_url(url: str, what: str) -> httpx.URL:
     except (httpx.InvalidURL, ValueError) as error:
         msg = f"{what} is not a url: {error}"
         raise InvalidLineError(msg) from error
-    msg = f"{what} is not a url with a host, such as https://api.example.com/v1: {url}"
+    msg = f"{what} is not a url with a host, such as https://api.example.com/v1"
     raise InvalidLineError(msg)
