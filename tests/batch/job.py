@@ -45,7 +45,7 @@ class Server:
 
     Attributes:
         url: its origin.
-        answer: makes the answer; to refuse, it raises `Refusal`.
+        answer: makes the answer; to refuse, it raises `RefusalError`.
         executed: how often each body was executed, by its JSON.
         seen: every request.
     """
@@ -66,7 +66,7 @@ class Server:
         )  # That of a token endpoint is a form.
         try:
             return await self.answer(request, body)
-        except Refusal as refusal:
+        except RefusalError as refusal:
             return web.json_response(
                 {"error": {"message": "no"}}, status=refusal.status, headers=refusal.headers
             )
@@ -85,7 +85,7 @@ class Server:
         return [seen.json() for seen in self.seen]
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """Answer with this status; nothing was executed."""
 
     def __init__(self, status: int, **headers: str) -> None:
@@ -225,4 +225,4 @@ def summary(stderr: str) -> str:
     return stderr.splitlines()[-1]
 
 
-__all__ = ["Job", "Refusal", "Server", "broken", "echo", "entries", "server", "summary"]
+__all__ = ["Job", "RefusalError", "Server", "broken", "echo", "entries", "server", "summary"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from .job import Job, Refusal, Server, echo, entries, server, summary
+from .job import Job, RefusalError, Server, echo, entries, server, summary
 
 
 @pytest.fixture
@@ -346,7 +346,7 @@ def test_retry_failed_sends_the_failures_again_and_takes_them_out_at_once(job: J
 
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
         if body["n"] % 2 and fails:
-            raise Refusal(400)
+            raise RefusalError(400)
         return await echo(request, body)
 
     counting.answer = answer

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from .job import Job, Refusal, Server, echo, server, summary
+from .job import Job, RefusalError, Server, echo, server, summary
 
 
 class Gate:
@@ -121,7 +121,7 @@ def test_lines_that_back_off_after_a_refusal_are_let_go(job: Job, counting: Serv
 
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
         refused.release()
-        raise Refusal(429, retry_after="50")
+        raise RefusalError(429, retry_after="50")
 
     counting.answer = answer
     process = job.start("--max-in-flight", "10")
@@ -155,7 +155,7 @@ def test_a_second_run_of_the_same_job_is_refused(job: Job, gate: Gate) -> None:
 
 def test_equal_failures_in_a_row_halt_the_run_and_the_rest_is_new(job: Job, counting: Server) -> None:
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
-        raise Refusal(404)
+        raise RefusalError(404)
 
     counting.answer = answer
     result = job.run("--halt-after", "4", "--max-in-flight", "1")
@@ -174,7 +174,7 @@ def test_different_failures_and_those_with_an_answer_in_between_halt_nothing(
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
         if body["n"] % 3 == 0:
             return await echo(request, body)
-        raise Refusal(404 if body["n"] % 3 == 1 else 400)
+        raise RefusalError(404 if body["n"] % 3 == 1 else 400)
 
     counting.answer = answer
     assert job.run("--halt-after", "2", "--max-in-flight", "1").returncode == 1
@@ -189,10 +189,10 @@ def test_a_401_halts_at_once_and_its_line_was_not_sent(
         if "token" in request.path:
             return web.json_response({"access_token": "t", "token_type": "Bearer", "expires_in": 100})
         if body["n"] == 3:
-            raise Refusal(401)
+            raise RefusalError(401)
         return await echo(request, body)
 
-    counting.answer = lambda request, body: answer(request, body)
+    counting.answer = answer
     job.options = options
     settings = {
         "STKAI_AUTH_CLIENT_ID": "me",
@@ -212,7 +212,7 @@ def test_a_401_halts_at_once_and_its_line_was_not_sent(
 
 def test_a_token_endpoint_that_refuses_halts_at_once(job: Job, counting: Server) -> None:
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
-        raise Refusal(401)
+        raise RefusalError(401)
 
     async def token(request: web.BaseRequest) -> web.StreamResponse:
         return web.json_response({"error": "invalid_client"}, status=401)
@@ -246,7 +246,7 @@ def test_in_report_mode_nothing_is_retried_that_the_server_may_have_executed(
 ) -> None:
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
         counting.execute(body)
-        raise Refusal(500)
+        raise RefusalError(500)
 
     counting.answer = answer
     job.write(3)
@@ -264,7 +264,7 @@ def test_refusals_are_retried_in_report_mode_too(job: Job, counting: Server) -> 
         key = json.dumps(body)
         if key not in refused:
             refused.add(key)
-            raise Refusal(503)
+            raise RefusalError(503)
         return await echo(request, body)
 
     counting.answer = answer

@@ -38,9 +38,6 @@ _PAUSE: Final = 0.05
 _HELD: Final = 4
 """Times as many outcomes as requests in flight may wait for an earlier one."""
 
-_URLS: Final = 1000
-"""How many urls are kept parsed: most inputs have one."""
-
 
 class Outputs(Protocol):
     """Where outcomes go."""
@@ -107,7 +104,6 @@ class Runner:
         self._key_of = key_of
         self._shard, self._shards = options.slice()
         self._streak: tuple[str, int] = ("", 0)
-        self._url_cache: dict[str, httpx.URL] = {}
         deadline = UNSET if options.deadline is None else options.deadline
         self._extensions: dict[str, Any] = {
             OPTIONS: RequestOptions(deadline=deadline),
@@ -195,24 +191,20 @@ class Runner:
         return self._build(target.method, target.url, headers, target.content, line)
 
     def _build(
-        self, method: str, url: str, headers: list[tuple[bytes, bytes]], content: bytes | None, line: Line
+        self,
+        method: str,
+        url: httpx.URL,
+        headers: list[tuple[bytes, bytes]],
+        content: bytes | None,
+        line: Line,
     ) -> httpx.Request:
         if content is not None:
             headers.append((b"Content-Type", b"application/json"))
-        parsed = self._parse(url)
-        if parsed.userinfo:
-            headers.append((b"Authorization", _basic(parsed)))
+        if url.userinfo:
+            headers.append((b"Authorization", _basic(url)))
         return httpx.Request(
-            method, parsed, headers=headers, content=content, extensions={**self._extensions, LINE: line}
+            method, url, headers=headers, content=content, extensions={**self._extensions, LINE: line}
         )
-
-    def _parse(self, url: str) -> httpx.URL:
-        parsed = self._url_cache.get(url)
-        if parsed is None:
-            parsed = httpx.URL(url)
-            if len(self._url_cache) < _URLS:
-                self._url_cache[url] = parsed
-        return parsed
 
     def _report(self, number: int, read: Read) -> None:
         """Put a line whose fate is unknown among the failures."""
