@@ -147,7 +147,7 @@ def test_one_deadline_holds_for_all_hops(server: QuotaServer, client: Standalone
 def test_lines_can_be_asked_for_as_with_requests(server: QuotaServer, client: StandaloneHttpClient) -> None:
     def lines(**options: Any) -> list[Any]:
         with client.post_stream(server.chat_url(), {"user_prompt": "a b c", "streaming": True}) as response:
-            return [line for line in response.iter_lines(**options) if line]  # type: ignore[call-arg]
+            return [line for line in response.iter_lines(**options) if line]
 
     text = lines()
     assert all(isinstance(line, str) for line in text)

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from json import JSONDecodeError
 from typing import Final, Protocol
 
 import httpx
@@ -42,7 +44,7 @@ class Target:
 
     custom_id: str
     method: str
-    url: str
+    url: httpx.URL
     content: bytes | None
 
 
@@ -75,7 +77,8 @@ def values_of(raw: bytes) -> Values | None:
     try:
         return members(text)
     except ValueError as error:
-        msg = f"this is not JSON ({error}): each line must be one JSON object"
+        what = f"{error.msg}, at column {error.colno}" if isinstance(error, JSONDecodeError) else str(error)
+        msg = f"this is not JSON ({what}): each line must be one JSON object"
         raise InvalidLineError(msg) from error
 
 
@@ -133,14 +136,13 @@ class BatchForm:
             raise InvalidLineError(msg)
         return Target(own_id, name, self._absolute(url.value), None if body is None else body.text.encode())
 
-    def _absolute(self, url: str) -> str:
+    def _absolute(self, url: str) -> httpx.URL:
         if _ABSOLUTE.match(url) is None:
             if self._base is None:
                 msg = f'"url" is relative ({url}): pass --base-url'
                 raise InvalidLineError(msg)
             url = self._base + ("" if url.startswith(("/", "?")) else "/") + url
-        check_url(url, '"url"')
-        return url
+        return check_url(url, '"url"')
 
 
 class Templated:
@@ -148,7 +150,7 @@ class Templated:
 
     def __init__(self, template: Template, url: str, id_name: str | None = None) -> None:
         self.id_name = id_name
-        self._template, self._url = template, url
+        self._template, self._url = template, parse_url(url)
 
     def target(self, values: Values | None) -> Target:
         own_id = custom_id(values, self.id_name)
@@ -169,7 +171,7 @@ class Command:
 
     def __init__(self, url: str, id_name: str | None = None) -> None:
         self.id_name = id_name
-        self._url = url
+        self._url = parse_url(url)
 
     def target(self, values: Values | None) -> Target:
         values = _required(values, '{"custom_id": ..., "body": {"input_data": ...}}')
@@ -181,6 +183,16 @@ class Command:
         return Target(own_id, "POST", self._url, body.text.encode())
 
 
+@lru_cache(maxsize=1000)  # Parsing is slow, and most inputs have one url.
+def parse_url(url: str) -> httpx.URL:
+    """The url.
+
+    Raises:
+        httpx.InvalidURL: it is none.
+    """
+    return httpx.URL(url)
+
+
 def check_url(url: str, what: str) -> httpx.URL:
     """The url, if one can send to it.
 
@@ -188,11 +200,11 @@ def check_url(url: str, what: str) -> httpx.URL:
         InvalidLineError: one cannot.
     """
     try:
-        parsed = httpx.URL(url)
+        parsed = parse_url(url)
         if parsed.scheme in {"http", "https"} and parsed.host:
             return parsed
     except (httpx.InvalidURL, ValueError) as error:
         msg = f"{what} is not a url: {error}"
         raise InvalidLineError(msg) from error
-    msg = f"{what} is not a url with a host, such as https://api.example.com/v1: {url}"
+    msg = f"{what} is not a url with a host, such as https://api.example.com/v1"
     raise InvalidLineError(msg)

@@ -86,10 +86,9 @@ class Intents:
 
     def layer(self) -> Layer:
         """The layer, to stand inside all others."""
-        return Layer("journal", self.flow, policy=self)
+        return Layer("journal", self._flow)
 
-    def flow(self, layer: LayerBase, request: httpx.Request, attempt: Attempt) -> Flow:
-        """Tell the journal before the request is sent, and when nothing ran."""
+    def _flow(self, layer: LayerBase, request: httpx.Request, attempt: Attempt) -> Flow:
         line = line_of(request)
         if line is None:
             return (yield from layer.forward(request, attempt))
@@ -106,7 +105,7 @@ class Intents:
 
 
 def _only_async(_: float) -> None:
-    raise ConfigurationError("the layer of a batch is async: build the stack with build_async()")
+    raise ConfigurationError("the journal of a batch needs an async stack: use build_async()")
 
 
 def proves_nothing_ran(response: httpx.Response | None, error: Exception | None) -> bool:

@@ -59,6 +59,7 @@ class Journal:
     def __init__(self, file: AppendFile) -> None:
         self.file = file
         self.torn = b""
+        self._before_next = b""
         self.header: Header | None = None
 
     @classmethod
@@ -119,8 +120,8 @@ class Journal:
         self.torn = self.file.cut_torn_tail()
 
     def limit(self, in_flight: int) -> None:
-        """From here on, at most that many lines are in flight."""
-        self.file.append(b"f %d\n" % in_flight)
+        """From here on, at most that many lines are in flight; written when the first one is sent."""
+        self._before_next = b"f %d\n" % in_flight
 
     def sent(self, number: int) -> None:
         """The line is about to be sent.
@@ -128,7 +129,8 @@ class Journal:
         Raises:
             WriteError: this could not be written, so that the line must not be sent.
         """
-        self.file.append(b"s %d\n" % number)
+        self.file.append(b"%bs %d\n" % (self._before_next, number))
+        self._before_next = b""
 
     def not_sent(self, number: int) -> None:
         """The line was refused."""

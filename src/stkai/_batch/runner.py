@@ -1,6 +1,7 @@
 """One run of a job: lines in, requests out, outcomes into the outputs, until all is done or something ends it."""
 
 import sys
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -103,7 +104,6 @@ class Runner:
         self._key_of = key_of
         self._shard, self._shards = options.slice()
         self._streak: tuple[str, int] = ("", 0)
-        self._url_cache: dict[str, httpx.URL] = {}
         deadline = UNSET if options.deadline is None else options.deadline
         self._extensions: dict[str, Any] = {
             OPTIONS: RequestOptions(deadline=deadline),
@@ -191,17 +191,19 @@ class Runner:
         return self._build(target.method, target.url, headers, target.content, line)
 
     def _build(
-        self, method: str, url: str, headers: list[tuple[bytes, bytes]], content: bytes | None, line: Line
+        self,
+        method: str,
+        url: httpx.URL,
+        headers: list[tuple[bytes, bytes]],
+        content: bytes | None,
+        line: Line,
     ) -> httpx.Request:
         if content is not None:
             headers.append((b"Content-Type", b"application/json"))
-        parsed = self._url_cache.get(url)
-        if parsed is None:
-            parsed = httpx.URL(url)
-            if len(self._url_cache) < 1000:
-                self._url_cache[url] = parsed
+        if url.userinfo:
+            headers.append((b"Authorization", _basic(url)))
         return httpx.Request(
-            method, parsed, headers=headers, content=content, extensions={**self._extensions, LINE: line}
+            method, url, headers=headers, content=content, extensions={**self._extensions, LINE: line}
         )
 
     def _report(self, number: int, read: Read) -> None:
@@ -294,3 +296,8 @@ class Runner:
             self.end("halted", f"{error}; nothing more is sent")
             sys.stderr.buffer.write(entry)
             sys.stderr.buffer.flush()
+
+
+def _basic(url: httpx.URL) -> bytes:
+    """The credentials in a url, as httpx's own clients send them (RFC 7617)."""
+    return b"Basic " + b64encode(f"{url.username}:{url.password}".encode())

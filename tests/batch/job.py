@@ -1,0 +1,228 @@
+"""What the tests of `stkai batch` have in common: a server that counts executions, and the command as a process."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from tests.support.servers import serve
+
+ROOT = Path(__file__).parent.parent.parent
+
+Answer = Callable[[web.BaseRequest, Any], Awaitable[web.StreamResponse]]
+
+
+@dataclass
+class Seen:
+    """One request as the server saw it."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+async def echo(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+    """The answer of a server that does what it is asked."""
+    return web.json_response({"echo": body}, headers={"x-request-id": "request-1"})
+
+
+@dataclass
+class Server:
+    """Counts how often each body is executed; `answer` decides what becomes of a request before that.
+
+    Attributes:
+        url: its origin.
+        answer: makes the answer; to refuse, it raises `RefusalError`.
+        executed: how often each body was executed, by its JSON.
+        seen: every request.
+    """
+
+    url: str = ""
+    answer: Answer = echo
+    executed: Counter[str] = field(default_factory=Counter)
+    seen: list[Seen] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        content = await request.content.read()  # Without the limit of `request.read()`.
+        seen = Seen(request.method, str(request.rel_url), dict(request.headers), content)
+        with self._lock:
+            self.seen.append(seen)
+        body = (
+            json.loads(content) if content[:1] in {b"{", b"["} else None
+        )  # That of a token endpoint is a form.
+        try:
+            return await self.answer(request, body)
+        except RefusalError as refusal:
+            return web.json_response(
+                {"error": {"message": "no"}}, status=refusal.status, headers=refusal.headers
+            )
+
+    def execute(self, body: Any) -> None:
+        """The side effect that must not happen twice."""
+        with self._lock:
+            self.executed[json.dumps(body)] += 1
+
+    @property
+    def paths(self) -> list[str]:
+        return [seen.path for seen in self.seen]
+
+    @property
+    def bodies(self) -> list[Any]:
+        return [seen.json() for seen in self.seen]
+
+
+class RefusalError(Exception):
+    """Answer with this status; nothing was executed."""
+
+    def __init__(self, status: int, **headers: str) -> None:
+        super().__init__(status)
+        self.status, self.headers = status, {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+@contextmanager
+def server(answer: Answer | None = None) -> Iterator[Server]:
+    """Run a server in a thread; without `answer` it executes every body, and echoes it."""
+    running = Server()
+
+    async def execute(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        running.execute(body)
+        return await echo(request, body)
+
+    running.answer = answer or execute
+    with serve(running.handle) as url:
+        running.url = url
+        yield running
+
+
+async def broken(request: web.BaseRequest) -> web.StreamResponse:
+    """An answer whose body breaks off."""
+    response = web.StreamResponse()
+    response.content_length = 1000
+    await response.prepare(request)
+    await response.write(b'{"half": ')
+    assert request.transport is not None
+    request.transport.close()
+    return response
+
+
+@dataclass
+class Job:
+    """A folder with an input, and the command to run on it."""
+
+    folder: Path
+    url: str
+    options: tuple[str, ...] = ("--no-auth",)
+
+    @property
+    def input(self) -> Path:
+        return self.folder / "in.jsonl"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out.jsonl"
+
+    @property
+    def failed(self) -> Path:
+        return self.folder / "out.failed.jsonl"
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "out.journal"
+
+    def write(self, count: int, **more: Any) -> None:
+        """An input of so many lines; line N has the body {"n": N}."""
+        lines = [
+            {"custom_id": f"id-{n}", "method": "POST", "url": "/v1/do", "body": {"n": n, **more}}
+            for n in range(1, count + 1)
+        ]
+        self.input.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def arguments(self, *more: str, base: bool = True) -> list[str]:
+        source = [] if more and (more[0] == "-" or not more[0].startswith("-")) else [str(self.input)]
+        given = ["-o", str(self.out)] if "-o" not in more and "--dry-run" not in more else []
+        url = ["--base-url", self.url] if base and "--base-url" not in more else []
+        return [sys.executable, "-m", "stkai", "batch", *source, *more, *given, *url, *self.options]
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.upper().startswith("STKAI_") and not name.upper().endswith("_PROXY")
+        }
+        source = str(ROOT / "src")
+        fast = {"STKAI_RETRY_INITIAL_DELAY": "0.01"}
+        return {**kept, **fast, "PYTHONPATH": source, "COLUMNS": "200", **variables}
+
+    def run(
+        self, *more: str, stdin: bytes | None = None, env: dict[str, str] | None = None, base: bool = True
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run the command to its end."""
+        done = subprocess.run(
+            self.arguments(*more, base=base),
+            check=False,
+            capture_output=True,
+            input=b"" if stdin is None else stdin,
+            cwd=self.folder,
+            env=self.environment(**(env or {})),
+            timeout=60,
+        )
+        return subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+        )
+
+    def start(self, *more: str, **options: Any) -> "subprocess.Popen[bytes]":
+        """Start the command."""
+        options = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            **options,
+        }
+        return subprocess.Popen(self.arguments(*more), cwd=self.folder, env=self.environment(), **options)
+
+    def done(self) -> dict[int, Any]:
+        return entries(self.out)
+
+    def failures(self) -> dict[int, Any]:
+        return entries(self.failed)
+
+    def codes(self) -> dict[int, str]:
+        return {number: entry["error"]["code"] for number, entry in self.failures().items()}
+
+    def snapshot(self) -> dict[str, bytes]:
+        """All files of the job."""
+        return {path.name: path.read_bytes() for path in sorted(self.folder.iterdir())}
+
+
+def entries(path: Path) -> dict[int, Any]:
+    """The lines of an output by their numbers, each of which is there once."""
+    found: dict[int, Any] = {}
+    for line in path.read_text().splitlines():
+        entry = json.loads(line)
+        assert list(entry) == ["id", "custom_id", "response", "error"]
+        number = int(entry["id"].removeprefix("line-"))
+        assert number not in found
+        found[number] = entry
+    return found
+
+
+def summary(stderr: str) -> str:
+    """The last line of stderr."""
+    return stderr.splitlines()[-1]
+
+
+__all__ = ["Job", "RefusalError", "Server", "broken", "echo", "entries", "server", "summary"]

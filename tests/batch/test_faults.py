@@ -1,0 +1,215 @@
+"""What a batch does when files are torn, a disk is full, or stdin ends early."""
+
+import io
+import json
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from aiohttp import web
+
+from stkai._batch.job import run_batch
+from stkai._batch.options import Options
+
+from .job import Job, Server, echo, entries, server, summary
+
+pytestmark = pytest.mark.real_time
+
+ENTRY = '{{"id": "line-{0}", "custom_id": "id-{0}", "response": null, "error": {1}}}\n'
+
+
+@pytest.fixture
+def counting() -> Iterator[Server]:
+    with server() as running:
+        yield running
+
+
+@pytest.fixture
+def job(counting: Server, tmp_path: Path) -> Job:
+    job = Job(tmp_path, counting.url)
+    job.write(5)
+    return job
+
+
+def resume(job: Job, unknown: Literal["report", "resend"] = "report", max_in_flight: int = 2) -> int:
+    """Resume the job in this process."""
+    return run_batch(
+        Options(
+            source=str(job.input),
+            out=str(job.out),
+            base_url=job.url,
+            resume=True,
+            unknown=unknown,
+            no_auth=True,
+            max_in_flight=max_in_flight,
+        )
+    )
+
+
+def interrupted(job: Job) -> None:
+    """The files of a job that was killed when line 4 was in flight, two at once: 1 and 2 are done, 3 has failed."""
+    assert resume(job) == 0
+    header = job.journal.read_bytes().splitlines(keepends=True)[0]
+    job.journal.write_bytes(header + b"f 2\ns 1\ns 2\ns 3\ns 4\n")
+    job.out.write_text("".join(ENTRY.format(n, "null") for n in (1, 2)))
+    job.failed.write_text(ENTRY.format(3, '{"code": "http_400", "message": "no"}'))
+
+
+@pytest.fixture
+def killed(job: Job, counting: Server) -> Job:
+    interrupted(job)
+    counting.executed.clear()
+    counting.executed.update({json.dumps({"n": n}): 1 for n in (1, 2, 3, 4)})
+    return job
+
+
+def every_cut_of_the_last_record(path: Path) -> Iterator[bytes]:
+    """The file without its last byte, its last two, and so on, until one byte of its last record is left."""
+    content = path.read_bytes()
+    start = content.rindex(b"\n", 0, -1) + 1 if content.count(b"\n") > 1 else 0
+    for end in range(start + 1, len(content)):
+        yield content[:end]
+
+
+@pytest.mark.parametrize("unknown", ["report", "resend"])
+@pytest.mark.parametrize("name", ["out.journal", "out.jsonl", "out.failed.jsonl"])
+def test_a_last_record_torn_at_any_byte_leaves_every_line_once(
+    name: str, unknown: Literal["report", "resend"], killed: Job, counting: Server
+) -> None:
+    whole = killed.snapshot()
+    executed = counting.executed.copy()
+    cuts = list(every_cut_of_the_last_record(killed.folder / name))
+    for cut in cuts if name == "out.journal" else cuts[:: max(1, len(cuts) // 40)]:
+        for file, content in whole.items():
+            (killed.folder / file).write_bytes(cut if file == name else content)
+        counting.executed.clear()
+        counting.executed.update(executed)
+        assert resume(killed, unknown) == 1 or unknown == "resend"
+        done, failures = killed.done(), killed.failures()
+        assert sorted([*done, *failures]) == [1, 2, 3, 4, 5], cut[-30:]
+        lost = {4} | ({2} if name == "out.jsonl" else set()) | ({3} if name == "out.failed.jsonl" else set())
+        if unknown == "report":
+            assert set(counting.executed.values()) == {1}, cut[-30:]
+            # Without a digit it may be either of the two that can have been in flight.
+            either = {5} if cut.endswith((b"\ns", b"\ns ")) else set()
+            assert {number for number, code in killed.codes().items() if code == "unknown"} == lost | either
+        else:
+            twice = {json.loads(body)["n"] for body, times in counting.executed.items() if times > 1}
+            assert twice == lost
+
+
+def test_a_torn_intent_may_be_any_line_that_begins_with_these_digits_and_was_in_flight(
+    killed: Job, counting: Server
+) -> None:
+    killed.write(30)
+    header = killed.journal.read_bytes().splitlines(keepends=True)[0]
+    killed.journal.write_bytes(header + b"f 12\n" + b"".join(b"s %d\n" % n for n in (1, 2, 3, 4)) + b"s 1")
+    assert resume(killed) == 1
+    # The first twelve lines without an outcome are 4 to 15; 4 is known to be sent.
+    assert [number for number, code in killed.codes().items() if code == "unknown"] == [
+        4,
+        10,
+        11,
+        12,
+        13,
+        14,
+        15,
+    ]
+
+
+def test_lines_that_were_refused_are_new(killed: Job) -> None:
+    with killed.journal.open("ab") as journal:
+        journal.write(b"n 4\n")
+    assert resume(killed) == 1
+    assert sorted(killed.done()) == [1, 2, 4, 5]
+
+
+def limit_files(size: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.parametrize("full", ["outputs", "journal"])
+def test_on_a_full_disk_nothing_more_is_sent_and_what_is_drained_goes_to_stderr(
+    full: str, job: Job, counting: Server
+) -> None:
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        counting.execute(body)
+        return web.json_response({"text": "x" * (400 if full == "outputs" else 1)})
+
+    counting.answer = answer
+    limit = 12_000
+    if full == "journal":
+        job.write(1)
+        assert job.run().returncode == 0
+        with job.journal.open("ab") as journal:
+            journal.write(b"n 7\n" * 5_000)
+        limit = job.journal.stat().st_size + 100
+        job.options = ("--no-auth", "--resume")
+    job.write(200)
+    process = job.start("--max-in-flight", "4", preexec_fn=limit_files(limit))
+    _, stderr = process.communicate(timeout=30)
+    text = stderr.decode()
+    assert process.returncode == 3, text
+    assert "File too large" in text
+    assert "--resume" in text
+    drained = [json.loads(line) for line in text.splitlines() if line.startswith('{"id": ')]
+    done = job.done()
+    assert len(done) + len(drained) == len(counting.executed)
+    assert (full == "outputs") == bool(drained)
+    for path in (job.out, job.failed, job.journal):
+        assert path.read_bytes()[-1:] in {b"\n", b""}
+    result = job.run("--resume")
+    lost = sorted(int(entry["id"][5:]) for entry in drained)
+    assert sorted(job.failures()) == lost
+    assert result.returncode == (1 if lost else 0)
+    assert set(counting.executed.values()) == {1}
+    assert sorted([*job.done(), *job.failures()]) == list(range(1, 201))
+
+
+def test_a_disk_that_is_full_at_once_halts_before_anything_is_sent(job: Job, counting: Server) -> None:
+    process = job.start(preexec_fn=limit_files(10))
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 3, stderr
+    assert counting.seen == []
+    assert job.run().returncode == 0
+
+
+def test_stdin_that_was_cut_off_is_told_and_what_was_copied_is_sent(job: Job, counting: Server) -> None:
+    process = job.start("-", stdin=subprocess.PIPE)
+    assert isinstance(process.stdin, io.BufferedIOBase)
+    process.stdin.write(job.input.read_bytes())
+    process.stdin.flush()
+    while len(counting.seen) < 5:
+        assert process.poll() is None
+    process.kill()
+    process.communicate()
+    result = job.run("-", "--resume")
+    assert "stdin was cut off" in result.stderr
+    assert sorted([*job.done(), *job.failures()]) == [1, 2, 3, 4, 5]
+    assert set(counting.executed.values()) == {1}
+
+
+def test_retry_failed_that_was_killed_before_it_emptied_the_failures_changes_nothing(killed: Job) -> None:
+    with killed.journal.open("ab") as journal:
+        journal.write(b"n 3\n")
+    assert resume(killed) == 1
+    assert killed.codes() == {3: "http_400", 4: "unknown"}
+
+
+def test_retry_failed_that_was_killed_after_it_emptied_the_failures_sends_them(killed: Job) -> None:
+    with killed.journal.open("ab") as journal:
+        journal.write(b"n 3\nn 4\n")
+    killed.failed.write_text("")
+    assert resume(killed) == 0
+    assert sorted(killed.done()) == [1, 2, 3, 4, 5]
+
+
+def test_retry_failed_sends_unknown_lines_too(killed: Job, counting: Server) -> None:
+    assert resume(killed) == 1
+    counting.answer = echo
+    result = killed.run("--retry-failed")
+    assert (result.returncode, summary(result.stderr)) == (0, "5 done, 0 failed (0 unknown)")
+    assert sorted(entries(killed.out)) == [1, 2, 3, 4, 5]

@@ -1,0 +1,192 @@
+"""What `stkai batch` refuses before it sends or writes anything, and what it says then."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .job import Job, Server, server
+
+
+@pytest.fixture
+def counting() -> Iterator[Server]:
+    with server() as running:
+        yield running
+
+
+@pytest.fixture
+def job(counting: Server, tmp_path: Path) -> Job:
+    job = Job(tmp_path, counting.url)
+    job.write(2)
+    (tmp_path / "prompts.csv").write_text("name,text\nann,hi\n")
+    (tmp_path / "template.json").write_text('{"text": "{text}", "who": "{nobody}"}')
+    (tmp_path / "broken.json").write_text('{"text": ')
+    return job
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("missing.jsonl",), "missing.jsonl"),
+        ((".",), "cannot be read"),
+        (("--base-url", "ftp://host"), "--base-url"),
+        (("-o", "nowhere/out"), "nowhere"),
+        (("-o", "in.jsonl"), "both read and written"),
+        (("-o", "in.jsonl", "--restart"), "both read and written"),
+        (("--resume", "--restart"), "--restart"),
+        (("--retry-failed", "--restart"), "--restart"),
+        (("--resume", "-o", "-"), "-o OUT"),
+        (("--shard", "2/2"), "--shard"),
+        (("--shard", "x"), "--shard"),
+        (("--max-in-flight", "0"), "max-in-flight"),
+        (("--deadline", "-1"), "--deadline"),
+        (("--deadline", "nan"), "--deadline"),
+        (("--price", "in=1"), "--price"),
+        (("--unknown", "guess"), "unknown"),
+        (("--quick-command", "a/b"), "--quick-command"),
+        (("prompts.csv",), "--body"),
+        (("prompts.csv", "--body", "template.json"), "nobody"),
+        (("prompts.csv", "--body", "broken.json"), "broken.json"),
+        (("prompts.csv", "--body", "missing.json"), "missing.json"),
+        (("prompts.csv", "--body", "template.json", "--id-column", "no"), "no"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_leaves_everything_as_it_was(
+    arguments: tuple[str, ...], says: str, job: Job, counting: Server
+) -> None:
+    before = job.snapshot()
+    if "-o" in arguments:
+        arguments = tuple(str(job.folder / "in.jsonl") if a == "in.jsonl" else a for a in arguments)
+    result = job.run(*arguments)
+    assert result.returncode == 2, result.stderr
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (job.snapshot(), counting.seen) == (before, [])
+
+
+def test_relative_urls_and_templates_need_a_base_url(job: Job) -> None:
+    before = job.snapshot()
+    for more in ((), ("--body", "template.json")):
+        result = job.run(*more, base=False)
+        assert (result.returncode, "--base-url" in result.stderr) == (2, True)
+    assert job.snapshot() == before
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.failed.jsonl"])
+def test_an_output_without_a_journal_is_left_alone_unless_told_to_restart(name: str, job: Job) -> None:
+    (job.folder / name).write_text("mine\n")
+    before = job.snapshot()
+    result = job.run()
+    assert (result.returncode, "--restart" in result.stderr) == (2, True)
+    assert job.run("--resume").returncode == 2
+    assert job.snapshot() == before
+    assert job.run("--restart").returncode == 0
+    assert sorted(job.done()) == [1, 2]
+
+
+def test_a_journal_needs_a_word_on_what_to_do_with_it(job: Job) -> None:
+    job.run()
+    before = job.snapshot()
+    result = job.run()
+    assert result.returncode == 2
+    assert "--resume" in result.stderr
+    assert "--restart" in result.stderr
+    assert job.snapshot() == before
+
+
+@pytest.mark.parametrize("journal", [b"", b'{"stk'])
+def test_a_journal_whose_header_is_not_complete_is_no_job(journal: bytes, job: Job) -> None:
+    job.journal.write_bytes(journal)
+    assert job.run().returncode == 0
+    job.journal.write_bytes(journal)
+    assert job.run("--resume").returncode == 2
+
+
+@pytest.mark.parametrize("journal", [b"shopping list\n", b"milk", b'{"stkai": "batch"}\n', b"[]\n"])
+def test_a_file_that_is_no_journal_is_left_alone(journal: bytes, job: Job) -> None:
+    job.journal.write_bytes(journal)
+    before = job.snapshot()
+    assert job.run("--resume").returncode == 2
+    assert job.snapshot() == before
+
+
+def test_a_damaged_journal_and_foreign_lines_in_an_output_are_noticed(job: Job) -> None:
+    job.run()
+    good = job.snapshot()
+    job.journal.write_bytes(good["out.journal"] + b"what is this\n")
+    result = job.run("--resume")
+    assert (result.returncode, "out.journal, line" in result.stderr) == (2, True)
+    job.journal.write_bytes(good["out.journal"])
+    for more in (b"{}\n", good["out.jsonl"].splitlines(keepends=True)[0]):
+        job.out.write_bytes(good["out.jsonl"] + more)
+        assert job.run("--resume").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--base-url", "http://127.0.0.1:9/other"),
+        ("--shard", "0/2"),
+        ("--id-column", "n"),
+        ("--quick-command", "x"),
+    ],
+)
+def test_a_job_goes_on_only_with_the_options_that_made_its_requests(
+    option: str, value: str, job: Job
+) -> None:
+    job.run()
+    before = job.snapshot()
+    result = job.run(option, value, "--resume")
+    assert (result.returncode, option in result.stderr) == (2, True)
+    assert job.snapshot() == before
+
+
+def test_a_job_goes_on_only_with_the_same_template(job: Job, tmp_path: Path) -> None:
+    template = tmp_path / "body.json"
+    template.write_text('{"a": 1}')
+    assert job.run("--body", "body.json").returncode == 0
+    template.write_text('{"a": 2}')
+    result = job.run("--body", "body.json", "--resume")
+    assert (result.returncode, "--body" in result.stderr) == (2, True)
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    assert job.run("--body", "other.json", "--resume").returncode == 0
+
+
+def test_all_other_options_may_differ(job: Job) -> None:
+    job.run()
+    more = (
+        "--max-in-flight",
+        "2",
+        "--sync",
+        "always",
+        "--unknown",
+        "resend",
+        "--halt-after",
+        "0",
+        "--deadline",
+        "5",
+    )
+    assert job.run("--resume", *more).returncode == 0
+
+
+@pytest.mark.parametrize("change", ["first line", "shorter"])
+def test_an_input_that_changed_is_refused(change: str, job: Job, counting: Server) -> None:
+    job.run()
+    text = job.input.read_text()
+    job.input.write_text(text.replace("id-1", "id-9") if change == "first line" else text.splitlines()[0])
+    result = job.run("--resume")
+    assert (result.returncode, "changed" in result.stderr) == (2, True)
+    assert len(counting.seen) == 2
+
+
+def test_nothing_secret_is_in_the_journal(job: Job) -> None:
+    job.input.write_text(json.dumps({"custom_id": "user-7", "url": "/x", "body": {"text": "private"}}) + "\n")
+    base = job.url.replace("http://", "http://me:hunter2@") + "/v1"
+    assert job.run("--base-url", base).returncode == 0
+    journal = job.journal.read_text()
+    assert json.loads(journal.splitlines()[0])["stkai"] == "batch"
+    for secret in ("hunter2", "user-7", "private", "me:"):
+        assert secret not in journal
+    other = job.url.replace("http://", "http://me:changed@") + "/v1"
+    assert job.run("--base-url", other, "--resume").returncode == 0

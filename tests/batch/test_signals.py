@@ -1,0 +1,283 @@
+"""Signals, halts and a second run at once: how a run of `stkai batch` ends early, and goes on later."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from .job import Job, RefusalError, Server, echo, server, summary
+
+
+class Gate:
+    """Holds requests until it is opened, and tells when so many are held."""
+
+    def __init__(self, counting: Server) -> None:
+        self.counting = counting
+        self.opened = threading.Event()
+        self.held = threading.Semaphore(0)
+        counting.answer = self.answer
+
+    async def answer(self, request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        self.held.release()
+        await asyncio.get_running_loop().run_in_executor(None, self.opened.wait, 20.0)
+        self.counting.execute(body)
+        return await echo(request, body)
+
+    def wait_for(self, count: int) -> None:
+        for _ in range(count):
+            assert self.held.acquire(timeout=20.0)
+
+
+@pytest.fixture
+def counting() -> Iterator[Server]:
+    with server() as running:
+        yield running
+
+
+@pytest.fixture
+def gate(counting: Server) -> Iterator[Gate]:
+    gate = Gate(counting)
+    yield gate
+    gate.opened.set()
+
+
+@pytest.fixture
+def job(counting: Server, tmp_path: Path) -> Job:
+    job = Job(tmp_path, counting.url)
+    job.write(10)
+    return job
+
+
+def end(process: "subprocess.Popen[bytes]") -> tuple[int, str]:
+    _, stderr = process.communicate(timeout=20)
+    return process.returncode, stderr.decode()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_drains_what_is_in_flight_and_a_resume_sends_the_rest_once(
+    name: str, job: Job, gate: Gate, counting: Server
+) -> None:
+    process = job.start("--max-in-flight", "3")
+    gate.wait_for(3)
+    process.send_signal(getattr(signal, name))
+    gate.opened.set()
+    code, stderr = end(process)
+    assert code == 130
+    assert f"interrupted by {name}" in stderr
+    assert "--resume" in stderr
+    assert summary(stderr) == "3 done, 0 failed (0 unknown)"
+    assert sorted(job.done()) == [1, 2, 3]
+    result = job.run("--resume")
+    assert (result.returncode, summary(result.stderr)) == (0, "10 done, 0 failed (0 unknown)")
+    assert sorted(job.done()) == list(range(1, 11))
+    assert set(counting.executed.values()) == {1}
+
+
+def test_a_second_signal_cuts(job: Job, gate: Gate) -> None:
+    process = job.start("--max-in-flight", "3")
+    gate.wait_for(3)
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 130
+    gate.opened.set()
+    process.communicate()
+    result = job.run("--resume")
+    assert summary(result.stderr) == "7 done, 3 failed (3 unknown)"
+    assert job.codes() == dict.fromkeys([1, 2, 3], "unknown")
+    assert [entry["custom_id"] for entry in job.failures().values()] == ["id-1", "id-2", "id-3"]
+
+
+def test_lines_that_wait_for_a_permit_are_let_go(job: Job, gate: Gate, counting: Server) -> None:
+    settings = {
+        "STKAI_RATE_LIMIT_ENABLED": "true",
+        "STKAI_RATE_LIMIT_MAX_REQUESTS": "2",
+        "STKAI_RATE_LIMIT_TIME_WINDOW": "3600",
+        "STKAI_RATE_LIMIT_MAX_WAIT_TIME": "unlimited",
+    }
+    process = subprocess.Popen(
+        job.arguments(), env=job.environment(**settings), stderr=subprocess.PIPE, cwd=job.folder
+    )
+    gate.wait_for(2)
+    process.send_signal(signal.SIGINT)
+    gate.opened.set()
+    assert end(process)[0] == 130
+    assert sorted(job.done()) == [1, 2]
+    assert job.run("--resume").returncode == 0
+    assert set(counting.executed.values()) == {1}
+
+
+def test_lines_that_back_off_after_a_refusal_are_let_go(job: Job, counting: Server) -> None:
+    refused = threading.Semaphore(0)
+
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        refused.release()
+        raise RefusalError(429, retry_after="50")
+
+    counting.answer = answer
+    process = job.start("--max-in-flight", "10")
+    for _ in range(10):
+        assert refused.acquire(timeout=20.0)
+    process.send_signal(signal.SIGINT)
+    code, stderr = end(process)
+    assert (code, summary(stderr)) == (130, "0 done, 0 failed (0 unknown)")
+    counting.answer = echo
+    assert summary(job.run("--resume").stderr) == "10 done, 0 failed (0 unknown)"
+
+
+def test_what_was_ignored_stays_ignored(job: Job, gate: Gate) -> None:
+    process = job.start(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    gate.wait_for(3)
+    process.send_signal(signal.SIGHUP)
+    gate.opened.set()
+    assert end(process)[0] == 0
+
+
+def test_a_second_run_of_the_same_job_is_refused(job: Job, gate: Gate) -> None:
+    first = job.start()
+    gate.wait_for(3)
+    for option in ("--resume", "--restart", "--retry-failed", "--quiet"):
+        result = job.run(option)
+        assert (result.returncode, "another process" in result.stderr) == (2, True)
+    gate.opened.set()
+    assert end(first)[0] == 0
+    assert sorted(job.done()) == list(range(1, 11))
+
+
+def test_equal_failures_in_a_row_halt_the_run_and_the_rest_is_new(job: Job, counting: Server) -> None:
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        raise RefusalError(404)
+
+    counting.answer = answer
+    result = job.run("--halt-after", "4", "--max-in-flight", "1")
+    assert result.returncode == 3
+    assert "4 failures in a row with the code http_404" in result.stderr
+    assert "--resume" in result.stderr
+    assert summary(result.stderr) == "0 done, 4 failed (0 unknown)"
+    counting.answer = echo
+    result = job.run("--resume")
+    assert (result.returncode, summary(result.stderr)) == (1, "6 done, 4 failed (0 unknown)")
+
+
+def test_different_failures_and_those_with_an_answer_in_between_halt_nothing(
+    job: Job, counting: Server
+) -> None:
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        if body["n"] % 3 == 0:
+            return await echo(request, body)
+        raise RefusalError(404 if body["n"] % 3 == 1 else 400)
+
+    counting.answer = answer
+    assert job.run("--halt-after", "2", "--max-in-flight", "1").returncode == 1
+    assert (len(job.done()), len(job.failures())) == (3, 7)
+
+
+@pytest.mark.parametrize("options", [("--no-auth",), ()])
+def test_a_401_halts_at_once_and_its_line_was_not_sent(
+    options: tuple[str, ...], job: Job, counting: Server
+) -> None:
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        if "token" in request.path:
+            return web.json_response({"access_token": "t", "token_type": "Bearer", "expires_in": 100})
+        if body["n"] == 3:
+            raise RefusalError(401)
+        return await echo(request, body)
+
+    counting.answer = answer
+    job.options = options
+    settings = {
+        "STKAI_AUTH_CLIENT_ID": "me",
+        "STKAI_AUTH_CLIENT_SECRET": "hush",
+        "STKAI_AUTH_TOKEN_URL": f"{job.url}/token",
+    }
+    result = job.run("--max-in-flight", "1", env=settings)
+    assert result.returncode == 3
+    assert "401" in result.stderr
+    assert "STKAI_AUTH_CLIENT_ID" in result.stderr
+    assert job.journal.read_text().endswith("n 3\n")
+    assert (sorted(job.done()), job.failures()) == ([1, 2], {})
+    counting.answer = echo
+    job.options = ("--no-auth",)
+    assert summary(job.run("--resume").stderr) == "10 done, 0 failed (0 unknown)"
+
+
+def test_a_token_endpoint_that_refuses_halts_at_once(job: Job, counting: Server) -> None:
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        raise RefusalError(401)
+
+    async def token(request: web.BaseRequest) -> web.StreamResponse:
+        return web.json_response({"error": "invalid_client"}, status=401)
+
+    counting.answer = answer
+    settings = {
+        "STKAI_AUTH_CLIENT_ID": "me",
+        "STKAI_AUTH_CLIENT_SECRET": "hush",
+        "STKAI_AUTH_TOKEN_URL": f"{job.url}/token",
+    }
+    job.options = ()
+    result = job.run(env=settings)
+    assert result.returncode == 3
+    assert "STKAI_AUTH_CLIENT_ID" in result.stderr
+    assert (job.done(), job.failures()) == ({}, {})
+    assert "hush" not in result.stderr
+    counting.answer = echo
+    job.options = ("--no-auth",)
+    assert summary(job.run("--resume").stderr) == "10 done, 0 failed (0 unknown)"
+
+
+def test_a_deadline_bounds_each_call(job: Job, gate: Gate) -> None:
+    job.write(2)
+    result = job.run("--deadline", "0.3")
+    assert result.returncode == 1
+    assert set(job.codes().values()) == {"DeadlineExceededError"}
+
+
+def test_in_report_mode_nothing_is_retried_that_the_server_may_have_executed(
+    job: Job, counting: Server
+) -> None:
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        counting.execute(body)
+        raise RefusalError(500)
+
+    counting.answer = answer
+    job.write(3)
+    assert job.run().returncode == 1
+    assert set(counting.executed.values()) == {1}
+    counting.executed.clear()
+    assert job.run("--restart", "--unknown", "resend").returncode == 1
+    assert set(counting.executed.values()) == {4}
+
+
+def test_refusals_are_retried_in_report_mode_too(job: Job, counting: Server) -> None:
+    refused: set[str] = set()
+
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        key = json.dumps(body)
+        if key not in refused:
+            refused.add(key)
+            raise RefusalError(503)
+        return await echo(request, body)
+
+    counting.answer = answer
+    assert job.run().returncode == 0
+
+
+def test_a_reader_that_closes_stdout_halts_the_run(job: Job, gate: Gate) -> None:
+    reading, writing = os.pipe()
+    process = job.start("-o", "-", stdout=writing)
+    os.close(writing)
+    os.close(reading)
+    gate.opened.set()
+    code, stderr = end(process)
+    assert code == 3
+    assert "stdout cannot be written" in stderr
+    assert "Traceback" not in stderr
