@@ -114,7 +114,8 @@ def test_a_429_of_requests_is_learned_from_and_raised_with_its_body(server: Quot
 
 def test_a_429_through_the_token_bucket_is_the_response_itself() -> None:
     answer = theirs(429)
-    assert TokenBucketRateLimitedHttpClient(Scripted(answer), 10, 1.0).post(URL) is answer
+    returned: object = TokenBucketRateLimitedHttpClient(Scripted(answer), 10, 1.0).post(URL)
+    assert returned is answer
 
 
 @each_decorator
