@@ -1,0 +1,174 @@
+"""The flow of a limiter layer alone: a limiter's answers go in, operations come out."""
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from stkai import DeadlineExceededError, RequestOptions, TokenAcquisitionTimeoutError
+from stkai.testing import FakeClock
+from stkai.transports import Answer, Attempt, Call, Context, LimiterTransport, RateChange, Run, Turn
+from stkai.transports._call import PACED
+
+from ...support.flows import Outcome, Played, play
+from ...support.wire import Wire
+
+URL = "https://api.example.com/v1"
+
+
+class Scripted:
+    """A limiter that answers from a script, and writes down what it is told."""
+
+    methods = frozenset({"POST"})
+    max_wait_time: float | None = None
+
+    def __init__(self, *waits: Any) -> None:
+        self.waits = list(waits)
+        self.told: list[str] = []
+        self.on_learn: Callable[[Turn, Answer], RateChange | None] = lambda turn, answer: None
+
+    def ask(self, turn: Turn, now: float) -> Any:
+        self.told.append(f"ask at {now:g}")
+        return self.waits.pop(0) if self.waits else 0.0
+
+    def leave(self, turn: Turn, now: float) -> None:
+        self.told.append(f"leave at {now:g}")
+
+    def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
+        came = answer.response.status_code if answer.response else type(answer.error).__name__
+        self.told.append(f"learn {came}")
+        return self.on_learn(turn, answer)
+
+    def settle(self, turn: Turn, cost: float, now: float) -> None:
+        self.told.append(f"settle {cost:g}")
+
+
+def run(limiter: Scripted, *answers: Outcome, signer: Any = None, at: Any = None, **options: Any) -> Played:
+    clock = FakeClock()
+    layer = LimiterTransport(Wire(), limiter, context=Context(clock=clock, listener=print))
+    request = httpx.Request("POST", URL, extensions={"stkai": RequestOptions(**options)})
+    attempt = Attempt(Call.start(request, 0.0))
+    attempt.signer = signer
+    played = play(layer.flow(request, attempt), *answers, clock=clock, at=at or (lambda _: None))
+    assert attempt.record.queued == pytest.approx(clock.monotonic())
+    return played
+
+
+def test_a_permit_that_is_there_costs_no_operation() -> None:
+    limiter = Scripted()
+    played = run(limiter, httpx.Response(200))
+    assert played.asked == ["send"]
+    assert limiter.told == ["ask at 0", "learn 200"]
+
+
+def test_the_limiter_is_asked_again_after_each_wait() -> None:
+    limiter = Scripted(2.0, 0.5)
+    played = run(limiter, httpx.Response(200))
+    assert played.asked == ["sleep 2", "sleep 0.5", "send"]
+    assert limiter.told == ["ask at 0", "ask at 2", "ask at 2.5", "learn 200"]
+
+
+def test_an_operation_of_the_limiter_is_carried_out_before_it_is_asked_again() -> None:
+    leased: list[float] = []
+
+    async def lease(_: float) -> None:
+        raise AssertionError
+
+    limiter = Scripted(Run(leased.append, lease), 1.0)
+    played = run(limiter, httpx.Response(200))
+    assert played.asked == ["run", "sleep 1", "send"]
+    assert len(leased) == 1
+
+
+def test_a_wait_without_end_is_slept_in_pieces_of_an_hour() -> None:
+    played = run(Scripted(1e12, float("inf")), httpx.Response(200))
+    assert played.asked == ["sleep 3600", "sleep 3600", "send"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"max_wait_time": 3.0}, TokenAcquisitionTimeoutError),
+        ({"deadline": 3.0}, DeadlineExceededError),
+        ({"max_wait_time": 3.0, "deadline": 4.0}, TokenAcquisitionTimeoutError),
+        ({"max_wait_time": 4.0, "deadline": 3.0}, DeadlineExceededError),
+    ],
+)
+def test_a_wait_that_would_be_too_long_is_refused_by_the_shorter_limit_and_the_place_given_up(
+    options: dict[str, float], error: type[Exception]
+) -> None:
+    limiter = Scripted(1.0, 5.0)
+    played = run(limiter, **options)
+    assert played.asked == ["sleep 1"]
+    assert type(played.error) is error
+    assert limiter.told == ["ask at 0", "ask at 1", "leave at 1"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("closing")], ids=repr)
+def test_a_wait_that_is_broken_off_gives_the_place_up(error: BaseException) -> None:
+    def at(_: str) -> None:
+        raise error
+
+    limiter = Scripted(2.0)
+    played = run(limiter, at=at)
+    assert played.error is error
+    assert limiter.told == ["ask at 0", "leave at 0"]
+
+
+@pytest.mark.parametrize("error", [httpx.ConnectError("refused"), KeyboardInterrupt()], ids=repr)
+def test_the_limiter_learns_of_errors_and_interrupts_too(error: BaseException) -> None:
+    limiter = Scripted()
+    played = run(limiter, error)
+    assert played.error is error
+    assert limiter.told == ["ask at 0", f"learn {type(error).__name__}"]
+
+
+def test_a_request_that_waited_is_signed_anew_and_one_that_did_not_is_not() -> None:
+    class Renewing:
+        def signed_again(self, request: httpx.Request, attempt: Attempt) -> Any:
+            yield Run(lambda _: None, never)
+            return httpx.Request("POST", URL, headers={"Authorization": "Bearer new"})
+
+    async def never(_: float) -> None:
+        raise AssertionError
+
+    played = run(Scripted(1.0), httpx.Response(200), signer=Renewing())
+    assert played.asked == ["sleep 1", "run", "send"]
+    assert played.sent[0].headers["authorization"] == "Bearer new"
+    played = run(Scripted(), httpx.Response(200), signer=Renewing())
+    assert played.asked == ["send"]
+
+
+def test_a_permit_is_given_back_where_no_token_can_be_had_after_the_wait() -> None:
+    class Failing:
+        def signed_again(self, request: httpx.Request, attempt: Attempt) -> Any:
+            raise OSError("the vault is shut")
+            yield
+
+    limiter = Scripted(1.0)
+    played = run(limiter, signer=Failing())
+    assert isinstance(played.error, OSError)
+    assert limiter.told == ["ask at 0", "ask at 1", "leave at 1"]
+
+
+def test_a_limiter_that_keeps_the_wait_says_so_on_the_response() -> None:
+    def keeps(turn: Turn, answer: Answer) -> None:
+        turn.paced = True
+
+    limiter = Scripted()
+    limiter.on_learn = keeps
+    played = run(limiter, httpx.Response(429))
+    assert played.response is not None
+    assert played.response.extensions[PACED] is True
+
+
+def test_a_response_is_closed_where_the_limiter_fails_to_learn_from_it() -> None:
+    def fail(turn: Turn, answer: Answer) -> None:
+        raise ZeroDivisionError
+
+    limiter = Scripted()
+    limiter.on_learn = fail
+    played = run(limiter, httpx.Response(200))
+    assert played.asked == ["send", "close"]
+    assert isinstance(played.error, ZeroDivisionError)
