@@ -319,7 +319,7 @@ async def test_a_deadline_is_not_the_read_timeout_of_a_stream_that_was_handed_up
 REFUSALS = {
     "drips its body": lambda c, s: drip(c, s, b"x" * 1000, 0.02),
     "stalls in its body": lambda _, s: s.wait(30),
-    "sends without end": lambda c, s: flood(c, s),
+    "sends without end": flood,
 }
 
 

@@ -23,7 +23,7 @@ from .._errors import (
 from .._families import alike
 from .._log import logger
 from .._requests import as_httpx, httpx_kind
-from ..transports._base import Context
+from ..transports._context import Context
 from ..transports._retry.policy import Failure, RetryPolicy, describe
 from ..transports._retry.retry_after import retry_after
 

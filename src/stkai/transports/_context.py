@@ -1,0 +1,36 @@
+"""What a stack gives to each of its layers: time, chance, and somebody to tell."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .._clock import Clock, SystemClock, uniform
+from .._events import Event
+from .._log import Listener, Listeners, log_events, logger
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """What a stack gives to each of its layers: time, chance, and somebody to tell.
+
+    Attributes:
+        clock: where time comes from.
+        listener: called with every event; its exceptions are logged and go no further.
+        random: draws a number in [0, 1).
+    """
+
+    clock: Clock = field(default_factory=SystemClock)
+    listener: Listener = log_events
+    random: Callable[[], float] = uniform
+
+    def hears(self, level: int) -> bool:
+        """Whether anybody would learn of an event that the default log writes at this level."""
+        if self.listener is log_events:
+            return logger.isEnabledFor(level)
+        return not isinstance(self.listener, Listeners) or bool(self.listener.each)
+
+    def emit(self, event: Event) -> None:
+        """Tell the listener. Whatever it raises is logged: an observer does not fail a request."""
+        try:
+            self.listener(event)
+        except Exception:  # noqa: BLE001 - user code; whatever it raises
+            logger.exception("the listener failed on %s", event)

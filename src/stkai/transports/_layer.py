@@ -1,0 +1,59 @@
+"""The recipe of a layer, from which a `StackBuilder` makes its transports."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import httpx
+
+from .._errors import ConfigurationError
+from ._base import AsyncLayerTransport, LayerTransport
+
+
+class Layer:
+    """A recipe for one layer of a stack: a name, and how to put it around an inner transport, sync and async.
+
+    A layer of your own is one function for sync, asyncio and trio: `Layer("name", flow)`.
+
+    Args:
+        name: unique in a stack.
+        flow: a generator function, called as `flow(layer, request, attempt)`, which sends inward by
+            `yield from layer.forward(request, attempt)`. Where `asynchronous` is given too, it makes the sync
+            transport, called as `sync(inner, context=context)`.
+        asynchronous: makes the async transport, likewise.
+        policy: what the layer obeys; two stacks that hold the same object share its state.
+
+    Raises:
+        ConfigurationError: the name is no text, or there is nothing to call.
+    """
+
+    __slots__ = ("asynchronous", "name", "policy", "sync")
+
+    def __init__(
+        self,
+        name: str,
+        flow: Callable[..., Any] | None = None,
+        asynchronous: Callable[..., httpx.AsyncBaseTransport] | None = None,
+        policy: object = None,
+        *,
+        sync: Callable[..., httpx.BaseTransport] | None = None,
+    ) -> None:
+        if not isinstance(name, str) or not name:
+            msg = f"a layer needs a name, such as 'audit', not {name!r}"
+            raise ConfigurationError(msg)
+        made = sync or flow
+        if made is None or not callable(made) or (sync is not None and asynchronous is None):
+            msg = f"the layer {name!r} needs one flow, or how to make both its sync and its async transport"
+            raise ConfigurationError(msg)
+        self.name, self.policy = name, policy
+        self.sync: Callable[..., httpx.BaseTransport] = made
+        if asynchronous is None:
+            self.sync = partial(LayerTransport, flow=flow, name=name)
+            asynchronous = partial(AsyncLayerTransport, flow=flow, name=name)
+        self.asynchronous: Callable[..., httpx.AsyncBaseTransport] = asynchronous
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"<Layer {self.name}>"
