@@ -14,9 +14,10 @@ import anyio
 import pytest
 import trio
 
-from stkai import AuthProvider, DeadlineExceededError
-from stkai.transports._auth import single_flight
-from stkai.transports._auth.single_flight import Fetch, aget_token, get_token, in_background, is_running, join
+from stkai import AuthenticationError, AuthProvider, DeadlineExceededError
+from stkai.transports._auth import fetch as fetches
+from stkai.transports._auth.fetch import Fetch, in_background, is_running, join
+from stkai.transports._auth.single_flight import aget_token, get_token
 
 from ...support.world import World
 
@@ -125,6 +126,24 @@ def test_a_program_exits_at_once_after_it_gave_up_waiting() -> None:
         assert done.stdout == "gave up\n"
 
 
+class Endless(Hanging):
+    """Nobody waits for it for long, whoever asks."""
+
+    longest_fetch = 0.02
+
+
+async def test_nobody_waits_for_ever_and_the_next_caller_starts_anew(world: World) -> None:
+    provider = Endless()
+    for number in (1, 2):
+        with pytest.raises(AuthenticationError, match=r"no access token came within 0\.02 s"):
+            await ask(world, provider, 10.0)
+        assert provider.asked == number
+    provider.go.set()
+    for thread in background():
+        thread.join(10)
+    assert not is_running(provider.get_access_token)
+
+
 # Event loops
 
 
@@ -216,14 +235,14 @@ def test_a_signal_handler_can_ask_before_the_fetch_that_it_interrupted_has_begun
             return "token"
 
     provider, handled = Provider(), []
-    start = single_flight._start
+    start = fetches._start
 
     def interrupted(*arguments: Any) -> None:
-        monkeypatch.setattr(single_flight, "_start", start)
+        monkeypatch.setattr(fetches, "_start", start)
         handled.append(get_token(provider, 10.0))  # As a handler does, in this thread.
         start(*arguments)
 
-    monkeypatch.setattr(single_flight, "_start", interrupted)
+    monkeypatch.setattr(fetches, "_start", interrupted)
     assert get_token(provider, 10.0) == "token"
     assert handled == ["token"]
     assert not is_running(provider.get_access_token)
@@ -232,13 +251,13 @@ def test_a_signal_handler_can_ask_before_the_fetch_that_it_interrupted_has_begun
 def test_a_fetch_whose_start_was_interrupted_serves_those_who_wait_for_it(
     monkeypatch: pytest.MonkeyPatch, hanging: Hanging
 ) -> None:
-    start = single_flight._start
+    start = fetches._start
 
     def interrupted(*arguments: Any) -> None:
-        monkeypatch.setattr(single_flight, "_start", start)
+        monkeypatch.setattr(fetches, "_start", start)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(single_flight, "_start", interrupted)
+    monkeypatch.setattr(fetches, "_start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         get_token(hanging, 10.0)
     assert is_running(hanging.get_access_token)
