@@ -28,7 +28,7 @@ _TIMEOUT: Final = 30.0
 """Seconds for everything, retries included."""
 
 LONGEST_FETCH: Final = _TIMEOUT + 5.0
-"""Seconds after which nobody waits any longer: if the head of an answer arrives byte by byte, the wire never times out."""
+"""Seconds after which nobody waits any longer: where a head arrives byte by byte, the wire never times out."""
 
 _MOST: Final = 262_144
 """Bytes of an answer; it is usually a hundred times shorter."""
