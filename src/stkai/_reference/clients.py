@@ -101,7 +101,7 @@ class EnvironmentAwareHttpClient(_SendingHttpClient):
         after_fork(self, EnvironmentAwareHttpClient._renew_lock)
 
     def _renew_lock(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @property
     def transport(self) -> httpx.BaseTransport:
@@ -109,7 +109,11 @@ class EnvironmentAwareHttpClient(_SendingHttpClient):
         if self._transport is None:
             with self._lock:
                 if self._transport is None:
-                    self._transport = self._decide()
+                    made = self._decide()
+                    if self._transport is None:
+                        self._transport = made
+                    else:  # A signal handler has used the client meanwhile, in this thread.
+                        made.close()
         return self._transport
 
     def _decide(self) -> httpx.BaseTransport:

@@ -114,13 +114,13 @@ class Retrying:
     def __iter__(self) -> Iterator["Attempt"]:
         import tenacity
 
-        loop = _Loop(self, self._context)
+        loop = _Run(self, self._context)
         for manager in tenacity.Retrying(sleep=self._context.clock.sleep, **loop.arguments()):
             yield Attempt(loop, manager)
             _settle(manager)
 
     def __aiter__(self) -> AsyncIterator["Attempt"]:
-        return _AsyncAttempts(_Loop(self, self._context), self._context.clock)
+        return _AsyncAttempts(_Run(self, self._context), self._context.clock)
 
     def failure_of(self, error: Exception) -> Failure | None:
         """What an error says about another attempt; None where it is final."""
@@ -157,7 +157,7 @@ class Attempt:
 
     __slots__ = ("_loop", "_manager", "attempt_number")
 
-    def __init__(self, loop: "_Loop", manager: "tenacity.AttemptManager") -> None:
+    def __init__(self, loop: "_Run", manager: "tenacity.AttemptManager") -> None:
         self._loop = loop
         self._manager = manager
         self.attempt_number = manager.retry_state.attempt_number
@@ -184,7 +184,7 @@ class Attempt:
         return bool(self._manager.__exit__(kind, error, traceback))
 
 
-class _Loop:
+class _Run:
     """One run of a `Retrying`: what tenacity asks, and what it is told."""
 
     def __init__(self, retrying: Retrying, context: Context) -> None:
@@ -225,7 +225,7 @@ class _Loop:
 class _AsyncAttempts:
     """The attempts of an `async for`. Not a generator: one that is left early needs the event loop to clean it up."""
 
-    def __init__(self, loop: _Loop, clock: Clock) -> None:
+    def __init__(self, loop: _Run, clock: Clock) -> None:
         import tenacity
 
         self._loop = loop
