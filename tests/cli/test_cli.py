@@ -77,7 +77,7 @@ def test_requests_of_a_process_that_died_are_given_up_and_not_waited_for() -> No
     assert list(_demo._collect(5, outcomes, workers, lambda _: None, clock)) == []
 
 
-def test_quantiles_of_none_or_one_are_what_there_is() -> None:
+def test_quantiles_of_no_or_one_value_do_not_fail() -> None:
     assert _demo._quantile([], 50) == 0.0
     assert _demo._quantile([2.0], 95) == 2.0
     assert _demo._quantile([1.0, 2.0, 3.0], 50) == 2.0

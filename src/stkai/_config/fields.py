@@ -1,0 +1,120 @@
+"""The kinds of fields that settings have: types with their validators, and the words that say what is allowed."""
+
+import json
+import os
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+
+from .._urls import PROXIES, absolute_url, is_origin, show_origin
+from .paths import existing_path
+
+_STORES = ("file", "redis", "rediss", "unix")
+_YES = {"true", "1", "yes", "on"}
+_NO = {"false", "0", "no", "off"}
+
+
+def _not_bool(value: Any) -> Any:
+    # A bool is an int to Python, and so to pydantic; "max_requests": True is a slip, not a 1.
+    return str(value) if isinstance(value, bool) else value
+
+
+def none_from_word(value: Any) -> Any:
+    if isinstance(value, str) and value.strip().lower() in {"none", "null", "unlimited"}:
+        return None
+    return value
+
+
+def listed(value: Any) -> Any:
+    """One item, several separated by commas, or a JSON list: a variable can only hold text."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+def flag_or_path(value: Any) -> Any:
+    if isinstance(value, str):
+        word = value.strip().lower()
+        return word in _YES if word in _YES | _NO else value
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def existing(value: bool | str) -> bool | str:
+    return value if isinstance(value, bool) else existing_path(value)
+
+
+def _stripped(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
+
+
+def share_name(value: str) -> str:
+    if not value.strip():
+        raise ValueError
+    return value
+
+
+def store_place(value: Any) -> Any:
+    """None, "file", a URL of a known scheme, or an object that can lease permits: a `stkai.stores.Store`."""
+    if isinstance(value, str):
+        value = none_from_word(value)
+        scheme, separator, _ = (value or "").partition("://")
+        known = value in (None, "file") or (separator and scheme.lower() in _STORES)
+    else:
+        known = value is None or (callable(getattr(value, "lease", None)) and not isinstance(value, type))
+    if not known:
+        raise ValueError
+    return value
+
+
+def _token_address(value: str) -> str:
+    if absolute_url(value).userinfo:
+        raise ValueError
+    return value
+
+
+def _proxy_address(value: str) -> str:
+    absolute_url(value, PROXIES)
+    return value
+
+
+def _origin(value: str) -> str:
+    url = absolute_url(value)
+    if not is_origin(url):
+        raise ValueError
+    return show_origin(url)
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+_Number = BeforeValidator(_not_bool)
+OrNone = BeforeValidator(none_from_word)
+
+SECONDS = "a number of seconds, 0 or more"
+SOME_SECONDS = "a number of seconds, more than 0"
+COUNT = "a whole number, 0 or more"
+POSITIVE = "a whole number, 1 or more"
+SHARE = "a share, above 0 and at most 1, or 'none'"
+SMALLER_SHARE = "a share, above 0 and below 1, or 'none'"
+TEXT = "text that is not empty"
+
+Flag = Annotated[bool, Field(description="true or false")]
+# White space around them is never meant: it is the line break at the end of a file, or what a shell has left.
+Text = Annotated[str, BeforeValidator(_stripped), Field(min_length=1)]
+Secret = Annotated[SecretStr, BeforeValidator(_stripped), Field(min_length=1)]
+Count = Annotated[int, _Number, Field(ge=0, description=COUNT)]
+Positive = Annotated[int, _Number, Field(ge=1, description=POSITIVE)]
+Seconds = Annotated[float, _Number, Field(ge=0, description=SECONDS)]
+SomeSeconds = Annotated[float, _Number, Field(gt=0, description=SOME_SECONDS)]
+Share = Annotated[float, _Number, Field(gt=0, le=1)]
+SmallerShare = Annotated[float, _Number, Field(gt=0, lt=1)]
+Status = Annotated[int, _Number, Field(ge=100, le=599)]
+TokenAddress = Annotated[str, AfterValidator(_token_address)]
+ProxyAddress = Annotated[str, AfterValidator(_proxy_address)]
+_Origin = Annotated[str, AfterValidator(_origin)]
+Origins = Annotated[tuple[_Origin, ...], Field(min_length=1), AfterValidator(_distinct)]
+# A token of RFC 9110, section 5.6.2.
+HeaderName = Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
