@@ -7,7 +7,7 @@ import argparse
 import subprocess
 import sys
 
-NAMES = ("overhead", "loopback", "concurrency", "contention", "imports", "memory", "scaling")
+NAMES = ("overhead", "loopback", "concurrency", "contention", "imports", "memory", "scaling", "costs", "outage", "telemetry")
 
 
 def main() -> None:

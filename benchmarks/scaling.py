@@ -16,8 +16,7 @@ from benchmarks._harness import PAGE, Table, interleave, run, show, versions
 from benchmarks._server import serving
 from benchmarks.concurrency import configure
 from stkai.testing import FakeClock
-from stkai.transports import LayerTransport, RetryTransport
-from stkai.transports._limit.tickets import Ticket
+from stkai.transports import LayerTransport, RetryTransport, Turn
 
 PICTURE = PAGE.parent / "images" / "scaling.png"
 LAYERS = (1, 2, 4, 6, 8)
@@ -85,7 +84,7 @@ def _sending(transport: httpx.BaseTransport, count: int) -> Callable[[], float]:
 def _waiters(number: int, count: int) -> Callable[[], float]:
     """So many are in the queue; each turn the first goes, and another comes."""
     queue = stkai.TokenBucket(1, 1.0, burst=1, max_wait_time=None)
-    tickets = [Ticket() for _ in range(number)]
+    tickets = [Turn() for _ in range(number)]
     now = 0.0
     for ticket in tickets:
         queue.remaining(ticket, now)
@@ -96,12 +95,12 @@ def _waiters(number: int, count: int) -> Callable[[], float]:
         now += 1.0
         if queue.remaining(tickets[place], now):
             raise RuntimeError("the first in the queue has to wait")
-        tickets[place] = Ticket()
+        tickets[place] = Turn()
         queue.remaining(tickets[place], now)
         place = (place + 1) % number
 
     # The first of them found the burst.
-    tickets[0] = Ticket()
+    tickets[0] = Turn()
     queue.remaining(tickets[0], now)
     place = 1
     return _per_call(turn, count)

@@ -46,8 +46,8 @@ class AimdLimiter(SharingQueue):
     Args:
         max_requests: the whole quota, shared with others: requests per `time_window`.
         time_window: seconds.
-        max_cost: units of cost allowed in `time_window`, such as tokens; None counts requests only. It is a constant
-            limit beside the rate that adapts; see `TokenBucket`.
+        max_cost: units of cost allowed in `time_window`, such as tokens; None counts requests only. As
+            for `TokenBucket`; what a server says of its tokens in headers holds where it is less.
         min_rate_floor: least share of the quota that the rate falls to, in (0, 1]; at least half a request per window.
         penalty_factor: with it, plain AIMD: the share of the rate that a cut takes, in (0, 1]; 0.3 beside the other.
         recovery_factor: with it, plain AIMD: the share of the quota regained per window, in (0, 1]; 0.05 likewise.
@@ -129,6 +129,8 @@ class AimdLimiter(SharingQueue):
         response = answer.response
         if response is None:
             return super().learn(turn, answer)
+        if self.max_cost is not None:
+            self.hear_costs(response.headers, answer.now)
         turn.paced = response.status_code == _TOO_MANY_REQUESTS
         reading = None
         if self.listens(answer.now, refused=turn.paced):
