@@ -1,0 +1,204 @@
+"""Templates, CSV and the lines of an input."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stkai._batch.json_text import Part, body_of, members, one_line, parse
+from stkai._batch.lines import CsvRecords, JsonLines
+from stkai._batch.templates import Template
+
+from .job import Job, Server, server
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@pytest.fixture
+def counting() -> Iterator[Server]:
+    with server() as running:
+        yield running
+
+
+@pytest.fixture
+def job(counting: Server, tmp_path: Path) -> Job:
+    return Job(tmp_path, counting.url)
+
+
+def filled(template: str, **values: Any) -> str:
+    return Template(template).fill({name: Part(value, json.dumps(value)) for name, value in values.items()})
+
+
+@pytest.mark.parametrize(
+    ("template", "values", "body"),
+    [
+        ('{"text": "{a}"}', {"a": 'a "quoted"\n{b} \\ é'}, {"text": 'a "quoted"\n{b} \\ é'}),
+        ('{"text": "{a}{b} {a}"}', {"a": "x", "b": "{a}"}, {"text": "x{a} x"}),
+        (
+            '{"text": "{n} apples", "j": "{o}"}',
+            {"n": 3, "o": {"a": [1.5]}},
+            {"text": "3 apples", "j": '{"a": [1.5]}'},
+        ),
+        ('{"{a}": "{ a } {} {a b} {{a}}"}', {"a": "x"}, {"{a}": "{ a } {} {a b} {x}"}),
+        ('["{á-1.b_c}", "\\u007ba}"]', {"á-1.b_c": "x", "a": "y"}, ["x", "y"]),
+        ('{"none": null, "t": "{a}"}', {"a": None}, {"none": None, "t": "null"}),
+        ('"{a}"', {"a": True}, "true"),
+    ],
+)
+def test_placeholders_are_replaced_inside_strings_only_and_after_parsing(
+    template: str, values: dict[str, Any], body: Any
+) -> None:
+    assert json.loads(filled(template, **values)) == body
+
+
+def test_all_else_in_a_template_stays_as_it_was_written() -> None:
+    template = '{"z": 1.0, "a": [1E5, "\\u00e9"],  "t": "x"}'
+    assert filled(template) == template
+
+
+@given(st.text(), JSON)
+def test_any_text_can_be_put_into_a_template(text: str, rest: Any) -> None:
+    template = Template(json.dumps({"text": "a {x} b", "rest": rest}))
+    values = {name: Part("", "") for name in template.names} | {"x": Part(text, "")}
+    assert json.loads(template.fill(values))["text"] == f"a {text} b"
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=5), st.sampled_from([None, 2]))
+def test_the_members_of_an_object_are_its_own_text(value: dict[str, Any], indent: int | None) -> None:
+    text = json.dumps(value, indent=indent)
+    found = members(text)
+    assert found is not None
+    assert {name: json.loads(part.text) for name, part in found.items()} == value
+
+
+@given(st.text(alphabet='{}[]:,"1ab \n', max_size=12))
+def test_whatever_json_refuses_is_refused(text: str) -> None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        with pytest.raises(ValueError, match=r"."):
+            members(text)
+        return
+    found = members(text)
+    assert (None if found is None else set(found)) == (set(value) if isinstance(value, dict) else None)
+
+
+@given(JSON)
+def test_json_on_one_line_means_the_same(value: Any) -> None:
+    for indent in (None, 1):
+        text = one_line(json.dumps(value, indent=indent, ensure_ascii=False))
+        assert json.loads(text) == value
+        assert len(text.splitlines()) <= 1 or not {"\n", "\r", "\u2028", "\u2029", "\x85"} & set(text)
+
+
+def test_numbers_of_any_length_pass() -> None:
+    assert parse("9" * 10_000).text == "9" * 10_000
+
+
+def test_a_csv_becomes_requests_and_its_cells_need_no_escaping(
+    job: Job, counting: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.csv").write_bytes(
+        b'\xef\xbb\xbfname,prompt,id\r\nann,"say ""hi"",\r\nthen {name}",1\r\n\r\nb\xc3\xb6b,plain,2\r\n'
+    )
+    (tmp_path / "body.json").write_text('{"model": "m", "prompt": "{name}: {prompt}", "n": 1.0}')
+    result = job.run(
+        "prompts.csv", "--body", "body.json", "--id-column", "id", "--base-url", f"{job.url}/v1/chat"
+    )
+    assert result.returncode == 0, result.stderr
+    assert sorted(seen.body.decode() for seen in counting.seen) == [
+        '{"model": "m", "prompt": "ann: say \\"hi\\",\\r\\nthen {name}", "n": 1.0}',
+        '{"model": "m", "prompt": "böb: plain", "n": 1.0}',
+    ]
+    assert {(seen.method, seen.path) for seen in counting.seen} == {("POST", "/v1/chat")}
+    assert {number: entry["custom_id"] for number, entry in job.done().items()} == {1: "1", 2: "2"}
+
+
+def test_rows_that_do_not_fit_fail_alone(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "prompts.csv").write_bytes(b'a,b\n1,2\nonly\n1,2,3\n"x"y,2\nbad \xff,2\n5,6\n')
+    (tmp_path / "body.json").write_text('{"text": "{a}{b}"}')
+    assert job.run("prompts.csv", "--body", "body.json").returncode == 1
+    assert sorted(job.done()) == [1, 6]
+    messages = {number: entry["error"]["message"] for number, entry in job.failures().items()}
+    assert "'b'" in messages[2]
+    assert "3 cells" in messages[3]
+    assert "prompts.csv, line 4" in messages[4]
+    assert "UTF-8" in messages[5]
+    assert set(job.codes().values()) == {"invalid_line"}
+
+
+def test_a_cell_of_any_size_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "big.csv"
+    path.write_text("a\n" + "x" * 1_000_000 + "\n")
+    ((_, read),) = [item for item in CsvRecords(path) if item]
+    values = read()
+    assert values is not None
+    assert len(values["a"].value) == 1_000_000
+
+
+@pytest.mark.parametrize(("text", "says"), [("", "no header"), ("\n1\n", "no header"), ("a,b,a\n", "'a'")])
+def test_a_csv_needs_a_header_of_different_names(text: str, says: str, job: Job, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(text)
+    (tmp_path / "body.json").write_text("{}")
+    result = job.run("x.csv", "--body", "body.json")
+    assert (result.returncode, says in result.stderr) == (2, True)
+
+
+def test_objects_go_through_a_template_and_those_that_lack_something_fail_alone(
+    job: Job, counting: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "body.json").write_text('{"q": "{question}", "data": "{data}"}')
+    lines = [
+        '{"custom_id": 7, "question": "why?", "data": {"x": 1.50}}',
+        '{"custom_id": 8, "question": "how?"}',
+        "[1]",
+        '{"question": "", "data": "text"}',
+    ]
+    job.input.write_text("\n".join(lines))
+    assert job.run("--body", "body.json").returncode == 1
+    assert sorted(seen.json()["data"] for seen in counting.seen) == ["text", '{"x": 1.50}']
+    assert {number: entry["custom_id"] for number, entry in job.done().items()} == {1: 7, 4: None}
+    assert {number: entry["custom_id"] for number, entry in job.failures().items()} == {2: 8, 3: None}
+    assert job.run("--body", "body.json", "--id-column", "question", "-o", "other").returncode == 1
+
+
+def test_an_id_column_that_a_line_lacks_fails_it_alone(job: Job) -> None:
+    job.input.write_text('{"key": [1], "url": "/x", "body": {}}\n{"custom_id": 1, "url": "/x", "body": {}}\n')
+    assert job.run("--id-column", "key").returncode == 1
+    assert job.done()[1]["custom_id"] == [1]
+    assert "--id-column" in job.failures()[2]["error"]["message"]
+
+
+def test_lines_are_waited_for_where_the_input_still_grows(tmp_path: Path) -> None:
+    path = tmp_path / "grows.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"b"')
+    complete = False
+    lines = iter(JsonLines(path, lambda: complete))
+    first = next(lines)
+    assert first is not None
+    assert first[0] == 1
+    assert next(lines) is None
+    with path.open("ab") as file:
+        file.write(b": 2}\n\n3")
+    second = next(lines)
+    assert second is not None
+    assert second[0] == 2
+    assert next(lines) is None
+    complete = True
+    rest = list(lines)
+    assert [item and item[0] for item in rest] == [4]
+
+
+def test_the_body_of_an_answer_in_another_encoding_is_read() -> None:
+    import httpx
+
+    assert body_of(httpx.Response(200, content='{"a": "é"}'.encode("utf-16"))).value == {"a": "é"}
+    assert json.loads(body_of(httpx.Response(200, content=b"\xff\xfe\x00")).text)

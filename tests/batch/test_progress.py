@@ -1,0 +1,136 @@
+"""The words of the progress display, prices, and the bar on a terminal."""
+
+import io
+import os
+import pty
+import subprocess
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from stkai._batch.price import Price, Usage, show_count, show_dollars
+from stkai._batch.progress import Bar, Pace, Plain, Silent, Standing, describe, show_time
+
+from .job import Job, server
+
+
+def test_a_line_of_progress_says_how_far_how_fast_and_how_long() -> None:
+    standing = Standing(share=0.414, finished=412_332, failed=3, waiting=9, tokens="12.4M tokens $1.86")
+    assert describe(standing, 812.2, 724) == (
+        "41 % 412,332 | 812/s | 9 waiting for quota | 3 failed | 12.4M tokens $1.86 | ETA 12:04"
+    )
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    assert describe(Standing(None, 7, 0, 0, ""), 0.0, None) == "7 | 0/s | 0 failed"
+
+
+def test_without_a_terminal_there_is_a_plain_line_every_ten_seconds() -> None:
+    said: list[str] = []
+    plain = Plain(said.append)
+    for second in range(31):
+        plain.show(100.0 + second, Standing(second / 40, second * 10, 0, 0, ""))
+    assert said == [
+        "25 % 100 | 10/s | 0 failed | ETA 0:30",
+        "50 % 200 | 10/s | 0 failed | ETA 0:20",
+        "75 % 300 | 10/s | 0 failed | ETA 0:10",
+    ]
+    plain.close()
+
+
+def test_the_time_left_is_not_told_before_anything_was_read() -> None:
+    pace = Pace()
+    assert pace.seconds_left(1.0, Standing(0.5, 0, 0, 0, "")) is None
+    pace.update(1.0, Standing(0.5, 0, 0, 0, ""))
+    assert pace.seconds_left(2.0, Standing(0.5, 0, 0, 0, "")) is None
+    assert pace.seconds_left(2.0, Standing(0.75, 0, 0, 0, "")) == 1.0
+    assert pace.seconds_left(2.0, Standing(None, 0, 0, 0, "")) is None
+
+
+def test_the_bar_shows_the_same_words() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    bar = Bar(console)
+    bar.show(1.0, Standing(0.5, 10, 1, 0, ""))
+    bar.show(2.0, Standing(None, 20, 1, 0, ""))
+    bar.close()
+    assert isinstance(console.file, io.StringIO)
+    assert "50 % 10 | 0/s | 1 failed" in console.file.getvalue()
+    Silent().show(1.0, Standing(None, 0, 0, 0, ""))
+    Silent().close()
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (61, "1:01"), (3725, "1:02:05")])
+def test_times_are_shown_as_on_a_clock(seconds: float, shown: str) -> None:
+    assert show_time(seconds) == shown
+
+
+def test_counts_and_dollars_are_short() -> None:
+    assert [show_count(count) for count in (0, 812, 9_999, 41_234, 12_400_000)] == [
+        "0",
+        "812",
+        "9,999",
+        "41.2k",
+        "12.4M",
+    ]
+    assert [show_dollars(amount) for amount in (0, 0.0123, 1.86, 1234.5)] == [
+        "$0.00",
+        "$0.0123",
+        "$1.86",
+        "$1,234.50",
+    ]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"usage": {"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14}},
+        {"usage": {"input_tokens": 10, "output_tokens": 4}},
+        {"tokens": {"user": 7, "enrichment": 3, "output": 4}},
+    ],
+)
+def test_usage_is_read_from_the_answers_of_several_services(body: object) -> None:
+    usage = Usage()
+    for other in (
+        body,
+        None,
+        [],
+        {"usage": None},
+        {"usage": {"prompt_tokens": "many", "completion_tokens": True}},
+    ):
+        usage.add(other)
+    assert (usage.asked, usage.answered) == (10, 4)
+    assert usage.text(Price(1.0, 2.0)) == "14 tokens $0.0000"
+    assert usage.text(None) == "14 tokens"
+
+
+@pytest.mark.parametrize("text", ["", "input", "input=x", "input=-1", "in=1", "input=nan", "input=1e9"])
+def test_a_price_is_dollars_per_million_tokens(text: str) -> None:
+    assert Price.parse("input=0.15, output=0.6") == Price(0.15, 0.6)
+    assert Price.parse("output=2") == Price(0.0, 2.0)
+    with pytest.raises(ValueError, match="--price"):
+        Price.parse(text)
+
+
+def test_on_a_terminal_there_is_a_bar_and_the_summary_comes_last(tmp_path: Path) -> None:
+    with server() as running:
+        job = Job(tmp_path, running.url)
+        job.write(20)
+        controller, terminal = pty.openpty()
+        process = subprocess.Popen(
+            job.arguments(), stderr=terminal, stdout=terminal, cwd=tmp_path, env=job.environment(TERM="xterm")
+        )
+        os.close(terminal)
+        seen = b""
+        while True:
+            try:
+                block = os.read(controller, 4096)
+            except OSError:  # So ends a terminal on Linux.
+                block = b""
+            if not block:
+                break
+            seen += block
+        os.close(controller)
+        assert process.wait(20) == 0
+    assert b"\x1b[" in seen
+    assert seen.decode().splitlines()[-1].endswith("20 done, 0 failed (0 unknown)")

@@ -1,0 +1,174 @@
+"""Quick commands as a batch: created once, polled until they end, also by a resumed job."""
+
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from .job import Job, RefusalError, Server, broken, server, summary
+
+
+class Executions:
+    """A service of quick commands: an execution ends with the poll that `polls` says."""
+
+    def __init__(self, counting: Server) -> None:
+        self.counting = counting
+        self.bodies: dict[str, Any] = {}
+        self.polls: Counter[str] = Counter()
+        self.needed = 1
+        self.status = "COMPLETED"
+        counting.answer = self.answer
+
+    async def answer(self, request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        place, _, name = request.path.rpartition("/")
+        if request.method == "POST":
+            assert place == "/v1/quick-commands/create-execution"
+            assert name == "review-1"
+            self.counting.execute(body)
+            name = f"execution-{len(self.bodies) + 1}"
+            self.bodies[name] = body
+            return web.json_response(name)
+        assert place == "/v1/quick-commands/callback"
+        return await self.poll(request, name)
+
+    async def poll(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
+        self.polls[name] += 1
+        is_done = self.polls[name] >= self.needed
+        status = self.status if is_done else "RUNNING"
+        return web.json_response(
+            {
+                "execution_id": name,
+                "progress": {"status": status},
+                "result": self.bodies[name] if is_done else None,
+            }
+        )
+
+
+@pytest.fixture
+def executions() -> Iterator[Executions]:
+    with server() as running:
+        yield Executions(running)
+
+
+@pytest.fixture
+def job(executions: Executions, tmp_path: Path) -> Job:
+    job = Job(tmp_path, executions.counting.url, ("--no-auth", "--quick-command", "review-1"))
+    job.input.write_text(
+        "".join(f'{{"custom_id": {n}, "body": {{"input_data": "code {n}"}}}}\n' for n in range(1, 4))
+    )
+    return job
+
+
+def test_executions_are_created_and_polled_and_the_last_callback_is_the_answer(
+    job: Job, executions: Executions
+) -> None:
+    result = job.run()
+    assert result.returncode == 0, result.stderr
+    assert executions.counting.executed == {f'{{"input_data": "code {n}"}}': 1 for n in range(1, 4)}
+    answer = job.done()[2]
+    assert answer["custom_id"] == 2
+    assert answer["response"]["body"]["progress"] == {"status": "COMPLETED"}
+    assert answer["response"]["body"]["result"] == {"input_data": "code 2"}
+    assert sum(record.startswith("x ") for record in job.journal.read_text().splitlines()) == 3
+
+
+def test_polls_need_no_permit(job: Job, executions: Executions) -> None:
+    executions.needed = 2
+    settings = {
+        "STKAI_RATE_LIMIT_ENABLED": "true",
+        "STKAI_RATE_LIMIT_MAX_REQUESTS": "3",
+        "STKAI_RATE_LIMIT_TIME_WINDOW": "3600",
+    }
+    assert job.run(env=settings).returncode == 0
+
+
+def test_an_execution_that_fails_is_a_failure_with_its_callback(job: Job, executions: Executions) -> None:
+    executions.status = "FAILURE"
+    assert job.run().returncode == 1
+    failure = job.failures()[1]
+    assert failure["error"]["code"] == "execution_failed"
+    assert failure["response"]["body"]["progress"] == {"status": "FAILURE"}
+
+
+def test_a_poll_that_fails_is_polled_again(job: Job, executions: Executions) -> None:
+    well = executions.poll
+    troubles = iter(["429", "500", "broken"])
+
+    async def poll(request: web.BaseRequest, name: str) -> web.StreamResponse:
+        trouble = next(troubles, "none")
+        if trouble == "broken":
+            return await broken(request)
+        if trouble != "none":
+            raise RefusalError(int(trouble))
+        return await well(request, name)
+
+    executions.poll = poll  # type: ignore[method-assign]
+    assert job.run("--halt-after", "1").returncode == 0
+    assert set(executions.counting.executed.values()) == {1}
+
+
+def test_a_signal_does_not_wait_for_executions_and_a_resume_polls_on(
+    job: Job, executions: Executions
+) -> None:
+    executions.needed = 10_000
+    process = job.start()
+    while len(executions.polls) < 3:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert summary(stderr.decode()) == "0 done, 0 failed (0 unknown)"
+    executions.needed = 1
+    result = job.run("--resume")
+    assert (result.returncode, summary(result.stderr)) == (0, "3 done, 0 failed (0 unknown)")
+    assert set(executions.counting.executed.values()) == {1}
+
+
+def test_after_kill_9_a_resume_polls_on_and_only_an_id_that_was_lost_is_unknown(
+    job: Job, executions: Executions
+) -> None:
+    executions.needed = 10_000
+    process = job.start()
+    while len(executions.polls) < 3:
+        assert process.poll() is None
+    process.kill()
+    process.communicate()
+    records = job.journal.read_text().splitlines()
+    job.journal.write_text("".join(f"{record}\n" for record in records if not record.startswith("x 2 ")))
+    executions.needed = 1
+    result = job.run("--resume")
+    assert (result.returncode, summary(result.stderr)) == (1, "2 done, 1 failed (1 unknown)")
+    assert job.codes() == {2: "unknown"}
+    assert job.failures()[2]["custom_id"] == 2
+    assert set(executions.counting.executed.values()) == {1}
+
+
+def test_a_creation_that_is_refused_or_names_no_execution_is_a_failure(
+    job: Job, executions: Executions
+) -> None:
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        if body["input_data"] == "code 1":
+            raise RefusalError(404)
+        return web.json_response({"oops": 1})
+
+    executions.counting.answer = answer
+    assert job.run().returncode == 1
+    assert job.codes() == {1: "http_404", 2: "NoExecutionError", 3: "NoExecutionError"}
+    assert job.failures()[2]["response"]["body"] == {"oops": 1}
+
+
+def test_a_deadline_bounds_the_whole_execution(job: Job, executions: Executions) -> None:
+    executions.needed = 10_000
+    assert job.run("--deadline", "1.5").returncode == 1
+    assert set(job.codes().values()) == {"DeadlineExceededError"}
+
+
+def test_a_template_makes_the_body_of_the_creation(job: Job, executions: Executions, tmp_path: Path) -> None:
+    (tmp_path / "body.json").write_text('{"input_data": "check: {code}"}')
+    (tmp_path / "code.csv").write_text("code\nx = 1\n")
+    assert job.run("code.csv", "--body", "body.json").returncode == 0
+    assert executions.counting.executed == {'{"input_data": "check: x = 1"}': 1}

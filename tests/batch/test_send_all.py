@@ -1,0 +1,423 @@
+"""`send_all` in threads and `asend_all` in tasks: outcomes as they come, and nothing read too far ahead."""
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+import trio
+
+import stkai
+from tests.support.world import World
+
+URL = "https://api.test/{}"
+
+
+def requests(count: int) -> list[httpx.Request]:
+    return [httpx.Request("POST", URL.format(number), json={"n": number}) for number in range(count)]
+
+
+def number_of(request: httpx.Request) -> int:
+    return int(request.url.path[1:])
+
+
+def transport(world: World, answer: Callable[[int], Any]) -> Any:
+    """A wire that answers by a function of the number in the path; an exception is raised."""
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        result = answer(number_of(request))
+        if isinstance(result, BaseException):
+            raise result
+        return httpx.Response(200, json={"n": result})
+
+    async def ahandle(request: httpx.Request) -> httpx.Response:
+        return handle(request)
+
+    return httpx.MockTransport(ahandle if world.is_async else handle)
+
+
+def client(world: World, answer: Callable[[int], Any] = int, **kwargs: Any) -> Any:
+    build = stkai.build_async_client if world.is_async else stkai.build_client
+    return build(auth=None, transport=transport(world, answer), **kwargs)
+
+
+async def collect(world: World, client: Any, requests: Any, **kwargs: Any) -> list[stkai.Outcome]:
+    if world.is_async:
+        return [outcome async for outcome in stkai.asend_all(client, requests, **kwargs)]
+    return list(stkai.send_all(client, requests, **kwargs))
+
+
+def lazily(requests: Iterable[httpx.Request], world: World) -> Any:
+    """The requests, in an async iterable where there can be one."""
+
+    async def each() -> AsyncIterator[httpx.Request]:
+        for request in requests:
+            yield request
+
+    return each() if world.is_async else iter(requests)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+async def test_each_request_has_one_outcome_with_its_index(world: World, lazy: bool) -> None:
+    given = requests(50)
+    outcomes = await collect(world, client(world), lazily(given, world) if lazy else given, max_in_flight=7)
+    assert sorted(outcome.index for outcome in outcomes) == list(range(50))
+    for outcome in outcomes:
+        assert outcome.request is given[outcome.index]
+        assert outcome.error is None
+        assert outcome.response is not None
+        assert outcome.response.json() == {"n": outcome.index}
+
+
+async def test_a_failure_is_an_outcome_and_stops_nothing(world: World) -> None:
+    def answer(number: int) -> Any:
+        return httpx.ReadError("gone") if number == 3 else ValueError("odd") if number == 4 else number
+
+    outcomes = await collect(world, client(world, answer, retry=None), requests(6))
+    failed = {outcome.index: outcome.error for outcome in outcomes if outcome.error is not None}
+    assert {index: type(error).__name__ for index, error in failed.items()} == {
+        3: "ReadError",
+        4: "ValueError",
+    }
+    assert all((outcome.response is None) == (outcome.error is not None) for outcome in outcomes)
+
+
+async def test_what_is_no_request_is_a_failure_of_its_own(world: World) -> None:
+    outcomes = await collect(world, client(world), [*requests(1), "https://api.test/1"])
+    assert isinstance({outcome.index: outcome.error for outcome in outcomes}[1], stkai.InvalidArgumentError)
+
+
+async def test_clients_of_httpx_send_as_well(world: World) -> None:
+    plain = world.client(transport(world, int), base_url="https://api.test")
+    given = [plain.build_request("POST", f"/{number}") for number in range(3)]
+    outcomes = await collect(world, plain, given)
+    assert {outcome.index: outcome.response and outcome.response.json() for outcome in outcomes} == {
+        number: {"n": number} for number in range(3)
+    }
+    await world.close(plain)
+
+
+def test_clients_of_httpx2_and_of_the_api_reference_send_as_well() -> None:
+    httpx2 = pytest.importorskip("httpx2")
+    wire = httpx2.MockTransport(lambda request: httpx2.Response(200))
+    with httpx2.Client(transport=wire) as other:
+        (outcome,) = stkai.send_all(other, [other.build_request("GET", URL)])
+        assert outcome.response is not None
+
+    class Own(stkai.HttpClient):
+        def get(self, url: str, headers: Any = None, timeout: float = 30, **_: Any) -> httpx.Response:
+            return httpx.Response(200, text=f"GET {url} {timeout:g}")
+
+        def post(self, url: str, data: Any = None, headers: Any = None, timeout: float = 30, **_: Any) -> Any:
+            return httpx.Response(200, json={"data": data, "x": headers["x"]})
+
+    limited = stkai.TokenBucketRateLimitedHttpClient(Own(), 100, 1.0)
+    given = [
+        httpx.Request("GET", URL),
+        httpx.Request("POST", URL, json=[1], headers={"X": "y"}),
+        httpx.Request("PUT", URL),
+        httpx.Request("POST", URL, content=b"text"),
+        httpx.Request("POST", URL, headers={"x": "z"}),
+    ]
+    outcomes = {outcome.index: outcome for outcome in stkai.send_all(limited, given)}
+    assert outcomes[0].response is not None
+    assert outcomes[0].response.text == f"GET {httpx.URL(URL)} 30"
+    assert outcomes[1].response is not None
+    assert outcomes[1].response.json() == {"data": [1], "x": "y"}
+    assert outcomes[4].response is not None
+    assert outcomes[4].response.json() == {"data": None, "x": "z"}
+    assert {type(outcomes[index].error) for index in (2, 3)} == {stkai.InvalidArgumentError}
+
+
+async def test_never_more_is_read_than_what_may_be_in_flight_beyond_what_was_handed_out(world: World) -> None:
+    for lazy in (False, True):
+        read = 0
+
+        def reading() -> Iterator[httpx.Request]:
+            nonlocal read
+            for request in requests(30):
+                read += 1
+                yield request
+
+        source = lazily(reading(), world) if lazy else reading()
+        handed_out = 0
+        if world.is_async:
+            async for _ in stkai.asend_all(client(world), source, max_in_flight=4):
+                handed_out += 1
+                for _ in range(5):
+                    await anyio.lowlevel.checkpoint()
+                assert read <= handed_out + 4 + 1
+        else:
+            for _ in stkai.send_all(client(world), source, max_in_flight=4):
+                handed_out += 1
+                assert read <= handed_out + 4
+        assert handed_out == 30
+
+
+async def test_never_more_than_so_many_are_in_flight(world: World) -> None:
+    lock, here, most = threading.Lock(), 0, 0
+
+    class Counting(httpx.AsyncBaseTransport, httpx.BaseTransport):
+        def _enter(self) -> None:
+            nonlocal here, most
+            with lock:
+                here += 1
+                most = max(most, here)
+
+        def _leave(self) -> httpx.Response:
+            nonlocal here
+            with lock:
+                here -= 1
+            return httpx.Response(200)
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            self._enter()
+            return self._leave()
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            self._enter()
+            for _ in range(5):
+                await anyio.lowlevel.checkpoint()
+            return self._leave()
+
+    assert len(await collect(world, world.client(Counting()), requests(40), max_in_flight=3)) == 40
+    assert 1 <= most <= 3
+    if world.is_async:
+        assert most == 3
+
+
+async def each(world: World, client: Any, requests: Any, body: Callable[[stkai.Outcome], None]) -> None:
+    """A loop over the outcomes, closed in any case."""
+    if world.is_async:
+        async with contextlib.aclosing(stkai.asend_all(client, requests, max_in_flight=2)) as outcomes:
+            async for outcome in outcomes:
+                body(outcome)
+    else:
+        with contextlib.closing(stkai.send_all(client, requests, max_in_flight=2)) as some:
+            for outcome in some:
+                body(outcome)
+
+
+async def test_what_the_iterable_raises_comes_out_as_it_is_after_the_outcomes(world: World) -> None:
+    def reading() -> Iterator[httpx.Request]:
+        yield from requests(3)
+        raise LookupError("no more")
+
+    for lazy in (False, True):
+        seen: list[stkai.Outcome] = []
+        source = lazily(reading(), world) if lazy else reading()
+        with pytest.raises(LookupError, match="no more"):
+            await each(world, client(world), source, seen.append)
+        assert sorted(outcome.index for outcome in seen) == [0, 1, 2]
+
+
+async def test_what_the_loop_raises_comes_out_as_it_is(world: World) -> None:
+    def fail(_: stkai.Outcome) -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await each(world, client(world), requests(5), fail)
+
+
+class Stop(BaseException):
+    """What is no Exception, as the failures of pytest are."""
+
+
+async def test_what_is_no_exception_ends_the_loop_and_reaches_the_caller(world: World) -> None:
+    with pytest.raises(Stop):
+        await collect(world, client(world, lambda _: Stop(), retry=None), requests(2))
+
+
+class Held(httpx.AsyncBaseTransport):
+    """Answers the first request, and holds all others until they are cancelled."""
+
+    def __init__(self) -> None:
+        self.cancelled = 0
+        self.running = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if number_of(request) == 0:
+            return httpx.Response(200)
+        self.running += 1
+        try:
+            await anyio.Event().wait()
+        finally:
+            self.cancelled += 1
+        raise AssertionError
+
+
+@pytest.mark.worlds("asyncio", "trio")
+@pytest.mark.parametrize("lazy", [False, True])
+async def test_closing_cancels_what_is_in_flight(world: World, lazy: bool) -> None:
+    held = Held()
+    given = requests(20)
+    async with httpx.AsyncClient(transport=held) as plain:
+        outcomes = stkai.asend_all(plain, lazily(given, world) if lazy else given, max_in_flight=4)
+        first = await anext(outcomes)
+        assert first.index == 0
+        await outcomes.aclose()
+        assert held.running == held.cancelled
+        assert held.running >= 3
+        with pytest.raises(StopAsyncIteration):
+            await anext(outcomes)
+
+
+@pytest.mark.worlds("asyncio", "trio")
+async def test_cancelling_the_caller_cancels_what_is_in_flight(world: World) -> None:
+    held = Held()
+    async with httpx.AsyncClient(transport=held) as plain:
+        seen = 0
+        with anyio.CancelScope() as scope:
+            async for _ in stkai.asend_all(plain, requests(3)):
+                seen += 1
+
+                async def cancel() -> None:
+                    scope.cancel()
+
+                async with anyio.create_task_group() as group:
+                    group.start_soon(cancel)
+        assert scope.cancelled_caught
+        assert seen == 1
+
+
+@pytest.mark.worlds("asyncio", "trio")
+async def test_the_generator_may_be_driven_from_several_tasks_and_left_alone(world: World) -> None:
+    outcomes = stkai.asend_all(client(world), requests(10), max_in_flight=2)
+    seen = []
+
+    async def take() -> None:
+        seen.append((await anext(outcomes)).index)
+
+    for _ in range(3):
+        async with anyio.create_task_group() as group:
+            group.start_soon(take)
+    await outcomes.aclose()
+    assert len(set(seen)) == 3
+
+
+def test_closing_the_sync_generator_waits_for_what_is_in_flight_and_sends_nothing_more() -> None:
+    sent: list[int] = []
+
+    def answer(number: int) -> int:
+        sent.append(number)
+        return number
+
+    world = World("sync")
+    outcomes = stkai.send_all(client(world, answer), requests(20), max_in_flight=4)
+    next(outcomes)
+    outcomes.close()
+    before = list(sent)
+    assert len(before) <= 5
+    assert sent == before
+
+
+def test_what_cannot_work_is_refused_at_once() -> None:
+    sync, asynchronous = World("sync"), World("asyncio")
+    with pytest.raises(stkai.ConfigurationError, match="asend_all"):
+        stkai.send_all(client(asynchronous), [])
+    with pytest.raises(stkai.ConfigurationError, match="send_all"):
+        stkai.asend_all(client(sync), [])
+    with pytest.raises(stkai.ConfigurationError, match="send_all needs"):
+        stkai.send_all(7, [])  # type: ignore[arg-type]
+    for count in (0, -1, 1.5, True, "3", None):
+        with pytest.raises(stkai.InvalidArgumentError, match="max_in_flight"):
+            stkai.send_all(client(sync), [], max_in_flight=count)  # type: ignore[arg-type]
+    with pytest.raises(stkai.InvalidArgumentError, match="iterable"):
+        stkai.send_all(client(sync), 5)  # type: ignore[arg-type]
+
+
+async def test_no_requests_are_no_outcomes(world: World) -> None:
+    assert await collect(world, client(world), []) == []
+    assert await collect(world, client(world), lazily([], world)) == []
+
+
+async def test_a_journal_skips_what_was_handed_out_and_tells_what_was_in_flight(
+    world: World, tmp_path: Path
+) -> None:
+    path = tmp_path / "calls.journal"
+    sent: list[int] = []
+
+    def answer(number: int) -> int:
+        sent.append(number)
+        return number
+
+    seen: list[int] = []
+    if world.is_async:
+        outcomes = stkai.asend_all(client(world, answer), requests(10), max_in_flight=2, journal=path)
+        async with contextlib.aclosing(outcomes):
+            async for outcome in outcomes:
+                seen.append(outcome.index)
+                if len(seen) == 4:
+                    break
+    else:
+        some = stkai.send_all(client(world, answer), requests(10), max_in_flight=2, journal=path)
+        with contextlib.closing(some):
+            for outcome in some:
+                seen.append(outcome.index)
+                if len(seen) == 4:
+                    break
+    rest = await collect(world, client(world, answer), requests(10), max_in_flight=2, journal=path)
+    assert sorted([*seen, *(outcome.index for outcome in rest)]) == list(range(10))
+    unknown = {outcome.index for outcome in rest if isinstance(outcome.error, stkai.OutcomeUnknownError)}
+    assert unknown == set(range(5)) - set(seen)
+    assert sorted(sent) == sorted(set(sent))
+    assert await collect(world, client(world, answer), requests(10), journal=path) == []
+    header = json.loads(path.read_text().splitlines()[0])
+    assert header["stkai"] == "send_all"
+
+
+def test_a_torn_intent_in_a_journal_counts_as_sent(tmp_path: Path) -> None:
+    path = tmp_path / "calls.journal"
+    world = World("sync")
+    list(stkai.send_all(client(world), requests(1), journal=path, max_in_flight=2))
+    with path.open("a") as journal:
+        journal.write("s 1")
+    outcomes = list(stkai.send_all(client(world), requests(4), journal=path))
+    assert [outcome.index for outcome in outcomes if outcome.error] == [1]
+    assert sorted(outcome.index for outcome in outcomes) == [1, 2, 3]
+
+
+def test_a_journal_that_is_in_use_or_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "calls.journal"
+    world = World("sync")
+    first = stkai.send_all(client(world), requests(3), journal=path)
+    next(first)
+    with pytest.raises(stkai.ConfigurationError, match="another process"):
+        next(stkai.send_all(client(world), requests(3), journal=path))
+    first.close()
+    path.write_text('{"stkai": "batch", "version": 1, "job": "00000000-0000-4000-8000-000000000000"}\n')
+    with pytest.raises(stkai.ConfigurationError, match="stkai batch"):
+        next(stkai.send_all(client(world), requests(3), journal=path))
+    path.write_text('{"stkai": "send_all", "version": 2, "job": "00000000-0000-4000-8000-000000000000"}\n')
+    with pytest.raises(stkai.ConfigurationError, match="another version"):
+        next(stkai.send_all(client(world), requests(3), journal=path))
+
+
+def test_an_abandoned_loop_leaves_no_task_behind() -> None:
+    held = Held()
+
+    async def leave() -> None:
+        async with httpx.AsyncClient(transport=held) as plain:
+            async for _ in stkai.asend_all(plain, requests(4)):
+                break
+
+    asyncio.run(leave())
+    assert held.running == held.cancelled
+    held = Held()
+
+    async def leave_in_trio() -> None:
+        async with (
+            httpx.AsyncClient(transport=held) as plain,
+            contextlib.aclosing(stkai.asend_all(plain, requests(4))) as outcomes,
+        ):
+            async for _ in outcomes:
+                break
+
+    trio.run(leave_in_trio)
+    assert held.running == held.cancelled
