@@ -98,6 +98,7 @@ class AimdLimiter(SharingQueue):
         self._cut_at = -math.inf
         self._answered = True
         self._row = 0
+        self._refused_epoch = -1
         self._guide = WindowGuide(self.ceiling, self.floor)
         # Plain AIMD is what was asked for, where it was.
         self._guide.listening = self._cold
@@ -151,9 +152,12 @@ class AimdLimiter(SharingQueue):
         turn.paced = response.status_code == _TOO_MANY_REQUESTS
         if not turn.paced:
             self._row = 0
-            self._link.pilot.accepted()
+            self._link.pilot.accepted(member.epoch_at(answer.sent))
         else:
-            self._row += 1
+            epoch = member.epoch_at(answer.sent)
+            if epoch > self._refused_epoch:
+                self._refused_epoch = epoch
+                self._row += 1
             asked = retry_after(response.headers, answer.date())
             seconds = 1.0 if asked is None else asked
             longest = max(self.time_window, _LONGEST_PAUSE)
@@ -161,7 +165,8 @@ class AimdLimiter(SharingQueue):
                 longest, max(seconds, min(seconds * 2.0 ** (min(self._row, 32) - 1), self.time_window))
             )
             jitter = answer.chance * min(1 / member.known.rate, seconds / 2 + 1.0)
-            self._link.pilot.refused(member.refused(answer.sent, answer.now, pause + jitter))
+            self._link.pilot.refused(epoch)
+            member.refused(answer.sent, answer.now, pause + jitter)
             if member.local is not None:
                 member.local.learn(turn, answer)
             self._link.run_errand()

@@ -181,8 +181,13 @@ class Member:
         with self._lock:
             self._permits.settle += units
 
-    def refused(self, sent: float, now: float, pause: float) -> int:
-        """Pause, and report it: a request that was sent at `sent` was refused. Returns the epoch of that time."""
+    def epoch_at(self, instant: float) -> int:
+        """The epoch that was known at that instant."""
+        with self._lock:
+            return self._permits.epoch_at(instant)
+
+    def refused(self, sent: float, now: float, pause: float) -> None:
+        """Pause, and report it: a request that was sent at `sent` was refused."""
         with self._lock:
             self._catch_up(now, 0.5)
             self._paused_until = max(self._paused_until, now + pause)
@@ -190,7 +195,6 @@ class Member:
                 self._permits.refuse(sent, now + pause)
             if isinstance(self._local, LocalShare):
                 self._local.pause(now + pause)
-            return self._permits.epoch_at(sent)
 
     # What is said to the store, by whoever carries it.
 
