@@ -1,7 +1,7 @@
 """What the standard stack is made of: from arguments and settings to layers and a wire, and why."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import httpx
 
@@ -140,12 +140,16 @@ def limit_layer(
 
 def limiter_from(config: RateLimitConfig) -> Limiter:
     """A new limiter with the numbers of a config."""
-    options: dict[str, Any] = {"max_wait_time": config.max_wait_time}
-    if config.strategy == "adaptive":
-        for name in ("min_rate_floor", "penalty_factor", "recovery_factor"):
-            options[name] = getattr(config, name)
-    kind = AimdLimiter if config.strategy == "adaptive" else TokenBucket
-    return kind(config.max_requests or 100, config.time_window or 60.0, **options)
+    if config.strategy == "token_bucket":
+        return TokenBucket(
+            config.max_requests or 100, config.time_window or 60.0, max_wait_time=config.max_wait_time
+        )
+    shares = {name: getattr(config, name) for name in ("min_rate_floor", "penalty_factor", "recovery_factor")}
+    quota = config.quota()
+    if any(share is not None for share in shares.values()):
+        # They are shares of a quota.
+        quota = config.max_requests or 100, config.time_window or 60.0
+    return AimdLimiter(*quota, max_wait_time=config.max_wait_time, **shares)
 
 
 def _retry_policy(given: Retry, settings: Settings) -> RetryPolicy | None:
