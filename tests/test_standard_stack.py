@@ -129,7 +129,8 @@ async def test_the_factors_reach_the_adaptive_limiter_and_its_tuned_law_stays_wi
         transport_of(world, auth=None, rate_limit="adaptive", transport=world.wire()), "adaptive"
     ).policy
     assert repr(plain.law) == repr(AimdLimiter(100, 60.0, penalty_factor=0.5, recovery_factor=0.1).law)
-    assert repr(tuned.law) == repr(AimdLimiter(100, 60.0).law)
+    assert repr(tuned.law) == repr(AimdLimiter().law)
+    assert (tuned.max_requests, tuned.time_window) == (None, None)
 
 
 @pytest.mark.parametrize("name", ["token_bucket", "adaptive"])

@@ -141,14 +141,19 @@ def limit_layer(
 
 def limiter_from(config: RateLimitConfig) -> Limiter:
     """A new limiter with the numbers of a config."""
-    options: dict[str, Any] = {"max_wait_time": config.max_wait_time}
-    if config.strategy == "adaptive":
-        for name in ("min_rate_floor", "penalty_factor", "recovery_factor"):
-            options[name] = getattr(config, name)
+    shared: dict[str, Any] = {}
     if config.share is not None:
-        options |= {"share": config.share, "store": store_from(config.store, config.store_timeout)}
-    kind = AimdLimiter if config.strategy == "adaptive" else TokenBucket
-    return kind(config.max_requests or 100, config.time_window or 60.0, **options)
+        shared = {"share": config.share, "store": store_from(config.store, config.store_timeout)}
+    most, window = config.max_requests or 100, config.time_window or 60.0
+    if config.strategy == "token_bucket":
+        return TokenBucket(most, window, max_wait_time=config.max_wait_time, **shared)
+    parts: dict[str, Any] = {
+        name: getattr(config, name) for name in ("min_rate_floor", "penalty_factor", "recovery_factor")
+    }
+    if not shared and all(part is None for part in parts.values()):
+        return AimdLimiter(*config.quota(), max_wait_time=config.max_wait_time)
+    # The parts are parts of a quota, and a group shares one.
+    return AimdLimiter(most, window, max_wait_time=config.max_wait_time, **parts, **shared)
 
 
 def _retry_policy(given: Retry, settings: Settings) -> RetryPolicy | None:

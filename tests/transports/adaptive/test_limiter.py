@@ -1,6 +1,7 @@
 """The adaptive limiter: its law in numbers, and its layer over scripted servers."""
 
 import math
+import pickle
 from collections.abc import Sequence
 from itertools import pairwise
 from random import Random
@@ -28,8 +29,10 @@ from stkai import (
 )
 from stkai.testing import FakeClock
 from stkai.transports import Context, Turn, adaptive, retry, token_bucket
+from stkai.transports._adaptive import law as laws
 from stkai.transports._adaptive.law import HISTORY, Past, PlainLaw, TunedLaw
-from stkai.transports._adaptive.limiter import _START as START
+from stkai.transports._adaptive.start import _DOUBLING, _FREE
+from stkai.transports._adaptive.start import _SHARE as START
 
 from ...support.crowd import Waiter, drive
 from ...support.heard import CALL, Heard
@@ -80,11 +83,11 @@ def test_it_starts_with_a_small_share_of_the_quota_and_three_at_once() -> None:
     assert [bool(policy.take(0.0)) for _ in range(4)] == [True, True, True, False]
 
 
-def test_the_rate_doubles_every_five_seconds_of_holding_back_up_to_the_quota() -> None:
-    policy = limiter()
+def test_the_rate_doubles_in_a_fixed_part_of_the_window_while_requests_wait_up_to_the_quota() -> None:
+    policy, doubling = limiter(), 60 * _DOUBLING
     hold_back(policy, 0.0)
-    instants = [0.0, 2.5, 5.0, 10.0, 11.0, 11.5, 20.0, 60.0]
-    shares = [min(1.0, START * 2 ** (instant / 5)) for instant in instants]
+    instants = [0.0, 2.5, 15.0, 20.0, 34.0, 34.9, 60.0]
+    shares = [min(1.0, START * 2 ** (instant / doubling)) for instant in instants]
     assert [look(policy, instant) for instant in instants] == pytest.approx(
         [share * QUOTA for share in shares]
     )
@@ -101,15 +104,16 @@ def test_a_start_that_nobody_waits_for_does_not_double() -> None:
 def test_the_permits_of_the_start_are_the_integral_of_its_rate_however_often_one_looks(looks: int) -> None:
     policy = AimdLimiter(6000, 60, max_wait_time=None)
     queue = [hold_back(policy, 0.0)]
-    while (wait := policy.remaining(Turn(), 0.0)) < 18.0:
+    while (wait := policy.remaining(Turn(), 0.0)) < 40.0:
         queue.append(Turn())
     for number in range(1, looks + 1):
-        look(policy, 18.0 * number / looks)
-    # From its first rate, doubling every 5 s, to 100 per second, and on at 100: one more in a hundredth of a second.
-    full = 5 * math.log2(1 / START)
-    released = 100 * (1 - START) * 5 / math.log(2) + 100 * (18.0 - full)
+        look(policy, 40.0 * number / looks)
+    # From its first rate, doubling all the time, to 100 per second, and on at 100: one more in a hundredth of a second.
+    doubling = 60 * _DOUBLING
+    full = doubling * math.log2(1 / START)
+    released = 100 * (1 - START) * doubling / math.log(2) + 100 * (40.0 - full)
     assert policy.waiting == pytest.approx(released, abs=2)
-    assert wait == pytest.approx(18.0, abs=0.02)
+    assert wait == pytest.approx(40.0, abs=0.02)
     assert policy.rate == pytest.approx(100)
 
 
@@ -124,11 +128,55 @@ def test_those_who_wait_through_the_start_are_told_the_time_it_takes() -> None:
 def test_the_first_refusal_ends_the_start() -> None:
     policy = limiter()
     hold_back(policy, 0.0)
-    rate = look(policy, 10.0)
-    policy.refused(10.0, sent=9.9, asked=0.0, chance=0.0)
+    rate = look(policy, 40.0)
+    policy.refused(40.0, sent=39.9, asked=0.0, chance=0.0)
     assert policy.rate < rate
     assert policy.burst == pytest.approx(max(1.0, 6 * policy.rate))
-    assert look(policy, 15.0) < 1.1 * policy.rate
+    assert look(policy, 45.0) < 1.1 * policy.rate
+
+
+def test_successes_release_permits_ahead_of_the_rate_up_to_a_share_of_the_quota() -> None:
+    policy, sent = limiter(), 0
+    for _ in range(200):
+        while policy.take(0.0):
+            sent += 1
+        policy.succeeded(0.0, sent=0.0)
+    assert sent == 3 + _FREE * 100
+
+
+def test_a_refusal_ends_what_successes_release() -> None:
+    policy = limiter()
+    policy.refused(0.0, sent=0.0, asked=0.0, chance=0.0)
+    while policy.take(0.0):
+        pass
+    policy.succeeded(0.0, sent=0.0)
+    assert not policy.take(0.0)
+
+
+def test_a_burst_that_meets_a_small_bucket_is_no_reason_to_lower_the_rate() -> None:
+    policy = limiter()
+    while policy.take(0.0):
+        pass
+    rate = policy.rate
+    policy.refused(0.1, sent=0.0, asked=0.0, chance=0.0)
+    assert policy.rate == rate
+    assert policy.burst == 1
+    hold_back(policy, 0.1)
+    assert look(policy, 15.1) == pytest.approx(2 * rate)
+    policy.succeeded(15.1, sent=0.2)
+    policy.refused(15.2, sent=15.1, asked=0.0, chance=0.0)
+    assert policy.rate < 2 * rate
+
+
+def test_whoever_had_the_whole_quota_in_its_first_window_keeps_most_of_it() -> None:
+    policy = AimdLimiter(10, 60)
+    policy._rate = policy.ceiling
+    for number in range(10):
+        policy._burst = policy._credit = 1.0
+        assert policy.take(4.0 * number)
+        policy.succeeded(4.0 * number, sent=4.0 * number)
+    policy.refused(40.0, sent=40.0, asked=20.0, chance=0.0)
+    assert policy.rate > 0.9 * policy.ceiling
 
 
 # Sending
@@ -260,9 +308,9 @@ def test_the_rate_grows_with_the_integral_of_the_law_while_somebody_waits() -> N
     start = policy.rate
     hold_back(policy, 10.0)
     for seconds in (1.0, 30.0, 90.0, 240.0):
-        # dr/dt = slope * C/W * (1 + (t / patience)^3), in a thousand small steps.
-        steps = [seconds * (number + 0.5) / 1000 for number in range(1000)]
-        slopes = [law.slope * QUOTA / 60 * (1 + (t / law.patience) ** 3) for t in steps]
+        # dr/dt = slope * C/W * (1 + (t / patience)^steepness), in a thousand small steps.
+        steps = [seconds / 60 * (number + 0.5) / 1000 for number in range(1000)]
+        slopes = [laws._SLOPE * QUOTA / 60 * (1 + (t / laws._PATIENCE) ** laws._STEEPNESS) for t in steps]
         gained = sum(slopes) * seconds / 1000
         assert look(policy, 10.0 + seconds) == pytest.approx(start + gained, rel=1e-5)
 
@@ -298,16 +346,34 @@ def test_the_rate_never_grows_above_the_quota() -> None:
 
 
 def test_a_cut_starts_the_growth_anew() -> None:
-    law = TunedLaw(1.0, 60.0)
+    law = TunedLaw(QUOTA, 60.0)
     early = law.grown(0.5, 0.0, 10.0) - 0.5
     late = law.grown(0.5, 180.0, 10.0) - 0.5
-    assert late > 3 * early
+    assert late > 2 * early
     policy = warm(limiter())
     hold_back(policy, 0.0)
     look(policy, 180.0)
     policy.refused(180.0, sent=180.0, asked=0.0, chance=0.0)
     rate = policy.rate
-    assert look(policy, 190.0) - rate == pytest.approx(early * QUOTA)
+    assert look(policy, 190.0) - rate == pytest.approx(early, rel=1e-3)
+
+
+@pytest.mark.parametrize("window", [1.0, 10.0, 3600.0])
+def test_the_law_has_no_seconds_but_those_of_the_window(window: float) -> None:
+    law, other = TunedLaw(50 / 60, 60.0), TunedLaw(50 / window, window)
+    for windows in (0.1, 1.0, 5.0):
+        gained = law.grown(0.1 * law.ceiling, 0.0, windows * 60) / law.ceiling
+        assert other.grown(0.1 * other.ceiling, 0.0, windows * window) / other.ceiling == pytest.approx(
+            gained
+        )
+
+
+def test_growth_is_slower_where_a_window_holds_fewer_requests() -> None:
+    gained = [
+        TunedLaw(quota / 60, 60.0).grown(0.0, 0.0, 60.0) / (quota / 60) for quota in (5, 20, 100, 1000, 10000)
+    ]
+    assert gained == sorted(gained)
+    assert gained[0] > gained[-1] / 30
 
 
 # The cut
@@ -356,6 +422,8 @@ class Recorder:
     def __init__(self) -> None:
         self.pasts: list[Past] = []
 
+    history = HISTORY * 60.0
+
     def grown(self, rate: float, quiet: float, seconds: float) -> float:
         return rate
 
@@ -364,31 +432,62 @@ class Recorder:
         return rate
 
 
-def test_the_law_is_told_the_successes_of_the_last_windows() -> None:
+def send(policy: AimdLimiter, instant: float) -> None:
+    """Take a permit at `instant`, whatever the rate is."""
+    policy._advance(instant)
+    policy._credit = 2.0
+    assert policy.take(instant)
+
+
+def test_the_law_is_told_what_was_sent_in_the_last_windows_and_not_refused() -> None:
     policy, law = plain(), Recorder()
     policy.law = law
     for number in range(200):
-        policy.succeeded(float(number), sent=float(number))
+        send(policy, float(number))
+    policy.succeeded(209.0, sent=199.0)
+    send(policy, 210.0)
     policy.refused(210.0, sent=210.0, asked=0.0, chance=0.0)
     kept = [number for number in range(200) if number > 210 - HISTORY * 60]
-    assert (law.pasts[0].successes, law.pasts[0].seconds) == (len(kept), HISTORY * 60.0)
+    assert law.pasts[0].successes == pytest.approx(len(kept), abs=1)
+    assert law.pasts[0].seconds == HISTORY * 60.0
+
+
+def test_a_request_that_has_no_answer_yet_counts_as_accepted() -> None:
+    policy, law = plain(), Recorder()
+    policy.law = law
+    for number in range(10):
+        send(policy, float(number))
+    send(policy, 10.0)
+    policy.refused(10.5, sent=10.0, asked=0.0, chance=0.0)
+    assert law.pasts[0].successes == 10
 
 
 def test_the_law_is_told_how_short_the_past_is() -> None:
-    policy, law = limiter(), Recorder()
+    policy, law = plain(), Recorder()
     policy.law = law
+    send(policy, 4.0)
     policy.succeeded(5.0, sent=4.0)
+    send(policy, 10.0)
     policy.refused(11.0, sent=10.0, asked=0.0, chance=0.0)
+    send(policy, 12.0)
     policy.succeeded(13.0, sent=12.0)
+    send(policy, 13.5)
     policy.refused(14.0, sent=13.5, asked=0.0, chance=0.0)
-    assert [(past.successes, past.seconds, past.cold) for past in law.pasts] == [
-        (1, 7.0, True),
-        (2, 10.0, False),
-    ]
+    assert [(past.successes, past.seconds) for past in law.pasts] == [(1, 7.0), (2, 10.0)]
+
+
+def test_a_million_requests_take_no_more_memory_than_one() -> None:
+    policy = AimdLimiter(1_000_000, 60)
+    before = len(pickle.dumps(policy._tally._counts))
+    for number in range(20_000):
+        now = number / 1000
+        policy._tally.add(now)
+        policy.succeeded(now, sent=now)
+    assert len(pickle.dumps(policy._tally._counts)) == before
 
 
 def test_the_law_is_told_the_share_of_the_last_time_that_was_spent_holding_back() -> None:
-    policy, law = limiter(), Recorder()
+    policy, law = plain(), Recorder()
     policy.law = law
     ticket = hold_back(policy, 0.0)
     look(policy, 10.0)
@@ -434,9 +533,9 @@ def test_the_rate_never_falls_below_its_floor_and_requests_still_get_through(
     assert len(drive(policy, [Waiter(300.0) for _ in range(5)])) == 5
 
 
-def test_a_quota_below_half_a_request_per_window_is_its_own_floor() -> None:
-    policy = AimdLimiter(0.25, 60)
-    assert policy.floor == policy.rate == 0.25 / 60
+@pytest.mark.parametrize("quota", [0.25, 1, 10])
+def test_the_floor_lets_fifty_share_a_quota_however_small(quota: float) -> None:
+    assert AimdLimiter(quota, 60).floor == pytest.approx(quota / 50 / 60)
 
 
 # The pause
@@ -466,6 +565,67 @@ def test_the_pause_doubles_with_each_refusal_in_a_row_up_to_the_window() -> None
     assert pauses == [5, 10, 20, 40, 60, 60]
     policy.succeeded(now, sent=now)
     assert pause_of(policy, now, 5.0) == 5
+
+
+@pytest.mark.parametrize(("window", "longest"), [(60.0, 3600.0), (7200.0, 7200.0)])
+@pytest.mark.parametrize("asked", [1e5, 1e12, 1e300])
+def test_no_pause_is_longer_than_an_hour_or_the_window(window: float, longest: float, asked: float) -> None:
+    policy, now = AimdLimiter(100, window), 0.0
+    for _ in range(12):
+        pause = pause_of(policy, now, asked)
+        assert 120.0 <= pause <= longest
+        now += pause
+    assert pause == longest
+
+
+def test_a_wait_that_is_true_for_the_longest_pause_is_kept_in_full() -> None:
+    assert pause_of(limiter(), 0.0, 3600.0) == 3600.0
+    assert pause_of(limiter(), 0.0, 1800.0) == 1800.0
+
+
+def test_after_a_wait_that_nobody_believes_one_request_probes() -> None:
+    policy = warm(limiter())
+    send(policy, 0.0)
+    policy.refused(0.0, sent=0.0, asked=1e9, chance=0.0)
+    waiters = [Turn() for _ in range(5)]
+    assert min(policy.remaining(turn, 0.0) for turn in waiters) == 120.0
+    assert [policy.remaining(turn, 120.0) == 0 for turn in waiters] == [True, False, False, False, False]
+    assert policy.remaining(waiters[1], 120.0) > 60.0
+    policy.succeeded(121.0, sent=120.0)
+    assert policy.remaining(waiters[1], 121.0) < 60.0
+
+
+def test_in_a_short_window_only_the_refused_request_waits_as_long_as_asked() -> None:
+    policy = AimdLimiter(20, 1.0)
+    numbers = [policy.take(0.0) for _ in range(3)]
+    policy.refused(0.1, sent=0.0, asked=1.0, chance=0.0, number=numbers[1])
+    policy.succeeded(0.1, sent=0.0)
+    refused, other = Turn(number=numbers[1]), Turn()
+    assert policy.remaining(refused, 0.1) == pytest.approx(1.0)
+    assert policy.remaining(other, 0.1) < 0.5
+    assert policy.remaining(refused, 1.1) == 0.0
+
+
+def test_whoever_waits_out_its_refusal_in_a_short_window_goes_first() -> None:
+    policy = AimdLimiter(20, 1.0)
+    number = policy.take(0.0)
+    while policy.take(0.0):
+        pass
+    policy.refused(0.1, sent=0.0, asked=1.0, chance=0.0, number=number)
+    others = [Turn() for _ in range(100)]
+    for turn in others:
+        policy.remaining(turn, 0.1)
+    refused = Turn(number=number)
+    assert policy.remaining(refused, 1.2) < min(policy.remaining(turn, 1.2) for turn in others[-50:])
+
+
+def test_calls_that_were_given_up_leave_nothing_behind() -> None:
+    policy = AimdLimiter(20, 1.0)
+    for instant in range(1000):
+        policy.refused(2.0 * instant, sent=2.0 * instant, asked=1.0, chance=0.0, number=10 * instant + 10)
+    assert len(policy._held_back) == 1
+    policy.leave(Turn(number=10_000), 2000.0)
+    assert not policy._held_back
 
 
 def test_a_server_that_asks_for_more_than_the_window_gets_it_and_no_more() -> None:
@@ -649,8 +809,20 @@ async def test_a_429_tells_retry_that_the_wait_is_kept_and_another_answer_does_n
     assert bench.wire.open == 1
 
 
-@pytest.mark.parametrize("status", [200, 404, 500])
-async def test_whatever_is_no_429_was_accepted_by_the_quota(world: World, status: int) -> None:
+@pytest.mark.parametrize("status", [401, 403, 407, 408, 500, 503, 529])
+async def test_an_answer_that_says_nothing_about_the_quota_ends_no_back_off(
+    world: World, status: int
+) -> None:
+    policy = plain()
+    bench = Bench(world, policy, [refusal("5"), status, refusal("5")])
+    for _ in range(3):
+        await bench.send()
+    assert policy.rate == pytest.approx(0.7 * QUOTA, rel=0.01)
+    assert policy._paused_until == pytest.approx(bench.sent[2][0] + 10.0)
+
+
+@pytest.mark.parametrize("status", [200, 302, 400, 404, 422])
+async def test_an_answer_to_the_request_itself_was_accepted_by_the_quota(world: World, status: int) -> None:
     bench = Bench(world, plain(), [refusal("1"), status, refusal("1"), refusal("1")])
     for expected in (0.7, 0.7, 0.49, 0.49):
         await bench.send()

@@ -1,25 +1,68 @@
-"""How the rate of the adaptive limiter moves: the tuned law, and textbook AIMD. Numbers in, numbers out.
+"""How the rate of the adaptive limiter moves: the tuned law and textbook AIMD. Numbers in, numbers out.
 
-Rates are requests per second. What each constant of the tuned law is for is in the documentation.
+Rates are in requests per second. No constant of the tuned law is a number of seconds: its scales are the window of the
+quota and how many requests that window holds. Why each value is what it is: docs/adaptive-research.md.
 """
 
+import math
 from typing import NamedTuple, Protocol
 
-HISTORY = 2
-"""Time windows for which successes are remembered: of one alone, a small share is a handful, and mostly chance."""
+HISTORY = 2.0
+"""Windows over which requests are counted. In a single window a small share is a handful, which is mostly chance."""
+
+_SLOPE = 0.0035
+"""Share of the quota by which the rate grows per window at first."""
+
+_PATIENCE = 2.45
+"""Windows after a cut from which growth accelerates: about as long as ten senders keep between two cuts."""
+
+_STEEPNESS = 5
+"""Power of that acceleration. High, so that growth stays slow for as long as cuts are usual and is fast soon after."""
+
+_REFERENCE = 100.0
+"""Requests per window for which the other constants were tuned."""
+
+_STRETCH = 0.25
+"""Power by which time stretches where a window holds fewer requests than that: a refusal then costs a larger share."""
+
+_SHORTEST_STRETCH = 0.3
+
+_KEPT = 0.86
+"""Share of the rate that a cut leaves to one of many."""
+
+_KEPT_ALONE = 0.96
+"""The same for whoever has the whole quota: there is nobody to take over what it gives away."""
+
+_HELD = 0.98
+"""Share of the time with requests waiting, above which a sender's goodput is its share of the quota."""
+
+_OVERSHOT = 0.9
+"""Goodput below this share of the rate means that the rest was refused."""
+
+_DEMAND = 3.0
+"""Times its goodput that a sender with little to send keeps after a cut, for the bursts to come ..."""
+
+_DEMAND_LIMIT = 0.4
+"""... up to this share of the quota."""
+
+_FIRST_CUT = 0.5
+"""Share of the rate that is left after the first refusal: the last doubling was one too many."""
+
+_UNKNOWN_SHARE = 10.0
+"""Requests per window for which growth without a known quota equals that of one of ten senders on `_REFERENCE`."""
 
 
 class Past(NamedTuple):
     """What a sender knows of its past when it is refused.
 
     Attributes:
-        successes: how many requests were accepted lately.
+        successes: how many requests were sent lately and not refused.
         seconds: how long `lately` is.
         held: share of the time, fading over a window, during which requests were held back.
         cold: whether this is the first refusal ever.
     """
 
-    successes: int
+    successes: float
     seconds: float
     held: float
     cold: bool
@@ -27,6 +70,11 @@ class Past(NamedTuple):
 
 class Law(Protocol):
     """How a rate moves."""
+
+    @property
+    def history(self) -> float:
+        """Seconds over which requests are to be counted."""
+        ...
 
     def grown(self, rate: float, quiet: float, seconds: float) -> float:
         """The rate after `seconds` more of holding back, `quiet` seconds after the last cut."""
@@ -38,33 +86,70 @@ class Law(Protocol):
 
 
 class TunedLaw(NamedTuple):
-    """The law that shares a quota best by measurement; `ceiling` is the whole quota's rate, `window` in seconds."""
+    """The law that shares a known quota best by measurement: `ceiling` is its rate, `window` is in seconds."""
 
     ceiling: float
     window: float
-    slope: float = 0.0035
-    patience: float = 140.0
+
+    @property
+    def stretch(self) -> float:
+        """How much longer everything takes than at `_REFERENCE` requests per window."""
+        return max(_SHORTEST_STRETCH, math.pow(_REFERENCE / (self.ceiling * self.window), _STRETCH))
+
+    @property
+    def history(self) -> float:
+        return HISTORY * max(1.0, self.stretch) * self.window
 
     def grown(self, rate: float, quiet: float, seconds: float) -> float:
-        # The integral of slope * ceiling / window * (1 + (t / patience)^3) over the seconds.
-        end = quiet + seconds
-        cubic = (end**4 - quiet**4) / (4 * self.patience**3)
-        return rate + self.slope * self.ceiling / self.window * (seconds + cubic)
+        return rate + _SLOPE * self.ceiling * _growth(quiet, seconds, self.stretch * self.window)
 
     def cut(self, rate: float, past: Past) -> float:
-        goodput = past.successes / max(1.0, past.seconds)
-        # The larger the share, the fewer there are to take over what a cut gives away.
-        eased = rate * (0.86 + 0.1 * min(1.0, goodput / self.ceiling))
-        if past.held < 0.98:
-            # It sends as much as it has to, not as much as it may: its goodput says nothing of its share.
-            return min(rate, max(eased, min(3 * goodput, 0.4 * self.ceiling)))
+        goodput = past.successes / max(past.seconds, self.window / 60)
+        share = min(1.0, goodput / self.ceiling)
+        eased = rate * (_KEPT + (_KEPT_ALONE - _KEPT) * share)
+        if past.held < _HELD:
+            # It sends as much as it has to, not as much as it may: its goodput says nothing about its share.
+            return min(rate, max(eased, min(_DEMAND * goodput, _DEMAND_LIMIT * self.ceiling)))
+        if past.seconds < self.history / HISTORY:
+            # Too early to know the goodput, but what was accepted so far is at least that share of one window.
+            return max(_FIRST_CUT * rate, min(eased, past.successes / self.window)) if past.cold else eased
+        return min(eased, goodput) if goodput < _OVERSHOT * rate else eased
+
+
+class SearchingLaw(NamedTuple):
+    """The law where nobody knows the quota: `window` is an estimate, in seconds.
+
+    Growth cannot be a share of a quota that is unknown, and must not be a share of the sender's own rate, which would
+    make the rich richer. It is the square root of that: binomial congestion control (Bansal and Balakrishnan, 2001)
+    still converges to equal shares.
+    """
+
+    window: float
+
+    @property
+    def history(self) -> float:
+        return HISTORY * self.window
+
+    def grown(self, rate: float, quiet: float, seconds: float) -> float:
+        # dr = factor * sqrt(r) * dg, so that sqrt(r) grows by half of that.
+        factor = _SLOPE * _REFERENCE / math.sqrt(_UNKNOWN_SHARE * self.window)
+        return (math.sqrt(rate) + factor * _growth(quiet, seconds, self.window) / 2) ** 2
+
+    def cut(self, rate: float, past: Past) -> float:
+        goodput = past.successes / max(past.seconds, self.window / 60)
+        if past.cold:
+            return min(rate, goodput)
+        if past.held < _HELD:
+            return min(rate, max(_KEPT * rate, _DEMAND * goodput))
         if past.seconds < self.window:
-            # Too early to know the goodput. The first rate was doubled blindly, and once too often.
-            return 0.5 * rate if past.cold else eased
-        if goodput < 0.9 * rate:
-            # What gets through of a quota that is used up is this sender's share.
-            return min(eased, goodput)
-        return eased
+            return _KEPT * rate
+        return min(_KEPT * rate, goodput) if goodput < _OVERSHOT * rate else _KEPT * rate
+
+
+def _growth(quiet: float, seconds: float, unit: float) -> float:
+    """The integral of 1 + (t / patience)^steepness over the time, in units of `unit` seconds."""
+    start, end, power = quiet / unit, (quiet + seconds) / unit, _STEEPNESS + 1
+    return end - start + (end**power - start**power) / (power * _PATIENCE**_STEEPNESS)
 
 
 class PlainLaw(NamedTuple):
@@ -74,6 +159,10 @@ class PlainLaw(NamedTuple):
     window: float
     penalty_factor: float
     recovery_factor: float
+
+    @property
+    def history(self) -> float:
+        return HISTORY * self.window
 
     def grown(self, rate: float, quiet: float, seconds: float) -> float:
         return rate + self.recovery_factor * self.ceiling * seconds / self.window

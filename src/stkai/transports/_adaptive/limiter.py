@@ -2,12 +2,11 @@
 
 Several processes share one quota and none knows of the others. The policy, `AimdLimiter`, grows its rate slowly while
 requests are held back and cuts it once per congestion event (additive increase, multiplicative decrease: Chiu and
-Jain, 1989); a `Retry-After` holds everybody until then, and the request that was refused goes first afterwards. The
-growth is by time, not per success: that keeps the refusals from growing with the number of processes.
+Jain, 1989). A refused request goes first afterwards. Growth is by time, not per success: that keeps the refusals from
+growing with the number of processes.
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -16,25 +15,37 @@ from ..._errors import ConfigurationError
 from .._limit.limiter import Answer, RateChange, Turn
 from .._limit.sharing import SharingQueue, require_share
 from .._retry.retry_after import retry_after
+from . import pause
 from .headers import Reading, read_rate_limit
-from .law import HISTORY, Law, Past, PlainLaw, TunedLaw
+from .law import Law, Past, PlainLaw, SearchingLaw, TunedLaw
+from .search import QuotaSearch
+from .start import ColdStart
+from .tally import Tally
 from .window import WindowGuide
 
-_START = 0.2
-"""The share of the ceiling with which the tuned law starts."""
+_BURST = 0.1
+"""Windows whose worth of permits may be taken at once after a quiet time."""
 
-_START_BURST = 3.0
-_DOUBLING = 5.0
-"""Seconds in which the rate doubles until the first refusal."""
-
-_BURST_SECONDS = 6.0
 _SPREAD = 0.1
 """Each gap varies by that much, up and down: without it one sender can lock the others out of a bucket server."""
+
+_FLOOR = 0.5
+"""Requests per window below which the rate never falls ..."""
+
+_FLOOR_SHARE = 0.02
+"""... unless that is more than this share of the quota: thirty senders share a quota of ten, too."""
 
 _LISTENING = 1.0
 """Seconds between looks at the headers of a server that has said nothing in them."""
 
+_NEWS = 0.1
+"""A rate that has moved by this share since the last report is worth another."""
+
+_REFUSED = "429 Too Many Requests"
+_FOUND = "429 Too Many Requests: a first estimate of the quota"
+
 _TOO_MANY_REQUESTS = 429
+_NOT_ASKED_THE_QUOTA = frozenset({401, 403, 407, 408, 425})
 
 _LONGEST_PAUSE = 3600.0
 """Seconds, or the window if that is longer: one answer never stops a group for longer."""
@@ -43,11 +54,13 @@ _LONGEST_PAUSE = 3600.0
 class AimdLimiter(SharingQueue):
     """A rate that adapts to what the server accepts. Share the object to share the quota within a process.
 
+    Without numbers it finds the quota by itself. With them they are the ceiling.
+
     Args:
         max_requests: the whole quota, shared with others: requests per `time_window`.
-        time_window: seconds.
-        max_cost: units of cost allowed in `time_window`, such as tokens; None counts requests only. As
-            for `TokenBucket`; what a server says of its tokens in headers holds where it is less.
+        time_window: seconds. Give both numbers or neither.
+        max_cost: units of cost allowed in `time_window`, such as tokens; None counts requests only. As for
+            `TokenBucket`; what a server says of its tokens in headers holds where it is less.
         min_rate_floor: least share of the quota that the rate falls to, in (0, 1]; at least half a request per window.
         penalty_factor: with it, plain AIMD: the share of the rate that a cut takes, in (0, 1]; 0.3 beside the other.
         recovery_factor: with it, plain AIMD: the share of the quota regained per window, in (0, 1]; 0.05 likewise.
@@ -58,13 +71,13 @@ class AimdLimiter(SharingQueue):
             `rediss://`, `unix://`), or a `stkai.stores.Store`.
 
     Raises:
-        ConfigurationError: a number is out of its range, or the store cannot work.
+        ConfigurationError: a number is out of its range, or missing, or the store cannot work.
     """
 
     def __init__(
         self,
-        max_requests: float,
-        time_window: float,
+        max_requests: float | None = None,
+        time_window: float | None = None,
         *,
         max_cost: float | None = None,
         min_rate_floor: float | None = None,
@@ -75,35 +88,51 @@ class AimdLimiter(SharingQueue):
         share: str | None = None,
         store: Any = None,
     ) -> None:
-        super().__init__(max_requests, time_window, max_wait_time, methods, max_cost=max_cost)
-        self.ceiling = self._rate
-        floor = 0.0 if min_rate_floor is None else _require_share("min_rate_floor", min_rate_floor)
-        self.floor = max(floor * self.ceiling, min(0.5 / time_window, self.ceiling))
-        self.law: Law = TunedLaw(self.ceiling, time_window)
-        self._cold = penalty_factor is None and recovery_factor is None
-        if self._cold:
-            self._set_rate(max(self.floor, _START * self.ceiling))
-            self._burst = _START_BURST
+        parts = {
+            "min_rate_floor": min_rate_floor,
+            "penalty_factor": penalty_factor,
+            "recovery_factor": recovery_factor,
+        }
+        for name, part in parts.items():
+            if part is not None:
+                _require_part(name, part)
+        require_share(share, store)
+        self._search: QuotaSearch | None = None
+        if max_requests is None or time_window is None:
+            _require_no_numbers(max_requests, time_window, parts | {"max_cost": max_cost, "share": share})
+            self._search = QuotaSearch()
+            super().__init__(1.0, 1.0, max_wait_time, methods)
+            self.max_requests = self.time_window = None
         else:
-            penalty = 0.3 if penalty_factor is None else _require_share("penalty_factor", penalty_factor)
-            recovery = 0.05 if recovery_factor is None else _require_share("recovery_factor", recovery_factor)
-            self.law = PlainLaw(self.ceiling, time_window, penalty, recovery)
+            super().__init__(max_requests, time_window, max_wait_time, methods, max_cost=max_cost)
+        self._floor_share = min_rate_floor or 0.0
+        plain = penalty_factor is not None or recovery_factor is not None
+        self._start = ColdStart(max_requests, self.window)
+        self._start.over = plain
+        self.ceiling = self._start.ceiling
+        self.law = self._tuned_law()
+        if plain:
+            self.law = PlainLaw(self.ceiling, self.window, penalty_factor or 0.3, recovery_factor or 0.05)
             self._set_rate(self.ceiling)
+        else:
+            self._rate, self._burst = max(self.floor, self._start.rate), self._start.burst
         self._reported = self._rate
         self._spread = _SPREAD
         self._quiet = 0.0
         self._held = 1.0
-        self._successes: deque[float] = deque()
+        self._tally = Tally(self.law.history)
         self._began = math.inf
         self._cut_at = -math.inf
         self._answered = True
         self._row = 0
         self._refused_epoch = -1
+        self._held_back: dict[int, float] = {}
+        self._held_back_until = -math.inf
+        self._resumes_at = 0.0
         self._guide = WindowGuide(self.ceiling, self.floor)
         # Plain AIMD is what was asked for, where it was.
-        self._guide.listening = self._cold
+        self._guide.listening = not plain
         self._listens_at = -math.inf
-        require_share(share, store)
         if share is not None:
             alone = partial(
                 AimdLimiter,
@@ -115,16 +144,34 @@ class AimdLimiter(SharingQueue):
                 max_cost=max_cost,
                 methods=self.methods,
             )
-            self._join_group(share, store, alone)
+            self._join_group(share, store, alone, starts_cold=not plain)
 
-    def _join_group(self, share: str, store: Any, alone: "Callable[[], AimdLimiter]") -> None:
+    def _join_group(
+        self, share: str, store: Any, alone: "Callable[[], AimdLimiter]", *, starts_cold: bool
+    ) -> None:
         from .group import GroupPilot
 
-        pilot = GroupPilot(self.law, self.ceiling, self.floor, self.time_window, starts_cold=self._cold)
+        pilot = GroupPilot(self.law, self.ceiling, self.floor, self.window, starts_cold=starts_cold)
         self._join_share(share, store, burst=1.0, alone=alone, pilot=pilot)
 
+    @property
+    def window(self) -> float:
+        """Seconds: the window of the quota, or what is known of it."""
+        return self._search.window if self._search is not None else self.time_window or 0.0
+
+    @property
+    def floor(self) -> float:
+        """Requests per second below which the rate never falls."""
+        least = _FLOOR / self.window
+        if self._search is not None:
+            return least
+        return max(self._floor_share * self.ceiling, min(least, _FLOOR_SHARE * self.ceiling))
+
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
-        """Let the answer move the rate: a 429 holds everybody back, and a success says how much gets through."""
+        """Let the answer move the rate: a 429 holds everybody back, and a success says how much gets through.
+
+        An error of the server, or a refusal for another reason than the quota, says neither.
+        """
         if self._link is not None:
             return self._learn_together(turn, answer)
         response = answer.response
@@ -132,13 +179,17 @@ class AimdLimiter(SharingQueue):
             return super().learn(turn, answer)
         if self.max_cost is not None:
             self.hear_costs(response.headers, answer.now)
-        turn.paced = response.status_code == _TOO_MANY_REQUESTS
+        status = response.status_code
+        turn.paced = status == _TOO_MANY_REQUESTS
         reading = None
         if self.listens(answer.now, refused=turn.paced):
-            reading = read_rate_limit(response.headers, answer.date(), self.time_window)
+            window = math.inf if self._search is not None else self.window
+            reading = read_rate_limit(response.headers, answer.date(), window)
         if turn.paced:
             asked = retry_after(response.headers, answer.date())
-            return self.refused(answer.now, answer.sent, asked, answer.chance, reading)
+            return self.refused(answer.now, answer.sent, asked, answer.chance, reading, turn.number)
+        if status >= 500 or status in _NOT_ASKED_THE_QUOTA:
+            return None
         return self.succeeded(answer.now, answer.sent, reading)
 
     def _learn_together(self, turn: Turn, answer: Answer) -> RateChange | None:
@@ -149,7 +200,10 @@ class AimdLimiter(SharingQueue):
         response = answer.response
         if response is None:
             return None
-        turn.paced = response.status_code == _TOO_MANY_REQUESTS
+        status = response.status_code
+        turn.paced = status == _TOO_MANY_REQUESTS
+        if status >= 500 or status in _NOT_ASKED_THE_QUOTA:
+            return None
         if not turn.paced:
             self._row = 0
             self._link.pilot.accepted(member.epoch_at(answer.sent))
@@ -160,10 +214,8 @@ class AimdLimiter(SharingQueue):
                 self._row += 1
             asked = retry_after(response.headers, answer.date())
             seconds = 1.0 if asked is None else asked
-            longest = max(self.time_window, _LONGEST_PAUSE)
-            pause = min(
-                longest, max(seconds, min(seconds * 2.0 ** (min(self._row, 32) - 1), self.time_window))
-            )
+            longest = max(self.window, _LONGEST_PAUSE)
+            pause = min(longest, max(seconds, min(seconds * 2.0 ** (min(self._row, 32) - 1), self.window)))
             jitter = answer.chance * min(1 / member.known.rate, seconds / 2 + 1.0)
             self._link.pilot.refused(epoch)
             member.refused(answer.sent, answer.now, pause + jitter)
@@ -183,22 +235,50 @@ class AimdLimiter(SharingQueue):
         self._listens_at = now + _LISTENING
         return True
 
+    def take(self, now: float, chance: float = 0.5, cost: float = 1.0) -> int:
+        number = super().take(now, chance, cost)
+        if number:
+            self._count(now)
+        return number
+
+    def remaining(self, turn: Turn, now: float) -> float:
+        until = self._held_back.get(turn.number)
+        if until is not None:
+            if now < until:
+                turn.nap = math.inf
+                return until - now
+            self._held_back.pop(turn.number, None)
+        wait = super().remaining(turn, now)
+        if not wait:
+            self._count(now)
+        return wait
+
+    def leave(self, turn: Turn, now: float) -> None:
+        if turn.granted:
+            self._count(now, -1.0)
+        self._held_back.pop(turn.number, None)
+        super().leave(turn, now)
+
     def succeeded(self, now: float, sent: float, reading: Reading | None = None) -> RateChange | None:
         """The server accepted a request that was sent at `sent`, and said `reading` of its quota."""
         with self._lock:
             if reading is not None:
                 self._hear(reading, now, sent)
             self._began = min(self._began, sent)
-            self._successes.append(now)
-            if self._successes[0] <= now - HISTORY * self.time_window:
-                self._forget_old(now)
+            free = self._start.released_by_success()
+            if free:
+                self._advance(now)
+                self._burst = max(self._burst, self._start.burst)
+                self._credit = max(self._credit, min(self._credit + free, self._start.burst))
             if sent > self._cut_at:
                 self._answered = True
                 self._row = 0
+                self._end_probe()
             if self._guide.in_force:
-                moved = abs(self._guide.base - self._reported) > 0.1 * self._reported
+                moved = abs(self._guide.base - self._reported) > _NEWS * self._reported
                 return self._report("rate limit headers", self._guide.base) if moved else None
-            return self._report("no refusal since", self._rate) if self._rate > 1.1 * self._reported else None
+            grown = self._rate > (1 + _NEWS) * self._reported
+            return self._report("no refusal since", self._rate) if grown else None
 
     def refused(
         self,
@@ -207,57 +287,127 @@ class AimdLimiter(SharingQueue):
         asked: float | None = None,
         chance: float = 0.5,
         reading: Reading | None = None,
+        number: int = 0,
     ) -> RateChange | None:
-        """The server answered 429 to a request that was sent at `sent`, asking for `asked` seconds of silence.
+        """The server answered 429 to the request of place `number`, sent at `sent`, asking for `asked` seconds.
 
-        Everybody pauses. The rate is cut once per congestion event: a refusal of a request that was sent before the
-        last cut says nothing about the rate that is in force now. A window that is known to be used up is none: the
-        rate of its next run is found from how it went.
+        The rate is cut once per congestion event: a refusal of a request that was sent before the last cut says
+        nothing about the rate that is in force now. A window that is known to be used up is no event: the rate of its
+        next run is found from how it went.
         """
         with self._lock:
             self._advance(now)
-            self._forget_old(now)
+            self._tally.add(sent, -1.0)
             self._began = min(self._began, sent)
+            first = not self._start.over
             fresh = sent > self._cut_at
-            if fresh:
-                self._row += 1
+            self._row += fresh
             explained = self._hear(reading, now, sent, refused=True)
+            if self._search is not None and self._search.asked(asked):
+                self._adopt(self._tuned_law())
             if fresh and self._answered and not explained:
-                self._cut(now)
-            seconds = 1.0 if asked is None else asked
-            backed_off = max(seconds, min(seconds * 2.0 ** (min(self._row, 32) - 1), self.time_window))
-            jitter = chance * min(1 / self._rate, seconds / 2 + 1.0)
-            self._paused_until = max(self._paused_until, now + backed_off + jitter)
+                self._cut(now, asked or 0.0)
+            self._stop(now, asked, chance, number, first=first, fresh=fresh, explained=explained)
             if explained or self._rate >= self._reported:
                 return None
-            return self._report("429 Too Many Requests", self._rate)
+            found = first and self._search is not None and self._start.over
+            return self._report(_FOUND if found else _REFUSED, self._rate)
 
     def nap(self, wait: float) -> float:
         """Sleep half of a long wait, then ask again: the rate may have grown, unless it is at its ceiling."""
         if self._rate >= self.ceiling and not self._guide.in_force:
             return wait
-        return min(wait, max(1.0, wait / 2))
+        return min(wait, max(min(1.0, pause.LEAST * self.window), wait / 2))
 
-    def _cut(self, now: float) -> None:
-        seconds = min(now - self._began, HISTORY * self.time_window)
-        past = Past(len(self._successes), seconds, self._held, self._cold)
-        self._set_rate(max(self.floor, self.law.cut(self._rate, past)))
-        self._cold = False
+    def _tuned_law(self) -> Law:
+        return TunedLaw(self.ceiling, self.window) if self.ceiling < math.inf else SearchingLaw(self.window)
+
+    def _count(self, sent: float, count: float = 1.0) -> None:
+        with self._lock:
+            self._began = min(self._began, sent)
+            self._tally.add(sent, count)
+
+    def _adopt(self, law: Law) -> None:
+        """Go by another law, since more is known of the quota."""
+        self.law = law
+        self._tally = self._tally.resized(law.history)
+
+    def _stop(
+        self,
+        now: float,
+        asked: float | None,
+        chance: float,
+        number: int,
+        *,
+        first: bool,
+        fresh: bool,
+        explained: bool,
+    ) -> None:
+        """Hold back everybody, or in a short window the refused request."""
+        window = self.window
+        seconds = pause.LEAST * window if asked is None else asked
+        if explained or not pause.is_soft(window):
+            stop = pause.hard(seconds, self._row, window, self._rate, chance)
+            if seconds > pause.longest(window) and not self._resumes_at:
+                # One request probes then, and its answer decides.
+                self._resumes_at = self._rate
+                self._set_rate(self.floor)
+        else:
+            stop = pause.soft_stop(window, chance, first=first) if fresh else 0.0
+            self._hold(number, now, now + pause.soft(seconds, window, chance))
+        if stop > window:
+            # A goodput over that time would be none.
+            self._began, self._tally = now + stop, Tally(self.law.history)
+        self._paused_until = max(self._paused_until, now + stop)
+
+    def _hold(self, number: int, now: float, until: float) -> None:
+        if now >= self._held_back_until:
+            self._held_back.clear()  # Calls that were given up leave theirs behind.
+        if number:
+            self._held_back[number] = until
+        self._held_back_until = max(self._held_back_until, until)
+
+    def _cut(self, now: float, asked: float) -> None:
+        seconds = min(now - self._began, self._tally.span)
+        successes = self._tally.count(now)
+        cold = not self._start.over
+        if cold and self._start.excuses(successes, self._rate, seconds):
+            self._burst = 1.0
+        else:
+            # A first estimate without a quota: whatever was accepted has to do until the server lets in more.
+            lately = seconds + asked if cold and self._search is not None else seconds
+            past = Past(successes, lately, self._held, cold)
+            self._set_rate(max(self.floor, self.law.cut(self._rate, past)))
+            self._start.over = True
         self._cut_at = now
         self._answered = False
         self._quiet = 0.0
 
+    def _end_probe(self) -> None:
+        if self._resumes_at:
+            self._set_rate(max(self._rate, self._resumes_at))
+            self._resumes_at = 0.0
+
     def _set_rate(self, rate: float) -> None:
         self._rate = rate
-        self._burst = max(1.0, _BURST_SECONDS * rate)
+        self._burst = max(1.0, _BURST * self.window * rate)
 
     def _hear(self, reading: Reading | None, now: float, sent: float, *, refused: bool = False) -> bool:
         """Whether it is a refusal that the headers explain."""
         self._advance(now)
+        if reading is not None and self._search is not None:
+            reading = self._search.completed(reading)
+        if reading is not None and reading.window > pause.longest(self.window):
+            reading = None  # Nothing that far off can be shared out ahead.
         guide, followed = self._guide, self._guide.in_force
+        if reading is not None and self._search is not None:
+            guide.ceiling = reading.limit / reading.window
         explained = guide.hear(reading, now, sent, self._rate, refused=refused)
+        if guide.in_force and reading is not None and self._search is not None and self._search.told(reading):
+            self.ceiling = self._search.rate
+            self._adopt(self._tuned_law())
         if followed or guide.in_force:
-            self._cold = False
+            self._start.over = True
             self._set_rate(guide.rate)
             self._paused_until = max(self._paused_until, guide.paused_until)
         return explained
@@ -267,55 +417,52 @@ class AimdLimiter(SharingQueue):
         self._reported = rate
         return change
 
-    def _forget_old(self, now: float) -> None:
-        while self._successes and self._successes[0] <= now - HISTORY * self.time_window:
-            self._successes.popleft()
-
     def _release(self, seconds: float, unpaused: float) -> float:
-        fading = math.exp(-seconds / self.time_window)
-        self._held = 1 - (1 - self._held) * fading if self._queue else self._held * fading
+        waiting = bool(self._queue) or self._at < self._held_back_until
+        fading = math.exp(-seconds / self.window)
+        self._held = 1 - (1 - self._held) * fading if waiting else self._held * fading
         if self._guide.in_force:
             released = self._guide.release(self._at - unpaused, self._at)
             self._set_rate(self._guide.rate)
             return released
         if not self._queue:
             return self._rate * unpaused
-        return self._doubled(unpaused) if self._cold else self._grown(unpaused)
-
-    def _doubled(self, seconds: float) -> float:
-        """Let the rate double every 5 s, up to the ceiling; returns the permits released meanwhile."""
-        growing = min(seconds, _DOUBLING * math.log2(self.ceiling / self._rate))
         before = self._rate
-        self._rate = min(self.ceiling, before * 2 ** (growing / _DOUBLING))
-        return (self._rate - before) * _DOUBLING / math.log(2) + self.ceiling * (seconds - growing)
-
-    def _grown(self, seconds: float) -> float:
-        """Let the rate grow by the law; returns the permits released meanwhile."""
-        before = self._rate
-        self._set_rate(min(self.ceiling, max(before, self.law.grown(before, self._quiet, seconds))))
-        self._quiet += seconds
-        return (before + self._rate) / 2 * seconds
+        if not self._start.over:
+            self._rate, released = self._start.doubled(before, unpaused)
+            return released
+        self._set_rate(min(self.ceiling, max(before, self.law.grown(before, self._quiet, unpaused))))
+        self._quiet += unpaused
+        return (before + self._rate) / 2 * unpaused
 
     def _time_for(self, permits: float) -> float:
         if self._guide.in_force:
             return self._guide.time_for(permits, max(self._at, self._paused_until))
-        if not self._cold or self._rate >= self.ceiling:
-            return permits / self._rate
-        # The rate doubles on the way; the rest is at the ceiling.
-        to_ceiling = _DOUBLING * math.log2(self.ceiling / self._rate)
-        doubling = _DOUBLING / math.log(2)
-        while_growing = (self.ceiling - self._rate) * doubling
-        if permits <= while_growing:
-            return doubling * math.log1p(permits / (doubling * self._rate))
-        return to_ceiling + (permits - while_growing) / self.ceiling
+        return permits / self._rate if self._start.over else self._start.time_for(permits, self._rate)
 
     def __repr__(self) -> str:
+        known = self.ceiling < math.inf
+        numbers = f"{self.ceiling * self.window:g}, {self.window:g}, " if known else ""
         shared = "" if self.share is None else f", share={self.share!r}, store={self.store!r}"
-        return f"AimdLimiter({self.max_requests:g}, {self.time_window:g}, rate={self._rate:.3g}{shared})"
+        return f"AimdLimiter({numbers}rate={self._rate:.3g}{shared})"
 
 
-def _require_share(name: str, value: float) -> float:
+def _require_part(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         msg = f"{name} must be a number in (0, 1], not {value!r}"
         raise ConfigurationError(msg)
     return value
+
+
+def _require_no_numbers(
+    max_requests: float | None, time_window: float | None, options: dict[str, Any]
+) -> None:
+    """Refuse half a quota, and what only makes sense with one."""
+    if max_requests is not None or time_window is not None:
+        missing = "time_window" if time_window is None else "max_requests"
+        msg = f"{missing} is missing: give max_requests and time_window, or neither to let the limiter find the quota"
+        raise ConfigurationError(msg)
+    for name, given in options.items():
+        if given is not None:
+            msg = f"{name} needs a quota: give max_requests and time_window as well"
+            raise ConfigurationError(msg)

@@ -87,12 +87,13 @@ class WindowGuide:
         listening: False once the headers have contradicted themselves twice: nobody needs to read them any more.
         in_force: whether the window is believed, and `rate` to be followed.
         paused_until: the end of a window that is used up.
+        ceiling: the rate of the whole quota.
     """
 
     def __init__(self, ceiling: float, floor: float) -> None:
         self.listening = True
         self.paused_until = -math.inf
-        self._ceiling, self._floor = ceiling, floor
+        self.ceiling, self._floor = ceiling, floor
         self._base = floor
         self._doubted = False
         self._forget()
@@ -232,7 +233,7 @@ class WindowGuide:
             mean = max(_LEAST_MEAN, self._sum / self._weight)
             # The fewer answers a sender had, the more they are chance.
             gain = _GAIN * self._readings / (self._readings + 1)
-            self._base = self._bounded(self._base * mean**gain + _ADDED * self._ceiling)
+            self._base = self._bounded(self._base * mean**gain + _ADDED * self.ceiling)
         self._account_from(self._end.latest)
 
     def _doubt(self) -> None:
@@ -241,4 +242,4 @@ class WindowGuide:
         self._doubted = True
 
     def _bounded(self, rate: float) -> float:
-        return max(self._floor, min(self._ceiling, rate))
+        return max(self._floor, min(self.ceiling, rate))

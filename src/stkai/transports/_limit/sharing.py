@@ -27,7 +27,7 @@ class SharingQueue(TicketQueue):
         from .member import Member, Terms
 
         max_cost = self.max_cost
-        cost_rate = 0.0 if max_cost is None else max_cost / self.time_window
+        cost_rate = 0.0 if max_cost is None else max_cost / (self.time_window or 1.0)
         terms = Terms(
             check_share(share),
             self._rate,

@@ -47,8 +47,8 @@ class TicketQueue:
         *,
         max_cost: float | None = None,
     ) -> None:
-        self.max_requests = require_positive("max_requests", max_requests)
-        self.time_window = require_positive("time_window", time_window)
+        self.max_requests: float | None = require_positive("max_requests", max_requests)
+        self.time_window: float | None = require_positive("time_window", time_window)
         self.max_wait_time = (
             None
             if max_wait_time is None

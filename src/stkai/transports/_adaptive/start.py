@@ -1,0 +1,88 @@
+"""The cold start: how fast a sender may go before it has been refused for the first time."""
+
+import math
+
+_SHARE = 0.2
+"""Share of the quota's rate with which it starts."""
+
+_AT_ONCE = 3.0
+"""Requests that may go at once before anything has come back."""
+
+_FREE = 0.25
+"""Share of one window's quota that successes may release ahead of the rate, one each."""
+
+_DOUBLING = 1 / 4
+"""Windows in which the rate doubles while requests are held back."""
+
+_SHORTEST_DOUBLING = 0.5
+"""Seconds: nothing is learned before an answer comes back, and that takes a round trip."""
+
+_BLAMELESS = 2.0
+"""Times the rate: whoever sent faster than that was refused for its burst, not for its rate ..."""
+
+_FEW = 0.15
+"""... unless it had this share of a window's quota by then: that is the wall, not a small bucket."""
+
+_SEARCH_RATE = 1.0
+"""Requests per second at the start where the quota is unknown; successes release far more than that."""
+
+
+class ColdStart:
+    """The rate doubles with time while requests wait, and successes release permits at once, as in TCP's slow start.
+
+    With a known quota each success releases one permit, up to a share of the quota. Without one each releases two, so
+    that the number of requests in flight doubles with every round trip until the server refuses one.
+
+    Attributes:
+        over: whether it has ended.
+        rate: requests per second to begin with.
+        burst: permits that may be taken at once.
+        ceiling: requests per second at which the rate stops doubling.
+    """
+
+    def __init__(self, quota: float | None, window: float) -> None:
+        self.over = False
+        self._quota = math.inf if quota is None else quota
+        self.ceiling = self._quota / window
+        self.rate = _SEARCH_RATE if quota is None else _SHARE * self.ceiling
+        self.burst = _AT_ONCE
+        self._free = math.inf if quota is None else _FREE * quota
+        self._doubling = max(_SHORTEST_DOUBLING, _DOUBLING * window)
+        self._excused = False
+
+    def released_by_success(self) -> float:
+        """Permits that a success releases."""
+        if self.over or self._free < 1:
+            return 0.0
+        self._free -= 1
+        if self._quota == math.inf:
+            self.burst += 1
+            return 2.0
+        return 1.0
+
+    def excuses(self, sent: float, rate: float, seconds: float) -> bool:
+        """Whether the first refusal says nothing about the rate: a burst of `sent` requests met a small bucket.
+
+        It ends the bursts. The rate goes on doubling until the next refusal.
+        """
+        self._free = 0.0
+        excused = not self._excused and _BLAMELESS * rate * seconds < sent < _FEW * self._quota < math.inf
+        self._excused = True
+        return excused
+
+    def doubled(self, rate: float, seconds: float) -> tuple[float, float]:
+        """The rate after `seconds` of holding back, and the permits released meanwhile."""
+        growing = min(seconds, self._doubling * math.log2(self.ceiling / rate))
+        later = min(self.ceiling, rate * 2 ** (growing / self._doubling))
+        at_ceiling = self.ceiling * (seconds - growing) if seconds > growing else 0.0
+        return later, (later - rate) * self._doubling / math.log(2) + at_ceiling
+
+    def time_for(self, permits: float, rate: float) -> float:
+        """Seconds until that many more permits are released, while the rate doubles on the way."""
+        if rate >= self.ceiling:
+            return permits / rate
+        doubling = self._doubling / math.log(2)
+        while_growing = (self.ceiling - rate) * doubling
+        if permits <= while_growing:
+            return doubling * math.log1p(permits / (doubling * rate))
+        return self._doubling * math.log2(self.ceiling / rate) + (permits - while_growing) / self.ceiling
