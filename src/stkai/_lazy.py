@@ -24,7 +24,7 @@ def lazily(
         if name in submodules:
             return import_module(f"{package}.{name}")
         if name == "__version__":
-            return import_module("importlib.metadata").version("stkai")
+            return _version()
         module = home.get(name)
         if module is None:
             refuse(package, name)
@@ -37,3 +37,12 @@ def lazily(
         return sorted({*found["__all__"], "__version__", *(name for name in found if name.startswith("__"))})
 
     return get, names
+
+
+def _version() -> str:
+    metadata = import_module("importlib.metadata")
+    try:
+        version: str = metadata.version("stkai")
+    except ModuleNotFoundError:  # It is on the path without having been installed.
+        return "unknown"
+    return version

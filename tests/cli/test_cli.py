@@ -3,7 +3,7 @@
 import queue
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,14 @@ def test_explain_shows_variables_that_nothing_reads(monkeypatch: pytest.MonkeyPa
 def test_the_version_is_that_of_the_package() -> None:
     assert run("--version").output.split() == ["stkai", stkai.__version__]
     assert stkai.__version__ == version("stkai")
+
+
+def test_without_an_installation_the_version_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    assert stkai.__version__ == "unknown"
 
 
 def test_explain_of_an_impossible_configuration_ends_with_2_and_names_the_variable(
