@@ -133,6 +133,8 @@ class AimdLimiter(SharingQueue):
         if self.max_cost is not None:
             self.hear_costs(response.headers, answer.now)
         turn.paced = response.status_code == _TOO_MANY_REQUESTS
+        if self.is_interrupted():
+            return None
         reading = None
         if self.listens(answer.now, refused=turn.paced):
             reading = read_rate_limit(response.headers, answer.date(), self.time_window)
