@@ -43,7 +43,7 @@ class _Refusals:
         after_fork(self, _Refusals._renew)
 
     def _renew(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # A signal handler may log what it has interrupted.
         self._silent_until: dict[str, float] = {}
         self._unsaid: dict[str, int] = {}
 

@@ -53,7 +53,7 @@ async def test_two_thousand_posts_at_once_are_all_answered(world: World, make: A
     client = client_of(
         world,
         rate_limit=make(20, 4.0),
-        retry=RetryPolicy(max_retries=8),
+        retry=RetryPolicy(),
         transport=wire,
         clock=clock,
         listener=[],
@@ -119,7 +119,7 @@ async def test_an_untrusted_certificate_is_tried_once(world: World) -> None:
         wire = wire_of(world, verify=ssl.create_default_context())
         transport = transport_of(world, retry=NO_DELAY, transport=counting(world, wire, calls))
         client = world.client(transport)
-        with pytest.raises(httpx.ConnectError, match=r"(?i)certificate"):
+        with pytest.raises(httpx.ConnectError):
             await world.call(client.get, url)
         await world.close(client)
     assert len(calls) == 1
@@ -230,13 +230,12 @@ async def test_a_timeout_of_asyncio_ends_a_call_whose_refused_body_drips(world: 
 
 
 @pytest.mark.real_time
+@pytest.mark.worlds("sync")
 async def test_a_refused_401_gives_its_connection_back_before_the_token_is_renewed(world: World) -> None:
+    """One connection for the API and for the token endpoint: who held it would wait for itself."""
     with QuotaServer() as server:
         wire = wire_of(world, limits=ONE_CONNECTION)
-        provider = provider_of(server, transport=httpx.HTTPTransport(limits=ONE_CONNECTION))
-        if not world.is_async:
-            provider = provider_of(server, transport=wire)
-        transport = transport_of(world, auth=provider, transport=wire)
+        transport = transport_of(world, auth=provider_of(server, transport=wire), transport=wire)
         client = world.client(transport, timeout=httpx.Timeout(10, pool=2))
         for _ in range(3):
             response = await world.call(client.post, server.create_url(), json={})
@@ -277,13 +276,18 @@ def test_a_signal_handler_may_use_the_client_that_it_has_interrupted(make: Any) 
         listener=[],
     )
     handled: list[int] = []
+    is_handling = False
 
     def handle(*_: object) -> None:
-        handled.append(client.post("https://api.example.com/").status_code)
+        nonlocal is_handling
+        if not is_handling:
+            is_handling = True
+            handled.append(client.post("https://api.example.com/").status_code)
+            is_handling = False
 
     before = signal.signal(signal.SIGALRM, handle)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
         end = time.monotonic() + 1.0
         while time.monotonic() < end:
             assert client.post("https://api.example.com/").status_code == 200
@@ -316,16 +320,16 @@ async def test_a_deadline_is_not_the_read_timeout_of_a_stream_that_was_handed_up
         await world.close(client)
 
 
-REFUSALS = {
+def flood(connection: socket.socket, stopped: threading.Event) -> None:
+    while not stopped.is_set():
+        connection.sendall(b"x" * 65_536)
+
+
+REFUSALS: dict[str, Callable[[socket.socket, threading.Event], object]] = {
     "drips its body": lambda c, s: drip(c, s, b"x" * 1000, 0.02),
     "stalls in its body": lambda _, s: s.wait(30),
     "sends without end": flood,
 }
-
-
-def flood(connection: socket.socket, stopped: threading.Event) -> None:
-    while not stopped.is_set():
-        connection.sendall(b"x" * 65_536)
 
 
 @pytest.mark.real_time

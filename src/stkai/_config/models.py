@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 from .fields import (
     COUNT,
     POSITIVE,
@@ -198,22 +199,26 @@ class RateLimitConfig(_Section):
         )
 
 
+_RETRY = RetryPolicy()
+"""The defaults of the settings are those of the policy."""
+
+
 class RetryConfig(_Section):
     """When a failed request is sent again; times in seconds."""
 
     enabled: Flag = True
-    max_retries: Count = 3
-    initial_delay: Seconds = 0.5
-    max_delay: SomeSeconds = 60.0
+    max_retries: Count = _RETRY.max_retries
+    initial_delay: Seconds = _RETRY.initial_delay
+    max_delay: SomeSeconds = _RETRY.max_delay
     retry_on_status_codes: Annotated[
         tuple[Status, ...],
         BeforeValidator(listed),
         Field(description="status codes from 100 to 599, separated by commas"),
-    ] = (408, 429, 500, 502, 503, 504)
-    max_retry_after: Seconds = 60.0
+    ] = RETRY_ON_STATUS_CODES
+    max_retry_after: Seconds = _RETRY.max_retry_after
     deadline: Annotated[SomeSeconds | None, OrNone, Field(description=f"{SOME_SECONDS}, or 'none'")] = None
-    retry_unknown: Flag = True
-    retry_timeouts: Flag = False
+    retry_unknown: Flag = _RETRY.retry_unknown
+    retry_timeouts: Flag = _RETRY.retry_timeouts
     idempotency_header: Annotated[
         HeaderName | None, OrNone, Field(description="a header's name, such as Idempotency-Key, or 'none'")
     ] = None

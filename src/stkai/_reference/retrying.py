@@ -24,7 +24,7 @@ from .._families import alike
 from .._log import logger
 from .._requests import as_httpx, httpx_kind
 from ..transports._context import Context
-from ..transports._retry.policy import Failure, RetryPolicy, describe
+from ..transports._retry.policy import RETRY_ON_STATUS_CODES, Failure, RetryPolicy, describe
 from ..transports._retry.retry_after import retry_after
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Retrying:
         self,
         max_retries: int = 3,
         initial_delay: float = 0.5,
-        retry_on_status_codes: tuple[int, ...] = (408, 429, 500, 502, 503, 504),
+        retry_on_status_codes: tuple[int, ...] = RETRY_ON_STATUS_CODES,
         retry_on_exceptions: tuple[type[Exception], ...] = _TRANSIENT,
         skip_retry_on_exceptions: tuple[type[Exception], ...] = (),
         logger_prefix: str = "",

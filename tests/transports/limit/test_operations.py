@@ -1,6 +1,6 @@
 """The flow of a limiter layer alone: a limiter's answers go in, operations come out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import httpx
@@ -20,7 +20,7 @@ URL = "https://api.example.com/v1"
 class Scripted:
     """A limiter that answers from a script, and writes down what it is told."""
 
-    methods = frozenset({"POST"})
+    methods: Collection[str] = frozenset({"POST"})
     max_wait_time: float | None = None
 
     def __init__(self, *waits: Any) -> None:

@@ -8,14 +8,16 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stkai import AimdLimiter, ConfigurationError, TokenBucket
-from stkai.transports import Context, Turn
+from stkai.transports import Answer, Context, Turn
 from stkai.transports._limit.tickets import TICK, TicketQueue, _forget_all_waiters
 
 from ...support.crowd import Waiter, drive, most_in_excess
@@ -426,6 +428,38 @@ def test_after_a_fork_no_queue_has_waiters() -> None:
         queue.remaining(Turn(), 0.0)
     _forget_all_waiters()
     assert [queue.waiting for queue in queues] == [0, 0]
+
+
+@needs_fork
+@pytest.mark.parametrize("make", [TokenBucket, AimdLimiter])
+def test_a_signal_handler_that_interrupts_the_numbers_goes_at_once_and_is_paid_for_afterwards(
+    make: Callable[[float, float], TicketQueue],
+) -> None:
+    """In a child, which is killed if it waits for the lock that its own thread holds."""
+
+    def interrupted() -> str:
+        queue: Any = make(10, 10.0)
+        asked: list[float] = []
+        release = queue._release
+
+        def interrupt(seconds: float, unpaused: float) -> float:
+            turn = Turn()
+            asked.append(queue.ask(turn, 1.0))
+            response = httpx.Response(200)
+            queue.learn(turn, Answer(1.0, 1.0, response, None, lambda: datetime.now(UTC), 0.5))
+            queue.leave(turn, 1.0)
+            queue.ask(Turn(), 1.0)
+            permits: float = release(seconds, unpaused)
+            return permits
+
+        while not queue.ask(Turn(), 0.0):
+            pass
+        queue._release = interrupt
+        waiting = queue.ask(Turn(), 1.0)
+        return f"{asked}, {waiting > 0}"
+
+    # Asked while the permits of a second are added: one comes, and one is owed to the handler, which gave one back.
+    assert in_a_child(interrupted) == "[0.0], True"
 
 
 @needs_fork

@@ -181,6 +181,8 @@ class AimdLimiter(SharingQueue):
             self.hear_costs(response.headers, answer.now)
         status = response.status_code
         turn.paced = status == _TOO_MANY_REQUESTS
+        if self.is_interrupted():
+            return None
         reading = None
         if self.listens(answer.now, refused=turn.paced):
             window = math.inf if self._search is not None else self.window

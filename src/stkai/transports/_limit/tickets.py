@@ -11,6 +11,7 @@ import os
 import threading
 import weakref
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import httpx
 
@@ -75,7 +76,7 @@ class TicketQueue:
 
     def forget_waiters(self) -> None:
         """Nobody waits and nobody holds the lock: so it is in a forked child, which has only the forking thread."""
-        self._lock = threading.Lock()
+        self._lock: Any = threading.RLock()
         self._order.forget()
 
     @property
@@ -95,6 +96,10 @@ class TicketQueue:
 
     def ask(self, turn: Turn, now: float) -> float:
         """Seconds until the turn comes, as far as can be known; 0.0 when its permit is taken."""
+        if self.is_interrupted():
+            turn.granted = True
+            self._credit -= 1
+            return 0.0
         if not turn.number:
             turn.number = self.take(now, turn.chance, turn.cost)
             if turn.number:
@@ -104,6 +109,14 @@ class TicketQueue:
         turn.nap = min(turn.nap, self.nap(wait))
         turn.granted = not wait
         return wait
+
+    def is_interrupted(self) -> bool:
+        """Whether a signal handler asks, and has interrupted this thread amidst the numbers of this queue.
+
+        It can neither wait for the lock, which its own thread holds, nor rely on the numbers. So it goes at once, and
+        the permit is paid for by those who come after.
+        """
+        return bool(self._lock._is_owned())  # noqa: SLF001 - nothing public tells; Condition asks it as well
 
     def leave(self, turn: Turn, now: float) -> None:
         """Give up the place in the queue, or a permit that was not used."""

@@ -50,7 +50,7 @@ class RetryBudget:
         after_fork(self, RetryBudget._renew_lock)
 
     def _renew_lock(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # A signal handler may use the budget that it has interrupted.
 
     def deposit(self, now: float) -> None:
         """Add the credit of one call; `now` is an instant in seconds."""

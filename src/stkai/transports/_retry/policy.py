@@ -31,6 +31,9 @@ from .retry_after import retry_after
 # A proxy error comes before the tunnel stands, so that nothing has gone through it.
 NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 _UNKNOWN: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
+RETRY_ON_STATUS_CODES: Final = (408, 429, 500, 502, 503, 504)
+"""Answers that are worth another attempt, unless somebody says otherwise."""
+
 _REFUSED_STATUS: Final = frozenset({408, 429, 503})
 _JITTER: Final = 0.25
 _PROXY_REFUSES: Final = re.compile(r"4\d\d\b|.*(username|password|credential|auth)", re.IGNORECASE)
@@ -107,7 +110,7 @@ class RetryPolicy:
     _: KW_ONLY
     initial_delay: float = 0.5
     max_delay: float = 60.0
-    retry_on_status_codes: Collection[int] = (408, 429, 500, 502, 503, 504)
+    retry_on_status_codes: Collection[int] = RETRY_ON_STATUS_CODES
     max_retry_after: float = 60.0
     deadline: float | None = None
     retry_unknown: bool = True
