@@ -7,7 +7,7 @@ import argparse
 import subprocess
 import sys
 
-NAMES = ("overhead", "loopback", "concurrency", "contention", "imports", "memory", "scaling", "costs", "outage", "telemetry")
+NAMES = ("overhead", "loopback", "concurrency", "contention", "imports", "memory", "scaling")
 
 
 def main() -> None:

@@ -1,9 +1,7 @@
 """What the default log writes, and at which level."""
 
 import logging
-from collections import Counter
 
-import httpx
 import pytest
 
 from stkai import (
@@ -16,19 +14,13 @@ from stkai import (
     RateChanged,
     Rejected,
     RetryScheduled,
-    StackBuilder,
     SystemClock,
-    TokenAcquisitionTimeoutError,
-    TokenBucket,
     TokenRenewed,
     Waited,
     _log,
     log_events,
 )
 from stkai.testing import FakeClock
-from stkai.transports import retry, token_bucket
-
-from .support.world import World
 
 CALL = CallInfo(id=7, method="POST", host="api.example.com", attempt=2)
 
@@ -143,42 +135,3 @@ def test_a_program_that_sets_up_no_logging_sees_nothing_on_its_screen(
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     log_events(Rejected(call=CALL, layer="token_bucket", wait=60.0, limit=45.0))
     assert capfd.readouterr() == ("", "")
-
-
-async def test_two_thousand_calls_of_which_most_are_refused_give_a_line_each_and_few_warnings(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
-    bucket = TokenBucket(700, 3600.0, max_wait_time=1.0)
-    stack = StackBuilder([retry(), token_bucket(bucket)], clock=FakeClock())
-    transport = world.build(stack, world.wire(*[200] * 700))
-    refused = 0
-    with caplog.at_level(logging.INFO, "stkai"):
-        for _ in range(2000):
-            try:
-                await world.read(
-                    await world.send(transport, httpx.Request("POST", "https://api.example.com"))
-                )
-            except TokenAcquisitionTimeoutError:
-                refused += 1
-    assert refused == 1300
-    levels = Counter(record.levelname for record in caplog.records)
-    assert levels["INFO"] == 2000
-    assert levels["WARNING"] <= 20
-    assert sum("TokenAcquisitionTimeoutError" in line for line in caplog.messages) == 1300
-
-
-async def test_a_call_that_is_retried_and_waits_is_told_of_in_three_lines(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
-    stack = StackBuilder([retry(), token_bucket(TokenBucket(1, 10.0))], clock=FakeClock(), random=lambda: 0.0)
-    transport = world.build(stack, world.wire(503, 200))
-    with caplog.at_level(logging.INFO, "stkai"):
-        await world.read(
-            await world.send(transport, httpx.Request("POST", "https://api.example.com/secret?key=secret"))
-        )
-    lines = [line.partition(" ")[2] for line in caplog.messages]
-    assert lines == [
-        "POST api.example.com: attempt 1 failed (503 Service Unavailable); retrying in 0.5 s",
-        "POST api.example.com: waited 9.5 s for a permit of token_bucket",
-        "POST api.example.com: 200 in 10 s (2 attempts)",
-    ]

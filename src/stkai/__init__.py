@@ -22,8 +22,7 @@ from ._exchange import StreamedResponse
 from ._lazy import lazily as _lazily
 from ._log import Listener, log_events
 from .transports._auth.provider import AuthProvider, StaticToken
-from .transports._context import Context
-from .transports._layer import Layer
+from .transports._base import Context, Layer
 from .transports._options import CallRecord, RequestOptions
 
 if TYPE_CHECKING:

@@ -19,9 +19,7 @@ from ._config.stkai import STKAI
 from ._errors import ConfigurationError
 from ._families import AsyncTransport, AsyncWire, SyncWire, Transport, alike
 from ._log import Listener, listener_of
-from .transports._base import AsyncLayerTransport, LayerTransport
-from .transports._context import Context
-from .transports._layer import Layer
+from .transports._base import AsyncLayerTransport, Context, Layer, LayerTransport
 
 if TYPE_CHECKING:
     from ._config.models import Settings

@@ -12,10 +12,9 @@ import httpx
 from ._clock import Clock
 from ._errors import InvalidArgumentError, ServerSideRateLimitError
 from ._log import Listeners
-from .transports._base import AsyncLayerTransport, LayerBase, LayerTransport
+from .transports._base import AsyncLayerTransport, Context, LayerBase, LayerTransport
 from .transports._bodies import is_there
 from .transports._call import OPTIONS, PACED, Attempt, Call, copy_request
-from .transports._context import Context
 from .transports._operations import Close, Flow, Read
 from .transports._options import NO_OPTIONS, RequestOptions
 

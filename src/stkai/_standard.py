@@ -16,7 +16,7 @@ from .transports._adaptive.limiter import AimdLimiter
 from .transports._auth.bearer import BearerAuth
 from .transports._auth.flow import auth as auth_layer
 from .transports._auth.provider import AuthProvider
-from .transports._layer import Layer
+from .transports._base import Layer
 from .transports._limit import flow as limit
 from .transports._limit.flow import Cost, Settle
 from .transports._limit.limiter import Limiter

@@ -57,10 +57,7 @@ class Server:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        try:
-            content = await request.content.read()  # Without the limit of `request.read()`.
-        except ConnectionResetError:  # The client was killed.
-            return web.Response()
+        content = await request.content.read()  # Without the limit of `request.read()`.
         seen = Seen(request.method, str(request.rel_url), dict(request.headers), content)
         with self._lock:
             self.seen.append(seen)

@@ -113,7 +113,7 @@ def test_the_file_named_by_configure_beats_the_one_of_the_environment_and_outliv
     assert stkai.config.http == HttpConfig(max_connections=7, http2=True)
 
 
-def test_a_file_that_is_not_named_is_not_read(
+def test_without_being_named_a_file_is_not_read(
     stkai: GlobalSettings, env: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / ".env").write_text("STKAI_HTTP_MAX_CONNECTIONS=7")
@@ -136,7 +136,7 @@ def test_a_named_file_that_cannot_be_read_is_an_error(
     assert "STKAI_ENV_FILE names" in refusal(stkai)
 
 
-def test_a_file_in_the_home_of_an_unknown_user_is_an_error(stkai: GlobalSettings) -> None:
+def test_a_file_in_the_home_of_nobody_is_an_error(stkai: GlobalSettings) -> None:
     with pytest.raises(ConfigurationError, match="unknown user"):
         stkai.configure(env_file="~no-such-user-here/x.env")
 
@@ -150,7 +150,7 @@ def test_an_empty_variable_counts_as_unset(stkai: GlobalSettings, env: pytest.Mo
     assert {each.source for each in stkai.provenance()} == {"default"}
 
 
-def test_variable_names_are_case_insensitive(stkai: GlobalSettings, env: pytest.MonkeyPatch) -> None:
+def test_the_names_of_variables_have_no_case(stkai: GlobalSettings, env: pytest.MonkeyPatch) -> None:
     env.setenv("stkai_Rate_Limit_max_requests", "7")
     assert stkai.config.rate_limit.max_requests == 7
     assert row(stkai, "STKAI_RATE_LIMIT_MAX_REQUESTS") == Explained(
@@ -414,7 +414,7 @@ def test_a_refused_argument_of_configure_is_named_with_the_variable_that_would_d
     )
 
 
-def test_one_error_lists_everything_that_is_wrong(stkai: GlobalSettings, env: pytest.MonkeyPatch) -> None:
+def test_all_that_is_wrong_is_listed_at_once(stkai: GlobalSettings, env: pytest.MonkeyPatch) -> None:
     env.setenv("STKAI_RATE_LIMIT_MAX_REQUESTS", "0")
     env.setenv("STKAI_RETRY_MAX_RETRIES", "x")
     env.setenv("STKAI_RETRY_RETRY_ON_STATUS_CODES", "1,2,3")
@@ -567,7 +567,7 @@ def test_a_share_has_a_store_of_a_known_kind(store: object) -> None:
 @pytest.mark.parametrize(
     "store", ["", "files", "mysql://h", "redis:", "/var/x", 7, b"file", Lending, object()]
 )
-def test_an_unknown_store_is_refused_and_the_error_lists_the_known_kinds(store: object) -> None:
+def test_any_other_store_is_refused_with_the_kinds_that_there_are(store: object) -> None:
     with pytest.raises(ConfigurationError, match=r"RateLimitConfig\.store is .*redis://"):
         made(RateLimitConfig, share="team", store=store)
 
@@ -578,7 +578,7 @@ def test_a_share_without_a_name_is_refused(share: object) -> None:
         made(RateLimitConfig, share=share)
 
 
-def test_configure_accepts_any_name_for_a_share(stkai: GlobalSettings) -> None:
+def test_in_python_a_share_may_have_any_name(stkai: GlobalSettings) -> None:
     assert stkai.configure(rate_limit={"share": "none"}).rate_limit.share == "none"
 
 

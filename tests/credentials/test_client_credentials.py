@@ -55,7 +55,7 @@ def test_a_token_is_renewed_when_its_margin_begins_and_not_before() -> None:
     assert provider.get_access_token() == "token-2"
 
 
-def test_a_token_in_its_margin_is_used_while_it_is_being_renewed() -> None:
+def test_a_token_in_its_margin_serves_whoever_knows_that_it_is_being_renewed() -> None:
     clock = FakeClock()
     provider = provider_over(Issuer(), clock)
     provider.get_access_token()
@@ -86,7 +86,7 @@ def test_without_a_margin_a_token_is_used_to_its_end() -> None:
     assert provider.get_access_token() == "token-2"
 
 
-def test_the_lifetime_of_a_token_begins_when_it_is_requested_not_when_it_arrives() -> None:
+def test_the_life_of_a_token_begins_when_it_is_asked_for_not_when_it_arrives() -> None:
     clock = FakeClock()
     provider = provider_over(Issuer(lambda _: clock.sleep(20.0), expires_in=100), clock, refresh_margin=0)
     provider.get_access_token()
@@ -96,7 +96,7 @@ def test_the_lifetime_of_a_token_begins_when_it_is_requested_not_when_it_arrives
     assert provider.cached_access_token() is None
 
 
-def test_the_lifetime_of_a_token_begins_with_the_attempt_that_succeeded() -> None:
+def test_the_life_of_a_token_begins_with_the_attempt_that_brought_it() -> None:
     def fail_first(number: int) -> None:
         clock.sleep(10.0)
         if number == 1:
@@ -135,7 +135,7 @@ def test_the_lifetime_of_a_token_begins_with_the_attempt_that_succeeded() -> Non
     ],
     ids=str,
 )
-def test_the_lifetime_is_what_the_endpoint_says_if_that_is_valid(expires_in: object, life: float) -> None:
+def test_the_life_is_what_the_endpoint_says_if_that_makes_sense(expires_in: object, life: float) -> None:
     content = {"access_token": "token", "expires_in": expires_in}
     clock = FakeClock()
     body = stdlib_json({name: value for name, value in content.items() if value is not ...})
@@ -193,7 +193,7 @@ def test_64_threads_that_start_together_fetch_one_token() -> None:
     assert issuer.fetches == 1
 
 
-def test_a_caller_that_arrives_just_after_a_renewal_does_not_renew_again() -> None:
+def test_whoever_comes_to_lead_just_after_a_renewal_does_not_renew_again() -> None:
     class Interleaved(FakeClock):
         """At its first reading, somebody else fetches a token between the look at the cache and the lead."""
 
@@ -411,7 +411,7 @@ def test_a_token_that_cannot_be_renewed_serves_to_its_end(caplog: pytest.LogCapt
         provider.get_access_token()
 
 
-def test_while_the_endpoint_is_down_a_valid_token_does_not_delay_every_call() -> None:
+def test_while_the_endpoint_is_down_a_good_token_is_not_held_up_at_every_call() -> None:
     def fail_from_the_second(number: int) -> None:
         if number > 1:
             raise RuntimeError("down")
@@ -639,7 +639,7 @@ def test_a_redirect_is_not_followed(status: int) -> None:
     ],
     ids=["empty", "broken", "html", "string", "list", "null", "bytes", "deep"],
 )
-def test_an_answer_that_is_not_a_json_object_is_reported_without_its_content(body: bytes) -> None:
+def test_an_answer_that_is_no_json_object_is_told_and_not_shown(body: bytes) -> None:
     error = failure(httpx.Response(200, content=body))
     assert str(error).endswith("answered 200 with something that is no JSON object: check token_url")
 
@@ -649,7 +649,7 @@ def test_an_answer_that_is_not_a_json_object_is_reported_without_its_content(bod
     [..., None, "", 7, True, ["t"], "two words", "line\nbreak", "\u00fcnicode", "nul\0"],
     ids=repr,
 )
-def test_an_answer_without_a_usable_token_is_reported(token: object) -> None:
+def test_an_answer_without_a_token_that_can_be_sent_is_told(token: object) -> None:
     error = failure(grant(token))
     assert str(error).endswith("answered 200 without a usable access_token")
 
@@ -672,7 +672,7 @@ class Endless(httpx.SyncByteStream):
             yield b" " * (1 if self._clock else 65_536)
 
 
-def test_reading_a_huge_answer_stops_at_a_limit() -> None:
+def test_no_more_of_a_huge_answer_is_read_than_is_sane() -> None:
     body = Endless()
     error = failure(httpx.Response(200, stream=body))
     assert "the answer is longer than 262,144 bytes" in str(error)
@@ -725,7 +725,7 @@ def test_an_endpoint_that_is_down_says_so_and_keeps_the_cause() -> None:
     assert error.__cause__ is refused
 
 
-def test_any_other_exception_of_the_wire_becomes_an_authentication_error() -> None:
+def test_whatever_else_a_wire_raises_is_an_authentication_error_too() -> None:
     error = failure(RuntimeError("a bug"))
     assert str(error).endswith("failed: RuntimeError: a bug")
 
@@ -762,7 +762,7 @@ def test_any_other_exception_of_the_wire_becomes_an_authentication_error() -> No
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_bad_arguments_are_refused_by_the_constructor(arguments: dict[str, Any], message: str) -> None:
+def test_bad_arguments_are_told_at_once(arguments: dict[str, Any], message: str) -> None:
     good = {"client_id": ID, "client_secret": SECRET, "token_url": TOKEN_URL}
     with pytest.raises(ConfigurationError, match=message) as caught:
         ClientCredentialsAuthProvider(**{**good, **arguments})
@@ -783,7 +783,9 @@ def test_bad_arguments_are_refused_by_the_constructor(arguments: dict[str, Any],
         ("http://idm.example.com/token", True),
     ],
 )
-def test_the_secret_is_sent_only_over_a_private_connection_unless_allowed(url: str, allow_http: bool) -> None:
+def test_the_secret_goes_where_nobody_can_read_along_or_where_it_is_allowed_to(
+    url: str, allow_http: bool
+) -> None:
     issuer = Issuer()
     provider = provider_over(issuer, token_url=url, allow_http=allow_http)
     assert provider.get_access_token() == "token-1"

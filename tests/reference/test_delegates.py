@@ -78,7 +78,7 @@ def server() -> Iterator[QuotaServer]:
 
 
 @each_decorator
-def test_the_example_of_the_reference_returns_the_responses_of_requests(
+def test_the_example_of_the_reference_gets_its_own_responses_back(
     server: QuotaServer, decorator: Callable[..., Any]
 ) -> None:
     client = decorator(WithRequests(), max_requests=100, time_window=60.0)
@@ -89,7 +89,9 @@ def test_the_example_of_the_reference_returns_the_responses_of_requests(
 
 
 @each_decorator
-def test_a_stream_of_requests_is_passed_on_unread(server: QuotaServer, decorator: Callable[..., Any]) -> None:
+def test_a_stream_of_requests_is_not_read_on_its_way(
+    server: QuotaServer, decorator: Callable[..., Any]
+) -> None:
     client = decorator(WithRequests(), 100, 60.0)
     with client.post_stream(server.chat_url(), {"user_prompt": "a b c", "streaming": True}) as response:
         assert not response._content_consumed
@@ -112,8 +114,7 @@ def test_a_429_of_requests_is_learned_from_and_raised_with_its_body(server: Quot
 
 def test_a_429_through_the_token_bucket_is_the_response_itself() -> None:
     answer = theirs(429)
-    returned: object = TokenBucketRateLimitedHttpClient(Scripted(answer), 10, 1.0).post(URL)
-    assert returned is answer
+    assert TokenBucketRateLimitedHttpClient(Scripted(answer), 10, 1.0).post(URL) is answer
 
 
 @each_decorator
@@ -123,7 +124,7 @@ def test_whatever_a_client_returns_is_returned(decorator: Callable[..., Any], an
 
 
 @each_decorator
-def test_an_exception_of_requests_is_raised_unchanged(decorator: Callable[..., Any]) -> None:
+def test_an_error_of_requests_comes_out_as_it_is(decorator: Callable[..., Any]) -> None:
     error = requests.ConnectionError("refused")
     with pytest.raises(requests.ConnectionError) as caught:
         decorator(Scripted(error), 10, 1.0).post(URL)
@@ -140,9 +141,7 @@ def test_an_exception_of_requests_is_raised_unchanged(decorator: Callable[..., A
     [httpx.Response(503), theirs(503), httpx.ConnectError("refused"), requests.ReadTimeout("slow")],
     ids=repr,
 )
-def test_a_call_with_a_retry_policy_is_retried(
-    decorator: Callable[..., Any], verb: str, failure: Any
-) -> None:
+def test_a_call_is_retried_where_it_says_so(decorator: Callable[..., Any], verb: str, failure: Any) -> None:
     inner = Scripted(failure, httpx.Response(200))
     client = decorator(inner, 1000, 1.0)
     policy = RetryPolicy(initial_delay=0, retry_timeouts=True)
@@ -151,7 +150,7 @@ def test_a_call_with_a_retry_policy_is_retried(
 
 
 @each_decorator
-def test_a_call_without_a_retry_policy_is_sent_once(decorator: Callable[..., Any]) -> None:
+def test_a_call_that_does_not_say_so_is_sent_once(decorator: Callable[..., Any]) -> None:
     inner = Scripted(httpx.Response(503), httpx.Response(200))
     assert decorator(inner, 1000, 1.0).post(URL).status_code == 503
     assert len(inner.calls) == 1
@@ -174,7 +173,7 @@ def post_again_and_again(client: HttpClient, **options: Any) -> None:
 
 
 @each_decorator
-def test_max_wait_time_of_a_call_is_honoured(decorator: Callable[..., Any]) -> None:
+def test_a_longest_wait_of_one_call_is_kept(decorator: Callable[..., Any]) -> None:
     client = decorator(Scripted(httpx.Response(200)), 1, 3600.0, max_wait_time=None)
     client.post(URL, max_wait_time=0.5)
     with pytest.raises(TokenAcquisitionTimeoutError):
@@ -275,7 +274,7 @@ class MySession(requests.Session):
     ],
     ids=repr,
 )
-def test_a_delegate_that_would_not_send_json_is_refused_by_the_constructor(
+def test_what_does_not_send_json_is_refused_at_construction(
     decorator: Callable[..., Any], delegate: Any
 ) -> None:
     with pytest.raises(AssertionError, match="delegate must be an HttpClient") as refused:

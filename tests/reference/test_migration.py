@@ -59,13 +59,13 @@ def test_the_import_paths_of_the_reference_have_its_names(path: str) -> None:
         assert getattr(module, name) is getattr(stkai, name)
 
 
-def test_29_of_the_49_names_of_stkai_0_4_were_removed() -> None:
+def test_29_of_the_49_names_of_stkai_0_4_are_no_part_of_this_library() -> None:
     assert len(NAMES) == 49
     assert len(GONE) == 29
 
 
 @pytest.mark.parametrize("name", GONE)
-def test_importing_or_reading_a_removed_name_explains_that_it_was_removed(name: str) -> None:
+def test_a_name_that_is_gone_is_told_when_it_is_imported_and_when_it_is_asked_for(name: str) -> None:
     with pytest.raises(ImportError, match=f"{name} of stkai 0.4 is not part of this library.*migration"):
         exec(f"from stkai import {name}")  # noqa: S102
     with pytest.raises(AttributeError, match=f"{name} of stkai 0.4 is not part of this library.*migration"):
@@ -74,7 +74,7 @@ def test_importing_or_reading_a_removed_name_explains_that_it_was_removed(name: 
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_importing_a_removed_name_from_an_alias_module_explains_that_it_was_removed(path: str) -> None:
+def test_a_name_that_is_gone_from_a_path_of_the_reference_is_told_too(path: str) -> None:
     with pytest.raises(ImportError, match=r"Jitter of stkai 0\.4 is not part of this library"):
         exec(f"from {path} import Jitter")  # noqa: S102
     with pytest.raises(ImportError, match="cannot import name 'Nonsense'"):
@@ -82,7 +82,7 @@ def test_importing_a_removed_name_from_an_alias_module_explains_that_it_was_remo
 
 
 @pytest.mark.parametrize("name", GONE)
-def test_the_migration_page_lists_every_removed_name(name: str) -> None:
+def test_a_name_that_is_gone_is_on_the_page(name: str) -> None:
     assert f"`{name}`" in PAGE.read_text()
 
 
@@ -132,9 +132,7 @@ def test_redirects_that_do_not_end_are_given_up(server: QuotaServer, client: Sta
     assert server.count(path="/v1/first") == 31
 
 
-def test_a_redirect_of_a_post_is_returned_not_followed(
-    server: QuotaServer, client: StandaloneHttpClient
-) -> None:
+def test_the_redirect_of_a_post_is_the_answer(server: QuotaServer, client: StandaloneHttpClient) -> None:
     server.fail_with(307, headers={"location": "/echo"})
     assert client.post(server.create_url(), {}).status_code == 307
 
@@ -146,9 +144,7 @@ def test_one_deadline_holds_for_all_hops(server: QuotaServer, client: Standalone
     assert len(response.history) == 1
 
 
-def test_iter_lines_takes_the_arguments_of_requests(
-    server: QuotaServer, client: StandaloneHttpClient
-) -> None:
+def test_lines_can_be_asked_for_as_with_requests(server: QuotaServer, client: StandaloneHttpClient) -> None:
     def lines(**options: Any) -> list[Any]:
         with client.post_stream(server.chat_url(), {"user_prompt": "a b c", "streaming": True}) as response:
             return [line for line in response.iter_lines(**options) if line]
@@ -160,9 +156,7 @@ def test_iter_lines_takes_the_arguments_of_requests(
     assert len(lines(chunk_size=1, decode_unicode=True)) == 4
 
 
-def test_a_response_has_ok_and_iter_content_like_requests(
-    server: QuotaServer, client: StandaloneHttpClient
-) -> None:
+def test_a_response_has_what_that_of_requests_had(server: QuotaServer, client: StandaloneHttpClient) -> None:
     fine: Any = client.post(server.create_url(), {})
     assert fine.ok
     assert b"".join(fine.iter_content(4)) == fine.content

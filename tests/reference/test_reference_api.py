@@ -138,7 +138,7 @@ def test_a_client_with_verbs_of_its_own_needs_no_transport_and_does_not_stream()
 
 
 @pytest.mark.parametrize("decorator", DECORATORS)
-def test_any_client_can_be_wrapped_even_a_wrapped_one(decorator: Callable[..., HttpClient]) -> None:
+def test_any_client_can_be_decorated_also_a_decorated_one(decorator: Callable[..., HttpClient]) -> None:
     inner = Mine()
     client = decorator(TokenBucketRateLimitedHttpClient(inner, 10, 1.0), 10, 1.0)
     assert client.post("https://api.example/a", {"b": 1}, {"X-A": "1"}, 5).text == "posted"
@@ -283,7 +283,7 @@ def use_credentials(server: QuotaServer) -> None:
     )
 
 
-def test_the_environment_is_read_on_the_first_request(server: QuotaServer) -> None:
+def test_the_environment_is_looked_at_on_the_first_request(server: QuotaServer) -> None:
     with EnvironmentAwareHttpClient() as client:
         use_credentials(server)
         assert client.post(server.create_url(), {}).status_code == 200
@@ -320,25 +320,6 @@ def test_the_choice_is_made_once_under_threads(server: QuotaServer, monkeypatch:
         assert list(pool.map(send, range(8))) == [200] * 8
     assert len(decided) == 1
     assert server.token_requests == 1
-
-
-def test_a_signal_handler_can_use_a_client_that_is_about_to_decide(
-    server: QuotaServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    use_credentials(server)
-    decide = EnvironmentAwareHttpClient._decide
-
-    def interrupted(self: EnvironmentAwareHttpClient) -> httpx.BaseTransport:
-        monkeypatch.setattr(EnvironmentAwareHttpClient, "_decide", decide)
-        made = decide(self)
-        handled.append(self.post(server.create_url(), {}).status_code)  # As a handler does, in this thread.
-        return made
-
-    monkeypatch.setattr(EnvironmentAwareHttpClient, "_decide", interrupted)
-    handled: list[int] = []
-    with EnvironmentAwareHttpClient() as client:
-        assert client.post(server.create_url(), {}).status_code == 200
-    assert handled == [200]
 
 
 def test_rate_limiting_of_the_settings_is_applied(server: QuotaServer) -> None:
@@ -393,7 +374,7 @@ def test_the_cli_client_without_a_cli_says_so_at_once() -> None:
 # The loop by hand
 
 
-def test_retrying_retries_a_refused_call_until_it_succeeds() -> None:
+def test_retrying_by_hand_gets_a_refused_call_through() -> None:
     clock = FakeClock()
     client = Mine(429, 429, 200)
     for attempt in Retrying(max_retries=3, clock=clock):

@@ -85,7 +85,9 @@ async def test_a_block_that_succeeds_is_run_once(world: World) -> None:
     ],
     ids=repr,
 )
-async def test_transient_errors_are_retried_after_doubling_delays(world: World, error: Exception) -> None:
+async def test_what_may_succeed_the_next_time_is_run_again_after_a_doubling_delay(
+    world: World, error: Exception
+) -> None:
     bench = Bench(world, error, error, error)
     assert await bench.run() == "done"
     assert bench.clock.sleeps == [0.5, 1.0, 2.0]
@@ -106,7 +108,7 @@ async def test_transient_errors_are_retried_after_doubling_delays(world: World, 
     ],
     ids=repr,
 )
-async def test_other_errors_are_raised_unchanged(world: World, error: Exception) -> None:
+async def test_other_errors_come_out_at_once_as_they_are(world: World, error: Exception) -> None:
     for errors in ([error], [OwnError("later"), error]):
         bench = Bench(world, *errors)
         with pytest.raises(type(error)) as caught:
@@ -116,7 +118,7 @@ async def test_other_errors_are_raised_unchanged(world: World, error: Exception)
         assert bench.after == len(errors) - 1  # nothing after the block has run
 
 
-async def test_an_interrupt_ends_the_loop_at_once(world: World) -> None:
+async def test_an_interrupt_comes_out_at_once_as_it_is(world: World) -> None:
     interrupt = KeyboardInterrupt()
     bench = Bench(world, OwnError("later"), interrupt)
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -125,7 +127,7 @@ async def test_an_interrupt_ends_the_loop_at_once(world: World) -> None:
     assert (len(bench.attempts), bench.after) == (2, 1)
 
 
-async def test_the_final_error_names_the_last_failure(world: World) -> None:
+async def test_when_attempts_are_used_up_the_last_error_is_named(world: World) -> None:
     errors = [OwnError(str(number)) for number in range(4)]
     bench = Bench(world, *errors)
     with pytest.raises(
@@ -137,7 +139,7 @@ async def test_the_final_error_names_the_last_failure(world: World) -> None:
     assert bench.after == 3
 
 
-async def test_without_retries_the_error_is_raised_unchanged(world: World) -> None:
+async def test_with_no_retries_the_error_comes_out_as_it_is(world: World) -> None:
     error = OwnError("later")
     bench = Bench(world, error, max_retries=0)
     assert not bench.retrying.enabled
@@ -157,7 +159,7 @@ async def test_each_attempt_knows_its_number_and_whether_it_is_the_last(world: W
 # How long it waits
 
 
-async def test_no_attempt_starts_before_retry_after_has_passed(world: World) -> None:
+async def test_a_retry_after_is_never_undercut(world: World) -> None:
     date = {"Date": "Tue, 01 Jan 2030 01:00:00 GMT", "Retry-After": "Tue, 01 Jan 2030 01:00:20 GMT"}
     limited = stkai.ServerSideRateLimitError(httpx.Response(429, headers={"Retry-After": "3.5"}))
     bench = Bench(world, answer(503, **{"Retry-After": "7"}), answer(429, **date), limited)
@@ -165,13 +167,13 @@ async def test_no_attempt_starts_before_retry_after_has_passed(world: World) -> 
     assert bench.clock.sleeps == [7.0, 20.0, 3.5]
 
 
-async def test_a_retry_after_shorter_than_the_delay_does_not_shorten_it(world: World) -> None:
+async def test_a_retry_after_shorter_than_the_delay_leaves_the_delay(world: World) -> None:
     bench = Bench(world, answer(429, **{"Retry-After": "0"}), answer(429, **{"Retry-After": "nan"}))
     await bench.run()
     assert bench.clock.sleeps == [0.5, 1.0]
 
 
-async def test_an_error_that_asks_for_too_long_a_wait_is_raised_unchanged(world: World) -> None:
+async def test_a_wait_longer_than_granted_comes_out_as_it_is(world: World) -> None:
     error = answer(429, **{"Retry-After": "61"})
     bench = Bench(world, error)
     with pytest.raises(httpx.HTTPStatusError) as caught:
@@ -181,7 +183,7 @@ async def test_an_error_that_asks_for_too_long_a_wait_is_raised_unchanged(world:
     assert await Bench(world, error, max_retry_after=61.0).run() == "done"
 
 
-async def test_a_refusal_by_a_full_queue_is_retried_once_the_wait_would_be_short_enough(world: World) -> None:
+async def test_a_full_queue_is_asked_again_when_a_wait_in_it_would_do(world: World) -> None:
     bench = Bench(world, TokenAcquisitionTimeoutError(0.0, 45.0, required=60.0), random=lambda: 0.2)
     await bench.run()
     assert bench.clock.sleeps == [24.0]
@@ -206,7 +208,7 @@ async def test_no_attempt_begins_after_the_deadline(world: World) -> None:
 # What is worth another attempt
 
 
-async def test_the_statuses_and_exceptions_to_retry_can_be_chosen(world: World) -> None:
+async def test_which_answers_and_errors_are_run_again_can_be_chosen(world: World) -> None:
     options: dict[str, Any] = {"retry_on_status_codes": (409,), "retry_on_exceptions": (KeyError,)}
     assert await Bench(world, answer(409), KeyError("x"), OwnError(), **options).run() == "done"
     for error in (answer(503), httpx.ConnectError("refused")):
@@ -214,13 +216,13 @@ async def test_the_statuses_and_exceptions_to_retry_can_be_chosen(world: World) 
             await Bench(world, error, **options).run()
 
 
-async def test_an_http_status_error_is_judged_by_its_status_not_by_its_class(world: World) -> None:
+async def test_the_status_of_an_answer_counts_and_not_the_class_of_its_error(world: World) -> None:
     with pytest.raises(httpx.HTTPStatusError):
         await Bench(world, answer(404), retry_on_exceptions=(httpx.HTTPError,)).run()
 
 
 @pytest.mark.parametrize("error", [OwnError(), answer(503), httpx.ReadTimeout("slow")], ids=repr)
-async def test_skipped_exceptions_are_never_retried(world: World, error: Exception) -> None:
+async def test_what_is_to_be_skipped_is_final_whatever_else_it_is(world: World, error: Exception) -> None:
     with pytest.raises(type(error)):
         await Bench(world, error, skip_retry_on_exceptions=(type(error),)).run()
 
@@ -277,7 +279,7 @@ def refused_by(status: int, **headers: str) -> requests.HTTPError:
     ],
     ids=repr,
 )
-async def test_exceptions_of_requests_are_retried(world: World, error: Exception) -> None:
+async def test_the_errors_of_requests_are_worth_another_attempt_too(world: World, error: Exception) -> None:
     bench = Bench(world, error, error)
     assert await bench.run() == "done"
     assert bench.clock.sleeps == [0.5, 1.0]
@@ -293,7 +295,7 @@ async def test_exceptions_of_requests_are_retried(world: World, error: Exception
     ],
     ids=repr,
 )
-async def test_other_exceptions_of_requests_are_raised_unchanged(world: World, error: Exception) -> None:
+async def test_other_errors_of_requests_come_out_as_they_are(world: World, error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
         await Bench(world, error).run()
     assert caught.value is error
@@ -342,7 +344,7 @@ async def test_a_loop_can_be_left_by_break_and_by_return(world: World) -> None:
     assert count == 1
 
 
-async def test_an_attempt_that_is_never_entered_ends_the_loop(world: World) -> None:
+async def test_an_attempt_that_nobody_enters_ends_the_loop(world: World) -> None:
     retrying = Bench(world).retrying
     attempts = [attempt async for attempt in aiter(retrying)] if world.is_async else list(retrying)
     assert len(attempts) == 1

@@ -166,37 +166,3 @@ async def test_a_client_that_was_used_before_a_fork_opens_connections_of_its_own
     await calls("after")
     await world.close(client)
     assert server.count(path="/echo", status=200) == 20 * (CHILDREN + 3)
-
-
-def test_a_fork_while_connections_are_in_use_leaves_the_streams_of_the_parent_whole(
-    server: QuotaServer,
-) -> None:
-    stkai.STKAI.configure(http={"max_connections": 1})
-    children, done = Children(), threading.Event()
-    client = client_of(World("sync"))
-    body = "x" * 1_000_000
-    stream = client.post_stream(f"{server.url}/echo", data=body)
-    parts = stream.iter_bytes()
-    received = next(parts)
-
-    def wait_in_line() -> None:
-        client.post(f"{server.url}/echo", data="waiting")
-        done.set()
-
-    threading.Thread(target=wait_in_line).start()
-
-    def child(who: str) -> None:
-        for number in range(20):
-            answer = client.post(f"{server.url}/echo", data=f"{who}-{number}", timeout=10)
-            assert answer.json()["body"] == f'"{who}-{number}"'
-        stream.close()
-        assert client.post(f"{server.url}/echo", timeout=10).status_code == 200
-
-    for number in range(CHILDREN):
-        children.fork(partial(child, f"child-{number}"))
-    assert children.wait() == [0] * CHILDREN
-    assert not done.is_set(), "the only connection of the parent is in use"
-    received += b"".join(parts)
-    assert body.encode() in received
-    assert done.wait(10)
-    client.close()

@@ -10,7 +10,7 @@ import pytest
 
 from stkai import ClientCredentialsAuthProvider
 from stkai.testing import FakeClock
-from stkai.transports._auth.fetch import join
+from stkai.transports._auth.single_flight import join
 
 from .wire import Wire
 

@@ -186,17 +186,6 @@ async def test_after_every_byte_at_which_a_server_can_close_the_next_request_has
     await _until(world, lambda: server.open == 0)
 
 
-async def test_connections_that_a_server_closes_while_they_are_idle_cost_no_request(
-    world: World, server: RawServer
-) -> None:
-    client = _client(world, "httpx", wire_of(world, most=3))
-    for number in range(1, 11):
-        assert await _get(world, client, server.url) == b"body"
-        assert server.connections == number
-        server.hang_up()
-    await world.close(client)
-
-
 def _client(world: World, kind: str, wire: Any) -> Any:
     if kind == "httpx":
         return world.client(wire)

@@ -11,9 +11,8 @@ import httpx
 
 from .._errors import ConfigurationError
 from .._families import alike
-from ..transports._base import LayerBase
+from ..transports._base import Layer, LayerBase
 from ..transports._call import Attempt
-from ..transports._layer import Layer
 from ..transports._operations import Flow, Run
 from ..transports._retry.policy import RetryPolicy
 from .append_file import AppendFile

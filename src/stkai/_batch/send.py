@@ -209,17 +209,11 @@ class _Flight:
             outcome = Outcome(index, request, await self._send(request), None)
         except Exception as error:  # noqa: BLE001 - whatever the call raises is its outcome
             outcome = Outcome(index, request, None, error)
-        except BaseException as error:  # noqa: BLE001 - raised by the generator
-            self._fail(error)
+        except (KeyboardInterrupt, SystemExit) as error:  # Raised by the generator, in the caller's task.
+            self.failure = error
+            self._tell()
             return
         self._put(outcome)
-
-    def _fail(self, error: BaseException) -> None:
-        """Let the generator raise it, in the caller's task; a cancellation ends this one as well."""
-        self.failure = error
-        self._tell()
-        if isinstance(error, (anyio.get_cancelled_exc_class(), GeneratorExit)):
-            raise error
 
     def _put(self, outcome: Outcome) -> None:
         self.ready.append(outcome)
@@ -242,7 +236,7 @@ class _Flight:
         """Wait until there is an outcome, or nothing left to wait for.
 
         Raises:
-            BaseException: a call raised it, and it is no Exception.
+            KeyboardInterrupt, SystemExit: a call raised it.
         """
         if not self.ready and self.failure is None:
             self._news = anyio.Event()
@@ -268,8 +262,8 @@ class _Flight:
             self.source.end()
         except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
             self.source.end(error)
-        except BaseException as error:  # noqa: BLE001 - raised by the generator
-            self._fail(error)
+        except (KeyboardInterrupt, SystemExit) as error:
+            self.failure = error
         self._tell()
 
     def fill(self, requests: Iterator[httpx.Request]) -> None:

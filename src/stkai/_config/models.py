@@ -4,6 +4,8 @@ The description of a field says what it allows, in words that complete "it must 
 module imports pydantic, so it is imported on first use.
 """
 
+import json
+import os
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -12,41 +14,125 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SecretStr,
     ValidationError,
     model_validator,
 )
 
-from .fields import (
-    COUNT,
-    POSITIVE,
-    SECONDS,
-    SHARE,
-    SMALLER_SHARE,
-    SOME_SECONDS,
-    TEXT,
-    Count,
-    Flag,
-    HeaderName,
-    Origins,
-    OrNone,
-    Positive,
-    ProxyAddress,
-    Seconds,
-    Secret,
-    Share,
-    SmallerShare,
-    SomeSeconds,
-    Status,
-    Text,
-    TokenAddress,
-    existing,
-    flag_or_path,
-    listed,
-    share_name,
-    store_place,
-)
+from .._urls import PROXIES, absolute_url, is_origin, show_origin
 from .messages import configuration_error, problems
 from .names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
+from .paths import existing_path
+
+_STORES = ("file", "redis", "rediss", "unix")
+_YES = {"true", "1", "yes", "on"}
+_NO = {"false", "0", "no", "off"}
+
+
+def _not_bool(value: Any) -> Any:
+    # A bool is an int to Python, and so to pydantic; "max_requests": True is a slip, not a 1.
+    return str(value) if isinstance(value, bool) else value
+
+
+def none_from_word(value: Any) -> Any:
+    if isinstance(value, str) and value.strip().lower() in {"none", "null", "unlimited"}:
+        return None
+    return value
+
+
+def _listed(value: Any) -> Any:
+    """One item, several separated by commas, or a JSON list: a variable can only hold text."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+def _flag_or_path(value: Any) -> Any:
+    if isinstance(value, str):
+        word = value.strip().lower()
+        return word in _YES if word in _YES | _NO else value
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _existing(value: bool | str) -> bool | str:
+    return value if isinstance(value, bool) else existing_path(value)
+
+
+def _stripped(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
+
+
+def _name(value: str) -> str:
+    if not value.strip():
+        raise ValueError
+    return value
+
+
+def _store(value: Any) -> Any:
+    """None, "file", a URL of a known scheme, or an object that can lease permits: a `stkai.stores.Store`."""
+    if isinstance(value, str):
+        value = none_from_word(value)
+        scheme, separator, _ = (value or "").partition("://")
+        known = value in (None, "file") or (separator and scheme.lower() in _STORES)
+    else:
+        known = value is None or (callable(getattr(value, "lease", None)) and not isinstance(value, type))
+    if not known:
+        raise ValueError
+    return value
+
+
+def _token_address(value: str) -> str:
+    if absolute_url(value).userinfo:
+        raise ValueError
+    return value
+
+
+def _proxy_address(value: str) -> str:
+    absolute_url(value, PROXIES)
+    return value
+
+
+def _origin(value: str) -> str:
+    url = absolute_url(value)
+    if not is_origin(url):
+        raise ValueError
+    return show_origin(url)
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+_Number = BeforeValidator(_not_bool)
+_OrNone = BeforeValidator(none_from_word)
+
+_SECONDS = "a number of seconds, 0 or more"
+_SOME_SECONDS = "a number of seconds, more than 0"
+_COUNT = "a whole number, 0 or more"
+_POSITIVE = "a whole number, 1 or more"
+_SHARE = "a share, above 0 and at most 1, or 'none'"
+_SMALLER_SHARE = "a share, above 0 and below 1, or 'none'"
+_TEXT = "text that is not empty"
+
+_Flag = Annotated[bool, Field(description="true or false")]
+# White space around them is never meant: it is the line break at the end of a file, or what a shell has left.
+_Text = Annotated[str, BeforeValidator(_stripped), Field(min_length=1)]
+_Secret = Annotated[SecretStr, BeforeValidator(_stripped), Field(min_length=1)]
+_Count = Annotated[int, _Number, Field(ge=0, description=_COUNT)]
+_Positive = Annotated[int, _Number, Field(ge=1, description=_POSITIVE)]
+_Seconds = Annotated[float, _Number, Field(ge=0, description=_SECONDS)]
+_SomeSeconds = Annotated[float, _Number, Field(gt=0, description=_SOME_SECONDS)]
+_Share = Annotated[float, _Number, Field(gt=0, le=1)]
+_SmallerShare = Annotated[float, _Number, Field(gt=0, lt=1)]
+_Status = Annotated[int, _Number, Field(ge=100, le=599)]
+_TokenAddress = Annotated[str, AfterValidator(_token_address)]
+_ProxyAddress = Annotated[str, AfterValidator(_proxy_address)]
+_Origin = Annotated[str, AfterValidator(_origin)]
+_Origins = Annotated[tuple[_Origin, ...], Field(min_length=1), AfterValidator(_distinct)]
+# A token of RFC 9110, section 5.6.2.
+_HeaderName = Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
 
 
 class _Section(BaseModel):
@@ -68,24 +154,24 @@ class AuthConfig(_Section):
     White space around the client id and the secret is removed.
     """
 
-    client_id: Annotated[Text | None, Field(description=TEXT)] = None
-    client_secret: Annotated[Secret | None, Field(description=TEXT)] = None
+    client_id: Annotated[_Text | None, Field(description=_TEXT)] = None
+    client_secret: Annotated[_Secret | None, Field(description=_TEXT)] = None
     token_url: Annotated[
-        TokenAddress, Field(description="a URL, http:// or https://, without a user name or password")
+        _TokenAddress, Field(description="a URL, http:// or https://, without a user name or password")
     ] = DEFAULT_TOKEN_URL
     origins: Annotated[
-        Origins | None,
-        BeforeValidator(listed),
-        OrNone,
+        _Origins | None,
+        BeforeValidator(_listed),
+        _OrNone,
         Field(description="origins (https://host or https://host:port, without a path), separated by commas"),
     ] = None
-    scope: Annotated[Text | None, OrNone, Field(description=f"{TEXT}, or 'none'")] = None
-    audience: Annotated[Text | None, OrNone, Field(description=f"{TEXT}, or 'none'")] = None
+    scope: Annotated[_Text | None, _OrNone, Field(description=f"{_TEXT}, or 'none'")] = None
+    audience: Annotated[_Text | None, _OrNone, Field(description=f"{_TEXT}, or 'none'")] = None
     client_auth: Annotated[
         Literal["body", "basic"], Field(description=" or ".join(map(repr, CLIENT_AUTH)))
     ] = "body"
-    refresh_margin: Seconds = DEFAULT_REFRESH_MARGIN
-    allow_http: Flag = False
+    refresh_margin: _Seconds = DEFAULT_REFRESH_MARGIN
+    allow_http: _Flag = False
 
     @model_validator(mode="after")
     def _both_or_neither(self) -> Self:
@@ -109,31 +195,31 @@ class RateLimitConfig(_Section):
     itself unless `max_requests` is given; see `quota`.
     """
 
-    enabled: Flag = False
+    enabled: _Flag = False
     strategy: Annotated[
         Literal["token_bucket", "adaptive"], Field(description="'token_bucket' or 'adaptive'")
     ] = "token_bucket"
-    max_requests: Annotated[Positive | None, Field(description=POSITIVE)] = 100
-    time_window: Annotated[SomeSeconds | None, Field(description=SOME_SECONDS)] = 60.0
+    max_requests: Annotated[_Positive | None, Field(description=_POSITIVE)] = 100
+    time_window: Annotated[_SomeSeconds | None, Field(description=_SOME_SECONDS)] = 60.0
     max_wait_time: Annotated[
-        SomeSeconds | None, OrNone, Field(description=f"{SOME_SECONDS}, or 'unlimited'")
+        _SomeSeconds | None, _OrNone, Field(description=f"{_SOME_SECONDS}, or 'unlimited'")
     ] = None
-    min_rate_floor: Annotated[Share | None, OrNone, Field(description=SHARE)] = None
-    penalty_factor: Annotated[SmallerShare | None, OrNone, Field(description=SMALLER_SHARE)] = None
-    recovery_factor: Annotated[Share | None, OrNone, Field(description=SHARE)] = None
+    min_rate_floor: Annotated[_Share | None, _OrNone, Field(description=_SHARE)] = None
+    penalty_factor: Annotated[_SmallerShare | None, _OrNone, Field(description=_SMALLER_SHARE)] = None
+    recovery_factor: Annotated[_Share | None, _OrNone, Field(description=_SHARE)] = None
     share: Annotated[
-        Annotated[str, Field(strict=True), AfterValidator(share_name)] | None,
+        Annotated[str, Field(strict=True), AfterValidator(_name)] | None,
         Field(description="the name of a share: text that is not empty"),
     ] = None
     store: Annotated[
         Any,
-        AfterValidator(store_place),
+        AfterValidator(_store),
         Field(
             description="'file', a URL (file:///dir, redis://, rediss:// or unix://), or a stkai.stores.Store",
             repr=False,
         ),  # may contain a password
     ] = None
-    store_timeout: SomeSeconds = 0.25
+    store_timeout: _SomeSeconds = 0.25
 
     @model_validator(mode="after")
     def _numbers_and_names(self) -> Self:
@@ -201,21 +287,21 @@ class RateLimitConfig(_Section):
 class RetryConfig(_Section):
     """When a failed request is sent again; times in seconds."""
 
-    enabled: Flag = True
-    max_retries: Count = 3
-    initial_delay: Seconds = 0.5
-    max_delay: SomeSeconds = 60.0
+    enabled: _Flag = True
+    max_retries: _Count = 3
+    initial_delay: _Seconds = 0.5
+    max_delay: _SomeSeconds = 60.0
     retry_on_status_codes: Annotated[
-        tuple[Status, ...],
-        BeforeValidator(listed),
+        tuple[_Status, ...],
+        BeforeValidator(_listed),
         Field(description="status codes from 100 to 599, separated by commas"),
     ] = (408, 429, 500, 502, 503, 504)
-    max_retry_after: Seconds = 60.0
-    deadline: Annotated[SomeSeconds | None, OrNone, Field(description=f"{SOME_SECONDS}, or 'none'")] = None
-    retry_unknown: Flag = True
-    retry_timeouts: Flag = False
+    max_retry_after: _Seconds = 60.0
+    deadline: Annotated[_SomeSeconds | None, _OrNone, Field(description=f"{_SOME_SECONDS}, or 'none'")] = None
+    retry_unknown: _Flag = True
+    retry_timeouts: _Flag = False
     idempotency_header: Annotated[
-        HeaderName | None, OrNone, Field(description="a header's name, such as Idempotency-Key, or 'none'")
+        _HeaderName | None, _OrNone, Field(description="a header's name, such as Idempotency-Key, or 'none'")
     ] = None
 
 
@@ -224,26 +310,28 @@ class HttpConfig(_Section):
 
     verify: Annotated[
         bool | str,
-        BeforeValidator(flag_or_path),
-        AfterValidator(existing),
+        BeforeValidator(_flag_or_path),
+        AfterValidator(_existing),
         Field(description="true, false, or the path of a CA bundle that exists"),
     ] = True
-    max_connections: Annotated[Positive | None, OrNone, Field(description=f"{POSITIVE}, or 'unlimited'")] = (
-        100
-    )
+    max_connections: Annotated[
+        _Positive | None, _OrNone, Field(description=f"{_POSITIVE}, or 'unlimited'")
+    ] = 100
     max_keepalive_connections: Annotated[
-        Count | None, OrNone, Field(description=f"{COUNT}, or 'unlimited'")
+        _Count | None, _OrNone, Field(description=f"{_COUNT}, or 'unlimited'")
     ] = 20
-    keepalive_expiry: Annotated[Seconds | None, OrNone, Field(description=f"{SECONDS}, or 'unlimited'")] = 5.0
-    http2: Flag = False
+    keepalive_expiry: Annotated[
+        _Seconds | None, _OrNone, Field(description=f"{_SECONDS}, or 'unlimited'")
+    ] = 5.0
+    http2: _Flag = False
     proxy: Annotated[
-        ProxyAddress | None,
-        OrNone,
+        _ProxyAddress | None,
+        _OrNone,
         Field(
             description="a URL, http://, https:// or socks5://, or 'none'", repr=False
         ),  # may contain a password
     ] = None
-    trust_env: Flag = True
+    trust_env: _Flag = True
 
 
 class Settings(_Section):

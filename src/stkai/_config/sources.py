@@ -9,9 +9,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 
 from .._errors import ConfigurationError
-from .fields import none_from_word
 from .messages import as_text, closest, configuration_error, problems
-from .models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
+from .models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings, none_from_word
 from .names import PREFIX, SECTIONS, variable
 from .paths import full_path
 

@@ -82,11 +82,11 @@ class GlobalSettings:
         given = dict(zip(SECTIONS, (auth, rate_limit, retry, http), strict=True))
         with self._lock:
             configured = {
-                section: {**self._configured.get(section, {}), **_as_fields(section, values)}
+                section: {**self._configured.get(section, {}), **_checked(section, values)}
                 for section, values in given.items()
             }
             path = self._env_file if env_file is None else full_path(env_file)
-            loaded = _read(configured, path)
+            loaded = _load(configured, path)
             # Not kept: whatever enters the environment until the first use counts as well.
             self._configured, self._env_file, self._loaded = configured, path, None
         return loaded.settings
@@ -100,7 +100,7 @@ class GlobalSettings:
         with self._lock:
             self._configured, self._env_file, self._loaded = {}, None, None
         try:
-            return _read({}, None).settings
+            return _load({}, None).settings
         except ConfigurationError:
             from .models import Settings
 
@@ -130,7 +130,7 @@ class GlobalSettings:
         with self._lock:
             if self._loaded is not None:
                 return self._loaded
-            loaded = self._loaded = _read(self._configured, self._env_file)
+            loaded = self._loaded = _load(self._configured, self._env_file)
         for warning in loaded.warnings:
             _logger.warning("%s", warning)
         return loaded
@@ -139,13 +139,13 @@ class GlobalSettings:
         return "STKAI"
 
 
-def _read(configured: dict[str, dict[str, Any]], env_file: Path | None) -> "Loaded":
+def _load(configured: dict[str, dict[str, Any]], env_file: Path | None) -> "Loaded":
     from .sources import load
 
     return load(configured, env_file)
 
 
-def _as_fields(section: str, values: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def _checked(section: str, values: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, Mapping) or not all(isinstance(field, str) for field in values):

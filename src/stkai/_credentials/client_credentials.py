@@ -11,9 +11,9 @@ from .._config.names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_U
 from .._config.stkai import STKAI
 from .._errors import AuthenticationError, ConfigurationError
 from .._log import logger
-from ..transports._auth.fetch import in_background, is_running, join
 from ..transports._auth.provider import AuthProvider
-from .token_endpoint import LONGEST_FETCH, RefusedCredentialsError, TokenEndpoint
+from ..transports._auth.single_flight import in_background, is_running, join
+from .token_endpoint import RefusedCredentialsError, TokenEndpoint
 
 if TYPE_CHECKING:
     from .._config.models import AuthConfig, HttpConfig
@@ -54,7 +54,6 @@ class ClientCredentialsAuthProvider(AuthProvider):
 
     DEFAULT_TOKEN_URL = DEFAULT_TOKEN_URL
     DEFAULT_REFRESH_MARGIN = DEFAULT_REFRESH_MARGIN
-    longest_fetch = LONGEST_FETCH
 
     def __init__(
         self,
@@ -105,7 +104,7 @@ class ClientCredentialsAuthProvider(AuthProvider):
         if token is not None:
             return token
         self._check_refusal()
-        fetch = join(self._renew, self.longest_fetch)
+        fetch = join(self._renew)
         fetch.wait()
         return fetch.result()
 

@@ -14,10 +14,10 @@ from urllib.parse import quote_plus
 import httpx
 
 from .._clock import Clock
-from .._errors import AuthenticationError, ConfigurationError, DeadlineExceededError, hide_frames
+from .._errors import AuthenticationError, ConfigurationError, hide_frames
 from .._urls import is_private, origin_of, parse_url, show_origin
 from .._wire import default
-from ..transports import Context, RetryTransport, copy_request
+from ..transports import Context, RetryTransport
 from ..transports._auth.provider import is_sendable
 from ..transports._retry.policy import RetryPolicy
 
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 _TIMEOUT: Final = 30.0
 """Seconds for everything, retries included."""
-
-LONGEST_FETCH: Final = _TIMEOUT + 5.0
-"""Seconds after which nobody waits any longer: where a head arrives byte by byte, the wire never times out."""
 
 _MOST: Final = 262_144
 """Bytes of an answer; it is usually a hundred times shorter."""
@@ -142,8 +139,9 @@ class TokenEndpoint:
         return Grant(answer.content["access_token"], answer.asked_at, _lifetime(answer.content))
 
     def _ask(self) -> "_Answer":
-        # No deadline here: the layer would start another thread to keep it. `_Reader` looks at the clock instead.
-        policy = RetryPolicy(max_retries=2, initial_delay=0.2, max_retry_after=5.0, retry_timeouts=True)
+        policy = RetryPolicy(
+            max_retries=2, initial_delay=0.2, max_retry_after=5.0, deadline=_TIMEOUT, retry_timeouts=True
+        )
         wire = self._transport or default.default_wire(self._http)
         try:
             reader = _Reader(wire, self._clock)
@@ -162,7 +160,8 @@ class TokenEndpoint:
         else:
             headers["Authorization"] = f"Basic {self._basic}"
         form |= {name: value for name, value in self._asked_for.items() if value is not None}
-        return httpx.Request("POST", self._url, data=form, headers=headers)
+        timeout = httpx.Timeout(_TIMEOUT).as_dict()
+        return httpx.Request("POST", self._url, data=form, headers=headers, extensions={"timeout": timeout})
 
     @property
     def _basic(self) -> str:
@@ -237,15 +236,11 @@ class _Reader(httpx.BaseTransport):
     def __init__(self, wire: httpx.BaseTransport, clock: Clock) -> None:
         self._wire = wire
         self._clock = clock
-        self._until = clock.monotonic() + _TIMEOUT
         self.asked_at = -math.inf
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        self._check_time()
         self.asked_at = self._clock.monotonic()
-        timeout = httpx.Timeout(max(0.0, self._until - self.asked_at)).as_dict()
-        extensions = {**request.extensions, "timeout": timeout}
-        response = self._wire.handle_request(copy_request(request, extensions=extensions))
+        response = self._wire.handle_request(request)
         try:
             content = b"".join(self._pieces(response))
         finally:
@@ -258,11 +253,6 @@ class _Reader(httpx.BaseTransport):
         ]
         return httpx.Response(response.status_code, headers=kept, content=content)
 
-    def _check_time(self) -> None:
-        if self._clock.monotonic() > self._until:
-            msg = f"the answer was not complete after {_TIMEOUT:g} s"
-            raise DeadlineExceededError(msg)
-
     def _pieces(self, response: httpx.Response) -> Iterator[bytes]:
         size = 0
         for piece in response.iter_bytes():
@@ -270,5 +260,7 @@ class _Reader(httpx.BaseTransport):
             if size > _MOST:
                 msg = f"the answer is longer than {_MOST:,} bytes"
                 raise httpx.DecodingError(msg)
-            self._check_time()
+            if self._clock.monotonic() - self.asked_at > _TIMEOUT:
+                msg = f"the answer was not complete after {_TIMEOUT:g} s"
+                raise httpx.ReadTimeout(msg)
             yield piece

@@ -36,7 +36,7 @@ from .responses import follow, like_requests
 
 
 class _SendingHttpClient(HttpClient):
-    """A client that follows the redirects of a GET, and whose responses resemble those of requests."""
+    """A client that follows the redirects of a GET, and returns responses that have what those of requests have."""
 
     def post_stream(
         self,
@@ -90,10 +90,10 @@ class StkCLIHttpClient(_SendingHttpClient):
 
 
 class EnvironmentAwareHttpClient(_SendingHttpClient):
-    """Uses StackSpot CLI if it is installed, else the credentials of `STKAI.config`; decides on its first request.
+    """Decides on its first request: StackSpot CLI where it is installed, else the credentials of `STKAI.config`.
 
-    Until then `STKAI.configure` may be called. The rate is limited as the settings say. The first request raises a
-    ConfigurationError (a ValueError) if there is nothing to authenticate with.
+    Until then `STKAI.configure` may be called. Limits the rate as the settings say. Raises ConfigurationError (a
+    ValueError) from that request where there is nothing to authenticate with.
     """
 
     def __init__(self) -> None:
@@ -101,19 +101,15 @@ class EnvironmentAwareHttpClient(_SendingHttpClient):
         after_fork(self, EnvironmentAwareHttpClient._renew_lock)
 
     def _renew_lock(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
 
     @property
     def transport(self) -> httpx.BaseTransport:
-        """The transport that sends the requests; the first access decides which one it is."""
+        """The transport that sends the requests; asking for it decides which one it is."""
         if self._transport is None:
             with self._lock:
                 if self._transport is None:
-                    made = self._decide()
-                    if self._transport is None:
-                        self._transport = made
-                    else:  # A signal handler has used the client meanwhile, in this thread.
-                        made.close()
+                    self._transport = self._decide()
         return self._transport
 
     def _decide(self) -> httpx.BaseTransport:
@@ -199,7 +195,7 @@ class TokenBucketRateLimitedHttpClient(_RateLimitedHttpClient):
 
 
 class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
-    """Adapts its rate to the 429s of the server: plain AIMD with the given factors, one cut for each congestion event.
+    """Adapts its rate to the 429s of the server: plain AIMD with the factors given, under one cut per congestion event.
 
     A 429 is raised, as ServerSideRateLimitError; the next request waits as long as the server asked.
 
@@ -258,7 +254,7 @@ class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
 
 
 class _ArgumentErrors:
-    """Turns configuration errors into AssertionErrors, as the reference has them; they are ValueErrors as well."""
+    """Raises a wrong argument as the reference does: as an AssertionError, which here is a ValueError as well."""
 
     def __enter__(self) -> None:
         return None

@@ -1,6 +1,6 @@
-"""Retries a block of your own code: `for attempt in Retrying(): with attempt: ...`.
+"""Tries a block of your own code again: `for attempt in Retrying(): with attempt: ...`.
 
-A `RetryPolicy` decides, as in the retry layer; tenacity runs the loop.
+It decides as the retry layer does, by a `RetryPolicy`; tenacity runs the loop.
 """
 
 import math
@@ -23,7 +23,7 @@ from .._errors import (
 from .._families import alike
 from .._log import logger
 from .._requests import as_httpx, httpx_kind
-from ..transports._context import Context
+from ..transports._base import Context
 from ..transports._retry.policy import Failure, RetryPolicy, describe
 from ..transports._retry.retry_after import retry_after
 
@@ -42,19 +42,20 @@ class Retrying:
                 response.raise_for_status()
                 return response.json()
 
-    The loop ends with the first attempt that raises nothing. An error that is not worth retrying is raised at once and
-    unchanged, as is one whose server asks for a longer wait than `max_retry_after`. One object may serve many loops, in
-    several threads too.
+    The loop ends with the first attempt that raises nothing. What is not worth another attempt is raised at once, as it
+    is: any other error, and one whose server asks for a longer wait than is granted. One object may serve many loops,
+    also in several threads.
 
     Args:
-        max_retries: attempts after the first; with 0, every error is raised unchanged.
+        max_retries: attempts after the first; with 0, every error comes out as it is.
         initial_delay: seconds before the second attempt; each further delay is twice as long. Jitter is added.
-        retry_on_status_codes: statuses that are retried when `raise_for_status()` of httpx or requests raises them.
-        retry_on_exceptions: other exceptions to retry, together with their counterparts in requests. Every
-            `RetryableError` is retried.
-        skip_retry_on_exceptions: exceptions that are never retried.
-        logger_prefix: precedes each line in the log.
-        max_delay: the longest delay in seconds, unless the server asks for more.
+        retry_on_status_codes: answers that are worth another attempt, where they are raised, as `raise_for_status()` of
+            httpx and of requests does.
+        retry_on_exceptions: other errors that are, and what requests raises in place of those of httpx. Every
+            `RetryableError` is.
+        skip_retry_on_exceptions: errors that are not, whatever is said above.
+        logger_prefix: stands before each line in the log.
+        max_delay: the longest delay, in seconds, where nobody asks for more.
         max_retry_after: the longest `Retry-After` that is waited for, in seconds.
         deadline: seconds after which no further attempt begins; None for no limit.
         clock: where time comes from.
@@ -102,31 +103,31 @@ class Retrying:
 
     @property
     def max_attempts(self) -> int:
-        """How many times the block runs at most."""
+        """How often the block is run at most."""
         return self.policy.max_retries + 1
 
     @property
     def enabled(self) -> bool:
-        """Whether failures are retried at all."""
+        """Whether there is any attempt after the first."""
         return self.policy.max_retries > 0
 
     def __iter__(self) -> Iterator["Attempt"]:
         import tenacity
 
-        loop = _Run(self, self._context)
+        loop = _Loop(self, self._context)
         for manager in tenacity.Retrying(sleep=self._context.clock.sleep, **loop.arguments()):
             yield Attempt(loop, manager)
             _settle(manager)
 
     def __aiter__(self) -> AsyncIterator["Attempt"]:
-        return _AsyncAttempts(_Run(self, self._context), self._context.clock)
+        return _AsyncAttempts(_Loop(self, self._context), self._context.clock)
 
     def failure_of(self, error: Exception) -> Failure | None:
-        """Whether and when to retry after this error; None if it is final."""
+        """What an error says about another attempt; None where it is final."""
         if isinstance(error, alike(*self.skip_retry_on_exceptions)):
             return None
         if isinstance(error, ClientSideRateLimitError):
-            # The reference retries after its own limiter's refusal; the retry layer passes that on at once.
+            # The reference asks a full queue again, where the retry layer lets its caller know at once.
             if isinstance(error, TokenAcquisitionTimeoutError):
                 needed = error.required - error.waited
                 return Failure(describe(error), acted=False, asked=error.retry_after, needed=needed)
@@ -152,11 +153,11 @@ class Retrying:
 
 
 class Attempt:
-    """One attempt of a `Retrying` loop: a context manager that swallows failures that will be retried."""
+    """One attempt of a `Retrying` loop: a context manager that swallows a failure which is worth another attempt."""
 
     __slots__ = ("_loop", "_manager", "attempt_number")
 
-    def __init__(self, loop: "_Run", manager: "tenacity.AttemptManager") -> None:
+    def __init__(self, loop: "_Loop", manager: "tenacity.AttemptManager") -> None:
         self._loop = loop
         self._manager = manager
         self.attempt_number = manager.retry_state.attempt_number
@@ -164,12 +165,12 @@ class Attempt:
 
     @property
     def max_attempts(self) -> int:
-        """How many attempts there are at most."""
+        """How many there are at most."""
         return self._loop.retrying.max_attempts
 
     @property
     def is_last_attempt(self) -> bool:
-        """Whether no attempt follows this one."""
+        """Whether there is none after this one."""
         return self.attempt_number >= self.max_attempts
 
     def __enter__(self) -> Self:
@@ -183,8 +184,8 @@ class Attempt:
         return bool(self._manager.__exit__(kind, error, traceback))
 
 
-class _Run:
-    """One run of a `Retrying`: the answers to what tenacity asks."""
+class _Loop:
+    """One run of a `Retrying`: what tenacity asks, and what it is told."""
 
     def __init__(self, retrying: Retrying, context: Context) -> None:
         self.retrying = retrying
@@ -193,7 +194,7 @@ class _Run:
         self._seconds = 0.0
 
     def goes_on(self, error: Exception, number: int) -> bool:
-        """Whether to retry after attempt `number`, which raised `error`; also settles how long to wait.
+        """Whether there is another attempt after attempt `number`, which raised `error`, and after how long.
 
         Raises:
             MaxRetriesExceededError: it was the last.
@@ -217,14 +218,14 @@ class _Run:
         return True
 
     def arguments(self) -> dict[str, Any]:
-        """How to build tenacity's loop: it retries every failure that it is told of, and is told of no other."""
+        """How to build tenacity's loop: it goes on after each failure that it hears of, and hears of no other."""
         return {"retry": lambda state: state.outcome.failed, "wait": lambda _: self._seconds}
 
 
 class _AsyncAttempts:
-    """The attempts of an `async for`. An async generator would need the event loop to clean up after a `break`."""
+    """The attempts of an `async for`. Not a generator: one that is left early needs the event loop to clean it up."""
 
-    def __init__(self, loop: _Run, clock: Clock) -> None:
+    def __init__(self, loop: _Loop, clock: Clock) -> None:
         import tenacity
 
         self._loop = loop
@@ -242,7 +243,7 @@ class _AsyncAttempts:
 
 
 def _settle(manager: "tenacity.AttemptManager") -> None:
-    """Count an attempt without a reported failure as a success, even if it was never entered."""
+    """An attempt of which no failure was heard has succeeded, even if nobody entered it."""
     if manager.retry_state.outcome is None:
         manager.retry_state.set_result(None)
 

@@ -6,10 +6,8 @@ from .._lazy import lazily as _lazily
 
 if TYPE_CHECKING:
     from ._auth.flow import AsyncAuthTransport, AuthTransport, auth
-    from ._base import AsyncLayerTransport, LayerTransport
+    from ._base import AsyncLayerTransport, Context, Layer, LayerTransport
     from ._call import Attempt, Call, can_resend, copy_request
-    from ._context import Context
-    from ._layer import Layer
     from ._limit.flow import (
         AdaptiveTransport,
         AsyncAdaptiveTransport,
@@ -30,9 +28,7 @@ __getattr__, __dir__ = _lazily(
     __name__,
     {
         "_auth.flow": ("AsyncAuthTransport", "AuthTransport", "auth"),
-        "_base": ("AsyncLayerTransport", "LayerTransport"),
-        "_context": ("Context",),
-        "_layer": ("Layer",),
+        "_base": ("AsyncLayerTransport", "Context", "Layer", "LayerTransport"),
         "_call": ("Attempt", "Call", "can_resend", "copy_request"),
         "_limit.flow": (
             "AdaptiveTransport",

@@ -2,18 +2,50 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
 import httpx
 
+from .._clock import Clock, SystemClock, uniform
 from .._errors import ConfigurationError
-from .._events import AttemptFinished, AttemptStarted, CallFinished, CallStarted
+from .._events import AttemptFinished, AttemptStarted, CallFinished, CallStarted, Event
 from .._families import Family, adopt, alike, family_of_wire
+from .._log import Listener, Listeners, log_events, logger
 from ._call import ATTEMPT, Attempt, Call, copy_request
-from ._context import Context
 from ._drivers import adrive, drive
 from ._operations import Flow, Send
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """What a stack gives to each of its layers: time, chance, and somebody to tell.
+
+    Attributes:
+        clock: where time comes from.
+        listener: called with every event; its exceptions are logged and go no further.
+        random: draws a number in [0, 1).
+    """
+
+    clock: Clock = field(default_factory=SystemClock)
+    listener: Listener = log_events
+    random: Callable[[], float] = uniform
+
+    def hears(self, level: int) -> bool:
+        """Whether anybody would learn of an event that the default log writes at this level."""
+        if self.listener is log_events:
+            return logger.isEnabledFor(level)
+        return not isinstance(self.listener, Listeners) or bool(self.listener.each)
+
+    def emit(self, event: Event) -> None:
+        """Tell the listener. Whatever it raises is logged: an observer does not fail a request."""
+        try:
+            self.listener(event)
+        except Exception:  # noqa: BLE001 - user code; whatever it raises
+            logger.exception("the listener failed on %s", event)
+
 
 FlowFunction = Callable[[Any, httpx.Request, Attempt], Flow]
 """A layer's work as a function of the layer, the request and the attempt."""
@@ -311,3 +343,52 @@ def _describe(inner: object) -> str:
             f"the sync {kind}: build the sync stack, or pass an async wire such as httpx.AsyncHTTPTransport()"
         )
     return f"{inner!r}" if isinstance(inner, type) else f"a {kind}"
+
+
+class Layer:
+    """A recipe for one layer of a stack: a name, and how to put it around an inner transport, sync and async.
+
+    A layer of your own is one function for sync, asyncio and trio: `Layer("name", flow)`.
+
+    Args:
+        name: unique in a stack.
+        flow: a generator function, called as `flow(layer, request, attempt)`, which sends inward by
+            `yield from layer.forward(request, attempt)`. Where `asynchronous` is given too, it makes the sync
+            transport, called as `sync(inner, context=context)`.
+        asynchronous: makes the async transport, likewise.
+        policy: what the layer obeys; two stacks that hold the same object share its state.
+
+    Raises:
+        ConfigurationError: the name is no text, or there is nothing to call.
+    """
+
+    __slots__ = ("asynchronous", "name", "policy", "sync")
+
+    def __init__(
+        self,
+        name: str,
+        flow: Callable[..., Any] | None = None,
+        asynchronous: Callable[..., httpx.AsyncBaseTransport] | None = None,
+        policy: object = None,
+        *,
+        sync: Callable[..., httpx.BaseTransport] | None = None,
+    ) -> None:
+        if not isinstance(name, str) or not name:
+            msg = f"a layer needs a name, such as 'audit', not {name!r}"
+            raise ConfigurationError(msg)
+        made = sync or flow
+        if made is None or not callable(made) or (sync is not None and asynchronous is None):
+            msg = f"the layer {name!r} needs one flow, or how to make both its sync and its async transport"
+            raise ConfigurationError(msg)
+        self.name, self.policy = name, policy
+        self.sync: Callable[..., httpx.BaseTransport] = made
+        if asynchronous is None:
+            self.sync = partial(LayerTransport, flow=flow, name=name)
+            asynchronous = partial(AsyncLayerTransport, flow=flow, name=name)
+        self.asynchronous: Callable[..., httpx.AsyncBaseTransport] = asynchronous
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"<Layer {self.name}>"

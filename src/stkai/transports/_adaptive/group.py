@@ -29,19 +29,6 @@ _BURST: Final = 0.1
 _HISTORY: Final = 2.0
 """Windows over which successes are counted; older ones fade."""
 
-_WEIGHT: Final = 1.25
-"""How much faster than its members would the group grows: while it pauses as one, strangers go on."""
-
-_STRANGE: Final = 0.5
-"""How much one refusal below the rate of the last one says that strangers send as well."""
-
-_BELOW: Final = 0.93
-_SATURATED: Final = 0.5
-"""A goodput below that share of the rate says that the quota is smaller than it was."""
-
-_TEST: Final = 14
-"""Cuts of one member's part, after which the whole group is cut, to find out whether there still are strangers."""
-
 _LONGEST_STEP: Final = 1.5
 """Seconds; nobody has asked for longer, and so nobody was held back."""
 
@@ -56,22 +43,14 @@ class Memory(NamedTuple):
         seconds: the time in which they were counted, fading likewise.
         epoch: that began with the last cut; a refusal of an earlier one says nothing of the present rate.
         cold: 1 until the first refusal.
-        answered: 1 once a request was accepted that was sent after the last cut; before that, no cut follows it.
-        strangers: from 0, nobody else uses the quota, to 1.
-        parts: cuts of one member's part since the last cut of the whole.
-        tested: the rate at which the whole was cut last, until the next refusal; 0 otherwise.
     """
 
     quiet: float = 0.0
     held: float = 1.0
     accepted: float = 0.0
     seconds: float = 0.0
-    epoch: float = 0
-    cold: float = 1
-    answered: float = 1
-    strangers: float = 0.0
-    parts: float = 0
-    tested: float = 0.0
+    epoch: int = 0
+    cold: int = 1
 
     def text(self) -> str:
         """As it is kept in the store."""
@@ -81,7 +60,8 @@ class Memory(NamedTuple):
     def of(cls, text: str) -> "Memory | None":
         """What a text says; None where it is none of ours."""
         try:
-            return cls(*map(float, json.loads(text)))
+            quiet, held, accepted, seconds, epoch, cold = json.loads(text)
+            return cls(float(quiet), float(held), float(accepted), float(seconds), int(epoch), int(cold))
         except (ValueError, TypeError):
             return None
 
@@ -103,14 +83,13 @@ class GroupPilot:
         self._lock = threading.Lock()
         self._accepted = 0
         self._counted = 0
-        self._refused = self._answered = -1
+        self._refused = -1
         self._last: tuple[int, Shared] | None = None
 
-    def accepted(self, epoch: int) -> None:
-        """A request of this member that was sent in that epoch was accepted."""
+    def accepted(self) -> None:
+        """A request of this member was accepted."""
         with self._lock:
             self._accepted += 1
-            self._answered = max(self._answered, epoch)
 
     def refused(self, epoch: int) -> None:
         """A request that was sent in that epoch was refused."""
@@ -131,9 +110,7 @@ class GroupPilot:
                 rate = max(self._floor, _START * self._ceiling) if self._cold else self._ceiling
                 return self._state(before, rate, memory, lease.members)
             self._last = lease.epoch, before
-            if self._answered >= memory.epoch:
-                memory = memory._replace(answered=1)
-            cuts = self._refused >= memory.epoch and bool(memory.answered)
+            cuts = self._refused >= memory.epoch
             if before.age < _TICK and not cuts:
                 return None
             held = waiting > 0 or lease.wait > 0 or lease.pause > 0
@@ -141,7 +118,7 @@ class GroupPilot:
             memory = self._faded(memory, before.age, held=held)
             if cuts:
                 rate, memory = self._cut(before.rate, memory, lease)
-            elif held:
+            elif held and not lease.pause:
                 rate, memory = self._grown(before.rate, memory, lease, min(before.age, _LONGEST_STEP))
             else:
                 rate = before.rate
@@ -172,29 +149,16 @@ class GroupPilot:
         )
 
     def _cut(self, rate: float, memory: Memory, lease: Lease) -> tuple[float, Memory]:
-        """Cut the whole group's rate, or, beside strangers, the part of the member that was refused.
-
-        Each stranger is refused, and cut, for itself; a group that was cut altogether each time would starve beside
-        them. Alone, it must be: its refusals say that the quota is used up. The two differ in where the next refusal
-        comes. Alone, that is not before the rate has grown back; beside strangers, it may be at any rate.
-        """
-        accepted: Any = memory.accepted
-        whole = min(rate, self._law.cut(rate, Past(accepted, memory.seconds, memory.held, bool(memory.cold))))
-        strangers, parts = memory.strangers, memory.parts + 1
-        if memory.tested > 0:
-            strangers += _STRANGE if rate < _BELOW * memory.tested else -_STRANGE
-            strangers = min(1.0, max(0.0, strangers))
-        memory = memory._replace(epoch=lease.epoch, answered=0, strangers=strangers)
-        goodput = memory.accepted / max(1.0, memory.seconds)
-        if memory.cold or strangers < _STRANGE or parts > _TEST or goodput < _SATURATED * rate:
-            return whole, memory._replace(cold=0, quiet=0.0, parts=0, tested=rate)
-        part = 1 / lease.members
-        quiet = memory.quiet * (1 - part)
-        return rate - (rate - whole) * part, memory._replace(quiet=quiet, parts=parts, tested=0.0)
+        """Each of as many equal members cuts its part."""
+        members = lease.members
+        accepted: Any = memory.accepted / members
+        past = Past(accepted, memory.seconds, memory.held, bool(memory.cold))
+        rate = members * self._law.cut(rate / members, past)
+        return rate, memory._replace(quiet=0.0, epoch=lease.epoch, cold=0)
 
     def _grown(self, rate: float, memory: Memory, lease: Lease, seconds: float) -> tuple[float, Memory]:
         if memory.cold:
             return rate * 2 ** (seconds / max(0.5, _DOUBLING * self._window)), memory
         members = lease.members
-        grown = rate + _WEIGHT * members * (self._law.grown(rate, memory.quiet, seconds) - rate)
+        grown = members * self._law.grown(rate / members, memory.quiet, seconds)
         return max(rate, grown), memory._replace(quiet=memory.quiet + seconds)

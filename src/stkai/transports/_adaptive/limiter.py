@@ -46,8 +46,8 @@ class AimdLimiter(SharingQueue):
     Args:
         max_requests: the whole quota, shared with others: requests per `time_window`.
         time_window: seconds.
-        max_cost: units of cost allowed in `time_window`, such as tokens; None counts requests only. As
-            for `TokenBucket`; what a server says of its tokens in headers holds where it is less.
+        max_cost: units of cost allowed in `time_window`, such as tokens; None counts requests only. It is a constant
+            limit beside the rate that adapts; see `TokenBucket`.
         min_rate_floor: least share of the quota that the rate falls to, in (0, 1]; at least half a request per window.
         penalty_factor: with it, plain AIMD: the share of the rate that a cut takes, in (0, 1]; 0.3 beside the other.
         recovery_factor: with it, plain AIMD: the share of the quota regained per window, in (0, 1]; 0.05 likewise.
@@ -98,7 +98,6 @@ class AimdLimiter(SharingQueue):
         self._cut_at = -math.inf
         self._answered = True
         self._row = 0
-        self._refused_epoch = -1
         self._guide = WindowGuide(self.ceiling, self.floor)
         # Plain AIMD is what was asked for, where it was.
         self._guide.listening = self._cold
@@ -130,8 +129,6 @@ class AimdLimiter(SharingQueue):
         response = answer.response
         if response is None:
             return super().learn(turn, answer)
-        if self.max_cost is not None:
-            self.hear_costs(response.headers, answer.now)
         turn.paced = response.status_code == _TOO_MANY_REQUESTS
         reading = None
         if self.listens(answer.now, refused=turn.paced):
@@ -152,12 +149,9 @@ class AimdLimiter(SharingQueue):
         turn.paced = response.status_code == _TOO_MANY_REQUESTS
         if not turn.paced:
             self._row = 0
-            self._link.pilot.accepted(member.epoch_at(answer.sent))
+            self._link.pilot.accepted()
         else:
-            epoch = member.epoch_at(answer.sent)
-            if epoch > self._refused_epoch:
-                self._refused_epoch = epoch
-                self._row += 1
+            self._row += 1
             asked = retry_after(response.headers, answer.date())
             seconds = 1.0 if asked is None else asked
             longest = max(self.time_window, _LONGEST_PAUSE)
@@ -165,8 +159,7 @@ class AimdLimiter(SharingQueue):
                 longest, max(seconds, min(seconds * 2.0 ** (min(self._row, 32) - 1), self.time_window))
             )
             jitter = answer.chance * min(1 / member.known.rate, seconds / 2 + 1.0)
-            self._link.pilot.refused(epoch)
-            member.refused(answer.sent, answer.now, pause + jitter)
+            self._link.pilot.refused(member.refused(answer.sent, answer.now, pause + jitter))
             if member.local is not None:
                 member.local.learn(turn, answer)
             self._link.run_errand()

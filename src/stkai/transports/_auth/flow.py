@@ -12,10 +12,8 @@ import httpx
 from ..._errors import hide_frames
 from ..._events import TokenRenewed
 from ..._families import alike
-from .._base import AsyncLayerTransport, LayerBase, LayerTransport
+from .._base import AsyncLayerTransport, Context, Layer, LayerBase, LayerTransport
 from .._call import Attempt, can_resend
-from .._context import Context
-from .._layer import Layer
 from .._operations import Close, Drain, Flow, Load, Run, Steps
 from .bearer import BearerAuth, Token
 from .provider import AuthProvider

@@ -1,10 +1,9 @@
 """What the auth layer needs of a source of tokens: `AuthProvider`, and `StaticToken`, the simplest one."""
 
-import math
 from abc import ABC, abstractmethod
 
 from ..._errors import ConfigurationError
-from .fetch import join
+from .single_flight import join
 
 
 class AuthProvider(ABC):
@@ -14,12 +13,7 @@ class AuthProvider(ABC):
     and in a background thread, one per fetch (about 150 microseconds), under an async client or with a deadline.
     Callers that wait at the same time share one such fetch. To avoid the thread, return a token that is already there
     from `cached_access_token`, or override `aget_access_token`. For a token that never changes there is `StaticToken`.
-
-    Attributes:
-        longest_fetch: seconds after which nobody waits any longer for one background fetch; unlimited by default.
     """
-
-    longest_fetch: float = math.inf
 
     @abstractmethod
     def get_access_token(self) -> str:
@@ -58,7 +52,7 @@ class AuthProvider(ABC):
         token = self.cached_access_token()
         if token is not None:
             return token
-        fetch = join(self.get_access_token, self.longest_fetch)
+        fetch = join(self.get_access_token)
         await fetch.await_()
         return fetch.result()
 

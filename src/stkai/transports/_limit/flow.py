@@ -10,10 +10,8 @@ import httpx
 
 from ..._errors import ConfigurationError, InvalidArgumentError, TokenAcquisitionTimeoutError
 from ..._events import RateChanged, Rejected, Waited
-from .._base import AsyncLayerTransport, LayerBase, LayerTransport
+from .._base import AsyncLayerTransport, Context, Layer, LayerBase, LayerTransport
 from .._call import PACED, Attempt
-from .._context import Context
-from .._layer import Layer
 from .._operations import Close, Flow, Operation, Sleep, Steps
 from .._options import UNSET, check_cost
 from .limiter import Answer, Limiter, Turn

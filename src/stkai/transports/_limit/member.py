@@ -181,13 +181,8 @@ class Member:
         with self._lock:
             self._permits.settle += units
 
-    def epoch_at(self, instant: float) -> int:
-        """The epoch that was known at that instant."""
-        with self._lock:
-            return self._permits.epoch_at(instant)
-
-    def refused(self, sent: float, now: float, pause: float) -> None:
-        """Pause, and report it: a request that was sent at `sent` was refused."""
+    def refused(self, sent: float, now: float, pause: float) -> int:
+        """Pause, and report it: a request that was sent at `sent` was refused. Returns the epoch of that time."""
         with self._lock:
             self._catch_up(now, 0.5)
             self._paused_until = max(self._paused_until, now + pause)
@@ -195,6 +190,7 @@ class Member:
                 self._permits.refuse(sent, now + pause)
             if isinstance(self._local, LocalShare):
                 self._local.pause(now + pause)
+            return self._permits.epoch_at(sent)
 
     # What is said to the store, by whoever carries it.
 

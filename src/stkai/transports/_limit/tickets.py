@@ -12,12 +12,9 @@ import threading
 import weakref
 from collections.abc import Collection, Iterable
 
-import httpx
-
 from ..._errors import ClientSideRateLimitError, ConfigurationError
 from ..._families import alike
 from .._retry.policy import NOT_SENT
-from .cost_headers import read_cost_limit
 from .limiter import Answer, RateChange, Turn
 from .order import NORMAL, Order
 from .units import Units
@@ -122,14 +119,6 @@ class TicketQueue:
         if self._units is not None and isinstance(answer.error, alike(*NOT_SENT, ClientSideRateLimitError)):
             self.settle(turn, 0.0, answer.now)
         return None
-
-    def hear_costs(self, headers: httpx.Headers, now: float) -> None:
-        """Let the units follow what a server says of its quota of tokens; at most `max_cost` in any case."""
-        reading = None if self._units is None else read_cost_limit(headers)
-        if self._units is not None and reading is not None:
-            with self._lock:
-                self._advance(now)
-                self._units.hear(*reading)
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
         """Correct the units that the request took: it really cost that many."""

@@ -8,9 +8,6 @@ _ROUNDING: Final = 1e-6
 _LEARNING: Final = 0.1
 """How much the last correction counts in what estimates are worth."""
 
-_MINUTE: Final = 60.0
-"""Seconds: the window of every quota of tokens that servers name in their headers."""
-
 GRAIN: Final = 0.02
 """Seconds; nobody asks again sooner because an estimate may turn out too high."""
 
@@ -27,11 +24,11 @@ class Units:
         worth: what calls really cost, as a share of their estimates.
     """
 
-    __slots__ = ("_own_rate", "level", "most", "rate", "worth")
+    __slots__ = ("level", "most", "rate", "worth")
 
     def __init__(self, most: float, time_window: float) -> None:
         self.most = self.level = most
-        self.rate = self._own_rate = most / time_window
+        self.rate = most / time_window
         self.worth = 1.0
 
     def refill(self, seconds: float) -> None:
@@ -63,11 +60,6 @@ class Units:
         if cost and estimate:
             # One call that cost a hundred times its estimate says little of the next.
             self.worth += _LEARNING * (min(cost / estimate, 2.0) - self.worth)
-
-    def hear(self, limit: float, remaining: float) -> None:
-        """Let what the server says hold: `limit` units per minute, of which `remaining` are left to all its clients."""
-        self.rate = min(self._own_rate, limit / _MINUTE)
-        self.level = min(self.level, remaining)
 
     def nap(self, wait: float, waited: float) -> float:
         """How much of a wait for units to sleep before asking again: what was estimated too high comes back early."""

@@ -15,10 +15,8 @@ from ..._clock import unique_key
 from ..._errors import ConfigurationError
 from ..._events import RetryScheduled
 from ..._families import alike
-from .._base import AsyncLayerTransport, LayerBase, LayerTransport
+from .._base import AsyncLayerTransport, Context, Layer, LayerBase, LayerTransport
 from .._call import PACED, Attempt, can_resend, copy_request
-from .._context import Context
-from .._layer import Layer
 from .._operations import Close, Drain, Flow, Read, Sleep, Until
 from .._options import UNSET
 from .policy import RetryPolicy, Send
