@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from itertools import count
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import ref
 
 import httpx
@@ -35,11 +35,13 @@ class Lease(Generic[Wire]):
         place: where the request goes.
         wire: the wire, once there is one.
         stream: the connection below it, as the extension `network_stream` of the response names it.
+        idle_since: once it is over, the instant from which the wire is idle; None if it is unusable.
     """
 
     wire: Wire | None = None
     wake: Callable[[], object] | None = None
     stream: Any = None
+    idle_since: float | None = None
     _over = False
 
     def __init__(self, shelf: "Shelf[Wire]", place: Place) -> None:
@@ -50,22 +52,22 @@ class Lease(Generic[Wire]):
     def end(self, idle_since: float | None = None) -> None:
         """Give the wire back: idle from now on, or, with None, unusable."""
         if not self._over:
-            self.shelf.give(Return(self, idle_since))
+            self.idle_since = idle_since
+            self.shelf.give(self)
             self._over = True
 
     def __del__(self) -> None:
         if not self._over and hasattr(self, "shelf"):
-            self.shelf.lose(Return(self, None))
+            self._over = True
+            self.shelf.lose(self)
 
 
-class Return(Generic[Wire]):
-    """What comes back at the end of a lease."""
+class _Idle(NamedTuple):
+    """What is known of an idle wire."""
 
-    __slots__ = ("idle_since", "number", "place", "stream", "wire")
-
-    def __init__(self, lease: Lease[Wire], idle_since: float | None) -> None:
-        self.number, self.place, self.wire, self.stream = lease.number, lease.place, lease.wire, lease.stream
-        self.idle_since = idle_since
+    place: Place
+    since: float
+    stream: Any
 
 
 class Shelf(Generic[Wire]):
@@ -92,10 +94,10 @@ class Shelf(Generic[Wire]):
         self._lock = threading.RLock()
         self._busy = False
         self._lent: dict[int, Wire] = {}
-        self._idle: OrderedDict[Wire, Return[Wire]] = OrderedDict()
-        self._idle_at: dict[Place, OrderedDict[Wire, None]] = {}
+        self._idle: OrderedDict[Wire, _Idle] = OrderedDict()
+        self._idle_at: dict[Place, list[Wire]] = {}
         self._waiting: OrderedDict[int, ref[Lease[Wire]]] = OrderedDict()
-        self._back: deque[Return[Wire]] = deque()
+        self._back: deque[Lease[Wire]] = deque()
         self.trash: deque[Wire] = deque()
 
     @property
@@ -132,14 +134,14 @@ class Shelf(Generic[Wire]):
             raise cannot_send()
         return lease.wire is not None
 
-    def give(self, back: Return[Wire]) -> None:
+    def give(self, lease: Lease[Wire]) -> None:
         """Take a wire back, and lend it to the first in line."""
-        self._back.append(back)
+        self._back.append(lease)
         self.settle()
 
-    def lose(self, back: Return[Wire]) -> None:
+    def lose(self, lease: Lease[Wire]) -> None:
         """The same, from a finalizer: of any thread, at any moment."""
-        self.give(back)
+        self.give(lease)
 
     def settle(self) -> None:
         """Take back what has been left while the shelf was busy."""
@@ -189,13 +191,17 @@ class Shelf(Generic[Wire]):
     def _lend(self, lease: Lease[Wire]) -> bool:
         if self._closed:
             raise cannot_send()
-        wire = self._idle_one(lease.place)
-        if wire is None and len(self._lent) + len(self._idle) >= self._most:
-            if not self._idle:
-                return False
+        at = self._idle_at.get(lease.place)
+        if at:
+            wire = at[-1]  # the one that was in use last
+        elif len(self._lent) + len(self._idle) < self._most:
+            wire = self._make()
+        elif self._idle:
             # It leads elsewhere: with room for one connection, it closes that and opens another.
             wire = self._least_useful()
-        self._hand_over(lease, wire or self._make())
+        else:
+            return False
+        self._hand_over(lease, wire)
         return True
 
     def _lend_or_queue(self, lease: Lease[Wire]) -> bool:
@@ -211,30 +217,34 @@ class Shelf(Generic[Wire]):
     def _hand_over(self, lease: Lease[Wire], wire: Wire) -> None:
         self._lent[lease.number] = wire
         lease.wire = wire
-        self._take_down(wire)
+        if wire in self._idle:
+            self._take_down(wire)
 
-    def _take_back(self, back: Return[Wire]) -> None:
-        wire = self._lent.get(back.number, back.wire)
-        if back.number not in self._lent:
-            self._waiting.pop(back.number, None)
-            # An unknown wire was lent before a fork, before the shelf was closed, or beyond the limit. A known one has
-            # come back before: two threads have closed one response.
-            if wire is not None and wire not in self._idle and wire not in self._lent.values():
-                self.trash.append(wire)
+    def _take_back(self, lease: Lease[Wire]) -> None:
+        wire = self._lent.get(lease.number)
+        if wire is None:
+            self._take_back_unlent(lease)
             return
-        if back.idle_since is None:
-            self._discard(self._lent[back.number])
-            wire = None
-        lease = self._next_in_line()
-        if lease is not None:
-            self._hand_over(lease, wire or self._make())
-        elif wire is not None:
-            self._put_up(wire, back)
-        del self._lent[back.number]
-        if lease is not None:
-            self._wake(lease)
-        elif wire is not None:
-            self._weed(back.idle_since)
+        if lease.idle_since is None:
+            self._discard(wire)
+        successor = self._next_in_line() if self._waiting else None
+        if successor is not None:
+            self._hand_over(successor, self._make() if lease.idle_since is None else wire)
+        elif lease.idle_since is not None:
+            self._put_up(wire, _Idle(lease.place, lease.idle_since, lease.stream))
+        del self._lent[lease.number]
+        if successor is not None:
+            self._wake(successor)
+        elif lease.idle_since is not None:
+            self._weed(lease.idle_since)
+
+    def _take_back_unlent(self, lease: Lease[Wire]) -> None:
+        self._waiting.pop(lease.number, None)
+        # An unknown wire was lent before a fork, before the shelf was closed, or beyond the limit. A known one has come
+        # back before: two threads have closed one response.
+        wire = lease.wire
+        if wire is not None and wire not in self._idle and wire not in self._lent.values():
+            self.trash.append(wire)
 
     def _next_in_line(self) -> Lease[Wire] | None:
         while self._waiting:
@@ -251,41 +261,39 @@ class Shelf(Generic[Wire]):
             wake()
         self._waiting.pop(lease.number, None)
 
-    def _put_up(self, wire: Wire, back: Return[Wire]) -> None:
-        self._idle[wire] = back
-        self._idle_at.setdefault(back.place, OrderedDict())[wire] = None
+    def _put_up(self, wire: Wire, idle: _Idle) -> None:
+        if wire not in self._idle:
+            self._idle[wire] = idle
+            self._idle_at.setdefault(idle.place, []).append(wire)
 
     def _take_down(self, wire: Wire) -> None:
-        back = self._idle.get(wire)
-        if back is None:
-            return
-        at = self._idle_at.get(back.place, OrderedDict())
-        at.pop(wire, None)
+        place = self._idle[wire].place
+        at = self._idle_at.get(place, [])
+        if at and at[-1] is wire:
+            at.pop()
+        elif wire in at:
+            at.remove(wire)
         if not at:
-            self._idle_at.pop(back.place, None)
+            self._idle_at.pop(place, None)
         del self._idle[wire]
 
     def _discard(self, wire: Wire) -> None:
         self.trash.append(wire)
-        self._take_down(wire)
+        if wire in self._idle:
+            self._take_down(wire)
 
-    def _weed(self, now: float | None) -> None:
+    def _weed(self, now: float) -> None:
         """Discard a wire that is one too many, or idle for too long; one at a time is enough: they come one by one."""
         if len(self._idle) > self._most_idle:
             self._discard(self._least_useful())
             return
-        oldest, back = next(iter(self._idle.items()))
-        if now is not None and back.idle_since is not None and now - back.idle_since > self._expiry:
+        oldest = next(iter(self._idle))
+        if now - self._idle[oldest].since > self._expiry:
             self._discard(oldest)
-
-    def _idle_one(self, place: Place) -> Wire | None:
-        """The wire to that place that was in use last."""
-        at = self._idle_at.get(place)
-        return next(reversed(at)) if at else None
 
     def _least_useful(self) -> Wire:
         """The idle wire to part with: one whose connection the server has closed, or the one unused for longest."""
-        dead = (wire for wire, back in self._idle.items() if _is_dead(back.stream))
+        dead = (wire for wire, idle in self._idle.items() if _is_dead(idle.stream))
         return next(dead, next(iter(self._idle)))
 
     def _clear(self) -> None:
