@@ -62,7 +62,7 @@ async def test_ten_thousand_hosts_leave_no_more_behind_than_the_idle_limit(world
     for number in range(10_000):
         await pool.get(f"http://host-{number}/")
     assert sum(wire.closed for wire in pool.made) == len(pool.made) - 20
-    assert len(pool.shelf._idle_at) == len(pool.shelf.wires) == 20
+    assert len(pool.shelf._idle._at) == len(pool.shelf.wires) == 20
 
 
 # Which wire is closed

@@ -16,8 +16,9 @@ import httpx
 from .._clock import SystemClock
 from .._families import HTTPX, Family, of_family
 from .closing import AsyncClosable, Closable
+from .lease import Lease
 from .loops import run_soon, running_loop
-from .shelf import Lease, Shelf
+from .shelf import Shelf
 
 _CLOCK = SystemClock()
 

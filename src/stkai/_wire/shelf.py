@@ -10,64 +10,17 @@ import math
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from itertools import count
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 from weakref import ref
 
 import httpx
 
 from .._forks import after_fork
 from .closing import cannot_send
+from .idle import Idle, IdleWires
+from .lease import Lease
 
 Wire = TypeVar("Wire", bound=httpx.BaseTransport | httpx.AsyncBaseTransport)
-
-Place = tuple[str, bytes]
-"""Scheme, and host with port: where a connection leads."""
-
-_numbers = count(1)
-
-
-class Lease(Generic[Wire]):
-    """One request's hold on a wire; it ends once, and by itself if nobody holds it any more.
-
-    Attributes:
-        number: no other lease has it.
-        place: where the request goes.
-        wire: the wire, once there is one.
-        stream: the connection below it, as the extension `network_stream` of the response names it.
-        idle_since: once it is over, the instant from which the wire is idle; None if it is unusable.
-    """
-
-    wire: Wire | None = None
-    wake: Callable[[], object] | None = None
-    stream: Any = None
-    idle_since: float | None = None
-    _over = False
-
-    def __init__(self, shelf: "Shelf[Wire]", place: Place) -> None:
-        self.number = next(_numbers)
-        self.place = place
-        self.shelf = shelf
-
-    def end(self, idle_since: float | None = None) -> None:
-        """Give the wire back: idle from now on, or, with None, unusable."""
-        if not self._over:
-            self.idle_since = idle_since
-            self.shelf.give(self)
-            self._over = True
-
-    def __del__(self) -> None:
-        if not self._over and hasattr(self, "shelf"):
-            self._over = True
-            self.shelf.lose(self)
-
-
-class _Idle(NamedTuple):
-    """What is known of an idle wire."""
-
-    place: Place
-    since: float
-    stream: Any
 
 
 class Shelf(Generic[Wire]):
@@ -94,8 +47,7 @@ class Shelf(Generic[Wire]):
         self._lock = threading.RLock()
         self._busy = False
         self._lent: dict[int, Wire] = {}
-        self._idle: OrderedDict[Wire, _Idle] = OrderedDict()
-        self._idle_at: dict[Place, list[Wire]] = {}
+        self._idle = IdleWires[Wire]()
         self._waiting: OrderedDict[int, ref[Lease[Wire]]] = OrderedDict()
         self._back: deque[Lease[Wire]] = deque()
         self.trash: deque[Wire] = deque()
@@ -191,16 +143,15 @@ class Shelf(Generic[Wire]):
     def _lend(self, lease: Lease[Wire]) -> bool:
         if self._closed:
             raise cannot_send()
-        at = self._idle_at.get(lease.place)
-        if at:
-            wire = at[-1]  # the one that was in use last
-        elif len(self._lent) + len(self._idle) < self._most:
-            wire = self._make()
-        elif self._idle:
-            # It leads elsewhere: with room for one connection, it closes that and opens another.
-            wire = self._least_useful()
-        else:
-            return False
+        wire = self._idle.last_at(lease.place)
+        if wire is None:
+            if len(self._lent) + len(self._idle) < self._most:
+                wire = self._make()
+            elif self._idle:
+                # It leads elsewhere: with room for one connection, it closes that and opens another.
+                wire = self._idle.least_useful()
+            else:
+                return False
         self._hand_over(lease, wire)
         return True
 
@@ -217,8 +168,7 @@ class Shelf(Generic[Wire]):
     def _hand_over(self, lease: Lease[Wire], wire: Wire) -> None:
         self._lent[lease.number] = wire
         lease.wire = wire
-        if wire in self._idle:
-            self._take_down(wire)
+        self._idle.remove(wire)
 
     def _take_back(self, lease: Lease[Wire]) -> None:
         wire = self._lent.get(lease.number)
@@ -231,12 +181,14 @@ class Shelf(Generic[Wire]):
         if successor is not None:
             self._hand_over(successor, self._make() if lease.idle_since is None else wire)
         elif lease.idle_since is not None:
-            self._put_up(wire, _Idle(lease.place, lease.idle_since, lease.stream))
+            self._idle.add(wire, Idle(lease.place, lease.idle_since, lease.stream))
         del self._lent[lease.number]
         if successor is not None:
             self._wake(successor)
         elif lease.idle_since is not None:
-            self._weed(lease.idle_since)
+            surplus = self._idle.surplus(lease.idle_since, self._most_idle, self._expiry)
+            if surplus is not None:  # One at a time is enough: they come one by one.
+                self._discard(surplus)
 
     def _take_back_unlent(self, lease: Lease[Wire]) -> None:
         self._waiting.pop(lease.number, None)
@@ -261,40 +213,9 @@ class Shelf(Generic[Wire]):
             wake()
         self._waiting.pop(lease.number, None)
 
-    def _put_up(self, wire: Wire, idle: _Idle) -> None:
-        if wire not in self._idle:
-            self._idle[wire] = idle
-            self._idle_at.setdefault(idle.place, []).append(wire)
-
-    def _take_down(self, wire: Wire) -> None:
-        place = self._idle[wire].place
-        at = self._idle_at.get(place, [])
-        if at and at[-1] is wire:
-            at.pop()
-        elif wire in at:
-            at.remove(wire)
-        if not at:
-            self._idle_at.pop(place, None)
-        del self._idle[wire]
-
     def _discard(self, wire: Wire) -> None:
         self.trash.append(wire)
-        if wire in self._idle:
-            self._take_down(wire)
-
-    def _weed(self, now: float) -> None:
-        """Discard a wire that is one too many, or idle for too long; one at a time is enough: they come one by one."""
-        if len(self._idle) > self._most_idle:
-            self._discard(self._least_useful())
-            return
-        oldest = next(iter(self._idle))
-        if now - self._idle[oldest].since > self._expiry:
-            self._discard(oldest)
-
-    def _least_useful(self) -> Wire:
-        """The idle wire to part with: one whose connection the server has closed, or the one unused for longest."""
-        dead = (wire for wire, idle in self._idle.items() if _is_dead(idle.stream))
-        return next(dead, next(iter(self._idle)))
+        self._idle.remove(wire)
 
     def _clear(self) -> None:
         for wire in self.wires:
@@ -309,13 +230,3 @@ class Shelf(Generic[Wire]):
 
 def _or_unlimited(limit: float | None) -> float:
     return math.inf if limit is None else limit
-
-
-def _is_dead(stream: Any) -> bool:
-    """Whether the other end of an idle connection has closed it; False where nobody can tell."""
-    if stream is None:
-        return False
-    try:
-        return bool(stream.get_extra_info("is_readable"))  # An idle server has nothing to say but goodbye.
-    except Exception:  # noqa: BLE001 - a socket that is closed, in the words of whichever library holds it
-        return True
