@@ -14,13 +14,15 @@ import anyio.lowlevel
 import httpx
 import pytest
 
+from stkai._wire import idle as idle_module
+from stkai._wire import lease as lease_module
 from stkai._wire import pool as pool_module
 from stkai._wire import shelf as shelf_module
 
 from ..support.world import World
 from .fakes import Body, Pool
 
-FILES = {pool_module.__file__, shelf_module.__file__}
+FILES = {module.__file__ for module in (idle_module, lease_module, pool_module, shelf_module)}
 
 
 @contextlib.contextmanager

@@ -186,6 +186,26 @@ async def test_after_every_byte_at_which_a_server_can_close_the_next_request_has
     await _until(world, lambda: server.open == 0)
 
 
+@pytest.mark.worlds("asyncio", "trio")
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
+async def test_a_call_that_is_cancelled_at_any_turn_of_the_loop_leaves_one_connection_at_most(
+    world: World, server: RawServer
+) -> None:
+    client = _client(world, "stkai", wire_of(world))
+    turns = [*range(40), *range(40, 400, 20)]
+    for number in turns:
+        server.answer = lambda number: (WHOLE, number % 3 > 0)
+        async with anyio.create_task_group() as group:
+            group.start_soon(_get, world, client, server.url)
+            for _ in range(number):
+                await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+        assert await _get(world, client, server.url) == b"body"
+        await _until(world, lambda: server.open <= 1)
+    await world.close(client)
+    await _until(world, lambda: server.open == 0)
+
+
 async def test_connections_that_a_server_closes_while_they_are_idle_cost_no_request(
     world: World, server: RawServer
 ) -> None:

@@ -9,17 +9,21 @@ connections in use wait in line, for as long as their pool timeout allows.
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 import httpx
 
 from .._clock import SystemClock
 from .._families import HTTPX, Family, of_family
 from .closing import AsyncClosable, Closable
+from .lease import Lease
 from .loops import run_soon, running_loop
-from .shelf import Lease, Return, Shelf
+from .shelf import Shelf
 
 _CLOCK = SystemClock()
+
+_CONNECTION: Final = b"connection"
+_LENGTH: Final = len(_CONNECTION)
 
 
 def _lease(shelf: Shelf[Any], request: httpx.Request) -> Lease[Any]:
@@ -45,16 +49,24 @@ def _is_persistent(request: httpx.Request, response: httpx.Response) -> bool:
     return (
         response.status_code != httpx.codes.SWITCHING_PROTOCOLS
         and response.extensions.get("http_version") != b"HTTP/1.0"
-        and "close" not in response.headers.get("connection", "").lower()
-        and "close" not in request.headers.get("connection", "").lower()
+        and not _says_close(response.headers)
+        and not _says_close(request.headers)
     )
+
+
+def _says_close(headers: httpx.Headers) -> bool:
+    # In the raw ones: for a header that is not there, httpx decodes all others.
+    for name, value in headers.raw:
+        if len(name) == _LENGTH and name.lower() == _CONNECTION and b"close" in value.lower():
+            return True
+    return False
 
 
 class _SyncShelf(Shelf[httpx.BaseTransport]):
     """Closes what has become useless."""
 
-    def lose(self, back: Return[httpx.BaseTransport]) -> None:
-        super().lose(back)
+    def lose(self, lease: Lease[httpx.BaseTransport]) -> None:
+        super().lose(lease)
         self.sweep()
 
     def sweep(self) -> None:
@@ -80,26 +92,24 @@ class SideBySide(Closable):
         self._body = of_family(_Body, family)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        lease = _lease(self._shelf, request)
+        shelf = self._shelf
+        lease = _lease(shelf, request)
         try:
-            response = self._wire(request, lease).handle_request(request)
+            if not shelf.take(lease):
+                self._wait(request, lease)
+            if shelf.trash:
+                shelf.sweep()
+            if lease.wire is None:
+                raise _none_free(request, self.family)
+            response: httpx.Response = lease.wire.handle_request(request)
         except BaseException:
             lease.end()
-            self._shelf.sweep()
+            shelf.sweep()
             raise
         lease.stream = response.extensions.get("network_stream")
-        response.stream = self._body(
-            response.stream, lease, self._shelf, persistent=_is_persistent(request, response)
-        )
+        persistent = _is_persistent(request, response)
+        response.stream = self._body(response.stream, lease, shelf, persistent=persistent)
         return response
-
-    def _wire(self, request: httpx.Request, lease: Lease[httpx.BaseTransport]) -> httpx.BaseTransport:
-        if not self._shelf.take(lease):
-            self._wait(request, lease)
-        self._shelf.sweep()
-        if lease.wire is None:
-            raise _none_free(request, self.family)
-        return lease.wire
 
     def _wait(self, request: httpx.Request, lease: Lease[httpx.BaseTransport]) -> None:
         # A lock, since whoever releases it takes no other one, as an Event does: it may be a handler of a signal that
@@ -142,7 +152,8 @@ class _Body(httpx.SyncByteStream):
             raise
         finally:
             self._lease.end(_CLOCK.monotonic() if self._whole and self._persistent else None)
-            self._shelf.sweep()
+            if self._shelf.trash:
+                self._shelf.sweep()
 
 
 class _AsyncShelf(Shelf[httpx.AsyncBaseTransport]):
@@ -152,8 +163,8 @@ class _AsyncShelf(Shelf[httpx.AsyncBaseTransport]):
         super().__init__(make, limits)
         self.loop = running_loop()
 
-    def lose(self, back: Return[httpx.AsyncBaseTransport]) -> None:
-        self._back.append(back)
+    def lose(self, lease: Lease[httpx.AsyncBaseTransport]) -> None:
+        self._back.append(lease)
         run_soon(self.loop, self.settle)
 
     async def sweep(self) -> None:
@@ -175,28 +186,24 @@ class AsyncSideBySide(AsyncClosable):
         self._body = of_family(_AsyncBody, family)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        lease = _lease(self._shelf, request)
+        shelf = self._shelf
+        lease = _lease(shelf, request)
         try:
-            response = await (await self._wire(request, lease)).handle_async_request(request)
+            if not shelf.take(lease):
+                await self._wait(request, lease)
+            if shelf.trash:
+                await shelf.sweep()
+            if lease.wire is None:
+                raise _none_free(request, self.family)
+            response: httpx.Response = await lease.wire.handle_async_request(request)
         except BaseException:
             lease.end()
-            await self._shelf.sweep()
+            await shelf.sweep()
             raise
         lease.stream = response.extensions.get("network_stream")
-        response.stream = self._body(
-            response.stream, lease, self._shelf, persistent=_is_persistent(request, response)
-        )
+        persistent = _is_persistent(request, response)
+        response.stream = self._body(response.stream, lease, shelf, persistent=persistent)
         return response
-
-    async def _wire(
-        self, request: httpx.Request, lease: Lease[httpx.AsyncBaseTransport]
-    ) -> httpx.AsyncBaseTransport:
-        if not self._shelf.take(lease):
-            await self._wait(request, lease)
-        await self._shelf.sweep()
-        if lease.wire is None:
-            raise _none_free(request, self.family)
-        return lease.wire
 
     async def _wait(self, request: httpx.Request, lease: Lease[httpx.AsyncBaseTransport]) -> None:
         import anyio
@@ -235,14 +242,12 @@ class _AsyncBody(httpx.AsyncByteStream):
         if self._shelf.loop is not running_loop():
             self._lease.end()  # Its loop has ended, and its connection with it.
             return
-        import anyio
-
         try:
-            with anyio.CancelScope(shield=True):  # A cancelled task closes its connection, too.
-                await self._body.aclose()
+            await self._body.aclose()  # which httpx completes in a cancelled task, too
         except BaseException:
             self._whole = False
             raise
         finally:
             self._lease.end(_CLOCK.monotonic() if self._whole and self._persistent else None)
-            await self._shelf.sweep()
+            if self._shelf.trash:
+                await self._shelf.sweep()

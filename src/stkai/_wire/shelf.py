@@ -10,7 +10,6 @@ import math
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from itertools import count
 from typing import Any, Generic, TypeVar
 from weakref import ref
 
@@ -18,54 +17,10 @@ import httpx
 
 from .._forks import after_fork
 from .closing import cannot_send
+from .idle import Idle, IdleWires
+from .lease import Lease
 
 Wire = TypeVar("Wire", bound=httpx.BaseTransport | httpx.AsyncBaseTransport)
-
-Place = tuple[str, bytes]
-"""Scheme, and host with port: where a connection leads."""
-
-_numbers = count(1)
-
-
-class Lease(Generic[Wire]):
-    """One request's hold on a wire; it ends once, and by itself if nobody holds it any more.
-
-    Attributes:
-        number: no other lease has it.
-        place: where the request goes.
-        wire: the wire, once there is one.
-        stream: the connection below it, as the extension `network_stream` of the response names it.
-    """
-
-    wire: Wire | None = None
-    wake: Callable[[], object] | None = None
-    stream: Any = None
-    _over = False
-
-    def __init__(self, shelf: "Shelf[Wire]", place: Place) -> None:
-        self.number = next(_numbers)
-        self.place = place
-        self.shelf = shelf
-
-    def end(self, idle_since: float | None = None) -> None:
-        """Give the wire back: idle from now on, or, with None, unusable."""
-        if not self._over:
-            self.shelf.give(Return(self, idle_since))
-            self._over = True
-
-    def __del__(self) -> None:
-        if not self._over and hasattr(self, "shelf"):
-            self.shelf.lose(Return(self, None))
-
-
-class Return(Generic[Wire]):
-    """What comes back at the end of a lease."""
-
-    __slots__ = ("idle_since", "number", "place", "stream", "wire")
-
-    def __init__(self, lease: Lease[Wire], idle_since: float | None) -> None:
-        self.number, self.place, self.wire, self.stream = lease.number, lease.place, lease.wire, lease.stream
-        self.idle_since = idle_since
 
 
 class Shelf(Generic[Wire]):
@@ -92,10 +47,9 @@ class Shelf(Generic[Wire]):
         self._lock = threading.RLock()
         self._busy = False
         self._lent: dict[int, Wire] = {}
-        self._idle: OrderedDict[Wire, Return[Wire]] = OrderedDict()
-        self._idle_at: dict[Place, OrderedDict[Wire, None]] = {}
+        self._idle = IdleWires[Wire]()
         self._waiting: OrderedDict[int, ref[Lease[Wire]]] = OrderedDict()
-        self._back: deque[Return[Wire]] = deque()
+        self._back: deque[Lease[Wire]] = deque()
         self.trash: deque[Wire] = deque()
 
     @property
@@ -132,14 +86,14 @@ class Shelf(Generic[Wire]):
             raise cannot_send()
         return lease.wire is not None
 
-    def give(self, back: Return[Wire]) -> None:
+    def give(self, lease: Lease[Wire]) -> None:
         """Take a wire back, and lend it to the first in line."""
-        self._back.append(back)
+        self._back.append(lease)
         self.settle()
 
-    def lose(self, back: Return[Wire]) -> None:
+    def lose(self, lease: Lease[Wire]) -> None:
         """The same, from a finalizer: of any thread, at any moment."""
-        self.give(back)
+        self.give(lease)
 
     def settle(self) -> None:
         """Take back what has been left while the shelf was busy."""
@@ -189,13 +143,16 @@ class Shelf(Generic[Wire]):
     def _lend(self, lease: Lease[Wire]) -> bool:
         if self._closed:
             raise cannot_send()
-        wire = self._idle_one(lease.place)
-        if wire is None and len(self._lent) + len(self._idle) >= self._most:
-            if not self._idle:
+        wire = self._idle.last_at(lease.place)
+        if wire is None:
+            if len(self._lent) + len(self._idle) < self._most:
+                wire = self._make()
+            elif self._idle:
+                # It leads elsewhere: with room for one connection, it closes that and opens another.
+                wire = self._idle.least_useful()
+            else:
                 return False
-            # It leads elsewhere: with room for one connection, it closes that and opens another.
-            wire = self._least_useful()
-        self._hand_over(lease, wire or self._make())
+        self._hand_over(lease, wire)
         return True
 
     def _lend_or_queue(self, lease: Lease[Wire]) -> bool:
@@ -211,30 +168,35 @@ class Shelf(Generic[Wire]):
     def _hand_over(self, lease: Lease[Wire], wire: Wire) -> None:
         self._lent[lease.number] = wire
         lease.wire = wire
-        self._take_down(wire)
+        self._idle.remove(wire)
 
-    def _take_back(self, back: Return[Wire]) -> None:
-        wire = self._lent.get(back.number, back.wire)
-        if back.number not in self._lent:
-            self._waiting.pop(back.number, None)
-            # An unknown wire was lent before a fork, before the shelf was closed, or beyond the limit. A known one has
-            # come back before: two threads have closed one response.
-            if wire is not None and wire not in self._idle and wire not in self._lent.values():
-                self.trash.append(wire)
+    def _take_back(self, lease: Lease[Wire]) -> None:
+        wire = self._lent.get(lease.number)
+        if wire is None:
+            self._take_back_unlent(lease)
             return
-        if back.idle_since is None:
-            self._discard(self._lent[back.number])
-            wire = None
-        lease = self._next_in_line()
-        if lease is not None:
-            self._hand_over(lease, wire or self._make())
-        elif wire is not None:
-            self._put_up(wire, back)
-        del self._lent[back.number]
-        if lease is not None:
-            self._wake(lease)
-        elif wire is not None:
-            self._weed(back.idle_since)
+        if lease.idle_since is None:
+            self._discard(wire)
+        successor = self._next_in_line() if self._waiting else None
+        if successor is not None:
+            self._hand_over(successor, self._make() if lease.idle_since is None else wire)
+        elif lease.idle_since is not None:
+            self._idle.add(wire, Idle(lease.place, lease.idle_since, lease.stream))
+        del self._lent[lease.number]
+        if successor is not None:
+            self._wake(successor)
+        elif lease.idle_since is not None:
+            surplus = self._idle.surplus(lease.idle_since, self._most_idle, self._expiry)
+            if surplus is not None:  # One at a time is enough: they come one by one.
+                self._discard(surplus)
+
+    def _take_back_unlent(self, lease: Lease[Wire]) -> None:
+        self._waiting.pop(lease.number, None)
+        # An unknown wire was lent before a fork, before the shelf was closed, or beyond the limit. A known one has come
+        # back before: two threads have closed one response.
+        wire = lease.wire
+        if wire is not None and wire not in self._idle and wire not in self._lent.values():
+            self.trash.append(wire)
 
     def _next_in_line(self) -> Lease[Wire] | None:
         while self._waiting:
@@ -251,42 +213,9 @@ class Shelf(Generic[Wire]):
             wake()
         self._waiting.pop(lease.number, None)
 
-    def _put_up(self, wire: Wire, back: Return[Wire]) -> None:
-        self._idle[wire] = back
-        self._idle_at.setdefault(back.place, OrderedDict())[wire] = None
-
-    def _take_down(self, wire: Wire) -> None:
-        back = self._idle.get(wire)
-        if back is None:
-            return
-        at = self._idle_at.get(back.place, OrderedDict())
-        at.pop(wire, None)
-        if not at:
-            self._idle_at.pop(back.place, None)
-        del self._idle[wire]
-
     def _discard(self, wire: Wire) -> None:
         self.trash.append(wire)
-        self._take_down(wire)
-
-    def _weed(self, now: float | None) -> None:
-        """Discard a wire that is one too many, or idle for too long; one at a time is enough: they come one by one."""
-        if len(self._idle) > self._most_idle:
-            self._discard(self._least_useful())
-            return
-        oldest, back = next(iter(self._idle.items()))
-        if now is not None and back.idle_since is not None and now - back.idle_since > self._expiry:
-            self._discard(oldest)
-
-    def _idle_one(self, place: Place) -> Wire | None:
-        """The wire to that place that was in use last."""
-        at = self._idle_at.get(place)
-        return next(reversed(at)) if at else None
-
-    def _least_useful(self) -> Wire:
-        """The idle wire to part with: one whose connection the server has closed, or the one unused for longest."""
-        dead = (wire for wire, back in self._idle.items() if _is_dead(back.stream))
-        return next(dead, next(iter(self._idle)))
+        self._idle.remove(wire)
 
     def _clear(self) -> None:
         for wire in self.wires:
@@ -301,13 +230,3 @@ class Shelf(Generic[Wire]):
 
 def _or_unlimited(limit: float | None) -> float:
     return math.inf if limit is None else limit
-
-
-def _is_dead(stream: Any) -> bool:
-    """Whether the other end of an idle connection has closed it; False where nobody can tell."""
-    if stream is None:
-        return False
-    try:
-        return bool(stream.get_extra_info("is_readable"))  # An idle server has nothing to say but goodbye.
-    except Exception:  # noqa: BLE001 - a socket that is closed, in the words of whichever library holds it
-        return True
