@@ -1,13 +1,24 @@
 """`python -m benchmarks --all` measures every table; `python -m benchmarks overhead imports` only these.
 
-Each benchmark runs in a process of its own. `--update` also puts the tables into docs/performance.md.
+Each benchmark runs in a process of its own. `--update` also puts the tables into the pages of docs/.
 """
 
 import argparse
 import subprocess
 import sys
 
-NAMES = ("overhead", "loopback", "concurrency", "contention", "imports", "memory", "scaling", "costs", "outage", "telemetry")
+NAMES = (
+    "overhead",
+    "loopback",
+    "concurrency",
+    "contention",
+    "imports",
+    "memory",
+    "scaling",
+    "costs",
+    "outage",
+    "telemetry",
+)
 
 
 def main() -> None:
@@ -15,7 +26,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--all", action="store_true", help="every benchmark")
     parser.add_argument("--quick", action="store_true", help="few and short runs, for a first look")
-    parser.add_argument("--update", action="store_true", help="also rewrite docs/performance.md")
+    parser.add_argument("--update", action="store_true", help="also rewrite the pages of docs/")
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(NAMES))
     if unknown:

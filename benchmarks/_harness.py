@@ -104,7 +104,7 @@ def run(measure: Callable[[bool], Sequence[Table]]) -> None:
     parser = argparse.ArgumentParser(description=measure.__doc__)
     parser.add_argument("--quick", action="store_true", help="few and short runs, for a first look")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the tables as JSON")
-    parser.add_argument("--update", action="store_true", help="also put the tables into docs/performance.md")
+    parser.add_argument("--update", action="store_true", help="also put the tables into the pages of docs/")
     options = parser.parse_args()
     tables = measure(options.quick)
     for table in tables:
@@ -115,14 +115,19 @@ def run(measure: Callable[[bool], Sequence[Table]]) -> None:
         update(tables)
 
 
-def update(tables: Sequence[Table], page: Path = PAGE) -> None:
-    """Replace the tables between the page's markers, `<!-- table: name -->` and `<!-- end -->`."""
-    text = page.read_text(encoding="utf-8")
+def update(tables: Sequence[Table], page: Path | None = None) -> None:
+    """Replace the tables between the markers of their pages, `<!-- table: name -->` and `<!-- end -->`.
+
+    A table goes to the page that has a place for it, or to `page`.
+    """
     for table in tables:
         start, end = f"<!-- table: {table.name} -->\n", "<!-- end -->"
+        pages = [page for page in PAGE.parent.glob("*.md") if start in page.read_text(encoding="utf-8")]
+        place = page or next(iter(pages), PAGE)
+        text = place.read_text(encoding="utf-8")
         before, found, rest = text.partition(start)
         _, closed, after = rest.partition(end)
         if not found or not closed:
-            raise SystemExit(f"{page} has no place for the table {table.name!r}: {start.strip()} ... {end}")
+            raise SystemExit(f"{place} has no place for the table {table.name!r}: {start.strip()} ... {end}")
         text = f"{before}{start}\n{table.markdown().rstrip()}\n\n{end}{after}"
-    page.write_text(text, encoding="utf-8")
+        place.write_text(text, encoding="utf-8")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stkai import ConfigurationError, StackBuilder, TokenBucket
+from stkai import AimdLimiter, ConfigurationError, StackBuilder, TokenBucket
 from stkai.testing import FakeClock
 from stkai.transports import Turn, token_bucket
 from stkai.transports._limit.tickets import _forget_all_waiters
@@ -297,3 +297,11 @@ async def test_what_may_have_been_read_by_the_server_costs_its_estimate(world: W
         await world.send(transport, post(100))
     response = await world.send(transport, post(100))
     assert response.extensions["stkai"].queued == pytest.approx(10.0)
+
+
+def test_the_adaptive_limiter_does_not_let_in_more_requests_because_some_wait_for_units() -> None:
+    limiter = AimdLimiter(6000, 60.0, max_cost=600.0)
+    limiter.refused(0.0, sent=0.0, asked=0.0, chance=0.0)
+    before = limiter.rate
+    drive(limiter, [Waiter(1.0, cost=20.0) for _ in range(600)])
+    assert limiter.rate <= 1.1 * before

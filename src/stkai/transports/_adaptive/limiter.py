@@ -420,14 +420,16 @@ class AimdLimiter(SharingQueue):
         return change
 
     def _release(self, seconds: float, unpaused: float) -> float:
-        waiting = bool(self._queue) or self._at < self._held_back_until
+        # Who waits for units with a permit at hand is no reason to let in more requests.
+        short = bool(self._queue) and (self._units is None or self._credit < 1)
+        waiting = short or self._at < self._held_back_until
         fading = math.exp(-seconds / self.window)
         self._held = 1 - (1 - self._held) * fading if waiting else self._held * fading
         if self._guide.in_force:
             released = self._guide.release(self._at - unpaused, self._at)
             self._set_rate(self._guide.rate)
             return released
-        if not self._queue:
+        if not short:
             return self._rate * unpaused
         before = self._rate
         if not self._start.over:
