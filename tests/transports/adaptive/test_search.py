@@ -1,5 +1,7 @@
 """The adaptive limiter without numbers: what it finds out about a quota, and how it goes by it."""
 
+from typing import Any
+
 import pytest
 
 from stkai import AimdLimiter, ConfigurationError
@@ -26,13 +28,13 @@ def test_without_numbers_nothing_holds_back_a_program_that_is_not_refused() -> N
 def test_what_is_in_flight_doubles_with_every_round_trip() -> None:
     policy, flights = AimdLimiter(), []
     for trip in range(6):
-        now = trip / 100
+        now = trip / 1e4
         flight = 0
         while policy.take(now):
             flight += 1
         flights.append(flight)
         for _ in range(flight):
-            policy.succeeded(now + 0.005, sent=now)
+            policy.succeeded(now + 1e-5, sent=now)
     assert flights == [3, 6, 12, 24, 48, 96]
 
 
@@ -51,19 +53,26 @@ def test_the_first_refusal_gives_a_first_estimate_of_the_share() -> None:
 def test_the_longest_wait_that_a_server_asks_for_is_the_window() -> None:
     search = QuotaSearch()
     assert search.window == 60.0
-    for asked in (40.0, 110.0, 20.0, None, 1e9):
-        search.asked(asked)
+    for asked in (40.0, 110.0, 20.0, 0.0, 1e9):
+        search.asked(asked, rate=1.0)
     assert search.window == 110.0
     for _ in range(8):
-        search.asked(45.0)
+        search.asked(45.0, rate=1.0)
     assert search.window == 45.0
 
 
 def test_a_bucket_that_asks_for_a_second_does_not_make_the_window_a_second() -> None:
     search = QuotaSearch()
     for _ in range(8):
-        search.asked(1.0)
+        search.asked(1.0, rate=0.5)
     assert search.window == 30.0
+
+
+def test_whoever_sends_much_can_count_in_less_time() -> None:
+    search = QuotaSearch()
+    for _ in range(8):
+        search.asked(0.1, rate=10.0)
+    assert search.window == 3.0
 
 
 def test_the_policy_remembers_what_it_counted_when_the_window_turns_out_to_be_another() -> None:
@@ -136,13 +145,14 @@ def test_one_number_without_the_other_is_an_error_that_names_it() -> None:
 
 @pytest.mark.parametrize("name", ["min_rate_floor", "penalty_factor", "recovery_factor", "max_cost"])
 def test_a_share_of_an_unknown_quota_is_an_error_that_names_it(name: str) -> None:
+    options: Any = {name: 0.5}
     with pytest.raises(ConfigurationError, match=f"{name} needs a quota"):
-        AimdLimiter(**{name: 0.5})
+        AimdLimiter(**options)
 
 
 def test_a_policy_without_numbers_says_what_it_found() -> None:
     policy = AimdLimiter()
-    assert repr(policy) == "AimdLimiter(rate=1)"
+    assert repr(policy) == "AimdLimiter(rate=5)"
     send(policy, 0.0, 10)
     policy.refused(1.0, sent=1.0, asked=59.0, chance=0.0)
     assert repr(policy) == "AimdLimiter(rate=0.15)"

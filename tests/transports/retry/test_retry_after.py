@@ -54,6 +54,17 @@ def test_a_date_is_measured_against_the_date_of_the_response_however_wrong_the_c
     assert read((theirs + timedelta(seconds=20)).strftime(form), date=theirs.strftime(form)) == 20.0
 
 
+@pytest.mark.parametrize(
+    "date", ["Thu, 01 Jan 1970 00:00:00 GMT", "Mon, 01 Jan 2035 00:00:00 GMT", "Fri, 01 Jan 0001 00:00:00 GMT"]
+)
+def test_a_date_of_the_response_that_is_years_off_is_not_believed(date: str) -> None:
+    assert read("Tue, 01 Jan 2030 00:00:20 GMT", date=date) == 20.0
+
+
+def test_a_long_wait_by_our_own_clock_is_left_alone_where_their_date_is_absurd() -> None:
+    assert read("Fri, 04 Jan 2030 00:00:00 GMT", date="Thu, 01 Jan 1970 00:00:00 GMT") == 3 * 86400.0
+
+
 @pytest.mark.parametrize("date", ["", "yesterday", "0", "Tue, 99 Jan 2030 00:00:00 GMT"])
 def test_where_the_response_has_no_date_that_can_be_read_our_own_clock_serves(date: str) -> None:
     assert read("Tue, 01 Jan 2030 00:00:20 GMT", date=date) == 20.0

@@ -7,12 +7,12 @@ malformed is ignored as a whole. Quotas of anything but requests (tokens, bytes)
 import math
 import re
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import httpx
 
-from .._retry.retry_after import parse_date
+from .._retry.retry_after import seconds_until
 
 
 class Reading(NamedTuple):
@@ -37,8 +37,7 @@ def read_rate_limit(headers: httpx.Headers, now: datetime, window: float) -> Rea
     """The quota that the headers describe, or None where they describe none that can be understood.
 
     Of several quotas it is the tightest: that of the fewest requests per second in the long run. `window` serves where
-    the server does not say its own. An instant is measured against the answer's own `Date`, so that a wrong clock on
-    this side does no harm; `now` serves where there is none.
+    the server does not say its own. An instant is measured by `seconds_until`.
     """
     # One look at all names together: most servers send none of these headers, and every answer passes here.
     if b"ratelimit" not in b"\n".join([name for name, _ in headers.raw]).lower():
@@ -172,11 +171,10 @@ def _seconds_until(text: str, headers: httpx.Headers, now: datetime) -> float:
         return number
     if _DURATION.fullmatch(text):
         return sum(float(amount) * _UNITS[unit] for amount, unit in _PART.findall(text))
-    sent = parse_date(headers.get("date", "")) or now
-    if number >= _FIRST_INSTANT:
-        return max(0.0, number - sent.timestamp())
     try:
-        instant = datetime.fromisoformat(text)
-    except ValueError:
+        instant = (
+            datetime.fromtimestamp(number, UTC) if number >= _FIRST_INSTANT else datetime.fromisoformat(text)
+        )
+    except (ValueError, OverflowError, OSError):
         return math.nan
-    return max(0.0, (instant - sent).total_seconds()) if instant.tzinfo else math.nan
+    return seconds_until(instant, headers, now) if instant.tzinfo else math.nan

@@ -305,10 +305,11 @@ class AimdLimiter(SharingQueue):
             fresh = sent > self._cut_at
             self._row += fresh
             explained = self._hear(reading, now, sent, refused=True)
-            if self._search is not None and self._search.asked(asked):
-                self._adopt(self._tuned_law())
-            if fresh and self._answered and not explained:
+            cut = fresh and self._answered and not explained
+            if cut:
                 self._cut(now, asked or 0.0)
+            if self._search is not None and self._search.asked(asked or 0.0, self._rate) and cut:
+                self._adopt(self._tuned_law())
             self._stop(now, asked, chance, number, first=first, fresh=fresh, explained=explained)
             if explained or self._rate >= self._reported:
                 return None

@@ -10,8 +10,10 @@ _FIRST = 60.0
 """Seconds: the window until something is known. Most quotas are per minute."""
 
 _SHORTEST = 30.0
-"""Seconds. A bucket asks for the time until one more request, which says nothing of a window; in less than this, a
-sender with a small share could count nothing."""
+"""Seconds. A bucket asks for the time until one more request, which says nothing of a window ..."""
+
+_COUNTABLE = 30.0
+"""... nor does a server that is only busy. There this many requests of the sender's own are a window, if that is less."""
 
 _REMEMBERED = 8
 """Waits that are remembered, of which the longest counts. One that was wrong is forgotten after so many others."""
@@ -37,12 +39,12 @@ class QuotaSearch:
         self._waits: deque[float] = deque(maxlen=_REMEMBERED)
         self._reset = 0.0
 
-    def asked(self, seconds: float | None) -> bool:
-        """Take in the wait that a refusal asks for; whether the window is another one now."""
-        if seconds is None or seconds > longest(0.0) or self.rate < math.inf:
+    def asked(self, seconds: float, rate: float) -> bool:
+        """Take in the wait that a refusal asks for at that rate; whether the window is another one now."""
+        if seconds > longest(0.0) or self.rate < math.inf:
             return False
         self._waits.append(seconds)
-        before, self.window = self.window, max(_SHORTEST, *self._waits)
+        before, self.window = self.window, max(min(_SHORTEST, _COUNTABLE / rate), *self._waits)
         return self.window != before
 
     def completed(self, reading: Reading) -> Reading:

@@ -23,8 +23,11 @@ _BLAMELESS = 2.0
 _FEW = 0.15
 """... unless it had this share of a window's quota by then: that is the wall, not a small bucket."""
 
-_SEARCH_RATE = 1.0
-"""Requests per second at the start where the quota is unknown; successes release far more than that."""
+_SEARCH_RATE = 5.0
+"""Requests per second at the start where the quota is unknown; successes release more."""
+
+_SEARCH_DOUBLING = 1.0
+"""Seconds in which that doubles: a few round trips, as nothing is known about the window."""
 
 
 class ColdStart:
@@ -47,7 +50,7 @@ class ColdStart:
         self.rate = _SEARCH_RATE if quota is None else _SHARE * self.ceiling
         self.burst = _AT_ONCE
         self._free = math.inf if quota is None else _FREE * quota
-        self._doubling = max(_SHORTEST_DOUBLING, _DOUBLING * window)
+        self._doubling = _SEARCH_DOUBLING if quota is None else max(_SHORTEST_DOUBLING, _DOUBLING * window)
         self._excused = False
 
     def released_by_success(self) -> float:

@@ -9,6 +9,8 @@ import httpx
 
 _SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
 
+_DAY = 86400.0
+
 # A comma between values; the one within a date follows the name of a day.
 _COMMA = re.compile(r"(?<![a-z]),")
 
@@ -16,24 +18,39 @@ _COMMA = re.compile(r"(?<![a-z]),")
 def retry_after(headers: httpx.Headers, now: datetime) -> float | None:
     """Seconds for which the server asks us to stay away, or None where it says nothing that can be understood.
 
-    Takes seconds, with decimals too, and HTTP-dates in all three forms. A date is measured against the response's own
-    `Date`, so that a wrong clock on this side does no harm; `now` serves where there is none. A date in the past is 0.
-    Of several values the longest counts. Negative and non-finite numbers and garbage are ignored.
+    Takes seconds, with decimals too, and HTTP-dates in all three forms. A date is measured by `seconds_until`. Of
+    several values the longest counts. Negative and non-finite numbers and garbage are ignored.
     """
     values = headers.get("retry-after")
     if values is None:
         return None
-    sent = parse_date(headers.get("date", "")) or now
-    found = [_read(value.strip(), sent) for value in _COMMA.split(values)]
+    found = [_read(value.strip(), headers, now) for value in _COMMA.split(values)]
     return max((seconds for seconds in found if seconds is not None), default=None)
 
 
-def _read(value: str, sent: datetime) -> float | None:
+def _read(value: str, headers: httpx.Headers, now: datetime) -> float | None:
     if _SECONDS.fullmatch(value):
         seconds = float(value)
         return seconds if math.isfinite(seconds) else None
     date = parse_date(value)
-    return None if date is None else max(0.0, (date - sent).total_seconds())
+    return None if date is None else seconds_until(date, headers, now)
+
+
+def seconds_until(instant: datetime, headers: httpx.Headers, now: datetime) -> float:
+    """Seconds until an instant that a response names; 0.0 if that is in the past.
+
+    It is measured against the response's own `Date`, so that a wrong clock on this side does no harm; `now` serves
+    where there is none. Where the two are more than a day apart, one of them is wrong, and the one by which the wait is at
+    most a day is believed: a server that thinks it is 1970 would have everybody wait for decades.
+    """
+    by_clock = (instant - now).total_seconds()
+    sent = parse_date(headers.get("date", ""))
+    if sent is None:
+        return max(0.0, by_clock)
+    by_date = (instant - sent).total_seconds()
+    if abs(by_date - by_clock) <= _DAY:
+        return max(0.0, by_date)
+    return min((wait for wait in (by_date, by_clock) if 0 <= wait <= _DAY), default=max(0.0, by_clock))
 
 
 def parse_date(value: str) -> datetime | None:
