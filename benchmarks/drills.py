@@ -1,7 +1,7 @@
 """What becomes of a shared quota when its store, or a member, fails: `python -m benchmarks.drills [NAME ...]`.
 
-Each drill lets processes drain 50 requests per second while something goes wrong for four seconds, and shows the grants
-of each second. `--plot DIRECTORY` draws them, with the limit as a line.
+Each drill lets processes drain 50 requests per second while something goes wrong for four seconds, and shows the
+grants of each second. `--plot DIRECTORY` draws them, with the limit as a line.
 """
 
 import argparse
