@@ -1,0 +1,104 @@
+"""A quota in a cluster of Redis servers, and behind Sentinel, whose master fails."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import redis.cluster
+import redis.sentinel
+
+from stkai.stores import Ask, RedisStore
+
+from ..support.redis_servers import Server, installed
+
+ClusterNode: Any = redis.cluster.ClusterNode
+Sentinel: Any = redis.sentinel.Sentinel
+
+pytestmark = [
+    pytest.mark.real_time,
+    pytest.mark.skipif(
+        not installed("redis"), reason="redis-server is not installed: apt-get install redis-server"
+    ),
+]
+
+
+def ask(share: str = "team", member: str = "a") -> Ask:
+    return Ask(share=share, rate=10.0, burst=1.0, started=1.0, member=member, want=1)
+
+
+def eventually(check: Callable[[], Any], seconds: float = 20) -> Any:
+    """What `check` returns, once it is true and raises no error of the client's."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            if found := check():
+                return found
+        except redis.RedisError:
+            if time.monotonic() > until:
+                raise
+        assert time.monotonic() < until, "it took too long"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[list[Server]]:
+    with ExitStack() as stack:
+        servers = [Server("redis", tmp_path / str(number), "--cluster-enabled", "yes") for number in range(3)]
+        clients = []
+        for server in servers:
+            server.options = (*server.options, "--cluster-port", str(server.port - 1000))
+            stack.enter_context(server)
+            clients.append(stack.enter_context(server.client()))
+        for number, client in enumerate(clients):
+            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            first, last = number * 16384 // 3, (number + 1) * 16384 // 3 - 1
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
+        for server in servers[1:]:
+            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", server.port, server.port - 1000)
+        eventually(lambda: all("cluster_state:ok" in _info(client) for client in clients))
+        yield servers
+
+
+def _info(client: Any) -> str:
+    found = client.execute_command("CLUSTER", "INFO")
+    return found.decode() if isinstance(found, bytes) else str(found)
+
+
+def test_shares_live_in_a_cluster_each_in_one_slot(cluster: list[Server]) -> None:
+    nodes = [ClusterNode("127.0.0.1", server.port) for server in cluster]
+    client = redis.RedisCluster(startup_nodes=nodes)
+    first, second = RedisStore(client), RedisStore(client)
+    for share in ("team", "other {x}", "a", "b", "c"):
+        assert first.lease(ask(share)).members == 1
+        assert second.lease(ask(share, "b")).members == 2
+        assert first.look(share) is not None
+    assert str(cluster[0].port) in repr(first)
+    client.close()
+
+
+def test_a_share_survives_a_fail_over_of_sentinels(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        master = stack.enter_context(Server("redis", tmp_path / "master"))
+        replica = Server("redis", tmp_path / "replica", "--replicaof", "127.0.0.1", str(master.port))
+        stack.enter_context(replica)
+        config = (
+            f"sentinel monitor quota 127.0.0.1 {master.port} 1\nsentinel down-after-milliseconds quota 500\n"
+            "sentinel failover-timeout quota 3000\n"
+        )
+        watch = stack.enter_context(Server("redis", tmp_path / "sentinel", sentinel=config))
+        sentinel = Sentinel([("127.0.0.1", watch.port)], socket_timeout=0.25)
+        with replica.client() as client:
+            eventually(lambda: client.info("replication")["master_link_status"] == "up")
+        eventually(lambda: sentinel.discover_slaves("quota"))
+        store = RedisStore(sentinel.master_for("quota", socket_timeout=0.25))
+        assert "sentinel quota" in repr(store)
+        epoch = store.lease(ask()).epoch
+        master.kill()
+        lease = eventually(lambda: store.lease(ask(member="b")))
+        assert lease.count == 1
+        assert lease.epoch >= epoch
+        assert sentinel.discover_master("quota")[1] == replica.port
