@@ -10,6 +10,7 @@ Lines per second, memory and resuming, on a server at loopback in a process of i
 """
 
 import argparse
+import io
 import json
 import os
 import statistics
@@ -24,7 +25,9 @@ from pathlib import Path
 from benchmarks._harness import Table, update, versions
 from benchmarks._server import serving
 
-PICTURE = Path(__file__).parent.parent / "docs" / "images" / "batch.png"
+_IMAGES = Path(__file__).parent.parent / "docs" / "images"
+PICTURE = _IMAGES / "batch.png"
+PROGRESS = _IMAGES / "batch-progress.svg"
 
 SCRIPT = """
 import asyncio, json, sys
@@ -228,6 +231,24 @@ def draw(found: dict[str, list[Run]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def record(path: Path) -> None:
+    """What the progress bar looks like, as an SVG."""
+    from rich.console import Console
+
+    from stkai._batch.progress import Bar, Standing
+
+    console = Console(record=True, force_terminal=True, width=112, file=io.StringIO())
+    command = "stkai batch prompts.jsonl -o answers.jsonl --price input=0.15,output=0.6"
+    console.print(f"[bold]$[/] {command}", highlight=False)
+    bar = Bar(Console(force_terminal=True, file=io.StringIO()))
+    for second in range(3):
+        finished = 411_520 + 406 * second
+        bar.show(second * 0.5, Standing(0.4130 + 0.0004 * second, finished, 3, 9, "12.4M tokens $1.86"))
+    console.print(bar._progress.get_renderable())
+    bar.close()
+    console.save_svg(str(path), title="stkai batch")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.batch", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few and short runs, for a first look")
@@ -249,6 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.update:
         update(tables)
         draw(found, PICTURE)
+        record(PROGRESS)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from .errors import UsageError
-from .outputs import Index, Paths, write_sorted
+from .outputs import SUFFIX, Index, Paths, write_sorted
 
 
 def merge(names: list[str], target: str) -> tuple[int, int]:
@@ -14,7 +14,12 @@ def merge(names: list[str], target: str) -> tuple[int, int]:
         UsageError: an output is missing, the target exists, or a line is in two outputs.
         WriteError: the target cannot be written.
     """
-    outputs, merged = [Paths.of(name) for name in names], Paths.of(target)
+    # `part-*.jsonl` names the outputs of failures as well, which are read in any case.
+    outputs = [Paths.of(name) for name in names if not name.endswith(f".failed{SUFFIX}")]
+    merged = Paths.of(target)
+    if not outputs:
+        msg = "pass the outputs of answers: those of failures are read along with them"
+        raise UsageError(msg)
     for path in (merged.out, merged.failed):
         if path.exists():
             msg = f"{path} exists: choose another name with -o"

@@ -55,7 +55,8 @@ def test_a_date_is_measured_against_the_date_of_the_response_however_wrong_the_c
 
 
 @pytest.mark.parametrize(
-    "date", ["Thu, 01 Jan 1970 00:00:00 GMT", "Mon, 01 Jan 2035 00:00:00 GMT", "Fri, 01 Jan 0001 00:00:00 GMT"]
+    "date",
+    ["Thu, 01 Jan 1970 00:00:00 GMT", "Mon, 01 Jan 2035 00:00:00 GMT", "Fri, 01 Jan 0001 00:00:00 GMT"],
 )
 def test_a_date_of_the_response_that_is_years_off_is_not_believed(date: str) -> None:
     assert read("Tue, 01 Jan 2030 00:00:20 GMT", date=date) == 20.0

@@ -40,8 +40,8 @@ def seconds_until(instant: datetime, headers: httpx.Headers, now: datetime) -> f
     """Seconds until an instant that a response names; 0.0 if that is in the past.
 
     It is measured against the response's own `Date`, so that a wrong clock on this side does no harm; `now` serves
-    where there is none. Where the two are more than a day apart, one of them is wrong, and the one by which the wait is at
-    most a day is believed: a server that thinks it is 1970 would have everybody wait for decades.
+    where there is none. Where the two are more than a day apart, one of them is wrong, and the one by which the wait
+    is at most a day is believed: a server that thinks it is 1970 would have everybody wait for decades.
     """
     by_clock = (instant - now).total_seconds()
     sent = parse_date(headers.get("date", ""))
