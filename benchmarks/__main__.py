@@ -7,7 +7,18 @@ import argparse
 import subprocess
 import sys
 
-NAMES = ("overhead", "loopback", "concurrency", "contention", "imports", "memory", "scaling", "costs", "outage", "telemetry")
+NAMES = (
+    "overhead",
+    "loopback",
+    "concurrency",
+    "contention",
+    "imports",
+    "memory",
+    "scaling",
+    "costs",
+    "outage",
+    "telemetry",
+)
 
 
 def main() -> None:

@@ -13,12 +13,13 @@ import stkai
 from benchmarks import _subjects as subjects
 from benchmarks._crowd import async_throughput
 from benchmarks._harness import PAGE, Table, interleave, run, show, versions
+from benchmarks._plots import new_figure, save
 from benchmarks._server import serving
 from benchmarks.concurrency import configure
 from stkai.testing import FakeClock
 from stkai.transports import LayerTransport, RetryTransport, Turn
 
-PICTURE = PAGE.parent / "images" / "scaling.png"
+PICTURE = PAGE.parent / "images" / "scaling"
 LAYERS = (1, 2, 4, 6, 8)
 WAITERS = (10, 100, 1_000, 10_000)
 RETRIES = (0, 1, 2, 4, 8)
@@ -146,29 +147,21 @@ def _in_flight(url: str, wire: Callable[[], httpx.AsyncClient], at_once: int) ->
 
 
 def _plot(layers: Curve, waiters: Curve, retries: Curve, flight: dict[str, Curve], file: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), layout="constrained")
+    figure, axes = new_figure(2, 2, width=9, height=6.5)
     panels = [
         ("layers", {"": layers}, "linear"),
         ("requests waiting in one queue", {"": waiters}, "log"),
         ("retries of one request", {"": retries}, "linear"),
         ("requests in flight", flight, "linear"),
     ]
-    for axis, (title, curves, scale) in zip(axes.flat, panels, strict=True):
+    for axis, (title, curves, scale) in zip(axes, panels, strict=True):
         for name, curve in curves.items():
             middle = [statistics.median(values) for values in curve.values()]
             axis.plot(list(curve), middle, marker="o", markersize=4, label=name)
         axis.set(xlabel=title, ylabel="µs", xscale=scale, ylim=(0, None))
-        axis.grid(visible=True, alpha=0.3)
         if len(curves) > 1:
-            axis.legend()
-    file.parent.mkdir(exist_ok=True)
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
+            axis.legend(framealpha=0)
+    save(figure, file)
 
 
 if __name__ == "__main__":

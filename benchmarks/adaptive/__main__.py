@@ -62,11 +62,11 @@ def _compare(console: Console, arguments: argparse.Namespace) -> None:
 
 def _draw(sections: Sequence[Section], results: Results, folder: Path, prefix: str) -> None:
     if SHARING in sections:
-        draw_sharing(SHARING, results, folder / f"{prefix}sharing.png")
-        draw_rates(SHARING, SHARING.scenarios[1], results, folder / f"{prefix}rates.png")
+        draw_sharing(SHARING, results, folder / f"{prefix}sharing")
+        draw_rates(SHARING, SHARING.scenarios[1], results, folder / f"{prefix}rates")
     if STEPS in sections:
         for scenario in STEPS.scenarios[::3]:
-            draw_rates(STEPS, scenario, results, folder / f"{prefix}step-{scenario.step:g}.png")
+            draw_rates(STEPS, scenario, results, folder / f"{prefix}step-{scenario.step:g}")
 
 
 def _run(cases: Iterable[Case], arguments: argparse.Namespace) -> Results:

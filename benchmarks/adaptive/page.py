@@ -10,7 +10,7 @@ from .sections import Section
 
 DOCS = PAGE.with_name("adaptive.md")
 IMAGES = PAGE.parent / "images"
-"""Plots are `adaptive-*.png` there."""
+"""Plots are `adaptive-*-light.svg` and `adaptive-*-dark.svg` there."""
 
 _SHOWN = ("sharing", "steps", "late", "arrivals")
 """The comparisons that have a place on the page."""

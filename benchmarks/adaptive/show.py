@@ -8,8 +8,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from stkai._cli.report import COLOURS, Summary, new_figure, rate_plot, summary_table
+from stkai._cli.report import Summary, summary_table
 
+from .._plots import COLOURS, new_figure, rate_plot, save
 from .goals import Results, Verdict
 from .runner import Case
 from .scenario import Scenario
@@ -83,7 +84,7 @@ def draw_sharing(section: Section, results: Results, path: Path) -> None:
         panel.set_xticks(range(len(section.scenarios)), [str(scenario) for scenario in section.scenarios])
     panels[1].set_yscale("log")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def draw_rates(section: Section, scenario: Scenario, results: Results, path: Path) -> None:

@@ -165,7 +165,5 @@ def test_the_command_prints_the_tables_and_leaves_tables_and_plots_in_its_folder
     assert "fixed window, N = 2, 20 per 10 s: steady state" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {
         "tables.txt",
-        "sharing.png",
-        "rates.png",
-        "step-2.png",
+        *(f"{plot}-{mode}.svg" for plot in ("sharing", "rates", "step-2") for mode in ("light", "dark")),
     }

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import stkai
 from stkai._cli import demo as _demo
 from stkai._cli import main as cli
-from stkai._cli.demo import Batch, Outcome, Run
+from stkai._cli.demo import STRATEGIES, Batch, Outcome, Run
 from stkai._cli.main import build_app
 from stkai._cli.report import Summary
 from stkai.testing import FakeClock
@@ -24,21 +24,35 @@ def run(*arguments: str, columns: int = 120) -> Any:
 
 
 @pytest.mark.real_time
-def test_the_demo_accounts_for_every_request_of_every_process_and_draws_the_rate(tmp_path: Path) -> None:
-    picture = tmp_path / "rate.png"
-    result = run(
-        *("demo", "--requests", "2", "--processes", "2", "--threads", "2", "--quota", "100"),
-        *("--plot", str(picture)),
-    )
+def test_the_demo_runs_every_strategy_and_accounts_for_every_call() -> None:
+    arguments = ("--requests", "2", "--processes", "2", "--threads", "2", "--quota", "100")
+    result = run("demo", *arguments, columns=80)
     assert result.exit_code == 0, result.output
-    assert "Every request is accounted for" in result.output
-    rows = [
-        line.split()
-        for line in result.output.splitlines()
-        if line.startswith((" no limiter", " token", " adapt"))
-    ]
-    assert [row[-9:-5] for row in rows] == [["4", "4", "0", "0.000"]] * 3
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "Every call is accounted for" in result.output
+    rows = [line.split() for line in result.output.splitlines() if line.startswith(STRATEGIES)]
+    assert [" ".join(row)[: len(name)] for row, name in zip(rows, STRATEGIES, strict=True)] == [*STRATEGIES]
+    assert [row[-6:-2] for row in rows] == [["4", "4", "0", "0"]] * 4
+
+
+def a_run(name: str) -> Run:
+    return Run(Summary(name, 12, 10, 2, 0, 1.0, 0.1, 0.2, None), [0.1] * 10, lost=0, refused=[0.2, 5.0])
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_demo_fits_the_screen_with_its_plots(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setattr(Batch, "run", lambda self, strategy, advance: a_run(strategy))
+    lines = run("demo", "--quota", "10", columns=columns).output.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert len(lines) <= 23
+    assert not any("…" in line for line in lines)
+    assert "".join(lines).count("░") >= 4
+
+
+def test_the_demo_leaves_the_plots_out_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Batch, "run", lambda self, strategy, advance: a_run(strategy))
+    output = run("demo", "--no-plot").output
+    assert "█" not in output
+    assert "adaptive" in output
 
 
 def test_the_demo_ends_non_zero_if_a_request_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,8 +66,7 @@ def test_the_demo_ends_non_zero_if_a_request_was_lost(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Batch, "run", lossy)
     result = run("demo", "--processes", "1", "--requests", "3")
     assert result.exit_code == 1
-    assert "3 requests were lost" in result.output
-    assert "1 failed" in result.output
+    assert "4 calls were lost" in result.output
 
 
 class Dead:

@@ -1,16 +1,14 @@
-"""The table and the plot that `stkai demo` and the benchmarks share."""
+"""The table of the benchmarks."""
 
 import io
 import math
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from stkai._cli.report import Summary, rate_plot, ratio, summary_table
+from stkai._cli.report import Summary, ratio, summary_table
 
 ROW = Summary("adaptive", 2100.4, 2000, 100, 0, 0.981, 0.31, 12.3, 0.97)
-PNG = b"\x89PNG"
 
 
 def _render(*rows: Summary) -> list[str]:
@@ -56,16 +54,3 @@ def test_a_strategy_that_sent_nothing_has_no_ratios_to_divide_by() -> None:
 
 def test_refusals_without_any_success_are_infinitely_many_per_success() -> None:
     assert ratio(3, 0) == math.inf
-
-
-@pytest.mark.parametrize("quota", [2.0, [(0.0, 2.0), (15.0, 1.0)]])
-def test_a_plot_of_the_rates_is_written_for_a_constant_and_for_a_changing_quota(
-    tmp_path: Path, quota: float | list[tuple[float, float]]
-) -> None:
-    path = tmp_path / "rates.png"
-
-    rate_plot(
-        {"some": [0.5, 1.0, 29.0], "none": []}, quota_rate=quota, bucket_width=5, path=path, title="Rates"
-    )
-
-    assert path.read_bytes().startswith(PNG)

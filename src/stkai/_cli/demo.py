@@ -1,11 +1,12 @@
-"""A batch of real requests from several processes to an embedded server, through one strategy after another."""
+"""Real requests from several processes to an embedded server, through one strategy after another."""
 
 import multiprocessing
 import queue
 import statistics
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +15,7 @@ import httpx
 from .._builder import build_client
 from .._clock import SystemClock
 from .._credentials.client_credentials import ClientCredentialsAuthProvider
+from ..stores import FileStore
 from ..testing import QuotaServer
 from ..transports._adaptive.limiter import AimdLimiter
 from ..transports._limit.token_bucket import TokenBucket
@@ -22,14 +24,14 @@ from .report import Summary
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
 
-STRATEGIES: Final = ("no limiter", "token bucket", "adaptive")
+STRATEGIES: Final = ("no limiter", "token bucket", "adaptive", "shared")
 _PATIENCE: Final = 120.0
-"""Seconds without any news after which the rest of a run is given up, and counted as lost."""
+"""Seconds without news after which the rest of a run is given up and counted as lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one request: whether it succeeded, after how many seconds, and in which process."""
+    """The end of one call: whether it succeeded, after how many seconds, and in which process."""
 
     process: int
     succeeded: bool
@@ -38,16 +40,17 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One strategy's figures, the instants of the accepted requests (seconds), and how many requests vanished."""
+    """One strategy's figures, when requests were accepted and refused (seconds), and how many calls vanished."""
 
     summary: Summary
     accepted: list[float]
     lost: int
+    refused: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """How many requests, from how many processes and threads, against which quota per window of seconds."""
+    """So many calls from each process, sent by so many threads, against a quota per window of seconds."""
 
     requests: int
     processes: int
@@ -56,12 +59,17 @@ class Batch:
     window: float
 
     def run(self, strategy: str, advance: Callable[[Outcome], None]) -> Run:
-        """Send the batch through one strategy to a server of its own; `advance` is told every outcome."""
+        """Send the batch through one strategy to a server of its own; `advance` hears every outcome."""
         clock = SystemClock()
-        with QuotaServer(self.quota, self.window, latency=(0.01, 0.03)) as server:
+        with (
+            QuotaServer(self.quota, self.window, latency=(0.01, 0.03)) as server,
+            tempfile.TemporaryDirectory(prefix="stkai-demo-") as directory,
+        ):
             context = multiprocessing.get_context("spawn")
             outcomes: Queue[Outcome] = context.Queue()
-            target = _Target(server.create_url(), server.token_url, server.client_id, server.client_secret)
+            target = _Target(
+                server.create_url(), server.token_url, server.client_id, server.client_secret, directory
+            )
             workers = [
                 context.Process(target=_work, args=(self, strategy, target, number, outcomes), daemon=True)
                 for number in range(self.processes)
@@ -77,6 +85,7 @@ class Batch:
     def _judge(self, strategy: str, known: list[Outcome], server: QuotaServer) -> Run:
         records = [record for record in server.requests if record.path.startswith("/v1/quick-commands")]
         accepted = sorted(record.time for record in records if record.status == httpx.codes.OK)
+        refused = sorted(record.time for record in records if record.status == httpx.codes.TOO_MANY_REQUESTS)
         start = min((record.time for record in records), default=0.0)
         duration = max(self.window, max(accepted, default=start) - start)
         seconds = sorted(outcome.seconds for outcome in known if outcome.succeeded)
@@ -84,7 +93,7 @@ class Batch:
             name=strategy,
             sent=len(records),
             succeeded=len(seconds),
-            refused=sum(record.status == httpx.codes.TOO_MANY_REQUESTS for record in records),
+            refused=len(refused),
             failed=sum(not outcome.succeeded for outcome in known),
             goodput=len(accepted) / (self.quota * duration / self.window),
             p50=_quantile(seconds, 50),
@@ -92,18 +101,22 @@ class Batch:
             jain=None,
         )
         return Run(
-            summary, [instant - start for instant in accepted], self.requests * self.processes - len(known)
+            summary,
+            accepted=[instant - start for instant in accepted],
+            refused=[instant - start for instant in refused],
+            lost=self.requests * self.processes - len(known),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Where a worker sends, and as whom."""
+    """Where a worker sends, its credentials, and the directory of the shared quota."""
 
     url: str
     token_url: str
     client_id: str
     client_secret: str
+    directory: str
 
 
 def _collect(
@@ -113,7 +126,7 @@ def _collect(
     advance: Callable[[Outcome], None],
     clock: SystemClock,
 ) -> Iterator[Outcome]:
-    """Every outcome as it comes, until all are known or nothing more can come."""
+    """Every outcome as it arrives, until all are known or no more can arrive."""
     news = clock.monotonic()
     while expected:
         try:
@@ -130,16 +143,12 @@ def _collect(
 
 
 def _work(batch: Batch, strategy: str, target: _Target, number: int, outcomes: "Queue[Outcome]") -> None:
-    """One process: its own client, and as many threads as the batch says."""
+    """One process: a client of its own, shared by its threads."""
     clock = SystemClock()
     provider = ClientCredentialsAuthProvider(target.client_id, target.client_secret, target.token_url)
-    limiters = {
-        "no limiter": None,
-        "token bucket": TokenBucket(batch.quota / batch.processes, batch.window, burst=1, max_wait_time=None),
-        "adaptive": AimdLimiter(batch.quota, batch.window, max_wait_time=None),
-    }
+    limiter = _limiter(batch, strategy, target.directory)
     with (
-        build_client(auth=provider, rate_limit=limiters[strategy]) as client,
+        build_client(auth=provider, rate_limit=limiter) as client,
         ThreadPoolExecutor(batch.threads) as pool,
     ):
 
@@ -153,6 +162,20 @@ def _work(batch: Batch, strategy: str, target: _Target, number: int, outcomes: "
             outcomes.put(Outcome(number, succeeded, clock.monotonic() - start))
 
         list(pool.map(send, range(batch.requests)))
+
+
+def _limiter(batch: Batch, strategy: str, directory: str) -> TokenBucket | AimdLimiter | None:
+    """What each process knows: with a token bucket its part of the quota, otherwise the quota alone."""
+    match strategy:
+        case "token bucket":
+            return TokenBucket(batch.quota / batch.processes, batch.window, burst=1)
+        case "adaptive":
+            return AimdLimiter(batch.quota, batch.window)
+        case "shared":
+            store = FileStore(directory)
+            return TokenBucket(batch.quota, batch.window, burst=1, share="demo", store=store)
+        case _:
+            return None
 
 
 def _quantile(seconds: list[float], percent: int) -> float:

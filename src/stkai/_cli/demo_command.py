@@ -1,76 +1,147 @@
-"""`stkai demo`: real requests from several processes to an embedded server with a small quota."""
+"""`stkai demo`: several processes share a small quota, four times: without a limiter, and with each kind of one."""
 
-from pathlib import Path
-from typing import Annotated
+import math
+from collections.abc import Sequence
+from typing import Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 
 from .demo import STRATEGIES, Batch, Outcome, Run
-from .report import rate_plot, summary_table
+from .plot import columns, counts
+
+_KNOWS: Final = {
+    "no limiter": "retries only",
+    "token bucket": "told the quota and the number of processes",
+    "adaptive": "told the quota only; starts cold",
+    "shared": "told the quota only; permits through a file",
+}
+"""What each process of a strategy knows of the quota and of the others."""
+_FIGURES: Final = ("sent", "ok", "429", "failed", "p50 s", "p95 s")
+_NAMES: Final = 23
+"""Width of the first column, in characters."""
+_GAP: Final = 2
+"""Characters between two columns."""
 
 
 def demo(
-    requests: Annotated[int, typer.Option(min=1, help="Requests of each process.")] = 40,
+    requests: Annotated[int, typer.Option(min=1, help="Calls from each process.")] = 40,
     processes: Annotated[int, typer.Option(min=1, max=32, help="Processes that share the quota.")] = 4,
-    threads: Annotated[int, typer.Option(min=1, max=64, help="Threads of each process.")] = 8,
-    quota: Annotated[int, typer.Option(min=1, help="Requests that the server allows per window.")] = 20,
+    threads: Annotated[int, typer.Option(min=1, max=64, help="Threads in each process.")] = 8,
+    quota: Annotated[int, typer.Option(min=1, help="Requests that the server accepts per window.")] = 20,
     window: Annotated[float, typer.Option(min=0.1, help="Length of the window, in seconds.")] = 1.0,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw requests per second over time into this file.")
-    ] = None,
+        bool, typer.Option("--plot/--no-plot", help="Show the requests over time beside the figures.")
+    ] = True,
 ) -> None:
     """Send real requests from several processes to an embedded server with a small quota.
 
-    Once without a limiter, once through a token bucket, once through the adaptive limiter.
+    First without a limiter, then through a token bucket, an adaptive limiter and a shared one.
     """
-    console = Console()
-    batch = Batch(requests=requests, processes=processes, threads=threads, quota=quota, window=window)
+    show(Console(), Batch(requests, processes, threads, quota, window), plot=plot)
+
+
+def show(console: Console, batch: Batch, *, plot: bool) -> None:
+    """Run every strategy and show its figures as they become known.
+
+    Raises:
+        typer.Exit: Calls were lost.
+    """
     console.print(
-        f"{processes} processes of {threads} threads, {requests} requests each, share one quota of"
-        f" {quota} per {window:g} s on a server at loopback.\n",
+        f"{batch.processes} processes of {batch.threads} threads make {batch.requests} calls each, with up to 4"
+        f" attempts a call. A server on this machine accepts {batch.quota} requests per {batch.window:g} s; the"
+        " rest get 429.\n",
         highlight=False,
     )
-    runs = [_show(console, batch, strategy) for strategy in STRATEGIES]
-    console.print()
-    console.print(summary_table([run.summary for run in runs]))
-    if plot is not None:
-        rate_plot(
-            {run.summary.name: run.accepted for run in runs},
-            quota_rate=quota / window,
-            bucket_width=max(window, 1.0),
-            path=plot,
-        )
-        console.print(f"\nRequests per second over time: {plot}", highlight=False)
+    runs: list[Run] = []
+    with Live(console=console, refresh_per_second=8) as live:
+        for strategy in STRATEGIES:
+            bars = _Bars(batch, strategy)
+            live.update(Group(_table(runs, batch, console.width, plot=plot), *bars.renderables()))
+            runs.append(batch.run(strategy, bars.advance))
+        live.update(_table(runs, batch, console.width, plot=plot))
     lost = sum(run.lost for run in runs)
     if lost:
-        console.print(f"\n[bold red]{lost} requests were lost: nobody knows what became of them.[/]")
+        console.print(f"\n[bold red]{lost} calls were lost: nobody knows what became of them.[/]")
         raise typer.Exit(1)
+    if plot:
+        console.print("\nA column two lines high is the whole quota.", end="", highlight=False)
     console.print(
-        "\nEvery request is accounted for: it succeeded, or its failure was reported.", highlight=False
+        "\nEvery call is accounted for: it succeeded, or its failure was reported.", highlight=False
     )
 
 
-def _show(console: Console, batch: Batch, strategy: str) -> Run:
-    """One run, with a progress bar for each process."""
-    columns = (
-        TextColumn("[bold]{task.fields[strategy]:<13}[/] process {task.fields[number]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]}"),
-        TimeElapsedColumn(),
+def _table(runs: Sequence[Run], batch: Batch, width: int, *, plot: bool) -> Table:
+    """A row of three lines for each strategy so far: its name and conditions, its figures, its plot."""
+    table = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0), leading=1
     )
-    with Progress(*columns, console=console) as progress:
-        failed = [0] * batch.processes
-        bars = [
-            progress.add_task("", total=batch.requests, strategy=strategy, number=number + 1, failed="")
+    table.add_column("strategy", width=_NAMES)
+    for name in _FIGURES:
+        table.add_column(name, justify="right", no_wrap=True)
+    cells = width - _NAMES - sum(len(name) for name in _FIGURES) - _GAP * (len(_FIGURES) + 2) + 1
+    plots = _plots(runs, batch, max(12, cells)) if plot else []
+    if plot:
+        table.add_column(Text.assemble(("█ accepted", "green"), "  ", ("▒ 429", "red")), no_wrap=True)
+    for number, run in enumerate(runs):
+        found = run.summary
+        cell = Text.assemble((found.name, "bold"), f"\n{_KNOWS.get(found.name, '')}")
+        figures = (
+            f"{found.sent:,.0f}",
+            f"{found.succeeded:,.0f}",
+            f"{found.refused:,.0f}",
+            f"{found.failed:,.0f}",
+            f"{found.p50:.1f}",
+            f"{found.p95:.1f}",
+        )
+        table.add_row(cell, *figures, *plots[number : number + 1])
+    return table
+
+
+def _plots(runs: Sequence[Run], batch: Batch, cells: int) -> list[RenderableType]:
+    """One plot for each run, all to one scale; two of the three lines are the quota, and what is higher is cut off."""
+    end = max((instant for run in runs for instant in (*run.accepted, *run.refused)), default=0.0)
+    # A bucket is never shorter than a window: within one, accepted requests may come in any pattern.
+    buckets = max(1, min(cells, math.ceil(end / batch.window + 1e-9)))
+    width = max(batch.window, end / buckets)
+    return [
+        columns(
+            counts(run.accepted, width, buckets),
+            counts(run.refused, width, buckets),
+            top=1.5 * batch.quota * width / batch.window,
+            cells=cells,
+        )
+        for run in runs
+    ]
+
+
+class _Bars:
+    """How far each process of a run has come."""
+
+    def __init__(self, batch: Batch, strategy: str) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]{task.fields[strategy]}[/], process {task.fields[number]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[failed]}"),
+            TimeElapsedColumn(),
+        )
+        self._failed = [0] * batch.processes
+        self._bars: list[TaskID] = [
+            self._progress.add_task("", total=batch.requests, strategy=strategy, number=number + 1, failed="")
             for number in range(batch.processes)
         ]
 
-        def advance(outcome: Outcome) -> None:
-            failed[outcome.process] += not outcome.succeeded
-            text = f"[red]{failed[outcome.process]} failed[/]" if failed[outcome.process] else ""
-            progress.update(bars[outcome.process], advance=1, failed=text)
+    def renderables(self) -> tuple[RenderableType, ...]:
+        return "", self._progress
 
-        return batch.run(strategy, advance)
+    def advance(self, outcome: Outcome) -> None:
+        self._failed[outcome.process] += not outcome.succeeded
+        failed = self._failed[outcome.process]
+        text = f"[red]{failed} failed[/]" if failed else ""
+        self._progress.update(self._bars[outcome.process], advance=1, failed=text)
