@@ -108,6 +108,7 @@ def save(figure: Figure, path: Path | str) -> None:
             _draw_in(figure, ink)
             target = path.with_name(f"{path.name}-{mode}.svg")
             figure.savefig(target, transparent=True, metadata={"Date": None})
+            target.write_text("".join(f"{line.rstrip()}\n" for line in target.read_text().splitlines()))
 
 
 def _draw_in(figure: Figure, ink: str) -> None:

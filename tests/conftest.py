@@ -64,6 +64,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("package", PACKAGES, indirect=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse ids that hold the address of an object: processes that share the tests must name them alike."""
+    unstable = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if unstable:
+        raise pytest.UsageError(
+            f"give these parameters ids, such as ids=spelled of tests/support/ids.py: {unstable}"
+        )
+
+
 @pytest.fixture
 def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The package whose requests, transports and errors a test is about: all modules of tests call it `httpx`.

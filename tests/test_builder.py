@@ -21,6 +21,7 @@ from stkai.transports import (
     token_bucket,
 )
 
+from .support.ids import spelled
 from .support.wire import Wire
 from .support.world import World
 
@@ -100,7 +101,7 @@ def test_two_layers_of_one_name_are_an_error_however_they_come_together() -> Non
             change(retry())
 
 
-@pytest.mark.parametrize("layers", [[RetryPolicy()], ["retry"], [retry], retry(), 5], ids=repr)
+@pytest.mark.parametrize("layers", [[RetryPolicy()], ["retry"], [retry], retry(), 5], ids=spelled)
 def test_what_is_no_layer_is_an_error_that_shows_one(layers: Any) -> None:
     with pytest.raises(stkai.ConfigurationError, match=r"such as \[?stkai\.transports\.retry"):
         StackBuilder(layers)
@@ -114,7 +115,7 @@ def test_a_wire_of_the_other_world_is_an_error_that_says_what_to_call() -> None:
         stack.build_async(httpx.HTTPTransport())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("wire", [httpx.Client(), httpx.HTTPTransport, "https://example.com"], ids=repr)
+@pytest.mark.parametrize("wire", [httpx.Client(), httpx.HTTPTransport, "https://example.com"], ids=spelled)
 def test_what_is_no_transport_is_an_error(wire: Any) -> None:
     for build in (StackBuilder().build, StackBuilder().build_async):
         with pytest.raises(stkai.ConfigurationError, match="the wire must be an httpx"):

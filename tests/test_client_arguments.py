@@ -9,6 +9,7 @@ import stkai
 from stkai import AsyncHttpClient, HttpClient
 
 from .support.clients import URL, client_of
+from .support.ids import spelled
 from .support.wire import Wire
 from .support.world import World
 
@@ -54,7 +55,7 @@ def abyss() -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "data", [object(), {1, 2}, float("nan"), "\ud800", b"x", circle(), {("a",): 1}], ids=repr
+    "data", [object(), {1, 2}, float("nan"), "\ud800", b"x", circle(), {("a",): 1}], ids=spelled
 )
 @pytest.mark.parametrize("verb", ["post", "post_stream"])
 async def test_data_that_is_not_json_is_an_error_and_nothing_is_sent(

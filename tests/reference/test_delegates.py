@@ -19,6 +19,8 @@ from stkai import (
 )
 from stkai.testing import QuotaServer
 
+from ..support.ids import spelled
+
 URL = "https://api.example/a"
 DECORATORS: list[Callable[..., HttpClient]] = [
     TokenBucketRateLimitedHttpClient,
@@ -138,7 +140,7 @@ def test_an_exception_of_requests_is_raised_unchanged(decorator: Callable[..., A
 @pytest.mark.parametrize(
     "failure",
     [httpx.Response(503), theirs(503), httpx.ConnectError("refused"), requests.ReadTimeout("slow")],
-    ids=repr,
+    ids=spelled,
 )
 def test_a_call_with_a_retry_policy_is_retried(
     decorator: Callable[..., Any], verb: str, failure: Any
@@ -273,7 +275,7 @@ class MySession(requests.Session):
         requests.Session,
         object(),
     ],
-    ids=repr,
+    ids=spelled,
 )
 def test_a_delegate_that_would_not_send_json_is_refused_by_the_constructor(
     decorator: Callable[..., Any], delegate: Any

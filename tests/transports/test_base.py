@@ -23,6 +23,7 @@ from stkai.transports import (
 from stkai.transports._call import ATTEMPT, OPTIONS
 
 from ..support.heard import CALL, Heard
+from ..support.ids import spelled
 from ..support.wire import Wire
 from ..support.world import World
 
@@ -408,7 +409,7 @@ def test_a_stack_says_what_it_is_made_of() -> None:
         (RetryTransport, RetryPolicy(), "not a RetryPolicy"),
         (LayerTransport, httpx.Client(), "not a Client"),
     ],
-    ids=str,
+    ids=spelled,
 )
 def test_a_layer_around_what_is_no_transport_of_its_world_is_refused(
     kind: Any, inner: Any, words: str

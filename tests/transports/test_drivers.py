@@ -34,6 +34,7 @@ from stkai.transports import (
 )
 from stkai.transports._drivers import drive
 
+from ..support.ids import spelled
 from ..support.wire import of_streams
 from ..support.world import World
 
@@ -251,7 +252,7 @@ async def test_an_error_of_a_flow_itself_comes_out_as_it_is(world: World) -> Non
 
 
 @pytest.mark.parametrize("deadline", [None, 60.0])
-@pytest.mark.parametrize("what", [None, 1.0, "sleep", Operation(), httpx.Request("GET", URL)], ids=repr)
+@pytest.mark.parametrize("what", [None, 1.0, "sleep", Operation(), httpx.Request("GET", URL)], ids=spelled)
 async def test_a_flow_that_yields_something_else_is_told_what_to_yield(
     world: World, what: Any, deadline: float | None
 ) -> None:

@@ -26,6 +26,7 @@ from stkai.transports import (
     RetryTransport,
 )
 
+from ...support.ids import spelled
 from ...support.wire import Answer, Wire
 from ...support.world import World
 
@@ -129,7 +130,7 @@ def test_a_policy_without_origins_sees_each_call_by_itself() -> None:
         ("http://localhost:8080", ["http://localhost:8080/", "http://LOCALHOST:8080/"]),
         ("http://[::1]:8080", ["http://[::1]:8080/"]),
     ],
-    ids=str,
+    ids=spelled,
 )
 def test_origins_may_be_one_or_several_in_any_spelling(origins: str | Iterable[str], home: list[str]) -> None:
     policy = BearerAuth(Fixed(), origins)
@@ -168,7 +169,7 @@ def test_no_origins_at_all_are_none_that_may_see_the_token() -> None:
         7,
         None,
     ],
-    ids=str,
+    ids=spelled,
 )
 def test_what_is_no_origin_is_refused_when_the_policy_is_made(origin: Any) -> None:
     with pytest.raises(ConfigurationError, match="an origin must be scheme://host") as caught:
