@@ -11,7 +11,7 @@ _LEARNING: Final = 0.1
 _MINUTE: Final = 60.0
 """Seconds: the window of every quota of tokens that servers name in their headers."""
 
-GRAIN: Final = 0.02
+GRAIN: Final = 0.005
 """Seconds; nobody asks again sooner because an estimate may turn out too high."""
 
 
