@@ -21,7 +21,7 @@ from pathlib import Path
 from tests.support.redis_servers import Server, free_port
 
 from benchmarks._members import Group, Report, run_group
-from stkai._cli.report import rate_plot
+from benchmarks._plots import rate_plot
 
 RATE = 50
 SECONDS = 12

@@ -18,6 +18,7 @@ from sybil import Document
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 import stkai
+import stkai.stores
 import stkai.testing
 import stkai.transports
 from stkai.testing import FakeClock, QuotaServer
@@ -120,7 +121,7 @@ def variables() -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    [stkai, stkai.costs, stkai.telemetry, stkai.transports, stkai.testing],
+    [stkai, stkai.costs, stkai.stores, stkai.telemetry, stkai.transports, stkai.testing],
     ids=lambda module: module.__name__,
 )
 def test_every_public_name_is_in_the_api_reference(module: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import stkai
+import stkai.stores
 import stkai.testing
 import stkai.transports
 
@@ -72,7 +73,7 @@ def test_the_settings_are_paid_for_on_first_use() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [stkai, stkai.transports, stkai.testing], ids=lambda module: module.__name__
+    "module", [stkai, stkai.stores, stkai.transports, stkai.testing], ids=lambda module: module.__name__
 )
 def test_all_is_sorted_without_repeats_and_every_name_in_it_resolves(module: ModuleType) -> None:
     names = module.__all__

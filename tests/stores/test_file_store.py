@@ -204,6 +204,7 @@ def test_a_file_or_directory_that_is_deleted_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_file, "_LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(_file, "_STILL_LINKED", 0.0)
     directory = tmp_path / "store"
     store = FileStore(directory)
     store.lease(ask())

@@ -10,6 +10,8 @@ from .._builder import StackBuilder
 from .._config.stkai import STKAI
 from .._errors import ConfigurationError
 from .._standard import NO_AUTHENTICATION, AuthChoice, Parts
+from ..transports._limit.sharing import SharingQueue
+from .quota import describe
 
 
 def explain() -> None:
@@ -29,6 +31,10 @@ def explain() -> None:
     _print(console, "\nAuthentication: ", f"{choice.kind} - {choice.why}.")
     if choice.kind == "none":
         _print(console, "", f"As it stands, build_client() refuses: {NO_AUTHENTICATION}")
+    for layer in parts.layers:
+        if isinstance(layer.policy, SharingQueue) and layer.policy.share is not None:
+            # On a line each: a terminal that is narrow breaks none of it.
+            console.print(Text.assemble(("Shared quota: ", "bold"), _share(layer.policy)), soft_wrap=True)
     wire = "StackSpot CLI" if parts.by_cli else "httpx, with the proxies of the environment"
     _print(console, "Stack: ", f"{stack}  (outermost first; the wire is {wire})")
 
@@ -46,6 +52,17 @@ def _settings() -> Table:
         # As text: in a plain string, rich takes brackets for markup.
         table.add_row(*(Text(cell, style) for cell in (row.variable, row.value, row.source)))
     return table
+
+
+def _share(limiter: SharingQueue) -> str:
+    """Which quota is shared, where, and by how many."""
+    store, share = limiter.store, str(limiter.share)
+    heading = f"{share}, in {describe(store)}"
+    try:
+        seen = store.look(share)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the rest is worth showing
+        return f"{heading}, which cannot be reached: {error}"
+    return f"{heading}\nmembers seen: {1 + (0 if seen is None else seen.members)}"
 
 
 def _print(console: Console, heading: str, text: str) -> None:

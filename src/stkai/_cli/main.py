@@ -27,6 +27,7 @@ def build_app() -> "Typer":
     from .batch import batch
     from .demo_command import demo
     from .explain import explain
+    from .quota import quota
 
     def show_version(wanted: bool) -> None:
         if wanted:
@@ -47,7 +48,7 @@ def build_app() -> "Typer":
 
     app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
     app.callback()(options)
-    for command in (explain, demo):
+    for command in (explain, demo, quota):
         app.command()(command)
     app.add_typer(batch, name="batch")
     return app

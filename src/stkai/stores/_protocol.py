@@ -92,7 +92,7 @@ class Ask(NamedTuple):
     known: Known | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Lease:
     """Permits that a member may use: the first after `wait` seconds, each further one `spacing` seconds later.
 

@@ -1,5 +1,6 @@
 """A quota that many machines share through Redis or Valkey: one script, run by the server on its own clock."""
 
+import weakref
 from collections.abc import Sequence
 from functools import cache
 from hashlib import sha1
@@ -34,6 +35,8 @@ class RedisStore:
         self.timeout = float(timeout)
         self._owns = isinstance(url_or_client, str)
         self._client = _connect(url_or_client, self.timeout) if self._owns else _checked(url_or_client)
+        if self._owns:
+            weakref.finalize(self, self._client.close)
 
     def lease(self, ask: Ask) -> Lease:
         """Take permits.

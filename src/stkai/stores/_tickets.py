@@ -145,19 +145,11 @@ def lease(state: State, ask: Ask, now: float) -> Lease:
             state.span, state.used = span, 0
         state.used += count
     law = Law(ask.share, state.rate, state.depth, state.memory, state.version, now - state.written)
+    pause = max(0.0, state.paused - now)
     return Lease(
-        count=count,
-        wait=wait,
-        spacing=gap,
-        pause=max(0.0, state.paused - now),
-        rate=state.rate,
-        epoch=state.epoch,
-        members=members,
-        law=law,
-        quota=state.quota,
-        burst=state.burst,
-        next=state.next - now,
-    )
+        count, wait, gap, pause, state.rate, state.epoch, members, law, state.quota, state.burst,
+        state.next - now,
+    )  # fmt: skip
 
 
 def amend(state: State, epoch: int, law: Law, now: float) -> bool:

@@ -335,11 +335,18 @@ class Member:
                 again = due - self._lead
         else:
             behind = place - len(permits) + 1
-            per_permit = permits.per_permit or 1.0 / self.terms.rate
-            due = max(now, permits.horizon, self._paused_until) + behind * per_permit
+            rate = self.terms.rate if self._known is None else self._known.rate
+            group = max(1, self._most)
+            per_permit = min(permits.per_permit or 1 / rate, group / rate)
+            last = max(now, permits.horizon, self._paused_until)
+            due = last + behind * per_permit
             again = max(self._leases_again(), self._dry_until)
             if again > now and behind > 1:
-                again = max(again, now + (due - now) / 2)
+                if behind <= 2 * max(1.0, rate * AHEAD / group):
+                    # The next leases may be for it: it must not oversleep.
+                    again = max(again, last + (behind - 1) / rate)
+                else:
+                    again = max(again, now + (due - now) / 2)
         if place == 0:
             again = min(again, self._contact + _HEARTBEAT)
         return due, again

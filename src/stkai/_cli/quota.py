@@ -1,0 +1,106 @@
+"""`stkai quota`: what is known of a shared quota: once for scripts, live at a terminal."""
+
+import json
+from typing import Annotated, Any, Final
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from .._clock import SystemClock
+from .._errors import ConfigurationError
+from ..stores import FileStore, RedisStore, Snapshot
+from ..stores._choose import store_from
+from ..stores._place import check_share
+
+_REFRESH: Final = 0.5
+"""Seconds between two looks."""
+
+
+def quota(
+    name: Annotated[str, typer.Argument(help="The name of the share.")],
+    store: Annotated[
+        str,
+        typer.Option(
+            help="Where it lives: 'file' (this machine), or a URL: file:///directory, redis://, rediss://, unix://.",
+            envvar="STKAI_RATE_LIMIT_STORE",
+        ),
+    ] = "file",
+    once: Annotated[bool, typer.Option("--once", help="Show it once, and exit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Show it once, as JSON.")] = False,
+    reset: Annotated[bool, typer.Option("--reset", help="Forget all that is known of it.")] = False,
+) -> None:
+    """Show who shares a quota, its rate, what is in use, the queue and the pause."""
+    console = Console()
+    try:
+        share, found = check_share(name), _open(store)
+        if reset:
+            found.reset(share)
+            console.print(Text(f"The quota {share!r} is forgotten; its members begin anew."))
+        elif as_json:
+            typer.echo(json.dumps(as_dict(share, found.look(share))))
+        elif once or not console.is_terminal:
+            console.print(as_table(share, found.look(share)))
+        else:
+            _watch(console, share, found)
+    except ConfigurationError as error:
+        Console(stderr=True).print(Text(str(error)), soft_wrap=True)
+        raise typer.Exit(2) from error
+    except Exception as error:
+        message = f"{describe(found)} cannot be reached: {error}"
+        Console(stderr=True).print(Text(message), soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+def describe(store: Any) -> str:
+    """Where a store is, without user and password."""
+    if isinstance(store, RedisStore):
+        return f"Redis at {store.place}"
+    return f"the directory {store.path}" if isinstance(store, FileStore) else repr(store)
+
+
+def as_dict(share: str, seen: Snapshot | None) -> dict[str, Any]:
+    """What is known, for scripts; seconds and requests per second."""
+    return {"share": share, "known": seen is not None, **({} if seen is None else seen._asdict())}
+
+
+def as_table(share: str, seen: Snapshot | None) -> Table | Text:
+    """What is known, for people."""
+    if seen is None:
+        return Text(f"Nobody has used the quota {share!r} lately.")
+    refused = "none" if seen.refused is None else f"{seen.refused:.0f} s ago"
+    rows = {
+        "members": str(seen.members),
+        "rate": f"{seen.rate:.4g} requests/s (quota {seen.quota:.4g}, burst {seen.burst:.4g})",
+        "in use": f"{seen.used:.4g} requests/s",
+        "queue": f"{seen.waiting} requests; a new one goes in {seen.queue:.3g} s",
+        "pause": f"{seen.pause:.3g} s" if seen.pause else "none",
+        "last 429": refused,
+    }
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=True)
+    table.add_column("quota")
+    table.add_column(Text(share), overflow="fold")
+    for label, value in rows.items():
+        table.add_row(label, value)
+    return table
+
+
+def _open(store: str) -> FileStore | RedisStore:
+    found = store_from(store)
+    assert isinstance(found, FileStore | RedisStore)
+    return found
+
+
+def _watch(console: Console, share: str, store: FileStore | RedisStore) -> None:
+    """Look again and again, until Ctrl-C."""
+    clock = SystemClock()
+    try:
+        with Live(as_table(share, store.look(share)), console=console, auto_refresh=False) as live:
+            while True:
+                clock.sleep(_REFRESH)
+                live.update(as_table(share, store.look(share)), refresh=True)
+    except KeyboardInterrupt:
+        return

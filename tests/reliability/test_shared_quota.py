@@ -1,0 +1,151 @@
+"""Processes that share one quota: together they get it exactly, whatever becomes of one of them or of the store."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from benchmarks._members import Group, World, run_group
+
+import stkai
+from stkai import TokenBucket
+from stkai.stores import FileStore
+from stkai.transports import TokenBucketTransport
+
+from ..support.redis_servers import Server, installed
+
+pytestmark = pytest.mark.real_time
+
+RATE, SECONDS = 50.0, 1.5
+
+
+@pytest.fixture(params=["file", "redis"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "file":
+        yield f"file://{tmp_path}/store"
+        return
+    if not installed(request.param):
+        pytest.skip(f"{request.param}-server is not installed: apt-get install {request.param}-server")
+    with Server(request.param, tmp_path / "server") as server:
+        yield server.url
+
+
+@pytest.mark.parametrize("kind", ["sync", "asyncio", "trio"])
+def test_processes_get_the_quota_exactly(store: str, kind: World) -> None:
+    report = run_group(Group(processes=4, store=store, rate=RATE, seconds=SECONDS, world=kind))
+    assert report.errors == []
+    assert report.most_in_a_second <= RATE + 3
+    assert len(report.all) <= RATE * SECONDS + 3
+    assert len(report.all) >= 0.7 * RATE * SECONDS  # The machine may be busy.
+    assert report.jain > 0.9
+    assert not report.events
+
+
+def test_the_death_of_a_member_leaves_the_quota_to_the_others(store: str) -> None:
+    def kill(start: float, members: list[BaseProcess]) -> None:
+        time.sleep(max(0.0, start + 0.3 - time.monotonic()))
+        members[0].kill()
+
+    group = Group(processes=3, store=store, rate=RATE, seconds=2.2, workers=20)
+    report = run_group(group, kill)
+    assert sorted(report.grants) == [1, 2]
+    assert report.errors == []
+    assert report.per_second(2)[1] >= 0.7 * RATE
+    assert report.most_in_a_second <= RATE + 3
+
+
+def test_no_error_reaches_a_caller_while_the_server_is_down(tmp_path: Path) -> None:
+    if not installed("redis"):
+        pytest.skip("redis-server is not installed: apt-get install redis-server")
+    with Server("redis", tmp_path / "server") as server:
+
+        def restart(start: float, members: list[BaseProcess]) -> None:
+            time.sleep(max(0.0, start + 0.8 - time.monotonic()))
+            server.kill()
+            time.sleep(1.2)
+            server.start()
+
+        report = run_group(Group(processes=3, store=server.url, rate=RATE, seconds=5.0), restart)
+    assert report.errors == []
+    assert report.events == {"StoreLost": 3, "StoreRestored": 3}
+    assert report.most_in_a_second <= 1.2 * RATE
+    assert min(report.per_second(5)[1:]) >= 0.5 * RATE
+
+
+PRELOADED: dict[str, Any] = {}
+
+
+def post(number: int) -> float:
+    """Send one request through the client that was there before the fork, or through one of this process."""
+    client = PRELOADED.get("client")
+    if client is None:
+        client = _client(os.environ["STKAI_TEST_STORE"])
+    client.post("https://api.test/")
+    return time.monotonic()
+
+
+def _client(store: str) -> httpx.Client:
+    bucket = TokenBucket(10, 1, burst=1, share="forked", store=store)
+    return httpx.Client(
+        transport=TokenBucketTransport(httpx.MockTransport(lambda _: httpx.Response(200)), bucket)
+    )
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_children_are_members_of_their_own(method: str, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STKAI_TEST_STORE", store)
+    client = _client(store)
+    client.post("https://api.test/")
+    if method == "fork":
+        monkeypatch.setitem(PRELOADED, "client", client)
+    context: Any = multiprocessing.get_context(method)
+    with context.Pool(3) as pool:
+        sent = sorted(pool.map(post, range(6), chunksize=1))
+    # None of them was granted twice: six permits take five gaps of 0.1 s.
+    assert sent[-1] - sent[0] >= 0.45
+    client.close()
+
+
+OTHER_PROGRAM = """
+import sys, stkai, httpx
+from stkai.transports import TokenBucketTransport
+bucket = stkai.TokenBucket(20, 1, burst=1, share="disagreed", store=sys.argv[1])
+client = httpx.Client(transport=TokenBucketTransport(httpx.MockTransport(lambda r: httpx.Response(200)), bucket))
+client.post("https://api.test/")
+"""
+
+
+def test_a_newer_program_with_another_quota_is_right(store: str) -> None:
+    events: list[stkai.Event] = []
+    bucket = TokenBucket(10, 1, burst=1, share="disagreed", store=store)
+    stack = stkai.StackBuilder([stkai.transports.limiter(bucket)], listener=[events.append])
+    with httpx.Client(transport=stack.build(httpx.MockTransport(lambda _: httpx.Response(200)))) as client:
+        client.post("https://api.test/")
+        subprocess.run([sys.executable, "-c", OTHER_PROGRAM, store], check=True, timeout=60)
+        client.post("https://api.test/")
+    found = [event for event in events if isinstance(event, stkai.QuotaDisagreement)]
+    assert [(event.share, event.mine, event.theirs) for event in found] == [("disagreed", 10, 20)]
+
+
+def test_a_deleted_state_file_is_shared_again_within_a_second(tmp_path: Path) -> None:
+    directory = tmp_path / "store"
+    first = _client(f"file://{directory}")
+    first.post("https://api.test/")
+    for path in directory.iterdir():
+        path.unlink()
+    time.sleep(0.3)
+    first.post("https://api.test/")
+    newcomer = TokenBucket(10, 1, burst=1, share="forked", store=FileStore(directory))
+    with httpx.Client(
+        transport=TokenBucketTransport(httpx.MockTransport(lambda _: httpx.Response(200)), newcomer)
+    ) as client:
+        client.post("https://api.test/")
+    assert newcomer.members == 2
+    first.close()
