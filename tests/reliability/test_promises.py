@@ -17,7 +17,8 @@ def names_in(files: list[Path]) -> set[str]:
 
 def promises() -> dict[str, list[str]]:
     """Each promise of the page, with the tests that hold it."""
-    rows = re.findall(r"^\| (?!promise )(.+?) \| (.+) \|$", PAGE.read_text(), re.MULTILINE)
+    tables = re.findall(r"^\| promise \|.*\n\|.*\n((?:\|.*\n)+)", PAGE.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| (.+?) \| (.+) \|$", "".join(tables), re.MULTILINE)
     return {promise: re.findall(r"`(test_\w+)`", held_by) for promise, held_by in rows}
 
 

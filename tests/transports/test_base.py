@@ -112,17 +112,24 @@ def test_the_attempt_that_follows_shares_the_record_and_comes_back_to_its_place(
     assert first.record.attempts == 3
 
 
-def test_an_attempt_beside_another_shares_nothing_with_it_until_its_answer_is_taken() -> None:
-    first = Attempt(Call.start(httpx.Request("GET", URL), 0.0))
-    first.ticket = (object(), 7)
-    first.record.queued = 1.0
-    other = first.beside()
-    assert (other.call, other.number, other.place, other.ticket) == (first.call, 2, None, None)
-    other.record.queued, other.record.authenticating = 2.0, 0.5
-    assert (first.record.attempts, first.record.queued) == (2, 1.0)
-    other.again()
-    first.absorb(other)
-    assert first.record == CallRecord(attempts=3, queued=3.0, authenticating=0.5)
+def test_attempts_side_by_side_share_nothing_until_the_answer_of_one_is_taken() -> None:
+    attempt = Attempt(Call.start(httpx.Request("GET", URL), 0.0))
+    attempt.record.queued = 1.0
+    first, second = attempt.apart(), attempt.beside()
+    assert [one.number for one in (attempt, first, second)] == [1, 1, 2]
+    assert (second.call, second.place, second.ticket) == (attempt.call, None, None)
+    first.record.queued += 7.0
+    second.record.queued += 2.0
+    second.record.authenticating = 0.5
+    second.ticket = (object(), 7)
+    assert attempt.record == CallRecord(attempts=2, queued=1.0)
+    assert second.again().number == 3
+    attempt.absorb(second)
+    assert attempt.record == CallRecord(attempts=3, queued=3.0, authenticating=0.5)
+    first.record.queued += 99.0
+    assert attempt.record.queued == 3.0, "who lost goes on by itself"
+    following = attempt.again()
+    assert (following.number, following.place) == (4, second.ticket)
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,10 @@ from stkai.transports import (
     Send,
     Sleep,
     Until,
+    drive,
     retry,
     token_bucket,
 )
-from stkai.transports._drivers import drive
 
 from ..support.ids import spelled
 from ..support.wire import of_streams

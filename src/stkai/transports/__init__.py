@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ._base import AsyncLayerTransport, LayerTransport
     from ._call import Attempt, Call, can_resend, copy_request
     from ._context import Context
+    from ._drivers import adrive, drive
     from ._layer import Layer
     from ._limit.flow import (
         AdaptiveTransport,
@@ -34,6 +35,7 @@ __getattr__, __dir__ = _lazily(
         "_context": ("Context",),
         "_layer": ("Layer",),
         "_call": ("Attempt", "Call", "can_resend", "copy_request"),
+        "_drivers": ("adrive", "drive"),
         "_limit.flow": (
             "AdaptiveTransport",
             "AsyncAdaptiveTransport",
@@ -95,9 +97,11 @@ __all__ = [
     "Turn",
     "Until",
     "adaptive",
+    "adrive",
     "auth",
     "can_resend",
     "copy_request",
+    "drive",
     "limiter",
     "retry",
     "token_bucket",

@@ -6,6 +6,8 @@ A `Call` never changes. Each pass of its request through the stack is an `Attemp
 import itertools
 import math
 import weakref
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import httpx
@@ -142,7 +144,7 @@ class Attempt:
         signer, token: the auth layer, and the token with which it has signed the request. Written by the auth layer.
     """
 
-    __slots__ = ("call", "number", "place", "record", "signer", "ticket", "token")
+    __slots__ = ("_numbers", "call", "number", "place", "record", "signer", "ticket", "token")
 
     def __init__(
         self, call: Call, number: int = 1, record: CallRecord | None = None, place: Any = None
@@ -154,33 +156,47 @@ class Attempt:
         self.ticket: tuple[object, int] | None = None
         self.signer: Any = None
         self.token: Any = None
+        self._numbers: Iterator[int] | None = None
 
     def again(self) -> "Attempt":
         """The attempt that follows this one, which comes back to its place in the queue."""
-        self.record.attempts += 1
-        following = Attempt(self.call, self.record.attempts, self.record, self.ticket or self.place)
-        following.signer, following.token = self.signer, self.token
-        return following
+        return self._next(self.record, self.ticket or self.place)
 
-    def beside(self) -> "Attempt":
-        """A second attempt at the same time, with a record of its own; see `absorb`."""
-        self.record.attempts += 1
-        other = Attempt(self.call, self.record.attempts, CallRecord(attempts=0))
-        other.signer, other.token = self.signer, self.token
+    def apart(self) -> "Attempt":
+        """The same attempt with a record of its own, for the first of several side by side; see `absorb`."""
+        self._numbers = self._numbers or itertools.count(self.number + 1)
+        other = Attempt(self.call, self.number, self._own_record(), self.place)
+        other.signer, other.token, other._numbers = self.signer, self.token, self._numbers
         return other
 
+    def beside(self) -> "Attempt":
+        """Another attempt at the same time, with a record of its own; see `absorb`."""
+        return self._next(self._own_record(), None)
+
     def absorb(self, other: "Attempt") -> None:
-        """Add the times of an attempt that ran beside this one, and whose answer is taken."""
+        """Go on from the one of several attempts side by side whose answer is taken: with its times, and its place."""
         mine, theirs = self.record, other.record
         mine.attempts += theirs.attempts
-        mine.queued += theirs.queued
-        mine.backed_off += theirs.backed_off
-        mine.authenticating += theirs.authenticating
+        mine.queued, mine.backed_off = theirs.queued, theirs.backed_off
+        mine.authenticating = theirs.authenticating
+        self.ticket, self.token = other.ticket, other.token
+
+    def _next(self, record: CallRecord, place: tuple[object, int] | None) -> "Attempt":
+        self.record.attempts += 1
+        # Attempts side by side have one sequence of numbers.
+        numbers = self._numbers = self._numbers or itertools.count(self.number + 1)
+        other = Attempt(self.call, next(numbers), record, place)
+        other.signer, other.token, other._numbers = self.signer, self.token, numbers
+        return other
+
+    def _own_record(self) -> CallRecord:
+        """A record that goes on from here, with no attempts of its own yet."""
+        return replace(self.record, attempts=0)
 
     def within(self, call: Call) -> "Attempt":
         """The same attempt of the call with another deadline."""
         other = Attempt(call, self.number, self.record, self.place)
-        other.signer, other.token = self.signer, self.token
+        other.signer, other.token, other._numbers = self.signer, self.token, self._numbers
         return other
 
     @property
@@ -191,8 +207,8 @@ class Attempt:
 
     def too_late(self, deadline: float) -> DeadlineExceededError:
         """What to raise when the deadline has passed."""
-        allowed = deadline - self.call.first_hop().began
-        msg = f"no answer within the deadline of {allowed:g} s, at attempt number {self.record.attempts}"
+        allowed, number = deadline - self.call.first_hop().began, max(self.number, self.record.attempts)
+        msg = f"no answer within the deadline of {allowed:g} s, at attempt number {number}"
         return DeadlineExceededError(msg)
 
     def no_time_for(self, wait: float, left: float) -> DeadlineExceededError:

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stkai import AimdLimiter, StackBuilder
-from stkai._events import Event, RateChanged
+from stkai import AimdLimiter, Event, RateChanged, StackBuilder
 from stkai.testing import FakeClock
 from stkai.testing._gate import rate_headers
 from stkai.testing._quota import FixedWindow

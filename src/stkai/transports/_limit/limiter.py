@@ -116,6 +116,7 @@ class Limiter(Protocol):
 
     def leave(self, turn: Turn, now: float) -> None:
         """Give up the place in the queue, or the permit that was taken and not used."""
+        return
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Take note of the answer, or of the error in its place. Returns a change of the rate, if that is news."""
@@ -123,3 +124,4 @@ class Limiter(Protocol):
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
         """Correct the units that the request took: it really cost that many."""
+        return
