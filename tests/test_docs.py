@@ -122,6 +122,26 @@ def test_the_variables_that_a_page_names_are_settings(page: Path) -> None:
     assert named <= variables()
 
 
+def test_the_messages_on_the_troubleshooting_page_are_those_of_the_source() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    headings = re.findall(r"^### `(.*)`$", page, re.MULTILINE)
+    assert len(headings) > 30
+    source = messages()
+    # A message may be put together: each piece of it is somewhere in the source.
+    pieces = {piece.strip() for heading in headings for piece in re.split("…|; ", heading)}
+    assert {piece for piece in pieces if not any(piece in message for message in source)} == set()
+
+
+def messages() -> list[str]:
+    """Every string in the source."""
+    found = []
+    for path in Path(stkai.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
 def test_every_setting_is_on_the_settings_page() -> None:
     text = (ROOT / "docs" / "settings.md").read_text()
     assert {name for name in variables() if f"`{name}`" not in text} == set()
