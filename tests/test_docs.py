@@ -142,6 +142,22 @@ def messages() -> list[str]:
     return found
 
 
+def test_the_links_of_the_readme_are_absolute_and_lead_to_pages_that_exist() -> None:
+    """It is shown on a package index too."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    site = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
+    assert (site["site_url"], site["repo_url"]) == (f"{urls['Documentation']}/", urls["Repository"])
+    links = re.findall(r"\]\(([^)]*)\)", (ROOT / "README.md").read_text())
+    assert len(links) > 10
+    for link in links:
+        assert link.startswith("https://"), link
+        if link.startswith(urls["Documentation"]):
+            page = link.removeprefix(f"{urls['Documentation']}/").strip("/")
+            assert (ROOT / "docs" / f"{page}.md").exists(), link
+        elif link.startswith(urls["Repository"]):
+            assert (ROOT / link.removeprefix(f"{urls['Repository']}/")).exists(), link
+
+
 def test_every_setting_is_on_the_settings_page() -> None:
     text = (ROOT / "docs" / "settings.md").read_text()
     assert {name for name in variables() if f"`{name}`" not in text} == set()
