@@ -2,9 +2,12 @@
 
 Examples run as printed. Whatever service they call is the embedded server, and time is virtual, so that they may wait.
 `<!-- skip: next -->` before a block leaves it out; `<!-- invisible-code-block: python ... -->` runs what readers need
-not see.
+not see. A block may `await` at its top level, as in a notebook.
 """
 
+import ast
+import asyncio
+import inspect
 import os
 import re
 import tomllib
@@ -14,8 +17,8 @@ from typing import Any
 
 import httpx
 import pytest
-from sybil import Document
-from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+from sybil import Document, Example
+from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
 import stkai
 import stkai.stores
@@ -24,8 +27,8 @@ import stkai.transports
 from stkai.testing import FakeClock, QuotaServer
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*sorted((ROOT / "docs").glob("**/*.md")), *ROOT.glob("README.md")]
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+PAGES = [*sorted((ROOT / "docs").glob("**/*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 TOKEN_PATH = httpx.URL(stkai.ClientCredentialsAuthProvider.DEFAULT_TOKEN_URL).path
 
@@ -73,12 +76,22 @@ def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 @every_page
 @pytest.mark.usefixtures("service")
 def test_the_examples_of_a_page_run_one_after_the_other(page: Path) -> None:
-    document = Document.parse(str(page), PythonCodeBlockParser(), SkipParser())
-    try:
-        for example in document.examples():
-            example.evaluate()
-    finally:
-        close_clients(document.namespace)
+    with asyncio.Runner() as runner:
+
+        def evaluate(example: Example) -> None:
+            lines_before = "\n" * (example.line + example.parsed.line_offset)
+            flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+            code = compile(lines_before + example.parsed, example.path, "exec", flags, dont_inherit=True)
+            awaited = eval(code, example.namespace)
+            if inspect.iscoroutine(awaited):
+                runner.run(awaited)
+
+        document = Document.parse(str(page), CodeBlockParser("python", evaluate), SkipParser())
+        try:
+            for example in document.examples():
+                example.evaluate()
+        finally:
+            close_clients(document.namespace)
 
 
 def close_clients(namespace: dict[str, Any]) -> None:
@@ -110,6 +123,42 @@ def test_the_variables_that_a_page_names_are_settings(page: Path) -> None:
     assert named <= variables()
 
 
+def test_the_messages_on_the_troubleshooting_page_are_those_of_the_source() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    headings = re.findall(r"^### `(.*)`$", page, re.MULTILINE)
+    assert len(headings) > 30
+    source = messages()
+    # A message may be put together: each piece of it is somewhere in the source.
+    pieces = {piece.strip() for heading in headings for piece in re.split("…|; ", heading)}
+    assert {piece for piece in pieces if not any(piece in message for message in source)} == set()
+
+
+def messages() -> list[str]:
+    """Every string in the source."""
+    found = []
+    for path in Path(stkai.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_the_links_of_the_readme_are_absolute_and_lead_to_pages_that_exist() -> None:
+    """It is shown on a package index too."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    site = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
+    assert (site["site_url"], site["repo_url"]) == (f"{urls['Documentation']}/", urls["Repository"])
+    links = re.findall(r"\]\(([^)]*)\)", (ROOT / "README.md").read_text())
+    assert len(links) > 10
+    for link in links:
+        assert link.startswith("https://"), link
+        if link.startswith(urls["Documentation"]):
+            page = link.removeprefix(f"{urls['Documentation']}/").strip("/")
+            assert (ROOT / "docs" / f"{page}.md").exists(), link
+        elif link.startswith(urls["Repository"]):
+            assert (ROOT / link.removeprefix(f"{urls['Repository']}/")).exists(), link
+
+
 def test_every_setting_is_on_the_settings_page() -> None:
     text = (ROOT / "docs" / "settings.md").read_text()
     assert {name for name in variables() if f"`{name}`" not in text} == set()
@@ -125,7 +174,7 @@ def variables() -> set[str]:
     ids=lambda module: module.__name__,
 )
 def test_every_public_name_is_in_the_api_reference(module: Any) -> None:
-    text = (ROOT / "docs" / "api.md").read_text()
+    text = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
     documented = set(re.findall(rf"^::: {re.escape(module.__name__)}\.(\w+)$", text, re.MULTILINE))
     assert documented == set(module.__all__)
 

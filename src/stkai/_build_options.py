@@ -28,9 +28,9 @@ class StackOptions(TypedDict, total=False):
     settle: "Settle | None"
 
 
-_DEFAULTS: Final = {"auth": "auto", "rate_limit": UNSET, "retry": UNSET}
+DEFAULTS: Final = {"auth": "auto", "rate_limit": UNSET, "retry": UNSET}
 
-_ARGUMENTS: Final = """
+ARGUMENTS: Final = """
 
     Args:
         transport: the wire; by default one of the package of each request, httpx or httpx2, that honours proxies, and
@@ -59,10 +59,10 @@ def shows_options(function: F) -> F:
     own = [each for each in signature.parameters.values() if each.kind is each.KEYWORD_ONLY]
     shared = [
         inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS.get(name), annotation=annotation
+            name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name), annotation=annotation
         )
         for name, annotation in StackOptions.__annotations__.items()
     ]
     function.__signature__ = signature.replace(parameters=[*shared, *own])  # type: ignore[attr-defined]
-    function.__doc__ = (function.__doc__ or "") + _ARGUMENTS
+    function.__doc__ = (function.__doc__ or "") + ARGUMENTS
     return function

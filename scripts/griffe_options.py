@@ -1,0 +1,59 @@
+"""For the API pages: shows each keyword of `**options: Unpack[SomeTypedDict]` as a parameter of its own.
+
+`help()` shows them likewise, see `stkai._build_options`. griffe's own extension for this knows no descriptions.
+"""
+
+import inspect
+from typing import Any
+
+import griffe
+
+from stkai import _build_options
+from stkai.transports._options import UNSET
+
+
+class Options(griffe.Extension):
+    """Unpacks the keywords once the whole package is known."""
+
+    def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
+        for function in _functions(pkg):
+            last = function.parameters[-1] if len(function.parameters) else None
+            if last is None or last.kind is not griffe.ParameterKind.var_keyword:
+                continue
+            if not str(last.annotation).startswith("Unpack["):
+                continue
+            options = function.resolve(last.annotation.slice.name)
+            function.parameters = griffe.Parameters(
+                *(each for each in function.parameters if each is not last),
+                *(
+                    griffe.Parameter(
+                        name,
+                        annotation=attribute.annotation,
+                        kind=griffe.ParameterKind.keyword_only,
+                        default=_default(name, options),
+                    )
+                    for name, attribute in pkg.modules_collection[options].attributes.items()
+                ),
+            )
+            if function.docstring and any("shows_options" in str(each.value) for each in function.decorators):
+                function.docstring.value += inspect.cleandoc(_build_options.ARGUMENTS).join(["\n\n", ""])
+
+
+def _default(name: str, options: str) -> str:
+    """As code: `...` is whatever the settings or the stack say."""
+    if not options.endswith(".StackOptions"):
+        return "..."
+    default = _build_options.DEFAULTS.get(name)
+    return "..." if default is UNSET else repr(default)
+
+
+def _functions(owner: griffe.Object) -> list[griffe.Function]:
+    found: list[griffe.Function] = []
+    for member in owner.members.values():
+        if member.is_alias:
+            continue
+        if member.is_function:
+            found.append(member)
+        elif member.is_module or member.is_class:
+            found += _functions(member)
+    return found
