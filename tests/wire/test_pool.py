@@ -107,12 +107,6 @@ async def test_a_connection_that_its_response_has_ended_evicts_no_live_one(world
     assert pool.shelf.wires == pool.made[:1]
 
 
-async def test_a_request_may_end_its_connection_as_well(world: World) -> None:
-    pool = Pool(world, 10, 10)
-    await pool.get(headers={"Connection": "close"})
-    assert pool.shelf.wires == []
-
-
 async def test_refused_connections_evict_no_live_one(world: World) -> None:
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused", request=request)

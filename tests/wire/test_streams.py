@@ -180,6 +180,7 @@ async def test_after_every_byte_at_which_a_server_can_close_the_next_request_has
                 await _get(world, client, server.url)
         else:
             assert await _get(world, client, server.url) == b"body"
+    await _until(world, lambda: server.open == 0)  # Nobody can help a request that crosses the goodbye.
     server.answer = lambda _: (WHOLE, True)
     assert await _get(world, client, server.url) == b"body"
     await world.close(client)
@@ -194,7 +195,6 @@ async def test_a_call_that_is_cancelled_at_any_turn_of_the_loop_leaves_one_conne
     client = _client(world, "stkai", wire_of(world))
     turns = [*range(40), *range(40, 400, 20)]
     for number in turns:
-        server.answer = lambda number: (WHOLE, number % 3 > 0)
         async with anyio.create_task_group() as group:
             group.start_soon(_get, world, client, server.url)
             for _ in range(number):

@@ -44,22 +44,16 @@ def _none_free(request: httpx.Request, family: Family) -> httpx.PoolTimeout:
     )
 
 
-def _is_persistent(request: httpx.Request, response: httpx.Response) -> bool:
+def _is_persistent(response: httpx.Response) -> bool:
     """Whether the connection carries another request once the body has been read (RFC 9112, section 9.3)."""
+    # In the raw headers: to find that one is missing, httpx decodes all others.
+    for name, value in response.headers.raw:
+        if len(name) == _LENGTH and name.lower() == _CONNECTION and b"close" in value.lower():
+            return False
     return (
         response.status_code != httpx.codes.SWITCHING_PROTOCOLS
         and response.extensions.get("http_version") != b"HTTP/1.0"
-        and not _says_close(response.headers)
-        and not _says_close(request.headers)
     )
-
-
-def _says_close(headers: httpx.Headers) -> bool:
-    # In the raw ones: for a header that is not there, httpx decodes all others.
-    for name, value in headers.raw:
-        if len(name) == _LENGTH and name.lower() == _CONNECTION and b"close" in value.lower():
-            return True
-    return False
 
 
 class _SyncShelf(Shelf[httpx.BaseTransport]):
@@ -107,7 +101,7 @@ class SideBySide(Closable):
             shelf.sweep()
             raise
         lease.stream = response.extensions.get("network_stream")
-        persistent = _is_persistent(request, response)
+        persistent = _is_persistent(response)
         response.stream = self._body(response.stream, lease, shelf, persistent=persistent)
         return response
 
@@ -201,7 +195,7 @@ class AsyncSideBySide(AsyncClosable):
             await shelf.sweep()
             raise
         lease.stream = response.extensions.get("network_stream")
-        persistent = _is_persistent(request, response)
+        persistent = _is_persistent(response)
         response.stream = self._body(response.stream, lease, shelf, persistent=persistent)
         return response
 

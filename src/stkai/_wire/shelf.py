@@ -98,7 +98,7 @@ class Shelf(Generic[Wire]):
     def settle(self) -> None:
         """Take back what has been left while the shelf was busy."""
         if self._back or self._is_to_be_cleared():
-            self._alone(self._nothing, None)
+            self._alone(None, None)
 
     def close(self) -> None:
         """Take all wires away, also those that are lent; they are in the trash then."""
@@ -107,18 +107,20 @@ class Shelf(Generic[Wire]):
 
     # All that follows runs in one thread at a time, and never within itself.
 
-    def _alone(self, step: Callable[[Any], bool], lease: Lease[Wire] | None) -> bool:
+    def _alone(self, step: Callable[[Any], bool] | None, lease: Lease[Wire] | None) -> bool:
         with self._lock:
             if self._busy:
                 # This very thread is in here. It could wait for ever, so it may exceed the limit by one.
                 return lease is None or self._lend_beyond(lease)
             try:
                 self._busy = True
-                answer = step(lease)
-                self._catch_up()
+                answer = step is None or step(lease)
+                if self._back or self._closed:
+                    self._catch_up()
             finally:
                 self._busy = False
-        self.settle()
+        if self._back or self._closed:
+            self.settle()
         return answer
 
     def _catch_up(self) -> None:
@@ -131,9 +133,6 @@ class Shelf(Generic[Wire]):
 
     def _is_to_be_cleared(self) -> bool:
         return self._closed and bool(self._lent or self._idle or self._waiting)
-
-    def _nothing(self, _: None) -> bool:
-        return True
 
     def _lend_beyond(self, lease: Lease[Wire]) -> bool:
         """Lend a wire that is on no list, and so is closed when it comes back."""
