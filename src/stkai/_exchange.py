@@ -217,7 +217,7 @@ def _encode(data: Any) -> bytes | None:
 
 
 @cache
-def _default_headers() -> list[tuple[bytes, bytes]]:
+def default_headers() -> list[tuple[bytes, bytes]]:
     """What httpx itself sends: the content codings depend on what is installed."""
     with httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200))) as client:
         return client.headers.raw
@@ -227,7 +227,7 @@ def _headers(
     method: str, url: httpx.URL, given: Mapping[str, str] | None, content: bytes | None
 ) -> list[tuple[bytes, bytes]]:
     """All the headers of a request, in httpx's order; those given replace the others of their names."""
-    headers = [(b"Host", url.netloc), *_default_headers()]
+    headers = [(b"Host", url.netloc), *default_headers()]
     if method == "POST":
         headers.append((b"Content-Length", b"%d" % len(content or b"")))
     if content is not None:

@@ -1,5 +1,6 @@
 """The command `stkai batch`, from its options to its exit code."""
 
+import asyncio
 import logging
 import sys
 import tempfile
@@ -234,11 +235,12 @@ class _Job:
     # Meanwhile
 
     async def _work(self, runner: Runner, client: Any, shown: Display) -> None:
-        loop_ended = False
+        loop = asyncio.get_running_loop()
 
         def interrupt(name: str) -> None:
-            if not loop_ended:
-                runner.end("interrupted", f"interrupted by {name}")
+            # Through the loop, which it wakes; a loop that is over has nothing left to end.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(runner.end, "interrupted", f"interrupted by {name}")
 
         self._interrupts.on_first = interrupt
         async with client, anyio.create_task_group() as group:
@@ -253,12 +255,25 @@ class _Job:
             await self._clock.asleep(shown.pause)
             now = self._clock.monotonic()
             shown.show(now, self._standing(runner))
+            self._note_end_of_stdin(runner)
             if self._options.sync == "1s" and self._session is not None and now - synced >= _SYNC_EVERY:
                 synced = now
                 try:
                     await anyio.to_thread.run_sync(self._sync)
                 except WriteError as error:
                     runner.end("halted", str(error))
+
+    def _note_end_of_stdin(self, runner: Runner) -> None:
+        """Write down that all of stdin has been copied."""
+        session, spool = self._session, self._spool
+        if session is None or spool is None or not spool.is_complete or session.known.has_ended:
+            return
+        if session.began and spool.error is None:
+            session.known.has_ended = True
+            try:
+                session.journal.input_ended()
+            except WriteError as error:
+                runner.end("halted", str(error))
 
     def _sync(self) -> None:
         assert self._session is not None
@@ -299,9 +314,8 @@ class _Job:
             runner.end("halted", f"{spool.error}; the rest of stdin is lost")
         if session is None:
             return
+        self._note_end_of_stdin(runner)
         try:
-            if spool is not None and spool.is_complete and session.began and spool.error is None:
-                session.journal.input_ended()
             if self._options.sync != "never":
                 self._sync()
             if self._options.order == "input" and runner.ending is None and not session.outputs.is_sorted:

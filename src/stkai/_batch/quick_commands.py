@@ -8,6 +8,7 @@ import httpx
 
 from .._clock import Clock
 from .._errors import DeadlineExceededError, ServerSideRateLimitError, StkaiError
+from .._exchange import default_headers
 from .._families import alike
 from ..transports._call import OPTIONS
 from ..transports._options import UNSET, RequestOptions
@@ -101,7 +102,8 @@ class QuickCommands:
     async def _ask(self, url: str, end: float | None) -> httpx.Response | None:
         """The answer to one poll; None where there was none that could be read."""
         left = UNSET if end is None else max(end - self._clock.monotonic(), 0.001)
-        request = httpx.Request("GET", url, extensions={OPTIONS: RequestOptions(retry=None, deadline=left)})
+        options = {OPTIONS: RequestOptions(retry=None, deadline=left)}
+        request = httpx.Request("GET", url, headers=default_headers(), extensions=options)
         try:
             return await self._send(request)
         except ServerSideRateLimitError as error:

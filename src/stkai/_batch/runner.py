@@ -3,7 +3,7 @@
 import sys
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
@@ -13,6 +13,7 @@ import httpx
 
 from .._clock import Clock, SystemClock
 from .._errors import AuthenticationError
+from .._exchange import default_headers
 from ..transports._call import OPTIONS
 from ..transports._options import UNSET, RequestOptions
 from .entries import failure, success
@@ -185,7 +186,7 @@ class Runner:
                 self._report(number, read)
                 return None
         target = self._form.target(read())
-        headers = [(b"Idempotency-Key", self._key_of(number).encode())]
+        headers = [*default_headers(), (b"Idempotency-Key", self._key_of(number).encode())]
         line = Line(number, target.custom_id, target, execution)
         self.lines_in_flight[number] = line
         return self._build(target.method, target.url, headers, target.content, line)
@@ -294,8 +295,9 @@ class Runner:
             self.outputs.append(fate, number, entry)
         except WriteError as error:
             self.end("halted", f"{error}; nothing more is sent")
-            sys.stderr.buffer.write(entry)
-            sys.stderr.buffer.flush()
+            with suppress(OSError):  # Nobody may be left to read it.
+                sys.stderr.buffer.write(entry)
+                sys.stderr.buffer.flush()
 
 
 def _basic(url: httpx.URL) -> bytes:
