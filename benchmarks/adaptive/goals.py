@@ -1,8 +1,16 @@
-"""What the adaptive limiter is to reach, and whether it does: the worst scenario of each row decides."""
+"""What the adaptive limiter is to reach, and whether it does.
+
+The rows at 100 per 60 s are judged by the worst scenario of each, the others by the mean of their scenarios where
+nothing else is said. None of these other quotas, and none of the seeds, was used for tuning. Those were: 20 and 5 per
+1 s, 60 per 2 s, 50 per 10 s, 400 per 20 s, 100 per 3600 s, 4000 per 60 s, answers of 10 to 60 s, and without numbers
+100 per 60 s and 200 per 30 s, on the seeds 1 to 8.
+"""
 
 import operator
+import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from stkai._cli.report import ratio
 
@@ -22,9 +30,17 @@ class Bound:
     read: Callable[[Results, Case], float]
     limit: float
     at_least: bool = False
+    of_mean: bool = False
 
     def met_by(self, value: float) -> bool:
         return value >= self.limit if self.at_least else value <= self.limit
+
+    def judged(self, results: Results, cases: Sequence[Case]) -> tuple[float, Case]:
+        """The value that decides, and the worst case."""
+        worst, case = self.worst(results, cases)
+        if not self.of_mean:
+            return worst, case
+        return statistics.fmean(self.read(results, other) for other in cases), case
 
     def worst(self, results: Results, cases: Sequence[Case]) -> tuple[float, Case]:
         """The value that is furthest on the wrong side, and whose it is."""
@@ -32,7 +48,9 @@ class Bound:
         return pick(((self.read(results, case), case) for case in cases), key=operator.itemgetter(0))
 
     def __str__(self) -> str:
-        return f"{self.label} {'>=' if self.at_least else '<='} {self.limit:g}"
+        return (
+            f"{'mean ' if self.of_mean else ''}{self.label} {'>=' if self.at_least else '<='} {self.limit:g}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +114,26 @@ def _p95_of_no_limiter(limit: float) -> Bound:
     return Bound("p95 / p95 without limiter", read, limit)
 
 
+def _time(limit: float) -> Bound:
+    return Bound("time / ideal", lambda results, case: results[case].batch or 0.0, limit)
+
+
+def _means(goodput: float, refused: float, jain: float) -> list[Bound]:
+    return [replace(bound, of_mean=True) for bound in (_goodput(goodput), _refused(refused), _jain(jain))]
+
+
+def _shared(
+    quotas: Sequence[tuple[int, float]], numbers: Sequence[int] = (1, 3, 10), **options: Any
+) -> list[Scenario]:
+    """Each quota, on all servers, for some numbers of processes."""
+    return [
+        Scenario(server=server, processes=number, quota=quota, window=window, **options)
+        for quota, window in quotas
+        for number in numbers
+        for server in SERVERS
+    ]
+
+
 HALF_LOAD = [Scenario(server=server, processes=number, load=0.5) for number in (3, 10) for server in SERVERS]
 HEADERS = [Scenario(processes=number, headers="ietf") for number in (3, 10, 20)]
 
@@ -135,7 +173,95 @@ GOALS = (
         [Scenario(headers="ietf", step=step) for step in (0.5, 2.0)],
         [_regained(1)],
     ),
-    Goal("cold start, N = 10", [Scenario(server=server) for server in SERVERS], [_cold_refused(0.13)]),
+    Goal("cold start, N = 10", [Scenario(server=server) for server in SERVERS], [_cold_refused(0.2)]),
+    Goal(
+        "windows up to 2 s",
+        _shared([(3, 1.0), (12, 1.0), (50, 1.0), (30, 2.0)], windows=120, cold=30),
+        _means(0.88, 0.15, 0.95),
+    ),
+    Goal(
+        "windows of 5 to 30 s",
+        _shared([(40, 5.0), (500, 10.0), (150, 30.0)], windows=30, cold=10, workers=16),
+        _means(0.96, 0.02, 0.96),
+    ),
+    Goal(
+        "windows of ten minutes to an hour",
+        _shared([(150, 600.0), (300, 3600.0)]),
+        [*_means(0.97, 0.05, 0.95), _failed(0.001)],
+    ),
+    Goal(
+        "10,000 per 60 s",
+        [Scenario(processes=number, quota=10_000, windows=4, cold=2, workers=64) for number in (3, 10)],
+        _means(0.95, 0.003, 0.85),
+    ),
+    Goal(
+        "answers take 5 to 60 s, N = 10",
+        [
+            Scenario(server=server, service=service, workers=64)
+            for service in ((5.0, 30.0), (20.0, 60.0))
+            for server in SERVERS
+        ],
+        _means(0.97, 0.08, 0.90),
+    ),
+    Goal(
+        "5 of 10 join late: the five windows after",
+        [Scenario(server=server, late=5, windows=10) for server in SERVERS],
+        _means(0.96, 0.2, 0.93)[2:],
+    ),
+    Goal(
+        "the quota doubles, second edition",
+        [Scenario(server=server, step=2.0) for server in SERVERS],
+        [replace(_regained(3.7), of_mean=True)],
+    ),
+    Goal(
+        "no numbers",
+        _shared([(60, 60.0), (500, 60.0), (150, 20.0)], told=None, workers=16, windows=15),
+        _means(0.90, 0.06, 0.90),
+    ),
+    Goal(
+        "wrong numbers: too high",
+        [
+            Scenario(server=server, processes=number, told=numbers)
+            for numbers in ((1000, 60.0), (300, 60.0))
+            for number in (1, 10)
+            for server in SERVERS
+        ],
+        _means(0.90, 0.1, 0.90),
+    ),
+    Goal(
+        "a day asked for in every 50th refusal",
+        [Scenario(server=server, processes=3, absurd=50, windows=200, cold=100) for server in SERVERS],
+        _means(0.95, 0.05, 0.95)[::2],
+    ),
+    Goal(
+        "a batch of a half to ten windows",
+        [
+            scenario
+            for windows in (0.5, 2.0, 10.0)
+            for scenario in _shared([(12, 1.0), (40, 4.0), (200, 60.0)], (1, 4, 10), batch=windows)
+        ],
+        [replace(_time(1.3), of_mean=True), _time(2.6)],
+    ),
+    Goal(
+        "the batch of the demo",
+        [Scenario(processes=4, quota=20, window=1.0, batch=8.0, service=(0.01, 0.03))],
+        [_time(1.25), _refused(0.08)],
+    ),
+    Goal(
+        "20 posts in a row, alone: 6 s of the 12 that the quota needs",
+        [Scenario(processes=1, workers=1, batch=0.2, service=(0.01, 0.03))],
+        [_time(0.5)],
+    ),
+    Goal(
+        "16 in flight, no quota, no numbers",
+        [
+            Scenario(
+                processes=number, in_flight=16, told=None, workers=workers, window=1.0, windows=90, cold=30
+            )
+            for number, workers in ((1, 32), (3, 16), (10, 4))
+        ],
+        _means(0.90, 0.10, 0.0)[:2],
+    ),
 )
 
 
@@ -150,6 +276,6 @@ def judge(results: Results, strategy: Strategy = ADAPTIVE) -> list[Verdict]:
     verdicts = []
     for goal in GOALS:
         for bound in goal.bounds:
-            value, (scenario, _) = bound.worst(results, goal.cases(strategy))
+            value, (scenario, _) = bound.judged(results, goal.cases(strategy))
             verdicts.append(Verdict(goal.title, bound, value, scenario))
     return verdicts

@@ -26,17 +26,24 @@ class Result:
         steady: of the others.
         regained: windows from the change of the quota until a whole window had been good again; None without one.
         accepted: the instants of the accepted requests, in order; of the first run.
+        batch: time that the batch took, over the time that the quota needs for it; None without one.
     """
 
     cold: Summary
     steady: Summary
     regained: float | None
     accepted: tuple[float, ...]
+    batch: float | None = None
 
 
 def measure(scenario: Scenario, strategy: Strategy, seed: int) -> Result:
     """Simulate once, and take the figures."""
     trace = simulate(scenario, strategy, seed)
+    if scenario.batch is not None:
+        last = max(call.time for call in trace.calls) + 1e-9
+        whole = summarise(trace, scenario, strategy.name, 0.0, last)
+        accepted = tuple(arrival.time for arrival in trace.arrivals if arrival.accepted)
+        return Result(whole, whole, None, accepted, last / scenario.ideal)
     return Result(
         cold=summarise(trace, scenario, strategy.name, 0.0, scenario.cold * scenario.window),
         steady=summarise(trace, scenario, strategy.name, scenario.steady, scenario.end),
@@ -85,11 +92,13 @@ def windows_to_regain(trace: Trace, scenario: Scenario) -> float:
 def mean(results: Sequence[Result]) -> Result:
     """The mean of runs of one scenario under one strategy."""
     regained = [result.regained for result in results if result.regained is not None]
+    batches = [result.batch for result in results if result.batch is not None]
     return replace(
         results[0],
         cold=_mean_summary([result.cold for result in results]),
         steady=_mean_summary([result.steady for result in results]),
         regained=statistics.fmean(regained) if regained else None,
+        batch=statistics.fmean(batches) if batches else None,
     )
 
 

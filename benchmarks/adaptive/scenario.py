@@ -8,7 +8,10 @@ from stkai.testing._gate import RateHeaders, RetryAfter
 ServerKind = Literal["fixed", "sliding", "bucket"]
 SERVERS: tuple[ServerKind, ...] = ("fixed", "sliding", "bucket")
 
-_KINDS = {"fixed": "fixed window", "sliding": "sliding window", "bucket": "bucket of 10"}
+_KINDS = {"fixed": "fixed window", "sliding": "sliding window"}
+
+_ABSURD = 86400.0
+"""Seconds: a `Retry-After` that cannot be true of a quota per minute."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +31,11 @@ class Scenario:
         late: how many of the processes start in the middle of the run only.
         retry_after: what a 429 says, as `stkai.testing.QuotaServer` takes it.
         headers: rate limit headers of a fixed window, likewise.
+        service: seconds that the work on an accepted request takes, at least and at most.
+        told: what the limiter is told: the true quota (True), nothing (None), or a quota and a window.
+        absurd: every so many refusals, one asks for a day; 0 for never.
+        in_flight: the server has no quota, but refuses what is more than so many at a time.
+        batch: windows' worth of requests that all processes together have to send; None for an endless backlog.
     """
 
     server: ServerKind = "fixed"
@@ -42,6 +50,31 @@ class Scenario:
     late: int = 0
     retry_after: RetryAfter = "true"
     headers: RateHeaders = None
+    service: tuple[float, float] = (0.16, 0.24)
+    told: Literal[True] | tuple[int, float] | None = True
+    absurd: int = 0
+    in_flight: int | None = None
+    batch: float | None = None
+
+    @property
+    def depth(self) -> float:
+        """Requests that a bucket server lets in at once: a tenth of its quota."""
+        return max(1.0, self.quota / 10)
+
+    @property
+    def share_of_batch(self) -> int:
+        """Requests that each process has to send."""
+        return max(1, round((self.batch or 0.0) * self.quota / self.processes))
+
+    @property
+    def ideal(self) -> float:
+        """Seconds that the quota needs for the batch, and at least a call."""
+        needed = self.share_of_batch * self.processes * self.window / self.quota
+        return max(needed, self.service[1] + 0.01)
+
+    def retry_after_of(self, refusal: int) -> float | None:
+        """What refusal number `refusal` asks for, where that is not the server's usual answer."""
+        return _ABSURD if self.absurd and refusal % self.absurd == 0 else None
 
     @property
     def end(self) -> float:
@@ -67,7 +100,9 @@ class Scenario:
         return steps
 
     def allowed(self, start: float, end: float) -> float:
-        """Requests that the quota allows between two instants."""
+        """Requests that the server allows between two instants."""
+        if self.in_flight is not None:
+            return (end - start) * self.in_flight / (sum(self.service) / 2)
         ends = [instant for instant, _ in self.quotas[1:]] + [float("inf")]
         return sum(
             quota * max(0.0, min(end, until) - max(start, since)) / self.window
@@ -75,7 +110,8 @@ class Scenario:
         )
 
     def __str__(self) -> str:
-        parts = [_KINDS[self.server], f"N = {self.processes}"]
+        kind = _KINDS.get(self.server, f"bucket of {self.depth:g}")
+        parts = [kind if self.in_flight is None else f"{self.in_flight} in flight", f"N = {self.processes}"]
         if (self.quota, self.window) != (100, 60.0):
             parts.append(f"{self.quota} per {self.window:g} s")
         if self.load is not None:
@@ -91,4 +127,14 @@ class Scenario:
             parts.append(f"Retry-After {value}")
         if self.headers is not None:
             parts.append(f"{self.headers} headers")
+        if self.service != (0.16, 0.24):
+            parts.append(f"answers take {self.service[0]:g} to {self.service[1]:g} s")
+        if self.told is None:
+            parts.append("no numbers")
+        elif self.told is not True:
+            parts.append(f"told {self.told[0]} per {self.told[1]:g} s")
+        if self.absurd:
+            parts.append(f"a day asked for in every {self.absurd}th refusal")
+        if self.batch is not None:
+            parts.append(f"a batch of {self.batch:g} windows")
         return ", ".join(parts)

@@ -1,6 +1,7 @@
 """The simulated server, as the innermost transport of every stack, and the network in front of it."""
 
 import random
+from datetime import datetime
 from typing import NamedTuple
 
 import httpx
@@ -8,17 +9,13 @@ import trio
 
 from stkai.testing._gate import Gate
 from stkai.testing._quota import Bucket, FixedWindow, Quota, SlidingWindow
+from stkai.testing._reply import Reply
 
 from .scenario import Scenario
 from .virtual import TrioClock
 
 _DELAY = (0.005, 0.045)
 """Seconds that the network takes, each way."""
-
-_SERVICE = (0.16, 0.24)
-"""Seconds that the work on an accepted request takes; refusing takes none."""
-
-_DEPTH = 10.0
 
 
 class Arrival(NamedTuple):
@@ -39,6 +36,8 @@ class Server:
         self._quota = _make_quota(scenario)
         self._gate = Gate(self._quota, retry_after=scenario.retry_after, headers=scenario.headers)
         self._quotas = scenario.quotas
+        self._scenario = scenario
+        self._refusals = self._working = 0
 
     def wire(self, process: int) -> httpx.AsyncBaseTransport:
         """The connection of one process."""
@@ -48,15 +47,32 @@ class Server:
         await trio.sleep(self._rng.uniform(*_DELAY))
         now, utcnow = self._clock.monotonic(), self._clock.utcnow()
         self._quota.max_requests = max(pair for pair in self._quotas if pair[0] <= now)[1]
-        refusal = self._gate.refuse(now, utcnow)
+        refusal = self._refusal(now, utcnow)
         self.arrivals.append(Arrival(now, process, refusal is None))
         back = self._rng.uniform(*_DELAY)
         if refusal is not None:
             await trio.sleep(back)
             return httpx.Response(refusal.status, headers=refusal.headers, request=request)
         headers = self._gate.headers(now, utcnow)
-        await trio.sleep(self._rng.uniform(*_SERVICE) + back)
+        self._working += 1
+        await trio.sleep(self._rng.uniform(*self._scenario.service))
+        self._working -= 1
+        await trio.sleep(back)
         return httpx.Response(200, headers=headers, request=request)
+
+    def _refusal(self, now: float, utcnow: datetime) -> Reply | None:
+        """The answer to a request that is one too many; the work on any other takes its time, refusing takes none."""
+        if self._scenario.in_flight is not None:
+            busy = self._working >= self._scenario.in_flight
+            refusal = Reply(status=429, headers=(("retry-after", "1"),)) if busy else None
+        else:
+            refusal = self._gate.refuse(now, utcnow)
+        if refusal is not None:
+            self._refusals += 1
+            asked = self._scenario.retry_after_of(self._refusals)
+            if asked is not None:
+                return Reply(status=429, headers=(("retry-after", f"{asked:g}"),))
+        return refusal
 
 
 class _Wire(httpx.AsyncBaseTransport):
@@ -72,4 +88,4 @@ def _make_quota(scenario: Scenario) -> Quota:
         return FixedWindow(scenario.quota, scenario.window)
     if scenario.server == "sliding":
         return SlidingWindow(scenario.quota, scenario.window)
-    return Bucket(scenario.quota, scenario.window, depth=_DEPTH)
+    return Bucket(scenario.quota, scenario.window, depth=scenario.depth)

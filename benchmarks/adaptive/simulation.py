@@ -43,7 +43,7 @@ def simulate(scenario: Scenario, strategy: Strategy, seed: int) -> Trace:
 async def _run(scenario: Scenario, strategy: Strategy, seed: int) -> Trace:
     server = Server(scenario, stream("server", seed))
     calls: list[Call] = []
-    with trio.move_on_at(scenario.end):
+    with trio.move_on_at(scenario.end if scenario.batch is None else math.inf):
         async with trio.open_nursery() as nursery:
             for number in range(scenario.processes):
                 site = Site(scenario, server.wire(number), TrioClock(), stream("process", number, seed))
@@ -67,11 +67,12 @@ class _Process:
     ) -> None:
         self.number, self.scenario, self.transport = number, scenario, transport
         self.arrivals, self.calls = arrivals, calls
+        self.left = math.inf if scenario.batch is None else scenario.share_of_batch
 
     async def run(self) -> None:
         scenario = self.scenario
         joins = scenario.middle if self.number >= scenario.processes - scenario.late else 0.0
-        await trio.sleep(joins + self.arrivals.uniform(0, _START))
+        await trio.sleep(joins + self.arrivals.uniform(0, min(_START, scenario.window / 4)))
         async with trio.open_nursery() as nursery:
             if scenario.load is None:
                 for _ in range(scenario.workers):
@@ -86,7 +87,8 @@ class _Process:
                 arrive.send_nowait(trio.current_time())
 
     async def _work_endlessly(self) -> None:
-        while True:
+        while self.left:
+            self.left -= 1
             await self._call(trio.current_time())
 
     async def _work_as_they_come(self, arrived: trio.MemoryReceiveChannel[float]) -> None:

@@ -70,7 +70,11 @@ def _fixed_share(site: Site) -> httpx.AsyncBaseTransport:
 
 def _adaptive(site: Site) -> httpx.AsyncBaseTransport:
     # The backlog is endless: a limit to the wait would only turn waiting requests into failed ones.
-    return build_stack(site, AimdLimiter(site.scenario.quota, site.scenario.window, max_wait_time=None))
+    scenario = site.scenario
+    if scenario.told is None:
+        return build_stack(site, AimdLimiter())
+    quota, window = (scenario.quota, scenario.window) if scenario.told is True else scenario.told
+    return build_stack(site, AimdLimiter(quota, window))
 
 
 def _original(site: Site, *, floor: float, penalty: float, recovery: float) -> httpx.AsyncBaseTransport:

@@ -580,3 +580,13 @@ async def test_headers_that_contradict_themselves_are_not_read_any_more(world: W
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stkai.transports._adaptive.limiter.read_rate_limit", None)
         await server.use(10.0)
+
+
+@pytest.mark.parametrize("window", [1e9, 1e15, 7200.0])
+def test_a_window_far_longer_than_the_quotas_stops_nobody(window: float) -> None:
+    policy = AimdLimiter(100, 60, max_wait_time=None)
+    for second in range(20):
+        now = float(second)
+        policy.succeeded(now, sent=now, reading=Reading("long", 100.0, 0.0, window - now, window))
+    assert policy.take(20.0)
+    assert policy.remaining(Turn(), 20.0) < 60.0

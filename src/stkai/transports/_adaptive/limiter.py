@@ -7,6 +7,7 @@ growing with the number of processes.
 """
 
 import math
+import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from .law import Law, Past, PlainLaw, SearchingLaw, TunedLaw
 from .search import QuotaSearch
 from .start import ColdStart
 from .tally import Tally
+from .warm import CAUTION, Learned, Memory
 from .window import WindowGuide
 
 _BURST = 0.1
@@ -69,6 +71,8 @@ class AimdLimiter(SharingQueue):
         share: a name; processes that give the same one share the quota, and what they learn of it.
         store: where a shared quota lives: None or "file" for this machine, a URL (`file:///directory`, `redis://`,
             `rediss://`, `unix://`), or a `stkai.stores.Store`.
+        warm_start: a name under which the rate is kept in the user's cache directory when the program ends, and from
+            which the next one starts if that is within a day. None, the default, keeps nothing.
 
     Raises:
         ConfigurationError: a number is out of its range, or missing, or the store cannot work.
@@ -87,6 +91,7 @@ class AimdLimiter(SharingQueue):
         methods: Iterable[str] = frozenset({"POST"}),
         share: str | None = None,
         store: Any = None,
+        warm_start: str | None = None,
     ) -> None:
         parts = {
             "min_rate_floor": min_rate_floor,
@@ -116,6 +121,9 @@ class AimdLimiter(SharingQueue):
             self._set_rate(self.ceiling)
         else:
             self._rate, self._burst = max(self.floor, self._start.rate), self._start.burst
+        self._learned = Learned()
+        if warm_start is not None:
+            self._warm_up(Memory(warm_start))
         self._reported = self._rate
         self._spread = _SPREAD
         self._quiet = 0.0
@@ -325,6 +333,18 @@ class AimdLimiter(SharingQueue):
     def _tuned_law(self) -> Law:
         return TunedLaw(self.ceiling, self.window) if self.ceiling < math.inf else SearchingLaw(self.window)
 
+    def _warm_up(self, memory: Memory) -> None:
+        """Start where the last program of that name ended, and leave a note for the next one."""
+        weakref.finalize(self, memory.keep, self._learned)
+        found = memory.recall()
+        if found is None:
+            return
+        self._start.over = True
+        if self._search is not None:
+            self._search.window = found.window
+            self.law = self._tuned_law()
+        self._set_rate(min(self.ceiling, max(self.floor, CAUTION * found.rate)))
+
     def _count(self, sent: float, count: float = 1.0) -> None:
         with self._lock:
             self._began = min(self._began, sent)
@@ -416,6 +436,7 @@ class AimdLimiter(SharingQueue):
         return explained
 
     def _report(self, reason: str, rate: float) -> RateChange:
+        self._learned.rate, self._learned.window = rate, self.window
         change = RateChange(self._reported, rate, reason)
         self._reported = rate
         return change

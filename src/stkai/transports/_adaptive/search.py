@@ -13,7 +13,7 @@ _SHORTEST = 30.0
 """Seconds. A bucket asks for the time until one more request, which says nothing of a window ..."""
 
 _COUNTABLE = 30.0
-"""... nor does a server that is only busy. There so many requests of the sender's own are a window, if that is less."""
+"""... nor does a server that is only busy. This many requests of the sender's own are a window, if that is less."""
 
 _REMEMBERED = 8
 """Waits that are remembered, of which the longest counts. One that was wrong is forgotten after so many others."""
