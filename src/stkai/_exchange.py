@@ -12,6 +12,7 @@ import httpx
 from ._clock import Clock
 from ._errors import InvalidArgumentError, ServerSideRateLimitError
 from ._log import Listeners
+from ._urls import request_url
 from .transports._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .transports._bodies import is_there
 from .transports._call import OPTIONS, PACED, Attempt, Call, copy_request
@@ -180,17 +181,13 @@ def check_url(url: str) -> httpx.URL:
     """
     try:
         return _parse(url)
-    except (httpx.InvalidURL, TypeError, ValueError) as error:
-        msg = f"url must be an absolute URL such as https://api.example.com/v1, not {url!r}: {error}"
-        raise InvalidArgumentError(msg) from error
+    except (TypeError, ValueError) as error:
+        # Without its cause, which may hold a password.
+        raise InvalidArgumentError(str(error)) from None
 
 
-@lru_cache(maxsize=256)  # Parsing is the most costly step of all, and programs have few URLs.
-def _parse(url: str) -> httpx.URL:
-    parsed = httpx.URL(url)
-    if parsed.scheme not in {"http", "https"} or not parsed.host:
-        raise httpx.InvalidURL("it needs http:// or https://, and a host")
-    return parsed
+_parse = lru_cache(maxsize=256)(request_url)
+"""Parsing is the most costly step of all, and programs have few URLs."""
 
 
 def check_timeout(timeout: float) -> dict[str, float]:

@@ -65,7 +65,7 @@ class _Job:
         self.done = threading.Event()
         self._work: Callable[[], Any] | None = work
         self._context = context
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._abandoned = False
         self._value: Any = None
         self._error: BaseException | None = None
