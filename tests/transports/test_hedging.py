@@ -190,10 +190,12 @@ async def test_the_record_has_the_times_of_the_attempt_that_won(world: World) ->
     stack = StackBuilder((hedge(0.02), token_bucket(bench.policy)), listener=[])
     bench.transport = world.build(stack, bench.wire)
     await world.close(await bench.send())
+    start = time.monotonic()
     response = await bench.send()
+    elapsed = time.monotonic() - start
     record = response.extensions["stkai"]
     assert record.attempts == 2
-    assert 0.0 < record.queued < 0.15, "one wait, not the sum of two at the same time"
+    assert 0.0 < record.queued <= elapsed, "one wait, not the sum of two at the same time"
     await world.close(response)
 
 
