@@ -135,12 +135,12 @@ def test_the_messages_on_the_troubleshooting_page_are_those_of_the_source() -> N
 
 def messages() -> list[str]:
     """Every string in the source."""
-    found = []
-    for path in Path(stkai.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
-    return found
+    return [
+        node.value
+        for path in Path(stkai.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
 
 
 def test_the_links_of_the_readme_are_absolute_and_lead_to_pages_that_exist() -> None:

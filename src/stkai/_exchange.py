@@ -181,7 +181,10 @@ def check_url(url: str) -> httpx.URL:
     """
     try:
         return _parse(url)
-    except (TypeError, ValueError) as error:
+    except TypeError:
+        msg = f"url must be an absolute URL such as https://api.example.com/v1, not a {type(url).__name__}"
+        raise InvalidArgumentError(msg) from None
+    except ValueError as error:
         # Without its cause, which may hold a password.
         raise InvalidArgumentError(str(error)) from None
 

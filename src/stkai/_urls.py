@@ -43,14 +43,15 @@ def request_url(text: str) -> httpx.URL:
     Raises:
         ValueError: it is not absolute, or contains credentials. The message says what to do, and shows no password.
     """
-    form = "url must be an absolute URL such as https://api.example.com/v1"
     try:
         url = absolute_url(text)
     except ValueError as error:
-        raise ValueError(f"{form}, not {_shown(text)}: {error}") from None
+        raise ValueError(
+            f"url must be an absolute URL such as https://api.example.com/v1, not {_shown(text)}: {error}"
+        ) from None
     if url.userinfo:
         raise ValueError(
-            f"{form}, without a user name or password: send credentials as a header, such as"
+            "url must be an absolute URL without a user name or password: send credentials as a header, such as"
             " headers={'Authorization': 'Basic ...'}"
         )
     return url

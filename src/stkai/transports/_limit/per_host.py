@@ -1,5 +1,6 @@
 """One limiter for each origin, made when the origin is first seen."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
@@ -7,6 +8,7 @@ from weakref import WeakSet
 import httpx
 
 from ..._errors import ConfigurationError
+from ..._forks import after_fork
 from ..._urls import origin_of, show_origin
 from .limiter import Limiter
 
@@ -29,6 +31,12 @@ class PerHost:
         self._make = make
         self._limiters: dict[Any, Limiter] = {}
         self._layers: WeakSet[Any] = WeakSet()
+        self._renew_lock()
+        after_fork(self, PerHost._renew_lock)
+
+    def _renew_lock(self) -> None:
+        # Held while `make` runs, so that each origin has one limiter; `make` may ask for another origin's.
+        self._making = threading.RLock()
 
     def limiter_for(self, url: httpx.URL) -> Limiter:
         """The limiter of the URL's origin.
@@ -40,15 +48,18 @@ class PerHost:
         limiter = self._limiters.get(origin)
         if limiter is not None:
             return limiter
-        name = show_origin(url).lower()
-        made: object = self._make(name)
+        with self._making:
+            if origin not in self._limiters:
+                made = self._limiters[origin] = self._made(show_origin(url).lower())
+                for layer in list(self._layers):
+                    _subscribe(made, layer)
+        return self._limiters[origin]
+
+    def _made(self, origin: str) -> Limiter:
+        made: object = self._make(origin)
         if isinstance(made, type) or not isinstance(made, Limiter):
             msg = f"the function given to PerHost must return a limiter, such as TokenBucket(10, 60), not {made!r}"
             raise ConfigurationError(msg)
-        # Of two threads that come first, one is the first; the other's limiter has let nothing pass.
-        made = self._limiters.setdefault(origin, made)
-        for layer in list(self._layers):
-            _subscribe(made, layer)
         return made
 
     def subscribe(self, layer: Any) -> None:
