@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING
 from .._lazy import lazily as _lazily
 
 if TYPE_CHECKING:
+    from ._async_driver import adrive
     from ._auth.flow import AsyncAuthTransport, AuthTransport, auth
     from ._base import AsyncLayerTransport, LayerTransport
     from ._call import Attempt, Call, can_resend, copy_request
     from ._context import Context
-    from ._drivers import adrive, drive
+    from ._driver import drive
     from ._layer import Layer
     from ._limit.flow import (
         AdaptiveTransport,
@@ -35,7 +36,8 @@ __getattr__, __dir__ = _lazily(
         "_context": ("Context",),
         "_layer": ("Layer",),
         "_call": ("Attempt", "Call", "can_resend", "copy_request"),
-        "_drivers": ("adrive", "drive"),
+        "_async_driver": ("adrive",),
+        "_driver": ("drive",),
         "_limit.flow": (
             "AdaptiveTransport",
             "AsyncAdaptiveTransport",

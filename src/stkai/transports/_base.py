@@ -10,9 +10,10 @@ import httpx
 from .._errors import ConfigurationError
 from .._events import AttemptFinished, AttemptStarted, CallFinished, CallStarted
 from .._families import Family, adopt, alike, family_of_wire
+from ._async_driver import adrive
 from ._call import ATTEMPT, Attempt, Call, copy_request
 from ._context import Context
-from ._drivers import adrive, drive
+from ._driver import drive
 from ._operations import Flow, Send
 
 FlowFunction = Callable[[Any, httpx.Request, Attempt], Flow]

@@ -4,16 +4,24 @@ A flow is a generator. It does no I/O and never waits; it yields operations, and
 them out. What an operation returns is the value of the `yield`; what it raises is raised there.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Generator
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import httpx
 
+_logger = logging.getLogger("stkai")
+
 
 class Operation:
-    """Base of what a flow may yield."""
+    """Base of what a flow may yield.
+
+    Attributes:
+        cleans_up: whether the driver carries it out even when the call is over.
+    """
 
     __slots__ = ()
+    cleans_up: bool = False
 
 
 class Send(Operation):
@@ -59,6 +67,7 @@ class Close(Operation):
     """Close a response. The driver does this even when the call was cancelled, and ignores what goes wrong."""
 
     __slots__ = ("response",)
+    cleans_up = True
 
     def __init__(self, response: httpx.Response) -> None:
         self.response = response
@@ -107,3 +116,26 @@ Steps = Generator[Operation, Any, T]
 
 Flow = Generator[Operation, Any, httpx.Response]
 """A request's way through a layer, and all layers inside it."""
+
+PATIENCE: Final = 100
+"""How often a driver tells a flow that its call is over; each layer of it may catch that once."""
+
+
+def is_clean_up(operation: object) -> bool:
+    """Whether a driver carries it out even when the call is over."""
+    return isinstance(operation, Operation) and operation.cleans_up
+
+
+def unknown(operation: object) -> TypeError:
+    """What to raise for something that is no operation."""
+    return TypeError(f"a flow yields operations of stkai.transports, such as Sleep(1.0), not {operation!r}")
+
+
+def swallowed(error: BaseException, answer: object, told: int) -> int:
+    """Report, once, that a layer answered the end of its call with something else; returns how often it was told."""
+    if not told:
+        what = answer if isinstance(answer, str) else type(answer).__name__
+        bug = f"a layer answered {type(error).__name__} with {what}; it must clean up and let it pass"
+        error.add_note(f"stkai: {bug}")
+        _logger.error("%s", bug)
+    return told + 1

@@ -1,0 +1,195 @@
+"""The async driver, for asyncio and trio: as the sync one, with cancellation in place of interrupts.
+
+The clean-up that a flow asks for runs under a shield, so that a cancelled call closes what it has opened.
+"""
+
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import httpx
+
+from .._clock import Clock
+from .._errors import DeadlineExceededError
+from .._families import alike
+from ._bodies import adrain, aload, aread, limited, unlimited
+from ._call import Attempt
+from ._hand import TooLateError
+from ._operations import (
+    PATIENCE,
+    Close,
+    Drain,
+    Flow,
+    Load,
+    Operation,
+    Read,
+    Run,
+    Send,
+    Sleep,
+    Until,
+    is_clean_up,
+    swallowed,
+    unknown,
+)
+
+_logger = logging.getLogger("stkai")
+
+
+async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
+    """Run a flow to its end in this task, and return the response that it comes to."""
+    deadline = attempt.call.deadline
+    try:
+        operation = flow.send(None)
+        while True:
+            try:
+                value = None
+                if deadline is None and isinstance(operation, Send):
+                    value = await operation.wire.handle_async_request(operation.request)
+                elif isinstance(operation, Until):
+                    deadline = operation.deadline if deadline is None else min(deadline, operation.deadline)
+                elif deadline is not None:
+                    value = await _ain_time(operation, deadline, attempt, clock)
+                elif isinstance(operation, Sleep):
+                    await clock.asleep(operation.seconds)
+                else:
+                    value = await _aperform(operation, clock)
+            except Exception as error:  # noqa: BLE001 - the flow decides
+                operation = flow.throw(error)
+            else:
+                operation = flow.send(value)
+    except StopIteration as stop:
+        response: httpx.Response = stop.value
+        return response
+    except BaseException as error:
+        if getattr(flow, "gi_frame", None) is not None:
+            await _aclean_up(flow, error, clock)
+        raise
+
+
+async def _aperform(operation: Operation, clock: Clock, left: float = math.inf) -> Any:
+    match operation:
+        case Sleep():
+            await clock.asleep(operation.seconds)
+        case Read():
+            await aread(operation.response)
+        case Load():
+            await aload(operation.response, operation.limit)
+        case Drain():
+            await adrain(operation.response, left)
+        case Close():
+            await _aclose(operation.response)
+        case Run(cleans_up=True):
+            import anyio
+
+            with anyio.CancelScope(shield=True):
+                return await operation.asynchronous(left)
+        case Run():
+            return await operation.asynchronous(left)
+        case Send():
+            return await operation.wire.handle_async_request(operation.request)
+        case _:
+            raise unknown(operation)
+    return None
+
+
+async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clock) -> Any:
+    """Carry out an operation, and cancel it at the deadline."""
+
+    def left() -> float:
+        return deadline - clock.monotonic()
+
+    if isinstance(operation, Drain):
+        return await _aperform(operation, clock, left())
+    if is_clean_up(operation):
+        return await _aperform(operation, clock)
+    seconds = left()
+    if seconds <= 0:
+        raise attempt.too_late(deadline)
+    match operation:
+        case Sleep():
+            # By the call's clock, which need not be that of the event loop.
+            await clock.asleep(min(operation.seconds, seconds))
+            if operation.seconds and left() <= 0:
+                raise attempt.too_late(deadline)
+            return None
+        case Send():
+            request = limited(operation.request, seconds)
+            value = await _by_scope(
+                partial(operation.wire.handle_async_request, request), left, deadline, attempt
+            )
+            if not attempt.call.buffered:
+                unlimited(operation.request, request)
+            return value
+        case Read() | Load():
+            limit = operation.limit if isinstance(operation, Load) else math.inf
+            await _by_scope(partial(aload, operation.response, limit, left), left, deadline, attempt)
+            if isinstance(operation, Read):
+                await aread(operation.response)
+            return None
+        case Run():
+            return await _by_scope(partial(operation.asynchronous, seconds), left, deadline, attempt)
+        case _:
+            raise unknown(operation)
+
+
+async def _by_scope(
+    work: Callable[[], Awaitable[Any]], left: Callable[[], float], deadline: float, attempt: Attempt
+) -> Any:
+    import anyio
+
+    try:
+        with anyio.move_on_after(left()):
+            return await work()
+    except TooLateError:
+        raise attempt.too_late(deadline) from None
+    except alike(httpx.TimeoutException) as error:
+        if left() > 0 or isinstance(error, DeadlineExceededError):
+            raise
+        raise attempt.too_late(deadline) from error
+    raise attempt.too_late(deadline)
+
+
+async def _aclean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
+    """Tell the flow that the call is over, and carry out what it still asks for, whoever cancels meanwhile."""
+    told = 0
+    awaits = not isinstance(error, GeneratorExit)  # A coroutine that is closed cannot await.
+    try:
+        operation = flow.throw(error)
+        while told < PATIENCE:
+            if is_clean_up(operation):
+                if awaits:
+                    await _atry(operation, clock)
+                operation = flow.send(None)
+            else:
+                told = swallowed(error, operation, told)
+                operation = flow.throw(error)
+        flow.close()
+    except StopIteration as stop:
+        swallowed(error, "an answer", told)
+        if awaits and isinstance(stop.value, alike(httpx.Response)):
+            await _aclose(stop.value)
+    except BaseException as other:
+        if other is not error:
+            _logger.debug("the clean-up of a call failed", exc_info=True)
+
+
+async def _atry(operation: Operation, clock: Clock) -> None:
+    import anyio
+
+    try:
+        with anyio.CancelScope(shield=True):
+            await _aperform(operation, clock)
+    except Exception:
+        _logger.debug("the clean-up of a call failed", exc_info=True)
+
+
+async def _aclose(response: httpx.Response) -> None:
+    import anyio
+
+    with anyio.CancelScope(shield=True):
+        try:
+            await response.aclose()
+        except Exception:
+            _logger.debug("a response could not be closed", exc_info=True)

@@ -1,0 +1,192 @@
+"""The sync driver: it carries out the operations of a flow in a thread, and holds the flow to its deadline.
+
+    a result               is sent back into the flow
+    an error               is thrown into the flow, where `try` and `finally` read as usual
+    an interrupt, an exit  is thrown as well; the driver then carries out the clean-up that the flow asks for, and
+                           raises it again: the flow can neither swallow it nor go on
+
+The deadline wraps every operation but the clean-up. The async driver does the same for tasks.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import httpx
+
+from .._clock import Clock
+from .._errors import DeadlineExceededError
+from .._families import alike
+from ._bodies import BRIEF, drain, limited, load, read, unlimited
+from ._call import Attempt
+from ._hand import Hand, TooLateError
+from ._operations import (
+    PATIENCE,
+    Close,
+    Drain,
+    Flow,
+    Load,
+    Operation,
+    Read,
+    Run,
+    Send,
+    Sleep,
+    Until,
+    is_clean_up,
+    swallowed,
+    unknown,
+)
+
+_logger = logging.getLogger("stkai")
+
+
+def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
+    """Run a flow to its end in this thread, and return the response that it comes to."""
+    deadline = attempt.call.deadline
+    hand: Hand | None = None
+    try:
+        operation = flow.send(None)
+        while True:
+            try:
+                value = None
+                if deadline is None and isinstance(operation, Send):
+                    value = operation.wire.handle_request(operation.request)
+                elif isinstance(operation, Until):
+                    deadline = operation.deadline if deadline is None else min(deadline, operation.deadline)
+                elif deadline is not None:
+                    hand = hand or Hand()
+                    value = _in_time(operation, deadline, attempt, clock, hand)
+                else:
+                    value = _perform(operation, clock)
+            except Exception as error:  # noqa: BLE001 - the flow decides
+                operation = flow.throw(error)
+            else:
+                operation = flow.send(value)
+    except StopIteration as stop:
+        response: httpx.Response = stop.value
+        return response
+    except BaseException as error:
+        if getattr(flow, "gi_frame", None) is not None:
+            _clean_up(flow, error, clock)
+        raise
+    finally:
+        if hand is not None:
+            hand.release()
+
+
+def _perform(operation: Operation, clock: Clock, left: float = math.inf) -> Any:
+    match operation:
+        case Sleep():
+            clock.sleep(operation.seconds)
+        case Read():
+            read(operation.response)
+        case Load():
+            load(operation.response, operation.limit)
+        case Drain():
+            drain(operation.response, clock.monotonic)
+        case Close():
+            _close(operation.response)
+        case Run():
+            return operation.sync(left)
+        case Send():
+            return operation.wire.handle_request(operation.request)
+        case _:
+            raise unknown(operation)
+    return None
+
+
+def _in_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clock, hand: Hand) -> Any:
+    """Carry out an operation, and stop waiting for it at the deadline.
+
+    A timeout bounds one read, not how many there are: a server that sends its answer byte by byte could hold a call
+    for as long as it likes. A thread cannot be cancelled, so another one works, and the wait for that is given up.
+    """
+
+    def left() -> float:
+        return deadline - clock.monotonic()
+
+    if isinstance(operation, Drain):
+        if left() <= 0:
+            return _close(operation.response)
+        until = min(deadline, clock.monotonic() + BRIEF)
+        with suppress(TooLateError):
+            hand.do(partial(drain, operation.response, clock.monotonic), lambda: until - clock.monotonic())
+        return None
+    if is_clean_up(operation):
+        return _perform(operation, clock)
+    if left() <= 0:
+        raise attempt.too_late(deadline)
+    match operation:
+        case Sleep():
+            clock.sleep(min(operation.seconds, max(0.0, left())))
+            if operation.seconds and left() <= 0:
+                raise attempt.too_late(deadline)
+            return None
+        case Run():
+            return operation.sync(left())
+        case Send():
+            request = limited(operation.request, left())
+            value = _by_hand(partial(operation.wire.handle_request, request), left, deadline, attempt, hand)
+            if not attempt.call.buffered:
+                unlimited(operation.request, request)
+            return value
+        case Read() | Load():
+            limit = operation.limit if isinstance(operation, Load) else math.inf
+            _by_hand(partial(load, operation.response, limit, left), left, deadline, attempt, hand)
+            if isinstance(operation, Read):
+                read(operation.response)
+            return None
+        case _:
+            raise unknown(operation)
+
+
+def _by_hand(
+    work: Callable[[], Any], left: Callable[[], float], deadline: float, attempt: Attempt, hand: Hand
+) -> Any:
+    try:
+        return hand.do(work, left)
+    except TooLateError:
+        raise attempt.too_late(deadline) from None
+    except alike(httpx.TimeoutException) as error:
+        if left() > 0 or isinstance(error, DeadlineExceededError):
+            raise
+        raise attempt.too_late(deadline) from error
+
+
+def _clean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
+    """Tell the flow that the call is over, and carry out what it still asks for."""
+    told = 0
+    try:
+        operation = flow.throw(error)
+        while told < PATIENCE:
+            if is_clean_up(operation):
+                _try(operation, clock)
+                operation = flow.send(None)
+            else:
+                told = swallowed(error, operation, told)
+                operation = flow.throw(error)
+        flow.close()
+    except StopIteration as stop:
+        swallowed(error, "an answer", told)
+        if isinstance(stop.value, alike(httpx.Response)):
+            _close(stop.value)
+    except BaseException as other:
+        if other is not error:
+            _logger.debug("the clean-up of a call failed", exc_info=True)
+
+
+def _try(operation: Operation, clock: Clock) -> None:
+    try:
+        _perform(operation, clock)
+    except Exception:
+        _logger.debug("the clean-up of a call failed", exc_info=True)
+
+
+def _close(response: httpx.Response) -> None:
+    try:
+        response.close()
+    except Exception:
+        _logger.debug("a response could not be closed", exc_info=True)
