@@ -1,5 +1,6 @@
 """Bad arguments of the clients: an error that says what to do, before anything is sent."""
 
+import traceback
 from typing import Any
 
 import httpx
@@ -20,7 +21,7 @@ NO_TIMES = (0, -1, float("nan"), float("inf"), None, "30", True, httpx.Timeout(5
 BAD_INPUT: list[dict[str, Any]] = [
     *({"url": url} for url in RELATIVE + BROKEN_URLS),
     *({"timeout": seconds} for seconds in NO_TIMES),
-    *({"headers": headers} for headers in ({"X": "Zoë"}, {"X": 1}, "X: 1", 5)),
+    *({"headers": headers} for headers in ({"X": "Zoë"}, {"X": 1}, "X: 1", 5, {"X y": "1"}, {"": "1"})),
     *({"deadline": seconds} for seconds in (0, -1, "10")),
     {"max_wait_time": 0},
     {"retry": 3},
@@ -38,6 +39,39 @@ async def test_a_bad_argument_is_an_error_that_names_it_and_nothing_is_sent(
         await world.call(getattr(client_of(world, wire), verb), **{"url": URL, **arguments})
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, AssertionError)
+    assert wire.requests == []
+
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    "url", [f"https://me:{SECRET}@api.example.com/", f"https://me:{SECRET}/x@api.example.com/"]
+)
+@pytest.mark.parametrize("verb", ["get", "post", "post_stream", "send"])
+async def test_a_url_with_credentials_is_refused_and_the_password_is_not_shown(
+    world: World, verb: str, url: str
+) -> None:
+    wire = world.wire()
+    if verb == "send" and "/x@" in url:
+        return  # httpx makes no such request.
+    target = httpx.Request("GET", url) if verb == "send" else url
+    with pytest.raises(stkai.InvalidArgumentError, match="credentials") as caught:
+        await world.call(getattr(client_of(world, wire), verb), target)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert wire.requests == []
+
+
+@pytest.mark.parametrize(
+    "value", [f"{SECRET}\n", f" {SECRET}", f"{SECRET}\r\nX: 1", f"{SECRET}é", f"{SECRET}\0"]
+)
+async def test_a_header_that_cannot_be_sent_is_named_and_its_value_is_not_shown(
+    world: World, value: str
+) -> None:
+    wire = world.wire()
+    with pytest.raises(stkai.InvalidArgumentError, match="headers must be") as caught:
+        await world.call(client_of(world, wire).post, URL, headers={"X-Api-Key": value})
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
     assert wire.requests == []
 
 

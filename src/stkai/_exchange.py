@@ -4,13 +4,14 @@ import json
 import math
 from collections.abc import Mapping
 from datetime import timedelta
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, Final, Self
 
 import httpx
 
 from ._clock import Clock
 from ._errors import InvalidArgumentError, ServerSideRateLimitError
+from ._headers import headers_of
 from ._log import Listeners
 from ._urls import request_url
 from .transports._base import AsyncLayerTransport, LayerBase, LayerTransport
@@ -99,7 +100,7 @@ class Exchange:
         self.request = httpx.Request(
             method,
             target,
-            headers=_headers(method, target, headers, content),
+            headers=headers_of(method, target, headers, content),
             stream=httpx.ByteStream(content or b""),
             extensions=extensions,
         )
@@ -111,6 +112,8 @@ class Exchange:
         """The exchange of a request that is complete; its extensions may hold `RequestOptions` and a timeout."""
         exchange = object.__new__(cls)
         exchange._layer, exchange._clock = layer, layer.context.clock
+        if request.url.userinfo:
+            check_url(request.url)
         extensions = {"timeout": check_timeout(30), **request.extensions}
         exchange.request = copy_request(request, extensions=extensions)
         exchange.call = Call.start(exchange.request, layer.context.clock.monotonic(), buffered=True)
@@ -173,24 +176,21 @@ def _context_of(transport: object) -> Context | None:
     return context if isinstance(context, Context) else _SILENT
 
 
-def check_url(url: str) -> httpx.URL:
-    """The URL, if it is absolute.
+def check_url(url: str | httpx.URL) -> httpx.URL:
+    """The URL, if a request can be sent to it.
 
     Raises:
-        InvalidArgumentError: it is not.
+        InvalidArgumentError: it is not absolute, or contains credentials. The message shows no password.
     """
     try:
-        return _parse(url)
-    except TypeError:
-        msg = f"url must be an absolute URL such as https://api.example.com/v1, not a {type(url).__name__}"
-        raise InvalidArgumentError(msg) from None
+        # What is no text may not be hashable either.
+        return _parse(url) if isinstance(url, str) else request_url(url)
     except ValueError as error:
-        # Without its cause, which may hold a password.
         raise InvalidArgumentError(str(error)) from None
 
 
-_parse = lru_cache(maxsize=256)(request_url)
-"""Parsing is the most costly step of all, and programs have few URLs."""
+# Parsing is the most costly step of all, and programs have few URLs.
+_parse: Final = lru_cache(maxsize=256)(request_url)
 
 
 def check_timeout(timeout: float) -> dict[str, float]:
@@ -214,30 +214,3 @@ def _encode(data: Any) -> bytes | None:
     except (TypeError, ValueError, RecursionError) as error:
         msg = f"data must be JSON-serializable: {error}"
         raise InvalidArgumentError(msg) from error
-
-
-@cache
-def default_headers() -> list[tuple[bytes, bytes]]:
-    """What httpx itself sends: the content codings depend on what is installed."""
-    with httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200))) as client:
-        return client.headers.raw
-
-
-def _headers(
-    method: str, url: httpx.URL, given: Mapping[str, str] | None, content: bytes | None
-) -> list[tuple[bytes, bytes]]:
-    """All the headers of a request, in httpx's order; those given replace the others of their names."""
-    headers = [(b"Host", url.netloc), *default_headers()]
-    if method == "POST":
-        headers.append((b"Content-Length", b"%d" % len(content or b"")))
-    if content is not None:
-        headers.append((b"Content-Type", b"application/json"))
-    if not given:
-        return headers
-    try:
-        raw = httpx.Headers(given).raw
-    except (TypeError, ValueError, AttributeError) as error:
-        msg = f"headers must be a dict of strings, in ASCII: {error}"
-        raise InvalidArgumentError(msg) from error
-    names = {name.lower() for name, _ in raw}
-    return [*((name, value) for name, value in headers if name.lower() not in names), *raw]

@@ -22,7 +22,7 @@ DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _ENCRYPTED: Final = frozenset({"https", "wss"})
 
 
-def absolute_url(text: str, schemes: Collection[str] = WEB) -> httpx.URL:
+def absolute_url(text: str | httpx.URL, schemes: Collection[str] = WEB) -> httpx.URL:
     """The URL in `text`, without a default port.
 
     Raises:
@@ -37,7 +37,7 @@ def absolute_url(text: str, schemes: Collection[str] = WEB) -> httpx.URL:
     return url
 
 
-def request_url(text: str) -> httpx.URL:
+def request_url(text: str | httpx.URL) -> httpx.URL:
     """The URL in `text`, if a request can be sent to it.
 
     Raises:

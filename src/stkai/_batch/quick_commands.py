@@ -8,8 +8,8 @@ import httpx
 
 from .._clock import Clock
 from .._errors import DeadlineExceededError, ServerSideRateLimitError, StkaiError
-from .._exchange import default_headers
 from .._families import alike
+from .._headers import default_headers
 from ..transports._call import OPTIONS
 from ..transports._options import UNSET, RequestOptions
 from ..transports._retry.retry_after import retry_after

@@ -13,7 +13,7 @@ import httpx
 
 from .._clock import Clock, SystemClock
 from .._errors import AuthenticationError
-from .._exchange import default_headers
+from .._headers import default_headers
 from ..transports._call import OPTIONS
 from ..transports._options import UNSET, RequestOptions
 from .entries import failure, success

@@ -9,10 +9,12 @@ from typing import Any, Final
 import httpx
 
 from .._client import AsyncHttpClient, Headers, HttpClient
-from .._errors import ConfigurationError, InvalidArgumentError
+from .._errors import ConfigurationError
 from .._exchange import check_url
 from .._families import HTTPX
+from .._headers import check_headers
 from .._requests import as_httpx, httpx_errors, httpx_kind
+from .._urls import absolute_url
 from ..transports._base import LayerTransport
 from ..transports._call import OPTIONS
 from ..transports._options import UNSET, RequestOptions
@@ -66,13 +68,14 @@ class Sending:
         extensions: dict[str, Any] = {_SENDING: self, OPTIONS: options}
         if isinstance(self.timeout, int | float):
             extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), self.timeout)
+        headers = check_headers(self.headers)
         try:
-            return httpx.Request(verb, check_url(self.url), headers=self.headers, extensions=extensions)
-        except (TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, InvalidArgumentError):
-                raise
-            msg = f"headers must be a dict of strings, in ASCII: {error}"
-            raise InvalidArgumentError(msg) from error
+            target = absolute_url(
+                self.url
+            )  # With credentials in it, perhaps: requests knows what to do with them.
+        except ValueError:
+            target = check_url(self.url)
+        return httpx.Request(verb, target, headers=headers, extensions=extensions)
 
     def send(self, request: httpx.Request) -> Any:
         """Call the method, with the headers and the timeout that the request has come to have."""

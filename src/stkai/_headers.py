@@ -1,0 +1,68 @@
+"""The headers of a client's request: those of the caller checked, and the others that httpx itself sends."""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Final
+
+import httpx
+
+from ._errors import InvalidArgumentError
+
+_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE: Final = re.compile(rb"(?:[^\x00\s](?:[^\x00\n\r\v\f]*[^\x00\s])?)?")
+"""RFC 9110, sections 5.1 and 5.5, as h11 reads them."""
+
+
+def headers_of(
+    method: str, url: httpx.URL, given: Mapping[str, str] | None, content: bytes | None
+) -> list[tuple[bytes, bytes]]:
+    """All the headers of a request, in httpx's order; those given replace the others of their names.
+
+    Raises:
+        InvalidArgumentError: those given cannot be sent.
+    """
+    headers = [(b"Host", url.netloc), *default_headers()]
+    if method == "POST":
+        headers.append((b"Content-Length", b"%d" % len(content or b"")))
+    if content is not None:
+        headers.append((b"Content-Type", b"application/json"))
+    if not given:
+        return headers
+    raw = check_headers(given).raw
+    names = {name.lower() for name, _ in raw}
+    return [*((name, value) for name, value in headers if name.lower() not in names), *raw]
+
+
+def check_headers(given: Mapping[str, str] | None) -> httpx.Headers:
+    """The headers, if they can be sent.
+
+    Raises:
+        InvalidArgumentError: they cannot. The message names the header and never shows its value, which may be a
+            secret.
+    """
+    form = "headers must be a dict of strings, in ASCII"
+    try:
+        headers = httpx.Headers(given)
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(f"{form}: one contains other characters") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InvalidArgumentError(f"{form}: {error}") from error
+    for name, value in headers.raw:
+        if not _NAME.fullmatch(name):
+            msg = f"{form}: {name.decode('ascii', 'replace')!r} is not the name of a header"
+            raise InvalidArgumentError(msg)
+        if not _VALUE.fullmatch(value):
+            msg = (
+                f"{form}: the value of {name.decode()} begins or ends with white space, or contains a line break; strip"
+                " it if it comes from a file"
+            )
+            raise InvalidArgumentError(msg)
+    return headers
+
+
+@cache
+def default_headers() -> list[tuple[bytes, bytes]]:
+    """What httpx itself sends: the content codings depend on what is installed."""
+    with httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200))) as client:
+        return client.headers.raw
