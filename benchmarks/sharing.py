@@ -1,6 +1,6 @@
 """One quota for many processes: how exact, how fair and how dear: `python -m benchmarks.sharing`.
 
-Needs `redis-server`. Everything runs on this machine; the others' limiters ask again after 20 ms when they were refused.
+Needs `redis-server`. Everything runs on this machine. The others' limiters ask again 20 ms after a refusal.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ from typing import Any
 
 import redis
 import trio
+from tests.support.redis_servers import Server
 
 import stkai
 from benchmarks._harness import Table, run, versions
 from benchmarks._members import Group, Report, run_group
 from stkai.stores import Ask, FileStore, RedisStore
 from stkai.transports import Run, Turn
-from tests.support.redis_servers import Server
 
 POLL = 0.02
 """Seconds after which a refused request asks again, where the limiter does not say when to."""
