@@ -18,6 +18,7 @@ NAMES = (
     "costs",
     "outage",
     "telemetry",
+    "sharing",
 )
 
 

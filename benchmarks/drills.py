@@ -1,7 +1,7 @@
 """What becomes of a shared quota when its store, or a member, fails: `python -m benchmarks.drills [NAME ...]`.
 
 Each drill lets processes drain 50 requests per second while something goes wrong for four seconds, and shows the
-grants of each second. `--plot DIRECTORY` draws them, with the limit as a line.
+grants of each second. `--plot PATH` draws them, with the limit as a line.
 """
 
 import argparse
@@ -220,8 +220,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.drills", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; all by default")
     parser.add_argument("--processes", type=int, default=8)
-    parser.add_argument("--plot", type=Path, help="a directory for a plot of each")
+    parser.add_argument("--plot", type=Path, help="draw them into PATH-light.svg and PATH-dark.svg")
     options = parser.parse_args()
+    series = {}
     for name in options.names or names:
         report = drill(name, options.processes)
         print(
@@ -229,12 +230,9 @@ def main() -> None:
             f"  events: {dict(report.events)}  errors: {report.errors[:2] or 'none'}",
             flush=True,
         )
-        if options.plot is not None:
-            options.plot.mkdir(parents=True, exist_ok=True)
-            path = options.plot / f"{name}.png"
-            rate_plot(
-                {name: report.all}, quota_rate=RATE, bucket_width=1.0, path=path, title="Grants per second"
-            )
+        series[name] = report.all
+    if options.plot is not None:
+        rate_plot(series, quota_rate=RATE, bucket_width=1.0, path=options.plot, title="Grants per second")
 
 
 if __name__ == "__main__":

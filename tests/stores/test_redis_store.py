@@ -1,5 +1,6 @@
 """A quota in Redis or Valkey, against real servers."""
 
+import signal
 import sys
 from typing import Any
 
@@ -40,6 +41,25 @@ def test_a_client_may_be_passed_and_stays_open(server: Server, decoded: bool) ->
         assert law.memory == "é"
         store.close()
         assert client.ping()
+
+
+@pytest.mark.real_time
+def test_a_client_without_a_timeout_does_not_wait_for_a_server_that_hangs(server: Server) -> None:
+    with server.client(socket_timeout=None, socket_connect_timeout=None) as client:
+        store = RedisStore(client)
+        assert store.lease(ask()).count == 1
+        server.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(TimeoutError, match="did not answer"):
+                store.lease(ask())
+            with pytest.raises(TimeoutError, match="earlier call"):
+                store.lease(ask())
+        finally:
+            server.send_signal(signal.SIGCONT)
+        assert store._in_time is not None
+        assert store._in_time._stuck is not None
+        store._in_time._stuck.join(5)
+        assert store.lease(ask()).count == 1
 
 
 def test_a_script_that_the_server_has_forgotten_is_sent_again(server: Server) -> None:

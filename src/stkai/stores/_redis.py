@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from .._errors import ConfigurationError
+from ._in_time import InTime
 from ._place import check_share
 from ._protocol import Ask, Law, Lease, Snapshot
 
@@ -23,7 +24,7 @@ class RedisStore:
     Args:
         url_or_client: a URL (`redis://`, `rediss://` or `unix://`), or a client of redis-py that is not async: a
             `redis.Redis`, a `redis.RedisCluster`, or what `Sentinel.master_for` returns. It keeps its own timeouts.
-        timeout: seconds that connecting, and each answer, may take.
+        timeout: seconds that connecting, and each answer, may take; with a client that has no timeout, the whole call.
 
     Raises:
         ConfigurationError: redis-py is not installed, the URL cannot be read, or the client is an async one.
@@ -37,6 +38,7 @@ class RedisStore:
         self._client = _connect(url_or_client, self.timeout) if self._owns else _checked(url_or_client)
         if self._owns:
             weakref.finalize(self, self._client.close)
+        self._in_time = None if self._owns or _has_timeout(self._client) else InTime(self.timeout)
 
     def lease(self, ask: Ask) -> Lease:
         """Take permits.
@@ -108,10 +110,14 @@ class RedisStore:
         source, digest = _script()
         keys = _keys(share)
         given = (verb, "", *arguments)
-        try:
-            return self._client.evalsha(digest, len(keys), *keys, *given)
-        except NoScriptError:
-            return self._client.eval(source, len(keys), *keys, *given)
+
+        def work() -> Any:
+            try:
+                return self._client.evalsha(digest, len(keys), *keys, *given)
+            except NoScriptError:
+                return self._client.eval(source, len(keys), *keys, *given)
+
+        return work() if self._in_time is None else self._in_time.call(work)
 
 
 def _connect(url: str, timeout: float) -> Any:
@@ -137,6 +143,12 @@ def _checked(client: Any) -> Any:
             f" what Sentinel.master_for returns), not {type(client).__module__}.{type(client).__qualname__}"
         )
     return client
+
+
+def _has_timeout(client: Any) -> bool:
+    pool = getattr(client, "connection_pool", None) or getattr(client, "nodes_manager", None)
+    about = getattr(pool, "connection_kwargs", None) or {}
+    return about.get("socket_timeout") is not None
 
 
 def _import() -> Any:
