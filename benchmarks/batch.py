@@ -24,6 +24,7 @@ from pathlib import Path
 
 from benchmarks._harness import Table, update, versions
 from benchmarks._server import serving
+from stkai.testing import QuotaServer
 
 _IMAGES = Path(__file__).parent.parent / "docs" / "images"
 PICTURE = _IMAGES / "batch.png"
@@ -218,6 +219,51 @@ def million(bench: Bench, count: int) -> Table:
     return Table("batch-million", "A long job", ["", "time", "lines/s", "memory"], rows, [])
 
 
+def several(folder: Path, processes: int, lines: int, quota: int) -> Table:
+    """Batches side by side on one quota, which they share through a file: how long all of them take."""
+    source = write(folder / "shared.jsonl", lines)
+    rows = []
+    for strategy in ("token_bucket", "adaptive"):
+        with QuotaServer(quota, 1.0) as server:
+            settings = {
+                **server.env(),
+                "STKAI_RATE_LIMIT_ENABLED": "true",
+                "STKAI_RATE_LIMIT_STRATEGY": strategy,
+                "STKAI_RATE_LIMIT_MAX_REQUESTS": str(quota),
+                "STKAI_RATE_LIMIT_TIME_WINDOW": "1",
+                "STKAI_RATE_LIMIT_SHARE": f"batch-{strategy}",
+                "STKAI_RATE_LIMIT_STORE": f"file://{folder}/quota",
+            }
+            given = ["--base-url", server.url, "--quiet"]
+            running = [
+                subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-m",
+                        "stkai",
+                        "batch",
+                        str(source),
+                        "-o",
+                        f"{folder}/{strategy}-{n}",
+                        *given,
+                    ],
+                    env={**os.environ, **settings},
+                )
+                for n in range(processes)
+            ]
+            codes = [process.wait() for process in running]
+            chats = [seen for seen in server.requests if seen.path.startswith("/v1")]
+        if any(codes):
+            raise SystemExit(f"{strategy}: the batches ended with {codes}")
+        times = sorted(seen.time for seen in chats if seen.status == 200)
+        # Nobody needs to wait for the quota of the first window.
+        took, ideal = times[-1] - times[0], (processes * lines - quota) / quota
+        refused = sum(seen.status == 429 for seen in chats)
+        rows.append([strategy, f"{took:.1f} s", f"{ideal:.1f} s", f"{took / ideal:.2f}", str(refused)])
+    title = f"{processes} batches of {lines} lines share {quota} requests per second"
+    return Table("batch-several", title, ["", "time", "ideal", "ratio", "refused"], rows, [])
+
+
 def draw(found: dict[str, list[Run]], path: Path) -> None:
     """Lines per second, as bars."""
     from stkai._cli.report import new_figure
@@ -258,6 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--cookbook", type=Path, metavar="FILE", help="OpenAI's api_request_parallel_processor.py"
     )
     parser.add_argument("--million", action="store_true", help="also send a million lines")
+    parser.add_argument("--several", action="store_true", help="also run several batches on one quota")
     parser.add_argument("--update", action="store_true", help="also put tables and picture into the docs")
     options = parser.parse_args(arguments)
     count, rounds = (1_000, 1) if options.quick else (10_000, 5)
@@ -267,6 +314,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tables = [table_of(found, count)]
         if options.million:
             tables.append(million(bench, 20_000 if options.quick else 1_000_000))
+        if options.several:
+            tables.append(several(Path(folder), 4, 100 if options.quick else 300, 50))
     for table in tables:
         table.show()
     if options.update:

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from typer.testing import CliRunner
 
+import stkai
+from stkai._cli.main import build_app
 from tests.support.servers import serve
 
 ROOT = Path(__file__).parent.parent.parent
@@ -173,19 +176,37 @@ class Job:
     def run(
         self, *more: str, stdin: bytes | None = None, env: dict[str, str] | None = None, base: bool = True
     ) -> "subprocess.CompletedProcess[str]":
-        """Run the command to its end."""
+        """Run the command to its end: in this process, or in one of its own where it reads stdin or writes stdout."""
+        command = self.arguments(*more, base=base)
+        environment = self.environment(**(env or {}))
+        if stdin is None and "-" not in command:
+            return self.run_here(command, environment)
         done = subprocess.run(
-            self.arguments(*more, base=base),
+            command,
             check=False,
             capture_output=True,
-            input=b"" if stdin is None else stdin,
+            input=stdin or b"",
             cwd=self.folder,
-            env=self.environment(**(env or {})),
+            env=environment,
             timeout=60,
         )
         return subprocess.CompletedProcess(
-            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+            command, done.returncode, done.stdout.decode(), done.stderr.decode()
         )
+
+    def run_here(self, command: list[str], environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+        """Run a command in this process."""
+        before = Path.cwd()
+        os.chdir(self.folder)
+        stkai.STKAI.reset()
+        try:
+            done = CliRunner().invoke(build_app(), command[3:], env={**environment, "PYTHONPATH": None})
+        finally:
+            os.chdir(before)
+            stkai.STKAI.reset()
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return subprocess.CompletedProcess(command, done.exit_code, done.stdout, done.stderr)
 
     def start(self, *more: str, **options: Any) -> "subprocess.Popen[bytes]":
         """Start the command."""

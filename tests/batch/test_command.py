@@ -14,6 +14,8 @@ from aiohttp import web
 
 from .job import Job, RefusalError, Server, echo, entries, server, summary
 
+pytestmark = pytest.mark.real_time
+
 
 @pytest.fixture
 def counting() -> Iterator[Server]:
@@ -302,15 +304,7 @@ def test_a_shard_takes_its_lines_under_their_own_numbers_and_merge_joins_them(
 
 
 def merge(job: Job, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "stkai", "batch", "merge", *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=job.folder,
-        env=job.environment(),
-        timeout=60,
-    )
+    return job.run_here([sys.executable, "-m", "stkai", "batch", "merge", *arguments], job.environment())
 
 
 def test_merge_says_that_some_failed_and_refuses_what_would_lose_or_double_lines(job: Job) -> None:

@@ -21,6 +21,8 @@ JSON = st.recursive(
     max_leaves=8,
 )
 
+pytestmark = pytest.mark.real_time
+
 
 @pytest.fixture
 def counting() -> Iterator[Server]:

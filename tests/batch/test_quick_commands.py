@@ -11,6 +11,8 @@ from aiohttp import web
 
 from .job import Job, RefusalError, Server, broken, server, summary
 
+pytestmark = pytest.mark.real_time
+
 
 class Executions:
     """A service of quick commands: an execution ends with the poll that `polls` says."""

@@ -8,6 +8,8 @@ import pytest
 
 from .job import Job, Server, server
 
+pytestmark = pytest.mark.real_time
+
 
 @pytest.fixture
 def counting() -> Iterator[Server]:

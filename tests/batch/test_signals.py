@@ -15,6 +15,8 @@ from aiohttp import web
 
 from .job import Job, RefusalError, Server, echo, server, summary
 
+pytestmark = pytest.mark.real_time
+
 
 class Gate:
     """Holds requests until it is opened, and tells when so many are held."""
