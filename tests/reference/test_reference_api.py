@@ -140,7 +140,7 @@ def test_a_client_with_verbs_of_its_own_needs_no_transport_and_does_not_stream()
 @pytest.mark.parametrize("decorator", DECORATORS)
 def test_any_client_can_be_wrapped_even_a_wrapped_one(decorator: Callable[..., HttpClient]) -> None:
     inner = Mine()
-    client = decorator(TokenBucketRateLimitedHttpClient(inner, 10, 1.0), 10, 1.0)
+    client = decorator(TokenBucketRateLimitedHttpClient(inner, 100, 1.0), 100, 1.0)
     assert client.post("https://api.example/a", {"b": 1}, {"X-A": "1"}, 5).text == "posted"
     assert client.get("https://api.example/a", {"X-A": "2"}, 6).text == "got"
     assert inner.calls == [

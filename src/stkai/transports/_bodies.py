@@ -129,6 +129,10 @@ async def aload(response: httpx.Response, limit: float, left: Callable[[], float
             size = 0
             async for chunk in chunks:
                 if enough.cancel_called:
+                    # This body never waits, so that nothing can be cancelled; it is let run out, but not for ever.
+                    size += len(chunk)
+                    if late or size >= limit + _SHORT:
+                        break
                     continue
                 kept.append(chunk)
                 size += len(chunk)
@@ -156,6 +160,8 @@ async def adrain(response: httpx.Response, left: float = math.inf) -> None:
                 with anyio.move_on_after(min(left, BRIEF)) as scope:
                     async for chunk in chunks:
                         size += len(chunk)
+                        if size > 2 * _SHORT:
+                            break
                         if size > _SHORT:
                             scope.cancel()  # As in `aload`.
             finally:
