@@ -110,3 +110,14 @@ def test_a_forked_child_draws_other_numbers_than_its_parent() -> None:
 
 def _draw(writer: Connection) -> None:
     writer.send([uniform() for _ in range(4)])
+
+
+@pytest.mark.real_time
+def test_it_sleeps_for_any_number_of_seconds_in_pieces_that_the_system_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    SystemClock().sleep(1e10)
+    assert sum(slept) == 1e10
+    assert max(slept) <= 1e9

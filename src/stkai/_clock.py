@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Coroutine
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 
 class Clock(Protocol):
@@ -28,6 +28,10 @@ class Clock(Protocol):
         ...
 
 
+_LONGEST: Final = 1e6
+"""Seconds; no system sleeps for any number of them at once."""
+
+
 class SystemClock:
     """The machine's own clock; its async sleeps work on asyncio and on trio."""
 
@@ -37,6 +41,9 @@ class SystemClock:
         return datetime.now(UTC)
 
     def sleep(self, seconds: float) -> None:
+        while seconds > _LONGEST:
+            time.sleep(_LONGEST)
+            seconds -= _LONGEST
         time.sleep(seconds)
 
     def asleep(self, seconds: float) -> Coroutine[Any, Any, None]:

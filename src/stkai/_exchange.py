@@ -15,7 +15,7 @@ from ._headers import headers_of
 from ._log import Listeners
 from ._urls import request_url
 from .transports._base import AsyncLayerTransport, LayerBase, LayerTransport
-from .transports._bodies import is_there
+from .transports._bodies import is_there, timeouts
 from .transports._call import OPTIONS, PACED, Attempt, Call, copy_request
 from .transports._context import Context
 from .transports._operations import Close, Flow, Read
@@ -202,7 +202,7 @@ def check_timeout(timeout: float) -> dict[str, float]:
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
         msg = f"timeout must be a positive number of seconds, not {timeout!r}"
         raise InvalidArgumentError(msg)
-    return dict.fromkeys(("connect", "read", "write", "pool"), timeout)
+    return timeouts(timeout)
 
 
 def _encode(data: Any) -> bytes | None:

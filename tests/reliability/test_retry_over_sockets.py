@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import socket
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -11,9 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
-from stkai import AimdLimiter, RetryPolicy
+from stkai import AimdLimiter, RequestOptions, RetryPolicy
 from stkai.testing import Answer, FakeClock, HangUp, Normal, QuotaServer, Reset
 
+from ..support.ids import spelled
 from ..support.world import World
 from .hostile import hostile
 from .stacks import NO_DELAY, busy_connections, client_of, transport_of, wire_of
@@ -337,3 +340,40 @@ async def test_a_retry_after_beyond_the_cap_or_the_deadline_hands_the_response_u
     assert (response.status_code, response.text) == (status, "not now")
     assert (len(server.requests), clock.sleeps) == (1, [])
     await world.close(client)
+
+
+@pytest.mark.real_time
+async def test_a_refusal_whose_body_never_comes_does_not_hold_up_the_next_attempt(world: World) -> None:
+    attempts = itertools.count(1)
+    came = threading.Event()
+    in_time: list[bool] = []
+
+    def talk(connection: socket.socket, _: threading.Event) -> None:
+        if next(attempts) == 1:
+            connection.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 10\r\n\r\n")
+            in_time.append(came.wait(20.0))
+        else:
+            came.set()
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    with hostile(talk) as url:
+        client = client_of(world, retry=NO_DELAY)
+        response = await world.call(client.post, url, timeout=60)
+        await world.close(client)
+    assert response.status_code == 200
+    assert in_time == [True]
+
+
+@pytest.mark.parametrize("options", [{"timeout": 1e300}, {"timeout": 1e300, "deadline": 1e300}], ids=spelled)
+async def test_no_timeout_is_too_long_for_a_socket(
+    world: World, server: QuotaServer, options: dict[str, float]
+) -> None:
+    client = client_of(world)
+    response = await world.call(client.post, server.create_url(), **options)
+    assert response.status_code == 200
+    mounted = world.client(transport_of(world), timeout=None)
+    extensions = {"stkai": RequestOptions(deadline=1e300)}
+    response = await world.call(mounted.post, server.create_url(), extensions=extensions)
+    assert response.status_code == 200
+    await world.close(client)
+    await world.close(mounted)

@@ -17,9 +17,18 @@ _SHORT: Final = 65_536
 BRIEF: Final = 1.0
 """Seconds; for so long at most."""
 
+_LONGEST: Final = 1e9
+"""Seconds; no socket takes any number of them."""
+
+
+def timeouts(seconds: float) -> dict[str, float]:
+    """A timeout in the form in which wires take it."""
+    return dict.fromkeys(("connect", "read", "write", "pool"), min(seconds, _LONGEST))
+
 
 def limited(request: httpx.Request, seconds: float) -> httpx.Request:
     """The request with no timeout longer than `seconds`."""
+    seconds = min(seconds, _LONGEST)
     given = request.extensions.get("timeout", {})
     keys = ("connect", "read", "write", "pool")
     timeout = {key: seconds if given.get(key) is None else min(seconds, given[key]) for key in keys}
@@ -72,7 +81,7 @@ def load(response: httpx.Response, limit: float, left: Callable[[], float] = lam
 def drain(response: httpx.Response, now: Callable[[], float]) -> None:
     """Close the response; read its body first where that is short and quick, so that the connection stays open."""
     try:
-        if _is_short(response):
+        if is_short(response):
             until, size = now() + BRIEF, 0
             body: Any = response.stream
             for chunk in body:
@@ -86,7 +95,8 @@ def drain(response: httpx.Response, now: Callable[[], float]) -> None:
             response.close()
 
 
-def _is_short(response: httpx.Response) -> bool:
+def is_short(response: httpx.Response) -> bool:
+    """Whether a body is still to come, and not known to be long."""
     if response.is_closed or is_there(response):
         return False
     length = response.headers.get("content-length", "")
@@ -153,7 +163,7 @@ async def adrain(response: httpx.Response, left: float = math.inf) -> None:
     import anyio
 
     try:
-        if left > 0 and _is_short(response):
+        if left > 0 and is_short(response):
             body: Any = response.stream
             chunks, size = aiter(body), 0
             try:

@@ -20,7 +20,7 @@ import httpx
 from .._clock import Clock
 from .._errors import DeadlineExceededError
 from .._families import alike
-from ._bodies import BRIEF, drain, limited, load, read, unlimited
+from ._bodies import BRIEF, drain, is_short, limited, load, read, unlimited
 from ._call import Attempt
 from ._hand import Hand, TooLateError
 from ._operations import (
@@ -56,9 +56,10 @@ def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
                     value = operation.wire.handle_request(operation.request)
                 elif isinstance(operation, Until):
                     deadline = operation.deadline if deadline is None else min(deadline, operation.deadline)
-                elif deadline is not None:
+                elif deadline is not None or isinstance(operation, Drain):
                     hand = hand or Hand()
-                    value = _in_time(operation, deadline, attempt, clock, hand)
+                    until = math.inf if deadline is None else deadline
+                    value = _in_time(operation, until, attempt, clock, hand)
                 else:
                     value = _perform(operation, clock)
             except Exception as error:  # noqa: BLE001 - the flow decides
@@ -109,7 +110,7 @@ def _in_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clo
         return deadline - clock.monotonic()
 
     if isinstance(operation, Drain):
-        if left() <= 0:
+        if left() <= 0 or not is_short(operation.response):
             return _close(operation.response)
         until = min(deadline, clock.monotonic() + BRIEF)
         with suppress(TooLateError):
