@@ -39,6 +39,21 @@ def lazily(
     return get, names
 
 
+def import_whole(name: str) -> Any:
+    """Import a package, whole or not at all.
+
+    After an import that Ctrl-C interrupts, Python keeps the submodules that were complete, and does not set them as
+    attributes when the package is imported again: it would be broken for as long as the process lives.
+    """
+    try:
+        return import_module(name)
+    except BaseException:
+        if name not in sys.modules:  # Else another thread has begun anew.
+            for module in [module for module in sys.modules if module.startswith(f"{name}.")]:
+                sys.modules.pop(module, None)
+        raise
+
+
 def _version() -> str:
     metadata = import_module("importlib.metadata")
     try:

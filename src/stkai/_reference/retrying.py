@@ -21,6 +21,7 @@ from .._errors import (
     TokenAcquisitionTimeoutError,
 )
 from .._families import alike
+from .._lazy import import_whole
 from .._log import logger
 from .._requests import as_httpx, httpx_kind
 from ..transports._context import Context
@@ -111,8 +112,7 @@ class Retrying:
         return self.policy.max_retries > 0
 
     def __iter__(self) -> Iterator["Attempt"]:
-        import tenacity
-
+        tenacity = import_whole("tenacity")
         loop = _Run(self, self._context)
         for manager in tenacity.Retrying(sleep=self._context.clock.sleep, **loop.arguments()):
             yield Attempt(loop, manager)
@@ -225,11 +225,10 @@ class _AsyncAttempts:
     """The attempts of an `async for`. An async generator would need the event loop to clean up after a `break`."""
 
     def __init__(self, loop: _Run, clock: Clock) -> None:
-        import tenacity
-
+        tenacity = import_whole("tenacity")
         self._loop = loop
         self._managers = aiter(tenacity.AsyncRetrying(sleep=clock.asleep, **loop.arguments()))
-        self._last: tenacity.AttemptManager | None = None
+        self._last: Any = None
 
     def __aiter__(self) -> Self:
         return self

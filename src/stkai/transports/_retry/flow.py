@@ -15,6 +15,7 @@ from ..._clock import unique_key
 from ..._errors import ConfigurationError
 from ..._events import RetryScheduled
 from ..._families import alike
+from ..._lazy import import_whole
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .._call import PACED, Attempt, can_resend, copy_request
 from .._context import Context
@@ -75,7 +76,11 @@ class _RetryFlow(LayerBase):
         else:
             if policy.is_final(response):
                 return response
-            loop = _Loop(policy, self.context, request, attempt)
+            try:
+                loop = _Loop(policy, self.context, request, attempt)
+            except BaseException:  # tenacity is imported here.
+                yield Close(response)
+                raise
             loop.state.set_result(response)
             loop.response = response
         return (yield from self._again(request, loop))
@@ -92,9 +97,7 @@ class _RetryFlow(LayerBase):
         return response
 
     def _again(self, request: httpx.Request, loop: "_Loop") -> Flow:
-        import tenacity
-
-        state = loop.state
+        state, tenacity = loop.state, loop.tenacity
         try:
             while True:
                 do = loop.retrying.iter(retry_state=state)
@@ -153,8 +156,7 @@ class _Loop:
     def __init__(
         self, policy: RetryPolicy, context: Context, request: httpx.Request, attempt: Attempt
     ) -> None:
-        import tenacity
-
+        self.tenacity = tenacity = import_whole("tenacity")
         self.policy, self.context, self.attempt = policy, context, attempt
         self.response: httpx.Response | None = None
         self._sent = Send.of(request, policy)
