@@ -9,6 +9,8 @@ from typing import NamedTuple
 import httpx
 import trio
 
+from stkai.stores import MemoryStore
+
 from .scenario import Scenario
 from .server import Arrival, Server
 from .strategies import Site, Strategy
@@ -43,10 +45,12 @@ def simulate(scenario: Scenario, strategy: Strategy, seed: int) -> Trace:
 async def _run(scenario: Scenario, strategy: Strategy, seed: int) -> Trace:
     server = Server(scenario, stream("server", seed))
     calls: list[Call] = []
+    store = MemoryStore(TrioClock())
     with trio.move_on_at(scenario.end if scenario.batch is None else math.inf):
         async with trio.open_nursery() as nursery:
             for number in range(scenario.processes):
-                site = Site(scenario, server.wire(number), TrioClock(), stream("process", number, seed))
+                chance = stream("process", number, seed)
+                site = Site(scenario, server.wire(number), TrioClock(), chance, number, store)
                 # Arrivals have randomness of their own, so that they are the same whatever a strategy draws.
                 arrivals = stream("arrivals", number, seed)
                 process = _Process(number, scenario, strategy.build(site), arrivals, calls)

@@ -8,6 +8,7 @@ from functools import partial
 import httpx
 
 from stkai import AimdLimiter, RetryPolicy, TokenBucket, build_async_transport
+from stkai.stores import MemoryStore
 
 from .scenario import Scenario
 from .virtual import TrioClock
@@ -21,12 +22,23 @@ SHORTEST_SLEEP = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What a strategy finds where its process runs."""
+    """What a strategy finds where its process runs.
+
+    Attributes:
+        scenario: what is simulated.
+        wire: the server, as this process sees it.
+        clock: virtual time.
+        random: the process's own randomness.
+        number: of the process, from 0.
+        store: where the processes of this run may share a quota.
+    """
 
     scenario: Scenario
     wire: httpx.AsyncBaseTransport
     clock: TrioClock
     random: random.Random
+    number: int
+    store: MemoryStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,19 @@ def _adaptive(site: Site) -> httpx.AsyncBaseTransport:
     return build_stack(site, AimdLimiter(quota, window))
 
 
+def _shared(site: Site) -> httpx.AsyncBaseTransport:
+    scenario = site.scenario
+    return build_stack(
+        site, AimdLimiter(scenario.quota, scenario.window, share="simulated", store=site.store)
+    )
+
+
+def _half_shared(site: Site) -> httpx.AsyncBaseTransport:
+    """The second half of the processes share; the first uses the same key and knows of nobody."""
+    strangers = site.scenario.processes // 2
+    return _adaptive(site) if site.number < strangers else _shared(site)
+
+
 def _original(site: Site, *, floor: float, penalty: float, recovery: float) -> httpx.AsyncBaseTransport:
     from .original import OriginalTransport
 
@@ -96,5 +121,7 @@ BALANCED = Strategy("0.4.18 balanced", partial(_original, floor=0.1, penalty=0.3
 CONSERVATIVE = Strategy("0.4.18 conservative", partial(_original, floor=0.05, penalty=0.5, recovery=0.02))
 BOTOCORE = Strategy("botocore adaptive", _botocore)
 ADAPTIVE = Strategy("adaptive", _adaptive)
+SHARED = Strategy("adaptive, shared", _shared)
+HALF_SHARED = Strategy("adaptive, half of them shared", _half_shared)
 
-ALL = (NO_LIMITER, FIXED_SHARE, BALANCED, CONSERVATIVE, BOTOCORE, ADAPTIVE)
+ALL = (NO_LIMITER, FIXED_SHARE, BALANCED, CONSERVATIVE, BOTOCORE, ADAPTIVE, SHARED)

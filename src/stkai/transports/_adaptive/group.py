@@ -29,9 +29,6 @@ _BURST: Final = 0.1
 _HISTORY: Final = 2.0
 """Windows over which successes are counted; older ones fade."""
 
-_WEIGHT: Final = 1.25
-"""How much faster than its members would the group grows: while it pauses as one, strangers go on."""
-
 _STRANGE: Final = 0.5
 """How much one refusal below the rate of the last one says that strangers send as well."""
 
@@ -39,7 +36,10 @@ _BELOW: Final = 0.93
 _SATURATED: Final = 0.5
 """A goodput below that share of the rate says that the quota is smaller than it was."""
 
-_TEST: Final = 14
+_HIT: Final = 0.6
+"""Share of the requests that a group would have sent in a pause which others, who do not pause, see refused."""
+
+_TEST: Final = 8
 """Cuts of one member's part, after which the whole group is cut, to find out whether there still are strangers."""
 
 _LONGEST_STEP: Final = 1.5
@@ -172,7 +172,7 @@ class GroupPilot:
         )
 
     def _cut(self, rate: float, memory: Memory, lease: Lease) -> tuple[float, Memory]:
-        """Cut the whole group's rate, or, beside strangers, the part of the member that was refused.
+        """Cut the whole group's rate, or, beside strangers, the parts of the members that were refused.
 
         Each stranger is refused, and cut, for itself; a group that was cut altogether each time would starve beside
         them. Alone, it must be: its refusals say that the quota is used up. The two differ in where the next refusal
@@ -188,7 +188,8 @@ class GroupPilot:
         goodput = memory.accepted / max(1.0, memory.seconds)
         if memory.cold or strangers < _STRANGE or parts > _TEST or goodput < _SATURATED * rate:
             return whole, memory._replace(cold=0, quiet=0.0, parts=0, tested=rate)
-        part = 1 / lease.members
+        # Its members pause as one: without that, in a long pause each would have been refused for itself.
+        part = min(1.0, max(1.0, _HIT * lease.pause * rate) / lease.members)
         quiet = memory.quiet * (1 - part)
         return rate - (rate - whole) * part, memory._replace(quiet=quiet, parts=parts, tested=0.0)
 
@@ -196,5 +197,5 @@ class GroupPilot:
         if memory.cold:
             return rate * 2 ** (seconds / max(0.5, _DOUBLING * self._window)), memory
         members = lease.members
-        grown = rate + _WEIGHT * members * (self._law.grown(rate, memory.quiet, seconds) - rate)
+        grown = rate + members * (self._law.grown(rate, memory.quiet, seconds) - rate)
         return max(rate, grown), memory._replace(quiet=memory.quiet + seconds)

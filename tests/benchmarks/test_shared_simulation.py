@@ -1,0 +1,40 @@
+"""A group that shares what it learns: hardly a refusal where it is alone, and its part beside strangers."""
+
+import pytest
+from benchmarks.adaptive.scenario import SERVERS, Scenario, ServerKind
+from benchmarks.adaptive.simulation import Trace, simulate
+from benchmarks.adaptive.strategies import HALF_SHARED, SHARED
+
+WINDOWS = 12
+
+
+def counts(trace: Trace, scenario: Scenario) -> tuple[int, int, list[int]]:
+    """Accepted, refused, and accepted of each process, after the cold start."""
+    arrivals = [arrival for arrival in trace.arrivals if arrival.time >= scenario.steady]
+    accepted = [arrival for arrival in arrivals if arrival.accepted]
+    each = [sum(one.process == number for one in accepted) for number in range(scenario.processes)]
+    return len(accepted), len(arrivals) - len(accepted), each
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_group_alone_uses_the_quota_with_hardly_a_refusal(server: ServerKind) -> None:
+    scenario = Scenario(server=server, windows=WINDOWS)
+    accepted, refused, each = counts(simulate(scenario, SHARED, seed=1), scenario)
+    allowed = scenario.allowed(scenario.steady, scenario.end)
+    assert accepted >= 0.95 * allowed
+    assert refused <= 0.015 * accepted
+    assert max(each) - min(each) <= 0.1 * max(each)
+
+
+def test_a_group_finds_a_quota_that_halves_with_few_refusals() -> None:
+    scenario = Scenario(windows=WINDOWS, step=0.5)
+    accepted, refused, _ = counts(simulate(scenario, SHARED, seed=1), scenario)
+    assert accepted >= 0.93 * scenario.allowed(scenario.steady, scenario.end)
+    assert refused <= 0.03 * accepted
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_group_holds_its_part_beside_strangers(server: ServerKind) -> None:
+    scenario = Scenario(server=server, windows=30, cold=10)
+    accepted, _, each = counts(simulate(scenario, HALF_SHARED, seed=1), scenario)
+    assert 0.35 <= sum(each[5:]) / accepted <= 0.65
