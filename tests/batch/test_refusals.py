@@ -182,10 +182,11 @@ def test_an_input_that_changed_is_refused(change: str, job: Job, counting: Serve
     assert len(counting.seen) == 2
 
 
-def test_nothing_secret_is_in_the_journal(job: Job) -> None:
+def test_nothing_secret_is_in_the_journal(job: Job, counting: Server) -> None:
     job.input.write_text(json.dumps({"custom_id": "user-7", "url": "/x", "body": {"text": "private"}}) + "\n")
     base = job.url.replace("http://", "http://me:hunter2@") + "/v1"
     assert job.run("--base-url", base).returncode == 0
+    assert counting.seen[0].headers["Authorization"] == "Basic bWU6aHVudGVyMg=="
     journal = job.journal.read_text()
     assert json.loads(journal.splitlines()[0])["stkai"] == "batch"
     for secret in ("hunter2", "user-7", "private", "me:"):

@@ -29,13 +29,6 @@ class Fates:
             self._bytes.extend(bytes(missing))
         self._bytes[number] = fate
 
-    def __len__(self) -> int:
-        return len(self._bytes)
-
-    def count(self, fate: int) -> int:
-        """How many numbers have this fate; new ones cannot be counted."""
-        return self._bytes.count(fate)
-
     def all_with(self, fate: int) -> list[int]:
         """The numbers with this fate, ascending."""
         return [number for number, value in enumerate(self._bytes) if value == fate]

@@ -3,7 +3,7 @@
 import errno
 from typing import Final
 
-from .._errors import ConfigurationError
+from .errors import UsageError
 
 _TAKEN: Final = frozenset({errno.EACCES, errno.EAGAIN})
 
@@ -12,17 +12,18 @@ def lock(descriptor: int) -> bool:
     """Lock a file for this process; False where another one has it.
 
     Raises:
-        ConfigurationError: the system has no such locks.
+        UsageError: the system, or the file system, has no such locks.
     """
     try:
         import fcntl
     except ModuleNotFoundError as error:
         msg = "a batch needs file locks, which this system does not have: use Linux, macOS or WSL"
-        raise ConfigurationError(msg) from error
+        raise UsageError(msg) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _TAKEN:
             return False
-        raise
+        msg = f"the journal cannot be locked ({error.strerror}): choose a file system with locks for -o"
+        raise UsageError(msg) from error
     return True

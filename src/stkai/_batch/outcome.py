@@ -11,7 +11,7 @@ class Outcome:
 
     Attributes:
         index: the place of the request in the iterable, from 0.
-        request: the request itself; None where the journal knows that it was sent before, and it is not sent again.
+        request: the request itself, as it came from the iterable.
         response: the answer, with its body read; also one with a status such as 404 or 500.
         error: the exception that the call raised.
     """

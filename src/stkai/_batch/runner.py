@@ -1,7 +1,6 @@
 """One run of a job: lines in, requests out, outcomes into the outputs, until all is done or something ends it."""
 
 import sys
-from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -13,23 +12,22 @@ import httpx
 
 from .._clock import Clock, SystemClock
 from .._errors import AuthenticationError
-from .._headers import default_headers
 from ..transports._call import OPTIONS
 from ..transports._options import UNSET, RequestOptions
 from .entries import failure, success
 from .errors import LetGoError, WriteError
 from .fates import DONE, FAILED, NEW, SENT
+from .flight import outcomes_of
 from .formats import Format, InvalidLineError, Values, custom_id
 from .intents import Intents
 from .json_text import Part, body_of
-from .line import LINE, Line, line_of
+from .line import Line, line_of, request_for
 from .lines import Lines, Read
 from .options import Options
 from .outcome import Outcome
 from .price import Usage
 from .quick_commands import FAILURE, QuickCommands, status_of
 from .replay import Replay
-from .send import outcomes_of
 from .senders import AsyncSend
 from .wording import failure_of, refusal_of_token
 
@@ -186,26 +184,8 @@ class Runner:
                 self._report(number, read)
                 return None
         target = self._form.target(read())
-        headers = [*default_headers(), (b"Idempotency-Key", self._key_of(number).encode())]
-        line = Line(number, target.custom_id, target, execution)
-        self.lines_in_flight[number] = line
-        return self._build(target.method, target.url, headers, target.content, line)
-
-    def _build(
-        self,
-        method: str,
-        url: httpx.URL,
-        headers: list[tuple[bytes, bytes]],
-        content: bytes | None,
-        line: Line,
-    ) -> httpx.Request:
-        if content is not None:
-            headers.append((b"Content-Type", b"application/json"))
-        if url.userinfo:
-            headers.append((b"Authorization", _basic(url)))
-        return httpx.Request(
-            method, url, headers=headers, content=content, extensions={**self._extensions, LINE: line}
-        )
+        line = self.lines_in_flight[number] = Line(number, target.custom_id, execution)
+        return request_for(line, target, self._key_of(number), self._extensions)
 
     def _report(self, number: int, read: Read) -> None:
         """Put a line whose fate is unknown among the failures."""
@@ -298,8 +278,3 @@ class Runner:
             with suppress(OSError):  # Nobody may be left to read it.
                 sys.stderr.buffer.write(entry)
                 sys.stderr.buffer.flush()
-
-
-def _basic(url: httpx.URL) -> bytes:
-    """The credentials in a url, as httpx's own clients send them (RFC 7617)."""
-    return b"Basic " + b64encode(f"{url.username}:{url.password}".encode())

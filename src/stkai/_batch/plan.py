@@ -1,0 +1,85 @@
+"""What a job reads, and how: all that can be checked before anything is written."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import UsageError
+from .formats import Format, InvalidLineError
+from .lines import CsvRecords, JsonLines, Lines
+from .options import Options
+from .spool import Spool
+from .templates import Template
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a job reads, and how."""
+
+    options: Options
+    template: Template | None
+    form: Format
+    size: int
+
+    @classmethod
+    def of(cls, options: Options) -> "Plan":
+        """Check all that can be checked without writing anything.
+
+        Raises:
+            UsageError: the input or the template cannot be used.
+        """
+        template = None if options.body is None else Template.read(options.body)
+        form = options.format(template)
+        if options.from_stdin:
+            return cls(options, template, form, 0)
+        path = Path(options.source)
+        size = _size(path)
+        if options.is_csv:
+            _check_columns(path, CsvRecords(path).names, template, options.id_column)
+        elif options.base_url is None and options.quick_command is None:
+            _check_first(path)
+        return cls(options, template, form, size)
+
+    def lines(self, spool: Spool | None = None) -> Lines:
+        """The lines of the input."""
+        if spool is not None:
+            return JsonLines(spool.path, lambda: spool.is_complete)
+        path = Path(self.options.source)
+        return CsvRecords(path) if self.options.is_csv else JsonLines(path)
+
+
+def _size(path: Path) -> int:
+    try:
+        with path.open("rb"):
+            size = path.stat().st_size
+    except OSError as error:
+        msg = f"the input {path} cannot be read: {error.strerror}"
+        raise UsageError(msg) from error
+    if not path.is_file():
+        msg = f"the input {path} is no file: pass - and pipe it in"
+        raise UsageError(msg)
+    return size
+
+
+def _check_columns(path: Path, names: list[str], template: Template | None, id_name: str | None) -> None:
+    columns = ", ".join(names)
+    for name in [] if template is None else template.names:
+        if name not in names:
+            raise UsageError(
+                f"the template names {{{name}}}, which is no column of {path}; it has: {columns}"
+            )
+    if id_name is not None and id_name not in names:
+        raise UsageError(f"--id-column {id_name} is no column of {path}; it has: {columns}")
+
+
+def _check_first(path: Path) -> None:
+    """Say so at once where all urls seem to be relative."""
+    for item in JsonLines(path):
+        if item is not None:
+            with suppress(InvalidLineError):
+                values = item[1]()
+                url = None if values is None else values.get("url")
+                if url is not None and isinstance(url.value, str) and "://" not in url.value:
+                    msg = f"{path}, line {item[0]}: the url is relative ({url.value}): pass --base-url"
+                    raise UsageError(msg)
+            return

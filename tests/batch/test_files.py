@@ -1,0 +1,251 @@
+"""The files of a batch: appended, committed, locked, copied and sorted, also when the system says no."""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from aiohttp import web
+
+from stkai import ConfigurationError
+from stkai._batch.append_file import AppendFile
+from stkai._batch.errors import WriteError
+from stkai._batch.fates import DONE, FAILED
+from stkai._batch.intents import Commit
+from stkai._batch.journal import Journal
+from stkai._batch.lock import lock
+from stkai._batch.sinks import Stdout
+from stkai._batch.spool import Spool
+
+from .job import Job, Server, echo, server, summary
+
+pytestmark = pytest.mark.real_time
+
+
+@pytest.fixture
+def counting() -> Iterator[Server]:
+    with server() as running:
+        yield running
+
+
+@pytest.fixture
+def job(counting: Server, tmp_path: Path) -> Job:
+    job = Job(tmp_path, counting.url)
+    job.write(20)
+    return job
+
+
+@pytest.mark.parametrize("sync", ["always", "1s", "never"])
+def test_a_job_can_be_committed_always_each_second_or_never(
+    sync: str, job: Job, counting: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: (synced.append(len(counting.seen)), fsync(descriptor))
+    )
+    assert job.run("--sync", sync, "--max-in-flight", "1").returncode == 0
+    if sync == "always":
+        assert {0, 1, 2, 19} <= set(synced)  # Before each request.
+    else:
+        assert bool(synced) == (sync == "1s")
+
+
+@pytest.mark.parametrize("sync", ["always", "1s"])
+def test_a_disk_that_cannot_keep_what_was_written_halts_the_run(
+    sync: str, job: Job, counting: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        result = job.run("--sync", sync)
+    assert result.returncode == 3
+    assert "Input/output error" in result.stderr
+    assert len(counting.seen) == (0 if sync == "always" else 20)
+
+
+def test_those_who_wait_for_the_disk_share_an_fsync(tmp_path: Path) -> None:
+    file = AppendFile(tmp_path / "file")
+    synced = 0
+
+    def sync() -> None:
+        nonlocal synced
+        synced += 1
+
+    async def main() -> None:
+        commit = Commit(file, sync)
+        async with anyio.create_task_group() as group:
+            for _ in range(20):
+                file.append(b"record\n")
+                group.start_soon(commit)
+
+    anyio.run(main)
+    assert 1 <= synced <= 2
+    file.close()
+    file.close()
+
+
+def test_a_file_that_lost_what_it_held_never_says_again_that_it_is_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = AppendFile(tmp_path / "file")
+    file.append(b"record\n")
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(WriteError):
+            file.sync()
+    with pytest.raises(WriteError, match="Input/output error"):
+        file.sync()
+    file.close()
+
+
+def test_a_record_that_was_written_in_part_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = AppendFile(tmp_path / "file")
+    file.append(b"first\n")
+    write = os.write
+    parts = iter([3, 2])
+
+    def some(descriptor: int, data: bytes) -> int:
+        part = next(parts, None)
+        if part is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, bytes(data)[:part])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", some)
+        with pytest.raises(WriteError, match="No space left"):
+            file.append(b"second record\n")
+    assert file.path.read_bytes() == b"first\n"
+    with monkeypatch.context() as patch:
+        parts = iter([3, 2, 100])
+        patch.setattr(os, "write", some)
+        file.append(b"second record\n")
+    assert file.path.read_bytes() == b"first\nsecond record\n"
+    file.close()
+
+
+def test_a_torn_tail_of_any_length_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for content, kept in (
+        (b"", b""),
+        (b"torn", b""),
+        (b"a\n" + b"x" * 200_000, b"a\n"),
+        (b"a\nb\n", b"a\nb\n"),
+    ):
+        path.write_bytes(content)
+        file = AppendFile(path)
+        assert file.cut_torn_tail() == content[len(kept) :][: 1 << 16]
+        assert path.read_bytes() == kept
+        file.close()
+
+
+def test_stdout_keeps_the_order_and_leaves_out_what_will_not_come() -> None:
+    reading, writing = os.pipe()
+    sink = Stdout(in_order=True, descriptor=writing)
+    for number in (1, 2, 3, 4):
+        sink.expect(number)
+    sink.append(DONE, 3, b"three\n")
+    sink.append(FAILED, 2, b"two\n")
+    assert sink.held == 2
+    sink.drop(1)
+    sink.append(DONE, 4, b"four\n")
+    assert os.read(reading, 100) == b"two\nthree\nfour\n"
+    assert sink.counts == {DONE: 2, FAILED: 1}
+    for do_nothing in (sink.sync, sink.sort, sink.close):
+        do_nothing()
+    os.close(reading)
+    with pytest.raises(WriteError, match="stdout"):
+        Stdout(in_order=False, descriptor=writing).append(DONE, 1, b"gone\n")
+    os.close(writing)
+
+
+def wait_for(spool: Spool) -> None:
+    for _ in range(2000):
+        if spool.is_complete:
+            return
+        anyio.run(anyio.sleep, 0.005)
+    raise AssertionError("it is never complete")
+
+
+def test_a_spool_copies_to_the_end_and_tells_what_went_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = os.pipe()
+    spool = Spool(tmp_path / "spool", reading)
+    spool.start()
+    os.write(writing, b"some")
+    os.write(writing, b" more")
+    os.close(writing)
+    wait_for(spool)
+    assert spool.path.read_bytes() == b"some more"
+    os.close(reading)
+    closed = Spool(tmp_path / "none", reading)
+    closed.start()
+    wait_for(closed)
+    assert closed.error is None
+    reading, writing = os.pipe()
+
+    def fail(_: AppendFile, record: bytes) -> None:
+        raise WriteError("spool", OSError(errno.ENOSPC, "No space left on device"))
+
+    monkeypatch.setattr(AppendFile, "append", fail)
+    full = Spool(tmp_path / "full", reading)
+    full.start()
+    os.write(writing, b"x")
+    wait_for(full)
+    assert "No space left" in str(full.error)
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_system_without_file_locks_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(ConfigurationError, match="Linux"):
+        Journal.open(tmp_path / "journal")
+
+
+def test_an_error_that_does_not_mean_locked_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        lock(-1)
+
+
+def test_many_findings_of_a_dry_run_are_counted_after_the_first_ones(job: Job) -> None:
+    job.input.write_text("oops\n" * 30 + '{"url": "/x", "body": {}}\n' * 2)
+    result = job.run("--dry-run", "--shard", "0/2")
+    assert result.stderr.count("this is not JSON") == 15
+    result = job.run("--dry-run")
+    assert result.stderr.count("this is not JSON") == 20
+    assert "30 invalid lines" in result.stderr
+
+
+def test_a_disk_without_room_for_a_sorted_copy_leaves_the_outputs_as_they_are(
+    job: Job, counting: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        await anyio.sleep(0.2 if body["n"] == 1 else 0)
+        return await echo(request, body)
+
+    counting.answer = answer
+
+    def fail(_: Path, __: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        result = job.run("--order", "input")
+    assert (result.returncode, summary(result.stderr)) == (3, "20 done, 0 failed (0 unknown)")
+    assert not (job.folder / "out.jsonl.sorting").exists()
+    assert job.run("--order", "input", "--resume").returncode == 0
+    assert list(job.done()) == list(range(1, 21))
