@@ -87,9 +87,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="all comparisons, the goals and the real run, into docs/adaptive.md",
+        help="all comparisons, the goals and the real run, into docs/adaptive-research.md",
     )
-    parser.add_argument("--update", action="store_true", help="put what is measured into docs/adaptive.md")
+    parser.add_argument(
+        "--update", action="store_true", help="put what is measured into docs/adaptive-research.md"
+    )
     parser.add_argument("--quick", action="store_true", help="one seed, and the first comparison only")
     names = [section.name for section in SECTIONS]
     parser.add_argument("--sections", nargs="+", choices=names, help="these comparisons only")

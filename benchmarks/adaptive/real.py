@@ -32,21 +32,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=int, default=30, help="that the quota needs for all requests")
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--threads", type=int, default=8, help="of each process")
-    parser.add_argument("--quota", type=int, default=20, help="requests per second, of all together")
+    parser.add_argument("--quota", type=int, default=20, help="requests per window, of all together")
+    parser.add_argument("--window", type=float, default=1.0, help="seconds")
+    parser.add_argument("--runs", type=int, default=1, help="of the adaptive limiter, to see how they differ")
     parser.add_argument(
         "--out", type=Path, default=Path(".cache/adaptive"), help="folder of the table and the plot"
     )
-    parser.add_argument("--update", action="store_true", help="put the table into docs/adaptive.md")
+    parser.add_argument("--update", action="store_true", help="put the table into docs/adaptive-research.md")
     arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
     console = Console(record=True, width=100)
 
-    requests = arguments.quota * arguments.seconds // arguments.processes
-    batch = Batch(requests, arguments.processes, arguments.threads, arguments.quota, 1.0)
+    windows = max(2, round(arguments.seconds / arguments.window))
+    requests = arguments.quota * windows // arguments.processes
+    batch = Batch(requests, arguments.processes, arguments.threads, arguments.quota, arguments.window)
     runs = [_run(batch, strategy) for strategy in _COUNTERPARTS]
     rows = [run.summary for run in runs]
+    again = [_run(batch, "adaptive").summary for _ in range(arguments.runs - 1)]
+    rows += [replace(row, name=f"adaptive, run {number}") for number, row in enumerate(again, start=2)]
     console.print(summary_table(rows, title=f"{_describe(batch)}: real processes and threads"))
-    virtual = _virtual(batch, arguments.seconds)
+    virtual = _virtual(batch, windows)
     console.print(summary_table(virtual, title="the same in virtual time"))
     if arguments.update:
         page.write_real(rows, virtual)
@@ -70,13 +75,13 @@ def _run(batch: Batch, strategy: str) -> Run:
     return replace(run, summary=replace(run.summary, jain=jain))
 
 
-def _virtual(batch: Batch, seconds: int) -> list[Summary]:
+def _virtual(batch: Batch, windows: int) -> list[Summary]:
     scenario = Scenario(
         processes=batch.processes,
         workers=batch.threads,
         quota=batch.quota,
         window=batch.window,
-        windows=seconds,
+        windows=windows,
         cold=1,
     )
     results = run_cases([(scenario, strategy) for strategy in _COUNTERPARTS.values()], _SEEDS)

@@ -111,6 +111,18 @@ def test_explain_shows_each_value_with_its_source_and_no_secret(monkeypatch: pyt
     assert "Stack: retry > auth > adaptive > wire" in result.output
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "searches"), [("STRATEGY", "adaptive", True), ("MAX_REQUESTS", "7", False)]
+)
+def test_explain_says_when_the_adaptive_limiter_has_to_find_the_quota(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, searches: bool
+) -> None:
+    monkeypatch.setenv("STKAI_RATE_LIMIT_ENABLED", "true")
+    monkeypatch.setenv("STKAI_RATE_LIMIT_STRATEGY", "adaptive")
+    monkeypatch.setenv(f"STKAI_RATE_LIMIT_{variable}", value)
+    assert ("the adaptive limiter finds it" in run("explain").output) is searches
+
+
 def test_explain_without_any_authentication_says_what_would_help() -> None:
     result = run("explain")
     assert result.exit_code == 0

@@ -37,6 +37,9 @@ def explain() -> None:
             console.print(Text.assemble(("Shared quota: ", "bold"), _share(layer.policy)), soft_wrap=True)
     wire = "StackSpot CLI" if parts.by_cli else "httpx, with the proxies of the environment"
     _print(console, "Stack: ", f"{stack}  (outermost first; the wire is {wire})")
+    limit = settings.rate_limit
+    if limit.enabled and limit.quota() == (None, None):
+        _print(console, "Quota: ", "not given, so the adaptive limiter finds it; the default numbers are not used.")
 
 
 def _settings() -> Table:

@@ -595,6 +595,17 @@ def test_after_a_wait_that_nobody_believes_one_request_probes() -> None:
     assert policy.remaining(waiters[1], 121.0) < 60.0
 
 
+def test_a_pause_of_many_windows_does_not_make_the_goodput_nothing() -> None:
+    policy = warm(plain(), 0.0)
+    law = Recorder()
+    policy.law = law
+    policy.refused(2.0, sent=2.0, asked=1800.0, chance=0.0)
+    policy.succeeded(1803.0, sent=1803.0)
+    send(policy, 1804.0)
+    policy.refused(1804.0, sent=1804.0, asked=1.0, chance=0.0)
+    assert law.pasts[-1].seconds == pytest.approx(2.0)
+
+
 def test_in_a_short_window_only_the_refused_request_waits_as_long_as_asked() -> None:
     policy = AimdLimiter(20, 1.0)
     numbers = [policy.take(0.0) for _ in range(3)]
