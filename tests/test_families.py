@@ -158,7 +158,9 @@ async def test_a_request_that_the_wire_could_not_read_is_refused_with_the_reason
     build: Any = world.pick(stkai.build_transport, stkai.build_async_transport)
     transport = build(auth=None, rate_limit=None, transport=wire)
     client = world.pick(module.Client, module.AsyncClient)(transport=transport)
-    with pytest.raises(stkai.ConfigurationError, match=f"wire is for {other.__name__}, but this request is not"):
+    with pytest.raises(
+        stkai.ConfigurationError, match=f"wire is for {other.__name__}, but this request is not"
+    ):
         await world.call(client.get, URL)
     await world.close(client)
 
