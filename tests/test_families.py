@@ -158,16 +158,18 @@ async def test_a_request_that_the_wire_could_not_read_is_refused_with_the_reason
     build: Any = world.pick(stkai.build_transport, stkai.build_async_transport)
     transport = build(auth=None, rate_limit=None, transport=wire)
     client = world.pick(module.Client, module.AsyncClient)(transport=transport)
-    with pytest.raises(stkai.ConfigurationError, match=f"a wire of {other.__name__}, and the request is not"):
+    with pytest.raises(
+        stkai.ConfigurationError, match=f"wire is for {other.__name__}, but this request is not"
+    ):
         await world.call(client.get, URL)
     await world.close(client)
 
 
 def test_the_clients_of_stkai_refuse_a_wire_of_httpx2_at_once() -> None:
     stack = stkai.StackBuilder([stkai.transports.retry()])
-    with pytest.raises(stkai.ConfigurationError, match="on a wire of httpx"):
+    with pytest.raises(stkai.ConfigurationError, match="wire is for httpx"):
         stkai.HttpClient(stack.build(httpx2.HTTPTransport()))
-    with pytest.raises(stkai.ConfigurationError, match="on a wire of httpx"):
+    with pytest.raises(stkai.ConfigurationError, match="wire is for httpx"):
         stkai.AsyncHttpClient(stack.build_async(httpx2.AsyncHTTPTransport()))
 
 

@@ -484,7 +484,7 @@ async def test_a_flow_that_swallows_an_interrupt_is_told_off_and_the_interrupt_g
     transport = world.layer(Layer("own", layer), world.wire(wire), context=Context(clock=FakeClock()))
     with pytest.raises(interrupt) as caught, caplog.at_level(logging.ERROR, "stkai"):
         await world.send(transport, httpx.Request("GET", URL))
-    bug = f"a layer answered {interrupt.__name__} with {answer}; it must clean up and let it pass"
+    bug = f"a layer answered {interrupt.__name__} with {answer}; it must clean up and re-raise it"
     assert caught.value.__notes__ == [f"stkai: {bug}"]
     assert caplog.messages == [bug]
     assert len(arrived) == 1, "it is not sent again"

@@ -1,4 +1,4 @@
-"""The layers: the transports, to be put together by hand, and the factories of recipes for a `StackBuilder`."""
+"""The layers: transports to combine by hand, and the recipes that a `StackBuilder` takes."""
 
 from typing import TYPE_CHECKING
 

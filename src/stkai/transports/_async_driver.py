@@ -1,6 +1,6 @@
-"""The async driver, for asyncio and trio: as the sync one, with cancellation in place of interrupts.
+"""The async driver, for asyncio and trio: like the sync one, with cancellation in place of interrupts.
 
-The clean-up that a flow asks for runs under a shield, so that a cancelled call closes what it has opened.
+The clean-up that a flow asks for runs under a shield, so that a cancelled call closes what it opened.
 """
 
 import logging
@@ -38,7 +38,7 @@ _logger = logging.getLogger("stkai")
 
 
 async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
-    """Run a flow to its end in this task, and return the response that it comes to."""
+    """Run a flow to its end in this task, and return its response."""
     deadline = attempt.call.deadline
     try:
         operation = flow.send(None)
@@ -95,7 +95,7 @@ async def _aperform(operation: Operation, clock: Clock, left: float = math.inf) 
 
 
 async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clock) -> Any:
-    """Carry out an operation, and cancel it at the deadline."""
+    """Carry out an operation and cancel it at the deadline."""
 
     def left() -> float:
         return deadline - clock.monotonic()
@@ -109,7 +109,7 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
         raise attempt.too_late(deadline)
     match operation:
         case Sleep():
-            # By the call's clock, which need not be that of the event loop.
+            # By the call's clock, which may differ from the event loop's.
             await clock.asleep(min(operation.seconds, seconds))
             if operation.seconds and left() <= 0:
                 raise attempt.too_late(deadline)
@@ -152,9 +152,9 @@ async def _by_scope(
 
 
 async def _aclean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
-    """Tell the flow that the call is over, and carry out what it still asks for, whoever cancels meanwhile."""
+    """Tell the flow that the call is over, and carry out the clean-up it asks for, even when cancelled again."""
     told = 0
-    awaits = not isinstance(error, GeneratorExit)  # A coroutine that is closed cannot await.
+    awaits = not isinstance(error, GeneratorExit)  # A coroutine that is being closed cannot await.
     try:
         operation = flow.throw(error)
         while told < PATIENCE:

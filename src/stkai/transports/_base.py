@@ -1,4 +1,4 @@
-"""What every layer stands on: the context of a stack, the two base transports, and the recipe of a layer."""
+"""What every layer is built on: the two base transports, and the flow that they share."""
 
 import logging
 from collections.abc import Callable
@@ -26,7 +26,7 @@ _SYNC_ONLY: Final = frozenset({"handle_request", "__enter__", "close"})
 
 
 class LayerBase:
-    """What the sync and the async layers have in common: everything but their driver."""
+    """What the sync and the async layers share: everything but the driver."""
 
     name = "layer"
     context: Context
@@ -37,13 +37,13 @@ class LayerBase:
     _is_leaf: bool
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
-        """This layer's work for one pass of a request. Here: what the constructor was given, or nothing."""
+        """This layer's work for one pass of a request; by default the function given to the constructor."""
         if self._function is not None:
             return self._function(self, request, attempt)
         return self.forward(request, attempt)
 
     def forward(self, request: httpx.Request, attempt: Attempt) -> Flow:
-        """Send the request to the next layer, or to the wire; use it as `yield from self.forward(...)`."""
+        """Send the request to the next layer, or to the wire. Call it as `yield from self.forward(...)`."""
         layer = self._layer
         if layer is not None:
             return layer.flow(request, attempt)
@@ -61,13 +61,13 @@ class LayerBase:
         self._inner = inner
         self._function = function
         self._layer = inner if joins else None
-        # What holds no layer further in has no use for the attempt, and needs no copy of the request.
+        # With no layer further in, nobody needs the attempt, so the request need not be copied.
         self._is_leaf = bool(getattr(inner, "is_leaf", type(inner) in alike(*_LEAVES)))
         self.family = family_of_wire(inner)
         self.context = context or Context()
 
     def _to_wire(self, request: httpx.Request, attempt: Attempt) -> Flow:
-        """The innermost step: send to a transport that is no layer."""
+        """The innermost step: send to a transport that is not a layer."""
         if not self._is_leaf and request.extensions.get(ATTEMPT) is not attempt:
             request = copy_request(request, extensions={**request.extensions, ATTEMPT: attempt})
         context = self.context
@@ -95,14 +95,14 @@ class LayerBase:
             context.emit(AttemptFinished(call=info, status=status, error=error, seconds=seconds))
 
     def _begin(self, request: httpx.Request) -> Attempt | None:
-        """The attempt that is under way; None where a call begins here."""
+        """The attempt in progress, or None if a call begins here."""
         attempt: Attempt | None = request.extensions.get(ATTEMPT)
         if attempt is None and self.family is not None and not isinstance(request, self.family.Request):
             raise _foreign(self.family)
         return attempt
 
     def _failed(self, attempt: Attempt, error: BaseException) -> None:
-        """Name the request in its error, and tell that the call has ended."""
+        """Add the request to its error, and report that the call has ended."""
         call = attempt.call
         if isinstance(error, alike(httpx.RequestError)):
             error.request = call.request
@@ -137,16 +137,15 @@ class LayerBase:
 
 
 class LayerTransport(LayerBase, httpx.BaseTransport):
-    """Base of the sync layers, and with `flow=` a layer by itself.
+    """Base class of the sync layers; with `flow=` it is a complete layer.
 
     Override `flow`, a generator that sends inward with `yield from self.forward(request, attempt)`.
 
     Args:
         inner: the next layer, or the wire.
-        flow: a function to use as the method `flow`, called as `flow(layer, request, attempt)`.
-        context: time, chance and listener of the stack.
-        name: of the layer; by default that of its class.
-
+        flow: a function to use as the `flow` method, called as `flow(layer, request, attempt)`.
+        context: the stack's clock, random numbers and listener.
+        name: the layer's name; by default that of its class.
     Raises:
         ConfigurationError: `inner` is not a sync transport.
     """
@@ -159,7 +158,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         context: Context | None = None,
         name: str | None = None,
     ) -> None:
-        # A subclass that overrides httpx's own method is to see every request there.
+        # A subclass that overrides httpx's own method must see every request there.
         joins = (
             isinstance(inner, LayerTransport) and type(inner).handle_request is LayerTransport.handle_request
         )
@@ -169,7 +168,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
 
     @property
     def inner(self) -> httpx.BaseTransport:
-        """The next layer, or the wire; it stays what it was when the layer was made."""
+        """The next layer, or the wire; fixed when the layer is made."""
         inner: httpx.BaseTransport = self._inner
         return inner
 
@@ -180,7 +179,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         return self.carry_out(Call.start(request, self.context.clock.monotonic()), self.flow)
 
     def carry_out(self, call: Call, flow: Callable[[httpx.Request, Attempt], Flow]) -> httpx.Response:
-        """Carry out a whole call by the flow: tell the listener of its start and its end, and put its record on it."""
+        """Carry out a whole call with this flow: report its start and end to the listener, and attach its record."""
         attempt, context = Attempt(call), self.context
         if context.hears(logging.DEBUG):
             context.emit(CallStarted(call=attempt.info))
@@ -215,7 +214,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
 
 
 class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
-    """Base of the async layers, on asyncio and trio; as `LayerTransport`, and by the same flow.
+    """Base class of the async layers, on asyncio and trio; takes the same flows as `LayerTransport`.
 
     Raises:
         ConfigurationError: `inner` is not an async transport.
@@ -229,7 +228,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
         context: Context | None = None,
         name: str | None = None,
     ) -> None:
-        # A subclass that overrides httpx's own method is to see every request there.
+        # A subclass that overrides httpx's own method must see every request there.
         joins = (
             isinstance(inner, AsyncLayerTransport)
             and type(inner).handle_async_request is AsyncLayerTransport.handle_async_request
@@ -240,7 +239,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
 
     @property
     def inner(self) -> httpx.AsyncBaseTransport:
-        """The next layer, or the wire; it stays what it was when the layer was made."""
+        """The next layer, or the wire; fixed when the layer is made."""
         inner: httpx.AsyncBaseTransport = self._inner
         return inner
 
@@ -251,7 +250,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
         return await self.carry_out(Call.start(request, self.context.clock.monotonic()), self.flow)
 
     async def carry_out(self, call: Call, flow: Callable[[httpx.Request, Attempt], Flow]) -> httpx.Response:
-        """Carry out a whole call by the flow: tell the listener of its start and its end, and put its record on it."""
+        """Carry out a whole call with this flow: report its start and end to the listener, and attach its record."""
         attempt, context = Attempt(call), self.context
         if context.hears(logging.DEBUG):
             context.emit(CallStarted(call=attempt.info))
@@ -286,11 +285,11 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
 
 
 def _foreign(family: Family) -> ConfigurationError:
-    """What to say of a request that the wire could not read."""
+    """The error for a request that the wire could not read."""
     name = family.__name__
     return ConfigurationError(
-        f"the stack stands on a wire of {name}, and the request is not one of {name}: build the stack on a wire of"
-        " the client's own package, or on none, as build_transport() does by default"
+        f"the stack's wire is for {name}, but this request is not from {name}: build the stack on a wire of the"
+        " client's own package, or on no wire, as build_transport() does by default"
     )
 
 

@@ -1,4 +1,4 @@
-"""Bodies of responses, read by a driver: whole, in part, or only to use the connection again."""
+"""Bodies of responses, read by a driver: whole, in part, or only to reuse the connection."""
 
 import math
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from ._call import copy_request
 from ._hand import TooLateError
 
 _SHORT: Final = 65_536
-"""Bytes; a body that nobody wants is read up to here."""
+"""Bytes; a body that nobody wants is read up to this size."""
 
 BRIEF: Final = 1.0
-"""Seconds; for so long at most."""
+"""Seconds; a body that nobody wants is read for at most this long."""
 
 _LONGEST: Final = 1e9
 """Seconds; no socket takes any number of them."""
@@ -36,7 +36,7 @@ def limited(request: httpx.Request, seconds: float) -> httpx.Request:
 
 
 def unlimited(request: httpx.Request, sent: httpx.Request) -> None:
-    """Give the body the timeouts of the caller: its wire looks them up when it is read."""
+    """Give the body the caller's timeouts: its wire looks them up when it is read."""
     given = request.extensions.get("timeout", {})
     sent.extensions["timeout"].update({key: given.get(key) for key in sent.extensions["timeout"]})
 
@@ -47,7 +47,7 @@ def is_there(response: httpx.Response) -> bool:
 
 
 def read(response: httpx.Response) -> None:
-    """Read the body and decode it."""
+    """Read and decode the body."""
     try:
         response.read()
     finally:
@@ -55,7 +55,7 @@ def read(response: httpx.Response) -> None:
 
 
 def load(response: httpx.Response, limit: float, left: Callable[[], float] = lambda: math.inf) -> None:
-    """Fetch up to `limit` bytes as they travel, and close the stream; the response can be read as before.
+    """Fetch up to `limit` bytes, still encoded, and close the stream; the response can be read as before.
 
     Raises:
         TooLateError: `left()` seconds were 0 or less before the end.
@@ -79,7 +79,7 @@ def load(response: httpx.Response, limit: float, left: Callable[[], float] = lam
 
 
 def drain(response: httpx.Response, now: Callable[[], float]) -> None:
-    """Close the response; read its body first where that is short and quick, so that the connection stays open."""
+    """Close the response, after reading a short body, if it comes quickly, so that the connection stays open."""
     try:
         if is_short(response):
             until, size = now() + BRIEF, 0
@@ -88,7 +88,7 @@ def drain(response: httpx.Response, now: Callable[[], float]) -> None:
                 size += len(chunk)
                 if size > _SHORT or now() > until:
                     break
-    except Exception:  # noqa: BLE001, S110 - nobody wants it any more, however it ends
+    except Exception:  # noqa: BLE001, S110 - nobody wants the response any more, however it ends
         pass
     finally:
         with suppress(Exception):
@@ -104,7 +104,7 @@ def is_short(response: httpx.Response) -> bool:
 
 
 async def aread(response: httpx.Response) -> None:
-    """Read the body and decode it."""
+    """Read and decode the body."""
     body: Any = response.stream
     try:
         await response.aread()
@@ -114,13 +114,13 @@ async def aread(response: httpx.Response) -> None:
 
         with anyio.CancelScope(shield=True):
             await response.aclose()
-            # httpx2 closes it too, under no shield: cancelled there, it takes the response for closed.
+            # httpx2 closes it too, but without a shield: cancelled there, it marks the response as closed.
             await body.aclose()
         raise
 
 
 async def aload(response: httpx.Response, limit: float, left: Callable[[], float] = lambda: math.inf) -> None:
-    """Fetch up to `limit` bytes as they travel, and close the stream; the response can be read as before.
+    """Fetch up to `limit` bytes, still encoded, and close the stream; the response can be read as before.
 
     Raises:
         TooLateError: `left()` seconds were 0 or less before the end.
@@ -134,7 +134,7 @@ async def aload(response: httpx.Response, limit: float, left: Callable[[], float
     kept: list[bytes] = []
     late = False
     try:
-        # To leave the loop early would strand the generators of the wire, of which trio warns: cancel the next read.
+        # Leaving the loop early would strand the wire's generators, of which trio warns: cancel the next read instead.
         with anyio.CancelScope() as enough:
             size = 0
             async for chunk in chunks:
@@ -159,7 +159,7 @@ async def aload(response: httpx.Response, limit: float, left: Callable[[], float
 
 
 async def adrain(response: httpx.Response, left: float = math.inf) -> None:
-    """Close the response; read its body first where that is short and quick, so that the connection stays open."""
+    """Close the response, after reading a short body, if it comes quickly, so that the connection stays open."""
     import anyio
 
     try:
@@ -177,7 +177,7 @@ async def adrain(response: httpx.Response, left: float = math.inf) -> None:
             finally:
                 with anyio.CancelScope(shield=True):
                     await _finish(chunks)
-    except Exception:  # noqa: BLE001, S110 - nobody wants it any more, however it ends
+    except Exception:  # noqa: BLE001, S110 - nobody wants the response any more, however it ends
         pass
     finally:
         with anyio.CancelScope(shield=True), suppress(Exception):
@@ -185,6 +185,6 @@ async def adrain(response: httpx.Response, left: float = math.inf) -> None:
 
 
 async def _finish(chunks: Any) -> None:
-    """End a generator that was left early: trio warns of those that are left to the garbage collector."""
+    """End a generator that was left early: trio warns of those left to the garbage collector."""
     if hasattr(chunks, "aclose"):
         await chunks.aclose()

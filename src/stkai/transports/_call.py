@@ -22,13 +22,13 @@ OPTIONS: Final = "stkai"
 """The extension that holds `RequestOptions` on a request and the `CallRecord` on a response."""
 
 ATTEMPT: Final = "stkai.attempt"
-"""The extension in which an attempt passes through transports that are no layers."""
+"""The extension that carries an attempt through transports that are not layers."""
 
 PACED: Final = "stkai.paced"
-"""The extension of a response that a limiter has seen: it keeps the wait before the next attempt."""
+"""The extension on a response that a limiter has seen: the limiter handles the wait before the next attempt."""
 
 _FIRST_HOP: Final = "stkai.first_hop"
-"""The extension by which a redirected request knows where and when the first one set out."""
+"""The extension that tells a redirected request where and when its first hop began."""
 
 _numbers = itertools.count(1)
 
@@ -37,8 +37,8 @@ class FirstHop:
     """Where and when a chain of redirects began.
 
     Attributes:
-        call_id: of the call that made the first hop.
-        began: instant, in seconds of the clock.
+        call_id: the call that made the first hop.
+        began: when it began, in seconds of the clock.
         url: where the first request went.
     """
 
@@ -51,11 +51,11 @@ class FirstHop:
         self._request = weakref.ref(call.request)
 
     def leads_to(self, request: httpx.Request, call_id: int) -> bool:
-        """Whether `request` is a later hop, or the same call; False where the caller sends the first one anew."""
+        """Whether `request` is a later hop of the same call; False if the caller sends the first request again."""
         return self.call_id == call_id or self._request() is not request
 
     def is_home(self, url: httpx.URL) -> bool:
-        """Whether `url` has the origin of the first hop."""
+        """Whether `url` has the same origin as the first hop."""
         return url is self.url or origin_of(url) == origin_of(self.url)
 
     def __copy__(self) -> "FirstHop":
@@ -69,15 +69,15 @@ class FirstHop:
 
 
 class Call(NamedTuple):
-    """One call, with all its attempts. Immutable; the outermost layer, or the client, starts it.
+    """One call with all its attempts. Immutable; created by the outermost layer, or by the client.
 
     Attributes:
         id: unique in this process.
-        request: the caller's own.
-        options: what the caller set.
-        started: instant at which the call began, in seconds of the clock.
-        deadline: instant at which the call must have ended, or None.
-        buffered: the caller wants the whole body, so that retry reads it inside the attempt.
+        request: the caller's own request.
+        options: the options that the caller set.
+        started: when the call began, in seconds of the clock.
+        deadline: when the call must have ended, in seconds of the clock, or None.
+        buffered: whether the caller wants the whole body, so that retry reads it inside the attempt.
     """
 
     id: int
@@ -89,7 +89,7 @@ class Call(NamedTuple):
 
     @classmethod
     def start(cls, request: httpx.Request, now: float, *, buffered: bool = False) -> "Call":
-        """Begin a call with the options that the request carries.
+        """Begin a call with the options on the request.
 
         Raises:
             ConfigurationError: the extension holds something else.
@@ -105,11 +105,11 @@ class Call(NamedTuple):
         return call.within(options.deadline)
 
     def within(self, seconds: float) -> "Call":
-        """The same call, which must end within `seconds` of its first hop."""
+        """The same call, but it must end within `seconds` of its first hop."""
         return self._replace(deadline=self.first_hop().began + seconds)
 
     def first_hop(self) -> FirstHop:
-        """Where and when the chain of redirects began that led to this call, or this call itself."""
+        """Where and when the chain of redirects began that led to this call; this call itself if there was none."""
         extensions = self.request.extensions
         hop = extensions.get(_FIRST_HOP)
         if not isinstance(hop, FirstHop) or not hop.leads_to(self.request, self.id):
@@ -138,10 +138,10 @@ class Attempt:
     Attributes:
         call: the call it belongs to.
         number: 1 for the first.
-        record: what the caller will learn; shared by the attempts that follow each other.
-        place: a limiter and the number of a ticket: the place in its queue to which this attempt comes back, or None.
-        ticket: the limiter that let it pass, and the number of its ticket. Written by the limiter layer.
-        signer, token: the auth layer, and the token with which it has signed the request. Written by the auth layer.
+        record: what the caller will see; successive attempts share it.
+        place: a limiter and a ticket number: the place in its queue that this attempt returns to, or None.
+        ticket: the limiter that admitted it, and its ticket number. Written by the limiter layer.
+        signer, token: the auth layer, and the token it signed the request with. Written by the auth layer.
     """
 
     __slots__ = ("_numbers", "call", "number", "place", "record", "signer", "ticket", "token")
@@ -159,22 +159,22 @@ class Attempt:
         self._numbers: Iterator[int] | None = None
 
     def again(self) -> "Attempt":
-        """The attempt that follows this one, which comes back to its place in the queue."""
+        """The attempt that follows this one; it returns to its place in the queue."""
         return self._next(self.record, self.ticket or self.place)
 
     def apart(self) -> "Attempt":
-        """The same attempt with a record of its own, for the first of several side by side; see `absorb`."""
+        """The same attempt with its own record, for the first of several in parallel; see `absorb`."""
         self._numbers = self._numbers or itertools.count(self.number + 1)
         other = Attempt(self.call, self.number, self._own_record(), self.place)
         other.signer, other.token, other._numbers = self.signer, self.token, self._numbers
         return other
 
     def beside(self) -> "Attempt":
-        """Another attempt at the same time, with a record of its own; see `absorb`."""
+        """Another attempt in parallel, with its own record; see `absorb`."""
         return self._next(self._own_record(), None)
 
     def absorb(self, other: "Attempt") -> None:
-        """Go on from the one of several attempts side by side whose answer is taken: with its times, and its place."""
+        """Continue from the parallel attempt whose answer is used: take over its times and its place."""
         mine, theirs = self.record, other.record
         mine.attempts += theirs.attempts
         mine.queued, mine.backed_off = theirs.queued, theirs.backed_off
@@ -183,41 +183,41 @@ class Attempt:
 
     def _next(self, record: CallRecord, place: tuple[object, int] | None) -> "Attempt":
         self.record.attempts += 1
-        # Attempts side by side have one sequence of numbers.
+        # Parallel attempts share one sequence of numbers.
         numbers = self._numbers = self._numbers or itertools.count(self.number + 1)
         other = Attempt(self.call, next(numbers), record, place)
         other.signer, other.token, other._numbers = self.signer, self.token, numbers
         return other
 
     def _own_record(self) -> CallRecord:
-        """A record that goes on from here, with no attempts of its own yet."""
+        """A record that continues this one, with no attempts of its own yet."""
         return replace(self.record, attempts=0)
 
     def within(self, call: Call) -> "Attempt":
-        """The same attempt of the call with another deadline."""
+        """The same attempt for a call with another deadline."""
         other = Attempt(call, self.number, self.record, self.place)
         other.signer, other.token, other._numbers = self.signer, self.token, self._numbers
         return other
 
     @property
     def info(self) -> CallInfo:
-        """What events say of it."""
+        """How events describe it."""
         call = self.call
         return CallInfo(id=call.id, method=call.method, host=call.host, attempt=self.number)
 
     def too_late(self, deadline: float) -> DeadlineExceededError:
-        """What to raise when the deadline has passed."""
+        """The error to raise when the deadline has passed."""
         allowed, number = deadline - self.call.first_hop().began, max(self.number, self.record.attempts)
         msg = f"no answer within the deadline of {allowed:g} s, at attempt number {number}"
         return DeadlineExceededError(msg)
 
     def no_time_for(self, wait: float, left: float) -> DeadlineExceededError:
-        """What to raise when a wait of so many seconds would not end before the deadline."""
+        """The error to raise when a wait of `wait` seconds would not end before the deadline."""
         msg = f"a permit takes {wait:.3g} s, and the call's deadline leaves {max(0.0, left):.3g} s: nothing was sent"
         return DeadlineExceededError(msg)
 
     def finish(self, response: httpx.Response, now: float) -> None:
-        """Put the record on the response."""
+        """Attach the record to the response."""
         record = self.record
         on_wire = now - self.call.started - record.queued - record.backed_off - record.authenticating
         record.on_wire = on_wire if on_wire > 0 else 0.0
@@ -227,7 +227,7 @@ class Attempt:
 def copy_request(
     request: httpx.Request, *, headers: httpx.Headers | None = None, extensions: dict[str, Any] | None = None
 ) -> httpx.Request:
-    """The same request with other headers or extensions; the body stream is shared, the original stays as it is."""
+    """The same request with other headers or extensions; the body stream is shared, the original is unchanged."""
     state = request.__dict__.copy()
     if headers is not None:
         state["headers"] = headers
@@ -239,5 +239,5 @@ def copy_request(
 
 
 def can_resend(request: httpx.Request) -> bool:
-    """Whether the body can be sent a second time: only bytes can, a generator or a file may be used up."""
+    """Whether the body can be sent again: bytes can, a generator or a file may be used up."""
     return isinstance(request.stream, family_of(request).ByteStream)

@@ -1,4 +1,4 @@
-"""What a stack gives to each of its layers: time, chance, and somebody to tell."""
+"""What a stack gives each of its layers: a clock, random numbers and a listener."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from .._log import Listener, Listeners, log_events, logger
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
-    """What a stack gives to each of its layers: time, chance, and somebody to tell.
+    """What a stack gives each of its layers: a clock, random numbers and a listener.
 
     Attributes:
         clock: where time comes from.
@@ -23,13 +23,13 @@ class Context:
     random: Callable[[], float] = uniform
 
     def hears(self, level: int) -> bool:
-        """Whether anybody would learn of an event that the default log writes at this level."""
+        """Whether anybody would see an event that the default log writes at this level."""
         if self.listener is log_events:
             return logger.isEnabledFor(level)
         return not isinstance(self.listener, Listeners) or bool(self.listener.each)
 
     def emit(self, event: Event) -> None:
-        """Tell the listener. Whatever it raises is logged: an observer does not fail a request."""
+        """Call the listener and log whatever it raises: an observer must not fail a request."""
         try:
             self.listener(event)
         except Exception:  # noqa: BLE001 - user code; whatever it raises

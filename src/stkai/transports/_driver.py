@@ -1,11 +1,11 @@
-"""The sync driver: it carries out the operations of a flow in a thread, and holds the flow to its deadline.
+"""The sync driver: carries out the operations of a flow in a thread, and enforces the deadline.
 
     a result               is sent back into the flow
     an error               is thrown into the flow, where `try` and `finally` read as usual
-    an interrupt, an exit  is thrown as well; the driver then carries out the clean-up that the flow asks for, and
-                           raises it again: the flow can neither swallow it nor go on
+    an interrupt, an exit  is thrown as well; the driver then carries out the clean-up that the flow asks for and
+                           re-raises it: the flow can neither swallow it nor continue
 
-The deadline wraps every operation but the clean-up. The async driver does the same for tasks.
+The deadline covers every operation except clean-up. The async driver does the same for tasks.
 """
 
 import logging
@@ -44,7 +44,7 @@ _logger = logging.getLogger("stkai")
 
 
 def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
-    """Run a flow to its end in this thread, and return the response that it comes to."""
+    """Run a flow to its end in this thread, and return its response."""
     deadline = attempt.call.deadline
     hand: Hand | None = None
     try:
@@ -102,8 +102,8 @@ def _perform(operation: Operation, clock: Clock, left: float = math.inf) -> Any:
 def _in_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clock, hand: Hand) -> Any:
     """Carry out an operation, and stop waiting for it at the deadline.
 
-    A timeout bounds one read, not how many there are: a server that sends its answer byte by byte could hold a call
-    for as long as it likes. A thread cannot be cancelled, so another one works, and the wait for that is given up.
+    A timeout bounds one read, not the number of reads: a server that sends its answer byte by byte could hold a call
+    as long as it likes. A thread cannot be cancelled, so another one does the work and this one stops waiting for it.
     """
 
     def left() -> float:
@@ -158,7 +158,7 @@ def _by_hand(
 
 
 def _clean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
-    """Tell the flow that the call is over, and carry out what it still asks for."""
+    """Tell the flow that the call is over, and carry out the clean-up it asks for."""
     told = 0
     try:
         operation = flow.throw(error)

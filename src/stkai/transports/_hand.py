@@ -8,21 +8,21 @@ from typing import Any
 
 
 class TooLateError(Exception):
-    """The time was over before the work was done."""
+    """The time was up before the work was done."""
 
 
 class Hand:
-    """Carries out blocking work, one piece after the other. Started by the first, ended by `release`."""
+    """Does blocking work, one piece at a time, in a thread. The first piece starts the thread, `release` ends it."""
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def do(self, work: Callable[[], Any], left: Callable[[], float]) -> Any:
-        """The result of `work`, if it is there while `left()` is more than 0 seconds.
+        """The result of `work`, if it is ready while `left()` is more than 0 seconds.
 
         Raises:
-            TooLateError: it is not. A response that comes later is closed; what comes next is done by another thread.
+            TooLateError: it is not ready. A response that comes later is closed; the next piece gets another thread.
         """
         if self._thread is None:
             self._thread = threading.Thread(target=_serve, args=(self._jobs,), daemon=True)
@@ -30,7 +30,7 @@ class Hand:
         job = _Job(work, copy_context())
         self._jobs.put(job)
         try:
-            # By the call's clock, which need not be that of the lock.
+            # By the call's clock, which may differ from the lock's.
             while (seconds := left()) > 0 and not job.done.wait(_waitable(seconds)):
                 pass
             if not job.done.is_set():
@@ -59,7 +59,7 @@ def _serve(jobs: "SimpleQueue[_Job | None]") -> None:
 
 
 class _Job:
-    """One piece of work; `done` when it has ended."""
+    """One piece of work; `done` is set when it has ended."""
 
     def __init__(self, work: Callable[[], Any], context: Context) -> None:
         self.done = threading.Event()
@@ -80,25 +80,25 @@ class _Job:
                 abandoned = self._abandoned
             if abandoned:
                 self.abandon()
-        except BaseException as error:  # noqa: BLE001 - raised anew where somebody waits for it
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits for it
             self._error = error
         finally:
             self.done.set()
 
     def take(self) -> Any:
-        """What came of it, once it is done."""
+        """The result of the work, once it is done."""
         error, self._error = self._error, None
         if error is not None:
             try:
                 raise error
             finally:
-                # Its traceback leads here: a circle, in which it would stay until the garbage is collected.
+                # Its traceback leads back here: a reference cycle that would last until the garbage collector runs.
                 del error
         value, self._value = self._value, None
         return value
 
     def abandon(self) -> None:
-        """Close the response that nobody has taken, now or when it comes."""
+        """Close the response if nobody took it, now or when it arrives."""
         with self._lock:
             self._abandoned = True
             value, self._value = self._value, None

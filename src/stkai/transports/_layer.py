@@ -11,20 +11,20 @@ from ._base import AsyncLayerTransport, LayerTransport
 
 
 class Layer:
-    """A recipe for one layer of a stack: a name, and how to put it around an inner transport, sync and async.
+    """A recipe for one layer of a stack: a name, and how to wrap an inner transport, sync and async.
 
-    A layer of your own is one function for sync, asyncio and trio: `Layer("name", flow)`.
+    Your own layer is one function for sync, asyncio and trio: `Layer("name", flow)`.
 
     Args:
         name: unique in a stack.
-        flow: a generator function, called as `flow(layer, request, attempt)`, which sends inward by
-            `yield from layer.forward(request, attempt)`. Where `asynchronous` is given too, it makes the sync
-            transport, called as `sync(inner, context=context)`.
-        asynchronous: makes the async transport, likewise.
-        policy: what the layer obeys; two stacks that hold the same object share its state.
+        flow: a generator function, called as `flow(layer, request, attempt)`, which sends inward with
+            `yield from layer.forward(request, attempt)`. If `asynchronous` is given as well, this makes the sync
+            transport instead, called as `sync(inner, context=context)`.
+        asynchronous: makes the async transport, in the same way.
+        policy: what the layer follows; two stacks that hold the same object share its state.
 
     Raises:
-        ConfigurationError: the name is no text, or there is nothing to call.
+        ConfigurationError: the name is not a string, or there is nothing to call.
     """
 
     __slots__ = ("asynchronous", "name", "policy", "sync")

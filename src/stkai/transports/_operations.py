@@ -1,7 +1,7 @@
-"""What a flow asks of its driver: each operation is one thing to do, and the driver sends back what came of it.
+"""What a flow asks of its driver: each operation is one thing to do, and the driver sends back the result.
 
-A flow is a generator. It does no I/O and never waits; it yields operations, and the sync or the async driver carries
-them out. What an operation returns is the value of the `yield`; what it raises is raised there.
+A flow is a generator. It does no I/O and never waits: it yields operations, and the sync or the async driver carries
+them out. The `yield` returns what the operation returns, and raises what it raises.
 """
 
 import logging
@@ -14,10 +14,10 @@ _logger = logging.getLogger("stkai")
 
 
 class Operation:
-    """Base of what a flow may yield.
+    """Base class of what a flow may yield.
 
     Attributes:
-        cleans_up: whether the driver carries it out even when the call is over.
+        cleans_up: whether the driver carries it out even after the call is over.
     """
 
     __slots__ = ()
@@ -25,7 +25,7 @@ class Operation:
 
 
 class Send(Operation):
-    """Send the request to a transport that is no layer; returns its response, with the body unread."""
+    """Send the request to a transport that is not a layer; returns its response with the body unread."""
 
     __slots__ = ("attempt", "request", "wire")
 
@@ -34,7 +34,7 @@ class Send(Operation):
 
 
 class Sleep(Operation):
-    """Wait for that many seconds."""
+    """Wait for this many seconds."""
 
     __slots__ = ("seconds",)
 
@@ -43,7 +43,7 @@ class Sleep(Operation):
 
 
 class Read(Operation):
-    """Read the whole body of a response, and decode it."""
+    """Read the whole body of a response and decode it."""
 
     __slots__ = ("response",)
 
@@ -52,9 +52,9 @@ class Read(Operation):
 
 
 class Load(Operation):
-    """Fetch at most `limit` bytes of the body as it travels, and give the connection back; the rest is dropped.
+    """Fetch at most `limit` bytes of the body, still encoded, and return the connection; the rest is dropped.
 
-    The response can be read, or streamed, as before.
+    The response can be read or streamed as before.
     """
 
     __slots__ = ("limit", "response")
@@ -64,7 +64,7 @@ class Load(Operation):
 
 
 class Close(Operation):
-    """Close a response. The driver does this even when the call was cancelled, and ignores what goes wrong."""
+    """Close a response. The driver does this even after a cancellation, and ignores errors."""
 
     __slots__ = ("response",)
     cleans_up = True
@@ -74,13 +74,13 @@ class Close(Operation):
 
 
 class Drain(Close):
-    """Close a response that nobody wants; a short body is read first, so that the connection can be used again."""
+    """Close a response that nobody wants, after reading a short body so that the connection can be reused."""
 
     __slots__ = ()
 
 
 class Until(Operation):
-    """Hold every further operation to this deadline, an instant of the clock in seconds; never later than before."""
+    """Hold all further operations to this deadline, an instant of the clock in seconds. It can only move earlier."""
 
     __slots__ = ("deadline",)
 
@@ -92,9 +92,9 @@ class Run(Operation):
     """Do something of your own: the sync driver calls `sync`, the async driver awaits `asynchronous`.
 
     Args:
-        sync: called with the seconds that are left until the deadline, infinite without one.
-        asynchronous: the same; cancelled at the deadline.
-        cleans_up: whether the operation gives something back, so that it must run even when the call was cancelled.
+        sync: called with the seconds left until the deadline; infinite without one.
+        asynchronous: the same for async stacks; cancelled at the deadline.
+        cleans_up: whether the operation gives something back, so that it must run even after a cancellation.
     """
 
     __slots__ = ("asynchronous", "cleans_up", "sync")
@@ -112,30 +112,30 @@ class Run(Operation):
 T = TypeVar("T")
 
 Steps = Generator[Operation, Any, T]
-"""Part of a flow that comes to a value of its own."""
+"""A part of a flow that returns a value of its own."""
 
 Flow = Generator[Operation, Any, httpx.Response]
-"""A request's way through a layer, and all layers inside it."""
+"""A request's way through a layer and all layers inside it."""
 
 PATIENCE: Final = 100
-"""How often a driver tells a flow that its call is over; each layer of it may catch that once."""
+"""How often a driver tells a flow that its call is over; each of its layers may catch that once."""
 
 
 def is_clean_up(operation: object) -> bool:
-    """Whether a driver carries it out even when the call is over."""
+    """Whether a driver carries it out even after the call is over."""
     return isinstance(operation, Operation) and operation.cleans_up
 
 
 def unknown(operation: object) -> TypeError:
-    """What to raise for something that is no operation."""
+    """The error for something that is not an operation."""
     return TypeError(f"a flow yields operations of stkai.transports, such as Sleep(1.0), not {operation!r}")
 
 
 def swallowed(error: BaseException, answer: object, told: int) -> int:
-    """Report, once, that a layer answered the end of its call with something else; returns how often it was told."""
+    """Report, once, that a layer swallowed the end of its call; returns how often the flow has been told."""
     if not told:
         what = answer if isinstance(answer, str) else type(answer).__name__
-        bug = f"a layer answered {type(error).__name__} with {what}; it must clean up and let it pass"
+        bug = f"a layer answered {type(error).__name__} with {what}; it must clean up and re-raise it"
         error.add_note(f"stkai: {bug}")
         _logger.error("%s", bug)
     return told + 1

@@ -1,4 +1,4 @@
-"""What a caller sets for one request, and what it learns of it afterwards."""
+"""What a caller sets for one request, and what it learns afterwards."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class _Unset(Enum):
 
 
 UNSET: Final = _Unset.UNSET
-"""Says that an argument was not given, where None has a meaning of its own."""
+"""Marks an argument that was not given, where None has a meaning of its own."""
 
 Unset = Literal[_Unset.UNSET]
 
@@ -27,20 +27,20 @@ Priority = Literal["normal", "low"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RequestOptions:
-    """Options of one request; pass them as `extensions={"stkai": RequestOptions(...)}` on any httpx client.
+    """Options of one request. Pass them as `extensions={"stkai": RequestOptions(...)}` with any httpx client.
 
-    What is not given keeps the stack's own value; None turns it off.
+    A field that is not given keeps the stack's own value; None turns it off.
 
     Attributes:
         retry: the retry policy of this call; None sends it once.
         deadline: seconds that the whole call may take, with all attempts, waits, redirects and token fetches.
-        max_wait_time: seconds that the call may wait for permits, all attempts together; None waits as long as it
-            takes.
+        max_wait_time: seconds that the call may wait for permits, all attempts together; None waits as long as
+            necessary.
         cost: units that the call takes from a limiter with `max_cost`; by default what the stack's `cost` says, or 1.
         priority: "low" goes when no normal request waits, and gets at least one permit in eleven.
 
     Raises:
-        InvalidArgumentError: a value is out of its range.
+        InvalidArgumentError: a value is out of range.
     """
 
     retry: RetryPolicy | Unset | None = UNSET
@@ -68,7 +68,7 @@ class RequestOptions:
 
 
 def check_cost(cost: object) -> float:
-    """The cost, if it is a finite number from 0 up.
+    """The cost, if it is a finite number of at least 0.
 
     Raises:
         InvalidArgumentError: it is not.
@@ -80,7 +80,7 @@ def check_cost(cost: object) -> float:
 
 
 NO_OPTIONS: Final = RequestOptions()
-"""Those of a call that sets none."""
+"""The options of a call that sets none."""
 
 
 class CallOptions(TypedDict, total=False):
@@ -98,7 +98,7 @@ def options_of(verb: str, given: CallOptions) -> RequestOptions:
 
     Raises:
         TypeError: there is no such option.
-        InvalidArgumentError: a value is out of its range.
+        InvalidArgumentError: a value is out of range.
     """
     if not given:
         return NO_OPTIONS
@@ -112,14 +112,14 @@ def options_of(verb: str, given: CallOptions) -> RequestOptions:
 
 @dataclass(slots=True)
 class CallRecord:
-    """How a call went; `response.extensions["stkai"]`.
+    """How a call went; found in `response.extensions["stkai"]`.
 
     Attributes:
         attempts: how often the request was sent, or was about to be.
         queued: seconds spent waiting for permits.
         backed_off: seconds spent waiting between attempts.
         authenticating: seconds spent waiting for an access token.
-        on_wire: seconds that were none of these: sending, the server's work, and the answer until it was handed up.
+        on_wire: all other seconds: sending, the server's work, and the answer until it was returned.
     """
 
     attempts: int = 1

@@ -1,7 +1,7 @@
 """A wire that sends through StackSpot CLI, which is logged in and signs the requests itself.
 
-The CLI answers with `requests.Response`; this turns it into a true `httpx.Response`: the status, all headers, and the
-body streamed as it comes, decoded exactly once.
+The CLI answers with a `requests.Response`; this turns it into a real `httpx.Response`: the status, all headers, and
+the body, streamed as it arrives and decoded exactly once.
 """
 
 import importlib
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 _CHUNK: Final = 16_384
 
 _CODINGS: Final = frozenset({"gzip", "deflate", "identity"})
-"""The content codings that requests and httpx both know, whatever is installed."""
+"""The content codings that both requests and httpx support, whatever is installed."""
 
 _OWN_HEADERS: Final = frozenset(
     {"authorization", "connection", "content-length", "content-type", "host", "transfer-encoding"}
 )
-"""What the CLI and requests set themselves."""
+"""The headers that the CLI and requests set themselves."""
 
 
 def _find_cli() -> Any:
-    """The CLI's HTTP module, or None. Another package of the name `oscli` lacks the functions and does not count."""
+    """The CLI's HTTP module, or None. Another package named `oscli` lacks these functions and does not count."""
     try:
         module = importlib.import_module("oscli.core.http")
-    except (Exception, SystemExit):  # noqa: BLE001 - whatever a foreign package does on import, it is not the CLI
+    except (Exception, SystemExit):  # noqa: BLE001 - whatever a foreign package does when imported, it is not the CLI
         return None
     names = ("get_with_authorization", "post_with_authorization")
     return module if all(callable(getattr(module, name, None)) for name in names) else None
@@ -50,7 +50,7 @@ class StkCLITransport(httpx.BaseTransport):
     """Sends GET, and POST with a JSON body or none, through StackSpot CLI.
 
     Raises:
-        ConfigurationError: StackSpot CLI cannot be imported here.
+        ConfigurationError: stackSpot CLI cannot be imported.
     """
 
     family = None
@@ -68,9 +68,9 @@ class StkCLITransport(httpx.BaseTransport):
         """Send the request.
 
         Raises:
-            httpx.UnsupportedProtocol: the CLI cannot send it (another method, or a body that is not JSON).
-            AuthenticationError: the CLI gave up, probably since nobody is logged in.
-            httpx.TransportError: as any other wire would.
+            httpx.UnsupportedProtocol: the CLI cannot send the request (another method, or a body that is not JSON).
+            AuthenticationError: the CLI gave up, probably because nobody is logged in.
+            httpx.TransportError: the request failed, as with any other wire.
         """
         try:
             return self._handle(request, family_of(request))
@@ -100,7 +100,7 @@ class StkCLITransport(httpx.BaseTransport):
                 return _convert(function(**arguments), family)
         except httpx.RequestError:
             raise
-        except (Exception, SystemExit) as error:  # the CLI's own: a command line may end the program
+        except (Exception, SystemExit) as error:  # The CLI is a command-line program and may exit.
             msg = f"StackSpot CLI did not send the request ({type(error).__name__}: {error}); try: stk login"
             raise AuthenticationError(msg, error) from error
 
@@ -131,14 +131,14 @@ def _convert(answer: "requests.Response", family: Family) -> httpx.Response:
 
     raw = answer.raw
     is_live = isinstance(raw, urllib3.HTTPResponse) and not getattr(answer, "_content_consumed", False)
-    # Those of urllib3 come one by one where a name repeats; requests has joined them.
+    # urllib3 keeps repeated headers apart; requests has joined them.
     given = raw.headers if isinstance(raw, urllib3.HTTPResponse) else answer.headers
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in given.items()]
     extensions = {"reason_phrase": (answer.reason or "").encode("latin-1", "replace")}
     if is_live:
         stream = of_family(_RawStream, family)(answer, family)
         return family.Response(answer.status_code, headers=headers, stream=stream, extensions=extensions)
-    # requests has read and decoded it already.
+    # requests has already read and decoded the body.
     decoded = {b"content-encoding", b"content-length", b"transfer-encoding"}
     headers = [(name, value) for name, value in headers if name.lower() not in decoded]
     content = answer.content
@@ -147,7 +147,7 @@ def _convert(answer: "requests.Response", family: Family) -> httpx.Response:
 
 
 class _RawStream(httpx.SyncByteStream):
-    """The body as it arrives, in its content coding: httpx decodes it."""
+    """The body as it arrives, still in its content coding: httpx decodes it."""
 
     def __init__(self, answer: "requests.Response", family: Family) -> None:
         self._answer = answer
@@ -159,7 +159,7 @@ class _RawStream(httpx.SyncByteStream):
             if not hasattr(raw, "read1"):  # urllib3 1
                 yield from raw.stream(_CHUNK if raw.chunked else 1, decode_content=False)
                 return
-            # This gives what is there; read would wait for a full chunk, and hold back server-sent events.
+            # This returns what has arrived; read would wait for a full chunk and hold back server-sent events.
             while chunk := raw.read1(_CHUNK, decode_content=False):
                 yield chunk
 

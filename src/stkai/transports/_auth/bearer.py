@@ -1,7 +1,7 @@
 """Who may see a token, and how a request is signed with it: `BearerAuth`.
 
-The request is signed on a copy: the token appears neither in `response.request` nor in an error's, and what holds it
-here prints as something else.
+A copy of the request is signed: the token appears neither in `response.request` nor in an error's request, and the
+objects that hold it here do not print it.
 """
 
 import itertools
@@ -22,7 +22,7 @@ _EXPOSED: Final = (
 
 
 class _Encoded(str):
-    """A header's value that is encoded once: thousands of requests that wait with it share the bytes."""
+    """A header value that is encoded once: thousands of waiting requests share the bytes."""
 
     __slots__ = ("_bytes",)
 
@@ -30,12 +30,12 @@ class _Encoded(str):
         self._bytes = super().encode("ascii")
 
     def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
-        """The bytes: it is ASCII, which is the same in every encoding of headers."""
+        """The bytes: the value is ASCII, which is the same in every encoding of headers."""
         return self._bytes
 
 
 class Token:
-    """An access token, which prints as none: formatters of tracebacks show variables."""
+    """An access token that does not print itself: traceback formatters show variables."""
 
     __slots__ = ("_claims", "header", "value")
 
@@ -45,7 +45,7 @@ class Token:
         self._claims = itertools.count()
 
     def is_news(self) -> bool:
-        """True for the first who asks."""
+        """True the first time it is asked."""
         return next(self._claims) == 0
 
     def __repr__(self) -> str:
@@ -55,18 +55,18 @@ class Token:
 class BearerAuth:
     """A provider of tokens, and the origins that may see them.
 
-    Requests to other origins pass unsigned, with any `Authorization` header of their own. Requests to these have
+    Requests to other origins pass unsigned and keep their own `Authorization` header. Requests to these origins have
     theirs replaced. A token goes over http:// only to this machine (localhost, 127.0.0.0/8, ::1), unless `allow_http`.
 
     Args:
         provider: where tokens come from.
-        origins: such as `"https://api.example.com"`; one or several. None: each call's token goes to the origin of
-            its first hop and nowhere else. (A transport of your own around the stack must then keep the request's
-            `extensions`, in which the first hop is marked.)
-        allow_http: lets tokens travel unencrypted to other machines.
+        origins: one or several, such as `"https://api.example.com"`. None: each call's token goes to the origin of
+            its first hop and nowhere else. (Your own transport around the stack must then keep the request's
+            `extensions`, which mark the first hop.)
+        allow_http: whether tokens may travel unencrypted to other machines.
 
     Raises:
-        ConfigurationError: the provider is no AuthProvider, or an origin is not `scheme://host[:port]`, or is not
+        ConfigurationError: the provider is not an AuthProvider, or an origin is not `scheme://host[:port]` or not
             encrypted.
     """
 
@@ -74,7 +74,7 @@ class BearerAuth:
         self, provider: AuthProvider, origins: Iterable[str] | str | None = None, *, allow_http: bool = False
     ) -> None:
         if not isinstance(provider, AuthProvider):
-            # Not its repr: somebody may have passed the token itself.
+            # Not its repr: it may be the token itself.
             kind = provider.__name__ if isinstance(provider, type) else f"a {type(provider).__name__}"
             msg = (
                 f"auth must be an AuthProvider, such as ClientCredentialsAuthProvider(...) or StaticToken(token), a"
@@ -92,10 +92,10 @@ class BearerAuth:
         self._tokens: dict[str, Token] = {}
 
     def may_sign(self, url: httpx.URL, attempt: Attempt) -> bool:
-        """Whether the token may go to `url`: to one of the origins; without these, to that of the call's first hop.
+        """Whether the token may go to `url`: one of the origins, or, without any, the origin of the call's first hop.
 
         Raises:
-            AuthenticationError: it should, but the way is not encrypted.
+            AuthenticationError: the token should go there, but the connection is not encrypted.
         """
         if self.origins is not None:
             return origin_of(url) in self.origins
@@ -110,7 +110,7 @@ class BearerAuth:
 
     def token(self, value: str) -> Token:
         """The token in the form in which it is sent; the same object for the same token."""
-        value = value if isinstance(value, str) else ""  # Anybody can write a provider.
+        value = value if isinstance(value, str) else ""  # Providers are user code.
         token = self._tokens.get(value)
         if token is None:
             token = self._tokens.setdefault(value, Token(value))
@@ -119,10 +119,10 @@ class BearerAuth:
         return token
 
     def sign(self, request: httpx.Request, token: Token, attempt: Attempt) -> httpx.Request:
-        """A copy of the request with the token in place of any `Authorization` that it had, and with its attempt.
+        """A copy of the request with the token in place of its `Authorization`, and with its attempt.
 
         Raises:
-            AuthenticationError: the provider returned what cannot stand in a header.
+            AuthenticationError: the provider returned something that cannot be a header value.
         """
         if token.header is None:
             msg = (

@@ -1,9 +1,9 @@
-"""A fetch in a background thread, for everyone who waits for it: threads and tasks.
+"""A fetch in a background thread that threads and tasks can wait for.
 
 A blocking call cannot be interrupted, but the wait for it can: by a deadline, by cancellation, by Ctrl-C. The thread
-is a daemon, so that a program can exit while a token endpoint hangs. There are no locks here: each waiter brings a
-queue or an event of its own, and shared state changes by single atomic operations. A signal handler can therefore wait
-for a token in the very thread that it has interrupted, and a forked child is not held up by its parent's fetch.
+is a daemon, so that a program can exit while a token endpoint hangs. There are no locks here: each waiter brings its
+own queue or event, and shared state changes by single atomic operations. A signal handler can therefore wait for a
+token in the very thread that it interrupted, and a forked child is not held up by its parent's fetch.
 """
 
 import copy
@@ -22,11 +22,11 @@ from ..._errors import AuthenticationError
 
 
 class Fetch:
-    """A fetch that runs in a background thread: `wait` for it, then ask for its `result`.
+    """A fetch in a background thread: `wait` for it, then ask for its `result`.
 
     Args:
-        key: under which it is found while it runs.
-        longest: seconds after which nobody waits any longer, and the next caller starts another one.
+        key: identifies it while it runs.
+        longest: seconds after which everyone stops waiting, and the next caller starts another fetch.
     """
 
     def __init__(self, key: Hashable, longest: float) -> None:
@@ -41,15 +41,15 @@ class Fetch:
 
     @property
     def waiting(self) -> int:
-        """How many threads and tasks wait for it."""
+        """How many threads and tasks are waiting for it."""
         return len(self._waiting)
 
     def needs_start(self) -> bool:
-        """Whether this thread, which a signal handler has interrupted, has not got as far as starting it."""
+        """Whether a signal handler interrupted this thread before it started the fetch."""
         return not self._is_claimed and self._starter == threading.get_ident()
 
     def run(self, work: Callable[[], str]) -> None:
-        """Do the work, unless another thread does, and wake everyone who waits."""
+        """Do the work, unless another thread is doing it, and wake everyone who waits."""
         if next(self._claims):
             return
         self._is_claimed = True
@@ -57,7 +57,7 @@ class Fetch:
             self._token = work()
         except AuthenticationError as error:
             self._error = error
-        except Exception as error:  # noqa: BLE001 - raised by everyone who waits
+        except Exception as error:  # noqa: BLE001 - raised in everyone who waits
             self._error = failure_of(getattr(work, "__self__", work), error)
         except BaseException as error:  # noqa: BLE001 - the same
             self._error = error
@@ -69,10 +69,10 @@ class Fetch:
                 wake()
 
     def wait(self, seconds: float = math.inf) -> bool:
-        """Block for so many seconds; whether the fetch has ended.
+        """Block for at most so many seconds; returns whether the fetch has ended.
 
         Raises:
-            AuthenticationError: it takes too long for everyone.
+            AuthenticationError: the fetch has taken longer than `longest`.
         """
         bell: SimpleQueue[None] = SimpleQueue()
         longest = min(seconds, self._longest)
@@ -89,14 +89,14 @@ class Fetch:
         """Suspend this task until the fetch has ended.
 
         Raises:
-            AuthenticationError: it takes too long for everyone.
+            AuthenticationError: the fetch has taken longer than `longest`.
         """
         import anyio
 
         event, (_, call_soon) = anyio.Event(), event_loop()
 
         def wake() -> None:
-            with suppress(RuntimeError):  # The loop has ended.
+            with suppress(RuntimeError):  # The loop is closed.
                 call_soon(event.set)
 
         with self._waking(wake), anyio.move_on_after(self._longest):
@@ -115,7 +115,7 @@ class Fetch:
 
     @contextmanager
     def _waking(self, wake: Callable[[], object]) -> Iterator[None]:
-        """Have `wake` called when the fetch has ended; it may be called twice."""
+        """Call `wake` when the fetch has ended, possibly twice."""
         self._waiting[id(wake)] = wake
         try:
             if self.is_done:
@@ -138,7 +138,7 @@ class Fetch:
 
 
 _running: Final[dict[Hashable, Fetch]] = {}
-"""The fetches in progress, by process and by their work."""
+"""The fetches in progress, by process and by work."""
 
 
 def join(work: Callable[[], str], longest: float = math.inf) -> Fetch:
@@ -152,7 +152,7 @@ def join(work: Callable[[], str], longest: float = math.inf) -> Fetch:
         fetch = _running.setdefault(key, mine)
         if fetch is mine or fetch.needs_start():
             _start(fetch, work)
-    except BaseException:  # Ctrl-C: others may wait for it already.
+    except BaseException:  # Ctrl-C: others may already be waiting for it.
         if _running.get(key) is mine:
             _start(mine, work)
         raise
@@ -165,7 +165,7 @@ def is_running(work: Callable[[], str]) -> bool:
 
 
 def in_background() -> bool:
-    """Whether this thread is one in which a fetch runs."""
+    """Whether this thread is running a fetch."""
     return isinstance(threading.current_thread(), _Background)
 
 
@@ -182,22 +182,22 @@ class _Background(threading.Thread):
 
 
 def _start(fetch: Fetch, work: Callable[[], str]) -> None:
-    if in_background():  # A provider that asks another one: one thread is enough.
+    if in_background():  # A provider that asks another provider: one thread is enough.
         fetch.run(work)
         return
     try:
         _Background(fetch, work).start()
-    except RuntimeError:  # No thread can be started, as when the interpreter shuts down.
+    except RuntimeError:  # No thread can be started, for example at interpreter shutdown.
         fetch.run(work)
 
 
 def key_of(work: Callable[..., object]) -> Hashable:
-    # Methods are equal if they are the same method of the same object. A forked child lacks its parent's threads.
+    # Bound methods compare equal if object and function do. A forked child does not have its parent's threads.
     return os.getpid(), work
 
 
 def _outside_of_event_loops() -> Context:
-    """The current context, in which code may start an event loop of its own."""
+    """The current context, changed so that code in it may start its own event loop."""
     context = copy_context()
     sniffio = sys.modules.get("sniffio")
     if sniffio is not None:
@@ -206,10 +206,10 @@ def _outside_of_event_loops() -> Context:
 
 
 def event_loop() -> tuple[Any, Callable[[Callable[[], object]], object]]:
-    """The event loop of the current task, and its way to be called from another thread."""
+    """The event loop of the current task, and a function that calls into it from another thread."""
     trio = sys.modules.get("trio")
     if trio is not None:
-        with suppress(RuntimeError):  # There is no task of trio's.
+        with suppress(RuntimeError):  # This is not a trio task.
             trio.lowlevel.current_task()
             token = trio.lowlevel.current_trio_token()
             return token, token.run_sync_soon

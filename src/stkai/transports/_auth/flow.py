@@ -1,7 +1,7 @@
-"""Signs requests with a bearer token, only for the origins that may see it, and renews a token that was refused.
+"""Signs requests with a bearer token, only for the origins that may see it, and renews a refused token.
 
-An httpx client follows redirects above all layers, so that every hop passes through here: the token stays at home even
-where a server redirects elsewhere.
+An httpx client follows redirects above all layers, so every hop passes through here: the token does not leak, even
+if a server redirects elsewhere.
 """
 
 from functools import partial
@@ -25,10 +25,10 @@ _NONE: Final = "none was valid"
 _REFUSED: Final = "the server refused the old one"
 
 _UNAUTHORIZED: Final = 401
-"""The server refuses the token; RFC 6750, section 3.1."""
+"""The status of a refused token; RFC 6750, section 3.1."""
 
 _MOST: Final = 1_048_576
-"""Bytes that are kept of the body of a 401, while the token is renewed."""
+"""How many bytes of a 401's body are kept while the token is renewed."""
 
 
 class _AuthFlow(LayerBase):
@@ -69,19 +69,19 @@ class _AuthFlow(LayerBase):
     def _another(
         self, request: httpx.Request, response: httpx.Response, refused: Token, attempt: Attempt
     ) -> Steps[Token | None]:
-        """A token in place of the one that was refused, or None where another attempt could not help."""
+        """A token to replace the refused one, or None if another attempt could not help."""
         self.policy.provider.forget(refused.value)
         if not can_resend(request):
             return None
         token = self.kept()
         if token is None:
-            # The connection goes back first: the renewal may need it.
+            # Return the connection first: the renewal may need it.
             yield Load(response, _MOST)
             token = yield from self.fetch(attempt, _REFUSED)
         return None if token.value == refused.value else token
 
     def signed_again(self, request: httpx.Request, attempt: Attempt) -> Steps[httpx.Request]:
-        """The request with a token that is valid now; what waited for a permit may have outlived its own."""
+        """The request with a valid token; its own may have expired while it waited for a permit."""
         token = self.kept()
         if token is None:
             token = yield from self.fetch(attempt, _NONE)
@@ -91,12 +91,12 @@ class _AuthFlow(LayerBase):
         return self.policy.sign(request, token, attempt)
 
     def kept(self) -> Token | None:
-        """The token that is there without waiting, or None."""
+        """The token that is available without waiting, or None."""
         cached = self.policy.provider.cached_access_token()
         return None if cached is None else self.policy.token(cached)
 
     def fetch(self, attempt: Attempt, reason: str) -> Steps[Token]:
-        """A token from the provider, and an event if it is a new one."""
+        """A token from the provider; emits an event if it is a new one."""
         clock = self.context.clock
         start = clock.monotonic()
         try:
@@ -109,7 +109,7 @@ class _AuthFlow(LayerBase):
         return token
 
 
-# The drivers' variables hold what comes of an operation, and tracebacks show them: it is a `Token`, never the text.
+# The drivers keep results in variables, and tracebacks show variables: return a `Token`, never the text.
 
 
 def _get(policy: BearerAuth, seconds: float) -> Token:
@@ -121,16 +121,16 @@ async def _aget(policy: BearerAuth, seconds: float) -> Token:
 
 
 class AuthTransport(_AuthFlow, LayerTransport):
-    """Sends with a valid token; after a 401 renews it and sends once more.
+    """Sends with a valid token; after a 401, renews it and sends once more.
 
     Args:
         inner: the next layer, or the wire.
-        policy: a provider of tokens, or a `BearerAuth` that says which origins may see them.
-        context: time, chance and listener of the stack.
+        policy: a token provider, or a `BearerAuth` that says which origins may see its tokens.
+        context: the stack's clock, random numbers and listener.
 
     Raises:
         ConfigurationError: `policy` is neither.
-        AuthenticationError: (of a request) no token could be had, or it may not be sent.
+        AuthenticationError: (per request) There is no token, or it may not be sent.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class AuthTransport(_AuthFlow, LayerTransport):
 
 
 class AsyncAuthTransport(_AuthFlow, AsyncLayerTransport):
-    """The same as `AuthTransport`, for async clients; a provider that is only sync runs in a worker thread."""
+    """The same as `AuthTransport`, for async clients; a sync-only provider runs in a worker thread."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What the auth layer needs of a source of tokens: `AuthProvider`, and `StaticToken`, the simplest one."""
+"""What the auth layer needs from a token source: `AuthProvider`, and `StaticToken`, the simplest one."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,10 +10,10 @@ from .fetch import join
 class AuthProvider(ABC):
     """Provides access tokens. A subclass needs only `get_access_token`, which must be thread-safe.
 
-    A provider that only has `get_access_token` is asked for every request: in the calling thread under a sync client,
+    A provider with only `get_access_token` is asked for every request: in the calling thread under a sync client,
     and in a background thread, one per fetch (about 150 microseconds), under an async client or with a deadline.
-    Callers that wait at the same time share one such fetch. To avoid the thread, return a token that is already there
-    from `cached_access_token`, or override `aget_access_token`. For a token that never changes there is `StaticToken`.
+    Concurrent callers share one such fetch. To avoid the thread, return an available token from
+    `cached_access_token`, or override `aget_access_token`. For a token that never changes, use `StaticToken`.
 
     Attributes:
         longest_fetch: seconds after which nobody waits any longer for one background fetch; unlimited by default.
@@ -41,16 +41,16 @@ class AuthProvider(ABC):
         """A valid token that is available without waiting, or None.
 
         Args:
-            renewing: a new token is being fetched already, so one that is about to expire will do.
+            renewing: a new token is already being fetched, so one that is about to expire will do.
         """
         return None
 
     def forget(self, token: str) -> None:
-        """Drop the token if it is still in use: a server has refused it. By default there is nothing to drop."""
+        """Drop the token if it is still in use: a server has refused it. By default, does nothing."""
         return
 
     async def aget_access_token(self) -> str:
-        """Like `get_access_token`, without blocking the event loop. Override it where the provider itself is async.
+        """Like `get_access_token`, without blocking the event loop. Override it if the provider itself is async.
 
         Raises:
             AuthenticationError: there is no token.
@@ -70,14 +70,14 @@ class StaticToken(AuthProvider):
         value: the token, without "Bearer"; never shown.
 
     Raises:
-        ConfigurationError: the value cannot stand in a header.
+        ConfigurationError: the value cannot be sent in a header.
     """
 
     def __init__(self, value: str) -> None:
         if not isinstance(value, str) or not is_sendable(value):
             msg = (
                 "StaticToken takes the token as a string of visible ASCII characters, without spaces, line breaks"
-                ' and "Bearer"'
+                ' or "Bearer"'
             )
             raise ConfigurationError(msg)
         self._value = value
@@ -93,5 +93,5 @@ class StaticToken(AuthProvider):
 
 
 def is_sendable(token: str) -> bool:
-    """Whether a token can stand in a header: visible ASCII, no spaces (RFC 6750, section 2.1, is stricter)."""
+    """Whether a token can be a header value: visible ASCII, no spaces (RFC 6750, section 2.1, is stricter)."""
     return bool(token) and token.isascii() and token.isprintable() and " " not in token

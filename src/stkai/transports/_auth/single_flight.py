@@ -1,4 +1,4 @@
-"""One fetch of a token at a time, for all who need it at the same time: in a thread, and in an event loop."""
+"""One token fetch at a time, shared by everyone who needs it: in a thread, and in an event loop."""
 
 import copy
 import math
@@ -29,11 +29,11 @@ class Provider(Protocol):
 
 
 def get_token(provider: Provider, seconds: float) -> str:
-    """A token from the provider, for a thread that can wait for so many seconds.
+    """A token from the provider, for a thread that can wait this many seconds.
 
     Raises:
         AuthenticationError: the provider raised an error.
-        DeadlineExceededError: it takes longer. The fetch goes on, for those who come later.
+        DeadlineExceededError: it takes longer. The fetch continues, for later callers.
     """
     if seconds <= 0:
         raise _too_late()
@@ -47,9 +47,9 @@ def get_token(provider: Provider, seconds: float) -> str:
 
 
 async def aget_token(provider: Provider, seconds: float) -> str:
-    """A token from the provider, for a task that can wait for so many seconds.
+    """A token from the provider, for a task that can wait this many seconds.
 
-    The tasks of one event loop share one fetch. When the task that leads it is cancelled, the next one takes over.
+    The tasks of one event loop share one fetch. If the task that leads it is cancelled, the next one takes over.
 
     Raises:
         AuthenticationError: the provider raised an error.
@@ -65,7 +65,7 @@ async def aget_token(provider: Provider, seconds: float) -> str:
 
 
 class _Shared:
-    """A fetch that a task leads for its event loop."""
+    """A fetch that one task leads for its event loop."""
 
     def __init__(self, done: "anyio.Event") -> None:
         self.done = done
@@ -74,7 +74,7 @@ class _Shared:
 
 
 _by_loop: Final[WeakKeyDictionary[Any, dict[Hashable, _Shared]]] = WeakKeyDictionary()
-"""The fetches in progress that tasks lead. Events belong to a loop, and one loop must not wait for another's task."""
+"""Fetches in progress that a task leads. Events belong to a loop, and one loop must not wait for another's task."""
 
 
 async def _share_in_loop(provider: Provider) -> str:
@@ -95,7 +95,7 @@ async def _share_in_loop(provider: Provider) -> str:
     except AuthenticationError as error:
         shared.error = error
         raise
-    finally:  # When cancelled, too: the first of those who wait takes over.
+    finally:  # Also on cancellation: the first of the waiting tasks takes over.
         del running[key]
         shared.done.set()
     return shared.token
@@ -103,7 +103,7 @@ async def _share_in_loop(provider: Provider) -> str:
 
 @contextmanager
 def _named_errors(provider: Provider) -> Iterator[None]:
-    """Turn whatever the provider raises into an AuthenticationError that names it."""
+    """Turn whatever the provider raises into an AuthenticationError that names the provider."""
     try:
         yield
     except AuthenticationError:

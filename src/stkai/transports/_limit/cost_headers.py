@@ -1,6 +1,6 @@
-"""Reads what a server says of its quota in units of cost: the tokens per minute of language models.
+"""Reads what a server says about its quota in units of cost: the tokens per minute of language models.
 
-Such quotas are refilled evenly, so that what is left of them is all that counts: OpenAI and Anthropic describe a token
+Such quotas are refilled evenly, so only what is left of them counts: OpenAI and Anthropic describe a token
 bucket, and their reset is the time until it is full.
 """
 
@@ -11,10 +11,10 @@ import httpx
 
 
 class CostReading(NamedTuple):
-    """What one answer says of a quota in units of cost.
+    """What one answer says about a quota in units of cost.
 
     Attributes:
-        limit: units per minute, or infinite where the answer names none.
+        limit: units per minute, or infinite if the answer names none.
         remaining: units that are left now.
     """
 
@@ -31,12 +31,12 @@ _PAIRS: Final = (
     ("x-ratelimitbysize-limit-minute", "x-ratelimitbysize-remaining-minute"),
     ("x-tokenlimit-limit", "x-tokenlimit-remaining"),
 )
-"""Limit and remaining: of OpenAI, Azure and Groq; of Anthropic, for all tokens and either kind; of others."""
+"""Limit and remaining: of OpenAI, Azure and Groq; of Anthropic, for all tokens and for each kind; of others."""
 
 
 def read_cost_limit(headers: httpx.Headers) -> CostReading | None:
-    """The tightest quota of tokens that the headers describe, or None where they describe none."""
-    # One look at all names together: every answer passes here.
+    """The tightest quota of tokens that the headers describe, or None if they describe none."""
+    # Look for all names at once: every answer passes through here.
     names = b"\n".join([name for name, _ in headers.raw]).lower()
     if b"limit" not in names or headers.get("age", "0") != "0":
         return None

@@ -1,4 +1,4 @@
-"""Waits for a permit of a limiter, sends, and lets the limiter learn from the answer."""
+"""Waits for a limiter's permit, sends, and lets the limiter learn from the answer."""
 
 import logging
 import math
@@ -21,10 +21,10 @@ from .metering import metered
 from .per_host import PerHost
 
 Cost = Callable[[httpx.Request], float]
-"""Says what a request will cost, in units."""
+"""Estimates what a request will cost, in units."""
 
 Settle = Callable[[httpx.Response], float | None]
-"""Says what a call has cost, in units, from its answer; None where that cannot be known."""
+"""Reads from its answer what a call has cost, in units; None if that is unknown."""
 
 _TICK: Final = 1e-6
 """Seconds; covers the rounding of a clock."""
@@ -33,7 +33,7 @@ _LONG: Final = 1.0
 """Seconds; a longer wait is worth a line in the log."""
 
 _LONGEST: Final = 3600.0
-"""Seconds; a longer wait is slept in pieces: no system sleeps for any number of seconds."""
+"""Seconds; a longer wait is slept in pieces: every system limits the length of a sleep."""
 
 
 class _LimitFlow(LayerBase):
@@ -86,7 +86,7 @@ class _LimitFlow(LayerBase):
                 context.emit(event)
             if counts_units and self.settle is not None:
                 metered(response, self.settle, lambda cost: limiter.settle(turn, cost, clock.monotonic()))
-        except BaseException:  # The limiter is the user's own, or the listener.
+        except BaseException:  # The limiter and the listener may be user code.
             yield Close(response)
             raise
         return response
@@ -94,13 +94,13 @@ class _LimitFlow(LayerBase):
     def _wait(
         self, limiter: Limiter, turn: Turn, attempt: Attempt, wait: float | Operation, start: float
     ) -> Steps[float]:
-        """Wait for the permit, and return the instant at which it was there; a wait that fails gives it back."""
+        """Wait for the permit, and return the instant at which it was granted; a wait that fails gives it back."""
         context, call, record = self.context, attempt.call, attempt.record
         clock, now = context.clock, start
         allowed = call.options.max_wait_time
         if allowed is UNSET:
             allowed = limiter.max_wait_time
-        # The attempts of a call share what it may wait.
+        # The attempts of a call share its allowance for waiting.
         limit = math.inf if allowed is None else allowed - record.queued
         refusal: Rejected | None = None
         try:
@@ -165,19 +165,19 @@ class _LimitFlow(LayerBase):
 
 
 class LimiterTransport(_LimitFlow, LayerTransport):
-    """Waits for a permit of `policy` before it sends, and lets it learn from the answer.
+    """Waits for a permit of `policy` before it sends, and lets the policy learn from the answer.
 
     Args:
         inner: the next layer, or the wire.
         policy: any `Limiter`, or a `PerHost`. Share the object to share its state.
-        context: time, chance and listener of the stack.
-        cost: says what a request will cost, in units; for a limiter with `max_cost`.
-        settle: says what it has cost, from its answer.
+        context: the stack's clock, random numbers and listener.
+        cost: estimates what a request will cost, in units; for a limiter with `max_cost`.
+        settle: reads from the answer what the request has cost.
 
     Raises:
-        ConfigurationError: `policy` is no limiter.
-        TokenAcquisitionTimeoutError: (of a request) the wait would exceed `max_wait_time`; nothing was sent.
-        DeadlineExceededError: (of a request) the wait would exceed the call's deadline; nothing was sent.
+        ConfigurationError: `policy` is not a limiter.
+        TokenAcquisitionTimeoutError: (per request) the wait would exceed `max_wait_time`; nothing was sent.
+        DeadlineExceededError: (per request) the wait would exceed the call's deadline; nothing was sent.
     """
 
     def __init__(
@@ -210,25 +210,31 @@ class AsyncLimiterTransport(_LimitFlow, AsyncLayerTransport):
 
 
 class TokenBucketTransport(LimiterTransport):
-    """Waits for a permit of the bucket before it sends; as `LimiterTransport`."""
+    """Waits for a permit of the bucket before it sends; otherwise like `LimiterTransport`."""
 
     name = "token_bucket"
 
 
 class AsyncTokenBucketTransport(AsyncLimiterTransport):
-    """Waits for a permit of the bucket before it sends; as `LimiterTransport`."""
+    """Waits for a permit of the bucket before it sends; otherwise like `AsyncLimiterTransport`."""
 
     name = "token_bucket"
 
 
 class AdaptiveTransport(LimiterTransport):
-    """Waits for a permit of the adaptive limiter, sends, and lets it learn from the answer; as `LimiterTransport`."""
+    """Waits for a permit of the adaptive limiter, sends, and lets the limiter learn from the answer.
+
+    Otherwise like `LimiterTransport`.
+    """
 
     name = "adaptive"
 
 
 class AsyncAdaptiveTransport(AsyncLimiterTransport):
-    """Waits for a permit of the adaptive limiter, sends, and lets it learn from the answer; as `LimiterTransport`."""
+    """Waits for a permit of the adaptive limiter, sends, and lets the limiter learn from the answer.
+
+    Otherwise like `AsyncLimiterTransport`.
+    """
 
     name = "adaptive"
 
@@ -241,7 +247,7 @@ def checked_limiter(policy: Any) -> Limiter | PerHost:
     """
     if isinstance(policy, type) or not isinstance(policy, Limiter | PerHost):
         msg = (
-            "a limiter layer needs an object of stkai.TokenBucket, AimdLimiter, PerHost or a stkai.Limiter of your own,"
+            "a limiter layer needs a stkai.TokenBucket, AimdLimiter or PerHost, or a stkai.Limiter of your own,"
             f" not {policy!r}"
         )
         raise ConfigurationError(msg)
@@ -249,7 +255,7 @@ def checked_limiter(policy: Any) -> Limiter | PerHost:
 
 
 def limiter(policy: Limiter | PerHost, *, cost: Cost | None = None, settle: Settle | None = None) -> Layer:
-    """The layer `limiter`, for a `StackBuilder`: any object that can be asked for permits."""
+    """The layer `limiter`, for a `StackBuilder`: takes any object that can be asked for permits."""
     return _layer("limiter", LimiterTransport, AsyncLimiterTransport, policy, cost, settle)
 
 

@@ -1,4 +1,4 @@
-"""What a limiter is: the protocol `Limiter`, and what a limiter layer tells it."""
+"""The protocol `Limiter`, and what a limiter layer tells a limiter."""
 
 import math
 from collections.abc import Callable, Collection
@@ -13,7 +13,7 @@ from .._options import Priority
 
 
 class RateChange(NamedTuple):
-    """A move of a rate, in requests per second, and why."""
+    """A change of a rate, in requests per second, and the reason."""
 
     old: float
     new: float
@@ -21,7 +21,7 @@ class RateChange(NamedTuple):
 
 
 class Turn:
-    """One request's wait for a permit. The limiter is asked with it until it may go.
+    """One request's wait for a permit. The layer asks the limiter with it until the request may go.
 
     Attributes:
         request: what is to be sent.
@@ -30,12 +30,12 @@ class Turn:
         chance: a random number in [0, 1), drawn for this turn.
         number: the place in the queue, given by the limiter; the lower one goes first. An attempt that comes back
             brings the number of the one before; 0 is new.
-        nap: seconds after which to ask again, where that is earlier than the wait; set by the limiter.
+        nap: seconds after which to ask again, if that is earlier than the wait; set by the limiter.
         granted: whether the permit has been taken; set by the limiter.
-        paced: whether the limiter keeps the wait after this refusal, so that retry need not; set by `learn`.
-        call: for events, the call to which the request belongs; set before an operation of the limiter's is run.
-        since, told: of a queue of tickets: the instants at which it joined, and at which it may go as it was told last.
-        extra, ahead: likewise: what it takes beyond one permit, and the sum of that of all who joined before it.
+        paced: whether the limiter handles the wait after this refusal, so that retry need not; set by `learn`.
+        call: the request's call, for events; set before the layer runs an operation for the limiter.
+        since, told: for a queue of tickets: when the turn joined, and when it may go, as it was last told.
+        extra, ahead: for a queue of tickets: what it takes beyond one permit, and the sum for all who joined before it.
     """
 
     __slots__ = (
@@ -64,14 +64,14 @@ class Turn:
 
 
 class Answer:
-    """What came of a request that had its permit.
+    """The outcome of a request that had its permit.
 
     Attributes:
-        sent: instant at which it had its permit, in seconds of the clock.
-        now: instant of the answer, likewise.
+        sent: when it got its permit, in seconds of the clock.
+        now: when the answer came, in seconds of the clock.
         response: the head of the response; None after an error.
         error: what was raised instead.
-        date: tells the wall clock's time, with its zone.
+        date: tells the time of the wall clock, with its zone.
         chance: a random number in [0, 1), drawn for this answer.
     """
 
@@ -94,12 +94,12 @@ class Answer:
 class Limiter(Protocol):
     """Decides when a request may go. Pure: it is told the time, and never waits, sends or sleeps.
 
-    Derive from it, or write an object with the same members; a limiter layer takes either. One object may be asked
-    from several threads and event loops at once: guard its state by a lock, held for arithmetic only.
+    Derive from it, or write an object with the same members; a limiter layer takes either. Several threads and event
+    loops may ask one object at once: guard its state with a lock, held for arithmetic only.
 
     Attributes:
         methods: HTTP methods that need a permit.
-        max_wait_time: seconds that a call may wait for permits; None waits as long as it takes.
+        max_wait_time: seconds that a call may wait for permits; None waits as long as necessary.
     """
 
     methods: Collection[str]
@@ -109,8 +109,8 @@ class Limiter(Protocol):
         """Whether the request may go at `now` (seconds of the clock).
 
         Returns:
-            0.0 if so, and the permit is taken. Else the seconds that it has to wait, as far as can be known; the layer
-            asks again after them, or after `turn.nap`. Or an operation to carry out before it asks again.
+            0.0 if it may, and the permit is taken. Otherwise the seconds that it has to wait, as far as is known; the
+            layer asks again after them, or after `turn.nap`. Or an operation to carry out before the layer asks again.
         """
         ...
 
@@ -119,9 +119,9 @@ class Limiter(Protocol):
         return
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
-        """Take note of the answer, or of the error in its place. Returns a change of the rate, if that is news."""
+        """Take note of the answer, or of the error in its place. Returns a change of rate worth reporting."""
         return None
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
-        """Correct the units that the request took: it really cost that many."""
+        """Correct the units that the request took, now that its real cost is known."""
         return

@@ -1,4 +1,4 @@
-"""Tells what a call has cost when the body of its answer has ended, whoever reads it, and however."""
+"""Settles what a call has cost when the body of its answer has ended, however it is read."""
 
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,9 +17,9 @@ _logger = logging.getLogger("stkai")
 def metered(
     response: httpx.Response, settle: Callable[[httpx.Response], float | None], tell: Callable[[float], None]
 ) -> None:
-    """Call `settle` with the complete response, once, and `tell` with the cost that it returns.
+    """Call `settle` with the complete response, once, and `tell` with the cost it returns.
 
-    None, a bad number and an exception leave things as they are: the caller gets the answer anyway.
+    None, a bad number or an exception leaves the estimate in place: the caller gets the answer anyway.
     """
 
     def ended(body: bytes | None) -> None:
@@ -33,9 +33,9 @@ def metered(
             if cost is not None:
                 tell(check_cost(cost))
         except InvalidArgumentError as error:
-            _logger.warning("the cost of a call stays as it was estimated: %s", error)
+            _logger.warning("a call keeps its estimated cost: %s", error)
         except Exception as error:  # noqa: BLE001 - user code; whatever it raises
-            _logger.warning("the cost of a call stays as it was estimated: settle raised %r", error)
+            _logger.warning("a call keeps its estimated cost: settle raised %r", error)
 
     if hasattr(response, "_content"):
         ended(None)
@@ -60,7 +60,7 @@ def _request(response: httpx.Response) -> httpx.Request | None:
 
 
 class _MeteredBody(httpx.SyncByteStream):
-    """A body that keeps what passes, and hands it over at its end."""
+    """A body that keeps what passes through, and hands it over at the end."""
 
     def __init__(self, body: Any, ended: Callable[[bytes], None]) -> None:
         self._body, self._ended = body, ended
@@ -95,7 +95,7 @@ class _AsyncMeteredBody(httpx.AsyncByteStream):
 
 @cache
 def _either(family: Any) -> Any:
-    """The class of a body that can be read in both ways."""
+    """The class of a body that can be read both ways."""
     return type(
         "_EitherMeteredBody", (of_family(_MeteredBody, family), of_family(_AsyncMeteredBody, family)), {}
     )

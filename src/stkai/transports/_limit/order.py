@@ -1,11 +1,11 @@
-"""Who goes before whom: the turns of those who wait, by numbers that are fixed when they are given.
+"""Who goes first: the order of those who wait, by numbers that never change once given.
 
-Numbers of normal priority are even and those of low priority odd, eighteen apart: nine normal requests go between two
-low ones while both wait, and a low one that is alone has nobody before it.
+Normal numbers are even and low-priority ones odd, eighteen apart: nine normal requests go between two low ones while
+both wait, and a low one that is alone has nobody before it.
 
-Nobody who sleeps can be woken. Therefore the place of somebody who leaves goes to the next that comes, as long as it
-is still ahead of time: those behind go when they were told to, and its permit is not lost. Without that, a crowd with
-little patience would stop all traffic: the head of the queue would always be asleep, and never wait to the end.
+A sleeper cannot be woken. So when somebody leaves, their place goes to the next that comes, while it is still ahead of
+time: those behind go when they were told to, and no permit is lost. Without this, a crowd with little patience would
+stop all traffic: the head of the queue would always be asleep, and leave before its time came.
 """
 
 import heapq
@@ -37,7 +37,7 @@ class Order:
     Attributes:
         turns: those who wait, first come first served within a priority.
         cost: units that all of them will take.
-        last: the number that was given last to a request of normal priority.
+        last: the last number given to a request of normal priority.
     """
 
     __slots__ = ("_extras", "_gone", "_low", "_vacant", "cost", "last", "turns")
@@ -47,33 +47,33 @@ class Order:
         self.cost = 0.0
         self._vacant: list[_Vacancy] = []
         self._extras = 0.0
-        # The last number of low priority, and the highest that has gone.
+        # The last low-priority number, and the highest number that has gone.
         self.last = self._low = self._gone = 0
 
     def forget(self) -> None:
-        """Nobody waits any more."""
+        """Drop everyone who waits."""
         self.turns.clear()
         self._vacant.clear()
         self.cost = 0.0
 
     def join(self, turn: Turn, now: float, spread: float = 0.0) -> int:
-        """The place of a turn, counted from 0; one that is not in the order joins it.
+        """The place of a turn, counted from 0; a turn that is not in the order joins it.
 
-        It joins at the end of its priority if it is new, and else where its number belongs. The permits that it takes
-        differ from one by up to `spread`, as its `chance` has it.
+        A new turn joins at the end of its priority, any other where its number belongs. The permits that it takes
+        differ from one by up to `spread`, depending on its `chance`.
         """
         turns = self.turns
         if turns and turns[0] is turn and not self._vacant:
-            return 0  # Whoever wakes in time is the first.
+            return 0  # Usually the one that wakes on time is the first.
         if not turns:
-            # All that were given a number have gone, those who had not to wait as well.
+            # Everyone who got a number has gone, including those who did not have to wait.
             self._gone = self.last
         filled = False
         if not turn.number:
             filled = self._number_anew(turn, now)
         number = turn.number
         while self._vacant and self._vacant[0].number < number:
-            # Who asks moves up, so that these places are no longer free.
+            # The turn that asks moves up, so these places are no longer free.
             heapq.heappop(self._vacant)
         place = self.place_of(turn)
         if turns[place : place + 1] != [turn]:
@@ -90,24 +90,24 @@ class Order:
         return place
 
     def go(self, place: int) -> None:
-        """Let the turn in that place leave the order with its permit."""
+        """Let the turn in that place go with its permit."""
         number = self.drop(place).number
         if number > self._gone:
             self._gone = number
             if number > self.last:
-                # A low one: whoever comes next goes after it, and before the next of its kind.
+                # A low-priority one: the next to come goes after it, and before the next of low priority.
                 self.last = number - 1
 
     def drop(self, place: int) -> Turn:
-        """Take the turn in that place out of the order."""
+        """Remove the turn in that place."""
         turn = self.turns.pop(place)
         self.cost = self.cost - turn.cost if self.turns else 0.0
         return turn
 
     def leave(self, turn: Turn) -> None:
-        """Take a turn out of the order without its permit: the next that comes may have its place.
+        """Remove a turn without its permit: the next that comes may have its place.
 
-        A turn that is not in the order changes nothing.
+        Does nothing for a turn that is not in the order.
         """
         place = self.place_of(turn)
         if self.turns[place : place + 1] == [turn]:
@@ -118,37 +118,37 @@ class Order:
                 )
 
     def place_of(self, turn: Turn) -> int:
-        """Where the turn is in the order, or belongs."""
+        """Where the turn is, or where it belongs."""
         turns, number = self.turns, turn.number
         if not turns or turns[-1].number < number:
             return len(turns)
         place = bisect_left(turns, number, key=_number)
         while place < len(turns) and turns[place].number == number and turns[place] is not turn:
-            # Two attempts of one call side by side.
+            # Two parallel attempts of one call.
             place += 1
         return place
 
     def extras_before(self, place: int, spread: float) -> float:
-        """What those before that place take beyond one permit each, at most `spread` of them up or down."""
-        # Those who left in between no longer count, though their extras are still in the sum.
+        """What those before that place take beyond one permit each, at most `spread` each way per turn."""
+        # Those who have left no longer count, though their extras are still in the sum.
         most = spread * place
         return max(-most, min(most, self.turns[place].ahead - self.turns[0].ahead))
 
     def cost_before(self, place: int) -> float:
         """Units that those before that place take."""
-        # From the nearer end: who is new and who wakes in time is at one of the two.
+        # Sum from the nearer end: a new turn, and one that wakes on time, is at one of the two.
         if 2 * place < len(self.turns):
             return sum(turn.cost for turn in self.turns[:place])
         return self.cost - sum(turn.cost for turn in self.turns[place:])
 
     def last_cost_before(self, place: int) -> float:
-        """Units of the last one before that place that takes any."""
+        """Units of the last turn before that place that takes any."""
         while place and not self.turns[place - 1].cost:
             place -= 1
         return self.turns[place - 1].cost if place else 0.0
 
     def _number_anew(self, turn: Turn, now: float) -> bool:
-        """Number a new turn: in the place of somebody who left, if one is free and fits; returns whether one did."""
+        """Number a new turn, with a free place that fits if there is one; returns whether there was."""
         low = turn.priority == "low"
         while self._vacant:
             vacancy = self._vacant[0]

@@ -1,4 +1,4 @@
-"""One limiter for each origin, made when the origin is first seen."""
+"""One limiter per origin, made when the origin is first seen."""
 
 import threading
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from .limiter import Limiter
 
 
 class PerHost:
-    """A limiter for each origin that a stack talks to.
+    """One limiter for each origin that a stack talks to.
 
     Args:
-        make: called with an origin such as `"https://api.example.com"` (lower case, without the usual port), once for
-            each; returns its limiter.
+        make: called once for each origin, such as `"https://api.example.com"` (lower case, without the default port);
+            returns its limiter.
 
     Raises:
-        ConfigurationError: `make` is no function; or, of a request, it returned no limiter.
+        ConfigurationError: `make` is not a function; or, on a request, it returned no limiter.
     """
 
     def __init__(self, make: Callable[[str], Limiter]) -> None:
@@ -35,7 +35,7 @@ class PerHost:
         after_fork(self, PerHost._renew_lock)
 
     def _renew_lock(self) -> None:
-        # Held while `make` runs, so that each origin has one limiter; `make` may ask for another origin's.
+        # Held while `make` runs, so that each origin gets one limiter; `make` may ask for another origin's.
         self._making = threading.RLock()
 
     def limiter_for(self, url: httpx.URL) -> Limiter:

@@ -1,9 +1,9 @@
-"""The queue that both limiters share: tickets on a virtual clock.
+"""The queue that both limiters use: tickets on a virtual clock.
 
 Permits are released at a rate and may run at most `burst` ahead of the requests that ask for them. A request takes
-the next ticket; it may go when there is a permit for it and for everyone before it, and, where units of cost are
-counted as well, its units and theirs. All state is numbers under a lock that is held for arithmetic only, so that
-threads, event loops and stacks can share one queue, and at a constant rate every waiter sleeps exactly once.
+the next ticket; it may go when there is a permit for it and for everyone before it, and, if units of cost are
+counted as well, enough units too. All state is numbers under a lock that is held for arithmetic only, so threads,
+event loops and stacks can share one queue, and while the rate is constant every waiter sleeps exactly once.
 """
 
 import math
@@ -24,20 +24,20 @@ from .order import NORMAL, Order
 from .units import Units
 
 _LATENESS = 0.25
-"""Seconds for which the permit of a waiter that wakes late is kept for it, beyond the burst."""
+"""Seconds, beyond the burst, for which the permit of a waiter that wakes late is kept for it."""
 
 _OVERSLEPT = 5.0
-"""Seconds after which a waiter that has not woken no longer holds up those behind it: its loop may be stuck."""
+"""Seconds after which a waiter that has not woken stops holding up those behind it: its loop may be stuck."""
 
 _ROUNDING = 1e-6
-"""Permits; covers the rounding of a clock, so that a waiter that slept as told need not sleep again."""
+"""Permits; covers the clock's rounding, so that a waiter that slept as told need not sleep again."""
 
 TICK = 1e-6
 """Seconds; a shorter sleep might not move a clock that has run for years."""
 
 
 class TicketQueue:
-    """First come, first served at a rate, with a burst. Takes `now`, answers in seconds; never waits itself."""
+    """First come, first served at a rate, with a burst. Takes `now` and answers in seconds; never waits itself."""
 
     def __init__(
         self,
@@ -69,13 +69,13 @@ class TicketQueue:
         self._at = -math.inf
         self._paused_until = -math.inf
         self._order = Order()
-        # The same list: whether anybody waits is asked for each request.
+        # The same list object: every request asks whether anybody waits.
         self._queue = self._order.turns
         self.forget_waiters()
         _queues.add(self)
 
     def forget_waiters(self) -> None:
-        """Nobody waits and nobody holds the lock: so it is in a forked child, which has only the forking thread."""
+        """Drop all waiters and renew the lock, in a forked child: only the forking thread exists there."""
         self._lock: Any = threading.RLock()
         self._order.forget()
 
@@ -95,7 +95,7 @@ class TicketQueue:
         return len(self._queue)
 
     def ask(self, turn: Turn, now: float) -> float:
-        """Seconds until the turn comes, as far as can be known; 0.0 when its permit is taken."""
+        """Seconds until the turn comes, as far as is known; 0.0 when its permit is taken."""
         if self.is_interrupted():
             turn.granted = True
             self._credit -= 1
@@ -111,15 +111,15 @@ class TicketQueue:
         return wait
 
     def is_interrupted(self) -> bool:
-        """Whether a signal handler asks, and has interrupted this thread amidst the numbers of this queue.
+        """Whether a signal handler asks that interrupted this thread in the middle of this queue's arithmetic.
 
-        It can neither wait for the lock, which its own thread holds, nor rely on the numbers. So it goes at once, and
-        the permit is paid for by those who come after.
+        It cannot wait for the lock, which its own thread holds, and cannot rely on the numbers. So it goes at once, and
+        those who come after pay for the permit.
         """
         return bool(self._lock._is_owned())  # noqa: SLF001 - nothing public tells; Condition asks it as well
 
     def leave(self, turn: Turn, now: float) -> None:
-        """Give up the place in the queue, or a permit that was not used."""
+        """Give up the place in the queue, or an unused permit."""
         if turn.granted:
             turn.granted = False
             with self._lock:
@@ -131,13 +131,13 @@ class TicketQueue:
             self.cancel(turn, now)
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
-        """Take the units back where nothing was sent; the rate is constant."""
+        """Take the units back if nothing was sent; the rate is constant."""
         if self._units is not None and isinstance(answer.error, alike(*NOT_SENT, ClientSideRateLimitError)):
             self.settle(turn, 0.0, answer.now)
         return None
 
     def hear_costs(self, headers: httpx.Headers, now: float) -> None:
-        """Let the units follow what a server says of its quota of tokens; at most `max_cost` in any case."""
+        """Adjust the units to what a server says about its quota of tokens; `max_cost` stays the upper limit."""
         reading = None if self._units is None else read_cost_limit(headers)
         if self._units is not None and reading is not None:
             with self._lock:
@@ -145,7 +145,7 @@ class TicketQueue:
                 self._units.hear(*reading)
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
-        """Correct the units that the request took: it really cost that many."""
+        """Correct the units that the request took, now that its real cost is known."""
         if self._units is not None:
             with self._lock:
                 self._advance(now)
@@ -153,7 +153,7 @@ class TicketQueue:
                 turn.cost = cost
 
     def take(self, now: float, chance: float = 0.5, cost: float = 1.0) -> int:
-        """Take a permit that is there and for which nobody waits: the number of its ticket, or 0 if there is none."""
+        """Take a free permit that nobody waits for; returns its ticket number, or 0 if there is none."""
         if self._queue:
             return 0
         with self._lock:
@@ -174,14 +174,14 @@ class TicketQueue:
     def remaining(self, turn: Turn, now: float) -> float:
         """Seconds until `turn` may go. At 0.0 it goes: its permit is taken, and it has left the queue.
 
-        A turn that is not in the queue joins it: at the end if it is new, else in the place of its number. Its `chance`
-        then decides on what it takes: known from the start, it does not wake those behind at a wrong time.
+        A turn that is not in the queue joins it: at the end if it is new, otherwise at its number. Its `chance` decides
+        what it takes, once: those behind are never woken at a wrong time.
         """
         with self._lock:
             self._advance(now)
             order, units = self._order, self._units
             while self._queue and self._queue[0].told + _OVERSLEPT < self._at:
-                # When it wakes, it comes back to the head.
+                # When it wakes, it returns to the head.
                 order.drop(0)
             place = order.join(turn, self._at, self._spread)
             missing = place + 1 - self._credit
@@ -197,11 +197,11 @@ class TicketQueue:
                     turn.nap = max(wait, units.nap(for_units, self._at - turn.since))
                     wait = max(wait, for_units)
                 if turn.priority == "low":
-                    # Those of normal priority before it may leave, and nobody wakes it then.
+                    # The normal-priority turns before it may leave, and then nobody would wake it.
                     turn.nap = min(turn.nap, max(1 / self._rate, min(wait / 2, self._at - turn.since)))
                 turn.told = self._at + wait
                 return wait
-            # In this order an interrupt in between leaves a permit too many to the others, not one too few.
+            # In this order, an interrupt in between gives the others one permit too many, not one too few.
             order.go(place)
             self._credit -= 1 + turn.extra
             if units is not None:
@@ -209,7 +209,7 @@ class TicketQueue:
             return 0.0
 
     def _lacking(self, units: Units, turn: Turn, place: int) -> float:
-        """Units that must still come before the turn in that place may go."""
+        """Units that must still arrive before the turn in that place may go."""
         if place == 0:
             return units.missing(turn.cost)
         return units.missing(turn.cost, self._order.cost_before(place), self._order.last_cost_before(place))
@@ -221,11 +221,11 @@ class TicketQueue:
             self._order.leave(turn)
 
     def nap(self, wait: float) -> float:
-        """How many of the `wait` seconds to sleep before asking again; all of them at a constant rate."""
+        """How many of the `wait` seconds to sleep before asking again; all of them while the rate is constant."""
         return wait
 
     def _advance(self, now: float) -> None:
-        """Release what is due since the last look, up to the burst and what late wakers are owed."""
+        """Release what is due since the last time, up to the burst plus what late wakers are owed."""
         start = self._at
         if now <= start:
             return
@@ -249,15 +249,15 @@ class TicketQueue:
             self._credit = most
 
     def _lateness(self, now: float) -> float:
-        """Seconds by which the head of the queue is late, where it may have waited for units."""
+        """Seconds by which the head of the queue is late, if it may have waited for units."""
         return max(0.0, min(_LATENESS, now - self._queue[0].told))
 
     def _release(self, seconds: float, unpaused: float) -> float:
-        """Permits released in the last `seconds`, of which `unpaused` were free of a pause."""
+        """Permits released in the last `seconds`, of which `unpaused` were outside a pause."""
         return self._rate * unpaused
 
     def _time_for(self, permits: float) -> float:
-        """Seconds until that many more permits have been released."""
+        """Seconds until that many more permits are released."""
         return permits / self._rate
 
 

@@ -1,4 +1,4 @@
-"""Sends no faster than a fixed quota allows, first come first served, and tells callers how long they would wait.
+"""Sends no faster than a fixed quota, first come first served, and tells callers how long they would wait.
 
 The policy is `TokenBucket`: a bucket that holds `burst` permits and is refilled at `max_requests / time_window` per
 second. Only the methods that count against the quota (POST) are held back.
@@ -14,22 +14,22 @@ from .tickets import require_positive
 
 
 class TokenBucket(SharingQueue):
-    """A constant rate with a burst. Share the object to share the quota, between sync and async stacks as well.
+    """A constant rate with a burst. Share the object to share the quota, also between sync and async stacks.
 
     Args:
         max_requests: requests allowed in `time_window`.
         time_window: seconds.
         max_cost: units of cost allowed in `time_window`, such as tokens; None counts requests only. The bucket of units
-            is full at first. A call that costs more than it holds goes when it is full, and is paid for afterwards.
+            starts full. A call that costs more than it holds goes when it is full, and is paid for afterwards.
         burst: requests that may go at once after a quiet time, at least 1; by default `max_requests`.
-        max_wait_time: seconds that a request may wait for its permit; None for as long as it takes.
+        max_wait_time: seconds that a request may wait for its permit; None waits as long as necessary.
         methods: HTTP methods that need a permit.
-        share: a name; processes that give the same one share the quota, and the burst, exactly.
+        share: a name; processes that give the same name share the quota, and the burst, exactly.
         store: where a shared quota lives: None or "file" for this machine, a URL (`file:///directory`, `redis://`,
             `rediss://`, `unix://`), or a `stkai.stores.Store`.
 
     Raises:
-        ConfigurationError: a number is not positive and finite, or the store cannot work.
+        ConfigurationError: a number is not positive and finite, or the store cannot be used.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """How much of the traffic may be retries: `RetryBudget`, as in Finagle, tower and the AWS SDKs.
 
-While a server fails altogether, a policy of three retries sends it four times the load that it could not bear. With a
-budget, retries are at most a share of the calls; first attempts are never held back.
+While a server is down, a policy of three retries sends it four times the load that it already could not handle. With
+a budget, retries are at most a share of the calls; first attempts are never held back.
 """
 
 import math
@@ -12,26 +12,26 @@ from ..._errors import ConfigurationError
 from ..._forks import after_fork
 
 _MEMORY = 10.0
-"""Seconds for which the credit of a call is kept in full, and of which the credit of time adds up: Finagle's TTL."""
+"""Seconds that a call's credit is kept in full, and that time earns credit for at most: Finagle's TTL."""
 
 _SAVINGS = 10.0
-"""Retries; so much credit is kept for longer, or a program that calls once a minute would never have any."""
+"""Retries. This much credit is kept longer: a program that makes one call a minute would otherwise never have any."""
 
 _ROUNDING = 1e-9
 
 
 class RetryBudget:
-    """Lets retries be at most a share of the calls. Share the object between policies and stacks to share the budget.
+    """Limits retries to a share of the calls. Share the object between policies and stacks to share the budget.
 
-    A retry costs 1. Each call adds `ratio`, and each second adds `min_per_second`, which is there from the start for
-    the first 10 seconds. When less than 1 is left, a failure is handed to the caller at once.
+    A retry costs 1. Each call adds `ratio`, and each second adds `min_per_second`; the first 10 seconds' worth is there
+    from the start. When less than 1 is left, the caller gets a failure at once.
 
     Args:
         ratio: retries per call, from 0 to 1.
-        min_per_second: retries per second that are allowed however few the calls are; at most 10 s of it add up.
+        min_per_second: retries per second that are allowed however few the calls are; at most 10 s of them add up.
 
     Raises:
-        ConfigurationError: a number is out of its range.
+        ConfigurationError: a number is out of range.
     """
 
     def __init__(self, ratio: float = 0.2, min_per_second: float = 10) -> None:
@@ -50,7 +50,7 @@ class RetryBudget:
         after_fork(self, RetryBudget._renew_lock)
 
     def _renew_lock(self) -> None:
-        self._lock = threading.RLock()  # A signal handler may use the budget that it has interrupted.
+        self._lock = threading.RLock()  # A signal handler may use the budget it interrupted.
 
     def deposit(self, now: float) -> None:
         """Add the credit of one call; `now` is an instant in seconds."""
@@ -59,12 +59,12 @@ class RetryBudget:
             self._fresh += self.ratio
 
     def withdraw(self, now: float) -> bool:
-        """Whether a retry may be made; it is paid for if so."""
+        """Whether a retry may be made; if so, it is paid for."""
         with self._lock:
             self._advance(now)
             if self._steady + self._saved + self._older + self._fresh < 1 - _ROUNDING:
                 return False
-            # What is lost first is spent first.
+            # Spend first what expires first.
             self._steady, owed = _pay(self._steady, 1.0)
             self._older, owed = _pay(self._older, owed)
             self._fresh, owed = _pay(self._fresh, owed)
@@ -84,7 +84,7 @@ class RetryBudget:
         else:
             self._turned_at = now
         self._at = now
-        # Credit is kept in two generations: the older one is over when the younger has lasted for `_MEMORY`.
+        # Credit is kept in two generations: the older one expires when the younger has lasted for `_MEMORY`.
         for _ in range(min(2, int((now - self._turned_at) / _MEMORY))):
             self._saved = min(_SAVINGS, self._saved + self._older)
             self._older, self._fresh, self._turned_at = self._fresh, 0.0, now

@@ -1,10 +1,10 @@
-"""What is worth another attempt, and when: `RetryPolicy`.
+"""What to retry, and when: `RetryPolicy`.
 
 Failures are classified by whether the server may have acted on the request:
 
-    not sent   no connection                               another attempt is always safe
-    refused    408, 429, 503                               another attempt is always safe
-    unknown    a broken connection, a timeout, 500, 502…   another attempt may repeat what was done
+    not sent   no connection                               a retry is always safe
+    refused    408, 429, 503                               a retry is always safe
+    unknown    a broken connection, a timeout, 500, 502…   a retry may repeat what was already done
 """
 
 import math
@@ -28,29 +28,29 @@ from ..._families import alike
 from .budget import RetryBudget
 from .retry_after import retry_after
 
-# A proxy error comes before the tunnel stands, so that nothing has gone through it.
+# A proxy error comes before the tunnel is open, so the server has seen nothing.
 NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 _UNKNOWN: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
 RETRY_ON_STATUS_CODES: Final = (408, 429, 500, 502, 503, 504)
-"""Answers that are worth another attempt, unless somebody says otherwise."""
+"""Status codes that are retried by default."""
 
 _REFUSED_STATUS: Final = frozenset({408, 429, 503})
 _JITTER: Final = 0.25
 _PROXY_REFUSES: Final = re.compile(r"4\d\d\b|.*(username|password|credential|auth)", re.IGNORECASE)
-"""What httpx's ProxyError says where the proxy wants other credentials, or does not want us at all."""
+"""What httpx's ProxyError says if the proxy wants other credentials, or rejects us altogether."""
 
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """RFC 9110, section 5.1."""
 
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
-"""Methods that may be repeated whatever became of the first try; RFC 9110, section 9.2.2."""
+"""Methods that may be repeated whatever happened to the first attempt; RFC 9110, section 9.2.2."""
 
 _KEY: Final = "idempotency-key"
-"""The header by which servers know a repeated request; draft-ietf-httpapi-idempotency-key-header."""
+"""The header that lets servers recognise a repeated request; draft-ietf-httpapi-idempotency-key-header."""
 
 
 class Send(NamedTuple):
-    """What retry knows of the request.
+    """What retry knows about the request.
 
     Attributes:
         repeatable: the server gives a repeated request the same answer: its method is idempotent, or it has a key.
@@ -60,21 +60,21 @@ class Send(NamedTuple):
 
     @classmethod
     def of(cls, request: httpx.Request, policy: "RetryPolicy") -> Self:
-        """What is to be known of `request`."""
+        """Look at `request` and the policy's idempotency header."""
         headers, own = request.headers, policy.idempotency_header
         has_key = _KEY in headers or (own is not None and own in headers)
         return cls(has_key or request.method in _IDEMPOTENT)
 
 
 class Failure(NamedTuple):
-    """An attempt that may be worth another: what it was, and what was said about when.
+    """An attempt that may be worth a retry: what went wrong, and what was said about when to come back.
 
     Attributes:
-        cause: in words, for people.
+        cause: for people to read.
         acted: whether the server may have acted on the request.
         asked: seconds for which somebody asked us to stay away, or None.
-        needed: seconds after which the turn of the request comes, whenever it comes back until then.
-        paced: a limiter keeps the wait, and decides how long it is.
+        needed: seconds until the request's turn; coming back earlier does not change it.
+        paced: whether a limiter handles the wait and decides how long it is.
     """
 
     cause: str
@@ -86,24 +86,24 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Which failures are tried again, how often, and after how long. Immutable; seconds everywhere.
+    """Which failures to retry, how often, and after how long. Immutable; all times in seconds.
 
     Attributes:
         max_retries: attempts after the first.
-        initial_delay: the first delay; each further one is twice as long. Up to a quarter is added as jitter.
+        initial_delay: the first delay; it doubles each time. Up to a quarter is added as jitter.
         max_delay: the longest such delay.
-        retry_on_status_codes: answers that are worth another attempt.
-        max_retry_after: the longest `Retry-After` that is waited for; a longer one is handed to the caller at once.
-            Where a limiter keeps the wait, it decides instead.
+        retry_on_status_codes: status codes to retry.
+        max_retry_after: the longest `Retry-After` to wait for; a response that asks for more is returned at once.
+            If a limiter handles the wait, the limiter decides instead.
         deadline: for the whole call, with all attempts and waits; None for no limit.
-        retry_unknown: whether to repeat a request on which the server may have acted.
-        retry_timeouts: whether to repeat a POST or PATCH without idempotency key whose answer did not come within the
-            read timeout. The server is probably still working on it.
+        retry_unknown: whether to repeat a request that the server may have acted on.
+        retry_timeouts: whether to repeat a POST or PATCH without an idempotency key whose answer did not come within
+            the read timeout. The server is probably still working on it.
         idempotency_header: a header, usually `Idempotency-Key`, that carries one key for all attempts of a call.
         budget: limits retries to a share of the calls; share the object to share the budget.
 
     Raises:
-        ConfigurationError: a value is out of its range.
+        ConfigurationError: a value is out of range.
     """
 
     max_retries: int = 3
@@ -142,14 +142,14 @@ class RetryPolicy:
             raise ConfigurationError(msg)
 
     def backoff(self, attempt: int, chance: float = 0.0) -> float:
-        """Seconds between attempt number `attempt` (from 1) and the next, where nobody asked for more."""
+        """Seconds between attempt number `attempt` (from 1) and the next, if nobody asked for more."""
         base = self.initial_delay * 2.0 ** min(attempt - 1, 64)
         return min(base, self.max_delay / (1 + _JITTER)) * (1 + _JITTER * chance)
 
     def delay(self, failure: Failure, attempt: int, left: float, chance: float = 0.0) -> float | None:
-        """Seconds until the next attempt, or None where there is none: it would not help, or there is no time for it.
+        """Seconds until the next attempt, or None if there is none: it would not help, or there is no time for it.
 
-        Never less than was asked for; jitter is added on top. `left` is what remains until the deadline.
+        Never less than was asked for; jitter is added on top. `left` is the time until the deadline.
         """
         if attempt > self.max_retries or (failure.acted and not self.retry_unknown):
             return None
@@ -161,14 +161,14 @@ class RetryPolicy:
         if asked > self.max_retry_after:
             return None
         backoff = self.backoff(attempt, chance)
-        # Everyone whom a full queue turns away is told the same: spread over the time for which nobody would be served
-        # any earlier, they do not all come back at once for the one place that is free by then.
+        # A full queue tells everyone it turns away the same time. Spread the returns over the time in which nobody
+        # would be served any earlier, so that they do not all come back at once for the one place that is free by then.
         jitter = max(backoff - self.backoff(attempt), chance * (failure.needed - asked))
         delay = max(asked + jitter, backoff)
         return delay if delay < left else None
 
     def is_final(self, response: httpx.Response) -> bool:
-        """Whether a response is an answer, not a failure."""
+        """Whether a response is an answer and not a failure."""
         return response.status_code not in self.retry_on_status_codes
 
     def failure_of(
@@ -180,7 +180,7 @@ class RetryPolicy:
         paced: bool = False,
         sent: Send = Send(repeatable=True),  # noqa: B008 - immutable
     ) -> Failure | None:
-        """What an attempt's outcome, one of the two, says about another; None where it is final."""
+        """What an attempt's outcome, a response or an error, says about a retry; None if it is final."""
         if isinstance(error, alike(httpx.HTTPStatusError)):
             response = error.response
         elif error is not None:
@@ -203,7 +203,7 @@ def _error_failure(error: BaseException, now: datetime) -> Failure | None:
     cause = describe(error)
     if isinstance(error, ServerSideRateLimitError) and isinstance(error.response, alike(httpx.Response)):
         return Failure(cause, acted=False, asked=retry_after(error.response.headers, now))
-    # Our own limiter knows best: whoever limits the wait wants to know.
+    # Our own limiter knows best: a caller who limits the wait wants to know.
     if isinstance(error, ClientSideRateLimitError | DeadlineExceededError) or _is_hopeless(error):
         return None
     if isinstance(error, alike(RetryableError, *NOT_SENT)):
@@ -212,7 +212,7 @@ def _error_failure(error: BaseException, now: datetime) -> Failure | None:
 
 
 def _is_hopeless(error: BaseException) -> bool:
-    """Whether another attempt must fail in the same way: a bad certificate, credentials that a proxy rejects."""
+    """Whether a retry would fail in the same way: a bad certificate, credentials that a proxy rejects."""
     if isinstance(error, alike(httpx.ProxyError)):
         return _PROXY_REFUSES.match(str(error)) is not None
     below: BaseException | None = error

@@ -11,15 +11,15 @@ _SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 _DAY = 86400.0
 
-# A comma between values; the one within a date follows the name of a day.
+# A comma between values; the comma within a date follows the name of a day.
 _COMMA = re.compile(r"(?<![a-z]),")
 
 
 def retry_after(headers: httpx.Headers, now: datetime) -> float | None:
-    """Seconds for which the server asks us to stay away, or None where it says nothing that can be understood.
+    """Seconds for which the server asks us to stay away, or None if it says nothing that can be understood.
 
-    Takes seconds, with decimals too, and HTTP-dates in all three forms. A date is measured by `seconds_until`. Of
-    several values the longest counts. Negative and non-finite numbers and garbage are ignored.
+    Takes seconds, with decimals too, and HTTP-dates in all three forms; `seconds_until` measures a date. Of several
+    values the longest counts. Negative and non-finite numbers and garbage are ignored.
     """
     values = headers.get("retry-after")
     if values is None:
@@ -37,11 +37,11 @@ def _read(value: str, headers: httpx.Headers, now: datetime) -> float | None:
 
 
 def seconds_until(instant: datetime, headers: httpx.Headers, now: datetime) -> float:
-    """Seconds until an instant that a response names; 0.0 if that is in the past.
+    """Seconds until an instant that a response names; 0.0 if it is in the past.
 
-    It is measured against the response's own `Date`, so that a wrong clock on this side does no harm; `now` serves
-    where there is none. Where the two are more than a day apart, one of them is wrong, and the one by which the wait
-    is at most a day is believed: a server that thinks it is 1970 would have everybody wait for decades.
+    It is measured against the response's own `Date`, so that a wrong clock on this side does no harm, or against `now`
+    if there is none. If the two are more than a day apart, one of them is wrong, and the one that makes the wait at
+    most a day is believed: a server that thinks it is 1970 would otherwise make everybody wait for decades.
     """
     by_clock = (instant - now).total_seconds()
     sent = parse_date(headers.get("date", ""))
@@ -54,8 +54,8 @@ def seconds_until(instant: datetime, headers: httpx.Headers, now: datetime) -> f
 
 
 def parse_date(value: str) -> datetime | None:
-    """The instant of an HTTP-date (RFC 9110, section 5.6.7), or None of anything else."""
-    if not value.isascii():  # The parser takes digits of any script.
+    """The instant of an HTTP-date (RFC 9110, section 5.6.7), or None for anything else."""
+    if not value.isascii():  # The parser accepts digits of any script.
         return None
     try:
         date = parsedate_to_datetime(value)
