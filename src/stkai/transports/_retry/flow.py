@@ -55,10 +55,8 @@ class _RetryFlow(LayerBase):
             self._look_above(request)
         if policy is None:
             return (yield from self.forward(request, attempt))
-        key = policy.idempotency_header
-        if key is not None and key not in request.headers:
-            headers = [*request.headers.raw, (key.encode(), unique_key().encode())]
-            request = copy_request(request, headers=type(request.headers)(headers))
+        if policy.idempotency_header is not None:
+            request = _keyed(request, policy.idempotency_header)
         if policy.budget is not None:
             policy.budget.deposit(self.context.clock.monotonic())
         if not can_resend(request):
@@ -144,6 +142,14 @@ class _RetryFlow(LayerBase):
             " times: set max_retries=0 on the SDK's client, or retry=None on the stack",
             stacklevel=2,
         )
+
+
+def _keyed(request: httpx.Request, header: str) -> httpx.Request:
+    """The request with an idempotency key, if it has none of its own."""
+    if header in request.headers:
+        return request
+    headers = [*request.headers.raw, (header.encode(), unique_key().encode())]
+    return copy_request(request, headers=type(request.headers)(headers))
 
 
 class _Loop:
