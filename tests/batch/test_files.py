@@ -45,9 +45,12 @@ def test_a_job_can_be_committed_always_each_second_or_never(
 ) -> None:
     synced: list[int] = []
     fsync = os.fsync
-    monkeypatch.setattr(
-        os, "fsync", lambda descriptor: (synced.append(len(counting.seen)), fsync(descriptor))
-    )
+
+    def counted(descriptor: int) -> None:
+        synced.append(len(counting.seen))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", counted)
     assert job.run("--sync", sync, "--max-in-flight", "1").returncode == 0
     if sync == "always":
         assert {0, 1, 2, 19} <= set(synced)  # Before each request.

@@ -62,10 +62,8 @@ class _RetryFlow(LayerBase):
         if not can_resend(request):
             return (yield from self.forward(request, attempt))
         try:
-            if call.buffered:
-                response = yield from self._once(request, attempt, policy)
-            else:
-                response = yield from self.forward(request, attempt)
+            once = self._once(request, attempt, policy) if call.buffered else self.forward(request, attempt)
+            response = yield from once
         except Exception as error:
             if not isinstance(error, alike(httpx.TransportError)):
                 raise
