@@ -211,6 +211,35 @@ def test_the_listener_hears_once_of_a_loss_and_once_of_the_return(clock: FakeClo
     assert len([event for event in events if isinstance(event, StoreLost | StoreRestored)]) == 4
 
 
+def test_a_store_that_stumbles_while_it_comes_back_is_in_the_same_outage(
+    clock: FakeClock, store: Scripted
+) -> None:
+    events: list[str] = []
+    policy = bucket(store)
+
+    def hear(event: Event) -> None:
+        events.append(type(event).__name__)
+
+    transport = limiter(policy).sync(
+        httpx.MockTransport(lambda _: httpx.Response(200)), context=Context(clock=clock, listener=hear)
+    )
+
+    def fail(*, times: int) -> None:
+        store.fails = True
+        transport.handle_request(httpx.Request("POST", "https://api.test/"))
+        for _ in range(times):
+            policy._link.work()
+        store.fails = False
+        policy._link.work()
+        transport.handle_request(httpx.Request("POST", "https://api.test/"))
+
+    fail(times=1)
+    fail(times=0)
+    assert [name for name in events if name.startswith("Store")] == ["StoreLost", "StoreRestored"]
+    fail(times=1)
+    assert [name for name in events if name.startswith("Store")] == ["StoreLost", "StoreRestored"] * 2
+
+
 def test_after_the_return_a_request_needs_both_clocks_for_a_while(clock: FakeClock, store: Scripted) -> None:
     first, second = bucket(store), bucket(store)
     for policy in (first, second, first):

@@ -67,6 +67,7 @@ class Link:
         self._audience: WeakSet[Any] = WeakSet()
         self._call = _NOBODY
         self._disagreed = -1.0
+        self._stumbled = False
         self._begin()
         after_fork(self, Link._begin)
 
@@ -127,8 +128,9 @@ class Link:
             restored = member.end(ask, answer, now)
             if answer is None:
                 return False
-            if restored:
+            if restored and not self._stumbled:
                 self._tell(StoreRestored(call=call, share=ask.share, store=repr(self.store)))
+            self._stumbled = False
             self._check_quota(ask, answer, call)
             self._steer(answer)
         return True
@@ -142,14 +144,12 @@ class Link:
         else:
             self._errands.wake()
 
-    def work(self) -> float | None:
-        """Do what is to be done; returns the seconds until there is more, or None."""
+    def work(self) -> None:
+        """Do what no request does: ask whether the store is back, or tell it what there is to tell."""
         if self.member.is_lost:
             self.carry(None, probes=True)
-            return _FIRST_PROBE if self.member.is_lost else None
-        if self.member.has_news:
+        elif self.member.has_news:
             self.carry(None)
-        return None
 
     def _steer(self, lease: Lease) -> None:
         if self.pilot is None:
@@ -165,11 +165,20 @@ class Link:
         self.pilot.steered(lease, law, done=done)
 
     def _lose(self, ask: Ask, error: Exception, call: CallInfo) -> None:
+        returning = self.member.is_returning
         if self.member.lose(ask):
+            # A store that stumbles while it comes back is still in the same outage.
+            self._stumbled = returning
+            logger.debug("the store of the share %r failed", ask.share, exc_info=error)
+            if not self._is_instant:
+                self._errands.wake()
+        elif self._stumbled:
+            self._stumbled = returning = False
+        else:
+            return
+        if not returning:
             reason = f"{type(error).__name__}: {error}"
             self._tell(StoreLost(call=call, share=ask.share, store=repr(self.store), reason=reason))
-            logger.debug("the store of the share %r failed", ask.share, exc_info=error)
-            self._errands.wake()
 
     def _check_quota(self, ask: Ask, lease: Lease, call: CallInfo) -> None:
         theirs = lease.quota
@@ -214,17 +223,22 @@ class _Errands:
     def _run(self) -> None:
         pause = _FIRST_PROBE
         while True:
-            link = self._link()
             self._wake.clear()
-            more = None if link is None else link.work()
-            gone = link is None
-            del link
-            if more is None:
-                pause = _FIRST_PROBE
-            awake = self._wake.wait(_IDLE if more is None else pause)
-            if more is not None:
+            link = self._link()
+            if link is not None and link.member.is_lost:
+                del link
+                self._wake.wait(pause)
                 pause = min(2 * pause, _LONGEST_BETWEEN_PROBES)
-            elif not awake:
+                link = self._link()
+            else:
+                pause = _FIRST_PROBE
+            gone = link is None
+            if link is not None:
+                link.work()
+                if link.member.is_lost:
+                    continue
+            del link
+            if not self._wake.wait(_IDLE):
                 with self._lock:
                     if gone or not self._wake.is_set():
                         self._thread = None

@@ -126,6 +126,11 @@ class Member:
         return self._lost
 
     @property
+    def is_returning(self) -> bool:
+        """Whether the store has only just come back."""
+        return self._both_until is not None
+
+    @property
     def has_news(self) -> bool:
         """Whether there is something to tell the store that no request will."""
         return self._permits.has_news and not self._talking and not self._lost
