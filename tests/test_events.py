@@ -266,6 +266,25 @@ async def test_an_interrupt_in_a_listener_is_not_swallowed(world: World) -> None
         Context(listener=listener).emit(EVENTS[0])
 
 
+@pytest.mark.parametrize("kind", [CallStarted, AttemptStarted, AttemptFinished, RetryScheduled, CallFinished])
+async def test_an_interrupt_in_a_listener_leaves_nothing_open_and_every_start_has_an_end(
+    world: World, kind: type[Event]
+) -> None:
+    heard = Heard()
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, kind):
+            raise KeyboardInterrupt
+
+    wire = world.wire(503, 200)
+    stack = StackBuilder([retry()], clock=FakeClock(), listener=[heard, interrupt])
+    with pytest.raises(KeyboardInterrupt):
+        await world.send(world.build(stack, wire), httpx.Request("GET", URL))
+    assert wire.open == 0
+    assert len(heard.of(CallStarted)) == len(heard.of(CallFinished)) == 1
+    assert len(heard.of(AttemptStarted)) == len(heard.of(AttemptFinished))
+
+
 async def test_a_listener_runs_in_the_thread_of_its_request(world: World) -> None:
     threads: set[threading.Thread] = set()
 

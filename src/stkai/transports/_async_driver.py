@@ -79,7 +79,7 @@ async def _aperform(operation: Operation, clock: Clock, left: float = math.inf) 
         case Drain():
             await adrain(operation.response, left)
         case Close():
-            await _aclose(operation.response)
+            await aclose_response(operation.response)
         case Run(cleans_up=True):
             import anyio
 
@@ -169,7 +169,7 @@ async def _aclean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
     except StopIteration as stop:
         swallowed(error, "an answer", told)
         if awaits and isinstance(stop.value, alike(httpx.Response)):
-            await _aclose(stop.value)
+            await aclose_response(stop.value)
     except BaseException as other:
         if other is not error:
             _logger.debug("the clean-up of a call failed", exc_info=True)
@@ -185,7 +185,8 @@ async def _atry(operation: Operation, clock: Clock) -> None:
         _logger.debug("the clean-up of a call failed", exc_info=True)
 
 
-async def _aclose(response: httpx.Response) -> None:
+async def aclose_response(response: httpx.Response) -> None:
+    """Close a response, whatever goes wrong."""
     import anyio
 
     with anyio.CancelScope(shield=True):

@@ -8,13 +8,13 @@ from typing import Any, Final, Self
 import httpx
 
 from .._errors import ConfigurationError
-from .._events import AttemptFinished, AttemptStarted, CallFinished, CallStarted
+from .._events import AttemptFinished, AttemptStarted, CallFinished, CallInfo, CallStarted
 from .._families import Family, adopt, alike, family_of_wire
-from ._async_driver import adrive
+from ._async_driver import aclose_response, adrive
 from ._call import ATTEMPT, Attempt, Call, copy_request
 from ._context import Context
-from ._driver import drive
-from ._operations import Flow, Send
+from ._driver import close_response, drive
+from ._operations import Close, Flow, Send
 
 FlowFunction = Callable[[Any, httpx.Request, Attempt], Flow]
 """A layer's work as a function of the layer, the request and the attempt."""
@@ -76,23 +76,29 @@ class LayerBase:
             return answer
         start = context.clock.monotonic()
         info = attempt.info
-        started = AttemptStarted(call=info, resend_count=attempt.number - 1)
-        context.emit(started)
-        if started.headers:
-            headers = request.headers.copy()
-            headers.update(started.headers)
-            request = copy_request(request, headers=headers)
-        status, error = None, None
         try:
+            started = AttemptStarted(call=info, resend_count=attempt.number - 1)
+            context.emit(started)
+            if started.headers:
+                headers = request.headers.copy()
+                headers.update(started.headers)
+                request = copy_request(request, headers=headers)
             response: httpx.Response = yield Send(self._inner, request, attempt)
-            status = response.status_code
-            return response
-        except BaseException as caught:
-            error = type(caught).__name__
+        except BaseException as error:
+            self._attempted(info, start, error=type(error).__name__)
             raise
-        finally:
-            seconds = context.clock.monotonic() - start
-            context.emit(AttemptFinished(call=info, status=status, error=error, seconds=seconds))
+        try:
+            self._attempted(info, start, status=response.status_code)
+        except BaseException:  # An interrupt, which came while a listener was told.
+            yield Close(response)
+            raise
+        return response
+
+    def _attempted(
+        self, info: CallInfo, start: float, *, status: int | None = None, error: str | None = None
+    ) -> None:
+        seconds = self.context.clock.monotonic() - start
+        self.context.emit(AttemptFinished(call=info, status=status, error=error, seconds=seconds))
 
     def _begin(self, request: httpx.Request) -> Attempt | None:
         """The attempt in progress, or None if a call begins here."""
@@ -181,17 +187,21 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
     def carry_out(self, call: Call, flow: Callable[[httpx.Request, Attempt], Flow]) -> httpx.Response:
         """Carry out a whole call with this flow: report its start and end to the listener, and attach its record."""
         attempt, context = Attempt(call), self.context
-        if context.hears(logging.DEBUG):
-            context.emit(CallStarted(call=attempt.info))
         try:
+            if context.hears(logging.DEBUG):
+                context.emit(CallStarted(call=attempt.info))
             response = drive(flow(call.request, attempt), attempt, context.clock)
         except BaseException as error:
             self._failed(attempt, error)
             raise
-        now = context.clock.monotonic()
-        attempt.finish(response, now)
-        if context.hears(logging.INFO):
-            self._finished(attempt, now, status=response.status_code)
+        try:
+            now = context.clock.monotonic()
+            attempt.finish(response, now)
+            if context.hears(logging.INFO):
+                self._finished(attempt, now, status=response.status_code)
+        except BaseException:  # An interrupt, which came while a listener was told.
+            close_response(response)
+            raise
         return response
 
     def close(self) -> None:
@@ -252,17 +262,21 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
     async def carry_out(self, call: Call, flow: Callable[[httpx.Request, Attempt], Flow]) -> httpx.Response:
         """Carry out a whole call with this flow: report its start and end to the listener, and attach its record."""
         attempt, context = Attempt(call), self.context
-        if context.hears(logging.DEBUG):
-            context.emit(CallStarted(call=attempt.info))
         try:
+            if context.hears(logging.DEBUG):
+                context.emit(CallStarted(call=attempt.info))
             response = await adrive(flow(call.request, attempt), attempt, context.clock)
         except BaseException as error:
             self._failed(attempt, error)
             raise
-        now = context.clock.monotonic()
-        attempt.finish(response, now)
-        if context.hears(logging.INFO):
-            self._finished(attempt, now, status=response.status_code)
+        try:
+            now = context.clock.monotonic()
+            attempt.finish(response, now)
+            if context.hears(logging.INFO):
+                self._finished(attempt, now, status=response.status_code)
+        except BaseException:  # An interrupt, which came while a listener was told.
+            await aclose_response(response)
+            raise
         return response
 
     async def aclose(self) -> None:

@@ -89,7 +89,7 @@ def _perform(operation: Operation, clock: Clock, left: float = math.inf) -> Any:
         case Drain():
             drain(operation.response, clock.monotonic)
         case Close():
-            _close(operation.response)
+            close_response(operation.response)
         case Run():
             return operation.sync(left)
         case Send():
@@ -111,7 +111,7 @@ def _in_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clo
 
     if isinstance(operation, Drain):
         if left() <= 0 or not is_short(operation.response):
-            return _close(operation.response)
+            return close_response(operation.response)
         until = min(deadline, clock.monotonic() + BRIEF)
         with suppress(TooLateError):
             hand.do(partial(drain, operation.response, clock.monotonic), lambda: until - clock.monotonic())
@@ -173,7 +173,7 @@ def _clean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
     except StopIteration as stop:
         swallowed(error, "an answer", told)
         if isinstance(stop.value, alike(httpx.Response)):
-            _close(stop.value)
+            close_response(stop.value)
     except BaseException as other:
         if other is not error:
             _logger.debug("the clean-up of a call failed", exc_info=True)
@@ -186,7 +186,8 @@ def _try(operation: Operation, clock: Clock) -> None:
         _logger.debug("the clean-up of a call failed", exc_info=True)
 
 
-def _close(response: httpx.Response) -> None:
+def close_response(response: httpx.Response) -> None:
+    """Close a response, whatever goes wrong."""
     try:
         response.close()
     except Exception:

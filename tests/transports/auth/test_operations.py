@@ -1,11 +1,12 @@
 """The auth flow alone: tokens and answers go in, operations come out."""
 
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
-from stkai import AuthenticationError, AuthProvider
+from stkai import AuthenticationError, AuthProvider, DeadlineExceededError
 from stkai.testing import FakeClock
 from stkai.transports import Attempt, AuthTransport, Call, Context
 
@@ -81,6 +82,34 @@ def test_a_body_that_can_be_sent_once_is_not_sent_again() -> None:
     played = run(Tokens("a", "b"), httpx.Response(401), content=iter([b"once"]))
     assert played.asked == ["run", "send"]
     assert played.response is not None
+
+
+def breaking(error: Exception) -> Callable[[str], None]:
+    def at(asked: str) -> None:
+        if asked == "load":
+            raise error
+
+    return at
+
+
+def test_a_401_whose_body_breaks_off_is_sent_again_with_another_token() -> None:
+    played = run(
+        Tokens("a", "b"), httpx.Response(401), httpx.Response(200), at=breaking(httpx.ReadError("reset"))
+    )
+    assert played.asked == ["run", "send", "load", "run", "drain", "send"]
+    assert sent(played) == ["Bearer a", "Bearer b"]
+
+
+def test_a_401_whose_body_breaks_off_is_that_error_where_there_is_no_other_token() -> None:
+    error = httpx.ReadError("reset")
+    played = run(Tokens("a", "a"), httpx.Response(401), at=breaking(error))
+    assert (played.asked, played.error) == (["run", "send", "load", "run", "close"], error)
+
+
+def test_a_deadline_that_passes_in_the_body_of_a_401_ends_the_call() -> None:
+    error = DeadlineExceededError("too late")
+    played = run(Tokens("a", "b"), httpx.Response(401), at=breaking(error))
+    assert (played.asked, played.error) == (["run", "send", "load", "close"], error)
 
 
 @pytest.mark.parametrize("where", ["load", "run", "drain"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stkai import AimdLimiter, ConfigurationError, StackBuilder, TokenBucket
 from stkai.testing import FakeClock
-from stkai.transports import Turn, token_bucket
+from stkai.transports import Turn, adaptive, token_bucket
 from stkai.transports._limit.tickets import _forget_all_waiters
 
 from ...support.crowd import Waiter, drive, most_in_excess
@@ -305,3 +305,30 @@ def test_the_adaptive_limiter_does_not_let_in_more_requests_because_some_wait_fo
     before = limiter.rate
     drive(limiter, [Waiter(1.0, cost=20.0) for _ in range(600)])
     assert limiter.rate <= 1.1 * before
+
+
+HOUR = 3600.0
+
+
+async def test_no_answer_stops_a_program_for_more_than_an_hour_by_what_it_says_of_its_tokens(
+    world: World,
+) -> None:
+    clock = FakeClock()
+    headers = {"x-ratelimit-limit-tokens": "1", "x-ratelimit-remaining-tokens": "0"}
+    wire = world.wire(httpx.Response(200, headers=headers), 200)
+    limiter = AimdLimiter(100, 60.0, max_cost=1000)
+    transport = world.build(StackBuilder([adaptive(limiter, cost=lambda _: 1000)], clock=clock), wire)
+    for _ in range(2):
+        await world.read(await world.send(transport, httpx.Request("POST", "https://api.example.com")))
+    assert clock.monotonic() <= HOUR + 1
+
+
+async def test_no_answer_stops_a_program_for_more_than_an_hour_by_what_it_says_that_it_cost(
+    world: World,
+) -> None:
+    clock = FakeClock()
+    layer = token_bucket(bucket(), cost=lambda _: 1.0, settle=lambda _: 1e15)
+    transport = world.build(StackBuilder([layer], clock=clock), world.wire(200, 200))
+    for _ in range(2):
+        await world.read(await world.send(transport, httpx.Request("POST", "https://api.example.com")))
+    assert clock.monotonic() == pytest.approx(HOUR, abs=WINDOW)

@@ -9,7 +9,7 @@ from typing import Final
 
 import httpx
 
-from ..._errors import hide_frames
+from ..._errors import DeadlineExceededError, hide_frames
 from ..._events import TokenRenewed
 from ..._families import alike
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
@@ -73,12 +73,21 @@ class _AuthFlow(LayerBase):
         self.policy.provider.forget(refused.value)
         if not can_resend(request):
             return None
-        token = self.kept()
+        token, broken = self.kept(), None
         if token is None:
-            # Return the connection first: the renewal may need it.
-            yield Load(response, _MOST)
+            try:
+                # Return the connection first: the renewal may need it.
+                yield Load(response, _MOST)
+            except Exception as error:
+                if isinstance(error, DeadlineExceededError):
+                    raise
+                broken = error  # Nobody needs that body, if there is another token.
             token = yield from self.fetch(attempt, _REFUSED)
-        return None if token.value == refused.value else token
+        if token.value != refused.value:
+            return token
+        if broken is not None:
+            raise broken
+        return None
 
     def signed_again(self, request: httpx.Request, attempt: Attempt) -> Steps[httpx.Request]:
         """The request with a valid token; its own may have expired while it waited for a permit."""

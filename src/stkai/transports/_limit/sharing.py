@@ -92,7 +92,8 @@ class SharingQueue(TicketQueue):
         """Correct the units that the request took: it really cost that many."""
         if self._link is None:
             super().settle(turn, cost, now)
-        elif self.max_cost is not None:
+        elif self._units is not None:
+            cost = self._units.believed(turn.cost, cost)
             self._link.member.settle(cost - turn.cost)
             turn.cost = cost
 

@@ -149,6 +149,7 @@ class TicketQueue:
         if self._units is not None:
             with self._lock:
                 self._advance(now)
+                cost = self._units.believed(turn.cost, cost)
                 self._units.settle(turn.cost, cost)
                 turn.cost = cost
 

@@ -11,6 +11,9 @@ _LEARNING: Final = 0.1
 _MINUTE: Final = 60.0
 """Seconds: the window of every token quota that servers name in their headers."""
 
+_LONGEST: Final = 3600.0
+"""Seconds, or the window if that is longer: no answer stops a program for longer."""
+
 GRAIN: Final = 0.005
 """Seconds; nobody asks again sooner than this because an estimate may turn out too high."""
 
@@ -27,11 +30,12 @@ class Units:
         worth: the real cost of calls, as a share of their estimates.
     """
 
-    __slots__ = ("_own_rate", "level", "most", "rate", "worth")
+    __slots__ = ("_longest", "_own_rate", "level", "most", "rate", "worth")
 
     def __init__(self, most: float, time_window: float) -> None:
         self.most = self.level = most
         self.rate = self._own_rate = most / time_window
+        self._longest = max(time_window, _LONGEST)
         self.worth = 1.0
 
     def refill(self, seconds: float) -> None:
@@ -57,6 +61,10 @@ class Units:
         """Give units back, or take them if `units` is negative."""
         self.level = min(self.most, self.level + units)
 
+    def believed(self, estimate: float, cost: float) -> float:
+        """The cost that an answer names, capped at what one answer may hold others back for."""
+        return min(cost, max(estimate, self._own_rate * self._longest))
+
     def settle(self, estimate: float, cost: float) -> None:
         """Correct an estimate that has been taken, now that the real cost is known."""
         self.give(estimate - cost)
@@ -66,7 +74,8 @@ class Units:
 
     def hear(self, limit: float, remaining: float) -> None:
         """Adopt what the server says: `limit` units per minute, of which `remaining` are left to all its clients."""
-        self.rate = min(self._own_rate, limit / _MINUTE)
+        # A limit that would take more than the longest wait to fill the bucket is nonsense.
+        self.rate = min(self._own_rate, max(limit / _MINUTE, self.most / self._longest))
         self.level = min(self.level, remaining)
 
     def nap(self, wait: float, waited: float) -> float:

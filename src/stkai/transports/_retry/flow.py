@@ -20,7 +20,7 @@ from .._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .._call import PACED, Attempt, can_resend, copy_request
 from .._context import Context
 from .._layer import Layer
-from .._operations import Close, Drain, Flow, Read, Sleep, Until
+from .._operations import Close, Drain, Flow, Read, Sleep, Steps, Until
 from .._options import UNSET
 from .policy import RetryPolicy, Send
 
@@ -72,14 +72,20 @@ class _RetryFlow(LayerBase):
         else:
             if policy.is_final(response):
                 return response
-            try:
-                loop = _Loop(policy, self.context, request, attempt)
-            except BaseException:  # tenacity is imported here.
-                yield Close(response)
-                raise
-            loop.state.set_result(response)
-            loop.response = response
+            loop = yield from self._loop_after(response, policy, request, attempt)
         return (yield from self._again(request, loop))
+
+    def _loop_after(
+        self, response: httpx.Response, policy: RetryPolicy, request: httpx.Request, attempt: Attempt
+    ) -> Steps["_Loop"]:
+        try:
+            loop = _Loop(policy, self.context, request, attempt)
+            loop.state.set_result(response)
+        except BaseException:  # An interrupt: tenacity is imported here.
+            yield Close(response)
+            raise
+        loop.response = response
+        return loop
 
     def _once(self, request: httpx.Request, attempt: Attempt, policy: RetryPolicy) -> Flow:
         """One attempt; reads the whole body if it is an answer that the caller wants whole."""
