@@ -266,7 +266,7 @@ def several(folder: Path, processes: int, lines: int, quota: int) -> Table:
 
 def draw(found: dict[str, list[Run]], path: Path) -> None:
     """Lines per second, as bars."""
-    from stkai._cli.report import new_figure
+    from benchmarks._plots import new_figure
 
     figure, (panel,) = new_figure(1, 1, width=8.0, height=0.5 * len(found) + 1.0)
     names = list(reversed(found))
@@ -300,6 +300,7 @@ def record(path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.batch", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few and short runs, for a first look")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each subject has its turn")
     parser.add_argument(
         "--cookbook", type=Path, metavar="FILE", help="OpenAI's api_request_parallel_processor.py"
     )
@@ -307,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--several", action="store_true", help="also run several batches on one quota")
     parser.add_argument("--update", action="store_true", help="also put tables and picture into the docs")
     options = parser.parse_args(arguments)
-    count, rounds = (1_000, 1) if options.quick else (10_000, 5)
+    count, rounds = (1_000, 1) if options.quick else (10_000, options.rounds)
     with tempfile.TemporaryDirectory() as folder, serving() as url:
         bench = Bench(Path(folder), url, options.cookbook, count=count, rounds=rounds)
         found = bench.rates()

@@ -46,11 +46,11 @@ def test_a_job_can_be_committed_always_each_second_or_never(
     synced: list[int] = []
     fsync = os.fsync
 
-    def counted(descriptor: int) -> None:
+    def count(descriptor: int) -> None:
         synced.append(len(counting.seen))
         fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", counted)
+    monkeypatch.setattr(os, "fsync", count)
     assert job.run("--sync", sync, "--max-in-flight", "1").returncode == 0
     if sync == "always":
         assert {0, 1, 2, 19} <= set(synced)  # Before each request.
@@ -219,9 +219,11 @@ def test_a_system_without_file_locks_is_told_so(tmp_path: Path, monkeypatch: pyt
         Journal.open(tmp_path / "journal")
 
 
-def test_an_error_that_does_not_mean_locked_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        lock(-1)
+def test_a_file_system_without_locks_is_told_so(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path / "file", os.O_CREAT)
+    os.close(descriptor)
+    with pytest.raises(ConfigurationError, match="Bad file descriptor"):
+        lock(descriptor)
 
 
 def test_many_findings_of_a_dry_run_are_counted_after_the_first_ones(job: Job) -> None:

@@ -113,6 +113,14 @@ def test_a_file_that_is_no_journal_is_left_alone(journal: bytes, job: Job) -> No
     assert job.snapshot() == before
 
 
+def test_a_journal_in_another_format_can_only_be_begun_anew(job: Job) -> None:
+    job.run()
+    job.journal.write_text(job.journal.read_text().replace('"version": 1', '"version": 2', 1))
+    result = job.run("--resume")
+    assert (result.returncode, "--restart" in result.stderr) == (2, True)
+    assert job.run("--restart").returncode == 0
+
+
 def test_a_damaged_journal_and_foreign_lines_in_an_output_are_noticed(job: Job) -> None:
     job.run()
     good = job.snapshot()

@@ -41,11 +41,13 @@ class Header(NamedTuple):
         kind: "batch" for the command, "send_all" for the function.
         job: an id that no other job has.
         facts: what must be the same when the job is resumed.
+        version: of the format.
     """
 
     kind: str
     job: uuid.UUID
     facts: dict[str, Any]
+    version: object = VERSION
 
 
 class Journal:
@@ -95,8 +97,15 @@ class Journal:
         """What was written so far, without the header and without a torn tail.
 
         Raises:
-            UsageError: a line is no record.
+            UsageError: a line is no record, or it was written in another format.
         """
+        version = VERSION if self.header is None else self.header.version
+        if version != VERSION:
+            msg = (
+                f"{self.file.path} was written by another version of stkai (format {version}, not {VERSION}):"
+                " finish the job with that, or begin it anew with --restart"
+            )
+            raise UsageError(msg)
         with self.file.path.open("rb") as lines:
             lines.readline()
             for place, line in enumerate(lines, 2):
@@ -170,10 +179,7 @@ def _read_header(path: Path) -> Header | None:
         kind, version, job = header.pop("stkai"), header.pop("version"), uuid.UUID(header.pop("job"))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise _not_a_journal(path) from error
-    if version != VERSION:
-        msg = f"{path} was written by another version of stkai (format {version}, not {VERSION}): finish the job there"
-        raise UsageError(msg)
-    return Header(kind, job, header)
+    return Header(kind, job, header, version)
 
 
 def _not_a_journal(path: Path | os.PathLike[str]) -> UsageError:

@@ -51,14 +51,12 @@ def request_for(line: Line, target: Target, key: str, extensions: dict[str, Any]
     headers = [*default_headers(), (b"Idempotency-Key", key.encode())]
     if target.content is not None:
         headers.append((b"Content-Type", b"application/json"))
-    if target.url.userinfo:
-        headers.append((b"Authorization", _basic(target.url)))
+    url = target.url
+    if url.userinfo:
+        headers.append((b"Authorization", _basic(url)))
+        url = url.copy_with(userinfo=b"")
     return httpx.Request(
-        target.method,
-        target.url,
-        headers=headers,
-        content=target.content,
-        extensions={**extensions, LINE: line},
+        target.method, url, headers=headers, content=target.content, extensions={**extensions, LINE: line}
     )
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
 import anyio
-import anyio.to_thread
 import httpx
 
 from .._clock import Clock, SystemClock
