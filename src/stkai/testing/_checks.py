@@ -8,7 +8,7 @@ from .._errors import ConfigurationError
 def check_seconds(name: str, seconds: float) -> None:
     """Refuse what is no length of time."""
     if not 0 <= seconds < math.inf:
-        raise ConfigurationError(f"{name} must be a number of seconds from 0 up, not {seconds}")
+        raise ConfigurationError(f"{name} must be a non-negative number of seconds, not {seconds}")
 
 
 def check_range(name: str, value: float, low: int, high: int | None = None) -> None:

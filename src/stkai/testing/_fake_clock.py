@@ -199,4 +199,4 @@ class _Sleeper:
 
 def _check(seconds: float) -> None:
     if not 0 <= seconds < math.inf:
-        raise ValueError(f"seconds must be a number from 0 up, and finite, not {seconds}")
+        raise ValueError(f"seconds must be a finite, non-negative number, not {seconds}")
