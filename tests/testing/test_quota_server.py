@@ -377,7 +377,7 @@ def test_it_leaves_no_thread_and_no_socket(http: httpx.Client) -> None:
     assert threading.active_count() == threads
     with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
         pass
-    with pytest.raises(RuntimeError, match="the server does not run"):
+    with pytest.raises(RuntimeError, match="the server is not running"):
         _ = server.url
     gc.collect()  # whatever was left open would warn now
 
