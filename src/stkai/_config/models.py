@@ -93,8 +93,8 @@ class AuthConfig(_Section):
         if (self.client_id is None) != (self.client_secret is None):
             there, missing = ("ID", "SECRET") if self.client_secret is None else ("SECRET", "ID")
             raise ValueError(
-                f"STKAI_AUTH_CLIENT_{missing} is missing, and STKAI_AUTH_CLIENT_{there} is of no use without it:"
-                " set both or neither, there or by configure(auth={'client_id': ..., 'client_secret': ...})"
+                f"STKAI_AUTH_CLIENT_{missing} is missing, but STKAI_AUTH_CLIENT_{there} is set:"
+                " set both or neither, there or with configure(auth={'client_id': ..., 'client_secret': ...})"
             )
         return self
 
