@@ -1,6 +1,6 @@
-"""`python -m benchmarks --all` measures every table; `python -m benchmarks overhead imports` only these.
+"""`python -m benchmarks --all` measures every table; `python -m benchmarks overhead imports` measures only these.
 
-Each benchmark runs in a process of its own. `--update` also puts the tables into the pages of docs/.
+Each benchmark runs in its own process. `--update` also puts the tables into the pages of docs/.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--all", action="store_true", help="every benchmark")
-    parser.add_argument("--quick", action="store_true", help="few and short runs, for a first look")
+    parser.add_argument("--quick", action="store_true", help="few, short runs for a first look")
     parser.add_argument("--update", action="store_true", help="also rewrite the pages of docs/")
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(NAMES))

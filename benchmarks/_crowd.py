@@ -1,6 +1,6 @@
-"""Many threads or tasks at once: how much gets through, and how those fare who wait for a limiter.
+"""Many threads or tasks at once: the throughput, and how fairly and cheaply a limiter makes them wait.
 
-Imports nothing of stkai: the process of stkai 0.4.18 uses it, too.
+Imports nothing of stkai, since the process of stkai 0.4.18 uses it too.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ _Arguments = TypeVarTuple("_Arguments")
 
 
 def throughput(send: Callable[[], object], threads: int, count: int) -> float:
-    """Calls per second, by so many threads; each calls twice before the watch starts."""
+    """Calls per second by this many threads; each calls twice before the timer starts."""
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda _: send(), range(2 * threads)))
         start = time.perf_counter()
@@ -27,7 +27,7 @@ def throughput(send: Callable[[], object], threads: int, count: int) -> float:
 
 
 async def async_throughput(send: Callable[[], Awaitable[object]], tasks: int, count: int) -> float:
-    """Calls per second, by so many tasks; each calls twice before the watch starts."""
+    """Calls per second by this many tasks; each calls twice before the timer starts."""
 
     async def work(numbers: "itertools.repeat[None]") -> None:
         for _ in numbers:
@@ -44,7 +44,7 @@ async def async_throughput(send: Callable[[], Awaitable[object]], tasks: int, co
 
 
 class _Watch:
-    """Notes when each request came and went."""
+    """Records when each request arrived and left."""
 
     def __init__(self) -> None:
         self.sleeps = 0
@@ -72,7 +72,7 @@ class _Watch:
 
 
 def _overtaken(order: Sequence[int]) -> int:
-    """How many went after somebody who had come later."""
+    """How many left after somebody who had arrived later."""
     latest = itertools.accumulate(order, max)
     return sum(number < most for number, most in zip(order, latest, strict=True))
 
@@ -80,7 +80,7 @@ def _overtaken(order: Sequence[int]) -> int:
 def crowd_of_threads(
     acquire: Callable[[], object], rate: float, threads: int, seconds: float
 ) -> dict[str, float]:
-    """So many threads come back for a permit again and again, until the seconds are over."""
+    """Let this many threads ask for one permit after another until the time is up."""
     watch = _Watch()
     real_sleep = time.sleep
 
@@ -95,7 +95,7 @@ def crowd_of_threads(
             watch.leave(number, arrived)
 
     crowd = [threading.Thread(target=work) for _ in range(threads)]
-    # Also those that have imported the function by its name.
+    # Also for code that imported the function by its name.
     sleepers = [
         vars(module) for module in list(sys.modules.values()) if vars(module).get("sleep") is real_sleep
     ]
@@ -114,7 +114,7 @@ def crowd_of_threads(
 
 
 class _CountingLoop(asyncio.SelectorEventLoop):
-    """Counts timers: each sleep is one, whoever asks for it."""
+    """Counts timers: every sleep is one, whatever calls it."""
 
     timers = 0
 
@@ -132,7 +132,7 @@ class _CountingLoop(asyncio.SelectorEventLoop):
 def crowd_of_tasks(
     prepare: Callable[[], Callable[[], Awaitable[object]]], rate: float, tasks: int
 ) -> dict[str, float]:
-    """So many tasks come at once, each for one permit; `prepare` is called on the loop and returns what they await."""
+    """This many tasks arrive at once, each for one permit; `prepare` runs on the loop and returns what they await."""
     watch = _Watch()
 
     async def work(acquire: Callable[[], Awaitable[object]]) -> None:

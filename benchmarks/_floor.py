@@ -1,6 +1,6 @@
-"""The same four jobs written by hand, as little code as will do: what no library can be expected to undercut.
+"""The same four jobs, hand-written with as little code as possible: no library can be expected to be cheaper.
 
-No events, no records, no deadlines, no redirects, no re-signing, no validation: compare, don't use.
+No events, no records, no deadlines, no redirects, no re-signing, no validation: compare with it, don't use it.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ _ATTEMPTS = 4
 
 
 class Gcra:
-    """A constant rate with a burst as one number, the time at which the next request is due; one sleep per permit."""
+    """A constant rate with a burst, as one number: when the next request is due. One sleep per permit."""
 
     def __init__(self, rate: float, burst: float = 1.0) -> None:
         self.interval = 1 / rate
@@ -25,7 +25,7 @@ class Gcra:
         self.due = 0.0
 
     def reserve(self) -> float:
-        """Take a permit; seconds until it may be used."""
+        """Take a permit; returns the seconds until it may be used."""
         now = time.monotonic()
         with self.lock:
             start = max(self.due, now - self.allowance)

@@ -1,7 +1,7 @@
-"""What the benchmarks share: interleaved runs, medians with their spread, and tables for the terminal and the docs.
+"""Common to the benchmarks: interleaved runs, medians with their spread, and tables for the terminal and the docs.
 
-The subjects of a table run one after the other in each round, in an order that is shuffled every round, and each figure
-is put in relation to the baseline's of the same round: whatever slows the machine for a while slows both.
+In each round, the subjects of a table run one after the other in a new random order, and each figure is divided by the
+baseline's of the same round: whatever slows the machine for a while slows both.
 """
 
 import argparse
@@ -24,7 +24,7 @@ Samples = Mapping[str, Sequence[float]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Table:
-    """One table: `name` is that of its place in docs/performance.md."""
+    """One table; `name` marks its place in the docs."""
 
     name: str
     title: str
@@ -53,10 +53,10 @@ class Table:
 
 
 def interleave(subjects: Mapping[str, Callable[[], R]], rounds: int) -> dict[str, list[R]]:
-    """Run each subject once per round and keep what it returns; once more at the start, to warm up."""
+    """Run each subject once per round and keep what it returns, after one round to warm up."""
     samples: dict[str, list[R]] = {name: [] for name in subjects}
     names = list(subjects)
-    # In a fixed order, each subject would inherit the processor's caches from always the same other.
+    # In a fixed order, each subject would always inherit the processor's caches from the same other one.
     chance = random.Random(1)  # noqa: S311 - it only shuffles
     for subject in subjects.values():
         subject()
@@ -68,7 +68,7 @@ def interleave(subjects: Mapping[str, Callable[[], R]], rounds: int) -> dict[str
 
 
 def ratios(samples: Samples, base: str, *, inverse: bool = False) -> dict[str, list[float]]:
-    """Each figure divided by the baseline's of the same round; inverse for figures of which less is more."""
+    """Each figure divided by the baseline's of the same round; inverse for figures where less is better."""
     return {
         name: [(ref / own if inverse else own / ref) for own, ref in zip(values, samples[base], strict=True)]
         for name, values in samples.items()
@@ -84,12 +84,12 @@ def show(values: Sequence[float], digits: int = 2) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Such as "1 thread", "8 threads"."""
+    """For example "1 thread" or "8 threads"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def versions(*packages: str) -> str:
-    """The interpreter and the versions of what took part, in one line."""
+    """The versions of the interpreter and of these packages, on one line."""
     found = [f"{platform.python_implementation()} {platform.python_version()}"]
     for package in packages:
         try:
@@ -100,9 +100,9 @@ def versions(*packages: str) -> str:
 
 
 def run(measure: Callable[[bool], Sequence[Table]]) -> None:
-    """The command line of a benchmark: measure, show the tables, and write them where asked to."""
+    """The command line of a benchmark: measure, show the tables, and write them to the given places."""
     parser = argparse.ArgumentParser(description=measure.__doc__)
-    parser.add_argument("--quick", action="store_true", help="few and short runs, for a first look")
+    parser.add_argument("--quick", action="store_true", help="few, short runs for a first look")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the tables as JSON")
     parser.add_argument("--update", action="store_true", help="also put the tables into the pages of docs/")
     options = parser.parse_args()
@@ -118,7 +118,7 @@ def run(measure: Callable[[bool], Sequence[Table]]) -> None:
 def update(tables: Sequence[Table], page: Path | None = None) -> None:
     """Replace the tables between the markers of their pages, `<!-- table: name -->` and `<!-- end -->`.
 
-    A table goes to the page that has a place for it, or to `page`.
+    A table goes to the page with its markers, or to `page`.
     """
     for table in tables:
         start, end = f"<!-- table: {table.name} -->\n", "<!-- end -->"

@@ -1,4 +1,4 @@
-"""Processes that share one quota: what each was granted, and when."""
+"""Processes that share one quota: what each of them was granted, and when."""
 
 import multiprocessing
 import queue
@@ -25,13 +25,13 @@ class Group:
 
     Attributes:
         processes: how many.
-        store: as `store=` takes it.
+        store: a value for `store=`.
         rate: requests per second of the whole quota.
         seconds: length of the run.
-        workers: requests that each process has under way.
+        workers: requests that each process has in progress.
         world: how they send.
         burst: of the whole quota.
-        make: builds the limiter of one process, instead of a token bucket of stkai.
+        make: builds the limiter of one process, in place of stkai's token bucket.
     """
 
     processes: int
@@ -52,12 +52,12 @@ class Group:
 
 @dataclass(slots=True)
 class Report:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
-        grants: for each process that lived, the instants of its grants, in seconds from the start.
-        events: how many processes heard of what, by the name of the event.
-        errors: what reached a caller.
+        grants: for each process that survived, the times of its grants, in seconds from the start.
+        events: how many processes heard each event, by its name.
+        errors: those that reached a caller.
     """
 
     grants: dict[int, list[float]] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Report:
 
     @property
     def all(self) -> list[float]:
-        """The grants of all, in order."""
+        """The grants of all processes, in order."""
         return sorted(instant for grants in self.grants.values() for instant in grants)
 
     @property
@@ -78,7 +78,7 @@ class Report:
 
     @property
     def most_in_a_second(self) -> int:
-        """The most grants in any second, wherever it begins."""
+        """The most grants in any second, wherever it starts."""
         grants, first, most = self.all, 0, 0
         for place, instant in enumerate(grants):
             while grants[first] <= instant - 1:
@@ -93,7 +93,7 @@ class Report:
 
 
 def run_group(group: Group, during: Callable[[float, list[BaseProcess]], None] | None = None) -> Report:
-    """Let the processes send, while `during(start, processes)` does something to them or to the store."""
+    """Let the processes send while `during(start, processes)` does something to them or to the store."""
     context = multiprocessing.get_context("fork")
     results: Any = context.Queue()
     ready = [context.Event() for _ in range(group.processes)]

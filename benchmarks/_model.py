@@ -1,7 +1,7 @@
-"""A language model on loopback, in a process of its own: it answers late, and says how many tokens it has used.
+"""A language model on loopback, in its own process: it answers late, and says how many tokens it used.
 
-It understands what the clients of these benchmarks send and no more. `GET /used` tells what it has used in each second
-since its first answer began, as JSON; `DELETE /used` starts anew.
+It understands only what the clients of these benchmarks send. `GET /used` returns what it used in each second since its
+first answer began, as JSON; `DELETE /used` starts again.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 LEAST, MOST = 50, 450
-"""Tokens that an answer uses, prompt and all; any number in between is as likely."""
+"""Tokens that an answer uses, including the prompt; uniform in between."""
 
 LATENCY = 0.2
-"""Seconds until an answer, give or take a fifth."""
+"""Seconds until an answer, plus or minus a fifth."""
 
 
 class _Model(asyncio.Protocol):

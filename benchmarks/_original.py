@@ -1,7 +1,7 @@
-"""stkai 0.4.18, which bears the same name and so runs in a process of its own.
+"""stkai 0.4.18, which has the same name and therefore runs in its own process.
 
-It is downloaded once into the system's folder for temporary files, and needs Python 3.12. Without it, its rows are left
-out. Run as a program, this module is that process: it reads one command a line, as JSON, and answers in kind.
+It is downloaded once into the system's temporary directory, and needs Python 3.12. Without it, its rows are left out.
+Run as a program, this module is that process: it reads one JSON command per line, and answers in JSON.
 """
 
 import json
@@ -23,13 +23,13 @@ _URL = "http://null.example.com/v1/quick-commands/create-execution/explain-this-
 
 
 class Original:
-    """The process, and what it can be asked."""
+    """The process, and a way to send it commands."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
 
     def ask(self, command: str, **arguments: Any) -> Any:
-        """Run a command there.
+        """Run a command in the process.
 
         Raises:
             RuntimeError: it failed.
@@ -46,7 +46,7 @@ class Original:
 
 @contextmanager
 def original() -> Iterator[Original | None]:
-    """stkai 0.4.18, ready to be asked; None, with a word on why, where it is not to be had."""
+    """stkai 0.4.18, ready for commands; or None, with a printed reason, if it is not available."""
     folder = _download()
     if folder is None:
         yield None
@@ -104,12 +104,12 @@ def _post(client: Any, url: str, data: Any) -> Any:
         with attempt:
             response = client.post(url, data=data)
             response.raise_for_status()
-            return response  # Or it goes on with the next attempt.
+            return response  # Otherwise it continues with the next attempt.
     raise RuntimeError("no attempt succeeded")
 
 
 def _overhead(count: int, data: Any) -> float:
-    """Microseconds of CPU per request, with the network replaced by a ready answer."""
+    """Microseconds of CPU per request, with a ready answer in place of the network."""
     import requests
 
     from benchmarks._server import BODY
@@ -137,7 +137,7 @@ def _loopback(url: str, threads: int, count: int, data: Any, trusted: str | None
     client = _client()
     with tempfile.NamedTemporaryFile("w") as bundle:
         if trusted is not None:
-            # With those that every user of it has, since it reads them for each connection.
+            # With the certificates that every user has, since it reads them for each connection.
             bundle.write(certifi.contents() + Path(trusted).read_text())
             bundle.flush()
             os.environ["REQUESTS_CA_BUNDLE"] = bundle.name

@@ -15,12 +15,12 @@ from matplotlib.spines import Spine
 from matplotlib.text import Text
 
 COLOURS: Final = ("#9a9a9a", "#4477aa", "#ee8866", "#aa3377", "#bbaa33", "#228833", "#66ccee")
-"""Colours that colour-blind readers can tell apart; the first is for the baseline."""
+"""Colours that colour-blind readers can tell apart; the first one is for the baseline."""
 
 _OTHERS: Final = "#8fa3b5"
 _SUBJECT: Final = "#228833"
 _INKS: Final = {"light": "#333333", "dark": "#d6d8de"}
-"""What text, axes and the quota are drawn in, on a light and on a dark page."""
+"""The colour of text, axes and the quota, on a light and on a dark page."""
 
 
 def rate_plot(
@@ -84,7 +84,7 @@ def _rates(instants: Sequence[float], width: float, buckets: int) -> list[float]
 
 
 def new_figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of that size in inches in the common style, and its panels row by row."""
+    """A figure in the common style, with its size in inches, and its panels row by row."""
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = [figure.add_subplot(rows, columns, place + 1) for place in range(rows * columns)]
     for panel in panels:
@@ -102,7 +102,7 @@ def save(figure: Figure, path: Path | str) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Text as text, and the same file for the same figure.
+    # Keep text as text, and write the same file for the same figure.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stkai", "font.family": "sans-serif"}):
         for mode, ink in _INKS.items():
             _draw_in(figure, ink)
@@ -112,7 +112,7 @@ def save(figure: Figure, path: Path | str) -> None:
 
 
 def _draw_in(figure: Figure, ink: str) -> None:
-    """Give all text, axes and ticks one colour, and so all lines that had the colour of another mode."""
+    """Give all text, axes and ticks one colour, and likewise all lines that had the colour of another mode."""
     inks = {to_hex(colour) for colour in (*_INKS.values(), "black")}
     for artist in figure.findobj(lambda artist: isinstance(artist, Text | Spine | Line2D | StepPatch)):
         if isinstance(artist, Text):

@@ -1,7 +1,7 @@
-"""A server on loopback in a process of its own. It does as little as it can, since the clients are what is measured.
+"""A server on loopback, in its own process. It does as little as possible, since the clients are being measured.
 
-It understands what the clients of these benchmarks send and no more: HTTP/1.1 with keep-alive and a `Content-Length`.
-`GET /connections` tells how many connections have been opened since it started, this one included.
+It understands only what the clients of these benchmarks send: HTTP/1.1 with keep-alive and a `Content-Length`.
+`GET /connections` returns how many connections have been opened since it started, including this one.
 """
 
 import asyncio
@@ -112,7 +112,7 @@ def serving(*, delay: float = 0.0, certificate: bytes | None = None) -> Iterator
 
 @contextlib.contextmanager
 def own_authority() -> Iterator[tuple[bytes, Path]]:
-    """A certificate for 127.0.0.1, and the file of the authority that a client must trust for it."""
+    """A certificate for 127.0.0.1, and the file of the authority that its clients must trust."""
     import trustme
 
     authority = trustme.CA()

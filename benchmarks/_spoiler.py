@@ -1,4 +1,4 @@
-"""A server on loopback, in a process of its own, that spoils one request in twenty, in every way that it knows."""
+"""A server on loopback, in its own process, that spoils one request in twenty, in every way that it knows."""
 
 import multiprocessing
 import random
@@ -48,8 +48,8 @@ class Spoiler:
 
     Attributes:
         credentials: client id, client secret and token URL.
-        url: to ask.
-        seen: how many requests it has had in all, tokens included; known at the end.
+        url: where to send requests.
+        seen: how many requests it received in total, including those for tokens; known at the end.
     """
 
     credentials: tuple[str, str, str]
@@ -59,7 +59,7 @@ class Spoiler:
 
 @contextmanager
 def serving() -> Iterator[Spoiler]:
-    """A server that spoils requests, until the block ends."""
+    """A server that spoils requests until the block ends."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_serve, args=(theirs,), daemon=True)

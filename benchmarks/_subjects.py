@@ -1,6 +1,6 @@
-"""The stacks that are compared, each on a wire that is given: stkai's own, and those of other libraries.
+"""The stacks to compare, each on a given wire: stkai's own, and those of other libraries.
 
-All limiters are set to a rate that is never reached: what is measured is the work, not the wait.
+All limiters are set to a rate that is never reached: the benchmarks measure the work, not the wait.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ PEERS = (
     "aiolimiter",
 )
 FAST = 1e9
-"""Requests per second: a limit that nobody meets."""
+"""Requests per second: a limit that nobody reaches."""
 
 _TOKEN = {"access_token": _floor.TOKEN, "expires_in": 86_400}
 
@@ -33,7 +33,7 @@ AsyncWire = httpx.AsyncBaseTransport
 
 
 def answer(library: Any = httpx) -> Any:
-    """A wire of `library`, sync and async, that answers at once and as a server would."""
+    """A wire of `library`, sync and async, that answers at once, as a server would."""
 
     def respond(request: Any) -> Any:
         extensions = {"http_version": b"HTTP/1.1", "reason_phrase": b"OK"}
@@ -43,7 +43,7 @@ def answer(library: Any = httpx) -> Any:
 
 
 def provider() -> stkai.AuthProvider:
-    """The usual provider of tokens; its endpoint answers at once."""
+    """The usual token provider; its endpoint answers at once."""
     wire = httpx.MockTransport(lambda _: httpx.Response(200, json=_TOKEN))
     return stkai.ClientCredentialsAuthProvider("id", "secret", "https://id.example.com/token", transport=wire)
 
@@ -90,7 +90,7 @@ def async_httpx_tenacity(wire: AsyncWire) -> AsyncWire:
 
 
 class _PyrateTransport(httpx.BaseTransport):
-    """pyrate-limiter brings no transport for httpx; this is what its users write."""
+    """pyrate-limiter has no transport for httpx; this is what its users write."""
 
     def __init__(self, inner: Wire) -> None:
         from pyrate_limiter import Duration, Limiter, Rate
@@ -132,4 +132,4 @@ MOUNTED: dict[str, tuple[Callable[[Wire], Wire], Callable[[AsyncWire], AsyncWire
     "pyrate-limiter (async: httpx-limiter) with httpx-retries": (pyrate, httpx_limiter),
     "httpx-tenacity alone": (httpx_tenacity, async_httpx_tenacity),
 }
-"""What is mounted into an httpx client, sync and async."""
+"""What is mounted in an httpx client, sync and async."""

@@ -1,4 +1,4 @@
-"""What many requests in flight do to the wire: `python -m benchmarks.concurrency`."""
+"""How the wire copes with many requests in flight: `python -m benchmarks.concurrency`."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ BARE, MOUNTED, OWN = "httpx", "mounted", "own"
 
 
 def measure(quick: bool) -> Sequence[Table]:
-    """Requests per second with so many in flight, through httpx's own wire and through stkai's default one."""
+    """Requests per second by the number in flight, through httpx's own wire and through stkai's default one."""
     rounds = 3 if quick else 11
     rows = []
     with serving() as url:

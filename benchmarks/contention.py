@@ -34,7 +34,7 @@ Report = dict[str, float]
 
 
 def measure(quick: bool) -> Sequence[Table]:
-    """What waiters see of a limiter, and what it costs to wait."""
+    """How a limiter treats those who wait, and what waiting costs."""
     threads, tasks, seconds, rounds = (64, 200, 1.5, 1) if quick else (64, 1_000, 5.0, 9)
     with ExitStack() as stack:
         old = stack.enter_context(original())
@@ -97,7 +97,7 @@ def _bucket() -> stkai.TokenBucket:
 
 
 def _aimd() -> stkai.AimdLimiter:
-    """Plain AIMD, which starts at the full rate; its burst is used up before the race begins."""
+    """Plain AIMD, which starts at the full rate; its burst is used up before the measurement starts."""
     policy = stkai.AimdLimiter(RATE, 1.0, penalty_factor=0.3, recovery_factor=0.05, max_wait_time=None)
     while policy.take(time.monotonic()):
         pass

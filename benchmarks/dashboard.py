@@ -1,7 +1,7 @@
 """Draws docs/images/dashboard.png from the metrics of a run in virtual time: `python -m benchmarks.dashboard`.
 
 Twenty workers call a server that allows 20 requests per second, and 10 from the second minute on; for ten seconds of
-the third it answers with 503. The metrics are those of a PrometheusListener, read once a second.
+the third minute it answers 503. The metrics come from a PrometheusListener, read once a second.
 """
 
 from collections import defaultdict

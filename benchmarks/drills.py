@@ -1,7 +1,7 @@
-"""What becomes of a shared quota when its store, or a member, fails: `python -m benchmarks.drills [NAME ...]`.
+"""What happens to a shared quota when its store or a member fails: `python -m benchmarks.drills [NAME ...]`.
 
-Each drill lets processes drain 50 requests per second while something goes wrong for four seconds, and shows the
-grants of each second. `--plot PATH` draws them, with the limit as a line.
+In each drill, processes use up 50 requests per second while something goes wrong for four seconds. The output is the
+grants of each second; `--plot PATH` draws them, with the limit as a line.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from benchmarks._plots import rate_plot
 RATE = 50
 SECONDS = 12
 TROUBLE, OUTAGE = 3.2, 4.0
-"""Seconds from the start at which the trouble begins, and for which it lasts."""
+"""Seconds: when the trouble begins, counted from the start, and how long it lasts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def kill_server(scene: Scene) -> None:
 
 
 def stop_server(scene: Scene) -> None:
-    """Redis is stopped: it accepts connections and does not answer."""
+    """Redis is suspended: it accepts connections and does not answer."""
     assert scene.server is not None
     scene.server.send_signal(signal.SIGSTOP)
     time.sleep(OUTAGE)
@@ -61,7 +61,7 @@ def stop_server(scene: Scene) -> None:
 
 
 def read_only(scene: Scene) -> None:
-    """Redis becomes a replica of nobody."""
+    """Redis becomes a read-only replica of a server that does not exist."""
     assert scene.server is not None
     with scene.server.client() as client:
         client.execute_command("REPLICAOF", "127.0.0.1", "1")
@@ -95,7 +95,7 @@ def kill_member(scene: Scene) -> None:
 
 
 def hold_lock(scene: Scene) -> None:
-    """Somebody holds the lock of the state file, as a process that was stopped would."""
+    """Somebody holds the lock of the state file, as a suspended process would."""
     with scene.state_file.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         time.sleep(OUTAGE)
@@ -181,7 +181,7 @@ def drill(name: str, processes: int = 8) -> Report:
 
 
 class _Delay:
-    """A relay that hands on each answer after a time."""
+    """A relay that delays each answer."""
 
     def __init__(self, port: int, seconds: float) -> None:
         self._target, self._seconds = port, seconds
@@ -190,7 +190,7 @@ class _Delay:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """Accept nobody any more."""
+        """Accept no more connections."""
         self._listener.close()
 
     def _accept(self) -> None:

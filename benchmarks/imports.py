@@ -1,4 +1,4 @@
-"""What `import stkai` costs, and what is paid for on first use: `python -m benchmarks.imports`."""
+"""The cost of `import stkai`, and of the first use: `python -m benchmarks.imports`."""
 
 import os
 import statistics
@@ -26,7 +26,7 @@ _PROGRAM = "import time; start = time.process_time(); {}; print(time.process_tim
 def measure(quick: bool) -> Sequence[Table]:
     """CPU time of the first import, in a new interpreter each time."""
     with tempfile.TemporaryDirectory() as cache:
-        # Bytecode of all modules, whatever the environment says of it; the warm-up compiles it.
+        # Use bytecode for all modules, whatever the environment says; the warm-up compiles it.
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         runs = {name: _importing(code, environment) for name, code in _SUBJECTS.items()}
@@ -40,7 +40,7 @@ def measure(quick: bool) -> Sequence[Table]:
 
 
 def _importing(code: str, environment: dict[str, str]) -> Callable[[], float]:
-    """Seconds of CPU; what the interpreter needs to start is not in it."""
+    """Seconds of CPU, without the start of the interpreter."""
 
     def once() -> float:
         command = [sys.executable, "-c", _PROGRAM.format(code)]

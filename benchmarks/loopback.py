@@ -1,4 +1,4 @@
-"""Requests per second to a server on loopback, which costs as little as can be: `python -m benchmarks.loopback`."""
+"""Requests per second to a server on loopback that costs as little as possible: `python -m benchmarks.loopback`."""
 
 import ssl
 from collections.abc import Callable, Sequence
@@ -66,7 +66,7 @@ def _column(
     }
     if old is not None:
         path = None if trusted is None else str(trusted)
-        # A new connection each time leaves as many sockets behind it: fewer requests will do.
+        # A new connection each time leaves that many sockets behind: fewer requests are enough.
         runs[NAME] = lambda: float(
             old.ask("loopback", url=url, threads=threads, count=count // 5, data=subjects.DATA, trusted=path)
         )

@@ -1,4 +1,4 @@
-"""Memory of tasks that wait, by tracemalloc: `python -m benchmarks.memory`."""
+"""Memory per waiting task, by tracemalloc: `python -m benchmarks.memory`."""
 
 import asyncio
 import gc

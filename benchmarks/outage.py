@@ -1,6 +1,7 @@
-"""What a server gets during an outage, with and without a retry budget: `python -m benchmarks.outage`.
+"""The load on a server during an outage, with and without a retry budget: `python -m benchmarks.outage`.
 
-In virtual time, with the real stack: 200 calls per second arrive at random, and for a minute the server refuses all.
+In virtual time, with the real stack: 200 calls per second arrive at random, and the server refuses all of them for a
+minute.
 """
 
 from collections import Counter
@@ -25,9 +26,9 @@ class Outcome:
     """One run.
 
     Attributes:
-        received: requests that the server got in each second.
+        received: requests that the server received in each second.
         failed: calls that failed, by the second in which they arrived.
-        calls: calls that arrived, likewise.
+        calls: calls that arrived in each second.
     """
 
     received: Counter[int] = field(default_factory=Counter)
@@ -44,7 +45,7 @@ def policies() -> dict[str, stkai.RetryPolicy | None]:
 
 
 def measure(quick: bool) -> Sequence[Table]:
-    """What a server gets during an outage."""
+    """The load on a server during an outage."""
     rate = 20.0 if quick else 200.0
     outcomes = {name: simulate(policy, rate) for name, policy in policies().items()}
     _plot(outcomes, rate, PICTURE)
@@ -80,7 +81,7 @@ def measure(quick: bool) -> Sequence[Table]:
 
 
 def simulate(policy: stkai.RetryPolicy | None, rate: float, seed: int = 1) -> Outcome:
-    """Let calls arrive, and the server refuse all of them for a while."""
+    """Let calls arrive while the server refuses all of them for a time."""
     outcome = Outcome()
     chance, latency, jitter = stream("calls", seed), stream("latency", seed), stream("jitter", seed)
 

@@ -69,7 +69,7 @@ def _layer_table(samples: dict[str, list[float]]) -> Table:
 
 
 def _timed(call: Callable[[], object], count: int) -> Callable[[], float]:
-    """Microseconds of CPU per call, when the processor has got used to it."""
+    """Microseconds of CPU per call, once the processor is warm."""
 
     def batch() -> float:
         for _ in range(count // 5):

@@ -84,7 +84,7 @@ def _sending(transport: httpx.BaseTransport, count: int) -> Callable[[], float]:
 
 
 def _waiters(number: int, count: int) -> Callable[[], float]:
-    """So many are in the queue; each turn the first goes, and another comes."""
+    """With this many in the queue, the first one goes and another one comes, each turn."""
     queue = stkai.TokenBucket(1, 1.0, burst=1, max_wait_time=None)
     tickets = [Turn() for _ in range(number)]
     now = 0.0
@@ -101,7 +101,7 @@ def _waiters(number: int, count: int) -> Callable[[], float]:
         queue.ask(tickets[place], now)
         place = (place + 1) % number
 
-    # The first of them found the burst.
+    # The first of them took the burst.
     tickets[0] = Turn()
     queue.ask(tickets[0], now)
     place = 1
@@ -109,7 +109,7 @@ def _waiters(number: int, count: int) -> Callable[[], float]:
 
 
 def _retries(number: int, count: int) -> Callable[[], float]:
-    """The answer is a 503 so many times, then a 200."""
+    """Answer 503 this many times, then 200."""
     left = 0
 
     def respond(request: httpx.Request) -> httpx.Response:
@@ -135,7 +135,7 @@ _WIRES: dict[str, Callable[[], httpx.AsyncClient]] = {
 
 
 def _in_flight(url: str, wire: Callable[[], httpx.AsyncClient], at_once: int) -> Callable[[], float]:
-    """Microseconds per request, so many at once."""
+    """Microseconds per request with this many at once."""
 
     async def send() -> float:
         configure((200, 200))

@@ -1,9 +1,9 @@
-"""`python -m benchmarks.soak`: many calls with faults among them, and at the end nothing is lost and nothing has grown.
+"""`python -m benchmarks.soak`: many calls, some with faults; at the end nothing is lost and nothing has grown.
 
-A server on loopback, in a process of its own, spoils one request in twenty: errors, refusals, connections that break in
-every place. A sync client with threads and an async one with tasks share it. Every call must end in an answer or in an
-error, memory and file descriptors must stay flat, and the server must have seen what was sent. Bounded in count and
-time: at most `--requests`, for at most `--seconds`.
+A server on loopback, in its own process, spoils one request in twenty: errors, refusals, connections that break at any
+point. A sync client with threads and an async one with tasks share it. Every call must end in an answer or an error,
+memory and file descriptors must stay flat, and the server must have seen what was sent. Bounded in count and time: at
+most `--requests`, for at most `--seconds`.
 """
 
 import argparse
@@ -39,12 +39,12 @@ LIMITS = httpx.Limits(max_connections=WORKERS)
 
 @dataclass
 class Ledger:
-    """What became of the calls.
+    """How the calls ended.
 
     Attributes:
-        begun: calls that were made.
-        outcomes: how they ended: by status, or by the name of the error.
-        sent: requests that went to a wire, with those for tokens.
+        begun: calls that were started.
+        outcomes: how many ended with each status, or with each error, by name.
+        sent: requests that went to a wire, including those for tokens.
         answered: responses that came back from it.
     """
 
@@ -94,7 +94,7 @@ class _Counted(httpx.HTTPTransport):
 
 
 class _AsyncCounted(httpx.AsyncHTTPTransport):
-    """The same for the async client."""
+    """The async version of `_Counted`."""
 
     def __init__(self, ledger: Ledger, **options: Any) -> None:
         super().__init__(**options)
@@ -109,7 +109,7 @@ class _AsyncCounted(httpx.AsyncHTTPTransport):
 
 @dataclass(frozen=True)
 class Footprint:
-    """What this process holds: bytes of memory in use, and open file descriptors."""
+    """What this process uses: bytes of memory, and open file descriptors."""
 
     memory: int
     descriptors: int
@@ -167,7 +167,7 @@ class Soak:
         self._pool.shutdown()
 
     def round(self, calls: int) -> None:
-        """Make so many calls, and come back when all have ended."""
+        """Make this many calls, and return when all have ended."""
         left = iter(range(calls // 2))
         for future in [self._pool.submit(self._work, left) for _ in range(WORKERS)]:
             future.result()
@@ -210,7 +210,7 @@ def _retry(number: int) -> stkai.RetryPolicy | None:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of it: the calls, what the process held after each round, and how many requests the server had."""
+    """The calls, what the process used after each round, and how many requests the server received."""
 
     ledger: Ledger
     footprints: list[Footprint]
@@ -222,7 +222,7 @@ class Result:
         ledger, warm, last = self.ledger, self.footprints[len(self.footprints) // 5], self.footprints[-1]
         checks = {
             f"{ledger.begun} calls begun, {ledger.ended} ended": ledger.begun == ledger.ended,
-            # A connection that the server closes just then takes along what was being sent.
+            # When the server closes a connection, a request that is being sent is lost with it.
             f"{ledger.sent} sent, {self.seen} seen": ledger.answered <= self.seen <= ledger.sent,
             f"memory: {warm.memory} bytes, then {last.memory}": last.memory - warm.memory < MOST_GROWTH,
             f"file descriptors: {warm.descriptors}, then {last.descriptors}": (
@@ -235,7 +235,7 @@ class Result:
 def soak(
     requests: int, seconds: float, rounds: int = 10, tell: Callable[[str], object] = lambda _: None
 ) -> Result:
-    """Make `requests` calls in so many rounds; no round begins after so many seconds."""
+    """Make `requests` calls in this many rounds; no round starts after this many seconds."""
     start = time.monotonic()
     footprints = []
     with serving() as server, Soak(server) as run:

@@ -1,4 +1,4 @@
-"""What listeners take per call, over a wire that answers at once: `python -m benchmarks.telemetry`."""
+"""The cost of listeners per call, over a wire that answers at once: `python -m benchmarks.telemetry`."""
 
 import logging
 import time
@@ -13,7 +13,7 @@ SILENT = "no listener: `listener=[]`"
 
 
 def measure(quick: bool) -> Sequence[Table]:
-    """What listeners take per call."""
+    """The cost of listeners per call."""
     count, rounds = (200, 9) if quick else (500, 41)
     calls = {name: _timed(listeners, count, level) for name, (listeners, level) in _listeners().items()}
     samples = interleave(calls, rounds)

@@ -167,9 +167,9 @@ async def test_a_request_that_the_wire_could_not_read_is_refused_with_the_reason
 
 def test_the_clients_of_stkai_refuse_a_wire_of_httpx2_at_once() -> None:
     stack = stkai.StackBuilder([stkai.transports.retry()])
-    with pytest.raises(stkai.ConfigurationError, match="wire is for httpx"):
+    with pytest.raises(stkai.ConfigurationError, match="on an httpx wire"):
         stkai.HttpClient(stack.build(httpx2.HTTPTransport()))
-    with pytest.raises(stkai.ConfigurationError, match="wire is for httpx"):
+    with pytest.raises(stkai.ConfigurationError, match="on an httpx wire"):
         stkai.AsyncHttpClient(stack.build_async(httpx2.AsyncHTTPTransport()))
 
 

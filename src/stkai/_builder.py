@@ -37,12 +37,12 @@ class StackBuilder:
     Args:
         layers: recipes, from the factories in `stkai.transports` or your own `Layer`.
         clock: where the layers get their time from.
-        listener: a function that is called with every event of the stack, besides the default log; or a list of
-            exactly those that are to be called.
+        listener: a function that is called with every event of the stack, in addition to the default log; or a list of
+            the only functions to call.
         random: draws numbers in [0, 1).
 
     Raises:
-        ConfigurationError: two layers have one name, or something in the list is no layer.
+        ConfigurationError: two layers have the same name, or something in the list is not a layer.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class StackBuilder:
         listener: Listener | Iterable[Listener] | None = None,
         random: Callable[[], float] | None = None,
     ) -> Self:
-        """The standard stack as the settings say; by default those of `STKAI.config`.
+        """The standard stack for the settings; by default for those of `STKAI.config`.
 
-        Where StackSpot CLI signs the requests, it is the wire, and there is no layer `auth`.
+        If StackSpot CLI signs the requests, it is the wire, and there is no layer `auth`.
         """
         from ._standard import Parts
 
@@ -86,12 +86,12 @@ class StackBuilder:
         return self._with((*self.layers, layer), self.parts)
 
     def outside(self, name: str, layer: Layer) -> Self:
-        """Add a layer just outside the one named `name`."""
+        """Add a layer just outside the layer `name`."""
         place = self._find(name)
         return self._with((*self.layers[:place], layer, *self.layers[place:]), self.parts)
 
     def inside(self, name: str, layer: Layer) -> Self:
-        """Add a layer just inside the one named `name`."""
+        """Add a layer just inside the layer `name`."""
         place = self._find(name) + 1
         return self._with((*self.layers[:place], layer, *self.layers[place:]), self.parts)
 
@@ -103,10 +103,10 @@ class StackBuilder:
         return names.index(name)
 
     def build(self, wire: SyncWire | None = None) -> Transport:
-        """The stack around a sync wire; by default one that honours proxies, and `STKAI_HTTP_*`.
+        """The stack around a sync wire; the default wire honours proxies and `STKAI_HTTP_*`.
 
         Raises:
-            ConfigurationError: the wire is async, or no transport at all, or StackSpot CLI was to sign.
+            ConfigurationError: the wire is async or not a transport, or StackSpot CLI was to sign.
         """
         transport: Any = self._make_wire() if wire is None else wire
         _require(transport, httpx.BaseTransport, "the wire", "httpx.HTTPTransport(), or call build_async()")
@@ -120,10 +120,10 @@ class StackBuilder:
         return cast(Transport, transport)
 
     def build_async(self, wire: AsyncWire | None = None) -> AsyncTransport:
-        """The stack around an async wire; by default one that honours proxies, and `STKAI_HTTP_*`.
+        """The stack around an async wire; the default wire honours proxies and `STKAI_HTTP_*`.
 
         Raises:
-            ConfigurationError: the wire is sync, or no transport at all, or StackSpot CLI was to sign.
+            ConfigurationError: the wire is sync or not a transport, or StackSpot CLI was to sign.
         """
         transport: Any = self._make_async_wire() if wire is None else wire
         _require(
@@ -173,12 +173,12 @@ def _checked(given: Iterable[Layer]) -> tuple[Layer, ...]:
     try:
         layers = tuple(given)
     except TypeError as error:
-        msg = f"a stack is made of several layers, such as [stkai.transports.retry()], not of {given!r}"
+        msg = f"a stack takes a list of layers, such as [stkai.transports.retry()], not {given!r}"
         raise ConfigurationError(msg) from error
     names = set[str]()
     for layer in layers:
         if not isinstance(layer, Layer):
-            msg = f"a stack is made of layers, such as stkai.transports.retry(...), not {layer!r}"
+            msg = f"a stack takes layers, such as stkai.transports.retry(...), not {layer!r}"
             raise ConfigurationError(msg)
         if layer.name in names:
             msg = (
@@ -197,7 +197,7 @@ def _require(transport: object, kind: type, what: str, example: str) -> None:
 
 @shows_options
 def build_transport(*, transport: SyncWire | None = None, **options: Unpack[StackOptions]) -> Transport:
-    """The standard stack as one transport, to put into an `httpx.Client` or `httpx2.Client`, or into its `mounts`."""
+    """The standard stack as one transport, for an `httpx.Client` or `httpx2.Client`, or for its `mounts`."""
     stack, parts = _standard(options, own_wire=transport is not None)
     return stack.build(parts.make_wire() if transport is None else transport)
 
@@ -206,14 +206,14 @@ def build_transport(*, transport: SyncWire | None = None, **options: Unpack[Stac
 def build_async_transport(
     *, transport: AsyncWire | None = None, **options: Unpack[StackOptions]
 ) -> AsyncTransport:
-    """The standard stack for async clients, on asyncio and trio; StackSpot CLI cannot sign for these."""
+    """The standard stack for async clients, on asyncio and trio; StackSpot CLI cannot sign for them."""
     stack, parts = _standard(options, own_wire=True)
     return stack.build_async(parts.make_async_wire() if transport is None else transport)
 
 
 @shows_options
 def build_client(*, transport: SyncWire | None = None, **options: Unpack[StackOptions]) -> HttpClient:
-    """A client with `get`, `post` and `post_stream` over the standard stack."""
+    """A client with `get`, `post` and `post_stream` on top of the standard stack."""
     return HttpClient(build_transport(transport=transport, **options))
 
 
@@ -221,7 +221,7 @@ def build_client(*, transport: SyncWire | None = None, **options: Unpack[StackOp
 def build_async_client(
     *, transport: AsyncWire | None = None, **options: Unpack[StackOptions]
 ) -> AsyncHttpClient:
-    """An async client with `get`, `post` and `post_stream` over the standard stack, on asyncio and trio."""
+    """An async client with `get`, `post` and `post_stream` on top of the standard stack, on asyncio and trio."""
     return AsyncHttpClient(build_async_transport(transport=transport, **options))
 
 
@@ -231,6 +231,6 @@ def _standard(options: StackOptions, *, own_wire: bool) -> "tuple[StackBuilder, 
     chosen: dict[str, Any] = {**options}
     listener, random = chosen.pop("listener", None), chosen.pop("random", None)
     parts = Parts.choose(STKAI.config, own_wire=own_wire, **chosen)
-    # A layer that does nothing still tells the listener of calls.
+    # A layer that does nothing still reports calls to the listener.
     layers = parts.layers or (() if listener is None else (_PLAIN,))
     return StackBuilder(layers, clock=options.get("clock"), listener=listener, random=random), parts

@@ -1,7 +1,6 @@
-"""The clients that people hold: three verbs over any transport, and a complete `httpx.Response` back.
+"""The clients for direct use: three verbs over any transport, and a complete `httpx.Response` in return.
 
-They know no cookies, no redirects and no second auth flow; whoever needs these mounts the same transport into an
-`httpx.Client`.
+They have no cookies, no redirects and no second auth flow; for these, mount the same transport in an `httpx.Client`.
 """
 
 from collections.abc import Mapping
@@ -25,11 +24,11 @@ _REOPENED: Final = "Cannot open a client that has been closed; make a new one."
 class HttpClient:
     """GET, POST and streamed POST over a transport; safe to share between threads. Close it, or use a `with` block.
 
-    A subclass may instead override `get` and `post`, and `post_stream` if it can stream; it needs no transport then.
+    A subclass may instead override `get` and `post`, and `post_stream` if it can stream; it then needs no transport.
 
     Args:
-        transport: usually a stack, from `build_transport` or a `StackBuilder`. Only a subclass with verbs of its own
-            can do without.
+        transport: usually a stack, from `build_transport` or a `StackBuilder`. Only a subclass with its own verbs can
+            do without one.
 
     Raises:
         ConfigurationError: the transport is not a sync one.
@@ -45,7 +44,7 @@ class HttpClient:
             return
         if not isinstance(transport, httpx.BaseTransport) or family_of_wire(transport) not in {None, HTTPX}:
             msg = (
-                "HttpClient needs an httpx.BaseTransport on a wire of httpx, such as stkai.build_transport(),"
+                "HttpClient needs an httpx.BaseTransport on an httpx wire, such as stkai.build_transport(),"
                 f" not {transport!r}"
             )
             raise ConfigurationError(msg)
@@ -70,15 +69,15 @@ class HttpClient:
             timeout: seconds that connecting, writing and each read may take.
             retry: a policy for this call, or None to send it once.
             deadline: seconds that the whole call may take.
-            max_wait_time: seconds that the call may wait for permits; None waits as long as it takes.
+            max_wait_time: seconds that the call may wait for permits; None waits as long as necessary.
             cost: units that the call takes from a limiter with `max_cost`.
             priority: "normal", or "low" to go when nobody else waits.
 
         Raises:
             InvalidArgumentError: (a ValueError and AssertionError) a bad URL, timeout or option.
             RuntimeError: the client has been closed.
-            httpx.TransportError: the request failed; of stkai's own there are AuthenticationError,
-                TokenAcquisitionTimeoutError, ServerSideRateLimitError (a 429 under the adaptive limiter, after retry)
+            httpx.TransportError: the request failed. stkai's own errors are AuthenticationError,
+                TokenAcquisitionTimeoutError, ServerSideRateLimitError (a 429 under the adaptive limiter, after retries)
                 and DeadlineExceededError.
         """
         return self._send("GET", url, None, headers, timeout, options_of("get", options))
@@ -91,7 +90,7 @@ class HttpClient:
         timeout: float = 30,
         **options: Unpack[CallOptions],
     ) -> httpx.Response:
-        """Send a POST request with `data` as its JSON body, and read the answer; the rest is as for `get`."""
+        """Send a POST request with `data` as its JSON body, and read the answer; everything else is as for `get`."""
         return self._send("POST", url, data, headers, timeout, options_of("post", options))
 
     def post_stream(
@@ -104,11 +103,11 @@ class HttpClient:
     ) -> StreamedResponse:
         """Like `post`, but the body arrives while you iterate over the response.
 
-        The response is also a context manager; leaving it early gives the connection back. Once it has been handed up,
+        The response is also a context manager; leaving it early gives the connection back. Once you have the response,
         nothing is retried, and the deadline no longer counts.
 
         Raises:
-            NotImplementedError: a subclass that brings its own verbs, and does not stream.
+            NotImplementedError: the client is a subclass with its own verbs that does not stream.
         """
         layer = self._open_entry()
         given = options_of("post_stream", options)
@@ -116,7 +115,7 @@ class HttpClient:
         return exchange.stream(layer.carry_out(exchange.call, exchange.flow))
 
     def send(self, request: httpx.Request) -> httpx.Response:
-        """Send a request that is complete, and read the answer.
+        """Send a complete request, and read the answer.
 
         Its extensions may hold `RequestOptions` as "stkai", and timeouts; the errors are those of `get`.
         """
@@ -188,7 +187,7 @@ class AsyncHttpClient:
             HTTPX,
         }:
             msg = (
-                "AsyncHttpClient needs an httpx.AsyncBaseTransport on a wire of httpx, such as"
+                "AsyncHttpClient needs an httpx.AsyncBaseTransport on an httpx wire, such as"
                 f" stkai.build_async_transport(), not {transport!r}"
             )
             raise ConfigurationError(msg)
@@ -203,7 +202,7 @@ class AsyncHttpClient:
     async def get(
         self, url: str, headers: Headers = None, timeout: float = 30, **options: Unpack[CallOptions]
     ) -> httpx.Response:
-        """Send a GET request and read the answer; as `HttpClient.get`."""
+        """Send a GET request and read the answer; like `HttpClient.get`."""
         return await self._send("GET", url, None, headers, timeout, options_of("get", options))
 
     async def post(
@@ -214,7 +213,7 @@ class AsyncHttpClient:
         timeout: float = 30,
         **options: Unpack[CallOptions],
     ) -> httpx.Response:
-        """Send a POST request with `data` as its JSON body, and read the answer; as `HttpClient.post`."""
+        """Send a POST request with `data` as its JSON body, and read the answer; like `HttpClient.post`."""
         return await self._send("POST", url, data, headers, timeout, options_of("post", options))
 
     async def post_stream(
@@ -225,14 +224,14 @@ class AsyncHttpClient:
         timeout: float = 30,
         **options: Unpack[CallOptions],
     ) -> StreamedResponse:
-        """Like `post`, but the body arrives while you iterate; as `HttpClient.post_stream`, with `async with`."""
+        """Like `post`, but the body arrives while you iterate; see `HttpClient.post_stream`, with `async with`."""
         layer = self._open_entry()
         given = options_of("post_stream", options)
         exchange = Exchange(layer, "POST", url, data, headers, timeout, given, buffered=False)
         return exchange.stream(await layer.carry_out(exchange.call, exchange.flow))
 
     async def send(self, request: httpx.Request) -> httpx.Response:
-        """Send a request that is complete, and read the answer; as `HttpClient.send`."""
+        """Send a complete request, and read the answer; like `HttpClient.send`."""
         layer = self._open_entry()
         exchange = Exchange.of(layer, request)
         return exchange.finish(await layer.carry_out(exchange.call, exchange.flow))
@@ -283,12 +282,12 @@ class AsyncHttpClient:
 
 
 def _no_attribute(client: object, name: str, wanted: type, builder: str) -> AttributeError:
-    """Where an httpx client would have the attribute, say how to get one over the same stack."""
+    """Say how to get an httpx client over the same stack, if one would have the attribute."""
     kind = type(client).__name__
     msg = f"{kind!r} object has no attribute {name!r}"
     if hasattr(wanted, name) or name in {"timeout", "headers"}:
         msg += (
-            f"; {kind} has only get, post and post_stream. Where an httpx.{wanted.__name__} is needed, put the stack"
+            f"; {kind} has only get, post and post_stream. If you need an httpx.{wanted.__name__}, put the stack"
             f" into one: httpx.{wanted.__name__}(transport=stkai.{builder}())"
         )
     return AttributeError(msg, name=name, obj=client)

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 
 class Clock(Protocol):
-    """What a stack needs to know of time. Pass another one (`stkai.testing.FakeClock`) to test without sleeping."""
+    """What a stack needs to know about time. Pass another one (`stkai.testing.FakeClock`) to test without sleeping."""
 
     def monotonic(self) -> float:
         """Seconds since some fixed instant; never goes back."""
@@ -20,16 +20,16 @@ class Clock(Protocol):
         ...
 
     def sleep(self, seconds: float) -> None:
-        """Block this thread for that many seconds."""
+        """Block this thread for this many seconds."""
         ...
 
     async def asleep(self, seconds: float) -> None:
-        """Suspend this task for that many seconds, on whichever event loop runs it."""
+        """Suspend this task for this many seconds, on whichever event loop runs it."""
         ...
 
 
 _LONGEST: Final = 1e6
-"""Seconds; no system sleeps for any number of them at once."""
+"""Seconds; a longer sleep is split, since systems limit its length."""
 
 
 class SystemClock:
@@ -47,7 +47,7 @@ class SystemClock:
         time.sleep(seconds)
 
     def asleep(self, seconds: float) -> Coroutine[Any, Any, None]:
-        # Thousands of tasks may sleep here: in asyncio, nothing stands between one of them and its timer.
+        # Thousands of tasks may sleep here: on asyncio, nothing comes between a task and its timer.
         asyncio = sys.modules.get("asyncio")
         if asyncio is not None and _runs_a_task(asyncio):
             sleeping: Coroutine[Any, Any, None] = asyncio.sleep(seconds)
@@ -61,7 +61,7 @@ class SystemClock:
 
 
 def _runs_a_task(asyncio: Any) -> bool:
-    """Whether a task of asyncio's is running, and no run of trio's: as a guest of its loop, or within the task."""
+    """Whether an asyncio task is running, and trio is not: neither as a guest of its loop, nor within the task."""
     trio = sys.modules.get("trio")
     try:
         return (trio is None or not trio.lowlevel.in_trio_run()) and asyncio.current_task() is not None
@@ -70,7 +70,7 @@ def _runs_a_task(asyncio: Any) -> bool:
 
 
 uniform = random.random
-"""A number in [0, 1). The generator seeds itself anew in a forked child, so children draw different jitter."""
+"""A number in [0, 1). The generator reseeds itself in a forked child, so children draw different jitter."""
 
 
 def unique_key() -> str:

@@ -1,9 +1,9 @@
 """The exceptions of stkai. What a transport raises is also an `httpx.TransportError`, with `.request`.
 
     StkaiError
-      + ConfigurationError             ValueError: settings, stacks and options that cannot work
+      + ConfigurationError             ValueError: settings, stacks or options that cannot be used
       + InvalidArgumentError           ValueError, AssertionError: a bad argument of one call
-      + AuthenticationError            httpx.TransportError: no token could be had, or none may be sent
+      + AuthenticationError            httpx.TransportError: there is no token, or it may not be sent
       + DeadlineExceededError          httpx.TimeoutException: the call's total time ran out
       + MaxRetriesExceededError        `Retrying` gave up
       + RetryableError                 httpx.TransportError: another attempt may help
@@ -21,7 +21,7 @@ import httpx
 
 
 class StkaiError(Exception):
-    """Base of everything that stkai raises on its own account."""
+    """Base class of everything that stkai itself raises."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {name: _portable(value) for name, value in self.__dict__.items()}
@@ -42,13 +42,13 @@ def _restore(cls: type[_E], args: tuple[Any, ...], state: dict[str, Any]) -> _E:
 
 
 def _portable(value: object) -> object:
-    """What goes into a pickle: the value, or what can be said of it in words.
+    """What goes into a pickle: the value, or a description of it in words.
 
     Many exceptions pickle but cannot be read back (`httpx.HTTPStatusError` is one): in a process pool that is a crash.
     """
     try:
-        pickle.loads(pickle.dumps(value))  # noqa: S301 - made a moment ago, by ourselves
-    except Exception:  # noqa: BLE001 - other people's classes; whatever they raise
+        pickle.loads(pickle.dumps(value))  # noqa: S301 - our own data, pickled a moment ago
+    except Exception:  # noqa: BLE001 - foreign classes; whatever they raise
         return StkaiError(f"{type(value).__name__}: {value}") if isinstance(value, BaseException) else None
     return value
 
@@ -56,7 +56,7 @@ def _portable(value: object) -> object:
 def hide_frames(error: BaseException) -> None:
     """Drop the frames of the errors that caused this one.
 
-    They are those of the wire; their variables hold headers and bodies, which some formatters of tracebacks print.
+    They belong to the wire; their variables hold headers and bodies, which some traceback formatters print.
     """
     below = error.__cause__
     while below is not None and below.__traceback__ is not None:
@@ -65,7 +65,7 @@ def hide_frames(error: BaseException) -> None:
 
 
 class ConfigurationError(StkaiError, ValueError):
-    """Settings, a stack or options that cannot work; the message says what to change."""
+    """Settings, a stack or options that cannot be used; the message says what to change."""
 
 
 class InvalidArgumentError(StkaiError, ValueError, AssertionError):
@@ -73,18 +73,18 @@ class InvalidArgumentError(StkaiError, ValueError, AssertionError):
 
 
 class TransportError(StkaiError, httpx.TransportError):
-    """Base of what the transports raise: caught by `except httpx.HTTPError`; `.request` is the request."""
+    """Base class of what the transports raise: caught by `except httpx.HTTPError`; `.request` is the request."""
 
     def __init__(self, message: str, *, request: httpx.Request | None = None) -> None:
         super().__init__(message, request=request)
 
 
 class AuthenticationError(TransportError):
-    """No access token could be had, or it may not be sent, since the way is not encrypted.
+    """There is no access token, or it may not be sent because the connection is not encrypted.
 
     Attributes:
         message: what failed.
-        cause: the exception underneath, if any.
+        cause: the underlying exception, if any.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class AuthenticationError(TransportError):
 
 
 class DeadlineExceededError(StkaiError, httpx.TimeoutException):
-    """The total time that the call was given has run out before there was an answer."""
+    """The call's total time ran out before there was an answer."""
 
     def __init__(self, message: str, *, request: httpx.Request | None = None) -> None:
         super().__init__(message, request=request)
@@ -114,13 +114,13 @@ class ClientSideRateLimitError(RetryableError):
 
 
 class TokenAcquisitionTimeoutError(ClientSideRateLimitError):
-    """The wait for a permit was, or would have been, longer than allowed. Nothing was sent, no permit was taken.
+    """The wait for a permit was, or would have been, longer than allowed. Nothing was sent, and no permit was taken.
 
     Attributes:
-        waited: seconds waited before giving up (0 when refused at once).
+        waited: seconds waited before giving up (0 if refused at once).
         max_wait_time: seconds that the request was allowed to wait.
-        required: seconds that it would have had to wait in all.
-        retry_after: seconds after which a wait within `max_wait_time` would do.
+        required: seconds that it would have had to wait in total.
+        retry_after: seconds after which a wait within `max_wait_time` would be enough.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class ServerSideRateLimitError(RetryableError):
     """The server answered 429 Too Many Requests.
 
     Attributes:
-        response: that response; its body can be read.
+        response: the response; its body can be read.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """What a stack tells its listener: one frozen dataclass per event, in the past tense, with the reason.
 
-Every event names the call it belongs to, so that logs, metrics and traces can be built from events alone. `str(event)`
-is a line for people. Imported when the first event happens: `import stkai` does not pay for it.
+Every event names its call, so that logs, metrics and traces can be built from events alone. `str(event)` is a readable
+line. Imported when the first event happens: `import stkai` does not pay for it.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ class CallInfo:
         id: the same for all events of one call; unique within the process.
         method: the HTTP method.
         host: the host name, without a port.
-        attempt: the number of the attempt that was under way: 1, 2, ...
+        attempt: the number of the attempt in progress: 1, 2, ...
     """
 
     id: int
@@ -52,7 +52,7 @@ class AttemptStarted(Event):
 
     Attributes:
         resend_count: how often this call has sent it before; 0 the first time.
-        headers: empty; a listener may add headers that this attempt is to carry, such as `traceparent`.
+        headers: empty; a listener may add headers for this attempt to carry, such as `traceparent`.
     """
 
     resend_count: int = 0
@@ -64,7 +64,7 @@ class AttemptStarted(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttemptFinished(Event):
-    """The wire returned a response, whose body may still be on its way, or raised.
+    """The wire returned a response, whose body may still be on its way, or raised an error.
 
     Attributes:
         status: the status code; None after an error.
@@ -87,7 +87,7 @@ class RetryScheduled(Event):
 
     Attributes:
         attempt: the number of the attempt that failed: 1, 2, ...
-        delay: seconds; 0 where a limiter keeps the wait itself.
+        delay: seconds; 0 if a limiter handles the wait itself.
         cause: what failed, in words.
     """
 
@@ -102,7 +102,7 @@ class RetryScheduled(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waited(Event):
-    """A request waited `seconds` for a permit of the layer `layer`, and has it now."""
+    """A request waited `seconds` for a permit of the layer `layer`, and now has it."""
 
     layer: str
     seconds: float
@@ -157,7 +157,7 @@ class TokenRenewed(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreLost(Event):
-    """The store of a shared quota cannot be asked; until it can be, this process keeps to its own part of the quota.
+    """The store of a shared quota cannot be reached; until it can, this process keeps to its own part of the quota.
 
     Attributes:
         share: the name of the quota.
@@ -171,7 +171,7 @@ class StoreLost(Event):
 
     def __str__(self) -> str:
         return (
-            f"the quota {self.share!r} goes on with this process's own part: {self.store} cannot be asked"
+            f"the quota {self.share!r} continues with this process's own part: {self.store} cannot be reached"
             f" ({self.reason})"
         )
 
@@ -194,7 +194,7 @@ class StoreRestored(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuotaDisagreement(Event):
-    """Another member of the share, which started later, knows another quota; theirs is in force.
+    """Another member of the share, which started later, was given another quota; theirs is in force.
 
     Attributes:
         share: the name of the quota.
@@ -208,8 +208,8 @@ class QuotaDisagreement(Event):
 
     def __str__(self) -> str:
         return (
-            f"the members of the quota {self.share!r} disagree: {self.theirs:.3g} requests/s are in force, not"
-            f" {self.mine:.3g}, as the member says that started last"
+            f"the members of the quota {self.share!r} disagree: {self.theirs:.3g} requests/s are in force, set by the"
+            f" member that started last, not {self.mine:.3g}"
         )
 
 

@@ -1,4 +1,4 @@
-"""One request of a client and its answer: arguments checked, a complete request made, a complete response handed up."""
+"""One request of a client and its answer: checks arguments, makes a complete request, returns a complete response."""
 
 import json
 import math
@@ -33,7 +33,7 @@ class StreamedResponse(httpx.Response):
 
     @classmethod
     def of(cls, response: httpx.Response, clock: Clock, started: float) -> Self:
-        """The same response, with whatever has been read of it already."""
+        """The same response, including what has been read of it already."""
         streamed = object.__new__(cls)
         streamed.__dict__.update(response.__dict__, _clock=clock, _started=started)
         return streamed
@@ -68,7 +68,7 @@ class StreamedResponse(httpx.Response):
 
 
 class Exchange:
-    """One request under way: checked, made complete, and carried out by a flow that ends with what the caller wants.
+    """One request in progress: checked, completed, and carried out by a flow that ends with what the caller wants.
 
     Attributes:
         request: what is sent, and what `response.request` will be.
@@ -90,7 +90,7 @@ class Exchange:
         buffered: bool,
     ) -> None:
         self._layer = layer
-        # That of the stack's outermost layer, so that all read one clock.
+        # Taken from the stack's outermost layer, so that all read one clock.
         self._clock = layer.context.clock
         target = check_url(url)
         extensions: dict[str, Any] = {"timeout": check_timeout(timeout)}
@@ -109,7 +109,7 @@ class Exchange:
 
     @classmethod
     def of(cls, layer: LayerBase, request: httpx.Request) -> Self:
-        """The exchange of a request that is complete; its extensions may hold `RequestOptions` and a timeout."""
+        """The exchange of a complete request; its extensions may hold `RequestOptions` and a timeout."""
         exchange = object.__new__(cls)
         exchange._layer, exchange._clock = layer, layer.context.clock
         if request.url.userinfo:
@@ -120,17 +120,17 @@ class Exchange:
         return exchange
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
-        """Through the stack; the body is read where the caller wants the whole of it, or nobody tries again.
+        """Send through the stack; read the body if the caller wants all of it, or if nobody tries again.
 
         Raises:
-            ServerSideRateLimitError: it is a 429 that a limiter has seen.
+            ServerSideRateLimitError: the answer is a 429 that a limiter has seen.
         """
         response = yield from self._layer.flow(request, attempt)
         refused = response.status_code == httpx.codes.TOO_MANY_REQUESTS and PACED in response.extensions
         try:
             if (attempt.call.buffered or refused) and not is_there(response):
                 yield Read(response)
-                response.read()  # Where a deadline was kept, it was fetched as it travelled.
+                response.read()  # Under a deadline, the body has already been fetched, still encoded.
             response.request = self.request
             if refused:
                 attempt.finish(self.finish(response), self._clock.monotonic())
@@ -141,17 +141,17 @@ class Exchange:
         return response
 
     def finish(self, response: httpx.Response) -> httpx.Response:
-        """The response, which has been read, with all that belongs to it."""
+        """The response, already read, with everything that belongs to it."""
         response.elapsed = timedelta(seconds=self._clock.monotonic() - self.call.started)
         return response
 
     def stream(self, response: httpx.Response) -> StreamedResponse:
-        """The response, not read yet, with all that belongs to it."""
+        """The response, not yet read, with everything that belongs to it."""
         return StreamedResponse.of(response, self._clock, self.call.started)
 
 
 def entry(transport: httpx.BaseTransport) -> LayerTransport:
-    """The layer by which calls enter a transport: its outermost, or one around it that does nothing."""
+    """The layer through which calls enter a transport: its outermost one, or a layer around it that does nothing."""
     if (
         isinstance(transport, LayerTransport)
         and type(transport).handle_request is LayerTransport.handle_request
@@ -172,7 +172,7 @@ def async_entry(transport: httpx.AsyncBaseTransport) -> AsyncLayerTransport:
 
 def _context_of(transport: object) -> Context | None:
     context = getattr(transport, "context", None)
-    # A bare transport has nobody who listens.
+    # A bare transport has no listener.
     return context if isinstance(context, Context) else _SILENT
 
 
@@ -183,18 +183,18 @@ def check_url(url: str | httpx.URL) -> httpx.URL:
         InvalidArgumentError: it is not absolute, or contains credentials. The message shows no password.
     """
     try:
-        # What is no text may not be hashable either.
+        # Something other than text may not be hashable.
         return _parse(url) if isinstance(url, str) else request_url(url)
     except ValueError as error:
         raise InvalidArgumentError(str(error)) from None
 
 
-# Parsing is the most costly step of all, and programs have few URLs.
+# Parsing is the most expensive step of all, and programs use few URLs.
 _parse: Final = lru_cache(maxsize=256)(request_url)
 
 
 def check_timeout(timeout: float) -> dict[str, float]:
-    """The timeout in the form in which wires take it.
+    """The timeout in the form that wires take.
 
     Raises:
         InvalidArgumentError: it is not a positive number of seconds.

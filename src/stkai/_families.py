@@ -1,6 +1,6 @@
-"""The packages httpx and httpx2: their classes are alike and not one is shared, so that each thing belongs to one.
+"""The packages httpx and httpx2: their classes look alike but none is shared, so everything belongs to one of the two.
 
-httpx2 is never imported here: as long as nobody else has, nothing of it can come along. A thing's family is found by
+httpx2 is never imported here: until somebody else imports it, nothing of it can arrive. A thing's family is found by
 `isinstance` against the packages that are loaded, since some SDKs change the `__module__` of classes. Annotations say
 httpx throughout: what they promise holds for both.
 """
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     import httpx2
 
     class Transport(httpx.BaseTransport, httpx2.BaseTransport):
-        """What goes into the sync clients of both packages."""
+        """Fits into the sync clients of both packages."""
 
         def handle_request(self, request: Any) -> Any: ...
 
     class AsyncTransport(httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport):
-        """What goes into the async clients of both packages."""
+        """Fits into the async clients of both packages."""
 
         async def handle_async_request(self, request: Any) -> Any: ...
 
-else:  # Neither package asks of what class a transport is.
+else:  # Neither package checks the class of a transport.
     Transport, AsyncTransport = httpx.BaseTransport, httpx.AsyncBaseTransport
 
 
@@ -42,7 +42,7 @@ class AsyncWire(Protocol):
 
 
 class Family(Protocol):
-    """What is taken from either package, by the names that are the same in both."""
+    """What is used of either package, by the names that both share."""
 
     Request: type[httpx.Request]
     Response: type[httpx.Response]
@@ -63,16 +63,16 @@ HTTPX: Final = cast(Family, httpx)
 
 
 def families() -> tuple[Family, ...]:
-    """The packages that the program has loaded; httpx is always among them."""
+    """The packages that the program has loaded; httpx is always one of them."""
     other = sys.modules.get("httpx2")
-    # One that is being imported in another thread has no `__all__` yet. Aliased, it is httpx itself.
+    # A package that another thread is importing has no `__all__` yet. An aliased httpx2 is httpx itself.
     if other is None or other is httpx or not hasattr(other, "__all__"):
         return (HTTPX,)
     return HTTPX, cast(Family, other)
 
 
 def family_of(thing: httpx.Request | httpx.Response) -> Family:
-    """The package by which a request or a response was made."""
+    """The package that made a request or a response."""
     if isinstance(thing, (httpx.Request, httpx.Response)):
         return HTTPX
     made_by = (family for family in families() if isinstance(thing, (family.Request, family.Response)))
@@ -80,9 +80,9 @@ def family_of(thing: httpx.Request | httpx.Response) -> Family:
 
 
 def family_of_wire(wire: object) -> Family | None:
-    """The package whose requests a transport takes; None where it takes both.
+    """The package whose requests a transport takes; None if it takes both.
 
-    A transport whose class does not tell, by its base, has the answer as its attribute `family`.
+    A transport whose base class does not tell has the answer in its attribute `family`.
     """
     if hasattr(wire, "family"):
         family: Family | None = wire.family
@@ -94,7 +94,7 @@ def family_of_wire(wire: object) -> Family | None:
 
 
 def alike(*kinds: type[T]) -> tuple[type[T], ...]:
-    """Classes of httpx, and those of the same names in httpx2, if that is loaded; for `isinstance` and `except`."""
+    """Classes of httpx, and their namesakes in httpx2 if that is loaded; for `isinstance` and `except`."""
     twins = [_twin(kind, family) for family in families()[1:] for kind in kinds]
     return (*kinds, *(twin for twin in twins if twin is not None))
 
@@ -105,20 +105,20 @@ def _twin(kind: type[T], family: Family) -> type[T] | None:
 
 
 def adopt(error: Exception, request: httpx.Request) -> None:
-    """Make an error one of the request's package as well: there, whoever sent the request looks for it.
+    """Make an error one of the request's package as well, since the caller expects that package's errors.
 
-    A `stkai.AuthenticationError` becomes, for example, an `httpx2.TransportError` too.
+    A `stkai.AuthenticationError`, for example, also becomes an `httpx2.TransportError`.
     """
-    # In place, so that the error keeps its traceback, its cause, and whoever holds it.
+    # In place, so that the error keeps its traceback, its cause, and all references to it.
     error.__class__ = of_family(type(error), family_of(request))
 
 
 _twofold: dict[tuple[Any, str], Any] = {}
-"""The classes made so far: two errors of one kind are of one class."""
+"""The classes made so far: two errors of one kind have the same class."""
 
 
 def of_family(kind: type[T], family: Family) -> type[T]:
-    """The class, if it is one of that package; else one that is both, by the nearest base for which there is a twin."""
+    """The class, if it belongs to that package; otherwise one that is both, by the nearest base that has a twin."""
     key = (kind, family.__name__)
     if key not in _twofold:
         _twofold.setdefault(key, _both(kind, family))
@@ -132,7 +132,7 @@ def _both(kind: Any, family: Family) -> Any:
         return kind
     names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     if issubclass(kind, Exception):
-        # Nothing can be unpickled by the name of a class that was made on the way.
+        # A class that was made at run time cannot be unpickled by name.
         names["__reduce__"] = lambda error: (_restore, (_plain(error, kind), family.__name__))
     return type(kind.__name__, (kind, twin), names)
 

@@ -1,6 +1,6 @@
-"""What a forked child must not take over: locks that threads of its parent hold, and connections that its parent uses.
+"""What a forked child must not inherit: locks held by its parent's threads, and connections that its parent uses.
 
-Two processes that write to one connection get each other's answers; a lock whose holder was not forked is never free.
+Two processes that write to one connection get each other's answers; a lock whose holder was not forked is never freed.
 """
 
 import os
@@ -15,14 +15,14 @@ _renewals: "WeakKeyDictionary[Any, Callable[[Any], None]]" = WeakKeyDictionary()
 
 
 def after_fork(thing: T, renew: Callable[[T], None]) -> T:
-    """Let every child that is forked while `thing` lives begin with `renew(thing)`; returns the thing."""
+    """Make every child that is forked while `thing` lives begin with `renew(thing)`; returns `thing`."""
     _renewals[thing] = renew
     return thing
 
 
 def _renew_all() -> None:
     with warnings.catch_warnings():
-        # Sockets that are dropped here are closed in the child only, and stay open in the parent.
+        # Dropping sockets here closes them in the child only; they stay open in the parent.
         warnings.simplefilter("ignore", ResourceWarning)
         for thing, renew in list(_renewals.items()):
             renew(thing)

@@ -1,4 +1,4 @@
-"""The headers of a client's request: those of the caller checked, and the others that httpx itself sends."""
+"""The headers of a client's request: the caller's, checked, and the others that httpx itself sends."""
 
 import re
 from collections.abc import Mapping
@@ -11,16 +11,16 @@ from ._errors import InvalidArgumentError
 
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(rb"(?:[^\x00\s](?:[^\x00\n\r\v\f]*[^\x00\s])?)?")
-"""RFC 9110, sections 5.1 and 5.5, as h11 reads them."""
+"""RFC 9110, sections 5.1 and 5.5, as h11 implements them."""
 
 
 def headers_of(
     method: str, url: httpx.URL, given: Mapping[str, str] | None, content: bytes | None
 ) -> list[tuple[bytes, bytes]]:
-    """All the headers of a request, in httpx's order; those given replace the others of their names.
+    """All headers of a request, in httpx's order; the given ones replace others of the same name.
 
     Raises:
-        InvalidArgumentError: those given cannot be sent.
+        InvalidArgumentError: the given ones cannot be sent.
     """
     headers = [(b"Host", url.netloc), *default_headers()]
     if method == "POST":

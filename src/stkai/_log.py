@@ -1,4 +1,4 @@
-"""The default log: who is told of events, and what reaches the logger `stkai` at which level."""
+"""The default log: who receives events, and what reaches the logger `stkai` at which level."""
 
 import logging
 import threading
@@ -14,14 +14,14 @@ Listener = Callable[[Event], None]
 """A plain function that is called with every event of a stack, in the thread or task in which it happened."""
 
 logger = logging.getLogger("stkai")
-# A library does not print what its program did not ask for.
+# A library prints nothing unless its program asks for it.
 logger.addHandler(logging.NullHandler())
 
 LONG_WAIT: Final = 1.0
 """Seconds; a longer wait for a permit is worth a line at INFO."""
 
 REFUSAL_INTERVAL: Final = 10.0
-"""Seconds between two warnings that one layer refuses requests."""
+"""Seconds between two warnings that a layer refuses requests."""
 
 _LEVELS: Final = {
     "CallStarted": logging.DEBUG,
@@ -32,7 +32,7 @@ _LEVELS: Final = {
     "StoreLost": logging.WARNING,
     "QuotaDisagreement": logging.WARNING,
 }
-"""By the name of the event's class; what is not named here is INFO."""
+"""By the name of the event's class; any other event is INFO."""
 
 
 class _Refusals:
@@ -43,12 +43,12 @@ class _Refusals:
         after_fork(self, _Refusals._renew)
 
     def _renew(self) -> None:
-        self._lock = threading.RLock()  # A signal handler may log what it has interrupted.
+        self._lock = threading.RLock()  # A signal handler may log while it interrupts this.
         self._silent_until: dict[str, float] = {}
         self._unsaid: dict[str, int] = {}
 
     def admit(self, layer: str, now: float) -> int | None:
-        """How many refusals of the layer went unsaid before this one; None if this one does as well."""
+        """How many earlier refusals of the layer went unlogged; None if this one is not logged either."""
         with self._lock:
             if now < self._silent_until.get(layer, now):
                 self._unsaid[layer] = self._unsaid.get(layer, 0) + 1
@@ -63,9 +63,9 @@ _refusals: Final = _Refusals()
 def log_events(event: Event) -> None:
     """Write an event to the logger `stkai`: the default listener.
 
-    A call gives one line at INFO when it ends, and one for each retry, each change of the rate and each wait of more
+    A call gives one line at INFO when it ends, plus one for each retry, each change of rate and each wait of more
     than a second; the rest is DEBUG. Refusals by the stack's own limiter are one WARNING per layer and 10 s, which
-    counts those that were left out.
+    counts those left out.
     """
     kind = type(event).__name__
     level = _LEVELS.get(kind, logging.INFO)
@@ -84,7 +84,7 @@ def log_events(event: Event) -> None:
 
 
 def listener_of(given: object) -> Listener:
-    """The one function that tells everybody: the default log and `given`, or exactly those that a list names.
+    """One function that calls them all: the default log and `given`, or exactly those in a list.
 
     Raises:
         ConfigurationError: it is neither a function nor a list or tuple of functions.
@@ -102,7 +102,7 @@ def listener_of(given: object) -> Listener:
 
 
 class Listeners:
-    """Several listeners as one: whatever one of them raises, the others hear the event."""
+    """Several listeners as one: whatever one of them raises, the others still get the event."""
 
     def __init__(self, each: tuple[Listener, ...]) -> None:
         self.each = each

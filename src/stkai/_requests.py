@@ -1,4 +1,4 @@
-"""What requests and urllib3 return and raise, in terms of httpx. Neither needs to be installed."""
+"""Translates what requests and urllib3 return and raise into httpx's terms. Neither needs to be installed."""
 
 import sys
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ import httpx
 from ._families import Family, of_family
 
 _ORIGINAL: Final = "stkai.original"
-"""The extension of a response that stands for one of another package."""
+"""The extension of a response that represents one of another package."""
 
 
 def as_httpx(answer: Any) -> httpx.Response:
-    """An `httpx.Response` that has the status and the headers of any other response, and closes that.
+    """An `httpx.Response` with the status and headers of any other response; closing it closes that.
 
-    The body stays where it is. What cannot be understood counts as a 200 without headers; see also `original`.
+    The body stays where it is. Anything unintelligible counts as a 200 without headers; see also `original`.
     """
     if isinstance(answer, httpx.Response):
         return answer
@@ -31,12 +31,12 @@ def as_httpx(answer: Any) -> httpx.Response:
 
 
 def original(response: httpx.Response) -> Any:
-    """The response for which another one stands; any other is itself."""
+    """The response that another one represents; any other response is returned as it is."""
     return response.extensions.get(_ORIGINAL, response)
 
 
 class _Elsewhere(httpx.SyncByteStream):
-    """The body of a response that somebody else reads."""
+    """The body of a response that is read elsewhere."""
 
     def __init__(self, answer: Any) -> None:
         self._answer = answer
@@ -62,7 +62,7 @@ def httpx_errors(family: Family) -> Iterator[None]:
 
 
 def httpx_kind(error: Exception) -> type[httpx.RequestError] | None:
-    """What httpx would have raised in place of an error of requests or urllib3; None for any other error."""
+    """The httpx counterpart of an error of requests or urllib3; None for any other error."""
     if "requests" not in sys.modules:
         return None
     import requests.exceptions as theirs
@@ -85,7 +85,7 @@ def httpx_kind(error: Exception) -> type[httpx.RequestError] | None:
 
 
 def _never_connected(error: Exception) -> bool:
-    """Whether the connection could not be opened: then nothing was sent."""
+    """Whether the connection could not be opened, so that nothing was sent."""
     from urllib3.exceptions import NewConnectionError
 
     inner = error.args[0] if error.args else None

@@ -1,4 +1,4 @@
-"""What the standard stack is made of: from arguments and settings to layers and a wire, and why."""
+"""What the standard stack consists of: turns arguments and settings into layers and a wire, and says why."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -53,19 +53,19 @@ class AuthChoice:
 
     @classmethod
     def automatic(cls, settings: Settings, *, own_wire: bool) -> Self:
-        """StackSpot CLI first, unless the wire is to be another one; then the credentials of the settings."""
+        """StackSpot CLI first, unless another wire is used; then the credentials of the settings."""
         credentials = settings.auth.has_credentials()
         if not own_wire and cli_is_available():
             ignored = "; the configured client credentials are ignored" if credentials else ""
             return cls("cli", f"StackSpot CLI is installed and signs requests itself{ignored}")
         if credentials:
             return cls("credentials", "client id and secret are configured")
-        return cls("none", "neither StackSpot CLI nor credentials are there")
+        return cls("none", "neither StackSpot CLI nor credentials are available")
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The layers of a standard stack, outermost first, and how its wire is made where the caller brings none."""
+    """The layers of a standard stack, outermost first, and how to make its wire if the caller passes none."""
 
     layers: tuple[Layer, ...]
     settings: Settings
@@ -84,10 +84,10 @@ class Parts:
         own_wire: bool = False,
         clock: Clock | None = None,
     ) -> Self:
-        """Settle what is not given by the settings.
+        """Take from the settings what the arguments leave open.
 
         Args:
-            own_wire: the stack will stand on a wire that is not StackSpot CLI.
+            own_wire: whether the stack will use a wire other than StackSpot CLI.
 
         Raises:
             ConfigurationError: an argument has an unsupported value, or there is nothing to authenticate with.
@@ -117,7 +117,7 @@ class Parts:
         return AsyncWireByFamily(self.settings.http)
 
     def check_signed(self, wire: object, layers: tuple[Layer, ...]) -> None:
-        """Refuse a wire that does not sign, where there is no layer that would.
+        """Refuse a wire that does not sign if no layer does.
 
         Raises:
             ConfigurationError: StackSpot CLI was to sign.
@@ -130,7 +130,7 @@ class Parts:
 def limit_layer(
     limiter: Limiter | PerHost, *, cost: Cost | None = None, settle: Settle | None = None
 ) -> Layer:
-    """The layer of a limiter, by the name under which it is known."""
+    """The layer of a limiter, with the name by which it is known."""
     factory = limit.limiter
     if isinstance(limiter, TokenBucket):
         factory = limit.token_bucket
@@ -140,7 +140,7 @@ def limit_layer(
 
 
 def limiter_from(config: RateLimitConfig) -> Limiter:
-    """A new limiter with the numbers of a config."""
+    """A new limiter with a config's numbers."""
     shared: dict[str, Any] = {}
     if config.share is not None:
         shared = {"share": config.share, "store": store_from(config.store, config.store_timeout)}
@@ -195,7 +195,7 @@ def _limiter(given: RateLimit, settings: Settings) -> Limiter | PerHost | None:
 def _bearer(
     given: Auth, settings: Settings, clock: Clock | None, *, own_wire: bool
 ) -> tuple[BearerAuth | None, bool]:
-    """What signs the requests, and whether StackSpot CLI does instead."""
+    """What signs the requests, and whether StackSpot CLI does so instead."""
     if given is None:
         return None, False
     if given != "auto":

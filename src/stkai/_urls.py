@@ -1,4 +1,4 @@
-"""The rules for URLs: which are accepted, what their origin is (RFC 6454), and whether the way there is private."""
+"""The rules for URLs: which are accepted, what their origin is (RFC 6454), and whether the connection is private."""
 
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -29,7 +29,7 @@ def absolute_url(text: str | httpx.URL, schemes: Collection[str] = WEB) -> httpx
         ValueError: it is not a URL with a host and one of the schemes. The message never shows a password.
     """
     try:
-        url = httpx.URL(str(httpx.URL(text)))  # twice: the first drops no default port after "HTTPS://"
+        url = httpx.URL(str(httpx.URL(text)))  # twice: after "HTTPS://", the first keeps the default port
     except (httpx.InvalidURL, TypeError, ValueError) as error:
         raise ValueError(_reason(text, error)) from None
     if url.scheme not in schemes or not url.host:
@@ -72,14 +72,14 @@ def origin_of(url: httpx.URL) -> Origin:
 def is_private(origin: Origin) -> bool:
     """Whether nobody on the way can read along: it is encrypted, or does not leave this machine.
 
-    Names below localhost do not count: some resolvers ask the network for them, in spite of RFC 6761, section 6.3.
+    Names under localhost do not count: some resolvers ask the network for them, despite RFC 6761, section 6.3.
     """
     scheme, host, _ = origin
     return scheme in _ENCRYPTED or host == b"localhost" or _is_loopback(host.decode("ascii"))
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether a host is on loopback, where browsers use no proxy: localhost and all below it, 127.0.0.0/8, ::1."""
+    """Whether a host is on loopback, where browsers use no proxy: localhost and its subdomains, 127.0.0.0/8, ::1."""
     name = host.lower().rstrip(".")
     return name == "localhost" or name.endswith(".localhost") or _is_loopback(name)
 
@@ -104,12 +104,12 @@ def _shown(text: object) -> str:
 
 
 def _reason(text: object, error: Exception) -> str:
-    """Why httpx cannot read it. It takes a password that contains a slash for a port, and names that."""
+    """Why httpx cannot read it. httpx mistakes part of a password with a slash for a port, and quotes that."""
     return "it cannot be read" if "@" in str(text) else str(error)
 
 
 def parse_url(name: str, what: str, form: str) -> httpx.URL:
-    """The URL in `name`, if it is one that could be sent to.
+    """The URL in `name`, if requests could be sent to it.
 
     Raises:
         ConfigurationError: it is not; says that `what` must be `form`.
@@ -128,7 +128,7 @@ def parse_url(name: str, what: str, form: str) -> httpx.URL:
 
 
 def parse_origin(name: str) -> httpx.URL:
-    """The URL in `name`, if it is nothing but an origin.
+    """The URL in `name`, if it is only an origin.
 
     Raises:
         ConfigurationError: it is not `scheme://host` or `scheme://host:port`.
@@ -142,5 +142,5 @@ def parse_origin(name: str) -> httpx.URL:
 
 
 def show_origin(url: httpx.URL) -> str:
-    """Scheme, host and port, for people."""
+    """Scheme, host and port, for messages."""
     return f"{url.scheme}://{url.netloc.decode('ascii')}"

@@ -1,8 +1,8 @@
-"""What a call costs a limiter that counts units besides requests, such as the tokens per minute of a language model.
+"""What a call costs a limiter that counts units besides requests, such as a language model's tokens per minute.
 
-A cost is needed twice: as an estimate, before the request is sent, and as the truth, when the answer has been read.
-`llm_tokens()` gives both for the bodies and usages of OpenAI, Anthropic, Mistral, Cohere and StackSpot, and of servers
-that speak like them:
+A cost is needed twice: as an estimate before the request is sent, and as the real number when the answer has been read.
+`llm_tokens()` gives both for the bodies and usage reports of OpenAI, Anthropic, Mistral, Cohere and StackSpot, and of
+compatible servers:
 
     build_client(rate_limit=TokenBucket(60, 60, max_cost=100_000), **llm_tokens())
 """
@@ -30,7 +30,7 @@ _NOT_SPOKEN: Final = frozenset(
 )
 _NOT_TEXT: Final = frozenset({"signature", "encrypted_content", "images", "b64_json", "file_data"})
 _NO_TEXT: Final = _NOT_SPOKEN | _NOT_TEXT
-"""The keys of values that the model does not read as text: settings, names, ciphers and pictures."""
+"""The keys of values that the model does not read as text: settings, names, encrypted content and pictures."""
 
 _DATA_URL: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.=+-]+)*;base64,[A-Za-z0-9+/=_-]*")
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}")
@@ -48,12 +48,12 @@ class LlmTokens(TypedDict):
 def llm_tokens(tokenizer: Callable[[str], Sized] | None = None) -> LlmTokens:
     """Count the tokens of language models: pass the result as `build_client(..., **llm_tokens())`.
 
-    The estimate is a token for every four characters of text in the body, plus the most that the answer may have:
-    `max_tokens`, `max_completion_tokens` or `max_output_tokens`. Images and other attachments are not part of it. The
-    truth is the `usage` of the answer (`tokens` of StackSpot), input and output together, streamed or not.
+    The estimate is one token for every four characters of text in the body, plus the longest possible answer:
+    `max_tokens`, `max_completion_tokens` or `max_output_tokens`. It leaves out images and other attachments. The real
+    cost is the `usage` of the answer (StackSpot's `tokens`), input and output together, streamed or not.
 
     Args:
-        tokenizer: turns a text into its tokens, where four characters a token is not good enough; for example
+        tokenizer: turns a text into its tokens, if four characters per token is not accurate enough; for example
             `tiktoken.get_encoding("o200k_base").encode_ordinary`. Texts that it cannot read are estimated.
     """
 
@@ -70,7 +70,7 @@ def llm_tokens(tokenizer: Callable[[str], Sized] | None = None) -> LlmTokens:
 
 
 def _estimate(request: httpx.Request, count: Callable[[str], float]) -> float:
-    """The tokens that a request asks for; of a body that cannot be looked at, by its length."""
+    """The tokens that a request asks for; a body that cannot be inspected is estimated by its length."""
     try:
         content = request.content
     except alike(httpx.RequestNotRead):  # A generator or a file: only the wire may read it.
@@ -95,7 +95,7 @@ def _by_length(request: httpx.Request, length: int | str | None) -> float:
 
 
 def _texts(body: object) -> Iterator[str | None]:
-    """The texts in a body, and None for each token that is given as its number."""
+    """The texts in a body, and None for each token that is given as a number."""
     stack = [body]
     while stack:
         value = stack.pop()
@@ -109,21 +109,21 @@ def _texts(body: object) -> Iterator[str | None]:
 
 
 def _speaks(key: str, value: object) -> bool:
-    """Whether a value under that key is something that the model reads."""
+    """Whether the model reads a value under that key."""
     if key in _NO_TEXT or key == "id" or key.endswith(("_id", "_ids")):
         return False
     return not (key == "data" and isinstance(value, str) and _BASE64.fullmatch(value))
 
 
 def _used(response: httpx.Response) -> float | None:
-    """The tokens that an answer says it has used; None where it says nothing of them."""
+    """The tokens that an answer says it has used; None if it says nothing about them."""
     content = response.content
     if not _USAGE.search(content):
         return None
     said: dict[str, float] = {}
     for message in _messages(content):
         for usage in _usages(message):
-            # What a stream repeats is cumulative: the last word counts.
+            # What a stream repeats is cumulative: the last one counts.
             said.update(
                 (name, number) for name, value in usage.items() if (number := _number(value)) is not None
             )
@@ -131,7 +131,7 @@ def _used(response: httpx.Response) -> float | None:
 
 
 def _messages(content: bytes) -> Iterator[dict[str, Any]]:
-    """The JSON object that a body is, or those of its server-sent events."""
+    """The JSON object in a body, or those in its server-sent events."""
     try:
         bodies = [json.loads(content)]
     except (ValueError, RecursionError):
@@ -140,7 +140,7 @@ def _messages(content: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _events(content: bytes) -> Iterator[Any]:
-    """The data of server-sent events (WHATWG HTML, section 9.2.6) that speak of usage."""
+    """The data of server-sent events (WHATWG HTML, section 9.2.6) that report usage."""
     for event in re.split(rb"\r\n\r\n|\n\n|\r\r", content):
         lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
         data = b"\n".join(lines)
@@ -152,8 +152,8 @@ def _events(content: bytes) -> Iterator[Any]:
 
 
 def _usages(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Where the usage stands: at the top, or in what a stream wraps it in."""
-    # Anthropic and OpenAI's responses open or end a stream with the whole message; Cohere and Groq have a part of it.
+    """Where usage may be: at the top, or in what a stream wraps it in."""
+    # Anthropic and OpenAI's responses start or end a stream with the whole message; Cohere and Groq with a part of it.
     places = [message, *(message.get(name) for name in ("message", "response", "delta", "x_groq"))]
     for place in places:
         if not isinstance(place, dict):
@@ -169,7 +169,7 @@ def _usages(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _total(said: dict[str, float]) -> float | None:
     if "total_tokens" in said:
         return said["total_tokens"]
-    # Anthropic counts what it writes to its cache against the limit, and does not include it in `input_tokens`.
+    # Anthropic counts cache writes against the limit, but does not include them in `input_tokens`.
     for names in (
         ("input_tokens", "cache_creation_input_tokens", "output_tokens"),
         ("prompt_tokens", "completion_tokens"),

@@ -641,7 +641,7 @@ def test_a_redirect_is_not_followed(status: int) -> None:
 )
 def test_an_answer_that_is_not_a_json_object_is_reported_without_its_content(body: bytes) -> None:
     error = failure(httpx.Response(200, content=body))
-    assert str(error).endswith("answered 200 with something that is no JSON object: check token_url")
+    assert str(error).endswith("answered 200 with something that is not a JSON object: check token_url")
 
 
 @pytest.mark.parametrize(
@@ -656,7 +656,7 @@ def test_an_answer_without_a_usable_token_is_reported(token: object) -> None:
 
 def test_success_is_any_2xx() -> None:
     assert provider_over(Wire(httpx.Response(201, json={"access_token": "t"}))).get_access_token() == "t"
-    assert "answered 204 with something that is no JSON object" in str(failure(204))
+    assert "answered 204 with something that is not a JSON object" in str(failure(204))
 
 
 class Endless(httpx.SyncByteStream):

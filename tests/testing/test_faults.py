@@ -314,8 +314,8 @@ def test_the_token_endpoint_may_redirect(http: httpx.Client, server: QuotaServer
         (lambda server: server.reset("body", framing="zip"), "framing must be one of 'length', 'chunked'"),
         (lambda server: server.reset("body", after=-1), "after must be at least 0, not -1"),
         (lambda server: server.slow(0, 1.0), "size must be at least 1, not 0"),
-        (lambda server: server.slow(1, -1.0), "every must be a number of seconds from 0 up"),
-        (lambda server: server.hang(-1.0), "seconds must be a number of seconds from 0 up"),
+        (lambda server: server.slow(1, -1.0), "every must be a non-negative number of seconds"),
+        (lambda server: server.hang(-1.0), "seconds must be a non-negative number of seconds"),
         (lambda server: server.fail_tokens("nonsense"), "a token fault must be one of 'garbage', 'html'"),
     ],
 )

@@ -377,7 +377,7 @@ def test_it_leaves_no_thread_and_no_socket(http: httpx.Client) -> None:
     assert threading.active_count() == threads
     with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
         pass
-    with pytest.raises(RuntimeError, match="the server does not run"):
+    with pytest.raises(RuntimeError, match="the server is not running"):
         _ = server.url
     gc.collect()  # whatever was left open would warn now
 
@@ -479,14 +479,14 @@ def test_a_server_library_that_is_missing_is_named_with_the_way_to_get_it(
         ({"kind": "leaky"}, "kind must be one of 'fixed', 'sliding', 'bucket', not 'leaky'"),
         ({"max_requests": 1, "kind": "bucket", "depth": 0}, "depth must be at least 1"),
         ({"retry_after": "soon"}, "retry_after, unless a number or None, must be one of 'true', 'date'"),
-        ({"retry_after": -1.0}, "retry_after must be a number of seconds from 0 up"),
+        ({"retry_after": -1.0}, "retry_after must be a non-negative number of seconds"),
         ({"max_requests": 1, "headers": "acme"}, "headers must be one of 'ietf', 'github', 'openai', None"),
         ({"max_requests": 1, "headers": "ietf", "kind": "bucket"}, "describe a fixed window"),
         ({"headers": "ietf"}, "describe a fixed window: set max_requests"),
-        ({"latency": -1.0}, "latency must be a number of seconds from 0 up"),
-        ({"latency": (2.0, 1.0)}, "latency, high - low, must be a number of seconds from 0 up"),
-        ({"token_lifetime": -1.0}, "token_lifetime must be a number of seconds from 0 up"),
-        ({"stream_interval": -1.0}, "stream_interval must be a number of seconds from 0 up"),
+        ({"latency": -1.0}, "latency must be a non-negative number of seconds"),
+        ({"latency": (2.0, 1.0)}, "latency, high - low, must be a non-negative number of seconds"),
+        ({"token_lifetime": -1.0}, "token_lifetime must be a non-negative number of seconds"),
+        ({"stream_interval": -1.0}, "stream_interval must be a non-negative number of seconds"),
         ({"polls_until_done": -1}, "polls_until_done must be at least 0"),
         ({"port": 70_000}, "port must be from 0 to 65535"),
         ({"keep": -1}, "keep, unless None, must be at least 0"),

@@ -299,7 +299,7 @@ async def test_verify_holds_for_the_token_endpoint_as_well(world: World, tls_url
         http={"verify": str(CERTIFICATE)},
     )
     client = (stkai.build_async_client if world.is_async else stkai.build_client)()
-    with pytest.raises(stkai.AuthenticationError, match="no JSON object"):
+    with pytest.raises(stkai.AuthenticationError, match="not a JSON object"):
         await world.call(client.get, tls_url)
     await world.close(client)
 

@@ -1,4 +1,4 @@
-"""The kinds of fields that settings have: types with their validators, and the words that say what is allowed."""
+"""The kinds of fields that settings have: types with their validators, and the phrases that say what is allowed."""
 
 import json
 import os
@@ -102,7 +102,7 @@ SMALLER_SHARE = "a share, above 0 and below 1, or 'none'"
 TEXT = "text that is not empty"
 
 Flag = Annotated[bool, Field(description="true or false")]
-# White space around them is never meant: it is the line break at the end of a file, or what a shell has left.
+# White space around them is never intended: it is the line break at the end of a file, or a leftover of a shell.
 Text = Annotated[str, BeforeValidator(_stripped), Field(min_length=1)]
 Secret = Annotated[SecretStr, BeforeValidator(_stripped), Field(min_length=1)]
 Count = Annotated[int, _Number, Field(ge=0, description=COUNT)]

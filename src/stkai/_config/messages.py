@@ -1,4 +1,4 @@
-"""The words about settings: values as text, with secrets masked, and errors that say what is allowed."""
+"""How settings are put into words: values as text, with secrets masked, and errors that say what is allowed."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -26,7 +26,7 @@ def masked(text: str) -> str:
 
 
 def as_text(field: str, value: Any) -> str:
-    """A valid value as a variable would hold it; a secret is masked."""
+    """A valid value as it would stand in a variable; secrets are masked."""
     if value is None:
         return "none"
     if field in SECRETS:
@@ -39,7 +39,7 @@ def as_text(field: str, value: Any) -> str:
 
 
 def as_given(value: Any) -> str:
-    """A rejected value as it was given; only the type of what may contain anything."""
+    """A rejected value as it was given; only its type if it may contain anything."""
     if isinstance(value, str):
         return repr(masked(value))
     if isinstance(value, (list, tuple)):
@@ -48,7 +48,7 @@ def as_given(value: Any) -> str:
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that was probably meant, in whatever case, if there is one."""
+    """The known word that was probably meant, ignoring case, or None."""
     from difflib import get_close_matches  # only errors need it
 
     words = {each.lower(): each for each in known}
@@ -57,7 +57,7 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def not_a_setting(name: str, word: str, known: Collection[str]) -> str:
-    """A complaint about an unknown word among known ones."""
+    """The error text for an unknown word."""
     hint = closest(word, known)
     return f"{name} is not a setting; " + (
         f"did you mean {hint!r}?" if hint else f"there are {', '.join(known)}"
@@ -70,14 +70,14 @@ def problems(
     error: "ValidationError",
     name: Callable[[str], str],
 ) -> list[str]:
-    """What is wrong with these values of a model: a line for each field, named by `name`."""
+    """What is wrong with these values of a model: a line per field, which `name` names."""
     lines: dict[str, str] = {}
     for detail in error.errors():
-        if not detail["loc"]:  # about the fields together: the validator has said it all
+        if not detail["loc"]:  # about several fields at once: the validator's message is complete
             return [str(detail["ctx"]["error"])]
         field = str(detail["loc"][0])
         cause = detail.get("ctx", {}).get("error")
-        if isinstance(cause, ConfigurationError):  # of a section in a dict, which has said it all
+        if isinstance(cause, ConfigurationError):  # about a section in a dict: its message is complete
             line = str(cause)
         elif detail["type"] == "extra_forbidden":
             line = not_a_setting(name(field), field, model.model_fields)

@@ -1,6 +1,6 @@
-"""The settings as pydantic models: their fields, defaults and allowed values. They read no environment.
+"""The settings as pydantic models: their fields, defaults and allowed values. They do not read the environment.
 
-The description of a field says what it allows, in words that complete "it must be ...": the errors quote it. This
+A field's description says what it allows, as a phrase that completes "it must be ...": the errors quote it. This
 module imports pydantic, so it is imported on first use.
 """
 
@@ -53,7 +53,7 @@ from .names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
-    if not TYPE_CHECKING:  # so that type checkers keep the signature which the fields give
+    if not TYPE_CHECKING:  # type checkers keep the signature that the fields define
 
         def __init__(self, /, **values: Any) -> None:
             try:
@@ -93,8 +93,8 @@ class AuthConfig(_Section):
         if (self.client_id is None) != (self.client_secret is None):
             there, missing = ("ID", "SECRET") if self.client_secret is None else ("SECRET", "ID")
             raise ValueError(
-                f"STKAI_AUTH_CLIENT_{missing} is missing, and STKAI_AUTH_CLIENT_{there} is of no use without it:"
-                " set both or neither, there or by configure(auth={'client_id': ..., 'client_secret': ...})"
+                f"STKAI_AUTH_CLIENT_{missing} is missing, but STKAI_AUTH_CLIENT_{there} is set:"
+                " set both or neither, there or with configure(auth={'client_id': ..., 'client_secret': ...})"
             )
         return self
 
@@ -104,7 +104,7 @@ class AuthConfig(_Section):
 
 
 class RateLimitConfig(_Section):
-    """How many requests may be sent in a time window of seconds, and with whom that quota is shared.
+    """How many requests may be sent in a time window (in seconds), and who shares that quota.
 
     `min_rate_floor`, `penalty_factor` and `recovery_factor` are for the strategy `adaptive`. It finds the quota by
     itself unless `max_requests` is given; see `quota`.
@@ -151,9 +151,9 @@ class RateLimitConfig(_Section):
         return self
 
     def quota(self) -> tuple[int | None, float | None]:
-        """Requests and seconds of the quota; (None, None) where the adaptive limiter is to find it.
+        """Requests and seconds of the quota; (None, None) if the adaptive limiter has to find it.
 
-        It is, unless `max_requests` was given: the default number is nobody's quota.
+        It has to unless `max_requests` was given: the default number is nobody's real quota.
         """
         if self.strategy == "adaptive" and (
             "max_requests" not in self.model_fields_set or not self.max_requests
@@ -163,7 +163,7 @@ class RateLimitConfig(_Section):
 
     @classmethod
     def conservative_preset(cls, max_requests: int = 20, time_window: float = 60.0) -> Self:
-        """Plain AIMD that halves its rate after a 429 and regains it slowly: for many processes with one quota."""
+        """Plain AIMD that halves its rate after a 429 and regains it slowly: for many processes on one quota."""
         return cls._preset(max_requests, time_window, 120.0, floor=0.05, penalty=0.5, recovery=0.02)
 
     @classmethod
@@ -200,7 +200,7 @@ class RateLimitConfig(_Section):
 
 
 _RETRY = RetryPolicy()
-"""The defaults of the settings are those of the policy."""
+"""The settings have the policy's defaults."""
 
 
 class RetryConfig(_Section):
@@ -252,7 +252,7 @@ class HttpConfig(_Section):
 
 
 class Settings(_Section):
-    """All settings, as `STKAI.config` returns them. One that you make yourself reads no environment."""
+    """All settings, as `STKAI.config` returns them. An instance that you create does not read the environment."""
 
     auth: Annotated[AuthConfig, Field(description="an AuthConfig")] = AuthConfig()
     rate_limit: Annotated[RateLimitConfig, Field(description="a RateLimitConfig")] = RateLimitConfig()

@@ -1,4 +1,4 @@
-"""Paths in settings: made absolute, so that they name the same file wherever the process goes."""
+"""Paths in settings, made absolute so that they name the same file whatever the working directory."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Reads the settings from all their sources, checks them, and tells which source each value came from."""
+"""Reads the settings from all their sources, checks them, and records which source each value came from."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _KNOWN: Final = {
     _ENV_FILE,
     *(variable(section, field) for section, model in MODELS.items() for field in model.model_fields),
 }
-"""The variables that are read."""
+"""The environment variables that are read."""
 
 Values = Mapping[str, Mapping[str, Any]]
 """Section, field, value."""
@@ -34,7 +34,7 @@ Values = Mapping[str, Mapping[str, Any]]
 class _Environment(BaseSettings):
     """Tells pydantic-settings the names of the variables.
 
-    It is never made: its sources are asked one by one, to know which of them a value came from.
+    It is never instantiated: its sources are asked one by one, to know which of them a value came from.
     """
 
     model_config = SettingsConfigDict(
@@ -57,7 +57,7 @@ class Explained:
 
     Attributes:
         variable: the environment variable that sets it.
-        value: its value as text; of a secret, only that there is one.
+        value: its value as text; for a secret, only whether there is one.
         source: "configure", "environment", ".env file PATH" or "default".
     """
 
@@ -68,7 +68,7 @@ class Explained:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The settings in force, a row for each of them, and a warning for each variable that means nothing."""
+    """The settings in force, a row for each of them, and a warning for each variable that is ignored."""
 
     settings: Settings
     rows: tuple[Explained, ...]
@@ -110,7 +110,7 @@ def load(configured: Values, env_file: Path | None = None) -> Loaded:
 
 
 def _section(section: str, sources: Mapping[str, Values]) -> tuple[BaseModel, list[Explained]]:
-    """One section from all sources, the strongest last. The arguments of its error are the complaints."""
+    """One section from all sources; later ones take precedence. Its error's arguments are the complaints."""
     model = MODELS[section]
     given = {
         field: (source, _as_none(field, value, source))
@@ -143,12 +143,12 @@ def _section(section: str, sources: Mapping[str, Values]) -> tuple[BaseModel, li
 
 
 def _as_none(field: str, value: Any, source: str) -> Any:
-    """The value; None where a variable says "none" of a name, which in Python may be any text."""
+    """The value; None if a variable says "none" for a name. In Python, "none" may be a real name."""
     return none_from_word(value) if field == "share" and source != "configure" else value
 
 
 def _ignored(source: str, names: Collection[str]) -> list[Explained]:
-    """The variables of a source that begin like settings and are none. No values: one may be a mistyped secret."""
+    """Variables of a source with the prefix of settings that are not settings. No values: one may be a secret."""
     rows = []
     for name in sorted(set(names) - _KNOWN):
         hint = closest(name.removeprefix(PREFIX), (known.removeprefix(PREFIX) for known in _KNOWN))
@@ -159,14 +159,14 @@ def _ignored(source: str, names: Collection[str]) -> list[Explained]:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What one source holds: section, field, text; and the names of all its variables that begin like settings."""
+    """The contents of one source: section, field, text; and the names of all its variables with our prefix."""
 
     values: dict[str, Any]
     names: frozenset[str]
 
 
 def _read(source: EnvSettingsSource) -> _Source:
-    # An empty variable counts as unset, as does a line of a file without "=". A variable with the name of a whole
+    # An empty variable counts as unset, as does a line of a file without "=". A variable named after a whole
     # section (STKAI_AUTH) would hide the section's fields.
     there = {name: value for name, value in source.env_vars.items() if value}
     whole = {f"{PREFIX}{section}".lower() for section in SECTIONS}

@@ -1,6 +1,6 @@
 """`STKAI`, the settings of this process: `configure()`, the environment and a .env file, read on first use.
 
-This module does without pydantic, which would make `import stkai` slow: the models are imported on first use.
+This module does not import pydantic, which would make `import stkai` slow: the models are imported on first use.
 """
 
 import logging
@@ -61,8 +61,8 @@ class GlobalSettings:
     ) -> "Settings":
         """Set some fields, such as `rate_limit={"max_requests": 20}`, and return the settings in force.
 
-        Everything is checked at once, together with the environment; if anything is wrong, nothing changes. Fields
-        that an earlier call has set stay, unless this one sets them anew. None as a field's value sets it to None.
+        Everything is checked together with the environment; if anything is wrong, nothing changes. Fields that an
+        earlier call set keep their values unless this call sets them again. Passing None for a field sets it to None.
         Existing clients keep the settings that they were built with.
 
         Args:
@@ -87,15 +87,15 @@ class GlobalSettings:
             }
             path = self._env_file if env_file is None else full_path(env_file)
             loaded = _read(configured, path)
-            # Not kept: whatever enters the environment until the first use counts as well.
+            # Not kept: changes to the environment until the first use count as well.
             self._configured, self._env_file, self._loaded = configured, path, None
         return loaded.settings
 
     def reset(self) -> "Settings":
-        """Forget what `configure()` was given and what was read, and return the settings of the environment.
+        """Forget what `configure()` set and what was read, and return the settings of the environment.
 
-        The next use reads the environment again. Where it holds a value that cannot be used, that use raises the error,
-        and the defaults are returned here.
+        The next use reads the environment again. If it holds an unusable value, that use raises the error, and this
+        method returns the defaults.
         """
         with self._lock:
             self._configured, self._env_file, self._loaded = {}, None, None

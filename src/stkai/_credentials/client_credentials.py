@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .._config.models import AuthConfig, HttpConfig
 
 _PAUSE: Final = 10.0
-"""Seconds until the next try after a failed renewal, while the old token is still valid."""
+"""Seconds until the next attempt after a failed renewal, while the old token is still valid."""
 
 _MEMORY: Final = 30.0
 """Seconds for which a refusal is remembered: endpoints lock accounts that try a wrong secret too often."""
@@ -28,22 +28,22 @@ _MEMORY: Final = 30.0
 class ClientCredentialsAuthProvider(AuthProvider):
     """Fetches tokens with a client id and secret, and renews each one shortly before it expires, once for all callers.
 
-    While a token is being renewed, it serves all other callers until it expires, and so it does if the renewal fails.
+    While a token is being renewed, all other callers keep using it until it expires, and likewise if the renewal fails.
     Transient failures of the token endpoint are retried; redirects are not followed, since the secret would go along. A
-    refusal of the credentials is remembered for 30 seconds, in which nobody signs in with them again. Safe to
+    refusal of the credentials is remembered for 30 seconds, during which nobody signs in with them again. Safe to
     share between threads, event loops and forked processes.
 
     Args:
-        client_id: of the service account. White space around it and around the secret, such as the line break at the
+        client_id: the service account's id. White space around it and around the secret, such as the line break at the
             end of a file, is removed.
         client_secret: its secret; never shown.
         token_url: the token endpoint; https://, or http:// on this machine.
-        refresh_margin: seconds before its end at which a token is renewed; at most half of its lifetime is used.
+        refresh_margin: seconds before its expiry at which a token is renewed; at most half of its lifetime.
         scope: the scopes to ask for, separated by spaces; None for the endpoint's default.
-        audience: the API that the token is for, where the endpoint wants to know.
+        audience: the API that the token is for, if the endpoint requires it.
         client_auth: how the credentials are sent: in the "body" of the request, or as "basic" authentication
             (RFC 6749, section 2.3.1).
-        allow_http: lets the secret travel unencrypted to another machine.
+        allow_http: whether the secret may travel unencrypted to another machine.
         transport: the wire to the token endpoint; by default one that honours proxies.
         http: verification and proxies of that default wire; by default those of the environment.
         clock: where time comes from.
@@ -72,7 +72,7 @@ class ClientCredentialsAuthProvider(AuthProvider):
         clock: Clock | None = None,
     ) -> None:
         if not isinstance(refresh_margin, int | float) or not 0 <= refresh_margin < math.inf:
-            msg = f"refresh_margin must be a number of seconds from 0 up, not {refresh_margin!r}"
+            msg = f"refresh_margin must be a non-negative number of seconds, not {refresh_margin!r}"
             raise ConfigurationError(msg)
         if client_auth not in CLIENT_AUTH:
             msg = f"client_auth must be 'body' or 'basic', not {client_auth!r}"
@@ -93,7 +93,7 @@ class ClientCredentialsAuthProvider(AuthProvider):
             http=http,
             clock=self._clock,
         )
-        # Each is replaced by one assignment: there is no lock that a fork could leave behind.
+        # Each is replaced by a single assignment: there is no lock that a fork could leave behind.
         self._kept = _Kept("", -math.inf, -math.inf)
         self._refusal: _Refusal | None = None
 
@@ -121,11 +121,11 @@ class ClientCredentialsAuthProvider(AuthProvider):
             kept.renew_at = kept.expires_at = -math.inf
 
     def _is_being_renewed(self) -> bool:
-        """Whether another caller is fetching a token, for itself or on behalf of an auth layer."""
+        """Whether another caller, possibly an auth layer, is fetching a token."""
         return is_running(self._renew) or (not in_background() and is_running(self.get_access_token))
 
     def _renew(self) -> str:
-        """Fetch a token, in the background; one that is still valid stays in use where that fails."""
+        """Fetch a token, in the background; if that fails, a token that is still valid stays in use."""
         kept = self._kept
         if self._clock.monotonic() < kept.renew_at:  # Another fetch ended just before this one began.
             return kept.token
@@ -151,7 +151,7 @@ class ClientCredentialsAuthProvider(AuthProvider):
         """Spare the endpoint another sign-in with credentials that it has just refused.
 
         Raises:
-            AuthenticationError: it has.
+            AuthenticationError: it has refused them.
         """
         refusal, now = self._refusal, self._clock.monotonic()
         if refusal is not None and now < refusal.until:
@@ -159,7 +159,7 @@ class ClientCredentialsAuthProvider(AuthProvider):
 
 
 class _Kept:
-    """A token, and the instants (monotonic seconds) from which it is renewed, and no longer used."""
+    """A token, and the instants (monotonic seconds) from which it is renewed and from which it is no longer used."""
 
     __slots__ = ("expires_at", "renew_at", "token")
 
@@ -168,7 +168,7 @@ class _Kept:
 
 
 class _Refusal:
-    """An error by which the endpoint refused the credentials, and the instants from and until which it holds."""
+    """The error with which the endpoint refused the credentials, and the period during which it is remembered."""
 
     __slots__ = ("error", "since", "until")
 
@@ -188,7 +188,7 @@ class _Refusal:
 def _text(name: str, value: Any) -> str:
     text = value.strip() if isinstance(value, str) else ""
     if not text:
-        msg = f"{name} must be a string that is not empty"
+        msg = f"{name} must be a non-empty string"
         raise ConfigurationError(msg)
     return text
 
@@ -196,7 +196,7 @@ def _text(name: str, value: Any) -> str:
 def create_standalone_auth(
     config: "AuthConfig | None" = None, *, http: "HttpConfig | None" = None, clock: Clock | None = None
 ) -> ClientCredentialsAuthProvider:
-    """A provider from `config`, or from `STKAI.config.auth` if there is none.
+    """A provider with the settings in `config`, or in `STKAI.config.auth` if there is none.
 
     Args:
         config: credentials, token endpoint and margin.

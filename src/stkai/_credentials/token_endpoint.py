@@ -1,7 +1,7 @@
 """The token endpoint: asks it for a token (RFC 6749, section 4.4), and interprets whatever it answers.
 
-No message contains the client secret, and no frame in which an error arises holds it in a variable that a formatter of
-tracebacks would show.
+No message contains the client secret, and no frame in which an error arises holds it in a variable that a traceback
+formatter would show.
 """
 
 import math
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from .._config.models import HttpConfig
 
 _TIMEOUT: Final = 30.0
-"""Seconds for everything, retries included."""
+"""Seconds for everything, including retries."""
 
 LONGEST_FETCH: Final = _TIMEOUT + 5.0
-"""Seconds after which nobody waits any longer: where a head arrives byte by byte, the wire never times out."""
+"""Seconds after which nobody waits any longer: the wire never times out if a head arrives byte by byte."""
 
 _MOST: Final = 262_144
-"""Bytes of an answer; it is usually a hundred times shorter."""
+"""Bytes of an answer; a usual one is a hundred times shorter."""
 
 _SHOWN: Final = 200
 """Characters of the endpoint's own words in our messages."""
@@ -46,12 +46,12 @@ _REFUSALS: Final = frozenset({400, 401, 403})
 _REFUSED_CLIENT: Final = frozenset(
     {"invalid_client", "unauthorized_client", "invalid_grant", "access_denied"}
 )
-"""The statuses and error codes by which an endpoint refuses the client itself (RFC 6749, section 5.2)."""
+"""The statuses and error codes with which an endpoint refuses the client itself (RFC 6749, section 5.2)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A token, the instant at which it was asked for, and its lifetime from then on, in seconds."""
+    """A token, when it was asked for, and its lifetime from then on, in seconds."""
 
     token: str = field(repr=False)
     asked_at: float
@@ -62,27 +62,27 @@ class RefusedCredentialsError(AuthenticationError):
     """The endpoint answered that it does not accept these credentials; asking again would not help."""
 
     def plain(self) -> AuthenticationError:
-        """The same as the AuthenticationError that callers see."""
+        """The same error as the AuthenticationError that callers see."""
         return AuthenticationError(self.message, self.cause)
 
 
 class TokenEndpoint:
-    """The place where one client gets its tokens.
+    """The endpoint where one client gets its tokens.
 
     Args:
         url: absolute; http:// only to this machine, unless `allow_http`.
-        client_id: of the service account.
+        client_id: the service account's id.
         client_secret: its secret.
         scope: what to ask for; None for the endpoint's default.
         audience: the API that the token is for, or None.
-        in_body: sends the credentials in the body of the request; otherwise as HTTP Basic authentication.
-        allow_http: lets the secret travel unencrypted.
-        transport: the wire; None makes one as `http` says for each fetch, which are rare.
+        in_body: whether to send the credentials in the body of the request, instead of as HTTP Basic authentication.
+        allow_http: whether the secret may travel unencrypted.
+        transport: the wire; None makes one from `http` for each fetch, since fetches are rare.
         http: verification and proxies of that wire.
         clock: where time comes from.
 
     Attributes:
-        place: the URL without its query, for people.
+        place: the URL without its query, for messages.
 
     Raises:
         ConfigurationError: the URL is invalid, contains a password, or is not encrypted.
@@ -131,7 +131,7 @@ class TokenEndpoint:
         try:
             answer = self._ask()
         except Exception as error:
-            # Its frames are those of the wire, which hold the body that was sent.
+            # Its frames belong to the wire, and hold the body that was sent.
             error.__traceback__ = None
             hide_frames(error)
             raise self._failure(f"failed: {type(error).__name__}: {error}", error) from error
@@ -142,7 +142,7 @@ class TokenEndpoint:
         return Grant(answer.content["access_token"], answer.asked_at, _lifetime(answer.content))
 
     def _ask(self) -> "_Answer":
-        # No deadline here: the layer would start another thread to keep it. `_Reader` looks at the clock instead.
+        # Set no deadline here: the layer would start another thread for it. `_Reader` looks at the clock instead.
         policy = RetryPolicy(max_retries=2, initial_delay=0.2, max_retry_after=5.0, retry_timeouts=True)
         wire = self._transport or default.default_wire(self._http)
         try:
@@ -177,7 +177,7 @@ class TokenEndpoint:
         """What is wrong with the answer; None if it has a token."""
         said = f"answered {answer.status}"
         if 300 <= answer.status < 400:
-            return f"{said}, a redirect, which is not followed, since the secret would go with it: correct token_url"
+            return f"{said}, a redirect, which is not followed because it would carry the secret: correct token_url"
         if not 200 <= answer.status < 300:
             reasons = [self._words(answer.content.get(name)) for name in ("error", "error_description")]
             advice = (
@@ -185,14 +185,14 @@ class TokenEndpoint:
             )
             return ": ".join([said, *filter(None, reasons)]) + advice
         if not answer.content:
-            return f"{said} with something that is no JSON object: check token_url"
+            return f"{said} with something that is not a JSON object: check token_url"
         token = answer.content.get("access_token")
         return (
             None if isinstance(token, str) and is_sendable(token) else f"{said} without a usable access_token"
         )
 
     def _words(self, value: object) -> str:
-        """The endpoint's own words, safe to show: on one line, short, and without the secret, if they repeat it."""
+        """The endpoint's own words, safe to show: on one line, short, and without the secret if they repeat it."""
         text = value if isinstance(value, str) else ""
         for secret in (self._client_secret, quote_plus(self._client_secret), self._basic):
             text = text.replace(secret, "[secret]")
@@ -206,7 +206,7 @@ class _Answer:
     asked_at: float
 
     def is_refusal(self) -> bool:
-        """Whether the endpoint refuses the credentials, so that asking again with them would not help."""
+        """Whether the endpoint refuses the credentials, so that asking again would not help."""
         code = self.content.get("error")
         if code is None:
             return self.status == httpx.codes.UNAUTHORIZED
@@ -232,7 +232,7 @@ def _lifetime(content: dict[str, Any]) -> float:
 
 
 class _Reader(httpx.BaseTransport):
-    """Reads the whole answer within an attempt, so that one that breaks off is retried; limits its size and time."""
+    """Reads the whole answer within an attempt, so that a truncated one is retried; limits its size and time."""
 
     def __init__(self, wire: httpx.BaseTransport, clock: Clock) -> None:
         self._wire = wire
@@ -250,7 +250,7 @@ class _Reader(httpx.BaseTransport):
             content = b"".join(self._pieces(response))
         finally:
             response.close()
-        # The others describe the body as it travelled.
+        # The other headers describe the body as it travelled.
         kept = [
             item
             for item in response.headers.raw

@@ -1,6 +1,6 @@
 """The five clients of StackSpot's API reference, each a few lines over the transports.
 
-They do what the reference says and no more: none of them retries unless a call says so (see also `Retrying`, and
+They do what the reference says and no more: none of them retries unless a call asks for it (see also `Retrying` and
 `build_client`).
 """
 
@@ -62,7 +62,7 @@ class _SendingHttpClient(HttpClient):
 
 
 class StandaloneHttpClient(_SendingHttpClient):
-    """Signs with the tokens of a provider; needs no StackSpot CLI.
+    """Signs with a provider's tokens; needs no StackSpot CLI.
 
     Args:
         auth_provider: where tokens come from.
@@ -90,9 +90,9 @@ class StkCLIHttpClient(_SendingHttpClient):
 
 
 class EnvironmentAwareHttpClient(_SendingHttpClient):
-    """Uses StackSpot CLI if it is installed, else the credentials of `STKAI.config`; decides on its first request.
+    """Uses StackSpot CLI if it is installed, otherwise the credentials of `STKAI.config`; decides on its first request.
 
-    Until then `STKAI.configure` may be called. The rate is limited as the settings say. The first request raises a
+    Until then you may call `STKAI.configure`. The settings determine the rate limit. The first request raises a
     ConfigurationError (a ValueError) if there is nothing to authenticate with.
     """
 
@@ -105,14 +105,14 @@ class EnvironmentAwareHttpClient(_SendingHttpClient):
 
     @property
     def transport(self) -> httpx.BaseTransport:
-        """The transport that sends the requests; the first access decides which one it is."""
+        """The transport that sends the requests; the first access decides which one that is."""
         if self._transport is None:
             with self._lock:
                 if self._transport is None:
                     made = self._decide()
                     if self._transport is None:
                         self._transport = made
-                    else:  # A signal handler has used the client meanwhile, in this thread.
+                    else:  # Meanwhile a signal handler used the client, in this thread.
                         made.close()
         return self._transport
 
@@ -122,7 +122,7 @@ class EnvironmentAwareHttpClient(_SendingHttpClient):
 
 
 class _RateLimitedHttpClient(HttpClient):
-    """A client around another, with a limiter in between; GET passes unlimited.
+    """A client around another one, with a limiter in between; GET requests are not limited.
 
     Attributes:
         delegate: the client that sends.
@@ -154,7 +154,7 @@ class _RateLimitedHttpClient(HttpClient):
         timeout: float = 30,
         **options: Unpack[CallOptions],
     ) -> Any:
-        """Wait for a permit, then stream the answer of the other client."""
+        """Wait for a permit, then stream the other client's answer."""
         sending = Sending(self.delegate.post_stream, url, (data,), headers, timeout)
         return self._through("POST", sending, options_of("post_stream", options))
 
@@ -177,14 +177,14 @@ class TokenBucketRateLimitedHttpClient(_RateLimitedHttpClient):
     """Sends no faster than `max_requests` per `time_window` seconds through another client.
 
     Args:
-        delegate: the client that sends; any `HttpClient`, also one whose methods return a `requests.Response`. Whatever
-            they return is returned.
+        delegate: the client that sends; any `HttpClient`, also one whose methods return a `requests.Response`. You get
+            whatever they return.
         max_requests: requests allowed in the window.
         time_window: seconds.
-        max_wait_time: seconds that a request may wait for its permit; None for as long as it takes.
+        max_wait_time: seconds that a request may wait for its permit; None waits as long as necessary.
 
     Raises:
-        InvalidArgumentError: an argument is out of its range.
+        InvalidArgumentError: an argument is out of range.
     """
 
     def __init__(
@@ -199,22 +199,22 @@ class TokenBucketRateLimitedHttpClient(_RateLimitedHttpClient):
 
 
 class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
-    """Adapts its rate to the 429s of the server: plain AIMD with the given factors, one cut for each congestion event.
+    """Adapts its rate to the server's 429s: plain AIMD with the given factors, one cut per congestion event.
 
-    A 429 is raised, as ServerSideRateLimitError; the next request waits as long as the server asked.
+    A 429 is raised as a ServerSideRateLimitError; the next request waits as long as the server asked.
 
     Args:
-        delegate: the client that sends; any `HttpClient`, also one whose methods return a `requests.Response`. Whatever
-            they return is returned.
+        delegate: the client that sends; any `HttpClient`, also one whose methods return a `requests.Response`. You get
+            whatever they return.
         max_requests: requests allowed in the window.
         time_window: seconds.
-        min_rate_floor: least share of the quota that the rate falls to.
-        penalty_factor: share of the rate that a cut takes.
-        recovery_factor: share of the quota that is regained per window.
-        max_wait_time: seconds that a request may wait for its permit; None for as long as it takes.
+        min_rate_floor: the share of the quota that the rate never falls below.
+        penalty_factor: the share of the rate that a cut takes away.
+        recovery_factor: the share of the quota that is regained per window.
+        max_wait_time: seconds that a request may wait for its permit; None waits as long as necessary.
 
     Raises:
-        InvalidArgumentError: an argument is out of its range.
+        InvalidArgumentError: an argument is out of range.
     """
 
     def __init__(
@@ -246,7 +246,7 @@ class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
         if method == "GET" or getattr(answer, "status_code", None) != httpx.codes.TOO_MANY_REQUESTS:
             return answer
         try:
-            # The body is there afterwards, whoever made the response.
+            # The body is available afterwards, whichever package made the response.
             if isinstance(answer, httpx.Response):
                 answer.read()
             else:
@@ -258,7 +258,7 @@ class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
 
 
 class _ArgumentErrors:
-    """Turns configuration errors into AssertionErrors, as the reference has them; they are ValueErrors as well."""
+    """Turns configuration errors into AssertionErrors, as in the reference; they are ValueErrors as well."""
 
     def __enter__(self) -> None:
         return None

@@ -21,14 +21,14 @@ from ..transports._options import UNSET, RequestOptions
 
 _SENDING: Final = "stkai.sending"
 _OWN: Final = frozenset({"host", "content-length"})
-"""Headers that the request gets here, and that the other client makes itself."""
+"""Headers that the request gets here, and that the other client sets itself."""
 
 
 def check_delegate(delegate: Any) -> HttpClient:
     """The client, if its methods are those of `HttpClient`.
 
     Raises:
-        ConfigurationError: they are not; a session of requests, for example, would send a form where JSON is meant.
+        ConfigurationError: they are not; a requests session, for example, would send a form instead of JSON.
     """
     packages = {kind.__module__.partition(".")[0] for kind in type(delegate).__mro__}
     looks_right = not isinstance(delegate, type | ModuleType | AsyncHttpClient) and all(
@@ -49,7 +49,7 @@ def check_delegate(delegate: Any) -> HttpClient:
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """A call of another client's method: everything but what the layers change on its way."""
+    """A call to another client's method: everything but what the layers change on the way."""
 
     method: Callable[..., Any]
     url: str
@@ -58,7 +58,7 @@ class Sending:
     timeout: Any
 
     def request(self, verb: str, options: RequestOptions) -> httpx.Request:
-        """What the layers see of it; they retry only where the call says so.
+        """What the layers see of it; they retry only if the call asks for it.
 
         Raises:
             InvalidArgumentError: the URL is not absolute, or a header cannot be sent.
@@ -72,13 +72,13 @@ class Sending:
         try:
             target = absolute_url(
                 self.url
-            )  # With credentials in it, perhaps: requests knows what to do with them.
+            )  # It may contain credentials: requests knows what to do with them.
         except ValueError:
             target = check_url(self.url)
         return httpx.Request(verb, target, headers=headers, extensions=extensions)
 
     def send(self, request: httpx.Request) -> Any:
-        """Call the method, with the headers and the timeout that the request has come to have."""
+        """Call the method, with the headers and the timeout that the request has now."""
         given = httpx.Headers(self.headers)
         added = {
             name: value for name, value in request.headers.items() if name not in given and name not in _OWN
@@ -89,14 +89,14 @@ class Sending:
 
 
 class DelegateWire(httpx.BaseTransport):
-    """The innermost transport of a client around another: calls the method that the request carries."""
+    """The innermost transport of a client around another one: calls the method that the request carries."""
 
     def __init__(self, delegate: HttpClient) -> None:
         self._delegate = delegate
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         sending: Sending = request.extensions[_SENDING]
-        # So that the retry layer knows the errors of requests; whoever called sees the original.
+        # So that the retry layer recognises requests' errors; the caller sees the original.
         with httpx_errors(HTTPX):
             return as_httpx(sending.send(request))
 
@@ -106,7 +106,7 @@ class DelegateWire(httpx.BaseTransport):
 
 
 def send_through(transport: LayerTransport, request: httpx.Request) -> httpx.Response:
-    """Send through the layers around a `DelegateWire`; what requests has raised comes out as it was."""
+    """Send through the layers around a `DelegateWire`; errors of requests come out unchanged."""
     try:
         return transport.handle_request(request)
     except httpx.RequestError as error:

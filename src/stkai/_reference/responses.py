@@ -1,4 +1,4 @@
-"""The responses of the reference's clients: those of httpx, with what code that was written for requests calls."""
+"""The responses of the reference's clients: httpx responses, plus what code written for requests calls."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -12,7 +12,7 @@ _MAX_REDIRECTS: Final = 30
 
 
 class _LikeRequests(httpx.Response):
-    """What `requests.Response` has beyond an `httpx.Response`."""
+    """What `requests.Response` has that `httpx.Response` lacks."""
 
     @property
     def ok(self) -> bool:
@@ -23,14 +23,14 @@ class _LikeRequests(httpx.Response):
         """The lines of the body as they arrive: text, or with `decode_unicode=False` bytes.
 
         Args:
-            chunk_size: accepted, and of no use.
+            chunk_size: accepted and ignored.
             decode_unicode: whether the lines are text.
         """
         for line in super().iter_lines():
             yield line if decode_unicode else line.encode(self.encoding or "utf-8")
 
     def iter_content(self, chunk_size: int | None = 1, decode_unicode: bool = False) -> Iterator[Any]:
-        """The body as it arrives, in pieces of that many bytes, or of any size."""
+        """The body as it arrives, in pieces of `chunk_size` bytes, or of any size."""
         return self.iter_text(chunk_size) if decode_unicode else self.iter_bytes(chunk_size)
 
 
@@ -43,7 +43,7 @@ class StreamedReferenceResponse(_LikeRequests, StreamedResponse):
 
 
 def like_requests(response: Any) -> Any:
-    """The same response, with what requests' has."""
+    """The same response, with the additions of `_LikeRequests`."""
     classes = {httpx.Response: ReferenceResponse, StreamedResponse: StreamedReferenceResponse}
     kind = classes.get(type(response))
     if kind is not None:
@@ -52,22 +52,22 @@ def like_requests(response: Any) -> Any:
 
 
 def follow(transport: httpx.BaseTransport, response: httpx.Response) -> httpx.Response:
-    """Where the redirects lead that begin with `response`; as in a client of httpx, with one deadline for all hops.
+    """Follow the redirects from `response`; as in an httpx client, with one deadline for all hops.
 
     Raises:
-        httpx.TooManyRedirects: they do not end.
+        httpx.TooManyRedirects: there are too many.
     """
     if not response.has_redirect_location:
         return response
     client = httpx.Client(
         transport=_From(response, transport), follow_redirects=True, max_redirects=_MAX_REDIRECTS
     )
-    # It is not closed: the transport is not its own.
+    # Do not close the client: the transport is not its own.
     return client.send(response.request, auth=httpx.Auth())
 
 
 class _From(httpx.BaseTransport):
-    """Answers the first request with a response that is there already, and sends the others."""
+    """Answers the first request with a response that is already there, and sends the others."""
 
     def __init__(self, response: httpx.Response, transport: httpx.BaseTransport) -> None:
         self._first: httpx.Response | None = response

@@ -43,27 +43,27 @@ class Retrying:
                 response.raise_for_status()
                 return response.json()
 
-    The loop ends with the first attempt that raises nothing. An error that is not worth retrying is raised at once and
-    unchanged, as is one whose server asks for a longer wait than `max_retry_after`. One object may serve many loops, in
-    several threads too.
+    The loop ends with the first attempt that raises nothing. An error that is not worth retrying is raised at once,
+    unchanged, as is one whose server asks for a longer wait than `max_retry_after`. One object may serve many loops,
+    also in several threads.
 
     Args:
         max_retries: attempts after the first; with 0, every error is raised unchanged.
         initial_delay: seconds before the second attempt; each further delay is twice as long. Jitter is added.
-        retry_on_status_codes: statuses that are retried when `raise_for_status()` of httpx or requests raises them.
+        retry_on_status_codes: status codes to retry when `raise_for_status()` of httpx or requests raises them.
         retry_on_exceptions: other exceptions to retry, together with their counterparts in requests. Every
             `RetryableError` is retried.
         skip_retry_on_exceptions: exceptions that are never retried.
         logger_prefix: precedes each line in the log.
         max_delay: the longest delay in seconds, unless the server asks for more.
-        max_retry_after: the longest `Retry-After` that is waited for, in seconds.
+        max_retry_after: the longest `Retry-After` to wait for, in seconds.
         deadline: seconds after which no further attempt begins; None for no limit.
         clock: where time comes from.
         random: draws a number in [0, 1), for jitter.
 
     Raises:
-        InvalidArgumentError: (a ValueError and AssertionError) an argument is out of its range.
-        MaxRetriesExceededError: by the loop, when the last attempt has failed as well; see `last_exception`.
+        InvalidArgumentError: (a ValueError and AssertionError) an argument is out of range.
+        MaxRetriesExceededError: (raised by the loop) the last attempt failed as well; see `last_exception`.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Retrying:
 
     @property
     def max_attempts(self) -> int:
-        """How many times the block runs at most."""
+        """The most times that the block runs."""
         return self.policy.max_retries + 1
 
     @property
@@ -126,7 +126,7 @@ class Retrying:
         if isinstance(error, alike(*self.skip_retry_on_exceptions)):
             return None
         if isinstance(error, ClientSideRateLimitError):
-            # The reference retries after its own limiter's refusal; the retry layer passes that on at once.
+            # The reference retries when its own limiter refuses; the retry layer passes that on at once.
             if isinstance(error, TokenAcquisitionTimeoutError):
                 needed = error.required - error.waited
                 return Failure(describe(error), acted=False, asked=error.retry_after, needed=needed)
@@ -184,7 +184,7 @@ class Attempt:
 
 
 class _Run:
-    """One run of a `Retrying`: the answers to what tenacity asks."""
+    """One run of a `Retrying`: answers tenacity's questions."""
 
     def __init__(self, retrying: Retrying, context: Context) -> None:
         self.retrying = retrying
@@ -193,10 +193,10 @@ class _Run:
         self._seconds = 0.0
 
     def goes_on(self, error: Exception, number: int) -> bool:
-        """Whether to retry after attempt `number`, which raised `error`; also settles how long to wait.
+        """Whether to retry after attempt `number`, which raised `error`; also decides how long to wait.
 
         Raises:
-            MaxRetriesExceededError: it was the last.
+            MaxRetriesExceededError: it was the last attempt.
         """
         retrying, policy, context = self.retrying, self.retrying.policy, self._context
         failure = retrying.failure_of(error)
@@ -217,7 +217,7 @@ class _Run:
         return True
 
     def arguments(self) -> dict[str, Any]:
-        """How to build tenacity's loop: it retries every failure that it is told of, and is told of no other."""
+        """Arguments for tenacity's loop: it retries every failure that it sees, and sees only those to be retried."""
         return {"retry": lambda state: state.outcome.failed, "wait": lambda _: self._seconds}
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class WireByFamily(Closable):
-    """The default wire of httpx, and that of httpx2 from the first request of httpx2 on.
+    """The default wire of httpx, plus one of httpx2 from the first httpx2 request on.
 
     Raises:
         ConfigurationError: as for `default_wire`.
@@ -24,7 +24,7 @@ class WireByFamily(Closable):
 
     def __init__(self, config: "HttpConfig | None" = None) -> None:
         self._config = config or STKAI.config.http
-        # Made here, so that settings that cannot work fail here.
+        # Made here, so that unusable settings fail here.
         self._wires: dict[Family, httpx.BaseTransport] = {HTTPX: default_wire(self._config)}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -42,7 +42,7 @@ class WireByFamily(Closable):
 
 
 class AsyncWireByFamily(AsyncClosable):
-    """The same for the async world."""
+    """The async version of `WireByFamily`."""
 
     family = None
 

@@ -1,4 +1,4 @@
-"""Transports that are closed once, and refuse requests afterwards, as the clients of httpx do."""
+"""Transports that are closed once and then refuse requests, as httpx's clients do."""
 
 from typing import Self
 
@@ -20,7 +20,7 @@ class Closable(httpx.BaseTransport):
         return self
 
     def require_open(self) -> None:
-        """Refuse a request where the transport is closed."""
+        """Refuse a request if the transport is closed."""
         if self._closed:
             raise cannot_send()
 
@@ -30,12 +30,12 @@ class Closable(httpx.BaseTransport):
             self._close()
 
     def _close(self) -> None:
-        """Close what is below; called once."""
+        """Close what is underneath; called once."""
         raise NotImplementedError
 
 
 class AsyncClosable(httpx.AsyncBaseTransport):
-    """The same for the async world."""
+    """The async version of `Closable`."""
 
     _closed = False
 
@@ -45,7 +45,7 @@ class AsyncClosable(httpx.AsyncBaseTransport):
         return self
 
     def require_open(self) -> None:
-        """Refuse a request where the transport is closed."""
+        """Refuse a request if the transport is closed."""
         if self._closed:
             raise cannot_send()
 
@@ -55,12 +55,12 @@ class AsyncClosable(httpx.AsyncBaseTransport):
             await self._aclose()
 
     async def _aclose(self) -> None:
-        """Close what is below; called once."""
+        """Close what is underneath; called once."""
         raise NotImplementedError
 
 
 def cannot_send() -> RuntimeError:
-    """The error for a request to a transport that is closed."""
+    """The error for a request to a closed transport."""
     return RuntimeError("Cannot send a request, as this transport has been closed: build another one.")
 
 

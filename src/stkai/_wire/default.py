@@ -1,4 +1,4 @@
-"""The default wire: httpx's own transports, and the proxies of the environment, which `transport=` loses in httpx."""
+"""The default wire: httpx's own transports, and the environment's proxies, which httpx ignores with `transport=`."""
 
 import ssl
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def default_wire(config: "HttpConfig | None" = None, family: Family = HTTPX) -> httpx.BaseTransport:
-    """A sync wire with the verification, limits, HTTP/2 and proxies of `config`; by default, `STKAI.config.http`.
+    """A sync wire with the verification, limits, HTTP/2 and proxies of `config`; by default of `STKAI.config.http`.
 
     Raises:
         ConfigurationError: the proxy or the certificates cannot be used, or a package is missing.
@@ -36,7 +36,7 @@ def default_wire(config: "HttpConfig | None" = None, family: Family = HTTPX) -> 
         if config.http2:
             return Multiplexed(lambda: family.HTTPTransport(**options), family)
         one, limits = _for_one(family, options), options["limits"]
-        family.HTTPTransport(**one).close()  # A proxy, say, that cannot work fails here and now.
+        family.HTTPTransport(**one).close()  # An unusable proxy, for example, fails here.
         return SideBySide(lambda: family.HTTPTransport(**one), limits, family)
 
     direct = make(options)
@@ -47,7 +47,7 @@ def default_wire(config: "HttpConfig | None" = None, family: Family = HTTPX) -> 
 def default_async_wire(
     config: "HttpConfig | None" = None, family: Family = HTTPX
 ) -> httpx.AsyncBaseTransport:
-    """The same for the async world."""
+    """The async version of `default_wire`."""
     config = config or STKAI.config.http
     options, proxies = _options(config, family), _proxies(config)
 
@@ -55,7 +55,7 @@ def default_async_wire(
         if config.http2:
             return WirePerLoop(lambda: AsyncMultiplexed(family.AsyncHTTPTransport(**options), family), family)
         one, limits = _for_one(family, options), options["limits"]
-        family.AsyncHTTPTransport(**one)  # It has no connection yet that could be closed.
+        family.AsyncHTTPTransport(**one)  # It has no connection yet to close.
         return WirePerLoop(
             lambda: AsyncSideBySide(lambda: family.AsyncHTTPTransport(**one), limits, family), family
         )
@@ -73,7 +73,7 @@ def _for_one(family: Family, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _options(config: "HttpConfig", family: Family) -> dict[str, Any]:
-    """The keywords of httpx's transports, for direct and proxied ones alike."""
+    """The keywords of httpx's transports, direct or through a proxy."""
     if config.http2 and find_spec("h2") is None:
         msg = 'HTTP/2 (STKAI_HTTP_HTTP2) needs a package that is not installed: pip install "stkai[http2]"'
         raise ConfigurationError(msg)
@@ -82,7 +82,7 @@ def _options(config: "HttpConfig", family: Family) -> dict[str, Any]:
         max_keepalive_connections=config.max_keepalive_connections,
         keepalive_expiry=config.keepalive_expiry,
     )
-    # One context for all the transports of a wire: loading the certificates is the slow part.
+    # All transports of a wire share one context: loading the certificates is the slow part.
     verify = httpx.create_ssl_context(verify=_verify(config.verify), trust_env=config.trust_env)
     return {"verify": verify, "trust_env": config.trust_env, "http2": config.http2, "limits": limits}
 
@@ -109,19 +109,19 @@ def _proxies(config: "HttpConfig") -> ProxyMap:
 def _through(
     proxies: ProxyMap, make: Callable[[dict[str, Any]], T], options: dict[str, Any], family: Family
 ) -> dict[str, T]:
-    """A transport for each proxy, by its URL."""
+    """A transport for each proxy, by the proxy's URL."""
     try:
         return {
             url: make({"proxy": _proxy(url, options["verify"], family), **options}) for url in proxies.urls
         }
     except alike(httpx.InvalidURL, ValueError, ImportError) as error:
-        # The proxy's URL is not named whole: it may hold a password.
+        # Do not show the proxy's whole URL: it may contain a password.
         msg = f"a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) cannot be used: {error}"
         raise ConfigurationError(msg) from error
 
 
 def _proxy(url: str, verify: ssl.SSLContext, family: Family) -> httpx.Proxy | str:
-    """The proxy, whose own certificate is checked as those of servers are."""
+    """The proxy; its own certificate is checked like a server's."""
     return family.Proxy(url, ssl_context=verify) if url.lower().startswith("https://") else url
 
 

@@ -1,4 +1,4 @@
-"""The idle wires of a pool: by the place to which they lead, and by the time for which nobody has used them."""
+"""The idle wires of a pool: by destination, and by how long they have been idle."""
 
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 Wire = TypeVar("Wire")
 
 Place = tuple[str, bytes]
-"""Scheme, and host with port: where a connection leads."""
+"""Scheme, and host with port: where a connection goes."""
 
 
 class Idle(NamedTuple):
-    """What is known of an idle wire: where it leads, since when it is idle, and the connection below it."""
+    """An idle wire's destination, since when it is idle, and the connection underneath."""
 
     place: Place
     since: float
@@ -19,7 +19,7 @@ class Idle(NamedTuple):
 
 
 class IdleWires(Generic[Wire]):
-    """Wires that nobody uses. Every step may be interrupted, and be done again from its beginning."""
+    """Wires that nobody uses. Every step may be interrupted and then repeated from its beginning."""
 
     def __init__(self) -> None:
         self._wires: OrderedDict[Wire, Idle] = OrderedDict()
@@ -35,18 +35,18 @@ class IdleWires(Generic[Wire]):
         return iter(list(self._wires))
 
     def last_at(self, place: Place) -> Wire | None:
-        """The wire to that place that was in use last."""
+        """The most recently used wire to that place."""
         at = self._at.get(place)
         return at[-1] if at else None
 
     def add(self, wire: Wire, idle: Idle) -> None:
-        """Add a wire, which is the last used one now."""
+        """Add a wire, which is now the most recently used one."""
         if wire not in self._wires:
             self._wires[wire] = idle
             self._at.setdefault(idle.place, []).append(wire)
 
     def remove(self, wire: Wire) -> None:
-        """Remove a wire, if it is there."""
+        """Remove a wire if it is there."""
         idle = self._wires.get(wire)
         if idle is None:
             return
@@ -60,12 +60,12 @@ class IdleWires(Generic[Wire]):
         del self._wires[wire]
 
     def least_useful(self) -> Wire:
-        """The wire to part with: one whose connection the server has closed, or the one unused for longest."""
+        """The wire to part with: one whose connection the server has closed, or the one idle for longest."""
         dead = (wire for wire, idle in self._wires.items() if _is_dead(idle.stream))
         return next(dead, next(iter(self._wires)))
 
     def surplus(self, now: float, most: float, expiry: float) -> Wire | None:
-        """A wire that is one too many, or unused for too long."""
+        """A wire above the limit, or idle for too long."""
         if len(self._wires) > most:
             return self.least_useful()
         for wire, idle in self._wires.items():
@@ -74,10 +74,10 @@ class IdleWires(Generic[Wire]):
 
 
 def _is_dead(stream: Any) -> bool:
-    """Whether the other end of an idle connection has closed it; False where nobody can tell."""
+    """Whether the other end has closed an idle connection; False if that cannot be told."""
     if stream is None:
         return False
     try:
         return bool(stream.get_extra_info("is_readable"))  # An idle server has nothing to say but goodbye.
-    except Exception:  # noqa: BLE001 - a socket that is closed, in the words of whichever library holds it
+    except Exception:  # noqa: BLE001 - a closed socket raises whatever the library that holds it likes
         return True

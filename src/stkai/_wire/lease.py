@@ -1,4 +1,4 @@
-"""The hold of one request on one wire of a pool, which ends however the request ends."""
+"""One request's hold on one wire of a pool, which ends however the request ends."""
 
 from collections.abc import Callable
 from itertools import count
@@ -12,10 +12,10 @@ _numbers = count(1)
 
 
 class Lender(Protocol):
-    """What takes wires back."""
+    """Whatever takes wires back."""
 
     def give(self, lease: Any) -> None:
-        """Take a wire back, and lend it to the first in line."""
+        """Take a wire back and lend it to the first in line."""
         ...
 
     def lose(self, lease: Any) -> None:
@@ -24,15 +24,15 @@ class Lender(Protocol):
 
 
 class Lease(Generic[Wire]):
-    """One request's hold on a wire; it ends once, and by itself if nobody holds it any more.
+    """One request's hold on a wire. It ends once, and by itself when nobody refers to it any more.
 
     Attributes:
         number: no other lease has it.
         place: where the request goes.
         wire: the wire, once there is one.
-        stream: the connection below it, as the extension `network_stream` of the response names it.
-        wake: called when a lease that stands in line has got its wire, or never will.
-        idle_since: once it is over, the instant from which the wire is idle; None if it is unusable.
+        stream: the connection underneath, from the response's extension `network_stream`.
+        wake: called when a lease in line gets its wire, or when it never will.
+        idle_since: once it is over, the instant from which the wire is idle; None if the wire is unusable.
     """
 
     wire: Wire | None = None
@@ -47,7 +47,7 @@ class Lease(Generic[Wire]):
         self._lender = lender
 
     def end(self, idle_since: float | None = None) -> None:
-        """Give the wire back: idle from now on, or, with None, unusable."""
+        """Give the wire back: idle from `idle_since` on or, with None, unusable."""
         if not self._over:
             self.idle_since = idle_since
             self._lender.give(self)

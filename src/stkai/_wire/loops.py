@@ -1,8 +1,8 @@
 """One async wire per event loop: a connection works only in the loop that opened it.
 
 httpx keeps the connections of a loop that has ended, and fails with "Event loop is closed" when it meets one. Here each
-loop gets a wire of its own, which is closed when the loop ends, or is dropped untouched if the loop gave no chance to
-close it.
+loop gets its own wire, which is closed when the loop ends, or dropped untouched if the loop gave no chance to close
+it.
 """
 
 import sys
@@ -18,7 +18,7 @@ from .closing import AsyncClosable
 
 
 def running_loop() -> Any:
-    """What stands for the event loop of this task: asyncio's loop, or trio's token.
+    """What identifies the event loop of this task: asyncio's loop, or trio's token.
 
     Raises:
         RuntimeError: no event loop runs here.
@@ -37,11 +37,11 @@ def running_loop() -> Any:
 
 
 def run_soon(loop: Any, function: Callable[[], object]) -> None:
-    """Have a loop call a function soon, unless it has ended; safe in any thread, signal handler and finalizer."""
+    """Have a loop call a function soon, unless it has ended; safe in any thread, signal handler or finalizer."""
     call = getattr(loop, "run_sync_soon", None) or loop.call_soon_threadsafe
     try:
         call(function)
-    except RuntimeError:  # asyncio's "Event loop is closed"; trio's RunFinishedError is one, too.
+    except RuntimeError:  # asyncio's "Event loop is closed"; trio's RunFinishedError is one as well.
         return
 
 
@@ -55,11 +55,11 @@ class _Home:
 Keeper = AsyncGenerator[None, None]
 
 _orphans: Final[list[Keeper]] = []
-"""Generators of a parent's loops, in a forked child: to finalize one is to touch its loop."""
+"""In a forked child, generators of the parent's loops: finalizing one would touch its loop."""
 
 
 class WirePerLoop(AsyncClosable):
-    """Sends each request through the wire of the event loop that it runs in.
+    """Sends each request through the wire of its event loop.
 
     Args:
         make: makes a wire; called in the loop that will use it.
@@ -87,12 +87,12 @@ class WirePerLoop(AsyncClosable):
         return self._move_in(loop, request)
 
     async def _move_in(self, loop: Any, request: httpx.Request) -> httpx.Response:
-        """Send the first request of a loop."""
+        """Send a loop's first request."""
         self._forget_ended_loops()
         wire = self._make()
         home = _Home(wire)
         keeper = _close_with_the_loop(home)
-        await anext(keeper)  # From now on the loop knows of it. This does not suspend.
+        await anext(keeper)  # From now on the loop knows the generator. This does not suspend.
         self._homes[loop] = home, keeper
         return await wire.handle_async_request(request)
 
@@ -103,7 +103,7 @@ class WirePerLoop(AsyncClosable):
             if home.wire is None or (hasattr(loop, "is_closed") and loop.is_closed())
         ]
         with warnings.catch_warnings():
-            # The sockets are closed as they are dropped; nobody can close them in an orderly way any more.
+            # Dropping the sockets closes them; nobody can close them in an orderly way any more.
             warnings.simplefilter("ignore", ResourceWarning)
             for loop in ended:
                 home, _ = self._homes.pop(loop)
@@ -111,7 +111,7 @@ class WirePerLoop(AsyncClosable):
 
     async def _aclose(self) -> None:
         self._forget_ended_loops()
-        # Loops that run in other threads close their wires themselves, since their generators are dropped here.
+        # Loops in other threads close their own wires, since their generators are dropped here.
         homes, self._homes = self._homes, {}
         here = homes.get(running_loop())
         if here is not None:

@@ -1,4 +1,4 @@
-"""The wires for HTTP/2: transports of httpx, whose few connections carry many requests at once."""
+"""The wires for HTTP/2: httpx transports whose few connections carry many requests at once."""
 
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -12,7 +12,7 @@ from .loops import running_loop
 
 
 class Multiplexed(Closable):
-    """Sends all requests through one wire; a forked child opens connections of its own.
+    """Sends all requests through one wire; a forked child opens its own connections.
 
     Args:
         make: makes the wire.
@@ -37,7 +37,7 @@ class Multiplexed(Closable):
 
 
 class AsyncMultiplexed(AsyncClosable):
-    """The same for the event loop that runs when this is made; `WirePerLoop` takes care of loops and forks."""
+    """The async version, for the event loop that runs when it is made; `WirePerLoop` handles loops and forks."""
 
     def __init__(self, wire: httpx.AsyncBaseTransport, family: Family = HTTPX) -> None:
         self.family = family
@@ -56,7 +56,7 @@ class AsyncMultiplexed(AsyncClosable):
 
 
 class _AsyncBody(httpx.AsyncByteStream):
-    """A body that can be closed after its loop has ended, and its connection with it."""
+    """A body that can be closed, along with its connection, after its loop has ended."""
 
     def __init__(self, body: Any, loop: Any) -> None:
         self._body, self._loop = body, loop

@@ -1,9 +1,9 @@
 """Connections side by side: a wire whose cost per request does not grow with the requests in flight.
 
-httpcore's pool looks at all its connections, and asks the system about each idle one, when a request begins and when it
-ends. Here each connection is a wire of its own, with room for one, and a request takes the one that was in use last: it
-costs what it costs with a single connection. The limits hold for all of them together. Requests that find all
-connections in use wait in line, for as long as their pool timeout allows.
+httpcore's pool looks at all its connections, and asks the system about each idle one, whenever a request begins or
+ends. Here each connection is its own wire with room for one, and a request takes the most recently used: it costs what
+it costs with a single connection. The limits apply to all of them together. Requests that find all connections in use
+wait in line, as long as their pool timeout allows.
 """
 
 import threading
@@ -45,8 +45,8 @@ def _none_free(request: httpx.Request, family: Family) -> httpx.PoolTimeout:
 
 
 def _is_persistent(response: httpx.Response) -> bool:
-    """Whether the connection carries another request once the body has been read (RFC 9112, section 9.3)."""
-    # In the raw headers: to find that one is missing, httpx decodes all others.
+    """Whether the connection can carry another request once the body has been read (RFC 9112, section 9.3)."""
+    # Look in the raw headers: to find that one is missing, httpx decodes all the others.
     for name, value in response.headers.raw:
         if len(name) == _LENGTH and name.lower() == _CONNECTION and b"close" in value.lower():
             return False
@@ -57,7 +57,7 @@ def _is_persistent(response: httpx.Response) -> bool:
 
 
 class _SyncShelf(Shelf[httpx.BaseTransport]):
-    """Closes what has become useless."""
+    """Closes wires that are no longer of use."""
 
     def lose(self, lease: Lease[httpx.BaseTransport]) -> None:
         super().lose(lease)
@@ -65,16 +65,16 @@ class _SyncShelf(Shelf[httpx.BaseTransport]):
 
     def sweep(self) -> None:
         while self.trash:
-            with suppress(IndexError):  # Another thread has been faster.
+            with suppress(IndexError):  # Another thread was faster.
                 self.trash.popleft().close()
 
 
 class SideBySide(Closable):
-    """Sends each request through one of many wires, and never two at a time through the same.
+    """Sends each request through one of many wires, and never two at a time through the same one.
 
     Args:
         make: makes a wire that has room for one connection.
-        limits: how many there are, how many of them stay open while nobody uses them, and for how long.
+        limits: how many wires there are, how many of them stay open while idle, and for how long.
         family: the package of the wires.
     """
 
@@ -106,8 +106,8 @@ class SideBySide(Closable):
         return response
 
     def _wait(self, request: httpx.Request, lease: Lease[httpx.BaseTransport]) -> None:
-        # A lock, since whoever releases it takes no other one, as an Event does: it may be a handler of a signal that
-        # came while this thread began to wait.
+        # A lock and not an Event: a signal handler that came while this thread began to wait may release it, and
+        # that takes no other lock.
         turn = threading.Lock()
         turn.acquire()
         if self._shelf.join(lease, turn.release):
@@ -122,7 +122,7 @@ class SideBySide(Closable):
 
 
 class _Body(httpx.SyncByteStream):
-    """A body that ends its lease when it is read to the end and closed, breaks, or is left."""
+    """A body that ends its lease when it is read to the end and closed, breaks, or is abandoned."""
 
     def __init__(
         self, body: Any, lease: Lease[httpx.BaseTransport], shelf: _SyncShelf, *, persistent: bool
@@ -151,7 +151,7 @@ class _Body(httpx.SyncByteStream):
 
 
 class _AsyncShelf(Shelf[httpx.AsyncBaseTransport]):
-    """The same for one event loop; finalizers may run in another thread, and leave the rest to the loop."""
+    """The async version, for one event loop; a finalizer in another thread leaves the rest to the loop."""
 
     def __init__(self, make: Callable[[], httpx.AsyncBaseTransport], limits: httpx.Limits) -> None:
         super().__init__(make, limits)
@@ -170,7 +170,7 @@ class _AsyncShelf(Shelf[httpx.AsyncBaseTransport]):
 
 
 class AsyncSideBySide(AsyncClosable):
-    """The same for one event loop, of asyncio or trio, which must run when this is made."""
+    """The async version, for one event loop of asyncio or trio, which must be running when this is made."""
 
     def __init__(
         self, make: Callable[[], httpx.AsyncBaseTransport], limits: httpx.Limits, family: Family = HTTPX
@@ -215,7 +215,7 @@ class AsyncSideBySide(AsyncClosable):
 
 
 class _AsyncBody(httpx.AsyncByteStream):
-    """The same for the async world."""
+    """The async version of `_Body`."""
 
     def __init__(
         self, body: Any, lease: Lease[httpx.AsyncBaseTransport], shelf: _AsyncShelf, *, persistent: bool
@@ -234,10 +234,10 @@ class _AsyncBody(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         if self._shelf.loop is not running_loop():
-            self._lease.end()  # Its loop has ended, and its connection with it.
+            self._lease.end()  # Its loop has ended, and so has its connection.
             return
         try:
-            await self._body.aclose()  # which httpx completes in a cancelled task, too
+            await self._body.aclose()  # httpx completes this even in a cancelled task
         except BaseException:
             self._whole = False
             raise

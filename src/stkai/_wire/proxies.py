@@ -1,7 +1,7 @@
 """Which proxy a URL goes through: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, as curl and httpx read them.
 
-No proxy is used for this machine, as in browsers: secrets for a server on localhost would leave the machine, and the
-proxy would look for that server on its own.
+Requests to this machine use no proxy, as in browsers: secrets for a server on localhost would leave the machine, and
+the proxy would look for that server on its own machine.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from .._urls import DEFAULT_PORTS, address_of, is_this_machine
 
 
 class ProxyMap:
-    """Proxies by the scheme of what they carry, and the places that are reached directly.
+    """Proxies by the scheme of the requests they carry, and the places that are reached directly.
 
     Args:
-        proxies: proxy URLs by scheme; "all" stands for every scheme without one of its own.
+        proxies: proxy URLs by scheme; "all" stands for every scheme that has none of its own.
         no_proxy: places that are reached directly, separated by commas: a host (with its subdomains), an address, a
             network such as 10.0.0.0/8, each optionally with a port or a scheme; or * for everything.
     """
@@ -60,7 +60,7 @@ class _Place:
         host, colon, port = place.rpartition(":")
         has_port = bool(colon) and port.isdecimal() and (":" not in host or host.endswith("]"))
         self._port = int(port) if has_port else None
-        # curl and urllib take .example.com for example.com and all below it.
+        # curl and urllib read .example.com as example.com and everything below it.
         self._host = (host if has_port else place).strip("[]").lstrip("*").lstrip(".")
         self._network = _network(self._host)
 

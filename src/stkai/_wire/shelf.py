@@ -1,9 +1,9 @@
-"""The wires of a pool: which are lent, which are idle, and who waits for one. It never waits, and does no I/O.
+"""The wires of a pool: which are lent, which are idle, and who is waiting. It never waits and does no I/O.
 
-Signal handlers and finalizers run in the middle of whatever their thread does, also of the few lines that hold the lock
-here. The lock therefore lets its own thread in again; that thread finds the shelf busy, and leaves what it has to say
-for when the lines are done. Every step can be interrupted without losing a wire: a lease that nobody holds any more
-gives itself up, and a wire is entered in one list before it is crossed out in the other.
+Signal handlers and finalizers run in the middle of whatever their thread is doing, even inside the few lines that hold
+the lock here. The lock is therefore reentrant: such a thread finds the shelf busy, and leaves a note that is handled
+when the lines are done. Every step can be interrupted without losing a wire: a lease that nobody refers to any more
+gives itself up, and a wire is added to one list before it is removed from the other.
 """
 
 import math
@@ -24,14 +24,14 @@ Wire = TypeVar("Wire", bound=httpx.BaseTransport | httpx.AsyncBaseTransport)
 
 
 class Shelf(Generic[Wire]):
-    """At most so many wires; an idle one that leads to the right place is preferred, the last used one first.
+    """At most so many wires; prefers an idle one to the right place, the most recently used first.
 
     Args:
         make: makes a wire that has room for one connection.
         limits: how many wires there are, how many of them stay idle, and for how many seconds.
 
     Attributes:
-        trash: wires to be closed, by whoever finds them.
+        trash: wires to close, for anyone who finds them.
     """
 
     def __init__(self, make: Callable[[], Wire], limits: httpx.Limits) -> None:
@@ -59,11 +59,11 @@ class Shelf(Generic[Wire]):
 
     @property
     def waiting(self) -> int:
-        """How many wait for a wire."""
+        """How many are waiting for a wire."""
         return len(self._waiting)
 
     def take(self, lease: Lease[Wire]) -> bool:
-        """Lend a wire, if one is free.
+        """Lend a wire if one is free.
 
         Raises:
             RuntimeError: the shelf is closed.
@@ -71,12 +71,12 @@ class Shelf(Generic[Wire]):
         return self._alone(self._lend, lease)
 
     def join(self, lease: Lease[Wire], wake: Callable[[], object]) -> bool:
-        """Lend a wire, or have the lease stand in line; `wake` is called when it got one, or never will."""
+        """Lend a wire, or put the lease in line; `wake` is called when it gets one, or when it never will."""
         lease.wake = wake
         return self._alone(self._lend_or_queue, lease)
 
     def leave(self, lease: Lease[Wire]) -> bool:
-        """Stand in line no longer; whether the lease got a wire.
+        """Leave the line; returns whether the lease got a wire.
 
         Raises:
             RuntimeError: the shelf was closed.
@@ -87,30 +87,30 @@ class Shelf(Generic[Wire]):
         return lease.wire is not None
 
     def give(self, lease: Lease[Wire]) -> None:
-        """Take a wire back, and lend it to the first in line."""
+        """Take a wire back and lend it to the first in line."""
         self._back.append(lease)
         self.settle()
 
     def lose(self, lease: Lease[Wire]) -> None:
-        """The same, from a finalizer: of any thread, at any moment."""
+        """The same, from a finalizer: in any thread, at any moment."""
         self.give(lease)
 
     def settle(self) -> None:
-        """Take back what has been left while the shelf was busy."""
+        """Take back what was left while the shelf was busy."""
         if self._back or self._is_to_be_cleared():
             self._alone(None, None)
 
     def close(self) -> None:
-        """Take all wires away, also those that are lent; they are in the trash then."""
+        """Move all wires to the trash, lent ones too."""
         self._closed = True
         self.settle()
 
-    # All that follows runs in one thread at a time, and never within itself.
+    # Everything below runs in one thread at a time, and never inside itself.
 
     def _alone(self, step: Callable[[Any], bool] | None, lease: Lease[Wire] | None) -> bool:
         with self._lock:
             if self._busy:
-                # This very thread is in here. It could wait for ever, so it may exceed the limit by one.
+                # This very thread is inside already. It could wait for ever, so it may exceed the limit by one.
                 return lease is None or self._lend_beyond(lease)
             try:
                 self._busy = True
@@ -124,7 +124,7 @@ class Shelf(Generic[Wire]):
         return answer
 
     def _catch_up(self) -> None:
-        """Do what was left to be done while the shelf was busy."""
+        """Do what was left undone while the shelf was busy."""
         while self._back:
             self._take_back(self._back[0])
             self._back.popleft()
@@ -147,7 +147,7 @@ class Shelf(Generic[Wire]):
             if len(self._lent) + len(self._idle) < self._most:
                 wire = self._make()
             elif self._idle:
-                # It leads elsewhere: with room for one connection, it closes that and opens another.
+                # It goes elsewhere: with room for one connection, it closes that one and opens another.
                 wire = self._idle.least_useful()
             else:
                 return False
@@ -186,13 +186,13 @@ class Shelf(Generic[Wire]):
             self._wake(successor)
         elif lease.idle_since is not None:
             surplus = self._idle.surplus(lease.idle_since, self._most_idle, self._expiry)
-            if surplus is not None:  # One at a time is enough: they come one by one.
+            if surplus is not None:  # One at a time is enough: they return one at a time.
                 self._discard(surplus)
 
     def _take_back_unlent(self, lease: Lease[Wire]) -> None:
         self._waiting.pop(lease.number, None)
-        # An unknown wire was lent before a fork, before the shelf was closed, or beyond the limit. A known one has come
-        # back before: two threads have closed one response.
+        # An unknown wire was lent before a fork, before the shelf was closed, or beyond the limit. A known one has
+        # already come back: two threads closed one response.
         wire = lease.wire
         if wire is not None and wire not in self._idle and wire not in self._lent.values():
             self.trash.append(wire)

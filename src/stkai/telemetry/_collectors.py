@@ -31,7 +31,7 @@ _lock = threading.Lock()
 
 
 def collectors_of(registry: CollectorRegistry) -> "Collectors":
-    """The metrics in that registry; registered when they are asked for first."""
+    """The metrics in that registry; registered on first use."""
     with _lock:
         if registry not in _by_registry:
             _by_registry[registry] = Collectors(registry)
@@ -61,7 +61,7 @@ class Collectors:
         )
         self._active = Gauge(
             "stkai_calls_active",
-            "Calls that have begun and not ended.",
+            "Calls that have started and not finished.",
             _HOST,
             registry=registry,
             multiprocess_mode="livesum",
@@ -73,14 +73,14 @@ class Collectors:
             registry=registry,
         )
         self._retries = Counter(
-            "stkai_retries", "Attempts that failed and are made again.", _CAUSE, registry=registry
+            "stkai_retries", "Failed attempts that are retried.", _CAUSE, registry=registry
         )
         self._refusals = Counter(
             "stkai_rejections", "Requests that a limiter of this program refused.", _LAYER, registry=registry
         )
         self._rate = Gauge(
             "stkai_rate_per_second",
-            "Rate in force of an adaptive limiter, after its last change.",
+            "Current rate of an adaptive limiter, as of its last change.",
             _HOST,
             registry=registry,
             multiprocess_mode="livesum",

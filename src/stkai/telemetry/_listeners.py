@@ -1,4 +1,4 @@
-"""The two listeners, which import what they need when they are made."""
+"""The two listeners; each imports what it needs when it is created."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class OpenTelemetryListener:
-    """Turn the events of a stack into OpenTelemetry spans and metrics, by the semantic conventions for HTTP clients.
+    """Turns the events of a stack into OpenTelemetry spans and metrics, following the HTTP client conventions.
 
-    A call is a span, and each of its attempts a CLIENT span inside it. Requests carry the context of their attempt
-    (`traceparent`), and opentelemetry-instrumentation-httpx makes no second span for them. One listener serves any
+    A call is a span, and each of its attempts is a CLIENT span inside it. Requests carry the context of their attempt
+    (`traceparent`), and opentelemetry-instrumentation-httpx adds no second span for them. One listener serves any
     number of stacks.
 
     Args:
@@ -45,15 +45,15 @@ class OpenTelemetryListener:
         )
 
     def __call__(self, event: Event) -> None:
-        # In this order a measurement is made inside the span that it belongs to, so that it can be its exemplar.
+        # In this order a measurement is made inside its span, so the span can be its exemplar.
         self._meters(event)
         self._spans(event)
 
 
 class PrometheusListener:
-    """Turn the events of a stack into Prometheus metrics, under the names that OpenTelemetry's would have there.
+    """Turns the events of a stack into Prometheus metrics, named as OpenTelemetry's are when exported to Prometheus.
 
-    Listeners of one registry share their metrics, so that each stack may have its own.
+    Listeners with the same registry share their metrics, so each stack may have its own listener.
 
     Args:
         registry: where the metrics are registered; by default `prometheus_client.REGISTRY`.

@@ -36,7 +36,7 @@ class Meters:
         self._queue = seconds("stkai.queue.duration", "Time that requests waited for a permit of a limiter.")
         self._token = seconds("stkai.token.renewal.duration", "Time that it took to fetch an access token.")
         self._active = meter.create_up_down_counter(
-            "stkai.calls.active", unit="{call}", description="Calls that have begun and not ended."
+            "stkai.calls.active", unit="{call}", description="Calls that have started and not finished."
         )
         self._permits = meter.create_counter(
             "stkai.permits",
@@ -44,7 +44,7 @@ class Meters:
             description="Requests sent to the wire; one behind a limiter has taken a permit.",
         )
         self._retries = meter.create_counter(
-            "stkai.retries", unit="{retry}", description="Attempts that failed and are made again."
+            "stkai.retries", unit="{retry}", description="Failed attempts that are retried."
         )
         self._refusals = meter.create_counter(
             "stkai.rejections",
@@ -54,7 +54,7 @@ class Meters:
         self._rate = meter.create_gauge(
             "stkai.rate",
             unit="{request}/s",
-            description="Rate in force of an adaptive limiter, after its last change.",
+            description="Current rate of an adaptive limiter, as of its last change.",
         )
         self._handlers: dict[type[Event], Callable[[Any, dict[str, Any]], None]] = {
             CallStarted: lambda _, labels: self._active.add(1, labels),

@@ -22,11 +22,11 @@ from .._events import (
 from ._labels import error_type, method_of
 
 _NO_HTTP_SPANS = getattr(context, "_SUPPRESS_HTTP_INSTRUMENTATION_KEY", "suppress_http_instrumentation")
-"""What opentelemetry-instrumentation-httpx looks for before it makes a span of its own."""
+"""What opentelemetry-instrumentation-httpx checks before it makes its own span."""
 
 
 class _Running:
-    """A span that has begun, and the context in which it is the current one."""
+    """A span that has started, and the context in which it is current."""
 
     __slots__ = ("_context", "_token", "sent", "span")
 
@@ -43,14 +43,14 @@ class _Running:
         if error is not None:
             self.span.set_attribute("error.type", error)
             self.span.set_status(Status(StatusCode.ERROR))
-        # In another task than the one in which it began, the context is not ours to reset.
+        # In a task other than the one it started in, the context is not ours to reset.
         if context.get_current() is self._context:
             context.detach(self._token)
         self.span.end()
 
 
 class Spans:
-    """Begins and ends a span for each call, and one for each of its attempts."""
+    """Starts and ends a span for each call, and one for each of its attempts."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
@@ -96,7 +96,7 @@ class Spans:
         call = self._calls.get(event.call.id)
         outside = context.get_current() if call is None else trace.set_span_in_context(call.span)
         attributes = _attributes(event)
-        # A request that is sent again after a 401 is a second one of the same attempt.
+        # A request sent again after a 401 is the second one of the same attempt.
         again = event.resend_count if call is None else max(event.resend_count, call.sent)
         if again:
             attributes["http.request.resend_count"] = again
@@ -126,5 +126,5 @@ def _attributes(event: Event) -> dict[str, str | int]:
 
 
 def _named(method: str) -> str:
-    """The span's name; the conventions say HTTP where the method is not a usual one."""
+    """The span's name; the conventions say HTTP if the method is not a usual one."""
     return "HTTP" if method == "_OTHER" else method

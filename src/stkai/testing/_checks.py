@@ -1,4 +1,4 @@
-"""Checks of arguments: what cannot work is refused at once, and the message says what can."""
+"""Checks of arguments: refuse unusable values at once, with a message that says what is allowed."""
 
 import math
 
@@ -6,9 +6,9 @@ from .._errors import ConfigurationError
 
 
 def check_seconds(name: str, seconds: float) -> None:
-    """Refuse what is no length of time."""
+    """Refuse anything that is not a length of time."""
     if not 0 <= seconds < math.inf:
-        raise ConfigurationError(f"{name} must be a number of seconds from 0 up, not {seconds}")
+        raise ConfigurationError(f"{name} must be a non-negative number of seconds, not {seconds}")
 
 
 def check_range(name: str, value: float, low: int, high: int | None = None) -> None:
@@ -19,6 +19,6 @@ def check_range(name: str, value: float, low: int, high: int | None = None) -> N
 
 
 def check_choice(name: str, value: object, *allowed: object) -> None:
-    """Refuse what is not among the choices."""
+    """Refuse anything that is not one of the choices."""
     if value not in allowed:
         raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")

@@ -1,4 +1,4 @@
-"""How an answer travels: the plan for one response, worked out before a byte is sent."""
+"""How an answer travels: the plan for one response, made before a byte is sent."""
 
 import gzip
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ NO_BODY = (204, 304)
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """What goes out, and how it ends.
+    """What is sent, and how it ends.
 
     Attributes:
         length: the Content-Length; None for chunked.
         chunks: the bytes of the body, in the pieces in which they are written.
         pause: seconds between two chunks.
-        ending: "keep" the connection, "close" it in good order, or "reset" it.
+        ending: "keep" the connection, "close" it cleanly, or "reset" it.
         finished: whether the end of the body is sent.
-        announced: whether a `Connection: close` says that the connection will not be kept.
+        announced: whether a `Connection: close` header announces that the connection will not be kept.
     """
 
     status: int

@@ -1,4 +1,4 @@
-"""What FakeClock asks of an event loop: a bell that any thread may ring, and to know when nobody can run."""
+"""What FakeClock needs from an event loop: a bell that any thread may ring, and to know when no task can run."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,7 +12,7 @@ _MAX_CYCLES = 1_000  # a task that spins without ever sleeping must not stop the
 
 
 class Bell:
-    """Wakes one task, again and again. Made in that task; rung from anywhere."""
+    """Wakes one task, again and again. Created in that task; rung from anywhere."""
 
     def __init__(self) -> None:
         self._event = anyio.Event()
@@ -23,7 +23,7 @@ class Bell:
         self._run_soon(self._set)
 
     def reset(self) -> None:
-        """Forget what has rung so far. Call it before looking at what the bell announces, never after."""
+        """Forget all earlier rings. Call it before looking at what the bell announces, never after."""
         self._event = anyio.Event()
 
     async def wait(self) -> None:
@@ -35,7 +35,7 @@ class Bell:
 
 
 async def everybody_waits(still_wanted: Callable[[], bool]) -> None:
-    """Give way until no other task can run, or until `still_wanted` says no.
+    """Yield until no other task can run, or until `still_wanted` returns False.
 
     A task that waits for a socket counts as waiting.
     """
@@ -47,7 +47,7 @@ async def everybody_waits(still_wanted: Callable[[], bool]) -> None:
         await wait_all_tasks_blocked()
         return
     # The queue of what runs next is not a public attribute, but asyncio offers no other way to see that it is empty;
-    # a fixed number of cycles is either too few (many tasks in line for one lock) or slow.
+    # a fixed number of cycles is either too small (many tasks in line for one lock) or slow.
     ready = getattr(loop, "_ready", None)
     needed = _BLIND_CYCLES if ready is None else _IDLE_CYCLES
     idle = 0

@@ -1,4 +1,4 @@
-"""The methods by which a test says what shall go wrong."""
+"""The methods with which a test says what is to go wrong."""
 
 from typing import Literal
 
@@ -20,9 +20,9 @@ from ._service import API, TOKEN_PATH
 
 
 class FaultMethods:
-    """Faults are queued; each goes to the next request whose path starts with `path`, once.
+    """Faults are queued; each affects the next request whose path starts with `path`, once.
 
-    `fail_with` and `reset(at="start")` come instead of the service, which does not see the request; after the others it
+    `fail_with` and `reset(at="start")` replace the service, which does not see the request; with the others the service
     has done its work (and counted the request), and only the answer suffers.
     """
 
@@ -38,17 +38,18 @@ class FaultMethods:
     ) -> None:
         """Answer the next requests with these statuses, one each; None lets one through.
 
-        Without a `body` there is a short error in JSON. Any status may be given, 200 as well.
+        Without a `body`, the answer is a short JSON error. Any status may be given, 200 as well.
         """
         for status in statuses:
             self.fault(Normal() if status is None else Answer(status, headers=headers, body=body), path=path)
 
     def fail_tokens(self, *what: int | TokenFault) -> None:
-        """Let the next token requests fail, one each.
+        """Make the next token requests fail, one each.
 
-        With a status, or with 200 and "garbage" (broken JSON), "html" (a page), "huge" (10 MB), "empty", "no_token",
-        "no_expiry" (no `expires_in`) or "negative_expiry". For a slow one: `hang(2.0, path=server.token_path)`; for a
-        redirect: `fail_with(302, headers={"location": url}, path=server.token_path)`.
+        Takes a status, or, with status 200: "garbage" (broken JSON), "html" (a page), "huge" (10 MB), "empty",
+        "no_token", "no_expiry" (no `expires_in`) or "negative_expiry". For a slow one:
+        `hang(2.0, path=server.token_path)`; for a redirect:
+        `fail_with(302, headers={"location": url}, path=server.token_path)`.
         """
         self.fault(*map(token_fault, what), path=TOKEN_PATH)
 
@@ -61,29 +62,29 @@ class FaultMethods:
         times: int = 1,
         path: str = API,
     ) -> None:
-        """Reset the connection (RST) of the next request, or the next `times` requests.
+        """Reset the connection (RST) of the next request, or of the next `times` requests.
 
-        At the "start", instead of any answer; in the "headers", after the first `after` bytes of the head; in the
+        At the "start", before any answer; in the "headers", after the first `after` bytes of the head; in the
         "body", after its first `after` bytes (always before its last one); at the "end", after the last byte of an
-        answer that promised to keep the connection. `framing` tells how the end of the body is marked: by "length",
+        answer that promised to keep the connection. `framing` says how the end of the body is marked: by "length",
         "chunked", or by length in "gzip"; None, as usual.
         """
         self.fault(*[Reset(at, after=after, framing=framing)] * times, path=path)
 
     def hang_up(self, *, announced: bool = True, times: int = 1, path: str = API) -> None:
-        """Close the connection after the next answer; not `announced`, without saying `Connection: close`."""
+        """Close the connection after the next answer; unless `announced`, without sending `Connection: close`."""
         self.fault(*[HangUp(announced=announced)] * times, path=path)
 
     def slow(self, size: int, every: float, *, times: int = 1, path: str = API) -> None:
-        """Send the next body `size` bytes at a time, one such piece every `every` seconds."""
+        """Send the next body `size` bytes at a time, one piece every `every` seconds."""
         self.fault(*[Slow(size, every)] * times, path=path)
 
     def hang(self, seconds: float, *, times: int = 1, path: str = API) -> None:
-        """Do nothing for so long, then go about the next request as usual."""
+        """Do nothing for this many seconds, then handle the next request as usual."""
         self.fault(*[Hang(seconds)] * times, path=path)
 
     def fault(self, *faults: Fault, path: str = API) -> None:
-        """Queue any faults, for the next requests whose path starts with `path`."""
+        """Queue any faults for the next requests whose path starts with `path`."""
         self._faults.add(path, faults)
 
     def clear_faults(self) -> None:

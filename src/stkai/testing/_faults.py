@@ -1,7 +1,7 @@
 """Faults on request: what can go wrong between a client and this server, one frozen dataclass each.
 
-Each is used up by one request. `Answer` and `Reset(at="start")` come instead of the service, which does not see the
-request (no quota is used); after the others it has done its work, and only the answer suffers.
+Each applies to one request. `Answer` and `Reset(at="start")` replace the service, which does not see the request (no
+quota is used); with the others the service has done its work, and only the answer suffers.
 """
 
 import json
@@ -28,7 +28,7 @@ class Normal:
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer this instead. Without a body, a short error in JSON."""
+    """Send this answer instead. Without a body, a short JSON error."""
 
     status: int
     _: KW_ONLY
@@ -59,7 +59,7 @@ class Reset:
         at: "start", when the request has been read, before any byte of the answer; "headers", after the first `after`
             bytes of the head; "body", after the first `after` bytes of the body (but always before its last); "end",
             after the last byte of an answer that promised to keep the connection.
-        framing: how the end of the body is told: by "length", "chunked", or by length in "gzip"; None, as usual.
+        framing: how the end of the body is marked: by "length", "chunked", or by length in "gzip"; None, as usual.
     """
 
     at: Literal["start", "headers", "body", "end"] = "start"
@@ -75,7 +75,7 @@ class Reset:
 
 @dataclass(frozen=True)
 class HangUp:
-    """Close the connection in good order after the answer, with `Connection: close` or, not `announced`, without."""
+    """Close the connection cleanly after the answer, with `Connection: close`, or without it unless `announced`."""
 
     _: KW_ONLY
     announced: bool = True
@@ -95,7 +95,7 @@ class Slow:
 
 @dataclass(frozen=True)
 class Hang:
-    """Do nothing for so many seconds, then answer."""
+    """Do nothing for this many seconds, then answer."""
 
     seconds: float
 
@@ -105,12 +105,12 @@ class Hang:
 
 @dataclass(frozen=True)
 class Edit:
-    """Change fields of the JSON object in a good (200) answer; a value of None takes the field out."""
+    """Change fields of the JSON object in a successful (200) answer; None removes a field."""
 
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, reply: Reply) -> Reply:
-        """The answer with its fields changed; another than 200 stays as it is."""
+        """The answer with its fields changed; any other than a 200 stays as it is."""
         if reply.status != 200:
             return reply
         content = {**json.loads(reply.body), **self.fields}
@@ -122,7 +122,7 @@ Fault = Normal | Answer | Reset | HangUp | Slow | Hang | Edit
 
 
 class Faults:
-    """The faults still to come: the first whose path fits goes to the next request."""
+    """The faults still to come: a request gets the first whose path fits."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -146,7 +146,7 @@ class Faults:
         return Normal()
 
     def clear(self) -> None:
-        """Forget those that are still to come."""
+        """Forget the faults still to come."""
         with self._lock:
             self._queue.clear()
 

@@ -1,4 +1,4 @@
-"""The gate in front of the counted endpoints: asks the quota, and words its answer in headers."""
+"""The gate in front of the counted endpoints: asks the quota, and puts its answer into headers."""
 
 import math
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ RateHeaders = Literal["ietf", "github", "openai"] | None
 
 
 class Gate:
-    """Counts requests, and answers 429 Too Many Requests to those that are too many.
+    """Counts requests, and answers 429 Too Many Requests when there are too many.
 
     Args:
         quota: None lets everybody in.
@@ -63,7 +63,7 @@ class Gate:
 
 
 def rate_headers(style: str, quota: FixedWindow, now: float, utcnow: datetime) -> Headers:
-    """`RateLimit` and `RateLimit-Policy` (the IETF draft), or `x-ratelimit-*` as GitHub or OpenAI word them."""
+    """`RateLimit` and `RateLimit-Policy` (the IETF draft), or `x-ratelimit-*` in GitHub's or OpenAI's format."""
     limit, remaining, reset_in = quota.max_requests, quota.remaining(now), quota.reset_in(now)
     if style == "ietf":
         return (

@@ -1,4 +1,4 @@
-"""An answer of the server, before it meets the network."""
+"""An answer of the server, before it reaches the network."""
 
 import json
 from dataclasses import dataclass, replace
@@ -24,25 +24,25 @@ class Reply:
 
     @property
     def body(self) -> bytes:
-        """All pieces in one."""
+        """All pieces joined."""
         return b"".join(self.pieces)
 
     def with_headers(self, headers: Headers) -> "Reply":
-        """The same with more headers."""
+        """The same answer with more headers."""
         return replace(self, headers=self.headers + headers)
 
     def with_default(self, name: str, value: str) -> "Reply":
-        """The same with a header, unless it has that one already."""
+        """The same answer with a header, unless it already has that one."""
         return self if any(key == name for key, _ in self.headers) else self.with_headers(((name, value),))
 
 
 def json_reply(content: Any, *, status: int = 200, headers: Headers = ()) -> Reply:
-    """An answer in JSON."""
+    """A JSON answer."""
     body = json.dumps(content).encode()
     return Reply(status=status, headers=(("content-type", "application/json"), *headers), pieces=(body,))
 
 
 def error_reply(status: int, error: str, description: str, headers: Headers = ()) -> Reply:
-    """A refusal, in the form of RFC 6749, section 5.2."""
+    """A refusal, in the format of RFC 6749, section 5.2."""
     content = {"error": error, "error_description": description}
     return json_reply(content, status=status, headers=headers)

@@ -31,12 +31,12 @@ class QuotaServer(FaultMethods):
 
     Any number of clients in any number of processes may use it. It counts POSTs to quick commands, agents and models;
     polls and refused requests use no quota. The SDKs of OpenAI, Anthropic, Mistral, Groq, Together and Cohere find
-    their chats here, streamed or not: `/v1/chat/completions`, `/v1/messages`, `/openai/v1/chat/completions` and
-    `/v2/chat`; the model repeats the last message.
+    their chat endpoints here, streamed or not: `/v1/chat/completions`, `/v1/messages`, `/openai/v1/chat/completions`
+    and `/v2/chat`; the model repeats the last message.
 
     Args:
         max_requests: the quota; None for no limit.
-        time_window: seconds that it is for.
+        time_window: seconds that the quota covers.
         kind: how it is counted: "fixed", a counter per window; "sliding", a log of the accepted requests; "bucket", a
             token bucket of `depth` requests.
         depth: requests that the bucket holds.
@@ -44,16 +44,16 @@ class QuotaServer(FaultMethods):
             instant as an HTTP-date; a number, always that; None, nothing.
         headers: rate limit headers on the counted answers, of a fixed window: "ietf" (`RateLimit`), "github"
             (`x-ratelimit-reset` in epoch seconds) or "openai" (`x-ratelimit-reset-requests`, a duration).
-        latency: seconds before each answer of the API, the refusals included; or (low, high), uniform between them.
+        latency: seconds before each answer of the API, including refusals; or (low, high), uniform between them.
         auth_required: whether the API wants a token.
-        client_id: the client that may have tokens.
+        client_id: the client that may get tokens.
         client_secret: its secret.
-        token_lifetime: seconds for which a token is good.
+        token_lifetime: seconds for which a token is valid.
         polls_until_done: how many polls of an execution answer RUNNING before one answers COMPLETED.
         stream_interval: seconds between the events of a streamed chat.
-        port: 0 takes any that is free.
-        keep: how many records to keep, the latest; None keeps all.
-        clock: what quota, tokens and dates go by; latency and faults take real time.
+        port: 0 takes any free one.
+        keep: how many records to keep, the latest ones; None keeps all.
+        clock: the time for quota, tokens and dates; latency and faults take real time.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class QuotaServer(FaultMethods):
         self._thread: threading.Thread | None = None
 
     def start(self) -> Self:
-        """Start serving; returns when requests are accepted. A server that runs already stays as it is.
+        """Start serving; returns when requests are accepted. Does nothing if the server is already running.
 
         Raises:
             ConfigurationError: aiohttp is not installed.
@@ -130,7 +130,7 @@ class QuotaServer(FaultMethods):
         return self
 
     def close(self) -> None:
-        """Stop serving, and break off what is under way; returns when thread and sockets are gone."""
+        """Stop serving, and break off what is in progress; returns when thread and sockets are gone."""
         if self._thread is not None and self._stop is not None:
             self._stop()
             self._thread.join()
@@ -151,9 +151,9 @@ class QuotaServer(FaultMethods):
 
     @property
     def url(self) -> str:
-        """The origin, such as `http://127.0.0.1:49152`; only while it runs."""
+        """The origin, such as `http://127.0.0.1:49152`; only while the server runs."""
         if self._port is None:
-            raise RuntimeError("the server does not run: use it as a context manager, or call start()")
+            raise RuntimeError("the server is not running: use it as a context manager, or call start()")
         return f"http://127.0.0.1:{self._port}"
 
     @property
@@ -179,7 +179,7 @@ class QuotaServer(FaultMethods):
         return f"{self.url}{API}/agent/{agent_id}/chat"
 
     def env(self) -> dict[str, str]:
-        """The environment variables with which a client finds and uses this server's tokens."""
+        """The environment variables that let a client find this server and get its tokens."""
         return {
             "STKAI_AUTH_CLIENT_ID": self.client_id,
             "STKAI_AUTH_CLIENT_SECRET": self.client_secret,
@@ -197,7 +197,7 @@ class QuotaServer(FaultMethods):
 
     @property
     def requests(self) -> list[RequestRecord]:
-        """What has been asked so far, in the order of arrival; a copy."""
+        """The requests received so far, in the order of arrival; a copy."""
         return self._log()
 
     def count(self, *, path: str = "/", method: str | None = None, status: int | None = None) -> int:
@@ -220,7 +220,7 @@ class QuotaServer(FaultMethods):
         return len({record.connection for record in self._log()})
 
     def forget_requests(self) -> None:
-        """Empty `requests`; all counts start again."""
+        """Empty `requests`; all counts start again at 0."""
         self._log.clear()
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""What StackSpot AI answers: requests in, replies out. Knows nothing of sockets, and is given `now`."""
+"""What StackSpot AI answers: requests in, replies out. Knows nothing of sockets, and is told `now`."""
 
 import base64
 import json
@@ -16,7 +16,7 @@ from ._reply import Reply, error_reply, json_reply
 
 API = "/v1"
 APIS = (API, "/v2", "/openai/v1")
-"""Where tokens and latency count; the others are those of Cohere and Groq."""
+"""Where tokens and latency count; the others are Cohere's and Groq's."""
 
 TOKEN_PATH = "/oidc/oauth/token"  # noqa: S105
 
@@ -179,7 +179,7 @@ def _status(request: RequestRecord, code: str, _: float) -> Reply:
 
 
 def _json(request: RequestRecord) -> dict[str, Any]:
-    """The object in a body; empty if there is none: the service under test is the client, not this one."""
+    """The JSON object in a body, or an empty one: the client is under test, not this service."""
     try:
         content = json.loads(request.body)
     except ValueError:

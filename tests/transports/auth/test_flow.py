@@ -765,9 +765,9 @@ async def test_a_token_that_a_real_server_issues_for_a_while_is_renewed_in_time(
     [
         (400, "answered 400: fault: Bad Request"),
         (401, "check client_id and client_secret"),
-        ("html", "no JSON object"),
-        ("garbage", "no JSON object"),
-        ("empty", "no JSON object"),
+        ("html", "not a JSON object"),
+        ("garbage", "not a JSON object"),
+        ("empty", "not a JSON object"),
         ("huge", "longer than"),
         ("no_token", "without a usable access_token"),
     ],
