@@ -1,4 +1,4 @@
-"""The keyword arguments that all `build_*` functions take, documented once and shown by `help()` of each."""
+"""The keyword arguments of all `build_*` functions, documented once and shown by the `help()` of each."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class StackOptions(TypedDict, total=False):
-    """What the `build_*` functions take besides `transport`."""
+    """What the `build_*` functions accept besides `transport`."""
 
     auth: "Auth"
     rate_limit: "RateLimit"
@@ -33,28 +33,27 @@ DEFAULTS: Final = {"auth": "auto", "rate_limit": UNSET, "retry": UNSET}
 ARGUMENTS: Final = """
 
     Args:
-        transport: the wire; by default one of the package of each request, httpx or httpx2, that honours proxies, and
-            verification and limits of the settings.
-        auth: a provider of tokens, such as `StaticToken(token)`; a `BearerAuth`; None; or "auto": StackSpot CLI where
-            it is installed and no other wire is given, else the credentials of the settings.
-        rate_limit: "token_bucket" or "adaptive" with the numbers of the settings, a `RateLimitConfig`, a limiter to
-            share (`TokenBucket`, `AimdLimiter`, `PerHost`, a `Limiter` of your own), or None. Not given: as the
-            settings say.
-        retry: a `RetryPolicy`, or None to send once. Not given: as the settings say.
-        listener: a function that is called with every event, besides the default log; or a list of exactly those that
-            are to be called.
-        clock: where the stack gets its time from.
-        random: draws numbers in [0, 1), for jitter.
-        cost: says what a request will cost, in units, for a limiter with `max_cost`.
-        settle: says what it has cost, from its answer; None where that cannot be known.
+        transport: The wire. By default a pool of connections for the package of each request (httpx or httpx2) that
+            uses the proxies, certificates and limits of the settings.
+        auth: A token provider such as `StaticToken(token)`, a `BearerAuth`, None, or "auto": StackSpot CLI if it is
+            installed and you pass no `transport`, otherwise the credentials in the settings.
+        rate_limit: "token_bucket" or "adaptive" with the numbers in the settings, a `RateLimitConfig`, a limiter
+            (`TokenBucket`, `AimdLimiter`, `PerHost`, or your own `Limiter`), or None. By default as the settings say.
+        retry: A `RetryPolicy`, or None to send once. By default as the settings say.
+        listener: A function to call with every event, in addition to the default log; or a list of exactly the
+            functions to call.
+        clock: Where the stack gets the time.
+        random: Draws numbers in [0, 1) for jitter.
+        cost: Estimates the cost of a request in units, for a limiter with `max_cost`.
+        settle: Returns the real cost, given the response, or None if it is unknown.
 
     Raises:
-        ConfigurationError: (a ValueError) the settings or the arguments cannot work; the message says what to do.
+        ConfigurationError: (a ValueError) the settings or arguments cannot work; the message says what to do.
     """
 
 
 def shows_options(function: F) -> F:
-    """Let `help()` show every keyword of `StackOptions`, with what it means."""
+    """Make `help()` show every keyword in `StackOptions` with its description."""
     signature = inspect.signature(function)
     own = [each for each in signature.parameters.values() if each.kind is each.KEYWORD_ONLY]
     shared = [

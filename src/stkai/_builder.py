@@ -1,9 +1,10 @@
-"""Puts layers together: `StackBuilder` holds recipes, outermost first; the `build_*` functions make the usual stacks.
+"""Assembles layers: `StackBuilder` holds recipes, outermost first; the `build_*` functions make the usual stacks.
 
     retry  >  auth  >  adaptive | token_bucket | limiter  >  wire
 
-Retry is outermost, so that each attempt pays for a permit and carries a fresh token. Auth is outside the limiter:
-permits spent before a slow token refresh would leave together after it, and a resend after a 401 would not be metered.
+Retry is outermost, so that each attempt takes a permit and carries a fresh token. Auth is outside the limiter:
+otherwise requests that had their permits before a slow token refresh would leave together after it, and a resend after
+a 401 would not be counted.
 """
 
 from collections.abc import Callable, Iterable
@@ -32,17 +33,17 @@ _PLAIN: Final = Layer("call", LayerTransport, AsyncLayerTransport)
 
 
 class StackBuilder:
-    """An immutable list of layers, outermost first. `str()` shows it; `build` and `build_async` put it on a wire.
+    """An immutable list of layers, outermost first. `str()` shows it; `build` and `build_async` put it around a wire.
 
     Args:
-        layers: recipes, from the factories in `stkai.transports` or your own `Layer`.
-        clock: where the layers get their time from.
-        listener: a function that is called with every event of the stack, besides the default log; or a list of
-            exactly those that are to be called.
-        random: draws numbers in [0, 1).
+        layers: Recipes from the factories in `stkai.transports`, or your own `Layer`s.
+        clock: Where the layers get the time.
+        listener: A function to call with every event of the stack, in addition to the default log; or a list of exactly
+            the functions to call.
+        random: Draws numbers in [0, 1).
 
     Raises:
-        ConfigurationError: two layers have one name, or something in the list is no layer.
+        ConfigurationError: Two layers have the same name, or the list contains something else.
     """
 
     def __init__(
@@ -71,9 +72,9 @@ class StackBuilder:
         listener: Listener | Iterable[Listener] | None = None,
         random: Callable[[], float] | None = None,
     ) -> Self:
-        """The standard stack as the settings say; by default those of `STKAI.config`.
+        """The standard stack for these settings; by default `STKAI.config`.
 
-        Where StackSpot CLI signs the requests, it is the wire, and there is no layer `auth`.
+        If StackSpot CLI signs the requests, it is the wire, and there is no `auth` layer.
         """
         from ._standard import Parts
 
@@ -103,10 +104,10 @@ class StackBuilder:
         return names.index(name)
 
     def build(self, wire: SyncWire | None = None) -> Transport:
-        """The stack around a sync wire; by default one that honours proxies, and `STKAI_HTTP_*`.
+        """The stack around a sync wire; by default one that honours proxies and `STKAI_HTTP_*`.
 
         Raises:
-            ConfigurationError: the wire is async, or no transport at all, or StackSpot CLI was to sign.
+            ConfigurationError: The wire is async or no transport, or StackSpot CLI would have to sign.
         """
         transport: Any = self._make_wire() if wire is None else wire
         _require(transport, httpx.BaseTransport, "the wire", "httpx.HTTPTransport(), or call build_async()")
@@ -120,10 +121,10 @@ class StackBuilder:
         return cast(Transport, transport)
 
     def build_async(self, wire: AsyncWire | None = None) -> AsyncTransport:
-        """The stack around an async wire; by default one that honours proxies, and `STKAI_HTTP_*`.
+        """The stack around an async wire; by default one that honours proxies and `STKAI_HTTP_*`.
 
         Raises:
-            ConfigurationError: the wire is sync, or no transport at all, or StackSpot CLI was to sign.
+            ConfigurationError: The wire is sync or no transport, or StackSpot CLI would have to sign.
         """
         transport: Any = self._make_async_wire() if wire is None else wire
         _require(
@@ -197,7 +198,7 @@ def _require(transport: object, kind: type, what: str, example: str) -> None:
 
 @shows_options
 def build_transport(*, transport: SyncWire | None = None, **options: Unpack[StackOptions]) -> Transport:
-    """The standard stack as one transport, to put into an `httpx.Client` or `httpx2.Client`, or into its `mounts`."""
+    """The standard stack as one transport for an `httpx.Client` or `httpx2.Client`, or for its `mounts`."""
     stack, parts = _standard(options, own_wire=transport is not None)
     return stack.build(parts.make_wire() if transport is None else transport)
 
@@ -206,14 +207,14 @@ def build_transport(*, transport: SyncWire | None = None, **options: Unpack[Stac
 def build_async_transport(
     *, transport: AsyncWire | None = None, **options: Unpack[StackOptions]
 ) -> AsyncTransport:
-    """The standard stack for async clients, on asyncio and trio; StackSpot CLI cannot sign for these."""
+    """The standard stack for async clients, on asyncio and trio. StackSpot CLI cannot sign for these."""
     stack, parts = _standard(options, own_wire=True)
     return stack.build_async(parts.make_async_wire() if transport is None else transport)
 
 
 @shows_options
 def build_client(*, transport: SyncWire | None = None, **options: Unpack[StackOptions]) -> HttpClient:
-    """A client with `get`, `post` and `post_stream` over the standard stack."""
+    """A client with `get`, `post` and `post_stream` on the standard stack."""
     return HttpClient(build_transport(transport=transport, **options))
 
 
@@ -221,7 +222,7 @@ def build_client(*, transport: SyncWire | None = None, **options: Unpack[StackOp
 def build_async_client(
     *, transport: AsyncWire | None = None, **options: Unpack[StackOptions]
 ) -> AsyncHttpClient:
-    """An async client with `get`, `post` and `post_stream` over the standard stack, on asyncio and trio."""
+    """An async client with `get`, `post` and `post_stream` on the standard stack, for asyncio and trio."""
     return AsyncHttpClient(build_async_transport(transport=transport, **options))
 
 
@@ -231,6 +232,6 @@ def _standard(options: StackOptions, *, own_wire: bool) -> "tuple[StackBuilder, 
     chosen: dict[str, Any] = {**options}
     listener, random = chosen.pop("listener", None), chosen.pop("random", None)
     parts = Parts.choose(STKAI.config, own_wire=own_wire, **chosen)
-    # A layer that does nothing still tells the listener of calls.
+    # A layer that does nothing still reports calls to the listener.
     layers = parts.layers or (() if listener is None else (_PLAIN,))
     return StackBuilder(layers, clock=options.get("clock"), listener=listener, random=random), parts

@@ -1,7 +1,6 @@
-"""The clients that people hold: three verbs over any transport, and a complete `httpx.Response` back.
+"""stkai's own clients: three verbs over any transport, which return complete `httpx.Response`s.
 
-They know no cookies, no redirects and no second auth flow; whoever needs these mounts the same transport into an
-`httpx.Client`.
+They have no cookies and follow no redirects; if you need those, mount the same transport in an `httpx.Client`.
 """
 
 from collections.abc import Mapping
@@ -23,16 +22,16 @@ _REOPENED: Final = "Cannot open a client that has been closed; make a new one."
 
 
 class HttpClient:
-    """GET, POST and streamed POST over a transport; safe to share between threads. Close it, or use a `with` block.
+    """GET, POST and streamed POST over a transport. Safe to share between threads; close it, or use a `with` block.
 
-    A subclass may instead override `get` and `post`, and `post_stream` if it can stream; it needs no transport then.
+    A subclass may override `get` and `post` (and `post_stream`, if it can stream) instead; then it needs no transport.
 
     Args:
-        transport: usually a stack, from `build_transport` or a `StackBuilder`. Only a subclass with verbs of its own
-            can do without.
+        transport: Usually a stack from `build_transport` or a `StackBuilder`. Only a subclass with its own verbs can
+            omit it.
 
     Raises:
-        ConfigurationError: the transport is not a sync one.
+        ConfigurationError: The transport is not a sync one.
     """
 
     _transport: httpx.BaseTransport | None = None
@@ -62,24 +61,24 @@ class HttpClient:
     def get(
         self, url: str, headers: Headers = None, timeout: float = 30, **options: Unpack[CallOptions]
     ) -> httpx.Response:
-        """Send a GET request and read the answer.
+        """Send a GET request and read the response.
 
         Args:
-            url: absolute.
-            headers: added to the default ones.
-            timeout: seconds that connecting, writing and each read may take.
-            retry: a policy for this call, or None to send it once.
-            deadline: seconds that the whole call may take.
-            max_wait_time: seconds that the call may wait for permits; None waits as long as it takes.
-            cost: units that the call takes from a limiter with `max_cost`.
-            priority: "normal", or "low" to go when nobody else waits.
+            url: An absolute URL.
+            headers: Added to the default ones.
+            timeout: Seconds that connecting, writing and each read may take.
+            retry: A policy for this call, or None to send it once.
+            deadline: Seconds that the whole call may take.
+            max_wait_time: Seconds that the call may wait for permits; None waits as long as it takes.
+            cost: Units that the call takes from a limiter with `max_cost`.
+            priority: "normal", or "low" to go when no normal call is waiting.
 
         Raises:
-            InvalidArgumentError: (a ValueError and AssertionError) a bad URL, timeout or option.
-            RuntimeError: the client has been closed.
-            httpx.TransportError: the request failed; of stkai's own there are AuthenticationError,
-                TokenAcquisitionTimeoutError, ServerSideRateLimitError (a 429 under the adaptive limiter, after retry)
-                and DeadlineExceededError.
+            InvalidArgumentError: (a ValueError and AssertionError) The URL, timeout or an option is invalid.
+            RuntimeError: The client has been closed.
+            httpx.TransportError: The request failed. stkai's own subclasses are AuthenticationError,
+                TokenAcquisitionTimeoutError, ServerSideRateLimitError (the last attempt was a 429, with an adaptive
+                limiter) and DeadlineExceededError.
         """
         return self._send("GET", url, None, headers, timeout, options_of("get", options))
 
@@ -91,7 +90,7 @@ class HttpClient:
         timeout: float = 30,
         **options: Unpack[CallOptions],
     ) -> httpx.Response:
-        """Send a POST request with `data` as its JSON body, and read the answer; the rest is as for `get`."""
+        """Send a POST request with `data` as its JSON body and read the response; otherwise like `get`."""
         return self._send("POST", url, data, headers, timeout, options_of("post", options))
 
     def post_stream(
@@ -104,11 +103,11 @@ class HttpClient:
     ) -> StreamedResponse:
         """Like `post`, but the body arrives while you iterate over the response.
 
-        The response is also a context manager; leaving it early gives the connection back. Once it has been handed up,
-        nothing is retried, and the deadline no longer counts.
+        The response is also a context manager; leaving it early releases the connection. Once you have the response,
+        nothing is retried and the deadline no longer applies.
 
         Raises:
-            NotImplementedError: a subclass that brings its own verbs, and does not stream.
+            NotImplementedError: A subclass with its own verbs does not stream.
         """
         layer = self._open_entry()
         given = options_of("post_stream", options)
@@ -116,9 +115,9 @@ class HttpClient:
         return exchange.stream(layer.carry_out(exchange.call, exchange.flow))
 
     def send(self, request: httpx.Request) -> httpx.Response:
-        """Send a request that is complete, and read the answer.
+        """Send a complete request and read the response.
 
-        Its extensions may hold `RequestOptions` as "stkai", and timeouts; the errors are those of `get`.
+        Its extensions may hold `RequestOptions` as "stkai", and timeouts. Raises what `get` raises.
         """
         layer = self._open_entry()
         exchange = Exchange.of(layer, request)
@@ -139,7 +138,7 @@ class HttpClient:
         return self._entry
 
     def close(self) -> None:
-        """Close the transport, and with it all connections. Closing twice does no harm."""
+        """Close the transport and all its connections. Closing again has no effect."""
         if not self._closed:
             self._closed = True
             if self._transport is not None:
@@ -174,10 +173,10 @@ class AsyncHttpClient:
     """GET, POST and streamed POST over an async transport, on asyncio and trio. Close it, or use `async with`.
 
     Args:
-        transport: usually a stack, from `build_async_transport` or a `StackBuilder`.
+        transport: Usually a stack from `build_async_transport` or a `StackBuilder`.
 
     Raises:
-        ConfigurationError: the transport is not an async one.
+        ConfigurationError: The transport is not an async one.
     """
 
     _closed = False
@@ -203,7 +202,7 @@ class AsyncHttpClient:
     async def get(
         self, url: str, headers: Headers = None, timeout: float = 30, **options: Unpack[CallOptions]
     ) -> httpx.Response:
-        """Send a GET request and read the answer; as `HttpClient.get`."""
+        """Send a GET request and read the response, like `HttpClient.get`."""
         return await self._send("GET", url, None, headers, timeout, options_of("get", options))
 
     async def post(
@@ -214,7 +213,7 @@ class AsyncHttpClient:
         timeout: float = 30,
         **options: Unpack[CallOptions],
     ) -> httpx.Response:
-        """Send a POST request with `data` as its JSON body, and read the answer; as `HttpClient.post`."""
+        """Send a POST request with `data` as its JSON body and read the response, like `HttpClient.post`."""
         return await self._send("POST", url, data, headers, timeout, options_of("post", options))
 
     async def post_stream(
@@ -225,14 +224,14 @@ class AsyncHttpClient:
         timeout: float = 30,
         **options: Unpack[CallOptions],
     ) -> StreamedResponse:
-        """Like `post`, but the body arrives while you iterate; as `HttpClient.post_stream`, with `async with`."""
+        """Like `post`, but the body arrives while you iterate; like `HttpClient.post_stream`, with `async with`."""
         layer = self._open_entry()
         given = options_of("post_stream", options)
         exchange = Exchange(layer, "POST", url, data, headers, timeout, given, buffered=False)
         return exchange.stream(await layer.carry_out(exchange.call, exchange.flow))
 
     async def send(self, request: httpx.Request) -> httpx.Response:
-        """Send a request that is complete, and read the answer; as `HttpClient.send`."""
+        """Send a complete request and read the response, like `HttpClient.send`."""
         layer = self._open_entry()
         exchange = Exchange.of(layer, request)
         return exchange.finish(await layer.carry_out(exchange.call, exchange.flow))
@@ -250,7 +249,7 @@ class AsyncHttpClient:
         return self._entry
 
     async def aclose(self) -> None:
-        """Close the transport, and with it all connections. Closing twice does no harm."""
+        """Close the transport and all its connections. Closing again has no effect."""
         if not self._closed:
             self._closed = True
             await self._transport.aclose()
@@ -283,7 +282,7 @@ class AsyncHttpClient:
 
 
 def _no_attribute(client: object, name: str, wanted: type, builder: str) -> AttributeError:
-    """Where an httpx client would have the attribute, say how to get one over the same stack."""
+    """If an httpx client has the attribute, say how to put the stack into one."""
     kind = type(client).__name__
     msg = f"{kind!r} object has no attribute {name!r}"
     if hasattr(wanted, name) or name in {"timeout", "headers"}:

@@ -9,14 +9,14 @@ from typing import Any, Final, Protocol
 
 
 class Clock(Protocol):
-    """What a stack needs to know of time. Pass another one (`stkai.testing.FakeClock`) to test without sleeping."""
+    """How a stack reads the time and sleeps. Pass `stkai.testing.FakeClock` to test without sleeping."""
 
     def monotonic(self) -> float:
-        """Seconds since some fixed instant; never goes back."""
+        """Seconds since some fixed instant; never goes backwards."""
         ...
 
     def utcnow(self) -> datetime:
-        """The wall clock, with its zone; only for HTTP-dates (RFC 9110, section 5.6.7)."""
+        """The current date and time with a time zone; used only for HTTP-dates (RFC 9110, section 5.6.7)."""
         ...
 
     def sleep(self, seconds: float) -> None:
@@ -47,7 +47,7 @@ class SystemClock:
         time.sleep(seconds)
 
     def asleep(self, seconds: float) -> Coroutine[Any, Any, None]:
-        # Thousands of tasks may sleep here: in asyncio, nothing stands between one of them and its timer.
+        # Thousands of tasks may sleep here, so asyncio tasks get its own timer directly.
         asyncio = sys.modules.get("asyncio")
         if asyncio is not None and _runs_a_task(asyncio):
             sleeping: Coroutine[Any, Any, None] = asyncio.sleep(seconds)
@@ -61,7 +61,7 @@ class SystemClock:
 
 
 def _runs_a_task(asyncio: Any) -> bool:
-    """Whether a task of asyncio's is running, and no run of trio's: as a guest of its loop, or within the task."""
+    """Whether an asyncio task is running, and not trio as a guest of its loop or inside the task."""
     trio = sys.modules.get("trio")
     try:
         return (trio is None or not trio.lowlevel.in_trio_run()) and asyncio.current_task() is not None
@@ -70,9 +70,9 @@ def _runs_a_task(asyncio: Any) -> bool:
 
 
 uniform = random.random
-"""A number in [0, 1). The generator seeds itself anew in a forked child, so children draw different jitter."""
+"""A number in [0, 1). The generator reseeds itself in a forked child, so children draw different jitter."""
 
 
 def unique_key() -> str:
-    """A key that no other call has, for an `Idempotency-Key` header."""
+    """A unique key for an `Idempotency-Key` header."""
     return f"{random.SystemRandom().getrandbits(128):032x}"

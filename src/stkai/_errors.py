@@ -1,17 +1,17 @@
-"""The exceptions of stkai. What a transport raises is also an `httpx.TransportError`, with `.request`.
+"""stkai's exceptions. Those that transports raise are also `httpx.TransportError`s, with `.request`.
 
     StkaiError
-      + ConfigurationError             ValueError: settings, stacks and options that cannot work
-      + InvalidArgumentError           ValueError, AssertionError: a bad argument of one call
-      + AuthenticationError            httpx.TransportError: no token could be had, or none may be sent
-      + DeadlineExceededError          httpx.TimeoutException: the call's total time ran out
+      + ConfigurationError             ValueError: settings, arguments or a stack that cannot work
+      + InvalidArgumentError           ValueError, AssertionError: an invalid argument of one call
+      + AuthenticationError            httpx.TransportError: there is no token, or it must not be sent
+      + DeadlineExceededError          httpx.TimeoutException: the call's deadline has passed
       + MaxRetriesExceededError        `Retrying` gave up
       + RetryableError                 httpx.TransportError: another attempt may help
           + ClientSideRateLimitError       a limiter in this process refused
-          |   + TokenAcquisitionTimeoutError   the wait for a permit would have been too long
+          |   + TokenAcquisitionTimeoutError   the wait for a permit would be too long
           + ServerSideRateLimitError       429 Too Many Requests
 
-All of them survive pickling and copying; the message never holds a token or a secret.
+All of them can be pickled and copied; no message contains a token or a secret.
 """
 
 import pickle
@@ -21,7 +21,7 @@ import httpx
 
 
 class StkaiError(Exception):
-    """Base of everything that stkai raises on its own account."""
+    """Base of all errors that stkai itself raises."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {name: _portable(value) for name, value in self.__dict__.items()}
@@ -42,9 +42,9 @@ def _restore(cls: type[_E], args: tuple[Any, ...], state: dict[str, Any]) -> _E:
 
 
 def _portable(value: object) -> object:
-    """What goes into a pickle: the value, or what can be said of it in words.
+    """What goes into a pickle: the value, or its description if it cannot be pickled.
 
-    Many exceptions pickle but cannot be read back (`httpx.HTTPStatusError` is one): in a process pool that is a crash.
+    Many exceptions, such as `httpx.HTTPStatusError`, pickle but fail to unpickle, which breaks process pools.
     """
     try:
         pickle.loads(pickle.dumps(value))  # noqa: S301 - made a moment ago, by ourselves
@@ -54,9 +54,9 @@ def _portable(value: object) -> object:
 
 
 def hide_frames(error: BaseException) -> None:
-    """Drop the frames of the errors that caused this one.
+    """Drop the traceback frames of the errors that caused this one.
 
-    They are those of the wire; their variables hold headers and bodies, which some formatters of tracebacks print.
+    They belong to the wire: their variables hold headers and bodies, which some traceback formatters print.
     """
     below = error.__cause__
     while below is not None and below.__traceback__ is not None:
@@ -65,22 +65,22 @@ def hide_frames(error: BaseException) -> None:
 
 
 class ConfigurationError(StkaiError, ValueError):
-    """Settings, a stack or options that cannot work; the message says what to change."""
+    """Settings, arguments or a stack that cannot work; the message says what to change."""
 
 
 class InvalidArgumentError(StkaiError, ValueError, AssertionError):
-    """A bad argument of one call. An `AssertionError` for code written against stkai 0.4; raised under `-O` too."""
+    """An invalid argument of one call. Also an `AssertionError`, for code written for stkai 0.4, but not lost to `-O`."""
 
 
 class TransportError(StkaiError, httpx.TransportError):
-    """Base of what the transports raise: caught by `except httpx.HTTPError`; `.request` is the request."""
+    """Base of what transports raise; `except httpx.HTTPError` catches it, and `.request` is the request."""
 
     def __init__(self, message: str, *, request: httpx.Request | None = None) -> None:
         super().__init__(message, request=request)
 
 
 class AuthenticationError(TransportError):
-    """No access token could be had, or it may not be sent, since the way is not encrypted.
+    """There is no access token, or it must not be sent because the connection is not encrypted.
 
     Attributes:
         message: what failed.
@@ -96,14 +96,14 @@ class AuthenticationError(TransportError):
 
 
 class DeadlineExceededError(StkaiError, httpx.TimeoutException):
-    """The total time that the call was given has run out before there was an answer."""
+    """The call's deadline has passed without a response, or a wait would not end before it."""
 
     def __init__(self, message: str, *, request: httpx.Request | None = None) -> None:
         super().__init__(message, request=request)
 
 
 class RetryableError(TransportError):
-    """Another attempt may succeed; `Retrying` and the retry layer try again."""
+    """Another attempt may succeed: `Retrying` and the retry layer try again."""
 
     def __init__(self, message: str = "", *, request: httpx.Request | None = None) -> None:
         super().__init__(message, request=request)
@@ -114,13 +114,13 @@ class ClientSideRateLimitError(RetryableError):
 
 
 class TokenAcquisitionTimeoutError(ClientSideRateLimitError):
-    """The wait for a permit was, or would have been, longer than allowed. Nothing was sent, no permit was taken.
+    """The wait for a permit is longer than `max_wait_time`. Nothing was sent, and no permit was taken.
 
     Attributes:
-        waited: seconds waited before giving up (0 when refused at once).
-        max_wait_time: seconds that the request was allowed to wait.
-        required: seconds that it would have had to wait in all.
-        retry_after: seconds after which a wait within `max_wait_time` would do.
+        waited: Seconds waited before giving up; 0 if refused at once.
+        max_wait_time: Seconds that the request was allowed to wait.
+        required: Seconds that it would have had to wait in all.
+        retry_after: Seconds after which `max_wait_time` would be enough.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class ServerSideRateLimitError(RetryableError):
     """The server answered 429 Too Many Requests.
 
     Attributes:
-        response: that response; its body can be read.
+        response: The response; its body can be read.
     """
 
     def __init__(
@@ -157,10 +157,10 @@ class ServerSideRateLimitError(RetryableError):
 
 
 class MaxRetriesExceededError(StkaiError):
-    """`Retrying` has used all its attempts.
+    """`Retrying` has used up its attempts.
 
     Attributes:
-        last_exception: what the last attempt raised.
+        last_exception: What the last attempt raised.
     """
 
     def __init__(self, message: str, last_exception: BaseException | None = None) -> None:

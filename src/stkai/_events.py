@@ -1,7 +1,7 @@
-"""What a stack tells its listener: one frozen dataclass per event, in the past tense, with the reason.
+"""What a stack reports to its listeners: one frozen dataclass per event, named in the past tense.
 
 Every event names the call it belongs to, so that logs, metrics and traces can be built from events alone. `str(event)`
-is a line for people. Imported when the first event happens: `import stkai` does not pay for it.
+is a readable line.
 """
 
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CallInfo:
-    """The call that an event belongs to. Carries no path, no query string, no header and no token.
+    """The call that an event belongs to. Contains no path, query string, header or token.
 
     Attributes:
-        id: the same for all events of one call; unique within the process.
+        id: The same for all events of a call; unique within the process.
         method: the HTTP method.
         host: the host name, without a port.
-        attempt: the number of the attempt that was under way: 1, 2, ...
+        attempt: The number of the current attempt: 1, 2, ...
     """
 
     id: int
@@ -29,7 +29,7 @@ class CallInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """Something that happened in a stack. Carries no query string, no header and no token.
+    """Something that happened in a stack. Contains no query string, header or token.
 
     Attributes:
         call: the call in which it happened.
@@ -51,8 +51,8 @@ class AttemptStarted(Event):
     """A request is about to be sent to the wire.
 
     Attributes:
-        resend_count: how often this call has sent it before; 0 the first time.
-        headers: empty; a listener may add headers that this attempt is to carry, such as `traceparent`.
+        resend_count: How often this call has sent the request before; 0 the first time.
+        headers: Empty. A listener may add headers for this attempt, such as `traceparent`.
     """
 
     resend_count: int = 0
@@ -64,12 +64,12 @@ class AttemptStarted(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttemptFinished(Event):
-    """The wire returned a response, whose body may still be on its way, or raised.
+    """The wire returned a response (its body may still be arriving) or raised an error.
 
     Attributes:
         status: the status code; None after an error.
         error: the name of the error's class; None after a response.
-        seconds: from sending until now.
+        seconds: Time since the request was sent.
     """
 
     status: int | None = None
@@ -86,9 +86,9 @@ class RetryScheduled(Event):
     """Attempt number `attempt` failed; the next one starts in `delay` seconds.
 
     Attributes:
-        attempt: the number of the attempt that failed: 1, 2, ...
-        delay: seconds; 0 where a limiter keeps the wait itself.
-        cause: what failed, in words.
+        attempt: The number of the failed attempt: 1, 2, ...
+        delay: Seconds; 0 if a limiter does the waiting.
+        cause: What failed, in words.
     """
 
     attempt: int
@@ -102,7 +102,7 @@ class RetryScheduled(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waited(Event):
-    """A request waited `seconds` for a permit of the layer `layer`, and has it now."""
+    """A request has waited `seconds` for a permit of the layer `layer`, and now has it."""
 
     layer: str
     seconds: float
@@ -113,12 +113,12 @@ class Waited(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rejected(Event):
-    """The layer `layer` refused a request without sending it: it would have had to wait too long.
+    """The layer `layer` refused a request, which was not sent, because it would have had to wait too long.
 
     Attributes:
         layer: the name of the layer.
-        wait: seconds that the request would have had to wait.
-        limit: seconds that it was allowed to wait.
+        wait: Seconds that the request would have had to wait.
+        limit: Seconds that it was allowed to wait.
     """
 
     layer: str
@@ -157,12 +157,12 @@ class TokenRenewed(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreLost(Event):
-    """The store of a shared quota cannot be asked; until it can be, this process keeps to its own part of the quota.
+    """The store of a shared quota is unavailable; until it is back, this process uses its own part of the quota.
 
     Attributes:
-        share: the name of the quota.
-        store: where it lives, without credentials.
-        reason: what failed, in words.
+        share: The name of the shared quota.
+        store: Where it lives, without credentials.
+        reason: What failed, in words.
     """
 
     share: str
@@ -181,8 +181,8 @@ class StoreRestored(Event):
     """The store of a shared quota answers again.
 
     Attributes:
-        share: the name of the quota.
-        store: where it lives, without credentials.
+        share: The name of the shared quota.
+        store: Where it lives, without credentials.
     """
 
     share: str
@@ -194,12 +194,12 @@ class StoreRestored(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuotaDisagreement(Event):
-    """Another member of the share, which started later, knows another quota; theirs is in force.
+    """A member of the share that started later was given another quota, which now applies.
 
     Attributes:
-        share: the name of the quota.
-        mine: requests per second that this process was given.
-        theirs: requests per second that are in force.
+        share: The name of the shared quota.
+        mine: Requests per second that this process was given.
+        theirs: Requests per second that apply.
     """
 
     share: str
@@ -215,13 +215,13 @@ class QuotaDisagreement(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CallFinished(Event):
-    """A call left the stack: with a response, whose body may still be on its way, or with an error.
+    """A call left the stack with a response (its body may still be arriving) or with an error.
 
     Attributes:
         status: the status code of the response; None after an error.
         error: the name of the error's class; None after a response.
-        attempts: how often the call was sent, or was about to be.
-        seconds: from `CallStarted` until now.
+        attempts: How often the request was sent, or was about to be.
+        seconds: Time since `CallStarted`.
     """
 
     status: int | None = None

@@ -1,4 +1,4 @@
-"""One request of a client and its answer: arguments checked, a complete request made, a complete response handed up."""
+"""One exchange of a client: checks the arguments, makes the request, returns the complete response."""
 
 import json
 import math
@@ -26,7 +26,7 @@ _JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow
 
 
 class StreamedResponse(httpx.Response):
-    """The response of `post_stream`: its body arrives while you iterate; close it, or use it in a `with` block."""
+    """The response of `post_stream`: its body arrives while you iterate. Close it, or use a `with` block."""
 
     _clock: Clock
     _started: float
@@ -68,7 +68,7 @@ class StreamedResponse(httpx.Response):
 
 
 class Exchange:
-    """One request under way: checked, made complete, and carried out by a flow that ends with what the caller wants.
+    """One request on its way, carried out by a flow that returns what the caller wants.
 
     Attributes:
         request: what is sent, and what `response.request` will be.
@@ -172,7 +172,7 @@ def async_entry(transport: httpx.AsyncBaseTransport) -> AsyncLayerTransport:
 
 def _context_of(transport: object) -> Context | None:
     context = getattr(transport, "context", None)
-    # A bare transport has nobody who listens.
+    # A bare transport has no listener.
     return context if isinstance(context, Context) else _SILENT
 
 
@@ -183,13 +183,13 @@ def check_url(url: str | httpx.URL) -> httpx.URL:
         InvalidArgumentError: it is not absolute, or contains credentials. The message shows no password.
     """
     try:
-        # What is no text may not be hashable either.
+        # Other types may not be hashable.
         return _parse(url) if isinstance(url, str) else request_url(url)
     except ValueError as error:
         raise InvalidArgumentError(str(error)) from None
 
 
-# Parsing is the most costly step of all, and programs have few URLs.
+# Parsing is the most expensive step, and programs use few URLs.
 _parse: Final = lru_cache(maxsize=256)(request_url)
 
 

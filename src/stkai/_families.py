@@ -1,8 +1,8 @@
-"""The packages httpx and httpx2: their classes are alike and not one is shared, so that each thing belongs to one.
+"""The packages httpx and httpx2, whose classes look alike but share nothing: each object belongs to one of them.
 
-httpx2 is never imported here: as long as nobody else has, nothing of it can come along. A thing's family is found by
-`isinstance` against the packages that are loaded, since some SDKs change the `__module__` of classes. Annotations say
-httpx throughout: what they promise holds for both.
+httpx2 is never imported here: unless the program has imported it, none of its objects can appear. An object's family is
+found with `isinstance` against the loaded packages, since some SDKs change the `__module__` of classes. Annotations say
+httpx throughout, and hold for both.
 """
 
 import sys
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     import httpx2
 
     class Transport(httpx.BaseTransport, httpx2.BaseTransport):
-        """What goes into the sync clients of both packages."""
+        """A transport for the sync clients of both packages."""
 
         def handle_request(self, request: Any) -> Any: ...
 
     class AsyncTransport(httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport):
-        """What goes into the async clients of both packages."""
+        """A transport for the async clients of both packages."""
 
         async def handle_async_request(self, request: Any) -> Any: ...
 
-else:  # Neither package asks of what class a transport is.
+else:  # Neither package checks the class of a transport.
     Transport, AsyncTransport = httpx.BaseTransport, httpx.AsyncBaseTransport
 
 
@@ -42,7 +42,7 @@ class AsyncWire(Protocol):
 
 
 class Family(Protocol):
-    """What is taken from either package, by the names that are the same in both."""
+    """What stkai uses of a package, by names that both have."""
 
     Request: type[httpx.Request]
     Response: type[httpx.Response]
@@ -63,7 +63,7 @@ HTTPX: Final = cast(Family, httpx)
 
 
 def families() -> tuple[Family, ...]:
-    """The packages that the program has loaded; httpx is always among them."""
+    """The packages that the program has loaded, always including httpx."""
     other = sys.modules.get("httpx2")
     # One that is being imported in another thread has no `__all__` yet. Aliased, it is httpx itself.
     if other is None or other is httpx or not hasattr(other, "__all__"):
@@ -72,7 +72,7 @@ def families() -> tuple[Family, ...]:
 
 
 def family_of(thing: httpx.Request | httpx.Response) -> Family:
-    """The package by which a request or a response was made."""
+    """The package that a request or response belongs to."""
     if isinstance(thing, (httpx.Request, httpx.Response)):
         return HTTPX
     made_by = (family for family in families() if isinstance(thing, (family.Request, family.Response)))
@@ -80,9 +80,9 @@ def family_of(thing: httpx.Request | httpx.Response) -> Family:
 
 
 def family_of_wire(wire: object) -> Family | None:
-    """The package whose requests a transport takes; None where it takes both.
+    """The package whose requests a transport accepts; None if it accepts both.
 
-    A transport whose class does not tell, by its base, has the answer as its attribute `family`.
+    A transport whose base class does not tell has an attribute `family`.
     """
     if hasattr(wire, "family"):
         family: Family | None = wire.family
@@ -94,7 +94,7 @@ def family_of_wire(wire: object) -> Family | None:
 
 
 def alike(*kinds: type[T]) -> tuple[type[T], ...]:
-    """Classes of httpx, and those of the same names in httpx2, if that is loaded; for `isinstance` and `except`."""
+    """These httpx classes, and their namesakes in httpx2 if that is loaded; for `isinstance` and `except`."""
     twins = [_twin(kind, family) for family in families()[1:] for kind in kinds]
     return (*kinds, *(twin for twin in twins if twin is not None))
 
@@ -105,11 +105,11 @@ def _twin(kind: type[T], family: Family) -> type[T] | None:
 
 
 def adopt(error: Exception, request: httpx.Request) -> None:
-    """Make an error one of the request's package as well: there, whoever sent the request looks for it.
+    """Make an error belong to the request's package as well, where the sender of the request expects it.
 
     A `stkai.AuthenticationError` becomes, for example, an `httpx2.TransportError` too.
     """
-    # In place, so that the error keeps its traceback, its cause, and whoever holds it.
+    # In place, so that the error keeps its identity, traceback and cause.
     error.__class__ = of_family(type(error), family_of(request))
 
 
@@ -132,7 +132,7 @@ def _both(kind: Any, family: Family) -> Any:
         return kind
     names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     if issubclass(kind, Exception):
-        # Nothing can be unpickled by the name of a class that was made on the way.
+        # A class made at run time cannot be unpickled by name.
         names["__reduce__"] = lambda error: (_restore, (_plain(error, kind), family.__name__))
     return type(kind.__name__, (kind, twin), names)
 

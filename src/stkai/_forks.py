@@ -1,6 +1,6 @@
-"""What a forked child must not take over: locks that threads of its parent hold, and connections that its parent uses.
+"""What a forked child must not inherit: locks held by threads of its parent, and connections its parent uses.
 
-Two processes that write to one connection get each other's answers; a lock whose holder was not forked is never free.
+Two processes that share a connection get each other's responses; a lock whose holder was not forked is never released.
 """
 
 import os
@@ -15,14 +15,14 @@ _renewals: "WeakKeyDictionary[Any, Callable[[Any], None]]" = WeakKeyDictionary()
 
 
 def after_fork(thing: T, renew: Callable[[T], None]) -> T:
-    """Let every child that is forked while `thing` lives begin with `renew(thing)`; returns the thing."""
+    """Call `renew(thing)` first in every child that is forked while `thing` exists; returns `thing`."""
     _renewals[thing] = renew
     return thing
 
 
 def _renew_all() -> None:
     with warnings.catch_warnings():
-        # Sockets that are dropped here are closed in the child only, and stay open in the parent.
+        # Sockets dropped here are closed in the child only; the parent keeps them open.
         warnings.simplefilter("ignore", ResourceWarning)
         for thing, renew in list(_renewals.items()):
             renew(thing)

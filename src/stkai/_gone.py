@@ -1,4 +1,4 @@
-"""Names of stkai 0.4 that are not part of this library, which is its HTTP client alone."""
+"""Names of stkai 0.4 that this library, which covers only its HTTP client, does not have."""
 
 import sys
 from typing import Final, NoReturn
@@ -33,13 +33,13 @@ _PAGE: Final = "docs/migration.md"
 
 
 def refuse(module: str, name: str, *, imported: bool | None = None) -> NoReturn:
-    """Raise what Python raises for a name that a module lacks; for one of stkai 0.4, say so.
+    """Raise what Python raises for a missing name, and say so if stkai 0.4 had it.
 
     Args:
-        module: the module that was asked.
-        name: what it lacks.
-        imported: whether this was `from module import name`, where Python replaces the message of an AttributeError by
-            one of its own, while an ImportError keeps it. By default found out by the caller's caller.
+        module: The module that was asked.
+        name: The missing name.
+        imported: Whether this was `from module import name`: there Python replaces the message of an AttributeError
+            with its own, but keeps that of an ImportError. Detected from the calling frame by default.
     """
     msg = f"module {module!r} has no attribute {name!r}"
     if name not in _GONE:

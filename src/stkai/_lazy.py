@@ -1,4 +1,4 @@
-"""Names that a package imports when they are first asked for: pydantic alone takes longer than all the rest."""
+"""Names that a package imports on first use: importing pydantic alone takes longer than everything else."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -14,9 +14,9 @@ def lazily(
     *,
     submodules: tuple[str, ...] = (),
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The functions `__getattr__` and `__dir__` of a package whose names come from `modules` of its own.
+    """`__getattr__` and `__dir__` for a package whose names come from its own `modules`.
 
-    `submodules` are those that a program may use after importing the package alone. There is a `__version__`, too.
+    `submodules` can be used after importing just the package. It has a `__version__` as well.
     """
     home = {name: module for module, names in modules.items() for name in names}
 
@@ -40,15 +40,15 @@ def lazily(
 
 
 def import_whole(name: str) -> Any:
-    """Import a package, whole or not at all.
+    """Import a package completely or not at all.
 
-    After an import that Ctrl-C interrupts, Python keeps the submodules that were complete, and does not set them as
-    attributes when the package is imported again: it would be broken for as long as the process lives.
+    If Ctrl-C interrupts an import, Python keeps the completed submodules, and does not set them as attributes when the
+    package is imported again, which would leave it broken for the life of the process.
     """
     try:
         return import_module(name)
     except BaseException:
-        if name not in sys.modules:  # Else another thread has begun anew.
+        if name not in sys.modules:  # Otherwise another thread has started over.
             for module in [module for module in sys.modules if module.startswith(f"{name}.")]:
                 sys.modules.pop(module, None)
         raise
@@ -58,6 +58,6 @@ def _version() -> str:
     metadata = import_module("importlib.metadata")
     try:
         version: str = metadata.version("stkai")
-    except ModuleNotFoundError:  # It is on the path without having been installed.
+    except ModuleNotFoundError:  # It is on the path but not installed.
         return "unknown"
     return version

@@ -1,4 +1,4 @@
-"""The default log: who is told of events, and what reaches the logger `stkai` at which level."""
+"""Listeners, and the default one: which events reach the logger `stkai`, and at which level."""
 
 import logging
 import threading
@@ -14,7 +14,7 @@ Listener = Callable[[Event], None]
 """A plain function that is called with every event of a stack, in the thread or task in which it happened."""
 
 logger = logging.getLogger("stkai")
-# A library does not print what its program did not ask for.
+# A library prints nothing unless the program asks for it.
 logger.addHandler(logging.NullHandler())
 
 LONG_WAIT: Final = 1.0
@@ -36,7 +36,7 @@ _LEVELS: Final = {
 
 
 class _Refusals:
-    """Counts refusals, and lets one warning through per layer and interval: a full queue refuses hundreds a second."""
+    """Allows one warning per layer and interval, and counts the rest: a full queue refuses hundreds a second."""
 
     def __init__(self) -> None:
         self._renew()
@@ -48,7 +48,7 @@ class _Refusals:
         self._unsaid: dict[str, int] = {}
 
     def admit(self, layer: str, now: float) -> int | None:
-        """How many refusals of the layer went unsaid before this one; None if this one does as well."""
+        """How many refusals of the layer were left out before this one; None if this one is left out too."""
         with self._lock:
             if now < self._silent_until.get(layer, now):
                 self._unsaid[layer] = self._unsaid.get(layer, 0) + 1
@@ -63,9 +63,9 @@ _refusals: Final = _Refusals()
 def log_events(event: Event) -> None:
     """Write an event to the logger `stkai`: the default listener.
 
-    A call gives one line at INFO when it ends, and one for each retry, each change of the rate and each wait of more
-    than a second; the rest is DEBUG. Refusals by the stack's own limiter are one WARNING per layer and 10 s, which
-    counts those that were left out.
+    At INFO: one line when a call ends, and one for each retry, each rate change and each wait of more than a second. At
+    WARNING: refusals by the stack's own limiter, at most one line per layer in 10 s, with the number of those left out.
+    Everything else is at DEBUG.
     """
     kind = type(event).__name__
     level = _LEVELS.get(kind, logging.INFO)
@@ -84,10 +84,10 @@ def log_events(event: Event) -> None:
 
 
 def listener_of(given: object) -> Listener:
-    """The one function that tells everybody: the default log and `given`, or exactly those that a list names.
+    """One function that calls all listeners: the default log and `given`, or exactly those in a list.
 
     Raises:
-        ConfigurationError: it is neither a function nor a list or tuple of functions.
+        ConfigurationError: It is neither a function nor a list or tuple of functions.
     """
     if given is None:
         return log_events
@@ -102,7 +102,7 @@ def listener_of(given: object) -> Listener:
 
 
 class Listeners:
-    """Several listeners as one: whatever one of them raises, the others hear the event."""
+    """Several listeners as one: if one raises, the others still hear the event."""
 
     def __init__(self, each: tuple[Listener, ...]) -> None:
         self.each = each

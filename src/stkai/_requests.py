@@ -1,4 +1,4 @@
-"""What requests and urllib3 return and raise, in terms of httpx. Neither needs to be installed."""
+"""Responses and errors of requests and urllib3 as those of httpx. Neither needs to be installed."""
 
 import sys
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ _ORIGINAL: Final = "stkai.original"
 
 
 def as_httpx(answer: Any) -> httpx.Response:
-    """An `httpx.Response` that has the status and the headers of any other response, and closes that.
+    """An `httpx.Response` with the status and headers of another response, which it closes.
 
-    The body stays where it is. What cannot be understood counts as a 200 without headers; see also `original`.
+    The body stays where it is. A response that cannot be interpreted counts as a 200 without headers; see `original`.
     """
     if isinstance(answer, httpx.Response):
         return answer
@@ -31,12 +31,12 @@ def as_httpx(answer: Any) -> httpx.Response:
 
 
 def original(response: httpx.Response) -> Any:
-    """The response for which another one stands; any other is itself."""
+    """The response that this one stands for; otherwise the response itself."""
     return response.extensions.get(_ORIGINAL, response)
 
 
 class _Elsewhere(httpx.SyncByteStream):
-    """The body of a response that somebody else reads."""
+    """The body of a response that is read elsewhere."""
 
     def __init__(self, answer: Any) -> None:
         self._answer = answer
@@ -51,7 +51,7 @@ class _Elsewhere(httpx.SyncByteStream):
 
 @contextmanager
 def httpx_errors(family: Family) -> Iterator[None]:
-    """Turn what requests and urllib3 raise into what httpx would have raised."""
+    """Convert errors of requests and urllib3 into those that httpx would have raised."""
     try:
         yield
     except Exception as error:
@@ -62,7 +62,7 @@ def httpx_errors(family: Family) -> Iterator[None]:
 
 
 def httpx_kind(error: Exception) -> type[httpx.RequestError] | None:
-    """What httpx would have raised in place of an error of requests or urllib3; None for any other error."""
+    """The httpx counterpart of an error of requests or urllib3; None for any other error."""
     if "requests" not in sys.modules:
         return None
     import requests.exceptions as theirs
@@ -85,7 +85,7 @@ def httpx_kind(error: Exception) -> type[httpx.RequestError] | None:
 
 
 def _never_connected(error: Exception) -> bool:
-    """Whether the connection could not be opened: then nothing was sent."""
+    """Whether the connection could not be opened, so that nothing was sent."""
     from urllib3.exceptions import NewConnectionError
 
     inner = error.args[0] if error.args else None

@@ -1,4 +1,4 @@
-"""What the standard stack is made of: from arguments and settings to layers and a wire, and why."""
+"""Turns arguments and settings into the layers and the wire of the standard stack, and says why."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -46,14 +46,14 @@ NO_AUTHENTICATION = """no authentication is configured. One of these helps:
 
 @dataclass(frozen=True, slots=True)
 class AuthChoice:
-    """Which authentication "auto" means, and why."""
+    """The authentication that "auto" selects, and why."""
 
     kind: Literal["cli", "credentials", "none"]
     why: str
 
     @classmethod
     def automatic(cls, settings: Settings, *, own_wire: bool) -> Self:
-        """StackSpot CLI first, unless the wire is to be another one; then the credentials of the settings."""
+        """StackSpot CLI, unless the caller brings a wire; otherwise the credentials in the settings."""
         credentials = settings.auth.has_credentials()
         if not own_wire and cli_is_available():
             ignored = "; the configured client credentials are ignored" if credentials else ""
@@ -65,7 +65,7 @@ class AuthChoice:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The layers of a standard stack, outermost first, and how its wire is made where the caller brings none."""
+    """The layers of a standard stack, outermost first, and how to make its wire if the caller passes none."""
 
     layers: tuple[Layer, ...]
     settings: Settings
@@ -84,13 +84,13 @@ class Parts:
         own_wire: bool = False,
         clock: Clock | None = None,
     ) -> Self:
-        """Settle what is not given by the settings.
+        """Fill in from the settings what is not given.
 
         Args:
-            own_wire: the stack will stand on a wire that is not StackSpot CLI.
+            own_wire: The caller brings a wire, so StackSpot CLI cannot be it.
 
         Raises:
-            ConfigurationError: an argument has an unsupported value, or there is nothing to authenticate with.
+            ConfigurationError: An argument has an unsupported value, or no authentication is configured.
         """
         policy = _retry_policy(retry, settings)
         limiter = _limiter(rate_limit, settings)
@@ -103,24 +103,24 @@ class Parts:
         return cls(tuple(layer for layer in layers if layer is not None), settings, by_cli)
 
     def make_wire(self) -> httpx.BaseTransport:
-        """A sync wire: StackSpot CLI, if that signs, or the default one."""
+        """A sync wire: StackSpot CLI if it signs the requests, otherwise the default one."""
         return StkCLITransport() if self.by_cli else WireByFamily(self.settings.http)
 
     def make_async_wire(self) -> httpx.AsyncBaseTransport:
         """An async wire.
 
         Raises:
-            ConfigurationError: StackSpot CLI was to sign.
+            ConfigurationError: StackSpot CLI would have to sign.
         """
         if self.by_cli:
             raise ConfigurationError(CLI_CANNOT)
         return AsyncWireByFamily(self.settings.http)
 
     def check_signed(self, wire: object, layers: tuple[Layer, ...]) -> None:
-        """Refuse a wire that does not sign, where there is no layer that would.
+        """Refuse a wire that does not sign if no layer does.
 
         Raises:
-            ConfigurationError: StackSpot CLI was to sign.
+            ConfigurationError: StackSpot CLI would have to sign.
         """
         is_signed = isinstance(wire, StkCLITransport) or any(layer.name == "auth" for layer in layers)
         if self.by_cli and not is_signed:
@@ -130,7 +130,7 @@ class Parts:
 def limit_layer(
     limiter: Limiter | PerHost, *, cost: Cost | None = None, settle: Settle | None = None
 ) -> Layer:
-    """The layer of a limiter, by the name under which it is known."""
+    """A layer for a limiter, with the name that belongs to its kind."""
     factory = limit.limiter
     if isinstance(limiter, TokenBucket):
         factory = limit.token_bucket
@@ -140,7 +140,7 @@ def limit_layer(
 
 
 def limiter_from(config: RateLimitConfig) -> Limiter:
-    """A new limiter with the numbers of a config."""
+    """A new limiter with the numbers in a config."""
     shared: dict[str, Any] = {}
     if config.share is not None:
         shared = {"share": config.share, "store": store_from(config.store, config.store_timeout)}
@@ -152,7 +152,7 @@ def limiter_from(config: RateLimitConfig) -> Limiter:
     }
     if not shared and all(part is None for part in parts.values()):
         return AimdLimiter(*config.quota(), max_wait_time=config.max_wait_time)
-    # The parts are parts of a quota, and a group shares one.
+    # These are fractions of a quota, and a group shares a quota.
     return AimdLimiter(most, window, max_wait_time=config.max_wait_time, **parts, **shared)
 
 
@@ -195,7 +195,7 @@ def _limiter(given: RateLimit, settings: Settings) -> Limiter | PerHost | None:
 def _bearer(
     given: Auth, settings: Settings, clock: Clock | None, *, own_wire: bool
 ) -> tuple[BearerAuth | None, bool]:
-    """What signs the requests, and whether StackSpot CLI does instead."""
+    """What signs the requests, and whether that is StackSpot CLI."""
     if given is None:
         return None, False
     if given != "auto":

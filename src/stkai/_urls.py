@@ -1,4 +1,4 @@
-"""The rules for URLs: which are accepted, what their origin is (RFC 6454), and whether the way there is private."""
+"""The rules for URLs: which are accepted, what their origin is (RFC 6454), and whether the connection is private."""
 
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -38,7 +38,7 @@ def absolute_url(text: str | httpx.URL, schemes: Collection[str] = WEB) -> httpx
 
 
 def request_url(text: str | httpx.URL) -> httpx.URL:
-    """The URL in `text`, if a request can be sent to it.
+    """The URL in `text`, if requests can be sent to it.
 
     Raises:
         ValueError: it is not absolute, or contains credentials. The message says what to do, and shows no password.
@@ -70,16 +70,16 @@ def origin_of(url: httpx.URL) -> Origin:
 
 
 def is_private(origin: Origin) -> bool:
-    """Whether nobody on the way can read along: it is encrypted, or does not leave this machine.
+    """Whether nobody can eavesdrop: the connection is encrypted, or does not leave this machine.
 
-    Names below localhost do not count: some resolvers ask the network for them, in spite of RFC 6761, section 6.3.
+    Names below localhost do not count: some resolvers query the network for them, despite RFC 6761, section 6.3.
     """
     scheme, host, _ = origin
     return scheme in _ENCRYPTED or host == b"localhost" or _is_loopback(host.decode("ascii"))
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether a host is on loopback, where browsers use no proxy: localhost and all below it, 127.0.0.0/8, ::1."""
+    """Whether a host is on loopback, where browsers use no proxy: localhost and names below it, 127.0.0.0/8, ::1."""
     name = host.lower().rstrip(".")
     return name == "localhost" or name.endswith(".localhost") or _is_loopback(name)
 
@@ -91,7 +91,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def address_of(host: str) -> IPv4Address | IPv6Address | None:
-    """The IP address that a host is written as; None for a name."""
+    """The IP address, if the host is written as one; None for a name."""
     try:
         return ip_address(host)
     except ValueError:
@@ -99,20 +99,20 @@ def address_of(host: str) -> IPv4Address | IPv6Address | None:
 
 
 def _shown(text: object) -> str:
-    """What was given instead of a URL, unless it may contain a password."""
+    """The invalid value, unless it may contain a password."""
     return "a URL with credentials" if "@" in str(text) else repr(text)
 
 
 def _reason(text: object, error: Exception) -> str:
-    """Why httpx cannot read it. It takes a password that contains a slash for a port, and names that."""
+    """Why httpx rejects it. (httpx takes a password with a slash for a port, and would show it.)"""
     return "it cannot be read" if "@" in str(text) else str(error)
 
 
 def parse_url(name: str, what: str, form: str) -> httpx.URL:
-    """The URL in `name`, if it is one that could be sent to.
+    """The URL in `name`, if requests could be sent to it.
 
     Raises:
-        ConfigurationError: it is not; says that `what` must be `form`.
+        ConfigurationError: It is no such URL; the message says that `what` must be `form`.
     """
     try:
         url = httpx.URL(name)
@@ -128,7 +128,7 @@ def parse_url(name: str, what: str, form: str) -> httpx.URL:
 
 
 def parse_origin(name: str) -> httpx.URL:
-    """The URL in `name`, if it is nothing but an origin.
+    """The URL in `name`, if it is just an origin.
 
     Raises:
         ConfigurationError: it is not `scheme://host` or `scheme://host:port`.
@@ -142,5 +142,5 @@ def parse_origin(name: str) -> httpx.URL:
 
 
 def show_origin(url: httpx.URL) -> str:
-    """Scheme, host and port, for people."""
+    """Scheme, host and port, in readable form."""
     return f"{url.scheme}://{url.netloc.decode('ascii')}"

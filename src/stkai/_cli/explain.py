@@ -39,7 +39,11 @@ def explain() -> None:
     _print(console, "Stack: ", f"{stack}  (outermost first; the wire is {wire})")
     limit = settings.rate_limit
     if limit.enabled and limit.quota() == (None, None):
-        _print(console, "Quota: ", "not given, so the adaptive limiter finds it; the default numbers are not used.")
+        _print(
+            console,
+            "Quota: ",
+            "not given, so the adaptive limiter finds it; the default numbers are not used.",
+        )
 
 
 def _settings() -> Table:

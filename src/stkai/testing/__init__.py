@@ -1,6 +1,6 @@
-"""Test code that uses stkai without sleeping and without the real service.
+"""Tools to test code that uses stkai, without sleeping and without the real service.
 
-`FakeClock` goes wherever a `clock=` is taken. `QuotaServer` is an embedded server that behaves like StackSpot AI; it
+Pass `FakeClock` wherever `clock=` is accepted. `QuotaServer` is an embedded server that behaves like StackSpot AI; it
 needs the extra: `pip install "stkai[testing]"`.
 """
 

@@ -1,4 +1,4 @@
-"""The server's side of the network, on aiohttp: reads requests, and carries out deliveries and faults."""
+"""The server's network side, on aiohttp: reads requests and carries out deliveries and faults."""
 
 import asyncio
 import socket
@@ -18,14 +18,14 @@ from ._records import RequestLog, RequestRecord
 from ._reply import Reply
 from ._service import APIS, Service
 
-_SETTLE = 0.01  # seconds before a reset, so that the client has taken in the bytes that came before it
-_SHUTDOWN = 0.05  # seconds that requests under way may still take when the server closes
+_SETTLE = 0.01  # seconds before a reset, so that the client has received the bytes before it
+_SHUTDOWN = 0.05  # seconds that requests in flight may still take when the server closes
 _ANY_SIZE = 2**40
 
 
 @dataclass
 class App:
-    """Everything that one running server consists of."""
+    """Everything that belongs to a running server."""
 
     service: Service
     faults: Faults
@@ -34,7 +34,7 @@ class App:
     latency: tuple[float, float]
 
     async def serve(self, port: int, started: "Future[tuple[int, Callable[[], object]]]") -> None:
-        """Serve on loopback; `started` gets the port and what stops it again, from any thread."""
+        """Serve on loopback. Calls `started` with the port and a function that stops the server from any thread."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         app = web.Application(client_max_size=_ANY_SIZE)
@@ -67,7 +67,7 @@ class App:
         self.log.answered(number, reply.status)
         try:
             return await _deliver(request, plan(reply, fault))
-        except ConnectionResetError:  # The client has left in mid-body, which is its right.
+        except ConnectionResetError:  # The client left in mid-body, as it may.
             return web.Response()
 
     async def _record(self, request: web.Request) -> RequestRecord:
@@ -83,7 +83,7 @@ class App:
         )
 
     def _reply(self, record: RequestRecord, fault: Fault) -> Reply:
-        """The answer, dated by the clock of this server, whatever that says."""
+        """The answer, dated by this server's clock."""
         utcnow = self.clock.utcnow()
         if isinstance(fault, Answer):
             reply = fault.reply()
@@ -121,7 +121,7 @@ async def _deliver(request: web.Request, delivery: Delivery) -> web.StreamRespon
 
 
 def _reset(request: web.Request) -> web.StreamResponse:
-    """Abort with RST instead of FIN. What is returned is for aiohttp, which finds the connection gone and drops it."""
+    """Abort with RST instead of FIN. aiohttp drops the returned response, since the connection is gone."""
     transport = _transport(request)
     transport.get_extra_info("socket").setsockopt(
         socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
@@ -131,7 +131,7 @@ def _reset(request: web.Request) -> web.StreamResponse:
 
 
 def _transport(request: web.Request) -> asyncio.WriteTransport:
-    """The connection. It is there: aiohttp cancels the handler of a request whose client has left."""
+    """The connection. It exists: aiohttp cancels the handler of a request whose client has left."""
     transport = request.transport
     assert isinstance(transport, asyncio.WriteTransport)
     return transport

@@ -1,6 +1,6 @@
-"""The chats that SDKs ask for: what a model would answer, in the forms of the APIs that are in use.
+"""Chat endpoints for SDKs: a model's answers in the formats of common APIs.
 
-The model repeats the last message. Streamed, it says one word at a time.
+The model repeats the last message; when streaming, one word at a time.
 """
 
 import json
@@ -16,7 +16,7 @@ _CREATED: Final = 1_700_000_000
 
 
 def completion(asked: dict[str, Any], pause: float) -> Reply:
-    """`/chat/completions`, as of OpenAI; Groq, Mistral and Together have the same."""
+    """`/chat/completions`, as in OpenAI's API; Groq, Mistral and Together use the same."""
     words = _words(asked)
     common = {"id": _ID, "created": _CREATED, "model": MODEL}
     if not asked.get("stream"):
@@ -42,7 +42,7 @@ def completion(asked: dict[str, Any], pause: float) -> Reply:
 
 
 def message(asked: dict[str, Any], pause: float) -> Reply:
-    """`/messages`, as of Anthropic."""
+    """`/messages`, as in Anthropic's API."""
     words = _words(asked)
     start: dict[str, Any] = {"id": _ID, "type": "message", "role": "assistant", "model": MODEL}
     end = {"stop_reason": "end_turn", "stop_sequence": None}
@@ -66,7 +66,7 @@ def message(asked: dict[str, Any], pause: float) -> Reply:
 
 
 def chat(asked: dict[str, Any], pause: float) -> Reply:
-    """`/v2/chat`, as of Cohere."""
+    """`/v2/chat`, as in Cohere's API."""
     words = _words(asked)
     used = {"tokens": {"input_tokens": len(words), "output_tokens": len(words)}}
     end = {"finish_reason": "COMPLETE", "usage": used}
@@ -91,7 +91,7 @@ def chat(asked: dict[str, Any], pause: float) -> Reply:
 
 
 def _words(asked: dict[str, Any]) -> list[str]:
-    """The last message, cut into words; each keeps its spaces."""
+    """The last message, split into words that keep their spaces."""
     messages = asked.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else {}
     content = last.get("content", "") if isinstance(last, dict) else ""
@@ -105,7 +105,7 @@ def _named(events: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
 
 
 def _events(events: Iterable[tuple[str | None, str]], pause: float) -> Reply:
-    """Server-sent events, each with its name, if it has one, and its data."""
+    """Server-sent events, each with its data and, if it has one, its name."""
     lines = ((f"event: {name}\n" if name else "") + f"data: {data}\n\n" for name, data in events)
     return Reply(
         headers=(("content-type", "text/event-stream"), ("cache-control", "no-cache")),

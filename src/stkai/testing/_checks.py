@@ -1,4 +1,4 @@
-"""Checks of arguments: what cannot work is refused at once, and the message says what can."""
+"""Argument checks: values that cannot work are refused at once, with a message that says what can."""
 
 import math
 
@@ -6,7 +6,7 @@ from .._errors import ConfigurationError
 
 
 def check_seconds(name: str, seconds: float) -> None:
-    """Refuse what is no length of time."""
+    """Refuse anything that is not a duration."""
     if not 0 <= seconds < math.inf:
         raise ConfigurationError(f"{name} must be a number of seconds from 0 up, not {seconds}")
 
@@ -19,6 +19,6 @@ def check_range(name: str, value: float, low: int, high: int | None = None) -> N
 
 
 def check_choice(name: str, value: object, *allowed: object) -> None:
-    """Refuse what is not among the choices."""
+    """Refuse anything that is not among the choices."""
     if value not in allowed:
         raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")

@@ -1,4 +1,4 @@
-"""How an answer travels: the plan for one response, worked out before a byte is sent."""
+"""The plan for sending one response, complete before the first byte is sent."""
 
 import gzip
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ NO_BODY = (204, 304)
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """What goes out, and how it ends.
+    """What is sent, and how it ends.
 
     Attributes:
-        length: the Content-Length; None for chunked.
-        chunks: the bytes of the body, in the pieces in which they are written.
-        pause: seconds between two chunks.
-        ending: "keep" the connection, "close" it in good order, or "reset" it.
-        finished: whether the end of the body is sent.
-        announced: whether a `Connection: close` says that the connection will not be kept.
+        length: The Content-Length; None for chunked.
+        chunks: The body, in the pieces in which it is written.
+        pause: Seconds between two chunks.
+        ending: "keep" the connection, "close" it cleanly, or "reset" it.
+        finished: Whether the end of the body is sent.
+        announced: Whether `Connection: close` announces that the connection will close.
     """
 
     status: int
@@ -35,12 +35,12 @@ class Delivery:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is an ordinary answer that can be sent in one go."""
+        """Whether this is an ordinary answer that can be sent in one write."""
         return self.ending == "keep" and self.length is not None and not (self.pause and len(self.chunks) > 1)
 
 
 def plan(reply: Reply, fault: Fault) -> Delivery:
-    """The delivery of an answer under a fault."""
+    """The delivery of an answer, given a fault."""
     framing = fault.framing if isinstance(fault, Reset) else None
     headers, chunks = reply.headers, reply.pieces
     if reply.status in NO_BODY:
@@ -70,7 +70,7 @@ def plan(reply: Reply, fault: Fault) -> Delivery:
 
 
 def partial_head(reply: Reply, after: int) -> bytes:
-    """The first bytes of a response's head; never all of it."""
+    """The first bytes of a response's head, but never the whole head."""
     lines = (f"HTTP/1.1 {reply.status} OK", *(f"{name}: {value}" for name, value in reply.headers))
     return "\r\n".join(lines).encode()[:after]
 

@@ -1,4 +1,4 @@
-"""What FakeClock asks of an event loop: a bell that any thread may ring, and to know when nobody can run."""
+"""What FakeClock needs from an event loop: a bell that any thread may ring, and a way to tell that no task can run."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,24 +6,24 @@ from collections.abc import Callable
 import anyio
 import anyio.lowlevel
 
-_IDLE_CYCLES = 2  # one cycle polls the sockets; what arrived on them runs in the next
-_BLIND_CYCLES = 20  # on a loop that does not show what it still has to run
-_MAX_CYCLES = 1_000  # a task that spins without ever sleeping must not stop the clock
+_IDLE_CYCLES = 2  # one cycle polls the sockets; the next runs what arrived
+_BLIND_CYCLES = 20  # on a loop that does not expose its ready queue
+_MAX_CYCLES = 1_000  # a task that spins without sleeping must not stop the clock
 
 
 class Bell:
-    """Wakes one task, again and again. Made in that task; rung from anywhere."""
+    """Wakes one task, any number of times. Create it in that task; ring it from anywhere."""
 
     def __init__(self) -> None:
         self._event = anyio.Event()
         self._run_soon = _run_soon()
 
     def ring(self) -> None:
-        """Wake the task, or keep its next `wait` from waiting. Safe in any thread."""
+        """Wake the task, or let its next `wait` return at once. Thread-safe."""
         self._run_soon(self._set)
 
     def reset(self) -> None:
-        """Forget what has rung so far. Call it before looking at what the bell announces, never after."""
+        """Forget earlier rings. Call it before checking what the bell announces, never after."""
         self._event = anyio.Event()
 
     async def wait(self) -> None:
@@ -35,9 +35,9 @@ class Bell:
 
 
 async def everybody_waits(still_wanted: Callable[[], bool]) -> None:
-    """Give way until no other task can run, or until `still_wanted` says no.
+    """Yield until no other task can run, or until `still_wanted` returns False.
 
-    A task that waits for a socket counts as waiting.
+    A task that waits for a socket counts as unable to run.
     """
     try:
         loop = asyncio.get_running_loop()
@@ -46,8 +46,8 @@ async def everybody_waits(still_wanted: Callable[[], bool]) -> None:
 
         await wait_all_tasks_blocked()
         return
-    # The queue of what runs next is not a public attribute, but asyncio offers no other way to see that it is empty;
-    # a fixed number of cycles is either too few (many tasks in line for one lock) or slow.
+    # The ready queue is not public, but asyncio offers no other way to see that it is empty;
+    # a fixed number of cycles is either too small (many tasks waiting for one lock) or slow.
     ready = getattr(loop, "_ready", None)
     needed = _BLIND_CYCLES if ready is None else _IDLE_CYCLES
     idle = 0

@@ -1,4 +1,4 @@
-"""FakeClock: time that moves when told, or when somebody sleeps; nothing ever really waits for it."""
+"""FakeClock: time that moves when told, or when code sleeps, without any real waiting."""
 
 import heapq
 import math
@@ -17,19 +17,19 @@ _EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
 class FakeClock:
     """A `Clock` for tests. Works in threads, on asyncio and on trio (one event loop at a time).
 
-    With `autojump`, whoever sleeps moves the clock: a thread at once; a task when every other task sleeps or waits
-    as well, so that many can sleep side by side and wake in the order of their instants, then of their arrival. The
-    clock cannot see into sockets: a task that waits for one counts as waiting.
+    With `autojump`, sleeping moves the clock: a thread moves it at once, a task once all other tasks sleep or wait too.
+    Many tasks can thus sleep at the same time, and wake in order of time, then of arrival. The clock cannot see into
+    sockets: a task that waits for one counts as waiting.
 
-    Without `autojump`, sleepers stay asleep until `advance` or `advance_to_next` passes their instant.
+    Without `autojump`, sleepers stay asleep until `advance` or `advance_to_next` moves the clock far enough.
 
     Args:
-        start: the first reading of `monotonic`, in seconds.
-        autojump: whether sleeping moves the clock.
-        epoch: the first reading of `utcnow`; 2030-01-01T00:00:00Z unless given.
+        start: The first reading of `monotonic`, in seconds.
+        autojump: Whether sleeping moves the clock.
+        epoch: The first reading of `utcnow`; by default 2030-01-01T00:00:00Z.
 
     Attributes:
-        sleeps: the seconds of every sleep, in the order in which they were asked for; yours to count and to clear.
+        sleeps: The duration of every sleep in seconds, in the order of the calls. You may clear it.
     """
 
     def __init__(self, start: float = 0.0, *, autojump: bool = True, epoch: datetime = _EPOCH) -> None:
@@ -54,22 +54,22 @@ class FakeClock:
 
     @property
     def sleepers(self) -> int:
-        """How many threads and tasks sleep until an instant that is still to come."""
+        """How many threads and tasks are asleep."""
         with self._changed:
             return self._asleep()
 
     def advance(self, seconds: float) -> None:
-        """Move the clock, and wake whoever has slept long enough."""
+        """Move the clock and wake all sleepers that are due."""
         _check(seconds)
         with self._changed:
             self._now += seconds
         self._wake_first()
 
     def advance_to_next(self) -> float:
-        """Move the clock to the next instant at which somebody wakes; returns the seconds moved.
+        """Move the clock to the next sleeper's instant; returns the seconds moved.
 
         Raises:
-            RuntimeError: nobody is asleep.
+            RuntimeError: Nobody is asleep.
         """
         with self._changed:
             later = (target for target, _, sleeper in self._heap if target > self._now and not sleeper.gone)
@@ -86,14 +86,14 @@ class FakeClock:
         """Block this thread until at least `count` threads and tasks are asleep.
 
         Raises:
-            TimeoutError: they were not within `timeout` seconds of real time.
+            TimeoutError: They were not within `timeout` seconds of real time.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self._asleep() >= count, timeout):
                 raise TimeoutError(f"{self._asleep()} asleep, not {count}, after {timeout:g} s of real time")
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, in a thread: moves the clock (`autojump`), or blocks until it is moved."""
+        """Sleep in a thread: moves the clock (`autojump`), or blocks until it is moved."""
         _check(seconds)
         if self._autojump or seconds == 0:
             with self._changed:
@@ -106,13 +106,13 @@ class FakeClock:
         try:
             while not self._leave_if_due(sleeper):
                 woken.wait()
-                woken.clear()  # before the look, so that a call which comes after it is not lost
+                woken.clear()  # before checking, so that a call after the check is not lost
         except BaseException:
             self._abandon(sleeper)
             raise
 
     async def asleep(self, seconds: float) -> None:
-        """Sleep, in a task: moves the clock when everybody sleeps (`autojump`), or waits until it is moved."""
+        """Sleep in a task: moves the clock once all tasks sleep (`autojump`), or waits until it is moved."""
         _check(seconds)
         if seconds == 0:
             self.sleeps.append(seconds)
@@ -147,7 +147,7 @@ class FakeClock:
         return sleeper
 
     def _leave_if_due(self, sleeper: "_Sleeper") -> bool:
-        """Sleepers leave one after the other, each waking the next: that keeps their order on any event loop."""
+        """Sleepers leave one by one, each waking the next, which keeps their order on any event loop."""
         with self._changed:
             if sleeper.target > self._now or self._first() is not sleeper:
                 return False
@@ -166,9 +166,9 @@ class FakeClock:
             return self._heap[0][2] if self._heap else None
 
     async def _move_to(self, sleeper: "_Sleeper") -> None:
-        """Move the clock to the first sleeper's instant when nobody can run.
+        """Move the clock to the first sleeper's instant once no task can run.
 
-        If it has moved by itself meanwhile, somebody has woken up and may still have to run before that instant.
+        If the clock has moved meanwhile, a sleeper has woken and may have to run before that instant.
         """
         before = self._now
 
@@ -187,7 +187,7 @@ class FakeClock:
 
 
 class _Sleeper:
-    """Somebody asleep until `target`; `wake` asks them, from any thread, to look at the clock again."""
+    """A sleeper until `target`; `wake`, from any thread, makes it check the clock again."""
 
     __slots__ = ("gone", "target", "wake")
 

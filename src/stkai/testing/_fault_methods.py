@@ -1,4 +1,4 @@
-"""The methods by which a test says what shall go wrong."""
+"""The methods with which a test says what goes wrong."""
 
 from typing import Literal
 
@@ -22,8 +22,8 @@ from ._service import API, TOKEN_PATH
 class FaultMethods:
     """Faults are queued; each goes to the next request whose path starts with `path`, once.
 
-    `fail_with` and `reset(at="start")` come instead of the service, which does not see the request; after the others it
-    has done its work (and counted the request), and only the answer suffers.
+    `fail_with` and `reset(at="start")` replace the service, which never sees the request. With all others the service
+    has done its work and counted the request, and only the answer is affected.
     """
 
     def __init__(self) -> None:
@@ -36,15 +36,15 @@ class FaultMethods:
         body: bytes | str | None = None,
         path: str = API,
     ) -> None:
-        """Answer the next requests with these statuses, one each; None lets one through.
+        """Answer the next requests with these statuses, one each; None lets a request through.
 
-        Without a `body` there is a short error in JSON. Any status may be given, 200 as well.
+        Without a `body`, the answer is a short JSON error. Any status is allowed, including 200.
         """
         for status in statuses:
             self.fault(Normal() if status is None else Answer(status, headers=headers, body=body), path=path)
 
     def fail_tokens(self, *what: int | TokenFault) -> None:
-        """Let the next token requests fail, one each.
+        """Make the next token requests fail, one each.
 
         With a status, or with 200 and "garbage" (broken JSON), "html" (a page), "huge" (10 MB), "empty", "no_token",
         "no_expiry" (no `expires_in`) or "negative_expiry". For a slow one: `hang(2.0, path=server.token_path)`; for a
@@ -63,34 +63,34 @@ class FaultMethods:
     ) -> None:
         """Reset the connection (RST) of the next request, or the next `times` requests.
 
-        At the "start", instead of any answer; in the "headers", after the first `after` bytes of the head; in the
-        "body", after its first `after` bytes (always before its last one); at the "end", after the last byte of an
-        answer that promised to keep the connection. `framing` tells how the end of the body is marked: by "length",
-        "chunked", or by length in "gzip"; None, as usual.
+        `at`: "start", before any answer; "headers", after the first `after` bytes of the head; "body", after the first
+        `after` bytes of the body, but before the last; "end", after the last byte of an answer that promised to keep
+        the connection. `framing` says how the end of the body is marked: "length", "chunked", or "gzip" (by length,
+        compressed); None leaves it as it is.
         """
         self.fault(*[Reset(at, after=after, framing=framing)] * times, path=path)
 
     def hang_up(self, *, announced: bool = True, times: int = 1, path: str = API) -> None:
-        """Close the connection after the next answer; not `announced`, without saying `Connection: close`."""
+        """Close the connection after the next answer; without `Connection: close` unless `announced`."""
         self.fault(*[HangUp(announced=announced)] * times, path=path)
 
     def slow(self, size: int, every: float, *, times: int = 1, path: str = API) -> None:
-        """Send the next body `size` bytes at a time, one such piece every `every` seconds."""
+        """Send the next body in pieces of `size` bytes, one every `every` seconds."""
         self.fault(*[Slow(size, every)] * times, path=path)
 
     def hang(self, seconds: float, *, times: int = 1, path: str = API) -> None:
-        """Do nothing for so long, then go about the next request as usual."""
+        """Do nothing for that many seconds, then handle the next request as usual."""
         self.fault(*[Hang(seconds)] * times, path=path)
 
     def fault(self, *faults: Fault, path: str = API) -> None:
-        """Queue any faults, for the next requests whose path starts with `path`."""
+        """Queue faults for the next requests whose path starts with `path`."""
         self._faults.add(path, faults)
 
     def clear_faults(self) -> None:
-        """Forget the faults that no request has met yet."""
+        """Drop the faults that no request has used yet."""
         self._faults.clear()
 
     @property
     def faults_left(self) -> int:
-        """How many faults no request has met yet."""
+        """How many faults no request has used yet."""
         return len(self._faults)

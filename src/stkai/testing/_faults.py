@@ -1,7 +1,7 @@
-"""Faults on request: what can go wrong between a client and this server, one frozen dataclass each.
+"""What can go wrong between a client and this server: one frozen dataclass per fault.
 
-Each is used up by one request. `Answer` and `Reset(at="start")` come instead of the service, which does not see the
-request (no quota is used); after the others it has done its work, and only the answer suffers.
+Each applies to one request. `Answer` and `Reset(at="start")` replace the service, which never sees the request (no
+quota is used); with all others the service has done its work, and only the answer is affected.
 """
 
 import json
@@ -23,12 +23,12 @@ _HUGE = 10_000_000
 
 @dataclass(frozen=True)
 class Normal:
-    """Nothing goes wrong; to let a request through in the middle of a sequence of faults."""
+    """Nothing goes wrong: lets a request through in a sequence of faults."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer this instead. Without a body, a short error in JSON."""
+    """Answer with this instead. Without a body, a short JSON error."""
 
     status: int
     _: KW_ONLY
@@ -59,7 +59,7 @@ class Reset:
         at: "start", when the request has been read, before any byte of the answer; "headers", after the first `after`
             bytes of the head; "body", after the first `after` bytes of the body (but always before its last); "end",
             after the last byte of an answer that promised to keep the connection.
-        framing: how the end of the body is told: by "length", "chunked", or by length in "gzip"; None, as usual.
+        framing: How the end of the body is marked: "length", "chunked" or "gzip" (by length); None leaves it.
     """
 
     at: Literal["start", "headers", "body", "end"] = "start"
@@ -75,7 +75,7 @@ class Reset:
 
 @dataclass(frozen=True)
 class HangUp:
-    """Close the connection in good order after the answer, with `Connection: close` or, not `announced`, without."""
+    """Close the connection cleanly after the answer; with `Connection: close` if `announced`."""
 
     _: KW_ONLY
     announced: bool = True
@@ -83,7 +83,7 @@ class HangUp:
 
 @dataclass(frozen=True)
 class Slow:
-    """Send the body `size` bytes at a time, one every `every` seconds."""
+    """Send the body in pieces of `size` bytes, one every `every` seconds."""
 
     size: int
     every: float
@@ -95,7 +95,7 @@ class Slow:
 
 @dataclass(frozen=True)
 class Hang:
-    """Do nothing for so many seconds, then answer."""
+    """Do nothing for that many seconds, then answer."""
 
     seconds: float
 
@@ -105,12 +105,12 @@ class Hang:
 
 @dataclass(frozen=True)
 class Edit:
-    """Change fields of the JSON object in a good (200) answer; a value of None takes the field out."""
+    """Change fields of the JSON object in a 200 answer; None removes a field."""
 
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, reply: Reply) -> Reply:
-        """The answer with its fields changed; another than 200 stays as it is."""
+        """The answer with its fields changed, if it is a 200."""
         if reply.status != 200:
             return reply
         content = {**json.loads(reply.body), **self.fields}
@@ -122,7 +122,7 @@ Fault = Normal | Answer | Reset | HangUp | Slow | Hang | Edit
 
 
 class Faults:
-    """The faults still to come: the first whose path fits goes to the next request."""
+    """The queued faults: the next request gets the first one whose path matches."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -137,7 +137,7 @@ class Faults:
             self._queue.extend((path, fault) for fault in faults)
 
     def take(self, path: str) -> Fault:
-        """The fault for a request; `Normal` if none is waiting for it."""
+        """The fault for a request; `Normal` if none is queued."""
         with self._lock:
             for index, (prefix, fault) in enumerate(self._queue):
                 if path.startswith(prefix):
@@ -146,13 +146,13 @@ class Faults:
         return Normal()
 
     def clear(self) -> None:
-        """Forget those that are still to come."""
+        """Drop all queued faults."""
         with self._lock:
             self._queue.clear()
 
 
 def token_fault(what: int | TokenFault) -> Fault:
-    """What can be wrong with the token endpoint: a status, or an answer that makes no sense."""
+    """A fault of the token endpoint: a status, or a nonsensical answer."""
     if isinstance(what, int):
         return Answer(what)
     json_header = {"content-type": "application/json"}

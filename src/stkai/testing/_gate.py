@@ -1,4 +1,4 @@
-"""The gate in front of the counted endpoints: asks the quota, and words its answer in headers."""
+"""The gate in front of the counted endpoints: asks the quota, and reports it in headers."""
 
 import math
 from datetime import UTC, datetime
@@ -15,10 +15,10 @@ RateHeaders = Literal["ietf", "github", "openai"] | None
 
 
 class Gate:
-    """Counts requests, and answers 429 Too Many Requests to those that are too many.
+    """Counts requests, and answers those over the quota with 429 Too Many Requests.
 
     Args:
-        quota: None lets everybody in.
+        quota: None admits everything.
         retry_after: what a 429 says in `Retry-After`: "true", the seconds until a request would be accepted, rounded
             up; "date", the same instant as an HTTP-date; a number, always that; None, nothing.
         headers: which rate limit headers the counted answers carry; they describe a fixed window only.
@@ -39,7 +39,7 @@ class Gate:
         self._headers = headers
 
     def refuse(self, now: float, utcnow: datetime) -> Reply | None:
-        """The 429 for a request that arrives now; None if it may enter."""
+        """The 429 for a request that arrives now; None if it is admitted."""
         wait = 0.0 if self.quota is None else self.quota.admit(now)
         if not wait:
             return None
@@ -63,7 +63,7 @@ class Gate:
 
 
 def rate_headers(style: str, quota: FixedWindow, now: float, utcnow: datetime) -> Headers:
-    """`RateLimit` and `RateLimit-Policy` (the IETF draft), or `x-ratelimit-*` as GitHub or OpenAI word them."""
+    """`RateLimit` and `RateLimit-Policy` (the IETF draft), or `x-ratelimit-*` as GitHub or OpenAI send them."""
     limit, remaining, reset_in = quota.max_requests, quota.remaining(now), quota.reset_in(now)
     if style == "ietf":
         return (
@@ -89,7 +89,7 @@ def http_date(timestamp: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """As OpenAI writes them: 20ms, 1.5s, 6m0s."""
+    """A duration as OpenAI writes it: 20ms, 1.5s, 6m0s."""
     milliseconds = math.ceil(seconds * 1000)
     if milliseconds < 1000:
         return f"{milliseconds}ms"

@@ -1,6 +1,6 @@
-"""Three ways in which services count a quota of `max_requests` per `time_window` seconds: numbers in, numbers out.
+"""Three ways to count a quota of `max_requests` per `time_window` seconds: numbers in, numbers out.
 
-They read no clock: `admit(now)` takes the instant, which must not go back. A refused request uses nothing.
+They read no clock: `admit(now)` takes the instant, which must not decrease. Refused requests are not counted.
 `max_requests` may be changed at any time.
 """
 
@@ -11,7 +11,7 @@ from typing import Protocol
 from .._errors import ConfigurationError
 from ._checks import check_range
 
-_EPSILON = 1e-9  # of a permit: whoever waits exactly as long as told is let in, whatever the rounding
+_EPSILON = 1e-9  # of a permit: a client that waits exactly as long as told is admitted, despite rounding
 
 
 class Quota(Protocol):
@@ -21,7 +21,7 @@ class Quota(Protocol):
     time_window: float
 
     def admit(self, now: float) -> float:
-        """Count a request that arrives at `now`: 0.0 if accepted, else the seconds until one would be."""
+        """Count a request that arrives at `now`: returns 0.0 if accepted, or the seconds until one would be."""
         ...
 
 
@@ -58,7 +58,7 @@ class FixedWindow:
 
 
 class SlidingWindow:
-    """A log of the accepted requests: no `time_window`, wherever it starts, ever holds more than `max_requests`."""
+    """A log of accepted requests: no `time_window`, wherever it begins, contains more than `max_requests`."""
 
     def __init__(self, max_requests: int, time_window: float) -> None:
         _check(max_requests, time_window)

@@ -1,4 +1,4 @@
-"""What the server was asked: one frozen record per request, in the order of arrival."""
+"""What the server received: one frozen record per request, in order of arrival."""
 
 import threading
 from dataclasses import dataclass, replace
@@ -11,14 +11,14 @@ class RequestRecord:
     """One request as the server saw it.
 
     Attributes:
-        time: when its last byte had arrived, in seconds of the server's clock.
+        time: When its last byte arrived, in seconds of the server's clock.
         method: GET, POST and so on.
         path: without the query.
         query: as sent, without the question mark.
         headers: names in lower case, values as sent; a name may come twice.
         body: the bytes.
-        connection: the number of its TCP connection, from 1 up; equal numbers mean keep-alive.
-        status: what was answered; None so far, or if the connection was reset instead.
+        connection: The number of its TCP connection, from 1; the same number means keep-alive.
+        status: The status of the answer; None before it, or if the connection was reset.
     """
 
     time: float
@@ -41,7 +41,7 @@ class RequestRecord:
 
 
 class RequestLog:
-    """The records; written by the server's thread, read by any."""
+    """The records: written by the server's thread, readable from any."""
 
     def __init__(self, keep: int | None) -> None:
         self._lock = threading.Lock()
@@ -52,7 +52,7 @@ class RequestLog:
         self._connections: WeakKeyDictionary[object, int] = WeakKeyDictionary()
 
     def connection_number(self, connection: object) -> int:
-        """The number of a connection, the same for as long as it lives."""
+        """The number of a connection, constant while it is open."""
         if connection not in self._connections:
             self._connections[connection] = next(self._numbers)
         return self._connections[connection]
@@ -67,7 +67,7 @@ class RequestLog:
             return self._arrivals
 
     def answered(self, number: int, status: int) -> None:
-        """Note what a request was answered, if its record is still kept."""
+        """Note the answer to a request, if its record is still kept."""
         with self._lock:
             if record := self._records.get(number):
                 self._records[number] = replace(record, status=status)

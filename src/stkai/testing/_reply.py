@@ -1,4 +1,4 @@
-"""An answer of the server, before it meets the network."""
+"""An answer of the server, before it is sent."""
 
 import json
 from dataclasses import dataclass, replace
@@ -24,15 +24,15 @@ class Reply:
 
     @property
     def body(self) -> bytes:
-        """All pieces in one."""
+        """All pieces joined."""
         return b"".join(self.pieces)
 
     def with_headers(self, headers: Headers) -> "Reply":
-        """The same with more headers."""
+        """A copy with more headers."""
         return replace(self, headers=self.headers + headers)
 
     def with_default(self, name: str, value: str) -> "Reply":
-        """The same with a header, unless it has that one already."""
+        """A copy with this header, unless it has one already."""
         return self if any(key == name for key, _ in self.headers) else self.with_headers(((name, value),))
 
 
@@ -43,6 +43,6 @@ def json_reply(content: Any, *, status: int = 200, headers: Headers = ()) -> Rep
 
 
 def error_reply(status: int, error: str, description: str, headers: Headers = ()) -> Reply:
-    """A refusal, in the form of RFC 6749, section 5.2."""
+    """An error in the format of RFC 6749, section 5.2."""
     content = {"error": error, "error_description": description}
     return json_reply(content, status=status, headers=headers)

@@ -24,36 +24,36 @@ Kind = Literal["fixed", "sliding", "bucket"]
 
 
 class QuotaServer(FaultMethods):
-    """One quota, a token endpoint, quick commands, agents and models, in a thread of this process.
+    """A quota, a token endpoint, quick commands, agents and models, in a thread of this process.
 
         with QuotaServer(max_requests=10, time_window=1.0) as server:
             client.post(server.create_url(), json={"input_data": "hello"})
 
     Any number of clients in any number of processes may use it. It counts POSTs to quick commands, agents and models;
-    polls and refused requests use no quota. The SDKs of OpenAI, Anthropic, Mistral, Groq, Together and Cohere find
-    their chats here, streamed or not: `/v1/chat/completions`, `/v1/messages`, `/openai/v1/chat/completions` and
+    polls and refused requests use no quota. The SDKs of OpenAI, Anthropic, Mistral, Groq, Together and Cohere can chat
+    with it, streamed or not: `/v1/chat/completions`, `/v1/messages`, `/openai/v1/chat/completions` and
     `/v2/chat`; the model repeats the last message.
 
     Args:
         max_requests: the quota; None for no limit.
         time_window: seconds that it is for.
-        kind: how it is counted: "fixed", a counter per window; "sliding", a log of the accepted requests; "bucket", a
+        kind: How it is counted: "fixed", a counter per window; "sliding", a log of accepted requests; "bucket", a
             token bucket of `depth` requests.
         depth: requests that the bucket holds.
         retry_after: what a 429 says: "true", the seconds until a request would be accepted, rounded up; "date", that
             instant as an HTTP-date; a number, always that; None, nothing.
         headers: rate limit headers on the counted answers, of a fixed window: "ietf" (`RateLimit`), "github"
             (`x-ratelimit-reset` in epoch seconds) or "openai" (`x-ratelimit-reset-requests`, a duration).
-        latency: seconds before each answer of the API, the refusals included; or (low, high), uniform between them.
-        auth_required: whether the API wants a token.
-        client_id: the client that may have tokens.
+        latency: Seconds before each answer of the API, including refusals; or (low, high) for a uniform distribution.
+        auth_required: Whether the API requires a token.
+        client_id: The client that gets tokens.
         client_secret: its secret.
-        token_lifetime: seconds for which a token is good.
+        token_lifetime: Seconds for which a token is valid.
         polls_until_done: how many polls of an execution answer RUNNING before one answers COMPLETED.
         stream_interval: seconds between the events of a streamed chat.
-        port: 0 takes any that is free.
-        keep: how many records to keep, the latest; None keeps all.
-        clock: what quota, tokens and dates go by; latency and faults take real time.
+        port: 0 picks a free one.
+        keep: How many of the latest records to keep; None keeps all.
+        clock: The clock for quota, tokens and dates; latency and faults take real time.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class QuotaServer(FaultMethods):
         self._thread: threading.Thread | None = None
 
     def start(self) -> Self:
-        """Start serving; returns when requests are accepted. A server that runs already stays as it is.
+        """Start serving; returns once requests are accepted. Has no effect on a running server.
 
         Raises:
             ConfigurationError: aiohttp is not installed.
@@ -130,7 +130,7 @@ class QuotaServer(FaultMethods):
         return self
 
     def close(self) -> None:
-        """Stop serving, and break off what is under way; returns when thread and sockets are gone."""
+        """Stop serving and abort requests in flight; returns once the thread and the sockets are gone."""
         if self._thread is not None and self._stop is not None:
             self._stop()
             self._thread.join()
@@ -179,7 +179,7 @@ class QuotaServer(FaultMethods):
         return f"{self.url}{API}/agent/{agent_id}/chat"
 
     def env(self) -> dict[str, str]:
-        """The environment variables with which a client finds and uses this server's tokens."""
+        """The environment variables that make a client use this server's tokens."""
         return {
             "STKAI_AUTH_CLIENT_ID": self.client_id,
             "STKAI_AUTH_CLIENT_SECRET": self.client_secret,
@@ -197,11 +197,11 @@ class QuotaServer(FaultMethods):
 
     @property
     def requests(self) -> list[RequestRecord]:
-        """What has been asked so far, in the order of arrival; a copy."""
+        """A copy of the requests so far, in order of arrival."""
         return self._log()
 
     def count(self, *, path: str = "/", method: str | None = None, status: int | None = None) -> int:
-        """How many requests there were whose path starts with `path`, by method and by the status they got."""
+        """How many requests had a path that starts with `path`, with this method and status if given."""
         return sum(
             record.path.startswith(path)
             and method in (None, record.method)
@@ -211,16 +211,16 @@ class QuotaServer(FaultMethods):
 
     @property
     def token_requests(self) -> int:
-        """How many requests the token endpoint has had."""
+        """How many requests the token endpoint has received."""
         return self.count(path=TOKEN_PATH)
 
     @property
     def connections(self) -> int:
-        """How many TCP connections the requests came on."""
+        """How many TCP connections the requests used."""
         return len({record.connection for record in self._log()})
 
     def forget_requests(self) -> None:
-        """Empty `requests`; all counts start again."""
+        """Clear `requests` and all counts."""
         self._log.clear()
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""What StackSpot AI answers: requests in, replies out. Knows nothing of sockets, and is given `now`."""
+"""What StackSpot AI answers: requests in, replies out. Knows no sockets, and is told `now`."""
 
 import base64
 import json
@@ -78,7 +78,7 @@ class Service:
         self._tokens.clear()
 
     def answer(self, request: RequestRecord, now: float, utcnow: datetime) -> Reply:
-        """Answer a request; `now` never goes back."""
+        """Answer a request; `now` never decreases."""
         if request.path.startswith(APIS) and not self._is_authorized(request, now):
             challenge = (("www-authenticate", 'Bearer realm="stkai.testing", error="invalid_token"'),)
             return error_reply(
@@ -179,7 +179,7 @@ def _status(request: RequestRecord, code: str, _: float) -> Reply:
 
 
 def _json(request: RequestRecord) -> dict[str, Any]:
-    """The object in a body; empty if there is none: the service under test is the client, not this one."""
+    """The object in a body, or an empty one: it is the client that is under test, not this service."""
     try:
         content = json.loads(request.body)
     except ValueError:
