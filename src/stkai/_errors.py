@@ -69,7 +69,7 @@ class ConfigurationError(StkaiError, ValueError):
 
 
 class InvalidArgumentError(StkaiError, ValueError, AssertionError):
-    """An invalid argument of one call. Also an `AssertionError`, for code written for stkai 0.4, but not lost to `-O`."""
+    """An invalid argument of one call. Also an `AssertionError`, as in stkai 0.4, but raised under `-O` too."""
 
 
 class TransportError(StkaiError, httpx.TransportError):
