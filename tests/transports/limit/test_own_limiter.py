@@ -133,7 +133,7 @@ async def test_a_class_that_derives_needs_no_more_than_ask(world: World) -> None
 @pytest.mark.parametrize("other", OTHERS, ids=spelled)
 def test_what_is_none_is_refused_with_what_is_wanted(other: Any) -> None:
     for make in (limiter, partial(LimiterTransport, Wire()), partial(AsyncLimiterTransport, Wire())):
-        with pytest.raises(ConfigurationError, match=r"stkai\.TokenBucket, AimdLimiter, PerHost"):
+        with pytest.raises(ConfigurationError, match=r"stkai\.TokenBucket, AimdLimiter or PerHost"):
             make(other)
 
 
