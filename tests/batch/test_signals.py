@@ -273,6 +273,13 @@ def test_refusals_are_retried_in_report_mode_too(job: Job, counting: Server) -> 
     assert job.run().returncode == 0
 
 
+def test_a_stderr_that_is_closed_changes_nothing(job: Job) -> None:
+    process = job.start(preexec_fn=lambda: os.close(2))
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert sorted(job.done()) == list(range(1, 11))
+
+
 def test_a_reader_that_closes_stdout_halts_the_run(job: Job, gate: Gate) -> None:
     reading, writing = os.pipe()
     process = job.start("-o", "-", stdout=writing)

@@ -39,7 +39,7 @@ _SYNC_EVERY: Final = 1.0
 
 def say(message: str) -> None:
     """A line on stderr, if anybody still reads it."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, AttributeError):  # A stderr that is closed is None.
         sys.stderr.write(f"{message}\n")
         sys.stderr.flush()
 

@@ -157,7 +157,7 @@ def display(*, quiet: bool, say: Callable[[str], None]) -> Display:
     """What suits stderr."""
     if quiet:
         return Silent()
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         from rich.console import Console
 
         return Bar(Console(stderr=True))

@@ -274,6 +274,6 @@ class Runner:
             self.outputs.append(fate, number, entry)
         except WriteError as error:
             self.end("halted", f"{error}; nothing more is sent")
-            with suppress(OSError):  # Nobody may be left to read it.
+            with suppress(OSError, AttributeError):  # Nobody may be left to read it.
                 sys.stderr.buffer.write(entry)
                 sys.stderr.buffer.flush()
