@@ -103,7 +103,7 @@ def close_clients(namespace: dict[str, Any]) -> None:
 
 
 @every_page
-def test_no_python_block_of_a_page_is_written_so_that_it_would_not_run(page: Path) -> None:
+def test_every_python_block_of_a_page_is_marked_so_that_it_runs(page: Path) -> None:
     opened = re.findall(r"^[ \t>]*[`~]{3,}[ \t]*(?:python|py|pycon)\b.*$", page.read_text(), re.MULTILINE)
     assert [line for line in opened if not re.fullmatch(r"[ \t>]*```python", line)] == []
 
