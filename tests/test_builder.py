@@ -47,13 +47,13 @@ def test_a_stack_prints_its_layers_outermost_first() -> None:
     assert str(StackBuilder()) == "wire"
 
 
-def test_a_transport_that_was_built_prints_the_same() -> None:
+def test_a_built_transport_prints_like_its_stack() -> None:
     stack = StackBuilder(standard_layers())
     assert str(stack.build(Wire())) == str(stack)
     assert str(stack.build_async(Wire())) == str(stack)
 
 
-def test_layers_are_added_where_they_are_wanted_and_the_old_stack_stays_as_it_is() -> None:
+def test_layers_can_be_added_anywhere_and_the_old_stack_is_unchanged() -> None:
     stack = StackBuilder([retry(), auth(Provider())])
     bucket = token_bucket(TokenBucket(1, 1))
     assert str(stack.layer(bucket)) == "retry > auth > token_bucket > wire"
@@ -64,7 +64,7 @@ def test_layers_are_added_where_they_are_wanted_and_the_old_stack_stays_as_it_is
     assert str(stack) == "retry > auth > wire"
 
 
-def test_a_stack_that_was_extended_keeps_clock_listener_and_randomness() -> None:
+def test_an_extended_stack_keeps_its_clock_listener_and_randomness() -> None:
     clock, events = FakeClock(), list[stkai.Event]()
     stack = StackBuilder([retry()], clock=clock, listener=[events.append], random=lambda: 0.5)
     transport: Any = stack.layer(token_bucket(TokenBucket(1, 1))).build(Wire())
@@ -73,7 +73,7 @@ def test_a_stack_that_was_extended_keeps_clock_listener_and_randomness() -> None
         assert (context.clock, context.listener, context.random()) == (clock, events.append, 0.5)
 
 
-def test_a_subclass_stays_one_when_it_is_extended() -> None:
+def test_extending_a_subclass_yields_that_subclass() -> None:
     class Mine(StackBuilder):
         pass
 
@@ -88,7 +88,7 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones(change: str) -> N
         getattr(StackBuilder(), change)("retry", retry())
 
 
-def test_two_layers_of_one_name_are_an_error_however_they_come_together() -> None:
+def test_two_layers_with_the_same_name_are_an_error() -> None:
     with pytest.raises(stkai.ConfigurationError, match="two layers named 'retry'"):
         StackBuilder([retry(), retry()])
     stack = StackBuilder([retry(), auth(Provider())])
@@ -102,7 +102,7 @@ def test_two_layers_of_one_name_are_an_error_however_they_come_together() -> Non
 
 
 @pytest.mark.parametrize("layers", [[RetryPolicy()], ["retry"], [retry], retry(), 5], ids=spelled)
-def test_what_is_no_layer_is_an_error_that_shows_one(layers: Any) -> None:
+def test_something_other_than_a_layer_is_an_error_that_shows_one(layers: Any) -> None:
     with pytest.raises(stkai.ConfigurationError, match=r"such as \[?stkai\.transports\.retry"):
         StackBuilder(layers)
 
@@ -116,7 +116,7 @@ def test_a_wire_of_the_other_world_is_an_error_that_says_what_to_call() -> None:
 
 
 @pytest.mark.parametrize("wire", [httpx.Client(), httpx.HTTPTransport, "https://example.com"], ids=spelled)
-def test_what_is_no_transport_is_an_error(wire: Any) -> None:
+def test_something_other_than_a_transport_is_an_error(wire: Any) -> None:
     for build in (StackBuilder().build, StackBuilder().build_async):
         with pytest.raises(stkai.ConfigurationError, match="the wire must be an httpx"):
             build(wire)

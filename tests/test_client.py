@@ -63,7 +63,7 @@ async def test_a_header_that_is_given_replaces_the_default_one(world: World) -> 
     assert wire.requests[0].headers.get_list("host") == ["other"]
 
 
-async def test_the_timeout_counts_for_connecting_writing_reading_and_the_pool(world: World) -> None:
+async def test_the_timeout_applies_to_connecting_writing_reading_and_the_pool(world: World) -> None:
     wire = world.wire(200, 200)
     client = client_of(world, wire)
     await world.call(client.get, URL, timeout=2.5)
@@ -72,7 +72,7 @@ async def test_the_timeout_counts_for_connecting_writing_reading_and_the_pool(wo
     assert timeouts == [dict.fromkeys(("connect", "read", "write", "pool"), seconds) for seconds in (2.5, 30)]
 
 
-async def test_a_url_object_is_as_good_as_a_string(world: World) -> None:
+async def test_a_url_object_is_accepted_like_a_string(world: World) -> None:
     wire = world.wire(200)
     await world.call(client_of(world, wire).get, httpx.URL(URL))
     assert wire.requests[0].url == URL
@@ -112,7 +112,7 @@ async def test_an_error_status_is_a_response(world: World) -> None:
         response.raise_for_status()
 
 
-async def test_the_record_tells_how_the_call_went(world: World) -> None:
+async def test_the_record_says_how_the_call_went(world: World) -> None:
     clock = FakeClock()
     limiter = TokenBucket(1, 10.0, burst=1)
     wire = world.wire(503, 200)
@@ -151,7 +151,7 @@ async def test_the_request_of_an_error_can_be_sent_again_as_well(world: World) -
     assert again.extensions["stkai"].attempts == 1
 
 
-async def test_an_ordinary_mock_transport_will_do(world: World) -> None:
+async def test_any_mock_transport_works(world: World) -> None:
     client = client_of(world, httpx.MockTransport(lambda request: httpx.Response(200, json=request.url.path)))
     assert (await world.call(client.get, URL)).json() == "/v1/things"
     streamed = await world.call(client.post_stream, URL)
@@ -162,7 +162,7 @@ async def test_an_ordinary_mock_transport_will_do(world: World) -> None:
 
 
 @pytest.mark.parametrize("verb", ["get", "post"])
-async def test_a_body_that_breaks_off_is_another_attempt(world: World, verb: str) -> None:
+async def test_a_body_that_breaks_off_causes_another_attempt(world: World, verb: str) -> None:
     wire = world.wire(
         httpx.Response(200, stream=Body(b"half", BROKEN)), httpx.Response(200, stream=Body(b"whole"))
     )
@@ -186,7 +186,7 @@ async def test_without_a_retry_layer_a_body_that_breaks_off_is_an_error_that_nam
 # Per call
 
 
-async def test_retry_none_sends_once_and_another_policy_goes_by_its_own_numbers(world: World) -> None:
+async def test_retry_none_sends_once_and_another_policy_applies_its_numbers(world: World) -> None:
     wire = world.wire(503, 503, 503, 200)
     client = stack_of(world, wire, retry(RetryPolicy(1)))
     assert (await world.call(client.get, URL, retry=None)).extensions["stkai"].attempts == 1
@@ -256,7 +256,7 @@ async def test_closing_a_client_closes_its_transport(world: World) -> None:
     assert [wire.closed for wire in wires] == [True, True, True]
 
 
-async def test_the_transport_can_be_had_back(world: World) -> None:
+async def test_the_transport_of_a_client_is_accessible(world: World) -> None:
     wire = world.wire()
     assert client_of(world, wire).transport is wire
 

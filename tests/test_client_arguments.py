@@ -30,7 +30,7 @@ BAD_INPUT: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("arguments", BAD_INPUT, ids=repr)
 @pytest.mark.parametrize("verb", ["get", "post", "post_stream"])
-async def test_a_bad_argument_is_an_error_that_names_it_and_nothing_is_sent(
+async def test_an_invalid_argument_is_named_in_the_error_and_nothing_is_sent(
     world: World, verb: str, arguments: dict[str, Any]
 ) -> None:
     wire = world.wire()

@@ -46,9 +46,7 @@ async def test_requests_one_after_the_other_share_one_connection(world: World, s
     await world.close(client)
 
 
-async def test_requests_side_by_side_use_no_more_connections_than_there_are_of_them(
-    world: World, server: QuotaServer
-) -> None:
+async def test_concurrent_requests_use_at_most_one_connection_each(world: World, server: QuotaServer) -> None:
     client = build(world)
 
     async def work() -> None:
@@ -75,7 +73,7 @@ async def test_with_credentials_there_is_one_token_and_one_connection_to_the_ser
         await world.close(client)
 
 
-async def test_a_streamed_body_arrives_before_its_end_is_there(world: World, server: QuotaServer) -> None:
+async def test_a_streamed_body_arrives_before_it_is_complete(world: World, server: QuotaServer) -> None:
     server.reset("body", after=20)
     client = build(world, retry=stkai.RetryPolicy())
     prompt = {"user_prompt": "one two three four", "streaming": True}
@@ -102,7 +100,7 @@ async def test_server_sent_events_come_through(world: World, server: QuotaServer
 # httpx leaves its generators to the garbage collector, and trio warns of it.
 @pytest.mark.filterwarnings("ignore:Async generator 'httpx:ResourceWarning")
 @pytest.mark.filterwarnings("ignore:Async generator 'httpcore:ResourceWarning")
-async def test_leaving_a_stream_early_gives_its_connection_back(
+async def test_leaving_a_stream_early_releases_its_connection(
     world: World, server: QuotaServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = build(world, limits=ONE_CONNECTION)
@@ -124,7 +122,7 @@ async def test_leaving_a_stream_early_gives_its_connection_back(
 
 
 @pytest.mark.parametrize("verb", ["get", "post", "post_stream"])
-async def test_whatever_becomes_of_a_call_its_connection_comes_back(
+async def test_every_outcome_of_a_call_releases_its_connection(
     world: World, server: QuotaServer, verb: str
 ) -> None:
     client = build(world, limits=ONE_CONNECTION)
@@ -143,7 +141,7 @@ async def test_whatever_becomes_of_a_call_its_connection_comes_back(
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "gzip"])
-async def test_a_body_that_breaks_off_on_the_wire_is_sent_for_again(
+async def test_a_body_that_breaks_off_on_the_wire_is_requested_again(
     world: World, server: QuotaServer, framing: Any
 ) -> None:
     server.reset("body", after=5, framing=framing, path="/echo")

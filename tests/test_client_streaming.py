@@ -75,7 +75,7 @@ async def test_a_failure_before_the_response_is_handed_up_is_retried(world: Worl
     assert wire.open == 0
 
 
-async def test_a_response_that_a_layer_has_read_can_be_streamed_all_the_same(world: World) -> None:
+async def test_a_response_that_a_layer_has_read_can_still_be_streamed(world: World) -> None:
     response = httpx.Response(200, stream=Body(b"one", b"two"))
     await world.read(response)
     streamed = await world.call(client_of(world, httpx.MockTransport(lambda _: response)).post_stream, URL)
@@ -103,7 +103,7 @@ def refusal() -> httpx.Response:
 
 
 @pytest.mark.parametrize("verb", ["post", "post_stream"])
-async def test_a_429_that_remains_under_the_adaptive_limiter_is_an_error_with_its_response(
+async def test_a_final_429_under_the_adaptive_limiter_is_an_error_with_its_response(
     world: World, verb: str
 ) -> None:
     wire = world.wire(lambda _: refusal())
@@ -123,7 +123,7 @@ async def test_a_429_that_remains_under_the_adaptive_limiter_is_an_error_with_it
 
 
 @pytest.mark.parametrize("verb", ["post", "post_stream"])
-async def test_a_429_that_a_retry_gets_over_is_none(world: World, verb: str) -> None:
+async def test_a_429_that_a_retry_overcomes_raises_nothing(world: World, verb: str) -> None:
     wire = world.wire(refusal(), 200)
     client = stack_of(world, wire, retry(), adaptive(AimdLimiter(100, 60.0, penalty_factor=0.3)))
     response = await world.call(getattr(client, verb), URL)
@@ -157,7 +157,7 @@ async def test_without_the_adaptive_limiter_a_429_is_a_response(
     assert await world.read(response) == b'{"error":"busy"}'
 
 
-async def test_a_refusal_whose_body_breaks_off_is_that_error_and_is_closed(world: World) -> None:
+async def test_a_429_whose_body_breaks_off_is_still_that_error_and_is_closed(world: World) -> None:
     wire = world.wire(httpx.Response(429, stream=Body(b"half", BROKEN)))
     with pytest.raises(httpx.RemoteProtocolError):
         await world.call(

@@ -25,7 +25,7 @@ def test_the_system_clock_reads_the_machines_clocks() -> None:
 
 
 @pytest.mark.real_time
-def test_its_sleeps_sleep_in_a_thread_on_asyncio_and_on_trio() -> None:
+def test_the_clock_sleeps_in_a_thread_on_asyncio_and_on_trio() -> None:
     clock = SystemClock()
     sleeps: tuple[Callable[[], None], ...] = (
         lambda: clock.sleep(0.02),
@@ -39,7 +39,7 @@ def test_its_sleeps_sleep_in_a_thread_on_asyncio_and_on_trio() -> None:
 
 
 @pytest.mark.real_time
-def test_a_guest_of_an_event_loop_sleeps_as_its_own_runner_does() -> None:
+def test_trio_as_a_guest_of_asyncio_sleeps_with_trio() -> None:
     woken: list[str] = []
 
     async def guest() -> None:
@@ -60,7 +60,7 @@ def test_a_guest_of_an_event_loop_sleeps_as_its_own_runner_does() -> None:
 
 
 @pytest.mark.real_time
-def test_a_run_of_trio_within_a_task_of_asyncio_sleeps_as_trio_does() -> None:
+def test_trio_run_inside_an_asyncio_task_sleeps_with_trio() -> None:
     async def cell() -> None:
         trio.run(SystemClock().asleep, 0.01)
         await SystemClock().asleep(0.01)
@@ -96,7 +96,7 @@ def test_keys_are_unique_whatever_the_seed() -> None:
     "ignore:.*fork:DeprecationWarning"
 )  # Python 3.12: some other test has left a thread
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing to inherit")
-def test_a_forked_child_draws_other_numbers_than_its_parent() -> None:
+def test_a_forked_child_draws_different_random_numbers() -> None:
     context = multiprocessing.get_context("fork")
     reader, writer = context.Pipe(duplex=False)
     child = context.Process(target=_draw, args=(writer,))
@@ -113,7 +113,7 @@ def _draw(writer: Connection) -> None:
 
 
 @pytest.mark.real_time
-def test_it_sleeps_for_any_number_of_seconds_in_pieces_that_the_system_takes(
+def test_the_clock_sleeps_for_any_number_of_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slept: list[float] = []

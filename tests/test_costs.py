@@ -39,7 +39,7 @@ def chat(content: object, **more: object) -> dict[str, object]:
     return {"model": "m-1", "messages": [{"role": "user", "content": content}], **more}
 
 
-def test_it_gives_the_two_arguments_of_the_build_functions() -> None:
+def test_llm_tokens_returns_cost_and_settle() -> None:
     assert set(llm_tokens()) == {"cost", "settle"}
     assert stkai.costs.llm_tokens is llm_tokens
 
@@ -60,7 +60,9 @@ def test_it_gives_the_two_arguments_of_the_build_functions() -> None:
         (chat("é" * 4000), 1000),
     ],
 )
-def test_a_body_is_estimated_by_its_text_and_the_most_that_may_come_back(body: object, tokens: float) -> None:
+def test_the_estimate_is_the_text_of_the_body_plus_the_most_tokens_of_the_answer(
+    body: object, tokens: float
+) -> None:
     assert COST(request(body)) == tokens
 
 
@@ -75,7 +77,7 @@ def test_a_body_is_estimated_by_its_text_and_the_most_that_may_come_back(body: o
         {"type": "text", "text": f"![it](data:image/png;base64,{PICTURE})"},
     ],
 )
-def test_a_picture_in_base64_is_no_text(part: object) -> None:
+def test_a_base64_image_does_not_count_as_text(part: object) -> None:
     body = chat([{"type": "text", "text": "x" * 400}, part], max_tokens=50)
     assert 150 <= COST(request(body)) <= 160
 
@@ -134,7 +136,7 @@ def test_no_body_and_no_answer_breaks_the_arithmetic(body: object) -> None:
         assert used is None or 0 <= used < math.inf
 
 
-def test_a_tokenizer_of_ones_own_counts_the_text_and_its_failures_are_estimated() -> None:
+def test_a_custom_tokenizer_counts_the_text_and_falls_back_to_the_estimate() -> None:
     def tokenizer(text: str) -> list[str]:
         if "?" in text:
             raise ValueError("cannot read it")
@@ -197,7 +199,7 @@ ANTHROPIC = [
         (httpx.Response(200, content=b'data:{"usage":\ndata: {"total_tokens": 21}}\n\n'), 21),
     ],
 )
-def test_an_answer_says_what_it_has_used(response: httpx.Response, tokens: float) -> None:
+def test_the_usage_in_an_answer_is_the_real_cost(response: httpx.Response, tokens: float) -> None:
     assert SETTLE(response) == tokens
 
 
@@ -219,11 +221,11 @@ def test_an_answer_says_what_it_has_used(response: httpx.Response, tokens: float
         httpx.Response(200, content=b'{"usage": {"total_tokens": NaN}}'),
     ],
 )
-def test_an_answer_that_says_nothing_of_its_usage_leaves_the_estimate(response: httpx.Response) -> None:
+def test_an_answer_without_usage_keeps_the_estimate(response: httpx.Response) -> None:
     assert SETTLE(response) is None
 
 
-def test_both_packages_are_read_alike() -> None:
+def test_responses_of_both_packages_are_read_the_same_way() -> None:
     other: Any = import_module("httpx2")
     assert COST(other.Request("POST", URL, json=chat("x" * 40))) == 10
     assert COST(other.Request("POST", URL, content=unread())) == 0

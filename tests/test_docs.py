@@ -8,6 +8,7 @@ not see. A block may `await` at its top level, as in a notebook.
 import ast
 import asyncio
 import inspect
+import logging
 import os
 import re
 import tomllib
@@ -71,7 +72,12 @@ def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         for name in ("monotonic", "utcnow", "sleep", "asleep"):
             monkeypatch.setattr(stkai.SystemClock, name, getattr(clock, name))
         monkeypatch.chdir(tmp_path)
+        root, own = logging.getLogger(), logging.getLogger("stkai")
+        handlers, levels = root.handlers[:], (root.level, own.level)
         yield
+        root.handlers[:] = handlers
+        for logger, level in zip((root, own), levels, strict=True):
+            logger.setLevel(level)
 
 
 @every_page
@@ -103,7 +109,7 @@ def close_clients(namespace: dict[str, Any]) -> None:
 
 
 @every_page
-def test_no_python_block_of_a_page_is_written_so_that_it_would_not_run(page: Path) -> None:
+def test_every_python_block_of_a_page_is_marked_so_that_it_runs(page: Path) -> None:
     opened = re.findall(r"^[ \t>]*[`~]{3,}[ \t]*(?:python|py|pycon)\b.*$", page.read_text(), re.MULTILINE)
     assert [line for line in opened if not re.fullmatch(r"[ \t>]*```python", line)] == []
 

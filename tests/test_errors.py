@@ -97,21 +97,23 @@ def test_the_tree_in_the_docstring_names_every_public_exception() -> None:
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
-def test_each_exception_is_caught_as_what_it_is(kind: type[StkaiError], bases: tuple[type, ...]) -> None:
+def test_each_exception_can_be_caught_by_its_documented_bases(
+    kind: type[StkaiError], bases: tuple[type, ...]
+) -> None:
     assert all(issubclass(kind, base) for base in bases)
 
 
 @pytest.mark.parametrize("kind", [ConfigurationError, MaxRetriesExceededError, InvalidArgumentError])
-def test_what_no_transport_raises_is_no_httpx_error(kind: type[StkaiError]) -> None:
+def test_errors_outside_transports_are_not_httpx_errors(kind: type[StkaiError]) -> None:
     assert not issubclass(kind, httpx.HTTPError)
 
 
-def test_neither_a_refused_token_nor_a_missed_deadline_is_worth_another_attempt() -> None:
+def test_a_refused_token_and_a_missed_deadline_are_not_retried() -> None:
     assert not issubclass(AuthenticationError, RetryableError)
     assert not issubclass(DeadlineExceededError, RetryableError)
 
 
-def test_a_server_that_refuses_is_told_from_a_limiter_that_does() -> None:
+def test_a_refusal_by_the_server_differs_from_one_by_a_limiter() -> None:
     assert not issubclass(ServerSideRateLimitError, ClientSideRateLimitError)
 
 
@@ -132,7 +134,7 @@ def test_every_error_survives_copying_with_all_that_it_knows(error: StkaiError) 
 
 
 @each_error
-def test_a_copy_shares_nothing_that_is_set_later(error: StkaiError) -> None:
+def test_a_copied_request_shares_no_later_changes(error: StkaiError) -> None:
     twin: Any = copy.copy(error)
     twin.extra = 1
     assert not hasattr(error, "extra")
@@ -146,7 +148,7 @@ def _raise_the_worst() -> NoReturn:
 
 
 @pytest.mark.real_time
-def test_an_error_gets_out_of_a_worker_process_even_if_its_cause_could_not() -> None:
+def test_an_error_leaves_a_worker_process_even_if_its_cause_cannot_be_pickled() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         error = pool.submit(_raise_the_worst).exception()
     assert type(error) is MaxRetriesExceededError
@@ -162,7 +164,7 @@ def test_an_error_gets_out_of_a_worker_process_even_if_its_cause_could_not() -> 
     ],
     ids=["cannot be read back", "has no importable class", "holds a lock"],
 )
-def test_a_cause_that_cannot_be_pickled_travels_in_words(cause: Exception, shown: str) -> None:
+def test_a_cause_that_cannot_be_pickled_is_pickled_as_text(cause: Exception, shown: str) -> None:
     error = AuthenticationError("no token", cause)
     twin = round_trip(error)
     assert type(twin.cause) is StkaiError
@@ -170,7 +172,7 @@ def test_a_cause_that_cannot_be_pickled_travels_in_words(cause: Exception, shown
     assert copy.copy(error).cause is cause
 
 
-def test_anything_else_that_cannot_be_pickled_stays_behind() -> None:
+def test_other_values_that_cannot_be_pickled_are_dropped() -> None:
     twin = round_trip(ServerSideRateLimitError(threading.Lock()))
     assert type(twin) is ServerSideRateLimitError
     assert twin.response is None
@@ -182,20 +184,20 @@ def test_notes_survive_pickling() -> None:
     assert round_trip(error).__notes__ == ["seen twice"]
 
 
-def test_a_request_is_known_where_one_is_given_and_else_httpx_says_so() -> None:
+def test_an_error_has_its_request_or_raises_what_httpx_raises() -> None:
     assert TransportError("x", request=REQUEST).request is REQUEST
     with pytest.raises(RuntimeError, match="request"):
         _ = AuthenticationError("x").request
 
 
-def test_an_authentication_error_tells_what_failed_and_why() -> None:
+def test_an_authentication_error_says_what_failed_and_why() -> None:
     cause = OSError("down")
     error = AuthenticationError("no token", cause)
     assert (error.message, error.cause, str(error)) == ("no token", cause, "no token")
     assert AuthenticationError("no token").cause is None
 
 
-def test_a_wait_that_was_refused_tells_the_four_numbers() -> None:
+def test_a_refused_wait_reports_its_four_numbers() -> None:
     error = TokenAcquisitionTimeoutError(1.0, 45.0, required=65.0)
     assert (error.waited, error.max_wait_time, error.required) == (1.0, 45.0, 65.0)
     assert error.retry_after == 20.0
@@ -203,20 +205,20 @@ def test_a_wait_that_was_refused_tells_the_four_numbers() -> None:
         assert part in str(error)
 
 
-def test_a_wait_that_was_refused_in_time_need_not_wait_at_all() -> None:
+def test_without_required_the_retry_after_of_a_refused_wait_is_zero() -> None:
     error = TokenAcquisitionTimeoutError(2.0, 45.0)
     assert error.required == 2.0
     assert error.retry_after == 0.0
 
 
-def test_a_429_is_told_in_words_and_its_body_can_be_read() -> None:
+def test_a_429_error_has_a_message_and_a_readable_body() -> None:
     error = ServerSideRateLimitError(REFUSAL)
     assert "429" in str(error)
     assert error.response.json() == {"error": "slow down"}
     assert str(ServerSideRateLimitError(REFUSAL, "the quota is gone")) == "the quota is gone"
 
 
-def test_the_last_exception_of_a_loop_that_gave_up_is_there() -> None:
+def test_an_exhausted_loop_has_its_last_exception() -> None:
     last = ValueError("x")
     assert MaxRetriesExceededError("given up", last).last_exception is last
     assert MaxRetriesExceededError("given up").last_exception is None
@@ -226,7 +228,7 @@ def test_a_retryable_error_needs_no_message() -> None:
     assert str(RetryableError()) == ""
 
 
-def test_bad_arguments_can_be_told_from_a_failed_assert_by_nobody_who_expects_one() -> None:
+def test_an_invalid_argument_is_an_assertion_error_for_old_code() -> None:
     with pytest.raises(AssertionError):
         raise InvalidArgumentError("url must be absolute")
     with pytest.raises(ValueError, match="absolute"):
@@ -251,7 +253,7 @@ def test_hiding_frames_hides_those_of_all_causes_and_keeps_the_chain() -> None:
     assert middle.__cause__ is root
 
 
-def test_hiding_frames_leaves_alone_what_merely_came_before() -> None:
+def test_hiding_frames_does_not_touch_the_context() -> None:
     try:
         raise KeyError("the user's own")
     except KeyError as earlier:
@@ -263,7 +265,7 @@ def test_hiding_frames_leaves_alone_what_merely_came_before() -> None:
     assert isinstance(error.__cause__.__context__, KeyError)
 
 
-def test_hiding_frames_ends_where_a_chain_bites_its_tail() -> None:
+def test_hiding_frames_ends_at_a_circular_chain() -> None:
     error = raised(ValueError("x"))
     error.__cause__ = error
     hide_frames(error)

@@ -71,7 +71,7 @@ def test_an_event_is_a_frozen_dataclass_with_named_fields_only(event: Event) -> 
     assert hash(event) == hash(dataclasses.replace(event))
 
 
-async def test_a_listener_hears_all_that_happens_with_its_reasons(world: World) -> None:
+async def test_a_listener_hears_every_event_with_its_reason(world: World) -> None:
     clock, heard = FakeClock(), Heard()
     bucket = TokenBucket(1, 10.0, burst=1)
     limiter = AimdLimiter(60, 60.0, penalty_factor=0.5)
@@ -107,7 +107,7 @@ def nth(attempt: int) -> CallInfo:
     return dataclasses.replace(CALL, attempt=attempt)
 
 
-async def test_a_call_is_told_from_its_start_to_its_end_with_each_attempt_in_between(world: World) -> None:
+async def test_events_report_a_call_from_start_to_end_with_each_attempt(world: World) -> None:
     clock, heard = FakeClock(), Heard()
 
     async def wire(_: httpx.Request) -> Answer:
@@ -133,7 +133,7 @@ async def test_a_call_is_told_from_its_start_to_its_end_with_each_attempt_in_bet
 @pytest.mark.parametrize(
     "outcome", [200, 503, httpx.ReadError("reset"), KeyboardInterrupt(), SystemExit()], ids=repr
 )
-async def test_every_call_has_one_start_and_one_end_whatever_comes_of_it(world: World, outcome: Any) -> None:
+async def test_every_call_has_exactly_one_start_and_one_end(world: World, outcome: Any) -> None:
     heard = Heard()
 
     def wire(_: httpx.Request) -> Answer:
@@ -183,7 +183,7 @@ async def test_a_cancelled_call_has_an_end_too(world: World) -> None:
     assert heard.events[-1].error == name
 
 
-async def test_layers_on_either_side_of_another_transport_tell_of_one_call(world: World) -> None:
+async def test_layers_on_both_sides_of_another_transport_report_one_call(world: World) -> None:
     heard = Heard()
     kind = world.pick(httpx.BaseTransport, httpx.AsyncBaseTransport)
 
@@ -231,7 +231,7 @@ async def test_neither_tokens_nor_query_strings_are_heard_or_logged(
     assert "secret" not in caplog.text + repr(heard.events)
 
 
-async def test_a_quiet_call_tells_of_its_start_its_attempt_and_its_end_only(world: World) -> None:
+async def test_an_uneventful_call_reports_only_its_start_attempt_and_end(world: World) -> None:
     heard = Heard()
     layers = [retry(), token_bucket(TokenBucket(10, 1.0)), adaptive(AimdLimiter(100, 1.0))]
     transport = world.build(StackBuilder(layers, clock=FakeClock(), listener=heard), world.wire(200))

@@ -45,7 +45,7 @@ def test_a_wire_takes_the_requests_of_its_package_and_a_stack_those_of_its_wire(
     assert family_of_wire(both()) is None
 
 
-def test_a_package_that_is_not_loaded_or_not_yet_is_no_family(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_not_fully_loaded_is_no_family(monkeypatch: pytest.MonkeyPatch) -> None:
     assert families() == (httpx, httpx2)
     for other in (None, ModuleType("httpx2"), httpx):
         monkeypatch.setitem(sys.modules, "httpx2", other)
@@ -54,7 +54,7 @@ def test_a_package_that_is_not_loaded_or_not_yet_is_no_family(monkeypatch: pytes
         assert family_of(httpx2.Request("GET", URL)) is httpx
 
 
-def test_classes_are_alike_by_name_and_others_stay_as_they_are() -> None:
+def test_classes_are_matched_by_name_and_others_are_unchanged() -> None:
     assert alike(httpx.ReadError, OSError) == (httpx.ReadError, OSError, httpx2.ReadError)
     own = type("ReadError", (Exception,), {})
     assert alike(own) == (own,)
@@ -70,9 +70,7 @@ def test_classes_are_alike_by_name_and_others_stay_as_they_are() -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value,
 )
-def test_an_error_that_has_become_one_of_both_is_still_its_own_also_as_a_copy(
-    error: Exception, base: str
-) -> None:
+def test_an_adopted_error_keeps_its_class_even_when_copied(error: Exception, base: str) -> None:
     error = copy.copy(error)
     kind, state = type(error), dict(error.__dict__)
     _families.adopt(error, httpx2.Request("GET", URL))
@@ -86,7 +84,7 @@ def test_an_error_that_has_become_one_of_both_is_still_its_own_also_as_a_copy(
         assert each.__dict__.keys() == state.keys()
 
 
-def test_an_error_of_the_right_package_or_of_none_stays_as_it_is() -> None:
+def test_an_error_of_the_right_package_is_not_changed() -> None:
     kind = stkai.DeadlineExceededError
     assert of_family(kind, HTTPX) is kind
     assert of_family(OSError, httpx2) is OSError
@@ -95,7 +93,7 @@ def test_an_error_of_the_right_package_or_of_none_stays_as_it_is() -> None:
     assert type(error) is httpx2.ReadError
 
 
-def test_an_error_of_both_can_be_read_back_where_the_other_package_is_not_loaded(
+def test_an_error_of_both_packages_unpickles_without_the_other_package(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     error = stkai.TokenAcquisitionTimeoutError(1.0, 2.0, required=3.0)
@@ -181,7 +179,7 @@ def test_a_wire_of_the_wrong_world_is_refused_in_either_package() -> None:
             AsyncRetryTransport(module.HTTPTransport())
 
 
-async def test_a_block_of_ones_own_is_tried_again_after_the_errors_of_either_package(world: World) -> None:
+async def test_a_retried_block_is_repeated_after_errors_of_either_package(world: World) -> None:
     for error in (httpx2.ReadTimeout("slow"), httpx.ReadTimeout("slow")):
         runs = 0
         for attempt in stkai.Retrying(clock=FakeClock()):
@@ -200,7 +198,7 @@ async def test_a_block_of_ones_own_is_tried_again_after_the_errors_of_either_pac
     assert runs == 2
 
 
-def test_stkai_does_not_import_httpx2_and_works_where_there_is_none() -> None:
+def test_stkai_does_not_import_httpx2_and_works_without_it() -> None:
     program = """
 import sys
 sys.modules["httpx2"] = None  # as if it were not installed

@@ -56,7 +56,7 @@ def loaded_by(code: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
-def test_import_stkai_brings_along_nothing_heavy_that_httpx_does_not() -> None:
+def test_import_stkai_loads_nothing_heavy_beyond_httpx() -> None:
     loaded = loaded_by("import stkai, stkai.transports")
     assert "stkai" in loaded
     assert loaded & HEAVY == set()
@@ -66,7 +66,7 @@ def test_a_stack_made_by_hand_sends_a_request_without_anything_heavy() -> None:
     assert loaded_by(LAYERS) & HEAVY == set()
 
 
-def test_the_settings_are_paid_for_on_first_use() -> None:
+def test_the_settings_are_imported_on_first_use() -> None:
     assert loaded_by("import stkai; stkai.STKAI") & HEAVY == set()
     assert "pydantic_settings" in loaded_by("import stkai; stkai.STKAI.config")
     assert "pydantic" in loaded_by("import stkai; stkai.RateLimitConfig")
@@ -101,7 +101,7 @@ def test_all_is_complete(module: ModuleType) -> None:
     assert imported == set(module.__all__)
 
 
-def test_the_names_that_are_fixed_are_there() -> None:
+def test_the_fixed_public_names_exist() -> None:
     fixed = """
         build_client build_async_client build_transport build_async_transport StackBuilder create_standalone_auth
         RetryPolicy BearerAuth TokenBucket AimdLimiter RequestOptions CallRecord Clock SystemClock Layer Context
@@ -121,7 +121,7 @@ def test_the_names_that_are_fixed_are_there() -> None:
     assert {"FakeClock", "QuotaServer"} <= set(stkai.testing.__all__)
 
 
-def test_a_name_that_is_asked_for_twice_is_the_same_thing() -> None:
+def test_importing_a_name_twice_yields_the_same_object() -> None:
     assert stkai.RateLimitConfig is stkai.RateLimitConfig
     assert type(stkai.STKAI.config.rate_limit) is stkai.RateLimitConfig
 

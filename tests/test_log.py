@@ -102,7 +102,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
 
 
 @pytest.mark.parametrize(("event", "level", "line"), LINES, ids=lambda value: type(value).__name__)
-def test_an_event_is_one_line_at_the_level_of_its_weight(
+def test_each_event_is_one_line_at_its_level(
     event: Event, level: str, line: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG, "stkai"):
@@ -110,7 +110,7 @@ def test_an_event_is_one_line_at_the_level_of_its_weight(
     assert caplog.record_tuples == [("stkai", getattr(logging, level), line)]
 
 
-def test_a_crowd_that_is_refused_gives_one_warning_per_interval_which_counts_the_others(
+def test_many_refusals_log_one_warning_per_interval_that_counts_the_others(
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "stkai"):
@@ -128,7 +128,7 @@ def test_each_layer_has_an_interval_of_its_own(caplog: pytest.LogCaptureFixture)
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
 
 
-def test_refusals_that_get_no_warning_are_there_for_those_who_read_details(
+def test_refusals_without_a_warning_are_logged_at_debug(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.DEBUG, "stkai"):
@@ -137,7 +137,7 @@ def test_refusals_that_get_no_warning_are_there_for_those_who_read_details(
     assert [record.levelname for record in caplog.records] == ["WARNING", "DEBUG", "DEBUG"]
 
 
-def test_a_program_that_sets_up_no_logging_sees_nothing_on_its_screen(
+def test_without_logging_set_up_nothing_is_printed(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
@@ -145,7 +145,7 @@ def test_a_program_that_sets_up_no_logging_sees_nothing_on_its_screen(
     assert capfd.readouterr() == ("", "")
 
 
-async def test_two_thousand_calls_of_which_most_are_refused_give_a_line_each_and_few_warnings(
+async def test_two_thousand_mostly_refused_calls_log_a_line_each_and_few_warnings(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     bucket = TokenBucket(700, 3600.0, max_wait_time=1.0)
@@ -167,7 +167,7 @@ async def test_two_thousand_calls_of_which_most_are_refused_give_a_line_each_and
     assert sum("TokenAcquisitionTimeoutError" in line for line in caplog.messages) == 1300
 
 
-async def test_a_call_that_is_retried_and_waits_is_told_of_in_three_lines(
+async def test_a_call_that_is_retried_and_waits_logs_three_lines(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     stack = StackBuilder([retry(), token_bucket(TokenBucket(1, 10.0))], clock=FakeClock(), random=lambda: 0.0)

@@ -55,7 +55,7 @@ async def test_a_stack_is_the_transport_of_an_httpx_client(world: World, server:
     await world.close(client)
 
 
-async def test_a_stack_that_is_mounted_for_one_origin_leaves_the_others_alone(
+async def test_a_stack_mounted_for_one_origin_does_not_affect_others(
     world: World, server: QuotaServer, other_server: QuotaServer
 ) -> None:
     client = world.client(mounts={server.url: transport_for(world, server)})
@@ -97,7 +97,7 @@ async def test_no_token_follows_a_redirect_to_another_origin(
     await world.close(client)
 
 
-async def test_the_clients_own_features_stay_as_they_are(world: World) -> None:
+async def test_the_clients_own_features_still_work(world: World) -> None:
     wire = world.wire(httpx.Response(200, headers={"Set-Cookie": "session=1"}), 200)
     seen: list[str] = []
 
@@ -147,7 +147,7 @@ async def test_a_429_is_a_response_under_an_httpx_client(world: World) -> None:
         response.raise_for_status()
 
 
-async def test_an_error_of_a_layer_is_one_of_httpx_with_the_clients_request(world: World) -> None:
+async def test_a_layers_error_is_an_httpx_error_with_the_clients_request(world: World) -> None:
     clock, bucket = FakeClock(), TokenBucket(1, 1000.0, burst=1, max_wait_time=1.0)
     stack = StackBuilder([auth(Provider()), token_bucket(bucket)], clock=clock)
     client = world.client(world.build(stack, world.wire(200)))

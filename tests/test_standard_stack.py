@@ -63,14 +63,14 @@ def wire_of(transport: Any) -> Any:
 # From arguments and variables
 
 
-async def test_without_settings_there_is_a_retry_and_no_limiter(world: World) -> None:
+async def test_without_settings_a_stack_has_retry_and_no_limiter(world: World) -> None:
     transport = transport_of(world, auth=Provider(), transport=world.wire())
     assert str(transport) == "retry > auth > wire"
     policy = layer(transport, "retry").policy
     assert repr(policy) == repr(RetryPolicy())
 
 
-async def test_everything_can_be_left_out(world: World) -> None:
+async def test_all_arguments_are_optional(world: World) -> None:
     wire = world.wire()
     assert transport_of(world, auth=None, retry=None, rate_limit=None, transport=wire) is wire
 
@@ -85,7 +85,7 @@ async def test_everything_can_be_left_out(world: World) -> None:
     ],
 )
 @pytest.mark.usefixtures("credentials")
-async def test_the_variables_say_which_layers_there_are(
+async def test_variables_select_the_layers(
     world: World, variables: dict[str, str], shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
@@ -97,7 +97,7 @@ async def test_the_variables_say_which_layers_there_are(
 
 
 @pytest.mark.usefixtures("credentials")
-async def test_the_variables_give_the_numbers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_variables_set_the_numbers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "RATE_LIMIT_ENABLED": "1",
         "RATE_LIMIT_MAX_REQUESTS": "7",
@@ -117,7 +117,7 @@ async def test_the_variables_give_the_numbers(world: World, monkeypatch: pytest.
     assert repr(bearer.origins) == repr(BearerAuth(Provider(), "https://api.example.com").origins)
 
 
-async def test_the_factors_reach_the_adaptive_limiter_and_its_tuned_law_stays_without_them(
+async def test_factors_reach_the_adaptive_limiter_which_keeps_its_tuned_law_without_them(
     world: World,
 ) -> None:
     STKAI.configure(rate_limit={"penalty_factor": 0.5, "recovery_factor": 0.1, "min_rate_floor": 0.2})
@@ -134,13 +134,13 @@ async def test_the_factors_reach_the_adaptive_limiter_and_its_tuned_law_stays_wi
 
 
 @pytest.mark.parametrize("name", ["token_bucket", "adaptive"])
-async def test_a_strategy_by_its_name_takes_the_numbers_of_the_settings(world: World, name: Any) -> None:
+async def test_a_strategy_given_by_name_uses_the_numbers_in_the_settings(world: World, name: Any) -> None:
     STKAI.configure(rate_limit={"max_requests": 7, "time_window": 3.5})
     limiter = layer(transport_of(world, auth=None, rate_limit=name, transport=world.wire()), name).policy
     assert (limiter.max_requests, limiter.time_window) == (7, 3.5)
 
 
-async def test_a_config_says_it_all_itself(world: World) -> None:
+async def test_a_config_needs_no_other_settings(world: World) -> None:
     config = stkai.RateLimitConfig(strategy="adaptive", max_requests=3, time_window=2.0, max_wait_time=None)
     limiter = layer(
         transport_of(world, auth=None, rate_limit=config, transport=world.wire()), "adaptive"
@@ -156,7 +156,7 @@ def test_a_policy_object_is_shared_by_a_sync_and_an_async_stack() -> None:
         assert layer(asynchronous.transport, name).policy is limiter
 
 
-async def test_a_limiter_that_is_given_by_its_name_is_each_stacks_own(world: World) -> None:
+async def test_a_limiter_given_by_name_is_created_for_each_stack(world: World) -> None:
     one, other = (
         layer(
             transport_of(world, auth=None, rate_limit="adaptive", transport=world.wire()), "adaptive"
@@ -262,7 +262,7 @@ async def test_half_of_the_credentials_is_an_error_that_names_the_other_half(
 
 
 @pytest.mark.usefixtures("cli")
-def test_the_cli_comes_first_and_signs_by_itself() -> None:
+def test_the_cli_takes_precedence_and_signs_by_itself() -> None:
     transport = stkai.build_transport()
     assert str(transport) == "retry > wire"
     assert isinstance(wire_of(transport), StkCLITransport)
@@ -280,13 +280,13 @@ def test_credentials_beside_the_cli_are_ignored_and_the_log_says_so(caplog: pyte
 
 
 @pytest.mark.usefixtures("cli")
-def test_the_cli_alone_is_not_worth_a_word_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_cli_alone_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     stkai.build_transport()
     assert caplog.records == []
 
 
 @pytest.mark.usefixtures("cli", "credentials")
-async def test_a_wire_of_ones_own_and_an_async_stack_use_the_credentials_even_beside_the_cli(
+async def test_a_custom_wire_and_an_async_stack_use_the_credentials_even_if_the_cli_is_there(
     world: World,
 ) -> None:
     assert str(transport_of(world, transport=world.wire())) == "retry > auth > wire"
@@ -294,7 +294,7 @@ async def test_a_wire_of_ones_own_and_an_async_stack_use_the_credentials_even_be
 
 
 @pytest.mark.usefixtures("cli")
-async def test_what_the_cli_cannot_send_for_is_an_error_that_says_so(world: World) -> None:
+async def test_a_stack_that_the_cli_cannot_serve_is_a_clear_error(world: World) -> None:
     with pytest.raises(
         stkai.ConfigurationError, match="StackSpot CLI signs only what it sends itself"
     ) as caught:
@@ -305,7 +305,7 @@ async def test_what_the_cli_cannot_send_for_is_an_error_that_says_so(world: Worl
 
 
 @pytest.mark.usefixtures("cli", "credentials")
-async def test_a_standard_stack_that_the_cli_was_to_sign_does_not_go_unsigned(world: World) -> None:
+async def test_a_stack_that_needs_the_cli_to_sign_never_sends_unsigned(world: World) -> None:
     stack = StackBuilder.standard().layer(token_bucket(TokenBucket(1, 1)))
     with pytest.raises(stkai.ConfigurationError, match="StackSpot CLI signs only"):
         world.build(stack, world.wire())

@@ -32,7 +32,7 @@ def test_a_request_with_credentials_in_its_url_is_refused_and_the_password_is_no
     assert "credential" in str(caught.value)
 
 
-def test_whoever_puts_credentials_into_a_url_is_told_where_they_belong() -> None:
+def test_credentials_in_a_url_are_refused_with_a_hint() -> None:
     with pytest.raises(ValueError, match="send credentials as a header"):
         request_url(WITH_PASSWORD[0])
 
@@ -40,7 +40,7 @@ def test_whoever_puts_credentials_into_a_url_is_told_where_they_belong() -> None
 @pytest.mark.parametrize(
     "url", ["https://api.example.com/v1?user=me@example.com", "http://localhost:8080", "https://x/@me"]
 )
-def test_what_is_no_credential_is_left_alone(url: str) -> None:
+def test_an_at_sign_outside_credentials_is_accepted(url: str) -> None:
     assert request_url(url) == httpx.URL(url)
 
 
@@ -60,7 +60,7 @@ def test_a_url_that_is_not_absolute_is_refused_and_shown(url: str) -> None:
     ],
 )
 @pytest.mark.parametrize("url", WITH_PASSWORD)
-def test_no_other_check_of_urls_shows_a_password_either(check: Callable[[str], object], url: str) -> None:
+def test_no_url_check_shows_a_password(check: Callable[[str], object], url: str) -> None:
     said = ""
     try:
         check(url)

@@ -102,7 +102,7 @@ async def test_a_storm_of_401s_renews_the_token_once(world: World, server: Quota
     await world.close(client)
 
 
-async def test_a_token_that_is_always_refused_is_renewed_once_for_each_call_and_no_more(
+async def test_a_token_that_is_always_refused_is_renewed_once_per_call(
     world: World, server: QuotaServer
 ) -> None:
     server.fail_with(*[401] * 100)
@@ -133,7 +133,7 @@ USELESS: dict[str, Answer | Edit | Reset] = {
 
 
 @pytest.mark.parametrize("kind", USELESS)
-async def test_a_token_endpoint_that_is_of_no_use_is_an_error_that_says_so_and_nothing_is_sent(
+async def test_a_useless_token_endpoint_is_a_clear_error_and_nothing_is_sent(
     world: World, server: QuotaServer, kind: str
 ) -> None:
     server.fault(*[USELESS[kind]] * 3, path=server.token_path)
@@ -157,7 +157,7 @@ async def test_a_token_endpoint_that_is_of_no_use_is_an_error_that_says_so_and_n
 
 
 @pytest.mark.parametrize("life", [None, 0, -1, "soon", "1e400", True, [], {"a": 1}], ids=repr)
-async def test_a_life_that_makes_no_sense_neither_fails_a_call_nor_fetches_a_token_for_each(
+async def test_a_nonsensical_token_lifetime_neither_fails_calls_nor_fetches_a_token_for_each(
     world: World, server: QuotaServer, life: Any
 ) -> None:
     server.fault(Edit({"expires_in": life}), path=server.token_path)
@@ -169,7 +169,7 @@ async def test_a_life_that_makes_no_sense_neither_fails_a_call_nor_fetches_a_tok
 
 
 @pytest.mark.real_time
-async def test_a_slow_token_endpoint_is_asked_once_by_all_who_wait_for_it(
+async def test_all_callers_share_one_request_to_a_slow_token_endpoint(
     world: World, server: QuotaServer
 ) -> None:
     server.fault(Hang(0.2), path=server.token_path)
@@ -183,9 +183,7 @@ async def test_a_slow_token_endpoint_is_asked_once_by_all_who_wait_for_it(
 
 @pytest.mark.real_time
 @pytest.mark.parametrize("name", ["asyncio", "trio"])
-def test_when_the_task_that_fetches_a_token_is_cancelled_nobody_is_stranded(
-    server: QuotaServer, name: Any
-) -> None:
+def test_cancelling_the_task_that_fetches_a_token_strands_no_other(server: QuotaServer, name: Any) -> None:
     world = World(name)
     server.fault(Hang(0.2), path=server.token_path)
     statuses: list[int] = []
@@ -215,7 +213,7 @@ def test_when_the_task_that_fetches_a_token_is_cancelled_nobody_is_stranded(
     assert server.token_requests <= 2
 
 
-def test_when_the_thread_that_fetches_a_token_fails_the_others_get_its_error_and_the_next_asks_anew(
+def test_a_failed_token_fetch_fails_all_waiters_and_the_next_caller_tries_again(
     server: QuotaServer,
 ) -> None:
     world = World("sync")
@@ -280,7 +278,7 @@ async def test_nothing_is_sent_over_http_to_another_machine_unless_it_is_allowed
 # Secrets
 
 
-async def test_after_all_that_can_go_wrong_neither_token_nor_secret_is_anywhere_in_sight(
+async def test_no_failure_exposes_a_token_or_the_secret(
     world: World, server: QuotaServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

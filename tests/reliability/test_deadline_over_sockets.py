@@ -69,7 +69,7 @@ class Watch:
 
 
 @pytest.mark.parametrize("behaviour", SLOW)
-async def test_a_server_that_is_slow_in_any_place_does_not_hold_a_call_beyond_its_deadline(
+async def test_a_server_that_is_slow_anywhere_holds_no_call_beyond_its_deadline(
     world: World, behaviour: str
 ) -> None:
     wire = wire_of(world)
@@ -107,7 +107,7 @@ async def test_the_deadline_of_a_streamed_call_holds_until_its_response_is_there
     await world.close(client)
 
 
-async def test_a_response_that_comes_after_the_deadline_gives_its_connection_back(world: World) -> None:
+async def test_a_response_after_the_deadline_releases_its_connection(world: World) -> None:
     late = threading.Event()
 
     def talk(connection: socket.socket, stopped: threading.Event) -> None:
@@ -127,7 +127,7 @@ async def test_a_response_that_comes_after_the_deadline_gives_its_connection_bac
     await world.close(client)
 
 
-async def test_a_token_endpoint_that_hangs_does_not_hold_a_call_beyond_its_deadline(world: World) -> None:
+async def test_a_hanging_token_endpoint_holds_no_call_beyond_its_deadline(world: World) -> None:
     with QuotaServer() as server:
         server.hang(30, path=server.token_path)
         client = client_of(world, auth=provider_of(server), retry=RetryPolicy(), transport=wire_of(world))
@@ -176,7 +176,7 @@ async def test_attempts_that_fail_slowly_share_one_deadline(world: World) -> Non
         await world.close(client)
 
 
-def test_threads_that_wait_for_a_slow_server_end_with_it() -> None:
+def test_threads_that_wait_for_a_slow_server_end_when_it_answers() -> None:
     world = World("sync")
     before = threading.active_count()
     client = client_of(world, transport=wire_of(world, limits=httpx.Limits(max_connections=4)))

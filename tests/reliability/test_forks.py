@@ -68,7 +68,7 @@ def server() -> Iterator[QuotaServer]:
 
 
 @pytest.mark.parametrize("limiter", [TokenBucket, AimdLimiter])
-def test_children_of_a_busy_parent_can_use_its_limiter_and_its_tokens_and_are_not_stuck(
+def test_forked_children_of_a_busy_parent_can_use_its_limiter_and_tokens(
     server: QuotaServer, limiter: type[TokenBucket] | type[AimdLimiter]
 ) -> None:
     policy, provider = limiter(1_000_000, 1.0), provider_of(server)
@@ -141,7 +141,7 @@ def test_a_child_does_not_stand_in_the_queue_of_its_parent() -> None:
 
 
 @pytest.mark.parametrize("http2", [False, True])
-async def test_a_client_that_was_used_before_a_fork_opens_connections_of_its_own_after_it(
+async def test_a_client_used_before_a_fork_opens_its_own_connections_after_it(
     world: World, server: QuotaServer, http2: bool
 ) -> None:
     stkai.STKAI.configure(http={"http2": http2})

@@ -111,7 +111,7 @@ def check_outcome(outcome: Any, sendings: list[Sending]) -> None:
     chance=chances,
 )
 @settings(max_examples=200)
-def test_whatever_happens_to_calls_one_after_the_other_the_promises_hold(
+def test_the_promises_hold_for_any_sequence_of_calls(
     script: list[Step],
     calls: int,
     policy: RetryPolicy,
@@ -175,7 +175,7 @@ patience = st.none() | st.sampled_from([0.0, 0.05, 0.7, 2.0, 20.0])
     chance=chances,
 )
 @settings(max_examples=75, suppress_health_check=[HealthCheck.too_slow])
-def test_whatever_happens_to_calls_side_by_side_and_whoever_is_cancelled_the_promises_hold(
+def test_the_promises_hold_for_concurrent_calls_and_cancellations(
     name: Any,
     script: list[Step],
     callers: list[tuple[float, float | None]],
@@ -268,7 +268,7 @@ fields = st.lists(st.tuples(st.sampled_from(NAMES), values), max_size=8)
 
 @given(answers=st.lists(st.tuples(st.sampled_from([200, 429, 503]), fields), max_size=4), limiter=limiters)
 @settings(max_examples=300)
-def test_no_header_that_a_server_can_send_breaks_a_call_or_makes_it_wait_longer_than_is_allowed(
+def test_no_header_breaks_a_call_or_makes_it_wait_longer_than_allowed(
     answers: list[tuple[int, list[tuple[bytes, bytes]]]], limiter: str
 ) -> None:
     clock = FakeClock(1000.0)

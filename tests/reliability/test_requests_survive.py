@@ -231,7 +231,7 @@ async def test_a_timeout_of_asyncio_ends_a_call_whose_refused_body_drips(world: 
 
 @pytest.mark.real_time
 @pytest.mark.worlds("sync")
-async def test_a_refused_401_gives_its_connection_back_before_the_token_is_renewed(world: World) -> None:
+async def test_a_401_releases_its_connection_before_the_token_is_renewed(world: World) -> None:
     """One connection for the API and for the token endpoint: who held it would wait for itself."""
     with QuotaServer() as server:
         wire = wire_of(world, limits=ONE_CONNECTION)
@@ -335,7 +335,7 @@ REFUSALS: dict[str, Callable[[socket.socket, threading.Event], object]] = {
 @pytest.mark.real_time
 @pytest.mark.parametrize("behaviour", REFUSALS)
 @pytest.mark.parametrize("verb", ["post", "post_stream"])
-async def test_a_refusal_that_does_not_end_holds_no_call_beyond_its_deadline(
+async def test_an_endless_refusal_holds_no_call_beyond_its_deadline(
     world: World, behaviour: str, verb: str
 ) -> None:
     def talk(connection: socket.socket, stopped: threading.Event) -> None:
@@ -357,7 +357,7 @@ async def test_a_refusal_that_does_not_end_holds_no_call_beyond_its_deadline(
 
 @pytest.mark.real_time
 @pytest.mark.parametrize("behaviour", ["drips its body", "sends without end"])
-async def test_a_refusal_that_does_not_end_is_given_up_by_time_and_size_without_a_deadline(
+async def test_an_endless_refusal_is_abandoned_after_a_time_and_size_limit(
     world: World, behaviour: str
 ) -> None:
     arrived: list[int] = []

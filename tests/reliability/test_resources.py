@@ -28,14 +28,14 @@ def server() -> Iterator[QuotaServer]:
 
 
 @pytest.mark.real_time
-def test_of_two_thousand_calls_with_faults_among_them_every_one_is_accounted_for_and_nothing_grows() -> None:
+def test_two_thousand_calls_with_faults_are_all_accounted_for_and_nothing_grows() -> None:
     result = soak(requests=2000, seconds=60.0)
     assert result.problems() == []
     assert result.ledger.begun == 2000
     assert 1800 < result.ledger.succeeded < 2000, "faults were there, and some calls failed and said so"
 
 
-def test_a_client_that_was_closed_leaves_no_file_descriptor_no_thread_and_no_memory(
+def test_a_closed_client_leaves_no_file_descriptor_thread_or_memory(
     server: QuotaServer,
 ) -> None:
     world = World("sync")
@@ -55,7 +55,7 @@ def test_a_client_that_was_closed_leaves_no_file_descriptor_no_thread_and_no_mem
     assert after.memory - before.memory < 8 * 2**20
 
 
-async def test_what_is_not_used_any_more_is_not_kept(world: World) -> None:
+async def test_unused_objects_are_released(world: World) -> None:
     policy = AimdLimiter(1000, 1.0)
     wire = wire_of(world)
     default = client_of(world)
@@ -68,7 +68,7 @@ async def test_what_is_not_used_any_more_is_not_kept(world: World) -> None:
     assert [ref() for ref in kept] == [None] * len(kept)
 
 
-def test_calls_that_are_cancelled_on_the_wire_give_their_connections_back(server: QuotaServer) -> None:
+def test_calls_cancelled_on_the_wire_release_their_connections(server: QuotaServer) -> None:
     world = World("asyncio")
     server.hang(30, times=1000, path="/status")
     limits = httpx.Limits(max_connections=5)
@@ -92,7 +92,7 @@ def test_calls_that_are_cancelled_on_the_wire_give_their_connections_back(server
 
 
 @pytest.mark.worlds("asyncio", "trio")
-async def test_a_stream_that_is_left_in_a_cancelled_scope_leaves_no_connection_open(
+async def test_a_stream_left_in_a_cancelled_scope_leaves_no_connection_open(
     world: World, server: QuotaServer
 ) -> None:
     client = client_of(world, transport=default_async_wire())

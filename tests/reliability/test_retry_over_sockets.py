@@ -31,7 +31,7 @@ def server() -> Iterator[QuotaServer]:
         yield server
 
 
-async def test_after_a_thousand_faulty_calls_on_one_connection_nobody_waits_for_it_and_nothing_is_open(
+async def test_a_thousand_faulty_calls_on_a_pool_of_one_leave_it_free_and_nothing_open(
     world: World, server: QuotaServer
 ) -> None:
     faults: Iterator[Answer | HangUp | Reset] = itertools.cycle(
@@ -53,7 +53,7 @@ async def test_after_a_thousand_faulty_calls_on_one_connection_nobody_waits_for_
     await world.close(client)
 
 
-async def test_what_is_returned_after_the_last_attempt_can_be_read_and_gives_its_connection_back(
+async def test_the_last_response_can_be_read_and_then_releases_its_connection(
     world: World, server: QuotaServer
 ) -> None:
     wire = wire_of(world)
@@ -80,7 +80,7 @@ BREAKS = [
 
 
 @pytest.mark.parametrize("fault", BREAKS, ids=str)
-async def test_wherever_a_connection_breaks_the_call_is_sent_again_and_its_answer_is_whole(
+async def test_a_call_is_repeated_wherever_its_connection_breaks_and_its_answer_is_complete(
     world: World, server: QuotaServer, fault: Reset
 ) -> None:
     server.fault(fault, fault, path="/echo")
@@ -92,7 +92,7 @@ async def test_wherever_a_connection_breaks_the_call_is_sent_again_and_its_answe
 
 
 @pytest.mark.parametrize("fault", BREAKS, ids=str)
-async def test_a_connection_that_always_breaks_is_an_error_of_the_network_that_names_the_request(
+async def test_a_connection_that_always_breaks_raises_the_network_error_with_the_request(
     world: World, server: QuotaServer, fault: Reset
 ) -> None:
     server.fault(*[fault] * 3, path="/echo")
@@ -105,7 +105,7 @@ async def test_a_connection_that_always_breaks_is_an_error_of_the_network_that_n
     await world.close(client)
 
 
-async def test_a_connection_that_breaks_after_the_last_byte_costs_neither_this_call_nor_the_next(
+async def test_a_connection_that_breaks_after_the_last_byte_fails_neither_this_call_nor_the_next(
     world: World, server: QuotaServer
 ) -> None:
     client = client_of(world, retry=RetryPolicy(), transport=wire_of(world), clock=FakeClock())
@@ -116,7 +116,7 @@ async def test_a_connection_that_breaks_after_the_last_byte_costs_neither_this_c
     await world.close(client)
 
 
-async def test_a_server_that_is_gone_is_a_connect_error_after_all_attempts(world: World) -> None:
+async def test_an_unreachable_server_is_a_connect_error_after_all_attempts(world: World) -> None:
     with QuotaServer() as server:
         url = server.create_url()
     clock = FakeClock()
@@ -261,7 +261,7 @@ by_status = pytest.mark.parametrize("status", [429, 503])
 
 @by_status
 @by_shape
-def test_a_retry_after_of_any_shape_is_waited_for_and_one_that_says_nothing_is_ignored(
+def test_retry_after_is_honoured_in_every_form_and_ignored_if_meaningless(
     status: int, shape: str, server: QuotaServer
 ) -> None:
     headers, asked = HONOURED[shape]
@@ -278,7 +278,7 @@ def test_a_retry_after_of_any_shape_is_waited_for_and_one_that_says_nothing_is_i
 
 
 @by_shape
-def test_under_the_adaptive_limiter_nobody_comes_back_before_the_instant_that_a_429_named(shape: str) -> None:
+def test_under_the_adaptive_limiter_no_request_is_sent_before_a_429_allows_it(shape: str) -> None:
     headers, asked = HONOURED[shape]
     clock = FakeClock(epoch=NOW)
     world = World("sync")
@@ -296,7 +296,7 @@ def test_under_the_adaptive_limiter_nobody_comes_back_before_the_instant_that_a_
 
 
 @pytest.mark.parametrize("deadline", [None, 60.0])
-async def test_a_refusal_whose_body_breaks_off_has_said_in_its_head_how_long_to_wait(
+async def test_retry_after_counts_even_if_the_body_of_the_refusal_breaks_off(
     world: World, deadline: float | None
 ) -> None:
     answers = iter(
@@ -330,7 +330,7 @@ async def test_a_refusal_whose_body_breaks_off_has_said_in_its_head_how_long_to_
     ],
     ids=str,
 )
-async def test_a_retry_after_beyond_the_cap_or_the_deadline_hands_the_response_up_at_once(
+async def test_a_retry_after_beyond_the_cap_or_the_deadline_returns_the_response_at_once(
     world: World, server: QuotaServer, status: int, headers: Any, deadline: float | None
 ) -> None:
     server.fail_with(status, headers=headers, body="not now")
@@ -343,7 +343,7 @@ async def test_a_retry_after_beyond_the_cap_or_the_deadline_hands_the_response_u
 
 
 @pytest.mark.real_time
-async def test_a_refusal_whose_body_never_comes_does_not_hold_up_the_next_attempt(world: World) -> None:
+async def test_a_refusal_whose_body_never_arrives_does_not_delay_the_next_attempt(world: World) -> None:
     attempts = itertools.count(1)
     came = threading.Event()
     in_time: list[bool] = []
@@ -365,7 +365,7 @@ async def test_a_refusal_whose_body_never_comes_does_not_hold_up_the_next_attemp
 
 
 @pytest.mark.parametrize("options", [{"timeout": 1e300}, {"timeout": 1e300, "deadline": 1e300}], ids=spelled)
-async def test_no_timeout_is_too_long_for_a_socket(
+async def test_any_timeout_works_on_a_socket(
     world: World, server: QuotaServer, options: dict[str, float]
 ) -> None:
     client = client_of(world)

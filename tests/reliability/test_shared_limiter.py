@@ -51,7 +51,7 @@ LIMITERS: dict[str, Callable[[], TokenBucket | AimdLimiter]] = {
 
 
 @pytest.mark.parametrize("limiter", LIMITERS)
-def test_permits_of_those_who_are_cancelled_go_to_those_who_come(event_loop: World, limiter: str) -> None:
+def test_permits_of_cancelled_requests_go_to_later_ones(event_loop: World, limiter: str) -> None:
     policy, clock = LIMITERS[limiter](), FakeClock()
     arrivals = Arrivals(clock)
     client = client_of(
@@ -91,9 +91,7 @@ def test_permits_of_those_who_are_cancelled_go_to_those_who_come(event_loop: Wor
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt(), SystemExit(1)], ids=repr)
-async def test_an_error_in_the_middle_of_a_wait_gives_the_permit_back(
-    world: World, error: BaseException
-) -> None:
+async def test_an_error_during_a_wait_returns_the_permit(world: World, error: BaseException) -> None:
     class Broken(FakeClock):
         broken = True
 
@@ -190,7 +188,7 @@ def test_a_keyboard_interrupt_ends_a_real_wait_and_gives_the_permit_back() -> No
 
 
 @pytest.mark.real_time
-def test_threads_two_event_loops_and_a_sync_client_share_one_rate_and_lose_no_request() -> None:
+def test_threads_event_loops_and_a_sync_client_share_one_rate_and_lose_no_request() -> None:
     rate, burst, each = 200.0, 10, 40
     policy = TokenBucket(rate, 1.0, burst=burst)
     failures: list[BaseException] = []
@@ -252,7 +250,7 @@ def test_threads_two_event_loops_and_a_sync_client_share_one_rate_and_lose_no_re
 
 
 @pytest.mark.parametrize("jump", [1.0, 3600.0, 30 * 86_400.0])
-def test_after_a_suspend_those_who_waited_neither_burst_nor_stall(event_loop: World, jump: float) -> None:
+def test_after_a_suspend_waiters_neither_burst_nor_stall(event_loop: World, jump: float) -> None:
     clock, policy = FakeClock(), TokenBucket(10, 1.0, burst=2, max_wait_time=None)
     arrivals = Arrivals(clock)
     client = client_of(event_loop, rate_limit=policy, transport=arrivals.wire, clock=clock)
@@ -271,7 +269,7 @@ def test_after_a_suspend_those_who_waited_neither_burst_nor_stall(event_loop: Wo
     assert arrivals.instants[-1] <= jump + 4.0, "and then as before"
 
 
-def test_a_clock_that_goes_back_delays_nobody_beyond_what_it_went_back(event_loop: World) -> None:
+def test_a_clock_that_goes_back_delays_requests_by_no_more_than_that(event_loop: World) -> None:
     class Swinging(FakeClock):
         back = 0.0
 
@@ -298,7 +296,7 @@ def test_a_clock_that_goes_back_delays_nobody_beyond_what_it_went_back(event_loo
 # Numbers
 
 
-def test_ten_thousand_tasks_wait_side_by_side_and_go_in_their_order() -> None:
+def test_ten_thousand_waiting_tasks_go_in_order() -> None:
     count = 10_000
     clock, policy = FakeClock(), TokenBucket(1000, 1.0, burst=1, max_wait_time=None)
     order: list[int] = []
@@ -320,7 +318,7 @@ def test_ten_thousand_tasks_wait_side_by_side_and_go_in_their_order() -> None:
     assert policy.waiting == 0
 
 
-def test_two_thousand_tasks_that_are_cancelled_while_they_wait_leave_an_empty_queue() -> None:
+def test_two_thousand_cancelled_tasks_leave_an_empty_queue() -> None:
     clock, policy = FakeClock(autojump=False), TokenBucket(1, 1.0, max_wait_time=None)
     world = World("asyncio")
     client = client_of(world, rate_limit=policy, transport=Wire(lambda _: 200), clock=clock)

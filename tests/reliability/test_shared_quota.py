@@ -48,7 +48,7 @@ def test_processes_get_the_quota_exactly(store: str, kind: World) -> None:
     assert not report.events
 
 
-def test_the_death_of_a_member_leaves_the_quota_to_the_others(store: str) -> None:
+def test_when_a_member_dies_the_others_get_its_quota(store: str) -> None:
     def kill(start: float, members: list[BaseProcess]) -> None:
         time.sleep(max(0.0, start + 0.3 - time.monotonic()))
         members[0].kill()
@@ -100,7 +100,9 @@ def _client(store: str) -> httpx.Client:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_children_are_members_of_their_own(method: str, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forked_children_are_separate_members(
+    method: str, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("STKAI_TEST_STORE", store)
     client = _client(store)
     client.post("https://api.test/")
@@ -123,7 +125,7 @@ client.post("https://api.test/")
 """
 
 
-def test_a_newer_program_with_another_quota_is_right(store: str) -> None:
+def test_the_quota_of_the_newest_member_applies(store: str) -> None:
     events: list[stkai.Event] = []
     bucket = TokenBucket(10, 1, burst=1, share="disagreed", store=store)
     stack = stkai.StackBuilder([stkai.transports.limiter(bucket)], listener=[events.append])

@@ -37,7 +37,7 @@ def test_a_completion_repeats_the_last_message(http: httpx.Client, path: str, sa
     assert answer["usage"]["total_tokens"] == 6
 
 
-def test_a_streamed_completion_says_a_word_at_a_time_and_that_it_is_done(http: httpx.Client) -> None:
+def test_a_streamed_completion_sends_word_by_word_and_a_done_event(http: httpx.Client) -> None:
     response = http.post("/v1/chat/completions", json={**SAID, "stream": True})
     *chunks, last = events(response)
     assert response.headers["content-type"].startswith("text/event-stream")
@@ -48,7 +48,7 @@ def test_a_streamed_completion_says_a_word_at_a_time_and_that_it_is_done(http: h
     assert chunks[-1][1]["choices"][0]["finish_reason"] == "stop"
 
 
-def test_a_message_is_whole_or_comes_in_named_events(http: httpx.Client) -> None:
+def test_a_message_is_answered_at_once_or_as_named_events(http: httpx.Client) -> None:
     answer = http.post("/v1/messages", json=SAID).json()
     assert answer["content"] == [{"type": "text", "text": "one  two three"}]
     assert answer["stop_reason"] == "end_turn"
@@ -59,7 +59,7 @@ def test_a_message_is_whole_or_comes_in_named_events(http: httpx.Client) -> None
     assert "".join(words) == "one  two three"
 
 
-def test_a_chat_is_whole_or_comes_in_named_events(http: httpx.Client) -> None:
+def test_a_chat_is_answered_at_once_or_as_named_events(http: httpx.Client) -> None:
     answer = http.post("/v2/chat", json=SAID).json()
     assert answer["message"]["content"] == [{"type": "text", "text": "one  two three"}]
     streamed = events(http.post("/v2/chat", json={**SAID, "stream": True}))
@@ -71,5 +71,5 @@ def test_a_chat_is_whole_or_comes_in_named_events(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("said", [{}, {"messages": []}, {"messages": ["no"]}, {"messages": "no"}])
-def test_who_says_nothing_hears_nothing(http: httpx.Client, said: dict[str, Any]) -> None:
+def test_an_empty_chat_gets_an_empty_answer(http: httpx.Client, said: dict[str, Any]) -> None:
     assert http.post("/v1/chat/completions", json=said).json()["choices"][0]["message"]["content"] == ""

@@ -32,7 +32,7 @@ def sleep_often(clock: FakeClock, seconds: float, times: int) -> None:
         clock.sleep(seconds)
 
 
-def test_it_is_a_clock_that_starts_where_it_is_told_and_stands_still() -> None:
+def test_a_fake_clock_starts_where_told_and_stands_still() -> None:
     clock: Clock = FakeClock(5.0)
     assert clock.monotonic() == clock.monotonic() == 5.0
     assert clock.utcnow() == datetime(2030, 1, 1, tzinfo=UTC)
@@ -48,7 +48,7 @@ def test_the_wall_clock_moves_with_it_from_its_epoch() -> None:
 
 
 @pytest.mark.parametrize("start", [math.nan, math.inf])
-def test_a_start_that_is_no_instant_is_refused(start: float) -> None:
+def test_an_invalid_start_is_refused(start: float) -> None:
     with pytest.raises(ConfigurationError, match="start must be a finite number"):
         FakeClock(start)
 
@@ -60,7 +60,7 @@ def test_an_epoch_without_a_time_zone_is_refused() -> None:
 
 @pytest.mark.parametrize("seconds", [-0.1, math.nan, math.inf])
 @pytest.mark.parametrize("autojump", [True, False])
-def test_a_length_of_time_that_cannot_be_is_refused(seconds: float, autojump: bool) -> None:
+def test_an_impossible_duration_is_refused(seconds: float, autojump: bool) -> None:
     clock = FakeClock(autojump=autojump)
     with pytest.raises(ValueError, match="seconds must be a finite, non-negative number"):
         clock.advance(seconds)
@@ -71,7 +71,7 @@ def test_a_length_of_time_that_cannot_be_is_refused(seconds: float, autojump: bo
     assert clock.sleeps == []
 
 
-async def test_sleeping_moves_it_and_is_noted(world: World) -> None:
+async def test_sleeping_moves_the_clock_and_is_recorded(world: World) -> None:
     clock = FakeClock()
     for seconds in (1.5, 0.0, 2.0):
         await world.sleep(clock, seconds)
@@ -79,7 +79,7 @@ async def test_sleeping_moves_it_and_is_noted(world: World) -> None:
     assert clock.sleeps == [1.5, 0.0, 2.0]
 
 
-def test_threads_that_sleep_together_lose_no_second() -> None:
+def test_threads_that_sleep_together_lose_no_time() -> None:
     clock = FakeClock()
     threads = [in_thread(partial(sleep_often, clock, 0.5, 50)) for _ in range(8)]
     for thread in threads:
@@ -112,7 +112,7 @@ def test_a_thousand_tasks_sleep_side_by_side_and_wake_by_instant_then_arrival(ev
     assert clock.monotonic() == 100.0
 
 
-def test_an_earlier_sleeper_that_comes_later_goes_first(event_loop: World) -> None:
+def test_a_later_sleeper_with_an_earlier_instant_wakes_first(event_loop: World) -> None:
     clock = FakeClock()
     woken: list[str] = []
 
@@ -154,7 +154,7 @@ def test_the_clock_waits_for_tasks_that_queue_for_a_lock(event_loop: World) -> N
     assert clock.monotonic() == 1.0
 
 
-def test_cancelled_sleepers_are_gone(event_loop: World) -> None:
+def test_cancelled_sleepers_are_forgotten(event_loop: World) -> None:
     clock = FakeClock()
 
     async def main() -> None:
@@ -168,7 +168,7 @@ def test_cancelled_sleepers_are_gone(event_loop: World) -> None:
     assert clock.sleepers == 0
 
 
-def test_whoever_wakes_may_cancel_the_next_sleeper_and_the_one_after_wakes(event_loop: World) -> None:
+def test_a_woken_sleeper_may_cancel_the_next_and_the_one_after_wakes(event_loop: World) -> None:
     async def main() -> None:
         clock = FakeClock()
         victims = anyio.CancelScope()
@@ -212,7 +212,7 @@ def test_a_task_that_never_sleeps_does_not_stop_the_clock() -> None:
     assert clock.monotonic() == 1.0
 
 
-def test_a_loop_that_hides_its_queue_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_loop_without_a_visible_queue_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stkai.testing._event_loop.getattr", lambda *_: None, raising=False)
     test_a_thousand_tasks_sleep_side_by_side_and_wake_by_instant_then_arrival(World("asyncio"))
 
@@ -254,7 +254,7 @@ def test_without_autojump_threads_sleep_until_the_clock_is_moved_past_them() -> 
     assert woken[2] == clock.monotonic() == 3.0
 
 
-def test_without_autojump_many_threads_can_be_led_step_by_step() -> None:
+def test_without_autojump_many_threads_can_be_stepped() -> None:
     clock = FakeClock(autojump=False)
     threads = [in_thread(partial(sleep_often, clock, 1.0, 3)) for _ in range(64)]
     for step in (1.0, 2.0, 3.0):
@@ -292,14 +292,14 @@ def test_without_autojump_tasks_can_be_woken_from_their_own_loop_and_from_a_thre
     assert woken == [1.0, 2.0, 3.0]
 
 
-def test_without_autojump_no_time_at_all_is_not_waited_for(event_loop: World) -> None:
+def test_without_autojump_a_sleep_of_zero_returns_at_once(event_loop: World) -> None:
     clock = FakeClock(autojump=False)
     clock.sleep(0.0)
     event_loop.run(clock.asleep(0.0))
     assert clock.sleeps == [0.0, 0.0]
 
 
-def test_an_interrupted_thread_no_longer_counts_as_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_thread_does_not_count_as_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock(autojump=False)
 
     class Interrupted(threading.Event):
@@ -317,6 +317,6 @@ def test_there_is_no_next_instant_when_nobody_sleeps() -> None:
         FakeClock(autojump=False).advance_to_next()
 
 
-def test_waiting_for_sleepers_that_do_not_come_says_how_many_there_are() -> None:
+def test_waiting_in_vain_for_sleepers_reports_how_many_there_are() -> None:
     with pytest.raises(TimeoutError, match=r"0 asleep, not 2, after 0\.01 s of real time"):
         FakeClock(autojump=False).wait_for_sleepers(2, timeout=0.01)

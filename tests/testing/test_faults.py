@@ -56,7 +56,7 @@ def test_faults_come_one_per_request_and_in_order(http: httpx.Client, server: Qu
     assert [record.status for record in server.requests] == [503, 200, 429, 599, 200, 200]
 
 
-def test_a_fault_waits_for_a_request_to_its_path(http: httpx.Client, server: QuotaServer) -> None:
+def test_a_fault_applies_to_the_next_request_to_its_path(http: httpx.Client, server: QuotaServer) -> None:
     server.fail_with(500, path="/echo")
     server.fail_with(502)
     assert ask_for_token(http, server).status_code == 200
@@ -66,7 +66,7 @@ def test_a_fault_waits_for_a_request_to_its_path(http: httpx.Client, server: Quo
     assert server.faults_left == 0
 
 
-def test_faults_that_nobody_met_can_be_forgotten(http: httpx.Client, server: QuotaServer) -> None:
+def test_unused_faults_can_be_cleared(http: httpx.Client, server: QuotaServer) -> None:
     server.reset(times=3)
     server.clear_faults()
     assert server.faults_left == 0
@@ -108,7 +108,7 @@ def test_an_answer_without_content_has_none(http: httpx.Client, server: QuotaSer
     assert [ask(http, server).content for _ in range(2)] == [b"", b""]
 
 
-def test_what_comes_instead_of_the_service_uses_no_quota(http: httpx.Client) -> None:
+def test_faults_that_replace_the_service_use_no_quota(http: httpx.Client) -> None:
     with QuotaServer(max_requests=1, time_window=3600, auth_required=False) as server:
         server.fail_with(503)
         server.reset()
@@ -118,7 +118,7 @@ def test_what_comes_instead_of_the_service_uses_no_quota(http: httpx.Client) -> 
         assert [ask(http, server).status_code for _ in range(2)] == [200, 429]
 
 
-def test_what_spoils_only_the_answer_uses_quota(http: httpx.Client) -> None:
+def test_faults_that_affect_only_the_answer_use_quota(http: httpx.Client) -> None:
     with QuotaServer(max_requests=1, time_window=3600, auth_required=False) as server:
         server.reset("body")
         received(http, server)
@@ -129,9 +129,7 @@ def test_what_spoils_only_the_answer_uses_quota(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("at", ["start", "headers", "body"])
-def test_a_reset_is_a_reset_and_not_an_orderly_close(
-    http: httpx.Client, server: QuotaServer, at: Any
-) -> None:
+def test_a_reset_is_not_a_clean_close(http: httpx.Client, server: QuotaServer, at: Any) -> None:
     server.reset(at)
     with pytest.raises(httpx.ReadError, match="reset by peer"):
         ask(http, server)
@@ -218,9 +216,7 @@ def test_a_connection_may_be_closed_after_the_answer(server: QuotaServer, announ
         assert (ask(client, server).headers.get("connection") == "close") == announced
 
 
-def test_a_connection_that_is_said_to_close_is_not_used_again(
-    http: httpx.Client, server: QuotaServer
-) -> None:
+def test_a_connection_announced_to_close_is_not_reused(http: httpx.Client, server: QuotaServer) -> None:
     server.hang_up(times=3)
     for _ in range(4):
         ask(http, server)
@@ -236,7 +232,7 @@ def test_slow_bytes_arrive_one_piece_at_a_time(http: httpx.Client, server: Quota
     assert len(pieces) > 1
 
 
-def test_slow_bytes_of_an_empty_body_are_none(http: httpx.Client, server: QuotaServer) -> None:
+def test_a_slow_empty_body_sends_nothing(http: httpx.Client, server: QuotaServer) -> None:
     server.slow(1, 0.01, path="/status")
     assert http.get(server.url + "/status/204").content == b""
 
@@ -260,7 +256,7 @@ def test_the_token_endpoint_may_fail_with_a_status(http: httpx.Client, server: Q
 
 
 @pytest.mark.parametrize("what", ["garbage", "html", "empty"])
-def test_the_token_endpoint_may_answer_what_is_no_json(
+def test_the_token_endpoint_may_answer_with_something_other_than_json(
     http: httpx.Client, server: QuotaServer, what: Any
 ) -> None:
     server.fail_tokens(what)
@@ -277,7 +273,7 @@ def test_the_token_endpoint_may_answer_too_much(http: httpx.Client, server: Quot
     assert answer.json()["expires_in"] == 60
 
 
-def test_the_token_endpoint_may_answer_what_makes_no_sense(http: httpx.Client, server: QuotaServer) -> None:
+def test_the_token_endpoint_may_answer_nonsense(http: httpx.Client, server: QuotaServer) -> None:
     server.fail_tokens("no_token", "no_expiry", "negative_expiry")
     first, second, third = (ask_for_token(http, server).json() for _ in range(3))
     assert first.keys() == {"token_type", "expires_in"}
@@ -285,7 +281,7 @@ def test_the_token_endpoint_may_answer_what_makes_no_sense(http: httpx.Client, s
     assert third["expires_in"] == -1
 
 
-def test_a_token_without_an_expiry_is_good_all_the_same(http: httpx.Client) -> None:
+def test_a_token_without_an_expiry_is_used(http: httpx.Client) -> None:
     with QuotaServer() as server:
         server.fail_tokens("no_expiry")
         token = ask_for_token(http, server).json()["access_token"]
@@ -319,7 +315,7 @@ def test_the_token_endpoint_may_redirect(http: httpx.Client, server: QuotaServer
         (lambda server: server.fail_tokens("nonsense"), "a token fault must be one of 'garbage', 'html'"),
     ],
 )
-def test_faults_that_cannot_be_are_refused(fault: Any, message: str) -> None:
+def test_impossible_faults_are_refused(fault: Any, message: str) -> None:
     server = QuotaServer()
     with pytest.raises(ConfigurationError, match=message):
         fault(server)

@@ -23,7 +23,7 @@ def test_a_fixed_window_starts_at_a_multiple_of_its_length() -> None:
     assert [quota.admit(now) for now in (60.0, 119.0, 119.5)] == [0, 0, 0.5]
 
 
-def test_a_fixed_window_says_what_is_left_and_until_when() -> None:
+def test_a_fixed_window_reports_what_remains_and_when_it_resets() -> None:
     quota = FixedWindow(2, 60.0)
     quota.admit(50.0)
     assert (quota.remaining(55.0), quota.reset_in(55.0)) == (1, 5.0)
@@ -52,7 +52,7 @@ def test_a_bucket_is_ten_deep_unless_told_otherwise() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(max_requests=st.integers(1, 20), time_window=st.floats(0.1, 100), at=st.floats(0, 1e6))
-def test_whoever_waits_as_long_as_told_is_let_in(
+def test_a_request_that_waits_as_long_as_told_is_admitted(
     kind: type[Any], max_requests: int, time_window: float, at: float
 ) -> None:
     quota = kind(max_requests, time_window)
@@ -65,7 +65,7 @@ def test_whoever_waits_as_long_as_told_is_let_in(
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(gaps=st.lists(st.floats(0, 2), max_size=200), max_requests=st.integers(1, 10))
-def test_no_window_gets_more_than_the_quota(kind: type[Any], gaps: list[float], max_requests: int) -> None:
+def test_no_window_admits_more_than_the_quota(kind: type[Any], gaps: list[float], max_requests: int) -> None:
     window, depth = 5.0, 10
     instants = [sum(gaps[:count]) for count in range(len(gaps))]
     times = accepted(kind(max_requests, window), instants)
@@ -79,7 +79,7 @@ def test_no_window_gets_more_than_the_quota(kind: type[Any], gaps: list[float], 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_refused_requests_use_nothing(kind: type[Any]) -> None:
+def test_refused_requests_use_no_quota(kind: type[Any]) -> None:
     busy, calm = kind(5, 1.0), kind(5, 1.0)
     calm_times = accepted(calm, [step / 10 for step in range(100)])
     busy_times = accepted(busy, [step / 10 for step in range(100) for _ in range(7)])
@@ -89,7 +89,7 @@ def test_refused_requests_use_nothing(kind: type[Any]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("change", [0.5, 2.0])
-def test_the_quota_may_change_in_mid_run(kind: type[Any], change: float) -> None:
+def test_the_quota_may_change_at_any_time(kind: type[Any], change: float) -> None:
     quota = kind(100, 10.0)
     accepted(quota, [step / 100 for step in range(2_000)])
     quota.max_requests = int(100 * change)
@@ -100,7 +100,7 @@ def test_the_quota_may_change_in_mid_run(kind: type[Any], change: float) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_quota_that_cannot_be_is_refused(kind: type[Any]) -> None:
+def test_an_impossible_quota_is_refused(kind: type[Any]) -> None:
     with pytest.raises(ConfigurationError, match="max_requests must be at least 1, not 0"):
         kind(0, 1.0)
     for time_window in (0.0, -1.0, math.nan, math.inf):

@@ -51,7 +51,7 @@ def sign(http: httpx.Client, server: QuotaServer) -> None:
 # Tokens
 
 
-def test_each_token_is_a_new_one_and_says_how_long_it_lasts(http: httpx.Client) -> None:
+def test_each_token_is_new_and_has_a_lifetime(http: httpx.Client) -> None:
     with QuotaServer(token_lifetime=300) as server:
         answers = [http.post(server.token_url, data=credentials(server)) for _ in range(3)]
         assert server.token_requests == 3
@@ -71,7 +71,7 @@ def test_each_token_is_a_new_one_and_says_how_long_it_lasts(http: httpx.Client) 
         ({"grant_type": ""}, 400, "unsupported_grant_type"),
     ],
 )
-def test_a_token_is_refused_as_oauth_says(
+def test_a_token_request_is_refused_as_rfc_6749_says(
     http: httpx.Client, changes: dict[str, str], status: int, error: str
 ) -> None:
     with QuotaServer() as server:
@@ -80,7 +80,7 @@ def test_a_token_is_refused_as_oauth_says(
     assert "error_description" in answer.json()
 
 
-def test_the_api_wants_a_token_that_is_valid(http: httpx.Client, clock: FakeClock) -> None:
+def test_the_api_requires_a_valid_token(http: httpx.Client, clock: FakeClock) -> None:
     with QuotaServer(clock=clock, token_lifetime=300) as server:
         refused = http.post(server.create_url())
         assert refused.status_code == 401
@@ -100,12 +100,12 @@ def test_the_api_wants_a_token_that_is_valid(http: httpx.Client, clock: FakeCloc
         assert http.post(server.create_url()).status_code == 401
 
 
-def test_the_api_wants_no_token_where_none_is_required(http: httpx.Client) -> None:
+def test_the_api_accepts_requests_without_a_token_if_none_is_required(http: httpx.Client) -> None:
     with QuotaServer(auth_required=False) as server:
         assert http.post(server.create_url()).status_code == 200
 
 
-def test_the_environment_it_offers_is_what_a_client_reads(http: httpx.Client) -> None:
+def test_the_servers_environment_variables_configure_a_client(http: httpx.Client) -> None:
     with QuotaServer(client_id="me", client_secret="mine") as server:
         assert server.env() == {
             "STKAI_AUTH_CLIENT_ID": "me",
@@ -117,7 +117,7 @@ def test_the_environment_it_offers_is_what_a_client_reads(http: httpx.Client) ->
 # The API
 
 
-def test_an_execution_runs_for_some_polls_and_then_has_its_result(http: httpx.Client) -> None:
+def test_an_execution_completes_after_some_polls(http: httpx.Client) -> None:
     with QuotaServer(polls_until_done=2) as server:
         sign(http, server)
         created = http.post(server.create_url("my-command"), json={"input_data": {"a": 1}})
@@ -132,7 +132,7 @@ def test_an_execution_runs_for_some_polls_and_then_has_its_result(http: httpx.Cl
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]"])
-def test_a_body_that_is_no_object_has_no_result(http: httpx.Client, content: bytes) -> None:
+def test_an_execution_without_a_json_object_has_no_result(http: httpx.Client, content: bytes) -> None:
     with QuotaServer(auth_required=False, polls_until_done=0) as server:
         execution_id = http.post(server.create_url(), content=content).json()
         assert http.get(server.callback_url(execution_id)).json()["result"] is None
@@ -158,7 +158,7 @@ def test_an_agent_streams_events(http: httpx.Client, interval: float) -> None:
     assert [event.get("stop_reason") for event in events] == [None, None, None, "stop"]
 
 
-def test_the_echo_shows_the_request_as_it_came(http: httpx.Client) -> None:
+def test_the_echo_returns_the_request_as_received(http: httpx.Client) -> None:
     with QuotaServer() as server:
         text = http.put(
             server.url + "/echo?a=1&b=%20", content="häuser", headers=[("X-Two", "1"), ("X-Two", "2")]
@@ -174,7 +174,7 @@ def test_the_echo_shows_the_request_as_it_came(http: httpx.Client) -> None:
     )
 
 
-def test_any_status_can_be_asked_for_and_redirects_lead_where_they_are_told(http: httpx.Client) -> None:
+def test_any_status_can_be_requested_and_redirects_go_where_told(http: httpx.Client) -> None:
     with QuotaServer() as server:
         assert http.get(server.url + "/status/418").status_code == 418
         assert http.delete(server.url + "/status/599").json() == {"status": 599}
@@ -187,7 +187,7 @@ def test_any_status_can_be_asked_for_and_redirects_lead_where_they_are_told(http
     assert (moved.json()["query"], moved.json()["body"]) == ("from=redirect", "x")
 
 
-def test_what_is_not_there_is_not_found(http: httpx.Client) -> None:
+def test_an_unknown_path_is_not_found(http: httpx.Client) -> None:
     with QuotaServer(auth_required=False) as server:
         assert http.get(server.url).status_code == 404
         assert http.get(server.callback_url("nonsense")).status_code == 404
@@ -196,7 +196,7 @@ def test_what_is_not_there_is_not_found(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("latency", [0.01, (0.0, 0.01)])
-def test_a_latency_changes_no_answer(http: httpx.Client, latency: float | tuple[float, float]) -> None:
+def test_latency_does_not_change_answers(http: httpx.Client, latency: float | tuple[float, float]) -> None:
     with QuotaServer(auth_required=False, latency=latency) as server:
         assert http.post(server.create_url()).status_code == 200
 
@@ -231,14 +231,14 @@ def test_the_quota_may_change_while_the_server_runs(http: httpx.Client, clock: F
         assert [http.post(server.create_url()).status_code for _ in range(3)] == [200, 200, 429]
 
 
-def test_without_a_quota_nobody_is_refused(http: httpx.Client) -> None:
+def test_without_a_quota_nothing_is_refused(http: httpx.Client) -> None:
     with QuotaServer(auth_required=False) as server:
         assert server.quota is None
         assert {http.post(server.create_url()).status_code for _ in range(100)} == {200}
 
 
 @pytest.mark.parametrize(("style", "expected"), [("true", "50"), (None, None), (2.5, "2.5"), (0, "0")])
-def test_a_refusal_says_when_to_come_back(
+def test_a_refusal_says_when_to_retry(
     http: httpx.Client, clock: FakeClock, style: Any, expected: str | None
 ) -> None:
     clock.advance(10.25)
@@ -249,7 +249,7 @@ def test_a_refusal_says_when_to_come_back(
     assert refused.headers.get("retry-after") == expected
 
 
-def test_a_refusal_may_say_it_with_a_date_that_fits_its_own_date(http: httpx.Client) -> None:
+def test_a_refusal_may_give_retry_after_as_a_date_relative_to_its_own(http: httpx.Client) -> None:
     clock = FakeClock(10.25, epoch=datetime(2020, 1, 1, 12, tzinfo=UTC))
     with QuotaServer(1, 60.0, retry_after="date", clock=clock, auth_required=False) as server:
         refused = [http.post(server.create_url()) for _ in range(2)][1]
@@ -302,7 +302,7 @@ def test_rate_limit_headers_name_the_quota(http: httpx.Client, style: str, name:
     assert headers_of(http, style, time_window=600.0, at=0.25)[0][1][name] == value
 
 
-def test_a_reset_in_less_than_a_second_is_told_in_milliseconds(http: httpx.Client) -> None:
+def test_a_reset_within_a_second_is_reported_in_milliseconds(http: httpx.Client) -> None:
     assert headers_of(http, "openai", time_window=1.0, at=0.75)[0][1]["x-ratelimit-reset-requests"] == "250ms"
 
 
@@ -313,7 +313,7 @@ def test_there_are_no_rate_limit_headers_unless_asked_for(http: httpx.Client) ->
 # What it remembers
 
 
-def test_it_remembers_every_request(http: httpx.Client, clock: FakeClock) -> None:
+def test_the_server_records_every_request(http: httpx.Client, clock: FakeClock) -> None:
     with QuotaServer(clock=clock) as server:
         sign(http, server)
         clock.advance(1.0)
@@ -336,7 +336,7 @@ def test_it_remembers_every_request(http: httpx.Client, clock: FakeClock) -> Non
         assert server.requests == []
 
 
-def test_connections_that_are_kept_are_counted_once(http: httpx.Client) -> None:
+def test_a_kept_connection_is_counted_once(http: httpx.Client) -> None:
     with QuotaServer() as server:
         for _ in range(3):
             http.get(server.url + "/echo")
@@ -362,7 +362,7 @@ def test_a_record_that_is_forgotten_before_the_answer_stays_forgotten(http: http
 # Coming and going
 
 
-def test_it_leaves_no_thread_and_no_socket(http: httpx.Client) -> None:
+def test_a_closed_server_leaves_no_thread_or_socket(http: httpx.Client) -> None:
     threads = threading.active_count()
     server = QuotaServer(auth_required=False)
     assert repr(server) == "<QuotaServer not started, 0 requests>"
@@ -382,7 +382,7 @@ def test_it_leaves_no_thread_and_no_socket(http: httpx.Client) -> None:
     gc.collect()  # whatever was left open would warn now
 
 
-def test_it_can_be_started_again_and_remembers(http: httpx.Client) -> None:
+def test_a_restarted_server_keeps_its_records(http: httpx.Client) -> None:
     server = QuotaServer()
     for _ in range(2):
         with server:
@@ -391,7 +391,7 @@ def test_it_can_be_started_again_and_remembers(http: httpx.Client) -> None:
     assert server.connections == 2
 
 
-def test_closing_it_breaks_off_what_is_under_way() -> None:
+def test_closing_the_server_aborts_requests_in_flight() -> None:
     server = QuotaServer(auth_required=False).start()
     server.hang(60.0)
     server.slow(1, 60.0)
@@ -415,7 +415,7 @@ def test_closing_it_breaks_off_what_is_under_way() -> None:
 
 
 @pytest.mark.parametrize("name", ["asyncio", "trio"])
-def test_it_is_an_async_context_manager_as_well(name: Any) -> None:
+def test_the_server_is_an_async_context_manager_too(name: Any) -> None:
     async def main() -> None:
         async with QuotaServer() as server, httpx.AsyncClient() as client:
             assert (await client.get(server.url + "/echo")).status_code == 200
@@ -423,7 +423,7 @@ def test_it_is_an_async_context_manager_as_well(name: Any) -> None:
     World(name).run(main())
 
 
-def test_a_port_that_is_taken_is_an_error_at_the_start() -> None:
+def test_an_occupied_port_is_an_error_at_start() -> None:
     with QuotaServer() as server:
         port = httpx.URL(server.url).port
         assert port is not None
@@ -431,7 +431,7 @@ def test_a_port_that_is_taken_is_an_error_at_the_start() -> None:
             QuotaServer(port=port).start()
 
 
-def test_it_serves_many_clients_at_once_and_stays_exact() -> None:
+def test_the_server_counts_exactly_with_many_clients() -> None:
     async def main() -> list[int]:
         with QuotaServer(max_requests=30, time_window=3600, kind="sliding", auth_required=False) as server:
             async with httpx.AsyncClient(limits=httpx.Limits(max_connections=50)) as client:
@@ -447,7 +447,7 @@ def ask_twenty_times(url: str) -> list[int]:
         return [client.post(url).status_code for _ in range(20)]
 
 
-def test_it_serves_several_processes_at_once_and_stays_exact() -> None:
+def test_the_server_counts_exactly_with_several_processes() -> None:
     with QuotaServer(max_requests=30, time_window=3600, kind="sliding", auth_required=False) as server:
         with multiprocessing.get_context("spawn").Pool(2) as pool:
             statuses = list(chain(*pool.map(ask_twenty_times, [server.create_url()] * 2)))
@@ -462,7 +462,7 @@ def test_the_server_library_is_imported_by_a_server_that_starts_and_not_before()
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-def test_a_server_library_that_is_missing_is_named_with_the_way_to_get_it(
+def test_a_missing_aiohttp_is_named_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delitem(sys.modules, "stkai.testing._app", raising=False)

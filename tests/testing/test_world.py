@@ -22,7 +22,7 @@ def anywhere() -> httpx.Request:
     return httpx.Request("POST", "https://api.example.com/", content=b"hello")
 
 
-async def test_one_body_sends_in_every_world(world: World) -> None:
+async def test_one_test_body_sends_in_every_world(world: World) -> None:
     wire = world.wire(503, httpx.ConnectError("refused"), httpx.Response(200, json={"answer": 42}))
     assert (await world.send(wire, anywhere())).status_code == 503
     with pytest.raises(httpx.ConnectError):
@@ -31,7 +31,7 @@ async def test_one_body_sends_in_every_world(world: World) -> None:
     assert wire.bodies == [b"hello"] * 3
 
 
-async def test_a_wire_counts_the_responses_that_were_left_open(world: World) -> None:
+async def test_the_scripted_wire_counts_open_responses(world: World) -> None:
     wire = world.wire(lambda request: 200)
     first, second = await world.send(wire, anywhere()), await world.send(wire, anywhere())
     assert wire.open == 2
@@ -45,7 +45,7 @@ async def test_a_request_too_many_for_the_script_fails(world: World) -> None:
         await world.send(world.wire(), anywhere())
 
 
-async def test_a_client_of_this_world_is_called_alike_in_every_world(world: World) -> None:
+async def test_a_client_is_called_the_same_way_in_every_world(world: World) -> None:
     wire = world.wire(httpx.Response(200, text="hi"))
     client = world.client(wire)
     assert (await world.call(client.get, "https://api.example.com/")).text == "hi"
@@ -63,7 +63,7 @@ async def test_bodies_run_side_by_side_and_their_results_come_in_order(world: Wo
     assert await world.gather(*[lambda number=number: status(number) for number in numbers]) == numbers
 
 
-async def test_an_error_of_one_body_is_raised_when_all_have_ended(world: World) -> None:
+async def test_an_error_in_one_body_is_raised_after_all_have_ended(world: World) -> None:
     done = []
 
     async def body(number: int) -> None:
@@ -98,14 +98,14 @@ def test_a_real_sleep_fails_wherever_it_is_called() -> None:
             sleep()
 
 
-def test_what_does_not_hold_up_a_test_is_no_real_sleep() -> None:
+def test_a_sleep_that_does_not_block_the_test_is_allowed() -> None:
     time.sleep(0)
     trio.run(trio.sleep, 1000, clock=trio.testing.MockClock(autojump_threshold=0))
     subprocess.run([sys.executable, "-c", ""], check=True, timeout=10)
 
 
 @pytest.mark.real_time
-def test_a_test_that_is_marked_so_may_sleep() -> None:
+def test_a_test_marked_real_time_may_sleep() -> None:
     sleeper = threading.Thread(target=time.sleep, args=(0.001,))
     sleeper.start()
     sleeper.join()
