@@ -113,7 +113,7 @@ def test_a_client_needs_a_transport(kind: Any, transport: Any) -> None:
         kind(transport)
 
 
-def test_a_client_needs_a_transport_of_its_world() -> None:
+def test_a_client_needs_a_transport_of_its_kind() -> None:
     with pytest.raises(stkai.ConfigurationError, match=r"httpx\.BaseTransport"):
         HttpClient(httpx.AsyncHTTPTransport())  # type: ignore[arg-type]
     with pytest.raises(stkai.ConfigurationError, match=r"httpx\.AsyncBaseTransport"):

@@ -34,7 +34,7 @@ def test_a_subclass_that_overrides_get_and_post_needs_no_transport() -> None:
         assert client.posted == [{"a": 1}]
 
 
-def test_a_subclass_without_streaming_of_its_own_does_not_stream() -> None:
+def test_a_subclass_that_does_not_override_post_stream_cannot_stream() -> None:
     with pytest.raises(NotImplementedError, match="OwnVerbs"):
         OwnVerbs().post_stream(URL)
 

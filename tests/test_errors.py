@@ -118,7 +118,7 @@ def test_a_refusal_by_the_server_differs_from_one_by_a_limiter() -> None:
 
 
 @each_error
-def test_every_error_survives_pickling_with_all_that_it_knows(error: StkaiError) -> None:
+def test_every_error_keeps_all_its_attributes_when_pickled(error: StkaiError) -> None:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         twin = round_trip(error, protocol)
         assert twin is not error
@@ -127,7 +127,7 @@ def test_every_error_survives_pickling_with_all_that_it_knows(error: StkaiError)
 
 
 @each_error
-def test_every_error_survives_copying_with_all_that_it_knows(error: StkaiError) -> None:
+def test_every_error_keeps_all_its_attributes_when_copied(error: StkaiError) -> None:
     for twin in (copy.copy(error), copy.deepcopy(error)):
         assert twin is not error
         assert same(error, twin)

@@ -62,7 +62,7 @@ def test_import_stkai_loads_nothing_heavy_beyond_httpx() -> None:
     assert loaded & HEAVY == set()
 
 
-def test_a_stack_made_by_hand_sends_a_request_without_anything_heavy() -> None:
+def test_a_handmade_stack_sends_a_request_without_loading_anything_heavy() -> None:
     assert loaded_by(LAYERS) & HEAVY == set()
 
 

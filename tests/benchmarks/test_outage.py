@@ -5,7 +5,7 @@ from benchmarks.outage import BEGINS, ENDS, policies, simulate
 RATE = 10.0
 
 
-def test_with_a_budget_a_server_that_is_down_gets_the_share_that_the_budget_allows() -> None:
+def test_with_a_budget_a_failing_server_gets_only_the_retries_that_the_budget_allows() -> None:
     load, calls = {}, {}
     for name, policy in policies().items():
         outcome = simulate(policy, RATE)

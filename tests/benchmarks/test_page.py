@@ -46,7 +46,7 @@ def test_goals_and_real_runs_are_written(copy: Path) -> None:
     assert text.count("| some | 0.500 |") == 2
 
 
-def test_jains_index_goes_from_all_to_one_to_all_the_same() -> None:
+def test_jains_index_ranges_from_one_taker_to_equal_shares() -> None:
     assert jain_index([3, 3, 3]) == 1.0
     assert jain_index([4, 0, 0, 0]) == 0.25
     assert jain_index([0, 0]) is None

@@ -91,7 +91,9 @@ def test_the_example_of_the_reference_returns_the_responses_of_requests(
 
 
 @each_decorator
-def test_a_stream_of_requests_is_passed_on_unread(server: QuotaServer, decorator: Callable[..., Any]) -> None:
+def test_a_stream_from_requests_is_passed_on_unread(
+    server: QuotaServer, decorator: Callable[..., Any]
+) -> None:
     client = decorator(WithRequests(), 100, 60.0)
     with client.post_stream(server.chat_url(), {"user_prompt": "a b c", "streaming": True}) as response:
         assert not response._content_consumed
@@ -99,7 +101,7 @@ def test_a_stream_of_requests_is_passed_on_unread(server: QuotaServer, decorator
 
 
 @pytest.mark.parametrize("verb", ["post", "post_stream"])
-def test_a_429_of_requests_is_learned_from_and_raised_with_its_body(server: QuotaServer, verb: str) -> None:
+def test_a_429_from_requests_is_learned_from_and_raised_with_its_body(server: QuotaServer, verb: str) -> None:
     server.fail_with(429, headers={"Retry-After": "7"}, body="too much", path="/echo")
     client = AdaptiveRateLimitedHttpClient(WithRequests(), 100, 60.0, max_wait_time=5.0)
     with pytest.raises(ServerSideRateLimitError) as refused:

@@ -125,7 +125,7 @@ def test_no_redirect_takes_the_token_to_another_origin(
         assert [record.authorization for record in stranger.requests] == [None]
 
 
-def test_redirects_that_do_not_end_are_given_up(server: QuotaServer, client: StandaloneHttpClient) -> None:
+def test_endless_redirects_are_an_error(server: QuotaServer, client: StandaloneHttpClient) -> None:
     server.fail_with(*[302] * 50, headers={"location": "/v1/first"}, path="/v1/first")
     with pytest.raises(httpx.TooManyRedirects):
         client.get(f"{server.url}/v1/first")

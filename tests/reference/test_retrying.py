@@ -61,7 +61,7 @@ class Bench:
         return result
 
 
-async def test_a_block_that_succeeds_is_run_once(world: World) -> None:
+async def test_a_block_that_succeeds_runs_once(world: World) -> None:
     bench = Bench(world)
     assert await bench.run() == "done"
     assert (len(bench.attempts), bench.clock.sleeps, bench.after) == (1, [], 1)
@@ -277,7 +277,7 @@ def refused_by(status: int, **headers: str) -> requests.HTTPError:
     ],
     ids=repr,
 )
-async def test_exceptions_of_requests_are_retried(world: World, error: Exception) -> None:
+async def test_exceptions_from_requests_are_retried(world: World, error: Exception) -> None:
     bench = Bench(world, error, error)
     assert await bench.run() == "done"
     assert bench.clock.sleeps == [0.5, 1.0]

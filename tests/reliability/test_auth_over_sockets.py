@@ -74,7 +74,7 @@ async def test_no_redirect_takes_the_token_to_another_origin(
 
 
 @REDIRECTS
-async def test_a_scope_that_allows_both_origins_shows_that_the_token_would_be_seen_there(
+async def test_with_a_scope_of_both_origins_both_see_the_token(
     world: World, server: QuotaServer, stranger: QuotaServer, status: int
 ) -> None:
     server.fail_with(status, headers={"location": f"{stranger.url}/echo"})
@@ -245,7 +245,7 @@ def test_a_failed_token_fetch_fails_all_waiters_and_the_next_caller_tries_again(
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-async def test_nothing_is_sent_over_http_to_another_machine_unless_it_is_allowed(
+async def test_nothing_is_sent_over_http_to_another_machine_unless_allowed(
     world: World, monkeypatch: pytest.MonkeyPatch, allowed: bool
 ) -> None:
     asked: list[str] = []

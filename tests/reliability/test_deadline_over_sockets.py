@@ -84,7 +84,7 @@ async def test_a_server_that_is_slow_anywhere_holds_no_call_beyond_its_deadline(
 
 
 @pytest.mark.parametrize("behaviour", ["says nothing", "drips the headers", "drips chunks"])
-async def test_the_deadline_holds_for_a_client_without_any_layer_too(world: World, behaviour: str) -> None:
+async def test_the_deadline_also_holds_for_a_client_without_layers(world: World, behaviour: str) -> None:
     wire = wire_of(world)
     client = world.pick(stkai.HttpClient, stkai.AsyncHttpClient)(wire)
     with hostile(SLOW[behaviour]) as url:
@@ -96,7 +96,7 @@ async def test_the_deadline_holds_for_a_client_without_any_layer_too(world: Worl
 
 
 @pytest.mark.parametrize("behaviour", ["says nothing", "drips the headers"])
-async def test_the_deadline_of_a_streamed_call_holds_until_its_response_is_there(
+async def test_the_deadline_of_a_streamed_call_holds_until_its_response_arrives(
     world: World, behaviour: str
 ) -> None:
     client = client_of(world, retry=RetryPolicy(), transport=wire_of(world))
@@ -139,7 +139,7 @@ async def test_a_hanging_token_endpoint_holds_no_call_beyond_its_deadline(world:
         await world.close(client)
 
 
-async def test_waits_for_a_token_a_permit_and_a_retry_all_count(world: World) -> None:
+async def test_waits_for_tokens_permits_and_retries_all_count_towards_the_deadline(world: World) -> None:
     with QuotaServer() as server:
         server.hang(0.15, path=server.token_path)
         server.fail_with(503, headers={"Retry-After": "30"})
@@ -160,7 +160,7 @@ async def test_waits_for_a_token_a_permit_and_a_retry_all_count(world: World) ->
         await world.close(client)
 
 
-async def test_attempts_that_fail_slowly_share_one_deadline(world: World) -> None:
+async def test_slow_failing_attempts_share_one_deadline(world: World) -> None:
     with QuotaServer(auth_required=False, latency=0.05) as server:
         server.fail_with(*[503] * 100)
         retry = RetryPolicy(max_retries=1000, initial_delay=0.05, max_delay=0.05)

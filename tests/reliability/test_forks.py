@@ -100,7 +100,7 @@ def test_forked_children_of_a_busy_parent_can_use_its_limiter_and_tokens(
     assert server.count(path="/echo", status=200) == 20 * (CHILDREN + 2)
 
 
-def test_a_child_that_is_forked_while_the_settings_are_read_can_read_them_too() -> None:
+def test_a_child_forked_while_the_settings_are_read_can_read_them_too() -> None:
     locked, done = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -118,7 +118,7 @@ def test_a_child_that_is_forked_while_the_settings_are_read_can_read_them_too() 
     holder.join()
 
 
-def test_a_child_does_not_stand_in_the_queue_of_its_parent() -> None:
+def test_a_child_does_not_inherit_its_parents_place_in_the_queue() -> None:
     clock, policy = FakeClock(autojump=False), TokenBucket(1, 60.0, burst=1)
     client = client_of(World("sync"), rate_limit=policy, transport=Wire(lambda _: 200), clock=clock)
     client.post("https://api.example.com/")
@@ -168,7 +168,7 @@ async def test_a_client_used_before_a_fork_opens_its_own_connections_after_it(
     assert server.count(path="/echo", status=200) == 20 * (CHILDREN + 3)
 
 
-def test_a_fork_while_connections_are_in_use_leaves_the_streams_of_the_parent_whole(
+def test_a_fork_while_connections_are_in_use_leaves_the_parents_streams_intact(
     server: QuotaServer,
 ) -> None:
     stkai.STKAI.configure(http={"max_connections": 1})

@@ -22,16 +22,16 @@ def promises() -> dict[str, list[str]]:
     return {promise: re.findall(r"`(test_\w+)`", held_by) for promise, held_by in rows}
 
 
-def test_every_promise_is_held_by_a_test() -> None:
+def test_every_promise_has_a_test() -> None:
     assert len(promises()) > 30
     assert [promise for promise, tests in promises().items() if not tests] == []
 
 
-def test_every_test_that_a_promise_names_exists() -> None:
+def test_every_test_named_by_a_promise_exists() -> None:
     named = {test for tests in promises().values() for test in tests}
     assert named - names_in(list(TESTS.rglob("test_*.py"))) == set()
 
 
-def test_every_test_of_this_folder_holds_a_promise() -> None:
+def test_every_test_in_this_folder_belongs_to_a_promise() -> None:
     here = names_in([file for file in Path(__file__).parent.glob("test_*.py") if file != Path(__file__)])
     assert here - {test for tests in promises().values() for test in tests} == set()

@@ -148,7 +148,7 @@ class Once:
 
 
 @pytest.mark.parametrize("fault", [Answer(503), Answer(429, headers={"Retry-After": "1"})], ids=str)
-async def test_a_one_shot_body_is_sent_once_and_the_real_response_comes_back(
+async def test_a_one_shot_body_is_sent_once_and_the_real_response_is_returned(
     world: World, server: QuotaServer, fault: Answer
 ) -> None:
     server.fault(fault, path="/echo")
@@ -176,7 +176,7 @@ async def test_a_one_shot_body_on_a_connection_that_breaks_raises_the_real_error
 
 
 @pytest.mark.parametrize("upload", ["memory", "file"])
-async def test_an_upload_arrives_whole_or_not_at_all_and_is_never_sent_twice_in_part(
+async def test_an_upload_arrives_completely_or_not_at_all_and_is_never_partly_repeated(
     world: World, server: QuotaServer, tmp_path: Path, upload: str
 ) -> None:
     content = bytes(range(256)) * 1000
@@ -194,9 +194,7 @@ async def test_an_upload_arrives_whole_or_not_at_all_and_is_never_sent_twice_in_
     await world.close(client)
 
 
-async def test_a_multipart_body_that_was_read_into_memory_is_sent_again_byte_by_byte(
-    world: World, server: QuotaServer
-) -> None:
+async def test_a_multipart_body_in_memory_is_resent_byte_for_byte(world: World, server: QuotaServer) -> None:
     transport = transport_of(world, retry=NO_DELAY, transport=wire_of(world), clock=FakeClock())
     client = world.client(transport)
     for fault in (Answer(503), Reset("start"), Reset("body", after=100)):

@@ -118,7 +118,7 @@ async def test_an_error_during_a_wait_returns_the_permit(world: World, error: Ba
 
 @pytest.mark.real_time
 @pytest.mark.parametrize("how", ["asyncio.timeout", "asyncio.wait_for", "Task.cancel", "trio", "anyio"])
-def test_a_timeout_around_a_call_that_waits_for_its_permit_leaves_nothing_behind(how: str) -> None:
+def test_a_timeout_around_a_call_waiting_for_a_permit_leaves_nothing_behind(how: str) -> None:
     policy = TokenBucket(1, 30.0)
     world = World("trio" if how == "trio" else "asyncio")
     with QuotaServer() as server:
@@ -159,7 +159,7 @@ def test_a_timeout_around_a_call_that_waits_for_its_permit_leaves_nothing_behind
 
 
 @pytest.mark.real_time
-def test_a_keyboard_interrupt_ends_a_real_wait_and_gives_the_permit_back() -> None:
+def test_a_keyboard_interrupt_ends_a_real_wait_and_returns_the_permit() -> None:
     policy = TokenBucket(1, 30.0)
     client = client_of(World("sync"), rate_limit=policy, transport=Wire(lambda _: 200))
     client.post(URL)

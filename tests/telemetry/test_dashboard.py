@@ -37,7 +37,7 @@ EVENTS: list[Event] = [
 ]
 
 
-def test_every_panel_asks_for_metrics_and_labels_that_a_scrape_has() -> None:
+def test_every_panel_queries_metrics_and_labels_of_a_real_scrape() -> None:
     registry = CollectorRegistry()
     for event in EVENTS:
         PrometheusListener(registry)(event)

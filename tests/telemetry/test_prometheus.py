@@ -89,7 +89,7 @@ async def test_a_scrape_shows_what_happened_and_nothing_secret(
     assert "secret" not in text
 
 
-def test_listeners_of_one_registry_share_their_metrics(registry: CollectorRegistry) -> None:
+def test_listeners_with_the_same_registry_share_their_metrics(registry: CollectorRegistry) -> None:
     call = stkai.CallInfo(id=1, method="GET", host="api.example.com")
     for _ in range(2):
         PrometheusListener(registry)(stkai.AttemptStarted(call=call))

@@ -50,7 +50,7 @@ def received(http: httpx.Client, server: QuotaServer, **content: Any) -> tuple[h
 # Which request meets which fault
 
 
-def test_faults_come_one_per_request_and_in_order(http: httpx.Client, server: QuotaServer) -> None:
+def test_faults_apply_one_per_request_and_in_order(http: httpx.Client, server: QuotaServer) -> None:
     server.fail_with(503, None, 429, 599)
     assert [ask(http, server).status_code for _ in range(6)] == [503, 200, 429, 599, 200, 200]
     assert [record.status for record in server.requests] == [503, 200, 429, 599, 200, 200]
@@ -168,7 +168,7 @@ def test_a_reset_in_the_body_comes_after_the_bytes_asked_for(
     assert (answer.headers.get("transfer-encoding") == "chunked") == (framing == "chunked")
 
 
-def test_a_reset_in_a_gzip_body_leaves_a_torn_stream(http: httpx.Client, server: QuotaServer) -> None:
+def test_a_reset_in_a_gzip_body_truncates_the_stream(http: httpx.Client, server: QuotaServer) -> None:
     server.reset("body", after=20, framing="gzip")
     answer, body = received(http, server)
     assert answer.headers["content-encoding"] == "gzip"
@@ -237,9 +237,7 @@ def test_a_slow_empty_body_sends_nothing(http: httpx.Client, server: QuotaServer
     assert http.get(server.url + "/status/204").content == b""
 
 
-def test_a_server_that_hangs_runs_into_the_timeout_of_the_client(
-    http: httpx.Client, server: QuotaServer
-) -> None:
+def test_a_server_that_hangs_triggers_the_clients_timeout(http: httpx.Client, server: QuotaServer) -> None:
     server.hang(60.0)
     with pytest.raises(httpx.ReadTimeout):
         http.post(server.chat_url(), timeout=0.05)

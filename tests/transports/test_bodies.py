@@ -27,7 +27,7 @@ async def test_a_body_that_never_ends_is_loaded_up_to_the_limit(world: World) ->
     assert await world.read(response) == b"." * 3000
 
 
-async def test_a_body_that_never_ends_and_nobody_wants_is_closed(world: World) -> None:
+async def test_an_unwanted_body_that_never_ends_is_closed(world: World) -> None:
     response = httpx.Response(503, stream=Endless())
     if world.is_async:
         await adrain(response)

@@ -103,12 +103,12 @@ def never() -> Answer:
     return httpx.Response(200, headers={"X-Late": "1"})
 
 
-def test_the_layer_is_sixty_lines_at_most() -> None:
+def test_the_layer_has_at_most_sixty_lines() -> None:
     text = Path(hedging.__file__).read_text()
     assert len(text[text.index("def hedge(") :].splitlines()) <= 60
 
 
-async def test_an_answer_in_time_is_not_hedged(world: World) -> None:
+async def test_a_request_that_is_answered_in_time_is_not_hedged(world: World) -> None:
     bench = Bench(world, httpx.Response(200, content=b"first"))
     response = await bench.send()
     assert await world.read(response) == b"first"
@@ -117,7 +117,7 @@ async def test_an_answer_in_time_is_not_hedged(world: World) -> None:
     assert bench.permits() == 9
 
 
-async def test_the_second_attempt_wins_where_the_first_is_late(world: World) -> None:
+async def test_the_second_attempt_wins_if_the_first_is_late(world: World) -> None:
     bench = Bench(world, never, httpx.Response(200, content=b"second"))
     response = await bench.send()
     bench.settled()
@@ -219,7 +219,7 @@ async def test_the_deadline_ends_both_attempts(world: World) -> None:
     bench.assert_closed()
 
 
-async def test_a_body_that_can_be_sent_once_is_not_hedged(world: World) -> None:
+async def test_a_one_shot_body_is_not_hedged(world: World) -> None:
     def chunks() -> Any:
         yield b"one"
 

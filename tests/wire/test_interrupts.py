@@ -162,7 +162,7 @@ def test_a_signal_handler_can_close_the_pool_before_any_line() -> None:
     every_line(run)
 
 
-def test_a_response_that_a_handler_closes_wakes_the_very_thread_that_begins_to_wait() -> None:
+def test_a_response_that_a_handler_closes_wakes_the_interrupted_thread_itself() -> None:
     world = World("sync")
 
     def run(number: int) -> list[str]:

@@ -65,7 +65,7 @@ async def test_200_calls_with_a_deadline_leave_one_thread_while_the_endpoint_han
     assert hanging.asked == 1
 
 
-async def test_later_callers_get_the_token_that_earlier_ones_gave_up_waiting_for(
+async def test_later_callers_get_the_token_that_earlier_callers_stopped_waiting_for(
     world: World, hanging: Hanging
 ) -> None:
     with pytest.raises(DeadlineExceededError):
@@ -74,7 +74,7 @@ async def test_later_callers_get_the_token_that_earlier_ones_gave_up_waiting_for
     assert await ask(world, hanging, 10.0) in {"token-1", "token-2"}
 
 
-async def test_each_waits_until_its_own_deadline(world: World, hanging: Hanging) -> None:
+async def test_each_caller_waits_until_its_own_deadline(world: World, hanging: Hanging) -> None:
     async def impatient() -> str:
         with pytest.raises(DeadlineExceededError):
             await ask(world, hanging, 0.01)
@@ -102,7 +102,7 @@ async def test_a_caller_without_time_left_fetches_nothing(world: World, hanging:
     assert hanging.asked == 0
 
 
-def test_a_program_exits_at_once_after_it_gave_up_waiting() -> None:
+def test_a_program_that_gave_up_waiting_exits_at_once() -> None:
     program = """
         import sys, threading, anyio, stkai
         from stkai.transports._auth.single_flight import aget_token
@@ -180,7 +180,7 @@ def test_a_loop_does_not_wait_for_a_suspended_loop_of_the_same_thread() -> None:
     second.close()
 
 
-def test_a_fetch_outlives_the_event_loop_that_began_it(hanging: Hanging) -> None:
+def test_a_fetch_outlives_the_event_loop_that_started_it(hanging: Hanging) -> None:
     async def give_up() -> None:
         with pytest.raises(DeadlineExceededError):
             await aget_token(hanging, 0.01)
