@@ -1,4 +1,4 @@
-"""StackBuilder: layers in their order, bound to a wire; and what it refuses."""
+"""StackBuilder: layers in order, bound to a wire; and what it refuses."""
 
 from typing import Any
 
@@ -154,7 +154,7 @@ async def test_two_stacks_with_the_same_policy_object_share_its_quota(world: Wor
     assert clock.sleeps == [pytest.approx(10.0)]
 
 
-# Layers of one's own
+# Custom layers
 
 
 class Named(LayerTransport):
@@ -186,7 +186,7 @@ async def test_a_layer_is_written_by_overriding_its_flow(world: World) -> None:
 
 
 class Foreign(httpx.BaseTransport, httpx.AsyncBaseTransport):
-    """Somebody's transport around another, which knows nothing of stkai."""
+    """A transport around another one that knows nothing about stkai."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner

@@ -1,4 +1,4 @@
-"""The clients over scripted wires: what is sent, and what comes back."""
+"""The clients over scripted wires: what they send, and what they return."""
 
 import gzip
 import inspect

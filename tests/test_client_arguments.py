@@ -54,7 +54,7 @@ async def test_a_url_with_credentials_is_refused_and_the_password_is_not_shown(
 ) -> None:
     wire = world.wire()
     if verb == "send" and "/x@" in url:
-        return  # httpx makes no such request.
+        return  # httpx cannot make such a request.
     target = httpx.Request("GET", url) if verb == "send" else url
     with pytest.raises(stkai.InvalidArgumentError, match="credentials") as caught:
         await world.call(getattr(client_of(world, wire), verb), target)

@@ -99,7 +99,7 @@ async def test_server_sent_events_come_through(world: World, server: QuotaServer
     await world.close(client)
 
 
-# httpx leaves its generators to the garbage collector, and trio warns of it.
+# httpx leaves its generators to the garbage collector, and trio warns about that.
 @pytest.mark.filterwarnings("ignore:Async generator 'httpx:ResourceWarning")
 @pytest.mark.filterwarnings("ignore:Async generator 'httpcore:ResourceWarning")
 async def test_leaving_a_stream_early_releases_its_connection(

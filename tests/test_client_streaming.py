@@ -1,4 +1,4 @@
-"""`post_stream`: a body that arrives while it is read, and the 429 that is raised instead."""
+"""`post_stream`: a body that arrives while it is read, and a 429 that is raised instead."""
 
 import gzip
 import pickle

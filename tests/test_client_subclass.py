@@ -1,4 +1,4 @@
-"""HttpClient as a base class, as the API reference has it."""
+"""HttpClient as a base class, as in the API reference."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from .support.wire import Wire
 
 
 class OwnVerbs(HttpClient):
-    """As the API reference shows it: two verbs, and no call of `super().__init__`."""
+    """As in the API reference: two verbs, and no call to `super().__init__`."""
 
     def __init__(self) -> None:
         self.posted: list[Any] = []

@@ -1,4 +1,4 @@
-"""The exceptions: their tree, what they tell, and that they survive pickling, copying and being shared."""
+"""The exceptions: their tree, what they say, and that they can be pickled, copied and shared."""
 
 import copy
 import inspect
@@ -55,7 +55,7 @@ def classes() -> list[type[StkaiError]]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values say the same, as far as a pickle keeps it."""
+    """Whether two values are equal, as far as pickling preserves them."""
     if isinstance(one, BaseException):
         return type(one) is type(other) and one.args == other.args and same(vars(one), vars(other))
     if isinstance(one, httpx.Request):

@@ -1,4 +1,4 @@
-"""What a stack tells its listener: of which call, when, and why."""
+"""What a stack tells its listener: for which call, when, and why."""
 
 import dataclasses
 import logging

@@ -1,4 +1,4 @@
-"""httpx and httpx2: which of them a thing belongs to, what serves both, and that nobody is made to have the other."""
+"""httpx and httpx2: which of the two a thing belongs to, what serves both, and that neither requires the other."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""The rules for URLs: what is accepted, what an origin is, and that no message shows a password."""
+"""The rules for URLs: which are accepted, what an origin is, and that no message shows a password."""
 
 from collections.abc import Callable
 

@@ -31,7 +31,7 @@ def test_every_strategy_gets_work_done_and_accounts_for_every_answer(strategy: S
     succeeded = sum(call.succeeded for call in trace.calls)
     accepted = sum(arrival.accepted for arrival in trace.arrivals)
     assert succeeded > 50
-    # Whatever the server let in has ended well, but for what was under way at the end.
+    # Every request that the server accepted succeeded, except those in progress at the end.
     assert 0 <= accepted - succeeded <= SMALL.processes * SMALL.workers
 
 

@@ -1,4 +1,4 @@
-"""The page of the adaptive limiter: what the benchmark measures gets into its tables, and nowhere else."""
+"""The adaptive limiter's page: the benchmark writes its results into the tables, and nowhere else."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ ROW = Summary("some", 20, 10, 5, 1, 0.987, 1.0, 2.0, 0.95)
 
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the page, to be written to."""
+    """A copy of the page to write to."""
     path = tmp_path / "adaptive.md"
     shutil.copy(page.DOCS, path)
     monkeypatch.setattr(page, "DOCS", path)

@@ -1,4 +1,4 @@
-"""A group that shares what it learns: hardly a refusal where it is alone, and its part beside strangers."""
+"""A group that shares what it learns: hardly any refusals when alone, and its share when others use the quota too."""
 
 import pytest
 from benchmarks.adaptive.scenario import SERVERS, Scenario, ServerKind

@@ -70,7 +70,7 @@ def test_the_demo_exits_non_zero_if_a_request_was_lost(monkeypatch: pytest.Monke
 
 
 class Dead:
-    """A worker process that has died without a word."""
+    """A worker process that has died without a message."""
 
     def is_alive(self) -> bool:
         return False

@@ -1,4 +1,4 @@
-"""The plot of requests over time in a cell of the demo's table."""
+"""The plot of requests over time, in a cell of the demo's table."""
 
 from stkai._cli.plot import ROWS, columns, counts
 

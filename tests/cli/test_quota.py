@@ -1,4 +1,4 @@
-"""`stkai quota` and what `stkai explain` says of a shared quota."""
+"""`stkai quota`, and what `stkai explain` says about a shared quota."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Settings: every source, their order, what is allowed, and what is said when something is not."""
+"""Settings: all sources, their order, what is allowed, and the errors for anything else."""
 
 import logging
 import os
@@ -26,7 +26,7 @@ SECRET = "s3cr3t-of-the-client"
 
 @pytest.fixture
 def stkai() -> GlobalSettings:
-    """Settings of their own, as those of a new process."""
+    """Separate settings, as in a new process."""
     return GlobalSettings()
 
 
@@ -455,7 +455,7 @@ def test_a_section_created_directly_does_not_read_the_environment(env: pytest.Mo
 
 
 def made(model: type[Any], **values: object) -> Any:
-    """A section from values that a type checker would not let pass."""
+    """A section from values that a type checker would reject."""
     return model(**values)
 
 
@@ -548,7 +548,7 @@ def test_the_presets_are_those_of_stkai_0_4(
 
 
 class Lending:
-    """A store of one's own."""
+    """A custom store."""
 
     def lease(self) -> None: ...
 
@@ -632,7 +632,7 @@ def test_errors_do_not_show_secrets(stkai: GlobalSettings, bad: dict[str, Any]) 
     with pytest.raises(ConfigurationError) as caught:
         stkai.configure(**bad)
     error: BaseException | None = caught.value
-    while error is not None:  # a traceback prints the causes, too
+    while error is not None:  # a traceback prints the causes too
         assert SECRET not in str(error)
         error = error.__cause__
 

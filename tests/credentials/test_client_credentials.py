@@ -1,4 +1,4 @@
-"""Tokens by client credentials: how they are asked for, kept, renewed once for all, and what goes wrong."""
+"""Client credentials tokens: how they are requested, kept and renewed once for all callers, and what can go wrong."""
 
 import _thread
 import base64
@@ -168,11 +168,11 @@ def test_forgetting_drops_only_the_token_in_use() -> None:
     assert issuer.fetches == 2
 
 
-# One fetch for all
+# One fetch for all callers
 
 
 def in_threads(count: int, work: Callable[[], Any]) -> list[Any]:
-    """What `work` returns or raises in so many threads that start together."""
+    """What `work` returns or raises in this many threads that start together."""
     together = threading.Barrier(count)
 
     def run() -> Any:
@@ -195,7 +195,7 @@ def test_64_threads_starting_together_fetch_one_token() -> None:
 
 def test_a_caller_that_arrives_just_after_a_renewal_does_not_renew_again() -> None:
     class Interleaved(FakeClock):
-        """At its first reading, somebody else fetches a token between the look at the cache and the lead."""
+        """On its first reading, somebody else fetches a token between the cache check and the fetch."""
 
         armed = True
 
@@ -316,7 +316,7 @@ REFUSED = httpx.Response(401, json={"error": "invalid_client", "error_descriptio
 
 
 def attempts(provider: ClientCredentialsAuthProvider, count: int) -> list[str]:
-    """The errors of so many calls, one after another."""
+    """The errors of this many sequential calls."""
     said = []
     for _ in range(count):
         with pytest.raises(AuthenticationError) as caught:
@@ -392,7 +392,7 @@ def test_a_refused_renewal_leaves_the_old_token_in_use_and_is_remembered_too() -
     assert provider.get_access_token() == "token-2"
 
 
-# When a renewal fails, and the old token is still good
+# When a renewal fails while the old token is still valid
 
 
 def test_a_token_that_cannot_be_renewed_is_used_until_it_expires(caplog: pytest.LogCaptureFixture) -> None:
@@ -441,7 +441,7 @@ def test_those_who_wait_for_a_failed_renewal_get_the_token_that_is_still_valid()
     assert in_threads(16, provider.get_access_token) == ["token-1"] * 16
 
 
-# How it is asked for
+# How a token is requested
 
 
 def test_a_token_is_requested_with_the_client_credentials_grant() -> None:
@@ -520,7 +520,7 @@ def test_only_the_default_wire_is_closed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert configs == [http]
 
 
-# What is transient is tried again, shortly
+# Transient failures are retried briefly
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
@@ -576,7 +576,7 @@ def test_a_refusal_is_final(status: int) -> None:
 
 
 def failure(*answers: Any, clock: FakeClock | None = None) -> AuthenticationError:
-    """The error that comes of an endpoint with these answers; it never shows the secret."""
+    """The error caused by an endpoint with these answers; it never shows the secret."""
     wire = Wire(*answers)
     with pytest.raises(AuthenticationError) as caught:
         provider_over(wire, clock).get_access_token()

@@ -1,4 +1,4 @@
-"""Clients around other clients: those of requests too, with the options of a call, and what they refuse."""
+"""Clients around other clients, including requests: the options of a call, and what they refuse."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ each_decorator = pytest.mark.parametrize("decorator", DECORATORS)
 
 
 class WithRequests(HttpClient):
-    """The example of the reference, to the letter."""
+    """The example in the reference, to the letter."""
 
     def get(self, url: str, headers: Any = None, timeout: float = 30) -> Any:  # type: ignore[override]
         return requests.get(url, headers=headers, timeout=timeout)
@@ -43,7 +43,7 @@ class WithRequests(HttpClient):
 
 
 class Scripted(HttpClient):
-    """A client that returns, or raises, one thing after another, and the last one for ever."""
+    """A client that returns or raises one thing after another, and then repeats the last one."""
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
@@ -76,7 +76,7 @@ def server() -> Iterator[QuotaServer]:
         yield server
 
 
-# Responses of requests
+# Responses from requests
 
 
 @each_decorator
@@ -227,7 +227,7 @@ def test_an_option_that_does_not_exist_is_a_type_error(decorator: Callable[..., 
         client.post(URL, json={})
 
 
-# What can be wrapped, and what is kept
+# What can be wrapped, and what stays available
 
 
 def test_a_client_keeps_its_numbers_as_attributes() -> None:
@@ -260,7 +260,7 @@ class Coroutines(Duck):
 
 
 class MySession(requests.Session):
-    """Still one that sends forms."""
+    """Still a client that sends forms."""
 
 
 @each_decorator

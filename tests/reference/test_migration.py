@@ -1,4 +1,4 @@
-"""What code that was written for stkai 0.4 finds here, and what it is told of the rest."""
+"""What code written for stkai 0.4 finds here, and what it is told about the rest."""
 
 import importlib
 from collections.abc import Iterator

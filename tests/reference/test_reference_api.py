@@ -1,4 +1,4 @@
-"""Every name of StackSpot's HTTP client API reference exists here, and does what the reference says of it.
+"""Every name in StackSpot's HTTP client API reference exists here, and does what the reference says.
 
 `reference.json` holds the facts of the reference: names, parameters and defaults.
 """
@@ -63,7 +63,7 @@ def provider(server: QuotaServer) -> ClientCredentialsAuthProvider:
 
 
 class Mine(HttpClient):
-    """A client of a user's own, as the reference shows one: two verbs, no `super().__init__`."""
+    """A user's client, as in the reference: two verbs, no `super().__init__`."""
 
     def __init__(self, *statuses: int) -> None:
         self.statuses = list(statuses) or [200]
@@ -91,7 +91,7 @@ DECORATORS: list[Callable[..., HttpClient]] = [
 
 
 def test_the_facts_are_those_of_the_reference_text() -> None:
-    # The text is not part of the project; where it lies beside it, the facts must agree.
+    # The text is not part of the project; if it is available, the facts must agree.
     text = REFERENCE if REFERENCE.exists() else HERE / "reference.json"
     found = read(text) if text is REFERENCE else json.loads(text.read_text())
     assert found == FACTS
@@ -352,7 +352,7 @@ def test_the_rate_limit_of_the_settings_is_applied(server: QuotaServer) -> None:
 
 
 class FakeCLI:
-    """StackSpot CLI's functions, over httpx: enough to see that they are asked."""
+    """StackSpot CLI's functions on httpx: enough to see that they are called."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -398,7 +398,7 @@ def test_retrying_retries_a_refused_call_until_it_succeeds() -> None:
     client = Mine(429, 429, 200)
     for attempt in Retrying(max_retries=3, clock=clock):
         with attempt:
-            # A limiter of its own for each attempt: the pause of a shared one would really be waited for.
+            # Each attempt gets its own limiter: a shared one's pause would be a real wait.
             response = AdaptiveRateLimitedHttpClient(client, 100, 60.0).post("https://api.example")
     assert response.status_code == 200
     assert len(clock.sleeps) == 2

@@ -1,4 +1,4 @@
-"""The deadline of a call on real sockets: no server holds a call for longer, however slowly it sends.
+"""The deadline of a call on real sockets: no server holds a call longer, however slowly it sends.
 
 These tests wait in real time, and a stuck call would wait for minutes: what they assert leaves a busy machine seconds.
 """
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.real_time
 
 DEADLINE = 0.1
 SOON = 5.0
-"""Seconds; far less than any of the servers here would take, far more than a deadline needs to be noticed."""
+"""Seconds; far less than any server here would take, and far more than it takes to notice a deadline."""
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nContent-Type: text/plain\r\n\r\n"
 GZIP = gzip.compress(bytes(range(256)) * 4)
@@ -34,7 +34,7 @@ Talk = Callable[[socket.socket, threading.Event], object]
 
 
 def say(text: bytes, then: bytes = b"") -> Talk:
-    """Send `text` at once and `then` byte by byte, in any number of seconds."""
+    """Send `text` at once and `then` byte by byte, as slowly as you like."""
 
     def talk(connection: socket.socket, stopped: threading.Event) -> None:
         connection.sendall(text)
@@ -57,7 +57,7 @@ SLOW: dict[str, Talk] = {
 
 
 class Watch:
-    """Seconds that a block took."""
+    """The seconds that a block took."""
 
     def __enter__(self) -> Self:
         self.start = time.monotonic()
@@ -184,14 +184,14 @@ def test_threads_that_wait_for_a_slow_server_end_when_it_answers() -> None:
         for _ in range(8):
             with pytest.raises((stkai.DeadlineExceededError, httpx.PoolTimeout)):
                 client.post(url, deadline=0.05)
-        # One that got a connection goes on with it; whoever waits for one has a timeout.
+        # A request with a connection continues; one that waits for a connection has a timeout.
         assert threading.active_count() - before <= 8 + 4 + 1
     client.close()
     wait_until(lambda: threading.active_count() == before)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for what happens in other threads at its own time."""
+    """Wait for other threads to finish."""
     end = time.monotonic() + SOON
     while not condition():
         assert time.monotonic() < end
@@ -199,7 +199,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 async def no_connection_is_busy(world: World, wire: Any) -> None:
-    if world.is_async:  # What was cancelled has been cleaned up.
+    if world.is_async:  # The cancelled work has been cleaned up.
         assert busy_connections(wire) == []
     else:
         wait_until(lambda: busy_connections(wire) == [])

@@ -1,4 +1,4 @@
-"""The table of promises is true: each names tests that exist, and no test of this folder is left out."""
+"""The table of promises is true: each names tests that exist, and no test in this folder is left out."""
 
 import ast
 import re
@@ -16,7 +16,7 @@ def names_in(files: list[Path]) -> set[str]:
 
 
 def promises() -> dict[str, list[str]]:
-    """Each promise of the page, with the tests that hold it."""
+    """Each promise on the page, with its tests."""
     tables = re.findall(r"^\| promise \|.*\n\|.*\n((?:\|.*\n)+)", PAGE.read_text(), re.MULTILINE)
     rows = re.findall(r"^\| (.+?) \| (.+) \|$", "".join(tables), re.MULTILINE)
     return {promise: re.findall(r"`(test_\w+)`", held_by) for promise, held_by in rows}

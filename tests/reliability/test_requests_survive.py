@@ -1,4 +1,4 @@
-"""No request is lost, repeated or held up: what a hostile reading of the first edition found."""
+"""No request is lost, repeated or held up: bugs that a hostile review of the first version found."""
 
 import asyncio
 import math
@@ -29,7 +29,7 @@ SOON = 8.0
 
 
 class Window:
-    """A quota per fixed window, over a clock of its own."""
+    """A quota per fixed window, on its own clock."""
 
     def __init__(self, clock: FakeClock, max_requests: int, time_window: float) -> None:
         self.clock, self.max_requests, self.time_window = clock, max_requests, time_window
@@ -126,7 +126,7 @@ async def test_an_untrusted_certificate_is_tried_once(world: World) -> None:
 
 
 def counting(world: World, wire: Any, calls: list[str]) -> Any:
-    """The wire, with a note of each request."""
+    """The wire, with a record of each request."""
     base: Any = world.pick(httpx.BaseTransport, httpx.AsyncBaseTransport)
 
     class Counting(base):  # type: ignore[misc]
@@ -179,7 +179,7 @@ async def test_a_failure_whose_body_cannot_be_decoded_is_retried(world: World, s
 
 
 class Interrupting(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body within which somebody presses Ctrl-C, or the program exits."""
+    """A body during which somebody presses Ctrl-C, or the program exits."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -232,7 +232,7 @@ async def test_an_asyncio_timeout_ends_a_call_whose_refused_body_drips(world: Wo
 @pytest.mark.real_time
 @pytest.mark.worlds("sync")
 async def test_a_401_releases_its_connection_before_the_token_is_renewed(world: World) -> None:
-    """One connection for the API and for the token endpoint: who held it would wait for itself."""
+    """The API and the token endpoint share one connection: a request that kept it would wait for itself."""
     with QuotaServer() as server:
         wire = wire_of(world, limits=ONE_CONNECTION)
         transport = transport_of(world, auth=provider_of(server, transport=wire), transport=wire)
@@ -266,7 +266,7 @@ async def test_a_401_is_read_to_its_end_before_the_provider_is_asked(world: Worl
 @pytest.mark.real_time
 @pytest.mark.parametrize("make", [TokenBucket, AimdLimiter])
 def test_a_signal_handler_may_use_the_client_it_interrupted(make: Any) -> None:
-    """Thousands of interrupts, in whatever line they come, some of them with a lock held."""
+    """Thousands of interrupts, at any line, some of them while a lock is held."""
     client = client_of(
         World("sync"),
         auth=stkai.StaticToken("token"),

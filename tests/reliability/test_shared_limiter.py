@@ -1,4 +1,4 @@
-"""One limiter under all that real programs do to it: whoever leaves gives the permit back, and nothing stalls."""
+"""One limiter under everything that real programs do: a caller that leaves returns its permit, and nothing stalls."""
 
 import asyncio
 import signal
@@ -29,7 +29,7 @@ def event_loop(request: pytest.FixtureRequest) -> World:
 
 
 class Arrivals:
-    """A scripted wire that notes when each request arrived, on the clock of the stack."""
+    """A scripted wire that records when each request arrived, on the stack's clock."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
@@ -172,7 +172,7 @@ def test_a_keyboard_interrupt_ends_a_real_wait_and_returns_the_permit() -> None:
 
     main_thread = threading.get_ident()
     thread = threading.Thread(target=interrupt)
-    # Whoever runs the tests in the background may have them ignore the interrupt.
+    # Tests that run in the background may inherit an ignored interrupt.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread.start()
     try:

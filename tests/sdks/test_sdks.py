@@ -1,4 +1,4 @@
-"""What every SDK has from a stack: its token, its retries, its limit, and errors that are the SDK's own."""
+"""What every SDK gets from a stack: its token, its retries, its limit, and errors of the SDK's own types."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +14,7 @@ from ..support.world import World
 from .sdks import SDKS, Sdk
 
 pytestmark = pytest.mark.worlds("sync", "asyncio")
-"""The SDKs know no trio."""
+"""The SDKs do not support trio."""
 
 TEXT = "one word after another"
 RETRIES = 2
@@ -32,7 +32,7 @@ class Slow(stkai.AuthProvider):
 
 
 def stack(world: World, server: QuotaServer, clock: FakeClock, **options: Any) -> Any:
-    """The standard stack, without a wire of its own."""
+    """The standard stack, on the default wire."""
     provider = stkai.ClientCredentialsAuthProvider(
         server.client_id, server.client_secret, server.token_url, clock=clock
     )
@@ -97,7 +97,7 @@ async def test_a_persistent_status_is_an_sdk_error_and_only_the_stack_retries(
     async with connected(world, sdk, server, clock) as client:
         server.fail_with(*[status] * 20, path=sdk.path)
         assert isinstance(await outcome(world, sdk, client), sdk.errors[kind])
-        attempts = 2 if status == 401 else RETRIES + 1  # The auth layer has renewed the token once.
+        attempts = 2 if status == 401 else RETRIES + 1  # The auth layer renews the token once.
         assert server.count(path=sdk.path) == attempts
 
 

@@ -1,4 +1,4 @@
-"""The dashboard of the documentation asks for metrics and labels that exist."""
+"""The dashboard in the documentation queries metrics and labels that exist."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Words that are few enough to be labels."""
+"""Labels with few enough values."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Spans and metrics of a stack, as the real SDK of OpenTelemetry gets them."""
+"""Spans and metrics of a stack, as the real OpenTelemetry SDK receives them."""
 
 import contextvars
 import itertools

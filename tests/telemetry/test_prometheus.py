@@ -1,4 +1,4 @@
-"""Metrics of a stack, as a real scrape gets them."""
+"""Metrics of a stack, as a real scrape returns them."""
 
 import sys
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def endpoint(registry: CollectorRegistry) -> Iterator[str]:
 
 
 def scrape(endpoint: str) -> tuple[str, dict[tuple[str, frozenset[tuple[str, str]]], float]]:
-    """The text of a scrape, and its samples by name and labels; empty labels say nothing."""
+    """The text of a scrape, and its samples by name and labels; empty labels are left out."""
     text, samples = httpx.get(endpoint).text, {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

@@ -1,4 +1,4 @@
-"""FakeClock: who sleeps, who wakes, in what order, and where the clock stands then."""
+"""FakeClock: who sleeps, who wakes, in what order, and what the clock shows then."""
 
 import math
 import threading

@@ -1,4 +1,4 @@
-"""QuotaServer out of order: what a client sees of each fault, over a real socket."""
+"""QuotaServer with faults: what a client sees of each one, over a real socket."""
 
 import gzip
 import json
@@ -34,7 +34,7 @@ def ask_for_token(http: httpx.Client, server: QuotaServer) -> httpx.Response:
 
 
 def received(http: httpx.Client, server: QuotaServer, **content: Any) -> tuple[httpx.Response, bytes]:
-    """The raw bytes of a body that does not come to its end."""
+    """The raw bytes of a body that is cut off."""
     chunks: list[bytes] = []
 
     def collect(answer: httpx.Response) -> None:
@@ -200,7 +200,7 @@ def test_a_reset_at_the_end_comes_after_the_whole_answer(
         assert ask(other, server).status_code == 200
 
 
-# Slow ones, and those that hang up
+# Slow answers, and closed connections
 
 
 @pytest.mark.parametrize("announced", [True, False])
@@ -297,7 +297,7 @@ def test_the_token_endpoint_may_redirect(http: httpx.Client, server: QuotaServer
     assert ask_for_token(http, server).headers["location"] == server.url + "/echo"
 
 
-# Faults that cannot be
+# Invalid faults
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""QuotaServer in good health: it answers as StackSpot AI does, counts, remembers, and leaves nothing behind."""
+"""QuotaServer without faults: it answers as StackSpot AI does, counts, remembers, and leaves nothing behind."""
 
 import asyncio
 import base64
@@ -357,7 +357,7 @@ def test_a_record_dropped_before_the_answer_stays_dropped(http: httpx.Client) ->
         assert server.requests == []
 
 
-# Coming and going
+# Starting and closing
 
 
 def test_a_closed_server_leaves_no_thread_or_socket(http: httpx.Client) -> None:
@@ -377,7 +377,7 @@ def test_a_closed_server_leaves_no_thread_or_socket(http: httpx.Client) -> None:
         pass
     with pytest.raises(RuntimeError, match="the server is not running"):
         _ = server.url
-    gc.collect()  # whatever was left open would warn now
+    gc.collect()  # anything left open would warn now
 
 
 def test_a_restarted_server_keeps_its_records(http: httpx.Client) -> None:

@@ -1,4 +1,4 @@
-"""The worlds and the guard on which the other tests stand."""
+"""The worlds and the guard that the other tests rely on."""
 
 import asyncio
 import subprocess

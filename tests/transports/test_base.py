@@ -1,4 +1,4 @@
-"""What every layer stands on: the call and its record, copies of a request, the context, the two base transports."""
+"""The base of every layer: the call and its record, copies of a request, the context, the two base transports."""
 
 import pickle
 from typing import Any, Self
@@ -93,7 +93,7 @@ def test_a_call_is_immutable_and_has_a_unique_id() -> None:
 def test_the_deadline_of_a_redirected_request_counts_from_the_first_hop() -> None:
     first = httpx.Request("GET", URL, extensions={OPTIONS: RequestOptions(deadline=10.0)})
     assert Call.start(first, 100.0).deadline == 110.0
-    # httpx passes the extensions on to the request of the next hop.
+    # httpx passes the extensions on to the next hop's request.
     second = httpx.Request("GET", URL, extensions=first.extensions)
     assert Call.start(second, 104.0).deadline == 110.0
     assert Call.start(first, 200.0).deadline == 210.0, "the caller sends it anew"
@@ -207,7 +207,7 @@ def test_by_default_events_go_to_the_log(caplog: pytest.LogCaptureFixture) -> No
 
 
 def mark(layer: Any, request: httpx.Request, attempt: Attempt) -> Flow:
-    """A layer of one's own, as the documentation tells to write it."""
+    """A custom layer, written as the documentation says."""
     seen.append(attempt)
     response: httpx.Response = yield from layer.forward(request, attempt)
     return response
@@ -249,7 +249,7 @@ async def test_a_layer_that_does_nothing_passes_everything_on(world: World) -> N
 
 
 class Outer(LayerTransport):
-    """One that does its work in the method that httpx knows."""
+    """A layer that does its work in httpx's own method."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         response = super().handle_request(request)

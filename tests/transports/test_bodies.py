@@ -11,7 +11,7 @@ from ..support.world import World
 
 
 class Endless(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body that is always there at once, and never ends."""
+    """A body that never blocks and never ends."""
 
     def __iter__(self) -> Iterator[bytes]:
         yield from itertools.repeat(b"." * 1000)

@@ -1,4 +1,4 @@
-"""The deadline of a call: every wait below counts, and none goes beyond it."""
+"""The deadline of a call: every wait counts, and none exceeds it."""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
@@ -63,7 +63,7 @@ class Bench:
         return [timeout[key] for timeout in self.wire.timeouts]
 
     def after(self, seconds: float, answer: Answer) -> Handler:
-        """An answer that takes its time, within the read timeout."""
+        """An answer that is slow, but within the read timeout."""
 
         async def handler(request: httpx.Request) -> Answer:
             allowed = request.extensions["timeout"]["read"]
@@ -74,7 +74,7 @@ class Bench:
 
 
 class Slow(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body of ten bytes that come one by one, each after a time; then a timeout, if there is one to raise."""
+    """A body of ten bytes that arrive one by one, each after a delay; then a timeout, if there is one to raise."""
 
     def __init__(self, clock: FakeClock, seconds: float, error: Exception | None = None) -> None:
         self.clock, self.seconds, self.error = clock, seconds, error
@@ -91,7 +91,7 @@ class Slow(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 class Chunks:
-    """An async iterator that is no generator: left in the middle, it leaves nothing behind."""
+    """An async iterator that is not a generator: abandoned in the middle, it leaves nothing behind."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self.chunks = chunks
@@ -143,7 +143,7 @@ async def test_without_a_deadline_timeouts_are_unchanged(world: World) -> None:
     assert bench.timeouts() == [30.0, 5.0]
 
 
-# What is left of the time
+# The time left
 
 
 async def test_no_attempt_starts_that_cannot_finish_in_time_and_the_last_response_is_returned(

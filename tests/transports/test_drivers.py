@@ -1,4 +1,4 @@
-"""The drivers, once and hard: every operation, ended by an error, a cancellation, an interrupt or the deadline."""
+"""The drivers, thoroughly: every operation, ended by an error, a cancellation, an interrupt or the deadline."""
 
 import asyncio
 import gc
@@ -40,14 +40,14 @@ from ..support.world import World
 
 URL = "https://api.example.com/v1"
 SHORT = 0.05
-"""Seconds; a deadline that passes soon, in real time."""
+"""Seconds of real time; a deadline that passes soon."""
 
 STALLING = ("send", "sleep", "read", "load", "run")
-"""The operations that may take long, and are no clean-up."""
+"""The operations that may take long and are not clean-up."""
 
 
 class Stall:
-    """Something that does not end by itself, in a task or a thread; or that raises at once."""
+    """Work that does not end by itself, in a task or a thread, or that raises at once."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
@@ -88,7 +88,7 @@ class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
         self.closed = True
 
     async def aclose(self) -> None:
-        await anyio.lowlevel.checkpoint()  # Cancelled here, it would not be closed.
+        await anyio.lowlevel.checkpoint()  # A cancellation here would leave it open.
         self.closed = True
 
 
@@ -454,7 +454,7 @@ def keep_on(layer: Any, request: httpx.Request, attempt: Attempt) -> Flow:
 
 
 def invent(layer: Any, request: httpx.Request, attempt: Attempt) -> Flow:
-    """Has an answer of its own to whatever ends the call."""
+    """Answers whatever ends the call with a response of its own."""
     try:
         response: httpx.Response = yield from layer.forward(request, attempt)
     except BaseException:
@@ -571,7 +571,7 @@ async def test_at_the_deadline_any_operation_is_abandoned_and_the_flow_cleans_up
     bench = Bench(world, kind)
     bench.clock = FakeClock() if kind == "sleep" else SystemClock()
     if kind == "run" and not world.is_async:
-        # A thread cannot be cancelled: what runs in one is told how long it may take.
+        # A thread cannot be cancelled: work in a thread is told how long it may take.
         bench.stall.sync = too_late  # type: ignore[method-assign]
     try:
         with pytest.raises(DeadlineExceededError) as caught:
@@ -646,7 +646,7 @@ async def test_a_flow_may_set_an_earlier_deadline_but_never_a_later_one(world: W
 
 
 async def test_a_timeout_error_of_a_wire_is_not_the_deadline(world: World) -> None:
-    """Python's own TimeoutError, by which a wire of one's own may fail."""
+    """Python's own TimeoutError, which a custom wire may raise."""
     error = TimeoutError("the tape is stuck")
     bench = Bench(world, "send", error)
     with pytest.raises(TimeoutError) as caught:
@@ -682,7 +682,7 @@ async def test_a_body_can_be_loaded_in_part_and_read_afterwards(world: World, li
 
 
 def plain(world: World, inner: Any, log: list[str]) -> Any:
-    """A transport of the package that is no layer."""
+    """A transport of the package that is not a layer."""
     base: Any = world.pick(httpx.BaseTransport, httpx.AsyncBaseTransport)
 
     class Plain(base):  # type: ignore[misc]
@@ -745,7 +745,7 @@ async def test_a_cancellation_passes_through_all_drivers_and_each_cleans_up(worl
     assert policy.waiting == 0
 
 
-# What is left behind
+# Nothing is left behind
 
 
 class Pause:

@@ -1,4 +1,4 @@
-"""Attempts side by side: a hedging layer inside the standard stack leaves every permit, connection and record right."""
+"""Parallel attempts: with a hedging layer in the standard stack, every permit, connection and record is right."""
 
 import threading
 import time
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.real_time
 
 
 class Bench:
-    """The standard stack with a hedging layer inside auth, over a wire whose answers come when the test says so."""
+    """The standard stack with a hedging layer inside auth, on a wire whose answers come when the test says so."""
 
     def __init__(self, world: World, *answers: Any, max_retries: int = 0, burst: float = 10) -> None:
         self.world = world
@@ -77,21 +77,21 @@ class Bench:
         return left
 
     def assert_closed(self) -> None:
-        """Nothing is open, or will stay so."""
+        """Check that nothing is open, or will stay open."""
         if self.world.is_async:
             assert self.wire.open == 0
         else:
             wait_until(lambda: self.wire.open == 0)
 
     def settled(self) -> None:
-        """Wait until those who lost have ended."""
+        """Wait until the losing attempts have ended."""
         self.stopped.set()
         if not self.world.is_async:
             wait_until(lambda: self.wire.open <= 1)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for what other threads do at their own time."""
+    """Wait for other threads to finish."""
     end = time.monotonic() + 10
     while not condition():
         assert time.monotonic() < end

@@ -1,4 +1,4 @@
-"""The wire that sends through StackSpot CLI: with a stand-in for the CLI that really sends, by requests."""
+"""The wire that sends through StackSpot CLI, with a stand-in for the CLI that really sends, through requests."""
 
 import asyncio
 import gzip
@@ -34,7 +34,7 @@ def server() -> Iterator[QuotaServer]:
 
 @pytest.fixture
 def cli(server: QuotaServer) -> Iterator[Any]:
-    """StackSpot CLI is installed, and logged in at the server."""
+    """StackSpot CLI, installed and logged in to the server."""
     form = {
         "grant_type": "client_credentials",
         "client_id": server.client_id,
@@ -183,7 +183,7 @@ def test_the_response_is_a_real_httpx_response(server: QuotaServer, client: Http
 
 @pytest.mark.parametrize("verb", ["get", "post", "post_stream"])
 def test_a_gzip_body_is_decoded_once(server: QuotaServer, client: HttpClient, verb: str) -> None:
-    # Its text is gzip as well: to decode it twice would show.
+    # Its text is gzip as well, so decoding it twice would show.
     inner = gzip.compress(b"text")
     server.fail_with(200, headers={"Content-Encoding": "gzip"}, body=gzip.compress(inner), path="/")
     response = getattr(client, verb)(server.url + "/things")
@@ -210,7 +210,7 @@ def test_a_body_that_the_cli_has_read_has_matching_headers(server: QuotaServer, 
 def test_server_sent_events_arrive_one_by_one(
     cli: Any, client: HttpClient, length: int | None, old: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if old:  # It had no read1.
+    if old:  # urllib3 1 has no read1.
         monkeypatch.delattr(urllib3.HTTPResponse, "read1")
         monkeypatch.delattr(urllib3.response.BaseHTTPResponse, "read1")
     first, second = b"data: one\n\n", b"data: two and more\n"
@@ -393,7 +393,7 @@ def test_a_cli_that_exits_does_not_end_the_program(
         client.get("https://api.example.com")
 
 
-# Whether it is there
+# Whether it is installed
 
 
 def test_without_the_cli_the_error_says_what_to_do_and_recommends_no_package() -> None:

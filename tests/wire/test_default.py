@@ -39,7 +39,7 @@ def proxy() -> Iterator[tuple[str, Proxy]]:
 
 @pytest.fixture
 def no_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No name server: only addresses are found."""
+    """There is no name server: only addresses can be resolved."""
     resolve: Any = socket.getaddrinfo
 
     def without_names(host: Any, *args: Any, **kwargs: Any) -> Any:
@@ -62,12 +62,12 @@ def wire_of(world: World, **config: Any) -> Any:
 
 
 def pool_of(world: World, wire: Any) -> Any:
-    """The pool of the running loop in an async wire."""
+    """The running loop's pool in an async wire."""
     return wire._homes[running_loop()][0].wire if world.is_async else wire
 
 
 def transport_of(world: World, wire: Any) -> Any:
-    """One of httpx's transports, as the wire makes them."""
+    """An httpx transport, as the wire makes it."""
     made = wire if hasattr(wire, "_shelf") else wire._make()
     made = made._shelf._make() if hasattr(made, "_shelf") else made
     return getattr(made, "_wire", made)
@@ -79,7 +79,7 @@ def client_of(world: World, wire: Any) -> Any:
 
 
 async def get(world: World, url: str, **config: Any) -> httpx.Response:
-    """One GET through a wire of its own."""
+    """One GET through a new wire."""
     client = client_of(world, wire_of(world, **config))
     try:
         response: httpx.Response = await world.call(client.get, url, timeout=5)
@@ -94,7 +94,7 @@ UPSTREAM = "http://upstream.example"
 
 
 def through_the_proxy(server: QuotaServer, proxy: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Configure a proxy by which the server is known under the name of another machine."""
+    """Configure a proxy that knows the server under the name of another machine."""
     url, log = proxy
     log.upstream = server.url
     settings = {**server.env(), "STKAI_HTTP_PROXY": url, "STKAI_AUTH_ALLOW_HTTP": "true"}

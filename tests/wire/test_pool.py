@@ -1,4 +1,4 @@
-"""Connections side by side: the limits hold, connections are used again, and nothing stays behind."""
+"""Connections side by side: the limits hold, connections are reused, and nothing is left behind."""
 
 import gc
 import threading
@@ -143,7 +143,7 @@ async def test_a_connection_whose_state_is_unknown_does_no_harm(world: World, st
     assert await pool.get("http://b/") == b"body"
 
 
-# A wire comes back, however its request ends
+# A wire is returned however its request ends
 
 
 async def test_a_response_that_is_closed_twice_returns_its_wire_once(world: World) -> None:
@@ -165,7 +165,7 @@ async def test_a_response_closed_by_two_threads_does_not_affect_the_next_request
     lease = first.stream._lease  # type: ignore[union-attr]
     await world.read(first)
     second = await pool.open()
-    lease._over = False  # As the other thread saw it, just before.
+    lease._over = False  # As the other thread saw it just before.
     lease.end(0.0)
     assert pool.made[0].closed == 0
     assert await world.read(second) == b"body"
@@ -247,7 +247,7 @@ async def test_a_response_dropped_in_another_thread_gives_its_wire_to_a_waiter(
 
 
 async def _tick(world: World) -> None:
-    """Let the loop do what it has been told to."""
+    """Let the loop run its pending callbacks."""
     if world.is_async:
         for _ in range(3):
             await anyio.lowlevel.checkpoint()
@@ -389,7 +389,7 @@ async def test_a_cancelled_waiter_leaves_the_line_and_passes_its_wire_on(world: 
         await anyio.wait_all_tasks_blocked()
         group.cancel_scope.cancel()
         if given:
-            await world.read(held)  # The waiter, cancelled, has not run yet, and is the first in line.
+            await world.read(held)  # The cancelled waiter has not run yet, and is first in line.
     assert pool.shelf.waiting == 0
     await world.close(held)
     assert await pool.hurry() == b"body"

@@ -1,4 +1,4 @@
-"""Which proxy a URL goes through: no sockets, only the decision."""
+"""Which proxy a URL goes through: only the decision, without sockets."""
 
 import httpx
 import pytest

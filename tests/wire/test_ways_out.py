@@ -1,4 +1,4 @@
-"""The ways out that are rarely taken: SOCKS and TLS proxies, HTTP/2, Unix sockets, a local address."""
+"""Rarely used routes: SOCKS and TLS proxies, HTTP/2, Unix sockets, a local address."""
 
 import asyncio
 import socket
@@ -32,7 +32,7 @@ def server() -> Iterator[RawServer]:
 
 
 def client_of(world: World, transport: Any = None, **config: Any) -> Any:
-    """stkai's client over a whole stack, on the default wire or one of httpx."""
+    """stkai's client over a whole stack, on the default wire or an httpx one."""
     build: Any = stkai.build_async_client if world.is_async else stkai.build_client
     stkai.STKAI.configure(http=config)
     return build(auth=None, rate_limit="adaptive", transport=transport)
@@ -47,10 +47,10 @@ async def get(world: World, client: Any, url: str) -> bytes:
 
 
 class Socks:
-    """A SOCKS5 proxy (RFC 1928) with one server behind it, whatever it is asked for.
+    """A SOCKS5 proxy (RFC 1928) that connects every request to one server.
 
     Attributes:
-        asked: the hosts and ports.
+        asked: the requested hosts and ports.
         logins: user names and passwords (RFC 1929).
     """
 
@@ -88,7 +88,7 @@ def pump(source: socket.socket, sink: socket.socket) -> None:
 
 @contextmanager
 def listening(serve: Any) -> Iterator[int]:
-    """Serve each connection in a thread; gives the port."""
+    """Serve each connection in a thread; yields the port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def accept() -> None:
@@ -149,11 +149,11 @@ async def test_the_settings_certificates_apply_to_a_tls_proxy(
 
 
 class Http2:
-    """A server that speaks HTTP/2 over TLS: it answers each request when as many have come as it waits for.
+    """An HTTP/2 server over TLS that answers once a given number of requests have arrived.
 
     Attributes:
-        together: how many that is.
-        connections: how many there were.
+        together: that number.
+        connections: how many there have been.
     """
 
     def __init__(self) -> None:
@@ -214,7 +214,7 @@ def test_http2_serves_successive_event_loops() -> None:
         assert http2.connections == 3
 
 
-# Transports of httpx with options that have no setting
+# httpx transports with options that have no setting
 
 
 async def test_a_unix_socket_is_reached_through_an_httpx_transport(world: World, tmp_path: Path) -> None:

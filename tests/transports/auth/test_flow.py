@@ -1,4 +1,4 @@
-"""The auth layer: signing, one renewal after a 401, and one fetch for all, in threads and tasks."""
+"""The auth layer: signing, one renewal after a 401, and one shared fetch, in threads and tasks."""
 
 import threading
 import time
@@ -54,7 +54,7 @@ def layer(world: World, wire: Any, policy: Any, **options: Any) -> Any:
 
 
 class Static(AuthProvider):
-    """A provider that is only sync, keeps its token to itself and counts who asks."""
+    """A sync-only provider that exposes no cached token and counts its calls."""
 
     def __init__(self, *tokens: Any) -> None:
         self.tokens = iter(tokens)
@@ -89,7 +89,7 @@ class Server(Wire):
 
 
 class Together:
-    """Lets the first so many of a world's bodies go on together."""
+    """Lets the first of a world's bodies continue together."""
 
     def __init__(self, world: World, size: int) -> None:
         self.world, self.missing = world, size
@@ -265,7 +265,7 @@ async def test_a_late_refusal_does_not_drop_the_new_token(world: World) -> None:
 
     def answer(request: httpx.Request) -> Answer:
         if bearer(request) == "Bearer token-1":
-            provider.forget("token-1")  # another request was refused first,
+            provider.forget("token-1")  # another request was refused first
             assert provider.get_access_token() == "token-2"  # and has renewed
             return 401
         return 200
@@ -299,7 +299,7 @@ async def test_every_retry_attempt_carries_a_currently_valid_token(world: World)
 
 @pytest.mark.parametrize("count", [64, 1000])
 async def test_callers_that_start_together_fetch_one_token(world: World, count: int) -> None:
-    count = count if world.is_async else min(count, 64)  # A thousand threads are for nobody.
+    count = count if world.is_async else min(count, 64)  # Nobody runs a thousand threads.
     crowd, heard = Crowd(count), Heard()
     issuer, wire = Issuer(lambda _: crowd.wait()), Wire(lambda _: 200)
     transport = layer(world, wire, provider_over(issuer), context=Context(listener=heard))
@@ -467,11 +467,11 @@ async def test_a_token_that_cannot_be_sent_is_reported_but_not_shown(world: Worl
     assert "padded" not in str(caught.value)
 
 
-# Async providers, and leaders that leave
+# Async providers, and cancelled leaders
 
 
 class Native(AuthProvider):
-    """A provider that is async itself."""
+    """An async provider."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -699,7 +699,7 @@ def server() -> Iterator[QuotaServer]:
 
 
 def client_of(world: World, server: QuotaServer) -> Any:
-    """A client that gets its tokens from the server, whose retries there take no real time."""
+    """A client that gets its tokens from the server, and retries there without real waits."""
     provider = stkai.ClientCredentialsAuthProvider(
         server.client_id, server.client_secret, server.token_url, clock=FakeClock()
     )

@@ -1,4 +1,4 @@
-"""Sources of tokens: what a provider of one's own needs, and the one for a token that never changes."""
+"""Token sources: what a custom provider needs, and the provider for a token that never changes."""
 
 import threading
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ async def test_a_provider_need_not_be_hashable(world: World) -> None:
         assert wire.requests[0].headers["authorization"] == "Bearer t"
 
 
-# A token that one has
+# A fixed token
 
 
 async def test_a_static_token_signs_every_request_without_a_thread(world: World) -> None:

@@ -1,4 +1,4 @@
-"""Which places may see the token: origins as numbers and letters, and redirects through real httpx clients."""
+"""Who may see the token: origins in every notation, and redirects through real httpx clients."""
 
 from collections.abc import Callable, Iterable
 from itertools import pairwise
@@ -272,7 +272,7 @@ REDIRECTS = [301, 302, 303, 307, 308]
 
 
 class Everybody(BearerAuth):
-    """The same without a scope: signs whatever comes."""
+    """The same without a scope: signs every request."""
 
     def may_sign(self, url: httpx.URL, attempt: Attempt) -> bool:
         return True
@@ -294,7 +294,7 @@ class Web(Wire):
 
     @property
     def seen(self) -> list[str | None]:
-        """The `Authorization` that each hop has seen."""
+        """The `Authorization` header that each hop received."""
         return [request.headers.get("authorization") for request in self.requests]
 
 
@@ -328,7 +328,7 @@ async def test_a_redirect_takes_no_token_to_another_origin(
 
 @pytest.mark.parametrize("status", REDIRECTS)
 async def test_without_a_scope_the_token_would_leak_to_other_origins(world: World, status: int) -> None:
-    """What the tests above would see, were it not for the scope: httpx alone does not keep the token at home."""
+    """What the tests above would see without the scope: httpx alone does not keep the token from other origins."""
     web = Web(status, START, "https://evil.example.net/")
     await world.call(client_over(world, web, Everybody(Fixed())).post, START, json={})
     assert web.seen == [TOKEN, TOKEN]

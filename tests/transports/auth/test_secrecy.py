@@ -1,4 +1,4 @@
-"""Where the token and the client secret must not turn up: requests, errors, pickles, logs, variables of frames."""
+"""Where the token and the client secret must not appear: requests, errors, pickles, logs, variables of frames."""
 
 import logging
 import pickle
@@ -30,7 +30,7 @@ class Fixed(AuthProvider):
 
 
 class Odd(AuthProvider):
-    """A token that cannot be sent is a secret nevertheless."""
+    """A token that cannot be sent is still a secret."""
 
     def get_access_token(self) -> str:
         return f"{TOKEN}\n"
@@ -59,7 +59,7 @@ def pickled(thing: object) -> str:
 
 
 def with_locals(error: BaseException) -> str:
-    """What formatters of tracebacks show: the text, and the variables of each frame, as their reprs or taken apart."""
+    """What traceback formatters show: the text, and each frame's variables, as reprs or taken apart."""
     lines = list(traceback.TracebackException.from_exception(error, capture_locals=True).format())
     below: BaseException | None = error
     while below is not None:
@@ -175,7 +175,7 @@ async def test_debug_logs_of_a_whole_exchange_contain_neither_token_nor_secret(
 
 
 class StuckStream(httpcore.NetworkStream):
-    """A connection that takes so many writes and no more; httpcore's frames then hold what was to be sent."""
+    """A connection that accepts a limited number of writes; httpcore's frames then hold the unsent data."""
 
     def __init__(self, taken: int) -> None:
         self._left = taken
@@ -262,7 +262,10 @@ async def test_they_would_hold_it_if_the_frames_of_the_wire_were_not_dropped(
 
 
 async def test_the_variables_in_a_traceback_of_the_token_endpoint_hold_no_secret(world: World) -> None:
-    for taken in (0, 1):  # The head, and then the body, which holds the secret, is not taken.
+    for taken in (
+        0,
+        1,
+    ):  # The server stops accepting before the head, then before the body, which holds the secret.
         provider = provider_over(stuck_wire(taken), token_url="http://localhost:9/token")
         text = await traceback_of(world, layer(world, Wire(), provider), URL)
         assert "stuck" in text
@@ -296,7 +299,7 @@ async def test_the_variables_in_a_traceback_hold_nothing_of_a_bad_answer(world: 
 
 async def test_the_variables_in_a_traceback_after_a_401_hold_no_token(world: World) -> None:
     class Once(AuthProvider):
-        """Has one token, and then none."""
+        """Returns one token, and then none."""
 
         used = False
 

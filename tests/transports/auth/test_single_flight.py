@@ -1,4 +1,4 @@
-"""One fetch for everyone: who waits for it, for how long, and what becomes of it when they leave."""
+"""One fetch for everyone: who waits for it, for how long, and what happens to it when they leave."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.real_time
 
 
 class Hanging(AuthProvider):
-    """Provides no token until it may go on."""
+    """Provides no token until it is released."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
@@ -86,7 +86,7 @@ async def test_each_caller_waits_until_its_own_deadline(world: World, hanging: H
 
     first, late, second = await world.gather(patient, impatient, patient)
     assert late == "late"
-    # Whoever comes after the end of a fetch begins another.
+    # A caller that arrives after a fetch has ended starts another one.
     assert {first, second} <= {"token-1", "token-2"}
 
 
@@ -122,14 +122,14 @@ def test_a_program_that_gave_up_waiting_exits_at_once() -> None:
             capture_output=True,
             text=True,
             check=True,
-            timeout=30,  # Half of what the provider would take.
+            timeout=30,  # Half the time that the provider would take.
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         assert done.stdout == "gave up\n"
 
 
 class Endless(Hanging):
-    """Nobody waits for it for long, whoever asks."""
+    """Nobody waits long for it."""
 
     longest_fetch = 0.02
 
@@ -150,7 +150,7 @@ async def test_waiting_for_a_fetch_is_bounded_and_the_next_caller_starts_a_new_o
 
 
 class Native(AuthProvider):
-    """A provider that is async itself, and waits for an event of the loop that asks."""
+    """An async provider that waits for an event of the calling loop."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -241,7 +241,7 @@ def test_a_signal_handler_can_fetch_a_token_while_it_interrupts_the_start_of_a_f
 
     def interrupted(*arguments: Any) -> None:
         monkeypatch.setattr(fetches, "_start", start)
-        handled.append(get_token(provider, 10.0))  # As a handler does, in this thread.
+        handled.append(get_token(provider, 10.0))  # As a signal handler does, in this thread.
         start(*arguments)
 
     monkeypatch.setattr(fetches, "_start", interrupted)

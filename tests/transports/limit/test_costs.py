@@ -1,4 +1,4 @@
-"""A queue that counts units of cost beside requests, with nothing but numbers."""
+"""A queue that counts units of cost besides requests: numbers only."""
 
 import math
 from typing import Any
@@ -37,7 +37,7 @@ def crowd(coming: list[tuple[float, float]]) -> list[Waiter]:
 
 
 def earliest(waiters: list[Waiter], burst: float, rate: float) -> list[float]:
-    """When each may go at the earliest: two buckets, emptied in the order of arrival."""
+    """The earliest time at which each may go: two buckets, emptied in the order of arrival."""
     now, permits, units, instants = 0.0, burst, MOST, []
     for waiter in waiters:
         later = max(now, waiter.arrives)
@@ -196,12 +196,12 @@ def test_an_unused_permit_is_returned_with_its_units() -> None:
 
 @pytest.mark.parametrize("share", [0.9, 0.625, 0.1])
 def test_waiters_use_returned_units_although_nobody_wakes_them(share: float) -> None:
-    """Estimates are too high by far: the units that are really used keep up with the limit."""
+    """Estimates are far too high: the units really used still reach the limit."""
     queue = TokenBucket(1e6, 1.0, max_cost=20_000.0)
     waiters = [Waiter(0.0, cost=400.0, used=400.0 * share, serving=0.2) for _ in range(int(800 / share))]
     gone = drive(queue, waiters)
     assert len(gone) == len(waiters)
-    # At first, the bucket is full, and then what is under way must be paid for in advance.
+    # The bucket starts full; after that, requests in progress must be paid for in advance.
     start, end = 5.0, gone[-1].went - 0.5
     used = sum(waiter.used or 0.0 for waiter in gone if start <= waiter.went < end)
     assert used == pytest.approx(20_000 * (end - start), rel=0.05)
@@ -254,7 +254,7 @@ URL = "https://api.example.com/v1/chat"
 
 
 def used(response: httpx.Response) -> float:
-    """The body says what the call has cost."""
+    """The body says what the call cost."""
     return float(response.content)
 
 

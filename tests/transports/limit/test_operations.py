@@ -18,7 +18,7 @@ URL = "https://api.example.com/v1"
 
 
 class Scripted:
-    """A limiter that answers from a script, and writes down what it is told."""
+    """A limiter that answers from a script, and records what it is told."""
 
     methods: Collection[str] = frozenset({"POST"})
     max_wait_time: float | None = None

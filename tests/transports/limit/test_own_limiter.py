@@ -1,4 +1,4 @@
-"""A limiter of one's own, of twenty lines: it works wherever one of ours does, sync and async."""
+"""A custom limiter of twenty lines works wherever one of ours does, sync and async."""
 
 import threading
 from collections.abc import Collection
@@ -36,7 +36,7 @@ URL = "https://api.example.com/v1"
 
 
 class Gap:
-    """As in the documentation: leaves a gap between two requests, and doubles it after a 429."""
+    """From the documentation: leaves a gap between two requests, and doubles it after a 429."""
 
     methods: Collection[str] = frozenset({"POST"})
 
@@ -69,7 +69,7 @@ class Gap:
 
 
 class Derived(Limiter):
-    """The least that a class which derives from the protocol has to say."""
+    """The least that a class derived from the protocol must define."""
 
     methods = frozenset({"POST"})
     max_wait_time = None

@@ -27,7 +27,7 @@ TIMES = 12
 
 
 class Scripted:
-    """A store that fails when it is told to, and counts."""
+    """A store that counts its calls and fails when told to."""
 
     blocks = False
 
@@ -71,7 +71,7 @@ def answer(clock: FakeClock, status: int = 200, **headers: str) -> Answer:
 
 
 def wait_for(policy: TokenBucket | AimdLimiter, clock: FakeClock, turn: Turn | None = None) -> float:
-    """Take a permit as a flow does; returns the seconds that it took."""
+    """Take a permit as a flow does; returns the seconds it took."""
     turn = turn or Turn()
     start = clock.monotonic()
     while wait := policy.ask(turn, clock.monotonic()):
@@ -253,7 +253,7 @@ def test_after_the_return_a_request_needs_both_clocks_for_a_while(clock: FakeClo
     while clock.monotonic() < start + 1.5:
         wait_for(first, clock)
         granted += 1
-    assert granted <= 8  # Its own part, not the whole that the other leaves unused.
+    assert granted <= 8  # Its own part, not the rest of the quota that the other leaves unused.
     start, granted = clock.monotonic(), 0
     while clock.monotonic() < start + 2:
         wait_for(first, clock)

@@ -1,4 +1,4 @@
-"""The queue of tickets: who may go when, with nothing but numbers."""
+"""The queue of tickets: who may go when, numbers only."""
 
 import gc
 import math
@@ -32,12 +32,12 @@ def bucket(rate: float = 1.0, burst: float = 1.0) -> TokenBucket:
 
 
 def rounding(rate: float) -> float:
-    """Permits by which the arithmetic may be off."""
+    """Permits; the tolerance of the arithmetic."""
     return 1e-4 + 2 * TICK * rate
 
 
 def arrivals(gaps: list[float], rate: float) -> list[Waiter]:
-    """Waiters that come one after the other, at these distances, counted in permits."""
+    """Waiters that arrive one after the other, at these intervals, counted in permits."""
     now, waiters = 0.0, []
     for gap in gaps:
         now += gap / rate
@@ -70,7 +70,7 @@ def test_everybody_goes_in_order_of_arrival_at_the_time_first_given_after_one_sl
 
 @given(rates, bursts, gap_lists)
 def test_no_permit_is_withheld_from_waiters(rate: float, burst: float, gaps: list[float]) -> None:
-    """The instants are the earliest that a bucket of that size allows."""
+    """The times are the earliest that a bucket of that size allows."""
     full, last = burst, 0.0
     for waiter in drive(bucket(rate, burst), arrivals(gaps, rate)):
         full, last = min(burst, full + (waiter.arrives - last) * rate), waiter.arrives
@@ -376,10 +376,10 @@ def test_threads_that_ask_at_the_same_time_get_no_permit_twice() -> None:
 
 
 def in_a_child(function: Callable[[], str]) -> str:
-    """What the function returns in a forked child, which is killed if it hangs."""
+    """The function's result in a forked child, which is killed if it hangs."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        # Python 3.12 warns of a fork beside running threads: that is what is tested here.
+        # Python 3.12 warns about a fork while threads run, which is what is tested here.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
@@ -458,7 +458,7 @@ def test_a_signal_handler_that_interrupts_the_arithmetic_goes_at_once_and_is_pai
         waiting = queue.ask(Turn(), 1.0)
         return f"{asked}, {waiting > 0}"
 
-    # Asked while the permits of a second are added: one comes, and one is owed to the handler, which gave one back.
+    # Asked while a second's permits are added: one is released, and one is owed to the handler, which gave one back.
     assert in_a_child(interrupted) == "[0.0], True"
 
 

@@ -1,4 +1,4 @@
-"""The token bucket as a layer: who waits, how long, how often, and what becomes of a wait that fails."""
+"""The token bucket as a layer: who waits, how long, how often, and what happens when a wait fails."""
 
 import asyncio
 import threading
@@ -45,7 +45,7 @@ def post(number: int = 0, **options: Any) -> httpx.Request:
 
 
 class Bench:
-    """A token bucket around a wire that notes when each request arrives, on a clock that moves by sleeping."""
+    """A token bucket around a wire that records when each request arrives, on a clock that moves by sleeping."""
 
     def __init__(self, world: World, policy: TokenBucket, clock: FakeClock | None = None) -> None:
         self.world, self.policy = world, policy
@@ -189,7 +189,7 @@ async def test_a_waiter_that_wakes_after_its_deadline_leaves_its_permit_to_other
 
 
 class Interrupted(FakeClock):
-    """Every sleep is broken off by an exception, after half its time."""
+    """An exception interrupts every sleep after half its time."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ async def test_an_exception_while_waiting_returns_the_permit(world: World) -> No
 
 
 class InterruptedOnce(Interrupted):
-    """Only the first sleep is."""
+    """An exception interrupts only the first sleep."""
 
     def sleep(self, seconds: float) -> None:
         if self.sleeps:
@@ -355,7 +355,7 @@ async def test_a_retried_call_does_not_wait_if_a_permit_is_free_while_others_sle
 
 
 def check_exactness(sent: list[float], sleeps: list[float], rate: float, burst: int) -> None:
-    """Each permit at its instant, one sleep each, never more than the burst ahead, the rate to a tenth of a percent."""
+    """Each permit on time, one sleep each, never more than the burst ahead, the rate to a tenth of a percent."""
     assert len(sleeps) == len(sent) - burst
     assert sent == pytest.approx([max(0, number - burst + 1) / rate for number in range(len(sent))], abs=1e-6)
     assert all(number + 1 <= burst + 1 + rate * instant for number, instant in enumerate(sent))
@@ -381,7 +381,7 @@ def test_a_thousand_tasks_sleep_once_each_and_nobody_is_overtaken(event_loop: Wo
 
 
 class Stepper:
-    """Moves a clock from one sleeper's instant to the next, once the last one has sent."""
+    """Moves a clock from one sleeper's wake-up time to the next, once the last one has sent."""
 
     def __init__(self) -> None:
         self.clock = FakeClock(autojump=False)
@@ -405,7 +405,7 @@ class Stepper:
         return len(self.sent) > count
 
     def start(self, run: Callable[[], object], asleep: int) -> threading.Thread:
-        """Run something in a thread until so many sleep in all."""
+        """Run something in a thread until this many sleep in total."""
         thread = threading.Thread(target=run)
         thread.start()
         self.clock.wait_for_sleepers(asleep)

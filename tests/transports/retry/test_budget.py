@@ -1,4 +1,4 @@
-"""How many retries a budget lets through, with nothing but numbers."""
+"""How many retries a budget lets through: numbers only."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ from stkai import ConfigurationError, RetryBudget
 
 
 def retries(budget: RetryBudget, now: float, most: int = 10_000) -> int:
-    """How many retries the budget pays for at that instant."""
+    """How many retries the budget pays for at that time."""
     return sum(1 for _ in range(most) if budget.withdraw(now))
 
 

@@ -1,4 +1,4 @@
-"""The retry layer: what is tried again, when, and that nothing is lost, left open or told twice on the way."""
+"""The retry layer: what is retried, when, and that nothing is lost, left open or reported twice on the way."""
 
 import dataclasses
 import subprocess
@@ -56,7 +56,7 @@ FINAL = [
 
 
 class Bench:
-    """A retry layer over a scripted wire, on a clock that jumps, with what it told its listener."""
+    """A retry layer over a scripted wire, on a clock that jumps, with the events it emitted."""
 
     def __init__(
         self, world: World, *script: Answer | Handler, policy: RetryPolicy | None = None, **context: Any
@@ -75,7 +75,7 @@ class Bench:
         return await self.world.send(self.transport, request)
 
     async def send_buffered(self) -> httpx.Response:
-        """As the clients do, who want the whole body."""
+        """As the clients do, which want the whole body."""
         request = httpx.Request("POST", URL, content=b"body")
         attempt = Attempt(Call.start(request, self.clock.monotonic(), buffered=True))
         request.extensions[ATTEMPT] = attempt
@@ -576,7 +576,7 @@ async def test_a_paced_response_needs_no_separate_sleep(world: World) -> None:
 
 
 def pacing(layer: LayerTransport, request: httpx.Request, attempt: Attempt) -> Flow:
-    """A layer that keeps the wait after a 429, and knows nothing of other failures."""
+    """A layer that handles the wait after a 429, and ignores other failures."""
     response = yield from layer.forward(request, attempt)
     if response.status_code == 429:
         response.extensions[PACED] = True

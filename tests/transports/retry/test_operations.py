@@ -1,4 +1,4 @@
-"""The retry flow alone: what came of each attempt goes in, operations come out."""
+"""The retry flow alone: the outcome of each attempt goes in, operations come out."""
 
 import gzip
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is worth another attempt, and when: the policy alone. Numbers and outcomes in, seconds or nothing out."""
+"""What is retried, and when: the policy alone. Numbers and outcomes in, seconds or nothing out."""
 
 import ssl
 from datetime import UTC, datetime
@@ -121,7 +121,7 @@ def test_other_errors_are_final(error: BaseException) -> None:
     assert RetryPolicy().failure_of(None, error, NOW) is None
 
 
-# What another attempt could not change, or might do twice
+# What a retry could not change, or might do twice
 
 
 def untrusted() -> httpx.ConnectError:

@@ -1,4 +1,4 @@
-"""`Retry-After` in every shape: numbers and dates in, seconds or nothing out, and never an exception."""
+"""`Retry-After` in every format: numbers and dates in, seconds or nothing out, and never an exception."""
 
 import math
 from datetime import UTC, datetime, timedelta
