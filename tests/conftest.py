@@ -1,4 +1,4 @@
-"""What every test has: a clean environment, a guard against real sleeps, and the three worlds."""
+"""Shared by every test: a clean environment, a guard against real sleeps, and the three worlds."""
 
 import asyncio
 import inspect
@@ -24,7 +24,7 @@ from stkai import STKAI, SystemClock
 from .support.world import NAMES, World
 
 hypothesis.settings.register_profile(
-    # Nothing is timed, and the fixtures here hold no state that one example could leave to the next.
+    # Nothing is timed, and the fixtures here hold no state that one example could pass to the next.
     "stkai",
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -51,11 +51,11 @@ IN_BOTH_PACKAGES = (
     "transports.test_drivers",
     "transports.test_hedging",
 )
-"""The tests of transports: what they say holds in httpx and in httpx2."""
+"""The tests of transports: they must pass in httpx and in httpx2."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run tests in their worlds, and those of transports once in each package."""
+    """Run tests in their worlds, and tests of transports once in each package."""
     if "world" in metafunc.fixturenames:
         some = metafunc.definition.get_closest_marker("worlds")
         metafunc.parametrize("world", some.args if some else NAMES, indirect=True)
@@ -65,7 +65,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse ids that hold the address of an object: processes that share the tests must name them alike."""
+    """Refuse ids that contain the address of an object: processes that share the tests must agree on their names."""
     unstable = [item.nodeid for item in items if " at 0x" in item.nodeid]
     if unstable:
         raise pytest.UsageError(
@@ -77,7 +77,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The package whose requests, transports and errors a test is about: all modules of tests call it `httpx`.
 
-    All but that of the token endpoint, which is asked by httpx in any case.
+    All except those of the token endpoint, which is always asked through httpx.
     """
     name: str = getattr(request, "param", "httpx")
     for key, module in list(sys.modules.items()):
@@ -105,7 +105,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No setting and no proxy of the machine reaches a test, and no `STKAI.configure` the next one."""
+    """Keep the machine's settings and proxies out of a test, and its `STKAI.configure` out of the next one."""
     for name in os.environ:
         if name.upper().startswith("STKAI_") or name.upper().endswith("_PROXY"):
             monkeypatch.delenv(name)
@@ -115,7 +115,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_real_sleep(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A real sleep, in any thread or task, fails the test; one marked `real_time` may sleep."""
+    """Fail a test on a real sleep in any thread or task, unless it is marked `real_time`."""
     if request.node.get_closest_marker("real_time"):
         yield
         return
@@ -146,12 +146,12 @@ def no_real_sleep(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     guard(SystemClock, "sleep", position=1)
     guard(SystemClock, "asleep", position=1)
     yield
-    if elsewhere:  # What another thread raises does not reach the test by itself.
+    if elsewhere:  # An error in another thread does not reach the test by itself.
         pytest.fail(elsewhere[0])
 
 
 def _may_sleep() -> bool:
-    """Whether a module that may sleep is among the callers, or time is virtual."""
+    """Whether the sleep is allowed: a caller may sleep, or time is virtual."""
     frame = inspect.currentframe()
     while frame is not None:
         if f"{frame.f_globals.get('__name__')}.".startswith(tuple(f"{name}." for name in MAY_SLEEP)):

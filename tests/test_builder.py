@@ -1,4 +1,4 @@
-"""StackBuilder: layers in their order, bound to a wire; and what it refuses."""
+"""StackBuilder: layers in order, bound to a wire; and what it refuses."""
 
 from typing import Any
 
@@ -107,7 +107,7 @@ def test_something_other_than_a_layer_is_an_error_that_shows_one(layers: Any) ->
         StackBuilder(layers)
 
 
-def test_a_wire_of_the_other_world_is_an_error_that_says_what_to_call() -> None:
+def test_a_wire_of_the_other_kind_is_an_error_that_says_what_to_call() -> None:
     stack = StackBuilder(standard_layers())
     with pytest.raises(stkai.ConfigurationError, match=r"httpx\.BaseTransport.*build_async\(\)"):
         stack.build(httpx.AsyncHTTPTransport())  # type: ignore[arg-type]
@@ -145,7 +145,7 @@ async def test_a_stack_without_layers_is_its_wire(world: World) -> None:
     assert world.build(StackBuilder(), wire) is wire
 
 
-async def test_two_stacks_with_one_policy_object_share_its_quota(world: World) -> None:
+async def test_two_stacks_with_the_same_policy_object_share_its_quota(world: World) -> None:
     clock, bucket = FakeClock(), TokenBucket(1, 10.0, burst=1)
     wire = world.wire(200, 200)
     for _ in range(2):
@@ -154,7 +154,7 @@ async def test_two_stacks_with_one_policy_object_share_its_quota(world: World) -
     assert clock.sleeps == [pytest.approx(10.0)]
 
 
-# Layers of one's own
+# Custom layers
 
 
 class Named(LayerTransport):
@@ -186,7 +186,7 @@ async def test_a_layer_is_written_by_overriding_its_flow(world: World) -> None:
 
 
 class Foreign(httpx.BaseTransport, httpx.AsyncBaseTransport):
-    """Somebody's transport around another, which knows nothing of stkai."""
+    """A transport around another one that knows nothing about stkai."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
@@ -216,13 +216,13 @@ async def test_any_httpx_transport_can_be_a_layer(world: World, place: str) -> N
     assert response.extensions["stkai"].attempts == 2
 
 
-async def test_a_layer_that_makes_no_transport_is_an_error_that_names_it(world: World) -> None:
+async def test_a_layer_that_does_not_make_a_transport_is_an_error_that_names_the_layer(world: World) -> None:
     layer = Layer("mine", lambda inner, context: None, lambda inner, context: None)  # type: ignore[arg-type, return-value]
     with pytest.raises(stkai.ConfigurationError, match="what the layer 'mine' makes"):
         world.build(StackBuilder([layer]), world.wire())
 
 
-async def test_a_layer_of_the_other_world_is_an_error_that_names_it(world: World) -> None:
+async def test_a_layer_of_the_other_kind_is_an_error_that_names_the_layer(world: World) -> None:
     layer = Layer("mine", AsyncNamed, Named)  # type: ignore[arg-type]
     wire: Any = httpx.AsyncHTTPTransport() if world.is_async else httpx.HTTPTransport()
     with pytest.raises(stkai.ConfigurationError, match=r"Named needs an httpx\.\w+ inside"):

@@ -1,4 +1,4 @@
-"""The clients over scripted wires: what is sent, and what comes back."""
+"""The clients over scripted wires: what they send, and what they return."""
 
 import gzip
 import inspect
@@ -56,7 +56,7 @@ async def test_a_client_sends_what_httpx_would_send(
     assert ours.requests[0].content == theirs.requests[0].content
 
 
-async def test_a_header_that_is_given_replaces_the_default_one(world: World) -> None:
+async def test_a_given_header_replaces_the_default_one(world: World) -> None:
     wire = world.wire(200)
     await world.call(client_of(world, wire).get, URL, headers={"USER-AGENT": "mine", "host": "other"})
     assert wire.requests[0].headers.get_list("user-agent") == ["mine"]
@@ -132,7 +132,7 @@ async def test_an_error_names_the_callers_request(world: World) -> None:
     assert (str(caught.value.request.url), caught.value.request.content) == (URL, b'{"a":1}')
 
 
-async def test_the_request_of_a_response_can_be_sent_again_as_a_call_of_its_own(world: World) -> None:
+async def test_the_request_of_a_response_can_be_sent_again_as_a_new_call(world: World) -> None:
     clock = FakeClock()
     wire = world.wire(503, 200, 503, 200)
     transport = world.build(StackBuilder([retry()], clock=clock), wire)
@@ -142,7 +142,7 @@ async def test_the_request_of_a_response_can_be_sent_again_as_a_call_of_its_own(
     assert (again.status_code, again.extensions["stkai"].attempts) == (200, 2)
 
 
-async def test_the_request_of_an_error_can_be_sent_again_as_well(world: World) -> None:
+async def test_the_request_of_an_error_can_be_sent_again(world: World) -> None:
     wire = world.wire(httpx.ReadError("broken"), 200)
     transport = world.build(StackBuilder([retry(RetryPolicy(0))], clock=FakeClock()), wire)
     with pytest.raises(httpx.ReadError) as caught:
@@ -173,7 +173,7 @@ async def test_a_body_that_breaks_off_causes_another_attempt(world: World, verb:
 
 
 @pytest.mark.parametrize("verb", ["get", "post"])
-async def test_without_a_retry_layer_a_body_that_breaks_off_is_an_error_that_names_the_request(
+async def test_without_a_retry_layer_a_truncated_body_is_an_error_that_names_the_request(
     world: World, verb: str
 ) -> None:
     wire = world.wire(httpx.Response(200, stream=Body(b"half", BROKEN)))
@@ -204,7 +204,7 @@ async def test_a_deadline_ends_the_call(world: World, verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", ["get", "post"])
-async def test_a_deadline_bounds_the_timeouts_also_where_there_is_no_layer(world: World, verb: str) -> None:
+async def test_a_deadline_bounds_the_timeouts_even_without_layers(world: World, verb: str) -> None:
     wire = world.wire(200)
     response = await world.call(getattr(client_of(world, wire), verb), URL, deadline=10.0)
     assert all(0 < seconds <= 10.0 for seconds in wire.requests[0].extensions["timeout"].values())
@@ -214,7 +214,7 @@ async def test_a_deadline_bounds_the_timeouts_also_where_there_is_no_layer(world
 
 @pytest.mark.parametrize("layers", [(), (retry(),)], ids=["no layer", "retry"])
 @pytest.mark.parametrize("verb", ["get", "post"])
-async def test_a_body_that_trickles_in_ends_with_the_deadline(
+async def test_a_body_that_trickles_in_is_cut_off_at_the_deadline(
     world: World, verb: str, layers: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = FakeClock()

@@ -54,7 +54,7 @@ async def test_a_url_with_credentials_is_refused_and_the_password_is_not_shown(
 ) -> None:
     wire = world.wire()
     if verb == "send" and "/x@" in url:
-        return  # httpx makes no such request.
+        return  # httpx cannot make such a request.
     target = httpx.Request("GET", url) if verb == "send" else url
     with pytest.raises(stkai.InvalidArgumentError, match="credentials") as caught:
         await world.call(getattr(client_of(world, wire), verb), target)
@@ -113,7 +113,7 @@ def test_a_client_needs_a_transport(kind: Any, transport: Any) -> None:
         kind(transport)
 
 
-def test_a_client_needs_a_transport_of_its_world() -> None:
+def test_a_client_needs_a_transport_of_its_kind() -> None:
     with pytest.raises(stkai.ConfigurationError, match=r"httpx\.BaseTransport"):
         HttpClient(httpx.AsyncHTTPTransport())  # type: ignore[arg-type]
     with pytest.raises(stkai.ConfigurationError, match=r"httpx\.AsyncBaseTransport"):

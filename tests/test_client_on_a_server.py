@@ -33,7 +33,7 @@ def client_of(world: World, **options: Any) -> Any:
     return make(**options)
 
 
-async def test_requests_one_after_the_other_share_one_connection(world: World, server: QuotaServer) -> None:
+async def test_sequential_requests_share_one_connection(world: World, server: QuotaServer) -> None:
     client = build(world)
     for _ in range(5):
         execution = (await world.call(client.post, server.create_url(), data={"input_data": "x"})).json()
@@ -59,7 +59,9 @@ async def test_concurrent_requests_use_at_most_one_connection_each(world: World,
     await world.close(client)
 
 
-async def test_with_credentials_there_is_one_token_and_one_connection_to_the_service(world: World) -> None:
+async def test_with_credentials_a_client_needs_one_token_and_one_connection_to_the_service(
+    world: World,
+) -> None:
     with QuotaServer() as server:
         provider = stkai.ClientCredentialsAuthProvider(
             server.client_id, server.client_secret, server.token_url
@@ -97,7 +99,7 @@ async def test_server_sent_events_come_through(world: World, server: QuotaServer
     await world.close(client)
 
 
-# httpx leaves its generators to the garbage collector, and trio warns of it.
+# httpx leaves its generators to the garbage collector, and trio warns about that.
 @pytest.mark.filterwarnings("ignore:Async generator 'httpx:ResourceWarning")
 @pytest.mark.filterwarnings("ignore:Async generator 'httpcore:ResourceWarning")
 async def test_leaving_a_stream_early_releases_its_connection(

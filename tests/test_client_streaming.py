@@ -1,4 +1,4 @@
-"""`post_stream`: a body that arrives while it is read, and the 429 that is raised instead."""
+"""`post_stream`: a body that arrives while it is read, and a 429 that is raised instead."""
 
 import gzip
 import pickle
@@ -67,7 +67,7 @@ async def test_reading_a_streamed_response_to_its_end_closes_it(world: World) ->
     assert response.elapsed is not None
 
 
-async def test_a_failure_before_the_response_is_handed_up_is_retried(world: World) -> None:
+async def test_a_failure_before_the_response_is_returned_is_retried(world: World) -> None:
     wire = world.wire(httpx.ConnectError("refused"), 503, httpx.Response(200, stream=Body(b"one")))
     response = await world.call(stack_of(world, wire, retry()).post_stream, URL)
     assert await world.chunks(response) == [b"one"]
@@ -83,7 +83,7 @@ async def test_a_response_that_a_layer_has_read_can_still_be_streamed(world: Wor
 
 
 @pytest.mark.parametrize("is_read", [True, False])
-async def test_a_streamed_response_survives_pickling_whatever_its_clock(world: World, is_read: bool) -> None:
+async def test_a_streamed_response_can_be_pickled_whatever_its_clock(world: World, is_read: bool) -> None:
     wire = world.wire(httpx.Response(200, stream=Body(b"one")))
     client = stack_of(world, wire, retry(), clock=FakeClock())
     response = await world.call(client.post_stream, URL)
@@ -131,7 +131,7 @@ async def test_a_429_that_a_retry_overcomes_raises_nothing(world: World, verb: s
     await world.close(response)
 
 
-async def test_another_failure_after_a_429_is_itself(world: World) -> None:
+async def test_another_failure_after_a_429_is_raised_itself(world: World) -> None:
     wire = world.wire(refusal(), 500)
     client = stack_of(
         world, wire, retry(RetryPolicy(1)), adaptive(AimdLimiter(100, 60.0, penalty_factor=0.3))
@@ -139,7 +139,7 @@ async def test_another_failure_after_a_429_is_itself(world: World) -> None:
     assert (await world.call(client.post, URL)).status_code == 500
 
 
-async def test_a_429_to_a_get_is_a_response_since_the_limiter_lets_it_pass(world: World) -> None:
+async def test_a_429_to_a_get_is_a_response_because_the_limiter_lets_it_pass(world: World) -> None:
     wire = world.wire(refusal())
     client = stack_of(world, wire, adaptive(AimdLimiter(100, 60.0, penalty_factor=0.3)))
     assert (await world.call(client.get, URL)).status_code == 429

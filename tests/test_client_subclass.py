@@ -1,4 +1,4 @@
-"""HttpClient as a base class, as the API reference has it."""
+"""HttpClient as a base class, as in the API reference."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from .support.wire import Wire
 
 
 class OwnVerbs(HttpClient):
-    """As the API reference shows it: two verbs, and no call of `super().__init__`."""
+    """As in the API reference: two verbs, and no call to `super().__init__`."""
 
     def __init__(self) -> None:
         self.posted: list[Any] = []
@@ -34,7 +34,7 @@ def test_a_subclass_that_overrides_get_and_post_needs_no_transport() -> None:
         assert client.posted == [{"a": 1}]
 
 
-def test_a_subclass_without_streaming_of_its_own_does_not_stream() -> None:
+def test_a_subclass_that_does_not_override_post_stream_cannot_stream() -> None:
     with pytest.raises(NotImplementedError, match="OwnVerbs"):
         OwnVerbs().post_stream(URL)
 

@@ -69,7 +69,7 @@ def test_trio_run_inside_an_asyncio_task_sleeps_with_trio() -> None:
 
 
 def sniffed() -> str:
-    """Whose task is running."""
+    """The library whose task is running."""
     return "trio" if trio.lowlevel.in_trio_task() else "asyncio"
 
 
@@ -94,7 +94,7 @@ def test_keys_are_unique_whatever_the_seed() -> None:
 
 @pytest.mark.filterwarnings(
     "ignore:.*fork:DeprecationWarning"
-)  # Python 3.12: some other test has left a thread
+)  # Python 3.12, if another test has left a thread
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing to inherit")
 def test_a_forked_child_draws_different_random_numbers() -> None:
     context = multiprocessing.get_context("fork")

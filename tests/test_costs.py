@@ -82,7 +82,7 @@ def test_a_base64_image_does_not_count_as_text(part: object) -> None:
     assert 150 <= COST(request(body)) <= 160
 
 
-def test_text_that_looks_like_base64_is_text() -> None:
+def test_text_that_looks_like_base64_counts_as_text() -> None:
     assert COST(request(chat("A" * 40_000))) == 10_000
 
 
@@ -128,7 +128,7 @@ json_values = st.recursive(
 
 
 @given(json_values | st.binary())
-def test_no_body_and_no_answer_breaks_the_arithmetic(body: object) -> None:
+def test_no_body_or_answer_breaks_the_arithmetic(body: object) -> None:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     assert 0 <= COST(httpx.Request("POST", URL, content=content)) < math.inf
     for data in (content, b"data: " + content + b"\n\n"):
@@ -232,6 +232,6 @@ def test_responses_of_both_packages_are_read_the_same_way() -> None:
     assert SETTLE(other.Response(200, json={"usage": {"total_tokens": 21}})) == 21
 
 
-def test_a_compressed_answer_is_read_decoded() -> None:
+def test_a_compressed_answer_is_decoded_when_read() -> None:
     content = zlib.compress(json.dumps({"usage": {"total_tokens": 21}}).encode())
     assert SETTLE(httpx.Response(200, headers={"content-encoding": "deflate"}, content=content)) == 21

@@ -1,6 +1,6 @@
-"""The documentation is true: its examples run, and what it names exists.
+"""The documentation is true: its examples run, and the things it names exist.
 
-Examples run as printed. Whatever service they call is the embedded server, and time is virtual, so that they may wait.
+Examples run as printed. Any service they call is the embedded server, and time is virtual, so that they may wait.
 `<!-- skip: next -->` before a block leaves it out; `<!-- invisible-code-block: python ... -->` runs what readers need
 not see. A block may `await` at its top level, as in a notebook.
 """
@@ -102,7 +102,7 @@ def test_the_examples_of_a_page_run_one_after_the_other(page: Path) -> None:
 
 
 def close_clients(namespace: dict[str, Any]) -> None:
-    """Short examples leave their clients open, as a program may that holds one until it ends."""
+    """Allow short examples to leave their clients open, as a program may until it ends."""
     for value in namespace.values():
         if isinstance(value, stkai.HttpClient | httpx.Client | httpx.BaseTransport):
             value.close()
@@ -135,7 +135,7 @@ def test_the_messages_on_the_troubleshooting_page_are_those_of_the_source() -> N
     headings = re.findall(r"^### `(.*)`$", page, re.MULTILINE)
     assert len(headings) > 30
     source = messages()
-    # A message may be put together: each piece of it is somewhere in the source.
+    # A message may be composed: each piece of it must be somewhere in the source.
     pieces = {piece.strip() for heading in headings for piece in re.split("…|; ", heading)}
     assert {piece for piece in pieces if not any(piece in message for message in source)} == set()
 
@@ -151,7 +151,7 @@ def messages() -> list[str]:
 
 
 def test_the_links_of_the_readme_are_absolute_and_lead_to_pages_that_exist() -> None:
-    """It is shown on a package index too."""
+    """The README is also shown on a package index."""
     urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
     site = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
     assert (site["site_url"], site["repo_url"]) == (f"{urls['Documentation']}/", urls["Repository"])

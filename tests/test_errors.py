@@ -1,4 +1,4 @@
-"""The exceptions: their tree, what they tell, and that they survive pickling, copying and being shared."""
+"""The exceptions: their tree, what they say, and that they can be pickled, copied and shared."""
 
 import copy
 import inspect
@@ -55,7 +55,7 @@ def classes() -> list[type[StkaiError]]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values say the same, as far as a pickle keeps it."""
+    """Whether two values are equal, as far as pickling preserves them."""
     if isinstance(one, BaseException):
         return type(one) is type(other) and one.args == other.args and same(vars(one), vars(other))
     if isinstance(one, httpx.Request):
@@ -118,7 +118,7 @@ def test_a_refusal_by_the_server_differs_from_one_by_a_limiter() -> None:
 
 
 @each_error
-def test_every_error_survives_pickling_with_all_that_it_knows(error: StkaiError) -> None:
+def test_every_error_keeps_all_its_attributes_when_pickled(error: StkaiError) -> None:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         twin = round_trip(error, protocol)
         assert twin is not error
@@ -127,7 +127,7 @@ def test_every_error_survives_pickling_with_all_that_it_knows(error: StkaiError)
 
 
 @each_error
-def test_every_error_survives_copying_with_all_that_it_knows(error: StkaiError) -> None:
+def test_every_error_keeps_all_its_attributes_when_copied(error: StkaiError) -> None:
     for twin in (copy.copy(error), copy.deepcopy(error)):
         assert twin is not error
         assert same(error, twin)

@@ -1,4 +1,4 @@
-"""What a stack tells its listener: of which call, when, and why."""
+"""What a stack tells its listener: for which call, when, and why."""
 
 import dataclasses
 import logging
@@ -162,7 +162,7 @@ async def test_every_call_has_exactly_one_start_and_one_end(world: World, outcom
 
 
 @pytest.mark.worlds("asyncio", "trio")
-async def test_a_cancelled_call_has_an_end_too(world: World) -> None:
+async def test_a_cancelled_call_also_reports_its_end(world: World) -> None:
     heard = Heard()
 
     async def wire(_: httpx.Request) -> Answer:
@@ -209,7 +209,7 @@ async def test_layers_on_both_sides_of_another_transport_report_one_call(world: 
     assert len({event.call.id for event in heard.events}) == 1
 
 
-async def test_neither_tokens_nor_query_strings_are_heard_or_logged(
+async def test_tokens_and_query_strings_appear_in_no_event_and_no_log(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock, heard = FakeClock(), Heard()

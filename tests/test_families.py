@@ -1,4 +1,4 @@
-"""httpx and httpx2: which of them a thing belongs to, what serves both, and that nobody is made to have the other."""
+"""httpx and httpx2: which of the two a thing belongs to, what serves both, and that neither requires the other."""
 
 import copy
 import pickle
@@ -148,7 +148,7 @@ async def test_the_errors_of_a_stack_are_those_of_the_package_of_the_client(
 
 
 @BOTH
-async def test_a_request_that_the_wire_could_not_read_is_refused_with_the_reason(
+async def test_a_request_that_the_wire_cannot_read_is_refused_with_the_reason(
     world: World, module: Any
 ) -> None:
     other = httpx if module is httpx2 else httpx2
@@ -171,7 +171,7 @@ def test_the_clients_of_stkai_refuse_a_wire_of_httpx2_at_once() -> None:
         stkai.AsyncHttpClient(stack.build_async(httpx2.AsyncHTTPTransport()))
 
 
-def test_a_wire_of_the_wrong_world_is_refused_in_either_package() -> None:
+def test_a_wire_of_the_wrong_kind_is_refused_in_either_package() -> None:
     for module in PACKAGES:
         with pytest.raises(stkai.ConfigurationError, match="async"):
             RetryTransport(module.AsyncHTTPTransport())
@@ -214,7 +214,7 @@ with QuotaServer(auth_required=False) as server:
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent)
 
 
-def test_the_wire_of_the_cli_answers_either_package_in_its_own_classes() -> None:
+def test_the_cli_wire_answers_either_package_in_its_own_classes() -> None:
     with QuotaServer(auth_required=False) as server, stand_in_cli.installed():
         for module in PACKAGES:
             with module.Client(transport=StkCLITransport()) as client:
@@ -232,7 +232,7 @@ def test_the_wire_of_the_cli_answers_either_package_in_its_own_classes() -> None
                     client.post(server.create_url(), json={})
 
 
-async def test_the_settings_hold_for_the_wire_of_either_package(
+async def test_the_settings_apply_to_the_wire_of_either_package(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with proxy() as (url, log):

@@ -1,4 +1,4 @@
-"""What `import stkai` brings along, and which names it has."""
+"""What `import stkai` loads, and which names it has."""
 
 import ast
 import json
@@ -43,7 +43,7 @@ client.post("https://api.example.com", data={"a": 1})
 
 
 def loaded_by(code: str) -> set[str]:
-    """The top-level modules that a fresh Python has loaded after some code, beyond those of httpx."""
+    """The top-level modules that some code loads in a fresh Python, beyond those of httpx."""
     script = (
         "import sys, json, httpx; before = set(sys.modules)\n"
         f"{code}\n"
@@ -62,7 +62,7 @@ def test_import_stkai_loads_nothing_heavy_beyond_httpx() -> None:
     assert loaded & HEAVY == set()
 
 
-def test_a_stack_made_by_hand_sends_a_request_without_anything_heavy() -> None:
+def test_a_handmade_stack_sends_a_request_without_loading_anything_heavy() -> None:
     assert loaded_by(LAYERS) & HEAVY == set()
 
 
@@ -138,7 +138,7 @@ def test_an_unknown_name_is_an_attribute_error_that_names_it() -> None:
 
 
 def test_only_the_clock_reads_time_or_draws_random_numbers() -> None:
-    """The embedded server is a program of its own, and the demo is one."""
+    """The embedded server and the demo are separate programs."""
     free = {"_clock.py", "_demo.py"}
     forbidden = {"time", "random", "secrets"}
     for path in [*SOURCE.glob("*.py"), *(SOURCE / "transports").glob("*.py")]:

@@ -122,7 +122,7 @@ def test_many_refusals_log_one_warning_per_interval_that_counts_the_others(
     assert [line.partition("; ")[2] for line in others] == ["639 more were refused before it"] * 2
 
 
-def test_each_layer_has_an_interval_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_layer_has_its_own_interval(caplog: pytest.LogCaptureFixture) -> None:
     for layer in ("token_bucket", "adaptive", "token_bucket"):
         log_events(Rejected(call=CALL, layer=layer, wait=60.0, limit=45.0))
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]

@@ -132,7 +132,7 @@ async def test_options_travel_as_an_extension(world: World) -> None:
     assert [response.extensions["stkai"].attempts for response in (once, often)] == [1, 2]
 
 
-async def test_options_of_another_kind_are_an_error_that_says_what_to_pass(world: World) -> None:
+async def test_options_of_another_type_are_an_error_that_says_what_to_pass(world: World) -> None:
     client = world.client(world.build(StackBuilder([retry()]), world.wire()))
     with pytest.raises(stkai.ConfigurationError, match=r"must be a stkai\.RequestOptions, not dict"):
         await world.call(client.get, URL, extensions={"stkai": {"retry": None}})

@@ -197,7 +197,7 @@ async def test_a_client_from_build_client_sends_through_the_whole_stack(world: W
 @pytest.mark.parametrize(
     "rate_limit", ["leaky", "", 5, {"strategy": "adaptive"}, TokenBucket, True], ids=repr
 )
-async def test_an_unknown_rate_limit_is_an_error_that_lists_what_it_may_be(
+async def test_an_unknown_rate_limit_is_an_error_that_lists_the_choices(
     world: World, rate_limit: Any
 ) -> None:
     with pytest.raises(
@@ -213,18 +213,18 @@ def test_an_unknown_strategy_in_the_environment_is_an_error(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("retry", [3, "no", True, RetryPolicy], ids=repr)
-async def test_a_retry_that_is_no_policy_is_an_error(world: World, retry: Any) -> None:
+async def test_a_retry_that_is_not_a_policy_is_an_error(world: World, retry: Any) -> None:
     with pytest.raises(stkai.ConfigurationError, match=r"retry must be a stkai\.RetryPolicy or None"):
         client_of(world, auth=None, retry=retry)
 
 
 @pytest.mark.parametrize("provider", ["cli", 5, Provider], ids=repr)
-async def test_an_auth_that_is_no_provider_is_an_error(world: World, provider: Any) -> None:
+async def test_an_auth_that_is_not_a_provider_is_an_error(world: World, provider: Any) -> None:
     with pytest.raises(stkai.ConfigurationError, match="AuthProvider"):
         client_of(world, auth=provider)
 
 
-async def test_a_wire_of_the_other_world_is_an_error(world: World) -> None:
+async def test_a_wire_of_the_other_kind_is_an_error(world: World) -> None:
     wire: Any = httpx.HTTPTransport() if world.is_async else httpx.AsyncHTTPTransport()
     with pytest.raises(stkai.ConfigurationError, match="the wire must be"):
         client_of(world, auth=None, transport=wire)
@@ -233,7 +233,7 @@ async def test_a_wire_of_the_other_world_is_an_error(world: World) -> None:
 # Automatic authentication
 
 
-async def test_credentials_are_used_where_there_is_no_cli(world: World, credentials: None) -> None:
+async def test_credentials_are_used_without_the_cli(world: World, credentials: None) -> None:
     bearer = layer(transport_of(world, transport=world.wire()), "auth").policy
     assert bearer.provider.client_id == "the-client"
     assert AuthChoice.automatic(STKAI.config, own_wire=False).kind == "credentials"
@@ -252,7 +252,7 @@ async def test_without_cli_and_credentials_the_error_lists_what_to_do(world: Wor
 
 
 @pytest.mark.parametrize("half", ["ID", "SECRET"])
-async def test_half_of_the_credentials_is_an_error_that_names_the_other_half(
+async def test_half_of_the_credentials_is_an_error_that_names_the_missing_half(
     world: World, half: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"STKAI_AUTH_CLIENT_{half}", "something")
@@ -271,7 +271,9 @@ def test_the_cli_takes_precedence_and_signs_by_itself() -> None:
 
 
 @pytest.mark.usefixtures("cli", "credentials")
-def test_credentials_beside_the_cli_are_ignored_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_cli_takes_precedence_over_credentials_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level(logging.WARNING, "stkai"):
         transport = stkai.build_transport()
     assert isinstance(wire_of(transport), StkCLITransport)

@@ -1,4 +1,4 @@
-"""The rules for URLs: what is accepted, what an origin is, and that no message shows a password."""
+"""The rules for URLs: which are accepted, what an origin is, and that no message shows a password."""
 
 from collections.abc import Callable
 
@@ -74,6 +74,6 @@ def test_a_default_port_is_dropped_whatever_the_case_of_the_scheme(url: str) -> 
     assert str(absolute_url(url)) == "https://host/x"
 
 
-def test_an_address_in_the_other_notation_is_this_machine_too() -> None:
+def test_another_notation_of_a_loopback_address_is_still_this_machine() -> None:
     assert is_this_machine("::ffff:127.0.0.1")
     assert not is_this_machine("::ffff:10.0.0.1")

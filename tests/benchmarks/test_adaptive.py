@@ -31,7 +31,7 @@ def test_every_strategy_gets_work_done_and_accounts_for_every_answer(strategy: S
     succeeded = sum(call.succeeded for call in trace.calls)
     accepted = sum(arrival.accepted for arrival in trace.arrivals)
     assert succeeded > 50
-    # Whatever the server let in has ended well, but for what was under way at the end.
+    # Every request that the server accepted succeeded, except those in progress at the end.
     assert 0 <= accepted - succeeded <= SMALL.processes * SMALL.workers
 
 
@@ -69,7 +69,7 @@ def test_late_processes_send_nothing_before_the_middle() -> None:
     assert 30.0 <= first < 35.0
 
 
-def test_random_arrivals_come_at_their_share_of_the_quota_whatever_the_strategy() -> None:
+def test_random_arrivals_come_at_their_share_of_the_quota_with_any_strategy() -> None:
     scenario = replace(SMALL, load=0.5)
     calls = [simulate(scenario, strategy, seed=1).calls for strategy in (NO_LIMITER, ADAPTIVE)]
 
@@ -77,7 +77,7 @@ def test_random_arrivals_come_at_their_share_of_the_quota_whatever_the_strategy(
     assert abs(len(calls[0]) - len(calls[1])) <= 3
 
 
-def test_a_changed_quota_is_the_servers_from_the_middle_on() -> None:
+def test_a_changed_quota_applies_from_the_middle_of_the_run() -> None:
     scenario = replace(SMALL, step=0.5)
     trace = simulate(scenario, NO_LIMITER, seed=1)
 
@@ -96,7 +96,7 @@ def _trace(*arrivals: tuple[float, int, bool]) -> Trace:
     )
 
 
-def test_figures_are_those_of_the_span_that_was_asked_for() -> None:
+def test_figures_cover_the_requested_span() -> None:
     trace = _trace((1, 0, True), (11, 0, True), (12, 0, True), (13, 0, True), (14, 1, True), (15, 1, False))
 
     found = summarise(trace, SMALL, "some", 10.0, 20.0)
@@ -147,11 +147,11 @@ def test_a_goal_is_judged_by_its_worst_scenario() -> None:
     assert [verdict.value for verdict in missed] == pytest.approx([0.9, 10 / 90, 0.5])
 
 
-def test_no_two_goals_have_one_name() -> None:
+def test_goals_have_unique_names() -> None:
     assert len({goal.title for goal in GOALS}) == len(GOALS)
 
 
-def test_the_command_prints_the_tables_and_leaves_tables_and_plots_in_its_folder(
+def test_the_command_prints_the_tables_and_writes_tables_and_plots_to_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sharing = Section("sharing", "Sharing", [SMALL, replace(SMALL, server="bucket")], [NO_LIMITER, ADAPTIVE])

@@ -1,4 +1,4 @@
-"""The page of the adaptive limiter: what the benchmark measures gets into its tables, and nowhere else."""
+"""The adaptive limiter's page: the benchmark writes its results into the tables, and nowhere else."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ ROW = Summary("some", 20, 10, 5, 1, 0.987, 1.0, 2.0, 0.95)
 
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the page, to be written to."""
+    """A copy of the page to write to."""
     path = tmp_path / "adaptive.md"
     shutil.copy(page.DOCS, path)
     monkeypatch.setattr(page, "DOCS", path)
@@ -46,7 +46,7 @@ def test_goals_and_real_runs_are_written(copy: Path) -> None:
     assert text.count("| some | 0.500 |") == 2
 
 
-def test_jains_index_goes_from_all_to_one_to_all_the_same() -> None:
+def test_jains_index_ranges_from_one_taker_to_equal_shares() -> None:
     assert jain_index([3, 3, 3]) == 1.0
     assert jain_index([4, 0, 0, 0]) == 0.25
     assert jain_index([0, 0]) is None

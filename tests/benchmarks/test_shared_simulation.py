@@ -1,4 +1,4 @@
-"""A group that shares what it learns: hardly a refusal where it is alone, and its part beside strangers."""
+"""A group that shares what it learns: hardly any refusals when alone, and its share when others use the quota too."""
 
 import pytest
 from benchmarks.adaptive.scenario import SERVERS, Scenario, ServerKind
@@ -34,7 +34,7 @@ def test_a_group_finds_a_quota_that_halves_with_few_refusals() -> None:
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_a_group_holds_its_part_beside_strangers(server: ServerKind) -> None:
+def test_a_group_keeps_its_share_beside_outsiders(server: ServerKind) -> None:
     scenario = Scenario(server=server, windows=30, cold=10)
     accepted, _, each = counts(simulate(scenario, HALF_SHARED, seed=1), scenario)
     assert 0.35 <= sum(each[5:]) / accepted <= 0.65

@@ -55,7 +55,7 @@ def test_the_demo_leaves_the_plots_out_when_asked(monkeypatch: pytest.MonkeyPatc
     assert "adaptive" in output
 
 
-def test_the_demo_ends_non_zero_if_a_request_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_exits_non_zero_if_a_request_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     summary = Summary("one", 3, 2, 0, 0, 1.0, 0.1, 0.2, None)
 
     def lossy(self: Batch, strategy: str, advance: Any) -> Run:
@@ -70,7 +70,7 @@ def test_the_demo_ends_non_zero_if_a_request_was_lost(monkeypatch: pytest.Monkey
 
 
 class Dead:
-    """A worker process that has died without a word."""
+    """A worker process that has died without a message."""
 
     def is_alive(self) -> bool:
         return False
@@ -83,14 +83,14 @@ class Nothing:
         raise queue.Empty
 
 
-def test_requests_of_a_process_that_died_are_given_up_and_not_waited_for() -> None:
+def test_the_demo_does_not_wait_for_requests_of_a_dead_process() -> None:
     workers: Any = [Dead()]
     outcomes: Any = Nothing()
     clock: Any = FakeClock()
     assert list(_demo._collect(5, outcomes, workers, lambda _: None, clock)) == []
 
 
-def test_quantiles_of_none_or_one_are_what_there_is() -> None:
+def test_quantiles_of_no_or_one_value_are_defined() -> None:
     assert _demo._quantile([], 50) == 0.0
     assert _demo._quantile([2.0], 95) == 2.0
     assert _demo._quantile([1.0, 2.0, 3.0], 50) == 2.0
@@ -123,7 +123,7 @@ def test_explain_says_when_the_adaptive_limiter_has_to_find_the_quota(
     assert ("the adaptive limiter finds it" in run("explain").output) is searches
 
 
-def test_explain_without_any_authentication_says_what_would_help() -> None:
+def test_explain_without_authentication_says_what_would_help() -> None:
     result = run("explain")
     assert result.exit_code == 0
     assert "Authentication: none" in result.output
@@ -163,7 +163,7 @@ def test_explain_fits_80_columns_and_cuts_nothing_off(
     assert "STKAI_HTTP_MAX_KEEPALIVE_CONNECTIONS" in result.output
 
 
-def test_explain_shows_variables_that_nothing_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain_shows_unused_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STKAI_RATE_LIMITS_ENABLED", "true")
     result = run("explain")
     (line,) = (line for line in result.output.splitlines() if "STKAI_RATE_LIMITS_ENABLED" in line)
@@ -176,7 +176,7 @@ def test_the_version_is_that_of_the_package() -> None:
     assert stkai.__version__ == version("stkai")
 
 
-def test_explain_of_an_impossible_configuration_ends_with_2_and_names_the_variable(
+def test_explain_of_an_invalid_configuration_exits_with_2_and_names_the_variable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("STKAI_RATE_LIMIT_STRATEGY", "leaky")

@@ -1,4 +1,4 @@
-"""`stkai quota` and what `stkai explain` says of a shared quota."""
+"""`stkai quota`, and what `stkai explain` says about a shared quota."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def store(tmp_path: Path) -> FileStore:
     return store
 
 
-def test_quota_shows_one_snapshot_where_there_is_no_terminal(store: FileStore) -> None:
+def test_quota_shows_one_snapshot_without_a_terminal(store: FileStore) -> None:
     result = run("quota", "team-key", "--store", f"file://{store.path}")
     assert result.exit_code == 0, result.output
     rows = {line.split("  ")[0].strip(): line for line in result.output.splitlines() if line.strip()}
@@ -39,7 +39,7 @@ def test_quota_shows_one_snapshot_where_there_is_no_terminal(store: FileStore) -
     assert "0 s ago" in rows["last 429"]
 
 
-def test_quota_gives_json_to_scripts_and_is_no_member(store: FileStore) -> None:
+def test_quota_prints_json_for_scripts_and_is_not_a_member(store: FileStore) -> None:
     for _ in range(2):
         result = run("quota", "team-key", "--store", f"file://{store.path}", "--json")
         assert json.loads(result.output)["members"] == 2

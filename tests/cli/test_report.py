@@ -35,14 +35,14 @@ def test_a_table_has_a_line_for_each_strategy_with_its_ratios() -> None:
     ]
 
 
-def test_a_table_fits_into_eighty_columns() -> None:
+def test_a_table_fits_in_eighty_columns() -> None:
     lines = _render(ROW, Summary("no limiter", 62901, 1500, 61401, 15000, 1.0, 0.3, 179.8, None))
 
     assert not any("…" in line for line in lines)
     assert lines[-1].split()[-1] == "-"
 
 
-def test_the_share_of_failed_calls_is_that_of_all_that_ended() -> None:
+def test_the_share_of_failed_calls_is_relative_to_all_finished_calls() -> None:
     assert Summary("x", 0, 75, 0, 25, 1, 0, 0, None).failed_share == pytest.approx(0.25)
 
 
@@ -52,5 +52,5 @@ def test_a_strategy_that_sent_nothing_has_no_ratios_to_divide_by() -> None:
     assert (nothing.refused_per_success, nothing.failed_share) == (0.0, 0.0)
 
 
-def test_refusals_without_any_success_are_infinitely_many_per_success() -> None:
+def test_refusals_without_a_success_count_as_infinitely_many_per_success() -> None:
     assert ratio(3, 0) == math.inf

@@ -1,4 +1,4 @@
-"""Settings: every source, their order, what is allowed, and what is said when something is not."""
+"""Settings: all sources, their order, what is allowed, and the errors for anything else."""
 
 import logging
 import os
@@ -26,7 +26,7 @@ SECRET = "s3cr3t-of-the-client"
 
 @pytest.fixture
 def stkai() -> GlobalSettings:
-    """Settings of their own, as those of a new process."""
+    """Separate settings, as in a new process."""
     return GlobalSettings()
 
 
@@ -101,7 +101,7 @@ def test_the_environment_can_name_the_file(
     assert row(stkai, "STKAI_ENV_FILE") == Explained("STKAI_ENV_FILE", str(tmp_path / "a.env"), "environment")
 
 
-def test_the_file_named_by_configure_beats_the_one_of_the_environment_and_outlives_a_change_of_folder(
+def test_configures_env_file_beats_the_environments_and_survives_a_change_of_directory(
     stkai: GlobalSettings, env: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.env").write_text("STKAI_HTTP_MAX_CONNECTIONS=7")
@@ -113,9 +113,7 @@ def test_the_file_named_by_configure_beats_the_one_of_the_environment_and_outliv
     assert stkai.config.http == HttpConfig(max_connections=7, http2=True)
 
 
-def test_a_file_that_is_not_named_is_not_read(
-    stkai: GlobalSettings, env: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_an_unnamed_file_is_not_read(stkai: GlobalSettings, env: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("STKAI_HTTP_MAX_CONNECTIONS=7")
     env.chdir(tmp_path)
     assert stkai.config.http.max_connections == 100
@@ -192,7 +190,7 @@ def test_the_environment_is_read_once(stkai: GlobalSettings, env: pytest.MonkeyP
     assert stkai.config.http.max_connections == 2
 
 
-def test_what_comes_into_the_environment_between_configure_and_first_use_counts(
+def test_changes_to_the_environment_between_configure_and_first_use_count(
     stkai: GlobalSettings, env: pytest.MonkeyPatch
 ) -> None:
     stkai.configure(rate_limit={"enabled": True})
@@ -403,7 +401,7 @@ def test_a_refused_value_of_a_file_is_named_with_the_file(stkai: GlobalSettings,
         ([0], "[0]"),
     ],
 )
-def test_a_refused_argument_of_configure_is_named_with_the_variable_that_would_do(
+def test_a_refused_argument_of_configure_is_named_with_its_variable(
     stkai: GlobalSettings, value: object, shown: str
 ) -> None:
     with pytest.raises(ConfigurationError) as caught:
@@ -428,7 +426,7 @@ def test_one_error_lists_everything_that_is_wrong(stkai: GlobalSettings, env: py
 
 
 @pytest.mark.parametrize(("there", "missing"), [("ID", "SECRET"), ("SECRET", "ID")])
-def test_half_of_the_credentials_is_an_error_that_names_the_other_half(
+def test_half_of_the_credentials_is_an_error_that_names_the_missing_half(
     stkai: GlobalSettings, env: pytest.MonkeyPatch, there: str, missing: str
 ) -> None:
     env.setenv(f"STKAI_AUTH_CLIENT_{there}", SECRET)
@@ -437,7 +435,9 @@ def test_half_of_the_credentials_is_an_error_that_names_the_other_half(
     assert SECRET not in said
 
 
-def test_the_halves_may_come_from_two_sources(stkai: GlobalSettings, env: pytest.MonkeyPatch) -> None:
+def test_client_id_and_secret_may_come_from_two_sources(
+    stkai: GlobalSettings, env: pytest.MonkeyPatch
+) -> None:
     assert not stkai.config.auth.has_credentials()
     env.setenv("STKAI_AUTH_CLIENT_ID", "id")
     stkai.configure(auth={"client_secret": SECRET})
@@ -448,18 +448,18 @@ def test_the_halves_may_come_from_two_sources(stkai: GlobalSettings, env: pytest
 # Direct construction
 
 
-def test_a_section_made_by_hand_reads_no_environment(env: pytest.MonkeyPatch) -> None:
+def test_a_section_created_directly_does_not_read_the_environment(env: pytest.MonkeyPatch) -> None:
     env.setenv("STKAI_RATE_LIMIT_MAX_REQUESTS", "7")
     assert RateLimitConfig(time_window=1).max_requests == 100
     assert Settings(rate_limit=RateLimitConfig(max_requests=5)).rate_limit.max_requests == 5
 
 
 def made(model: type[Any], **values: object) -> Any:
-    """A section from values that a type checker would not let pass."""
+    """A section from values that a type checker would reject."""
     return model(**values)
 
 
-def test_a_section_made_by_hand_takes_a_path_and_one_origin() -> None:
+def test_a_section_created_directly_accepts_a_path_and_one_origin() -> None:
     assert made(HttpConfig, verify=Path(__file__)).verify == __file__
     assert made(AuthConfig, origins="https://a.example").origins == ("https://a.example",)
 
@@ -491,7 +491,7 @@ def test_a_section_made_by_hand_takes_a_path_and_one_origin() -> None:
         ),
     ],
 )
-def test_a_section_made_by_hand_refuses_with_its_own_name(
+def test_a_section_created_directly_names_itself_in_its_errors(
     model: type[Any], values: dict[str, object], said: str
 ) -> None:
     with pytest.raises(ConfigurationError) as caught:
@@ -548,7 +548,7 @@ def test_the_presets_are_those_of_stkai_0_4(
 
 
 class Lending:
-    """A store of one's own."""
+    """A custom store."""
 
     def lease(self) -> None: ...
 
@@ -557,7 +557,7 @@ class Lending:
     "store",
     [None, "file", "file:///var/x", "redis://host:6379/0", "rediss://host", "unix:///run/redis", Lending()],
 )
-def test_a_share_has_a_store_of_a_known_kind(store: object) -> None:
+def test_a_share_accepts_a_store_of_each_known_kind(store: object) -> None:
     config = made(RateLimitConfig, share="team", store=store)
     assert (config.share, config.store) == ("team", store)
 
@@ -632,13 +632,13 @@ def test_errors_do_not_show_secrets(stkai: GlobalSettings, bad: dict[str, Any]) 
     with pytest.raises(ConfigurationError) as caught:
         stkai.configure(**bad)
     error: BaseException | None = caught.value
-    while error is not None:  # a traceback prints the causes, too
+    while error is not None:  # a traceback prints the causes too
         assert SECRET not in str(error)
         error = error.__cause__
 
 
 @given(st.text(), st.text(), st.sampled_from(["http", "socks5"]))
-def test_masking_hides_all_that_stands_before_the_host(user: str, password: str, scheme: str) -> None:
+def test_masking_hides_everything_before_the_host(user: str, password: str, scheme: str) -> None:
     assert masked(f"{scheme}://{user}:{password}@host:1") == f"{scheme}://{MASK}@host:1"
     assert masked(f"_{user}:{password}@host:1") == f"{MASK}@host:1"
     assert masked("https://host/path") == "https://host/path"
@@ -653,7 +653,7 @@ def test_explain_is_a_table_of_all_rows(stkai: GlobalSettings, env: pytest.Monke
     assert {line.index(line.split()[1]) for line in lines} == {head.index("value")}
 
 
-def test_an_unknown_variable_is_warned_of_once_and_explained_without_its_value(
+def test_an_unknown_variable_gives_one_warning_and_is_explained_without_its_value(
     stkai: GlobalSettings, env: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     env.setenv("STKAI_AUTH_CLIENT_SECRT", SECRET)
@@ -675,7 +675,7 @@ def test_an_unknown_variable_is_warned_of_once_and_explained_without_its_value(
     assert SECRET not in explained
 
 
-def test_an_unknown_variable_of_a_file_is_told_with_the_file(
+def test_an_unknown_variable_in_a_file_is_reported_with_the_file(
     stkai: GlobalSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "x.env"
@@ -690,7 +690,7 @@ def test_an_unknown_variable_of_a_file_is_told_with_the_file(
     )
 
 
-def test_explain_prints_the_table_or_hands_its_lines_to_whoever_wants_them(
+def test_explain_prints_the_table_or_passes_its_lines_to_a_function(
     stkai: GlobalSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines: list[str] = []
@@ -720,7 +720,9 @@ limits = st.builds(
 
 
 @given(retries, limits)
-def test_what_explain_shows_can_be_set_as_variables(retry: RetryConfig, rate_limit: RateLimitConfig) -> None:
+def test_the_values_that_explain_shows_can_be_set_as_variables(
+    retry: RetryConfig, rate_limit: RateLimitConfig
+) -> None:
     rows = load({"retry": dict(retry), "rate_limit": dict(rate_limit)}).rows
     shown = {each.variable: each.value for each in rows if "_AUTH_" not in each.variable}
     with mock.patch.dict(os.environ, shown):
@@ -730,7 +732,7 @@ def test_what_explain_shows_can_be_set_as_variables(retry: RetryConfig, rate_lim
 # The process-wide settings
 
 
-def test_there_is_one_for_the_process() -> None:
+def test_there_is_one_instance_per_process() -> None:
     STKAI.configure(http={"max_connections": 3})
     assert STKAI.config.http.max_connections == 3
     STKAI.reset()

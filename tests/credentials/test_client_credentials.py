@@ -1,4 +1,4 @@
-"""Tokens by client credentials: how they are asked for, kept, renewed once for all, and what goes wrong."""
+"""Client credentials tokens: how they are requested, kept and renewed once for all callers, and what can go wrong."""
 
 import _thread
 import base64
@@ -66,7 +66,7 @@ def test_a_token_in_its_margin_is_used_while_it_is_being_renewed() -> None:
 
 
 @pytest.mark.parametrize("margin", [60.0, 1e9])
-def test_a_margin_longer_than_half_of_the_life_is_cut_to_half(margin: float) -> None:
+def test_a_margin_longer_than_half_the_lifetime_is_cut_to_half(margin: float) -> None:
     issuer, clock = Issuer(expires_in=100), FakeClock()
     provider = provider_over(issuer, clock, refresh_margin=margin)
     provider.get_access_token()
@@ -76,7 +76,7 @@ def test_a_margin_longer_than_half_of_the_life_is_cut_to_half(margin: float) -> 
     assert provider.get_access_token() == "token-2"
 
 
-def test_without_a_margin_a_token_is_used_to_its_end() -> None:
+def test_without_a_margin_a_token_is_used_until_it_expires() -> None:
     clock = FakeClock()
     provider = provider_over(Issuer(expires_in=100), clock, refresh_margin=0)
     provider.get_access_token()
@@ -154,7 +154,7 @@ def stdlib_json(content: object) -> str:
     return json.dumps(content)
 
 
-def test_forgetting_drops_the_token_that_is_in_use_and_no_other() -> None:
+def test_forgetting_drops_only_the_token_in_use() -> None:
     issuer = Issuer()
     provider = provider_over(issuer)
     provider.get_access_token()
@@ -168,11 +168,11 @@ def test_forgetting_drops_the_token_that_is_in_use_and_no_other() -> None:
     assert issuer.fetches == 2
 
 
-# One fetch for all
+# One fetch for all callers
 
 
 def in_threads(count: int, work: Callable[[], Any]) -> list[Any]:
-    """What `work` returns or raises in so many threads that start together."""
+    """What `work` returns or raises in this many threads that start together."""
     together = threading.Barrier(count)
 
     def run() -> Any:
@@ -186,7 +186,7 @@ def in_threads(count: int, work: Callable[[], Any]) -> list[Any]:
         return [future.result() for future in [pool.submit(run) for _ in range(count)]]
 
 
-def test_64_threads_that_start_together_fetch_one_token() -> None:
+def test_64_threads_starting_together_fetch_one_token() -> None:
     issuer = Issuer(lambda _: wait_for_followers(provider, 63))
     provider = provider_over(issuer)
     assert in_threads(64, provider.get_access_token) == ["token-1"] * 64
@@ -195,7 +195,7 @@ def test_64_threads_that_start_together_fetch_one_token() -> None:
 
 def test_a_caller_that_arrives_just_after_a_renewal_does_not_renew_again() -> None:
     class Interleaved(FakeClock):
-        """At its first reading, somebody else fetches a token between the look at the cache and the lead."""
+        """On its first reading, somebody else fetches a token between the cache check and the fetch."""
 
         armed = True
 
@@ -212,7 +212,7 @@ def test_a_caller_that_arrives_just_after_a_renewal_does_not_renew_again() -> No
     assert issuer.fetches == 1
 
 
-def test_while_one_renews_the_others_go_on_with_the_token_in_its_margin() -> None:
+def test_while_one_caller_renews_the_others_use_the_expiring_token() -> None:
     def watch(number: int) -> None:
         if number == 2:
             with ThreadPoolExecutor(1) as pool:
@@ -230,7 +230,7 @@ def test_while_one_renews_the_others_go_on_with_the_token_in_its_margin() -> Non
     assert issuer.fetches == 2
 
 
-def test_a_failed_fetch_wakes_all_who_wait_and_each_gets_an_error_of_its_own() -> None:
+def test_a_failed_fetch_wakes_all_waiters_and_each_gets_its_own_error() -> None:
     def refuse(_: httpx.Request) -> httpx.Response:
         wait_for_followers(provider, 15)
         return httpx.Response(400, json={"error": "invalid_scope"})
@@ -244,7 +244,7 @@ def test_a_failed_fetch_wakes_all_who_wait_and_each_gets_an_error_of_its_own() -
     assert {str(error) for error in errors} == {f"the token endpoint {TOKEN_URL} answered 400: invalid_scope"}
 
 
-def test_the_error_of_one_who_waited_keeps_its_cause() -> None:
+def test_the_error_of_a_waiter_keeps_its_cause() -> None:
     def fail(_: httpx.Request) -> httpx.Response:
         wait_for_followers(provider, 3)
         raise httpx.ConnectError("refused")
@@ -280,7 +280,7 @@ def test_ctrl_c_ends_the_wait_of_the_main_thread_and_leaves_the_fetch_to_the_oth
     assert issuer.fetches == 1
 
 
-def test_an_interrupt_that_a_provider_raises_reaches_all_who_wait() -> None:
+def test_an_interrupt_that_a_provider_raises_reaches_all_waiters() -> None:
     def stop(_: int) -> None:
         wait_for_followers(provider, 4)
         raise SystemExit(3)
@@ -295,7 +295,7 @@ def test_an_interrupt_that_a_provider_raises_reaches_all_who_wait() -> None:
     assert in_threads(4, get) == [3] * 4
 
 
-def test_a_forked_child_does_not_wait_for_a_leader_that_only_its_parent_has(
+def test_a_forked_child_does_not_wait_for_its_parents_leader(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fork(number: int) -> None:
@@ -316,7 +316,7 @@ REFUSED = httpx.Response(401, json={"error": "invalid_client", "error_descriptio
 
 
 def attempts(provider: ClientCredentialsAuthProvider, count: int) -> list[str]:
-    """The errors of so many calls, one after another."""
+    """The errors of this many sequential calls."""
     said = []
     for _ in range(count):
         with pytest.raises(AuthenticationError) as caught:
@@ -392,10 +392,10 @@ def test_a_refused_renewal_leaves_the_old_token_in_use_and_is_remembered_too() -
     assert provider.get_access_token() == "token-2"
 
 
-# When a renewal fails, and the old token is still good
+# When a renewal fails while the old token is still valid
 
 
-def test_a_token_that_cannot_be_renewed_serves_to_its_end(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_token_that_cannot_be_renewed_is_used_until_it_expires(caplog: pytest.LogCaptureFixture) -> None:
     def fail_from_the_second(number: int) -> None:
         if number > 1:
             raise httpx.ReadError("broken")
@@ -429,7 +429,7 @@ def test_while_the_endpoint_is_down_a_valid_token_does_not_delay_every_call() ->
     assert issuer.fetches == 3
 
 
-def test_those_who_wait_for_a_renewal_that_fails_get_the_token_that_is_still_good() -> None:
+def test_those_who_wait_for_a_failed_renewal_get_the_token_that_is_still_valid() -> None:
     def fail_the_second(number: int) -> None:
         if number == 2:
             raise RuntimeError("down")
@@ -441,10 +441,10 @@ def test_those_who_wait_for_a_renewal_that_fails_get_the_token_that_is_still_goo
     assert in_threads(16, provider.get_access_token) == ["token-1"] * 16
 
 
-# How it is asked for
+# How a token is requested
 
 
-def test_a_token_is_asked_for_by_the_client_credentials_grant() -> None:
+def test_a_token_is_requested_with_the_client_credentials_grant() -> None:
     issuer = Issuer()
     provider_over(issuer).get_access_token()
     (request,) = issuer.requests
@@ -459,7 +459,7 @@ def test_a_token_is_asked_for_by_the_client_credentials_grant() -> None:
     assert max(request.extensions["timeout"].values()) <= 30
 
 
-def test_a_scope_and_an_audience_are_asked_for() -> None:
+def test_a_scope_and_an_audience_are_requested() -> None:
     issuer = Issuer()
     provider_over(issuer, scope="read write", audience="https://api.example.com").get_access_token()
     form = httpx.QueryParams(issuer.bodies[0].decode())
@@ -501,7 +501,7 @@ def test_the_answer_is_closed_whether_it_is_a_token_or_not() -> None:
         assert wire.open == 0
 
 
-def test_a_wire_of_ones_own_is_not_closed_and_the_default_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_default_wire_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = Issuer()
     provider_over(mine).get_access_token()
     assert not mine.closed
@@ -520,11 +520,11 @@ def test_a_wire_of_ones_own_is_not_closed_and_the_default_one_is(monkeypatch: py
     assert configs == [http]
 
 
-# What is transient is tried again, shortly
+# Transient failures are retried briefly
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-def test_a_transient_status_is_tried_again(status: int) -> None:
+def test_a_transient_status_is_retried(status: int) -> None:
     clock = FakeClock()
     wire = Wire(status, status, grant())
     assert provider_over(wire, clock).get_access_token() == "token-1"
@@ -536,7 +536,7 @@ def test_a_transient_status_is_tried_again(status: int) -> None:
 @pytest.mark.parametrize(
     "error", [httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), httpx.RemoteProtocolError("cut off")]
 )
-def test_a_broken_connection_is_tried_again(error: Exception) -> None:
+def test_a_broken_connection_is_retried(error: Exception) -> None:
     assert provider_over(Wire(error, error, grant())).get_access_token() == "token-1"
 
 
@@ -546,19 +546,19 @@ class Breaking(httpx.SyncByteStream):
         raise httpx.ReadError("cut off")
 
 
-def test_an_answer_that_breaks_off_in_its_middle_is_tried_again() -> None:
+def test_a_truncated_answer_is_retried() -> None:
     wire = Wire(httpx.Response(200, stream=Breaking()), grant())
     assert provider_over(wire).get_access_token() == "token-1"
     assert wire.open == 0
 
 
-def test_three_attempts_are_enough() -> None:
+def test_at_most_three_attempts_are_made() -> None:
     wire = Wire(503, 503, httpx.Response(503, json={"error": "temporarily_unavailable"}))
     with pytest.raises(AuthenticationError, match="answered 503: temporarily_unavailable"):
         provider_over(wire).get_access_token()
 
 
-def test_a_retry_after_is_honoured_if_it_is_short() -> None:
+def test_a_short_retry_after_is_honoured() -> None:
     clock = FakeClock()
     provider_over(Wire(httpx.Response(503, headers={"Retry-After": "4"}), grant()), clock).get_access_token()
     assert clock.sleeps[0] >= 4.0
@@ -576,7 +576,7 @@ def test_a_refusal_is_final(status: int) -> None:
 
 
 def failure(*answers: Any, clock: FakeClock | None = None) -> AuthenticationError:
-    """The error that comes of an endpoint with these answers; it never shows the secret."""
+    """The error caused by an endpoint with these answers; it never shows the secret."""
     wire = Wire(*answers)
     with pytest.raises(AuthenticationError) as caught:
         provider_over(wire, clock).get_access_token()
@@ -587,7 +587,7 @@ def failure(*answers: Any, clock: FakeClock | None = None) -> AuthenticationErro
     return caught.value
 
 
-def test_a_refusal_says_the_status_the_error_and_its_description() -> None:
+def test_a_refusal_shows_the_status_the_error_and_its_description() -> None:
     answer = httpx.Response(400, json={"error": "invalid_client", "error_description": "no such client"})
     assert str(failure(answer)).endswith("answered 400: invalid_client: no such client")
 
@@ -600,7 +600,7 @@ def test_a_401_says_what_to_check() -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"<html>Forbidden</html>", b"[1]", b'{"error": {"code": 3}, "error_description": null}']
 )
-def test_a_refusal_without_reasons_says_the_status(body: bytes) -> None:
+def test_a_refusal_without_reasons_shows_the_status(body: bytes) -> None:
     assert str(failure(httpx.Response(403, content=body))).endswith("answered 403")
 
 
@@ -611,7 +611,7 @@ def test_a_secret_that_the_endpoint_repeats_is_not_shown() -> None:
     assert str(error).endswith("answered 400: wrong [secret]: in body: client_secret=[secret]&x")
 
 
-def test_the_words_of_an_endpoint_are_shown_short_and_on_one_line() -> None:
+def test_an_endpoints_words_are_shortened_and_shown_on_one_line() -> None:
     words = {"error": "bad\r\nFATAL: forged \x1b[31mline", "error_description": "x" * 10_000}
     error = str(failure(httpx.Response(400, json=words)))
     assert error.isprintable()
@@ -679,7 +679,7 @@ def test_reading_a_huge_answer_stops_at_a_limit() -> None:
     assert body.pieces == 5
 
 
-def test_an_answer_that_is_huge_when_unpacked_is_refused() -> None:
+def test_an_answer_that_is_huge_when_decompressed_is_refused() -> None:
     import gzip
 
     bomb = gzip.compress(b" " * 5_000_000)
@@ -687,7 +687,7 @@ def test_an_answer_that_is_huge_when_unpacked_is_refused() -> None:
     assert "the answer is longer than" in str(failure(answer))
 
 
-def test_a_compressed_answer_that_was_not_asked_for_is_read_nevertheless() -> None:
+def test_an_unrequested_compressed_answer_is_still_read() -> None:
     import gzip
 
     body = gzip.compress(grant().content)
@@ -695,14 +695,14 @@ def test_a_compressed_answer_that_was_not_asked_for_is_read_nevertheless() -> No
     assert provider_over(Wire(answer)).get_access_token() == "token-1"
 
 
-def test_an_answer_that_drips_is_given_up_after_30_seconds() -> None:
+def test_an_answer_that_drips_is_abandoned_after_30_seconds() -> None:
     clock = FakeClock()
     error = failure(httpx.Response(200, stream=Endless(clock)), clock=clock)
     assert "30 s" in str(error)
     assert clock.monotonic() < 40.0
 
 
-def test_all_attempts_together_take_no_more_than_30_seconds() -> None:
+def test_all_attempts_together_take_at_most_30_seconds() -> None:
     def slow(_: httpx.Request) -> httpx.Response:
         clock.sleep(12.0)
         raise httpx.ReadTimeout("slow")
@@ -824,7 +824,7 @@ def test_create_standalone_auth_takes_everything_from_its_config() -> None:
     assert provider.refresh_margin == 5
 
 
-def test_create_standalone_auth_without_a_config_takes_the_settings_of_the_process(
+def test_create_standalone_auth_without_a_config_uses_the_process_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: list[Any] = []

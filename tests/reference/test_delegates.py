@@ -1,4 +1,4 @@
-"""Clients around other clients: those of requests too, with the options of a call, and what they refuse."""
+"""Clients around other clients, including requests: the options of a call, and what they refuse."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ each_decorator = pytest.mark.parametrize("decorator", DECORATORS)
 
 
 class WithRequests(HttpClient):
-    """The example of the reference, to the letter."""
+    """The example in the reference, to the letter."""
 
     def get(self, url: str, headers: Any = None, timeout: float = 30) -> Any:  # type: ignore[override]
         return requests.get(url, headers=headers, timeout=timeout)
@@ -43,7 +43,7 @@ class WithRequests(HttpClient):
 
 
 class Scripted(HttpClient):
-    """A client that returns, or raises, one thing after another, and the last one for ever."""
+    """A client that returns or raises one thing after another, and then repeats the last one."""
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
@@ -76,7 +76,7 @@ def server() -> Iterator[QuotaServer]:
         yield server
 
 
-# Responses of requests
+# Responses from requests
 
 
 @each_decorator
@@ -91,7 +91,9 @@ def test_the_example_of_the_reference_returns_the_responses_of_requests(
 
 
 @each_decorator
-def test_a_stream_of_requests_is_passed_on_unread(server: QuotaServer, decorator: Callable[..., Any]) -> None:
+def test_a_stream_from_requests_is_passed_on_unread(
+    server: QuotaServer, decorator: Callable[..., Any]
+) -> None:
     client = decorator(WithRequests(), 100, 60.0)
     with client.post_stream(server.chat_url(), {"user_prompt": "a b c", "streaming": True}) as response:
         assert not response._content_consumed
@@ -99,7 +101,7 @@ def test_a_stream_of_requests_is_passed_on_unread(server: QuotaServer, decorator
 
 
 @pytest.mark.parametrize("verb", ["post", "post_stream"])
-def test_a_429_of_requests_is_learned_from_and_raised_with_its_body(server: QuotaServer, verb: str) -> None:
+def test_a_429_from_requests_is_learned_from_and_raised_with_its_body(server: QuotaServer, verb: str) -> None:
     server.fail_with(429, headers={"Retry-After": "7"}, body="too much", path="/echo")
     client = AdaptiveRateLimitedHttpClient(WithRequests(), 100, 60.0, max_wait_time=5.0)
     with pytest.raises(ServerSideRateLimitError) as refused:
@@ -225,7 +227,7 @@ def test_an_option_that_does_not_exist_is_a_type_error(decorator: Callable[..., 
         client.post(URL, json={})
 
 
-# What can be wrapped, and what is kept
+# What can be wrapped, and what stays available
 
 
 def test_a_client_keeps_its_numbers_as_attributes() -> None:
@@ -258,7 +260,7 @@ class Coroutines(Duck):
 
 
 class MySession(requests.Session):
-    """Still one that sends forms."""
+    """Still a client that sends forms."""
 
 
 @each_decorator

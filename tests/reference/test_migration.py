@@ -1,4 +1,4 @@
-"""What code that was written for stkai 0.4 finds here, and what it is told of the rest."""
+"""What code written for stkai 0.4 finds here, and what it is told about the rest."""
 
 import importlib
 from collections.abc import Iterator
@@ -125,7 +125,7 @@ def test_no_redirect_takes_the_token_to_another_origin(
         assert [record.authorization for record in stranger.requests] == [None]
 
 
-def test_redirects_that_do_not_end_are_given_up(server: QuotaServer, client: StandaloneHttpClient) -> None:
+def test_endless_redirects_are_an_error(server: QuotaServer, client: StandaloneHttpClient) -> None:
     server.fail_with(*[302] * 50, headers={"location": "/v1/first"}, path="/v1/first")
     with pytest.raises(httpx.TooManyRedirects):
         client.get(f"{server.url}/v1/first")

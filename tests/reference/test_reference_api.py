@@ -1,4 +1,4 @@
-"""Every name of StackSpot's HTTP client API reference exists here, and does what the reference says of it.
+"""Every name in StackSpot's HTTP client API reference exists here, and does what the reference says.
 
 `reference.json` holds the facts of the reference: names, parameters and defaults.
 """
@@ -63,7 +63,7 @@ def provider(server: QuotaServer) -> ClientCredentialsAuthProvider:
 
 
 class Mine(HttpClient):
-    """A client of a user's own, as the reference shows one: two verbs, no `super().__init__`."""
+    """A user's client, as in the reference: two verbs, no `super().__init__`."""
 
     def __init__(self, *statuses: int) -> None:
         self.statuses = list(statuses) or [200]
@@ -91,7 +91,7 @@ DECORATORS: list[Callable[..., HttpClient]] = [
 
 
 def test_the_facts_are_those_of_the_reference_text() -> None:
-    # The text is not part of the project; where it lies beside it, the facts must agree.
+    # The text is not part of the project; if it is available, the facts must agree.
     text = REFERENCE if REFERENCE.exists() else HERE / "reference.json"
     found = read(text) if text is REFERENCE else json.loads(text.read_text())
     assert found == FACTS
@@ -128,7 +128,7 @@ def test_every_parameter_of_the_reference_has_its_name_place_and_default(
 # HttpClient as a base class
 
 
-def test_a_client_with_verbs_of_its_own_needs_no_transport_and_does_not_stream() -> None:
+def test_a_client_with_its_own_verbs_needs_no_transport_and_does_not_stream() -> None:
     client = Mine()
     with client:
         assert client.get("https://api.example").text == "got"
@@ -152,7 +152,7 @@ def test_any_client_can_be_wrapped_even_a_wrapped_one(decorator: Callable[..., H
 
 
 @pytest.mark.parametrize("decorator", DECORATORS)
-def test_get_passes_a_limiter_freely_and_post_does_not(decorator: Callable[..., HttpClient]) -> None:
+def test_a_limiter_holds_back_post_but_not_get(decorator: Callable[..., HttpClient]) -> None:
     inner = Mine()
     client = decorator(inner, 1, 3600.0, max_wait_time=0.5)
     client.post("https://api.example")
@@ -226,7 +226,7 @@ def test_a_429_is_raised_with_its_readable_response_and_can_be_pickled() -> None
     assert again.response.status_code == 429
 
 
-def test_a_429_of_a_streamed_answer_is_raised_with_its_body_and_its_connection_given_back(
+def test_a_streamed_429_is_raised_with_its_body_and_its_connection_is_returned(
     server: QuotaServer, provider: AuthProvider
 ) -> None:
     with AdaptiveRateLimitedHttpClient(StandaloneHttpClient(provider), 100, 1.0) as client:
@@ -268,7 +268,7 @@ def test_the_standalone_client_signs_and_keeps_its_connection(
 
 
 @pytest.mark.parametrize("wrong", [None, "token", AuthProvider])
-def test_the_standalone_client_refuses_what_is_no_provider(wrong: Any) -> None:
+def test_the_standalone_client_refuses_anything_but_a_provider(wrong: Any) -> None:
     with pytest.raises(AssertionError, match="AuthProvider"):
         StandaloneHttpClient(wrong)
 
@@ -300,7 +300,7 @@ def test_without_cli_and_credentials_the_first_request_says_what_to_do(server: Q
     client.close()
 
 
-def test_the_choice_is_made_once_under_threads(server: QuotaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_make_the_choice_once(server: QuotaServer, monkeypatch: pytest.MonkeyPatch) -> None:
     use_credentials(server)
     decided: list[object] = []
     decide = EnvironmentAwareHttpClient._decide
@@ -341,7 +341,7 @@ def test_a_signal_handler_can_use_a_client_that_is_about_to_decide(
     assert handled == [200]
 
 
-def test_rate_limiting_of_the_settings_is_applied(server: QuotaServer) -> None:
+def test_the_rate_limit_of_the_settings_is_applied(server: QuotaServer) -> None:
     use_credentials(server)
     STKAI.configure(rate_limit={"enabled": True, "max_requests": 2, "time_window": 600, "max_wait_time": 1})
     with EnvironmentAwareHttpClient() as client:
@@ -352,7 +352,7 @@ def test_rate_limiting_of_the_settings_is_applied(server: QuotaServer) -> None:
 
 
 class FakeCLI:
-    """StackSpot CLI's functions, over httpx: enough to see that they are asked."""
+    """StackSpot CLI's functions on httpx: enough to see that they are called."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -398,7 +398,7 @@ def test_retrying_retries_a_refused_call_until_it_succeeds() -> None:
     client = Mine(429, 429, 200)
     for attempt in Retrying(max_retries=3, clock=clock):
         with attempt:
-            # A limiter of its own for each attempt: the pause of a shared one would really be waited for.
+            # Each attempt gets its own limiter: a shared one's pause would be a real wait.
             response = AdaptiveRateLimitedHttpClient(client, 100, 60.0).post("https://api.example")
     assert response.status_code == 200
     assert len(clock.sleeps) == 2

@@ -1,4 +1,4 @@
-"""`Retrying`: a block of one's own code, tried again by hand."""
+"""`Retrying`: retries a block of user code."""
 
 import asyncio
 from collections.abc import Callable
@@ -20,7 +20,7 @@ REQUEST = httpx.Request("POST", "https://api.example.com/v1?key=hidden")
 
 
 class OwnError(RetryableError):
-    """An error of the caller's own that says that another attempt may help."""
+    """A user-defined error that says that a retry may help."""
 
 
 def answer(status: int, **headers: str) -> httpx.HTTPStatusError:
@@ -29,7 +29,7 @@ def answer(status: int, **headers: str) -> httpx.HTTPStatusError:
 
 
 class Bench:
-    """A loop over a block that raises the errors of a script, one an attempt, and then succeeds."""
+    """A loop over a block that raises the errors of a script, one per attempt, and then succeeds."""
 
     def __init__(self, world: World, *errors: BaseException, **options: Any) -> None:
         self.world = world
@@ -61,7 +61,7 @@ class Bench:
         return result
 
 
-async def test_a_block_that_succeeds_is_run_once(world: World) -> None:
+async def test_a_block_that_succeeds_runs_once(world: World) -> None:
     bench = Bench(world)
     assert await bench.run() == "done"
     assert (len(bench.attempts), bench.clock.sleeps, bench.after) == (1, [], 1)
@@ -113,7 +113,7 @@ async def test_other_errors_are_raised_unchanged(world: World, error: Exception)
             await bench.run()
         assert caught.value is error
         assert len(bench.attempts) == len(errors)
-        assert bench.after == len(errors) - 1  # nothing after the block has run
+        assert bench.after == len(errors) - 1  # nothing after the failing line has run
 
 
 async def test_an_interrupt_ends_the_loop_at_once(world: World) -> None:
@@ -203,7 +203,7 @@ async def test_no_attempt_begins_after_the_deadline(world: World) -> None:
     assert bench.clock.sleeps == [0.5]
 
 
-# What is worth another attempt
+# What is retried
 
 
 async def test_the_statuses_and_exceptions_to_retry_can_be_chosen(world: World) -> None:
@@ -255,7 +255,7 @@ def test_an_argument_out_of_range_is_refused_by_name(options: dict[str, Any]) ->
     assert isinstance(caught.value, AssertionError)
 
 
-# Errors of requests
+# Errors from requests
 
 
 def refused_by(status: int, **headers: str) -> requests.HTTPError:
@@ -277,7 +277,7 @@ def refused_by(status: int, **headers: str) -> requests.HTTPError:
     ],
     ids=repr,
 )
-async def test_exceptions_of_requests_are_retried(world: World, error: Exception) -> None:
+async def test_exceptions_from_requests_are_retried(world: World, error: Exception) -> None:
     bench = Bench(world, error, error)
     assert await bench.run() == "done"
     assert bench.clock.sleeps == [0.5, 1.0]

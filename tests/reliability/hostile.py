@@ -1,4 +1,4 @@
-"""A server on loopback that says, byte by byte, whatever a test wants it to say."""
+"""A server on loopback that sends, byte by byte, whatever a test wants."""
 
 import contextlib
 import socket
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 Talk = Callable[[socket.socket, threading.Event], object]
-"""Has read one request; writes to the socket, and stops when the event is set. The connection is closed after it."""
+"""Called after one request has been read: writes to the socket until the event is set; then the connection closes."""
 
 
 @contextlib.contextmanager
@@ -35,14 +35,14 @@ def hostile(talk: Talk) -> Iterator[str]:
             yield f"http://127.0.0.1:{address[1]}/"
         finally:
             stopped.set()
-            socket.create_connection(address).close()  # wakes whoever waits in accept()
+            socket.create_connection(address).close()  # wakes the thread that waits in accept()
             acceptor.join()
     for thread in threads:
         thread.join()
 
 
 def drip(connection: socket.socket, stopped: threading.Event, text: bytes, every: float) -> None:
-    """Send one byte every so many seconds."""
+    """Send one byte at a time, with this many seconds in between."""
     for byte in text:
         if stopped.wait(every):
             return

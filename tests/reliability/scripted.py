@@ -1,4 +1,4 @@
-"""A whole stack over a scripted wire in virtual time, and the ledger from which invariants are checked."""
+"""A whole stack over a scripted wire in virtual time, and the ledger used to check invariants."""
 
 import itertools
 import math
@@ -20,9 +20,9 @@ class Step:
     """What the wire does with one request.
 
     Attributes:
-        status: of the answer.
+        status: the status of the answer.
         after: its `Retry-After`.
-        delay: seconds until it comes; a timeout of the request may end the wait before.
+        delay: seconds until it comes; the request's timeout may end the wait earlier.
         breaks: where the connection breaks, if it does.
     """
 
@@ -33,13 +33,13 @@ class Step:
 
     @property
     def asked(self) -> float:
-        """Seconds for which the answer asks to stay away."""
+        """Seconds for which the answer asks the client to stay away."""
         return float(self.after) if self.after and self.after.replace(".", "").isdecimal() else 0.0
 
 
 @dataclass
 class Sending:
-    """One request on the wire: whose, when it went, what came and when."""
+    """One request on the wire: whose it was, when it was sent, what came back and when."""
 
     call: str
     sent: float
@@ -50,7 +50,7 @@ class Sending:
 
 @dataclass
 class Ledger:
-    """Plays a script, and writes down what happens."""
+    """Plays a script, and records what happens."""
 
     world: World
     clock: FakeClock
@@ -100,7 +100,7 @@ class _Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 class Tokens(AuthProvider):
-    """Issues numbered tokens, each after some seconds of the clock."""
+    """Issues numbered tokens, each after some seconds on the clock."""
 
     def __init__(self, clock: FakeClock, delay: float) -> None:
         self.clock, self.delay = clock, delay
@@ -132,7 +132,7 @@ class Tokens(AuthProvider):
 
 
 def conserved(policy: Any, now: float) -> bool:
-    """Whether a limiter has nobody left in its queue and, after a long rest, exactly its burst to give."""
+    """Whether a limiter's queue is empty and, after a long rest, it has exactly its burst to give."""
     rested = now + 1e6
     taken = 0
     while policy.take(rested):

@@ -1,4 +1,4 @@
-"""What the tests of this folder put together: clients over real sockets or over a script, and what is left of them."""
+"""Helpers of the tests in this folder: clients over real sockets or a script, and what remains of them."""
 
 import time
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def wire_of(world: World, **options: Any) -> Any:
 
 
 def client_of(world: World, **options: Any) -> Any:
-    """stkai's client of this world over the standard stack; bare unless told otherwise."""
+    """stkai's client in this world over the standard stack; bare unless told otherwise."""
     build: Any = stkai.build_async_client if world.is_async else stkai.build_client
     return build(**{"auth": None, "rate_limit": None, "retry": None, **options})
 
@@ -42,12 +42,12 @@ def provider_of(server: QuotaServer, **options: Any) -> stkai.ClientCredentialsA
 
 
 def busy_connections(wire: Any) -> list[str]:
-    """The connections of one of httpx's transports that somebody still holds; httpx itself does not tell."""
+    """The connections of an httpx transport that are still in use; httpx itself does not say."""
     return [str(connection) for connection in wire._pool.connections if not connection.is_idle()]
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let the other tasks run until something is so."""
+    """Let the other tasks run until a condition holds."""
     end = time.monotonic() + 30.0
     while not condition():
         assert time.monotonic() < end, "it never came to be"

@@ -1,4 +1,4 @@
-"""Tokens over real sockets: none to another origin, none for ever, none in sight, and one fetch for everybody."""
+"""Tokens over real sockets: never sent to another origin, renewed, never visible, and fetched once for everybody."""
 
 import logging
 import pickle
@@ -53,7 +53,7 @@ PLACES: dict[str, Callable[[QuotaServer, QuotaServer], str]] = {
 
 
 def tokens_at(server: QuotaServer, path: str = "/echo") -> list[str]:
-    """The bearer tokens that the server has seen at a path."""
+    """The bearer tokens that the server received at a path."""
     seen = [record.authorization for record in server.requests if record.path == path]
     return [value for value in seen if value is not None and value.startswith("Bearer ")]
 
@@ -74,7 +74,7 @@ async def test_no_redirect_takes_the_token_to_another_origin(
 
 
 @REDIRECTS
-async def test_a_scope_that_allows_both_origins_shows_that_the_token_would_be_seen_there(
+async def test_with_a_scope_of_both_origins_both_see_the_token(
     world: World, server: QuotaServer, stranger: QuotaServer, status: int
 ) -> None:
     server.fail_with(status, headers={"location": f"{stranger.url}/echo"})
@@ -245,7 +245,7 @@ def test_a_failed_token_fetch_fails_all_waiters_and_the_next_caller_tries_again(
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-async def test_nothing_is_sent_over_http_to_another_machine_unless_it_is_allowed(
+async def test_nothing_is_sent_over_http_to_another_machine_unless_allowed(
     world: World, monkeypatch: pytest.MonkeyPatch, allowed: bool
 ) -> None:
     asked: list[str] = []
@@ -328,7 +328,7 @@ async def test_no_failure_exposes_a_token_or_the_secret(
 
 
 def inspected(outcome: Any) -> list[str]:
-    """What can be seen of a response or an error, by whatever people look with."""
+    """Everything that is visible of a response or an error, with any tool."""
     request = outcome.request
     seen = [repr(outcome), str(outcome), repr(request), repr(request.headers), repr(request.extensions)]
     seen.append(pickle.dumps(outcome).decode("latin-1"))

@@ -1,4 +1,4 @@
-"""The deadline of a call on real sockets: no server holds a call for longer, however slowly it sends.
+"""The deadline of a call on real sockets: no server holds a call longer, however slowly it sends.
 
 These tests wait in real time, and a stuck call would wait for minutes: what they assert leaves a busy machine seconds.
 """
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.real_time
 
 DEADLINE = 0.1
 SOON = 5.0
-"""Seconds; far less than any of the servers here would take, far more than a deadline needs to be noticed."""
+"""Seconds; far less than any server here would take, and far more than it takes to notice a deadline."""
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nContent-Type: text/plain\r\n\r\n"
 GZIP = gzip.compress(bytes(range(256)) * 4)
@@ -34,7 +34,7 @@ Talk = Callable[[socket.socket, threading.Event], object]
 
 
 def say(text: bytes, then: bytes = b"") -> Talk:
-    """Send `text` at once and `then` byte by byte, in any number of seconds."""
+    """Send `text` at once and `then` byte by byte, as slowly as you like."""
 
     def talk(connection: socket.socket, stopped: threading.Event) -> None:
         connection.sendall(text)
@@ -57,7 +57,7 @@ SLOW: dict[str, Talk] = {
 
 
 class Watch:
-    """Seconds that a block took."""
+    """The seconds that a block took."""
 
     def __enter__(self) -> Self:
         self.start = time.monotonic()
@@ -84,7 +84,7 @@ async def test_a_server_that_is_slow_anywhere_holds_no_call_beyond_its_deadline(
 
 
 @pytest.mark.parametrize("behaviour", ["says nothing", "drips the headers", "drips chunks"])
-async def test_the_deadline_holds_for_a_client_without_any_layer_too(world: World, behaviour: str) -> None:
+async def test_the_deadline_also_holds_for_a_client_without_layers(world: World, behaviour: str) -> None:
     wire = wire_of(world)
     client = world.pick(stkai.HttpClient, stkai.AsyncHttpClient)(wire)
     with hostile(SLOW[behaviour]) as url:
@@ -96,7 +96,7 @@ async def test_the_deadline_holds_for_a_client_without_any_layer_too(world: Worl
 
 
 @pytest.mark.parametrize("behaviour", ["says nothing", "drips the headers"])
-async def test_the_deadline_of_a_streamed_call_holds_until_its_response_is_there(
+async def test_the_deadline_of_a_streamed_call_holds_until_its_response_arrives(
     world: World, behaviour: str
 ) -> None:
     client = client_of(world, retry=RetryPolicy(), transport=wire_of(world))
@@ -139,7 +139,7 @@ async def test_a_hanging_token_endpoint_holds_no_call_beyond_its_deadline(world:
         await world.close(client)
 
 
-async def test_waits_for_a_token_a_permit_and_a_retry_all_count(world: World) -> None:
+async def test_waits_for_tokens_permits_and_retries_all_count_towards_the_deadline(world: World) -> None:
     with QuotaServer() as server:
         server.hang(0.15, path=server.token_path)
         server.fail_with(503, headers={"Retry-After": "30"})
@@ -160,7 +160,7 @@ async def test_waits_for_a_token_a_permit_and_a_retry_all_count(world: World) ->
         await world.close(client)
 
 
-async def test_attempts_that_fail_slowly_share_one_deadline(world: World) -> None:
+async def test_slow_failing_attempts_share_one_deadline(world: World) -> None:
     with QuotaServer(auth_required=False, latency=0.05) as server:
         server.fail_with(*[503] * 100)
         retry = RetryPolicy(max_retries=1000, initial_delay=0.05, max_delay=0.05)
@@ -184,14 +184,14 @@ def test_threads_that_wait_for_a_slow_server_end_when_it_answers() -> None:
         for _ in range(8):
             with pytest.raises((stkai.DeadlineExceededError, httpx.PoolTimeout)):
                 client.post(url, deadline=0.05)
-        # One that got a connection goes on with it; whoever waits for one has a timeout.
+        # A request with a connection continues; one that waits for a connection has a timeout.
         assert threading.active_count() - before <= 8 + 4 + 1
     client.close()
     wait_until(lambda: threading.active_count() == before)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for what happens in other threads at its own time."""
+    """Wait for other threads to finish."""
     end = time.monotonic() + SOON
     while not condition():
         assert time.monotonic() < end
@@ -199,7 +199,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 async def no_connection_is_busy(world: World, wire: Any) -> None:
-    if world.is_async:  # What was cancelled has been cleaned up.
+    if world.is_async:  # The cancelled work has been cleaned up.
         assert busy_connections(wire) == []
     else:
         wait_until(lambda: busy_connections(wire) == [])

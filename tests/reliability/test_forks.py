@@ -1,4 +1,4 @@
-"""Children of a fork, as web servers and process pools make them: not stuck, and nobody gets another's answer."""
+"""Forked children, as web servers and process pools make them: not stuck, and nobody gets another's answer."""
 
 import os
 import signal
@@ -24,14 +24,14 @@ CHILDREN = 4
 
 
 class Children:
-    """Forks children, each of which runs a function; it ends well if the function does, and is killed if it hangs."""
+    """Forks children that each run a function; a child succeeds if its function does, and is killed if it hangs."""
 
     def __init__(self) -> None:
         self.pids: list[int] = []
 
     def fork(self, run: Callable[[], object]) -> None:
         with warnings.catch_warnings():
-            # Python 3.12 warns of a fork beside running threads: that is what is tested here.
+            # Python 3.12 warns about a fork while threads run, which is what is tested here.
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid:
@@ -48,13 +48,13 @@ class Children:
             os._exit(status)
 
     def wait(self) -> list[int]:
-        """The statuses with which they ended; 0 is well."""
+        """Their exit statuses; 0 is success."""
         return [os.waitpid(pid, 0)[1] for pid in self.pids]
 
 
 @pytest.fixture(autouse=True)
 def untraced_threads() -> Iterator[None]:
-    """Threads without a tracer: that of coverage has a lock of its own, and a child may inherit it locked."""
+    """Threads without a tracer: coverage's tracer has its own lock, and a child may inherit it locked."""
     tracer = threading.gettrace()
     threading.settrace(None)
     yield
@@ -84,9 +84,7 @@ def test_forked_children_of_a_busy_parent_can_use_its_limiter_and_tokens(
         while not busy.is_set():
             policy.take(0.0)
 
-    calls(
-        "before"
-    )  # What it takes has been imported then: a child would wait for ever for an import of its parent's.
+    calls("before")  # Everything is imported by then: a child would wait for ever for its parent's import.
     threads = [threading.Thread(target=keep_the_locks_busy) for _ in range(2)]
     threads.append(threading.Thread(target=calls, args=("parent",)))
     for thread in threads:
@@ -100,7 +98,7 @@ def test_forked_children_of_a_busy_parent_can_use_its_limiter_and_tokens(
     assert server.count(path="/echo", status=200) == 20 * (CHILDREN + 2)
 
 
-def test_a_child_that_is_forked_while_the_settings_are_read_can_read_them_too() -> None:
+def test_a_child_forked_while_the_settings_are_read_can_read_them_too() -> None:
     locked, done = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -118,7 +116,7 @@ def test_a_child_that_is_forked_while_the_settings_are_read_can_read_them_too() 
     holder.join()
 
 
-def test_a_child_does_not_stand_in_the_queue_of_its_parent() -> None:
+def test_a_child_does_not_inherit_its_parents_place_in_the_queue() -> None:
     clock, policy = FakeClock(autojump=False), TokenBucket(1, 60.0, burst=1)
     client = client_of(World("sync"), rate_limit=policy, transport=Wire(lambda _: 200), clock=clock)
     client.post("https://api.example.com/")
@@ -155,7 +153,7 @@ async def test_a_client_used_before_a_fork_opens_its_own_connections_after_it(
             assert response.json()["body"] == f'"{what}"', f"{what} got {response.text}"
 
     def child(who: str) -> None:
-        with ThreadPoolExecutor(1) as pool:  # The event loop of this thread is that of the parent.
+        with ThreadPoolExecutor(1) as pool:  # This thread's event loop belongs to the parent.
             pool.submit(lambda: world.run(calls(who))).result()
 
     await calls("before")
@@ -168,7 +166,7 @@ async def test_a_client_used_before_a_fork_opens_its_own_connections_after_it(
     assert server.count(path="/echo", status=200) == 20 * (CHILDREN + 3)
 
 
-def test_a_fork_while_connections_are_in_use_leaves_the_streams_of_the_parent_whole(
+def test_a_fork_while_connections_are_in_use_leaves_the_parents_streams_intact(
     server: QuotaServer,
 ) -> None:
     stkai.STKAI.configure(http={"max_connections": 1})

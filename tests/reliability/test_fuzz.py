@@ -1,4 +1,4 @@
-"""Whatever servers, networks and callers do, in any order, the promises hold: the whole stack in virtual time."""
+"""Whatever servers, networks and callers do, in any order, the promises hold: a whole stack in virtual time."""
 
 import itertools
 import math
@@ -97,7 +97,7 @@ def check_outcome(outcome: Any, sendings: list[Sending]) -> None:
         assert "authorization" not in outcome.request.headers
 
 
-# One caller after another, in plain sync code
+# Sequential callers, in plain sync code
 
 
 @given(
@@ -126,7 +126,7 @@ def test_the_promises_hold_for_any_sequence_of_calls(
     ledger = Ledger(world, clock, script)
     queue = limiter_of(limiter, max_wait_time)
     if deadline is not None:
-        token_delay = 0.0  # A provider that moves the clock in one leap cannot be given up on the way.
+        token_delay = 0.0  # A provider that moves the clock in one step cannot be abandoned half-way.
     client = client_of(
         world,
         auth=None if limiter == "none" else Tokens(clock, token_delay),
@@ -158,7 +158,7 @@ def test_the_promises_hold_for_any_sequence_of_calls(
     assert ledger.wire.open == 0, "everything is closed"
 
 
-# Callers side by side, some of whom give up
+# Concurrent callers, some of which give up
 
 
 starts = st.sampled_from([0.0, 0.0, 0.05, 1.0, 10.0])
@@ -290,6 +290,6 @@ def test_no_header_breaks_a_call_or_makes_it_wait_longer_than_allowed(
             pass
         else:
             assert response.status_code in {200, 429, 503}
-    # Each of five attempts waits at most for a permit, and then for a Retry-After with its jitter.
+    # Each of the five attempts waits at most for a permit, and then for a Retry-After with its jitter.
     assert clock.monotonic() - 1000.0 <= 5 * (30.0 + 20.0 + 16.0)
     assert wire.open == 0

@@ -1,4 +1,4 @@
-"""The table of promises is true: each names tests that exist, and no test of this folder is left out."""
+"""The table of promises is true: each names tests that exist, and no test in this folder is left out."""
 
 import ast
 import re
@@ -16,22 +16,22 @@ def names_in(files: list[Path]) -> set[str]:
 
 
 def promises() -> dict[str, list[str]]:
-    """Each promise of the page, with the tests that hold it."""
+    """Each promise on the page, with its tests."""
     tables = re.findall(r"^\| promise \|.*\n\|.*\n((?:\|.*\n)+)", PAGE.read_text(), re.MULTILINE)
     rows = re.findall(r"^\| (.+?) \| (.+) \|$", "".join(tables), re.MULTILINE)
     return {promise: re.findall(r"`(test_\w+)`", held_by) for promise, held_by in rows}
 
 
-def test_every_promise_is_held_by_a_test() -> None:
+def test_every_promise_has_a_test() -> None:
     assert len(promises()) > 30
     assert [promise for promise, tests in promises().items() if not tests] == []
 
 
-def test_every_test_that_a_promise_names_exists() -> None:
+def test_every_test_named_by_a_promise_exists() -> None:
     named = {test for tests in promises().values() for test in tests}
     assert named - names_in(list(TESTS.rglob("test_*.py"))) == set()
 
 
-def test_every_test_of_this_folder_holds_a_promise() -> None:
+def test_every_test_in_this_folder_belongs_to_a_promise() -> None:
     here = names_in([file for file in Path(__file__).parent.glob("test_*.py") if file != Path(__file__)])
     assert here - {test for tests in promises().values() for test in tests} == set()

@@ -1,4 +1,4 @@
-"""No request is lost, repeated or held up: what a hostile reading of the first edition found."""
+"""No request is lost, repeated or held up: bugs that a hostile review of the first version found."""
 
 import asyncio
 import math
@@ -29,7 +29,7 @@ SOON = 8.0
 
 
 class Window:
-    """A quota per fixed window, over a clock of its own."""
+    """A quota per fixed window, on its own clock."""
 
     def __init__(self, clock: FakeClock, max_requests: int, time_window: float) -> None:
         self.clock, self.max_requests, self.time_window = clock, max_requests, time_window
@@ -64,7 +64,7 @@ async def test_two_thousand_posts_at_once_are_all_answered(world: World, make: A
     await world.close(client)
 
 
-async def test_a_limit_on_the_wait_fails_at_once_and_not_after_the_retries(world: World) -> None:
+async def test_a_wait_beyond_the_limit_fails_at_once_and_not_after_the_retries(world: World) -> None:
     clock = FakeClock()
     client = client_of(
         world,
@@ -95,7 +95,7 @@ async def test_a_limit_on_the_wait_fails_at_once_and_not_after_the_retries(world
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-async def test_a_post_slower_than_its_timeout_is_executed_once_unless_it_may_be_repeated(
+async def test_a_post_slower_than_its_timeout_is_executed_once_unless_retries_are_allowed(
     world: World, method: str, policy: RetryPolicy, headers: dict[str, str], arrivals: int
 ) -> None:
     arrived: list[str] = []
@@ -126,7 +126,7 @@ async def test_an_untrusted_certificate_is_tried_once(world: World) -> None:
 
 
 def counting(world: World, wire: Any, calls: list[str]) -> Any:
-    """The wire, with a note of each request."""
+    """The wire, with a record of each request."""
     base: Any = world.pick(httpx.BaseTransport, httpx.AsyncBaseTransport)
 
     class Counting(base):  # type: ignore[misc]
@@ -167,7 +167,7 @@ async def test_credentials_that_a_proxy_rejects_are_tried_once(world: World) -> 
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-async def test_a_failure_whose_body_cannot_be_decoded_is_tried_again(world: World, status: int) -> None:
+async def test_a_failure_whose_body_cannot_be_decoded_is_retried(world: World, status: int) -> None:
     def garbled() -> httpx.Response:
         head = {"Content-Encoding": "gzip"}
         return httpx.Response(status, headers=head, stream=httpx.ByteStream(b"this is no gzip"))
@@ -179,7 +179,7 @@ async def test_a_failure_whose_body_cannot_be_decoded_is_tried_again(world: Worl
 
 
 class Interrupting(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body within which somebody presses Ctrl-C, or the program exits."""
+    """A body during which somebody presses Ctrl-C, or the program exits."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -211,7 +211,7 @@ async def test_an_interrupt_while_a_refused_body_is_read_ends_the_call(
 @pytest.mark.real_time
 @pytest.mark.worlds("asyncio")
 @pytest.mark.parametrize("status", [429, 503])
-async def test_a_timeout_of_asyncio_ends_a_call_whose_refused_body_drips(world: World, status: int) -> None:
+async def test_an_asyncio_timeout_ends_a_call_whose_refused_body_drips(world: World, status: int) -> None:
     def talk(connection: socket.socket, stopped: threading.Event) -> None:
         connection.sendall(b"HTTP/1.1 %d Busy\r\nContent-Length: 1000\r\n\r\n" % status)
         drip(connection, stopped, b"x" * 1000, 0.02)
@@ -232,7 +232,7 @@ async def test_a_timeout_of_asyncio_ends_a_call_whose_refused_body_drips(world: 
 @pytest.mark.real_time
 @pytest.mark.worlds("sync")
 async def test_a_401_releases_its_connection_before_the_token_is_renewed(world: World) -> None:
-    """One connection for the API and for the token endpoint: who held it would wait for itself."""
+    """The API and the token endpoint share one connection: a request that kept it would wait for itself."""
     with QuotaServer() as server:
         wire = wire_of(world, limits=ONE_CONNECTION)
         transport = transport_of(world, auth=provider_of(server, transport=wire), transport=wire)
@@ -265,8 +265,8 @@ async def test_a_401_is_read_to_its_end_before_the_provider_is_asked(world: Worl
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
 @pytest.mark.real_time
 @pytest.mark.parametrize("make", [TokenBucket, AimdLimiter])
-def test_a_signal_handler_may_use_the_client_that_it_has_interrupted(make: Any) -> None:
-    """Thousands of interrupts, in whatever line they come, some of them with a lock held."""
+def test_a_signal_handler_may_use_the_client_it_interrupted(make: Any) -> None:
+    """Thousands of interrupts, at any line, some of them while a lock is held."""
     client = client_of(
         World("sync"),
         auth=stkai.StaticToken("token"),
@@ -311,7 +311,7 @@ def pause_after(head: bytes, seconds: float, rest: bytes) -> Callable[[socket.so
 
 
 @pytest.mark.real_time
-async def test_a_deadline_is_not_the_read_timeout_of_a_stream_that_was_handed_up(world: World) -> None:
+async def test_a_deadline_does_not_shorten_the_read_timeout_of_a_returned_stream(world: World) -> None:
     talk = pause_after(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab", 0.6, b"cd")
     with hostile(talk) as url:
         client = client_of(world, retry=RetryPolicy(), transport=wire_of(world))
@@ -397,7 +397,7 @@ async def test_a_deadline_spans_all_redirects(world: World) -> None:
     await world.close(client)
 
 
-async def test_the_same_request_sent_twice_has_its_whole_deadline_twice(world: World) -> None:
+async def test_a_request_sent_twice_has_its_full_deadline_both_times(world: World) -> None:
     clock = FakeClock(1000.0)
     wire = Wire(lambda _: 200)
     client = world.client(transport_of(world, retry=RetryPolicy(), transport=wire, clock=clock))
@@ -423,7 +423,7 @@ async def test_a_stack_of_the_other_kind_says_which_one_is_needed(world: World) 
 
 
 @pytest.mark.parametrize("attempts", [1, 3])
-async def test_the_final_error_of_a_call_has_one_note_of_its_method_host_and_attempts(
+async def test_the_final_error_of_a_call_has_one_note_with_its_method_host_and_attempts(
     world: World, attempts: int
 ) -> None:
     errors = [httpx.ReadError("reset") for _ in range(attempts)]

@@ -1,4 +1,4 @@
-"""Nothing grows and nothing is lost: memory, file descriptors, threads, and the account of every call."""
+"""Nothing grows and nothing is lost: memory, file descriptors, threads, and every call."""
 
 import asyncio
 import gc
@@ -49,7 +49,7 @@ def test_a_closed_client_leaves_no_file_descriptor_thread_or_memory(
     for _ in range(20):
         use()
     after = Footprint.now()
-    # The server closes its ends in its own time.
+    # The server takes a moment to close its ends.
     assert after.descriptors <= before.descriptors + 20
     assert threading.active_count() <= threads + 1
     assert after.memory - before.memory < 8 * 2**20

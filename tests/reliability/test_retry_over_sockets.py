@@ -22,7 +22,7 @@ from .hostile import hostile
 from .stacks import NO_DELAY, busy_connections, client_of, transport_of, wire_of
 
 MANY_BYTES = b"x" * 100_000
-"""More than a socket buffers, so that a body which nobody reads stays where it is."""
+"""More than a socket buffers, so that an unread body stays where it is."""
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ async def test_an_unreachable_server_is_a_connect_error_after_all_attempts(world
 
 
 class Once:
-    """A body that can be sent once: a generator in the sync world, an async one elsewhere."""
+    """A body that can be sent once: a generator in sync code, an async generator elsewhere."""
 
     def __init__(self, world: World, *pieces: bytes) -> None:
         self.world, self.pieces = world, pieces
@@ -148,7 +148,7 @@ class Once:
 
 
 @pytest.mark.parametrize("fault", [Answer(503), Answer(429, headers={"Retry-After": "1"})], ids=str)
-async def test_a_one_shot_body_is_sent_once_and_the_real_response_comes_back(
+async def test_a_one_shot_body_is_sent_once_and_the_real_response_is_returned(
     world: World, server: QuotaServer, fault: Answer
 ) -> None:
     server.fault(fault, path="/echo")
@@ -176,7 +176,7 @@ async def test_a_one_shot_body_on_a_connection_that_breaks_raises_the_real_error
 
 
 @pytest.mark.parametrize("upload", ["memory", "file"])
-async def test_an_upload_arrives_whole_or_not_at_all_and_is_never_sent_twice_in_part(
+async def test_an_upload_arrives_completely_or_not_at_all_and_is_never_partly_repeated(
     world: World, server: QuotaServer, tmp_path: Path, upload: str
 ) -> None:
     content = bytes(range(256)) * 1000
@@ -194,9 +194,7 @@ async def test_an_upload_arrives_whole_or_not_at_all_and_is_never_sent_twice_in_
     await world.close(client)
 
 
-async def test_a_multipart_body_that_was_read_into_memory_is_sent_again_byte_by_byte(
-    world: World, server: QuotaServer
-) -> None:
+async def test_a_multipart_body_in_memory_is_resent_byte_for_byte(world: World, server: QuotaServer) -> None:
     transport = transport_of(world, retry=NO_DELAY, transport=wire_of(world), clock=FakeClock())
     client = world.client(transport)
     for fault in (Answer(503), Reset("start"), Reset("body", after=100)):
@@ -205,7 +203,7 @@ async def test_a_multipart_body_that_was_read_into_memory_is_sent_again_byte_by_
         request = client.build_request("POST", server.url + "/echo", files=files)
         request.read()
         if fault == Reset("body", after=100):
-            with pytest.raises(httpx.TransportError):  # The response had been handed up to httpx.
+            with pytest.raises(httpx.TransportError):  # httpx already had the response.
                 await world.call(client.send, request)
         assert (await world.call(client.send, request)).status_code == 200
         assert [record.body for record in server.requests] == [request.content] * 2
@@ -225,7 +223,7 @@ def date(moment: datetime) -> str:
 
 
 def dated(after: timedelta, skew: timedelta = timedelta()) -> list[tuple[str, str]]:
-    """A date that far ahead, by a server whose clock is wrong by `skew`."""
+    """A date this far ahead, from a server whose clock is wrong by `skew`."""
     return [("Date", date(NOW + skew)), ("Retry-After", date(NOW + skew + after))]
 
 

@@ -1,4 +1,4 @@
-"""One limiter under all that real programs do to it: whoever leaves gives the permit back, and nothing stalls."""
+"""One limiter under everything that real programs do: a caller that leaves returns its permit, and nothing stalls."""
 
 import asyncio
 import signal
@@ -29,7 +29,7 @@ def event_loop(request: pytest.FixtureRequest) -> World:
 
 
 class Arrivals:
-    """A scripted wire that notes when each request arrived, on the clock of the stack."""
+    """A scripted wire that records when each request arrived, on the stack's clock."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
@@ -118,7 +118,7 @@ async def test_an_error_during_a_wait_returns_the_permit(world: World, error: Ba
 
 @pytest.mark.real_time
 @pytest.mark.parametrize("how", ["asyncio.timeout", "asyncio.wait_for", "Task.cancel", "trio", "anyio"])
-def test_a_timeout_around_a_call_that_waits_for_its_permit_leaves_nothing_behind(how: str) -> None:
+def test_a_timeout_around_a_call_waiting_for_a_permit_leaves_nothing_behind(how: str) -> None:
     policy = TokenBucket(1, 30.0)
     world = World("trio" if how == "trio" else "asyncio")
     with QuotaServer() as server:
@@ -159,7 +159,7 @@ def test_a_timeout_around_a_call_that_waits_for_its_permit_leaves_nothing_behind
 
 
 @pytest.mark.real_time
-def test_a_keyboard_interrupt_ends_a_real_wait_and_gives_the_permit_back() -> None:
+def test_a_keyboard_interrupt_ends_a_real_wait_and_returns_the_permit() -> None:
     policy = TokenBucket(1, 30.0)
     client = client_of(World("sync"), rate_limit=policy, transport=Wire(lambda _: 200))
     client.post(URL)
@@ -172,7 +172,7 @@ def test_a_keyboard_interrupt_ends_a_real_wait_and_gives_the_permit_back() -> No
 
     main_thread = threading.get_ident()
     thread = threading.Thread(target=interrupt)
-    # Whoever runs the tests in the background may have them ignore the interrupt.
+    # Tests that run in the background may inherit an ignored interrupt.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread.start()
     try:

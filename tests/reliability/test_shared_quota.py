@@ -1,4 +1,4 @@
-"""Processes that share one quota: together they get it exactly, whatever becomes of one of them or of the store."""
+"""Processes that share one quota: together they get exactly that, whatever happens to one of them or to the store."""
 
 import multiprocessing
 import os
@@ -84,7 +84,7 @@ PRELOADED: dict[str, Any] = {}
 
 
 def post(number: int) -> float:
-    """Send one request through the client that was there before the fork, or through one of this process."""
+    """Send one request through the client from before the fork, or through a new one of this process."""
     client = PRELOADED.get("client")
     if client is None:
         client = _client(os.environ["STKAI_TEST_STORE"])
@@ -111,7 +111,7 @@ def test_forked_children_are_separate_members(
     context: Any = multiprocessing.get_context(method)
     with context.Pool(3) as pool:
         sent = sorted(pool.map(post, range(6), chunksize=1))
-    # None of them was granted twice: six permits take five gaps of 0.1 s.
+    # No permit was granted twice: six permits take five gaps of 0.1 s.
     assert sent[-1] - sent[0] >= 0.45
     client.close()
 

@@ -1,4 +1,4 @@
-"""What differs between the SDKs: how a client is made, asked and read, and what its errors are called."""
+"""What differs between the SDKs: how to make a client, ask it and read its answer, and the names of its errors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ from ..support.world import World
 
 @dataclass(frozen=True)
 class Sdk:
-    """One SDK over one of the two packages.
+    """One SDK on one of the two packages.
 
     Attributes:
-        make: a client, by world, the server's origin, and an httpx client over a stack.
+        make: makes a client from a world, the server's origin, and an httpx client over a stack.
         ask: sends one message and returns the answer's text.
         stream: sends one message and returns the pieces of the text.
         errors: its own types, by what went wrong.
@@ -49,7 +49,7 @@ def messages(text: str) -> list[Any]:
 
 
 async def each(world: World, stream: Any) -> list[Any]:
-    """What a stream gives, to its end."""
+    """Everything that a stream yields."""
     return [item async for item in stream] if world.is_async else list(stream)
 
 
@@ -120,7 +120,7 @@ async def stream_cohere(world: World, client: Any, text: str) -> list[str]:
 
 
 def own(module: Any, broken: type[Exception] | None = None) -> dict[str, type[Exception]]:
-    """The errors of the SDKs that Stainless generates; `broken` is what breaks off a stream, if not its own."""
+    """The errors of the SDKs that Stainless generates; `broken` is that of a truncated stream, if not the SDK's own."""
     return {
         "refused": module.RateLimitError,
         "unavailable": module.InternalServerError,
@@ -132,7 +132,7 @@ def own(module: Any, broken: type[Exception] | None = None) -> dict[str, type[Ex
 
 
 def raw(package: Any) -> dict[str, type[Exception]]:
-    """SDKs that have no type of their own for a network that fails let the package's pass."""
+    """SDKs without their own type for a network failure pass on the package's."""
     return {
         "unreachable": package.TransportError,
         "late": package.TimeoutException,

@@ -1,4 +1,4 @@
-"""What every SDK has from a stack: its token, its retries, its limit, and errors that are the SDK's own."""
+"""What every SDK gets from a stack: its token, its retries, its limit, and errors of the SDK's own types."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +14,7 @@ from ..support.world import World
 from .sdks import SDKS, Sdk
 
 pytestmark = pytest.mark.worlds("sync", "asyncio")
-"""The SDKs know no trio."""
+"""The SDKs do not support trio."""
 
 TEXT = "one word after another"
 RETRIES = 2
@@ -32,7 +32,7 @@ class Slow(stkai.AuthProvider):
 
 
 def stack(world: World, server: QuotaServer, clock: FakeClock, **options: Any) -> Any:
-    """The standard stack, without a wire of its own."""
+    """The standard stack, on the default wire."""
     provider = stkai.ClientCredentialsAuthProvider(
         server.client_id, server.client_secret, server.token_url, clock=clock
     )
@@ -79,7 +79,7 @@ async def test_a_streamed_answer_arrives_in_pieces(
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_the_stack_tries_again_until_there_is_an_answer(
+async def test_the_stack_retries_until_there_is_an_answer(
     world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock, status: int
 ) -> None:
     async with connected(world, sdk, server, clock) as client:
@@ -91,17 +91,17 @@ async def test_the_stack_tries_again_until_there_is_an_answer(
 
 
 @pytest.mark.parametrize(("status", "kind"), [(429, "refused"), (503, "unavailable"), (401, "unauthorized")])
-async def test_a_status_that_stays_is_an_error_of_the_sdk_after_the_attempts_of_the_stack_alone(
+async def test_a_persistent_status_is_an_sdk_error_and_only_the_stack_retries(
     world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock, status: int, kind: str
 ) -> None:
     async with connected(world, sdk, server, clock) as client:
         server.fail_with(*[status] * 20, path=sdk.path)
         assert isinstance(await outcome(world, sdk, client), sdk.errors[kind])
-        attempts = 2 if status == 401 else RETRIES + 1  # The auth layer has renewed the token once.
+        attempts = 2 if status == 401 else RETRIES + 1  # The auth layer renews the token once.
         assert server.count(path=sdk.path) == attempts
 
 
-async def test_a_connection_that_breaks_is_tried_again_and_then_an_error_of_the_sdk(
+async def test_a_broken_connection_is_retried_and_then_an_sdk_error(
     world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock
 ) -> None:
     async with connected(world, sdk, server, clock) as client:
@@ -113,7 +113,7 @@ async def test_a_connection_that_breaks_is_tried_again_and_then_an_error_of_the_
         assert server.count(path=sdk.path) == 2 + RETRIES + 1
 
 
-async def test_a_stream_that_breaks_off_is_an_error_and_is_not_begun_anew(
+async def test_a_truncated_stream_is_an_error_and_is_not_restarted(
     world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock
 ) -> None:
     async with connected(world, sdk, server, clock) as client:
@@ -123,7 +123,7 @@ async def test_a_stream_that_breaks_off_is_an_error_and_is_not_begun_anew(
         assert server.count(path=sdk.path) == 1
 
 
-async def test_a_token_that_has_ended_is_renewed_once(
+async def test_an_expired_token_is_renewed_once(
     world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock
 ) -> None:
     async with connected(world, sdk, server, clock) as client:
@@ -134,7 +134,7 @@ async def test_a_token_that_has_ended_is_renewed_once(
         assert (server.token_requests, server.count(path=sdk.path)) == (2, 4)
 
 
-async def test_a_limiter_that_refuses_is_an_error_of_the_sdk_with_the_reason_behind_it(
+async def test_a_limiters_refusal_is_an_sdk_error_with_the_reason_as_its_cause(
     world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock
 ) -> None:
     limiter = stkai.TokenBucket(1, 60, max_wait_time=1.0)
@@ -148,7 +148,7 @@ async def test_a_limiter_that_refuses_is_an_error_of_the_sdk_with_the_reason_beh
         assert server.count(path=sdk.path) == 1
 
 
-async def test_a_sign_in_that_fails_is_an_error_of_the_sdk_with_the_reason_behind_it(
+async def test_a_failed_sign_in_is_an_sdk_error_with_the_reason_as_its_cause(
     world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock
 ) -> None:
     async with connected(world, sdk, server, clock) as client:
@@ -159,7 +159,7 @@ async def test_a_sign_in_that_fails_is_an_error_of_the_sdk_with_the_reason_behin
         assert server.count(path=sdk.path) == 0
 
 
-async def test_a_deadline_that_passes_is_a_timeout_of_the_sdk(
+async def test_a_missed_deadline_is_an_sdk_timeout(
     world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock
 ) -> None:
     policy = stkai.RetryPolicy(RETRIES, deadline=5.0)

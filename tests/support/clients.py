@@ -24,7 +24,7 @@ def stack_of(world: World, wire: Wire, *layers: Any, clock: FakeClock | None = N
 
 
 class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """Chunks, of which one may be an error; before each, something may be done."""
+    """Chunks, one of which may be an error; an action may precede each."""
 
     def __init__(self, *chunks: bytes | Exception, before: Callable[[], object] = int) -> None:
         self._chunks = iter(chunks)
@@ -51,7 +51,7 @@ class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 async def arrivals(world: World, response: httpx.Response) -> tuple[list[bytes], Exception | None]:
-    """The chunks that arrived, and the error by which they ended."""
+    """The chunks that arrived, and the error that ended them."""
     chunks: list[bytes] = []
 
     async def read() -> None:

@@ -13,17 +13,17 @@ from stkai.transports._limit.tickets import TicketQueue
 
 @dataclass(eq=False)
 class Waiter:
-    """Somebody who asks for a permit at the instant `arrives`.
+    """Somebody who asks for a permit at time `arrives`.
 
     Attributes:
         limit: the longest wait that it accepts, in seconds; told of a longer one, it leaves at once.
         patience: seconds after which it leaves without a permit.
         lateness: seconds by which it wakes late from each sleep.
         cost: units that it takes.
-        used: units that it turns out to have taken, `serving` seconds after it went; None if nobody says.
+        used: units that it really took, known `serving` seconds after it went; None if that stays unknown.
         priority: "normal" or "low".
-        told: the instant that it was given first.
-        went: the instant at which it got its permit.
+        told: the time that it was first given.
+        went: when it got its permit.
         sleeps: how often it slept.
     """
 
@@ -47,7 +47,7 @@ class Waiter:
 def drive(
     queue: TicketQueue, waiters: Iterable[Waiter], chance: Callable[[], float] = lambda: 0.5
 ) -> list[Waiter]:
-    """Let everybody come, wait, and go or leave; returns those who went, in that order."""
+    """Let everybody arrive, wait, and go or leave; returns those who went, in order."""
     order = itertools.count()
     coming = [(waiter.arrives, next(order), waiter) for waiter in waiters]
     leaving = [(arrives + waiter.patience, next(order), waiter) for arrives, _, waiter in coming]
@@ -90,7 +90,7 @@ def drive(
 
 
 def most_in_excess(instants: list[float], rate: float) -> float:
-    """By how many permits, at most, a window between two of the instants holds more than its length allows."""
+    """The most permits by which a window between two of these times exceeds what its length allows."""
     worst, lowest = 0.0, math.inf
     for number, instant in enumerate(instants):
         lowest = min(lowest, number - rate * instant)

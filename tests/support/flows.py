@@ -13,7 +13,7 @@ Outcome = httpx.Response | BaseException
 
 
 class Played:
-    """What a flow has asked for, and what it came to.
+    """What a flow asked for, and how it ended.
 
     Attributes:
         asked: its operations in words: "send", "sleep 0.5", "drain", ...
@@ -35,11 +35,11 @@ def play(
     clock: FakeClock | None = None,
     at: Callable[[str], object] = lambda _: None,
 ) -> Played:
-    """Let a flow run to its end.
+    """Run a flow to its end.
 
     Args:
         flow: from the method `flow` of a layer.
-        answers: to its `Send` operations, one by one: a response, or an error to throw in.
+        answers: answers to its `Send` operations, one by one: a response, or an error to throw in.
         clock: moved by its `Sleep` operations.
         at: called with each operation in words, before it is answered; what it raises is thrown into the flow.
     """
@@ -89,7 +89,7 @@ def _answer(operation: Operation, script: Any, played: Played, clock: FakeClock 
 
 
 def in_words(operation: Operation) -> str:
-    """An operation as a test writes it."""
+    """An operation, as written in tests."""
     match operation:
         case Sleep():
             return f"sleep {operation.seconds:g}"

@@ -1,4 +1,4 @@
-"""Real Redis and Valkey servers on a free loopback port, each in a directory of its own."""
+"""Real Redis and Valkey servers on a free loopback port, each in its own directory."""
 
 import shutil
 import signal
@@ -14,7 +14,7 @@ KINDS = ("redis", "valkey")
 
 
 def installed(kind: str) -> bool:
-    """Whether the server is there."""
+    """Whether the server is installed."""
     return shutil.which(f"{kind}-server") is not None
 
 
@@ -38,7 +38,7 @@ class Server:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        """Start it, again on the same port if it was stopped, and wait until it answers."""
+        """Start it, on the same port as before if it was stopped, and wait until it answers."""
         self.directory.mkdir(parents=True, exist_ok=True)
         command = [f"{self.kind}-server"]
         if self.sentinel:
@@ -61,7 +61,7 @@ class Server:
         raise RuntimeError(f"{command[0]} did not start within 5 s")
 
     def client(self, **options: Any) -> "redis.Redis":
-        """A client of its own, for the test."""
+        """A separate client for the test."""
         return redis.Redis(port=self.port, **options)
 
     def send_signal(self, number: int) -> None:
@@ -69,7 +69,7 @@ class Server:
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill it."""
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait(10)

@@ -1,4 +1,4 @@
-"""Reads the facts out of the text of StackSpot's HTTP client API reference: classes, methods, parameters, defaults."""
+"""Extracts the facts from the text of StackSpot's HTTP client API reference: classes, methods, parameters, defaults."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ Facts = dict[str, dict[str, dict[str, str]]]
 
 
 def read(path: Path) -> Facts:
-    """The facts of a reference that was saved as text."""
+    """The facts in a reference that was saved as text."""
     facts: Facts = {}
     lines = path.read_text().splitlines()
     owner, method = "", "__init__"
@@ -33,7 +33,7 @@ def read(path: Path) -> Facts:
 
 
 def _table(lines: list[str]) -> dict[str, str]:
-    """The rows of a parameter table. Each cell is a line, but for the bars, up to the first row that is none."""
+    """The rows of a parameter table: apart from bars, each line is a cell, up to the first line outside the table."""
     cells = [cell for line in lines if (cell := line.strip("| ").strip())]
     rows = zip(cells[0::4], cells[3::4], strict=False)
     found: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Small servers on loopback that the embedded one is not: a forward proxy, and a server that speaks TLS."""
+"""Small servers on loopback beyond the embedded one: a forward proxy, and a TLS server."""
 
 import asyncio
 import ssl
@@ -19,7 +19,7 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 @contextmanager
 def serve(handler: Handler, context: ssl.SSLContext | None = None) -> Iterator[str]:
-    """Serve in a thread; gives the origin."""
+    """Serve in a thread; yields the origin."""
     started: Future[tuple[int, Callable[[], None]]] = Future()
     thread = threading.Thread(target=lambda: asyncio.run(_serve(handler, context, started)), daemon=True)
     thread.start()
@@ -51,12 +51,12 @@ def _stop(loop: asyncio.AbstractEventLoop, stopped: asyncio.Event) -> None:
 
 
 class Proxy:
-    """A forward proxy that really forwards.
+    """A real forward proxy.
 
     Attributes:
-        asked: the methods and targets (in absolute form, or host:port) that it was asked for.
+        asked: the methods and targets (in absolute form, or host:port) of its requests.
         credentials: the `Proxy-Authorization` headers.
-        upstream: the origin of a server that it knows as `http://upstream.example`.
+        upstream: the origin of the server that it calls `http://upstream.example`.
     """
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ def proxy() -> Iterator[tuple[str, Proxy]]:
 
 @contextmanager
 def tls_server() -> Iterator[str]:
-    """A server whose certificate is signed by itself."""
+    """A server with a self-signed certificate."""
 
     async def hello(_: web.BaseRequest) -> web.StreamResponse:
         return web.Response(text="by TLS")

@@ -12,7 +12,7 @@ PLACE = Path(__file__).parent / "stand_in_oscli"
 
 @contextmanager
 def installed(place: Path = PLACE) -> Iterator[Any]:
-    """StackSpot CLI, or another package named `oscli` at `place`, can be imported; gives the CLI's HTTP module."""
+    """Make StackSpot CLI, or another package named `oscli` at `place`, importable; yields the CLI's HTTP module."""
     _forget()
     sys.path.insert(0, str(place))
     importlib.invalidate_caches()

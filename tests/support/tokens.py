@@ -1,4 +1,4 @@
-"""A scripted token endpoint, and what every test of authentication has in common."""
+"""A scripted token endpoint, and helpers shared by the tests of authentication."""
 
 import itertools
 import threading
@@ -23,7 +23,7 @@ LIFETIME = 1200.0
 
 
 def grant(token: object = FIRST, **fields: object) -> httpx.Response:
-    """What a token endpoint answers; `...` leaves a field out."""
+    """A token endpoint's answer; `...` leaves a field out."""
     content = {"access_token": token, "token_type": "Bearer", "expires_in": LIFETIME, **fields}
     return httpx.Response(200, json={name: value for name, value in content.items() if value is not ...})
 
@@ -32,10 +32,10 @@ class Issuer(Wire):
     """Issues token-1, token-2, and so on.
 
     Args:
-        before: called with the number of each request, before it is answered; may wait, sleep or raise.
+        before: called with the number of each request before the answer; may wait, sleep or raise.
     """
 
-    package = httpx  # Tokens are fetched by httpx, whatever they are for.
+    package = httpx  # Tokens are always fetched through httpx.
 
     def __init__(self, before: Callable[[int], object] = lambda _: None, **fields: object) -> None:
         numbers = itertools.count(1)
@@ -61,7 +61,7 @@ def provider_over(
 
 
 def wait_for_followers(provider: ClientCredentialsAuthProvider, count: int) -> None:
-    """Block until so many threads wait for the renewal that is under way."""
+    """Block until this many threads wait for the renewal in progress."""
     fetch = join(provider._renew)
     for _ in range(10_000_000):
         if fetch.waiting >= count:
@@ -82,6 +82,6 @@ class Crowd:
             self._changed.notify_all()
 
     def wait(self) -> None:
-        """Block until the last has arrived."""
+        """Block until the last one has arrived."""
         with self._changed:
             assert self._changed.wait_for(lambda: self._missing <= 0, timeout=10), f"{self._missing} missing"

@@ -23,7 +23,7 @@ _made: dict[tuple[type, str], Any] = {}
 
 
 def of_package(kind: type[T], package: Any, *bases: str) -> type[T]:
-    """The class with these bases of a package, httpx or httpx2."""
+    """The class with these bases from a package, httpx or httpx2."""
     key = (kind, package.__name__)
     if key not in _made:
         _made[key] = type(kind.__name__, (kind, *(getattr(package, base) for base in bases)), {})
@@ -36,7 +36,7 @@ Handler: TypeAlias = Callable[[httpx.Request], Answer | Coroutine[Any, Any, Answ
 
 
 def finish(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run, without an event loop, a coroutine that never has to wait for one."""
+    """Run a coroutine that never waits, without an event loop."""
     try:
         coroutine.send(None)
     except StopIteration as done:
@@ -48,15 +48,15 @@ def finish(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def of_streams(kind: type[T]) -> type[T]:
-    """The class as a body of the package that the test is about."""
+    """The class as a body of the package under test."""
     return of_package(kind, httpx, "SyncByteStream", "AsyncByteStream")
 
 
 class Wire(BothTransports):
     """Answers requests from a script, and remembers them.
 
-    The script is answers, used up one by one (a request too many fails the test), or one handler that is asked each
-    time. An answer is a status, a response, or an exception to raise. A handler may be an `async def` that waits
+    The script is a list of answers, used one by one (one request too many fails the test), or one handler that is
+    called each time. An answer is a status, a response, or an exception to raise. A handler may be an `async def` that waits
     through `world`. Responses reach the caller unread, as from a real wire, so that those left open can be counted.
 
     Attributes:
@@ -64,13 +64,13 @@ class Wire(BothTransports):
         bodies: the bytes of their bodies.
         timeouts: their timeouts, as they were on arrival.
         closed: whether the transport itself was closed.
-        package: of which it is; that which the test is about, unless a subclass says another.
+        package: the one it belongs to: the package under test, unless a subclass sets another.
     """
 
     package: Any = None
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
-        # `httpx` here is httpx2 in a test that is about that: see `package` in conftest.py.
+        # `httpx` here is httpx2 in the tests of that package: see `package` in conftest.py.
         package = cls.package or httpx
         wire = object.__new__(of_package(cls, package, "BaseTransport", "AsyncBaseTransport"))
         wire.package = package
@@ -88,7 +88,7 @@ class Wire(BothTransports):
 
     @property
     def open(self) -> int:
-        """How many of the responses handed out have not been closed."""
+        """How many of the returned responses have not been closed."""
         return sum(not stream.closed for stream in self._streams)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:

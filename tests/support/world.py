@@ -1,4 +1,4 @@
-"""The worlds in which every transport test runs, from one body: plain sync code, asyncio and trio."""
+"""The worlds that every transport test runs in, from one body: plain sync code, asyncio and trio."""
 
 import asyncio
 import inspect
@@ -23,8 +23,8 @@ NAMES: tuple[Name, ...] = ("sync", "asyncio", "trio")
 class World:
     """Hides the difference between sync and async from a test.
 
-    A test is an `async def` with the fixture `world`; it awaits nothing but the methods of its world. In the sync
-    world these call the sync variant right away, so that the body runs to its end without an event loop.
+    A test is an `async def` with the fixture `world`; it awaits only the methods of its world. In the sync world
+    these call the sync variant immediately, so that the body runs to its end without an event loop.
     """
 
     def __init__(self, name: Name) -> None:
@@ -32,7 +32,7 @@ class World:
         self.is_async = name != "sync"
 
     def run(self, body: Coroutine[Any, Any, T]) -> T:
-        """Run a body to its end, and return what it returns."""
+        """Run a body to its end, and return its result."""
         if self.name == "asyncio":
             return asyncio.run(body)
         if self.name == "trio":
@@ -48,7 +48,7 @@ class World:
         return asynchronous if self.is_async else sync
 
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a function of this world, wait for it where it is async, and return what it returns."""
+        """Call a function of this world, await it if it is async, and return its result."""
         result = function(*args, **kwargs)
         if not inspect.isawaitable(result):
             return result
@@ -66,7 +66,7 @@ class World:
         return Wire(*script)
 
     def build(self, stack: Any, wire: Transport | None = None) -> Any:
-        """What a `StackBuilder` builds here: a sync or an async transport."""
+        """What a `StackBuilder` builds in this world: a sync or an async transport."""
         build = stack.build_async if self.is_async else stack.build
         return build() if wire is None else build(wire)
 
@@ -109,7 +109,7 @@ class World:
         await self.call(clock.asleep if self.is_async else clock.sleep, seconds)
 
     async def gather(self, *thunks: Callable[[], Awaitable[T]]) -> Sequence[T]:
-        """Run bodies side by side, in threads or tasks, and return their results in order.
+        """Run bodies concurrently, in threads or tasks, and return their results in order.
 
         All of them run to their end; then the first error, in the order of the thunks, is raised.
         """
@@ -120,7 +120,7 @@ class World:
         return [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
 
     async def outcomes(self, *thunks: Callable[[], Awaitable[T]]) -> list[T | Exception]:
-        """The same, with errors in the places of their results."""
+        """The same, with errors in place of results."""
         outcomes: dict[int, T | Exception] = {}
 
         async def one(number: int) -> None:

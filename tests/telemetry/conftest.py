@@ -1,4 +1,4 @@
-"""Real SDKs of OpenTelemetry and Prometheus, which keep in memory what they are told."""
+"""Real OpenTelemetry and Prometheus SDKs that keep everything in memory."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +25,7 @@ class Telemetry:
         self.listener = OpenTelemetryListener(self.meters, self.traces)
 
     def spans(self) -> tuple[ReadableSpan, ...]:
-        """The spans that have ended, in that order."""
+        """The spans that have ended, in order."""
         return self._exporter.get_finished_spans()
 
     def points(self) -> dict[str, list[Any]]:

@@ -1,4 +1,4 @@
-"""The dashboard of the documentation asks for metrics and labels that exist."""
+"""The dashboard in the documentation queries metrics and labels that exist."""
 
 import json
 import re
@@ -37,7 +37,7 @@ EVENTS: list[Event] = [
 ]
 
 
-def test_every_panel_asks_for_metrics_and_labels_that_a_scrape_has() -> None:
+def test_every_panel_queries_metrics_and_labels_of_a_real_scrape() -> None:
     registry = CollectorRegistry()
     for event in EVENTS:
         PrometheusListener(registry)(event)

@@ -1,4 +1,4 @@
-"""Words that are few enough to be labels."""
+"""Labels with few enough values."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_an_error_is_a_class_or_a_status_from_400_up() -> None:
     assert error_type(None, None) is None
 
 
-def test_words_beyond_the_two_hundredth_are_one() -> None:
+def test_values_beyond_the_two_hundredth_share_one_label() -> None:
     bounded = Bounded()
     assert len({bounded(str(number)) for number in range(1000)}) == 201
     assert bounded("7") == "7"

@@ -1,4 +1,4 @@
-"""Spans and metrics of a stack, as the real SDK of OpenTelemetry gets them."""
+"""Spans and metrics of a stack, as the real OpenTelemetry SDK receives them."""
 
 import contextvars
 import itertools
@@ -60,7 +60,7 @@ def attributes(span: ReadableSpan) -> dict[str, object]:
     return dict(span.attributes or {})
 
 
-async def test_a_call_is_a_span_of_its_caller_and_its_only_attempt_a_client_span_inside(
+async def test_a_call_is_a_span_under_its_caller_with_a_client_span_for_its_only_attempt(
     world: World, telemetry: Telemetry
 ) -> None:
     with telemetry.traces.get_tracer("mine").start_as_current_span("mine") as mine:
@@ -110,7 +110,7 @@ async def test_a_request_that_is_sent_again_with_a_fresh_token_is_a_resend(
     assert "token renewed" in [event.name for event in whole.events]
 
 
-async def test_a_call_that_fails_says_by_what(world: World, telemetry: Telemetry) -> None:
+async def test_a_failed_call_says_what_failed(world: World, telemetry: Telemetry) -> None:
     with pytest.raises(httpx.ReadTimeout):
         await call(world, stack(telemetry, retry(RetryPolicy(0))), httpx.ReadTimeout("slow"))
     attempt, whole = telemetry.spans()
@@ -119,9 +119,7 @@ async def test_a_call_that_fails_says_by_what(world: World, telemetry: Telemetry
         assert span.status.status_code is StatusCode.ERROR
 
 
-async def test_a_call_that_is_refused_before_it_is_sent_has_no_attempt(
-    world: World, telemetry: Telemetry
-) -> None:
+async def test_a_call_refused_before_it_is_sent_has_no_attempt(world: World, telemetry: Telemetry) -> None:
     limiter = TokenBucket(1, 60.0)
     builder = stack(telemetry, token_bucket(limiter))
     transport = world.build(builder, world.wire(200))
@@ -159,7 +157,7 @@ async def test_requests_carry_the_context_of_their_attempt_and_the_callers_reque
     assert "traceparent" not in request.headers
 
 
-async def test_what_happens_while_a_call_runs_is_inside_its_span(world: World, telemetry: Telemetry) -> None:
+async def test_events_during_a_call_are_inside_its_span(world: World, telemetry: Telemetry) -> None:
     def answer(request: httpx.Request) -> int:
         seen.append(trace.get_current_span().get_span_context())
         return 200
@@ -220,7 +218,7 @@ async def test_an_unusual_method_and_the_two_hundred_and_first_host_share_a_seri
 
 
 @pytest.mark.worlds("asyncio", "trio")
-async def test_a_call_that_is_cancelled_ends_its_spans(world: World, telemetry: Telemetry) -> None:
+async def test_a_cancelled_call_ends_its_spans(world: World, telemetry: Telemetry) -> None:
     async def hang(request: httpx.Request) -> int:
         await anyio.Event().wait()
         raise AssertionError
@@ -236,9 +234,7 @@ async def test_a_call_that_is_cancelled_ends_its_spans(world: World, telemetry: 
 
 
 @pytest.mark.worlds("asyncio", "trio")
-async def test_calls_side_by_side_do_not_get_into_each_others_spans(
-    world: World, telemetry: Telemetry
-) -> None:
+async def test_concurrent_calls_do_not_mix_up_their_spans(world: World, telemetry: Telemetry) -> None:
     async def answer(request: httpx.Request) -> int:
         await anyio.lowlevel.checkpoint()
         failed.append(request.url)
@@ -261,7 +257,7 @@ async def test_calls_side_by_side_do_not_get_into_each_others_spans(
 
 @pytest.mark.worlds("sync", "asyncio")
 @pytest.mark.parametrize("deadline", [None, 20.0])
-async def test_beside_the_instrumentation_of_httpx_each_request_has_one_client_span(
+async def test_with_httpxs_instrumentation_each_request_still_has_one_client_span(
     world: World, telemetry: Telemetry, deadline: float | None
 ) -> None:
     instrumentor = HTTPXClientInstrumentor()
@@ -285,7 +281,7 @@ async def test_beside_the_instrumentation_of_httpx_each_request_has_one_client_s
     assert sent.count == 1
 
 
-def test_a_span_that_ends_in_another_context_than_it_began_disturbs_nobody(telemetry: Telemetry) -> None:
+def test_a_span_may_end_in_another_context_than_it_started_in(telemetry: Telemetry) -> None:
     call = CallInfo(id=1, method="POST", host="api.example.com")
     elsewhere = contextvars.copy_context()
     elsewhere.run(telemetry.listener, CallStarted(call=call))
@@ -295,7 +291,7 @@ def test_a_span_that_ends_in_another_context_than_it_began_disturbs_nobody(telem
     assert len(telemetry.spans()) == 1
 
 
-def test_what_has_no_beginning_is_no_span(telemetry: Telemetry) -> None:
+def test_an_end_without_a_start_gives_no_span(telemetry: Telemetry) -> None:
     call = CallInfo(id=1, method="POST", host="api.example.com")
     telemetry.listener(CallFinished(call=call, status=200, seconds=1.0))
     telemetry.listener(stkai.AttemptFinished(call=call, status=200, seconds=1.0))
@@ -303,7 +299,7 @@ def test_what_has_no_beginning_is_no_span(telemetry: Telemetry) -> None:
     assert telemetry.spans() == ()
 
 
-def test_an_attempt_outside_of_any_call_is_a_span_of_whoever_is_current(telemetry: Telemetry) -> None:
+def test_an_attempt_outside_any_call_is_a_child_of_the_current_span(telemetry: Telemetry) -> None:
     call = CallInfo(id=1, method="POST", host="api.example.com", attempt=2)
     with telemetry.traces.get_tracer("mine").start_as_current_span("mine") as mine:
         telemetry.listener(AttemptStarted(call=call, resend_count=1))
@@ -313,7 +309,7 @@ def test_an_attempt_outside_of_any_call_is_a_span_of_whoever_is_current(telemetr
     assert attributes(attempt)["http.request.resend_count"] == 1
 
 
-def test_one_listener_serves_threads_at_once(telemetry: Telemetry) -> None:
+def test_one_listener_serves_several_threads(telemetry: Telemetry) -> None:
     def work(number: int) -> None:
         for step in range(50):
             call = CallInfo(id=100 * number + step, method="POST", host="api.example.com")

@@ -1,4 +1,4 @@
-"""Metrics of a stack, as a real scrape gets them."""
+"""Metrics of a stack, as a real scrape returns them."""
 
 import sys
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def endpoint(registry: CollectorRegistry) -> Iterator[str]:
 
 
 def scrape(endpoint: str) -> tuple[str, dict[tuple[str, frozenset[tuple[str, str]]], float]]:
-    """The text of a scrape, and its samples by name and labels; empty labels say nothing."""
+    """The text of a scrape, and its samples by name and labels; empty labels are left out."""
     text, samples = httpx.get(endpoint).text, {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -89,7 +89,7 @@ async def test_a_scrape_shows_what_happened_and_nothing_secret(
     assert "secret" not in text
 
 
-def test_listeners_of_one_registry_share_their_metrics(registry: CollectorRegistry) -> None:
+def test_listeners_with_the_same_registry_share_their_metrics(registry: CollectorRegistry) -> None:
     call = stkai.CallInfo(id=1, method="GET", host="api.example.com")
     for _ in range(2):
         PrometheusListener(registry)(stkai.AttemptStarted(call=call))

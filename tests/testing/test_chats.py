@@ -1,4 +1,4 @@
-"""The chats of the embedded server, in the forms of the APIs that SDKs ask."""
+"""The chats of the embedded server, in the formats of the APIs that SDKs use."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def http() -> Iterator[httpx.Client]:
 
 
 def events(response: httpx.Response) -> list[tuple[str | None, Any]]:
-    """The names, where they have any, and the data of server-sent events."""
+    """The names, if any, and the data of server-sent events."""
     found = []
     for block in response.text.strip().split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines())

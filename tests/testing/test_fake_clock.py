@@ -1,4 +1,4 @@
-"""FakeClock: who sleeps, who wakes, in what order, and where the clock stands then."""
+"""FakeClock: who sleeps, who wakes, in what order, and what the clock shows then."""
 
 import math
 import threading
@@ -88,7 +88,7 @@ def test_threads_that_sleep_together_lose_no_time() -> None:
     assert clock.sleeps == [0.5] * 400
 
 
-def test_a_thousand_tasks_sleep_side_by_side_and_wake_by_instant_then_arrival(event_loop: World) -> None:
+def test_a_thousand_concurrent_sleepers_wake_by_time_then_by_arrival(event_loop: World) -> None:
     clock = FakeClock()
     arrived: list[int] = []
     woken: list[tuple[float, int]] = []
@@ -214,7 +214,7 @@ def test_a_task_that_never_sleeps_does_not_stop_the_clock() -> None:
 
 def test_an_event_loop_without_a_visible_queue_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stkai.testing._event_loop.getattr", lambda *_: None, raising=False)
-    test_a_thousand_tasks_sleep_side_by_side_and_wake_by_instant_then_arrival(World("asyncio"))
+    test_a_thousand_concurrent_sleepers_wake_by_time_then_by_arrival(World("asyncio"))
 
 
 def test_a_thread_that_sleeps_wakes_the_tasks_it_passes(event_loop: World) -> None:

@@ -1,4 +1,4 @@
-"""QuotaServer out of order: what a client sees of each fault, over a real socket."""
+"""QuotaServer with faults: what a client sees of each one, over a real socket."""
 
 import gzip
 import json
@@ -34,7 +34,7 @@ def ask_for_token(http: httpx.Client, server: QuotaServer) -> httpx.Response:
 
 
 def received(http: httpx.Client, server: QuotaServer, **content: Any) -> tuple[httpx.Response, bytes]:
-    """The raw bytes of a body that does not come to its end."""
+    """The raw bytes of a body that is cut off."""
     chunks: list[bytes] = []
 
     def collect(answer: httpx.Response) -> None:
@@ -50,7 +50,7 @@ def received(http: httpx.Client, server: QuotaServer, **content: Any) -> tuple[h
 # Which request meets which fault
 
 
-def test_faults_come_one_per_request_and_in_order(http: httpx.Client, server: QuotaServer) -> None:
+def test_faults_apply_one_per_request_and_in_order(http: httpx.Client, server: QuotaServer) -> None:
     server.fail_with(503, None, 429, 599)
     assert [ask(http, server).status_code for _ in range(6)] == [503, 200, 429, 599, 200, 200]
     assert [record.status for record in server.requests] == [503, 200, 429, 599, 200, 200]
@@ -168,7 +168,7 @@ def test_a_reset_in_the_body_comes_after_the_bytes_asked_for(
     assert (answer.headers.get("transfer-encoding") == "chunked") == (framing == "chunked")
 
 
-def test_a_reset_in_a_gzip_body_leaves_a_torn_stream(http: httpx.Client, server: QuotaServer) -> None:
+def test_a_reset_in_a_gzip_body_truncates_the_stream(http: httpx.Client, server: QuotaServer) -> None:
     server.reset("body", after=20, framing="gzip")
     answer, body = received(http, server)
     assert answer.headers["content-encoding"] == "gzip"
@@ -200,7 +200,7 @@ def test_a_reset_at_the_end_comes_after_the_whole_answer(
         assert ask(other, server).status_code == 200
 
 
-# Slow ones, and those that hang up
+# Slow answers, and closed connections
 
 
 @pytest.mark.parametrize("announced", [True, False])
@@ -237,9 +237,7 @@ def test_a_slow_empty_body_sends_nothing(http: httpx.Client, server: QuotaServer
     assert http.get(server.url + "/status/204").content == b""
 
 
-def test_a_server_that_hangs_runs_into_the_timeout_of_the_client(
-    http: httpx.Client, server: QuotaServer
-) -> None:
+def test_a_server_that_hangs_triggers_the_clients_timeout(http: httpx.Client, server: QuotaServer) -> None:
     server.hang(60.0)
     with pytest.raises(httpx.ReadTimeout):
         http.post(server.chat_url(), timeout=0.05)
@@ -299,7 +297,7 @@ def test_the_token_endpoint_may_redirect(http: httpx.Client, server: QuotaServer
     assert ask_for_token(http, server).headers["location"] == server.url + "/echo"
 
 
-# Faults that cannot be
+# Invalid faults
 
 
 @pytest.mark.parametrize(

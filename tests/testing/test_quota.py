@@ -39,7 +39,7 @@ def test_a_sliding_window_accepts_again_when_the_oldest_is_a_window_old() -> Non
     assert [quota.admit(now) for now in (110.0, 110.0)] == [0, 5.0]
 
 
-def test_a_bucket_starts_full_and_fills_at_the_rate_of_the_quota() -> None:
+def test_a_bucket_starts_full_and_refills_at_the_quotas_rate() -> None:
     quota = Bucket(60, 60.0, depth=3)
     assert [quota.admit(0.0) for _ in range(4)] == [0, 0, 0, 1.0]
     assert [quota.admit(now) for now in (0.75, 1.0, 1.5)] == [0.25, 0, 0.5]

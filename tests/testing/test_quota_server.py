@@ -1,4 +1,4 @@
-"""QuotaServer in good health: it answers as StackSpot AI does, counts, remembers, and leaves nothing behind."""
+"""QuotaServer without faults: it answers as StackSpot AI does, counts, remembers, and leaves nothing behind."""
 
 import asyncio
 import base64
@@ -205,9 +205,7 @@ def test_latency_does_not_change_answers(http: httpx.Client, latency: float | tu
 
 
 @pytest.mark.parametrize("kind", ["fixed", "sliding", "bucket"])
-def test_posts_count_and_polls_refusals_and_the_rest_do_not(
-    http: httpx.Client, clock: FakeClock, kind: Any
-) -> None:
+def test_only_accepted_posts_count(http: httpx.Client, clock: FakeClock, kind: Any) -> None:
     with QuotaServer(max_requests=2, time_window=60.0, kind=kind, depth=2, clock=clock) as server:
         assert http.post(server.create_url()).status_code == 401
         sign(http, server)
@@ -306,7 +304,7 @@ def test_a_reset_within_a_second_is_reported_in_milliseconds(http: httpx.Client)
     assert headers_of(http, "openai", time_window=1.0, at=0.75)[0][1]["x-ratelimit-reset-requests"] == "250ms"
 
 
-def test_there_are_no_rate_limit_headers_unless_asked_for(http: httpx.Client) -> None:
+def test_there_are_no_rate_limit_headers_unless_requested(http: httpx.Client) -> None:
     assert headers_of(http, None, time_window=1.0, at=0.0) == [(200, {}), (200, {}), (429, {})]
 
 
@@ -353,13 +351,13 @@ def test_it_can_keep_only_the_latest_records(http: httpx.Client) -> None:
         assert [record.query for record in server.requests] == ["3", "4"]
 
 
-def test_a_record_that_is_forgotten_before_the_answer_stays_forgotten(http: httpx.Client) -> None:
+def test_a_record_dropped_before_the_answer_stays_dropped(http: httpx.Client) -> None:
     with QuotaServer(keep=0) as server:
         assert http.get(server.url + "/echo").status_code == 200
         assert server.requests == []
 
 
-# Coming and going
+# Starting and closing
 
 
 def test_a_closed_server_leaves_no_thread_or_socket(http: httpx.Client) -> None:
@@ -379,7 +377,7 @@ def test_a_closed_server_leaves_no_thread_or_socket(http: httpx.Client) -> None:
         pass
     with pytest.raises(RuntimeError, match="the server is not running"):
         _ = server.url
-    gc.collect()  # whatever was left open would warn now
+    gc.collect()  # anything left open would warn now
 
 
 def test_a_restarted_server_keeps_its_records(http: httpx.Client) -> None:
@@ -457,7 +455,7 @@ def test_the_server_counts_exactly_with_several_processes() -> None:
     assert (statuses.count(200), statuses.count(429)) == (30, 10)
 
 
-def test_the_server_library_is_imported_by_a_server_that_starts_and_not_before() -> None:
+def test_the_server_library_is_imported_only_when_a_server_starts() -> None:
     script = "import sys, stkai.testing; stkai.testing.QuotaServer(); sys.exit('aiohttp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
@@ -492,6 +490,6 @@ def test_a_missing_aiohttp_is_named_with_the_command_that_installs_it(
         ({"keep": -1}, "keep, unless None, must be at least 0"),
     ],
 )
-def test_options_that_cannot_work_are_refused(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         QuotaServer(**arguments)

@@ -1,4 +1,4 @@
-"""The worlds and the guard on which the other tests stand."""
+"""The worlds and the guard that the other tests rely on."""
 
 import asyncio
 import subprocess
@@ -40,7 +40,7 @@ async def test_the_scripted_wire_counts_open_responses(world: World) -> None:
     assert wire.open == 0
 
 
-async def test_a_request_too_many_for_the_script_fails(world: World) -> None:
+async def test_a_request_beyond_the_script_fails(world: World) -> None:
     with pytest.raises(AssertionError, match="request number 1 has no answer"):
         await world.send(world.wire(), anywhere())
 
@@ -53,7 +53,7 @@ async def test_a_client_is_called_the_same_way_in_every_world(world: World) -> N
     assert wire.closed
 
 
-async def test_bodies_run_side_by_side_and_their_results_come_in_order(world: World) -> None:
+async def test_bodies_run_concurrently_and_their_results_come_in_order(world: World) -> None:
     wire = world.wire(lambda request: int(request.url.path[1:]))
 
     async def status(number: int) -> int:
@@ -76,7 +76,7 @@ async def test_an_error_in_one_body_is_raised_after_all_have_ended(world: World)
     assert sorted(done) == [0, 1, 2]
 
 
-def test_the_sync_world_says_so_when_a_body_needs_an_event_loop() -> None:
+def test_the_sync_world_reports_a_body_that_needs_an_event_loop() -> None:
     with pytest.raises(AssertionError, match="through `world`"):
         World("sync").run(asyncio.sleep(0))
 

@@ -1,4 +1,4 @@
-"""A layer of one's own that hedges: without an answer, send a second attempt; take the first answer."""
+"""A custom layer that hedges: if no answer comes, it sends a second attempt and takes the first answer."""
 
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextvars import copy_context
@@ -14,7 +14,7 @@ THREADS = ThreadPoolExecutor(64)
 
 
 def hedge(delay: float = 0.05) -> Layer:
-    """After `delay` seconds send the request once more; an error counts only where no answer comes."""
+    """Send the request once more after `delay` seconds; an error counts only if no answer comes."""
 
     def flow(layer: LayerTransport, request: httpx.Request, attempt: Attempt) -> Flow:
         def run(which: Attempt) -> tuple[Any, ...]:

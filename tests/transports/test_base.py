@@ -1,4 +1,4 @@
-"""What every layer stands on: the call and its record, copies of a request, the context, the two base transports."""
+"""The base of every layer: the call and its record, copies of a request, the context, the two base transports."""
 
 import pickle
 from typing import Any, Self
@@ -35,7 +35,7 @@ EVENT = RetryScheduled(call=CALL, attempt=1, delay=0.5, cause="503")
 
 
 @pytest.mark.parametrize("kind", [httpx.Request, type("Own", (httpx.Request,), {})])
-def test_a_copy_shares_the_body_and_leaves_the_original_as_it_is(kind: type[httpx.Request]) -> None:
+def test_a_copy_shares_the_body_and_leaves_the_original_unchanged(kind: type[httpx.Request]) -> None:
     request = kind("POST", URL, headers={"A": "1"}, content=b"body", extensions={"timeout": {"read": 1.0}})
     before = dict(request.__dict__)
     copy = copy_request(request, headers=httpx.Headers({"B": "2"}), extensions={"x": 1})
@@ -79,7 +79,7 @@ def test_a_call_starts_with_the_options_of_its_request() -> None:
     assert (call.method, call.host, call.buffered) == ("GET", "api.example.com", False)
 
 
-def test_a_call_cannot_change_and_no_two_have_the_same_id() -> None:
+def test_a_call_is_immutable_and_has_a_unique_id() -> None:
     request = httpx.Request("GET", URL)
     call, other = Call.start(request, 0.0), Call.start(request, 0.0)
     assert call.id != other.id
@@ -93,13 +93,13 @@ def test_a_call_cannot_change_and_no_two_have_the_same_id() -> None:
 def test_the_deadline_of_a_redirected_request_counts_from_the_first_hop() -> None:
     first = httpx.Request("GET", URL, extensions={OPTIONS: RequestOptions(deadline=10.0)})
     assert Call.start(first, 100.0).deadline == 110.0
-    # httpx passes the extensions on to the request of the next hop.
+    # httpx passes the extensions on to the next hop's request.
     second = httpx.Request("GET", URL, extensions=first.extensions)
     assert Call.start(second, 104.0).deadline == 110.0
     assert Call.start(first, 200.0).deadline == 210.0, "the caller sends it anew"
 
 
-def test_the_attempt_that_follows_shares_the_record_and_comes_back_to_its_place() -> None:
+def test_the_next_attempt_shares_the_record_and_returns_to_its_place() -> None:
     first = Attempt(Call.start(httpx.Request("GET", URL), 0.0))
     limiter = object()
     first.ticket = (limiter, 7)
@@ -112,7 +112,7 @@ def test_the_attempt_that_follows_shares_the_record_and_comes_back_to_its_place(
     assert first.record.attempts == 3
 
 
-def test_attempts_side_by_side_share_nothing_until_the_answer_of_one_is_taken() -> None:
+def test_parallel_attempts_share_nothing_until_the_answer_of_one_is_used() -> None:
     attempt = Attempt(Call.start(httpx.Request("GET", URL), 0.0))
     attempt.record.queued = 1.0
     first, second = attempt.apart(), attempt.beside()
@@ -142,19 +142,19 @@ def test_without_a_deadline_there_is_always_time(extensions: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("options", [{"retry": None}, None, RetryPolicy()])
-def test_options_of_another_kind_are_refused(options: Any) -> None:
+def test_options_of_another_type_are_refused(options: Any) -> None:
     with pytest.raises(ConfigurationError, match="RequestOptions"):
         Call.start(httpx.Request("GET", URL, extensions={OPTIONS: options}), 0.0)
 
 
 @pytest.mark.parametrize("name", ["deadline", "max_wait_time"])
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "10", True])
-def test_a_time_that_is_no_positive_number_of_seconds_is_refused_by_name(name: str, value: Any) -> None:
+def test_a_time_that_is_not_a_positive_number_of_seconds_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(stkai.InvalidArgumentError, match=name):
         RequestOptions(**{name: value})
 
 
-def test_options_show_what_is_not_set() -> None:
+def test_the_repr_of_options_shows_which_are_unset() -> None:
     assert repr(RequestOptions(retry=None)).startswith(
         "RequestOptions(retry=None, deadline=UNSET, max_wait_time=UNSET"
     )
@@ -169,7 +169,7 @@ def test_the_record_says_where_the_time_went() -> None:
     assert response.extensions == {OPTIONS: record}
 
 
-def test_the_time_on_the_wire_is_never_less_than_nothing() -> None:
+def test_the_time_on_the_wire_is_never_negative() -> None:
     attempt = Attempt(Call.start(httpx.Request("GET", URL), 0.0))
     attempt.record.queued = 0.1 + 0.2
     response = httpx.Response(200)
@@ -207,7 +207,7 @@ def test_by_default_events_go_to_the_log(caplog: pytest.LogCaptureFixture) -> No
 
 
 def mark(layer: Any, request: httpx.Request, attempt: Attempt) -> Flow:
-    """A layer of one's own, as the documentation tells to write it."""
+    """A custom layer, written as the documentation says."""
     seen.append(attempt)
     response: httpx.Response = yield from layer.forward(request, attempt)
     return response
@@ -249,7 +249,7 @@ async def test_a_layer_that_does_nothing_passes_everything_on(world: World) -> N
 
 
 class Outer(LayerTransport):
-    """One that does its work in the method that httpx knows."""
+    """A layer that does its work in httpx's own method."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         response = super().handle_request(request)
@@ -266,7 +266,7 @@ class AsyncOuter(AsyncLayerTransport):
         return response
 
 
-async def test_a_layer_that_overrides_the_method_of_httpx_is_not_passed_by(world: World) -> None:
+async def test_a_layer_that_overrides_httpxs_own_method_is_not_bypassed(world: World) -> None:
     stack = stkai.StackBuilder(
         (LAYER, Layer("other", Outer, AsyncOuter), Layer("inner", Marking, AsyncMarking))
     )
@@ -294,7 +294,7 @@ async def test_all_layers_of_a_stack_see_one_call_and_its_record_is_on_the_respo
     assert response.extensions[OPTIONS] == CallRecord(attempts=1, on_wire=2.5)
 
 
-async def test_the_request_of_the_caller_is_not_touched(world: World) -> None:
+async def test_the_callers_request_is_not_changed(world: World) -> None:
     request = httpx.Request("POST", URL, content=b"body", extensions={"timeout": {"read": 5.0}})
     before = {**request.__dict__, "headers": request.headers.copy(), "extensions": {"timeout": {"read": 5.0}}}
     await world.send(world.layer(LAYER, world.wire(200)), request)
@@ -309,7 +309,7 @@ async def test_each_call_through_a_stack_is_a_new_one(world: World) -> None:
     assert seen[0] is not seen[1]
 
 
-async def test_an_error_names_the_request_of_the_caller_and_not_a_copy(world: World) -> None:
+async def test_an_error_names_the_callers_request_and_not_a_copy(world: World) -> None:
     request = httpx.Request("GET", URL)
     error = httpx.ConnectError(
         "refused", request=httpx.Request("GET", URL, headers={"Authorization": "secret"})
@@ -321,7 +321,7 @@ async def test_an_error_names_the_request_of_the_caller_and_not_a_copy(world: Wo
     assert caught.value.request is request
 
 
-async def test_an_attempt_that_is_under_way_goes_on_in_a_stack_below_another_transport(world: World) -> None:
+async def test_an_attempt_continues_in_a_stack_below_another_transport(world: World) -> None:
     heard = Heard()
     request = httpx.Request("GET", URL)
     attempt = request.extensions[ATTEMPT] = Attempt(Call.start(request, 0.0, buffered=True))
@@ -352,7 +352,7 @@ def test_a_layer_without_a_flow_is_refused_by_name(flow: Any) -> None:
             LayerTransport(Wire(), flow)
 
 
-async def test_what_a_wire_raises_beyond_http_goes_through(world: World) -> None:
+async def test_a_non_http_error_of_the_wire_is_raised_unchanged(world: World) -> None:
     def wire(request: httpx.Request) -> int:
         raise KeyboardInterrupt
 
@@ -360,7 +360,7 @@ async def test_what_a_wire_raises_beyond_http_goes_through(world: World) -> None
         await world.send(world.layer(LAYER, world.wire(wire)), httpx.Request("GET", URL))
 
 
-async def test_what_a_layer_stands_on_stays_what_it_was(world: World) -> None:
+async def test_the_inner_transport_of_a_layer_cannot_be_replaced(world: World) -> None:
     transport = world.layer(PLAIN, wire := world.wire())
     with pytest.raises(AttributeError, match="inner"):
         transport.inner = world.wire()
@@ -418,7 +418,7 @@ def test_a_stack_says_what_it_is_made_of() -> None:
     ],
     ids=spelled,
 )
-def test_a_layer_around_what_is_no_transport_of_its_world_is_refused(
+def test_a_layer_around_something_other_than_a_transport_of_its_kind_is_refused(
     kind: Any, inner: Any, words: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=words):

@@ -11,7 +11,7 @@ from ..support.world import World
 
 
 class Endless(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body that is always there at once, and never ends."""
+    """A body that never blocks and never ends."""
 
     def __iter__(self) -> Iterator[bytes]:
         yield from itertools.repeat(b"." * 1000)
@@ -27,7 +27,7 @@ async def test_a_body_that_never_ends_is_loaded_up_to_the_limit(world: World) ->
     assert await world.read(response) == b"." * 3000
 
 
-async def test_a_body_that_never_ends_and_nobody_wants_is_closed(world: World) -> None:
+async def test_an_unwanted_body_that_never_ends_is_closed(world: World) -> None:
     response = httpx.Response(503, stream=Endless())
     if world.is_async:
         await adrain(response)

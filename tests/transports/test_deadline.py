@@ -1,4 +1,4 @@
-"""The deadline of a call: every wait below counts, and none goes beyond it."""
+"""The deadline of a call: every wait counts, and none exceeds it."""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
@@ -63,7 +63,7 @@ class Bench:
         return [timeout[key] for timeout in self.wire.timeouts]
 
     def after(self, seconds: float, answer: Answer) -> Handler:
-        """An answer that takes its time, within the read timeout."""
+        """An answer that is slow, but within the read timeout."""
 
         async def handler(request: httpx.Request) -> Answer:
             allowed = request.extensions["timeout"]["read"]
@@ -74,7 +74,7 @@ class Bench:
 
 
 class Slow(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body of ten bytes that come one by one, each after a time; then a timeout, if there is one to raise."""
+    """A body of ten bytes that arrive one by one, each after a delay; then a timeout, if there is one to raise."""
 
     def __init__(self, clock: FakeClock, seconds: float, error: Exception | None = None) -> None:
         self.clock, self.seconds, self.error = clock, seconds, error
@@ -91,7 +91,7 @@ class Slow(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 class Chunks:
-    """An async iterator that is no generator: left in the middle, it leaves nothing behind."""
+    """An async iterator that is not a generator: abandoned in the middle, it leaves nothing behind."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self.chunks = chunks
@@ -108,7 +108,7 @@ class Chunks:
 # Timeouts
 
 
-async def test_timeouts_are_cut_to_the_time_that_is_left(world: World) -> None:
+async def test_timeouts_are_cut_to_the_time_left(world: World) -> None:
     bench = Bench(world, retry())
     bench.script(503, 503, 200)
     await bench.send(timeout=9.0, deadline=10.0)
@@ -116,7 +116,7 @@ async def test_timeouts_are_cut_to_the_time_that_is_left(world: World) -> None:
         assert bench.timeouts(key) == [9.0, 9.0, 8.5]
 
 
-async def test_a_request_without_timeouts_gets_the_time_that_is_left(world: World) -> None:
+async def test_a_request_without_timeouts_gets_the_time_left(world: World) -> None:
     bench = Bench(world, retry())
     bench.script(503, 200)
     await bench.send(deadline=10.0)
@@ -124,7 +124,7 @@ async def test_a_request_without_timeouts_gets_the_time_that_is_left(world: Worl
     assert bench.timeouts("pool") == [10.0, 9.5]
 
 
-def test_a_timeout_that_is_switched_off_is_cut_as_well_and_the_request_stays_as_it_is() -> None:
+def test_a_disabled_timeout_is_cut_as_well_and_the_request_is_unchanged() -> None:
     timeout = {"connect": 3.0, "read": None}
     request = httpx.Request("GET", URL, extensions={"timeout": timeout, "x": 1})
     sent = limited(request, 4.0)
@@ -135,7 +135,7 @@ def test_a_timeout_that_is_switched_off_is_cut_as_well_and_the_request_stays_as_
     assert request.extensions == {"timeout": {"connect": 3.0, "read": None}, "x": 1}
 
 
-async def test_without_a_deadline_timeouts_stay_as_they_are(world: World) -> None:
+async def test_without_a_deadline_timeouts_are_unchanged(world: World) -> None:
     bench = Bench(world, retry(RetryPolicy(deadline=5.0)))
     bench.script(200, 200)
     await bench.send(timeout=30.0, deadline=None)
@@ -143,10 +143,10 @@ async def test_without_a_deadline_timeouts_stay_as_they_are(world: World) -> Non
     assert bench.timeouts() == [30.0, 5.0]
 
 
-# What is left of the time
+# The time left
 
 
-async def test_no_attempt_begins_that_could_not_be_in_time_and_the_last_response_is_returned(
+async def test_no_attempt_starts_that_cannot_finish_in_time_and_the_last_response_is_returned(
     world: World,
 ) -> None:
     bench = Bench(world, retry())
@@ -156,7 +156,7 @@ async def test_no_attempt_begins_that_could_not_be_in_time_and_the_last_response
     assert (len(bench.wire.requests), bench.spent) == (2, 0.5)
 
 
-async def test_no_attempt_begins_that_could_not_be_in_time_and_the_last_error_itself_is_raised(
+async def test_no_attempt_starts_that_cannot_finish_in_time_and_the_last_error_is_raised(
     world: World,
 ) -> None:
     bench = Bench(world, retry())
@@ -169,7 +169,7 @@ async def test_no_attempt_begins_that_could_not_be_in_time_and_the_last_error_it
 
 
 @pytest.mark.parametrize("after", [10, 11, 59])
-async def test_a_retry_after_beyond_the_deadline_hands_the_response_up_at_once(
+async def test_a_response_with_a_retry_after_beyond_the_deadline_is_returned_at_once(
     world: World, after: int
 ) -> None:
     bench = Bench(world, retry())
@@ -185,7 +185,7 @@ async def test_a_retry_after_within_the_deadline_is_waited_for(world: World) -> 
     assert bench.timeouts() == [10.0, 1.0]
 
 
-async def test_a_slow_answer_uses_up_the_time_of_those_that_follow(world: World) -> None:
+async def test_a_slow_answer_uses_up_the_time_of_later_attempts(world: World) -> None:
     bench = Bench(world, retry())
     bench.script(bench.after(4.0, 503), bench.after(4.0, 503), bench.after(4.0, 503))
     with pytest.raises(DeadlineExceededError) as caught:
@@ -198,7 +198,7 @@ async def test_a_slow_answer_uses_up_the_time_of_those_that_follow(world: World)
     assert bench.wire.open == 0
 
 
-async def test_a_timeout_while_there_is_time_is_what_it_is_and_is_repeated(world: World) -> None:
+async def test_a_timeout_before_the_deadline_is_an_ordinary_timeout_and_is_retried(world: World) -> None:
     bench = Bench(world, retry(RetryPolicy(retry_timeouts=True)))
     bench.script(bench.after(9.0, 200), bench.after(1.0, 200))
     assert (await bench.send(timeout=3.0, deadline=10.0)).status_code == 200
@@ -206,7 +206,9 @@ async def test_a_timeout_while_there_is_time_is_what_it_is_and_is_repeated(world
 
 
 @pytest.mark.parametrize("number", [1, 3])
-async def test_whatever_the_layers_the_error_is_one_and_names_the_request(world: World, number: int) -> None:
+async def test_whatever_the_layers_there_is_one_error_that_names_the_request(
+    world: World, number: int
+) -> None:
     bench = Bench(world, *(Layer(str(count), LayerTransport, AsyncLayerTransport) for count in range(number)))
     timeout = httpx.ReadTimeout("slow")
     bench.script(bench.after(99.0, 200))
@@ -243,7 +245,7 @@ async def test_the_policy_may_bound_every_call(world: World) -> None:
     assert bench.timeouts() == [1.0, 0.5]
 
 
-async def test_the_deadline_of_one_call_goes_before_that_of_the_policy(world: World) -> None:
+async def test_the_deadline_of_a_call_takes_precedence_over_the_policys(world: World) -> None:
     bench = Bench(world, retry(RetryPolicy(deadline=1.0)))
     bench.script(503, 503, 200)
     assert (await bench.send(deadline=10.0)).status_code == 200
@@ -258,7 +260,7 @@ async def test_a_call_that_is_sent_once_keeps_the_deadline_of_the_stack(world: W
     assert bench.timeouts() == [1.0]
 
 
-async def test_a_policy_of_one_call_brings_its_own_deadline(world: World) -> None:
+async def test_a_policy_for_one_call_has_its_own_deadline(world: World) -> None:
     bench = Bench(world, retry(RetryPolicy(deadline=1.0)))
     bench.script(200, 200)
     await bench.send(timeout=30.0, retry=RetryPolicy(deadline=7.0))
@@ -266,7 +268,7 @@ async def test_a_policy_of_one_call_brings_its_own_deadline(world: World) -> Non
     assert bench.timeouts() == [7.0, 30.0]
 
 
-async def test_a_body_that_is_sent_once_has_the_deadline_of_the_policy_too(world: World) -> None:
+async def test_a_one_shot_body_has_the_deadline_of_the_policy_too(world: World) -> None:
     bench = Bench(world)
     wire = world.wire(200)
     transport = world.layer(retry(RetryPolicy(deadline=1.0)), wire, context=Context(clock=bench.clock))
@@ -277,7 +279,7 @@ async def test_a_body_that_is_sent_once_has_the_deadline_of_the_policy_too(world
 # Limiters
 
 
-async def test_a_wait_for_a_permit_counts_and_leaves_less_for_the_answer(world: World) -> None:
+async def test_a_wait_for_a_permit_leaves_less_time_for_the_answer(world: World) -> None:
     bench = Bench(world, retry(), token_bucket(TokenBucket(1, 6, burst=1)))
     bench.script(200, 200)
     await bench.send(deadline=10.0)
@@ -316,7 +318,7 @@ async def test_a_buffered_body_that_trickles_is_given_up_at_the_deadline(world: 
     assert bench.wire.open == 0
 
 
-async def test_a_buffered_body_need_not_come_from_a_generator(world: World) -> None:
+async def test_a_buffered_body_may_come_from_any_async_iterator(world: World) -> None:
     clock = FakeClock()
     wire = httpx.MockTransport(lambda _: httpx.Response(200, stream=of_streams(Slow)(clock, 1.0)))
     request = httpx.Request("GET", URL)
@@ -326,14 +328,14 @@ async def test_a_buffered_body_need_not_come_from_a_generator(world: World) -> N
     assert await world.read(response) == b"." * 10
 
 
-async def test_a_buffered_body_that_is_there_in_time_is_whole(world: World) -> None:
+async def test_a_buffered_body_that_arrives_in_time_is_complete(world: World) -> None:
     bench = Bench(world, retry())
     bench.script(httpx.Response(200, stream=Slow(bench.clock, 1.0)))
     response = await bench.send(deadline=10.5, buffered=True)
     assert response.content == b"." * 10
 
 
-async def test_a_timeout_within_a_buffered_body_is_the_deadline_once_that_has_passed(world: World) -> None:
+async def test_a_timeout_in_a_buffered_body_after_the_deadline_is_a_deadline_error(world: World) -> None:
     bench = Bench(world, retry(RetryPolicy(max_retries=1)))
 
     def script(*errors: Exception) -> None:
@@ -358,7 +360,7 @@ async def test_a_timeout_within_a_buffered_body_is_the_deadline_once_that_has_pa
     assert bench.wire.open == 0
 
 
-async def test_a_body_that_is_streamed_has_no_deadline_once_it_is_handed_up(world: World) -> None:
+async def test_a_streamed_body_has_no_deadline_once_it_is_returned(world: World) -> None:
     bench = Bench(world, retry())
     bench.script(httpx.Response(200, stream=Slow(bench.clock, 1.0)))
     response = await bench.send(deadline=2.0)
@@ -372,7 +374,7 @@ async def test_a_body_that_is_streamed_has_no_deadline_once_it_is_handed_up(worl
     after=st.none() | st.integers(0, 20),
     deadline=st.floats(0.1, 20),
 )
-def test_no_call_takes_longer_than_its_deadline_where_the_wire_keeps_its_timeouts(
+def test_no_call_takes_longer_than_its_deadline_if_the_wire_honours_its_timeouts(
     script: list[tuple[float, int]], after: int | None, deadline: float
 ) -> None:
     world = World("sync")

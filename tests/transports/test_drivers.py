@@ -1,4 +1,4 @@
-"""The drivers, once and hard: every operation, ended by an error, a cancellation, an interrupt or the deadline."""
+"""The drivers, thoroughly: every operation, ended by an error, a cancellation, an interrupt or the deadline."""
 
 import asyncio
 import gc
@@ -40,14 +40,14 @@ from ..support.world import World
 
 URL = "https://api.example.com/v1"
 SHORT = 0.05
-"""Seconds; a deadline that passes soon, in real time."""
+"""Seconds of real time; a deadline that passes soon."""
 
 STALLING = ("send", "sleep", "read", "load", "run")
-"""The operations that may take long, and are no clean-up."""
+"""The operations that may take long and are not clean-up."""
 
 
 class Stall:
-    """Something that does not end by itself, in a task or a thread; or that raises at once."""
+    """Work that does not end by itself, in a task or a thread, or that raises at once."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
@@ -88,7 +88,7 @@ class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
         self.closed = True
 
     async def aclose(self) -> None:
-        await anyio.lowlevel.checkpoint()  # Cancelled here, it would not be closed.
+        await anyio.lowlevel.checkpoint()  # A cancellation here would leave it open.
         self.closed = True
 
 
@@ -183,7 +183,7 @@ class Bench:
 # Results and errors
 
 
-async def test_what_comes_of_an_operation_is_sent_back_into_the_flow(world: World) -> None:
+async def test_the_result_of_an_operation_is_sent_back_into_the_flow(world: World) -> None:
     seen: list[Any] = []
 
     async def later(left: float) -> str:
@@ -217,7 +217,7 @@ async def test_what_comes_of_an_operation_is_sent_back_into_the_flow(world: Worl
 
 @pytest.mark.parametrize("kind", ["send", "read", "load", "run"])
 @pytest.mark.parametrize("deadline", [None, 60.0])
-async def test_an_error_is_thrown_into_the_flow_and_raised_itself(
+async def test_an_error_is_thrown_into_the_flow_and_raised_unchanged(
     world: World, kind: str, deadline: float | None
 ) -> None:
     error = httpx.ReadError("reset")
@@ -228,7 +228,7 @@ async def test_an_error_is_thrown_into_the_flow_and_raised_itself(
     bench.assert_cleaned_up("ReadError")
 
 
-async def test_a_flow_may_answer_an_error_by_another_attempt(world: World) -> None:
+async def test_a_flow_may_answer_an_error_with_another_attempt(world: World) -> None:
     def flow(layer: Any, request: httpx.Request, attempt: Attempt) -> Flow:
         try:
             response: httpx.Response = yield from layer.forward(request, attempt)
@@ -241,7 +241,7 @@ async def test_a_flow_may_answer_an_error_by_another_attempt(world: World) -> No
     assert (response.status_code, response.extensions["stkai"].attempts) == (200, 2)
 
 
-async def test_an_error_of_a_flow_itself_comes_out_as_it_is(world: World) -> None:
+async def test_an_error_of_the_flow_itself_is_raised_unchanged(world: World) -> None:
     def flow(layer: Any, request: httpx.Request, attempt: Attempt) -> Flow:
         yield Sleep(0.0)
         raise KeyError("a bug")
@@ -253,7 +253,7 @@ async def test_an_error_of_a_flow_itself_comes_out_as_it_is(world: World) -> Non
 
 @pytest.mark.parametrize("deadline", [None, 60.0])
 @pytest.mark.parametrize("what", [None, 1.0, "sleep", Operation(), httpx.Request("GET", URL)], ids=spelled)
-async def test_a_flow_that_yields_something_else_is_told_what_to_yield(
+async def test_a_flow_that_yields_something_else_gets_an_error_that_says_what_to_yield(
     world: World, what: Any, deadline: float | None
 ) -> None:
     def flow(layer: Any, request: httpx.Request, attempt: Attempt) -> Flow:
@@ -266,7 +266,7 @@ async def test_a_flow_that_yields_something_else_is_told_what_to_yield(
         await world.send(transport, httpx.Request("GET", URL, extensions=options))
 
 
-async def test_an_error_while_closing_disturbs_nobody(world: World) -> None:
+async def test_an_error_while_closing_is_ignored(world: World) -> None:
     class Stuck(httpx.SyncByteStream, httpx.AsyncByteStream):
         def __iter__(self) -> Iterator[bytes]:
             yield b""
@@ -296,7 +296,7 @@ async def test_an_error_while_closing_disturbs_nobody(world: World) -> None:
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("kind", ["send", "read", "load", "run", "drain"])
 @pytest.mark.parametrize("deadline", [None, 60.0])
-async def test_an_interrupt_at_any_operation_is_cleaned_up_after_and_comes_out_as_it_is(
+async def test_after_an_interrupt_at_any_operation_the_flow_cleans_up_and_the_interrupt_is_raised(
     world: World, kind: str, interrupt: type[BaseException], deadline: float | None
 ) -> None:
     error = interrupt("now")
@@ -309,7 +309,7 @@ async def test_an_interrupt_at_any_operation_is_cleaned_up_after_and_comes_out_a
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
-async def test_an_interrupt_in_a_sleep_is_cleaned_up_after(
+async def test_after_an_interrupt_in_a_sleep_the_flow_cleans_up(
     world: World, interrupt: type[BaseException]
 ) -> None:
     class Clock(FakeClock):
@@ -329,7 +329,7 @@ async def test_an_interrupt_in_a_sleep_is_cleaned_up_after(
 @pytest.mark.worlds("asyncio", "trio")
 @pytest.mark.parametrize("kind", [*STALLING, "drain"])
 @pytest.mark.parametrize("deadline", [None, 60.0])
-async def test_a_cancellation_at_any_operation_is_cleaned_up_after(
+async def test_after_a_cancellation_at_any_operation_the_flow_cleans_up(
     world: World, kind: str, deadline: float | None
 ) -> None:
     bench = Bench(world, kind)
@@ -354,7 +354,7 @@ async def test_a_cancellation_at_any_operation_is_cleaned_up_after(
 @pytest.mark.worlds("asyncio")
 @pytest.mark.parametrize("kind", [*STALLING, "drain"])
 @pytest.mark.parametrize("deadline", [None, 60.0])
-async def test_a_task_that_is_cancelled_by_asyncio_itself_is_cleaned_up_after(
+async def test_after_a_native_asyncio_cancellation_the_flow_cleans_up(
     world: World, kind: str, deadline: float | None
 ) -> None:
     bench = Bench(world, kind)
@@ -369,7 +369,7 @@ async def test_a_task_that_is_cancelled_by_asyncio_itself_is_cleaned_up_after(
 
 @pytest.mark.worlds("asyncio")
 @pytest.mark.parametrize("kind", [*STALLING, "drain"])
-async def test_a_timeout_of_asyncio_ends_the_call_with_its_own_error(world: World, kind: str) -> None:
+async def test_an_asyncio_timeout_ends_the_call_with_its_own_error(world: World, kind: str) -> None:
     bench = Bench(world, kind)
 
     async def main() -> None:
@@ -385,7 +385,7 @@ async def test_a_timeout_of_asyncio_ends_the_call_with_its_own_error(world: Worl
 @pytest.mark.worlds("asyncio", "trio")
 @pytest.mark.parametrize("kind", ["close", "clean-up run"])
 @pytest.mark.parametrize("deadline", [None, 60.0])
-async def test_clean_up_is_carried_out_to_its_end_in_a_scope_that_is_cancelled(
+async def test_clean_up_runs_to_completion_in_a_cancelled_scope(
     world: World, kind: str, deadline: float | None
 ) -> None:
     bench = Bench(world, kind)
@@ -401,7 +401,7 @@ async def test_clean_up_is_carried_out_to_its_end_in_a_scope_that_is_cancelled(
 
 
 @pytest.mark.worlds("asyncio", "trio")
-async def test_a_second_cancellation_does_not_break_off_the_clean_up_of_the_first(world: World) -> None:
+async def test_a_second_cancellation_does_not_interrupt_the_clean_up_of_the_first(world: World) -> None:
     closing, go_on = anyio.Event(), anyio.Event()
 
     class Slow(httpx.AsyncByteStream):
@@ -454,7 +454,7 @@ def keep_on(layer: Any, request: httpx.Request, attempt: Attempt) -> Flow:
 
 
 def invent(layer: Any, request: httpx.Request, attempt: Attempt) -> Flow:
-    """Has an answer of its own to whatever ends the call."""
+    """Answers whatever ends the call with a response of its own."""
     try:
         response: httpx.Response = yield from layer.forward(request, attempt)
     except BaseException:
@@ -467,7 +467,7 @@ invented: list[Any] = []
 
 @pytest.mark.parametrize(("layer", "answer"), [(keep_on, "Send"), (invent, "an answer")])
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
-async def test_a_flow_that_swallows_an_interrupt_is_told_off_and_the_interrupt_goes_on(
+async def test_a_flow_that_swallows_an_interrupt_is_reported_and_the_interrupt_is_raised(
     world: World,
     layer: Any,
     answer: str,
@@ -493,7 +493,7 @@ async def test_a_flow_that_swallows_an_interrupt_is_told_off_and_the_interrupt_g
 
 @pytest.mark.worlds("asyncio", "trio")
 @pytest.mark.parametrize("layer", [keep_on, invent])
-async def test_a_flow_that_swallows_a_cancellation_does_not_get_its_way(world: World, layer: Any) -> None:
+async def test_a_flow_cannot_swallow_a_cancellation(world: World, layer: Any) -> None:
     invented.append(of_streams(Body)())
     bench = Bench(world, "send")
     transport = bench.transport(Layer("own", layer))
@@ -534,7 +534,7 @@ async def test_the_layers_around_one_that_swallows_an_interrupt_clean_up_as_well
     assert log == ["outer KeyboardInterrupt True"]
 
 
-async def test_what_goes_wrong_in_a_clean_up_does_not_hide_the_interrupt(world: World) -> None:
+async def test_an_error_in_the_clean_up_does_not_hide_the_interrupt(world: World) -> None:
     def fail(_: float) -> None:
         raise OSError("the store is gone")
 
@@ -565,13 +565,13 @@ async def test_what_goes_wrong_in_a_clean_up_does_not_hide_the_interrupt(world: 
 
 @pytest.mark.real_time
 @pytest.mark.parametrize("kind", STALLING)
-async def test_at_the_deadline_any_operation_is_given_up_and_cleaned_up_after(
+async def test_at_the_deadline_any_operation_is_abandoned_and_the_flow_cleans_up(
     world: World, kind: str
 ) -> None:
     bench = Bench(world, kind)
     bench.clock = FakeClock() if kind == "sleep" else SystemClock()
     if kind == "run" and not world.is_async:
-        # A thread cannot be cancelled: what runs in one is told how long it may take.
+        # A thread cannot be cancelled: work in a thread is told how long it may take.
         bench.stall.sync = too_late  # type: ignore[method-assign]
     try:
         with pytest.raises(DeadlineExceededError) as caught:
@@ -590,7 +590,7 @@ def too_late(left: float) -> None:
 
 
 @pytest.mark.real_time
-async def test_a_body_that_nobody_wants_is_given_up_at_the_deadline_without_an_error(world: World) -> None:
+async def test_an_unwanted_body_is_abandoned_at_the_deadline_without_an_error(world: World) -> None:
     bench = Bench(world, "drain")
     bench.clock = SystemClock()
     try:
@@ -603,7 +603,7 @@ async def test_a_body_that_nobody_wants_is_given_up_at_the_deadline_without_an_e
 
 
 @pytest.mark.parametrize("kind", [*STALLING, "drain", "close", "clean-up run"])
-async def test_after_the_deadline_nothing_begins_but_clean_up(world: World, kind: str) -> None:
+async def test_after_the_deadline_only_clean_up_starts(world: World, kind: str) -> None:
     bench = Bench(world, kind)
 
     def late(layer: Any, request: httpx.Request, attempt: Attempt) -> Flow:
@@ -625,7 +625,7 @@ async def test_after_the_deadline_nothing_begins_but_clean_up(world: World, kind
         assert bench.given_back == 1
 
 
-async def test_a_flow_may_set_a_deadline_for_what_follows_and_never_a_later_one(world: World) -> None:
+async def test_a_flow_may_set_an_earlier_deadline_but_never_a_later_one(world: World) -> None:
     left: list[float] = []
 
     async def later(seconds: float) -> None:
@@ -646,7 +646,7 @@ async def test_a_flow_may_set_a_deadline_for_what_follows_and_never_a_later_one(
 
 
 async def test_a_timeout_error_of_a_wire_is_not_the_deadline(world: World) -> None:
-    """Python's own TimeoutError, by which a wire of one's own may fail."""
+    """Python's own TimeoutError, which a custom wire may raise."""
     error = TimeoutError("the tape is stuck")
     bench = Bench(world, "send", error)
     with pytest.raises(TimeoutError) as caught:
@@ -682,7 +682,7 @@ async def test_a_body_can_be_loaded_in_part_and_read_afterwards(world: World, li
 
 
 def plain(world: World, inner: Any, log: list[str]) -> Any:
-    """A transport of the package that is no layer."""
+    """A transport of the package that is not a layer."""
     base: Any = world.pick(httpx.BaseTransport, httpx.AsyncBaseTransport)
 
     class Plain(base):  # type: ignore[misc]
@@ -729,7 +729,7 @@ async def test_the_deadline_holds_below_another_transport(world: World) -> None:
 
 
 @pytest.mark.worlds("asyncio", "trio")
-async def test_a_cancellation_passes_all_drivers_and_is_cleaned_up_after_in_each(world: World) -> None:
+async def test_a_cancellation_passes_through_all_drivers_and_each_cleans_up(world: World) -> None:
     bench = Bench(world, "send")
     log: list[str] = []
     policy = TokenBucket(1, 10.0)
@@ -745,7 +745,7 @@ async def test_a_cancellation_passes_all_drivers_and_is_cleaned_up_after_in_each
     assert policy.waiting == 0
 
 
-# What is left behind
+# Nothing is left behind
 
 
 class Pause:
@@ -771,7 +771,7 @@ def test_a_coroutine_that_is_closed_ends_its_flow(world: World, kind: str) -> No
 
 
 @pytest.mark.worlds("asyncio")
-def test_a_call_that_is_dropped_in_a_queue_leaves_its_place(world: World) -> None:
+def test_a_call_that_is_dropped_while_queued_gives_up_its_place(world: World) -> None:
     policy = TokenBucket(1, 10.0)
     assert policy.take(0.0)
 
@@ -797,7 +797,7 @@ OUTCOMES: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
 @pytest.mark.parametrize("deadline", [None, 60.0])
-async def test_a_call_leaves_no_circle_of_references_behind(
+async def test_a_call_leaves_no_reference_cycle_behind(
     world: World, outcome: str, deadline: float | None
 ) -> None:
     layers = (retry(RetryPolicy(1)), token_bucket(TokenBucket(100, 1.0)))

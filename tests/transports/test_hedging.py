@@ -1,4 +1,4 @@
-"""Attempts side by side: a hedging layer inside the standard stack leaves every permit, connection and record right."""
+"""Parallel attempts: with a hedging layer in the standard stack, every permit, connection and record is right."""
 
 import threading
 import time
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.real_time
 
 
 class Bench:
-    """The standard stack with a hedging layer inside auth, over a wire whose answers come when the test says so."""
+    """The standard stack with a hedging layer inside auth, on a wire whose answers come when the test says so."""
 
     def __init__(self, world: World, *answers: Any, max_retries: int = 0, burst: float = 10) -> None:
         self.world = world
@@ -77,21 +77,21 @@ class Bench:
         return left
 
     def assert_closed(self) -> None:
-        """Nothing is open, or will stay so."""
+        """Check that nothing is open, or will stay open."""
         if self.world.is_async:
             assert self.wire.open == 0
         else:
             wait_until(lambda: self.wire.open == 0)
 
     def settled(self) -> None:
-        """Wait until those who lost have ended."""
+        """Wait until the losing attempts have ended."""
         self.stopped.set()
         if not self.world.is_async:
             wait_until(lambda: self.wire.open <= 1)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for what other threads do at their own time."""
+    """Wait for other threads to finish."""
     end = time.monotonic() + 10
     while not condition():
         assert time.monotonic() < end
@@ -103,12 +103,12 @@ def never() -> Answer:
     return httpx.Response(200, headers={"X-Late": "1"})
 
 
-def test_the_layer_is_sixty_lines_at_most() -> None:
+def test_the_layer_has_at_most_sixty_lines() -> None:
     text = Path(hedging.__file__).read_text()
     assert len(text[text.index("def hedge(") :].splitlines()) <= 60
 
 
-async def test_an_answer_in_time_is_not_hedged(world: World) -> None:
+async def test_a_request_that_is_answered_in_time_is_not_hedged(world: World) -> None:
     bench = Bench(world, httpx.Response(200, content=b"first"))
     response = await bench.send()
     assert await world.read(response) == b"first"
@@ -117,7 +117,7 @@ async def test_an_answer_in_time_is_not_hedged(world: World) -> None:
     assert bench.permits() == 9
 
 
-async def test_the_second_attempt_wins_where_the_first_is_late(world: World) -> None:
+async def test_the_second_attempt_wins_if_the_first_is_late(world: World) -> None:
     bench = Bench(world, never, httpx.Response(200, content=b"second"))
     response = await bench.send()
     bench.settled()
@@ -219,7 +219,7 @@ async def test_the_deadline_ends_both_attempts(world: World) -> None:
     bench.assert_closed()
 
 
-async def test_a_body_that_can_be_sent_once_is_not_hedged(world: World) -> None:
+async def test_a_one_shot_body_is_not_hedged(world: World) -> None:
     def chunks() -> Any:
         yield b"one"
 

@@ -1,4 +1,4 @@
-"""The wire that sends through StackSpot CLI: with a stand-in for the CLI that really sends, by requests."""
+"""The wire that sends through StackSpot CLI, with a stand-in for the CLI that really sends, through requests."""
 
 import asyncio
 import gzip
@@ -34,7 +34,7 @@ def server() -> Iterator[QuotaServer]:
 
 @pytest.fixture
 def cli(server: QuotaServer) -> Iterator[Any]:
-    """StackSpot CLI is installed, and logged in at the server."""
+    """StackSpot CLI, installed and logged in to the server."""
     form = {
         "grant_type": "client_credentials",
         "client_id": server.client_id,
@@ -70,7 +70,7 @@ def test_a_post_goes_out_signed_by_the_cli_with_its_json_and_headers(
     assert (cli.calls[0]["timeout"], cli.calls[0]["body"]) == (7, {"input_data": "x"})
 
 
-def test_a_get_goes_out_signed_and_past_the_clis_cache(
+def test_a_get_goes_out_signed_and_bypasses_the_clis_cache(
     server: QuotaServer, cli: Any, client: HttpClient
 ) -> None:
     execution = client.post(server.create_url()).json()
@@ -97,7 +97,7 @@ def test_without_data_there_is_no_body(server: QuotaServer, cli: Any, client: Ht
     assert cli.calls[0]["body"] is None
 
 
-def test_an_authorization_of_the_callers_own_does_not_reach_the_server(
+def test_the_callers_own_authorization_does_not_reach_the_server(
     server: QuotaServer, cli: Any, client: HttpClient
 ) -> None:
     client.get(server.url + "/echo", headers={"Authorization": "Bearer other"})
@@ -115,7 +115,7 @@ def test_an_authorization_of_the_callers_own_does_not_reach_the_server(
         ("br;q=1.0, gzip", "gzip"),
     ],
 )
-def test_only_codings_are_asked_for_that_requests_and_httpx_both_know(
+def test_only_codings_that_requests_and_httpx_both_support_are_requested(
     server: QuotaServer, client: HttpClient, asked: str, sent: str
 ) -> None:
     client.get(server.url + "/echo", headers={"Accept-Encoding": asked})
@@ -123,7 +123,7 @@ def test_only_codings_are_asked_for_that_requests_and_httpx_both_know(
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"])
-def test_a_verb_that_the_cli_cannot_send_is_an_error_that_names_it(cli: Any, method: str) -> None:
+def test_a_method_that_the_cli_cannot_send_is_an_error_that_names_it(cli: Any, method: str) -> None:
     with (
         httpx.Client(transport=StkCLITransport()) as mounted,
         pytest.raises(httpx.UnsupportedProtocol, match=f"GET and POST only, not {method}"),
@@ -165,7 +165,7 @@ def test_json_is_json_without_and_with_a_content_type(server: QuotaServer, cli: 
 
 
 @pytest.mark.parametrize("verb", ["get", "post", "post_stream"])
-def test_the_response_is_a_true_one_of_httpx(server: QuotaServer, client: HttpClient, verb: str) -> None:
+def test_the_response_is_a_real_httpx_response(server: QuotaServer, client: HttpClient, verb: str) -> None:
     headers = [("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("X-Odd", "caf\xe9")]
     server.fail_with(404, headers=headers, body='{"a": "Zoë"}', path="/")
     response = getattr(client, verb)(server.url + "/things")
@@ -182,15 +182,15 @@ def test_the_response_is_a_true_one_of_httpx(server: QuotaServer, client: HttpCl
 
 
 @pytest.mark.parametrize("verb", ["get", "post", "post_stream"])
-def test_a_body_in_gzip_is_decoded_once(server: QuotaServer, client: HttpClient, verb: str) -> None:
-    # Its text is gzip as well: to decode it twice would show.
+def test_a_gzip_body_is_decoded_once(server: QuotaServer, client: HttpClient, verb: str) -> None:
+    # Its text is gzip as well, so decoding it twice would show.
     inner = gzip.compress(b"text")
     server.fail_with(200, headers={"Content-Encoding": "gzip"}, body=gzip.compress(inner), path="/")
     response = getattr(client, verb)(server.url + "/things")
     assert response.read() == inner
 
 
-def test_a_streamed_body_in_gzip_can_be_had_raw(server: QuotaServer, client: HttpClient) -> None:
+def test_a_streamed_gzip_body_can_be_read_raw(server: QuotaServer, client: HttpClient) -> None:
     body = gzip.compress(b"text" * 100)
     server.fail_with(200, headers={"Content-Encoding": "gzip"}, body=body, path="/")
     with client.post_stream(server.url + "/things") as response:
@@ -198,9 +198,7 @@ def test_a_streamed_body_in_gzip_can_be_had_raw(server: QuotaServer, client: Htt
         assert b"".join(response.iter_raw()) == body
 
 
-def test_a_body_that_the_cli_has_read_has_the_headers_of_what_it_is(
-    server: QuotaServer, client: HttpClient
-) -> None:
+def test_a_body_that_the_cli_has_read_has_matching_headers(server: QuotaServer, client: HttpClient) -> None:
     server.fail_with(200, headers={"Content-Encoding": "gzip"}, body=gzip.compress(b"text" * 100), path="/")
     response = client.get(server.url + "/things")
     assert "content-encoding" not in response.headers
@@ -212,7 +210,7 @@ def test_a_body_that_the_cli_has_read_has_the_headers_of_what_it_is(
 def test_server_sent_events_arrive_one_by_one(
     cli: Any, client: HttpClient, length: int | None, old: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if old:  # It had no read1.
+    if old:  # urllib3 1 has no read1.
         monkeypatch.delattr(urllib3.HTTPResponse, "read1")
         monkeypatch.delattr(urllib3.response.BaseHTTPResponse, "read1")
     first, second = b"data: one\n\n", b"data: two and more\n"
@@ -256,7 +254,7 @@ def test_leaving_a_stream_early_closes_its_connection(server: QuotaServer, clien
 @pytest.mark.parametrize(
     "raw", [None, io.BytesIO(b"text")], ids=["no raw body", "a raw body of another kind"]
 )
-def test_a_response_that_did_not_come_from_the_network_will_do(
+def test_a_response_that_did_not_come_from_the_network_is_accepted(
     cli: Any, client: HttpClient, verb: str, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = requests.Response()
@@ -271,7 +269,7 @@ def test_a_response_that_did_not_come_from_the_network_will_do(
     assert (response.read(), response.headers["x-a"], response.reason_phrase) == (b"text", "1", "")
 
 
-def test_a_failure_is_tried_again_through_the_cli(server: QuotaServer, cli: Any) -> None:
+def test_a_failure_is_retried_through_the_cli(server: QuotaServer, cli: Any) -> None:
     server.fail_with(503, None)
     server.reset()
     client = HttpClient(StackBuilder([retry()], clock=FakeClock()).build(StkCLITransport()))
@@ -311,7 +309,7 @@ MAPPED: list[tuple[Exception, type[Exception]]] = [
 @pytest.mark.parametrize(
     ("theirs", "ours"), MAPPED, ids=lambda value: getattr(value, "__name__", type(value).__name__)
 )
-def test_an_error_of_requests_becomes_that_of_httpx(
+def test_an_error_of_requests_becomes_its_httpx_counterpart(
     cli: Any, client: HttpClient, theirs: Exception, ours: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(**_: Any) -> None:
@@ -338,7 +336,7 @@ def test_a_slow_answer_is_a_read_timeout(server: QuotaServer, client: HttpClient
 
 @pytest.mark.parametrize("verb", ["get", "post", "post_stream"])
 @pytest.mark.parametrize("at", ["start", "headers", "body"])
-def test_a_broken_connection_is_the_error_of_httpx_for_it(
+def test_a_broken_connection_is_the_matching_httpx_error(
     server: QuotaServer, client: HttpClient, at: Any, verb: str
 ) -> None:
     server.reset(at, after=3, path="/")
@@ -346,7 +344,7 @@ def test_a_broken_connection_is_the_error_of_httpx_for_it(
         getattr(client, verb)(server.url + "/echo").read()
 
 
-def test_a_body_that_is_shorter_than_promised_is_an_error(server: QuotaServer, client: HttpClient) -> None:
+def test_a_body_shorter_than_promised_is_an_error(server: QuotaServer, client: HttpClient) -> None:
     async def liar(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse()
         response.content_length = 100
@@ -384,7 +382,7 @@ def test_an_error_of_the_cli_itself_is_an_authentication_error_that_says_what_to
     assert isinstance(caught.value, httpx.TransportError)
 
 
-def test_a_cli_that_wants_to_end_the_program_does_not(
+def test_a_cli_that_exits_does_not_end_the_program(
     cli: Any, client: HttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def leave(**_: Any) -> None:
@@ -395,7 +393,7 @@ def test_a_cli_that_wants_to_end_the_program_does_not(
         client.get("https://api.example.com")
 
 
-# Whether it is there
+# Whether it is installed
 
 
 def test_without_the_cli_the_error_says_what_to_do_and_recommends_no_package() -> None:
@@ -421,7 +419,7 @@ def test_without_the_cli_the_error_says_what_to_do_and_recommends_no_package() -
     ],
     ids=["a subtitle tool", "another http module", "no functions", "fails", "exits", "a module"],
 )
-def test_another_package_of_the_name_oscli_is_not_taken_for_the_cli(
+def test_another_package_named_oscli_is_not_mistaken_for_the_cli(
     files: dict[str, str], tmp_path: Path
 ) -> None:
     for name, text in files.items():
@@ -436,12 +434,12 @@ def test_another_package_of_the_name_oscli_is_not_taken_for_the_cli(
             stkai.build_client()
 
 
-def test_with_the_cli_it_is_available(cli: Any) -> None:
+def test_the_wire_is_available_if_the_cli_is_installed(cli: Any) -> None:
     assert cli_is_available()
     assert repr(StkCLITransport()) == "StkCLITransport()"
 
 
-def test_no_advice_anywhere_is_to_install_oscli_from_the_index() -> None:
+def test_nothing_advises_installing_oscli_from_the_index() -> None:
     root = Path(__file__).parents[2]
     texts = [*(root / "src").rglob("*.py"), *(root / "docs").rglob("*.md"), *root.glob("*.md")]
     advice = re.compile(r"(pip|uv|pipx)\s+(install|add)\s+.*\boscli\b")

@@ -1,4 +1,4 @@
-"""Wires that note what they are asked, for pools of the sync and the async world."""
+"""Wires that record their requests, for sync and async pools."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -14,7 +14,7 @@ NO_PATIENCE: dict[str, object] = {"timeout": {"pool": 0.001}}
 
 
 class Stream:
-    """A connection: one end of it tells whether the other end has closed."""
+    """A connection; one end can tell whether the other end has closed it."""
 
     def __init__(self) -> None:
         self.is_closed = False
@@ -25,7 +25,7 @@ class Stream:
 
 
 class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """Two chunks; may break in between, or when it is closed."""
+    """Two chunks; may break between them, or on closing."""
 
     def __init__(self, *chunks: bytes | Exception) -> None:
         self.chunks = chunks or (b"bo", b"dy")
@@ -49,7 +49,7 @@ class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 class Wire(httpx.BaseTransport, httpx.AsyncBaseTransport):
-    """Answers with a body; notes the hosts that it is asked for, and how often it is closed."""
+    """Answers with a body; records the hosts of its requests, and how often it is closed."""
 
     def __init__(self, answer: Callable[[httpx.Request], httpx.Response] | None = None) -> None:
         self.answer = answer or (lambda _: httpx.Response(200, stream=Body()))
@@ -74,10 +74,10 @@ class Wire(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
 
 class Pool:
-    """A pool of such wires in a world, and the wires that it has made.
+    """A pool of such wires in a world, and the wires it has made.
 
     Attributes:
-        answer: what wires that are made from now on answer with.
+        answer: the answer of wires that are made from now on.
     """
 
     def __init__(self, world: World, most: int | None = None, idle: int | None = None, **limits: Any) -> None:
@@ -98,7 +98,7 @@ class Pool:
         return self.transport._shelf
 
     async def open(self, url: str = URL, **options: Any) -> httpx.Response:
-        """Send a request; the response is not read."""
+        """Send a request without reading the response."""
         return await self.world.send(self.transport, httpx.Request("GET", url, **options))
 
     async def get(self, url: str = URL, **options: Any) -> bytes:
@@ -106,5 +106,5 @@ class Pool:
         return await self.world.read(await self.open(url, **options))
 
     async def hurry(self, url: str = URL) -> bytes:
-        """The same, for a request that does not wait for a wire."""
+        """The same for a request that does not wait for a wire."""
         return await self.get(url, extensions=NO_PATIENCE)

@@ -1,4 +1,4 @@
-"""A server that says exactly the bytes it is told to, and closes when it is told to."""
+"""A server that sends exactly the given bytes, and closes when told to."""
 
 import socket
 import threading
@@ -10,18 +10,18 @@ ENDLESS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nbo\r\n2\r\
 """The head and some chunks; the end never comes."""
 
 Answer = Callable[[int], tuple[bytes, bool]]
-"""What to say to the request of that number, and whether to keep the connection."""
+"""What to answer to the request with that number, and whether to keep the connection."""
 
 
 class RawServer:
-    """Answers each request with some bytes.
+    """Answers each request with given bytes.
 
     Attributes:
         url: where it listens.
-        answer: by default, the whole answer on a connection that stays.
-        requests: how many came.
+        answer: by default, a complete answer on a connection that stays open.
+        requests: how many arrived.
         open: how many connections are open.
-        connections: how many there were.
+        connections: how many there have been.
     """
 
     def __init__(self, listener: socket.socket) -> None:
@@ -77,7 +77,7 @@ class RawServer:
                 client.shutdown(socket.SHUT_RDWR)
 
     def stop(self) -> None:
-        """Listen no more, and close all connections."""
+        """Stop listening, and close all connections."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()

@@ -39,7 +39,7 @@ def proxy() -> Iterator[tuple[str, Proxy]]:
 
 @pytest.fixture
 def no_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No name server: only addresses are found."""
+    """There is no name server: only addresses can be resolved."""
     resolve: Any = socket.getaddrinfo
 
     def without_names(host: Any, *args: Any, **kwargs: Any) -> Any:
@@ -62,12 +62,12 @@ def wire_of(world: World, **config: Any) -> Any:
 
 
 def pool_of(world: World, wire: Any) -> Any:
-    """The pool of the running loop in an async wire."""
+    """The running loop's pool in an async wire."""
     return wire._homes[running_loop()][0].wire if world.is_async else wire
 
 
 def transport_of(world: World, wire: Any) -> Any:
-    """One of httpx's transports, as the wire makes them."""
+    """An httpx transport, as the wire makes it."""
     made = wire if hasattr(wire, "_shelf") else wire._make()
     made = made._shelf._make() if hasattr(made, "_shelf") else made
     return getattr(made, "_wire", made)
@@ -79,7 +79,7 @@ def client_of(world: World, wire: Any) -> Any:
 
 
 async def get(world: World, url: str, **config: Any) -> httpx.Response:
-    """One GET through a wire of its own."""
+    """One GET through a new wire."""
     client = client_of(world, wire_of(world, **config))
     try:
         response: httpx.Response = await world.call(client.get, url, timeout=5)
@@ -94,7 +94,7 @@ UPSTREAM = "http://upstream.example"
 
 
 def through_the_proxy(server: QuotaServer, proxy: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Configure a proxy by which the server is known under the name of another machine."""
+    """Configure a proxy that knows the server under the name of another machine."""
     url, log = proxy
     log.upstream = server.url
     settings = {**server.env(), "STKAI_HTTP_PROXY": url, "STKAI_AUTH_ALLOW_HTTP": "true"}
@@ -103,7 +103,7 @@ def through_the_proxy(server: QuotaServer, proxy: tuple[str, Proxy], monkeypatch
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
-async def test_the_proxy_of_the_environment_is_asked_in_absolute_form(
+async def test_the_environments_proxy_gets_requests_in_absolute_form(
     world: World, proxy: tuple[str, Proxy], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, log = proxy
@@ -120,7 +120,7 @@ async def test_a_proxy_may_be_named_without_its_scheme(
     assert (await get(world, "http://service.example/")).text.startswith("by proxy")
 
 
-async def test_https_goes_through_a_tunnel_of_its_own_proxy(
+async def test_https_goes_through_a_tunnel_of_the_https_proxy(
     world: World, proxy: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, log = proxy
@@ -130,14 +130,14 @@ async def test_https_goes_through_a_tunnel_of_its_own_proxy(
     assert log.asked == [("CONNECT", "service.example:443")]
 
 
-async def test_the_credentials_of_a_proxy_are_sent_to_it(world: World, proxy: tuple[str, Proxy]) -> None:
+async def test_a_proxy_gets_its_credentials(world: World, proxy: tuple[str, Proxy]) -> None:
     url, log = proxy
     await get(world, "http://service.example/", proxy=url.replace("http://", "http://me:secret@"))
     assert log.credentials == ["Basic bWU6c2VjcmV0"]
 
 
 @pytest.mark.usefixtures("no_names")
-async def test_what_no_proxy_names_is_asked_directly(
+async def test_hosts_in_no_proxy_are_reached_directly(
     world: World, proxy: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, log = proxy
@@ -153,7 +153,7 @@ async def test_what_no_proxy_names_is_asked_directly(
 
 
 @pytest.mark.usefixtures("no_names")
-async def test_without_trust_in_the_environment_its_proxies_are_ignored(
+async def test_the_environments_proxies_are_ignored_unless_it_is_trusted(
     world: World, proxy: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, log = proxy
@@ -185,7 +185,7 @@ async def test_neither_a_request_nor_the_secret_for_this_machine_goes_to_a_proxy
     await world.close(client)
 
 
-async def test_a_proxy_of_the_settings_comes_before_the_environment_and_is_for_everything(
+async def test_a_proxy_in_the_settings_overrides_the_environment_and_applies_to_everything(
     world: World, server: QuotaServer, proxy: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, log = proxy
@@ -211,7 +211,7 @@ async def test_a_client_from_build_client_and_its_token_go_through_the_proxy(
 
 
 @pytest.mark.parametrize("standard", [True, False])
-async def test_a_builders_own_wire_follows_the_settings_as_well(
+async def test_a_builders_default_wire_also_follows_the_settings(
     world: World,
     server: QuotaServer,
     proxy: tuple[str, Proxy],
@@ -226,7 +226,7 @@ async def test_a_builders_own_wire_follows_the_settings_as_well(
     await world.close(client)
 
 
-async def test_one_proxy_for_several_schemes_is_one_pool_of_connections(
+async def test_one_proxy_for_several_schemes_has_one_connection_pool(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
@@ -266,7 +266,7 @@ async def test_closing_the_wire_closes_its_proxied_connections(
 # Certificates
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused(world: World, tls_url: str) -> None:
+async def test_an_untrusted_certificate_is_refused(world: World, tls_url: str) -> None:
     with pytest.raises(httpx.ConnectError):
         await get(world, tls_url)
 
@@ -284,7 +284,7 @@ async def test_verify_takes_a_file_and_a_directory_of_certificates(
     assert (await get(world, tls_url)).text == "by TLS"
 
 
-async def test_the_bundle_of_the_environment_counts_where_the_environment_is_trusted(
+async def test_the_environments_ca_bundle_is_used_if_the_environment_is_trusted(
     world: World, tls_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
@@ -293,7 +293,7 @@ async def test_the_bundle_of_the_environment_counts_where_the_environment_is_tru
         await get(world, tls_url, trust_env=False)
 
 
-async def test_verify_holds_for_the_token_endpoint_as_well(world: World, tls_url: str) -> None:
+async def test_verify_also_applies_to_the_token_endpoint(world: World, tls_url: str) -> None:
     STKAI.configure(
         auth={"client_id": "id", "client_secret": "secret", "token_url": tls_url},
         http={"verify": str(CERTIFICATE)},
@@ -304,9 +304,7 @@ async def test_verify_holds_for_the_token_endpoint_as_well(world: World, tls_url
     await world.close(client)
 
 
-async def test_a_file_that_holds_no_certificates_is_an_error_that_names_it(
-    world: World, tmp_path: Path
-) -> None:
+async def test_a_file_without_certificates_is_an_error_that_names_it(world: World, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle.pem"
     bundle.write_text("no certificates here")
     with pytest.raises(stkai.ConfigurationError, match=r"STKAI_HTTP_VERIFY.*PEM.*bundle\.pem"):
@@ -329,7 +327,7 @@ async def test_certificates_are_loaded_once_for_all_proxies(
 # Limits and HTTP/2
 
 
-async def test_the_limit_of_connections_holds(world: World, server: QuotaServer) -> None:
+async def test_the_connection_limit_holds(world: World, server: QuotaServer) -> None:
     client = client_of(world, wire_of(world, max_connections=1))
     held = await world.call(client.post_stream, server.url + "/echo", timeout=5)
     with pytest.raises(httpx.PoolTimeout):
@@ -344,7 +342,7 @@ async def test_the_limit_of_connections_holds(world: World, server: QuotaServer)
     [({"trust_env": True}, 1), ({"max_keepalive_connections": 0}, 3), ({"keepalive_expiry": 0}, 3)],
     ids=["default", "none kept", "expired at once"],
 )
-async def test_the_limits_of_keep_alive_hold(
+async def test_the_keep_alive_limits_hold(
     world: World, server: QuotaServer, config: dict[str, Any], connections: int
 ) -> None:
     client = client_of(world, wire_of(world, **config))
@@ -354,7 +352,7 @@ async def test_the_limits_of_keep_alive_hold(
     await world.close(client)
 
 
-async def test_http2_is_asked_for_where_its_package_is_there(
+async def test_http2_is_used_if_its_package_is_installed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stkai._wire.default.find_spec", lambda _: object())

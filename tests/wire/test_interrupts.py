@@ -27,7 +27,7 @@ FILES = {module.__file__ for module in (idle_module, lease_module, pool_module, 
 
 @contextlib.contextmanager
 def at_line(number: int, act: Callable[[], object]) -> Iterator[list[str]]:
-    """Act before the line of that number, counted as they are run, in the rooms under test; gives where that was."""
+    """Act before the nth line that runs in the modules under test; yields where that was."""
     lines = iter(range(1, sys.maxsize))
     places: list[str] = []
     tracer = sys.gettrace()
@@ -35,7 +35,7 @@ def at_line(number: int, act: Callable[[], object]) -> Iterator[list[str]]:
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         if frame.f_code.co_filename not in FILES or places:
             return None
-        # Where a `finally` puts a flag back there is no moment for an interrupt: CPython looks for one after calls.
+        # No interrupt can come while a `finally` resets a flag: CPython checks for them after calls.
         if event == "line" and not _is_safe(frame) and next(lines) == number:
             places.append(f"{frame.f_code.co_name}:{frame.f_lineno}")
             sys.settrace(None)
@@ -65,7 +65,7 @@ _FLAG_LINES = _flag_lines()
 
 
 def every_line(run: Callable[[int], list[str]]) -> None:
-    """Run with 1, 2, 3 and so on until there are no more lines to act before."""
+    """Run with 1, 2, 3 and so on, until there are no more lines."""
     number = 1
     while run(number):
         number += 1
@@ -125,7 +125,7 @@ def test_a_signal_handler_before_any_line_can_use_the_same_pool(use: Callable[[P
     world = World("sync")
 
     def run(number: int) -> list[str]:
-        pool = Pool(world, 3, 3)  # The handler cannot wait for what the call below it holds.
+        pool = Pool(world, 3, 3)  # The handler cannot wait for something that the interrupted call holds.
         served: list[bytes] = []
 
         def handle(*_: object) -> None:
@@ -162,7 +162,7 @@ def test_a_signal_handler_can_close_the_pool_before_any_line() -> None:
     every_line(run)
 
 
-def test_a_response_that_a_handler_closes_wakes_the_very_thread_that_begins_to_wait() -> None:
+def test_a_response_that_a_handler_closes_wakes_the_interrupted_thread_itself() -> None:
     world = World("sync")
 
     def run(number: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Connections side by side: the limits hold, connections are used again, and nothing stays behind."""
+"""Connections side by side: the limits hold, connections are reused, and nothing is left behind."""
 
 import gc
 import threading
@@ -20,14 +20,14 @@ from .fakes import NO_PATIENCE, Body, Pool
 # Which wire is used
 
 
-async def test_requests_one_after_the_other_use_one_wire(world: World) -> None:
+async def test_sequential_requests_use_one_wire(world: World) -> None:
     pool = Pool(world, 10, 10)
     for _ in range(5):
         assert await pool.get() == b"body"
     assert len(pool.made) == 1
 
 
-async def test_requests_at_once_use_a_wire_each_and_the_last_used_is_used_first(world: World) -> None:
+async def test_concurrent_requests_use_a_wire_each_and_the_latest_is_reused_first(world: World) -> None:
     pool = Pool(world, 10, 10)
     for response in [await pool.open() for _ in range(2)]:
         await world.read(response)
@@ -35,14 +35,14 @@ async def test_requests_at_once_use_a_wire_each_and_the_last_used_is_used_first(
     assert [len(wire.hosts) for wire in pool.made] == [1, 2]
 
 
-async def test_a_wire_that_leads_to_the_host_is_preferred(world: World) -> None:
+async def test_a_wire_to_the_right_host_is_preferred(world: World) -> None:
     pool = Pool(world, 10, 10)
     for host in ("a", "b", "a", "b"):
         await pool.get(f"http://{host}/")
     assert [wire.hosts for wire in pool.made] == [["a", "a"], ["b", "b"]]
 
 
-async def test_the_port_and_the_scheme_are_part_of_where_a_wire_leads(world: World) -> None:
+async def test_the_port_and_the_scheme_are_part_of_the_destination(world: World) -> None:
     pool = Pool(world, 10, 10)
     for url in ("http://a/", "http://a:81/", "https://a/", "http://a/"):
         await pool.get(url)
@@ -57,7 +57,7 @@ async def test_at_the_limit_an_idle_wire_serves_another_host(world: World) -> No
 
 
 @pytest.mark.worlds("sync")
-async def test_ten_thousand_hosts_leave_no_more_behind_than_the_idle_limit(world: World) -> None:
+async def test_ten_thousand_hosts_leave_at_most_the_idle_limit_behind(world: World) -> None:
     pool = Pool(world, 100, 20)
     for number in range(10_000):
         await pool.get(f"http://host-{number}/")
@@ -68,7 +68,7 @@ async def test_ten_thousand_hosts_leave_no_more_behind_than_the_idle_limit(world
 # Which wire is closed
 
 
-async def test_idle_wires_beyond_the_limit_are_closed_the_oldest_first(world: World) -> None:
+async def test_idle_wires_beyond_the_limit_are_closed_oldest_first(world: World) -> None:
     pool = Pool(world, 10, 1)
     for response in [await pool.open() for _ in range(3)]:
         await world.read(response)
@@ -98,7 +98,7 @@ ENDS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("end", ENDS)
-async def test_a_connection_that_its_response_has_ended_evicts_no_live_one(world: World, end: str) -> None:
+async def test_a_connection_that_its_response_closed_evicts_no_live_one(world: World, end: str) -> None:
     pool = Pool(world, 10, 1)
     await pool.get("http://live/")
     pool.answer = ENDS[end]
@@ -122,7 +122,7 @@ async def test_refused_connections_evict_no_live_one(world: World) -> None:
 
 
 @pytest.mark.parametrize("limits", [(2, 2), (10, 2)], ids=["most", "most idle"])
-async def test_a_connection_that_its_server_has_closed_makes_way_before_a_live_one(
+async def test_a_connection_closed_by_its_server_is_evicted_before_a_live_one(
     world: World, limits: tuple[int, int]
 ) -> None:
     pool = Pool(world, *limits)
@@ -136,17 +136,17 @@ async def test_a_connection_that_its_server_has_closed_makes_way_before_a_live_o
 
 
 @pytest.mark.parametrize("stream", [None, object()], ids=["unknown", "broken"])
-async def test_a_connection_that_cannot_be_asked_does_no_harm(world: World, stream: object) -> None:
+async def test_a_connection_whose_state_is_unknown_does_no_harm(world: World, stream: object) -> None:
     pool = Pool(world, 1, 1)
     pool.answer = lambda _: httpx.Response(200, stream=Body(), extensions={"network_stream": stream})
     await pool.get("http://a/")
     assert await pool.get("http://b/") == b"body"
 
 
-# A wire comes back, however its request ends
+# A wire is returned however its request ends
 
 
-async def test_a_response_that_is_closed_twice_gives_its_wire_back_once(world: World) -> None:
+async def test_a_response_that_is_closed_twice_returns_its_wire_once(world: World) -> None:
     pool = Pool(world, 1, 1)
     response = await pool.open()
     await world.close(response)
@@ -157,7 +157,7 @@ async def test_a_response_that_is_closed_twice_gives_its_wire_back_once(world: W
     await world.close(held)
 
 
-async def test_a_response_that_two_threads_close_leaves_the_next_request_alone(
+async def test_a_response_closed_by_two_threads_does_not_affect_the_next_request(
     world: World,
 ) -> None:
     pool = Pool(world, 1, 1)
@@ -165,13 +165,13 @@ async def test_a_response_that_two_threads_close_leaves_the_next_request_alone(
     lease = first.stream._lease  # type: ignore[union-attr]
     await world.read(first)
     second = await pool.open()
-    lease._over = False  # As the other thread saw it, just before.
+    lease._over = False  # As the other thread saw it just before.
     lease.end(0.0)
     assert pool.made[0].closed == 0
     assert await world.read(second) == b"body"
 
 
-async def test_a_response_that_is_not_read_to_its_end_gives_no_connection_back_but_room_for_one(
+async def test_a_response_not_read_to_its_end_loses_its_connection_but_frees_its_place(
     world: World,
 ) -> None:
     pool = Pool(world, 1, 1)
@@ -180,7 +180,7 @@ async def test_a_response_that_is_not_read_to_its_end_gives_no_connection_back_b
     assert [wire.closed for wire in pool.made] == [1, 0]
 
 
-async def test_a_failed_request_gives_its_wire_back(world: World) -> None:
+async def test_a_failed_request_returns_its_wire(world: World) -> None:
     def fail(request: httpx.Request) -> httpx.Response:
         raise httpx.ReadError("no", request=request)
 
@@ -192,7 +192,7 @@ async def test_a_failed_request_gives_its_wire_back(world: World) -> None:
     assert await pool.hurry() == b"body"
 
 
-async def test_a_body_that_breaks_gives_its_wire_back_although_nobody_closes_it(world: World) -> None:
+async def test_a_body_that_breaks_returns_its_wire_even_if_nobody_closes_it(world: World) -> None:
     pool = Pool(world, 1, 1)
     body = Body(b"bo", httpx.ReadError("broken"))
     pool.answer = lambda _: httpx.Response(200, stream=body)
@@ -204,7 +204,7 @@ async def test_a_body_that_breaks_gives_its_wire_back_although_nobody_closes_it(
     assert body.closed
 
 
-async def test_a_body_that_cannot_be_closed_gives_its_wire_back(world: World) -> None:
+async def test_a_body_that_fails_to_close_returns_its_wire(world: World) -> None:
     class Unclosable(Body):
         def close(self) -> None:
             raise httpx.CloseError("no")
@@ -219,7 +219,7 @@ async def test_a_body_that_cannot_be_closed_gives_its_wire_back(world: World) ->
     assert [wire.closed for wire in pool.made] == [1, 0]
 
 
-async def test_a_response_that_nobody_holds_any_more_gives_its_wire_back(world: World) -> None:
+async def test_an_unreferenced_response_returns_its_wire(world: World) -> None:
     pool = Pool(world, 1, 1)
     await pool.open()
     gc.collect()
@@ -228,7 +228,7 @@ async def test_a_response_that_nobody_holds_any_more_gives_its_wire_back(world: 
     assert [wire.closed for wire in pool.made] == [1, 0]
 
 
-async def test_a_response_that_is_dropped_in_another_thread_gives_its_wire_back_to_who_waits(
+async def test_a_response_dropped_in_another_thread_gives_its_wire_to_a_waiter(
     world: World,
 ) -> None:
     pool = Pool(world, 1, 1)
@@ -247,7 +247,7 @@ async def test_a_response_that_is_dropped_in_another_thread_gives_its_wire_back_
 
 
 async def _tick(world: World) -> None:
-    """Let the loop do what it has been told to."""
+    """Let the loop run its pending callbacks."""
     if world.is_async:
         for _ in range(3):
             await anyio.lowlevel.checkpoint()
@@ -256,7 +256,7 @@ async def _tick(world: World) -> None:
 # Waiting
 
 
-async def test_whoever_finds_all_wires_in_use_gets_the_first_that_comes_back(world: World) -> None:
+async def test_a_request_that_finds_all_wires_in_use_gets_the_first_returned(world: World) -> None:
     pool = Pool(world, 1, 1)
     held = await pool.open()
 
@@ -269,7 +269,7 @@ async def test_whoever_finds_all_wires_in_use_gets_the_first_that_comes_back(wor
     assert len(pool.made) == 1
 
 
-async def test_a_failed_request_makes_room_for_who_waits(world: World) -> None:
+async def test_a_failed_request_makes_room_for_a_waiter(world: World) -> None:
     pool = Pool(world, 1, 1)
     pool.answer = lambda _: httpx.Response(200, stream=Body(httpx.ReadError("broken")))
     held = await pool.open()
@@ -340,7 +340,7 @@ async def test_a_wait_longer_than_the_pool_timeout_is_a_pool_timeout_and_leaves_
 
 
 @pytest.mark.parametrize("patience", [0, -1, 0.0])
-async def test_a_pool_timeout_of_nothing_waits_for_nothing(world: World, patience: float) -> None:
+async def test_a_pool_timeout_of_zero_does_not_wait(world: World, patience: float) -> None:
     pool = Pool(world, 1, 1)
     await pool.get()
     held = await pool.open(extensions={"timeout": {"pool": patience}})
@@ -350,7 +350,7 @@ async def test_a_pool_timeout_of_nothing_waits_for_nothing(world: World, patienc
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_an_interrupted_waiter_leaves_the_line_and_passes_on_what_it_was_given(
+def test_an_interrupted_waiter_leaves_the_line_and_passes_its_wire_on(
     given: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World("sync")
@@ -381,9 +381,7 @@ def test_an_interrupted_waiter_leaves_the_line_and_passes_on_what_it_was_given(
 
 @pytest.mark.worlds("asyncio", "trio")
 @pytest.mark.parametrize("given", [True, False])
-async def test_a_cancelled_waiter_leaves_the_line_and_passes_on_what_it_was_given(
-    world: World, given: bool
-) -> None:
+async def test_a_cancelled_waiter_leaves_the_line_and_passes_its_wire_on(world: World, given: bool) -> None:
     pool = Pool(world, 1, 1)
     held = await pool.open()
     async with anyio.create_task_group() as group:
@@ -391,13 +389,13 @@ async def test_a_cancelled_waiter_leaves_the_line_and_passes_on_what_it_was_give
         await anyio.wait_all_tasks_blocked()
         group.cancel_scope.cancel()
         if given:
-            await world.read(held)  # The waiter, cancelled, has not run yet, and is the first in line.
+            await world.read(held)  # The cancelled waiter has not run yet, and is first in line.
     assert pool.shelf.waiting == 0
     await world.close(held)
     assert await pool.hurry() == b"body"
 
 
-async def test_a_wire_that_comes_back_as_somebody_begins_to_wait_is_theirs(
+async def test_a_wire_returned_as_a_waiter_begins_to_wait_goes_to_that_waiter(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = Pool(world, 1, 1)
@@ -422,7 +420,7 @@ async def test_a_wire_that_comes_back_as_somebody_begins_to_wait_is_theirs(
 # Bodies
 
 
-async def test_the_body_passes_as_it_comes(world: World) -> None:
+async def test_the_body_is_passed_on_as_it_arrives(world: World) -> None:
     pool = Pool(world, 1, 1)
     response = await pool.open()
     assert await world.chunks(response) == [b"bo", b"dy"]
@@ -430,7 +428,7 @@ async def test_the_body_passes_as_it_comes(world: World) -> None:
 
 
 @pytest.mark.worlds("asyncio", "trio")
-async def test_a_task_that_is_cancelled_while_it_closes_a_body_leaves_no_connection_open(
+async def test_a_task_cancelled_while_closing_a_body_leaves_no_connection_open(
     world: World,
 ) -> None:
     class Slow(Body):
@@ -450,7 +448,7 @@ async def test_a_task_that_is_cancelled_while_it_closes_a_body_leaves_no_connect
 # Closing
 
 
-async def test_closing_closes_all_wires_once_also_those_in_use(world: World) -> None:
+async def test_closing_closes_all_wires_once_including_those_in_use(world: World) -> None:
     pool = Pool(world)
     held = await pool.open()
     await pool.get()
@@ -461,7 +459,7 @@ async def test_closing_closes_all_wires_once_also_those_in_use(world: World) -> 
     assert pool.shelf.wires == []
 
 
-async def test_a_closed_pool_refuses_requests_and_is_not_entered(world: World) -> None:
+async def test_a_closed_pool_refuses_requests_and_cannot_be_entered(world: World) -> None:
     pool = Pool(world)
     await world.close(pool.transport)
     with pytest.raises(RuntimeError, match="closed"):
@@ -471,7 +469,7 @@ async def test_a_closed_pool_refuses_requests_and_is_not_entered(world: World) -
     assert pool.made == []
 
 
-async def test_whoever_waits_when_the_pool_is_closed_is_told_so(world: World) -> None:
+async def test_a_waiter_gets_an_error_when_the_pool_is_closed(world: World) -> None:
     pool = Pool(world, 1, 1)
     held = await pool.open()
 
@@ -492,7 +490,7 @@ async def test_whoever_waits_when_the_pool_is_closed_is_told_so(world: World) ->
 # Forks and packages
 
 
-async def test_a_forked_child_has_no_wire_of_its_parent_no_lock_and_nobody_in_line(world: World) -> None:
+async def test_a_forked_child_has_none_of_its_parents_wires_locks_or_waiters(world: World) -> None:
     pool = Pool(world, 1, 1)
     held = await pool.open()
     with pytest.raises(httpx.PoolTimeout):

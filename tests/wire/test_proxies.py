@@ -1,4 +1,4 @@
-"""Which proxy a URL goes through: no sockets, only the decision."""
+"""Which proxy a URL goes through: only the decision, without sockets."""
 
 import httpx
 import pytest
@@ -21,7 +21,7 @@ ALL = {"all": "http://proxy:1"}
         ({"https": "socks5://p:2"}, "https://example.com", "socks5://p:2"),
     ],
 )
-def test_the_proxy_of_the_scheme_comes_before_that_of_all(
+def test_the_proxy_of_the_scheme_takes_precedence_over_all_proxy(
     proxies: dict[str, str], url: str, proxy: str | None
 ) -> None:
     assert ProxyMap(proxies).proxy_for(httpx.URL(url)) == proxy
@@ -57,7 +57,7 @@ def test_the_proxy_of_the_scheme_comes_before_that_of_all(
         ("", "", "https://example.com"),
     ],
 )
-def test_what_no_proxy_names_goes_straight_and_nothing_else(entry: str, direct: str, through: str) -> None:
+def test_exactly_the_hosts_in_no_proxy_are_reached_directly(entry: str, direct: str, through: str) -> None:
     proxies = ProxyMap(ALL, entry)
     assert {url: proxies.proxy_for(httpx.URL(url)) for url in direct.split()} == dict.fromkeys(direct.split())
     assert all(proxies.proxy_for(httpx.URL(url)) == "http://proxy:1" for url in through.split())
@@ -75,11 +75,11 @@ def test_no_proxy_is_used_for_this_machine(host: str) -> None:
     "host",
     ["localhost.example.com", "notlocalhost", "128.0.0.1", "127.0.0.1.example.com", "[::2]", "10.0.0.1"],
 )
-def test_what_only_looks_like_this_machine_goes_through_the_proxy(host: str) -> None:
+def test_a_lookalike_of_this_machine_goes_through_the_proxy(host: str) -> None:
     assert ProxyMap(ALL).proxy_for(httpx.URL(f"http://{host}/")) == "http://proxy:1"
 
 
-def test_the_variables_are_read_in_either_case_and_others_are_left_alone(
+def test_the_variables_are_read_in_either_case_and_others_are_ignored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://p:1")
@@ -92,7 +92,7 @@ def test_the_variables_are_read_in_either_case_and_others_are_left_alone(
     assert proxies.proxy_for(httpx.URL("https://example.org")) is None
 
 
-def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "")
     assert ProxyMap.from_environment().urls == frozenset()
 

@@ -1,4 +1,4 @@
-"""Every way to leave a stream gives its place in the pool back: over real sockets, with room for one connection."""
+"""However a stream is left, its place in the pool is freed: over real sockets, with room for one connection."""
 
 import gc
 import time
@@ -92,7 +92,7 @@ async def drop_it_in_a_cycle(world: World, open_: Open) -> None:
 
 
 async def time_out_in_it(world: World, open_: Open) -> None:
-    with pytest.raises(httpx.ReadTimeout):  # On a busy machine the head may be too late as well.
+    with pytest.raises(httpx.ReadTimeout):  # On a busy machine the head may be late as well.
         await world.chunks(await open_())
 
 
@@ -121,7 +121,9 @@ LEFT_TO_THE_COLLECTOR = (drop_it, drop_it_half_read, drop_it_in_a_cycle)
 @pytest.mark.real_time
 @pytest.mark.parametrize("kind", ["httpx", "stkai"])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")  # trio's advice to whoever leaves one
+@pytest.mark.filterwarnings(
+    "ignore:Async generator:ResourceWarning"
+)  # trio's advice about abandoned generators
 async def test_however_a_stream_is_left_the_next_request_has_a_connection(
     world: World, server: RawServer, way: Any, kind: str
 ) -> None:
@@ -150,7 +152,7 @@ async def test_however_a_stream_is_left_the_next_request_has_a_connection(
 
 @pytest.mark.parametrize("kind", ["httpx", "stkai"])
 @pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
-async def test_a_stream_that_breaks_gives_its_connection_back(
+async def test_a_stream_that_breaks_returns_its_connection(
     world: World, server: RawServer, kind: str
 ) -> None:
     client = _client(world, kind, wire_of(world))
@@ -168,7 +170,7 @@ async def test_a_stream_that_breaks_gives_its_connection_back(
 
 
 @pytest.mark.parametrize("kind", ["httpx", "stkai"])
-async def test_after_every_byte_at_which_a_server_can_close_the_next_request_has_a_connection(
+async def test_wherever_a_server_closes_the_next_request_has_a_connection(
     world: World, server: RawServer, kind: str
 ) -> None:
     client = _client(world, kind, wire_of(world))
@@ -180,7 +182,9 @@ async def test_after_every_byte_at_which_a_server_can_close_the_next_request_has
                 await _get(world, client, server.url)
         else:
             assert await _get(world, client, server.url) == b"body"
-    await _until(world, lambda: server.open == 0)  # Nobody can help a request that crosses the goodbye.
+    await _until(
+        world, lambda: server.open == 0
+    )  # A request that crosses the server's close cannot be saved.
     server.answer = lambda _: (WHOLE, True)
     assert await _get(world, client, server.url) == b"body"
     await world.close(client)
@@ -189,7 +193,7 @@ async def test_after_every_byte_at_which_a_server_can_close_the_next_request_has
 
 @pytest.mark.worlds("asyncio", "trio")
 @pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
-async def test_a_call_that_is_cancelled_at_any_turn_of_the_loop_leaves_one_connection_at_most(
+async def test_a_call_cancelled_at_any_point_leaves_at_most_one_connection(
     world: World, server: RawServer
 ) -> None:
     client = _client(world, "stkai", wire_of(world))
@@ -243,7 +247,7 @@ async def _until(world: World, condition: Callable[[], bool]) -> None:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("held", [False, True], ids=["idle", "with a stream in use"])
 @pytest.mark.parametrize("http2", [False, True])
-def test_one_client_serves_one_event_loop_after_the_other(server: RawServer, held: bool, http2: bool) -> None:
+def test_one_client_serves_successive_event_loops(server: RawServer, held: bool, http2: bool) -> None:
     client = stkai.AsyncHttpClient(AsyncWireByFamily(HttpConfig(http2=http2, verify=False)))
     streams: list[Any] = []
 
@@ -270,7 +274,7 @@ def test_one_client_serves_one_event_loop_after_the_other(server: RawServer, hel
 def test_connections_of_a_loop_that_ends_without_a_goodbye_are_dropped(
     server: RawServer, number: int
 ) -> None:
-    """asyncio warns of the sockets then, which nobody could close; the call itself works."""
+    """asyncio then warns about the sockets, which nobody could close; the call itself works."""
     import asyncio
 
     client = stkai.AsyncHttpClient(AsyncWireByFamily(HttpConfig(verify=False)))
@@ -291,7 +295,7 @@ def test_connections_of_a_loop_that_ends_without_a_goodbye_are_dropped(
     assert server.connections == 2 + number
 
 
-def test_two_event_loops_at_once_do_not_disturb_each_other(server: RawServer) -> None:
+def test_two_concurrent_event_loops_do_not_interfere(server: RawServer) -> None:
     import threading
 
     client = stkai.AsyncHttpClient(AsyncWireByFamily(HttpConfig(verify=False)))

@@ -1,4 +1,4 @@
-"""The ways out that are rarely taken: SOCKS and TLS proxies, HTTP/2, Unix sockets, a local address."""
+"""Rarely used routes: SOCKS and TLS proxies, HTTP/2, Unix sockets, a local address."""
 
 import asyncio
 import socket
@@ -32,7 +32,7 @@ def server() -> Iterator[RawServer]:
 
 
 def client_of(world: World, transport: Any = None, **config: Any) -> Any:
-    """stkai's client over a whole stack, on the default wire or one of httpx."""
+    """stkai's client over a whole stack, on the default wire or an httpx one."""
     build: Any = stkai.build_async_client if world.is_async else stkai.build_client
     stkai.STKAI.configure(http=config)
     return build(auth=None, rate_limit="adaptive", transport=transport)
@@ -47,10 +47,10 @@ async def get(world: World, client: Any, url: str) -> bytes:
 
 
 class Socks:
-    """A SOCKS5 proxy (RFC 1928) with one server behind it, whatever it is asked for.
+    """A SOCKS5 proxy (RFC 1928) that connects every request to one server.
 
     Attributes:
-        asked: the hosts and ports.
+        asked: the requested hosts and ports.
         logins: user names and passwords (RFC 1929).
     """
 
@@ -88,7 +88,7 @@ def pump(source: socket.socket, sink: socket.socket) -> None:
 
 @contextmanager
 def listening(serve: Any) -> Iterator[int]:
-    """Serve each connection in a thread; gives the port."""
+    """Serve each connection in a thread; yields the port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def accept() -> None:
@@ -105,7 +105,7 @@ def listening(serve: Any) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
-async def test_a_socks_proxy_of_the_settings_is_asked_by_name(
+async def test_a_socks_proxy_in_the_settings_gets_the_host_by_name(
     world: World, server: RawServer, scheme: str
 ) -> None:
     pytest.importorskip("socksio")
@@ -131,7 +131,7 @@ def tls_proxy() -> Iterator[tuple[str, Proxy]]:
         yield url, log
 
 
-async def test_the_certificates_of_the_settings_hold_for_a_proxy_that_speaks_tls(
+async def test_the_settings_certificates_apply_to_a_tls_proxy(
     world: World, tls_proxy: tuple[str, Proxy]
 ) -> None:
     url, log = tls_proxy
@@ -149,11 +149,11 @@ async def test_the_certificates_of_the_settings_hold_for_a_proxy_that_speaks_tls
 
 
 class Http2:
-    """A server that speaks HTTP/2 over TLS: it answers each request when as many have come as it waits for.
+    """An HTTP/2 server over TLS that answers once a given number of requests have arrived.
 
     Attributes:
-        together: how many that is.
-        connections: how many there were.
+        together: that number.
+        connections: how many there have been.
     """
 
     def __init__(self) -> None:
@@ -184,7 +184,7 @@ class Http2:
             secure.sendall(connection.data_to_send())
 
 
-async def test_one_http2_connection_carries_requests_side_by_side(world: World) -> None:
+async def test_one_http2_connection_carries_concurrent_requests(world: World) -> None:
     http2 = Http2()
     with listening(http2.serve) as port:
         client = client_of(world, http2=True, verify=False)
@@ -200,7 +200,7 @@ async def test_one_http2_connection_carries_requests_side_by_side(world: World) 
             await get(world, client, url)
 
 
-def test_http2_serves_one_event_loop_after_the_other() -> None:
+def test_http2_serves_successive_event_loops() -> None:
     http2 = Http2()
     with listening(http2.serve) as port:
         client = client_of(World("asyncio"), http2=True, verify=False)
@@ -214,10 +214,10 @@ def test_http2_serves_one_event_loop_after_the_other() -> None:
         assert http2.connections == 3
 
 
-# Transports of httpx with options that have no setting
+# httpx transports with options that have no setting
 
 
-async def test_a_unix_socket_is_reached_by_a_transport_of_httpx(world: World, tmp_path: Path) -> None:
+async def test_a_unix_socket_is_reached_through_an_httpx_transport(world: World, tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     with raw_server(path) as server:
         transport = world.pick(httpx.HTTPTransport, httpx.AsyncHTTPTransport)(uds=path)
@@ -227,7 +227,7 @@ async def test_a_unix_socket_is_reached_by_a_transport_of_httpx(world: World, tm
         assert server.requests == 1
 
 
-async def test_a_local_address_is_set_by_a_transport_of_httpx(world: World, server: RawServer) -> None:
+async def test_a_local_address_is_set_through_an_httpx_transport(world: World, server: RawServer) -> None:
     transport = world.pick(httpx.HTTPTransport, httpx.AsyncHTTPTransport)(local_address="127.0.0.1")
     client = client_of(world, transport)
     assert await get(world, client, server.url) == b"body"
@@ -237,7 +237,7 @@ async def test_a_local_address_is_set_by_a_transport_of_httpx(world: World, serv
 # Other event loops and threads
 
 
-def test_uvloop_serves_one_run_after_the_other_and_streams_that_are_left(server: RawServer) -> None:
+def test_uvloop_serves_successive_runs_and_abandoned_streams(server: RawServer) -> None:
     uvloop = pytest.importorskip("uvloop")
     client = stkai.AsyncHttpClient(AsyncWireByFamily(HttpConfig(max_connections=2, verify=False)))
 

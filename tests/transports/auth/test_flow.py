@@ -1,4 +1,4 @@
-"""The auth layer: signing, one renewal after a 401, and one fetch for all, in threads and tasks."""
+"""The auth layer: signing, one renewal after a 401, and one shared fetch, in threads and tasks."""
 
 import threading
 import time
@@ -54,7 +54,7 @@ def layer(world: World, wire: Any, policy: Any, **options: Any) -> Any:
 
 
 class Static(AuthProvider):
-    """A provider that is only sync, keeps its token to itself and counts who asks."""
+    """A sync-only provider that exposes no cached token and counts its calls."""
 
     def __init__(self, *tokens: Any) -> None:
         self.tokens = iter(tokens)
@@ -89,7 +89,7 @@ class Server(Wire):
 
 
 class Together:
-    """Lets the first so many of a world's bodies go on together."""
+    """Lets the first of a world's bodies continue together."""
 
     def __init__(self, world: World, size: int) -> None:
         self.world, self.missing = world, size
@@ -111,7 +111,7 @@ class Together:
 # Signing
 
 
-async def test_a_request_is_signed_on_a_copy_and_the_original_stays_as_it_is(world: World) -> None:
+async def test_a_copy_of_the_request_is_signed_and_the_original_is_unchanged(world: World) -> None:
     wire, request = world.wire(200), post()
     before = dict(request.headers)
     await world.send(layer(world, wire, provider_over(Issuer())), request)
@@ -120,7 +120,7 @@ async def test_a_request_is_signed_on_a_copy_and_the_original_stays_as_it_is(wor
     assert dict(request.headers) == before
 
 
-async def test_an_authorization_header_of_the_users_own_is_replaced(world: World) -> None:
+async def test_the_users_own_authorization_header_is_replaced(world: World) -> None:
     headers = [("authorization", "Basic abc"), ("X-Other", "1"), ("AUTHORIZATION", "Digest def")]
     wire = world.wire(200)
     await world.send(layer(world, wire, provider_over(Issuer())), httpx.Request("GET", URL, headers=headers))
@@ -128,7 +128,7 @@ async def test_an_authorization_header_of_the_users_own_is_replaced(world: World
     assert wire.requests[0].headers["x-other"] == "1"
 
 
-async def test_later_requests_use_the_same_token_and_know_that_it_cost_no_time(world: World) -> None:
+async def test_later_requests_use_the_same_token_and_record_no_time_for_it(world: World) -> None:
     clock = FakeClock()
     issuer, wire = Issuer(lambda _: clock.sleep(0.3)), world.wire(200, 200)
     transport = layer(world, wire, provider_over(issuer, clock), context=Context(clock=clock))
@@ -140,7 +140,7 @@ async def test_later_requests_use_the_same_token_and_know_that_it_cost_no_time(w
     assert issuer.fetches == 1
 
 
-async def test_whoever_signs_is_asked_anew_where_a_provider_keeps_no_token_to_show(world: World) -> None:
+async def test_a_provider_without_a_cached_token_is_asked_for_each_request(world: World) -> None:
     wire = world.wire(200, 200)
     transport = layer(world, wire, Static("a", "b"))
     for _ in range(2):
@@ -148,7 +148,7 @@ async def test_whoever_signs_is_asked_anew_where_a_provider_keeps_no_token_to_sh
     assert [bearer(request) for request in wire.requests] == ["Bearer a", "Bearer b"]
 
 
-async def test_a_token_that_was_fetched_is_an_event_once(world: World) -> None:
+async def test_a_fetched_token_is_reported_once(world: World) -> None:
     clock, heard = FakeClock(), Heard()
     context = Context(clock=clock, listener=heard)
     issuer = Issuer(lambda _: clock.sleep(0.25))
@@ -161,7 +161,7 @@ async def test_a_token_that_was_fetched_is_an_event_once(world: World) -> None:
     ]
 
 
-async def test_a_token_that_comes_back_the_same_is_no_event(world: World) -> None:
+async def test_a_token_that_has_not_changed_is_not_reported(world: World) -> None:
     heard = Heard()
     context = Context(listener=heard)
     transport = layer(world, world.wire(200, 200, 200), Static("same"), context=context)
@@ -193,7 +193,7 @@ async def test_a_token_that_is_always_refused_does_not_loop(world: World) -> Non
     assert issuer.fetches == 2
 
 
-async def test_a_provider_that_has_no_other_token_is_not_tried_again(world: World) -> None:
+async def test_a_provider_without_another_token_is_not_asked_again(world: World) -> None:
     provider, wire = Static("same"), world.wire(httpx.Response(401, text="no entry"))
     response = await world.send(layer(world, wire, provider), post())
     assert response.status_code == 401
@@ -201,7 +201,7 @@ async def test_a_provider_that_has_no_other_token_is_not_tried_again(world: Worl
     assert provider.forgotten == ["same"]
 
 
-async def test_a_body_that_can_be_sent_only_once_is_and_the_next_call_gets_a_new_token(world: World) -> None:
+async def test_a_one_shot_body_is_sent_once_and_the_next_call_gets_a_new_token(world: World) -> None:
     def sync_body() -> Any:
         yield b"once"
 
@@ -237,7 +237,7 @@ async def test_a_401_is_closed_before_the_request_is_sent_again(world: World) ->
     assert len(wire.requests) == 2
 
 
-async def test_64_refusals_of_one_token_renew_it_once(world: World) -> None:
+async def test_64_refusals_of_the_same_token_renew_it_once(world: World) -> None:
     together = Together(world, 64)
 
     async def answer(request: httpx.Request) -> Answer:
@@ -259,13 +259,13 @@ async def test_64_refusals_of_one_token_renew_it_once(world: World) -> None:
     assert wire.open == 64
 
 
-async def test_a_refusal_that_comes_late_does_not_cost_the_new_token(world: World) -> None:
+async def test_a_late_refusal_does_not_drop_the_new_token(world: World) -> None:
     issuer = Issuer()
     provider = provider_over(issuer)
 
     def answer(request: httpx.Request) -> Answer:
         if bearer(request) == "Bearer token-1":
-            provider.forget("token-1")  # another request was refused first,
+            provider.forget("token-1")  # another request was refused first
             assert provider.get_access_token() == "token-2"  # and has renewed
             return 401
         return 200
@@ -283,7 +283,7 @@ async def test_the_retry_layer_adds_nothing_to_a_401(world: World) -> None:
     assert len(wire.requests) == 2
 
 
-async def test_every_attempt_of_a_retry_carries_a_token_that_is_valid_then(world: World) -> None:
+async def test_every_retry_attempt_carries_a_currently_valid_token(world: World) -> None:
     clock = FakeClock()
     issuer, wire = Issuer(expires_in=100), world.wire(503, 200)
     stack = StackBuilder(
@@ -298,8 +298,8 @@ async def test_every_attempt_of_a_retry_carries_a_token_that_is_valid_then(world
 
 
 @pytest.mark.parametrize("count", [64, 1000])
-async def test_all_who_start_together_fetch_one_token(world: World, count: int) -> None:
-    count = count if world.is_async else min(count, 64)  # A thousand threads are for nobody.
+async def test_callers_that_start_together_fetch_one_token(world: World, count: int) -> None:
+    count = count if world.is_async else min(count, 64)  # Nobody runs a thousand threads.
     crowd, heard = Crowd(count), Heard()
     issuer, wire = Issuer(lambda _: crowd.wait()), Wire(lambda _: 200)
     transport = layer(world, wire, provider_over(issuer), context=Context(listener=heard))
@@ -316,7 +316,7 @@ async def test_all_who_start_together_fetch_one_token(world: World, count: int) 
 
 
 @pytest.mark.worlds("asyncio", "trio")
-async def test_a_thousand_tasks_wait_in_no_more_than_one_thread(world: World) -> None:
+async def test_a_thousand_tasks_wait_in_at_most_one_thread(world: World) -> None:
     crowd = Crowd(1000)
 
     class Slow(Static):
@@ -337,7 +337,7 @@ async def test_a_thousand_tasks_wait_in_no_more_than_one_thread(world: World) ->
 
 
 @pytest.mark.worlds("asyncio", "trio")
-async def test_a_provider_that_is_only_sync_never_blocks_the_event_loop(world: World) -> None:
+async def test_a_sync_only_provider_never_blocks_the_event_loop(world: World) -> None:
     go = threading.Event()
 
     class Blocking(Static):
@@ -359,7 +359,7 @@ async def test_a_provider_that_is_only_sync_never_blocks_the_event_loop(world: W
 
 
 @pytest.mark.worlds("asyncio", "trio")
-async def test_a_token_is_fetched_even_when_all_of_the_programs_worker_threads_are_busy(world: World) -> None:
+async def test_a_token_is_fetched_even_if_all_the_programs_worker_threads_are_busy(world: World) -> None:
     limiter = anyio.to_thread.current_default_thread_limiter()
     limiter.total_tokens = 1
     try:
@@ -370,7 +370,7 @@ async def test_a_token_is_fetched_even_when_all_of_the_programs_worker_threads_a
     assert response.status_code == 200
 
 
-async def test_while_one_renews_the_others_go_on_with_the_token_in_its_margin(world: World) -> None:
+async def test_while_one_caller_renews_the_others_use_the_expiring_token(world: World) -> None:
     clock, others_done = FakeClock(), threading.Event()
 
     def wait_for_the_others(number: int) -> None:
@@ -404,7 +404,7 @@ async def test_while_one_renews_the_others_go_on_with_the_token_in_its_margin(wo
     assert issuer.fetches == 2
 
 
-async def test_a_failed_fetch_wakes_all_and_each_error_names_its_own_request(world: World) -> None:
+async def test_a_failed_fetch_wakes_all_waiters_and_each_error_names_its_own_request(world: World) -> None:
     crowd = Crowd(50)
 
     class Failing(Static):
@@ -446,7 +446,7 @@ async def test_whatever_a_provider_raises_is_an_authentication_error_for_all(
     assert caught.value.request.url == URL
 
 
-async def test_a_token_that_could_not_be_had_is_not_asked_for_again_by_the_retry_layer(world: World) -> None:
+async def test_the_retry_layer_does_not_ask_again_for_a_token_that_could_not_be_fetched(world: World) -> None:
     provider, clock = Static(AuthenticationError("no token")), FakeClock()
     stack = StackBuilder((retry(RetryPolicy()), auth(provider)), clock=clock)
     with pytest.raises(AuthenticationError):
@@ -460,18 +460,18 @@ async def test_a_token_that_could_not_be_had_is_not_asked_for_again_by_the_retry
     ["", None, 7, b"bytes", ["list"], "a b", "Bearer abc", "line\n", " padded", "\u00fcnicode", "nul\0"],
     ids=repr,
 )
-async def test_a_token_that_cannot_be_sent_is_told_and_not_shown(world: World, token: object) -> None:
+async def test_a_token_that_cannot_be_sent_is_reported_but_not_shown(world: World, token: object) -> None:
     with pytest.raises(AuthenticationError, match="Static returned a token that cannot be sent") as caught:
         await world.send(layer(world, Wire(), Static(token)), post())
     assert "nicode" not in str(caught.value)
     assert "padded" not in str(caught.value)
 
 
-# Async providers, and leaders that leave
+# Async providers, and cancelled leaders
 
 
 class Native(AuthProvider):
-    """A provider that is async itself."""
+    """An async provider."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -490,7 +490,7 @@ class Native(AuthProvider):
 
 
 @pytest.mark.worlds("asyncio", "trio")
-async def test_a_provider_that_is_async_itself_is_asked_that_way(world: World) -> None:
+async def test_an_async_provider_is_awaited(world: World) -> None:
     provider, wire = Native(), Wire(lambda _: 200)
     transport = layer(world, wire, provider)
 
@@ -542,7 +542,7 @@ async def test_when_the_leading_task_is_cancelled_another_takes_over_and_nobody_
 
 
 @pytest.mark.worlds("asyncio", "trio")
-async def test_the_fetch_of_a_leader_that_is_cancelled_serves_those_who_waited(world: World) -> None:
+async def test_the_fetch_of_a_cancelled_leader_serves_those_who_waited(world: World) -> None:
     go = threading.Event()
     issuer, wire = Issuer(lambda _: go.wait(10)), Wire(lambda _: 200)
     transport = layer(world, wire, provider_over(issuer))
@@ -552,7 +552,7 @@ async def test_the_fetch_of_a_leader_that_is_cancelled_serves_those_who_waited(w
 
 
 @pytest.mark.worlds("asyncio", "trio")
-async def test_a_task_that_is_cancelled_while_it_waits_troubles_nobody(world: World) -> None:
+async def test_a_task_that_is_cancelled_while_it_waits_does_not_affect_others(world: World) -> None:
     go = threading.Event()
     issuer, wire = Issuer(lambda _: go.wait(10)), Wire(lambda _: 200)
     transport = layer(world, wire, provider_over(issuer))
@@ -572,7 +572,7 @@ async def test_a_task_that_is_cancelled_while_it_waits_troubles_nobody(world: Wo
 
 
 @pytest.mark.worlds("asyncio", "trio")
-async def test_threads_tasks_and_stacks_share_one_fetch_of_one_provider(world: World) -> None:
+async def test_threads_tasks_and_stacks_share_one_fetch_per_provider(world: World) -> None:
     crowd = Crowd(20)
     issuer, wire = Issuer(lambda _: crowd.wait()), Wire(lambda _: 200)
     provider = provider_over(issuer)
@@ -598,7 +598,7 @@ async def test_threads_tasks_and_stacks_share_one_fetch_of_one_provider(world: W
 # Deadlines
 
 
-async def test_no_token_is_asked_for_when_the_deadline_has_passed(world: World) -> None:
+async def test_no_token_is_requested_after_the_deadline(world: World) -> None:
     def refuse_late(_: httpx.Request) -> Answer:
         clock.advance(2.0)
         return 401
@@ -612,7 +612,7 @@ async def test_no_token_is_asked_for_when_the_deadline_has_passed(world: World) 
 
 
 @pytest.mark.real_time
-async def test_a_deadline_that_is_far_away_changes_nothing(world: World) -> None:
+async def test_a_distant_deadline_changes_nothing(world: World) -> None:
     class Slow(Static):
         def get_access_token(self) -> str:
             time.sleep(0.01)
@@ -624,14 +624,14 @@ async def test_a_deadline_that_is_far_away_changes_nothing(world: World) -> None
     assert bearer(wire.requests[0]) == "Bearer t"
 
 
-async def test_an_error_of_the_provider_under_a_deadline_is_that_error(world: World) -> None:
+async def test_an_error_of_the_provider_under_a_deadline_is_raised_unchanged(world: World) -> None:
     transport = layer(world, Wire(), Static(OSError("down")), context=Context(clock=FakeClock()))
     with pytest.raises(AuthenticationError, match="OSError: down"):
         await world.send(transport, post(extensions={"stkai": RequestOptions(deadline=60.0)}))
 
 
 @pytest.mark.real_time
-async def test_a_deadline_holds_while_a_token_is_fetched_and_the_fetch_serves_those_who_come_later(
+async def test_a_deadline_applies_during_a_fetch_and_the_fetch_serves_later_callers(
     world: World,
 ) -> None:
     go = threading.Event()
@@ -651,7 +651,7 @@ async def test_a_deadline_holds_while_a_token_is_fetched_and_the_fetch_serves_th
 # Building
 
 
-def test_what_is_no_provider_is_refused_without_being_shown() -> None:
+def test_something_other_than_a_provider_is_refused_without_being_shown() -> None:
     for thing, kind in (
         ("the-token", "a str"),
         (None, "a NoneType"),
@@ -670,7 +670,7 @@ def test_what_is_no_provider_is_refused_without_being_shown() -> None:
             auth(wrong)
 
 
-def test_a_layer_shares_one_policy_among_all_that_it_builds() -> None:
+def test_all_transports_of_a_layer_share_one_policy() -> None:
     policy = BearerAuth(Static("t"))
     recipe = auth(policy)
     sync, asynchronous = recipe.sync(Wire()), recipe.asynchronous(Wire())
@@ -699,14 +699,14 @@ def server() -> Iterator[QuotaServer]:
 
 
 def client_of(world: World, server: QuotaServer) -> Any:
-    """A client that gets its tokens from the server, whose retries there take no real time."""
+    """A client that gets its tokens from the server, and retries there without real waits."""
     provider = stkai.ClientCredentialsAuthProvider(
         server.client_id, server.client_secret, server.token_url, clock=FakeClock()
     )
     return world.client(layer(world, world.pick(httpx.HTTPTransport, httpx.AsyncHTTPTransport)(), provider))
 
 
-async def test_a_real_server_hands_out_a_token_and_another_after_that_was_revoked(
+async def test_a_real_server_issues_a_new_token_after_the_first_was_revoked(
     world: World, server: QuotaServer
 ) -> None:
     client = client_of(world, server)
@@ -726,7 +726,7 @@ async def test_a_real_server_hands_out_a_token_and_another_after_that_was_revoke
     await world.close(client)
 
 
-async def test_a_real_server_is_asked_for_one_token_by_all_who_start_together(
+async def test_callers_that_start_together_ask_a_real_server_for_one_token(
     world: World, server: QuotaServer
 ) -> None:
     client = client_of(world, server)
@@ -743,7 +743,7 @@ async def test_a_real_server_is_asked_for_one_token_by_all_who_start_together(
     await world.close(client)
 
 
-async def test_a_token_that_a_real_server_issues_for_a_while_is_renewed_in_time(world: World) -> None:
+async def test_a_token_with_a_limited_life_from_a_real_server_is_renewed_in_time(world: World) -> None:
     clock = FakeClock()
     with QuotaServer(token_lifetime=100, clock=clock) as server:
         provider = stkai.ClientCredentialsAuthProvider(
@@ -772,7 +772,7 @@ async def test_a_token_that_a_real_server_issues_for_a_while_is_renewed_in_time(
         ("no_token", "without a usable access_token"),
     ],
 )
-async def test_a_token_endpoint_that_answers_nonsense_fails_the_request_before_it_is_sent(
+async def test_if_the_token_endpoint_answers_nonsense_the_request_fails_before_it_is_sent(
     world: World, server: QuotaServer, fault: Any, message: str
 ) -> None:
     client = client_of(world, server)
@@ -788,7 +788,7 @@ async def test_a_token_endpoint_that_answers_nonsense_fails_the_request_before_i
 
 
 @pytest.mark.parametrize("fault", [503, "no_expiry", "negative_expiry"])
-async def test_a_token_endpoint_that_merely_stumbles_delays_nobody(
+async def test_a_token_endpoint_with_a_transient_failure_fails_no_request(
     world: World, server: QuotaServer, fault: Any
 ) -> None:
     client = client_of(world, server)
@@ -798,7 +798,7 @@ async def test_a_token_endpoint_that_merely_stumbles_delays_nobody(
     await world.close(client)
 
 
-async def test_connections_that_a_token_endpoint_resets_are_tried_again(
+async def test_connections_that_the_token_endpoint_resets_are_retried(
     world: World, server: QuotaServer
 ) -> None:
     client = client_of(world, server)
@@ -810,7 +810,7 @@ async def test_connections_that_a_token_endpoint_resets_are_tried_again(
     await world.close(client)
 
 
-async def test_a_token_endpoint_that_redirects_gets_the_secret_but_nobody_else_does(
+async def test_if_the_token_endpoint_redirects_nobody_else_gets_the_secret(
     world: World, server: QuotaServer
 ) -> None:
     client = client_of(world, server)

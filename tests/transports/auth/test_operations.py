@@ -53,20 +53,20 @@ def test_a_token_is_fetched_and_then_sent() -> None:
     assert (played.asked, sent(played)) == (["run", "send"], ["Bearer a"])
 
 
-def test_a_token_that_is_there_needs_no_fetch() -> None:
+def test_a_cached_token_needs_no_fetch() -> None:
     provider = Tokens("a")
     provider.get_access_token()
     played = run(provider, httpx.Response(200))
     assert (played.asked, sent(played)) == (["send"], ["Bearer a"])
 
 
-def test_after_a_401_the_connection_is_given_back_before_a_token_is_fetched() -> None:
+def test_after_a_401_the_connection_is_returned_before_a_token_is_fetched() -> None:
     played = run(Tokens("a", "b"), httpx.Response(401), httpx.Response(200))
     assert played.asked == ["run", "send", "load", "run", "drain", "send"]
     assert sent(played) == ["Bearer a", "Bearer b"]
 
 
-def test_a_second_401_is_handed_up() -> None:
+def test_a_second_401_is_returned() -> None:
     last = httpx.Response(401)
     played = run(Tokens("a", "b"), httpx.Response(401), last)
     assert played.response is last
@@ -78,7 +78,7 @@ def test_a_401_is_closed_when_there_is_no_other_token() -> None:
     assert (played.asked, played.error) == (["run", "send", "load", "run", "close"], error)
 
 
-def test_a_body_that_can_be_sent_once_is_not_sent_again() -> None:
+def test_a_one_shot_body_is_not_sent_again() -> None:
     played = run(Tokens("a", "b"), httpx.Response(401), content=iter([b"once"]))
     assert played.asked == ["run", "send"]
     assert played.response is not None

@@ -1,4 +1,4 @@
-"""Sources of tokens: what a provider of one's own needs, and the one for a token that never changes."""
+"""Token sources: what a custom provider needs, and the provider for a token that never changes."""
 
 import threading
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ class Minimal(AuthProvider):
         return "mine"
 
 
-def test_a_provider_needs_no_more_than_a_token() -> None:
+def test_a_provider_only_needs_to_return_a_token() -> None:
     provider = Minimal()
     assert provider.get_auth_headers() == {"Authorization": "Bearer mine"}
     assert provider.cached_access_token() is None
     provider.forget("mine")
 
 
-def test_a_provider_without_a_token_cannot_be_made() -> None:
+def test_a_provider_without_get_access_token_cannot_be_created() -> None:
     with pytest.raises(TypeError, match="get_access_token"):
         AuthProvider()  # type: ignore[abstract]
 
@@ -40,7 +40,7 @@ class Unhashable(AuthProvider):
         return self.token
 
 
-async def test_a_provider_that_cannot_be_hashed_is_as_good_as_any(world: World) -> None:
+async def test_a_provider_need_not_be_hashable(world: World) -> None:
     for options in (RequestOptions(), RequestOptions(deadline=60.0)):
         wire = world.wire(200)
         transport = world.pick(stkai.transports.AuthTransport, stkai.transports.AsyncAuthTransport)(
@@ -50,7 +50,7 @@ async def test_a_provider_that_cannot_be_hashed_is_as_good_as_any(world: World) 
         assert wire.requests[0].headers["authorization"] == "Bearer t"
 
 
-# A token that one has
+# A fixed token
 
 
 async def test_a_static_token_signs_every_request_without_a_thread(world: World) -> None:
@@ -83,7 +83,7 @@ async def test_a_static_token_can_be_awaited(world: World) -> None:
 @pytest.mark.parametrize(
     "value", ["", " ", "a b", "Bearer s3cret", "s3cret\n", "\u00e9", "nul\0", None, 7, b"s3cret"], ids=repr
 )
-def test_a_static_token_that_cannot_stand_in_a_header_is_refused_and_not_shown(value: Any) -> None:
+def test_a_static_token_that_cannot_be_a_header_value_is_refused_and_not_shown(value: Any) -> None:
     with pytest.raises(ConfigurationError, match="StaticToken takes the token as a string") as caught:
         StaticToken(value)
     assert "s3cret" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Which places may see the token: origins as numbers and letters, and redirects through real httpx clients."""
+"""Who may see the token: origins in every notation, and redirects through real httpx clients."""
 
 from collections.abc import Callable, Iterable
 from itertools import pairwise
@@ -64,7 +64,7 @@ def signs(policy: BearerAuth, url: str, attempt: Attempt | None = None) -> bool:
         ("https://[2001:DB8::A]", "https://[2001:db8::a]:443"),
     ],
 )
-def test_two_ways_to_write_one_origin_are_one(one: str, other: str) -> None:
+def test_two_spellings_of_an_origin_are_the_same_origin(one: str, other: str) -> None:
     assert origin_of(httpx.URL(one)) == origin_of(httpx.URL(other))
 
 
@@ -91,24 +91,24 @@ each_stranger = pytest.mark.parametrize("stranger", STRANGERS.values(), ids=STRA
 
 
 @each_stranger
-def test_what_only_looks_like_an_origin_is_another(stranger: str) -> None:
+def test_a_lookalike_of_an_origin_is_another_origin(stranger: str) -> None:
     assert origin_of(httpx.URL(stranger)) != origin_of(httpx.URL(HOME))
 
 
 @each_stranger
-def test_a_policy_with_origins_signs_for_nobody_else(stranger: str) -> None:
+def test_a_policy_with_origins_signs_only_for_them(stranger: str) -> None:
     assert not signs(BearerAuth(Fixed(), HOME), stranger)
 
 
 @each_stranger
-def test_a_policy_without_origins_signs_for_the_first_hop_and_no_other(stranger: str) -> None:
+def test_a_policy_without_origins_signs_only_for_the_first_hops_origin(stranger: str) -> None:
     policy, attempt = BearerAuth(Fixed()), attempt_at(START)
     assert signs(policy, START, attempt)
     assert not signs(policy, stranger, attempt)
     assert signs(policy, START, attempt)
 
 
-def test_a_policy_without_origins_sees_each_call_by_itself() -> None:
+def test_a_policy_without_origins_treats_each_call_separately() -> None:
     policy = BearerAuth(Fixed())
     assert signs(policy, START)
     assert signs(policy, "https://other.example.com/")
@@ -132,19 +132,21 @@ def test_a_policy_without_origins_sees_each_call_by_itself() -> None:
     ],
     ids=spelled,
 )
-def test_origins_may_be_one_or_several_in_any_spelling(origins: str | Iterable[str], home: list[str]) -> None:
+def test_one_or_several_origins_may_be_given_in_any_spelling(
+    origins: str | Iterable[str], home: list[str]
+) -> None:
     policy = BearerAuth(Fixed(), origins)
     assert [signs(policy, url) for url in home] == [True] * len(home)
     assert not signs(policy, "https://c.example/")
 
 
-def test_with_origins_the_first_hop_counts_for_nothing() -> None:
+def test_with_origins_the_first_hop_does_not_matter() -> None:
     policy, attempt = BearerAuth(Fixed(), HOME), attempt_at("https://evil.example.net/")
     assert not signs(policy, "https://evil.example.net/", attempt)
     assert signs(policy, START, attempt)
 
 
-def test_no_origins_at_all_are_none_that_may_see_the_token() -> None:
+def test_an_empty_list_of_origins_means_that_none_may_see_the_token() -> None:
     assert not signs(BearerAuth(Fixed(), ()), START)
 
 
@@ -171,7 +173,7 @@ def test_no_origins_at_all_are_none_that_may_see_the_token() -> None:
     ],
     ids=spelled,
 )
-def test_what_is_no_origin_is_refused_when_the_policy_is_made(origin: Any) -> None:
+def test_an_invalid_origin_is_refused_when_the_policy_is_created(origin: Any) -> None:
     with pytest.raises(ConfigurationError, match="an origin must be scheme://host") as caught:
         BearerAuth(Fixed(), [HOME, origin])
     assert "hunter2" not in str(caught.value)
@@ -207,20 +209,20 @@ EXPOSED = [
 
 
 @pytest.mark.parametrize("url", PRIVATE)
-def test_a_token_goes_where_nobody_can_read_along(url: str) -> None:
+def test_a_token_is_sent_over_a_private_connection(url: str) -> None:
     assert is_private(origin_of(httpx.URL(url)))
     assert signs(BearerAuth(Fixed()), url)
 
 
 @pytest.mark.parametrize("url", EXPOSED)
-def test_a_token_does_not_go_unencrypted_to_another_machine_unless_it_is_allowed_to(url: str) -> None:
+def test_a_token_does_not_travel_unencrypted_to_another_machine_unless_allowed(url: str) -> None:
     assert not is_private(origin_of(httpx.URL(url)))
     with pytest.raises(AuthenticationError, match=r"unencrypted .* use https://, .*allow_http=True"):
         signs(BearerAuth(Fixed()), url)
     assert signs(BearerAuth(Fixed(), allow_http=True), url)
 
 
-def test_an_origin_that_is_not_encrypted_is_refused_when_the_policy_is_made_unless_it_is_allowed() -> None:
+def test_an_unencrypted_origin_is_refused_when_the_policy_is_created_unless_allowed() -> None:
     origins = [HOME, "http://testserver:8080", "http://localhost", "http://10.0.0.1"]
     with pytest.raises(ConfigurationError) as caught:
         BearerAuth(Fixed(), origins)
@@ -230,7 +232,7 @@ def test_an_origin_that_is_not_encrypted_is_refused_when_the_policy_is_made_unle
     assert not signs(policy, "http://testserver/v1")
 
 
-def test_what_is_not_to_be_signed_may_go_unencrypted() -> None:
+def test_a_request_that_is_not_signed_may_go_unencrypted() -> None:
     assert not signs(BearerAuth(Fixed(), HOME), "http://testserver/")
     assert not signs(BearerAuth(Fixed()), "http://testserver/", attempt_at(START))
 
@@ -246,7 +248,7 @@ async def test_a_request_that_would_expose_the_token_is_not_sent(world: World) -
     assert "q=1" not in str(caught.value)
 
 
-def test_the_settings_say_whether_token_and_secret_may_go_unencrypted() -> None:
+def test_the_settings_say_whether_token_and_secret_may_travel_unencrypted() -> None:
     credentials = {"client_id": "id", "client_secret": "secret", "origins": ["http://testserver"]}
     STKAI.configure(auth=credentials)
     with pytest.raises(ConfigurationError, match="token would travel unencrypted"):
@@ -270,7 +272,7 @@ REDIRECTS = [301, 302, 303, 307, 308]
 
 
 class Everybody(BearerAuth):
-    """The same without a scope: signs whatever comes."""
+    """The same without a scope: signs every request."""
 
     def may_sign(self, url: httpx.URL, attempt: Attempt) -> bool:
         return True
@@ -292,7 +294,7 @@ class Web(Wire):
 
     @property
     def seen(self) -> list[str | None]:
-        """The `Authorization` that each hop has seen."""
+        """The `Authorization` header that each hop received."""
         return [request.headers.get("authorization") for request in self.requests]
 
 
@@ -314,7 +316,7 @@ REACHABLE = {
 
 @each_policy
 @pytest.mark.parametrize("stranger", REACHABLE.values(), ids=REACHABLE.keys())
-async def test_a_redirect_takes_the_token_to_no_stranger(
+async def test_a_redirect_takes_no_token_to_another_origin(
     world: World, stranger: str, policy: Callable[[], BearerAuth]
 ) -> None:
     for status in REDIRECTS:
@@ -325,8 +327,8 @@ async def test_a_redirect_takes_the_token_to_no_stranger(
 
 
 @pytest.mark.parametrize("status", REDIRECTS)
-async def test_without_a_scope_the_token_would_go_to_strangers(world: World, status: int) -> None:
-    """What the tests above would see, were it not for the scope: httpx alone does not keep the token at home."""
+async def test_without_a_scope_the_token_would_leak_to_other_origins(world: World, status: int) -> None:
+    """What the tests above would see without the scope: httpx alone does not keep the token from other origins."""
     web = Web(status, START, "https://evil.example.net/")
     await world.call(client_over(world, web, Everybody(Fixed())).post, START, json={})
     assert web.seen == [TOKEN, TOKEN]
@@ -343,7 +345,7 @@ async def test_redirects_within_the_origin_keep_the_token(
 
 
 @each_policy
-async def test_back_at_its_first_origin_a_call_is_signed_again(
+async def test_a_call_that_returns_to_its_first_origin_is_signed_again(
     world: World, policy: Callable[[], BearerAuth]
 ) -> None:
     web = Web(307, START, "https://evil.example.net/", "https://more.example.net/", f"{HOME}/back")
@@ -351,7 +353,7 @@ async def test_back_at_its_first_origin_a_call_is_signed_again(
     assert web.seen == [TOKEN, None, None, TOKEN]
 
 
-async def test_a_call_that_starts_elsewhere_is_signed_where_its_origins_say(world: World) -> None:
+async def test_a_call_that_starts_elsewhere_is_signed_at_the_given_origins(world: World) -> None:
     web = Web(307, "https://front.example.net/", START)
     await world.call(client_over(world, web, BearerAuth(Fixed(), HOME)).get, "https://front.example.net/")
     assert web.seen == [None, TOKEN]
@@ -364,7 +366,7 @@ async def test_several_origins_all_see_the_token(world: World) -> None:
     assert web.seen == [TOKEN, TOKEN, None]
 
 
-async def test_a_redirect_that_is_followed_by_hand_takes_the_token_to_no_stranger(world: World) -> None:
+async def test_a_redirect_followed_by_hand_takes_no_token_to_another_origin(world: World) -> None:
     web = Web(302, START, "https://evil.example.net/")
     client = world.client(world.pick(AuthTransport, AsyncAuthTransport)(web, Fixed()))
     response = await world.call(client.get, START)
@@ -372,7 +374,7 @@ async def test_a_redirect_that_is_followed_by_hand_takes_the_token_to_no_strange
     assert web.seen == [TOKEN, None]
 
 
-async def test_extensions_that_are_used_for_two_calls_do_not_tie_them_together(world: World) -> None:
+async def test_two_calls_with_the_same_extensions_are_independent(world: World) -> None:
     wire, extensions = world.wire(200, 200), {"anything": 1}
     client = world.client(world.pick(AuthTransport, AsyncAuthTransport)(wire, Fixed()))
     await world.call(client.get, START, extensions=extensions)
@@ -381,7 +383,7 @@ async def test_extensions_that_are_used_for_two_calls_do_not_tie_them_together(w
     assert extensions == {"anything": 1}
 
 
-async def test_a_redirect_into_two_mounted_stacks_is_signed_by_neither_for_a_stranger(world: World) -> None:
+async def test_neither_of_two_mounted_stacks_signs_a_redirect_to_another_origin(world: World) -> None:
     kind = world.pick(AuthTransport, AsyncAuthTransport)
     web = Web(307, START, "https://other.example.com/")
     mounts = {"https://api.example.com": kind(web, Fixed()), "https://other.example.com": kind(web, Fixed())}
@@ -391,7 +393,7 @@ async def test_a_redirect_into_two_mounted_stacks_is_signed_by_neither_for_a_str
     await world.close(client)
 
 
-async def test_the_users_own_authorization_goes_where_the_token_does_not(world: World) -> None:
+async def test_where_the_token_does_not_go_the_users_own_authorization_does(world: World) -> None:
     wire = world.wire(200, 200)
     client = client_over(world, wire, BearerAuth(Fixed(), HOME))
     headers = {"Authorization": "Basic mine"}
@@ -400,7 +402,7 @@ async def test_the_users_own_authorization_goes_where_the_token_does_not(world: 
     assert [request.headers["authorization"] for request in wire.requests] == ["Basic mine", TOKEN]
 
 
-async def test_a_refusal_by_a_stranger_costs_no_token(world: World) -> None:
+async def test_a_401_from_another_origin_drops_no_token(world: World) -> None:
     class Watched(Fixed):
         forgotten = 0
 

@@ -1,4 +1,4 @@
-"""Where the token and the client secret must not turn up: requests, errors, pickles, logs, variables of frames."""
+"""Where the token and the client secret must not appear: requests, errors, pickles, logs, variables of frames."""
 
 import logging
 import pickle
@@ -30,7 +30,7 @@ class Fixed(AuthProvider):
 
 
 class Odd(AuthProvider):
-    """A token that cannot be sent is a secret nevertheless."""
+    """A token that cannot be sent is still a secret."""
 
     def get_access_token(self) -> str:
         return f"{TOKEN}\n"
@@ -59,7 +59,7 @@ def pickled(thing: object) -> str:
 
 
 def with_locals(error: BaseException) -> str:
-    """What formatters of tracebacks show: the text, and the variables of each frame, as their reprs or taken apart."""
+    """What traceback formatters show: the text, and each frame's variables, as reprs or taken apart."""
     lines = list(traceback.TracebackException.from_exception(error, capture_locals=True).format())
     below: BaseException | None = error
     while below is not None:
@@ -87,7 +87,7 @@ async def test_the_request_of_a_response_and_of_its_history_holds_no_token(world
     assert [request.headers["authorization"] for request in wire.requests] == [f"Bearer {TOKEN}"] * 2
 
 
-async def test_a_wire_that_names_the_request_does_not_hand_the_signed_one_up(world: World) -> None:
+async def test_a_wire_that_names_the_request_does_not_expose_the_signed_one(world: World) -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200 if request.url.path == "/v1" else 401, request=request)
 
@@ -144,7 +144,7 @@ def test_no_representation_shows_the_token(provider: AuthProvider) -> None:
 # Logs
 
 
-async def test_the_logs_of_a_whole_exchange_at_debug_hold_neither_token_nor_secret(
+async def test_debug_logs_of_a_whole_exchange_contain_neither_token_nor_secret(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -175,7 +175,7 @@ async def test_the_logs_of_a_whole_exchange_at_debug_hold_neither_token_nor_secr
 
 
 class StuckStream(httpcore.NetworkStream):
-    """A connection that takes so many writes and no more; httpcore's frames then hold what was to be sent."""
+    """A connection that accepts a limited number of writes; httpcore's frames then hold the unsent data."""
 
     def __init__(self, taken: int) -> None:
         self._left = taken
@@ -253,7 +253,7 @@ async def test_the_variables_in_a_traceback_of_the_wire_hold_no_token(world: Wor
         assert_hidden(text)
 
 
-async def test_they_would_if_the_frames_of_the_wire_were_not_dropped(
+async def test_they_would_hold_it_if_the_frames_of_the_wire_were_not_dropped(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stkai.transports._auth.flow.hide_frames", lambda _: None)
@@ -262,14 +262,17 @@ async def test_they_would_if_the_frames_of_the_wire_were_not_dropped(
 
 
 async def test_the_variables_in_a_traceback_of_the_token_endpoint_hold_no_secret(world: World) -> None:
-    for taken in (0, 1):  # The head, and then the body, which holds the secret, is not taken.
+    for taken in (
+        0,
+        1,
+    ):  # The server stops accepting before the head, then before the body, which holds the secret.
         provider = provider_over(stuck_wire(taken), token_url="http://localhost:9/token")
         text = await traceback_of(world, layer(world, Wire(), provider), URL)
         assert "stuck" in text
         assert_hidden(text, "client_secret=")
 
 
-async def test_the_variables_of_a_wire_of_ones_own_are_not_shown_either(world: World) -> None:
+async def test_the_variables_of_a_custom_wire_are_not_shown_either(world: World) -> None:
     def fail(request: httpx.Request) -> NoReturn:
         form = httpx.QueryParams(request.content.decode())
         raise RuntimeError(f"a bug in {len(form)} fields")
@@ -289,16 +292,14 @@ async def test_the_variables_of_a_wire_of_ones_own_are_not_shown_either(world: W
     ],
     ids=["refused", "no usable token", "no JSON", "raised"],
 )
-async def test_the_variables_in_a_traceback_of_a_bad_answer_hold_nothing_of_it(
-    world: World, answer: Any
-) -> None:
+async def test_the_variables_in_a_traceback_hold_nothing_of_a_bad_answer(world: World, answer: Any) -> None:
     text = await traceback_of(world, layer(world, Wire(), provider_over(Wire(answer))), URL)
     assert_hidden(text)
 
 
 async def test_the_variables_in_a_traceback_after_a_401_hold_no_token(world: World) -> None:
     class Once(AuthProvider):
-        """Has one token, and then none."""
+        """Returns one token, and then none."""
 
         used = False
 
@@ -313,11 +314,11 @@ async def test_the_variables_in_a_traceback_after_a_401_hold_no_token(world: Wor
     assert_hidden(text)
 
 
-async def test_the_variables_around_a_token_that_cannot_be_sent_hold_no_token(world: World) -> None:
+async def test_the_variables_around_an_unsendable_token_do_not_hold_it(world: World) -> None:
     text = await traceback_of(world, layer(world, Wire(), Odd()), URL)
     assert "cannot be sent" in text
     assert_hidden(text)
 
 
-async def test_a_provider_that_shows_its_token_is_in_no_variable(world: World) -> None:
+async def test_no_variable_holds_a_provider_that_shows_its_token(world: World) -> None:
     assert_hidden(await traceback_of(world, layer(world, stuck(world), Talkative())))

@@ -1,4 +1,4 @@
-"""One fetch for everyone: who waits for it, for how long, and what becomes of it when they leave."""
+"""One fetch for everyone: who waits for it, for how long, and what happens to it when they leave."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.real_time
 
 
 class Hanging(AuthProvider):
-    """Provides no token until it may go on."""
+    """Provides no token until it is released."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
@@ -65,7 +65,7 @@ async def test_200_calls_with_a_deadline_leave_one_thread_while_the_endpoint_han
     assert hanging.asked == 1
 
 
-async def test_later_callers_get_the_token_that_earlier_ones_gave_up_waiting_for(
+async def test_later_callers_get_the_token_that_earlier_callers_stopped_waiting_for(
     world: World, hanging: Hanging
 ) -> None:
     with pytest.raises(DeadlineExceededError):
@@ -74,7 +74,7 @@ async def test_later_callers_get_the_token_that_earlier_ones_gave_up_waiting_for
     assert await ask(world, hanging, 10.0) in {"token-1", "token-2"}
 
 
-async def test_each_waits_until_its_own_deadline(world: World, hanging: Hanging) -> None:
+async def test_each_caller_waits_until_its_own_deadline(world: World, hanging: Hanging) -> None:
     async def impatient() -> str:
         with pytest.raises(DeadlineExceededError):
             await ask(world, hanging, 0.01)
@@ -86,7 +86,7 @@ async def test_each_waits_until_its_own_deadline(world: World, hanging: Hanging)
 
     first, late, second = await world.gather(patient, impatient, patient)
     assert late == "late"
-    # Whoever comes after the end of a fetch begins another.
+    # A caller that arrives after a fetch has ended starts another one.
     assert {first, second} <= {"token-1", "token-2"}
 
 
@@ -102,7 +102,7 @@ async def test_a_caller_without_time_left_fetches_nothing(world: World, hanging:
     assert hanging.asked == 0
 
 
-def test_a_program_exits_at_once_after_it_gave_up_waiting() -> None:
+def test_a_program_that_gave_up_waiting_exits_at_once() -> None:
     program = """
         import sys, threading, anyio, stkai
         from stkai.transports._auth.single_flight import aget_token
@@ -122,14 +122,14 @@ def test_a_program_exits_at_once_after_it_gave_up_waiting() -> None:
             capture_output=True,
             text=True,
             check=True,
-            timeout=30,  # Half of what the provider would take.
+            timeout=30,  # Half the time that the provider would take.
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         assert done.stdout == "gave up\n"
 
 
 class Endless(Hanging):
-    """Nobody waits for it for long, whoever asks."""
+    """Nobody waits long for it."""
 
     longest_fetch = 0.02
 
@@ -150,7 +150,7 @@ async def test_waiting_for_a_fetch_is_bounded_and_the_next_caller_starts_a_new_o
 
 
 class Native(AuthProvider):
-    """A provider that is async itself, and waits for an event of the loop that asks."""
+    """An async provider that waits for an event of the calling loop."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -180,7 +180,7 @@ def test_a_loop_does_not_wait_for_a_suspended_loop_of_the_same_thread() -> None:
     second.close()
 
 
-def test_a_fetch_outlives_the_event_loop_that_began_it(hanging: Hanging) -> None:
+def test_a_fetch_outlives_the_event_loop_that_started_it(hanging: Hanging) -> None:
     async def give_up() -> None:
         with pytest.raises(DeadlineExceededError):
             await aget_token(hanging, 0.01)
@@ -241,7 +241,7 @@ def test_a_signal_handler_can_fetch_a_token_while_it_interrupts_the_start_of_a_f
 
     def interrupted(*arguments: Any) -> None:
         monkeypatch.setattr(fetches, "_start", start)
-        handled.append(get_token(provider, 10.0))  # As a handler does, in this thread.
+        handled.append(get_token(provider, 10.0))  # As a signal handler does, in this thread.
         start(*arguments)
 
     monkeypatch.setattr(fetches, "_start", interrupted)

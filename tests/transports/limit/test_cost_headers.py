@@ -1,4 +1,4 @@
-"""What servers say of their quotas of tokens, and what the adaptive limiter makes of it."""
+"""What servers say about their token quotas, and what the adaptive limiter does with it."""
 
 import math
 
@@ -37,7 +37,7 @@ from ...support.world import World
         ({}, None),
     ],
 )
-def test_headers_are_read_in_the_names_that_are_in_use(
+def test_headers_are_read_under_the_names_in_use(
     headers: dict[str, str], reading: tuple[float, float] | None
 ) -> None:
     expected = None if reading is None else CostReading(*reading)
@@ -48,13 +48,13 @@ def limiter() -> AimdLimiter:
     return AimdLimiter(6000, 60.0, max_cost=6000.0, penalty_factor=0.3)
 
 
-def test_what_others_have_used_is_not_there_for_us() -> None:
+def test_units_that_others_have_used_are_not_available() -> None:
     policy = limiter()
     policy.hear_costs(httpx.Headers({"x-ratelimit-remaining-tokens": "100"}), 0.0)
     assert policy.ask(Turn(cost=300.0), 0.0) == pytest.approx(2.0)
 
 
-def test_a_lower_limit_of_the_server_slows_the_refill_and_a_higher_one_does_not_hasten_it() -> None:
+def test_a_lower_server_limit_slows_the_refill_and_a_higher_one_does_not_speed_it_up() -> None:
     for limit, wait in (("3000", 6.0), ("60000", 3.0)):
         policy = limiter()
         headers = {"x-ratelimit-limit-tokens": limit, "x-ratelimit-remaining-tokens": "0"}

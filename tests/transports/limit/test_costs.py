@@ -1,4 +1,4 @@
-"""A queue that counts units of cost beside requests, with nothing but numbers."""
+"""A queue that counts units of cost besides requests: numbers only."""
 
 import math
 from typing import Any
@@ -37,7 +37,7 @@ def crowd(coming: list[tuple[float, float]]) -> list[Waiter]:
 
 
 def earliest(waiters: list[Waiter], burst: float, rate: float) -> list[float]:
-    """When each may go at the earliest: two buckets, emptied in the order of arrival."""
+    """The earliest time at which each may go: two buckets, emptied in the order of arrival."""
     now, permits, units, instants = 0.0, burst, MOST, []
     for waiter in waiters:
         later = max(now, waiter.arrives)
@@ -51,7 +51,7 @@ def earliest(waiters: list[Waiter], burst: float, rate: float) -> list[float]:
 
 
 @given(arrivals, st.sampled_from([3.0, 10.0, 200.0, 1e6]), st.floats(1, 20))
-def test_everybody_goes_in_order_at_the_first_instant_at_which_both_are_there(
+def test_everybody_goes_in_order_as_soon_as_both_are_available(
     coming: list[tuple[float, float]], max_requests: float, burst: float
 ) -> None:
     waiters = crowd(coming)
@@ -61,7 +61,7 @@ def test_everybody_goes_in_order_at_the_first_instant_at_which_both_are_there(
 
 
 @given(st.lists(st.tuples(gaps, st.floats(0, MOST)), min_size=1, max_size=40))
-def test_no_window_of_time_sees_more_units_than_the_bucket_and_its_refill(
+def test_no_window_of_time_gets_more_units_than_the_bucket_and_its_refill(
     coming: list[tuple[float, float]],
 ) -> None:
     gone = drive(bucket(), crowd(coming))
@@ -95,7 +95,7 @@ def test_those_who_leave_take_no_units_with_them(
 
 
 @given(arrivals, st.data())
-def test_whoever_was_refused_at_once_leaves_the_others_as_they_were(
+def test_a_request_that_is_refused_at_once_does_not_affect_the_others(
     coming: list[tuple[float, float]], data: st.DataObject
 ) -> None:
     waiters = crowd(coming)
@@ -108,7 +108,7 @@ def test_whoever_was_refused_at_once_leaves_the_others_as_they_were(
     assert [waiter.went for waiter in gone] == pytest.approx([waiter.went for waiter in alone], abs=1e-3)
 
 
-def test_the_bucket_is_full_at_first_whatever_the_burst_and_refills_evenly() -> None:
+def test_the_bucket_starts_full_whatever_the_burst_and_refills_evenly() -> None:
     queue = bucket(burst=1)
     assert queue.take(0.0, cost=100.0)
     waiting = Turn(cost=50.0)
@@ -129,7 +129,7 @@ def test_a_call_above_the_whole_limit_waits_until_the_bucket_is_full_and_is_paid
     assert queue.remaining(small, 45.0) == 0.0
 
 
-def test_whoever_costs_nothing_pays_nobodys_debt() -> None:
+def test_a_request_that_costs_nothing_pays_no_debt() -> None:
     queue = bucket()
     assert queue.take(0.0, cost=500.0)
     assert queue.take(0.0, cost=0.0)
@@ -150,7 +150,7 @@ def test_a_small_call_does_not_overtake_a_large_one() -> None:
     assert queue.remaining(small, 8.1) == 0.0
 
 
-def test_a_free_place_goes_only_to_whoever_takes_no_more_units_than_the_one_who_left() -> None:
+def test_a_vacant_place_goes_only_to_a_request_that_takes_no_more_units() -> None:
     queue = bucket()
     assert queue.take(0.0, cost=100.0)
     left, sleeper = Turn(cost=30.0), Turn(cost=10.0)
@@ -164,7 +164,7 @@ def test_a_free_place_goes_only_to_whoever_takes_no_more_units_than_the_one_who_
     assert queue.remaining(sleeper, 4.0) == 0.0
 
 
-def test_an_estimate_that_was_too_high_comes_back_and_one_too_low_is_owed() -> None:
+def test_an_overestimate_is_returned_and_an_underestimate_is_owed() -> None:
     queue = bucket()
     call, waiting = Turn(cost=100.0), Turn(cost=50.0)
     assert queue.remaining(call, 0.0) == 0.0
@@ -175,7 +175,7 @@ def test_an_estimate_that_was_too_high_comes_back_and_one_too_low_is_owed() -> N
     assert queue.remaining(waiting, 0.0) == 8.0
 
 
-def test_what_comes_back_never_fills_the_bucket_above_its_brim() -> None:
+def test_returned_units_never_overfill_the_bucket() -> None:
     queue = bucket()
     call = Turn(cost=100.0)
     assert queue.remaining(call, 0.0) == 0.0
@@ -184,7 +184,7 @@ def test_what_comes_back_never_fills_the_bucket_above_its_brim() -> None:
     assert not queue.take(1000.0, cost=1.0)
 
 
-def test_a_permit_that_was_not_used_comes_back_with_its_units() -> None:
+def test_an_unused_permit_is_returned_with_its_units() -> None:
     queue = bucket(10, burst=1)
     call, other, last = Turn(cost=100.0), Turn(cost=100.0), Turn(cost=0.0)
     assert queue.ask(call, 0.0) == 0.0
@@ -195,20 +195,20 @@ def test_a_permit_that_was_not_used_comes_back_with_its_units() -> None:
 
 
 @pytest.mark.parametrize("share", [0.9, 0.625, 0.1])
-def test_waiters_use_what_comes_back_although_nobody_wakes_them(share: float) -> None:
-    """Estimates are too high by far: the units that are really used keep up with the limit."""
+def test_waiters_use_returned_units_although_nobody_wakes_them(share: float) -> None:
+    """Estimates are far too high: the units really used still reach the limit."""
     queue = TokenBucket(1e6, 1.0, max_cost=20_000.0)
     waiters = [Waiter(0.0, cost=400.0, used=400.0 * share, serving=0.2) for _ in range(int(800 / share))]
     gone = drive(queue, waiters)
     assert len(gone) == len(waiters)
-    # At first, the bucket is full, and then what is under way must be paid for in advance.
+    # The bucket starts full; after that, requests in progress must be paid for in advance.
     start, end = 5.0, gone[-1].went - 0.5
     used = sum(waiter.used or 0.0 for waiter in gone if start <= waiter.went < end)
     assert used == pytest.approx(20_000 * (end - start), rel=0.05)
     assert max(waiter.sleeps for waiter in waiters) <= 100
 
 
-def test_where_nothing_is_corrected_everybody_sleeps_a_few_times() -> None:
+def test_without_corrections_everybody_sleeps_a_few_times() -> None:
     waiters = [Waiter(0.0, cost=10.0) for _ in range(500)]
     drive(bucket(), waiters)
     assert max(waiter.sleeps for waiter in waiters) <= 30
@@ -224,7 +224,7 @@ def test_a_queue_without_max_cost_ignores_costs() -> None:
     queue.leave(ticket, 0.0)
 
 
-def test_in_a_forked_child_nobody_waits_for_units() -> None:
+def test_a_forked_child_has_no_waiters_for_units() -> None:
     queue = bucket()
     assert queue.take(0.0, cost=100.0)
     queue.remaining(Turn(cost=90.0), 0.0)
@@ -235,7 +235,7 @@ def test_in_a_forked_child_nobody_waits_for_units() -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, True, "10"])
-def test_a_limit_that_makes_no_sense_is_refused_by_name(value: float) -> None:
+def test_an_invalid_limit_is_refused_by_name(value: float) -> None:
     message = "^max_cost must be a positive, finite number, not .*; None counts requests only"
     with pytest.raises(ConfigurationError, match=message):
         TokenBucket(10, 1, max_cost=value)
@@ -254,7 +254,7 @@ URL = "https://api.example.com/v1/chat"
 
 
 def used(response: httpx.Response) -> float:
-    """The body says what the call has cost."""
+    """The body says what the call cost."""
     return float(response.content)
 
 
@@ -279,7 +279,7 @@ async def test_a_call_waits_for_its_units_and_the_wait_is_in_its_record(world: W
     assert response.extensions["stkai"].queued == pytest.approx(3.0)
 
 
-async def test_what_was_never_sent_costs_nothing(world: World) -> None:
+async def test_a_request_that_was_never_sent_costs_nothing(world: World) -> None:
     clock, limiter = FakeClock(), bucket()
     errors = [httpx.ConnectError("refused"), httpx.ConnectTimeout("slow"), httpx.PoolTimeout("full")]
     transport = world.build(cost_stack(limiter, clock), world.wire(*errors, says(20)))
@@ -290,7 +290,7 @@ async def test_what_was_never_sent_costs_nothing(world: World) -> None:
     assert response.extensions["stkai"].queued == 0
 
 
-async def test_what_may_have_been_read_by_the_server_costs_its_estimate(world: World) -> None:
+async def test_a_request_that_the_server_may_have_read_costs_its_estimate(world: World) -> None:
     clock, limiter = FakeClock(), bucket()
     transport = world.build(cost_stack(limiter, clock), world.wire(httpx.ReadTimeout("slow"), says(20)))
     with pytest.raises(httpx.ReadTimeout):
@@ -299,7 +299,7 @@ async def test_what_may_have_been_read_by_the_server_costs_its_estimate(world: W
     assert response.extensions["stkai"].queued == pytest.approx(10.0)
 
 
-def test_the_adaptive_limiter_does_not_let_in_more_requests_because_some_wait_for_units() -> None:
+def test_waits_for_units_do_not_make_the_adaptive_limiter_admit_more_requests() -> None:
     limiter = AimdLimiter(6000, 60.0, max_cost=600.0)
     limiter.refused(0.0, sent=0.0, asked=0.0, chance=0.0)
     before = limiter.rate

@@ -18,7 +18,7 @@ URL = "https://api.example.com/v1"
 
 
 class Scripted:
-    """A limiter that answers from a script, and writes down what it is told."""
+    """A limiter that answers from a script, and records what it is told."""
 
     methods: Collection[str] = frozenset({"POST"})
     max_wait_time: float | None = None
@@ -55,7 +55,7 @@ def run(limiter: Scripted, *answers: Outcome, signer: Any = None, at: Any = None
     return played
 
 
-def test_a_permit_that_is_there_costs_no_operation() -> None:
+def test_an_available_permit_needs_no_operation() -> None:
     limiter = Scripted()
     played = run(limiter, httpx.Response(200))
     assert played.asked == ["send"]
@@ -81,7 +81,7 @@ def test_an_operation_of_the_limiter_is_carried_out_before_it_is_asked_again() -
     assert len(leased) == 1
 
 
-def test_a_wait_without_end_is_slept_in_pieces_of_an_hour() -> None:
+def test_an_endless_wait_is_slept_in_pieces_of_an_hour() -> None:
     played = run(Scripted(1e12, float("inf")), httpx.Response(200))
     assert played.asked == ["sleep 3600", "sleep 3600", "send"]
 
@@ -95,7 +95,7 @@ def test_a_wait_without_end_is_slept_in_pieces_of_an_hour() -> None:
         ({"max_wait_time": 4.0, "deadline": 3.0}, DeadlineExceededError),
     ],
 )
-def test_a_wait_that_would_be_too_long_is_refused_by_the_shorter_limit_and_the_place_given_up(
+def test_a_wait_beyond_the_shorter_limit_is_refused_and_gives_up_its_place(
     options: dict[str, float], error: type[Exception]
 ) -> None:
     limiter = Scripted(1.0, 5.0)
@@ -106,7 +106,7 @@ def test_a_wait_that_would_be_too_long_is_refused_by_the_shorter_limit_and_the_p
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("closing")], ids=repr)
-def test_a_wait_that_is_broken_off_gives_the_place_up(error: BaseException) -> None:
+def test_an_interrupted_wait_gives_up_its_place(error: BaseException) -> None:
     def at(_: str) -> None:
         raise error
 
@@ -117,14 +117,14 @@ def test_a_wait_that_is_broken_off_gives_the_place_up(error: BaseException) -> N
 
 
 @pytest.mark.parametrize("error", [httpx.ConnectError("refused"), KeyboardInterrupt()], ids=repr)
-def test_the_limiter_learns_of_errors_and_interrupts_too(error: BaseException) -> None:
+def test_the_limiter_also_learns_from_errors_and_interrupts(error: BaseException) -> None:
     limiter = Scripted()
     played = run(limiter, error)
     assert played.error is error
     assert limiter.told == ["ask at 0", f"learn {type(error).__name__}"]
 
 
-def test_a_request_that_waited_is_signed_anew_and_one_that_did_not_is_not() -> None:
+def test_only_a_request_that_waited_is_signed_again() -> None:
     class Renewing:
         def signed_again(self, request: httpx.Request, attempt: Attempt) -> Any:
             yield Run(lambda _: None, never)
@@ -140,7 +140,7 @@ def test_a_request_that_waited_is_signed_anew_and_one_that_did_not_is_not() -> N
     assert played.asked == ["send"]
 
 
-def test_a_permit_is_given_back_where_no_token_can_be_had_after_the_wait() -> None:
+def test_a_permit_is_returned_if_there_is_no_token_after_the_wait() -> None:
     class Failing:
         def signed_again(self, request: httpx.Request, attempt: Attempt) -> Any:
             raise OSError("the vault is shut")
@@ -152,7 +152,7 @@ def test_a_permit_is_given_back_where_no_token_can_be_had_after_the_wait() -> No
     assert limiter.told == ["ask at 0", "ask at 1", "leave at 1"]
 
 
-def test_a_limiter_that_keeps_the_wait_says_so_on_the_response() -> None:
+def test_a_limiter_that_handles_the_wait_marks_the_response() -> None:
     def keeps(turn: Turn, answer: Answer) -> None:
         turn.paced = True
 
@@ -163,7 +163,7 @@ def test_a_limiter_that_keeps_the_wait_says_so_on_the_response() -> None:
     assert played.response.extensions[PACED] is True
 
 
-def test_a_response_is_closed_where_the_limiter_fails_to_learn_from_it() -> None:
+def test_a_response_is_closed_if_the_limiter_fails_to_learn_from_it() -> None:
     def fail(turn: Turn, answer: Answer) -> None:
         raise ZeroDivisionError
 

@@ -1,4 +1,4 @@
-"""A limiter of one's own, of twenty lines: it works wherever one of ours does, sync and async."""
+"""A custom limiter of twenty lines works wherever one of ours does, sync and async."""
 
 import threading
 from collections.abc import Collection
@@ -36,7 +36,7 @@ URL = "https://api.example.com/v1"
 
 
 class Gap:
-    """As in the documentation: leaves a gap between two requests, and doubles it after a 429."""
+    """From the documentation: leaves a gap between two requests, and doubles it after a 429."""
 
     methods: Collection[str] = frozenset({"POST"})
 
@@ -69,7 +69,7 @@ class Gap:
 
 
 class Derived(Limiter):
-    """The least that a class which derives from the protocol has to say."""
+    """The least that a class derived from the protocol must define."""
 
     methods = frozenset({"POST"})
     max_wait_time = None
@@ -95,7 +95,7 @@ def builders(world: World) -> list[Any]:
     ]
 
 
-async def test_whatever_builds_a_stack_takes_it(world: World) -> None:
+async def test_every_function_that_builds_a_stack_accepts_it(world: World) -> None:
     for build in builders(world):
         clock = FakeClock()
         wire = Wire(lambda _: 200)
@@ -107,7 +107,7 @@ async def test_whatever_builds_a_stack_takes_it(world: World) -> None:
         await world.close(client)
 
 
-async def test_a_stack_builder_and_a_transport_take_it(world: World) -> None:
+async def test_a_stack_builder_and_a_transport_accept_it(world: World) -> None:
     clock, policy = FakeClock(), Gap(2.0)
     first = world.build(StackBuilder((limiter(policy),), clock=clock), Wire(200, 200))
     kind = world.pick(LimiterTransport, AsyncLimiterTransport)
@@ -117,12 +117,12 @@ async def test_a_stack_builder_and_a_transport_take_it(world: World) -> None:
     assert clock.monotonic() == pytest.approx(4.0), "they share it"
 
 
-def test_it_is_one_without_deriving_from_anything_and_so_is_one_that_derives() -> None:
+def test_an_object_is_a_limiter_with_or_without_deriving_from_the_protocol() -> None:
     for policy in (Gap(1.0), Derived(), TokenBucket(1, 1), AimdLimiter(1, 1)):
         assert isinstance(policy, Limiter)
 
 
-async def test_a_class_that_derives_needs_no_more_than_ask(world: World) -> None:
+async def test_a_derived_class_only_needs_ask(world: World) -> None:
     transport = world.build(StackBuilder((limiter(Derived()),)), Wire(200, 500, httpx.ReadError("reset")))
     for _ in range(2):
         await world.send(transport, httpx.Request("POST", URL))
@@ -131,21 +131,21 @@ async def test_a_class_that_derives_needs_no_more_than_ask(world: World) -> None
 
 
 @pytest.mark.parametrize("other", OTHERS, ids=spelled)
-def test_what_is_none_is_refused_with_what_is_wanted(other: Any) -> None:
+def test_something_other_than_a_limiter_is_refused_with_what_is_accepted(other: Any) -> None:
     for make in (limiter, partial(LimiterTransport, Wire()), partial(AsyncLimiterTransport, Wire())):
         with pytest.raises(ConfigurationError, match=r"stkai\.TokenBucket, AimdLimiter or PerHost"):
             make(other)
 
 
 @pytest.mark.parametrize("other", [7, Gap, object(), "fast"], ids=spelled)
-def test_the_builders_name_what_may_stand_in_rate_limit(other: Any) -> None:
+def test_the_builders_say_what_rate_limit_accepts(other: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
         stkai.build_client(auth=None, rate_limit=other)
     for word in ("rate_limit", "Limiter", "'token_bucket'"):
         assert word in str(caught.value)
 
 
-async def test_its_limit_and_the_call_and_the_deadline_bound_the_wait(world: World) -> None:
+async def test_its_own_limit_the_calls_limit_and_the_deadline_bound_the_wait(world: World) -> None:
     clock = FakeClock()
     transport = world.build(
         StackBuilder((limiter(Gap(10.0, max_wait_time=5.0)),), clock=clock), Wire(200, 200)
@@ -169,7 +169,7 @@ async def test_its_limit_and_the_call_and_the_deadline_bound_the_wait(world: Wor
     await send()
 
 
-async def test_what_it_learns_is_told_to_the_listener(world: World) -> None:
+async def test_the_listener_hears_what_it_learns(world: World) -> None:
     heard, policy = Heard(), Gap(1.0)
     stack = StackBuilder(
         (retry(RetryPolicy(initial_delay=0)), limiter(policy)), clock=FakeClock(), listener=heard
@@ -180,7 +180,7 @@ async def test_what_it_learns_is_told_to_the_listener(world: World) -> None:
 
 
 @pytest.mark.worlds("asyncio", "trio")
-async def test_whoever_is_cancelled_in_its_queue_leaves(world: World) -> None:
+async def test_a_cancelled_request_leaves_its_queue(world: World) -> None:
     clock, policy = FakeClock(autojump=False), Gap(10.0)
     transport = world.build(StackBuilder((limiter(policy),), clock=clock), Wire(200))
     await world.send(transport, httpx.Request("POST", URL))
@@ -193,7 +193,7 @@ async def test_whoever_is_cancelled_in_its_queue_leaves(world: World) -> None:
     assert policy.due == {}
 
 
-async def test_other_methods_pass_it(world: World) -> None:
+async def test_other_methods_need_no_permit(world: World) -> None:
     clock = FakeClock()
     transport = world.build(StackBuilder((limiter(Gap(10.0)),), clock=clock), Wire(lambda _: 200))
     for _ in range(3):
@@ -204,7 +204,7 @@ async def test_other_methods_pass_it(world: World) -> None:
 # One per host
 
 
-async def test_each_origin_has_a_limiter_of_its_own_made_when_it_is_first_seen(world: World) -> None:
+async def test_each_origin_gets_its_own_limiter_when_it_is_first_seen(world: World) -> None:
     made: list[str] = []
 
     def make(origin: str) -> Gap:
@@ -233,7 +233,7 @@ async def test_each_origin_has_a_limiter_of_its_own_made_when_it_is_first_seen(w
     assert clock.sleeps == [10.0], "only the second waits for the first"
 
 
-async def test_the_builders_take_it(world: World) -> None:
+async def test_the_builders_accept_it(world: World) -> None:
     for build in builders(world):
         policy = PerHost(lambda _: TokenBucket(10, 1.0))
         built = build(auth=None, rate_limit=policy, transport=Wire(lambda _: 200), clock=FakeClock())
@@ -243,7 +243,7 @@ async def test_the_builders_take_it(world: World) -> None:
         await world.close(client)
 
 
-async def test_its_limiters_keep_their_own_pace_and_limits(world: World) -> None:
+async def test_its_limiters_have_their_own_rates_and_limits(world: World) -> None:
     clock = FakeClock()
     policy = PerHost(lambda origin: TokenBucket(1, 10.0, max_wait_time=None if "patient" in origin else 1.0))
     transport = world.build(StackBuilder((limiter(policy),), clock=clock), Wire(lambda _: 200))
@@ -254,13 +254,13 @@ async def test_its_limiters_keep_their_own_pace_and_limits(world: World) -> None
 
 
 @pytest.mark.parametrize("make", [None, 7, TokenBucket(1, 1), "adaptive"], ids=spelled)
-def test_what_makes_no_limiters_is_refused(make: Any) -> None:
+def test_something_other_than_a_limiter_factory_is_refused(make: Any) -> None:
     with pytest.raises(ConfigurationError, match="PerHost needs a function of an origin"):
         PerHost(make)
 
 
 @pytest.mark.parametrize("made", [None, 7, Gap, "adaptive"], ids=spelled)
-async def test_what_is_made_is_checked_when_it_is_made_and_nothing_is_sent(world: World, made: Any) -> None:
+async def test_a_made_limiter_is_checked_before_anything_is_sent(world: World, made: Any) -> None:
     wire = Wire()
     transport = world.build(StackBuilder((limiter(PerHost(lambda _: made)),)), wire)
     with pytest.raises(ConfigurationError, match="must return a limiter"):
@@ -268,7 +268,7 @@ async def test_what_is_made_is_checked_when_it_is_made_and_nothing_is_sent(world
     assert wire.requests == []
 
 
-def test_threads_that_see_an_origin_first_share_one_limiter() -> None:
+def test_threads_that_see_a_new_origin_together_share_one_limiter() -> None:
     policy, url, together = PerHost(lambda _: Gap(1.0)), httpx.URL(URL), threading.Barrier(16)
     found: list[object] = []
 

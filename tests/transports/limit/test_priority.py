@@ -1,4 +1,4 @@
-"""Requests of low priority beside normal ones in one queue, with nothing but numbers."""
+"""Low-priority and normal requests in one queue: numbers only."""
 
 import itertools
 from typing import Literal
@@ -32,7 +32,7 @@ def places(gone: list[Waiter], priority: Literal["normal", "low"]) -> list[int]:
 
 
 @pytest.mark.parametrize("first", ["normal", "low"])
-def test_while_both_wait_every_tenth_permit_is_a_low_ones(first: str) -> None:
+def test_while_both_wait_every_tenth_permit_goes_to_low_priority(first: str) -> None:
     waiters = normal(100) + low(15) if first == "normal" else low(15) + normal(100)
     gone = drive(bucket(), waiters)
     steps = [later - earlier for earlier, later in itertools.pairwise(places(gone, "low")[1:])]
@@ -40,7 +40,7 @@ def test_while_both_wait_every_tenth_permit_is_a_low_ones(first: str) -> None:
     assert set(steps[11:]) <= {1}
 
 
-def test_a_stream_of_normal_requests_that_never_ends_does_not_starve_the_low_ones() -> None:
+def test_an_endless_stream_of_normal_requests_does_not_starve_low_ones() -> None:
     waiters = low(20) + [Waiter(number / (2 * RATE)) for number in range(1000)]
     places_of_low = places(drive(bucket(), waiters), "low")
     assert max(later - earlier for earlier, later in itertools.pairwise(places_of_low)) <= 11
@@ -61,7 +61,7 @@ def test_low_requests_alone_go_at_the_full_rate_and_in_order() -> None:
     assert [waiter.went for waiter in waiters] == pytest.approx([number / RATE for number in range(200)])
 
 
-def test_a_low_request_for_which_there_is_a_permit_does_not_wait() -> None:
+def test_a_low_request_does_not_wait_if_a_permit_is_free() -> None:
     assert bucket().ask(Turn(priority="low"), 0.0) == 0.0
 
 
@@ -70,7 +70,7 @@ def test_low_requests_use_the_permits_of_normal_ones_that_left() -> None:
     waiters = low(100)
     gone = drive(bucket(), crowd + waiters)
     assert set(waiters) <= set(gone)
-    # The first second is that of the others; afterwards nobody may sleep on unused permits for longer than it slept.
+    # The first second belongs to the others; after that, nobody sleeps on unused permits longer than it already slept.
     assert gone[-1].went <= 2 * (1 + 100 / RATE)
 
 
@@ -78,7 +78,7 @@ def test_low_requests_use_the_permits_of_normal_ones_that_left() -> None:
     st.lists(st.tuples(st.floats(0, 0.5), st.sampled_from(["normal", "low"])), min_size=1, max_size=60),
     st.floats(1, 5),
 )
-def test_nobody_overtakes_within_a_priority_no_permit_is_given_twice_and_none_is_lost(
+def test_order_holds_within_a_priority_and_no_permit_is_duplicated_or_lost(
     coming: list[tuple[float, Literal["normal", "low"]]], burst: float
 ) -> None:
     now, waiters = 0.0, []

@@ -27,7 +27,7 @@ TIMES = 12
 
 
 class Scripted:
-    """A store that fails when it is told to, and counts."""
+    """A store that counts its calls and fails when told to."""
 
     blocks = False
 
@@ -71,7 +71,7 @@ def answer(clock: FakeClock, status: int = 200, **headers: str) -> Answer:
 
 
 def wait_for(policy: TokenBucket | AimdLimiter, clock: FakeClock, turn: Turn | None = None) -> float:
-    """Take a permit as a flow does; returns the seconds that it took."""
+    """Take a permit as a flow does; returns the seconds it took."""
     turn = turn or Turn()
     start = clock.monotonic()
     while wait := policy.ask(turn, clock.monotonic()):
@@ -106,7 +106,7 @@ async def test_requests_of_two_processes_leave_at_the_rate_of_one_quota(
     assert gaps == pytest.approx([0.1] * (TIMES - 1), abs=0.01)
 
 
-def test_a_member_goes_first_come_first_served(clock: FakeClock, store: Scripted) -> None:
+def test_a_member_serves_first_come_first_served(clock: FakeClock, store: Scripted) -> None:
     policy, turns, order = bucket(store), [Turn() for _ in range(6)], []
     waiting = list(turns)
     while waiting:
@@ -121,7 +121,7 @@ def test_a_member_goes_first_come_first_served(clock: FakeClock, store: Scripted
     assert order == turns
 
 
-def test_a_burst_is_that_of_the_group_and_a_new_state_has_none(clock: FakeClock, store: Scripted) -> None:
+def test_the_group_shares_its_burst_and_a_new_state_has_none(clock: FakeClock, store: Scripted) -> None:
     first, second = bucket(store, burst=3), bucket(store, burst=3)
     waits = [wait_for(first, clock), wait_for(second, clock)]
     assert waits == pytest.approx([0, 0.1], abs=0.01)
@@ -144,7 +144,7 @@ def test_a_request_that_gives_up_gives_its_place_to_the_next_that_asks(
     assert wait_for(second, clock) == pytest.approx(0.1, abs=0.01)
 
 
-def test_a_permit_that_was_not_used_is_not_lost(clock: FakeClock, store: Scripted) -> None:
+def test_an_unused_permit_is_not_lost(clock: FakeClock, store: Scripted) -> None:
     policy = bucket(store, burst=2)
     wait_for(policy, clock)
     clock.sleep(1)
@@ -253,7 +253,7 @@ def test_after_the_return_a_request_needs_both_clocks_for_a_while(clock: FakeClo
     while clock.monotonic() < start + 1.5:
         wait_for(first, clock)
         granted += 1
-    assert granted <= 8  # Its own part, not the whole that the other leaves unused.
+    assert granted <= 8  # Its own part, not the rest of the quota that the other leaves unused.
     start, granted = clock.monotonic(), 0
     while clock.monotonic() < start + 2:
         wait_for(first, clock)

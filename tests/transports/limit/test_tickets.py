@@ -1,4 +1,4 @@
-"""The queue of tickets: who may go when, with nothing but numbers."""
+"""The queue of tickets: who may go when, numbers only."""
 
 import gc
 import math
@@ -32,12 +32,12 @@ def bucket(rate: float = 1.0, burst: float = 1.0) -> TokenBucket:
 
 
 def rounding(rate: float) -> float:
-    """Permits by which the arithmetic may be off."""
+    """Permits; the tolerance of the arithmetic."""
     return 1e-4 + 2 * TICK * rate
 
 
 def arrivals(gaps: list[float], rate: float) -> list[Waiter]:
-    """Waiters that come one after the other, at these distances, counted in permits."""
+    """Waiters that arrive one after the other, at these intervals, counted in permits."""
     now, waiters = 0.0, []
     for gap in gaps:
         now += gap / rate
@@ -51,7 +51,7 @@ gap_lists = st.lists(
 
 
 @given(rates, bursts, gap_lists)
-def test_no_window_of_time_sees_more_than_the_rate_and_one_burst(
+def test_no_window_of_time_gets_more_than_the_rate_plus_one_burst(
     rate: float, burst: float, gaps: list[float]
 ) -> None:
     gone = drive(bucket(rate, burst), arrivals(gaps, rate))
@@ -59,7 +59,7 @@ def test_no_window_of_time_sees_more_than_the_rate_and_one_burst(
 
 
 @given(rates, bursts, gap_lists)
-def test_everybody_goes_in_the_order_of_arrival_at_the_instant_first_told_after_one_sleep(
+def test_everybody_goes_in_order_of_arrival_at_the_time_first_given_after_one_sleep(
     rate: float, burst: float, gaps: list[float]
 ) -> None:
     waiters = arrivals(gaps, rate)
@@ -69,8 +69,8 @@ def test_everybody_goes_in_the_order_of_arrival_at_the_instant_first_told_after_
 
 
 @given(rates, bursts, gap_lists)
-def test_no_permit_is_held_back_from_those_who_wait(rate: float, burst: float, gaps: list[float]) -> None:
-    """The instants are the earliest that a bucket of that size allows."""
+def test_no_permit_is_withheld_from_waiters(rate: float, burst: float, gaps: list[float]) -> None:
+    """The times are the earliest that a bucket of that size allows."""
     full, last = burst, 0.0
     for waiter in drive(bucket(rate, burst), arrivals(gaps, rate)):
         full, last = min(burst, full + (waiter.arrives - last) * rate), waiter.arrives
@@ -107,7 +107,7 @@ def test_those_who_are_told_to_wait_too_long_take_nothing(
 
 
 @given(rates, bursts, st.integers(1, 20), gap_lists, st.data())
-def test_those_who_sleep_go_when_they_were_told_whoever_leaves_and_whoever_comes(
+def test_sleepers_go_when_they_were_told_whatever_others_do(
     rate: float, burst: float, count: int, gaps: list[float], data: st.DataObject
 ) -> None:
     patience = st.just(math.inf) | st.floats(0, 20).map(lambda permits: permits / rate)
@@ -124,7 +124,7 @@ def test_those_who_sleep_go_when_they_were_told_whoever_leaves_and_whoever_comes
         assert waiter.went == pytest.approx(waiter.told, abs=rounding(rate) / rate)
 
 
-def test_a_permit_given_back_is_there_for_the_next_in_line() -> None:
+def test_a_returned_permit_goes_to_the_next_in_line() -> None:
     queue = bucket()
     assert queue.take(0.0)
     first, second = Turn(), Turn()
@@ -134,7 +134,7 @@ def test_a_permit_given_back_is_there_for_the_next_in_line() -> None:
     assert queue.remaining(second, 1.0) == 0.0
 
 
-def test_the_place_of_somebody_who_left_goes_to_the_next_that_comes_while_those_behind_sleep() -> None:
+def test_the_place_of_a_waiter_that_left_goes_to_the_next_arrival_while_others_sleep() -> None:
     queue = bucket()
     assert queue.take(0.0)
     sleepers = [Turn() for _ in range(3)]
@@ -148,7 +148,7 @@ def test_the_place_of_somebody_who_left_goes_to_the_next_that_comes_while_those_
     assert queue.remaining(sleepers[2], 3.0) == 0.0
 
 
-def test_a_place_whose_time_is_over_is_not_given_away() -> None:
+def test_a_place_whose_time_has_passed_is_not_reused() -> None:
     queue = bucket()
     assert queue.take(0.0)
     left, sleeper, new = Turn(), Turn(), Turn()
@@ -158,7 +158,7 @@ def test_a_place_whose_time_is_over_is_not_given_away() -> None:
     assert queue.remaining(sleeper, 2.0) == 0.0
 
 
-def test_a_place_is_not_given_away_once_somebody_behind_has_moved_up() -> None:
+def test_a_place_is_not_reused_once_somebody_behind_has_moved_up() -> None:
     queue = bucket()
     assert queue.take(0.0)
     left, sleeper, new = Turn(), Turn(), Turn()
@@ -182,7 +182,7 @@ def test_a_crowd_with_little_patience_does_not_stop_the_traffic() -> None:
     assert [waiter.went for waiter in gone[:61]] == pytest.approx(range(61), abs=0.5)
 
 
-def test_whoever_comes_back_with_its_number_goes_first() -> None:
+def test_a_turn_that_comes_back_with_its_number_goes_first() -> None:
     queue = bucket()
     number = queue.take(0.0)
     waiting = Turn()
@@ -194,7 +194,7 @@ def test_whoever_comes_back_with_its_number_goes_first() -> None:
     assert queue.remaining(waiting, 2.0) == 0.0
 
 
-def test_a_ticket_that_the_queue_does_not_know_is_neither_stranded_nor_served_for_another() -> None:
+def test_an_unknown_ticket_is_neither_stranded_nor_served_in_place_of_another() -> None:
     queue = bucket()
     stale, other = Turn(), Turn()
     assert queue.take(0.0)
@@ -231,7 +231,7 @@ def test_a_waiter_that_woke_far_too_late_still_goes_before_those_who_came_after_
     assert queue.remaining(late, 7.75) == 0.0
 
 
-def test_two_attempts_of_one_call_may_wait_side_by_side() -> None:
+def test_two_attempts_of_one_call_may_wait_at_once() -> None:
     queue = bucket()
     number = queue.take(0.0)
     pair = [Turn(number=number), Turn(number=number)]
@@ -276,7 +276,7 @@ def drive_on(queue: TicketQueue, tickets: list[Turn], now: float) -> float:
     return now
 
 
-def test_a_clock_that_goes_back_stands_still_instead() -> None:
+def test_a_clock_that_goes_back_counts_as_standing_still() -> None:
     queue = bucket()
     ticket = Turn()
     assert queue.take(10.0)
@@ -292,7 +292,7 @@ def test_a_sleep_is_never_too_short_to_move_a_clock_that_has_run_for_years() -> 
     assert now + wait > now
 
 
-def test_the_burst_is_never_below_one_permit_so_that_a_low_rate_cannot_deadlock() -> None:
+def test_the_burst_is_at_least_one_permit_so_a_low_rate_cannot_deadlock() -> None:
     for queue in (TokenBucket(0.1, 60.0), AimdLimiter(0.1, 60.0), AimdLimiter(0.5, 60.0, min_rate_floor=0.1)):
         assert queue.burst >= 1
         gone = drive(queue, [Waiter(0.0), Waiter(0.0)])
@@ -303,7 +303,7 @@ def test_the_burst_is_never_below_one_permit_so_that_a_low_rate_cannot_deadlock(
     st.integers(1, 20),
     st.lists(st.tuples(st.floats(0.01, 20), st.floats(0, 30)), min_size=1, max_size=5),
 )
-def test_a_pause_holds_everyone_also_those_who_sleep_already(
+def test_a_pause_holds_everyone_including_those_already_asleep(
     count: int, refusals: list[tuple[float, float]]
 ) -> None:
     limiter = AimdLimiter(600, 60)
@@ -334,7 +334,7 @@ def test_a_cut_applies_to_those_who_wait() -> None:
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, True, "10", None])
 @pytest.mark.parametrize("name", ["max_requests", "time_window", "burst", "max_wait_time"])
-def test_a_number_that_makes_no_sense_is_refused_by_name(name: str, value: object) -> None:
+def test_an_invalid_number_is_refused_by_name(name: str, value: object) -> None:
     arguments: dict[str, Any] = {"max_requests": 10, "time_window": 1, name: value}
     if value is None and name in {"burst", "max_wait_time"}:
         TokenBucket(**arguments)
@@ -343,7 +343,7 @@ def test_a_number_that_makes_no_sense_is_refused_by_name(name: str, value: objec
         TokenBucket(**arguments)
 
 
-def test_waiting_for_ever_is_spelled_none() -> None:
+def test_none_means_waiting_for_ever() -> None:
     with pytest.raises(ConfigurationError, match="None waits as long as it takes"):
         TokenBucket(10, 1, max_wait_time=math.inf)
 
@@ -357,7 +357,7 @@ def test_methods_are_a_set_of_names(methods: object) -> None:
         TokenBucket(**arguments)
 
 
-def test_threads_that_take_at_the_same_instant_get_no_permit_twice() -> None:
+def test_threads_that_ask_at_the_same_time_get_no_permit_twice() -> None:
     queue = bucket(rate=1.0, burst=500.0)
     start = threading.Barrier(8)
     numbers: list[int] = []
@@ -376,10 +376,10 @@ def test_threads_that_take_at_the_same_instant_get_no_permit_twice() -> None:
 
 
 def in_a_child(function: Callable[[], str]) -> str:
-    """What the function returns in a forked child, which is killed if it hangs."""
+    """The function's result in a forked child, which is killed if it hangs."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        # Python 3.12 warns of a fork beside running threads: that is what is tested here.
+        # Python 3.12 warns about a fork while threads run, which is what is tested here.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
@@ -396,7 +396,7 @@ def in_a_child(function: Callable[[], str]) -> str:
 
 
 @needs_fork
-def test_a_child_forked_while_a_thread_holds_the_lock_is_not_stuck_and_has_nobody_elses_queue() -> None:
+def test_a_child_forked_while_a_thread_holds_the_lock_is_not_stuck_and_has_an_empty_queue() -> None:
     queue = bucket(burst=2.0)
     waiting = [Turn() for _ in range(10)]
     for ticket in waiting:
@@ -432,7 +432,7 @@ def test_after_a_fork_no_queue_has_waiters() -> None:
 
 @needs_fork
 @pytest.mark.parametrize("make", [TokenBucket, AimdLimiter])
-def test_a_signal_handler_that_interrupts_the_numbers_goes_at_once_and_is_paid_for_afterwards(
+def test_a_signal_handler_that_interrupts_the_arithmetic_goes_at_once_and_is_paid_for_later(
     make: Callable[[float, float], TicketQueue],
 ) -> None:
     """In a child, which is killed if it waits for the lock that its own thread holds."""
@@ -458,7 +458,7 @@ def test_a_signal_handler_that_interrupts_the_numbers_goes_at_once_and_is_paid_f
         waiting = queue.ask(Turn(), 1.0)
         return f"{asked}, {waiting > 0}"
 
-    # Asked while the permits of a second are added: one comes, and one is owed to the handler, which gave one back.
+    # Asked while a second's permits are added: one is released, and one is owed to the handler, which gave one back.
     assert in_a_child(interrupted) == "[0.0], True"
 
 
@@ -470,7 +470,7 @@ def test_children_draw_different_jitter() -> None:
     assert len({in_a_child(draw), in_a_child(draw), draw()}) == 3
 
 
-def test_a_queue_that_nobody_uses_any_more_is_not_kept_for_the_next_fork() -> None:
+def test_an_unused_queue_is_not_kept_for_the_next_fork() -> None:
     queue = bucket()
     reference = weakref.ref(queue)
     del queue

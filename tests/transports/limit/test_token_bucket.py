@@ -1,4 +1,4 @@
-"""The token bucket as a layer: who waits, how long, how often, and what becomes of a wait that fails."""
+"""The token bucket as a layer: who waits, how long, how often, and what happens when a wait fails."""
 
 import asyncio
 import threading
@@ -45,7 +45,7 @@ def post(number: int = 0, **options: Any) -> httpx.Request:
 
 
 class Bench:
-    """A token bucket around a wire that notes when each request arrives, on a clock that moves by sleeping."""
+    """A token bucket around a wire that records when each request arrives, on a clock that moves by sleeping."""
 
     def __init__(self, world: World, policy: TokenBucket, clock: FakeClock | None = None) -> None:
         self.world, self.policy = world, policy
@@ -100,7 +100,7 @@ async def test_only_the_methods_of_the_policy_need_a_permit(world: World) -> Non
     assert [request.method for request in bench.wire.requests] == ["POST", "GET", "GET", "DELETE", "PUT"]
 
 
-async def test_get_passes_free_even_when_posts_are_refused(world: World) -> None:
+async def test_a_get_needs_no_permit_even_while_posts_are_refused(world: World) -> None:
     bench = Bench(world, TokenBucket(1, 60.0, max_wait_time=1.0))
     await bench.send()
     with pytest.raises(TokenAcquisitionTimeoutError):
@@ -108,7 +108,7 @@ async def test_get_passes_free_even_when_posts_are_refused(world: World) -> None
     assert (await world.send(bench.transport, httpx.Request("GET", URL))).status_code == 200
 
 
-async def test_a_wait_that_would_be_too_long_is_refused_at_once_and_takes_nothing(world: World) -> None:
+async def test_a_wait_beyond_the_limit_is_refused_at_once_and_takes_nothing(world: World) -> None:
     bench = Bench(world, TokenBucket(1, 10.0, max_wait_time=4.0))
     await bench.send()
     for _ in range(5):
@@ -126,7 +126,7 @@ async def test_a_wait_that_would_be_too_long_is_refused_at_once_and_takes_nothin
     assert bench.instants == [0, 10.0]
 
 
-async def test_a_wait_of_exactly_the_limit_is_waited(world: World) -> None:
+async def test_a_wait_of_exactly_the_limit_is_allowed(world: World) -> None:
     bench = Bench(world, TokenBucket(10, 60.0, burst=1, max_wait_time=6.0))
     await bench.send()
     await bench.send()
@@ -146,7 +146,7 @@ async def test_a_request_may_bring_its_own_limit(world: World, own: float | None
         assert caught.value.max_wait_time == own
 
 
-async def test_a_policy_without_a_limit_waits_as_long_as_it_takes(world: World) -> None:
+async def test_a_policy_without_a_limit_waits_as_long_as_necessary(world: World) -> None:
     bench = Bench(world, TokenBucket(1, 10_000.0, max_wait_time=None))
     await bench.send()
     await bench.send()
@@ -189,7 +189,7 @@ async def test_a_waiter_that_wakes_after_its_deadline_leaves_its_permit_to_other
 
 
 class Interrupted(FakeClock):
-    """Every sleep is broken off by an exception, after half its time."""
+    """An exception interrupts every sleep after half its time."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ class Interrupted(FakeClock):
         raise self.error
 
 
-async def test_an_exception_while_waiting_gives_the_permit_back(world: World) -> None:
+async def test_an_exception_while_waiting_returns_the_permit(world: World) -> None:
     error = world.pick(KeyboardInterrupt(), OSError("the loop is closing"))
     bench = Bench(world, TokenBucket(1, 10.0), Interrupted(error))
     await bench.send()
@@ -218,7 +218,7 @@ async def test_an_exception_while_waiting_gives_the_permit_back(world: World) ->
 
 
 class InterruptedOnce(Interrupted):
-    """Only the first sleep is."""
+    """An exception interrupts only the first sleep."""
 
     def sleep(self, seconds: float) -> None:
         if self.sleeps:
@@ -233,7 +233,7 @@ class InterruptedOnce(Interrupted):
             await super().asleep(seconds)
 
 
-async def test_the_time_of_a_wait_that_failed_counts_as_queued(world: World) -> None:
+async def test_the_time_of_a_failed_wait_counts_as_queued(world: World) -> None:
     clock, policy = InterruptedOnce(httpx.ConnectError("lost")), TokenBucket(1, 10.0)
     stack = StackBuilder(
         (retry(RetryPolicy(initial_delay=0.5)), token_bucket(policy)), clock=clock, random=lambda: 0.0
@@ -268,7 +268,7 @@ def test_a_cancelled_waiter_gives_its_permit_to_the_next(event_loop: World) -> N
     assert bench.sent == [(0, 0), (10.0, 2)]
 
 
-def test_those_behind_a_cancelled_waiter_go_when_told_and_the_next_to_come_takes_its_place(
+def test_those_behind_a_cancelled_waiter_go_when_told_and_the_next_arrival_takes_its_place(
     event_loop: World,
 ) -> None:
     bench = Bench(event_loop, TokenBucket(1, 1.0))
@@ -300,7 +300,7 @@ def test_those_behind_a_cancelled_waiter_go_when_told_and_the_next_to_come_takes
     assert bench.sent == [(0, 0), (1.0, 4), (2.0, 2), (3.0, 3)]
 
 
-async def test_a_permit_is_spent_on_a_request_that_was_sent_and_failed(world: World) -> None:
+async def test_a_request_that_was_sent_and_failed_uses_its_permit(world: World) -> None:
     clock = FakeClock()
     wire = world.wire(httpx.ConnectError("refused"), 200)
     transport = world.layer(token_bucket(TokenBucket(1, 3.0)), wire, context=Context(clock=clock))
@@ -310,7 +310,7 @@ async def test_a_permit_is_spent_on_a_request_that_was_sent_and_failed(world: Wo
     assert clock.sleeps == [3.0]
 
 
-def test_a_call_that_is_tried_again_keeps_its_place_before_those_that_came_later(event_loop: World) -> None:
+def test_a_retried_call_keeps_its_place_before_later_calls(event_loop: World) -> None:
     clock, sent = FakeClock(), []
 
     def answer(request: httpx.Request) -> int:
@@ -332,7 +332,7 @@ def test_a_call_that_is_tried_again_keeps_its_place_before_those_that_came_later
     assert [instant for instant, _ in sent] == pytest.approx([0, 1, 2, 3])
 
 
-async def test_a_call_that_comes_back_while_others_sleep_and_finds_a_permit_does_not_wait(
+async def test_a_retried_call_does_not_wait_if_a_permit_is_free_while_others_sleep(
     world: World,
 ) -> None:
     clock, policy, heard = FakeClock(), TokenBucket(10, 10.0, burst=5), Heard()
@@ -355,7 +355,7 @@ async def test_a_call_that_comes_back_while_others_sleep_and_finds_a_permit_does
 
 
 def check_exactness(sent: list[float], sleeps: list[float], rate: float, burst: int) -> None:
-    """Each permit at its instant, one sleep each, never more than the burst ahead, the rate to a tenth of a percent."""
+    """Each permit on time, one sleep each, never more than the burst ahead, the rate to a tenth of a percent."""
     assert len(sleeps) == len(sent) - burst
     assert sent == pytest.approx([max(0, number - burst + 1) / rate for number in range(len(sent))], abs=1e-6)
     assert all(number + 1 <= burst + 1 + rate * instant for number, instant in enumerate(sent))
@@ -381,7 +381,7 @@ def test_a_thousand_tasks_sleep_once_each_and_nobody_is_overtaken(event_loop: Wo
 
 
 class Stepper:
-    """Moves a clock from one sleeper's instant to the next, once the last one has sent."""
+    """Moves a clock from one sleeper's wake-up time to the next, once the last one has sent."""
 
     def __init__(self) -> None:
         self.clock = FakeClock(autojump=False)
@@ -405,7 +405,7 @@ class Stepper:
         return len(self.sent) > count
 
     def start(self, run: Callable[[], object], asleep: int) -> threading.Thread:
-        """Run something in a thread until so many sleep in all."""
+        """Run something in a thread until this many sleep in total."""
         thread = threading.Thread(target=run)
         thread.start()
         self.clock.wait_for_sleepers(asleep)
@@ -427,7 +427,7 @@ def test_sixty_four_threads_sleep_once_each_and_nobody_is_overtaken() -> None:
     check_exactness([instant for instant, _ in stepper.sent], stepper.clock.sleeps, 200.0, 1)
 
 
-def test_one_policy_is_exact_over_threads_and_two_event_loops() -> None:
+def test_one_policy_is_exact_across_threads_and_two_event_loops() -> None:
     stepper, policy = Stepper(), TokenBucket(50, 1.0, burst=1)
     context, wire = Context(clock=stepper.clock), Wire(stepper.answer)
     sync = TokenBucketTransport(wire, policy, context=context)

@@ -1,4 +1,4 @@
-"""How many retries a budget lets through, with nothing but numbers."""
+"""How many retries a budget lets through: numbers only."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ from stkai import ConfigurationError, RetryBudget
 
 
 def retries(budget: RetryBudget, now: float, most: int = 10_000) -> int:
-    """How many retries the budget pays for at that instant."""
+    """How many retries the budget pays for at that time."""
     return sum(1 for _ in range(most) if budget.withdraw(now))
 
 
@@ -23,7 +23,7 @@ def retries(budget: RetryBudget, now: float, most: int = 10_000) -> int:
     st.floats(0, 20),
     st.lists(st.tuples(st.floats(0, 30), st.integers(0, 50)), min_size=1, max_size=30),
 )
-def test_retries_are_at_most_their_share_of_the_calls_and_what_time_has_added(
+def test_retries_never_exceed_their_share_of_the_calls_plus_the_credit_of_time(
     ratio: float, per_second: float, moments: list[tuple[float, int]]
 ) -> None:
     budget, now, calls, made = RetryBudget(ratio, per_second), 0.0, 0, 0
@@ -76,7 +76,7 @@ def test_the_credit_of_calls_lasts_ten_seconds_and_is_mostly_gone_after_twenty()
         assert retries(budget, later) == left
 
 
-def test_a_program_that_calls_once_a_minute_has_its_share_as_well() -> None:
+def test_a_program_that_makes_one_call_a_minute_also_gets_its_share() -> None:
     budget, paid = RetryBudget(0.2, 0), 0
     for minute in range(100):
         budget.deposit(60.0 * minute)
@@ -98,7 +98,7 @@ def test_a_clock_that_goes_back_adds_nothing() -> None:
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf, True, "0.2", None])
-def test_a_ratio_that_is_no_share_is_refused_by_name(value: float) -> None:
+def test_an_invalid_ratio_is_refused_by_name(value: float) -> None:
     with pytest.raises(
         ConfigurationError, match=r"^ratio must be a number from 0 to 1, the retries per call, not"
     ):
@@ -106,7 +106,7 @@ def test_a_ratio_that_is_no_share_is_refused_by_name(value: float) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf, True, "10", None])
-def test_a_rate_that_is_no_rate_is_refused_by_name(value: float) -> None:
+def test_an_invalid_rate_is_refused_by_name(value: float) -> None:
     with pytest.raises(
         ConfigurationError, match=r"^min_per_second must be a finite number of at least 0, not"
     ):
@@ -141,7 +141,7 @@ def test_a_child_forked_while_the_budget_is_in_use_is_not_stuck() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def test_a_copy_has_the_same_numbers_and_a_balance_of_its_own() -> None:
+def test_a_copy_has_the_same_numbers_and_its_own_balance() -> None:
     budget = RetryBudget(0.5, 3)
     assert retries(budget, 0.0) == 30
     for other in (pickle.loads(pickle.dumps(budget)), copy.deepcopy(budget)):  # noqa: S301 - its own

@@ -1,4 +1,4 @@
-"""The retry layer: what is tried again, when, and that nothing is lost, left open or told twice on the way."""
+"""The retry layer: what is retried, when, and that nothing is lost, left open or reported twice on the way."""
 
 import dataclasses
 import subprocess
@@ -56,7 +56,7 @@ FINAL = [
 
 
 class Bench:
-    """A retry layer over a scripted wire, on a clock that jumps, with what it told its listener."""
+    """A retry layer over a scripted wire, on a clock that jumps, with the events it emitted."""
 
     def __init__(
         self, world: World, *script: Answer | Handler, policy: RetryPolicy | None = None, **context: Any
@@ -75,7 +75,7 @@ class Bench:
         return await self.world.send(self.transport, request)
 
     async def send_buffered(self) -> httpx.Response:
-        """As the clients do, who want the whole body."""
+        """As the clients do, which want the whole body."""
         request = httpx.Request("POST", URL, content=b"body")
         attempt = Attempt(Call.start(request, self.clock.monotonic(), buffered=True))
         request.extensions[ATTEMPT] = attempt
@@ -90,7 +90,7 @@ def busy(status: int = 503, after: float | str | None = None) -> httpx.Response:
     return httpx.Response(status, headers=headers, content=b"busy")
 
 
-async def test_a_first_success_is_handed_up_as_it_is_and_unread(world: World) -> None:
+async def test_a_first_success_is_returned_unchanged_and_unread(world: World) -> None:
     bench = Bench(world, 200)
     response = await bench.send()
     assert response.status_code == 200
@@ -100,7 +100,7 @@ async def test_a_first_success_is_handed_up_as_it_is_and_unread(world: World) ->
     assert bench.wire.open == 0
 
 
-async def test_failures_are_repeated_until_one_attempt_succeeds(world: World) -> None:
+async def test_failures_are_retried_until_one_attempt_succeeds(world: World) -> None:
     bench = Bench(world, 503, httpx.ConnectError("refused"), 500, 200)
     response = await bench.send()
     assert response.status_code == 200
@@ -111,7 +111,7 @@ async def test_failures_are_repeated_until_one_attempt_succeeds(world: World) ->
     assert (record.attempts, record.backed_off, record.on_wire) == (4, 3.5, 0.0)
 
 
-async def test_the_record_tells_the_waits_from_the_time_on_the_wire(world: World) -> None:
+async def test_the_record_separates_waits_from_time_on_the_wire(world: World) -> None:
     statuses = iter([503, 503, 200])
 
     async def wire(request: httpx.Request) -> Answer:
@@ -123,7 +123,7 @@ async def test_the_record_tells_the_waits_from_the_time_on_the_wire(world: World
     assert (record.attempts, record.backed_off, record.on_wire) == (3, 1.5, 6.0)
 
 
-async def test_each_retry_is_told_with_its_delay_and_cause(world: World) -> None:
+async def test_each_retry_is_reported_with_its_delay_and_cause(world: World) -> None:
     bench = Bench(world, busy(429, 7), httpx.ReadError("reset"), 200)
     await bench.send()
     assert bench.heard.of(RetryScheduled) == [
@@ -134,7 +134,7 @@ async def test_each_retry_is_told_with_its_delay_and_cause(world: World) -> None
     ]
 
 
-async def test_when_attempts_are_used_up_the_last_response_is_returned_unread(world: World) -> None:
+async def test_after_the_last_attempt_the_last_response_is_returned_unread(world: World) -> None:
     bench = Bench(world, 500, 502, 504, httpx.Response(503, headers={"X-Last": "1"}, content=b"sorry"))
     response = await bench.send()
     assert (response.status_code, response.headers["X-Last"]) == (503, "1")
@@ -144,7 +144,7 @@ async def test_when_attempts_are_used_up_the_last_response_is_returned_unread(wo
     assert await world.read(response) == b"sorry"
 
 
-async def test_when_attempts_are_used_up_the_last_error_itself_is_raised(world: World) -> None:
+async def test_after_the_last_attempt_the_last_error_itself_is_raised(world: World) -> None:
     errors = [httpx.ConnectError(str(number)) for number in range(4)]
     bench = Bench(world, *errors)
     request = httpx.Request("POST", URL)
@@ -157,7 +157,7 @@ async def test_when_attempts_are_used_up_the_last_error_itself_is_raised(world: 
 
 
 @pytest.mark.parametrize("error", FINAL, ids=repr)
-async def test_a_final_error_itself_is_raised_at_once(world: World, error: httpx.RequestError) -> None:
+async def test_a_final_error_is_raised_unchanged_at_once(world: World, error: httpx.RequestError) -> None:
     for script in ([error], [503, error]):
         bench = Bench(world, *script)
         with pytest.raises(httpx.RequestError) as caught:
@@ -166,7 +166,7 @@ async def test_a_final_error_itself_is_raised_at_once(world: World, error: httpx
         assert bench.wire.open == 0
 
 
-async def test_an_error_names_the_request_of_the_caller_without_a_token(world: World) -> None:
+async def test_an_error_names_the_callers_request_without_a_token(world: World) -> None:
     class Provider(stkai.AuthProvider):
         def get_access_token(self) -> str:
             return "secret"
@@ -189,7 +189,7 @@ async def test_with_no_retries_one_attempt_is_made(world: World) -> None:
 
 
 @pytest.mark.parametrize("first", [500, httpx.ReadError("reset")], ids=repr)
-async def test_what_the_server_may_have_acted_on_is_sent_once_if_the_policy_says_so(
+async def test_a_request_that_the_server_may_have_acted_on_is_sent_once_if_the_policy_says_so(
     world: World, first: int | Exception
 ) -> None:
     bench = Bench(world, first, policy=RetryPolicy(retry_unknown=False))
@@ -215,7 +215,7 @@ async def test_the_wait_is_never_shorter_than_the_server_asks(world: World) -> N
     assert bench.clock.sleeps == pytest.approx([2.5 + 0.0625, 27.4375 + 0.125, 2.25])
 
 
-async def test_a_date_is_measured_by_the_clock_of_the_server(world: World) -> None:
+async def test_a_date_is_measured_by_the_servers_clock(world: World) -> None:
     skewed = {"Date": "Tue, 01 Jan 2030 01:00:00 GMT", "Retry-After": "Tue, 01 Jan 2030 01:00:20 GMT"}
     bench = Bench(world, httpx.Response(503, headers=skewed), 200)
     await bench.send()
@@ -225,14 +225,14 @@ async def test_a_date_is_measured_by_the_clock_of_the_server(world: World) -> No
 @pytest.mark.parametrize(
     "after", ["nan", "inf", "-5", "1e400", "", "\u0667", "Mon, 31 Dec 2029 00:00:00 GMT"]
 )
-async def test_a_retry_after_that_says_nothing_leaves_the_usual_delay(world: World, after: str) -> None:
+async def test_an_invalid_retry_after_leaves_the_usual_delay(world: World, after: str) -> None:
     response = httpx.Response(503, headers=[(b"Retry-After", after.encode())])
     bench = Bench(world, response, 200)
     assert (await bench.send()).status_code == 200
     assert bench.clock.sleeps == [0.5]
 
 
-async def test_a_wait_longer_than_granted_hands_the_response_up_at_once(world: World) -> None:
+async def test_a_response_that_asks_for_too_long_a_wait_is_returned_at_once(world: World) -> None:
     bench = Bench(world, busy(429, 61))
     response = await bench.send()
     assert (response.status_code, bench.clock.sleeps, bench.wire.open) == (429, [], 1)
@@ -259,7 +259,7 @@ async def test_a_discarded_response_is_closed_before_the_wait(world: World) -> N
     assert open_at_wait == [0, 0]
 
 
-async def test_a_discarded_response_that_fails_to_close_disturbs_nobody(world: World) -> None:
+async def test_an_error_while_closing_a_discarded_response_is_ignored(world: World) -> None:
     class Stuck(httpx.ByteStream):
         def close(self) -> None:
             raise httpx.CloseError("stuck")
@@ -311,7 +311,7 @@ async def test_an_interrupt_outside_the_attempts_leaves_nothing_open(world: Worl
     assert len(bench.wire.requests) == 1
 
 
-async def test_an_interrupt_on_the_wire_comes_out_as_it_is(world: World) -> None:
+async def test_an_interrupt_on_the_wire_is_raised_unchanged(world: World) -> None:
     interrupt = KeyboardInterrupt()
     calls: list[int] = []
 
@@ -399,7 +399,7 @@ def broken(error: BaseException | None = None) -> httpx.Response:
     return httpx.Response(200, stream=Broken(error or httpx.ReadError("reset")))
 
 
-async def test_a_buffered_body_is_read_within_the_attempt_so_that_a_break_is_repeated(world: World) -> None:
+async def test_a_buffered_body_is_read_within_the_attempt_so_a_break_is_retried(world: World) -> None:
     bench = Bench(world, broken(), httpx.Response(200, content=b"whole"))
     response = await bench.send_buffered()
     assert response.content == b"whole"
@@ -407,7 +407,7 @@ async def test_a_buffered_body_is_read_within_the_attempt_so_that_a_break_is_rep
     assert (len(bench.wire.requests), bench.wire.open) == (2, 0)
 
 
-async def test_a_buffered_body_that_always_breaks_raises_the_last_error_itself(world: World) -> None:
+async def test_a_buffered_body_that_always_breaks_raises_the_last_error(world: World) -> None:
     errors = [httpx.RemoteProtocolError(str(number)) for number in range(4)]
     bench = Bench(world, *(broken(error) for error in errors))
     with pytest.raises(httpx.RemoteProtocolError) as caught:
@@ -419,7 +419,7 @@ async def test_a_buffered_body_that_always_breaks_raises_the_last_error_itself(w
 @pytest.mark.parametrize(
     "error", [httpx.DecodingError("not gzip"), KeyboardInterrupt(), RuntimeError()], ids=repr
 )
-async def test_a_body_that_ends_in_a_final_error_is_closed_and_not_repeated(
+async def test_a_body_that_ends_in_a_final_error_is_closed_and_not_retried(
     world: World, error: BaseException
 ) -> None:
     for script in ([broken(error)], [503, broken(error)]):
@@ -438,7 +438,7 @@ async def test_a_buffered_failure_can_be_read_when_it_is_the_last(world: World) 
     assert bench.wire.open == 0
 
 
-async def test_a_streamed_body_that_breaks_is_not_repeated(world: World) -> None:
+async def test_a_streamed_body_that_breaks_is_not_retried(world: World) -> None:
     bench = Bench(world, 503, broken())
     response = await bench.send()
     with pytest.raises(httpx.ReadError):
@@ -463,7 +463,7 @@ def one_shot(world: World) -> list[httpx.Request]:
 
 @pytest.mark.parametrize("number", [0, 1], ids=["generator", "multipart"])
 @pytest.mark.parametrize("outcome", [503, httpx.ConnectError("refused"), httpx.ReadTimeout("slow")], ids=repr)
-async def test_a_body_that_may_be_used_up_is_sent_once_and_its_outcome_returned(
+async def test_a_one_shot_body_is_sent_once_and_its_outcome_returned(
     world: World, number: int, outcome: int | Exception
 ) -> None:
     bench = Bench(world, outcome)
@@ -478,7 +478,7 @@ async def test_a_body_that_may_be_used_up_is_sent_once_and_its_outcome_returned(
     assert b"one" in bench.wire.bodies[0]
 
 
-async def test_a_multipart_body_that_was_read_into_memory_is_repeated_byte_by_byte(world: World) -> None:
+async def test_a_multipart_body_in_memory_is_retried_byte_for_byte(world: World) -> None:
     bench = Bench(world, 503, 200)
     request = one_shot(world)[1]
     content = request.read()
@@ -501,14 +501,14 @@ async def test_a_key_is_the_same_on_every_attempt_and_another_for_every_call(wor
     assert min(map(len, keys)) >= 32
 
 
-async def test_the_key_of_the_caller_is_kept(world: World) -> None:
+async def test_the_callers_key_is_kept(world: World) -> None:
     bench = Bench(world, 503, 200, policy=RetryPolicy(idempotency_header="Idempotency-Key"))
     await bench.send(httpx.Request("POST", URL, headers={"idempotency-KEY": "mine"}))
     sent = [request.headers.get_list("Idempotency-Key") for request in bench.wire.requests]
     assert sent == [["mine"], ["mine"]]
 
 
-async def test_there_is_no_key_unless_it_is_asked_for(world: World) -> None:
+async def test_no_key_is_added_unless_requested(world: World) -> None:
     bench = Bench(world, 503, 200)
     await bench.send()
     assert not any("idempotency-key" in request.headers for request in bench.wire.requests)
@@ -517,7 +517,7 @@ async def test_there_is_no_key_unless_it_is_asked_for(world: World) -> None:
 # Options of one call
 
 
-async def test_one_call_can_be_sent_once_or_by_a_policy_of_its_own(world: World) -> None:
+async def test_a_call_can_be_sent_once_or_with_its_own_policy(world: World) -> None:
     bench = Bench(world, 503, 503, 409, 200)
     assert (await bench.send(retry=None)).status_code == 503
     assert (await bench.send(retry=RetryPolicy(max_retries=0))).status_code == 503
@@ -535,20 +535,20 @@ async def test_a_call_that_is_sent_once_raises_the_error_itself(world: World) ->
 
 
 @pytest.mark.parametrize("given", [3, False, "no", RetryPolicy])
-def test_a_retry_option_that_is_no_policy_is_refused(given: Any) -> None:
+def test_a_retry_option_that_is_not_a_policy_is_refused(given: Any) -> None:
     with pytest.raises(stkai.InvalidArgumentError, match="RetryPolicy"):
         RequestOptions(retry=given)
 
 
 @pytest.mark.parametrize("given", [3, "no", RetryPolicy])
-def test_a_layer_refuses_what_is_no_policy(given: Any) -> None:
+def test_a_layer_refuses_anything_but_a_policy(given: Any) -> None:
     wire = Wire()
     for make in (retry, lambda it: RetryTransport(wire, it), lambda it: AsyncRetryTransport(wire, it)):
         with pytest.raises(ConfigurationError, match="RetryPolicy"):
             make(given)
 
 
-def test_the_default_policy_serves_where_none_is_given() -> None:
+def test_the_default_policy_is_used_if_none_is_given() -> None:
     assert (
         retry().policy == RetryTransport(Wire()).policy == AsyncRetryTransport(Wire()).policy == RetryPolicy()
     )
@@ -557,7 +557,7 @@ def test_the_default_policy_serves_where_none_is_given() -> None:
 # With limiters below
 
 
-async def test_a_paced_response_needs_no_timer_of_its_own(world: World) -> None:
+async def test_a_paced_response_needs_no_separate_sleep(world: World) -> None:
     heard = Heard()
     clock = FakeClock()
     limiter = AimdLimiter(60, 60)
@@ -576,14 +576,14 @@ async def test_a_paced_response_needs_no_timer_of_its_own(world: World) -> None:
 
 
 def pacing(layer: LayerTransport, request: httpx.Request, attempt: Attempt) -> Flow:
-    """A layer that keeps the wait after a 429, and knows nothing of other failures."""
+    """A layer that handles the wait after a 429, and ignores other failures."""
     response = yield from layer.forward(request, attempt)
     if response.status_code == 429:
         response.extensions[PACED] = True
     return response
 
 
-async def test_a_paced_failure_does_not_pace_the_one_that_follows_it(world: World) -> None:
+async def test_a_paced_failure_does_not_pace_the_next_one(world: World) -> None:
     clock = FakeClock()
     stack = StackBuilder((retry(), Layer("pacing", pacing)), clock=clock, random=lambda: 0.0)
     response = await world.send(world.build(stack, world.wire(429, 503, 200)), httpx.Request("POST", URL))
@@ -592,7 +592,7 @@ async def test_a_paced_failure_does_not_pace_the_one_that_follows_it(world: Worl
 
 
 @pytest.mark.parametrize("limit", [1.0, 599.0])
-async def test_a_wait_that_somebody_has_limited_is_not_tried_again(world: World, limit: float) -> None:
+async def test_a_refused_wait_is_not_retried(world: World, limit: float) -> None:
     clock = FakeClock()
     bucket = TokenBucket(1, 600, burst=1, max_wait_time=limit)
     stack = StackBuilder((retry(), token_bucket(bucket)), clock=clock)
@@ -606,7 +606,7 @@ async def test_a_wait_that_somebody_has_limited_is_not_tried_again(world: World,
     assert (clock.sleeps, len(wire.requests)) == ([], 1)
 
 
-async def test_what_a_call_may_wait_is_shared_by_its_attempts(world: World) -> None:
+async def test_the_attempts_of_a_call_share_its_maximum_wait(world: World) -> None:
     clock = FakeClock()
     bucket = TokenBucket(1, 10, burst=1, max_wait_time=15.0)
     stack = StackBuilder((retry(RetryPolicy(initial_delay=0)), token_bucket(bucket)), clock=clock)
@@ -619,7 +619,7 @@ async def test_what_a_call_may_wait_is_shared_by_its_attempts(world: World) -> N
 
 
 @pytest.mark.worlds("asyncio", "trio")
-async def test_a_batch_whose_queue_is_longer_than_a_wait_may_be_gets_through(world: World) -> None:
+async def test_a_batch_with_a_queue_longer_than_the_maximum_wait_completes(world: World) -> None:
     clock = FakeClock()
     chances = iter(number * 0.618 % 1 for number in range(10_000))
     stack = StackBuilder(
@@ -733,7 +733,7 @@ OUTCOMES = st.sampled_from(
     buffered=st.booleans(),
     unknown=st.booleans(),
 )
-def test_whatever_happens_attempts_and_waits_are_bounded_and_the_last_outcome_comes_out(
+def test_whatever_happens_attempts_and_waits_are_bounded_and_the_last_outcome_is_returned(
     script: list[tuple[Any, int | None]],
     retries: int,
     chance: float,

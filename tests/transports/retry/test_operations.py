@@ -1,4 +1,4 @@
-"""The retry flow alone: what came of each attempt goes in, operations come out."""
+"""The retry flow alone: the outcome of each attempt goes in, operations come out."""
 
 import gzip
 from typing import Any
@@ -26,18 +26,18 @@ def run(
     return play(layer.flow(request, attempt), *answers, clock=clock, **options)
 
 
-def test_an_answer_is_handed_up() -> None:
+def test_an_answer_is_returned() -> None:
     answer = httpx.Response(200)
     played = run(answer)
     assert (played.asked, played.response) == (["send"], answer)
 
 
-def test_a_failure_is_drained_and_waited_for_before_the_next_attempt() -> None:
+def test_a_failure_is_drained_before_the_wait_for_the_next_attempt() -> None:
     played = run(httpx.Response(503), httpx.ConnectError("refused"), httpx.Response(200))
     assert played.asked == ["send", "drain", "sleep 0.5", "send", "sleep 1", "send"]
 
 
-def test_what_the_server_asks_for_is_slept() -> None:
+def test_the_flow_sleeps_as_long_as_the_server_asks() -> None:
     played = run(httpx.Response(429, headers={"Retry-After": "7"}), httpx.Response(200))
     assert played.asked == ["send", "drain", "sleep 7", "send"]
 
@@ -47,7 +47,7 @@ def test_a_buffered_answer_is_read_in_its_attempt_and_a_failure_is_not() -> None
     assert played.asked == ["send", "drain", "sleep 0.5", "send", "read"]
 
 
-def test_a_failure_whose_body_cannot_be_decoded_is_tried_again_like_any_other() -> None:
+def test_a_failure_whose_body_cannot_be_decoded_is_retried_like_any_other() -> None:
     garbled = httpx.Response(503, headers={"Content-Encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip"))
     for buffered in (False, True):
         played = run(garbled, httpx.Response(200), buffered=buffered)
@@ -62,7 +62,7 @@ def test_an_answer_whose_body_cannot_be_decoded_is_closed_and_final() -> None:
     assert isinstance(played.error, httpx.DecodingError)
 
 
-def test_a_compressed_answer_is_read_decoded() -> None:
+def test_a_compressed_answer_is_decoded_when_read() -> None:
     body = httpx.ByteStream(gzip.compress(b"whole"))
     played = run(httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=body), buffered=True)
     assert played.response is not None
@@ -76,7 +76,7 @@ def test_the_policy_sets_the_deadline_before_anything_else() -> None:
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, GeneratorExit], ids=repr)
 @pytest.mark.parametrize("where", ["send", "drain", "sleep 0.5"])
-def test_an_interrupt_ends_the_loop_whatever_it_comes_in(where: str, interrupt: type[BaseException]) -> None:
+def test_an_interrupt_ends_the_loop_at_any_operation(where: str, interrupt: type[BaseException]) -> None:
     error = interrupt()
 
     def at(asked: str) -> None:

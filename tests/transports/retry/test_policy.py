@@ -1,4 +1,4 @@
-"""What is worth another attempt, and when: the policy alone. Numbers and outcomes in, seconds or nothing out."""
+"""What is retried, and when: the policy alone. Numbers and outcomes in, seconds or nothing out."""
 
 import ssl
 from datetime import UTC, datetime
@@ -88,7 +88,7 @@ def test_no_attempt_comes_earlier_than_asked_or_later_than_the_deadline(
         assert left < FOREVER
 
 
-def test_jitter_is_added_to_what_was_asked_for() -> None:
+def test_jitter_is_added_to_the_requested_wait() -> None:
     policy = RetryPolicy(initial_delay=1.0)
     failure = Failure("429", acted=False, asked=7.0)
     assert policy.delay(failure, 1, FOREVER, 0.0) == 7.0
@@ -96,7 +96,7 @@ def test_jitter_is_added_to_what_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize("error", NOT_SENT, ids=repr)
-def test_what_was_never_sent_is_always_safe_to_send(error: Exception) -> None:
+def test_a_request_that_was_never_sent_is_always_safe_to_retry(error: Exception) -> None:
     failure = RetryPolicy().failure_of(None, error, NOW)
     assert failure is not None
     assert not failure.acted
@@ -121,7 +121,7 @@ def test_other_errors_are_final(error: BaseException) -> None:
     assert RetryPolicy().failure_of(None, error, NOW) is None
 
 
-# What another attempt could not change, or might do twice
+# What a retry could not change, or might do twice
 
 
 def untrusted() -> httpx.ConnectError:
@@ -140,7 +140,7 @@ HOPELESS = [
 
 
 @pytest.mark.parametrize("error", HOPELESS, ids=repr)
-def test_what_must_fail_in_the_same_way_is_not_tried_again(error: Exception) -> None:
+def test_a_failure_that_would_repeat_is_not_retried(error: Exception) -> None:
     assert RetryPolicy().failure_of(None, error, NOW) is None
 
 
@@ -149,7 +149,7 @@ def test_what_must_fail_in_the_same_way_is_not_tried_again(error: Exception) -> 
     [httpx.ProxyError("502 Bad Gateway"), httpx.ConnectError("[SSL] record layer failure")],
     ids=repr,
 )
-def test_what_another_attempt_may_change_is_tried_again(error: Exception) -> None:
+def test_a_failure_that_may_not_repeat_is_retried(error: Exception) -> None:
     assert RetryPolicy().failure_of(None, error, NOW) is not None
 
 
@@ -164,14 +164,14 @@ def test_an_idempotent_method_is_sent_again_after_a_read_timeout(method: str) ->
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH", "QUERY"])
-def test_another_method_is_not_since_the_server_is_probably_still_working_on_it(method: str) -> None:
+def test_another_method_is_not_sent_again_after_a_read_timeout(method: str) -> None:
     policy = RetryPolicy()
     assert policy.failure_of(None, httpx.ReadTimeout("slow"), NOW, sent=sent(method, policy)) is None
     for error in (httpx.ConnectTimeout("slow"), httpx.WriteTimeout("slow"), httpx.ReadError("reset")):
         assert policy.failure_of(None, error, NOW, sent=sent(method, policy)) is not None
 
 
-def test_with_a_key_or_where_the_policy_says_so_any_method_is_sent_again_after_a_read_timeout() -> None:
+def test_with_a_key_or_if_the_policy_says_so_any_method_is_sent_again_after_a_read_timeout() -> None:
     timeout = httpx.ReadTimeout("slow")
     keyed = RetryPolicy(idempotency_header="X-Key")
     for policy, sending in (
@@ -185,7 +185,7 @@ def test_with_a_key_or_where_the_policy_says_so_any_method_is_sent_again_after_a
 
 
 @pytest.mark.parametrize("status", [408, 429, 503])
-def test_a_refusal_is_always_safe_to_repeat(status: int) -> None:
+def test_a_refused_request_is_always_safe_to_retry(status: int) -> None:
     failure = RetryPolicy().failure_of(httpx.Response(status), None, NOW)
     assert failure is not None
     assert not failure.acted
@@ -203,7 +203,7 @@ def test_other_answers_are_final(status: int) -> None:
     assert RetryPolicy().failure_of(httpx.Response(status), None, NOW) is None
 
 
-def test_which_answers_are_repeated_can_be_chosen() -> None:
+def test_the_status_codes_to_retry_can_be_chosen() -> None:
     policy = RetryPolicy(retry_on_status_codes={409})
     assert policy.failure_of(httpx.Response(503), None, NOW) is None
     assert policy.failure_of(httpx.Response(409), None, NOW) == Failure("409 Conflict", acted=True)
@@ -213,7 +213,7 @@ def test_without_an_outcome_there_is_no_failure() -> None:
     assert RetryPolicy().failure_of(None, None, NOW) is None
 
 
-def test_a_response_inside_an_error_is_asked_for_its_retry_after() -> None:
+def test_the_retry_after_of_a_response_inside_an_error_is_used() -> None:
     policy = RetryPolicy()
     response = httpx.Response(429, headers={"Retry-After": "7"}, request=httpx.Request("GET", URL))
     raised = httpx.HTTPStatusError("429", request=response.request, response=response)
@@ -226,7 +226,7 @@ def test_a_response_inside_an_error_is_asked_for_its_retry_after() -> None:
     assert policy.failure_of(None, missing, NOW) is None
 
 
-def test_the_unknown_is_left_alone_when_told_so() -> None:
+def test_unknown_outcomes_are_not_retried_if_the_policy_says_so() -> None:
     policy = RetryPolicy(retry_unknown=False)
     assert policy.delay(Failure("500", acted=True), 1, FOREVER) is None
     assert policy.delay(Failure("503", acted=False), 1, FOREVER) is not None
@@ -266,7 +266,7 @@ def test_a_value_out_of_range_is_refused_by_name(options: dict[str, Any], word: 
         RetryPolicy(**options)
 
 
-def test_a_policy_is_a_value_that_cannot_change() -> None:
+def test_a_policy_is_an_immutable_value() -> None:
     policy = RetryPolicy(2, retry_on_status_codes=[503, 429])
     assert policy == RetryPolicy(2, retry_on_status_codes=(429, 503))
     assert "max_retries=2" in repr(policy)

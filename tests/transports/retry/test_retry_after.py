@@ -1,4 +1,4 @@
-"""`Retry-After` in every shape: numbers and dates in, seconds or nothing out, and never an exception."""
+"""`Retry-After` in every format: numbers and dates in, seconds or nothing out, and never an exception."""
 
 import math
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ def read(value: str | bytes, **others: str) -> float | None:
     return retry_after(httpx.Headers(headers), NOW)
 
 
-def test_without_the_header_nothing_is_asked() -> None:
+def test_without_the_header_no_wait_is_asked_for() -> None:
     assert retry_after(httpx.Headers({"Date": "Tue, 01 Jan 2030 00:00:00 GMT"}), NOW) is None
 
 
@@ -41,12 +41,12 @@ def test_seconds_are_read_with_and_without_decimals(value: str, seconds: float) 
         "Tue, 01 Jan 2030 02:01:30 +0200",
     ],
 )
-def test_a_date_in_each_of_its_forms_is_that_many_seconds_away(value: str) -> None:
+def test_a_date_is_read_in_each_of_its_forms(value: str) -> None:
     assert read(value) == 90.0
 
 
 @pytest.mark.parametrize("skew", [timedelta(hours=1), timedelta(hours=-1), timedelta(days=400)])
-def test_a_date_is_measured_against_the_date_of_the_response_however_wrong_the_clocks(
+def test_a_date_is_measured_against_the_responses_date_however_wrong_the_clocks(
     skew: timedelta,
 ) -> None:
     theirs = NOW + skew
@@ -62,16 +62,16 @@ def test_a_date_of_the_response_that_is_years_off_is_not_believed(date: str) -> 
     assert read("Tue, 01 Jan 2030 00:00:20 GMT", date=date) == 20.0
 
 
-def test_a_long_wait_by_our_own_clock_is_left_alone_where_their_date_is_absurd() -> None:
+def test_a_long_wait_by_our_own_clock_is_kept_if_the_servers_date_is_absurd() -> None:
     assert read("Fri, 04 Jan 2030 00:00:00 GMT", date="Thu, 01 Jan 1970 00:00:00 GMT") == 3 * 86400.0
 
 
 @pytest.mark.parametrize("date", ["", "yesterday", "0", "Tue, 99 Jan 2030 00:00:00 GMT"])
-def test_where_the_response_has_no_date_that_can_be_read_our_own_clock_serves(date: str) -> None:
+def test_our_own_clock_is_used_if_the_response_has_no_readable_date(date: str) -> None:
     assert read("Tue, 01 Jan 2030 00:00:20 GMT", date=date) == 20.0
 
 
-def test_the_date_of_the_response_says_nothing_about_seconds() -> None:
+def test_the_date_of_the_response_does_not_affect_seconds() -> None:
     assert read("20", date="Tue, 01 Jan 2030 01:00:00 GMT") == 20.0
 
 
@@ -110,7 +110,7 @@ def test_of_several_header_lines_the_longest_counts() -> None:
         "Tue, \u0660\u0661 Jan 2030 00:01:30 GMT",
     ],
 )  # fmt: skip
-def test_what_is_no_number_of_seconds_and_no_date_is_ignored(value: str) -> None:
+def test_anything_but_seconds_and_dates_is_ignored(value: str) -> None:
     assert read(value) is None
 
 
@@ -125,6 +125,6 @@ VALUES = st.one_of(st.text(), st.lists(PIECES).map(" ".join), st.lists(PIECES).m
 @given(VALUES | st.binary(), VALUES | st.binary())
 @example(b"Mon, 01 Jan 0001 00:00:00 +2359", b"Fri, 31 Dec 9999 23:59:59 -2359")
 @example(b"Fri, 31 Dec 9999 23:59:59 -2359", b"Mon, 01 Jan 0001 00:00:00 +2359")
-def test_nothing_that_a_server_sends_raises_or_asks_for_less_than_nothing(value: bytes, date: bytes) -> None:
+def test_no_server_header_raises_or_gives_a_negative_wait(value: bytes, date: bytes) -> None:
     seconds = retry_after(httpx.Headers([(b"Retry-After", value), (b"Date", date)]), NOW)
     assert seconds is None or 0.0 <= seconds < math.inf
