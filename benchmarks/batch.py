@@ -27,7 +27,7 @@ from benchmarks._server import serving
 from stkai.testing import QuotaServer
 
 _IMAGES = Path(__file__).parent.parent / "docs" / "images"
-PICTURE = _IMAGES / "batch.png"
+PICTURE = _IMAGES / "batch"
 PROGRESS = _IMAGES / "batch-progress.svg"
 
 SCRIPT = """
@@ -266,7 +266,7 @@ def several(folder: Path, processes: int, lines: int, quota: int) -> Table:
 
 def draw(found: dict[str, list[Run]], path: Path) -> None:
     """Lines per second, as bars."""
-    from benchmarks._plots import new_figure
+    from benchmarks._plots import new_figure, save
 
     figure, (panel,) = new_figure(1, 1, width=8.0, height=0.5 * len(found) + 1.0)
     names = list(reversed(found))
@@ -276,7 +276,7 @@ def draw(found: dict[str, list[Run]], path: Path) -> None:
     panel.bar_label(bars, [f"{rate:,.0f}" for rate in rates], padding=3, fontsize=8)
     panel.grid(axis="y", visible=False)
     panel.set_xlabel("lines per second; green: stkai batch")
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def record(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Draws docs/images/dashboard.png from the metrics of a run in virtual time: `python -m benchmarks.dashboard`.
+"""Draws docs/images/dashboard-*.svg from the metrics of a run in virtual time: `python -m benchmarks.dashboard`.
 
 Twenty workers call a server that allows 20 requests per second, and 10 from the second minute on; for ten seconds of
 the third minute it answers 503. The metrics come from a PrometheusListener, read once a second.
@@ -14,11 +14,12 @@ from prometheus_client.metrics_core import Metric
 
 import stkai
 from benchmarks._harness import PAGE
+from benchmarks._plots import new_figure, save
 from benchmarks.adaptive.virtual import TrioClock, run_virtually, stream
 from stkai.telemetry import PrometheusListener
 from stkai.transports import adaptive, retry
 
-PICTURE = PAGE.parent / "images" / "dashboard.png"
+PICTURE = PAGE.parent / "images" / "dashboard"
 SECONDS = 240
 HOST = "api.example.com"
 
@@ -86,13 +87,8 @@ def _per_second(curve: list[float], over: int = 10) -> list[float]:
 
 def draw(curves: Curves, file: Path) -> None:
     """Four panels of the dashboard."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(2, 2, figsize=(10, 5.6), layout="constrained", sharex=True)
-    sent, waited, rate, retries = axes.flat
+    figure, axes = new_figure(2, 2, width=10, height=5.6)
+    sent, waited, rate, retries = axes
     for word, curve in sorted(curves["http_client_request_duration_seconds_count"].items()):
         sent.plot(_per_second(curve), label=word)
     seconds = _per_second(curves["stkai_queue_duration_seconds_sum"][""])
@@ -108,16 +104,14 @@ def draw(curves: Curves, file: Path) -> None:
         "Rate in force, per s",
         "Retries by cause, per s",
     ]
-    for axis, title in zip(axes.flat, titles, strict=True):
+    for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=10, loc="left")
         axis.set(ylim=(0, None), xlim=(0, SECONDS))
-        axis.grid(visible=True, alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
-    for axis in axes[1]:
+            axis.legend(fontsize=8, framealpha=0)
+    for axis in axes[2:]:
         axis.set_xlabel("seconds")
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    save(figure, file)
 
 
 if __name__ == "__main__":

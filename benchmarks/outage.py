@@ -14,9 +14,10 @@ import trio
 
 import stkai
 from benchmarks._harness import PAGE, Table, run, versions
+from benchmarks._plots import new_figure, save
 from benchmarks.adaptive.virtual import TrioClock, run_virtually, stream
 
-PICTURE = PAGE.parent / "images" / "outage.png"
+PICTURE = PAGE.parent / "images" / "outage"
 BEGINS, ENDS, OVER = 30.0, 90.0, 120.0
 """Seconds: when the outage begins and ends, and when the last call arrives."""
 
@@ -114,22 +115,14 @@ def simulate(policy: stkai.RetryPolicy | None, rate: float, seed: int = 1) -> Ou
 
 
 def _plot(outcomes: dict[str, Outcome], rate: float, file: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(9, 3.6), layout="constrained")
-    axis.axvspan(BEGINS, ENDS, color="0.92", label="the server refuses all")
+    figure, (axis,) = new_figure(1, 1, width=9, height=3.6)
+    axis.axvspan(BEGINS, ENDS, color="0.5", alpha=0.15, label="the server refuses all")
     for name, outcome in outcomes.items():
         seconds = range(int(OVER))
         axis.plot(seconds, [outcome.received[second] / rate for second in seconds], label=name)
     axis.set(xlabel="seconds", ylabel="requests, as a multiple of the usual", ylim=(0, None), xlim=(0, OVER))
-    axis.grid(visible=True, alpha=0.3)
-    axis.legend(loc="upper right")
-    file.parent.mkdir(exist_ok=True)
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
+    axis.legend(loc="upper right", framealpha=0)
+    save(figure, file)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [*sorted((ROOT / "docs").glob("**/*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
+SOURCE = ROOT / "src" / "stkai"
+
 TOKEN_PATH = httpx.URL(stkai.ClientCredentialsAuthProvider.DEFAULT_TOKEN_URL).path
 
 
@@ -144,10 +146,30 @@ def messages() -> list[str]:
     """Every string in the source."""
     return [
         node.value
-        for path in Path(stkai.__file__).parent.rglob("*.py")
+        for path in SOURCE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_the_files_that_pages_for_contributors_name_exist(page: str) -> None:
+    named = re.findall(r"`([\w./]+/|[\w./]+\.(?:py|md|toml|lua))`", (ROOT / page).read_text())
+    assert len(named) > 20
+    source = [path.relative_to(ROOT).as_posix() + "/" * path.is_dir() for path in SOURCE.rglob("*")]
+    missing = {
+        name
+        for name in named
+        if "NAME" not in name and "_hedge" not in name and not (ROOT / name).exists()
+        if not any(path.endswith(f"/{name}") for path in source)
+    }
+    assert missing == set()
+
+
+def test_the_architecture_page_names_everything_at_the_top_of_the_tree() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    top = {path.name + "/" * path.is_dir() for path in SOURCE.iterdir()}
+    assert {name for name in top if f"`{name}" not in text} <= {"__main__.py", "__pycache__/", "py.typed"}
 
 
 def test_the_links_of_the_readme_are_absolute_and_lead_to_pages_that_exist() -> None:
