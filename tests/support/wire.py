@@ -56,8 +56,8 @@ class Wire(BothTransports):
     """Answers requests from a script, and remembers them.
 
     The script is a list of answers, used one by one (one request too many fails the test), or one handler that is
-    called each time. An answer is a status, a response, or an exception to raise. A handler may be an `async def` that waits
-    through `world`. Responses reach the caller unread, as from a real wire, so that those left open can be counted.
+    called each time. An answer is a status, a response, or an exception to raise. A handler may be an `async def` that
+    waits through `world`. Responses reach the caller unread, as from a real wire, so those left open can be counted.
 
     Attributes:
         requests: the requests that arrived, in order.
