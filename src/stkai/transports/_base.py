@@ -71,7 +71,7 @@ class LayerBase:
         if not self._is_leaf and request.extensions.get(ATTEMPT) is not attempt:
             request = copy_request(request, extensions={**request.extensions, ATTEMPT: attempt})
         context = self.context
-        if not context.hears(logging.DEBUG):
+        if not attempt.is_told or not context.hears(logging.DEBUG):
             answer: httpx.Response = yield Send(self._inner, request, attempt)
             return answer
         start = context.clock.monotonic()
@@ -118,7 +118,7 @@ class LayerBase:
         ):
             number = attempt.record.attempts
             error.add_note(f"{_NOTE}{call.method} {call.host}: {number} attempt{'s' * (number != 1)}")
-        if self.context.hears(logging.INFO):
+        if attempt.is_told:
             self._finished(attempt, self.context.clock.monotonic(), error=type(error).__name__)
 
     def _finished(
@@ -188,7 +188,8 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         """Carry out a whole call with this flow: report its start and end to the listener, and attach its record."""
         attempt, context = Attempt(call), self.context
         try:
-            if context.hears(logging.DEBUG):
+            attempt.is_told = context.hears(logging.INFO)
+            if attempt.is_told and context.hears(logging.DEBUG):
                 context.emit(CallStarted(call=attempt.info))
             response = drive(flow(call.request, attempt), attempt, context.clock)
         except BaseException as error:
@@ -197,7 +198,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         try:
             now = context.clock.monotonic()
             attempt.finish(response, now)
-            if context.hears(logging.INFO):
+            if attempt.is_told:
                 self._finished(attempt, now, status=response.status_code)
         except BaseException:  # An interrupt, which came while a listener was told.
             close_response(response)
@@ -263,7 +264,8 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
         """Carry out a whole call with this flow: report its start and end to the listener, and attach its record."""
         attempt, context = Attempt(call), self.context
         try:
-            if context.hears(logging.DEBUG):
+            attempt.is_told = context.hears(logging.INFO)
+            if attempt.is_told and context.hears(logging.DEBUG):
                 context.emit(CallStarted(call=attempt.info))
             response = await adrive(flow(call.request, attempt), attempt, context.clock)
         except BaseException as error:
@@ -272,7 +274,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
         try:
             now = context.clock.monotonic()
             attempt.finish(response, now)
-            if context.hears(logging.INFO):
+            if attempt.is_told:
                 self._finished(attempt, now, status=response.status_code)
         except BaseException:  # An interrupt, which came while a listener was told.
             await aclose_response(response)

@@ -99,7 +99,9 @@ class Call(NamedTuple):
         if not isinstance(options, RequestOptions):
             msg = f'extensions["stkai"] must be a stkai.RequestOptions, not {type(options).__name__}'
             raise ConfigurationError(msg)
-        call = cls(next(_numbers), request, options, now, None, buffered)
+        call = cls._make(
+            (next(_numbers), request, options, now, None, buffered)
+        )  # Faster than the constructor.
         if options.deadline is UNSET or options.deadline is None:
             return call
         return call.within(options.deadline)
@@ -142,9 +144,10 @@ class Attempt:
         place: a limiter and a ticket number: the place in its queue that this attempt returns to, or None.
         ticket: the limiter that admitted it, and its ticket number. Written by the limiter layer.
         signer, token: the auth layer, and the token it signed the request with. Written by the auth layer.
+        is_told: whether somebody hears of this call. Written where the call begins.
     """
 
-    __slots__ = ("_numbers", "call", "number", "place", "record", "signer", "ticket", "token")
+    __slots__ = ("_numbers", "call", "is_told", "number", "place", "record", "signer", "ticket", "token")
 
     def __init__(
         self, call: Call, number: int = 1, record: CallRecord | None = None, place: Any = None
@@ -156,6 +159,7 @@ class Attempt:
         self.ticket: tuple[object, int] | None = None
         self.signer: Any = None
         self.token: Any = None
+        self.is_told = True
         self._numbers: Iterator[int] | None = None
 
     def again(self) -> "Attempt":
