@@ -35,7 +35,7 @@ def measure(quick: bool) -> Sequence[Table]:
     rows = [
         [name, f"{statistics.median(samples[name]) * 1e3:.0f} ms", show(relative[name])] for name in samples
     ]
-    note = f"With compiled bytecode at hand. {versions('httpx', 'pydantic', 'tenacity')}."
+    note = f"With bytecode already compiled. {versions('httpx', 'pydantic', 'tenacity')}."
     return [Table("imports", "CPU time in a new interpreter", ["", "time", "ratio"], rows, [note])]
 
 

@@ -43,7 +43,7 @@ def measure(quick: bool) -> Sequence[Table]:
     ]
     titles = [counted(threads, "thread") for threads in THREADS]
     note = (
-        "Mounted: the standard stack in an httpx.Client. stkai 0.4.18 reads all certificates anew for each connection."
+        "Mounted: the standard stack in an httpx.Client. stkai 0.4.18 reads all certificates again for each connection."
         f" {versions('httpx', 'httpx2')}."
     )
     return [

@@ -40,7 +40,7 @@ def measure(quick: bool) -> Sequence[Table]:
         for name, other in others.items():
             used = _bytes_per_task(other, tasks)
             rows.append([f"**stkai**: {name}", f"{used:,.0f}", f"{used / least:.2f}"])
-    note = f"{tasks:,} tasks, each with a request of its own where there is a client. {versions('httpx', 'anyio')}."
+    note = f"{tasks:,} tasks, each with its own request if there is a client. {versions('httpx', 'anyio')}."
     return [Table("memory", "Memory of tasks that wait", ["", "bytes per task", "ratio"], rows, [note])]
 
 

@@ -63,7 +63,7 @@ def _layer_table(samples: dict[str, list[float]]) -> Table:
         ["", "µs", "ratio to the floor"],
         rows,
         [
-            "All is in the processor's caches here; under a client, the same code takes two or three times as long."
+            "Everything is in the CPU caches here; under a client, the same code takes two or three times as long."
         ],
     )
 

@@ -24,7 +24,7 @@ Wire = TypeVar("Wire", bound=httpx.BaseTransport | httpx.AsyncBaseTransport)
 
 
 class Shelf(Generic[Wire]):
-    """At most so many wires; prefers an idle one to the right place, the most recently used first.
+    """A limited number of wires; prefers an idle one to the right place, the most recently used first.
 
     Args:
         make: makes a wire that has room for one connection.

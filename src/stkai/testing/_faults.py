@@ -110,7 +110,7 @@ class Edit:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, reply: Reply) -> Reply:
-        """The answer with its fields changed; any other than a 200 stays as it is."""
+        """The answer with its fields changed; an answer other than 200 is unchanged."""
         if reply.status != 200:
             return reply
         content = {**json.loads(reply.body), **self.fields}

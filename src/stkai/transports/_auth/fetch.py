@@ -69,7 +69,7 @@ class Fetch:
                 wake()
 
     def wait(self, seconds: float = math.inf) -> bool:
-        """Block for at most so many seconds; returns whether the fetch has ended.
+        """Block for at most `seconds`; returns whether the fetch has ended.
 
         Raises:
             AuthenticationError: the fetch has taken longer than `longest`.

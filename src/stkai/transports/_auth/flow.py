@@ -139,7 +139,7 @@ class AuthTransport(_AuthFlow, LayerTransport):
 
     Raises:
         ConfigurationError: `policy` is neither.
-        AuthenticationError: (per request) There is no token, or it may not be sent.
+        AuthenticationError: (per request) there is no token, or it may not be sent.
     """
 
     def __init__(
