@@ -153,19 +153,21 @@ def test_a_refusal_ends_what_successes_release() -> None:
     assert not policy.take(0.0)
 
 
-def test_a_burst_that_meets_a_small_bucket_is_no_reason_to_lower_the_rate() -> None:
-    policy = limiter()
+@pytest.mark.parametrize("window", [1.0, 60.0])
+def test_a_burst_that_meets_a_small_bucket_is_no_reason_to_lower_the_rate(window: float) -> None:
+    policy = AimdLimiter(60, window)
     while policy.take(0.0):
         pass
     rate = policy.rate
-    policy.refused(0.1, sent=0.0, asked=0.0, chance=0.0)
+    policy.refused(window / 20, sent=0.0, asked=0.0, chance=0.0)
     assert policy.rate == rate
     assert policy.burst == 1
-    hold_back(policy, 0.1)
-    assert look(policy, 15.1) == pytest.approx(2 * rate)
-    policy.succeeded(15.1, sent=0.2)
-    policy.refused(15.2, sent=15.1, asked=0.0, chance=0.0)
-    assert policy.rate < 2 * rate
+    hold_back(policy, window / 20)
+    assert look(policy, window) > 1.5 * rate
+    policy.succeeded(window, sent=window / 10)
+    grown = policy.rate
+    policy.refused(1.1 * window, sent=window, asked=0.0, chance=0.0)
+    assert policy.rate < grown
 
 
 def test_whoever_had_the_whole_quota_in_its_first_window_keeps_most_of_it() -> None:

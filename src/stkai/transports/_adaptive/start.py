@@ -14,8 +14,8 @@ _FREE = 0.25
 _DOUBLING = 1 / 4
 """Windows in which the rate doubles while requests are held back."""
 
-_SHORTEST_DOUBLING = 0.5
-"""Seconds: nothing is learned before an answer comes back, and that takes a round trip."""
+_SHORTEST_DOUBLING = 1.0
+"""Seconds: nothing is learned before an answer comes back, and a few round trips take up to that."""
 
 _BLAMELESS = 2.0
 """Times the rate: whoever sent faster than that was refused for its burst, not for its rate ..."""
@@ -64,7 +64,12 @@ class ColdStart:
         return 1.0
 
     def excuses(self, sent: float, rate: float, seconds: float) -> bool:
-        """Whether the first refusal says nothing about the rate: a burst of `sent` requests met a small bucket.
+        """Whether the first refusal says nothing about the rate: a burst met a small bucket.
+
+        Args:
+            sent: requests so far.
+            rate: requests per second.
+            seconds: since the first request.
 
         It ends the bursts. The rate goes on doubling until the next refusal.
         """
