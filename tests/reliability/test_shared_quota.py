@@ -21,7 +21,7 @@ from stkai.transports import TokenBucketTransport
 
 from ..support.redis_servers import Server, installed
 
-pytestmark = pytest.mark.real_time
+pytestmark = [pytest.mark.real_time, pytest.mark.alone]
 
 RATE, SECONDS = 50.0, 1.5
 
