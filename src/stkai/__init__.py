@@ -21,7 +21,6 @@ from ._errors import (
 from ._exchange import StreamedResponse
 from ._lazy import lazily as _lazily
 from ._log import Listener, log_events
-from .transports._auth.provider import AuthProvider, StaticToken
 from .transports._context import Context
 from .transports._layer import Layer
 from .transports._options import CallRecord, RequestOptions
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
     from ._reference.retrying import Retrying
     from .transports._adaptive.limiter import AimdLimiter
     from .transports._auth.bearer import BearerAuth
+    from .transports._auth.provider import AuthProvider, StaticToken
     from .transports._limit.limiter import Limiter
     from .transports._limit.per_host import PerHost
     from .transports._limit.token_bucket import TokenBucket
@@ -98,6 +98,7 @@ __getattr__, __dir__ = _lazily(
         "_reference.retrying": ("Retrying",),
         "transports._adaptive.limiter": ("AimdLimiter",),
         "transports._auth.bearer": ("BearerAuth",),
+        "transports._auth.provider": ("AuthProvider", "StaticToken"),
         "transports._limit.limiter": ("Limiter",),
         "transports._limit.per_host": ("PerHost",),
         "transports._limit.token_bucket": ("TokenBucket",),

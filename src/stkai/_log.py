@@ -3,14 +3,16 @@
 import logging
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ._clock import SystemClock
 from ._errors import ConfigurationError
-from ._events import Event
 from ._forks import after_fork
 
-Listener = Callable[[Event], None]
+if TYPE_CHECKING:
+    from ._events import Event
+
+Listener = Callable[["Event"], None]
 """A plain function that is called with every event of a stack, in the thread or task in which it happened."""
 
 logger = logging.getLogger("stkai")
@@ -60,7 +62,7 @@ class _Refusals:
 _refusals: Final = _Refusals()
 
 
-def log_events(event: Event) -> None:
+def log_events(event: "Event") -> None:
     """Write an event to the logger `stkai`: the default listener.
 
     A call gives one line at INFO when it ends, plus one for each retry, each change of rate and each wait of more
@@ -107,7 +109,7 @@ class Listeners:
     def __init__(self, each: tuple[Listener, ...]) -> None:
         self.each = each
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: "Event") -> None:
         for listener in self.each:
             try:
                 listener(event)

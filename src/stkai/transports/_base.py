@@ -3,18 +3,20 @@
 import logging
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import httpx
 
 from .._errors import ConfigurationError
-from .._events import AttemptFinished, AttemptStarted, CallFinished, CallInfo, CallStarted
 from .._families import Family, adopt, alike, family_of_wire
 from ._async_driver import aclose_response, adrive
 from ._call import ATTEMPT, Attempt, Call, copy_request
 from ._context import Context
 from ._driver import close_response, drive
 from ._operations import Close, Flow, Send
+
+if TYPE_CHECKING:
+    from .._events import CallInfo
 
 FlowFunction = Callable[[Any, httpx.Request, Attempt], Flow]
 """A layer's work as a function of the layer, the request and the attempt."""
@@ -74,6 +76,8 @@ class LayerBase:
         if not attempt.is_told or not context.hears(logging.DEBUG):
             answer: httpx.Response = yield Send(self._inner, request, attempt)
             return answer
+        from .._events import AttemptStarted
+
         start = context.clock.monotonic()
         info = attempt.info
         try:
@@ -95,8 +99,10 @@ class LayerBase:
         return response
 
     def _attempted(
-        self, info: CallInfo, start: float, *, status: int | None = None, error: str | None = None
+        self, info: "CallInfo", start: float, *, status: int | None = None, error: str | None = None
     ) -> None:
+        from .._events import AttemptFinished
+
         seconds = self.context.clock.monotonic() - start
         self.context.emit(AttemptFinished(call=info, status=status, error=error, seconds=seconds))
 
@@ -106,6 +112,11 @@ class LayerBase:
         if attempt is None and self.family is not None and not isinstance(request, self.family.Request):
             raise _foreign(self.family)
         return attempt
+
+    def _started(self, attempt: Attempt) -> None:
+        from .._events import CallStarted
+
+        self.context.emit(CallStarted(call=attempt.info))
 
     def _failed(self, attempt: Attempt, error: BaseException) -> None:
         """Add the request to its error, and report that the call has ended."""
@@ -124,6 +135,8 @@ class LayerBase:
     def _finished(
         self, attempt: Attempt, now: float, *, status: int | None = None, error: str | None = None
     ) -> None:
+        from .._events import CallFinished
+
         record = attempt.record
         self.context.emit(
             CallFinished(
@@ -190,7 +203,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         try:
             attempt.is_told = context.hears(logging.INFO)
             if attempt.is_told and context.hears(logging.DEBUG):
-                context.emit(CallStarted(call=attempt.info))
+                self._started(attempt)
             response = drive(flow(call.request, attempt), attempt, context.clock)
         except BaseException as error:
             self._failed(attempt, error)
@@ -266,7 +279,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
         try:
             attempt.is_told = context.hears(logging.INFO)
             if attempt.is_told and context.hears(logging.DEBUG):
-                context.emit(CallStarted(call=attempt.info))
+                self._started(attempt)
             response = await adrive(flow(call.request, attempt), attempt, context.clock)
         except BaseException as error:
             self._failed(attempt, error)

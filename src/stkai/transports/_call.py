@@ -8,15 +8,17 @@ import math
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import httpx
 
 from .._errors import ConfigurationError, DeadlineExceededError
-from .._events import CallInfo
 from .._families import family_of
 from .._urls import origin_of
 from ._options import NO_OPTIONS, UNSET, CallRecord, RequestOptions
+
+if TYPE_CHECKING:
+    from .._events import CallInfo
 
 OPTIONS: Final = "stkai"
 """The extension that holds `RequestOptions` on a request and the `CallRecord` on a response."""
@@ -204,9 +206,11 @@ class Attempt:
         return other
 
     @property
-    def info(self) -> CallInfo:
+    def info(self) -> "CallInfo":
         """How events describe it."""
         call = self.call
+        from .._events import CallInfo  # A call that nobody hears of does not pay for it.
+
         return CallInfo(id=call.id, method=call.method, host=call.host, attempt=self.number)
 
     def too_late(self, deadline: float) -> DeadlineExceededError:

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .._clock import Clock, SystemClock, uniform
-from .._events import Event
 from .._log import Listener, Listeners, log_events, logger
+
+if TYPE_CHECKING:
+    from .._events import Event
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +31,7 @@ class Context:
             return logger.isEnabledFor(level)
         return not isinstance(self.listener, Listeners) or bool(self.listener.each)
 
-    def emit(self, event: Event) -> None:
+    def emit(self, event: "Event") -> None:
         """Call the listener and log whatever it raises: an observer must not fail a request."""
         try:
             self.listener(event)
