@@ -321,8 +321,8 @@ def test_merge_says_that_some_failed_and_refuses_what_would_lose_or_double_lines
         (("a", "b", "-o", "all"), "exists"),
         (("a", "missing", "-o", "other"), "does not exist"),
         (("a", "b", "a", "-o", "other"), "line 1 is in two outputs"),
-        (("in", "-o", "other"), "no line of an output"),
-        (("a", "-o", "nowhere/other"), "no directory"),
+        (("in", "-o", "other"), "not an output line"),
+        (("a", "-o", "nowhere/other"), "not a directory"),
     ):
         before = job.snapshot()
         result = merge(job, *names)
@@ -423,5 +423,5 @@ def test_a_dry_run_of_valid_lines_ends_with_0(job: Job) -> None:
         "--dry-run", env={"STKAI_RATE_LIMIT_ENABLED": "true", "STKAI_RATE_LIMIT_MAX_REQUESTS": "1"}
     )
     assert result.returncode == 0
-    assert "at 1 requests per 60 s: 3:00 at least" in result.stderr
+    assert "at 1 requests per 60 s: at least 3:00" in result.stderr
     assert job.run("-", "--dry-run", stdin=job.input.read_bytes()).returncode == 0
