@@ -86,15 +86,15 @@ def make_directory(path: Path) -> None:
 @pytest.mark.parametrize("make", [make_directory, os.mkfifo])
 def test_only_a_plain_file_is_opened(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / _place.file_name("team"))
-    with pytest.raises(ConfigurationError, match="no plain file"):
+    with pytest.raises(ConfigurationError, match="not a regular file"):
         FileStore(tmp_path).lease(ask())
 
 
 def test_a_directory_above_that_is_missing_is_a_configuration_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="is no directory"):
+    with pytest.raises(ConfigurationError, match="is not a directory"):
         FileStore(tmp_path / "missing" / "store")
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigurationError, match="is no directory"):
+    with pytest.raises(ConfigurationError, match="is not a directory"):
         FileStore(tmp_path / "file")
 
 
@@ -224,7 +224,7 @@ def test_a_lock_that_others_hold_is_given_up_after_a_quarter_of_a_second(tmp_pat
     with state_file(tmp_path).open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert store.try_lease(ask()) is None
-        with pytest.raises(TimeoutError, match="held by somebody else"):
+        with pytest.raises(TimeoutError, match="another process held the lock"):
             store.lease(ask())
     assert store.lease(ask()).count == 1
 

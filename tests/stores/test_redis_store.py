@@ -137,7 +137,7 @@ def test_a_server_that_cannot_be_reached_is_no_error_before_the_first_lease() ->
 
 @pytest.mark.parametrize("given", [redis.asyncio.Redis(), object(), 7, None])
 def test_a_client_that_does_not_fit_is_a_configuration_error(given: Any) -> None:
-    with pytest.raises(ConfigurationError, match="not async"):
+    with pytest.raises(ConfigurationError, match="a synchronous redis-py client"):
         RedisStore(given)
 
 
