@@ -125,4 +125,6 @@ def _open_directory(directory: Path, *, private: bool) -> int | None:
 
 
 def _not_plain(path: Path) -> str:
-    return f"{str(path)!r} is not a regular file (links are not followed); remove it, or choose another directory"
+    return (
+        f"{str(path)!r} is not a regular file, or is a symbolic link; remove it, or choose another directory"
+    )
