@@ -32,7 +32,7 @@ def lines(job: Job, *content: Any) -> None:
     job.input.write_text("".join((c if isinstance(c, str) else json.dumps(c)) + "\n" for c in content))
 
 
-def test_every_line_is_answered_and_stands_in_the_output_with_its_id(job: Job, counting: Server) -> None:
+def test_every_line_is_answered_in_the_output_with_its_id(job: Job, counting: Server) -> None:
     job.write(40)
     result = job.run()
     assert result.returncode == 0, result.stderr
@@ -64,7 +64,7 @@ def test_the_body_is_sent_as_it_was_written(job: Job, counting: Server) -> None:
 @pytest.mark.parametrize(
     "own_id", ["7", "1.50", "null", '"a"', '{"a": [1]}', "[1.0]", "true", '"\\ud83d\\u2028"']
 )
-def test_a_custom_id_of_any_type_comes_back_as_it_was(own_id: str, job: Job) -> None:
+def test_a_custom_id_of_any_type_comes_back_unchanged(own_id: str, job: Job) -> None:
     lines(job, f'{{"custom_id": {own_id}, "url": "/x", "body": {{}}}}')
     assert job.run().returncode == 0
     assert f'"custom_id": {own_id}, ' in job.out.read_text()
@@ -95,7 +95,7 @@ def test_each_line_has_an_idempotency_key_of_its_own_which_a_restarted_job_does_
     assert {key.version for key in keys} == {5}
 
 
-def test_a_failure_stands_in_the_output_of_failures_with_its_answer_and_the_run_goes_on(
+def test_a_failure_is_written_to_the_failures_with_its_answer_and_the_run_continues(
     job: Job, counting: Server
 ) -> None:
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
@@ -262,7 +262,7 @@ def test_every_outcome_can_go_to_stdout_instead(order: str, job: Job, counting: 
     assert summary(result.stderr) == "5 done, 1 failed (0 unknown)"
 
 
-def test_stdin_is_copied_beside_the_output_so_that_a_resumed_job_needs_it_no_more(
+def test_stdin_is_copied_next_to_the_output_so_that_a_job_resumes_without_it(
     job: Job, counting: Server
 ) -> None:
     job.write(5)
@@ -373,7 +373,7 @@ def test_resume_begins_a_job_where_there_is_none(job: Job) -> None:
     assert sorted(job.done()) == [1, 2]
 
 
-def test_an_input_that_grew_goes_on(job: Job, counting: Server) -> None:
+def test_a_job_resumes_with_lines_added_to_its_input(job: Job, counting: Server) -> None:
     job.write(3)
     job.run()
     job.write(5)
