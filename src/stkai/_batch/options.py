@@ -139,7 +139,7 @@ class Options:
 
 
 def _without_user(url: str) -> str:
-    """A password may change; and it is nobody's business."""
+    """The url without user and password, which may change and must stay secret."""
     return str(httpx.URL(url).copy_with(userinfo=b""))
 
 

@@ -16,7 +16,7 @@ _SAMPLE: Final = 1 << 16
 
 
 class Session:
-    """A job that this process works on; nobody else does until it is closed.
+    """A job that this process is working on, locked against others until it is closed.
 
     Attributes:
         journal: what was sent.
@@ -33,7 +33,7 @@ class Session:
 
     @classmethod
     def open(cls, options: Options, facts: dict[str, Any]) -> "Session":
-        """Begin or go on with the job of `-o`.
+        """Start or resume the job that writes to `-o`.
 
         Raises:
             UsageError: it runs already, it is not the same job, or the files are not those of a job.

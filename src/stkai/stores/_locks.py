@@ -27,7 +27,7 @@ if sys.platform == "win32":
     """Windows locks also block reads, so this is a byte far beyond the record."""
 
     def try_lock(fd: int) -> bool:
-        """Take the lock if nobody holds it."""
+        """Take the lock if it is free."""
         os.lseek(fd, _BYTE, os.SEEK_SET)
         try:
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
@@ -60,7 +60,7 @@ else:
     write_at = os.pwrite
 
     def try_lock(fd: int) -> bool:
-        """Take the lock if nobody holds it."""
+        """Take the lock if it is free."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
