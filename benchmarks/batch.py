@@ -132,7 +132,7 @@ class Bench:
         return timed(count or self.count, *batch(source or self.source, out, self.url, *options))
 
     def script(self) -> Run:
-        """The script that one writes."""
+        """The script that people usually write."""
         script = self.folder / "script.py"
         script.write_text(SCRIPT)
         out = self.folder / "script.jsonl"
@@ -256,7 +256,7 @@ def several(folder: Path, processes: int, lines: int, quota: int) -> Table:
         if any(codes):
             raise SystemExit(f"{strategy}: the batches ended with {codes}")
         times = sorted(seen.time for seen in chats if seen.status == 200)
-        # Nobody needs to wait for the quota of the first window.
+        # The first window's quota needs no wait.
         took, ideal = times[-1] - times[0], (processes * lines - quota) / quota
         refused = sum(seen.status == 429 for seen in chats)
         rows.append([strategy, f"{took:.1f} s", f"{ideal:.1f} s", f"{took / ideal:.2f}", str(refused)])
@@ -280,7 +280,7 @@ def draw(found: dict[str, list[Run]], path: Path) -> None:
 
 
 def record(path: Path) -> None:
-    """What the progress bar looks like, as an SVG."""
+    """Draw the progress bar as an SVG."""
     from rich.console import Console
 
     from stkai._batch.progress import Bar, Standing
@@ -299,8 +299,8 @@ def record(path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.batch", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few and short runs, for a first look")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each subject has its turn")
+    parser.add_argument("--quick", action="store_true", help="only a few short runs")
+    parser.add_argument("--rounds", type=int, default=5, help="number of runs per subject")
     parser.add_argument(
         "--cookbook", type=Path, metavar="FILE", help="OpenAI's api_request_parallel_processor.py"
     )

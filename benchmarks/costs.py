@@ -1,4 +1,4 @@
-"""How well 20,000 tokens per second are kept to, and used: `python -m benchmarks.costs`.
+"""How well limiters keep to 20,000 tokens per second, and use them: `python -m benchmarks.costs`.
 
 Each call is estimated at 400 tokens and uses between 50 and 450. More calls wait than the limit allows at any time.
 """
@@ -113,7 +113,7 @@ async def _load(
         while True:
             try:
                 await call()
-            except Exception:  # whatever the library says
+            except Exception:  # any error of the library
                 failed += 1
                 await asyncio.sleep(0.1)
 

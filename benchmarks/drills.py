@@ -95,7 +95,7 @@ def kill_member(scene: Scene) -> None:
 
 
 def hold_lock(scene: Scene) -> None:
-    """Somebody holds the lock of the state file, as a suspended process would."""
+    """Another process holds the lock of the state file, as a suspended one would."""
     with scene.state_file.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         time.sleep(OUTAGE)
@@ -107,7 +107,7 @@ def truncate(scene: Scene) -> None:
 
 
 def scribble(scene: Scene) -> None:
-    """The state file is filled with rubbish."""
+    """The state file is filled with garbage."""
     scene.state_file.write_bytes(os.urandom(20_000))
 
 

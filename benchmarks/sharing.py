@@ -1,4 +1,4 @@
-"""One quota for many processes: how exact, how fair and how dear: `python -m benchmarks.sharing`.
+"""One quota for many processes: accuracy, fairness and cost: `python -m benchmarks.sharing`.
 
 Needs `redis-server`. Everything runs on this machine. The others' limiters ask again 20 ms after a refusal.
 """
@@ -27,7 +27,7 @@ POLL = 0.02
 
 
 class Asking:
-    """A limiter of others, which grants or refuses: asked until it grants."""
+    """Another library's limiter, which grants or refuses; retried until it grants."""
 
     methods = frozenset({"POST"})
     max_wait_time = None
@@ -113,7 +113,7 @@ def _bucket(group: Group) -> stkai.TokenBucket:
 
 
 def measure(quick: bool) -> Sequence[Table]:
-    """What processes get of a quota that they share, and what it costs to ask for it."""
+    """What each process gets of a shared quota, and the cost of asking for it."""
     with tempfile.TemporaryDirectory() as place, Server("redis", Path(place) / "redis") as server:
         file = f"file://{place}/store"
         return [

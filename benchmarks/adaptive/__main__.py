@@ -90,7 +90,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="all comparisons, the goals and the real run, into docs/adaptive-research.md",
     )
     parser.add_argument(
-        "--update", action="store_true", help="put what is measured into docs/adaptive-research.md"
+        "--update", action="store_true", help="write the results to docs/adaptive-research.md"
     )
     parser.add_argument("--quick", action="store_true", help="one seed, and the first comparison only")
     names = [section.name for section in SECTIONS]
@@ -102,9 +102,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="runs of each case, whose mean is shown; all comparisons with 5 take half an hour",
     )
     parser.add_argument(
-        "--first-seed", type=int, default=1, help="to measure on others than one has tuned on"
+        "--first-seed", type=int, default=1, help="first seed, to measure on seeds not used for tuning"
     )
-    parser.add_argument("--jobs", type=int, default=2, help="processes that work at a time")
+    parser.add_argument("--jobs", type=int, default=2, help="number of parallel processes")
     parser.add_argument(
         "--out", type=Path, default=Path(".cache/adaptive"), help="folder of tables and plots"
     )

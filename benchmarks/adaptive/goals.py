@@ -1,4 +1,4 @@
-"""What the adaptive limiter is to reach, and whether it does.
+"""The adaptive limiter's goals, and whether it meets them.
 
 The rows at 100 per 60 s are judged by the worst scenario of each, the others by the mean of their scenarios where
 nothing else is said. None of these other quotas, and none of the seeds, was used for tuning. Those were: 20 and 5 per
@@ -24,7 +24,7 @@ Results = Mapping[Case, Result]
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A figure of a case, and the value that it may not pass."""
+    """A figure of a case, and its bound."""
 
     label: str
     read: Callable[[Results, Case], float]
@@ -266,7 +266,7 @@ GOALS = (
 
 
 def needed_cases(strategy: Strategy = ADAPTIVE) -> list[Case]:
-    """All that must be run before the goals can be judged."""
+    """All cases needed to judge the goals."""
     cases = [case for goal in GOALS for case in goal.cases(strategy)]
     return cases + [(scenario, NO_LIMITER) for scenario in HALF_LOAD]
 

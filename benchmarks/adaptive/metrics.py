@@ -1,4 +1,4 @@
-"""From what happened in a run to its figures."""
+"""Computes the figures of a run from its events."""
 
 import math
 import statistics
@@ -124,6 +124,6 @@ def _percentile(ordered: Sequence[float], share: float) -> float:
 
 
 def jain_index(shares: Sequence[int]) -> float | None:
-    """1.0 where all got the same, 1/n where one got all; None where nobody got anything."""
+    """1.0 if all got the same, 1/n if one got everything; None if none got anything."""
     squares = sum(share * share for share in shares)
     return sum(shares) ** 2 / (len(shares) * squares) if squares else None

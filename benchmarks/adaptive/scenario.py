@@ -1,4 +1,4 @@
-"""What is simulated: a server and its quota, who sends, and what changes on the way."""
+"""The simulated scenario: a server and its quota, the senders, and changes during the run."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -100,7 +100,7 @@ class _Process:
             await self._call(instant)
 
     async def _call(self, arrived: float) -> None:
-        """Send one request through the stack; its time counts from when somebody wanted it."""
+        """Send one request through the stack; its time counts from its arrival."""
         request = httpx.Request("POST", "https://quota.test/", content=b"{}")
         try:
             response = await self.transport.handle_async_request(request)

@@ -14,7 +14,7 @@ from .scenario import Scenario
 from .virtual import TrioClock
 
 RETRY = RetryPolicy(max_retries=3)
-"""Four attempts, for everybody."""
+"""Four attempts, for every strategy."""
 
 SHORTEST_SLEEP = 0.001
 """Seconds. Real sleeps take longer than nothing; in virtual time, one that rounds to nothing would repeat forever."""
@@ -66,7 +66,7 @@ def build_stack(site: Site, limiter: TokenBucket | AimdLimiter | None) -> httpx.
 
 
 def _ignore(event: object) -> None:
-    """Nobody reads the events of a simulation."""
+    """Discard events: a simulation has no listener."""
 
 
 def _no_limiter(site: Site) -> httpx.AsyncBaseTransport:
@@ -74,7 +74,7 @@ def _no_limiter(site: Site) -> httpx.AsyncBaseTransport:
 
 
 def _fixed_share(site: Site) -> httpx.AsyncBaseTransport:
-    """A bucket of quota/N: right as long as somebody knows N, and all N have work."""
+    """A bucket of quota/N: correct if N is known and all N processes have work."""
     scenario = site.scenario
     share = scenario.quota / scenario.processes
     return build_stack(site, TokenBucket(share, scenario.window, burst=1, max_wait_time=None))
@@ -97,7 +97,7 @@ def _shared(site: Site) -> httpx.AsyncBaseTransport:
 
 
 def _half_shared(site: Site) -> httpx.AsyncBaseTransport:
-    """The second half of the processes share; the first uses the same key and knows of nobody."""
+    """The second half of the processes share; the first uses the same key without sharing."""
     strangers = site.scenario.processes // 2
     return _adaptive(site) if site.number < strangers else _shared(site)
 

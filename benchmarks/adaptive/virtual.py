@@ -39,8 +39,8 @@ class TrioClock:
 
 def run_virtually(body: Callable[[], Awaitable[T]], seed: int) -> T:
     """Run `body` in virtual time, from second 0 on; the same seed gives the same run, event by event."""
-    # trio shuffles the tasks that wake at one instant, so that nobody relies on their order, and knows no public way
-    # to say how. Here, who wakes first gets the last permit of a window: the shuffle must follow the seed.
+    # trio shuffles the tasks that wake at the same instant, so that programs do not rely on their order, and has no
+    # public way to control that. Here the first to wake gets a window's last permit: the shuffle must follow the seed.
     settings = vars(_run)
     before = settings["_ALLOW_DETERMINISTIC_SCHEDULING"], settings["_r"]
     settings["_ALLOW_DETERMINISTIC_SCHEDULING"], settings["_r"] = True, stream("order", seed)

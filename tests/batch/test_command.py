@@ -32,7 +32,7 @@ def lines(job: Job, *content: Any) -> None:
     job.input.write_text("".join((c if isinstance(c, str) else json.dumps(c)) + "\n" for c in content))
 
 
-def test_every_line_is_answered_and_stands_in_the_output_with_its_id(job: Job, counting: Server) -> None:
+def test_every_line_is_answered_in_the_output_with_its_id(job: Job, counting: Server) -> None:
     job.write(40)
     result = job.run()
     assert result.returncode == 0, result.stderr
@@ -64,7 +64,7 @@ def test_the_body_is_sent_as_it_was_written(job: Job, counting: Server) -> None:
 @pytest.mark.parametrize(
     "own_id", ["7", "1.50", "null", '"a"', '{"a": [1]}', "[1.0]", "true", '"\\ud83d\\u2028"']
 )
-def test_a_custom_id_of_any_type_comes_back_as_it_was(own_id: str, job: Job) -> None:
+def test_a_custom_id_of_any_type_comes_back_unchanged(own_id: str, job: Job) -> None:
     lines(job, f'{{"custom_id": {own_id}, "url": "/x", "body": {{}}}}')
     assert job.run().returncode == 0
     assert f'"custom_id": {own_id}, ' in job.out.read_text()
@@ -95,7 +95,7 @@ def test_each_line_has_an_idempotency_key_of_its_own_which_a_restarted_job_does_
     assert {key.version for key in keys} == {5}
 
 
-def test_a_failure_stands_in_the_output_of_failures_with_its_answer_and_the_run_goes_on(
+def test_a_failure_is_written_to_the_failures_with_its_answer_and_the_run_continues(
     job: Job, counting: Server
 ) -> None:
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
@@ -262,7 +262,7 @@ def test_every_outcome_can_go_to_stdout_instead(order: str, job: Job, counting: 
     assert summary(result.stderr) == "5 done, 1 failed (0 unknown)"
 
 
-def test_stdin_is_copied_beside_the_output_so_that_a_resumed_job_needs_it_no_more(
+def test_stdin_is_copied_next_to_the_output_so_that_a_job_resumes_without_it(
     job: Job, counting: Server
 ) -> None:
     job.write(5)
@@ -321,8 +321,8 @@ def test_merge_says_that_some_failed_and_refuses_what_would_lose_or_double_lines
         (("a", "b", "-o", "all"), "exists"),
         (("a", "missing", "-o", "other"), "does not exist"),
         (("a", "b", "a", "-o", "other"), "line 1 is in two outputs"),
-        (("in", "-o", "other"), "no line of an output"),
-        (("a", "-o", "nowhere/other"), "no directory"),
+        (("in", "-o", "other"), "not an output line"),
+        (("a", "-o", "nowhere/other"), "not a directory"),
     ):
         before = job.snapshot()
         result = merge(job, *names)
@@ -373,7 +373,7 @@ def test_resume_begins_a_job_where_there_is_none(job: Job) -> None:
     assert sorted(job.done()) == [1, 2]
 
 
-def test_an_input_that_grew_goes_on(job: Job, counting: Server) -> None:
+def test_a_job_resumes_with_lines_added_to_its_input(job: Job, counting: Server) -> None:
     job.write(3)
     job.run()
     job.write(5)
@@ -423,5 +423,5 @@ def test_a_dry_run_of_valid_lines_ends_with_0(job: Job) -> None:
         "--dry-run", env={"STKAI_RATE_LIMIT_ENABLED": "true", "STKAI_RATE_LIMIT_MAX_REQUESTS": "1"}
     )
     assert result.returncode == 0
-    assert "at 1 requests per 60 s: 3:00 at least" in result.stderr
+    assert "at 1 requests per 60 s: at least 3:00" in result.stderr
     assert job.run("-", "--dry-run", stdin=job.input.read_bytes()).returncode == 0

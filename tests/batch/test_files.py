@@ -73,7 +73,7 @@ def test_a_disk_that_cannot_keep_what_was_written_halts_the_run(
     assert len(counting.seen) == (0 if sync == "always" else 20)
 
 
-def test_those_who_wait_for_the_disk_share_an_fsync(tmp_path: Path) -> None:
+def test_concurrent_commits_share_an_fsync(tmp_path: Path) -> None:
     file = AppendFile(tmp_path / "file")
     synced = 0
 

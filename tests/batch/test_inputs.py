@@ -61,7 +61,7 @@ def test_placeholders_are_replaced_inside_strings_only_and_after_parsing(
     assert json.loads(filled(template, **values)) == body
 
 
-def test_all_else_in_a_template_stays_as_it_was_written() -> None:
+def test_everything_else_in_a_template_is_unchanged() -> None:
     template = '{"z": 1.0, "a": [1E5, "\\u00e9"],  "t": "x"}'
     assert filled(template) == template
 
@@ -82,7 +82,7 @@ def test_the_members_of_an_object_are_its_own_text(value: dict[str, Any], indent
 
 
 @given(st.text(alphabet='{}[]:,"1ab \n', max_size=12))
-def test_whatever_json_refuses_is_refused(text: str) -> None:
+def test_invalid_json_is_refused(text: str) -> None:
     try:
         value = json.loads(text)
     except ValueError:

@@ -22,7 +22,7 @@ def test_a_line_of_progress_says_how_far_how_fast_and_how_long() -> None:
     )
 
 
-def test_what_is_not_known_is_left_out() -> None:
+def test_unknown_figures_are_left_out() -> None:
     assert describe(Standing(None, 7, 0, 0, ""), 0.0, None) == "7 | 0/s | 0 failed"
 
 

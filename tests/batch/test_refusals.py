@@ -34,8 +34,8 @@ def job(counting: Server, tmp_path: Path) -> Job:
         ((".",), "cannot be read"),
         (("--base-url", "ftp://host"), "--base-url"),
         (("-o", "nowhere/out"), "nowhere"),
-        (("-o", "in.jsonl"), "both read and written"),
-        (("-o", "in.jsonl", "--restart"), "both read and written"),
+        (("-o", "in.jsonl"), "both an input and an output"),
+        (("-o", "in.jsonl", "--restart"), "both an input and an output"),
         (("--resume", "--restart"), "--restart"),
         (("--retry-failed", "--restart"), "--restart"),
         (("--resume", "-o", "-"), "-o OUT"),
@@ -87,7 +87,7 @@ def test_an_output_without_a_journal_is_left_alone_unless_told_to_restart(name: 
     assert sorted(job.done()) == [1, 2]
 
 
-def test_a_journal_needs_a_word_on_what_to_do_with_it(job: Job) -> None:
+def test_an_existing_journal_needs_resume_or_restart(job: Job) -> None:
     job.run()
     before = job.snapshot()
     result = job.run()
@@ -98,7 +98,7 @@ def test_a_journal_needs_a_word_on_what_to_do_with_it(job: Job) -> None:
 
 
 @pytest.mark.parametrize("journal", [b"", b'{"stk'])
-def test_a_journal_whose_header_is_not_complete_is_no_job(journal: bytes, job: Job) -> None:
+def test_a_journal_with_an_incomplete_header_is_not_a_job(journal: bytes, job: Job) -> None:
     job.journal.write_bytes(journal)
     assert job.run().returncode == 0
     job.journal.write_bytes(journal)
@@ -106,14 +106,14 @@ def test_a_journal_whose_header_is_not_complete_is_no_job(journal: bytes, job: J
 
 
 @pytest.mark.parametrize("journal", [b"shopping list\n", b"milk", b'{"stkai": "batch"}\n', b"[]\n"])
-def test_a_file_that_is_no_journal_is_left_alone(journal: bytes, job: Job) -> None:
+def test_a_file_that_is_not_a_journal_is_left_alone(journal: bytes, job: Job) -> None:
     job.journal.write_bytes(journal)
     before = job.snapshot()
     assert job.run("--resume").returncode == 2
     assert job.snapshot() == before
 
 
-def test_a_journal_in_another_format_can_only_be_begun_anew(job: Job) -> None:
+def test_a_journal_in_another_format_can_only_be_restarted(job: Job) -> None:
     job.run()
     job.journal.write_text(job.journal.read_text().replace('"version": 1', '"version": 2', 1))
     result = job.run("--resume")
@@ -142,7 +142,7 @@ def test_a_damaged_journal_and_foreign_lines_in_an_output_are_noticed(job: Job) 
         ("--quick-command", "x"),
     ],
 )
-def test_a_job_goes_on_only_with_the_options_that_made_its_requests(
+def test_a_job_resumes_only_with_the_options_that_made_its_requests(
     option: str, value: str, job: Job
 ) -> None:
     job.run()
@@ -152,7 +152,7 @@ def test_a_job_goes_on_only_with_the_options_that_made_its_requests(
     assert job.snapshot() == before
 
 
-def test_a_job_goes_on_only_with_the_same_template(job: Job, tmp_path: Path) -> None:
+def test_a_job_resumes_only_with_the_same_template(job: Job, tmp_path: Path) -> None:
     template = tmp_path / "body.json"
     template.write_text('{"a": 1}')
     assert job.run("--body", "body.json").returncode == 0

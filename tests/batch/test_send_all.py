@@ -88,7 +88,7 @@ async def test_a_failure_is_an_outcome_and_stops_nothing(world: World) -> None:
     assert all((outcome.response is None) == (outcome.error is not None) for outcome in outcomes)
 
 
-async def test_what_is_no_request_is_a_failure_of_its_own(world: World) -> None:
+async def test_anything_but_a_request_fails_alone(world: World) -> None:
     outcomes = await collect(world, client(world), [*requests(1), "https://api.test/1"])
     assert isinstance({outcome.index: outcome.error for outcome in outcomes}[1], stkai.InvalidArgumentError)
 
@@ -204,7 +204,7 @@ async def each(world: World, client: Any, requests: Any, body: Callable[[stkai.O
                 body(outcome)
 
 
-async def test_what_the_iterable_raises_comes_out_as_it_is_after_the_outcomes(world: World) -> None:
+async def test_an_error_of_the_iterable_is_raised_after_the_outcomes(world: World) -> None:
     def reading() -> Iterator[httpx.Request]:
         yield from requests(3)
         raise LookupError("no more")
@@ -217,7 +217,7 @@ async def test_what_the_iterable_raises_comes_out_as_it_is_after_the_outcomes(wo
         assert sorted(outcome.index for outcome in seen) == [0, 1, 2]
 
 
-async def test_what_the_loop_raises_comes_out_as_it_is(world: World) -> None:
+async def test_an_error_in_the_loop_is_raised_unchanged(world: World) -> None:
     def fail(_: stkai.Outcome) -> None:
         raise KeyError("mine")
 
@@ -229,7 +229,7 @@ class Stop(BaseException):
     """What is no Exception, as the failures of pytest are."""
 
 
-async def test_what_is_no_exception_ends_the_loop_and_reaches_the_caller(world: World) -> None:
+async def test_a_base_exception_ends_the_loop_and_reaches_the_caller(world: World) -> None:
     with pytest.raises(Stop):
         await collect(world, client(world, lambda _: Stop(), retry=None), requests(2))
 
@@ -317,7 +317,7 @@ def test_closing_the_sync_generator_waits_for_what_is_in_flight_and_sends_nothin
     assert sent == before
 
 
-def test_what_cannot_work_is_refused_at_once() -> None:
+def test_invalid_arguments_are_refused_at_once() -> None:
     sync, asynchronous = World("sync"), World("asyncio")
     with pytest.raises(stkai.ConfigurationError, match="asend_all"):
         stkai.send_all(client(asynchronous), [])

@@ -83,7 +83,7 @@ def test_a_signal_drains_what_is_in_flight_and_a_resume_sends_the_rest_once(
     assert set(counting.executed.values()) == {1}
 
 
-def test_a_second_signal_cuts(job: Job, gate: Gate) -> None:
+def test_a_second_signal_aborts(job: Job, gate: Gate) -> None:
     process = job.start("--max-in-flight", "3")
     gate.wait_for(3)
     process.send_signal(signal.SIGINT)
@@ -99,7 +99,7 @@ def test_a_second_signal_cuts(job: Job, gate: Gate) -> None:
     assert [entry["custom_id"] for entry in job.failures().values()] == ["id-1", "id-2", "id-3"]
 
 
-def test_lines_that_wait_for_a_permit_are_let_go(job: Job, gate: Gate, counting: Server) -> None:
+def test_lines_that_wait_for_a_permit_are_dropped(job: Job, gate: Gate, counting: Server) -> None:
     settings = {
         "STKAI_RATE_LIMIT_ENABLED": "true",
         "STKAI_RATE_LIMIT_MAX_REQUESTS": "2",
@@ -118,7 +118,7 @@ def test_lines_that_wait_for_a_permit_are_let_go(job: Job, gate: Gate, counting:
     assert set(counting.executed.values()) == {1}
 
 
-def test_lines_that_back_off_after_a_refusal_are_let_go(job: Job, counting: Server) -> None:
+def test_lines_that_back_off_after_a_refusal_are_dropped(job: Job, counting: Server) -> None:
     refused = threading.Semaphore(0)
 
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
@@ -136,7 +136,7 @@ def test_lines_that_back_off_after_a_refusal_are_let_go(job: Job, counting: Serv
     assert summary(job.run("--resume").stderr) == "10 done, 0 failed (0 unknown)"
 
 
-def test_what_was_ignored_stays_ignored(job: Job, gate: Gate) -> None:
+def test_ignored_signals_stay_ignored(job: Job, gate: Gate) -> None:
     process = job.start(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     gate.wait_for(3)
     process.send_signal(signal.SIGHUP)

@@ -54,7 +54,7 @@ def test_every_name_stays_in_the_directory_in_a_file_of_its_own(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("share", ["", "  ", 7, b"x", None, "a\x00b", "\ud800", "x" * 1001])
-def test_what_is_no_name_is_a_configuration_error(tmp_path: Path, share: Any) -> None:
+def test_an_invalid_name_is_a_configuration_error(tmp_path: Path, share: Any) -> None:
     with pytest.raises(ConfigurationError, match="share"):
         FileStore(tmp_path).lease(ask(share=share))
 
@@ -86,15 +86,15 @@ def make_directory(path: Path) -> None:
 @pytest.mark.parametrize("make", [make_directory, os.mkfifo])
 def test_only_a_plain_file_is_opened(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / _place.file_name("team"))
-    with pytest.raises(ConfigurationError, match="no plain file"):
+    with pytest.raises(ConfigurationError, match="not a regular file"):
         FileStore(tmp_path).lease(ask())
 
 
 def test_a_directory_above_that_is_missing_is_a_configuration_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="is no directory"):
+    with pytest.raises(ConfigurationError, match="is not a directory"):
         FileStore(tmp_path / "missing" / "store")
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigurationError, match="is no directory"):
+    with pytest.raises(ConfigurationError, match="is not a directory"):
         FileStore(tmp_path / "file")
 
 
@@ -120,7 +120,7 @@ def test_places_that_are_given_back_are_given_to_the_next_that_asks(tmp_path: Pa
     assert store.lease(ask("c")).wait == pytest.approx(0.3, abs=0.05)
 
 
-def test_a_refusal_pauses_everybody_once_and_voids_all_leases(tmp_path: Path) -> None:
+def test_a_refusal_pauses_all_members_once_and_voids_all_leases(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     epoch = store.lease(ask()).epoch
     first = store.lease(ask(want=0, refused=Refusal(epoch, 5.0)))
@@ -131,7 +131,7 @@ def test_a_refusal_pauses_everybody_once_and_voids_all_leases(tmp_path: Path) ->
     assert again.wait >= again.pause == pytest.approx(5, abs=0.1)
 
 
-def test_the_member_that_started_last_is_right_about_the_quota(tmp_path: Path) -> None:
+def test_the_member_that_started_last_sets_the_quota(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     store.lease(ask("old", started=1.0, rate=10.0))
     store.lease(ask("new", started=2.0, rate=20.0))
@@ -155,7 +155,7 @@ def test_an_adaptive_state_is_replaced_only_by_one_that_knew_it(tmp_path: Path) 
     assert found._replace(age=0.0) == new._replace(version=version + 1)
 
 
-def test_whoever_looks_is_no_member_and_a_reset_forgets_everything(tmp_path: Path) -> None:
+def test_looking_adds_no_member_and_a_reset_deletes_the_state(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     assert store.look("team") is None
     store.lease(ask(want=3, waiting=7))
@@ -179,7 +179,7 @@ def zeros(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [half, rubbish, zeros])
-def test_a_damaged_file_starts_anew_without_a_burst(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_file_restarts_without_a_burst(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     store = FileStore(tmp_path)
     before = store.lease(ask(burst=10.0))
     path = state_file(tmp_path)
@@ -200,7 +200,7 @@ def test_one_damaged_slot_leaves_the_state_of_the_other(tmp_path: Path, slot: in
     assert {FileStore(tmp_path).lease(ask()).epoch} == epochs
 
 
-def test_a_file_or_directory_that_is_deleted_is_made_anew(
+def test_a_deleted_file_or_directory_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_file, "_LOOK_AGAIN", 0.0)
@@ -224,7 +224,7 @@ def test_a_lock_that_others_hold_is_given_up_after_a_quarter_of_a_second(tmp_pat
     with state_file(tmp_path).open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert store.try_lease(ask()) is None
-        with pytest.raises(TimeoutError, match="held by somebody else"):
+        with pytest.raises(TimeoutError, match="another process held the lock"):
             store.lease(ask())
     assert store.lease(ask()).count == 1
 
@@ -243,7 +243,7 @@ def test_a_write_that_fails_leaves_the_last_state_and_is_an_os_error(tmp_path: P
     assert store.lease(ask()).epoch == epoch
 
 
-def test_another_boot_begins_anew_and_another_machine_is_refused(
+def test_after_a_reboot_the_state_restarts_and_another_machine_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = FileStore(tmp_path).lease(ask(rate=1.0, want=1))
@@ -256,7 +256,7 @@ def test_another_boot_begins_anew_and_another_machine_is_refused(
     assert second.epoch > first.epoch
 
 
-def test_a_forked_child_opens_the_file_anew(tmp_path: Path) -> None:
+def test_a_forked_child_reopens_the_file(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     store.lease(ask())
     mine = store._shares["team"].fd
@@ -330,7 +330,7 @@ def test_a_closed_store_opens_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "given", ["redis", "ftp://host", "file://", "file:///", "file://host/x", 7, FileStore]
 )
-def test_what_is_no_store_is_a_configuration_error_that_lists_what_is_allowed(given: Any) -> None:
+def test_an_invalid_store_is_a_configuration_error_that_lists_the_allowed_values(given: Any) -> None:
     with pytest.raises(ConfigurationError, match="store") as caught:
         store_from(given)
     if given == "ftp://host":

@@ -70,7 +70,7 @@ def test_a_script_that_the_server_has_forgotten_is_sent_again(server: Server) ->
         assert store.lease(ask("b")).members == 2
 
 
-def test_a_lost_state_starts_anew_without_a_burst_and_above_all_earlier_epochs(server: Server) -> None:
+def test_a_lost_state_restarts_without_a_burst_and_above_all_earlier_epochs(server: Server) -> None:
     with server.client() as client:
         store = RedisStore(client)
         epoch = store.lease(ask(burst=10.0)).epoch
@@ -80,7 +80,7 @@ def test_a_lost_state_starts_anew_without_a_burst_and_above_all_earlier_epochs(s
         assert store.lease(ask(burst=10.0)).wait > 0
 
 
-def test_a_lost_state_goes_on_where_the_first_member_that_asks_has_seen_it(server: Server) -> None:
+def test_a_lost_state_is_restored_from_the_first_member_that_asks(server: Server) -> None:
     with server.client() as client:
         store = RedisStore(client)
         client.flushall()
@@ -115,7 +115,7 @@ def test_two_names_never_share_a_key(server: Server) -> None:
             assert store.lease(ask(share=share)).members == 1
 
 
-def test_whoever_looks_is_no_member_and_a_reset_forgets_everything(server: Server) -> None:
+def test_looking_adds_no_member_and_a_reset_deletes_the_state(server: Server) -> None:
     with server.client() as client:
         store = RedisStore(client)
         assert store.look("team") is None
@@ -137,7 +137,7 @@ def test_a_server_that_cannot_be_reached_is_no_error_before_the_first_lease() ->
 
 @pytest.mark.parametrize("given", [redis.asyncio.Redis(), object(), 7, None])
 def test_a_client_that_does_not_fit_is_a_configuration_error(given: Any) -> None:
-    with pytest.raises(ConfigurationError, match="not async"):
+    with pytest.raises(ConfigurationError, match="a synchronous redis-py client"):
         RedisStore(given)
 
 

@@ -1,4 +1,4 @@
-"""A file that only grows: one write for each record, so that a kill leaves at most its last record torn."""
+"""An append-only file: each record is one write, so that a kill can tear only the last record."""
 
 import os
 from contextlib import suppress
@@ -11,12 +11,12 @@ _BLOCK: Final = 1 << 16
 
 
 class AppendFile:
-    """Appends whole records; what a failed write left of one is cut off again.
+    """Appends whole records, and cuts off what a failed write left behind.
 
     Attributes:
-        path: of the file.
-        size: its length in bytes.
-        is_dirty: something was written since the last `sync`.
+        path: the file's path.
+        size: the file's length in bytes.
+        is_dirty: whether there are writes since the last `sync`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,7 +35,7 @@ class AppendFile:
         """Write a record.
 
         Raises:
-            WriteError: it could not be written as a whole, and is not there at all.
+            WriteError: the record could not be written; no part of it is left in the file.
         """
         try:
             written = os.write(self.descriptor, record)
@@ -49,7 +49,7 @@ class AppendFile:
         self.is_dirty = True
 
     def cut_torn_tail(self) -> bytes:
-        """Cut off what follows the last line break, and return it."""
+        """Cut off and return everything after the last line break."""
         end = self.size
         while end > 0:
             start = max(0, end - _BLOCK)
@@ -73,10 +73,10 @@ class AppendFile:
         self.is_dirty = True
 
     def sync(self) -> None:
-        """Return when all that was written so far survives a power cut.
+        """Return once everything written so far would survive a power failure.
 
         Raises:
-            WriteError: the system cannot say so.
+            WriteError: the system cannot guarantee that.
         """
         if not self.is_dirty:
             return
@@ -86,12 +86,12 @@ class AppendFile:
         try:
             os.fsync(self.descriptor)
         except OSError as error:
-            # For good: a second fsync would say that all is well, though the pages are gone.
+            # Fail for good: a second fsync would report success although the pages are lost.
             self.is_dirty, self._lost = True, error
             raise WriteError(self.path, error) from error
 
     def close(self) -> None:
-        """Close the file, which gives up its lock; more than once if need be."""
+        """Close the file, which releases its lock. May be called more than once."""
         if self._is_open:
             self._is_open = False
             os.close(self.descriptor)

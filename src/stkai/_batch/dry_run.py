@@ -1,4 +1,4 @@
-"""What `--dry-run` does: read every line, send none, and say what it would come to."""
+"""`--dry-run`: reads every line, sends nothing, and estimates the size and the cost."""
 
 import sys
 import tempfile
@@ -15,13 +15,13 @@ from .price import show_count, show_dollars
 from .progress import show_time
 
 _SHOWN: Final = 20
-"""How many lines are named of each thing that is wrong."""
+"""How many lines to list for each kind of problem."""
 
 _BYTES_PER_TOKEN: Final = 4
 
 
 class _Findings:
-    """What is wrong with some lines: the first are told one by one, the others are counted."""
+    """Problems of one kind: lists the first lines and counts the rest."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -37,7 +37,7 @@ class DryRun:
     """Reads the lines as a run would.
 
     Args:
-        say: told every line of what there is to say.
+        say: called with each line of the report.
     """
 
     def __init__(self, options: Options, form: Format, say: Callable[[str], None]) -> None:
@@ -47,7 +47,7 @@ class DryRun:
         self._requests = self._bytes = 0
 
     def read(self, lines: Lines) -> bool:
-        """Read them all; whether each is a request."""
+        """Read all lines; whether each is a valid request."""
         shard, shards = self._options.slice()
         for item in lines:
             if item is None or (item[0] - 1) % shards != shard:
@@ -73,29 +73,29 @@ class DryRun:
     def _conclude(self) -> None:
         if self._duplicates.count:
             self._say(
-                f"{self._duplicates.count:,} duplicate ids, which is allowed; `id` tells the lines apart"
+                f"{self._duplicates.count:,} duplicate ids, which is allowed; use `id` to tell the lines apart"
             )
         if self._invalid.count:
-            self._say(f"{self._invalid.count:,} invalid lines: each would go to the output of failures")
+            self._say(f"{self._invalid.count:,} invalid lines, which would be reported as failures")
         tokens = self._bytes / _BYTES_PER_TOKEN
         price = self._options.price
         cost = (
-            "" if price is None else f", {show_dollars(price.dollars(round(tokens), 0))} without the answers"
+            "" if price is None else f", {show_dollars(price.dollars(round(tokens), 0))} for the input alone"
         )
         self._say(
             f"{self._requests:,} requests, {show_count(self._bytes)} bytes,"
-            f" about {show_count(tokens)} tokens to be read{cost}"
+            f" about {show_count(tokens)} input tokens{cost}"
         )
         limit = STKAI.config.rate_limit
         if limit.enabled and self._requests and limit.max_requests and limit.time_window:
             seconds = self._requests * limit.time_window / limit.max_requests
             self._say(
-                f"at {limit.max_requests} requests per {limit.time_window:g} s: {show_time(seconds)} at least"
+                f"at {limit.max_requests} requests per {limit.time_window:g} s: at least {show_time(seconds)}"
             )
 
 
 def dry_run(options: Options, form: Format, say: Callable[[str], None]) -> bool:
-    """Whether every line is a request."""
+    """Report on the input; whether every line is a valid request."""
     with ExitStack() as stack:
         if options.from_stdin:
             copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="stkai-batch-"))

@@ -1,4 +1,4 @@
-"""What can go wrong with a batch as a whole."""
+"""Errors that concern a batch as a whole."""
 
 import os
 from pathlib import Path
@@ -7,19 +7,19 @@ from .._errors import ConfigurationError, StkaiError
 
 
 class OutcomeUnknownError(StkaiError):
-    """The request was in flight when an earlier run was killed, so the server may have acted on it; not sent again."""
+    """The request was in flight when an earlier run was killed; the server may have acted on it. Not sent again."""
 
 
 class UsageError(ConfigurationError):
-    """The command cannot work as it was given; nothing was sent. The message says what to change."""
+    """The command was used wrongly, and nothing was sent. The message says what to change."""
 
 
 class RunningError(UsageError):
-    """Another process works on the same job."""
+    """Another process is working on the same job."""
 
 
 class WriteError(StkaiError):
-    """A file of the batch could not be written: the disk is full, say.
+    """A file of the batch could not be written, for example because the disk is full.
 
     Attributes:
         path: of the file.
@@ -33,4 +33,4 @@ class WriteError(StkaiError):
 
 
 class LetGoError(StkaiError):
-    """The run ends, and this request was not sent: its turn comes when the job is resumed."""
+    """The run is ending before this request was sent; a resumed job sends it."""

@@ -1,4 +1,4 @@
-"""What is known of each line of an input, in one byte for each."""
+"""What is known about each line of an input, in one byte per line."""
 
 from typing import Final
 
@@ -9,7 +9,7 @@ SENT: Final = 1
 DONE: Final = 2
 """Its answer is in the output."""
 FAILED: Final = 3
-"""Its failure is in the output of failures."""
+"""Its failure is in the failure output."""
 
 
 class Fates:

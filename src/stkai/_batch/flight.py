@@ -1,4 +1,4 @@
-"""Many requests under way in tasks, and their outcomes as they come: what `asend_all` and `stkai batch` stand on."""
+"""Sends many requests in tasks and yields their outcomes: the basis of `asend_all` and `stkai batch`."""
 
 import os
 from collections import deque
@@ -18,11 +18,11 @@ Requests = Iterable[httpx.Request] | AsyncIterable[httpx.Request]
 
 
 class Source:
-    """The requests with their numbers, without those whose outcome is known from an earlier run.
+    """Numbers the requests, and skips those whose outcome an earlier run handed out.
 
     Attributes:
-        failure: what the iterable raised, to be raised when the outcomes of all that was read are handed out.
-        ended: nothing more will come.
+        failure: the error that the iterable raised, to be raised once all outcomes so far are handed out.
+        ended: no more requests will come.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -35,7 +35,7 @@ class Source:
         self.failure, self.ended = failure, True
 
     def take(self, requests: Iterator[httpx.Request]) -> tuple[int, httpx.Request, Outcome | None] | None:
-        """The next request to send, or one whose outcome is there already; None at the end."""
+        """The next request to send, or one whose outcome is already known; None at the end."""
         try:
             for request in requests:
                 taken = self.number(request)
@@ -47,7 +47,7 @@ class Source:
         return None
 
     def number(self, request: httpx.Request) -> tuple[int, httpx.Request, Outcome | None] | None:
-        """The request with its number; None where an earlier run handed out its outcome."""
+        """The request with its number; None if an earlier run handed out its outcome."""
         index = self._count
         self._count += 1
         fate = self._ledger.begin(index)
@@ -61,7 +61,7 @@ class Source:
 
 
 class _Flight:
-    """The requests under way in tasks, and the outcomes that nobody has taken yet."""
+    """The requests in flight, and the outcomes not handed out yet."""
 
     def __init__(self, send: AsyncSend, most: int, source: Source) -> None:
         self._send, self._most, self.source = send, most, source
@@ -122,7 +122,7 @@ class _Flight:
         """Wait until there is an outcome, or nothing left to wait for.
 
         Raises:
-            BaseException: a call raised it, and it is no Exception.
+            BaseException: a call raised it, and it is not an Exception.
         """
         if not self.ready and self.failure is None:
             self._news = anyio.Event()
@@ -131,7 +131,7 @@ class _Flight:
             raise self.failure
 
     async def feed(self, requests: AsyncIterable[httpx.Request]) -> None:
-        """Read an async iterable to its end, as far as there is room."""
+        """Read an async iterable to its end, whenever there is room."""
         reading = aiter(requests)
         try:
             while True:
@@ -153,7 +153,7 @@ class _Flight:
         self._tell()
 
     def fill(self, requests: Iterator[httpx.Request]) -> None:
-        """Start requests of an iterable, as far as there is room."""
+        """Start requests from an iterable while there is room."""
         while self.has_room and not self.source.ended:
             taken = self.source.take(requests)
             if taken is not None:
@@ -163,7 +163,7 @@ class _Flight:
 async def outcomes_of(
     send: AsyncSend, requests: Requests, most: int, journal: Path | None = None
 ) -> AsyncGenerator[Outcome, None]:
-    """What `asend_all` does, with any coroutine function that sends."""
+    """Do what `asend_all` does, with any coroutine function that sends."""
     with open_ledger(journal, most) as ledger:
         flight = _Flight(send, most, Source(ledger))
         fill: Callable[[], object] = bool

@@ -20,10 +20,10 @@ Values = Mapping[str, Part]
 
 
 class InvalidLineError(Exception):
-    """A line that is no request.
+    """A line that is not a valid request.
 
     Attributes:
-        custom_id: as JSON, if that could be told.
+        custom_id: as JSON, if it could be read.
     """
 
     def __init__(self, message: str, custom_id: str = "null") -> None:
@@ -33,7 +33,7 @@ class InvalidLineError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is sent for one line.
+    """The request to send for one line.
 
     Attributes:
         custom_id: as JSON.
@@ -52,19 +52,19 @@ class Format(Protocol):
     """How the lines of an input are read."""
 
     id_name: str | None
-    """The member that is the id, if one was named."""
+    """The member to use as the id, if one was given."""
 
     def target(self, values: Values | None) -> Target:
-        """What is sent for a line with these members; None for a line that is no object.
+        """The request for a line with these members; pass None for a line that is not an object.
 
         Raises:
-            InvalidLineError: it is no request; says why, and what to do.
+            InvalidLineError: it is not a valid request; says why, and what to do.
         """
         ...
 
 
 def values_of(raw: bytes) -> Values | None:
-    """The members of a line; None where it is JSON, but no object.
+    """The members of a line; None if it is JSON but not an object.
 
     Raises:
         InvalidLineError: it is not JSON in UTF-8.
@@ -72,7 +72,7 @@ def values_of(raw: bytes) -> Values | None:
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
-        msg = f"this is not UTF-8, from byte {error.start + 1} on: save the file in UTF-8"
+        msg = f"this is not UTF-8, from byte {error.start + 1} on: save the file as UTF-8"
         raise InvalidLineError(msg) from error
     try:
         return members(text)
@@ -86,13 +86,13 @@ def custom_id(values: Values | None, name: str | None) -> str:
     """The id of a line, as JSON.
 
     Raises:
-        InvalidLineError: it has no member of the name that was given.
+        InvalidLineError: it has no member with the given name.
     """
     part = None if values is None else values.get(name or "custom_id")
     if part is not None:
         return part.text or dump(part.value)
     if name is not None:
-        msg = f"there is no {name!r}, which --id-column names"
+        msg = f"this has no {name!r}, the member that --id-column names"
         raise InvalidLineError(msg)
     return "null"
 
@@ -123,16 +123,18 @@ class BatchForm:
     def _target(self, values: Values, own_id: str) -> Target:
         url = values.get("url")
         if url is None or not isinstance(url.value, str) or not url.value:
-            msg = 'there is no "url", a string: for lines of another form, pass --body TEMPLATE.json'
+            msg = (
+                '"url" is missing or not a string: if the lines have another form, pass --body TEMPLATE.json'
+            )
             raise InvalidLineError(msg)
         method = values.get("method", Part("POST", ""))
         name = method.value.upper() if isinstance(method.value, str) else ""
         if name not in _METHODS:
-            msg = f'"method" must be POST or another method of HTTP, not {method.text}'
+            msg = f'"method" must be POST or another HTTP method, not {method.text}'
             raise InvalidLineError(msg)
         body = values.get("body")
         if body is None and name not in _BODILESS:
-            msg = f'there is no "body", which a {name} needs'
+            msg = f'"body" is missing; a {name} request needs one'
             raise InvalidLineError(msg)
         return Target(own_id, name, self._absolute(url.value), None if body is None else body.text.encode())
 
@@ -146,7 +148,7 @@ class BatchForm:
 
 
 class Templated:
-    """Any object, put into a template and sent to one url."""
+    """Any object: fills a template, which is sent to one url."""
 
     def __init__(self, template: Template, url: str, id_name: str | None = None) -> None:
         self.id_name = id_name
@@ -155,14 +157,14 @@ class Templated:
     def target(self, values: Values | None) -> Target:
         own_id = custom_id(values, self.id_name)
         if self._template.names:
-            values = _required(values, "an object with what the template names")
+            values = _required(values, "an object with the members that the template uses")
         try:
             content = self._template.fill(values or {}).encode()
         except KeyError as error:
-            msg = f"there is no {error.args[0]!r}, which the template names"
+            msg = f"this has no {error.args[0]!r}, which the template uses"
             raise InvalidLineError(msg, own_id) from None
         except UnicodeEncodeError as error:
-            raise InvalidLineError("a value is not UTF-8: save the file in UTF-8", own_id) from error
+            raise InvalidLineError("a value is not UTF-8: save the file as UTF-8", own_id) from error
         return Target(own_id, "POST", self._url, content)
 
 
@@ -178,26 +180,26 @@ class Command:
         own_id = custom_id(values, self.id_name)
         body = values.get("body")
         if body is None:
-            msg = 'there is no "body": for lines of another form, pass --body TEMPLATE.json'
+            msg = '"body" is missing: if the lines have another form, pass --body TEMPLATE.json'
             raise InvalidLineError(msg, own_id)
         return Target(own_id, "POST", self._url, body.text.encode())
 
 
-@lru_cache(maxsize=1000)  # Parsing is slow, and most inputs have one url.
+@lru_cache(maxsize=1000)  # Parsing is slow, and most inputs use a single url.
 def parse_url(url: str) -> httpx.URL:
     """The url.
 
     Raises:
-        httpx.InvalidURL: it is none.
+        httpx.InvalidURL: the text is not a url.
     """
     return httpx.URL(url)
 
 
 def check_url(url: str, what: str) -> httpx.URL:
-    """The url, if one can send to it.
+    """The url, if requests can be sent to it.
 
     Raises:
-        InvalidLineError: one cannot.
+        InvalidLineError: it is not a url, or has no host.
     """
     try:
         parsed = parse_url(url)

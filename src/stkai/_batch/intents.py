@@ -1,4 +1,4 @@
-"""The innermost layer of a batch: it writes into the journal what is about to be sent, after the permit."""
+"""The innermost layer of a batch: after the permit, it records in the journal which line is about to be sent."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,16 +22,16 @@ from .journal import Journal
 from .line import Line, line_of
 
 _CLASSES: Final = RetryPolicy()
-"""Knows which failures prove that the server has not acted."""
+"""Tells which failures prove that the server has not acted."""
 
 _LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Intents:
-    """Writes down what is about to be sent, and what was refused.
+    """Records which lines are about to be sent, and which were refused.
 
     Attributes:
-        is_ending: nothing more is to be sent.
+        is_ending: nothing more may be sent.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Intents:
         self._commit: Commit | None = None
 
     def write_to(self, journal: Journal, sync: Literal["1s", "always", "never"]) -> None:
-        """From now on, into this journal."""
+        """Use this journal from now on."""
         self._journal = journal
         self._commit = Commit(journal.file) if sync == "always" else None
 
@@ -48,18 +48,18 @@ class Intents:
         """The line is about to be sent.
 
         Raises:
-            LetGoError: nothing more is to be sent.
-            WriteError: it could not be written down.
+            LetGoError: nothing more may be sent.
+            WriteError: the record could not be written.
         """
         if self.is_ending:
-            raise LetGoError("the run ends")
+            raise LetGoError("the run is ending")
         if self._journal is not None:
             self._journal.sent(line.number)
         line.may_leave = False
         await self.commit()
 
     async def commit(self) -> None:
-        """Return when what was written survives a power cut, if that is wanted."""
+        """Return once the records would survive a power failure, if `--sync always` asks for that."""
         if self._commit is not None:
             await self._commit()
 
@@ -68,7 +68,7 @@ class Intents:
         if self._journal is not None:
             with suppress(
                 WriteError
-            ):  # Then the line counts as sent, which is safe; and the next one is not sent.
+            ):  # Then the line counts as sent, which is safe, and the next one is not sent.
                 self._journal.not_sent(line.number)
         self._may_leave(line)
 
@@ -86,7 +86,7 @@ class Intents:
             line.leave()
 
     def layer(self) -> Layer:
-        """The layer, to stand inside all others."""
+        """The layer, to be placed inside all others."""
         return Layer("journal", self._flow)
 
     def _flow(self, layer: LayerBase, request: httpx.Request, attempt: Attempt) -> Flow:
@@ -110,7 +110,7 @@ def _only_async(_: float) -> None:
 
 
 def proves_nothing_ran(response: httpx.Response | None, error: Exception | None) -> bool:
-    """Whether an attempt's outcome, one of the two, says that the server has not acted."""
+    """Whether an attempt's outcome, a response or an error, proves that the server has not acted."""
     if response is not None:
         if response.status_code < 400:
             return False
@@ -121,7 +121,7 @@ def proves_nothing_ran(response: httpx.Response | None, error: Exception | None)
 
 
 class Commit:
-    """Waits until a file survives a power cut; those who come meanwhile share the next fsync."""
+    """Waits until a file would survive a power failure; concurrent callers share the next fsync."""
 
     def __init__(self, file: AppendFile, sync: Callable[[], None] | None = None) -> None:
         self._file, self._sync = file, sync or file.sync

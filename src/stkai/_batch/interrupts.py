@@ -1,4 +1,4 @@
-"""Signals: the first one ends a run in good order, the second one at once."""
+"""Signals: the first one ends a run gracefully, the second one immediately."""
 
 import os
 import signal
@@ -7,17 +7,17 @@ from types import FrameType
 from typing import Any, Final, Self
 
 INTERRUPTED: Final = 130
-"""How a process ends that was interrupted."""
+"""Exit code of an interrupted process."""
 
 _NAMES: Final = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 class Interrupts:
-    """Handles SIGINT, SIGTERM and SIGHUP in a `with` block; whatever was ignored stays so, as under `nohup`.
+    """Handles SIGINT, SIGTERM and SIGHUP in a `with` block; signals that are ignored, as under `nohup`, stay ignored.
 
     Attributes:
-        on_first: called at the first signal; without it, that is a KeyboardInterrupt.
-        on_second: called at the second, before the process ends.
+        on_first: called on the first signal; if None, that raises KeyboardInterrupt.
+        on_second: called on the second signal, before the process exits.
     """
 
     def __init__(self) -> None:

@@ -38,14 +38,14 @@ _SYNC_EVERY: Final = 1.0
 
 
 def say(message: str) -> None:
-    """A line on stderr, if anybody still reads it."""
+    """Write a line to stderr, if it is still open."""
     with suppress(OSError, ValueError, AttributeError):  # A stderr that is closed is None.
         sys.stderr.write(f"{message}\n")
         sys.stderr.flush()
 
 
 def complain(message: str) -> None:
-    """The same, for what went wrong."""
+    """Report an error on stderr."""
     say(f"stkai batch: {message}")
 
 
@@ -65,7 +65,7 @@ def run_batch(options: Options) -> int:
             complain(str(error))
             return REFUSED
         except WriteError as error:
-            complain(f"{error}. Nothing was sent; make room, and run it again")
+            complain(f"{error}. Nothing was sent; free some disk space and run the command again")
             return HALTED
         except KeyboardInterrupt:
             complain("interrupted before anything was sent")
@@ -98,7 +98,7 @@ class _Job:
     def run(self) -> int:
         intents = Intents()
         client = build_client(self._options, intents)
-        logging.getLogger("stkai").addHandler(logging.NullHandler())  # The display is where this is told.
+        logging.getLogger("stkai").addHandler(logging.NullHandler())  # The display shows this instead.
         with ExitStack() as stack:
             runner = self._prepare(intents, async_sender(client), stack)
             shown = display(quiet=self._options.quiet, say=say)
@@ -126,7 +126,7 @@ class _Job:
                 self._spool.is_complete = True
                 if not known.has_ended:
                     complain(
-                        "stdin was cut off when an earlier run ended: only what was copied until then is sent"
+                        "stdin was cut off when an earlier run ended: only the lines copied by then are sent"
                     )
         intents.write_to(session.journal, options.sync)
         if not session.began:
@@ -162,7 +162,7 @@ class _Job:
         loop = asyncio.get_running_loop()
 
         def interrupt(name: str) -> None:
-            # Through the loop, which it wakes; a loop that is over has nothing left to end.
+            # Call through the loop to wake it; a closed loop has nothing left to end.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(runner.end, "interrupted", f"interrupted by {name}")
 
@@ -173,7 +173,7 @@ class _Job:
             group.cancel_scope.cancel()
 
     async def _watch(self, runner: Runner, shown: Display) -> None:
-        """Show where the run stands, and keep the files safe, now and then."""
+        """Show the progress, and sync the files every second if asked to."""
         synced = self._clock.monotonic()
         while True:
             await self._clock.asleep(shown.pause)
@@ -188,7 +188,7 @@ class _Job:
                     runner.end("halted", str(error))
 
     def _note_end_of_stdin(self, runner: Runner) -> None:
-        """Write down that all of stdin has been copied."""
+        """Record that all of stdin has been copied."""
         session, spool = self._session, self._spool
         if session is None or spool is None or not spool.is_complete or session.known.has_ended:
             return
@@ -223,7 +223,7 @@ class _Job:
         code = SOME_FAILED if counts[FAILED] else 0
         if ending is not None:
             code = HALTED if ending.kind == "halted" else INTERRUPTED
-            again = "" if self._options.to_stdout else "; to go on, run the same command with --resume"
+            again = "" if self._options.to_stdout else "; to continue, run the same command with --resume"
             complain(f"{ending.message}{again}")
         if not self._options.quiet or code:
             tokens = runner.usage.text(self._options.price)

@@ -1,14 +1,15 @@
-"""The journal of a batch: what was sent, written before it is sent.
+"""The journal of a batch: records each line before it is sent.
 
-    {"stkai": "batch", "version": 1, ...}   the header: the job's id, and what must stay as it was
+    {"stkai": "batch", "version": 1, ...}   the header: the job's id, and the facts that must not change
     f 32                                    from here on, at most 32 lines are in flight
     s 123                                   line 123 is about to be sent
-    n 123                                   line 123 was refused, which proves that nothing ran
-    x 123 01HX...                           the execution that line 123 has created
+    n 123                                   line 123 was refused, which proves that it did not run
+    x 123 01HX...                           the execution that line 123 created
     d 123                                   the outcome of request 123 was handed out (`send_all`, which has no outputs)
     e                                       all of stdin has been copied
 
-A record is one write. Whoever has the journal open holds its lock. It holds no ids of users, no bodies, no credentials.
+Each record is one write. The process that has the journal open holds its lock. It contains no user-supplied ids, no
+bodies and no credentials.
 """
 
 import json
@@ -27,7 +28,7 @@ VERSION: Final = 1
 
 
 class Record(NamedTuple):
-    """One line of the journal: what happened, to which line of the input, and what else is to be known."""
+    """One line of the journal: what happened, to which input line, and further data."""
 
     kind: bytes
     number: int
@@ -39,7 +40,7 @@ class Header(NamedTuple):
 
     Attributes:
         kind: "batch" for the command, "send_all" for the function.
-        job: an id that no other job has.
+        job: a unique id.
         facts: what must be the same when the job is resumed.
         version: of the format.
     """
@@ -54,8 +55,8 @@ class Journal:
     """An open, locked journal.
 
     Attributes:
-        header: None where no job has begun yet.
-        torn: what was left of a last record that was not written as a whole.
+        header: None if no job has begun yet.
+        torn: the beginning of a last record that was only partly written.
     """
 
     def __init__(self, file: AppendFile) -> None:
@@ -66,17 +67,17 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open and lock the journal at `path`, which is created where it is missing.
+        """Open and lock the journal at `path`, and create it if it is missing.
 
         Raises:
             RunningError: another process holds the lock.
-            UsageError: the file is no journal.
+            UsageError: the file is not a journal.
             WriteError: it cannot be opened.
         """
         journal = cls(AppendFile(path))
         try:
             if not lock(journal.file.descriptor):
-                msg = f"another process works on this job: it holds {path}; wait for it, or stop it"
+                msg = f"another process is working on this job: it holds {path}; wait for it, or stop it"
                 raise RunningError(msg)
             journal.header = _read_header(path)
         except BaseException:
@@ -85,7 +86,7 @@ class Journal:
         return journal
 
     def begin(self, kind: str, facts: Mapping[str, Any]) -> Header:
-        """Start a new job: everything that the journal held is forgotten."""
+        """Start a new job, and discard the journal's contents."""
         header = Header(kind, uuid.UUID(hex=unique_key(), version=4), dict(facts))
         self.file.truncate()
         first = {"stkai": kind, "version": VERSION, "job": str(header.job), **header.facts}
@@ -94,16 +95,16 @@ class Journal:
         return header
 
     def records(self) -> Iterator[Record]:
-        """What was written so far, without the header and without a torn tail.
+        """All records, without the header and a torn tail.
 
         Raises:
-            UsageError: a line is no record, or it was written in another format.
+            UsageError: a line is not a record, or is in another format.
         """
         version = VERSION if self.header is None else self.header.version
         if version != VERSION:
             msg = (
                 f"{self.file.path} was written by another version of stkai (format {version}, not {VERSION}):"
-                " finish the job with that, or begin it anew with --restart"
+                " finish the job with that version, or pass --restart to start over"
             )
             raise UsageError(msg)
         with self.file.path.open("rb") as lines:
@@ -118,14 +119,14 @@ class Journal:
                 number, _, more = rest.partition(b" ")
                 if len(kind) != 1 or not number.isdigit():
                     msg = (
-                        f"{self.file.path}, line {place}: this is no record of a journal; the file is damaged."
-                        " --restart begins the job anew"
+                        f"{self.file.path}, line {place}: this is not a journal record; the file is damaged."
+                        " Pass --restart to start over"
                     )
                     raise UsageError(msg)
                 yield Record(kind, int(number), more)
 
     def cut(self) -> None:
-        """Cut off a torn tail, and keep it in `torn`."""
+        """Cut off a torn tail and keep it in `torn`."""
         self.torn = self.file.cut_torn_tail()
 
     def limit(self, in_flight: int) -> None:
@@ -136,7 +137,7 @@ class Journal:
         """The line is about to be sent.
 
         Raises:
-            WriteError: this could not be written, so that the line must not be sent.
+            WriteError: the record could not be written, so the line must not be sent.
         """
         self.file.append(b"%bs %d\n" % (self._before_next, number))
         self._before_next = b""
@@ -146,7 +147,7 @@ class Journal:
         self.file.append(b"n %d\n" % number)
 
     def all_not_sent(self, numbers: Iterable[int]) -> None:
-        """Lines are new again, in one write."""
+        """Mark lines as new again, in one write."""
         self.file.append(b"".join(b"n %d\n" % number for number in numbers))
 
     def execution(self, number: int, name: str) -> None:
@@ -162,12 +163,12 @@ class Journal:
         self.file.append(b"e\n")
 
     def close(self) -> None:
-        """Close the file, and give up the lock."""
+        """Close the file and release the lock."""
         self.file.close()
 
 
 def _read_header(path: Path) -> Header | None:
-    """The header; None where it was not written as a whole, so that nothing has been sent."""
+    """The header; None if it is missing or incomplete, so that nothing was sent."""
     with path.open("rb") as lines:
         first = lines.readline()
     if not first.endswith(b"\n"):
@@ -183,4 +184,4 @@ def _read_header(path: Path) -> Header | None:
 
 
 def _not_a_journal(path: Path | os.PathLike[str]) -> UsageError:
-    return UsageError(f"{path} is no journal of stkai: choose another name with -o")
+    return UsageError(f"{path} is not a stkai journal: choose another name with -o")

@@ -1,4 +1,4 @@
-"""JSON as text: its parts are handed on as they were written, so that numbers, escapes and the order of keys stay."""
+"""JSON as text: parts are passed on as written, to preserve numbers, escapes and the order of keys."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import httpx
 
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 _BREAKS: Final = re.compile("[\n\r\u0085\u2028\u2029]")
-"""What editors and readers of lines break lines at. In valid JSON the first two stand between tokens only."""
+"""Characters at which editors and line readers break lines. In valid JSON the first two occur only between tokens."""
 
 _ESCAPES: Final = {"\n": " ", "\r": " ", "\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
@@ -22,7 +22,7 @@ def _no_constant(name: str) -> Any:
 def _finite(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        msg = f"{text} is too large for a number"
+        msg = f"{text} is too large a number"
         raise ValueError(msg)
     return value
 
@@ -33,21 +33,21 @@ def _whole(text: str) -> float:
 
 
 _LENIENT: Final = json.JSONDecoder(parse_float=float, parse_int=_whole, parse_constant=_no_constant)
-"""For what users wrote, and is sent on as text."""
+"""For user input, which is sent on as text."""
 
 _STRICT: Final = json.JSONDecoder(parse_float=_finite, parse_int=_whole, parse_constant=_no_constant)
-"""For answers: what cannot be read back everywhere is no JSON here."""
+"""For answers: values that some parsers cannot read back do not count as JSON."""
 
 
 class Part(NamedTuple):
-    """A value, and its JSON as it was written."""
+    """A value and its original JSON text."""
 
     value: Any
     text: str
 
 
 def parse(text: str) -> Part:
-    """One JSON value, without the space around it.
+    """One JSON value, without surrounding whitespace.
 
     Raises:
         ValueError: it is not JSON; says where.
@@ -61,7 +61,7 @@ def parse(text: str) -> Part:
 
 
 def members(text: str) -> dict[str, Part] | None:
-    """The members of a JSON object, of two with one name the last; None for any other JSON.
+    """The members of a JSON object, the last one of duplicates; None for any other JSON.
 
     Raises:
         ValueError: it is not JSON; says where.
@@ -75,13 +75,13 @@ def members(text: str) -> dict[str, Part] | None:
     except (ValueError, IndexError):
         found = None
     if found is None:
-        parse(text)  # Says what is wrong, in the words that everybody knows.
+        parse(text)  # Raises with the standard library's message.
         raise ValueError("it is not valid")
     return found
 
 
 def _walk(text: str, place: int) -> dict[str, Part] | None:
-    """The members from the first one on; None where something else stands in between."""
+    """The members, from the first one on; None if anything else is in between."""
     found: dict[str, Part] = {}
     while text[place] != "}" or found:
         if text[place] != '"':
@@ -101,12 +101,12 @@ def _walk(text: str, place: int) -> dict[str, Part] | None:
 
 
 def dump(value: Any) -> str:
-    """A value of Python's as JSON, in ASCII."""
+    """A Python value as ASCII JSON."""
     return json.dumps(value)
 
 
 def quote_inside(text: str) -> str:
-    """Text as it stands between the quotes of a JSON string."""
+    """Text escaped for use inside a JSON string."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
@@ -118,7 +118,7 @@ def one_line(text: str) -> str:
 
 
 def body_of(response: httpx.Response) -> Part:
-    """The body of an answer: the JSON that it is, or else its text as a JSON string."""
+    """The body of an answer as JSON; its text as a JSON string if it is not JSON."""
     content = response.content
     try:
         text = content.decode(json.detect_encoding(content)).removeprefix("\ufeff")

@@ -1,4 +1,4 @@
-"""The journal of `send_all`: which requests of an iterable were sent, and whose outcome was handed out."""
+"""The journal of `send_all`: which requests were sent, and which outcomes were handed out."""
 
 import os
 from collections.abc import Iterator
@@ -19,11 +19,11 @@ class NoLedger:
     """Remembers nothing: every request is new."""
 
     def begin(self, index: int) -> Fate:
-        """What is known of a request; a new one is about to be sent."""
+        """What is known about a request; a new one is about to be sent."""
         return "new"
 
     def unknown(self, index: int) -> OutcomeUnknownError:
-        """What to say of a request whose fate is unknown."""
+        """The error for a request whose outcome is unknown."""
         msg = (
             f"request {index} was in flight when an earlier run was killed: the server may have acted on it."
             " It was not sent again; to send it, use a new journal"
@@ -75,10 +75,10 @@ Ledger = NoLedger
 
 
 def open_ledger(path: str | os.PathLike[str] | None, max_in_flight: int) -> Ledger:
-    """The journal at `path`, a new one where there is none; nothing is remembered without a path.
+    """Open or create the journal at `path`; without a path, nothing is remembered.
 
     Raises:
-        ConfigurationError: another run uses it, it is that of the command `stkai batch`, or no journal at all.
+        ConfigurationError: another run uses it, or it is the journal of `stkai batch`, or not a journal at all.
     """
     if path is None:
         return NoLedger()
@@ -87,7 +87,7 @@ def open_ledger(path: str | os.PathLike[str] | None, max_in_flight: int) -> Ledg
         if journal.header is None:
             journal.begin("send_all", {})
         elif journal.header.kind != "send_all":
-            msg = f"{path} is the journal of `stkai batch`; give send_all one of its own"
+            msg = f"{path} is the journal of `stkai batch`; choose another file for send_all"
             raise ConfigurationError(msg)
         known = replay(journal, Fates())
         journal.limit(max_in_flight)

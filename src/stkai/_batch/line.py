@@ -1,4 +1,4 @@
-"""A line of the input on its way."""
+"""A line of the input that is being sent."""
 
 from base64 import b64encode
 from collections.abc import Callable
@@ -10,17 +10,17 @@ from .._headers import default_headers
 from .formats import Target
 
 LINE: Final = "stkai.batch.line"
-"""The extension of a request that says which line it is for."""
+"""The request extension that holds the line."""
 
 
 class Line:
     """A line that is being sent.
 
     Attributes:
-        number: of the line.
+        number: the line's number.
         custom_id: as JSON.
-        execution: what it has created, once that is known.
-        may_leave: it can be let go when the run ends: nothing was sent, or it was refused, or it can be polled later.
+        execution: the id of the execution that it created, once known.
+        may_leave: whether it can be dropped when the run ends: it was not sent, or was refused, or can be polled later.
     """
 
     __slots__ = ("_leave", "custom_id", "execution", "may_leave", "number")
@@ -31,23 +31,23 @@ class Line:
         self._leave: Callable[[], object] | None = None
 
     def starts(self, leave: Callable[[], object]) -> None:
-        """Its task runs; `leave` ends that."""
+        """Note that its task has started; `leave` ends the task."""
         self._leave = leave
 
     def leave(self) -> None:
-        """Let it go, if that is possible."""
+        """Drop the line, if it may be dropped."""
         if self.may_leave and self._leave is not None:
             self._leave()
 
 
 def line_of(request: httpx.Request) -> Line | None:
-    """The line that a request is for, if it is for one."""
+    """The line that a request is for, if any."""
     line: Line | None = request.extensions.get(LINE)
     return line
 
 
 def request_for(line: Line, target: Target, key: str, extensions: dict[str, Any]) -> httpx.Request:
-    """The request for a line, with the headers that every client sends, and a key of its own."""
+    """The request for a line, with the default headers and the line's idempotency key."""
     headers = [*default_headers(), (b"Idempotency-Key", key.encode())]
     if target.content is not None:
         headers.append((b"Content-Type", b"application/json"))

@@ -28,16 +28,16 @@ class Lines(Protocol):
     place: int
 
     def __iter__(self) -> Iterator[tuple[int, Read] | None]:
-        """The number of each line, and how to read it; None where the next one is not there yet."""
+        """The number of each line and how to read it; None while the next one has not arrived yet."""
         ...
 
 
 class JsonLines:
-    """The lines of a JSONL file, numbered from 1 as an editor does; blank ones count, and are left out.
+    """The lines of a JSONL file, numbered from 1 as in an editor; blank lines are numbered but skipped.
 
     Args:
         path: of the file.
-        is_complete: whether nothing more will be appended; by default that is so.
+        is_complete: whether nothing more will be appended; None means that the file is complete.
     """
 
     def __init__(self, path: Path, is_complete: Callable[[], bool] | None = None) -> None:
@@ -48,7 +48,7 @@ class JsonLines:
         number = 0
         with self._path.open("rb") as file:
             while True:
-                # Asked before reading: what is not there after the end will never be.
+                # Ask before reading: then nothing can be appended after the end that we read.
                 is_complete = self._is_complete is None or self._is_complete()
                 for raw in file:
                     if raw[-1:] != b"\n" and not is_complete:
@@ -75,10 +75,10 @@ class _JsonLine:
 
 
 class CsvRecords:
-    """The records of a CSV file, numbered from 1; the header is none, and its names are those of the columns.
+    """The records of a CSV file, numbered from 1; the header is not counted, and names the columns.
 
     Raises:
-        UsageError: there is no header, or two columns have one name.
+        UsageError: there is no header, or two columns have the same name.
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,14 +89,14 @@ class CsvRecords:
             try:
                 self.names: list[str] = next(rows, [])
             except csv.Error as error:
-                msg = f"{path}, line 1: this is no header of a CSV: {error}"
+                msg = f"{path}, line 1: this is not a CSV header: {error}"
                 raise UsageError(msg) from error
         if not self.names:
             msg = f"{path} has no header: its first line must name the columns"
             raise UsageError(msg)
         twice = {name for name in self.names if self.names.count(name) > 1}
         if twice:
-            msg = f"{path} has two columns of the name {min(twice)!r}: rename one"
+            msg = f"{path} has two columns named {min(twice)!r}: rename one"
             raise UsageError(msg)
 
     def _open(self) -> "_Csv":
@@ -114,7 +114,7 @@ class CsvRecords:
                     return
                 except csv.Error as error:
                     number += 1
-                    yield number, _Broken(f"line {rows.line_num}: {error}: quotes inside a cell are doubled")
+                    yield number, _Broken(f"line {rows.line_num}: {error}: double the quotes inside a cell")
                     continue
                 if row:
                     number += 1
@@ -126,7 +126,7 @@ class _Csv:
     """An open CSV file and its reader."""
 
     def __init__(self, path: Path) -> None:
-        # What is not UTF-8 fails the row in which it stands, not the file.
+        # Bytes that are not UTF-8 fail only their row, not the file.
         self._binary = path.open("rb")
         self._text = io.TextIOWrapper(
             self._binary, encoding="utf-8-sig", errors="surrogateescape", newline=""
@@ -158,8 +158,8 @@ class _Row:
     def __call__(self) -> Values | None:
         if len(self._row) > len(self._names):
             msg = (
-                f"this has {len(self._row)} cells, and the header {len(self._names)}:"
-                " a cell with a comma in it must be quoted"
+                f"this has {len(self._row)} cells, but the header has {len(self._names)}:"
+                " quote cells that contain commas"
             )
             raise InvalidLineError(msg)
         return {name: Part(text, "") for name, text in zip(self._names, self._row, strict=False)}

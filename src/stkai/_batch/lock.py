@@ -1,4 +1,4 @@
-"""A lock on an open file, which the system gives up when the process ends, however it ends."""
+"""A lock on an open file, which the system releases when the process ends, even by a kill."""
 
 import errno
 from typing import Final
@@ -9,10 +9,10 @@ _TAKEN: Final = frozenset({errno.EACCES, errno.EAGAIN})
 
 
 def lock(descriptor: int) -> bool:
-    """Lock a file for this process; False where another one has it.
+    """Lock a file for this process; return False if another process holds the lock.
 
     Raises:
-        UsageError: the system, or the file system, has no such locks.
+        UsageError: the system, or the file system, does not support file locks.
     """
     try:
         import fcntl

@@ -1,4 +1,4 @@
-"""The outputs of several jobs, usually of the shards of one, as one."""
+"""Joins the outputs of several jobs, usually the shards of one."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -8,24 +8,24 @@ from .outputs import SUFFIX, Index, Paths, write_sorted
 
 
 def merge(names: list[str], target: str) -> tuple[int, int]:
-    """Write answers and failures of all outputs, each in the order of the lines; returns how many there are of both.
+    """Write the answers and the failures of all outputs, each in input order; returns both counts.
 
     Raises:
         UsageError: an output is missing, the target exists, or a line is in two outputs.
         WriteError: the target cannot be written.
     """
-    # `part-*.jsonl` names the outputs of failures as well, which are read in any case.
+    # `part-*.jsonl` also matches the failure outputs, which are read in any case.
     outputs = [Paths.of(name) for name in names if not name.endswith(f".failed{SUFFIX}")]
     merged = Paths.of(target)
     if not outputs:
-        msg = "pass the outputs of answers: those of failures are read along with them"
+        msg = "pass the answer outputs: the failure outputs are read along with them"
         raise UsageError(msg)
     for path in (merged.out, merged.failed):
         if path.exists():
             msg = f"{path} exists: choose another name with -o"
             raise UsageError(msg)
     if not merged.out.parent.is_dir():
-        msg = f"{merged.out.parent} is no directory: create it, or choose another name with -o"
+        msg = f"{merged.out.parent} is not a directory: create it, or choose another name with -o"
         raise UsageError(msg)
     for output in outputs:
         if not output.out.is_file():
@@ -52,5 +52,5 @@ def _check_each_once(done: Index, failed: Index, outs: list[Path], failures: lis
     entries.sort(key=lambda entry: entry[0])
     for (number, path), (following, other) in pairwise(entries):
         if number == following:
-            msg = f"line {number} is in two outputs, {path} and {other}: give each shard of one input once"
+            msg = f"line {number} is in two outputs, {path} and {other}: pass each shard of one input once"
             raise UsageError(msg)

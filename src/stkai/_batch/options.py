@@ -53,23 +53,23 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.resume and self.restart:
-            msg = "--resume goes on with a job and --restart begins it anew: pass one of them"
+            msg = "--resume continues a job and --restart starts it over: pass only one of them"
             raise UsageError(msg)
         if self.retry_failed and self.restart:
             raise UsageError(
-                "--retry-failed goes on with a job and --restart begins it anew: pass one of them"
+                "--retry-failed continues a job and --restart starts it over: pass only one of them"
             )
         if self.out is None and not self.dry_run:
             raise UsageError("pass -o OUT, such as -o answers.jsonl, or -o - for stdout")
         if self.to_stdout and (self.resume or self.restart or self.retry_failed):
-            raise UsageError("-o - keeps no files that a job could be resumed from: pass -o OUT")
+            raise UsageError("-o - keeps no files, so the job cannot be resumed: pass -o OUT")
         if self.deadline is not None and not 0 < self.deadline < math.inf:
             raise UsageError(f"--deadline must be a positive number of seconds, not {self.deadline:g}")
         if self.body is not None and self.base_url is None and self.quick_command is None:
-            raise UsageError("--body sends to --base-url: pass that as well")
+            raise UsageError("--body needs a url: pass --base-url")
         if self.is_csv and self.body is None:
             raise UsageError(
-                f"{self.source} is a CSV: pass --body TEMPLATE.json, with {{column}} where its values go"
+                f"{self.source} is a CSV file: pass --body TEMPLATE.json with {{column}} placeholders"
             )
         if self.base_url is not None:
             try:
@@ -96,7 +96,7 @@ class Options:
 
     @property
     def goes_on(self) -> bool:
-        """Whether a job that has begun is to be continued."""
+        """Whether to continue an existing job."""
         return self.resume or self.retry_failed
 
     def slice(self) -> tuple[int, int]:
@@ -139,7 +139,7 @@ class Options:
 
 
 def _without_user(url: str) -> str:
-    """A password may change; and it is nobody's business."""
+    """The url without user and password, which may change and must stay secret."""
     return str(httpx.URL(url).copy_with(userinfo=b""))
 
 

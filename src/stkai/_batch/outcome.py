@@ -1,4 +1,4 @@
-"""What became of one request of many."""
+"""The outcome of one request of a batch."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ import httpx
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one request of `send_all` or `asend_all`: a response or an error, never both.
+    """The outcome of one request of `send_all` or `asend_all`: a response or an error, never both.
 
     Attributes:
-        index: the place of the request in the iterable, from 0.
-        request: the request itself, as it came from the iterable.
-        response: the answer, with its body read; also one with a status such as 404 or 500.
+        index: the position of the request in the iterable, from 0.
+        request: the request from the iterable.
+        response: the answer, with its body read; this includes statuses such as 404 and 500.
         error: the exception that the call raised.
     """
 

@@ -1,4 +1,4 @@
-"""The outputs of a job: one file of answers and one of failures. They are the truth of what is done."""
+"""The outputs of a job: one file of answers and one of failures. They decide which lines are done."""
 
 import os
 from array import array
@@ -15,7 +15,7 @@ SUFFIX: Final = ".jsonl"
 
 
 class Paths(NamedTuple):
-    """The files of a job, by the name that `-o` gives."""
+    """The files of a job, derived from the name passed to `-o`."""
 
     out: Path
     failed: Path
@@ -34,8 +34,8 @@ class Outputs:
     Attributes:
         done: the answers.
         failed: the failures.
-        counts: how many lines each of them has.
-        is_sorted: the lines of each are in the order of the input.
+        counts: the number of lines in each.
+        is_sorted: whether the lines of each are in input order.
     """
 
     def __init__(self, paths: Paths) -> None:
@@ -50,18 +50,18 @@ class Outputs:
         self._last = {DONE: 0, FAILED: 0}
 
     def read(self, fates: Fates) -> None:
-        """Learn which lines are in which output; a torn last line is cut off.
+        """Find out which lines are in which output, and cut off a torn last line.
 
         Raises:
-            UsageError: a line is none of ours, or one is there twice.
+            UsageError: a line is not an entry, or occurs twice.
         """
         for fate, file in ((DONE, self.done), (FAILED, self.failed)):
             file.cut_torn_tail()
             for number in numbers_in(file.path):
                 if fates[number]:
                     msg = (
-                        f"line {number} is in the outputs of {self.done.path} twice: take one of them out,"
-                        " or begin the job anew with --restart"
+                        f"line {number} is in the outputs of {self.done.path} twice: remove one of them,"
+                        " or pass --restart to start over"
                     )
                     raise UsageError(msg)
                 fates[number] = fate
@@ -93,15 +93,15 @@ class Outputs:
         self.counts[FAILED] = self._last[FAILED] = 0
 
     def sync(self) -> None:
-        """Return when all of it survives a power cut."""
+        """Return once everything written would survive a power failure."""
         self.done.sync()
         self.failed.sync()
 
     def sort(self) -> None:
-        """Put the lines of each into the order of the input.
+        """Sort the lines of each into input order.
 
         Raises:
-            WriteError: there is no room for a second copy; everything stays as it was.
+            WriteError: there is no room for a second copy; nothing was changed.
         """
         for file in (self.done, self.failed):
             index = Index()
@@ -119,7 +119,7 @@ def numbers_in(path: Path) -> Iterator[int]:
     """The numbers of the lines in an output.
 
     Raises:
-        UsageError: one of its lines is none of ours.
+        UsageError: one of its lines is not an entry.
     """
     with path.open("rb") as lines:
         for place, line in enumerate(lines, 1):
@@ -130,7 +130,7 @@ def numbers_in(path: Path) -> Iterator[int]:
 
 
 def _foreign(path: Path, place: int) -> UsageError:
-    return UsageError(f"{path}, line {place}: this is no line of an output of `stkai batch`")
+    return UsageError(f"{path}, line {place}: this is not an output line of `stkai batch`")
 
 
 class Index:
@@ -144,7 +144,7 @@ class Index:
         """Enter the lines of one output.
 
         Raises:
-            UsageError: a line is none of ours, or cut off.
+            UsageError: a line is not an entry, or is cut off.
         """
         place = 0
         with path.open("rb") as lines:
@@ -172,7 +172,7 @@ class Index:
 
 
 def write_sorted(index: Index, sources: list[Path], target: Path) -> None:
-    """Write all entries by number into `target`, which appears, or is replaced, when they are complete.
+    """Write all entries by number into `target`, which is created or replaced only once it is complete.
 
     Raises:
         WriteError: there is no room.

@@ -1,4 +1,4 @@
-"""What a job reads, and how: all that can be checked before anything is written."""
+"""The plan of a job: its input and format, checked before anything is written."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .templates import Template
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a job reads, and how."""
+    """What a job reads, and in which format."""
 
     options: Options
     template: Template | None
@@ -23,7 +23,7 @@ class Plan:
 
     @classmethod
     def of(cls, options: Options) -> "Plan":
-        """Check all that can be checked without writing anything.
+        """Check everything that can be checked without writing anything.
 
         Raises:
             UsageError: the input or the template cannot be used.
@@ -56,7 +56,7 @@ def _size(path: Path) -> int:
         msg = f"the input {path} cannot be read: {error.strerror}"
         raise UsageError(msg) from error
     if not path.is_file():
-        msg = f"the input {path} is no file: pass - and pipe it in"
+        msg = f"the input {path} is not a file: pass - and pipe it in"
         raise UsageError(msg)
     return size
 
@@ -66,14 +66,14 @@ def _check_columns(path: Path, names: list[str], template: Template | None, id_n
     for name in [] if template is None else template.names:
         if name not in names:
             raise UsageError(
-                f"the template names {{{name}}}, which is no column of {path}; it has: {columns}"
+                f"the template uses {{{name}}}, but {path} has no such column; it has: {columns}"
             )
     if id_name is not None and id_name not in names:
-        raise UsageError(f"--id-column {id_name} is no column of {path}; it has: {columns}")
+        raise UsageError(f"--id-column {id_name}: {path} has no such column; it has: {columns}")
 
 
 def _check_first(path: Path) -> None:
-    """Say so at once where all urls seem to be relative."""
+    """Fail early if the first url is relative and there is no base url."""
     for item in JsonLines(path):
         if item is not None:
             with suppress(InvalidLineError):

@@ -1,4 +1,4 @@
-"""Tokens and dollars, from the usage that answers report."""
+"""Tokens and dollars, from the usage reported in answers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class Price:
 
     @classmethod
     def parse(cls, text: str) -> "Price":
-        """A price such as `input=0.15,output=0.6`; what is not named costs nothing.
+        """Parse a price such as `input=0.15,output=0.6`; an omitted part is free.
 
         Raises:
-            UsageError: it is written differently.
+            UsageError: the text has another form.
         """
         prices = {"input": 0.0, "output": 0.0}
         for part in text.split(","):
@@ -41,7 +41,7 @@ class Price:
         return cls(**prices)
 
     def dollars(self, asked: int, answered: int) -> float:
-        """What so many tokens cost."""
+        """The cost of these tokens."""
         return (asked * self.input + answered * self.output) / _MILLION
 
 
@@ -57,7 +57,7 @@ class Usage:
         self.asked = self.answered = 0
 
     def add(self, body: Any) -> None:
-        """Count what an answer says; nothing where it says nothing."""
+        """Count the usage that an answer reports, if any."""
         if not isinstance(body, dict):
             return
         usage, tokens = body.get("usage"), body.get("tokens")
@@ -69,7 +69,7 @@ class Usage:
             self.answered += _first(tokens, ("output",))
 
     def text(self, price: Price | None) -> str:
-        """For people, such as `12.4M tokens $1.86`; empty where nothing was reported."""
+        """For people, such as `12.4M tokens $1.86`; empty if nothing was reported."""
         total = self.asked + self.answered
         if not total:
             return ""
@@ -86,7 +86,7 @@ def show_count(count: float) -> str:
 
 
 def show_dollars(amount: float) -> str:
-    """Dollars, with more digits where there are few."""
+    """Dollars, with more digits for small amounts."""
     return f"${amount:,.2f}" if amount >= 1 or not amount else f"${amount:.4f}"
 
 

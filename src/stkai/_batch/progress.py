@@ -1,4 +1,4 @@
-"""Where a run stands, on stderr: a bar on a terminal, a plain line every ten seconds elsewhere."""
+"""Shows a run's progress on stderr: a bar in a terminal, a plain line every ten seconds elsewhere."""
 
 import sys
 from collections.abc import Callable
@@ -18,14 +18,14 @@ _SMOOTH: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a run stands.
+    """The progress of a run.
 
     Attributes:
-        share: of the input that was read, from 0 to 1; None where its size is not known.
-        finished: lines with an outcome, of the whole job.
-        failed: those of them that failed.
-        waiting: lines in flight that are not on the wire: they wait for a permit, or for another attempt.
-        tokens: and their price, for people.
+        share: the share of the input that was read, from 0 to 1; None if its size is unknown.
+        finished: lines of the whole job that have an outcome.
+        failed: how many of them failed.
+        waiting: lines in flight that are not on the wire, because they wait for a permit or another attempt.
+        tokens: tokens and their price, as text.
     """
 
     share: float | None
@@ -36,7 +36,7 @@ class Standing:
 
 
 class Pace:
-    """Lines per second, and how long it will take."""
+    """Lines per second, and the time left."""
 
     def __init__(self) -> None:
         self.rate = 0.0
@@ -44,7 +44,7 @@ class Pace:
         self._last: tuple[float, int] | None = None
 
     def update(self, now: float, standing: Standing) -> None:
-        """Take in where the run stands at an instant (monotonic seconds)."""
+        """Record the progress at an instant (monotonic seconds)."""
         if self._last is not None and now > self._last[0]:
             rate = (standing.finished - self._last[1]) / (now - self._last[0])
             self.rate = rate if not self.rate else (1 - _SMOOTH) * self.rate + _SMOOTH * rate
@@ -53,7 +53,7 @@ class Pace:
             self._start = (now, standing.share or 0.0)
 
     def seconds_left(self, now: float, standing: Standing) -> float | None:
-        """Seconds until all of the input is read, by the mean so far."""
+        """Seconds until all of the input is read, at the mean rate so far."""
         if self._start is None or standing.share is None:
             return None
         begun, share = self._start
@@ -76,20 +76,20 @@ def describe(standing: Standing, rate: float, left: float | None) -> str:
 
 
 def show_time(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are any."""
+    """Minutes and seconds, with hours if there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Display(Protocol):
-    """Shows where a run stands."""
+    """Shows the progress of a run."""
 
     pause: float
-    """Seconds between two updates."""
+    """Seconds between updates."""
 
     def show(self, now: float, standing: Standing) -> None:
-        """Show it."""
+        """Show the progress."""
         ...
 
     def close(self) -> None:
@@ -126,7 +126,7 @@ class Plain:
 
 
 class Bar:
-    """A bar with the same words, four times a second."""
+    """A bar with the same text, updated four times a second."""
 
     pause = 0.25
 
@@ -135,7 +135,7 @@ class Bar:
 
         self._pace = Pace()
         columns = (SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
-        # Refreshed by hand: a thread that draws ten times a second would cost more than the rest.
+        # Refresh by hand: a thread that draws ten times a second would cost more than everything else.
         self._progress = Progress(
             *columns, console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
         )
@@ -154,7 +154,7 @@ class Bar:
 
 
 def display(*, quiet: bool, say: Callable[[str], None]) -> Display:
-    """What suits stderr."""
+    """The display that suits stderr."""
     if quiet:
         return Silent()
     if sys.stderr is not None and sys.stderr.isatty():

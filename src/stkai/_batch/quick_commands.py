@@ -28,15 +28,15 @@ FAILURE: Final = "FAILURE"
 
 
 class NoExecutionError(StkaiError):
-    """A quick command was started, and the answer names no execution.
+    """A quick command was started, but the answer contains no execution id.
 
     Attributes:
-        response: that answer.
+        response: the answer.
     """
 
     def __init__(self, response: httpx.Response) -> None:
         self.response = response
-        super().__init__("the answer names no execution, so that it cannot be polled")
+        super().__init__("the answer contains no execution id, so the execution cannot be polled")
 
 
 class QuickCommands:
@@ -44,9 +44,9 @@ class QuickCommands:
 
     Args:
         send: sends one request through the stack.
-        url: where the execution of an id is polled.
-        intents: remembers the id.
-        deadline: seconds for all of it, or None.
+        url: returns the url at which to poll an execution id.
+        intents: records the id.
+        deadline: seconds for the creation and all polls, or None.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class QuickCommands:
         )
 
     async def run(self, line: Line, request: httpx.Request) -> httpx.Response:
-        """The last callback; or the answer to the creation, where that was refused.
+        """The last callback, or the answer to the creation if that was refused.
 
         Raises:
-            NoExecutionError: the creation went well, and named no execution.
+            NoExecutionError: the creation succeeded but returned no execution id.
             DeadlineExceededError: the execution took too long.
         """
         end = None if self._deadline is None else self._clock.monotonic() + self._deadline
@@ -95,12 +95,12 @@ class QuickCommands:
 
     async def _sleep(self, seconds: float, end: float | None, execution: str) -> None:
         if end is not None and self._clock.monotonic() + seconds >= end:
-            msg = f"the execution {execution} did not end within {self._deadline:g} s: a resumed job does not poll it"
+            msg = f"the execution {execution} did not end within {self._deadline:g} s; a resumed job does not poll it"
             raise DeadlineExceededError(msg)
         await self._clock.asleep(seconds)
 
     async def _ask(self, url: str, end: float | None) -> httpx.Response | None:
-        """The answer to one poll; None where there was none that could be read."""
+        """The answer to one poll; None if there was no readable answer."""
         left = UNSET if end is None else max(end - self._clock.monotonic(), 0.001)
         options = {OPTIONS: RequestOptions(retry=None, deadline=left)}
         request = httpx.Request("GET", url, headers=default_headers(), extensions=options)
@@ -117,7 +117,7 @@ class QuickCommands:
 
 
 def status_of(response: httpx.Response) -> str:
-    """The status that a callback tells; empty where it tells none."""
+    """The status in a callback; empty if there is none."""
     progress = _json(response).get("progress")
     status = progress.get("status") if isinstance(progress, dict) else None
     return status.upper() if isinstance(status, str) else ""

@@ -1,4 +1,4 @@
-"""What a journal says of each line, beside what the outputs say."""
+"""Reads back from a journal what is known about each line, in addition to the outputs."""
 
 import re
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ class Replay:
     """What is known after reading a journal.
 
     Attributes:
-        fates: of each line; those that the outputs know stay as they are.
-        executions: what lines without an outcome have created, by number.
-        in_flight: how many lines were in flight at most.
+        fates: the fate of each line; the outputs take precedence.
+        executions: executions created by lines that have no outcome, by line number.
+        in_flight: the most lines that were in flight at once.
         has_ended: whether all of stdin has been copied.
-        torn: the lines that a torn record at the end may mean.
+        torn: the lines that a torn last record may refer to.
     """
 
     fates: Fates
@@ -31,9 +31,9 @@ class Replay:
 
 
 class Torn:
-    """A last record of which only the beginning was written: it says that a line was sent, and not quite which one.
+    """A last record that was only partly written: it shows that a line was sent, but not exactly which one.
 
-    Lines are read in order, and those that have no outcome yet are in flight: it is one of the first of these.
+    Lines are read in order, so it was one of the first lines without an outcome.
     """
 
     __slots__ = ("_left", "_prefix")
@@ -43,7 +43,7 @@ class Torn:
         self._left = 0 if prefix is None else in_flight
 
     def may_be(self, number: int) -> bool:
-        """Whether it may mean this line. Ask once for each line without an outcome, in order."""
+        """Whether it may refer to this line. Call this once for each line without an outcome, in order."""
         if not self._left:
             return False
         self._left -= 1
@@ -51,7 +51,7 @@ class Torn:
 
 
 def replay(journal: Journal, fates: Fates) -> Replay:
-    """Read a journal to its end, and cut off a torn tail."""
+    """Read a journal to its end and cut off a torn tail."""
     found = Replay(fates)
     for kind, number, rest in journal.records():
         if kind == b"s":

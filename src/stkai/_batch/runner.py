@@ -1,4 +1,4 @@
-"""One run of a job: lines in, requests out, outcomes into the outputs, until all is done or something ends it."""
+"""One run of a job: reads lines, sends requests and writes outcomes, until the job is done or the run is ended."""
 
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -31,10 +31,10 @@ from .senders import AsyncSend
 from .wording import failure_of, refusal_of_token
 
 _PAUSE: Final = 0.05
-"""Seconds between two looks at an input that is still being copied."""
+"""Seconds between checks of an input that is still being copied."""
 
 _HELD: Final = 4
-"""Times as many outcomes as requests in flight may wait for an earlier one."""
+"""Outcomes that may wait for an earlier one, per request in flight."""
 
 
 class Outputs(Protocol):
@@ -57,7 +57,7 @@ class Ordered(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Why a run ended before its time.
+    """Why a run ended early.
 
     Attributes:
         kind: "halted", or "interrupted" by a signal.
@@ -69,13 +69,13 @@ class Ending:
 
 
 class Runner:
-    """Sends what is new, and writes down what comes of it.
+    """Sends new lines, and writes their outcomes.
 
     Attributes:
-        ending: set when the run is to end early.
-        lines_in_flight: those under way, by number.
-        unknown: lines that were in flight when an earlier run was killed.
-        usage: the tokens of the answers of this run.
+        ending: set when the run must end early.
+        lines_in_flight: the lines in flight, by number.
+        unknown: how many lines were in flight when an earlier run was killed.
+        usage: the tokens of this run's answers.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Runner:
             )
 
     def end(self, kind: Literal["halted", "interrupted"], message: str) -> None:
-        """Send nothing more, and let go what was not sent; what is under way comes to its end."""
+        """Stop sending, and drop lines that were not sent; requests in flight finish."""
         if self.ending is None:
             self.ending = Ending(kind, message)
             self._intents.is_ending = True
@@ -126,7 +126,7 @@ class Runner:
                 line.leave()
 
     async def run(self) -> None:
-        """Work until every line has an outcome, or the run is to end."""
+        """Work until every line has an outcome, or the run must end."""
         waits = self._order is not None or self.options.from_stdin
         requests = self._arriving() if waits else self._ready()
         async with aclosing(outcomes_of(self._fly, requests, self.options.max_in_flight)) as outcomes:
@@ -159,7 +159,7 @@ class Runner:
         return self._order is not None and self._order.held > _HELD * self.options.max_in_flight
 
     def _request(self, number: int, read: Read) -> httpx.Request | None:
-        """The request for a line; None where there is none to be sent."""
+        """The request for a line; None if there is nothing to send."""
         if (number - 1) % self._shards != self._shard:
             return None
         fate = self.known.fates[number]
@@ -187,10 +187,10 @@ class Runner:
         return request_for(line, target, self._key_of(number), self._extensions)
 
     def _report(self, number: int, read: Read) -> None:
-        """Put a line whose fate is unknown among the failures."""
+        """Report a line whose outcome is unknown as a failure."""
         message = (
-            f"{self.options.source}, line {number}: this was in flight when an earlier run was killed, so that the"
-            " server may have executed it; --retry-failed sends it again"
+            f"{self.options.source}, line {number}: this was in flight when an earlier run was killed, so the"
+            " server may have executed it; to send it again, pass --retry-failed"
         )
         values: Values | None = None
         own_id = "null"
@@ -207,13 +207,13 @@ class Runner:
         line = line_of(request)
         assert line is not None
         if self.ending is not None:
-            raise LetGoError("the run ends")
+            raise LetGoError("the run is ending")
         with anyio.CancelScope() as scope:
             line.starts(scope.cancel)
             if self._commands is not None:
                 return await self._commands.run(line, request)
             return await self._send(request)
-        raise LetGoError("the run ends")
+        raise LetGoError("the run is ending")
 
     # Outcomes into the outputs
 
@@ -274,6 +274,6 @@ class Runner:
             self.outputs.append(fate, number, entry)
         except WriteError as error:
             self.end("halted", f"{error}; nothing more is sent")
-            with suppress(OSError, AttributeError):  # Nobody may be left to read it.
+            with suppress(OSError, AttributeError):  # stderr may be closed.
                 sys.stderr.buffer.write(entry)
                 sys.stderr.buffer.flush()

@@ -1,4 +1,4 @@
-"""`send_all` and `asend_all`: many requests through one client, a few at a time, outcomes as they come."""
+"""`send_all` and `asend_all`: many requests through one client, a few at a time, with outcomes as calls finish."""
 
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,24 +23,24 @@ def send_all(
     max_in_flight: int = 32,
     journal: Path | None = None,
 ) -> Generator[Outcome, None, None]:
-    """Send many requests through one client, in threads, and yield each outcome as it comes.
+    """Send many requests through one client, in threads, and yield each outcome as its call finishes.
 
-    A request that fails is an outcome with an `error`; it stops nothing. The iterable is read in the thread of the
-    caller, and never more than `max_in_flight` requests beyond the outcomes that were handed out. What the iterable
-    raises comes out of the loop, after the outcomes of the requests that were read. `close()` sends nothing more and
-    waits for what is in flight: `with contextlib.closing(stkai.send_all(...)) as outcomes`.
+    A request that fails yields an outcome with an `error` and does not stop the others. The iterable is read in the
+    caller's thread, at most `max_in_flight` requests ahead of the outcomes yielded. If the iterable raises, the loop
+    raises that error after the outcomes of the requests read so far. `close()` stops sending and waits for the
+    requests in flight: `with contextlib.closing(stkai.send_all(...)) as outcomes`.
 
     Args:
-        client: any sync client of stkai's or httpx's; it is not closed.
+        client: any sync stkai or httpx client; it is not closed.
         requests: from `client.build_request(...)`, or `httpx.Request` objects.
-        max_in_flight: how many requests are under way at once.
-        journal: a file that remembers which requests were sent, so that a second run over the same requests skips
-            those whose outcome was handed out. One that was in flight when the first run was killed is not sent
+        max_in_flight: the most requests in flight at once.
+        journal: a file that records which requests were sent, so that a second run over the same requests skips
+            those whose outcomes were yielded. A request that was in flight when the first run was killed is not sent
             again: its outcome is an `OutcomeUnknownError`.
 
     Raises:
-        ConfigurationError: the client is not a sync one, or the journal is in use or not one.
-        InvalidArgumentError: `max_in_flight` is not a whole number from 1 up, or `requests` is not an iterable.
+        ConfigurationError: the client is not a sync client, or the journal is in use or not a journal.
+        InvalidArgumentError: `max_in_flight` is not an integer of at least 1, or `requests` is not an iterable.
     """
     send = sender(client)
     _check(requests, max_in_flight, Iterable)
@@ -54,20 +54,20 @@ def asend_all(
     max_in_flight: int = 32,
     journal: Path | None = None,
 ) -> AsyncGenerator[Outcome, None]:
-    """Send many requests through one async client, in tasks, and yield each outcome as it comes.
+    """Send many requests through one async client, in tasks, and yield each outcome as its call finishes.
 
-    As `send_all`, on asyncio and trio. The iterable may be an async one. `aclose()` cancels what is in flight:
-    `async with contextlib.aclosing(stkai.asend_all(...)) as outcomes`.
+    Works like `send_all`, on asyncio and trio, and also takes async iterables. `aclose()` cancels the requests in
+    flight: `async with contextlib.aclosing(stkai.asend_all(...)) as outcomes`.
 
     Args:
-        client: any async client of stkai's or httpx's; it is not closed.
+        client: any async stkai or httpx client; it is not closed.
         requests: an iterable or an async iterable of requests.
-        max_in_flight: how many requests are under way at once.
+        max_in_flight: the most requests in flight at once.
         journal: as for `send_all`.
 
     Raises:
-        ConfigurationError: the client is not an async one, or the journal is in use or not one.
-        InvalidArgumentError: `max_in_flight` is not a whole number from 1 up, or `requests` is not an iterable.
+        ConfigurationError: the client is not an async client, or the journal is in use or not a journal.
+        InvalidArgumentError: `max_in_flight` is not an integer of at least 1, or `requests` is not an iterable.
     """
     send = async_sender(client)
     _check(requests, max_in_flight, (Iterable, AsyncIterable))

@@ -1,4 +1,4 @@
-"""How a client of any kind sends one request and reads its answer."""
+"""How each kind of client sends one request and reads its answer."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -14,11 +14,11 @@ Send = Callable[[httpx.Request], httpx.Response]
 AsyncSend = Callable[[httpx.Request], Awaitable[httpx.Response]]
 
 _OWN_HEADERS: Final = frozenset({"host", "content-length", "transfer-encoding"})
-"""What a client of the API reference writes itself."""
+"""Headers that a client of the API reference sets itself."""
 
 
 def sender(client: Any) -> Send:
-    """What sends one request through a sync client.
+    """A function that sends one request through a sync client.
 
     Raises:
         ConfigurationError: it is not a sync client.
@@ -34,7 +34,7 @@ def sender(client: Any) -> Send:
 
 
 def async_sender(client: Any) -> AsyncSend:
-    """What sends one request through an async client.
+    """A function that sends one request through an async client.
 
     Raises:
         ConfigurationError: it is not an async client.
@@ -48,18 +48,18 @@ def async_sender(client: Any) -> AsyncSend:
 
 
 def check_request(request: object) -> None:
-    """Refuse what is not a request.
+    """Refuse anything but a request.
 
     Raises:
-        InvalidArgumentError: it is something else.
+        InvalidArgumentError: it is not a request.
     """
     if not isinstance(request, alike(httpx.Request)):
-        msg = f"requests must be httpx.Request objects, such as client.build_request(...) makes, not {request!r}"
+        msg = f"requests must be httpx.Request objects, as from client.build_request(...), not {request!r}"
         raise InvalidArgumentError(msg)
 
 
 def _by_verbs(client: HttpClient) -> Send:
-    """For clients with verbs of their own, which take JSON and no request."""
+    """For clients that override the verbs, and take JSON instead of a request."""
 
     def send(request: httpx.Request) -> httpx.Response:
         headers = {name: value for name, value in request.headers.items() if name not in _OWN_HEADERS}
@@ -83,5 +83,5 @@ def _by_verbs(client: HttpClient) -> Send:
 def _wrong(function: str, client: object, wanted: str, other: str) -> ConfigurationError:
     hint = ""
     if isinstance(client, alike(HttpClient, httpx.Client, AsyncHttpClient, httpx.AsyncClient)):
-        hint = f"; stkai.{other} takes that one"
+        hint = f"; use stkai.{other} with this client"
     return ConfigurationError(f"{function} needs {wanted}, not {client!r}{hint}")

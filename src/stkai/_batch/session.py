@@ -16,7 +16,7 @@ _SAMPLE: Final = 1 << 16
 
 
 class Session:
-    """A job that this process works on; nobody else does until it is closed.
+    """A job that this process is working on, locked against others until it is closed.
 
     Attributes:
         journal: what was sent.
@@ -33,7 +33,7 @@ class Session:
 
     @classmethod
     def open(cls, options: Options, facts: dict[str, Any]) -> "Session":
-        """Begin or go on with the job of `-o`.
+        """Start or resume the job that writes to `-o`.
 
         Raises:
             UsageError: it runs already, it is not the same job, or the files are not those of a job.
@@ -55,9 +55,7 @@ class Session:
         header = self.journal.header
         if header is not None and not options.goes_on and not options.restart:
             path = self.journal.file.path
-            msg = (
-                f"{path} is the journal of a job: pass --resume to go on with it, or --restart to begin anew"
-            )
+            msg = f"{path} is the journal of a job: pass --resume to continue it, or --restart to start over"
             raise UsageError(msg)
         if header is None:
             _check_ours(options, self.paths)
@@ -73,7 +71,7 @@ class Session:
             raise
 
     def _begin(self, options: Options, facts: dict[str, Any]) -> None:
-        # In this order: killed in between, what is there either is a job, or is none.
+        # In this order, a kill in between leaves either a complete job or none.
         self.journal.file.truncate()
         if options.restart:
             for path in (self.paths.out, self.paths.failed, self.paths.spool):
@@ -91,7 +89,7 @@ class Session:
         self.known = replay(self.journal, fates)
         if options.retry_failed:
             again = fates.all_with(FAILED)
-            # Killed before the file is emptied, they are failures as before; afterwards they are new.
+            # After a kill before the truncation they are still failures; after it they are new.
             if again:
                 self.journal.all_not_sent(again)
             self.outputs.forget_failures()
@@ -108,29 +106,29 @@ def check_paths(options: Options, paths: Paths) -> None:
     """Refuse outputs that cannot be written, or would overwrite the input.
 
     Raises:
-        UsageError: says which, and why.
+        UsageError: an output cannot be used; says which, and why.
     """
     folder = paths.out.parent
     if not folder.is_dir():
-        raise UsageError(f"{folder} is no directory: create it, or choose another name with -o")
+        raise UsageError(f"{folder} is not a directory: create it, or choose another name with -o")
     for path in paths:
         if path.exists() and not path.is_file():
-            raise UsageError(f"{path} is no file: choose another name with -o")
+            raise UsageError(f"{path} is not a file: choose another name with -o")
         if not os.access(path if path.exists() else folder, os.W_OK):
             raise UsageError(
                 f"{path} cannot be written: choose another name with -o, or change its permissions"
             )
         for given in (options.source, options.body):
             if given is not None and path.exists() and Path(given).exists() and path.samefile(given):
-                raise UsageError(f"{path} is both read and written: choose another name with -o")
+                raise UsageError(f"{path} is both an input and an output: choose another name with -o")
 
 
 def _check_ours(options: Options, paths: Paths) -> None:
-    """Refuse to overwrite files that no job has made."""
+    """Refuse to overwrite files that are not outputs of a job."""
     for path in (paths.out, paths.failed):
         if path.exists() and not options.restart:
             msg = (
-                f"{path} exists and has no journal beside it, so that it is not the output of a job:"
+                f"{path} exists but has no journal next to it, so it is not the output of a job:"
                 " choose another name with -o, or pass --restart to overwrite it"
             )
             raise UsageError(msg)
@@ -139,10 +137,10 @@ def _check_ours(options: Options, paths: Paths) -> None:
 def _check_same(
     options: Options, kind: str, old: dict[str, Any], facts: dict[str, Any], paths: Paths
 ) -> None:
-    """Go on only with the job that the journal is of."""
+    """Continue only the job that the journal belongs to."""
     if kind != "batch":
         raise UsageError(
-            f"{paths.journal} is the journal of a program that uses stkai.send_all: choose another -o"
+            f"{paths.journal} is the journal of a program that uses stkai.send_all: choose another name with -o"
         )
     before = old.get("options", {})
     for name, value in facts.items():
@@ -150,23 +148,23 @@ def _check_same(
             shown = (
                 "" if name in {"--base-url", "--body"} else f": it was {before.get(name)!r}, not {value!r}"
             )
-            msg = f"{name} is not what it was when the job began{shown}; pass the same, or --restart to begin anew"
+            msg = f"{name} has changed since the job began{shown}; pass the old value, or --restart to start over"
             raise UsageError(msg)
     given = old.get("input", {})
     if (given.get("sha256") is None) != options.from_stdin:
         was = (
-            "stdin: pass - in place of a file"
+            "stdin: pass - instead of a file"
             if given.get("sha256") is None
-            else "a file: pass it in place of -"
+            else "a file: pass it instead of -"
         )
-        raise UsageError(f"the input of this job was {was}, or --restart to begin anew")
+        raise UsageError(f"the input of this job was {was}, or pass --restart to start over")
     if options.from_stdin:
         return
     path, size = Path(options.source), given["size"]
     if path.stat().st_size < size or _sample(path, size) != given["sha256"]:
         msg = (
-            f"{path} has changed since the job began, by more than lines at its end:"
-            " restore it, or pass --restart to begin anew"
+            f"{path} has changed since the job began, other than by lines added at the end:"
+            " restore it, or pass --restart to start over"
         )
         raise UsageError(msg)
 

@@ -1,4 +1,4 @@
-"""Where outcomes go where there are no files: stdout, one line each."""
+"""Writes outcomes to stdout, one line each, when there are no output files."""
 
 import os
 from collections import deque
@@ -11,11 +11,11 @@ _STDOUT: Final = 1
 
 
 class Stdout:
-    """Every outcome on stdout, as they come or in the order of the input.
+    """Writes every outcome to stdout, as calls finish or in input order.
 
     Attributes:
-        counts: how many answers and failures there were.
-        held: how many outcomes wait for an earlier one.
+        counts: the numbers of answers and failures.
+        held: how many outcomes are waiting for an earlier one.
     """
 
     def __init__(self, *, in_order: bool, descriptor: int = _STDOUT) -> None:
@@ -29,12 +29,12 @@ class Stdout:
         return len(self._entries)
 
     def expect(self, number: int) -> None:
-        """An outcome of this line will come."""
+        """Expect an outcome for this line."""
         if self._in_order:
             self._expected.append(number)
 
     def drop(self, number: int) -> None:
-        """None will come after all."""
+        """Stop expecting an outcome for this line."""
         if self._in_order:
             self._expected.remove(number)
             self._flush()
@@ -65,10 +65,10 @@ class Stdout:
             raise WriteError("stdout", error) from error
 
     def sync(self) -> None:
-        """Nothing to be done: whoever reads it has it."""
+        """Do nothing: the reader already has the lines."""
 
     def sort(self) -> None:
-        """Nothing to be done: it is in order."""
+        """Do nothing: the lines are already in order."""
 
     def close(self) -> None:
-        """Nothing to be done: stdout is not ours."""
+        """Do nothing: stdout stays open."""

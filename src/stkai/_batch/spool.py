@@ -1,4 +1,4 @@
-"""Stdin on its way into a file, as fast as it comes, so that a resumed job finds it there."""
+"""Copies stdin to a file as it arrives, so that a resumed job can read it there."""
 
 import os
 import threading
@@ -12,12 +12,12 @@ _BLOCK: Final = 1 << 16
 
 
 class Spool:
-    """Copies a descriptor into a file, in a thread of its own, which ends with the process.
+    """Copies a descriptor to a file, in a daemon thread.
 
     Attributes:
-        path: of the file.
-        is_complete: all has been copied, or the copying failed.
-        error: why it failed.
+        path: the file's path.
+        is_complete: everything was copied, or copying failed.
+        error: the reason if copying failed.
     """
 
     def __init__(self, path: Path, descriptor: int = 0) -> None:
@@ -27,7 +27,7 @@ class Spool:
         self._file, self._descriptor = AppendFile(path), descriptor
 
     def start(self) -> None:
-        """Begin to copy."""
+        """Start copying."""
         threading.Thread(target=self._copy, name="stkai.batch.stdin", daemon=True).start()
 
     def _copy(self) -> None:
@@ -38,6 +38,6 @@ class Spool:
         except StkaiError as error:
             self.error = error
         except OSError:
-            pass  # A stdin that is closed has nothing more to say.
+            pass  # stdin was closed: there is nothing more to read.
         finally:
             self.is_complete = True

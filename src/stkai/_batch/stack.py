@@ -1,4 +1,4 @@
-"""The stack of a batch: that of `build_async_client()`, with the journal inside all other layers."""
+"""The stack of a batch: the one from `build_async_client()`, with the journal inside all other layers."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ def build_client(options: Options, intents: Intents) -> AsyncHttpClient:
     """The client that sends the lines.
 
     Raises:
-        UsageError: the settings cannot work, or say nothing of authentication.
+        UsageError: the settings are invalid, or do not mention authentication.
     """
     try:
         settings = STKAI.config
@@ -27,7 +27,7 @@ def build_client(options: Options, intents: Intents) -> AsyncHttpClient:
             policy = RetryPolicy(**config.model_dump(exclude={"enabled"}))
             if options.unknown == "report":
                 policy = replace(policy, retry_unknown=False)
-        # Connections for all that is in flight, unless somebody wants fewer.
+        # Enough connections for all requests in flight, unless the settings ask for fewer.
         chosen, most = settings.http.model_fields_set, options.max_in_flight
         wanted = {
             name: most

@@ -1,4 +1,4 @@
-"""Bodies from a template: `{name}` inside its strings is replaced, after parsing, so that nothing needs escaping."""
+"""Bodies from a template: replaces `{name}` inside its strings after parsing, so that values need no escaping."""
 
 import re
 from collections.abc import Mapping
@@ -17,15 +17,15 @@ class Template:
     """A JSON document with placeholders in its string values.
 
     Attributes:
-        names: of the placeholders, in their order.
-        text: the document as it was written.
+        names: the placeholders' names, in order.
+        text: the original document.
     """
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.names: list[str] = []
         self._pieces: list[tuple[str, str | None]] = []
-        """Text that stays as it is, and the name whose value follows it."""
+        """Literal text, and the name of the value that follows it."""
         start, kept = 0, ""
         for found in _STRING.finditer(text):
             if _COLON.match(text, found.end()) is None:
@@ -35,7 +35,7 @@ class Template:
         self._pieces.append((kept + text[start:], None))
 
     def _split(self, string: str, kept: str) -> str:
-        """Take one string apart; returns what belongs before the next placeholder."""
+        """Split one string at its placeholders; returns the text before the next one."""
         value: str = parse(string).value
         if _PLACEHOLDER.search(value) is None:
             return kept + string
@@ -66,7 +66,7 @@ class Template:
         return cls(text.strip())
 
     def fill(self, values: Mapping[str, Part]) -> str:
-        """The document with the values in their places: strings as they are, all else as JSON.
+        """The document with the values filled in: strings as text, everything else as JSON.
 
         Raises:
             KeyError: a value is missing.

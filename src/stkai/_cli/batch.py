@@ -11,7 +11,7 @@ _RUN = "run"
 
 
 class _DefaultCommand(TyperGroup):
-    """A group in which whatever is not the name of a command goes to `run`: `stkai batch INPUT` needs no name."""
+    """A group that passes anything but a command name to `run`, so that `stkai batch INPUT` works."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or args[0] not in self.commands:
@@ -24,7 +24,7 @@ class _DefaultCommand(TyperGroup):
 
 
 batch = typer.Typer(
-    cls=_DefaultCommand, help="Send the requests of a file: none lost, none sent twice unnoticed."
+    cls=_DefaultCommand, help="Send the requests in a file; lose none, and report any that may run twice."
 )
 
 
@@ -47,41 +47,35 @@ class Sync(StrEnum):
 @batch.command(_RUN)
 def run(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="A .jsonl or .csv file, or - for stdin.")],
-    out: Annotated[str | None, typer.Option("-o", "--out", help="Where answers go; - for stdout.")] = None,
-    base_url: Annotated[str | None, typer.Option(help="What relative urls are appended to.")] = None,
+    out: Annotated[str | None, typer.Option("-o", "--out", help="Write answers here; - for stdout.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Base for relative urls.")] = None,
     quick_command: Annotated[str | None, typer.Option(metavar="SLUG", help="Run this quick command.")] = None,
-    body: Annotated[
-        Path | None, typer.Option(help="A template: {column} in its strings is replaced.")
-    ] = None,
-    id_column: Annotated[
-        str | None, typer.Option(help="The column, or member, that is the custom_id.")
-    ] = None,
+    body: Annotated[Path | None, typer.Option(help="JSON template; {column} in strings is replaced.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="Column, or member, to use as custom_id.")] = None,
     shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Only every Nth line, from number I on.")
+        str | None, typer.Option(metavar="I/N", help="Send only every Nth line, starting with line I.")
     ] = None,
-    max_in_flight: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 32,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the job of OUT.")] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Begin it anew; its outputs are overwritten.")
-    ] = False,
+    max_in_flight: Annotated[int, typer.Option(min=1, help="Maximum requests in flight.")] = 32,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the job that writes OUT.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Start over and overwrite the outputs.")] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Send the failed lines again.")
     ] = False,
-    unknown: Annotated[Unknown, typer.Option(help="Lines that were in flight at a kill.")] = Unknown.REPORT,
-    order: Annotated[Order, typer.Option(help="Of the outputs.")] = Order.DONE,
-    halt_after: Annotated[int, typer.Option(min=0, help="Equal failures in a row; 0 for never.")] = 20,
-    deadline: Annotated[float | None, typer.Option(help="Seconds for each call, with all its waits.")] = None,
+    unknown: Annotated[Unknown, typer.Option(help="Lines in flight when a run was killed.")] = Unknown.REPORT,
+    order: Annotated[Order, typer.Option(help="Order of the outputs.")] = Order.DONE,
+    halt_after: Annotated[
+        int, typer.Option(min=0, help="Halt after equal failures in a row; 0: never.")
+    ] = 20,
+    deadline: Annotated[float | None, typer.Option(help="Seconds per call, waits included.")] = None,
     price: Annotated[
         str | None, typer.Option(help="Dollars per million tokens, such as input=0.15,output=0.6.")
     ] = None,
-    sync: Annotated[
-        Sync, typer.Option(help="How often the disk is told to keep what it has.")
-    ] = Sync.EACH_SECOND,
+    sync: Annotated[Sync, typer.Option(help="How often to flush files to disk.")] = Sync.EACH_SECOND,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Send no token.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every line, and send nothing.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing as long as all is well.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every line; send nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
 ) -> None:
-    """Send the requests of INPUT, and write their answers to OUT. `stkai batch merge` joins the outputs of shards.
+    """Send the requests in INPUT and write the answers to OUT. `stkai batch merge` joins the outputs of shards.
 
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 3 halted and resumable, 130 interrupted.
     """
@@ -121,12 +115,14 @@ def run(
 
 @batch.command("merge")
 def merge(
-    outs: Annotated[list[str], typer.Argument(metavar="OUT...", help="The outputs, as -o named them.")],
-    out: Annotated[str, typer.Option("-o", "--out", metavar="ALL", help="Where all of it goes.")],
+    outs: Annotated[
+        list[str], typer.Argument(metavar="OUT...", help="Outputs of the shards, as passed to -o.")
+    ],
+    out: Annotated[str, typer.Option("-o", "--out", metavar="ALL", help="Write the joined output here.")],
 ) -> None:
-    """Join the outputs of shards, answers and failures, in the order of the lines.
+    """Join the outputs of shards, both answers and failures, in input order.
 
-    Exit codes: 0 all done, 1 some failed, 2 an output is missing, ALL exists, or a line is there twice.
+    Exit codes: 0 all done, 1 some failed, 2 an output is missing, ALL exists, or a line occurs twice.
     """
     from .._batch.job import run_merge
 

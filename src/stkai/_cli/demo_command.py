@@ -36,7 +36,7 @@ def demo(
     quota: Annotated[int, typer.Option(min=1, help="Requests that the server accepts per window.")] = 20,
     window: Annotated[float, typer.Option(min=0.1, help="Length of the window, in seconds.")] = 1.0,
     plot: Annotated[
-        bool, typer.Option("--plot/--no-plot", help="Show the requests over time beside the figures.")
+        bool, typer.Option("--plot/--no-plot", help="Plot the requests over time next to the figures.")
     ] = True,
 ) -> None:
     """Send real requests from several processes to an embedded server with a small quota.
@@ -47,7 +47,7 @@ def demo(
 
 
 def show(console: Console, batch: Batch, *, plot: bool) -> None:
-    """Run every strategy and show its figures as they become known.
+    """Run every strategy and show its figures as they come in.
 
     Raises:
         typer.Exit: Calls were lost.
@@ -67,10 +67,10 @@ def show(console: Console, batch: Batch, *, plot: bool) -> None:
         live.update(_table(runs, batch, console.width, plot=plot))
     lost = sum(run.lost for run in runs)
     if lost:
-        console.print(f"\n[bold red]{lost} calls were lost: nobody knows what became of them.[/]")
+        console.print(f"\n[bold red]{lost} calls were lost: their outcome is unknown.[/]")
         raise typer.Exit(1)
     if plot:
-        console.print("\nA column two lines high is the whole quota.", end="", highlight=False)
+        console.print("\nA column two lines high means the whole quota is used.", end="", highlight=False)
     console.print(
         "\nEvery call is accounted for: it succeeded, or its failure was reported.", highlight=False
     )
@@ -104,7 +104,7 @@ def _table(runs: Sequence[Run], batch: Batch, width: int, *, plot: bool) -> Tabl
 
 
 def _plots(runs: Sequence[Run], batch: Batch, cells: int) -> list[RenderableType]:
-    """One plot for each run, all to one scale; two of the three lines are the quota, and what is higher is cut off."""
+    """One plot per run, all to the same scale; two of the three lines are the quota, and higher columns are cut off."""
     end = max((instant for run in runs for instant in (*run.accepted, *run.refused)), default=0.0)
     # A bucket is never shorter than a window: within one, accepted requests may come in any pattern.
     buckets = max(1, min(cells, math.ceil(end / batch.window + 1e-9)))
@@ -121,7 +121,7 @@ def _plots(runs: Sequence[Run], batch: Batch, cells: int) -> list[RenderableType
 
 
 class _Bars:
-    """How far each process of a run has come."""
+    """Progress bars for the processes of a run."""
 
     def __init__(self, batch: Batch, strategy: str) -> None:
         self._progress = Progress(

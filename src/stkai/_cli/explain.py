@@ -1,4 +1,4 @@
-"""`stkai explain`: the settings in force, where each comes from, and the stack that they make."""
+"""`stkai explain`: shows the effective settings, where each comes from, and the resulting stack."""
 
 import typer
 from rich import box
@@ -15,7 +15,7 @@ from .quota import describe
 
 
 def explain() -> None:
-    """Show the settings in force, where each value comes from, and the stack that they make."""
+    """Show the effective settings, where each value comes from, and the resulting stack."""
     console = Console()
     try:
         settings = STKAI.config
@@ -30,10 +30,10 @@ def explain() -> None:
     console.print(table)
     _print(console, "\nAuthentication: ", f"{choice.kind} - {choice.why}.")
     if choice.kind == "none":
-        _print(console, "", f"As it stands, build_client() refuses: {NO_AUTHENTICATION}")
+        _print(console, "", f"With these settings, build_client() raises: {NO_AUTHENTICATION}")
     for layer in parts.layers:
         if isinstance(layer.policy, SharingQueue) and layer.policy.share is not None:
-            # On a line each: a terminal that is narrow breaks none of it.
+            # One line each, without wrapping, even in a narrow terminal.
             console.print(Text.assemble(("Shared quota: ", "bold"), _share(layer.policy)), soft_wrap=True)
     wire = "StackSpot CLI" if parts.by_cli else "httpx, with the proxies of the environment"
     _print(console, "Stack: ", f"{stack}  (outermost first; the wire is {wire})")
@@ -47,7 +47,7 @@ def explain() -> None:
 
 
 def _settings() -> Table:
-    """A row for each setting, in 80 columns; values that come from somewhere are bold, ignored variables yellow."""
+    """One row per setting, in 80 columns; values that are not defaults are bold, ignored variables yellow."""
     table = Table(
         title="Settings", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
@@ -56,18 +56,18 @@ def _settings() -> Table:
     table.add_column("from", overflow="fold")
     for row in STKAI.provenance():
         style = {"default": ""}.get(row.source, "yellow" if row.value == "ignored" else "bold")
-        # As text: in a plain string, rich takes brackets for markup.
+        # Text, because rich parses brackets in a plain string as markup.
         table.add_row(*(Text(cell, style) for cell in (row.variable, row.value, row.source)))
     return table
 
 
 def _share(limiter: SharingQueue) -> str:
-    """Which quota is shared, where, and by how many."""
+    """The name of the shared quota, its store, and its number of members."""
     store, share = limiter.store, str(limiter.share)
     heading = f"{share}, in {describe(store)}"
     try:
         seen = store.look(share)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the rest is worth showing
+    except Exception as error:  # noqa: BLE001 - any error: show the rest anyway
         return f"{heading}, which cannot be reached: {error}"
     return f"{heading}\nmembers seen: {1 + (0 if seen is None else seen.members)}"
 

@@ -1,4 +1,4 @@
-"""The command `stkai`. Each of its subcommands is a function in a module of its own, which `build_app` lists."""
+"""The command `stkai`. Each subcommand is a function in its own module; `build_app` lists them."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated

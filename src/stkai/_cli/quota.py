@@ -1,4 +1,4 @@
-"""`stkai quota`: what is known of a shared quota: once for scripts, live at a terminal."""
+"""`stkai quota`: shows the state of a shared quota, once for scripts or live in a terminal."""
 
 import json
 from typing import Annotated, Any, Final
@@ -17,7 +17,7 @@ from ..stores._choose import store_from
 from ..stores._place import check_share
 
 _REFRESH: Final = 0.5
-"""Seconds between two looks."""
+"""Seconds between updates."""
 
 
 def quota(
@@ -25,21 +25,21 @@ def quota(
     store: Annotated[
         str,
         typer.Option(
-            help="Where it lives: 'file' (this machine), or a URL: file:///directory, redis://, rediss://, unix://.",
+            help="The store: 'file' (this machine), or a URL: file:///directory, redis://, rediss://, unix://.",
             envvar="STKAI_RATE_LIMIT_STORE",
         ),
     ] = "file",
-    once: Annotated[bool, typer.Option("--once", help="Show it once, and exit.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Show it once, as JSON.")] = False,
-    reset: Annotated[bool, typer.Option("--reset", help="Forget all that is known of it.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print it once and exit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it once, as JSON.")] = False,
+    reset: Annotated[bool, typer.Option("--reset", help="Delete its state.")] = False,
 ) -> None:
-    """Show who shares a quota, its rate, what is in use, the queue and the pause."""
+    """Show a shared quota: members, rate, use, queue, pause and the last 429."""
     console = Console()
     try:
         share, found = check_share(name), _open(store)
         if reset:
             found.reset(share)
-            console.print(Text(f"The quota {share!r} is forgotten; its members begin anew."))
+            console.print(Text(f"The quota {share!r} is reset; its members start over."))
         elif as_json:
             typer.echo(json.dumps(as_dict(share, found.look(share))))
         elif once or not console.is_terminal:
@@ -56,21 +56,21 @@ def quota(
 
 
 def describe(store: Any) -> str:
-    """Where a store is, without user and password."""
+    """Name a store's location, without user and password."""
     if isinstance(store, RedisStore):
         return f"Redis at {store.place}"
     return f"the directory {store.path}" if isinstance(store, FileStore) else repr(store)
 
 
 def as_dict(share: str, seen: Snapshot | None) -> dict[str, Any]:
-    """What is known, for scripts; seconds and requests per second."""
+    """The state, for scripts; in seconds and requests per second."""
     return {"share": share, "known": seen is not None, **({} if seen is None else seen._asdict())}
 
 
 def as_table(share: str, seen: Snapshot | None) -> Table | Text:
-    """What is known, for people."""
+    """The state, for people."""
     if seen is None:
-        return Text(f"Nobody has used the quota {share!r} lately.")
+        return Text(f"No process has used the quota {share!r} recently.")
     refused = "none" if seen.refused is None else f"{seen.refused:.0f} s ago"
     rows = {
         "members": str(seen.members),
@@ -95,7 +95,7 @@ def _open(store: str) -> FileStore | RedisStore:
 
 
 def _watch(console: Console, share: str, store: FileStore | RedisStore) -> None:
-    """Look again and again, until Ctrl-C."""
+    """Update the table until Ctrl-C."""
     clock = SystemClock()
     try:
         with Live(as_table(share, store.look(share)), console=console, auto_refresh=False) as live:

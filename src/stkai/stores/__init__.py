@@ -1,4 +1,4 @@
-"""Where a shared quota lives: a file for the processes of one machine, Redis or Valkey for many machines."""
+"""Stores for shared quotas: a file for the processes of one machine, Redis or Valkey for several machines."""
 
 from ._file import FileStore
 from ._memory import MemoryStore

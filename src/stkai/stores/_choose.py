@@ -1,4 +1,4 @@
-"""From what `store=` and STKAI_RATE_LIMIT_STORE may be to the store itself."""
+"""Makes a store from the value of `store=` or STKAI_RATE_LIMIT_STORE."""
 
 import os
 from urllib.parse import unquote, urlsplit
@@ -12,10 +12,10 @@ ALLOWED = "'file', a URL (file:///directory, redis://, rediss:// or unix://), or
 
 
 def check_store(store: object) -> None:
-    """Check the form of `store=`, without opening anything.
+    """Check the value of `store=` without opening anything.
 
     Raises:
-        ConfigurationError: it is nothing that a store can be made of.
+        ConfigurationError: the value does not describe a store.
     """
     if store is None or store == "file" or (not isinstance(store, str | type) and isinstance(store, Store)):
         return
@@ -31,10 +31,10 @@ def check_store(store: object) -> None:
 
 
 def store_from(store: "str | Store | None", timeout: float = 0.25) -> Store:
-    """The store that is meant; `timeout` in seconds is for a URL of Redis.
+    """The store for this value; `timeout`, in seconds, applies to Redis URLs.
 
     Raises:
-        ConfigurationError: there is no such store, or it cannot work.
+        ConfigurationError: there is no such store, or it cannot be used.
     """
     check_store(store)
     if store is None or store == "file":

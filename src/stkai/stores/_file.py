@@ -16,14 +16,14 @@ from ._tickets import State
 
 _LOCK_TIMEOUT = 0.25
 _LOOK_AGAIN = 0.25
-"""Seconds between looks whether the file that is open is still the one of its name."""
+"""Seconds between checks that the path still refers to the open file."""
 
 _STILL_LINKED = 0.02
-"""Seconds between looks, which are cheaper, whether it has been deleted."""
+"""Seconds between the cheaper checks that the file was not deleted."""
 
 _TWO_MACHINES = 60.0
 _BACKWARDS = 5.0
-"""Seconds by which a clock may be behind the file's; more, and the file's clock is not this one."""
+"""Seconds that this clock may be behind the file's; a larger gap means that another clock wrote the file."""
 
 _clock = SystemClock()
 
@@ -32,10 +32,10 @@ class _OpenShare:
     """The file of one share, open in this process.
 
     Attributes:
-        seen: when it was last known not to be deleted.
-        checked: when it was last seen in its place.
-        wall: seconds since 1970 when it was last seen there.
-        known: what this process wrote last, and the slot's content; none of it if a step failed.
+        seen: when it was last known to exist.
+        checked: when its path was last checked.
+        wall: seconds since 1970 at that check.
+        known: the record that this process wrote last, with the slot's content; None if a step failed.
     """
 
     __slots__ = ("checked", "fd", "identity", "known", "lock", "seen", "wall")
@@ -50,7 +50,7 @@ class _OpenShare:
         self.lock = threading.Lock()
 
     def close(self) -> None:
-        """Close the file, which lets go of its lock as well."""
+        """Close the file, which also releases its lock."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
@@ -58,7 +58,7 @@ class _OpenShare:
     __del__ = close
 
     def read(self, now: float) -> Record:
-        """The state in the file, or a new one where there is none that can be used.
+        """The state in the file, or a new one if there is no usable state.
 
         Raises:
             ConfigurationError: another machine writes to the same file.
@@ -92,7 +92,7 @@ class _OpenShare:
         self.known = record, content
 
     def release(self) -> None:
-        """Let others have the file."""
+        """Release the file's lock."""
         try:
             unlock(self.fd)
         finally:
@@ -110,7 +110,7 @@ class _OpenShare:
         )  # Before that, it may have been this one, before it was restarted.
         if since < record.wall <= wall + _BACKWARDS:
             raise ConfigurationError(
-                "two machines share one state file, and their clocks have nothing in common;"
+                "two machines share one state file, but their clocks are unrelated;"
                 " share the quota through Redis: store='redis://host:6379'"
             )
 
@@ -119,11 +119,11 @@ class FileStore:
     """A directory with one state file for each share, for the processes of one user on one machine.
 
     Args:
-        path: the directory; made with mode 0700 where it is missing. By default, one of this user's own in the
-            machine's directory for temporary files.
+        path: the directory; created with mode 0700 if it is missing. The default is a directory of this user's in the
+            system's temporary directory.
 
     Raises:
-        ConfigurationError: there is something else in the place of the directory, or nothing to make it in.
+        ConfigurationError: the path is not a directory, or its parent does not exist.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -134,7 +134,7 @@ class FileStore:
         except ConfigurationError:
             raise
         except OSError:
-            pass  # It cannot be had now; every lease tries again.
+            pass  # Not available now; every lease tries again.
         self._begin()
 
     def _begin(self) -> None:
@@ -146,19 +146,19 @@ class FileStore:
         """Take permits.
 
         Raises:
-            ConfigurationError: another machine uses the file as well, or it is not a plain file.
-            OSError: the file cannot be read or written, or its lock cannot be had within 0.25 s.
+            ConfigurationError: another machine also uses the file, or it is not a regular file.
+            OSError: the file cannot be read, written or locked within 0.25 s.
         """
         found = self._lease(ask, wait=True)
         assert found is not None
         return found
 
     def try_lease(self, ask: Ask) -> Lease | None:
-        """Take permits if that needs no waiting; None if somebody else holds the lock."""
+        """Take permits without waiting; return None if another process or thread holds the lock."""
         return self._lease(ask, wait=False)
 
     def amend(self, epoch: int, law: Law) -> bool:
-        """Put a new adaptive state in the place of the one that `law.version` names."""
+        """Replace the adaptive state of version `law.version` with a new one."""
         share = self._hold(law.share, wait=True)
         assert share is not None
         try:
@@ -172,7 +172,7 @@ class FileStore:
             share.release()
 
     def look(self, share: str) -> Snapshot | None:
-        """What can be seen of a share from outside; None where nobody has used it."""
+        """A share's state for display; None if it was never used."""
         if not (self.path / file_name(check_share(share))).is_file():
             return None
         held = self._hold(share, wait=True)
@@ -185,7 +185,7 @@ class FileStore:
             held.release()
 
     def reset(self, share: str) -> None:
-        """Forget all that is known of a share; members that are alive begin anew."""
+        """Delete the state of a share; active members start over."""
         if self.look(share) is None:
             return
         held = self._hold(share, wait=True)
@@ -226,7 +226,7 @@ class FileStore:
             share.release()
 
     def _hold(self, name: str, *, wait: bool) -> _OpenShare | None:
-        """The share with its lock held; None if that would need waiting and must not."""
+        """The share with its lock held; None if `wait` is false and another process or thread holds the lock."""
         if self._pid != os.getpid():
             self._leave_parents_files()
         while True:
@@ -260,7 +260,7 @@ class FileStore:
         return first
 
     def _is_in_place(self, name: str, share: _OpenShare) -> bool:
-        """Whether the open file is still the one that others find."""
+        """Whether other processes still find the open file at its path."""
         now = _clock.monotonic()
         if now - share.seen >= _STILL_LINKED:
             share.seen = now
@@ -276,16 +276,16 @@ class FileStore:
         return (about.st_dev, about.st_ino) == share.identity
 
     def _drop(self, name: str, share: _OpenShare) -> None:
-        """Close a file that others do not find any more; closing it lets go of its lock."""
+        """Close a file that is no longer at its path; closing it releases its lock."""
         with self._lock:
             if self._shares.get(name) is share:
                 del self._shares[name]
         share.close()
 
     def _leave_parents_files(self) -> None:
-        """Open the files anew in a forked child: the lock of a descriptor that two processes have holds off neither.
+        """Reopen the files in a forked child, because a descriptor shared by two processes locks out neither.
 
-        Closing only: unlocking would let go of the parent's lock.
+        Only close the old descriptors: unlocking them would release the parent's lock.
         """
         shares = self._shares
         self._begin()
@@ -297,7 +297,7 @@ _boot: list[bytes] = []
 
 
 def _boot_id() -> bytes:
-    """Which start of which machine this is: 16 bytes; all the same where the system does not tell."""
+    """Identifies this boot of this machine, in 16 bytes; a constant if the system has no boot id."""
     if not _boot:
         try:
             told = Path("/proc/sys/kernel/random/boot_id").read_bytes()

@@ -1,4 +1,4 @@
-"""Bounds the time of calls that bring no timeout of their own, such as those of a client that the user made."""
+"""Limits the time of calls that have no timeout, such as those of a client that the user configured."""
 
 import threading
 from collections.abc import Callable
@@ -6,9 +6,9 @@ from typing import Any
 
 
 class InTime:
-    """Carries calls out in a thread, and stops waiting for one after a while.
+    """Runs calls in a thread, and stops waiting for a call after a timeout.
 
-    While a call is stuck, the next ones fail at once: there is never more than one thread.
+    While a call is stuck, further calls fail at once, so that there is never more than one thread.
 
     Args:
         timeout: seconds.
@@ -22,7 +22,7 @@ class InTime:
         """The result of `work`.
 
         Raises:
-            TimeoutError: it is not there in time, or an earlier call is still under way.
+            TimeoutError: the call takes too long, or an earlier call is still running.
         """
         if self._stuck is not None and self._stuck.is_alive():
             raise TimeoutError("the server has not answered an earlier call yet")
@@ -33,7 +33,7 @@ class InTime:
         def run() -> None:
             try:
                 found.append(work())
-            except BaseException as error:  # noqa: BLE001 - raised anew where somebody waits for it
+            except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
                 errors.append(error)
 
         thread = threading.Thread(target=run, name="stkai-store-call", daemon=True)

@@ -1,4 +1,4 @@
-"""A lock between processes on an open file, and access to the file at an offset, on Unix and on Windows."""
+"""Locks between processes on an open file, and file access at an offset, on Unix and Windows."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ _LONGEST_NAP = 0.0005
 
 
 class Time(Protocol):
-    """The part of a clock that waiting for a lock needs."""
+    """The clock methods that waiting for a lock needs."""
 
     def monotonic(self) -> float:
         """Seconds."""
@@ -24,10 +24,10 @@ if sys.platform == "win32":
     import msvcrt
 
     _BYTE = 1 << 30
-    """Windows locks bytes, also against reading: one far behind the record."""
+    """Windows locks also block reads, so this is a byte far beyond the record."""
 
     def try_lock(fd: int) -> bool:
-        """Take the lock if nobody holds it."""
+        """Take the lock if it is free."""
         os.lseek(fd, _BYTE, os.SEEK_SET)
         try:
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
@@ -51,7 +51,7 @@ if sys.platform == "win32":
         return os.write(fd, content)
 
     def yield_processor() -> None:
-        """Do nothing: on Windows, whoever waits for a lock sleeps."""
+        """Do nothing: on Windows, waiting for a lock sleeps instead."""
 
 else:
     import fcntl
@@ -60,7 +60,7 @@ else:
     write_at = os.pwrite
 
     def try_lock(fd: int) -> bool:
-        """Take the lock if nobody holds it."""
+        """Take the lock if it is free."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -75,13 +75,13 @@ else:
 
 
 def lock(fd: int, timeout: float, time: Time) -> None:
-    """Take the lock, waiting for it at most `timeout` seconds.
+    """Take the lock, waiting at most `timeout` seconds.
 
-    A lock of the kernel's that waits cannot be told to give up, and its holder may be stopped; so this one asks again
-    and again: the lock is held for microseconds.
+    A blocking kernel lock has no timeout, and its holder may be stopped, so this polls: the lock is held for
+    microseconds only.
 
     Raises:
-        TimeoutError: somebody else held it all the time.
+        TimeoutError: another process held the lock the whole time.
     """
     if try_lock(fd):
         return
@@ -93,6 +93,6 @@ def lock(fd: int, timeout: float, time: Time) -> None:
     nap = 1e-6
     while not try_lock(fd):
         if time.monotonic() >= until:
-            raise TimeoutError(f"the lock of the state file was held by somebody else for {timeout:g} s")
+            raise TimeoutError(f"another process held the lock of the state file for {timeout:g} s")
         time.sleep(nap)
         nap = min(nap * 1.2, _LONGEST_NAP)

@@ -1,4 +1,4 @@
-"""A quota that members within one process share: for tests and simulations, on any clock."""
+"""A quota shared within one process, on any clock, for tests and simulations."""
 
 import threading
 
@@ -9,14 +9,14 @@ from ._tickets import KnownMembers, State
 
 
 class MemoryStore:
-    """Keeps shares in memory, by a clock of your own: sharing in virtual time, and without a file.
+    """Keeps shares in memory, on a clock that you pass: sharing in virtual time, without a file.
 
     Args:
-        clock: whose `monotonic` is the store's time.
+        clock: its `monotonic` is the store's time.
     """
 
     blocks = False
-    """Never waits, so that it may be asked in an event loop."""
+    """The store never waits, so an event loop may call it directly."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -35,13 +35,13 @@ class MemoryStore:
     try_lease = lease
 
     def amend(self, epoch: int, law: Law) -> bool:
-        """Put a new adaptive state in the place of the one that `law.version` names."""
+        """Replace the adaptive state of version `law.version` with a new one."""
         with self._lock:
             state = self._states.get(law.share)
             return state is not None and _tickets.amend(state, epoch, law, self._clock.monotonic())
 
     def look(self, share: str) -> Snapshot | None:
-        """What can be seen of a share from outside."""
+        """A share's state for display; None if it was never used."""
         with self._lock:
             state = self._states.get(share)
             if state is None or not state.rate:
@@ -49,7 +49,7 @@ class MemoryStore:
             return _tickets.look(state, self._clock.monotonic())
 
     def reset(self, share: str) -> None:
-        """Forget a share."""
+        """Delete the state of a share."""
         with self._lock:
             state = self._states.get(share)
             if state is not None:
@@ -57,4 +57,4 @@ class MemoryStore:
                 self._states[share] = _tickets.forget(state, self._clock.monotonic())
 
     def close(self) -> None:
-        """Nothing: there is nothing to let go of."""
+        """Do nothing: there is nothing to release."""

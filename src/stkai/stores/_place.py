@@ -1,4 +1,4 @@
-"""Where the state files are: a private directory, never behind a symbolic link, and a file name for each share."""
+"""The location of state files: a private directory, never a symbolic link, and one file per share."""
 
 import os
 import stat
@@ -17,10 +17,10 @@ _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 
 
 def check_share(share: object) -> str:
-    """The name of a share, if it is one.
+    """Check the name of a share, and return it.
 
     Raises:
-        ConfigurationError: it is empty, no text, or cannot be kept.
+        ConfigurationError: it is empty, not text, too long or not encodable.
     """
     if not isinstance(share, str) or not share.strip():
         raise ConfigurationError(f"share must be a name, such as 'team-key', not {share!r}")
@@ -29,18 +29,20 @@ def check_share(share: object) -> str:
     except UnicodeEncodeError as error:
         raise ConfigurationError(f"share must be text that can be encoded as UTF-8, not {share!r}") from error
     if "\x00" in share or len(share) > 1000:
-        raise ConfigurationError(f"share must have no NUL and at most 1000 characters: {share[:40]!r}")
+        raise ConfigurationError(
+            f"share must be at most 1000 characters long and contain no NUL, not {share[:40]!r}"
+        )
     return share
 
 
 def file_name(share: str) -> str:
-    """A name of its own for each share, on file systems that ignore case as well."""
+    """A file name that is unique to the share, even on file systems that ignore case."""
     digest = blake2b(share.encode(), digest_size=10).hexdigest()
     return f"{quote(share, safe='')[:60]}-{digest}.share"
 
 
 def default_directory() -> Path:
-    """A directory of this user's on this machine, the same for all processes that have the same TMPDIR."""
+    """This user's directory on this machine, the same for all processes with the same TMPDIR."""
     if sys.platform == "win32":
         import getpass
 
@@ -51,13 +53,13 @@ def default_directory() -> Path:
 
 
 def open_state(directory: Path, name: str, *, private: bool) -> int:
-    """Open a state file, made where it is missing; the directory likewise. The caller closes the descriptor.
+    """Open a state file; create it and its directory if they are missing. The caller closes the descriptor.
 
     Args:
-        private: refuse a directory that belongs to others, or that they may enter.
+        private: refuse a directory that other users own or may enter.
 
     Raises:
-        ConfigurationError: something else is in the place of the directory or of the file.
+        ConfigurationError: the directory is not a directory, or the file is not a regular file.
         OSError: the file system refuses.
     """
     at = _open_directory(directory, private=private)
@@ -81,10 +83,10 @@ def open_state(directory: Path, name: str, *, private: bool) -> int:
 
 
 def make_directory(directory: Path, *, private: bool) -> None:
-    """Make the directory where it is missing, and check that it can hold state files.
+    """Create the directory if it is missing, and check that it can hold state files.
 
     Raises:
-        ConfigurationError: something else is in its place, or the directory above is missing.
+        ConfigurationError: the path is not a directory, or its parent does not exist.
         OSError: the file system refuses.
     """
     at = _open_directory(directory, private=private)
@@ -93,22 +95,22 @@ def make_directory(directory: Path, *, private: bool) -> None:
 
 
 def _open_directory(directory: Path, *, private: bool) -> int | None:
-    """A descriptor of the directory; None on Windows, which has none."""
+    """A descriptor for the directory; None on Windows, which has none."""
     try:
         directory.mkdir(mode=0o700)
     except FileExistsError:
         pass
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigurationError(
-            f"the store {str(directory)!r} cannot be made: {str(directory.parent)!r} is no directory"
+            f"the store {str(directory)!r} cannot be created: {str(directory.parent)!r} is not a directory"
         ) from error
     if directory.is_symlink():
         raise ConfigurationError(
-            f"{str(directory)!r} is a symbolic link, and the state of a quota is never behind one;"
-            " remove it, or name another directory: store='file:///directory'"
+            f"{str(directory)!r} is a symbolic link, which stkai never follows to a quota's state;"
+            " remove it, or choose another directory: store='file:///directory'"
         )
     if not directory.is_dir():
-        raise ConfigurationError(f"{str(directory)!r} is no directory; name another one as the store")
+        raise ConfigurationError(f"{str(directory)!r} is not a directory; choose a directory as the store")
     if not _DIRECTORY:
         return None
     fd = os.open(directory, os.O_RDONLY | _DIRECTORY | _NO_FOLLOW | _CLOEXEC)
@@ -117,10 +119,12 @@ def _open_directory(directory: Path, *, private: bool) -> int | None:
         os.close(fd)
         raise ConfigurationError(
             f"{str(directory)!r} is not private: it must belong to this user, with mode 0700;"
-            " correct it, or name another directory: store='file:///directory'"
+            " correct that, or choose another directory: store='file:///directory'"
         )
     return fd
 
 
 def _not_plain(path: Path) -> str:
-    return f"{str(path)!r} is no plain file (a symbolic link is never followed); remove it, or name another directory"
+    return (
+        f"{str(path)!r} is not a regular file, or is a symbolic link; remove it, or choose another directory"
+    )

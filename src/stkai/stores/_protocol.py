@@ -1,7 +1,7 @@
-"""What a shared quota asks of its store: one atomic step per lease, and a compare-and-set for the adaptive rate.
+"""The interface between a shared quota and its store: one atomic step per lease, and a compare-and-set for the rate.
 
-A store holds numbers, never waiters. Every time that crosses is relative, in seconds from now, so that members whose
-clocks differ share one quota all the same.
+A store holds numbers, never waiters. All times in messages are relative, in seconds from now, so that members whose
+clocks differ can still share a quota.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class Refusal(NamedTuple):
 
     Attributes:
         epoch: the epoch in which the refused request was sent.
-        pause: seconds from now for which nobody should send.
+        pause: seconds from now during which no member should send.
     """
 
     epoch: int
@@ -21,13 +21,13 @@ class Refusal(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What a member knows of its share, so that a state that was lost goes on where it was.
+    """What a member knows about its share, so that a lost state can be restored.
 
     Attributes:
         epoch: the epoch of the permits that the member holds.
         next: seconds from now until the place of the next permit.
-        pause: seconds for which nobody may send.
-        members: how many shared the quota lately.
+        pause: seconds during which no member may send.
+        members: how many members recently shared the quota.
     """
 
     epoch: int
@@ -43,8 +43,8 @@ class Law(NamedTuple):
         share: the group.
         rate: requests per second that the whole group may send.
         burst: permits that may be taken at once after a quiet time.
-        memory: what the law remembers, as text; empty where no law is in force.
-        version: of the state that this one replaces; a later one wins.
+        memory: the law's state, as text; empty if no law is in force.
+        version: the version of the state that this one replaces; a later one wins.
         age: seconds since the state was written.
     """
 
@@ -57,22 +57,22 @@ class Law(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """What a member tells its store when it needs permits. Pass all of it by keyword.
+    """What a member tells its store when it needs permits. Pass all arguments by keyword.
 
     Attributes:
         share: the name of the quota.
-        rate: of the quota, in permits per second.
+        rate: the rate of the quota, in permits per second.
         burst: permits that the group may take at once after a quiet time.
-        started: when the member started, in seconds since 1970; where quotas differ, the latest is right.
-        member: who asks: a name that no other member has.
-        want: permits wanted; 0 only tells that the member is alive.
-        costs: the cost of each request that wants a permit, in the order in which they go.
-        settle: units of cost to charge after all; negative to give back.
+        started: when the member started, in seconds since 1970; if quotas differ, the latest wins.
+        member: the member's unique name.
+        want: permits wanted; 0 only reports that the member is alive.
+        costs: the cost of each request that wants a permit, in sending order.
+        settle: units of cost to charge afterwards; negative to give back.
         back: the places given back, in seconds from now.
-        refused: a 429 that came since the last time.
-        max_cost: units of cost that may be spent at once; None where costs do not count.
+        refused: a 429 received since the last call.
+        max_cost: units of cost that may be spent at once; None if costs do not count.
         cost_rate: units of cost per second.
-        waiting: requests that wait in this member.
+        waiting: requests waiting in this member.
         known: what the member knows; None if it asks for the first time.
     """
 
@@ -97,17 +97,17 @@ class Lease:
     """Permits that a member may use: the first after `wait` seconds, each further one `spacing` seconds later.
 
     Attributes:
-        count: permits leased; 0 where none was wanted.
+        count: permits leased; 0 if none were wanted.
         wait: seconds until the first may be used.
-        spacing: seconds between one permit and the next; 0.0 where all may be used at once.
-        pause: seconds for which nobody may send.
-        rate: permits per second that the group gets now.
+        spacing: seconds between permits; 0.0 if all may be used at once.
+        pause: seconds during which no member may send.
+        rate: the group's current rate, in permits per second.
         epoch: counts refusals; permits of an older epoch are void.
-        members: how many share the quota, this one included.
-        law: the adaptive state of the group; without memory where none is in force.
-        quota: permits per second of the quota in force; that of the member that started last.
+        members: how many members share the quota, including this one.
+        law: the adaptive state of the group; its memory is empty if no law is in force.
+        quota: the quota in force, in permits per second, from the member that started last.
         burst: the burst of that quota.
-        next: seconds until the place of the permit after these; negative where a burst is left.
+        next: seconds until the place of the permit after these; negative if part of the burst is left.
     """
 
     count: int
@@ -124,18 +124,18 @@ class Lease:
 
 
 class Snapshot(NamedTuple):
-    """A look at a share from outside, without becoming a member.
+    """A share's state for display, read without becoming a member.
 
     Attributes:
-        members: how many share the quota.
-        rate: permits per second that the group gets now.
-        quota: permits per second of the quota.
+        members: how many members share the quota.
+        rate: the group's current rate, in permits per second.
+        quota: the quota, in permits per second.
         burst: permits that may be taken at once after a quiet time.
-        used: permits per second that were leased lately.
-        waiting: requests that wait, in all members.
-        queue: seconds until a permit that is asked for now could be used.
-        pause: seconds for which nobody may send.
-        refused: seconds since the last 429 that a member reported; None where there was none.
+        used: permits per second leased recently.
+        waiting: requests waiting, in all members.
+        queue: seconds until a permit requested now could be used.
+        pause: seconds during which no member may send.
+        refused: seconds since a member last reported a 429; None if none did.
         epoch: counts refusals.
     """
 
@@ -153,9 +153,9 @@ class Snapshot(NamedTuple):
 
 @runtime_checkable
 class Store(Protocol):
-    """Where the ticket clock of a shared quota lives. Safe to use from several threads at once.
+    """Holds the ticket clock of a shared quota. It must be thread-safe.
 
-    A store that cannot be reached raises any exception; the limiter then goes on with its local share.
+    A store that cannot be reached raises any exception; the limiter then continues with its local share.
     """
 
     def lease(self, ask: Ask) -> Lease:
@@ -163,13 +163,13 @@ class Store(Protocol):
         ...
 
     def amend(self, epoch: int, law: Law) -> bool:
-        """Put a new adaptive state in the place of the one that `law.version` names.
+        """Replace the adaptive state of version `law.version` with a new one.
 
         Returns:
-            Whether it was done: not if the epoch or the version has changed meanwhile.
+            Whether it was replaced; False if the epoch or the version has changed in the meantime.
         """
         ...
 
     def close(self) -> None:
-        """Let go of files and connections; the next lease opens them again."""
+        """Release files and connections; the next lease opens them again."""
         ...

@@ -1,6 +1,6 @@
-"""The record in which a file keeps the state of a share: two slots, written in turn, each with a checksum.
+"""The record in a share's state file: two slots, written in turn, each with a checksum.
 
-Whatever is interrupted while it writes one slot, the other is still whole.
+If a write to one slot is interrupted, the other slot is still intact.
 """
 
 import struct
@@ -23,12 +23,12 @@ MOST_MEMBERS: Final = 200
 
 
 class PackedMembers:
-    """Members as they are in the file: looked up without unpacking them all."""
+    """Members in the file's format, looked up without unpacking all of them."""
 
     def __init__(self, packed: bytes = b"", oldest: float = 0.0) -> None:
         self.packed = bytearray(packed)
         self.oldest = oldest
-        """Nobody was last seen before this instant."""
+        """No member was last seen before this instant."""
 
     def seen(self, member: str, now: float, waiting: int) -> int:
         key, packed = _key(member), self.packed
@@ -58,21 +58,21 @@ _keys: dict[str, bytes] = {}
 
 
 def _key(member: str) -> bytes:
-    """Names may have any length; in the file each has 16 bytes."""
+    """A 16-byte key for a member's name, which may have any length."""
     key = _keys.get(member)
     if key is None:
-        if len(_keys) > 1000:  # Of a program that makes limiters without end.
+        if len(_keys) > 1000:  # In a program that keeps making limiters.
             _keys.clear()
         key = _keys[member] = blake2b(member.encode(errors="surrogatepass"), digest_size=16).digest()
     return key
 
 
 class Record:
-    """A state as it was read, with what only a file needs to know.
+    """A state as read from the file, with the file's metadata.
 
     Attributes:
-        number: counts the writes; the slot is that of its parity.
-        boot: which start of which machine the instants belong to.
+        number: counts the writes; its parity selects the slot.
+        boot: the boot id of the machine whose clock the instants belong to.
         wall: when it was written, in seconds since 1970.
         state: the share.
     """
@@ -84,7 +84,7 @@ class Record:
 
     @property
     def offset(self) -> int:
-        """Where in the file its slot begins."""
+        """The offset of its slot in the file."""
         return self.number % 2 * SLOT
 
     def pack(self) -> bytes:
@@ -93,7 +93,9 @@ class Record:
         assert isinstance(members, PackedMembers)
         memory = s.memory.encode()
         if len(memory) > _MOST_MEMORY:
-            raise ValueError(f"the adaptive state has {len(memory)} bytes; {_MOST_MEMORY} are the most")
+            raise ValueError(
+                f"the adaptive state has {len(memory)} bytes; at most {_MOST_MEMORY} are allowed"
+            )
         vacant = struct.pack(f"<{len(s.vacant)}d", *s.vacant) if s.vacant else b""
         body = (
             _HEAD.pack(
@@ -111,7 +113,7 @@ class Record:
 
 
 def unpack(content: bytes) -> Record | None:
-    """The newer of the slots that are whole; None where neither is."""
+    """The newest intact slot; None if neither is intact."""
     if len(content) < SIZE:
         content = content.ljust(SIZE, b"\0")
     newer = newest(content)
@@ -119,7 +121,7 @@ def unpack(content: bytes) -> Record | None:
 
 
 def newest(content: bytes) -> int:
-    """Where the slot begins that was written last."""
+    """The offset of the slot that was written last."""
     return SLOT if _NUMBER.unpack_from(content, SLOT)[0] > _NUMBER.unpack_from(content)[0] else 0
 
 

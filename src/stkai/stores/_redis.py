@@ -1,4 +1,4 @@
-"""A quota that many machines share through Redis or Valkey: one script, run by the server on its own clock."""
+"""A quota shared by several machines through Redis or Valkey: one script, which the server runs on its own clock."""
 
 import weakref
 from collections.abc import Sequence
@@ -19,20 +19,20 @@ MISSING = 'sharing a quota through Redis needs redis-py: pip install "stkai[redi
 
 
 class RedisStore:
-    """Redis, Valkey, a cluster of theirs, or a Sentinel's master; keys begin with `stkai:{NAME}:` and expire.
+    """Redis, Valkey, a cluster of either, or a Sentinel master; keys begin with `stkai:{NAME}:` and expire.
 
     Args:
-        url_or_client: a URL (`redis://`, `rediss://` or `unix://`), or a client of redis-py that is not async: a
-            `redis.Redis`, a `redis.RedisCluster`, or what `Sentinel.master_for` returns. It keeps its own timeouts.
-        timeout: seconds that connecting, and each answer, may take; with a client that has no timeout, the whole call.
+        url_or_client: a URL (`redis://`, `rediss://` or `unix://`), or a synchronous redis-py client: a
+            `redis.Redis`, a `redis.RedisCluster`, or the result of `Sentinel.master_for`. It keeps its own timeouts.
+        timeout: seconds for connecting and for each answer; for the whole call if the client has no timeout.
 
     Raises:
-        ConfigurationError: redis-py is not installed, the URL cannot be read, or the client is an async one.
+        ConfigurationError: redis-py is not installed, the URL is invalid, or the client is async.
     """
 
     def __init__(self, url_or_client: Any, *, timeout: float = 0.25) -> None:
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
-            raise ConfigurationError(f"timeout must be a number of seconds, more than 0, not {timeout!r}")
+            raise ConfigurationError(f"timeout must be a positive number of seconds, not {timeout!r}")
         self.timeout = float(timeout)
         self._owns = isinstance(url_or_client, str)
         self._client = _connect(url_or_client, self.timeout) if self._owns else _checked(url_or_client)
@@ -62,12 +62,12 @@ class RedisStore:
         return Lease(int(count), wait, gap, pause, rate, int(epoch), int(members), law, quota, burst, ahead)
 
     def amend(self, epoch: int, law: Law) -> bool:
-        """Put a new adaptive state in the place of the one that `law.version` names."""
+        """Replace the adaptive state of version `law.version` with a new one."""
         numbers = _words((epoch, law.version, law.rate, law.burst))
         return bool(self._run(law.share, "amend", "", numbers, law.memory, ""))
 
     def look(self, share: str) -> Snapshot | None:
-        """What can be seen of a share from outside; None where nobody has used it lately."""
+        """A share's state for display; None if it was not used recently."""
         found = self._run(share, "look", "", "", "", "")
         if not found:
             return None
@@ -78,11 +78,11 @@ class RedisStore:
         return Snapshot(int(members), rate, quota, burst, used, int(waiting), queue, pause, last, int(epoch))
 
     def reset(self, share: str) -> None:
-        """Forget all that is known of a share; members that are alive begin anew."""
+        """Delete the state of a share; active members start over."""
         self._run(share, "reset", "", "", "", "")
 
     def close(self) -> None:
-        """Close the connections, unless the client was given; the next lease opens them again."""
+        """Close the connections, unless you passed the client; the next lease opens them again."""
         if self._owns:
             self._client.close()
 
@@ -91,7 +91,7 @@ class RedisStore:
 
     @property
     def place(self) -> str:
-        """Where the server is, without user and password."""
+        """The server's address, without user and password."""
         pool = getattr(self._client, "connection_pool", None)
         about = getattr(pool, "connection_kwargs", None) or {}
         if "path" in about:
@@ -130,7 +130,7 @@ def _connect(url: str, timeout: float) -> Any:
             retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
         )
     except ValueError as error:
-        message = "a store's URL cannot be read; it looks like redis://user:password@host:6379/0"
+        message = "the store's URL is invalid; it must look like redis://user:password@host:6379/0"
         raise ConfigurationError(message) from error
 
 
@@ -139,8 +139,8 @@ def _checked(client: Any) -> Any:
     asynchronous = any(".asyncio" in kind.__module__ for kind in type(client).__mro__)
     if asynchronous or not all(callable(getattr(client, name, None)) for name in ("evalsha", "eval")):
         raise ConfigurationError(
-            "RedisStore takes a URL or a client of redis-py that is not async (redis.Redis, redis.RedisCluster, or"
-            f" what Sentinel.master_for returns), not {type(client).__module__}.{type(client).__qualname__}"
+            "RedisStore takes a URL or a synchronous redis-py client (redis.Redis, redis.RedisCluster, or"
+            f" the result of Sentinel.master_for), not {type(client).__module__}.{type(client).__qualname__}"
         )
     return client
 
@@ -168,14 +168,14 @@ def _nodes(client: Any) -> Sequence[Any]:
 
 @cache
 def _script() -> tuple[str, str]:
-    """The script, and the name by which a server knows it."""
+    """The script, and the digest by which a server knows it."""
     source = files(__package__).joinpath("tickets.lua").read_text("utf-8")
     return source, sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
 @cache
 def _keys(share: str) -> tuple[bytes, bytes, bytes]:
-    """Keys in one hash slot; a brace in a name would end the part that is hashed."""
+    """Keys in one hash slot; a brace in the name would end the hashed part."""
     name, kind = check_share(share), ""
     if "{" in name or "}" in name:
         name, kind = quote(name, safe=""), "encoded:"

@@ -1,7 +1,7 @@
-"""The ticket clock of a shared quota: numbers in, numbers out. `tickets.lua` says the same, line by line.
+"""The ticket clock of a shared quota: numbers in, numbers out. `tickets.lua` is the same code, line by line.
 
-A virtual-scheduling form of the leaky bucket (GCRA: ITU-T I.371, annex A): `next` is the place of the next permit on
-the store's clock. Places that come back are given away first. A property test holds both languages equal.
+It is the virtual-scheduling form of the leaky bucket (GCRA: ITU-T I.371, annex A): `next` is the place of the next
+permit on the store's clock. Returned places are granted first. A property test checks that both versions agree.
 """
 
 import math
@@ -10,14 +10,14 @@ from typing import Protocol
 from ._protocol import Ask, Known, Law, Lease, Snapshot
 
 AHEAD = 0.25
-"""Seconds of its share that a member may lease in advance."""
+"""Seconds' worth of its share that a member may lease in advance."""
 
 FORGET = 10.0
 """Seconds of silence after which a member is forgotten."""
 
 MOST_VACANT = 64
 MOST_QUEUE = 60.0
-"""Seconds; a member's word for how long the queue was counts up to that."""
+"""Seconds; the longest queue that a member's report can restore."""
 
 _SPAN = 10.0
 """Seconds over which `used` is counted."""
@@ -27,14 +27,14 @@ _ROUNDING = 1e-6
 
 
 class Members(Protocol):
-    """Who shares the quota, and when each was last seen."""
+    """The members that share the quota, and when each was last seen."""
 
     def seen(self, member: str, now: float, waiting: int) -> int:
-        """Note that the member is there, forget the silent ones, and count who is left."""
+        """Record that the member is alive, forget silent members, and count the rest."""
         ...
 
     def count(self, now: float) -> tuple[int, int]:
-        """How many members there are, and how many requests wait in them."""
+        """The number of members, and of requests waiting in them."""
         ...
 
 
@@ -56,26 +56,26 @@ class KnownMembers:
 
 
 class State:
-    """All that is known of one share; times are instants on the store's clock, in seconds.
+    """The state of one share; times are instants on the store's clock, in seconds.
 
     Attributes:
-        epoch: counts refusals; begins anew, above all earlier ones, when a state is lost.
+        epoch: counts refusals; restarts above all earlier values when a state is lost.
         version: counts the changes of the law.
         last: the latest instant at which the state was used.
-        quota, burst: of the member that started last.
+        quota, burst: the quota of the member that started last.
         max_cost, cost_rate: likewise, in units of cost.
         began: when that member started, by its own clock.
-        owner_seen: when a member was last seen that started then.
-        rate, depth: permits per second and burst in force.
+        owner_seen: when a member that started then was last seen.
+        rate, depth: the rate (permits per second) and the burst in force.
         next: the place of the next permit.
         empty: when the bucket of units was empty, or will be.
         paused: when the pause ends.
-        refused: when the last 429 was reported; -1 where none was.
-        span, used, before: the running span of ten seconds, the permits leased in it and in the one before.
+        refused: when the last 429 was reported; -1 if none was.
+        span, used, before: the current ten-second span, the permits leased in it, and in the one before.
         written: when the law was written.
-        memory: what the law remembers.
+        memory: the law's own state.
         vacant: places that were given back, in ascending order.
-        is_lost: whether it has just been made, where members may know more.
+        is_lost: whether the state is new, so that members may know more.
     """
 
     __slots__ = (
@@ -163,7 +163,7 @@ def amend(state: State, epoch: int, law: Law, now: float) -> bool:
 
 
 def look(state: State, now: float) -> Snapshot:
-    """What can be seen from outside."""
+    """A snapshot for display."""
     now = max(now, state.last)
     members, waiting = state.members.count(now)
     span = math.floor(now / _SPAN)
@@ -180,7 +180,7 @@ def look(state: State, now: float) -> Snapshot:
 
 
 def forget(state: State, now: float) -> State:
-    """The state of a share that was reset: its members begin anew, whatever they know."""
+    """The state of a share after a reset: its members start over, regardless of what they know."""
     fresh = State(max(now, state.last), state.members)
     fresh.epoch = fresh.version = max(fresh.epoch, state.epoch + 1)
     fresh.is_lost = False
@@ -188,7 +188,7 @@ def forget(state: State, now: float) -> State:
 
 
 def _go_on(state: State, known: Known, now: float) -> None:
-    """Begin where the member that asks first has seen the lost state last."""
+    """Restore a lost state from what the first member to ask knows."""
     state.epoch = known.epoch
     if known.pause > 0:
         state.paused = now + known.pause
@@ -196,7 +196,7 @@ def _go_on(state: State, known: Known, now: float) -> None:
 
 
 def _agree(state: State, ask: Ask, now: float) -> None:
-    """Follow the quota of the member that started last, as long as there is one that started then."""
+    """Adopt the quota of the member that started last, as long as such a member is alive."""
     max_cost = ask.max_cost or 0.0
     same = (
         ask.rate == state.quota
@@ -217,7 +217,7 @@ def _agree(state: State, ask: Ask, now: float) -> None:
 
 
 def _refuse(state: State, epoch: int, until: float, now: float) -> None:
-    """Pause everybody; a refusal of an older epoch can only make the pause longer."""
+    """Pause all members; a refusal of an older epoch can only lengthen the pause."""
     if epoch != state.epoch and until <= state.paused:
         return
     state.epoch += 1
@@ -228,7 +228,7 @@ def _refuse(state: State, epoch: int, until: float, now: float) -> None:
 
 
 def _take_back(state: State, place: float, spacing: float, now: float) -> None:
-    """Keep a place for the next that asks; one in the past returns to the burst, where nobody has come since."""
+    """Keep a place for the next member that asks; a past place returns to the burst if it is still unused."""
     if place <= now:
         if state.next <= now:
             state.next -= spacing
@@ -238,7 +238,7 @@ def _take_back(state: State, place: float, spacing: float, now: float) -> None:
 
 
 def _grant(state: State, ask: Ask, count: int, spacing: float, now: float) -> tuple[int, float, float]:
-    """How many permits, seconds until the first, and seconds between them."""
+    """The number of permits, seconds until the first, and seconds between them."""
     earliest = max(now - (state.depth - 1.0) * spacing, state.paused)
     vacant = bool(state.vacant) and state.vacant[0] < state.next
     start = state.vacant.pop(0) if vacant else max(state.next, earliest)
@@ -252,7 +252,7 @@ def _grant(state: State, ask: Ask, count: int, spacing: float, now: float) -> tu
     if state.max_cost > 0:
         count, paid = _pay(state, ask.costs, count, first, gap)
         if paid > first:
-            # The place comes with the units; permits that fall due meanwhile stay in the burst.
+            # The place moves to when the units are there; permits due before then stay in the burst.
             if not vacant:
                 state.next = max(start, paid - (state.depth - 1.0) * spacing) + spacing
             return 1, paid - now, spacing
@@ -262,7 +262,7 @@ def _grant(state: State, ask: Ask, count: int, spacing: float, now: float) -> tu
 
 
 def _pay(state: State, costs: tuple[float, ...], count: int, first: float, gap: float) -> tuple[int, float]:
-    """For how many of the permits there are units by their time, and when the first may go."""
+    """How many of the permits have enough units when due, and when the first may be used."""
     per_unit, full = 1.0 / state.cost_rate, state.max_cost / state.cost_rate
     for number in range(count):
         cost = costs[number] if number < len(costs) else 0.0

@@ -103,7 +103,7 @@ def test_older_drafts_say_the_window_of_the_limit_among_others(headers: dict[str
         {**triple(), "Age": "0"},
     ],
 )
-def test_whoever_does_not_say_the_window_means_the_one_that_is_known(headers: dict[str, str]) -> None:
+def test_without_a_window_in_the_headers_the_known_one_is_used(headers: dict[str, str]) -> None:
     reading = read(headers, 45.0)
     assert reading is not None
     assert reading[1:] == (100, 50, 30, 45)
@@ -138,7 +138,7 @@ def test_a_list_may_be_spread_over_several_headers() -> None:
     assert read(lines) == ("b", 50, 7, 7, 60)
 
 
-def test_a_quota_of_something_else_than_requests_is_none_of_ours() -> None:
+def test_quotas_of_anything_but_requests_are_ignored() -> None:
     policies = '"bytes";q=10;qu="content-bytes";w=60, "many";q=5;qu="concurrent-requests", "a";q=100;w=60'
     states = '"bytes";r=1;t=9, "many";r=1;t=9, "a";r=50;t=30'
     assert read({"RateLimit-Policy": policies, "RateLimit": states}) == ("a", 100, 50, 30, 60)
@@ -292,9 +292,7 @@ def test_whatever_is_sent_there_is_a_reading_that_makes_sense_or_none(lines: lis
 
 
 @given(st.integers(1, 10**9), st.integers(0, 10**9), st.integers(0, 10**6), st.integers(1, 10**6))
-def test_what_is_well_formed_comes_back_as_it_was_meant(
-    limit: int, used: int, reset: int, window: int
-) -> None:
+def test_well_formed_headers_are_read_correctly(limit: int, used: int, reset: int, window: int) -> None:
     remaining = max(0, limit - used)
     sent = {"RateLimit": f'"a";r={remaining};t={reset}', "RateLimit-Policy": f'"a";q={limit};w={window}'}
     assert read(sent) == ("a", limit, remaining, reset, window)

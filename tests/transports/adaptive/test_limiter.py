@@ -93,7 +93,7 @@ def test_the_rate_doubles_in_a_fixed_part_of_the_window_while_requests_wait_up_t
     )
 
 
-def test_a_start_that_nobody_waits_for_does_not_double() -> None:
+def test_the_start_rate_does_not_double_while_no_request_waits() -> None:
     policy = limiter()
     policy.take(0.0)
     assert look(policy, 1000.0) == pytest.approx(START * QUOTA)
@@ -170,7 +170,7 @@ def test_a_burst_that_meets_a_small_bucket_is_no_reason_to_lower_the_rate(window
     assert policy.rate < grown
 
 
-def test_whoever_had_the_whole_quota_in_its_first_window_keeps_most_of_it() -> None:
+def test_a_sender_that_had_the_whole_quota_in_its_first_window_keeps_most_of_it() -> None:
     policy = AimdLimiter(10, 60)
     policy._rate = policy.ceiling
     for number in range(10):
@@ -203,7 +203,7 @@ def test_each_gap_varies_by_a_tenth_and_never_more(chance: float) -> None:
 
 
 @given(st.randoms(use_true_random=False), st.integers(2, 60))
-def test_at_the_whole_quota_everybody_sleeps_once_and_goes_when_told_however_the_gaps_vary(
+def test_at_the_whole_quota_each_request_sleeps_once_and_goes_when_told_despite_uneven_gaps(
     random: Random, count: int
 ) -> None:
     policy = plain(max_wait_time=None)
@@ -218,7 +218,7 @@ def test_at_the_whole_quota_everybody_sleeps_once_and_goes_when_told_however_the
 
 
 @given(st.randoms(use_true_random=False), st.lists(st.floats(0, 60), min_size=2, max_size=40))
-def test_whoever_leaves_a_queue_of_uneven_gaps_neither_strands_the_others_nor_hurries_them(
+def test_leaving_a_queue_of_uneven_gaps_neither_strands_nor_hurries_the_others(
     random: Random, patience: list[float]
 ) -> None:
     policy = plain(max_wait_time=None)
@@ -249,7 +249,7 @@ def test_a_place_is_passed_on_with_its_gap_so_that_those_behind_go_when_they_wer
 
 
 @pytest.mark.parametrize("chance", [0.0, 1.0])
-def test_whoever_comes_back_takes_a_gap_of_the_same_kind(chance: float) -> None:
+def test_a_returning_request_takes_a_gap_of_the_same_kind(chance: float) -> None:
     policy = plain()
     while number := policy.take(0.0):
         last = number
@@ -260,7 +260,7 @@ def test_whoever_comes_back_takes_a_gap_of_the_same_kind(chance: float) -> None:
     assert policy.remaining(behind, 0.0) - told == pytest.approx(gap / policy.rate)
 
 
-def test_the_gaps_of_those_who_left_hold_up_nobody() -> None:
+def test_the_gaps_of_requests_that_left_delay_no_other() -> None:
     policy = plain()
     while policy.take(0.0):
         pass
@@ -304,7 +304,7 @@ def test_a_wait_at_the_whole_quota_is_slept_through_since_the_rate_cannot_grow()
 # Growth
 
 
-def test_the_rate_grows_with_the_integral_of_the_law_while_somebody_waits() -> None:
+def test_the_rate_grows_with_the_integral_of_the_law_while_requests_wait() -> None:
     policy, law = warm(limiter(), 10.0), TunedLaw(QUOTA, 60)
     assert policy.law == law
     start = policy.rate
@@ -327,7 +327,7 @@ def test_the_growth_does_not_depend_on_how_often_one_looks(instants: list[float]
     assert look(often, 100.0) == pytest.approx(look(once, 100.0))
 
 
-def test_the_rate_does_not_grow_while_nobody_waits_nor_in_a_pause() -> None:
+def test_the_rate_does_not_grow_while_no_request_waits_nor_in_a_pause() -> None:
     policy = warm(limiter())
     rate = policy.rate
     assert look(policy, 500.0) == rate
@@ -347,7 +347,7 @@ def test_the_rate_never_grows_above_the_quota() -> None:
     assert policy.burst == pytest.approx(6 * QUOTA)
 
 
-def test_a_cut_starts_the_growth_anew() -> None:
+def test_a_cut_restarts_the_growth() -> None:
     law = TunedLaw(QUOTA, 60.0)
     early = law.grown(0.5, 0.0, 10.0) - 0.5
     late = law.grown(0.5, 180.0, 10.0) - 0.5
@@ -395,19 +395,19 @@ def test_a_cut_by_the_tuned_law_never_raises_the_rate(
     assert 0 <= new <= rate
 
 
-def test_who_has_more_of_the_quota_gives_less_of_it_away() -> None:
+def test_a_sender_with_more_of_the_quota_gives_up_less_of_it() -> None:
     law, shares = TunedLaw(1.0, 60.0), (0.1, 0.5, 0.8, 1.0)
     kept = [law.cut(share, Past(round(share * 120), 120.0, held=1.0, cold=False)) / share for share in shares]
     assert kept == sorted(kept)
     assert 0.8 < kept[0] < kept[-1] < 1
 
 
-def test_who_is_always_held_back_falls_to_about_what_gets_through() -> None:
+def test_a_sender_that_is_always_held_back_falls_to_its_goodput() -> None:
     past = Past(36, 120.0, held=1.0, cold=False)
     assert 0.3 <= TunedLaw(1.0, 60.0).cut(0.8, past) <= 0.35
 
 
-def test_who_is_seldom_held_back_is_not_judged_by_what_it_sends() -> None:
+def test_a_sender_that_is_seldom_held_back_is_not_judged_by_its_goodput() -> None:
     past = Past(12, 120.0, held=0.5, cold=False)
     assert TunedLaw(1.0, 60.0).cut(0.8, past) > 0.6
 
@@ -585,7 +585,7 @@ def test_a_wait_that_is_true_for_the_longest_pause_is_kept_in_full() -> None:
     assert pause_of(limiter(), 0.0, 1800.0) == 1800.0
 
 
-def test_after_a_wait_that_nobody_believes_one_request_probes() -> None:
+def test_after_an_implausible_wait_one_request_probes() -> None:
     policy = warm(limiter())
     send(policy, 0.0)
     policy.refused(0.0, sent=0.0, asked=1e9, chance=0.0)
@@ -619,7 +619,7 @@ def test_in_a_short_window_only_the_refused_request_waits_as_long_as_asked() -> 
     assert policy.remaining(refused, 1.1) == 0.0
 
 
-def test_whoever_waits_out_its_refusal_in_a_short_window_goes_first() -> None:
+def test_a_request_that_waits_out_its_refusal_in_a_short_window_goes_first() -> None:
     policy = AimdLimiter(20, 1.0)
     number = policy.take(0.0)
     while policy.take(0.0):
@@ -731,7 +731,7 @@ def test_growth_is_reported_when_it_comes_to_a_tenth() -> None:
 
 @pytest.mark.parametrize("value", [0, -0.1, 1.1, math.nan, True, "0.5"])
 @pytest.mark.parametrize("name", ["min_rate_floor", "penalty_factor", "recovery_factor"])
-def test_a_share_that_is_none_is_refused_by_name(name: str, value: object) -> None:
+def test_an_invalid_share_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(ConfigurationError, match=rf"^{name} must be a number in \(0, 1\], not"):
         limiter(**{name: value})
 

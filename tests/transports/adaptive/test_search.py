@@ -68,7 +68,7 @@ def test_a_bucket_that_asks_for_a_second_does_not_make_the_window_a_second() -> 
     assert search.window == 30.0
 
 
-def test_whoever_sends_much_can_count_in_less_time() -> None:
+def test_a_fast_sender_counts_in_less_time() -> None:
     search = QuotaSearch()
     for _ in range(8):
         search.asked(0.1, rate=10.0)

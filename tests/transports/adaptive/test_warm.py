@@ -93,6 +93,6 @@ def test_a_directory_that_cannot_be_written_is_no_error(cache: Path, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["", "  ", 7])
-def test_a_name_that_is_none_is_an_error(name: str) -> None:
+def test_an_invalid_name_is_an_error(name: str) -> None:
     with pytest.raises(ConfigurationError, match="warm_start"):
         AimdLimiter(warm_start=name)

@@ -61,7 +61,7 @@ def on_line(now: float, factor: float = 1.0, *, end: float = WINDOW) -> float:
 # What is believed
 
 
-def test_nothing_is_followed_before_somebody_spoke() -> None:
+def test_nothing_is_followed_before_the_first_reading() -> None:
     guide = WindowGuide(QUOTA, FLOOR)
     guide.advance(1e9)
     assert (guide.listening, guide.in_force) == (True, False)
@@ -437,7 +437,7 @@ def test_a_long_wait_within_a_window_is_slept_in_halves_also_at_the_whole_quota(
     assert policy.nap(20.0) == 10.0
 
 
-def test_a_used_up_window_pauses_everybody_until_its_end() -> None:
+def test_a_used_up_window_pauses_all_requests_until_its_end() -> None:
     policy = led()
     policy.succeeded(30.0, 30.0, reading(30.0, 0))
     wait = policy.remaining(Turn(), 30.0)
@@ -465,7 +465,7 @@ def test_a_refusal_that_the_window_does_not_explain_cuts_and_two_end_it() -> Non
     assert not policy.listens(30.0)
 
 
-def test_when_the_window_is_no_more_believed_the_law_goes_on_from_its_base() -> None:
+def test_when_the_window_is_no_longer_believed_the_law_continues_from_its_base() -> None:
     policy = led()
     base = policy.rate
     policy.succeeded(30.0, 30.0, reading(30.0, on_line(30.0, 0.25)))
@@ -476,7 +476,7 @@ def test_when_the_window_is_no_more_believed_the_law_goes_on_from_its_base() -> 
     assert look(policy, 50.0) > base
 
 
-def test_after_a_long_silence_the_law_goes_on_from_the_base() -> None:
+def test_after_a_long_silence_the_law_continues_from_the_base() -> None:
     policy = led()
     base = policy.rate
     policy.succeeded(50.0, 50.0, reading(50.0, on_line(50.0, 0.25)))
@@ -547,7 +547,7 @@ class Server:
 
 
 @pytest.mark.parametrize("style", ["ietf", "github", "openai"])
-async def test_with_headers_nobody_is_refused_and_nearly_all_of_the_quota_used(
+async def test_with_headers_no_request_is_refused_and_nearly_all_of_the_quota_is_used(
     world: World, style: str
 ) -> None:
     server = Server(world, style)
@@ -583,7 +583,7 @@ async def test_headers_that_contradict_themselves_are_not_read_any_more(world: W
 
 
 @pytest.mark.parametrize("window", [1e9, 1e15, 7200.0])
-def test_a_window_far_longer_than_the_quotas_stops_nobody(window: float) -> None:
+def test_a_window_far_longer_than_the_quotas_stops_no_request(window: float) -> None:
     policy = AimdLimiter(100, 60, max_wait_time=None)
     for second in range(20):
         now = float(second)

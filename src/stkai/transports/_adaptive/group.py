@@ -1,8 +1,8 @@
-"""The adaptive law of a group of processes that share a quota, and that talk to each other through a store.
+"""The adaptive law of a group of processes that share a quota and communicate through a store.
 
-There is no leader: whoever is refused, or is the first to ask after a tick, computes the next state and writes it if
-nobody else was first. The group moves as its members would: as many times one of them as there are, so that it holds
-its own beside strangers who use the same key (Chiu and Jain, 1989).
+There is no leader: a member that is refused, or asks first after a tick, computes the next state and writes it unless
+another member was first. The group acts like the sum of its members, so that it gets its fair share next to strangers
+that use the same key (Chiu and Jain, 1989).
 """
 
 import json
@@ -15,49 +15,49 @@ from ...stores import Lease
 from .law import Law, Past
 
 _TICK: Final = 0.25
-"""Seconds between two steps of the law."""
+"""Seconds between steps of the law."""
 
 _START: Final = 0.2
-"""The share of the quota with which a group begins."""
+"""Share of the quota at which a group starts."""
 
 _DOUBLING: Final = 1 / 12
 """Windows in which the rate doubles until the first refusal."""
 
 _BURST: Final = 0.1
-"""Windows whose worth of permits may be taken at once after a quiet time, by one of the members."""
+"""Windows' worth of permits that one member may take at once after a quiet time."""
 
 _HISTORY: Final = 2.0
 """Windows over which successes are counted; older ones fade."""
 
 _STRANGE: Final = 0.5
-"""How much one refusal below the rate of the last one says that strangers send as well."""
+"""How strongly a refusal at a lower rate than the last one suggests that strangers also send."""
 
 _BELOW: Final = 0.93
 _SATURATED: Final = 0.5
-"""A goodput below that share of the rate says that the quota is smaller than it was."""
+"""A goodput below this share of the rate means that the quota has shrunk."""
 
 _HIT: Final = 0.6
-"""Share of the requests that a group would have sent in a pause which others, who do not pause, see refused."""
+"""Share of the requests a group would have sent in a pause that would be refused if its members did not pause."""
 
 _TEST: Final = 8
-"""Cuts of one member's part, after which the whole group is cut, to find out whether there still are strangers."""
+"""Cuts of single members after which the whole group is cut, to test whether strangers are still there."""
 
 _LONGEST_STEP: Final = 1.5
-"""Seconds; nobody has asked for longer, and so nobody was held back."""
+"""Seconds; after a longer gap without a lease, no request was held back."""
 
 
 class Memory(NamedTuple):
-    """What the group remembers, besides its rate.
+    """What the group remembers, in addition to its rate.
 
     Attributes:
         quiet: seconds for which the rate has grown since the last cut.
         held: share of the time, fading over a window, during which requests were held back.
         accepted: successes, fading.
         seconds: the time in which they were counted, fading likewise.
-        epoch: that began with the last cut; a refusal of an earlier one says nothing of the present rate.
+        epoch: the epoch that began with the last cut; earlier refusals say nothing about the present rate.
         cold: 1 until the first refusal.
-        answered: 1 once a request was accepted that was sent after the last cut; before that, no cut follows it.
-        strangers: from 0, nobody else uses the quota, to 1.
+        answered: 1 once a request sent after the last cut was accepted; until then there is no further cut.
+        strangers: evidence that others use the quota, from 0 to 1.
         parts: cuts of one member's part since the last cut of the whole.
         tested: the rate at which the whole was cut last, until the next refusal; 0 otherwise.
     """
@@ -74,12 +74,12 @@ class Memory(NamedTuple):
     tested: float = 0.0
 
     def text(self) -> str:
-        """As it is kept in the store."""
+        """The text for the store."""
         return json.dumps([round(value, 6) for value in self])
 
     @classmethod
     def of(cls, text: str) -> "Memory | None":
-        """What a text says; None where it is none of ours."""
+        """Parse a text from the store; None if it has another format."""
         try:
             return cls(*map(float, json.loads(text)))
         except (ValueError, TypeError):
@@ -87,14 +87,14 @@ class Memory(NamedTuple):
 
 
 class GroupPilot:
-    """Steers the group's rate from what this member hears of the server.
+    """Steers the group's rate by the answers that this member receives.
 
     Args:
-        law: how the rate of one sender moves.
+        law: the law for the rate of one sender.
         ceiling: the whole quota, in requests per second.
         floor: the least rate.
-        window: of the quota, in seconds.
-        starts_cold: whether it begins with a part of the quota.
+        window: the quota's window, in seconds.
+        starts_cold: whether to start with a part of the quota.
     """
 
     def __init__(self, law: Law, ceiling: float, floor: float, window: float, *, starts_cold: bool) -> None:
@@ -107,23 +107,23 @@ class GroupPilot:
         self._last: tuple[int, Shared] | None = None
 
     def accepted(self, epoch: int) -> None:
-        """A request of this member that was sent in that epoch was accepted."""
+        """Note that a request of this member, sent in this epoch, was accepted."""
         with self._lock:
             self._accepted += 1
             self._answered = max(self._answered, epoch)
 
     def refused(self, epoch: int) -> None:
-        """A request that was sent in that epoch was refused."""
+        """Note that a request sent in this epoch was refused."""
         with self._lock:
             self._refused = max(self._refused, epoch)
 
     def steer(self, lease: Lease, waiting: int) -> Shared | None:
-        """The group's next state, if it is time for one."""
+        """The group's next state, if one is due."""
         with self._lock:
             before, memory = lease.law, Memory.of(lease.law.memory) if lease.law.memory else None
             if memory is None:
                 last = self._last
-                if last is not None and last[0] == lease.epoch:  # The state was lost; it goes on.
+                if last is not None and last[0] == lease.epoch:  # The state was lost; restore it.
                     return before._replace(
                         rate=last[1].rate, burst=last[1].burst, memory=last[1].memory, age=0.0
                     )

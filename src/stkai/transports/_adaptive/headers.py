@@ -1,7 +1,7 @@
-"""Reads what a server says of its quota: `RateLimit` in all shapes of its draft, and what services made of their own.
+"""Reads the quota that a server describes: `RateLimit` in every version of its draft, and services' own headers.
 
-The draft is draft-ietf-httpapi-ratelimit-headers. Its fields are structured fields (RFC 9651), so that one which is
-malformed is ignored as a whole. Quotas of anything but requests (tokens, bytes) are not read.
+The draft is draft-ietf-httpapi-ratelimit-headers. Its fields are structured fields (RFC 9651), so a malformed field is
+ignored as a whole. Only quotas of requests are read, not those of tokens or bytes.
 """
 
 import math
@@ -16,12 +16,12 @@ from .._retry.retry_after import seconds_until
 
 
 class Reading(NamedTuple):
-    """What one answer says of a quota.
+    """What one answer says about a quota.
 
     Attributes:
-        name: which quota, in the server's words; empty where it has no name.
+        name: the quota's name; empty if it has none.
         limit: requests per window.
-        remaining: requests that are left of them.
+        remaining: requests left in the window.
         reset: seconds until the reset, whatever the server means by that.
         window: seconds.
     """
@@ -34,16 +34,16 @@ class Reading(NamedTuple):
 
 
 def read_rate_limit(headers: httpx.Headers, now: datetime, window: float) -> Reading | None:
-    """The quota that the headers describe, or None where they describe none that can be understood.
+    """The quota that the headers describe, or None if there is none that we understand.
 
-    Of several quotas it is the tightest: that of the fewest requests per second in the long run. `window` serves where
-    the server does not say its own. An instant is measured by `seconds_until`.
+    Of several quotas, returns the tightest, with the fewest requests per second in the long run. `window` is the
+    default if the server does not state one. Instants are converted with `seconds_until`.
     """
-    # One look at all names together: most servers send none of these headers, and every answer passes here.
+    # One search over all names: most servers send none of these headers, and every answer passes through here.
     if b"ratelimit" not in b"\n".join([name for name, _ in headers.raw]).lower():
         return None
     if headers.get("age", "0") != "0":
-        return None  # It comes from a cache, and says how things were.
+        return None  # A cached answer is out of date.
     readings = list(_named(headers, window)) or list(_unnamed(headers, now, window))
     return min(readings, key=lambda reading: reading.limit / reading.window, default=None)
 
@@ -74,11 +74,11 @@ _TRIPLES = (
     ),
     ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"),
 )
-"""Limit, remaining, reset: of the drafts before 7, of OpenAI, of Anthropic, and of GitHub and many others."""
+"""Limit, remaining, reset: the drafts before 7, OpenAI, Anthropic, and GitHub and many others."""
 
 
 def _unnamed(headers: httpx.Headers, now: datetime, window: float) -> Iterator[Reading]:
-    """One quota, in three values: in one header since draft 7, in three before and elsewhere."""
+    """One quota in three values: in one header since draft 7, in three headers before and elsewhere."""
     limits = _members(headers, "ratelimit-policy")
     said = {member.key: member.value for member in _members(headers, "ratelimit")}
     if "limit" in said:  # `RateLimit: limit=100, remaining=50, reset=30`, and `RateLimit-Policy: 100;w=60`.
@@ -87,7 +87,7 @@ def _unnamed(headers: httpx.Headers, now: datetime, window: float) -> Iterator[R
         names = next((names for names in _TRIPLES if all(name in headers for name in names)), None)
         if names is None:
             return
-        # The limit may be followed by what else there is: `100, 100;w=60, 1000;w=3600`.
+        # The limit may be followed by further policies: `100, 100;w=60, 1000;w=3600`.
         limits = _members(headers, names[0]) + limits
         limit = limits[0].value if limits else ""
         remaining, reset = (headers[name].strip() for name in names[1:])
@@ -104,13 +104,13 @@ def _unnamed(headers: httpx.Headers, now: datetime, window: float) -> Iterator[R
 
 
 def _makes_sense(reading: Reading) -> bool:
-    # Whatever is not a number is not greater than one either.
+    # Comparisons with nan are false, so this also drops values that are not numbers.
     _, limit, remaining, reset, window = reading
     return limit > 0 and limit >= remaining >= 0 and reset >= 0 and window > 0
 
 
 class _Member(NamedTuple):
-    """One of a list, or of a dictionary, of structured fields; the key is empty in a list, strings have no quotes."""
+    """A member of a structured list or dictionary; in a list the key is empty, and strings have no quotes."""
 
     key: str
     value: str
@@ -132,7 +132,7 @@ _MEMBER = re.compile(
 
 
 def _members(headers: httpx.Headers, name: str) -> list[_Member]:
-    """What the header lists; nothing if any of it is malformed."""
+    """The header's members; none if any of it is malformed."""
     text = headers.get(name, "").strip()
     members, place = [], 0
     while place < len(text):
@@ -156,7 +156,7 @@ _PART = re.compile(r"([0-9.]+)(ms|[dhms])")
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 _FIRST_INSTANT = 1e9
-"""Nobody waits for thirty years: a number from here on is an instant, in seconds since 1970."""
+"""Larger numbers are instants, in seconds since 1970, because no reset is thirty years away."""
 
 
 def _number(text: str | None) -> float:
@@ -165,7 +165,7 @@ def _number(text: str | None) -> float:
 
 
 def _seconds_until(text: str, headers: httpx.Headers, now: datetime) -> float:
-    """Seconds, a duration such as `6m0s` or `20ms`, an instant in epoch seconds or as in RFC 3339; nan of the rest."""
+    """Seconds, a duration such as `6m0s` or `20ms`, an instant in epoch seconds or in RFC 3339 format; else nan."""
     number = _number(text)
     if number < _FIRST_INSTANT:
         return number

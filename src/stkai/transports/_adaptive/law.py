@@ -1,4 +1,4 @@
-"""How the rate of the adaptive limiter moves: the tuned law and textbook AIMD. Numbers in, numbers out.
+"""How the adaptive limiter's rate moves: the tuned law and textbook AIMD. Numbers in, numbers out.
 
 Rates are in requests per second. No constant of the tuned law is a number of seconds: its scales are the window of the
 quota and how many requests that window holds. Why each value is what it is: docs/adaptive-research.md.
@@ -8,52 +8,52 @@ import math
 from typing import NamedTuple, Protocol
 
 HISTORY = 2.0
-"""Windows over which requests are counted. In a single window a small share is a handful, which is mostly chance."""
+"""Windows over which requests are counted. In one window, a small share is a few requests, which is mostly chance."""
 
 _SLOPE = 0.0035
 """Share of the quota by which the rate grows per window at first."""
 
 _PATIENCE = 2.45
-"""Windows after a cut from which growth accelerates: about as long as ten senders keep between two cuts."""
+"""Windows after a cut at which growth accelerates: about the time between two cuts for ten senders."""
 
 _STEEPNESS = 5
-"""Power of that acceleration. High, so that growth stays slow for as long as cuts are usual and is fast soon after."""
+"""Power of that acceleration. It is high, so that growth is slow while cuts are expected, and fast soon after."""
 
 _REFERENCE = 100.0
 """Requests per window for which the other constants were tuned."""
 
 _STRETCH = 0.25
-"""Power by which time stretches where a window holds fewer requests than that: a refusal then costs a larger share."""
+"""Power by which time stretches if a window holds fewer requests: each refusal then costs a larger share."""
 
 _SHORTEST_STRETCH = 0.3
 
 _KEPT = 0.86
-"""Share of the rate that a cut leaves to one of many."""
+"""Share of the rate that a cut leaves to one of many senders."""
 
 _KEPT_ALONE = 0.96
-"""The same for whoever has the whole quota: there is nobody to take over what it gives away."""
+"""The same for a sender that has the whole quota: no other sender takes over what it gives up."""
 
 _HELD = 0.98
-"""Share of the time with requests waiting, above which a sender's goodput is its share of the quota."""
+"""Share of the time with waiting requests above which a sender's goodput equals its share of the quota."""
 
 _OVERSHOT = 0.9
 """Goodput below this share of the rate means that the rest was refused."""
 
 _DEMAND = 3.0
-"""Times its goodput that a sender with little to send keeps after a cut, for the bursts to come ..."""
+"""Multiple of its goodput that a sender with little to send keeps after a cut, for coming bursts ..."""
 
 _DEMAND_LIMIT = 0.4
 """... up to this share of the quota."""
 
 _FIRST_CUT = 0.5
-"""Share of the rate that is left after the first refusal: the last doubling was one too many."""
+"""Share of the rate left after the first refusal, because the last doubling was one too many."""
 
 _UNKNOWN_SHARE = 10.0
 """Requests per window for which growth without a known quota equals that of one of ten senders on `_REFERENCE`."""
 
 
 class Past(NamedTuple):
-    """What a sender knows of its past when it is refused.
+    """What a sender knows about its past when it is refused.
 
     Attributes:
         successes: how many requests were sent lately and not refused.
@@ -73,7 +73,7 @@ class Law(Protocol):
 
     @property
     def history(self) -> float:
-        """Seconds over which requests are to be counted."""
+        """Seconds over which to count requests."""
         ...
 
     def grown(self, rate: float, quiet: float, seconds: float) -> float:
@@ -86,14 +86,14 @@ class Law(Protocol):
 
 
 class TunedLaw(NamedTuple):
-    """The law that shares a known quota best by measurement: `ceiling` is its rate, `window` is in seconds."""
+    """The law that shares a known quota best in our measurements: `ceiling` is its rate, `window` is in seconds."""
 
     ceiling: float
     window: float
 
     @property
     def stretch(self) -> float:
-        """How much longer everything takes than at `_REFERENCE` requests per window."""
+        """How much slower everything happens than with `_REFERENCE` requests per window."""
         return max(_SHORTEST_STRETCH, math.pow(_REFERENCE / (self.ceiling * self.window), _STRETCH))
 
     @property
@@ -108,16 +108,16 @@ class TunedLaw(NamedTuple):
         share = min(1.0, goodput / self.ceiling)
         eased = rate * (_KEPT + (_KEPT_ALONE - _KEPT) * share)
         if past.held < _HELD:
-            # It sends as much as it has to, not as much as it may: its goodput says nothing about its share.
+            # It sends all that it has, not all that it may, so its goodput says nothing about its share.
             return min(rate, max(eased, min(_DEMAND * goodput, _DEMAND_LIMIT * self.ceiling)))
         if past.seconds < self.history / HISTORY:
-            # Too early to know the goodput, but what was accepted so far is at least that share of one window.
+            # It is too early to know the goodput, but the requests accepted are at least this share of one window.
             return max(_FIRST_CUT * rate, min(eased, past.successes / self.window)) if past.cold else eased
         return min(eased, goodput) if goodput < _OVERSHOT * rate else eased
 
 
 class SearchingLaw(NamedTuple):
-    """The law where nobody knows the quota: `window` is an estimate, in seconds.
+    """The law for an unknown quota: `window` is an estimate, in seconds.
 
     Growth cannot be a share of a quota that is unknown, and must not be a share of the sender's own rate, which would
     make the rich richer. It is the square root of that: binomial congestion control (Bansal and Balakrishnan, 2001)

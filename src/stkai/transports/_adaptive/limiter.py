@@ -1,9 +1,9 @@
-"""Finds the rate at which a shared quota can be used, from the 429s of the server, and keeps to it.
+"""Finds the rate at which a shared quota can be used, from the server's 429s, and keeps to it.
 
-Several processes share one quota and none knows of the others. The policy, `AimdLimiter`, grows its rate slowly while
-requests are held back and cuts it once per congestion event (additive increase, multiplicative decrease: Chiu and
-Jain, 1989). A refused request goes first afterwards. Growth is by time, not per success: that keeps the refusals from
-growing with the number of processes.
+Several processes share one quota, and none knows about the others. The policy, `AimdLimiter`, grows its rate slowly
+while requests are held back and cuts it once per congestion event (additive increase, multiplicative decrease: Chiu and
+Jain, 1989). A refused request then goes first. The rate grows with time, not per success, so that refusals do not grow
+with the number of processes.
 """
 
 import math
@@ -26,22 +26,22 @@ from .warm import CAUTION, Learned, Memory
 from .window import WindowGuide
 
 _BURST = 0.1
-"""Windows whose worth of permits may be taken at once after a quiet time."""
+"""Windows' worth of permits that may be taken at once after a quiet time."""
 
 _SPREAD = 0.1
-"""Each gap varies by that much, up and down: without it one sender can lock the others out of a bucket server."""
+"""Each gap varies by this share, up or down: otherwise one sender can lock the others out of a bucket server."""
 
 _FLOOR = 0.5
 """Requests per window below which the rate never falls ..."""
 
 _FLOOR_SHARE = 0.02
-"""... unless that is more than this share of the quota: thirty senders share a quota of ten, too."""
+"""... unless that is more than this share of the quota: thirty senders may share a quota of ten."""
 
 _LISTENING = 1.0
-"""Seconds between looks at the headers of a server that has said nothing in them."""
+"""Seconds between checks of the headers of a server that has sent no quota headers so far."""
 
 _NEWS = 0.1
-"""A rate that has moved by this share since the last report is worth another."""
+"""Share by which the rate must move before it is reported again."""
 
 _REFUSED = "429 Too Many Requests"
 _FOUND = "429 Too Many Requests: a first estimate of the quota"
@@ -56,26 +56,26 @@ _LONGEST_PAUSE = 3600.0
 class AimdLimiter(SharingQueue):
     """A rate that adapts to what the server accepts. Share the object to share the quota within a process.
 
-    Without numbers it finds the quota by itself. With them they are the ceiling.
+    Without numbers, it finds the quota by itself. With numbers, they are the ceiling.
 
     Args:
         max_requests: the whole quota, shared with others: requests per `time_window`.
         time_window: seconds. Give both numbers or neither.
         max_cost: units of cost allowed in `time_window`, such as tokens; None counts requests only. As for
-            `TokenBucket`; what a server says of its tokens in headers holds where it is less.
+            `TokenBucket`; if a server's headers state fewer tokens, the headers apply.
         min_rate_floor: least share of the quota that the rate falls to, in (0, 1]; at least half a request per window.
         penalty_factor: with it, plain AIMD: the share of the rate that a cut takes, in (0, 1]; 0.3 beside the other.
         recovery_factor: with it, plain AIMD: the share of the quota regained per window, in (0, 1]; 0.05 likewise.
         max_wait_time: seconds that a request may wait for its permit; None for as long as it takes.
         methods: HTTP methods that need a permit.
-        share: a name; processes that give the same one share the quota, and what they learn of it.
-        store: where a shared quota lives: None or "file" for this machine, a URL (`file:///directory`, `redis://`,
+        share: a name; processes that use the same name share the quota, and what they learn about it.
+        store: where the shared quota is kept: None or "file" for this machine, a URL (`file:///directory`, `redis://`,
             `rediss://`, `unix://`), or a `stkai.stores.Store`.
-        warm_start: a name under which the rate is kept in the user's cache directory when the program ends, and from
-            which the next one starts if that is within a day. None, the default, keeps nothing.
+        warm_start: a name under which the rate is saved in the user's cache directory when the program ends; the next
+            program starts from it if it starts within a day. None, the default, saves nothing.
 
     Raises:
-        ConfigurationError: a number is out of its range, or missing, or the store cannot work.
+        ConfigurationError: a number is out of range or missing, or the store cannot be used.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class AimdLimiter(SharingQueue):
         self._held_back_until = -math.inf
         self._resumes_at = 0.0
         self._guide = WindowGuide(self.ceiling, self.floor)
-        # Plain AIMD is what was asked for, where it was.
+        # Plain AIMD reads no headers.
         self._guide.listening = not plain
         self._listens_at = -math.inf
         if share is not None:
@@ -164,7 +164,7 @@ class AimdLimiter(SharingQueue):
 
     @property
     def window(self) -> float:
-        """Seconds: the window of the quota, or what is known of it."""
+        """The quota's window in seconds, or the current estimate."""
         return self._search.window if self._search is not None else self.time_window or 0.0
 
     @property
@@ -176,9 +176,9 @@ class AimdLimiter(SharingQueue):
         return max(self._floor_share * self.ceiling, min(least, _FLOOR_SHARE * self.ceiling))
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
-        """Let the answer move the rate: a 429 holds everybody back, and a success says how much gets through.
+        """Let the answer move the rate: a 429 holds back all requests, and a success shows how much gets through.
 
-        An error of the server, or a refusal for another reason than the quota, says neither.
+        A server error, or a refusal for a reason other than the quota, shows neither.
         """
         if self._link is not None:
             return self._learn_together(turn, answer)
@@ -203,7 +203,7 @@ class AimdLimiter(SharingQueue):
         return self.succeeded(answer.now, answer.sent, reading)
 
     def _learn_together(self, turn: Turn, answer: Answer) -> RateChange | None:
-        """Tell the group what came back, by the store; alone, while that was never reached."""
+        """Report the answer to the group through the store; adapt alone until the store is first reached."""
         member = self._link.member
         if member.known is None:
             return super().learn(turn, answer)
@@ -238,7 +238,7 @@ class AimdLimiter(SharingQueue):
         return self._report("the group's law", rate)
 
     def listens(self, now: float, *, refused: bool = False) -> bool:
-        """Whether to read what an answer says of the quota; where none has said anything, once a second will do."""
+        """Whether to read an answer's quota headers; once a second if no answer has had any so far."""
         guide = self._guide
         if not guide.listening or (guide.has_heard_nothing and now < self._listens_at and not refused):
             return False
@@ -270,7 +270,7 @@ class AimdLimiter(SharingQueue):
         super().leave(turn, now)
 
     def succeeded(self, now: float, sent: float, reading: Reading | None = None) -> RateChange | None:
-        """The server accepted a request that was sent at `sent`, and said `reading` of its quota."""
+        """Note that the server accepted a request sent at `sent`, with `reading` from its quota headers."""
         with self._lock:
             if reading is not None:
                 self._hear(reading, now, sent)
@@ -299,11 +299,11 @@ class AimdLimiter(SharingQueue):
         reading: Reading | None = None,
         number: int = 0,
     ) -> RateChange | None:
-        """The server answered 429 to the request of place `number`, sent at `sent`, asking for `asked` seconds.
+        """Note that the server answered 429 to ticket `number`, sent at `sent`, asking for a wait of `asked` seconds.
 
-        The rate is cut once per congestion event: a refusal of a request that was sent before the last cut says
-        nothing about the rate that is in force now. A window that is known to be used up is no event: the rate of its
-        next run is found from how it went.
+        The rate is cut once per congestion event: a refusal of a request sent before the last cut says nothing about
+        the current rate. A window that is known to be used up is not an event: how it went sets the rate of the next
+        window.
         """
         with self._lock:
             self._advance(now)
@@ -334,7 +334,7 @@ class AimdLimiter(SharingQueue):
         return TunedLaw(self.ceiling, self.window) if self.ceiling < math.inf else SearchingLaw(self.window)
 
     def _warm_up(self, memory: Memory) -> None:
-        """Start where the last program of that name ended, and leave a note for the next one."""
+        """Start where the last program with this name ended, and save the rate for the next one."""
         weakref.finalize(self, memory.keep, self._learned)
         found = memory.recall()
         if found is None:
@@ -351,7 +351,7 @@ class AimdLimiter(SharingQueue):
             self._tally.add(sent, count)
 
     def _adopt(self, law: Law) -> None:
-        """Go by another law, since more is known of the quota."""
+        """Switch to another law, because more is known about the quota."""
         self.law = law
         self._tally = self._tally.resized(law.history)
 
@@ -366,26 +366,26 @@ class AimdLimiter(SharingQueue):
         fresh: bool,
         explained: bool,
     ) -> None:
-        """Hold back everybody, or in a short window the refused request."""
+        """Hold back all requests, or in a short window only the refused one."""
         window = self.window
         seconds = pause.LEAST * window if asked is None else asked
         if explained or not pause.is_soft(window):
             stop = pause.hard(seconds, self._row, window, self._rate, chance)
             if seconds > pause.longest(window) and not self._resumes_at:
-                # One request probes then, and its answer decides.
+                # Then one request probes, and its answer decides.
                 self._resumes_at = self._rate
                 self._set_rate(self.floor)
         else:
             stop = pause.soft_stop(window, chance, first=first) if fresh else 0.0
             self._hold(number, now, now + pause.soft(seconds, window, chance))
         if stop > window:
-            # A goodput over that time would be none.
+            # Over such a long pause, the goodput would be zero.
             self._began, self._tally = now + stop, Tally(self.law.history)
         self._paused_until = max(self._paused_until, now + stop)
 
     def _hold(self, number: int, now: float, until: float) -> None:
         if now >= self._held_back_until:
-            self._held_back.clear()  # Calls that were given up leave theirs behind.
+            self._held_back.clear()  # Cancelled calls leave their entries behind.
         if number:
             self._held_back[number] = until
         self._held_back_until = max(self._held_back_until, until)
@@ -397,7 +397,7 @@ class AimdLimiter(SharingQueue):
         if cold and self._start.excuses(successes, self._rate, seconds):
             self._burst = 1.0
         else:
-            # A first estimate without a quota: whatever was accepted has to do until the server lets in more.
+            # Without a quota, this is the first estimate: the requests accepted so far, until the server accepts more.
             lately = seconds + asked if cold and self._search is not None else seconds
             past = Past(successes, lately, self._held, cold)
             self._set_rate(max(self.floor, self.law.cut(self._rate, past)))
@@ -416,12 +416,12 @@ class AimdLimiter(SharingQueue):
         self._burst = max(1.0, _BURST * self.window * rate)
 
     def _hear(self, reading: Reading | None, now: float, sent: float, *, refused: bool = False) -> bool:
-        """Whether it is a refusal that the headers explain."""
+        """Take in the quota headers; returns whether they explain a refusal."""
         self._advance(now)
         if reading is not None and self._search is not None:
             reading = self._search.completed(reading)
         if reading is not None and reading.window > pause.longest(self.window):
-            reading = None  # Nothing that far off can be shared out ahead.
+            reading = None  # A window that long cannot be divided in advance.
         guide, followed = self._guide, self._guide.in_force
         if reading is not None and self._search is not None:
             guide.ceiling = reading.limit / reading.window
@@ -442,7 +442,7 @@ class AimdLimiter(SharingQueue):
         return change
 
     def _release(self, seconds: float, unpaused: float) -> float:
-        # Who waits for units with a permit at hand is no reason to let in more requests.
+        # A request that has a permit but waits for units is no reason to release more permits.
         short = bool(self._queue) and (self._units is None or self._credit < 1)
         waiting = short or self._at < self._held_back_until
         fading = math.exp(-seconds / self.window)
@@ -483,7 +483,7 @@ def _require_part(name: str, value: float) -> float:
 def _require_no_numbers(
     max_requests: float | None, time_window: float | None, options: dict[str, Any]
 ) -> None:
-    """Refuse half a quota, and what only makes sense with one."""
+    """Refuse half a quota, and options that need a quota."""
     if max_requests is not None or time_window is not None:
         missing = "time_window" if time_window is None else "max_requests"
         msg = f"{missing} is missing: give max_requests and time_window, or neither to let the limiter find the quota"

@@ -1,41 +1,41 @@
-"""For how long a refusal stops a program."""
+"""How long a refusal stops a program."""
 
 LEAST = 1 / 60
-"""Windows: the least jitter of a pause, the pause where a 429 asks for none, and the shortest nap of a waiter."""
+"""Windows: the least jitter of a pause, the pause if a 429 asks for none, and the shortest nap of a waiter."""
 
 _LONGEST = 3600.0
 """Seconds, or the window if that is longer: one answer never stops a program for longer."""
 
 _TRIED_AFTER = 120.0
-"""Seconds, or the window: whoever asks for more than the longest pause is not believed, and tried again after that."""
+"""Seconds, or the window: a server that asks for more than the longest pause is not believed, but probed after this."""
 
 _SOFT = 2.0
-"""Seconds: in a window up to that long, whole seconds of `Retry-After` are no measure of when the quota is back."""
+"""Seconds: for windows up to this long, `Retry-After` in whole seconds is too coarse."""
 
 _SOFT_STOP = 0.2
-"""Windows for which the others stop, at most, after a refusal in such a window ..."""
+"""Windows for which the others stop at most after a refusal in such a window ..."""
 
 _FIRST_SOFT_STOP = 1.0
-"""... and after the first refusal of all, when the rate was doubled once too often."""
+"""... and after the very first refusal, when the rate has doubled once too often."""
 
 _SOFT_JITTER = 0.1
-"""Windows by which the return of a refused request is spread there."""
+"""Windows over which refused requests return in such a window."""
 
 
 def longest(window: float) -> float:
-    """Seconds: the bound of every pause."""
+    """The longest pause, in seconds."""
     return max(window, _LONGEST)
 
 
 def is_soft(window: float) -> bool:
-    """Whether only the refused request waits as long as asked, while the others go on at the reduced rate."""
+    """Whether only the refused request waits as long as asked, while the others continue at the reduced rate."""
     return window <= _SOFT
 
 
 def hard(asked: float, row: int, window: float, rate: float, chance: float) -> float:
-    """Seconds for which everybody stops after refusal number `row` in a row without a success.
+    """Seconds for which all requests stop after `row` refusals in a row without a success.
 
-    Never less than the server asked for, as long as that can be true. Doubles with each refusal, up to a window.
+    Never less than a plausible wait that the server asked for. Doubles with each refusal, up to a window.
     """
     doubled = 2.0 ** max(0, min(row, 32) - 1)
     bound = longest(window)

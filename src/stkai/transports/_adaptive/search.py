@@ -1,4 +1,4 @@
-"""What can be found out about a quota that nobody has told us: its window, from the waits that the server asks for."""
+"""Estimates an unknown quota: its window, from the waits that the server asks for."""
 
 import math
 from collections import deque
@@ -7,30 +7,30 @@ from .headers import Reading
 from .pause import longest
 
 _FIRST = 60.0
-"""Seconds: the window until something is known. Most quotas are per minute."""
+"""Seconds: the assumed window until something is known. Most quotas are per minute."""
 
 _SHORTEST = 30.0
-"""Seconds. A bucket asks for the time until one more request, which says nothing of a window ..."""
+"""Seconds. A bucket asks for the time until one more request, which says nothing about a window ..."""
 
 _COUNTABLE = 30.0
-"""... nor does a server that is only busy. This many requests of the sender's own are a window, if that is less."""
+"""... nor does a server that is only busy. The time for this many of the sender's own requests, if that is shorter."""
 
 _REMEMBERED = 8
-"""Waits that are remembered, of which the longest counts. One that was wrong is forgotten after so many others."""
+"""Waits to remember; the longest counts. A wrong one is forgotten after this many others."""
 
 _USUAL = (1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 900.0, 1800.0, 3600.0)
-"""Seconds: windows that services have. A reset lies within one; the shortest that it fits is taken."""
+"""Seconds: common windows. A reset lies within its window, so the shortest window that fits is chosen."""
 
 _TOLERANCE = 1.6
-"""Seconds by which a reset may exceed its window, since it is rounded."""
+"""Seconds by which a rounded reset may exceed its window."""
 
 
 class QuotaSearch:
-    """What is known so far.
+    """What is known about the quota so far.
 
     Attributes:
-        window: seconds, an estimate.
-        rate: requests per second of the whole quota; infinite until the server has told it in headers.
+        window: the estimated window, in seconds.
+        rate: the whole quota in requests per second; infinite until the server states it in headers.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class QuotaSearch:
         self._reset = 0.0
 
     def asked(self, seconds: float, rate: float) -> bool:
-        """Take in the wait that a refusal asks for at that rate; whether the window is another one now."""
+        """Take in the wait that a refusal asks for at this rate; returns whether the window has changed."""
         if seconds > longest(0.0) or self.rate < math.inf:
             return False
         self._waits.append(seconds)
@@ -48,7 +48,7 @@ class QuotaSearch:
         return self.window != before
 
     def completed(self, reading: Reading) -> Reading:
-        """The reading with a window, where the server gave none: the shortest usual one that holds its resets."""
+        """The reading with a window; if the server gave none, the shortest common one that holds its resets."""
         if reading.window < math.inf:
             return reading
         self._reset = max(self._reset, reading.reset)
@@ -56,7 +56,7 @@ class QuotaSearch:
         return reading._replace(window=next(fitting, reading.window))
 
     def told(self, reading: Reading) -> bool:
-        """Take in a quota that the server has described; whether it is another one now."""
+        """Take in a quota that the server has described; returns whether it has changed."""
         before = self.window, self.rate
         self.window, self.rate = reading.window, reading.limit / reading.window
         return (self.window, self.rate) != before

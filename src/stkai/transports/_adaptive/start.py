@@ -1,12 +1,12 @@
-"""The cold start: how fast a sender may go before it has been refused for the first time."""
+"""The cold start: how fast a sender may send before its first refusal."""
 
 import math
 
 _SHARE = 0.2
-"""Share of the quota's rate with which it starts."""
+"""Share of the quota's rate at which it starts."""
 
 _AT_ONCE = 3.0
-"""Requests that may go at once before anything has come back."""
+"""Requests that may go out at once before the first answer."""
 
 _FREE = 0.25
 """Share of one window's quota that successes may release ahead of the rate, one each."""
@@ -15,19 +15,19 @@ _DOUBLING = 1 / 4
 """Windows in which the rate doubles while requests are held back."""
 
 _SHORTEST_DOUBLING = 1.0
-"""Seconds: nothing is learned before an answer comes back, and a few round trips take up to that."""
+"""Seconds, a few round trips: nothing is learned before an answer comes back."""
 
 _BLAMELESS = 2.0
-"""Times the rate: whoever sent faster than that was refused for its burst, not for its rate ..."""
+"""Multiple of the rate: a sender that was faster was refused for its burst, not for its rate ..."""
 
 _FEW = 0.15
-"""... unless it had this share of a window's quota by then: that is the wall, not a small bucket."""
+"""... unless it had used this share of a window's quota: then it has hit the limit, not a small bucket."""
 
 _SEARCH_RATE = 5.0
-"""Requests per second at the start where the quota is unknown; successes release more."""
+"""Requests per second at the start if the quota is unknown; successes release more."""
 
 _SEARCH_DOUBLING = 1.0
-"""Seconds in which that doubles: a few round trips, as nothing is known about the window."""
+"""Seconds in which that doubles: a few round trips, because the window is unknown."""
 
 
 class ColdStart:
@@ -38,7 +38,7 @@ class ColdStart:
 
     Attributes:
         over: whether it has ended.
-        rate: requests per second to begin with.
+        rate: initial requests per second.
         burst: permits that may be taken at once.
         ceiling: requests per second at which the rate stops doubling.
     """
@@ -71,7 +71,7 @@ class ColdStart:
             rate: requests per second.
             seconds: since the first request.
 
-        It ends the bursts. The rate goes on doubling until the next refusal.
+        It ends the bursts. The rate keeps doubling until the next refusal.
         """
         self._free = 0.0
         excused = not self._excused and _BLAMELESS * rate * seconds < sent < _FEW * self._quota < math.inf
@@ -86,7 +86,7 @@ class ColdStart:
         return later, (later - rate) * self._doubling / math.log(2) + at_ceiling
 
     def time_for(self, permits: float, rate: float) -> float:
-        """Seconds until that many more permits are released, while the rate doubles on the way."""
+        """Seconds until this many more permits are released, while the rate keeps doubling."""
         if rate >= self.ceiling:
             return permits / rate
         doubling = self._doubling / math.log(2)

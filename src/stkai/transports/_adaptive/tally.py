@@ -1,9 +1,9 @@
-"""Counts what was sent lately and not refused, in constant memory."""
+"""Counts recent requests that were not refused, in constant memory."""
 
 import math
 
 _SLOTS = 16
-"""Slots of a tally. More would cut time finer than a count of a few dozen requests deserves."""
+"""Slots of a tally. More would be finer than a count of a few dozen requests justifies."""
 
 
 class Tally:
@@ -19,7 +19,7 @@ class Tally:
         self.span = span
         self._width = span / _SLOTS
         self._newest = -math.inf
-        # The newest slot first. The last one is only partly within the span.
+        # Newest slot first. The last one is only partly within the span.
         self._counts = [0.0] * (_SLOTS + 1)
 
     def add(self, sent: float, count: float = 1.0) -> None:

@@ -1,4 +1,4 @@
-"""Where a limiter left off: a small file under the user's cache directory, with its age."""
+"""Saves a limiter's rate, with its age, in a small file in the user's cache directory."""
 
 import contextlib
 import json
@@ -13,10 +13,10 @@ from ..._clock import Clock, SystemClock
 from ..._errors import ConfigurationError
 
 _BELIEVED = 86400.0
-"""Seconds after which a rate says nothing any more about who shares the quota now."""
+"""Seconds after which a saved rate no longer says anything about the present."""
 
 CAUTION = 0.8
-"""Share of the remembered rate to start with: others may have joined."""
+"""Share of the saved rate to start at, because others may have joined."""
 
 
 @dataclass(slots=True)
@@ -28,19 +28,19 @@ class Learned:
 
 
 class Memory:
-    """Keeps what a limiter learned in a file. A file that cannot be read or written is as good as none.
+    """Keeps what a limiter learned in a file. A file that cannot be read or written is ignored.
 
     Args:
-        name: of the quota; limiters of the same name start where the last one ended.
+        name: the quota's name; limiters with the same name start where the last one ended.
 
     Raises:
-        ConfigurationError: the name is no text, or empty.
+        ConfigurationError: the name is not text, or is empty.
     """
 
     def __init__(self, name: str, clock: Clock | None = None) -> None:
         if not isinstance(name, str) or not name.strip():
             raise ConfigurationError(
-                f"warm_start must be the name of a quota, text that is not empty, not {name!r}"
+                f"warm_start must be the name of a quota, a non-empty string, not {name!r}"
             )
         self.path = _cache_directory() / "stkai" / "adaptive" / f"{quote(name, safe='')[:200]}.json"
         self._clock = clock or SystemClock()
@@ -57,7 +57,7 @@ class Memory:
         return Learned(rate, window) if sensible else None
 
     def keep(self, learned: Learned) -> None:
-        """Write it down, unless nothing was learned."""
+        """Save what was learned, if anything."""
         if not learned.rate:
             return
         saved = self._clock.utcnow().timestamp()
@@ -71,6 +71,6 @@ class Memory:
 
 
 def _cache_directory() -> Path:
-    """As the XDG base directory specification has it; on Windows, the local application data."""
+    """The cache directory of the XDG base directory specification; on Windows, the local application data."""
     given = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
     return Path(given) if given else Path.home() / ".cache"

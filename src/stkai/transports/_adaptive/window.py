@@ -1,7 +1,7 @@
-"""Follows the fixed window that a server describes in its headers, and says how fast to send while it is believed.
+"""Follows the fixed window that a server describes in its headers, and sets the pace while the window is believed.
 
-The reset that servers announce has several meanings: the end of a window, the time until one more request, the time
-until all is forgotten. Only a window can be shared out ahead; it is told from the rest by its end, which stands still.
+Servers announce a reset with different meanings: the end of a window, the time until one more request, the time until
+the whole quota is back. Only a window can be divided in advance; unlike the others, it has an end that does not move.
 """
 
 import math
@@ -10,33 +10,33 @@ from enum import Enum, auto
 from .headers import Reading
 
 _TOLERANCE = 1.6
-"""Seconds by which one instant may seem to differ: it is rounded to whole seconds, and answers take their time."""
+"""Seconds by which readings of one instant may differ, because of rounding and latency."""
 
 _STANDING = 5.0
-"""Seconds for which a reset must stand still before it is believed."""
+"""Seconds for which a reset must not move before it is believed."""
 
 _SLOW = 2.0
-"""Seconds; an answer that took longer says how things were."""
+"""Seconds; an answer that took longer is out of date."""
 
 _PATIENCE = 3.0
-"""Windows without a word, after which all that was known is out of date."""
+"""Windows without a reading, after which everything known is out of date."""
 
 _MOST_AHEAD = 1.5
 _STEEPNESS = 3
 _GAIN = 0.8
 _ADDED = 0.02
 _LEAST_MEAN = 0.3
-"""However early a window was used up: how much too fast that was, it does not say."""
+"""Lower bound, because a window that was used up early does not show how much too fast that was."""
 
 _RESERVE = 1.0
-"""Requests that are left alone at the end of a window: others may have some under way."""
+"""Requests to leave unused at the end of a window, because others may have some in flight."""
 
 _COARSE = 0.5
-"""Seconds; less than that is not known of an instant that is rounded."""
+"""Seconds; the precision of a rounded instant."""
 
 
 class _Move(Enum):
-    """What an announced instant is to those before: the same, the next, an old one, or in contradiction to them."""
+    """How an announced instant relates to earlier ones: the same, the next, an old one, or contradictory."""
 
     SAME = auto()
     NEXT = auto()
@@ -45,11 +45,11 @@ class _Move(Enum):
 
 
 class _End:
-    """The end of a window, as it is announced time after time.
+    """The end of a window, as announced repeatedly.
 
     Attributes:
-        since: from when on it has stood still.
-        earliest, latest: the instants that were announced.
+        since: when it last moved.
+        earliest, latest: the range of announced instants.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class _End:
 
     @property
     def likely(self) -> float:
-        """Nobody says whether it was rounded up or down."""
+        """The middle of the range: servers may round up or down."""
         return (self.earliest + self.latest) / 2
 
     def compare(self, now: float, instant: float, window: float) -> _Move:
@@ -77,15 +77,15 @@ class _End:
 
 
 class WindowGuide:
-    """The pace of one of several senders that share a window. Each sees what is left for all, and knows of no other.
+    """The pace of one of several senders that share a window. Each sees what is left for all, but not the others.
 
-    Within a window, the pace is a base times the cube of how far the requests that are left are ahead of the time that
-    is left. At its end, the base moves by the mean of that, and grows by a fixed amount, which makes the bases of all
-    senders equal in the end (Chiu and Jain, 1989). Rates are requests per second.
+    Within a window, the pace is a base times the cube of the ratio of remaining requests to remaining time. At its
+    end, the base moves by the mean of that factor and grows by a fixed amount, which makes the bases of all senders
+    converge (Chiu and Jain, 1989). Rates are in requests per second.
 
     Attributes:
-        listening: False once the headers have contradicted themselves twice: nobody needs to read them any more.
-        in_force: whether the window is believed, and `rate` to be followed.
+        listening: False once the headers have contradicted themselves twice, and are no longer read.
+        in_force: whether the window is believed and `rate` must be followed.
         paused_until: the end of a window that is used up.
         ceiling: the rate of the whole quota.
     """
@@ -109,12 +109,12 @@ class WindowGuide:
 
     @property
     def has_heard_nothing(self) -> bool:
-        """Whether nobody has described a window, or not for long."""
+        """Whether no answer has described a window recently."""
         return self._heard_at == -math.inf
 
     @property
     def base(self) -> float:
-        """The rate, apart from what happens within a window."""
+        """The rate, without the variation within a window."""
         return self._base
 
     @property
@@ -125,9 +125,9 @@ class WindowGuide:
     def hear(
         self, reading: Reading | None, now: float, sent: float, rate: float, *, refused: bool = False
     ) -> bool:
-        """Take in the answer to a request that was sent at `sent`; `rate` is that with which to begin.
+        """Take in the answer to a request sent at `sent`; `rate` is the initial rate.
 
-        Returns whether it is a refusal that the window explains: it is used up.
+        Returns whether it is a refusal that the window explains, because it is used up.
         """
         if not self.listening:
             return False
@@ -144,21 +144,21 @@ class WindowGuide:
         return refused and used_up and self.in_force
 
     def advance(self, now: float) -> None:
-        """Let time pass; the window may end meanwhile."""
+        """Advance the time; the window may end meanwhile."""
         if now - self._heard_at > _PATIENCE * self._window:
             self._forget()
         elif not self._over and now >= self._end.latest:
             self._finish()
 
     def release(self, start: float, end: float) -> float:
-        """The permits of the time between two instants; `rate` is that of the second afterwards."""
+        """The permits released between two instants; afterwards, `rate` is the rate at the second one."""
         before = end - start if self._over else max(0.0, min(end, self._end.latest) - start)
         released = self.rate * before
         self.advance(end)
         return released + self.rate * (end - start - before)
 
     def time_for(self, permits: float, start: float) -> float:
-        """Seconds from `start` until there are so many more permits, as far as one can see."""
+        """Estimated seconds from `start` until this many more permits are released."""
         rate = self.rate
         before = math.inf if self._over else max(0.0, self._end.latest - start)
         if permits <= rate * before:
@@ -166,7 +166,7 @@ class WindowGuide:
         return before + (permits - rate * before) / self._base
 
     def _is_followed(self, reading: Reading) -> bool:
-        """Whether it is about the quota that is followed; a tighter one takes its place."""
+        """Whether the reading is about the quota being followed; a tighter quota replaces it."""
         tightness = reading.limit / reading.window
         if (reading.name, reading.window) != (self._name, self._window):
             if reading.name != self._name and tightness >= self._tightness:
@@ -177,11 +177,11 @@ class WindowGuide:
         return True
 
     def _place(self, reading: Reading, now: float, rate: float) -> None:
-        """Find out in which window the answer was written."""
+        """Find out which window the answer belongs to."""
         end = now + reading.reset
         move = self._end.compare(now, end, self._window)
         if move is _Move.OLD or (move is _Move.SAME and self._over):
-            return  # It was under way when the window ended.
+            return  # It was in flight when the window ended.
         if move is _Move.WRONG:
             self.in_force = False
             self._doubt()
@@ -204,7 +204,7 @@ class WindowGuide:
     def _learn(self, reading: Reading, now: float) -> None:
         left = max(_COARSE, self._end.likely - now) / self._window
         ahead = max(0.0, reading.remaining - _RESERVE) / reading.limit / left
-        # What is seen now has been so, more or less, since the answer before.
+        # Assume that the present factor has held since the previous answer.
         self._factor = min(ahead, _MOST_AHEAD) ** _STEEPNESS
         self._readings += 1
         self._account(now)
@@ -218,7 +218,7 @@ class WindowGuide:
         self._readings = 0
 
     def _account(self, now: float) -> None:
-        """Weigh the factor by its time, and that by the time then left: the end of a window is all chance."""
+        """Weight the factor by its duration and by the time then left, because the end of a window is mostly chance."""
         end = self._end.latest
         weight = (end - self._accounted) ** 2 - (end - now) ** 2
         self._sum += weight * self._factor
@@ -231,7 +231,7 @@ class WindowGuide:
         if self.in_force and self._readings:
             self._account(self._end.latest)
             mean = max(_LEAST_MEAN, self._sum / self._weight)
-            # The fewer answers a sender had, the more they are chance.
+            # The fewer answers a sender had, the more chance is in them.
             gain = _GAIN * self._readings / (self._readings + 1)
             self._base = self._bounded(self._base * mean**gain + _ADDED * self.ceiling)
         self._account_from(self._end.latest)

@@ -1,4 +1,4 @@
-"""What goes between a member of a shared quota and its store: the I/O, its failures, and who is told of them."""
+"""Connects a member of a shared quota to its store: the I/O, its failures, and the events about them."""
 
 import threading
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from .member import Member
 _FIRST_PROBE: Final = 0.25
 _LONGEST_BETWEEN_PROBES: Final = 1.0
 _IDLE: Final = 2.0
-"""Seconds after which a thread that has nothing to do ends."""
+"""Seconds after which an idle thread ends."""
 
 _NOBODY: Final = CallInfo(id=0, method="", host="")
 
 
 def identity() -> tuple[str, float]:
-    """A name for a new member, and when it started."""
+    """A unique name for a new member, and its start time."""
     return unique_key(), SystemClock().utcnow().timestamp()
 
 
@@ -33,30 +33,30 @@ class Pilot(Protocol):
     """Steers the rate of a group."""
 
     def steer(self, lease: Lease, waiting: int) -> Law | None:
-        """The next adaptive state; None where the present one stands."""
+        """The next adaptive state; None to keep the present one."""
         ...
 
     def steered(self, lease: Lease, law: Law, *, done: bool) -> None:
-        """The store has taken the state, or another member was first."""
+        """Take note that the store has accepted the state, or that another member was first."""
         ...
 
 
 class Audience(Protocol):
-    """A layer, as far as its listener goes."""
+    """The part of a layer that leads to its listener."""
 
     @property
     def context(self) -> Any:
-        """What the stack gives its layers."""
+        """The context that the stack gives its layers."""
         ...
 
 
 class Link:
-    """Asks the store for a member: in the request's thread, in a worker thread of its event loop, or in one of its own.
+    """Calls the store for a member: in the request's thread, in a worker thread of its event loop, or in its own.
 
     Args:
-        member: whose questions they are.
-        store: whom to ask.
-        pilot: computes the group's rate, of an adaptive limiter.
+        member: the member that needs permits.
+        store: the store to call.
+        pilot: computes the group's rate, for an adaptive limiter.
     """
 
     def __init__(self, member: Member, store: Store, pilot: Pilot | None = None) -> None:
@@ -75,7 +75,7 @@ class Link:
         self._errands = _Errands(self)
 
     def subscribe(self, layer: Audience) -> None:
-        """Tell the listener of this layer's stack what happens to the store."""
+        """Report the store's events to the listener of this layer's stack."""
         self._audience.add(layer)
 
     def operation(self, turn: Turn, now: float) -> Run:
@@ -90,7 +90,7 @@ class Link:
             from anyio import CapacityLimiter
             from anyio.to_thread import run_sync
 
-            # What the thread brings is kept by the member: nobody has to wait for it.
+            # The member keeps what the thread brings, so a cancelled request may abandon it.
             work = partial(self.carry, now, turn.call)
             await run_sync(work, abandon_on_cancel=True, limiter=CapacityLimiter(1))
 
@@ -104,7 +104,7 @@ class Link:
         lease: Callable[[Ask], Lease | None] | None = None,
         probes: bool = False,
     ) -> bool:
-        """Ask the store, and tell the member what it said. Returns whether the question is settled."""
+        """Ask the store and pass its answer to the member. Returns whether no further call is needed."""
         member = self.member
         if member.is_lost and not probes:
             return True
@@ -119,7 +119,7 @@ class Link:
                 member.end(ask, None, now)
                 raise
             self._lose(ask, error, call)
-        except Exception as error:  # noqa: BLE001 - whatever a store raises, the limiter goes on
+        except Exception as error:  # noqa: BLE001 - the limiter continues, whatever a store raises
             self._lose(ask, error, call)
         except BaseException:
             member.end(ask, None, now)
@@ -136,7 +136,7 @@ class Link:
         return True
 
     def run_errand(self) -> None:
-        """Tell the store what no request will: a refusal, places that came back."""
+        """Report to the store what no request will: a refusal, or returned places."""
         if not self.member.has_news:
             return
         if self._is_instant:
@@ -145,7 +145,7 @@ class Link:
             self._errands.wake()
 
     def work(self) -> None:
-        """Do what no request does: ask whether the store is back, or tell it what there is to tell."""
+        """Do what no request does: check whether the store is back, or report to it."""
         if self.member.is_lost:
             self.carry(None, probes=True)
         elif self.member.has_news:
@@ -159,15 +159,15 @@ class Link:
             return
         try:
             done = self.store.amend(lease.epoch, law)
-        except Exception:  # noqa: BLE001 - as of a lease; the next one finds out
-            logger.debug("the adaptive state could not be written", exc_info=True)
+        except Exception:  # noqa: BLE001 - any error, as for a lease; the next lease notices an outage
+            logger.debug("cannot write the adaptive state", exc_info=True)
             done = False
         self.pilot.steered(lease, law, done=done)
 
     def _lose(self, ask: Ask, error: Exception, call: CallInfo) -> None:
         returning = self.member.is_returning
         if self.member.lose(ask):
-            # A store that stumbles while it comes back is still in the same outage.
+            # A store that fails again while it is coming back is still in the same outage.
             self._stumbled = returning
             logger.debug("the store of the share %r failed", ask.share, exc_info=error)
             if not self._is_instant:
@@ -189,7 +189,7 @@ class Link:
             self._tell(QuotaDisagreement(call=call, share=ask.share, mine=ask.rate, theirs=theirs))
 
     def _tell(self, event: Event) -> None:
-        """Tell each listener once, however many stacks it listens to."""
+        """Notify each listener once, even if it listens to several stacks."""
         told: list[Any] = []
         for layer in list(self._audience):
             listener = layer.context.listener
@@ -204,7 +204,7 @@ class Link:
 
 
 class _Errands:
-    """A thread that asks the store where no request does. It ends when there is nothing to do."""
+    """A thread that calls the store when no request does. It ends when there is nothing to do."""
 
     def __init__(self, link: Link) -> None:
         self._link = ref(link)
@@ -213,7 +213,7 @@ class _Errands:
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """See what there is to do."""
+        """Wake the thread, or start it."""
         with self._lock:
             self._wake.set()
             if self._thread is None:

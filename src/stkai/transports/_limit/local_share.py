@@ -1,4 +1,4 @@
-"""What a member of a shared quota may send by itself while the store cannot be asked."""
+"""What a member of a shared quota may send on its own while the store is unreachable."""
 
 from collections.abc import Collection
 
@@ -10,13 +10,13 @@ _TOO_MANY_REQUESTS = 429
 
 
 class LocalShare(TicketQueue):
-    """A constant rate without a burst, that begins where the last lease ended.
+    """A constant rate without a burst, starting where the last lease ended.
 
     Args:
         rate: permits per second.
         methods: HTTP methods that need a permit.
-        start: instant from which on permits are released.
-        credit: permits that are there at that instant, in [0, 1].
+        start: instant from which permits are released.
+        credit: permits available at that instant, in [0, 1].
     """
 
     def __init__(self, rate: float, methods: Collection[str], start: float, credit: float) -> None:
@@ -25,7 +25,7 @@ class LocalShare(TicketQueue):
         self._credit = credit
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
-        """Ease off after a 429; whoever knows the group's law will find the rate again."""
+        """Lower the rate after a 429; the group's law restores it once the store is back."""
         if answer.response is not None and answer.response.status_code == _TOO_MANY_REQUESTS:
             with self._lock:
                 self._advance(answer.now)
@@ -33,6 +33,6 @@ class LocalShare(TicketQueue):
         return None
 
     def pause(self, until: float) -> None:
-        """Let nobody go before that instant."""
+        """Send nothing before that instant."""
         with self._lock:
             self._paused_until = max(self._paused_until, until)

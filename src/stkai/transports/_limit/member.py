@@ -1,7 +1,7 @@
-"""One process of several that share a quota: its own queue, first come first served, and the permits it has leased.
+"""One of several processes that share a quota: its own first-come-first-served queue, and the permits it has leased.
 
-It leases only what will be used within `AHEAD` seconds, and makes sure before it uses a permit that the store has been
-heard of within that time: whoever is refused pauses everybody. Pure, like all policies: `Link` talks to the store.
+It leases only permits that it will use within `AHEAD` seconds. Before it uses one, it makes sure that the store has
+answered within that time, because a refusal pauses every member. Pure, like all policies: `Link` calls the store.
 """
 
 import math
@@ -18,43 +18,43 @@ from .permits import Permits
 from .tickets import TICK, TicketQueue
 
 AHEAD: Final = 0.25
-"""Seconds; the length of a lease, and how old the last word of the store may be when a permit is used."""
+"""Seconds; the length of a lease, and the greatest age of the store's last answer when a permit is used."""
 
 _GRACE: Final = 0.02
 _LEAD: Final = 0.02
-"""Seconds before the last permit falls due in which the next are leased; more where the store answers slowly."""
+"""Seconds before the last permit is due at which the next are leased; more if the store answers slowly."""
 
 _UNHEARD_OF: Final = 2.0
-"""Seconds; an answer that is taken in later than that was not slow: the process was suspended."""
+"""Seconds; an answer later than that means that the process was suspended, not that the store was slow."""
 
 _HEARTBEAT: Final = 1.0
-"""Seconds after which the head of the queue asks the store how things are."""
+"""Seconds after which the head of the queue asks the store for its state."""
 
 _BOTH: Final = 1.5
-"""Seconds after an outage for which a request needs the local clock's permit and the store's."""
+"""Seconds after an outage during which a request needs a permit from both the local clock and the store."""
 
 _LATE: Final = 0.05
-"""Seconds by which the first in the queue may wake late before others go."""
+"""Seconds that the first in the queue may oversleep before others go ahead."""
 
 _GROUP: Final = 10.0
-"""Seconds for which a group counts as large as it was: after a loss, its members come back one by one."""
+"""Seconds for which a group keeps its former size: after a loss, its members return one by one."""
 
 _BUSY: Final = 0.002
 _DRY: Final = 0.05
 _MOST: Final = 1000
 _CAUGHT_UP: Final = 0.5
-"""Seconds for which the local share makes up for time in which the store did not answer."""
+"""Seconds of the store's silence that the local share makes up for."""
 
 
 class Terms(NamedTuple):
-    """What is shared: the quota as this member knows it.
+    """The shared quota as this member was configured.
 
     Attributes:
         share: its name.
         rate, burst: permits per second, and permits at once after a quiet time.
         methods: HTTP methods that need a permit.
-        max_cost, cost_rate: units of cost at once, and per second; None and 0.0 where costs do not count.
-        is_cautious: lease nothing before the group's rate is known.
+        max_cost, cost_rate: units of cost at once, and per second; None and 0.0 if costs do not count.
+        is_cautious: whether to lease nothing before the group's rate is known.
     """
 
     share: str
@@ -71,8 +71,8 @@ class Member:
 
     Args:
         terms: the quota.
-        alone: makes the limiter that is used until the store is reached for the first time.
-        identity: gives a name that no other member has, and the time in seconds since 1970.
+        alone: makes the limiter to use until the store is first reached.
+        identity: returns a unique name, and the time in seconds since 1970.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Member:
         after_fork(self, Member._begin)
 
     def _begin(self) -> None:
-        """Become a member; a forked child becomes one of its own."""
+        """Become a member; a forked child becomes a new one."""
         self._lock = threading.Lock()
         self._name, self._started = self._identity()
         self._order = Order()
@@ -112,17 +112,17 @@ class Member:
 
     @property
     def known(self) -> Lease | None:
-        """The last word of the store; None if it was never reached."""
+        """The store's last answer; None if it was never reached."""
         return self._known
 
     @property
     def local(self) -> TicketQueue | None:
-        """The limiter of this process alone, during an outage and a little longer."""
+        """This process's own limiter, during an outage and shortly after."""
         return self._local
 
     @property
     def is_lost(self) -> bool:
-        """Whether the store cannot be asked now."""
+        """Whether the store is unreachable now."""
         return self._lost
 
     @property
@@ -132,11 +132,11 @@ class Member:
 
     @property
     def has_news(self) -> bool:
-        """Whether there is something to tell the store that no request will."""
+        """Whether there is something to report to the store that no request will."""
         return self._permits.has_news and not self._talking and not self._lost
 
     def ask(self, turn: Turn, now: float) -> float | None:
-        """Seconds until the turn comes; 0.0 when its permit is taken; None when the store has to be asked first."""
+        """Seconds until the turn comes; 0.0 once its permit is taken; None if the store must be asked first."""
         with self._lock:
             self._catch_up(now, turn.chance)
             place = self._order.join(turn, now)
@@ -182,17 +182,17 @@ class Member:
             self._permits.give_back_all_but(len(self._line), now)
 
     def settle(self, units: float) -> None:
-        """Charge units after all."""
+        """Charge units afterwards."""
         with self._lock:
             self._permits.settle += units
 
     def epoch_at(self, instant: float) -> int:
-        """The epoch that was known at that instant."""
+        """The epoch known at that instant."""
         with self._lock:
             return self._permits.epoch_at(instant)
 
     def refused(self, sent: float, now: float, pause: float) -> None:
-        """Pause, and report it: a request that was sent at `sent` was refused."""
+        """Pause, and report that a request sent at `sent` was refused."""
         with self._lock:
             self._catch_up(now, 0.5)
             self._paused_until = max(self._paused_until, now + pause)
@@ -201,10 +201,10 @@ class Member:
             if isinstance(self._local, LocalShare):
                 self._local.pause(now + pause)
 
-    # What is said to the store, by whoever carries it.
+    # Messages to and from the store
 
     def begin(self, now: float | None) -> Ask | None:
-        """What to ask the store; None while somebody else is asking. Without an instant, nothing is wanted."""
+        """The message to the store; None while another call is running. Without an instant, it asks for no permits."""
         with self._lock:
             if self._talking:
                 return None
@@ -244,12 +244,12 @@ class Member:
         pause = max(0.0, self._paused_until - now)
         ahead = self._next - now
         if now < self._contact + _UNHEARD_OF:
-            # The others have gone on leasing: the queue is as long as it was.
+            # The others have kept leasing, so the queue is as long as it was.
             ahead = max(ahead, self._depth)
         return Known(self._permits.epoch, ahead, pause, self._most)
 
     def end(self, ask: Ask, lease: Lease | None, now: float | None) -> bool:
-        """Take in the store's answer, or None where it gave none. Returns whether it is back after an outage."""
+        """Take in the store's answer, or None if there was none. Returns whether the store is back after an outage."""
         with self._lock:
             self._talking = False
             if lease is None:
@@ -261,7 +261,7 @@ class Member:
             self._known = lease
             self._arrived.append((lease, ask, -math.inf if now is None else now))
             if not self._line:
-                # Nobody is left to use it: the places go back at once.
+                # No request is left to use the permits: give the places back at once.
                 sent = self._now if now is None else now
                 places = [sent + lease.wait + number * lease.spacing for number in range(lease.count)]
                 self._arrived[-1] = (lease, ask._replace(want=0), self._arrived[-1][2])
@@ -269,7 +269,7 @@ class Member:
             return restored
 
     def lose(self, ask: Ask) -> bool:
-        """Go on alone. Returns whether that is news."""
+        """Continue without the store. Returns whether it was reachable before."""
         with self._lock:
             self._talking = False
             news, self._lost = not self._lost, True
@@ -282,7 +282,7 @@ class Member:
             self._permits.take_in(lease, ask, now)
             latency = now - sent
             if latency < _UNHEARD_OF:
-                # However slow the store is, what it says may be used for a moment.
+                # Even a slow store's answer may be used for a moment.
                 self._contact = max(self._contact, sent, now - AHEAD + _GRACE)
                 self._lead = min(AHEAD, max(_LEAD, 1.25 * latency, 0.8 * self._lead))
             if sent > -math.inf:
@@ -315,7 +315,7 @@ class Member:
     def _local_share(self, now: float, chance: float) -> TicketQueue:
         if self._known is None:
             return self._alone()
-        # It begins where the leases end; if that was long ago, members begin at different times.
+        # Begin where the leases end; if that was long ago, members begin at different times.
         ended = self._permits.horizon
         recent = ended > now - _CAUGHT_UP
         rate = self._known.rate / max(1, self._most)
@@ -324,7 +324,7 @@ class Member:
         return share
 
     def _when(self, place: int, now: float) -> tuple[float, float]:
-        """When the one in that place may go, as far as can be known, and when to look again."""
+        """Estimate when the turn in that place may go, and when to check again."""
         permits = self._permits
         if place < len(permits):
             due = again = max(permits.due[place], self._paused_until)
@@ -333,8 +333,8 @@ class Member:
                 return due, again
             if due <= now + TICK:
                 if place and now < permits.due[0] + _LATE:
-                    return now + TICK, now + _BUSY  # Whoever is first is about to wake.
-                # The store may have to be asked whether there is a pause meanwhile.
+                    return now + TICK, now + _BUSY  # The first in the queue is about to wake.
+                # If the last answer is too old, ask the store whether there is a pause.
                 return (now, now) if now <= fresh_until else (now + TICK, now)
             if due > fresh_until:
                 again = due - self._lead
@@ -348,7 +348,7 @@ class Member:
             again = max(self._leases_again(), self._dry_until)
             if again > now and behind > 1:
                 if behind <= 2 * max(1.0, rate * AHEAD / group):
-                    # The next leases may be for it: it must not oversleep.
+                    # The next lease may include this turn, so it must not oversleep.
                     again = max(again, last + (behind - 1) / rate)
                 else:
                     again = max(again, now + (due - now) / 2)

@@ -1,4 +1,4 @@
-"""The permits that a member has leased, and the numbers that it still has to tell its store."""
+"""The permits that a member has leased, and what it still has to report to its store."""
 
 import math
 from bisect import insort
@@ -7,7 +7,7 @@ from typing import Final
 from ...stores import Ask, Lease, Refusal
 
 _EPOCHS: Final = 8
-"""Epochs that are remembered: a refusal is reported with that in which its request was sent."""
+"""Epochs to remember: a refusal is reported with the epoch in which its request was sent."""
 
 
 class Permits:
@@ -15,10 +15,10 @@ class Permits:
 
     Attributes:
         due: when each may be used.
-        costs: the units that were charged for each.
-        horizon: when the last one that was ever leased could be used.
-        per_permit: seconds between one permit and the next, as it has turned out while others waited as well.
-        epoch: in which they were leased.
+        costs: the units charged for each.
+        horizon: when the last permit ever leased may be used.
+        per_permit: observed seconds between permits while other members also wait.
+        epoch: the epoch in which they were leased.
         back: places to give back, as instants.
         settle: units to charge.
         refusal: the epoch of a refusal to report and the end of its pause, or None.
@@ -40,11 +40,11 @@ class Permits:
 
     @property
     def has_news(self) -> bool:
-        """Whether there is something to tell the store."""
+        """Whether there is something to report to the store."""
         return bool(self.back or self.settle or self.refusal)
 
     def take_in(self, lease: Lease, ask: Ask, now: float) -> None:
-        """Add what was leased; permits of an older epoch are void."""
+        """Add the leased permits; those of an older epoch are void."""
         if lease.epoch != self.epoch:
             self.settle -= sum(self.costs)
             self.due.clear()
@@ -70,13 +70,13 @@ class Permits:
             self.settle += cost - charged
 
     def give_back_all_but(self, most: int, now: float) -> None:
-        """Give back what nobody is left to use."""
+        """Give back permits that no request is left to use."""
         while len(self.due) > most:
             self.back.append(self.due.pop())
             self.settle -= self.costs.pop()
 
     def epoch_at(self, instant: float) -> int:
-        """The epoch that was known at that instant."""
+        """The epoch known at that instant."""
         found = self._since[0][1] if self._since else self.epoch
         for since, epoch in self._since:
             if since <= instant:
@@ -84,21 +84,21 @@ class Permits:
         return found
 
     def refuse(self, sent: float, until: float) -> None:
-        """Remember a refusal to report: of several, the latest epoch and the longest pause."""
+        """Record a refusal to report; several are merged into the latest epoch and the longest pause."""
         epoch = self.epoch_at(sent)
         if self.refusal is not None:
             epoch, until = max(epoch, self.refusal[0]), max(until, self.refusal[1])
         self.refusal = epoch, until
 
     def tell(self, now: float) -> tuple[tuple[float, ...], float, Refusal | None]:
-        """What to tell the store: places given back, units, and a refusal. They count as told."""
+        """What to report to the store: places given back, units, and a refusal. They then count as reported."""
         back = tuple(place - now for place in self.back)
         settle, refusal = self.settle, self.refusal
         self.back, self.settle, self.refusal = [], 0.0, None
         return back, settle, None if refusal is None else Refusal(refusal[0], max(0.0, refusal[1] - now))
 
     def untell(self, ask: Ask, now: float) -> None:
-        """The store has not heard it after all."""
+        """Take back a report that did not reach the store."""
         self.back = [now + seconds for seconds in ask.back] + self.back
         self.settle += ask.settle
         if ask.refused is not None:

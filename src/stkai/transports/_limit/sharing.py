@@ -1,4 +1,4 @@
-"""What makes a limiter share its quota with other processes."""
+"""Lets a limiter share its quota with other processes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,17 +9,17 @@ from .tickets import TicketQueue
 
 
 class SharingQueue(TicketQueue):
-    """A queue of tickets, or, once it has joined a share, a member of that."""
+    """A queue of tickets, or a member of a share once it has joined one."""
 
     _link: Any = None
 
     def _join_share(
         self, share: str, store: Any, *, burst: float, alone: Callable[[], TicketQueue], pilot: Any = None
     ) -> None:
-        """Become a member of the group of that name.
+        """Join the group with this name.
 
         Raises:
-            ConfigurationError: no share can have this name, or there is no such store.
+            ConfigurationError: the name is invalid, or there is no such store.
         """
         from ...stores._choose import store_from
         from ...stores._place import check_share
@@ -46,35 +46,35 @@ class SharingQueue(TicketQueue):
 
     @property
     def store(self) -> Any:
-        """Where the shared quota lives; None where it is not shared."""
+        """The store of the shared quota; None if it is not shared."""
         return None if self._link is None else self._link.store
 
     @property
     def rate(self) -> float:
-        """Requests per second in force now; of the whole group, where the quota is shared."""
+        """Requests per second in force now; for the whole group if the quota is shared."""
         known = None if self._link is None else self._link.member.known
         return super().rate if known is None else float(known.rate)
 
     @property
     def members(self) -> int:
-        """How many processes were last known to share the quota, this one included."""
+        """The last known number of processes that share the quota, including this one."""
         known = None if self._link is None else self._link.member.known
         return 1 if known is None else int(known.members)
 
     @property
     def waiting(self) -> int:
-        """Requests that hold a ticket and have not gone yet."""
+        """Requests that hold a ticket and were not sent yet."""
         return super().waiting if self._link is None else int(self._link.member.waiting)
 
     def subscribe(self, layer: Any) -> None:
-        """Tell the listener of a layer's stack what happens to the store."""
+        """Report the store's events to the listener of a layer's stack."""
         if self._link is not None:
             self._link.subscribe(layer)
 
     def ask(self, turn: Turn, now: float) -> Any:
-        """Seconds until the turn comes, as far as can be known; 0.0 when its permit is taken.
+        """Estimated seconds until the turn comes; 0.0 once its permit is taken.
 
-        Of a shared quota, it may also be an operation to carry out first.
+        For a shared quota, it may instead be an operation to carry out first.
         """
         if self._link is None:
             return super().ask(turn, now)
@@ -82,14 +82,14 @@ class SharingQueue(TicketQueue):
         return self._link.operation(turn, now) if wait is None else wait
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
-        """Until the store is reached for the first time, nobody knows how many share the quota: adapt."""
+        """Adapt until the store is first reached: until then the number of members is unknown."""
         if self._link is None or self._link.member.known is not None:
             return super().learn(turn, answer)
         local: TicketQueue | None = self._link.member.local
         return None if local is None else local.learn(turn, answer)
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
-        """Correct the units that the request took: it really cost that many."""
+        """Correct the units that the request took to its real cost."""
         if self._link is None:
             super().settle(turn, cost, now)
         elif self._units is not None:
@@ -98,7 +98,7 @@ class SharingQueue(TicketQueue):
             turn.cost = cost
 
     def leave(self, turn: Turn, now: float) -> None:
-        """Give up the place in the queue, or a permit that was not used."""
+        """Give up the place in the queue, or return an unused permit."""
         if self._link is None:
             super().leave(turn, now)
             return
@@ -107,12 +107,10 @@ class SharingQueue(TicketQueue):
 
 
 def require_share(share: object, store: object) -> None:
-    """Check that a store comes with the name of a share.
+    """Check that a store is given together with the name of a share.
 
     Raises:
-        ConfigurationError: it does not.
+        ConfigurationError: the name is missing.
     """
     if store is not None and share is None:
-        raise ConfigurationError(
-            f"store={store!r} is of no use without share=, the name of the quota to share"
-        )
+        raise ConfigurationError(f"store={store!r} needs share=, the name of the quota to share")
