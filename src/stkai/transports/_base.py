@@ -165,6 +165,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         flow: a function to use as the `flow` method, called as `flow(layer, request, attempt)`.
         context: the stack's clock, random numbers and listener.
         name: the layer's name; by default that of its class.
+
     Raises:
         ConfigurationError: `inner` is not a sync transport.
     """
