@@ -14,9 +14,11 @@ import stkai
 from stkai._cli import demo as _demo
 from stkai._cli import main as cli
 from stkai._cli.demo import STRATEGIES, Batch, Outcome, Run
+from stkai._cli.explain import _ago
 from stkai._cli.main import build_app
 from stkai._cli.report import Summary
 from stkai.testing import FakeClock
+from stkai.transports._adaptive.warm import Learned, Memory
 
 
 def run(*arguments: str, columns: int = 120) -> Any:
@@ -121,6 +123,55 @@ def test_explain_says_when_the_adaptive_limiter_has_to_find_the_quota(
     monkeypatch.setenv("STKAI_RATE_LIMIT_STRATEGY", "adaptive")
     monkeypatch.setenv(f"STKAI_RATE_LIMIT_{variable}", value)
     assert ("the adaptive limiter finds it" in run("explain").output) is searches
+
+
+def test_explain_shows_what_an_earlier_program_has_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, value in {"ENABLED": "true", "STRATEGY": "adaptive", "WARM_START": "key"}.items():
+        monkeypatch.setenv(f"STKAI_RATE_LIMIT_{name}", value)
+    lines = run("explain").output.splitlines()
+    assert ["STKAI_RATE_LIMIT_WARM_START", "key", "environment"] in [line.split() for line in lines]
+    assert "Warm start: nothing from the last day in" in " ".join(lines)
+    Memory("key").keep(Learned(1.5, 60.0))
+    output = run("explain").output
+    assert "Warm start: 1.5 requests per second, window 60 s, saved 0 s ago" in output
+    assert len(list(tmp_path.rglob("*.json"))) == 1
+    Memory("key").keep(Learned(1.5, 60.0, refused=False))
+    assert "per second, without a refusal, window" in run("explain").output
+    monkeypatch.setenv("STKAI_RATE_LIMIT_STRATEGY", "token_bucket")
+    stkai.STKAI.reset()
+    result = run("explain")
+    assert result.exit_code == 2
+    assert "STKAI_RATE_LIMIT_WARM_START" in result.stderr
+
+
+def test_explain_says_where_a_group_keeps_its_rate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    values = {"ENABLED": "true", "STRATEGY": "adaptive", "SHARE": "team", "WARM_START": "team"}
+    for name, value in {**values, "STORE": f"file://{tmp_path}/store"}.items():
+        monkeypatch.setenv(f"STKAI_RATE_LIMIT_{name}", value)
+    output = run("explain").output
+    assert "Warm start: the store of the shared quota keeps its rate for a day" in output
+    assert "finds it" not in output
+
+
+def test_explain_says_that_nothing_can_be_kept_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    for name, value in {"ENABLED": "true", "STRATEGY": "adaptive", "WARM_START": "key"}.items():
+        monkeypatch.setenv(f"STKAI_RATE_LIMIT_{name}", value)
+    assert "set XDG_CACHE_HOME" in run("explain").output
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (119, "119 s"), (600, "10 min"), (80_000, "22 h")]
+)
+def test_an_age_is_given_in_a_suitable_unit(seconds: float, text: str) -> None:
+    assert _ago(seconds) == text
 
 
 def test_explain_without_authentication_says_what_would_help() -> None:

@@ -24,6 +24,9 @@ CAUTION: Final = 0.8
 _BETWEEN: Final = 60.0
 """Seconds between two saves while the program runs."""
 
+_AT_THE_END: Final = 1.0
+"""Seconds for which the end of a program waits for a save that is under way."""
+
 _FASTEST: Final = 1e5
 """Requests per second; a higher rate is damage to the file, not something that a limiter has learned."""
 
@@ -87,7 +90,7 @@ class Memory:
         self.path = None if directory is None else directory / "stkai" / "adaptive" / _file_name(name)
         self._has_warned = False
         if self.path is None:
-            self._warn("this user has no home directory")
+            self._warn("warm_start: this user has no home directory")
 
     def recall(self) -> Learned | None:
         """What was learned in the last day, or None."""
@@ -99,7 +102,7 @@ class Memory:
                 return None
             found = _parsed(text, self._clock.utcnow().timestamp())
         except OSError as error:
-            self._warn(f"cannot read {str(self.path)!r}: {error}")
+            self._warn(f"warm_start: cannot read {str(self.path)!r}: {error}")
             return None
         if found is None:
             logger.debug("%s holds no rate that can be used", self.path)
@@ -114,12 +117,12 @@ class Memory:
         try:
             _replace(self.path, json.dumps(content).encode())
         except OSError as error:
-            self._warn(f"cannot save the rate in {str(self.path)!r}: {error}")
+            self._warn(f"warm_start: cannot save the rate in {str(self.path)!r}: {error}")
 
     def _warn(self, reason: str) -> None:
         if not self._has_warned:
             self._has_warned = True
-            logger.warning("warm_start: %s; set XDG_CACHE_HOME to a directory that can be written", reason)
+            logger.warning("%s; set XDG_CACHE_HOME to a directory that can be written", reason)
 
 
 class Keeper:
@@ -130,6 +133,7 @@ class Keeper:
         self.learned: Learned | None = None
         self._saved: Learned | None = None
         self._due = -math.inf
+        self._thread: threading.Thread | None = None
 
     def note(self, rate: float, window: float, *, refused: bool) -> None:
         """Take in what was learned. It does no I/O, so the caller may hold a lock."""
@@ -140,11 +144,19 @@ class Keeper:
         if self.memory is None or self.learned is self._saved or now < self._due:
             return
         self._saved, self._due = self.learned, now + _BETWEEN
+        thread = threading.Thread(target=self._write, name="stkai-warm-start", daemon=True)
         with suppress(RuntimeError):  # No more threads, or the interpreter is ending: then `save` follows.
-            threading.Thread(target=self.save, name="stkai-warm-start", daemon=True).start()
+            thread.start()
+            self._thread = thread
 
     def save(self) -> None:
-        """Save what was learned, if anything."""
+        """Save what was learned, if anything, at the end of the program."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            # Otherwise it might end in the middle, and leave a temporary file behind.
+            self._thread.join(_AT_THE_END)
+        self._write()
+
+    def _write(self) -> None:
         if self.memory is not None and self.learned is not None:
             self.memory.keep(self.learned)
 
