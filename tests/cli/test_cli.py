@@ -1,8 +1,10 @@
 """The command line: what it prints, and how it ends."""
 
 import queue
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,8 @@ def test_the_demo_runs_every_strategy_and_accounts_for_every_call() -> None:
     assert "Every call is accounted for" in result.output
     rows = [line.split() for line in result.output.splitlines() if line.startswith(STRATEGIES)]
     assert [" ".join(row)[: len(name)] for row, name in zip(rows, STRATEGIES, strict=True)] == [*STRATEGIES]
-    assert [row[-6:-2] for row in rows] == [["4", "4", "0", "0"]] * 4
+    assert [row[-6:-2] for row in rows] == [["4", "4", "0", "0"]] * 5
+    assert re.search(r"^found [\d.,]+ of 100/s", result.output, re.MULTILINE)
 
 
 def a_run(name: str) -> Run:
@@ -47,7 +50,19 @@ def test_the_demo_fits_the_screen_with_its_plots(monkeypatch: pytest.MonkeyPatch
     assert max(map(len, lines)) <= columns
     assert len(lines) <= 23
     assert not any("…" in line for line in lines)
-    assert "".join(lines).count("░") >= 4
+    assert "".join(lines).count("░") >= 5
+    assert any(line.startswith("told nothing") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("found", "quota", "text"), [(0.0123456, 100, "0.0123 of 1.67"), (1234.5, 100_000, "1,234 of 1,667")]
+)
+def test_the_demo_says_what_was_found_without_numbers(
+    monkeypatch: pytest.MonkeyPatch, found: float, quota: int, text: str
+) -> None:
+    monkeypatch.setattr(Batch, "run", lambda self, strategy, advance: replace(a_run(strategy), found=found))
+    lines = run("demo", "--quota", str(quota), "--window", "60", columns=80).output.splitlines()
+    assert any(line.startswith(f"found {text}/s ") for line in lines)
 
 
 def test_the_demo_leaves_the_plots_out_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +83,7 @@ def test_the_demo_exits_non_zero_if_a_request_was_lost(monkeypatch: pytest.Monke
     monkeypatch.setattr(Batch, "run", lossy)
     result = run("demo", "--processes", "1", "--requests", "3")
     assert result.exit_code == 1
-    assert "4 calls were lost" in result.output
+    assert f"{len(STRATEGIES)} calls were lost" in result.output
 
 
 class Dead:
