@@ -149,7 +149,7 @@ async def test_a_warm_start_reaches_the_adaptive_limiter_only(
     options = {"auth": None, "transport": world.wire()}
     assert str(transport_of(world, **options)) == "retry > wire"
     warm = layer(transport_of(world, rate_limit="adaptive", **options), "adaptive").policy
-    assert (warm.rate, warm.window) == (pytest.approx(40.0), 30.0)
+    assert (warm.rate, warm.window) == (pytest.approx(50.0), 30.0)
     config = stkai.RateLimitConfig(strategy="adaptive", max_requests=6000, warm_start="key")
     assert layer(transport_of(world, rate_limit=config, **options), "adaptive").policy.rate == warm.rate
     with pytest.raises(

@@ -68,10 +68,10 @@ def saved(cache: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("end", ["return", "sys.exit", "error", "fork"])
-def test_the_next_program_starts_near_the_rate_of_the_last(tmp_path: Path, end: str) -> None:
+def test_the_next_program_starts_at_the_rate_of_the_last(tmp_path: Path, end: str) -> None:
     cold, found = rates(start(tmp_path, end))
     (warm,) = rates(start(tmp_path, "look"))
-    assert warm == pytest.approx(0.8 * found)
+    assert warm == pytest.approx(found)
     assert warm != pytest.approx(cold)
     assert len(saved(tmp_path)) == 1
 
@@ -88,7 +88,7 @@ def test_a_program_that_is_killed_has_saved_its_rate_by_then(tmp_path: Path, num
     process.communicate(timeout=60)
     assert process.returncode == -number
     (warm,) = rates(start(tmp_path, "look"))
-    assert warm == pytest.approx(0.8 * found)
+    assert warm == pytest.approx(found)
 
 
 def test_programs_that_end_at_once_leave_one_complete_file(tmp_path: Path) -> None:

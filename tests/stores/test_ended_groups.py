@@ -118,7 +118,7 @@ def test_a_group_that_starts_later_starts_cold(store: Store, clock: FakeClock, a
 
 
 @pytest.mark.parametrize("after", [HOUR + MINUTE, 23 * HOUR])
-def test_a_group_that_starts_warm_starts_near_the_rate_of_one_that_ended_within_a_day(
+def test_a_group_that_starts_warm_starts_at_the_rate_of_one_that_ended_within_a_day(
     store: Store, clock: FakeClock, after: float
 ) -> None:
     ended = a_group_that_ended(store, clock)
@@ -126,7 +126,7 @@ def test_a_group_that_starts_warm_starts_near_the_rate_of_one_that_ended_within_
     members = [a_member(store, warm=True) for _ in range(2)]
     for member in members:
         send(member, clock)
-        assert member.rate == pytest.approx(0.8 * ended, rel=0.1)
+        assert member.rate == pytest.approx(ended, rel=0.1)
 
 
 def test_a_group_that_starts_warm_a_day_later_starts_cold(store: Store, clock: FakeClock) -> None:
@@ -135,6 +135,29 @@ def test_a_group_that_starts_warm_a_day_later_starts_cold(store: Store, clock: F
     member = a_member(store, warm=True)
     send(member, clock)
     assert member.rate == pytest.approx(COLD, rel=0.1)
+
+
+@pytest.mark.parametrize("idle", [30.0, 5 * MINUTE, 50 * MINUTE])
+@pytest.mark.parametrize("joins", [False, True])
+def test_a_refusal_after_an_idle_time_is_no_reason_to_start_over(
+    clock: FakeClock, idle: float, joins: bool
+) -> None:
+    store = MemoryStore(clock)
+    member = a_member(store)
+    for _ in range(200):
+        send(member, clock)
+    send(member, clock, 429)
+    for _ in range(50):
+        send(member, clock)
+    before = member.rate
+    clock.advance(idle)
+    if joins:
+        member = a_member(store)
+    for _ in range(3):
+        send(member, clock)
+    send(member, clock, 429)
+    send(member, clock)
+    assert 0.8 * before < member.rate <= before
 
 
 def test_a_member_that_was_idle_for_hours_keeps_the_rate_of_its_group(store: Store, clock: FakeClock) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from ...stores import Law as Shared
 from ...stores import Lease
 from .law import Law, Past
-from .warm import BELIEVED, CAUTION
+from .warm import BELIEVED
 
 _TICK: Final = 0.25
 """Seconds between steps of the law."""
@@ -99,7 +99,7 @@ class GroupPilot:
         floor: the least rate.
         window: the quota's window, in seconds.
         starts_cold: whether to start with a part of the quota.
-        starts_warm: whether to start near the rate of a group that ended within a day.
+        starts_warm: whether to start at the rate of a group that ended within a day.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class GroupPilot:
             if self._last is None and before.age > _ENDED:
                 # The state is that of a group whose members are gone.
                 if self._warm and before.age < BELIEVED:
-                    return self._started(lease, cold=bool(memory.cold), rate=CAUTION * before.rate)
+                    return self._started(lease, cold=bool(memory.cold), rate=before.rate)
                 return self._started(lease, cold=self._cold)
             self._last = lease.epoch, before
             if self._answered >= memory.epoch:
@@ -187,11 +187,14 @@ class GroupPilot:
 
     def _faded(self, memory: Memory, seconds: float, *, held: bool) -> Memory:
         horizon = _HISTORY * self._window
-        fading, fading_held = math.exp(-seconds / horizon), math.exp(-seconds / self._window)
+        # What came before the last step was an idle time, which says nothing about the goodput.
+        step = min(seconds, _LONGEST_STEP)
+        fading, fading_step = math.exp(-seconds / horizon), math.exp(-step / self._window)
+        before = memory.held * math.exp(-(seconds - step) / self._window)
         return memory._replace(
-            held=1 - (1 - memory.held) * fading_held if held else memory.held * fading_held,
+            held=1 - (1 - before) * fading_step if held else before * fading_step,
             accepted=memory.accepted * fading + self._accepted,
-            seconds=memory.seconds * fading + horizon * (1 - fading),
+            seconds=memory.seconds * fading + horizon * (1 - math.exp(-step / horizon)),
         )
 
     def _cut(self, rate: float, memory: Memory, lease: Lease) -> tuple[float, Memory]:

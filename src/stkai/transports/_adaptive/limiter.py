@@ -22,7 +22,7 @@ from .law import Law, Past, PlainLaw, SearchingLaw, TunedLaw
 from .search import QuotaSearch
 from .start import ColdStart
 from .tally import Tally
-from .warm import CAUTION, Keeper, Memory, check_warm_start
+from .warm import Keeper, Memory, check_warm_start
 from .window import WindowGuide
 
 _BURST = 0.1
@@ -359,7 +359,7 @@ class AimdLimiter(SharingQueue):
         if self._search is not None and found.refused:
             self._search.window = min(found.window, _LONGEST_PAUSE)
             self.law = self._tuned_law()
-        rate = min(self.ceiling, max(self.floor, CAUTION * found.rate))
+        rate = min(self.ceiling, max(self.floor, found.rate))
         if found.refused:
             self._start.over = True
             self._set_rate(rate)

@@ -18,9 +18,6 @@ from ..._log import logger
 BELIEVED: Final = 86400.0
 """Seconds after which a saved rate no longer says anything about the present."""
 
-CAUTION: Final = 0.8
-"""Share of the saved rate to start at, because others may have joined."""
-
 _BETWEEN: Final = 60.0
 """Seconds between two saves while the program runs."""
 
@@ -105,7 +102,9 @@ class Memory:
             self._warn(f"warm_start: cannot read {str(self.path)!r}: {error}")
             return None
         if found is None:
-            logger.debug("%s holds no rate that can be used", self.path)
+            logger.info("warm_start: %s holds no rate from the last day; starting cold", self.path)
+        else:
+            logger.info("warm_start: %.3g requests per second, saved %.0f s ago", found.rate, found.age)
         return found
 
     def keep(self, learned: Learned) -> None:
