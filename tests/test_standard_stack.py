@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ from stkai import STKAI, AimdLimiter, BearerAuth, RetryPolicy, StackBuilder, Tok
 from stkai._standard import AuthChoice
 from stkai.testing import FakeClock, QuotaServer
 from stkai.transports import StkCLITransport, adaptive, auth, token_bucket
+from stkai.transports._adaptive.warm import Learned, Memory
 
 from .support import stand_in_cli
 from .support.world import World
@@ -58,6 +60,27 @@ def wire_of(transport: Any) -> Any:
     while hasattr(transport, "inner"):
         transport = transport.inner
     return transport
+
+
+# What a live client shows
+
+
+async def test_the_repr_of_a_live_client_shows_what_its_limiter_has_found(world: World) -> None:
+    wire = world.wire(200, 200, 200, 200, 200, httpx.Response(429, headers={"Retry-After": "30"}))
+    client = client_of(world, auth=None, retry=None, rate_limit="adaptive", transport=wire, clock=FakeClock())
+    assert repr(client).endswith(" adaptive > wire, AimdLimiter(quota not found yet, rate=5)>")
+    for _ in range(5):
+        await world.call(client.post, URL, data={})
+    with pytest.raises(stkai.ServerSideRateLimitError):
+        await world.call(client.post, URL, data={})
+    assert "adaptive > wire, AimdLimiter(found: time_window=30, rate=" in repr(client)
+    await world.close(client)
+
+
+async def test_the_repr_of_a_stack_shows_the_limiters_inside_it(world: World) -> None:
+    transport = transport_of(world, auth=None, rate_limit=TokenBucket(10, 60), transport=world.wire())
+    assert repr(transport).endswith("retry > token_bucket > wire, TokenBucket(10, 60, burst=10)>")
+    assert str(transport) == "retry > token_bucket > wire"
 
 
 # From arguments and variables
@@ -115,6 +138,28 @@ async def test_variables_set_the_numbers(world: World, monkeypatch: pytest.Monke
     assert (policy.max_retries, policy.retry_unknown) == (9, False)
     assert bearer.provider.token_url == "https://idm.example.com/token"
     assert repr(bearer.origins) == repr(BearerAuth(Provider(), "https://api.example.com").origins)
+
+
+async def test_a_warm_start_reaches_the_adaptive_limiter_only(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    Memory("key").keep(Learned(50.0, 30.0))
+    monkeypatch.setenv("STKAI_RATE_LIMIT_WARM_START", "key")
+    options = {"auth": None, "transport": world.wire()}
+    assert str(transport_of(world, **options)) == "retry > wire"
+    warm = layer(transport_of(world, rate_limit="adaptive", **options), "adaptive").policy
+    assert (warm.rate, warm.window) == (pytest.approx(50.0), 30.0)
+    config = stkai.RateLimitConfig(strategy="adaptive", max_requests=6000, warm_start="key")
+    assert layer(transport_of(world, rate_limit=config, **options), "adaptive").policy.rate == warm.rate
+    with pytest.raises(
+        stkai.ConfigurationError, match=r"is for the strategy 'adaptive'.*leave warm_start out"
+    ):
+        transport_of(world, rate_limit="token_bucket", **options)
+    monkeypatch.setenv("STKAI_RATE_LIMIT_ENABLED", "true")
+    STKAI.reset()
+    with pytest.raises(stkai.ConfigurationError, match="STKAI_RATE_LIMIT_WARM_START"):
+        transport_of(world, **options)
 
 
 async def test_factors_reach_the_adaptive_limiter_which_keeps_its_tuned_law_without_them(

@@ -12,7 +12,7 @@ import httpx
 from ._errors import ConfigurationError
 from ._exchange import Exchange, StreamedResponse, async_entry, entry
 from ._families import HTTPX, family_of_wire
-from .transports._base import AsyncLayerTransport, LayerTransport
+from .transports._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .transports._options import CallOptions, RequestOptions, options_of
 
 Headers = Mapping[str, str] | None
@@ -166,7 +166,7 @@ class HttpClient:
         raise _no_attribute(self, name, httpx.Client, "build_transport")
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._transport or 'without transport'}{', closed' * self._closed}>"
+        return f"<{type(self).__name__} {_shown(self._transport)}{', closed' * self._closed}>"
 
 
 class AsyncHttpClient:
@@ -278,7 +278,13 @@ class AsyncHttpClient:
         raise _no_attribute(self, name, httpx.AsyncClient, "build_async_transport")
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._transport}{', closed' * self._closed}>"
+        return f"<{type(self).__name__} {_shown(self._transport)}{', closed' * self._closed}>"
+
+
+def _shown(transport: object) -> str:
+    """A transport, and what its limiters have found so far."""
+    details = transport.describe() if isinstance(transport, LayerBase) else ""
+    return f"{transport or 'without transport'}{details}"
 
 
 def _no_attribute(client: object, name: str, wanted: type, builder: str) -> AttributeError:

@@ -146,14 +146,20 @@ def limiter_from(config: RateLimitConfig) -> Limiter:
         shared = {"share": config.share, "store": store_from(config.store, config.store_timeout)}
     most, window = config.max_requests or 100, config.time_window or 60.0
     if config.strategy == "token_bucket":
+        if config.warm_start is not None:
+            raise ConfigurationError(
+                f"warm_start={config.warm_start!r} (STKAI_RATE_LIMIT_WARM_START) is for the strategy 'adaptive': a"
+                " token bucket learns nothing; set STKAI_RATE_LIMIT_STRATEGY=adaptive, or leave warm_start out"
+            )
         return TokenBucket(most, window, max_wait_time=config.max_wait_time, **shared)
     parts: dict[str, Any] = {
         name: getattr(config, name) for name in ("min_rate_floor", "penalty_factor", "recovery_factor")
     }
+    others: dict[str, Any] = {"max_wait_time": config.max_wait_time, "warm_start": config.warm_start}
     if not shared and all(part is None for part in parts.values()):
-        return AimdLimiter(*config.quota(), max_wait_time=config.max_wait_time)
+        return AimdLimiter(*config.quota(), **others)
     # The parts are parts of a quota, and a group shares one.
-    return AimdLimiter(most, window, max_wait_time=config.max_wait_time, **parts, **shared)
+    return AimdLimiter(most, window, **others, **parts, **shared)
 
 
 def _retry_policy(given: Retry, settings: Settings) -> RetryPolicy | None:

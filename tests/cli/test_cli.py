@@ -1,8 +1,10 @@
 """The command line: what it prints, and how it ends."""
 
 import queue
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ import stkai
 from stkai._cli import demo as _demo
 from stkai._cli import main as cli
 from stkai._cli.demo import STRATEGIES, Batch, Outcome, Run
+from stkai._cli.explain import _ago
 from stkai._cli.main import build_app
 from stkai._cli.report import Summary
 from stkai.testing import FakeClock
+from stkai.transports._adaptive.warm import Learned, Memory
 
 
 def run(*arguments: str, columns: int = 120) -> Any:
@@ -31,7 +35,8 @@ def test_the_demo_runs_every_strategy_and_accounts_for_every_call() -> None:
     assert "Every call is accounted for" in result.output
     rows = [line.split() for line in result.output.splitlines() if line.startswith(STRATEGIES)]
     assert [" ".join(row)[: len(name)] for row, name in zip(rows, STRATEGIES, strict=True)] == [*STRATEGIES]
-    assert [row[-6:-2] for row in rows] == [["4", "4", "0", "0"]] * 4
+    assert [row[-6:-2] for row in rows] == [["4", "4", "0", "0"]] * 5
+    assert re.search(r"^found [\d.,]+ of 100/s", result.output, re.MULTILINE)
 
 
 def a_run(name: str) -> Run:
@@ -45,7 +50,19 @@ def test_the_demo_fits_the_screen_with_its_plots(monkeypatch: pytest.MonkeyPatch
     assert max(map(len, lines)) <= columns
     assert len(lines) <= 23
     assert not any("…" in line for line in lines)
-    assert "".join(lines).count("░") >= 4
+    assert "".join(lines).count("░") >= 5
+    assert any(line.startswith("told nothing") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("found", "quota", "text"), [(0.0123456, 100, "0.0123 of 1.67"), (1234.5, 100_000, "1,234 of 1,667")]
+)
+def test_the_demo_says_what_was_found_without_numbers(
+    monkeypatch: pytest.MonkeyPatch, found: float, quota: int, text: str
+) -> None:
+    monkeypatch.setattr(Batch, "run", lambda self, strategy, advance: replace(a_run(strategy), found=found))
+    lines = run("demo", "--quota", str(quota), "--window", "60", columns=80).output.splitlines()
+    assert any(line.startswith(f"found {text}/s ") for line in lines)
 
 
 def test_the_demo_leaves_the_plots_out_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +83,7 @@ def test_the_demo_exits_non_zero_if_a_request_was_lost(monkeypatch: pytest.Monke
     monkeypatch.setattr(Batch, "run", lossy)
     result = run("demo", "--processes", "1", "--requests", "3")
     assert result.exit_code == 1
-    assert "4 calls were lost" in result.output
+    assert f"{len(STRATEGIES)} calls were lost" in result.output
 
 
 class Dead:
@@ -121,6 +138,55 @@ def test_explain_says_when_the_adaptive_limiter_has_to_find_the_quota(
     monkeypatch.setenv("STKAI_RATE_LIMIT_STRATEGY", "adaptive")
     monkeypatch.setenv(f"STKAI_RATE_LIMIT_{variable}", value)
     assert ("the adaptive limiter finds it" in run("explain").output) is searches
+
+
+def test_explain_shows_what_an_earlier_program_has_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, value in {"ENABLED": "true", "STRATEGY": "adaptive", "WARM_START": "key"}.items():
+        monkeypatch.setenv(f"STKAI_RATE_LIMIT_{name}", value)
+    lines = run("explain").output.splitlines()
+    assert ["STKAI_RATE_LIMIT_WARM_START", "key", "environment"] in [line.split() for line in lines]
+    assert "Warm start: nothing from the last day in" in " ".join(lines)
+    Memory("key").keep(Learned(1.5, 60.0))
+    output = run("explain").output
+    assert "Warm start: 1.5 requests per second, window 60 s, saved 0 s ago" in output
+    assert len(list(tmp_path.rglob("*.json"))) == 1
+    Memory("key").keep(Learned(1.5, 60.0, refused=False))
+    assert "per second, without a refusal, window" in run("explain").output
+    monkeypatch.setenv("STKAI_RATE_LIMIT_STRATEGY", "token_bucket")
+    stkai.STKAI.reset()
+    result = run("explain")
+    assert result.exit_code == 2
+    assert "STKAI_RATE_LIMIT_WARM_START" in result.stderr
+
+
+def test_explain_says_where_a_group_keeps_its_rate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    values = {"ENABLED": "true", "STRATEGY": "adaptive", "SHARE": "team", "WARM_START": "team"}
+    for name, value in {**values, "STORE": f"file://{tmp_path}/store"}.items():
+        monkeypatch.setenv(f"STKAI_RATE_LIMIT_{name}", value)
+    output = run("explain").output
+    assert "Warm start: the store of the shared quota keeps its rate for a day" in output
+    assert "finds it" not in output
+
+
+def test_explain_says_that_nothing_can_be_kept_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    for name, value in {"ENABLED": "true", "STRATEGY": "adaptive", "WARM_START": "key"}.items():
+        monkeypatch.setenv(f"STKAI_RATE_LIMIT_{name}", value)
+    assert "set XDG_CACHE_HOME" in run("explain").output
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (119, "119 s"), (600, "10 min"), (80_000, "22 h")]
+)
+def test_an_age_is_given_in_a_suitable_unit(seconds: float, text: str) -> None:
+    assert _ago(seconds) == text
 
 
 def test_explain_without_authentication_says_what_would_help() -> None:

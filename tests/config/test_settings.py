@@ -299,6 +299,8 @@ TEXTS: list[tuple[str, str, Any]] = [
     ("STKAI_RATE_LIMIT_SHARE", "my team: 1", "my team: 1"),
     ("STKAI_RATE_LIMIT_SHARE", "none", None),
     ("STKAI_RATE_LIMIT_STORE_TIMEOUT", "0.5", 0.5),
+    ("STKAI_RATE_LIMIT_WARM_START", "team key", "team key"),
+    ("STKAI_RATE_LIMIT_WARM_START", "none", None),
     ("STKAI_RETRY_RETRY_TIMEOUTS", "yes", True),
     ("STKAI_RETRY_RETRY_ON_STATUS_CODES", "503", (503,)),
     ("STKAI_RETRY_RETRY_ON_STATUS_CODES", "429, 503", (429, 503)),
@@ -350,6 +352,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("STKAI_RATE_LIMIT_STORE", "memcached://host", "'file', a URL (file:///dir, redis://"),
     ("STKAI_RATE_LIMIT_STORE", "files", "redis://"),
     ("STKAI_RATE_LIMIT_STORE_TIMEOUT", "0", "a number of seconds, more than 0"),
+    ("STKAI_RATE_LIMIT_WARM_START", "  ", "the name of a quota: text that is not empty"),
     ("STKAI_RATE_LIMIT_TIME_WINDOW", "inf", "a number of seconds, more than 0"),
     ("STKAI_RATE_LIMIT_TIME_WINDOW", "unlimited", "a number of seconds, more than 0"),
     ("STKAI_RATE_LIMIT_MAX_WAIT_TIME", "0", "or 'unlimited'"),
@@ -585,6 +588,40 @@ def test_a_store_without_a_share_is_refused(stkai: GlobalSettings, env: pytest.M
         made(RateLimitConfig, store="file")
     env.setenv("STKAI_RATE_LIMIT_STORE", "file")
     assert "STKAI_RATE_LIMIT_SHARE" in refusal(stkai)
+
+
+def test_a_warm_start_takes_any_name_and_the_last_source_counts(
+    stkai: GlobalSettings, env: pytest.MonkeyPatch
+) -> None:
+    env.setenv("STKAI_RATE_LIMIT_WARM_START", "variable")
+    assert stkai.config.rate_limit.warm_start == "variable"
+    assert stkai.configure(rate_limit={"warm_start": "none"}).rate_limit.warm_start == "none"
+    assert row(stkai, "STKAI_RATE_LIMIT_WARM_START") == Explained(
+        "STKAI_RATE_LIMIT_WARM_START", "none", "configure"
+    )
+    assert stkai.configure(rate_limit={"warm_start": None}).rate_limit.warm_start is None
+
+
+@pytest.mark.parametrize("name", ["", "  ", 7, b"x", True])
+def test_a_warm_start_without_a_name_is_refused(name: object) -> None:
+    with pytest.raises(ConfigurationError, match=r"RateLimitConfig\.warm_start"):
+        made(RateLimitConfig, strategy="adaptive", warm_start=name)
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"share": "team"}, "warm_start='key' must be the name of the share, 'team'"),
+        ({"penalty_factor": 0.5}, "plain AIMD starts at the whole quota"),
+        ({"recovery_factor": 0.5}, "plain AIMD starts at the whole quota"),
+    ],
+)
+def test_a_warm_start_that_could_not_keep_its_promise_is_refused(
+    stkai: GlobalSettings, others: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        stkai.configure(rate_limit={"strategy": "adaptive", "warm_start": "key", **others})
+    assert stkai.config.rate_limit.warm_start is None
 
 
 # Secrets, and what is shown

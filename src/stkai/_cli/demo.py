@@ -24,7 +24,8 @@ from .report import Summary
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
 
-STRATEGIES: Final = ("no limiter", "token bucket", "adaptive", "shared")
+SEARCHING: Final = "adaptive, no numbers"
+STRATEGIES: Final = ("no limiter", "token bucket", "adaptive", SEARCHING, "shared")
 _PATIENCE: Final = 120.0
 """Seconds without news after which the rest of a run is given up and counted as lost."""
 
@@ -39,13 +40,30 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """The rate that a process had found at its end, in requests per second."""
+
+    process: int
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
-    """One strategy's figures, when requests were accepted and refused (seconds), and how many calls vanished."""
+    """One strategy's figures.
+
+    Attributes:
+        summary: The figures.
+        accepted: When the server accepted a request, in seconds.
+        lost: How many calls vanished.
+        refused: When it refused one.
+        found: Requests per second that all processes together had found at their ends; None if they were not searching.
+    """
 
     summary: Summary
     accepted: list[float]
     lost: int
     refused: list[float] = field(default_factory=list)
+    found: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +84,7 @@ class Batch:
             tempfile.TemporaryDirectory(prefix="stkai-demo-") as directory,
         ):
             context = multiprocessing.get_context("spawn")
-            outcomes: Queue[Outcome] = context.Queue()
+            outcomes: Queue[Outcome | Found] = context.Queue()
             target = _Target(
                 server.create_url(), server.token_url, server.client_id, server.client_secret, directory
             )
@@ -76,13 +94,16 @@ class Batch:
             ]
             for worker in workers:
                 worker.start()
-            known = list(_collect(self.requests * self.processes, outcomes, workers, advance, clock))
+            expected = (self.requests + (strategy == SEARCHING)) * self.processes
+            known = list(_collect(expected, outcomes, workers, advance, clock))
             for worker in workers:
                 worker.join(1.0)
                 worker.terminate()
             return self._judge(strategy, known, server)
 
-    def _judge(self, strategy: str, known: list[Outcome], server: QuotaServer) -> Run:
+    def _judge(self, strategy: str, heard: list[Outcome | Found], server: QuotaServer) -> Run:
+        known = [each for each in heard if isinstance(each, Outcome)]
+        rates = [each.rate for each in heard if isinstance(each, Found)]
         records = [record for record in server.requests if record.path.startswith("/v1/quick-commands")]
         accepted = sorted(record.time for record in records if record.status == httpx.codes.OK)
         refused = sorted(record.time for record in records if record.status == httpx.codes.TOO_MANY_REQUESTS)
@@ -105,6 +126,7 @@ class Batch:
             accepted=[instant - start for instant in accepted],
             refused=[instant - start for instant in refused],
             lost=self.requests * self.processes - len(known),
+            found=sum(rates) if rates else None,
         )
 
 
@@ -121,16 +143,16 @@ class _Target:
 
 def _collect(
     expected: int,
-    outcomes: "Queue[Outcome]",
+    outcomes: "Queue[Outcome | Found]",
     workers: Sequence[BaseProcess],
     advance: Callable[[Outcome], None],
     clock: SystemClock,
-) -> Iterator[Outcome]:
-    """Every outcome as it arrives, until all are known or no more can arrive."""
+) -> Iterator[Outcome | Found]:
+    """Every message as it arrives, until all are known or no more can arrive; `advance` hears the outcomes."""
     news = clock.monotonic()
     while expected:
         try:
-            outcome = outcomes.get(timeout=0.2)
+            message = outcomes.get(timeout=0.2)
         except queue.Empty:
             alive = any(worker.is_alive() for worker in workers)
             if not alive or clock.monotonic() - news > _PATIENCE:
@@ -138,11 +160,14 @@ def _collect(
             continue
         news = clock.monotonic()
         expected -= 1
-        advance(outcome)
-        yield outcome
+        if isinstance(message, Outcome):
+            advance(message)
+        yield message
 
 
-def _work(batch: Batch, strategy: str, target: _Target, number: int, outcomes: "Queue[Outcome]") -> None:
+def _work(
+    batch: Batch, strategy: str, target: _Target, number: int, outcomes: "Queue[Outcome | Found]"
+) -> None:
     """One process: a client of its own, shared by its threads."""
     clock = SystemClock()
     provider = ClientCredentialsAuthProvider(target.client_id, target.client_secret, target.token_url)
@@ -162,15 +187,19 @@ def _work(batch: Batch, strategy: str, target: _Target, number: int, outcomes: "
             outcomes.put(Outcome(number, succeeded, clock.monotonic() - start))
 
         list(pool.map(send, range(batch.requests)))
+        if limiter is not None and strategy == SEARCHING:
+            outcomes.put(Found(number, limiter.rate))
 
 
 def _limiter(batch: Batch, strategy: str, directory: str) -> TokenBucket | AimdLimiter | None:
-    """What each process knows: with a token bucket its part of the quota, otherwise the quota alone."""
+    """What each process knows: its part of the quota, the quota, or nothing."""
     match strategy:
         case "token bucket":
             return TokenBucket(batch.quota / batch.processes, batch.window, burst=1)
         case "adaptive":
             return AimdLimiter(batch.quota, batch.window)
+        case strategy if strategy == SEARCHING:
+            return AimdLimiter()
         case "shared":
             store = FileStore(directory)
             return TokenBucket(batch.quota, batch.window, burst=1, share="demo", store=store)

@@ -1,4 +1,4 @@
-"""`stkai demo`: several processes share a small quota, four times: without a limiter, and with each kind of one."""
+"""`stkai demo`: several processes share a small quota: without a limiter, and then with each kind of one."""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from .demo import STRATEGIES, Batch, Outcome, Run
-from .plot import columns, counts
+from .demo import SEARCHING, STRATEGIES, Batch, Outcome, Run
+from .plot import ROWS, columns, counts
 
 _KNOWS: Final = {
     "no limiter": "retries only",
-    "token bucket": "told the quota and the number of processes",
-    "adaptive": "told the quota only; starts cold",
-    "shared": "told the quota only; permits through a file",
+    "token bucket": "told its part",
+    "adaptive": "told the quota",
+    SEARCHING: "told nothing",
+    "shared": "permits through a file",
 }
 """What each process of a strategy knows of the quota and of the others."""
 _FIGURES: Final = ("sent", "ok", "429", "failed", "p50 s", "p95 s")
@@ -30,7 +31,7 @@ _GAP: Final = 2
 
 
 def demo(
-    requests: Annotated[int, typer.Option(min=1, help="Calls from each process.")] = 40,
+    requests: Annotated[int, typer.Option(min=1, help="Calls from each process.")] = 30,
     processes: Annotated[int, typer.Option(min=1, max=32, help="Processes that share the quota.")] = 4,
     threads: Annotated[int, typer.Option(min=1, max=64, help="Threads in each process.")] = 8,
     quota: Annotated[int, typer.Option(min=1, help="Requests that the server accepts per window.")] = 20,
@@ -41,7 +42,8 @@ def demo(
 ) -> None:
     """Send real requests from several processes to an embedded server with a small quota.
 
-    First without a limiter, then through a token bucket, an adaptive limiter and a shared one.
+    First without a limiter, then through a token bucket, an adaptive limiter, one that has to find the quota, and a
+    shared one.
     """
     show(Console(), Batch(requests, processes, threads, quota, window), plot=plot)
 
@@ -70,14 +72,14 @@ def show(console: Console, batch: Batch, *, plot: bool) -> None:
         console.print(f"\n[bold red]{lost} calls were lost: their outcome is unknown.[/]")
         raise typer.Exit(1)
     if plot:
-        console.print("\nA column two lines high means the whole quota is used.", end="", highlight=False)
+        console.print("\nA column one line high means the whole quota is used.", end="", highlight=False)
     console.print(
         "\nEvery call is accounted for: it succeeded, or its failure was reported.", highlight=False
     )
 
 
 def _table(runs: Sequence[Run], batch: Batch, width: int, *, plot: bool) -> Table:
-    """A row of three lines for each strategy so far: its name and conditions, its figures, its plot."""
+    """A row of two lines for each strategy so far: its name and what it knows, its figures, its plot."""
     table = Table(
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0), leading=1
     )
@@ -90,7 +92,7 @@ def _table(runs: Sequence[Run], batch: Batch, width: int, *, plot: bool) -> Tabl
         table.add_column(Text.assemble(("█ accepted", "green"), "  ", ("▒ 429", "red")), no_wrap=True)
     for number, run in enumerate(runs):
         found = run.summary
-        cell = Text.assemble((found.name, "bold"), f"\n{_KNOWS.get(found.name, '')}")
+        cell = Text.assemble((found.name, "bold"), f"\n{_knowledge(run, batch)}")
         figures = (
             f"{found.sent:,.0f}",
             f"{found.succeeded:,.0f}",
@@ -103,8 +105,19 @@ def _table(runs: Sequence[Run], batch: Batch, width: int, *, plot: bool) -> Tabl
     return table
 
 
+def _knowledge(run: Run, batch: Batch) -> str:
+    """What the processes knew, or what they have found."""
+    if run.found is None:
+        return _KNOWS.get(run.summary.name, "")
+    return f"found {_rate(run.found)} of {_rate(batch.quota / batch.window)}/s"
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 1000 else f"{per_second:.3g}"
+
+
 def _plots(runs: Sequence[Run], batch: Batch, cells: int) -> list[RenderableType]:
-    """One plot per run, all to the same scale; two of the three lines are the quota, and higher columns are cut off."""
+    """One plot per run, all to the same scale; one of the two lines is the quota, and higher columns are cut off."""
     end = max((instant for run in runs for instant in (*run.accepted, *run.refused)), default=0.0)
     # A bucket is never shorter than a window: within one, accepted requests may come in any pattern.
     buckets = max(1, min(cells, math.ceil(end / batch.window + 1e-9)))
@@ -113,7 +126,7 @@ def _plots(runs: Sequence[Run], batch: Batch, cells: int) -> list[RenderableType
         columns(
             counts(run.accepted, width, buckets),
             counts(run.refused, width, buckets),
-            top=1.5 * batch.quota * width / batch.window,
+            top=ROWS * batch.quota * width / batch.window,
             cells=cells,
         )
         for run in runs

@@ -10,6 +10,7 @@ from .._builder import StackBuilder
 from .._config.stkai import STKAI
 from .._errors import ConfigurationError
 from .._standard import NO_AUTHENTICATION, AuthChoice, Parts
+from ..transports._adaptive.warm import Memory
 from ..transports._limit.sharing import SharingQueue
 from .quota import describe
 
@@ -38,12 +39,12 @@ def explain() -> None:
     wire = "StackSpot CLI" if parts.by_cli else "httpx, with the proxies of the environment"
     _print(console, "Stack: ", f"{stack}  (outermost first; the wire is {wire})")
     limit = settings.rate_limit
-    if limit.enabled and limit.quota() == (None, None):
-        _print(
-            console,
-            "Quota: ",
-            "not given, so the adaptive limiter finds it; the default numbers are not used.",
-        )
+    if limit.enabled:
+        if limit.quota() == (None, None) and limit.share is None:
+            text = "not given, so the adaptive limiter finds it; the default numbers are not used."
+            _print(console, "Quota: ", text)
+        if limit.warm_start is not None:
+            _print(console, "Warm start: ", _remembered(limit.warm_start, limit.share))
 
 
 def _settings() -> Table:
@@ -59,6 +60,30 @@ def _settings() -> Table:
         # Text, because rich parses brackets in a plain string as markup.
         table.add_row(*(Text(cell, style) for cell in (row.variable, row.value, row.source)))
     return table
+
+
+def _remembered(name: str, share: str | None) -> str:
+    """What an earlier program has left for this one."""
+    if share is not None:
+        return "the store of the shared quota keeps its rate for a day; see stkai quota."
+    memory = Memory(name)
+    if memory.path is None:
+        return "impossible, because this user has no home directory; set XDG_CACHE_HOME."
+    found = memory.recall()
+    if found is None:
+        return f"nothing from the last day in {memory.path}."
+    limit = "" if found.refused else ", without a refusal"
+    return (
+        f"{found.rate:.3g} requests per second{limit}, window {found.window:g} s, saved {_ago(found.age)} ago"
+        f" in {memory.path}."
+    )
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _share(limiter: SharingQueue) -> str:

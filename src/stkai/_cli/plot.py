@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from rich.text import Text
 
-ROWS: Final = 3
+ROWS: Final = 2
 _EIGHTHS: Final = " ▁▂▃▄▅▆▇█"
 _SHADES: Final = "░▒"
 """Refused requests are shaded, so that they stand out without colours too."""

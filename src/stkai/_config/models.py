@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..transports._adaptive.warm import check_warm_start
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 from .fields import (
     COUNT,
@@ -106,8 +107,8 @@ class AuthConfig(_Section):
 class RateLimitConfig(_Section):
     """How many requests may be sent in a time window (in seconds), and who shares that quota.
 
-    `min_rate_floor`, `penalty_factor` and `recovery_factor` are for the strategy `adaptive`. It finds the quota by
-    itself unless `max_requests` is given; see `quota`.
+    `min_rate_floor`, `penalty_factor`, `recovery_factor` and `warm_start` are for the strategy `adaptive`. It finds
+    the quota by itself unless `max_requests` is given; see `quota`.
     """
 
     enabled: Flag = False
@@ -135,6 +136,10 @@ class RateLimitConfig(_Section):
         ),  # may contain a password
     ] = None
     store_timeout: SomeSeconds = 0.25
+    warm_start: Annotated[
+        Annotated[str, Field(strict=True), AfterValidator(share_name)] | None,
+        Field(description="the name of a quota: text that is not empty"),
+    ] = None
 
     @model_validator(mode="after")
     def _numbers_and_names(self) -> Self:
@@ -148,6 +153,9 @@ class RateLimitConfig(_Section):
                 "a store needs the name of a share: set share as well (STKAI_RATE_LIMIT_SHARE beside"
                 " STKAI_RATE_LIMIT_STORE), the same for all who share the quota"
             )
+        if self.warm_start is not None:
+            is_plain = self.penalty_factor is not None or self.recovery_factor is not None
+            check_warm_start(self.warm_start, self.share, plain=is_plain)
         return self
 
     def quota(self) -> tuple[int | None, float | None]:

@@ -144,7 +144,8 @@ def _section(section: str, sources: Mapping[str, Values]) -> tuple[BaseModel, li
 
 def _as_none(field: str, value: Any, source: str) -> Any:
     """The value; None if a variable says "none" for a name. In Python, "none" may be a real name."""
-    return none_from_word(value) if field == "share" and source != "configure" else value
+    is_name = field in ("share", "warm_start")
+    return none_from_word(value) if is_name and source != "configure" else value
 
 
 def _ignored(source: str, names: Collection[str]) -> list[Explained]:

@@ -1,5 +1,6 @@
 -- The ticket clock of a shared quota: `_tickets.py`, line by line. The host language passes `now`, or the server's.
 local AHEAD, FORGET, MOST_VACANT, MOST_QUEUE, SPAN, ROUNDING = 0.25, 10.0, 64, 60.0, 10.0, 1e-6
+local KEPT = 90000  -- Seconds after the last use: a group that starts warm within a day needs the rate.
 
 local function fresh(now)
   local epoch = math.floor(now * 1000000)
@@ -123,7 +124,7 @@ local function load(now)
 end
 
 local function save(s, now)
-  local seconds = string.format("%d", 3600 + math.max(0, math.min(1e8, math.max(s.paused, s.next) - now)))
+  local seconds = string.format("%d", KEPT + math.max(0, math.min(1e8, math.max(s.paused, s.next) - now)))
   redis.call("SET", STATE, cmsgpack.pack(s), "EX", seconds)
   redis.call("EXPIRE", MEMBERS, seconds)
   redis.call("EXPIRE", WAITING, seconds)

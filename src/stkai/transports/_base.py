@@ -152,7 +152,11 @@ class LayerBase:
         return f"{self.name} > {self._inner if isinstance(self._inner, LayerBase) else 'wire'}"
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self}>"
+        return f"<{type(self).__name__} {self}{self.describe()}>"
+
+    def describe(self) -> str:
+        """The present state of this layer and the layers inside it, to follow their names; empty if there is none."""
+        return self._inner.describe() if isinstance(self._inner, LayerBase) else ""
 
 
 class LayerTransport(LayerBase, httpx.BaseTransport):

@@ -107,7 +107,7 @@ def test_headers_give_the_quota() -> None:
     assert policy.ceiling == 10.0
     assert policy.window == 60.0
     assert 0 < policy.rate <= 10.0
-    assert "600, 60" in repr(policy)
+    assert repr(policy).startswith("AimdLimiter(found: 600, 60, rate=")
 
 
 def test_growth_without_a_quota_does_not_depend_on_how_often_one_looks() -> None:
@@ -152,7 +152,7 @@ def test_a_share_of_an_unknown_quota_is_an_error_that_names_it(name: str) -> Non
 
 def test_a_policy_without_numbers_says_what_it_found() -> None:
     policy = AimdLimiter()
-    assert repr(policy) == "AimdLimiter(rate=5)"
+    assert repr(policy) == "AimdLimiter(quota not found yet, rate=5)"
     send(policy, 0.0, 10)
     policy.refused(1.0, sent=1.0, asked=59.0, chance=0.0)
-    assert repr(policy) == "AimdLimiter(rate=0.15)"
+    assert repr(policy) == "AimdLimiter(found: time_window=59, rate=0.15)"

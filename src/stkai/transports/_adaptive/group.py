@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from ...stores import Law as Shared
 from ...stores import Lease
 from .law import Law, Past
+from .warm import BELIEVED
 
 _TICK: Final = 0.25
 """Seconds between steps of the law."""
@@ -41,6 +42,9 @@ _HIT: Final = 0.6
 
 _TEST: Final = 8
 """Cuts of single members after which the whole group is cut, to test whether strangers are still there."""
+
+_ENDED: Final = 3600.0
+"""Seconds without a lease after which a group has ended; a new one does not continue at its rate."""
 
 _LONGEST_STEP: Final = 1.5
 """Seconds; after a longer gap without a lease, no request was held back."""
@@ -95,11 +99,21 @@ class GroupPilot:
         floor: the least rate.
         window: the quota's window, in seconds.
         starts_cold: whether to start with a part of the quota.
+        starts_warm: whether to start at the rate of a group that ended within a day.
     """
 
-    def __init__(self, law: Law, ceiling: float, floor: float, window: float, *, starts_cold: bool) -> None:
+    def __init__(
+        self,
+        law: Law,
+        ceiling: float,
+        floor: float,
+        window: float,
+        *,
+        starts_cold: bool,
+        starts_warm: bool = False,
+    ) -> None:
         self._law, self._ceiling, self._floor, self._window = law, ceiling, floor, window
-        self._cold = starts_cold
+        self._cold, self._warm = starts_cold, starts_warm
         self._lock = threading.Lock()
         self._accepted = 0
         self._counted = 0
@@ -127,9 +141,12 @@ class GroupPilot:
                     return before._replace(
                         rate=last[1].rate, burst=last[1].burst, memory=last[1].memory, age=0.0
                     )
-                memory = Memory(epoch=lease.epoch, cold=int(self._cold))
-                rate = max(self._floor, _START * self._ceiling) if self._cold else self._ceiling
-                return self._state(before, rate, memory, lease.members)
+                return self._started(lease, cold=self._cold)
+            if self._last is None and before.age > _ENDED:
+                # The state is that of a group whose members are gone.
+                if self._warm and before.age < BELIEVED:
+                    return self._started(lease, cold=bool(memory.cold), rate=before.rate)
+                return self._started(lease, cold=self._cold)
             self._last = lease.epoch, before
             if self._answered >= memory.epoch:
                 memory = memory._replace(answered=1)
@@ -157,6 +174,12 @@ class GroupPilot:
                     self._refused = -1
         self._counted = 0
 
+    def _started(self, lease: Lease, *, cold: bool, rate: float | None = None) -> Shared:
+        """The state of a new group, by default at a part of the quota, or all of it if it does not start cold."""
+        if rate is None:
+            rate = _START * self._ceiling if self._cold else self._ceiling
+        return self._state(lease.law, rate, Memory(epoch=lease.epoch, cold=int(cold)), lease.members)
+
     def _state(self, before: Shared, rate: float, memory: Memory, members: int) -> Shared:
         rate = min(self._ceiling, max(self._floor, rate))
         burst = max(1.0, _BURST * self._window * rate / members)
@@ -164,11 +187,14 @@ class GroupPilot:
 
     def _faded(self, memory: Memory, seconds: float, *, held: bool) -> Memory:
         horizon = _HISTORY * self._window
-        fading, fading_held = math.exp(-seconds / horizon), math.exp(-seconds / self._window)
+        # What came before the last step was an idle time, which says nothing about the goodput.
+        step = min(seconds, _LONGEST_STEP)
+        fading, fading_step = math.exp(-seconds / horizon), math.exp(-step / self._window)
+        before = memory.held * math.exp(-(seconds - step) / self._window)
         return memory._replace(
-            held=1 - (1 - memory.held) * fading_held if held else memory.held * fading_held,
+            held=1 - (1 - before) * fading_step if held else before * fading_step,
             accepted=memory.accepted * fading + self._accepted,
-            seconds=memory.seconds * fading + horizon * (1 - fading),
+            seconds=memory.seconds * fading + horizon * (1 - math.exp(-step / horizon)),
         )
 
     def _cut(self, rate: float, memory: Memory, lease: Lease) -> tuple[float, Memory]:

@@ -22,7 +22,7 @@ from .law import Law, Past, PlainLaw, SearchingLaw, TunedLaw
 from .search import QuotaSearch
 from .start import ColdStart
 from .tally import Tally
-from .warm import CAUTION, Learned, Memory
+from .warm import Keeper, Memory, check_warm_start
 from .window import WindowGuide
 
 _BURST = 0.1
@@ -71,11 +71,13 @@ class AimdLimiter(SharingQueue):
         share: a name; processes that use the same name share the quota, and what they learn about it.
         store: where the shared quota is kept: None or "file" for this machine, a URL (`file:///directory`, `redis://`,
             `rediss://`, `unix://`), or a `stkai.stores.Store`.
-        warm_start: a name under which the rate is saved in the user's cache directory when the program ends; the next
-            program starts from it if it starts within a day. None, the default, saves nothing.
+        warm_start: a name under which the rate is saved in the user's cache directory; the next program starts from it
+            if it starts within a day. With `share`, the name of the share: its store keeps the rate. None, the
+            default, saves nothing.
 
     Raises:
-        ConfigurationError: a number is out of range or missing, or the store cannot be used.
+        ConfigurationError: a number is out of range or missing, the store cannot be used, or there is nothing that
+            `warm_start` could save.
     """
 
     def __init__(
@@ -121,9 +123,11 @@ class AimdLimiter(SharingQueue):
             self._set_rate(self.ceiling)
         else:
             self._rate, self._burst = max(self.floor, self._start.rate), self._start.burst
-        self._learned = Learned()
+        self._learned = Keeper()
         if warm_start is not None:
-            self._warm_up(Memory(warm_start))
+            check_warm_start(warm_start, share, plain=plain)
+            if share is None:
+                self._warm_up(Memory(warm_start))
         self._reported = self._rate
         self._spread = _SPREAD
         self._quiet = 0.0
@@ -152,14 +156,22 @@ class AimdLimiter(SharingQueue):
                 max_cost=max_cost,
                 methods=self.methods,
             )
-            self._join_group(share, store, alone, starts_cold=not plain)
+            self._join_group(share, store, alone, starts_cold=not plain, starts_warm=warm_start is not None)
 
     def _join_group(
-        self, share: str, store: Any, alone: "Callable[[], AimdLimiter]", *, starts_cold: bool
+        self,
+        share: str,
+        store: Any,
+        alone: "Callable[[], AimdLimiter]",
+        *,
+        starts_cold: bool,
+        starts_warm: bool,
     ) -> None:
         from .group import GroupPilot
 
-        pilot = GroupPilot(self.law, self.ceiling, self.floor, self.window, starts_cold=starts_cold)
+        pilot = GroupPilot(
+            self.law, self.ceiling, self.floor, self.window, starts_cold=starts_cold, starts_warm=starts_warm
+        )
         self._join_share(share, store, burst=1.0, alone=alone, pilot=pilot)
 
     @property
@@ -180,8 +192,12 @@ class AimdLimiter(SharingQueue):
 
         A server error, or a refusal for a reason other than the quota, shows neither.
         """
-        if self._link is not None:
-            return self._learn_together(turn, answer)
+        change = self._learn_together(turn, answer) if self._link is not None else self._adapt(turn, answer)
+        self._learned.save_news(answer.now)
+        return change
+
+    def _adapt(self, turn: Turn, answer: Answer) -> RateChange | None:
+        """Let the answer move the rate of this process alone."""
         response = answer.response
         if response is None:
             return super().learn(turn, answer)
@@ -335,15 +351,21 @@ class AimdLimiter(SharingQueue):
 
     def _warm_up(self, memory: Memory) -> None:
         """Start where the last program with this name ended, and save the rate for the next one."""
-        weakref.finalize(self, memory.keep, self._learned)
+        self._learned.memory = memory
+        weakref.finalize(self, self._learned.save)
         found = memory.recall()
         if found is None:
             return
-        self._start.over = True
-        if self._search is not None:
-            self._search.window = found.window
+        if self._search is not None and found.refused:
+            self._search.window = min(found.window, _LONGEST_PAUSE)
             self.law = self._tuned_law()
-        self._set_rate(min(self.ceiling, max(self.floor, CAUTION * found.rate)))
+        rate = min(self.ceiling, max(self.floor, found.rate))
+        if found.refused:
+            self._start.over = True
+            self._set_rate(rate)
+        else:
+            # Nobody was refused, so the limit is still to be found: start faster, but as carefully.
+            self._rate = max(self._rate, rate)
 
     def _count(self, sent: float, count: float = 1.0) -> None:
         with self._lock:
@@ -436,7 +458,7 @@ class AimdLimiter(SharingQueue):
         return explained
 
     def _report(self, reason: str, rate: float) -> RateChange:
-        self._learned.rate, self._learned.window = rate, self.window
+        self._learned.note(self._resumes_at or rate, self.window, refused=self._start.over)
         change = RateChange(self._reported, rate, reason)
         self._reported = rate
         return change
@@ -469,8 +491,11 @@ class AimdLimiter(SharingQueue):
     def __repr__(self) -> str:
         known = self.ceiling < math.inf
         numbers = f"{self.ceiling * self.window:g}, {self.window:g}, " if known else ""
+        if self._search is not None:
+            found = "found: " if self._start.over else "quota not found yet, "
+            numbers = found + (numbers or f"time_window={self.window:g}, " * self._start.over)
         shared = "" if self.share is None else f", share={self.share!r}, store={self.store!r}"
-        return f"AimdLimiter({numbers}rate={self._rate:.3g}{shared})"
+        return f"AimdLimiter({numbers}rate={self.rate:.3g}{shared})"
 
 
 def _require_part(name: str, value: float) -> float:

@@ -1,76 +1,221 @@
 """Saves a limiter's rate, with its age, in a small file in the user's cache directory."""
 
-import contextlib
 import json
 import math
 import os
-import tempfile
-from dataclasses import dataclass
+import stat
+import threading
+from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
-from ..._clock import Clock, SystemClock
+from ..._clock import Clock, SystemClock, unique_key
 from ..._errors import ConfigurationError
+from ..._log import logger
 
-_BELIEVED = 86400.0
+BELIEVED: Final = 86400.0
 """Seconds after which a saved rate no longer says anything about the present."""
 
-CAUTION = 0.8
-"""Share of the saved rate to start at, because others may have joined."""
+_BETWEEN: Final = 60.0
+"""Seconds between two saves while the program runs."""
+
+_AT_THE_END: Final = 1.0
+"""Seconds for which the end of a program waits for a save that is under way."""
+
+_FASTEST: Final = 1e5
+"""Requests per second; a higher rate is damage to the file, not something that a limiter has learned."""
+
+_LONGEST: Final = 366 * 86400.0
+"""Seconds; a longer window likewise."""
+
+_SIZE: Final = 1000
+"""Bytes to read at most; a saved rate needs a tenth of that."""
+
+_NO_FOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAITING: Final = getattr(os, "O_NONBLOCK", 0)
 
 
-@dataclass(slots=True)
-class Learned:
-    """A rate in requests per second, and the window of its quota in seconds; 0.0 while nothing is known."""
+def check_warm_start(name: object, share: str | None, *, plain: bool) -> None:
+    """Check that `name` is one, and that there is something to save under it.
 
-    rate: float = 0.0
-    window: float = 0.0
+    Raises:
+        ConfigurationError: the name is not text, is empty, or is not that of the share; or the law is plain AIMD.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigurationError(f"warm_start must be the name of a quota, a non-empty string, not {name!r}")
+    if plain:
+        raise ConfigurationError(
+            "warm_start does not go with penalty_factor or recovery_factor: plain AIMD starts at the whole quota"
+        )
+    if share is not None and name != share:
+        raise ConfigurationError(
+            f"warm_start={name!r} must be the name of the share, {share!r}: its store keeps one rate for the group"
+        )
+
+
+class Learned(NamedTuple):
+    """What a limiter has learned.
+
+    Attributes:
+        rate: requests per second.
+        window: the quota's window in seconds, or its estimate.
+        refused: whether a refusal, or a server's headers, have shown where the limit is.
+        age: seconds since it was saved.
+    """
+
+    rate: float
+    window: float
+    refused: bool = True
+    age: float = 0.0
 
 
 class Memory:
-    """Keeps what a limiter learned in a file. A file that cannot be read or written is ignored.
+    """Keeps what a limiter has learned in a file. A file that cannot be used is no error: the start is a cold one.
 
     Args:
         name: the quota's name; limiters with the same name start where the last one ended.
 
-    Raises:
-        ConfigurationError: the name is not text, or is empty.
+    Attributes:
+        path: the file; None if this user has no cache directory.
     """
 
     def __init__(self, name: str, clock: Clock | None = None) -> None:
-        if not isinstance(name, str) or not name.strip():
-            raise ConfigurationError(
-                f"warm_start must be the name of a quota, a non-empty string, not {name!r}"
-            )
-        self.path = _cache_directory() / "stkai" / "adaptive" / f"{quote(name, safe='')[:200]}.json"
         self._clock = clock or SystemClock()
+        directory = _cache_directory()
+        self.path = None if directory is None else directory / "stkai" / "adaptive" / _file_name(name)
+        self._has_warned = False
+        if self.path is None:
+            self._warn("warm_start: this user has no home directory")
 
     def recall(self) -> Learned | None:
         """What was learned in the last day, or None."""
-        try:
-            found = json.loads(self.path.read_text())
-            rate, window = float(found["rate"]), float(found["window"])
-            age = self._clock.utcnow().timestamp() - float(found["saved"])
-        except (OSError, ValueError, TypeError, KeyError):
+        if self.path is None:
             return None
-        sensible = 0 < rate < math.inf and 0 < window < math.inf and 0 <= age < _BELIEVED
-        return Learned(rate, window) if sensible else None
+        try:
+            text = _read(self.path)
+            if text is None:
+                return None
+            found = _parsed(text, self._clock.utcnow().timestamp())
+        except OSError as error:
+            self._warn(f"warm_start: cannot read {str(self.path)!r}: {error}")
+            return None
+        if found is None:
+            logger.info("warm_start: %s holds no rate from the last day; starting cold", self.path)
+        else:
+            logger.info("warm_start: %.3g requests per second, saved %.0f s ago", found.rate, found.age)
+        return found
 
     def keep(self, learned: Learned) -> None:
-        """Save what was learned, if anything."""
-        if not learned.rate:
+        """Save what was learned. A program that reads or saves at the same time finds one of the two, complete."""
+        if self.path is None:
             return
         saved = self._clock.utcnow().timestamp()
-        text = json.dumps({"rate": learned.rate, "window": learned.window, "saved": saved})
-        with contextlib.suppress(OSError):
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.path.parent)
-            with os.fdopen(handle, "w") as file:
-                file.write(text)
-            Path(temporary).replace(self.path)
+        content = {"rate": learned.rate, "window": learned.window, "refused": learned.refused, "saved": saved}
+        try:
+            _replace(self.path, json.dumps(content).encode())
+        except OSError as error:
+            self._warn(f"warm_start: cannot save the rate in {str(self.path)!r}: {error}")
+
+    def _warn(self, reason: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning("%s; set XDG_CACHE_HOME to a directory that can be written", reason)
 
 
-def _cache_directory() -> Path:
+class Keeper:
+    """Saves what a limiter learns: now and then while the program runs, because it may be killed, and at its end."""
+
+    def __init__(self, memory: Memory | None = None) -> None:
+        self.memory = memory
+        self.learned: Learned | None = None
+        self._saved: Learned | None = None
+        self._due = -math.inf
+        self._thread: threading.Thread | None = None
+
+    def note(self, rate: float, window: float, *, refused: bool) -> None:
+        """Take in what was learned. It does no I/O, so the caller may hold a lock."""
+        self.learned = Learned(rate, window, refused)
+
+    def save_news(self, now: float) -> None:
+        """Save what is new in a thread of its own, at most once a minute. The caller holds no lock."""
+        if self.memory is None or self.learned is self._saved or now < self._due:
+            return
+        self._saved, self._due = self.learned, now + _BETWEEN
+        thread = threading.Thread(target=self._write, name="stkai-warm-start", daemon=True)
+        with suppress(RuntimeError):  # No more threads, or the interpreter is ending: then `save` follows.
+            thread.start()
+            self._thread = thread
+
+    def save(self) -> None:
+        """Save what was learned, if anything, at the end of the program."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            # Otherwise it might end in the middle, and leave a temporary file behind.
+            self._thread.join(_AT_THE_END)
+        self._write()
+
+    def _write(self) -> None:
+        if self.memory is not None and self.learned is not None:
+            self.memory.keep(self.learned)
+
+
+def _parsed(text: bytes, now: float) -> Learned | None:
+    """What the text says, if it makes sense and is not too old."""
+    try:
+        content: Any = json.loads(text)
+        rate, window, saved = (float(content[name]) for name in ("rate", "window", "saved"))
+        refused = bool(content["refused"])
+    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
+        return None
+    found = Learned(rate, window, refused, now - saved)
+    sensible = 0 < rate <= _FASTEST and 0 < window <= _LONGEST and 0 <= found.age < BELIEVED
+    return found if sensible else None
+
+
+def _read(path: Path) -> bytes | None:
+    """The beginning of a regular file; None if there is no such file."""
+    try:
+        # A symbolic link is not followed, and opening a FIFO does not wait for a writer.
+        handle = os.open(path, os.O_RDONLY | _NO_FOLLOW | _NO_WAITING)
+    except FileNotFoundError:
+        return None
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError("it is not a regular file")
+        return os.read(handle, _SIZE)
+    finally:
+        os.close(handle)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{unique_key()}")
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _file_name(name: str) -> str:
+    """A file name that is unique to the name, even on file systems that ignore case."""
+    text = name.encode(errors="surrogatepass")
+    return f"{quote(text, safe='')[:60]}-{blake2b(text, digest_size=10).hexdigest()}.json"
+
+
+def _cache_directory() -> Path | None:
     """The cache directory of the XDG base directory specification; on Windows, the local application data."""
-    given = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return Path(given) if given else Path.home() / ".cache"
+    given = [os.environ.get("XDG_CACHE_HOME"), os.environ.get("LOCALAPPDATA") if os.name == "nt" else None]
+    for directory in given:
+        # The specification says to ignore a relative path.
+        if directory and Path(directory).is_absolute():
+            return Path(directory)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:  # A container often runs as a user that has no entry and no home.
+        return None

@@ -19,6 +19,7 @@ from .._options import UNSET, check_cost
 from .limiter import Answer, Limiter, Turn
 from .metering import metered
 from .per_host import PerHost
+from .tickets import TicketQueue
 
 Cost = Callable[[httpx.Request], float]
 """Estimates what a request will cost, in units."""
@@ -139,6 +140,11 @@ class _LimitFlow(LayerBase):
         if waited and context.hears(logging.INFO if waited > _LONG else logging.DEBUG):
             context.emit(Waited(call=attempt.info, layer=self.name, seconds=waited))
         return now
+
+    def describe(self) -> str:
+        # The text of a limiter of the user's own may be anything.
+        own = f", {self.policy!r}" if isinstance(self.policy, TicketQueue | PerHost) else ""
+        return own + super().describe()
 
     def _cost_of(self, request: httpx.Request, attempt: Attempt) -> float:
         given = attempt.call.options.cost

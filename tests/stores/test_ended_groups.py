@@ -1,0 +1,170 @@
+"""What a store keeps of an adaptive group whose members are gone: its rate, for an hour, or for a day if asked to."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from stkai import AimdLimiter
+from stkai.stores import FileStore, MemoryStore, RedisStore, Store
+from stkai.testing import FakeClock
+from stkai.transports import Answer, Run, Turn
+
+from ..support.redis_servers import Server, installed
+
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
+COLD = 2.0
+"""Requests per second at which a new group of 600 per minute starts."""
+
+
+class OnClock:
+    """A redis-py client whose scripts get the time from a clock, not from the server."""
+
+    def __init__(self, client: Any, clock: FakeClock) -> None:
+        self.client, self.clock, self.connection_pool = client, clock, client.connection_pool
+
+    def evalsha(self, digest: str, count: int, *given: Any) -> Any:
+        return self.client.evalsha(digest, count, *self._dated(count, given))
+
+    def eval(self, source: str, count: int, *given: Any) -> Any:
+        return self.client.eval(source, count, *self._dated(count, given))
+
+    def _dated(self, count: int, given: tuple[Any, ...]) -> list[Any]:
+        return [*given[: count + 1], repr(self.clock.monotonic()), *given[count + 2 :]]
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    if not installed("redis"):
+        pytest.skip("redis-server is not installed: apt-get install redis-server")
+    with Server("redis", tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock(start=1000.0)
+
+
+@pytest.fixture(params=["memory", "file", "redis"])
+def store(
+    request: pytest.FixtureRequest, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Store]:
+    """Each kind of store, in virtual time."""
+    if request.param == "memory":
+        yield MemoryStore(clock)
+    elif request.param == "file":
+        monkeypatch.setattr("stkai.stores._file._clock", clock)
+        yield FileStore(tmp_path / "store")
+    else:
+        server: Server = request.getfixturevalue("redis_server")
+        with server.client(socket_timeout=5) as client:
+            client.flushall()
+            yield RedisStore(OnClock(client, clock))
+
+
+def a_member(store: Store, *, warm: bool = False) -> AimdLimiter:
+    return AimdLimiter(600, 60, share="team", store=store, warm_start="team" if warm else None)
+
+
+def send(policy: AimdLimiter, clock: FakeClock, status: int | None = None) -> None:
+    """Take a permit and hear an answer, as a flow does."""
+    turn = Turn()
+    while wait := policy.ask(turn, clock.monotonic()):
+        if isinstance(wait, Run):
+            wait.sync(60.0)
+        else:
+            clock.sleep(min(wait, turn.nap))
+    now = clock.monotonic()
+    clock.sleep(0.01)
+    response = httpx.Response(status or 200, headers={"Retry-After": "1"})
+    policy.learn(turn, Answer(now, clock.monotonic(), response, None, clock.utcnow, 0.0))
+
+
+def a_group_that_ended(store: Store, clock: FakeClock) -> float:
+    """Members send for a while, are refused once, and end; returns the group's rate."""
+    members = [a_member(store) for _ in range(2)]
+    for number in range(100):
+        send(members[number % 2], clock)
+    send(members[0], clock, 429)
+    for member in members:
+        for _ in range(3):
+            send(member, clock)
+    assert members[0].rate != pytest.approx(COLD, rel=0.2)
+    return members[0].rate
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("after", [11.0, 50 * MINUTE])
+def test_a_group_that_starts_within_an_hour_goes_on_where_the_last_one_ended(
+    store: Store, clock: FakeClock, after: float, warm: bool
+) -> None:
+    ended = a_group_that_ended(store, clock)
+    clock.advance(after)
+    member = a_member(store, warm=warm)
+    send(member, clock)
+    assert member.rate == pytest.approx(ended, rel=0.1)
+
+
+@pytest.mark.parametrize("after", [HOUR + MINUTE, 23 * HOUR, DAY + MINUTE])
+def test_a_group_that_starts_later_starts_cold(store: Store, clock: FakeClock, after: float) -> None:
+    a_group_that_ended(store, clock)
+    clock.advance(after)
+    member = a_member(store)
+    send(member, clock)
+    assert member.rate == pytest.approx(COLD, rel=0.1)
+
+
+@pytest.mark.parametrize("after", [HOUR + MINUTE, 23 * HOUR])
+def test_a_group_that_starts_warm_starts_at_the_rate_of_one_that_ended_within_a_day(
+    store: Store, clock: FakeClock, after: float
+) -> None:
+    ended = a_group_that_ended(store, clock)
+    clock.advance(after)
+    members = [a_member(store, warm=True) for _ in range(2)]
+    for member in members:
+        send(member, clock)
+        assert member.rate == pytest.approx(ended, rel=0.1)
+
+
+def test_a_group_that_starts_warm_a_day_later_starts_cold(store: Store, clock: FakeClock) -> None:
+    a_group_that_ended(store, clock)
+    clock.advance(DAY + MINUTE)
+    member = a_member(store, warm=True)
+    send(member, clock)
+    assert member.rate == pytest.approx(COLD, rel=0.1)
+
+
+@pytest.mark.parametrize("idle", [30.0, 5 * MINUTE, 50 * MINUTE])
+@pytest.mark.parametrize("joins", [False, True])
+def test_a_refusal_after_an_idle_time_is_no_reason_to_start_over(
+    clock: FakeClock, idle: float, joins: bool
+) -> None:
+    store = MemoryStore(clock)
+    member = a_member(store)
+    for _ in range(200):
+        send(member, clock)
+    send(member, clock, 429)
+    for _ in range(50):
+        send(member, clock)
+    before = member.rate
+    clock.advance(idle)
+    if joins:
+        member = a_member(store)
+    for _ in range(3):
+        send(member, clock)
+    send(member, clock, 429)
+    send(member, clock)
+    assert 0.8 * before < member.rate <= before
+
+
+def test_a_member_that_was_idle_for_hours_keeps_the_rate_of_its_group(store: Store, clock: FakeClock) -> None:
+    member = a_member(store)
+    for _ in range(100):
+        send(member, clock)
+    before = member.rate
+    clock.advance(5 * HOUR)
+    send(member, clock)
+    assert member.rate == pytest.approx(before, rel=0.1)
