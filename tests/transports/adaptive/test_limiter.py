@@ -153,7 +153,7 @@ def test_a_refusal_ends_what_successes_release() -> None:
     assert not policy.take(0.0)
 
 
-@pytest.mark.parametrize("window", [1.0, 60.0])
+@pytest.mark.parametrize("window", [4.0, 60.0])
 def test_a_burst_that_meets_a_small_bucket_is_no_reason_to_lower_the_rate(window: float) -> None:
     policy = AimdLimiter(60, window)
     while policy.take(0.0):
@@ -608,15 +608,44 @@ def test_a_pause_of_many_windows_does_not_make_the_goodput_nothing() -> None:
     assert law.pasts[-1].seconds == pytest.approx(2.0)
 
 
-def test_in_a_short_window_only_the_refused_request_waits_as_long_as_asked() -> None:
+def short_window() -> tuple[AimdLimiter, int]:
+    """A limiter of 20 per second after its first request, whose number is the other part."""
     policy = AimdLimiter(20, 1.0)
-    numbers = [policy.take(0.0) for _ in range(3)]
-    policy.refused(0.1, sent=0.0, asked=1.0, chance=0.0, number=numbers[1])
+    return policy, policy.take(0.0)
+
+
+def test_in_a_short_window_only_the_refused_request_waits_as_long_as_asked() -> None:
+    policy, number = short_window()
+    policy.refused(0.1, sent=0.0, asked=1.0, chance=0.0, number=number)
     policy.succeeded(0.1, sent=0.0)
-    refused, other = Turn(number=numbers[1]), Turn()
+    refused, other = Turn(number=number), Turn()
     assert policy.remaining(refused, 0.1) == pytest.approx(1.0)
     assert policy.remaining(other, 0.1) < 0.5
     assert policy.remaining(refused, 1.1) == 0.0
+
+
+def test_in_a_short_window_the_second_refusal_in_a_row_stops_the_others_too() -> None:
+    policy, number = short_window()
+    policy.refused(0.1, sent=0.0, asked=1.0, chance=0.0, number=number)
+    policy.refused(1.0, sent=0.9, asked=1.0, chance=0.5, number=number)
+    assert 0.5 <= policy.remaining(Turn(), 1.0) <= 1.0
+    policy, number = short_window()
+    policy.refused(0.1, sent=0.0, asked=1.0, chance=0.0, number=number)
+    policy.succeeded(0.9, sent=0.8)
+    policy.refused(1.0, sent=0.9, asked=1.0, chance=0.5, number=number)
+    assert policy.remaining(Turn(), 1.0) < 0.5
+
+
+def test_a_long_wait_stops_all_requests_in_a_short_window_as_well() -> None:
+    policy, number = short_window()
+    policy.refused(0.1, sent=0.0, asked=30.0, chance=0.0, number=number)
+    assert policy.remaining(Turn(), 0.1) >= 30.0
+
+
+def test_in_a_short_window_goodput_does_not_set_the_rate() -> None:
+    past = Past(successes=1, seconds=100.0, held=1.0, cold=False)
+    assert TunedLaw(20.0, 1.0).cut(10.0, past) > 8.0
+    assert TunedLaw(20.0, 10.0).cut(10.0, past) < 1.0
 
 
 def test_a_request_that_waits_out_its_refusal_in_a_short_window_goes_first() -> None:

@@ -50,6 +50,16 @@ def test_the_first_refusal_gives_a_first_estimate_of_the_share() -> None:
     assert policy.take(59.9) == 0
 
 
+def test_a_wait_that_nobody_believes_does_not_lower_the_first_estimate() -> None:
+    policy = AimdLimiter()
+    for second in range(40):
+        send(policy, float(second), 1)
+    policy.refused(40.0, sent=40.0, asked=86400.0, chance=0.0)
+    policy.refused(200.0, sent=200.0, asked=60.0, chance=0.0)
+    policy.succeeded(300.0, sent=300.0)
+    assert policy.rate == pytest.approx(1.0, rel=0.1)
+
+
 def test_the_longest_wait_that_a_server_asks_for_is_the_window() -> None:
     search = QuotaSearch()
     assert search.window == 60.0
@@ -64,7 +74,7 @@ def test_the_longest_wait_that_a_server_asks_for_is_the_window() -> None:
 def test_a_bucket_that_asks_for_a_second_does_not_make_the_window_a_second() -> None:
     search = QuotaSearch()
     for _ in range(8):
-        search.asked(1.0, rate=0.5)
+        search.asked(1.0, rate=0.3)
     assert search.window == 30.0
 
 
@@ -72,7 +82,19 @@ def test_a_fast_sender_counts_in_less_time() -> None:
     search = QuotaSearch()
     for _ in range(8):
         search.asked(0.1, rate=10.0)
-    assert search.window == 3.0
+    assert search.window == 1.0
+
+
+def test_the_pace_of_growth_depends_on_the_server_alone() -> None:
+    slow, fast = QuotaSearch(), QuotaSearch()
+    for asked in (1.0, 20.0, 1.0):
+        slow.asked(asked, rate=0.1)
+        fast.asked(asked, rate=100.0)
+    assert slow.pace == fast.pace == 20.0
+    assert slow.window > fast.window
+    for _ in range(8):
+        fast.asked(1.0, rate=100.0)
+    assert fast.pace == QuotaSearch().pace > 1.0
 
 
 def test_the_policy_remembers_what_it_counted_when_the_window_turns_out_to_be_another() -> None:
@@ -111,7 +133,7 @@ def test_headers_give_the_quota() -> None:
 
 
 def test_growth_without_a_quota_does_not_depend_on_how_often_one_looks() -> None:
-    law = SearchingLaw(60.0)
+    law = SearchingLaw(60.0, 60.0)
     once = law.grown(1.0, 0.0, 100.0)
     often = 1.0
     for step in range(100):
@@ -120,12 +142,12 @@ def test_growth_without_a_quota_does_not_depend_on_how_often_one_looks() -> None
 
 
 def test_growth_without_a_quota_makes_shares_more_equal() -> None:
-    law = SearchingLaw(60.0)
+    law = SearchingLaw(60.0, 60.0)
     assert law.grown(1.0, 0.0, 60.0) / law.grown(0.1, 0.0, 60.0) < 10
 
 
 def test_a_cut_without_a_quota_never_raises_the_rate() -> None:
-    law = SearchingLaw(60.0)
+    law = SearchingLaw(60.0, 60.0)
     for past in (
         Past(200, 60.0, 1.0, cold=True),
         Past(200, 10.0, 1.0, cold=False),

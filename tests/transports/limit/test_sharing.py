@@ -272,7 +272,7 @@ def test_a_store_that_was_never_reached_leaves_each_process_to_adapt(
         wait_for(policy, clock, turn)
         granted += 1
         policy.learn(turn, answer(clock, 429 if granted > 5 else 200))
-    assert 2 <= granted <= 12
+    assert 2 <= granted <= 15  # A constant rate would grant twenty.
     assert policy.members == 1
 
 

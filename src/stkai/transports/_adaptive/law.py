@@ -7,6 +7,8 @@ quota and how many requests that window holds. Why each value is what it is: doc
 import math
 from typing import NamedTuple, Protocol
 
+from . import pause
+
 HISTORY = 2.0
 """Windows over which requests are counted. In one window, a small share is a few requests, which is mostly chance."""
 
@@ -21,9 +23,6 @@ _STEEPNESS = 5
 
 _REFERENCE = 100.0
 """Requests per window for which the other constants were tuned."""
-
-_STRETCH = 0.25
-"""Power by which time stretches if a window holds fewer requests: each refusal then costs a larger share."""
 
 _SHORTEST_STRETCH = 0.3
 
@@ -49,7 +48,10 @@ _FIRST_CUT = 0.5
 """Share of the rate left after the first refusal, because the last doubling was one too many."""
 
 _UNKNOWN_SHARE = 10.0
-"""Requests per window for which growth without a known quota equals that of one of ten senders on `_REFERENCE`."""
+"""Requests per pace for which growth without a known quota equals that of one of ten senders on `_REFERENCE`."""
+
+_UNKNOWN_POWER = 0.75
+"""Power of a sender's own rate with which it grows if the quota is unknown; below 1, so that shares become equal."""
 
 
 class Past(NamedTuple):
@@ -93,8 +95,11 @@ class TunedLaw(NamedTuple):
 
     @property
     def stretch(self) -> float:
-        """How much slower everything happens than with `_REFERENCE` requests per window."""
-        return max(_SHORTEST_STRETCH, math.pow(_REFERENCE / (self.ceiling * self.window), _STRETCH))
+        """How much slower everything happens than with `_REFERENCE` requests per window.
+
+        If a window holds fewer requests, each refusal costs a larger share of it.
+        """
+        return max(_SHORTEST_STRETCH, math.sqrt(_REFERENCE / (self.ceiling * self.window)))
 
     @property
     def history(self) -> float:
@@ -113,27 +118,36 @@ class TunedLaw(NamedTuple):
         if past.seconds < self.history / HISTORY:
             # It is too early to know the goodput, but the requests accepted are at least this share of one window.
             return max(_FIRST_CUT * rate, min(eased, past.successes / self.window)) if past.cold else eased
+        if pause.is_soft(self.window):
+            # A few requests in a short window say too little about goodput, and a refusal may be a mere collision.
+            return eased
         return min(eased, goodput) if goodput < _OVERSHOT * rate else eased
 
 
 class SearchingLaw(NamedTuple):
-    """The law for an unknown quota: `window` is an estimate, in seconds.
+    """The law for an unknown quota.
 
-    Growth cannot be a share of a quota that is unknown, and must not be a share of the sender's own rate, which would
-    make the rich richer. It is the square root of that: binomial congestion control (Bansal and Balakrishnan, 2001)
-    still converges to equal shares.
+    Growth cannot be a share of a quota that is unknown, and must not be a share of the sender's own rate: then all
+    would grow alike, and shares would stay as unequal as they are. It follows a power of the rate that is less than
+    one. A small sender then grows by a larger share than a large one, while a cut takes the same share of both.
+
+    Attributes:
+        window: the estimated window, in seconds.
+        pace: seconds that take the place of the window for growth. They do not depend on the sender's own rate.
     """
 
     window: float
+    pace: float
 
     @property
     def history(self) -> float:
         return HISTORY * self.window
 
     def grown(self, rate: float, quiet: float, seconds: float) -> float:
-        # dr = factor * sqrt(r) * dg, so that sqrt(r) grows by half of that.
-        factor = _SLOPE * _REFERENCE / math.sqrt(_UNKNOWN_SHARE * self.window)
-        return (math.sqrt(rate) + factor * _growth(quiet, seconds, self.window) / 2) ** 2
+        # dr = factor * r^power * dg, so that r^(1 - power) grows by factor * (1 - power) * dg.
+        factor = _SLOPE * _REFERENCE / math.sqrt(_UNKNOWN_SHARE * self.pace)
+        rest = 1 - _UNKNOWN_POWER
+        return math.pow(math.pow(rate, rest) + factor * rest * _growth(quiet, seconds, self.pace), 1 / rest)
 
     def cut(self, rate: float, past: Past) -> float:
         goodput = past.successes / max(past.seconds, self.window / 60)
@@ -141,7 +155,7 @@ class SearchingLaw(NamedTuple):
             return min(rate, goodput)
         if past.held < _HELD:
             return min(rate, max(_KEPT * rate, _DEMAND * goodput))
-        if past.seconds < self.window:
+        if past.seconds < self.window or pause.is_soft(self.window):
             return _KEPT * rate
         return min(_KEPT * rate, goodput) if goodput < _OVERSHOT * rate else _KEPT * rate
 

@@ -31,6 +31,9 @@ _BURST = 0.1
 _SPREAD = 0.1
 """Each gap varies by this share, up or down: otherwise one sender can lock the others out of a bucket server."""
 
+_SOFT_SPREAD = 0.03
+"""The same in a short window: there, the network alone varies gaps enough, and more of it makes requests collide."""
+
 _FLOOR = 0.5
 """Requests per window below which the rate never falls ..."""
 
@@ -129,7 +132,7 @@ class AimdLimiter(SharingQueue):
             if share is None:
                 self._warm_up(Memory(warm_start))
         self._reported = self._rate
-        self._spread = _SPREAD
+        self._spread = _SOFT_SPREAD if pause.is_soft(self.window) else _SPREAD
         self._quiet = 0.0
         self._held = 1.0
         self._tally = Tally(self.law.history)
@@ -347,7 +350,10 @@ class AimdLimiter(SharingQueue):
         return min(wait, max(min(1.0, pause.LEAST * self.window), wait / 2))
 
     def _tuned_law(self) -> Law:
-        return TunedLaw(self.ceiling, self.window) if self.ceiling < math.inf else SearchingLaw(self.window)
+        search = self._search
+        if search is None or self.ceiling < math.inf:
+            return TunedLaw(self.ceiling, self.window)
+        return SearchingLaw(search.window, search.pace)
 
     def _warm_up(self, memory: Memory) -> None:
         """Start where the last program with this name ended, and save the rate for the next one."""
@@ -391,14 +397,14 @@ class AimdLimiter(SharingQueue):
         """Hold back all requests, or in a short window only the refused one."""
         window = self.window
         seconds = pause.LEAST * window if asked is None else asked
-        if explained or not pause.is_soft(window):
+        if explained or not pause.is_soft(window, seconds):
             stop = pause.hard(seconds, self._row, window, self._rate, chance)
             if seconds > pause.longest(window) and not self._resumes_at:
                 # Then one request probes, and its answer decides.
                 self._resumes_at = self._rate
                 self._set_rate(self.floor)
         else:
-            stop = pause.soft_stop(window, chance, first=first) if fresh else 0.0
+            stop = pause.soft_stop(window, chance) if first or (fresh and self._row > 1) else 0.0
             self._hold(number, now, now + pause.soft(seconds, window, chance))
         if stop > window:
             # Over such a long pause, the goodput would be zero.
@@ -420,7 +426,8 @@ class AimdLimiter(SharingQueue):
             self._burst = 1.0
         else:
             # Without a quota, this is the first estimate: the requests accepted so far, until the server accepts more.
-            lately = seconds + asked if cold and self._search is not None else seconds
+            believed = asked if asked <= pause.longest(self.window) else 0.0
+            lately = seconds + believed if cold and self._search is not None else seconds
             past = Past(successes, lately, self._held, cold)
             self._set_rate(max(self.floor, self.law.cut(self._rate, past)))
             self._start.over = True

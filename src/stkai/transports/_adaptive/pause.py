@@ -10,13 +10,11 @@ _TRIED_AFTER = 120.0
 """Seconds, or the window: a server that asks for more than the longest pause is not believed, but probed after this."""
 
 _SOFT = 2.0
-"""Seconds: for windows up to this long, `Retry-After` in whole seconds is too coarse."""
+"""Seconds: in windows and for waits up to this long, `Retry-After` in whole seconds is too coarse."""
 
-_SOFT_STOP = 0.2
-"""Windows for which the others stop at most after a refusal in such a window ..."""
-
-_FIRST_SOFT_STOP = 1.0
-"""... and after the very first refusal, when the rate has doubled once too often."""
+_SOFT_STOP = 1.0
+"""Windows for which the others stop at most then: after the very first refusal, because the rate has just doubled, and
+after the second one in a row."""
 
 _SOFT_JITTER = 0.1
 """Windows over which refused requests return in such a window."""
@@ -27,9 +25,9 @@ def longest(window: float) -> float:
     return max(window, _LONGEST)
 
 
-def is_soft(window: float) -> bool:
+def is_soft(window: float, asked: float = 0.0) -> bool:
     """Whether only the refused request waits as long as asked, while the others continue at the reduced rate."""
-    return window <= _SOFT
+    return window <= _SOFT and asked <= _SOFT
 
 
 def hard(asked: float, row: int, window: float, rate: float, chance: float) -> float:
@@ -50,6 +48,6 @@ def soft(asked: float, window: float, chance: float) -> float:
     return min(longest(window), asked + _SOFT_JITTER * window * chance)
 
 
-def soft_stop(window: float, chance: float, *, first: bool) -> float:
-    """Seconds for which the others stop in a short window."""
-    return (_FIRST_SOFT_STOP if first else _SOFT_STOP) * window * chance
+def soft_stop(window: float, chance: float) -> float:
+    """Seconds for which the others stop in a short window if they stop at all."""
+    return _SOFT_STOP * window * chance

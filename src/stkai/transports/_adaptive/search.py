@@ -12,8 +12,11 @@ _FIRST = 60.0
 _SHORTEST = 30.0
 """Seconds. A bucket asks for the time until one more request, which says nothing about a window ..."""
 
-_COUNTABLE = 30.0
+_COUNTABLE = 10.0
 """... nor does a server that is only busy. The time for this many of the sender's own requests, if that is shorter."""
+
+_PACE = 7.0
+"""Seconds: growth is as for a window of at least that length, and the same for all senders."""
 
 _REMEMBERED = 8
 """Waits to remember; the longest counts. A wrong one is forgotten after this many others."""
@@ -31,21 +34,25 @@ class QuotaSearch:
     Attributes:
         window: the estimated window, in seconds.
         rate: the whole quota in requests per second; infinite until the server states it in headers.
+        pace: the longest wait that the server asked for lately, in seconds, or a little more.
     """
 
     def __init__(self) -> None:
         self.window = _FIRST
         self.rate = math.inf
+        self.pace = _PACE
         self._waits: deque[float] = deque(maxlen=_REMEMBERED)
         self._reset = 0.0
 
     def asked(self, seconds: float, rate: float) -> bool:
-        """Take in the wait that a refusal asks for at this rate; returns whether the window has changed."""
+        """Take in the wait that a refusal asks for at this rate; returns whether the window or the pace has changed."""
         if seconds > longest(0.0) or self.rate < math.inf:
             return False
         self._waits.append(seconds)
-        before, self.window = self.window, max(min(_SHORTEST, _COUNTABLE / rate), *self._waits)
-        return self.window != before
+        before = self.window, self.pace
+        self.window = max(min(_SHORTEST, _COUNTABLE / rate), *self._waits)
+        self.pace = max(_PACE, *self._waits)
+        return (self.window, self.pace) != before
 
     def completed(self, reading: Reading) -> Reading:
         """The reading with a window; if the server gave none, the shortest common one that holds its resets."""

@@ -2,8 +2,16 @@
 
 import math
 
+from .pause import is_soft
+
 _SHARE = 0.2
 """Share of the quota's rate at which it starts."""
+
+_SOFT_SHARE = 0.4
+"""The same in a short window, where a refusal costs a whole one, but the start is soon over ..."""
+
+_SOFT_AT_ONCE = 1.0
+"""... and requests go out one by one."""
 
 _AT_ONCE = 3.0
 """Requests that may go out at once before the first answer."""
@@ -47,8 +55,9 @@ class ColdStart:
         self.over = False
         self._quota = math.inf if quota is None else quota
         self.ceiling = self._quota / window
-        self.rate = _SEARCH_RATE if quota is None else _SHARE * self.ceiling
-        self.burst = _AT_ONCE
+        soft = quota is not None and is_soft(window)
+        self.rate = _SEARCH_RATE if quota is None else (_SOFT_SHARE if soft else _SHARE) * self.ceiling
+        self.burst = _SOFT_AT_ONCE if soft else _AT_ONCE
         self._free = math.inf if quota is None else _FREE * quota
         self._doubling = _SEARCH_DOUBLING if quota is None else max(_SHORTEST_DOUBLING, _DOUBLING * window)
         self._excused = False
