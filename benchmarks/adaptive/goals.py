@@ -3,7 +3,7 @@
 The rows at 100 per 60 s are judged by the worst scenario of each, the others by the mean of their scenarios where
 nothing else is said. None of these other quotas, and none of the seeds, was used for tuning. Those were: 20 and 5 per
 1 s, 60 per 2 s, 50 per 10 s, 400 per 20 s, 100 per 3600 s, 4000 per 60 s, answers of 10 to 60 s, and without numbers
-100 per 60 s and 200 per 30 s, on the seeds 1 to 8.
+100 per 60 s, 200 per 30 s, 20, 5 and 100 per 1 s, and 60 per 2 s, on the seeds 1 to 8.
 """
 
 import operator
@@ -176,7 +176,8 @@ GOALS = (
     Goal("cold start, N = 10", [Scenario(server=server) for server in SERVERS], [_cold_refused(0.2)]),
     Goal(
         "windows up to 2 s",
-        _shared([(3, 1.0), (12, 1.0), (50, 1.0), (30, 2.0)], windows=120, cold=30),
+        # Eight workers cannot use 50 per second: a call takes a quarter of a second.
+        _shared([(3, 1.0), (12, 1.0), (50, 1.0), (30, 2.0)], windows=120, cold=30, workers=16),
         _means(0.88, 0.15, 0.95),
     ),
     Goal(
