@@ -34,7 +34,8 @@ class Scenario:
         service: seconds that the work on an accepted request takes, at least and at most.
         told: what the limiter is told: the true quota (True), nothing (None), or a quota and a window.
         absurd: every so many refusals, one asks for a day; 0 for never.
-        in_flight: the server has no quota, but refuses what is more than so many at a time.
+        in_flight: the server has no quota, but cannot work on more than so many requests at a time.
+        busy: the status with which it then refuses a request; None if it works on all at once, and ever more slowly.
         batch: windows' worth of requests that all processes together have to send; None for an endless backlog.
     """
 
@@ -54,6 +55,7 @@ class Scenario:
     told: Literal[True] | tuple[int, float] | None = True
     absurd: int = 0
     in_flight: int | None = None
+    busy: int | None = 429
     batch: float | None = None
 
     @property
@@ -109,9 +111,14 @@ class Scenario:
             for (since, quota), until in zip(self.quotas, ends, strict=True)
         )
 
+    @property
+    def _kind(self) -> str:
+        if self.in_flight is not None:
+            return f"{self.in_flight} in flight, {self.busy or 'slower'} above"
+        return _KINDS.get(self.server, f"bucket of {self.depth:g}")
+
     def __str__(self) -> str:
-        kind = _KINDS.get(self.server, f"bucket of {self.depth:g}")
-        parts = [kind if self.in_flight is None else f"{self.in_flight} in flight", f"N = {self.processes}"]
+        parts = [self._kind, f"N = {self.processes}"]
         if (self.quota, self.window) != (100, 60.0):
             parts.append(f"{self.quota} per {self.window:g} s")
         if self.load is not None:

@@ -5,7 +5,17 @@ from dataclasses import dataclass
 
 from .runner import Case
 from .scenario import SERVERS, Scenario
-from .strategies import ADAPTIVE, ALL, BALANCED, FIXED_SHARE, NO_LIMITER, Strategy
+from .strategies import (
+    ADAPTIVE,
+    ALL,
+    BALANCED,
+    CONCURRENCY,
+    FIXED_SHARE,
+    HALF_SHARED,
+    NO_LIMITER,
+    SHARED,
+    Strategy,
+)
 
 SOME = (NO_LIMITER, FIXED_SHARE, BALANCED, ADAPTIVE)
 
@@ -42,6 +52,21 @@ STEPS = Section(
     [Scenario(server=server, step=step) for step in (0.5, 2.0) for server in SERVERS],
     SOME,
 )
+
+OVERLOAD = [
+    Scenario(
+        processes=number,
+        in_flight=16,
+        busy=busy,
+        told=None,
+        workers=workers,
+        window=1.0,
+        windows=90,
+        cold=30,
+    )
+    for busy in (429, 503, None)
+    for number, workers in ((1, 32), (3, 16), (10, 4))
+]
 
 SECTIONS = (
     SHARING,
@@ -89,6 +114,18 @@ SECTIONS = (
             Scenario(headers="github"),
             *(Scenario(headers="ietf", step=step) for step in (0.5, 2.0)),
         ],
-        (ADAPTIVE,),
+        (ADAPTIVE, SHARED),
+    ),
+    Section(
+        "shared",
+        "The quota is shared through a store, by all or by half of the processes",
+        [Scenario(server=server) for server in SERVERS],
+        (ADAPTIVE, SHARED, HALF_SHARED),
+    ),
+    Section(
+        "overload",
+        "The server has no quota, but cannot work on more than 16 requests at a time",
+        OVERLOAD,
+        (NO_LIMITER, ADAPTIVE, CONCURRENCY),
     ),
 )

@@ -55,16 +55,25 @@ class Server:
             return httpx.Response(refusal.status, headers=refusal.headers, request=request)
         headers = self._gate.headers(now, utcnow)
         self._working += 1
-        await trio.sleep(self._rng.uniform(*self._scenario.service))
+        await trio.sleep(self._rng.uniform(*self._scenario.service) * self._slowness())
         self._working -= 1
         await trio.sleep(back)
         return httpx.Response(200, headers=headers, request=request)
 
+    def _slowness(self) -> float:
+        """How many times as long the work takes because there is too much of it."""
+        scenario = self._scenario
+        if scenario.in_flight is None or scenario.busy is not None:
+            return 1.0
+        return max(1.0, self._working / scenario.in_flight)
+
     def _refusal(self, now: float, utcnow: datetime) -> Reply | None:
         """The answer to a request that is one too many; the work on any other takes its time, refusing takes none."""
         if self._scenario.in_flight is not None:
-            busy = self._working >= self._scenario.in_flight
-            refusal = Reply(status=429, headers=(("retry-after", "1"),)) if busy else None
+            busy = self._scenario.busy
+            if busy is None or self._working < self._scenario.in_flight:
+                return None
+            refusal = Reply(status=busy, headers=(("retry-after", "1"),) if busy == 429 else ())
         else:
             refusal = self._gate.refuse(now, utcnow)
         if refusal is not None:

@@ -115,12 +115,19 @@ def _botocore(site: Site) -> httpx.AsyncBaseTransport:
     return build_stack(replace(site, wire=CubicTransport(site)), None)
 
 
+def _concurrency(site: Site) -> httpx.AsyncBaseTransport:
+    from .concurrency import ConcurrencyTransport
+
+    return build_stack(replace(site, wire=ConcurrencyTransport(site)), None)
+
+
 NO_LIMITER = Strategy("no limiter", _no_limiter)
 FIXED_SHARE = Strategy("bucket of quota/N", _fixed_share)
 BALANCED = Strategy("0.4.18 balanced", partial(_original, floor=0.1, penalty=0.3, recovery=0.05))
 CONSERVATIVE = Strategy("0.4.18 conservative", partial(_original, floor=0.05, penalty=0.5, recovery=0.02))
 BOTOCORE = Strategy("botocore adaptive", _botocore)
 ADAPTIVE = Strategy("adaptive", _adaptive)
+CONCURRENCY = Strategy("limit on what is in flight", _concurrency)
 SHARED = Strategy("adaptive, shared", _shared)
 HALF_SHARED = Strategy("adaptive, half of them shared", _half_shared)
 

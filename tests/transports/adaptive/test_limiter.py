@@ -665,9 +665,9 @@ def test_calls_that_were_given_up_leave_nothing_behind() -> None:
     policy = AimdLimiter(20, 1.0)
     for instant in range(1000):
         policy.refused(2.0 * instant, sent=2.0 * instant, asked=1.0, chance=0.0, number=10 * instant + 10)
-    assert len(policy._held_back) == 1
+    assert len(policy._holds) == 1
     policy.leave(Turn(number=10_000), 2000.0)
-    assert not policy._held_back
+    assert not policy._holds
 
 
 def test_a_server_that_asks_for_more_than_the_window_gets_it_and_no_more() -> None:

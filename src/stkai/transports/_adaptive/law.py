@@ -155,8 +155,11 @@ class SearchingLaw(NamedTuple):
             return min(rate, goodput)
         if past.held < _HELD:
             return min(rate, max(_KEPT * rate, _DEMAND * goodput))
-        if past.seconds < self.window or pause.is_soft(self.window):
+        if past.seconds < self.window:
             return _KEPT * rate
+        if pause.is_soft(self.window):
+            # The server may only be busy at times. If it took nearly everything, the rate was about right.
+            return (_KEPT_ALONE if goodput >= _OVERSHOT * rate else _KEPT) * rate
         return min(_KEPT * rate, goodput) if goodput < _OVERSHOT * rate else _KEPT * rate
 
 

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from ..._errors import ConfigurationError
 from .._limit.limiter import Answer, RateChange, Turn
 from .._limit.sharing import SharingQueue, require_share
 from .._retry.retry_after import retry_after
 from . import pause
+from .checks import require_no_numbers, require_parts
 from .headers import Reading, read_rate_limit
 from .law import Law, Past, PlainLaw, SearchingLaw, TunedLaw
+from .refusals import Holds, Refusals
 from .search import QuotaSearch
 from .start import ColdStart
 from .tally import Tally
@@ -103,13 +104,11 @@ class AimdLimiter(SharingQueue):
             "penalty_factor": penalty_factor,
             "recovery_factor": recovery_factor,
         }
-        for name, part in parts.items():
-            if part is not None:
-                _require_part(name, part)
+        require_parts(parts)
         require_share(share, store)
         self._search: QuotaSearch | None = None
         if max_requests is None or time_window is None:
-            _require_no_numbers(max_requests, time_window, parts | {"max_cost": max_cost, "share": share})
+            require_no_numbers(max_requests, time_window, parts | {"max_cost": max_cost, "share": share})
             self._search = QuotaSearch()
             super().__init__(1.0, 1.0, max_wait_time, methods)
             self.max_requests = self.time_window = None
@@ -137,12 +136,10 @@ class AimdLimiter(SharingQueue):
         self._held = 1.0
         self._tally = Tally(self.law.history)
         self._began = math.inf
-        self._cut_at = -math.inf
-        self._answered = True
+        self._refusals = Refusals()
+        self._holds = Holds()
         self._row = 0
         self._refused_epoch = -1
-        self._held_back: dict[int, float] = {}
-        self._held_back_until = -math.inf
         self._resumes_at = 0.0
         self._guide = WindowGuide(self.ceiling, self.floor)
         # Plain AIMD reads no headers.
@@ -271,12 +268,10 @@ class AimdLimiter(SharingQueue):
         return number
 
     def remaining(self, turn: Turn, now: float) -> float:
-        until = self._held_back.get(turn.number)
-        if until is not None:
-            if now < until:
-                turn.nap = math.inf
-                return until - now
-            self._held_back.pop(turn.number, None)
+        held = self._holds.left(turn.number, now)
+        if held:
+            turn.nap = math.inf
+            return held
         wait = super().remaining(turn, now)
         if not wait:
             self._count(now)
@@ -285,7 +280,7 @@ class AimdLimiter(SharingQueue):
     def leave(self, turn: Turn, now: float) -> None:
         if turn.granted:
             self._count(now, -1.0)
-        self._held_back.pop(turn.number, None)
+        self._holds.drop(turn.number)
         super().leave(turn, now)
 
     def succeeded(self, now: float, sent: float, reading: Reading | None = None) -> RateChange | None:
@@ -299,9 +294,7 @@ class AimdLimiter(SharingQueue):
                 self._advance(now)
                 self._burst = max(self._burst, self._start.burst)
                 self._credit = max(self._credit, min(self._credit + free, self._start.burst))
-            if sent > self._cut_at:
-                self._answered = True
-                self._row = 0
+            if self._refusals.accepted(sent):
                 self._end_probe()
             if self._guide.in_force:
                 moved = abs(self._guide.base - self._reported) > _NEWS * self._reported
@@ -329,10 +322,9 @@ class AimdLimiter(SharingQueue):
             self._tally.add(sent, -1.0)
             self._began = min(self._began, sent)
             first = not self._start.over
-            fresh = sent > self._cut_at
-            self._row += fresh
+            fresh, event = self._refusals.is_fresh(sent), self._refusals.refused(sent)
             explained = self._hear(reading, now, sent, refused=True)
-            cut = fresh and self._answered and not explained
+            cut = event and not explained
             if cut:
                 self._cut(now, asked or 0.0)
             if self._search is not None and self._search.asked(asked or 0.0, self._rate) and cut:
@@ -398,25 +390,18 @@ class AimdLimiter(SharingQueue):
         window = self.window
         seconds = pause.LEAST * window if asked is None else asked
         if explained or not pause.is_soft(window, seconds):
-            stop = pause.hard(seconds, self._row, window, self._rate, chance)
+            stop = pause.hard(seconds, self._refusals.row, window, self._rate, chance)
             if seconds > pause.longest(window) and not self._resumes_at:
                 # Then one request probes, and its answer decides.
                 self._resumes_at = self._rate
                 self._set_rate(self.floor)
         else:
-            stop = pause.soft_stop(window, chance) if first or (fresh and self._row > 1) else 0.0
-            self._hold(number, now, now + pause.soft(seconds, window, chance))
+            stop = pause.soft_stop(window, chance) if first or (fresh and self._refusals.row > 1) else 0.0
+            self._holds.add(number, now, now + pause.soft(seconds, window, chance))
         if stop > window:
             # Over such a long pause, the goodput would be zero.
             self._began, self._tally = now + stop, Tally(self.law.history)
         self._paused_until = max(self._paused_until, now + stop)
-
-    def _hold(self, number: int, now: float, until: float) -> None:
-        if now >= self._held_back_until:
-            self._held_back.clear()  # Cancelled calls leave their entries behind.
-        if number:
-            self._held_back[number] = until
-        self._held_back_until = max(self._held_back_until, until)
 
     def _cut(self, now: float, asked: float) -> None:
         seconds = min(now - self._began, self._tally.span)
@@ -431,8 +416,7 @@ class AimdLimiter(SharingQueue):
             past = Past(successes, lately, self._held, cold)
             self._set_rate(max(self.floor, self.law.cut(self._rate, past)))
             self._start.over = True
-        self._cut_at = now
-        self._answered = False
+        self._refusals.cut(now)
         self._quiet = 0.0
 
     def _end_probe(self) -> None:
@@ -473,7 +457,7 @@ class AimdLimiter(SharingQueue):
     def _release(self, seconds: float, unpaused: float) -> float:
         # A request that has a permit but waits for units is no reason to release more permits.
         short = bool(self._queue) and (self._units is None or self._credit < 1)
-        waiting = short or self._at < self._held_back_until
+        waiting = short or self._at < self._holds.until
         fading = math.exp(-seconds / self.window)
         self._held = 1 - (1 - self._held) * fading if waiting else self._held * fading
         if self._guide.in_force:
@@ -503,24 +487,3 @@ class AimdLimiter(SharingQueue):
             numbers = found + (numbers or f"time_window={self.window:g}, " * self._start.over)
         shared = "" if self.share is None else f", share={self.share!r}, store={self.store!r}"
         return f"AimdLimiter({numbers}rate={self.rate:.3g}{shared})"
-
-
-def _require_part(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        msg = f"{name} must be a number in (0, 1], not {value!r}"
-        raise ConfigurationError(msg)
-    return value
-
-
-def _require_no_numbers(
-    max_requests: float | None, time_window: float | None, options: dict[str, Any]
-) -> None:
-    """Refuse half a quota, and options that need a quota."""
-    if max_requests is not None or time_window is not None:
-        missing = "time_window" if time_window is None else "max_requests"
-        msg = f"{missing} is missing: give max_requests and time_window, or neither to let the limiter find the quota"
-        raise ConfigurationError(msg)
-    for name, given in options.items():
-        if given is not None:
-            msg = f"{name} needs a quota: give max_requests and time_window as well"
-            raise ConfigurationError(msg)
