@@ -22,9 +22,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.all:
         common = ["--update", "--out", str(arguments.out)]
         jobs = ["--jobs", str(arguments.jobs)]
-        main([*common, *jobs])
-        main(["--goals", "--seeds", "20", "--first-seed", "1001", *common, *jobs])
-        real.main(common)
+        seeds = ["--seeds", "5", "--first-seed", "1001"]
+        main([*seeds, *common, *jobs])
+        main(["--goals", *seeds, *common, *jobs])
+        for quota in real.PAGE:
+            real.main([*quota, *common])
         return
     console = Console(record=True, width=_WIDTH)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -87,7 +89,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="all comparisons, the goals and the real run, into docs/adaptive-research.md",
+        help="all comparisons, the goals and the real runs, into docs/adaptive-research.md",
     )
     parser.add_argument(
         "--update", action="store_true", help="write the results to docs/adaptive-research.md"

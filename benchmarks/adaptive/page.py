@@ -12,7 +12,7 @@ DOCS = PAGE.with_name("adaptive-research.md")
 IMAGES = PAGE.parent / "images"
 """Plots are `adaptive-*-light.svg` and `adaptive-*-dark.svg` there."""
 
-_SHOWN = ("sharing", "steps", "late", "arrivals")
+_SHOWN = ("sharing", "steps", "late", "shared", "arrivals", "overload")
 """The comparisons that have a place on the page."""
 
 _COLUMNS = ("429 per success", "failed", "quota used", "p50 s", "p95 s", "Jain")
@@ -49,13 +49,13 @@ def write_verdicts(verdicts: Sequence[Verdict], seeds: range) -> None:
     update([Table("goals", "goals", columns, rows, [note])], DOCS)
 
 
-def write_real(real: Sequence[Summary], virtual: Sequence[Summary]) -> None:
+def write_real(name: str, title: str, real: Sequence[Summary], virtual: Sequence[Summary]) -> None:
     """The strategies over real sockets, and in virtual time."""
     rows = []
-    for title, summaries in (("real processes and threads", real), ("virtual time", virtual)):
-        rows.append([f"*{title}*", *([""] * len(_COLUMNS))])
+    for kind, summaries in (("real processes and threads", real), ("virtual time", virtual)):
+        rows.append([f"*{title}: {kind}*", *([""] * len(_COLUMNS))])
         rows += [[row.name, *_figures(row)] for row in summaries]
-    update([Table("real", "real", ("", *_COLUMNS), rows)], DOCS)
+    update([Table(name, title, ("", *_COLUMNS), rows)], DOCS)
 
 
 def _figures(row: Summary) -> list[str]:

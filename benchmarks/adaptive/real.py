@@ -23,7 +23,14 @@ from .scenario import Scenario
 from .strategies import ADAPTIVE, FIXED_SHARE, NO_LIMITER
 
 _COUNTERPARTS = dict(zip(STRATEGIES[:3], (NO_LIMITER, FIXED_SHARE, ADAPTIVE), strict=True))
-_SEEDS = range(1, 6)
+_SEEDS = range(1001, 1006)
+
+PAGE = (
+    ("--quota", "20", "--window", "1", "--seconds", "30", "--runs", "5"),
+    ("--quota", "100", "--window", "10", "--seconds", "100", "--runs", "3"),
+    ("--quota", "100", "--window", "60", "--seconds", "300", "--runs", "3"),
+)
+"""Arguments of the runs that are on docs/adaptive-research.md."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,13 +61,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     virtual = _virtual(batch, windows)
     console.print(summary_table(virtual, title="the same in virtual time"))
     if arguments.update:
-        page.write_real(rows, virtual)
-    console.save_text(str(arguments.out / "real.txt"))
+        name = f"real-{batch.quota}-{batch.window:g}"
+        page.write_real(name, f"{batch.quota} per {batch.window:g} s", rows, virtual)
+    console.save_text(str(arguments.out / f"real-{batch.quota}-{batch.window:g}.txt"))
     rate_plot(
         {run.summary.name: run.accepted for run in runs},
         quota_rate=batch.quota / batch.window,
         bucket_width=batch.window,
-        path=arguments.out / "real",
+        path=arguments.out / f"real-{batch.quota}-{batch.window:g}",
         title=f"Accepted requests per second, for real: {_describe(batch)}",
     )
 

@@ -39,11 +39,11 @@ def test_goals_and_real_runs_are_written(copy: Path) -> None:
         for goal, value in zip(GOALS, range(len(GOALS)), strict=True)
     ]
     page.write_verdicts(verdicts, range(1001, 1021))
-    page.write_real([ROW], [ROW])
+    page.write_real("real-20-1", "20 per 1 s", [ROW], [ROW])
     text = copy.read_text()
     met = sum(verdict.met for verdict in verdicts)
     assert f"{met} of {len(GOALS)} met; means of the seeds 1001 to 1020." in text
-    assert text.count("| some | 0.500 |") == 2
+    assert text.count("| some | 0.500 |") == 2  # One row for the real run, one for the virtual one.
 
 
 def test_jains_index_ranges_from_one_taker_to_equal_shares() -> None:
