@@ -264,12 +264,6 @@ class AimdLimiter(SharingQueue):
         self._listens_at = now + _LISTENING
         return True
 
-    def take(self, now: float, chance: float = 0.5, cost: float = 1.0) -> int:
-        number = super().take(now, chance, cost)
-        if number:
-            self._count(now)
-        return number
-
     def remaining(self, turn: Turn, now: float) -> float:
         until = self._held_back.get(turn.number)
         if until is not None:
@@ -277,14 +271,9 @@ class AimdLimiter(SharingQueue):
                 turn.nap = math.inf
                 return until - now
             self._held_back.pop(turn.number, None)
-        wait = super().remaining(turn, now)
-        if not wait:
-            self._count(now)
-        return wait
+        return super().remaining(turn, now)
 
     def leave(self, turn: Turn, now: float) -> None:
-        if turn.granted:
-            self._count(now, -1.0)
         self._held_back.pop(turn.number, None)
         super().leave(turn, now)
 
@@ -374,9 +363,8 @@ class AimdLimiter(SharingQueue):
             self._rate = max(self._rate, rate)
 
     def _count(self, sent: float, count: float = 1.0) -> None:
-        with self._lock:
-            self._began = min(self._began, sent)
-            self._tally.add(sent, count)
+        self._began = min(self._began, sent)
+        self._tally.add(sent, count)
 
     def _adopt(self, law: Law) -> None:
         """Switch to another law, because more is known about the quota."""

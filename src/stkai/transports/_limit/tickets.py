@@ -125,6 +125,7 @@ class TicketQueue:
             with self._lock:
                 self._advance(now)
                 self._credit += 1 + turn.extra
+                self._count(now, -1.0)
                 if self._units is not None:
                     self._units.give(turn.cost)
         else:
@@ -168,6 +169,7 @@ class TicketQueue:
                     return 0
                 self._units.level -= cost
             self._credit -= 1 + self._spread * (2 * chance - 1)
+            self._count(now)
             order = self._order
             order.last += NORMAL
             return order.last
@@ -205,6 +207,7 @@ class TicketQueue:
             # In this order, an interrupt in between gives the others one permit too many, not one too few.
             order.go(place)
             self._credit -= 1 + turn.extra
+            self._count(now)
             if units is not None:
                 units.level -= turn.cost
             return 0.0
@@ -224,6 +227,9 @@ class TicketQueue:
     def nap(self, wait: float) -> float:
         """How many of the `wait` seconds to sleep before asking again; all of them while the rate is constant."""
         return wait
+
+    def _count(self, sent: float, count: float = 1.0) -> None:
+        """Note that a permit was taken at `sent`, or given back with -1. Called with the lock held."""
 
     def _advance(self, now: float) -> None:
         """Release what is due since the last time, up to the burst plus what late wakers are owed."""
