@@ -96,14 +96,14 @@ class Call(NamedTuple):
         Raises:
             ConfigurationError: the extension holds something else.
         """
-        extensions = request.extensions
-        options = extensions.get(OPTIONS, NO_OPTIONS)
+        options = request.extensions.get(OPTIONS, NO_OPTIONS)
+        # Faster than the constructor.
+        call = tuple.__new__(cls, (next(_numbers), request, options, now, None, buffered))
+        if options is NO_OPTIONS:
+            return call
         if not isinstance(options, RequestOptions):
             msg = f'extensions["stkai"] must be a stkai.RequestOptions, not {type(options).__name__}'
             raise ConfigurationError(msg)
-        call = cls._make(
-            (next(_numbers), request, options, now, None, buffered)
-        )  # Faster than the constructor.
         if options.deadline is UNSET or options.deadline is None:
             return call
         return call.within(options.deadline)
@@ -156,7 +156,7 @@ class Attempt:
     ) -> None:
         self.call = call
         self.number = number
-        self.record = record if record is not None else CallRecord()
+        self.record = record or CallRecord()
         self.place: tuple[object, int] | None = place
         self.ticket: tuple[object, int] | None = None
         self.signer: Any = None
