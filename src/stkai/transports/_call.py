@@ -47,10 +47,11 @@ class FirstHop:
     __slots__ = ("_request", "began", "call_id", "url")
 
     def __init__(self, call: "Call") -> None:
+        request = call.request
         self.call_id = call.id
         self.began = call.started
-        self.url = call.request.url
-        self._request = weakref.ref(call.request)
+        self.url = request.url
+        self._request = weakref.ref(request)
 
     def leads_to(self, request: httpx.Request, call_id: int) -> bool:
         """Whether `request` is a later hop of the same call; False if the caller sends the first request again."""
