@@ -63,6 +63,9 @@ class LayerBase:
         self._inner = inner
         self._function = function
         self._layer = inner if joins else None
+        if joins and type(self).forward is LayerBase.forward:
+            # Without this method in between: each request calls it once per layer.
+            vars(self)["forward"] = inner.flow
         # With no layer further in, nobody needs the attempt, so the request need not be copied.
         self._is_leaf = bool(getattr(inner, "is_leaf", type(inner) in alike(*_LEAVES)))
         self.family = family_of_wire(inner)

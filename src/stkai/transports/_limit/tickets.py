@@ -169,7 +169,7 @@ class TicketQueue:
                 if self._units.missing(cost):
                     return 0
                 self._units.level -= cost
-            self._credit -= 1 + self._spread * (2 * chance - 1)
+            self._credit -= 1.0 + self._spread * (2.0 * chance - 1.0)
             self._count(now)
             order = self._order
             order.last += NORMAL
