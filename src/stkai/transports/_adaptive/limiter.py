@@ -286,8 +286,10 @@ class AimdLimiter(SharingQueue):
             free = self._start.released_by_success()
             if free:
                 self._advance(now)
-                self._burst = max(self._burst, self._start.burst)
-                self._credit = max(self._credit, min(self._credit + free, self._start.burst))
+                most = self._start.burst
+                self._burst = max(self._burst, most)
+                if self._credit < most:
+                    self._credit = min(self._credit + free, most)
             if sent > self._cut_at:
                 self._answered = True
                 self._row = 0
