@@ -46,10 +46,14 @@ class LayerBase:
 
     def forward(self, request: httpx.Request, attempt: Attempt) -> Flow:
         """Send the request to the next layer, or to the wire. Call it as `yield from self.forward(...)`."""
-        layer = self._layer
-        if layer is not None:
-            return layer.flow(request, attempt)
-        return self._to_wire(request, attempt)
+        if self._layer is not None:
+            return (yield from self._layer.flow(request, attempt))
+        if not self._is_leaf and request.extensions.get(ATTEMPT) is not attempt:
+            request = copy_request(request, extensions={**request.extensions, ATTEMPT: attempt})
+        if attempt.is_told and self.context.hears(DEBUG):
+            return (yield from self._send_observed(request, attempt))
+        response: httpx.Response = yield Send(self._inner, request, attempt)
+        return response
 
     def _set_up(
         self, inner: Any, kind: type, context: Context | None, function: FlowFunction | None, *, joins: bool
@@ -71,16 +75,11 @@ class LayerBase:
         self.family = family_of_wire(inner)
         self.context = context or Context()
 
-    def _to_wire(self, request: httpx.Request, attempt: Attempt) -> Flow:
-        """The innermost step: send to a transport that is not a layer."""
-        if not self._is_leaf and request.extensions.get(ATTEMPT) is not attempt:
-            request = copy_request(request, extensions={**request.extensions, ATTEMPT: attempt})
-        context = self.context
-        if not attempt.is_told or not context.hears(DEBUG):
-            answer: httpx.Response = yield Send(self._inner, request, attempt)
-            return answer
+    def _send_observed(self, request: httpx.Request, attempt: Attempt) -> Flow:
+        """Send to the wire, and report the start and the end of the attempt."""
         from .._events import AttemptStarted
 
+        context = self.context
         start = context.clock.monotonic()
         info = attempt.info
         try:

@@ -229,7 +229,7 @@ class Attempt:
         """Attach the record to the response."""
         record = self.record
         on_wire = now - self.call.started - record.queued - record.backed_off - record.authenticating
-        record.on_wire = on_wire if on_wire > 0.0 else 0.0
+        record.on_wire = on_wire if on_wire > 0 else 0.0
         response.extensions[OPTIONS] = record
 
 
