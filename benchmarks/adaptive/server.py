@@ -69,19 +69,20 @@ class Server:
 
     def _refusal(self, now: float, utcnow: datetime) -> Reply | None:
         """The answer to a request that is one too many; the work on any other takes its time, refusing takes none."""
-        if self._scenario.in_flight is not None:
-            busy = self._scenario.busy
-            if busy is None or self._working < self._scenario.in_flight:
-                return None
-            refusal = Reply(status=busy, headers=(("retry-after", "1"),) if busy == 429 else ())
-        else:
-            refusal = self._gate.refuse(now, utcnow)
+        refusal = self._gate.refuse(now, utcnow) if self._scenario.in_flight is None else self._too_busy()
         if refusal is not None:
             self._refusals += 1
             asked = self._scenario.retry_after_of(self._refusals)
             if asked is not None:
                 return Reply(status=429, headers=(("retry-after", f"{asked:g}"),))
         return refusal
+
+    def _too_busy(self) -> Reply | None:
+        """The answer to a request for which no place is free."""
+        busy, most = self._scenario.busy, self._scenario.in_flight or 0
+        if busy is None or self._working < most:
+            return None
+        return Reply(status=busy, headers=(("retry-after", "1"),) if busy == 429 else ())
 
 
 class _Wire(httpx.AsyncBaseTransport):

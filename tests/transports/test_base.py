@@ -278,6 +278,33 @@ async def test_a_layer_that_overrides_httpxs_own_method_is_not_bypassed(world: W
     assert request.extensions == {"x": 1}
 
 
+def note(layer: Any, request: httpx.Request, attempt: Attempt) -> Flow:
+    """An own `forward`, which ends in the one of the base class."""
+    seen.append(attempt)
+    response: httpx.Response = yield from super(type(layer), layer).forward(request, attempt)
+    return response
+
+
+class Noting(LayerTransport):
+    """A layer that overrides how it sends inward."""
+
+    forward = note
+
+
+class AsyncNoting(AsyncLayerTransport):
+    """The same for the async world."""
+
+    forward = note
+
+
+async def test_a_layer_that_overrides_forward_is_not_bypassed(world: World) -> None:
+    noting = world.pick(Noting, AsyncNoting)
+    transport = noting(world.layer(LAYER, noting(world.wire(200))))
+    assert (await world.send(transport, httpx.Request("GET", URL))).status_code == 200
+    assert len(seen) == 3
+    assert len(set(seen)) == 1
+
+
 async def test_all_layers_of_a_stack_see_one_call_and_its_record_is_on_the_response(world: World) -> None:
     clock = FakeClock(100.0)
 

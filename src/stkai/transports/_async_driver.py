@@ -44,15 +44,16 @@ async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
         operation = flow.send(None)
         while True:
             try:
-                value = None
                 if deadline is None and isinstance(operation, Send):
                     value = await operation.wire.handle_async_request(operation.request)
                 elif isinstance(operation, Until):
                     deadline = operation.deadline if deadline is None else min(deadline, operation.deadline)
+                    value = None
                 elif deadline is not None:
                     value = await _ain_time(operation, deadline, attempt, clock)
                 elif isinstance(operation, Sleep):
                     await clock.asleep(operation.seconds)
+                    value = None
                 else:
                     value = await _aperform(operation, clock)
             except Exception as error:  # noqa: BLE001 - the flow decides

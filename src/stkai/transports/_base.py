@@ -1,7 +1,7 @@
 """What every layer is built on: the two base transports, and the flow that they share."""
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from logging import DEBUG, INFO
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -46,10 +46,14 @@ class LayerBase:
 
     def forward(self, request: httpx.Request, attempt: Attempt) -> Flow:
         """Send the request to the next layer, or to the wire. Call it as `yield from self.forward(...)`."""
-        layer = self._layer
-        if layer is not None:
-            return layer.flow(request, attempt)
-        return self._to_wire(request, attempt)
+        if self._layer is not None:
+            return (yield from self._layer.flow(request, attempt))
+        if not self._is_leaf and request.extensions.get(ATTEMPT) is not attempt:
+            request = copy_request(request, extensions={**request.extensions, ATTEMPT: attempt})
+        if attempt.is_told and self.context.hears(DEBUG):
+            return (yield from self._send_observed(request, attempt))
+        response: httpx.Response = yield Send(self._inner, request, attempt)
+        return response
 
     def _set_up(
         self, inner: Any, kind: type, context: Context | None, function: FlowFunction | None, *, joins: bool
@@ -63,21 +67,19 @@ class LayerBase:
         self._inner = inner
         self._function = function
         self._layer = inner if joins else None
+        if joins and type(self).forward is LayerBase.forward:
+            # Without this method in between: each request calls it once per layer.
+            vars(self)["forward"] = inner.flow
         # With no layer further in, nobody needs the attempt, so the request need not be copied.
         self._is_leaf = bool(getattr(inner, "is_leaf", type(inner) in alike(*_LEAVES)))
         self.family = family_of_wire(inner)
         self.context = context or Context()
 
-    def _to_wire(self, request: httpx.Request, attempt: Attempt) -> Flow:
-        """The innermost step: send to a transport that is not a layer."""
-        if not self._is_leaf and request.extensions.get(ATTEMPT) is not attempt:
-            request = copy_request(request, extensions={**request.extensions, ATTEMPT: attempt})
-        context = self.context
-        if not attempt.is_told or not context.hears(logging.DEBUG):
-            answer: httpx.Response = yield Send(self._inner, request, attempt)
-            return answer
+    def _send_observed(self, request: httpx.Request, attempt: Attempt) -> Flow:
+        """Send to the wire, and report the start and the end of the attempt."""
         from .._events import AttemptStarted
 
+        context = self.context
         start = context.clock.monotonic()
         info = attempt.info
         try:
@@ -106,12 +108,12 @@ class LayerBase:
         seconds = self.context.clock.monotonic() - start
         self.context.emit(AttemptFinished(call=info, status=status, error=error, seconds=seconds))
 
-    def _begin(self, request: httpx.Request) -> Attempt | None:
-        """The attempt in progress, or None if a call begins here."""
-        attempt: Attempt | None = request.extensions.get(ATTEMPT)
-        if attempt is None and self.family is not None and not isinstance(request, self.family.Request):
-            raise _foreign(self.family)
-        return attempt
+    def _begin(self, request: httpx.Request) -> Call:
+        """The call that begins with this request."""
+        family = self.family
+        if family is not None and not isinstance(request, family.Request):
+            raise _foreign(family)
+        return Call.start(request, self.context.clock.monotonic())
 
     def _started(self, attempt: Attempt) -> None:
         from .._events import CallStarted
@@ -197,17 +199,18 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         return inner
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        attempt = self._begin(request)
+        attempt = request.extensions.get(ATTEMPT)
         if attempt is not None:
             return drive(self.flow(request, attempt), attempt, self.context.clock)
-        return self.carry_out(Call.start(request, self.context.clock.monotonic()), self.flow)
+        return self.carry_out(self._begin(request), self.flow)
 
     def carry_out(self, call: Call, flow: Callable[[httpx.Request, Attempt], Flow]) -> httpx.Response:
         """Carry out a whole call with this flow: report its start and end to the listener, and attach its record."""
         attempt, context = Attempt(call), self.context
         try:
-            attempt.is_told = context.hears(logging.INFO)
-            if attempt.is_told and context.hears(logging.DEBUG):
+            if not context.hears(INFO):
+                attempt.is_told = False
+            elif context.hears(DEBUG):
                 self._started(attempt)
             response = drive(flow(call.request, attempt), attempt, context.clock)
         except BaseException as error:
@@ -272,18 +275,19 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
         inner: httpx.AsyncBaseTransport = self._inner
         return inner
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        attempt = self._begin(request)
+    def handle_async_request(self, request: httpx.Request) -> Coroutine[Any, Any, httpx.Response]:
+        attempt = request.extensions.get(ATTEMPT)
         if attempt is not None:
-            return await adrive(self.flow(request, attempt), attempt, self.context.clock)
-        return await self.carry_out(Call.start(request, self.context.clock.monotonic()), self.flow)
+            return adrive(self.flow(request, attempt), attempt, self.context.clock)
+        return self.carry_out(self._begin(request), self.flow)
 
     async def carry_out(self, call: Call, flow: Callable[[httpx.Request, Attempt], Flow]) -> httpx.Response:
         """Carry out a whole call with this flow: report its start and end to the listener, and attach its record."""
         attempt, context = Attempt(call), self.context
         try:
-            attempt.is_told = context.hears(logging.INFO)
-            if attempt.is_told and context.hears(logging.DEBUG):
+            if not context.hears(INFO):
+                attempt.is_told = False
+            elif context.hears(DEBUG):
                 self._started(attempt)
             response = await adrive(flow(call.request, attempt), attempt, context.clock)
         except BaseException as error:

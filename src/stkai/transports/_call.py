@@ -47,10 +47,11 @@ class FirstHop:
     __slots__ = ("_request", "began", "call_id", "url")
 
     def __init__(self, call: "Call") -> None:
+        request = call.request
         self.call_id = call.id
         self.began = call.started
-        self.url = call.request.url
-        self._request = weakref.ref(call.request)
+        self.url = request.url
+        self._request = weakref.ref(request)
 
     def leads_to(self, request: httpx.Request, call_id: int) -> bool:
         """Whether `request` is a later hop of the same call; False if the caller sends the first request again."""
@@ -96,14 +97,14 @@ class Call(NamedTuple):
         Raises:
             ConfigurationError: the extension holds something else.
         """
-        extensions = request.extensions
-        options = extensions.get(OPTIONS, NO_OPTIONS)
+        options = request.extensions.get(OPTIONS, NO_OPTIONS)
+        # Faster than the constructor.
+        call = tuple.__new__(cls, (next(_numbers), request, options, now, None, buffered))
+        if options is NO_OPTIONS:
+            return call
         if not isinstance(options, RequestOptions):
             msg = f'extensions["stkai"] must be a stkai.RequestOptions, not {type(options).__name__}'
             raise ConfigurationError(msg)
-        call = cls._make(
-            (next(_numbers), request, options, now, None, buffered)
-        )  # Faster than the constructor.
         if options.deadline is UNSET or options.deadline is None:
             return call
         return call.within(options.deadline)
@@ -156,7 +157,7 @@ class Attempt:
     ) -> None:
         self.call = call
         self.number = number
-        self.record = record if record is not None else CallRecord()
+        self.record = record or CallRecord()
         self.place: tuple[object, int] | None = place
         self.ticket: tuple[object, int] | None = None
         self.signer: Any = None

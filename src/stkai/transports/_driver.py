@@ -51,11 +51,11 @@ def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
         operation = flow.send(None)
         while True:
             try:
-                value = None
                 if deadline is None and isinstance(operation, Send):
                     value = operation.wire.handle_request(operation.request)
                 elif isinstance(operation, Until):
                     deadline = operation.deadline if deadline is None else min(deadline, operation.deadline)
+                    value = None
                 elif deadline is not None or isinstance(operation, Drain):
                     hand = hand or Hand()
                     until = math.inf if deadline is None else deadline

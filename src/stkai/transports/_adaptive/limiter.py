@@ -261,25 +261,14 @@ class AimdLimiter(SharingQueue):
         self._listens_at = now + _LISTENING
         return True
 
-    def take(self, now: float, chance: float = 0.5, cost: float = 1.0) -> int:
-        number = super().take(now, chance, cost)
-        if number:
-            self._count(now)
-        return number
-
     def remaining(self, turn: Turn, now: float) -> float:
         held = self._holds.left(turn.number, now)
         if held:
             turn.nap = math.inf
             return held
-        wait = super().remaining(turn, now)
-        if not wait:
-            self._count(now)
-        return wait
+        return super().remaining(turn, now)
 
     def leave(self, turn: Turn, now: float) -> None:
-        if turn.granted:
-            self._count(now, -1.0)
         self._holds.drop(turn.number)
         super().leave(turn, now)
 
@@ -292,8 +281,10 @@ class AimdLimiter(SharingQueue):
             free = self._start.released_by_success()
             if free:
                 self._advance(now)
-                self._burst = max(self._burst, self._start.burst)
-                self._credit = max(self._credit, min(self._credit + free, self._start.burst))
+                most = self._start.burst
+                self._burst = max(self._burst, most)
+                if self._credit < most:
+                    self._credit = min(self._credit + free, most)
             if self._refusals.accepted(sent):
                 self._end_probe()
             if self._guide.in_force:
@@ -366,9 +357,8 @@ class AimdLimiter(SharingQueue):
             self._rate = max(self._rate, rate)
 
     def _count(self, sent: float, count: float = 1.0) -> None:
-        with self._lock:
-            self._began = min(self._began, sent)
-            self._tally.add(sent, count)
+        self._began = min(self._began, sent)
+        self._tally.add(sent, count)
 
     def _adopt(self, law: Law) -> None:
         """Switch to another law, because more is known about the quota."""

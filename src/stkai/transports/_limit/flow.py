@@ -53,8 +53,8 @@ class _LimitFlow(LayerBase):
         context = self.context
         clock = context.clock
         place = attempt.place
-        options = attempt.call.options
-        turn = Turn(request, chance=context.random(), priority=options.priority)
+        turn = Turn(request)
+        turn.chance, turn.priority = context.random(), attempt.call.options.priority
         if place is not None and place[0] is limiter:
             turn.number = place[1]
         counts_units = getattr(limiter, "max_cost", None) is not None
@@ -86,7 +86,7 @@ class _LimitFlow(LayerBase):
                 event = RateChanged(call=attempt.info, old=change.old, new=change.new, reason=change.reason)
                 context.emit(event)
             if counts_units and self.settle is not None:
-                metered(response, self.settle, lambda cost: limiter.settle(turn, cost, clock.monotonic()))
+                metered(response, self.settle, partial(self._settle, limiter, turn))
         except BaseException:  # The limiter and the listener may be user code.
             yield Close(response)
             raise
@@ -145,6 +145,9 @@ class _LimitFlow(LayerBase):
         # The text of a limiter of the user's own may be anything.
         own = f", {self.policy!r}" if isinstance(self.policy, TicketQueue | PerHost) else ""
         return own + super().describe()
+
+    def _settle(self, limiter: Limiter, turn: Turn, cost: float) -> None:
+        limiter.settle(turn, cost, self.context.clock.monotonic())
 
     def _cost_of(self, request: httpx.Request, attempt: Attempt) -> float:
         given = attempt.call.options.cost

@@ -32,6 +32,10 @@ _OVERSLEPT = 5.0
 _ROUNDING = 1e-6
 """Permits; covers the clock's rounding, so that a waiter that slept as told need not sleep again."""
 
+_WHOLE = 1 - _ROUNDING
+
+_NEVER = -math.inf
+
 TICK = 1e-6
 """Seconds; a shorter sleep might not move a clock that has run for years."""
 
@@ -66,8 +70,8 @@ class TicketQueue:
         self._burst = 1.0
         self._spread = 0.0
         self._credit = 0.0
-        self._at = -math.inf
-        self._paused_until = -math.inf
+        self._at = _NEVER
+        self._paused_until = _NEVER
         self._order = Order()
         # The same list object: every request asks whether anybody waits.
         self._queue = self._order.turns
@@ -100,11 +104,9 @@ class TicketQueue:
             turn.granted = True
             self._credit -= 1
             return 0.0
-        if not turn.number:
-            turn.number = self.take(now, turn.chance, turn.cost)
-            if turn.number:
-                turn.granted = True
-                return 0.0
+        if not turn.number and (number := self.take(now, turn.chance, turn.cost)):
+            turn.number, turn.granted = number, True
+            return 0.0
         wait = self.remaining(turn, now)
         turn.nap = min(turn.nap, self.nap(wait))
         turn.granted = not wait
@@ -116,7 +118,8 @@ class TicketQueue:
         It cannot wait for the lock, which its own thread holds, and cannot rely on the numbers. So it goes at once, and
         those who come after pay for the permit.
         """
-        return bool(self._lock._is_owned())  # noqa: SLF001 - nothing public tells; Condition asks it as well
+        owned: bool = self._lock._is_owned()  # noqa: SLF001 - nothing public tells; Condition asks it as well
+        return owned
 
     def leave(self, turn: Turn, now: float) -> None:
         """Give up the place in the queue, or an unused permit."""
@@ -125,6 +128,7 @@ class TicketQueue:
             with self._lock:
                 self._advance(now)
                 self._credit += 1 + turn.extra
+                self._count(now, -1.0)
                 if self._units is not None:
                     self._units.give(turn.cost)
         else:
@@ -155,19 +159,18 @@ class TicketQueue:
 
     def take(self, now: float, chance: float = 0.5, cost: float = 1.0) -> int:
         """Take a free permit that nobody waits for; returns its ticket number, or 0 if there is none."""
-        if self._queue:
-            return 0
         with self._lock:
             if self._queue:
                 return 0
             self._advance(now)
-            if self._credit < 1 - _ROUNDING or now < self._paused_until:
+            if self._credit < _WHOLE or now < self._paused_until:
                 return 0
             if self._units is not None:
                 if self._units.missing(cost):
                     return 0
                 self._units.level -= cost
-            self._credit -= 1 + self._spread * (2 * chance - 1)
+            self._credit -= 1.0 + self._spread * (2.0 * chance - 1.0)
+            self._count(now)
             order = self._order
             order.last += NORMAL
             return order.last
@@ -205,6 +208,7 @@ class TicketQueue:
             # In this order, an interrupt in between gives the others one permit too many, not one too few.
             order.go(place)
             self._credit -= 1 + turn.extra
+            self._count(now)
             if units is not None:
                 units.level -= turn.cost
             return 0.0
@@ -225,22 +229,25 @@ class TicketQueue:
         """How many of the `wait` seconds to sleep before asking again; all of them while the rate is constant."""
         return wait
 
+    def _count(self, sent: float, count: float = 1.0) -> None:
+        """Note that a permit was taken at `sent`, or given back with -1. Called with the lock held."""
+
     def _advance(self, now: float) -> None:
         """Release what is due since the last time, up to the burst plus what late wakers are owed."""
         start = self._at
         if now <= start:
             return
         self._at = now
-        if start == -math.inf:
+        if start == _NEVER:
             self._credit = self._burst
             return
-        unpaused = now - start
+        seconds = unpaused = now - start
         if start < self._paused_until:
             unpaused = max(0.0, now - self._paused_until)
-        released = self._release(now - start, unpaused)
+        released = self._release(seconds, unpaused)
         most = self._burst
         if self._units is not None:
-            self._units.refill(now - start)
+            self._units.refill(seconds)
         if self._queue:
             late = _LATENESS if self._units is None else self._lateness(now)
             most += min(len(self._queue), self._rate * late)

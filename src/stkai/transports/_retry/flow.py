@@ -59,18 +59,16 @@ class _RetryFlow(LayerBase):
             request = _keyed(request, policy.idempotency_header)
         if policy.budget is not None:
             policy.budget.deposit(self.context.clock.monotonic())
-        if not can_resend(request):
-            return (yield from self.forward(request, attempt))
         try:
             once = self._once(request, attempt, policy) if call.buffered else self.forward(request, attempt)
             response = yield from once
         except Exception as error:
-            if not isinstance(error, alike(httpx.TransportError)):
+            if not isinstance(error, alike(httpx.TransportError)) or not can_resend(request):
                 raise
             loop = _Loop(policy, self.context, request, attempt)
             loop.state.set_exception((type(error), error, error.__traceback__))
         else:
-            if policy.is_final(response):
+            if policy.is_final(response) or not can_resend(request):
                 return response
             loop = yield from self._loop_after(response, policy, request, attempt)
         return (yield from self._again(request, loop))
