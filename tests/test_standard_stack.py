@@ -288,7 +288,14 @@ async def test_without_cli_and_credentials_the_error_lists_what_to_do(world: Wor
     with pytest.raises(ValueError, match="no authentication is configured") as caught:
         client_of(world)
     message = str(caught.value)
-    for help_ in ("STKAI_AUTH_CLIENT_ID", "STKAI.configure(auth=", "stk login", "auth=provider", "auth=None"):
+    for help_ in (
+        "STKAI_AUTH_CLIENT_ID",
+        "STKAI_AUTH_TOKEN",
+        "STKAI.configure(auth=",
+        "stk login",
+        "auth=provider",
+        "auth=None",
+    ):
         assert help_ in message
     assert "pip install oscli" not in message
     assert isinstance(caught.value, stkai.ConfigurationError)
@@ -364,6 +371,37 @@ async def test_a_stack_that_needs_the_cli_to_sign_never_sends_unsigned(world: Wo
     )
     assert str(stack.build(StkCLITransport())) == "retry > token_bucket > wire"
     assert str(StackBuilder([adaptive(AimdLimiter(1, 1))]).build(StkCLITransport())) == "adaptive > wire"
+
+
+async def test_a_configured_token_signs_and_is_shown_nowhere(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STKAI_AUTH_TOKEN", "my-api-key")
+    wire = world.wire(httpx.Response(401))
+    client = client_of(world, transport=wire)
+    response = await world.call(client.get, "https://api.example.com/")
+    assert response.status_code == 401
+    assert [request.headers["authorization"] for request in wire.requests] == ["Bearer my-api-key"]
+    assert "my-api-key" not in f"{client!r} {layer(client.transport, 'auth').policy!r}"
+
+
+@pytest.mark.usefixtures("cli")
+def test_a_configured_token_takes_precedence_over_the_cli(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STKAI_AUTH_TOKEN", "my-api-key")
+    assert str(stkai.build_transport()) == "retry > auth > wire"
+    assert not isinstance(wire_of(stkai.build_transport()), StkCLITransport)
+    assert AuthChoice.automatic(STKAI.config, own_wire=False).kind == "token"
+
+
+async def test_a_configured_token_goes_to_the_configured_origins_only(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STKAI_AUTH_TOKEN", "my-api-key")
+    monkeypatch.setenv("STKAI_AUTH_ORIGINS", "https://api.example.com")
+    wire = world.wire(httpx.Response(200))
+    client = client_of(world, transport=wire)
+    await world.call(client.get, "https://elsewhere.example.com/")
+    assert "authorization" not in wire.requests[0].headers
 
 
 # End to end
