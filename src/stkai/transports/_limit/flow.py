@@ -17,7 +17,7 @@ from .._layer import Layer
 from .._operations import Close, Flow, Operation, Sleep, Steps
 from .._options import UNSET, check_cost
 from .limiter import Answer, Limiter, Turn
-from .metering import metered
+from .metering import Meter
 from .per_host import PerHost
 from .tickets import TicketQueue
 
@@ -44,6 +44,7 @@ class _LimitFlow(LayerBase):
     policy: Limiter | PerHost
     cost: Cost | None
     settle: Settle | None
+    _meter: Meter | None
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         policy = self.policy
@@ -85,8 +86,8 @@ class _LimitFlow(LayerBase):
             if change is not None:
                 event = RateChanged(call=attempt.info, old=change.old, new=change.new, reason=change.reason)
                 context.emit(event)
-            if counts_units and self.settle is not None:
-                metered(response, self.settle, lambda cost: limiter.settle(turn, cost, clock.monotonic()))
+            if counts_units and self._meter is not None:
+                self._meter.watch(response, lambda cost: limiter.settle(turn, cost, clock.monotonic()))
         except BaseException:  # The limiter and the listener may be user code.
             yield Close(response)
             raise
@@ -165,6 +166,7 @@ class _LimitFlow(LayerBase):
                 msg = f"{name} must be a function, not {function!r}"
                 raise ConfigurationError(msg)
         self.cost, self.settle = cost, settle
+        self._meter = None if settle is None else Meter(settle)
         subscribe = getattr(policy, "subscribe", None)
         if subscribe is not None:
             subscribe(self)
