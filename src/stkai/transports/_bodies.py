@@ -14,6 +14,8 @@ from ._hand import TooLateError
 _SHORT: Final = 65_536
 """Bytes; a body that nobody wants is read up to this size."""
 
+_DIGITS: Final = len(str(_SHORT))
+
 BRIEF: Final = 1.0
 """Seconds; a body that nobody wants is read for at most this long."""
 
@@ -60,12 +62,26 @@ def load(response: httpx.Response, limit: float, left: Callable[[], float] = lam
     Raises:
         TooLateError: `left()` seconds were 0 or less before the end.
     """
-    if is_there(response):
-        return
+    if not is_there(response):
+        chunks: list[bytes] = []
+        fetch(response, limit, left, chunks)
+        keep(response, chunks)
+
+
+def keep(response: httpx.Response, chunks: list[bytes]) -> None:
+    """Make these chunks the body of a response whose stream has been fetched."""
+    response.stream = family_of(response).ByteStream(b"".join(chunks))
+
+
+def fetch(response: httpx.Response, limit: float, left: Callable[[], float], chunks: list[bytes]) -> None:
+    """Fetch up to `limit` bytes into `chunks`, still encoded, and close the stream.
+
+    Raises:
+        TooLateError: `left()` seconds were 0 or less before the end.
+    """
     body: Any = response.stream
-    chunks: list[bytes] = []
+    size = 0
     try:
-        size = 0
         for chunk in body:
             chunks.append(chunk)
             size += len(chunk)
@@ -75,7 +91,6 @@ def load(response: httpx.Response, limit: float, left: Callable[[], float] = lam
                 raise TooLateError
     finally:
         body.close()
-    response.stream = family_of(response).ByteStream(b"".join(chunks))
 
 
 def drain(response: httpx.Response, now: Callable[[], float]) -> None:
@@ -100,6 +115,8 @@ def is_short(response: httpx.Response) -> bool:
     if response.is_closed or is_there(response):
         return False
     length = response.headers.get("content-length", "")
+    if len(length) > _DIGITS:  # Python refuses to convert thousands of them.
+        return False
     return not length.isdecimal() or int(length) <= _SHORT
 
 
@@ -119,8 +136,15 @@ async def aread(response: httpx.Response) -> None:
         raise
 
 
-async def aload(response: httpx.Response, limit: float, left: Callable[[], float] = lambda: math.inf) -> None:
+async def aload(
+    response: httpx.Response,
+    limit: float,
+    left: Callable[[], float] = lambda: math.inf,
+    seconds: float = math.inf,
+) -> None:
     """Fetch up to `limit` bytes, still encoded, and close the stream; the response can be read as before.
+
+    What has not arrived after `seconds` is dropped.
 
     Raises:
         TooLateError: `left()` seconds were 0 or less before the end.
@@ -135,7 +159,7 @@ async def aload(response: httpx.Response, limit: float, left: Callable[[], float
     late = False
     try:
         # Leaving the loop early would strand the wire's generators, of which trio warns: cancel the next read instead.
-        with anyio.CancelScope() as enough:
+        with anyio.move_on_after(seconds) as enough:
             size = 0
             async for chunk in chunks:
                 if enough.cancel_called:
@@ -155,7 +179,7 @@ async def aload(response: httpx.Response, limit: float, left: Callable[[], float
             await body.aclose()
     if late:
         raise TooLateError
-    response.stream = family_of(response).ByteStream(b"".join(kept))
+    keep(response, kept)
 
 
 async def adrain(response: httpx.Response, left: float = math.inf) -> None:

@@ -5,6 +5,7 @@ them out. The `yield` returns what the operation returns, and raises what it rai
 """
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Final, TypeVar
 
@@ -54,13 +55,13 @@ class Read(Operation):
 class Load(Operation):
     """Fetch at most `limit` bytes of the body, still encoded, and return the connection; the rest is dropped.
 
-    The response can be read or streamed as before.
+    So is what has not arrived after `seconds`. The response can be read or streamed as before.
     """
 
-    __slots__ = ("limit", "response")
+    __slots__ = ("limit", "response", "seconds")
 
-    def __init__(self, response: httpx.Response, limit: int) -> None:
-        self.response, self.limit = response, limit
+    def __init__(self, response: httpx.Response, limit: int, seconds: float = math.inf) -> None:
+        self.response, self.limit, self.seconds = response, limit, seconds
 
 
 class Close(Operation):
