@@ -29,6 +29,7 @@ _LEVELS: Final = {
     "CallStarted": logging.DEBUG,
     "AttemptStarted": logging.DEBUG,
     "AttemptFinished": logging.DEBUG,
+    "RateChanged": logging.DEBUG,  # A refused call is one line already, and may change the rate each time.
     "TokenRenewed": logging.DEBUG,
     "Rejected": logging.WARNING,
     "StoreLost": logging.WARNING,
@@ -65,9 +66,8 @@ _refusals: Final = _Refusals()
 def log_events(event: "Event") -> None:
     """Write an event to the logger `stkai`: the default listener.
 
-    A call gives one line at INFO when it ends, plus one for each retry, each change of rate and each wait of more
-    than a second; the rest is DEBUG. Refusals by the stack's own limiter are one WARNING per layer and 10 s, which
-    counts those left out.
+    A call gives one line at INFO when it ends, plus one for each retry and each wait of more than a second; the rest
+    is DEBUG. Refusals by the stack's own limiter are one WARNING per layer and 10 s, which counts those left out.
     """
     kind = type(event).__name__
     level = _LEVELS.get(kind, logging.INFO)
