@@ -1,5 +1,6 @@
 """A custom limiter of twenty lines works wherever one of ours does, sync and async."""
 
+import math
 import threading
 from collections.abc import Collection
 from functools import partial
@@ -199,6 +200,25 @@ async def test_other_methods_need_no_permit(world: World) -> None:
     for _ in range(3):
         await world.send(transport, httpx.Request("GET", URL))
     assert clock.sleeps == []
+
+
+@pytest.mark.parametrize("answer", [None, -1.0, math.nan, "soon", []], ids=spelled)
+async def test_an_answer_that_is_no_wait_is_an_error_and_nothing_is_sent(world: World, answer: Any) -> None:
+    class Wrong(Gap):
+        left = 0
+
+        def ask(self, turn: Turn, now: float) -> float:
+            wrong: float = answer
+            return wrong
+
+        def leave(self, turn: Turn, now: float) -> None:
+            self.left += 1
+
+    policy, wire = Wrong(1.0), Wire()
+    transport = world.build(StackBuilder((limiter(policy),), clock=FakeClock()), wire)
+    with pytest.raises(ConfigurationError, match=r"Wrong\.ask must return 0\.0 to let a request go"):
+        await world.send(transport, httpx.Request("POST", URL))
+    assert (wire.requests, policy.left) == ([], 1)
 
 
 # One per host

@@ -63,7 +63,7 @@ class _LimitFlow(LayerBase):
             turn.cost = self._cost_of(request, attempt)
         sent = clock.monotonic()
         wait = limiter.ask(turn, sent)
-        if wait:
+        if wait != 0:
             sent = yield from self._wait(limiter, turn, attempt, wait, sent)
             if attempt.signer is not None:
                 try:
@@ -106,10 +106,12 @@ class _LimitFlow(LayerBase):
         limit = math.inf if allowed is None else allowed - record.queued
         refusal: Rejected | None = None
         try:
-            while wait:
+            while wait != 0:
                 if isinstance(wait, Operation):
                     turn.call = turn.call or attempt.info
                     yield wait
+                elif not isinstance(wait, int | float) or not wait > 0:
+                    raise _no_answer(limiter, wait)
                 else:
                     waited = now - start
                     left = call.time_left(now)
@@ -245,6 +247,14 @@ class AsyncAdaptiveTransport(AsyncLimiterTransport):
     """
 
     name = "adaptive"
+
+
+def _no_answer(limiter: Limiter, wait: object) -> ConfigurationError:
+    """The error for a limiter of the user's own that is wrong; one that returns nothing would let everything pass."""
+    return ConfigurationError(
+        f"{type(limiter).__name__}.ask must return 0.0 to let a request go, the seconds that it has to wait, or an"
+        f" operation; not {wait!r}"
+    )
 
 
 def checked_limiter(policy: Any) -> Limiter | PerHost:
