@@ -421,3 +421,29 @@ async def test_the_variables_alone_are_enough_to_reach_the_service(
         assert (await world.call(mounted.post, server.create_url(), json={})).status_code == 200
         await world.close(client)
         await world.close(mounted)
+
+
+# Functions that nobody would await
+
+
+async def nothing(_: object) -> None:
+    """An async function in place of a plain one."""
+
+
+@pytest.mark.parametrize(
+    "listener", [nothing, [nothing], 5, "print"], ids=["async", "list", "number", "text"]
+)
+async def test_a_listener_that_is_no_plain_function_is_an_error(world: World, listener: Any) -> None:
+    with pytest.raises(stkai.ConfigurationError, match="listener must be"):
+        client_of(world, auth=None, listener=listener, transport=world.wire())
+
+
+@pytest.mark.parametrize("name", ["cost", "settle"])
+@pytest.mark.parametrize("function", [nothing, 5, "tokens"], ids=["async", "number", "text"])
+async def test_a_cost_or_settle_that_is_no_plain_function_is_an_error(
+    world: World, name: str, function: Any
+) -> None:
+    limiter = TokenBucket(1, 1, max_cost=1)
+    options = {"auth": None, "rate_limit": limiter, "transport": world.wire(), name: function}
+    with pytest.raises(stkai.ConfigurationError, match=f"{name} must be a plain function"):
+        client_of(world, **options)

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Final
 
 from ._clock import SystemClock
@@ -97,6 +98,10 @@ def listener_of(given: object) -> Listener:
     if not isinstance(several, list | tuple) or not all(callable(each) for each in several):
         msg = f"listener must be a function that takes an event, or a list of such functions, not {given!r}"
         raise ConfigurationError(msg)
+    for each in several:
+        if iscoroutinefunction(each):
+            msg = f"listener must be a plain function, which nobody awaits, not the async {each!r}"
+            raise ConfigurationError(msg)
     if len(several) == 1:
         only: Listener = several[0]
         return only

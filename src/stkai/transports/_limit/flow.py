@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable
 from functools import partial
+from inspect import iscoroutinefunction
 from typing import Any, Final
 
 import httpx
@@ -164,8 +165,8 @@ class _LimitFlow(LayerBase):
     def _take_policy(self, policy: Limiter | PerHost, cost: Cost | None, settle: Settle | None) -> None:
         self.policy = checked_limiter(policy)
         for name, function in (("cost", cost), ("settle", settle)):
-            if function is not None and not callable(function):
-                msg = f"{name} must be a function, not {function!r}"
+            if function is not None and (not callable(function) or iscoroutinefunction(function)):
+                msg = f"{name} must be a plain function, not {function!r}"
                 raise ConfigurationError(msg)
         self.cost, self.settle = cost, settle
         self._meter = None if settle is None else Meter(settle)
