@@ -318,6 +318,16 @@ def merge(job: Job, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return job.run_here([sys.executable, "-m", "stkai", "batch", "merge", *arguments], job.environment())
 
 
+def test_a_merge_that_cannot_be_finished_leaves_nothing_behind(job: Job) -> None:
+    lines(job, {"url": "/x", "body": {}}, "oops")
+    job.run()
+    (job.folder / "all.jsonl.sorting").mkdir()
+    before = {path.name for path in job.folder.iterdir()}
+    result = merge(job, "out", "-o", "all")
+    assert (result.returncode, "all.jsonl" in result.stderr) == (3, True)
+    assert {path.name for path in job.folder.iterdir()} == before
+
+
 def test_merge_says_that_some_failed_and_refuses_what_would_lose_or_double_lines(job: Job) -> None:
     lines(job, {"url": "/x", "body": {}}, "oops", {"url": "/x", "body": {}})
     job.run("--shard", "0/2", "-o", "a")
