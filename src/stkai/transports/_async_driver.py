@@ -75,7 +75,7 @@ async def _aperform(operation: Operation, clock: Clock, left: float = math.inf) 
         case Read():
             await aread(operation.response)
         case Load():
-            await aload(operation.response, operation.limit, seconds=operation.seconds)
+            await aload(operation.response, operation.limit, brief=operation.brief)
         case Drain():
             await adrain(operation.response, left)
         case Close():
@@ -127,7 +127,7 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
             await aread(operation.response)
             return None
         case Load():
-            work = partial(aload, operation.response, operation.limit, left, operation.seconds)
+            work = partial(aload, operation.response, operation.limit, left, brief=operation.brief)
             return await _by_scope(work, left, deadline, attempt)
         case Run():
             return await _by_scope(partial(operation.asynchronous, seconds), left, deadline, attempt)

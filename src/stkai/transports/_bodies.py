@@ -23,6 +23,11 @@ _LONGEST: Final = 1e9
 """Seconds; no socket takes any number of them."""
 
 
+def briefly(left: float) -> float:
+    """Seconds for a body that nobody wants; most of what is left until a deadline is for another attempt."""
+    return min(BRIEF, left / 4)
+
+
 def timeouts(seconds: float) -> dict[str, float]:
     """A timeout in the form in which wires take it."""
     return dict.fromkeys(("connect", "read", "write", "pool"), min(seconds, _LONGEST))
@@ -140,11 +145,12 @@ async def aload(
     response: httpx.Response,
     limit: float,
     left: Callable[[], float] = lambda: math.inf,
-    seconds: float = math.inf,
+    *,
+    brief: bool = False,
 ) -> None:
     """Fetch up to `limit` bytes, still encoded, and close the stream; the response can be read as before.
 
-    What has not arrived after `seconds` is dropped.
+    If `brief`, drop what has not arrived soon.
 
     Raises:
         TooLateError: `left()` seconds were 0 or less before the end.
@@ -159,7 +165,7 @@ async def aload(
     late = False
     try:
         # Leaving the loop early would strand the wire's generators, of which trio warns: cancel the next read instead.
-        with anyio.move_on_after(seconds) as enough:
+        with anyio.move_on_after(briefly(left()) if brief else None) as enough:
             size = 0
             async for chunk in chunks:
                 if enough.cancel_called:
@@ -191,7 +197,7 @@ async def adrain(response: httpx.Response, left: float = math.inf) -> None:
             body: Any = response.stream
             chunks, size = aiter(body), 0
             try:
-                with anyio.move_on_after(min(left, BRIEF)) as scope:
+                with anyio.move_on_after(briefly(left)) as scope:
                     async for chunk in chunks:
                         size += len(chunk)
                         if size > 2 * _SHORT:

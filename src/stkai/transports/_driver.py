@@ -20,7 +20,7 @@ import httpx
 from .._clock import Clock
 from .._errors import DeadlineExceededError
 from .._families import alike
-from ._bodies import BRIEF, drain, fetch, is_short, is_there, keep, limited, load, read, unlimited
+from ._bodies import briefly, drain, fetch, is_short, is_there, keep, limited, load, read, unlimited
 from ._call import Attempt
 from ._hand import Hand, TooLateError
 from ._operations import (
@@ -110,7 +110,7 @@ def _in_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clo
     if isinstance(operation, Drain):
         if left() <= 0 or not is_short(operation.response):
             return close_response(operation.response)
-        until = min(deadline, clock.monotonic() + BRIEF)
+        until = clock.monotonic() + briefly(left())
         with suppress(TooLateError):
             hand.do(partial(drain, operation.response, clock.monotonic), lambda: until - clock.monotonic())
         return None
@@ -154,7 +154,7 @@ def _load(
     """Fetch a body for a limited time; the thread that fetches it is left behind with the rest."""
     if is_there(operation.response):
         return
-    until = min(deadline, clock.monotonic() + operation.seconds)
+    until = clock.monotonic() + briefly(left()) if operation.brief else deadline
 
     def shortly() -> float:
         return until - clock.monotonic()

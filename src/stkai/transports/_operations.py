@@ -5,7 +5,6 @@ them out. The `yield` returns what the operation returns, and raises what it rai
 """
 
 import logging
-import math
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Final, TypeVar
 
@@ -55,13 +54,16 @@ class Read(Operation):
 class Load(Operation):
     """Fetch at most `limit` bytes of the body, still encoded, and return the connection; the rest is dropped.
 
-    So is what has not arrived after `seconds`. The response can be read or streamed as before.
+    The response can be read or streamed as before.
+
+    Args:
+        brief: drop what has not arrived after a second, or after a quarter of the time until the deadline.
     """
 
-    __slots__ = ("limit", "response", "seconds")
+    __slots__ = ("brief", "limit", "response")
 
-    def __init__(self, response: httpx.Response, limit: int, seconds: float = math.inf) -> None:
-        self.response, self.limit, self.seconds = response, limit, seconds
+    def __init__(self, response: httpx.Response, limit: int, *, brief: bool = False) -> None:
+        self.response, self.limit, self.brief = response, limit, brief
 
 
 class Close(Operation):

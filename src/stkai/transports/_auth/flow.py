@@ -13,7 +13,6 @@ from ..._errors import DeadlineExceededError, hide_frames
 from ..._events import TokenRenewed
 from ..._families import alike
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
-from .._bodies import BRIEF
 from .._call import Attempt, can_resend
 from .._context import Context
 from .._layer import Layer
@@ -78,7 +77,7 @@ class _AuthFlow(LayerBase):
         if token is None:
             try:
                 # Return the connection first: the renewal may need it.
-                yield Load(response, _MOST, BRIEF)
+                yield Load(response, _MOST, brief=True)
             except Exception as error:
                 if isinstance(error, DeadlineExceededError):
                     raise
