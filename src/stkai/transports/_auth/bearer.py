@@ -6,6 +6,7 @@ objects that hold it here do not print it.
 
 import itertools
 from collections.abc import Iterable
+from inspect import iscoroutinefunction
 from typing import Final
 
 import httpx
@@ -79,6 +80,12 @@ class BearerAuth:
             msg = (
                 f"auth must be an AuthProvider, such as ClientCredentialsAuthProvider(...) or StaticToken(token), a"
                 f' BearerAuth, "auto" or None, not {kind}'
+            )
+            raise ConfigurationError(msg)
+        if iscoroutinefunction(provider.get_access_token):
+            msg = (
+                f"{type(provider).__name__}.get_access_token must be a plain method, since nobody awaits it: name the"
+                " async one aget_access_token"
             )
             raise ConfigurationError(msg)
         self.provider = provider
