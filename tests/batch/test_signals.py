@@ -222,6 +222,23 @@ def test_a_token_of_the_settings_signs_every_line_and_is_written_nowhere(job: Jo
     assert "my-api-key" not in written
 
 
+def test_a_line_whose_url_would_expose_the_token_fails_alone(job: Job, counting: Server) -> None:
+    job.options = ()
+    exposed = {"url": "http://api.example.com/x", "body": {}}
+    job.input.write_text(f"{json.dumps(exposed)}\n{job.input.read_text()}")
+    result = job.run(env={"STKAI_AUTH_TOKEN": "my-api-key"})
+    assert (result.returncode, summary(result.stderr)) == (1, "10 done, 1 failed (0 unknown)")
+    assert "unencrypted to http://api.example.com" in job.failures()[1]["error"]["message"]
+
+
+def test_a_base_url_that_would_expose_the_token_is_wrong_usage(job: Job) -> None:
+    job.options = ()
+    before = job.snapshot()
+    result = job.run("--base-url", "http://api.example.com/v1", env={"STKAI_AUTH_TOKEN": "my-api-key"})
+    assert (result.returncode, "STKAI_AUTH_ALLOW_HTTP" in result.stderr) == (2, True)
+    assert job.snapshot() == before
+
+
 def test_a_token_beside_credentials_is_wrong_usage(job: Job, counting: Server) -> None:
     job.options = ()
     before = job.snapshot()

@@ -22,6 +22,10 @@ _EXPOSED: Final = (
 )
 
 
+class ExposedTokenError(AuthenticationError):
+    """The token would travel unencrypted; nothing was sent. Requests to other origins may succeed."""
+
+
 class _Encoded(str):
     """A header value that is encoded once: thousands of waiting requests share the bytes."""
 
@@ -108,9 +112,17 @@ class BearerAuth:
             return origin_of(url) in self.origins
         if not attempt.call.first_hop().is_home(url):
             return False
-        if url.scheme != "https" and not self._is_safe(origin_of(url)):
-            raise AuthenticationError(_EXPOSED.format(show_origin(url)))
+        self.require_private(url)
         return True
+
+    def require_private(self, url: httpx.URL) -> None:
+        """Refuse a URL to which the token may not be sent because others could read it on the way.
+
+        Raises:
+            AuthenticationError: the connection is not encrypted.
+        """
+        if url.scheme != "https" and not self._is_safe(origin_of(url)):
+            raise ExposedTokenError(_EXPOSED.format(show_origin(url)))
 
     def _is_safe(self, origin: Origin) -> bool:
         return is_private(origin) or self.allow_http
