@@ -93,9 +93,20 @@ async def test_without_settings_a_stack_has_retry_and_no_limiter(world: World) -
     assert repr(policy) == repr(RetryPolicy())
 
 
-async def test_all_arguments_are_optional(world: World) -> None:
-    wire = world.wire()
-    assert transport_of(world, auth=None, retry=None, rate_limit=None, transport=wire) is wire
+async def test_a_stack_with_everything_turned_off_still_keeps_deadlines_and_attaches_records(
+    world: World,
+) -> None:
+    wire = world.wire(200, httpx.ReadTimeout("slow"))
+    transport = transport_of(world, auth=None, retry=None, rate_limit=None, transport=wire)
+    assert str(transport) == "call > wire"
+    mounted = world.client(transport)
+    response = await world.call(mounted.get, URL)
+    assert response.extensions["stkai"].attempts == 1
+    with pytest.raises(stkai.ConfigurationError, match=r"must be a stkai\.RequestOptions"):
+        await world.call(mounted.get, URL, extensions={"stkai": {"deadline": 1.0}})
+    with pytest.raises(stkai.DeadlineExceededError):
+        await world.call(mounted.get, URL, extensions={"stkai": stkai.RequestOptions(deadline=1e-9)})
+    assert len(wire.requests) == 1
 
 
 @pytest.mark.parametrize(
