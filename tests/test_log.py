@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from stkai import (
+    AimdLimiter,
     AttemptFinished,
     AttemptStarted,
     CallFinished,
@@ -26,7 +27,7 @@ from stkai import (
     log_events,
 )
 from stkai.testing import FakeClock
-from stkai.transports import retry, token_bucket
+from stkai.transports import adaptive, retry, token_bucket
 
 from .support.world import World
 
@@ -67,7 +68,7 @@ LINES = [
     ),
     (
         RateChanged(call=CALL, old=2.0, new=1.0, reason="429 Too Many Requests"),
-        "INFO",
+        "DEBUG",
         "api.example.com: rate changed from 2/s to 1/s (429 Too Many Requests)",
     ),
     (
@@ -182,3 +183,16 @@ async def test_a_call_that_is_retried_and_waits_logs_three_lines(
         "POST api.example.com: waited 9.5 s for a permit of token_bucket",
         "POST api.example.com: 200 in 10 s (2 attempts)",
     ]
+
+
+def test_calls_that_the_server_refuses_give_one_line_each_under_the_adaptive_limiter(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    wire = httpx.MockTransport(lambda _: httpx.Response(429))
+    transport = StackBuilder([adaptive(AimdLimiter(1000, 1))], clock=FakeClock()).build(wire)
+    with caplog.at_level(logging.INFO, "stkai"):
+        for _ in range(10):
+            transport.handle_request(httpx.Request("POST", "https://api.example.com"))
+    lines = [line for line in caplog.messages if "waited" not in line]
+    assert len(lines) == 10
+    assert all(": 429 in " in line for line in lines)

@@ -93,9 +93,20 @@ async def test_without_settings_a_stack_has_retry_and_no_limiter(world: World) -
     assert repr(policy) == repr(RetryPolicy())
 
 
-async def test_all_arguments_are_optional(world: World) -> None:
-    wire = world.wire()
-    assert transport_of(world, auth=None, retry=None, rate_limit=None, transport=wire) is wire
+async def test_a_stack_with_everything_turned_off_still_keeps_deadlines_and_attaches_records(
+    world: World,
+) -> None:
+    wire = world.wire(200, httpx.ReadTimeout("slow"))
+    transport = transport_of(world, auth=None, retry=None, rate_limit=None, transport=wire)
+    assert str(transport) == "call > wire"
+    mounted = world.client(transport)
+    response = await world.call(mounted.get, URL)
+    assert response.extensions["stkai"].attempts == 1
+    with pytest.raises(stkai.ConfigurationError, match=r"must be a stkai\.RequestOptions"):
+        await world.call(mounted.get, URL, extensions={"stkai": {"deadline": 1.0}})
+    with pytest.raises(stkai.DeadlineExceededError):
+        await world.call(mounted.get, URL, extensions={"stkai": stkai.RequestOptions(deadline=1e-9)})
+    assert len(wire.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -288,7 +299,14 @@ async def test_without_cli_and_credentials_the_error_lists_what_to_do(world: Wor
     with pytest.raises(ValueError, match="no authentication is configured") as caught:
         client_of(world)
     message = str(caught.value)
-    for help_ in ("STKAI_AUTH_CLIENT_ID", "STKAI.configure(auth=", "stk login", "auth=provider", "auth=None"):
+    for help_ in (
+        "STKAI_AUTH_CLIENT_ID",
+        "STKAI_AUTH_TOKEN",
+        "STKAI.configure(auth=",
+        "stk login",
+        "auth=provider",
+        "auth=None",
+    ):
         assert help_ in message
     assert "pip install oscli" not in message
     assert isinstance(caught.value, stkai.ConfigurationError)
@@ -366,6 +384,37 @@ async def test_a_stack_that_needs_the_cli_to_sign_never_sends_unsigned(world: Wo
     assert str(StackBuilder([adaptive(AimdLimiter(1, 1))]).build(StkCLITransport())) == "adaptive > wire"
 
 
+async def test_a_configured_token_signs_and_is_shown_nowhere(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STKAI_AUTH_TOKEN", "my-api-key")
+    wire = world.wire(httpx.Response(401))
+    client = client_of(world, transport=wire)
+    response = await world.call(client.get, "https://api.example.com/")
+    assert response.status_code == 401
+    assert [request.headers["authorization"] for request in wire.requests] == ["Bearer my-api-key"]
+    assert "my-api-key" not in f"{client!r} {layer(client.transport, 'auth').policy!r}"
+
+
+@pytest.mark.usefixtures("cli")
+def test_a_configured_token_takes_precedence_over_the_cli(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STKAI_AUTH_TOKEN", "my-api-key")
+    assert str(stkai.build_transport()) == "retry > auth > wire"
+    assert not isinstance(wire_of(stkai.build_transport()), StkCLITransport)
+    assert AuthChoice.automatic(STKAI.config, own_wire=False).kind == "token"
+
+
+async def test_a_configured_token_goes_to_the_configured_origins_only(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STKAI_AUTH_TOKEN", "my-api-key")
+    monkeypatch.setenv("STKAI_AUTH_ORIGINS", "https://api.example.com")
+    wire = world.wire(httpx.Response(200))
+    client = client_of(world, transport=wire)
+    await world.call(client.get, "https://elsewhere.example.com/")
+    assert "authorization" not in wire.requests[0].headers
+
+
 # End to end
 
 
@@ -383,3 +432,29 @@ async def test_the_variables_alone_are_enough_to_reach_the_service(
         assert (await world.call(mounted.post, server.create_url(), json={})).status_code == 200
         await world.close(client)
         await world.close(mounted)
+
+
+# Functions that nobody would await
+
+
+async def nothing(_: object) -> None:
+    """An async function in place of a plain one."""
+
+
+@pytest.mark.parametrize(
+    "listener", [nothing, [nothing], 5, "print"], ids=["async", "list", "number", "text"]
+)
+async def test_a_listener_that_is_no_plain_function_is_an_error(world: World, listener: Any) -> None:
+    with pytest.raises(stkai.ConfigurationError, match="listener must be"):
+        client_of(world, auth=None, listener=listener, transport=world.wire())
+
+
+@pytest.mark.parametrize("name", ["cost", "settle"])
+@pytest.mark.parametrize("function", [nothing, 5, "tokens"], ids=["async", "number", "text"])
+async def test_a_cost_or_settle_that_is_no_plain_function_is_an_error(
+    world: World, name: str, function: Any
+) -> None:
+    limiter = TokenBucket(1, 1, max_cost=1)
+    options = {"auth": None, "rate_limit": limiter, "transport": world.wire(), name: function}
+    with pytest.raises(stkai.ConfigurationError, match=f"{name} must be a plain function"):
+        client_of(world, **options)

@@ -77,3 +77,32 @@ def test_a_default_port_is_dropped_whatever_the_case_of_the_scheme(url: str) -> 
 def test_another_notation_of_a_loopback_address_is_still_this_machine() -> None:
     assert is_this_machine("::ffff:127.0.0.1")
     assert not is_this_machine("::ffff:10.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("https://host:65536/", "its port is above 65535"),
+        ("https://host:99999/", "its port is above 65535"),
+        ("https://a..example.com/", "empty or longer than 63"),
+        ("https://.example.com/", "empty or longer than 63"),
+        (f"https://{'a' * 64}.example.com/", "empty or longer than 63"),
+    ],
+)
+def test_an_address_that_no_connection_can_be_made_to_is_refused(url: str, says: str) -> None:
+    checks: list[Callable[[str], object]] = [
+        request_url,
+        absolute_url,
+        lambda given: parse_url(given, "token_url", "an absolute http(s) URL"),
+    ]
+    for check in checks:
+        with pytest.raises(ValueError, match=says):
+            check(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://host:65535/", "https://host.:1/", "https://[::1]:8080/", f"https://{'a' * 63}.example.com/"],
+)
+def test_an_unusual_address_is_accepted(url: str) -> None:
+    assert request_url(url) == httpx.URL(url)

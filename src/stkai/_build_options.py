@@ -35,8 +35,8 @@ ARGUMENTS: Final = """
     Args:
         transport: the wire; by default one of the package of each request (httpx or httpx2) that honours proxies, with
             the verification and limits of the settings.
-        auth: a token provider, such as `StaticToken(token)`; a `BearerAuth`; None; or "auto": StackSpot CLI if it is
-            installed and no other wire is given, otherwise the credentials of the settings.
+        auth: a token provider, such as `StaticToken(token)`; a `BearerAuth`; None; or "auto": the settings' token;
+            otherwise StackSpot CLI if it is installed and no other wire is given; otherwise the settings' credentials.
         rate_limit: "token_bucket" or "adaptive" with the numbers of the settings, a `RateLimitConfig`, a limiter to
             share (`TokenBucket`, `AimdLimiter`, `PerHost`, a `Limiter` of your own), or None. By default, as the
             settings say.

@@ -19,7 +19,6 @@ from ._config.stkai import STKAI
 from ._errors import ConfigurationError
 from ._families import AsyncTransport, AsyncWire, SyncWire, Transport, alike
 from ._log import Listener, listener_of
-from .transports._base import AsyncLayerTransport, LayerTransport
 from .transports._context import Context
 from .transports._layer import Layer
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from ._standard import Parts
 
 
-_PLAIN: Final = Layer("call", LayerTransport, AsyncLayerTransport)
+_PLAIN: Final = Layer("call", lambda layer, request, attempt: layer.forward(request, attempt))
 
 
 class StackBuilder:
@@ -231,6 +230,7 @@ def _standard(options: StackOptions, *, own_wire: bool) -> "tuple[StackBuilder, 
     chosen: dict[str, Any] = {**options}
     listener, random = chosen.pop("listener", None), chosen.pop("random", None)
     parts = Parts.choose(STKAI.config, own_wire=own_wire, **chosen)
-    # A layer that does nothing still reports calls to the listener.
-    layers = parts.layers or (() if listener is None else (_PLAIN,))
-    return StackBuilder(layers, clock=options.get("clock"), listener=listener, random=random), parts
+    # A layer that does nothing still keeps deadlines, attaches records and reports calls to the listener.
+    return StackBuilder(
+        parts.layers or (_PLAIN,), clock=options.get("clock"), listener=listener, random=random
+    ), parts

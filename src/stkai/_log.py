@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Final
 
 from ._clock import SystemClock
@@ -29,6 +30,7 @@ _LEVELS: Final = {
     "CallStarted": logging.DEBUG,
     "AttemptStarted": logging.DEBUG,
     "AttemptFinished": logging.DEBUG,
+    "RateChanged": logging.DEBUG,  # A refused call is one line already, and may change the rate each time.
     "TokenRenewed": logging.DEBUG,
     "Rejected": logging.WARNING,
     "StoreLost": logging.WARNING,
@@ -65,9 +67,8 @@ _refusals: Final = _Refusals()
 def log_events(event: "Event") -> None:
     """Write an event to the logger `stkai`: the default listener.
 
-    A call gives one line at INFO when it ends, plus one for each retry, each change of rate and each wait of more
-    than a second; the rest is DEBUG. Refusals by the stack's own limiter are one WARNING per layer and 10 s, which
-    counts those left out.
+    A call gives one line at INFO when it ends, plus one for each retry and each wait of more than a second; the rest
+    is DEBUG. Refusals by the stack's own limiter are one WARNING per layer and 10 s, which counts those left out.
     """
     kind = type(event).__name__
     level = _LEVELS.get(kind, logging.INFO)
@@ -97,6 +98,10 @@ def listener_of(given: object) -> Listener:
     if not isinstance(several, list | tuple) or not all(callable(each) for each in several):
         msg = f"listener must be a function that takes an event, or a list of such functions, not {given!r}"
         raise ConfigurationError(msg)
+    for each in several:
+        if iscoroutinefunction(each):
+            msg = f"listener must be a plain function, which nobody awaits, not the async {each!r}"
+            raise ConfigurationError(msg)
     if len(several) == 1:
         only: Listener = several[0]
         return only

@@ -15,7 +15,7 @@ from .stores._choose import store_from
 from .transports._adaptive.limiter import AimdLimiter
 from .transports._auth.bearer import BearerAuth
 from .transports._auth.flow import auth as auth_layer
-from .transports._auth.provider import AuthProvider
+from .transports._auth.provider import AuthProvider, StaticToken
 from .transports._layer import Layer
 from .transports._limit import flow as limit
 from .transports._limit.flow import Cost, Settle
@@ -33,12 +33,13 @@ Retry = RetryPolicy | Unset | None
 
 CLI_CANNOT = (
     "StackSpot CLI signs only what it sends itself, synchronously: an async client, and a wire of your own, need"
-    " credentials. Set STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET and use build_transport() or"
-    " build_async_transport(), or pass auth=provider (auth=None for an API that needs no token)"
+    " credentials. Set STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET, or STKAI_AUTH_TOKEN, and use"
+    " build_transport() or build_async_transport(), or pass auth=provider (auth=None for an API that needs no token)"
 )
 
 NO_AUTHENTICATION = """no authentication is configured. One of these helps:
   - set STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET in the environment
+  - set STKAI_AUTH_TOKEN, for a token or an API key that you already have
   - call STKAI.configure(auth={"client_id": ..., "client_secret": ...})
   - install StackSpot CLI and run: stk login
   - pass auth=provider, such as StaticToken(token), or auth=None for an API that needs no token"""
@@ -48,12 +49,17 @@ NO_AUTHENTICATION = """no authentication is configured. One of these helps:
 class AuthChoice:
     """Which authentication "auto" means, and why."""
 
-    kind: Literal["cli", "credentials", "none"]
+    kind: Literal["token", "cli", "credentials", "none"]
     why: str
 
     @classmethod
     def automatic(cls, settings: Settings, *, own_wire: bool) -> Self:
-        """StackSpot CLI first, unless another wire is used; then the credentials of the settings."""
+        """The token of the settings; otherwise StackSpot CLI, unless another wire is used; otherwise the credentials.
+
+        The token goes before the CLI because it may be for another service, which must not see StackSpot's token.
+        """
+        if settings.auth.token is not None:
+            return cls("token", "a token is configured, and is never renewed")
         credentials = settings.auth.has_credentials()
         if not own_wire and cli_is_available():
             ignored = "; the configured client credentials are ignored" if credentials else ""
@@ -213,7 +219,12 @@ def _bearer(
         if settings.auth.has_credentials():
             logger.warning("%s", choice.why)
         return None, True
-    return _scoped(create_standalone_auth(settings.auth, http=settings.http, clock=clock), settings), False
+    provider: AuthProvider
+    if settings.auth.token is not None:
+        provider = StaticToken(settings.auth.token.get_secret_value())
+    else:
+        provider = create_standalone_auth(settings.auth, http=settings.http, clock=clock)
+    return _scoped(provider, settings), False
 
 
 def _scoped(provider: AuthProvider, settings: Settings) -> BearerAuth:

@@ -19,6 +19,12 @@ PROXIES: Final = ("http", "https", "socks5", "socks5h")
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
+_LAST_PORT: Final = 65_535
+"""Some resolvers take higher ones modulo 65,536."""
+
+_LONGEST_LABEL: Final = 63
+"""Characters between two dots of a host name; RFC 1035, section 2.3.4."""
+
 _ENCRYPTED: Final = frozenset({"https", "wss"})
 
 
@@ -31,10 +37,24 @@ def absolute_url(text: str | httpx.URL, schemes: Collection[str] = WEB) -> httpx
     try:
         url = httpx.URL(str(httpx.URL(text)))  # twice: after "HTTPS://", the first keeps the default port
     except (httpx.InvalidURL, TypeError, ValueError) as error:
-        raise ValueError(_reason(text, error)) from None
+        raise ValueError(reason(text, error)) from None
     if url.scheme not in schemes or not url.host:
         raise ValueError(f"it needs {' or '.join(f'{scheme}://' for scheme in schemes)}, and a host")
+    check_address(url)
     return url
+
+
+def check_address(url: httpx.URL) -> None:
+    """Refuse what no connection can be made to, and what resolvers would mistake for another address.
+
+    Raises:
+        ValueError: the port or the host name is impossible; says why.
+    """
+    if (url.port or 0) > _LAST_PORT:
+        raise ValueError(f"its port is above {_LAST_PORT}")
+    labels = url.raw_host.removesuffix(b".").split(b".")
+    if not all(0 < len(label) <= _LONGEST_LABEL for label in labels) and b":" not in url.raw_host:
+        raise ValueError(f"a part of its host name is empty or longer than {_LONGEST_LABEL} characters")
 
 
 def request_url(text: str | httpx.URL) -> httpx.URL:
@@ -103,7 +123,7 @@ def _shown(text: object) -> str:
     return "a URL with credentials" if "@" in str(text) else repr(text)
 
 
-def _reason(text: object, error: Exception) -> str:
+def reason(text: object, error: Exception) -> str:
     """Why httpx cannot read it. httpx mistakes part of a password with a slash for a port, and quotes that."""
     return "it cannot be read" if "@" in str(text) else str(error)
 
@@ -117,13 +137,17 @@ def parse_url(name: str, what: str, form: str) -> httpx.URL:
     try:
         url = httpx.URL(name)
     except (httpx.InvalidURL, TypeError, ValueError) as error:
-        raise ConfigurationError(f"{what} must be {form}: {_reason(name, error)}") from None
+        raise ConfigurationError(f"{what} must be {form}: {reason(name, error)}") from None
     if url.userinfo:  # not shown: it may be a password, or a token
         msg = f"{what} must be {form}, without a user name or password"
         raise ConfigurationError(msg)
     if url.scheme not in WEB or not url.host:
         msg = f"{what} must be {form}, not {_shown(name)}"
         raise ConfigurationError(msg)
+    try:
+        check_address(url)
+    except ValueError as error:
+        raise ConfigurationError(f"{what} must be {form}: {error}") from None
     return url
 
 

@@ -166,6 +166,9 @@ def test_an_answer_is_parsed_where_it_is_strict_json_and_text_otherwise(
         ('{"custom_id": "id-2", "body": {}}', "url"),
         ('{"custom_id": "id-2", "url": 5, "body": {}}', "url"),
         ('{"custom_id": "id-2", "url": "http://", "body": {}}', "url"),
+        ('{"custom_id": "id-2", "url": "ftp://host/x", "body": {}}', "https://"),
+        ('{"custom_id": "id-2", "url": "http://127.0.0.1:99999/", "body": {}}', "port"),
+        ('{"custom_id": "id-2", "url": "http://a..b/", "body": {}}', "host name"),
         ('{"custom_id": "id-2", "url": "/x"}', "body"),
         ('{"custom_id": "id-2", "url": "/x", "method": "JUMP", "body": {}}', "method"),
         ("[" * 100_000, "deep"),
@@ -183,6 +186,14 @@ def test_an_invalid_line_fails_alone_and_the_message_names_file_line_and_remedy(
     assert says in failure["error"]["message"]
     assert failure["response"] is None
     assert failure["custom_id"] == ("id-2" if "id-2" in line else None)
+
+
+def test_a_password_in_a_url_that_cannot_be_read_is_not_shown(job: Job, counting: Server) -> None:
+    lines(job, {"url": "http://me:hunter2/x@127.0.0.1/", "body": {}})
+    result = job.run()
+    assert job.codes() == {1: "invalid_line"}
+    for text in (job.failed.read_text(), job.journal.read_text(), result.stderr):
+        assert "hunter2" not in text
 
 
 def test_crlf_a_bom_blank_lines_and_no_last_newline_leave_the_numbers_right(
@@ -305,6 +316,16 @@ def test_a_shard_takes_its_lines_under_their_own_numbers_and_merge_joins_them(
 
 def merge(job: Job, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return job.run_here([sys.executable, "-m", "stkai", "batch", "merge", *arguments], job.environment())
+
+
+def test_a_merge_that_cannot_be_finished_leaves_nothing_behind(job: Job) -> None:
+    lines(job, {"url": "/x", "body": {}}, "oops")
+    job.run()
+    (job.folder / "all.jsonl.sorting").mkdir()
+    before = {path.name for path in job.folder.iterdir()}
+    result = merge(job, "out", "-o", "all")
+    assert (result.returncode, "all.jsonl" in result.stderr) == (3, True)
+    assert {path.name for path in job.folder.iterdir()} == before
 
 
 def test_merge_says_that_some_failed_and_refuses_what_would_lose_or_double_lines(job: Job) -> None:

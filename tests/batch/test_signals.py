@@ -205,11 +205,49 @@ def test_a_401_halts_at_once_and_its_line_was_not_sent(
     assert result.returncode == 3
     assert "401" in result.stderr
     assert "STKAI_AUTH_CLIENT_ID" in result.stderr
+    assert "STKAI_AUTH_TOKEN" in result.stderr
     assert job.journal.read_text().endswith("n 3\n")
     assert (sorted(job.done()), job.failures()) == ([1, 2], {})
     counting.answer = echo
     job.options = ("--no-auth",)
     assert summary(job.run("--resume").stderr) == "10 done, 0 failed (0 unknown)"
+
+
+def test_a_token_of_the_settings_signs_every_line_and_is_written_nowhere(job: Job, counting: Server) -> None:
+    job.options = ()
+    result = job.run(env={"STKAI_AUTH_TOKEN": "my-api-key"})
+    assert (result.returncode, summary(result.stderr)) == (0, "10 done, 0 failed (0 unknown)")
+    assert {seen.headers["Authorization"] for seen in counting.seen} == {"Bearer my-api-key"}
+    written = b"".join(job.snapshot().values()).decode() + result.stderr + result.stdout
+    assert "my-api-key" not in written
+
+
+def test_a_line_whose_url_would_expose_the_token_fails_alone(job: Job, counting: Server) -> None:
+    job.options = ()
+    exposed = {"url": "http://api.example.com/x", "body": {}}
+    job.input.write_text(f"{json.dumps(exposed)}\n{job.input.read_text()}")
+    result = job.run(env={"STKAI_AUTH_TOKEN": "my-api-key"})
+    assert (result.returncode, summary(result.stderr)) == (1, "10 done, 1 failed (0 unknown)")
+    assert "unencrypted to http://api.example.com" in job.failures()[1]["error"]["message"]
+
+
+def test_a_base_url_that_would_expose_the_token_is_wrong_usage(job: Job) -> None:
+    job.options = ()
+    before = job.snapshot()
+    result = job.run("--base-url", "http://api.example.com/v1", env={"STKAI_AUTH_TOKEN": "my-api-key"})
+    assert (result.returncode, "STKAI_AUTH_ALLOW_HTTP" in result.stderr) == (2, True)
+    assert job.snapshot() == before
+
+
+def test_a_token_beside_credentials_is_wrong_usage(job: Job, counting: Server) -> None:
+    job.options = ()
+    before = job.snapshot()
+    settings = {"STKAI_AUTH_TOKEN": "hush", "STKAI_AUTH_CLIENT_ID": "me", "STKAI_AUTH_CLIENT_SECRET": "hush"}
+    result = job.run(env=settings)
+    assert result.returncode == 2
+    assert "STKAI_AUTH_TOKEN is set, and so are STKAI_AUTH_CLIENT_ID" in result.stderr
+    assert "hush" not in result.stderr
+    assert (job.snapshot(), counting.seen) == (before, [])
 
 
 def test_a_token_endpoint_that_refuses_halts_at_once(job: Job, counting: Server) -> None:

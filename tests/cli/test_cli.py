@@ -197,6 +197,14 @@ def test_explain_without_authentication_says_what_would_help() -> None:
     assert "Stack: retry > wire" in result.output
 
 
+def test_explain_shows_that_a_token_signs_and_not_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STKAI_AUTH_TOKEN", "hunter2")
+    result = run("explain")
+    assert result.exit_code == 0
+    assert "Authentication: token" in result.output
+    assert "hunter2" not in result.output + result.stderr
+
+
 @pytest.mark.parametrize("value", ["team[/prod]", "[bold]x[/]", "[link=https://x]"])
 def test_explain_shows_values_as_they_are(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("STKAI_AUTH_CLIENT_ID", value)

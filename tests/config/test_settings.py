@@ -448,6 +448,43 @@ def test_client_id_and_secret_may_come_from_two_sources(
     assert stkai.config.auth.client_secret == SecretStr(SECRET)
 
 
+def test_a_token_comes_from_the_environment_and_loses_its_white_space(
+    stkai: GlobalSettings, env: pytest.MonkeyPatch
+) -> None:
+    env.setenv("STKAI_AUTH_TOKEN", f" {SECRET}\n")
+    env.setenv("STKAI_AUTH_TOKEN_URL", "https://idm.example/token")
+    assert stkai.config.auth.token == SecretStr(SECRET)
+    assert not stkai.config.auth.has_credentials()
+    assert row(stkai, "STKAI_AUTH_TOKEN") == Explained("STKAI_AUTH_TOKEN", MASK, "environment")
+
+
+def test_a_token_beside_credentials_is_an_error_that_names_both(
+    stkai: GlobalSettings, env: pytest.MonkeyPatch
+) -> None:
+    env.setenv("STKAI_AUTH_CLIENT_ID", "id")
+    env.setenv("STKAI_AUTH_CLIENT_SECRET", SECRET)
+    with pytest.raises(
+        ConfigurationError, match="STKAI_AUTH_TOKEN is set, and so are STKAI_AUTH_CLIENT_ID"
+    ) as caught:
+        stkai.configure(auth={"token": SECRET})
+    assert SECRET not in str(caught.value)
+    stkai.configure(auth={"token": SECRET, "client_id": None, "client_secret": None})
+    assert stkai.config.auth.token == SecretStr(SECRET)
+
+
+@pytest.mark.parametrize(
+    "token", [f"Bearer {SECRET}", f"{SECRET}\r\nX: 1", f"{SECRET}é", "", 7, [SECRET]], ids=repr
+)
+def test_a_token_that_cannot_be_a_header_is_an_error_that_does_not_show_it(
+    stkai: GlobalSettings, token: Any
+) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"STKAI_AUTH_TOKEN or configure\(auth=.* must be visible ASCII"
+    ) as caught:
+        stkai.configure(auth={"token": token})
+    assert SECRET not in f"{caught.value!r} {caught.value.__cause__}"
+
+
 # Direct construction
 
 
@@ -641,6 +678,11 @@ def test_secrets_are_shown_nowhere(stkai: GlobalSettings) -> None:
     assert row(stkai, "STKAI_AUTH_CLIENT_SECRET").value == MASK
     assert row(stkai, "STKAI_HTTP_PROXY").value == f"http://{MASK}@proxy:3128"
     assert row(stkai, "STKAI_RATE_LIMIT_STORE").value == f"redis://{MASK}@host/0"
+
+
+def test_a_token_is_shown_nowhere(stkai: GlobalSettings) -> None:
+    stkai.configure(auth={"token": SECRET})
+    assert SECRET not in everything_said(stkai)
 
 
 def test_a_password_in_the_url_of_the_token_endpoint_is_refused_and_not_shown() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from stkai import AuthenticationError, BearerAuth, ClientCredentialsAuthProvider
 from stkai.testing import Answer, Edit, FakeClock, Hang, QuotaServer, Reset
 
 from ..support.world import World
+from .hostile import hostile
 from .stacks import client_of, provider_of, transport_of, wire_of
 
 MANY = httpx.Limits(max_connections=50)
@@ -341,3 +343,53 @@ def inspected(outcome: Any) -> list[str]:
         console.print(shown)
     standard = traceback.TracebackException.from_exception(outcome, capture_locals=True)
     return [*seen, capture.get(), *standard.format()]
+
+
+# A refusal that never ends
+
+REFUSAL = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 10\r\n\r\nhalf"
+WELCOME = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
+
+
+class Tokens(stkai.AuthProvider):
+    """Gives these tokens, one after the other; keeps none."""
+
+    def __init__(self, *tokens: str) -> None:
+        self._tokens = iter(tokens)
+
+    def get_access_token(self) -> str:
+        return next(self._tokens)
+
+
+@pytest.mark.parametrize("deadline", [None, 25.0])
+async def test_a_refusal_whose_body_stalls_does_not_hold_up_the_next_attempt(
+    world: World, deadline: float | None
+) -> None:
+    ended = threading.Event()
+    answers = iter((REFUSAL, WELCOME))
+
+    def talk(connection: socket.socket, stopped: threading.Event) -> None:
+        answer = next(answers)
+        connection.sendall(answer)
+        if answer is REFUSAL:
+            stopped.wait(20.0)
+            ended.set()
+
+    with hostile(talk) as url:
+        client = client_of(world, auth=Tokens("old", "new"), retry=None)
+        response = await world.call(client.get, url, deadline=deadline)
+        assert (response.status_code, response.content) == (200, b"ok")
+        assert not ended.is_set(), "the body of the refusal never ended"
+        await world.close(client)
+
+
+async def test_a_refusal_whose_body_stalls_is_returned_as_far_as_it_came(world: World) -> None:
+    def talk(connection: socket.socket, stopped: threading.Event) -> None:
+        connection.sendall(REFUSAL)
+        stopped.wait(20.0)
+
+    with hostile(talk) as url:
+        client = client_of(world, auth=Tokens("old", "old"), retry=None)
+        response = await world.call(client.get, url)
+        assert (response.status_code, response.content) == (401, b"half")
+        await world.close(client)

@@ -375,3 +375,20 @@ async def test_any_timeout_works_on_a_socket(
     assert response.status_code == 200
     await world.close(client)
     await world.close(mounted)
+
+
+async def test_refusals_whose_bodies_stall_leave_some_of_the_deadline_to_the_last_attempt(
+    world: World,
+) -> None:
+    stalls = b"HTTP/1.1 503 X\r\nContent-Length: 9\r\n\r\nhalf"
+    answers = iter((stalls, stalls, stalls, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"))
+
+    def talk(connection: socket.socket, stopped: threading.Event) -> None:
+        connection.sendall(next(answers))
+        stopped.wait(20.0)
+
+    with hostile(talk) as url:
+        client = client_of(world, auth=None, retry=NO_DELAY)
+        response = await world.call(client.post, url, {}, deadline=3.0)
+        assert response.status_code == 200
+        await world.close(client)

@@ -2,10 +2,12 @@
 
 import itertools
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
+import pytest
 
-from stkai.transports._bodies import adrain, aload, drain, load
+from stkai.transports._bodies import adrain, aload, drain, is_short, load
 
 from ..support.world import World
 
@@ -23,7 +25,8 @@ class Endless(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 async def test_a_body_that_never_ends_is_loaded_up_to_the_limit(world: World) -> None:
     response = httpx.Response(401, stream=Endless())
-    await world.call(world.pick(load, aload), response, 3000)
+    loads: Any = load, aload
+    await world.call(world.pick(*loads), response, 3000)
     assert await world.read(response) == b"." * 3000
 
 
@@ -34,3 +37,12 @@ async def test_an_unwanted_body_that_never_ends_is_closed(world: World) -> None:
     else:
         drain(response, lambda: 0.0)
     assert response.is_closed
+
+
+@pytest.mark.parametrize(
+    ("length", "is_brief"),
+    [("5", True), ("65536", True), ("65537", False), ("9" * 5000, False), ("-1", True), ("", True)],
+)
+def test_a_body_is_short_unless_its_length_says_otherwise(length: str, is_brief: bool) -> None:
+    response = httpx.Response(503, headers={"content-length": length}, stream=Endless())
+    assert is_short(response) is is_brief

@@ -9,10 +9,12 @@ from typing import Final, Protocol
 
 import httpx
 
+from .._urls import check_address, reason
 from .json_text import Part, dump, members
 from .templates import Template
 
 _ABSOLUTE: Final = re.compile(r"https?://", re.IGNORECASE)
+_OTHER_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _BODILESS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 
@@ -140,6 +142,8 @@ class BatchForm:
 
     def _absolute(self, url: str) -> httpx.URL:
         if _ABSOLUTE.match(url) is None:
+            if _OTHER_SCHEME.match(url) is not None:
+                raise InvalidLineError('"url" must be relative, or begin with http:// or https://')
             if self._base is None:
                 msg = f'"url" is relative ({url}): pass --base-url'
                 raise InvalidLineError(msg)
@@ -204,9 +208,10 @@ def check_url(url: str, what: str) -> httpx.URL:
     try:
         parsed = parse_url(url)
         if parsed.scheme in {"http", "https"} and parsed.host:
+            check_address(parsed)
             return parsed
     except (httpx.InvalidURL, ValueError) as error:
-        msg = f"{what} is not a url: {error}"
-        raise InvalidLineError(msg) from error
+        msg = f"{what} is not a url: {reason(url, error)}"
+        raise InvalidLineError(msg) from None
     msg = f"{what} is not a url with a host, such as https://api.example.com/v1"
     raise InvalidLineError(msg)

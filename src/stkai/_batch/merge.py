@@ -35,7 +35,12 @@ def merge(names: list[str], target: str) -> tuple[int, int]:
     done, failed = _index([output.out for output in outputs]), _index(failures)
     _check_each_once(done, failed, [output.out for output in outputs], failures)
     write_sorted(failed, failures, merged.failed)
-    write_sorted(done, [output.out for output in outputs], merged.out)
+    try:
+        write_sorted(done, [output.out for output in outputs], merged.out)
+    except BaseException:
+        # Half a result would be in the way of the next attempt.
+        merged.failed.unlink(missing_ok=True)
+        raise
     return len(done), len(failed)
 
 

@@ -1,5 +1,6 @@
 """The plan of a job: its input and format, checked before anything is written."""
 
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ class Plan:
         Raises:
             UsageError: the input or the template cannot be used.
         """
+        _check_streams(options)
         template = None if options.body is None else Template.read(options.body)
         form = options.format(template)
         if options.from_stdin:
@@ -48,7 +50,19 @@ class Plan:
         return CsvRecords(path) if self.options.is_csv else JsonLines(path)
 
 
+def _check_streams(options: Options) -> None:
+    """Refuse streams that are closed: their descriptors will be those of files and connections that we open."""
+    closed = "stdin" if options.from_stdin and sys.stdin is None else None
+    if options.to_stdout and sys.stdout is None:
+        closed = "stdout"
+    if closed is not None:
+        msg = f"{closed} is closed: redirect it, or pass a file instead of -"
+        raise UsageError(msg)
+
+
 def _size(path: Path) -> int:
+    if path.is_fifo():  # To open it would wait for its writer.
+        raise _no_file(path)
     try:
         with path.open("rb"):
             size = path.stat().st_size
@@ -56,9 +70,12 @@ def _size(path: Path) -> int:
         msg = f"the input {path} cannot be read: {error.strerror}"
         raise UsageError(msg) from error
     if not path.is_file():
-        msg = f"the input {path} is not a file: pass - and pipe it in"
-        raise UsageError(msg)
+        raise _no_file(path)
     return size
+
+
+def _no_file(path: Path) -> UsageError:
+    return UsageError(f"the input {path} is not a file: pass - and pipe it in")
 
 
 def _check_columns(path: Path, names: list[str], template: Template | None, id_name: str | None) -> None:

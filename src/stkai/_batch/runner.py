@@ -11,6 +11,7 @@ import httpx
 
 from .._clock import Clock, SystemClock
 from .._errors import AuthenticationError
+from ..transports._auth.bearer import ExposedTokenError
 from ..transports._call import OPTIONS
 from ..transports._options import UNSET, RequestOptions
 from .entries import failure, success
@@ -223,7 +224,9 @@ class Runner:
         del self.lines_in_flight[line.number]
         if response is None:
             response = getattr(error, "response", None)
-        if isinstance(error, LetGoError | WriteError | AuthenticationError):
+        if isinstance(error, ExposedTokenError):  # That is about this line's url only.
+            self._fail(line.number, line.custom_id, *failure_of(error, None, None))
+        elif isinstance(error, LetGoError | WriteError | AuthenticationError):
             self._drop(line.number)
             if isinstance(error, WriteError):
                 self.end("halted", f"{error}; nothing more is sent")

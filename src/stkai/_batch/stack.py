@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 
+import httpx
+
 from .._builder import StackBuilder
 from .._client import AsyncHttpClient
 from .._config.stkai import STKAI
 from .._errors import ConfigurationError
 from .._standard import Parts
+from ..transports._auth.bearer import BearerAuth, ExposedTokenError
 from ..transports._retry.policy import RetryPolicy
 from .errors import UsageError
 from .intents import Intents
@@ -36,10 +39,23 @@ def build_client(options: Options, intents: Intents) -> AsyncHttpClient:
         }
         settings = settings.model_copy(update={"http": settings.http.model_copy(update=wanted)})
         parts = Parts.choose(settings, auth=None if options.no_auth else "auto", retry=policy, own_wire=True)
+        _check_base(options, parts)
         stack = StackBuilder(parts.layers).layer(intents.layer())
         return AsyncHttpClient(stack.build_async(parts.make_async_wire()))
-    except ConfigurationError as error:
+    except (ConfigurationError, ExposedTokenError) as error:
         hint = (
             "" if options.no_auth else "\n  - on the command line: --no-auth, for an API that needs no token"
         )
         raise UsageError(f"{error}{hint}") from error
+
+
+def _check_base(options: Options, parts: Parts) -> None:
+    """Fail early if the token may not be sent to `--base-url`.
+
+    Raises:
+        ExposedTokenError: it would travel unencrypted.
+    """
+    for layer in parts.layers:
+        bearer = layer.policy
+        if isinstance(bearer, BearerAuth) and bearer.origins is None and options.base_url is not None:
+            bearer.require_private(httpx.URL(options.base_url))

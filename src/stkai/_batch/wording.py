@@ -27,7 +27,7 @@ def failure_of(
 def refusal_of_token(what: str, *, no_auth: bool) -> str:
     """The message for when the server or the token endpoint rejects the credentials."""
     way = "leave out --no-auth, and set" if no_auth else "check"
-    return f"{what}: {way} STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET; nothing more is sent"
+    return f"{what}: {way} STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET, or STKAI_AUTH_TOKEN; nothing more is sent"
 
 
 def _said(body: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from .._urls import PROXIES, absolute_url, is_origin, show_origin
+from ..transports._auth.provider import is_sendable
 from .paths import existing_path
 
 _STORES = ("file", "redis", "rediss", "unix")
@@ -47,6 +48,12 @@ def existing(value: bool | str) -> bool | str:
 
 def _stripped(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
+
+
+def _token(value: SecretStr) -> SecretStr:
+    if not is_sendable(value.get_secret_value()):
+        raise ValueError
+    return value
 
 
 def share_name(value: str) -> str:
@@ -100,11 +107,13 @@ POSITIVE = "a whole number, 1 or more"
 SHARE = "a share, above 0 and at most 1, or 'none'"
 SMALLER_SHARE = "a share, above 0 and below 1, or 'none'"
 TEXT = "text that is not empty"
+VISIBLE_ASCII = 'visible ASCII characters, without spaces and without "Bearer"'
 
 Flag = Annotated[bool, Field(description="true or false")]
 # White space around them is never intended: it is the line break at the end of a file, or a leftover of a shell.
 Text = Annotated[str, BeforeValidator(_stripped), Field(min_length=1)]
 Secret = Annotated[SecretStr, BeforeValidator(_stripped), Field(min_length=1)]
+AccessToken = Annotated[SecretStr, BeforeValidator(_stripped), AfterValidator(_token)]
 Count = Annotated[int, _Number, Field(ge=0, description=COUNT)]
 Positive = Annotated[int, _Number, Field(ge=1, description=POSITIVE)]
 Seconds = Annotated[float, _Number, Field(ge=0, description=SECONDS)]

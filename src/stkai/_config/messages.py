@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
 MASK = "********"
-SECRETS = frozenset({"client_secret"})
+SECRETS = frozenset({"client_secret", "token"})
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,15}")
 
 

@@ -26,6 +26,8 @@ from .fields import (
     SMALLER_SHARE,
     SOME_SECONDS,
     TEXT,
+    VISIBLE_ASCII,
+    AccessToken,
     Count,
     Flag,
     HeaderName,
@@ -65,11 +67,13 @@ class _Section(BaseModel):
 
 
 class AuthConfig(_Section):
-    """How to get an access token, and which origins may see it.
+    """Where the access token comes from, and which origins may see it.
 
-    White space around the client id and the secret is removed.
+    It is either `token`, which is never renewed, or fetched with `client_id` and `client_secret`. White space around
+    the three is removed.
     """
 
+    token: Annotated[AccessToken | None, Field(description=VISIBLE_ASCII)] = None
     client_id: Annotated[Text | None, Field(description=TEXT)] = None
     client_secret: Annotated[Secret | None, Field(description=TEXT)] = None
     token_url: Annotated[
@@ -96,6 +100,12 @@ class AuthConfig(_Section):
             raise ValueError(
                 f"STKAI_AUTH_CLIENT_{missing} is missing, but STKAI_AUTH_CLIENT_{there} is set:"
                 " set both or neither, there or with configure(auth={'client_id': ..., 'client_secret': ...})"
+            )
+        if self.token is not None and self.client_id is not None:
+            raise ValueError(
+                "STKAI_AUTH_TOKEN is set, and so are STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET, but only one"
+                " can sign the requests: unset the token or the credentials, or overrule the environment with"
+                " configure(auth={'token': None}) or configure(auth={'client_id': None, 'client_secret': None})"
             )
         return self
 

@@ -212,7 +212,8 @@ def create_standalone_auth(
     if config.client_id is None or config.client_secret is None:
         msg = (
             "no credentials: set STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET,"
-            " or call STKAI.configure(auth={'client_id': ..., 'client_secret': ...})"
+            " or call STKAI.configure(auth={'client_id': ..., 'client_secret': ...});"
+            " for a token that you already have, use stkai.StaticToken(token)"
         )
         raise ConfigurationError(msg)
     return ClientCredentialsAuthProvider(

@@ -92,8 +92,9 @@ class StkCLIHttpClient(_SendingHttpClient):
 class EnvironmentAwareHttpClient(_SendingHttpClient):
     """Uses StackSpot CLI if it is installed, otherwise the credentials of `STKAI.config`; decides on its first request.
 
-    Until then you may call `STKAI.configure`. The settings determine the rate limit. The first request raises a
-    ConfigurationError (a ValueError) if there is nothing to authenticate with.
+    A token in the settings (`STKAI_AUTH_TOKEN`) takes precedence over both. You may call `STKAI.configure` until then.
+    The settings determine the rate limit. The first request raises a ConfigurationError (a ValueError) if there is
+    nothing to authenticate with.
     """
 
     def __init__(self) -> None:

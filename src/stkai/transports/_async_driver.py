@@ -76,7 +76,7 @@ async def _aperform(operation: Operation, clock: Clock, left: float = math.inf) 
         case Read():
             await aread(operation.response)
         case Load():
-            await aload(operation.response, operation.limit)
+            await aload(operation.response, operation.limit, brief=operation.brief)
         case Drain():
             await adrain(operation.response, left)
         case Close():
@@ -123,12 +123,13 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
             if not attempt.call.buffered:
                 unlimited(operation.request, request)
             return value
-        case Read() | Load():
-            limit = operation.limit if isinstance(operation, Load) else math.inf
-            await _by_scope(partial(aload, operation.response, limit, left), left, deadline, attempt)
-            if isinstance(operation, Read):
-                await aread(operation.response)
+        case Read():
+            await _by_scope(partial(aload, operation.response, math.inf, left), left, deadline, attempt)
+            await aread(operation.response)
             return None
+        case Load():
+            work = partial(aload, operation.response, operation.limit, left, brief=operation.brief)
+            return await _by_scope(work, left, deadline, attempt)
         case Run():
             return await _by_scope(partial(operation.asynchronous, seconds), left, deadline, attempt)
         case _:

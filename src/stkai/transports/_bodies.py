@@ -14,11 +14,18 @@ from ._hand import TooLateError
 _SHORT: Final = 65_536
 """Bytes; a body that nobody wants is read up to this size."""
 
+_DIGITS: Final = len(str(_SHORT))
+
 BRIEF: Final = 1.0
 """Seconds; a body that nobody wants is read for at most this long."""
 
 _LONGEST: Final = 1e9
 """Seconds; no socket takes any number of them."""
+
+
+def briefly(left: float) -> float:
+    """Seconds for a body that nobody wants; most of what is left until a deadline is for another attempt."""
+    return min(BRIEF, left / 4)
 
 
 def timeouts(seconds: float) -> dict[str, float]:
@@ -60,12 +67,26 @@ def load(response: httpx.Response, limit: float, left: Callable[[], float] = lam
     Raises:
         TooLateError: `left()` seconds were 0 or less before the end.
     """
-    if is_there(response):
-        return
+    if not is_there(response):
+        chunks: list[bytes] = []
+        fetch(response, limit, left, chunks)
+        keep(response, chunks)
+
+
+def keep(response: httpx.Response, chunks: list[bytes]) -> None:
+    """Make these chunks the body of a response whose stream has been fetched."""
+    response.stream = family_of(response).ByteStream(b"".join(chunks))
+
+
+def fetch(response: httpx.Response, limit: float, left: Callable[[], float], chunks: list[bytes]) -> None:
+    """Fetch up to `limit` bytes into `chunks`, still encoded, and close the stream.
+
+    Raises:
+        TooLateError: `left()` seconds were 0 or less before the end.
+    """
     body: Any = response.stream
-    chunks: list[bytes] = []
+    size = 0
     try:
-        size = 0
         for chunk in body:
             chunks.append(chunk)
             size += len(chunk)
@@ -75,7 +96,6 @@ def load(response: httpx.Response, limit: float, left: Callable[[], float] = lam
                 raise TooLateError
     finally:
         body.close()
-    response.stream = family_of(response).ByteStream(b"".join(chunks))
 
 
 def drain(response: httpx.Response, now: Callable[[], float]) -> None:
@@ -100,6 +120,8 @@ def is_short(response: httpx.Response) -> bool:
     if response.is_closed or is_there(response):
         return False
     length = response.headers.get("content-length", "")
+    if len(length) > _DIGITS:  # Python refuses to convert thousands of them.
+        return False
     return not length.isdecimal() or int(length) <= _SHORT
 
 
@@ -119,8 +141,16 @@ async def aread(response: httpx.Response) -> None:
         raise
 
 
-async def aload(response: httpx.Response, limit: float, left: Callable[[], float] = lambda: math.inf) -> None:
+async def aload(
+    response: httpx.Response,
+    limit: float,
+    left: Callable[[], float] = lambda: math.inf,
+    *,
+    brief: bool = False,
+) -> None:
     """Fetch up to `limit` bytes, still encoded, and close the stream; the response can be read as before.
+
+    If `brief`, drop what has not arrived soon.
 
     Raises:
         TooLateError: `left()` seconds were 0 or less before the end.
@@ -135,7 +165,7 @@ async def aload(response: httpx.Response, limit: float, left: Callable[[], float
     late = False
     try:
         # Leaving the loop early would strand the wire's generators, of which trio warns: cancel the next read instead.
-        with anyio.CancelScope() as enough:
+        with anyio.move_on_after(briefly(left()) if brief else None) as enough:
             size = 0
             async for chunk in chunks:
                 if enough.cancel_called:
@@ -155,7 +185,7 @@ async def aload(response: httpx.Response, limit: float, left: Callable[[], float
             await body.aclose()
     if late:
         raise TooLateError
-    response.stream = family_of(response).ByteStream(b"".join(kept))
+    keep(response, kept)
 
 
 async def adrain(response: httpx.Response, left: float = math.inf) -> None:
@@ -167,7 +197,7 @@ async def adrain(response: httpx.Response, left: float = math.inf) -> None:
             body: Any = response.stream
             chunks, size = aiter(body), 0
             try:
-                with anyio.move_on_after(min(left, BRIEF)) as scope:
+                with anyio.move_on_after(briefly(left)) as scope:
                     async for chunk in chunks:
                         size += len(chunk)
                         if size > 2 * _SHORT:

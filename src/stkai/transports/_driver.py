@@ -20,7 +20,7 @@ import httpx
 from .._clock import Clock
 from .._errors import DeadlineExceededError
 from .._families import alike
-from ._bodies import BRIEF, drain, is_short, limited, load, read, unlimited
+from ._bodies import briefly, drain, fetch, is_short, is_there, keep, limited, load, read, unlimited
 from ._call import Attempt
 from ._hand import Hand, TooLateError
 from ._operations import (
@@ -56,7 +56,7 @@ def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
                 elif isinstance(operation, Until):
                     deadline = operation.deadline if deadline is None else min(deadline, operation.deadline)
                     value = None
-                elif deadline is not None or isinstance(operation, Drain):
+                elif deadline is not None or isinstance(operation, Drain | Load):
                     hand = hand or Hand()
                     until = math.inf if deadline is None else deadline
                     value = _in_time(operation, until, attempt, clock, hand)
@@ -84,8 +84,6 @@ def _perform(operation: Operation, clock: Clock, left: float = math.inf) -> Any:
             clock.sleep(operation.seconds)
         case Read():
             read(operation.response)
-        case Load():
-            load(operation.response, operation.limit)
         case Drain():
             drain(operation.response, clock.monotonic)
         case Close():
@@ -112,7 +110,7 @@ def _in_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clo
     if isinstance(operation, Drain):
         if left() <= 0 or not is_short(operation.response):
             return close_response(operation.response)
-        until = min(deadline, clock.monotonic() + BRIEF)
+        until = clock.monotonic() + briefly(left())
         with suppress(TooLateError):
             hand.do(partial(drain, operation.response, clock.monotonic), lambda: until - clock.monotonic())
         return None
@@ -134,14 +132,41 @@ def _in_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clo
             if not attempt.call.buffered:
                 unlimited(operation.request, request)
             return value
-        case Read() | Load():
-            limit = operation.limit if isinstance(operation, Load) else math.inf
-            _by_hand(partial(load, operation.response, limit, left), left, deadline, attempt, hand)
-            if isinstance(operation, Read):
-                read(operation.response)
+        case Read():
+            _by_hand(partial(load, operation.response, math.inf, left), left, deadline, attempt, hand)
+            read(operation.response)
+            return None
+        case Load():
+            _load(operation, left, deadline, attempt, hand, clock)
             return None
         case _:
             raise unknown(operation)
+
+
+def _load(
+    operation: Load,
+    left: Callable[[], float],
+    deadline: float,
+    attempt: Attempt,
+    hand: Hand,
+    clock: Clock,
+) -> None:
+    """Fetch a body for a limited time; the thread that fetches it is left behind with the rest."""
+    if is_there(operation.response):
+        return
+    until = clock.monotonic() + briefly(left()) if operation.brief else deadline
+
+    def shortly() -> float:
+        return until - clock.monotonic()
+
+    chunks: list[bytes] = []
+    work = partial(fetch, operation.response, operation.limit, shortly, chunks)
+    try:
+        _by_hand(work, shortly, deadline, attempt, hand)
+    except DeadlineExceededError:
+        if left() <= 0:
+            raise
+    keep(operation.response, chunks)
 
 
 def _by_hand(

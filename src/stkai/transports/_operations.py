@@ -55,12 +55,15 @@ class Load(Operation):
     """Fetch at most `limit` bytes of the body, still encoded, and return the connection; the rest is dropped.
 
     The response can be read or streamed as before.
+
+    Args:
+        brief: drop what has not arrived after a second, or after a quarter of the time until the deadline.
     """
 
-    __slots__ = ("limit", "response")
+    __slots__ = ("brief", "limit", "response")
 
-    def __init__(self, response: httpx.Response, limit: int) -> None:
-        self.response, self.limit = response, limit
+    def __init__(self, response: httpx.Response, limit: int, *, brief: bool = False) -> None:
+        self.response, self.limit, self.brief = response, limit, brief
 
 
 class Close(Operation):

@@ -32,6 +32,15 @@ def test_a_provider_without_get_access_token_cannot_be_created() -> None:
         AuthProvider()  # type: ignore[abstract]
 
 
+def test_an_async_get_access_token_is_refused_since_nobody_awaits_it() -> None:
+    class Async(AuthProvider):
+        async def get_access_token(self) -> str:  # type: ignore[override]
+            return "mine"
+
+    with pytest.raises(ConfigurationError, match="name the async one aget_access_token"):
+        stkai.build_client(auth=Async())
+
+
 @dataclass
 class Unhashable(AuthProvider):
     token: str

@@ -1,6 +1,10 @@
 """A queue that counts units of cost besides requests: numbers only."""
 
+import gzip
+import logging
 import math
+import tracemalloc
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 import httpx
@@ -11,6 +15,7 @@ from hypothesis import strategies as st
 from stkai import AimdLimiter, ConfigurationError, StackBuilder, TokenBucket
 from stkai.testing import FakeClock
 from stkai.transports import Turn, adaptive, token_bucket
+from stkai.transports._limit.metering import LONGEST, LONGEST_DECODED
 from stkai.transports._limit.tickets import _forget_all_waiters
 
 from ...support.crowd import Waiter, drive, most_in_excess
@@ -332,3 +337,68 @@ async def test_no_answer_stops_a_program_for_more_than_an_hour_by_what_it_says_t
     for _ in range(2):
         await world.read(await world.send(transport, httpx.Request("POST", "https://api.example.com")))
     assert clock.monotonic() == pytest.approx(HOUR, abs=WINDOW)
+
+
+class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body that arrives in chunks."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = chunks
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._chunks
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self._chunks:
+            yield chunk
+
+
+async def settled(world: World, response: httpx.Response) -> list[int]:
+    """The lengths of the bodies that `settle` is called with when the caller reads the response as it arrives."""
+    seen: list[int] = []
+    layer = token_bucket(bucket(), cost=lambda _: 1.0, settle=lambda answer: seen.append(len(answer.content)))
+    transport = world.build(StackBuilder([layer], clock=FakeClock()), world.wire(response))
+    answer = await world.send(transport, httpx.Request("POST", URL))
+    await world.chunks(answer)
+    return seen
+
+
+async def test_a_packed_answer_is_unpacked_for_settle(world: World) -> None:
+    text = gzip.compress(b"hello" * 1000)
+    headers = {"content-encoding": "gzip"}
+    assert await settled(world, httpx.Response(200, headers=headers, stream=Body([text[:9], text[9:]]))) == [
+        5000
+    ]
+
+
+async def test_an_answer_that_unpacks_to_gigabytes_is_not_unpacked_for_settle(world: World) -> None:
+    bomb = gzip.compress(bytes(LONGEST_DECODED + 1))
+    headers = {"content-encoding": "gzip"}
+    assert await settled(world, httpx.Response(200, headers=headers, stream=Body([bomb]))) == []
+
+
+async def test_a_long_answer_is_not_kept_for_settle(world: World) -> None:
+    chunk = bytes(LONGEST // 16)
+    assert await settled(world, httpx.Response(200, stream=Body([chunk] * 16))) == [LONGEST]
+    tracemalloc.start()
+    try:
+        assert await settled(world, httpx.Response(200, stream=Body([chunk] * 160))) == []
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * LONGEST
+
+
+async def test_a_settle_that_always_fails_gives_one_warning_for_each_stack(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(response: httpx.Response) -> float:
+        raise KeyError("usage")
+
+    layer = token_bucket(bucket(), cost=lambda _: 1.0, settle=broken)
+    transport = world.build(StackBuilder([layer], clock=FakeClock()), world.wire(*[200] * 5))
+    for _ in range(5):
+        response = await world.send(transport, httpx.Request("POST", URL))
+        await world.read(response)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warnings == ["a call keeps its estimated cost: settle raised KeyError('usage')"]

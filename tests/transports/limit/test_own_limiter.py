@@ -1,5 +1,6 @@
 """A custom limiter of twenty lines works wherever one of ours does, sync and async."""
 
+import math
 import threading
 from collections.abc import Collection
 from functools import partial
@@ -201,6 +202,25 @@ async def test_other_methods_need_no_permit(world: World) -> None:
     assert clock.sleeps == []
 
 
+@pytest.mark.parametrize("answer", [None, -1.0, math.nan, "soon", []], ids=spelled)
+async def test_an_answer_that_is_no_wait_is_an_error_and_nothing_is_sent(world: World, answer: Any) -> None:
+    class Wrong(Gap):
+        left = 0
+
+        def ask(self, turn: Turn, now: float) -> float:
+            wrong: float = answer
+            return wrong
+
+        def leave(self, turn: Turn, now: float) -> None:
+            self.left += 1
+
+    policy, wire = Wrong(1.0), Wire()
+    transport = world.build(StackBuilder((limiter(policy),), clock=FakeClock()), wire)
+    with pytest.raises(ConfigurationError, match=r"Wrong\.ask must return 0\.0 to let a request go"):
+        await world.send(transport, httpx.Request("POST", URL))
+    assert (wire.requests, policy.left) == ([], 1)
+
+
 # One per host
 
 
@@ -282,3 +302,66 @@ def test_threads_that_see_a_new_origin_together_share_one_limiter() -> None:
     for thread in threads:
         thread.join()
     assert len({id(one) for one in found}) == 1
+
+
+def origin(number: int) -> httpx.URL:
+    return httpx.URL(f"https://host-{number}.example.com/")
+
+
+def test_of_too_many_origins_the_one_not_used_for_the_longest_time_is_dropped() -> None:
+    made: list[str] = []
+
+    def make(origin: str) -> Gap:
+        made.append(origin)
+        return Gap(1.0)
+
+    policy = PerHost(make, max_origins=2)
+    for number in (1, 2, 1, 3, 1, 2):
+        policy.limiter_for(origin(number))
+    assert [name[13] for name in made] == ["1", "2", "3", "2"]
+    assert len(policy) == 2
+
+
+def test_a_thousand_origins_are_kept_by_default() -> None:
+    policy = PerHost(lambda _: Gap(1.0))
+    for number in range(1100):
+        policy.limiter_for(origin(number))
+    assert len(policy) == 1000
+
+
+async def test_a_limiter_that_requests_wait_for_is_never_dropped(world: World) -> None:
+    clock, sent = FakeClock(), list[str]()
+    policy = PerHost(lambda _: Gap(10.0), max_origins=1)
+
+    def handle(request: httpx.Request) -> int:
+        sent.append(request.url.host)
+        return 200
+
+    transport = world.build(StackBuilder((limiter(policy),), clock=clock), Wire(handle))
+    first = policy.limiter_for(origin(1))
+    for number in (2, 3, 1):
+        policy.limiter_for(origin(number))
+    assert policy.limiter_for(origin(1)) is first
+    for number in (1, 2, 1):
+        await world.send(transport, httpx.Request("POST", origin(number)))
+    assert clock.sleeps == [10.0], "the second request to the first host waits for the first one"
+
+
+def test_a_limiter_that_cannot_be_watched_is_kept() -> None:
+    class Bare:
+        __slots__ = ()
+        methods = frozenset({"POST"})
+        max_wait_time = None
+        ask = leave = learn = settle = lambda *_: 0.0
+
+    kind: Any = Bare
+    policy = PerHost(lambda _: kind(), max_origins=1)
+    first = policy.limiter_for(origin(1))
+    policy.limiter_for(origin(2))
+    assert policy.limiter_for(origin(1)) is first
+
+
+@pytest.mark.parametrize("count", [0, -1, True, 1.5, None, "3"], ids=spelled)
+def test_a_number_of_origins_that_is_none_is_refused(count: Any) -> None:
+    with pytest.raises(ConfigurationError, match="max_origins must be a whole number"):
+        PerHost(lambda _: Gap(1.0), max_origins=count)

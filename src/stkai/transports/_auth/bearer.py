@@ -6,6 +6,7 @@ objects that hold it here do not print it.
 
 import itertools
 from collections.abc import Iterable
+from inspect import iscoroutinefunction
 from typing import Final
 
 import httpx
@@ -19,6 +20,10 @@ _EXPOSED: Final = (
     "the token would travel unencrypted to {}: use https://, or allow it with BearerAuth(provider, allow_http=True)"
     " or STKAI_AUTH_ALLOW_HTTP=true"
 )
+
+
+class ExposedTokenError(AuthenticationError):
+    """The token would travel unencrypted; nothing was sent. Requests to other origins may succeed."""
 
 
 class _Encoded(str):
@@ -81,6 +86,12 @@ class BearerAuth:
                 f' BearerAuth, "auto" or None, not {kind}'
             )
             raise ConfigurationError(msg)
+        if iscoroutinefunction(provider.get_access_token):
+            msg = (
+                f"{type(provider).__name__}.get_access_token must be a plain method, since nobody awaits it: name the"
+                " async one aget_access_token"
+            )
+            raise ConfigurationError(msg)
         self.provider = provider
         self.allow_http = allow_http
         names = (origins,) if isinstance(origins, str) else origins
@@ -101,9 +112,17 @@ class BearerAuth:
             return origin_of(url) in self.origins
         if not attempt.call.first_hop().is_home(url):
             return False
-        if url.scheme != "https" and not self._is_safe(origin_of(url)):
-            raise AuthenticationError(_EXPOSED.format(show_origin(url)))
+        self.require_private(url)
         return True
+
+    def require_private(self, url: httpx.URL) -> None:
+        """Refuse a URL to which the token may not be sent because others could read it on the way.
+
+        Raises:
+            AuthenticationError: the connection is not encrypted.
+        """
+        if url.scheme != "https" and not self._is_safe(origin_of(url)):
+            raise ExposedTokenError(_EXPOSED.format(show_origin(url)))
 
     def _is_safe(self, origin: Origin) -> bool:
         return is_private(origin) or self.allow_http

@@ -77,7 +77,7 @@ class _AuthFlow(LayerBase):
         if token is None:
             try:
                 # Return the connection first: the renewal may need it.
-                yield Load(response, _MOST)
+                yield Load(response, _MOST, brief=True)
             except Exception as error:
                 if isinstance(error, DeadlineExceededError):
                     raise

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable
 from functools import partial
+from inspect import iscoroutinefunction
 from typing import Any, Final
 
 import httpx
@@ -17,7 +18,7 @@ from .._layer import Layer
 from .._operations import Close, Flow, Operation, Sleep, Steps
 from .._options import UNSET, check_cost
 from .limiter import Answer, Limiter, Turn
-from .metering import metered
+from .metering import Meter
 from .per_host import PerHost
 from .tickets import TicketQueue
 
@@ -44,6 +45,7 @@ class _LimitFlow(LayerBase):
     policy: Limiter | PerHost
     cost: Cost | None
     settle: Settle | None
+    _meter: Meter | None
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         policy = self.policy
@@ -62,7 +64,7 @@ class _LimitFlow(LayerBase):
             turn.cost = self._cost_of(request, attempt)
         sent = clock.monotonic()
         wait = limiter.ask(turn, sent)
-        if wait:
+        if wait != 0:
             sent = yield from self._wait(limiter, turn, attempt, wait, sent)
             if attempt.signer is not None:
                 try:
@@ -85,8 +87,8 @@ class _LimitFlow(LayerBase):
             if change is not None:
                 event = RateChanged(call=attempt.info, old=change.old, new=change.new, reason=change.reason)
                 context.emit(event)
-            if counts_units and self.settle is not None:
-                metered(response, self.settle, partial(self._settle, limiter, turn))
+            if counts_units and self._meter is not None:
+                self._meter.watch(response, partial(self._settle, limiter, turn))
         except BaseException:  # The limiter and the listener may be user code.
             yield Close(response)
             raise
@@ -105,10 +107,12 @@ class _LimitFlow(LayerBase):
         limit = math.inf if allowed is None else allowed - record.queued
         refusal: Rejected | None = None
         try:
-            while wait:
+            while wait != 0:
                 if isinstance(wait, Operation):
                     turn.call = turn.call or attempt.info
                     yield wait
+                elif not isinstance(wait, int | float) or not wait > 0:
+                    raise _no_answer(limiter, wait)
                 else:
                     waited = now - start
                     left = call.time_left(now)
@@ -164,10 +168,11 @@ class _LimitFlow(LayerBase):
     def _take_policy(self, policy: Limiter | PerHost, cost: Cost | None, settle: Settle | None) -> None:
         self.policy = checked_limiter(policy)
         for name, function in (("cost", cost), ("settle", settle)):
-            if function is not None and not callable(function):
-                msg = f"{name} must be a function, not {function!r}"
+            if function is not None and (not callable(function) or iscoroutinefunction(function)):
+                msg = f"{name} must be a plain function, not {function!r}"
                 raise ConfigurationError(msg)
         self.cost, self.settle = cost, settle
+        self._meter = None if settle is None else Meter(settle)
         subscribe = getattr(policy, "subscribe", None)
         if subscribe is not None:
             subscribe(self)
@@ -246,6 +251,14 @@ class AsyncAdaptiveTransport(AsyncLimiterTransport):
     """
 
     name = "adaptive"
+
+
+def _no_answer(limiter: Limiter, wait: object) -> ConfigurationError:
+    """The error for a limiter of the user's own that is wrong; one that returns nothing would let everything pass."""
+    return ConfigurationError(
+        f"{type(limiter).__name__}.ask must return 0.0 to let a request go, the seconds that it has to wait, or an"
+        f" operation; not {wait!r}"
+    )
 
 
 def checked_limiter(policy: Any) -> Limiter | PerHost:

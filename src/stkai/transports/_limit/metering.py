@@ -3,7 +3,7 @@
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import httpx
 
@@ -13,43 +13,94 @@ from .._options import check_cost
 
 _logger = logging.getLogger("stkai")
 
+LONGEST: Final = 16_777_216
+"""Bytes, as they arrive: a longer answer is no report of a usage, and need not be kept in memory."""
 
-def metered(
-    response: httpx.Response, settle: Callable[[httpx.Response], float | None], tell: Callable[[float], None]
-) -> None:
-    """Call `settle` with the complete response, once, and `tell` with the cost it returns.
+LONGEST_DECODED: Final = 67_108_864
+"""Bytes: a short body may unpack to gigabytes."""
 
-    None, a bad number or an exception leaves the estimate in place: the caller gets the answer anyway.
+_PIECE: Final = 1024
+"""Bytes that are unpacked at once; gzip makes at most a mebibyte of them."""
+
+_CODING: Final = "content-encoding"
+
+
+class TooLongError(Exception):
+    """The answer is too long to be kept."""
+
+    def __init__(self) -> None:
+        super().__init__("the answer is too long to look for its usage")
+
+
+class Meter:
+    """Settles the costs of one layer's calls.
+
+    Args:
+        settle: reads from an answer what its call has cost.
     """
 
-    def ended(body: bytes | None) -> None:
-        try:
-            whole = response
-            if body is not None:
-                whole = type(response)(
-                    response.status_code, headers=response.headers, content=body, request=_request(response)
-                )
-            cost = settle(whole)
-            if cost is not None:
-                tell(check_cost(cost))
-        except InvalidArgumentError as error:
-            _logger.warning("a call keeps its estimated cost: %s", error)
-        except Exception as error:  # noqa: BLE001 - user code; whatever it raises
-            _logger.warning("a call keeps its estimated cost: settle raised %r", error)
+    def __init__(self, settle: Callable[[httpx.Response], float | None]) -> None:
+        self._settle = settle
+        self._has_warned = False
 
-    if hasattr(response, "_content"):
-        ended(None)
-        return
-    family: Any = family_of(response)
-    stream: Any = response.stream
-    if isinstance(stream, family.ByteStream):
-        ended(b"".join(stream))
-    elif not isinstance(stream, family.AsyncByteStream):
-        response.stream = of_family(_MeteredBody, family)(stream, ended)
-    elif not isinstance(stream, family.SyncByteStream):
-        response.stream = of_family(_AsyncMeteredBody, family)(stream, ended)
-    else:
-        response.stream = _either(family)(stream, ended)
+    def watch(self, response: httpx.Response, tell: Callable[[float], None]) -> None:
+        """Call `settle` with the complete response, once, and `tell` with the cost it returns.
+
+        None, a bad number, an exception or a huge body leaves the estimate in place: the caller gets the answer anyway.
+        """
+
+        def ended(body: bytes | None) -> None:
+            try:
+                cost = self._settle(response if body is None else _whole(response, body))
+                if cost is not None:
+                    tell(check_cost(cost))
+            except InvalidArgumentError as error:
+                self._complain(str(error))
+            except TooLongError as error:
+                _logger.debug("a call keeps its estimated cost: %s", error)
+            except Exception as error:  # noqa: BLE001 - user code; whatever it raises
+                self._complain(f"settle raised {error!r}")
+
+        if hasattr(response, "_content"):
+            ended(None)
+            return
+        family: Any = family_of(response)
+        stream: Any = response.stream
+        if isinstance(stream, family.ByteStream):
+            ended(b"".join(stream))
+        elif not isinstance(stream, family.AsyncByteStream):
+            response.stream = of_family(_MeteredBody, family)(stream, ended)
+        elif not isinstance(stream, family.SyncByteStream):
+            response.stream = of_family(_AsyncMeteredBody, family)(stream, ended)
+        else:
+            response.stream = _either(family)(stream, ended)
+
+    def _complain(self, why: str) -> None:
+        """Warn of the first failure only: the function usually fails on every answer."""
+        level = logging.DEBUG if self._has_warned else logging.WARNING
+        self._has_warned = True
+        _logger.log(level, "a call keeps its estimated cost: %s", why)
+
+
+def _whole(response: httpx.Response, body: bytes) -> httpx.Response:
+    """The same response with its whole body, decoded.
+
+    Raises:
+        TooLongError: it unpacks to too much.
+    """
+    headers = response.headers
+    if _CODING in headers:
+        pieces: Any = of_family(_Pieces, family_of(response))(body)
+        packed = type(response)(response.status_code, headers=headers, stream=pieces)
+        kept = _Kept(LONGEST_DECODED)
+        for part in packed.iter_bytes():
+            kept.add(part)
+            if kept.is_full:
+                raise TooLongError
+        body = b"".join(kept.chunks)
+        headers = headers.copy()
+        del headers[_CODING]
+    return type(response)(response.status_code, headers=headers, content=body, request=_request(response))
 
 
 def _request(response: httpx.Response) -> httpx.Request | None:
@@ -59,6 +110,42 @@ def _request(response: httpx.Response) -> httpx.Request | None:
         return None
 
 
+class _Kept:
+    """The chunks of a body, up to a number of bytes; of a longer one nothing is kept."""
+
+    def __init__(self, most: int) -> None:
+        self.chunks: list[bytes] = []
+        self._left = most
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there were more bytes."""
+        return self._left < 0
+
+    def add(self, chunk: bytes) -> None:
+        self._left -= len(chunk)
+        if self._left < 0:
+            self.chunks.clear()
+        else:
+            self.chunks.append(chunk)
+
+    def hand_over(self, ended: Callable[[bytes], None]) -> None:
+        """Tell that the body has ended, unless it was too long."""
+        if not self.is_full:
+            ended(b"".join(self.chunks))
+
+
+class _Pieces(httpx.SyncByteStream):
+    """A body in small pieces."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def __iter__(self) -> Iterator[bytes]:
+        for start in range(0, len(self._body), _PIECE):
+            yield self._body[start : start + _PIECE]
+
+
 class _MeteredBody(httpx.SyncByteStream):
     """A body that keeps what passes through, and hands it over at the end."""
 
@@ -66,11 +153,11 @@ class _MeteredBody(httpx.SyncByteStream):
         self._body, self._ended = body, ended
 
     def __iter__(self) -> Iterator[bytes]:
-        kept = []
+        kept = _Kept(LONGEST)
         for chunk in self._body:
-            kept.append(chunk)
+            kept.add(chunk)
             yield chunk
-        self._ended(b"".join(kept))
+        kept.hand_over(self._ended)
 
     def close(self) -> None:
         self._body.close()
@@ -83,11 +170,11 @@ class _AsyncMeteredBody(httpx.AsyncByteStream):
         self._body, self._ended = body, ended
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        kept = []
+        kept = _Kept(LONGEST)
         async for chunk in self._body:
-            kept.append(chunk)
+            kept.add(chunk)
             yield chunk
-        self._ended(b"".join(kept))
+        kept.hand_over(self._ended)
 
     async def aclose(self) -> None:
         await self._body.aclose()

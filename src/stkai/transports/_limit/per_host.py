@@ -1,9 +1,10 @@
 """One limiter per origin, made when the origin is first seen."""
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 import httpx
 
@@ -17,19 +18,28 @@ class PerHost:
     """One limiter for each origin that a stack talks to.
 
     Args:
-        make: called once for each origin, such as `"https://api.example.com"` (lower case, without the default port);
-            returns its limiter.
+        make: called when an origin is first seen, such as `"https://api.example.com"` (lower case, without the default
+            port); returns its limiter.
+        max_origins: limiters to keep. Of more, those not used for the longest time are dropped, and made anew when
+            their origin is seen again; but never one that a request waits for or was sent with.
 
     Raises:
-        ConfigurationError: `make` is not a function; or, on a request, it returned no limiter.
+        ConfigurationError: `make` is not a function, or `max_origins` not a positive whole number; or, on a request,
+            `make` returned no limiter.
     """
 
-    def __init__(self, make: Callable[[str], Limiter]) -> None:
+    def __init__(self, make: Callable[[str], Limiter], *, max_origins: int = 1000) -> None:
         if not callable(make):
             msg = f"PerHost needs a function of an origin, such as lambda origin: TokenBucket(10, 60), not {make!r}"
             raise ConfigurationError(msg)
+        if isinstance(max_origins, bool) or not isinstance(max_origins, int) or max_origins < 1:
+            msg = f"max_origins must be a whole number of at least 1, not {max_origins!r}"
+            raise ConfigurationError(msg)
         self._make = make
-        self._limiters: dict[Any, Limiter] = {}
+        self._most = max_origins
+        # The one used last is at the end. A request in progress holds its limiter, which may have been dropped here.
+        self._limiters: OrderedDict[Any, Limiter] = OrderedDict()
+        self._in_use: WeakValueDictionary[Any, Limiter] = WeakValueDictionary()
         self._layers: WeakSet[Any] = WeakSet()
         self._renew_lock()
         after_fork(self, PerHost._renew_lock)
@@ -46,14 +56,38 @@ class PerHost:
         """
         origin = origin_of(url)
         limiter = self._limiters.get(origin)
-        if limiter is not None:
-            return limiter
+        if limiter is None:
+            with self._making:
+                return self._found(origin, url)
+        try:
+            self._limiters.move_to_end(origin)
+        except KeyError:  # Another thread has just dropped it.
+            self._remember(origin, limiter)
+        return limiter
+
+    def _found(self, origin: Any, url: httpx.URL) -> Limiter:
+        limiter = self._limiters.get(origin)
+        if limiter is None:
+            limiter = self._in_use.get(origin)
+        if limiter is None:
+            limiter = self._made(show_origin(url).lower())
+            # `make` may itself have asked for this origin.
+            limiter = self._limiters.setdefault(origin, limiter)
+            for layer in list(self._layers):
+                _subscribe(limiter, layer)
+        self._remember(origin, limiter)
+        return limiter
+
+    def _remember(self, origin: Any, limiter: Limiter) -> None:
+        """Keep the limiter, and drop the one not used for the longest time if there are too many."""
         with self._making:
-            if origin not in self._limiters:
-                made = self._limiters[origin] = self._made(show_origin(url).lower())
-                for layer in list(self._layers):
-                    _subscribe(made, layer)
-        return self._limiters[origin]
+            self._limiters[origin] = limiter
+            if len(self._limiters) > self._most:
+                oldest, dropped = self._limiters.popitem(last=False)
+                try:
+                    self._in_use[oldest] = dropped
+                except TypeError:  # It has slots, and is kept: nobody could tell whether it is still in use.
+                    self._limiters[oldest] = dropped
 
     def _made(self, origin: str) -> Limiter:
         made: object = self._make(origin)
@@ -65,11 +99,11 @@ class PerHost:
     def subscribe(self, layer: Any) -> None:
         """Tell the listener of a layer's stack what happens to the stores of limiters that share their quota."""
         self._layers.add(layer)
-        for limiter in list(self._limiters.values()):
+        for limiter in [*self._limiters.values(), *self._in_use.values()]:
             _subscribe(limiter, layer)
 
     def __len__(self) -> int:
-        """How many origins have been seen."""
+        """How many origins have a limiter."""
         return len(self._limiters)
 
     def __repr__(self) -> str:
