@@ -4,6 +4,8 @@ import os
 import random
 from typing import Any
 
+import pytest
+
 from stkai.stores import Ask, Known, Law, Refusal, _redis, _tickets
 from stkai.stores._record import SLOT, PackedMembers, Record, unpack
 from stkai.stores._tickets import KnownMembers, State
@@ -105,3 +107,16 @@ def test_python_and_lua_agree_on_random_sequences(server: Server) -> None:
         first = random.randrange(10**9)  # noqa: S311
         for seed in range(first, first + SEQUENCES):
             check_one_sequence(lua, seed)
+
+
+def test_places_move_with_the_rate_of_the_group() -> None:
+    state = State(0.0, KnownMembers())
+    first = Ask(share="s", rate=1.0, burst=1.0, started=0.0, member="first", want=1)
+    waits = [
+        _tickets.lease(state, first._replace(member=name), 0.0).wait for name in ("first", "second", "third")
+    ]
+    assert waits == [0.0, 1.0, 2.0]
+    law = Law("s", 10.0, 1.0, "{}", state.version)
+    assert _tickets.amend(state, state.epoch, law, 1.0)
+    # Two places were still to come, at 2 and 3 s; they now come at 1.1 and 1.2 s.
+    assert _tickets.lease(state, first._replace(member="fourth"), 1.0).wait == pytest.approx(0.2)

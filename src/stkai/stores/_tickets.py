@@ -156,8 +156,9 @@ def amend(state: State, epoch: int, law: Law, now: float) -> bool:
     """Put a new law in force, unless epoch or version have moved."""
     if epoch != state.epoch or law.version != state.version:
         return False
-    state.last = max(now, state.last)
+    now = state.last = max(now, state.last)
     state.version += 1
+    _pace(state, law.rate, now)
     state.rate, state.depth, state.memory, state.written = law.rate, law.burst, law.memory, state.last
     return True
 
@@ -214,6 +215,14 @@ def _agree(state: State, ask: Ask, now: float) -> None:
         state.began, state.owner_seen = ask.started, now
     elif same and ask.started == state.began:
         state.owner_seen = now
+
+
+def _pace(state: State, rate: float, now: float) -> None:
+    """Move the places that are still to come: their number between now and the last one stays the same."""
+    start, ratio = max(now, state.paused), state.rate / rate
+    state.vacant = [start + (place - start) * ratio if place > start else place for place in state.vacant]
+    if state.next > start:
+        state.next = start + (state.next - start) * ratio
 
 
 def _refuse(state: State, epoch: int, until: float, now: float) -> None:

@@ -29,6 +29,14 @@ local function agree(s, ask, now)
   end
 end
 
+local function pace(s, rate, now)
+  local start, ratio = math.max(now, s.paused), s.rate / rate
+  for number, place in ipairs(s.vacant) do
+    if place > start then s.vacant[number] = start + (place - start) * ratio end
+  end
+  if s.next > start then s.next = start + (s.next - start) * ratio end
+end
+
 local function refuse(s, epoch, till, now)
   if epoch ~= s.epoch and till <= s.paused then return end
   s.epoch, s.refused, s.paused = s.epoch + 1, now, math.max(s.paused, till)
@@ -175,6 +183,7 @@ elseif ARGV[1] == "amend" then
   local n = numbers(ARGV[4])
   if not state or n[1] ~= state.epoch or n[2] ~= state.version then return 0 end
   state.last = math.max(now, state.last)
+  pace(state, n[3], state.last)
   state.version, state.rate, state.depth = state.version + 1, n[3], n[4]
   state.memory, state.written = ARGV[5], state.last
   save(state, state.last)
