@@ -111,6 +111,11 @@ class Member:
         return len(self._line)
 
     @property
+    def now(self) -> float:
+        """The latest instant that it was told."""
+        return self._now
+
+    @property
     def known(self) -> Lease | None:
         """The store's last answer; None if it was never reached."""
         return self._known
@@ -354,6 +359,9 @@ class Member:
                     again = max(again, now + (due - now) / 2)
         if place == 0:
             again = min(again, self._contact + _HEARTBEAT)
+        elif again > now:
+            # It may be the head by then, earlier than expected because the rate has grown.
+            again = min(again, now + (place + 1) * _HEARTBEAT)
         return due, again
 
     def _leases_again(self) -> float:
