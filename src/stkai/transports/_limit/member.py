@@ -22,7 +22,10 @@ AHEAD: Final = 0.25
 
 _GRACE: Final = 0.02
 _LEAD: Final = 0.02
-"""Seconds before the last permit is due at which the next are leased; more if the store answers slowly."""
+"""Seconds before the last permit is due at which the next are leased; more if the store answers slowly ..."""
+
+_SHORT_LEAD: Final = 0.002
+"""... and fewer while most requests in the queue have a permit: one lease for many is cheaper than many leases."""
 
 _UNHEARD_OF: Final = 2.0
 """Seconds; an answer later than that means that the process was suspended, not that the store was slow."""
@@ -97,7 +100,7 @@ class Member:
         self._arrived: list[tuple[Lease, Ask, float]] = []
         self._known: Lease | None = None
         self._contact = self._now = self._dry_until = self._paused_until = -math.inf
-        self._lead = _LEAD
+        self._latency = 0.0
         self._next = self._most_at = -math.inf
         self._most, self._depth = 0, 0.0
         self._talking = self._lost = False
@@ -289,7 +292,7 @@ class Member:
             if latency < _UNHEARD_OF:
                 # Even a slow store's answer may be used for a moment.
                 self._contact = max(self._contact, sent, now - AHEAD + _GRACE)
-                self._lead = min(AHEAD, max(_LEAD, 1.25 * latency, 0.8 * self._lead))
+                self._latency = max(latency, 0.8 * self._latency)
             if sent > -math.inf:
                 self._next = now + lease.next
                 self._depth = lease.wait if lease.count else lease.next
@@ -342,7 +345,7 @@ class Member:
                 # If the last answer is too old, ask the store whether there is a pause.
                 return (now, now) if now <= fresh_until else (now + TICK, now)
             if due > fresh_until:
-                again = due - self._lead
+                again = due - self._lead(_LEAD)
         else:
             behind = place - len(permits) + 1
             rate = self.terms.rate if self._known is None else self._known.rate
@@ -367,7 +370,12 @@ class Member:
     def _leases_again(self) -> float:
         """When the next permits may be leased."""
         due = self._permits.due
-        return max(due[-1] if due else -math.inf, self._paused_until) - self._lead
+        lead = self._lead(_LEAD if len(due) <= max(1, len(self._line) // 4) else _SHORT_LEAD)
+        return max(due[-1] if due else -math.inf, self._paused_until) - lead
+
+    def _lead(self, least: float) -> float:
+        """Seconds before an instant at which the store must be asked, to have its answer by then."""
+        return min(AHEAD, max(least, 1.25 * self._latency))
 
     def _go(self, turn: Turn, permit: int | None = None) -> float:
         if permit is not None:
