@@ -48,7 +48,7 @@ _SATURATED: Final = 0.5
 _HIT: Final = 0.6
 """Share of the requests a group would have sent in a pause that would be refused if its members did not pause."""
 
-_TEST: Final = 8
+_TEST: Final = 20
 """Cuts of single members after which the whole group is cut, to test whether strangers are still there."""
 
 _ENDED: Final = 3600.0
