@@ -65,7 +65,8 @@ def check_one_sequence(lua: InLua, seed: int) -> None:
     for _ in range(chance.choice([3, 10, 30, 200])):
         now += chance.choice([0.0, 0.001, 0.02, chance.expovariate(5), chance.expovariate(0.2)])
         # The server's clock may be set back.
-        lua.now = now - (2.0 if chance.random() < 0.02 else 0.0)
+        now -= chance.choice([0.05, 2.0, 3600.0]) if now > 1e4 and chance.random() < 0.02 else 0.0
+        lua.now = now - (0.09 if chance.random() < 0.02 else 0.0)
         if state is None or packed is None:
             state, packed = State(lua.now, KnownMembers()), State(lua.now, PackedMembers(oldest=lua.now))
         ask = random_ask(chance, share, epoch)
@@ -120,3 +121,17 @@ def test_places_move_with_the_rate_of_the_group() -> None:
     assert _tickets.amend(state, state.epoch, law, 1.0)
     # Two places were still to come, at 2 and 3 s; they now come at 1.1 and 1.2 s.
     assert _tickets.lease(state, first._replace(member="fourth"), 1.0).wait == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("members", [KnownMembers, PackedMembers])
+def test_a_clock_that_is_set_back_holds_nobody_up(members: Any) -> None:
+    state = State(10_000.0, members())
+    one = Ask(share="s", rate=10.0, burst=1.0, started=0.0, member="one", want=1)
+    other = one._replace(member="other")
+    for member in (one, other, one):
+        _tickets.lease(state, member, 10_000.0)
+    lease = _tickets.lease(state, other, 6400.0)
+    assert lease.wait == pytest.approx(0.3)
+    assert lease.members == 2
+    assert _tickets.lease(state, other, 6400.3).wait == pytest.approx(0.1)
+    assert _tickets.lease(state, other, 6411.0).members == 1

@@ -48,6 +48,11 @@ class PackedMembers:
         alive = [waiting for _, waiting, seen in _MEMBER.iter_unpack(self.packed) if seen > now - FORGET]
         return len(alive), sum(alive)
 
+    def move_back(self, seconds: float) -> None:
+        moved = [(key, waiting, seen - seconds) for key, waiting, seen in _MEMBER.iter_unpack(self.packed)]
+        self.packed[:] = b"".join(_MEMBER.pack(*entry) for entry in moved)
+        self.oldest -= seconds
+
     def _forget(self, now: float) -> None:
         alive = [entry for entry in _MEMBER.iter_unpack(self.packed) if entry[2] > now - FORGET]
         self.packed[:] = b"".join(_MEMBER.pack(*entry) for entry in alive)

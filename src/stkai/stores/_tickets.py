@@ -25,6 +25,9 @@ _SPAN = 10.0
 _ROUNDING = 1e-6
 """Permits."""
 
+_SET_BACK = 0.1
+"""Seconds; if the clock is behind by more, it was set back, and everything moves back with it."""
+
 
 class Members(Protocol):
     """The members that share the quota, and when each was last seen."""
@@ -35,6 +38,10 @@ class Members(Protocol):
 
     def count(self, now: float) -> tuple[int, int]:
         """The number of members, and of requests waiting in them."""
+        ...
+
+    def move_back(self, seconds: float) -> None:
+        """Move back the instants at which they were seen."""
         ...
 
 
@@ -53,6 +60,9 @@ class KnownMembers:
     def count(self, now: float) -> tuple[int, int]:
         alive = [waiting for at, waiting in self._seen.values() if at > now - FORGET]
         return len(alive), sum(alive)
+
+    def move_back(self, seconds: float) -> None:
+        self._seen = {name: (at - seconds, waiting) for name, (at, waiting) in self._seen.items()}
 
 
 class State:
@@ -118,7 +128,7 @@ class State:
 
 def lease(state: State, ask: Ask, now: float) -> Lease:
     """Take a step of the clock for one member."""
-    now = state.last = max(now, state.last)
+    now = _step_to(state, now)
     members = state.members.seen(ask.member, now, ask.waiting)
     _agree(state, ask, now)
     if state.is_lost:
@@ -156,7 +166,7 @@ def amend(state: State, epoch: int, law: Law, now: float) -> bool:
     """Put a new law in force, unless epoch or version have moved."""
     if epoch != state.epoch or law.version != state.version:
         return False
-    now = state.last = max(now, state.last)
+    now = _step_to(state, now)
     state.version += 1
     _pace(state, law.rate, now)
     state.rate, state.depth, state.memory, state.written = law.rate, law.burst, law.memory, state.last
@@ -186,6 +196,22 @@ def forget(state: State, now: float) -> State:
     fresh.epoch = fresh.version = max(fresh.epoch, state.epoch + 1)
     fresh.is_lost = False
     return fresh
+
+
+def _step_to(state: State, now: float) -> float:
+    """Advance the state's time; if the clock was set back, go on as if no time had passed since the last step."""
+    back = state.last - now
+    if back > _SET_BACK:
+        state.last, state.next, state.empty = now, state.next - back, state.empty - back
+        state.owner_seen, state.paused, state.written = (
+            state.owner_seen - back, state.paused - back, state.written - back,
+        )  # fmt: skip
+        if state.refused >= 0:
+            state.refused = max(0.0, state.refused - back)
+        state.vacant = [place - back for place in state.vacant]
+        state.members.move_back(back)
+    state.last = max(now, state.last)
+    return state.last
 
 
 def _go_on(state: State, known: Known, now: float) -> None:

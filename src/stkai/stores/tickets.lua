@@ -1,5 +1,6 @@
 -- The ticket clock of a shared quota: `_tickets.py`, line by line. The host language passes `now`, or the server's.
-local AHEAD, FORGET, MOST_VACANT, MOST_QUEUE, SPAN, ROUNDING = 0.25, 10.0, 64, 60.0, 10.0, 1e-6
+local AHEAD, FORGET, MOST_VACANT, MOST_QUEUE, SPAN, ROUNDING, SET_BACK = 0.25, 10.0, 64, 60.0, 10.0,
+  1e-6, 0.1
 local KEPT = 90000  -- Seconds after the last use: a group that starts warm within a day needs the rate.
 
 local function fresh(now)
@@ -138,6 +139,22 @@ local function save(s, now)
   redis.call("EXPIRE", WAITING, seconds)
 end
 
+local function step_to(s, now)
+  local back = s.last - now
+  if back > SET_BACK then
+    s.last, s.next, s.empty, s.owner_seen = now, s.next - back, s.empty - back, s.owner_seen - back
+    s.paused, s.written = s.paused - back, s.written - back
+    if s.refused >= 0 then s.refused = math.max(0, s.refused - back) end
+    for number, place in ipairs(s.vacant) do s.vacant[number] = place - back end
+    local seen = redis.call("ZRANGEBYSCORE", MEMBERS, "-inf", "+inf", "WITHSCORES")
+    for number = 1, #seen, 2 do
+      redis.call("ZADD", MEMBERS, string.format("%.17g", tonumber(seen[number + 1]) - back), seen[number])
+    end
+  end
+  s.last = math.max(now, s.last)
+  return s.last
+end
+
 local function alive(now)
   local gone = redis.call("ZRANGEBYSCORE", MEMBERS, "-inf", string.format("%.17g", now - FORGET))
   if #gone > 0 then
@@ -170,8 +187,7 @@ if ARGV[1] == "lease" then
     back = numbers(ARGV[6])}
   local is_lost = not state
   state = state or fresh(now)
-  now = math.max(now, state.last)
-  state.last = now
+  now = step_to(state, now)
   redis.call("ZADD", MEMBERS, string.format("%.17g", now), ARGV[3])
   redis.call("HSET", WAITING, ARGV[3], string.format("%d", ask.waiting))
   local members = alive(now)
@@ -182,8 +198,7 @@ if ARGV[1] == "lease" then
 elseif ARGV[1] == "amend" then
   local n = numbers(ARGV[4])
   if not state or n[1] ~= state.epoch or n[2] ~= state.version then return 0 end
-  state.last = math.max(now, state.last)
-  pace(state, n[3], state.last)
+  pace(state, n[3], step_to(state, now))
   state.version, state.rate, state.depth = state.version + 1, n[3], n[4]
   state.memory, state.written = ARGV[5], state.last
   save(state, state.last)
