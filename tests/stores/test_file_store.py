@@ -1,4 +1,4 @@
-"""A quota in a file: where it is, what is in its place, and what becomes of it when it is damaged."""
+"""FileStore: where it keeps the file, what it refuses to open, and how it recovers from damage."""
 
 import fcntl
 import os
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from stkai import ConfigurationError
-from stkai.stores import Ask, FileStore, Law, Lease, Refusal, Store, _file, _place
+from stkai.stores import Ask, FileStore, Law, Lease, Refusal, Store, _file, _open_share, _place
 from stkai.stores._choose import store_from
 
 
@@ -247,10 +247,10 @@ def test_after_a_reboot_the_state_restarts_and_another_machine_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = FileStore(tmp_path).lease(ask(rate=1.0, want=1))
-    monkeypatch.setattr(_file, "_boot", [bytes(16)])
+    monkeypatch.setattr(_open_share, "_boot", [bytes(16)])
     with pytest.raises(ConfigurationError, match="redis://"):
         FileStore(tmp_path).lease(ask())
-    monkeypatch.setattr(_file, "_TWO_MACHINES", -1.0)
+    monkeypatch.setattr(_open_share, "_TWO_MACHINES", -1.0)
     second = FileStore(tmp_path).lease(ask(rate=1.0))
     assert second.wait == 0
     assert second.epoch > first.epoch

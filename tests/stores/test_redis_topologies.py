@@ -1,4 +1,4 @@
-"""A quota in a cluster of Redis servers, and behind Sentinel, whose master fails."""
+"""RedisStore on a cluster, and behind Sentinel when the master fails."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ def ask(share: str = "team", member: str = "a") -> Ask:
 
 
 def eventually(check: Callable[[], Any], seconds: float = 20) -> Any:
-    """What `check` returns, once it is true and raises no error of the client's."""
+    """Call `check` until it returns something true, ignoring the client's errors; returns that."""
     until = time.monotonic() + seconds
     while True:
         try:

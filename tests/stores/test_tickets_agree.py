@@ -1,4 +1,4 @@
-"""The ticket clock in Python and the one in Lua give the same answers to the same questions."""
+"""Property test: the ticket clocks in Python and in Lua give the same answers."""
 
 import os
 import random
@@ -7,17 +7,18 @@ from typing import Any
 import pytest
 
 from stkai.stores import Ask, Known, Law, Refusal, _redis, _tickets
+from stkai.stores._members import KnownMembers
 from stkai.stores._record import SLOT, PackedMembers, Record, unpack
-from stkai.stores._tickets import KnownMembers, State
+from stkai.stores._tickets import State
 
 from ..support.redis_servers import Server
 
 SEQUENCES = int(os.environ.get("STKAI_TEST_SEQUENCES", "150"))
-"""Of up to 200 steps each; 100,000 take half an hour for each server."""
+"""How many sequences to try, of up to 200 steps each; 100,000 take half an hour per server."""
 
 
 class InLua:
-    """The script in a real server, with an instant that the test gives."""
+    """The script, run by a real server on a clock that the test sets."""
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -32,7 +33,7 @@ class InLua:
 
 
 def random_ask(chance: random.Random, share: str, epoch: int) -> Ask:
-    """What a member may ask; now and then one that disagrees about the quota."""
+    """A random question; some come from a member that was given another quota."""
     rate = chance.choice([5.0, 5.0, 5.0, 5.0, 50.0, 1000.0, 1 / 7])
     costly = chance.random() < 0.3
     want = chance.choice([0, 1, 1, 1, 3, 20])
@@ -64,7 +65,7 @@ def check_one_sequence(lua: InLua, seed: int) -> None:
     epoch = 0
     for _ in range(chance.choice([3, 10, 30, 200])):
         now += chance.choice([0.0, 0.001, 0.02, chance.expovariate(5), chance.expovariate(0.2)])
-        # The server's clock may be set back.
+        # Sometimes the clock is set back, by more or less than the clock tolerates.
         now -= chance.choice([0.05, 2.0, 3600.0]) if now > 1e4 and chance.random() < 0.02 else 0.0
         lua.now = now - (0.09 if chance.random() < 0.02 else 0.0)
         if state is None or packed is None:

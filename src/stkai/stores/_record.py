@@ -8,7 +8,8 @@ from hashlib import blake2b
 from typing import Final
 from zlib import crc32
 
-from ._tickets import FORGET, State
+from ._members import FORGET
+from ._tickets import State
 
 SLOT: Final = 8192
 SIZE: Final = 2 * SLOT
