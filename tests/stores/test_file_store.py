@@ -4,8 +4,6 @@ import fcntl
 import os
 import resource
 import stat
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -293,31 +291,6 @@ def test_threads_get_each_permit_once(tmp_path: Path) -> None:
         thread.join()
     places = sorted(lease.wait for lease in leases)
     assert [round(place / 1000) for place in places] == list(range(200))
-
-
-KILLED = """
-import sys
-from stkai.stores import Ask, FileStore
-store = FileStore(sys.argv[1])
-print(flush=True)
-while True:
-    store.lease(Ask(share="team", rate=1e-6, burst=1.0, started=1.0, member=sys.argv[2], want=1))
-"""
-
-
-@pytest.mark.real_time
-def test_a_process_that_is_killed_in_the_middle_leaves_a_readable_state(tmp_path: Path) -> None:
-    store = FileStore(tmp_path)
-    epoch = store.lease(ask(rate=1e-6)).epoch
-    for number in range(5):
-        command = [sys.executable, "-c", KILLED, str(tmp_path), f"killed {number}"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            while store.lease(ask(rate=1e-6, want=0)).members < number + 2:
-                pass
-            process.kill()
-        assert store.lease(ask(rate=1e-6)).epoch == epoch
 
 
 def test_a_closed_store_opens_again(tmp_path: Path) -> None:
