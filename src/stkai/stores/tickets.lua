@@ -143,8 +143,11 @@ local function load(now)
   local packed = redis.call("GET", STATE)
   if not packed then return nil end
   local good, state = pcall(cmsgpack.unpack, packed)
-  if good and type(state) == "table" and state.vacant then return state end
-  return nil
+  if not good or type(state) ~= "table" then return nil end
+  for name, value in pairs(fresh(now)) do
+    if type(state[name]) ~= type(value) then return nil end
+  end
+  return state
 end
 
 -- Store the state. All keys expire an hour after the share falls idle.

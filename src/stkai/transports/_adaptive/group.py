@@ -177,6 +177,7 @@ class GroupPilot:
                 if self._warm and before.age < BELIEVED:
                     return self._started(lease, cold=bool(memory.cold), rate=before.rate)
                 return self._started(lease, cold=self._cold)
+            before = before._replace(age=max(0.0, before.age))
             self._last = lease.epoch, before
             guide = self._guided.move(memory.window, now - before.age, now, before.rate, lease.members)
             if self._answered >= memory.epoch:

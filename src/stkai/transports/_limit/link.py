@@ -12,6 +12,7 @@ from ..._events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreResto
 from ..._forks import after_fork
 from ..._log import Listeners, logger
 from ...stores import Ask, Law, Lease, Store
+from ...stores._checked import checked
 from .._operations import Run
 from .limiter import Turn
 from .member import Member
@@ -114,6 +115,8 @@ class Link:
             return True
         try:
             answer = (lease or self.store.lease)(ask)
+            if answer is not None or lease is None:
+                checked(answer)
         except ConfigurationError as error:
             if member.known is None and not member.is_lost:
                 member.end(ask, None, now)
