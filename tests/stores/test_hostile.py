@@ -72,7 +72,6 @@ def law(name: str, value: Any) -> Any:
         field("count", 1.5),
         field("wait", -1e9),
         field("spacing", -1.0),
-        field("pause", True),
         field("rate", 0.0),
         field("members", 0),
         law("rate", 0.0),

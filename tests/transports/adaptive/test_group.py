@@ -139,6 +139,23 @@ def test_a_refusal_that_the_window_explains_cuts_nothing(clock: FakeClock) -> No
     assert team.guide.listening
 
 
+@pytest.mark.parametrize(
+    ("name", "left", "reset"),
+    [("default", 1, 30), ("default", 0, 900), ("other", 0, 30), ("default", 0, 200)],
+)
+def test_a_group_does_not_wait_for_a_reset_that_is_not_that_of_its_window(
+    clock: FakeClock, name: str, left: int, reset: int
+) -> None:
+    team = Team(clock)
+    team.post_for(WINDOW)
+    before = clock.monotonic()
+    team.post(
+        0, headers={"ratelimit-policy": f'"{name}";q=100;w=60', "ratelimit": f'"{name}";r={left};t={reset}'}
+    )
+    team.go(1)
+    assert clock.monotonic() - before < 10
+
+
 def test_two_refusals_that_no_window_explains_end_the_belief_in_it(clock: FakeClock) -> None:
     team = Team(clock)
     team.post_for(WINDOW)

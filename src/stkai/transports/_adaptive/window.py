@@ -188,8 +188,9 @@ class WindowGuide:
 
     def left_if_used_up(self, reading: Reading, now: float, sent: float) -> float | None:
         """Seconds until the window ends, if it is believed and the answer says that it is used up."""
-        followed = (reading.name, reading.window) == (self._name, self._window)
-        if not self.in_force or not followed or reading.remaining >= 1 or now - sent > _SLOW:
+        followed = self.in_force and (reading.name, reading.window) == (self._name, self._window)
+        plausible = now - sent <= _SLOW and reading.reset <= reading.window + _TOLERANCE
+        if not followed or not plausible or reading.remaining >= 1:
             return None
         move = self._end.compare(now, now + reading.reset, self._window)
         if move is _Move.SAME and now < self._end.latest:
