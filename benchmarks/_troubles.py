@@ -110,6 +110,15 @@ def kill_member(scene: Scene) -> None:
     scene.members[0].kill()
 
 
+def suspend_member(scene: Scene) -> None:
+    """A member is suspended with permits in its hands, and goes on after the outage."""
+    member = scene.members[0].pid
+    assert member is not None
+    os.kill(member, signal.SIGSTOP)
+    time.sleep(OUTAGE)
+    os.kill(member, signal.SIGCONT)
+
+
 def hold_lock(scene: Scene) -> None:
     """Another process holds the lock of the state file, as a suspended one would."""
     with scene.state_file.open() as file:

@@ -42,6 +42,7 @@ from benchmarks._troubles import (
     scribble,
     step_clock,
     stop_server,
+    suspend_member,
     truncate,
 )
 
@@ -59,6 +60,7 @@ REDIS: dict[str, Callable[[Scene], None]] = {
     "redis-flushed": flushed,
     "redis-slow": nothing,
     "redis-clock-stepped": step_clock,
+    "redis-member-suspended": suspend_member,
     "redis-member-killed": kill_member,
 }
 FILE: dict[str, Callable[[Scene], None]] = {
@@ -70,6 +72,7 @@ FILE: dict[str, Callable[[Scene], None]] = {
     "file-directory-deleted": delete_directory,
     "file-disk-full": fill_disk,
     "file-clock-stepped": step_clock,
+    "file-member-suspended": suspend_member,
     "file-member-killed": kill_member,
 }
 OTHER: dict[str, Callable[[Scene], None]] = {"redis-never-reached": nothing, "gunicorn-preload": nothing}
