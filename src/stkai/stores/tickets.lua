@@ -150,7 +150,7 @@ local function load(now)
   return state
 end
 
--- Store the state. All keys expire an hour after the share falls idle.
+-- Store the state. All keys expire KEPT seconds after the share falls idle.
 local function save(s, now)
   local seconds = string.format("%d", KEPT + math.max(0, math.min(1e8, math.max(s.paused, s.next) - now)))
   redis.call("SET", STATE, cmsgpack.pack(s), "EX", seconds)
