@@ -240,6 +240,18 @@ def test_a_store_that_stumbles_while_it_comes_back_is_in_the_same_outage(
     assert [name for name in events if name.startswith("Store")] == ["StoreLost", "StoreRestored"] * 2
 
 
+def test_an_outage_that_no_request_notices_leaves_nothing_behind(clock: FakeClock, store: Scripted) -> None:
+    policy = bucket(store)
+    wait_for(policy, clock)
+    store.fails = True
+    policy._link.carry(None)
+    store.fails = False
+    policy._link.work()
+    asked = len(store.asked)
+    assert wait_for(policy, clock) == pytest.approx(0.1, abs=0.01)
+    assert len(store.asked) <= asked + 2
+
+
 def test_after_the_return_a_request_needs_both_clocks_for_a_while(clock: FakeClock, store: Scripted) -> None:
     first, second = bucket(store), bucket(store)
     for policy in (first, second, first):

@@ -239,7 +239,7 @@ class Member:
                 self._permits.untell(ask, self._now if now is None else now)
                 return False
             restored, self._lost = self._lost, False
-            if restored:
+            if restored and self._local is not None:
                 self._both_until = math.inf  # Counted from the next request on.
             self._contact.known = lease
             self._arrived.append((lease, ask, -math.inf if now is None else now))
