@@ -254,7 +254,8 @@ class GroupPilot:
         if memory.tested > 0:
             strangers += _STRANGE if rate < _BELOW * memory.tested else -_STRANGE
             strangers = min(1.0, max(0.0, strangers))
-        memory = memory._replace(epoch=lease.epoch, answered=0, strangers=strangers)
+        # The refusal may not have reached the store yet, which will then begin another epoch.
+        memory = memory._replace(epoch=max(lease.epoch, self._refused + 1), answered=0, strangers=strangers)
         goodput = memory.accepted / max(1.0, memory.seconds)
         if memory.cold or strangers < _STRANGE or parts > _TEST or goodput < _SATURATED * rate:
             return whole, memory._replace(cold=0, quiet=0.0, parts=0, tested=rate)

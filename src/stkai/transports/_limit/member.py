@@ -255,6 +255,8 @@ class Member:
         """Continue without the store. Returns whether it was reachable before."""
         with self._lock:
             self._talking = False
+            # The call may have arrived: a refusal may be reported twice, but a place given back twice is granted twice.
+            self._permits.untell(ask._replace(back=(), settle=0.0), self._now)
             news, self._lost = not self._lost, True
             return news
 
