@@ -86,6 +86,14 @@ class Report:
             most = max(most, place - first + 1)
         return most
 
+    def after(self, seconds: float) -> "Report":
+        """What was granted later than so many seconds after the start."""
+        later = {
+            number: [instant - seconds for instant in grants if instant >= seconds]
+            for number, grants in self.grants.items()
+        }
+        return Report(later, self.events, self.errors)
+
     def per_second(self, seconds: int) -> list[int]:
         """How many grants there were in each second from the start."""
         counts = Counter(int(instant) for instant in self.all)

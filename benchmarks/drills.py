@@ -1,129 +1,55 @@
 """What happens to a shared quota when its store or a member fails: `python -m benchmarks.drills [NAME ...]`.
 
 In each drill, processes use up 50 requests per second while something goes wrong for four seconds. The output is the
-grants of each second; `--plot PATH` draws them, with the limit as a line.
+grants of each second; `--plot PATH` draws them, with the limit as a line. Clocks are set with libfaketime (Debian's
+package), the full disk is a tmpfs, which only root can mount, and gunicorn is in the dependency group `bench`.
+`python -m benchmarks.kills` is a drill of its own.
 """
 
 import argparse
-import fcntl
 import os
 import shutil
-import signal
-import socket
+import subprocess
+import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from tests.support.redis_servers import Server, free_port
 
+from benchmarks._gunicorn import run_gunicorn
 from benchmarks._members import Group, Report, run_group
 from benchmarks._plots import rate_plot
+from benchmarks._troubles import (
+    Delay,
+    Scene,
+    SmallDisk,
+    SteppedStore,
+    delete_directory,
+    delete_file,
+    faketime,
+    fill_disk,
+    flushed,
+    hold_lock,
+    kill_member,
+    kill_server,
+    nothing,
+    out_of_memory,
+    read_only,
+    scribble,
+    step_clock,
+    stop_server,
+    suspend_member,
+    truncate,
+)
 
 RATE = 50
 SECONDS = 12
-TROUBLE, OUTAGE = 3.2, 4.0
-"""Seconds: when the trouble begins, counted from the start, and how long it lasts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """Where a drill takes place."""
-
-    directory: Path
-    server: Server | None
-    members: list[BaseProcess]
-
-    @property
-    def state_file(self) -> Path:
-        """The file of the share."""
-        (found,) = (self.directory / "store").iterdir()
-        return found
-
-
-def kill_server(scene: Scene) -> None:
-    """Redis is killed, and started again."""
-    assert scene.server is not None
-    scene.server.kill()
-    time.sleep(OUTAGE)
-    scene.server.start()
-
-
-def stop_server(scene: Scene) -> None:
-    """Redis is suspended: it accepts connections and does not answer."""
-    assert scene.server is not None
-    scene.server.send_signal(signal.SIGSTOP)
-    time.sleep(OUTAGE)
-    scene.server.send_signal(signal.SIGCONT)
-
-
-def read_only(scene: Scene) -> None:
-    """Redis becomes a read-only replica of a server that does not exist."""
-    assert scene.server is not None
-    with scene.server.client() as client:
-        client.execute_command("REPLICAOF", "127.0.0.1", "1")
-        time.sleep(OUTAGE)
-        client.execute_command("REPLICAOF", "NO", "ONE")
-
-
-def out_of_memory(scene: Scene) -> None:
-    """Redis refuses to write."""
-    assert scene.server is not None
-    with scene.server.client() as client:
-        client.config_set("maxmemory", 1)
-        time.sleep(OUTAGE)
-        client.config_set("maxmemory", 0)
-
-
-def flushed(scene: Scene) -> None:
-    """All keys and scripts are deleted, ten times a second."""
-    assert scene.server is not None
-    with scene.server.client() as client:
-        until = time.monotonic() + OUTAGE
-        while time.monotonic() < until:
-            client.flushall()
-            client.script_flush()
-            time.sleep(0.1)
-
-
-def kill_member(scene: Scene) -> None:
-    """A member is killed with 100 requests waiting."""
-    scene.members[0].kill()
-
-
-def hold_lock(scene: Scene) -> None:
-    """Another process holds the lock of the state file, as a suspended one would."""
-    with scene.state_file.open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        time.sleep(OUTAGE)
-
-
-def truncate(scene: Scene) -> None:
-    """The state file is emptied."""
-    os.truncate(scene.state_file, 0)
-
-
-def scribble(scene: Scene) -> None:
-    """The state file is filled with garbage."""
-    scene.state_file.write_bytes(os.urandom(20_000))
-
-
-def delete_file(scene: Scene) -> None:
-    """The state file is deleted."""
-    scene.state_file.unlink()
-
-
-def delete_directory(scene: Scene) -> None:
-    """The directory is deleted."""
-    shutil.rmtree(scene.directory / "store")
-
-
-def nothing(scene: Scene) -> None:
-    """Nothing goes wrong."""
-
+TROUBLE = 3.2
+"""Seconds from the start until the trouble begins."""
 
 REDIS: dict[str, Callable[[Scene], None]] = {
     "redis-well": nothing,
@@ -133,6 +59,8 @@ REDIS: dict[str, Callable[[Scene], None]] = {
     "redis-out-of-memory": out_of_memory,
     "redis-flushed": flushed,
     "redis-slow": nothing,
+    "redis-clock-stepped": step_clock,
+    "redis-member-suspended": suspend_member,
     "redis-member-killed": kill_member,
 }
 FILE: dict[str, Callable[[Scene], None]] = {
@@ -142,9 +70,12 @@ FILE: dict[str, Callable[[Scene], None]] = {
     "file-scribbled": scribble,
     "file-deleted": delete_file,
     "file-directory-deleted": delete_directory,
+    "file-disk-full": fill_disk,
+    "file-clock-stepped": step_clock,
+    "file-member-suspended": suspend_member,
     "file-member-killed": kill_member,
 }
-OTHER: dict[str, Callable[[Scene], None]] = {"redis-never-reached": nothing}
+OTHER: dict[str, Callable[[Scene], None]] = {"redis-never-reached": nothing, "gunicorn-preload": nothing}
 
 
 def drill(name: str, processes: int = 8) -> Report:
@@ -152,21 +83,29 @@ def drill(name: str, processes: int = 8) -> Report:
     trouble = {**REDIS, **FILE, **OTHER}[name]
     directory = Path(tempfile.mkdtemp(prefix="stkai-drill-"))
     server = Server("redis", directory / "redis") if name in REDIS else None
-    slow = None
+    slow = disk = None
     try:
-        store = f"file://{directory / 'store'}"
+        if name == "gunicorn-preload":
+            return run_gunicorn(directory, RATE, SECONDS, TROUBLE)
+        if name == "file-disk-full":
+            disk = SmallDisk(directory / "store")
+        store: Any = f"file://{directory / 'store'}"
         if server is not None:
             server.start()
             store = server.url
         if name == "redis-never-reached":
             store = f"redis://127.0.0.1:{free_port()}/0"
+        if name == "redis-clock-stepped":
+            store = SteppedStore(store, directory / "clock")
         if name == "redis-slow" and server is not None:
-            slow = _Delay(server.port, 0.2)
+            slow = Delay(server.port, 0.2)
             store = f"redis://127.0.0.1:{slow.port}/0"
 
         def during(start: float, members: list[BaseProcess]) -> None:
             time.sleep(max(0.0, start + TROUBLE - time.monotonic()))
-            trouble(Scene(directory, server, members))
+            clock = os.environ.get("FAKETIME_TIMESTAMP_FILE")  # Of the members, which are forked.
+            place = directory if clock is None else Path(clock).parent.parent
+            trouble(Scene(place if trouble is step_clock else directory, server, members))
 
         workers = 100 if name.endswith("member-killed") else 4
         processes = 5 if name.endswith("member-killed") else processes
@@ -177,42 +116,17 @@ def drill(name: str, processes: int = 8) -> Report:
             server.kill()
         if slow is not None:
             slow.close()
+        if disk is not None:
+            disk.close()
         shutil.rmtree(directory, ignore_errors=True)
 
 
-class _Delay:
-    """A relay that delays each answer."""
-
-    def __init__(self, port: int, seconds: float) -> None:
-        self._target, self._seconds = port, seconds
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        """Accept no more connections."""
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self._target))
-            for source, sink, delay in ((near, far, 0.0), (far, near, self._seconds)):
-                threading.Thread(target=self._relay, args=(source, sink, delay), daemon=True).start()
-
-    def _relay(self, source: socket.socket, sink: socket.socket, delay: float) -> None:
-        try:
-            while data := source.recv(65536):
-                time.sleep(delay)
-                sink.sendall(data)
-        except OSError:
-            pass
-        finally:
-            source.close()
-            sink.close()
+def _run_with_a_clock_of_its_own(name: str, processes: int) -> None:
+    """Run a drill whose members see a wall clock that can be set."""
+    with tempfile.TemporaryDirectory() as place:
+        environment = {**os.environ, **faketime(Path(place) / "clock")}
+        command = [sys.executable, "-m", "benchmarks.drills", name, "--processes", str(processes)]
+        subprocess.run(command, env=environment, check=True)
 
 
 def main() -> None:
@@ -224,6 +138,9 @@ def main() -> None:
     options = parser.parse_args()
     series = {}
     for name in options.names or names:
+        if name == "file-clock-stepped" and "LD_PRELOAD" not in os.environ:
+            _run_with_a_clock_of_its_own(name, options.processes)
+            continue
         report = drill(name, options.processes)
         print(
             f"{name:24} {report.per_second(SECONDS)}  most in a second: {report.most_in_a_second}"

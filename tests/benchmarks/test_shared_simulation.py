@@ -3,7 +3,7 @@
 import pytest
 from benchmarks.adaptive.scenario import SERVERS, Scenario, ServerKind
 from benchmarks.adaptive.simulation import Trace, simulate
-from benchmarks.adaptive.strategies import HALF_SHARED, SHARED
+from benchmarks.adaptive.strategies import HALF_SHARED, SHARED, Strategy
 
 WINDOWS = 12
 
@@ -38,3 +38,19 @@ def test_a_group_keeps_its_share_beside_outsiders(server: ServerKind) -> None:
     scenario = Scenario(server=server, windows=30, cold=10)
     accepted, _, each = counts(simulate(scenario, HALF_SHARED, seed=1), scenario)
     assert 0.35 <= sum(each[5:]) / accepted <= 0.65
+
+
+@pytest.mark.parametrize("strategy", [SHARED, HALF_SHARED])
+def test_a_group_is_never_refused_by_a_server_that_describes_its_window(strategy: Strategy) -> None:
+    scenario = Scenario(headers="ietf", windows=WINDOWS)
+    accepted, refused, each = counts(simulate(scenario, strategy, seed=1), scenario)
+    assert refused == 0
+    assert accepted >= 0.97 * scenario.allowed(scenario.steady, scenario.end)
+    assert 0.4 <= sum(each[5:]) / accepted <= 0.6
+
+
+def test_a_group_uses_the_quota_from_the_first_window_on() -> None:
+    scenario = Scenario(headers="ietf", windows=3, cold=0, processes=20)
+    accepted, refused, _ = counts(simulate(scenario, SHARED, seed=1), scenario)
+    assert refused == 0
+    assert accepted >= 0.93 * scenario.allowed(0.0, scenario.end)

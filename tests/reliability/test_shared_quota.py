@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from benchmarks._members import Group, World, run_group
+from benchmarks.kills import kill_members
 
 import stkai
 from stkai import TokenBucket
@@ -59,6 +60,13 @@ def test_when_a_member_dies_the_others_get_its_quota(store: str) -> None:
     assert report.errors == []
     assert report.per_second(2)[1] >= 0.7 * RATE
     assert report.most_in_a_second <= RATE + 3
+
+
+def test_members_that_are_killed_lose_at_most_one_permit_each(tmp_path: Path) -> None:
+    outcome = kill_members(12, tmp_path)
+    assert (outcome.twice, outcome.restarts) == (0, 0)
+    assert outcome.lost <= outcome.kills
+    assert outcome.granted > 1000
 
 
 def test_no_error_reaches_a_caller_while_the_server_is_down(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Servers for the tests of stores: real ones, started once."""
+"""Real servers for the tests of stores, started once per session."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from ..support.redis_servers import KINDS, Server, installed
 def shared_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """A server that tests leave running; each empties it."""
+    """A server shared by all tests; each test empties it before use."""
     kind = request.param
     if not installed(kind):
         pytest.skip(f"{kind}-server is not installed: apt-get install {kind}-server")

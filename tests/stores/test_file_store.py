@@ -1,11 +1,9 @@
-"""A quota in a file: where it is, what is in its place, and what becomes of it when it is damaged."""
+"""FileStore: where it keeps the file, what it refuses to open, and how it recovers from damage."""
 
 import fcntl
 import os
 import resource
 import stat
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 import pytest
 
 from stkai import ConfigurationError
-from stkai.stores import Ask, FileStore, Law, Lease, Refusal, Store, _file, _place
+from stkai.stores import Ask, FileStore, Law, Lease, Refusal, Store, _file, _open_share, _place
 from stkai.stores._choose import store_from
 
 
@@ -247,10 +245,10 @@ def test_after_a_reboot_the_state_restarts_and_another_machine_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = FileStore(tmp_path).lease(ask(rate=1.0, want=1))
-    monkeypatch.setattr(_file, "_boot", [bytes(16)])
+    monkeypatch.setattr(_open_share, "_boot", [bytes(16)])
     with pytest.raises(ConfigurationError, match="redis://"):
         FileStore(tmp_path).lease(ask())
-    monkeypatch.setattr(_file, "_TWO_MACHINES", -1.0)
+    monkeypatch.setattr(_open_share, "_TWO_MACHINES", -1.0)
     second = FileStore(tmp_path).lease(ask(rate=1.0))
     assert second.wait == 0
     assert second.epoch > first.epoch
@@ -293,31 +291,6 @@ def test_threads_get_each_permit_once(tmp_path: Path) -> None:
         thread.join()
     places = sorted(lease.wait for lease in leases)
     assert [round(place / 1000) for place in places] == list(range(200))
-
-
-KILLED = """
-import sys
-from stkai.stores import Ask, FileStore
-store = FileStore(sys.argv[1])
-print(flush=True)
-while True:
-    store.lease(Ask(share="team", rate=1e-6, burst=1.0, started=1.0, member=sys.argv[2], want=1))
-"""
-
-
-@pytest.mark.real_time
-def test_a_process_that_is_killed_in_the_middle_leaves_a_readable_state(tmp_path: Path) -> None:
-    store = FileStore(tmp_path)
-    epoch = store.lease(ask(rate=1e-6)).epoch
-    for number in range(5):
-        command = [sys.executable, "-c", KILLED, str(tmp_path), f"killed {number}"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            while store.lease(ask(rate=1e-6, want=0)).members < number + 2:
-                pass
-            process.kill()
-        assert store.lease(ask(rate=1e-6)).epoch == epoch
 
 
 def test_a_closed_store_opens_again(tmp_path: Path) -> None:

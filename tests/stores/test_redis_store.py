@@ -1,4 +1,4 @@
-"""A quota in Redis or Valkey, against real servers."""
+"""RedisStore against real Redis and Valkey servers."""
 
 import signal
 import sys

@@ -1,4 +1,4 @@
-"""A quota in a cluster of Redis servers, and behind Sentinel, whose master fails."""
+"""RedisStore on a cluster, and behind Sentinel when the master fails."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ def ask(share: str = "team", member: str = "a") -> Ask:
 
 
 def eventually(check: Callable[[], Any], seconds: float = 20) -> Any:
-    """What `check` returns, once it is true and raises no error of the client's."""
+    """Call `check` until it returns something true, ignoring the client's errors; returns that."""
     until = time.monotonic() + seconds
     while True:
         try:
@@ -80,6 +80,29 @@ def test_shares_live_in_a_cluster_each_in_one_slot(cluster: list[Server]) -> Non
     client.close()
 
 
+def test_a_share_survives_a_slot_that_moves_to_another_node(cluster: list[Server]) -> None:
+    client = redis.RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", server.port) for server in cluster])
+    store = RedisStore(client)
+    epoch = store.lease(ask()).epoch
+    nodes: Any = client.nodes_manager
+    slot = redis.crc.key_slot(b"team")
+    source = next(server for server in cluster if server.port == nodes.get_node_from_slot(slot).port)
+    target = next(server for server in cluster if server is not source)
+    with source.client() as old, target.client() as new:
+        mine, theirs = (found.execute_command("CLUSTER", "MYID") for found in (old, new))
+        new.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", mine)
+        old.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", theirs)
+        assert store.lease(ask()).epoch == epoch
+        keys = old.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 10)
+        old.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+        assert store.lease(ask(member="b")).members == 2  # The old node redirects the script to the new one.
+        for node in (new, old):
+            node.execute_command("CLUSTER", "SETSLOT", slot, "NODE", theirs)
+    lease = eventually(lambda: store.lease(ask(member="c")))
+    assert (lease.epoch, lease.members) == (epoch, 3)
+    client.close()
+
+
 def test_a_share_survives_a_fail_over_of_sentinels(tmp_path: Path) -> None:
     with ExitStack() as stack:
         master = stack.enter_context(Server("redis", tmp_path / "master"))
@@ -94,7 +117,11 @@ def test_a_share_survives_a_fail_over_of_sentinels(tmp_path: Path) -> None:
         with replica.client() as client:
             eventually(lambda: client.info("replication")["master_link_status"] == "up")
         eventually(lambda: sentinel.discover_slaves("quota"))
-        store = RedisStore(sentinel.master_for("quota", socket_timeout=0.25))
+        for watcher in sentinel.sentinels:
+            stack.callback(watcher.close)
+        master_client = sentinel.master_for("quota", socket_timeout=0.25)
+        stack.callback(master_client.close)
+        store = RedisStore(master_client)
         assert "sentinel quota" in repr(store)
         epoch = store.lease(ask()).epoch
         master.kill()

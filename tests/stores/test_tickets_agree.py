@@ -1,21 +1,24 @@
-"""The ticket clock in Python and the one in Lua give the same answers to the same questions."""
+"""Property test: the ticket clocks in Python and in Lua give the same answers."""
 
 import os
 import random
 from typing import Any
 
+import pytest
+
 from stkai.stores import Ask, Known, Law, Refusal, _redis, _tickets
+from stkai.stores._members import KnownMembers
 from stkai.stores._record import SLOT, PackedMembers, Record, unpack
-from stkai.stores._tickets import KnownMembers, State
+from stkai.stores._tickets import State
 
 from ..support.redis_servers import Server
 
 SEQUENCES = int(os.environ.get("STKAI_TEST_SEQUENCES", "150"))
-"""Of up to 200 steps each; 100,000 take half an hour for each server."""
+"""How many sequences to try, of up to 200 steps each; 100,000 take half an hour per server."""
 
 
 class InLua:
-    """The script in a real server, with an instant that the test gives."""
+    """The script, run by a real server on a clock that the test sets."""
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -30,7 +33,7 @@ class InLua:
 
 
 def random_ask(chance: random.Random, share: str, epoch: int) -> Ask:
-    """What a member may ask; now and then one that disagrees about the quota."""
+    """A random question; some come from a member that was given another quota."""
     rate = chance.choice([5.0, 5.0, 5.0, 5.0, 50.0, 1000.0, 1 / 7])
     costly = chance.random() < 0.3
     want = chance.choice([0, 1, 1, 1, 3, 20])
@@ -62,8 +65,9 @@ def check_one_sequence(lua: InLua, seed: int) -> None:
     epoch = 0
     for _ in range(chance.choice([3, 10, 30, 200])):
         now += chance.choice([0.0, 0.001, 0.02, chance.expovariate(5), chance.expovariate(0.2)])
-        # The server's clock may be set back.
-        lua.now = now - (2.0 if chance.random() < 0.02 else 0.0)
+        # Sometimes the clock is set back, by more or less than the clock tolerates.
+        now -= chance.choice([0.05, 2.0, 3600.0]) if now > 1e4 and chance.random() < 0.02 else 0.0
+        lua.now = now - (0.09 if chance.random() < 0.02 else 0.0)
         if state is None or packed is None:
             state, packed = State(lua.now, KnownMembers()), State(lua.now, PackedMembers(oldest=lua.now))
         ask = random_ask(chance, share, epoch)
@@ -105,3 +109,30 @@ def test_python_and_lua_agree_on_random_sequences(server: Server) -> None:
         first = random.randrange(10**9)  # noqa: S311
         for seed in range(first, first + SEQUENCES):
             check_one_sequence(lua, seed)
+
+
+def test_places_move_with_the_rate_of_the_group() -> None:
+    state = State(0.0, KnownMembers())
+    first = Ask(share="s", rate=1.0, burst=1.0, started=0.0, member="first", want=1)
+    waits = [
+        _tickets.lease(state, first._replace(member=name), 0.0).wait for name in ("first", "second", "third")
+    ]
+    assert waits == [0.0, 1.0, 2.0]
+    law = Law("s", 10.0, 1.0, "{}", state.version)
+    assert _tickets.amend(state, state.epoch, law, 1.0)
+    # Two places were still to come, at 2 and 3 s; they now come at 1.1 and 1.2 s.
+    assert _tickets.lease(state, first._replace(member="fourth"), 1.0).wait == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("members", [KnownMembers, PackedMembers])
+def test_a_clock_that_is_set_back_holds_nobody_up(members: Any) -> None:
+    state = State(10_000.0, members())
+    one = Ask(share="s", rate=10.0, burst=1.0, started=0.0, member="one", want=1)
+    other = one._replace(member="other")
+    for member in (one, other, one):
+        _tickets.lease(state, member, 10_000.0)
+    lease = _tickets.lease(state, other, 6400.0)
+    assert lease.wait == pytest.approx(0.3)
+    assert lease.members == 2
+    assert _tickets.lease(state, other, 6400.3).wait == pytest.approx(0.1)
+    assert _tickets.lease(state, other, 6411.0).members == 1

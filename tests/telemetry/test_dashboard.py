@@ -13,9 +13,12 @@ from stkai import (
     CallInfo,
     CallStarted,
     Event,
+    QuotaDisagreement,
     RateChanged,
     Rejected,
     RetryScheduled,
+    StoreLost,
+    StoreRestored,
     TokenRenewed,
     Waited,
 )
@@ -34,6 +37,9 @@ EVENTS: list[Event] = [
     RateChanged(call=CALL, old=2.0, new=1.0, reason="429 Too Many Requests"),
     TokenRenewed(call=CALL, seconds=0.1, reason="none was valid"),
     CallFinished(call=CALL, status=200, seconds=1.0),
+    StoreLost(call=CALL, share="team", store="redis", reason="refused"),
+    StoreRestored(call=CALL, share="team", store="redis"),
+    QuotaDisagreement(call=CALL, share="team", mine=1.0, theirs=2.0),
 ]
 
 

@@ -331,3 +331,34 @@ def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -
         ImportError, match=r"OpenTelemetryListener needs more packages: pip install 'stkai\[otel\]'"
     ):
         OpenTelemetryListener()
+
+
+def test_trouble_with_a_shared_quota_is_counted_for_each_share(telemetry: Telemetry) -> None:
+    call = CallInfo(id=0, method="", host="")
+    for share in ("team", "team", "other"):
+        telemetry.listener(stkai.StoreLost(call=call, share=share, store="10.0.0.1:6379", reason="refused"))
+    telemetry.listener(stkai.StoreRestored(call=call, share="team", store="10.0.0.1:6379"))
+    telemetry.listener(stkai.QuotaDisagreement(call=call, share="team", mine=1.0, theirs=2.0))
+    counted = {
+        (name, point.attributes["stkai.share"]): point.value
+        for name, points in telemetry.points().items()
+        for point in points
+    }
+    assert counted == {
+        ("stkai.store.losses", "team"): 2,
+        ("stkai.store.losses", "other"): 1,
+        ("stkai.store.restorations", "team"): 1,
+        ("stkai.quota.disagreements", "team"): 1,
+    }
+    assert telemetry.spans() == ()
+
+
+async def test_a_stack_whose_store_cannot_be_reached_counts_one_loss(
+    world: World, telemetry: Telemetry
+) -> None:
+    bucket = TokenBucket(1000, 1, share="team", store="redis://127.0.0.1:1/0")
+    builder = stack(telemetry, token_bucket(bucket))
+    for _ in range(2):
+        assert (await call(world, builder, 200)).status_code == 200
+    (point,) = telemetry.points()["stkai.store.losses"]
+    assert (point.value, dict(point.attributes)) == (1, {"stkai.share": "team"})

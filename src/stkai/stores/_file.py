@@ -2,17 +2,16 @@
 
 import os
 import threading
-from hashlib import blake2b
 from pathlib import Path
 
 from .._clock import SystemClock
 from .._errors import ConfigurationError
 from . import _tickets
-from ._locks import lock, read_at, try_lock, unlock, write_at
+from ._locks import lock, try_lock
+from ._open_share import OpenShare
 from ._place import check_share, default_directory, file_name, make_directory, open_state
 from ._protocol import Ask, Law, Lease, Snapshot
-from ._record import SIZE, PackedMembers, Record, newest, unpack
-from ._tickets import State
+from ._record import PackedMembers
 
 _LOCK_TIMEOUT = 0.25
 _LOOK_AGAIN = 0.25
@@ -21,98 +20,7 @@ _LOOK_AGAIN = 0.25
 _STILL_LINKED = 0.02
 """Seconds between the cheaper checks that the file was not deleted."""
 
-_TWO_MACHINES = 60.0
-_BACKWARDS = 5.0
-"""Seconds that this clock may be behind the file's; a larger gap means that another clock wrote the file."""
-
 _clock = SystemClock()
-
-
-class _OpenShare:
-    """The file of one share, open in this process.
-
-    Attributes:
-        seen: when it was last known to exist.
-        checked: when its path was last checked.
-        wall: seconds since 1970 at that check.
-        known: the record that this process wrote last, with the slot's content; None if a step failed.
-    """
-
-    __slots__ = ("checked", "fd", "identity", "known", "lock", "seen", "wall")
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        about = os.fstat(fd)
-        self.identity = (about.st_dev, about.st_ino)
-        self.seen = self.checked = -_LOOK_AGAIN
-        self.wall = 0.0
-        self.known: tuple[Record, bytes] | None = None
-        self.lock = threading.Lock()
-
-    def close(self) -> None:
-        """Close the file, which also releases its lock."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    __del__ = close
-
-    def read(self, now: float) -> Record:
-        """The state in the file, or a new one if there is no usable state.
-
-        Raises:
-            ConfigurationError: another machine writes to the same file.
-        """
-        content = read_at(self.fd, SIZE, 0)
-        known, self.known = self.known, None
-        if known is not None:
-            offset = known[0].offset
-            if content.startswith(known[1], offset) and newest(content) == offset:
-                return known[0]
-        record = unpack(content)
-        boot = _boot_id()
-        if record is not None:
-            if record.boot == boot and record.state.last <= now + _BACKWARDS:
-                return record
-            if record.boot != boot:
-                self._check_alone(record, now)
-        number = 0 if record is None else record.number
-        return Record(number, boot, 0.0, State(now, PackedMembers(oldest=now)))
-
-    def write(self, record: Record) -> None:
-        """Write the state into the other slot."""
-        record.number += 1
-        record.wall = self.wall
-        content = record.pack()
-        written = write_at(self.fd, content, record.offset)
-        if written != len(content):
-            raise OSError(
-                f"only {written} of {len(content)} bytes of the state were written: is the disk full?"
-            )
-        self.known = record, content
-
-    def release(self) -> None:
-        """Release the file's lock."""
-        try:
-            unlock(self.fd)
-        finally:
-            self.lock.release()
-
-    def _check_alone(self, record: Record, now: float) -> None:
-        """Refuse a file that another machine wrote to while this one was running.
-
-        Raises:
-            ConfigurationError: two machines share it.
-        """
-        wall = _clock.utcnow().timestamp()
-        since = max(
-            wall - now, wall - _TWO_MACHINES
-        )  # Before that, it may have been this one, before it was restarted.
-        if since < record.wall <= wall + _BACKWARDS:
-            raise ConfigurationError(
-                "two machines share one state file, but their clocks are unrelated;"
-                " share the quota through Redis: store='redis://host:6379'"
-            )
 
 
 class FileStore:
@@ -140,7 +48,7 @@ class FileStore:
     def _begin(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._shares: dict[str, _OpenShare] = {}
+        self._shares: dict[str, OpenShare] = {}
 
     def lease(self, ask: Ask) -> Lease:
         """Take permits.
@@ -225,7 +133,7 @@ class FileStore:
         finally:
             share.release()
 
-    def _hold(self, name: str, *, wait: bool) -> _OpenShare | None:
+    def _hold(self, name: str, *, wait: bool) -> OpenShare | None:
         """The share with its lock held; None if `wait` is false and another process or thread holds the lock."""
         if self._pid != os.getpid():
             self._leave_parents_files()
@@ -250,16 +158,16 @@ class FileStore:
                 share.lock.release()
                 raise
 
-    def _open(self, name: str) -> _OpenShare:
+    def _open(self, name: str) -> OpenShare:
         fd = open_state(self.path, file_name(check_share(name)), private=self._private)
-        share = _OpenShare(fd)
+        share = OpenShare(fd)
         with self._lock:
             first = self._shares.setdefault(name, share)
         if first is not share:
             share.close()
         return first
 
-    def _is_in_place(self, name: str, share: _OpenShare) -> bool:
+    def _is_in_place(self, name: str, share: OpenShare) -> bool:
         """Whether other processes still find the open file at its path."""
         now = _clock.monotonic()
         if now - share.seen >= _STILL_LINKED:
@@ -275,7 +183,7 @@ class FileStore:
             return False
         return (about.st_dev, about.st_ino) == share.identity
 
-    def _drop(self, name: str, share: _OpenShare) -> None:
+    def _drop(self, name: str, share: OpenShare) -> None:
         """Close a file that is no longer at its path; closing it releases its lock."""
         with self._lock:
             if self._shares.get(name) is share:
@@ -291,17 +199,3 @@ class FileStore:
         self._begin()
         for share in shares.values():
             share.close()
-
-
-_boot: list[bytes] = []
-
-
-def _boot_id() -> bytes:
-    """Identifies this boot of this machine, in 16 bytes; a constant if the system has no boot id."""
-    if not _boot:
-        try:
-            told = Path("/proc/sys/kernel/random/boot_id").read_bytes()
-        except OSError:
-            told = b""
-        _boot.append(blake2b(told, digest_size=16).digest())
-    return _boot[0]

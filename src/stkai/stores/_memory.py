@@ -4,8 +4,9 @@ import threading
 
 from .._clock import Clock
 from . import _tickets
+from ._members import KnownMembers
 from ._protocol import Ask, Law, Lease, Snapshot
-from ._tickets import KnownMembers, State
+from ._tickets import State
 
 
 class MemoryStore:

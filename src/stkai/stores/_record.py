@@ -8,7 +8,8 @@ from hashlib import blake2b
 from typing import Final
 from zlib import crc32
 
-from ._tickets import FORGET, State
+from ._members import FORGET
+from ._tickets import State
 
 SLOT: Final = 8192
 SIZE: Final = 2 * SLOT
@@ -47,6 +48,11 @@ class PackedMembers:
     def count(self, now: float) -> tuple[int, int]:
         alive = [waiting for _, waiting, seen in _MEMBER.iter_unpack(self.packed) if seen > now - FORGET]
         return len(alive), sum(alive)
+
+    def move_back(self, seconds: float) -> None:
+        moved = [(key, waiting, seen - seconds) for key, waiting, seen in _MEMBER.iter_unpack(self.packed)]
+        self.packed[:] = b"".join(_MEMBER.pack(*entry) for entry in moved)
+        self.oldest -= seconds
 
     def _forget(self, now: float) -> None:
         alive = [entry for entry in _MEMBER.iter_unpack(self.packed) if entry[2] > now - FORGET]

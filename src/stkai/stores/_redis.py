@@ -109,7 +109,7 @@ class RedisStore:
 
         source, digest = _script()
         keys = _keys(share)
-        given = (verb, "", *arguments)
+        given = (verb, self._instant(), *arguments)
 
         def work() -> Any:
             try:
@@ -118,6 +118,10 @@ class RedisStore:
                 return self._client.eval(source, len(keys), *keys, *given)
 
         return work() if self._in_time is None else self._in_time.call(work)
+
+    def _instant(self) -> str:
+        """When the step takes place; empty for the server's own time."""
+        return ""
 
 
 def _connect(url: str, timeout: float) -> Any:

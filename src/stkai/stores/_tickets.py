@@ -5,15 +5,12 @@ permit on the store's clock. Returned places are granted first. A property test 
 """
 
 import math
-from typing import Protocol
 
+from ._members import FORGET, Members
 from ._protocol import Ask, Known, Law, Lease, Snapshot
 
 AHEAD = 0.25
 """Seconds' worth of its share that a member may lease in advance."""
-
-FORGET = 10.0
-"""Seconds of silence after which a member is forgotten."""
 
 MOST_VACANT = 64
 MOST_QUEUE = 60.0
@@ -25,34 +22,8 @@ _SPAN = 10.0
 _ROUNDING = 1e-6
 """Permits."""
 
-
-class Members(Protocol):
-    """The members that share the quota, and when each was last seen."""
-
-    def seen(self, member: str, now: float, waiting: int) -> int:
-        """Record that the member is alive, forget silent members, and count the rest."""
-        ...
-
-    def count(self, now: float) -> tuple[int, int]:
-        """The number of members, and of requests waiting in them."""
-        ...
-
-
-class KnownMembers:
-    """Members in a dict."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, tuple[float, int]] = {}
-
-    def seen(self, member: str, now: float, waiting: int) -> int:
-        self._seen[member] = (now, waiting)
-        for other in [name for name, (at, _) in self._seen.items() if at <= now - FORGET]:
-            del self._seen[other]
-        return len(self._seen)
-
-    def count(self, now: float) -> tuple[int, int]:
-        alive = [waiting for at, waiting in self._seen.values() if at > now - FORGET]
-        return len(alive), sum(alive)
+_SET_BACK = 0.1
+"""Seconds; if the clock is behind by more, it was set back, and everything moves back with it."""
 
 
 class State:
@@ -118,7 +89,7 @@ class State:
 
 def lease(state: State, ask: Ask, now: float) -> Lease:
     """Take a step of the clock for one member."""
-    now = state.last = max(now, state.last)
+    now = _step_to(state, now)
     members = state.members.seen(ask.member, now, ask.waiting)
     _agree(state, ask, now)
     if state.is_lost:
@@ -156,8 +127,9 @@ def amend(state: State, epoch: int, law: Law, now: float) -> bool:
     """Put a new law in force, unless epoch or version have moved."""
     if epoch != state.epoch or law.version != state.version:
         return False
-    state.last = max(now, state.last)
+    now = _step_to(state, now)
     state.version += 1
+    _pace(state, law.rate, now)
     state.rate, state.depth, state.memory, state.written = law.rate, law.burst, law.memory, state.last
     return True
 
@@ -187,6 +159,22 @@ def forget(state: State, now: float) -> State:
     return fresh
 
 
+def _step_to(state: State, now: float) -> float:
+    """Advance the state's time; if the clock was set back, go on as if no time had passed since the last step."""
+    back = state.last - now
+    if back > _SET_BACK:
+        state.last, state.next, state.empty = now, state.next - back, state.empty - back
+        state.owner_seen, state.paused, state.written = (
+            state.owner_seen - back, state.paused - back, state.written - back,
+        )  # fmt: skip
+        if state.refused >= 0:
+            state.refused = max(0.0, state.refused - back)
+        state.vacant = [place - back for place in state.vacant]
+        state.members.move_back(back)
+    state.last = max(now, state.last)
+    return state.last
+
+
 def _go_on(state: State, known: Known, now: float) -> None:
     """Restore a lost state from what the first member to ask knows."""
     state.epoch = known.epoch
@@ -214,6 +202,14 @@ def _agree(state: State, ask: Ask, now: float) -> None:
         state.began, state.owner_seen = ask.started, now
     elif same and ask.started == state.began:
         state.owner_seen = now
+
+
+def _pace(state: State, rate: float, now: float) -> None:
+    """Move the places that are still to come: their number between now and the last one stays the same."""
+    start, ratio = max(now, state.paused), state.rate / rate
+    state.vacant = [start + (place - start) * ratio if place > start else place for place in state.vacant]
+    if state.next > start:
+        state.next = start + (state.next - start) * ratio
 
 
 def _refuse(state: State, epoch: int, until: float, now: float) -> None:

@@ -1,7 +1,13 @@
--- The ticket clock of a shared quota: `_tickets.py`, line by line. The host language passes `now`, or the server's.
-local AHEAD, FORGET, MOST_VACANT, MOST_QUEUE, SPAN, ROUNDING = 0.25, 10.0, 64, 60.0, 10.0, 1e-6
+-- The ticket clock of a shared quota. It repeats `_tickets.py` line by line; a test checks that both give the same answers.
+--
+-- KEYS: the state, the members, and how many requests wait in each member.
+-- ARGV: a verb ("lease", "amend", "look" or "reset"), the time in seconds (empty for the server's own), the member, and
+-- numbers separated by spaces.
+local AHEAD, FORGET, MOST_VACANT, MOST_QUEUE, SPAN, ROUNDING, SET_BACK = 0.25, 10.0, 64, 60.0, 10.0,
+  1e-6, 0.1
 local KEPT = 90000  -- Seconds after the last use: a group that starts warm within a day needs the rate.
 
+-- The state of a share that was never used, or was lost.
 local function fresh(now)
   local epoch = math.floor(now * 1000000)
   return {epoch = epoch, version = epoch, last = now, next = now, empty = now, written = now, began = -1,
@@ -9,12 +15,14 @@ local function fresh(now)
     depth = 0, span = 0, used = 0, before = 0, memory = "", vacant = {}}
 end
 
+-- Restore a lost state from what the first member to ask knows.
 local function go_on(s, known, now)
   s.epoch = known.epoch
   if known.pause > 0 then s.paused = now + known.pause end
   s.next = math.max(now, now + math.min(known.next, MOST_QUEUE), s.paused)
 end
 
+-- Adopt the quota of the member that started last, as long as such a member is alive.
 local function agree(s, ask, now)
   local same = ask.rate == s.quota and ask.burst == s.burst and ask.max_cost == s.max_cost
     and ask.cost_rate == s.cost_rate
@@ -29,12 +37,23 @@ local function agree(s, ask, now)
   end
 end
 
+-- Move the places that are still to come when the rate changes.
+local function pace(s, rate, now)
+  local start, ratio = math.max(now, s.paused), s.rate / rate
+  for number, place in ipairs(s.vacant) do
+    if place > start then s.vacant[number] = start + (place - start) * ratio end
+  end
+  if s.next > start then s.next = start + (s.next - start) * ratio end
+end
+
+-- Pause all members after a 429.
 local function refuse(s, epoch, till, now)
   if epoch ~= s.epoch and till <= s.paused then return end
   s.epoch, s.refused, s.paused = s.epoch + 1, now, math.max(s.paused, till)
   s.next, s.vacant = math.max(now, s.paused), {}
 end
 
+-- Keep a returned place for the next member that asks.
 local function take_back(s, place, spacing, now)
   if place <= now then
     if s.next <= now then s.next = s.next - spacing end
@@ -44,6 +63,7 @@ local function take_back(s, place, spacing, now)
   end
 end
 
+-- How many of the permits have enough units of cost when due, and when the first may be used.
 local function pay(s, costs, count, first, gap)
   local per_unit, full = 1.0 / s.cost_rate, s.max_cost / s.cost_rate
   for number = 0, count - 1 do
@@ -61,6 +81,7 @@ local function pay(s, costs, count, first, gap)
   return count, first
 end
 
+-- How many permits to grant, seconds until the first, and seconds between them.
 local function grant(s, ask, count, spacing, now)
   local earliest = math.max(now - (s.depth - 1.0) * spacing, s.paused)
   local vacant = #s.vacant > 0 and s.vacant[1] < s.next
@@ -84,6 +105,7 @@ local function grant(s, ask, count, spacing, now)
   return count, first - now, gap
 end
 
+-- One step of the clock for one member.
 local function lease(s, ask, members, now, is_lost)
   agree(s, ask, now)
   if is_lost and ask.known.epoch >= 0 then go_on(s, ask.known, now) end
@@ -106,23 +128,29 @@ local function lease(s, ask, members, now, is_lost)
   return count, wait, gap, math.max(0, s.paused - now)
 end
 
--- The state is one string, the members a sorted set by when they were seen, and a hash of how many wait in each.
+-- STATE is one packed string, MEMBERS a sorted set scored by when each was last seen, WAITING a hash.
 local STATE, MEMBERS, WAITING = KEYS[1], KEYS[2], KEYS[3]
 
+-- The time of this step, in seconds.
 local function instant(given)
   if given ~= "" then return tonumber(given) end
   local time = redis.call("TIME")
   return time[1] + time[2] / 1e6
 end
 
+-- The stored state; nil if there is none, or if it is not one of ours.
 local function load(now)
   local packed = redis.call("GET", STATE)
   if not packed then return nil end
   local good, state = pcall(cmsgpack.unpack, packed)
-  if good and type(state) == "table" and state.vacant then return state end
-  return nil
+  if not good or type(state) ~= "table" then return nil end
+  for name, value in pairs(fresh(now)) do
+    if type(state[name]) ~= type(value) then return nil end
+  end
+  return state
 end
 
+-- Store the state. All keys expire KEPT seconds after the share falls idle.
 local function save(s, now)
   local seconds = string.format("%d", KEPT + math.max(0, math.min(1e8, math.max(s.paused, s.next) - now)))
   redis.call("SET", STATE, cmsgpack.pack(s), "EX", seconds)
@@ -130,6 +158,24 @@ local function save(s, now)
   redis.call("EXPIRE", WAITING, seconds)
 end
 
+-- Advance the state's time. If the clock was set back, go on as if no time had passed since the last step.
+local function step_to(s, now)
+  local back = s.last - now
+  if back > SET_BACK then
+    s.last, s.next, s.empty, s.owner_seen = now, s.next - back, s.empty - back, s.owner_seen - back
+    s.paused, s.written = s.paused - back, s.written - back
+    if s.refused >= 0 then s.refused = math.max(0, s.refused - back) end
+    for number, place in ipairs(s.vacant) do s.vacant[number] = place - back end
+    local seen = redis.call("ZRANGEBYSCORE", MEMBERS, "-inf", "+inf", "WITHSCORES")
+    for number = 1, #seen, 2 do
+      redis.call("ZADD", MEMBERS, string.format("%.17g", tonumber(seen[number + 1]) - back), seen[number])
+    end
+  end
+  s.last = math.max(now, s.last)
+  return s.last
+end
+
+-- Forget silent members, and count the rest.
 local function alive(now)
   local gone = redis.call("ZRANGEBYSCORE", MEMBERS, "-inf", string.format("%.17g", now - FORGET))
   if #gone > 0 then
@@ -139,12 +185,14 @@ local function alive(now)
   return redis.call("ZCARD", MEMBERS)
 end
 
+-- Parse numbers separated by spaces.
 local function numbers(text)
   local found = {}
   for word in string.gmatch(text, "%S+") do found[#found + 1] = tonumber(word) end
   return found
 end
 
+-- Format numbers so that no digit is lost.
 local function words(...)
   local found = {...}
   for place, value in ipairs(found) do found[place] = string.format("%.17g", value) end
@@ -162,8 +210,7 @@ if ARGV[1] == "lease" then
     back = numbers(ARGV[6])}
   local is_lost = not state
   state = state or fresh(now)
-  now = math.max(now, state.last)
-  state.last = now
+  now = step_to(state, now)
   redis.call("ZADD", MEMBERS, string.format("%.17g", now), ARGV[3])
   redis.call("HSET", WAITING, ARGV[3], string.format("%d", ask.waiting))
   local members = alive(now)
@@ -174,7 +221,7 @@ if ARGV[1] == "lease" then
 elseif ARGV[1] == "amend" then
   local n = numbers(ARGV[4])
   if not state or n[1] ~= state.epoch or n[2] ~= state.version then return 0 end
-  state.last = math.max(now, state.last)
+  pace(state, n[3], step_to(state, now))
   state.version, state.rate, state.depth = state.version + 1, n[3], n[4]
   state.memory, state.written = ARGV[5], state.last
   save(state, state.last)
@@ -192,7 +239,7 @@ if ARGV[1] == "reset" then
   return 1
 end
 
--- "look": nothing is written, so that a replica may answer, and nobody becomes a member.
+-- "look": read only, so that a replica can answer, and the reader does not become a member.
 if not state or state.quota == 0 then return {} end
 now = math.max(now, state.last)
 local least = "(" .. string.format("%.17g", now - FORGET)

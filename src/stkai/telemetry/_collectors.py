@@ -13,9 +13,12 @@ from .._events import (
     CallFinished,
     CallStarted,
     Event,
+    QuotaDisagreement,
     RateChanged,
     Rejected,
     RetryScheduled,
+    StoreLost,
+    StoreRestored,
     TokenRenewed,
     Waited,
 )
@@ -25,6 +28,7 @@ _OUTCOME: Final = ("http_request_method", "server_address", "http_response_statu
 _HOST: Final = ("server_address",)
 _LAYER: Final = ("server_address", "stkai_layer")
 _CAUSE: Final = ("server_address", "stkai_cause")
+_SHARE: Final = ("stkai_share",)
 
 _by_registry: "WeakKeyDictionary[CollectorRegistry, Collectors]" = WeakKeyDictionary()
 _lock = threading.Lock()
@@ -42,7 +46,7 @@ class Collectors:
     """Counts and measures each event that has a metric."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._host, self._layer, self._cause = Bounded(), Bounded(), Bounded()
+        self._host, self._layer, self._cause, self._share = Bounded(), Bounded(), Bounded(), Bounded()
 
         def seconds(name: str, text: str, labels: tuple[str, ...]) -> Histogram:
             return Histogram(name, text, labels, registry=registry, buckets=DURATIONS)
@@ -85,6 +89,24 @@ class Collectors:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self._losses = Counter(
+            "stkai_store_losses",
+            "Times that the store of a shared quota could not be reached.",
+            _SHARE,
+            registry=registry,
+        )
+        self._restorations = Counter(
+            "stkai_store_restorations",
+            "Times that the store of a shared quota answered again.",
+            _SHARE,
+            registry=registry,
+        )
+        self._disagreements = Counter(
+            "stkai_quota_disagreements",
+            "Times that another member of a share was given another quota.",
+            _SHARE,
+            registry=registry,
+        )
         self._handlers: dict[type[Event], Callable[[Any, str], None]] = {
             CallStarted: lambda _, host: self._active.labels(host).inc(),
             CallFinished: self._call_finished,
@@ -99,6 +121,9 @@ class Collectors:
             Rejected: lambda event, host: self._refusals.labels(host, self._layer(event.layer)).inc(),
             RateChanged: lambda event, host: self._rate.labels(host).set(event.new),
             TokenRenewed: lambda event, host: self._token.labels(host).observe(event.seconds),
+            StoreLost: lambda event, _: self._losses.labels(self._share(event.share)).inc(),
+            StoreRestored: lambda event, _: self._restorations.labels(self._share(event.share)).inc(),
+            QuotaDisagreement: lambda event, _: self._disagreements.labels(self._share(event.share)).inc(),
         }
 
     def __call__(self, event: Event) -> None:

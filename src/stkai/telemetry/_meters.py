@@ -11,9 +11,12 @@ from .._events import (
     CallFinished,
     CallStarted,
     Event,
+    QuotaDisagreement,
     RateChanged,
     Rejected,
     RetryScheduled,
+    StoreLost,
+    StoreRestored,
     TokenRenewed,
     Waited,
 )
@@ -24,7 +27,7 @@ class Meters:
     """Records a measurement for each event that has one."""
 
     def __init__(self, meter: Meter) -> None:
-        self._host, self._layer, self._cause = Bounded(), Bounded(), Bounded()
+        self._host, self._layer, self._cause, self._share = Bounded(), Bounded(), Bounded(), Bounded()
 
         def seconds(name: str, description: str) -> Any:
             return meter.create_histogram(
@@ -56,6 +59,21 @@ class Meters:
             unit="{request}/s",
             description="Current rate of an adaptive limiter, as of its last change.",
         )
+        self._losses = meter.create_counter(
+            "stkai.store.losses",
+            unit="{loss}",
+            description="Times that the store of a shared quota could not be reached.",
+        )
+        self._restorations = meter.create_counter(
+            "stkai.store.restorations",
+            unit="{restoration}",
+            description="Times that the store of a shared quota answered again.",
+        )
+        self._disagreements = meter.create_counter(
+            "stkai.quota.disagreements",
+            unit="{disagreement}",
+            description="Times that another member of a share was given another quota.",
+        )
         self._handlers: dict[type[Event], Callable[[Any, dict[str, Any]], None]] = {
             CallStarted: lambda _, labels: self._active.add(1, labels),
             CallFinished: self._call_finished,
@@ -66,6 +84,9 @@ class Meters:
             Rejected: lambda event, labels: self._refusals.add(1, self._in_layer(event, labels)),
             RateChanged: lambda event, labels: self._rate.set(event.new, labels),
             TokenRenewed: lambda event, labels: self._token.record(event.seconds, labels),
+            StoreLost: lambda event, _: self._losses.add(1, self._of_share(event)),
+            StoreRestored: lambda event, _: self._restorations.add(1, self._of_share(event)),
+            QuotaDisagreement: lambda event, _: self._disagreements.add(1, self._of_share(event)),
         }
 
     def __call__(self, event: Event) -> None:
@@ -94,3 +115,6 @@ class Meters:
 
     def _in_layer(self, event: Waited | Rejected, labels: dict[str, Any]) -> dict[str, Any]:
         return {**labels, "stkai.layer": self._layer(event.layer)}
+
+    def _of_share(self, event: StoreLost | StoreRestored | QuotaDisagreement) -> dict[str, Any]:
+        return {"stkai.share": self._share(event.share)}

@@ -240,6 +240,18 @@ def test_a_store_that_stumbles_while_it_comes_back_is_in_the_same_outage(
     assert [name for name in events if name.startswith("Store")] == ["StoreLost", "StoreRestored"] * 2
 
 
+def test_an_outage_that_no_request_notices_leaves_nothing_behind(clock: FakeClock, store: Scripted) -> None:
+    policy = bucket(store)
+    wait_for(policy, clock)
+    store.fails = True
+    policy._link.carry(None)
+    store.fails = False
+    policy._link.work()
+    asked = len(store.asked)
+    assert wait_for(policy, clock) == pytest.approx(0.1, abs=0.01)
+    assert len(store.asked) <= asked + 2
+
+
 def test_after_the_return_a_request_needs_both_clocks_for_a_while(clock: FakeClock, store: Scripted) -> None:
     first, second = bucket(store), bucket(store)
     for policy in (first, second, first):
@@ -335,6 +347,29 @@ def test_a_refusal_cuts_the_rate_of_the_group_once(clock: FakeClock, store: Scri
         wait_for(policy, clock)
     assert before * 0.4 < first.rate < before
     assert second.rate == pytest.approx(first.rate, rel=0.2)
+
+
+def test_a_refusal_in_an_outage_is_reported_afterwards_and_cuts_once(
+    clock: FakeClock, store: Scripted
+) -> None:
+    policy = AimdLimiter(600, 60, share="team", store=store)
+    turns = [Turn(), Turn()]
+    for turn in turns:
+        wait_for(policy, clock, turn)
+    policy.learn(turns[0], answer(clock))
+    epoch, before = store.asked[-1].known, policy.rate
+    assert epoch is not None
+    store.fails = True
+    policy.learn(turns[1], answer(clock, 429, **{"Retry-After": "2"}))
+    refused = clock.monotonic()
+    store.fails = False
+    policy._link.work()
+    for _ in range(20):
+        wait_for(policy, clock)
+    assert clock.monotonic() - refused >= 2
+    assert store.asked[-1].known is not None
+    assert store.asked[-1].known.epoch == epoch.epoch + 1
+    assert policy.rate > 0.3 * before
 
 
 def test_a_group_grows_while_requests_are_held_back(clock: FakeClock, store: Scripted) -> None:

@@ -10,13 +10,21 @@ import math
 import threading
 from typing import Any, Final, NamedTuple
 
+import httpx
+
+from ..._forks import after_fork
 from ...stores import Law as Shared
 from ...stores import Lease
+from .._limit.limiter import Answer
+from .group_window import GroupWindow
 from .law import Law, Past
 from .warm import BELIEVED
 
 _TICK: Final = 0.25
 """Seconds between steps of the law."""
+
+_TURN: Final = 2.0
+"""Steps for each member after which one that has not made a step makes one, if it has anything to say."""
 
 _START: Final = 0.2
 """Share of the quota at which a group starts."""
@@ -40,7 +48,7 @@ _SATURATED: Final = 0.5
 _HIT: Final = 0.6
 """Share of the requests a group would have sent in a pause that would be refused if its members did not pause."""
 
-_TEST: Final = 8
+_TEST: Final = 20
 """Cuts of single members after which the whole group is cut, to test whether strangers are still there."""
 
 _ENDED: Final = 3600.0
@@ -64,6 +72,7 @@ class Memory(NamedTuple):
         strangers: evidence that others use the quota, from 0 to 1.
         parts: cuts of one member's part since the last cut of the whole.
         tested: the rate at which the whole was cut last, until the next refusal; 0 otherwise.
+        window: the state of the guide along the window that the server describes; empty if it describes none.
     """
 
     quiet: float = 0.0
@@ -76,17 +85,21 @@ class Memory(NamedTuple):
     strangers: float = 0.0
     parts: float = 0
     tested: float = 0.0
+    window: tuple[Any, ...] = ()
 
     def text(self) -> str:
         """The text for the store."""
-        return json.dumps([round(value, 6) for value in self])
+        numbers = [round(value, 6) for value in self[:-1]]
+        window = [float(f"{value:.9g}") if isinstance(value, float) else value for value in self.window]
+        return json.dumps([*numbers, window], separators=(",", ":"))
 
     @classmethod
     def of(cls, text: str) -> "Memory | None":
         """Parse a text from the store; None if it has another format."""
         try:
-            return cls(*map(float, json.loads(text)))
-        except (ValueError, TypeError):
+            *numbers, window = json.loads(text)
+            return cls._make([*map(float, numbers), tuple(window)])
+        except (ValueError, TypeError, OverflowError):
             return None
 
 
@@ -114,11 +127,28 @@ class GroupPilot:
     ) -> None:
         self._law, self._ceiling, self._floor, self._window = law, ceiling, floor, window
         self._cold, self._warm = starts_cold, starts_warm
-        self._lock = threading.Lock()
+        # Plain AIMD reads no headers.
+        self._guided = GroupWindow(ceiling, floor, window, listens=starts_cold)
         self._accepted = 0
         self._counted = 0
+        self._wrote_at = -math.inf
         self._refused = self._answered = -1
         self._last: tuple[int, Shared] | None = None
+        self._begin()
+        after_fork(self, GroupPilot._begin)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+
+    def hear(self, answer: Answer, response: httpx.Response, *, refused: bool) -> float | None:
+        """Read the quota headers of an answer.
+
+        Returns:
+            The seconds until the window ends, if the headers say that it is used up and the group believes in it.
+        """
+        with self._lock:
+            reading = self._guided.read(answer, response.headers, refused=refused)
+            return self._guided.hear(reading, answer.now, answer.sent, refused=refused)
 
     def accepted(self, epoch: int) -> None:
         """Note that a request of this member, sent in this epoch, was accepted."""
@@ -127,11 +157,11 @@ class GroupPilot:
             self._answered = max(self._answered, epoch)
 
     def refused(self, epoch: int) -> None:
-        """Note that a request sent in this epoch was refused."""
+        """Note that a request sent in this epoch was refused, and that no window explains it."""
         with self._lock:
             self._refused = max(self._refused, epoch)
 
-    def steer(self, lease: Lease, waiting: int) -> Shared | None:
+    def steer(self, lease: Lease, waiting: int, now: float) -> Shared | None:
         """The group's next state, if one is due."""
         with self._lock:
             before, memory = lease.law, Memory.of(lease.law.memory) if lease.law.memory else None
@@ -147,21 +177,31 @@ class GroupPilot:
                 if self._warm and before.age < BELIEVED:
                     return self._started(lease, cold=bool(memory.cold), rate=before.rate)
                 return self._started(lease, cold=self._cold)
+            before = before._replace(age=max(0.0, before.age))
             self._last = lease.epoch, before
+            guide = self._guided.move(memory.window, now - before.age, now, before.rate, lease.members)
             if self._answered >= memory.epoch:
                 memory = memory._replace(answered=1)
             cuts = self._refused >= memory.epoch and bool(memory.answered)
-            if before.age < _TICK and not cuts:
+            # Those who ask at the same times as another would otherwise never have their successes counted.
+            overdue = self._accepted and now - self._wrote_at >= _TURN * _TICK * lease.members
+            if before.age < _TICK and not (cuts or overdue or self._guided.has_news(now - _TICK)):
                 return None
+            self._wrote_at = now
             held = waiting > 0 or lease.wait > 0 or lease.pause > 0
             self._counted = self._accepted
             memory = self._faded(memory, before.age, held=held)
             if cuts:
                 rate, memory = self._cut(before.rate, memory, lease)
-            elif held:
+            elif held and not guide.in_force:
                 rate, memory = self._grown(before.rate, memory, lease, min(before.age, _LONGEST_STEP))
             else:
                 rate = before.rate
+            rate = self._bounded(rate)
+            if guide.in_force:
+                rate, memory = guide.rate, memory._replace(cold=0)
+            if memory.window or not guide.has_heard_nothing:
+                memory = memory._replace(window=guide.state(now))
             return self._state(before, rate, memory, lease.members)
 
     def steered(self, lease: Lease, law: Shared, *, done: bool) -> None:
@@ -169,6 +209,7 @@ class GroupPilot:
         if done:
             with self._lock:
                 self._accepted -= self._counted
+                self._guided.told()
                 memory = Memory.of(law.memory)
                 if memory is not None and self._refused < memory.epoch:
                     self._refused = -1
@@ -178,12 +219,15 @@ class GroupPilot:
         """The state of a new group, by default at a part of the quota, or all of it if it does not start cold."""
         if rate is None:
             rate = _START * self._ceiling if self._cold else self._ceiling
-        return self._state(lease.law, rate, Memory(epoch=lease.epoch, cold=int(cold)), lease.members)
+        memory = Memory(epoch=lease.epoch, cold=int(cold))
+        return self._state(lease.law, self._bounded(rate), memory, lease.members)
 
     def _state(self, before: Shared, rate: float, memory: Memory, members: int) -> Shared:
-        rate = min(self._ceiling, max(self._floor, rate))
         burst = max(1.0, _BURST * self._window * rate / members)
         return before._replace(rate=rate, burst=burst, memory=memory.text(), age=0.0)
+
+    def _bounded(self, rate: float) -> float:
+        return min(self._ceiling, max(self._floor, rate))
 
     def _faded(self, memory: Memory, seconds: float, *, held: bool) -> Memory:
         horizon = _HISTORY * self._window
@@ -210,7 +254,8 @@ class GroupPilot:
         if memory.tested > 0:
             strangers += _STRANGE if rate < _BELOW * memory.tested else -_STRANGE
             strangers = min(1.0, max(0.0, strangers))
-        memory = memory._replace(epoch=lease.epoch, answered=0, strangers=strangers)
+        # The refusal may not have reached the store yet, which will then begin another epoch.
+        memory = memory._replace(epoch=max(lease.epoch, self._refused + 1), answered=0, strangers=strangers)
         goodput = memory.accepted / max(1.0, memory.seconds)
         if memory.cold or strangers < _STRANGE or parts > _TEST or goodput < _SATURATED * rate:
             return whole, memory._replace(cold=0, quiet=0.0, parts=0, tested=rate)

@@ -230,11 +230,15 @@ class AimdLimiter(SharingQueue):
         turn.paced = status == _TOO_MANY_REQUESTS
         if status >= 500 or status in _NOT_ASKED_THE_QUOTA:
             return None
+        used_up = self._link.pilot.hear(answer, response, refused=turn.paced)
+        epoch = member.epoch_at(answer.sent)
         if not turn.paced:
             self._row = 0
-            self._link.pilot.accepted(member.epoch_at(answer.sent))
+            self._link.pilot.accepted(epoch)
+            if used_up:
+                member.refused(answer.sent, answer.now, used_up)
+                self._link.run_errand()
         else:
-            epoch = member.epoch_at(answer.sent)
             if epoch > self._refused_epoch:
                 self._refused_epoch = epoch
                 self._row += 1
@@ -243,8 +247,9 @@ class AimdLimiter(SharingQueue):
             longest = max(self.window, _LONGEST_PAUSE)
             pause = min(longest, max(seconds, min(seconds * 2.0 ** (min(self._row, 32) - 1), self.window)))
             jitter = answer.chance * min(1 / member.known.rate, seconds / 2 + 1.0)
-            self._link.pilot.refused(epoch)
-            member.refused(answer.sent, answer.now, pause + jitter)
+            if used_up is None:
+                self._link.pilot.refused(epoch)
+            member.refused(answer.sent, answer.now, max(used_up or 0.0, pause + jitter))
             if member.local is not None:
                 member.local.learn(turn, answer)
             self._link.run_errand()

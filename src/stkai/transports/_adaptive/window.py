@@ -6,6 +6,7 @@ the whole quota is back. Only a window can be divided in advance; unlike the oth
 
 import math
 from enum import Enum, auto
+from typing import Any
 
 from .headers import Reading
 
@@ -56,6 +57,15 @@ class _End:
         self.since = self.earliest = self.latest = self._first = self._before = -math.inf
 
     @property
+    def instants(self) -> list[float]:
+        """All that is known, as instants."""
+        return [self.since, self.earliest, self.latest, self._first, self._before]
+
+    @instants.setter
+    def instants(self, instants: list[float]) -> None:
+        self.since, self.earliest, self.latest, self._first, self._before = instants
+
+    @property
     def likely(self) -> float:
         """The middle of the range: servers may round up or down."""
         return (self.earliest + self.latest) / 2
@@ -88,11 +98,13 @@ class WindowGuide:
         in_force: whether the window is believed and `rate` must be followed.
         paused_until: the end of a window that is used up.
         ceiling: the rate of the whole quota.
+        senders: for how many senders this one speaks.
     """
 
     def __init__(self, ceiling: float, floor: float) -> None:
         self.listening = True
         self.paused_until = -math.inf
+        self.senders = 1
         self.ceiling, self._floor = ceiling, floor
         self._base = floor
         self._doubted = False
@@ -113,6 +125,11 @@ class WindowGuide:
         return self._heard_at == -math.inf
 
     @property
+    def heard_at(self) -> float:
+        """When the last answer described the window."""
+        return self._heard_at
+
+    @property
     def base(self) -> float:
         """The rate, without the variation within a window."""
         return self._base
@@ -120,7 +137,11 @@ class WindowGuide:
     @property
     def rate(self) -> float:
         """The rate now."""
-        return self._bounded(self._base * self._factor) if self.in_force else self._base
+        if not self.in_force:
+            return self._base
+        # Senders that share the quota may together be faster than it for a while, to use up what is left.
+        most = self.ceiling * min(self.senders, _MOST_AHEAD)
+        return max(self._floor, min(most, self._base * self._factor))
 
     def hear(
         self, reading: Reading | None, now: float, sent: float, rate: float, *, refused: bool = False
@@ -164,6 +185,54 @@ class WindowGuide:
         if permits <= rate * before:
             return permits / rate
         return before + (permits - rate * before) / self._base
+
+    def left_if_used_up(self, reading: Reading, now: float, sent: float) -> float | None:
+        """Seconds until the window ends, if it is believed and the answer says that it is used up."""
+        followed = self.in_force and (reading.name, reading.window) == (self._name, self._window)
+        plausible = now - sent <= _SLOW and reading.reset <= reading.window + _TOLERANCE
+        if not followed or not plausible or reading.remaining >= 1:
+            return None
+        move = self._end.compare(now, now + reading.reset, self._window)
+        if move is _Move.SAME and now < self._end.latest:
+            return self._end.latest - now
+        return reading.reset if move is _Move.NEXT else None
+
+    def state(self, now: float) -> tuple[Any, ...]:
+        """Everything that the guide knows, for `resume`; instants are relative to `now`."""
+        flags = [int(flag) for flag in (self.listening, self._doubted, self.in_force, self._over)]
+        numbers = (
+            self._window,
+            self._tightness,
+            self._base,
+            self._factor,
+            self._sum,
+            self._weight,
+            self._readings,
+        )
+        instants = (self.paused_until, self._heard_at, self._accounted, *self._end.instants)
+        return (self._name, *flags, *numbers, *(instant - now for instant in instants))
+
+    def resume(self, state: tuple[Any, ...], now: float) -> None:
+        """Continue from a state whose instants are relative to `now`.
+
+        Raises:
+            ValueError: it has another format.
+            TypeError: likewise.
+        """
+        name, listening, doubted, in_force, over, *numbers = state
+        window, tightness, base, factor, total, weight, readings, *instants = map(float, numbers)
+        paused_until, heard_at, accounted, *end = (instant + now for instant in instants)
+        self._end.instants = end
+        self.listening, self._doubted = bool(listening), bool(doubted)
+        self.in_force, self._over = bool(in_force), bool(over)
+        self._name, self._window, self._tightness, self._base = (
+            str(name),
+            window,
+            tightness,
+            self._bounded(base),
+        )
+        self._factor, self._sum, self._weight, self._readings = factor, total, weight, int(readings)
+        self.paused_until, self._heard_at, self._accounted = paused_until, heard_at, accounted
 
     def _is_followed(self, reading: Reading) -> bool:
         """Whether the reading is about the quota being followed; a tighter quota replaces it."""
@@ -233,7 +302,7 @@ class WindowGuide:
             mean = max(_LEAST_MEAN, self._sum / self._weight)
             # The fewer answers a sender had, the more chance is in them.
             gain = _GAIN * self._readings / (self._readings + 1)
-            self._base = self._bounded(self._base * mean**gain + _ADDED * self.ceiling)
+            self._base = self._bounded(self._base * mean**gain + self.senders * _ADDED * self.ceiling)
         self._account_from(self._end.latest)
 
     def _doubt(self) -> None:

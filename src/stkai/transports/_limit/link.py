@@ -12,6 +12,7 @@ from ..._events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreResto
 from ..._forks import after_fork
 from ..._log import Listeners, logger
 from ...stores import Ask, Law, Lease, Store
+from ...stores._checked import checked
 from .._operations import Run
 from .limiter import Turn
 from .member import Member
@@ -32,7 +33,7 @@ def identity() -> tuple[str, float]:
 class Pilot(Protocol):
     """Steers the rate of a group."""
 
-    def steer(self, lease: Lease, waiting: int) -> Law | None:
+    def steer(self, lease: Lease, waiting: int, now: float) -> Law | None:
         """The next adaptive state; None to keep the present one."""
         ...
 
@@ -114,6 +115,8 @@ class Link:
             return True
         try:
             answer = (lease or self.store.lease)(ask)
+            if answer is not None or lease is None:
+                checked(answer)
         except ConfigurationError as error:
             if member.known is None and not member.is_lost:
                 member.end(ask, None, now)
@@ -132,7 +135,7 @@ class Link:
                 self._tell(StoreRestored(call=call, share=ask.share, store=repr(self.store)))
             self._stumbled = False
             self._check_quota(ask, answer, call)
-            self._steer(answer)
+            self._steer(answer, member.now if now is None else now)
         return True
 
     def run_errand(self) -> None:
@@ -151,10 +154,10 @@ class Link:
         elif self.member.has_news:
             self.carry(None)
 
-    def _steer(self, lease: Lease) -> None:
+    def _steer(self, lease: Lease, now: float) -> None:
         if self.pilot is None:
             return
-        law = self.pilot.steer(lease, self.member.waiting)
+        law = self.pilot.steer(lease, self.member.waiting, now)
         if law is None:
             return
         try:

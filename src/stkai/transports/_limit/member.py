@@ -10,34 +10,25 @@ from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
 
 from ..._forks import after_fork
-from ...stores import Ask, Known, Lease
+from ...stores import Ask, Lease
+from .contact import AHEAD, Contact
 from .limiter import Turn
 from .local_share import LocalShare
 from .order import Order
 from .permits import Permits
 from .tickets import TICK, TicketQueue
 
-AHEAD: Final = 0.25
-"""Seconds; the length of a lease, and the greatest age of the store's last answer when a permit is used."""
-
-_GRACE: Final = 0.02
 _LEAD: Final = 0.02
-"""Seconds before the last permit is due at which the next are leased; more if the store answers slowly."""
+"""Seconds before the last permit is due at which the next are leased; more if the store answers slowly ..."""
 
-_UNHEARD_OF: Final = 2.0
-"""Seconds; an answer later than that means that the process was suspended, not that the store was slow."""
-
-_HEARTBEAT: Final = 1.0
-"""Seconds after which the head of the queue asks the store for its state."""
+_SHORT_LEAD: Final = 0.002
+"""... and fewer while most requests in the queue have a permit: one lease for many is cheaper than many leases."""
 
 _BOTH: Final = 1.5
 """Seconds after an outage during which a request needs a permit from both the local clock and the store."""
 
 _LATE: Final = 0.05
 """Seconds that the first in the queue may oversleep before others go ahead."""
-
-_GROUP: Final = 10.0
-"""Seconds for which a group keeps its former size: after a loss, its members return one by one."""
 
 _BUSY: Final = 0.002
 _DRY: Final = 0.05
@@ -95,11 +86,8 @@ class Member:
         self._line = self._order.turns
         self._permits = Permits()
         self._arrived: list[tuple[Lease, Ask, float]] = []
-        self._known: Lease | None = None
-        self._contact = self._now = self._dry_until = self._paused_until = -math.inf
-        self._lead = _LEAD
-        self._next = self._most_at = -math.inf
-        self._most, self._depth = 0, 0.0
+        self._contact = Contact()
+        self._now = self._dry_until = self._paused_until = -math.inf
         self._talking = self._lost = False
         self._local: TicketQueue | None = None
         self._both_until: float | None = None
@@ -111,9 +99,14 @@ class Member:
         return len(self._line)
 
     @property
+    def now(self) -> float:
+        """The latest instant that it was told."""
+        return self._now
+
+    @property
     def known(self) -> Lease | None:
         """The store's last answer; None if it was never reached."""
-        return self._known
+        return self._contact.known
 
     @property
     def local(self) -> TicketQueue | None:
@@ -210,7 +203,7 @@ class Member:
                 return None
             self._talking = True
             wanted: list[Turn] = []
-            blind = self.terms.is_cautious and self._known is None
+            blind = self.terms.is_cautious and self.known is None
             if now is not None and not blind and not self._lost and now >= self._leases_again():
                 line = (
                     self._line
@@ -235,18 +228,8 @@ class Member:
                 max_cost=terms.max_cost,
                 cost_rate=terms.cost_rate,
                 waiting=len(self._line),
-                known=self._what_is_known(now),
+                known=self._contact.for_the_store(self._permits.epoch, self._paused_until, now),
             )
-
-    def _what_is_known(self, now: float) -> Known | None:
-        if self._known is None or self._permits.epoch < 0:
-            return None
-        pause = max(0.0, self._paused_until - now)
-        ahead = self._next - now
-        if now < self._contact + _UNHEARD_OF:
-            # The others have kept leasing, so the queue is as long as it was.
-            ahead = max(ahead, self._depth)
-        return Known(self._permits.epoch, ahead, pause, self._most)
 
     def end(self, ask: Ask, lease: Lease | None, now: float | None) -> bool:
         """Take in the store's answer, or None if there was none. Returns whether the store is back after an outage."""
@@ -256,9 +239,9 @@ class Member:
                 self._permits.untell(ask, self._now if now is None else now)
                 return False
             restored, self._lost = self._lost, False
-            if restored:
+            if restored and self._local is not None:
                 self._both_until = math.inf  # Counted from the next request on.
-            self._known = lease
+            self._contact.known = lease
             self._arrived.append((lease, ask, -math.inf if now is None else now))
             if not self._line:
                 # No request is left to use the permits: give the places back at once.
@@ -272,6 +255,8 @@ class Member:
         """Continue without the store. Returns whether it was reachable before."""
         with self._lock:
             self._talking = False
+            # The call may have arrived: a refusal may be reported twice, but a place given back twice is granted twice.
+            self._permits.untell(ask._replace(back=(), settle=0.0), self._now)
             news, self._lost = not self._lost, True
             return news
 
@@ -280,17 +265,9 @@ class Member:
         for lease, ask, sent in self._arrived:
             anew = lease.epoch != self._permits.epoch
             self._permits.take_in(lease, ask, now)
-            latency = now - sent
-            if latency < _UNHEARD_OF:
-                # Even a slow store's answer may be used for a moment.
-                self._contact = max(self._contact, sent, now - AHEAD + _GRACE)
-                self._lead = min(AHEAD, max(_LEAD, 1.25 * latency, 0.8 * self._lead))
+            self._contact.hear(lease, sent, now)
             if sent > -math.inf:
-                self._next = now + lease.next
-                self._depth = lease.wait if lease.count else lease.next
                 self._pause(lease, now, anew=anew)
-            if lease.members >= self._most or now > self._most_at + _GROUP:
-                self._most, self._most_at = lease.members, now
             if ask.want and not lease.count:
                 self._dry_until = now + _DRY
         self._arrived.clear()
@@ -313,12 +290,12 @@ class Member:
         self._paused_until = until
 
     def _local_share(self, now: float, chance: float) -> TicketQueue:
-        if self._known is None:
+        if self.known is None:
             return self._alone()
         # Begin where the leases end; if that was long ago, members begin at different times.
         ended = self._permits.horizon
         recent = ended > now - _CAUGHT_UP
-        rate = self._known.rate / max(1, self._most)
+        rate = self.known.rate / max(1, self._contact.members)
         share = LocalShare(rate, self.terms.methods, ended if recent else now, 0.0 if recent else chance)
         share.pause(self._paused_until)
         return share
@@ -328,7 +305,7 @@ class Member:
         permits = self._permits
         if place < len(permits):
             due = again = max(permits.due[place], self._paused_until)
-            fresh_until = self._contact + AHEAD + _GRACE
+            fresh_until = self._contact.fresh_until
             if self._lost:
                 return due, again
             if due <= now + TICK:
@@ -337,11 +314,11 @@ class Member:
                 # If the last answer is too old, ask the store whether there is a pause.
                 return (now, now) if now <= fresh_until else (now + TICK, now)
             if due > fresh_until:
-                again = due - self._lead
+                again = due - self._contact.lead(_LEAD)
         else:
             behind = place - len(permits) + 1
-            rate = self.terms.rate if self._known is None else self._known.rate
-            group = max(1, self._most)
+            rate = self.terms.rate if self.known is None else self.known.rate
+            group = max(1, self._contact.members)
             per_permit = min(permits.per_permit or 1 / rate, group / rate)
             last = max(now, permits.horizon, self._paused_until)
             due = last + behind * per_permit
@@ -352,14 +329,15 @@ class Member:
                     again = max(again, last + (behind - 1) / rate)
                 else:
                     again = max(again, now + (due - now) / 2)
-        if place == 0:
-            again = min(again, self._contact + _HEARTBEAT)
+        if not place or again > now:
+            again = min(again, self._contact.heartbeat(place, now))
         return due, again
 
     def _leases_again(self) -> float:
         """When the next permits may be leased."""
         due = self._permits.due
-        return max(due[-1] if due else -math.inf, self._paused_until) - self._lead
+        lead = self._contact.lead(_LEAD if len(due) <= max(1, len(self._line) // 4) else _SHORT_LEAD)
+        return max(due[-1] if due else -math.inf, self._paused_until) - lead
 
     def _go(self, turn: Turn, permit: int | None = None) -> float:
         if permit is not None:

@@ -33,6 +33,7 @@ class Permits:
         self.back: list[float] = []
         self.settle = 0.0
         self.refusal: tuple[int, float] | None = None
+        self.rate = 0.0
         self._since: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
@@ -53,6 +54,7 @@ class Permits:
             self.horizon = -math.inf
             self.epoch = lease.epoch
             self._since = [*self._since[-_EPOCHS:], (now, lease.epoch)]
+        self.pace(lease.rate, max(now, now + lease.pause))
         before = max(self.horizon, now)
         for number in range(min(lease.count, ask.want)):
             place = now + max(0.0, lease.wait) + number * lease.spacing
@@ -61,6 +63,15 @@ class Permits:
             self.horizon = max(self.horizon, place)
         if lease.count:
             self.per_permit = max(1.0 / lease.rate, (self.horizon - before) / lease.count)
+
+    def pace(self, rate: float, start: float) -> None:
+        """Move the permits due after `start` as the store moves its places when the group's rate changes."""
+        if self.rate > 0 and rate != self.rate:
+            ratio = self.rate / rate
+            self.due = [start + (due - start) * ratio if due > start else due for due in self.due]
+            if self.horizon > start:
+                self.horizon = start + (self.horizon - start) * ratio
+        self.rate = rate
 
     def use(self, place: int, cost: float) -> None:
         """Use a permit for a request of that cost."""

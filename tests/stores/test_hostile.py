@@ -1,0 +1,265 @@
+"""Stores that answer nonsense, refuse, or belong to somebody else: a limiter goes on with its own part of the quota."""
+
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from stkai import AimdLimiter, Event, StackBuilder, StoreLost, StoreRestored, TokenBucket
+from stkai.stores import Ask, FileStore, Law, Lease, MemoryStore, RedisStore
+from stkai.testing import FakeClock
+from stkai.transports import limiter
+from stkai.transports._adaptive.group import GroupPilot
+from stkai.transports._adaptive.law import TunedLaw
+
+from ..support.redis_servers import Server
+
+
+def ask(member: str = "a", want: int = 1, **others: Any) -> Ask:
+    fields: dict[str, Any] = {"share": "team", "rate": 10.0, "burst": 1.0, "started": 1.0, **others}
+    return Ask(member=member, want=want, **fields)
+
+
+class Lying:
+    """A store whose answers are changed on the way."""
+
+    blocks = False
+
+    def __init__(self, clock: FakeClock, change: Callable[[Lease], Any]) -> None:
+        self.inner, self.change = MemoryStore(clock), change
+
+    def lease(self, ask: Ask) -> Any:
+        return self.change(self.inner.lease(ask))
+
+    def amend(self, epoch: int, law: Law) -> bool:
+        return self.inner.amend(epoch, law)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def field(name: str, value: Any) -> Any:
+    return pytest.param(lambda lease: replace(lease, **{name: value}), id=f"{name}={value}")
+
+
+def law(name: str, value: Any) -> Any:
+    return pytest.param(
+        lambda lease: replace(lease, law=lease.law._replace(**{name: value})), id=f"law.{name}={value}"
+    )
+
+
+@pytest.mark.parametrize("kind", [TokenBucket, AimdLimiter])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda _: None, id="nothing"),
+        pytest.param(lambda _: "a lease", id="text"),
+        *(field(name, math.nan) for name in ("count", "wait", "spacing", "pause", "rate", "members", "next")),
+        *(field(name, math.inf) for name in ("wait", "spacing", "pause", "rate")),
+        *(field(name, "1") for name in ("count", "pause", "epoch")),
+        *(field(name, None) for name in ("members", "epoch", "law")),
+        field("count", -5),
+        field("count", 1.5),
+        field("wait", -1e9),
+        field("spacing", -1.0),
+        field("rate", 0.0),
+        field("members", 0),
+        law("rate", 0.0),
+        law("age", math.nan),
+        law("memory", 7),
+    ],
+)
+def test_a_store_that_answers_nonsense_is_lost_and_no_caller_notices(
+    kind: Any, change: Callable[[Lease], Any]
+) -> None:
+    clock, events = FakeClock(), list[Event]()
+    policy = kind(10, 1.0, share="team", store=Lying(clock, change))
+    builder = StackBuilder([limiter(policy)], listener=[events.append], clock=clock)
+    transport = builder.build(httpx.MockTransport(lambda _: httpx.Response(200)))
+    for _ in range(20):
+        assert transport.handle_request(httpx.Request("POST", "http://quota.test/")).status_code == 200
+    assert 1.0 <= clock.monotonic() <= 20.0
+    (lost,) = [event for event in events if isinstance(event, StoreLost)]
+    assert "the store" in lost.reason
+
+
+@pytest.mark.parametrize("change", [law("age", -1e6), law("memory", "[]"), field("wait", -0.5)])
+def test_a_store_may_be_a_little_imprecise(change: Callable[[Lease], Any]) -> None:
+    clock, events = FakeClock(), list[Event]()
+    policy = AimdLimiter(10, 1.0, share="team", store=Lying(clock, change))
+    builder = StackBuilder([limiter(policy)], listener=[events.append], clock=clock)
+    transport = builder.build(httpx.MockTransport(lambda _: httpx.Response(200)))
+    for _ in range(5):
+        transport.handle_request(httpx.Request("POST", "http://quota.test/"))
+    assert not [event for event in events if isinstance(event, StoreLost)]
+
+
+@pytest.mark.real_time
+def test_a_wrong_password_is_a_lost_store_and_appears_nowhere(server: Server) -> None:
+    with server.client() as client:
+        client.acl_setuser("stkai", enabled=True, passwords=["+right"], keys=["stkai:*"], commands=["+@all"])
+    events = list[Event]()
+    bucket = TokenBucket(1000, 1, share="t", store=f"redis://stkai:hunter2@127.0.0.1:{server.port}/0")
+    transport = StackBuilder([limiter(bucket)], listener=[events.append]).build(
+        httpx.MockTransport(lambda _: httpx.Response(200))
+    )
+    for _ in range(3):
+        assert transport.handle_request(httpx.Request("POST", "http://quota.test/")).status_code == 200
+    (lost,) = [event for event in events if isinstance(event, StoreLost)]
+    assert "Authentication" in lost.reason
+    assert "hunter2" not in f"{lost!r} {lost} {bucket!r}"
+
+
+def test_the_commands_that_the_documentation_allows_are_enough(server: Server) -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "sharing.md").read_text()
+    (rule,) = [part for part in page.replace("\n", " ").split("`") if part.startswith("ACL SETUSER")]
+    with server.client() as client:
+        client.execute_command(*rule.split())
+    store = RedisStore(f"redis://stkai:secret@127.0.0.1:{server.port}/0")
+    lease = store.lease(ask())
+    assert store.amend(lease.epoch, Law("team", 5.0, 1.0, "x", lease.law.version))
+    for _ in range(3):
+        assert store.lease(ask("b", back=(0.1,), waiting=2)).members == 2
+    assert store.look("team") is not None
+    store.reset("team")
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "options", ["?protocol=2", "?protocol=3", "?protocol=2&decode_responses=1", "?decode_responses=1"]
+)
+def test_every_protocol_of_the_server_is_understood(server: Server, options: str) -> None:
+    store = RedisStore(server.url + options)
+    epoch = store.lease(ask()).epoch
+    version = store.lease(ask()).law.version
+    assert store.amend(epoch, Law("team", 2.0, 1.0, "é", version))
+    assert store.lease(ask()).law.memory == "é"
+    seen = store.look("team")
+    assert seen is not None
+    assert seen.members == 1
+    store.close()
+
+
+@pytest.mark.parametrize("text", [b"", b"rubbish", b"\x81\xa6vacant\x90", b"\x80", b"\xc0"])
+def test_a_state_that_is_not_ours_starts_anew(server: Server, text: bytes) -> None:
+    with server.client() as client:
+        store = RedisStore(client)
+        store.lease(ask())
+        client.set("stkai:{team}:state", text)
+        lease = store.lease(ask())
+        assert (lease.count, lease.rate) == (1, 10.0)
+        client.set("stkai:{team}:state", text)
+        assert store.look("team") is None
+
+
+@pytest.mark.real_time
+def test_a_store_whose_directory_is_replaced_again_and_again_is_still_shared(tmp_path: Path) -> None:
+    directory = tmp_path / "store"
+    first, second = FileStore(directory), FileStore(directory)
+    for _ in range(3):
+        first.lease(ask())
+        shutil.rmtree(directory)
+        directory.mkdir(mode=0o700)
+        until = time.monotonic() + 10
+        while first.lease(ask("a")).members + second.lease(ask("b")).members < 4:
+            assert time.monotonic() < until, "they never met again"
+            time.sleep(0.01)
+
+
+@pytest.mark.real_time
+def test_a_holder_of_the_lock_that_is_killed_holds_nobody_up(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    epoch = store.lease(ask()).epoch
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            held = FileStore(tmp_path)._hold("team", wait=True)
+            assert held is not None
+            os.write(writing, b"x")
+            time.sleep(30)
+        finally:
+            os._exit(0)
+    os.read(reading, 1)
+    assert store.try_lease(ask()) is None
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert store.lease(ask()).epoch == epoch
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.mark.real_time
+def test_a_fork_during_a_wait_leaves_child_and_parent_their_own_queue(tmp_path: Path) -> None:
+    """The fork comes while another thread holds every lock of the limiter that it can hold."""
+    limiters = [
+        kind(1000, 1.0, share="team", store=FileStore(tmp_path)) for kind in (TokenBucket, AimdLimiter)
+    ]
+    transports = [
+        StackBuilder([limiter(policy)], listener=[]).build(httpx.MockTransport(lambda _: httpx.Response(200)))
+        for policy in limiters
+    ]
+    for transport in transports:
+        transport.handle_request(httpx.Request("POST", "http://quota.test/"))
+    forked, held = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with limiters[0]._link.member._lock, limiters[1]._link.member._lock, limiters[1]._link.pilot._lock:
+            held.set()
+            forked.wait(20)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(20)
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        for transport in transports:
+            transport.handle_request(httpx.Request("POST", "http://quota.test/"))
+        os._exit(7)
+    forked.set()
+    holder.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    for transport in transports:
+        transport.handle_request(httpx.Request("POST", "http://quota.test/"))
+
+
+def test_a_store_that_fails_every_other_time_costs_no_call() -> None:
+    clock, events = FakeClock(), list[Event]()
+    calls = iter(range(10**6))
+
+    def change(lease: Lease) -> Lease:
+        if next(calls) % 2:
+            raise redis.ResponseError("BUSY running a script")
+        return lease
+
+    bucket = TokenBucket(10, 1.0, burst=1, share="team", store=Lying(clock, change))
+    transport = StackBuilder([limiter(bucket)], listener=[events.append], clock=clock).build(
+        httpx.MockTransport(lambda _: httpx.Response(200))
+    )
+    sent = 0
+    while clock.monotonic() < 10:
+        transport.handle_request(httpx.Request("POST", "http://quota.test/"))
+        bucket._link.work()
+        sent += 1
+    assert 60 <= sent <= 115
+    lost, restored = (sum(isinstance(event, kind) for event in events) for kind in (StoreLost, StoreRestored))
+    assert restored <= lost <= restored + 1
+
+
+def test_a_pilot_takes_a_state_from_the_future_for_a_new_one() -> None:
+    pilot = GroupPilot(TunedLaw(1.0, 60.0), 1.0, 0.01, 60.0, starts_cold=True)
+    memory = pilot.steer(Lease(1, 0.0, 1.0, 0.0, 1.0, 0, 1, Law("t", 1.0, 1.0, "", 0)), 0, 0.0)
+    assert memory is not None
+    future = memory._replace(age=-1e9)
+    assert pilot.steer(Lease(1, 0.0, 1.0, 0.0, 1.0, 0, 1, future), 0, 1.0) is None
