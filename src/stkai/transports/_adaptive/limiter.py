@@ -53,9 +53,6 @@ _FOUND = "429 Too Many Requests: a first estimate of the quota"
 _TOO_MANY_REQUESTS = 429
 _NOT_ASKED_THE_QUOTA = frozenset({401, 403, 407, 408, 425})
 
-_LONGEST_PAUSE = 3600.0
-"""Seconds, or the window if that is longer: one answer never stops a group for longer."""
-
 
 class AimdLimiter(SharingQueue):
     """A rate that adapts to what the server accepts. Share the object to share the quota within a process.
@@ -138,8 +135,6 @@ class AimdLimiter(SharingQueue):
         self._began = math.inf
         self._refusals = Refusals()
         self._holds = Holds()
-        self._row = 0
-        self._refused_epoch = -1
         self._resumes_at = 0.0
         self._guide = WindowGuide(self.ceiling, self.floor)
         # Plain AIMD reads no headers.
@@ -168,11 +163,13 @@ class AimdLimiter(SharingQueue):
         starts_warm: bool,
     ) -> None:
         from .group import GroupPilot
+        from .reporter import Reporter
 
         pilot = GroupPilot(
             self.law, self.ceiling, self.floor, self.window, starts_cold=starts_cold, starts_warm=starts_warm
         )
         self._join_share(share, store, burst=1.0, alone=alone, pilot=pilot)
+        self._reporter = Reporter(self._link, self.window)
 
     @property
     def window(self) -> float:
@@ -230,31 +227,9 @@ class AimdLimiter(SharingQueue):
         turn.paced = status == _TOO_MANY_REQUESTS
         if status >= 500 or status in _NOT_ASKED_THE_QUOTA:
             return None
-        used_up = self._link.pilot.hear(answer, response, refused=turn.paced)
-        epoch = member.epoch_at(answer.sent)
-        if not turn.paced:
-            self._row = 0
-            self._link.pilot.accepted(epoch)
-            if used_up:
-                member.refused(answer.sent, answer.now, used_up)
-                self._link.run_errand()
-        else:
-            if epoch > self._refused_epoch:
-                self._refused_epoch = epoch
-                self._row += 1
-            asked = retry_after(response.headers, answer.date())
-            seconds = 1.0 if asked is None else asked
-            longest = max(self.window, _LONGEST_PAUSE)
-            pause = min(longest, max(seconds, min(seconds * 2.0 ** (min(self._row, 32) - 1), self.window)))
-            jitter = answer.chance * min(1 / member.known.rate, seconds / 2 + 1.0)
-            if used_up is None:
-                self._link.pilot.refused(epoch)
-            member.refused(answer.sent, answer.now, max(used_up or 0.0, pause + jitter))
-            if member.local is not None:
-                member.local.learn(turn, answer)
-            self._link.run_errand()
+        self._reporter.report(turn, answer, response)
         rate = float(member.known.rate)
-        if abs(rate - self._reported) <= 0.1 * self._reported:
+        if abs(rate - self._reported) <= _NEWS * self._reported:
             return None
         return self._report("the group's law", rate)
 
@@ -351,7 +326,7 @@ class AimdLimiter(SharingQueue):
         if found is None:
             return
         if self._search is not None and found.refused:
-            self._search.window = min(found.window, _LONGEST_PAUSE)
+            self._search.window = min(found.window, pause.longest(0.0))
             self.law = self._tuned_law()
         rate = min(self.ceiling, max(self.floor, found.rate))
         if found.refused:
