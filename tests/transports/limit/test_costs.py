@@ -99,6 +99,14 @@ def test_those_who_leave_take_no_units_with_them(
     assert excess <= MOST + 0.01
 
 
+def test_rounding_does_not_make_a_free_request_wait_for_a_debt() -> None:
+    coming = [(0.0, 1.0), (0.0, 78.0), (0.0, 250.0), (5.0, 0.0), (0.5, 0.0), (0.0, 0.0), (0.0, 0.0)]
+    refused = Waiter(5.5, limit=0.0, cost=6.922801260620558)
+    waiters = crowd(coming)
+    drive(bucket(), [*waiters, refused])
+    assert [waiter.went for waiter in waiters[2:]] == pytest.approx([7.9] * 5)
+
+
 @given(arrivals, st.data())
 def test_a_request_that_is_refused_at_once_does_not_affect_the_others(
     coming: list[tuple[float, float]], data: st.DataObject
