@@ -8,7 +8,7 @@ import pytest
 
 from stkai import DeadlineExceededError, RequestOptions, TokenAcquisitionTimeoutError
 from stkai.testing import FakeClock
-from stkai.transports import Answer, Attempt, Call, Context, LimiterTransport, RateChange, Run, Turn
+from stkai.transports import Answer, Attempt, Call, Context, LimiterTransport, RateChange, Run, Sleep, Turn
 from stkai.transports._call import PACED
 
 from ...support.flows import Outcome, Played, play
@@ -44,14 +44,21 @@ class Scripted:
         self.told.append(f"settle {cost:g}")
 
 
-def run(limiter: Scripted, *answers: Outcome, signer: Any = None, at: Any = None, **options: Any) -> Played:
+def run(
+    limiter: Scripted,
+    *answers: Outcome,
+    signer: Any = None,
+    at: Any = None,
+    took: float = 0.0,
+    **options: Any,
+) -> Played:
     clock = FakeClock()
     layer = LimiterTransport(Wire(), limiter, context=Context(clock=clock, listener=print))
     request = httpx.Request("POST", URL, extensions={"stkai": RequestOptions(**options)})
     attempt = Attempt(Call.start(request, 0.0))
     attempt.signer = signer
     played = play(layer.flow(request, attempt), *answers, clock=clock, at=at or (lambda _: None))
-    assert attempt.record.queued == pytest.approx(clock.monotonic())
+    assert attempt.record.queued == pytest.approx(clock.monotonic() - took)
     return played
 
 
@@ -138,6 +145,26 @@ def test_only_a_request_that_waited_is_signed_again() -> None:
     assert played.sent[0].headers["authorization"] == "Bearer new"
     played = run(Scripted(), httpx.Response(200), signer=Renewing())
     assert played.asked == ["send"]
+
+
+def test_a_permit_is_asked_for_again_if_a_new_token_takes_long() -> None:
+    class Renewing:
+        def __init__(self, seconds: float) -> None:
+            self.seconds = seconds
+
+        def signed_again(self, request: httpx.Request, attempt: Attempt) -> Any:
+            seconds, self.seconds = self.seconds, 0.0
+            if seconds:
+                yield Sleep(seconds)
+            return request
+
+    limiter = Scripted(1.0, 0.0, 0.5)
+    played = run(limiter, httpx.Response(200), signer=Renewing(2.0), took=2.0)
+    assert played.asked == ["sleep 1", "sleep 2", "sleep 0.5", "send"]
+    assert limiter.told == ["ask at 0", "ask at 1", "leave at 3", "ask at 3", "ask at 3.5", "learn 200"]
+    limiter = Scripted(1.0)
+    played = run(limiter, httpx.Response(200), signer=Renewing(0.05), took=0.05)
+    assert limiter.told == ["ask at 0", "ask at 1", "learn 200"]
 
 
 def test_a_permit_is_returned_if_there_is_no_token_after_the_wait() -> None:

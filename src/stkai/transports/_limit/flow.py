@@ -34,6 +34,9 @@ _TICK: Final = 1e-6
 _LONG: Final = 1.0
 """Seconds; a longer wait is worth a line in the log."""
 
+_SIGNED_AT_ONCE: Final = 0.1
+"""Seconds; signing a request takes longer only if a new token must be fetched first."""
+
 _LONGEST: Final = 3600.0
 """Seconds; a longer wait is slept in pieces: every system limits the length of a sleep."""
 
@@ -64,14 +67,22 @@ class _LimitFlow(LayerBase):
             turn.cost = self._cost_of(request, attempt)
         sent = clock.monotonic()
         wait = limiter.ask(turn, sent)
-        if wait != 0:
+        while wait != 0:
             sent = yield from self._wait(limiter, turn, attempt, wait, sent)
-            if attempt.signer is not None:
-                try:
-                    request = yield from attempt.signer.signed_again(request, attempt)
-                except BaseException:
-                    limiter.leave(turn, clock.monotonic())
-                    raise
+            if attempt.signer is None:
+                break
+            try:
+                request = yield from attempt.signer.signed_again(request, attempt)
+            except BaseException:
+                limiter.leave(turn, clock.monotonic())
+                raise
+            now = clock.monotonic()
+            if now - sent <= _SIGNED_AT_ONCE:
+                break
+            # Those who waited for the same token would all send now, whenever they got their permits.
+            limiter.leave(turn, now)
+            sent = now
+            wait = limiter.ask(turn, now)
         attempt.ticket = (limiter, turn.number)
         try:
             response = yield from self.forward(request, attempt)
