@@ -50,7 +50,7 @@ _FIRST_CUT = 0.5
 _UNKNOWN_SHARE = 10.0
 """Requests per pace for which growth without a known quota equals that of one of ten senders on `_REFERENCE`."""
 
-_UNKNOWN_POWER = 0.75
+_UNKNOWN_POWER = 0.8
 """Power of a sender's own rate with which it grows if the quota is unknown; below 1, so that shares become equal."""
 
 
@@ -133,7 +133,7 @@ class SearchingLaw(NamedTuple):
 
     Attributes:
         window: the estimated window, in seconds.
-        pace: seconds that take the place of the window for growth. They do not depend on the sender's own rate.
+        pace: seconds that take the place of the window for the slope. They do not depend on the sender's own rate.
     """
 
     window: float
@@ -145,9 +145,10 @@ class SearchingLaw(NamedTuple):
 
     def grown(self, rate: float, quiet: float, seconds: float) -> float:
         # dr = factor * r^power * dg, so that r^(1 - power) grows by factor * (1 - power) * dg.
-        factor = _SLOPE * _REFERENCE / math.sqrt(_UNKNOWN_SHARE * self.pace)
+        unit = max(self.pace, self.window)  # Slow senders are also cut less often.
+        factor = _SLOPE * _REFERENCE * unit / self.pace / math.sqrt(_UNKNOWN_SHARE * self.pace)
         rest = 1 - _UNKNOWN_POWER
-        return math.pow(math.pow(rate, rest) + factor * rest * _growth(quiet, seconds, self.pace), 1 / rest)
+        return math.pow(math.pow(rate, rest) + factor * rest * _growth(quiet, seconds, unit), 1 / rest)
 
     def cut(self, rate: float, past: Past) -> float:
         goodput = past.successes / max(past.seconds, self.window / 60)
