@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from . import page, real
+from . import page, real, warm
 from .goals import Results, judge, needed_cases
 from .runner import Case, run_cases
 from .sections import SECTIONS, SHARING, STEPS, Section
@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         seeds = ["--seeds", "5", "--first-seed", "1001"]
         main([*seeds, *common, *jobs])
         main(["--goals", *seeds, *common, *jobs])
+        warm.main(["--update"])
         for quota in real.PAGE:
             real.main([*quota, *common])
         return
