@@ -194,12 +194,12 @@ class StoreRestored(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuotaDisagreement(Event):
-    """Another member of the share, which started later, was given another quota; theirs is in force.
+    """Another member of the share, which started later, has a different quota; theirs is in force.
 
     Attributes:
         share: the name of the quota.
-        mine: requests per second that this process was given.
-        theirs: requests per second that are in force.
+        mine: the quota that this process was given, in requests per second.
+        theirs: the quota in force, in requests per second.
     """
 
     share: str

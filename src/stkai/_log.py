@@ -30,7 +30,7 @@ _LEVELS: Final = {
     "CallStarted": logging.DEBUG,
     "AttemptStarted": logging.DEBUG,
     "AttemptFinished": logging.DEBUG,
-    "RateChanged": logging.DEBUG,  # A refused call is one line already, and may change the rate each time.
+    "RateChanged": logging.DEBUG,  # Each refused call already has a line, and each may change the rate.
     "TokenRenewed": logging.DEBUG,
     "Rejected": logging.WARNING,
     "StoreLost": logging.WARNING,
@@ -100,7 +100,7 @@ def listener_of(given: object) -> Listener:
         raise ConfigurationError(msg)
     for each in several:
         if iscoroutinefunction(each):
-            msg = f"listener must be a plain function, which nobody awaits, not the async {each!r}"
+            msg = f"listener must be a plain function, since nobody awaits it, not the async {each!r}"
             raise ConfigurationError(msg)
     if len(several) == 1:
         only: Listener = several[0]

@@ -56,7 +56,8 @@ class AuthChoice:
     def automatic(cls, settings: Settings, *, own_wire: bool) -> Self:
         """The token of the settings; otherwise StackSpot CLI, unless another wire is used; otherwise the credentials.
 
-        The token goes before the CLI because it may be for another service, which must not see StackSpot's token.
+        The token takes precedence over the CLI because it may be for another service, which must not see StackSpot's
+        token.
         """
         if settings.auth.token is not None:
             return cls("token", "a token is configured, and is never renewed")

@@ -20,10 +20,10 @@ PROXIES: Final = ("http", "https", "socks5", "socks5h")
 DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 _LAST_PORT: Final = 65_535
-"""Some resolvers take higher ones modulo 65,536."""
+"""Some resolvers take higher port numbers modulo 65,536."""
 
 _LONGEST_LABEL: Final = 63
-"""Characters between two dots of a host name; RFC 1035, section 2.3.4."""
+"""Most characters between two dots of a host name; RFC 1035, section 2.3.4."""
 
 _ENCRYPTED: Final = frozenset({"https", "wss"})
 
@@ -45,7 +45,7 @@ def absolute_url(text: str | httpx.URL, schemes: Collection[str] = WEB) -> httpx
 
 
 def check_address(url: httpx.URL) -> None:
-    """Refuse what no connection can be made to, and what resolvers would mistake for another address.
+    """Refuse an address that cannot be reached, or that resolvers would mistake for another one.
 
     Raises:
         ValueError: the port or the host name is impossible; says why.

@@ -341,34 +341,34 @@ REFUSED: list[tuple[str, str, str]] = [
     ("STKAI_AUTH_ORIGINS", "ftp://a", "https://host"),
     ("STKAI_AUTH_ORIGINS", '["https://a"', "separated by commas"),
     ("STKAI_AUTH_ORIGINS", ",", "origins"),
-    ("STKAI_AUTH_TOKEN_URL", "/token", "a URL, http:// or https://"),
+    ("STKAI_AUTH_TOKEN_URL", "/token", "a URL (http:// or https://)"),
     ("STKAI_AUTH_CLIENT_AUTH", "header", "'body' or 'basic'"),
-    ("STKAI_AUTH_REFRESH_MARGIN", "-1", "0 or more"),
+    ("STKAI_AUTH_REFRESH_MARGIN", "-1", "a non-negative number of seconds"),
     ("STKAI_RATE_LIMIT_ENABLED", "maybe", "true or false"),
     ("STKAI_RATE_LIMIT_STRATEGY", "fixed", "'token_bucket' or 'adaptive'"),
-    ("STKAI_RATE_LIMIT_MAX_REQUESTS", "0", "a whole number, 1 or more"),
-    ("STKAI_RATE_LIMIT_MAX_REQUESTS", "1.5", "a whole number"),
-    ("STKAI_RATE_LIMIT_SHARE", "  ", "text that is not empty"),
+    ("STKAI_RATE_LIMIT_MAX_REQUESTS", "0", "a positive whole number"),
+    ("STKAI_RATE_LIMIT_MAX_REQUESTS", "1.5", "a positive whole number"),
+    ("STKAI_RATE_LIMIT_SHARE", "  ", "a non-empty string"),
     ("STKAI_RATE_LIMIT_STORE", "memcached://host", "'file', a URL (file:///dir, redis://"),
     ("STKAI_RATE_LIMIT_STORE", "files", "redis://"),
-    ("STKAI_RATE_LIMIT_STORE_TIMEOUT", "0", "a number of seconds, more than 0"),
-    ("STKAI_RATE_LIMIT_WARM_START", "  ", "the name of a quota: text that is not empty"),
-    ("STKAI_RATE_LIMIT_TIME_WINDOW", "inf", "a number of seconds, more than 0"),
-    ("STKAI_RATE_LIMIT_TIME_WINDOW", "unlimited", "a number of seconds, more than 0"),
+    ("STKAI_RATE_LIMIT_STORE_TIMEOUT", "0", "a positive number of seconds"),
+    ("STKAI_RATE_LIMIT_WARM_START", "  ", "the name of a quota, a non-empty string"),
+    ("STKAI_RATE_LIMIT_TIME_WINDOW", "inf", "a positive number of seconds"),
+    ("STKAI_RATE_LIMIT_TIME_WINDOW", "unlimited", "a positive number of seconds"),
     ("STKAI_RATE_LIMIT_MAX_WAIT_TIME", "0", "or 'unlimited'"),
     ("STKAI_RATE_LIMIT_MIN_RATE_FLOOR", "0", "above 0 and at most 1"),
     ("STKAI_RATE_LIMIT_PENALTY_FACTOR", "1", "below 1"),
     ("STKAI_RATE_LIMIT_RECOVERY_FACTOR", "nan", "at most 1"),
-    ("STKAI_RETRY_MAX_RETRIES", "-1", "0 or more"),
-    ("STKAI_RETRY_INITIAL_DELAY", "soon", "a number of seconds"),
+    ("STKAI_RETRY_MAX_RETRIES", "-1", "a non-negative whole number"),
+    ("STKAI_RETRY_INITIAL_DELAY", "soon", "a non-negative number of seconds"),
     ("STKAI_RETRY_RETRY_ON_STATUS_CODES", "429,99", "from 100 to 599"),
     ("STKAI_RETRY_RETRY_ON_STATUS_CODES", "429;503", "separated by commas"),
-    ("STKAI_RETRY_DEADLINE", "0", "more than 0, or 'none'"),
-    ("STKAI_RETRY_IDEMPOTENCY_HEADER", "Idempotency Key", "a header's name"),
+    ("STKAI_RETRY_DEADLINE", "0", "a positive number of seconds, or 'none'"),
+    ("STKAI_RETRY_IDEMPOTENCY_HEADER", "Idempotency Key", "a header name"),
     ("STKAI_HTTP_VERIFY", "/no/such/bundle.pem", "the path of a CA bundle that exists"),
     ("STKAI_HTTP_VERIFY", "~no-such-user-here/bundle.pem", "that exists"),
     ("STKAI_HTTP_VERIFY", "x" * 5000, "that exists"),
-    ("STKAI_HTTP_MAX_CONNECTIONS", "0", "1 or more, or 'unlimited'"),
+    ("STKAI_HTTP_MAX_CONNECTIONS", "0", "a positive whole number, or 'unlimited'"),
     ("STKAI_HTTP_PROXY", "proxy:3128", "a URL"),
 ]
 
@@ -411,7 +411,7 @@ def test_a_refused_argument_of_configure_is_named_with_its_variable(
         stkai.configure(rate_limit={"max_requests": value})
     assert str(caught.value) == (
         "STKAI_RATE_LIMIT_MAX_REQUESTS or configure(rate_limit={'max_requests': ...}) "
-        f"is {shown}; it must be a whole number, 1 or more"
+        f"is {shown}; it must be a positive whole number"
     )
 
 
@@ -510,7 +510,7 @@ def test_a_section_created_directly_accepts_a_path_and_one_origin() -> None:
         (
             RateLimitConfig,
             {"max_requests": 0},
-            "RateLimitConfig.max_requests is 0; it must be a whole number, 1 or more",
+            "RateLimitConfig.max_requests is 0; it must be a positive whole number",
         ),
         (RetryConfig, {"retries": 1}, "RetryConfig.retries is not a setting; did you mean 'max_retries'?"),
         (
@@ -522,12 +522,12 @@ def test_a_section_created_directly_accepts_a_path_and_one_origin() -> None:
         (
             Settings,
             {"http": {"max_connections": 0}},
-            "HttpConfig.max_connections is 0; it must be a whole number, 1 or more, or 'unlimited'",
+            "HttpConfig.max_connections is 0; it must be a positive whole number, or 'unlimited'",
         ),
         (
             AuthConfig,
             {"client_id": "", "client_secret": SECRET},
-            "AuthConfig.client_id is ''; it must be text that is not empty",
+            "AuthConfig.client_id is ''; it must be a non-empty string",
         ),
     ],
 )

@@ -38,7 +38,7 @@ def merge(names: list[str], target: str) -> tuple[int, int]:
     try:
         write_sorted(done, [output.out for output in outputs], merged.out)
     except BaseException:
-        # Half a result would be in the way of the next attempt.
+        # Half a result would block the next attempt.
         merged.failed.unlink(missing_ok=True)
         raise
     return len(done), len(failed)

@@ -51,7 +51,7 @@ class Plan:
 
 
 def _check_streams(options: Options) -> None:
-    """Refuse streams that are closed: their descriptors will be those of files and connections that we open."""
+    """Refuse closed streams: files and connections that we open will reuse their descriptors."""
     closed = "stdin" if options.from_stdin and sys.stdin is None else None
     if options.to_stdout and sys.stdout is None:
         closed = "stdout"
@@ -61,7 +61,7 @@ def _check_streams(options: Options) -> None:
 
 
 def _size(path: Path) -> int:
-    if path.is_fifo():  # To open it would wait for its writer.
+    if path.is_fifo():  # Opening it would wait for a writer.
         raise _no_file(path)
     try:
         with path.open("rb"):

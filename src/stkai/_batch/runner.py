@@ -224,7 +224,7 @@ class Runner:
         del self.lines_in_flight[line.number]
         if response is None:
             response = getattr(error, "response", None)
-        if isinstance(error, ExposedTokenError):  # That is about this line's url only.
+        if isinstance(error, ExposedTokenError):  # This concerns only this line's url.
             self._fail(line.number, line.custom_id, *failure_of(error, None, None))
         elif isinstance(error, LetGoError | WriteError | AuthenticationError):
             self._drop(line.number)

@@ -41,7 +41,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The rate that a process had found at its end, in requests per second."""
+    """The rate that a process had found when it ended, in requests per second."""
 
     process: int
     rate: float
@@ -56,7 +56,8 @@ class Run:
         accepted: When the server accepted a request, in seconds.
         lost: How many calls vanished.
         refused: When it refused one.
-        found: Requests per second that all processes together had found at their ends; None if they were not searching.
+        found: The sum of the rates that the processes had found at their ends, in requests per second; None if they were
+            not searching.
     """
 
     summary: Summary
@@ -148,7 +149,7 @@ def _collect(
     advance: Callable[[Outcome], None],
     clock: SystemClock,
 ) -> Iterator[Outcome | Found]:
-    """Every message as it arrives, until all are known or no more can arrive; `advance` hears the outcomes."""
+    """Yield each message as it arrives, until all have arrived or no more can; pass the outcomes to `advance`."""
     news = clock.monotonic()
     while expected:
         try:

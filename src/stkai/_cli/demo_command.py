@@ -1,4 +1,4 @@
-"""`stkai demo`: several processes share a small quota: without a limiter, and then with each kind of one."""
+"""`stkai demo`: several processes share a small quota, first without a limiter, then with each kind of limiter."""
 
 import math
 from collections.abc import Sequence
@@ -42,8 +42,8 @@ def demo(
 ) -> None:
     """Send real requests from several processes to an embedded server with a small quota.
 
-    First without a limiter, then through a token bucket, an adaptive limiter, one that has to find the quota, and a
-    shared one.
+    First without a limiter, then with a token bucket, an adaptive limiter, one that has to find the quota, and a shared
+    one.
     """
     show(Console(), Batch(requests, processes, threads, quota, window), plot=plot)
 

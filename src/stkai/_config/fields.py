@@ -100,17 +100,17 @@ def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
 _Number = BeforeValidator(_not_bool)
 OrNone = BeforeValidator(none_from_word)
 
-SECONDS = "a number of seconds, 0 or more"
-SOME_SECONDS = "a number of seconds, more than 0"
-COUNT = "a whole number, 0 or more"
-POSITIVE = "a whole number, 1 or more"
-SHARE = "a share, above 0 and at most 1, or 'none'"
-SMALLER_SHARE = "a share, above 0 and below 1, or 'none'"
-TEXT = "text that is not empty"
+SECONDS = "a non-negative number of seconds"
+SOME_SECONDS = "a positive number of seconds"
+COUNT = "a non-negative whole number"
+POSITIVE = "a positive whole number"
+SHARE = "a number above 0 and at most 1, or 'none'"
+SMALLER_SHARE = "a number above 0 and below 1, or 'none'"
+TEXT = "a non-empty string"
 VISIBLE_ASCII = 'visible ASCII characters, without spaces and without "Bearer"'
 
 Flag = Annotated[bool, Field(description="true or false")]
-# White space around them is never intended: it is the line break at the end of a file, or a leftover of a shell.
+# White space around them is never intended: it is the line break at the end of a file, or comes from the shell.
 Text = Annotated[str, BeforeValidator(_stripped), Field(min_length=1)]
 Secret = Annotated[SecretStr, BeforeValidator(_stripped), Field(min_length=1)]
 AccessToken = Annotated[SecretStr, BeforeValidator(_stripped), AfterValidator(_token)]

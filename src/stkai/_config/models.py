@@ -77,7 +77,7 @@ class AuthConfig(_Section):
     client_id: Annotated[Text | None, Field(description=TEXT)] = None
     client_secret: Annotated[Secret | None, Field(description=TEXT)] = None
     token_url: Annotated[
-        TokenAddress, Field(description="a URL, http:// or https://, without a user name or password")
+        TokenAddress, Field(description="a URL (http:// or https://) without a user name or password")
     ] = DEFAULT_TOKEN_URL
     origins: Annotated[
         Origins | None,
@@ -117,7 +117,7 @@ class AuthConfig(_Section):
 class RateLimitConfig(_Section):
     """How many requests may be sent in a time window (in seconds), and who shares that quota.
 
-    `min_rate_floor`, `penalty_factor`, `recovery_factor` and `warm_start` are for the strategy `adaptive`. It finds
+    `min_rate_floor`, `penalty_factor`, `recovery_factor` and `warm_start` are for the strategy `adaptive`, which finds
     the quota by itself unless `max_requests` is given; see `quota`.
     """
 
@@ -135,7 +135,7 @@ class RateLimitConfig(_Section):
     recovery_factor: Annotated[Share | None, OrNone, Field(description=SHARE)] = None
     share: Annotated[
         Annotated[str, Field(strict=True), AfterValidator(share_name)] | None,
-        Field(description="the name of a share: text that is not empty"),
+        Field(description="the name of a share, a non-empty string"),
     ] = None
     store: Annotated[
         Any,
@@ -148,7 +148,7 @@ class RateLimitConfig(_Section):
     store_timeout: SomeSeconds = 0.25
     warm_start: Annotated[
         Annotated[str, Field(strict=True), AfterValidator(share_name)] | None,
-        Field(description="the name of a quota: text that is not empty"),
+        Field(description="the name of a quota, a non-empty string"),
     ] = None
 
     @model_validator(mode="after")
@@ -238,7 +238,7 @@ class RetryConfig(_Section):
     retry_unknown: Flag = _RETRY.retry_unknown
     retry_timeouts: Flag = _RETRY.retry_timeouts
     idempotency_header: Annotated[
-        HeaderName | None, OrNone, Field(description="a header's name, such as Idempotency-Key, or 'none'")
+        HeaderName | None, OrNone, Field(description="a header name, such as Idempotency-Key, or 'none'")
     ] = None
 
 
@@ -263,7 +263,7 @@ class HttpConfig(_Section):
         ProxyAddress | None,
         OrNone,
         Field(
-            description="a URL, http://, https:// or socks5://, or 'none'", repr=False
+            description="a URL (http://, https:// or socks5://), or 'none'", repr=False
         ),  # may contain a password
     ] = None
     trust_env: Flag = True

@@ -92,7 +92,7 @@ class GlobalSettings:
         return loaded.settings
 
     def reset(self) -> "Settings":
-        """Forget what `configure()` set and what was read, and return the settings of the environment.
+        """Forget what `configure()` set and what was read, and return the settings from the environment.
 
         The next use reads the environment again. If it holds an unusable value, that use raises the error, and this
         method returns the defaults.

@@ -1,4 +1,4 @@
-"""Refuses the answer of a store that makes no sense, before a limiter computes with it."""
+"""Refuses a store's answer that makes no sense, before a limiter calculates with it."""
 
 import math
 
@@ -9,7 +9,7 @@ def checked(lease: Lease | None) -> Lease:
     """The store's answer, if a limiter can use it.
 
     Raises:
-        ValueError: it is no lease, or a number in it is out of range.
+        ValueError: it is not a lease, or one of its numbers is out of range.
     """
     if lease is None or not _makes_sense(lease):
         raise ValueError(f"the store must answer with a Lease of finite numbers, not {lease!r:.300}")

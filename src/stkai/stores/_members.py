@@ -14,11 +14,11 @@ class Members(Protocol):
         ...
 
     def count(self, now: float) -> tuple[int, int]:
-        """The number of members, and of requests waiting in them."""
+        """The number of members, and the number of requests waiting in them."""
         ...
 
     def move_back(self, seconds: float) -> None:
-        """Move back the instants at which they were seen."""
+        """Move the times at which the members were last seen back by so many seconds."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The state file of one share, open in this process: reads and writes under its lock, and where the state is from."""
+"""The state file of one share, open in this process: reads and writes it, and checks which machine wrote it."""
 
 import math
 import os
@@ -98,7 +98,7 @@ class OpenShare:
         wall = _clock.utcnow().timestamp()
         since = max(
             wall - now, wall - _TWO_MACHINES
-        )  # Before that, it may have been this one, before it was restarted.
+        )  # Earlier, it may have been this machine, before its restart.
         if since < record.wall <= wall + _BACKWARDS:
             raise ConfigurationError(
                 "two machines share one state file, but their clocks are unrelated;"

@@ -120,7 +120,7 @@ class RedisStore:
         return work() if self._in_time is None else self._in_time.call(work)
 
     def _instant(self) -> str:
-        """When the step takes place; empty for the server's own time."""
+        """The time of the step; empty for the server's own time."""
         return ""
 
 

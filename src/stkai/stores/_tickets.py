@@ -23,7 +23,7 @@ _ROUNDING = 1e-6
 """Permits."""
 
 _SET_BACK = 0.1
-"""Seconds; if the clock is behind by more, it was set back, and everything moves back with it."""
+"""Seconds; if the clock is behind by more, it was set back, and the whole state moves back with it."""
 
 
 class State:
@@ -160,7 +160,7 @@ def forget(state: State, now: float) -> State:
 
 
 def _step_to(state: State, now: float) -> float:
-    """Advance the state's time; if the clock was set back, go on as if no time had passed since the last step."""
+    """Advance the state's time; if the clock was set back, continue as if no time had passed since the last step."""
     back = state.last - now
     if back > _SET_BACK:
         state.last, state.next, state.empty = now, state.next - back, state.empty - back

@@ -158,7 +158,7 @@ local function save(s, now)
   redis.call("EXPIRE", WAITING, seconds)
 end
 
--- Advance the state's time. If the clock was set back, go on as if no time had passed since the last step.
+-- Advance the state's time. If the clock was set back, continue as if no time had passed since the last step.
 local function step_to(s, now)
   local back = s.last - now
   if back > SET_BACK then

@@ -91,19 +91,19 @@ class Collectors:
         )
         self._losses = Counter(
             "stkai_store_losses",
-            "Times that the store of a shared quota could not be reached.",
+            "Times the store of a shared quota could not be reached.",
             _SHARE,
             registry=registry,
         )
         self._restorations = Counter(
             "stkai_store_restorations",
-            "Times that the store of a shared quota answered again.",
+            "Times the store of a shared quota answered again.",
             _SHARE,
             registry=registry,
         )
         self._disagreements = Counter(
             "stkai_quota_disagreements",
-            "Times that another member of a share was given another quota.",
+            "Times another member of a share was found to have a different quota.",
             _SHARE,
             registry=registry,
         )

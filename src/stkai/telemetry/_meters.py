@@ -62,17 +62,17 @@ class Meters:
         self._losses = meter.create_counter(
             "stkai.store.losses",
             unit="{loss}",
-            description="Times that the store of a shared quota could not be reached.",
+            description="Times the store of a shared quota could not be reached.",
         )
         self._restorations = meter.create_counter(
             "stkai.store.restorations",
             unit="{restoration}",
-            description="Times that the store of a shared quota answered again.",
+            description="Times the store of a shared quota answered again.",
         )
         self._disagreements = meter.create_counter(
             "stkai.quota.disagreements",
             unit="{disagreement}",
-            description="Times that another member of a share was given another quota.",
+            description="Times another member of a share was found to have a different quota.",
         )
         self._handlers: dict[type[Event], Callable[[Any, dict[str, Any]], None]] = {
             CallStarted: lambda _, labels: self._active.add(1, labels),

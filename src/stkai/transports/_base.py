@@ -68,7 +68,7 @@ class LayerBase:
         self._function = function
         self._layer = inner if joins else None
         if joins and type(self).forward is LayerBase.forward:
-            # Without this method in between: each request calls it once per layer.
+            # Skip this method: each request would call it once per layer.
             vars(self)["forward"] = inner.flow
         # With no layer further in, nobody needs the attempt, so the request need not be copied.
         self._is_leaf = bool(getattr(inner, "is_leaf", type(inner) in alike(*_LEAVES)))
@@ -157,7 +157,7 @@ class LayerBase:
         return f"<{type(self).__name__} {self}{self.describe()}>"
 
     def describe(self) -> str:
-        """The present state of this layer and the layers inside it, to follow their names; empty if there is none."""
+        """The current state of this layer and those inside it, to show after their names; empty if there is none."""
         return self._inner.describe() if isinstance(self._inner, LayerBase) else ""
 
 

@@ -24,7 +24,7 @@ _LONGEST: Final = 1e9
 
 
 def briefly(left: float) -> float:
-    """Seconds for a body that nobody wants; most of what is left until a deadline is for another attempt."""
+    """Seconds for a body that nobody wants; most of the time left until a deadline is kept for another attempt."""
     return min(BRIEF, left / 4)
 
 
@@ -120,7 +120,7 @@ def is_short(response: httpx.Response) -> bool:
     if response.is_closed or is_there(response):
         return False
     length = response.headers.get("content-length", "")
-    if len(length) > _DIGITS:  # Python refuses to convert thousands of them.
+    if len(length) > _DIGITS:  # Python refuses to convert thousands of digits.
         return False
     return not length.isdecimal() or int(length) <= _SHORT
 

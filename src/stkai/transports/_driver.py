@@ -151,7 +151,7 @@ def _load(
     hand: Hand,
     clock: Clock,
 ) -> None:
-    """Fetch a body for a limited time; the thread that fetches it is left behind with the rest."""
+    """Fetch a body for a limited time, then abandon the thread that fetches the rest."""
     if is_there(operation.response):
         return
     until = clock.monotonic() + briefly(left()) if operation.brief else deadline

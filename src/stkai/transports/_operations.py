@@ -57,7 +57,7 @@ class Load(Operation):
     The response can be read or streamed as before.
 
     Args:
-        brief: drop what has not arrived after a second, or after a quarter of the time until the deadline.
+        brief: drop what has not arrived after a second, or after a quarter of the time left until the deadline.
     """
 
     __slots__ = ("brief", "limit", "response")

@@ -24,7 +24,7 @@ _TICK: Final = 0.25
 """Seconds between steps of the law."""
 
 _TURN: Final = 2.0
-"""Steps for each member after which one that has not made a step makes one, if it has anything to say."""
+"""After so many steps for each member, a member that has made none takes one, if it has anything to report."""
 
 _START: Final = 0.2
 """Share of the quota at which a group starts."""
@@ -72,7 +72,7 @@ class Memory(NamedTuple):
         strangers: evidence that others use the quota, from 0 to 1.
         parts: cuts of one member's part since the last cut of the whole.
         tested: the rate at which the whole was cut last, until the next refusal; 0 otherwise.
-        window: the state of the guide along the window that the server describes; empty if it describes none.
+        window: the state of the guide for the window that the server describes; empty if it describes none.
     """
 
     quiet: float = 0.0
@@ -183,7 +183,7 @@ class GroupPilot:
             if self._answered >= memory.epoch:
                 memory = memory._replace(answered=1)
             cuts = self._refused >= memory.epoch and bool(memory.answered)
-            # Those who ask at the same times as another would otherwise never have their successes counted.
+            # Otherwise the successes of a member that always asks just after another would never count.
             overdue = self._accepted and now - self._wrote_at >= _TURN * _TICK * lease.members
             if before.age < _TICK and not (cuts or overdue or self._guided.has_news(now - _TICK)):
                 return None
@@ -216,7 +216,7 @@ class GroupPilot:
         self._counted = 0
 
     def _started(self, lease: Lease, *, cold: bool, rate: float | None = None) -> Shared:
-        """The state of a new group, by default at a part of the quota, or all of it if it does not start cold."""
+        """The state of a new group: by default at a share of the quota, or at all of it if it does not start cold."""
         if rate is None:
             rate = _START * self._ceiling if self._cold else self._ceiling
         memory = Memory(epoch=lease.epoch, cold=int(cold))
@@ -231,7 +231,7 @@ class GroupPilot:
 
     def _faded(self, memory: Memory, seconds: float, *, held: bool) -> Memory:
         horizon = _HISTORY * self._window
-        # What came before the last step was an idle time, which says nothing about the goodput.
+        # Before the last step the group was idle, which says nothing about its goodput.
         step = min(seconds, _LONGEST_STEP)
         fading, fading_step = math.exp(-seconds / horizon), math.exp(-step / self._window)
         before = memory.held * math.exp(-(seconds - step) / self._window)

@@ -1,7 +1,7 @@
 """The fixed window that a server describes in its headers, followed by a whole group of processes.
 
 The group keeps one `WindowGuide` in its shared state. Each member adds the newest answer that it has received, and
-counts as one of the senders that share the window, so that a group gets its part beside strangers.
+counts as one of the senders that share the window, so that a group gets its share beside strangers.
 """
 
 import math
@@ -30,11 +30,11 @@ class _Heard(NamedTuple):
 
 
 class GroupWindow:
-    """What this member knows about the window, and has to tell the group. Not thread-safe: `GroupPilot` locks it.
+    """What this member knows about the window and has to report to the group. Not thread-safe: `GroupPilot` locks it.
 
     Args:
         ceiling: the whole quota, in requests per second.
-        floor: the least rate.
+        floor: the lowest rate.
         window: the quota's window in seconds, if the server states none.
         listens: whether to read headers at all.
     """
@@ -74,7 +74,7 @@ class GroupWindow:
     def move(
         self, state: tuple[Any, ...], written: float, now: float, rate: float, members: int
     ) -> WindowGuide:
-        """The group's guide at `now`, from its state in the store, written at `written`, and what was heard since."""
+        """The group's guide at `now`, from its state in the store as of `written` and what this member heard since."""
         guide = WindowGuide(self._ceiling, self._floor)
         if state:
             try:
@@ -97,7 +97,7 @@ class GroupWindow:
         return self._known_at <= recent and self._heard is not None and self._heard.now > self._known_at
 
     def told(self) -> None:
-        """Forget what the group knows by now."""
+        """Forget what the group now knows."""
         self._doubts = False
         if self._heard is self._told:
             self._heard = None

@@ -51,7 +51,7 @@ _UNKNOWN_SHARE = 10.0
 """Requests per pace for which growth without a known quota equals that of one of ten senders on `_REFERENCE`."""
 
 _UNKNOWN_POWER = 0.8
-"""Power of a sender's own rate with which it grows if the quota is unknown; below 1, so that shares become equal."""
+"""The power of its own rate with which a sender grows if the quota is unknown; below 1, so that shares even out."""
 
 
 class Past(NamedTuple):
@@ -128,8 +128,8 @@ class SearchingLaw(NamedTuple):
     """The law for an unknown quota.
 
     Growth cannot be a share of a quota that is unknown, and must not be a share of the sender's own rate: then all
-    would grow alike, and shares would stay as unequal as they are. It follows a power of the rate that is less than
-    one. A small sender then grows by a larger share than a large one, while a cut takes the same share of both.
+    rates would grow in proportion, and stay as unequal as they are. So it follows a power of the rate that is less
+    than one. A small sender then grows by a larger share than a large one, while a cut takes the same share of both.
 
     Attributes:
         window: the estimated window, in seconds.
@@ -159,7 +159,7 @@ class SearchingLaw(NamedTuple):
         if past.seconds < self.window:
             return _KEPT * rate
         if pause.is_soft(self.window):
-            # The server may only be busy at times. If it took nearly everything, the rate was about right.
+            # The server may have been busy just for a moment. If it took nearly everything, the rate was about right.
             return (_KEPT_ALONE if goodput >= _OVERSHOT * rate else _KEPT) * rate
         return min(_KEPT * rate, goodput) if goodput < _OVERSHOT * rate else _KEPT * rate
 

@@ -33,7 +33,7 @@ _SPREAD = 0.1
 """Each gap varies by this share, up or down: otherwise one sender can lock the others out of a bucket server."""
 
 _SOFT_SPREAD = 0.03
-"""The same in a short window: there, the network alone varies gaps enough, and more of it makes requests collide."""
+"""The same in a short window: there, the network alone varies gaps enough, and more jitter makes requests collide."""
 
 _FLOOR = 0.5
 """Requests per window below which the rate never falls ..."""
@@ -72,8 +72,8 @@ class AimdLimiter(SharingQueue):
         share: a name; processes that use the same name share the quota, and what they learn about it.
         store: where the shared quota is kept: None or "file" for this machine, a URL (`file:///directory`, `redis://`,
             `rediss://`, `unix://`), or a `stkai.stores.Store`.
-        warm_start: a name under which the rate is saved in the user's cache directory; the next program starts from it
-            if it starts within a day. With `share`, the name of the share: its store keeps the rate. None, the
+        warm_start: a name under which the rate is saved in the user's cache directory; a program that starts within a
+            day starts at that rate. With `share`, the name of the share: its store keeps the rate. None, the
             default, saves nothing.
 
     Raises:
@@ -194,7 +194,7 @@ class AimdLimiter(SharingQueue):
         return change
 
     def _adapt(self, turn: Turn, answer: Answer) -> RateChange | None:
-        """Let the answer move the rate of this process alone."""
+        """Let the answer change the rate of this process alone."""
         response = answer.response
         if response is None:
             return super().learn(turn, answer)
@@ -333,7 +333,7 @@ class AimdLimiter(SharingQueue):
             self._start.over = True
             self._set_rate(rate)
         else:
-            # Nobody was refused, so the limit is still to be found: start faster, but as carefully.
+            # Nothing was refused, so the limit is still unknown: start at a higher rate, but just as carefully.
             self._rate = max(self._rate, rate)
 
     def _count(self, sent: float, count: float = 1.0) -> None:

@@ -13,7 +13,7 @@ _SOFT = 2.0
 """Seconds: in windows and for waits up to this long, `Retry-After` in whole seconds is too coarse."""
 
 _SOFT_STOP = 1.0
-"""Windows for which the others stop at most then: after the very first refusal, because the rate has just doubled, and
+"""The most windows for which the others then stop: after the very first refusal, because the rate has just doubled, and
 after the second one in a row."""
 
 _SOFT_JITTER = 0.1

@@ -4,7 +4,7 @@ import math
 
 
 class Refusals:
-    """Tells congestion events apart: all refusals of one count once.
+    """Tells congestion events apart: all refusals of one event count once.
 
     A refusal of a request sent before the last cut says nothing about the current rate, nor do further refusals before
     the server has accepted a request again.
@@ -23,13 +23,13 @@ class Refusals:
         return sent > self._cut_at
 
     def refused(self, sent: float) -> bool:
-        """Take in the refusal of a request sent at `sent`; returns whether it begins a new congestion event."""
+        """Note the refusal of a request sent at `sent`, and return whether it begins a new congestion event."""
         fresh = sent > self._cut_at
         self.row += fresh
         return fresh and self._answered
 
     def accepted(self, sent: float) -> bool:
-        """Take in that a request sent at `sent` was accepted; returns whether that ends a row of refusals."""
+        """Note that a request sent at `sent` was accepted, and return whether that ends a row of refusals."""
         if sent <= self._cut_at:
             return False
         self._answered = True

@@ -23,7 +23,7 @@ class Reporter:
         self._refused_epoch = -1
 
     def report(self, turn: Turn, answer: Answer, response: httpx.Response) -> None:
-        """Take in an answer that says something about the quota."""
+        """Report an answer that says something about the quota."""
         member, pilot = self._link.member, self._link.pilot
         used_up = pilot.hear(answer, response, refused=turn.paced)
         epoch = member.epoch_at(answer.sent)

@@ -45,7 +45,7 @@ class QuotaSearch:
         self._reset = 0.0
 
     def asked(self, seconds: float, rate: float) -> bool:
-        """Take in the wait that a refusal asks for at this rate; returns whether the window or the pace has changed."""
+        """Note the wait that a refusal asks for at this rate, and return whether the window or the pace has changed."""
         if seconds > longest(0.0) or self.rate < math.inf:
             return False
         self._waits.append(seconds)

@@ -8,7 +8,7 @@ _SHARE = 0.2
 """Share of the quota's rate at which it starts."""
 
 _SOFT_SHARE = 0.4
-"""The same in a short window, where a refusal costs a whole one, but the start is soon over ..."""
+"""The same in a short window, where a refusal costs a whole window, but the start is soon over ..."""
 
 _SOFT_AT_ONCE = 1.0
 """... and requests go out one by one."""

@@ -28,7 +28,7 @@ _FASTEST: Final = 1e5
 """Requests per second; a higher rate is damage to the file, not something that a limiter has learned."""
 
 _LONGEST: Final = 366 * 86400.0
-"""Seconds; a longer window likewise."""
+"""Seconds; a longer window is damage likewise."""
 
 _SIZE: Final = 1000
 """Bytes to read at most; a saved rate needs a tenth of that."""
@@ -38,7 +38,7 @@ _NO_WAITING: Final = getattr(os, "O_NONBLOCK", 0)
 
 
 def check_warm_start(name: object, share: str | None, *, plain: bool) -> None:
-    """Check that `name` is one, and that there is something to save under it.
+    """Check that `name` is a name, and that there is something to save under it.
 
     Raises:
         ConfigurationError: the name is not text, is empty, or is not that of the share; or the law is plain AIMD.
@@ -47,7 +47,7 @@ def check_warm_start(name: object, share: str | None, *, plain: bool) -> None:
         raise ConfigurationError(f"warm_start must be the name of a quota, a non-empty string, not {name!r}")
     if plain:
         raise ConfigurationError(
-            "warm_start does not go with penalty_factor or recovery_factor: plain AIMD starts at the whole quota"
+            "warm_start cannot be combined with penalty_factor or recovery_factor: plain AIMD starts at the whole quota"
         )
     if share is not None and name != share:
         raise ConfigurationError(
@@ -72,7 +72,7 @@ class Learned(NamedTuple):
 
 
 class Memory:
-    """Keeps what a limiter has learned in a file. A file that cannot be used is no error: the start is a cold one.
+    """Keeps what a limiter has learned in a file. A file that cannot be used is not an error: the limiter starts cold.
 
     Args:
         name: the quota's name; limiters with the same name start where the last one ended.
@@ -108,7 +108,7 @@ class Memory:
         return found
 
     def keep(self, learned: Learned) -> None:
-        """Save what was learned. A program that reads or saves at the same time finds one of the two, complete."""
+        """Save what was learned. Others that read or save at the same time find a complete file, the old or the new."""
         if self.path is None:
             return
         saved = self._clock.utcnow().timestamp()
@@ -135,11 +135,11 @@ class Keeper:
         self._thread: threading.Thread | None = None
 
     def note(self, rate: float, window: float, *, refused: bool) -> None:
-        """Take in what was learned. It does no I/O, so the caller may hold a lock."""
+        """Note what was learned. This does no I/O, so the caller may hold a lock."""
         self.learned = Learned(rate, window, refused)
 
     def save_news(self, now: float) -> None:
-        """Save what is new in a thread of its own, at most once a minute. The caller holds no lock."""
+        """Save what is new in a thread of its own, at most once a minute. The caller must not hold a lock."""
         if self.memory is None or self.learned is self._saved or now < self._due:
             return
         self._saved, self._due = self.learned, now + _BETWEEN
@@ -151,7 +151,7 @@ class Keeper:
     def save(self) -> None:
         """Save what was learned, if anything, at the end of the program."""
         if self._thread is not None and self._thread is not threading.current_thread():
-            # Otherwise it might end in the middle, and leave a temporary file behind.
+            # Otherwise it might be cut off in the middle, and leave a temporary file behind.
             self._thread.join(_AT_THE_END)
         self._write()
 
@@ -203,7 +203,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _file_name(name: str) -> str:
-    """A file name that is unique to the name, even on file systems that ignore case."""
+    """A file name that is unique to this name, even on file systems that ignore case."""
     text = name.encode(errors="surrogatepass")
     return f"{quote(text, safe='')[:60]}-{blake2b(text, digest_size=10).hexdigest()}.json"
 
@@ -217,5 +217,5 @@ def _cache_directory() -> Path | None:
             return Path(directory)
     try:
         return Path.home() / ".cache"
-    except RuntimeError:  # A container often runs as a user that has no entry and no home.
+    except RuntimeError:  # A container often runs as a user without a password entry or a home directory.
         return None

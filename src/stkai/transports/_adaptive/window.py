@@ -58,7 +58,7 @@ class _End:
 
     @property
     def instants(self) -> list[float]:
-        """All that is known, as instants."""
+        """Everything that is known, as instants."""
         return [self.since, self.earliest, self.latest, self._first, self._before]
 
     @instants.setter
@@ -98,7 +98,7 @@ class WindowGuide:
         in_force: whether the window is believed and `rate` must be followed.
         paused_until: the end of a window that is used up.
         ceiling: the rate of the whole quota.
-        senders: for how many senders this one speaks.
+        senders: the number of senders for which this guide speaks.
     """
 
     def __init__(self, ceiling: float, floor: float) -> None:
@@ -139,7 +139,7 @@ class WindowGuide:
         """The rate now."""
         if not self.in_force:
             return self._base
-        # Senders that share the quota may together be faster than it for a while, to use up what is left.
+        # Together, senders that share the quota may exceed its rate for a while, to use up what is left.
         most = self.ceiling * min(self.senders, _MOST_AHEAD)
         return max(self._floor, min(most, self._base * self._factor))
 
@@ -217,7 +217,7 @@ class WindowGuide:
 
         Raises:
             ValueError: it has another format.
-            TypeError: likewise.
+            TypeError: it has another format.
         """
         name, listening, doubted, in_force, over, *numbers = state
         window, tightness, base, factor, total, weight, readings, *instants = map(float, numbers)

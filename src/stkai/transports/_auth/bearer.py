@@ -88,7 +88,7 @@ class BearerAuth:
             raise ConfigurationError(msg)
         if iscoroutinefunction(provider.get_access_token):
             msg = (
-                f"{type(provider).__name__}.get_access_token must be a plain method, since nobody awaits it: name the"
+                f"{type(provider).__name__}.get_access_token must be a plain method, since nobody awaits it: call the"
                 " async one aget_access_token"
             )
             raise ConfigurationError(msg)
@@ -116,7 +116,7 @@ class BearerAuth:
         return True
 
     def require_private(self, url: httpx.URL) -> None:
-        """Refuse a URL to which the token may not be sent because others could read it on the way.
+        """Refuse a URL to which the token would travel unencrypted, so that others could read it.
 
         Raises:
             AuthenticationError: the connection is not encrypted.

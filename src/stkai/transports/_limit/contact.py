@@ -1,4 +1,4 @@
-"""What a member knows of its group and of its store: the last answer, how old it is, and how long an answer takes."""
+"""What a member knows about its group and its store: the last answer, its age, and how long an answer takes."""
 
 import math
 from typing import Final
@@ -11,13 +11,13 @@ AHEAD: Final = 0.25
 _GRACE: Final = 0.02
 
 _UNHEARD_OF: Final = 2.0
-"""Seconds; an answer later than that means that the process was suspended, not that the store was slow."""
+"""Seconds; a later answer means that the process was suspended, not that the store was slow."""
 
 _HEARTBEAT: Final = 1.0
 """Seconds after which the head of the queue asks the store for its state."""
 
 _GROUP: Final = 10.0
-"""Seconds for which a group keeps its former size: after a loss, its members return one by one."""
+"""Seconds for which a group counts as large as it was: after an outage, its members return one by one."""
 
 
 class Contact:
@@ -36,7 +36,7 @@ class Contact:
 
     @property
     def fresh_until(self) -> float:
-        """Until when a permit may be used without asking the store whether there is a pause."""
+        """The instant until which a permit may be used without asking the store whether there is a pause."""
         return self._at + AHEAD + _GRACE
 
     def heartbeat(self, place: int, now: float) -> float:
@@ -47,11 +47,11 @@ class Contact:
         return now + (place + 1) * _HEARTBEAT if place else self._at + _HEARTBEAT
 
     def lead(self, least: float) -> float:
-        """Seconds before an instant at which the store must be asked, to have its answer by then."""
+        """How many seconds before an instant the store must be asked, to have its answer by then."""
         return min(AHEAD, max(least, 1.25 * self._latency))
 
     def hear(self, lease: Lease, sent: float, now: float) -> None:
-        """Take in an answer to a question asked at `sent`; -inf if that is unknown."""
+        """Take in the answer to a question asked at `sent`; -inf if the time is unknown."""
         latency = now - sent
         if latency < _UNHEARD_OF:
             # Even a slow store's answer may be used for a moment.
@@ -64,7 +64,7 @@ class Contact:
             self.members, self._members_at = lease.members, now
 
     def for_the_store(self, epoch: int, paused_until: float, now: float) -> Known | None:
-        """What the store needs to restore its state, should it be lost."""
+        """What the store needs to restore its state if the state is lost."""
         if self.known is None or epoch < 0:
             return None
         ahead = self._next - now

@@ -79,7 +79,7 @@ class _LimitFlow(LayerBase):
             now = clock.monotonic()
             if now - sent <= _SIGNED_AT_ONCE:
                 break
-            # Those who waited for the same token would all send now, whenever they got their permits.
+            # Otherwise all requests that waited for the same token would leave now, whenever they got their permits.
             limiter.leave(turn, now)
             sent = now
             wait = limiter.ask(turn, now)
@@ -157,7 +157,7 @@ class _LimitFlow(LayerBase):
         return now
 
     def describe(self) -> str:
-        # The text of a limiter of the user's own may be anything.
+        # The repr of a user's own limiter may be anything.
         own = f", {self.policy!r}" if isinstance(self.policy, TicketQueue | PerHost) else ""
         return own + super().describe()
 
@@ -265,9 +265,9 @@ class AsyncAdaptiveTransport(AsyncLimiterTransport):
 
 
 def _no_answer(limiter: Limiter, wait: object) -> ConfigurationError:
-    """The error for a limiter of the user's own that is wrong; one that returns nothing would let everything pass."""
+    """The error for a faulty limiter of the user's own; one that returns nothing would let everything pass."""
     return ConfigurationError(
-        f"{type(limiter).__name__}.ask must return 0.0 to let a request go, the seconds that it has to wait, or an"
+        f"{type(limiter).__name__}.ask must return 0.0 to let a request go, the seconds that it must wait, or an"
         f" operation; not {wait!r}"
     )
 

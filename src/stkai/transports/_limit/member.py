@@ -19,7 +19,7 @@ from .permits import Permits
 from .tickets import TICK, TicketQueue
 
 _LEAD: Final = 0.02
-"""Seconds before the last permit is due at which the next are leased; more if the store answers slowly ..."""
+"""How many seconds before the last permit is due the next ones are leased; more if the store answers slowly ..."""
 
 _SHORT_LEAD: Final = 0.002
 """... and fewer while most requests in the queue have a permit: one lease for many is cheaper than many leases."""
@@ -100,7 +100,7 @@ class Member:
 
     @property
     def now(self) -> float:
-        """The latest instant that it was told."""
+        """The latest instant that this member was told."""
         return self._now
 
     @property

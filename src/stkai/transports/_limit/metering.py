@@ -14,13 +14,13 @@ from .._options import check_cost
 _logger = logging.getLogger("stkai")
 
 LONGEST: Final = 16_777_216
-"""Bytes, as they arrive: a longer answer is no report of a usage, and need not be kept in memory."""
+"""Bytes as received; a longer answer does not report a usage, and is not worth keeping in memory."""
 
 LONGEST_DECODED: Final = 67_108_864
-"""Bytes: a short body may unpack to gigabytes."""
+"""Bytes after decoding; a short body may unpack to gigabytes."""
 
 _PIECE: Final = 1024
-"""Bytes that are unpacked at once; gzip makes at most a mebibyte of them."""
+"""Bytes that are unpacked at once; with gzip, they become at most a mebibyte."""
 
 _CODING: Final = "content-encoding"
 
@@ -36,7 +36,7 @@ class Meter:
     """Settles the costs of one layer's calls.
 
     Args:
-        settle: reads from an answer what its call has cost.
+        settle: reads from an answer what its call cost.
     """
 
     def __init__(self, settle: Callable[[httpx.Response], float | None]) -> None:
@@ -76,7 +76,7 @@ class Meter:
             response.stream = _either(family)(stream, ended)
 
     def _complain(self, why: str) -> None:
-        """Warn of the first failure only: the function usually fails on every answer."""
+        """Warn about the first failure only: the function usually fails on every answer."""
         level = logging.DEBUG if self._has_warned else logging.WARNING
         self._has_warned = True
         _logger.log(level, "a call keeps its estimated cost: %s", why)
@@ -86,7 +86,7 @@ def _whole(response: httpx.Response, body: bytes) -> httpx.Response:
     """The same response with its whole body, decoded.
 
     Raises:
-        TooLongError: it unpacks to too much.
+        TooLongError: it is too long when decoded.
     """
     headers = response.headers
     if _CODING in headers:
@@ -111,7 +111,7 @@ def _request(response: httpx.Response) -> httpx.Request | None:
 
 
 class _Kept:
-    """The chunks of a body, up to a number of bytes; of a longer one nothing is kept."""
+    """The chunks of a body, up to a number of bytes; keeps nothing of a longer body."""
 
     def __init__(self, most: int) -> None:
         self.chunks: list[bytes] = []
@@ -130,7 +130,7 @@ class _Kept:
             self.chunks.append(chunk)
 
     def hand_over(self, ended: Callable[[bytes], None]) -> None:
-        """Tell that the body has ended, unless it was too long."""
+        """Report that the body has ended, unless it was too long."""
         if not self.is_full:
             ended(b"".join(self.chunks))
 

@@ -20,8 +20,8 @@ class PerHost:
     Args:
         make: called when an origin is first seen, such as `"https://api.example.com"` (lower case, without the default
             port); returns its limiter.
-        max_origins: limiters to keep. Of more, those not used for the longest time are dropped, and made anew when
-            their origin is seen again; but never one that a request waits for or was sent with.
+        max_origins: how many limiters to keep. Beyond that, the least recently used ones are dropped, and made anew
+            when their origin is seen again; but never one that a request waits for or was sent with.
 
     Raises:
         ConfigurationError: `make` is not a function, or `max_origins` not a positive whole number; or, on a request,
@@ -37,7 +37,7 @@ class PerHost:
             raise ConfigurationError(msg)
         self._make = make
         self._most = max_origins
-        # The one used last is at the end. A request in progress holds its limiter, which may have been dropped here.
+        # The most recently used one is last. A request in progress holds its limiter, which may have been dropped here.
         self._limiters: OrderedDict[Any, Limiter] = OrderedDict()
         self._in_use: WeakValueDictionary[Any, Limiter] = WeakValueDictionary()
         self._layers: WeakSet[Any] = WeakSet()
@@ -79,14 +79,14 @@ class PerHost:
         return limiter
 
     def _remember(self, origin: Any, limiter: Limiter) -> None:
-        """Keep the limiter, and drop the one not used for the longest time if there are too many."""
+        """Keep the limiter, and drop the least recently used one if there are too many."""
         with self._making:
             self._limiters[origin] = limiter
             if len(self._limiters) > self._most:
                 oldest, dropped = self._limiters.popitem(last=False)
                 try:
                     self._in_use[oldest] = dropped
-                except TypeError:  # It has slots, and is kept: nobody could tell whether it is still in use.
+                except TypeError:  # It has slots, so nobody can tell whether it is still in use: keep it.
                     self._limiters[oldest] = dropped
 
     def _made(self, origin: str) -> Limiter:

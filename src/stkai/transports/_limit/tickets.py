@@ -118,7 +118,7 @@ class TicketQueue:
         It cannot wait for the lock, which its own thread holds, and cannot rely on the numbers. So it goes at once, and
         those who come after pay for the permit.
         """
-        owned: bool = self._lock._is_owned()  # noqa: SLF001 - nothing public tells; Condition asks it as well
+        owned: bool = self._lock._is_owned()  # noqa: SLF001 - no public method tells; Condition uses it as well
         return owned
 
     def leave(self, turn: Turn, now: float) -> None:

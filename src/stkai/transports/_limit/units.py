@@ -50,7 +50,7 @@ class Units:
         """
         if cost:
             needed = before + min(cost, self.most)
-        elif before > _ROUNDING * self.most:  # What is left of a sum may differ from zero by its rounding.
+        elif before > _ROUNDING * self.most:  # A sum that should be zero may differ from it by rounding.
             needed = before - max(0.0, last - self.most)
         else:
             return 0.0
