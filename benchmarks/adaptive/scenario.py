@@ -119,7 +119,7 @@ class Scenario:
 
     def __str__(self) -> str:
         parts = [self._kind, f"N = {self.processes}"]
-        if (self.quota, self.window) != (100, 60.0):
+        if self.in_flight is None and (self.quota, self.window) != (100, 60.0):
             parts.append(f"{self.quota} per {self.window:g} s")
         if self.load is not None:
             parts.append(f"arrivals at {self.load:g} of the quota")
