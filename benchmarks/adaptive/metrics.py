@@ -74,8 +74,8 @@ def summarise(trace: Trace, scenario: Scenario, name: str, start: float, end: fl
 def windows_to_regain(trace: Trace, scenario: Scenario) -> float:
     """Windows from the change of the quota until a whole window, begun after the change, had been good again.
 
-    A window is good if at least 90 % of the new quota is used, with at most 0.15 refusals per accepted request. A run that
-    never regains the quota counts with all its windows.
+    A window is good if at least 90 % of the new quota is used, with at most 0.15 refusals per accepted request. A run
+    that never regains the quota counts with all its windows.
     """
     after = round((scenario.end - scenario.middle) / scenario.window)
     for step in range((after - 1) * _STEPS_PER_WINDOW + 1):
