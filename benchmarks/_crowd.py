@@ -72,7 +72,7 @@ class _Watch:
 
 
 def _overtaken(order: Sequence[int]) -> int:
-    """How many left after somebody who had arrived later."""
+    """How many left after one that had arrived later."""
     latest = itertools.accumulate(order, max)
     return sum(number < most for number, most in zip(order, latest, strict=True))
 

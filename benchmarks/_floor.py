@@ -1,6 +1,6 @@
 """The same four jobs, hand-written with as little code as possible: no library can be expected to be cheaper.
 
-No events, no records, no deadlines, no redirects, no re-signing, no validation: compare with it, don't use it.
+No events, no records, no deadlines, no redirects, no re-signing, no validation: for comparison, not for use.
 """
 
 import asyncio

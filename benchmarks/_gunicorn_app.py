@@ -1,4 +1,4 @@
-"""An application for gunicorn, whose transport is built, and used, before the workers are forked."""
+"""An application for gunicorn that builds and uses its transport before the workers are forked."""
 
 import os
 import time

@@ -1,7 +1,7 @@
 """Common to the benchmarks: interleaved runs, medians with their spread, and tables for the terminal and the docs.
 
 In each round, the subjects of a table run one after the other in a new random order, and each figure is divided by the
-baseline's of the same round: whatever slows the machine for a while slows both.
+baseline's of the same round: anything that slows the machine for a while slows both.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def interleave(subjects: Mapping[str, Callable[[], R]], rounds: int) -> dict[str
     """Run each subject once per round and keep what it returns, after one round to warm up."""
     samples: dict[str, list[R]] = {name: [] for name in subjects}
     names = list(subjects)
-    # In a fixed order, each subject would always inherit the processor's caches from the same other one.
+    # In a fixed order, each subject would always inherit the processor's caches from the same predecessor.
     chance = random.Random(1)  # noqa: S311 - it only shuffles
     for subject in subjects.values():
         subject()

@@ -1,4 +1,4 @@
-"""Processes that share one quota: what each of them was granted, and when."""
+"""Processes that share one quota: what each was granted, and when."""
 
 import multiprocessing
 import queue
@@ -26,12 +26,12 @@ class Group:
     Attributes:
         processes: how many.
         store: a value for `store=`.
-        rate: requests per second of the whole quota.
+        rate: the whole quota, in requests per second.
         seconds: length of the run.
         workers: requests that each process has in progress.
         world: how they send.
-        burst: of the whole quota.
-        make: builds the limiter of one process, in place of stkai's token bucket.
+        burst: the burst of the whole quota.
+        make: builds the limiter of one process, instead of stkai's token bucket.
     """
 
     processes: int
@@ -57,7 +57,7 @@ class Report:
     Attributes:
         grants: for each process that survived, the times of its grants, in seconds from the start.
         events: how many processes heard each event, by its name.
-        errors: those that reached a caller.
+        errors: the errors that reached a caller.
     """
 
     grants: dict[int, list[float]] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class Report:
         return most
 
     def after(self, seconds: float) -> "Report":
-        """What was granted later than so many seconds after the start."""
+        """The grants later than so many seconds after the start."""
         later = {
             number: [instant - seconds for instant in grants if instant >= seconds]
             for number, grants in self.grants.items()

@@ -1,7 +1,7 @@
-"""A language model on loopback, in its own process: it answers late, and says how many tokens it used.
+"""A language model on loopback, in its own process: it answers after a delay, and says how many tokens it used.
 
 It understands only what the clients of these benchmarks send. `GET /used` returns what it used in each second since its
-first answer began, as JSON; `DELETE /used` starts again.
+first answer began, as JSON; `DELETE /used` starts over.
 """
 
 import asyncio

@@ -137,7 +137,7 @@ def _loopback(url: str, threads: int, count: int, data: Any, trusted: str | None
     client = _client()
     with tempfile.NamedTemporaryFile("w") as bundle:
         if trusted is not None:
-            # With the certificates that every user has, since it reads them for each connection.
+            # With the certificates that every user has, because it reads them for each connection.
             bundle.write(certifi.contents() + Path(trusted).read_text())
             bundle.flush()
             os.environ["REQUESTS_CA_BUNDLE"] = bundle.name

@@ -1,4 +1,4 @@
-"""A server on loopback, in its own process, that spoils one request in twenty, in every way that it knows."""
+"""A server on loopback, in its own process, that spoils one request in twenty, in every way it knows."""
 
 import multiprocessing
 import random

@@ -24,7 +24,7 @@ PEERS = (
     "aiolimiter",
 )
 FAST = 1e9
-"""Requests per second: a limit that nobody reaches."""
+"""Requests per second: a limit that is never reached."""
 
 _TOKEN = {"access_token": _floor.TOKEN, "expires_in": 86_400}
 
@@ -33,7 +33,7 @@ AsyncWire = httpx.AsyncBaseTransport
 
 
 def answer(library: Any = httpx) -> Any:
-    """A wire of `library`, sync and async, that answers at once, as a server would."""
+    """A wire of `library`, sync and async, that answers at once as a server would."""
 
     def respond(request: Any) -> Any:
         extensions = {"http_version": b"HTTP/1.1", "reason_phrase": b"OK"}
@@ -90,7 +90,7 @@ def async_httpx_tenacity(wire: AsyncWire) -> AsyncWire:
 
 
 class _PyrateTransport(httpx.BaseTransport):
-    """pyrate-limiter has no transport for httpx; this is what its users write."""
+    """pyrate-limiter has no transport for httpx; this is what its users write themselves."""
 
     def __init__(self, inner: Wire) -> None:
         from pyrate_limiter import Duration, Limiter, Rate

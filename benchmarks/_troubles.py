@@ -39,7 +39,7 @@ def faketime(directory: Path) -> dict[str, str]:
 
 
 def set_clock(directory: Path, seconds: int) -> None:
-    """Set the clock of the processes there: ahead of the real one, or behind."""
+    """Set the clock of the processes there ahead of the real one, or behind it."""
     new = directory / "clock.new"
     new.write_text(f"{seconds:+d}\n")
     new.rename(directory / "clock")
@@ -47,7 +47,7 @@ def set_clock(directory: Path, seconds: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Where a drill takes place."""
+    """What a drill acts on."""
 
     directory: Path
     server: Server | None
@@ -111,7 +111,7 @@ def kill_member(scene: Scene) -> None:
 
 
 def suspend_member(scene: Scene) -> None:
-    """A member is suspended with permits in its hands, and goes on after the outage."""
+    """A member is suspended while it holds permits, and continues after the outage."""
     member = scene.members[0].pid
     assert member is not None
     os.kill(member, signal.SIGSTOP)
@@ -151,7 +151,7 @@ def nothing(scene: Scene) -> None:
 
 
 class SteppedStore(RedisStore):
-    """Redis whose clock `set_clock` sets. redis-server does not start under libfaketime, so it is told the time."""
+    """A Redis whose clock `set_clock` sets. redis-server does not start under libfaketime, so it is told the time."""
 
     def __init__(self, url: str, directory: Path) -> None:
         super().__init__(url)
@@ -193,7 +193,7 @@ def fill_disk(scene: Scene) -> None:
 
 
 class SmallDisk:
-    """A file system in memory of 64 KiB, mounted at a directory; only root may do that."""
+    """A file system of 64 KiB in memory, mounted at a directory; only root may mount it."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

@@ -2,7 +2,7 @@
 
 Lines per second, memory and resuming, on a server at loopback in a process of its own. The peers:
 
-- a script of 35 lines, as one writes it: httpx, a semaphore, and `gather` over all lines of the file;
+- a script of 35 lines, as people write it: httpx, a semaphore, and `gather` over all lines of the file;
 - OpenAI's cookbook script, `api_request_parallel_processor.py`, if `--cookbook` says where it is. Its tokenizer is
   replaced by one that counts words, which is faster.
 
@@ -103,7 +103,7 @@ def batch(source: Path, out: Path, url: str, *options: str) -> list[str]:
 
 
 def write(path: Path, count: int) -> Path:
-    """An input of so many lines, of 180 bytes each."""
+    """An input of so many lines of 180 bytes each."""
     with path.open("w") as file:
         for number in range(count):
             body = {"model": "m", "messages": [{"role": "user", "content": f"Say something about {number}."}]}
@@ -139,10 +139,10 @@ class Bench:
         return timed(self.count, sys.executable, str(script), str(self.source), str(out), self.url)
 
     def of_cookbook(self, path: Path) -> Run:
-        """OpenAI's script, on the same bodies; its own limits are set out of the way."""
+        """OpenAI's script, on the same bodies; its own limits are set too high to matter."""
         (self.folder / "tiktoken.py").write_text(TOKENIZER)
         script = self.folder / "cookbook.py"
-        script.write_text(path.read_text().replace("^https://", "^https?://"))  # It insists on TLS.
+        script.write_text(path.read_text().replace("^https://", "^https?://"))  # The script insists on TLS.
         source, out = self.folder / "bodies.jsonl", self.folder / "cookbook.jsonl"
         out.unlink(missing_ok=True)
         with self.source.open() as lines:

@@ -34,7 +34,7 @@ Report = dict[str, float]
 
 
 def measure(quick: bool) -> Sequence[Table]:
-    """How a limiter treats those who wait, and what waiting costs."""
+    """How a limiter treats waiting requests, and what waiting costs."""
     threads, tasks, seconds, rounds = (64, 200, 1.5, 1) if quick else (64, 1_000, 5.0, 9)
     with ExitStack() as stack:
         old = stack.enter_context(original())

@@ -1,4 +1,4 @@
-"""How well limiters keep to 20,000 tokens per second, and use them: `python -m benchmarks.costs`.
+"""How well limiters keep to 20,000 tokens per second, and how much of them they use: `python -m benchmarks.costs`.
 
 Each call is estimated at 400 tokens and uses between 50 and 450. More calls wait than the limit allows at any time.
 """
@@ -19,7 +19,7 @@ from benchmarks.adaptive.virtual import TrioClock, run_virtually, stream
 LIMIT = 20_000.0
 ESTIMATE = 400
 SLICE = 0.05
-"""Seconds: the window of the limiters that can choose theirs. A longer one lets more through in its first second."""
+"""Seconds: the window of limiters with a choice of window. A longer one lets more through in its first second."""
 
 WORKERS = 150
 BODY = {
@@ -32,7 +32,7 @@ Call = Callable[[], Awaitable[object]]
 
 
 def measure(quick: bool) -> Sequence[Table]:
-    """How well a limit in tokens per second is kept to, and used."""
+    """How well a limit in tokens per second is kept, and how much of it is used."""
     seconds = 8 if quick else 30
     rows = []
     with model() as url:
@@ -66,7 +66,7 @@ def _row(name: str, runs: Sequence[Sequence[float]], failed: int) -> list[str]:
 
 
 def simulate(window: float, seed: int, seconds: int) -> list[float]:
-    """What is used in each second, of a machine that has nothing else to do."""
+    """What is used in each second, on a machine that has nothing else to do."""
     chance, latency = stream("used", seed), stream("latency", seed)
     used = [0.0] * seconds
 
@@ -92,7 +92,7 @@ def simulate(window: float, seed: int, seconds: int) -> list[float]:
             while True:
                 await client.post("https://api.example.com", data=BODY)
 
-        # Just short of it: what begins in the last instant belongs to the next second.
+        # Just short of it: a call that begins in the last instant belongs to the next second.
         with trio.move_on_at(seconds - 1e-9):
             async with trio.open_nursery() as nursery:
                 for _ in range(WORKERS):
@@ -105,7 +105,7 @@ def simulate(window: float, seed: int, seconds: int) -> list[float]:
 async def _load(
     url: str, make: Callable[[AsyncExitStack, str], Awaitable[Call]], seconds: float
 ) -> tuple[list[float], int]:
-    """What the model has used in each second, and how many calls failed."""
+    """What the model used in each second, and how many calls failed."""
     failed = 0
 
     async def work(call: Call) -> None:

@@ -103,7 +103,7 @@ def drill(name: str, processes: int = 8) -> Report:
 
         def during(start: float, members: list[BaseProcess]) -> None:
             time.sleep(max(0.0, start + TROUBLE - time.monotonic()))
-            clock = os.environ.get("FAKETIME_TIMESTAMP_FILE")  # Of the members, which are forked.
+            clock = os.environ.get("FAKETIME_TIMESTAMP_FILE")  # That of the members, which are forked.
             place = directory if clock is None else Path(clock).parent.parent
             trouble(Scene(place if trouble is step_clock else directory, server, members))
 

@@ -19,7 +19,7 @@ from stkai.stores import Ask, FileStore
 
 WORKERS = 8
 RATE = 0.001
-"""Permits per second: so few that the wait for each tells which permit it is."""
+"""Permits per second: so few that the wait for each shows which permit it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,9 @@ class Outcome:
 
     Attributes:
         kills: how many members were killed.
-        granted: permits that members have written down.
-        twice: permits that two members have.
-        lost: permits that nobody has.
+        granted: permits that members wrote down.
+        twice: permits that two members wrote down.
+        lost: permits that no member wrote down.
         restarts: how often the state was lost.
     """
 
@@ -88,7 +88,7 @@ def kill_members(kills: int, directory: Path) -> Outcome:
 
 
 def _work(directory: Path, notes: Path) -> None:
-    """Take permits until the end, which is not in the middle of a lease if it is a polite one."""
+    """Take permits until the end; a polite end (SIGTERM) does not come in the middle of a lease."""
     going = [True]
     signal.signal(signal.SIGTERM, lambda *_: going.clear())
     store, fd = FileStore(directory), os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

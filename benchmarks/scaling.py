@@ -84,7 +84,7 @@ def _sending(transport: httpx.BaseTransport, count: int) -> Callable[[], float]:
 
 
 def _waiters(number: int, count: int) -> Callable[[], float]:
-    """With this many in the queue, the first one goes and another one comes, each turn."""
+    """With this many in the queue, the first goes and another arrives in each turn."""
     queue = stkai.TokenBucket(1, 1.0, burst=1, max_wait_time=None)
     tickets = [Turn() for _ in range(number)]
     now = 0.0

@@ -1,6 +1,6 @@
 """One quota for many processes: accuracy, fairness and cost: `python -m benchmarks.sharing`.
 
-Needs `redis-server`. Everything runs on this machine. The others' limiters ask again 20 ms after a refusal.
+Needs `redis-server`. Everything runs on this machine. The other libraries' limiters ask again 20 ms after a refusal.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ from stkai.stores import Ask, FileStore, RedisStore
 from stkai.transports import Run, Turn
 
 START = 1.0
-"""Seconds at the start that are not counted: in them, fifty processes connect to the store at once."""
+"""Seconds at the start that do not count: fifty processes connect to the store at once."""
 
 POLL = 0.02
-"""Seconds after which a refused request asks again, where the limiter does not say when to."""
+"""Seconds after which a refused request asks again, if the limiter does not say when."""
 
 
 class Asking:
@@ -202,7 +202,7 @@ async def _permits_async(store: Any, number: int) -> list[float]:
 
 
 def _calls(server: Server, processes: int, seconds: float) -> Table:
-    """How often the store is asked for one permit, where there is a lot to do."""
+    """How often the store is asked per permit under a heavy load."""
     rows = []
     with server.client() as client:
         for workers in (1, 8, 32):

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.soak`: many calls, some with faults; at the end nothing is lost and nothing has grown.
+"""`python -m benchmarks.soak`: many calls, some with faults; in the end, nothing is lost and nothing has grown.
 
 A server on loopback, in its own process, spoils one request in twenty: errors, refusals, connections that break at any
 point. A sync client with threads and an async one with tasks share it. Every call must end in an answer or an error,
@@ -45,7 +45,7 @@ class Ledger:
         begun: calls that were started.
         outcomes: how many ended with each status, or with each error, by name.
         sent: requests that went to a wire, including those for tokens.
-        answered: responses that came back from it.
+        answered: responses that came back from the wire.
     """
 
     begun: int = 0
@@ -132,7 +132,7 @@ def _resident() -> int:
 
 
 class Soak:
-    """Sends calls in rounds; half of each through a sync client with threads, half through an async one with tasks."""
+    """Sends calls in rounds: half of each through a sync client with threads, half through an async one with tasks."""
 
     def __init__(self, server: Spoiler) -> None:
         self.ledger = Ledger()
@@ -204,7 +204,7 @@ class Soak:
 
 
 def _retry(number: int) -> stkai.RetryPolicy | None:
-    """One call in four is sent once, so that failures are reported as well."""
+    """One call in four is sent only once, so that some failures are reported too."""
     return RETRY if number % 4 else None
 
 
@@ -222,7 +222,7 @@ class Result:
         ledger, warm, last = self.ledger, self.footprints[len(self.footprints) // 5], self.footprints[-1]
         checks = {
             f"{ledger.begun} calls begun, {ledger.ended} ended": ledger.begun == ledger.ended,
-            # When the server closes a connection, a request that is being sent is lost with it.
+            # When the server closes a connection, a request that is just being sent is lost with it.
             f"{ledger.sent} sent, {self.seen} seen": ledger.answered <= self.seen <= ledger.sent,
             f"memory: {warm.memory} bytes, then {last.memory}": last.memory - warm.memory < MOST_GROWTH,
             f"file descriptors: {warm.descriptors}, then {last.descriptors}": (

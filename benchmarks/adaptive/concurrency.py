@@ -1,4 +1,4 @@
-"""A limit on what is in flight that adapts by AIMD, as in Netflix's concurrency-limits, to compare it with a rate."""
+"""A limit on requests in flight that adapts by AIMD, as in Netflix's concurrency-limits, to compare it with a rate."""
 
 import httpx
 import trio
@@ -11,7 +11,7 @@ _OVERLOADED = frozenset({429, 503, 529})
 
 
 class ConcurrencyTransport(httpx.AsyncBaseTransport):
-    """Lets so many requests be in flight: one more for each round of successes, a tenth less when one is refused."""
+    """Limits the requests in flight: one more for each round of successes, a tenth less when one is refused."""
 
     def __init__(self, site: Site) -> None:
         self._inner, self._clock = site.wire, site.clock

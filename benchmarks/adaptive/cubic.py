@@ -55,7 +55,7 @@ class _MustWaitError(Exception):
 
 
 class _Bucket(TokenBucket):
-    """Says how long to wait for a permit, where botocore's would block the thread until it is there."""
+    """Says how long to wait for a permit; botocore's would block the thread until the permit is there."""
 
     def acquire(self, amount: int = 1, block: bool = True) -> bool:
         try:
@@ -65,7 +65,7 @@ class _Bucket(TokenBucket):
 
 
 class _Detector:
-    """Knows a refusal by its status; botocore's own reads the error codes of AWS."""
+    """Recognizes a refusal by its status; botocore's own reads the error codes of AWS."""
 
     def is_throttling_error(self, response: httpx.Response) -> bool:
         return response.status_code == httpx.codes.TOO_MANY_REQUESTS

@@ -1,7 +1,7 @@
 """The adaptive limiter's goals, and whether it meets them.
 
-The rows at 100 per 60 s are judged by the worst scenario of each, the others by the mean of their scenarios where
-nothing else is said. None of these other quotas, and none of the seeds, was used for tuning. Those were: 20 and 5 per
+The rows at 100 per 60 s are judged by their worst scenario, the others by the mean of their scenarios unless noted.
+None of these other quotas, and none of the seeds, was used for tuning. Those used were: 20 and 5 per
 1 s, 60 per 2 s, 50 per 10 s, 400 per 20 s, 100 per 3600 s, 4000 per 60 s, answers of 10 to 60 s, and without numbers
 100 per 60 s, 200 per 30 s, 20, 5 and 100 per 1 s, and 60 per 2 s, on the seeds 1 to 8.
 """
@@ -43,7 +43,7 @@ class Bound:
         return statistics.fmean(self.read(results, other) for other in cases), case
 
     def worst(self, results: Results, cases: Sequence[Case]) -> tuple[float, Case]:
-        """The value that is furthest on the wrong side, and whose it is."""
+        """The value that is furthest on the wrong side, and its case."""
         pick = min if self.at_least else max
         return pick(((self.read(results, case), case) for case in cases), key=operator.itemgetter(0))
 

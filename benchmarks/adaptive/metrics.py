@@ -22,11 +22,11 @@ class Result:
     """The figures of one run, or the mean of several.
 
     Attributes:
-        cold: of the first windows.
-        steady: of the others.
-        regained: windows from the change of the quota until a whole window had been good again; None without one.
-        accepted: the instants of the accepted requests, in order; of the first run.
-        batch: time that the batch took, over the time that the quota needs for it; None without one.
+        cold: the figures of the first windows.
+        steady: the figures of the other windows.
+        regained: windows from the change of the quota until a whole window had been good again; None without a change.
+        accepted: the instants of the accepted requests of the first run, in order.
+        batch: the time that the batch took, divided by the time that the quota needs for it; None without a batch.
     """
 
     cold: Summary
@@ -74,8 +74,8 @@ def summarise(trace: Trace, scenario: Scenario, name: str, start: float, end: fl
 def windows_to_regain(trace: Trace, scenario: Scenario) -> float:
     """Windows from the change of the quota until a whole window, begun after the change, had been good again.
 
-    Good is: at least 90 % of the new quota used, at most 0.15 refusals per accepted request. A run that never regains
-    counts with all its windows.
+    A window is good if at least 90 % of the new quota is used, with at most 0.15 refusals per accepted request. A run
+    that never regains the quota counts with all its windows.
     """
     after = round((scenario.end - scenario.middle) / scenario.window)
     for step in range((after - 1) * _STEPS_PER_WINDOW + 1):

@@ -5,10 +5,10 @@ import httpx
 from .strategies import RETRY, SHORTEST_SLEEP, Site
 
 _JITTER = 0.2
-"""Every factor and every sleep of the limiter varies by that much."""
+"""Every factor and every sleep of the limiter varies by this much."""
 
 _RETRY_JITTER = 0.1
-"""A retry's sleep varies by that much, both ways: it may come back before `Retry-After` is over."""
+"""A retry's sleep varies by this much, both ways: it may end before `Retry-After` is over."""
 
 _LONGEST_RETRY_AFTER = 60.0
 
@@ -16,7 +16,7 @@ _LONGEST_RETRY_AFTER = 60.0
 class OriginalTransport(httpx.AsyncBaseTransport):
     """A bucket whose size, and with it its rate, grows with every success and shrinks with every 429.
 
-    Whoever wakes first gets the permit: there is no queue. The wait for one is not limited here.
+    The first to wake gets the permit: there is no queue. The wait for a permit is not limited here.
     """
 
     def __init__(self, site: Site, *, floor: float, penalty: float, recovery: float) -> None:
@@ -58,7 +58,7 @@ class OriginalTransport(httpx.AsyncBaseTransport):
 
 
 def _seconds(headers: httpx.Headers) -> float:
-    """What `Retry-After` asks; it knew no dates, and ignored what it found too long."""
+    """The wait that `Retry-After` asks for. stkai 0.4 reads no dates, and ignores waits that it considers too long."""
     try:
         asked = float(headers.get("retry-after", "0"))
     except ValueError:

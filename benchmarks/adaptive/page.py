@@ -19,7 +19,7 @@ _COLUMNS = ("429 per success", "failed", "quota used", "p50 s", "p95 s", "Jain")
 
 
 def write_section(section: Section, results: Results) -> None:
-    """A row for every scenario under every strategy, if the page has a place for the section."""
+    """Write a row for every scenario under every strategy, if the page has a place for the section."""
     if section.name not in _SHOWN:
         return
     steps = any(scenario.step is not None for scenario in section.scenarios)

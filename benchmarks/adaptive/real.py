@@ -1,7 +1,7 @@
-"""`python -m benchmarks.adaptive.real`: real processes and threads over the embedded server, beside virtual ones.
+"""`python -m benchmarks.adaptive.real`: real processes and threads over the embedded server, next to virtual ones.
 
-It confirms the order of the strategies where time, threads and sockets are real. It is no measurement: the machine has
-other work, and a run is one run.
+It confirms the ranking of the strategies with real time, threads and sockets. It is not a measurement: the machine has
+other work, and a run is only one run.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(batch: Batch, strategy: str) -> Run:
-    """One run, and how fair it was: every process has as many requests, so that only those before the end can tell."""
+    """One run, and how fair it was: all processes have equally many requests, so only those before the end can tell."""
     outcomes: list[Outcome] = []
     run = batch.run(strategy, outcomes.append)
     early = [outcome for outcome in outcomes[: len(outcomes) // 2] if outcome.succeeded]

@@ -16,27 +16,27 @@ _ABSURD = 86400.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scenario:
-    """One situation; it is frozen, so that a case can be looked up by it.
+    """One situation; frozen, so that cases can be looked up by it.
 
     Attributes:
         server: how the server counts.
         processes: how many share the quota.
-        quota: requests per window, of all together.
+        quota: requests per window, for all processes together.
         window: seconds.
         workers: requests that a process has under way at a time.
         windows: length of the run.
-        cold: how many of the windows, at the start, are reported apart.
+        cold: how many windows at the start are reported separately.
         load: Poisson arrivals at this share of the quota; None for an endless backlog.
         step: the factor by which the quota changes in the middle of the run.
-        late: how many of the processes start in the middle of the run only.
+        late: how many of the processes start only in the middle of the run.
         retry_after: what a 429 says, as `stkai.testing.QuotaServer` takes it.
         headers: rate limit headers of a fixed window, likewise.
         service: seconds that the work on an accepted request takes, at least and at most.
         told: what the limiter is told: the true quota (True), nothing (None), or a quota and a window.
-        absurd: every so many refusals, one asks for a day; 0 for never.
-        in_flight: the server has no quota, but cannot work on more than so many requests at a time.
-        busy: the status with which it then refuses a request; None if it works on all at once, and ever more slowly.
-        batch: windows' worth of requests that all processes together have to send; None for an endless backlog.
+        absurd: one in so many refusals asks for a day; 0 for none.
+        in_flight: the server has no quota, but can work on only so many requests at a time.
+        busy: the status with which it refuses any further one; None if it works on all at once, ever more slowly.
+        batch: how many windows' worth of requests all processes together have to send; None for an endless backlog.
     """
 
     server: ServerKind = "fixed"
@@ -70,12 +70,12 @@ class Scenario:
 
     @property
     def ideal(self) -> float:
-        """Seconds that the quota needs for the batch, and at least a call."""
+        """Seconds that the quota needs for the batch; at least those of one call."""
         needed = self.share_of_batch * self.processes * self.window / self.quota
         return max(needed, self.service[1] + 0.01)
 
     def retry_after_of(self, refusal: int) -> float | None:
-        """What refusal number `refusal` asks for, where that is not the server's usual answer."""
+        """What refusal number `refusal` asks for, if that is not the server's usual answer."""
         return _ABSURD if self.absurd and refusal % self.absurd == 0 else None
 
     @property
@@ -85,12 +85,12 @@ class Scenario:
 
     @property
     def middle(self) -> float:
-        """The instant of what happens in the middle of the run; a window starts with it."""
+        """The instant of the change in the middle of the run; a window starts at it."""
         return self.windows // 2 * self.window
 
     @property
     def steady(self) -> float:
-        """The instant from which figures are those of the steady state."""
+        """The instant at which the steady state begins."""
         return self.middle if self.late else self.cold * self.window
 
     @property

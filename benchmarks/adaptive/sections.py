@@ -82,7 +82,7 @@ SECTIONS = (
         [
             Scenario(quota=20),
             Scenario(quota=1000),
-            # Seconds are short: as many minutes as elsewhere, so that what is learnt by time can be learnt.
+            # Seconds are short: run for as many minutes as elsewhere, so that what takes time to learn is learnt.
             Scenario(quota=10, window=1.0, windows=1200, cold=300),
         ],
         SOME,

@@ -61,14 +61,14 @@ class Server:
         return httpx.Response(200, headers=headers, request=request)
 
     def _slowness(self) -> float:
-        """How many times as long the work takes because there is too much of it."""
+        """How many times longer the work takes because there is too much of it."""
         scenario = self._scenario
         if scenario.in_flight is None or scenario.busy is not None:
             return 1.0
         return max(1.0, self._working / scenario.in_flight)
 
     def _refusal(self, now: float, utcnow: datetime) -> Reply | None:
-        """The answer to a request that is one too many; the work on any other takes its time, refusing takes none."""
+        """The refusal of a request that is one too many, or None. Work takes time; refusing takes none."""
         refusal = self._gate.refuse(now, utcnow) if self._scenario.in_flight is None else self._too_busy()
         if refusal is not None:
             self._refusals += 1
@@ -78,7 +78,7 @@ class Server:
         return refusal
 
     def _too_busy(self) -> Reply | None:
-        """The answer to a request for which no place is free."""
+        """The refusal of a request for which there is no free place, or None."""
         busy, most = self._scenario.busy, self._scenario.in_flight or 0
         if busy is None or self._working < most:
             return None

@@ -21,7 +21,7 @@ _WORTH_A_PLOT = 0.001
 
 
 def print_section(console: Console, section: Section, results: Results) -> None:
-    """For every scenario a table of the steady state, and one of the cold start where it is told apart."""
+    """For every scenario a table of the steady state, and one of the cold start if that is reported separately."""
     console.rule(f"[bold]{section.title}", align="left")
     for scenario in section.scenarios:
         cases = [(scenario, strategy) for strategy in section.strategies]

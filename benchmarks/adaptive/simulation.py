@@ -21,7 +21,7 @@ _START = 1.0
 
 
 class Call(NamedTuple):
-    """A call that has ended: when, after how many seconds, in which process, and whether well."""
+    """A call that has ended: when, after how many seconds, in which process, and whether it succeeded."""
 
     time: float
     seconds: float
@@ -51,7 +51,7 @@ async def _run(scenario: Scenario, strategy: Strategy, seed: int) -> Trace:
             for number in range(scenario.processes):
                 chance = stream("process", number, seed)
                 site = Site(scenario, server.wire(number), TrioClock(), chance, number, store)
-                # Arrivals have randomness of their own, so that they are the same whatever a strategy draws.
+                # Arrivals have their own randomness, so that they are the same whatever a strategy draws.
                 arrivals = stream("arrivals", number, seed)
                 process = _Process(number, scenario, strategy.build(site), arrivals, calls)
                 nursery.start_soon(process.run)

@@ -22,14 +22,14 @@ SHORTEST_SLEEP = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What a strategy finds where its process runs.
+    """The surroundings of a strategy in its process.
 
     Attributes:
         scenario: what is simulated.
         wire: the server, as this process sees it.
         clock: virtual time.
         random: the process's own randomness.
-        number: of the process, from 0.
+        number: the number of the process, from 0.
         store: where the processes of this run may share a quota.
     """
 
@@ -43,7 +43,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """A name, and how to build the stack of one process; what builds must be picklable, to run in another process."""
+    """A name, and how to build the stack of one process; `build` must be picklable, to run in another process."""
 
     name: str
     build: Callable[[Site], httpx.AsyncBaseTransport]

@@ -16,7 +16,7 @@ _EPOCH = datetime(2025, 1, 1, tzinfo=UTC)
 
 
 def stream(*names: object) -> random.Random:
-    """Random numbers that depend on nothing but the names, so that parts of a run do not disturb each other."""
+    """Random numbers that depend only on the names, so that parts of a run do not disturb each other."""
     return random.Random(repr(names))  # noqa: S311 - nothing here is a secret
 
 

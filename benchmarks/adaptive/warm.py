@@ -1,7 +1,7 @@
-"""`python -m benchmarks.adaptive.warm`: what a program gains that starts where the last one ended.
+"""`python -m benchmarks.adaptive.warm`: what a program gains by starting where the last one ended.
 
 Four processes learn for fifteen windows, or for two minutes if that is longer, and end. Then four others send a batch:
-cold, or from the rates that the first four have saved.
+cold, or from the rates that the first four saved.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def _figures(results: Sequence[Result]) -> list[str]:
 
 
 def _build(site: Site, *, told: bool, warm: bool) -> httpx.AsyncBaseTransport:
-    """The stack of a process, which may start where the last one with its number ended."""
+    """The stack of a process, which may start where the last process with its number ended."""
     numbers = (site.scenario.quota, site.scenario.window) if told else ()
     name = f"process-{site.number}" if warm else None
     return build_stack(site, AimdLimiter(*numbers, warm_start=name))

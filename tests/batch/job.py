@@ -38,13 +38,13 @@ class Seen:
 
 
 async def echo(request: web.BaseRequest, body: Any) -> web.StreamResponse:
-    """The answer of a server that does what it is asked."""
+    """The answer of a server that does what it is told."""
     return web.json_response({"echo": body}, headers={"x-request-id": "request-1"})
 
 
 @dataclass
 class Server:
-    """Counts how often each body is executed; `answer` decides what becomes of a request before that.
+    """Counts how often each body is executed; before that, `answer` decides what happens to a request.
 
     Attributes:
         url: its origin.
@@ -176,7 +176,7 @@ class Job:
     def run(
         self, *more: str, stdin: bytes | None = None, env: dict[str, str] | None = None, base: bool = True
     ) -> "subprocess.CompletedProcess[str]":
-        """Run the command to its end: in this process, or in one of its own where it reads stdin or writes stdout."""
+        """Run the command to its end: in this process, or in its own process if it reads stdin or writes stdout."""
         command = self.arguments(*more, base=base)
         environment = self.environment(**(env or {}))
         if stdin is None and "-" not in command:
@@ -233,7 +233,7 @@ class Job:
 
 
 def entries(path: Path) -> dict[int, Any]:
-    """The lines of an output by their numbers, each of which is there once."""
+    """The lines of an output by their numbers; each number occurs once."""
     found: dict[int, Any] = {}
     for line in path.read_text().splitlines():
         entry = json.loads(line)

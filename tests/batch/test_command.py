@@ -84,7 +84,7 @@ def test_relative_urls_are_appended_to_the_base_with_its_path_and_absolute_ones_
     assert counting.paths == ["/v1/chat?x=1", "/abs"]
 
 
-def test_each_line_has_an_idempotency_key_of_its_own_which_a_restarted_job_does_not_use_again(
+def test_each_line_has_its_own_idempotency_key_and_a_restarted_job_does_not_reuse_it(
     job: Job, counting: Server
 ) -> None:
     job.write(3)
@@ -138,7 +138,7 @@ def test_a_failure_is_written_to_the_failures_with_its_answer_and_the_run_contin
         ("9" * 5000, None),
     ],
 )
-def test_an_answer_is_parsed_where_it_is_strict_json_and_text_otherwise(
+def test_an_answer_is_parsed_if_it_is_strict_json_and_kept_as_text_otherwise(
     content: str, body: Any, job: Job, counting: Server
 ) -> None:
     async def answer(request: web.BaseRequest, _: Any) -> web.StreamResponse:
@@ -328,7 +328,7 @@ def test_a_merge_that_cannot_be_finished_leaves_nothing_behind(job: Job) -> None
     assert {path.name for path in job.folder.iterdir()} == before
 
 
-def test_merge_says_that_some_failed_and_refuses_what_would_lose_or_double_lines(job: Job) -> None:
+def test_merge_reports_failures_and_refuses_to_lose_or_duplicate_lines(job: Job) -> None:
     lines(job, {"url": "/x", "body": {}}, "oops", {"url": "/x", "body": {}})
     job.run("--shard", "0/2", "-o", "a")
     job.run("--shard", "1/2", "-o", "b.jsonl")
@@ -356,7 +356,7 @@ def test_merge_says_that_some_failed_and_refuses_what_would_lose_or_double_lines
     assert (result.returncode, "cut off" in result.stderr) == (2, True)
 
 
-def test_retry_failed_sends_the_failures_again_and_takes_them_out_at_once(job: Job, counting: Server) -> None:
+def test_retry_failed_sends_the_failures_again_and_removes_them_at_once(job: Job, counting: Server) -> None:
     fails = True
 
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
@@ -376,7 +376,7 @@ def test_retry_failed_sends_the_failures_again_and_takes_them_out_at_once(job: J
     assert job.failures() == {}
 
 
-def test_a_finished_job_resumed_sends_and_changes_nothing_and_ends_as_before(
+def test_resuming_a_finished_job_sends_and_changes_nothing_and_ends_as_before(
     job: Job, counting: Server
 ) -> None:
     lines(job, {"url": "/x", "body": {}}, "broken")
@@ -388,7 +388,7 @@ def test_a_finished_job_resumed_sends_and_changes_nothing_and_ends_as_before(
     assert (job.snapshot(), len(counting.seen)) == (before, sent)
 
 
-def test_resume_begins_a_job_where_there_is_none(job: Job) -> None:
+def test_resume_starts_a_job_if_there_is_none(job: Job) -> None:
     job.write(2)
     assert job.run("--resume").returncode == 0
     assert sorted(job.done()) == [1, 2]

@@ -67,7 +67,7 @@ def killed(job: Job, counting: Server) -> Job:
 
 
 def every_cut_of_the_last_record(path: Path) -> Iterator[bytes]:
-    """The file without its last byte, its last two, and so on, until one byte of its last record is left."""
+    """The file without its last byte, without its last two, and so on, until one byte of its last record is left."""
     content = path.read_bytes()
     start = content.rindex(b"\n", 0, -1) + 1 if content.count(b"\n") > 1 else 0
     for end in range(start + 1, len(content)):
@@ -93,7 +93,7 @@ def test_a_last_record_torn_at_any_byte_leaves_every_line_once(
         lost = {4} | ({2} if name == "out.jsonl" else set()) | ({3} if name == "out.failed.jsonl" else set())
         if unknown == "report":
             assert set(counting.executed.values()) == {1}, cut[-30:]
-            # Without a digit it may be either of the two that can have been in flight.
+            # Without a digit, it may be either of the two that may have been in flight.
             either = {5} if cut.endswith((b"\ns", b"\ns ")) else set()
             assert {number for number, code in killed.codes().items() if code == "unknown"} == lost | either
         else:
@@ -108,7 +108,7 @@ def test_a_torn_intent_may_be_any_line_that_begins_with_these_digits_and_was_in_
     header = killed.journal.read_bytes().splitlines(keepends=True)[0]
     killed.journal.write_bytes(header + b"f 12\n" + b"".join(b"s %d\n" % n for n in (1, 2, 3, 4)) + b"s 1")
     assert resume(killed) == 1
-    # The first twelve lines without an outcome are 4 to 15; 4 is known to be sent.
+    # The first twelve lines without an outcome are 4 to 15; line 4 is known to have been sent.
     assert [number for number, code in killed.codes().items() if code == "unknown"] == [
         4,
         10,
@@ -169,7 +169,9 @@ def test_on_a_full_disk_nothing_more_is_sent_and_what_is_drained_goes_to_stderr(
     assert sorted([*job.done(), *job.failures()]) == list(range(1, 201))
 
 
-def test_a_disk_that_is_full_at_once_halts_before_anything_is_sent(job: Job, counting: Server) -> None:
+def test_a_disk_that_is_full_from_the_start_halts_the_run_before_anything_is_sent(
+    job: Job, counting: Server
+) -> None:
     process = job.start(preexec_fn=limit_files(10))
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 3, stderr
@@ -177,7 +179,7 @@ def test_a_disk_that_is_full_at_once_halts_before_anything_is_sent(job: Job, cou
     assert job.run().returncode == 0
 
 
-def test_stdin_that_was_cut_off_is_told_and_what_was_copied_is_sent(job: Job, counting: Server) -> None:
+def test_stdin_that_was_cut_off_is_reported_and_what_was_copied_is_sent(job: Job, counting: Server) -> None:
     process = job.start("-", stdin=subprocess.PIPE)
     assert isinstance(process.stdin, io.BufferedIOBase)
     process.stdin.write(job.input.read_bytes())

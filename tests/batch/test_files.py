@@ -1,4 +1,4 @@
-"""The files of a batch: appended, committed, locked, copied and sorted, also when the system says no."""
+"""The files of a batch: appended, committed, locked, copied and sorted, even when the system refuses."""
 
 import errno
 import os
@@ -59,7 +59,7 @@ def test_a_job_can_be_committed_always_each_second_or_never(
 
 
 @pytest.mark.parametrize("sync", ["always", "1s"])
-def test_a_disk_that_cannot_keep_what_was_written_halts_the_run(
+def test_a_failed_fsync_halts_the_run(
     sync: str, job: Job, counting: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: int) -> None:
@@ -94,7 +94,7 @@ def test_concurrent_commits_share_an_fsync(tmp_path: Path) -> None:
     file.close()
 
 
-def test_a_file_that_lost_what_it_held_never_says_again_that_it_is_safe(
+def test_after_a_failed_fsync_a_file_never_counts_as_safe_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = AppendFile(tmp_path / "file")
@@ -112,9 +112,7 @@ def test_a_file_that_lost_what_it_held_never_says_again_that_it_is_safe(
     file.close()
 
 
-def test_a_record_that_was_written_in_part_is_taken_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_partly_written_record_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = AppendFile(tmp_path / "file")
     file.append(b"first\n")
     write = os.write
@@ -154,7 +152,7 @@ def test_a_torn_tail_of_any_length_is_cut(tmp_path: Path) -> None:
         file.close()
 
 
-def test_stdout_keeps_the_order_and_leaves_out_what_will_not_come() -> None:
+def test_stdout_keeps_the_order_and_skips_dropped_lines() -> None:
     reading, writing = os.pipe()
     sink = Stdout(in_order=True, descriptor=writing)
     for number in (1, 2, 3, 4):
@@ -182,7 +180,7 @@ def wait_for(spool: Spool) -> None:
     raise AssertionError("it is never complete")
 
 
-def test_a_spool_copies_to_the_end_and_tells_what_went_wrong(
+def test_a_spool_copies_to_the_end_and_reports_what_went_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, writing = os.pipe()
@@ -213,20 +211,22 @@ def test_a_spool_copies_to_the_end_and_tells_what_went_wrong(
     os.close(writing)
 
 
-def test_a_system_without_file_locks_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_file_locks_is_a_configuration_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with pytest.raises(ConfigurationError, match="Linux"):
         Journal.open(tmp_path / "journal")
 
 
-def test_a_file_system_without_locks_is_told_so(tmp_path: Path) -> None:
+def test_a_file_system_without_locks_is_a_configuration_error(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path / "file", os.O_CREAT)
     os.close(descriptor)
     with pytest.raises(ConfigurationError, match="Bad file descriptor"):
         lock(descriptor)
 
 
-def test_many_findings_of_a_dry_run_are_counted_after_the_first_ones(job: Job) -> None:
+def test_a_dry_run_lists_its_first_findings_and_counts_them_all(job: Job) -> None:
     job.input.write_text("oops\n" * 30 + '{"url": "/x", "body": {}}\n' * 2)
     result = job.run("--dry-run", "--shard", "0/2")
     assert result.stderr.count("this is not JSON") == 15

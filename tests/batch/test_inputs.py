@@ -74,7 +74,7 @@ def test_any_text_can_be_put_into_a_template(text: str, rest: Any) -> None:
 
 
 @given(st.dictionaries(st.text(), JSON, max_size=5), st.sampled_from([None, 2]))
-def test_the_members_of_an_object_are_its_own_text(value: dict[str, Any], indent: int | None) -> None:
+def test_the_members_of_an_object_keep_their_text(value: dict[str, Any], indent: int | None) -> None:
     text = json.dumps(value, indent=indent)
     found = members(text)
     assert found is not None
@@ -147,14 +147,14 @@ def test_a_cell_of_any_size_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "says"), [("", "no header"), ("\n1\n", "no header"), ("a,b,a\n", "'a'")])
-def test_a_csv_needs_a_header_of_different_names(text: str, says: str, job: Job, tmp_path: Path) -> None:
+def test_a_csv_needs_a_header_with_unique_names(text: str, says: str, job: Job, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text(text)
     (tmp_path / "body.json").write_text("{}")
     result = job.run("x.csv", "--body", "body.json")
     assert (result.returncode, says in result.stderr) == (2, True)
 
 
-def test_objects_go_through_a_template_and_those_that_lack_something_fail_alone(
+def test_objects_go_through_a_template_and_incomplete_ones_fail_alone(
     job: Job, counting: Server, tmp_path: Path
 ) -> None:
     (tmp_path / "body.json").write_text('{"q": "{question}", "data": "{data}"}')
@@ -172,14 +172,14 @@ def test_objects_go_through_a_template_and_those_that_lack_something_fail_alone(
     assert job.run("--body", "body.json", "--id-column", "question", "-o", "other").returncode == 1
 
 
-def test_an_id_column_that_a_line_lacks_fails_it_alone(job: Job) -> None:
+def test_a_line_without_the_id_column_fails_alone(job: Job) -> None:
     job.input.write_text('{"key": [1], "url": "/x", "body": {}}\n{"custom_id": 1, "url": "/x", "body": {}}\n')
     assert job.run("--id-column", "key").returncode == 1
     assert job.done()[1]["custom_id"] == [1]
     assert "--id-column" in job.failures()[2]["error"]["message"]
 
 
-def test_lines_are_waited_for_where_the_input_still_grows(tmp_path: Path) -> None:
+def test_lines_are_awaited_while_the_input_still_grows(tmp_path: Path) -> None:
     path = tmp_path / "grows.jsonl"
     path.write_bytes(b'{"a": 1}\n{"b"')
     complete = False

@@ -28,7 +28,7 @@ class Unreliable:
     def __init__(self, counting: Server, chance: random.Random) -> None:
         self.counting, self.chance = counting, chance
         self.doubtful: Counter[str] = Counter()
-        """What was executed without an answer, and how often: a policy that repeats such things may do so."""
+        """How often each body was executed without an answer; a policy that repeats such requests may repeat these."""
 
     async def answer(self, request: web.BaseRequest, body: Any) -> web.StreamResponse:
         chance = self.chance.random()
@@ -57,14 +57,14 @@ def unknown_now(job: Job, before: set[int]) -> set[int]:
 
 
 def complete(path: Path) -> list[str]:
-    """The lines of a file that end."""
+    """The complete lines of a file."""
     return [] if not path.exists() else [line for line in path.read_text().split("\n")[:-1] if line]
 
 
 def rehearse(
     folder: Path, kills: int, count: int, seed: int, unknown: Literal["report", "resend"]
 ) -> tuple[int, int]:
-    """Run one job with so many kills; returns how many happened, and how many lines were in flight at one."""
+    """Run one job with so many kills; return how many happened, and how many lines were in flight at a kill."""
     chance = random.Random(seed)  # noqa: S311 - repeatable
     with server() as counting:
         unreliable = Unreliable(counting, chance)
@@ -110,7 +110,7 @@ def check(
     assert "unknown" not in codes
     for body, times in counting.executed.items():
         number = json.loads(body)["n"]
-        # Once; again after each kill that it was in flight at, and after each doubtful answer.
+        # Once, and again after each kill that hit it in flight, and after each doubtful answer.
         assert times <= 1 + in_flight[number] + unreliable.doubtful[body], (number, times)
 
 
@@ -124,7 +124,7 @@ def test_a_job_survives_kill_9_at_random_instants(
 
 
 def main(kills: int, count: int) -> None:
-    """The long rehearsal."""
+    """Run the long version of this test."""
     for unknown in ("report", "resend"):
         for seed in range(3):
             with tempfile.TemporaryDirectory() as folder:

@@ -48,7 +48,7 @@ def shows(printed: list[str], output: str) -> bool:
 
 
 def command(folder: Path, environment: dict[str, str]) -> dict[str, str]:
-    """The environment with the command `stkai` of this interpreter in its path."""
+    """The environment with this interpreter's `stkai` command in its path."""
     (folder / "stkai").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m stkai "$@"\n')
     (folder / "stkai").chmod(0o755)
     return {**environment, "PATH": f"{folder}:{environment['PATH']}"}
@@ -115,7 +115,7 @@ def test_the_scripts_for_schedulers_run_their_shards_and_merge_them(tmp_path: Pa
                     capture_output=True,
                     timeout=60,
                 )
-                # Line 6 is invalid; that shard is done all the same.
+                # Line 6 is invalid; its shard is done all the same.
                 assert done.returncode == (1 if number and scheduler == "slurm" else 0), done.stderr
             merged = subprocess.run(
                 ["/bin/bash", "-c", page["merge.sbatch"]],

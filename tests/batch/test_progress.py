@@ -39,7 +39,7 @@ def test_without_a_terminal_there_is_a_plain_line_every_ten_seconds() -> None:
     plain.close()
 
 
-def test_the_time_left_is_not_told_before_anything_was_read() -> None:
+def test_no_time_left_is_shown_before_anything_was_read() -> None:
     pace = Pace()
     assert pace.seconds_left(1.0, Standing(0.5, 0, 0, 0, "")) is None
     pace.update(1.0, Standing(0.5, 0, 0, 0, ""))
@@ -125,7 +125,7 @@ def test_on_a_terminal_there_is_a_bar_and_the_summary_comes_last(tmp_path: Path)
         while True:
             try:
                 block = os.read(controller, 4096)
-            except OSError:  # So ends a terminal on Linux.
+            except OSError:  # This is how a terminal ends on Linux.
                 block = b""
             if not block:
                 break

@@ -1,4 +1,4 @@
-"""Quick commands as a batch: created once, polled until they end, also by a resumed job."""
+"""Quick commands as a batch: created once, polled until they end, even by a resumed job."""
 
 import signal
 from collections import Counter
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.real_time
 
 
 class Executions:
-    """A service of quick commands: an execution ends with the poll that `polls` says."""
+    """A service of quick commands: an execution ends with poll number `needed`."""
 
     def __init__(self, counting: Server) -> None:
         self.counting = counting

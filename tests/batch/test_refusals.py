@@ -1,4 +1,4 @@
-"""What `stkai batch` refuses before it sends or writes anything, and what it says then."""
+"""What `stkai batch` refuses before it sends or writes anything, and what it says about it."""
 
 import json
 import os
@@ -184,7 +184,7 @@ def test_all_other_options_may_differ(job: Job) -> None:
 
 
 @pytest.mark.parametrize("change", ["first line", "shorter"])
-def test_an_input_that_changed_is_refused(change: str, job: Job, counting: Server) -> None:
+def test_a_changed_input_is_refused(change: str, job: Job, counting: Server) -> None:
     job.run()
     text = job.input.read_text()
     job.input.write_text(text.replace("id-1", "id-9") if change == "first line" else text.splitlines()[0])

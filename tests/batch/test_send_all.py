@@ -28,7 +28,7 @@ def number_of(request: httpx.Request) -> int:
 
 
 def transport(world: World, answer: Callable[[int], Any]) -> Any:
-    """A wire that answers by a function of the number in the path; an exception is raised."""
+    """A wire that answers with a function of the number in the path; if it returns an exception, that is raised."""
 
     def handle(request: httpx.Request) -> httpx.Response:
         result = answer(number_of(request))
@@ -54,7 +54,7 @@ async def collect(world: World, client: Any, requests: Any, **kwargs: Any) -> li
 
 
 def lazily(requests: Iterable[httpx.Request], world: World) -> Any:
-    """The requests, in an async iterable where there can be one."""
+    """The requests, as an async iterable in async worlds."""
 
     async def each() -> AsyncIterator[httpx.Request]:
         for request in requests:
@@ -135,7 +135,7 @@ def test_clients_of_httpx2_and_of_the_api_reference_send_as_well() -> None:
     assert {type(outcomes[index].error) for index in (2, 3)} == {stkai.InvalidArgumentError}
 
 
-async def test_never_more_is_read_than_what_may_be_in_flight_beyond_what_was_handed_out(world: World) -> None:
+async def test_at_most_max_in_flight_requests_are_read_ahead(world: World) -> None:
     for lazy in (False, True):
         read = 0
 
@@ -160,7 +160,7 @@ async def test_never_more_is_read_than_what_may_be_in_flight_beyond_what_was_han
         assert handed_out == 30
 
 
-async def test_never_more_than_so_many_are_in_flight(world: World) -> None:
+async def test_at_most_max_in_flight_requests_are_in_flight(world: World) -> None:
     lock, here, most = threading.Lock(), 0, 0
 
     class Counting(httpx.AsyncBaseTransport, httpx.BaseTransport):
@@ -193,7 +193,7 @@ async def test_never_more_than_so_many_are_in_flight(world: World) -> None:
 
 
 async def each(world: World, client: Any, requests: Any, body: Callable[[stkai.Outcome], None]) -> None:
-    """A loop over the outcomes, closed in any case."""
+    """A loop over the outcomes that is closed however it ends."""
     if world.is_async:
         async with contextlib.aclosing(stkai.asend_all(client, requests, max_in_flight=2)) as outcomes:
             async for outcome in outcomes:
@@ -204,7 +204,7 @@ async def each(world: World, client: Any, requests: Any, body: Callable[[stkai.O
                 body(outcome)
 
 
-async def test_an_error_of_the_iterable_is_raised_after_the_outcomes(world: World) -> None:
+async def test_an_error_from_the_iterable_is_raised_after_the_outcomes(world: World) -> None:
     def reading() -> Iterator[httpx.Request]:
         yield from requests(3)
         raise LookupError("no more")
@@ -226,7 +226,7 @@ async def test_an_error_in_the_loop_is_raised_unchanged(world: World) -> None:
 
 
 class Stop(BaseException):
-    """What is no Exception, as the failures of pytest are."""
+    """Not an Exception, like the failures of pytest."""
 
 
 async def test_a_base_exception_ends_the_loop_and_reaches_the_caller(world: World) -> None:
@@ -332,12 +332,12 @@ def test_invalid_arguments_are_refused_at_once() -> None:
         stkai.send_all(client(sync), 5)  # type: ignore[arg-type]
 
 
-async def test_no_requests_are_no_outcomes(world: World) -> None:
+async def test_no_requests_give_no_outcomes(world: World) -> None:
     assert await collect(world, client(world), []) == []
     assert await collect(world, client(world), lazily([], world)) == []
 
 
-async def test_a_journal_skips_what_was_handed_out_and_tells_what_was_in_flight(
+async def test_a_journal_skips_returned_outcomes_and_reports_what_was_in_flight(
     world: World, tmp_path: Path
 ) -> None:
     path = tmp_path / "calls.journal"

@@ -1,4 +1,4 @@
-"""Signals, halts and a second run at once: how a run of `stkai batch` ends early, and goes on later."""
+"""Signals, halts and a second run at once: how a run of `stkai batch` ends early, and continues later."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.real_time
 
 
 class Gate:
-    """Holds requests until it is opened, and tells when so many are held."""
+    """Holds requests until it is opened, and reports when so many are held."""
 
     def __init__(self, counting: Server) -> None:
         self.counting = counting
@@ -155,7 +155,7 @@ def test_a_second_run_of_the_same_job_is_refused(job: Job, gate: Gate) -> None:
     assert sorted(job.done()) == list(range(1, 11))
 
 
-def test_equal_failures_in_a_row_halt_the_run_and_the_rest_is_new(job: Job, counting: Server) -> None:
+def test_equal_failures_in_a_row_halt_the_run_and_a_resume_sends_the_rest(job: Job, counting: Server) -> None:
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
         raise RefusalError(404)
 
@@ -170,9 +170,7 @@ def test_equal_failures_in_a_row_halt_the_run_and_the_rest_is_new(job: Job, coun
     assert (result.returncode, summary(result.stderr)) == (1, "6 done, 4 failed (0 unknown)")
 
 
-def test_different_failures_and_those_with_an_answer_in_between_halt_nothing(
-    job: Job, counting: Server
-) -> None:
+def test_different_failures_or_an_answer_in_between_do_not_halt_the_run(job: Job, counting: Server) -> None:
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
         if body["n"] % 3 == 0:
             return await echo(request, body)
@@ -213,7 +211,7 @@ def test_a_401_halts_at_once_and_its_line_was_not_sent(
     assert summary(job.run("--resume").stderr) == "10 done, 0 failed (0 unknown)"
 
 
-def test_a_token_of_the_settings_signs_every_line_and_is_written_nowhere(job: Job, counting: Server) -> None:
+def test_a_token_in_the_settings_signs_every_line_and_is_written_nowhere(job: Job, counting: Server) -> None:
     job.options = ()
     result = job.run(env={"STKAI_AUTH_TOKEN": "my-api-key"})
     assert (result.returncode, summary(result.stderr)) == (0, "10 done, 0 failed (0 unknown)")
@@ -281,9 +279,7 @@ def test_a_deadline_bounds_each_call(job: Job, gate: Gate) -> None:
     assert set(job.codes().values()) == {"DeadlineExceededError"}
 
 
-def test_in_report_mode_nothing_is_retried_that_the_server_may_have_executed(
-    job: Job, counting: Server
-) -> None:
+def test_report_mode_never_retries_what_the_server_may_have_executed(job: Job, counting: Server) -> None:
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
         counting.execute(body)
         raise RefusalError(500)

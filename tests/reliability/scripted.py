@@ -33,7 +33,7 @@ class Step:
 
     @property
     def asked(self) -> float:
-        """Seconds for which the answer asks the client to stay away."""
+        """Seconds for which the answer asks the client to wait."""
         return float(self.after) if self.after and self.after.replace(".", "").isdecimal() else 0.0
 
 
@@ -132,7 +132,7 @@ class Tokens(AuthProvider):
 
 
 def conserved(policy: Any, now: float) -> bool:
-    """Whether a limiter's queue is empty and, after a long rest, it has exactly its burst to give."""
+    """Whether a limiter's queue is empty and, after a long rest, it grants exactly its burst."""
     rested = now + 1e6
     taken = 0
     while policy.take(rested):

@@ -1,4 +1,4 @@
-"""Helpers of the tests in this folder: clients over real sockets or a script, and what remains of them."""
+"""Helpers of the tests in this folder: clients over real sockets or a script, and what they leave open."""
 
 import time
 from collections.abc import Callable

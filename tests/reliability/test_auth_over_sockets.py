@@ -1,4 +1,4 @@
-"""Tokens over real sockets: never sent to another origin, renewed, never visible, and fetched once for everybody."""
+"""Tokens over real sockets: never sent to another origin, renewed, never visible, and fetched once for all callers."""
 
 import logging
 import pickle
@@ -330,7 +330,7 @@ async def test_no_failure_exposes_a_token_or_the_secret(
 
 
 def inspected(outcome: Any) -> list[str]:
-    """Everything that is visible of a response or an error, with any tool."""
+    """Everything that any tool can show of a response or an error."""
     request = outcome.request
     seen = [repr(outcome), str(outcome), repr(request), repr(request.headers), repr(request.extensions)]
     seen.append(pickle.dumps(outcome).decode("latin-1"))
@@ -352,7 +352,7 @@ WELCOME = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 
 
 class Tokens(stkai.AuthProvider):
-    """Gives these tokens, one after the other; keeps none."""
+    """Returns these tokens, one after the other; keeps none."""
 
     def __init__(self, *tokens: str) -> None:
         self._tokens = iter(tokens)

@@ -1,4 +1,4 @@
-"""Forked children, as web servers and process pools make them: not stuck, and nobody gets another's answer."""
+"""Forked children, as web servers and process pools make them: none gets stuck, and none gets another's answer."""
 
 import os
 import signal
@@ -84,7 +84,7 @@ def test_forked_children_of_a_busy_parent_can_use_its_limiter_and_tokens(
         while not busy.is_set():
             policy.take(0.0)
 
-    calls("before")  # Everything is imported by then: a child would wait for ever for its parent's import.
+    calls("before")  # By then, everything is imported: a child would wait for ever for its parent's import.
     threads = [threading.Thread(target=keep_the_locks_busy) for _ in range(2)]
     threads.append(threading.Thread(target=calls, args=("parent",)))
     for thread in threads:

@@ -163,7 +163,7 @@ def test_the_promises_hold_for_any_sequence_of_calls(
     assert ledger.wire.open == 0, "everything is closed"
 
 
-# Concurrent callers, some of which give up
+# Concurrent callers, some of whom give up
 
 
 starts = st.sampled_from([0.0, 0.0, 0.05, 1.0, 10.0])

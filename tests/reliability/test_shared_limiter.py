@@ -1,4 +1,4 @@
-"""One limiter under everything that real programs do: a caller that leaves returns its permit, and nothing stalls."""
+"""One limiter under everything that real programs do: a caller that gives up returns its permit, and nothing stalls."""
 
 import asyncio
 import signal

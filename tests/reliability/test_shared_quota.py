@@ -1,4 +1,4 @@
-"""Processes that share one quota: together they get exactly that, whatever happens to one of them or to the store."""
+"""Processes that share one quota: together they get exactly the quota, whatever happens to one of them or the store."""
 
 import multiprocessing
 import os
@@ -82,7 +82,7 @@ def test_no_error_reaches_a_caller_while_the_server_is_down(tmp_path: Path) -> N
 
         report = run_group(Group(processes=3, store=server.url, rate=RATE, seconds=5.0), restart)
     assert report.errors == []
-    # A machine that is busy may lose the store once more.
+    # A busy machine may lose the store once more.
     assert report.events["StoreLost"] == report.events["StoreRestored"] in (3, 4, 5)
     assert report.most_in_a_second <= 1.2 * RATE
     assert min(report.per_second(5)[1:]) >= 0.5 * RATE

@@ -58,7 +58,7 @@ def start(cache: Path, end: str, program: str = PROGRAM, **env: str) -> "subproc
 
 
 def rates(process: "subprocess.Popen[str]") -> list[float]:
-    """The rate at the start of a program, and the one at its end if it sent anything."""
+    """The rate at the start of a program, and the rate at its end if it sent anything."""
     out, _ = process.communicate(timeout=60)
     return [float(line) for line in out.split()]
 
@@ -77,7 +77,7 @@ def test_the_next_program_starts_at_the_rate_of_the_last(tmp_path: Path, end: st
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_program_that_is_killed_has_saved_its_rate_by_then(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_killed_program_has_already_saved_its_rate(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path, "wait")
     assert process.stdout is not None
     _, found = (float(process.stdout.readline()) for _ in range(2))
@@ -98,7 +98,7 @@ def test_programs_that_end_at_once_leave_one_complete_file(tmp_path: Path) -> No
     assert json.loads(path.read_text())["rate"] in ends
 
 
-def test_a_program_that_cannot_save_ends_well_and_says_so(tmp_path: Path) -> None:
+def test_a_program_that_cannot_save_ends_normally_and_says_so(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     process = start(

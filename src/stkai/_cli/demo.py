@@ -56,8 +56,8 @@ class Run:
         accepted: When the server accepted a request, in seconds.
         lost: How many calls vanished.
         refused: When it refused one.
-        found: The sum of the rates that the processes had found at their ends, in requests per second; None if they were
-            not searching.
+        found: The sum of the rates that the processes had found at their ends, in requests per second; None if they
+            were not searching.
     """
 
     summary: Summary

@@ -1,4 +1,4 @@
-"""A group that shares an adaptive limiter: what its members learn from headers, and how they keep to one state."""
+"""A group that shares an adaptive limiter: what its members learn from headers, and how they keep one common state."""
 
 import json
 import math
@@ -143,7 +143,7 @@ def test_a_refusal_that_the_window_explains_cuts_nothing(clock: FakeClock) -> No
     ("name", "left", "reset"),
     [("default", 1, 30), ("default", 0, 900), ("other", 0, 30), ("default", 0, 200)],
 )
-def test_a_group_does_not_wait_for_a_reset_that_is_not_that_of_its_window(
+def test_a_group_does_not_wait_for_the_reset_of_another_window(
     clock: FakeClock, name: str, left: int, reset: int
 ) -> None:
     team = Team(clock)
@@ -237,7 +237,7 @@ numbers = st.floats(0, LIMIT)
     more=st.lists(st.tuples(st.floats(0.01, 20), numbers, st.booleans()), max_size=6),
     shift=st.floats(-1e6, 1e6),
 )
-def test_a_guide_goes_on_from_its_state_as_if_it_had_never_stopped(
+def test_a_guide_resumes_from_its_state_as_if_it_had_never_stopped(
     readings: list[tuple[float, float, bool]], more: list[tuple[float, float, bool]], shift: float
 ) -> None:
     def hear(guide: WindowGuide, answers: list[tuple[float, float, bool]], now: float, zero: float) -> float:
@@ -257,7 +257,7 @@ def test_a_guide_goes_on_from_its_state_as_if_it_had_never_stopped(
     assert other.rate == pytest.approx(guide.rate, rel=1e-3)
 
 
-def test_a_state_fits_into_the_file_whatever_the_quota_is_called(clock: FakeClock) -> None:
+def test_a_state_fits_into_the_file_whatever_the_name_of_the_quota(clock: FakeClock) -> None:
     team = Team(clock)
     name = "".join(random.Random(1).choices("äß€𝄞x", k=2000))  # noqa: S311 - nothing here is a secret
     for _ in range(12):

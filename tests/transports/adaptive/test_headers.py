@@ -1,4 +1,4 @@
-"""Rate limit headers in every shape: a reading or nothing out, and never an exception."""
+"""Rate limit headers in every shape give a reading or nothing, and never an exception."""
 
 import math
 from datetime import UTC, datetime, timedelta
@@ -68,7 +68,7 @@ def test_the_draft_names_its_quotas(policy: str, state: str) -> None:
         triple(limit="100, 10;w=1, 100;w=60"),
     ],
 )
-def test_older_drafts_say_the_window_of_the_limit_among_others(headers: dict[str, str]) -> None:
+def test_in_older_drafts_the_window_of_the_limit_is_one_of_several(headers: dict[str, str]) -> None:
     assert read(headers, 1.0) == ("", 100, 50, 30, 60)
 
 
@@ -99,7 +99,7 @@ def test_older_drafts_say_the_window_of_the_limit_among_others(headers: dict[str
             "RateLimit": '"a";r=50;t=30',
             "RateLimit-Policy": '"a";q=100',
         },
-        {**triple(), "RateLimit": '"a";r=7;t=7'},  # No policy: of seven out of how many?
+        {**triple(), "RateLimit": '"a";r=7;t=7'},  # No policy: seven are left, but out of how many?
         {**triple(), "Age": "0"},
     ],
 )
@@ -122,7 +122,7 @@ def test_the_headers_of_the_embedded_server_are_understood(style: str) -> None:
 # Which of several
 
 
-def test_of_several_quotas_the_one_of_the_fewest_requests_per_second_counts() -> None:
+def test_of_several_quotas_the_one_with_the_lowest_rate_counts() -> None:
     policies = '"burst";q=10;w=1, "hour";q=1000;w=3600, "minute";q=50;w=60'
     states = '"burst";r=0;t=1, "minute";r=5;t=50, "hour";r=900;t=1800'
     assert read({"RateLimit-Policy": policies, "RateLimit": states}) == ("hour", 1000, 900, 1800, 3600)

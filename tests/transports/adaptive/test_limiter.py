@@ -52,13 +52,13 @@ def plain(penalty: float = 0.3, recovery: float = 0.05, **options: Any) -> AimdL
 
 
 def look(policy: AimdLimiter, now: float) -> float:
-    """The rate at `now`; nobody comes or goes."""
+    """The rate at `now`; no request comes or goes."""
     policy.cancel(Turn(), now)
     return policy.rate
 
 
 def hold_back(policy: AimdLimiter, now: float) -> Turn:
-    """Let somebody wait from `now` on."""
+    """Let a request wait from `now` on."""
     while policy.take(now):
         pass
     ticket = Turn()
@@ -101,7 +101,9 @@ def test_the_start_rate_does_not_double_while_no_request_waits() -> None:
 
 
 @pytest.mark.parametrize("looks", [1, 2, 1000])
-def test_the_permits_of_the_start_are_the_integral_of_its_rate_however_often_one_looks(looks: int) -> None:
+def test_the_permits_of_the_start_are_the_integral_of_its_rate_however_often_they_are_computed(
+    looks: int,
+) -> None:
     policy = AimdLimiter(6000, 60, max_wait_time=None)
     queue = [hold_back(policy, 0.0)]
     while (wait := policy.remaining(Turn(), 0.0)) < 40.0:
@@ -117,7 +119,7 @@ def test_the_permits_of_the_start_are_the_integral_of_its_rate_however_often_one
     assert policy.rate == pytest.approx(100)
 
 
-def test_those_who_wait_through_the_start_are_told_the_time_it_takes() -> None:
+def test_requests_that_wait_through_the_start_are_told_how_long_it_takes() -> None:
     policy = AimdLimiter(600, 60, max_wait_time=None)
     waiters = [Waiter(0.0) for _ in range(200)]
     gone = drive(policy, waiters)
@@ -231,7 +233,7 @@ def test_leaving_a_queue_of_uneven_gaps_neither_strands_nor_hurries_the_others(
     assert policy.waiting == 0
     most = [QUOTA * waiter.went / 0.9 + 1 + 0.25 * QUOTA for waiter in gone]
     assert all(number <= limit for number, limit in enumerate(most, start=1))
-    # Each place that was left may make somebody behind it look again.
+    # Each place that is given up may make a request behind it ask again.
     assert all(waiter.sleeps <= 1 + len(leavers) for waiter in staying)
 
 
@@ -275,7 +277,7 @@ def test_the_gaps_of_requests_that_left_delay_no_other() -> None:
     assert policy.remaining(last, 0.0) - told <= 1.1 / policy.rate + 1e-9
 
 
-def test_a_permit_that_is_there_at_once_costs_a_gap_of_the_same_kind() -> None:
+def test_a_permit_that_is_free_at_once_costs_a_gap_of_the_same_kind() -> None:
     often = []
     for chance in (0.0, 0.5, 1.0):
         policy = plain()
@@ -318,7 +320,7 @@ def test_the_rate_grows_with_the_integral_of_the_law_while_requests_wait() -> No
 
 
 @given(st.lists(st.floats(0, 100), max_size=10))
-def test_the_growth_does_not_depend_on_how_often_one_looks(instants: list[float]) -> None:
+def test_the_growth_does_not_depend_on_how_often_it_is_computed(instants: list[float]) -> None:
     often, once = warm(limiter()), warm(limiter())
     for policy in (often, once):
         hold_back(policy, 0.0)
@@ -361,7 +363,7 @@ def test_a_cut_restarts_the_growth() -> None:
 
 
 @pytest.mark.parametrize("window", [1.0, 10.0, 3600.0])
-def test_the_law_has_no_seconds_but_those_of_the_window(window: float) -> None:
+def test_the_law_has_no_time_scale_but_the_window(window: float) -> None:
     law, other = TunedLaw(50 / 60, 60.0), TunedLaw(50 / window, window)
     for windows in (0.1, 1.0, 5.0):
         gained = law.grown(0.1 * law.ceiling, 0.0, windows * 60) / law.ceiling
@@ -419,7 +421,7 @@ def test_the_goodput_of_less_than_a_window_does_not_take_the_rate_to_the_floor(c
 
 
 class Recorder:
-    """A law that notes what it is told, and leaves the rate alone."""
+    """A law that records what it is told, and leaves the rate alone."""
 
     def __init__(self) -> None:
         self.pasts: list[Past] = []
@@ -502,7 +504,7 @@ def test_the_law_is_told_the_share_of_the_last_time_that_was_spent_holding_back(
     assert [past.held for past in law.pasts] == pytest.approx([fading, 1 - (1 - fading) * fading])
 
 
-def test_one_cut_per_epoch() -> None:
+def test_an_epoch_has_one_cut() -> None:
     policy = plain()
     for _ in range(8):
         policy.refused(1.0, sent=0.5, asked=1.0)
@@ -544,7 +546,7 @@ def test_the_floor_lets_fifty_share_a_quota_however_small(quota: float) -> None:
 
 
 def pause_of(policy: AimdLimiter, now: float, asked: float | None) -> float:
-    """For how long nobody may go after a refusal at `now`."""
+    """How many seconds no request may go after a refusal at `now`."""
     policy.refused(now, sent=now, asked=asked, chance=0.0)
     return policy._paused_until - now
 
@@ -580,7 +582,7 @@ def test_no_pause_is_longer_than_an_hour_or_the_window(window: float, longest: f
     assert pause == longest
 
 
-def test_a_wait_that_is_true_for_the_longest_pause_is_kept_in_full() -> None:
+def test_a_wait_of_up_to_the_longest_pause_is_kept_in_full() -> None:
     assert pause_of(limiter(), 0.0, 3600.0) == 3600.0
     assert pause_of(limiter(), 0.0, 1800.0) == 1800.0
 
@@ -597,7 +599,7 @@ def test_after_an_implausible_wait_one_request_probes() -> None:
     assert policy.remaining(waiters[1], 121.0) < 60.0
 
 
-def test_a_pause_of_many_windows_does_not_make_the_goodput_nothing() -> None:
+def test_a_pause_of_many_windows_does_not_reduce_the_goodput_to_nothing() -> None:
     policy = warm(plain(), 0.0)
     law = Recorder()
     policy.law = law
@@ -609,7 +611,7 @@ def test_a_pause_of_many_windows_does_not_make_the_goodput_nothing() -> None:
 
 
 def short_window() -> tuple[AimdLimiter, int]:
-    """A limiter of 20 per second after its first request, whose number is the other part."""
+    """A limiter of 20 per second after its first request, and the ticket number of that request."""
     policy = AimdLimiter(20, 1.0)
     return policy, policy.take(0.0)
 
@@ -661,7 +663,7 @@ def test_a_request_that_waits_out_its_refusal_in_a_short_window_goes_first() -> 
     assert policy.remaining(refused, 1.2) < min(policy.remaining(turn, 1.2) for turn in others[-50:])
 
 
-def test_calls_that_were_given_up_leave_nothing_behind() -> None:
+def test_abandoned_calls_leave_nothing_behind() -> None:
     policy = AimdLimiter(20, 1.0)
     for instant in range(1000):
         policy.refused(2.0 * instant, sent=2.0 * instant, asked=1.0, chance=0.0, number=10 * instant + 10)
@@ -722,7 +724,7 @@ def test_given_factors_mean_plain_aimd_from_the_whole_quota() -> None:
     assert look(policy, 6000.0) == QUOTA
 
 
-def test_one_given_factor_takes_the_usual_other() -> None:
+def test_one_factor_alone_implies_the_default_of_the_other() -> None:
     assert limiter(penalty_factor=0.4).law == PlainLaw(QUOTA, 60, 0.4, 0.05)
     assert limiter(recovery_factor=0.1).law == PlainLaw(QUOTA, 60, 0.3, 0.1)
 
@@ -745,7 +747,7 @@ def test_a_cut_is_reported_once_with_both_rates_and_the_reason() -> None:
     assert policy.refused(1.0, sent=0.5) is None
 
 
-def test_growth_is_reported_when_it_comes_to_a_tenth() -> None:
+def test_growth_is_reported_when_it_reaches_a_tenth() -> None:
     policy = plain()
     policy.refused(0.0, sent=0.0, asked=0.0, chance=0.0)
     hold_back(policy, 0.0)
@@ -773,7 +775,7 @@ def test_a_policy_says_what_it_is() -> None:
 
 
 class Bench:
-    """An adaptive layer, under retry if asked for, over a scripted wire that notes when each request arrives."""
+    """An adaptive layer, under retry if asked for, over a scripted wire that records when each request arrives."""
 
     def __init__(
         self, world: World, policy: AimdLimiter, answers: Sequence[int | httpx.Response], **options: Any
@@ -871,7 +873,7 @@ async def test_an_answer_to_the_request_itself_was_accepted_by_the_quota(world: 
         assert bench.policy.rate == pytest.approx(expected * QUOTA, rel=0.01)
 
 
-async def test_get_passes_free_and_teaches_nothing(world: World) -> None:
+async def test_a_get_needs_no_permit_and_teaches_nothing(world: World) -> None:
     bench = Bench(world, plain(), [refusal("30"), refusal("30")])
     for _ in range(2):
         assert (await bench.send(method="GET")).status_code == 429
@@ -911,7 +913,7 @@ async def test_the_deadline_of_the_call_bounds_a_pause(world: World) -> None:
         await bench.send(deadline=20.0)
 
 
-async def test_an_error_of_the_wire_passes_and_teaches_nothing(world: World) -> None:
+async def test_a_wire_error_passes_through_and_teaches_nothing(world: World) -> None:
     policy = plain()
     wire = Wire(httpx.ReadError("reset"))
     transport = world.layer(adaptive(policy), wire, context=Context(clock=FakeClock()))
@@ -995,7 +997,7 @@ def test_a_cancelled_waiter_gives_its_permit_back(event_loop: World) -> None:
     assert bench.sent == [(0, 0), (10.0, 2)]
 
 
-async def test_the_number_of_one_limiter_is_no_place_in_the_queue_of_another(world: World) -> None:
+async def test_a_ticket_of_one_limiter_is_no_place_in_the_queue_of_another(world: World) -> None:
     clock, inner = FakeClock(start=100.0), TokenBucket(1, 5.0)
     for number in range(21):
         assert inner.take(5.0 * number)

@@ -1,4 +1,4 @@
-"""The adaptive limiter without numbers: what it finds out about a quota, and how it goes by it."""
+"""The adaptive limiter without numbers: what it finds out about a quota, and how it uses that."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ def test_the_first_refusal_gives_a_first_estimate_of_the_share() -> None:
     assert policy.take(59.9) == 0
 
 
-def test_a_wait_that_nobody_believes_does_not_lower_the_first_estimate() -> None:
+def test_an_implausible_wait_does_not_lower_the_first_estimate() -> None:
     policy = AimdLimiter()
     for second in range(40):
         send(policy, float(second), 1)
@@ -78,7 +78,7 @@ def test_a_bucket_that_asks_for_a_second_does_not_make_the_window_a_second() -> 
     assert search.window == 30.0
 
 
-def test_a_fast_sender_counts_in_less_time() -> None:
+def test_a_fast_sender_has_a_shorter_window() -> None:
     search = QuotaSearch()
     for _ in range(8):
         search.asked(0.1, rate=10.0)
@@ -97,7 +97,7 @@ def test_the_pace_of_growth_depends_on_the_server_alone() -> None:
     assert fast.pace == QuotaSearch().pace > 1.0
 
 
-def test_the_policy_remembers_what_it_counted_when_the_window_turns_out_to_be_another() -> None:
+def test_the_policy_keeps_its_counts_when_the_window_turns_out_to_be_different() -> None:
     policy = AimdLimiter()
     send(policy, 10.0, 50)
     policy.refused(20.0, sent=20.0, asked=600.0, chance=0.0)
@@ -108,13 +108,15 @@ def test_the_policy_remembers_what_it_counted_when_the_window_turns_out_to_be_an
 @pytest.mark.parametrize(
     ("reset", "window"), [(0.8, 1.0), (12.0, 30.0), (59.0, 60.0), (61.0, 60.0), (1200.0, 1800.0)]
 )
-def test_a_reset_without_a_window_lies_in_the_shortest_usual_one(reset: float, window: float) -> None:
+def test_a_reset_without_a_window_implies_the_shortest_usual_window_that_fits(
+    reset: float, window: float
+) -> None:
     search = QuotaSearch()
     reading = Reading("", 100.0, 50.0, reset, float("inf"))
     assert search.completed(reading).window == window
 
 
-def test_a_window_that_the_server_names_is_its_own() -> None:
+def test_a_window_that_the_server_states_is_used_as_it_is() -> None:
     reading = Reading("", 100.0, 50.0, 30.0, 45.0)
     assert QuotaSearch().completed(reading) == reading
 
@@ -132,7 +134,7 @@ def test_headers_give_the_quota() -> None:
     assert repr(policy).startswith("AimdLimiter(found: 600, 60, rate=")
 
 
-def test_growth_without_a_quota_does_not_depend_on_how_often_one_looks() -> None:
+def test_growth_without_a_quota_does_not_depend_on_how_often_it_is_computed() -> None:
     law = SearchingLaw(60.0, 60.0)
     once = law.grown(1.0, 0.0, 100.0)
     often = 1.0
@@ -158,7 +160,7 @@ def test_a_cut_without_a_quota_never_raises_the_rate() -> None:
         assert 0 <= law.cut(1.0, past) <= 1.0
 
 
-def test_a_server_that_took_nearly_everything_in_a_short_window_costs_a_small_cut() -> None:
+def test_a_refusal_costs_a_small_cut_if_a_short_window_took_nearly_everything() -> None:
     law = SearchingLaw(1.0, 7.0)
     nearly_all, half = (Past(share * 20, 2.0, 1.0, cold=False) for share in (0.95, 0.5))
     assert law.cut(10.0, nearly_all) == pytest.approx(9.6)

@@ -35,7 +35,7 @@ def path_of(memory: Memory) -> Path:
 
 
 def run_a_program(*numbers: float, **options: Any) -> float:
-    """Let a limiter be refused once, and end; returns the rate that it ended with."""
+    """Refuse one request of a limiter and let it end; return the rate at its end."""
     policy = AimdLimiter(*numbers, **options)
     for _ in range(30):
         policy.take(0.0)
@@ -76,7 +76,7 @@ def test_the_numbers_stay_the_ceiling() -> None:
     assert AimdLimiter(100, 60, warm_start="key").rate == pytest.approx(100 / 60)
 
 
-def test_a_rate_below_the_least_is_raised_to_it() -> None:
+def test_a_rate_below_the_floor_is_raised_to_the_floor() -> None:
     saved(1e-300)
     for policy in (AimdLimiter(100, 60, warm_start="key"), AimdLimiter(warm_start="key")):
         assert policy.rate == policy.floor > 0
@@ -90,7 +90,7 @@ def test_a_program_that_learned_nothing_leaves_the_file_alone(cache: Path) -> No
     assert path_of(Memory("key")).read_text() == before
 
 
-def test_a_rate_that_nobody_refused_is_where_the_search_for_the_limit_goes_on() -> None:
+def test_the_search_for_the_limit_continues_at_a_rate_that_was_never_refused() -> None:
     saved(20.0, refused=False)
     policy = AimdLimiter(warm_start="key")
     assert policy.rate == pytest.approx(20.0)
@@ -114,7 +114,7 @@ def test_short_programs_that_are_never_refused_do_not_slow_down_from_one_to_the_
         policy._learned.save()
 
 
-def test_while_a_request_probes_after_an_absurd_wait_the_rate_before_it_is_kept() -> None:
+def test_while_a_request_probes_after_an_absurd_wait_the_earlier_rate_is_kept() -> None:
     policy = AimdLimiter(100, 60, warm_start="key")
     for _ in range(30):
         policy.take(0.0)
@@ -125,7 +125,7 @@ def test_while_a_request_probes_after_an_absurd_wait_the_rate_before_it_is_kept(
     assert policy._learned.learned.rate > 2 * policy.floor
 
 
-def test_what_is_older_than_a_day_or_from_the_future_is_not_believed() -> None:
+def test_a_rate_older_than_a_day_or_from_the_future_is_not_believed() -> None:
     clock = FakeClock()
     memory = Memory("key", clock)
     memory.keep(RATE)
@@ -170,7 +170,7 @@ def text(**values: object) -> bytes:
     ],
     ids=lambda content: repr(content[:50]),
 )
-def test_a_file_that_makes_no_sense_is_as_good_as_none(
+def test_a_file_that_makes_no_sense_is_treated_as_missing(
     content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = FakeClock()
@@ -208,7 +208,7 @@ def test_anything_but_a_regular_file_is_not_read_and_a_link_is_replaced_not_foll
 
 
 @pytest.mark.parametrize("name", ["../../escape", "a/b", "x" * 1000, "\udcff", "nul\0", ".", "é" * 300])
-def test_any_name_has_a_file_of_its_own_in_the_directory(cache: Path, name: str) -> None:
+def test_every_name_has_its_own_file_in_the_directory(cache: Path, name: str) -> None:
     Memory(name).keep(RATE)
     Memory(name + "2").keep(RATE._replace(rate=3.0))
     assert [path.parent for path in files(cache)] == [cache / "stkai" / "adaptive"] * 2
@@ -217,12 +217,12 @@ def test_any_name_has_a_file_of_its_own_in_the_directory(cache: Path, name: str)
     assert found.rate == 2.0
 
 
-def test_names_that_differ_in_case_only_have_files_that_differ_in_more() -> None:
+def test_names_that_differ_only_in_case_have_file_names_that_differ_in_more() -> None:
     lower, upper = path_of(Memory("key")).name.lower(), path_of(Memory("KEY")).name.lower()
     assert lower != upper
 
 
-def test_a_directory_that_cannot_be_written_is_a_warning_and_no_error(
+def test_a_directory_that_cannot_be_written_is_a_warning_and_not_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -264,7 +264,7 @@ def finish_saving() -> None:
         thread.join(10)
 
 
-def test_what_is_new_is_saved_at_most_once_a_minute_and_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_news_is_saved_in_a_thread_and_at_most_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[tuple[str, Learned]] = []
 
     class Noting(Memory):

@@ -1,4 +1,4 @@
-"""The guide along a fixed window: what it believes, the pace that it sets, and the limiter that follows."""
+"""The guide for a fixed window: what it believes, the pace that it sets, and the limiter that follows it."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +28,7 @@ FLOOR = 0.5 / WINDOW
 def reading(
     now: float, remaining: float, *, end: float = WINDOW, limit: float = LIMIT, name: str = ""
 ) -> Reading:
-    """What is said at `now` of the window that ends at `end`."""
+    """A reading at `now` of the window that ends at `end`."""
     return Reading(name, limit, remaining, max(0.0, end - now), WINDOW)
 
 
@@ -45,7 +45,7 @@ def tell(
 
 
 def believing(rate: float = 0.5) -> WindowGuide:
-    """A guide that has come to believe in a window, in which nobody is ahead and nobody behind, at second 6."""
+    """A guide that believes in a window, at second 6, when the requests used are exactly on schedule."""
     guide = WindowGuide(QUOTA, FLOOR)
     tell(guide, 1.0, on_line(1.0), rate=rate)
     tell(guide, 6.0, on_line(6.0), rate=rate)
@@ -102,10 +102,10 @@ def test_a_reset_in_whole_seconds_is_believed_window_after_window(rounded: Calla
         lambda now: 20.0 - now % 3,  # until the bucket is full
         lambda now: 60.0,  # the length of a sliding window
         lambda now: 60.0 - now / 2,  # a window in slow motion
-        lambda now: 3600.0,  # a window that is another one
+        lambda now: 3600.0,  # another window
     ],
 )
-def test_another_meaning_of_the_reset_is_never_believed_and_soon_not_even_heard(
+def test_a_reset_with_another_meaning_is_never_believed_and_soon_ignored(
     reset_in: Callable[[float], float],
 ) -> None:
     guide = WindowGuide(QUOTA, FLOOR)
@@ -119,12 +119,12 @@ def test_another_meaning_of_the_reset_is_never_believed_and_soon_not_even_heard(
 def test_the_oldest_request_of_a_sliding_window_is_found_out_when_it_expires() -> None:
     guide = WindowGuide(QUOTA, FLOOR)
     for now in range(120):
-        # A request every 2 s: from second 60 on, the next to expire is another one each time.
+        # A request every 2 s: from second 60 on, a different one expires next each time.
         tell(guide, float(now), 70, end=60.0 + max(0, now - 59) // 2 * 2)
     assert not guide.listening
 
 
-def test_a_window_that_goes_on_is_believed_from_one_to_the_next() -> None:
+def test_a_window_that_repeats_is_believed_from_one_to_the_next() -> None:
     guide = believing()
     for now in range(7, 400):
         tell(guide, now + 0.3, on_line(now % 60), end=(now // 60 + 1) * WINDOW)
@@ -170,7 +170,7 @@ def test_one_contradiction_is_forgiven_but_the_reset_must_stand_still_again() ->
     assert guide.in_force
 
 
-def test_two_contradictions_end_it_for_good() -> None:
+def test_two_contradictions_end_the_belief_for_good() -> None:
     guide = believing()
     tell(guide, 20.0, 60, end=80.0)
     tell(guide, 30.0, 60, end=90.0)
@@ -180,7 +180,7 @@ def test_two_contradictions_end_it_for_good() -> None:
     assert not guide.in_force
 
 
-def test_slow_answers_end_it_for_good() -> None:
+def test_slow_answers_end_the_belief_for_good() -> None:
     guide = believing(rate=0.5)
     rate = guide.rate
     guide.hear(reading(20.0, 0), 20.0, 17.9, 0.5)
@@ -190,7 +190,7 @@ def test_slow_answers_end_it_for_good() -> None:
 
 
 @pytest.mark.parametrize("other", [None, reading(20.0, 40), Reading("tokens", LIMIT, 0, 30, WINDOW)])
-def test_refusals_that_the_window_does_not_explain_end_it_for_good(other: Reading | None) -> None:
+def test_refusals_that_the_window_does_not_explain_end_the_belief_for_good(other: Reading | None) -> None:
     guide = believing()
     assert not guide.hear(other, 20.0, 20.0, 0.5, refused=True)
     assert guide.in_force
@@ -198,14 +198,14 @@ def test_refusals_that_the_window_does_not_explain_end_it_for_good(other: Readin
     assert not guide.listening
 
 
-def test_a_refusal_at_the_end_of_the_requests_is_explained() -> None:
+def test_a_refusal_with_no_requests_left_is_explained() -> None:
     guide = believing()
     for _ in range(5):
         assert tell(guide, 50.0, 0, refused=True)
     assert guide.in_force
 
 
-def test_before_it_believes_it_explains_nothing_and_wonders_at_nothing() -> None:
+def test_before_it_believes_it_explains_nothing_and_counts_no_contradiction() -> None:
     guide = WindowGuide(QUOTA, FLOOR)
     for now in (1.0, 1.2, 1.4):
         assert not tell(guide, now, 50, refused=True)
@@ -215,7 +215,7 @@ def test_before_it_believes_it_explains_nothing_and_wonders_at_nothing() -> None
     assert guide.in_force
 
 
-def test_after_three_windows_without_a_word_it_has_to_be_convinced_again() -> None:
+def test_after_three_windows_of_silence_it_has_to_be_convinced_again() -> None:
     guide = believing()
     guide.advance(6 + 3 * WINDOW)
     assert guide.in_force
@@ -243,7 +243,7 @@ def test_another_quota_is_followed_if_it_is_tighter() -> None:
     assert guide.paused_until == -math.inf
 
 
-def test_a_quota_whose_window_changes_is_another() -> None:
+def test_a_quota_whose_window_changes_is_a_new_quota() -> None:
     guide = believing()
     guide.hear(Reading("", LIMIT, 50, 7.0, 10.0), 7.0, 7.0, 0.5)
     assert (guide.listening, guide.in_force) == (True, False)
@@ -285,7 +285,7 @@ def test_a_smaller_limit_slows_down_and_a_larger_one_speeds_up_within_the_window
     assert guide.rate == pytest.approx(0.5 * (149 / 100) ** 3)
 
 
-def test_a_new_window_begins_at_the_base_before_anything_is_heard_of_it() -> None:
+def test_a_new_window_begins_at_the_base_before_its_first_answer() -> None:
     guide = believing()
     tell(guide, 50.0, 1)
     guide.advance(59.9)
@@ -307,7 +307,7 @@ def test_at_the_end_of_a_window_the_base_moves_by_the_mean_and_grows_a_little(
     assert guide.base == pytest.approx(0.2 * moves**0.8 + 0.02 * QUOTA, rel=0.02)
 
 
-def test_what_a_single_answer_says_moves_the_base_half_as_far() -> None:
+def test_a_single_answer_moves_the_base_half_as_far() -> None:
     guide = WindowGuide(QUOTA, FLOOR)
     tell(guide, 0.0, 100)
     tell(guide, 30.0, on_line(30.0, 0.5))
@@ -315,7 +315,7 @@ def test_what_a_single_answer_says_moves_the_base_half_as_far() -> None:
     assert guide.base == pytest.approx(0.5 * 0.5**0.4 + 0.02 * QUOTA)
 
 
-def test_a_window_of_which_nothing_was_heard_leaves_the_base() -> None:
+def test_a_window_without_an_answer_leaves_the_base_unchanged() -> None:
     guide = believing()
     guide.advance(61.0)
     base = guide.base
@@ -324,7 +324,7 @@ def test_a_window_of_which_nothing_was_heard_leaves_the_base() -> None:
     assert guide.base == base
 
 
-def test_what_is_seen_late_in_a_window_counts_for_less() -> None:
+def test_answers_late_in_a_window_count_for_less() -> None:
     def base(factors: list[float]) -> float:
         guide = believing()
         for now, factor in zip((20.0, 40.0, 59.0), factors, strict=True):
@@ -350,7 +350,7 @@ def test_permits_are_released_at_the_pace_of_the_window_and_then_at_the_base() -
     assert guide.release(64.0, 66.0) == pytest.approx(2 * guide.base)
 
 
-def test_the_time_for_permits_sees_the_end_of_the_window_coming() -> None:
+def test_the_time_for_permits_takes_the_end_of_the_window_into_account() -> None:
     guide = believing()
     tell(guide, 50.0, 1)
     assert guide.time_for(FLOOR * 4, 50.0) == pytest.approx(4.0)
@@ -374,7 +374,7 @@ def test_the_time_for_permits_sees_the_end_of_the_window_coming() -> None:
         max_size=40,
     )
 )
-def test_whatever_is_heard_the_pace_stays_within_its_bounds(
+def test_whatever_the_headers_say_the_pace_stays_within_its_bounds(
     answers: list[tuple[float, float, bool, str, int, float | None, float]],
 ) -> None:
     guide, now = WindowGuide(QUOTA, FLOOR), 0.0
@@ -403,13 +403,13 @@ def led() -> AimdLimiter:
 
 
 def look(policy: AimdLimiter, now: float) -> float:
-    """The rate at `now`; nobody comes or goes."""
+    """The rate at `now`; no request comes or goes."""
     policy.cancel(Turn(), now)
     return policy.rate
 
 
 def queue_up(policy: AimdLimiter, now: float) -> Turn:
-    """Let somebody wait from `now` on."""
+    """Let a request wait from `now` on."""
     while policy.take(now):
         pass
     ticket = Turn()
@@ -454,7 +454,7 @@ def test_a_refusal_that_the_window_explains_cuts_nothing_and_is_not_reported() -
     assert look(policy, 60.0) > 0.4 * base
 
 
-def test_a_refusal_that_the_window_does_not_explain_cuts_and_two_end_it() -> None:
+def test_a_refusal_that_the_window_does_not_explain_cuts_and_two_end_the_belief() -> None:
     policy = led()
     rate = policy.rate
     change = policy.refused(20.0, 19.9, asked=0.0, chance=0.0, reading=reading(20.0, 50))
@@ -496,7 +496,7 @@ def test_the_listener_is_told_of_the_base_and_not_of_every_move_within_a_window(
     assert change.new == pytest.approx(base * 1.2**0.8 + 0.02 * QUOTA, rel=0.03)
 
 
-def test_a_server_that_says_nothing_of_its_quota_is_listened_to_once_a_second_and_at_each_refusal() -> None:
+def test_without_quota_headers_answers_are_checked_once_a_second_and_at_each_refusal() -> None:
     policy = AimdLimiter(LIMIT, WINDOW)
     instants = [now / 100 for now in range(300)]
     assert [now for now in instants if policy.listens(now)] == [0.0, 1.0, 2.0]
@@ -505,7 +505,7 @@ def test_a_server_that_says_nothing_of_its_quota_is_listened_to_once_a_second_an
     assert all(policy.listens(3.0 + now) for now in instants)
 
 
-def test_plain_aimd_does_not_listen() -> None:
+def test_plain_aimd_reads_no_headers() -> None:
     policy = AimdLimiter(LIMIT, WINDOW, penalty_factor=0.3)
     assert not policy.listens(0.0, refused=True)
     for now in (1.0, 6.0, 7.0):
@@ -517,7 +517,7 @@ def test_plain_aimd_does_not_listen() -> None:
 
 
 class Server:
-    """A fixed window, and what it says, behind the layer."""
+    """A server with a fixed window behind the layer, and the headers that it sends."""
 
     def __init__(self, world: World, style: str) -> None:
         self.quota = FixedWindow(20, 30.0)
@@ -540,7 +540,7 @@ class Server:
         return httpx.Response(status, headers=headers)
 
     async def use(self, seconds: float) -> None:
-        """Send one request after the other for that long."""
+        """Send one request after another for that long."""
         end = self.clock.monotonic() + seconds
         while self.clock.monotonic() < end:
             await self.world.send(self.transport, httpx.Request("POST", "https://api.example.com/"))
@@ -572,7 +572,7 @@ async def test_a_share_that_others_take_is_left_to_them(world: World) -> None:
     assert server.policy.rate < 20 / 30
 
 
-async def test_headers_that_contradict_themselves_are_not_read_any_more(world: World) -> None:
+async def test_headers_that_contradict_themselves_are_no_longer_read(world: World) -> None:
     server = Server(world, "github")
     server.quota.time_window = 12.0
     await server.use(60.0)

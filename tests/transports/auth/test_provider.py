@@ -37,7 +37,7 @@ def test_an_async_get_access_token_is_refused_since_nobody_awaits_it() -> None:
         async def get_access_token(self) -> str:  # type: ignore[override]
             return "mine"
 
-    with pytest.raises(ConfigurationError, match="name the async one aget_access_token"):
+    with pytest.raises(ConfigurationError, match="rename the async one to aget_access_token"):
         stkai.build_client(auth=Async())
 
 

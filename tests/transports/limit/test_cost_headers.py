@@ -1,4 +1,4 @@
-"""What servers say about their token quotas, and what the adaptive limiter does with it."""
+"""What servers say about their token quotas, and what the adaptive limiter makes of it."""
 
 import math
 

@@ -78,7 +78,7 @@ def test_no_window_of_time_gets_more_units_than_the_bucket_and_its_refill(
 
 
 @given(arrivals, st.data())
-def test_those_who_leave_take_no_units_with_them(
+def test_requests_that_leave_take_no_units_with_them(
     coming: list[tuple[float, float]], data: st.DataObject
 ) -> None:
     queue, waiters = bucket(), crowd(coming)
@@ -209,7 +209,7 @@ def test_an_unused_permit_is_returned_with_its_units() -> None:
 
 @pytest.mark.parametrize("share", [0.9, 0.625, 0.1])
 def test_waiters_use_returned_units_although_nobody_wakes_them(share: float) -> None:
-    """Estimates are far too high: the units really used still reach the limit."""
+    """Estimates are far too high, but the units actually used still reach the limit."""
     queue = TokenBucket(1e6, 1.0, max_cost=20_000.0)
     waiters = [Waiter(0.0, cost=400.0, used=400.0 * share, serving=0.2) for _ in range(int(800 / share))]
     gone = drive(queue, waiters)
@@ -323,7 +323,7 @@ def test_waits_for_units_do_not_make_the_adaptive_limiter_admit_more_requests() 
 HOUR = 3600.0
 
 
-async def test_no_answer_stops_a_program_for_more_than_an_hour_by_what_it_says_of_its_tokens(
+async def test_no_reported_token_quota_stops_a_program_for_more_than_an_hour(
     world: World,
 ) -> None:
     clock = FakeClock()
@@ -336,7 +336,7 @@ async def test_no_answer_stops_a_program_for_more_than_an_hour_by_what_it_says_o
     assert clock.monotonic() <= HOUR + 1
 
 
-async def test_no_answer_stops_a_program_for_more_than_an_hour_by_what_it_says_that_it_cost(
+async def test_no_reported_cost_stops_a_program_for_more_than_an_hour(
     world: World,
 ) -> None:
     clock = FakeClock()
@@ -397,7 +397,7 @@ async def test_a_long_answer_is_not_kept_for_settle(world: World) -> None:
     assert peak < 3 * LONGEST
 
 
-async def test_a_settle_that_always_fails_gives_one_warning_for_each_stack(
+async def test_a_settle_that_always_fails_warns_once_for_each_stack(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(response: httpx.Response) -> float:

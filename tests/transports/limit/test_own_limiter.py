@@ -203,7 +203,7 @@ async def test_other_methods_need_no_permit(world: World) -> None:
 
 
 @pytest.mark.parametrize("answer", [None, -1.0, math.nan, "soon", []], ids=spelled)
-async def test_an_answer_that_is_no_wait_is_an_error_and_nothing_is_sent(world: World, answer: Any) -> None:
+async def test_an_ask_that_returns_no_wait_is_an_error_and_nothing_is_sent(world: World, answer: Any) -> None:
     class Wrong(Gap):
         left = 0
 
@@ -308,7 +308,7 @@ def origin(number: int) -> httpx.URL:
     return httpx.URL(f"https://host-{number}.example.com/")
 
 
-def test_of_too_many_origins_the_one_not_used_for_the_longest_time_is_dropped() -> None:
+def test_of_too_many_origins_the_least_recently_used_one_is_dropped() -> None:
     made: list[str] = []
 
     def make(origin: str) -> Gap:
@@ -362,6 +362,6 @@ def test_a_limiter_that_cannot_be_watched_is_kept() -> None:
 
 
 @pytest.mark.parametrize("count", [0, -1, True, 1.5, None, "3"], ids=spelled)
-def test_a_number_of_origins_that_is_none_is_refused(count: Any) -> None:
+def test_an_invalid_number_of_origins_is_refused(count: Any) -> None:
     with pytest.raises(ConfigurationError, match="max_origins must be a whole number"):
         PerHost(lambda _: Gap(1.0), max_origins=count)

@@ -70,7 +70,7 @@ def test_low_requests_use_the_permits_of_normal_ones_that_left() -> None:
     waiters = low(100)
     gone = drive(bucket(), crowd + waiters)
     assert set(waiters) <= set(gone)
-    # The first second belongs to the others; after that, nobody sleeps on unused permits longer than it already slept.
+    # The first second belongs to the others; later, none sleeps on unused permits longer than it already slept.
     assert gone[-1].went <= 2 * (1 + 100 / RATE)
 
 

@@ -1,4 +1,4 @@
-"""Limiters that share their quota through a store: who goes when, and what happens when the store fails."""
+"""Limiters that share their quota through a store: which request goes when, and what happens when the store fails."""
 
 import threading
 from itertools import pairwise
@@ -71,7 +71,7 @@ def answer(clock: FakeClock, status: int = 200, **headers: str) -> Answer:
 
 
 def wait_for(policy: TokenBucket | AimdLimiter, clock: FakeClock, turn: Turn | None = None) -> float:
-    """Take a permit as a flow does; returns the seconds it took."""
+    """Take a permit as a flow does; return the seconds it took."""
     turn = turn or Turn()
     start = clock.monotonic()
     while wait := policy.ask(turn, clock.monotonic()):
@@ -181,7 +181,7 @@ def test_while_the_store_is_lost_each_member_keeps_to_its_part(clock: FakeClock,
     assert first.members == 2
 
 
-def test_the_listener_hears_once_of_a_loss_and_once_of_the_return(clock: FakeClock, store: Scripted) -> None:
+def test_the_listener_hears_of_a_loss_once_and_of_the_return_once(clock: FakeClock, store: Scripted) -> None:
     events: list[Event] = []
 
     def also_hear(event: Event) -> None:
@@ -211,7 +211,7 @@ def test_the_listener_hears_once_of_a_loss_and_once_of_the_return(clock: FakeClo
     assert len([event for event in events if isinstance(event, StoreLost | StoreRestored)]) == 4
 
 
-def test_a_store_that_stumbles_while_it_comes_back_is_in_the_same_outage(
+def test_a_store_that_fails_again_while_it_returns_is_in_the_same_outage(
     clock: FakeClock, store: Scripted
 ) -> None:
     events: list[str] = []
@@ -299,7 +299,7 @@ def test_a_lost_state_is_no_outage(clock: FakeClock, store: Scripted) -> None:
     assert [event for event in events if isinstance(event, StoreLost | StoreRestored)] == []
 
 
-def test_the_member_that_is_overruled_says_so_once(clock: FakeClock, store: Scripted) -> None:
+def test_an_overruled_member_says_so_once(clock: FakeClock, store: Scripted) -> None:
     events: list[Event] = []
     old = bucket(store, rate=10)
     transport = limiter(old).sync(
@@ -457,7 +457,7 @@ def test_an_interrupt_while_the_store_is_asked_leaves_the_queue_as_it_was(
 
 
 @pytest.mark.real_time
-def test_a_thread_tells_a_store_that_blocks_what_no_request_will(clock: FakeClock, store: Scripted) -> None:
+def test_a_thread_tells_a_blocking_store_what_no_request_will(clock: FakeClock, store: Scripted) -> None:
     told = threading.Event()
 
     class Blocking:

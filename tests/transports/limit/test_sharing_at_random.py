@@ -1,4 +1,4 @@
-"""Groups in random trouble: stores that fail, headers that lie, requests that give up. Nothing gets stuck or lost."""
+"""Groups with random failures: stores fail, headers lie, requests give up; nothing gets stuck or lost."""
 
 import math
 import os
@@ -42,7 +42,7 @@ class Flaky:
 
 
 class Group:
-    """Members with requests that wait, and a server that may say anything."""
+    """Members with waiting requests, and a server that may say anything."""
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)  # noqa: S311 - nothing here is a secret

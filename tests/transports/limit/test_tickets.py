@@ -1,4 +1,4 @@
-"""The queue of tickets: who may go when, numbers only."""
+"""The queue of tickets: which request may go when; numbers only."""
 
 import gc
 import math
@@ -92,7 +92,7 @@ def test_waiters_that_wake_up_to_a_quarter_second_late_lose_no_permit(
 
 
 @given(rates, bursts, gap_lists, st.data())
-def test_those_who_are_told_to_wait_too_long_take_nothing(
+def test_requests_told_to_wait_too_long_take_nothing(
     rate: float, burst: float, gaps: list[float], data: st.DataObject
 ) -> None:
     crowd = arrivals(gaps, rate)
@@ -217,7 +217,7 @@ def test_a_waiter_that_never_wakes_does_not_hold_up_the_others_for_ever() -> Non
     assert queue.remaining(lost, 100.0) == 0.0
 
 
-def test_a_waiter_that_woke_far_too_late_still_goes_before_those_who_came_after_it() -> None:
+def test_a_waiter_that_woke_far_too_late_still_goes_before_later_ones() -> None:
     queue = bucket()
     late, other = Turn(), Turn()
     assert queue.take(0.0)

@@ -1,4 +1,4 @@
-"""The token bucket as a layer: who waits, how long, how often, and what happens when a wait fails."""
+"""The token bucket as a layer: which requests wait, how long, how often, and what happens when a wait fails."""
 
 import asyncio
 import threading

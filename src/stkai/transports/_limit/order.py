@@ -1,4 +1,4 @@
-"""Who goes first: the order of those who wait, by numbers that never change once given.
+"""Which request goes first: the order of waiting requests, by numbers that never change once given.
 
 Normal numbers are even and low-priority ones odd, eighteen apart: nine normal requests go between two low ones while
 both wait, and a low one that is alone has nobody before it.
@@ -22,7 +22,7 @@ _number = attrgetter("number")
 
 
 class _Vacancy(NamedTuple):
-    """The place of somebody who left."""
+    """The place of a request that left."""
 
     number: int
     told: float
@@ -32,7 +32,7 @@ class _Vacancy(NamedTuple):
 
 
 class Order:
-    """The order of those who wait. Numbers only; the queue that owns it holds the lock and knows the time.
+    """The order of waiting requests. Numbers only; the queue that owns it holds the lock and knows the time.
 
     Attributes:
         turns: those who wait, first come first served within a priority.
@@ -51,7 +51,7 @@ class Order:
         self.last = self._low = self._gone = 0
 
     def forget(self) -> None:
-        """Drop everyone who waits."""
+        """Drop all waiting requests."""
         self.turns.clear()
         self._vacant.clear()
         self.cost = 0.0

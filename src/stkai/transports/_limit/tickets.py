@@ -158,7 +158,7 @@ class TicketQueue:
                 turn.cost = cost
 
     def take(self, now: float, chance: float = 0.5, cost: float = 1.0) -> int:
-        """Take a free permit that nobody waits for; returns its ticket number, or 0 if there is none."""
+        """Take a free permit that nobody waits for, and return its ticket number, or 0 if there is none."""
         with self._lock:
             if self._queue:
                 return 0

@@ -15,7 +15,7 @@ _LONGEST: Final = 3600.0
 """Seconds, or the window if that is longer: no answer stops a program for longer."""
 
 GRAIN: Final = 0.005
-"""Seconds; nobody asks again sooner than this because an estimate may turn out too high."""
+"""Seconds; no request asks again sooner than this just because an estimate may turn out too high."""
 
 
 class Units:
