@@ -51,6 +51,19 @@ def test_a_program_that_stood_still_for_an_hour_goes_on() -> None:
     assert 0 < policy.rate < 1
 
 
+def test_a_program_that_stood_still_for_an_hour_keeps_its_estimate() -> None:
+    policy = AimdLimiter()
+    send(policy, 0.0, 40)
+    policy.take(1.0)
+    policy.refused(1.0, sent=1.0, asked=59.0, chance=0.0)
+    found = policy.rate
+    turns = [Turn() for _ in range(20)]
+    assert max(policy.ask(turn, 61.0) for turn in turns) > 0
+    for turn in turns[-2:]:
+        policy.ask(turn, 3661.0)
+    assert found <= policy.rate < 2 * found
+
+
 def test_the_first_refusal_gives_a_first_estimate_of_the_share() -> None:
     policy = AimdLimiter()
     assert send(policy, 0.0, 40) == 40

@@ -305,8 +305,10 @@ class AdaptiveQueue(SharingQueue):
         if not self._start.over:
             self._rate, released = self._start.doubled(before, unpaused)
             return released
-        self._set_rate(min(self.ceiling, max(before, self.law.grown(before, self._quiet, unpaused))))
-        self._quiet += unpaused
+        # No waiter sleeps for longer than a window: in a longer step the program stood still, and no ceiling bounds it.
+        counted = unpaused if self.ceiling < math.inf else min(unpaused, self.window)
+        self._set_rate(min(self.ceiling, max(before, self.law.grown(before, self._quiet, counted))))
+        self._quiet += counted
         return (before + self._rate) / 2 * unpaused
 
     def _time_for(self, permits: float) -> float:
