@@ -672,6 +672,15 @@ def test_abandoned_calls_leave_nothing_behind() -> None:
     assert not policy._holds
 
 
+def test_calls_that_were_given_up_leave_nothing_behind_while_refusals_go_on() -> None:
+    policy = AimdLimiter(20, 1)
+    for number in range(1, 10_000):
+        now = number / 2
+        policy.refused(now, sent=now, asked=1.0, chance=0.0, number=number)
+    assert len(policy._holds) < 200
+    assert policy.remaining(Turn(number=number), now) == 1.0
+
+
 def test_a_server_that_asks_for_more_than_the_window_gets_it_and_no_more() -> None:
     policy, now = limiter(), 0.0
     for _ in range(40):
