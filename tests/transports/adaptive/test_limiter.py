@@ -83,6 +83,12 @@ def test_it_starts_with_a_small_share_of_the_quota_and_three_at_once() -> None:
     assert [bool(policy.take(0.0)) for _ in range(4)] == [True, True, True, False]
 
 
+@pytest.mark.parametrize(("quota", "at_once"), [(0.5, 1), (1, 1), (2, 2), (3, 3), (1e6, 3)])
+def test_the_start_never_sends_more_at_once_than_the_quota(quota: float, at_once: int) -> None:
+    policy = AimdLimiter(quota, 60)
+    assert [bool(policy.take(0.0)) for _ in range(5)] == [number < at_once for number in range(5)]
+
+
 def test_the_rate_doubles_in_a_fixed_part_of_the_window_while_requests_wait_up_to_the_quota() -> None:
     policy, doubling = limiter(), 60 * _DOUBLING
     hold_back(policy, 0.0)

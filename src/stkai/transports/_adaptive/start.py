@@ -61,7 +61,7 @@ class ColdStart:
         self._most = _SEARCH_MOST if quota is None else self.ceiling
         soft = quota is not None and is_soft(window)
         self.rate = _SEARCH_RATE if quota is None else (_SOFT_SHARE if soft else _SHARE) * self.ceiling
-        self.burst = _SOFT_AT_ONCE if soft else _AT_ONCE
+        self.burst = _SOFT_AT_ONCE if soft else max(1.0, min(_AT_ONCE, self._quota))
         self._free = math.inf if quota is None else _FREE * quota
         self._doubling = _SEARCH_DOUBLING if quota is None else max(_SHORTEST_DOUBLING, _DOUBLING * window)
         self._excused = False
