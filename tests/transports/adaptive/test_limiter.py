@@ -609,7 +609,11 @@ def test_a_pause_of_many_windows_does_not_reduce_the_goodput_to_nothing() -> Non
     policy = warm(plain(), 0.0)
     law = Recorder()
     policy.law = law
+    unused = Turn()
+    assert policy.ask(unused, 1.9) == 0
     policy.refused(2.0, sent=2.0, asked=1800.0, chance=0.0)
+    policy.succeeded(2.1, sent=1.9)  # It was in flight.
+    policy.leave(unused, 2.1)
     policy.succeeded(1803.0, sent=1803.0)
     send(policy, 1804.0)
     policy.refused(1804.0, sent=1804.0, asked=1.0, chance=0.0)
