@@ -302,6 +302,20 @@ def test_a_store_that_was_never_reached_leaves_each_process_to_adapt(
     assert policy.members == 1
 
 
+def test_before_the_store_was_reached_costs_are_settled_in_the_process_alone(
+    clock: FakeClock, store: Scripted
+) -> None:
+    store.fails = True
+    policy = bucket(store, rate=1000, burst=100, max_cost=100)
+    for _ in range(3):
+        turn = Turn(cost=100)
+        assert wait_for(policy, clock, turn) < 0.1
+        policy.settle(turn, 0, clock.monotonic())
+    store.fails = False
+    wait_for(policy, clock, Turn(cost=1))
+    assert store.asked[-1].settle == 0
+
+
 def test_a_lost_state_is_no_outage(clock: FakeClock, store: Scripted) -> None:
     events: list[Event] = []
     policy = bucket(store)
