@@ -83,6 +83,12 @@ def test_it_starts_with_a_small_share_of_the_quota_and_three_at_once() -> None:
     assert [bool(policy.take(0.0)) for _ in range(4)] == [True, True, True, False]
 
 
+@pytest.mark.parametrize(("quota", "at_once"), [(0.5, 1), (1, 1), (2, 2), (3, 3), (1e6, 3)])
+def test_the_start_never_sends_more_at_once_than_the_quota(quota: float, at_once: int) -> None:
+    policy = AimdLimiter(quota, 60)
+    assert [bool(policy.take(0.0)) for _ in range(5)] == [number < at_once for number in range(5)]
+
+
 def test_the_rate_doubles_in_a_fixed_part_of_the_window_while_requests_wait_up_to_the_quota() -> None:
     policy, doubling = limiter(), 60 * _DOUBLING
     hold_back(policy, 0.0)
@@ -603,7 +609,11 @@ def test_a_pause_of_many_windows_does_not_reduce_the_goodput_to_nothing() -> Non
     policy = warm(plain(), 0.0)
     law = Recorder()
     policy.law = law
+    unused = Turn()
+    assert policy.ask(unused, 1.9) == 0
     policy.refused(2.0, sent=2.0, asked=1800.0, chance=0.0)
+    policy.succeeded(2.1, sent=1.9)  # It was in flight.
+    policy.leave(unused, 2.1)
     policy.succeeded(1803.0, sent=1803.0)
     send(policy, 1804.0)
     policy.refused(1804.0, sent=1804.0, asked=1.0, chance=0.0)
@@ -670,6 +680,15 @@ def test_abandoned_calls_leave_nothing_behind() -> None:
     assert len(policy._holds) == 1
     policy.leave(Turn(number=10_000), 2000.0)
     assert not policy._holds
+
+
+def test_calls_that_were_given_up_leave_nothing_behind_while_refusals_go_on() -> None:
+    policy = AimdLimiter(20, 1)
+    for number in range(1, 10_000):
+        now = number / 2
+        policy.refused(now, sent=now, asked=1.0, chance=0.0, number=number)
+    assert len(policy._holds) < 200
+    assert policy.remaining(Turn(number=number), now) == 1.0
 
 
 def test_a_server_that_asks_for_more_than_the_window_gets_it_and_no_more() -> None:

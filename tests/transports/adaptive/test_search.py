@@ -1,10 +1,12 @@
 """The adaptive limiter without numbers: what it finds out about a quota, and how it uses that."""
 
+import math
 from typing import Any
 
 import pytest
 
 from stkai import AimdLimiter, ConfigurationError
+from stkai.transports import Turn
 from stkai.transports._adaptive.headers import Reading
 from stkai.transports._adaptive.law import Past, SearchingLaw
 from stkai.transports._adaptive.search import QuotaSearch
@@ -36,6 +38,30 @@ def test_what_is_in_flight_doubles_with_every_round_trip() -> None:
         for _ in range(flight):
             policy.succeeded(now + 1e-5, sent=now)
     assert flights == [3, 6, 12, 24, 48, 96]
+
+
+def test_a_program_that_stood_still_for_an_hour_goes_on() -> None:
+    policy = AimdLimiter()
+    turns = [Turn() for _ in range(10)]
+    waits = [policy.ask(turn, 0.0) for turn in turns]
+    assert min(waits[3:]) > 0
+    assert [policy.ask(turn, 3600.0) for turn in turns[3:6]] == [0.0, 0.0, 0.0]
+    assert math.isfinite(policy.rate)
+    policy.refused(3600.1, sent=3600.0, asked=1.0, chance=0.0)
+    assert 0 < policy.rate < 1
+
+
+def test_a_program_that_stood_still_for_an_hour_keeps_its_estimate() -> None:
+    policy = AimdLimiter()
+    send(policy, 0.0, 40)
+    policy.take(1.0)
+    policy.refused(1.0, sent=1.0, asked=59.0, chance=0.0)
+    found = policy.rate
+    turns = [Turn() for _ in range(20)]
+    assert max(policy.ask(turn, 61.0) for turn in turns) > 0
+    for turn in turns[-2:]:
+        policy.ask(turn, 3661.0)
+    assert found <= policy.rate < 2 * found
 
 
 def test_the_first_refusal_gives_a_first_estimate_of_the_share() -> None:

@@ -167,6 +167,18 @@ def test_a_permit_is_asked_for_again_if_a_new_token_takes_long() -> None:
     assert limiter.told == ["ask at 0", "ask at 1", "learn 200"]
 
 
+def test_a_request_whose_tokens_always_take_long_asks_again_only_once() -> None:
+    class Slow:
+        def signed_again(self, request: httpx.Request, attempt: Attempt) -> Any:
+            yield Sleep(2.0)
+            return request
+
+    limiter = Scripted(*[1.0, 0.0] * 50)
+    played = run(limiter, httpx.Response(200), signer=Slow(), took=4.0)
+    assert played.asked == ["sleep 1", "sleep 2", "sleep 1", "sleep 2", "send"]
+    assert limiter.told == ["ask at 0", "ask at 1", "leave at 3", "ask at 3", "ask at 4", "learn 200"]
+
+
 def test_a_permit_is_returned_if_there_is_no_token_after_the_wait() -> None:
     class Failing:
         def signed_again(self, request: httpx.Request, attempt: Attempt) -> Any:

@@ -166,6 +166,20 @@ def test_units_of_cost_are_shared(clock: FakeClock, store: Scripted) -> None:
     assert wait_for(second, clock, Turn(cost=80)) < 0.1
 
 
+@pytest.mark.parametrize("kind", [TokenBucket, AimdLimiter])
+def test_a_request_that_was_never_sent_costs_the_group_nothing(
+    kind: type[TokenBucket] | type[AimdLimiter], clock: FakeClock, store: Scripted
+) -> None:
+    policy = kind(6000, 60, max_cost=600, share="team", store=store)
+    wait_for(policy, clock, Turn(cost=1))  # A new state has no units yet.
+    clock.sleep(60)
+    for _ in range(3):
+        turn = Turn(cost=600)
+        assert wait_for(policy, clock, turn) < 1
+        now = clock.monotonic()
+        policy.learn(turn, Answer(now, now, None, httpx.ConnectError("refused"), clock.utcnow, 0.5))
+
+
 def test_while_the_store_is_lost_each_member_keeps_to_its_part(clock: FakeClock, store: Scripted) -> None:
     first, second = bucket(store), bucket(store)
     for policy in (first, second, first, second):
@@ -286,6 +300,20 @@ def test_a_store_that_was_never_reached_leaves_each_process_to_adapt(
         policy.learn(turn, answer(clock, 429 if granted > 5 else 200))
     assert 2 <= granted <= 15  # A constant rate would grant twenty.
     assert policy.members == 1
+
+
+def test_before_the_store_was_reached_costs_are_settled_in_the_process_alone(
+    clock: FakeClock, store: Scripted
+) -> None:
+    store.fails = True
+    policy = bucket(store, rate=1000, burst=100, max_cost=100)
+    for _ in range(3):
+        turn = Turn(cost=100)
+        assert wait_for(policy, clock, turn) < 0.1
+        policy.settle(turn, 0, clock.monotonic())
+    store.fails = False
+    wait_for(policy, clock, Turn(cost=1))
+    assert store.asked[-1].settle == 0
 
 
 def test_a_lost_state_is_no_outage(clock: FakeClock, store: Scripted) -> None:

@@ -256,6 +256,45 @@ def test_leaving_twice_or_after_having_gone_changes_nothing() -> None:
     assert queue.remaining(waiting, 0.5) == 0.5
 
 
+def granted(queue: TokenBucket, count: int) -> tuple[list[Turn], float]:
+    """Turns that got their permits as soon as they could, and when the last one did."""
+    turns, now = [], 0.0
+    for _ in range(count):
+        turn = Turn()
+        while wait := queue.ask(turn, now):
+            now += wait
+        turns.append(turn)
+    return turns, now
+
+
+@pytest.mark.parametrize("burst", [1.0, 5.0, 30.0])
+@pytest.mark.parametrize("kept", [0.01, 0.2, 1.0, 60.0])
+def test_permits_that_were_kept_and_given_back_allow_no_more_than_a_burst_of_them_at_once(
+    burst: float, kept: float
+) -> None:
+    queue = bucket(20.0, burst)
+    turns, now = granted(queue, 100)
+    at_once = 0
+    for turn in turns:
+        queue.leave(turn, now + kept)
+        at_once += queue.ask(turn, now + kept) == 0
+    assert at_once <= 2 * burst
+    gone = now + kept
+    for turn in turns:
+        while not turn.granted and (wait := queue.ask(turn, gone)):
+            gone += wait
+    assert gone <= now + kept + 5.0
+
+
+@pytest.mark.parametrize(("burst", "returned"), [(1.0, 1), (10.0, 5)])
+def test_permits_that_are_given_back_soon_are_not_lost(burst: float, returned: int) -> None:
+    queue = bucket(1.0, burst)
+    turns, now = granted(queue, 30)
+    for turn in turns[-returned:]:
+        queue.leave(turn, now + 0.4)
+    assert [queue.take(now + 0.4) > 0 for _ in range(returned + 1)] == [True] * returned + [False]
+
+
 @given(rates, bursts, st.integers(1, 60), st.floats(1, 1e6))
 def test_a_clock_that_jumps_neither_bursts_beyond_a_quarter_second_nor_stalls(
     rate: float, burst: float, count: int, jump: float

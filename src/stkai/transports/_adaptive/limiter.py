@@ -159,12 +159,9 @@ class AimdLimiter(AdaptiveQueue):
 
     def _learn_together(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Report the answer to the group through the store; adapt alone until the store is first reached."""
-        member = self._link.member
-        if member.known is None:
+        member, response = self._link.member, answer.response
+        if member.known is None or response is None:
             return super().learn(turn, answer)
-        response = answer.response
-        if response is None:
-            return None
         status = response.status_code
         turn.paced = status == _TOO_MANY_REQUESTS
         if status >= 500 or status in _NOT_ASKED_THE_QUOTA:

@@ -140,7 +140,7 @@ class AdaptiveQueue(SharingQueue):
         with self._lock:
             if reading is not None:
                 self._hear(reading, now, sent)
-            self._began = min(self._began, sent)
+            self._begin(sent)
             free = self._start.released_by_success()
             if free:
                 self._advance(now)
@@ -174,7 +174,7 @@ class AdaptiveQueue(SharingQueue):
         with self._lock:
             self._advance(now)
             self._tally.add(sent, -1.0)
-            self._began = min(self._began, sent)
+            self._begin(sent)
             first = not self._start.over
             fresh, event = self._refusals.is_fresh(sent), self._refusals.refused(sent)
             explained = self._hear(reading, now, sent, refused=True)
@@ -202,8 +202,13 @@ class AdaptiveQueue(SharingQueue):
         return SearchingLaw(search.window, search.pace)
 
     def _count(self, sent: float, count: float = 1.0) -> None:
-        self._began = min(self._began, sent)
+        self._begin(sent)
         self._tally.add(sent, count)
+
+    def _begin(self, sent: float) -> None:
+        """Count time from the first request on. After a long pause, what was in flight before it says nothing."""
+        if self._began == math.inf:
+            self._began = sent
 
     def _adopt(self, law: Law) -> None:
         """Switch to another law, because more is known about the quota."""
@@ -305,8 +310,10 @@ class AdaptiveQueue(SharingQueue):
         if not self._start.over:
             self._rate, released = self._start.doubled(before, unpaused)
             return released
-        self._set_rate(min(self.ceiling, max(before, self.law.grown(before, self._quiet, unpaused))))
-        self._quiet += unpaused
+        # No waiter sleeps for longer than a window: in a longer step the program stood still, and no ceiling bounds it.
+        counted = unpaused if self.ceiling < math.inf else min(unpaused, self.window)
+        self._set_rate(min(self.ceiling, max(before, self.law.grown(before, self._quiet, counted))))
+        self._quiet += counted
         return (before + self._rate) / 2 * unpaused
 
     def _time_for(self, permits: float) -> float:

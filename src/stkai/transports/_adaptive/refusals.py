@@ -52,14 +52,19 @@ class Holds:
     def __init__(self) -> None:
         self.until = -math.inf
         self._ends: dict[int, float] = {}
+        self._most = 1
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def add(self, number: int, now: float, until: float) -> None:
         """Hold back the request with this ticket number; 0 is no number."""
-        if now >= self.until:
-            self._ends.clear()  # Cancelled calls leave their entries behind.
+        if len(self._ends) >= self._most:
+            # Calls that do not come back leave their entries behind: search for these whenever the number has doubled.
+            for other, end in list(self._ends.items()):
+                if end <= now:
+                    self.drop(other)
+            self._most = max(1, 2 * len(self._ends))
         if number:
             self._ends[number] = until
         self.until = max(self.until, until)

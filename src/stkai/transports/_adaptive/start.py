@@ -37,6 +37,9 @@ _SEARCH_RATE = 5.0
 _SEARCH_DOUBLING = 1.0
 """Seconds in which that doubles: a few round trips, because the window is unknown."""
 
+_SEARCH_MOST = 1e6
+"""Requests per second at which it stops doubling: a program may stand still for an hour, with requests waiting."""
+
 
 class ColdStart:
     """The rate doubles with time while requests wait, and successes release permits at once, as in TCP's slow start.
@@ -48,16 +51,17 @@ class ColdStart:
         over: whether it has ended.
         rate: initial requests per second.
         burst: permits that may be taken at once.
-        ceiling: requests per second at which the rate stops doubling.
+        ceiling: requests per second that the quota allows; infinite if it is unknown.
     """
 
     def __init__(self, quota: float | None, window: float) -> None:
         self.over = False
         self._quota = math.inf if quota is None else quota
         self.ceiling = self._quota / window
+        self._most = _SEARCH_MOST if quota is None else self.ceiling
         soft = quota is not None and is_soft(window)
         self.rate = _SEARCH_RATE if quota is None else (_SOFT_SHARE if soft else _SHARE) * self.ceiling
-        self.burst = _SOFT_AT_ONCE if soft else _AT_ONCE
+        self.burst = _SOFT_AT_ONCE if soft else max(1.0, min(_AT_ONCE, self._quota))
         self._free = math.inf if quota is None else _FREE * quota
         self._doubling = _SEARCH_DOUBLING if quota is None else max(_SHORTEST_DOUBLING, _DOUBLING * window)
         self._excused = False
@@ -89,17 +93,17 @@ class ColdStart:
 
     def doubled(self, rate: float, seconds: float) -> tuple[float, float]:
         """The rate after `seconds` of holding back, and the permits released meanwhile."""
-        growing = min(seconds, self._doubling * math.log2(self.ceiling / rate))
-        later = min(self.ceiling, rate * 2 ** (growing / self._doubling))
-        at_ceiling = self.ceiling * (seconds - growing) if seconds > growing else 0.0
+        growing = min(seconds, self._doubling * math.log2(self._most / rate))
+        later = min(self._most, rate * 2 ** (growing / self._doubling))
+        at_ceiling = self._most * (seconds - growing) if seconds > growing else 0.0
         return later, (later - rate) * self._doubling / math.log(2) + at_ceiling
 
     def time_for(self, permits: float, rate: float) -> float:
         """Seconds until this many more permits are released, while the rate keeps doubling."""
-        if rate >= self.ceiling:
+        if rate >= self._most:
             return permits / rate
         doubling = self._doubling / math.log(2)
-        while_growing = (self.ceiling - rate) * doubling
+        while_growing = (self._most - rate) * doubling
         if permits <= while_growing:
             return doubling * math.log1p(permits / (doubling * rate))
-        return self._doubling * math.log2(self.ceiling / rate) + (permits - while_growing) / self.ceiling
+        return self._doubling * math.log2(self._most / rate) + (permits - while_growing) / self._most

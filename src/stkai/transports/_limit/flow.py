@@ -66,7 +66,7 @@ class _LimitFlow(LayerBase):
         if counts_units:
             turn.cost = self._cost_of(request, attempt)
         sent = clock.monotonic()
-        wait = limiter.ask(turn, sent)
+        wait, asked_again = limiter.ask(turn, sent), False
         while wait != 0:
             sent = yield from self._wait(limiter, turn, attempt, wait, sent)
             if attempt.signer is None:
@@ -77,11 +77,12 @@ class _LimitFlow(LayerBase):
                 limiter.leave(turn, clock.monotonic())
                 raise
             now = clock.monotonic()
-            if now - sent <= _SIGNED_AT_ONCE:
+            if asked_again or now - sent <= _SIGNED_AT_ONCE:
                 break
             # Otherwise all requests that waited for the same token would leave now, whenever they got their permits.
+            # Ask only once more: if every token takes long, the request might never be sent.
             limiter.leave(turn, now)
-            sent = now
+            asked_again, sent = True, now
             wait = limiter.ask(turn, now)
         attempt.ticket = (limiter, turn.number)
         try:

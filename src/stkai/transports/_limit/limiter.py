@@ -34,7 +34,8 @@ class Turn:
         granted: whether the permit has been taken; set by the limiter.
         paced: whether the limiter handles the wait after this refusal, so that retry need not; set by `learn`.
         call: the request's call, for events; set before the layer runs an operation for the limiter.
-        since, told: for a queue of tickets: when the turn joined, and when it may go, as it was last told.
+        since, told: for a queue of tickets: when the turn joined, or got its permit; and when it may go, as it was last
+            told.
         extra, ahead: for a queue of tickets: what it takes beyond one permit, and the sum for all who joined before it.
     """
 

@@ -92,9 +92,13 @@ class SharingQueue(TicketQueue):
         """Correct the units that the request took to its real cost."""
         if self._link is None:
             super().settle(turn, cost, now)
+            return
+        member = self._link.member
+        if member.known is None and member.local is not None:
+            member.local.settle(turn, cost, now)
         elif self._units is not None:
             cost = self._units.believed(turn.cost, cost)
-            self._link.member.settle(cost - turn.cost)
+            member.settle(cost - turn.cost)
             turn.cost = cost
 
     def leave(self, turn: Turn, now: float) -> None:

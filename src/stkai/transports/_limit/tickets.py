@@ -101,15 +101,18 @@ class TicketQueue:
     def ask(self, turn: Turn, now: float) -> float:
         """Seconds until the turn comes, as far as is known; 0.0 when its permit is taken."""
         if self.is_interrupted():
-            turn.granted = True
+            turn.granted, turn.since = True, now
             self._credit -= 1
             return 0.0
         if not turn.number and (number := self.take(now, turn.chance, turn.cost)):
-            turn.number, turn.granted = number, True
+            turn.number, turn.granted, turn.since = number, True, now
             return 0.0
         wait = self.remaining(turn, now)
-        turn.nap = min(turn.nap, self.nap(wait))
-        turn.granted = not wait
+        if wait:
+            turn.nap = min(turn.nap, self.nap(wait))
+            turn.granted = False
+        else:
+            turn.granted, turn.since = True, now
         return wait
 
     def is_interrupted(self) -> bool:
@@ -122,13 +125,18 @@ class TicketQueue:
         return owned
 
     def leave(self, turn: Turn, now: float) -> None:
-        """Give up the place in the queue, or an unused permit."""
+        """Give up the place in the queue, or an unused permit.
+
+        A permit is lost if it was unused for as long as the whole burst takes to come back: many that were kept for so
+        long, as by requests that waited for one token, would otherwise be used at once.
+        """
         if turn.granted:
             turn.granted = False
             with self._lock:
                 self._advance(now)
-                self._credit += 1 + turn.extra
-                self._count(now, -1.0)
+                if (now - turn.since) * self._rate < self._burst:
+                    self._credit += 1 + turn.extra
+                self._count(turn.since, -1.0)
                 if self._units is not None:
                     self._units.give(turn.cost)
         else:
