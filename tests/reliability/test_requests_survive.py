@@ -8,6 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -265,12 +266,16 @@ async def test_a_401_is_read_to_its_end_before_the_provider_is_asked(world: Worl
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
 @pytest.mark.real_time
 @pytest.mark.parametrize("make", [TokenBucket, AimdLimiter])
-def test_a_signal_handler_may_use_the_client_it_interrupted(make: Any) -> None:
+@pytest.mark.parametrize("share", [None, "signals"])
+def test_a_signal_handler_may_use_the_client_it_interrupted(
+    make: Any, share: str | None, tmp_path: Path
+) -> None:
     """Thousands of interrupts, at any line, some of them while a lock is held."""
+    options: Any = {} if share is None else {"share": share, "store": f"file://{tmp_path}"}
     client = client_of(
         World("sync"),
         auth=stkai.StaticToken("token"),
-        rate_limit=make(1e9, 1.0),
+        rate_limit=make(1e6, 1.0, **options),
         retry=RetryPolicy(budget=stkai.RetryBudget()),
         transport=httpx.MockTransport(lambda _: httpx.Response(200)),
         listener=[],

@@ -131,7 +131,7 @@ class AimdLimiter(AdaptiveQueue):
 
         A server error, or a refusal for a reason other than the quota, shows neither.
         """
-        change = self._learn_together(turn, answer) if self._link is not None else self._adapt(turn, answer)
+        change = super().learn(turn, answer)
         self._learned.save_news(answer.now)
         return change
 
@@ -139,7 +139,7 @@ class AimdLimiter(AdaptiveQueue):
         """Let the answer change the rate of this process alone."""
         response = answer.response
         if response is None:
-            return super().learn(turn, answer)
+            return super()._adapt(turn, answer)
         if self.max_cost is not None:
             self.hear_costs(response.headers, answer.now)
         status = response.status_code
@@ -161,7 +161,7 @@ class AimdLimiter(AdaptiveQueue):
         """Report the answer to the group through the store; adapt alone until the store is first reached."""
         member, response = self._link.member, answer.response
         if member.known is None or response is None:
-            return super().learn(turn, answer)
+            return super()._learn_together(turn, answer)
         status = response.status_code
         turn.paced = status == _TOO_MANY_REQUESTS
         if status >= 500 or status in _NOT_ASKED_THE_QUOTA:

@@ -51,6 +51,14 @@ class Audience(Protocol):
         ...
 
 
+class _Here(threading.local):
+    """Whether a thread is in the middle of this share's arithmetic or I/O, or in a listener called from there."""
+
+    def __init__(self) -> None:
+        self.guard: Any = threading.RLock()
+        self.in_listener = False
+
+
 class Link:
     """Calls the store for a member: in the request's thread, in a worker thread of its event loop, or in its own.
 
@@ -69,11 +77,25 @@ class Link:
         self._call = _NOBODY
         self._disagreed = -1.0
         self._stumbled = False
+        self._here = _Here()
         self._begin()
         after_fork(self, Link._begin)
 
     def _begin(self) -> None:
         self._errands = _Errands(self)
+
+    @property
+    def guard(self) -> Any:
+        """This thread's own lock, held while it is in the middle of something."""
+        return self._here.guard
+
+    def is_interrupted(self) -> bool:
+        """Whether a signal handler asks that interrupted this thread in the middle of something.
+
+        It cannot wait for the locks that its own thread holds, so it goes at once and changes nothing.
+        """
+        here = self._here
+        return not here.in_listener and bool(here.guard._is_owned())  # noqa: SLF001 - as in TicketQueue
 
     def subscribe(self, layer: Audience) -> None:
         """Report the store's events to the listener of this layer's stack."""
@@ -83,11 +105,14 @@ class Link:
         """Ask the store for permits."""
 
         def run(_left: float) -> None:
-            self.carry(now, turn.call)
+            with self.guard:
+                self.carry(now, turn.call)
 
         async def arun(_left: float) -> None:
-            if self._try_lease is not None and self.carry(now, turn.call, lease=self._try_lease):
-                return
+            if self._try_lease is not None:
+                with self.guard:
+                    if self.carry(now, turn.call, lease=self._try_lease):
+                        return
             from anyio import CapacityLimiter
             from anyio.to_thread import run_sync
 
@@ -199,11 +224,15 @@ class Link:
             for each in listener.each if isinstance(listener, Listeners) else (listener,):
                 if not any(each is other for other in told):
                     told.append(each)
-        for each in told:
-            try:
-                each(event)
-            except Exception:  # noqa: BLE001 - user code; whatever it raises
-                logger.exception("the listener failed on %s", event)
+        self._here.in_listener = True
+        try:
+            for each in told:
+                try:
+                    each(event)
+                except Exception:  # noqa: BLE001 - user code; whatever it raises
+                    logger.exception("the listener failed on %s", event)
+        finally:
+            self._here.in_listener = False
 
 
 class _Errands:

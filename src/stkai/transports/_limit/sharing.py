@@ -76,16 +76,33 @@ class SharingQueue(TicketQueue):
 
         For a shared quota, it may instead be an operation to carry out first.
         """
-        if self._link is None:
+        link = self._link
+        if link is None:
             return super().ask(turn, now)
-        wait = self._link.member.ask(turn, now)
-        return self._link.operation(turn, now) if wait is None else wait
+        if link.is_interrupted():
+            return 0.0
+        with link.guard:
+            wait = link.member.ask(turn, now)
+        return link.operation(turn, now) if wait is None else wait
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Adapt until the store is first reached: until then the number of members is unknown."""
-        if self._link is None or self._link.member.known is not None:
+        link = self._link
+        if link is None:
+            return self._adapt(turn, answer)
+        if link.is_interrupted():
+            return None
+        with link.guard:
+            return self._learn_together(turn, answer)
+
+    def _adapt(self, turn: Turn, answer: Answer) -> RateChange | None:
+        return super().learn(turn, answer)
+
+    def _learn_together(self, turn: Turn, answer: Answer) -> RateChange | None:
+        member = self._link.member
+        if member.known is not None:
             return super().learn(turn, answer)
-        local: TicketQueue | None = self._link.member.local
+        local: TicketQueue | None = member.local
         return None if local is None else local.learn(turn, answer)
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
@@ -93,6 +110,18 @@ class SharingQueue(TicketQueue):
         if self._link is None:
             super().settle(turn, cost, now)
             return
+        if self._link.is_interrupted():
+            return
+        with self._link.guard:
+            self._settle_together(turn, cost, now)
+
+    def _refund(self, turn: Turn, now: float) -> None:
+        if self._link is None:
+            super()._refund(turn, now)
+        else:
+            self._settle_together(turn, 0.0, now)
+
+    def _settle_together(self, turn: Turn, cost: float, now: float) -> None:
         member = self._link.member
         if member.known is None and member.local is not None:
             member.local.settle(turn, cost, now)
@@ -106,8 +135,11 @@ class SharingQueue(TicketQueue):
         if self._link is None:
             super().leave(turn, now)
             return
-        self._link.member.leave(turn, now)
-        self._link.run_errand()
+        if self._link.is_interrupted():
+            return
+        with self._link.guard:
+            self._link.member.leave(turn, now)
+            self._link.run_errand()
 
 
 def require_share(share: object, store: object) -> None:

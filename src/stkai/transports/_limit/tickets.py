@@ -145,8 +145,12 @@ class TicketQueue:
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Take the units back if nothing was sent; the rate is constant."""
         if self._units is not None and isinstance(answer.error, alike(*NOT_SENT, ClientSideRateLimitError)):
-            self.settle(turn, 0.0, answer.now)
+            self._refund(turn, answer.now)
         return None
+
+    def _refund(self, turn: Turn, now: float) -> None:
+        """Give back the units of a request that was not sent."""
+        self.settle(turn, 0.0, now)
 
     def hear_costs(self, headers: httpx.Headers, now: float) -> None:
         """Adjust the units to what a server says about its quota of tokens; `max_cost` stays the upper limit."""
