@@ -83,7 +83,9 @@ def draw_sharing(section: Section, results: Results, path: Path) -> None:
         panel.set_title(title, loc="left", fontsize=10)
         panel.set_xticks(range(len(section.scenarios)), [str(scenario) for scenario in section.scenarios])
     panels[1].set_yscale("log")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9, frameon=False
+    )
     save(figure, path)
 
 
