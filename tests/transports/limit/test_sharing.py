@@ -225,6 +225,30 @@ def test_the_listener_hears_of_a_loss_once_and_of_the_return_once(clock: FakeClo
     assert len([event for event in events if isinstance(event, StoreLost | StoreRestored)]) == 4
 
 
+def test_a_listener_that_sends_when_the_store_is_lost_waits_like_anybody_else(
+    clock: FakeClock, store: Scripted
+) -> None:
+    policy, sent = bucket(store), list[float]()
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        sent.append(clock.monotonic())
+        return httpx.Response(200)
+
+    def hear(event: Event) -> None:
+        if isinstance(event, StoreLost):
+            for _ in range(4):
+                transport.handle_request(httpx.Request("POST", "https://api.test/"))
+
+    context = Context(clock=clock, listener=hear)
+    transport = limiter(policy).sync(httpx.MockTransport(serve), context=context)
+    transport.handle_request(httpx.Request("POST", "https://api.test/"))
+    store.fails = True
+    for _ in range(3):
+        transport.handle_request(httpx.Request("POST", "https://api.test/"))
+    assert len(sent) == 8
+    assert min(later - earlier for earlier, later in pairwise(sent)) > 0.05
+
+
 def test_a_store_that_fails_again_while_it_returns_is_in_the_same_outage(
     clock: FakeClock, store: Scripted
 ) -> None:

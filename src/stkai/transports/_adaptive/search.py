@@ -34,7 +34,7 @@ class QuotaSearch:
     Attributes:
         window: the estimated window, in seconds.
         rate: the whole quota in requests per second; infinite until the server states it in headers.
-        pace: the longest wait that the server asked for lately, in seconds, or a little more.
+        pace: the longest wait that the server asked for lately, in seconds, but at least `_PACE`.
     """
 
     def __init__(self) -> None:

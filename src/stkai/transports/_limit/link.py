@@ -224,7 +224,7 @@ class Link:
             for each in listener.each if isinstance(listener, Listeners) else (listener,):
                 if not any(each is other for other in told):
                     told.append(each)
-        self._here.in_listener = True
+        before, self._here.in_listener = self._here.in_listener, True
         try:
             for each in told:
                 try:
@@ -232,7 +232,7 @@ class Link:
                 except Exception:  # noqa: BLE001 - user code; whatever it raises
                     logger.exception("the listener failed on %s", event)
         finally:
-            self._here.in_listener = False
+            self._here.in_listener = before  # A listener may send, and so cause another event.
 
 
 class _Errands:
