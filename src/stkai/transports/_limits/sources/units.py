@@ -1,0 +1,161 @@
+"""Units of cost besides requests, such as tokens per minute."""
+
+import math
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from ..cost_headers import read_cost_limit
+from .source import TICK, Quota, Source
+
+if TYPE_CHECKING:
+    from ..limiter import Answer, RateChange, Turn
+
+_ROUNDING: Final = 1e-6
+"""As a share of the bucket; covers the clock's rounding, so that a waiter that slept as told need not sleep again."""
+
+_MINUTE: Final = 60.0
+"""Seconds: the window of every token quota that servers name in their headers."""
+
+_LONGEST: Final = 3600.0
+"""Seconds, or the window if that is longer: no answer stops a program for longer."""
+
+_GRAIN: Final = 0.005
+"""Seconds; no request asks again sooner than this just because an estimate may turn out too high."""
+
+_TOO_MANY_REQUESTS: Final = 429
+
+
+class Units(Source):
+    """A bucket of units: full at first, refilled evenly, and below zero while there is a debt.
+
+    A cost above the whole bucket waits until it is full, and leaves a debt.
+
+    Args:
+        most: units that it holds.
+        time_window: seconds in which as many are refilled.
+        reads_headers: whether a server's headers about its quota of tokens may lower the level and the rate.
+        start: from when on it is refilled, and the level it then has; by default it is full when first asked.
+
+    Attributes:
+        most: units that it holds.
+        rate: units per second by which it is refilled.
+        level: units that are there.
+    """
+
+    def __init__(
+        self,
+        most: float,
+        time_window: float,
+        *,
+        reads_headers: bool = False,
+        start: tuple[float, float] | None = None,
+    ) -> None:
+        self.most, self.rate = most, most / time_window
+        self._own_rate = self.rate
+        self._longest = max(time_window, _LONGEST)
+        self._reads_headers = reads_headers
+        self._queued = 0.0
+        self._at, self.level = (-math.inf, most) if start is None else start
+
+    @property
+    def limit(self) -> str:  # type: ignore[override]
+        return f"{self._own_rate:g} units/s"
+
+    def cost_of(self, turn: "Turn") -> float:
+        return turn.cost if turn.costs is None else turn.costs.get(self, turn.cost)
+
+    def join(self, turn: "Turn") -> None:
+        self.waiting += 1
+        self._queued += self.cost_of(turn)
+
+    def drop(self, turn: "Turn") -> None:
+        self.waiting -= 1
+        self._queued = self._queued - self.cost_of(turn) if self.waiting else 0.0
+
+    def cost_before(self, count: int) -> float:
+        """Units that the first `count` turns that wait for this source take together."""
+        turns = self.order.turns
+        if self.waiting != len(turns):
+            return sum(map(self.cost_of, islice((turn for turn in turns if self in turn.sources), count)))
+        # Sum from the nearer end: a new turn, and one that wakes on time, is at one of the two.
+        if 2 * count < len(turns):
+            return sum(map(self.cost_of, turns[:count]))
+        return self._queued - sum(map(self.cost_of, turns[count:]))
+
+    def _advance(self, now: float) -> None:
+        if now > self._at:
+            if self._at > -math.inf:
+                self._give(self.rate * (now - self._at))
+            self._at = now
+
+    def _give(self, units: float) -> None:
+        self.level = min(self.most, self.level + units)
+
+    def when(self, turn: "Turn", ahead: int, now: float) -> float:
+        self._advance(now)
+        need = min(self.cost_of(turn), self.most)
+        if ahead:
+            need += self.cost_before(ahead)
+        if not need or need <= self.level + _ROUNDING * self.most:
+            return 0.0
+        return self._wait(turn, need, now)
+
+    def _wait(self, turn: "Turn", need: float, now: float) -> float:
+        wait = max(TICK, (need - self.level) / self.rate)
+        # Estimates may be returned early.
+        turn.nap = min(turn.nap, max(_GRAIN, min(wait / 2, 0.5 + now - turn.asked)))
+        return wait
+
+    def until_spare(self, turn: "Turn", rank: int, asleep: "Sequence[Turn]", now: float) -> float:
+        before = self.cost_before(rank) if rank else 0.0
+        spare = self.level - before - self.cost_of(turn) + _ROUNDING * self.most
+        need = 0.0
+        for other in asleep:
+            if self not in other.sources:
+                continue
+            need += min(self.cost_of(other), self.most)
+            if other.held_by is self or min(self.most, spare + self.rate * (other.told - now)) < need:
+                return self._wait(turn, before + need + min(self.cost_of(turn), self.most), now)
+        return 0.0
+
+    def take(self, turn: "Turn", now: float) -> None:
+        self.level -= self.cost_of(turn)
+
+    def give_back(self, turn: "Turn", now: float) -> None:
+        self._advance(now)
+        self._give(self.cost_of(turn))
+
+    def listens(self, now: float) -> bool:
+        return self._reads_headers
+
+    def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
+        response = answer.response
+        if response is None:
+            return None
+        if response.status_code == _TOO_MANY_REQUESTS:
+            self.settle(turn, 0.0, answer.now)
+        if self._reads_headers and (reading := read_cost_limit(response.headers)) is not None:
+            self._advance(answer.now)
+            # A limit that would take more than the longest wait to fill the bucket is nonsense.
+            self.rate = min(self._own_rate, max(reading.limit / _MINUTE, self.most / self._longest))
+            self.level = min(self.level, reading.remaining)
+        return None
+
+    def settle(self, turn: "Turn", cost: float, now: float) -> None:
+        self._advance(now)
+        estimate = self.cost_of(turn)
+        # No answer holds the others back for longer than the longest wait.
+        cost = min(cost, max(estimate, self._own_rate * self._longest))
+        self._give(estimate - cost)
+        if turn.costs is None and len(turn.sources) == 1:
+            turn.cost = cost
+        else:
+            turn.costs = {**(turn.costs or {}), self: cost}
+
+    def update(self, quota: Quota) -> None:
+        assert quota.max_cost is not None and quota.time_window is not None  # noqa: PT018
+        self.level += max(0.0, quota.max_cost - self.most)
+        self.level = min(self.level, quota.max_cost)
+        self.most, self.rate = quota.max_cost, quota.max_cost / quota.time_window
+        self._own_rate, self._longest = self.rate, max(quota.time_window, _LONGEST)
