@@ -1,0 +1,314 @@
+"""Follows the fixed window that a server describes in its headers, and sets the pace while the window is believed.
+
+Servers announce a reset with different meanings: the end of a window, the time until one more request, the time until
+the whole quota is back. Only a window can be divided in advance; unlike the others, it has an end that does not move.
+"""
+
+import math
+from enum import Enum, auto
+from typing import Any
+
+from .headers import Reading
+
+_TOLERANCE = 1.6
+"""Seconds by which readings of one instant may differ, because of rounding and latency."""
+
+_STANDING = 5.0
+"""Seconds for which a reset must not move before it is believed."""
+
+_SLOW = 2.0
+"""Seconds; an answer that took longer is out of date."""
+
+_PATIENCE = 3.0
+"""Windows without a reading, after which everything known is out of date."""
+
+_MOST_AHEAD = 1.5
+_STEEPNESS = 3
+_GAIN = 0.8
+_ADDED = 0.02
+_LEAST_MEAN = 0.3
+"""Lower bound, because a window that was used up early does not show how much too fast that was."""
+
+_RESERVE = 1.0
+"""Requests to leave unused at the end of a window, because others may have some in flight."""
+
+_COARSE = 0.5
+"""Seconds; the precision of a rounded instant."""
+
+
+class _Move(Enum):
+    """How an announced instant relates to earlier ones: the same, the next, an old one, or contradictory."""
+
+    SAME = auto()
+    NEXT = auto()
+    OLD = auto()
+    WRONG = auto()
+
+
+class _End:
+    """The end of a window, as announced repeatedly.
+
+    Attributes:
+        since: when it last moved.
+        earliest, latest: the range of announced instants.
+    """
+
+    def __init__(self) -> None:
+        self.since = self.earliest = self.latest = self._first = self._before = -math.inf
+
+    @property
+    def instants(self) -> list[float]:
+        """Everything that is known, as instants."""
+        return [self.since, self.earliest, self.latest, self._first, self._before]
+
+    @instants.setter
+    def instants(self, instants: list[float]) -> None:
+        self.since, self.earliest, self.latest, self._first, self._before = instants
+
+    @property
+    def likely(self) -> float:
+        """The middle of the range: servers may round up or down."""
+        return (self.earliest + self.latest) / 2
+
+    def compare(self, now: float, instant: float, window: float) -> _Move:
+        if abs(instant - self._first) <= _TOLERANCE:
+            return _Move.SAME
+        if abs(instant - self._before) <= _TOLERANCE:
+            return _Move.OLD
+        ended = now >= self._first - _TOLERANCE
+        return _Move.NEXT if ended and instant >= self._first + window - _TOLERANCE else _Move.WRONG
+
+    def confirm(self, instant: float) -> None:
+        self.earliest, self.latest = min(self.earliest, instant), max(self.latest, instant)
+
+    def move(self, now: float, instant: float) -> None:
+        self._before = self._first
+        self.since, self._first, self.earliest, self.latest = now, instant, instant, instant
+
+
+class WindowGuide:
+    """The pace of one of several senders that share a window. Each sees what is left for all, but not the others.
+
+    Within a window, the pace is a base times the cube of the ratio of remaining requests to remaining time. At its
+    end, the base moves by the mean of that factor and grows by a fixed amount, which makes the bases of all senders
+    converge (Chiu and Jain, 1989). Rates are in requests per second.
+
+    Attributes:
+        listening: False once the headers have contradicted themselves twice, and are no longer read.
+        in_force: whether the window is believed and `rate` must be followed.
+        paused_until: the end of a window that is used up.
+        ceiling: the rate of the whole quota.
+        senders: the number of senders for which this guide speaks.
+    """
+
+    def __init__(self, ceiling: float, floor: float) -> None:
+        self.listening = True
+        self.paused_until = -math.inf
+        self.senders = 1
+        self.ceiling, self._floor = ceiling, floor
+        self._base = floor
+        self._doubted = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self.in_force = False
+        self._name = ""
+        self._window = self._tightness = math.inf
+        self._heard_at = -math.inf
+        self._end = _End()
+        self._over = True
+        self._account_from(-math.inf)
+
+    @property
+    def has_heard_nothing(self) -> bool:
+        """Whether no answer has described a window recently."""
+        return self._heard_at == -math.inf
+
+    @property
+    def heard_at(self) -> float:
+        """When the last answer described the window."""
+        return self._heard_at
+
+    @property
+    def base(self) -> float:
+        """The rate, without the variation within a window."""
+        return self._base
+
+    @property
+    def rate(self) -> float:
+        """The rate now."""
+        if not self.in_force:
+            return self._base
+        # Together, senders that share the quota may exceed its rate for a while, to use up what is left.
+        most = self.ceiling * min(self.senders, _MOST_AHEAD)
+        return max(self._floor, min(most, self._base * self._factor))
+
+    def hear(
+        self, reading: Reading | None, now: float, sent: float, rate: float, *, refused: bool = False
+    ) -> bool:
+        """Take in the answer to a request sent at `sent`; `rate` is the initial rate.
+
+        Returns whether it is a refusal that the window explains, because it is used up.
+        """
+        if not self.listening:
+            return False
+        self.advance(now)
+        used_up = False
+        if reading is not None and self._is_followed(reading):
+            used_up = reading.remaining < 1
+            if now - sent > _SLOW or reading.reset > reading.window + _TOLERANCE:
+                self._doubt()
+            else:
+                self._place(reading, now, rate)
+        if refused and not used_up and self.in_force:
+            self._doubt()
+        return refused and used_up and self.in_force
+
+    def advance(self, now: float) -> None:
+        """Advance the time; the window may end meanwhile."""
+        if now - self._heard_at > _PATIENCE * self._window:
+            self._forget()
+        elif not self._over and now >= self._end.latest:
+            self._finish()
+
+    def release(self, start: float, end: float) -> float:
+        """The permits released between two instants; afterwards, `rate` is the rate at the second one."""
+        before = end - start if self._over else max(0.0, min(end, self._end.latest) - start)
+        released = self.rate * before
+        self.advance(end)
+        return released + self.rate * (end - start - before)
+
+    def time_for(self, permits: float, start: float) -> float:
+        """Estimated seconds from `start` until this many more permits are released."""
+        rate = self.rate
+        before = math.inf if self._over else max(0.0, self._end.latest - start)
+        if permits <= rate * before:
+            return permits / rate
+        return before + (permits - rate * before) / self._base
+
+    def left_if_used_up(self, reading: Reading, now: float, sent: float) -> float | None:
+        """Seconds until the window ends, if it is believed and the answer says that it is used up."""
+        followed = self.in_force and (reading.name, reading.window) == (self._name, self._window)
+        plausible = now - sent <= _SLOW and reading.reset <= reading.window + _TOLERANCE
+        if not followed or not plausible or reading.remaining >= 1:
+            return None
+        move = self._end.compare(now, now + reading.reset, self._window)
+        if move is _Move.SAME and now < self._end.latest:
+            return self._end.latest - now
+        return reading.reset if move is _Move.NEXT else None
+
+    def state(self, now: float) -> tuple[Any, ...]:
+        """Everything that the guide knows, for `resume`; instants are relative to `now`."""
+        flags = [int(flag) for flag in (self.listening, self._doubted, self.in_force, self._over)]
+        numbers = (
+            self._window,
+            self._tightness,
+            self._base,
+            self._factor,
+            self._sum,
+            self._weight,
+            self._readings,
+        )
+        instants = (self.paused_until, self._heard_at, self._accounted, *self._end.instants)
+        return (self._name, *flags, *numbers, *(instant - now for instant in instants))
+
+    def resume(self, state: tuple[Any, ...], now: float) -> None:
+        """Continue from a state whose instants are relative to `now`.
+
+        Raises:
+            ValueError: it has another format.
+            TypeError: it has another format.
+        """
+        name, listening, doubted, in_force, over, *numbers = state
+        window, tightness, base, factor, total, weight, readings, *instants = map(float, numbers)
+        paused_until, heard_at, accounted, *end = (instant + now for instant in instants)
+        self._end.instants = end
+        self.listening, self._doubted = bool(listening), bool(doubted)
+        self.in_force, self._over = bool(in_force), bool(over)
+        self._name, self._window, self._tightness, self._base = (
+            str(name),
+            window,
+            tightness,
+            self._bounded(base),
+        )
+        self._factor, self._sum, self._weight, self._readings = factor, total, weight, int(readings)
+        self.paused_until, self._heard_at, self._accounted = paused_until, heard_at, accounted
+
+    def _is_followed(self, reading: Reading) -> bool:
+        """Whether the reading is about the quota being followed; a tighter quota replaces it."""
+        tightness = reading.limit / reading.window
+        if (reading.name, reading.window) != (self._name, self._window):
+            if reading.name != self._name and tightness >= self._tightness:
+                return False
+            self._forget()
+            self._name, self._window = reading.name, reading.window
+        self._tightness = tightness
+        return True
+
+    def _place(self, reading: Reading, now: float, rate: float) -> None:
+        """Find out which window the answer belongs to."""
+        end = now + reading.reset
+        move = self._end.compare(now, end, self._window)
+        if move is _Move.OLD or (move is _Move.SAME and self._over):
+            return  # It was in flight when the window ended.
+        if move is _Move.WRONG:
+            self.in_force = False
+            self._doubt()
+        if move is _Move.SAME:
+            self._end.confirm(end)
+        else:
+            if not self._over:
+                self._finish()
+            self._end.move(now, end)
+            self._over = False
+            self._account_from(end - self._window)
+        self._heard_at = now
+        if not self.in_force and self.listening and now - self._end.since >= _STANDING:
+            self.in_force = True
+            self._base = self._bounded(rate)
+            self._account_from(now)
+        if self.in_force:
+            self._learn(reading, now)
+
+    def _learn(self, reading: Reading, now: float) -> None:
+        left = max(_COARSE, self._end.likely - now) / self._window
+        ahead = max(0.0, reading.remaining - _RESERVE) / reading.limit / left
+        # Assume that the present factor has held since the previous answer.
+        self._factor = min(ahead, _MOST_AHEAD) ** _STEEPNESS
+        self._readings += 1
+        self._account(now)
+        if reading.remaining < 1:
+            self.paused_until = self._end.latest
+
+    def _account_from(self, instant: float) -> None:
+        self._accounted = instant
+        self._factor = 1.0
+        self._sum = self._weight = 0.0
+        self._readings = 0
+
+    def _account(self, now: float) -> None:
+        """Weight the factor by its duration and by the time then left, because the end of a window is mostly chance."""
+        end = self._end.latest
+        weight = (end - self._accounted) ** 2 - (end - now) ** 2
+        self._sum += weight * self._factor
+        self._weight += weight
+        self._accounted = now
+
+    def _finish(self) -> None:
+        """The window has ended."""
+        self._over = True
+        if self.in_force and self._readings:
+            self._account(self._end.latest)
+            mean = max(_LEAST_MEAN, self._sum / self._weight)
+            # The fewer answers a sender had, the more chance is in them.
+            gain = _GAIN * self._readings / (self._readings + 1)
+            self._base = self._bounded(self._base * mean**gain + self.senders * _ADDED * self.ceiling)
+        self._account_from(self._end.latest)
+
+    def _doubt(self) -> None:
+        if self._doubted:
+            self.listening = self.in_force = False
+        self._doubted = True
+
+    def _bounded(self, rate: float) -> float:
+        return max(self._floor, min(self.ceiling, rate))
