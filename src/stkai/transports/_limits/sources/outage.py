@@ -1,0 +1,145 @@
+"""This process's own part of the quota, while the store is out of reach and shortly afterwards."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from ....stores import Quota
+from .contact import AHEAD, Contact
+from .rate import Rate
+from .source import Source
+from .units import Units
+
+if TYPE_CHECKING:
+    from ..limiter import Turn
+
+BOTH: Final = 1.5
+"""Seconds after an outage during which a request needs a permit of both: the others return one by one."""
+
+_ANNOUNCED: Final = 2
+"""Calls in a row that must fail before the listener is told: one lost message is no outage."""
+
+
+class Line(Protocol):
+    """The requests of this process that wait for permits of the share."""
+
+    order: Any
+
+    @property
+    def turns(self) -> "Sequence[Turn]":
+        """Those who wait, in their order."""
+        ...
+
+    def cost_of(self, turn: "Turn") -> float:
+        """The units of cost that a turn takes."""
+        ...
+
+    def usable(self, now: float, seconds: float) -> float:
+        """How many permits the other sources of these requests could match within so many seconds."""
+        ...
+
+
+class Outage:
+    """The sources that take the place of the store.
+
+    Args:
+        line: the requests that wait.
+
+    Attributes:
+        is_on: whether the store is out of reach now.
+        failures: calls that have failed in a row.
+        sources: the local sources in force.
+        used: permits of theirs that the store was not told of yet.
+        since: when the outage began.
+    """
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self.is_on = self._is_announced = False
+        self.failures = self.used = 0
+        self.sources: Sequence[Source] = ()
+        self.since = -math.inf
+        self._until = math.inf
+
+    def fail(self, now: float, make: Callable[[float], Sequence[Source]]) -> bool:
+        """Note that a call has failed; if there was no outage, one begins. Returns whether it is to be announced.
+
+        A store that fails once more while it returns is still in the same outage.
+        """
+        self.failures += 1
+        if not self.is_on:
+            self.failures -= bool(self.sources)
+            self.sources, self.since = make(now), now
+            for source in self.sources:
+                source.order = self._line.order
+            for turn in self._line.turns:
+                self.join(turn)
+        self.is_on, self._until = True, math.inf
+        if self._is_announced or self.failures < _ANNOUNCED:
+            return False
+        self._is_announced = True
+        return True
+
+    def end(self, now: float, *, reported: int) -> bool:
+        """Note that the store has answered, and was told of so many permits. Returns whether to announce it."""
+        self.used -= reported
+        if not self.is_on:
+            return False
+        self.is_on = False
+        was_announced, self._is_announced = self._is_announced, False
+        if self.failures >= _ANNOUNCED or was_announced:
+            self._until = now + BOTH
+        else:
+            self.sources = ()
+        self.failures = 0
+        return was_announced
+
+    # As sources
+
+    def join(self, turn: "Turn") -> None:
+        for source in self.sources:
+            if turn.costs is not None:
+                turn.costs[source] = self._line.cost_of(turn)
+            source.join(turn)
+
+    def drop(self, turn: "Turn") -> None:
+        for source in self.sources:
+            source.drop(turn)
+
+    def when(self, turn: "Turn", ahead: int, now: float) -> float:
+        """Seconds until the local sources let the turn go."""
+        if now >= self._until:
+            self.sources, self._until = (), math.inf
+        return max([source.when(turn, ahead, now) for source in self.sources], default=0.0)
+
+    def take(self, turn: "Turn", now: float) -> None:
+        """Take a permit from the local sources."""
+        self.used += self.is_on
+        for source in self.sources:
+            source.take(turn, now)
+
+    def give_back(self, turn: "Turn", now: float) -> None:
+        """Give back a permit that only the local sources gave."""
+        self.used -= 1
+        for source in self.sources:
+            source.give_back(turn, now)
+
+    def soon(self, now: float, seconds: float) -> float:
+        """How many permits the local sources could give within so many seconds."""
+        return min([source.soon(now, seconds) for source in self.sources], default=math.inf)
+
+
+def local_part(quota: Quota, contact: Contact, now: float) -> Sequence[Source]:
+    """One member's part of the quota, without a burst.
+
+    It begins where the permits end that the group has leased, if these reach far: its window may be used up.
+    """
+    lease = contact.lease
+    assert lease is not None
+    start = contact.queue_until if contact.queue_until > now + 2 * AHEAD else now
+    rate = Rate(lease.rate / contact.members, start=(start, 0.0))
+    rate.pause(contact.paused_until)
+    if not quota.max_cost:
+        return (rate,)
+    most = quota.max_cost / contact.members
+    return rate, Units(most, quota.max_cost / quota.cost_rate, start=(now, 0.0))

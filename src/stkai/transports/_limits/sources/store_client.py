@@ -1,0 +1,295 @@
+"""Calls the store for a member of a share: the I/O, its failures, and the events about them."""
+
+import atexit
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, Protocol
+from weakref import WeakSet
+
+from ...._clock import Clock, SystemClock, unique_key
+from ...._errors import ConfigurationError
+from ...._events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
+from ...._forks import after_fork
+from ...._log import Listeners, logger
+from ....stores import Ask, Lease, Quota, Store
+from ....stores._choose import store_from
+from ....stores._place import check_share
+from ....stores._protocol import UNLIMITED, checked
+from ..._operations import Run
+from ..pace.group import GroupPace
+from ..queue import Queue
+from .contact import Start, StoreCall
+from .errands import errands, run_within
+from .leased import Leased
+from .member import Member
+from .source import Limits, Source
+
+LAST_REPORT: Final = 0.25
+"""Seconds that the last report of a member may take, when its limiter is closed and at the end of the program."""
+
+_NOBODY: Final = CallInfo(id=0, method="", host="")
+
+_clock = SystemClock()
+_clients: "WeakSet[StoreClient]" = WeakSet()
+
+
+class Audience(Protocol):
+    """The part of a layer that leads to its clock and its listener."""
+
+    @property
+    def context(self) -> Any:
+        """The context that the stack gives its layers."""
+        ...
+
+
+class StoreClient:
+    """Calls a store: in the request's thread, in a worker thread of its event loop, or as an errand.
+
+    Args:
+        member: the member that needs permits.
+        store: the store to call.
+        pilot: computes the group's rate, for an adaptive limiter.
+    """
+
+    def __init__(self, member: Member, store: Store, pilot: GroupPace | None = None) -> None:
+        self.member, self.store, self.pilot = member, store, pilot
+        self._try_lease: Callable[[Ask], Lease | None] | None = getattr(store, "try_lease", None)
+        self._is_instant = getattr(store, "blocks", True) is False
+        self._clock: Clock = _clock
+        self._audience: WeakSet[Any] = WeakSet()
+        self._call = _NOBODY
+        self._disagreed: Quota | None = None
+        member.errand = self._schedule
+        self._begin()
+        after_fork(self, StoreClient._begin)
+        _clients.add(self)
+
+    def _begin(self) -> None:
+        self._due = float("inf")
+
+    def subscribe(self, layer: Audience) -> None:
+        """Report the store's events to the listener of this layer's stack, and tell the time by its clock."""
+        self._audience.add(layer)
+        self._clock = layer.context.clock
+
+    def update(self, numbers: Limits) -> None:
+        """Change the group's quota; the member counts as one that starts now."""
+        member, start = self.member, _start()
+        quota = shared(numbers, member.quota.methods, promises=member.quota.window > 0)
+        member.update(quota, start._replace(instant=self._clock.monotonic()))
+
+    # Calls
+
+    def operation(self, call: StoreCall, turn: Any) -> Run:
+        """The operation that makes a call which a request has reserved."""
+
+        def run(_left: float) -> None:
+            self._call = turn.call or self._call
+            self._make(call)
+
+        async def arun(_left: float) -> None:
+            self._call = turn.call or self._call
+            ask = self._begun(call)
+            if ask is None or (self._try_lease is not None and self._send(call, ask, self._try_lease)):
+                return
+            from anyio import CapacityLimiter
+            from anyio.to_thread import run_sync
+
+            # The member keeps what the thread receives, so a cancelled request may abandon it.
+            await run_sync(partial(self._send, call, ask), abandon_on_cancel=True, limiter=CapacityLimiter(1))
+
+        return Run(run, arun)
+
+    def afterwards(self, now: float) -> None:
+        """Carry out what is due for a store that never blocks."""
+        if now >= self._due:
+            self._due = float("inf")
+            self.work()
+
+    def work(self) -> None:
+        """Do what no request does: probe a lost store, or report to it."""
+        self._due = float("inf")
+        with Queue.lock:
+            call = self.member.run_errand(self._clock.monotonic())
+        if call is not None:
+            self._make(call)
+
+    def close(self, seconds: float = LAST_REPORT) -> None:
+        """Report once more, for at most so many seconds, and leave the group; the next request joins it again."""
+        member = self.member
+        with Queue.lock:
+            if member.contact.lease is None or member.outage.is_on:
+                return
+            call = member.farewell(self._clock.monotonic())
+        if self._is_instant:
+            self._make(call)
+        else:
+            run_within(seconds, partial(self._make, call))
+
+    def _schedule(self, seconds: float) -> None:
+        if self._is_instant:
+            # Only the probes of a lost store keep to the time.
+            self._due = self._clock.monotonic() + (seconds if self.member.outage.is_on else 0.0)
+            return
+        due = _clock.monotonic() + seconds
+        if due < self._due or self._due < due - seconds:
+            self._due = due
+            errands.later(seconds, self._errand)
+
+    def _errand(self) -> None:
+        if _clock.monotonic() >= self._due:
+            self.work()
+
+    def _make(self, call: StoreCall) -> None:
+        ask = self._begun(call)
+        if ask is not None:
+            self._send(call, ask)
+
+    def _begun(self, call: StoreCall) -> Ask | None:
+        with Queue.lock:
+            return self.member.begin(call, self._clock.monotonic())
+
+    def _send(self, call: StoreCall, ask: Ask, lease: Callable[[Ask], Lease | None] | None = None) -> bool:
+        """Send the message and take in the answer. Returns whether there was one, or a failure."""
+        member, monotonic = self.member, self._clock.monotonic
+        try:
+            answer = (lease or self.store.lease)(ask)
+            if answer is None and lease is not None:
+                return False
+            answer = checked(answer)
+        except ConfigurationError as error:
+            with Queue.lock:
+                first = member.contact.lease is None and not member.outage.is_on
+                if first:
+                    member.drop(call)
+            if first:
+                raise
+            self._lose(call, error)
+        except Exception as error:  # noqa: BLE001 - the limiter continues, whatever a store raises
+            self._lose(call, error)
+        except BaseException:
+            with Queue.lock:
+                member.drop(call)
+            raise
+        else:
+            with Queue.lock:
+                restored = member.end(call, answer, monotonic())
+            if restored:
+                self._tell(StoreRestored(call=self._call, share=ask.share, store=repr(self.store)))
+            self._compare(ask, answer)
+            self._steer(answer)
+        return True
+
+    def _lose(self, call: StoreCall, error: Exception) -> None:
+        with Queue.lock:
+            lost = self.member.fail(call, self._clock.monotonic())
+        logger.debug("the store of the share %r failed", self.member.share, exc_info=error)
+        if lost:
+            reason = f"{type(error).__name__}: {error}"
+            share, store = self.member.share, repr(self.store)
+            self._tell(StoreLost(call=self._call, share=share, store=store, reason=reason))
+
+    def _steer(self, lease: Lease) -> None:
+        pilot = self.pilot
+        if pilot is None:
+            return
+        with Queue.lock:
+            law = pilot.steer(lease, len(self.member.line.turns), self._clock.monotonic())
+        if law is None:
+            return
+        try:
+            done = self.store.amend(lease.epoch, law)
+        except Exception:  # noqa: BLE001 - any error, as for a lease; the next lease notices an outage
+            logger.debug("cannot write the adaptive state", exc_info=True)
+            done = False
+        with Queue.lock:
+            pilot.steered(lease, law, done=done)
+
+    # Events
+
+    def _compare(self, ask: Ask, lease: Lease) -> None:
+        mine, theirs = ask.quota, lease.quota
+        if mine == theirs or mine != self.member.quota:
+            self._disagreed = None
+        elif theirs != self._disagreed:
+            self._disagreed = theirs
+            self._tell(
+                QuotaDisagreement(
+                    call=self._call,
+                    share=ask.share,
+                    mine=mine.rate,
+                    theirs=theirs.rate,
+                    differences=mine.differences(theirs),
+                )
+            )
+
+    def _tell(self, event: Event) -> None:
+        """Notify each listener once, even if it listens to several stacks."""
+        listeners: list[Any] = []
+        for layer in list(self._audience):
+            listener = layer.context.listener
+            for each in listener.each if isinstance(listener, Listeners) else (listener,):
+                if not any(each is other for other in listeners):
+                    listeners.append(each)
+        for each in listeners:
+            try:
+                each(event)
+            except Exception:  # noqa: BLE001 - user code; whatever it raises
+                logger.exception("the listener failed on %s", event)
+
+
+def join(
+    share: str,
+    store: Any,
+    quota: Quota,
+    *,
+    alone: Callable[[], Sequence[Source]],
+    pilot: GroupPace | None = None,
+) -> Leased:
+    """A source of the permits of the group with this name.
+
+    Args:
+        share: the name of the quota.
+        store: where it is kept; see `TokenBucket`.
+        quota: the quota as this process was configured.
+        alone: makes the sources to use until the store is first reached.
+        pilot: computes the group's rate, for an adaptive limiter.
+
+    Raises:
+        ConfigurationError: the name is invalid, or there is no such store.
+    """
+    member = Member(check_share(share), quota, _start, alone, steers=pilot is not None)
+    return Leased(StoreClient(member, store_from(store), pilot))
+
+
+def shared(numbers: Limits, methods: str, *, promises: bool) -> Quota:
+    """The quota that the members of a share must agree on.
+
+    Args:
+        numbers: the numbers of a limiter.
+        methods: the HTTP methods that need a permit, separated by commas.
+        promises: whether no window of time may have more requests than the limiter's.
+    """
+    window = numbers.time_window or 1.0
+    if numbers.max_requests is None:
+        rate, burst, promises = UNLIMITED, UNLIMITED, False
+    else:
+        rate = numbers.max_requests / window
+        burst = max(1.0, numbers.max_requests if numbers.burst is None else numbers.burst)
+    most = numbers.max_cost or 0.0
+    return Quota(rate, burst, window if promises else 0.0, most, most / window, methods)
+
+
+def _start() -> Start:
+    return Start(unique_key(), _clock.utcnow().timestamp(), _clock.monotonic())
+
+
+def _leave_all() -> None:
+    """At the end of the program, let all members report once more."""
+    until = _clock.monotonic() + LAST_REPORT
+    for client in list(_clients):
+        if (left := until - _clock.monotonic()) > 0:
+            client.close(left)
+
+
+atexit.register(_leave_all)
