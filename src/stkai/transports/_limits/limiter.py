@@ -12,6 +12,7 @@ from .._operations import Operation
 from .._options import Priority
 
 if TYPE_CHECKING:
+    from .all_of import Guest
     from .sources.source import Source
 
 
@@ -48,6 +49,8 @@ class Turn:
         asked, told, since: when it first asked; when it may go, as it was last told; when it got its permit.
         held_by: the source that held it up when it last asked.
         leases: what shared sources keep for this turn.
+        guests, inner: limiters of the user's own that it asks as well, and the turns that these see.
+        is_admitted: whether the guests have let it go.
     """
 
     request: httpx.Request | None = None
@@ -70,6 +73,9 @@ class Turn:
     since: float = 0.0
     held_by: "Source | None" = None
     leases: dict[Any, Any] | None = None
+    guests: "tuple[Guest, ...]" = ()
+    inner: "dict[Guest, Turn]" = {}  # noqa: RUF012 - never changed; a turn with guests gets its own
+    is_admitted: bool = False
 
     def __init__(
         self,
@@ -88,6 +94,18 @@ class Turn:
             self.cost = cost
         if priority != "normal":
             self.priority = priority
+
+    def resume(self, earlier: "Turn") -> None:
+        """Return to the place of an earlier attempt of the same call."""
+        self.number, self.not_before = earlier.number, earlier.not_before
+        if earlier.guests:
+            self.inner = {guest: inner.again() for guest, inner in earlier.inner.items()}
+
+    def again(self) -> "Turn":
+        """A turn for another attempt of the same call."""
+        turn = Turn(self.request, chance=self.chance, cost=self.cost, priority=self.priority)
+        turn.resume(self)
+        return turn
 
 
 class Answer:

@@ -13,10 +13,12 @@ wait, and a low one that is alone has nobody before it.
 """
 
 import heapq
+import math
 import threading
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from operator import attrgetter
 from typing import Any, ClassVar, Final
 from weakref import WeakSet
@@ -43,6 +45,9 @@ _GLANCE: Final = 1.0
 
 _GLANCERS: Final = 1000
 """... up to this place in the line; those behind it ask more rarely."""
+
+READY: Final = math.nan
+"""Said to a turn that may go as soon as the user's own limiters among its limits let it go."""
 
 _number = attrgetter("number")
 
@@ -151,7 +156,7 @@ class Order:
 
 def _could_stand_in(turn: Turn, other: Turn) -> bool:
     """Whether a new turn may have the place of one that left: it takes no more, and from the same sources."""
-    if turn.sources is not other.sources:
+    if turn.sources != other.sources:
         return False
     if turn.costs is None and other.costs is None:
         return turn.cost <= other.cost
@@ -167,10 +172,7 @@ class Queue:
     def __init__(self, *sources: Source) -> None:
         self.sources = sources
         self._has_remote = any(source.is_remote for source in sources)
-        with self.lock:
-            order = next((source.order for source in sources if source.order is not None), None) or Order()
-            for source in sources:
-                join_orders(source, order)
+        join_all(sources)
         after_fork(self, Queue.forget_waiters)
 
     def forget_waiters(self) -> None:
@@ -183,7 +185,7 @@ class Queue:
     @property
     def waiting(self) -> int:
         """Requests that have asked and not gone yet."""
-        return max(source.waiting for source in self.sources)
+        return max((source.waiting for source in self.sources), default=0)
 
     def ask(self, turn: Turn, now: float) -> float | Operation:
         """0.0 if the turn may go: its permits are taken. Otherwise the seconds that it has to wait, or an operation.
@@ -198,20 +200,32 @@ class Queue:
             order = sources[0].order
             if order.deferred:
                 catch_up(order)
-            if turn.not_before > now:
-                turn.nap = Turn.nap
-                return turn.not_before - now
-            if order.turns:
+            wait = self._ask(turn, now, sources, order)
+        if self._has_remote:
+            self._afterwards(turn, now)
+        return wait
+
+    def _ask(self, turn: Turn, now: float, sources: tuple[Source, ...], order: Order) -> float | Operation:
+        if turn.not_before > now:
+            turn.nap = Turn.nap
+            return turn.not_before - now
+        if order.turns or turn.guests:
+            return self._stand_in_line(turn, now, order)
+        for source in sources:
+            if source.when(turn, 0, now):
                 return self._stand_in_line(turn, now, order)
-            for source in sources:
-                if source.when(turn, 0, now):
-                    return self._stand_in_line(turn, now, order)
-            for source in sources:
-                source.take(turn, now)
-            if not turn.number:
-                turn.number = order.last = order.last + _NORMAL
-            turn.granted, turn.since = True, now
-            return 0.0
+        for source in sources:
+            source.take(turn, now)
+        if not turn.number:
+            turn.number = order.last = order.last + _NORMAL
+        turn.granted, turn.since = True, now
+        return 0.0
+
+    def _afterwards(self, turn: Turn, now: float) -> None:
+        """Let stores be called, and listeners be notified, without the lock."""
+        for source in turn.sources:
+            if source.is_remote:
+                source.afterwards(now)
 
     def _sources_for(self, turn: Turn) -> tuple[Source, ...]:
         turn.sources = self.sources
@@ -241,6 +255,11 @@ class Queue:
             order.drop(0)
             place -= 1
         wait = self._has_to_wait(turn, turns[:place], now)
+        if not wait and turn.guests and not turn.is_admitted:
+            turn.told = now
+            for source in turn.sources:
+                source.reserve(turn)
+            return READY
         if not wait:
             for source in turn.sources:
                 source.take(turn, now)
@@ -287,7 +306,7 @@ class Queue:
 
     def leave(self, turn: Turn, now: float) -> None:
         """Give up the place in the queue, or a permit that was not used."""
-        self._when_free(turn, self._leave, turn, now)
+        self._when_free(turn, now, self._leave)
 
     def _leave(self, turn: Turn, now: float) -> None:
         if turn.granted:
@@ -309,16 +328,19 @@ class Queue:
         """Take note of the answer's head, or of the error in its place; what was never sent is given back."""
         if Queue.lock._is_owned():  # noqa: SLF001 - see `ask`
             return None
+        changes: list[RateChange | None] = []
         with Queue.lock:
             if answer.response is None and was_never_sent(answer.error):
                 self._leave(turn, answer.now)
-                return None
-            changes = [source.learn(turn, answer) for source in turn.sources]
+            else:
+                changes = [source.learn(turn, answer) for source in turn.sources]
+        if self._has_remote:
+            self._afterwards(turn, answer.now)
         return next((change for change in changes if change is not None), None)
 
     def end(self, turn: Turn, now: float) -> None:
         """Take note that the answer has ended: its body was read or closed, or there is none."""
-        self._when_free(turn, self._end, turn, now)
+        self._when_free(turn, now, self._end)
 
     def _end(self, turn: Turn, now: float) -> None:
         if turn.granted:
@@ -328,33 +350,39 @@ class Queue:
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
         """Correct the units that the request took, now that its real cost is known."""
-        self._when_free(turn, self._settle, turn, cost, now)
 
-    def _settle(self, turn: Turn, cost: float, now: float) -> None:
-        for source in self.sources:
-            if source in turn.sources:
-                source.settle(turn, cost, now)
+        def correct(turn: Turn, now: float) -> None:
+            for source in self.sources:
+                if source in turn.sources:
+                    source.settle(turn, cost, now)
 
-    def _when_free(self, turn: Turn, work: Callable[..., object], *given: Any) -> None:
+        self._when_free(turn, now, correct)
+
+    def _when_free(self, turn: Turn, now: float, work: Callable[[Turn, float], None]) -> None:
         """Do it now; or later, if a signal handler or a finalizer calls in the middle of the arithmetic."""
         if Queue.lock._is_owned():  # noqa: SLF001 - see `ask`
             if turn.sources:
-                turn.sources[0].order.deferred.append(lambda: work(*given))
+                turn.sources[0].order.deferred.append(partial(work, turn, now))
             return
         with Queue.lock:
-            work(*given)
+            work(turn, now)
+        if self._has_remote:
+            self._afterwards(turn, now)
 
 
-def join_orders(source: Source, order: Order) -> None:
-    """Let the turns of a source, and of all sources that share its order, wait in `order`."""
-    old: Order | None = source.order
-    if old is order:
-        return
-    if old is not None:
-        order.absorb(old)
-    for member in [source] if old is None else list(old.members):
-        member.order = order
-        order.members.add(member)
+def join_all(sources: tuple[Source, ...]) -> None:
+    """Let the turns of these sources, and of all that are used with them, wait in one order."""
+    with Queue.lock:
+        order: Order = next((source.order for source in sources if source.order is not None), None) or Order()
+        for source in sources:
+            old: Order | None = source.order
+            if old is order:
+                continue
+            if old is not None:
+                order.absorb(old)
+            for member in [source] if old is None else list(old.members):
+                member.order = order
+                order.members.add(member)
 
 
 def catch_up(order: Order) -> None:

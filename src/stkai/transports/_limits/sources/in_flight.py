@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from .source import TICK, Quota, Source
+from .source import TICK, Limits, Source
 
 if TYPE_CHECKING:
     from ..limiter import Turn
@@ -60,9 +60,9 @@ class Slots(Source):
     def soon(self, now: float, seconds: float) -> float:
         return self.most - self.busy + self.most * seconds / max(self._mean, seconds / 4, TICK)
 
-    def update(self, quota: Quota) -> None:
-        if quota.max_requests is not None:
-            self.most = int(quota.max_requests)
+    def update(self, limits: Limits) -> None:
+        if limits.max_requests is not None:
+            self.most = int(limits.max_requests)
 
     def forked(self) -> None:
         self.busy = 0

@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING, Final, Protocol
 
-from .source import ROUNDING, TICK, Quota, Source
+from .source import ROUNDING, TICK, Limits, Source
 
 if TYPE_CHECKING:
     from ..limiter import Answer, RateChange, Turn
@@ -89,24 +89,29 @@ class Rate(Source):
         return f"{self.rate:g} requests/s"
 
     def _advance(self, now: float) -> None:
-        """Release what is due since the last time, up to the burst plus what late wakers are owed."""
+        """Release what is due since the last time."""
         start = self._at
         if now <= start:
             return
         self._at = now
-        pace = self.pace
         if start == -math.inf:
-            released = self.burst
-        elif pace is None:
-            released = self.rate * (now - max(start, min(now, self.paused_until)))
+            self.credit = self.burst
+        elif self.pace is not None:
+            self._release(self.pace, start, now)
         else:
-            waiting = self.waiting > 0 and self.credit < 1
-            released = pace.release(start, now, waiting=waiting)
-            self.rate, self.burst = pace.rate, pace.burst
-        most = self.burst
-        if self.waiting:
-            most += min(self.waiting, self.rate * _LATE)
-        self.credit = min(most, self.credit + released)
+            released = self.rate * (now - max(start, min(now, self.paused_until)))
+            self.credit = min(self._most(), self.credit + released)
+
+    def _most(self) -> float:
+        """The burst, and what waiters that wake late are owed."""
+        return self.burst + min(self.waiting, self.rate * _LATE) if self.waiting else self.burst
+
+    def _release(self, pace: Pace, start: float, now: float) -> None:
+        # At most, permits are lost: so those who wait do so for something else.
+        waiting = self.waiting > 0 and (self.credit < self._most() or start < pace.paused_until)
+        released = pace.release(start, now, waiting=waiting)
+        self.rate, self.burst = pace.rate, pace.burst
+        self.credit = min(self._most(), self.credit + released)
 
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
         self._advance(now)
@@ -139,12 +144,9 @@ class Rate(Source):
         pace = self.pace
         if pace is None:
             return None
-        now = answer.now
-        self._advance(now)
+        self._advance(answer.now)
         change = pace.learn(turn, answer)
-        released = pace.release(now, now, waiting=self.waiting > 0 and self.credit < 1)
-        self.rate, self.burst = pace.rate, pace.burst
-        self.credit = min(self.credit + released, max(self.credit, self.burst))
+        self._release(pace, answer.now, answer.now)
         return change
 
     def soon(self, now: float, seconds: float) -> float:
@@ -154,13 +156,13 @@ class Rate(Source):
         """Let nothing go before that instant."""
         self.paused_until = max(self.paused_until, until)
 
-    def update(self, quota: Quota) -> None:
+    def update(self, limits: Limits) -> None:
         if self.pace is not None:
-            self.pace.update(quota.max_requests, quota.time_window)
+            self.pace.update(limits.max_requests, limits.time_window)
             self.rate, self.burst = self.pace.rate, self.pace.burst
             return
-        assert quota.max_requests is not None and quota.time_window is not None  # noqa: PT018
-        burst = max(1.0, quota.max_requests if quota.burst is None else quota.burst)
+        assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
+        burst = max(1.0, limits.max_requests if limits.burst is None else limits.burst)
         if self._at > -math.inf:
             self.credit = self.credit + max(0.0, burst - self.burst)
-        self.rate, self.burst = quota.max_requests / quota.time_window, burst
+        self.rate, self.burst = limits.max_requests / limits.time_window, burst

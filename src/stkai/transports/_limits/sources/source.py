@@ -16,7 +16,7 @@ ROUNDING: Final = 1e-6
 """Permits; covers the clock's rounding, so that a waiter that slept as told need not sleep again."""
 
 
-class Quota(NamedTuple):
+class Limits(NamedTuple):
     """The numbers of a limiter, as its user gave them.
 
     Attributes:
@@ -81,6 +81,9 @@ class Source:
                     return max(TICK, other.told - now)
         return 0.0
 
+    def reserve(self, turn: "Turn") -> None:
+        """Take note that all sources have a permit for the turn, whose guests are asked next."""
+
     def take(self, turn: "Turn", now: float) -> None:
         """Take a permit for the turn; `when` has just returned 0.0."""
         raise NotImplementedError
@@ -109,11 +112,14 @@ class Source:
     def left(self, turn: "Turn", now: float) -> None:
         """Take note that the turn has left the queue, or gave its permit back."""
 
+    def afterwards(self, now: float) -> None:
+        """Do what must not be done under the lock, after the queue has been asked or told anything."""
+
     def soon(self, now: float, seconds: float) -> float:
         """How many permits it could give within so many seconds, if nobody else took any."""
         return math.inf
 
-    def update(self, quota: Quota) -> None:
+    def update(self, limits: Limits) -> None:
         """Adopt new numbers; those who wait go by them when they next ask."""
 
     def forked(self) -> None:

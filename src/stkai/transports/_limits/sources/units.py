@@ -6,7 +6,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from ..cost_headers import read_cost_limit
-from .source import TICK, Quota, Source
+from .source import TICK, Limits, Source
 
 if TYPE_CHECKING:
     from ..limiter import Answer, RateChange, Turn
@@ -153,9 +153,9 @@ class Units(Source):
         else:
             turn.costs = {**(turn.costs or {}), self: cost}
 
-    def update(self, quota: Quota) -> None:
-        assert quota.max_cost is not None and quota.time_window is not None  # noqa: PT018
-        self.level += max(0.0, quota.max_cost - self.most)
-        self.level = min(self.level, quota.max_cost)
-        self.most, self.rate = quota.max_cost, quota.max_cost / quota.time_window
-        self._own_rate, self._longest = self.rate, max(quota.time_window, _LONGEST)
+    def update(self, limits: Limits) -> None:
+        assert limits.max_cost is not None and limits.time_window is not None  # noqa: PT018
+        self.level += max(0.0, limits.max_cost - self.most)
+        self.level = min(self.level, limits.max_cost)
+        self.most, self.rate = limits.max_cost, limits.max_cost / limits.time_window
+        self._own_rate, self._longest = self.rate, max(limits.time_window, _LONGEST)

@@ -6,7 +6,7 @@ from collections import deque
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
-from .source import TICK, Quota, Source
+from .source import TICK, Limits, Source
 
 if TYPE_CHECKING:
     from ..limiter import Turn
@@ -94,6 +94,6 @@ class Window(Source):
         left = bisect_right(self._instants, now + rest - self.seconds + TICK)
         return self.most * (1 + windows) - self.used + sum(self._counts[place] for place in range(left))
 
-    def update(self, quota: Quota) -> None:
-        assert quota.max_requests is not None and quota.time_window is not None  # noqa: PT018
-        self._set(quota.max_requests, quota.time_window)
+    def update(self, limits: Limits) -> None:
+        assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
+        self._set(limits.max_requests, limits.time_window)
