@@ -1,8 +1,8 @@
 """The interface between a member of a shared quota and its store: one atomic step per lease.
 
-A store holds numbers, never waiting requests. All times in messages are in seconds from now, so that members whose clocks
-differ can still share a quota. A member reports totals and what it holds, never single permits: the store replaces what it
-believed of the member, so that a message that is lost, repeated or overtaken does no harm.
+A store holds numbers, never waiting requests. All times in messages are in seconds from now, so that members whose
+clocks differ can still share a quota. A member reports totals and what it holds, never single permits: the store replaces
+what it believed of the member, so that a message that is lost, repeated or overtaken does no harm.
 """
 
 import math
