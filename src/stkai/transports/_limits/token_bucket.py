@@ -4,14 +4,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..._errors import ConfigurationError
-from .queue_limiter import Cost, QuotaLimiter, check_limits
+from .pace.adaptive import Adaptive
+from .pace.quota import KnownQuota
+from .queue_limiter import Cost, check_limits
+from .shared_limiter import SharedLimiter, shared_source
 from .sources.rate import Rate
 from .sources.source import Limits, Source
 from .sources.units import Units
 from .sources.window import Window
 
 
-class TokenBucket(QuotaLimiter):
+class TokenBucket(SharedLimiter):
     """At most so many requests in any time window. Share the object to share the quota, also between stacks.
 
     After a quiet time, `burst` requests may go at once; the others follow evenly. With the default burst, all of a
@@ -56,9 +59,17 @@ class TokenBucket(QuotaLimiter):
             raise ConfigurationError(
                 "a TokenBucket without max_requests needs max_cost: it has nothing to count"
             )
-        super().__init__(
-            *_local_sources(limits), limits=limits, methods=methods, max_wait_time=max_wait_time, cost=cost
-        )
+
+        def alone() -> list[Source]:
+            """While the store was never reached: nobody knows how many share the quota."""
+            sources = _local_sources(limits)
+            if max_requests is not None:
+                sources.append(Rate(pace=Adaptive(KnownQuota(max_requests, time_window))))
+            return sources
+
+        leased = shared_source(share, store, limits, alone=alone)
+        sources = _local_sources(limits) if leased is None else [leased]
+        super().__init__(*sources, limits=limits, methods=methods, max_wait_time=max_wait_time, cost=cost)
 
     @property
     def burst(self) -> float:
@@ -66,9 +77,7 @@ class TokenBucket(QuotaLimiter):
         limits = self._limits
         return max(1.0, (limits.max_requests or 1.0) if limits.burst is None else limits.burst)
 
-    @property
-    def rate(self) -> float:
-        """Requests per second on average; infinite if only units are counted."""
+    def _rate(self) -> float:
         limits = self._limits
         if limits.max_requests is None or limits.time_window is None:
             return float("inf")

@@ -4,8 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from .holding import EPSILON, LATE
-from .member import SOON
+from .holding import EPSILON
 from .outage import BOTH
 from .rate import Rate
 from .source import ROUNDING, TICK, Limits, Source
@@ -19,6 +18,11 @@ _BUSY: Final = 0.002
 
 _EASED: Final = 0.88
 """Share of its rate that a member keeps after a refusal while the store is lost; afterwards the group's law decides."""
+
+_LONGEST: Final = 3600.0
+"""Seconds, or the window if that is longer: no answer's cost stops a group for longer."""
+
+_TOO_MANY_REQUESTS: Final = 429
 
 _BEAT: Final = 1.0
 """Seconds after which a member that waits reports again: the group may have changed its quota, or stopped."""
@@ -103,17 +107,13 @@ class Leased(Source):
 
     def take(self, turn: "Turn", now: float) -> None:
         member = self.member
-        held, outage = member.held, member.outage
+        outage = member.outage
         if outage.sources:
             outage.take(turn, now)
         lease = member.contact.lease
         self._note(turn, Use(-1 if lease is None else lease.epoch, outage.is_on))
-        if outage.is_on:
-            return
-        held.use(self.cost_of(turn))
-        member.used_at = now
-        if held.due and self.waiting < 2:
-            member.errand(LATE if member.expected else SOON)  # Perhaps nobody is left to use the others.
+        if not outage.is_on:
+            member.use(turn, now)
 
     def give_back(self, turn: "Turn", now: float) -> None:
         use, member = self._use_of(turn), self.member
@@ -125,25 +125,31 @@ class Leased(Source):
             member.held.put_back(self.cost_of(turn))
 
     def settle(self, turn: "Turn", cost: float, now: float) -> None:
-        use, member = self._use_of(turn), self.member
-        if use is None or not member.quota.max_cost:
+        use, member, quota = self._use_of(turn), self.member, self.member.quota
+        if use is None or not quota.max_cost:
             return
         if use.is_local:
             for source in member.outage.sources:
                 source.settle(turn, cost, now)
-        else:
-            member.held.spent += cost - self.cost_of(turn)
-            member.call_soon(now)
+            return
+        estimate = self.cost_of(turn)
+        # No answer holds the others back for longer than the longest wait.
+        cost = min(cost, max(estimate, quota.max_cost, quota.cost_rate * _LONGEST))
+        turn.costs = {**(turn.costs or {}), self: cost}
+        member.held.spent += cost - estimate
+        member.call_soon(now)
 
     def listens(self, now: float) -> bool:
         return self.pilot is not None or self.member.contact.lease is None
 
     def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
         """Let the group learn from an answer; until the number of members is known, each adapts alone."""
-        member, use = self.member, self._use_of(turn)
+        member, use, response = self.member, self._use_of(turn), answer.response
         if use is None:
             return None
         local = member.outage.sources
+        if response is not None and response.status_code == _TOO_MANY_REQUESTS:
+            self.settle(turn, 0.0, answer.now)
         if member.contact.lease is None:
             changes = [source.learn(turn, answer) for source in local]
             return next((change for change in changes if change is not None), None)

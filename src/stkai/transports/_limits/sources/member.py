@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 from ....stores import Ask, Lease, Quota, Refusal
 from .contact import AHEAD, GIVE_UP, Contact, Start, StoreCall
 from .holding import LATE, Holding
-from .outage import Line, Outage, local_part
+from .outage import Line, Outage, local_part, window_of
+from .window import Window
 
 if TYPE_CHECKING:
     from ..limiter import Turn
@@ -51,6 +52,7 @@ class Member:
         held: its permits and units.
         contact: what it knows about its group.
         outage: the local sources, while the store is out of reach.
+        history: what this member used in the last window, if the quota promises one.
         refused: the epoch of a refusal to report; -1 for none.
     """
 
@@ -79,6 +81,7 @@ class Member:
         self._started = self.start.instant
         self.held, self.contact, self.outage = Holding(), Contact(), Outage(self.line)
         self.calling: StoreCall | None = None
+        self.history = Window(1, self.quota.window) if self.quota.window else None
         self.refused, self._refused_until = -1, -math.inf
         self.used_at = -math.inf
         self.expected = 0
@@ -103,6 +106,16 @@ class Member:
         """Stop until an instant, and report that a request of this epoch was refused."""
         self.contact.paused_until = max(self.contact.paused_until, until)
         self.refused, self._refused_until = max(self.refused, epoch), max(self._refused_until, until)
+
+    def use(self, turn: "Turn", now: float) -> None:
+        """Use a permit for this turn."""
+        self.held.use(self.line.cost_of(turn))
+        self.used_at = now
+        if self.history is not None and self.history not in self.outage.sources:
+            self.history.when(turn, 0, now)  # Forget what is out of the window.
+            self.history.take(turn, now)
+        if self.held.due and len(self.line.turns) < 2:
+            self.errand(LATE if self.expected else SOON)  # Perhaps nobody is left to use the others.
 
     def wanted(self, now: float) -> tuple[int, int, float]:
         """How many more permits to ask for, and how many permits and units to keep for the first in the queue."""
@@ -245,11 +258,13 @@ class Member:
             self.calling = None
 
     def _local_sources(self, now: float) -> "Sequence[Source]":
-        return self._alone() if self.contact.lease is None else local_part(self.quota, self.contact, now)
+        return self._alone() if self.contact.lease is None else local_part(self.history, self.contact, now)
 
     def update(self, quota: Quota, start: Start) -> None:
         """Change the group's quota, as a member would that starts now."""
         self.quota = quota
+        if self.history is not None:
+            self.history.update(window_of(quota))
         self.start = self.start._replace(date=start.date)
         self._started = start.instant
         self.call_soon(start.instant)

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from ....stores import Quota
 from .contact import AHEAD, Contact
 from .rate import Rate
-from .source import Source
+from .source import Limits, Source
 from .units import Units
+from .window import Window
 
 if TYPE_CHECKING:
     from ..limiter import Turn
 
 BOTH: Final = 1.5
 """Seconds after an outage during which a request needs a permit of both: the others return one by one."""
+
+_ROUNDING: Final = 1e-6
 
 _ANNOUNCED: Final = 2
 """Calls in a row that must fail before the listener is told: one lost message is no outage."""
@@ -129,17 +132,29 @@ class Outage:
         return min([source.soon(now, seconds) for source in self.sources], default=math.inf)
 
 
-def local_part(quota: Quota, contact: Contact, now: float) -> Sequence[Source]:
+def local_part(history: Window | None, contact: Contact, now: float) -> Sequence[Source]:
     """One member's part of the quota, without a burst.
 
-    It begins where the permits end that the group has leased, if these reach far: its window may be used up.
+    It begins where the permits end that the group has leased, if these reach far: its window may be used up. The window
+    of what this member has used allows it no more than its part, as if the others had used as much.
     """
     lease = contact.lease
     assert lease is not None
+    quota = lease.quota
     start = contact.queue_until if contact.queue_until > now + 2 * AHEAD else now
     rate = Rate(lease.rate / contact.members, start=(start, 0.0))
     rate.pause(contact.paused_until)
-    if not quota.max_cost:
-        return (rate,)
-    most = quota.max_cost / contact.members
-    return rate, Units(most, quota.max_cost / quota.cost_rate, start=(now, 0.0))
+    sources: list[Source] = [rate]
+    if history is not None:
+        history.update(window_of(quota, contact.members))
+        sources.append(history)
+    if quota.max_cost:
+        most = quota.max_cost / contact.members
+        sources.append(Units(most, quota.max_cost / quota.cost_rate, start=(now, 0.0)))
+    return sources
+
+
+def window_of(quota: Quota, members: int = 1) -> Limits:
+    """The requests that one of so many members may use in any window."""
+    most = math.floor(quota.rate * quota.window / members + _ROUNDING)
+    return Limits(max(1, most), quota.window)

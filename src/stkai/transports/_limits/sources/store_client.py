@@ -72,10 +72,10 @@ class StoreClient:
         self._audience.add(layer)
         self._clock = layer.context.clock
 
-    def update(self, numbers: Limits) -> None:
+    def update(self, limits: Limits) -> None:
         """Change the group's quota; the member counts as one that starts now."""
         member, start = self.member, _start()
-        quota = shared(numbers, member.quota.methods, promises=member.quota.window > 0)
+        quota = _quota(limits, member.quota.methods, promises=not member.steers)
         member.update(quota, start._replace(instant=self._clock.monotonic()))
 
     # Calls
@@ -241,42 +241,32 @@ class StoreClient:
 def join(
     share: str,
     store: Any,
-    quota: Quota,
+    limits: Limits,
     *,
     alone: Callable[[], Sequence[Source]],
     pilot: GroupPace | None = None,
 ) -> Leased:
-    """A source of the permits of the group with this name.
-
-    Args:
-        share: the name of the quota.
-        store: where it is kept; see `TokenBucket`.
-        quota: the quota as this process was configured.
-        alone: makes the sources to use until the store is first reached.
-        pilot: computes the group's rate, for an adaptive limiter.
+    """A source of the permits of the group with this name; see `shared_source`.
 
     Raises:
         ConfigurationError: the name is invalid, or there is no such store.
     """
+    quota = _quota(limits, "", promises=pilot is None)
     member = Member(check_share(share), quota, _start, alone, steers=pilot is not None)
     return Leased(StoreClient(member, store_from(store), pilot))
 
 
-def shared(numbers: Limits, methods: str, *, promises: bool) -> Quota:
-    """The quota that the members of a share must agree on.
-
-    Args:
-        numbers: the numbers of a limiter.
-        methods: the HTTP methods that need a permit, separated by commas.
-        promises: whether no window of time may have more requests than the limiter's.
-    """
-    window = numbers.time_window or 1.0
-    if numbers.max_requests is None:
+def _quota(limits: Limits, methods: str, *, promises: bool) -> Quota:
+    """What the members of a share must agree on; `promises` tells whether no window has more requests than allowed."""
+    window = limits.time_window or 1.0
+    if limits.max_requests is None:
         rate, burst, promises = UNLIMITED, UNLIMITED, False
     else:
-        rate = numbers.max_requests / window
-        burst = max(1.0, numbers.max_requests if numbers.burst is None else numbers.burst)
-    most = numbers.max_cost or 0.0
+        rate = limits.max_requests / window
+        burst = 1.0
+        if promises:
+            burst = max(1.0, limits.max_requests if limits.burst is None else limits.burst)
+    most = limits.max_cost or 0.0
     return Quota(rate, burst, window if promises else 0.0, most, most / window, methods)
 
 
