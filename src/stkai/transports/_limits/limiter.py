@@ -42,6 +42,7 @@ class Turn:
         is_guess: whether the wait is only a guess, so that asking again may succeed sooner; set by the limiter.
         granted: whether the permit has been taken, and neither given back nor ended; set by the limiter.
         paced: whether the limiter handles the wait after this refusal, so that retry need not; set by `learn`.
+        mark: what its pace noted about its permit.
         errand: what is to be done after the answer, such as saving what was learnt; set by `learn`.
         call: the request's call, for events; set before the layer runs an operation for the limiter.
         sources: the sources that it takes its permits from.
@@ -64,6 +65,7 @@ class Turn:
     is_guess: bool = False
     granted: bool = False
     paced: bool = False
+    mark: Any = None
     errand: Operation | None = None
     call: CallInfo | None = None
     sources: "tuple[Source, ...]" = ()

@@ -285,7 +285,7 @@ def test_the_law_is_told_the_share_of_the_last_time_that_was_spent_holding_back(
     pace.release(0.0, 10.0, waiting=True)
     pace.release(10.0, 70.0, waiting=False)
     pace.refused(Turn(), 70.0, 70.0, asked=0.0)
-    pace.accepted(71.0, 71.0)
+    pace.accepted(Turn(), 71.0, 71.0)
     pace.release(70.0, 130.0, waiting=True)
     pace.refused(Turn(), 130.0, 130.0, asked=0.0)
     fading = 1 / math.e

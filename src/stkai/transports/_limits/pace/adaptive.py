@@ -13,6 +13,7 @@ from ..._operations import Operation
 from ..._retry.retry_after import retry_after
 from ..limiter import Answer, RateChange, Turn
 from . import pause
+from .blind import START, BlindRate, Pair
 from .headers import Outcome, Reading, outcome_of, read_rate_limit
 from .law import PlainLaw
 from .quota import KnownQuota
@@ -31,6 +32,12 @@ _LISTENING = 1.0
 
 _NEWS = 0.1
 """Share by which the rate must move before it is reported again."""
+
+_STRICT_NEWS = 0.3
+"""The same where refusals are mere collisions: the rate moves all the time."""
+
+_LONGEST_NAP = 1.0
+"""Seconds for which a waiter sleeps at most while the server does not say how long to wait."""
 
 _REFUSED = "429 Too Many Requests"
 _FOUND = "429 Too Many Requests: a first estimate of the quota"
@@ -51,6 +58,7 @@ class Adaptive:
     Attributes:
         rate: requests per second in force now.
         burst: permits that may be taken at once after a quiet time.
+        credit: the permits that are there, while this pace spaces them itself; None while its user counts them.
         paused_until: when the present pause ends.
         quota: what is known about the quota.
         ignores_successes_until: when a success may say something again; until then, none needs to be reported.
@@ -72,7 +80,9 @@ class Adaptive:
         self._guide.listening = plain is None  # Plain AIMD reads no headers.
         if learned is not None:
             self._moves.resume(learned.rate, refused=learned.refused)
+        self._blind: BlindRate | None = None
         self.paused_until = self._listens_at = self.ignores_successes_until = -math.inf
+        self.credit: float | None = None
         self._released = 0.0
         self._take_over()
         self._reported = self.rate
@@ -89,9 +99,11 @@ class Adaptive:
     def release(self, start: float, now: float, *, waiting: bool) -> float:
         """Permits released from `start` to `now`, while requests wait for them or not."""
         released, self._released = self._released, 0.0
+        self._moves.note(start, now, waiting=waiting)
+        if self._blind is not None:
+            return self._go_blind(self._blind, now - start if waiting else 0.0, now)
         if now <= start:
             return released
-        self._moves.note(start, now, waiting=waiting)
         paused_until = self.paused_until
         seconds = now - start if start >= paused_until else max(0.0, now - paused_until)
         if self._guide.in_force:
@@ -108,6 +120,8 @@ class Adaptive:
 
     def time_for(self, permits: float, now: float) -> float:
         """Seconds from `now` on, or from the end of the pause, until this many more permits are released."""
+        if self._blind is not None:
+            return permits / self.rate
         if self._guide.in_force:
             return self._guide.time_for(permits, max(now, self.paused_until))
         return self._moves.time_for(permits)
@@ -115,6 +129,9 @@ class Adaptive:
     def take(self, turn: Turn, now: float) -> float:
         """Count a request that goes now; returns the permits that it takes: one, give or take some jitter."""
         self._moves.history.add(now)
+        if self._blind is not None:
+            turn.mark = pair = self._blind.take(now)
+            return 0.0 if pair is Pair.FIRST else 1.0
         if self.rate >= self.quota.ceiling:
             return 1.0
         spread = _SOFT_SPREAD if self.quota.is_given and pause.is_soft(self.quota.window) else _SPREAD
@@ -123,9 +140,13 @@ class Adaptive:
     def give_back(self, turn: Turn, now: float) -> None:
         """Take back a request that was counted and not sent."""
         self._moves.history.add(turn.since, -1.0)
+        if self._blind is not None:
+            self._blind.lose(turn.mark)
 
     def nap(self, wait: float) -> float:
         """Sleep half of a long wait, then ask again: the rate may have grown, unless it is at its ceiling."""
+        if self._blind is not None:
+            return min(wait, max(_LONGEST_NAP / 4, min(_LONGEST_NAP, wait / 2)))
         if self.rate >= self.quota.ceiling and not self._guide.in_force:
             return wait
         return min(wait, max(min(1.0, pause.LEAST * self.quota.window), wait / 2))
@@ -135,6 +156,8 @@ class Adaptive:
         outcome = outcome_of(answer)
         turn.paced = outcome is Outcome.REFUSED
         if answer.response is None or outcome is Outcome.UNRELATED:
+            if self._blind is not None:
+                self._blind.lose(turn.mark)
             return None
         reading, headers = None, answer.response.headers
         if self.listens(answer.now, refused=turn.paced):
@@ -144,7 +167,7 @@ class Adaptive:
             asked = retry_after(headers, answer.date())
             change = self.refused(turn, answer.now, answer.sent, asked, answer.chance, reading)
         else:
-            change = self.accepted(answer.now, answer.sent, reading)
+            change = self.accepted(turn, answer.now, answer.sent, reading)
         if change is not None and self._save is not None:
             rate = self._guide.base if self._guide.in_force else self._moves.lasting
             learned = LearnedRate(rate, self.quota.window, refused=self._moves.start.over)
@@ -168,10 +191,15 @@ class Adaptive:
         self._listens_at = now + _LISTENING
         return True
 
-    def accepted(self, now: float, sent: float, reading: Reading | None = None) -> RateChange | None:
+    def accepted(
+        self, turn: Turn, now: float, sent: float, reading: Reading | None = None
+    ) -> RateChange | None:
         """Note that the server accepted a request sent at `sent`, with `reading` from its quota headers."""
         if reading is not None:
             self._follow(reading, now, sent)
+        if self._blind is not None:
+            self._blind.accepted(now, turn.mark)
+            return self._blind_change(self._blind)
         self._released += self._moves.accepted(sent)
         self._take_over()
         change = None
@@ -195,6 +223,9 @@ class Adaptive:
         """Note that the server answered 429 to a request sent at `sent`, asking for a wait of `asked` seconds."""
         first = not self._moves.start.over
         explained = self._follow(reading, now, sent, refused=True)
+        if asked is None and reading is None and not explained and self._plain is None:
+            return self._refused_blindly(turn, now, sent, chance)
+        self._open_eyes()
         self._moves.refused(turn, now, sent, asked, chance, explained=explained)
         self._take_over()
         self._look_ahead()
@@ -202,6 +233,43 @@ class Adaptive:
             return None
         found = first and self._moves.start.over and not self.quota.is_given
         return self._report(_FOUND if found else _REFUSED, self.rate)
+
+    # The server does not say how long to wait.
+
+    def _refused_blindly(self, turn: Turn, now: float, sent: float, chance: float) -> RateChange | None:
+        """Take note of a refusal that asks for no wait: the law for that comes into force."""
+        moves = self._moves
+        blind = self._blind
+        moves.history.add(sent, -1.0)
+        if blind is None:
+            found, starting = moves.found(now)
+            if starting and not self.quota.is_given:
+                found = max(START, found)
+            blind = self._blind = BlindRate(self.quota, found, now, starting=starting)
+            self.ignores_successes_until = -math.inf
+        else:
+            blind.refused(now, sent, chance, turn.mark)
+        return self._blind_change(blind)
+
+    def _go_blind(self, blind: BlindRate, waited: float, now: float) -> float:
+        if waited > 0:
+            blind.grow(waited)
+        self.rate, self.burst, self.credit = blind.rate, 1.0, blind.credit(now)
+        return 0.0
+
+    def _blind_change(self, blind: BlindRate) -> RateChange | None:
+        self.rate = blind.rate
+        if abs(self.rate - self._reported) <= (_STRICT_NEWS if blind.is_strict else _NEWS) * self._reported:
+            return None
+        if self.rate > self._reported:
+            return self._report("no refusal since", self.rate)
+        return self._report(f"{_REFUSED}: {blind}" if str(blind) else _REFUSED, self.rate)
+
+    def _open_eyes(self) -> None:
+        """Go by windows again, at the present rate: the server has said something about its quota."""
+        if self._blind is not None:
+            self._moves.set(self.quota.bounded(self._blind.rate))
+            self._blind = self.credit = None
 
     def _plain_law(self) -> PlainLaw | None:
         return None if self._plain is None else PlainLaw(self.quota.ceiling, self.quota.window, *self._plain)
@@ -228,6 +296,7 @@ class Adaptive:
         if guide.in_force and reading is not None and quota.stated(reading):
             moves.adopt(quota.law())
         if followed or guide.in_force:
+            self._open_eyes()
             moves.start.over = True
             moves.set(guide.rate)
             self.paused_until = max(self.paused_until, guide.paused_until)

@@ -102,6 +102,16 @@ class WindowedRate:
         self._quiet += counted
         return (before + self.rate) / 2 * seconds
 
+    def found(self, now: float) -> tuple[float, bool]:
+        """The rate that was found when the server first refused a request, and whether it is still to be found."""
+        past = self.history.past(now, cold=not self.start.over)
+        if not past.cold:
+            return self.rate, False
+        self.start.over = True
+        if self.start.excuses(past.successes, self.rate, past.seconds) or self._quota.requests == math.inf:
+            return min(self.rate, past.successes / max(1.0, past.seconds)) / 2, True
+        return self.rate / 2, False
+
     def time_for(self, permits: float) -> float:
         """Seconds until this many more permits are released."""
         return permits / self.rate if self.start.over else self.start.time_for(permits, self.rate)

@@ -20,12 +20,14 @@ class Pace(Protocol):
     Attributes:
         rate: permits per second, now.
         burst: permits that may be taken at once after a quiet time, now.
+        credit: the permits that are there, while the pace spaces them itself; None while they are counted here.
         paused_until: nothing goes before this instant.
         ignores_successes_until: a success before this instant teaches nothing.
     """
 
     rate: float
     burst: float
+    credit: float | None
     paused_until: float
     ignores_successes_until: float
 
@@ -53,7 +55,7 @@ class Pace(Protocol):
         """Let an answer move the rate."""
         ...
 
-    def update(self, max_requests: float | None, time_window: float | None) -> None:
+    def update(self, max_requests: float, time_window: float) -> None:
         """Adopt a new quota."""
         ...
 
@@ -111,7 +113,7 @@ class Rate(Source):
         waiting = self.waiting > 0 and (self.credit < self._most() or start < pace.paused_until)
         released = pace.release(start, now, waiting=waiting)
         self.rate, self.burst = pace.rate, pace.burst
-        self.credit = min(self._most(), self.credit + released)
+        self.credit = min(self._most(), self.credit + released) if pace.credit is None else pace.credit
 
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
         self._advance(now)
@@ -157,11 +159,11 @@ class Rate(Source):
         self.paused_until = max(self.paused_until, until)
 
     def update(self, limits: Limits) -> None:
+        assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
         if self.pace is not None:
             self.pace.update(limits.max_requests, limits.time_window)
             self.rate, self.burst = self.pace.rate, self.pace.burst
             return
-        assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
         burst = max(1.0, limits.max_requests if limits.burst is None else limits.burst)
         if self._at > -math.inf:
             self.credit = self.credit + max(0.0, burst - self.burst)
