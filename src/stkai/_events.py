@@ -102,13 +102,21 @@ class RetryScheduled(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waited(Event):
-    """A request waited `seconds` for a permit of the layer `layer`, and now has it."""
+    """A request waited `seconds` for a permit of the layer `layer`, and now has it.
+
+    Attributes:
+        layer: the name of the layer.
+        seconds: how long it waited.
+        limit: the limit that held it up, or for longest if several did, such as "16 in flight".
+    """
 
     layer: str
     seconds: float
+    limit: str = ""
 
     def __str__(self) -> str:
-        return f"{self.call}: waited {self.seconds:.3g} s for a permit of {self.layer}"
+        limit = f" ({self.limit})" if self.limit else ""
+        return f"{self.call}: waited {self.seconds:.3g} s for a permit of {self.layer}{limit}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

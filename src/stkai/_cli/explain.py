@@ -9,9 +9,10 @@ from rich.text import Text
 from .._builder import StackBuilder
 from .._config.stkai import STKAI
 from .._errors import ConfigurationError
-from .._standard import NO_AUTHENTICATION, AuthChoice, Parts
+from .._standard import NO_AUTHENTICATION, AuthChoice, Parts, set_while_off
 from ..transports._adaptive.warm import Memory
-from ..transports._limit.sharing import SharingQueue
+from ..transports._limits.all_of import AllOf
+from ..transports._limits.shared_limiter import SharedLimiter
 from .quota import describe
 
 
@@ -33,12 +34,16 @@ def explain() -> None:
     if choice.kind == "none":
         _print(console, "", f"With these settings, build_client() raises: {NO_AUTHENTICATION}")
     for layer in parts.layers:
-        if isinstance(layer.policy, SharingQueue) and layer.policy.share is not None:
-            # One line each, without wrapping, even in a narrow terminal.
-            console.print(Text.assemble(("Shared quota: ", "bold"), _share(layer.policy)), soft_wrap=True)
+        policy = layer.policy
+        for limiter in policy.parts if isinstance(policy, AllOf) else [policy]:
+            if isinstance(limiter, SharedLimiter) and limiter.share is not None:
+                # One line each, without wrapping, even in a narrow terminal.
+                console.print(Text.assemble(("Shared quota: ", "bold"), _share(limiter)), soft_wrap=True)
     wire = "StackSpot CLI" if parts.by_cli else "httpx, with the proxies of the environment"
     _print(console, "Stack: ", f"{stack}  (outermost first; the wire is {wire})")
     limit = settings.rate_limit
+    if (warning := set_while_off(limit)) is not None:
+        _print(console, "Rate limit: ", warning)
     if limit.enabled:
         if limit.quota() == (None, None) and limit.share is None:
             text = "not given, so the adaptive limiter finds it; the default numbers are not used."
@@ -86,7 +91,7 @@ def _ago(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _share(limiter: SharingQueue) -> str:
+def _share(limiter: SharedLimiter) -> str:
     """The name of the shared quota, its store, and its number of members."""
     store, share = limiter.store, str(limiter.share)
     heading = f"{share}, in {describe(store)}"

@@ -1,7 +1,7 @@
 """Several limits at once: a request goes when all of them let it go, and takes from all of them in one step."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
 import httpx
@@ -13,6 +13,11 @@ from .per_key import PerKey, subscribe
 from .queue import READY, Queue, join_all
 from .queue_limiter import Plan, QueueLimiter, smallest
 from .sources.source import TICK, Source
+
+if TYPE_CHECKING:
+    from .permit import Permit
+
+_MEMBERS: Final = ("methods", "max_wait_time", "ask", "leave", "learn", "settle")
 
 _MOST_METHODS: Final = 100
 
@@ -46,7 +51,15 @@ class Guest(Source):
 
     @property
     def limit(self) -> str:  # type: ignore[override]
-        return repr(self.limiter)
+        return type(self.limiter).__name__
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where a turn's `costs` are set."""
+        return (self,)
+
+    def listens(self, now: float) -> bool:
+        return True
 
     def cost_of(self, turn: Turn) -> float:
         return turn.cost if turn.costs is None else turn.costs.get(self, turn.cost)
@@ -129,7 +142,8 @@ class AllOf(QueueLimiter):
         self._choosers = any(isinstance(part, PerKey) for part in self.parts)
         fixed = [part for part in self.parts if not isinstance(part, PerKey)]
         self._hosts = {id(part): _guest(part) for part in fixed if _is_own(part)}
-        sources = [source for part in fixed for source in self._plan_of(part, None).sources]
+        plans = [plan for part in fixed if (plan := self._plan_of(part, None)) is not None]
+        sources = [source for plan in plans for source in plan.sources]
         super().__init__(*dict.fromkeys(sources))
         self._methods = _all_methods(self.parts)
         self._max_wait_time = smallest(part.max_wait_time for part in fixed)
@@ -166,6 +180,7 @@ class AllOf(QueueLimiter):
             tuple(guests),
             tuple(priced),
             any(plan.ends for plan in plans),
+            bool(guests) or any(plan.listens for plan in plans),
             smallest(plan.max_wait_time for plan in plans),
         )
 
@@ -177,7 +192,7 @@ class AllOf(QueueLimiter):
             return None
         guest = self._hosts.get(id(part)) or _guest(part)
         priced = () if guest.max_cost is None else (guest,)
-        return Plan((guest,), (guest,), priced, hasattr(part, "end"), part.max_wait_time)
+        return Plan((guest,), (guest,), priced, hasattr(part, "end"), True, part.max_wait_time)
 
     def _sources_for(self, turn: Turn) -> tuple[Source, ...]:
         plan = self.plan_for(turn.request) or self._plan
@@ -204,7 +219,7 @@ class AllOf(QueueLimiter):
         return wait
 
     def _ask_guests(self, turn: Turn, now: float) -> float | Operation:
-        """What the guests say, one after the other; those who have said yes get their permit back if another has not."""
+        """What the guests say, one after the other; if one says wait, those before it get their permit back."""
         if turn.inner is Turn.inner:
             turn.inner = {}
         for number, guest in enumerate(turn.guests):
@@ -244,6 +259,18 @@ class AllOf(QueueLimiter):
             if end is not None:
                 end(guest.inner(turn), now)
 
+    def settle(self, turn: Turn, cost: float, now: float) -> None:
+        self._settle([source for source in turn.sources if source not in turn.guests], turn, cost, now)
+        for guest in turn.guests:
+            guest.settle(turn, cost, now)
+
+    def permit(self, **options: Any) -> "Permit":
+        if self._choosers:
+            raise ConfigurationError(
+                f"{self!r} chooses limiters by the request, so it has no permits without one: ask one of its limiters"
+            )
+        return super().permit(**options)
+
     def subscribe(self, layer: Any) -> None:
         """Report the stores' events to the listener of a layer's stack."""
         for part in self.parts:
@@ -253,14 +280,22 @@ class AllOf(QueueLimiter):
         return f"AllOf({', '.join(map(repr, self.parts))})"
 
 
-def as_limiter(policy: Any) -> Any:
-    """The limiter that is meant: a list or a tuple is all of its limiters."""
-    return AllOf(*policy) if isinstance(policy, list | tuple) else policy
+def checked_limiter(policy: Any, wanted: str = WANTED) -> Any:
+    """A limiter, or one per key; a list or a tuple is all of its limiters.
 
-
-def is_limiter(policy: object) -> bool:
-    """Whether it can be asked for permits."""
-    return not isinstance(policy, type) and isinstance(policy, Limiter | PerKey)
+    Raises:
+        ConfigurationError: it cannot be asked for permits.
+    """
+    if isinstance(policy, list | tuple):
+        return AllOf(*policy)
+    if isinstance(policy, type) or not isinstance(policy, Limiter | PerKey):
+        missing = [f"no `{name}`" for name in _MEMBERS if not hasattr(policy, name)]
+        hint = ""
+        if hasattr(policy, "ask") and not isinstance(policy, type):
+            kind = type(policy).__name__
+            hint = f"; {kind} has {' and '.join(missing)}: derive it from stkai.Limiter, which has defaults"
+        raise ConfigurationError(f"{wanted}{policy!r}{hint}")
+    return policy
 
 
 def _flattened(limiters: Iterable[Any]) -> Iterator[Any]:
@@ -271,10 +306,8 @@ def _flattened(limiters: Iterable[Any]) -> Iterator[Any]:
             yield from _flattened(part)
         elif isinstance(part, AllOf) and not part.is_own:
             yield from part.parts
-        elif is_limiter(part):
-            yield part
         else:
-            raise ConfigurationError(f"{WANTED}{part!r} in a list")
+            yield checked_limiter(part)
 
 
 def _is_own(part: Any) -> bool:

@@ -59,7 +59,7 @@ class Meter:
         if given is not UNSET and given is not None:
             turn.cost = given
             return
-        known: dict[Any, float] = {}
+        known: dict[int, float] = {}
         costs: dict[Any, float] = {}
         for limit in plan.priced:
             function = self._cost if limit.cost is None else limit.cost
@@ -68,9 +68,9 @@ class Meter:
                     f"a limit counts units (max_cost={limit.max_cost:g}), but nobody says what this call costs: give it"
                     " a cost=, or give one to the limiter or the stack, such as cost=stkai.costs.llm_tokens()"
                 )
-            if function not in known:
-                known[function] = _estimated(function, request)
-            cost = min(known[function], limit.max_cost or 0.0)
+            if id(function) not in known:
+                known[id(function)] = _estimated(function, request)
+            cost = min(known[id(function)], limit.max_cost or 0.0)
             costs.update(dict.fromkeys(limit.sources, cost))
         if len(plan.priced) == 1:
             turn.cost = cost
@@ -79,13 +79,13 @@ class Meter:
 
     def bill(self, turn: Turn, plan: Plan, request: httpx.Request, response: httpx.Response) -> "Bill | None":
         """What collects the body of an answer and settles it; None if nothing would be settled."""
-        settles: dict[Settle, list[Any]] = {}
+        settles: dict[int, tuple[Settle, list[Any]]] = {}
         for limit in plan.priced:
             settle = self._settle
             if limit.cost is not None:
                 settle = limit.cost.settle if isinstance(limit.cost, Pricing) else None
             if settle is not None:
-                settles.setdefault(settle, []).append(limit)
+                settles.setdefault(id(limit.cost), (settle, []))[1].append(limit)
         return Bill(self, turn, settles, request, response) if settles else None
 
     def complain(self, why: str) -> None:
@@ -111,7 +111,7 @@ class Bill:
         self,
         meter: Meter,
         turn: Turn,
-        settles: dict[Settle, list[Any]],
+        settles: dict[int, tuple[Settle, list[Any]]],
         request: httpx.Request,
         response: httpx.Response,
     ) -> None:
@@ -142,7 +142,7 @@ class Bill:
         except Exception as error:  # noqa: BLE001 - a body that cannot be decoded
             self._meter.complain(f"the body cannot be read: {error!r}")
             return
-        for settle, limits in self._settles.items():
+        for settle, limits in self._settles.values():
             try:
                 cost = settle(response)
                 if cost is None:
@@ -157,7 +157,8 @@ class Bill:
                 self._meter.complain(f"settle raised {error!r}")
 
     def _is_event_stream(self) -> bool:
-        return self._headers.get("content-type", "").startswith("text/event-stream")
+        kind: str = self._headers.get("content-type", "")
+        return kind.startswith("text/event-stream")
 
     def _whole(self) -> httpx.Response:
         """The same response with its whole body, decoded.

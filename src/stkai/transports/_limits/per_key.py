@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
@@ -100,16 +100,15 @@ class PerKey:
                     self._limiters[oldest] = dropped
 
     def _made(self, key: str) -> Limiter:
-        from .all_of import AllOf
+        from .all_of import checked_limiter
 
-        made: object = self._make(key)
-        if isinstance(made, list | tuple):
-            return AllOf(*made)
-        if isinstance(made, type) or not isinstance(made, Limiter):
-            kind = type(self).__name__
-            msg = f"the function given to {kind} must return a limiter, such as TokenBucket(10, 60), not {made!r}"
-            raise ConfigurationError(msg)
-        return made
+        kind = type(self).__name__
+        wanted = f"the function given to {kind} must return a limiter, such as TokenBucket(10, 60), or a list; not "
+        made = self._make(key)
+        if isinstance(made, PerKey):
+            raise ConfigurationError(f"{wanted}{made!r}")
+        limiter: Limiter = checked_limiter(made, wanted)
+        return limiter
 
     def subscribe(self, layer: Any) -> None:
         """Tell the listener of a layer's stack what happens to the stores of limiters that share their quota."""

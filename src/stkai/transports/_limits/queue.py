@@ -17,7 +17,7 @@ import math
 import threading
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from operator import attrgetter
 from typing import Any, ClassVar, Final
@@ -350,11 +350,12 @@ class Queue:
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
         """Correct the units that the request took, now that its real cost is known."""
+        self._settle([source for source in self.sources if source in turn.sources], turn, cost, now)
 
+    def _settle(self, sources: Iterable[Source], turn: Turn, cost: float, now: float) -> None:
         def correct(turn: Turn, now: float) -> None:
-            for source in self.sources:
-                if source in turn.sources:
-                    source.settle(turn, cost, now)
+            for source in sources:
+                source.settle(turn, cost, now)
 
         self._when_free(turn, now, correct)
 

@@ -11,6 +11,7 @@ from ..._checks import POSITIVE, check_number, is_token
 from ..._clock import Clock
 from ..._errors import ConfigurationError
 from .._options import UNSET, Priority, Unset
+from .limiter import Turn
 from .queue import Queue
 from .sources.source import Limits, Source
 
@@ -38,6 +39,25 @@ Cost = Callable[[httpx.Request], float] | Pricing
 """What a limiter takes as `cost`."""
 
 
+class Priced(Protocol):
+    """A limit that counts units of cost."""
+
+    @property
+    def max_cost(self) -> float | None:
+        """Units per time window."""
+
+    @property
+    def cost(self) -> Any:
+        """Its own `Cost`, or None."""
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where a turn's `costs` are set."""
+
+    def settle(self, turn: Turn, cost: float, now: float) -> None:
+        """Correct what the turn took."""
+
+
 class Plan(NamedTuple):
     """What a request of some method needs of a limiter.
 
@@ -46,13 +66,15 @@ class Plan(NamedTuple):
         guests: limiters of the user's own that it asks as well.
         priced: the limits that count units of cost.
         ends: whether one of them must be notified when the answer has ended.
+        listens: whether an answer of success may teach one of them something.
         max_wait_time: seconds that it may wait.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[Source, ...] = ()
     guests: "tuple[Guest, ...]" = ()
-    priced: "tuple[QuotaLimiter | Guest, ...]" = ()
+    priced: "tuple[Priced, ...]" = ()
     ends: bool = False
+    listens: bool = False
     max_wait_time: float | None = None
 
 
@@ -85,7 +107,8 @@ class QueueLimiter(Queue):
         self._max_wait_time = max_wait_time
         super().__init__(*sources)
         ends = any(type(source).end is not Source.end for source in sources)
-        self._plan = Plan(sources, (), (), ends, max_wait_time)
+        listens = any(type(source).listens is not Source.listens for source in sources)
+        self._plan = Plan(sources, ends=ends, listens=listens, max_wait_time=max_wait_time)
 
     @property
     def methods(self) -> Collection[str] | None:
@@ -193,15 +216,15 @@ class QuotaLimiter(QueueLimiter):
             ConfigurationError: a number is out of range, or this limiter does not count what it is for; nothing has
                 changed.
         """
-        given = {"max_requests": max_requests, "time_window": time_window, "max_cost": max_cost}
-        given = {name: value for name, value in given.items() if value is not UNSET}
+        numbers = {"max_requests": max_requests, "time_window": time_window, "max_cost": max_cost}
+        given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not UNSET}
         for name, value in given.items():
             check_number(name, value, POSITIVE)
             if getattr(self._limits, name) is None:
                 raise ConfigurationError(
                     f"{name} cannot be updated: this limiter was made without it; make another with {name}={value!r}"
                 )
-        limits = self._limits._replace(**given)  # type: ignore[arg-type]
+        limits = self._limits._replace(**given)
         with Queue.lock:
             self._limits = limits
             for source in self.sources:
