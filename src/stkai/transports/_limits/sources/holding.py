@@ -15,6 +15,11 @@ LATE: Final = 0.05
 EPSILON: Final = 1e-9
 """Seconds; covers the rounding of a clock."""
 
+_STEADY: Final = 10
+"""Permits used in the last `_SPAN` seconds above which requests count as steady."""
+
+_SPAN: Final = 0.25
+
 
 class Holding:
     """Instants are on the member's clock, in seconds.
@@ -90,3 +95,27 @@ class Holding:
         self.due.clear()
         self.units = 0.0
         self.used, self.lapsed = used, lapsed
+
+
+class Demand:
+    """Whether requests come one after another, so that the next ones can be expected.
+
+    Attributes:
+        used_at: when a permit was last used.
+        steady: how many requests will come before the next call; 0 unless they come steadily.
+    """
+
+    def __init__(self) -> None:
+        self.used_at = self._asked_at = -math.inf
+        self.steady = 0
+        self._usage = 0.0
+        self._counted = (0, 0)
+
+    def update(self, held: Holding, now: float) -> None:
+        """Look back at a call to the store. As soon as a permit lapses unused, no requests are expected."""
+        used, lapsed = held.used - self._counted[0], held.lapsed - self._counted[1]
+        self._counted = held.used, held.lapsed
+        fading = max(0.0, 1 - (now - self._asked_at) / _SPAN) if self._asked_at > -math.inf else 0.0
+        self._usage, self._asked_at = self._usage * fading + used, now
+        is_steady = self._usage > _STEADY and not lapsed and now < self.used_at + LATE
+        self.steady = 2 * used if is_steady else 0

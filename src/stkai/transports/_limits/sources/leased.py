@@ -1,6 +1,7 @@
 """A source of permits that are leased from a store: the limit of a whole group of processes."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -166,9 +167,16 @@ class Leased(Source):
         change: RateChange | None = stop.change
         return change
 
+    def until_spare(self, turn: "Turn", rank: int, asleep: "Sequence[Turn]", now: float) -> float:
+        return 0.0  # Those asleep were told when permits are due, or when to ask again.
+
     def soon(self, now: float, seconds: float) -> float:
-        """Another share's member need not care: what this one lacks, it can lease."""
-        return math.inf
+        held, contact = self.member.held, self.member.contact
+        if self.member.outage.is_on:
+            return self.member.outage.soon(now, seconds)
+        until = now + seconds
+        later = max(0.0, until - max(now, held.last, contact.queue_until))
+        return bisect_right(held.due, until) + 1 + later * self.member.rate / contact.active
 
     # Calls
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from ....stores import Ask, Lease, Quota, Refusal
 from .contact import AHEAD, GIVE_UP, Contact, Start, StoreCall
-from .holding import LATE, Holding
+from .holding import LATE, Demand, Holding
 from .outage import Line, Outage, local_part, window_of
 from .window import Window
 
@@ -29,9 +29,6 @@ _HUNG: Final = 2
 
 _FIRST_PROBE: Final = 0.25
 _LONGEST_BETWEEN_PROBES: Final = 1.0
-
-_STEADY: Final = 10
-"""Permits used in the last `AHEAD` seconds above which a member leases for requests to come."""
 
 _ROUNDING: Final = 1e-6
 
@@ -53,6 +50,8 @@ class Member:
         contact: what it knows about its group.
         outage: the local sources, while the store is out of reach.
         history: what this member used in the last window, if the quota promises one.
+        demand: how many requests come one after another.
+        has_joined: whether the group counts it as a member.
         refused: the epoch of a refusal to report; -1 for none.
     """
 
@@ -83,10 +82,9 @@ class Member:
         self.calling: StoreCall | None = None
         self.history = Window(1, self.quota.window) if self.quota.window else None
         self.refused, self._refused_until = -1, -math.inf
-        self.used_at = -math.inf
-        self.expected = 0
+        self.demand = Demand()
+        self.has_joined = False
         self._sequence = self._hung = 0
-        self._sent_at, self._usage = -math.inf, 0.0
         self._reported = (0, 0, 0.0)
         self._reported_waiting = 0
         self._reported_quota = self.quota
@@ -96,6 +94,13 @@ class Member:
         """The group's rate, in permits per second."""
         lease = self.contact.lease
         return self.quota.rate if lease is None else lease.rate
+
+    @property
+    def expected(self) -> int:
+        """How many requests are about to come, besides those that wait."""
+        if self.quota.max_cost:
+            return 0  # What they cost is unknown.
+        return max(0, min(self.most, self.demand.steady) - len(self.line.turns))
 
     @property
     def most(self) -> int:
@@ -110,7 +115,7 @@ class Member:
     def use(self, turn: "Turn", now: float) -> None:
         """Use a permit for this turn."""
         self.held.use(self.line.cost_of(turn))
-        self.used_at = now
+        self.demand.used_at = now
         if self.history is not None and self.history not in self.outage.sources:
             self.history.when(turn, 0, now)  # Forget what is out of the window.
             self.history.take(turn, now)
@@ -180,7 +185,7 @@ class Member:
         held.lapse(now)
         self._sequence += 1
         self._started = min(self._started, now)  # The caller's clock may be another one.
-        self._expect(now)
+        self.demand.update(held, now)
         want, kept, units = (0, 0, 0.0) if call.is_last or self.outage.is_on else self.wanted(now)
         if now < contact.paused_until or (self.steers and contact.lease is None):
             want = 0
@@ -227,6 +232,7 @@ class Member:
         if self.calling is not call or ask is None:
             return False
         self.calling, self._hung = None, 0
+        self.has_joined = not call.is_last
         restored = self.outage.end(now, reported=ask.own)
         if lease.void:
             self.held.rewind(ask.used, ask.lapsed)
@@ -246,7 +252,7 @@ class Member:
         if call.ask is not None and call.ask.refused is not None:
             self.refused = max(self.refused, call.ask.refused.epoch)
         self.held.give_up()  # So that nothing is spent twice.
-        announced = self.outage.fail(now, self._local_sources)
+        announced = self.outage.fail(now, self._local_sources, is_sure=self.contact.lease is None)
         failures = self.outage.failures
         probe = min(_FIRST_PROBE * 2.0 ** (failures - 2), _LONGEST_BETWEEN_PROBES)
         self.errand(0.0 if failures < 2 else probe)
@@ -296,23 +302,8 @@ class Member:
         """The call that an errand makes; None if there is nothing to do any more."""
         if not self.needs_errand(now):
             return None
-        steady = self.expected and now < self.used_at + LATE
+        steady = self.expected and now < self.demand.used_at + LATE
         if steady and self.refused < 0 and not self.outage.is_on:
             self.errand(LATE)  # The next request is about to come.
             return None
         return self.reserve(None, now)
-
-    def _expect(self, now: float) -> None:
-        """Estimate how many requests will come before the next call, if they come one after another.
-
-        As soon as a permit lapses unused, none are expected.
-        """
-        held = self.held
-        used, lapsed = held.used - self._reported[0], held.lapsed - self._reported[1]
-        fading = max(0.0, 1 - (now - self._sent_at) / AHEAD) if self._sent_at > -math.inf else 0.0
-        self._usage, self._sent_at = self._usage * fading + used, now
-        is_steady = self._usage > _STEADY and not lapsed and now < self.used_at + LATE
-        if is_steady and not self.quota.max_cost:
-            self.expected = max(0, min(self.most, 2 * used) - len(self.line.turns))
-        else:
-            self.expected = 0

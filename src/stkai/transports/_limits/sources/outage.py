@@ -64,10 +64,18 @@ class Outage:
         self.since = -math.inf
         self._until = math.inf
 
-    def fail(self, now: float, make: Callable[[float], Sequence[Source]]) -> bool:
-        """Note that a call has failed; if there was no outage, one begins. Returns whether it is to be announced.
+    def fail(self, now: float, make: Callable[[float], Sequence[Source]], *, is_sure: bool) -> bool:
+        """Note that a call has failed; if there was no outage, one begins.
 
         A store that fails once more while it returns is still in the same outage.
+
+        Args:
+            now: seconds of the clock.
+            make: makes the local sources.
+            is_sure: whether one failure is enough: the store was never reached.
+
+        Returns:
+            Whether this is to be announced.
         """
         self.failures += 1
         if not self.is_on:
@@ -78,7 +86,7 @@ class Outage:
             for turn in self._line.turns:
                 self.join(turn)
         self.is_on, self._until = True, math.inf
-        if self._is_announced or self.failures < _ANNOUNCED:
+        if self._is_announced or (self.failures < _ANNOUNCED and not is_sure):
             return False
         self._is_announced = True
         return True

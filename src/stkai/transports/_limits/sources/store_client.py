@@ -1,16 +1,17 @@
 """Calls the store for a member of a share: the I/O, its failures, and the events about them."""
 
 import atexit
+import os
+import sys
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Final, Protocol
-from weakref import WeakSet
+from functools import cache, partial
+from typing import Any, Final
+from weakref import WeakSet, ref
 
 from ...._clock import Clock, SystemClock, unique_key
 from ...._errors import ConfigurationError
-from ...._events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
 from ...._forks import after_fork
-from ...._log import Listeners, logger
+from ...._log import logger
 from ....stores import Ask, Lease, Quota, Store
 from ....stores._choose import store_from
 from ....stores._place import check_share
@@ -23,23 +24,19 @@ from .errands import errands, run_within
 from .leased import Leased
 from .member import Member
 from .source import Limits, Source
+from .store_events import Audience, StoreEvents
 
 LAST_REPORT: Final = 0.25
 """Seconds that the last report of a member may take, when its limiter is closed and at the end of the program."""
 
-_NOBODY: Final = CallInfo(id=0, method="", host="")
+_PATIENCE: Final = 1.0
+"""Seconds until its deadline below which a request leaves a call to a thread, since it may have to abandon it."""
+
+_STUCK: Final = 1.0
+"""Seconds after which an errand that is overdue was lost: no thread could be started for it."""
 
 _clock = SystemClock()
 _clients: "WeakSet[StoreClient]" = WeakSet()
-
-
-class Audience(Protocol):
-    """The part of a layer that leads to its clock and its listener."""
-
-    @property
-    def context(self) -> Any:
-        """The context that the stack gives its layers."""
-        ...
 
 
 class StoreClient:
@@ -55,10 +52,8 @@ class StoreClient:
         self.member, self.store, self.pilot = member, store, pilot
         self._try_lease: Callable[[Ask], Lease | None] | None = getattr(store, "try_lease", None)
         self._is_instant = getattr(store, "blocks", True) is False
+        self.events = StoreEvents(member.share, repr(store))
         self._clock: Clock = _clock
-        self._audience: WeakSet[Any] = WeakSet()
-        self._call = _NOBODY
-        self._disagreed: Quota | None = None
         member.errand = self._schedule
         self._begin()
         after_fork(self, StoreClient._begin)
@@ -69,7 +64,7 @@ class StoreClient:
 
     def subscribe(self, layer: Audience) -> None:
         """Report the store's events to the listener of this layer's stack, and tell the time by its clock."""
-        self._audience.add(layer)
+        self.events.subscribe(layer)
         self._clock = layer.context.clock
 
     def update(self, limits: Limits) -> None:
@@ -83,12 +78,15 @@ class StoreClient:
     def operation(self, call: StoreCall, turn: Any) -> Run:
         """The operation that makes a call which a request has reserved."""
 
-        def run(_left: float) -> None:
-            self._call = turn.call or self._call
-            self._make(call)
+        def run(left: float) -> None:
+            self.events.call = turn.call or self.events.call
+            if left < _PATIENCE:
+                run_within(left, partial(self._make, call))
+            else:
+                self._make(call)
 
         async def arun(_left: float) -> None:
-            self._call = turn.call or self._call
+            self.events.call = turn.call or self.events.call
             ask = self._begun(call)
             if ask is None or (self._try_lease is not None and self._send(call, ask, self._try_lease)):
                 return
@@ -118,7 +116,7 @@ class StoreClient:
         """Report once more, for at most so many seconds, and leave the group; the next request joins it again."""
         member = self.member
         with Queue.lock:
-            if member.contact.lease is None or member.outage.is_on:
+            if not member.has_joined or member.outage.is_on:
                 return
             call = member.farewell(self._clock.monotonic())
         if self._is_instant:
@@ -131,9 +129,14 @@ class StoreClient:
             # Only the probes of a lost store keep to the time.
             self._due = self._clock.monotonic() + (seconds if self.member.outage.is_on else 0.0)
             return
-        due = _clock.monotonic() + seconds
-        if due < self._due or self._due < due - seconds:
-            self._due = due
+        now = _clock.monotonic()
+        due = now + seconds
+        if due >= self._due > now - _STUCK:
+            return
+        self._due = due
+        if self.member.outage.is_on:
+            errands.later(seconds, partial(_probe, ref(self)))  # Probes do not keep a dropped limiter alive.
+        else:
             errands.later(seconds, self._errand)
 
     def _errand(self) -> None:
@@ -146,6 +149,7 @@ class StoreClient:
             self._send(call, ask)
 
     def _begun(self, call: StoreCall) -> Ask | None:
+        _leave_at_exit(os.getpid())
         with Queue.lock:
             return self.member.begin(call, self._clock.monotonic())
 
@@ -175,8 +179,8 @@ class StoreClient:
             with Queue.lock:
                 restored = member.end(call, answer, monotonic())
             if restored:
-                self._tell(StoreRestored(call=self._call, share=ask.share, store=repr(self.store)))
-            self._compare(ask, answer)
+                self.events.restored()
+            self.events.compare(ask.quota, answer.quota)
             self._steer(answer)
         return True
 
@@ -185,9 +189,7 @@ class StoreClient:
             lost = self.member.fail(call, self._clock.monotonic())
         logger.debug("the store of the share %r failed", self.member.share, exc_info=error)
         if lost:
-            reason = f"{type(error).__name__}: {error}"
-            share, store = self.member.share, repr(self.store)
-            self._tell(StoreLost(call=self._call, share=share, store=store, reason=reason))
+            self.events.lost(error)
 
     def _steer(self, lease: Lease) -> None:
         pilot = self.pilot
@@ -204,38 +206,6 @@ class StoreClient:
             done = False
         with Queue.lock:
             pilot.steered(lease, law, done=done)
-
-    # Events
-
-    def _compare(self, ask: Ask, lease: Lease) -> None:
-        mine, theirs = ask.quota, lease.quota
-        if mine == theirs or mine != self.member.quota:
-            self._disagreed = None
-        elif theirs != self._disagreed:
-            self._disagreed = theirs
-            self._tell(
-                QuotaDisagreement(
-                    call=self._call,
-                    share=ask.share,
-                    mine=mine.rate,
-                    theirs=theirs.rate,
-                    differences=mine.differences(theirs),
-                )
-            )
-
-    def _tell(self, event: Event) -> None:
-        """Notify each listener once, even if it listens to several stacks."""
-        listeners: list[Any] = []
-        for layer in list(self._audience):
-            listener = layer.context.listener
-            for each in listener.each if isinstance(listener, Listeners) else (listener,):
-                if not any(each is other for other in listeners):
-                    listeners.append(each)
-        for each in listeners:
-            try:
-                each(event)
-            except Exception:  # noqa: BLE001 - user code; whatever it raises
-                logger.exception("the listener failed on %s", event)
 
 
 def join(
@@ -270,16 +240,27 @@ def _quota(limits: Limits, methods: str, *, promises: bool) -> Quota:
     return Quota(rate, burst, window if promises else 0.0, most, most / window, methods)
 
 
+def _probe(client: "ref[StoreClient]") -> None:
+    found = client()
+    if found is not None:
+        found._errand()  # noqa: SLF001 - its own
+
+
 def _start() -> Start:
     return Start(unique_key(), _clock.utcnow().timestamp(), _clock.monotonic())
 
 
+@cache
+def _leave_at_exit(_pid: int) -> None:
+    """Make this process report once more at its end. Children of multiprocessing end without `atexit`."""
+    atexit.register(_leave_all)
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.Finalize(None, _leave_all, exitpriority=0)
+
+
 def _leave_all() -> None:
-    """At the end of the program, let all members report once more."""
     until = _clock.monotonic() + LAST_REPORT
     for client in list(_clients):
         if (left := until - _clock.monotonic()) > 0:
             client.close(left)
-
-
-atexit.register(_leave_all)
