@@ -87,7 +87,8 @@ def place(s: State, places: int, after: float, now: float) -> Range:
             if after <= last < max(s.next, opens) + gap:
                 skipped = 0 if first >= after else math.ceil((after - first) / step - ROUND)
                 start = first + skipped * step
-                found = _window.fit(s, start, step, min(places, size - skipped)) if s.most else min(places, size - skipped)
+                found = min(places, size - skipped)
+                found = _window.fit(s, start, step, found) if s.most else found
                 if found > 0:
                     head, rest = cut([s.free[index]], skipped)
                     s.free = sorted(s.free[:index] + head + cut(rest, found)[1] + s.free[index + 1 :])

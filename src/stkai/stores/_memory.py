@@ -13,7 +13,9 @@ class KnownMembers(dict[str, Member]):
 
     def overdue(self, now: float, most: int) -> list[tuple[str, Member]]:
         """The first members whose `due` is not after `now`."""
-        found = [(member.due, name.encode(), name, member) for name, member in self.items() if member.due <= now]
+        found = [
+            (member.due, name.encode(), name, member) for name, member in self.items() if member.due <= now
+        ]
         return [(name, member) for _, _, name, member in sorted(found, key=lambda each: each[:2])[:most]]
 
     def all(self) -> list[Member]:

@@ -1,12 +1,17 @@
 """The interface between a member of a shared quota and its store: one atomic step per lease.
 
 A store holds numbers, never waiting requests. All times in messages are in seconds from now, so that members whose
-clocks differ can still share a quota. A member reports totals and what it holds, never single permits: the store replaces
-what it believed of the member, so that a message that is lost, repeated or overtaken does no harm.
+clocks differ can still share a quota. A member reports totals and what it holds, never single permits: the store
+replaces what it believed of the member, so that a message that is lost, repeated or overtaken does no harm.
 """
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
+
+BOOKS: Final = ("leased", "used", "returned", "expired", "held")
+"""What becomes of permits: leased = used + returned + expired + held."""
 
 UNLIMITED: Final = 1e6
 """The rate of a quota that counts only units of cost, in permits per second."""
@@ -30,6 +35,12 @@ class Quota(NamedTuple):
     max_cost: float = 0.0
     cost_rate: float = 0.0
     methods: str = ""
+
+    @classmethod
+    def of(cls, numbers: Iterable[float], methods: str = "") -> "Quota":
+        """The quota of these numbers, in the order of the attributes."""
+        rate, burst, window, max_cost, cost_rate = numbers
+        return cls(rate, burst, window, max_cost, cost_rate, methods)
 
     def differences(self, other: "Quota") -> tuple[str, ...]:
         """The names of the attributes in which two quotas differ."""
@@ -131,7 +142,8 @@ class Ask(NamedTuple):
         return Quota(self.rate, self.burst, self.window, self.max_cost, self.cost_rate, self.methods)
 
 
-class Lease(NamedTuple):
+@dataclass(slots=True)
+class Lease:
     """A store's answer: permits that the member may use, and the state of its group.
 
     Attributes:
@@ -193,7 +205,7 @@ class Snapshot(NamedTuple):
         pause: seconds during which no member may send.
         refused: seconds since a member last reported a 429; None if none did.
         epoch: counts refusals.
-        books: permits by what became of them: leased = used + returned + expired + held.
+        books: permits by what became of them; see `BOOKS`.
     """
 
     members: int

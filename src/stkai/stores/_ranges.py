@@ -51,5 +51,7 @@ def merged(some: list[Range], others: list[Range]) -> list[Range]:
     ranges = sorted(some + others)
     for left, right in pairwise(ranges):
         if left[0] + left[1] * (left[2] - 1) > right[0]:
-            return sorted((first + gap * number, 0.0, 1) for first, gap, size in ranges for number in range(size))
+            return sorted(
+                (first + gap * number, 0.0, 1) for first, gap, size in ranges for number in range(size)
+            )
     return ranges

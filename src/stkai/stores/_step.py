@@ -13,7 +13,7 @@ from typing import Final
 from . import _window
 from ._calendar import USAGE_SPAN, advance, place
 from ._members import FORGET, WAITS, due_again, settle, sweep, void, void_old, wait
-from ._protocol import Ask, Law, Lease, Snapshot
+from ._protocol import BOOKS, Ask, Law, Lease, Snapshot
 from ._ranges import NEVER, ROUND, count, merged
 from ._state import Member, Members, State
 
@@ -92,7 +92,7 @@ def look(s: State, now: float) -> Snapshot | None:
     now = advance(s, now)
     debt = max(0.0, -s.units / s.quota.cost_rate) if s.quota.cost_rate else 0.0
     active = sum(bool(member.old or member.fresh or member.waiting) for member in members)
-    books = {"leased": s.leased, "used": s.used, "returned": s.returned, "expired": s.expired, "held": s.held}
+    books = {name: getattr(s, name) for name in BOOKS}
     return Snapshot(
         len(members), active, s.quota, s.rate, s.usage / USAGE_SPAN, sum(member.waiting for member in members),
         max(0.0, _queue(s, now), debt), s.units, max(0.0, s.paused - now),
