@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from stkai.transports._limits.limiter import Answer, RateChange, Turn
+from stkai.transports import Answer, RateChange, Turn
 from stkai.transports._limits.pace.adaptive import Adaptive
 from stkai.transports._limits.pace.headers import Reading
 from stkai.transports._limits.pace.quota import KnownQuota

@@ -10,8 +10,8 @@ from .._builder import StackBuilder
 from .._config.stkai import STKAI
 from .._errors import ConfigurationError
 from .._standard import NO_AUTHENTICATION, AuthChoice, Parts, set_while_off
-from ..transports._adaptive.warm import Memory
 from ..transports._limits.all_of import AllOf
+from ..transports._limits.pace.saved_rate import SavedRate
 from ..transports._limits.shared_limiter import SharedLimiter
 from .quota import describe
 
@@ -71,16 +71,16 @@ def _remembered(name: str, share: str | None) -> str:
     """What an earlier program has left for this one."""
     if share is not None:
         return "the store of the shared quota keeps its rate for a day; see stkai quota."
-    memory = Memory(name)
-    if memory.path is None:
+    saved = SavedRate(name)
+    if saved.path is None:
         return "impossible, because this user has no home directory; set XDG_CACHE_HOME."
-    found = memory.recall()
+    found = saved.read()
     if found is None:
-        return f"nothing from the last day in {memory.path}."
+        return f"nothing from the last day in {saved.path}."
     limit = "" if found.refused else ", without a refusal"
     return (
         f"{found.rate:.3g} requests per second{limit}, window {found.window:g} s, saved {_ago(found.age)} ago"
-        f" in {memory.path}."
+        f" in {saved.path}."
     )
 
 

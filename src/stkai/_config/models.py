@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..transports._adaptive.warm import check_warm_start
+from ..transports._limits.pace.saved_rate import check_warm_start
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 from .fields import (
     COUNT,

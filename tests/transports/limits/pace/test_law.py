@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stkai.transports._limits.limiter import Turn
+from stkai.transports import Turn
 from stkai.transports._limits.pace import law as laws
 from stkai.transports._limits.pace.law import HISTORY, Past, PlainLaw, SearchingLaw, TunedLaw
 
@@ -19,7 +19,7 @@ from ....support.sender import QUOTA, Sender, plain, sender
 
 def test_the_rate_grows_with_the_integral_of_the_law_while_requests_wait() -> None:
     one, law = sender().settle(10.0), TunedLaw(QUOTA, 60)
-    assert one.pace._moves.law == law
+    assert one.pace._windowed.law == law
     start = one.rate
     for seconds in (1.0, 30.0, 90.0, 240.0):
         pace = sender().settle(10.0).pace
@@ -222,7 +222,7 @@ class Recorder:
 
 def recorded(**options: Any) -> tuple[Sender, Recorder]:
     one, law = plain(**options), Recorder()
-    one.pace._moves.law = law
+    one.pace._windowed.law = law
     return one, law
 
 
@@ -272,10 +272,10 @@ def test_the_law_is_told_how_short_the_past_is() -> None:
 
 def test_a_million_requests_take_no_more_memory_than_one() -> None:
     one = Sender(1_000_000, 60)
-    before = len(pickle.dumps(one.pace._moves.history.tally._counts))
+    before = len(pickle.dumps(one.pace._windowed.history.tally._counts))
     for number in range(20_000):
-        one.pace._moves.history.add(number / 1000)
-    assert len(pickle.dumps(one.pace._moves.history.tally._counts)) == before
+        one.pace._windowed.history.add(number / 1000)
+    assert len(pickle.dumps(one.pace._windowed.history.tally._counts)) == before
 
 
 def test_the_law_is_told_the_share_of_the_last_time_that_was_spent_holding_back() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stkai.transports._limits.limiter import Turn
+from stkai.transports import Turn
 
 from ....support.crowd import Waiter, drive
 from ....support.sender import QUOTA, plain, sender

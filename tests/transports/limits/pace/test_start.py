@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from stkai.transports._limits.limiter import Turn
+from stkai.transports import Turn
 from stkai.transports._limits.pace.start import _DOUBLING, _FREE
 from stkai.transports._limits.pace.start import _SHARE as START
 
@@ -114,7 +114,7 @@ def test_a_burst_that_meets_a_small_bucket_is_no_reason_to_lower_the_rate(window
 
 def test_a_sender_that_had_the_whole_quota_in_its_first_window_keeps_most_of_it() -> None:
     cold = Sender(10, 60)
-    cold.pace._moves.rate = cold.pace.quota.ceiling
+    cold.pace._windowed.rate = cold.pace.quota.ceiling
     for number in range(10):
         cold.force(4.0 * number)
         cold.accept(4.0 * number)

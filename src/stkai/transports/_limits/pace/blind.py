@@ -9,6 +9,7 @@ rate grows faster.
 import math
 from enum import Enum, auto
 
+from ..limiter import Turn
 from .quota import KnownQuota
 
 _PATIENCE = 4.0
@@ -27,7 +28,7 @@ _FIRST_STEP, _STEPS = 0.5, 3
 _FLOOR, _FLOOR_SHARE = 0.1, 0.05
 """Requests per second below which the rate never falls, but at most that share of the quota."""
 
-START, _ADDED, _DOUBLING = 2.0, 4.0, 1.0
+_START, _ADDED, _DOUBLING = 2.0, 4.0, 1.0
 """A start: so many requests per second, growing by 4 per second each second, or doubling if that is more."""
 
 _TESTS = 3
@@ -52,6 +53,9 @@ _OUTAGE = 5
 _REGAINED, _REGAIN = 0.75, 0.5
 """After an outage, the rate doubles in half a second up to 0.75 of what it was."""
 
+_NEWS, _STRICT_NEWS = 0.1, 0.3
+"""Share by which the rate must move before it is reported again; where it moves all the time, more."""
+
 _LONGEST = 3.5
 """Seconds between two probes, at most."""
 
@@ -60,6 +64,9 @@ _LATE = 0.05
 
 _LONGEST_STEP = 1.0
 """Seconds of growth at a time: in a longer step, the program stood still."""
+
+_NAPS = 0.25, 1.0
+"""Seconds for which a waiter sleeps at least and at most before it asks again: the rate may have grown."""
 
 
 class Pair(Enum):
@@ -74,19 +81,29 @@ class BlindRate:
 
     Args:
         quota: the ceiling, if it is known.
-        found: the rate to begin with, after the first refusal.
+        found: the rate to begin with, after the first refusal; and whether the rate is still to be found, because no
+            more than a burst was refused.
         now: when that came.
-        starting: whether the rate is still to be found, because no more than a burst was refused.
 
     Attributes:
         rate: requests per second.
+        burst: 1: no two requests go at once.
+        credit: 1.0 if the next permit is due; the part of it that has been released otherwise.
+        paused_until: -inf: the credit takes pauses into account.
+        ignores_successes_until: -inf: every success counts.
         row: refusals in a row.
     """
 
-    def __init__(self, quota: KnownQuota, found: float, now: float, *, starting: bool) -> None:
+    burst = 1.0
+    paused_until = ignores_successes_until = -math.inf
+
+    def __init__(self, quota: KnownQuota, found: tuple[float, bool], now: float) -> None:
         self._quota = quota
-        self.rate = self._bounded(found)
-        self._starting, self._outage, self.row, self._refusals = starting, False, 0, 0
+        rate, self._starting = found
+        if self._starting and not quota.is_given:
+            rate = max(_START, rate)
+        self.rate, self.credit = self._bounded(rate), 0.0
+        self._outage, self.row, self._refusals = False, 0, 0
         # The rate that was last refused, that before a row of refusals, and the target of a recovery; inf for none.
         self._bad, self._before, self._back = math.inf, 0.0, math.inf
         self._hold = self._test_at = -math.inf
@@ -97,42 +114,94 @@ class BlindRate:
         self._pair: dict[Pair, bool] | None = None
         self._first, self._second, self._pair_rate = -math.inf, False, 0.0
 
+    def __str__(self) -> str:
+        numbers = f"{self._quota}, " if self._quota.is_given else "found: "
+        return f"{numbers}{self.finding or 'no Retry-After'}"
+
     @property
     def is_strict(self) -> bool:
         """Whether the server spaces requests out: what it refuses are collisions."""
         return self._failed >= _TESTS
 
-    def __str__(self) -> str:
+    @property
+    def finding(self) -> str:
+        """What was found out about the server's refusals."""
         return "collisions, rate kept" if self.is_strict else ""
+
+    def reason(self, before: float) -> str:
+        """Why the rate is not `before` any more."""
+        why = "no refusal since" if self.rate > before else "429 Too Many Requests"
+        return f"{why}: {self.finding}" if self.finding else why
+
+    @property
+    def news(self) -> float:
+        """Share by which the rate must move before it is reported again."""
+        return _STRICT_NEWS if self.is_strict else _NEWS
+
+    @property
+    def base(self) -> float:
+        """The rate; it does not vary with windows."""
+        return self.rate
+
+    @property
+    def lasting(self) -> float:
+        """The rate; while the server accepts nothing, that from before."""
+        return self._before if self._outage else self.rate
+
+    def update(self, share: float) -> None:
+        """Continue with another quota, of which it gets the same share: `share` is the new quota by the old one."""
+        self.rate = self._bounded(self.rate * share)
+        self._bad = max(self._bad, self.rate)
 
     # Permits
 
-    def credit(self, now: float) -> float:
-        """1.0 if the next permit is due; the part of it that has been released otherwise."""
+    def release(self, start: float, now: float, *, waiting: bool) -> float:
+        """Let the rate grow from `start` to `now`, and find out whether the next permit is due."""
+        if waiting and now > start:
+            self._grow(min(now - start, _LONGEST_STEP))
         due = self._first if self._second and now >= self._hold else max(self._due, self._hold)
-        return 1.0 if now >= due else 1.0 - (due - now) * self.rate
+        self.credit = 1.0 if now >= due else 1.0 - (due - now) * self.rate
+        return 0.0
 
-    def take(self, now: float) -> Pair | None:
-        """Take the permit; returns whether the request is one of a pair: pass that on with its answer."""
+    def time_for(self, permits: float, now: float) -> float:
+        """Seconds until this many more permits are released."""
+        return permits / self.rate
+
+    def take(self, turn: Turn, now: float) -> float:
+        """Take the permit; returns what it takes. The first of a pair takes none, so that the second can go at once."""
         gap = 1 / self.rate
         if self._second:
             self._second = False
             if now - self._first <= gap / 4:
-                return Pair.SECOND
+                turn.mark = Pair.SECOND
+                return 1.0
             self._pair = None
         self._due = max(self._due + gap, now + gap - min(gap / 2, _LATE))
         if self.row:
             self._due = min(self._due, now + _LONGEST)
         if self._pair is None and now >= self._test_at and not self.row:
             self._first, self._second, self._pair, self._pair_rate = now, True, {}, self.rate
-            return Pair.FIRST
-        return None
+            turn.mark = Pair.FIRST
+            return 0.0
+        return 1.0
 
-    def grow(self, seconds: float) -> None:
-        """Let the rate grow for so many seconds in which requests were held back."""
+    def give_back(self, turn: Turn) -> None:
+        """Forget a request that was not sent."""
+        self.ignore(turn)
+
+    def ignore(self, turn: Turn) -> None:
+        """Note that an answer says nothing: if its request was one of a pair, there is no pair."""
+        if turn.mark is not None:
+            self._pair, self._second = None, False
+
+    def nap(self, wait: float) -> float:
+        """How much of a wait to sleep before asking again."""
+        shortest, longest = _NAPS
+        return min(wait, max(shortest, min(longest, wait / 2)))
+
+    def _grow(self, seconds: float) -> None:
         if self.row > _OUTAGE or (self.row > 1 and not self.is_strict):
             return
-        seconds = min(seconds, _LONGEST_STEP)
         if self._starting:
             if self._proven or self.is_strict:
                 self.rate += max(_ADDED, self.rate * math.log(2) / _DOUBLING) * seconds
@@ -147,26 +216,21 @@ class BlindRate:
             self._bad = max(self._bad, self.rate)
         self.rate = self._bounded(self.rate)
 
-    def lose(self, pair: Pair | None) -> None:
-        """Note that the answer to a request says nothing: if it was one of a pair, there is no pair."""
-        if pair is not None:
-            self._pair, self._second = None, False
-
     # Answers
 
-    def accepted(self, now: float, pair: Pair | None) -> None:
+    def accepted(self, turn: Turn, now: float, sent: float) -> None:
         """Note that a request was accepted."""
-        if pair is not None:
-            self._test(pair, now, 0.0, accepted=True)
+        if turn.mark is not None:
+            self._test(turn.mark, now, 0.0, accepted=True)
         self._refused_share *= 1 - _STRICT_MEMORY
         if self._outage:
             self._outage, self._back = False, _REGAINED * self._before
             self.rate = self._bounded(min(self._back, max(self.rate, self._back / 2)))
         self.row = 0
 
-    def refused(self, now: float, sent: float, chance: float, pair: Pair | None) -> None:
+    def refused(self, turn: Turn, now: float, sent: float, chance: float) -> None:
         """Note that a request sent at `sent` was refused."""
-        if pair is not None and self._test(pair, now, chance, accepted=False):
+        if turn.mark is not None and self._test(turn.mark, now, chance, accepted=False):
             return
         self._refused_share += _STRICT_MEMORY * (1 - self._refused_share)
         if sent < self._cut_at and not self.row:

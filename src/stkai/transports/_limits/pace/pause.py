@@ -3,7 +3,13 @@
 import math
 
 LEAST = 1 / 60
-"""Windows: the least jitter of a pause, the pause if a 429 asks for none, and the shortest nap of a waiter."""
+"""Windows: the least jitter of a pause, and the shortest nap of a waiter."""
+
+_UNASKED = 1.0
+"""Seconds: the most for which the first 429 that asks for no wait stops a program."""
+
+ROWS = 3
+"""Refusals in a row up to which a pause that the server has not asked for doubles: no retry policy waits for longer."""
 
 _LONGEST = 3600.0
 """Seconds, or the window if that is longer: one answer never stops a program for longer."""
@@ -30,6 +36,11 @@ def longest(window: float) -> float:
 def is_soft(window: float, asked: float = 0.0) -> bool:
     """Whether only the refused request waits as long as asked, while the others continue at the reduced rate."""
     return window <= _SOFT and asked <= _SOFT
+
+
+def unasked(window: float) -> float:
+    """Seconds for which a refusal stops a program if it does not say for how long."""
+    return min(_UNASKED, LEAST * window)
 
 
 def hard(asked: float, row: int, window: float, rate: float, chance: float) -> float:

@@ -4,7 +4,7 @@ import gc
 import json
 import logging
 import os
-import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,14 @@ import pytest
 
 from stkai import AimdLimiter, ConfigurationError
 from stkai.testing import FakeClock
-from stkai.transports import Answer, Turn
-from stkai.transports._adaptive.warm import Keeper, Learned, Memory
+from stkai.transports import Answer, Context, Run, Turn, adaptive
+from stkai.transports._limits.pace.saved_rate import LearnedRate, SavedRate
 
-RATE = Learned(2.0, 60.0)
+from ....support.wire import Wire
+from ....support.world import World
+
+RATE = LearnedRate(2.0, 60.0)
+NOW = datetime.now(UTC)
 
 
 @pytest.fixture(autouse=True)
@@ -29,18 +33,26 @@ def files(cache: Path) -> list[Path]:
     return [path for path in cache.rglob("*") if path.is_file()]
 
 
-def path_of(memory: Memory) -> Path:
-    assert memory.path is not None
-    return memory.path
+def path_of(file: SavedRate) -> Path:
+    assert file.path is not None
+    return file.path
+
+
+def answer(policy: AimdLimiter, now: float, status: int = 200, date: datetime = NOW, **headers: str) -> Turn:
+    """Let a request go at `now`, and its answer come at once; returns its turn."""
+    turn = Turn()
+    assert policy.ask(turn, now) == 0.0
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    policy.learn(turn, Answer(now, now, httpx.Response(status, headers=named), None, lambda: date, 0.0))
+    return turn
 
 
 def run_a_program(*numbers: float, **options: Any) -> float:
     """Refuse one request of a limiter and let it end; return the rate at its end."""
     policy = AimdLimiter(*numbers, **options)
-    for _ in range(30):
-        policy.take(0.0)
-        policy.succeeded(0.0, sent=0.0)
-    policy.refused(1.0, sent=1.0, asked=59.0, chance=0.0)
+    for _ in range(20):
+        answer(policy, 0.0)
+    answer(policy, 1.0, 429, retry_after="59")
     rate = policy.rate
     del policy
     gc.collect()
@@ -48,7 +60,7 @@ def run_a_program(*numbers: float, **options: Any) -> float:
 
 
 def saved(rate: float, window: float = 60.0, *, refused: bool = True) -> None:
-    Memory("key").keep(Learned(rate, window, refused))
+    SavedRate("key").write(LearnedRate(rate, window, refused), NOW)
 
 
 def test_nothing_is_kept_unless_asked_for(cache: Path) -> None:
@@ -79,15 +91,15 @@ def test_the_numbers_stay_the_ceiling() -> None:
 def test_a_rate_below_the_floor_is_raised_to_the_floor() -> None:
     saved(1e-300)
     for policy in (AimdLimiter(100, 60, warm_start="key"), AimdLimiter(warm_start="key")):
-        assert policy.rate == policy.floor > 0
+        assert policy.rate == pytest.approx(0.5 / 60)
 
 
 def test_a_program_that_learned_nothing_leaves_the_file_alone(cache: Path) -> None:
     saved(2.0)
-    before = path_of(Memory("key")).read_text()
+    before = path_of(SavedRate("key")).read_text()
     AimdLimiter(warm_start="key")
     gc.collect()
-    assert path_of(Memory("key")).read_text() == before
+    assert path_of(SavedRate("key")).read_text() == before
 
 
 def test_the_search_for_the_limit_continues_at_a_rate_that_was_never_refused() -> None:
@@ -110,31 +122,35 @@ def test_short_programs_that_are_never_refused_do_not_slow_down_from_one_to_the_
             for turn in turns:
                 now = tenth / 10
                 if not turn.granted and not policy.ask(turn, now):
-                    policy.succeeded(now, sent=now)
-        policy._learned.save()
+                    policy.learn(turn, Answer(now, now, httpx.Response(200), None, lambda: NOW, 0.0))
+        del policy
+        gc.collect()
 
 
 def test_while_a_request_probes_after_an_absurd_wait_the_earlier_rate_is_kept() -> None:
     policy = AimdLimiter(100, 60, warm_start="key")
-    for _ in range(30):
-        policy.take(0.0)
-        policy.succeeded(0.0, sent=0.0)
-    policy.refused(1.0, sent=1.0, asked=86_400.0, chance=0.0)
-    assert policy.rate == policy.floor
-    assert policy._learned.learned is not None
-    assert policy._learned.learned.rate > 2 * policy.floor
+    for _ in range(20):
+        answer(policy, 0.0)
+    turn = answer(policy, 1.0, 429, retry_after="86400")
+    least = 0.5 / 60
+    assert policy.rate == pytest.approx(least)
+    assert isinstance(turn.errand, Run)
+    turn.errand.sync(60.0)
+    found = SavedRate("key").read()
+    assert found is not None
+    assert found.rate > 2 * least
 
 
 def test_a_rate_older_than_a_day_or_from_the_future_is_not_believed() -> None:
     clock = FakeClock()
-    memory = Memory("key", clock)
-    memory.keep(RATE)
+    file = SavedRate("key", clock)
+    file.write(RATE, clock.utcnow())
     clock.advance(86_000.0)
-    assert memory.recall() == RATE._replace(age=86_000.0)
+    assert file.read() == RATE._replace(age=86_000.0)
     clock.advance(1_000.0)
-    assert memory.recall() is None
-    Memory("key").keep(RATE)
-    assert memory.recall() is None, "the fake clock is behind"
+    assert file.read() is None
+    file.write(RATE, clock.utcnow() + timedelta(seconds=1))
+    assert file.read() is None
 
 
 def text(**values: object) -> bytes:
@@ -174,34 +190,34 @@ def test_a_file_that_makes_no_sense_is_treated_as_missing(
     content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = FakeClock()
-    memory = Memory("key", clock)
-    memory.keep(RATE)
+    file = SavedRate("key", clock)
+    file.write(RATE, clock.utcnow())
     start = clock.utcnow().timestamp()
-    path_of(memory).write_bytes(content.replace(b'"saved": 0.0', f'"saved": {start}'.encode()))
-    assert memory.recall() is None
-    path_of(memory).write_bytes(text(saved=start))
-    assert memory.recall() == RATE
+    path_of(file).write_bytes(content.replace(b'"saved": 0.0', f'"saved": {start}'.encode()))
+    assert file.read() is None
+    path_of(file).write_bytes(text(saved=start))
+    assert file.read() == RATE
 
 
 def test_anything_but_a_regular_file_is_not_read_and_a_link_is_replaced_not_followed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = path_of(Memory("key"))
+    path = path_of(SavedRate("key"))
     path.parent.mkdir(parents=True)
     os.mkfifo(path)
-    assert Memory("key").recall() is None, "and it does not wait for a writer"
+    assert SavedRate("key").read() is None, "and it does not wait for a writer"
     path.unlink()
     path.mkdir()
-    memory = Memory("key")
-    assert memory.recall() is None
-    memory.keep(RATE)
+    file = SavedRate("key")
+    assert file.read() is None
+    file.write(RATE, NOW)
     assert [*path.parent.iterdir()] == [path], "no temporary file stays"
     path.rmdir()
     other = tmp_path / "other"
     other.write_bytes(text())
     path.symlink_to(other)
-    assert Memory("key").recall() is None
-    memory.keep(RATE)
+    assert SavedRate("key").read() is None
+    file.write(RATE, NOW)
     assert not path.is_symlink()
     assert other.read_bytes() == text()
     assert "not a regular file" in caplog.text
@@ -209,16 +225,16 @@ def test_anything_but_a_regular_file_is_not_read_and_a_link_is_replaced_not_foll
 
 @pytest.mark.parametrize("name", ["../../escape", "a/b", "x" * 1000, "\udcff", "nul\0", ".", "é" * 300])
 def test_every_name_has_its_own_file_in_the_directory(cache: Path, name: str) -> None:
-    Memory(name).keep(RATE)
-    Memory(name + "2").keep(RATE._replace(rate=3.0))
+    SavedRate(name).write(RATE, NOW)
+    SavedRate(name + "2").write(RATE._replace(rate=3.0), NOW)
     assert [path.parent for path in files(cache)] == [cache / "stkai" / "adaptive"] * 2
-    found = Memory(name).recall()
+    found = SavedRate(name).read()
     assert found is not None
     assert found.rate == 2.0
 
 
 def test_names_that_differ_only_in_case_have_file_names_that_differ_in_more() -> None:
-    lower, upper = path_of(Memory("key")).name.lower(), path_of(Memory("KEY")).name.lower()
+    lower, upper = path_of(SavedRate("key")).name.lower(), path_of(SavedRate("KEY")).name.lower()
     assert lower != upper
 
 
@@ -227,10 +243,10 @@ def test_a_directory_that_cannot_be_written_is_a_warning_and_not_an_error(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    memory = Memory("key")
+    file = SavedRate("key")
     for _ in range(3):
-        memory.keep(RATE)
-        assert memory.recall() is None
+        file.write(RATE, NOW)
+        assert file.read() is None
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "set XDG_CACHE_HOME" in record.getMessage()
@@ -252,72 +268,57 @@ def test_a_user_without_a_home_starts_cold(
 def test_a_cache_directory_must_be_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert path_of(Memory("key")).parent == tmp_path / ".cache" / "stkai" / "adaptive"
+    assert path_of(SavedRate("key")).parent == tmp_path / ".cache" / "stkai" / "adaptive"
 
 
-def saving_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "stkai-warm-start"]
+def an_answer(now: float) -> Answer:
+    return Answer(now, now, None, None, lambda: NOW + timedelta(seconds=now), 0.0)
 
 
-def finish_saving() -> None:
-    for thread in saving_threads():
-        thread.join(10)
-
-
-def test_news_is_saved_in_a_thread_and_at_most_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[tuple[str, Learned]] = []
-
-    class Noting(Memory):
-        def keep(self, learned: Learned) -> None:
-            kept.append((threading.current_thread().name, learned))
-
-    keeper = Keeper(Noting("key"))
+def test_news_is_saved_at_most_once_a_minute_and_the_last_at_the_end() -> None:
+    file, saved_at = SavedRate("key", FakeClock()), []
     for now in range(200):
-        if now not in {0, 150}:
-            keeper.note(float(now), 60.0, refused=True)
-        keeper.save_news(float(now))
-        finish_saving()
-    assert [(name, learned.rate) for name, learned in kept] == [
-        ("stkai-warm-start", rate) for rate in (1.0, 61.0, 121.0, 181.0)
-    ]
+        operation = file.note(LearnedRate(float(now), 60.0), an_answer(now))
+        if operation is not None:
+            operation.sync(60.0)
+            saved_at.append(now)
+    assert saved_at == [0, 60, 120, 180]
+    assert json.loads(path_of(file).read_text())["rate"] == 180.0
+    file.save()
+    assert json.loads(path_of(file).read_text())["rate"] == 199.0
 
 
 def test_nothing_is_saved_again_while_there_is_no_news() -> None:
-    keeper = Keeper(Memory("key"))
-    keeper.note(2.0, 60.0, refused=True)
-    keeper.save_news(0.0)
-    finish_saving()
-    path_of(Memory("key")).unlink()
-    keeper.save_news(1000.0)
-    finish_saving()
-    assert Memory("key").recall() is None
+    file = SavedRate("key")
+    operation = file.note(RATE, an_answer(0.0))
+    assert operation is not None
+    operation.sync(60.0)
+    path_of(file).unlink()
+    file.save()
+    assert SavedRate("key").read() is None
 
 
-def test_a_program_that_can_start_no_thread_saves_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    keeper = Keeper(Memory("key"))
-    keeper.note(2.0, 60.0, refused=True)
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    keeper.save_news(0.0)
-    assert Memory("key").recall() is None
-    keeper.save()
-    assert Memory("key").recall() is not None
-
-
-def test_the_first_refusal_is_saved_while_the_program_runs() -> None:
-    clock = FakeClock()
-    policy, turn = AimdLimiter(warm_start="key"), Turn()
-    assert policy.ask(turn, 0.0) == 0.0
-    response = httpx.Response(429, headers={"Retry-After": "30"})
-    policy.learn(turn, Answer(0.0, 1.0, response, None, clock.utcnow, 0.0))
-    finish_saving()
-    found = Memory("key").recall()
+async def test_the_first_refusal_is_saved_before_its_answer_is_returned(world: World) -> None:
+    policy, clock = AimdLimiter(warm_start="key"), FakeClock()
+    wire = Wire(httpx.Response(429, headers={"Retry-After": "30"}))
+    transport = world.layer(adaptive(policy), wire, context=Context(clock=clock))
+    response = await world.send(transport, httpx.Request("POST", "https://api.example.com/"))
+    assert response.status_code == 429
+    found = SavedRate("key", clock).read()
     assert found is not None
     assert found.rate == policy.rate
     assert found.window == policy.window
     assert found.refused
+
+
+def test_the_limiter_starts_no_thread_and_reads_no_clock_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = AimdLimiter(warm_start="key")
+    monkeypatch.setattr("threading.Thread.start", None)
+    date = datetime(2031, 1, 1, tzinfo=UTC)
+    turn = answer(policy, 0.0, 429, date=date, retry_after="30")
+    assert isinstance(turn.errand, Run)
+    turn.errand.sync(60.0)
+    assert json.loads(path_of(SavedRate("key")).read_text())["saved"] == date.timestamp()
 
 
 @pytest.mark.parametrize("name", ["", "  ", 7, True])
