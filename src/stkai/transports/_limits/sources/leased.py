@@ -193,7 +193,7 @@ class Leased(Source):
         if not self._is_due(now):
             return None
         call = member.reserve(turn, now)
-        return None if call is None else self.client.operation(call, turn)
+        return None if call is None else self.client.operation(call, turn, now)
 
     def left(self, turn: "Turn", now: float) -> None:
         """A turn has left: another may make the call that it reserved, and nobody may be left to use the permits."""

@@ -27,9 +27,6 @@ _NEWS: Final = 1.0
 _HUNG: Final = 2
 """Calls that may hang in a row before the store counts as lost."""
 
-_FIRST_PROBE: Final = 0.25
-_LONGEST_BETWEEN_PROBES: Final = 1.0
-
 _ROUNDING: Final = 1e-6
 
 
@@ -253,9 +250,7 @@ class Member:
             self.refused = max(self.refused, call.ask.refused.epoch)
         self.held.give_up()  # So that nothing is spent twice.
         announced = self.outage.fail(now, self._local_sources, is_sure=self.contact.lease is None)
-        failures = self.outage.failures
-        probe = min(_FIRST_PROBE * 2.0 ** (failures - 2), _LONGEST_BETWEEN_PROBES)
-        self.errand(0.0 if failures < 2 else probe)
+        self.errand(self.outage.probe_after)
         return announced
 
     def drop(self, call: StoreCall) -> None:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 BOTH: Final = 1.5
 """Seconds after an outage during which a request needs a permit of both: the others return one by one."""
 
+_FIRST_PROBE: Final = 0.25
+_LONGEST: Final = 1.0
+"""Seconds between two probes of a lost store."""
+
 _ROUNDING: Final = 1e-6
 
 _ANNOUNCED: Final = 2
@@ -54,6 +58,7 @@ class Outage:
         sources: the local sources in force.
         used: permits of theirs that the store was not told of yet.
         since: when the outage began.
+        probe_after: seconds after which to look whether the store is back.
     """
 
     def __init__(self, line: Line) -> None:
@@ -63,6 +68,7 @@ class Outage:
         self.sources: Sequence[Source] = ()
         self.since = -math.inf
         self._until = math.inf
+        self.probe_after = 0.0
 
     def fail(self, now: float, make: Callable[[float], Sequence[Source]], *, is_sure: bool) -> bool:
         """Note that a call has failed; if there was no outage, one begins.
@@ -86,6 +92,9 @@ class Outage:
             for turn in self._line.turns:
                 self.join(turn)
         self.is_on, self._until = True, math.inf
+        self.probe_after = (
+            0.0 if self.failures == 1 else min(_FIRST_PROBE * 2.0 ** max(0, self.failures - 2), _LONGEST)
+        )
         if self._is_announced or (self.failures < _ANNOUNCED and not is_sure):
             return False
         self._is_announced = True

@@ -8,7 +8,7 @@ from functools import cache, partial
 from typing import Any, Final
 from weakref import WeakSet, ref
 
-from ...._clock import Clock, SystemClock, unique_key
+from ...._clock import SystemClock, unique_key
 from ...._errors import ConfigurationError
 from ...._forks import after_fork
 from ...._log import logger
@@ -32,6 +32,9 @@ LAST_REPORT: Final = 0.25
 _PATIENCE: Final = 1.0
 """Seconds until its deadline below which a request leaves a call to a thread, since it may have to abandon it."""
 
+_ANOTHER: Final = 1.0
+"""Seconds by which the caller's clock differs if it is not the system's."""
+
 _STUCK: Final = 1.0
 """Seconds after which an errand that is overdue was lost: no thread could be started for it."""
 
@@ -53,7 +56,7 @@ class StoreClient:
         self._try_lease: Callable[[Ask], Lease | None] | None = getattr(store, "try_lease", None)
         self._is_instant = getattr(store, "blocks", True) is False
         self.events = StoreEvents(member.share, repr(store))
-        self._clock: Clock = _clock
+        self._told, self._ahead = _clock.monotonic(), 0.0
         member.errand = self._schedule
         self._begin()
         after_fork(self, StoreClient._begin)
@@ -63,20 +66,20 @@ class StoreClient:
         self._due = float("inf")
 
     def subscribe(self, layer: Audience) -> None:
-        """Report the store's events to the listener of this layer's stack, and tell the time by its clock."""
+        """Report the store's events to the listener of this layer's stack."""
         self.events.subscribe(layer)
-        self._clock = layer.context.clock
 
     def update(self, limits: Limits) -> None:
         """Change the group's quota; the member counts as one that starts now."""
         member, start = self.member, _start()
         quota = _quota(limits, member.quota.methods, promises=not member.steers)
-        member.update(quota, start._replace(instant=self._clock.monotonic()))
+        member.update(quota, start._replace(instant=self._now()))
 
     # Calls
 
-    def operation(self, call: StoreCall, turn: Any) -> Run:
+    def operation(self, call: StoreCall, turn: Any, now: float) -> Run:
         """The operation that makes a call which a request has reserved."""
+        self._tell(now)
 
         def run(left: float) -> None:
             self.events.call = turn.call or self.events.call
@@ -100,6 +103,7 @@ class StoreClient:
 
     def afterwards(self, now: float) -> None:
         """Carry out what is due for a store that never blocks."""
+        self._tell(now)
         if now >= self._due:
             self._due = float("inf")
             self.work()
@@ -108,7 +112,7 @@ class StoreClient:
         """Do what no request does: probe a lost store, or report to it."""
         self._due = float("inf")
         with Queue.lock:
-            call = self.member.run_errand(self._clock.monotonic())
+            call = self.member.run_errand(self._now())
         if call is not None:
             self._make(call)
 
@@ -118,16 +122,27 @@ class StoreClient:
         with Queue.lock:
             if not member.has_joined or member.outage.is_on:
                 return
-            call = member.farewell(self._clock.monotonic())
+            call = member.farewell(self._now())
         if self._is_instant:
             self._make(call)
         else:
             run_within(seconds, partial(self._make, call))
 
+    def _tell(self, now: float) -> None:
+        """Note the time of the caller's clock, which may be another one than the system's."""
+        ahead = now - _clock.monotonic()
+        self._told, self._ahead = now, ahead if abs(ahead) > _ANOTHER else 0.0
+
+    def _now(self) -> float:
+        """The time of the caller's clock."""
+        if self._is_instant and self._ahead:
+            return self._told
+        return _clock.monotonic() + self._ahead
+
     def _schedule(self, seconds: float) -> None:
         if self._is_instant:
             # Only the probes of a lost store keep to the time.
-            self._due = self._clock.monotonic() + (seconds if self.member.outage.is_on else 0.0)
+            self._due = self._told + (seconds if self.member.outage.is_on else 0.0)
             return
         now = _clock.monotonic()
         due = now + seconds
@@ -151,11 +166,11 @@ class StoreClient:
     def _begun(self, call: StoreCall) -> Ask | None:
         _leave_at_exit(os.getpid())
         with Queue.lock:
-            return self.member.begin(call, self._clock.monotonic())
+            return self.member.begin(call, self._now())
 
     def _send(self, call: StoreCall, ask: Ask, lease: Callable[[Ask], Lease | None] | None = None) -> bool:
         """Send the message and take in the answer. Returns whether there was one, or a failure."""
-        member, monotonic = self.member, self._clock.monotonic
+        member = self.member
         try:
             answer = (lease or self.store.lease)(ask)
             if answer is None and lease is not None:
@@ -177,7 +192,7 @@ class StoreClient:
             raise
         else:
             with Queue.lock:
-                restored = member.end(call, answer, monotonic())
+                restored = member.end(call, answer, self._now())
             if restored:
                 self.events.restored()
             self.events.compare(ask.quota, answer.quota)
@@ -186,7 +201,7 @@ class StoreClient:
 
     def _lose(self, call: StoreCall, error: Exception) -> None:
         with Queue.lock:
-            lost = self.member.fail(call, self._clock.monotonic())
+            lost = self.member.fail(call, self._now())
         logger.debug("the store of the share %r failed", self.member.share, exc_info=error)
         if lost:
             self.events.lost(error)
@@ -196,7 +211,7 @@ class StoreClient:
         if pilot is None:
             return
         with Queue.lock:
-            law = pilot.steer(lease, len(self.member.line.turns), self._clock.monotonic())
+            law = pilot.steer(lease, len(self.member.line.turns), self._now())
         if law is None:
             return
         try:
