@@ -151,9 +151,12 @@ def test_books_balance_whatever_members_send(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize(
-    ("rate", "burst", "window"), [(5, 20, 4), (50, 50, 1), (50, 2, 1), (100, 400, 4), (0.5, 6, 12), (0.5, 2, 12)]
+    ("rate", "burst", "window"),
+    [(5, 20, 4), (50, 50, 1), (50, 2, 1), (100, 400, 4), (0.5, 6, 12), (0.5, 2, 12)],
 )
-def test_no_window_has_more_permits_than_promised(seed: int, rate: float, burst: float, window: float) -> None:
+def test_no_window_has_more_permits_than_promised(
+    seed: int, rate: float, burst: float, window: float
+) -> None:
     chance = random.Random(seed)  # noqa: S311
     quota = {"rate": float(rate), "burst": float(burst), "window": float(window)}
     state = State(100.0, KnownMembers())

@@ -34,9 +34,9 @@ class Group:
     def __init__(self, chance: random.Random, share: str) -> None:
         self.chance, self.share, self.seq = chance, share, 0
         self.quota: dict[str, Any] = {
-            "rate": chance.choice([5.0, 50.0, 1000.0, 1 / 7]),
+            "rate": chance.choice([5.0, 5.0, 50.0, 1000.0, 1 / 7]),
             "burst": chance.choice([1.0, 4.0, 2.5, 60.0]),
-            "window": chance.choice([0.0, 0.0, 1.0, 4.0]),
+            "window": chance.choice([0.0, 1.0, 4.0]),
         }
         if chance.random() < 0.4:
             self.quota |= {"max_cost": 100.0, "cost_rate": 100 / 6}
@@ -50,7 +50,11 @@ class Group:
         for index, changes in enumerate(([0, 1, 2, 5, -1], [0, 0, 0, 1], [0.0, 0.0, 1.5, 33.0])):
             totals[index] += chance.choice(changes)
         want = chance.choice([0, 1, 1, 1, 3, 20])
-        costs = tuple(chance.choice([0.0, 10.0, 33.3, 250.0]) for _ in range(want)) if "max_cost" in self.quota else ()
+        costs = (
+            tuple(chance.choice([0.0, 10.0, 33.3, 250.0]) for _ in range(want))
+            if "max_cost" in self.quota
+            else ()
+        )
         refusal = Refusal(max(0, epoch - chance.choice([0, 0, 1])), chance.uniform(0, 3))
         ask = Ask(
             share=self.share,

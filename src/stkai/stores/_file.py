@@ -120,4 +120,5 @@ class FileStore:
         path = self._paths.get(share)
         if path is None:
             path = self._paths[share] = self.path / file_name(check_share(share))
+            open_shares.check_again(path)
         return path

@@ -178,6 +178,12 @@ class OpenShares:
                 share.lock.release()
                 raise
 
+    def check_again(self, path: Path) -> None:
+        """Before its next use, check that the file is still at its path."""
+        share = self._open.get(path)
+        if share is not None:
+            share.seen = share.checked = -math.inf
+
     def close(self, directory: Path) -> None:
         """Close the files of a directory."""
         if self._pid != os.getpid():

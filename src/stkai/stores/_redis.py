@@ -93,7 +93,7 @@ class RedisStore:
 
     def has_older_members(self, share: str) -> bool:
         """Whether members of version 2 use the share now. They keep their own state and do not share with these."""
-        return bool(self._run(share, "older"))
+        return bool(self._run(share, "older", keys=_keys(share, "members")))
 
     def close(self) -> None:
         """Close the connections, unless you passed the client; the next lease opens them again."""
@@ -118,11 +118,11 @@ class RedisStore:
         nodes = [f"{node.host}:{node.port}" for node in _nodes(self._client)]
         return ",".join(sorted(nodes)[:3]) or type(self._client).__name__
 
-    def _run(self, share: str, verb: str, *arguments: str) -> Any:
+    def _run(self, share: str, verb: str, *arguments: str, keys: tuple[bytes, ...] = ()) -> Any:
         from redis.exceptions import NoScriptError
 
         source, digest = _script()
-        keys = _keys(share)
+        keys = keys or _keys(share, "v3:state", "v3:members", "v3:dues")
         given = (len(keys), *keys, verb, self._instant(), *arguments)
         if self._own is not None:
             try:
@@ -167,12 +167,11 @@ def _script() -> tuple[str, str]:
 
 
 @cache
-def _keys(share: str) -> tuple[bytes, ...]:
-    """Keys in one hash slot; a brace in the name would end the hashed part. The last one is of version 2."""
+def _keys(share: str, *parts: str) -> tuple[bytes, ...]:
+    """Keys in one hash slot; a brace in the name would end the hashed part."""
     name, kind = check_share(share), ""
     if "{" in name or "}" in name:
         name, kind = quote(name, safe=""), "encoded:"
-    parts = ("v3:state", "v3:members", "v3:dues", "members")
     return tuple(f"stkai:{{{name}}}:{kind}{part}".encode() for part in parts)
 
 
