@@ -218,7 +218,7 @@ class Member:
             units=units,
             own=outage.used,
             own_seconds=max(0.0, now - outage.since) if outage.used else 0.0,
-            queue=0.0 if lease is None else max(contact.queue_until - now, AHEAD),
+            queue=0.0 if lease is None else max(contact.queue_until - now, 0.0 if outage.is_long(now) else AHEAD),
             refused=None if self.refused < 0 else Refusal(self.refused, max(0.0, self._refused_until - now)),
             leaving=is_last,
         )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ....stores import Quota
-from .contact import AHEAD, Contact
+from .contact import AHEAD, GIVE_UP, Contact
 from .rate import Rate
 from .source import Limits, Source
 from .units import Units
@@ -113,6 +113,10 @@ class Outage:
             self.sources = ()
         self.failures = 0
         return was_announced
+
+    def is_long(self, now: float) -> bool:
+        """Whether all permits from before the outage have been used or have lapsed."""
+        return self.is_on and now > self.since + GIVE_UP
 
     # As sources
 
