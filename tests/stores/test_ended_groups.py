@@ -56,7 +56,8 @@ def store(
     if request.param == "memory":
         yield MemoryStore(clock)
     elif request.param == "file":
-        monkeypatch.setattr("stkai.stores._file._clock", clock)
+        monkeypatch.setattr("stkai.stores._file.clock", clock)
+        monkeypatch.setattr("stkai.stores._open_share.clock", clock)
         yield FileStore(tmp_path / "store")
     else:
         server: Server = request.getfixturevalue("redis_server")

@@ -256,6 +256,7 @@ def checked(lease: Any) -> Lease:
         law, quota, ranges = lease.law, lease.quota, lease.ranges
         # If one of them is infinite or not a number, so is the sum.
         total = lease.id + lease.units + lease.queue + lease.again + lease.pause + lease.epoch + lease.active
+        total += lease.members
         total += law.rate + law.burst + law.version + law.age + sum(quota[:5])
         total += sum(first + gap + count for first, gap, count in ranges)
         makes_sense = (
@@ -263,7 +264,7 @@ def checked(lease: Any) -> Lease:
             and all(first > -1 and gap >= 0 and count == int(count) > 0 for first, gap, count in ranges)
             and lease.units >= 0
             and lease.pause >= 0
-            and lease.members >= lease.active >= 1
+            and min(lease.members, lease.active) >= 1
             and law.rate > 0
             and isinstance(law.memory, str)
         )
