@@ -80,13 +80,13 @@ class Leased(Source):
 
     # Permits
 
-    def join(self, turn: "Turn") -> None:
-        super().join(turn)
-        self.member.outage.join(turn)
+    def join(self, turn: "Turn", place: int) -> None:
+        super().join(turn, place)
+        self.member.outage.join(turn, place)
 
-    def drop(self, turn: "Turn") -> None:
-        super().drop(turn)
-        self.member.outage.drop(turn)
+    def drop(self, turn: "Turn", place: int) -> None:
+        super().drop(turn, place)
+        self.member.outage.drop(turn, place)
 
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
         member = self.member

@@ -89,8 +89,8 @@ class Outage:
             self.sources, self.since = make(now), now
             for source in self.sources:
                 source.order = self._line.order
-            for turn in self._line.turns:
-                self.join(turn)
+            for turn in reversed(self._line.turns):
+                self.join(turn, 0)
         self.is_on, self._until = True, math.inf
         self.probe_after = (
             0.0 if self.failures == 1 else min(_FIRST_PROBE * 2.0 ** max(0, self.failures - 2), _LONGEST)
@@ -120,15 +120,15 @@ class Outage:
 
     # As sources
 
-    def join(self, turn: "Turn") -> None:
+    def join(self, turn: "Turn", place: int) -> None:
         for source in self.sources:
             if turn.costs is not None:
                 turn.costs[source] = self._line.cost_of(turn)
-            source.join(turn)
+            source.join(turn, place)
 
-    def drop(self, turn: "Turn") -> None:
+    def drop(self, turn: "Turn", place: int) -> None:
         for source in self.sources:
-            source.drop(turn)
+            source.drop(turn, place)
 
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
         """Seconds until the local sources let the turn go."""
