@@ -77,6 +77,7 @@ def send(policy: AimdLimiter, clock: FakeClock, status: int | None = None) -> No
         if isinstance(wait, Run):
             wait.sync(60.0)
         else:
+            assert isinstance(wait, float)
             clock.sleep(min(wait, turn.nap))
     now = clock.monotonic()
     clock.sleep(0.01)

@@ -256,7 +256,7 @@ def test_a_store_that_fails_every_other_time_costs_no_call() -> None:
             raise redis.ResponseError("BUSY running a script")
         return lease
 
-    bucket = TokenBucket(10, 1.0, burst=1, share="team", store=Lying(clock, change))
+    bucket: Any = TokenBucket(10, 1.0, burst=1, share="team", store=Lying(clock, change))
     transport = StackBuilder([limiter(bucket)], listener=[events.append], clock=clock).build(
         httpx.MockTransport(lambda _: httpx.Response(200))
     )

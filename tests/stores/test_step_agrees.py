@@ -47,8 +47,9 @@ class Group:
         chance, self.seq = self.chance, self.seq + 1
         member = f"m{chance.randrange(6)}"
         totals = self.totals.setdefault(member, [0, 0, 0.0])
-        for index, changes in enumerate(([0, 1, 2, 5, -1], [0, 0, 0, 1], [0.0, 0.0, 1.5, 33.0])):
-            totals[index] += chance.choice(changes)
+        totals[0] += chance.choice([0, 1, 2, 5, -1])
+        totals[1] += chance.choice([0, 0, 0, 1])
+        totals[2] += chance.choice([0.0, 0.0, 1.5, 33.0])
         want = chance.choice([0, 1, 1, 1, 3, 20])
         costs = (
             tuple(chance.choice([0.0, 10.0, 33.3, 250.0]) for _ in range(want))
