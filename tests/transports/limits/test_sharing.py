@@ -20,6 +20,7 @@ from stkai import (
 from stkai.stores import Ask, Law, Lease, MemoryStore, Store
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Context, Run, Turn, limiter
+from stkai.transports._limits.sources.store_client import StoreClient
 
 from ...support.world import World
 
@@ -66,6 +67,12 @@ def bucket(store: Any, rate: float = 10.0, **others: Any) -> TokenBucket:
     return TokenBucket(rate, 1.0, share="team", store=store, **{"burst": 1, **others})
 
 
+def client_of(policy: TokenBucket | AimdLimiter) -> StoreClient:
+    """What calls the store for the limiter."""
+    assert policy._leased is not None
+    return policy._leased.client
+
+
 def answer(clock: FakeClock, status: int = 200, **headers: str) -> Answer:
     now = clock.monotonic()
     return Answer(now - 0.01, now, httpx.Response(status, headers=headers), None, clock.utcnow, 0.0)
@@ -79,6 +86,7 @@ def wait_for(policy: TokenBucket | AimdLimiter, clock: FakeClock, turn: Turn | N
         if isinstance(wait, Run):
             wait.sync(60.0)
         else:
+            assert isinstance(wait, float)
             clock.sleep(min(wait, turn.nap))
     return clock.monotonic() - start
 
@@ -219,7 +227,7 @@ def test_the_listener_hears_of_a_loss_once_and_of_the_return_once(clock: FakeClo
     assert lost[0].call.host == "api.test"
     assert "nobody is there" in lost[0].reason
     store.fails = False
-    policy._leased.client.work()
+    client_of(policy).work()
     assert len([event for event in events if isinstance(event, StoreRestored)]) == 2
     for _ in range(3):
         transports[0].handle_request(httpx.Request("POST", "https://api.test/"))
@@ -267,9 +275,9 @@ def test_a_store_that_fails_again_while_it_returns_is_in_the_same_outage(
         store.fails = True
         transport.handle_request(httpx.Request("POST", "https://api.test/"))
         for _ in range(times):
-            policy._leased.client.work()
+            client_of(policy).work()
         store.fails = False
-        policy._leased.client.work()
+        client_of(policy).work()
         transport.handle_request(httpx.Request("POST", "https://api.test/"))
 
     fail(times=1)
@@ -283,9 +291,9 @@ def test_an_outage_that_no_request_notices_leaves_nothing_behind(clock: FakeCloc
     policy = bucket(store)
     wait_for(policy, clock)
     store.fails = True
-    policy._leased.client.work()
+    client_of(policy).work()
     store.fails = False
-    policy._leased.client.work()
+    client_of(policy).work()
     asked = len(store.asked)
     assert wait_for(policy, clock) == pytest.approx(0.1, abs=0.01)
     assert len(store.asked) <= asked + 2
@@ -299,7 +307,7 @@ def test_after_the_return_a_request_needs_both_clocks_for_a_while(clock: FakeClo
     for _ in range(3):
         wait_for(first, clock)
     store.fails = False
-    first._leased.client.work()
+    client_of(first).work()
     start, granted = clock.monotonic(), 0
     while clock.monotonic() < start + 1.5:
         wait_for(first, clock)
@@ -415,7 +423,7 @@ def test_a_refusal_in_an_outage_is_reported_afterwards_and_cuts_once(
     policy.learn(turns[1], answer(clock, 429, **{"Retry-After": "2"}))
     refused = clock.monotonic()
     store.fails = False
-    policy._leased.client.work()
+    client_of(policy).work()
     for _ in range(20):
         wait_for(policy, clock)
     assert clock.monotonic() - refused >= 2
@@ -478,7 +486,7 @@ def test_a_configuration_error_of_the_store_reaches_the_first_call_only(
         raise ConfigurationError("two machines share one state file")
 
     lease = store.lease
-    policy._leased.client._try_lease = store.lease = refuse  # type: ignore[method-assign]
+    client_of(policy)._try_lease = store.lease = refuse  # type: ignore[method-assign]
     turn = Turn()
     with pytest.raises(ConfigurationError, match="two machines"):
         wait_for(policy, clock, turn)

@@ -49,6 +49,7 @@ class Team:
             if isinstance(wait, Run):
                 wait.sync(60.0)
             else:
+                assert isinstance(wait, float)
                 self.clock.sleep(min(wait, turn.nap))
         return turn
 
