@@ -33,13 +33,14 @@ class PerKey:
     """
 
     _most_name = "max_keys"
+    _functions = "a request and one of a key, such as model_of and lambda model: TokenBucket(10, 60)"
 
     def __init__(
         self, key: Callable[[httpx.Request], str], make: Callable[[str], Any], *, max_keys: int = 1000
     ) -> None:
-        for name, function in (("key", key), ("make", make)):
+        for function in (key, make):
             if not callable(function):
-                msg = f"{type(self).__name__} needs a function as {name}, not {function!r}"
+                msg = f"{type(self).__name__} needs a function of {self._functions}, not {function!r}"
                 raise ConfigurationError(msg)
         self._most = check_number(self._most_name, max_keys, POSITIVE_COUNT)
         self._key, self._make = key, make
@@ -138,6 +139,7 @@ class PerHost(PerKey):
     """
 
     _most_name = "max_origins"
+    _functions = "an origin, such as lambda origin: TokenBucket(10, 60)"
 
     def __init__(self, make: Callable[[str], Any], *, max_origins: int = 1000) -> None:
         super().__init__(lambda request: origin_of(request.url), make, max_keys=max_origins)  # type: ignore[arg-type, return-value]

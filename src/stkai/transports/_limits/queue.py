@@ -46,8 +46,15 @@ _GLANCE: Final = 1.0
 _GLANCERS: Final = 1000
 """... up to this place in the line; those behind it ask more rarely."""
 
+_LOOKED_AT: Final = 100
+"""Sleepers whose permits a turn that is awake leaves alone; those behind them wake before theirs are due."""
+
 READY: Final = math.nan
 """Said to a turn that may go as soon as the user's own limiters among its limits let it go."""
+
+_INTERRUPTED: Final = (
+    "a signal handler cannot use the client that it interrupted: set a flag or write to a queue instead"
+)
 
 _number = attrgetter("number")
 
@@ -58,7 +65,7 @@ class Order:
     Attributes:
         turns: those who wait.
         members: the sources whose turns wait here.
-        deferred: what an interrupt, or the garbage collector, found to do while the lock was held.
+        deferred: what a finalizer or a signal handler found to do while the lock was held.
     """
 
     def __init__(self) -> None:
@@ -72,7 +79,7 @@ class Order:
     def forget(self) -> None:
         """Drop all who wait."""
         while self.turns:
-            self.drop(-1)
+            self.drop(len(self.turns) - 1)
         self._vacant.clear()
 
     def absorb(self, other: "Order") -> None:
@@ -103,7 +110,7 @@ class Order:
             turn.told = Turn.told
             turns.insert(place, turn)
             for source in turn.sources:
-                source.join(turn)
+                source.join(turn, place)
         return place
 
     def _give_number(self, turn: Turn, now: float) -> None:
@@ -131,7 +138,7 @@ class Order:
         """Remove the turn in that place."""
         turn = self.turns.pop(place)
         for source in turn.sources:
-            source.drop(turn)
+            source.drop(turn, place)
         return turn
 
     def leave(self, turn: Turn) -> None:
@@ -194,7 +201,7 @@ class Queue:
         """
         lock = Queue.lock
         if lock._is_owned():  # noqa: SLF001 - no public method tells; Condition uses it as well
-            return self._go_unasked(turn, now)
+            raise RuntimeError(_INTERRUPTED)
         with lock:
             sources = turn.sources or self._sources_for(turn)
             order = sources[0].order
@@ -231,22 +238,6 @@ class Queue:
         turn.sources = self.sources
         return self.sources
 
-    def _go_unasked(self, turn: Turn, now: float) -> float:
-        """Let a signal handler's request go that interrupted this thread in the middle of the arithmetic.
-
-        It cannot wait for the lock, which its own thread holds, and cannot rely on the numbers. Those who come after
-        pay for the permit.
-        """
-        sources = turn.sources or self._sources_for(turn)
-        turn.granted, turn.since = True, now
-
-        def take() -> None:
-            for source in sources:
-                source.take(turn, now)
-
-        sources[0].order.deferred.append(take)
-        return 0.0
-
     def _stand_in_line(self, turn: Turn, now: float, order: Order) -> float | Operation:
         """What `ask` returns if somebody waits, or if there is no permit."""
         place, turns = order.join(turn, now), order.turns
@@ -254,7 +245,7 @@ class Queue:
             # When it wakes, it returns to the head.
             order.drop(0)
             place -= 1
-        wait = self._has_to_wait(turn, turns[:place], now)
+        wait = self._has_to_wait(turn, place, now)
         if not wait and turn.guests and not turn.is_admitted:
             turn.told = now
             for source in turn.sources:
@@ -272,18 +263,20 @@ class Queue:
                 return operation
         return turn.wait
 
-    def _has_to_wait(self, turn: Turn, before: list[Turn], now: float) -> float:
+    def _has_to_wait(self, turn: Turn, place: int, now: float) -> float:
         """0.0 if there is a permit beyond those that turns before it claim now, or will need when they wake."""
-        rank = 0
-        while rank < len(before) and before[rank].told <= now + _EARLY:
+        turns, rank = turn.sources[0].order.turns, 0
+        while rank < place and turns[rank].told <= now + _EARLY:
             rank += 1
         for source in turn.sources:
             if source.when(turn, source.count(rank), now):
                 return TICK
-        if rank == len(before):
-            return 0.0
-        asleep = before[rank:]
-        return max(source.until_spare(turn, source.count(rank), asleep, now) for source in turn.sources)
+        asleep = turns[rank : min(place, rank + _LOOKED_AT)]
+        if asleep:
+            for source in turn.sources:
+                if wait := source.until_spare(turn, source.count(rank), asleep, now):
+                    return wait
+        return 0.0
 
     def _tell(self, turn: Turn, place: int, wait: float, now: float) -> None:
         """Tell a turn how long it has to wait, and when to ask again."""
@@ -326,8 +319,6 @@ class Queue:
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Take note of the answer's head, or of the error in its place; what was never sent is given back."""
-        if Queue.lock._is_owned():  # noqa: SLF001 - see `ask`
-            return None
         changes: list[RateChange | None] = []
         with Queue.lock:
             if answer.response is None and was_never_sent(answer.error):
@@ -360,7 +351,7 @@ class Queue:
         self._when_free(turn, now, correct)
 
     def _when_free(self, turn: Turn, now: float, work: Callable[[Turn, float], None]) -> None:
-        """Do it now; or later, if a signal handler or a finalizer calls in the middle of the arithmetic."""
+        """Do it now; or later, if a finalizer or a signal handler calls in the middle of the arithmetic."""
         if Queue.lock._is_owned():  # noqa: SLF001 - see `ask`
             if turn.sources:
                 turn.sources[0].order.deferred.append(partial(work, turn, now))

@@ -103,7 +103,7 @@ class QueueLimiter(Queue):
     ) -> None:
         self._methods = _checked_methods(methods)
         if max_wait_time is not None:
-            check_number("max_wait_time", max_wait_time, POSITIVE, "; None waits as long as it takes")
+            check_number("max_wait_time", max_wait_time, POSITIVE, ", or None to wait as long as it takes")
         self._max_wait_time = max_wait_time
         super().__init__(*sources)
         ends = any(type(source).end is not Source.end for source in sources)
@@ -244,7 +244,7 @@ def check_limits(
     if time_window is not None:
         check_number("time_window", time_window, POSITIVE)
     if max_cost is not None:
-        check_number("max_cost", max_cost, POSITIVE, "; None counts requests only")
+        check_number("max_cost", max_cost, POSITIVE, ", or None to count requests only")
     if burst is not None:
         check_number("burst", burst, POSITIVE)
     return Limits(max_requests, time_window, max_cost, burst)

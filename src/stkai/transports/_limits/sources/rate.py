@@ -109,11 +109,16 @@ class Rate(Source):
         return self.burst + min(self.waiting, self.rate * _LATE) if self.waiting else self.burst
 
     def _release(self, pace: Pace, start: float, now: float) -> None:
-        # At most, permits are lost: so those who wait do so for something else.
-        waiting = self.waiting > 0 and (self.credit < self._most() or start < pace.paused_until)
-        released = pace.release(start, now, waiting=waiting)
+        released = pace.release(start, now, waiting=self._is_awaited())
         self.rate, self.burst = pace.rate, pace.burst
         self.credit = min(self._most(), self.credit + released) if pace.credit is None else pace.credit
+
+    def _is_awaited(self) -> bool:
+        """Whether those who wait do so for these permits, not for those of another source."""
+        if not self.waiting:
+            return False
+        source = self.order.turns[0].held_by
+        return source is None or source is self or source.is_remote
 
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
         self._advance(now)

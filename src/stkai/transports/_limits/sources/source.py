@@ -56,12 +56,12 @@ class Source:
             return place
         return sum(self in turn.sources for turn in turns[:place])
 
-    def join(self, turn: "Turn") -> None:
-        """Take note that a turn waits in the line."""
+    def join(self, turn: "Turn", place: int) -> None:
+        """Take note that a turn waits in that place of the line."""
         self.waiting += 1
 
-    def drop(self, turn: "Turn") -> None:
-        """Take note that it no longer does."""
+    def drop(self, turn: "Turn", place: int) -> None:
+        """Take note that the turn in that place of the line no longer waits."""
         self.waiting -= 1
 
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
@@ -72,13 +72,23 @@ class Source:
         raise NotImplementedError
 
     def until_spare(self, turn: "Turn", rank: int, asleep: "Sequence[Turn]", now: float) -> float:
-        """Seconds until the turn can take a permit without delaying one of those asleep before it; 0.0 for now."""
+        """Seconds until the turn can take a permit that none of those asleep before it will need; 0.0 for now.
+
+        The first of them will, and those who wait for another source. The others that wait for this one were told when
+        their permits are due; many of them may leave before.
+        """
+        others = [
+            other
+            for other in asleep
+            if (other is asleep[0] or other.held_by is not self) and self in other.sources
+        ]
         taken = rank + 1
-        for other in asleep:
-            if self in other.sources:
-                taken += 1
-                if self.soon(now, other.told - now) < taken - ROUNDING:
-                    return max(TICK, other.told - now)
+        if not others or self.soon(now, 0.0) >= taken + len(others):
+            return 0.0
+        for other in others:
+            taken += 1
+            if self.soon(now, other.told - now) < taken - ROUNDING:
+                return max(TICK, other.told - now)
         return 0.0
 
     def reserve(self, turn: "Turn") -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from ..cost_headers import read_cost_limit
@@ -22,6 +21,9 @@ _LONGEST: Final = 3600.0
 
 _GRAIN: Final = 0.005
 """Seconds; no request asks again sooner than this just because an estimate may turn out too high."""
+
+_LEARNING: Final = 0.1
+"""The weight of the latest correction in the average worth of estimates."""
 
 _TOO_MANY_REQUESTS: Final = 429
 
@@ -55,7 +57,9 @@ class Units(Source):
         self._own_rate = self.rate
         self._longest = max(time_window, _LONGEST)
         self._reads_headers = reads_headers
-        self._queued = 0.0
+        self._worth = 1.0
+        # What those who wait will take, in the order of the line.
+        self._costs: list[float] = []
         self._at, self.level = (-math.inf, most) if start is None else start
 
     @property
@@ -65,23 +69,17 @@ class Units(Source):
     def cost_of(self, turn: "Turn") -> float:
         return turn.cost if turn.costs is None else turn.costs.get(self, turn.cost)
 
-    def join(self, turn: "Turn") -> None:
+    def join(self, turn: "Turn", place: int) -> None:
         self.waiting += 1
-        self._queued += self.cost_of(turn)
+        self._costs.insert(self.count(place), self.cost_of(turn))
 
-    def drop(self, turn: "Turn") -> None:
+    def drop(self, turn: "Turn", place: int) -> None:
         self.waiting -= 1
-        self._queued = self._queued - self.cost_of(turn) if self.waiting else 0.0
+        del self._costs[self.count(place)]
 
     def cost_before(self, count: int) -> float:
         """Units that the first `count` turns that wait for this source take together."""
-        turns = self.order.turns
-        if self.waiting != len(turns):
-            return sum(map(self.cost_of, islice((turn for turn in turns if self in turn.sources), count)))
-        # Sum from the nearer end: a new turn, and one that wakes on time, is at one of the two.
-        if 2 * count < len(turns):
-            return sum(map(self.cost_of, turns[:count]))
-        return self._queued - sum(map(self.cost_of, turns[count:]))
+        return sum(self._costs[:count])
 
     def _advance(self, now: float) -> None:
         if now > self._at:
@@ -94,29 +92,39 @@ class Units(Source):
 
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
         self._advance(now)
-        need = min(self.cost_of(turn), self.most)
+        cost = self.cost_of(turn)
+        need = min(cost, self.most)
         if ahead:
             need += self.cost_before(ahead)
+            if not cost:
+                need -= self._debt_of_last(ahead)
         if not need or need <= self.level + _ROUNDING * self.most:
             return 0.0
         return self._wait(turn, need, now)
 
+    def _debt_of_last(self, count: int) -> float:
+        """What the last of these turns that takes any units leaves as a debt: a call that costs nothing pays none."""
+        cost = next((cost for cost in reversed(self._costs[:count]) if cost), 0.0)
+        return max(0.0, cost - self.most)
+
     def _wait(self, turn: "Turn", need: float, now: float) -> float:
         wait = max(TICK, (need - self.level) / self.rate)
-        # Estimates may be returned early.
-        turn.nap = min(turn.nap, max(_GRAIN, min(wait / 2, 0.5 + now - turn.asked)))
+        # Estimates that are too high are returned early.
+        turn.nap = min(turn.nap, max(_GRAIN, min(0.9 * self._worth * wait, wait / 2, 0.5 + now - turn.asked)))
         return wait
 
     def until_spare(self, turn: "Turn", rank: int, asleep: "Sequence[Turn]", now: float) -> float:
-        before = self.cost_before(rank) if rank else 0.0
-        spare = self.level - before - self.cost_of(turn) + _ROUNDING * self.most
+        before, cost = self.cost_before(rank) if rank else 0.0, self.cost_of(turn)
+        left = self.level - before - cost + _ROUNDING * self.most
         need = 0.0
         for other in asleep:
             if self not in other.sources:
                 continue
             need += min(self.cost_of(other), self.most)
-            if other.held_by is self or min(self.most, spare + self.rate * (other.told - now)) < need:
-                return self._wait(turn, before + need + min(self.cost_of(turn), self.most), now)
+            if need <= left:
+                continue  # There is enough for all of them, and for this turn.
+            if other.held_by is self or need > min(self.most, left + self.rate * (other.told - now)):
+                return self._wait(turn, before + need + min(cost, self.most), now)
         return 0.0
 
     def take(self, turn: "Turn", now: float) -> None:
@@ -148,6 +156,9 @@ class Units(Source):
         # No answer holds the others back for longer than the longest wait.
         cost = min(cost, max(estimate, self._own_rate * self._longest))
         self._give(estimate - cost)
+        if cost and estimate:
+            # One call that cost a hundred times its estimate says little about the next.
+            self._worth += _LEARNING * (min(cost / estimate, 2.0) - self._worth)
         if turn.costs is None and len(turn.sources) == 1:
             turn.cost = cost
         else:

@@ -1,14 +1,15 @@
 """What servers say about their token quotas, and what the adaptive limiter makes of it."""
 
 import math
+from datetime import UTC, datetime
 
 import httpx
 import pytest
 
 from stkai import AimdLimiter, RequestOptions, StackBuilder, TokenBucket
 from stkai.testing import FakeClock
-from stkai.transports import Turn, adaptive, token_bucket
-from stkai.transports._limit.cost_headers import CostReading, read_cost_limit
+from stkai.transports import Answer, Turn, adaptive, token_bucket
+from stkai.transports._limits.cost_headers import CostReading, read_cost_limit
 
 from ...support.world import World
 
@@ -48,9 +49,17 @@ def limiter() -> AimdLimiter:
     return AimdLimiter(6000, 60.0, max_cost=6000.0, penalty_factor=0.3)
 
 
+def tell(policy: AimdLimiter, headers: dict[str, str]) -> None:
+    """Let the limiter read the headers of an answer, to a request that costs nothing."""
+    turn = Turn(cost=0.0)
+    policy.ask(turn, 0.0)
+    answer = Answer(0.0, 0.0, httpx.Response(200, headers=headers), None, lambda: datetime.now(UTC), 0.5)
+    policy.learn(turn, answer)
+
+
 def test_units_that_others_have_used_are_not_available() -> None:
     policy = limiter()
-    policy.hear_costs(httpx.Headers({"x-ratelimit-remaining-tokens": "100"}), 0.0)
+    tell(policy, {"x-ratelimit-remaining-tokens": "100"})
     assert policy.ask(Turn(cost=300.0), 0.0) == pytest.approx(2.0)
 
 
@@ -58,13 +67,14 @@ def test_a_lower_server_limit_slows_the_refill_and_a_higher_one_does_not_speed_i
     for limit, wait in (("3000", 6.0), ("60000", 3.0)):
         policy = limiter()
         headers = {"x-ratelimit-limit-tokens": limit, "x-ratelimit-remaining-tokens": "0"}
-        policy.hear_costs(httpx.Headers(headers), 0.0)
+        tell(policy, headers)
         assert policy.ask(Turn(cost=300.0), 0.0) == pytest.approx(wait)
 
 
 async def test_the_adaptive_layer_reads_them_and_a_token_bucket_does_not(world: World) -> None:
     answer = httpx.Response(200, headers={"x-ratelimit-remaining-tokens": "0"})
-    request = httpx.Request("POST", "https://api.example.com")
+    options = {"stkai": RequestOptions(cost=0.0)}
+    request = httpx.Request("POST", "https://api.example.com", extensions=options)
     for layer, waits in (
         (adaptive(limiter()), 3.0),
         (token_bucket(TokenBucket(100, 60.0, max_cost=6000.0)), 0.0),

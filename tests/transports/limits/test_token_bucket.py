@@ -32,6 +32,7 @@ from stkai.transports import (
     token_bucket,
 )
 
+from ...support.crowd import took
 from ...support.heard import CALL, Heard
 from ...support.wire import Wire
 from ...support.world import World
@@ -80,7 +81,7 @@ async def test_the_burst_is_the_whole_quota_unless_given(world: World) -> None:
     bench = Bench(world, TokenBucket(4, 60.0))
     for _ in range(5):
         await bench.send()
-    assert bench.instants == [0, 0, 0, 0, 15.0]
+    assert bench.instants == [0, 0, 0, 0, 60.0]
 
 
 async def test_the_caller_learns_how_long_it_queued_and_the_listener_hears_of_waits_only(
@@ -89,7 +90,8 @@ async def test_the_caller_learns_how_long_it_queued_and_the_listener_hears_of_wa
     bench = Bench(world, TokenBucket(1, 2.0))
     records = [(await bench.send()).extensions["stkai"] for _ in range(2)]
     assert [record.queued for record in records] == [0.0, 2.0]
-    assert bench.heard.of(Waited, Rejected) == [Waited(call=CALL, layer="token_bucket", seconds=2.0)]
+    waited = Waited(call=CALL, layer="token_bucket", seconds=2.0, limit="1 requests in 2 s")
+    assert bench.heard.of(Waited, Rejected) == [waited]
 
 
 async def test_only_the_methods_of_the_policy_need_a_permit(world: World) -> None:
@@ -100,8 +102,8 @@ async def test_only_the_methods_of_the_policy_need_a_permit(world: World) -> Non
     assert [request.method for request in bench.wire.requests] == ["POST", "GET", "GET", "DELETE", "PUT"]
 
 
-async def test_a_get_needs_no_permit_even_while_posts_are_refused(world: World) -> None:
-    bench = Bench(world, TokenBucket(1, 60.0, max_wait_time=1.0))
+async def test_a_get_needs_no_permit_of_a_limiter_for_posts(world: World) -> None:
+    bench = Bench(world, TokenBucket(1, 60.0, max_wait_time=1.0, methods={"POST"}))
     await bench.send()
     with pytest.raises(TokenAcquisitionTimeoutError):
         await bench.send()
@@ -238,7 +240,7 @@ async def test_the_time_of_a_failed_wait_counts_as_queued(world: World) -> None:
     stack = StackBuilder(
         (retry(RetryPolicy(initial_delay=0.5)), token_bucket(policy)), clock=clock, random=lambda: 0.0
     )
-    assert policy.take(0.0)
+    assert took(policy, 0.0)
     response = await world.send(world.build(stack, Wire(200)), post())
     record = response.extensions["stkai"]
     assert (record.queued, record.backed_off) == (5.0 + 4.5, 0.5)
@@ -300,14 +302,17 @@ def test_those_behind_a_cancelled_waiter_go_when_told_and_the_next_arrival_takes
     assert bench.sent == [(0, 0), (1.0, 4), (2.0, 2), (3.0, 3)]
 
 
-async def test_a_request_that_was_sent_and_failed_uses_its_permit(world: World) -> None:
-    clock = FakeClock()
-    wire = world.wire(httpx.ConnectError("refused"), 200)
+@pytest.mark.parametrize(("kind", "instant"), [("ConnectError", 0.0), ("ReadError", 3.0)])
+async def test_a_request_that_failed_uses_its_permit_if_it_was_sent(
+    world: World, kind: str, instant: float
+) -> None:
+    clock, error = FakeClock(), getattr(httpx, kind)
+    wire = world.wire(error("broken"), 200)
     transport = world.layer(token_bucket(TokenBucket(1, 3.0)), wire, context=Context(clock=clock))
-    with pytest.raises(httpx.ConnectError):
+    with pytest.raises(error):
         await world.send(transport, post())
     await world.send(transport, post())
-    assert clock.sleeps == [3.0]
+    assert clock.monotonic() == instant
 
 
 def test_a_retried_call_keeps_its_place_before_later_calls(event_loop: World) -> None:
@@ -340,9 +345,9 @@ async def test_a_retried_call_does_not_wait_if_a_permit_is_free_while_others_sle
     def answer(request: httpx.Request) -> int:
         if clock.monotonic():
             return 200
-        while policy.take(0.0):
+        while took(policy, 0.0):
             pass
-        policy.remaining(Turn(), 0.0)
+        policy.ask(Turn(), 0.0)
         clock.advance(3.0)
         return 503
 

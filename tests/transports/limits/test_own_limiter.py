@@ -294,7 +294,7 @@ def test_threads_that_see_a_new_origin_together_share_one_limiter() -> None:
 
     def look() -> None:
         together.wait(10)
-        found.append(policy.limiter_for(url))
+        found.append(policy.limiter_for(httpx.Request("POST", url)))
 
     threads = [threading.Thread(target=look) for _ in range(16)]
     for thread in threads:
@@ -317,7 +317,7 @@ def test_of_too_many_origins_the_least_recently_used_one_is_dropped() -> None:
 
     policy = PerHost(make, max_origins=2)
     for number in (1, 2, 1, 3, 1, 2):
-        policy.limiter_for(origin(number))
+        policy.limiter_for(httpx.Request("POST", origin(number)))
     assert [name[13] for name in made] == ["1", "2", "3", "2"]
     assert len(policy) == 2
 
@@ -325,7 +325,7 @@ def test_of_too_many_origins_the_least_recently_used_one_is_dropped() -> None:
 def test_a_thousand_origins_are_kept_by_default() -> None:
     policy = PerHost(lambda _: Gap(1.0))
     for number in range(1100):
-        policy.limiter_for(origin(number))
+        policy.limiter_for(httpx.Request("POST", origin(number)))
     assert len(policy) == 1000
 
 
@@ -338,10 +338,10 @@ async def test_a_limiter_that_requests_wait_for_is_never_dropped(world: World) -
         return 200
 
     transport = world.build(StackBuilder((limiter(policy),), clock=clock), Wire(handle))
-    first = policy.limiter_for(origin(1))
+    first = policy.limiter_for(httpx.Request("POST", origin(1)))
     for number in (2, 3, 1):
-        policy.limiter_for(origin(number))
-    assert policy.limiter_for(origin(1)) is first
+        policy.limiter_for(httpx.Request("POST", origin(number)))
+    assert policy.limiter_for(httpx.Request("POST", origin(1))) is first
     for number in (1, 2, 1):
         await world.send(transport, httpx.Request("POST", origin(number)))
     assert clock.sleeps == [10.0], "the second request to the first host waits for the first one"
@@ -356,12 +356,12 @@ def test_a_limiter_that_cannot_be_watched_is_kept() -> None:
 
     kind: Any = Bare
     policy = PerHost(lambda _: kind(), max_origins=1)
-    first = policy.limiter_for(origin(1))
-    policy.limiter_for(origin(2))
-    assert policy.limiter_for(origin(1)) is first
+    first = policy.limiter_for(httpx.Request("POST", origin(1)))
+    policy.limiter_for(httpx.Request("POST", origin(2)))
+    assert policy.limiter_for(httpx.Request("POST", origin(1))) is first
 
 
 @pytest.mark.parametrize("count", [0, -1, True, 1.5, None, "3"], ids=spelled)
 def test_an_invalid_number_of_origins_is_refused(count: Any) -> None:
-    with pytest.raises(ConfigurationError, match="max_origins must be a whole number"):
+    with pytest.raises(ConfigurationError, match="max_origins must be a positive whole number"):
         PerHost(lambda _: Gap(1.0), max_origins=count)
