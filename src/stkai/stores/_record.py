@@ -5,6 +5,9 @@ that a step costs about the same for any number of them.
 """
 
 import struct
+from collections.abc import Sequence
+from itertools import chain
+from operator import attrgetter
 from typing import Final
 from zlib import crc32
 
@@ -28,10 +31,10 @@ _FLOATS: Final = (
     "at", "offset", "began", "started", "owner_seen", "rate", "burst", "next", "credit", "units", "paused", "refused",
     "written", "low_next", "normal_at", "other_normal_at", "sweep_at", "lost", "usage",
 )  # fmt: skip
-_TEXTS: Final = ("memory", "normal_by")
 _HEAD: Final = struct.Struct(f"<Q16sd{len(_INTEGERS)}q{len(_FLOATS)}d5dHHHII")
-_RANGE: Final = struct.Struct("<ddq")
-_ENTRY: Final = struct.Struct("<dq")
+_RANGE: Final = struct.Struct("<ddd")
+_ENTRY: Final = struct.Struct("<dd")
+_numbers: Final = attrgetter(*_INTEGERS, *_FLOATS)
 _MEMBER: Final = struct.Struct("<HIdqqqqqqqqdddd?HH")
 
 
@@ -125,15 +128,14 @@ class Record:
         """
         s, members = self.state, self.state.members
         assert isinstance(members, StoredMembers)
-        texts = [getattr(s, name).encode() for name in _TEXTS] + [s.quota.methods.encode()]
+        texts = s.memory.encode(), s.normal_by.encode(), s.quota.methods.encode()
         body = b"".join((
             _HEAD.pack(
-                self.number, self.boot, self.wall, *[getattr(s, name) for name in _INTEGERS],
-                *[getattr(s, name) for name in _FLOATS], *s.quota[:5], *map(len, texts), len(s.free), len(s.window),
+                self.number, self.boot, self.wall, *_numbers(s), *s.quota[:5], *map(len, texts), len(s.free), len(s.window),
             ),
             *texts,
-            *[_RANGE.pack(*each) for each in s.free],
-            *[_ENTRY.pack(*each) for each in s.window],
+            _flat(s.free, 3),
+            _flat(s.window, 2),
             members.pack(),
         ))  # fmt: skip
         if len(body) > SLOT - _ENVELOPE.size:
@@ -174,11 +176,20 @@ def unpack(content: bytes) -> Record | None:
     state.memory, state.normal_by = texts[:2]
     state.quota = Quota.of(quota, texts[2])
     end = at + free * _RANGE.size
-    state.free = list(_RANGE.iter_unpack(body[at:end]))
+    state.free = _ranges(body[at:end])
     at, end = end, end + window * _ENTRY.size
-    state.window = list(_ENTRY.iter_unpack(body[at:end]))
+    state.window = [(instant, int(places)) for instant, places in _ENTRY.iter_unpack(body[at:end])]
     state.members = StoredMembers.unpack(body[end:])
     return Record(number, boot, wall, state)
+
+
+def _flat(rows: Sequence[tuple[float, ...]], width: int) -> bytes:
+    """All numbers of all rows, packed."""
+    return struct.pack(f"<{width * len(rows)}d", *chain.from_iterable(rows)) if rows else b""
+
+
+def _ranges(packed: bytes) -> list[Range]:
+    return [(first, gap, int(places)) for first, gap, places in _RANGE.iter_unpack(packed)]
 
 
 def _packed_member(name: str, m: Member) -> bytes:
@@ -188,7 +199,7 @@ def _packed_member(name: str, m: Member) -> bytes:
         len(key), size, m.due, m.id, m.before, m.epoch, m.used, m.lapsed, m.waiting, m.owed, m.seq,
         m.units_used, m.units, m.units_fresh, m.seen, m.counted, len(m.old), len(m.fresh),
     )  # fmt: skip
-    return b"".join((numbers, key, *[_RANGE.pack(*each) for each in ranges]))
+    return numbers + key + _flat(ranges, 3)
 
 
 def _member_from(packed: bytes) -> Member:
@@ -197,6 +208,6 @@ def _member_from(packed: bytes) -> Member:
         length, _, m.due, m.id, m.before, m.epoch, m.used, m.lapsed, m.waiting, m.owed, m.seq,
         m.units_used, m.units, m.units_fresh, m.seen, m.counted, old, _,
     ) = _MEMBER.unpack_from(packed)  # fmt: skip
-    ranges: list[Range] = list(_RANGE.iter_unpack(packed[_MEMBER.size + length :]))
+    ranges = _ranges(packed[_MEMBER.size + length :])
     m.old, m.fresh = ranges[:old], ranges[old:]
     return m
