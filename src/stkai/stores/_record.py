@@ -131,7 +131,8 @@ class Record:
         texts = s.memory.encode(), s.normal_by.encode(), s.quota.methods.encode()
         body = b"".join((
             _HEAD.pack(
-                self.number, self.boot, self.wall, *_numbers(s), *s.quota[:5], *map(len, texts), len(s.free), len(s.window),
+                self.number, self.boot, self.wall, *_numbers(s), *s.quota[:5],
+                *map(len, (*texts, s.free, s.window)),
             ),
             *texts,
             _flat(s.free, 3),
