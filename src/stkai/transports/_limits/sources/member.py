@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from ....stores import Ask, Lease, Quota, Refusal
 from .contact import AHEAD, GIVE_UP, Contact, Start, StoreCall
 from .holding import LATE, Demand, Holding
-from .outage import Line, Outage, local_part, window_of
+from .outage import ALONE, Line, Outage, first_part, local_part, window_of
 from .window import Window
 
 if TYPE_CHECKING:
@@ -218,7 +218,9 @@ class Member:
             units=units,
             own=outage.used,
             own_seconds=max(0.0, now - outage.since) if outage.used else 0.0,
-            queue=0.0 if lease is None else max(contact.queue_until - now, 0.0 if outage.is_long(now) else AHEAD),
+            queue=0.0
+            if lease is None
+            else max(contact.queue_until - now, 0.0 if outage.is_long(now) else AHEAD),
             refused=None if self.refused < 0 else Refusal(self.refused, max(0.0, self._refused_until - now)),
             leaving=is_last,
         )
@@ -259,7 +261,9 @@ class Member:
             self.calling = None
 
     def _local_sources(self, now: float) -> "Sequence[Source]":
-        return self._alone() if self.contact.lease is None else local_part(self.history, self.contact, now)
+        if self.contact.lease is not None:
+            return local_part(self.history, self.contact, now)
+        return first_part(self.quota, now) if self.outage.failures < ALONE else self._alone()
 
     def update(self, quota: Quota, start: Start) -> None:
         """Change the group's quota, as a member would that starts now."""

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 BOTH: Final = 1.5
 """Seconds after an outage during which a request needs a permit of both: the others return one by one."""
 
+ALONE: Final = 3
+"""Calls in a row that must fail before a process that has never reached the store goes by what it learns alone ..."""
+
+_FIRST_PART: Final = 0.1
+"""... until then it uses this share of the quota: many that start at once may all be late."""
+
 _FIRST_PROBE: Final = 0.25
 _LONGEST: Final = 1.0
 """Seconds between two probes of a lost store."""
@@ -86,11 +92,10 @@ class Outage:
         self.failures += 1
         if not self.is_on:
             self.failures -= bool(self.sources)
-            self.sources, self.since = make(now), now
-            for source in self.sources:
-                source.order = self._line.order
-            for turn in reversed(self._line.turns):
-                self.join(turn, 0)
+            self.since = now
+            self._put_in_force(make(now))
+        elif is_sure and self.failures == ALONE:
+            self._put_in_force(make(now))
         self.is_on, self._until = True, math.inf
         self.probe_after = (
             0.0 if self.failures == 1 else min(_FIRST_PROBE * 2.0 ** max(0, self.failures - 2), _LONGEST)
@@ -99,6 +104,13 @@ class Outage:
             return False
         self._is_announced = True
         return True
+
+    def _put_in_force(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+        for source in sources:
+            source.order = self._line.order
+        for turn in reversed(self._line.turns):
+            self.join(turn, 0)
 
     def end(self, now: float, *, reported: int) -> bool:
         """Note that the store has answered, and was told of so many permits. Returns whether to announce it."""
@@ -151,6 +163,15 @@ class Outage:
     def soon(self, now: float, seconds: float) -> float:
         """How many permits the local sources could give within so many seconds."""
         return min([source.soon(now, seconds) for source in self.sources], default=math.inf)
+
+
+def first_part(quota: Quota, now: float) -> Sequence[Source]:
+    """A small part of the quota, after the very first call has failed: one of the next may succeed."""
+    rate = Rate(_FIRST_PART * quota.rate, start=(now, 1.0))
+    if not quota.max_cost:
+        return (rate,)
+    units = _FIRST_PART * quota.max_cost
+    return rate, Units(units, quota.max_cost / quota.cost_rate, start=(now, units))
 
 
 def local_part(history: Window | None, contact: Contact, now: float) -> Sequence[Source]:
