@@ -10,6 +10,7 @@ from collections.abc import Callable
 from ..._operations import Operation
 from ..._retry.retry_after import retry_after
 from ..limiter import Answer, RateChange, Turn
+from . import pause
 from .blind import BlindRate
 from .headers import Outcome, Reading, outcome_of, read_rate_limit
 from .quota import KnownQuota
@@ -150,7 +151,7 @@ class Adaptive:
         """Note that the server answered 429 to a request sent at `sent`, asking for a wait of `asked` seconds."""
         windowed, first = self._windowed, not self._windowed.start.over
         explained = self._follow(reading, now, sent, refused=True)
-        if asked is None and reading is None and not explained and not self._is_plain:
+        if asked is None and reading is None and not explained and self._can_be_blind():
             if isinstance(self._law, BlindRate):
                 self._law.refused(turn, now, sent, chance)
             else:
@@ -166,6 +167,10 @@ class Adaptive:
             return None
         found = first and windowed.start.over and not self.quota.is_given
         return self._report(self.rate, _FOUND if found else self._law.reason(self._reported))
+
+    def _can_be_blind(self) -> bool:
+        """Whether there is no better law for a refusal that says nothing: a long window that was given is a scale."""
+        return not self._is_plain and not (self.quota.is_given and not pause.is_soft(self.quota.window))
 
     def _follow(self, reading: Reading | None, now: float, sent: float, *, refused: bool = False) -> bool:
         """Take in the quota headers; returns whether they explain a refusal."""

@@ -11,6 +11,9 @@ _UNASKED = 1.0
 ROWS = 3
 """Refusals in a row up to which a pause that the server has not asked for doubles: no retry policy waits for longer."""
 
+PROBES = 0.5
+"""Requests per second that then probe, besides the pauses."""
+
 _LONGEST = 3600.0
 """Seconds, or the window if that is longer: one answer never stops a program for longer."""
 

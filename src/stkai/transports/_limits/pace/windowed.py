@@ -280,19 +280,23 @@ class WindowedRate:
         self, turn: Turn, now: float, asked: float | None, chance: float, *, explained: bool, severe: bool
     ) -> None:
         """Hold back all requests, or in a short window only the refused one, unless the refusal is a severe one."""
-        window = self._quota.window
-        seconds = pause.unasked(window) if asked is None else asked
-        if explained or not pause.is_soft(window, seconds):
-            row = self._congestion.row if asked is not None else min(self._congestion.row, pause.ROWS)
-            stop = pause.hard(seconds, row, window, self.rate, chance)
-            if seconds > pause.longest(window) and not self._resumes_at:
-                # Then one request probes, and its answer decides.
-                self._resumes_at = self.rate
-                self.set(self._quota.floor)
+        window, row = self._quota.window, self._congestion.row
+        probes, floor = False, self._quota.floor
+        if asked is None:
+            asked = pause.unasked(window)
+            # It may refuse everything for an hour, and accept again at any time.
+            probes, row, floor = row > pause.ROWS, min(row, pause.ROWS), max(floor, pause.PROBES)
+        if explained or not pause.is_soft(window, asked):
+            stop = pause.hard(asked, row, window, self.rate, chance)
+            probes = probes or asked > pause.longest(window)
         else:
             stop = pause.soft_stop(window, chance) if severe else 0.0
-            turn.not_before = now + pause.soft(seconds, window, chance)
+            turn.not_before = now + pause.soft(asked, window, chance)
             self._held_until = max(self._held_until, turn.not_before)
+        if probes and not self._resumes_at:
+            # Then one request at a time probes, and its answer decides.
+            self._resumes_at = self.rate
+            self.set(min(floor, self.rate))
         if stop > window:
             # Over such a long pause, the goodput would be zero.
             self.history.restart(now + stop)

@@ -152,8 +152,9 @@ class Rate(Source):
         if pace is None:
             return None
         self._advance(answer.now)
-        change = pace.learn(turn, answer)
+        change, before = pace.learn(turn, answer), self.credit
         self._release(pace, answer.now, answer.now)
+        self.credit = min(self.credit, max(before, self.burst))  # What an answer releases is owed to nobody.
         return change
 
     def soon(self, now: float, seconds: float) -> float:
