@@ -283,7 +283,7 @@ def test_a_store_that_fails_again_while_it_returns_is_in_the_same_outage(
     fail(times=1)
     fail(times=0)
     assert [name for name in events if name.startswith("Store")] == ["StoreLost", "StoreRestored"]
-    fail(times=1)
+    fail(times=2)
     assert [name for name in events if name.startswith("Store")] == ["StoreLost", "StoreRestored"] * 2
 
 

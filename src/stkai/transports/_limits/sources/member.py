@@ -232,7 +232,7 @@ class Member:
             return False
         self.calling, self._hung = None, 0
         self.has_joined = not call.is_last
-        restored = self.outage.end(now, reported=ask.own)
+        restored = self.outage.end(now, reported=ask.own, by_probe=not ask.want)
         if lease.void:
             self.held.rewind(ask.used, ask.lapsed)
         # Permits that come after a suspension are of the past.

@@ -90,8 +90,9 @@ class Outage:
             Whether this is to be announced.
         """
         self.failures += 1
-        if not self.is_on:
-            self.failures -= bool(self.sources)
+        if not self.is_on and self.sources:
+            self.failures -= 1
+        elif not self.is_on:
             self.since = now
             self._put_in_force(make(now))
         elif is_sure and self.failures == ALONE:
@@ -112,14 +113,20 @@ class Outage:
         for turn in reversed(self._line.turns):
             self.join(turn, 0)
 
-    def end(self, now: float, *, reported: int) -> bool:
-        """Note that the store has answered, and was told of so many permits. Returns whether to announce it."""
+    def end(self, now: float, *, reported: int, by_probe: bool) -> bool:
+        """Note that the store has answered. Returns whether to announce it.
+
+        Args:
+            now: seconds of the clock.
+            reported: permits of the local sources of which it was told.
+            by_probe: whether it was not asked for permits; the next call that asks for some may fail again.
+        """
         self.used -= reported
         if not self.is_on:
             return False
         self.is_on = False
         was_announced, self._is_announced = self._is_announced, False
-        if self.failures >= _ANNOUNCED or was_announced:
+        if by_probe or was_announced:
             self._until = now + BOTH
         else:
             self.sources = ()
