@@ -66,7 +66,9 @@ class Guest(Source):
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         asking = self._asking
-        return 0.0 if asking is None or asking is turn else max(TICK, asking.told - now)
+        if asking is turn or (asking is None and not ahead):
+            return 0.0
+        return TICK if asking is None else max(TICK, asking.told - now)
 
     def until_spare(self, turn: Turn, rank: int, asleep: Sequence[Turn], now: float) -> float:
         return 0.0

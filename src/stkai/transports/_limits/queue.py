@@ -269,7 +269,7 @@ class Queue:
         while rank < place and turns[rank].told <= now + _EARLY:
             rank += 1
         for source in turn.sources:
-            if source.when(turn, source.count(rank), now):
+            if source.when(turn, source.claims(rank, place), now):
                 return TICK
         asleep = turns[rank : min(place, rank + _LOOKED_AT)]
         if asleep:
@@ -289,9 +289,8 @@ class Queue:
             elif seconds > max(guess, exact):
                 guess, turn.held_by = seconds, source
         exact = max(exact, wait)
-        # A turn that waits for nothing but an answer to end claims its permits from now on.
-        turn.told, turn.is_guess = now + exact, exact <= TICK
-        turn.wait = max(exact, guess)
+        turn.wait, turn.is_guess = max(exact, guess), exact <= TICK
+        turn.told = now + turn.wait
         turn.nap = min(turn.nap, _GLANCE * max(1.0, place / _GLANCERS))
         if turn.priority == "low":
             # The normal turns before it may leave, and then nobody would wake it.

@@ -37,10 +37,10 @@ class Slots(Source):
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
         if self.busy + ahead < self.most:
             return 0.0
-        each = self._mean / self.most
         # If they take longer than the last ones did, look ever more rarely.
-        soonest = max(_SHORTEST, each * (ahead or 0.5) / 2, (now - max(self._freed_at, turn.asked)) / 4)
-        turn.nap = min(turn.nap, soonest)
+        idle = now - max(self._freed_at, turn.asked)
+        each = max(self._mean, idle) / self.most
+        turn.nap = min(turn.nap, max(_SHORTEST, each * (ahead or 0.5) / 2, idle / 4))
         return max(TICK, each * (self.busy + ahead - self.most + 1))
 
     def until_spare(self, turn: "Turn", rank: int, asleep: "Sequence[Turn]", now: float) -> float:

@@ -71,17 +71,26 @@ class Source:
         """
         raise NotImplementedError
 
+    def claims(self, rank: int, place: int) -> int:
+        """How many of the turns before the one in that place claim a permit of this source now.
+
+        These are the first `rank` in the line, whose time has come. A turn that waits for an answer to end may be told
+        any moment that it has, so it claims what it waits for, and nothing else.
+        """
+        if self.is_exact:
+            return self.count(rank)
+        turns = self.order.turns
+        asleep = sum(turn.held_by is self for turn in turns[rank:place])
+        return self.count(rank) + asleep
+
     def until_spare(self, turn: "Turn", rank: int, asleep: "Sequence[Turn]", now: float) -> float:
         """Seconds until the turn can take a permit that none of those asleep before it will need; 0.0 for now.
 
-        The first of them will, and those who wait for another source. The others that wait for this one were told when
-        their permits are due; many of them may leave before.
+        The first of those that wait for this source will need one; the others were told when theirs are due, and many
+        may leave before. Those that wait for another source will need one if they are in the same queue: it is first
+        come, first served over all its sources. Other queues have no right to a permit while they wait.
         """
-        others = [
-            other
-            for other in asleep
-            if (other is asleep[0] or other.held_by is not self) and self in other.sources
-        ]
+        others = [other for other in asleep if self._will_need(turn, other, asleep[0])]
         taken = rank + 1
         if not others or self.soon(now, 0.0) >= taken + len(others):
             return 0.0
@@ -90,6 +99,11 @@ class Source:
             if self.soon(now, other.told - now) < taken - ROUNDING:
                 return max(TICK, other.told - now)
         return 0.0
+
+    def _will_need(self, turn: "Turn", other: "Turn", first: "Turn") -> bool:
+        if other.held_by is self:
+            return other is first
+        return other.sources == turn.sources and not other.is_guess
 
     def reserve(self, turn: "Turn") -> None:
         """Take note that all sources have a permit for the turn, whose guests are asked next."""

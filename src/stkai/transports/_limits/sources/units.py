@@ -118,12 +118,13 @@ class Units(Source):
         left = self.level - before - cost + _ROUNDING * self.most
         need = 0.0
         for other in asleep:
-            if self not in other.sources:
+            waits_for_units = other.held_by is self
+            if not waits_for_units and (other.is_guess or other.sources != turn.sources):
                 continue
             need += min(self.cost_of(other), self.most)
             if need <= left:
                 continue  # There is enough for all of them, and for this turn.
-            if other.held_by is self or need > min(self.most, left + self.rate * (other.told - now)):
+            if waits_for_units or need > min(self.most, left + self.rate * (other.told - now)):
                 return self._wait(turn, before + need + min(cost, self.most), now)
         return 0.0
 
