@@ -61,7 +61,6 @@ class Outage:
     Attributes:
         is_on: whether the store is out of reach now.
         failures: calls that have failed in a row.
-        sources: the local sources in force.
         used: permits of theirs that the store was not told of yet.
         since: when the outage began.
         probe_after: seconds after which to look whether the store is back.
@@ -71,10 +70,16 @@ class Outage:
         self._line = line
         self.is_on = self._is_announced = False
         self.failures = self.used = 0
-        self.sources: Sequence[Source] = ()
+        self._local: Sequence[Source] = ()
+        self._is_in_force = False
         self.since = -math.inf
         self._until = math.inf
         self.probe_after = 0.0
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The local sources in force."""
+        return self._local if self._is_in_force else ()
 
     def fail(self, now: float, make: Callable[[float], Sequence[Source]], *, is_sure: bool) -> bool:
         """Note that a call has failed; if there was no outage, one begins.
@@ -90,14 +95,13 @@ class Outage:
             Whether this is to be announced.
         """
         self.failures += 1
-        if not self.is_on and self.sources:
-            self.failures -= 1
-        elif not self.is_on:
+        if not self.is_on:
             self.since = now
-            self._put_in_force(make(now))
-        elif is_sure and self.failures == ALONE:
-            self._put_in_force(make(now))
-        self.is_on, self._until = True, math.inf
+            self.failures -= self._is_in_force
+        if not self._local or (is_sure and self.failures == ALONE):
+            self._replace(make(now))
+        self.is_on = self._is_in_force = True
+        self._until = math.inf
         self.probe_after = (
             0.0 if self.failures == 1 else min(_FIRST_PROBE * 2.0 ** max(0, self.failures - 2), _LONGEST)
         )
@@ -106,8 +110,8 @@ class Outage:
         self._is_announced = True
         return True
 
-    def _put_in_force(self, sources: Sequence[Source]) -> None:
-        self.sources = sources
+    def _replace(self, sources: Sequence[Source]) -> None:
+        self._local = sources
         for source in sources:
             source.order = self._line.order
         for turn in reversed(self._line.turns):
@@ -119,17 +123,20 @@ class Outage:
         Args:
             now: seconds of the clock.
             reported: permits of the local sources of which it was told.
-            by_probe: whether it was not asked for permits; the next call that asks for some may fail again.
+            by_probe: whether it was not asked for permits: the next call that asks for some may fail again, and go on
+                with the local permits that there are.
         """
         self.used -= reported
         if not self.is_on:
+            if not by_probe and not self._is_in_force:
+                self._local = ()
             return False
         self.is_on = False
         was_announced, self._is_announced = self._is_announced, False
-        if by_probe or was_announced:
+        if self.failures >= _ANNOUNCED:
             self._until = now + BOTH
         else:
-            self.sources = ()
+            self._is_in_force = False
         self.failures = 0
         return was_announced
 
@@ -140,19 +147,19 @@ class Outage:
     # As sources
 
     def join(self, turn: "Turn", place: int) -> None:
-        for source in self.sources:
+        for source in self._local:
             if turn.costs is not None:
                 turn.costs[source] = self._line.cost_of(turn)
             source.join(turn, place)
 
     def drop(self, turn: "Turn", place: int) -> None:
-        for source in self.sources:
+        for source in self._local:
             source.drop(turn, place)
 
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
         """Seconds until the local sources let the turn go."""
         if now >= self._until:
-            self.sources, self._until = (), math.inf
+            self._local, self._is_in_force, self._until = (), False, math.inf
         return max([source.when(turn, ahead, now) for source in self.sources], default=0.0)
 
     def take(self, turn: "Turn", now: float) -> None:
