@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Literal, TypedDict
+from typing import Any, Final, Literal, TypedDict
 
+from .._checks import AT_LEAST_ZERO, check_number
 from .._errors import InvalidArgumentError
 from ._retry.policy import RetryPolicy
 
@@ -67,16 +68,13 @@ class RequestOptions:
             raise InvalidArgumentError(msg)
 
 
-def check_cost(cost: object) -> float:
+def check_cost(cost: Any) -> float:
     """The cost, if it is a finite number of at least 0.
 
     Raises:
         InvalidArgumentError: it is not.
     """
-    if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 <= cost < math.inf:
-        msg = f"cost must be a finite number of at least 0, not {cost!r}"
-        raise InvalidArgumentError(msg)
-    return float(cost)
+    return float(check_number("cost", cost, AT_LEAST_ZERO, error=InvalidArgumentError))
 
 
 NO_OPTIONS: Final = RequestOptions()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 import httpx
 
+from ..._checks import SECONDS, check_number
 from ..._clock import Clock, SystemClock, uniform
 from ..._errors import ConfigurationError, InvalidArgumentError, NotSent, TokenAcquisitionTimeoutError
 from .._async_driver import adrive
@@ -63,8 +64,14 @@ class Permit:
 
         Args:
             retry_after: seconds after which the service asks to try again.
+
+        Raises:
+            InvalidArgumentError: `retry_after` is not a number of seconds.
         """
-        headers = {} if retry_after is None else {"retry-after": f"{math.ceil(retry_after)}"}
+        headers = {}
+        if retry_after is not None:
+            check_number("retry_after", retry_after, SECONDS, error=InvalidArgumentError)
+            headers = {"retry-after": f"{retry_after:.3f}"}
         self._learn(httpx.Response(_TOO_MANY_REQUESTS, headers=headers), None)
 
     def __enter__(self) -> Self:
