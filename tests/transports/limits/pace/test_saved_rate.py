@@ -223,7 +223,7 @@ def test_anything_but_a_regular_file_is_not_read_and_a_link_is_replaced_not_foll
     assert "not a regular file" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["../../escape", "a/b", "x" * 1000, "\udcff", "nul\0", ".", "é" * 300])
+@pytest.mark.parametrize("name", ["../../escape", "a/b", "x" * 1000, ".", "é" * 300])
 def test_every_name_has_its_own_file_in_the_directory(cache: Path, name: str) -> None:
     SavedRate(name).write(RATE, NOW)
     SavedRate(name + "2").write(RATE._replace(rate=3.0), NOW)
@@ -321,9 +321,9 @@ def test_the_limiter_starts_no_thread_and_reads_no_clock_of_its_own(monkeypatch:
     assert json.loads(path_of(SavedRate("key")).read_text())["saved"] == date.timestamp()
 
 
-@pytest.mark.parametrize("name", ["", "  ", 7, True])
+@pytest.mark.parametrize("name", ["", "  ", 7, True, "\udcff", "nul\0"])
 def test_an_invalid_name_is_an_error(name: Any) -> None:
-    with pytest.raises(ConfigurationError, match="warm_start must be the name of a quota"):
+    with pytest.raises(ConfigurationError, match="warm_start must be"):
         AimdLimiter(warm_start=name)
 
 

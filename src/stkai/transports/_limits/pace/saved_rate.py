@@ -6,14 +6,13 @@ import os
 import stat
 from contextlib import suppress
 from datetime import datetime
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote
 
 from ...._clock import Clock, SystemClock, unique_key
 from ...._errors import ConfigurationError
 from ...._log import logger
+from ....stores._place import file_name
 from ..._operations import Run
 from ..limiter import Answer
 
@@ -40,10 +39,12 @@ def check_warm_start(name: object, share: str | None, *, plain: bool) -> None:
     """Check that `name` is a name, and that there is something to save under it.
 
     Raises:
-        ConfigurationError: the name is not text, is empty, or is not that of the share; or the law is plain AIMD.
+        ConfigurationError: the name is no printable text, or not that of the share; or the law is plain AIMD.
     """
     if not isinstance(name, str) or not name.strip():
         raise ConfigurationError(f"warm_start must be the name of a quota, a non-empty string, not {name!r}")
+    if not name.isprintable():
+        raise ConfigurationError(f"warm_start must be text that can be printed, not {name!r}")
     if plain:
         raise ConfigurationError(
             "warm_start cannot be combined with penalty_factor or recovery_factor: plain AIMD starts at the whole quota"
@@ -85,7 +86,7 @@ class SavedRate:
     def __init__(self, name: str, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
         directory = _cache_directory()
-        self.path = None if directory is None else directory / "stkai" / "adaptive" / _file_name(name)
+        self.path = None if directory is None else directory / "stkai" / "adaptive" / file_name(name, ".json")
         self._unsaved: tuple[LearnedRate, datetime] | None = None
         self._due = -math.inf
         self._has_warned = False
@@ -196,12 +197,6 @@ def _replace(path: Path, content: bytes) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-
-
-def _file_name(name: str) -> str:
-    """A file name that is unique to this name, even on file systems that ignore case."""
-    text = name.encode(errors="surrogatepass")
-    return f"{quote(text, safe='')[:60]}-{blake2b(text, digest_size=10).hexdigest()}.json"
 
 
 def _cache_directory() -> Path | None:
