@@ -9,7 +9,8 @@ from ..._errors import ConfigurationError
 from .pace.adaptive import Adaptive
 from .pace.quota import KnownQuota
 from .pace.saved_rate import SavedRate, check_warm_start
-from .queue_limiter import Cost, check_limits
+from .plan import Cost
+from .queue_limiter import check_limits
 from .shared_limiter import SharedLimiter, shared_source
 from .sources.rate import Rate
 from .sources.source import Limits, Source

@@ -1,126 +1,28 @@
 """Several limits at once: a request goes when all of them let it go, and takes from all of them in one step."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakValueDictionary
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
 
 import httpx
 
 from ..._errors import ConfigurationError
 from .._operations import Operation
+from .guest import guest_of
 from .limiter import Answer, Limiter, RateChange, Turn
-from .per_key import PerKey, subscribe
-from .queue import READY, Queue, join_all
-from .queue_limiter import Plan, QueueLimiter, smallest
-from .sources.source import TICK, Source
-
-if TYPE_CHECKING:
-    from .permit import Permit
+from .permit import Permit
+from .plan import Chooser, Plan, subscribe
+from .queue import READY, join_all
+from .queue_limiter import QueueLimiter, smallest
+from .sources.source import Source
 
 _MEMBERS: Final = ("methods", "max_wait_time", "ask", "leave", "learn", "settle")
 
 _MOST_METHODS: Final = 100
 
-_GLANCE: Final = 1.0
-"""Seconds; a limiter of the user's own is asked at least so often about the request that is next."""
-
 WANTED: Final = (
     "rate_limit must be 'token_bucket', 'adaptive', a RateLimitConfig, a limiter (stkai.TokenBucket, AimdLimiter,"
     " InFlight, PerHost, PerKey, or a stkai.Limiter of your own), a list of limiters, or None; not "
 )
-
-
-class Guest(Source):
-    """A limiter of the user's own among others: asked last, about one turn at a time, and not under the lock.
-
-    As a source, it holds back all turns but the one that the limiter is asked about. The limiter sees a turn of its own
-    for each of ours.
-
-    Attributes:
-        limiter: the user's.
-        max_cost, cost, end: the limiter's own, if it has any.
-    """
-
-    is_exact = False
-
-    def __init__(self, limiter: Limiter) -> None:
-        self.limiter = limiter
-        self.max_cost: float | None = getattr(limiter, "max_cost", None)
-        self.cost = getattr(limiter, "cost", None)
-        self._asking: Turn | None = None
-
-    @property
-    def limit(self) -> str:  # type: ignore[override]
-        return type(self.limiter).__name__
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        """Where a turn's `costs` are set."""
-        return (self,)
-
-    def listens(self, now: float) -> bool:
-        return True
-
-    def cost_of(self, turn: Turn) -> float:
-        return turn.cost if turn.costs is None else turn.costs.get(self, turn.cost)
-
-    def when(self, turn: Turn, ahead: int, now: float) -> float:
-        asking = self._asking
-        if asking is turn or (asking is None and not ahead):
-            return 0.0
-        return TICK if asking is None else max(TICK, asking.told - now)
-
-    def until_spare(self, turn: Turn, rank: int, asleep: Sequence[Turn], now: float) -> float:
-        return 0.0
-
-    def reserve(self, turn: Turn) -> None:
-        self._asking = turn
-
-    def take(self, turn: Turn, now: float) -> None:
-        self._asking = None
-
-    def forked(self) -> None:
-        self._asking = None
-
-    def inner(self, turn: Turn) -> Turn:
-        """The limiter's own turn for one of ours."""
-        turns = turn.inner
-        if self not in turns:
-            turns[self] = Turn(
-                turn.request, chance=turn.chance, cost=self.cost_of(turn), priority=turn.priority
-            )
-        return turns[self]
-
-    def ask(self, turn: Turn, now: float) -> float | Operation:
-        """What the limiter says; then `turn.nap` tells when to ask again."""
-        inner = self.inner(turn)
-        inner.nap, inner.call = Turn.nap, turn.call
-        wait = self.limiter.ask(inner, now)
-        turn.nap = min(inner.nap, _GLANCE)
-        return wait
-
-    def give_up(self, turn: Turn, now: float) -> None:
-        """Leave the limiter with the turn's place or permit, and let it be asked about another turn."""
-        inner = turn.inner.get(self)
-        if inner is not None:
-            self.limiter.leave(inner, now)
-        if self._asking is turn:
-            self._asking = None
-
-    def settle(self, turn: Turn, cost: float, now: float) -> None:
-        self.limiter.settle(self.inner(turn), cost, now)
-
-
-_guests: WeakValueDictionary[int, Guest] = WeakValueDictionary()
-"""By the id of their limiter: a limiter in several lists is still asked about one turn at a time."""
-
-
-def _guest(limiter: Limiter) -> Guest:
-    with Queue.lock:
-        guest = _guests.get(id(limiter))
-        if guest is None:
-            guest = _guests[id(limiter)] = Guest(limiter)
-    return guest
 
 
 class AllOf(QueueLimiter):
@@ -141,9 +43,9 @@ class AllOf(QueueLimiter):
         self.parts: tuple[Any, ...] = tuple({id(part): part for part in _flattened(limiters)}.values())
         if not self.parts:
             raise ConfigurationError(f"{WANTED}an empty list")
-        self._choosers = any(isinstance(part, PerKey) for part in self.parts)
-        fixed = [part for part in self.parts if not isinstance(part, PerKey)]
-        self._hosts = {id(part): _guest(part) for part in fixed if _is_own(part)}
+        self._choosers = any(isinstance(part, Chooser) for part in self.parts)
+        fixed = [part for part in self.parts if not isinstance(part, Chooser)]
+        self._hosts = {id(part): guest_of(part) for part in fixed if _is_own(part)}
         plans = [plan for part in fixed if (plan := self._plan_of(part, None)) is not None]
         sources = [source for plan in plans for source in plan.sources]
         super().__init__(*dict.fromkeys(sources))
@@ -151,12 +53,13 @@ class AllOf(QueueLimiter):
         self._max_wait_time = smallest(part.max_wait_time for part in fixed)
         self._plans: dict[str, Plan | None] = {}
         self._plan = self._joined(None, fixed) or self._plan
+        self._has_remote = self._has_remote or self._choosers
 
     def plan_for(self, request: httpx.Request | None) -> Plan | None:
         if request is None:
             return self._plan
         if self._choosers:
-            chosen = [part.limiter_for(request) if isinstance(part, PerKey) else part for part in self.parts]
+            chosen = [part.limiter_for(request) if isinstance(part, Chooser) else part for part in self.parts]
             return self._joined(request, chosen)
         method = request.method
         if method not in self._plans:
@@ -192,7 +95,7 @@ class AllOf(QueueLimiter):
             return plan
         if request is not None and part.methods is not None and request.method not in part.methods:
             return None
-        guest = self._hosts.get(id(part)) or _guest(part)
+        guest = self._hosts.get(id(part)) or guest_of(part)
         priced = () if guest.max_cost is None else (guest,)
         return Plan((guest,), (guest,), priced, hasattr(part, "end"), True, part.max_wait_time)
 
@@ -225,7 +128,7 @@ class AllOf(QueueLimiter):
         if turn.inner is Turn.inner:
             turn.inner = {}
         for number, guest in enumerate(turn.guests):
-            wait = guest.ask(turn, now)
+            wait: float | Operation = guest.ask(turn, now)
             if wait != 0:
                 if isinstance(wait, int | float):
                     turn.told, turn.held_by, turn.is_guess = now + wait, guest, False
@@ -266,7 +169,7 @@ class AllOf(QueueLimiter):
         for guest in turn.guests:
             guest.settle(turn, cost, now)
 
-    def permit(self, **options: Any) -> "Permit":
+    def permit(self, **options: Any) -> Permit:
         if self._choosers:
             raise ConfigurationError(
                 f"{self!r} chooses limiters by the request, so it has no permits without one: ask one of its limiters"
@@ -290,7 +193,7 @@ def checked_limiter(policy: Any, wanted: str = WANTED) -> Any:
     """
     if isinstance(policy, list | tuple):
         return AllOf(*policy)
-    if isinstance(policy, type) or not isinstance(policy, Limiter | PerKey):
+    if isinstance(policy, type) or not isinstance(policy, Limiter | Chooser):
         missing = [f"no `{name}`" for name in _MEMBERS if not hasattr(policy, name)]
         hint = ""
         if hasattr(policy, "ask") and not isinstance(policy, type):
@@ -319,7 +222,7 @@ def _is_own(part: Any) -> bool:
 def _all_methods(parts: Iterable[Any]) -> frozenset[str] | None:
     names: set[str] = set()
     for part in parts:
-        methods = None if isinstance(part, PerKey) else part.methods
+        methods = None if isinstance(part, Chooser) else part.methods
         if methods is None:
             return None
         names.update(methods)

@@ -19,10 +19,11 @@ from .._layer import Layer
 from .._operations import Close, Flow, Operation, Steps
 from .._options import UNSET
 from .all_of import checked_limiter
+from .guest import plan_of_own
 from .limiter import Answer, Limiter, Turn
 from .metering import Estimate, Meter, Settle
-from .per_key import PerKey, subscribe
-from .queue_limiter import Plan, QueueLimiter
+from .plan import Chooser, Plan, subscribe
+from .queue_limiter import QueueLimiter
 from .waiting import TooLongError, Waiting
 
 Limits = Any
@@ -46,14 +47,14 @@ class _LimitFlow(LayerBase):
     """A limiter layer, for both drivers."""
 
     name = "limiter"
-    policy: Limiter | PerKey
+    policy: Limiter | Chooser
     _choose: Callable[[httpx.Request], Limiter] | None
     _meter: Meter
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         limiter: Any = self.policy if self._choose is None else self._choose(request)
         is_ours = isinstance(limiter, QueueLimiter) and not limiter.is_own
-        plan = limiter.plan_for(request) if is_ours else _plan_of_own(limiter, request)
+        plan = limiter.plan_for(request) if is_ours else plan_of_own(limiter, request)
         if plan is None:
             return (yield from self.forward(request, attempt))
         clock, options, place = self.context.clock, attempt.call.options, attempt.place
@@ -205,12 +206,12 @@ class _LimitFlow(LayerBase):
 
     def describe(self) -> str:
         # The repr of a user's own limiter may be anything.
-        own = f", {self.policy!r}" if isinstance(self.policy, QueueLimiter | PerKey) else ""
+        own = f", {self.policy!r}" if isinstance(self.policy, QueueLimiter | Chooser) else ""
         return own + super().describe()
 
     def _take_policy(self, policy: Limits, cost: Estimate | None, settle: Settle | None) -> None:
         self.policy = checked_limiter(policy, _WANTED)
-        self._choose = self.policy.limiter_for if isinstance(self.policy, PerKey) else None
+        self._choose = self.policy.limiter_for if isinstance(self.policy, Chooser) else None
         for name, function in (("cost", cost), ("settle", settle)):
             if function is not None and (not callable(function) or iscoroutinefunction(function)):
                 msg = f"{name} must be a plain function, not {function!r}"
@@ -293,28 +294,6 @@ class AsyncAdaptiveTransport(AsyncLimiterTransport):
     """
 
     name = "adaptive"
-
-
-class _OwnPriced:
-    """A limiter of the user's own that counts units of cost."""
-
-    sources = ()
-
-    def __init__(self, limiter: Any) -> None:
-        self.max_cost, self.cost = limiter.max_cost, getattr(limiter, "cost", None)
-        self.settle = limiter.settle
-
-
-def _plan_of_own(limiter: Limiter, request: httpx.Request) -> Plan | None:
-    """The plan of a limiter of the user's own, which must see every request and every answer."""
-    if isinstance(limiter, QueueLimiter):
-        plan = limiter.plan_for(request)
-        return None if plan is None else plan._replace(ends=True)
-    methods = limiter.methods
-    if methods is not None and request.method not in methods:
-        return None
-    priced = () if getattr(limiter, "max_cost", None) is None else (_OwnPriced(limiter),)
-    return Plan(priced=priced, ends=hasattr(limiter, "end"), max_wait_time=limiter.max_wait_time)
 
 
 def limiter(policy: Limits, *, cost: Estimate | None = None, settle: Settle | None = None) -> Layer:

@@ -11,10 +11,6 @@ from ..._events import CallInfo
 from .._operations import Operation
 from .._options import Priority
 
-if TYPE_CHECKING:
-    from .all_of import Guest
-    from .sources.source import Source
-
 
 class RateChange(NamedTuple):
     """A change of a rate, in requests per second, and the reason."""
@@ -43,6 +39,7 @@ class Turn:
         granted: whether the permit has been taken, and neither given back nor ended; set by the limiter.
         paced: whether the limiter handles the wait after this refusal, so that retry need not; set by `learn`.
         mark: what its pace noted about its permit.
+        excused: whether the refusal was mere bad luck, so that it counts for no retry; set by `learn`.
         errand: what is to be done after the answer, such as saving what was learnt; set by `learn`.
         call: the request's call, for events; set before the layer runs an operation for the limiter.
         sources: the sources that it takes its permits from.
@@ -56,7 +53,7 @@ class Turn:
 
     request: httpx.Request | None = None
     cost: float = 1.0
-    costs: "dict[Source, float] | None" = None
+    costs: dict[Any, float] | None = None
     priority: Priority = "normal"
     chance: float = 0.5
     number: int = 0
@@ -65,18 +62,19 @@ class Turn:
     is_guess: bool = False
     granted: bool = False
     paced: bool = False
+    excused: bool = False
     mark: Any = None
     errand: Operation | None = None
     call: CallInfo | None = None
-    sources: "tuple[Source, ...]" = ()
+    sources: tuple[Any, ...] = ()
     wait: float = 0.0
     asked: float = 0.0
     told: float = math.inf
     since: float = 0.0
-    held_by: "Source | None" = None
+    held_by: Any = None
     leases: dict[Any, Any] | None = None
-    guests: "tuple[Guest, ...]" = ()
-    inner: "dict[Guest, Turn]" = {}  # noqa: RUF012 - never changed; a turn with guests gets its own
+    guests: tuple[Any, ...] = ()
+    inner: "dict[Any, Turn]" = {}  # noqa: RUF012 - never changed; a turn with guests gets its own
     is_admitted: bool = False
 
     def __init__(

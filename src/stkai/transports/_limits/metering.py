@@ -12,7 +12,7 @@ from ...costs import Arrived
 from .._body_end import BodyEnd
 from .._options import UNSET, check_cost
 from .limiter import Turn
-from .queue_limiter import Plan, Pricing
+from .plan import Plan, Pricing
 
 _logger = logging.getLogger("stkai")
 

@@ -12,13 +12,12 @@ from ..._checks import POSITIVE_COUNT, check_number
 from ..._errors import ConfigurationError
 from ..._forks import after_fork
 from ..._urls import origin_of, show_origin
+from .all_of import checked_limiter
 from .limiter import Limiter
-
-Limits = Any
-"""A limiter, or a list of limiters that all have to let a request go."""
+from .plan import Chooser, subscribe
 
 
-class PerKey:
+class PerKey(Chooser):
     """One limiter for each key.
 
     Args:
@@ -101,8 +100,6 @@ class PerKey:
                     self._limiters[oldest] = dropped
 
     def _made(self, key: str) -> Limiter:
-        from .all_of import checked_limiter
-
         kind = type(self).__name__
         wanted = f"the function given to {kind} must return a limiter, such as TokenBucket(10, 60), or a list; not "
         made = self._make(key)
@@ -149,10 +146,3 @@ class PerHost(PerKey):
 
     def __repr__(self) -> str:
         return f"PerHost({len(self._limiters)} origins)"
-
-
-def subscribe(limiter: object, layer: Any) -> None:
-    """Let a limiter report to the listener of a layer's stack, if it has something to report."""
-    method = getattr(limiter, "subscribe", None)
-    if method is not None:
-        method(layer)

@@ -2,7 +2,7 @@
 
 import math
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import httpx
 
@@ -15,10 +15,9 @@ from .._driver import drive
 from .._operations import Operation
 from .._options import UNSET, Priority, RequestOptions, Unset, check_cost
 from .limiter import Answer, Turn
+from .plan import Plan
+from .queue import Queue
 from .waiting import TooLongError, Waiting
-
-if TYPE_CHECKING:
-    from .queue_limiter import QueueLimiter
 
 _TOO_MANY_REQUESTS = 429
 
@@ -28,7 +27,8 @@ class Permit:
 
     def __init__(
         self,
-        limiter: "QueueLimiter",
+        limiter: Queue,
+        plan: Plan | None,
         *,
         cost: float | None,
         priority: Priority,
@@ -36,7 +36,6 @@ class Permit:
         clock: Clock | None,
     ) -> None:
         RequestOptions(cost=cost, priority=priority, max_wait_time=max_wait_time)  # Checks them.
-        plan = limiter.plan_for(None)
         if plan is None or not plan.sources:
             raise ConfigurationError(f"{limiter!r} has no permits without a request")
         if cost is None and plan.priced:

@@ -1,27 +1,19 @@
-"""The queue of waiting requests: the order in which they go, and nothing else.
+"""The queue of waiting requests: who may go, and who is told to wait.
 
 A queue has one or more sources of permits. A turn goes when all of its sources have a permit for it, and takes from all
 of them in one step; while it waits it holds nothing. All state is numbers under one lock that is held for arithmetic
 only, so that threads, event loops and stacks can share a queue.
 
 A sleeper cannot be woken. So each turn is told when it may go, and *claims* its permit from that instant on. A permit
-that no turn before it claims or will need goes to the turn that asks; the place of one that left goes to the next that
-comes. So a crowd that gives up cannot stop the line, and no sleeper loses its permit to one that is awake.
-
-Normal numbers are even and low-priority ones odd, eighteen apart: nine normal turns go between two low ones while both
-wait, and a low one that is alone has nobody before it.
+that no turn before it claims or will need goes to the turn that asks. So a crowd that gives up cannot stop the line,
+and no sleeper loses its permit to one that is awake.
 """
 
-import heapq
 import math
 import threading
-from bisect import bisect_left
-from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from operator import attrgetter
 from typing import Any, ClassVar, Final
-from weakref import WeakSet
 
 from ..._errors import ClientSideRateLimitError
 from ..._families import alike
@@ -29,10 +21,8 @@ from ..._forks import after_fork
 from .._operations import Operation
 from .._retry.policy import NOT_SENT
 from .limiter import Answer, RateChange, Turn
+from .order import Order
 from .sources.source import TICK, Source
-
-_NORMAL: Final = 2
-_LOW: Final = 18
 
 _EARLY: Final = 0.0005
 """Seconds before its time from which a sleeper claims its permit: otherwise ties would go to whoever is awake."""
@@ -55,119 +45,6 @@ READY: Final = math.nan
 _INTERRUPTED: Final = (
     "a signal handler cannot use the client that it interrupted: set a flag or write to a queue instead"
 )
-
-_number = attrgetter("number")
-
-
-class Order:
-    """Who waits, in the order of their numbers; queues that have a source in common share it.
-
-    Attributes:
-        turns: those who wait.
-        members: the sources whose turns wait here.
-        deferred: what a finalizer or a signal handler found to do while the lock was held.
-    """
-
-    def __init__(self) -> None:
-        self.turns: list[Turn] = []
-        self.members: WeakSet[Source] = WeakSet()
-        self.deferred: deque[Callable[[], object]] = deque()
-        self._vacant: list[tuple[int, Turn]] = []
-        # The last number of normal and of low priority, and the highest number that has gone.
-        self.last = self._low = self._gone = 0
-
-    def forget(self) -> None:
-        """Drop all who wait."""
-        while self.turns:
-            self.drop(len(self.turns) - 1)
-        self._vacant.clear()
-
-    def absorb(self, other: "Order") -> None:
-        """Add the turns of another order behind these."""
-        for turn in other.turns:
-            turn.number += self.last
-        self.turns += other.turns
-        self.last += other.last
-        self.deferred.extend(other.deferred)
-
-    def join(self, turn: Turn, now: float) -> int:
-        """The place of a turn, counted from 0; a turn that is not in the order joins it where its number belongs."""
-        turns, vacant = self.turns, self._vacant
-        if turns and turns[0] is turn and not vacant:
-            return 0  # Usually the one that wakes on time is the first.
-        if not turns:
-            # Everyone who got a number has gone, including those who did not have to wait.
-            self._gone = self.last
-            vacant.clear()
-        if not turn.number:
-            turn.asked = now
-            self._give_number(turn, now)
-        while vacant and vacant[0][0] < turn.number:
-            # The turn that asks moves up, so these places are no longer free.
-            heapq.heappop(vacant)
-        place = self.place_of(turn)
-        if turns[place : place + 1] != [turn]:
-            turn.told = Turn.told
-            turns.insert(place, turn)
-            for source in turn.sources:
-                source.join(turn, place)
-        return place
-
-    def _give_number(self, turn: Turn, now: float) -> None:
-        vacant = self._vacant
-        while vacant and vacant[0][1].told <= now:
-            heapq.heappop(vacant)
-        low = turn.priority == "low"
-        if vacant and vacant[0][0] & 1 == low and _could_stand_in(turn, vacant[0][1]):
-            turn.number = heapq.heappop(vacant)[0]
-        elif low:
-            self._low = turn.number = (max(self._low, self._gone) | 1) + _LOW
-        else:
-            turn.number = self.last = self.last + _NORMAL
-
-    def go(self, place: int) -> None:
-        """Let the turn in that place go with its permit."""
-        number = self.drop(place).number
-        if number > self._gone:
-            self._gone = number
-            if number > self.last:
-                # A low-priority one: the next to come goes after it, and before the next of low priority.
-                self.last = number - 1
-
-    def drop(self, place: int) -> Turn:
-        """Remove the turn in that place."""
-        turn = self.turns.pop(place)
-        for source in turn.sources:
-            source.drop(turn, place)
-        return turn
-
-    def leave(self, turn: Turn) -> None:
-        """Remove a turn that goes without its permit; the next that comes may have its place."""
-        place = self.place_of(turn)
-        if self.turns[place : place + 1] == [turn]:
-            self.drop(place)
-            if place < len(self.turns):
-                heapq.heappush(self._vacant, (turn.number, turn))
-
-    def place_of(self, turn: Turn) -> int:
-        """Where the turn is, or where it belongs."""
-        turns, number = self.turns, turn.number
-        if not turns or turns[-1].number < number:
-            return len(turns)
-        place = bisect_left(turns, number, key=_number)
-        while place < len(turns) and turns[place].number == number and turns[place] is not turn:
-            # Two parallel attempts of one call.
-            place += 1
-        return place
-
-
-def _could_stand_in(turn: Turn, other: Turn) -> bool:
-    """Whether a new turn may have the place of one that left: it takes no more, and from the same sources."""
-    if turn.sources != other.sources:
-        return False
-    if turn.costs is None and other.costs is None:
-        return turn.cost <= other.cost
-    return all(source.cost_of(turn) <= source.cost_of(other) for source in turn.sources)
 
 
 class Queue:
@@ -206,7 +83,7 @@ class Queue:
             sources = turn.sources or self._sources_for(turn)
             order = sources[0].order
             if order.deferred:
-                catch_up(order)
+                order.catch_up()
             wait = self._ask(turn, now, sources, order)
         if self._has_remote:
             self._afterwards(turn, now)
@@ -223,8 +100,7 @@ class Queue:
                 return self._stand_in_line(turn, now, order)
         for source in sources:
             source.take(turn, now)
-        if not turn.number:
-            turn.number = order.last = order.last + _NORMAL
+        order.pass_by(turn)
         turn.granted, turn.since = True, now
         return 0.0
 
@@ -258,9 +134,11 @@ class Queue:
             turn.granted, turn.since = True, now
             return 0.0
         self._tell(turn, place, wait, now)
-        for source in turn.sources:
-            if source.is_remote and (operation := source.call(turn, place, now)) is not None:
-                return operation
+        if self._has_remote:
+            for source in turn.sources:
+                operation: Operation | None = source.call(turn, place, now)
+                if operation is not None:
+                    return operation
         return turn.wait
 
     def _has_to_wait(self, turn: Turn, place: int, now: float) -> float:
@@ -274,7 +152,8 @@ class Queue:
         asleep = turns[rank : min(place, rank + _LOOKED_AT)]
         if asleep:
             for source in turn.sources:
-                if wait := source.until_spare(turn, source.count(rank), asleep, now):
+                wait: float = source.until_spare(turn, source.count(rank), asleep, now)
+                if wait:
                     return wait
         return 0.0
 
@@ -374,12 +253,6 @@ def join_all(sources: tuple[Source, ...]) -> None:
             for member in [source] if old is None else list(old.members):
                 member.order = order
                 order.members.add(member)
-
-
-def catch_up(order: Order) -> None:
-    """Do what was put off while the lock was held."""
-    while order.deferred:
-        order.deferred.popleft()()
 
 
 def was_never_sent(error: BaseException | None) -> bool:

@@ -1,9 +1,9 @@
 """What all limiters of stkai are: a queue with sources of permits, and the options that they share."""
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Final
 
 import httpx
 
@@ -11,71 +11,12 @@ from ..._checks import POSITIVE, check_number, is_token
 from ..._clock import Clock
 from ..._errors import ConfigurationError
 from .._options import UNSET, Priority, Unset
-from .limiter import Turn
+from .permit import Permit
+from .plan import Cost, Plan, Pricing
 from .queue import Queue
 from .sources.source import Limits, Source
 
-if TYPE_CHECKING:
-    from .all_of import Guest
-    from .permit import Permit
-
 _HOOKS: Final = ("ask", "leave", "learn", "end", "settle")
-
-
-@runtime_checkable
-class Pricing(Protocol):
-    """What a call costs a limiter, before it is sent and after it was answered; `llm_tokens()` returns one."""
-
-    def estimate(self, request: httpx.Request) -> float:
-        """Units that a request will probably take."""
-        ...
-
-    def settle(self, response: httpx.Response) -> float | None:
-        """Units that it has taken; None if the answer does not tell."""
-        ...
-
-
-Cost = Callable[[httpx.Request], float] | Pricing
-"""What a limiter takes as `cost`."""
-
-
-class Priced(Protocol):
-    """A limit that counts units of cost."""
-
-    @property
-    def max_cost(self) -> float | None:
-        """Units per time window."""
-
-    @property
-    def cost(self) -> Any:
-        """Its own `Cost`, or None."""
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        """Where a turn's `costs` are set."""
-
-    def settle(self, turn: Turn, cost: float, now: float) -> None:
-        """Correct what the turn took."""
-
-
-class Plan(NamedTuple):
-    """What a request of some method needs of a limiter.
-
-    Attributes:
-        sources: where it takes its permits from.
-        guests: limiters of the user's own that it asks as well.
-        priced: the limits that count units of cost.
-        ends: whether one of them must be notified when the answer has ended.
-        listens: whether an answer of success may teach one of them something.
-        max_wait_time: seconds that it may wait.
-    """
-
-    sources: tuple[Source, ...] = ()
-    guests: "tuple[Guest, ...]" = ()
-    priced: "tuple[Priced, ...]" = ()
-    ends: bool = False
-    listens: bool = False
-    max_wait_time: float | None = None
 
 
 class QueueLimiter(Queue):
@@ -133,7 +74,7 @@ class QueueLimiter(Queue):
         priority: Priority = "normal",
         max_wait_time: float | Unset | None = UNSET,
         clock: Clock | None = None,
-    ) -> "Permit":
+    ) -> Permit:
         """A permit for something other than a request of httpx: `with limiter.permit():`, or `async with`.
 
         Leaving the block with an exception of class `stkai.NotSent` gives the permit back; any other way uses it.
@@ -148,9 +89,9 @@ class QueueLimiter(Queue):
             InvalidArgumentError: an argument is out of range, or `cost` is missing.
             TokenAcquisitionTimeoutError: (on entering) the wait would exceed `max_wait_time`.
         """
-        from .permit import Permit
-
-        return Permit(self, cost=cost, priority=priority, max_wait_time=max_wait_time, clock=clock)
+        return Permit(
+            self, self.plan_for(None), cost=cost, priority=priority, max_wait_time=max_wait_time, clock=clock
+        )
 
     def _options(self) -> str:
         """The options that are not the default, for `repr`."""

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..._errors import ConfigurationError
-from .queue_limiter import Cost, QuotaLimiter
+from .plan import Cost
+from .queue_limiter import QuotaLimiter
 from .sources.source import Limits, Source
 
 if TYPE_CHECKING:

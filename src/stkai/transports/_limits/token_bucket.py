@@ -6,7 +6,8 @@ from typing import Any
 from ..._errors import ConfigurationError
 from .pace.adaptive import Adaptive
 from .pace.quota import KnownQuota
-from .queue_limiter import Cost, check_limits
+from .plan import Cost
+from .queue_limiter import check_limits
 from .shared_limiter import SharedLimiter, shared_source
 from .sources.rate import Rate
 from .sources.source import Limits, Source

@@ -6,6 +6,7 @@ from ..._clock import Clock
 from ..._errors import ConfigurationError
 from .._operations import Operation, Sleep, Steps
 from .limiter import Limiter, Turn
+from .queue import Queue
 from .sources.source import TICK, Source
 
 _LONGEST: Final = 3600.0
@@ -42,7 +43,7 @@ class Waiting:
         held: seconds for which each source held it up.
     """
 
-    def __init__(self, limiter: Limiter, turn: Turn, clock: Clock, limit: float, deadline: float) -> None:
+    def __init__(self, limiter: Limiter | Queue, turn: Turn, clock: Clock, limit: float, deadline: float) -> None:
         self.limiter, self.turn, self.clock = limiter, turn, clock
         self.limit, self.deadline = limit, deadline
         self.start = self.now = 0.0
@@ -92,7 +93,7 @@ class Waiting:
         return "" if source is None else str(source.limit)
 
 
-def _no_answer(limiter: Limiter, wait: object) -> ConfigurationError:
+def _no_answer(limiter: object, wait: object) -> ConfigurationError:
     """The error for a faulty limiter of the user's own; one that returns nothing would let everything pass."""
     return ConfigurationError(
         f"{type(limiter).__name__}.ask must return 0.0 to let a request go, the seconds that it must wait, or an"
