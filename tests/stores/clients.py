@@ -7,6 +7,9 @@ from typing import Any
 import redis
 
 from stkai.stores import Ask, Lease, Store
+from stkai.stores._ranges import count
+from stkai.stores._state import State
+from stkai.stores._step import AHEAD
 
 
 def ask(member: str = "a", want: int = 1, **others: Any) -> Ask:
@@ -65,3 +68,20 @@ def eventually(check: Callable[[], Any], seconds: float = 20) -> Any:
                 raise
         assert time.monotonic() < until, "it took too long"
         time.sleep(0.05)
+
+
+def check_books(state: State) -> None:
+    """Check that no permit was created or lost, and that the state stays within its bounds."""
+    members = state.members.all()
+    held = sum(count(m.old) + count(m.fresh) for m in members if m.epoch == state.epoch)
+    assert state.leased == state.used + state.returned + state.expired + held
+    assert -1e-6 <= state.credit <= max(1.0, state.burst) + 1e-6
+    assert all(places > 0 for _, _, places in state.free)
+    assert state.free == sorted(state.free)
+    assert state.window == sorted(state.window)
+    assert state.within == sum(places for _, places in state.window)
+    assert state.size == len(members)
+    assert state.active == sum(m.counted for m in members)
+    # No law in these tests has more than twice the quota.
+    most = max(1.0, 2 * state.quota.rate * AHEAD, state.quota.burst) + 1
+    assert max((count(m.old) + count(m.fresh) for m in members), default=0) <= most + 1e-6

@@ -50,7 +50,7 @@ def test_a_client_may_be_passed_and_stays_open(server: Server, decoded: bool) ->
 @pytest.mark.real_time
 def test_a_client_without_a_timeout_does_not_wait_for_a_server_that_hangs(server: Server) -> None:
     with server.client(socket_timeout=None, socket_connect_timeout=None) as client:
-        store = RedisStore(client)
+        store = RedisStore(client, timeout=0.5)
         assert store.lease(ask()).count == 1
         server.send_signal(signal.SIGSTOP)
         try:

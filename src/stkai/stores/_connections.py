@@ -70,6 +70,8 @@ class Connections:
 
     def _connected(self) -> Any:
         connection = self.client.connection_pool.make_connection()
+        # Do not tell the server the library's name and version: that takes two more round trips.
+        connection.driver_info = connection.lib_name = connection.lib_version = None
         connection.connect()
         return connection
 

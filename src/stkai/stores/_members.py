@@ -53,7 +53,11 @@ def settle(s: State, m: Member, ask: Ask, now: float) -> bool:
         s.returned += unused
         give(s, min(unused, max(0, lapsed)) if front else max(0, -used))
         if s.most:
-            _window.forgive_oldest(s, unused)
+            # Which of them were not used is unknown. To be safe, the earlier ones leave the window.
+            early = cut(front, unused)[0]
+            for first, gap, places in early:
+                _window.forgive(s, first, gap, places)
+            _window.forgive_latest(s, unused - count(early))
     kept, tail = cut(rest, held)
     release(s, tail, now)
     units = ask.units if keeps else 0.0

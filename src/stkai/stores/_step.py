@@ -163,7 +163,8 @@ def _refuse(s: State, epoch: int, until: float, now: float) -> None:
 
 def _grant(s: State, m: Member, ask: Ask, now: float) -> float:
     """Lease permits, and pay for their units of cost. Returns seconds after which to ask again, if there are none."""
-    share = max(1, math.floor(s.rate * AHEAD / max(1, s.active) + ROUND))
+    # Its share of what is left of the burst is used at once, so it is not held in advance.
+    share = max(1, math.floor(max(s.rate * AHEAD, s.credit) / max(1, s.active) + ROUND))
     want = min(ask.want, share + 1 - count(m.old))
     if max(s.next, _window.opening(s) if s.most else NEVER) - now > 1.5 * AHEAD:
         want = min(want, 1)  # The calendar stays short, also while the group grows.

@@ -13,6 +13,9 @@ from ._state import State
 _SAME: Final = 1e-6
 """Seconds; entries that are closer are one."""
 
+_LATE: Final = 0.05
+"""Seconds; members use permits at most so late."""
+
 _EXACT: Final = 64
 """Up to so many permits per window, every instant is kept; above, as many slots, each rounded to its end."""
 
@@ -52,14 +55,15 @@ def note(s: State, first: float, gap: float, places: int) -> None:
         first, places = first + together * gap, places - together
 
 
-def forgive_oldest(s: State, places: int) -> None:
-    """Take permits that were not used out of the window. Which ones is unknown: the later ones stay, to be safe."""
-    while places > 0 and s.window and s.window[0][0] <= s.at:
-        instant, together = s.window[0]
-        part = min(places, together)
-        s.window[:1] = [(instant, together - part)] if together > part else []
-        s.within -= part
-        places -= part
+def forgive_latest(s: State, places: int) -> None:
+    """Take permits that were given back out of the window, which were used a short while ago."""
+    for index in range(len(s.window) - 1, -1, -1):
+        instant, together = s.window[index]
+        if instant <= s.at and places > 0:
+            part = min(places, together)
+            s.window[index : index + 1] = [(instant, together - part)] if together > part else []
+            s.within -= part
+            places -= part
 
 
 def forgive(s: State, first: float, gap: float, places: int) -> None:
@@ -107,5 +111,5 @@ def fit(s: State, first: float, gap: float, places: int) -> int:
 
 
 def _length(s: State) -> float:
-    """The window, and a little more: permits are used a moment late, and not all equally late."""
-    return s.quota.window + min(0.002, s.quota.window / 1000)
+    """The window, and a little more, since permits are not all used equally late."""
+    return s.quota.window + min(_LATE, s.quota.window / 300)

@@ -8,7 +8,7 @@ local STATE, MEMBERS, DUES = KEYS[1], KEYS[2], KEYS[3]
 local EXPIRES = 90000  -- Seconds after the last use: a group that starts warm within a day needs the rate.
 local AHEAD, FORGET, KEPT, WAITS, SWEEP, SWEPT = 0.25, 10, 2, 1.5, 0.1, 20
 local REACH, LOW, TOGETHER, LONGEST_QUEUE, SET_BACK, USAGE_SPAN = 0.1, 0.1, 1, 60, 0.1, 10
-local NEVER, ROUND, SAME, EXACT = -1e18, 1e-6, 1e-6, 64
+local NEVER, ROUND, SAME, LATE, EXACT = -1e18, 1e-6, 1e-6, 0.05, 64
 local min, max, floor, ceil, insert = math.min, math.max, math.floor, math.ceil, table.insert
 
 -- Ranges of places: {first, gap, places}.
@@ -67,7 +67,7 @@ local function merged(some, others)
 end
 
 -- The window.
-local function length(s) return s.window_seconds + min(0.002, s.window_seconds / 1000) end
+local function length(s) return s.window_seconds + min(LATE, s.window_seconds / 300) end
 
 local function sum(s)
   s.within = 0
@@ -124,8 +124,10 @@ local function take_out(s, index, places)
   return part
 end
 
-local function forgive_oldest(s, places)
-  while places > 0 and #s.window > 0 and s.window[1][1] <= s.at do places = places - take_out(s, 1, places) end
+local function forgive_latest(s, places)
+  for index = #s.window, 1, -1 do
+    if s.window[index][1] <= s.at and places > 0 then places = places - take_out(s, index, places) end
+  end
 end
 
 local function forgive(s, first, gap, places)
@@ -403,7 +405,11 @@ local function settle(s, m, ask, now)
   if unused > 0 then
     s.returned = s.returned + unused
     give(s, #front > 0 and min(unused, max(0, lapsed)) or max(0, -used))
-    if s.most > 0 then forgive_oldest(s, unused) end
+    if s.most > 0 then
+      local early = cut(front, unused)
+      for _, r in ipairs(early) do forgive(s, r[1], r[2], r[3]) end
+      forgive_latest(s, unused - count(early))
+    end
   end
   local kept, tail = cut(rest, held)
   release(s, tail, now)
@@ -520,7 +526,7 @@ local function affordable(s, places, costs, from, to)
 end
 
 local function grant(s, m, ask, now)
-  local share = max(1, floor(s.rate * AHEAD / max(1, s.active) + ROUND))
+  local share = max(1, floor(max(s.rate * AHEAD, s.credit) / max(1, s.active) + ROUND))
   local want = min(ask.want, share + 1 - count(m.old))
   if max(s.next, opening(s)) - now > 1.5 * AHEAD then want = min(want, 1) end
   if ask.low == 1 and (s.normal_by == ask.member and s.other_normal_at or s.normal_at) > now - WAITS then
