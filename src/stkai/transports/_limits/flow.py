@@ -58,9 +58,15 @@ class _LimitFlow(LayerBase):
         if plan is None:
             return (yield from self.forward(request, attempt))
         clock, options, place = self.context.clock, attempt.call.options, attempt.place
-        turn = Turn(request, chance=self.context.random(), priority=options.priority)
+        turn = Turn(request)
+        if options.priority != "normal":
+            turn.priority = options.priority
         if is_ours:
-            turn.sources, turn.guests = plan.sources, plan.guests
+            turn.sources = plan.sources
+            if plan.guests:
+                turn.guests = plan.guests
+        if plan.listens or not is_ours:
+            turn.chance = self.context.random()
         if place is not None and place[0] is limiter:
             turn.resume(cast(Any, place[1]))
         if plan.priced:

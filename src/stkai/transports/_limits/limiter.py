@@ -87,7 +87,8 @@ class Turn:
         priority: Priority = "normal",
     ) -> None:
         self.request = request
-        self.chance = chance
+        if chance != 0.5:
+            self.chance = chance
         if number:
             self.number = number
         if cost != 1.0:

@@ -18,7 +18,9 @@ from weakref import WeakSet
 from .limiter import Turn
 from .sources.source import Source
 
-_NORMAL: Final = 2
+NORMAL: Final = 2
+"""From one number of normal priority to the next."""
+
 _LOW: Final = 18
 
 _number = attrgetter("number")
@@ -60,11 +62,6 @@ class Order:
         while self.deferred:
             self.deferred.popleft()()
 
-    def pass_by(self, turn: Turn) -> None:
-        """Number a turn that goes at once, for the case that it returns."""
-        if not turn.number:
-            turn.number = self.last = self.last + _NORMAL
-
     def join(self, turn: Turn, now: float) -> int:
         """The place of a turn, counted from 0; a turn that is not in the order joins it where its number belongs."""
         turns, vacant = self.turns, self._vacant
@@ -98,7 +95,7 @@ class Order:
         elif low:
             self._low = turn.number = (max(self._low, self._gone) | 1) + _LOW
         else:
-            turn.number = self.last = self.last + _NORMAL
+            turn.number = self.last = self.last + NORMAL
 
     def go(self, place: int) -> None:
         """Let the turn in that place go with its permit."""

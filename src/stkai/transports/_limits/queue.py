@@ -21,7 +21,7 @@ from ..._forks import after_fork
 from .._operations import Operation
 from .._retry.policy import NOT_SENT
 from .limiter import Answer, RateChange, Turn
-from .order import Order
+from .order import NORMAL, Order
 from .sources.source import TICK, Source
 
 _EARLY: Final = 0.0005
@@ -84,25 +84,27 @@ class Queue:
             order = sources[0].order
             if order.deferred:
                 order.catch_up()
-            wait = self._ask(turn, now, sources, order)
+            number = turn.number
+            if number and turn.not_before > now:
+                turn.nap = Turn.nap
+                return turn.not_before - now
+            if order.turns or turn.guests:
+                wait = self._stand_in_line(turn, now, order)
+            else:
+                for source in sources:
+                    if source.when(turn, 0, now):
+                        wait = self._stand_in_line(turn, now, order)
+                        break
+                else:
+                    for source in sources:
+                        source.take(turn, now)
+                    if not number:
+                        turn.number = order.last = order.last + NORMAL
+                    turn.granted, turn.since = True, now
+                    wait = 0.0
         if self._has_remote:
             self._afterwards(turn, now)
         return wait
-
-    def _ask(self, turn: Turn, now: float, sources: tuple[Source, ...], order: Order) -> float | Operation:
-        if turn.not_before > now:
-            turn.nap = Turn.nap
-            return turn.not_before - now
-        if order.turns or turn.guests:
-            return self._stand_in_line(turn, now, order)
-        for source in sources:
-            if source.when(turn, 0, now):
-                return self._stand_in_line(turn, now, order)
-        for source in sources:
-            source.take(turn, now)
-        order.pass_by(turn)
-        turn.granted, turn.since = True, now
-        return 0.0
 
     def _afterwards(self, turn: Turn, now: float) -> None:
         """Let stores be called, and listeners be notified, without the lock."""

@@ -3,7 +3,7 @@
 import math
 from bisect import bisect_left, bisect_right
 from collections import deque
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Final
 
 from .source import TICK, Limits, Source
@@ -24,33 +24,42 @@ class Window(Source):
     Attributes:
         most: requests in a window.
         seconds: how long a window is.
-        used: requests in the window that ends now.
     """
 
     def __init__(self, max_requests: float, time_window: float) -> None:
-        self._set(max_requests, time_window)
-        self.used = 0
-        # The instant of each entry, and how many requests it stands for.
         self._instants: deque[float] = deque()
-        self._counts: deque[int] = deque()
+        # How many requests each instant stands for, if that is not one.
+        self._counts: deque[int] | None = None
+        self._sum = 0
         self._began = -math.inf
+        self._set(max_requests, time_window)
 
     def _set(self, max_requests: float, time_window: float) -> None:
         # Less than one request per window is one in a longer window.
         self.most = max(1, math.floor(max_requests))
         self.seconds = time_window / min(1.0, max_requests)
-        self._grain = 0.0 if self.most <= _EXACT else self.seconds / _SLOTS
+        self._grain = self.seconds / _SLOTS
+        if self.most > _EXACT and self._counts is None:
+            self._counts = deque([1] * len(self._instants))
+            self._sum = len(self._instants)
 
     @property
     def limit(self) -> str:  # type: ignore[override]
         return f"{self.most} requests in {self.seconds:g} s"
 
+    @property
+    def used(self) -> int:
+        """Requests in the window that ended when it was last asked."""
+        return len(self._instants) if self._counts is None else self._sum
+
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
-        instants, gone = self._instants, now - self.seconds + TICK
-        while instants and instants[0] <= gone:
+        instants, counts = self._instants, self._counts
+        while instants and instants[0] + self.seconds <= now + TICK:
             instants.popleft()
-            self.used -= self._counts.popleft()
-        first = self.used + ahead - self.most
+            if counts is not None:
+                self._sum -= counts.popleft()
+        used = len(instants) if counts is None else self._sum
+        first = used + ahead - self.most
         if first < 0:
             return 0.0
         # Wait until the request that takes the place before in the window has left it: it was sent, or it is ahead.
@@ -61,38 +70,45 @@ class Window(Source):
 
     def _instant(self, number: int) -> float:
         """When the request of that number, counted from 0 among those in the window, was sent."""
-        if len(self._instants) == self.used:
-            return self._instants[number]
-        return self._instants[bisect_right(list(accumulate(self._counts)), number)]
+        if self._counts is not None:
+            number = bisect_right(list(accumulate(self._counts)), number)
+        return self._instants[number]
 
     def take(self, turn: "Turn", now: float) -> None:
-        instants = self._instants
+        instants, counts = self._instants, self._counts
         if instants and now < instants[-1]:
             now = instants[-1]  # Another thread was told the time a moment later.
-        self.used += 1
+        if counts is None:
+            instants.append(now)
+            return
+        self._sum += 1
         if now < self._began + self._grain:
             instants[-1] = now
-            self._counts[-1] += 1
-            return
-        instants.append(now)
-        self._counts.append(1)
-        if self._grain:
+            counts[-1] += 1
+        else:
+            instants.append(now)
+            counts.append(1)
             self._began = now
 
     def give_back(self, turn: "Turn", now: float) -> None:
         place = bisect_left(self._instants, turn.since)
         if turn.since <= now - self.seconds or place == len(self._instants):
             return
-        self.used -= 1
-        self._counts[place] -= 1
-        if not self._counts[place]:
-            del self._instants[place], self._counts[place]
+        if self._counts is not None:
+            self._sum -= 1
+            self._counts[place] -= 1
+            if self._counts[place]:
+                return
+            del self._counts[place]
             self._began = -math.inf
+        del self._instants[place]
 
     def soon(self, now: float, seconds: float) -> float:
         windows, rest = divmod(max(0.0, seconds), self.seconds)
         left = bisect_right(self._instants, now + rest - self.seconds + TICK)
-        return self.most * (1 + windows) - self.used + sum(self._counts[place] for place in range(left))
+        if self._counts is not None:
+            left = sum(islice(self._counts, left))
+        return self.most * (1 + windows) - self.used + left
 
     def update(self, limits: Limits) -> None:
         assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
