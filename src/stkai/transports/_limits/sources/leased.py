@@ -60,7 +60,7 @@ class Leased(Source):
         return turns if self.waiting == len(turns) else [turn for turn in turns if self in turn.sources]
 
     def cost_of(self, turn: "Turn") -> float:
-        if not self.member.quota.max_cost:
+        if not self.member.max_cost:
             return 0.0
         return turn.cost if turn.costs is None else turn.costs.get(self, turn.cost)
 
@@ -227,7 +227,7 @@ class Leased(Source):
         again = max(now + TICK, member.again())
         if calling:
             again = max(again, now + max(_BUSY, contact.latency))
-        if behind > 0:
+        if behind > 0 and contact.queue_until >= now:
             if behind < 2 * member.most:
                 again = max(again, max(last, again) + min(behind / member.rate, 1.0))
             else:
@@ -247,7 +247,7 @@ class Leased(Source):
         if not cost:
             return True
         claimed = sum(map(self.cost_of, self.turns[:ahead])) if ahead else 0.0
-        return claimed + cost <= self.member.held.units + ROUNDING * self.member.quota.max_cost
+        return claimed + cost <= self.member.held.units + ROUNDING * self.member.max_cost
 
     def _note(self, turn: "Turn", use: Use) -> None:
         if turn.leases is None:

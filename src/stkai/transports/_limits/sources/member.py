@@ -93,9 +93,15 @@ class Member:
         return self.quota.rate if lease is None else lease.rate
 
     @property
+    def max_cost(self) -> float:
+        """Units of cost that may be spent at once; 0.0 unless both this process and the group in force count them."""
+        lease, own = self.contact.lease, self.quota.max_cost
+        return own if lease is None or not own else lease.quota.max_cost
+
+    @property
     def expected(self) -> int:
         """How many requests are about to come, besides those that wait."""
-        if self.quota.max_cost:
+        if self.max_cost:
             return 0  # What they cost is unknown.
         return max(0, min(self.most, self.demand.steady) - len(self.line.turns))
 
@@ -127,8 +133,8 @@ class Member:
         if usable < most:
             most = max(0, math.ceil(usable - _ROUNDING))
         kept, units = min(len(held), most), 0.0
-        if self.quota.max_cost:
-            slack, paid = _ROUNDING * self.quota.max_cost, 0
+        if self.max_cost:
+            slack, paid = _ROUNDING * self.max_cost, 0
             while paid < min(kept, len(turns)) and units + cost_of(turns[paid]) <= held.units + slack:
                 units += cost_of(turns[paid])
                 paid += 1
@@ -265,14 +271,14 @@ class Member:
             return local_part(self.history, self.contact, now)
         return first_part(self.quota, now) if self.outage.failures < ALONE else self._alone()
 
-    def update(self, quota: Quota, start: Start) -> None:
-        """Change the group's quota, as a member would that starts now."""
+    def update(self, quota: Quota) -> None:
+        """Change the group's quota, as a member would that starts when it sends its next message."""
         self.quota = quota
         if self.history is not None:
             self.history.update(window_of(quota))
-        self.start = self.start._replace(date=start.date)
-        self._started = start.instant
-        self.call_soon(start.instant)
+        self.start = self.start._replace(date=self._identity().date)
+        self._started = math.inf
+        self.errand(0.0)
 
     # What no request does
 

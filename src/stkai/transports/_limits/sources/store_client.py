@@ -71,9 +71,8 @@ class StoreClient:
 
     def update(self, limits: Limits) -> None:
         """Change the group's quota; the member counts as one that starts now."""
-        member, start = self.member, _start()
-        quota = _quota(limits, member.quota.methods, promises=not member.steers)
-        member.update(quota, start._replace(instant=self._now()))
+        member = self.member
+        member.update(_quota(limits, member.quota.methods, promises=not member.steers))
 
     # Calls
 
