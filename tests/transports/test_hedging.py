@@ -15,6 +15,7 @@ import stkai
 from stkai import CallFinished, RequestOptions, RetryPolicy, StackBuilder, StaticToken, TokenBucket
 from stkai.transports import auth, retry, token_bucket
 
+from ..support.crowd import took
 from ..support.heard import Heard
 from ..support.wire import Answer
 from ..support.world import World
@@ -72,7 +73,7 @@ class Bench:
     def permits(self) -> int:
         """How many are left."""
         left = 0
-        while self.policy.take(stkai.SystemClock().monotonic()):
+        while took(self.policy, stkai.SystemClock().monotonic()):
             left += 1
         return left
 

@@ -90,7 +90,7 @@ async def test_the_caller_learns_how_long_it_queued_and_the_listener_hears_of_wa
     bench = Bench(world, TokenBucket(1, 2.0))
     records = [(await bench.send()).extensions["stkai"] for _ in range(2)]
     assert [record.queued for record in records] == [0.0, 2.0]
-    waited = Waited(call=CALL, layer="token_bucket", seconds=2.0, limit="1 requests in 2 s")
+    waited = Waited(call=CALL, layer="token_bucket", seconds=2.0)
     assert bench.heard.of(Waited, Rejected) == [waited]
 
 

@@ -51,7 +51,7 @@ class _LimitFlow(LayerBase):
     _choose: Callable[[httpx.Request], Limiter] | None
     _meter: Meter
 
-    def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
+    def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:  # noqa: PLR0912 - each is a step for some limiters
         limiter: Any = self.policy if self._choose is None else self._choose(request)
         is_ours = isinstance(limiter, QueueLimiter) and not limiter.is_own
         plan = limiter.plan_for(request) if is_ours else plan_of_own(limiter, request)

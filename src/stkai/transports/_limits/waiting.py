@@ -43,7 +43,9 @@ class Waiting:
         held: seconds for which each source held it up.
     """
 
-    def __init__(self, limiter: Limiter | Queue, turn: Turn, clock: Clock, limit: float, deadline: float) -> None:
+    def __init__(
+        self, limiter: Limiter | Queue, turn: Turn, clock: Clock, limit: float, deadline: float
+    ) -> None:
         self.limiter, self.turn, self.clock = limiter, turn, clock
         self.limit, self.deadline = limit, deadline
         self.start = self.now = 0.0
@@ -88,7 +90,9 @@ class Waiting:
 
     @property
     def limit_in_words(self) -> str:
-        """The limit that held it up for longest."""
+        """The limit that held it up for longest; empty if there is only one."""
+        if len({source.limit for source in self.turn.sources}) < 2:
+            return ""
         source: Any = max(self.held, key=self.held.__getitem__, default=None)
         return "" if source is None else str(source.limit)
 
