@@ -365,6 +365,7 @@ def test_many_threads_make_one_call_at_a_time(clock: FakeClock) -> None:
             if isinstance(wait, Run):
                 wait.sync(60.0)
             else:
+                assert isinstance(wait, float)
                 time.sleep(min(wait, turn.nap, 0.01))
 
     threads = [threading.Thread(target=work) for _ in range(40)]

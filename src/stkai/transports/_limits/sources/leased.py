@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .holding import EPSILON
+from .member import Member
 from .outage import BOTH
 from .rate import Rate
 from .source import ROUNDING, TICK, Limits, Source
 
 if TYPE_CHECKING:
     from ..limiter import Answer, RateChange, Turn
-    from .store_client import StoreClient
 
 _BUSY: Final = 0.002
 """Seconds after which a request asks again while another one calls the store."""
@@ -40,13 +40,14 @@ class Leased(Source):
     """Permits of a member that leases them from a store. Pure: its client makes the calls.
 
     Args:
-        client: calls the store for a member.
+        client: calls the store for a member: a `StoreClient`.
     """
 
     is_remote = True
 
-    def __init__(self, client: "StoreClient") -> None:
-        self.client, self.member, self.pilot = client, client.member, client.pilot
+    def __init__(self, client: Any) -> None:
+        self.client, self.pilot = client, client.pilot
+        self.member: Member = client.member
         self.member.serve(self)
 
     @property

@@ -27,6 +27,9 @@ _NEWS: Final = 1.0
 _HUNG: Final = 2
 """Calls that may hang in a row before the store counts as lost."""
 
+_NOTHING: Final = (-1, -1, math.nan)
+"""Totals that differ from all others."""
+
 _ROUNDING: Final = 1e-6
 
 
@@ -82,7 +85,7 @@ class Member:
         self.demand = Demand()
         self.has_joined = False
         self._sequence = self._hung = 0
-        self._reported = (0, 0, 0.0)
+        self._reported: tuple[int, int, float] = (0, 0, 0.0)
         self._reported_waiting = 0
         self._reported_quota = self.quota
 
@@ -254,8 +257,7 @@ class Member:
         if self.calling is not call:
             return False
         self.calling = None
-        if call.ask is not None and call.ask.refused is not None:
-            self.refused = max(self.refused, call.ask.refused.epoch)
+        self._take_back(call)
         self.held.give_up()  # So that nothing is spent twice.
         announced = self.outage.fail(now, self._local_sources, is_sure=self.contact.lease is None)
         self.errand(self.outage.probe_after)
@@ -265,6 +267,13 @@ class Member:
         """Forget a call that was not made, or was interrupted."""
         if self.calling is call:
             self.calling = None
+            self._take_back(call)
+
+    def _take_back(self, call: StoreCall) -> None:
+        """Report again what this call may not have reported."""
+        self._reported = _NOTHING
+        if call.ask is not None and call.ask.refused is not None:
+            self.refused = max(self.refused, call.ask.refused.epoch)
 
     def _local_sources(self, now: float) -> "Sequence[Source]":
         if self.contact.lease is not None:
