@@ -16,7 +16,7 @@ from ._log import Listeners
 from ._urls import request_url
 from .transports._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .transports._bodies import is_there, timeouts
-from .transports._call import OPTIONS, PACED, Attempt, Call, copy_request
+from .transports._call import OPTIONS, Attempt, Call, copy_request
 from .transports._context import Context
 from .transports._operations import Close, Flow, Read
 from .transports._options import NO_OPTIONS, RequestOptions
@@ -126,7 +126,7 @@ class Exchange:
             ServerSideRateLimitError: the answer is a 429 that a limiter has seen.
         """
         response = yield from self._layer.flow(request, attempt)
-        refused = response.status_code == httpx.codes.TOO_MANY_REQUESTS and PACED in response.extensions
+        refused = response.status_code == httpx.codes.TOO_MANY_REQUESTS and attempt.last.paced
         try:
             if (attempt.call.buffered or refused) and not is_there(response):
                 yield Read(response)

@@ -1,5 +1,6 @@
 """The base of every layer: the call and its record, copies of a request, the context, the two base transports."""
 
+import math
 import pickle
 from typing import Any, Self
 
@@ -90,13 +91,56 @@ def test_a_call_is_immutable_and_has_a_unique_id() -> None:
     assert (call.deadline, bounded.deadline, bounded.id) == (None, 3.0, call.id)
 
 
+REDIRECT = httpx.Response(302, headers={"Location": "/elsewhere"})
+CHALLENGE = httpx.Response(401, headers={"WWW-Authenticate": 'Digest realm="a"'})
+
+
+def answered(request: httpx.Request, response: httpx.Response, now: float, *, queued: float = 0.0) -> Call:
+    """A call that has been answered."""
+    call = Call.start(request, now)
+    attempt = Attempt(call)
+    attempt.record.queued = queued
+    attempt.allowance(100.0)
+    attempt.finish(response, now)
+    return call
+
+
 def test_the_deadline_of_a_redirected_request_counts_from_the_first_hop() -> None:
     first = httpx.Request("GET", URL, extensions={OPTIONS: RequestOptions(deadline=10.0)})
-    assert Call.start(first, 100.0).deadline == 110.0
+    assert answered(first, REDIRECT, 100.0).deadline == 110.0
     # httpx passes the extensions on to the next hop's request.
     second = httpx.Request("GET", URL, extensions=first.extensions)
     assert Call.start(second, 104.0).deadline == 110.0
     assert Call.start(first, 200.0).deadline == 210.0, "the caller sends it anew"
+
+
+def test_what_an_auth_of_httpx_sends_again_has_the_same_deadline() -> None:
+    request = httpx.Request("GET", URL, extensions={OPTIONS: RequestOptions(deadline=10.0)})
+    assert answered(request, CHALLENGE, 100.0).deadline == 110.0
+    request.headers["Authorization"] = "Digest first"
+    assert answered(request, httpx.Response(200), 104.0).deadline == 110.0
+    request.headers["Authorization"] = "Digest second"
+    assert Call.start(request, 200.0).deadline == 210.0, "the caller sends it anew"
+
+
+@pytest.mark.parametrize("response", [httpx.Response(200), CHALLENGE])
+def test_a_new_request_with_the_extensions_of_an_old_one_has_a_deadline_of_its_own(
+    response: httpx.Response,
+) -> None:
+    old = httpx.Request("GET", URL, extensions={OPTIONS: RequestOptions(deadline=10.0)})
+    answered(old, response, 100.0)
+    assert Call.start(httpx.Request("GET", URL, extensions=old.extensions), 200.0).deadline == 210.0
+
+
+def test_the_redirects_of_a_call_share_its_allowance_for_waiting() -> None:
+    first = httpx.Request("GET", URL)
+    answered(first, REDIRECT, 100.0, queued=3.0)
+    second = httpx.Request("GET", URL, extensions=first.extensions)
+    answered(second, REDIRECT, 101.0, queued=2.0)
+    third = Attempt(Call.start(httpx.Request("GET", URL, extensions=second.extensions), 102.0))
+    third.record.queued = 1.0
+    assert third.allowance(10.0) == 4.0
+    assert third.allowance(None) == math.inf
 
 
 def test_the_next_attempt_shares_the_record_and_returns_to_its_place() -> None:

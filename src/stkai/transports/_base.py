@@ -50,7 +50,7 @@ class LayerBase:
             return (yield from self._layer.flow(request, attempt))
         if not self._is_leaf and request.extensions.get(ATTEMPT) is not attempt:
             request = copy_request(request, extensions={**request.extensions, ATTEMPT: attempt})
-        if attempt.is_told and self.context.hears(DEBUG):
+        if attempt.is_observed and self.context.hears(DEBUG):
             return (yield from self._send_observed(request, attempt))
         response: httpx.Response = yield Send(self._inner, request, attempt)
         return response
@@ -131,7 +131,7 @@ class LayerBase:
         ):
             number = attempt.record.attempts
             error.add_note(f"{_NOTE}{call.method} {call.host}: {number} attempt{'s' * (number != 1)}")
-        if attempt.is_told:
+        if attempt.is_observed:
             self._finished(attempt, self.context.clock.monotonic(), error=type(error).__name__)
 
     def _finished(
@@ -209,7 +209,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         attempt, context = Attempt(call), self.context
         try:
             if not context.hears(INFO):
-                attempt.is_told = False
+                attempt.is_observed = False
             elif context.hears(DEBUG):
                 self._started(attempt)
             response = drive(flow(call.request, attempt), attempt, context.clock)
@@ -219,7 +219,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         try:
             now = context.clock.monotonic()
             attempt.finish(response, now)
-            if attempt.is_told:
+            if attempt.is_observed:
                 self._finished(attempt, now, status=response.status_code)
         except BaseException:  # An interrupt, which came while a listener was told.
             close_response(response)
@@ -286,7 +286,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
         attempt, context = Attempt(call), self.context
         try:
             if not context.hears(INFO):
-                attempt.is_told = False
+                attempt.is_observed = False
             elif context.hears(DEBUG):
                 self._started(attempt)
             response = await adrive(flow(call.request, attempt), attempt, context.clock)
@@ -296,7 +296,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
         try:
             now = context.clock.monotonic()
             attempt.finish(response, now)
-            if attempt.is_told:
+            if attempt.is_observed:
                 self._finished(attempt, now, status=response.status_code)
         except BaseException:  # An interrupt, which came while a listener was told.
             await aclose_response(response)

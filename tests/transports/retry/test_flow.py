@@ -38,7 +38,7 @@ from stkai.transports import (
     retry,
     token_bucket,
 )
-from stkai.transports._call import ATTEMPT, PACED
+from stkai.transports._call import ATTEMPT
 
 from ...support.heard import CALL, Heard
 from ...support.wire import Answer, Handler, Wire
@@ -579,7 +579,7 @@ def pacing(layer: LayerTransport, request: httpx.Request, attempt: Attempt) -> F
     """A layer that handles the wait after a 429, and ignores other failures."""
     response = yield from layer.forward(request, attempt)
     if response.status_code == 429:
-        response.extensions[PACED] = True
+        attempt.paced = True
     return response
 
 

@@ -17,7 +17,7 @@ from ..._events import RetryScheduled
 from ..._families import alike
 from ..._lazy import import_whole
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
-from .._call import PACED, Attempt, can_resend, copy_request
+from .._call import Attempt, can_resend, copy_request
 from .._context import Context
 from .._layer import Layer
 from .._operations import Close, Drain, Flow, Read, Sleep, Steps, Until
@@ -113,12 +113,14 @@ class _RetryFlow(LayerBase):
                         state.set_result(loop.response)
                 elif isinstance(do, tenacity.DoSleep):
                     response, loop.response = loop.response, None
+                    seconds, since = float(do), self.context.clock.monotonic()
                     if response is not None:
-                        yield Drain(response)
+                        yield Drain(response, seconds)
                     state.prepare_for_next_attempt()
-                    if do:
-                        yield Sleep(float(do))
-                        loop.attempt.record.backed_off += float(do)
+                    if seconds:
+                        # The body was read during the wait.
+                        yield Sleep(max(0.0, seconds - (self.context.clock.monotonic() - since)))
+                        loop.attempt.record.backed_off += seconds
                 else:
                     answer: httpx.Response = do
                     return answer
@@ -179,7 +181,7 @@ class _Loop:
         context, policy, attempt = self.context, self.policy, self.attempt
         error = state.outcome.exception() if state.outcome else None
         response = self.response
-        paced = response is not None and PACED in response.extensions
+        paced = response is not None and attempt.last.paced
         failure = policy.failure_of(response, error, context.clock.utcnow(), paced=paced, sent=self._sent)
         if failure is None:
             return False
