@@ -6,15 +6,15 @@ TimeoutError raised while they read becomes a ReadTimeout.
 """
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any, Final
 
-_DEPTH: Final = 16
-"""How many causes of an error are looked at."""
+from ._errors import causes
 
 # The public function looks each handler up in an enum, which takes twenty times as long.
 _handler_of: Final[Callable[[int], object]] = import_module("_signal").getsignal
@@ -26,16 +26,12 @@ def raised_by_handler(error: BaseException) -> BaseException | None:
     if threading.current_thread() is not threading.main_thread():
         return None  # Handlers run in the main thread only.
     handlers = set(_handlers())
-    below: BaseException | None = error
-    for _ in range(_DEPTH):
-        if below is None or not handlers:
-            return None
+    for below in causes(error) if handlers else ():
         step = below.__traceback__
         while step is not None:
             if step.tb_frame.f_code in handlers:
                 return below
             step = step.tb_next
-        below = below.__cause__ or below.__context__
     return None
 
 
@@ -51,6 +47,27 @@ def is_interrupt(error: BaseException) -> bool:
     if isinstance(error, Exception | GeneratorExit):
         return raised_by_handler(error) is not None
     return True
+
+
+def refuse_in_handler() -> None:
+    """Refuse a call that a signal handler makes while it interrupts another one of the same client.
+
+    It could wait for ever for something that the interrupted call holds.
+
+    Raises:
+        RuntimeError: a handler is running.
+    """
+    handlers = set(_handlers())
+    frame: FrameType | None = sys._getframe() if handlers else None  # noqa: SLF001 - inspect takes 5 ms to import
+    while frame is not None:
+        if frame.f_code in handlers:
+            raise RuntimeError(IN_HANDLER)
+        frame = frame.f_back
+
+
+IN_HANDLER: Final = (
+    "a signal handler cannot use the client that it interrupted: set a flag there, or put the work on a queue"
+)
 
 
 def _handlers() -> Iterator[CodeType]:

@@ -1,13 +1,13 @@
 """What a caller sets for one request, and what it learns afterwards."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import Final, Literal, TypedDict, Unpack
+from typing import Any, Final, Literal, TypedDict, Unpack
 
+from .._checks import AT_LEAST_ZERO, SOME_SECONDS, check_choice, check_number
 from .._errors import InvalidArgumentError
 from ._retry.policy import RetryPolicy
 
@@ -56,19 +56,15 @@ class RequestOptions:
     def __post_init__(self) -> None:
         for name in ("deadline", "max_wait_time"):
             value = getattr(self, name)
-            if value is UNSET or value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                msg = f"{name} must be a positive number of seconds, or None for no limit, not {value!r}"
-                raise InvalidArgumentError(msg)
+            if value is not UNSET and value is not None:
+                check_number(name, value, SOME_SECONDS, ", or None for no limit", error=InvalidArgumentError)
         if self.retry is not UNSET and self.retry is not None and not isinstance(self.retry, RetryPolicy):
             msg = f"retry must be a stkai.RetryPolicy, or None to send once, not {self.retry!r}"
             raise InvalidArgumentError(msg)
         if self.cost is not UNSET and self.cost is not None:
             check_cost(self.cost)
-        if self.priority is not UNSET and self.priority not in ("normal", "low"):
-            msg = f"priority must be 'normal' or 'low', not {self.priority!r}"
-            raise InvalidArgumentError(msg)
+        if self.priority is not UNSET:
+            check_choice("priority", self.priority, "normal", "low", error=InvalidArgumentError)
 
     def over(self, others: "RequestOptions") -> "RequestOptions":
         """These options, and those of `others` in place of what is not given here."""
@@ -81,16 +77,13 @@ class RequestOptions:
 _NAMES: Final = tuple(field.name for field in fields(RequestOptions))
 
 
-def check_cost(cost: object) -> float:
+def check_cost(cost: Any) -> float:
     """The cost, if it is a finite number of at least 0.
 
     Raises:
         InvalidArgumentError: it is not.
     """
-    if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 <= cost < math.inf:
-        msg = f"cost must be a finite number of at least 0, not {cost!r}"
-        raise InvalidArgumentError(msg)
-    return float(cost)
+    return float(check_number("cost", cost, AT_LEAST_ZERO, error=InvalidArgumentError))
 
 
 NO_OPTIONS: Final = RequestOptions()

@@ -22,7 +22,7 @@ from .._context import Context
 from .._layer import Layer
 from .._operations import Close, Drain, Flow, Read, Sleep, Steps, Until
 from .._options import UNSET
-from .policy import RetryPolicy, Send
+from .policy import RetryPolicy, Situation
 
 if TYPE_CHECKING:
     import tenacity
@@ -40,6 +40,12 @@ class _RetryFlow(LayerBase):
     name = "retry"
     policy: RetryPolicy
     _looks = _LOOKS
+
+    def __init__(
+        self, inner: Any, policy: RetryPolicy | None = None, *, context: Context | None = None
+    ) -> None:
+        super().__init__(inner, context=context)
+        self.policy = _checked(policy)
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         call = attempt.call
@@ -60,12 +66,11 @@ class _RetryFlow(LayerBase):
         if policy.budget is not None:
             policy.budget.deposit(self.context.clock.monotonic())
         try:
-            once = self._once(request, attempt, policy) if call.buffered else self.forward(request, attempt)
-            response = yield from once
+            response = yield from self._once(request, attempt, policy)
         except Exception as error:
             if not isinstance(error, alike(httpx.TransportError)) or not can_resend(request):
                 raise
-            loop = _Loop(policy, self.context, request, attempt)
+            loop = _Loop(policy, self, request, attempt)
             loop.state.set_exception((type(error), error, error.__traceback__))
         else:
             if policy.is_final(response) or not can_resend(request):
@@ -77,7 +82,7 @@ class _RetryFlow(LayerBase):
         self, response: httpx.Response, policy: RetryPolicy, request: httpx.Request, attempt: Attempt
     ) -> Steps["_Loop"]:
         try:
-            loop = _Loop(policy, self.context, request, attempt)
+            loop = _Loop(policy, self, request, attempt)
             loop.state.set_result(response)
         except BaseException:  # An interrupt: tenacity is imported here.
             yield Close(response)
@@ -164,12 +169,12 @@ class _Loop:
     """
 
     def __init__(
-        self, policy: RetryPolicy, context: Context, request: httpx.Request, attempt: Attempt
+        self, policy: RetryPolicy, layer: LayerBase, request: httpx.Request, attempt: Attempt
     ) -> None:
         self.tenacity = tenacity = import_whole("tenacity")
-        self.policy, self.context, self.attempt = policy, context, attempt
+        self.policy, self.context, self.attempt = policy, layer.context, attempt
         self.response: httpx.Response | None = None
-        self._sent = Send.of(request, policy)
+        self._situation = Situation.of(request, policy, sound_wire=layer.wire_is_sound)
         self._seconds = 0.0
         # tenacity itself never stops the loop and never classifies a failure: the policy does.
         self.retrying = tenacity.Retrying(retry=self.goes_on, wait=lambda _: self._seconds)
@@ -182,7 +187,9 @@ class _Loop:
         error = state.outcome.exception() if state.outcome else None
         response = self.response
         paced = response is not None and attempt.last.paced
-        failure = policy.failure_of(response, error, context.clock.utcnow(), paced=paced, sent=self._sent)
+        failure = policy.failure_of(
+            response, error, context.clock.utcnow(), paced=paced, situation=self._situation
+        )
         if failure is None:
             return False
         now = context.clock.monotonic()
@@ -206,35 +213,18 @@ class RetryTransport(_RetryFlow, LayerTransport):
 
     A body that can be sent only once (a generator, a file) is sent once, and its outcome is returned.
 
+    Args:
+        inner: the next layer, or the wire.
+        policy: a `RetryPolicy`; by default, `RetryPolicy()`.
+        context: the stack's clock, random numbers and listener.
+
     Raises:
         ConfigurationError: `policy` is not a `RetryPolicy`.
     """
-
-    def __init__(
-        self, inner: httpx.BaseTransport, policy: RetryPolicy | None = None, *, context: Context | None = None
-    ) -> None:
-        super().__init__(inner, context=context)
-        self.policy = _checked(policy)
 
 
 class AsyncRetryTransport(_RetryFlow, AsyncLayerTransport):
-    """Retries as the policy says. A response that is not returned is closed before the wait.
-
-    A body that can be sent only once (a generator, a file) is sent once, and its outcome is returned.
-
-    Raises:
-        ConfigurationError: `policy` is not a `RetryPolicy`.
-    """
-
-    def __init__(
-        self,
-        inner: httpx.AsyncBaseTransport,
-        policy: RetryPolicy | None = None,
-        *,
-        context: Context | None = None,
-    ) -> None:
-        super().__init__(inner, context=context)
-        self.policy = _checked(policy)
+    """The same as `RetryTransport`, for async clients."""
 
 
 def retry(policy: RetryPolicy | None = None) -> Layer:
