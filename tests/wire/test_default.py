@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 import stkai
-from stkai import STKAI, HttpConfig, StackBuilder
+from stkai import STKAI, ConfigurationError, HttpConfig, StackBuilder
 from stkai._event_loops import running_loop
 from stkai._wire.default import default_async_wire, default_wire
 from stkai.testing import QuotaServer
@@ -68,8 +68,8 @@ def pool_of(world: World, wire: Any) -> Any:
 
 def transport_of(world: World, wire: Any) -> Any:
     """An httpx transport, as the wire makes it."""
-    made = wire if hasattr(wire, "_shelf") else wire._make()
-    made = made._shelf._make() if hasattr(made, "_shelf") else made
+    made = wire if hasattr(wire, "_state") else wire._make()
+    made = made._state._make() if hasattr(made, "_state") else made
     return getattr(made, "_wire", made)
 
 
@@ -257,7 +257,7 @@ async def test_closing_the_wire_closes_its_proxied_connections(
     client = client_of(world, wire)
     await world.call(client.get, "http://service.example/")
     (proxied,) = wire._proxied.values()
-    (one,) = pool_of(world, proxied)._shelf.wires
+    (one,) = pool_of(world, proxied)._state.wires
     assert one._pool.connections
     await world.close(client)
     assert not one._pool.connections
@@ -368,3 +368,17 @@ async def test_http2_without_its_package_is_an_error_that_says_what_to_install(
     monkeypatch.setattr("stkai._wire.default.find_spec", lambda _: None)
     with pytest.raises(stkai.ConfigurationError, match=r'pip install "stkai\[http2\]"'):
         wire_of(world, http2=True)
+
+
+@pytest.mark.parametrize("content", [None, "this is no certificate"])
+def test_a_wrong_ssl_cert_file_is_a_clear_error(
+    content: str | None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "certificates.pem"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with pytest.raises(
+        ConfigurationError, match=r"SSL_CERT_FILE must name a file of certificates in PEM form"
+    ):
+        default_wire(HttpConfig())

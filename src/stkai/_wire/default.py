@@ -1,5 +1,6 @@
 """The default wire: httpx's own transports, and the environment's proxies, which httpx ignores with `transport=`."""
 
+import os
 import ssl
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ from .._families import HTTPX, Family, alike, family_of_wire
 from .closing import AsyncClosable, Closable
 from .loops import WirePerLoop
 from .multiplexed import AsyncMultiplexed, Multiplexed
-from .pool import AsyncSideBySide, SideBySide
+from .pool import AsyncConnectionPool, ConnectionPool
 from .proxies import ProxyMap
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def default_wire(config: "HttpConfig | None" = None, family: Family = HTTPX) -> 
             return Multiplexed(lambda: family.HTTPTransport(**options), family)
         one, limits = _for_one(family, options), options["limits"]
         family.HTTPTransport(**one).close()  # An unusable proxy, for example, fails here.
-        return SideBySide(lambda: family.HTTPTransport(**one), limits, family)
+        return ConnectionPool(lambda: family.HTTPTransport(**one), limits, family)
 
     direct = make(options)
     proxied = _through(proxies, make, options, family)
@@ -57,7 +58,7 @@ def default_async_wire(
         one, limits = _for_one(family, options), options["limits"]
         family.AsyncHTTPTransport(**one)  # It has no connection yet to close.
         return WirePerLoop(
-            lambda: AsyncSideBySide(lambda: family.AsyncHTTPTransport(**one), limits, family), family
+            lambda: AsyncConnectionPool(lambda: family.AsyncHTTPTransport(**one), limits, family), family
         )
 
     direct = make(options)
@@ -83,20 +84,31 @@ def _options(config: "HttpConfig", family: Family) -> dict[str, Any]:
         keepalive_expiry=config.keepalive_expiry,
     )
     # All transports of a wire share one context: loading the certificates is the slow part.
-    verify = httpx.create_ssl_context(verify=_verify(config.verify), trust_env=config.trust_env)
-    return {"verify": verify, "trust_env": config.trust_env, "http2": config.http2, "limits": limits}
+    return {
+        "verify": _context(config),
+        "trust_env": config.trust_env,
+        "http2": config.http2,
+        "limits": limits,
+    }
 
 
-def _verify(verify: bool | str) -> bool | ssl.SSLContext:
-    if isinstance(verify, bool):
-        return verify
-    is_dir = Path(verify).is_dir()
+def _context(config: "HttpConfig") -> ssl.SSLContext:
+    """How certificates are checked.
+
+    Raises:
+        ConfigurationError: the file that says so cannot be used.
+    """
+    verify = config.verify
     try:
-        return ssl.create_default_context(
-            capath=verify if is_dir else None, cafile=None if is_dir else verify
-        )
+        if isinstance(verify, bool):
+            return httpx.create_ssl_context(verify=verify, trust_env=config.trust_env)
+        is_dir = Path(verify).is_dir()
+        own = ssl.create_default_context(capath=verify if is_dir else None, cafile=None if is_dir else verify)
+        return httpx.create_ssl_context(verify=own)
     except OSError as error:
-        msg = f"verify (STKAI_HTTP_VERIFY) must name a file of certificates in PEM form; {verify!r}: {error}"
+        file = os.environ.get("SSL_CERT_FILE") if verify is True else verify
+        name = "SSL_CERT_FILE" if verify is True else "verify (STKAI_HTTP_VERIFY)"
+        msg = f"{name} must name a file of certificates in PEM form; {file!r}: {error}"
         raise ConfigurationError(msg) from error
 
 

@@ -5,7 +5,6 @@ The end is reported when the body is closed, which whoever reads it does at its 
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
 from enum import Enum
 from functools import cache
 from typing import Any, Final
@@ -25,6 +24,7 @@ class BodyEnd(Enum):
 
     WHOLE = "read to its end"
     CLOSED = "closed early, or broken"
+    STUCK = "it could not be closed after an interrupt"
     DROPPED = "collected unread"
     """Reported by a finalizer: in any thread, at any moment, perhaps inside a lock that this thread holds."""
 
@@ -76,6 +76,12 @@ class _Watched:
         if ended is not None:
             ended(how)
 
+    def give_up(self) -> None:
+        """Report the end of a body that cannot be closed: an interrupt has left a lock of its wire taken."""
+        self._is_closed = True
+        self._end(BodyEnd.STUCK)
+        give_up(self._body)
+
     def __del__(self) -> None:
         if getattr(self, "_ended", None) is not None:
             self._end(BodyEnd.DROPPED)
@@ -93,9 +99,11 @@ class WatchedBody(_Watched, httpx.SyncByteStream):
                     self._each(chunk)
                     yield chunk
         except BaseException as error:
-            if is_interrupt(error):  # It may have left a lock of the wire taken.
-                with suppress(GivenUpError):
+            if is_interrupt(error):
+                try:
                     do_within(BRIEF, self.close)
+                except GivenUpError:
+                    self.give_up()
             else:
                 self.close()
             raise
@@ -138,6 +146,12 @@ class AsyncWatchedBody(_Watched, httpx.AsyncByteStream):
             how = BodyEnd.WHOLE if self._is_whole else how
         finally:
             self._end(how)
+
+
+def give_up(body: Any) -> None:
+    """Report the end of a body that cannot be closed, if it is watched."""
+    if isinstance(body, _Watched):
+        body.give_up()
 
 
 @cache

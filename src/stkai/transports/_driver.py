@@ -24,6 +24,7 @@ from .._errors import DeadlineExceededError
 from .._families import alike
 from .._signals import raise_interrupt
 from ._bodies import BRIEF, SHORT, Reading, briefly, drain, is_short, is_there, limited, read, unlimited
+from ._body_end import give_up
 from ._call import Attempt
 from ._operations import (
     PATIENCE,
@@ -258,6 +259,9 @@ def _try(operation: Operation, clock: Clock) -> None:
     """Carry out a clean-up, but not for ever: the interrupt may have left a lock of the wire taken."""
     try:
         do_within(BRIEF, partial(_perform, operation, clock))
+    except GivenUpError:
+        if isinstance(operation, Close):
+            give_up(operation.response.stream)
     except Exception:
         _logger.debug("the clean-up of a call failed", exc_info=True)
 
