@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 import stkai
-from stkai import STKAI, ConfigurationError, HttpConfig, StackBuilder
+from stkai import STKAI, HttpConfig, StackBuilder
 from stkai._event_loops import running_loop
 from stkai._wire.default import default_async_wire, default_wire
 from stkai.testing import QuotaServer
@@ -368,17 +368,3 @@ async def test_http2_without_its_package_is_an_error_that_says_what_to_install(
     monkeypatch.setattr("stkai._wire.default.find_spec", lambda _: None)
     with pytest.raises(stkai.ConfigurationError, match=r'pip install "stkai\[http2\]"'):
         wire_of(world, http2=True)
-
-
-@pytest.mark.parametrize("content", [None, "this is no certificate"])
-def test_a_wrong_ssl_cert_file_is_a_clear_error(
-    content: str | None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "certificates.pem"
-    if content is not None:
-        file.write_text(content)
-    monkeypatch.setenv("SSL_CERT_FILE", str(file))
-    with pytest.raises(
-        ConfigurationError, match=r"SSL_CERT_FILE must name a file of certificates in PEM form"
-    ):
-        default_wire(HttpConfig())

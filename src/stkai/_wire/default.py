@@ -1,6 +1,5 @@
 """The default wire: httpx's own transports, and the environment's proxies, which httpx ignores with `transport=`."""
 
-import os
 import ssl
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -84,31 +83,20 @@ def _options(config: "HttpConfig", family: Family) -> dict[str, Any]:
         keepalive_expiry=config.keepalive_expiry,
     )
     # All transports of a wire share one context: loading the certificates is the slow part.
-    return {
-        "verify": _context(config),
-        "trust_env": config.trust_env,
-        "http2": config.http2,
-        "limits": limits,
-    }
+    verify = httpx.create_ssl_context(verify=_verify(config.verify), trust_env=config.trust_env)
+    return {"verify": verify, "trust_env": config.trust_env, "http2": config.http2, "limits": limits}
 
 
-def _context(config: "HttpConfig") -> ssl.SSLContext:
-    """How certificates are checked.
-
-    Raises:
-        ConfigurationError: the file that says so cannot be used.
-    """
-    verify = config.verify
+def _verify(verify: bool | str) -> bool | ssl.SSLContext:
+    if isinstance(verify, bool):
+        return verify
+    is_dir = Path(verify).is_dir()
     try:
-        if isinstance(verify, bool):
-            return httpx.create_ssl_context(verify=verify, trust_env=config.trust_env)
-        is_dir = Path(verify).is_dir()
-        own = ssl.create_default_context(capath=verify if is_dir else None, cafile=None if is_dir else verify)
-        return httpx.create_ssl_context(verify=own)
+        return ssl.create_default_context(
+            capath=verify if is_dir else None, cafile=None if is_dir else verify
+        )
     except OSError as error:
-        file = os.environ.get("SSL_CERT_FILE") if verify is True else verify
-        name = "SSL_CERT_FILE" if verify is True else "verify (STKAI_HTTP_VERIFY)"
-        msg = f"{name} must name a file of certificates in PEM form; {file!r}: {error}"
+        msg = f"verify (STKAI_HTTP_VERIFY) must name a file of certificates in PEM form; {verify!r}: {error}"
         raise ConfigurationError(msg) from error
 
 

@@ -188,6 +188,7 @@ class Attempt:
         place: a limiter and a ticket number: the place in its queue that this attempt returns to, or None.
         ticket: the limiter that admitted it, and its ticket number. Written by the limiter layer.
         paced: whether the limiter handles the wait after the refusal of this attempt. Written by the limiter layer.
+        excused: whether the refusal of this attempt does not use up a retry. Written by the limiter layer.
         is_signed: tells whether the token it was signed with is still valid; None if it does not matter. Written by the
             auth layer. After a wait, a limiter layer raises `SignatureExpired` if it is not.
         is_observed: whether a listener receives the events of this call. Written where the call begins.
@@ -195,7 +196,7 @@ class Attempt:
 
     place: tuple[object, Any] | None = None
     ticket: tuple[object, Any] | None = None
-    paced = False
+    paced = excused = False
     is_signed: Callable[[], bool] | None = None
     is_observed = True
     _numbers: Iterator[int] | None = None
@@ -239,6 +240,7 @@ class Attempt:
         mine.queued, mine.backed_off = theirs.queued, theirs.backed_off
         mine.authenticating = theirs.authenticating
         self.ticket, self.paced = other.ticket or other.place, other.paced
+        self.excused = other.excused
 
     def _next(self, record: CallRecord) -> "Attempt":
         self.record.attempts += 1

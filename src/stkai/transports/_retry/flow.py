@@ -176,6 +176,7 @@ class _Loop:
         self.response: httpx.Response | None = None
         self._situation = Situation.of(request, policy, sound_wire=layer.wire_is_sound)
         self._seconds = 0.0
+        self._excused = 0
         # tenacity itself never stops the loop and never classifies a failure: the policy does.
         self.retrying = tenacity.Retrying(retry=self.goes_on, wait=lambda _: self._seconds)
         self.retrying.begin()
@@ -193,7 +194,9 @@ class _Loop:
         if failure is None:
             return False
         now = context.clock.monotonic()
-        seconds = policy.delay(failure, state.attempt_number, attempt.call.time_left(now), context.random())
+        self._excused += attempt.last.excused
+        number = max(1, state.attempt_number - self._excused)
+        seconds = policy.delay(failure, number, attempt.call.time_left(now), context.random())
         if seconds is None or (policy.budget is not None and not policy.budget.withdraw(now)):
             return False
         self._seconds = seconds
