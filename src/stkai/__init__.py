@@ -23,7 +23,7 @@ from ._lazy import lazily as _lazily
 from ._log import Listener, log_events
 from .transports._context import Context
 from .transports._layer import Layer
-from .transports._options import CallRecord, RequestOptions
+from .transports._options import CallRecord, RequestOptions, options
 
 if TYPE_CHECKING:
     from ._batch.errors import OutcomeUnknownError
@@ -175,5 +175,6 @@ __all__ = [
     "build_transport",
     "create_standalone_auth",
     "log_events",
+    "options",
     "send_all",
 ]
