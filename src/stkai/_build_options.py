@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, cast
 
 from ._clock import Clock
 from ._log import Listener
+from ._secrets import Secret
 
 if TYPE_CHECKING:
     from ._config.models import RateLimitConfig
@@ -88,6 +89,10 @@ def takes_stack_options(function: F) -> F:
                 raise TypeError(
                     f"{function.__name__}() got an unexpected keyword argument {name!r}{_hint(name)}"
                 )
+        if isinstance(options.get("auth"), str) and options["auth"] != "auto":
+            options["auth"] = Secret(
+                options["auth"]
+            )  # A token in place of a provider: tracebacks show variables.
         return function(*args, **options)
 
     parameters = sorted([*own, *shared], key=lambda each: (each.kind, each.name == "transport"))

@@ -84,6 +84,15 @@ _DEEPEST: Final = 16
 """How many causes of an error are looked at."""
 
 
+def _forget_contents(error: BaseException) -> None:
+    """Empty an error that holds the text or the bytes that could not be read: those of a token source are secret."""
+    if isinstance(error, UnicodeEncodeError | UnicodeDecodeError):
+        error.object = type(error.object)()
+        error.args = (error.encoding, error.object, *error.args[2:])
+    elif hasattr(error, "doc"):  # json.JSONDecodeError, without importing json
+        error.doc = ""
+
+
 class ConfigurationError(StkaiError, ValueError):
     """Settings, a stack or options that cannot be used; the message says what to change."""
 
@@ -113,6 +122,8 @@ class AuthenticationError(TransportError):
         super().__init__(message, request=request)
         self.message = message
         self.cause = cause
+        if cause is not None:
+            _forget_contents(cause)
 
 
 class DeadlineExceededError(StkaiError, httpx.TimeoutException):

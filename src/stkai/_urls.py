@@ -125,7 +125,9 @@ def _shown(text: object) -> str:
 
 def reason(text: object, error: Exception) -> str:
     """Why httpx cannot read it. httpx mistakes part of a password with a slash for a port, and quotes that."""
-    return "it cannot be read" if "@" in str(text) else str(error)
+    if "@" in str(text):
+        return "it cannot be read; write special characters of a password in escaped form, such as %2F for /"
+    return f"its port is not a number up to {_LAST_PORT}" if "port" in str(error).lower() else str(error)
 
 
 def parse_url(name: str, what: str, form: str) -> httpx.URL:

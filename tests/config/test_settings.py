@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from stkai._config.messages import MASK, masked
+from stkai._config.messages import masked
 from stkai._config.models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
 from stkai._config.names import DEFAULT_TOKEN_URL
 from stkai._config.sources import MODELS, Explained, load
 from stkai._config.stkai import STKAI, GlobalSettings
 from stkai._errors import ConfigurationError
+from stkai._secrets import MASK
 
 SECRET = "s3cr3t-of-the-client"
 

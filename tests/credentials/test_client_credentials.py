@@ -749,7 +749,7 @@ def test_any_other_exception_of_the_wire_becomes_an_authentication_error() -> No
         ({"token_url": "idm.example.com/token"}, "token_url must be an absolute"),
         ({"token_url": "ftp://idm.example.com/token"}, "token_url must be an absolute"),
         ({"token_url": "https://"}, "token_url must be an absolute"),
-        ({"token_url": "https://idm.example.com:port/"}, "Invalid port"),
+        ({"token_url": "https://idm.example.com:port/"}, "port is not a number"),
         ({"token_url": "https://me:hunter2@idm.example.com/"}, "without a user name or password"),
         ({"token_url": "http://idm.example.com/token"}, "client secret unencrypted: use https://"),
         ({"token_url": "http://localhost.example.com/"}, "unencrypted"),

@@ -5,11 +5,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .._errors import ConfigurationError
+from .._secrets import MASK, reveal
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
-MASK = "********"
 SECRETS = frozenset({"client_secret", "token"})
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,15}")
 
@@ -40,6 +40,7 @@ def as_text(field: str, value: Any) -> str:
 
 def as_given(value: Any) -> str:
     """A rejected value as it was given; only its type if it may contain anything."""
+    value = reveal(value)
     if isinstance(value, str):
         return repr(masked(value))
     if isinstance(value, (list, tuple)):

@@ -12,10 +12,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SecretStr,
     ValidationError,
     model_validator,
 )
 
+from .._secrets import HoldsSecret, reveal, sealed
 from ..transports._adaptive.warm import check_warm_start
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 from .fields import (
@@ -49,7 +51,7 @@ from .fields import (
     share_name,
     store_place,
 )
-from .messages import configuration_error, problems
+from .messages import configuration_error, masked, problems
 from .names import CLIENT_AUTH, DEFAULT_QUOTA, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
 
 
@@ -59,11 +61,31 @@ class _Section(BaseModel):
     if not TYPE_CHECKING:  # type checkers keep the signature that the fields define
 
         def __init__(self, /, **values: Any) -> None:
+            values = sealed(values)
             try:
                 super().__init__(**values)
             except ValidationError as error:
                 lines = problems(type(self), values, error, f"{type(self).__name__}.{{}}".format)
                 raise configuration_error(lines) from error
+
+    @model_validator(mode="before")
+    @classmethod
+    def _revealed(cls, values: Any) -> Any:
+        return {name: reveal(value) for name, value in values.items()} if isinstance(values, dict) else values
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.holds_secret():
+            return HoldsSecret.__reduce_ex__(self, protocol)  # type: ignore[arg-type]
+        return super().__reduce_ex__(protocol)
+
+    def holds_secret(self) -> bool:
+        """Whether a token, a secret or a password is among the values; then it refuses to be pickled."""
+        return any(
+            value.holds_secret()
+            if isinstance(value, _Section)
+            else isinstance(value, SecretStr) or (isinstance(value, str) and masked(value) != value)
+            for _, value in self
+        )
 
 
 class AuthConfig(_Section):

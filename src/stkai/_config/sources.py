@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 
 from .._errors import ConfigurationError
+from .._secrets import reveal, sealed
 from .fields import none_from_word
 from .messages import as_text, closest, configuration_error, problems
 from .models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
@@ -145,7 +146,7 @@ def _section(section: str, sources: Mapping[str, Values]) -> tuple[BaseModel, li
 def _as_none(field: str, value: Any, source: str) -> Any:
     """The value; None if a variable says "none" for a name. In Python, "none" may be a real name."""
     is_name = field in ("share", "warm_start")
-    return none_from_word(value) if is_name and source != "configure" else value
+    return none_from_word(reveal(value)) if is_name and source != "configure" else value
 
 
 def _ignored(source: str, names: Collection[str]) -> list[Explained]:
@@ -172,7 +173,10 @@ def _read(source: EnvSettingsSource) -> _Source:
     there = {name: value for name, value in source.env_vars.items() if value}
     whole = {f"{PREFIX}{section}".lower() for section in SECTIONS}
     source.env_vars = {name: value for name, value in there.items() if name not in whole}
-    return _Source(source(), frozenset(name.upper() for name in there if name.upper().startswith(PREFIX)))
+    values = {
+        section: sealed(fields) if section in SECTIONS else fields for section, fields in source().items()
+    }
+    return _Source(values, frozenset(name.upper() for name in there if name.upper().startswith(PREFIX)))
 
 
 def _read_file(path: Path, named_by: str) -> _Source:
@@ -181,5 +185,6 @@ def _read_file(path: Path, named_by: str) -> _Source:
         if path.is_file():
             return _read(DotEnvSettingsSource(_Environment, env_file=path, env_file_encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{where} names {str(path)!r}, which cannot be read: {error}") from error
+        # Not from the error: it holds the whole file.
+        raise ConfigurationError(f"{where} names {str(path)!r}, which cannot be read: {error}") from None
     raise ConfigurationError(f"{where} names {str(path)!r}, and there is no such file; correct or unset it")

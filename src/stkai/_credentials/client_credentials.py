@@ -2,15 +2,17 @@
 
 import copy
 import math
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import httpx
 
+from .._checks import SECONDS, check_choice, check_number
 from .._clock import Clock, SystemClock
 from .._config.names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
 from .._config.stkai import STKAI
 from .._errors import AuthenticationError, ConfigurationError
 from .._log import logger
+from .._secrets import HoldsSecret, Secret
 from ..transports._auth.fetch import in_background, is_running, join
 from ..transports._auth.provider import AuthProvider
 from .token_endpoint import LONGEST_FETCH, RefusedCredentialsError, TokenEndpoint
@@ -25,7 +27,7 @@ _MEMORY: Final = 30.0
 """Seconds for which a refusal is remembered: endpoints lock accounts that try a wrong secret too often."""
 
 
-class ClientCredentialsAuthProvider(AuthProvider):
+class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
     """Fetches tokens with a client id and secret, and renews each one shortly before it expires, once for all callers.
 
     While a token is being renewed, all other callers keep using it until it expires, and likewise if the renewal fails.
@@ -71,22 +73,19 @@ class ClientCredentialsAuthProvider(AuthProvider):
         http: "HttpConfig | None" = None,
         clock: Clock | None = None,
     ) -> None:
-        if not isinstance(refresh_margin, int | float) or not 0 <= refresh_margin < math.inf:
-            msg = f"refresh_margin must be a non-negative number of seconds, not {refresh_margin!r}"
-            raise ConfigurationError(msg)
-        if client_auth not in CLIENT_AUTH:
-            msg = f"client_auth must be 'body' or 'basic', not {client_auth!r}"
-            raise ConfigurationError(msg)
-        self.client_id = _text("client_id", client_id)
-        self.token_url = _text("token_url", token_url)
-        self.refresh_margin = refresh_margin
+        secret = Secret(client_secret)
+        del client_secret
+        self.client_id = _text("client_id", Secret(client_id))
+        self.token_url = _text("token_url", Secret(token_url))
+        self.refresh_margin = check_number("refresh_margin", refresh_margin, SECONDS)
+        check_choice("client_auth", client_auth, *CLIENT_AUTH)
         self._clock = clock or SystemClock()
         self._endpoint = TokenEndpoint(
             self.token_url,
             self.client_id,
-            _text("client_secret", client_secret),
-            scope=None if scope is None else _text("scope", scope),
-            audience=None if audience is None else _text("audience", audience),
+            Secret(_text("client_secret", secret)),
+            scope=None if scope is None else _text("scope", Secret(scope)),
+            audience=None if audience is None else _text("audience", Secret(audience)),
             in_body=client_auth == "body",
             allow_http=allow_http,
             transport=transport,
@@ -98,7 +97,8 @@ class ClientCredentialsAuthProvider(AuthProvider):
         self._refusal: _Refusal | None = None
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(client_id={self.client_id!r}, token_url={self._endpoint.place!r})"
+        endpoint = getattr(self, "_endpoint", None)  # None in the tracebacks of the constructor.
+        return f"{type(self).__name__}({'' if endpoint is None else endpoint.describe()})"
 
     def get_access_token(self) -> str:
         token = self.cached_access_token()
@@ -185,11 +185,15 @@ class _Refusal:
         return error
 
 
-def _text(name: str, value: Any) -> str:
-    text = value.strip() if isinstance(value, str) else ""
-    if not text:
-        msg = f"{name} must be a non-empty string"
-        raise ConfigurationError(msg)
+def _text(name: str, given: Secret) -> str:
+    """The text of an argument, without white space around it. Any of them may be the secret, by mistake.
+
+    Raises:
+        ConfigurationError: it is not text, or none is left. The message does not show it.
+    """
+    if not given.is_text():
+        raise ConfigurationError(f"{name} must be a non-empty string that can be sent as UTF-8")
+    text: str = given.reveal().strip()
     return text
 
 

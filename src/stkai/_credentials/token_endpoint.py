@@ -8,13 +8,15 @@ import math
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from html import unescape
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote_plus
+from urllib.parse import quote_plus, unquote, unquote_plus
 
 import httpx
 
 from .._clock import Clock
 from .._errors import AuthenticationError, ConfigurationError, DeadlineExceededError, hide_frames
+from .._secrets import Secret
 from .._urls import is_private, origin_of, parse_url, show_origin
 from .._wire import default
 from ..transports import Context, RetryTransport, copy_request
@@ -92,7 +94,7 @@ class TokenEndpoint:
         self,
         url: str,
         client_id: str,
-        client_secret: str,
+        client_secret: Secret,
         *,
         scope: str | None,
         audience: str | None,
@@ -118,8 +120,12 @@ class TokenEndpoint:
         self._http = http
         self._clock = clock
 
+    def describe(self) -> str:
+        """Whose tokens, and where from, for the repr of a provider."""
+        return f"client_id={self._client_id!r}, token_url={self.place!r}"
+
     def __repr__(self) -> str:
-        return f"TokenEndpoint({self.place})"
+        return f"TokenEndpoint({getattr(self, 'place', '')})"
 
     def fetch(self) -> Grant:
         """A new token.
@@ -134,7 +140,8 @@ class TokenEndpoint:
             # Its frames belong to the wire, and hold the body that was sent.
             error.__traceback__ = None
             hide_frames(error)
-            raise self._failure(f"failed: {type(error).__name__}: {error}", error) from error
+            what = f"{type(error).__name__}: {self._words(str(error))}"
+            raise self._failure(f"failed: {what}", error) from error
         problem = self._problem(answer)
         if problem is not None:
             failure = self._failure(problem)
@@ -158,7 +165,7 @@ class TokenEndpoint:
         form = {"grant_type": "client_credentials"}
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "stkai"}
         if self._in_body:
-            form |= {"client_id": self._client_id, "client_secret": self._client_secret}
+            form |= {"client_id": self._client_id, "client_secret": self._client_secret.reveal()}
         else:
             headers["Authorization"] = f"Basic {self._basic}"
         form |= {name: value for name, value in self._asked_for.items() if value is not None}
@@ -167,7 +174,7 @@ class TokenEndpoint:
     @property
     def _basic(self) -> str:
         # RFC 6749, section 2.3.1: form-encoded first, so that neither part contains a colon.
-        pair = f"{quote_plus(self._client_id)}:{quote_plus(self._client_secret)}"
+        pair = f"{quote_plus(self._client_id)}:{quote_plus(self._client_secret.reveal())}"
         return b64encode(pair.encode()).decode()
 
     def _failure(self, problem: str, cause: BaseException | None = None) -> AuthenticationError:
@@ -192,10 +199,14 @@ class TokenEndpoint:
         )
 
     def _words(self, value: object) -> str:
-        """The endpoint's own words, safe to show: on one line, short, and without the secret if they repeat it."""
+        """Somebody else's words, safe to show: on one line, short, and without the secret if they repeat it."""
         text = value if isinstance(value, str) else ""
-        for secret in (self._client_secret, quote_plus(self._client_secret), self._basic):
+        secrets = (self._client_secret.reveal(), quote_plus(self._client_secret.reveal()), self._basic)
+        for secret in secrets:
             text = text.replace(secret, "[secret]")
+        for decode in (unquote_plus, unquote, unescape):
+            if any(secret in decode(text) for secret in secrets):
+                return "[words that repeat the secret]"
         return "".join(char if char.isprintable() else " " for char in text[:_SHOWN]).strip()
 
 

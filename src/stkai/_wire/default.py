@@ -1,5 +1,6 @@
 """The default wire: httpx's own transports, and the environment's proxies, which httpx ignores with `transport=`."""
 
+import os
 import ssl
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ import httpx
 from .._config.stkai import STKAI
 from .._errors import ConfigurationError
 from .._families import HTTPX, Family, alike, family_of_wire
+from .._urls import PROXIES, absolute_url
 from .closing import AsyncClosable, Closable
 from .loops import WirePerLoop
 from .multiplexed import AsyncMultiplexed, Multiplexed
@@ -83,7 +85,12 @@ def _options(config: "HttpConfig", family: Family) -> dict[str, Any]:
         keepalive_expiry=config.keepalive_expiry,
     )
     # All transports of a wire share one context: loading the certificates is the slow part.
-    verify = httpx.create_ssl_context(verify=_verify(config.verify), trust_env=config.trust_env)
+    try:
+        verify = httpx.create_ssl_context(verify=_verify(config.verify), trust_env=config.trust_env)
+    except OSError as error:
+        name = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
+        msg = f"{name} must name certificates in PEM form, and {os.environ.get(name)!r} does not: {error}"
+        raise ConfigurationError(msg) from error
     return {"verify": verify, "trust_env": config.trust_env, "http2": config.http2, "limits": limits}
 
 
@@ -109,15 +116,36 @@ def _proxies(config: "HttpConfig") -> ProxyMap:
 def _through(
     proxies: ProxyMap, make: Callable[[dict[str, Any]], T], options: dict[str, Any], family: Family
 ) -> dict[str, T]:
-    """A transport for each proxy, by the proxy's URL."""
-    try:
-        return {
-            url: make({"proxy": _proxy(url, options["verify"], family), **options}) for url in proxies.urls
-        }
-    except alike(httpx.InvalidURL, ValueError, ImportError) as error:
-        # Do not show the proxy's whole URL: it may contain a password.
-        msg = f"a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) cannot be used: {error}"
-        raise ConfigurationError(msg) from error
+    """A transport for each proxy, by the proxy's URL.
+
+    Raises:
+        ConfigurationError: one cannot be used. Neither the message nor a variable of the traceback shows its URL, which
+            may contain a password.
+    """
+    problems: list[str] = []
+    made = _make_each(proxies, make, options, family, problems)
+    if problems:
+        proxy = "a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY)"
+        raise ConfigurationError(f"{proxy} cannot be used: {problems[0]}")
+    return made
+
+
+def _make_each(
+    proxies: ProxyMap,
+    make: Callable[[dict[str, Any]], T],
+    options: dict[str, Any],
+    family: Family,
+    problems: list[str],
+) -> dict[str, T]:
+    made = {}
+    for url in proxies.urls:
+        try:
+            absolute_url(url, PROXIES)
+            made[url] = make({"proxy": _proxy(url, options["verify"], family), **options})
+        except alike(httpx.InvalidURL, ValueError, ImportError) as error:
+            problems.append(str(error))
+            return {}
+    return made
 
 
 def _proxy(url: str, verify: ssl.SSLContext, family: Family) -> httpx.Proxy | str:

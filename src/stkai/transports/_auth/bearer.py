@@ -12,6 +12,7 @@ from typing import Final
 import httpx
 
 from ..._errors import AuthenticationError, ConfigurationError
+from ..._secrets import HoldsSecret, Secret, reveal
 from ..._urls import Origin, is_private, origin_of, parse_origin, show_origin
 from .._call import Attempt, copy_request
 from .provider import AuthProvider, is_sendable
@@ -39,7 +40,7 @@ class _Encoded(str):
         return self._bytes
 
 
-class Token:
+class Token(HoldsSecret):
     """An access token that does not print itself: traceback formatters show variables."""
 
     __slots__ = ("_claims", "header", "value")
@@ -57,7 +58,7 @@ class Token:
         return "<access token>"
 
 
-class BearerAuth:
+class BearerAuth(HoldsSecret):
     """A provider of tokens, and the origins that may see them.
 
     Requests to other origins pass unsigned and keep their own `Authorization` header. Requests to these origins have
@@ -80,7 +81,8 @@ class BearerAuth:
     ) -> None:
         if not isinstance(provider, AuthProvider):
             # Not its repr: it may be the token itself.
-            kind = provider.__name__ if isinstance(provider, type) else f"a {type(provider).__name__}"
+            kind = provider.__name__ if isinstance(provider, type) else f"a {type(reveal(provider)).__name__}"
+            provider = Secret(provider)  # Tracebacks show variables.
             msg = (
                 f"auth must be an AuthProvider, such as ClientCredentialsAuthProvider(...) or StaticToken(token), a"
                 f' BearerAuth, "auto" or None, not {kind}'
@@ -154,4 +156,5 @@ class BearerAuth:
         return copy_request(request, headers=headers)
 
     def __repr__(self) -> str:
-        return f"BearerAuth({type(self.provider).__name__})"
+        provider = getattr(self, "provider", None)  # None in the tracebacks of the constructor.
+        return f"BearerAuth({'' if provider is None else type(provider).__name__})"

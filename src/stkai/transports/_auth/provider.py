@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 
 from ..._errors import ConfigurationError
+from ..._secrets import MASK, HoldsSecret, Secret
 from .fetch import join
 
 
@@ -63,7 +64,7 @@ class AuthProvider(ABC):
         return fetch.result()
 
 
-class StaticToken(AuthProvider):
+class StaticToken(HoldsSecret, AuthProvider):
     """Provides a token that you already have, such as an API key. It is never renewed: a 401 goes to the caller.
 
     Args:
@@ -74,22 +75,25 @@ class StaticToken(AuthProvider):
     """
 
     def __init__(self, value: str) -> None:
-        if not isinstance(value, str) or not is_sendable(value):
+        token = Secret(value)
+        del value
+        if not (token.is_text() and is_sendable(token.reveal())):
             msg = (
                 "StaticToken takes the token as a string of visible ASCII characters, without spaces, line breaks"
                 ' or "Bearer"'
             )
             raise ConfigurationError(msg)
-        self._value = value
+        self._token = token
 
     def get_access_token(self) -> str:
-        return self._value
+        token: str = self._token.reveal()
+        return token
 
     def cached_access_token(self, *, renewing: bool = False) -> str | None:
-        return self._value
+        return self.get_access_token()
 
     def __repr__(self) -> str:
-        return "StaticToken(********)"
+        return f"StaticToken({MASK})"
 
 
 def is_sendable(token: str) -> bool:
