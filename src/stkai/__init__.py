@@ -30,6 +30,7 @@ from .transports._context import Context as Context
 from .transports._layer import Layer as Layer
 from .transports._options import CallRecord as CallRecord
 from .transports._options import RequestOptions as RequestOptions
+from .transports._options import options as options
 from .transports._options import record as record
 
 if TYPE_CHECKING:

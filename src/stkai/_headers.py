@@ -1,7 +1,7 @@
 """The headers of a client's request: the caller's, checked, and the others that httpx itself sends."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Final
 
@@ -59,6 +59,25 @@ def check_headers(given: Mapping[str, str] | None) -> httpx.Headers:
             )
             raise InvalidArgumentError(msg)
     return headers
+
+
+def with_fields(headers: httpx.Headers, fields: Sequence[tuple[bytes, bytes, bytes]]) -> httpx.Headers:
+    """A copy of the headers with these fields, in place of all others of the same names.
+
+    Args:
+        headers: of httpx or httpx2.
+        fields: each the name, the name in lower case, and the value.
+    """
+    given = getattr(headers, "_list", None)
+    if given is None:  # Private in both packages: a later version may keep its headers in another way.
+        copy = headers.copy()
+        for name, _, value in fields:
+            copy[name.decode("ascii")] = value.decode("latin-1")
+        return copy
+    names = {name for _, name, _ in fields}
+    copy = object.__new__(type(headers))
+    copy.__dict__.update(headers.__dict__, _list=[*(each for each in given if each[1] not in names), *fields])
+    return copy
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 import httpx
 
@@ -15,7 +15,8 @@ from .._log import logger
 from .._secrets import HoldsSecret, Secret
 from ..transports._auth.fetch import in_background, is_running, join
 from ..transports._auth.provider import AuthProvider
-from .token_endpoint import LONGEST_FETCH, RefusedCredentialsError, TokenEndpoint
+from .token_answer import EndpointError
+from .token_endpoint import LONGEST_FETCH, TokenEndpoint
 
 if TYPE_CHECKING:
     from .._config.models import AuthConfig, HttpConfig
@@ -23,17 +24,14 @@ if TYPE_CHECKING:
 _PAUSE: Final = 10.0
 """Seconds until the next attempt after a failed renewal, while the old token is still valid."""
 
-_MEMORY: Final = 30.0
-"""Seconds for which a refusal is remembered: endpoints lock accounts that try a wrong secret too often."""
-
 
 class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
     """Fetches tokens with a client id and secret, and renews each one shortly before it expires, once for all callers.
 
     While a token is being renewed, all other callers keep using it until it expires, and likewise if the renewal fails.
     Transient failures of the token endpoint are retried; redirects are not followed, since the secret would go along. A
-    refusal of the credentials is remembered for 30 seconds, during which nobody signs in with them again. Safe to
-    share between threads, event loops and forked processes.
+    refusal of the credentials is remembered for 30 seconds, and a `Retry-After` for as long as it says: until then, the
+    endpoint is not asked again. Safe to share between threads, event loops and forked processes.
 
     Args:
         client_id: the service account's id. White space around it and around the secret, such as the line break at the
@@ -57,6 +55,7 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
     DEFAULT_TOKEN_URL = DEFAULT_TOKEN_URL
     DEFAULT_REFRESH_MARGIN = DEFAULT_REFRESH_MARGIN
     longest_fetch = LONGEST_FETCH
+    token_is_for_all = True
 
     def __init__(
         self,
@@ -107,7 +106,7 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         self._check_refusal()
         fetch = join(self._renew, self.longest_fetch)
         fetch.wait()
-        return fetch.result()
+        return cast("str", fetch.result())
 
     def cached_access_token(self, *, renewing: bool = False) -> str | None:
         kept, now = self._kept, self._clock.monotonic()
@@ -134,9 +133,9 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
             grant = self._endpoint.fetch()
         except AuthenticationError as error:
             now, pause = self._clock.monotonic(), _PAUSE
-            if isinstance(error, RefusedCredentialsError):
-                error, pause = error.plain(), _MEMORY
-                self._refusal = _Refusal(error, now, now + _MEMORY)
+            if isinstance(error, EndpointError):
+                why, pause, error = error.why, error.pause, error.plain()
+                self._refusal = _Refusal(error, why, now, now + pause)
             if now >= kept.expires_at:
                 raise error from error.cause
             kept.renew_at = min(now + pause, kept.expires_at)
@@ -148,10 +147,10 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         return grant.token
 
     def _check_refusal(self) -> None:
-        """Spare the endpoint another sign-in with credentials that it has just refused.
+        """Leave the endpoint alone for a while after it has refused the credentials, or asked for that.
 
         Raises:
-            AuthenticationError: it has refused them.
+            AuthenticationError: it has, and the time is not over.
         """
         refusal, now = self._refusal, self._clock.monotonic()
         if refusal is not None and now < refusal.until:
@@ -168,18 +167,18 @@ class _Kept:
 
 
 class _Refusal:
-    """The error with which the endpoint refused the credentials, and the period during which it is remembered."""
+    """The error with which the endpoint refused a token, why it is remembered, and from when until when."""
 
-    __slots__ = ("error", "since", "until")
+    __slots__ = ("error", "since", "until", "why")
 
-    def __init__(self, error: AuthenticationError, since: float, until: float) -> None:
-        self.error, self.since, self.until = error, since, until
+    def __init__(self, error: AuthenticationError, why: str, since: float, until: float) -> None:
+        self.error, self.why, self.since, self.until = error, why, since, until
 
     def remembered(self, now: float) -> AuthenticationError:
         error = copy.copy(self.error)
         error.message = (
             f"{error.message} (this was {now - self.since:.0f} s ago; the endpoint is not asked again for another"
-            f" {self.until - now:.0f} s, since too many failed sign-ins may lock the account)"
+            f" {self.until - now:.0f} s: {self.why})"
         )
         error.args = (error.message,)
         return error

@@ -5,17 +5,18 @@ objects that hold it here do not print it.
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from inspect import iscoroutinefunction
 from typing import Final
 
 import httpx
 
-from ..._errors import AuthenticationError, ConfigurationError
+from ..._errors import AuthenticationError, ConfigurationError, InvalidArgumentError
+from ..._headers import check_headers, with_fields
 from ..._secrets import HoldsSecret, Secret, reveal
 from ..._urls import Origin, is_private, origin_of, parse_origin, show_origin
 from .._call import Attempt, copy_request
-from .provider import AuthProvider, is_sendable
+from .provider import AuthProvider, has_own_headers, is_sendable
 
 _EXPOSED: Final = (
     "the token would travel unencrypted to {}: use https://, or allow it with BearerAuth(provider, allow_http=True)"
@@ -27,27 +28,28 @@ class ExposedTokenError(AuthenticationError):
     """The token would travel unencrypted; nothing was sent. Requests to other origins may succeed."""
 
 
-class _Encoded(str):
-    """A header value that is encoded once: thousands of waiting requests share the bytes."""
-
-    __slots__ = ("_bytes",)
-
-    def __init__(self, _: str) -> None:
-        self._bytes = super().encode("ascii")
-
-    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
-        """The bytes: the value is ASCII, which is the same in every encoding of headers."""
-        return self._bytes
-
-
 class Token(HoldsSecret):
-    """An access token that does not print itself: traceback formatters show variables."""
+    """An access token as the headers that carry it, encoded once: thousands of waiting requests share the bytes.
 
-    __slots__ = ("_claims", "header", "value")
+    Attributes:
+        value: the token.
+        fields: each header's name, its name in lower case, and its value; None if they cannot be sent.
+    """
 
-    def __init__(self, value: str) -> None:
-        self.value = value
-        self.header = _Encoded(f"Bearer {value}") if is_sendable(value) else None
+    __slots__ = ("_claims", "fields", "value")
+
+    def __init__(self, given: str | Mapping[str, str]) -> None:
+        if isinstance(given, str):
+            self.value = given
+            given = {"Authorization": f"Bearer {given}"} if is_sendable(given) else {"Authorization": "\n"}
+        else:
+            self.value = "\n".join(given.values()).removeprefix("Bearer ")
+        try:
+            raw = check_headers(given).raw
+        except InvalidArgumentError:
+            self.fields = None
+        else:
+            self.fields = tuple((name, name.lower(), value) for name, value in raw)
         self._claims = itertools.count()
 
     def is_news(self) -> bool:
@@ -102,7 +104,7 @@ class BearerAuth(HoldsSecret):
         exposed = [show_origin(url) for url in urls or () if not self._is_safe(origin_of(url))]
         if exposed:
             raise ConfigurationError(_EXPOSED.format(", ".join(exposed)))
-        self._tokens: dict[str, Token] = {}
+        self._tokens: dict[Hashable, Token] = {}
 
     def may_sign(self, url: httpx.URL, attempt: Attempt) -> bool:
         """Whether the token may go to `url`: one of the origins, or, without any, the origin of the call's first hop.
@@ -129,15 +131,26 @@ class BearerAuth(HoldsSecret):
     def _is_safe(self, origin: Origin) -> bool:
         return is_private(origin) or self.allow_http
 
-    def token(self, value: str) -> Token:
-        """The token in the form in which it is sent; the same object for the same token."""
-        value = value if isinstance(value, str) else ""  # Providers are user code.
-        token = self._tokens.get(value)
+    def token(self, given: str | Mapping[str, str]) -> Token:
+        """The token, or the headers that carry it, in the form in which they are sent; the same object for the same."""
+        if isinstance(given, Mapping):
+            key: Hashable = tuple(given.items())
+        else:
+            key = given = given if isinstance(given, str) else ""  # Providers are user code.
+        token = self._tokens.get(key)
         if token is None:
-            token = self._tokens.setdefault(value, Token(value))
+            token = self._tokens.setdefault(key, Token(given))
             for old in list(self._tokens)[:-2]:
                 self._tokens.pop(old, None)
         return token
+
+    def kept(self) -> Token | None:
+        """The token that is available without waiting, or None."""
+        provider = self.provider
+        cached = provider.cached_access_token()
+        if cached is None:
+            return None
+        return self.token(provider.get_auth_headers() if has_own_headers(provider) else cached)
 
     def sign(self, request: httpx.Request, token: Token) -> httpx.Request:
         """A copy of the request with the token in place of its `Authorization`.
@@ -145,15 +158,13 @@ class BearerAuth(HoldsSecret):
         Raises:
             AuthenticationError: the provider returned something that cannot be a header value.
         """
-        if token.header is None:
+        if token.fields is None:
             msg = (
                 f"{type(self.provider).__name__} returned a token that cannot be sent: it must be visible ASCII without"
                 ' spaces or line breaks, and without "Bearer"'
             )
             raise AuthenticationError(msg)
-        headers = request.headers.copy()
-        headers["Authorization"] = token.header
-        return copy_request(request, headers=headers)
+        return copy_request(request, headers=with_fields(request.headers, token.fields))
 
     def __repr__(self) -> str:
         provider = getattr(self, "provider", None)  # None in the tracebacks of the constructor.

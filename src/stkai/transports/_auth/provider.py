@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import cast
 
 from ..._errors import ConfigurationError
 from ..._secrets import MASK, HoldsSecret, Secret
@@ -13,14 +14,18 @@ class AuthProvider(ABC):
 
     A provider with only `get_access_token` is asked for every request: in the calling thread under a sync client,
     and in a background thread, one per fetch (about 150 microseconds), under an async client or with a deadline.
-    Concurrent callers share one such fetch. To avoid the thread, return an available token from
-    `cached_access_token`, or override `aget_access_token`. For a token that never changes, use `StaticToken`.
+    Concurrent callers with the same context variables share one such fetch. To avoid the thread, return an available
+    token from `cached_access_token`, or override `aget_access_token`. For a token that never changes, use
+    `StaticToken`. To sign in another way than with a bearer token, override `get_auth_headers`.
 
     Attributes:
-        longest_fetch: seconds after which nobody waits any longer for one background fetch; unlimited by default.
+        longest_fetch: seconds after which callers stop waiting for one background fetch; unlimited by default.
+        token_is_for_all: whether every caller gets the same token, so that all share one fetch, whatever their context
+            variables are. False by default: a provider may look up in a `ContextVar` for whom it gets a token.
     """
 
     longest_fetch: float = math.inf
+    token_is_for_all: bool = False
 
     @abstractmethod
     def get_access_token(self) -> str:
@@ -31,7 +36,7 @@ class AuthProvider(ABC):
         """
 
     def get_auth_headers(self) -> dict[str, str]:
-        """The `Authorization` header with the token.
+        """The headers that sign a request: by default `Authorization` with the token. The transports use an override.
 
         Raises:
             AuthenticationError: there is no token.
@@ -61,7 +66,7 @@ class AuthProvider(ABC):
             return token
         fetch = join(self.get_access_token, self.longest_fetch)
         await fetch.await_()
-        return fetch.result()
+        return cast("str", fetch.result())
 
 
 class StaticToken(HoldsSecret, AuthProvider):
@@ -99,3 +104,8 @@ class StaticToken(HoldsSecret, AuthProvider):
 def is_sendable(token: str) -> bool:
     """Whether a token can be a header value: visible ASCII, no spaces (RFC 6750, section 2.1, is stricter)."""
     return bool(token) and token.isascii() and token.isprintable() and " " not in token
+
+
+def has_own_headers(provider: AuthProvider) -> bool:
+    """Whether a provider signs in another way than with a bearer token."""
+    return type(provider).get_auth_headers is not AuthProvider.get_auth_headers
