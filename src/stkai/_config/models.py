@@ -259,6 +259,7 @@ class RetryConfig(_Section):
     deadline: Annotated[SomeSeconds | None, OrNone, Field(description=f"{SOME_SECONDS}, or 'none'")] = None
     retry_unknown: Flag = _RETRY.retry_unknown
     retry_timeouts: Flag = _RETRY.retry_timeouts
+    trust_connect_errors: Flag = _RETRY.trust_connect_errors
     idempotency_header: Annotated[
         HeaderName | None, OrNone, Field(description="a header name, such as Idempotency-Key, or 'none'")
     ] = None

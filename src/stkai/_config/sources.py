@@ -1,5 +1,6 @@
 """Reads the settings from all their sources, checks them, and records which source each value came from."""
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ MODELS: dict[str, type[BaseModel]] = dict(
 )
 
 _ENV_FILE: Final = f"{PREFIX}ENV_FILE"
+_ENV_LINE: Final = re.compile(r"\s*(#|$|(export\s+)?[\w.-]+\s*(=|$))")
+_OTHER_FORMATS: Final = frozenset({".cfg", ".ini", ".json", ".toml", ".yaml", ".yml"})
 
 _KNOWN: Final = {
     _ENV_FILE,
@@ -180,11 +183,18 @@ def _read(source: EnvSettingsSource) -> _Source:
 
 
 def _read_file(path: Path, named_by: str) -> _Source:
-    where = _ENV_FILE if named_by == "environment" else "configure(env_file=...)"
+    where = f"{_ENV_FILE if named_by == 'environment' else 'configure(env_file=...)'} names {str(path)!r}"
     try:
-        if path.is_file():
-            return _read(DotEnvSettingsSource(_Environment, env_file=path, env_file_encoding="utf-8"))
+        if not path.is_file():
+            raise ConfigurationError(f"{where}, and there is no such file; correct or unset it")
+        source = _read(DotEnvSettingsSource(_Environment, env_file=path, env_file_encoding="utf-8"))
+        lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         # Not from the error: it holds the whole file.
-        raise ConfigurationError(f"{where} names {str(path)!r}, which cannot be read: {error}") from None
-    raise ConfigurationError(f"{where} names {str(path)!r}, and there is no such file; correct or unset it")
+        raise ConfigurationError(f"{where}, which cannot be read: {error}") from None
+    is_another_format = path.suffix.lower() in _OTHER_FORMATS or not all(map(_ENV_LINE.match, lines))
+    if is_another_format and not source.names:
+        raise ConfigurationError(
+            f"{where}, which sets nothing: a .env file has lines such as {PREFIX}RETRY_MAX_RETRIES=5, without sections"
+        )
+    return source

@@ -31,6 +31,8 @@ class GlobalSettings:
     STKAI_ENV_FILE names one), and the file over the defaults.
     """
 
+    keeps_what_it_reads = True
+
     def __init__(self) -> None:
         self._renew_lock()
         self._configured: dict[str, dict[str, Any]] = {}
@@ -130,7 +132,7 @@ class GlobalSettings:
 
     def _load(self) -> "Loaded":
         with self._lock:
-            if self._loaded is not None:
+            if self._loaded is not None and self.keeps_what_it_reads:
                 return self._loaded
             loaded = self._loaded = _read(self._configured, self._env_file)
         for warning in loaded.warnings:
