@@ -14,7 +14,6 @@
 All of them survive pickling and copying; the message never holds a token or a secret.
 """
 
-import pickle
 from collections.abc import Iterator
 from typing import Any, Final, Self, TypeVar
 
@@ -47,6 +46,8 @@ def _portable(value: object) -> object:
 
     Many exceptions pickle but cannot be read back (`httpx.HTTPStatusError` is one): in a process pool that is a crash.
     """
+    import pickle  # Whoever pickles has loaded it; `import stkai` does not pay for it.
+
     try:
         pickle.loads(pickle.dumps(value))  # noqa: S301 - our own data, pickled a moment ago
     except Exception:  # noqa: BLE001 - foreign classes; whatever they raise

@@ -1,6 +1,7 @@
 """The rules for URLs: which are accepted, what their origin is (RFC 6454), and whether the connection is private."""
 
 from collections.abc import Collection
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
@@ -104,6 +105,7 @@ def is_this_machine(host: str) -> bool:
     return name == "localhost" or name.endswith(".localhost") or _is_loopback(name)
 
 
+@lru_cache(maxsize=256)
 def _is_loopback(host: str) -> bool:
     address = address_of(host)
     mapped = getattr(address, "ipv4_mapped", None)

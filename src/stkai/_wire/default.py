@@ -125,8 +125,8 @@ def _through(
     problems: list[str] = []
     made = _make_each(proxies, make, options, family, problems)
     if problems:
-        proxy = "a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY)"
-        raise ConfigurationError(f"{proxy} cannot be used: {problems[0]}")
+        msg = f"a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) cannot be used: {problems[0]}"
+        raise ConfigurationError(msg)
     return made
 
 

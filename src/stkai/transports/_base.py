@@ -80,7 +80,8 @@ class LayerBase:
     def __init_subclass__(cls) -> None:
         """Check the flows of other people's layers, also if they come from a class beside this one."""
         super().__init_subclass__()
-        if not cls.flow.__module__.startswith("stkai.") and not hasattr(cls.flow, "__wrapped__"):
+        module = getattr(cls.flow, "__module__", None) or ""
+        if not module.startswith("stkai.") and not hasattr(cls.flow, "__wrapped__"):
             setattr(cls, "flow", checked(cls.flow))  # noqa: B010 - a method, to type checkers
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
