@@ -107,7 +107,7 @@ def describe_arguments(names: Collection[str]) -> str:
 
 
 def _annotations() -> dict[str, str]:
-    # TypedDict turns strings into ForwardRefs, which nobody wants to read.
+    # TypedDict turns strings into ForwardRefs, which are hard to read.
     return {name: each.__forward_arg__ for name, each in StackOptions.__annotations__.items()}
 
 

@@ -7,9 +7,10 @@ from typing import Final
 
 import httpx
 
+from ._checks import TOKEN
 from ._errors import InvalidArgumentError
 
-_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_NAME: Final = re.compile(TOKEN.encode())
 _VALUE: Final = re.compile(rb"(?:[^\x00\s](?:[^\x00\n\r\v\f]*[^\x00\s])?)?")
 """RFC 9110, sections 5.1 and 5.5, as h11 implements them."""
 

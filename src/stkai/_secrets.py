@@ -1,4 +1,4 @@
-"""Values that nobody may see: no repr, variable of a traceback or pickle shows them."""
+"""Values that stay hidden: no repr, variable of a traceback or pickle shows them."""
 
 from collections.abc import Mapping
 from typing import Any, Final

@@ -91,7 +91,7 @@ def origin_of(url: httpx.URL) -> Origin:
 
 
 def is_private(origin: Origin) -> bool:
-    """Whether nobody on the way can read along: it is encrypted, or does not leave this machine.
+    """Whether a connection is private: it is encrypted, or does not leave this machine.
 
     Names under localhost do not count: some resolvers ask the network for them, despite RFC 6761, section 6.3.
     """

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
+from .._checks import TOKEN
 from .._urls import PROXIES, absolute_url, is_origin, show_origin
 from ..transports._auth.provider import is_sendable
 from .paths import existing_path
@@ -125,5 +126,4 @@ TokenAddress = Annotated[str, AfterValidator(_token_address)]
 ProxyAddress = Annotated[str, AfterValidator(_proxy_address)]
 _Origin = Annotated[str, AfterValidator(_origin)]
 Origins = Annotated[tuple[_Origin, ...], Field(min_length=1), AfterValidator(_distinct)]
-# A token of RFC 9110, section 5.6.2.
-HeaderName = Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+HeaderName = Annotated[str, Field(pattern=f"^{TOKEN}$")]

@@ -31,7 +31,7 @@ _TIMEOUT: Final = 30.0
 """Seconds for everything, including retries."""
 
 LONGEST_FETCH: Final = _TIMEOUT + 5.0
-"""Seconds after which nobody waits any longer: the wire never times out if a head arrives byte by byte."""
+"""Seconds after which callers stop waiting: a head that arrives byte by byte never times out on the wire."""
 
 _MOST: Final = 262_144
 """Bytes of an answer; a usual one is a hundred times shorter."""

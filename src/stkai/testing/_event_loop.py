@@ -34,7 +34,7 @@ class Bell:
         self._event.set()
 
 
-async def everybody_waits(still_wanted: Callable[[], bool]) -> None:
+async def all_tasks_wait(still_wanted: Callable[[], bool]) -> None:
     """Yield until no other task can run, or until `still_wanted` returns False.
 
     A task that waits for a socket counts as waiting.

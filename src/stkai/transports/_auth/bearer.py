@@ -92,8 +92,8 @@ class BearerAuth(HoldsSecret):
             raise ConfigurationError(msg)
         if iscoroutinefunction(provider.get_access_token):
             msg = (
-                f"{type(provider).__name__}.get_access_token must be a plain method, since nobody awaits it: rename the"
-                " async one to aget_access_token"
+                f"{type(provider).__name__}.get_access_token must be a plain method, since it is called without await:"
+                " rename the async one to aget_access_token"
             )
             raise ConfigurationError(msg)
         self.provider = provider

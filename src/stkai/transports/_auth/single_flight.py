@@ -1,4 +1,4 @@
-"""One token fetch at a time, shared by everyone who needs it: in a thread, and in an event loop."""
+"""One token fetch at a time, shared by all callers that need the same token: in a thread, and in an event loop."""
 
 import copy
 import math
