@@ -105,7 +105,7 @@ __getattr__, __dir__ = _lazily(
         "transports._retry.budget": ("RetryBudget",),
         "transports._retry.policy": ("RetryPolicy",),
     },
-    submodules=("costs", "stores", "telemetry", "testing", "transports"),
+    submodules=("costs", "stores", "telemetry", "testing", "transports", "wires"),
 )
 
 __all__ = [
