@@ -208,7 +208,7 @@ def reading(connection: Connection, request: httpx.Request) -> Iterator[None]:
         ) from error
     except aiohttp.ClientPayloadError as error:
         kind = httpx.RemoteProtocolError if connection.broken_by is None else httpx.ReadError
-        raise error_for(kind, "the connection ended before the whole body had arrived", request) from error
+        raise error_for(kind, "peer closed connection before the whole body had arrived", request) from error
     except HttpProcessingError as error:
         reason = " ".join(error.message.split())  # aiohttp draws where the fault is, on lines of its own.
         raise error_for(
