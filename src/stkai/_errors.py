@@ -15,7 +15,8 @@ All of them survive pickling and copying; the message never holds a token or a s
 """
 
 import pickle
-from typing import Any, Self, TypeVar
+from collections.abc import Iterator
+from typing import Any, Final, Self, TypeVar
 
 import httpx
 
@@ -62,6 +63,25 @@ def hide_frames(error: BaseException) -> None:
     while below is not None and below.__traceback__ is not None:
         below.__traceback__ = None
         below = below.__cause__
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and what caused it.
+
+    An error also refers to whatever the program was handling when it came; that is no cause.
+    """
+    below: BaseException | None = error
+    for _ in range(_DEEPEST):
+        if below is None:
+            return
+        yield below
+        # httpcore raises its errors again without their cause; only the context is left.
+        is_httpcores = type(below).__module__.startswith("httpcore")
+        below = below.__cause__ or (below.__context__ if is_httpcores else None)
+
+
+_DEEPEST: Final = 16
+"""How many causes of an error are looked at."""
 
 
 class ConfigurationError(StkaiError, ValueError):

@@ -1,7 +1,6 @@
 """One request of a client and its answer: checks arguments, makes a complete request, returns a complete response."""
 
 import json
-import math
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import lru_cache
@@ -9,6 +8,7 @@ from typing import Any, Final, Self
 
 import httpx
 
+from ._checks import SOME_SECONDS, check_number
 from ._clock import Clock
 from ._errors import InvalidArgumentError, ServerSideRateLimitError
 from ._headers import headers_of
@@ -16,7 +16,7 @@ from ._log import Listeners
 from ._urls import request_url
 from .transports._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .transports._bodies import is_there, timeouts
-from .transports._call import OPTIONS, PACED, Attempt, Call, copy_request
+from .transports._call import OPTIONS, Attempt, Call, copy_request
 from .transports._context import Context
 from .transports._operations import Close, Flow, Read
 from .transports._options import NO_OPTIONS, RequestOptions
@@ -126,7 +126,7 @@ class Exchange:
             ServerSideRateLimitError: the answer is a 429 that a limiter has seen.
         """
         response = yield from self._layer.flow(request, attempt)
-        refused = response.status_code == httpx.codes.TOO_MANY_REQUESTS and PACED in response.extensions
+        refused = response.status_code == httpx.codes.TOO_MANY_REQUESTS and attempt.last.paced
         try:
             if (attempt.call.buffered or refused) and not is_there(response):
                 yield Read(response)
@@ -199,10 +199,7 @@ def check_timeout(timeout: float) -> dict[str, float]:
     Raises:
         InvalidArgumentError: it is not a positive number of seconds.
     """
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
-        msg = f"timeout must be a positive number of seconds, not {timeout!r}"
-        raise InvalidArgumentError(msg)
-    return timeouts(timeout)
+    return timeouts(check_number("timeout", timeout, SOME_SECONDS, error=InvalidArgumentError))
 
 
 def _encode(data: Any) -> bytes | None:

@@ -13,8 +13,8 @@ import pytest
 
 import stkai
 from stkai import STKAI, HttpConfig, StackBuilder
+from stkai._event_loops import running_loop
 from stkai._wire.default import default_async_wire, default_wire
-from stkai._wire.loops import running_loop
 from stkai.testing import QuotaServer
 
 from ..support import servers

@@ -5,44 +5,16 @@ loop gets its own wire, which is closed when the loop ends, or dropped untouched
 it.
 """
 
-import sys
 import warnings
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Final
 
 import httpx
 
+from .._event_loops import running_loop
 from .._families import HTTPX, Family
 from .._forks import after_fork
 from .closing import AsyncClosable
-
-
-def running_loop() -> Any:
-    """What identifies the event loop of this task: asyncio's loop, or trio's token.
-
-    Raises:
-        RuntimeError: no event loop runs here.
-    """
-    trio = sys.modules.get("trio")
-    if trio is not None:
-        try:
-            trio.lowlevel.current_task()
-        except RuntimeError:
-            pass
-        else:
-            return trio.lowlevel.current_trio_token()
-    import asyncio
-
-    return asyncio.get_running_loop()
-
-
-def run_soon(loop: Any, function: Callable[[], object]) -> None:
-    """Have a loop call a function soon, unless it has ended; safe in any thread, signal handler or finalizer."""
-    call = getattr(loop, "run_sync_soon", None) or loop.call_soon_threadsafe
-    try:
-        call(function)
-    except RuntimeError:  # asyncio's "Event loop is closed"; trio's RunFinishedError is one as well.
-        return
 
 
 class _Home:

@@ -14,10 +14,10 @@ from typing import Any, Final
 import httpx
 
 from .._clock import SystemClock
+from .._event_loops import run_soon, running_loop
 from .._families import HTTPX, Family, of_family
 from .closing import AsyncClosable, Closable
 from .lease import Lease
-from .loops import run_soon, running_loop
 from .shelf import Shelf
 
 _CLOCK = SystemClock()

@@ -11,12 +11,13 @@ from typing import Any
 
 import httpx
 
+from .._abandonable import GivenUpError
 from .._clock import Clock
 from .._errors import DeadlineExceededError
 from .._families import alike
-from ._bodies import adrain, aload, aread, limited, unlimited
+from .._signals import raise_interrupt
+from ._bodies import SHORT, adrain, aload, aread, briefly, limited, unlimited
 from ._call import Attempt
-from ._hand import TooLateError
 from ._operations import (
     PATIENCE,
     Close,
@@ -29,12 +30,16 @@ from ._operations import (
     Send,
     Sleep,
     Until,
+    WrongOperationError,
     is_clean_up,
     swallowed,
-    unknown,
 )
 
 _logger = logging.getLogger("stkai")
+
+
+class AbandonedCallError(BaseException):
+    """Thrown into a flow whose coroutine is closed before its end."""
 
 
 async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
@@ -57,16 +62,30 @@ async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
                 else:
                     value = await _aperform(operation, clock)
             except Exception as error:  # noqa: BLE001 - the flow decides
+                raise_interrupt(error)
                 operation = flow.throw(error)
             else:
                 operation = flow.send(value)
     except StopIteration as stop:
         response: httpx.Response = stop.value
-        return response
+        return response if deadline is None else await _with_redirect(response, deadline, attempt, clock)
     except BaseException as error:
         if getattr(flow, "gi_frame", None) is not None:
             await _aclean_up(flow, error, clock)
         raise
+
+
+async def _with_redirect(
+    response: httpx.Response, deadline: float, attempt: Attempt, clock: Clock
+) -> httpx.Response:
+    """Fetch the body of a redirect within the deadline: an httpx client reads it before it sends the next request."""
+    if response.has_redirect_location:
+        try:
+            await _ain_time(Load(response, SHORT), deadline, attempt, clock)
+        except BaseException:
+            await aclose_response(response)
+            raise
+    return response
 
 
 async def _aperform(operation: Operation, clock: Clock, left: float = math.inf) -> Any:
@@ -76,9 +95,10 @@ async def _aperform(operation: Operation, clock: Clock, left: float = math.inf) 
         case Read():
             await aread(operation.response)
         case Load():
-            await aload(operation.response, operation.limit, brief=operation.brief)
+            seconds = briefly(left) if operation.brief else math.inf
+            await aload(operation.response, operation.limit, lambda: math.inf, seconds)
         case Drain():
-            await adrain(operation.response, left)
+            await adrain(operation.response, min(operation.seconds, briefly(left)))
         case Close():
             await aclose_response(operation.response)
         case Run(cleans_up=True):
@@ -91,7 +111,7 @@ async def _aperform(operation: Operation, clock: Clock, left: float = math.inf) 
         case Send():
             return await operation.wire.handle_async_request(operation.request)
         case _:
-            raise unknown(operation)
+            raise WrongOperationError(operation)
     return None
 
 
@@ -128,12 +148,13 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
             await aread(operation.response)
             return None
         case Load():
-            work = partial(aload, operation.response, operation.limit, left, brief=operation.brief)
+            brief = briefly(seconds) if operation.brief else math.inf
+            work = partial(aload, operation.response, operation.limit, left, brief)
             return await _by_scope(work, left, deadline, attempt)
         case Run():
             return await _by_scope(partial(operation.asynchronous, seconds), left, deadline, attempt)
         case _:
-            raise unknown(operation)
+            raise WrongOperationError(operation)
 
 
 async def _by_scope(
@@ -144,7 +165,7 @@ async def _by_scope(
     try:
         with anyio.move_on_after(left()):
             return await work()
-    except TooLateError:
+    except GivenUpError:
         raise attempt.too_late(deadline) from None
     except alike(httpx.TimeoutException) as error:
         if left() > 0 or isinstance(error, DeadlineExceededError):
@@ -156,7 +177,11 @@ async def _by_scope(
 async def _aclean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
     """Tell the flow that the call is over, and carry out the clean-up it asks for, even when cancelled again."""
     told = 0
-    awaits = not isinstance(error, GeneratorExit)  # A coroutine that is being closed cannot await.
+    awaits = not isinstance(error, GeneratorExit)
+    if (
+        not awaits
+    ):  # A coroutine that is being closed cannot await; `yield from` would not pass a GeneratorExit on.
+        error = AbandonedCallError()
     try:
         operation = flow.throw(error)
         while told < PATIENCE:

@@ -38,7 +38,7 @@ from stkai.transports import (
     retry,
     token_bucket,
 )
-from stkai.transports._call import ATTEMPT, PACED
+from stkai.transports._call import ATTEMPT
 
 from ...support.heard import CALL, Heard
 from ...support.wire import Answer, Handler, Wire
@@ -135,7 +135,7 @@ async def test_each_retry_is_reported_with_its_delay_and_cause(world: World) -> 
 
 
 async def test_after_the_last_attempt_the_last_response_is_returned_unread(world: World) -> None:
-    bench = Bench(world, 500, 502, 504, httpx.Response(503, headers={"X-Last": "1"}, content=b"sorry"))
+    bench = Bench(world, 500, 502, 500, httpx.Response(503, headers={"X-Last": "1"}, content=b"sorry"))
     response = await bench.send()
     assert (response.status_code, response.headers["X-Last"]) == (503, "1")
     assert response.extensions["stkai"].attempts == 4
@@ -579,7 +579,7 @@ def pacing(layer: LayerTransport, request: httpx.Request, attempt: Attempt) -> F
     """A layer that handles the wait after a 429, and ignores other failures."""
     response = yield from layer.forward(request, attempt)
     if response.status_code == 429:
-        response.extensions[PACED] = True
+        attempt.paced = True
     return response
 
 

@@ -13,7 +13,7 @@ import httpx
 
 from ..._errors import AuthenticationError, ConfigurationError
 from ..._urls import Origin, is_private, origin_of, parse_origin, show_origin
-from .._call import ATTEMPT, Attempt, copy_request
+from .._call import Attempt, copy_request
 from .provider import AuthProvider, is_sendable
 
 _EXPOSED: Final = (
@@ -110,7 +110,7 @@ class BearerAuth:
         """
         if self.origins is not None:
             return origin_of(url) in self.origins
-        if not attempt.call.first_hop().is_home(url):
+        if not attempt.call.chain().is_home(url):
             return False
         self.require_private(url)
         return True
@@ -137,8 +137,8 @@ class BearerAuth:
                 self._tokens.pop(old, None)
         return token
 
-    def sign(self, request: httpx.Request, token: Token, attempt: Attempt) -> httpx.Request:
-        """A copy of the request with the token in place of its `Authorization`, and with its attempt.
+    def sign(self, request: httpx.Request, token: Token) -> httpx.Request:
+        """A copy of the request with the token in place of its `Authorization`.
 
         Raises:
             AuthenticationError: the provider returned something that cannot be a header value.
@@ -151,7 +151,7 @@ class BearerAuth:
             raise AuthenticationError(msg)
         headers = request.headers.copy()
         headers["Authorization"] = token.header
-        return copy_request(request, headers=headers, extensions={**request.extensions, ATTEMPT: attempt})
+        return copy_request(request, headers=headers)
 
     def __repr__(self) -> str:
         return f"BearerAuth({type(self.provider).__name__})"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
 from ..._errors import AuthenticationError, DeadlineExceededError
-from .fetch import event_loop, failure_of, join, key_of
+from ..._event_loops import running_loop
+from .fetch import failure_of, join, key_of
 
 if TYPE_CHECKING:
     import anyio
@@ -80,8 +81,7 @@ _by_loop: Final[WeakKeyDictionary[Any, dict[Hashable, _Shared]]] = WeakKeyDictio
 async def _share_in_loop(provider: Provider) -> str:
     import anyio
 
-    loop, _ = event_loop()
-    running, key = _by_loop.setdefault(loop, {}), key_of(provider.aget_access_token)
+    running, key = _by_loop.setdefault(running_loop(), {}), key_of(provider.aget_access_token)
     while (other := running.get(key)) is not None:
         await other.done.wait()
         if other.error is not None:

@@ -1,7 +1,6 @@
 """Waits for a limiter's permit, sends, and lets the limiter learn from the answer."""
 
 import logging
-import math
 from collections.abc import Callable
 from functools import partial
 from inspect import iscoroutinefunction
@@ -12,7 +11,7 @@ import httpx
 from ..._errors import ConfigurationError, InvalidArgumentError, TokenAcquisitionTimeoutError
 from ..._events import RateChanged, Rejected, Waited
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
-from .._call import PACED, Attempt
+from .._call import Attempt, SignatureExpired
 from .._context import Context
 from .._layer import Layer
 from .._operations import Close, Flow, Operation, Sleep, Steps
@@ -34,9 +33,6 @@ _TICK: Final = 1e-6
 _LONG: Final = 1.0
 """Seconds; a longer wait is worth a line in the log."""
 
-_SIGNED_AT_ONCE: Final = 0.1
-"""Seconds; signing a request takes longer only if a new token must be fetched first."""
-
 _LONGEST: Final = 3600.0
 """Seconds; a longer wait is slept in pieces: every system limits the length of a sleep."""
 
@@ -57,33 +53,23 @@ class _LimitFlow(LayerBase):
             return (yield from self.forward(request, attempt))
         context = self.context
         clock = context.clock
-        place = attempt.place
+        place = attempt.ticket or attempt.place
         turn = Turn(request)
-        turn.chance, turn.priority = context.random(), attempt.call.options.priority
+        turn.chance, turn.priority = context.random(), attempt.call.priority
         if place is not None and place[0] is limiter:
             turn.number = place[1]
         counts_units = getattr(limiter, "max_cost", None) is not None
         if counts_units:
             turn.cost = self._cost_of(request, attempt)
         sent = clock.monotonic()
-        wait, asked_again = limiter.ask(turn, sent), False
-        while wait != 0:
+        wait = limiter.ask(turn, sent)
+        if wait != 0:
             sent = yield from self._wait(limiter, turn, attempt, wait, sent)
-            if attempt.signer is None:
-                break
-            try:
-                request = yield from attempt.signer.signed_again(request, attempt)
-            except BaseException:
-                limiter.leave(turn, clock.monotonic())
-                raise
-            now = clock.monotonic()
-            if asked_again or now - sent <= _SIGNED_AT_ONCE:
-                break
-            # Otherwise all requests that waited for the same token would leave now, whenever they got their permits.
-            # Ask only once more: if every token takes long, the request might never be sent.
-            limiter.leave(turn, now)
-            asked_again, sent = True, now
-            wait = limiter.ask(turn, now)
+            if attempt.is_signed is not None and not attempt.is_signed():
+                # Otherwise all requests that wait for a new token would leave together when it comes.
+                limiter.leave(turn, sent)
+                attempt.ticket = (limiter, turn.number)
+                raise SignatureExpired
         attempt.ticket = (limiter, turn.number)
         try:
             response = yield from self.forward(request, attempt)
@@ -94,8 +80,7 @@ class _LimitFlow(LayerBase):
         try:
             answer = Answer(sent, clock.monotonic(), response, None, clock.utcnow, turn.chance)
             change = limiter.learn(turn, answer)
-            if turn.paced:
-                response.extensions[PACED] = True
+            attempt.paced = attempt.paced or turn.paced
             if change is not None:
                 event = RateChanged(call=attempt.info, old=change.old, new=change.new, reason=change.reason)
                 context.emit(event)
@@ -115,8 +100,7 @@ class _LimitFlow(LayerBase):
         allowed = call.options.max_wait_time
         if allowed is UNSET:
             allowed = limiter.max_wait_time
-        # The attempts of a call share its allowance for waiting.
-        limit = math.inf if allowed is None else allowed - record.queued
+        limit = attempt.allowance(allowed)
         refusal: Rejected | None = None
         try:
             while wait != 0:
