@@ -86,6 +86,6 @@ __getattr__, __dir__, __all__ = _lazily(
         "transports._retry.budget": ("RetryBudget",),
         "transports._retry.policy": ("RetryPolicy",),
     },
-    submodules=("costs", "events", "limiters", "stores", "telemetry", "testing", "transports"),
+    submodules=("costs", "events", "limiters", "stores", "telemetry", "testing", "transports", "wires"),
     unlisted=("events", "limiters"),
 )
