@@ -7,6 +7,7 @@ import httpx
 
 from ._clock import Clock
 from ._config.models import RateLimitConfig, Settings
+from ._config.names import DEFAULT_QUOTA
 from ._credentials.client_credentials import create_standalone_auth
 from ._errors import ConfigurationError
 from ._log import logger
@@ -151,7 +152,7 @@ def limiter_from(config: RateLimitConfig) -> Limiter:
     shared: dict[str, Any] = {}
     if config.share is not None:
         shared = {"share": config.share, "store": store_from(config.store, config.store_timeout)}
-    most, window = config.max_requests or 100, config.time_window or 60.0
+    most, window = config.max_requests or DEFAULT_QUOTA[0], config.time_window or DEFAULT_QUOTA[1]
     if config.strategy == "token_bucket":
         if config.warm_start is not None:
             raise ConfigurationError(
@@ -171,8 +172,7 @@ def limiter_from(config: RateLimitConfig) -> Limiter:
 
 def _retry_policy(given: Retry, settings: Settings) -> RetryPolicy | None:
     if given is UNSET:
-        config = settings.retry
-        return RetryPolicy(**config.model_dump(exclude={"enabled"})) if config.enabled else None
+        return settings.retry.policy()
     if given is not None and not isinstance(given, RetryPolicy):
         msg = f"retry must be a stkai.RetryPolicy or None, not {given!r}"
         raise ConfigurationError(msg)

@@ -50,7 +50,7 @@ from .fields import (
     store_place,
 )
 from .messages import configuration_error, problems
-from .names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
+from .names import CLIENT_AUTH, DEFAULT_QUOTA, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
 
 
 class _Section(BaseModel):
@@ -125,8 +125,8 @@ class RateLimitConfig(_Section):
     strategy: Annotated[
         Literal["token_bucket", "adaptive"], Field(description="'token_bucket' or 'adaptive'")
     ] = "token_bucket"
-    max_requests: Annotated[Positive | None, Field(description=POSITIVE)] = 100
-    time_window: Annotated[SomeSeconds | None, Field(description=SOME_SECONDS)] = 60.0
+    max_requests: Annotated[Positive | None, Field(description=POSITIVE)] = DEFAULT_QUOTA[0]
+    time_window: Annotated[SomeSeconds | None, Field(description=SOME_SECONDS)] = DEFAULT_QUOTA[1]
     max_wait_time: Annotated[
         SomeSeconds | None, OrNone, Field(description=f"{SOME_SECONDS}, or 'unlimited'")
     ] = None
@@ -240,6 +240,10 @@ class RetryConfig(_Section):
     idempotency_header: Annotated[
         HeaderName | None, OrNone, Field(description="a header name, such as Idempotency-Key, or 'none'")
     ] = None
+
+    def policy(self) -> RetryPolicy | None:
+        """The retry policy with these values; None if retries are off."""
+        return RetryPolicy(**self.model_dump(exclude={"enabled"})) if self.enabled else None
 
 
 class HttpConfig(_Section):
