@@ -11,7 +11,7 @@ from ._errors import ConfigurationError
 from ._forks import after_fork
 
 if TYPE_CHECKING:
-    from ._events import Event
+    from .events import Event
 
 Listener = Callable[["Event"], None]
 """A plain function that is called with every event of a stack, in the thread or task in which it happened."""

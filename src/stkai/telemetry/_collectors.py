@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from .._events import (
+from ..events import (
     AttemptFinished,
     AttemptStarted,
     CallFinished,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from .._events import Event
+from ..events import Event
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider

@@ -5,7 +5,7 @@ from typing import Any
 
 from opentelemetry.metrics import Meter
 
-from .._events import (
+from ..events import (
     AttemptFinished,
     AttemptStarted,
     CallFinished,

@@ -7,7 +7,7 @@ from opentelemetry import context, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
-from .._events import (
+from ..events import (
     AttemptFinished,
     AttemptStarted,
     CallFinished,

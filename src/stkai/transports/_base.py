@@ -16,7 +16,7 @@ from ._driver import close_response, drive
 from ._operations import Close, Flow, Send
 
 if TYPE_CHECKING:
-    from .._events import CallInfo
+    from ..events import CallInfo
 
 FlowFunction = Callable[[Any, httpx.Request, Attempt], Flow]
 """A layer's work as a function of the layer, the request and the attempt."""
@@ -77,7 +77,7 @@ class LayerBase:
 
     def _send_observed(self, request: httpx.Request, attempt: Attempt) -> Flow:
         """Send to the wire, and report the start and the end of the attempt."""
-        from .._events import AttemptStarted
+        from ..events import AttemptStarted
 
         context = self.context
         start = context.clock.monotonic()
@@ -103,7 +103,7 @@ class LayerBase:
     def _attempted(
         self, info: "CallInfo", start: float, *, status: int | None = None, error: str | None = None
     ) -> None:
-        from .._events import AttemptFinished
+        from ..events import AttemptFinished
 
         seconds = self.context.clock.monotonic() - start
         self.context.emit(AttemptFinished(call=info, status=status, error=error, seconds=seconds))
@@ -116,7 +116,7 @@ class LayerBase:
         return Call.start(request, self.context.clock.monotonic())
 
     def _started(self, attempt: Attempt) -> None:
-        from .._events import CallStarted
+        from ..events import CallStarted
 
         self.context.emit(CallStarted(call=attempt.info))
 
@@ -137,7 +137,7 @@ class LayerBase:
     def _finished(
         self, attempt: Attempt, now: float, *, status: int | None = None, error: str | None = None
     ) -> None:
-        from .._events import CallFinished
+        from ..events import CallFinished
 
         record = attempt.record
         self.context.emit(

@@ -18,7 +18,7 @@ from .._urls import origin_of
 from ._options import NO_OPTIONS, UNSET, CallRecord, RequestOptions
 
 if TYPE_CHECKING:
-    from .._events import CallInfo
+    from ..events import CallInfo
 
 OPTIONS: Final = "stkai"
 """The extension that holds `RequestOptions` on a request and the `CallRecord` on a response."""
@@ -210,7 +210,7 @@ class Attempt:
     def info(self) -> "CallInfo":
         """How events describe it."""
         call = self.call
-        from .._events import CallInfo  # A call that nobody hears of does not pay for it.
+        from ..events import CallInfo  # A call that nobody hears of does not pay for it.
 
         return CallInfo(id=call.id, method=call.method, host=call.host, attempt=self.number)
 

@@ -8,7 +8,7 @@ from .._clock import Clock, SystemClock, uniform
 from .._log import Listener, Listeners, log_events, logger
 
 if TYPE_CHECKING:
-    from .._events import Event
+    from ..events import Event
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal, TypedDict
 
+import httpx
+
 from .._errors import InvalidArgumentError
 from ._retry.policy import RetryPolicy
 
@@ -127,3 +129,19 @@ class CallRecord:
     backed_off: float = 0.0
     authenticating: float = 0.0
     on_wire: float = 0.0
+
+
+def record(response: httpx.Response) -> CallRecord:
+    """The record of the call that a response answers: how many attempts it took, and what it waited for.
+
+    Args:
+        response: what a client over a stack returned, of httpx or httpx2.
+
+    Raises:
+        InvalidArgumentError: (a ValueError) the response did not pass through a stack.
+    """
+    found = getattr(response, "extensions", {}).get("stkai")
+    if not isinstance(found, CallRecord):
+        msg = f"{response!r} has no CallRecord: it did not pass through a stack of stkai"
+        raise InvalidArgumentError(msg)
+    return found

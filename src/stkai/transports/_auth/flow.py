@@ -10,8 +10,8 @@ from typing import Final
 import httpx
 
 from ..._errors import DeadlineExceededError, hide_frames
-from ..._events import TokenRenewed
 from ..._families import alike
+from ...events import TokenRenewed
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .._call import Attempt, can_resend
 from .._context import Context

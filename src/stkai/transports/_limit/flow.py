@@ -10,7 +10,7 @@ from typing import Any, Final
 import httpx
 
 from ..._errors import ConfigurationError, InvalidArgumentError, TokenAcquisitionTimeoutError
-from ..._events import RateChanged, Rejected, Waited
+from ...events import RateChanged, Rejected, Waited
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .._call import PACED, Attempt
 from .._context import Context

@@ -8,9 +8,9 @@ from weakref import WeakSet, ref
 
 from ..._clock import SystemClock, unique_key
 from ..._errors import ConfigurationError
-from ..._events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
 from ..._forks import after_fork
 from ..._log import Listeners, logger
+from ...events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
 from ...stores import Ask, Law, Lease, Store
 from ...stores._checked import checked
 from .._operations import Run

@@ -1,10 +1,31 @@
-"""What a stack tells its listener: one frozen dataclass per event, in the past tense, with the reason.
+"""The events of a stack, which its listener receives: one frozen dataclass each, in the past tense, with the reason.
 
 Every event names its call, so that logs, metrics and traces can be built from events alone. `str(event)` is a readable
 line. Imported when the first event happens: `import stkai` does not pay for it.
 """
 
 from dataclasses import dataclass, field
+
+__all__ = [
+    "AttemptFinished",
+    "AttemptStarted",
+    "CallFinished",
+    "CallInfo",
+    "CallStarted",
+    "Event",
+    "QuotaDisagreement",
+    "RateChanged",
+    "Rejected",
+    "RetryScheduled",
+    "StoreLost",
+    "StoreRestored",
+    "TokenRenewed",
+    "Waited",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
