@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from ._operations import Send as Send
     from ._operations import Sleep as Sleep
     from ._operations import Until as Until
+    from ._own_layers import alike as alike
+    from ._own_layers import play as play
+    from ._own_layers import response_like as response_like
     from ._retry.flow import AsyncRetryTransport as AsyncRetryTransport
     from ._retry.flow import RetryTransport as RetryTransport
     from ._retry.flow import retry as retry
@@ -80,6 +83,7 @@ __getattr__, __dir__, __all__ = _lazily(
             "Sleep",
             "Until",
         ),
+        "_own_layers": ("alike", "play", "response_like"),
         "_retry.flow": ("AsyncRetryTransport", "RetryTransport", "retry"),
         "_stk_cli": ("StkCLITransport",),
     },

@@ -29,12 +29,16 @@ from ._operations import (
     Send,
     Sleep,
     Until,
+    WrongOperationError,
     is_clean_up,
     swallowed,
-    unknown,
 )
 
 _logger = logging.getLogger("stkai")
+
+
+class AbandonedCallError(BaseException):
+    """Thrown into a flow whose coroutine is closed before its end."""
 
 
 async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
@@ -91,7 +95,7 @@ async def _aperform(operation: Operation, clock: Clock, left: float = math.inf) 
         case Send():
             return await operation.wire.handle_async_request(operation.request)
         case _:
-            raise unknown(operation)
+            raise WrongOperationError(operation)
     return None
 
 
@@ -133,7 +137,7 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
         case Run():
             return await _by_scope(partial(operation.asynchronous, seconds), left, deadline, attempt)
         case _:
-            raise unknown(operation)
+            raise WrongOperationError(operation)
 
 
 async def _by_scope(
@@ -156,7 +160,11 @@ async def _by_scope(
 async def _aclean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
     """Tell the flow that the call is over, and carry out the clean-up it asks for, even when cancelled again."""
     told = 0
-    awaits = not isinstance(error, GeneratorExit)  # A coroutine that is being closed cannot await.
+    awaits = not isinstance(error, GeneratorExit)
+    if (
+        not awaits
+    ):  # A coroutine that is being closed cannot await; `yield from` would not pass a GeneratorExit on.
+        error = AbandonedCallError()
     try:
         operation = flow.throw(error)
         while told < PATIENCE:

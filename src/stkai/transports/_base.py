@@ -14,12 +14,10 @@ from ._call import ATTEMPT, Attempt, Call, copy_request
 from ._context import Context
 from ._driver import close_response, drive
 from ._operations import Close, Flow, Send
+from ._own_layers import FlowFunction, check_flow, checked
 
 if TYPE_CHECKING:
     from ..events import CallInfo
-
-FlowFunction = Callable[[Any, httpx.Request, Attempt], Flow]
-"""A layer's work as a function of the layer, the request and the attempt."""
 
 _LEAVES: Final = (httpx.HTTPTransport, httpx.AsyncHTTPTransport, httpx.MockTransport)
 _NOTE: Final = "stkai: "
@@ -37,6 +35,12 @@ class LayerBase:
     _layer: "LayerBase | None"
     _function: FlowFunction | None
     _is_leaf: bool
+
+    def __init_subclass__(cls) -> None:
+        """Check the flows of other people's layers, also if they come from a class beside this one."""
+        super().__init_subclass__()
+        if not cls.flow.__module__.startswith("stkai.") and not hasattr(cls.flow, "__wrapped__"):
+            setattr(cls, "flow", checked(cls.flow))  # noqa: B010 - a method, to type checkers
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         """This layer's work for one pass of a request; by default the function given to the constructor."""
@@ -61,11 +65,10 @@ class LayerBase:
         if not isinstance(inner, alike(kind)):
             msg = f"{type(self).__name__} needs an httpx.{kind.__name__} inside, not {_describe(inner)}"
             raise ConfigurationError(msg)
-        if function is not None and not callable(function):
-            msg = f"a flow must be a function (layer, request, attempt), not {function!r}"
-            raise ConfigurationError(msg)
+        if function is not None:
+            check_flow(self.name, function)
         self._inner = inner
-        self._function = function
+        self._function = None if function is None else checked(function)
         self._layer = inner if joins else None
         if joins and type(self).forward is LayerBase.forward:
             # Skip this method: each request would call it once per layer.
@@ -188,9 +191,9 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         joins = (
             isinstance(inner, LayerTransport) and type(inner).handle_request is LayerTransport.handle_request
         )
-        self._set_up(inner, httpx.BaseTransport, context, flow, joins=joins)
         if name is not None:
             self.name = name
+        self._set_up(inner, httpx.BaseTransport, context, flow, joins=joins)
 
     @property
     def inner(self) -> httpx.BaseTransport:
@@ -265,9 +268,9 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
             isinstance(inner, AsyncLayerTransport)
             and type(inner).handle_async_request is AsyncLayerTransport.handle_async_request
         )
-        self._set_up(inner, httpx.AsyncBaseTransport, context, flow, joins=joins)
         if name is not None:
             self.name = name
+        self._set_up(inner, httpx.AsyncBaseTransport, context, flow, joins=joins)
 
     @property
     def inner(self) -> httpx.AsyncBaseTransport:

@@ -35,9 +35,9 @@ from ._operations import (
     Send,
     Sleep,
     Until,
+    WrongOperationError,
     is_clean_up,
     swallowed,
-    unknown,
 )
 
 _logger = logging.getLogger("stkai")
@@ -93,7 +93,7 @@ def _perform(operation: Operation, clock: Clock, left: float = math.inf) -> Any:
         case Send():
             return operation.wire.handle_request(operation.request)
         case _:
-            raise unknown(operation)
+            raise WrongOperationError(operation)
     return None
 
 
@@ -140,7 +140,7 @@ def _in_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clo
             _load(operation, left, deadline, attempt, hand, clock)
             return None
         case _:
-            raise unknown(operation)
+            raise WrongOperationError(operation)
 
 
 def _load(

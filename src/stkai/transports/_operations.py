@@ -10,6 +10,8 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
+from .._errors import ConfigurationError
+
 _logger = logging.getLogger("stkai")
 
 
@@ -129,9 +131,14 @@ def is_clean_up(operation: object) -> bool:
     return isinstance(operation, Operation) and operation.cleans_up
 
 
-def unknown(operation: object) -> TypeError:
-    """The error for something that is not an operation."""
-    return TypeError(f"a flow yields operations of stkai.transports, such as Sleep(1.0), not {operation!r}")
+class WrongOperationError(ConfigurationError, TypeError):
+    """A flow yielded something that is not an operation."""
+
+    def __init__(self, operation: object) -> None:
+        super().__init__(
+            f"a flow yields operations of stkai.transports, such as Sleep(1.0), not {operation!r}"
+        )
+        self.operation = operation
 
 
 def swallowed(error: BaseException, answer: object, told: int) -> int:
