@@ -16,12 +16,19 @@ from ..._headers import check_headers, with_fields
 from ..._secrets import HoldsSecret, Secret, reveal
 from ..._urls import Origin, is_private, origin_of, parse_origin, show_origin
 from .._call import Attempt, copy_request
+from .fetch import failure_of
 from .provider import AuthProvider, has_own_headers, is_sendable
 
 _EXPOSED: Final = (
     "the token would travel unencrypted to {}: use https://, or allow it with BearerAuth(provider, allow_http=True)"
     " or STKAI_AUTH_ALLOW_HTTP=true"
 )
+
+
+_PLAIN_METHODS: Final = {
+    "get_access_token": "rename the async one to aget_access_token",
+    "get_auth_headers": "get its token in get_access_token or aget_access_token",
+}
 
 
 class ExposedTokenError(AuthenticationError):
@@ -43,7 +50,7 @@ class Token(HoldsSecret):
             self.value = given
             given = {"Authorization": f"Bearer {given}"} if is_sendable(given) else {"Authorization": "\n"}
         else:
-            self.value = "\n".join(given.values()).removeprefix("Bearer ")
+            self.value = "\n".join(map(str, given.values())).removeprefix("Bearer ")
         try:
             raw = check_headers(given).raw
         except InvalidArgumentError:
@@ -90,12 +97,12 @@ class BearerAuth(HoldsSecret):
                 f' BearerAuth, "auto" or None, not {kind}'
             )
             raise ConfigurationError(msg)
-        if iscoroutinefunction(provider.get_access_token):
-            msg = (
-                f"{type(provider).__name__}.get_access_token must be a plain method, since it is called without await:"
-                " rename the async one to aget_access_token"
-            )
-            raise ConfigurationError(msg)
+        for name, cure in _PLAIN_METHODS.items():
+            if iscoroutinefunction(getattr(provider, name)):
+                method = f"{type(provider).__name__}.{name}"
+                raise ConfigurationError(
+                    f"{method} must be a plain method, since it is called without await: {cure}"
+                )
         self.provider = provider
         self.allow_http = allow_http
         names = (origins,) if isinstance(origins, str) else origins
@@ -134,7 +141,7 @@ class BearerAuth(HoldsSecret):
     def token(self, given: str | Mapping[str, str]) -> Token:
         """The token, or the headers that carry it, in the form in which they are sent; the same object for the same."""
         if isinstance(given, Mapping):
-            key: Hashable = tuple(given.items())
+            key: Hashable = tuple((name, str(value)) for name, value in given.items())
         else:
             key = given = given if isinstance(given, str) else ""  # Providers are user code.
         token = self._tokens.get(key)
@@ -145,12 +152,21 @@ class BearerAuth(HoldsSecret):
         return token
 
     def kept(self) -> Token | None:
-        """The token that is available without waiting, or None."""
+        """The token that is available without waiting, or None.
+
+        Raises:
+            AuthenticationError: the provider raised an error.
+        """
         provider = self.provider
-        cached = provider.cached_access_token()
-        if cached is None:
-            return None
-        return self.token(provider.get_auth_headers() if has_own_headers(provider) else cached)
+        try:
+            cached = provider.cached_access_token()
+            if cached is None:
+                return None
+            return self.token(provider.get_auth_headers() if has_own_headers(provider) else cached)
+        except AuthenticationError:
+            raise
+        except Exception as error:
+            raise failure_of(provider, error) from error
 
     def sign(self, request: httpx.Request, token: Token) -> httpx.Request:
         """A copy of the request with the token in place of its `Authorization`.
