@@ -6,13 +6,14 @@ objects that hold it here do not print it.
 
 import itertools
 from collections.abc import Hashable, Iterable, Mapping
+from contextlib import suppress
 from inspect import iscoroutinefunction
 from typing import Final
 
 import httpx
 
 from ..._errors import AuthenticationError, ConfigurationError, InvalidArgumentError
-from ..._headers import check_headers, with_fields
+from ..._headers import Fields, with_fields
 from ..._secrets import HoldsSecret, Secret, reveal
 from ..._urls import Origin, is_private, origin_of, parse_origin, show_origin
 from .._call import Attempt, copy_request
@@ -40,7 +41,7 @@ class Token(HoldsSecret):
 
     Attributes:
         value: the token.
-        fields: each header's name, its name in lower case, and its value; None if they cannot be sent.
+        fields: the headers; None if they cannot be sent.
     """
 
     __slots__ = ("_claims", "fields", "value")
@@ -48,15 +49,12 @@ class Token(HoldsSecret):
     def __init__(self, given: str | Mapping[str, str]) -> None:
         if isinstance(given, str):
             self.value = given
-            given = {"Authorization": f"Bearer {given}"} if is_sendable(given) else {"Authorization": "\n"}
+            given = {"Authorization": f"Bearer {given}" if is_sendable(given) else "\n"}
         else:
             self.value = "\n".join(map(str, given.values())).removeprefix("Bearer ")
-        try:
-            raw = check_headers(given).raw
-        except InvalidArgumentError:
-            self.fields = None
-        else:
-            self.fields = tuple((name, name.lower(), value) for name, value in raw)
+        self.fields: Fields | None = None
+        with suppress(InvalidArgumentError):
+            self.fields = Fields.of(given)
         self._claims = itertools.count()
 
     def is_news(self) -> bool:
