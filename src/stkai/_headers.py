@@ -1,9 +1,9 @@
 """The headers of a client's request: the caller's, checked, and the others that httpx itself sends."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
-from typing import Final
+from typing import Final, NamedTuple, Self
 
 import httpx
 
@@ -62,22 +62,37 @@ def check_headers(given: Mapping[str, str] | None) -> httpx.Headers:
     return headers
 
 
-def with_fields(headers: httpx.Headers, fields: Sequence[tuple[bytes, bytes, bytes]]) -> httpx.Headers:
-    """A copy of the headers with these fields, in place of all others of the same names.
+class Fields(NamedTuple):
+    """Headers to be set on many requests, encoded once.
 
-    Args:
-        headers: of httpx or httpx2.
-        fields: each the name, the name in lower case, and the value.
+    Attributes:
+        names: their names, in lower case.
+        items: each the name, the name in lower case, and the value.
     """
+
+    names: frozenset[bytes]
+    items: tuple[tuple[bytes, bytes, bytes], ...]
+
+    @classmethod
+    def of(cls, given: Mapping[str, str]) -> Self:
+        """The headers in `given`, checked like those of a call."""
+        items = tuple((name, name.lower(), value) for name, value in check_headers(given).raw)
+        return cls(frozenset(name for _, name, _ in items), items)
+
+
+def with_fields(headers: httpx.Headers, fields: Fields) -> httpx.Headers:
+    """A copy of the headers, of httpx or httpx2, with these fields in place of all others of the same names."""
+    names, items = fields
     given = getattr(headers, "_list", None)
     if given is None:  # Private in both packages: a later version may keep its headers in another way.
         copy = headers.copy()
-        for name, _, value in fields:
+        for name, _, value in items:
             copy[name.decode("ascii")] = value.decode("latin-1")
         return copy
-    names = {name for _, name, _ in fields}
+    kept = [each for each in given if each[1] not in names]
+    kept += items
     copy = object.__new__(type(headers))
-    copy.__dict__.update(headers.__dict__, _list=[*(each for each in given if each[1] not in names), *fields])
+    copy.__dict__ = {**headers.__dict__, "_list": kept}
     return copy
 
 

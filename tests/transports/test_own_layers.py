@@ -329,3 +329,12 @@ def test_a_response_like_a_request_carries_it() -> None:
     assert (response.status_code, response.headers["a"], response.text) == (404, "1", "gone")
     with pytest.raises(httpx.HTTPStatusError):
         response.raise_for_status()
+
+
+def test_a_layer_that_does_not_call_the_base_constructor_is_told_to() -> None:
+    class Forgetful(LayerTransport):
+        def __init__(self, inner: Any) -> None:
+            self.mine = inner
+
+    with pytest.raises(AttributeError, match=r"its __init__ must call super\(\).__init__\(inner\)"):
+        Forgetful(Wire()).handle_request(httpx.Request("GET", URL))

@@ -10,7 +10,8 @@ from .._secrets import MASK, reveal
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
-SECRETS = frozenset({"client_secret", "token"})
+SECRETS = frozenset({"auth", "client_secret", "token"})
+"""Fields whose values are not shown; `auth` because a token may have been given in place of a section."""
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,15}")
 
 

@@ -11,7 +11,14 @@ import httpx
 import pytest
 
 import stkai
-from stkai import AuthenticationError, AuthProvider, BearerAuth, DeadlineExceededError, StaticToken
+from stkai import (
+    AuthenticationError,
+    AuthProvider,
+    BearerAuth,
+    ConfigurationError,
+    DeadlineExceededError,
+    StaticToken,
+)
 from stkai._headers import with_fields
 from stkai.testing import FakeClock
 from stkai.transports import AsyncAuthTransport, AuthTransport
@@ -340,3 +347,42 @@ def test_the_bytes_of_a_token_are_shared_by_all_requests() -> None:
     policy = BearerAuth(StaticToken("t"))
     one, other = (policy.sign(httpx.Request("GET", URL), policy.token("t")) for _ in range(2))
     assert one.headers.raw[-1][1] is other.headers.raw[-1][1]
+
+
+async def test_what_a_provider_raises_while_it_looks_for_a_cached_token_names_the_provider(
+    world: World,
+) -> None:
+    class Broken(StaticToken):
+        def get_auth_headers(self) -> dict[str, str]:
+            raise RuntimeError("a bug")
+
+    class Other(AuthProvider):
+        def get_access_token(self) -> str:
+            return "token"
+
+        def cached_access_token(self, *, renewing: bool = False) -> str | None:
+            raise RuntimeError("a bug")
+
+    for provider in (Broken("key"), Other()):
+        name = type(provider).__name__
+        with pytest.raises(AuthenticationError, match=f"{name} could not get a token: RuntimeError: a bug"):
+            await world.send(transport(world, world.wire(), provider), httpx.Request("GET", URL))
+
+
+def test_headers_are_looked_up_without_await() -> None:
+    class Async(StaticToken):
+        async def get_auth_headers(self) -> Any:  # type: ignore[override]
+            return {}
+
+    with pytest.raises(ConfigurationError, match=r"Async\.get_auth_headers must be a plain method"):
+        BearerAuth(Async("key"))
+
+
+@pytest.mark.parametrize("value", [5, None, ["a"]])
+async def test_headers_of_a_wrong_type_are_refused(world: World, value: Any) -> None:
+    class Wrong(StaticToken):
+        def get_auth_headers(self) -> dict[str, str]:
+            return {"X-Api-Key": value} if value else value
+
+    with pytest.raises(AuthenticationError, match="Wrong returned a token that cannot be sent"):
+        await world.send(transport(world, world.wire(), Wrong("key")), httpx.Request("GET", URL))

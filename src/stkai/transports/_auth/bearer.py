@@ -6,22 +6,30 @@ objects that hold it here do not print it.
 
 import itertools
 from collections.abc import Hashable, Iterable, Mapping
+from contextlib import suppress
 from inspect import iscoroutinefunction
 from typing import Final
 
 import httpx
 
 from ..._errors import AuthenticationError, ConfigurationError, InvalidArgumentError
-from ..._headers import check_headers, with_fields
+from ..._headers import Fields, with_fields
 from ..._secrets import HoldsSecret, Secret, reveal
 from ..._urls import Origin, is_private, origin_of, parse_origin, show_origin
 from .._call import Attempt, copy_request
+from .fetch import failure_of
 from .provider import AuthProvider, has_own_headers, is_sendable
 
 _EXPOSED: Final = (
     "the token would travel unencrypted to {}: use https://, or allow it with BearerAuth(provider, allow_http=True)"
     " or STKAI_AUTH_ALLOW_HTTP=true"
 )
+
+
+_PLAIN_METHODS: Final = {
+    "get_access_token": "rename the async one to aget_access_token",
+    "get_auth_headers": "get its token in get_access_token or aget_access_token",
+}
 
 
 class ExposedTokenError(AuthenticationError):
@@ -33,7 +41,7 @@ class Token(HoldsSecret):
 
     Attributes:
         value: the token.
-        fields: each header's name, its name in lower case, and its value; None if they cannot be sent.
+        fields: the headers; None if they cannot be sent.
     """
 
     __slots__ = ("_claims", "fields", "value")
@@ -41,15 +49,12 @@ class Token(HoldsSecret):
     def __init__(self, given: str | Mapping[str, str]) -> None:
         if isinstance(given, str):
             self.value = given
-            given = {"Authorization": f"Bearer {given}"} if is_sendable(given) else {"Authorization": "\n"}
+            given = {"Authorization": f"Bearer {given}" if is_sendable(given) else "\n"}
         else:
-            self.value = "\n".join(given.values()).removeprefix("Bearer ")
-        try:
-            raw = check_headers(given).raw
-        except InvalidArgumentError:
-            self.fields = None
-        else:
-            self.fields = tuple((name, name.lower(), value) for name, value in raw)
+            self.value = "\n".join(map(str, given.values())).removeprefix("Bearer ")
+        self.fields: Fields | None = None
+        with suppress(InvalidArgumentError):
+            self.fields = Fields.of(given)
         self._claims = itertools.count()
 
     def is_news(self) -> bool:
@@ -90,12 +95,12 @@ class BearerAuth(HoldsSecret):
                 f' BearerAuth, "auto" or None, not {kind}'
             )
             raise ConfigurationError(msg)
-        if iscoroutinefunction(provider.get_access_token):
-            msg = (
-                f"{type(provider).__name__}.get_access_token must be a plain method, since it is called without await:"
-                " rename the async one to aget_access_token"
-            )
-            raise ConfigurationError(msg)
+        for name, cure in _PLAIN_METHODS.items():
+            if iscoroutinefunction(getattr(provider, name)):
+                method = f"{type(provider).__name__}.{name}"
+                raise ConfigurationError(
+                    f"{method} must be a plain method, since it is called without await: {cure}"
+                )
         self.provider = provider
         self.allow_http = allow_http
         names = (origins,) if isinstance(origins, str) else origins
@@ -134,7 +139,7 @@ class BearerAuth(HoldsSecret):
     def token(self, given: str | Mapping[str, str]) -> Token:
         """The token, or the headers that carry it, in the form in which they are sent; the same object for the same."""
         if isinstance(given, Mapping):
-            key: Hashable = tuple(given.items())
+            key: Hashable = tuple((name, str(value)) for name, value in given.items())
         else:
             key = given = given if isinstance(given, str) else ""  # Providers are user code.
         token = self._tokens.get(key)
@@ -145,12 +150,21 @@ class BearerAuth(HoldsSecret):
         return token
 
     def kept(self) -> Token | None:
-        """The token that is available without waiting, or None."""
+        """The token that is available without waiting, or None.
+
+        Raises:
+            AuthenticationError: the provider raised an error.
+        """
         provider = self.provider
-        cached = provider.cached_access_token()
-        if cached is None:
-            return None
-        return self.token(provider.get_auth_headers() if has_own_headers(provider) else cached)
+        try:
+            cached = provider.cached_access_token()
+            if cached is None:
+                return None
+            return self.token(provider.get_auth_headers() if has_own_headers(provider) else cached)
+        except AuthenticationError:
+            raise
+        except Exception as error:
+            raise failure_of(provider, error) from error
 
     def sign(self, request: httpx.Request, token: Token) -> httpx.Request:
         """A copy of the request with the token in place of its `Authorization`.
