@@ -18,6 +18,7 @@ from ._errors import ConfigurationError as ConfigurationError
 from ._errors import DeadlineExceededError as DeadlineExceededError
 from ._errors import InvalidArgumentError as InvalidArgumentError
 from ._errors import MaxRetriesExceededError as MaxRetriesExceededError
+from ._errors import NotSent as NotSent
 from ._errors import RetryableError as RetryableError
 from ._errors import ServerSideRateLimitError as ServerSideRateLimitError
 from ._errors import StkaiError as StkaiError

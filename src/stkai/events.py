@@ -130,7 +130,7 @@ class Waited(Event):
     Attributes:
         layer: the name of the layer.
         seconds: how long it waited.
-        limit: which of the layer's limits it waited for, such as "requests" or "cost"; empty if that is unknown.
+        limit: the limit that held it up, or for longest if several did, such as "16 in flight".
     """
 
     layer: str
@@ -238,16 +238,18 @@ class QuotaDisagreement(Event):
         share: the name of the quota.
         mine: the quota that this process was given, in requests per second.
         theirs: the quota in force, in requests per second.
+        differences: what differs: "rate", "burst", "window", "max_cost", "cost_rate" or "methods".
     """
 
     share: str
     mine: float
     theirs: float
+    differences: tuple[str, ...] = ("rate",)
 
     def __str__(self) -> str:
         return (
-            f"the members of the quota {self.share!r} disagree: {self.theirs:.3g} requests/s are in force, set by the"
-            f" member that started last, not {self.mine:.3g}"
+            f"the members of the quota {self.share!r} disagree about its {', '.join(self.differences)}:"
+            f" {self.theirs:.3g} requests/s are in force, set by the member that started last, not {self.mine:.3g}"
         )
 
 

@@ -20,6 +20,7 @@ from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from .._errors import ConfigurationError
+from .._event_loops import running_loop
 from .._families import Family, of_family
 from .._forks import after_fork
 from .aiohttp_exchange import (
@@ -33,7 +34,7 @@ from .aiohttp_exchange import (
     reading,
 )
 from .default import AsyncProxyRouter, context_of, limits_of, proxies_of, through
-from .loops import WirePerLoop, running_loop
+from .loops import WirePerLoop
 from .pool import AsyncConnectionPool
 
 if TYPE_CHECKING:
