@@ -6,6 +6,7 @@
       + AuthenticationError            httpx.TransportError: there is no token, or it may not be sent
       + DeadlineExceededError          httpx.TimeoutException: the call's total time ran out
       + MaxRetriesExceededError        `Retrying` gave up
+      + NotSent                        to derive from: leaves a permit's block without using the permit
       + RetryableError                 httpx.TransportError: another attempt may help
           + ClientSideRateLimitError       a limiter in this process refused
           |   + TokenAcquisitionTimeoutError   the wait for a permit would have been too long
@@ -14,7 +15,6 @@
 All of them survive pickling and copying; the message never holds a token or a secret.
 """
 
-import pickle
 from collections.abc import Iterator
 from typing import Any, Final, Self, TypeVar
 
@@ -47,6 +47,8 @@ def _portable(value: object) -> object:
 
     Many exceptions pickle but cannot be read back (`httpx.HTTPStatusError` is one): in a process pool that is a crash.
     """
+    import pickle  # Whoever pickles has loaded it; `import stkai` does not pay for it.
+
     try:
         pickle.loads(pickle.dumps(value))  # noqa: S301 - our own data, pickled a moment ago
     except Exception:  # noqa: BLE001 - foreign classes; whatever they raise
@@ -84,6 +86,19 @@ _DEEPEST: Final = 16
 """How many causes of an error are looked at."""
 
 
+def _forget_contents(error: BaseException) -> None:
+    """Empty an error that holds the text or the bytes that could not be read: those of a token source are secret."""
+    if isinstance(error, UnicodeEncodeError | UnicodeDecodeError):
+        error.object = type(error.object)()
+        error.args = (error.encoding, error.object, *error.args[2:])
+    elif hasattr(error, "doc"):  # json.JSONDecodeError, without importing json
+        error.doc = ""
+
+
+class NotSent(StkaiError):  # noqa: N818 - a public name
+    """Derive from it an exception that leaves a permit's block when nothing was sent: the permit is given back."""
+
+
 class ConfigurationError(StkaiError, ValueError):
     """Settings, a stack or options that cannot be used; the message says what to change."""
 
@@ -113,6 +128,8 @@ class AuthenticationError(TransportError):
         super().__init__(message, request=request)
         self.message = message
         self.cause = cause
+        if cause is not None:
+            _forget_contents(cause)
 
 
 class DeadlineExceededError(StkaiError, httpx.TimeoutException):

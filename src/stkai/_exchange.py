@@ -10,7 +10,8 @@ import httpx
 
 from ._checks import SOME_SECONDS, check_number
 from ._clock import Clock
-from ._errors import InvalidArgumentError, ServerSideRateLimitError
+from ._errors import DeadlineExceededError, InvalidArgumentError, ServerSideRateLimitError
+from ._families import alike, family_of
 from ._headers import headers_of
 from ._log import Listeners
 from ._urls import request_url
@@ -115,6 +116,7 @@ class Exchange:
         exchange._layer, exchange._clock = layer, layer.context.clock
         if request.url.userinfo:
             check_url(request.url)
+        _check_body(layer, request)
         extensions = {"timeout": check_timeout(30), **request.extensions}
         exchange.request = copy_request(request, extensions=extensions)
         exchange.call = Call.start(exchange.request, layer.context.clock.monotonic(), buffered=True)
@@ -126,7 +128,11 @@ class Exchange:
         Raises:
             ServerSideRateLimitError: the answer is a 429 that a limiter has seen.
         """
-        response = yield from self._layer.flow(request, attempt)
+        try:
+            response = yield from self._layer.flow(request, attempt)
+        except Exception as error:
+            _name_timeout(error, request)
+            raise
         refused = response.status_code == httpx.codes.TOO_MANY_REQUESTS and attempt.last.paced
         try:
             if (attempt.call.buffered or refused) and not is_there(response):
@@ -136,8 +142,9 @@ class Exchange:
             if refused:
                 attempt.finish(self.finish(response), self._clock.monotonic())
                 raise ServerSideRateLimitError(response, request=self.request)
-        except BaseException:
+        except BaseException as error:
             yield Close(response)
+            _name_timeout(error, request)
             raise
         return response
 
@@ -201,6 +208,31 @@ def check_timeout(timeout: float) -> dict[str, float]:
         InvalidArgumentError: it is not a positive number of seconds.
     """
     return timeouts(check_number("timeout", timeout, SOME_SECONDS, error=InvalidArgumentError))
+
+
+def _check_body(layer: LayerBase, request: httpx.Request) -> None:
+    """Refuse a body that only the other kind of client can send.
+
+    Raises:
+        InvalidArgumentError: it is async, and the client is not, or the other way round.
+    """
+    family, is_async = family_of(request), isinstance(layer, AsyncLayerTransport)
+    if not isinstance(request.stream, family.AsyncByteStream if is_async else family.SyncByteStream):
+        mine, needed = ("an async", "an async generator") if is_async else ("a sync", "a plain generator")
+        msg = f"the request's body is for the other kind of client: {mine} client sends bytes or {needed}"
+        raise InvalidArgumentError(msg)
+
+
+def _name_timeout(error: BaseException, request: httpx.Request) -> None:
+    """Say in a timeout's message which number ran out, and how to raise it."""
+    if isinstance(error, alike(httpx.TimeoutException)) and not isinstance(error, DeadlineExceededError):
+        phase = type(error).__name__.removesuffix("Timeout").lower()
+        seconds = request.extensions.get("timeout", {}).get(phase)
+        if seconds is not None:
+            text = f"{error}, after timeout={seconds:g} seconds".removeprefix(", ")
+            error.args = (
+                f"{text}; pass a longer one to the call, such as client.post(url, data, timeout=600)",
+            )
 
 
 def _encode(data: Any) -> bytes | None:

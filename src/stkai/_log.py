@@ -12,7 +12,7 @@ from ._forks import after_fork
 from ._signals import raise_interrupt
 
 if TYPE_CHECKING:
-    from ._events import Event
+    from .events import Event
 
 Listener = Callable[["Event"], None]
 """A plain function that is called with every event of a stack, in the thread or task in which it happened."""

@@ -9,7 +9,6 @@ from typing import Any, Final, Self
 import httpx
 
 from .._abandonable import Job
-from .._errors import ConfigurationError
 from .._families import Family, family_of_wire
 from .._signals import refuse_in_handler
 from ._async_driver import aclose_response, adrive
@@ -18,10 +17,8 @@ from ._context import Context
 from ._driver import close_response, drive
 from ._inner import check_family, check_inner, is_leaf, is_sound, missing
 from ._operations import Close, Flow, Send
+from ._own_layers import FlowFunction, check_flow, checked
 from ._reports import attempt_finished, attempt_started, call_answered, call_failed, call_started
-
-FlowFunction = Callable[[Any, httpx.Request, Attempt], Flow]
-"""A layer's work as a function of the layer, the request and the attempt."""
 
 _ASYNC_ONLY: Final = frozenset({"handle_async_request", "__aenter__", "aclose"})
 _MAIN: Final = main_thread().ident
@@ -58,11 +55,10 @@ class LayerBase:
         if name is not None:
             self.name = name
         check_inner(self, inner, self._kind)
-        if flow is not None and not callable(flow):
-            msg = f"a flow must be a function (layer, request, attempt), not {flow!r}"
-            raise ConfigurationError(msg)
+        if flow is not None:
+            check_flow(self.name, flow)
         self._inner = inner
-        self._function = flow
+        self._function = None if flow is None else checked(flow)
         joins = self._joins(inner)
         self._layer = inner if joins else None
         if joins and type(self).forward is LayerBase.forward:
@@ -82,6 +78,13 @@ class LayerBase:
     def _joins(self, inner: object) -> bool:
         """Whether the flow of the next layer is entered directly."""
         raise NotImplementedError
+
+    def __init_subclass__(cls) -> None:
+        """Check the flows of other people's layers, also if they come from a class beside this one."""
+        super().__init_subclass__()
+        module = getattr(cls.flow, "__module__", None) or ""
+        if not module.startswith("stkai.") and not hasattr(cls.flow, "__wrapped__"):
+            setattr(cls, "flow", checked(cls.flow))  # noqa: B010 - a method, to type checkers
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         """This layer's work for one pass of a request; by default the function given to the constructor."""

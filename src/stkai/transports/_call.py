@@ -15,11 +15,11 @@ import httpx
 from .._abandonable import Job
 from .._errors import ConfigurationError, DeadlineExceededError
 from .._families import family_of
-from .._urls import origin_of
+from .._urls import DEFAULT_PORTS, origin_of
 from ._options import AMBIENT, NO_OPTIONS, UNSET, CallRecord, Priority, RequestOptions
 
 if TYPE_CHECKING:
-    from .._events import CallInfo
+    from ..events import CallInfo
 
 OPTIONS: Final = "stkai"
 """The extension that holds `RequestOptions` on a request and the `CallRecord` on a response."""
@@ -275,9 +275,11 @@ class Attempt:
     def info(self) -> "CallInfo":
         """How events describe it."""
         call = self.call
-        from .._events import CallInfo  # A call that nobody hears of does not pay for it.
+        from ..events import CallInfo  # A call that nobody hears of does not pay for it.
 
-        return CallInfo(id=call.id, method=call.method, host=call.host, attempt=self.number)
+        url = call.request.url
+        port = url.port or DEFAULT_PORTS.get(url.scheme)
+        return CallInfo(id=call.id, method=call.method, host=call.host, attempt=self.number, port=port)
 
     def too_late(self, deadline: float) -> DeadlineExceededError:
         """The error to raise when the deadline has passed."""

@@ -9,7 +9,7 @@ from .._log import Listener, Listeners, log_events, logger
 from .._signals import raise_interrupt
 
 if TYPE_CHECKING:
-    from .._events import Event
+    from ..events import Event
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

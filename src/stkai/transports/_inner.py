@@ -57,7 +57,9 @@ def check_family(family: Family, request: httpx.Request) -> None:
 def missing(layer: object, name: str, wanted: frozenset[str], client: str, builder: str) -> AttributeError:
     """The error for an attribute that a layer lacks; names the stack to build if the other kind has it."""
     msg = f"{type(layer).__name__!r} object has no attribute {name!r}"
-    if name in wanted:
+    if "context" not in vars(layer):
+        msg += ": its __init__ must call super().__init__(inner)"
+    elif name in wanted:
         msg += f": an {client} needs the other kind of stack, such as stkai.{builder}"
     return AttributeError(msg, name=name, obj=layer)
 

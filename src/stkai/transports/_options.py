@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, Final, Literal, TypedDict, Unpack
 
+import httpx
+
 from .._checks import AT_LEAST_ZERO, SOME_SECONDS, check_choice, check_number
 from .._errors import InvalidArgumentError
 from ._retry.policy import RetryPolicy
@@ -129,7 +131,7 @@ def options(**given: Unpack[CallOptions]) -> Iterator[None]:
     further out. A task takes over what its parent has; a new thread begins without.
 
     Args:
-        given: the fields of `RequestOptions`.
+        **given: the fields of `RequestOptions`.
 
     Raises:
         TypeError: there is no such option.
@@ -160,3 +162,19 @@ class CallRecord:
     backed_off: float = 0.0
     authenticating: float = 0.0
     on_wire: float = 0.0
+
+
+def record(response: httpx.Response) -> CallRecord:
+    """The record of the call that a response answers: how many attempts it took, and what it waited for.
+
+    Args:
+        response: what a client over a stack returned, of httpx or httpx2.
+
+    Raises:
+        InvalidArgumentError: (a ValueError) the response did not pass through a stack.
+    """
+    found = getattr(response, "extensions", {}).get("stkai")
+    if not isinstance(found, CallRecord):
+        msg = f"{response!r} has no CallRecord: it did not pass through a stack of stkai"
+        raise InvalidArgumentError(msg)
+    return found

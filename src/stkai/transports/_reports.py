@@ -14,7 +14,7 @@ _NOTE: Final = "stkai: "
 
 def attempt_started(context: Context, attempt: Attempt) -> dict[str, str]:
     """Report that a request is about to be sent; returns the headers that listeners add to it."""
-    from .._events import AttemptStarted
+    from ..events import AttemptStarted
 
     started = AttemptStarted(call=attempt.info, resend_count=attempt.number - 1)
     context.emit(started)
@@ -25,7 +25,7 @@ def attempt_finished(
     context: Context, attempt: Attempt, start: float, *, status: int | None = None, error: str | None = None
 ) -> None:
     """Report that the wire has returned a response, or raised an error; `start` is when it was asked."""
-    from .._events import AttemptFinished
+    from ..events import AttemptFinished
 
     seconds = context.clock.monotonic() - start
     context.emit(AttemptFinished(call=attempt.info, status=status, error=error, seconds=seconds))
@@ -36,7 +36,7 @@ def call_started(context: Context, attempt: Attempt) -> None:
     if not context.hears(INFO):
         attempt.is_observed = False
     elif context.hears(DEBUG):
-        from .._events import CallStarted
+        from ..events import CallStarted
 
         context.emit(CallStarted(call=attempt.info))
 
@@ -67,7 +67,7 @@ def call_failed(context: Context, attempt: Attempt, error: BaseException) -> Non
 def _call_finished(
     context: Context, attempt: Attempt, now: float, *, status: int | None = None, error: str | None = None
 ) -> None:
-    from .._events import CallFinished
+    from ..events import CallFinished
 
     record = attempt.record
     context.emit(

@@ -241,7 +241,7 @@ def test_a_signal_handler_that_interrupts_the_start_of_a_fetch_gets_an_error_and
 
     def interrupted(*arguments: Any) -> None:
         monkeypatch.setattr(fetches, "_start", start)
-        with pytest.raises(RuntimeError, match="a signal handler cannot"):
+        with pytest.raises(AuthenticationError, match="a signal handler uses the client that it interrupted"):
             get_token(provider, 10.0)  # As a signal handler does, in this thread.
         handled.append(True)
         start(*arguments)

@@ -10,11 +10,13 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Hashable
-from contextvars import Context, copy_context
-from typing import Final
+from contextvars import Context, ContextVar, copy_context
+from typing import Any, Final
 
 from ..._abandonable import Job
 from ..._errors import AuthenticationError
+from ..._signals import raise_interrupt
+from .._options import AMBIENT, NO_OPTIONS
 
 
 class Fetch(Job):
@@ -25,12 +27,12 @@ class Fetch(Job):
         longest: seconds after which everyone stops waiting, and the next caller starts another fetch.
     """
 
-    def __init__(self, work: Callable[[], str], longest: float) -> None:
+    def __init__(self, work: Callable[[], Any], longest: float) -> None:
         super().__init__(self._fetch, _outside_of_event_loops())
         self.key = key_of(work)
         self.starter: int | None = threading.get_ident()
         self._fetches, self._longest = work, longest
-        self._token = ""
+        self._token: Any = ""
         self._failure: Exception | None = None
 
     def _fetch(self) -> None:
@@ -70,8 +72,8 @@ class Fetch(Job):
         if _running.get(self.key) is self:
             _running.pop(self.key, None)
 
-    def result(self) -> str:
-        """The token of a fetch that has ended.
+    def result(self) -> Any:
+        """The token, or the headers, of a fetch that has ended.
 
         Raises:
             AuthenticationError: a copy for each caller, since each error carries the request that failed with it.
@@ -83,11 +85,14 @@ class Fetch(Job):
         return self._token
 
 
+FETCHING: Final[ContextVar[tuple[Any, ...]]] = ContextVar("stkai.fetching", default=())
+"""The fetches that this code is a part of."""
+
 _running: Final[dict[Hashable, Fetch]] = {}
 """The fetches in progress, by process and by work."""
 
 
-def join(work: Callable[[], str], longest: float = math.inf) -> Fetch:
+def join(work: Callable[[], Any], longest: float = math.inf) -> Fetch:
     """The fetch that does `work`: the one in progress, or a new one. Nobody waits for it longer than `longest` seconds.
 
     Raises:
@@ -107,7 +112,7 @@ def join(work: Callable[[], str], longest: float = math.inf) -> Fetch:
     return fetch
 
 
-def is_running(work: Callable[[], str]) -> bool:
+def is_running(work: Callable[[], Any]) -> bool:
     """Whether a fetch that does `work` is in progress."""
     return key_of(work) in _running
 
@@ -133,19 +138,38 @@ def _start(fetch: Fetch) -> None:
 
 
 def key_of(work: Callable[..., object]) -> Hashable:
-    # Bound methods compare equal if object and function do. A forked child does not have its parent's threads.
-    return os.getpid(), work
+    """What identifies a fetch: the process, the work and, unless its token is for all, the context variables.
+
+    Bound methods compare equal if object and function do. A forked child does not have its parent's threads.
+    """
+    is_for_all = getattr(getattr(work, "__self__", None), "token_is_for_all", False)
+    return os.getpid(), work, None if is_for_all else _context_key()
+
+
+def _context_key() -> Hashable:
+    """The context variables by identity: the fetch keeps the values alive, and some cannot be compared."""
+    ours = {var for var in (AMBIENT, FETCHING, _library_variable()) if var is not None}
+    return frozenset((var, id(value)) for var, value in copy_context().items() if var not in ours)
 
 
 def _outside_of_event_loops() -> Context:
-    """The current context, changed so that code in it may start its own event loop."""
+    """The current context, changed so that code in it may start its own event loop, and no call's options apply."""
     context = copy_context()
-    sniffio = sys.modules.get("sniffio")
-    if sniffio is not None:
-        context.run(sniffio.current_async_library_cvar.set, None)
+    context.run(AMBIENT.set, NO_OPTIONS)
+    library = _library_variable()
+    if library is not None:
+        context.run(library.set, None)
     return context
 
 
+def _library_variable() -> "ContextVar[Any] | None":
+    """Where sniffio keeps the name of the async library, if it is in use."""
+    sniffio = sys.modules.get("sniffio")
+    return None if sniffio is None else sniffio.current_async_library_cvar
+
+
 def failure_of(provider: object, error: Exception) -> AuthenticationError:
+    """The error for whatever a provider raised; raises what a signal handler raised in the meantime."""
+    raise_interrupt(error)
     msg = f"{type(provider).__name__} could not get a token: {type(error).__name__}: {error}"
     return AuthenticationError(msg, error)

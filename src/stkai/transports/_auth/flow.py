@@ -10,8 +10,8 @@ from typing import Final
 import httpx
 
 from ..._errors import DeadlineExceededError, hide_frames
-from ..._events import TokenRenewed
 from ..._families import alike
+from ...events import TokenRenewed
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .._call import Attempt, SignatureExpired, can_resend
 from .._context import Context
@@ -41,7 +41,7 @@ class _AuthFlow(LayerBase):
         policy = self.policy
         if not policy.may_sign(request.url, attempt):
             return (yield from self.forward(request, attempt))
-        token = self.kept()
+        token = policy.kept()
         if token is None:
             token = yield from self.fetch(attempt, _NONE)
         renewed, waited = False, False
@@ -51,7 +51,7 @@ class _AuthFlow(LayerBase):
             try:
                 response = yield from self.forward(policy.sign(request, token), attempt)
             except SignatureExpired:
-                token = self.kept() or (yield from self.fetch(attempt, _NONE))
+                token = policy.kept() or (yield from self.fetch(attempt, _NONE))
                 waited = True
                 continue
             except Exception as error:
@@ -80,7 +80,7 @@ class _AuthFlow(LayerBase):
         self.policy.provider.forget(refused.value)
         if not can_resend(request):
             return None
-        token, broken = self.kept(), None
+        token, broken = self.policy.kept(), None
         if token is None:
             try:
                 # Return the connection first: the renewal may need it.
@@ -97,12 +97,7 @@ class _AuthFlow(LayerBase):
         return None
 
     def _is_kept(self, token: Token) -> bool:
-        return self.policy.provider.cached_access_token() == token.value
-
-    def kept(self) -> Token | None:
-        """The token that is available without waiting, or None."""
-        cached = self.policy.provider.cached_access_token()
-        return None if cached is None else self.policy.token(cached)
+        return self.policy.kept() is token
 
     def fetch(self, attempt: Attempt, reason: str) -> Steps[Token]:
         """A token from the provider; emits an event if it is a new one."""

@@ -13,9 +13,9 @@ import httpx
 
 from ..._clock import unique_key
 from ..._errors import ConfigurationError
-from ..._events import RetryScheduled
 from ..._families import alike
 from ..._lazy import import_whole
+from ...events import RetryScheduled
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .._call import Attempt, can_resend, copy_request
 from .._context import Context
