@@ -18,6 +18,7 @@ from ._errors import ConfigurationError as ConfigurationError
 from ._errors import DeadlineExceededError as DeadlineExceededError
 from ._errors import InvalidArgumentError as InvalidArgumentError
 from ._errors import MaxRetriesExceededError as MaxRetriesExceededError
+from ._errors import NotSent as NotSent
 from ._errors import RetryableError as RetryableError
 from ._errors import ServerSideRateLimitError as ServerSideRateLimitError
 from ._errors import StkaiError as StkaiError
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from . import telemetry as telemetry
     from . import testing as testing
     from . import transports as transports
+    from . import wires as wires
     from ._batch.errors import OutcomeUnknownError as OutcomeUnknownError
     from ._batch.outcome import Outcome as Outcome
     from ._batch.send import asend_all as asend_all
@@ -94,6 +96,6 @@ else:  # Type checkers would take any name for one that exists.
             "transports._retry.budget": ("RetryBudget",),
             "transports._retry.policy": ("RetryPolicy",),
         },
-        submodules=("costs", "events", "limiters", "stores", "telemetry", "testing", "transports"),
+        submodules=("costs", "events", "limiters", "stores", "telemetry", "testing", "transports", "wires"),
         unlisted=("events", "limiters"),
     )

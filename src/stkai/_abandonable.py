@@ -7,16 +7,17 @@ program can exit while a server hangs.
 
 import math
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context, copy_context
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import httpx
 
 from ._errors import RetryableError
-from ._event_loops import run_soon, running_loop
+from ._event_loops import in_asyncio_task, run_soon, running_loop
 
 _current: Final = threading.local()
 """The job that a thread does."""
@@ -34,7 +35,7 @@ class NoThreadError(RetryableError, httpx.ConnectError):
 
 
 class Job:
-    """A piece of work for another thread; threads and tasks wait for it, and may give it up.
+    """A piece of work for another thread; threads and tasks wait for its end, and may give it up.
 
     There are no locks here: each waiter brings its own queue or event, and shared state changes by single atomic steps.
 
@@ -87,28 +88,41 @@ class Job:
     def wait(self, seconds: float = math.inf) -> bool:
         """Block for at most this many seconds; returns whether the work has ended."""
         bell: SimpleQueue[None] = SimpleQueue()
-        with self._waking(lambda: bell.put(None)), suppress(Empty):
+        self._waiting[id(bell)] = partial(bell.put, None)
+        try:
             if not self.is_done:
-                bell.get(timeout=None if seconds == math.inf else min(seconds, threading.TIMEOUT_MAX))
+                with suppress(Empty):
+                    bell.get(timeout=None if seconds == math.inf else min(seconds, threading.TIMEOUT_MAX))
+        finally:
+            self._waiting.pop(id(bell), None)
         return self.is_done
 
     async def await_(self, seconds: float = math.inf) -> bool:
         """Suspend this task for at most this many seconds; returns whether the work has ended."""
-        import anyio
+        loop = running_loop()
+        if not in_asyncio_task():
+            import anyio
 
-        event, loop = anyio.Event(), running_loop()
-        with self._waking(lambda: run_soon(loop, event.set)), anyio.move_on_after(seconds):
-            if not self.is_done:
-                await event.wait()
+            event = anyio.Event()
+            with self._waking(loop, event.set), anyio.move_on_after(seconds):
+                if not self.is_done:
+                    await event.wait()
+            return self.is_done
+        # Thousands of tasks may wait here: on asyncio, nothing comes between a task and its timer.
+        done = loop.create_future()
+        settle = partial(_settle, done)
+        timer = None if seconds == math.inf else loop.call_later(seconds, settle)
+        with self._waking(loop, settle):
+            try:
+                if not self.is_done:
+                    await done
+            finally:
+                if timer is not None:
+                    timer.cancel()
         return self.is_done
 
-    @contextmanager
-    def _waking(self, wake: Callable[[], object]) -> Iterator[None]:
-        self._waiting[id(wake)] = wake
-        try:
-            yield
-        finally:
-            self._waiting.pop(id(wake), None)
+    def _waking(self, loop: Any, wake: Callable[[], object]) -> "_Waking":
+        return _Waking(self._waiting, partial(run_soon, loop, wake))
 
     def result(self) -> Any:
         """What the work returned, for one caller, once it has ended; raises what it raised."""
@@ -130,6 +144,26 @@ class Job:
     def _discard(self) -> None:
         with suppress(Exception):
             self._results.pop().close()
+
+
+class _Waking:
+    """Registers what wakes a waiting task."""
+
+    __slots__ = ("_waiting", "_wake")
+
+    def __init__(self, waiting: dict[int, Callable[[], object]], wake: Callable[[], object]) -> None:
+        self._waiting, self._wake = waiting, wake
+
+    def __enter__(self) -> None:
+        self._waiting[id(self)] = self._wake
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting.pop(id(self), None)
+
+
+def _settle(done: Any) -> None:
+    if not done.done():
+        done.set_result(None)
 
 
 class Worker:

@@ -11,10 +11,10 @@ from ._secrets import Secret
 
 if TYPE_CHECKING:
     from ._config.models import RateLimitConfig
-    from .limiters import Limiter, PerHost
+    from .limiters import Limiter, PerHost, PerKey
     from .transports._auth.bearer import BearerAuth
     from .transports._auth.provider import AuthProvider
-    from .transports._limit.flow import Cost, Settle
+    from .transports._limits.metering import Estimate, Settle
     from .transports._retry.policy import RetryPolicy
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -24,12 +24,12 @@ class StackOptions(TypedDict, total=False):
     """What the `build_*` functions take besides `transport`."""
 
     auth: "AuthProvider | BearerAuth | Literal['auto'] | None"
-    rate_limit: "Literal['token_bucket', 'adaptive'] | RateLimitConfig | Limiter | PerHost | None"
+    rate_limit: "Literal['token_bucket', 'adaptive'] | RateLimitConfig | Limiter | PerHost | PerKey | Sequence[Any] | None"
     retry: "RetryPolicy | None"
     listener: "Listener | Sequence[Listener] | None"
     clock: "Clock | None"
     random: "Callable[[], float] | None"
-    cost: "Cost | None"
+    cost: "Estimate | None"
     settle: "Settle | None"
 
 

@@ -37,12 +37,14 @@ class CallInfo:
         method: the HTTP method.
         host: the host name, without a port.
         attempt: the number of the attempt in progress: 1, 2, ...
+        port: the port, also where it is the scheme's usual one; None if there is no server.
     """
 
     id: int
     method: str
     host: str
     attempt: int = 1
+    port: int | None = None
 
     def __str__(self) -> str:
         return f"#{self.id} {self.method} {self.host}"
@@ -123,13 +125,21 @@ class RetryScheduled(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waited(Event):
-    """A request waited `seconds` for a permit of the layer `layer`, and now has it."""
+    """A request waited `seconds` for a permit of the layer `layer`, and now has it.
+
+    Attributes:
+        layer: the name of the layer.
+        seconds: how long it waited.
+        limit: the limit that held it up, or for longest if several did, such as "16 in flight".
+    """
 
     layer: str
     seconds: float
+    limit: str = ""
 
     def __str__(self) -> str:
-        return f"{self.call}: waited {self.seconds:.3g} s for a permit of {self.layer}"
+        limit = f" ({self.limit})" if self.limit else ""
+        return f"{self.call}: waited {self.seconds:.3g} s for a permit of {self.layer}{limit}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,11 +165,18 @@ class Rejected(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RateChanged(Event):
-    """An adaptive limiter moved its rate from `old` to `new` requests per second, because of `reason`."""
+    """An adaptive limiter moved its rate from `old` to `new` requests per second, because of `reason`.
+
+    Attributes:
+        old, new: requests per second; for the whole group if the quota is shared.
+        reason: what made it change, in words.
+        share: the name of the shared quota, or None.
+    """
 
     old: float
     new: float
     reason: str
+    share: str | None = None
 
     def __str__(self) -> str:
         return f"{self.call.host}: rate changed from {self.old:.3g}/s to {self.new:.3g}/s ({self.reason})"
@@ -221,16 +238,18 @@ class QuotaDisagreement(Event):
         share: the name of the quota.
         mine: the quota that this process was given, in requests per second.
         theirs: the quota in force, in requests per second.
+        differences: what differs: "rate", "burst", "window", "max_cost", "cost_rate" or "methods".
     """
 
     share: str
     mine: float
     theirs: float
+    differences: tuple[str, ...] = ("rate",)
 
     def __str__(self) -> str:
         return (
-            f"the members of the quota {self.share!r} disagree: {self.theirs:.3g} requests/s are in force, set by the"
-            f" member that started last, not {self.mine:.3g}"
+            f"the members of the quota {self.share!r} disagree about its {', '.join(self.differences)}:"
+            f" {self.theirs:.3g} requests/s are in force, set by the member that started last, not {self.mine:.3g}"
         )
 
 

@@ -18,7 +18,7 @@ import httpx
 
 from .._forks import after_fork
 from .._signals import IN_HANDLER
-from .closing import cannot_send
+from ..transports._call import cannot_send
 from .idle import Idle, IdleWires, Place
 
 Wire = TypeVar("Wire", bound=httpx.BaseTransport | httpx.AsyncBaseTransport)

@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from ._context import Context as Context
     from ._driver import drive as drive
     from ._layer import Layer as Layer
-    from ._limit.flow import AdaptiveTransport as AdaptiveTransport
-    from ._limit.flow import AsyncAdaptiveTransport as AsyncAdaptiveTransport
-    from ._limit.flow import AsyncLimiterTransport as AsyncLimiterTransport
-    from ._limit.flow import AsyncTokenBucketTransport as AsyncTokenBucketTransport
-    from ._limit.flow import LimiterTransport as LimiterTransport
-    from ._limit.flow import TokenBucketTransport as TokenBucketTransport
-    from ._limit.flow import adaptive as adaptive
-    from ._limit.flow import limiter as limiter
-    from ._limit.flow import token_bucket as token_bucket
-    from ._limit.limiter import Answer as Answer
-    from ._limit.limiter import RateChange as RateChange
-    from ._limit.limiter import Turn as Turn
+    from ._limits.flow import AdaptiveTransport as AdaptiveTransport
+    from ._limits.flow import AsyncAdaptiveTransport as AsyncAdaptiveTransport
+    from ._limits.flow import AsyncLimiterTransport as AsyncLimiterTransport
+    from ._limits.flow import AsyncTokenBucketTransport as AsyncTokenBucketTransport
+    from ._limits.flow import LimiterTransport as LimiterTransport
+    from ._limits.flow import TokenBucketTransport as TokenBucketTransport
+    from ._limits.flow import adaptive as adaptive
+    from ._limits.flow import limiter as limiter
+    from ._limits.flow import token_bucket as token_bucket
+    from ._limits.limiter import Answer as Answer
+    from ._limits.limiter import RateChange as RateChange
+    from ._limits.limiter import Turn as Turn
     from ._operations import Close as Close
     from ._operations import Drain as Drain
     from ._operations import Flow as Flow
@@ -61,7 +61,7 @@ else:  # Type checkers would take any name for one that exists.
             "_context": ("Context",),
             "_driver": ("drive",),
             "_layer": ("Layer",),
-            "_limit.flow": (
+            "_limits.flow": (
                 "AdaptiveTransport",
                 "AsyncAdaptiveTransport",
                 "AsyncLimiterTransport",
@@ -72,7 +72,7 @@ else:  # Type checkers would take any name for one that exists.
                 "limiter",
                 "token_bucket",
             ),
-            "_limit.limiter": ("Answer", "RateChange", "Turn"),
+            "_limits.limiter": ("Answer", "RateChange", "Turn"),
             "_operations": (
                 "Close",
                 "Drain",

@@ -12,12 +12,12 @@ from typing import Any
 import httpx
 
 from .._abandonable import GivenUpError
-from .._clock import Clock
+from .._clock import Clock, SystemClock
 from .._errors import DeadlineExceededError
 from .._families import alike
 from .._signals import raise_interrupt
 from ._bodies import SHORT, adrain, aload, aread, briefly, limited, unlimited
-from ._call import Attempt
+from ._call import Attempt, cannot_send
 from ._operations import (
     PATIENCE,
     Close,
@@ -56,11 +56,8 @@ async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
                     value = None
                 elif deadline is not None:
                     value = await _ain_time(operation, deadline, attempt, clock)
-                elif isinstance(operation, Sleep):
-                    await clock.asleep(operation.seconds)
-                    value = None
                 else:
-                    value = await _aperform(operation, clock)
+                    value = await _aperform(operation, attempt, clock)
             except Exception as error:  # noqa: BLE001 - the flow decides
                 raise_interrupt(error)
                 operation = flow.throw(error)
@@ -71,7 +68,7 @@ async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
         return response if deadline is None else await _with_redirect(response, deadline, attempt, clock)
     except BaseException as error:
         if getattr(flow, "gi_frame", None) is not None:
-            await _aclean_up(flow, error, clock)
+            await _aclean_up(flow, error, attempt, clock)
         raise
 
 
@@ -88,10 +85,25 @@ async def _with_redirect(
     return response
 
 
-async def _aperform(operation: Operation, clock: Clock, left: float = math.inf) -> Any:
+async def _asleep(seconds: float, attempt: Attempt, clock: Clock) -> None:
+    """Sleep, unless the stack is closed.
+
+    Raises:
+        RuntimeError: it is closed.
+    """
+    closing = attempt.closing
+    if closing is None or type(clock) is not SystemClock:
+        await clock.asleep(seconds)
+    else:
+        await closing.await_(seconds)
+    if closing is not None and closing.is_done:
+        raise cannot_send()
+
+
+async def _aperform(operation: Operation, attempt: Attempt, clock: Clock, left: float = math.inf) -> Any:
     match operation:
         case Sleep():
-            await clock.asleep(operation.seconds)
+            await _asleep(operation.seconds, attempt, clock)
         case Read():
             await aread(operation.response)
         case Load():
@@ -122,16 +134,16 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
         return deadline - clock.monotonic()
 
     if isinstance(operation, Drain):
-        return await _aperform(operation, clock, left())
+        return await _aperform(operation, attempt, clock, left())
     if is_clean_up(operation):
-        return await _aperform(operation, clock)
+        return await _aperform(operation, attempt, clock)
     seconds = left()
     if seconds <= 0:
         raise attempt.too_late(deadline)
     match operation:
         case Sleep():
             # By the call's clock, which may differ from the event loop's.
-            await clock.asleep(min(operation.seconds, seconds))
+            await _asleep(min(operation.seconds, seconds), attempt, clock)
             if operation.seconds and left() <= 0:
                 raise attempt.too_late(deadline)
             return None
@@ -174,7 +186,7 @@ async def _by_scope(
     raise attempt.too_late(deadline)
 
 
-async def _aclean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
+async def _aclean_up(flow: Flow, error: BaseException, attempt: Attempt, clock: Clock) -> None:
     """Tell the flow that the call is over, and carry out the clean-up it asks for, even when cancelled again."""
     told = 0
     awaits = not isinstance(error, GeneratorExit)
@@ -187,7 +199,7 @@ async def _aclean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
         while told < PATIENCE:
             if is_clean_up(operation):
                 if awaits:
-                    await _atry(operation, clock)
+                    await _atry(operation, attempt, clock)
                 operation = flow.send(None)
             else:
                 told = swallowed(error, operation, told)
@@ -202,12 +214,12 @@ async def _aclean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
             _logger.debug("the clean-up of a call failed", exc_info=True)
 
 
-async def _atry(operation: Operation, clock: Clock) -> None:
+async def _atry(operation: Operation, attempt: Attempt, clock: Clock) -> None:
     import anyio
 
     try:
         with anyio.CancelScope(shield=True):
-            await _aperform(operation, clock)
+            await _aperform(operation, attempt, clock)
     except Exception:
         _logger.debug("the clean-up of a call failed", exc_info=True)
 

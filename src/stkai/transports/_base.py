@@ -8,6 +8,7 @@ from typing import Any, Final, Self
 
 import httpx
 
+from .._abandonable import Job
 from .._families import Family, family_of_wire
 from .._signals import refuse_in_handler
 from ._async_driver import aclose_response, adrive
@@ -66,6 +67,7 @@ class LayerBase:
         self._is_leaf = is_leaf(inner)
         self.wire_is_sound = is_sound(inner) and getattr(inner, "wire_is_sound", True)
         self.family = family_of_wire(inner)
+        self._closing = Job(lambda: None)
         self.context = context or Context()
 
     @property
@@ -172,6 +174,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
     def carry_out(self, call: Call, flow: Callable[[httpx.Request, Attempt], Flow]) -> httpx.Response:
         """Carry out a whole call with this flow: report its start and end to the listener, and attach its record."""
         attempt, context = Attempt(call), self.context
+        attempt.closing = self._closing
         in_main_thread = get_ident() == _MAIN
         if in_main_thread:
             if self._calls_in_main_thread:
@@ -194,6 +197,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         return response
 
     def close(self) -> None:
+        self._closing.run()
         self._inner.close()
 
     def __enter__(self) -> Self:
@@ -206,6 +210,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         exc_value: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
+        self._closing.run()
         self._inner.__exit__(exc_type, exc_value, traceback)
 
     def __getattr__(self, name: str) -> Any:
@@ -236,6 +241,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
     async def carry_out(self, call: Call, flow: Callable[[httpx.Request, Attempt], Flow]) -> httpx.Response:
         """Carry out a whole call with this flow: report its start and end to the listener, and attach its record."""
         attempt, context = Attempt(call), self.context
+        attempt.closing = self._closing
         try:
             call_started(context, attempt)
             response = await adrive(flow(call.request, attempt), attempt, context.clock)
@@ -250,6 +256,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
         return response
 
     async def aclose(self) -> None:
+        self._closing.run()
         await self._inner.aclose()
 
     async def __aenter__(self) -> Self:
@@ -262,6 +269,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
         exc_value: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
+        self._closing.run()
         await self._inner.__aexit__(exc_type, exc_value, traceback)
 
     def __getattr__(self, name: str) -> Any:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import httpx
 
+from .._abandonable import Job
 from .._errors import ConfigurationError, DeadlineExceededError
 from .._families import family_of
-from .._urls import origin_of
+from .._urls import DEFAULT_PORTS, origin_of
 from ._options import AMBIENT, NO_OPTIONS, UNSET, CallRecord, Priority, RequestOptions
 
 if TYPE_CHECKING:
@@ -192,6 +193,7 @@ class Attempt:
         is_signed: tells whether the token it was signed with is still valid; None if it does not matter. Written by the
             auth layer. After a wait, a limiter layer raises `SignatureExpired` if it is not.
         is_observed: whether a listener receives the events of this call. Written where the call begins.
+        closing: ends when the stack is closed, and with it all waits. Written where the call begins.
     """
 
     place: tuple[object, Any] | None = None
@@ -199,6 +201,7 @@ class Attempt:
     paced = excused = False
     is_signed: Callable[[], bool] | None = None
     is_observed = True
+    closing: Job | None = None
     _numbers: Iterator[int] | None = None
     _following: "Attempt | None" = None
 
@@ -255,6 +258,7 @@ class Attempt:
     def _with(self, call: Call, number: int, record: CallRecord) -> "Attempt":
         other = Attempt(call, number, record)
         other.is_signed, other.is_observed, other._numbers = self.is_signed, self.is_observed, self._numbers
+        other.closing = self.closing
         return other
 
     def within(self, call: Call) -> "Attempt":
@@ -273,7 +277,9 @@ class Attempt:
         call = self.call
         from ..events import CallInfo  # A call that nobody hears of does not pay for it.
 
-        return CallInfo(id=call.id, method=call.method, host=call.host, attempt=self.number)
+        url = call.request.url
+        port = url.port or DEFAULT_PORTS.get(url.scheme)
+        return CallInfo(id=call.id, method=call.method, host=call.host, attempt=self.number, port=port)
 
     def too_late(self, deadline: float) -> DeadlineExceededError:
         """The error to raise when the deadline has passed."""
@@ -295,6 +301,11 @@ class Attempt:
         chain = self.call.request.extensions.get(_CHAIN)
         if chain is not None:
             chain.ended(response, record.queued)
+
+
+def cannot_send() -> RuntimeError:
+    """The error for a request to a closed transport."""
+    return RuntimeError("Cannot send a request, as this transport has been closed: build another one.")
 
 
 def copy_request(

@@ -19,13 +19,13 @@ from typing import Any
 import httpx
 
 from .._abandonable import GivenUpError, NoThreadError, Worker, do_within
-from .._clock import Clock
+from .._clock import Clock, SystemClock
 from .._errors import DeadlineExceededError
 from .._families import alike
 from .._signals import raise_interrupt
 from ._bodies import BRIEF, SHORT, Reading, briefly, drain, is_short, is_there, limited, read, unlimited
 from ._body_end import give_up
-from ._call import Attempt
+from ._call import Attempt, cannot_send
 from ._operations import (
     PATIENCE,
     Close,
@@ -60,7 +60,7 @@ def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
                     deadline = operation.deadline if deadline is None else min(deadline, operation.deadline)
                     value = None
                 elif deadline is None and not isinstance(operation, Drain | Load):
-                    value = _perform(operation, clock)
+                    value = _perform(operation, attempt, clock)
                 else:
                     bounded = bounded or _Bounded(attempt, clock)
                     bounded.deadline = math.inf if deadline is None else deadline
@@ -75,7 +75,7 @@ def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
         return response if deadline is None else _with_redirect(response, deadline, attempt, clock)
     except BaseException as error:
         if getattr(flow, "gi_frame", None) is not None:
-            _clean_up(flow, error, clock)
+            _clean_up(flow, error, attempt, clock)
         raise
     finally:
         if bounded is not None:
@@ -99,10 +99,25 @@ def _with_redirect(
     return response
 
 
-def _perform(operation: Operation, clock: Clock, left: float = math.inf) -> Any:
+def _sleep(seconds: float, attempt: Attempt, clock: Clock) -> None:
+    """Sleep, unless the stack is closed.
+
+    Raises:
+        RuntimeError: it is closed.
+    """
+    closing = attempt.closing
+    if closing is None or type(clock) is not SystemClock:
+        clock.sleep(seconds)
+    else:
+        closing.wait(seconds)
+    if closing is not None and closing.is_done:
+        raise cannot_send()
+
+
+def _perform(operation: Operation, attempt: Attempt, clock: Clock, left: float = math.inf) -> Any:
     match operation:
         case Sleep():
-            clock.sleep(operation.seconds)
+            _sleep(operation.seconds, attempt, clock)
         case Read():
             read(operation.response)
         case Close():
@@ -146,12 +161,12 @@ class _Bounded:
         if isinstance(operation, Drain):
             return self._drain(operation, min(operation.seconds, briefly(left)))
         if is_clean_up(operation):
-            return _perform(operation, self._clock)
+            return _perform(operation, self._attempt, self._clock)
         if left <= 0:
             raise self._attempt.too_late(self.deadline)
         match operation:
             case Sleep():
-                self._clock.sleep(min(operation.seconds, left))
+                _sleep(min(operation.seconds, left), self._attempt, self._clock)
                 if operation.seconds and self.left() <= 0:
                     raise self._attempt.too_late(self.deadline)
                 return None
@@ -233,14 +248,14 @@ class _Bounded:
             raise self._attempt.too_late(self.deadline) from error
 
 
-def _clean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
+def _clean_up(flow: Flow, error: BaseException, attempt: Attempt, clock: Clock) -> None:
     """Tell the flow that the call is over, and carry out the clean-up it asks for."""
     told = 0
     try:
         operation = flow.throw(error)
         while told < PATIENCE:
             if is_clean_up(operation):
-                _try(operation, clock)
+                _try(operation, attempt, clock)
                 operation = flow.send(None)
             else:
                 told = swallowed(error, operation, told)
@@ -255,10 +270,10 @@ def _clean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
             _logger.debug("the clean-up of a call failed", exc_info=True)
 
 
-def _try(operation: Operation, clock: Clock) -> None:
+def _try(operation: Operation, attempt: Attempt, clock: Clock) -> None:
     """Carry out a clean-up, but not for ever: the interrupt may have left a lock of the wire taken."""
     try:
-        do_within(BRIEF, partial(_perform, operation, clock))
+        do_within(BRIEF, partial(_perform, operation, attempt, clock))
     except GivenUpError:
         if isinstance(operation, Close):
             give_up(operation.response.stream)

@@ -1,0 +1,132 @@
+"""Limiters of the user's own, among others or alone."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+import httpx
+
+from .._operations import Operation
+from .limiter import Limiter, Turn
+from .plan import Plan
+from .queue import Queue
+from .queue_limiter import QueueLimiter
+from .sources.source import TICK, Source
+
+_GLANCE: Final = 1.0
+"""Seconds; a limiter of the user's own is asked at least so often about the request that is next."""
+
+
+class Guest(Source):
+    """A limiter of the user's own among others: asked last, about one turn at a time, and not under the lock.
+
+    As a source, it holds back all turns but the one that the limiter is asked about. The limiter sees a turn of its own
+    for each of ours.
+
+    Attributes:
+        limiter: the user's.
+        max_cost, cost, end: the limiter's own, if it has any.
+    """
+
+    is_exact = False
+
+    def __init__(self, limiter: Limiter) -> None:
+        self.limiter = limiter
+        self.max_cost: float | None = getattr(limiter, "max_cost", None)
+        self.cost = getattr(limiter, "cost", None)
+        self._asking: Turn | None = None
+
+    @property
+    def limit(self) -> str:  # type: ignore[override]
+        return type(self.limiter).__name__
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where a turn's `costs` are set."""
+        return (self,)
+
+    def listens(self, now: float) -> bool:
+        return True
+
+    def cost_of(self, turn: Turn) -> float:
+        return turn.cost if turn.costs is None else turn.costs.get(self, turn.cost)
+
+    def when(self, turn: Turn, ahead: int, now: float) -> float:
+        asking = self._asking
+        if asking is turn or (asking is None and not ahead):
+            return 0.0
+        return TICK if asking is None else max(TICK, asking.told - now)
+
+    def until_spare(self, turn: Turn, rank: int, asleep: Sequence[Turn], now: float) -> float:
+        return 0.0
+
+    def reserve(self, turn: Turn) -> None:
+        self._asking = turn
+
+    def take(self, turn: Turn, now: float) -> None:
+        self._asking = None
+
+    def forked(self) -> None:
+        self._asking = None
+
+    def inner(self, turn: Turn) -> Turn:
+        """The limiter's own turn for one of ours."""
+        turns = turn.inner
+        if self not in turns:
+            turns[self] = Turn(
+                turn.request, chance=turn.chance, cost=self.cost_of(turn), priority=turn.priority
+            )
+        return turns[self]
+
+    def ask(self, turn: Turn, now: float) -> float | Operation:
+        """What the limiter says; then `turn.nap` tells when to ask again."""
+        inner = self.inner(turn)
+        inner.nap, inner.call = Turn.nap, turn.call
+        wait = self.limiter.ask(inner, now)
+        turn.nap = min(inner.nap, _GLANCE)
+        return wait
+
+    def give_up(self, turn: Turn, now: float) -> None:
+        """Leave the limiter with the turn's place or permit, and let it be asked about another turn."""
+        inner = turn.inner.get(self)
+        if inner is not None:
+            self.limiter.leave(inner, now)
+        if self._asking is turn:
+            self._asking = None
+
+    def settle(self, turn: Turn, cost: float, now: float) -> None:
+        self.limiter.settle(self.inner(turn), cost, now)
+
+
+_guests: WeakValueDictionary[int, Guest] = WeakValueDictionary()
+"""By the id of their limiter: a limiter in several lists is still asked about one turn at a time."""
+
+
+def guest_of(limiter: Limiter) -> Guest:
+    with Queue.lock:
+        guest = _guests.get(id(limiter))
+        if guest is None:
+            guest = _guests[id(limiter)] = Guest(limiter)
+    return guest
+
+
+class _OwnPriced:
+    """A limiter of the user's own that counts units of cost."""
+
+    sources = ()
+
+    def __init__(self, limiter: Any) -> None:
+        self.max_cost, self.cost = limiter.max_cost, getattr(limiter, "cost", None)
+        self.settle = limiter.settle
+
+
+def plan_of_own(limiter: Limiter, request: httpx.Request) -> Plan | None:
+    """The plan of a limiter of the user's own, which must see every request and every answer."""
+    if isinstance(limiter, QueueLimiter):
+        plan = limiter.plan_for(request)
+        return None if plan is None else plan._replace(ends=True)
+    methods = limiter.methods
+    if methods is not None and request.method not in methods:
+        return None
+    priced = () if getattr(limiter, "max_cost", None) is None else (_OwnPriced(limiter),)
+    return Plan(priced=priced, ends=hasattr(limiter, "end"), max_wait_time=limiter.max_wait_time)

@@ -1,0 +1,142 @@
+"""Who waits, and in which order: numbers that never change once given.
+
+Normal numbers are even and low-priority ones odd, eighteen apart: nine normal turns go between two low ones while both
+wait, and a low one that is alone has nobody before it.
+
+A sleeper cannot be woken. So when a turn leaves, its place goes to the next that comes, while it is still ahead of
+time: those behind go when they were told to, and no permit is lost.
+"""
+
+import heapq
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Final
+from weakref import WeakSet
+
+from .limiter import Turn
+from .sources.source import Source
+
+NORMAL: Final = 2
+"""From one number of normal priority to the next."""
+
+_LOW: Final = 18
+
+_number = attrgetter("number")
+
+
+class Order:
+    """Who waits, in the order of their numbers; queues that have a source in common share it.
+
+    Attributes:
+        turns: those who wait.
+        members: the sources whose turns wait here.
+        deferred: what a finalizer or a signal handler found to do while the lock was held.
+    """
+
+    def __init__(self) -> None:
+        self.turns: list[Turn] = []
+        self.members: WeakSet[Source] = WeakSet()
+        self.deferred: deque[Callable[[], object]] = deque()
+        self._vacant: list[tuple[int, Turn]] = []
+        # The last number of normal and of low priority, and the highest number that has gone.
+        self.last = self._low = self._gone = 0
+
+    def forget(self) -> None:
+        """Drop all who wait."""
+        while self.turns:
+            self.drop(len(self.turns) - 1)
+        self._vacant.clear()
+
+    def absorb(self, other: "Order") -> None:
+        """Add the turns of another order behind these."""
+        for turn in other.turns:
+            turn.number += self.last
+        self.turns += other.turns
+        self.last += other.last
+        self.deferred.extend(other.deferred)
+
+    def catch_up(self) -> None:
+        """Do what was put off while the lock was held."""
+        while self.deferred:
+            self.deferred.popleft()()
+
+    def join(self, turn: Turn, now: float) -> int:
+        """The place of a turn, counted from 0; a turn that is not in the order joins it where its number belongs."""
+        turns, vacant = self.turns, self._vacant
+        if turns and turns[0] is turn and not vacant:
+            return 0  # Usually the one that wakes on time is the first.
+        if not turns:
+            # Everyone who got a number has gone, including those who did not have to wait.
+            self._gone = self.last
+            vacant.clear()
+        if not turn.number:
+            turn.asked = now
+            self._give_number(turn, now)
+        while vacant and vacant[0][0] < turn.number:
+            # The turn that asks moves up, so these places are no longer free.
+            heapq.heappop(vacant)
+        place = self.place_of(turn)
+        if turns[place : place + 1] != [turn]:
+            turn.told = Turn.told
+            turns.insert(place, turn)
+            for source in turn.sources:
+                source.join(turn, place)
+        return place
+
+    def _give_number(self, turn: Turn, now: float) -> None:
+        vacant = self._vacant
+        while vacant and vacant[0][1].told <= now:
+            heapq.heappop(vacant)
+        low = turn.priority == "low"
+        if vacant and vacant[0][0] & 1 == low and _could_stand_in(turn, vacant[0][1]):
+            turn.number = heapq.heappop(vacant)[0]
+        elif low:
+            self._low = turn.number = (max(self._low, self._gone) | 1) + _LOW
+        else:
+            turn.number = self.last = self.last + NORMAL
+
+    def go(self, place: int) -> None:
+        """Let the turn in that place go with its permit."""
+        number = self.drop(place).number
+        if number > self._gone:
+            self._gone = number
+            if number > self.last:
+                # A low-priority one: the next to come goes after it, and before the next of low priority.
+                self.last = number - 1
+
+    def drop(self, place: int) -> Turn:
+        """Remove the turn in that place."""
+        turn = self.turns.pop(place)
+        for source in turn.sources:
+            source.drop(turn, place)
+        return turn
+
+    def leave(self, turn: Turn) -> None:
+        """Remove a turn that goes without its permit; the next that comes may have its place."""
+        place = self.place_of(turn)
+        if self.turns[place : place + 1] == [turn]:
+            self.drop(place)
+            if place < len(self.turns):
+                heapq.heappush(self._vacant, (turn.number, turn))
+
+    def place_of(self, turn: Turn) -> int:
+        """Where the turn is, or where it belongs."""
+        turns, number = self.turns, turn.number
+        if not turns or turns[-1].number < number:
+            return len(turns)
+        place = bisect_left(turns, number, key=_number)
+        while place < len(turns) and turns[place].number == number and turns[place] is not turn:
+            # Two parallel attempts of one call.
+            place += 1
+        return place
+
+
+def _could_stand_in(turn: Turn, other: Turn) -> bool:
+    """Whether a new turn may have the place of one that left: it takes no more, and from the same sources."""
+    if turn.sources != other.sources:
+        return False
+    if turn.costs is None and other.costs is None:
+        return turn.cost <= other.cost
+    return all(source.cost_of(turn) <= source.cost_of(other) for source in turn.sources)

@@ -1,0 +1,80 @@
+"""What a request needs of a limiter: permits of which sources, and what they cost it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import httpx
+
+from .limiter import Limiter, Turn
+from .sources.source import Source
+
+
+@runtime_checkable
+class Pricing(Protocol):
+    """What a call costs a limiter, before it is sent and after it was answered; `llm_tokens()` returns one."""
+
+    def estimate(self, request: httpx.Request) -> float:
+        """Units that a request will probably take."""
+        ...
+
+    def settle(self, response: httpx.Response) -> float | None:
+        """Units that it has taken; None if the answer does not tell."""
+        ...
+
+
+Cost = Callable[[httpx.Request], float] | Pricing
+"""What a limiter takes as `cost`."""
+
+
+class Priced(Protocol):
+    """A limit that counts units of cost."""
+
+    @property
+    def max_cost(self) -> float | None:
+        """Units per time window."""
+
+    @property
+    def cost(self) -> Any:
+        """Its own `Cost`, or None."""
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where a turn's `costs` are set."""
+
+    def settle(self, turn: Turn, cost: float, now: float) -> None:
+        """Correct what the turn took."""
+
+
+class Plan(NamedTuple):
+    """What a request of some method needs of a limiter.
+
+    Attributes:
+        sources: where it takes its permits from.
+        guests: limiters of the user's own that it asks as well.
+        priced: the limits that count units of cost.
+        ends: whether one of them must be notified when the answer has ended.
+        listens: whether an answer of success may teach one of them something.
+        max_wait_time: seconds that it may wait.
+    """
+
+    sources: tuple[Source, ...] = ()
+    guests: tuple[Any, ...] = ()
+    priced: tuple[Priced, ...] = ()
+    ends: bool = False
+    listens: bool = False
+    max_wait_time: float | None = None
+
+
+class Chooser:
+    """Has a limiter for each request."""
+
+    def limiter_for(self, request: httpx.Request) -> Limiter:
+        """The limiter of that request."""
+        raise NotImplementedError
+
+
+def subscribe(limiter: object, layer: Any) -> None:
+    """Let a limiter report to the listener of a layer's stack, if it has something to report."""
+    method = getattr(limiter, "subscribe", None)
+    if method is not None:
+        method(layer)

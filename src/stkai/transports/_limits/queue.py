@@ -1,0 +1,262 @@
+"""The queue of waiting requests: who may go, and who is told to wait.
+
+A queue has one or more sources of permits. A turn goes when all of its sources have a permit for it, and takes from all
+of them in one step; while it waits it holds nothing. All state is numbers under one lock that is held for arithmetic
+only, so that threads, event loops and stacks can share a queue.
+
+A sleeper cannot be woken. So each turn is told when it may go, and *claims* its permit from that instant on. A permit
+that no turn before it claims or will need goes to the turn that asks. So a crowd that gives up cannot stop the line,
+and no sleeper loses its permit to one that is awake.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, ClassVar, Final
+
+from ..._errors import ClientSideRateLimitError
+from ..._families import alike
+from ..._forks import after_fork
+from .._operations import Operation
+from .._retry.policy import NOT_SENT
+from .limiter import Answer, RateChange, Turn
+from .order import NORMAL, Order
+from .sources.source import TICK, Source
+
+_EARLY: Final = 0.0005
+"""Seconds before its time from which a sleeper claims its permit: otherwise ties would go to whoever is awake."""
+
+_OVERSLEPT: Final = 5.0
+"""Seconds after which a waiter that has not woken stops holding up those behind it: its loop may be stuck."""
+
+_GLANCE: Final = 1.0
+"""Seconds; a waiter asks at least so often, since quotas may change and permits may be returned ..."""
+
+_GLANCERS: Final = 1000
+"""... up to this place in the line; those behind it ask more rarely."""
+
+_LOOKED_AT: Final = 100
+"""Sleepers whose permits a turn that is awake leaves alone; those behind them wake before theirs are due."""
+
+READY: Final = math.nan
+"""Said to a turn that may go as soon as the user's own limiters among its limits let it go."""
+
+_INTERRUPTED: Final = (
+    "a signal handler cannot use the client that it interrupted: set a flag or write to a queue instead"
+)
+
+
+class Queue:
+    """First come, first served, over one or more sources of permits. Told the time; never waits, sends or sleeps."""
+
+    lock: ClassVar[Any] = threading.RLock()
+    """One for all queues: an `AllOf` may join queues that are in use, and take from all their sources in one step."""
+
+    def __init__(self, *sources: Source) -> None:
+        self.sources = sources
+        self._has_remote = any(source.is_remote for source in sources)
+        join_all(sources)
+        after_fork(self, Queue.forget_waiters)
+
+    def forget_waiters(self) -> None:
+        """Drop all waiters, and renew the lock, in a forked child: only the thread that forked exists there."""
+        Queue.lock = threading.RLock()
+        for source in self.sources:
+            source.order.forget()
+            source.forked()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have asked and not gone yet."""
+        return max((source.waiting for source in self.sources), default=0)
+
+    def ask(self, turn: Turn, now: float) -> float | Operation:
+        """0.0 if the turn may go: its permits are taken. Otherwise the seconds that it has to wait, or an operation.
+
+        It asks again after them, or after `turn.nap` if that is earlier.
+        """
+        lock = Queue.lock
+        if lock._is_owned():  # noqa: SLF001 - no public method tells; Condition uses it as well
+            raise RuntimeError(_INTERRUPTED)
+        with lock:
+            sources = turn.sources or self._sources_for(turn)
+            order = sources[0].order
+            if order.deferred:
+                order.catch_up()
+            number = turn.number
+            if number and turn.not_before > now:
+                turn.nap = Turn.nap
+                return turn.not_before - now
+            if order.turns or turn.guests:
+                wait = self._stand_in_line(turn, now, order)
+            else:
+                for source in sources:
+                    if source.when(turn, 0, now):
+                        wait = self._stand_in_line(turn, now, order)
+                        break
+                else:
+                    for source in sources:
+                        source.take(turn, now)
+                    if not number:
+                        turn.number = order.last = order.last + NORMAL
+                    turn.granted, turn.since = True, now
+                    wait = 0.0
+        if self._has_remote:
+            self._afterwards(turn, now)
+        return wait
+
+    def _afterwards(self, turn: Turn, now: float) -> None:
+        """Let stores be called, and listeners be notified, without the lock."""
+        for source in turn.sources:
+            if source.is_remote:
+                source.afterwards(now)
+
+    def _sources_for(self, turn: Turn) -> tuple[Source, ...]:
+        turn.sources = self.sources
+        return self.sources
+
+    def _stand_in_line(self, turn: Turn, now: float, order: Order) -> float | Operation:
+        """What `ask` returns if somebody waits, or if there is no permit."""
+        place, turns = order.join(turn, now), order.turns
+        while place and turns[0].told + _OVERSLEPT < now:
+            # When it wakes, it returns to the head.
+            order.drop(0)
+            place -= 1
+        wait = self._has_to_wait(turn, place, now)
+        if not wait and turn.guests and not turn.is_admitted:
+            turn.told = now
+            for source in turn.sources:
+                source.reserve(turn)
+            return READY
+        if not wait:
+            for source in turn.sources:
+                source.take(turn, now)
+            order.go(place)
+            turn.granted, turn.since = True, now
+            return 0.0
+        self._tell(turn, place, wait, now)
+        if self._has_remote:
+            for source in turn.sources:
+                operation: Operation | None = source.call(turn, place, now)
+                if operation is not None:
+                    return operation
+        return turn.wait
+
+    def _has_to_wait(self, turn: Turn, place: int, now: float) -> float:
+        """0.0 if there is a permit beyond those that turns before it claim now, or will need when they wake."""
+        turns, rank = turn.sources[0].order.turns, 0
+        while rank < place and turns[rank].told <= now + _EARLY:
+            rank += 1
+        for source in turn.sources:
+            if source.when(turn, source.claims(rank, place), now):
+                return TICK
+        asleep = turns[rank : min(place, rank + _LOOKED_AT)]
+        if asleep:
+            for source in turn.sources:
+                wait: float = source.until_spare(turn, source.count(rank), asleep, now)
+                if wait:
+                    return wait
+        return 0.0
+
+    def _tell(self, turn: Turn, place: int, wait: float, now: float) -> None:
+        """Tell a turn how long it has to wait, and when to ask again."""
+        turn.nap, turn.held_by = Turn.nap, turn.sources[0]
+        exact = guess = 0.0
+        for source in turn.sources:
+            seconds = source.when(turn, source.count(place), now)
+            if source.is_exact and seconds > exact:
+                exact, turn.held_by = seconds, source
+            elif seconds > max(guess, exact):
+                guess, turn.held_by = seconds, source
+        exact = max(exact, wait)
+        turn.wait, turn.is_guess = max(exact, guess), exact <= TICK
+        turn.told = now + turn.wait
+        turn.nap = min(turn.nap, _GLANCE * max(1.0, place / _GLANCERS))
+        if turn.priority == "low":
+            # The normal turns before it may leave, and then nobody would wake it.
+            turn.nap = min(turn.nap, max(0.05, min(exact / 2, now - turn.asked)))
+
+    def leave(self, turn: Turn, now: float) -> None:
+        """Give up the place in the queue, or a permit that was not used."""
+        self._when_free(turn, now, self._leave)
+
+    def _leave(self, turn: Turn, now: float) -> None:
+        if turn.granted:
+            turn.granted = False
+            for source in turn.sources:
+                source.give_back(turn, now)
+        elif turn.sources:
+            turn.sources[0].order.leave(turn)
+        if self._has_remote:
+            for source in turn.sources:
+                if source.is_remote:
+                    source.left(turn, now)
+
+    def listens(self, now: float) -> bool:
+        """Whether an answer of success at `now` could teach any of the sources anything."""
+        return any(source.listens(now) for source in self.sources)
+
+    def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
+        """Take note of the answer's head, or of the error in its place; what was never sent is given back."""
+        changes: list[RateChange | None] = []
+        with Queue.lock:
+            if answer.response is None and was_never_sent(answer.error):
+                self._leave(turn, answer.now)
+            else:
+                changes = [source.learn(turn, answer) for source in turn.sources]
+        if self._has_remote:
+            self._afterwards(turn, answer.now)
+        return next((change for change in changes if change is not None), None)
+
+    def end(self, turn: Turn, now: float) -> None:
+        """Take note that the answer has ended: its body was read or closed, or there is none."""
+        self._when_free(turn, now, self._end)
+
+    def _end(self, turn: Turn, now: float) -> None:
+        if turn.granted:
+            turn.granted = False
+            for source in turn.sources:
+                source.end(turn, now)
+
+    def settle(self, turn: Turn, cost: float, now: float) -> None:
+        """Correct the units that the request took, now that its real cost is known."""
+        self._settle([source for source in self.sources if source in turn.sources], turn, cost, now)
+
+    def _settle(self, sources: Iterable[Source], turn: Turn, cost: float, now: float) -> None:
+        def correct(turn: Turn, now: float) -> None:
+            for source in sources:
+                source.settle(turn, cost, now)
+
+        self._when_free(turn, now, correct)
+
+    def _when_free(self, turn: Turn, now: float, work: Callable[[Turn, float], None]) -> None:
+        """Do it now; or later, if a finalizer or a signal handler calls in the middle of the arithmetic."""
+        if Queue.lock._is_owned():  # noqa: SLF001 - see `ask`
+            if turn.sources:
+                turn.sources[0].order.deferred.append(partial(work, turn, now))
+            return
+        with Queue.lock:
+            work(turn, now)
+        if self._has_remote:
+            self._afterwards(turn, now)
+
+
+def join_all(sources: tuple[Source, ...]) -> None:
+    """Let the turns of these sources, and of all that are used with them, wait in one order."""
+    with Queue.lock:
+        order: Order = next((source.order for source in sources if source.order is not None), None) or Order()
+        for source in sources:
+            old: Order | None = source.order
+            if old is order:
+                continue
+            if old is not None:
+                order.absorb(old)
+            for member in [source] if old is None else list(old.members):
+                member.order = order
+                order.members.add(member)
+
+
+def was_never_sent(error: BaseException | None) -> bool:
+    """Whether a request that ended with this error did not reach the server."""
+    return isinstance(error, alike(ClientSideRateLimitError, *NOT_SENT))

@@ -1,0 +1,115 @@
+"""The promise that no window of time has more than a number of requests in it, also from a cold start."""
+
+import math
+from bisect import bisect_left, bisect_right
+from collections import deque
+from itertools import accumulate, islice
+from typing import TYPE_CHECKING, Final
+
+from .source import TICK, Limits, Source
+
+if TYPE_CHECKING:
+    from ..limiter import Turn
+
+_EXACT: Final = 2048
+"""Up to this number, each request has its own instant ..."""
+
+_SLOTS: Final = 256
+"""... above it, those within this part of the window share the last one's."""
+
+
+class Window(Source):
+    """At most `most` requests in any `seconds`. A window is half open: what left `seconds` ago is not in it.
+
+    Attributes:
+        most: requests in a window.
+        seconds: how long a window is.
+    """
+
+    def __init__(self, max_requests: float, time_window: float) -> None:
+        self._instants: deque[float] = deque()
+        # How many requests each instant stands for, if that is not one.
+        self._counts: deque[int] | None = None
+        self._sum = 0
+        self._began = -math.inf
+        self._set(max_requests, time_window)
+
+    def _set(self, max_requests: float, time_window: float) -> None:
+        # Less than one request per window is one in a longer window.
+        self.most = max(1, math.floor(max_requests))
+        self.seconds = time_window / min(1.0, max_requests)
+        self._grain = self.seconds / _SLOTS
+        if self.most > _EXACT and self._counts is None:
+            self._counts = deque([1] * len(self._instants))
+            self._sum = len(self._instants)
+
+    @property
+    def limit(self) -> str:  # type: ignore[override]
+        return f"{self.most} requests in {self.seconds:g} s"
+
+    @property
+    def used(self) -> int:
+        """Requests in the window that ended when it was last asked."""
+        return len(self._instants) if self._counts is None else self._sum
+
+    def when(self, turn: "Turn", ahead: int, now: float) -> float:
+        instants, counts = self._instants, self._counts
+        while instants and instants[0] + self.seconds <= now + TICK:
+            instants.popleft()
+            if counts is not None:
+                self._sum -= counts.popleft()
+        used = len(instants) if counts is None else self._sum
+        first = used + ahead - self.most
+        if first < 0:
+            return 0.0
+        # Wait until the request that takes the place before in the window has left it: it was sent, or it is ahead.
+        windows = 1 + max(0, ahead) // self.most
+        first -= (windows - 1) * self.most
+        start = self._instant(first) if first >= 0 else now - self.seconds
+        return max(TICK, start + windows * self.seconds - now)
+
+    def _instant(self, number: int) -> float:
+        """When the request of that number, counted from 0 among those in the window, was sent."""
+        if self._counts is not None:
+            number = bisect_right(list(accumulate(self._counts)), number)
+        return self._instants[number]
+
+    def take(self, turn: "Turn", now: float) -> None:
+        instants, counts = self._instants, self._counts
+        if instants and now < instants[-1]:
+            now = instants[-1]  # Another thread was told the time a moment later.
+        if counts is None:
+            instants.append(now)
+            return
+        self._sum += 1
+        if now < self._began + self._grain:
+            instants[-1] = now
+            counts[-1] += 1
+        else:
+            instants.append(now)
+            counts.append(1)
+            self._began = now
+
+    def give_back(self, turn: "Turn", now: float) -> None:
+        place = bisect_left(self._instants, turn.since)
+        if turn.since <= now - self.seconds or place == len(self._instants):
+            return
+        if self._counts is not None:
+            self._sum -= 1
+            self._counts[place] -= 1
+            if self._counts[place]:
+                return
+            del self._counts[place]
+            self._began = -math.inf
+        del self._instants[place]
+
+    def soon(self, now: float, seconds: float) -> float:
+        windows, rest = divmod(max(0.0, seconds), self.seconds)
+        left = bisect_right(self._instants, now + rest - self.seconds + TICK)
+        if self._counts is not None:
+            left = sum(islice(self._counts, left))
+        return self.most * (1 + windows) - self.used + left
+
+    def update(self, limits: Limits) -> None:
+        assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
+        self._set(limits.max_requests, limits.time_window)

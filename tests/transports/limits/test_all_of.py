@@ -1,0 +1,544 @@
+"""Several limits at once: all or nothing, in one line, each with its own methods and costs."""
+
+import math
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import stkai
+from stkai import (
+    AimdLimiter,
+    AllOf,
+    ConfigurationError,
+    InFlight,
+    PerHost,
+    PerKey,
+    StackBuilder,
+    TokenAcquisitionTimeoutError,
+    TokenBucket,
+    Waited,
+)
+from stkai.testing import FakeClock
+from stkai.transports import Answer, RateChange, Turn, limiter
+from stkai.transports._limits.queue import Queue
+from stkai.transports._limits.sources.in_flight import Slots
+from stkai.transports._limits.sources.rate import Rate
+from stkai.transports._limits.sources.units import Units
+from stkai.transports._limits.sources.window import Window
+
+from ...support.crowd import Waiter, drive, took
+from ...support.heard import Heard
+from ...support.world import World
+
+URL = "https://api.example.com/v1"
+
+
+def post(**more: Any) -> httpx.Request:
+    return httpx.Request("POST", URL, **more)
+
+
+def test_a_request_takes_from_all_or_from_none() -> None:
+    many, few, places = TokenBucket(5, 60), TokenBucket(2, 60), InFlight(3)
+    both = AllOf(many, few, places)
+    turns = [Turn() for _ in range(4)]
+    assert [both.ask(turn, 0.0) == 0 for turn in turns] == [True, True, False, False]
+    assert places.busy == 2
+    for turn in turns[2:]:
+        both.leave(turn, 0.0)
+    assert [took(many, 0.0) > 0 for _ in range(4)] == [True, True, True, False]
+
+
+def test_what_is_given_back_goes_back_to_all() -> None:
+    many, places = TokenBucket(2, 60, max_cost=100), InFlight(2)
+    both = AllOf(many, places)
+    turns = [Turn(cost=50.0) for _ in range(2)]
+    assert [both.ask(turn, 0.0) for turn in turns] == [0, 0]
+    for turn in turns:
+        both.leave(turn, 1.0)
+    assert [both.ask(Turn(cost=50.0), 1.0) for _ in range(2)] == [0, 0]
+    assert places.busy == 2
+
+
+def test_parts_that_are_also_used_alone_share_one_line() -> None:
+    total = TokenBucket(1, 10)
+    first, second = AllOf(total, InFlight(5)), AllOf(TokenBucket(100, 1), total)
+    assert took(total, 0.0)
+    turns = [Turn() for _ in range(3)]
+    policies = [first, total, second]
+    waits = [policy.ask(turn, 0.0) for policy, turn in zip(policies, turns, strict=True)]
+    assert waits == [10.0, 20.0, 30.0]
+    assert total.waiting == 3
+    for number, (policy, turn) in enumerate(zip(policies, turns, strict=True), start=1):
+        assert [
+            each.ask(other, 10.0 * number) == 0
+            for each, other in list(zip(policies, turns, strict=True))[number:]
+        ] == [False] * (3 - number)
+        assert policy.ask(turn, 10.0 * number) == 0
+
+
+def test_lines_that_already_wait_can_be_joined() -> None:
+    first, second = TokenBucket(1, 10), TokenBucket(1, 10)
+    waiting = [Turn(), Turn()]
+    for policy, turn in ((first, waiting[0]), (second, waiting[1])):
+        assert took(policy, 0.0)
+        assert policy.ask(turn, 0.0) == 10.0
+    both, turn = AllOf(first, second), Turn()
+    assert both.ask(turn, 0.0) == 20.0
+    assert [first.ask(waiting[0], 10.0), second.ask(waiting[1], 10.0)] == [0, 0]
+    assert both.ask(turn, 20.0) == 0
+
+
+def test_a_sleeper_that_waits_for_one_limit_is_not_robbed_of_another() -> None:
+    units, daily = TokenBucket(None, 60, max_cost=60), TokenBucket(2, 86_400)
+    both = AllOf(units, daily)
+    assert both.ask(Turn(cost=60.0), 0.0) == 0
+    first, second = Turn(cost=30.0), Turn(cost=0.0)
+    assert both.ask(first, 0.0) == 30.0
+    assert both.ask(second, 1.0) > 0, "the last permit of the day is the first one's"
+    assert both.ask(first, 30.0) == 0
+
+
+def test_one_that_waits_for_a_limit_of_its_own_does_not_hold_up_the_others() -> None:
+    total = TokenBucket(100, 60)
+    slow, fast = AllOf(TokenBucket(1, 86_400), total), AllOf(TokenBucket(100, 60), total)
+    assert slow.ask(Turn(), 0.0) == 0
+    waiting = [Turn() for _ in range(20)]
+    assert all(slow.ask(turn, 0.0) > 80_000 for turn in waiting)
+    assert [fast.ask(Turn(), 0.0) for _ in range(50)] == [0] * 50
+
+
+def test_a_request_that_waits_for_one_limit_holds_no_permit_of_another() -> None:
+    first, second = TokenBucket(1, 60), TokenBucket(1, 60)
+    both, waiting = AllOf(first, second), Turn()
+    assert took(second, 0.0)
+    assert both.ask(waiting, 0.0) == 60.0
+    assert took(first, 1.0)
+    assert both.ask(waiting, 60.0) == pytest.approx(1.0)
+    assert both.ask(waiting, 61.0) == 0
+
+
+def test_requests_that_wait_for_a_place_hold_no_permit_of_a_limit_that_they_share_with_others() -> None:
+    total = TokenBucket(10, 60)
+    full, free = AllOf(InFlight(1), total), AllOf(InFlight(9), total)
+    assert took(full, 0.0)
+    for _ in range(50):
+        assert full.ask(Turn(), 0.0) > 0
+    assert [free.ask(Turn(), 0.01) for _ in range(9)] == [0] * 9
+
+
+async def test_each_part_counts_its_own_methods(world: World) -> None:
+    posts, all_methods = TokenBucket(1, 60, methods={"POST"}), InFlight(5)
+    clock = FakeClock()
+    transport = world.build(
+        StackBuilder([limiter([posts, all_methods])], clock=clock), world.wire(*[200] * 5)
+    )
+    kept = [await world.send(transport, httpx.Request(method, URL)) for method in ("POST", "GET", "DELETE")]
+    assert (clock.monotonic(), all_methods.busy, len(kept)) == (0.0, 3, 3)
+    await world.send(transport, post())
+    assert clock.monotonic() == 60.0
+
+
+async def test_a_method_that_no_part_counts_passes(world: World) -> None:
+    policy = AllOf(TokenBucket(1, 60, methods={"POST"}), InFlight(1, methods={"PUT"}))
+    assert policy.methods == {"POST", "PUT"}
+    transport = world.build(StackBuilder([limiter(policy)], clock=FakeClock()), world.wire(*[200] * 5))
+    for _ in range(5):
+        await world.send(transport, httpx.Request("GET", URL))
+
+
+async def test_the_smallest_max_wait_time_counts(world: World) -> None:
+    clock, policy = FakeClock(), [TokenBucket(1, 60, max_wait_time=100.0), InFlight(9, max_wait_time=3.0)]
+    transport = world.build(StackBuilder([limiter(policy)], clock=clock), world.wire(200))
+    await world.send(transport, post())
+    with pytest.raises(TokenAcquisitionTimeoutError, match="no permit within 3 s"):
+        await world.send(transport, post())
+
+
+async def test_the_listener_learns_which_limit_held_a_request_up(world: World) -> None:
+    clock, heard = FakeClock(), Heard()
+    policy = [TokenBucket(1, 10), TokenBucket(None, 60, max_cost=600, cost=lambda _: 600.0), InFlight(9)]
+    transport = world.build(
+        StackBuilder([limiter(policy)], clock=clock, listener=heard), world.wire(*[200] * 2)
+    )
+    for _ in range(2):
+        await world.send(transport, post())
+    (waited,) = heard.of(Waited)
+    assert (round(waited.seconds), waited.limit) == (60, "10 units/s")
+    assert "waited 60 s for a permit of limiter (10 units/s)" in str(waited)
+
+
+class Gate:
+    """A limiter of a user's own: lets each request go after its second question, and records what it is told."""
+
+    methods = None
+    max_wait_time = None
+
+    def __init__(self) -> None:
+        self.seen = list[tuple[str, Any]]()
+        self.asked = dict[Turn, int]()
+        self.wait = 2.0
+
+    def ask(self, turn: Turn, now: float) -> float:
+        self.asked[turn] = self.asked.get(turn, 0) + 1
+        self.seen.append(("ask", turn))
+        return 0.0 if self.asked[turn] > 1 else self.wait
+
+    def leave(self, turn: Turn, now: float) -> None:
+        self.seen.append(("leave", turn))
+
+    def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
+        self.seen.append(("learn", turn))
+        return RateChange(1.0, 2.0, "told")
+
+    def settle(self, turn: Turn, cost: float, now: float) -> None:
+        self.seen.append(("settle", cost))
+
+
+def test_ones_own_limiter_is_asked_last_and_about_one_request_at_a_time() -> None:
+    gate, bucket = Gate(), TokenBucket(2, 60)
+    policy = AllOf(gate, bucket)
+    first, second, third = Turn(), Turn(), Turn()
+    assert policy.ask(first, 0.0) == 2.0
+    assert policy.ask(second, 0.0) > 0
+    assert len(gate.asked) == 1, "about no second one"
+    spare = Turn()
+    assert bucket.ask(spare, 0.0) == 0, "a request that waits holds nothing"
+    bucket.leave(spare, 0.0)
+    assert policy.ask(first, 2.0) == 0.0
+    assert policy.ask(second, 2.0) == 2.0
+    assert policy.ask(second, 4.0) == 0.0
+    before = len(gate.seen)
+    assert policy.ask(third, 4.0) > 50
+    assert len(gate.seen) == before, "the bucket says wait, so it is not asked"
+
+
+def test_ones_own_limiter_is_left_when_another_limit_says_wait() -> None:
+    gate, bucket = Gate(), TokenBucket(1, 60)
+    policy, turn = AllOf(bucket, gate), Turn()
+    assert policy.ask(turn, 0.0) == 2.0
+    assert took(bucket, 1.0)
+    assert policy.ask(turn, 2.0) == pytest.approx(59.0)
+    assert [what for what, _ in gate.seen] == ["ask", "leave"]
+    other = Turn()
+    assert policy.ask(other, 2.0) > 0
+    assert policy.ask(turn, 61.0) == 2.0
+    assert policy.ask(turn, 63.0) == 0.0
+    assert [what for what, _ in gate.seen] == ["ask", "leave", "ask", "ask"]
+
+
+def test_a_cancelled_request_leaves_ones_own_limiter_to_the_next() -> None:
+    gate = Gate()
+    policy, first, second = AllOf(gate, InFlight(5)), Turn(), Turn()
+    assert policy.ask(first, 0.0) == 2.0
+    policy.leave(first, 1.0)
+    assert [what for what, _ in gate.seen] == ["ask", "leave"]
+    assert policy.ask(second, 1.0) == 2.0
+    assert policy.ask(second, 3.0) == 0.0
+
+
+async def test_ones_own_limiter_learns_and_settles_as_alone(world: World) -> None:
+    gate, heard, places = Gate(), Heard(), InFlight(1)
+    gate.max_cost = 100.0  # type: ignore[attr-defined]
+    stack = StackBuilder(
+        [limiter([gate, places], cost=lambda _: 7.0, settle=lambda answer: float(answer.content))],
+        clock=FakeClock(),
+        listener=heard,
+    )
+    transport = world.build(stack, world.wire(httpx.Response(200, content=b"12")))
+    await world.read(await world.send(transport, post()))
+    (inner,) = gate.asked
+    assert (inner.cost, inner.request is not None) == (7.0, True)
+    assert [what for what, _ in gate.seen] == ["ask", "ask", "learn", "settle"]
+    assert gate.seen[-1] == ("settle", 12.0)
+    assert [(change.old, change.new, change.reason) for change in heard.of(stkai.RateChanged)] == [
+        (1.0, 2.0, "told")
+    ]
+    assert places.busy == 0
+
+
+def test_a_subclass_of_ours_that_overrides_a_method_is_ones_own() -> None:
+    class Counting(TokenBucket):
+        answers = 0
+
+        def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
+            self.answers += 1
+            return super().learn(turn, answer)
+
+    class Named(TokenBucket):
+        """Overrides nothing that matters."""
+
+    assert (Counting(1, 1).is_own, Named(1, 1).is_own, TokenBucket(1, 1).is_own) == (True, False, False)
+    for policy in (own := Counting(5, 60), [own, InFlight(9)]):
+        stack = StackBuilder([limiter(policy)], clock=FakeClock())
+        transport = stack.build(httpx.MockTransport(lambda _: httpx.Response(200)))
+        transport.handle_request(post())
+    assert own.answers == 2, "it sees every answer"
+
+
+@pytest.mark.parametrize(
+    "given", [[], (), [7], ["adaptive"], [TokenBucket], [None], [[]], [InFlight(1), object()]]
+)
+def test_a_list_without_limiters_is_refused(given: Any) -> None:
+    for make in (
+        lambda: AllOf(*given),
+        lambda: limiter(given),
+        lambda: stkai.build_client(auth=None, rate_limit=given),
+        lambda: stkai.build_async_transport(auth=None, rate_limit=given),
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            make()
+        assert all(word in str(caught.value) for word in ("rate_limit", "Limiter", "'token_bucket'"))
+
+
+def test_an_incomplete_limiter_is_told_what_it_lacks() -> None:
+    class Half:
+        def ask(self, turn: Turn, now: float) -> float:
+            return 0.0
+
+        def learn(self, turn: Turn, answer: Answer) -> None: ...
+
+    with pytest.raises(
+        ConfigurationError, match="Half has no `methods` and no `max_wait_time` and no `leave`"
+    ):
+        AllOf(Half())
+
+
+def test_lists_nest_and_the_same_object_counts_once() -> None:
+    bucket, places = TokenBucket(1, 60), InFlight(2)
+    policy = AllOf(bucket, [places, (bucket, AllOf(places))])
+    assert policy.parts == (bucket, places)
+    assert took(policy, 0.0)
+    assert repr(policy) == "AllOf(TokenBucket(1, 60, burst=1), InFlight(2))"
+
+
+async def test_parts_may_be_chosen_by_the_request(world: World) -> None:
+    clock, total = FakeClock(), TokenBucket(3, 60)
+    made = list[str]()
+
+    def per_model(model: str) -> TokenBucket:
+        made.append(model)
+        return TokenBucket(2, 60)
+
+    policy = AllOf(PerKey(stkai.costs.model_of, per_model), PerHost(lambda _: InFlight(9)), total)
+    transport = world.build(StackBuilder([limiter(policy)], clock=clock), world.wire(*[200] * 9))
+    sent = []
+    for model in ("a", "a", "b", "b", "a"):
+        await world.send(transport, post(json={"model": model}))
+        sent.append(clock.monotonic())
+    assert sent == [0, 0, 0, 60, 60]
+    assert made == ["a", "b"]
+    with pytest.raises(ConfigurationError, match="chooses limiters by the request"):
+        policy.permit()
+
+
+async def test_an_adaptive_part_learns(world: World) -> None:
+    clock, adaptive = FakeClock(), AimdLimiter(600, 60)
+    answers = [httpx.Response(429, headers={"retry-after": "5"}), 200]
+    transport = world.build(
+        StackBuilder([limiter([adaptive, InFlight(3)])], clock=clock), world.wire(*answers)
+    )
+    await world.send(transport, post())
+    await world.send(transport, post())
+    assert clock.monotonic() >= 5.0
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def event_loop(request: pytest.FixtureRequest) -> World:
+    return World(request.param)
+
+
+def test_first_come_first_served_over_all(event_loop: World) -> None:
+    clock, sent = FakeClock(), list[tuple[float, int]]()
+
+    def answer(request: httpx.Request) -> int:
+        sent.append((clock.monotonic(), int(request.headers["number"])))
+        return 200
+
+    policy = [
+        TokenBucket(4, 8, burst=1),
+        TokenBucket(None, 10, max_cost=100, cost=lambda _: 25.0),
+        InFlight(2),
+    ]
+    transport = event_loop.build(StackBuilder([limiter(policy)], clock=clock), event_loop.wire(answer))
+
+    async def one(number: int) -> None:
+        response = await event_loop.send(transport, post(headers={"number": str(number)}))
+        await clock.asleep(0.5)
+        await response.aread()
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            for number in range(12):
+                group.start_soon(one, number)
+                await clock.asleep(0.0001)
+
+    event_loop.run(main())
+    assert [number for _, number in sent] == list(range(12))
+    for start, _ in sent:
+        assert sum(start <= instant < start + 8 - 1e-3 for instant, _ in sent) <= 4
+
+
+def test_a_crowd_that_is_cancelled_together_does_not_stop_the_others(event_loop: World) -> None:
+    clock, sent = FakeClock(), list[float]()
+
+    def answer(request: httpx.Request) -> int:
+        sent.append(clock.monotonic())
+        return 200
+
+    policy = [TokenBucket(50, 1, burst=1), InFlight(100)]
+    transport = event_loop.build(StackBuilder([limiter(policy)], clock=clock), event_loop.wire(answer))
+
+    async def loop(until: float) -> None:
+        while clock.monotonic() < until:
+            response = await event_loop.send(transport, post())
+            await response.aread()
+
+    async def main() -> None:
+        async with anyio.create_task_group() as crowd:
+            for _ in range(200):
+                crowd.start_soon(event_loop.send, transport, post())
+            await clock.asleep(2.0)
+            crowd.cancel_scope.cancel()
+        async with anyio.create_task_group() as rest:
+            for _ in range(4):
+                rest.start_soon(loop, 8.0)
+
+    event_loop.run(main())
+    for second in range(2, 8):
+        assert 48 <= sum(second <= instant < second + 1 for instant in sent) <= 51
+
+
+MOMENTS = st.sampled_from([0.0, 0.0, 0.1, 1.0, 5.0])
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Turns ask, leave, learn, end and settle in any order; no permit is lost, and none is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.waiting = list[Turn]()
+        self.out = list[tuple[Turn, float]]()
+        self.went = list[float]()
+
+    @initialize(burst=st.sampled_from([1.0, 3.0]))
+    def make(self, burst: float) -> None:
+        self.slots, self.units = Slots(4), Units(40.0, 10.0)
+        self.window, self.rate = Window(6, 10.0), Rate(0.6, burst)
+        self.queues = [
+            Queue(self.window, self.rate, self.units, self.slots),
+            Queue(self.window, self.slots),
+            Queue(self.units),
+        ]
+        self.owner = dict[Turn, Queue]()
+
+    @rule(seconds=MOMENTS)
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(number=st.integers(0, 2), cost=st.sampled_from([0.0, 1.0, 30.0, 90.0]), low=st.booleans())
+    def come(self, number: int, cost: float, low: bool) -> None:
+        turn = Turn(cost=cost, priority="low" if low else "normal")
+        self.owner[turn] = self.queues[number]
+        self.waiting.append(turn)
+        self._ask(turn)
+
+    def _ask(self, turn: Turn) -> None:
+        if self.owner[turn].ask(turn, self.now) == 0:
+            self.waiting.remove(turn)
+            self.out.append((turn, self.now))
+            if self.window in turn.sources:
+                self.went.append(self.now)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def wake(self, data: st.DataObject) -> None:
+        self._ask(data.draw(st.sampled_from(self.waiting)))
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        turn = data.draw(st.sampled_from(self.waiting))
+        self.waiting.remove(turn)
+        self.owner[turn].leave(turn, self.now)
+
+    @precondition(lambda self: self.out)
+    @rule(data=st.data(), how=st.sampled_from(["end", "leave", "settle", "twice", "refused"]))
+    def come_back(self, data: st.DataObject, how: str) -> None:
+        turn, since = data.draw(st.sampled_from(self.out))
+        queue = self.owner[turn]
+        self.out.remove((turn, since))
+        if how == "settle":
+            queue.settle(turn, data.draw(st.sampled_from([0.0, 5.0, 60.0])), self.now)
+        elif how == "refused":
+            response = httpx.Response(429)
+            queue.learn(turn, Answer(since, self.now, response, None, lambda: None, 0.5))  # type: ignore[arg-type, return-value]
+        elif how == "leave":
+            queue.leave(turn, self.now)
+            if self.window in turn.sources:
+                self.went.remove(since)
+        queue.end(turn, self.now)
+        if how == "twice":
+            queue.end(turn, self.now)
+            queue.leave(turn, self.now)
+
+    @invariant()
+    def books_balance(self) -> None:
+        if not hasattr(self, "slots"):
+            return
+        held = [turn for turn, _ in self.out if self.slots in turn.sources]
+        assert self.slots.busy == len(held) <= 4
+        line = self.slots.order.turns
+        assert sorted(turn.number for turn in line) == [turn.number for turn in line]
+        assert {id(turn) for turn in line} <= {id(turn) for turn in self.waiting}
+        for source in (self.slots, self.units, self.window, self.rate):
+            assert source.waiting == sum(source in turn.sources for turn in line)
+        assert self.units._costs == [self.units.cost_of(turn) for turn in line if self.units in turn.sources]
+        assert self.units.level <= 40.0
+        assert sum(instant > self.now - 10.0 + 2e-6 for instant in self.went) <= 6
+        assert -1e-6 <= self.rate.credit <= self.rate.burst + 1.1
+
+    def teardown(self) -> None:
+        """Everybody who stays gets a permit in a bounded time."""
+        if not hasattr(self, "slots"):
+            return
+        for turn, _ in self.out:
+            self.owner[turn].end(turn, self.now)
+        limit = self.now + 10.0 * (len(self.waiting) + 2) + 400.0 * (len(self.waiting) + 2)
+        while self.waiting:
+            assert self.now < limit
+            for turn in list(self.waiting):
+                if self.owner[turn].ask(turn, self.now) == 0:
+                    self.waiting.remove(turn)
+                    self.owner[turn].end(turn, self.now)
+            self.now += 1.0
+        assert (self.slots.busy, self.slots.order.turns) == (0, [])
+
+
+TestAnyOrder = AnyOrder.TestCase
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 0.1, 2.0]), st.floats(0, 60), st.floats(0.1, 5) | st.just(math.inf)),
+        min_size=1,
+        max_size=25,
+    ),
+    st.sampled_from([1.0, 4.0]),
+)
+def test_impatient_crowds_before_several_limits_delay_nobody_for_ever(
+    coming: list[tuple[float, float, float]], burst: float
+) -> None:
+    now, waiters = 0.0, list[Waiter]()
+    for gap, cost, patience in coming:
+        now += gap
+        waiters.append(Waiter(now, cost=cost, patience=patience))
+    queue = Queue(Window(5, 10.0), Rate(0.5, burst), Units(60.0, 10.0))
+    gone = drive(queue, waiters)
+    assert {waiter for waiter in waiters if waiter.patience == math.inf} <= set(gone)
+    assert queue.waiting == 0

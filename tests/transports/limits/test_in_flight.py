@@ -1,0 +1,278 @@
+"""A limit of the requests that are on their way: no place is ever lost, and none is taken twice."""
+
+import gc
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+import stkai
+from stkai import ConfigurationError, InFlight, RetryPolicy, StackBuilder, TokenAcquisitionTimeoutError
+from stkai.testing import FakeClock
+from stkai.transports import Turn, limiter, retry
+
+from ...support.crowd import took
+from ...support.world import World
+
+URL = "https://api.example.com/v1"
+
+
+class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body of a few chunks that remembers whether it was closed."""
+
+    def __init__(self, chunks: int = 3, error: Exception | None = None) -> None:
+        self.chunks, self.error, self.is_closed = chunks, error, False
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from [b"x"] * self.chunks
+        if self.error is not None:
+            raise self.error
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self:
+            yield chunk
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    async def aclose(self) -> None:
+        self.close()
+
+
+def streamed(status: int = 200, **options: Any) -> httpx.Response:
+    return httpx.Response(status, stream=Body(**options))
+
+
+def post() -> httpx.Request:
+    return httpx.Request("POST", URL)
+
+
+def stack_of(world: World, policy: InFlight, *answers: Any, clock: FakeClock | None = None) -> Any:
+    stack = StackBuilder([retry(RetryPolicy(initial_delay=0)), limiter(policy)], clock=clock or FakeClock())
+    return world.build(stack, world.wire(*answers))
+
+
+async def test_a_place_is_taken_until_the_body_has_been_read(world: World) -> None:
+    policy = InFlight(2)
+    transport = stack_of(world, policy, streamed(), 200)
+    response = await world.send(transport, post())
+    assert policy.busy == 1
+    await world.read(response)
+    assert policy.busy == 0
+    second = await world.send(transport, post())
+    assert policy.busy == 1, "a body that is known to be empty is still to be read"
+    await world.close(second)
+    assert policy.busy == 0
+
+
+async def test_a_place_is_free_when_the_body_is_closed_early_and_only_once(world: World) -> None:
+    policy = InFlight(3)
+    transport = stack_of(world, policy, streamed(), streamed())
+    first, second = [await world.send(transport, post()) for _ in range(2)]
+    for _ in range(3):
+        await world.close(first)
+    assert policy.busy == 1
+    await world.close(second)
+    assert policy.busy == 0
+
+
+async def test_a_place_is_free_when_the_body_breaks(world: World) -> None:
+    policy = InFlight(1)
+    transport = stack_of(world, policy, streamed(error=httpx.ReadError("reset")))
+    response = await world.send(transport, post())
+    with pytest.raises(httpx.ReadError):
+        await world.chunks(response)
+    assert policy.busy == 0
+
+
+async def test_a_place_is_free_when_the_response_is_dropped_unread(world: World) -> None:
+    policy = InFlight(1)
+    transport = stack_of(world, policy, streamed())
+    response = await world.send(transport, post())
+    assert policy.busy == 1
+    del response
+    gc.collect()
+    assert took(policy, 0.0)
+
+
+async def test_a_place_is_free_when_nothing_came_back(world: World) -> None:
+    policy = InFlight(1)
+    errors = [httpx.ConnectError("no"), httpx.ReadTimeout("slow"), RuntimeError("a bug"), KeyError("a bug")]
+    for error in errors:
+        transport = world.build(StackBuilder([limiter(policy)], clock=FakeClock()), world.wire(error))
+        with pytest.raises(type(error)):
+            await world.send(transport, post())
+        assert policy.busy == 0
+
+
+async def test_a_refused_attempt_gives_its_place_back_before_the_next_one(world: World) -> None:
+    policy = InFlight(1)
+    transport = stack_of(world, policy, streamed(503), streamed(429), streamed())
+    response = await world.send(transport, post())
+    assert (response.status_code, response.extensions["stkai"].attempts, policy.busy) == (200, 3, 1)
+    await world.close(response)
+    assert policy.busy == 0
+
+
+async def test_no_more_than_n_are_on_their_way_at_once_and_all_get_their_turn(world: World) -> None:
+    clock, policy = FakeClock(), InFlight(3)
+    most = now = 0
+    lock = threading.Lock()
+
+    async def answer(request: httpx.Request) -> int:
+        nonlocal most, now
+        with lock:
+            now += 1
+            most = max(most, now)
+        await world.sleep(clock, 1.0)
+        with lock:
+            now -= 1
+        return 200
+
+    def blocking(request: httpx.Request) -> int:
+        return _finish(answer(request))
+
+    transport = world.build(
+        StackBuilder([limiter(policy)], clock=clock), world.wire(answer if world.is_async else blocking)
+    )
+
+    async def one() -> None:
+        await world.read(await world.send(transport, post()))
+
+    await world.gather(*[one for _ in range(20)])
+    assert most <= 3
+    assert (policy.busy, policy.waiting) == (0, 0)
+
+
+def _finish(steps: Any) -> Any:
+    try:
+        steps.send(None)
+    except StopIteration as stop:
+        return stop.value
+    raise AssertionError("it waited")
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def event_loop(request: pytest.FixtureRequest) -> World:
+    return World(request.param)
+
+
+def test_first_come_first_served_and_a_free_place_is_noticed_within_a_second(event_loop: World) -> None:
+    clock, policy, sent = FakeClock(), InFlight(1), list[tuple[int, float]]()
+    transport = event_loop.build(
+        StackBuilder([limiter(policy)], clock=clock), event_loop.wire(*[streamed()] * 6)
+    )
+
+    async def one(number: int) -> None:
+        response = await event_loop.send(transport, post())
+        sent.append((number, clock.monotonic()))
+        await clock.asleep(10.0)
+        await response.aclose()
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            for number in range(6):
+                group.start_soon(one, number)
+                await clock.asleep(0.001)
+
+    event_loop.run(main())
+    assert [number for number, _ in sent] == list(range(6))
+    gaps = [later - earlier for (_, earlier), (_, later) in zip(sent, sent[1:], strict=False)]
+    assert all(10.0 <= gap <= 11.0 for gap in gaps)
+    assert len(clock.sleeps) < 500, "no busy loop"
+
+
+def test_cancelled_requests_lose_no_place(event_loop: World) -> None:
+    clock, policy = FakeClock(), InFlight(2)
+    held = [streamed() for _ in range(40)]
+    transport = event_loop.build(StackBuilder([limiter(policy)], clock=clock), event_loop.wire(*held))
+
+    async def main() -> None:
+        responses = [await event_loop.send(transport, post()) for _ in range(2)]
+        async with anyio.create_task_group() as group:
+            for _ in range(20):
+                group.start_soon(event_loop.send, transport, post())
+            await clock.asleep(5.0)
+            group.cancel_scope.cancel()
+        assert (policy.busy, policy.waiting) == (2, 0)
+        for response in responses:
+            await response.aclose()
+        response = await event_loop.send(transport, post())
+        await response.aclose()
+
+    event_loop.run(main())
+    assert policy.busy == 0
+
+
+async def test_the_wait_for_a_place_ends_when_the_time_is_up_and_not_before(world: World) -> None:
+    clock, policy = FakeClock(), InFlight(1, max_wait_time=7.0)
+    transport = world.build(StackBuilder([limiter(policy)], clock=clock), world.wire(streamed()))
+    response = await world.send(transport, post())
+    with pytest.raises(TokenAcquisitionTimeoutError):
+        await world.send(transport, post())
+    assert clock.monotonic() == pytest.approx(7.0)
+    await world.close(response)
+    assert (policy.busy, policy.waiting) == (0, 0)
+
+
+async def test_only_its_methods_need_a_place(world: World) -> None:
+    policy = InFlight(1, methods=["post"])
+    transport = stack_of(world, policy, streamed(), streamed())
+    kept = [await world.send(transport, httpx.Request(method, URL)) for method in ("POST", "GET")]
+    assert (policy.busy, len(kept)) == (1, 2)
+
+
+def test_a_finalizer_that_runs_in_the_middle_of_the_arithmetic_is_attended_to_later() -> None:
+    policy = InFlight(1)
+    turn = Turn()
+    assert policy.ask(turn, 0.0) == 0.0
+    with policy.lock:
+        policy.end(turn, 1.0)
+        assert policy.busy == 1
+    assert took(policy, 1.0)
+
+
+def test_a_signal_handler_cannot_ask_in_the_middle_of_the_arithmetic() -> None:
+    policy = InFlight(1)
+    with (
+        policy.lock,
+        pytest.raises(RuntimeError, match="a signal handler cannot use the client that it interrupted"),
+    ):
+        policy.ask(Turn(), 0.0)
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, True, "3", None, float("nan"), float("inf")])
+def test_n_is_a_whole_number_of_at_least_one(n: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^n must be a positive whole number, not"):
+        InFlight(n)
+    policy = InFlight(2)
+    with pytest.raises(ConfigurationError, match=r"^n must be"):
+        policy.update(n=n)
+    assert policy.n == 2
+
+
+def test_more_places_are_used_at_once_and_fewer_as_requests_end() -> None:
+    policy, turns = InFlight(1), [Turn() for _ in range(4)]
+    assert [policy.ask(turn, 0.0) == 0 for turn in turns] == [True, False, False, False]
+    policy.update(n=3)
+    assert [policy.ask(turn, 1.0) == 0 for turn in turns[1:]] == [True, True, False]
+    policy.update(n=1)
+    for turn in turns[:2]:
+        policy.end(turn, 2.0)
+    assert policy.ask(turns[3], 2.0) > 0
+    policy.end(turns[2], 3.0)
+    assert policy.ask(turns[3], 3.0) == 0
+
+
+def test_its_numbers_are_read_only_and_shown() -> None:
+    policy: Any = InFlight(16, methods={"POST"})
+    assert (policy.n, policy.methods, policy.max_wait_time) == (16, {"POST"}, None)
+    assert repr(policy) == "InFlight(16, methods=['POST'])"
+    assert repr(InFlight(2)) == "InFlight(2)"
+    for name in ("n", "methods", "max_wait_time"):
+        with pytest.raises(AttributeError):
+            setattr(policy, name, 5)
+    assert isinstance(policy, stkai.Limiter)

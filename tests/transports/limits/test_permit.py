@@ -1,0 +1,203 @@
+"""Permits for other work than requests of httpx: in threads, on asyncio and on trio."""
+
+import threading
+from typing import Any
+
+import anyio
+import pytest
+
+from stkai import (
+    AimdLimiter,
+    AllOf,
+    ConfigurationError,
+    InFlight,
+    InvalidArgumentError,
+    NotSent,
+    StkaiError,
+    TokenAcquisitionTimeoutError,
+    TokenBucket,
+)
+from stkai.testing import FakeClock
+from stkai.transports import Turn
+
+from ...support.crowd import took
+from ...support.world import World
+
+
+class Block:
+    """A block that is entered and left as this world does it."""
+
+    def __init__(self, world: World, permit: Any) -> None:
+        self.world, self.permit = world, permit
+
+    async def __aenter__(self) -> Any:
+        return await self.world.call(self.permit.__aenter__ if self.world.is_async else self.permit.__enter__)
+
+    async def __aexit__(self, *error: object) -> None:
+        leave = self.permit.__aexit__ if self.world.is_async else self.permit.__exit__
+        await self.world.call(leave, *error)
+
+
+class Unsent(NotSent):
+    pass
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TokenBucket(2, 60),
+        lambda: AimdLimiter(120, 60),
+        lambda: InFlight(2),
+        lambda: AllOf(TokenBucket(5, 60), InFlight(3)),
+    ],
+)
+async def test_all_limiters_give_permits(world: World, make: Any) -> None:
+    policy, clock = make(), FakeClock()
+    for _ in range(2):
+        async with Block(world, policy.permit(clock=clock)) as permit:
+            assert "Permit of" in repr(permit)
+    assert policy.waiting == 0
+
+
+async def test_a_permit_waits_for_its_turn(world: World) -> None:
+    policy, clock, entered = TokenBucket(2, 60), FakeClock(), []
+    for _ in range(5):
+        async with Block(world, policy.permit(clock=clock)):
+            entered.append(clock.monotonic())
+    assert entered == pytest.approx([0, 0, 60, 60, 120])
+
+
+async def test_leaving_with_not_sent_gives_everything_back_and_any_other_way_uses_it(world: World) -> None:
+    policy, places, clock = TokenBucket(1, 60, max_cost=100), InFlight(1), FakeClock()
+
+    async def work(error: Exception) -> None:
+        async with Block(world, AllOf(policy, places).permit(cost=100, clock=clock)):
+            assert places.busy == 1
+            raise error
+
+    for error, wait in ((Unsent("no"), 0.0), (KeyError("a bug"), 60.0)):
+        with pytest.raises(type(error)):
+            await work(error)
+        assert places.busy == 0
+        turn = Turn(cost=100.0)
+        assert policy.ask(turn, 0.0) == wait
+        policy.leave(turn, 0.0)
+    assert issubclass(NotSent, StkaiError)
+
+
+async def test_a_permit_is_settled_to_what_the_work_has_cost(world: World) -> None:
+    policy, clock = TokenBucket(None, 60, max_cost=1000), FakeClock()
+    async with Block(world, policy.permit(cost=1000, clock=clock)) as permit:
+        permit.settle(400)
+        with pytest.raises(InvalidArgumentError, match="cost must be"):
+            permit.settle(-1)
+    assert policy.ask(Turn(cost=600.0), 0.0) == 0
+    assert policy.ask(Turn(cost=60.0), 0.0) == pytest.approx(3.6)
+
+
+async def test_a_refusal_slows_an_adaptive_limiter_down_and_no_other(world: World) -> None:
+    adaptive, bucket, clock = AimdLimiter(600, 60), TokenBucket(5, 60), FakeClock()
+    async with Block(world, AllOf(adaptive, bucket, InFlight(2)).permit(clock=clock)) as permit:
+        permit.refused(retry_after=30.0)
+    async with Block(world, adaptive.permit(clock=clock)):
+        assert clock.monotonic() >= 30.0
+    async with Block(world, bucket.permit(clock=clock)) as permit:
+        permit.refused()
+        permit.refused(2.5)
+    assert took(bucket, clock.monotonic())
+    with pytest.raises(InvalidArgumentError, match="retry_after"):
+        permit.refused(-1.0)
+
+
+async def test_a_wait_that_would_be_too_long_is_refused(world: World) -> None:
+    policy, clock = TokenBucket(1, 60, max_wait_time=50.0), FakeClock()
+    async with Block(world, policy.permit(clock=clock)):
+        pass
+    for given, seconds in (({}, 50), ({"max_wait_time": 5.0}, 5)):
+        with pytest.raises(TokenAcquisitionTimeoutError, match=f"no permit within {seconds} s"):
+            async with Block(world, policy.permit(clock=clock, **given)):
+                pass
+    async with Block(world, policy.permit(clock=clock, max_wait_time=None)):
+        assert clock.monotonic() == 60.0
+    assert policy.waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({}, "cost"),
+        ({"cost": -1}, "cost"),
+        ({"cost": float("nan")}, "cost"),
+        ({"cost": 10**400}, "cost"),
+        ({"cost": 1, "priority": "high"}, "priority"),
+        ({"cost": 1, "max_wait_time": 0}, "max_wait_time"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(given: dict[str, Any], word: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=word):
+        TokenBucket(None, 60, max_cost=10).permit(**given)
+
+
+def test_a_permit_that_was_not_entered_has_nothing_to_settle() -> None:
+    with pytest.raises(RuntimeError, match="with limiter.permit"):
+        TokenBucket(None, 60, max_cost=10).permit(cost=1).settle(5)
+
+
+def test_a_limiter_that_counts_by_request_needs_no_cost_without_max_cost() -> None:
+    with TokenBucket(5, 60).permit(clock=FakeClock()), TokenBucket(5, 60).permit(cost=5, clock=FakeClock()):
+        pass
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def event_loop(request: pytest.FixtureRequest) -> World:
+    return World(request.param)
+
+
+def test_cancelled_permits_leave_the_line(event_loop: World) -> None:
+    policy, clock = InFlight(1), FakeClock()
+
+    async def main() -> None:
+        async with policy.permit(clock=clock):
+            async with anyio.create_task_group() as group:
+                for _ in range(10):
+                    group.start_soon(event_loop.call, policy.permit(clock=clock).__aenter__)
+                await clock.asleep(3.0)
+                group.cancel_scope.cancel()
+            assert (policy.busy, policy.waiting) == (1, 0)
+
+    event_loop.run(main())
+    assert (policy.busy, policy.waiting) == (0, 0)
+
+
+@pytest.mark.real_time
+def test_threads_share_the_places() -> None:
+    policy, most, lock, now = InFlight(3), 0, threading.Lock(), 0
+
+    def work() -> None:
+        nonlocal most, now
+        for _ in range(10):
+            with policy.permit():
+                with lock:
+                    now += 1
+                    most = max(most, now)
+                with lock:
+                    now -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most <= 3
+    assert policy.busy == 0
+
+
+def test_a_limiter_by_request_has_no_permits_without_one() -> None:
+    with pytest.raises(ConfigurationError, match="request"):
+        AllOf(TokenBucket(1, 1), _per_host()).permit()
+
+
+def _per_host() -> Any:
+    from stkai import PerHost
+
+    return PerHost(lambda _: InFlight(1))

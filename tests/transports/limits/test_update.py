@@ -1,0 +1,140 @@
+"""The numbers of a limiter are read-only, and change by `update` while requests wait."""
+
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from stkai import AimdLimiter, AllOf, ConfigurationError, InFlight, StackBuilder, TokenBucket
+from stkai.testing import FakeClock
+from stkai.transports import Turn, limiter
+
+from ...support.crowd import took
+from ...support.world import World
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def event_loop(request: pytest.FixtureRequest) -> World:
+    return World(request.param)
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "within"),
+    [
+        (lambda: TokenBucket(1, 3600), {"max_requests": 100}, 1.0),
+        (lambda: TokenBucket(1, 3600), {"time_window": 1.0}, 5.0),
+        (lambda: TokenBucket(1, 3600, burst=1), {"max_requests": 3600}, 7.0),
+        (lambda: TokenBucket(None, 3600, max_cost=1), {"max_cost": 100}, 1.0),
+        (lambda: TokenBucket(None, 3600, max_cost=1), {"time_window": 1.0}, 7.0),
+        (lambda: InFlight(1), {"n": 10}, 1.0),
+        (lambda: AllOf(TokenBucket(1, 3600), InFlight(50)), {"max_requests": 100}, 1.0),
+    ],
+)
+def test_requests_that_wait_go_by_the_new_numbers_within_a_second(
+    event_loop: World, make: Any, change: dict[str, Any], within: float
+) -> None:
+    policy, clock, sent = make(), FakeClock(), list[float]()
+
+    async def one() -> None:
+        async with policy.permit(clock=clock, cost=1):
+            sent.append(clock.monotonic())
+            await clock.asleep(1000.0)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(one)
+            await clock.asleep(10.0)
+            assert len(sent) == 1
+            (policy.parts[0] if isinstance(policy, AllOf) else policy).update(**change)
+
+    event_loop.run(main())
+    assert len(sent) == 5
+    assert max(sent) <= 10.0 + within
+
+
+def test_no_window_has_more_than_the_greater_of_the_two() -> None:
+    policy = TokenBucket(5, 10)
+    assert sum(took(policy, 0.0) > 0 for _ in range(9)) == 5
+    policy.update(max_requests=8)
+    assert sum(took(policy, 1.0) > 0 for _ in range(9)) == 3
+    policy.update(max_requests=2)
+    assert sum(took(policy, 10.0) > 0 for _ in range(9)) == 0
+    assert sum(took(policy, 11.0) > 0 for _ in range(9)) == 2
+    policy.update(time_window=100)
+    assert sum(took(policy, 30.0) > 0 for _ in range(9)) == 0
+    assert sum(took(policy, 111.0) > 0 for _ in range(9)) == 2
+
+
+def test_units_and_bursts_that_were_not_used_grow_with_their_limit() -> None:
+    policy = TokenBucket(100, 10, max_cost=10, burst=2)
+    assert policy.ask(Turn(cost=8.0), 0.0) == 0
+    policy.update(max_cost=100)
+    assert policy.ask(Turn(cost=92.0), 0.0) == 0
+    assert policy.ask(Turn(cost=10.0), 0.0) == pytest.approx(1.0)
+    assert (policy.max_cost, policy.burst) == (100, 2)
+
+
+def test_less_takes_effect_for_windows_to_come() -> None:
+    policy = TokenBucket(None, 10, max_cost=100)
+    policy.update(max_cost=10)
+    assert policy.ask(Turn(cost=10.0), 0.0) == 0
+    assert policy.ask(Turn(cost=10.0), 0.0) == pytest.approx(10.0)
+
+
+def test_the_default_burst_follows_the_quota() -> None:
+    policy = TokenBucket(2, 10)
+    policy.update(max_requests=4)
+    assert (policy.burst, policy.rate, repr(policy)) == (4, 0.4, "TokenBucket(4, 10, burst=4)")
+
+
+@pytest.mark.parametrize(
+    "value", [0, -1, float("nan"), float("inf"), True, "5", None, 10**400], ids=lambda value: str(value)[:9]
+)
+@pytest.mark.parametrize("name", ["max_requests", "time_window", "max_cost"])
+@pytest.mark.parametrize(
+    "make", [lambda: TokenBucket(2, 10, max_cost=5), lambda: AimdLimiter(2, 10, max_cost=5)]
+)
+def test_a_bad_number_is_refused_by_name_and_changes_nothing(make: Any, name: str, value: Any) -> None:
+    policy = make()
+    others = {"max_requests": 9, "time_window": 9, "max_cost": 9}
+    with pytest.raises(ConfigurationError, match=rf"^{name} must be a positive"):
+        policy.update(**others | {name: value})
+    assert (policy.max_requests, policy.time_window, policy.max_cost) == (2, 10, 5)
+
+
+def test_what_a_limiter_does_not_count_cannot_be_updated() -> None:
+    for policy, name in (
+        (TokenBucket(2, 10), "max_cost"),
+        (TokenBucket(None, 10, max_cost=5), "max_requests"),
+    ):
+        with pytest.raises(ConfigurationError, match=f"{name} cannot be updated"):
+            policy.update(**{name: 5})
+
+
+def test_an_unknown_name_is_a_type_error() -> None:
+    for policy in (TokenBucket(2, 10), AimdLimiter(2, 10), InFlight(2)):
+        with pytest.raises(TypeError):
+            policy.update(max_wait_time=5.0)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    "name", ["max_requests", "time_window", "max_cost", "methods", "max_wait_time", "cost", "burst", "rate"]
+)
+def test_attributes_are_read_only(name: str) -> None:
+    policies: list[Any] = [TokenBucket(2, 10, max_cost=5), AimdLimiter(2, 10)]
+    for policy in policies:
+        with pytest.raises(AttributeError):
+            setattr(policy, name, 5)
+
+
+async def test_the_quota_of_an_adaptive_limiter_changes_and_its_law_goes_on(world: World) -> None:
+    clock, policy = FakeClock(), AimdLimiter(60, 60)
+    transport = world.build(StackBuilder([limiter(policy)], clock=clock), world.wire(*[200] * 50))
+    await world.send(transport, httpx.Request("POST", "https://api.example.com"))
+    policy.update(max_requests=6000)
+    for _ in range(49):
+        await world.send(transport, httpx.Request("POST", "https://api.example.com"))
+    assert policy.max_requests == 6000
+    assert clock.monotonic() < 45.0
