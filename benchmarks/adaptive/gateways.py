@@ -26,7 +26,8 @@ daemon off; worker_processes 1; pid nginx.pid; error_log stderr crit;
 events {{ worker_connections 512; }}
 http {{
   access_log off; keepalive_requests 1000000;
-  client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+  client_body_temp_path body; proxy_temp_path proxy;
+  fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
   limit_req_status 429; limit_conn_status 429;
   {zone}
   server {{ listen 127.0.0.1:{port}; location / {{ {rule} proxy_pass {behind}; }} }}
@@ -159,8 +160,7 @@ class HaProxy:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The library `limits`, on which slowapi and Flask-Limiter are built: `kind` is FixedWindow, MovingWindow or
-    SlidingWindowCounter."""
+    """The library `limits`, below slowapi and Flask-Limiter: FixedWindow, MovingWindow or SlidingWindowCounter."""
 
     kind: str
     quota: int
