@@ -26,9 +26,9 @@ from .transports._layer import Layer
 from .transports._options import CallRecord, RequestOptions
 
 if TYPE_CHECKING:
+    from ._batch.engine import Outcome
     from ._batch.errors import OutcomeUnknownError
-    from ._batch.outcome import Outcome
-    from ._batch.send import asend_all, send_all
+    from ._batch.send_all import asend_all, send_all
     from ._config.models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
     from ._credentials.client_credentials import ClientCredentialsAuthProvider, create_standalone_auth
     from ._events import (
@@ -67,9 +67,9 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = _lazily(
     __name__,
     {
+        "_batch.engine": ("Outcome",),
         "_batch.errors": ("OutcomeUnknownError",),
-        "_batch.outcome": ("Outcome",),
-        "_batch.send": ("asend_all", "send_all"),
+        "_batch.send_all": ("asend_all", "send_all"),
         "_config.models": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),
         "_credentials.client_credentials": ("ClientCredentialsAuthProvider", "create_standalone_auth"),
         "_events": (

@@ -170,7 +170,13 @@ class Job:
             if not name.upper().startswith("STKAI_") and not name.upper().endswith("_PROXY")
         }
         source = str(ROOT / "src")
-        fast = {"STKAI_RETRY_INITIAL_DELAY": "0.01"}
+        # A quota that never limits, since a batch is adaptive by default and would begin slowly.
+        fast = {
+            "STKAI_RETRY_INITIAL_DELAY": "0.01",
+            "STKAI_RATE_LIMIT_ENABLED": "true",
+            "STKAI_RATE_LIMIT_MAX_REQUESTS": "1000000",
+            "STKAI_RATE_LIMIT_TIME_WINDOW": "1",
+        }
         return {**kept, **fast, "PYTHONPATH": source, "COLUMNS": "200", **variables}
 
     def run(

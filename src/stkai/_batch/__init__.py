@@ -1,0 +1,1 @@
+"""Batches: many requests through one stack, from a file (`stkai batch`) or from a program (`send_all`, `asend_all`)."""

@@ -1,17 +1,18 @@
 """From a line of the input to a request: OpenAI's batch form, any object through a template, a quick command."""
 
 import re
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from json import JSONDecodeError
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import httpx
 
+from .._headers import default_headers
 from .._urls import check_address, reason
-from .json_text import Part, dump, members
-from .templates import Template
+from .json_text import Part, Template, dump, members
 
 _ABSOLUTE: Final = re.compile(r"https?://", re.IGNORECASE)
 _OTHER_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -48,6 +49,18 @@ class Target:
     method: str
     url: httpx.URL
     content: bytes | None
+
+    def request(self, idempotency_key: str, extensions: dict[str, Any]) -> httpx.Request:
+        """The request, with the default headers."""
+        headers = [*default_headers(), (b"Idempotency-Key", idempotency_key.encode())]
+        if self.content is not None:
+            headers.append((b"Content-Type", b"application/json"))
+        url = self.url
+        if url.userinfo:  # As httpx's own clients send it (RFC 7617).
+            credentials = b64encode(f"{url.username}:{url.password}".encode())
+            headers.append((b"Authorization", b"Basic " + credentials))
+            url = url.copy_with(userinfo=b"")
+        return httpx.Request(self.method, url, headers=headers, content=self.content, extensions=extensions)
 
 
 class Format(Protocol):
@@ -110,8 +123,7 @@ class BatchForm:
     """OpenAI's batch form: `{"custom_id", "method", "url", "body"}`."""
 
     def __init__(self, base_url: str | None, id_name: str | None = None) -> None:
-        self.id_name = id_name
-        self._base = None if base_url is None else base_url.rstrip("/")
+        self.id_name, self._base = id_name, base_url
 
     def target(self, values: Values | None) -> Target:
         values = _required(values, '{"custom_id": ..., "method": "POST", "url": ..., "body": {...}}')
@@ -147,7 +159,7 @@ class BatchForm:
             if self._base is None:
                 msg = f'"url" is relative ({url}): pass --base-url'
                 raise InvalidLineError(msg)
-            url = self._base + ("" if url.startswith(("/", "?")) else "/") + url
+            url = join_url(self._base, url)
         return check_url(url, '"url"')
 
 
@@ -172,7 +184,7 @@ class Templated:
         return Target(own_id, "POST", self._url, content)
 
 
-class Command:
+class QuickCommandForm:
     """The body of an execution of a quick command: `{"custom_id", "body": {...}}`."""
 
     def __init__(self, url: str, id_name: str | None = None) -> None:
@@ -187,6 +199,13 @@ class Command:
             msg = '"body" is missing: if the lines have another form, pass --body TEMPLATE.json'
             raise InvalidLineError(msg, own_id)
         return Target(own_id, "POST", self._url, body.text.encode())
+
+
+def join_url(base: str, path: str) -> str:
+    """A relative url appended to the path of a base url; the base's query stays behind it."""
+    base, _, query = base.partition("?")
+    url = base.rstrip("/") + ("" if path.startswith(("/", "?")) else "/") + path
+    return url if not query else f"{url}{'&' if '?' in url else '?'}{query}"
 
 
 @lru_cache(maxsize=1000)  # Parsing is slow, and most inputs use a single url.
