@@ -4,10 +4,11 @@ import csv
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import BinaryIO, Final, Protocol
 
 from .._errors import StkaiError
 from .append_file import AppendFile
@@ -52,39 +53,33 @@ class JsonLines:
             while True:
                 # Ask before reading: then nothing can be appended after the end that we read.
                 is_complete = self._is_complete is None or self._is_complete()
-                for raw in _up_to(self._size, file, place):
-                    if raw[-1:] != b"\n" and not is_complete:
+                for raw in _up_to(self._size, file) if place == 0 else file:
+                    if not is_complete and raw[-1:] != b"\n":
                         file.seek(place)
                         break
                     number += 1
                     place += len(raw)
                     line = raw.removeprefix(_BOM) if number == 1 else raw
-                    if not line.isspace() and line:
-                        yield number, _JsonLine(line)
+                    if line and not line.isspace():
+                        yield number, partial(values_of, line)
                 if is_complete:
                     return
                 yield None
 
 
-def _up_to(size: int | None, file: Iterator[bytes], place: int = 0) -> Iterator[bytes]:
+def _up_to(size: int | None, file: BinaryIO) -> Iterable[bytes]:
     """The lines of a file, without what was appended after its first `size` bytes."""
-    for raw in file:  # Not `yield from`, which would close the file as well.
-        if size is not None and place + len(raw) > size:
-            if place < size:
-                yield raw[: size - place]
-            return
-        place += len(raw)
+    return file if size is None else _first(size, file)
+
+
+def _first(size: int, file: BinaryIO) -> Iterator[bytes]:
+    for raw in file:
+        size -= len(raw)
+        if size < 0:
+            break
         yield raw
-
-
-class _JsonLine:
-    __slots__ = ("_raw",)
-
-    def __init__(self, raw: bytes) -> None:
-        self._raw = raw
-
-    def __call__(self) -> Values | None:
-        return values_of(self._raw)
+    if size < 0 and len(raw) > -size:
+        yield raw[:size]
 
 
 class CsvRecords:
@@ -123,44 +118,30 @@ class CsvRecords:
                     return
                 except csv.Error as error:
                     number += 1
-                    yield number, _Broken(f"line {rows.line_num}: {error}: double the quotes inside a cell")
+                    message = f"line {rows.line_num}: {error}: double the quotes inside a cell"
+                    yield number, partial(_broken, message)
                     continue
                 if row:
                     number += 1
-                    yield number, _Row(self.names, row)
+                    yield number, partial(_row, self.names, row)
 
 
-def _texts(lines: Iterator[bytes]) -> Iterator[str]:
+def _texts(lines: Iterable[bytes]) -> Iterator[str]:
     """The lines as text. Bytes that are not UTF-8 fail only their row, not the file."""
     for number, raw in enumerate(lines):
         for line in (raw if number else raw.removeprefix(_BOM)).splitlines(keepends=True):
             yield line.decode(errors="surrogateescape")
 
 
-class _Broken:
-    __slots__ = ("_message",)
-
-    def __init__(self, message: str) -> None:
-        self._message = message
-
-    def __call__(self) -> Values | None:
-        raise InvalidLineError(self._message)
+def _broken(message: str) -> Values | None:
+    raise InvalidLineError(message)
 
 
-class _Row:
-    __slots__ = ("_names", "_row")
-
-    def __init__(self, names: list[str], row: list[str]) -> None:
-        self._names, self._row = names, row
-
-    def __call__(self) -> Values | None:
-        if len(self._row) > len(self._names):
-            msg = (
-                f"this has {len(self._row)} cells, but the header has {len(self._names)}:"
-                " quote cells that contain commas"
-            )
-            raise InvalidLineError(msg)
-        return {name: Part(text, "") for name, text in zip(self._names, self._row, strict=False)}
+def _row(names: list[str], row: list[str]) -> Values | None:
+    if len(row) > len(names):
+        msg = f"this has {len(row)} cells, but the header has {len(names)}: quote cells that contain commas"
+        raise InvalidLineError(msg)
+    return {name: Part(text, "") for name, text in zip(names, row, strict=False)}
 
 
 class StdinCopy:

@@ -38,10 +38,15 @@ class LineStates:
             self._bytes.extend(bytes(missing))
         self._bytes[number] = state
 
-    def move(self, number: int, old: LineState, new: LineState) -> None:
-        """Change a state, if it is `old`."""
-        if self[number] is old:
-            self[number] = new
+    def move(self, number: int, old: LineState, new: LineState) -> bool:
+        """Change a state, if it is `old`; whether it was."""
+        missing = number + 1 - len(self._bytes)
+        if missing > 0:
+            self._bytes.extend(bytes(missing))
+        if self._bytes[number] != old:
+            return False
+        self._bytes[number] = new
+        return True
 
     def numbers(self, state: LineState) -> list[int]:
         """The numbers with this state, ascending."""
@@ -109,6 +114,6 @@ class Recovered:
     def begin(self, number: int) -> LineState:
         """The state of a line whose turn has come; a line that a torn record may refer to counts as sent."""
         state = self.states[number]
-        if state in {LineState.NEW, LineState.SENT} and self.torn.may_be(number):
-            return LineState.SENT
-        return state
+        if state is LineState.DONE or state is LineState.FAILED or not self.torn.may_be(number):
+            return state
+        return LineState.SENT

@@ -101,15 +101,21 @@ class FileOutputs:
         states = LineStates()
         for file, state in ((self.answers, LineState.DONE), (self.failures, LineState.FAILED)):
             file.cut_torn_tail()
+            last = 0
             for number, entry in entries_in(file.path):
-                if states[number] is not LineState.NEW:
+                if not states.move(number, LineState.NEW, state):
                     msg = (
                         f"line {number} is in the outputs of {self.answers.path} twice: remove one of them,"
                         " or pass --restart to start over"
                     )
                     raise UsageError(msg)
-                states[number] = state
-                self._count(number, code_in(entry) if state is LineState.FAILED else None)
+                if number < last:
+                    self.is_sorted = False
+                last = number
+                if state is LineState.FAILED:
+                    self.codes[code_in(entry)] += 1
+            self._last[state is LineState.FAILED] = last
+        self.done = len(states.numbers(LineState.DONE))
         return states
 
     def usage(self, start: int, asked: int, answered: int) -> Usage:
@@ -164,12 +170,13 @@ def entries_in(path: Path) -> Iterator[tuple[int, bytes]]:
     Raises:
         UsageError: one of its lines is not an entry, or the last one is cut off.
     """
+    match = ENTRY.match
     with path.open("rb") as lines:
         for place, line in enumerate(lines, 1):
             if line[-1:] != b"\n":
                 msg = f"{path}, line {place} is cut off: finish that job first, with --resume"
                 raise UsageError(msg)
-            found = ENTRY.match(line)
+            found = match(line)
             if found is None:
                 msg = f"{path}, line {place}: this is not an output line of `stkai batch`"
                 raise UsageError(msg)

@@ -148,7 +148,7 @@ class Runner:
         if (number - 1) % shards != index:
             return None
         state = self._job.recovered.begin(number)
-        if state not in {LineState.NEW, LineState.SENT}:
+        if state is LineState.DONE or state is LineState.FAILED:
             return None
         if self._ordered is not None:
             self._ordered.expect(number)
