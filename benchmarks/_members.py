@@ -32,6 +32,9 @@ class Group:
         world: how they send.
         burst: the burst of the whole quota.
         make: builds the limiter of one process, instead of stkai's token bucket.
+        crowd: further tasks that wait in the first process, and are cancelled together.
+        patience: seconds after which each of the crowd gives up and comes again at once; None waits until `cancel_at`.
+        cancel_at: seconds from the start until the crowd is cancelled.
     """
 
     processes: int
@@ -42,6 +45,9 @@ class Group:
     world: World = "sync"
     burst: float = 1.0
     make: Callable[["Group"], Any] | None = None
+    crowd: int = 0
+    patience: float | None = None
+    cancel_at: float = 3.2
 
     def limiter(self) -> Any:
         """The limiter of one process."""
@@ -166,7 +172,8 @@ def _member(number: int, group: Group, ready: Any, go: Any, start: Any, results:
     if group.world == "sync":
         _in_threads(stack.build(wire), group.workers, end, errors)
     else:
-        anyio.run(_in_tasks, stack.build_async(wire), group.workers, end, errors, backend=group.world)
+        crowd = group.crowd if number == 0 else 0
+        anyio.run(_in_tasks, stack.build_async(wire), group, crowd, end, errors, backend=group.world)
     results.put((number, [instant for instant in grants if instant < group.seconds], events, errors[:3]))
     results.close()
     results.join_thread()
@@ -185,15 +192,33 @@ def _in_threads(transport: httpx.BaseTransport, workers: int, end: float, errors
     time.sleep(max(0.0, end - time.monotonic()))
 
 
-async def _in_tasks(transport: httpx.AsyncBaseTransport, workers: int, end: float, errors: list[str]) -> None:
+async def _in_tasks(
+    transport: httpx.AsyncBaseTransport, group: Group, crowd: int, end: float, errors: list[str]
+) -> None:
+    async def send() -> None:
+        try:
+            await transport.handle_async_request(httpx.Request("POST", "http://quota.test/"))
+        except Exception as error:
+            errors.append(repr(error))
+
     async def work() -> None:
         while time.monotonic() < end:
-            try:
-                await transport.handle_async_request(httpx.Request("POST", "http://quota.test/"))
-            except Exception as error:
-                errors.append(repr(error))
+            await send()
+
+    async def come_again(patience: float) -> None:
+        while time.monotonic() < end:
+            with anyio.move_on_after(patience):
+                await send()
 
     with anyio.move_on_after(end - time.monotonic()):
-        async with anyio.create_task_group() as group:
-            for _ in range(workers):
-                group.start_soon(work)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(group.workers):
+                tasks.start_soon(work)
+            if group.patience is not None:
+                for _ in range(crowd):
+                    tasks.start_soon(come_again, group.patience)
+            else:
+                with anyio.move_on_after(end - group.seconds + group.cancel_at - time.monotonic()):
+                    async with anyio.create_task_group() as together:
+                        for _ in range(crowd):
+                            together.start_soon(send)

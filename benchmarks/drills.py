@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,12 @@ SECONDS = 12
 TROUBLE = 3.2
 """Seconds from the start until the trouble begins."""
 
+CROWD = 200
+"""Tasks of one process that wait beside the others, and are cancelled together ..."""
+
+PATIENCE = 0.3
+"""... or give up after so many seconds, each for itself, and come again at once."""
+
 REDIS: dict[str, Callable[[Scene], None]] = {
     "redis-well": nothing,
     "redis-killed": kill_server,
@@ -62,6 +69,8 @@ REDIS: dict[str, Callable[[Scene], None]] = {
     "redis-clock-stepped": step_clock,
     "redis-member-suspended": suspend_member,
     "redis-member-killed": kill_member,
+    "redis-crowd-cancelled": nothing,
+    "redis-storm": nothing,
 }
 FILE: dict[str, Callable[[Scene], None]] = {
     "file-well": nothing,
@@ -74,6 +83,8 @@ FILE: dict[str, Callable[[Scene], None]] = {
     "file-clock-stepped": step_clock,
     "file-member-suspended": suspend_member,
     "file-member-killed": kill_member,
+    "file-crowd-cancelled": nothing,
+    "file-storm": nothing,
 }
 OTHER: dict[str, Callable[[Scene], None]] = {"redis-never-reached": nothing, "gunicorn-preload": nothing}
 
@@ -110,6 +121,10 @@ def drill(name: str, processes: int = 8) -> Report:
         workers = 100 if name.endswith("member-killed") else 4
         processes = 5 if name.endswith("member-killed") else processes
         group = Group(processes=processes, store=store, rate=RATE, seconds=SECONDS, workers=workers)
+        if name.endswith("crowd-cancelled"):
+            group = replace(group, world="asyncio", crowd=CROWD, cancel_at=TROUBLE)
+        elif name.endswith("storm"):
+            group = replace(group, world="asyncio", crowd=CROWD, patience=PATIENCE)
         return run_group(group, during)
     finally:
         if server is not None:

@@ -92,13 +92,15 @@ def _work(directory: Path, notes: Path) -> None:
     going = [True]
     signal.signal(signal.SIGTERM, lambda *_: going.clear())
     store, fd = FileStore(directory), os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    ask = Ask(share="drill", rate=RATE, burst=1.0, started=1.0, member=notes.name, want=1)
+    ask = Ask(share="drill", rate=RATE, burst=1.0, member=notes.name, want=1)
     while going:
         try:
             lease = store.lease(ask)
         except TimeoutError:
             continue  # The machine is busy.
-        os.write(fd, f"{round(lease.wait * RATE)} {lease.epoch}\n".encode())
+        for first, _, _ in lease.ranges:
+            os.write(fd, f"{round(first * RATE)} {lease.epoch}\n".encode())
+        ask = ask._replace(seq=ask.seq + 1, lease_id=lease.id, used=ask.used + lease.count)
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ IN_BOTH_PACKAGES = (
     "transports.adaptive.test_limiter",
     "transports.auth.test_flow",
     "transports.auth.test_scope",
-    "transports.limit.test_token_bucket",
+    "transports.limits.test_token_bucket",
     "transports.retry.test_flow",
     "transports.test_base",
     "transports.test_deadline",

@@ -142,7 +142,7 @@ def test_a_custom_tokenizer_counts_the_text_and_falls_back_to_the_estimate() -> 
             raise ValueError("cannot read it")
         return text.split()
 
-    cost = llm_tokens(tokenizer)["cost"]
+    cost = llm_tokens(tokenizer=tokenizer)["cost"]
     assert cost(request(chat("a long-winded sentence", max_tokens=10))) == 13
     assert cost(request(chat("what?" * 8, max_tokens=10))) == 20
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import stkai
 from stkai import STKAI, AimdLimiter, BearerAuth, RetryPolicy, StackBuilder, TokenBucket
 from stkai._standard import AuthChoice
 from stkai.testing import FakeClock, QuotaServer
-from stkai.transports import StkCLITransport, adaptive, auth, token_bucket
-from stkai.transports._adaptive.warm import Learned, Memory
+from stkai.transports import Answer, StkCLITransport, Turn, adaptive, auth, token_bucket
+from stkai.transports._limits.pace.saved_rate import LearnedRate, SavedRate
 
 from .support import stand_in_cli
 from .support.world import World
@@ -155,7 +156,7 @@ async def test_a_warm_start_reaches_the_adaptive_limiter_only(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    Memory("key").keep(Learned(50.0, 30.0))
+    SavedRate("key").write(LearnedRate(50.0, 30.0), datetime.now(UTC))
     monkeypatch.setenv("STKAI_RATE_LIMIT_WARM_START", "key")
     options = {"auth": None, "transport": world.wire()}
     assert str(transport_of(world, **options)) == "retry > wire"
@@ -184,8 +185,12 @@ async def test_factors_reach_the_adaptive_limiter_which_keeps_its_tuned_law_with
     tuned = layer(
         transport_of(world, auth=None, rate_limit="adaptive", transport=world.wire()), "adaptive"
     ).policy
-    assert repr(plain.law) == repr(AimdLimiter(100, 60.0, penalty_factor=0.5, recovery_factor=0.1).law)
-    assert repr(tuned.law) == repr(AimdLimiter().law)
+    turn = Turn()
+    assert plain.ask(turn, 0.0) == 0.0
+    refusal = httpx.Response(429, headers={"Retry-After": "0"})
+    plain.learn(turn, Answer(0.0, 1.0, refusal, None, FakeClock().utcnow, 0.0))
+    assert plain.rate == pytest.approx(0.5 * 100 / 60)
+    assert repr(tuned) == repr(AimdLimiter())
     assert (tuned.max_requests, tuned.time_window) == (None, None)
 
 

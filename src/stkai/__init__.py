@@ -13,6 +13,7 @@ from ._errors import (
     DeadlineExceededError,
     InvalidArgumentError,
     MaxRetriesExceededError,
+    NotSent,
     RetryableError,
     ServerSideRateLimitError,
     StkaiError,
@@ -55,12 +56,14 @@ if TYPE_CHECKING:
         TokenBucketRateLimitedHttpClient,
     )
     from ._reference.retrying import Retrying
-    from .transports._adaptive.limiter import AimdLimiter
     from .transports._auth.bearer import BearerAuth
     from .transports._auth.provider import AuthProvider, StaticToken
-    from .transports._limit.limiter import Limiter
-    from .transports._limit.per_host import PerHost
-    from .transports._limit.token_bucket import TokenBucket
+    from .transports._limits.aimd import AimdLimiter
+    from .transports._limits.all_of import AllOf
+    from .transports._limits.in_flight import InFlight
+    from .transports._limits.limiter import Limiter
+    from .transports._limits.per_key import PerHost, PerKey
+    from .transports._limits.token_bucket import TokenBucket
     from .transports._retry.budget import RetryBudget
     from .transports._retry.policy import RetryPolicy
 
@@ -96,12 +99,14 @@ __getattr__, __dir__ = _lazily(
             "TokenBucketRateLimitedHttpClient",
         ),
         "_reference.retrying": ("Retrying",),
-        "transports._adaptive.limiter": ("AimdLimiter",),
         "transports._auth.bearer": ("BearerAuth",),
         "transports._auth.provider": ("AuthProvider", "StaticToken"),
-        "transports._limit.limiter": ("Limiter",),
-        "transports._limit.per_host": ("PerHost",),
-        "transports._limit.token_bucket": ("TokenBucket",),
+        "transports._limits.aimd": ("AimdLimiter",),
+        "transports._limits.all_of": ("AllOf",),
+        "transports._limits.in_flight": ("InFlight",),
+        "transports._limits.limiter": ("Limiter",),
+        "transports._limits.per_key": ("PerHost", "PerKey"),
+        "transports._limits.token_bucket": ("TokenBucket",),
         "transports._retry.budget": ("RetryBudget",),
         "transports._retry.policy": ("RetryPolicy",),
     },
@@ -112,6 +117,7 @@ __all__ = [
     "STKAI",
     "AdaptiveRateLimitedHttpClient",
     "AimdLimiter",
+    "AllOf",
     "AsyncHttpClient",
     "AttemptFinished",
     "AttemptStarted",
@@ -133,14 +139,17 @@ __all__ = [
     "Event",
     "HttpClient",
     "HttpConfig",
+    "InFlight",
     "InvalidArgumentError",
     "Layer",
     "Limiter",
     "Listener",
     "MaxRetriesExceededError",
+    "NotSent",
     "Outcome",
     "OutcomeUnknownError",
     "PerHost",
+    "PerKey",
     "QuotaDisagreement",
     "RateChanged",
     "RateLimitConfig",

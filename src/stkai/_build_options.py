@@ -10,7 +10,7 @@ from .transports._options import UNSET
 
 if TYPE_CHECKING:
     from ._standard import Auth, RateLimit, Retry
-    from .transports._limit.flow import Cost, Settle
+    from .transports._limits.metering import Estimate, Settle
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,7 +24,7 @@ class StackOptions(TypedDict, total=False):
     listener: Listener | Sequence[Listener] | None
     clock: Clock | None
     random: Callable[[], float] | None
-    cost: "Cost | None"
+    cost: "Estimate | None"
     settle: "Settle | None"
 
 
@@ -38,14 +38,14 @@ ARGUMENTS: Final = """
         auth: a token provider, such as `StaticToken(token)`; a `BearerAuth`; None; or "auto": the settings' token;
             otherwise StackSpot CLI if it is installed and no other wire is given; otherwise the settings' credentials.
         rate_limit: "token_bucket" or "adaptive" with the numbers of the settings, a `RateLimitConfig`, a limiter to
-            share (`TokenBucket`, `AimdLimiter`, `PerHost`, a `Limiter` of your own), or None. By default, as the
-            settings say.
+            share (`TokenBucket`, `AimdLimiter`, `InFlight`, `PerHost`, `PerKey`, a `Limiter` of your own), a list of
+            limiters that all have to let a request go, or None. By default, as the settings say.
         retry: a `RetryPolicy`, or None to send once. By default, as the settings say.
         listener: a function that is called with every event, in addition to the default log; or a list of the only
             functions to call.
         clock: where the stack gets its time from.
         random: draws numbers in [0, 1), for jitter.
-        cost: estimates what a request will cost, in units, for a limiter with `max_cost`.
+        cost: estimates what a request will cost, in units, for limiters with `max_cost` that have no `cost` themselves.
         settle: reads from the answer what the request has cost; returns None if that is unknown.
 
     Raises:

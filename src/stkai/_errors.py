@@ -6,6 +6,7 @@
       + AuthenticationError            httpx.TransportError: there is no token, or it may not be sent
       + DeadlineExceededError          httpx.TimeoutException: the call's total time ran out
       + MaxRetriesExceededError        `Retrying` gave up
+      + NotSent                        to derive from: leaves a permit's block without using the permit
       + RetryableError                 httpx.TransportError: another attempt may help
           + ClientSideRateLimitError       a limiter in this process refused
           |   + TokenAcquisitionTimeoutError   the wait for a permit would have been too long
@@ -62,6 +63,10 @@ def hide_frames(error: BaseException) -> None:
     while below is not None and below.__traceback__ is not None:
         below.__traceback__ = None
         below = below.__cause__
+
+
+class NotSent(StkaiError):  # noqa: N818 - a public name
+    """Derive from it an exception that leaves a permit's block when nothing was sent: the permit is given back."""
 
 
 class ConfigurationError(StkaiError, ValueError):

@@ -102,13 +102,21 @@ class RetryScheduled(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waited(Event):
-    """A request waited `seconds` for a permit of the layer `layer`, and now has it."""
+    """A request waited `seconds` for a permit of the layer `layer`, and now has it.
+
+    Attributes:
+        layer: the name of the layer.
+        seconds: how long it waited.
+        limit: the limit that held it up, or for longest if several did, such as "16 in flight".
+    """
 
     layer: str
     seconds: float
+    limit: str = ""
 
     def __str__(self) -> str:
-        return f"{self.call}: waited {self.seconds:.3g} s for a permit of {self.layer}"
+        limit = f" ({self.limit})" if self.limit else ""
+        return f"{self.call}: waited {self.seconds:.3g} s for a permit of {self.layer}{limit}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,16 +208,18 @@ class QuotaDisagreement(Event):
         share: the name of the quota.
         mine: the quota that this process was given, in requests per second.
         theirs: the quota in force, in requests per second.
+        differences: what differs: "rate", "burst", "window", "max_cost", "cost_rate" or "methods".
     """
 
     share: str
     mine: float
     theirs: float
+    differences: tuple[str, ...] = ("rate",)
 
     def __str__(self) -> str:
         return (
-            f"the members of the quota {self.share!r} disagree: {self.theirs:.3g} requests/s are in force, set by the"
-            f" member that started last, not {self.mine:.3g}"
+            f"the members of the quota {self.share!r} disagree about its {', '.join(self.differences)}:"
+            f" {self.theirs:.3g} requests/s are in force, set by the member that started last, not {self.mine:.3g}"
         )
 
 

@@ -1,5 +1,6 @@
 """What the standard stack consists of: turns arguments and settings into layers and a wire, and says why."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -7,28 +8,35 @@ import httpx
 
 from ._clock import Clock
 from ._config.models import RateLimitConfig, Settings
+from ._config.names import variable
 from ._credentials.client_credentials import create_standalone_auth
 from ._errors import ConfigurationError
 from ._log import logger
 from ._wire.by_package import AsyncWireByFamily, WireByFamily
+from .costs import llm_tokens
 from .stores._choose import store_from
-from .transports._adaptive.limiter import AimdLimiter
 from .transports._auth.bearer import BearerAuth
 from .transports._auth.flow import auth as auth_layer
 from .transports._auth.provider import AuthProvider, StaticToken
 from .transports._layer import Layer
-from .transports._limit import flow as limit
-from .transports._limit.flow import Cost, Settle
-from .transports._limit.limiter import Limiter
-from .transports._limit.per_host import PerHost
-from .transports._limit.token_bucket import TokenBucket
+from .transports._limits import flow as limit
+from .transports._limits.aimd import AimdLimiter
+from .transports._limits.all_of import AllOf, checked_limiter
+from .transports._limits.in_flight import InFlight
+from .transports._limits.limiter import Limiter
+from .transports._limits.metering import Estimate, Settle
+from .transports._limits.per_key import PerKey
+from .transports._limits.queue_limiter import QueueLimiter
+from .transports._limits.token_bucket import TokenBucket
 from .transports._options import UNSET, Unset
 from .transports._retry.flow import retry as retry_layer
 from .transports._retry.policy import RetryPolicy
 from .transports._stk_cli import StkCLITransport, cli_is_available
 
 Auth = AuthProvider | BearerAuth | Literal["auto"] | None
-RateLimit = Literal["token_bucket", "adaptive"] | RateLimitConfig | Limiter | PerHost | Unset | None
+RateLimit = (
+    Literal["token_bucket", "adaptive"] | RateLimitConfig | Limiter | PerKey | Sequence[Any] | Unset | None
+)
 Retry = RetryPolicy | Unset | None
 
 CLI_CANNOT = (
@@ -86,7 +94,7 @@ class Parts:
         auth: Auth = "auto",
         rate_limit: RateLimit = UNSET,
         retry: Retry = UNSET,
-        cost: Cost | None = None,
+        cost: Estimate | None = None,
         settle: Settle | None = None,
         own_wire: bool = False,
         clock: Clock | None = None,
@@ -101,6 +109,7 @@ class Parts:
         """
         policy = _retry_policy(retry, settings)
         limiter = _limiter(rate_limit, settings)
+        _check_counted(limiter, cost, settle)
         bearer, by_cli = _bearer(auth, settings, clock, own_wire=own_wire)
         layers = [
             None if policy is None else retry_layer(policy),
@@ -135,7 +144,7 @@ class Parts:
 
 
 def limit_layer(
-    limiter: Limiter | PerHost, *, cost: Cost | None = None, settle: Settle | None = None
+    limiter: Limiter | PerKey, *, cost: Estimate | None = None, settle: Settle | None = None
 ) -> Layer:
     """The layer of a limiter, with the name by which it is known."""
     factory = limit.limiter
@@ -148,9 +157,19 @@ def limit_layer(
 
 def limiter_from(config: RateLimitConfig) -> Limiter:
     """A new limiter with a config's numbers."""
-    shared: dict[str, Any] = {}
+    limiter = _quota_from(config)
+    if config.in_flight is None:
+        return limiter
+    return AllOf(limiter, InFlight(config.in_flight, methods=config.methods))
+
+
+def _quota_from(config: RateLimitConfig) -> TokenBucket | AimdLimiter:
+    options: dict[str, Any] = {"max_wait_time": config.max_wait_time, "methods": config.methods}
     if config.share is not None:
-        shared = {"share": config.share, "store": store_from(config.store, config.store_timeout)}
+        options |= {"share": config.share, "store": store_from(config.store, config.store_timeout)}
+    if config.max_cost is not None:
+        # The only way of counting that settings can name.
+        options |= {"max_cost": config.max_cost, "cost": llm_tokens()}
     most, window = config.max_requests or 100, config.time_window or 60.0
     if config.strategy == "token_bucket":
         if config.warm_start is not None:
@@ -158,15 +177,58 @@ def limiter_from(config: RateLimitConfig) -> Limiter:
                 f"warm_start={config.warm_start!r} (STKAI_RATE_LIMIT_WARM_START) is for the strategy 'adaptive': a"
                 " token bucket learns nothing; set STKAI_RATE_LIMIT_STRATEGY=adaptive, or leave warm_start out"
             )
-        return TokenBucket(most, window, max_wait_time=config.max_wait_time, **shared)
+        return TokenBucket(most, window, **options)
+    options["warm_start"] = config.warm_start
     parts: dict[str, Any] = {
         name: getattr(config, name) for name in ("min_rate_floor", "penalty_factor", "recovery_factor")
     }
-    others: dict[str, Any] = {"max_wait_time": config.max_wait_time, "warm_start": config.warm_start}
-    if not shared and all(part is None for part in parts.values()):
-        return AimdLimiter(*config.quota(), **others)
+    if config.share is None and config.max_cost is None and all(part is None for part in parts.values()):
+        return AimdLimiter(*config.quota(), **options)
     # The parts are parts of a quota, and a group shares one.
-    return AimdLimiter(most, window, **others, **parts, **shared)
+    return AimdLimiter(most, window, **options, **parts)
+
+
+_has_warned_of_settings = False
+
+
+def set_while_off(config: RateLimitConfig) -> str | None:
+    """What to say of settings of a limiter that is off; None if there are none, or if it was turned off on purpose."""
+    given = config.model_fields_set
+    if config.enabled or "enabled" in given or not given:
+        return None
+    names = ", ".join(sorted(variable("rate_limit", name) for name in given))
+    return f"the limiter is off, so {names} has no effect; turn it on with STKAI_RATE_LIMIT_ENABLED=true"
+
+
+def _warn_of_settings(config: RateLimitConfig) -> None:
+    """Warn, once per process, of settings that have no effect."""
+    global _has_warned_of_settings  # noqa: PLW0603
+    warning = set_while_off(config)
+    if warning is not None and not _has_warned_of_settings:
+        _has_warned_of_settings = True
+        logger.warning("%s", warning)
+
+
+def _check_counted(limiter: object, cost: object, settle: object) -> None:
+    """Refuse the cost of calls if nothing counts it; limiters that are not ours are checked when they are asked.
+
+    Raises:
+        ConfigurationError: no limiter has `max_cost`.
+    """
+    if cost is None and settle is None:
+        return
+    parts = limiter.parts if isinstance(limiter, AllOf) else [limiter]
+    if any(
+        isinstance(part, PerKey)
+        or (part is not None and (not isinstance(part, QueueLimiter) or part.is_own))
+        or getattr(part, "max_cost", None) is not None
+        for part in parts
+    ):
+        return
+    raise ConfigurationError(
+        f"{'settle' if cost is None else 'cost'}= is given, but no limiter counts units: give one max_cost, such as"
+        " rate_limit=TokenBucket(500, 60, max_cost=200_000)"
+    )
 
 
 def _retry_policy(given: Retry, settings: Settings) -> RetryPolicy | None:
@@ -179,7 +241,7 @@ def _retry_policy(given: Retry, settings: Settings) -> RetryPolicy | None:
     return given
 
 
-def _limiter(given: RateLimit, settings: Settings) -> Limiter | PerHost | None:
+def _limiter(given: RateLimit, settings: Settings) -> Limiter | PerKey | None:
     if given is None:
         return None
     if given is UNSET:
@@ -191,18 +253,14 @@ def _limiter(given: RateLimit, settings: Settings) -> Limiter | PerHost | None:
                 " STKAI_RATE_LIMIT_ENABLED=true, or pass rate_limit='adaptive' or rate_limit='token_bucket'"
             )
             raise ConfigurationError(msg)
+        _warn_of_settings(settings.rate_limit)
         return None
     if isinstance(given, RateLimitConfig):
         return limiter_from(given)
-    if given in ("token_bucket", "adaptive"):
+    if isinstance(given, str) and given in ("token_bucket", "adaptive"):
         return limiter_from(settings.rate_limit.model_copy(update={"strategy": given}))
-    if not isinstance(given, type) and isinstance(given, Limiter | PerHost):
-        return given
-    msg = (
-        "rate_limit must be 'token_bucket', 'adaptive', a RateLimitConfig, a limiter (TokenBucket, AimdLimiter,"
-        f" PerHost, or a stkai.Limiter of your own) or None, not {given!r}"
-    )
-    raise ConfigurationError(msg)
+    limiter: Limiter | PerKey = checked_limiter(given)
+    return limiter
 
 
 def _bearer(

@@ -4,21 +4,23 @@ A cost is needed twice: as an estimate before the request is sent, and as the re
 `llm_tokens()` gives both for the bodies and usage reports of OpenAI, Anthropic, Mistral, Cohere and StackSpot, and of
 compatible servers:
 
-    build_client(rate_limit=TokenBucket(60, 60, max_cost=100_000), **llm_tokens())
+    build_client(rate_limit=TokenBucket(60, 60, max_cost=100_000, cost=llm_tokens()))
 """
 
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import suppress
-from typing import Any, Final, TypedDict
+from typing import Any, Final, Literal
 
 import httpx
 
 from ._families import alike
 
-__all__ = ["LlmTokens", "llm_tokens"]
+__all__ = ["LlmTokens", "llm_tokens", "model_of"]
+
+Count = Literal["total", "input", "output"]
 
 _CHARACTERS_PER_TOKEN: Final = 4
 """OpenAI's rule of thumb for English text: https://help.openai.com/en/articles/4936856"""
@@ -33,56 +35,123 @@ _NO_TEXT: Final = _NOT_SPOKEN | _NOT_TEXT
 """The keys of values that the model does not read as text: settings, names, encrypted content and pictures."""
 
 _DATA_URL: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.=+-]+)*;base64,[A-Za-z0-9+/=_-]*")
+_USAGE: Final = re.compile(rb'"(?:usage|tokens)"|^data:', re.MULTILINE)
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}")
 _TEXTUAL: Final = re.compile(r"text/|application/(?:[\w.+-]*json|x-www-form-urlencoded)", re.IGNORECASE)
-_USAGE: Final = re.compile(rb'"(?:usage|tokens)"')
 
 
-class LlmTokens(TypedDict):
-    """The arguments `cost=` and `settle=` of the `build_*` functions."""
-
-    cost: Callable[[httpx.Request], float]
-    settle: Callable[[httpx.Response], float | None]
+class Arrived(float):
+    """Tokens counted from the text of a stream that reported no usage, and was not asked to."""
 
 
-def llm_tokens(tokenizer: Callable[[str], Sized] | None = None) -> LlmTokens:
-    """Count the tokens of language models: pass the result as `build_client(..., **llm_tokens())`.
+class LlmTokens(Mapping[str, Any]):
+    """The tokens of calls to a language model: the `cost=` of a limiter.
+
+    As `**llm_tokens()`, it is `cost=` and `settle=` of a stack.
+    """
+
+    def __init__(self, count: Count, tokenizer: Callable[[str], Sized] | None) -> None:
+        self._count, self._tokenizer = count, tokenizer
+
+    def estimate(self, request: httpx.Request) -> float:
+        """The tokens that a request asks for; a body that cannot be inspected is estimated by its length."""
+        try:
+            content = request.content
+        except alike(httpx.RequestNotRead):  # A generator or a file: only the wire may read it.
+            return self._by_length(request, request.headers.get("content-length"))
+        try:
+            body = json.loads(content)
+        except (ValueError, RecursionError):
+            return self._by_length(request, len(content))
+        tokens = 0.0
+        if self._count != "output":
+            tokens += sum(1.0 if text is None else self._tokens(text) for text in _texts(body))
+        if self._count != "input" and isinstance(body, dict):
+            tokens += max(_number(body.get(name)) or 0.0 for name in _MOST_OUTPUT)
+        return tokens
+
+    def settle(self, response: httpx.Response) -> float | None:
+        """The tokens that an answer reports, or those of the text that a stream has sent; None if it says nothing."""
+        content = response.content
+        if not _USAGE.search(content):
+            return None
+        messages = list(_messages(content))
+        said: dict[str, float] = {}
+        for message in messages:
+            for usage in _usages(message):
+                # What a stream repeats is cumulative: the last one counts.
+                said.update(
+                    (name, number) for name, value in usage.items() if (number := _number(value)) is not None
+                )
+        if any(message.get("type") == "message_start" for message in messages):
+            # Anthropic's stream starts with the input, and ends with the output; it may have been closed before.
+            said["output_tokens"] = max(said.get("output_tokens", 0.0), self._arrived(messages))
+        used = _used(said, self._count)
+        if used is not None or not any(map(_is_delta, messages)):
+            return used
+        request = _request_of(response)
+        text = 0.0 if self._count == "input" else self._arrived(messages)
+        if self._count != "output" and request is not None:
+            text += LlmTokens("input", self._tokenizer).estimate(request)
+        return text if _asks_for_usage(request) else Arrived(text)
+
+    def _arrived(self, messages: list[dict[str, Any]]) -> float:
+        return self._tokens("".join(text for message in messages for text in _delta_texts(message)))
+
+    def _tokens(self, text: str) -> float:
+        if self._tokenizer is not None:
+            with suppress(Exception):  # User code; a rough estimate is better than a call that fails.
+                return float(len(self._tokenizer(text)))
+        return len(text) / _CHARACTERS_PER_TOKEN
+
+    def _by_length(self, request: httpx.Request, length: int | str | None) -> float:
+        return 0.0 if self._count == "output" else _by_length(request, length)
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        functions: dict[str, Callable[..., Any]] = {"cost": self.estimate, "settle": self.settle}
+        return functions[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("cost", "settle"))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __repr__(self) -> str:
+        return f"llm_tokens({self._count!r})"
+
+
+def llm_tokens(count: Count = "total", tokenizer: Callable[[str], Sized] | None = None) -> LlmTokens:
+    """Count the tokens of language models: `TokenBucket(500, 60, max_cost=200_000, cost=llm_tokens())`.
 
     The estimate is one token for every four characters of text in the body, plus the longest possible answer:
     `max_tokens`, `max_completion_tokens` or `max_output_tokens`. It leaves out images and other attachments. The real
-    cost is the `usage` of the answer (StackSpot's `tokens`), input and output together, streamed or not.
+    cost is the `usage` of the answer (StackSpot's `tokens`), streamed or not. A stream that reports none is settled by
+    the text that arrived.
 
     Args:
+        count: "total", or "input" or "output" alone, for services that limit them apart.
         tokenizer: turns a text into its tokens, if four characters per token is not accurate enough; for example
             `tiktoken.get_encoding("o200k_base").encode_ordinary`. Texts that it cannot read are estimated.
+
+    Raises:
+        ValueError: `count` is something else.
     """
-
-    def count(text: str) -> float:
-        if tokenizer is not None:
-            with suppress(Exception):  # User code; a rough estimate is better than a call that fails.
-                return float(len(tokenizer(text)))
-        return len(text) / _CHARACTERS_PER_TOKEN
-
-    def cost(request: httpx.Request) -> float:
-        return _estimate(request, count)
-
-    return {"cost": cost, "settle": _used}
+    if count not in ("total", "input", "output"):
+        raise ValueError(f"count must be 'total', 'input' or 'output', not {count!r}")
+    return LlmTokens(count, tokenizer)
 
 
-def _estimate(request: httpx.Request, count: Callable[[str], float]) -> float:
-    """The tokens that a request asks for; a body that cannot be inspected is estimated by its length."""
+def model_of(request: httpx.Request) -> str:
+    """The `model` that a JSON body names, for `stkai.PerKey`; "" without one. Never reads a generator."""
     try:
-        content = request.content
-    except alike(httpx.RequestNotRead):  # A generator or a file: only the wire may read it.
-        return _by_length(request, request.headers.get("content-length"))
-    try:
-        body = json.loads(content)
+        body = json.loads(request.content)
     except (ValueError, RecursionError):
-        return _by_length(request, len(content))
-    tokens = sum(1.0 if text is None else count(text) for text in _texts(body))
-    if isinstance(body, dict):
-        tokens += max(_number(body.get(name)) or 0.0 for name in _MOST_OUTPUT)
-    return tokens
+        return ""
+    except alike(httpx.RequestNotRead):
+        return ""
+    model = body.get("model") if isinstance(body, dict) else None
+    return model if isinstance(model, str) else ""
 
 
 def _by_length(request: httpx.Request, length: int | str | None) -> float:
@@ -115,21 +184,6 @@ def _speaks(key: str, value: object) -> bool:
     return not (key == "data" and isinstance(value, str) and _BASE64.fullmatch(value))
 
 
-def _used(response: httpx.Response) -> float | None:
-    """The tokens that an answer says it has used; None if it says nothing about them."""
-    content = response.content
-    if not _USAGE.search(content):
-        return None
-    said: dict[str, float] = {}
-    for message in _messages(content):
-        for usage in _usages(message):
-            # What a stream repeats is cumulative: the last one counts.
-            said.update(
-                (name, number) for name, value in usage.items() if (number := _number(value)) is not None
-            )
-    return _total(said)
-
-
 def _messages(content: bytes) -> Iterator[dict[str, Any]]:
     """The JSON object in a body, or those in its server-sent events."""
     try:
@@ -140,15 +194,57 @@ def _messages(content: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _events(content: bytes) -> Iterator[Any]:
-    """The data of server-sent events (WHATWG HTML, section 9.2.6) that report usage."""
+    """The data of server-sent events (WHATWG HTML, section 9.2.6)."""
     for event in re.split(rb"\r\n\r\n|\n\n|\r\r", content):
         lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
         data = b"\n".join(lines)
-        if _USAGE.search(data):
+        if data:
             try:
                 yield json.loads(data)
             except (ValueError, RecursionError):
                 continue
+
+
+def _is_delta(message: dict[str, Any]) -> bool:
+    """Whether it is a piece of an answer, in a stream of events."""
+    choices = message.get("choices")
+    if isinstance(choices, list):
+        return any(isinstance(choice, dict) and isinstance(choice.get("delta"), dict) for choice in choices)
+    return message.get("type") in ("response.output_text.delta", "response.created", "content_block_delta")
+
+
+def _delta_texts(message: dict[str, Any]) -> Iterator[str]:
+    """The text in a piece of an answer."""
+    delta = message.get("delta")
+    texts: list[Any] = []
+    choices = message.get("choices")
+    if isinstance(choices, list):
+        deltas = [choice.get("delta") for choice in choices if isinstance(choice, dict)]
+        texts = [each.get("content") for each in deltas if isinstance(each, dict)]
+    elif message.get("type") == "response.output_text.delta":
+        texts = [delta]
+    elif isinstance(delta, dict) and delta.get("type") == "text_delta":
+        texts = [delta.get("text")]
+    yield from (text for text in texts if isinstance(text, str))
+
+
+def _request_of(response: httpx.Response) -> httpx.Request | None:
+    try:
+        return response.request
+    except RuntimeError:
+        return None
+
+
+def _asks_for_usage(request: httpx.Request | None) -> bool:
+    """Whether a request asked the stream to report its usage, so that it was only closed too early."""
+    try:
+        body = None if request is None else json.loads(request.content)
+    except (ValueError, RecursionError):
+        return False
+    except alike(httpx.RequestNotRead):
+        return False
+    options = body.get("stream_options") if isinstance(body, dict) else None
+    return isinstance(options, dict) and options.get("include_usage") is True
 
 
 def _usages(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -166,15 +262,21 @@ def _usages(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
                     yield usage["tokens"]
 
 
-def _total(said: dict[str, float]) -> float | None:
-    if "total_tokens" in said:
-        return said["total_tokens"]
+_INPUT: Final = (
     # Anthropic counts cache writes against the limit, but does not include them in `input_tokens`.
-    for names in (
-        ("input_tokens", "cache_creation_input_tokens", "output_tokens"),
-        ("prompt_tokens", "completion_tokens"),
-        ("user", "enrichment", "output"),
-    ):
+    ("input_tokens", "cache_creation_input_tokens"),
+    ("prompt_tokens",),
+    ("user", "enrichment"),
+)
+_OUTPUT: Final = (("output_tokens",), ("completion_tokens",), ("output",))
+
+
+def _used(said: dict[str, float], count: Count) -> float | None:
+    """The tokens of that kind in a usage; None if it does not name them."""
+    if count == "total" and "total_tokens" in said:
+        return said["total_tokens"]
+    for into, out in zip(_INPUT, _OUTPUT, strict=True):
+        names = into if count == "input" else out if count == "output" else (*into, *out)
         numbers = [said[name] for name in names if name in said]
         if numbers:
             return sum(numbers)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from stkai._cli.explain import _ago
 from stkai._cli.main import build_app
 from stkai._cli.report import Summary
 from stkai.testing import FakeClock
-from stkai.transports._adaptive.warm import Learned, Memory
+from stkai.transports._limits.pace.saved_rate import LearnedRate, SavedRate
 
 
 def run(*arguments: str, columns: int = 120) -> Any:
@@ -149,11 +150,11 @@ def test_explain_shows_what_an_earlier_program_has_found(
     lines = run("explain").output.splitlines()
     assert ["STKAI_RATE_LIMIT_WARM_START", "key", "environment"] in [line.split() for line in lines]
     assert "Warm start: nothing from the last day in" in " ".join(lines)
-    Memory("key").keep(Learned(1.5, 60.0))
+    SavedRate("key").write(LearnedRate(1.5, 60.0), datetime.now(UTC))
     output = run("explain").output
     assert "Warm start: 1.5 requests per second, window 60 s, saved 0 s ago" in output
     assert len(list(tmp_path.rglob("*.json"))) == 1
-    Memory("key").keep(Learned(1.5, 60.0, refused=False))
+    SavedRate("key").write(LearnedRate(1.5, 60.0, refused=False), datetime.now(UTC))
     assert "per second, without a refusal, window" in run("explain").output
     monkeypatch.setenv("STKAI_RATE_LIMIT_STRATEGY", "token_bucket")
     stkai.STKAI.reset()

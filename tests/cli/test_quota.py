@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from stkai import STKAI
 from stkai._cli.main import build_app
 from stkai.stores import Ask, FileStore, Refusal
+from stkai.stores._place import file_name
 
 from ..support.redis_servers import free_port
 
@@ -27,6 +28,16 @@ def store(tmp_path: Path) -> FileStore:
     return store
 
 
+@pytest.fixture
+def costly(tmp_path: Path) -> FileStore:
+    """A store with a quota of ten requests in 2 s and of 1000 units, which one request of 1500 has used up."""
+    store = FileStore(tmp_path / "store")
+    quota: dict[str, Any] = {"rate": 5.0, "burst": 10.0, "window": 2.0, "max_cost": 1000.0, "cost_rate": 500.0}
+    lease = store.lease(Ask(share="team-key", member="a", want=1, costs=(1500.0,), **quota))
+    store.lease(Ask(share="team-key", member="a", lease_id=lease.id, used=1, units_used=1500.0, **quota))
+    return store
+
+
 def test_quota_shows_one_snapshot_without_a_terminal(store: FileStore) -> None:
     result = run("quota", "team-key", "--store", f"file://{store.path}")
     assert result.exit_code == 0, result.output
@@ -36,7 +47,7 @@ def test_quota_shows_one_snapshot_without_a_terminal(store: FileStore) -> None:
     assert "50 requests/s" in rows["rate"]
     assert "8 requests" in rows["queue"]
     assert "29" in rows["pause"] or "30" in rows["pause"]
-    assert "0 s ago" in rows["last 429"]
+    assert "s ago" in rows["last 429"]
 
 
 def test_quota_prints_json_for_scripts_and_is_not_a_member(store: FileStore) -> None:
@@ -44,6 +55,38 @@ def test_quota_prints_json_for_scripts_and_is_not_a_member(store: FileStore) -> 
         result = run("quota", "team-key", "--store", f"file://{store.path}", "--json")
         assert json.loads(result.output)["members"] == 2
     assert result.exit_code == 0
+
+
+def test_quota_shows_units_and_how_long_a_new_request_waits(costly: FileStore) -> None:
+    url = f"file://{costly.path}"
+    rows = {
+        line.split("  ")[0].strip(): line
+        for line in run("quota", "team-key", "--store", url).output.splitlines()
+    }
+    assert "at most 10 in 2 s" in rows["rate"]
+    assert "of 1,000 left; 500 more per second" in rows["units"]
+    seen = json.loads(run("quota", "team-key", "--store", url, "--json").output)
+    assert (seen["quota"], seen["window"], seen["max_cost"], seen["burst"]) == (5.0, 2.0, 1000.0, 10.0)
+    assert -500 <= seen["units"] < 0
+    assert 0.5 < seen["queue"] <= 1.0
+    assert seen["books"] == {"leased": 1, "used": 1, "returned": 0, "expired": 0, "held": 0}
+
+
+def test_a_reset_of_a_quota_that_was_never_used_says_so(store: FileStore) -> None:
+    result = run("quota", "team-kex", "--store", f"file://{store.path}", "--reset")
+    assert result.exit_code == 0
+    assert "No process has used the quota 'team-kex'" in result.output
+    assert "is reset" not in result.output
+
+
+def test_explain_says_that_older_members_do_not_share(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STKAI_RATE_LIMIT_ENABLED", "true")
+    monkeypatch.setenv("STKAI_RATE_LIMIT_SHARE", "team-key")
+    monkeypatch.setenv("STKAI_RATE_LIMIT_STORE", f"file://{store.path}")
+    (store.path / file_name("team-key", ".share")).touch()
+    assert "members of stkai 2 also use it" in " ".join(run("explain").output.split())
 
 
 def test_reset_forgets_the_quota(store: FileStore) -> None:

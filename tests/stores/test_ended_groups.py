@@ -56,7 +56,8 @@ def store(
     if request.param == "memory":
         yield MemoryStore(clock)
     elif request.param == "file":
-        monkeypatch.setattr("stkai.stores._file._clock", clock)
+        monkeypatch.setattr("stkai.stores._file.clock", clock)
+        monkeypatch.setattr("stkai.stores._open_share.clock", clock)
         yield FileStore(tmp_path / "store")
     else:
         server: Server = request.getfixturevalue("redis_server")
@@ -76,6 +77,7 @@ def send(policy: AimdLimiter, clock: FakeClock, status: int | None = None) -> No
         if isinstance(wait, Run):
             wait.sync(60.0)
         else:
+            assert isinstance(wait, float)
             clock.sleep(min(wait, turn.nap))
     now = clock.monotonic()
     clock.sleep(0.01)

@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 
 from stkai import ConfigurationError
-from stkai.stores import Ask, FileStore, Law, Lease, Refusal, Store, _file, _open_share, _place
+from stkai.stores import FileStore, Law, Quota, Refusal, Store, _open_share, _place
 from stkai.stores._choose import store_from
+from stkai.stores._open_share import open_shares
+from stkai.stores._record import SLOT
 
-
-def ask(member: str = "a", want: int = 1, **others: Any) -> Ask:
-    fields: dict[str, Any] = {"share": "team", "rate": 10.0, "burst": 1.0, "started": 1.0, **others}
-    return Ask(member=member, want=want, **fields)
+from .clients import Client, ask
 
 
 def state_file(directory: Path) -> Path:
@@ -29,11 +28,12 @@ def state_file(directory: Path) -> Path:
 def test_two_stores_on_one_directory_share_one_clock(tmp_path: Path) -> None:
     first, second = FileStore(tmp_path), store_from(f"file://{tmp_path}")
     assert isinstance(second, Store)
-    leases = [first.lease(ask()), second.lease(ask("b")), first.lease(ask())]
+    one, other = Client(first), Client(second, "b")
+    leases = [one.lease(), other.lease(), one.lease()]
     assert [lease.count for lease in leases] == [1, 1, 1]
     assert [lease.members for lease in leases] == [1, 2, 2]
-    assert leases[1].wait == pytest.approx(0.1, abs=0.05)
-    assert leases[2].wait == pytest.approx(0.2, abs=0.05)
+    waits = [lease.ranges[0][0] for lease in leases]
+    assert waits == [0.0, pytest.approx(0.1, abs=0.05), pytest.approx(0.2, abs=0.05)]
 
 
 def test_the_directory_and_the_file_are_private(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_the_directory_and_the_file_are_private(tmp_path: Path) -> None:
 def test_every_name_stays_in_the_directory_in_a_file_of_its_own(tmp_path: Path, share: str) -> None:
     store = FileStore(tmp_path / "store")
     for name in (share, "other"):
-        assert store.lease(ask(share=name)).wait == 0
+        assert Client(store, share=name).wait() == 0
     assert len(list((tmp_path / "store").iterdir())) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
@@ -108,33 +108,56 @@ def test_the_default_directory_is_the_users_own_and_no_other_is_trusted(
         FileStore()
 
 
-def test_places_that_are_given_back_are_given_to_the_next_that_asks(tmp_path: Path) -> None:
+def test_permits_that_are_given_back_are_leased_to_the_next_that_asks(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
-    store.lease(ask())
-    place = store.lease(ask()).wait
-    store.lease(ask("b"))
-    store.lease(ask(want=0, back=(place,)))
-    assert store.lease(ask("c")).wait == pytest.approx(place, abs=0.05)
-    assert store.lease(ask("c")).wait == pytest.approx(0.3, abs=0.05)
+    one, other, third = Client(store), Client(store, "b"), Client(store, "c")
+    one.lease()
+    place = one.wait()
+    assert other.wait() > place
+    one.used -= 1  # It did not use the last one, and keeps nothing.
+    one.lease(0)
+    assert third.wait() == pytest.approx(place, abs=0.05)
+    assert third.wait() == pytest.approx(0.3, abs=0.05)
 
 
 def test_a_refusal_pauses_all_members_once_and_voids_all_leases(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
-    epoch = store.lease(ask()).epoch
-    first = store.lease(ask(want=0, refused=Refusal(epoch, 5.0)))
+    one, other = Client(store), Client(store, "b")
+    other.lease()
+    epoch = one.lease().epoch
+    first = one.lease(0, refused=Refusal(epoch, 5.0))
     assert first.epoch == epoch + 1
+    assert first.void
     assert first.pause == pytest.approx(5, abs=0.05)
-    again = store.lease(ask("b", refused=Refusal(epoch, 3.0)))
+    again = other.lease(refused=Refusal(epoch, 3.0))
     assert again.epoch == epoch + 1
-    assert again.wait >= again.pause == pytest.approx(5, abs=0.1)
+    assert again.void
+    assert again.ranges[0][0] >= again.pause == pytest.approx(5, abs=0.1)
 
 
-def test_the_member_that_started_last_sets_the_quota(tmp_path: Path) -> None:
+def test_the_youngest_member_sets_the_quota(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
-    store.lease(ask("old", started=1.0, rate=10.0))
-    store.lease(ask("new", started=2.0, rate=20.0))
-    lease = store.lease(ask("old", started=1.0, rate=10.0))
-    assert lease.rate == lease.quota == 20
+    old, new = Client(store, rate=10.0, age=60.0), Client(store, "b", rate=20.0, age=5.0)
+    old.lease()
+    new.lease()
+    lease = old.lease()
+    assert lease.rate == lease.quota.rate == 20
+    assert lease.quota.differences(Quota(10.0)) == ("rate",)
+
+
+def test_a_clock_that_is_ahead_makes_no_member_younger(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    ahead, new = (
+        Client(store, rate=10.0, started=1e9, age=60.0),
+        Client(store, "b", rate=20.0, started=1.0, age=5.0),
+    )
+    assert [ahead.lease().rate, new.lease().rate, ahead.lease().rate] == [10, 20, 20]
+
+
+def test_of_members_that_start_together_the_one_that_started_last_sets_the_quota(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    first, last = Client(store, rate=10.0, started=5.0), Client(store, "b", rate=20.0, started=5.1)
+    assert [last.lease().rate, first.lease().rate, last.lease().rate] == [20, 20, 20]
 
 
 def test_an_adaptive_state_is_replaced_only_by_one_that_knew_it(tmp_path: Path) -> None:
@@ -156,12 +179,16 @@ def test_an_adaptive_state_is_replaced_only_by_one_that_knew_it(tmp_path: Path) 
 def test_looking_adds_no_member_and_a_reset_deletes_the_state(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     assert store.look("team") is None
+    assert not store.reset("team")
+    assert not list(tmp_path.iterdir())
     store.lease(ask(want=3, waiting=7))
     seen = store.look("team")
     assert seen is not None
     assert (seen.members, seen.waiting, seen.rate, seen.refused) == (1, 7, 10.0, None)
-    store.reset("team")
+    assert seen.books == {"leased": 3, "used": 0, "returned": 0, "expired": 0, "held": 3}
+    assert store.reset("team")
     assert store.look("team") is None
+    assert not store.reset("team")
 
 
 def half(content: bytes) -> bytes:
@@ -179,30 +206,31 @@ def zeros(content: bytes) -> bytes:
 @pytest.mark.parametrize("damage", [half, rubbish, zeros])
 def test_a_damaged_file_restarts_without_a_burst(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     store = FileStore(tmp_path)
-    before = store.lease(ask(burst=10.0))
+    before = Client(store, burst=10.0).lease()
     path = state_file(tmp_path)
     path.write_bytes(damage(path.read_bytes()))
-    after = store.lease(ask(burst=10.0, want=2))
-    assert after.epoch > before.epoch
-    assert store.lease(ask(burst=10.0)).wait > 0
+    client = Client(store, burst=10.0)
+    assert client.lease(2).epoch > before.epoch
+    assert client.wait() > 0
 
 
 @pytest.mark.parametrize("slot", [0, 1])
-def test_one_damaged_slot_leaves_the_state_of_the_other(tmp_path: Path, slot: int) -> None:
+@pytest.mark.parametrize("damaged", [0, 10, 40])
+def test_one_damaged_slot_leaves_the_state_of_the_other(tmp_path: Path, slot: int, damaged: int) -> None:
     store = FileStore(tmp_path)
     epochs = {store.lease(ask()).epoch for _ in range(4)}
-    path = state_file(tmp_path)
-    content = bytearray(path.read_bytes())
-    content[slot * 8192 + 40 : slot * 8192 + 60] = bytes(20)
-    path.write_bytes(content)
+    store.close()
+    with state_file(tmp_path).open("r+b") as file:
+        file.seek(slot * SLOT + damaged)
+        file.write(bytes(20))
     assert {FileStore(tmp_path).lease(ask()).epoch} == epochs
 
 
 def test_a_deleted_file_or_directory_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_file, "_LOOK_AGAIN", 0.0)
-    monkeypatch.setattr(_file, "_STILL_LINKED", 0.0)
+    monkeypatch.setattr(_open_share, "_LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(_open_share, "_STILL_LINKED", 0.0)
     directory = tmp_path / "store"
     store = FileStore(directory)
     store.lease(ask())
@@ -244,33 +272,36 @@ def test_a_write_that_fails_leaves_the_last_state_and_is_an_os_error(tmp_path: P
 def test_after_a_reboot_the_state_restarts_and_another_machine_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = FileStore(tmp_path).lease(ask(rate=1.0, want=1))
+    store = FileStore(tmp_path)
+    first = store.lease(ask(rate=1.0, want=1))
+    store.close()
     monkeypatch.setattr(_open_share, "_boot", [bytes(16)])
     with pytest.raises(ConfigurationError, match="redis://"):
-        FileStore(tmp_path).lease(ask())
+        store.lease(ask())
     monkeypatch.setattr(_open_share, "_TWO_MACHINES", -1.0)
-    second = FileStore(tmp_path).lease(ask(rate=1.0))
-    assert second.wait == 0
+    second = store.lease(ask(rate=1.0))
+    assert second.ranges[0][0] == 0
     assert second.epoch > first.epoch
 
 
 def test_a_forked_child_reopens_the_file(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     store.lease(ask())
-    mine = store._shares["team"].fd
-    assert store._shares["team"].lock.acquire(blocking=False)
+    (share,) = [share for path, share in open_shares._open.items() if path.parent == tmp_path]
+    mine = share.fd
+    assert share.lock.acquire(blocking=False)
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
         try:
             lease = store.lease(ask("child"))
-            os.write(writing, f"{lease.members} {store._pid == os.getpid()}".encode())
+            os.write(writing, f"{lease.members} {open_shares._pid == os.getpid()}".encode())
         finally:
             os._exit(0)
     os.waitpid(child, 0)
-    store._shares["team"].lock.release()
+    share.lock.release()
     assert os.read(reading, 100) == b"2 True"
-    assert store._shares["team"].fd == mine
+    assert share.fd == mine
     assert store.lease(ask()).members == 2
     os.close(reading)
     os.close(writing)
@@ -279,25 +310,51 @@ def test_a_forked_child_reopens_the_file(tmp_path: Path) -> None:
 @pytest.mark.real_time
 def test_threads_get_each_permit_once(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
-    leases: list[Lease] = []
+    places: list[float] = []
 
     def take(name: str) -> None:
-        leases.extend(store.lease(ask(name, rate=0.001)) for _ in range(50))
+        client = Client(store, name, rate=0.001)
+        places.extend(client.wait() for _ in range(50))
 
     threads = [threading.Thread(target=take, args=(f"t{number}",)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    places = sorted(lease.wait for lease in leases)
-    assert [round(place / 1000) for place in places] == list(range(200))
+    assert [round(place / 1000) for place in sorted(places)] == list(range(200))
 
 
 def test_a_closed_store_opens_again(tmp_path: Path) -> None:
+    client = Client(FileStore(tmp_path))
+    client.lease()
+    client.store.close()
+    assert client.wait() > 0
+
+
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_a_thousand_shares_do_not_hold_a_thousand_descriptors(tmp_path: Path) -> None:
+    before = open_descriptors()
+    stores = [FileStore(tmp_path) for _ in range(200)]
+    for number, store in enumerate(stores):
+        store.lease(ask(share=f"share {number}"))
+    assert open_descriptors() <= before + 40
+    assert stores[0].lease(ask("b", share="share 0")).members == 2
+
+
+def test_members_of_version_2_are_noticed_and_do_not_share(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
-    store.lease(ask())
-    store.close()
-    assert store.lease(ask()).wait > 0
+    assert not store.has_older_members("team")
+    (tmp_path / _place.file_name("team", ".share")).write_bytes(b"of version 2")
+    assert store.has_older_members("team")
+    assert store.lease(ask()).members == 1
+
+
+@pytest.mark.parametrize("name", ["dir#b", "dir?b", "a b"])
+def test_a_file_url_names_the_whole_path(tmp_path: Path, name: str) -> None:
+    assert repr(store_from(f"file://{tmp_path}/{name}")) == repr(FileStore(tmp_path / name))
 
 
 @pytest.mark.parametrize(

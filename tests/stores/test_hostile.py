@@ -17,17 +17,13 @@ import redis
 
 from stkai import AimdLimiter, Event, StackBuilder, StoreLost, StoreRestored, TokenBucket
 from stkai.stores import Ask, FileStore, Law, Lease, MemoryStore, RedisStore
+from stkai.stores._open_share import open_shares
 from stkai.testing import FakeClock
 from stkai.transports import limiter
-from stkai.transports._adaptive.group import GroupPilot
-from stkai.transports._adaptive.law import TunedLaw
+from stkai.transports._limits.queue import Queue
 
 from ..support.redis_servers import Server
-
-
-def ask(member: str = "a", want: int = 1, **others: Any) -> Ask:
-    fields: dict[str, Any] = {"share": "team", "rate": 10.0, "burst": 1.0, "started": 1.0, **others}
-    return Ask(member=member, want=want, **fields)
+from .clients import Client, ask
 
 
 class Lying:
@@ -64,16 +60,25 @@ def law(name: str, value: Any) -> Any:
     [
         pytest.param(lambda _: None, id="nothing"),
         pytest.param(lambda _: "a lease", id="text"),
-        *(field(name, math.nan) for name in ("count", "wait", "spacing", "pause", "rate", "members", "next")),
-        *(field(name, math.inf) for name in ("wait", "spacing", "pause", "rate")),
-        *(field(name, "1") for name in ("count", "pause", "epoch")),
-        *(field(name, None) for name in ("members", "epoch", "law")),
-        field("count", -5),
-        field("count", 1.5),
-        field("wait", -1e9),
-        field("spacing", -1.0),
-        field("rate", 0.0),
+        *(field(name, math.nan) for name in ("id", "units", "queue", "again", "pause", "active", "members")),
+        *(field(name, math.inf) for name in ("units", "queue", "again", "pause", "epoch")),
+        *(field(name, "1") for name in ("ranges", "pause", "epoch", "quota")),
+        *(field(name, None) for name in ("members", "epoch", "law", "ranges", "quota")),
+        *(
+            field("ranges", (each,))
+            for each in (
+                (0.0, 0.0, -5),
+                (0.0, 0.0, 1.5),
+                (-1e9, 0.0, 1),
+                (0.0, -1.0, 1),
+                (0.0, math.inf, 1),
+                (0.0, 1),
+            )
+        ),
+        field("units", -1.0),
         field("members", 0),
+        field("active", 0),
+        law("rate", math.inf),
         law("rate", 0.0),
         law("age", math.nan),
         law("memory", 7),
@@ -93,7 +98,9 @@ def test_a_store_that_answers_nonsense_is_lost_and_no_caller_notices(
     assert "the store" in lost.reason
 
 
-@pytest.mark.parametrize("change", [law("age", -1e6), law("memory", "[]"), field("wait", -0.5)])
+@pytest.mark.parametrize(
+    "change", [law("age", -1e6), law("memory", "[]"), field("active", 7), field("queue", -5.0)]
+)
 def test_a_store_may_be_a_little_imprecise(change: Callable[[Lease], Any]) -> None:
     clock, events = FakeClock(), list[Event]()
     policy = AimdLimiter(10, 1.0, share="team", store=Lying(clock, change))
@@ -128,8 +135,10 @@ def test_the_commands_that_the_documentation_allows_are_enough(server: Server) -
     store = RedisStore(f"redis://stkai:secret@127.0.0.1:{server.port}/0")
     lease = store.lease(ask())
     assert store.amend(lease.epoch, Law("team", 5.0, 1.0, "x", lease.law.version))
+    one = Client(store, "b")
     for _ in range(3):
-        assert store.lease(ask("b", back=(0.1,), waiting=2)).members == 2
+        assert one.lease(waiting=2).members == 2
+    one.lease(0, leaving=True)
     assert store.look("team") is not None
     store.reset("team")
     store.close()
@@ -150,15 +159,19 @@ def test_every_protocol_of_the_server_is_understood(server: Server, options: str
     store.close()
 
 
-@pytest.mark.parametrize("text", [b"", b"rubbish", b"\x81\xa6vacant\x90", b"\x80", b"\xc0"])
+@pytest.mark.parametrize(
+    "text", [b"", b"rubbish", b"\x81\xa6vacant\x90", b"\x80", b"\xc0", b"\x93\x01\x02\x03"]
+)
 def test_a_state_that_is_not_ours_starts_anew(server: Server, text: bytes) -> None:
     with server.client() as client:
         store = RedisStore(client)
-        store.lease(ask())
-        client.set("stkai:{team}:state", text)
-        lease = store.lease(ask())
-        assert (lease.count, lease.rate) == (1, 10.0)
-        client.set("stkai:{team}:state", text)
+        for _ in range(2):
+            store.lease(ask())
+            client.set("stkai:{team}:v3:state", text)
+            client.hset("stkai:{team}:v3:members", "a", text)
+            lease = store.lease(ask())
+            assert (lease.count, lease.rate, lease.void) == (1, 10.0, False)
+        client.set("stkai:{team}:v3:state", text)
         assert store.look("team") is None
 
 
@@ -184,8 +197,8 @@ def test_a_holder_of_the_lock_that_is_killed_holds_nobody_up(tmp_path: Path) -> 
     child = os.fork()
     if not child:
         try:
-            held = FileStore(tmp_path)._hold("team", wait=True)
-            assert held is not None
+            path = FileStore(tmp_path)._path("team")
+            assert open_shares.hold(path, private=False, wait=True) is not None
             os.write(writing, b"x")
             time.sleep(30)
         finally:
@@ -214,7 +227,7 @@ def test_a_fork_during_a_wait_leaves_child_and_parent_their_own_queue(tmp_path: 
     forked, held = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with limiters[0]._link.member._lock, limiters[1]._link.member._lock, limiters[1]._link.pilot._lock:
+        with Queue.lock:
             held.set()
             forked.wait(20)
 
@@ -243,23 +256,15 @@ def test_a_store_that_fails_every_other_time_costs_no_call() -> None:
             raise redis.ResponseError("BUSY running a script")
         return lease
 
-    bucket = TokenBucket(10, 1.0, burst=1, share="team", store=Lying(clock, change))
+    bucket: Any = TokenBucket(10, 1.0, burst=1, share="team", store=Lying(clock, change))
     transport = StackBuilder([limiter(bucket)], listener=[events.append], clock=clock).build(
         httpx.MockTransport(lambda _: httpx.Response(200))
     )
     sent = 0
     while clock.monotonic() < 10:
         transport.handle_request(httpx.Request("POST", "http://quota.test/"))
-        bucket._link.work()
+        bucket._leased.client.work()
         sent += 1
     assert 60 <= sent <= 115
     lost, restored = (sum(isinstance(event, kind) for event in events) for kind in (StoreLost, StoreRestored))
     assert restored <= lost <= restored + 1
-
-
-def test_a_pilot_takes_a_state_from_the_future_for_a_new_one() -> None:
-    pilot = GroupPilot(TunedLaw(1.0, 60.0), 1.0, 0.01, 60.0, starts_cold=True)
-    memory = pilot.steer(Lease(1, 0.0, 1.0, 0.0, 1.0, 0, 1, Law("t", 1.0, 1.0, "", 0)), 0, 0.0)
-    assert memory is not None
-    future = memory._replace(age=-1e9)
-    assert pilot.steer(Lease(1, 0.0, 1.0, 0.0, 1.0, 0, 1, future), 0, 1.0) is None

@@ -1,7 +1,14 @@
 """RedisStore against real Redis and Valkey servers."""
 
+import contextlib
+import gc
 import signal
+import socket
 import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,24 +16,21 @@ import redis
 import redis.asyncio
 
 from stkai import ConfigurationError
-from stkai.stores import Ask, Known, Law, RedisStore, Refusal, Store
+from stkai.stores import Law, RedisStore, Refusal, Store
 from stkai.stores._choose import store_from
 
 from ..support.redis_servers import Server, free_port
-
-
-def ask(member: str = "a", want: int = 1, **others: Any) -> Ask:
-    fields: dict[str, Any] = {"share": "team", "rate": 10.0, "burst": 1.0, "started": 1.0, **others}
-    return Ask(member=member, want=want, **fields)
+from .clients import Client, ask, eventually
 
 
 def test_two_stores_on_one_server_share_one_clock(server: Server) -> None:
     first, second = RedisStore(server.url), store_from(server.url)
     assert isinstance(second, Store)
-    leases = [first.lease(ask()), second.lease(ask("b")), first.lease(ask())]
+    one, other = Client(first), Client(second, "b")
+    leases = [one.lease(), other.lease(), one.lease()]
     assert [lease.count for lease in leases] == [1, 1, 1]
     assert [lease.members for lease in leases] == [1, 2, 2]
-    assert leases[2].wait == pytest.approx(0.2, abs=0.1)
+    assert leases[2].ranges[0][0] == pytest.approx(0.2, abs=0.1)
     first.close()
     second.close()
 
@@ -56,10 +60,7 @@ def test_a_client_without_a_timeout_does_not_wait_for_a_server_that_hangs(server
                 store.lease(ask())
         finally:
             server.send_signal(signal.SIGCONT)
-        assert store._in_time is not None
-        assert store._in_time._stuck is not None
-        store._in_time._stuck.join(5)
-        assert store.lease(ask()).count == 1
+        eventually(lambda: store.lease(ask()).count == 1)
 
 
 def test_a_script_that_the_server_has_forgotten_is_sent_again(server: Server) -> None:
@@ -72,22 +73,22 @@ def test_a_script_that_the_server_has_forgotten_is_sent_again(server: Server) ->
 
 def test_a_lost_state_restarts_without_a_burst_and_above_all_earlier_epochs(server: Server) -> None:
     with server.client() as client:
-        store = RedisStore(client)
-        epoch = store.lease(ask(burst=10.0)).epoch
-        epoch = store.lease(ask(refused=Refusal(epoch, 1.0), burst=10.0)).epoch
+        one = Client(RedisStore(client), burst=10.0)
+        epoch = one.lease(0, refused=Refusal(one.lease().epoch, 1.0)).epoch
         client.flushall()
-        assert store.lease(ask(burst=10.0, want=2)).epoch > epoch
-        assert store.lease(ask(burst=10.0)).wait > 0
+        assert one.lease(2, queue=0.0).epoch > epoch
+        assert one.wait() > 0
 
 
-def test_a_lost_state_is_restored_from_the_first_member_that_asks(server: Server) -> None:
+def test_a_lost_state_stands_still_until_the_leases_of_its_members_are_over(server: Server) -> None:
     with server.client() as client:
-        store = RedisStore(client)
+        one, other = Client(RedisStore(client), queue=3.0), Client(RedisStore(client), "b")
+        one.lease()
         client.flushall()
-        lease = store.lease(ask(known=Known(epoch=7, next=3.0, pause=2.0, members=4)))
-        assert (lease.epoch, lease.members) == (7, 1)
-        assert lease.wait == pytest.approx(3, abs=0.1)
-        assert lease.pause == pytest.approx(2, abs=0.1)
+        lease = one.lease()
+        assert lease.void
+        assert lease.ranges[0][0] == pytest.approx(3, abs=0.1)
+        assert other.wait() > 3
 
 
 @pytest.mark.parametrize(
@@ -123,8 +124,158 @@ def test_looking_adds_no_member_and_a_reset_deletes_the_state(server: Server) ->
         seen = store.look("team")
         assert seen is not None
         assert (seen.members, seen.waiting, seen.rate, seen.refused) == (1, 7, 10.0, None)
-        store.reset("team")
+        assert seen.books == {"leased": 3, "used": 0, "returned": 0, "expired": 0, "held": 3}
+        assert store.reset("team")
         assert store.look("team") is None
+        assert not store.reset("team")
+        assert not store.reset("never used")
+
+
+def test_members_of_version_2_are_noticed_and_do_not_share(server: Server) -> None:
+    with server.client() as client:
+        store = RedisStore(client)
+        assert not store.has_older_members("team")
+        seconds, microseconds = client.time()
+        client.zadd("stkai:{team}:members", {"old": seconds + microseconds / 1e6})
+        assert store.has_older_members("team")
+        assert store.lease(ask()).members == 1
+
+
+@pytest.mark.real_time
+def test_shares_on_one_server_use_the_same_connections(server: Server) -> None:
+    with server.client() as client:
+        before = len(client.client_list())
+        stores = [RedisStore(server.url) for _ in range(50)]
+        for number, store in enumerate(stores):
+            store.lease(ask(share=f"share {number}"))
+        assert len(client.client_list()) <= before + 1
+        del store, stores
+        gc.collect()
+        eventually(lambda: len(client.client_list()) == before)
+
+
+def test_a_connection_that_the_server_closed_costs_no_lease(server: Server) -> None:
+    with server.client() as client:
+        store = RedisStore(server.url)
+        for _ in range(3):
+            assert store.lease(ask()).count == 1
+            client.client_kill_filter(_type="normal", skipme=True)
+        store.close()
+
+
+def test_a_step_costs_the_same_for_any_number_of_members(server: Server) -> None:
+    def commands() -> int:
+        with server.client() as client:
+            return sum(about["calls"] for about in client.info("commandstats").values())
+
+    with server.client() as client:
+        store = RedisStore(client)
+        counts = []
+        for members in (1, 300):
+            for number in range(members):
+                store.lease(ask(f"member {number}"))
+            clients = [Client(store, f"member {number}") for number in range(5)]
+            before = commands()
+            for each in clients:
+                each.lease()
+            counts.append(commands() - before)
+    assert counts[1] <= counts[0] + 30  # Now and then, silent members are looked for.
+
+
+def test_members_that_fell_silent_are_forgotten_a_few_at_a_time(server: Server) -> None:
+    with server.client() as client:
+        store = RedisStore(client)
+        now = 1000.0
+        store._instant = lambda: repr(now)  # type: ignore[method-assign]
+        for number in range(8500):
+            store.lease(ask(f"member {number}", 0))
+        now += 11
+        one = Client(store, "one")
+        assert one.lease().members >= 8000
+        for _ in range(450):
+            now += 0.01
+            one.lease()
+        assert one.lease().members == 1
+        assert client.hlen("stkai:{team}:v3:members") == client.zcard("stkai:{team}:v3:dues") == 1
+
+
+def test_members_that_the_server_evicted_are_not_counted(server: Server) -> None:
+    with server.client() as client:
+        store = RedisStore(client)
+        now = 1000.0
+        store._instant = lambda: repr(now)  # type: ignore[method-assign]
+        clients = [Client(store, name) for name in "abc"]
+        assert [each.lease().members for each in clients] == [1, 2, 3]
+        client.delete("stkai:{team}:v3:members")
+        now += 1
+        lease = clients[0].lease()
+        assert (lease.members, lease.active) == (1, 1)
+
+
+class Slow:
+    """A server that answers each command after a time, with an error."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.socket = seconds, socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self.socket.getsockname()[1]}/0"
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=self.answer, args=(self.socket.accept()[0],), daemon=True).start()
+
+    def answer(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            while connection.recv(65536):
+                time.sleep(self.seconds)
+                connection.sendall(b"-ERR not now\r\n")
+
+
+@pytest.fixture
+def slow_server() -> Iterator[Slow]:
+    slow = Slow(0.2)
+    yield slow
+    slow.socket.close()
+
+
+def patient(url: str) -> Any:
+    """A client with redis-py's own retries and generous timeouts."""
+    retry = redis.retry.Retry(redis.backoff.ConstantBackoff(0.5), 5)
+    return redis.Redis.from_url(url, retry=retry, socket_timeout=5, socket_connect_timeout=5)
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("given", [str, patient])
+def test_slow_answers_together_take_no_longer_than_the_timeout(slow_server: Slow, given: Any) -> None:
+    store = RedisStore(given(slow_server.url))
+    assert seconds_of(store) < 0.45
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("given", [str, patient])
+def test_looking_up_the_host_takes_no_longer_than_the_timeout(
+    given: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def getaddrinfo(*_: Any, **__: Any) -> Any:
+        time.sleep(1.0)
+        raise socket.gaierror("no such host")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    assert seconds_of(RedisStore(given("redis://redis.test:6379"))) < 0.45
+
+
+@pytest.mark.real_time
+def test_the_retries_of_a_client_do_not_prolong_the_call() -> None:
+    assert seconds_of(RedisStore(patient(f"redis://127.0.0.1:{free_port()}"))) < 0.45
+
+
+def seconds_of(store: RedisStore) -> float:
+    """How long a call takes that fails."""
+    start = time.monotonic()
+    with pytest.raises((redis.RedisError, TimeoutError)):
+        store.lease(ask())
+    return time.monotonic() - start
 
 
 def test_a_server_that_cannot_be_reached_is_no_error_before_the_first_lease() -> None:
@@ -147,10 +298,15 @@ def test_a_timeout_is_more_than_0(timeout: Any) -> None:
         RedisStore("redis://127.0.0.1", timeout=timeout)
 
 
-def test_a_url_that_cannot_be_read_is_a_configuration_error_without_its_password() -> None:
+@pytest.mark.parametrize(
+    "url", ["redis://:hunter2@host:notaport/0", "redis://:hunter2/x@host", "redis://u:[hunter2@host/0"]
+)
+def test_a_url_that_cannot_be_read_is_a_configuration_error_without_its_password(url: str) -> None:
     with pytest.raises(ConfigurationError, match="redis://user") as caught:
-        RedisStore("redis://:hunter2@host:notaport/0")
-    assert "hunter2" not in str(caught.value)
+        RedisStore(url)
+    shown = traceback.TracebackException.from_exception(caught.value, capture_locals=False)
+    assert "hunter2" not in "".join(shown.format())
+    assert caught.value.__cause__ is caught.value.__context__ is None
 
 
 def test_without_redis_py_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +319,8 @@ def test_without_redis_py_the_error_names_the_extra(monkeypatch: pytest.MonkeyPa
     ("url", "place"),
     [
         ("rediss://u:p@example.com/2", "example.com:6379"),
-        ("unix:///run/redis.sock?db=1", "unix:///run/redis.sock"),
+        ("unix:///run/redis.sock?db=1&password=p", "unix:///run/redis.sock"),
+        ("redis://example.com:7000?password=p", "example.com:7000"),
         ("redis://example.com:7000", "example.com:7000"),
     ],
 )

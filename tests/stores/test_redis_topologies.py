@@ -1,7 +1,6 @@
 """RedisStore on a cluster, and behind Sentinel when the master fails."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ import redis
 import redis.cluster
 import redis.sentinel
 
-from stkai.stores import Ask, RedisStore
+from stkai.stores import RedisStore
 
 from ..support.redis_servers import Server, installed
+from .clients import ask, eventually
 
 ClusterNode: Any = redis.cluster.ClusterNode
 Sentinel: Any = redis.sentinel.Sentinel
@@ -24,24 +24,6 @@ pytestmark = [
         not installed("redis"), reason="redis-server is not installed: apt-get install redis-server"
     ),
 ]
-
-
-def ask(share: str = "team", member: str = "a") -> Ask:
-    return Ask(share=share, rate=10.0, burst=1.0, started=1.0, member=member, want=1)
-
-
-def eventually(check: Callable[[], Any], seconds: float = 20) -> Any:
-    """Call `check` until it returns something true, ignoring the client's errors; returns that."""
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            if found := check():
-                return found
-        except redis.RedisError:
-            if time.monotonic() > until:
-                raise
-        assert time.monotonic() < until, "it took too long"
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -73,8 +55,8 @@ def test_shares_live_in_a_cluster_each_in_one_slot(cluster: list[Server]) -> Non
     client = redis.RedisCluster(startup_nodes=nodes)
     first, second = RedisStore(client), RedisStore(client)
     for share in ("team", "other {x}", "a", "b", "c"):
-        assert first.lease(ask(share)).members == 1
-        assert second.lease(ask(share, "b")).members == 2
+        assert first.lease(ask(share=share)).members == 1
+        assert second.lease(ask("b", share=share)).members == 2
         assert first.look(share) is not None
     assert str(cluster[0].port) in repr(first)
     client.close()
@@ -82,7 +64,7 @@ def test_shares_live_in_a_cluster_each_in_one_slot(cluster: list[Server]) -> Non
 
 def test_a_share_survives_a_slot_that_moves_to_another_node(cluster: list[Server]) -> None:
     client = redis.RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", server.port) for server in cluster])
-    store = RedisStore(client)
+    store = RedisStore(client, timeout=5)
     epoch = store.lease(ask()).epoch
     nodes: Any = client.nodes_manager
     slot = redis.crc.key_slot(b"team")
@@ -95,10 +77,10 @@ def test_a_share_survives_a_slot_that_moves_to_another_node(cluster: list[Server
         assert store.lease(ask()).epoch == epoch
         keys = old.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 10)
         old.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
-        assert store.lease(ask(member="b")).members == 2  # The old node redirects the script to the new one.
+        assert store.lease(ask("b")).members == 2  # The old node redirects the script to the new one.
         for node in (new, old):
             node.execute_command("CLUSTER", "SETSLOT", slot, "NODE", theirs)
-    lease = eventually(lambda: store.lease(ask(member="c")))
+    lease = eventually(lambda: store.lease(ask("c")))
     assert (lease.epoch, lease.members) == (epoch, 3)
     client.close()
 
@@ -125,7 +107,7 @@ def test_a_share_survives_a_fail_over_of_sentinels(tmp_path: Path) -> None:
         assert "sentinel quota" in repr(store)
         epoch = store.lease(ask()).epoch
         master.kill()
-        lease = eventually(lambda: store.lease(ask(member="b")))
+        lease = eventually(lambda: store.lease(ask("b")))
         assert lease.count == 1
         assert lease.epoch >= epoch
         assert sentinel.discover_master("quota")[1] == replica.port

@@ -1,4 +1,4 @@
-"""Drives waiters through a queue of tickets in virtual time, as the transports do: numbers in, numbers out."""
+"""Drives waiters through a queue in virtual time, as the transports do: numbers in, numbers out."""
 
 import heapq
 import itertools
@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from stkai.transports import Turn
-from stkai.transports._limit.tickets import TicketQueue
+from stkai.transports._limits.limiter import Turn
+from stkai.transports._limits.queue import Queue
 
 
 @dataclass(eq=False)
@@ -44,9 +44,7 @@ class Waiter:
         self.turn = Turn(cost=self.cost, priority=self.priority)
 
 
-def drive(
-    queue: TicketQueue, waiters: Iterable[Waiter], chance: Callable[[], float] = lambda: 0.5
-) -> list[Waiter]:
+def drive(queue: Queue, waiters: Iterable[Waiter], chance: Callable[[], float] = lambda: 0.5) -> list[Waiter]:
     """Let everybody arrive, wait, and go or leave; returns those who went, in order."""
     order = itertools.count()
     coming = [(waiter.arrives, next(order), waiter) for waiter in waiters]
@@ -72,6 +70,7 @@ def drive(
         turn = waiter.turn
         turn.chance = chance()
         seconds = queue.ask(turn, now)
+        assert isinstance(seconds, float)
         if new:
             waiter.told = now + seconds
         if now + seconds - waiter.arrives > waiter.limit:
@@ -87,6 +86,15 @@ def drive(
                 settling.add(number := next(order))
                 heapq.heappush(events, (now + waiter.serving, number, waiter))
     return gone
+
+
+def took(queue: Queue, now: float, cost: float = 1.0) -> int:
+    """The number of a turn that got a permit at once; 0 if there was none."""
+    turn = Turn(cost=cost)
+    if queue.ask(turn, now) == 0:
+        return turn.number
+    queue.leave(turn, now)
+    return 0
 
 
 def most_in_excess(instants: list[float], rate: float) -> float:

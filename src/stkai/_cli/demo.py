@@ -17,8 +17,8 @@ from .._clock import SystemClock
 from .._credentials.client_credentials import ClientCredentialsAuthProvider
 from ..stores import FileStore
 from ..testing import QuotaServer
-from ..transports._adaptive.limiter import AimdLimiter
-from ..transports._limit.token_bucket import TokenBucket
+from ..transports._limits.aimd import AimdLimiter
+from ..transports._limits.token_bucket import TokenBucket
 from .report import Summary
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from rich.text import Text
 from .._builder import StackBuilder
 from .._config.stkai import STKAI
 from .._errors import ConfigurationError
-from .._standard import NO_AUTHENTICATION, AuthChoice, Parts
-from ..transports._adaptive.warm import Memory
-from ..transports._limit.sharing import SharingQueue
+from .._standard import NO_AUTHENTICATION, AuthChoice, Parts, set_while_off
+from ..transports._limits.all_of import AllOf
+from ..transports._limits.pace.saved_rate import SavedRate
+from ..transports._limits.shared_limiter import SharedLimiter
 from .quota import describe
 
 
@@ -33,12 +34,16 @@ def explain() -> None:
     if choice.kind == "none":
         _print(console, "", f"With these settings, build_client() raises: {NO_AUTHENTICATION}")
     for layer in parts.layers:
-        if isinstance(layer.policy, SharingQueue) and layer.policy.share is not None:
-            # One line each, without wrapping, even in a narrow terminal.
-            console.print(Text.assemble(("Shared quota: ", "bold"), _share(layer.policy)), soft_wrap=True)
+        policy = layer.policy
+        for limiter in policy.parts if isinstance(policy, AllOf) else [policy]:
+            if isinstance(limiter, SharedLimiter) and limiter.share is not None:
+                # One line each, without wrapping, even in a narrow terminal.
+                console.print(Text.assemble(("Shared quota: ", "bold"), _share(limiter)), soft_wrap=True)
     wire = "StackSpot CLI" if parts.by_cli else "httpx, with the proxies of the environment"
     _print(console, "Stack: ", f"{stack}  (outermost first; the wire is {wire})")
     limit = settings.rate_limit
+    if (warning := set_while_off(limit)) is not None:
+        _print(console, "Rate limit: ", warning)
     if limit.enabled:
         if limit.quota() == (None, None) and limit.share is None:
             text = "not given, so the adaptive limiter finds it; the default numbers are not used."
@@ -66,16 +71,16 @@ def _remembered(name: str, share: str | None) -> str:
     """What an earlier program has left for this one."""
     if share is not None:
         return "the store of the shared quota keeps its rate for a day; see stkai quota."
-    memory = Memory(name)
-    if memory.path is None:
+    saved = SavedRate(name)
+    if saved.path is None:
         return "impossible, because this user has no home directory; set XDG_CACHE_HOME."
-    found = memory.recall()
+    found = saved.read()
     if found is None:
-        return f"nothing from the last day in {memory.path}."
+        return f"nothing from the last day in {saved.path}."
     limit = "" if found.refused else ", without a refusal"
     return (
         f"{found.rate:.3g} requests per second{limit}, window {found.window:g} s, saved {_ago(found.age)} ago"
-        f" in {memory.path}."
+        f" in {saved.path}."
     )
 
 
@@ -86,15 +91,16 @@ def _ago(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _share(limiter: SharingQueue) -> str:
+def _share(limiter: SharedLimiter) -> str:
     """The name of the shared quota, its store, and its number of members."""
     store, share = limiter.store, str(limiter.share)
     heading = f"{share}, in {describe(store)}"
     try:
-        seen = store.look(share)
+        seen, has_older = store.look(share), store.has_older_members(share)
     except Exception as error:  # noqa: BLE001 - any error: show the rest anyway
         return f"{heading}, which cannot be reached: {error}"
-    return f"{heading}\nmembers seen: {1 + (0 if seen is None else seen.members)}"
+    older = "\nmembers of stkai 2 also use it; they do not share with these" if has_older else ""
+    return f"{heading}\nmembers seen: {1 + (0 if seen is None else seen.members)}{older}"
 
 
 def _print(console: Console, heading: str, text: str) -> None:

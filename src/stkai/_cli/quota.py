@@ -12,7 +12,7 @@ from rich.text import Text
 
 from .._clock import SystemClock
 from .._errors import ConfigurationError
-from ..stores import FileStore, RedisStore, Snapshot
+from ..stores import UNLIMITED, FileStore, RedisStore, Snapshot
 from ..stores._choose import store_from
 from ..stores._place import check_share
 
@@ -21,7 +21,7 @@ _REFRESH: Final = 0.5
 
 
 def quota(
-    name: Annotated[str, typer.Argument(help="The name of the share.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the share.")],
     store: Annotated[
         str,
         typer.Option(
@@ -33,13 +33,18 @@ def quota(
     as_json: Annotated[bool, typer.Option("--json", help="Print it once, as JSON.")] = False,
     reset: Annotated[bool, typer.Option("--reset", help="Delete its state.")] = False,
 ) -> None:
-    """Show a shared quota: members, rate, use, queue, pause and the last 429."""
+    """Show a shared quota: members, rate, use, units of cost, queue, pause and the last 429."""
     console = Console()
     try:
         share, found = check_share(name), _open(store)
         if reset:
-            found.reset(share)
-            console.print(Text(f"The quota {share!r} is reset; its members start over."))
+            is_known = found.reset(share)
+            done = (
+                f"The quota {share!r} is reset; its members start over."
+                if is_known
+                else f"{_unused(share)} Nothing was reset."
+            )
+            console.print(Text(done), soft_wrap=True)
         elif as_json:
             typer.echo(json.dumps(as_dict(share, found.look(share))))
         elif once or not console.is_terminal:
@@ -63,29 +68,43 @@ def describe(store: Any) -> str:
 
 
 def as_dict(share: str, seen: Snapshot | None) -> dict[str, Any]:
-    """The state, for scripts; in seconds and requests per second."""
-    return {"share": share, "known": seen is not None, **({} if seen is None else seen._asdict())}
+    """The state, for scripts; in seconds, requests per second and units of cost."""
+    if seen is None:
+        return {"share": share, "known": False}
+    quota = seen.quota._asdict()
+    return {"share": share, "known": True, **seen._asdict(), "quota": quota.pop("rate"), **quota}
 
 
 def as_table(share: str, seen: Snapshot | None) -> Table | Text:
     """The state, for people."""
     if seen is None:
-        return Text(f"No process has used the quota {share!r} recently.")
+        return Text(_unused(share))
+    quota = seen.quota
     refused = "none" if seen.refused is None else f"{seen.refused:.0f} s ago"
+    promise = f", at most {quota.rate * quota.window:.6g} in {quota.window:.4g} s" if quota.window else ""
     rows = {
         "members": str(seen.members),
-        "rate": f"{seen.rate:.4g} requests/s (quota {seen.quota:.4g}, burst {seen.burst:.4g})",
+        "rate": f"{seen.rate:.4g} requests/s (quota {quota.rate:.4g}, burst {quota.burst:.4g}{promise})",
         "in use": f"{seen.used:.4g} requests/s",
+        "units": f"{seen.units:,.0f} of {quota.max_cost:,.0f} left; {quota.cost_rate:,.4g} more per second",
         "queue": f"{seen.waiting} requests; a new one goes in {seen.queue:.3g} s",
         "pause": f"{seen.pause:.3g} s" if seen.pause else "none",
         "last 429": refused,
     }
+    if quota.rate >= UNLIMITED:
+        rows["rate"] = "unlimited; only units of cost count"
+    if not quota.max_cost:
+        del rows["units"]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=True)
     table.add_column("quota")
     table.add_column(Text(share), overflow="fold")
     for label, value in rows.items():
         table.add_row(label, value)
     return table
+
+
+def _unused(share: str) -> str:
+    return f"No process has used the quota {share!r} recently."
 
 
 def _open(store: str) -> FileStore | RedisStore:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
+from .._checks import is_token
 from .._urls import PROXIES, absolute_url, is_origin, show_origin
 from ..transports._auth.provider import is_sendable
 from .paths import existing_path
@@ -86,6 +87,12 @@ def _proxy_address(value: str) -> str:
     return value
 
 
+def _method(value: str) -> str:
+    if not is_token(value):
+        raise ValueError
+    return value.upper()
+
+
 def _origin(value: str) -> str:
     url = absolute_url(value)
     if not is_origin(url):
@@ -118,11 +125,14 @@ Count = Annotated[int, _Number, Field(ge=0, description=COUNT)]
 Positive = Annotated[int, _Number, Field(ge=1, description=POSITIVE)]
 Seconds = Annotated[float, _Number, Field(ge=0, description=SECONDS)]
 SomeSeconds = Annotated[float, _Number, Field(gt=0, description=SOME_SECONDS)]
+SomeCost = Annotated[float, _Number, Field(gt=0)]
 Share = Annotated[float, _Number, Field(gt=0, le=1)]
 SmallerShare = Annotated[float, _Number, Field(gt=0, lt=1)]
 Status = Annotated[int, _Number, Field(ge=100, le=599)]
 TokenAddress = Annotated[str, AfterValidator(_token_address)]
 ProxyAddress = Annotated[str, AfterValidator(_proxy_address)]
+_Method = Annotated[str, AfterValidator(_method)]
+Methods = Annotated[tuple[_Method, ...], Field(min_length=1), AfterValidator(_distinct)]
 _Origin = Annotated[str, AfterValidator(_origin)]
 Origins = Annotated[tuple[_Origin, ...], Field(min_length=1), AfterValidator(_distinct)]
 # A token of RFC 9110, section 5.6.2.

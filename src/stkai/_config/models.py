@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..transports._adaptive.warm import check_warm_start
+from ..transports._limits.pace.saved_rate import check_warm_start
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 from .fields import (
     COUNT,
@@ -31,6 +31,7 @@ from .fields import (
     Count,
     Flag,
     HeaderName,
+    Methods,
     Origins,
     OrNone,
     Positive,
@@ -39,6 +40,7 @@ from .fields import (
     Secret,
     Share,
     SmallerShare,
+    SomeCost,
     SomeSeconds,
     Status,
     Text,
@@ -117,6 +119,9 @@ class AuthConfig(_Section):
 class RateLimitConfig(_Section):
     """How many requests may be sent in a time window (in seconds), and who shares that quota.
 
+    `methods` are those that count (None: all); `max_cost` are units per time window besides, counted by `cost` (tokens
+    of language models); `in_flight` is how many requests may be on their way at once.
+
     `min_rate_floor`, `penalty_factor`, `recovery_factor` and `warm_start` are for the strategy `adaptive`, which finds
     the quota by itself unless `max_requests` is given; see `quota`.
     """
@@ -130,6 +135,17 @@ class RateLimitConfig(_Section):
     max_wait_time: Annotated[
         SomeSeconds | None, OrNone, Field(description=f"{SOME_SECONDS}, or 'unlimited'")
     ] = None
+    methods: Annotated[
+        Methods | None,
+        BeforeValidator(listed),
+        OrNone,
+        Field(description="names of HTTP methods such as POST, separated by commas, or 'none' for all"),
+    ] = None
+    max_cost: Annotated[
+        SomeCost | None, OrNone, Field(description="a positive, finite number, or 'none'")
+    ] = None
+    cost: Annotated[Literal["llm-tokens"] | None, OrNone, Field(description="'llm-tokens'")] = None
+    in_flight: Annotated[Positive | None, OrNone, Field(description=f"{POSITIVE}, or 'none'")] = None
     min_rate_floor: Annotated[Share | None, OrNone, Field(description=SHARE)] = None
     penalty_factor: Annotated[SmallerShare | None, OrNone, Field(description=SMALLER_SHARE)] = None
     recovery_factor: Annotated[Share | None, OrNone, Field(description=SHARE)] = None
@@ -157,6 +173,11 @@ class RateLimitConfig(_Section):
             raise ValueError(
                 "a token bucket needs max_requests and time_window (STKAI_RATE_LIMIT_MAX_REQUESTS and"
                 " STKAI_RATE_LIMIT_TIME_WINDOW); only the strategy 'adaptive' finds the quota by itself"
+            )
+        if self.cost is not None and self.max_cost is None:
+            raise ValueError(
+                "cost needs max_cost, the units that may be spent in a time window (STKAI_RATE_LIMIT_MAX_COST beside"
+                " STKAI_RATE_LIMIT_COST)"
             )
         if self.store is not None and self.share is None:
             raise ValueError(

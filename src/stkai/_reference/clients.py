@@ -7,7 +7,7 @@ They do what the reference says and no more: none of them retries unless a call 
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Unpack
+from typing import Any, Final, Unpack
 
 import httpx
 
@@ -21,18 +21,21 @@ from .._forks import after_fork
 from .._requests import original
 from .._standard import Parts
 from .._wire.default import default_wire
-from ..transports._adaptive.limiter import AimdLimiter
 from ..transports._auth.bearer import BearerAuth
 from ..transports._auth.flow import AuthTransport
 from ..transports._auth.provider import AuthProvider
 from ..transports._base import LayerTransport
-from ..transports._limit.flow import AdaptiveTransport, TokenBucketTransport
-from ..transports._limit.token_bucket import TokenBucket
+from ..transports._limits.aimd import AimdLimiter
+from ..transports._limits.flow import AdaptiveTransport, TokenBucketTransport
+from ..transports._limits.token_bucket import TokenBucket
 from ..transports._options import CallOptions, RequestOptions, options_of
 from ..transports._retry.flow import RetryTransport
 from ..transports._stk_cli import StkCLITransport
 from .delegates import DelegateWire, Sending, check_delegate, send_through
 from .responses import follow, like_requests
+
+_METHODS: Final = ("POST",)
+"""What the reference's clients count; they never hold back a GET."""
 
 
 class _SendingHttpClient(HttpClient):
@@ -118,7 +121,12 @@ class EnvironmentAwareHttpClient(_SendingHttpClient):
         return self._transport
 
     def _decide(self) -> httpx.BaseTransport:
-        parts = Parts.choose(STKAI.config, retry=None)
+        settings = STKAI.config
+        limit = settings.rate_limit
+        if limit.enabled and limit.methods is None:
+            limit = limit.model_copy(update={"methods": _METHODS})
+            settings = settings.model_copy(update={"rate_limit": limit})
+        parts = Parts.choose(settings, retry=None)
         return StackBuilder(parts.layers).build(parts.make_wire())
 
 
@@ -195,7 +203,9 @@ class TokenBucketRateLimitedHttpClient(_RateLimitedHttpClient):
         time_window: float,
         max_wait_time: float | None = REFERENCE_MAX_WAIT_TIME,
     ) -> None:
-        policy = partial(TokenBucket, max_requests, time_window, max_wait_time=max_wait_time)
+        policy = partial(
+            TokenBucket, max_requests, time_window, max_wait_time=max_wait_time, methods=_METHODS
+        )
         super().__init__(delegate, TokenBucketTransport, policy)
 
 
@@ -236,6 +246,7 @@ class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
             penalty_factor=penalty_factor,
             recovery_factor=recovery_factor,
             max_wait_time=max_wait_time,
+            methods=_METHODS,
         )
         super().__init__(delegate, AdaptiveTransport, policy)
         self.min_rate_floor = min_rate_floor

@@ -2,16 +2,17 @@
 
 from ._file import FileStore
 from ._memory import MemoryStore
-from ._protocol import Ask, Known, Law, Lease, Refusal, Snapshot, Store
+from ._protocol import UNLIMITED, Ask, Law, Lease, Quota, Refusal, Snapshot, Store
 from ._redis import RedisStore
 
 __all__ = [
+    "UNLIMITED",
     "Ask",
     "FileStore",
-    "Known",
     "Law",
     "Lease",
     "MemoryStore",
+    "Quota",
     "RedisStore",
     "Refusal",
     "Snapshot",

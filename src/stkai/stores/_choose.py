@@ -1,7 +1,7 @@
 """Makes a store from the value of `store=` or STKAI_RATE_LIMIT_STORE."""
 
 import os
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from .._errors import ConfigurationError
 from ._file import FileStore
@@ -23,7 +23,9 @@ def check_store(store: object) -> None:
         raise ConfigurationError(f"store must be {ALLOWED}, not a {type(store).__name__}")
     scheme, separator, rest = store.partition("://")
     if not separator:
-        raise ConfigurationError(f"store must be {ALLOWED}, not {store.rpartition('@')[2]!r}")
+        raise ConfigurationError(
+            f"store must be {ALLOWED}, not {store.rpartition('@')[2].partition('?')[0]!r}"
+        )
     if scheme not in ("file", *SCHEMES):
         raise ConfigurationError(f"store has the scheme {scheme!r}; it must be {ALLOWED}")
     if scheme == "file" and not (rest.startswith("/") and rest.strip("/")):
@@ -42,7 +44,7 @@ def store_from(store: "str | Store | None", timeout: float = 0.25) -> Store:
     if not isinstance(store, str):
         return store
     if store.startswith("file://"):
-        path = unquote(urlsplit(store).path)
+        path = unquote(store.removeprefix("file://"))
         # file:///C:/directory names a drive.
         return FileStore(path[1:] if os.name == "nt" and path[2:3] == ":" else path)
     return RedisStore(store, timeout=timeout)

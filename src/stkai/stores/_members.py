@@ -1,42 +1,127 @@
-"""The members that share a quota."""
+"""What a store believes of the members of a share, and how it learns better.
 
-from typing import Protocol
+A member reports totals. Those of its permits that it neither used nor keeps are returned; a member that falls silent
+loses its permits, and is forgotten later. `step.lua` is the same code.
+"""
 
-FORGET = 10.0
+from typing import Final
+
+from . import _window
+from ._calendar import give, release
+from ._protocol import Ask
+from ._ranges import NEVER, count, cut, end, merged
+from ._state import Member, State
+
+FORGET: Final = 10.0
 """Seconds of silence after which a member is forgotten."""
 
+_KEPT: Final = 2.0
+"""Seconds after its last permit was due in which a silent member still holds its lease."""
 
-class Members(Protocol):
-    """The members that share the quota, and when each was last seen."""
+WAITS: Final = 1.5
+"""Seconds of silence after which a member no longer counts as waiting."""
 
-    def seen(self, member: str, now: float, waiting: int) -> int:
-        """Record that the member is alive, forget silent members, and count the rest."""
-        ...
+_SWEEP: Final = 0.1
+"""Seconds between looks at silent members."""
 
-    def count(self, now: float) -> tuple[int, int]:
-        """The number of members, and the number of requests waiting in them."""
-        ...
-
-    def move_back(self, seconds: float) -> None:
-        """Move the times at which the members were last seen back by so many seconds."""
-        ...
+_SWEPT: Final = 20
+"""Members looked at in one step."""
 
 
-class KnownMembers:
-    """Members in a dict."""
+def settle(s: State, m: Member, ask: Ask, now: float) -> bool:
+    """Replace what was believed of the member by what it reports. Returns whether what it holds is void."""
+    void_old(s, m)
+    used, lapsed, spent = ask.used - m.used, ask.lapsed - m.lapsed, ask.units_used - m.units_used
+    m.used, m.lapsed, m.units_used = ask.used, ask.lapsed, ask.units_used
+    if ask.lease_id != m.id:  # The last answer did not arrive.
+        release(s, m.fresh, now)
+        s.units += m.units_fresh
+        m.fresh, m.units_fresh = [], 0.0
+    known = ask.lease_id in (m.id, m.before)
+    ranges = merged(m.old, m.fresh)
+    keeps = known and not ask.leaving
+    held = min(ask.held, count(ranges)) if keeps else 0
+    late = min(m.owed, max(0, used + lapsed))  # Of permits that expired, only the books change.
+    m.owed = 0
+    front, rest = cut(ranges, max(0, used + lapsed - late))
+    ended = late + count(front)
+    unused = ended - min(used, ended)
+    s.expired -= late
+    s.used += ended - unused
+    s.usage += max(0, ended - unused)
+    if unused > 0:
+        s.returned += unused
+        give(s, min(unused, max(0, lapsed)) if front else max(0, -used))
+        if s.most:
+            _window.forgive_oldest(s, unused)
+    kept, tail = cut(rest, held)
+    release(s, tail, now)
+    units = ask.units if keeps else 0.0
+    s.units += m.units + m.units_fresh - spent - units
+    s.units = min(s.quota.max_cost, s.units) if s.quota.max_cost else 0.0
+    m.old, m.fresh, m.units, m.units_fresh = kept, [], units, 0.0
+    return not known
 
-    def __init__(self) -> None:
-        self._seen: dict[str, tuple[float, int]] = {}
 
-    def seen(self, member: str, now: float, waiting: int) -> int:
-        self._seen[member] = (now, waiting)
-        for other in [name for name, (at, _) in self._seen.items() if at <= now - FORGET]:
-            del self._seen[other]
-        return len(self._seen)
+def wait(s: State, m: Member, ask: Ask, now: float) -> None:
+    """Note that the member is alive and whether requests wait in it."""
+    m.seen, m.waiting = now, ask.waiting
+    counted = bool(ask.want > 0 or ask.waiting or m.old)
+    s.active += counted - m.counted
+    m.counted = counted
+    if ask.waiting and not ask.low:
+        if s.normal_by != ask.member:
+            s.normal_by, s.other_normal_at = ask.member, s.normal_at
+        s.normal_at = now
+    elif s.normal_by == ask.member:
+        s.normal_by, s.normal_at, s.other_normal_at = "", s.other_normal_at, NEVER
 
-    def count(self, now: float) -> tuple[int, int]:
-        alive = [waiting for at, waiting in self._seen.values() if at > now - FORGET]
-        return len(alive), sum(alive)
 
-    def move_back(self, seconds: float) -> None:
-        self._seen = {name: (at - seconds, waiting) for name, (at, waiting) in self._seen.items()}
+def void(s: State, now: float) -> None:
+    """Void all leases: a new epoch begins. What members hold expires; what they did not use yet is in no window."""
+    s.expired += s.held
+    s.epoch += 1
+    s.next = max(now, s.paused)
+    s.free = []
+    s.window = [entry for entry in s.window if entry[0] <= now]
+    s.within = sum(places for _, places in s.window)
+
+
+def void_old(s: State, m: Member) -> bool:
+    """Void the member's lease if it is of an older epoch."""
+    if m.epoch == s.epoch:
+        return False
+    m.owed += count(m.old) + count(m.fresh)
+    m.old, m.fresh, m.id, m.before, m.epoch = [], [], -1, -1, s.epoch
+    return True
+
+
+def sweep(s: State, now: float) -> None:
+    """Take permits away from members that fell silent, then forget those."""
+    if now < s.sweep_at:
+        return
+    overdue = s.members.overdue(now, _SWEPT)
+    s.sweep_at = now if len(overdue) == _SWEPT else now + _SWEEP
+    for name, m in overdue:
+        m.due = due_again(m)
+        if m.due <= now:
+            held = count(m.old) + count(m.fresh)
+            s.expired += held if m.epoch == s.epoch else 0
+            m.owed += held
+            m.old, m.fresh, m.units, m.units_fresh, m.waiting = [], [], 0.0, 0.0, 0
+            s.active -= m.counted
+            m.counted = False
+            m.due = due_again(m)
+        if m.due > now:
+            s.members[name] = m
+        else:
+            del s.members[name]
+            s.size -= 1
+
+
+def due_again(m: Member) -> float:
+    """When the member must be looked at if it stays silent."""
+    due = m.seen + FORGET
+    if m.old or m.fresh:
+        return min(due, max(end(m.old), end(m.fresh)) + _KEPT)
+    return min(due, m.seen + WAITS) if m.counted else due

@@ -35,10 +35,10 @@ def check_share(share: object) -> str:
     return share
 
 
-def file_name(share: str) -> str:
+def file_name(share: str, suffix: str = ".share3") -> str:
     """A file name that is unique to the share, even on file systems that ignore case."""
     digest = blake2b(share.encode(), digest_size=10).hexdigest()
-    return f"{quote(share, safe='')[:60]}-{digest}.share"
+    return f"{quote(share, safe='')[:60]}-{digest}{suffix}"
 
 
 def default_directory() -> Path:
@@ -52,7 +52,7 @@ def default_directory() -> Path:
     return Path(tempfile.gettempdir()) / f"stkai-{user}"
 
 
-def open_state(directory: Path, name: str, *, private: bool) -> int:
+def open_state(path: Path, *, private: bool) -> int:
     """Open a state file; create it and its directory if they are missing. The caller closes the descriptor.
 
     Args:
@@ -62,13 +62,12 @@ def open_state(directory: Path, name: str, *, private: bool) -> int:
         ConfigurationError: the directory is not a directory, or the file is not a regular file.
         OSError: the file system refuses.
     """
-    at = _open_directory(directory, private=private)
+    at = _open_directory(path.parent, private=private)
     flags = os.O_RDWR | os.O_CREAT | _NO_FOLLOW | _BINARY | _CLOEXEC
-    path = directory / name
     try:
         if not _NO_FOLLOW and path.is_symlink():
             raise ConfigurationError(_not_plain(path))
-        fd = os.open(path if at is None else name, flags, 0o600, dir_fd=at)
+        fd = os.open(path if at is None else path.name, flags, 0o600, dir_fd=at)
     except OSError as error:
         if path.is_symlink() or path.is_dir():
             raise ConfigurationError(_not_plain(path)) from error

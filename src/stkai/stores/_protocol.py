@@ -1,11 +1,50 @@
-"""The interface between a shared quota and its store: one atomic step per lease, and a compare-and-set for the rate.
+"""The interface between a member of a shared quota and its store: one atomic step per lease.
 
-A store holds numbers, never waiters. All times in messages are relative, in seconds from now, so that members whose
-clocks differ can still share a quota.
+A store holds numbers, never waiting requests. All times in messages are in seconds from now, so that members whose
+clocks differ can still share a quota. A member reports totals and what it holds, never single permits: the store
+replaces what it believed of the member, so that a message that is lost, repeated or overtaken does no harm.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
+
+BOOKS: Final = ("leased", "used", "returned", "expired", "held")
+"""What becomes of permits: leased = used + returned + expired + held."""
+
+UNLIMITED: Final = 1e6
+"""The rate of a quota that counts only units of cost, in permits per second."""
+
+
+class Quota(NamedTuple):
+    """What the members of a share must agree on.
+
+    Attributes:
+        rate: permits per second; `UNLIMITED` if only units of cost count.
+        burst: permits that the group may take at once after a quiet time.
+        window: seconds in any of which at most `rate * window` permits may be used; 0.0 if there is no such promise.
+        max_cost: units of cost that may be spent at once; 0.0 if costs do not count.
+        cost_rate: units of cost per second.
+        methods: the HTTP methods that need a permit, separated by commas; empty for all.
+    """
+
+    rate: float
+    burst: float = 1.0
+    window: float = 0.0
+    max_cost: float = 0.0
+    cost_rate: float = 0.0
+    methods: str = ""
+
+    @classmethod
+    def of(cls, numbers: Iterable[float], methods: str = "") -> "Quota":
+        """The quota of these numbers, in the order of the attributes."""
+        rate, burst, window, max_cost, cost_rate = numbers
+        return cls(rate, burst, window, max_cost, cost_rate, methods)
+
+    def differences(self, other: "Quota") -> tuple[str, ...]:
+        """The names of the attributes in which two quotas differ."""
+        return tuple(name for name in self._fields if getattr(self, name) != getattr(other, name))
 
 
 class Refusal(NamedTuple):
@@ -18,22 +57,6 @@ class Refusal(NamedTuple):
 
     epoch: int
     pause: float
-
-
-class Known(NamedTuple):
-    """What a member knows about its share, so that a lost state can be restored.
-
-    Attributes:
-        epoch: the epoch of the permits that the member holds.
-        next: seconds from now until the place of the next permit.
-        pause: seconds during which no member may send.
-        members: how many members recently shared the quota.
-    """
-
-    epoch: int
-    next: float
-    pause: float
-    members: int
 
 
 class Law(NamedTuple):
@@ -51,76 +74,120 @@ class Law(NamedTuple):
     share: str
     rate: float
     burst: float
-    memory: str
-    version: int
+    memory: str = ""
+    version: int = 0
     age: float = 0.0
 
 
 class Ask(NamedTuple):
-    """What a member tells its store when it needs permits. Pass all arguments by keyword.
+    """What a member tells its store when it needs permits or reports. Pass all arguments by keyword.
+
+    Totals count from when the member started; they may fall again when a permit that was taken is not used.
 
     Attributes:
         share: the name of the quota.
-        rate: the rate of the quota, in permits per second.
-        burst: permits that the group may take at once after a quiet time.
-        started: when the member started, in seconds since 1970; if quotas differ, the latest wins.
+        rate, burst, window, max_cost, cost_rate, methods: the member's quota; see `Quota`.
         member: the member's unique name.
-        want: permits wanted; 0 only reports that the member is alive.
-        costs: the cost of each request that wants a permit, in sending order.
-        settle: units of cost to charge afterwards; negative to give back.
-        back: the places given back, in seconds from now.
-        refused: a 429 received since the last call.
-        max_cost: units of cost that may be spent at once; None if costs do not count.
-        cost_rate: units of cost per second.
+        started: when the member started, or last changed its quota, in seconds since 1970.
+        age: seconds since then. If quotas differ, the youngest member is right; `started` decides between members that
+            started within a second of each other.
+        seq: numbers the calls of this member in ascending order; the store ignores a message overtaken by a later one.
+        lease_id: the lease that the member holds; 0 if it holds none.
+        used: total of the permits used.
+        lapsed: total of the permits that the member gave up because their time had passed.
+        held: how many permits of its lease the member keeps; it gives back the rest.
+        want: how many more permits it wants; 0 only reports.
         waiting: requests waiting in this member.
-        known: what the member knows; None if it asks for the first time.
+        low: whether only requests of low priority wait.
+        costs: the cost of each request that wants a permit, in sending order; empty if costs do not count.
+        units_used: total of the units of cost used, corrections included.
+        units: units of its lease that the member keeps.
+        own: requests sent without a lease while the store was out of reach, and not reported yet.
+        own_seconds: seconds in which those were sent.
+        queue: seconds of permits that were leased to all members, as the member last heard: restores a lost state.
+        refused: a 429 received since the last call.
+        leaving: whether this is the member's last call.
     """
 
     share: str
     rate: float
     burst: float
-    started: float
     member: str
-    want: int
-    costs: tuple[float, ...] = ()
-    settle: float = 0.0
-    back: tuple[float, ...] = ()
-    refused: Refusal | None = None
-    max_cost: float | None = None
+    started: float = 0.0
+    age: float = 0.0
+    window: float = 0.0
+    max_cost: float = 0.0
     cost_rate: float = 0.0
+    methods: str = ""
+    seq: int = 0
+    lease_id: int = 0
+    used: int = 0
+    lapsed: int = 0
+    held: int = 0
+    want: int = 0
     waiting: int = 0
-    known: Known | None = None
+    low: bool = False
+    costs: tuple[float, ...] = ()
+    units_used: float = 0.0
+    units: float = 0.0
+    own: int = 0
+    own_seconds: float = 0.0
+    queue: float = 0.0
+    refused: Refusal | None = None
+    leaving: bool = False
+
+    @property
+    def quota(self) -> Quota:
+        """The quota as this member knows it."""
+        return Quota(self.rate, self.burst, self.window, self.max_cost, self.cost_rate, self.methods)
 
 
 @dataclass(slots=True)
 class Lease:
-    """Permits that a member may use: the first after `wait` seconds, each further one `spacing` seconds later.
+    """A store's answer: permits that the member may use, and the state of its group.
 
     Attributes:
-        count: permits leased; 0 if none were wanted.
-        wait: seconds until the first may be used.
-        spacing: seconds between permits; 0.0 if all may be used at once.
+        id: the lease; the member names it in its next call.
+        law: the rate and burst in force, and the adaptive state of the group.
+        quota: the quota in force, from the youngest member.
+        ranges: the new permits, as (seconds from now until the first may be used, seconds between them, how many).
+        units: units of cost that were paid for them.
+        void: whether what the member held before is void.
+        queue: seconds until a permit requested now could be used; negative if part of the burst is left.
+        again: if nothing was leased, seconds after which to ask again.
         pause: seconds during which no member may send.
-        rate: the group's current rate, in permits per second.
         epoch: counts refusals; permits of an older epoch are void.
+        active: members that wait or hold permits, including this one.
         members: how many members share the quota, including this one.
-        law: the adaptive state of the group; its memory is empty if no law is in force.
-        quota: the quota in force, in permits per second, from the member that started last.
-        burst: the burst of that quota.
-        next: seconds until the place of the permit after these; negative if part of the burst is left.
     """
 
-    count: int
-    wait: float
-    spacing: float
-    pause: float
-    rate: float
-    epoch: int
-    members: int
+    id: int
     law: Law
-    quota: float = 0.0
-    burst: float = 0.0
-    next: float = 0.0
+    quota: Quota
+    ranges: tuple[tuple[float, float, int], ...] = ()
+    units: float = 0.0
+    void: bool = False
+    queue: float = 0.0
+    again: float = 0.0
+    pause: float = 0.0
+    epoch: int = 0
+    active: int = 1
+    members: int = 1
+
+    @property
+    def count(self) -> int:
+        """How many permits are leased."""
+        return sum(count for _, _, count in self.ranges)
+
+    @property
+    def rate(self) -> float:
+        """The group's current rate, in permits per second."""
+        return self.law.rate
+
+    @property
+    def burst(self) -> float:
+        """Permits that the group may take at once after a quiet time, at that rate."""
+        return self.law.burst
 
 
 class Snapshot(NamedTuple):
@@ -128,38 +195,42 @@ class Snapshot(NamedTuple):
 
     Attributes:
         members: how many members share the quota.
+        active: how many of them wait or hold permits.
+        quota: the quota in force.
         rate: the group's current rate, in permits per second.
-        quota: the quota, in permits per second.
-        burst: permits that may be taken at once after a quiet time.
-        used: permits per second leased recently.
+        used: permits used lately, per second.
         waiting: requests waiting, in all members.
-        queue: seconds until a permit requested now could be used.
+        queue: seconds until a new request could be sent.
+        units: units of cost that are left; negative while there is a debt.
         pause: seconds during which no member may send.
         refused: seconds since a member last reported a 429; None if none did.
         epoch: counts refusals.
+        books: permits by what became of them; see `BOOKS`.
     """
 
     members: int
+    active: int
+    quota: Quota
     rate: float
-    quota: float
-    burst: float
     used: float
     waiting: int
     queue: float
+    units: float
     pause: float
     refused: float | None
     epoch: int
+    books: dict[str, int]
 
 
 @runtime_checkable
 class Store(Protocol):
-    """Holds the ticket clock of a shared quota. It must be thread-safe.
+    """Holds the state of shared quotas. It must be thread-safe.
 
     A store that cannot be reached raises any exception; the limiter then continues with its local share.
     """
 
     def lease(self, ask: Ask) -> Lease:
-        """Take permits in one atomic step, by the store's own clock."""
+        """Take a member's report and lease it permits, in one atomic step, by the store's own clock."""
         ...
 
     def amend(self, epoch: int, law: Law) -> bool:
@@ -173,3 +244,32 @@ class Store(Protocol):
     def close(self) -> None:
         """Release files and connections; the next lease opens them again."""
         ...
+
+
+def checked(lease: Any) -> Lease:
+    """The store's answer, if a limiter can calculate with it.
+
+    Raises:
+        ValueError: it is not a lease, or one of its numbers is out of range.
+    """
+    try:
+        law, quota, ranges = lease.law, lease.quota, lease.ranges
+        # If one of them is infinite or not a number, so is the sum.
+        total = lease.id + lease.units + lease.queue + lease.again + lease.pause + lease.epoch + lease.active
+        total += lease.members
+        total += law.rate + law.burst + law.version + law.age + sum(quota[:5])
+        total += sum(first + gap + count for first, gap, count in ranges)
+        makes_sense = (
+            math.isfinite(total)
+            and all(first > -1 and gap >= 0 and count == int(count) > 0 for first, gap, count in ranges)
+            and lease.units >= 0
+            and lease.pause >= 0
+            and min(lease.members, lease.active) >= 1
+            and law.rate > 0
+            and isinstance(law.memory, str)
+        )
+    except (TypeError, AttributeError, ValueError, OverflowError):
+        makes_sense = False
+    if not makes_sense:
+        raise ValueError(f"the store must answer with a Lease of finite numbers, not {lease!r:.300}")
+    return lease  # type: ignore[no-any-return]

@@ -1,86 +1,113 @@
 """The record in a share's state file: two slots, written in turn, each with a checksum.
 
-If a write to one slot is interrupted, the other slot is still intact.
+If a write to one slot is interrupted, the other slot is still intact. Members stay packed until they are needed, so
+that a step costs about the same for any number of them.
 """
 
 import struct
-from hashlib import blake2b
+from collections.abc import Sequence
+from itertools import chain
+from operator import attrgetter
 from typing import Final
 from zlib import crc32
 
-from ._members import FORGET
-from ._tickets import State
+from ._protocol import Quota
+from ._ranges import Range
+from ._state import Member, State
 
-SLOT: Final = 8192
-SIZE: Final = 2 * SLOT
+SLOT: Final = 1 << 21
+"""The offset of the second slot, and the size of both: for 14,000 members. What is not written takes no space."""
 
-_MAGIC: Final = b"stkai\x00\x00\x01"
-_ENVELOPE: Final = struct.Struct("<8sII")  # magic, checksum and length of what follows
-_HEAD: Final = struct.Struct("<Q16sd" + "qqqqq" + "d" * 14 + "HHH")
-_MEMBER: Final = struct.Struct("<16sId")
-_NUMBER: Final = struct.Struct("<16xQ")
-_MOST_MEMORY: Final = 1024
-MOST_MEMBERS: Final = 200
+PREFIX: Final = 24
+"""Bytes that tell one slot's content from another's: magic, checksum, length and number."""
 
-
-class PackedMembers:
-    """Members in the file's format, looked up without unpacking all of them."""
-
-    def __init__(self, packed: bytes = b"", oldest: float = 0.0) -> None:
-        self.packed = bytearray(packed)
-        self.oldest = oldest
-        """No member was last seen before this instant."""
-
-    def seen(self, member: str, now: float, waiting: int) -> int:
-        key, packed = _key(member), self.packed
-        place = packed.find(key)
-        while place >= 0 and place % _MEMBER.size:
-            place = packed.find(key, place + 1)
-        if place < 0 and len(packed) < MOST_MEMBERS * _MEMBER.size:
-            place = len(packed)
-            packed += bytes(_MEMBER.size)
-        if place >= 0:
-            _MEMBER.pack_into(packed, place, key, min(waiting, 0xFFFFFFFF), now)
-        if self.oldest <= now - FORGET:
-            self._forget(now)
-        return len(packed) // _MEMBER.size
-
-    def count(self, now: float) -> tuple[int, int]:
-        alive = [waiting for _, waiting, seen in _MEMBER.iter_unpack(self.packed) if seen > now - FORGET]
-        return len(alive), sum(alive)
-
-    def move_back(self, seconds: float) -> None:
-        moved = [(key, waiting, seen - seconds) for key, waiting, seen in _MEMBER.iter_unpack(self.packed)]
-        self.packed[:] = b"".join(_MEMBER.pack(*entry) for entry in moved)
-        self.oldest -= seconds
-
-    def _forget(self, now: float) -> None:
-        alive = [entry for entry in _MEMBER.iter_unpack(self.packed) if entry[2] > now - FORGET]
-        self.packed[:] = b"".join(_MEMBER.pack(*entry) for entry in alive)
-        self.oldest = min((seen for _, _, seen in alive), default=now)
+_MAGIC: Final = b"stkai\x00\x00\x02"
+_ENVELOPE: Final = struct.Struct("<8sII")
+_NUMBER: Final = struct.Struct("<Q")
+_INTEGERS: Final = (
+    "epoch", "version", "id", "most", "within", "size", "active", "leased", "used", "returned", "expired",
+)  # fmt: skip
+_FLOATS: Final = (
+    "at", "offset", "began", "started", "owner_seen", "rate", "burst", "next", "credit", "units", "paused", "refused",
+    "written", "low_next", "normal_at", "other_normal_at", "sweep_at", "lost", "usage",
+)  # fmt: skip
+_HEAD: Final = struct.Struct(f"<Q16sd{len(_INTEGERS)}q{len(_FLOATS)}d5dHHHII")
+_RANGE: Final = struct.Struct("<ddd")
+_ENTRY: Final = struct.Struct("<dd")
+_numbers: Final = attrgetter(*_INTEGERS, *_FLOATS)
+_MEMBER: Final = struct.Struct("<HIdqqqqqqqqdddd?HH")
 
 
-_keys: dict[str, bytes] = {}
+class StoredMembers:
+    """The members of a share, packed; each is unpacked when it is first needed.
 
+    Args:
+        packed: the packed members by name.
+    """
 
-def _key(member: str) -> bytes:
-    """A 16-byte key for a member's name, which may have any length."""
-    key = _keys.get(member)
-    if key is None:
-        if len(_keys) > 1000:  # In a program that keeps making limiters.
-            _keys.clear()
-        key = _keys[member] = blake2b(member.encode(errors="surrogatepass"), digest_size=16).digest()
-    return key
+    def __init__(self, packed: dict[str, bytes] | None = None) -> None:
+        self._packed = packed or {}
+        self._open: dict[str, Member] = {}
+        self._changed: set[str] = set()
+
+    def get(self, name: str) -> Member | None:
+        """The member, to be changed in place; None if it is unknown."""
+        member = self._open.get(name)
+        if member is None and name in self._packed:
+            member = self._open[name] = _member_from(self._packed[name])
+        self._changed.add(name)
+        return member
+
+    def __setitem__(self, name: str, member: Member) -> None:
+        self._open[name] = member
+        self._changed.add(name)
+
+    def __delitem__(self, name: str) -> None:
+        del self._open[name]
+        self._packed.pop(name, None)
+
+    def overdue(self, now: float, most: int) -> list[tuple[str, Member]]:
+        """The first members whose `due` is not after `now`."""
+        dues = {name: _MEMBER.unpack_from(packed)[2] for name, packed in self._packed.items()}
+        dues |= {name: member.due for name, member in self._open.items()}
+        names = sorted((due, name) for name, due in dues.items() if due <= now)[:most]
+        found = [(name, self.get(name)) for _, name in names]
+        return [(name, member) for name, member in found if member is not None]
+
+    def all(self) -> list[Member]:
+        """All members."""
+        names = self._packed.keys() | self._open.keys()
+        return [self._open.get(name) or _member_from(self._packed[name]) for name in names]
+
+    def pack(self) -> bytes:
+        """All members, packed."""
+        for name in self._changed:
+            member = self._open.get(name)
+            if member is not None:
+                self._packed[name] = _packed_member(name, member)
+        self._changed.clear()
+        return b"".join(self._packed.values())
+
+    @classmethod
+    def unpack(cls, content: bytes) -> "StoredMembers":
+        """The members in a packed record."""
+        packed, at = {}, 0
+        while at < len(content):
+            length, size = _MEMBER.unpack_from(content, at)[:2]
+            start = at + _MEMBER.size
+            packed[content[start : start + length].decode()] = content[at : at + size]
+            at += size
+        return cls(packed)
 
 
 class Record:
-    """A state as read from the file, with the file's metadata.
+    """One slot's content.
 
     Attributes:
-        number: counts the writes; its parity selects the slot.
-        boot: the boot id of the machine whose clock the instants belong to.
-        wall: when it was written, in seconds since 1970.
-        state: the share.
+        number: counts the writes; the slot with the higher number is the newer.
+        boot: identifies the boot of the machine that wrote it.
+        wall: seconds since 1970 at about the time of writing.
+        state: the share's state.
     """
 
     __slots__ = ("boot", "number", "state", "wall")
@@ -94,63 +121,94 @@ class Record:
         return self.number % 2 * SLOT
 
     def pack(self) -> bytes:
-        """The slot's content."""
+        """The slot's content.
+
+        Raises:
+            ValueError: it does not fit into the slot.
+        """
         s, members = self.state, self.state.members
-        assert isinstance(members, PackedMembers)
-        memory = s.memory.encode()
-        if len(memory) > _MOST_MEMORY:
-            raise ValueError(
-                f"the adaptive state has {len(memory)} bytes; at most {_MOST_MEMORY} are allowed"
-            )
-        vacant = struct.pack(f"<{len(s.vacant)}d", *s.vacant) if s.vacant else b""
-        body = (
+        assert isinstance(members, StoredMembers)
+        texts = s.memory.encode(), s.normal_by.encode(), s.quota.methods.encode()
+        body = b"".join((
             _HEAD.pack(
-                self.number, self.boot, self.wall, s.epoch, s.version, s.span, s.used, s.before,
-                s.last, s.quota, s.burst, s.max_cost, s.cost_rate, s.began, s.owner_seen, s.rate, s.depth,
-                s.next, s.empty, s.paused, s.refused, s.written, len(memory), len(s.vacant),
-                len(members.packed) // _MEMBER.size,
-            )
-            + memory
-            + vacant
-            + struct.pack("<d", members.oldest)
-            + members.packed
-        )  # fmt: skip
+                self.number, self.boot, self.wall, *_numbers(s), *s.quota[:5],
+                *map(len, (*texts, s.free, s.window)),
+            ),
+            *texts,
+            _flat(s.free, 3),
+            _flat(s.window, 2),
+            members.pack(),
+        ))  # fmt: skip
+        if len(body) > SLOT - _ENVELOPE.size:
+            raise ValueError(f"the state has {len(body)} bytes; at most {SLOT - _ENVELOPE.size} are allowed")
         return _ENVELOPE.pack(_MAGIC, crc32(body), len(body)) + body
 
 
+def number_of(prefix: bytes) -> int:
+    """The number of a slot that begins like this; -1 if it is none of ours."""
+    if len(prefix) < PREFIX or not prefix.startswith(_MAGIC):
+        return -1
+    (number,) = _NUMBER.unpack_from(prefix, _ENVELOPE.size)
+    return int(number)
+
+
+def length_of(prefix: bytes) -> int:
+    """The length of the slot's content that begins like this."""
+    length: int = _ENVELOPE.unpack_from(prefix)[2]
+    return min(SLOT, _ENVELOPE.size + length)
+
+
 def unpack(content: bytes) -> Record | None:
-    """The newest intact slot; None if neither is intact."""
-    if len(content) < SIZE:
-        content = content.ljust(SIZE, b"\0")
-    newer = newest(content)
-    return _unpack_slot(content, newer) or _unpack_slot(content, SLOT - newer)
-
-
-def newest(content: bytes) -> int:
-    """The offset of the slot that was written last."""
-    return SLOT if _NUMBER.unpack_from(content, SLOT)[0] > _NUMBER.unpack_from(content)[0] else 0
-
-
-def _unpack_slot(content: bytes, offset: int) -> Record | None:
-    magic, checksum, length = _ENVELOPE.unpack_from(content, offset)
-    start = offset + _ENVELOPE.size
-    body = content[start : start + length]
-    if magic != _MAGIC or not _HEAD.size <= length <= SLOT - _ENVELOPE.size or crc32(body) != checksum:
+    """The record in a slot's content; None if it is damaged."""
+    magic, checksum, length = _ENVELOPE.unpack_from(content)
+    body = content[_ENVELOPE.size : _ENVELOPE.size + length]
+    if magic != _MAGIC or not _HEAD.size <= length == len(body) or crc32(body) != checksum:
         return None
+    number, boot, wall, *values = _HEAD.unpack_from(body)
     state = State.__new__(State)
-    state.is_lost = False
-    (
-        number, boot, wall, state.epoch, state.version, state.span, state.used, state.before,
-        state.last, state.quota, state.burst, state.max_cost, state.cost_rate, state.began, state.owner_seen,
-        state.rate, state.depth, state.next, state.empty, state.paused, state.refused, state.written,
-        memory, vacant, members,
-    ) = _HEAD.unpack_from(body)  # fmt: skip
-    at = _HEAD.size
-    state.memory = body[at : at + memory].decode() if memory else ""
-    at += memory
-    state.vacant = list(struct.unpack_from(f"<{vacant}d", body, at)) if vacant else []
-    at += vacant * 8
-    (oldest,) = struct.unpack_from("<d", body, at)
-    at += 8
-    state.members = PackedMembers(body[at : at + members * _MEMBER.size], oldest)
+    state.is_new = False
+    for name, value in zip(_INTEGERS + _FLOATS, values, strict=False):
+        setattr(state, name, value)
+    *quota, memory, normal_by, methods, free, window = values[len(_INTEGERS) + len(_FLOATS) :]
+    at, texts = _HEAD.size, []
+    for size in (memory, normal_by, methods):
+        texts.append(body[at : at + size].decode())
+        at += size
+    state.memory, state.normal_by = texts[:2]
+    state.quota = Quota.of(quota, texts[2])
+    end = at + free * _RANGE.size
+    state.free = _ranges(body[at:end])
+    at, end = end, end + window * _ENTRY.size
+    state.window = [(instant, int(places)) for instant, places in _ENTRY.iter_unpack(body[at:end])]
+    state.members = StoredMembers.unpack(body[end:])
     return Record(number, boot, wall, state)
+
+
+def _flat(rows: Sequence[tuple[float, ...]], width: int) -> bytes:
+    """All numbers of all rows, packed."""
+    return struct.pack(f"<{width * len(rows)}d", *chain.from_iterable(rows)) if rows else b""
+
+
+def _ranges(packed: bytes) -> list[Range]:
+    return [(first, gap, int(places)) for first, gap, places in _RANGE.iter_unpack(packed)]
+
+
+def _packed_member(name: str, m: Member) -> bytes:
+    key, ranges = name.encode(errors="surrogatepass"), m.old + m.fresh
+    size = _MEMBER.size + len(key) + len(ranges) * _RANGE.size
+    numbers = _MEMBER.pack(
+        len(key), size, m.due, m.id, m.before, m.epoch, m.used, m.lapsed, m.waiting, m.owed, m.seq,
+        m.units_used, m.units, m.units_fresh, m.seen, m.counted, len(m.old), len(m.fresh),
+    )  # fmt: skip
+    return numbers + key + _flat(ranges, 3)
+
+
+def _member_from(packed: bytes) -> Member:
+    m = Member.__new__(Member)
+    (
+        length, _, m.due, m.id, m.before, m.epoch, m.used, m.lapsed, m.waiting, m.owed, m.seq,
+        m.units_used, m.units, m.units_fresh, m.seen, m.counted, old, _,
+    ) = _MEMBER.unpack_from(packed)  # fmt: skip
+    ranges = _ranges(packed[_MEMBER.size + length :])
+    m.old, m.fresh = ranges[:old], ranges[old:]
+    return m

@@ -1,6 +1,5 @@
 """A quota shared by several machines through Redis or Valkey: one script, which the server runs on its own clock."""
 
-import weakref
 from collections.abc import Sequence
 from functools import cache
 from hashlib import sha1
@@ -9,13 +8,12 @@ from typing import Any
 from urllib.parse import quote
 
 from .._errors import ConfigurationError
+from ._connections import connections, import_redis
 from ._in_time import InTime
 from ._place import check_share
-from ._protocol import Ask, Law, Lease, Snapshot
+from ._protocol import BOOKS, Ask, Law, Lease, Quota, Snapshot
 
 SCHEMES = ("redis", "rediss", "unix")
-
-MISSING = 'sharing a quota through Redis needs redis-py: pip install "stkai[redis]"'
 
 
 class RedisStore:
@@ -23,68 +21,84 @@ class RedisStore:
 
     Args:
         url_or_client: a URL (`redis://`, `rediss://` or `unix://`), or a synchronous redis-py client: a
-            `redis.Redis`, a `redis.RedisCluster`, or the result of `Sentinel.master_for`. It keeps its own timeouts.
-        timeout: seconds for connecting and for each answer; for the whole call if the client has no timeout.
+            `redis.Redis`, a `redis.RedisCluster`, or the result of `Sentinel.master_for`. Stores with the same URL use
+            the same connections.
+        timeout: seconds for a whole call: looking up the host, connecting and the answer. A client's own timeouts and
+            retries may shorten it, but do not prolong it.
 
     Raises:
         ConfigurationError: redis-py is not installed, the URL is invalid, or the client is async.
     """
 
     def __init__(self, url_or_client: Any, *, timeout: float = 0.25) -> None:
-        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+        if (
+            isinstance(timeout, bool)
+            or not isinstance(timeout, int | float)
+            or not 0 < timeout < float("inf")
+        ):
             raise ConfigurationError(f"timeout must be a positive number of seconds, not {timeout!r}")
         self.timeout = float(timeout)
-        self._owns = isinstance(url_or_client, str)
-        self._client = _connect(url_or_client, self.timeout) if self._owns else _checked(url_or_client)
-        if self._owns:
-            weakref.finalize(self, self._client.close)
-        self._in_time = None if self._owns or _has_timeout(self._client) else InTime(self.timeout)
+        self._own = connections(url_or_client, self.timeout) if isinstance(url_or_client, str) else None
+        self._client = _checked(url_or_client) if self._own is None else self._own.client
+        self._in_time = InTime()
 
     def lease(self, ask: Ask) -> Lease:
-        """Take permits.
+        """Take a member's report and lease it permits.
 
         Raises:
             redis.RedisError: the server cannot be reached, or refuses.
+            TimeoutError: it did not answer in time.
         """
-        refused = (-1, 0.0) if ask.refused is None else ask.refused
-        known = (-1, 0.0, 0.0, 0) if ask.known is None else ask.known
         numbers = (
-            ask.rate, ask.burst, ask.started, ask.want, ask.waiting, ask.settle, ask.max_cost or 0.0, ask.cost_rate,
-            *refused, *known,
+            ask.rate, ask.burst, ask.started, ask.age, ask.window, ask.max_cost, ask.cost_rate, ask.seq, ask.lease_id,
+            ask.used, ask.lapsed, ask.held, ask.want, ask.waiting, int(ask.low), ask.units_used, ask.units, ask.own,
+            ask.own_seconds, ask.queue, *(ask.refused or (-1, 0.0)), int(ask.leaving),
         )  # fmt: skip
-        line, memory = self._run(
-            ask.share, "lease", ask.member, _words(numbers), _words(ask.costs), _words(ask.back)
+        line, memory, methods = self._run(
+            ask.share, "lease", ask.member, _words(numbers), _words(ask.costs), ask.methods
         )
-        count, wait, gap, pause, rate, epoch, members, quota, burst, depth, version, age, ahead = map(
-            float, line.split()
-        )
-        law = Law(ask.share, rate, depth, _text(memory), int(version), age)
-        return Lease(int(count), wait, gap, pause, rate, int(epoch), int(members), law, quota, burst, ahead)
+        (
+            number, units, void, queue, again, pause, epoch, active, members, rate, burst, version, age, *rest,
+        ) = map(float, line.split())  # fmt: skip
+        law = Law(ask.share, rate, burst, _text(memory), int(version), age)
+        parts = iter(rest[5:])
+        return Lease(
+            int(number), law, Quota.of(rest[:5], _text(methods)),
+            tuple((first, gap, int(count)) for first, gap, count in zip(parts, parts, parts, strict=True)),
+            units, bool(void), queue, again, pause, int(epoch), int(active), int(members),
+        )  # fmt: skip
 
     def amend(self, epoch: int, law: Law) -> bool:
         """Replace the adaptive state of version `law.version` with a new one."""
-        numbers = _words((epoch, law.version, law.rate, law.burst))
-        return bool(self._run(law.share, "amend", "", numbers, law.memory, ""))
+        return bool(
+            self._run(law.share, "amend", _words((epoch, law.version, law.rate, law.burst)), law.memory)
+        )
 
     def look(self, share: str) -> Snapshot | None:
         """A share's state for display; None if it was not used recently."""
-        found = self._run(share, "look", "", "", "", "")
+        found = self._run(share, "look")
         if not found:
             return None
-        members, rate, quota, burst, used, waiting, queue, pause, refused, epoch = map(
-            float, found[0].split()
-        )
-        last = refused if refused >= 0 else None
-        return Snapshot(int(members), rate, quota, burst, used, int(waiting), queue, pause, last, int(epoch))
+        numbers = [float(word) for word in found[0].split()]
+        rate, used, waiting, queue, units, pause, refused, epoch = numbers[7:15]
+        books = dict(zip(BOOKS, map(int, numbers[15:]), strict=True))
+        return Snapshot(
+            int(numbers[0]), int(numbers[1]), Quota.of(numbers[2:7], _text(found[1])), rate, used, int(waiting),
+            queue, units, pause, refused if refused >= 0 else None, int(epoch), books,
+        )  # fmt: skip
 
-    def reset(self, share: str) -> None:
-        """Delete the state of a share; active members start over."""
-        self._run(share, "reset", "", "", "", "")
+    def reset(self, share: str) -> bool:
+        """Delete the state of a share; active members start over. Returns whether there was one."""
+        return bool(self._run(share, "reset"))
+
+    def has_older_members(self, share: str) -> bool:
+        """Whether members of version 2 use the share now. They keep their own state and do not share with these."""
+        return bool(self._run(share, "older", keys=_keys(share, "members")))
 
     def close(self) -> None:
         """Close the connections, unless you passed the client; the next lease opens them again."""
-        if self._owns:
-            self._client.close()
+        if self._own is not None:
+            self._own.close()
 
     def __repr__(self) -> str:
         return f"RedisStore({self.place!r})"
@@ -104,42 +118,33 @@ class RedisStore:
         nodes = [f"{node.host}:{node.port}" for node in _nodes(self._client)]
         return ",".join(sorted(nodes)[:3]) or type(self._client).__name__
 
-    def _run(self, share: str, verb: str, *arguments: str) -> Any:
+    def _run(self, share: str, verb: str, *arguments: str, keys: tuple[bytes, ...] = ()) -> Any:
         from redis.exceptions import NoScriptError
 
         source, digest = _script()
-        keys = _keys(share)
-        given = (verb, self._instant(), *arguments)
+        keys = keys or _keys(share, "v3:state", "v3:members", "v3:dues")
+        given = (len(keys), *keys, verb, self._instant(), *arguments)
+        if self._own is not None:
+            try:
+                return self._own.run("EVALSHA", digest, *given)
+            except NoScriptError:
+                return self._own.run("EVAL", source, *given)
 
         def work() -> Any:
             try:
-                return self._client.evalsha(digest, len(keys), *keys, *given)
+                return self._client.evalsha(digest, *given)
             except NoScriptError:
-                return self._client.eval(source, len(keys), *keys, *given)
+                return self._client.eval(source, *given)
 
-        return work() if self._in_time is None else self._in_time.call(work)
+        return self._in_time.call(work, self.timeout)
 
     def _instant(self) -> str:
         """The time of the step; empty for the server's own time."""
         return ""
 
 
-def _connect(url: str, timeout: float) -> Any:
-    redis = _import()
-    try:
-        return redis.Redis.from_url(
-            url,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-            retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
-        )
-    except ValueError as error:
-        message = "the store's URL is invalid; it must look like redis://user:password@host:6379/0"
-        raise ConfigurationError(message) from error
-
-
 def _checked(client: Any) -> Any:
-    _import()
+    import_redis()
     asynchronous = any(".asyncio" in kind.__module__ for kind in type(client).__mro__)
     if asynchronous or not all(callable(getattr(client, name, None)) for name in ("evalsha", "eval")):
         raise ConfigurationError(
@@ -147,22 +152,6 @@ def _checked(client: Any) -> Any:
             f" the result of Sentinel.master_for), not {type(client).__module__}.{type(client).__qualname__}"
         )
     return client
-
-
-def _has_timeout(client: Any) -> bool:
-    pool = getattr(client, "connection_pool", None) or getattr(client, "nodes_manager", None)
-    about = getattr(pool, "connection_kwargs", None) or {}
-    return about.get("socket_timeout") is not None
-
-
-def _import() -> Any:
-    try:
-        import redis
-        import redis.backoff
-        import redis.retry
-    except ImportError as error:
-        raise ConfigurationError(MISSING) from error
-    return redis
 
 
 def _nodes(client: Any) -> Sequence[Any]:
@@ -173,17 +162,17 @@ def _nodes(client: Any) -> Sequence[Any]:
 @cache
 def _script() -> tuple[str, str]:
     """The script, and the digest by which a server knows it."""
-    source = files(__package__).joinpath("tickets.lua").read_text("utf-8")
+    source = files(__package__).joinpath("step.lua").read_text("utf-8")
     return source, sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
 @cache
-def _keys(share: str) -> tuple[bytes, bytes, bytes]:
+def _keys(share: str, *parts: str) -> tuple[bytes, ...]:
     """Keys in one hash slot; a brace in the name would end the hashed part."""
     name, kind = check_share(share), ""
     if "{" in name or "}" in name:
         name, kind = quote(name, safe=""), "encoded:"
-    return tuple(f"stkai:{{{name}}}:{kind}{part}".encode() for part in ("state", "members", "waiting"))  # type: ignore[return-value]
+    return tuple(f"stkai:{{{name}}}:{kind}{part}".encode() for part in parts)
 
 
 def _words(numbers: Sequence[float]) -> str:

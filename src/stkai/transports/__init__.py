@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ._context import Context
     from ._driver import drive
     from ._layer import Layer
-    from ._limit.flow import (
+    from ._limits.flow import (
         AdaptiveTransport,
         AsyncAdaptiveTransport,
         AsyncLimiterTransport,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         limiter,
         token_bucket,
     )
-    from ._limit.limiter import Answer, RateChange, Turn
+    from ._limits.limiter import Answer, RateChange, Turn
     from ._operations import Close, Drain, Flow, Load, Operation, Read, Run, Send, Sleep, Until
     from ._retry.flow import AsyncRetryTransport, RetryTransport, retry
     from ._stk_cli import StkCLITransport
@@ -38,7 +38,7 @@ __getattr__, __dir__ = _lazily(
         "_call": ("Attempt", "Call", "can_resend", "copy_request"),
         "_async_driver": ("adrive",),
         "_driver": ("drive",),
-        "_limit.flow": (
+        "_limits.flow": (
             "AdaptiveTransport",
             "AsyncAdaptiveTransport",
             "AsyncLimiterTransport",
@@ -49,7 +49,7 @@ __getattr__, __dir__ = _lazily(
             "limiter",
             "token_bucket",
         ),
-        "_limit.limiter": ("Answer", "RateChange", "Turn"),
+        "_limits.limiter": ("Answer", "RateChange", "Turn"),
         "_operations": (
             "Close",
             "Drain",

@@ -1,0 +1,109 @@
+"""Checks of arguments: which numbers are accepted, in which words the others are refused, and what a token is."""
+
+import re
+import sys
+from typing import Any, Final, NamedTuple, TypeVar
+
+from ._errors import ConfigurationError, StkaiError
+
+N = TypeVar("N", bound=float | None)
+
+_MOST: Final = sys.float_info.max
+"""Excludes infinity, NaN, and integers that do not fit into a float."""
+
+
+class Numbers(NamedTuple):
+    """The numbers that an argument accepts: finite ones, never a bool.
+
+    Attributes:
+        words: completes the sentence "it must be ...".
+        low: the least one.
+        high: the greatest one.
+        above: whether `low` itself is refused.
+        whole: whether only integers are accepted.
+    """
+
+    words: str
+    low: float = 0.0
+    high: float = _MOST
+    above: bool = False
+    whole: bool = False
+
+    def accept(self, value: object) -> bool:
+        """Whether a value is one of them."""
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+            return False
+        return self.low < value <= self.high if self.above else self.low <= value <= self.high
+
+
+POSITIVE: Final = Numbers("a positive, finite number", above=True)
+AT_LEAST_ZERO: Final = Numbers("a finite number of at least 0")
+SECONDS: Final = Numbers("a non-negative number of seconds")
+SOME_SECONDS: Final = Numbers("a positive number of seconds", above=True)
+COUNT: Final = Numbers("a non-negative whole number", whole=True)
+POSITIVE_COUNT: Final = Numbers("a positive whole number", low=1, whole=True)
+SHARE: Final = Numbers("a number above 0 and at most 1", high=1, above=True)
+SMALLER_SHARE: Final = Numbers(
+    "a number above 0 and below 1", high=1 - sys.float_info.epsilon / 2, above=True
+)
+
+
+def check_number(
+    name: str, value: N, allowed: Numbers, hint: str = "", *, error: type[StkaiError] = ConfigurationError
+) -> N:
+    """The value of the argument `name`, if it is one of the allowed numbers.
+
+    Args:
+        name: the argument, as the caller knows it.
+        value: what was given. Decide before the call what None means.
+        allowed: which numbers are accepted.
+        hint: follows the message, such as `", or None for no limit"`.
+        error: the class to raise; `InvalidArgumentError` for an argument of one call.
+
+    Raises:
+        ConfigurationError: (or `error`) it is not: "name must be ..., not value".
+    """
+    if not allowed.accept(value):
+        raise error(f"{name} must be {allowed.words}{hint}, not {_shown(value)}")
+    return value
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is not a bool.
+
+    Raises:
+        ConfigurationError: the value is neither True nor False.
+    """
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} must be True or False, not {value!r}")
+
+
+def check_choice(
+    name: str, value: object, *allowed: object, error: type[StkaiError] = ConfigurationError
+) -> None:
+    """Refuse what is not one of the choices.
+
+    Raises:
+        ConfigurationError: (or `error`) it is none of them.
+    """
+    if value not in allowed:
+        *others, last = map(repr, allowed)
+        choices = f"{', '.join(others)} or {last}" if others else last
+        raise error(f"{name} must be {choices}, not {value!r}")
+
+
+TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105
+"""The pattern of a token of RFC 9110, section 5.6.2: the names of headers and methods are tokens."""
+
+_TOKEN: Final = re.compile(TOKEN)
+
+
+def is_token(text: object) -> bool:
+    """Whether it is a string that can be the name of a header or of a method."""
+    return isinstance(text, str) and _TOKEN.fullmatch(text) is not None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int) and abs(value) > _MOST:
+        return "an integer that does not fit into a float"  # Python refuses to print the longest ones.
+    return repr(value)

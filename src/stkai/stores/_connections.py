@@ -1,0 +1,142 @@
+"""The connections of this process to a Redis server: all stores with the same URL use the same ones."""
+
+import os
+import threading
+import weakref
+from typing import Any
+
+from .._clock import SystemClock
+from .._errors import ConfigurationError
+from ._in_time import InTime
+
+MISSING = 'sharing a quota through Redis needs redis-py: pip install "stkai[redis]"'
+
+_MOST_IDLE = 8
+
+_clock = SystemClock()
+
+
+class Connections:
+    """Runs commands on connections that it keeps open, each within a time that covers everything.
+
+    A command on an open connection runs in the caller's thread, under the timeout of the socket. Looking up the host,
+    connecting and signing in have no common timeout, so they run in another thread.
+
+    Args:
+        client: a redis-py client; it only makes the connections.
+        timeout: seconds.
+    """
+
+    def __init__(self, client: Any, timeout: float) -> None:
+        self.client, self._timeout = client, timeout
+        self._slow = InTime()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._idle: list[Any] = []
+
+    def run(self, *words: Any) -> Any:
+        """The server's answer to a command.
+
+        Raises:
+            redis.RedisError: the server cannot be reached, or refuses.
+            TimeoutError: it took too long.
+        """
+        from redis.exceptions import ConnectionError, TimeoutError  # noqa: A004
+
+        if self._pid != os.getpid():
+            # The parent uses them; closing them here does not close them there.
+            self._begin()
+        until = _clock.monotonic() + self._timeout
+        with self._lock:
+            connection = self._idle.pop() if self._idle else None
+        if connection is not None:
+            try:
+                return self._ask(connection, words)
+            except TimeoutError:
+                raise
+            except (ConnectionError, OSError):
+                pass  # The server closed it in the meantime.
+        return self._slow.call(lambda: self._ask(self._connected(), words), until - _clock.monotonic())
+
+    def close(self) -> None:
+        """Close the idle connections; the next command opens another."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.disconnect()
+
+    def _connected(self) -> Any:
+        connection = self.client.connection_pool.make_connection()
+        connection.connect()
+        return connection
+
+    def _ask(self, connection: Any, words: tuple[Any, ...]) -> Any:
+        """Send a command and read the answer; keep the connection unless either fails."""
+        from redis.exceptions import ConnectionError, ResponseError  # noqa: A004
+
+        is_intact = False
+        try:
+            connection.send_command(*words)
+            answer = connection.read_response()
+            is_intact = True
+        except ResponseError as error:
+            is_intact = not isinstance(error, ConnectionError)
+            raise
+        finally:
+            with self._lock:
+                keep = is_intact and len(self._idle) < _MOST_IDLE
+                if keep:
+                    self._idle.append(connection)
+            if not keep:
+                connection.disconnect()
+        return answer
+
+    __del__ = close
+
+
+_shared: "weakref.WeakValueDictionary[tuple[str, float], Connections]" = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+def connections(url: str, timeout: float) -> Connections:
+    """The connections of this process to the server at a URL.
+
+    Raises:
+        ConfigurationError: redis-py is not installed, or the URL is invalid.
+    """
+    redis = import_redis()
+    with _lock:
+        found = _shared.get((url, timeout))
+        if found is None:
+            found = _shared[url, timeout] = Connections(_client(redis, url, timeout), timeout)
+        return found
+
+
+def _client(redis: Any, url: str, timeout: float) -> Any:
+    once = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
+    try:
+        return redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=once)
+    except ValueError:
+        pass
+    # Outside of the handler: redis-py's error may quote a password.
+    raise ConfigurationError(
+        "the store's URL is invalid; it must look like redis://user:password@host:6379/0"
+    )
+
+
+def import_redis() -> Any:
+    """The package redis-py.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
+    try:
+        import redis
+        import redis.backoff
+        import redis.retry
+    except ImportError as error:
+        raise ConfigurationError(MISSING) from error
+    return redis

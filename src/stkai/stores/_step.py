@@ -1,0 +1,227 @@
+"""One step of a shared quota, as a pure function: a member's report and the present in, a lease out.
+
+The state is a calendar of permits, a bucket of units of cost, and what is believed of each member. A message carries
+totals, so the store replaces what it believed: leased = used + returned + expired + held after every step, whatever was
+lost, repeated or overtaken. A step looks at the member that asks, and now and then at those that are silent. `step.lua`
+is the same code for Redis; a test checks that both agree.
+"""
+
+import copy
+import math
+from typing import Final
+
+from . import _window
+from ._calendar import USAGE_SPAN, advance, place
+from ._members import FORGET, WAITS, due_again, settle, sweep, void, void_old, wait
+from ._protocol import BOOKS, Ask, Law, Lease, Snapshot
+from ._ranges import NEVER, ROUND, count, merged
+from ._state import Member, Members, State
+
+AHEAD: Final = 0.25
+"""Seconds' worth of its share that a member may lease in advance."""
+
+_REACH: Final = 0.1
+"""Seconds; a member that holds permits gets none that wait longer for units of cost."""
+
+_LOW: Final = 0.1
+"""The share of requests of low priority while requests of normal priority wait."""
+
+_TOGETHER: Final = 1.0
+"""Seconds; the ages of members that started closer do not tell which one was last."""
+
+_LONGEST_QUEUE: Final = 60.0
+"""Seconds; the longest queue that a member's report can restore."""
+
+
+def step(s: State, ask: Ask, now: float) -> Lease:
+    """Take a member's report, and lease it the permits that it wants, as far as its share allows."""
+    now = advance(s, now)
+    sweep(s, now)
+    m = s.members.get(ask.member)
+    if m is None:
+        m = s.members[ask.member] = Member(ask.used, ask.lapsed, ask.units_used)
+        m.epoch = s.epoch
+        s.size += 1
+    elif ask.seq < m.seq:
+        return _answer(s, ask.share, m, now, is_void=True)
+    if ask.own and (ask.seq > m.seq or not m.seq):
+        _charge(s, ask.own, ask.own_seconds, now)
+    m.seq = ask.seq
+    _agree(s, ask, now)
+    if s.is_new:
+        s.is_new = False
+        if ask.lease_id:
+            s.next = max(s.next, now + min(ask.queue, _LONGEST_QUEUE))
+    is_void = settle(s, m, ask, now)
+    wait(s, m, ask, now)
+    if ask.refused is not None:
+        _refuse(s, ask.refused.epoch, now + ask.refused.pause, now)
+        is_void = void_old(s, m) or is_void
+    again = _grant(s, m, ask, now) if ask.want > 0 and not ask.leaving else 0.0
+    s.id += 1
+    m.before, m.id = -1 if is_void else ask.lease_id, s.id
+    lease = _answer(s, ask.share, m, now, is_void=is_void, again=again, new=True)
+    if ask.leaving:
+        s.active -= m.counted
+        s.size -= 1
+        del s.members[ask.member]
+    else:
+        m.due = min(m.due, due_again(m))
+        s.members[ask.member] = m
+    return lease
+
+
+def amend(s: State, epoch: int, law: Law, now: float) -> bool:
+    """Put a new pace in force, unless epoch or version have moved. The number of places leased ahead stays the same."""
+    if (epoch, law.version) != (s.epoch, s.version):
+        return False
+    now = advance(s, now)
+    _pace(s, law.rate, law.burst, now)
+    s.version += 1
+    s.memory, s.written = law.memory, now
+    return True
+
+
+def look(s: State, now: float) -> Snapshot | None:
+    """A snapshot for display; None if the share was never used."""
+    if not s.rate:
+        return None
+    members = [member for member in s.members.all() if member.seen > now + s.offset - FORGET]
+    s = copy.copy(s)
+    s.free, s.window = list(s.free), list(s.window)
+    now = advance(s, now)
+    debt = max(0.0, -s.units / s.quota.cost_rate) if s.quota.cost_rate else 0.0
+    active = sum(bool(member.old or member.fresh or member.waiting) for member in members)
+    books = {name: getattr(s, name) for name in BOOKS}
+    return Snapshot(
+        len(members), active, s.quota, s.rate, s.usage / USAGE_SPAN, sum(member.waiting for member in members),
+        max(0.0, _queue(s, now), debt), s.units, max(0.0, s.paused - now),
+        now - s.refused if s.refused > NEVER else None, s.epoch, books,
+    )  # fmt: skip
+
+
+def forget(s: State, members: Members, now: float) -> State:
+    """The state of a share after a reset: its members start over, regardless of what they know."""
+    fresh = State(now, members)
+    fresh.epoch = fresh.version = fresh.id = max(fresh.epoch, s.epoch + 1)
+    fresh.is_new = False
+    return fresh
+
+
+def _charge(s: State, own: int, seconds: float, now: float) -> None:
+    """Count requests that a member sent without a lease, while it could not reach the store."""
+    s.leased += own
+    s.used += own
+    s.credit = max(0.0, s.credit - own)
+    if s.most:
+        _window.note(s, now - seconds, seconds / own, own)
+
+
+def _agree(s: State, ask: Ask, now: float) -> None:
+    """Adopt the quota of the youngest member, as long as a member with this quota is alive."""
+    began, same = now - ask.age, ask.quota == s.quota
+    younger = began - s.began
+    if (
+        younger > _TOGETHER
+        or (younger > -_TOGETHER and ask.started > s.started)
+        or s.owner_seen <= now - FORGET
+    ):
+        if not same:
+            if s.quota.window and not s.is_new:
+                void(s, now)
+            if ask.max_cost and not s.quota.max_cost:
+                s.units = 0.0 if s.is_new and ask.lease_id else ask.max_cost
+            s.quota = ask.quota
+            s.units = min(s.units, ask.max_cost)
+            s.most = math.floor(ask.rate * ask.window + ROUND)
+            s.version += 1
+            s.memory = ""
+            _pace(s, ask.rate, ask.burst, now)
+        s.began, s.started, s.owner_seen = began, ask.started, now
+    elif same:
+        s.owner_seen = now
+
+
+def _pace(s: State, rate: float, burst: float, now: float) -> None:
+    start = max(now, s.paused)
+    if s.next > start and s.rate:
+        s.next = start + (s.next - start) * s.rate / rate
+    s.rate, s.burst = rate, burst
+    s.credit = min(s.credit, burst)
+
+
+def _refuse(s: State, epoch: int, until: float, now: float) -> None:
+    """Pause all members. A refusal of this epoch voids all leases; an older one can only lengthen the pause."""
+    if epoch != s.epoch and until <= s.paused:
+        return
+    s.refused, s.paused = now, max(s.paused, until)
+    s.next = max(s.next, s.paused)
+    if epoch == s.epoch:
+        void(s, now)
+        s.credit = 0.0
+
+
+def _grant(s: State, m: Member, ask: Ask, now: float) -> float:
+    """Lease permits, and pay for their units of cost. Returns seconds after which to ask again, if there are none."""
+    share = max(1, math.floor(s.rate * AHEAD / max(1, s.active) + ROUND))
+    want = min(ask.want, share + 1 - count(m.old))
+    if max(s.next, _window.opening(s) if s.most else NEVER) - now > 1.5 * AHEAD:
+        want = min(want, 1)  # The calendar stays short, also while the group grows.
+    if ask.low and (s.other_normal_at if s.normal_by == ask.member else s.normal_at) > now - WAITS:
+        if s.low_next > now:
+            return s.low_next - now
+        want = min(want, 1)
+        s.low_next = max(s.low_next, now - 1 / (_LOW * s.rate)) + 1 / (_LOW * s.rate)
+    costs = ask.costs if s.quota.max_cost else ()
+    granted = 0
+    while granted < want:
+        places, after = want - granted, NEVER
+        if costs:
+            places, seconds = _affordable(s, places, costs[granted:want])
+            if seconds > _REACH and (granted or m.old):
+                return 0.0 if granted else seconds - _REACH / 2
+            if seconds:
+                after = now + seconds
+        first, gap, found = place(s, places, after, now)
+        paid = sum(costs[granted : granted + found])
+        s.units -= paid
+        m.units_fresh += paid
+        m.fresh = merged(m.fresh, [(first, gap, found)])
+        s.leased += found
+        granted += found
+        if s.most:
+            _window.note(s, first, gap, found)
+    return 0.0
+
+
+def _affordable(s: State, places: int, costs: tuple[float, ...]) -> tuple[int, float]:
+    """How many requests there are units for now; if not even for one, one, and the seconds until there are."""
+    full, slack, left = s.quota.max_cost, ROUND * s.quota.max_cost, s.units
+    for number, cost in enumerate(costs):
+        need = min(cost, full)
+        if cost and left < need - slack:
+            return (number, 0.0) if number else (1, (need - left) / s.quota.cost_rate)
+        left -= cost
+    return places, 0.0
+
+
+def _queue(s: State, now: float) -> float:
+    """Seconds until a permit requested now could be used; negative if part of the burst is left."""
+    opens = max(s.paused, _window.opening(s) if s.most else NEVER)
+    if s.credit >= 1 and opens <= now:
+        return -s.credit / s.rate
+    return max(min(s.next, s.free[0][0]) if s.free else s.next, opens) - now
+
+
+def _answer(
+    s: State, share: str, m: Member, now: float, *, is_void: bool, again: float = 0.0, new: bool = False
+) -> Lease:
+    fresh = m.fresh if new else ()
+    return Lease(
+        m.id,
+        Law(share, s.rate, s.burst, s.memory, s.version, now - s.written),
+        s.quota,
+        tuple([(first - now, gap, places) for first, gap, places in fresh]),
+        m.units_fresh if fresh else 0.0,
+        is_void, _queue(s, now), again, max(0.0, s.paused - now), s.epoch, max(1, s.active), max(1, s.size),
+    )  # fmt: skip

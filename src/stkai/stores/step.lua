@@ -1,0 +1,680 @@
+-- One step of a shared quota. It is the code of `_step.py`, `_members.py`, `_calendar.py`, `_window.py` and `_ranges.py`,
+-- function by function, and explained there; a test checks that both give the same answers.
+--
+-- KEYS: the state, a hash of its members, and a sorted set of when each must be looked at if it stays silent; for "older", the
+-- members of version 2, which keep a state of their own.
+-- ARGV: a verb ("lease", "amend", "look", "reset" or "older"), the time in seconds (empty for the server's own), and the verb's own.
+local STATE, MEMBERS, DUES = KEYS[1], KEYS[2], KEYS[3]
+local EXPIRES = 90000  -- Seconds after the last use: a group that starts warm within a day needs the rate.
+local AHEAD, FORGET, KEPT, WAITS, SWEEP, SWEPT = 0.25, 10, 2, 1.5, 0.1, 20
+local REACH, LOW, TOGETHER, LONGEST_QUEUE, SET_BACK, USAGE_SPAN = 0.1, 0.1, 1, 60, 0.1, 10
+local NEVER, ROUND, SAME, EXACT = -1e18, 1e-6, 1e-6, 64
+local min, max, floor, ceil, insert = math.min, math.max, math.floor, math.ceil, table.insert
+
+-- Ranges of places: {first, gap, places}.
+local function count(ranges)
+  local number = 0
+  for _, r in ipairs(ranges) do number = number + r[3] end
+  return number
+end
+
+local function last(ranges)
+  local found = NEVER
+  for _, r in ipairs(ranges) do found = max(found, r[1] + r[2] * (r[3] - 1)) end
+  return found
+end
+
+local function past(first, gap, places, now)
+  if first > now then return 0 end
+  return gap > 0 and min(places, floor((now - first) / gap + ROUND) + 1) or places
+end
+
+local function cut(ranges, places)
+  local head, tail = {}, {}
+  for _, r in ipairs(ranges) do
+    local part = min(places, r[3])
+    places = places - part
+    if part > 0 then insert(head, {r[1], r[2], part}) end
+    if r[3] > part then insert(tail, {r[1] + part * r[2], r[2], r[3] - part}) end
+  end
+  return head, tail
+end
+
+local function in_order(a, b)
+  for k = 1, #a do
+    if a[k] ~= b[k] then return a[k] < b[k] end
+  end
+  return false
+end
+
+local function merged(some, others)
+  if #some == 0 then return others elseif #others == 0 then return some end
+  local ranges, single = {}, {}
+  for _, r in ipairs(some) do insert(ranges, r) end
+  for _, r in ipairs(others) do insert(ranges, r) end
+  table.sort(ranges, in_order)
+  for k = 1, #ranges - 1 do
+    local left = ranges[k]
+    if left[1] + left[2] * (left[3] - 1) > ranges[k + 1][1] then
+      for _, r in ipairs(ranges) do
+        for number = 0, r[3] - 1 do insert(single, {r[1] + r[2] * number, 0, 1}) end
+      end
+      table.sort(single, in_order)
+      return single
+    end
+  end
+  return ranges
+end
+
+-- The window.
+local function length(s) return s.window_seconds + min(0.002, s.window_seconds / 1000) end
+
+local function sum(s)
+  s.within = 0
+  for _, entry in ipairs(s.window) do s.within = s.within + entry[2] end
+end
+
+local function prune(s, now)
+  local since = now - length(s)
+  if s.window[1][1] > since then return end
+  local left = {}
+  for _, entry in ipairs(s.window) do
+    if entry[1] > since then insert(left, entry) end
+  end
+  s.window = left
+  sum(s)
+end
+
+local function opening(s)
+  local surplus = s.within - s.most
+  if s.most == 0 or surplus < 0 then return NEVER end
+  for _, entry in ipairs(s.window) do
+    surplus = surplus - entry[2]
+    if surplus < 0 then return entry[1] + length(s) end
+  end
+  return NEVER
+end
+
+local function entry_for(s, first, gap, places)
+  if s.most <= EXACT then return first, gap > 0 and 1 or places end
+  local width = s.window_seconds / EXACT
+  local instant = ceil(first / width) * width
+  return instant, max(1, past(first, gap, places, instant))
+end
+
+local function note(s, first, gap, places)
+  s.within = s.within + places
+  while places > 0 do
+    local instant, together = entry_for(s, first, gap, places)
+    local index = #s.window
+    while index > 0 and s.window[index][1] > instant + SAME do index = index - 1 end
+    if index > 0 and s.window[index][1] > instant - SAME then
+      s.window[index][2] = s.window[index][2] + together
+    else
+      insert(s.window, index + 1, {instant, together})
+    end
+    first, places = first + together * gap, places - together
+  end
+end
+
+local function take_out(s, index, places)
+  local part = min(places, s.window[index][2])
+  s.window[index][2], s.within = s.window[index][2] - part, s.within - part
+  if s.window[index][2] == 0 then table.remove(s.window, index) end
+  return part
+end
+
+local function forgive_oldest(s, places)
+  while places > 0 and #s.window > 0 and s.window[1][1] <= s.at do places = places - take_out(s, 1, places) end
+end
+
+local function forgive(s, first, gap, places)
+  while places > 0 do
+    local instant, together = entry_for(s, first, gap, places)
+    for index, entry in ipairs(s.window) do
+      if math.abs(entry[1] - instant) <= SAME then
+        take_out(s, index, together)
+        break
+      end
+    end
+    first, places = first + together * gap, places - together
+  end
+end
+
+local function fit(s, first, gap, places)
+  if s.most == 0 or s.within + places <= s.most then return places end
+  local seconds = length(s)
+  if gap > 0 and #s.window > 0 and s.window[#s.window][1] > first + SAME then places = 1 end
+  local near, all, inside, left = {}, 0, 0, 1
+  for _, entry in ipairs(s.window) do
+    if entry[1] > first - seconds + SAME then
+      insert(near, entry)
+      all = all + entry[2]
+      if entry[1] <= first + SAME then inside = inside + entry[2] end
+    end
+  end
+  if s.most > EXACT then return min(places, s.most - all) end
+  local most = inside
+  for _, entry in ipairs(near) do
+    if first + SAME < entry[1] and entry[1] < first + seconds - SAME then
+      inside = inside + entry[2]
+      while near[left][1] <= entry[1] - seconds + SAME do
+        inside = inside - near[left][2]
+        left = left + 1
+      end
+      most = max(most, inside)
+    end
+  end
+  return min(places, s.most - most)
+end
+
+-- The calendar.
+local function give(s, places)
+  local room = max(0, max(1, s.burst - 1) - s.credit)
+  s.credit, s.lost = s.credit + min(places, room), s.lost + max(0, places - room)
+end
+
+local function advance(s, now)
+  local at = now + s.offset
+  if at < s.at then
+    if at < s.at - SET_BACK then s.offset = s.at - now end
+    at = s.at
+  end
+  local seconds = at - s.at
+  s.at, s.usage = at, s.usage * max(0, 1 - seconds / USAGE_SPAN)
+  if s.max_cost > 0 then s.units = min(s.max_cost, s.units + seconds * s.cost_rate) end
+  if #s.free > 0 and s.free[1][1] <= at then
+    local left = {}
+    for _, r in ipairs(s.free) do
+      local gone = past(r[1], r[2], r[3], at)
+      give(s, gone)
+      if r[3] > gone then insert(left, {r[1] + gone * r[2], r[2], r[3] - gone}) end
+    end
+    table.sort(left, in_order)
+    s.free = left
+  end
+  if s.next < at then
+    local gained, room = (at - s.next) * s.rate, max(0, s.burst - 1 - s.credit)
+    s.credit, s.lost, s.next = s.credit + min(gained, room), s.lost + max(0, gained - room), at
+  end
+  if #s.window > 0 then prune(s, at) end
+  return at
+end
+
+local function release(s, ranges, now)
+  if #ranges == 0 then return end
+  for _, r in ipairs(ranges) do
+    s.returned = s.returned + r[3]
+    if s.most > 0 then forgive(s, r[1], r[2], r[3]) end
+    local gone = past(r[1], r[2], r[3], now)
+    give(s, gone)
+    if r[3] > gone then insert(s.free, {r[1] + gone * r[2], r[2], r[3] - gone}) end
+  end
+  table.sort(s.free, in_order)
+end
+
+local function place(s, places, after, now)
+  local gap, opens = 1 / s.rate, opening(s)
+  if opens > s.next then
+    local surplus = max(0, (opens - s.next) * s.rate + s.credit - max(0, s.burst - 1))
+    s.next, s.lost = min(opens, s.next + surplus * gap), s.lost + surplus
+  end
+  local has_credit = s.credit >= 1 - ROUND and after <= now and s.paused <= now
+  if not (has_credit and opens <= now) then
+    for index, r in ipairs(s.free) do
+      local first, step, size = r[1], r[2], r[3]
+      local final = first + step * (size - 1)
+      if after <= final and final < max(s.next, opens) + gap then
+        local skipped = first >= after and 0 or ceil((after - first) / step - ROUND)
+        local start = first + skipped * step
+        local found = fit(s, start, step, min(places, size - skipped))
+        if found > 0 then
+          local head, rest = cut({r}, skipped)
+          local _, tail = cut(rest, found)
+          table.remove(s.free, index)
+          for _, part in ipairs(head) do insert(s.free, part) end
+          for _, part in ipairs(tail) do insert(s.free, part) end
+          table.sort(s.free, in_order)
+          return start, step, found
+        end
+      end
+    end
+  end
+  if has_credit then
+    local found = max(1, fit(s, max(now, opens), 0, min(places, floor(s.credit + ROUND))))
+    s.credit = s.credit - found
+    return max(now, opens), 0, found
+  end
+  if after > s.next + gap then
+    local number = floor((after - s.next) / gap)
+    insert(s.free, {s.next, gap, number})
+    table.sort(s.free, in_order)
+    s.next = max(s.next + number * gap, after)
+  end
+  local first = max(s.next, s.paused)
+  if first < opens then
+    places = max(1, fit(s, opens, 0, past(first, gap, places, opens)))
+    s.next = first + places * gap
+    return max(opens, after), 0, places
+  end
+  places = max(1, fit(s, first, gap, places))
+  s.next = first + places * gap
+  return max(first, after), gap, places
+end
+
+-- The stored state and its members. Lists of pairs and triples are stored flat.
+local NUMBERS = {"epoch", "version", "id", "most", "within", "size", "active", "leased", "used", "returned", "expired", "at",
+  "offset", "began", "started", "owner_seen", "rate", "burst", "next", "credit", "units", "paused", "refused", "written",
+  "low_next", "normal_at", "other_normal_at", "sweep_at", "lost", "usage", "quota_rate", "quota_burst", "window_seconds",
+  "max_cost", "cost_rate"}
+local TEXTS = {"memory", "normal_by", "methods"}
+local MEMBER = {"due", "id", "before", "epoch", "used", "lapsed", "waiting", "owed", "seq", "units_used", "units",
+  "units_fresh", "seen", "counted"}
+
+local function precise(number) return string.format("%.17g", number) end
+
+local function flat(lists)
+  local values = {}
+  for _, list in ipairs(lists) do
+    for _, value in ipairs(list) do insert(values, value) end
+  end
+  return values
+end
+
+local function grouped(values, width)
+  local lists = {}
+  for index = 1, #values, width do
+    local list = {}
+    for k = 0, width - 1 do list[k + 1] = values[index + k] end
+    insert(lists, list)
+  end
+  return lists
+end
+
+local function unpacked(packed, names, texts)
+  if not packed then return nil end
+  local good, values = pcall(cmsgpack.unpack, packed)
+  if not good or type(values) ~= "table" or #values ~= #names + #texts + 2 then return nil end
+  local found = {}
+  for index, name in ipairs(names) do
+    if type(values[index]) ~= "number" then return nil end
+    found[name] = values[index]
+  end
+  for index, name in ipairs(texts) do
+    if type(values[#names + index]) ~= "string" then return nil end
+    found[name] = values[#names + index]
+  end
+  return found, values[#values - 1], values[#values]
+end
+
+local function packed(found, names, texts, some, others)
+  local values = {}
+  for index, name in ipairs(names) do values[index] = found[name] end
+  for _, name in ipairs(texts) do insert(values, found[name]) end
+  insert(values, flat(some))
+  insert(values, flat(others))
+  return cmsgpack.pack(values)
+end
+
+local function fresh_state(now)
+  local s = {free = {}, window = {}, is_new = true}
+  for _, name in ipairs(NUMBERS) do s[name] = 0 end
+  for _, name in ipairs(TEXTS) do s[name] = "" end
+  for _, name in ipairs{"began", "owner_seen", "paused", "refused", "low_next", "normal_at", "other_normal_at"} do
+    s[name] = NEVER
+  end
+  s.offset, s.epoch = -now, floor(now * 1e6)
+  s.version, s.id = s.epoch, s.epoch
+  return s
+end
+
+local function load()
+  local s, free, window = unpacked(redis.call("GET", STATE), NUMBERS, TEXTS)
+  if s then s.free, s.window = grouped(free, 3), grouped(window, 2) end
+  return s
+end
+
+local function save(s)
+  local seconds = string.format("%d", EXPIRES + max(0, min(1e8, max(s.paused, s.next) - s.at)))
+  redis.call("SET", STATE, packed(s, NUMBERS, TEXTS, s.free, s.window), "EX", seconds)
+  if s.sweep_at <= s.at or s.is_swept then
+    redis.call("EXPIRE", MEMBERS, seconds)
+    redis.call("EXPIRE", DUES, seconds)
+  end
+end
+
+local function member_from(text)
+  local m, old, fresh = unpacked(text, MEMBER, {})
+  if m then m.old, m.fresh = grouped(old, 3), grouped(fresh, 3) end
+  return m
+end
+
+local function save_member(name, m) redis.call("HSET", MEMBERS, name, packed(m, MEMBER, {}, m.old, m.fresh)) end
+
+local function delete_member(name)
+  redis.call("HDEL", MEMBERS, name)
+  redis.call("ZREM", DUES, name)
+end
+
+-- The members.
+local function due_again(m)
+  local due = m.seen + FORGET
+  if #m.old > 0 or #m.fresh > 0 then return min(due, max(last(m.old), last(m.fresh)) + KEPT) end
+  return m.counted == 1 and min(due, m.seen + WAITS) or due
+end
+
+local function void_old(s, m)
+  if m.epoch == s.epoch then return false end
+  m.owed = m.owed + count(m.old) + count(m.fresh)
+  m.old, m.fresh, m.id, m.before, m.epoch = {}, {}, -1, -1, s.epoch
+  return true
+end
+
+local function void(s, now)
+  s.expired, s.epoch = s.leased - s.used - s.returned, s.epoch + 1
+  s.next, s.free = max(now, s.paused), {}
+  local window = {}
+  for _, entry in ipairs(s.window) do
+    if entry[1] <= now then insert(window, entry) end
+  end
+  s.window = window
+  sum(s)
+end
+
+local function settle(s, m, ask, now)
+  void_old(s, m)
+  local used, lapsed, spent = ask.used - m.used, ask.lapsed - m.lapsed, ask.units_used - m.units_used
+  m.used, m.lapsed, m.units_used = ask.used, ask.lapsed, ask.units_used
+  if ask.lease_id ~= m.id then
+    release(s, m.fresh, now)
+    s.units = s.units + m.units_fresh
+    m.fresh, m.units_fresh = {}, 0
+  end
+  local known = ask.lease_id == m.id or ask.lease_id == m.before
+  local keeps = known and ask.leaving == 0
+  local ranges = merged(m.old, m.fresh)
+  local held = keeps and min(ask.held, count(ranges)) or 0
+  local late = min(m.owed, max(0, used + lapsed))
+  m.owed = 0
+  local front, rest = cut(ranges, max(0, used + lapsed - late))
+  local ended = late + count(front)
+  local unused = ended - min(used, ended)
+  s.expired, s.used, s.usage = s.expired - late, s.used + ended - unused, s.usage + max(0, ended - unused)
+  if unused > 0 then
+    s.returned = s.returned + unused
+    give(s, #front > 0 and min(unused, max(0, lapsed)) or max(0, -used))
+    if s.most > 0 then forgive_oldest(s, unused) end
+  end
+  local kept, tail = cut(rest, held)
+  release(s, tail, now)
+  local units = keeps and ask.units or 0
+  s.units = s.units + m.units + m.units_fresh - spent - units
+  s.units = s.max_cost > 0 and min(s.max_cost, s.units) or 0
+  m.old, m.fresh, m.units, m.units_fresh = kept, {}, units, 0
+  return not known
+end
+
+local function wait(s, m, ask, now)
+  m.seen, m.waiting = now, ask.waiting
+  local counted = (ask.want > 0 or ask.waiting > 0 or #m.old > 0) and 1 or 0
+  s.active, m.counted = s.active + counted - m.counted, counted
+  if ask.waiting > 0 and ask.low == 0 then
+    if s.normal_by ~= ask.member then s.normal_by, s.other_normal_at = ask.member, s.normal_at end
+    s.normal_at = now
+  elseif s.normal_by == ask.member then
+    s.normal_by, s.normal_at, s.other_normal_at = "", s.other_normal_at, NEVER
+  end
+end
+
+-- If the server dropped members, such as to save memory, count the rest.
+local function recount(s)
+  s.size, s.active = redis.call("HLEN", MEMBERS), 0
+  for _, text in ipairs(redis.call("HVALS", MEMBERS)) do
+    local m = member_from(text)
+    if m then s.active = s.active + m.counted end
+  end
+end
+
+local function sweep(s, now)
+  if now < s.sweep_at then return end
+  if redis.call("HLEN", MEMBERS) ~= s.size then recount(s) end
+  local names = redis.call("ZRANGEBYSCORE", DUES, "-inf", precise(now), "LIMIT", 0, SWEPT)
+  s.sweep_at, s.is_swept = #names == SWEPT and now or now + SWEEP, true
+  for _, name in ipairs(names) do
+    local m = member_from(redis.call("HGET", MEMBERS, name))
+    if m then
+      m.due = due_again(m)
+      if m.due <= now then
+        local held = count(m.old) + count(m.fresh)
+        if m.epoch == s.epoch then s.expired = s.expired + held end
+        m.owed = m.owed + held
+        m.old, m.fresh, m.units, m.units_fresh, m.waiting = {}, {}, 0, 0, 0
+        s.active, m.counted = s.active - m.counted, 0
+        m.due = due_again(m)
+      end
+      if m.due > now then
+        save_member(name, m)
+        redis.call("ZADD", DUES, precise(m.due), name)
+      else
+        delete_member(name)
+        s.size = s.size - 1
+      end
+    else
+      delete_member(name)
+    end
+  end
+end
+
+-- The step.
+local function pace(s, rate, burst, now)
+  local start = max(now, s.paused)
+  if s.next > start and s.rate > 0 then s.next = start + (s.next - start) * s.rate / rate end
+  s.rate, s.burst, s.credit = rate, burst, min(s.credit, burst)
+end
+
+local function agree(s, ask, now)
+  local began = now - ask.age
+  local younger = began - s.began
+  local same = ask.rate == s.quota_rate and ask.burst == s.quota_burst and ask.window == s.window_seconds
+    and ask.max_cost == s.max_cost and ask.cost_rate == s.cost_rate and ask.methods == s.methods
+  if younger > TOGETHER or younger > -TOGETHER and ask.started > s.started or s.owner_seen <= now - FORGET then
+    if not same then
+      if s.window_seconds > 0 and not s.is_new then void(s, now) end
+      if ask.max_cost > 0 and s.max_cost == 0 then
+        s.units = s.is_new and ask.lease_id ~= 0 and 0 or ask.max_cost
+      end
+      s.quota_rate, s.quota_burst, s.window_seconds = ask.rate, ask.burst, ask.window
+      s.max_cost, s.cost_rate, s.methods = ask.max_cost, ask.cost_rate, ask.methods
+      s.units, s.most = min(s.units, ask.max_cost), floor(ask.rate * ask.window + ROUND)
+      s.version, s.memory = s.version + 1, ""
+      pace(s, ask.rate, ask.burst, now)
+    end
+    s.began, s.started, s.owner_seen = began, ask.started, now
+  elseif same then
+    s.owner_seen = now
+  end
+end
+
+local function refuse(s, epoch, till, now)
+  if epoch ~= s.epoch and till <= s.paused then return end
+  s.refused, s.paused = now, max(s.paused, till)
+  s.next = max(s.next, s.paused)
+  if epoch == s.epoch then
+    void(s, now)
+    s.credit = 0
+  end
+end
+
+local function affordable(s, places, costs, from, to)
+  local full, slack, left = s.max_cost, ROUND * s.max_cost, s.units
+  for number = from, min(to, #costs) do
+    local cost = costs[number]
+    local need = min(cost, full)
+    if cost > 0 and left < need - slack then
+      if number > from then return number - from, 0 end
+      return 1, (need - left) / s.cost_rate
+    end
+    left = left - cost
+  end
+  return places, 0
+end
+
+local function grant(s, m, ask, now)
+  local share = max(1, floor(s.rate * AHEAD / max(1, s.active) + ROUND))
+  local want = min(ask.want, share + 1 - count(m.old))
+  if max(s.next, opening(s)) - now > 1.5 * AHEAD then want = min(want, 1) end
+  if ask.low == 1 and (s.normal_by == ask.member and s.other_normal_at or s.normal_at) > now - WAITS then
+    if s.low_next > now then return s.low_next - now end
+    want = min(want, 1)
+    s.low_next = max(s.low_next, now - 1 / (LOW * s.rate)) + 1 / (LOW * s.rate)
+  end
+  local costs, granted = s.max_cost > 0 and ask.costs or {}, 0
+  while granted < want do
+    local places, after = want - granted, NEVER
+    if #costs > 0 then
+      local seconds
+      places, seconds = affordable(s, places, costs, granted + 1, want)
+      if seconds > REACH and (granted > 0 or #m.old > 0) then return granted > 0 and 0 or seconds - REACH / 2 end
+      if seconds > 0 then after = now + seconds end
+    end
+    local first, gap, found = place(s, places, after, now)
+    local paid = 0
+    for number = granted + 1, min(granted + found, #costs) do paid = paid + costs[number] end
+    s.units, m.units_fresh = s.units - paid, m.units_fresh + paid
+    m.fresh = merged(m.fresh, {{first, gap, found}})
+    s.leased, granted = s.leased + found, granted + found
+    if s.most > 0 then note(s, first, gap, found) end
+  end
+  return 0
+end
+
+local function queue(s, now)
+  local opens = max(s.paused, opening(s))
+  if s.credit >= 1 and opens <= now then return -s.credit / s.rate end
+  return max(#s.free > 0 and min(s.next, s.free[1][1]) or s.next, opens) - now
+end
+
+local function answer(s, m, now, is_void, again, ranges)
+  local words = {m.id, #ranges > 0 and m.units_fresh or 0, is_void and 1 or 0, queue(s, now), again, max(0, s.paused - now),
+    s.epoch, max(1, s.active), max(1, s.size), s.rate, s.burst, s.version, now - s.written, s.quota_rate, s.quota_burst,
+    s.window_seconds, s.max_cost, s.cost_rate}
+  for _, r in ipairs(ranges) do
+    insert(words, r[1] - now)
+    insert(words, r[2])
+    insert(words, r[3])
+  end
+  for index, word in ipairs(words) do words[index] = precise(word) end
+  return {table.concat(words, " "), s.memory, s.methods}
+end
+
+local function step(s, ask, now)
+  now = advance(s, now)
+  sweep(s, now)
+  local m = member_from(redis.call("HGET", MEMBERS, ask.member))
+  if not m then
+    m = {old = {}, fresh = {}}
+    for _, name in ipairs(MEMBER) do m[name] = 0 end
+    m.used, m.lapsed, m.units_used, m.epoch, m.due = ask.used, ask.lapsed, ask.units_used, s.epoch, -NEVER
+    s.size = s.size + 1
+  elseif ask.seq < m.seq then
+    return answer(s, m, now, true, 0, {})
+  end
+  if ask.own > 0 and (ask.seq > m.seq or m.seq == 0) then
+    s.leased, s.used, s.credit = s.leased + ask.own, s.used + ask.own, max(0, s.credit - ask.own)
+    if s.most > 0 then note(s, now - ask.own_seconds, ask.own_seconds / ask.own, ask.own) end
+  end
+  m.seq = ask.seq
+  agree(s, ask, now)
+  if s.is_new then
+    s.is_new = false
+    if ask.lease_id ~= 0 then s.next = max(s.next, now + min(ask.queue, LONGEST_QUEUE)) end
+  end
+  local is_void = settle(s, m, ask, now)
+  wait(s, m, ask, now)
+  if ask.refused >= 0 then
+    refuse(s, ask.refused, now + ask.pause, now)
+    is_void = void_old(s, m) or is_void
+  end
+  local again = ask.want > 0 and ask.leaving == 0 and grant(s, m, ask, now) or 0
+  s.id = s.id + 1
+  m.before, m.id = is_void and -1 or ask.lease_id, s.id
+  local lease = answer(s, m, now, is_void, again, m.fresh)
+  if ask.leaving == 1 then
+    s.active, s.size = s.active - m.counted, s.size - 1
+    delete_member(ask.member)
+  else
+    local due = due_again(m)
+    if due < m.due then
+      m.due = due
+      redis.call("ZADD", DUES, precise(due), ask.member)
+    end
+    save_member(ask.member, m)
+  end
+  return lease
+end
+
+-- For display. A copy of the state moves on; nothing is written, so that a replica can answer.
+local function look(s, now)
+  local alive, active, waiting = 0, 0, 0
+  now = advance(s, now)
+  for _, text in ipairs(redis.call("HVALS", MEMBERS)) do
+    local m = member_from(text)
+    if m and m.seen > now - FORGET then
+      alive, waiting = alive + 1, waiting + m.waiting
+      if #m.old > 0 or #m.fresh > 0 or m.waiting > 0 then active = active + 1 end
+    end
+  end
+  local debt = s.cost_rate > 0 and max(0, -s.units / s.cost_rate) or 0
+  local refused = s.refused > NEVER and now - s.refused or -1
+  local words = {alive, active, s.quota_rate, s.quota_burst, s.window_seconds, s.max_cost, s.cost_rate, s.rate,
+    s.usage / USAGE_SPAN, waiting, max(0, queue(s, now), debt), s.units, max(0, s.paused - now), refused, s.epoch,
+    s.leased, s.used, s.returned, s.expired, s.leased - s.used - s.returned - s.expired}
+  for index, word in ipairs(words) do words[index] = precise(word) end
+  return {table.concat(words, " "), s.methods}
+end
+
+local function numbers(text)
+  local found = {}
+  for word in string.gmatch(text, "%S+") do insert(found, tonumber(word)) end
+  return found
+end
+
+local now = tonumber(ARGV[2])
+if not now then
+  local time = redis.call("TIME")
+  now = time[1] + time[2] / 1e6
+end
+if ARGV[1] == "older" then return redis.call("ZCOUNT", KEYS[1], precise(now - FORGET), "+inf") end
+local s = load()
+
+if ARGV[1] == "lease" then
+  local ask = {member = ARGV[3], costs = numbers(ARGV[5]), methods = ARGV[6]}
+  local n = numbers(ARGV[4])
+  for index, name in ipairs{"rate", "burst", "started", "age", "window", "max_cost", "cost_rate", "seq", "lease_id", "used",
+      "lapsed", "held", "want", "waiting", "low", "units_used", "units", "own", "own_seconds", "queue", "refused", "pause",
+      "leaving"} do
+    ask[name] = n[index]
+  end
+  s = s or fresh_state(now)
+  local lease = step(s, ask, now)
+  save(s)
+  return lease
+elseif ARGV[1] == "amend" then
+  local n = numbers(ARGV[3])
+  if not s or n[1] ~= s.epoch or n[2] ~= s.version then return 0 end
+  now = advance(s, now)
+  pace(s, n[3], n[4], now)
+  s.version, s.memory, s.written = s.version + 1, ARGV[4], now
+  save(s)
+  return 1
+elseif not s or s.rate == 0 then
+  return ARGV[1] == "look" and {} or 0
+elseif ARGV[1] == "look" then
+  return look(s, now)
+end
+local anew = fresh_state(now)
+anew.epoch = max(anew.epoch, s.epoch + 1)
+anew.version, anew.id, anew.is_new = anew.epoch, anew.epoch, false
+redis.call("DEL", MEMBERS, DUES)
+save(anew)
+return 1

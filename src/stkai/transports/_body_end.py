@@ -1,0 +1,134 @@
+"""Notifies once when the body of a response has ended: read to its end, closed early, broken, or collected unread.
+
+A limiter returns a place then, and costs are settled. Works for sync and async bodies. The end is reported when the
+body is closed, which whoever reads it does at its end.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from enum import Enum
+from functools import cache
+from typing import Any
+
+import httpx
+
+from .._families import Family, family_of, of_family
+
+
+class BodyEnd(Enum):
+    """How a body ended."""
+
+    WHOLE = "read to its end"
+    CLOSED = "closed early, or broken"
+    DROPPED = "collected unread"
+    """Reported by a finalizer: in any thread, at any moment, perhaps inside a lock that this thread holds."""
+
+
+Ended = Callable[[BodyEnd], object]
+"""Called once. For `DROPPED`, it must do nothing but note that, such as `deque.append`: see `BodyEnd.DROPPED`."""
+
+
+def when_body_ends(
+    response: httpx.Response, ended: Ended, each: Callable[[bytes], object] | None = None
+) -> None:
+    """Call `ended` once when the body has ended and is closed, and `each` with every chunk, still encoded.
+
+    A body that is already in memory ends at once.
+    """
+    if hasattr(response, "_content"):
+        if each is not None:
+            each(response.content)
+        ended(BodyEnd.WHOLE)
+        return
+    family: Any = family_of(response)
+    body: Any = response.stream
+    if isinstance(body, family.ByteStream):
+        if each is not None:
+            each(b"".join(body))
+        ended(BodyEnd.WHOLE)
+        return
+    response.stream = _kind_for(body, family)(body, ended, each)
+
+
+def _kind_for(body: Any, family: Any) -> Any:
+    if not isinstance(body, family.AsyncByteStream):
+        return of_family(WatchedBody, family)
+    if not isinstance(body, family.SyncByteStream):
+        return of_family(AsyncWatchedBody, family)
+    return _either(family)
+
+
+class _Watched:
+    """What the sync and the async body share."""
+
+    def __init__(self, body: Any, ended: Ended, each: Callable[[bytes], object] | None = None) -> None:
+        self._body, self._each = body, each
+        self._is_whole = self._is_closed = False
+        self._ended: Ended | None = ended
+
+    def _end(self, how: BodyEnd) -> None:
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended(how)
+
+    def __del__(self) -> None:
+        if getattr(self, "_ended", None) is not None:
+            self._end(BodyEnd.DROPPED)
+
+
+class WatchedBody(_Watched, httpx.SyncByteStream):
+    """A body that closes itself when it breaks or is left, and reports its end when it is closed."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            for chunk in self._body:
+                if self._each is not None:
+                    self._each(chunk)
+                yield chunk
+        except BaseException:
+            self.close()
+            raise
+        self._is_whole = True
+
+    def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        how = BodyEnd.CLOSED
+        try:
+            self._body.close()
+            how = BodyEnd.WHOLE if self._is_whole else how
+        finally:
+            self._end(how)
+
+
+class AsyncWatchedBody(_Watched, httpx.AsyncByteStream):
+    """The same for async clients."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._body:
+                if self._each is not None:
+                    self._each(chunk)
+                yield chunk
+        except BaseException:
+            await self.aclose()
+            raise
+        self._is_whole = True
+
+    async def aclose(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        how = BodyEnd.CLOSED
+        try:
+            await self._body.aclose()
+            how = BodyEnd.WHOLE if self._is_whole else how
+        finally:
+            self._end(how)
+
+
+@cache
+def _either(family: Family) -> Any:
+    """The class of a body that can be read both ways."""
+    bases = (of_family(WatchedBody, family), of_family(AsyncWatchedBody, family))
+    return type("EitherWatchedBody", bases, {})

@@ -1,0 +1,136 @@
+"""The adaptive limiter: finds the rate at which a shared quota can be used, and keeps to it."""
+
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..._checks import SHARE, check_number
+from ..._errors import ConfigurationError
+from .pace.adaptive import Adaptive
+from .pace.quota import KnownQuota
+from .pace.saved_rate import SavedRate, check_warm_start
+from .queue_limiter import Cost, check_limits
+from .shared_limiter import SharedLimiter, shared_source
+from .sources.rate import Rate
+from .sources.source import Limits, Source
+from .sources.units import Units
+
+
+class AimdLimiter(SharedLimiter):
+    """A rate that adapts to what the server accepts. Share the object to share the quota within a process.
+
+    Without numbers, it finds the quota by itself. With numbers, they are the ceiling.
+
+    Args:
+        max_requests: the whole quota, shared with others: requests per `time_window`.
+        time_window: seconds. Give both numbers or neither.
+        max_cost: units of cost allowed in `time_window`, such as tokens; None counts requests only. As for
+            `TokenBucket`; if a server's headers state fewer tokens, the headers apply.
+        min_rate_floor: least share of the quota that the rate falls to, in (0, 1]; at least half a request per window.
+        penalty_factor: with it, plain AIMD: the share of the rate that a cut takes, in (0, 1]; 0.3 beside the other.
+        recovery_factor: with it, plain AIMD: the share of the quota regained per window, in (0, 1]; 0.05 likewise.
+        cost: what a call costs, as for `TokenBucket`.
+        max_wait_time: seconds that a request may wait for its permit; None for as long as it takes.
+        methods: HTTP methods that need a permit; None for all.
+        share: a name; processes that use the same name share the quota, and what they learn about it.
+        store: where the shared quota is kept: None or "file" for this machine, a URL (`file:///directory`, `redis://`,
+            `rediss://`, `unix://`), or a `stkai.stores.Store`.
+        warm_start: a name under which the rate is saved in the user's cache directory; a program that starts within a
+            day starts at that rate. With `share`, the name of the share: its store keeps the rate. None, the
+            default, saves nothing.
+
+    Raises:
+        ConfigurationError: a number is out of range or missing, the store cannot be used, or there is nothing that
+            `warm_start` could save.
+    """
+
+    def __init__(
+        self,
+        max_requests: float | None = None,
+        time_window: float | None = None,
+        *,
+        max_cost: float | None = None,
+        min_rate_floor: float | None = None,
+        penalty_factor: float | None = None,
+        recovery_factor: float | None = None,
+        cost: Cost | None = None,
+        max_wait_time: float | None = None,
+        methods: Iterable[str] | None = None,
+        share: str | None = None,
+        store: Any = None,
+        warm_start: str | None = None,
+    ) -> None:
+        limits = check_limits(max_requests, time_window, max_cost)
+        parts = {
+            "min_rate_floor": min_rate_floor,
+            "penalty_factor": penalty_factor,
+            "recovery_factor": recovery_factor,
+        }
+        for name, value in parts.items():
+            if value is not None:
+                check_number(name, value, SHARE)
+        if max_requests is None or time_window is None:
+            _require_no_numbers(limits, parts | {"max_cost": max_cost, "share": share})
+        plain = None
+        if penalty_factor is not None or recovery_factor is not None:
+            plain = penalty_factor or 0.3, recovery_factor or 0.05
+        if warm_start is not None:
+            check_warm_start(warm_start, share, plain=plain is not None)
+        floor = min_rate_floor or 0.0
+        saved = SavedRate(warm_start) if warm_start is not None and share is None else None
+        self._pace = Adaptive(
+            KnownQuota(max_requests, time_window, floor),
+            plain=plain,
+            learned=None if saved is None else saved.read(),
+            save=None if saved is None else saved.note,
+        )
+        if saved is not None:
+            weakref.finalize(self, saved.save)
+
+        def alone() -> Sequence[Source]:
+            """The sources of a process that shares nothing."""
+            units = [] if max_cost is None else [Units(max_cost, time_window or 1.0, reads_headers=True)]
+            return [Rate(pace=self._pace), *units]
+
+        pilot = None
+        if share is not None:
+            from .pace.group import GroupPace
+
+            quota = KnownQuota(max_requests, time_window, floor)
+            pilot = GroupPace(quota, plain=plain, starts_warm=warm_start is not None)
+        leased = shared_source(share, store, limits, alone=alone, pilot=pilot)
+        sources = alone() if leased is None else [leased]
+        super().__init__(*sources, limits=limits, methods=methods, max_wait_time=max_wait_time, cost=cost)
+
+    def _rate(self) -> float:
+        return self._pace.rate
+
+    @property
+    def burst(self) -> float:
+        """Requests that may go at once after a quiet time."""
+        return self._pace.burst
+
+    @property
+    def window(self) -> float:
+        """The quota's window in seconds, or the current estimate."""
+        return self._pace.quota.window
+
+    def __repr__(self) -> str:
+        cost = "" if self.max_cost is None else f", max_cost={self.max_cost:g}"
+        return f"AimdLimiter({self._pace}{cost}, rate={self.rate:.3g}{self._options()})"
+
+
+def _require_no_numbers(limits: Limits, options: dict[str, object]) -> None:
+    """Refuse half a quota, and options that need a quota.
+
+    Raises:
+        ConfigurationError: one of the numbers is missing, or one of the options is given.
+    """
+    if limits.max_requests is not None or limits.time_window is not None:
+        missing = "time_window" if limits.time_window is None else "max_requests"
+        raise ConfigurationError(
+            f"{missing} is missing: give max_requests and time_window, or neither to let the limiter find the quota"
+        )
+    for name, given in options.items():
+        if given is not None:
+            raise ConfigurationError(f"{name} needs a quota: give max_requests and time_window as well")

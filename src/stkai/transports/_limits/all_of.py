@@ -1,0 +1,324 @@
+"""Several limits at once: a request goes when all of them let it go, and takes from all of them in one step."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakValueDictionary
+
+import httpx
+
+from ..._errors import ConfigurationError
+from .._operations import Operation
+from .limiter import Answer, Limiter, RateChange, Turn
+from .per_key import PerKey, subscribe
+from .queue import READY, Queue, join_all
+from .queue_limiter import Plan, QueueLimiter, smallest
+from .sources.source import TICK, Source
+
+if TYPE_CHECKING:
+    from .permit import Permit
+
+_MEMBERS: Final = ("methods", "max_wait_time", "ask", "leave", "learn", "settle")
+
+_MOST_METHODS: Final = 100
+
+_GLANCE: Final = 1.0
+"""Seconds; a limiter of the user's own is asked at least so often about the request that is next."""
+
+WANTED: Final = (
+    "rate_limit must be 'token_bucket', 'adaptive', a RateLimitConfig, a limiter (stkai.TokenBucket, AimdLimiter,"
+    " InFlight, PerHost, PerKey, or a stkai.Limiter of your own), a list of limiters, or None; not "
+)
+
+
+class Guest(Source):
+    """A limiter of the user's own among others: asked last, about one turn at a time, and not under the lock.
+
+    As a source, it holds back all turns but the one that the limiter is asked about. The limiter sees a turn of its own
+    for each of ours.
+
+    Attributes:
+        limiter: the user's.
+        max_cost, cost, end: the limiter's own, if it has any.
+    """
+
+    is_exact = False
+
+    def __init__(self, limiter: Limiter) -> None:
+        self.limiter = limiter
+        self.max_cost: float | None = getattr(limiter, "max_cost", None)
+        self.cost = getattr(limiter, "cost", None)
+        self._asking: Turn | None = None
+
+    @property
+    def limit(self) -> str:  # type: ignore[override]
+        return type(self.limiter).__name__
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where a turn's `costs` are set."""
+        return (self,)
+
+    def listens(self, now: float) -> bool:
+        return True
+
+    def cost_of(self, turn: Turn) -> float:
+        return turn.cost if turn.costs is None else turn.costs.get(self, turn.cost)
+
+    def when(self, turn: Turn, ahead: int, now: float) -> float:
+        asking = self._asking
+        return 0.0 if asking is None or asking is turn else max(TICK, asking.told - now)
+
+    def until_spare(self, turn: Turn, rank: int, asleep: Sequence[Turn], now: float) -> float:
+        return 0.0
+
+    def reserve(self, turn: Turn) -> None:
+        self._asking = turn
+
+    def take(self, turn: Turn, now: float) -> None:
+        self._asking = None
+
+    def forked(self) -> None:
+        self._asking = None
+
+    def inner(self, turn: Turn) -> Turn:
+        """The limiter's own turn for one of ours."""
+        turns = turn.inner
+        if self not in turns:
+            turns[self] = Turn(
+                turn.request, chance=turn.chance, cost=self.cost_of(turn), priority=turn.priority
+            )
+        return turns[self]
+
+    def ask(self, turn: Turn, now: float) -> float | Operation:
+        """What the limiter says; then `turn.nap` tells when to ask again."""
+        inner = self.inner(turn)
+        inner.nap, inner.call = Turn.nap, turn.call
+        wait = self.limiter.ask(inner, now)
+        turn.nap = min(inner.nap, _GLANCE)
+        return wait
+
+    def give_up(self, turn: Turn, now: float) -> None:
+        """Leave the limiter with the turn's place or permit, and let it be asked about another turn."""
+        inner = turn.inner.get(self)
+        if inner is not None:
+            self.limiter.leave(inner, now)
+        if self._asking is turn:
+            self._asking = None
+
+    def settle(self, turn: Turn, cost: float, now: float) -> None:
+        self.limiter.settle(self.inner(turn), cost, now)
+
+
+_guests: WeakValueDictionary[int, Guest] = WeakValueDictionary()
+"""By the id of their limiter: a limiter in several lists is still asked about one turn at a time."""
+
+
+def _guest(limiter: Limiter) -> Guest:
+    with Queue.lock:
+        guest = _guests.get(id(limiter))
+        if guest is None:
+            guest = _guests[id(limiter)] = Guest(limiter)
+    return guest
+
+
+class AllOf(QueueLimiter):
+    """Several limits at once; `rate_limit=[a, b]` is the same as `rate_limit=AllOf(a, b)`.
+
+    While a request waits it holds a permit of none. First come, first served over all. What is cancelled, refused or
+    never sent is given back to all. Each part counts its own `methods`.
+
+    Args:
+        limiters: limiters, also those per host or key, of your own, and lists of them. The same object twice counts
+            once. Limiters of your own are asked last, about one request at a time.
+
+    Raises:
+        ConfigurationError: there are none, or one of them is not a limiter.
+    """
+
+    def __init__(self, *limiters: Any) -> None:
+        self.parts: tuple[Any, ...] = tuple({id(part): part for part in _flattened(limiters)}.values())
+        if not self.parts:
+            raise ConfigurationError(f"{WANTED}an empty list")
+        self._choosers = any(isinstance(part, PerKey) for part in self.parts)
+        fixed = [part for part in self.parts if not isinstance(part, PerKey)]
+        self._hosts = {id(part): _guest(part) for part in fixed if _is_own(part)}
+        plans = [plan for part in fixed if (plan := self._plan_of(part, None)) is not None]
+        sources = [source for plan in plans for source in plan.sources]
+        super().__init__(*dict.fromkeys(sources))
+        self._methods = _all_methods(self.parts)
+        self._max_wait_time = smallest(part.max_wait_time for part in fixed)
+        self._plans: dict[str, Plan | None] = {}
+        self._plan = self._joined(None, fixed) or self._plan
+
+    def plan_for(self, request: httpx.Request | None) -> Plan | None:
+        if request is None:
+            return self._plan
+        if self._choosers:
+            chosen = [part.limiter_for(request) if isinstance(part, PerKey) else part for part in self.parts]
+            return self._joined(request, chosen)
+        method = request.method
+        if method not in self._plans:
+            if len(self._plans) > _MOST_METHODS:
+                self._plans.clear()
+            self._plans[method] = self._joined(request, self.parts)
+        return self._plans[method]
+
+    def _joined(self, request: httpx.Request | None, parts: Iterable[Any]) -> Plan | None:
+        """What a request needs of all these parts together."""
+        plans = [plan for part in parts if (plan := self._plan_of(part, request)) is not None]
+        if not plans:
+            return None
+        guests = dict.fromkeys(guest for plan in plans for guest in plan.guests)
+        real = dict.fromkeys(source for plan in plans for source in plan.sources if source not in guests)
+        sources = (*real, *guests)
+        order = sources[0].order
+        if any(source.order is not order for source in sources):
+            join_all(sources)
+        priced = dict.fromkeys(each for plan in plans for each in plan.priced)
+        return Plan(
+            sources,
+            tuple(guests),
+            tuple(priced),
+            any(plan.ends for plan in plans),
+            bool(guests) or any(plan.listens for plan in plans),
+            smallest(plan.max_wait_time for plan in plans),
+        )
+
+    def _plan_of(self, part: Any, request: httpx.Request | None) -> Plan | None:
+        if not _is_own(part):
+            plan: Plan | None = part.plan_for(request)
+            return plan
+        if request is not None and part.methods is not None and request.method not in part.methods:
+            return None
+        guest = self._hosts.get(id(part)) or _guest(part)
+        priced = () if guest.max_cost is None else (guest,)
+        return Plan((guest,), (guest,), priced, hasattr(part, "end"), True, part.max_wait_time)
+
+    def _sources_for(self, turn: Turn) -> tuple[Source, ...]:
+        plan = self.plan_for(turn.request) or self._plan
+        turn.sources, turn.guests = plan.sources, plan.guests
+        return plan.sources
+
+    def ask(self, turn: Turn, now: float) -> float | Operation:
+        if not turn.sources:
+            self._sources_for(turn)
+        wait = super().ask(turn, now)
+        if not turn.guests or wait == 0:
+            return wait
+        if wait is READY:
+            said = self._ask_guests(turn, now)
+            if said != 0:
+                return said
+            turn.is_admitted = True
+            wait = super().ask(turn, now)
+            turn.is_admitted = False
+            if wait == 0:
+                return 0.0
+        # Another limit says wait, so that the guests may be asked about another request.
+        self._give_up_guests(turn, now)
+        return wait
+
+    def _ask_guests(self, turn: Turn, now: float) -> float | Operation:
+        """What the guests say, one after the other; if one says wait, those before it get their permit back."""
+        if turn.inner is Turn.inner:
+            turn.inner = {}
+        for number, guest in enumerate(turn.guests):
+            wait = guest.ask(turn, now)
+            if wait != 0:
+                if isinstance(wait, int | float):
+                    turn.told, turn.held_by, turn.is_guess = now + wait, guest, False
+                for earlier in turn.guests[:number]:
+                    earlier.limiter.leave(earlier.inner(turn), now)
+                return wait
+        return 0.0
+
+    def _give_up_guests(self, turn: Turn, now: float) -> None:
+        for guest in turn.guests:
+            guest.give_up(turn, now)
+        if turn.inner is not Turn.inner:
+            turn.inner = {}
+
+    def leave(self, turn: Turn, now: float) -> None:
+        super().leave(turn, now)
+        self._give_up_guests(turn, now)
+
+    def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
+        changes = [super().learn(turn, answer)]
+        for guest in turn.guests:
+            inner = guest.inner(turn)
+            changes.append(guest.limiter.learn(inner, answer))
+            turn.paced = turn.paced or inner.paced
+            turn.errand = turn.errand or inner.errand
+            turn.not_before = max(turn.not_before, inner.not_before)
+        return next((change for change in changes if change is not None), None)
+
+    def end(self, turn: Turn, now: float) -> None:
+        super().end(turn, now)
+        for guest in turn.guests:
+            end = getattr(guest.limiter, "end", None)
+            if end is not None:
+                end(guest.inner(turn), now)
+
+    def settle(self, turn: Turn, cost: float, now: float) -> None:
+        self._settle([source for source in turn.sources if source not in turn.guests], turn, cost, now)
+        for guest in turn.guests:
+            guest.settle(turn, cost, now)
+
+    def permit(self, **options: Any) -> "Permit":
+        if self._choosers:
+            raise ConfigurationError(
+                f"{self!r} chooses limiters by the request, so it has no permits without one: ask one of its limiters"
+            )
+        return super().permit(**options)
+
+    def subscribe(self, layer: Any) -> None:
+        """Report the stores' events to the listener of a layer's stack."""
+        for part in self.parts:
+            subscribe(part, layer)
+
+    def __repr__(self) -> str:
+        return f"AllOf({', '.join(map(repr, self.parts))})"
+
+
+def checked_limiter(policy: Any, wanted: str = WANTED) -> Any:
+    """A limiter, or one per key; a list or a tuple is all of its limiters.
+
+    Raises:
+        ConfigurationError: it cannot be asked for permits.
+    """
+    if isinstance(policy, list | tuple):
+        return AllOf(*policy)
+    if isinstance(policy, type) or not isinstance(policy, Limiter | PerKey):
+        missing = [f"no `{name}`" for name in _MEMBERS if not hasattr(policy, name)]
+        hint = ""
+        if hasattr(policy, "ask") and not isinstance(policy, type):
+            kind = type(policy).__name__
+            hint = f"; {kind} has {' and '.join(missing)}: derive it from stkai.Limiter, which has defaults"
+        raise ConfigurationError(f"{wanted}{policy!r}{hint}")
+    return policy
+
+
+def _flattened(limiters: Iterable[Any]) -> Iterator[Any]:
+    for part in limiters:
+        if isinstance(part, list | tuple):
+            if not part:
+                raise ConfigurationError(f"{WANTED}an empty list")
+            yield from _flattened(part)
+        elif isinstance(part, AllOf) and not part.is_own:
+            yield from part.parts
+        else:
+            yield checked_limiter(part)
+
+
+def _is_own(part: Any) -> bool:
+    return not isinstance(part, QueueLimiter) or part.is_own
+
+
+def _all_methods(parts: Iterable[Any]) -> frozenset[str] | None:
+    names: set[str] = set()
+    for part in parts:
+        methods = None if isinstance(part, PerKey) else part.methods
+        if methods is None:
+            return None
+        names.update(methods)
+    return frozenset(names)

@@ -1,0 +1,183 @@
+"""The protocol `Limiter`, and what a limiter layer tells a limiter."""
+
+import math
+from collections.abc import Callable, Collection
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+import httpx
+
+from ..._events import CallInfo
+from .._operations import Operation
+from .._options import Priority
+
+if TYPE_CHECKING:
+    from .all_of import Guest
+    from .sources.source import Source
+
+
+class RateChange(NamedTuple):
+    """A change of a rate, in requests per second, and the reason."""
+
+    old: float
+    new: float
+    reason: str
+
+
+class Turn:
+    """One request's wait for a permit. The layer asks the limiter with it until the request may go.
+
+    The defaults are on the class: a turn that does not have to wait stores only what differs.
+
+    Attributes:
+        request: what is to be sent.
+        cost: units that it takes from a limiter that counts them.
+        costs: units that it takes from each source that counts them, where that differs from `cost`.
+        priority: "normal" or "low".
+        chance: a random number in [0, 1), drawn for this turn.
+        number: the place in the queue, given by the limiter; the lower one goes first. An attempt that returns to the
+            queue brings the number of the one before; 0 is new.
+        not_before: when it may go at the earliest, in seconds of the clock; set by `learn` for the next attempt.
+        nap: seconds after which to ask again, if that is earlier than the wait; set by the limiter.
+        is_guess: whether the wait is only a guess, so that asking again may succeed sooner; set by the limiter.
+        granted: whether the permit has been taken, and neither given back nor ended; set by the limiter.
+        paced: whether the limiter handles the wait after this refusal, so that retry need not; set by `learn`.
+        mark: what its pace noted about its permit.
+        errand: what is to be done after the answer, such as saving what was learnt; set by `learn`.
+        call: the request's call, for events; set before the layer runs an operation for the limiter.
+        sources: the sources that it takes its permits from.
+        wait: the seconds that it was last told to wait.
+        asked, told, since: when it first asked; when it may go, as it was last told; when it got its permit.
+        held_by: the source that held it up when it last asked.
+        leases: what shared sources keep for this turn.
+        guests, inner: limiters of the user's own that it asks as well, and the turns that these see.
+        is_admitted: whether the guests have let it go.
+    """
+
+    request: httpx.Request | None = None
+    cost: float = 1.0
+    costs: "dict[Source, float] | None" = None
+    priority: Priority = "normal"
+    chance: float = 0.5
+    number: int = 0
+    not_before: float = -math.inf
+    nap: float = math.inf
+    is_guess: bool = False
+    granted: bool = False
+    paced: bool = False
+    mark: Any = None
+    errand: Operation | None = None
+    call: CallInfo | None = None
+    sources: "tuple[Source, ...]" = ()
+    wait: float = 0.0
+    asked: float = 0.0
+    told: float = math.inf
+    since: float = 0.0
+    held_by: "Source | None" = None
+    leases: dict[Any, Any] | None = None
+    guests: "tuple[Guest, ...]" = ()
+    inner: "dict[Guest, Turn]" = {}  # noqa: RUF012 - never changed; a turn with guests gets its own
+    is_admitted: bool = False
+
+    def __init__(
+        self,
+        request: httpx.Request | None = None,
+        *,
+        number: int = 0,
+        chance: float = 0.5,
+        cost: float = 1.0,
+        priority: Priority = "normal",
+    ) -> None:
+        self.request = request
+        self.chance = chance
+        if number:
+            self.number = number
+        if cost != 1.0:
+            self.cost = cost
+        if priority != "normal":
+            self.priority = priority
+
+    def resume(self, earlier: "Turn") -> None:
+        """Return to the place of an earlier attempt of the same call."""
+        self.number, self.not_before = earlier.number, earlier.not_before
+        if earlier.guests:
+            self.inner = {guest: inner.again() for guest, inner in earlier.inner.items()}
+
+    def again(self) -> "Turn":
+        """A turn for another attempt of the same call."""
+        turn = Turn(self.request, chance=self.chance, cost=self.cost, priority=self.priority)
+        turn.resume(self)
+        return turn
+
+
+class Answer:
+    """The outcome of a request that had its permit.
+
+    Attributes:
+        sent: when it got its permit, in seconds of the clock.
+        now: when the answer came, in seconds of the clock.
+        response: the head of the response; None after an error.
+        error: what was raised instead.
+        date: tells the time of the wall clock, with its zone.
+        chance: a random number in [0, 1), drawn for this answer.
+    """
+
+    __slots__ = ("chance", "date", "error", "now", "response", "sent")
+
+    def __init__(
+        self,
+        sent: float,
+        now: float,
+        response: httpx.Response | None,
+        error: BaseException | None,
+        date: Callable[[], datetime],
+        chance: float,
+    ) -> None:
+        self.sent, self.now, self.response, self.error = sent, now, response, error
+        self.date, self.chance = date, chance
+
+
+@runtime_checkable
+class Limiter(Protocol):
+    """Decides when a request may go. Pure: it is told the time, and never waits, sends or sleeps.
+
+    Derive from it, or write an object with the same members; a limiter layer takes either. Several threads and event
+    loops may ask one object at once: guard its state with a lock, held for arithmetic only.
+
+    If it has a method `end(turn, now)`, that is called when the body of the answer has ended or was closed.
+    """
+
+    if TYPE_CHECKING:
+
+        @property
+        def methods(self) -> Collection[str] | None:
+            """HTTP methods that need a permit; None for all."""
+
+        @property
+        def max_wait_time(self) -> float | None:
+            """Seconds that a call may wait for permits; None waits as long as necessary."""
+
+    else:  # A class that derives from it may set them.
+        methods: Collection[str] | None
+        max_wait_time: float | None
+
+    def ask(self, turn: Turn, now: float) -> float | Operation:
+        """Whether the request may go at `now` (seconds of the clock).
+
+        Returns:
+            0.0 if it may, and the permit is taken. Otherwise the seconds that it has to wait, as far as is known; the
+            layer asks again after them, or after `turn.nap`. Or an operation to carry out before the layer asks again.
+        """
+        ...
+
+    def leave(self, turn: Turn, now: float) -> None:
+        """Give up the place in the queue, or the permit that was taken and not used."""
+        return
+
+    def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
+        """Take note of the answer, or of the error in its place. Returns a change of rate worth reporting."""
+        return None
+
+    def settle(self, turn: Turn, cost: float, now: float) -> None:
+        """Correct the units that the request took, now that its real cost is known."""
+        return

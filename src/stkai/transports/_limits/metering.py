@@ -1,0 +1,232 @@
+"""What calls cost: estimated before they are sent, and settled when the body of the answer has ended."""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import httpx
+
+from ..._errors import InvalidArgumentError
+from ..._families import family_of, of_family
+from ...costs import Arrived
+from .._body_end import BodyEnd
+from .._options import UNSET, check_cost
+from .limiter import Turn
+from .queue_limiter import Plan, Pricing
+
+_logger = logging.getLogger("stkai")
+
+LONGEST: Final = 16_777_216
+"""Bytes as received; a longer answer does not report a usage, and is not worth keeping in memory."""
+
+LONGEST_DECODED: Final = 67_108_864
+"""Bytes after decoding; a short body may unpack to gigabytes."""
+
+_PIECE: Final = 1024
+"""Bytes that are unpacked at once; with gzip, they become at most a mebibyte."""
+
+_CODING: Final = "content-encoding"
+
+Estimate = Callable[[httpx.Request], float]
+Settle = Callable[[httpx.Response], float | None]
+
+
+class TooLongError(Exception):
+    """The answer is too long to be kept."""
+
+    def __init__(self) -> None:
+        super().__init__("the answer is too long to look for its usage")
+
+
+class Meter:
+    """Estimates and settles the costs of one layer's calls.
+
+    Args:
+        cost: estimates what a request will cost, for limits that have no `cost` of their own.
+        settle: reads from an answer what its call has cost, for the same limits.
+    """
+
+    def __init__(self, cost: Estimate | None, settle: Settle | None) -> None:
+        self._cost, self._settle = cost, settle
+        self._has_complained = self._has_advised = False
+
+    def price(self, turn: Turn, plan: Plan, request: httpx.Request, given: Any) -> None:
+        """Set what the turn costs each limit that counts units: `given`, or at most the limit's `max_cost`.
+
+        Raises:
+            InvalidArgumentError: there is no cost, or a function gave none.
+        """
+        if given is not UNSET and given is not None:
+            turn.cost = given
+            return
+        known: dict[int, float] = {}
+        costs: dict[Any, float] = {}
+        for limit in plan.priced:
+            function = self._cost if limit.cost is None else limit.cost
+            if function is None:
+                raise InvalidArgumentError(
+                    f"a limit counts units (max_cost={limit.max_cost:g}), but nobody says what this call costs: give it"
+                    " a cost=, or give one to the limiter or the stack, such as cost=stkai.costs.llm_tokens()"
+                )
+            if id(function) not in known:
+                known[id(function)] = _estimated(function, request)
+            cost = min(known[id(function)], limit.max_cost or 0.0)
+            costs.update(dict.fromkeys(limit.sources, cost))
+        if len(plan.priced) == 1:
+            turn.cost = cost
+        else:
+            turn.costs = costs
+
+    def bill(self, turn: Turn, plan: Plan, request: httpx.Request, response: httpx.Response) -> "Bill | None":
+        """What collects the body of an answer and settles it; None if nothing would be settled."""
+        settles: dict[int, tuple[Settle, list[Any]]] = {}
+        for limit in plan.priced:
+            settle = self._settle
+            if limit.cost is not None:
+                settle = limit.cost.settle if isinstance(limit.cost, Pricing) else None
+            if settle is not None:
+                settles.setdefault(id(limit.cost), (settle, []))[1].append(limit)
+        return Bill(self, turn, settles, request, response) if settles else None
+
+    def complain(self, why: str) -> None:
+        """Warn about the first failure only: the function usually fails on every answer."""
+        level = logging.DEBUG if self._has_complained else logging.WARNING
+        self._has_complained = True
+        _logger.log(level, "a call keeps its estimated cost: %s", why)
+
+    def advise(self) -> None:
+        """Say once how a stream reports its usage."""
+        if not self._has_advised:
+            self._has_advised = True
+            _logger.warning(
+                "a stream reported no usage, so its cost was counted from the text that arrived; send"
+                ' stream_options={"include_usage": True} to have the exact number'
+            )
+
+
+class Bill:
+    """The costs of one call, to be settled when the body of its answer has ended."""
+
+    def __init__(
+        self,
+        meter: Meter,
+        turn: Turn,
+        settles: dict[int, tuple[Settle, list[Any]]],
+        request: httpx.Request,
+        response: httpx.Response,
+    ) -> None:
+        self._meter, self._turn, self._settles, self._request = meter, turn, settles, request
+        # Not the response itself, which holds the body that holds this.
+        self._kind, self._status, self._headers = type(response), response.status_code, response.headers
+        self._read = response if hasattr(response, "_content") else None
+        self._kept = _Kept(LONGEST)
+
+    def add(self, chunk: bytes) -> None:
+        """Keep a chunk of the body, as it was received."""
+        self._kept.add(chunk)
+
+    def settle(self, how: BodyEnd, now: float) -> None:
+        """Settle what the call has cost. A body that was not read to its end says so only if it is a stream of events.
+
+        None, a bad number, an exception or a huge body leaves the estimate in place: the caller gets the answer anyway.
+        """
+        if how is BodyEnd.DROPPED or (how is BodyEnd.CLOSED and not self._is_event_stream()):
+            return
+        if self._kept.is_full:
+            return
+        try:
+            response = self._whole()
+        except TooLongError as error:
+            _logger.debug("a call keeps its estimated cost: %s", error)
+            return
+        except Exception as error:  # noqa: BLE001 - a body that cannot be decoded
+            self._meter.complain(f"the body cannot be read: {error!r}")
+            return
+        for settle, limits in self._settles.values():
+            try:
+                cost = settle(response)
+                if cost is None:
+                    continue
+                for limit in limits:
+                    limit.settle(self._turn, check_cost(cost), now)
+                if isinstance(cost, Arrived):
+                    self._meter.advise()
+            except InvalidArgumentError as error:
+                self._meter.complain(str(error))
+            except Exception as error:  # noqa: BLE001 - user code; whatever it raises
+                self._meter.complain(f"settle raised {error!r}")
+
+    def _is_event_stream(self) -> bool:
+        kind: str = self._headers.get("content-type", "")
+        return kind.startswith("text/event-stream")
+
+    def _whole(self) -> httpx.Response:
+        """The same response with its whole body, decoded.
+
+        Raises:
+            TooLongError: it is too long when decoded.
+        """
+        if self._read is not None:
+            return self._read
+        body, headers = b"".join(self._kept.chunks), self._headers
+        if _CODING in headers:
+            pieces: Any = of_family(_Pieces, family_of(self._request))(body)
+            packed = self._kind(self._status, headers=headers, stream=pieces)
+            body = _unpacked(packed)
+            headers = headers.copy()
+            del headers[_CODING]
+        return self._kind(self._status, headers=headers, content=body, request=self._request)
+
+
+def _estimated(function: Any, request: httpx.Request) -> float:
+    estimate = function.estimate if isinstance(function, Pricing) else function
+    try:
+        return check_cost(estimate(request))
+    except Exception as error:
+        msg = f"the cost function gave no cost for {request.method} {request.url.host}: {error!r}"
+        raise InvalidArgumentError(msg) from error
+
+
+def _unpacked(packed: httpx.Response) -> bytes:
+    kept = _Kept(LONGEST_DECODED)
+    try:
+        for part in packed.iter_bytes():
+            kept.add(part)
+            if kept.is_full:
+                raise TooLongError
+    except httpx.DecodingError:
+        if not kept.chunks:
+            raise
+        # It was not read to its end.
+    return b"".join(kept.chunks)
+
+
+class _Kept:
+    """The chunks of a body, up to a number of bytes; keeps nothing of a longer body."""
+
+    def __init__(self, most: int) -> None:
+        self.chunks: list[bytes] = []
+        self._left = most
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there were more bytes."""
+        return self._left < 0
+
+    def add(self, chunk: bytes) -> None:
+        self._left -= len(chunk)
+        if self._left < 0:
+            self.chunks.clear()
+        else:
+            self.chunks.append(chunk)
+
+
+class _Pieces(httpx.SyncByteStream):
+    """A body in small pieces."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def __iter__(self) -> Iterator[bytes]:
+        for start in range(0, len(self._body), _PIECE):
+            yield self._body[start : start + _PIECE]

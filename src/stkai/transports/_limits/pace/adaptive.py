@@ -1,0 +1,204 @@
+"""The adaptive pace: finds the rate at which a shared quota can be used from the server's answers, and keeps to it.
+
+Several processes share one quota, and none knows about the others. What a server says decides which law is in force:
+`WindowedRate` where it asks for a wait or describes its window, `BlindRate` where it just refuses.
+"""
+
+import math
+from collections.abc import Callable
+
+from ..._operations import Operation
+from ..._retry.retry_after import retry_after
+from ..limiter import Answer, RateChange, Turn
+from . import pause
+from .blind import BlindRate
+from .headers import Outcome, Reading, outcome_of, read_rate_limit
+from .quota import KnownQuota
+from .saved_rate import LearnedRate
+from .windowed import WindowedRate
+
+_FOUND = "429 Too Many Requests: a first estimate of the quota"
+
+Save = Callable[[LearnedRate, Answer], Operation | None]
+"""Notes what was learned; returns an operation that saves it, if that is due."""
+
+
+class Adaptive:
+    """A pace that adapts to what the server accepts.
+
+    Args:
+        quota: what is known about the quota: the ceiling, if it was given.
+        plain: the penalty and the recovery factor of plain AIMD; None for the tuned law.
+        learned: what an earlier program learned about the quota.
+        save: notes what was learned.
+
+    Attributes:
+        rate: requests per second in force now.
+        burst: permits that may be taken at once after a quiet time.
+        credit: the permits that are there, where the law spaces them itself; None where its user counts them.
+        paused_until: when the present pause ends.
+        ignores_successes_until: when a success may say something again; until then, none needs to be reported.
+        quota: what is known about the quota.
+    """
+
+    def __init__(
+        self,
+        quota: KnownQuota,
+        *,
+        plain: tuple[float, float] | None = None,
+        learned: LearnedRate | None = None,
+        save: Save | None = None,
+    ) -> None:
+        self.quota, self._save = quota, save
+        if learned is not None and learned.refused:
+            quota.resume(learned.window)
+        self._windowed = WindowedRate(quota, plain)
+        if learned is not None:
+            self._windowed.resume(learned.rate, refused=learned.refused)
+        self._is_plain = plain is not None
+        self._law: WindowedRate | BlindRate = self._windowed
+        self._reported = self._windowed.rate
+        self.ignores_successes_until = -math.inf
+        self._take_over()
+
+    def __str__(self) -> str:
+        return str(self._law)
+
+    # What the queue asks.
+
+    def release(self, start: float, now: float, *, waiting: bool) -> float:
+        """Permits released from `start` to `now`, while requests wait for them or not."""
+        released = self._law.release(start, now, waiting=waiting)
+        self._take_over()
+        if waiting and self._has_moved():
+            self.ignores_successes_until = -math.inf  # The next success reports it.
+        return released
+
+    def time_for(self, permits: float, now: float) -> float:
+        """Seconds from `now` on, or from the end of the pause, until this many more permits are released."""
+        return self._law.time_for(permits, now)
+
+    def take(self, turn: Turn, now: float) -> float:
+        """Count a request that goes now; returns the permits that it takes."""
+        return self._law.take(turn, now)
+
+    def give_back(self, turn: Turn, now: float) -> None:
+        """Take back a request that was counted and not sent."""
+        self._law.give_back(turn)
+
+    def nap(self, wait: float) -> float:
+        """How much of a wait to sleep before asking again: the rate may have grown."""
+        return self._law.nap(wait)
+
+    def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
+        """Let the answer move the rate: a 429 slows all requests down, and a success shows how much gets through."""
+        outcome = outcome_of(answer)
+        turn.paced = outcome is Outcome.REFUSED
+        if answer.response is None or outcome is Outcome.UNRELATED:
+            self._law.ignore(turn)
+            return None
+        reading, headers = None, answer.response.headers
+        if self._windowed.listens(answer.now, refused=turn.paced):
+            window = self.quota.window if self.quota.is_given else math.inf
+            reading = read_rate_limit(headers, answer.date(), window)
+        if turn.paced:
+            asked = retry_after(headers, answer.date())
+            change = self.refused(turn, answer.now, answer.sent, asked, answer.chance, reading)
+        else:
+            change = self.accepted(turn, answer.now, answer.sent, reading)
+        if change is not None and self._save is not None:
+            rate, refused = self._law.lasting, self._windowed.start.over
+            learned = LearnedRate(rate, self.quota.window, refused)
+            turn.errand = self._save(learned, answer)
+        return change
+
+    def update(self, max_requests: float, time_window: float) -> None:
+        """Adapt to another quota from now on, of which this sender gets the same share."""
+        before = self.quota.ceiling
+        self.quota.update(max_requests, time_window)
+        self._windowed.update(self.quota.ceiling / before)
+        if isinstance(self._law, BlindRate):
+            self._law.update(self.quota.ceiling / before)
+        self._take_over()
+
+    # What the server says.
+
+    def accepted(
+        self, turn: Turn, now: float, sent: float, reading: Reading | None = None
+    ) -> RateChange | None:
+        """Note that the server accepted a request sent at `sent`, with `reading` from its quota headers."""
+        if reading is not None:
+            self._follow(reading, now, sent)
+        self._law.accepted(turn, now, sent)
+        self._take_over()
+        change = None
+        if self._has_moved():
+            described = self._windowed.guide.in_force
+            reason = "rate limit headers" if described else self._law.reason(self._reported)
+            change = self._report(self._law.base, reason)
+        self.ignores_successes_until = self._law.ignores_successes_until
+        return change
+
+    def refused(
+        self,
+        turn: Turn,
+        now: float,
+        sent: float,
+        asked: float | None = None,
+        chance: float = 0.5,
+        reading: Reading | None = None,
+    ) -> RateChange | None:
+        """Note that the server answered 429 to a request sent at `sent`, asking for a wait of `asked` seconds."""
+        windowed, first = self._windowed, not self._windowed.start.over
+        explained = self._follow(reading, now, sent, refused=True)
+        if asked is None and reading is None and not explained and self._can_be_blind():
+            if isinstance(self._law, BlindRate):
+                self._law.refused(turn, now, sent, chance)
+            else:
+                self._law = BlindRate(self.quota, windowed.found(now), now)
+            is_news = self._has_moved()
+        else:
+            self._open_eyes(now)
+            windowed.refused(turn, now, sent, asked, chance, explained=explained)
+            is_news = not explained and windowed.rate < self._reported
+        self._take_over()
+        self.ignores_successes_until = -math.inf
+        if not is_news:
+            return None
+        found = first and windowed.start.over and not self.quota.is_given
+        return self._report(self.rate, _FOUND if found else self._law.reason(self._reported))
+
+    def _can_be_blind(self) -> bool:
+        """Whether there is no better law for a refusal that says nothing: a long window that was given is a scale."""
+        return not self._is_plain and not (self.quota.is_given and not pause.is_soft(self.quota.window))
+
+    def _follow(self, reading: Reading | None, now: float, sent: float, *, refused: bool = False) -> bool:
+        """Take in the quota headers; returns whether they explain a refusal."""
+        windowed = self._windowed
+        if windowed is not self._law:
+            windowed.rate = self._law.rate
+        explained = windowed.follow(reading, now, sent, refused=refused)
+        if windowed.guide.in_force:
+            self._open_eyes(now)
+        return explained
+
+    def _open_eyes(self, now: float) -> None:
+        """Go by windows again, at the present rate: the server has said something about its quota."""
+        if self._law is not self._windowed:
+            self._windowed.resume(self._law.rate, refused=True)
+            self._windowed.history.restart(now)
+            self._law = self._windowed
+
+    def _take_over(self) -> None:
+        law = self._law
+        self.rate, self.burst, self.credit, self.paused_until = (
+            law.rate, law.burst, law.credit, law.paused_until,
+        )  # fmt: skip
+
+    def _has_moved(self) -> bool:
+        return abs(self._law.base - self._reported) > self._law.news * self._reported
+
+    def _report(self, rate: float, reason: str) -> RateChange:
+        change = RateChange(self._reported, rate, reason)
+        self._reported = rate
+        return change

@@ -1,0 +1,289 @@
+"""The adaptive law of a group of processes that share a quota and communicate through a store.
+
+There is no leader: a member that is refused, or asks first after a tick, computes the next state and writes it unless
+another member was first. The group acts like the sum of its members, so that it gets its fair share next to strangers
+that use the same key (Chiu and Jain, 1989).
+"""
+
+import json
+import math
+from typing import Any, Final, NamedTuple
+
+from ....stores import Law, Lease
+from ..._retry.retry_after import retry_after
+from ..limiter import Answer, RateChange, Turn
+from . import pause
+from .group_window import GroupWindow
+from .headers import Outcome, outcome_of
+from .law import Past, PlainLaw, RateLaw
+from .quota import KnownQuota
+from .saved_rate import BELIEVED
+
+_TICK: Final = 0.25
+"""Seconds between steps of the law."""
+
+_TURN: Final = 2.0
+"""After so many steps for each member, a member that has made none takes one, if it has anything to report."""
+
+_START: Final = 0.2
+"""Share of the quota at which a group starts."""
+
+_DOUBLING: Final = 1 / 12
+"""Windows in which the rate doubles until the first refusal."""
+
+_BURST: Final = 0.1
+"""Windows' worth of permits that one member may take at once after a quiet time."""
+
+_HISTORY: Final = 2.0
+"""Windows over which successes are counted; older ones fade."""
+
+_STRANGE: Final = 0.5
+"""How strongly a refusal at a lower rate than the last one suggests that strangers also send."""
+
+_BELOW: Final = 0.93
+_SATURATED: Final = 0.5
+"""A goodput below this share of the rate means that the quota has shrunk."""
+
+_HIT: Final = 0.6
+"""Share of the requests a group would have sent in a pause that would be refused if its members did not pause."""
+
+_TEST: Final = 20
+"""Cuts of single members after which the whole group is cut, to test whether strangers are still there."""
+
+_ENDED: Final = 3600.0
+"""Seconds without a lease after which a group has ended; a new one does not continue at its rate."""
+
+_NEWS: Final = 0.1
+"""Share by which the rate must move before it is reported again."""
+
+_LONGEST_STEP: Final = 1.5
+"""Seconds; after a longer gap without a lease, no request was held back."""
+
+
+class GroupState(NamedTuple):
+    """What the group remembers, in addition to its rate.
+
+    Attributes:
+        quiet: seconds for which the rate has grown since the last cut.
+        held: share of the time, fading over a window, during which requests were held back.
+        accepted: successes, fading.
+        seconds: the time in which they were counted, fading likewise.
+        epoch: the epoch that began with the last cut; earlier refusals say nothing about the present rate.
+        cold: 1 until the first refusal.
+        answered: 1 once a request sent after the last cut was accepted; until then there is no further cut.
+        strangers: evidence that others use the quota, from 0 to 1.
+        parts: cuts of one member's part since the last cut of the whole.
+        tested: the rate at which the whole was cut last, until the next refusal; 0 otherwise.
+        window: the state of the guide for the window that the server describes; empty if it describes none.
+    """
+
+    quiet: float = 0.0
+    held: float = 1.0
+    accepted: float = 0.0
+    seconds: float = 0.0
+    epoch: float = 0
+    cold: float = 1
+    answered: float = 1
+    strangers: float = 0.0
+    parts: float = 0
+    tested: float = 0.0
+    window: tuple[Any, ...] = ()
+
+    def text(self) -> str:
+        """The text for the store."""
+        numbers = [round(value, 6) for value in self[:-1]]
+        window = [float(f"{value:.9g}") if isinstance(value, float) else value for value in self.window]
+        return json.dumps([*numbers, window], separators=(",", ":"))
+
+    @classmethod
+    def of(cls, text: str) -> "GroupState | None":
+        """Parse a text from the store; None if it has another format."""
+        try:
+            *numbers, window = json.loads(text)
+            return cls._make([*map(float, numbers), tuple(window)])
+        except (ValueError, TypeError, OverflowError):
+            return None
+
+
+class Stop(NamedTuple):
+    """What follows from an answer: seconds for which the group must stop, and a change of its rate to report."""
+
+    seconds: float
+    change: RateChange | None
+
+
+class GroupPace:
+    """Steers the group's rate by the answers that this member receives. The caller holds a lock.
+
+    Args:
+        quota: the whole quota.
+        plain: the penalty and the recovery factor of plain AIMD; None for the tuned law.
+        starts_warm: whether to start at the rate of a group that ended within a day.
+    """
+
+    def __init__(
+        self, quota: KnownQuota, *, plain: tuple[float, float] | None = None, starts_warm: bool = False
+    ) -> None:
+        self._quota, self._plain, self._warm = quota, plain, starts_warm
+        self._cold = plain is None
+        self._set_up()
+        self._accepted = self._counted = 0
+        self._wrote_at = -math.inf
+        self._refused = self._answered = -1
+        self._row, self._row_epoch = 0, -1
+        self._last: tuple[int, Law] | None = None
+        self._reported = 0.0
+
+    def _set_up(self) -> None:
+        quota, plain = self._quota, self._plain
+        self._law: RateLaw = quota.law() if plain is None else PlainLaw(quota.ceiling, quota.window, *plain)
+        # Plain AIMD reads no headers.
+        self._guided = GroupWindow(quota.ceiling, quota.floor, quota.window, listens=plain is None)
+
+    def update(self, ceiling: float, window: float) -> None:
+        """Go on with another quota, in requests per second and seconds."""
+        if window != self._quota.window or not math.isclose(ceiling, self._quota.ceiling):
+            self._quota.update(ceiling * window, window)
+            self._set_up()
+
+    def learn(self, turn: Turn, answer: Answer, epoch: int, rate: float) -> Stop:
+        """Note the answer to a request of this epoch, sent while the group's rate was `rate`.
+
+        Returns:
+            For how many seconds the group must stop, and the change of its rate if that is worth a report.
+        """
+        outcome, response = outcome_of(answer), answer.response
+        turn.paced = outcome is Outcome.REFUSED
+        if response is None or outcome is Outcome.UNRELATED:
+            return Stop(0.0, None)
+        reading = self._guided.read(answer, response.headers, refused=turn.paced)
+        used_up = self._guided.hear(reading, answer.now, answer.sent, refused=turn.paced)
+        if not turn.paced:
+            self._row = 0
+            self._accepted += 1
+            self._answered = max(self._answered, epoch)
+            return Stop(used_up or 0.0, self._news(rate))
+        if epoch > self._row_epoch:
+            self._row_epoch = epoch
+            self._row += 1
+        if used_up is None:  # No window explains it.
+            self._refused = max(self._refused, epoch)
+        window = self._quota.window
+        asked = retry_after(response.headers, answer.date())
+        seconds = pause.LEAST * window if asked is None else asked
+        stop = pause.hard(seconds, self._row, window, rate, answer.chance)
+        return Stop(max(used_up or 0.0, stop), self._news(rate))
+
+    def _news(self, rate: float) -> RateChange | None:
+        before = self._reported or rate
+        if abs(rate - before) <= _NEWS * before and self._reported:
+            return None
+        self._reported = rate
+        return RateChange(before, rate, "the group's law") if rate != before else None
+
+    def steer(self, lease: Lease, waiting: int, now: float) -> Law | None:
+        """The group's next state, if one is due."""
+        self.update(lease.quota.rate, self._quota.window)
+        before, state = lease.law, GroupState.of(lease.law.memory) if lease.law.memory else None
+        if state is None:
+            last = self._last
+            if last is not None and last[0] == lease.epoch:  # The state was lost; restore it.
+                rate = self._quota.bounded(last[1].rate)
+                return before._replace(rate=rate, burst=last[1].burst, memory=last[1].memory, age=0.0)
+            return self._started(lease, cold=self._cold)
+        if self._last is None and before.age > _ENDED:
+            # The state is that of a group whose members are gone.
+            if self._warm and before.age < BELIEVED:
+                return self._started(lease, cold=bool(state.cold), rate=before.rate)
+            return self._started(lease, cold=self._cold)
+        before = before._replace(age=max(0.0, before.age))
+        self._last = lease.epoch, before
+        guide = self._guided.move(state.window, now - before.age, now, before.rate, lease.members)
+        if self._answered >= state.epoch:
+            state = state._replace(answered=1)
+        cuts = self._refused >= state.epoch and bool(state.answered)
+        # Otherwise the successes of a member that always asks just after another would never count.
+        overdue = self._accepted and now - self._wrote_at >= _TURN * _TICK * lease.members
+        if before.age < _TICK and not (cuts or overdue or self._guided.has_news(now - _TICK)):
+            return None
+        self._wrote_at = now
+        held = waiting > 0 or lease.queue > 0 or lease.pause > 0
+        self._counted = self._accepted
+        state = self._faded(state, before.age, held=held)
+        if cuts:
+            rate, state = self._cut(before.rate, state, lease)
+        elif held and not guide.in_force:
+            rate, state = self._grown(before.rate, state, lease, min(before.age, _LONGEST_STEP))
+        else:
+            rate = before.rate
+        rate = self._quota.bounded(rate)
+        if guide.in_force:
+            rate, state = guide.rate, state._replace(cold=0)
+        if state.window or not guide.has_heard_nothing:
+            state = state._replace(window=guide.state(now))
+        return self._state(before, rate, state, lease.members)
+
+    def steered(self, lease: Lease, law: Law, *, done: bool) -> None:
+        """Forget what the state holds now; what another member wrote in its place does not hold it."""
+        if done:
+            self._accepted -= self._counted
+            self._guided.told()
+            state = GroupState.of(law.memory)
+            if state is not None and self._refused < state.epoch:
+                self._refused = -1
+        self._counted = 0
+
+    def _started(self, lease: Lease, *, cold: bool, rate: float | None = None) -> Law:
+        """The state of a new group: by default at a share of the quota, or at all of it if it does not start cold."""
+        if rate is None:
+            rate = _START * self._quota.ceiling if self._cold else self._quota.ceiling
+        state = GroupState(epoch=lease.epoch, cold=int(cold))
+        return self._state(lease.law, self._quota.bounded(rate), state, lease.members)
+
+    def _state(self, before: Law, rate: float, state: GroupState, members: int) -> Law:
+        burst = max(1.0, _BURST * self._quota.window * rate / members)
+        return before._replace(rate=rate, burst=burst, memory=state.text(), age=0.0)
+
+    def _faded(self, state: GroupState, seconds: float, *, held: bool) -> GroupState:
+        horizon = _HISTORY * self._quota.window
+        # Before the last step the group was idle, which says nothing about its goodput.
+        step = min(seconds, _LONGEST_STEP)
+        fading, fading_step = math.exp(-seconds / horizon), math.exp(-step / self._quota.window)
+        before = state.held * math.exp(-(seconds - step) / self._quota.window)
+        return state._replace(
+            held=1 - (1 - before) * fading_step if held else before * fading_step,
+            accepted=state.accepted * fading + self._accepted,
+            seconds=state.seconds * fading + horizon * (1 - math.exp(-step / horizon)),
+        )
+
+    def _cut(self, rate: float, state: GroupState, lease: Lease) -> tuple[float, GroupState]:
+        """Cut the whole group's rate, or, beside strangers, the parts of the members that were refused.
+
+        Each stranger is refused, and cut, for itself; a group that was cut altogether each time would starve beside
+        them. Alone, it must be: its refusals say that the quota is used up. The two differ in where the next refusal
+        comes. Alone, that is not before the rate has grown back; beside strangers, it may be at any rate.
+        """
+        accepted: Any = state.accepted
+        whole = min(rate, self._law.cut(rate, Past(accepted, state.seconds, state.held, bool(state.cold))))
+        strangers, parts = state.strangers, state.parts + 1
+        if state.tested > 0:
+            strangers += _STRANGE if rate < _BELOW * state.tested else -_STRANGE
+            strangers = min(1.0, max(0.0, strangers))
+        # The refusal may not have reached the store yet, which will then begin another epoch.
+        state = state._replace(epoch=max(lease.epoch, self._refused + 1), answered=0, strangers=strangers)
+        goodput = state.accepted / max(1.0, state.seconds)
+        if state.cold or strangers < _STRANGE or parts > _TEST or goodput < _SATURATED * rate:
+            return whole, state._replace(cold=0, quiet=0.0, parts=0, tested=rate)
+        # Its members pause as one: without that, in a long pause each would have been refused for itself.
+        part = min(1.0, max(1.0, _HIT * lease.pause * rate) / lease.members)
+        quiet = state.quiet * (1 - part)
+        return rate - (rate - whole) * part, state._replace(quiet=quiet, parts=parts, tested=0.0)
+
+    def _grown(
+        self, rate: float, state: GroupState, lease: Lease, seconds: float
+    ) -> tuple[float, GroupState]:
+        if state.cold:
+            return rate * 2 ** (seconds / max(0.5, _DOUBLING * self._quota.window)), state
+        members = lease.members
+        grown = rate + members * (self._law.grown(rate, state.quiet, seconds) - rate)
+        return max(rate, grown), state._replace(quiet=state.quiet + seconds)

@@ -1,0 +1,205 @@
+"""Reads what an answer says about a quota: whether it was refused, and the quota that its headers describe.
+
+`RateLimit` is read in every version of its draft, and so are services' own headers.
+The draft is draft-ietf-httpapi-ratelimit-headers. Its fields are structured fields (RFC 9651), so a malformed field is
+ignored as a whole. Only quotas of requests are read, not those of tokens or bytes.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from enum import Enum, auto
+from typing import NamedTuple
+
+import httpx
+
+from ..._retry.retry_after import seconds_until
+from ..limiter import Answer
+
+_TOO_MANY_REQUESTS = 429
+_NOT_COUNTED = frozenset({401, 403, 407, 408, 425})
+"""Refusals for a reason other than the quota, before the quota was asked."""
+
+
+class Outcome(Enum):
+    """What an answer says about a rate."""
+
+    ACCEPTED = auto()
+    REFUSED = auto()
+    UNRELATED = auto()
+
+
+def outcome_of(answer: Answer) -> Outcome:
+    """Whether the quota let the request in; an error, or a server's own failure, does not say."""
+    if answer.response is None:
+        return Outcome.UNRELATED
+    status = answer.response.status_code
+    if status == _TOO_MANY_REQUESTS:
+        return Outcome.REFUSED
+    return Outcome.UNRELATED if status >= 500 or status in _NOT_COUNTED else Outcome.ACCEPTED
+
+
+class Reading(NamedTuple):
+    """What one answer says about a quota.
+
+    Attributes:
+        name: the quota's name; empty if it has none.
+        limit: requests per window.
+        remaining: requests left in the window.
+        reset: seconds until the reset, whatever the server means by that.
+        window: seconds.
+    """
+
+    name: str
+    limit: float
+    remaining: float
+    reset: float
+    window: float
+
+
+def read_rate_limit(headers: httpx.Headers, now: datetime, window: float) -> Reading | None:
+    """The quota that the headers describe, or None if there is none that we understand.
+
+    Of several quotas, returns the tightest, with the fewest requests per second in the long run. `window` is the
+    default if the server does not state one. Instants are converted with `seconds_until`.
+    """
+    # One search over all names: most servers send none of these headers, and every answer passes through here.
+    if b"ratelimit" not in b"\n".join([name for name, _ in headers.raw]).lower():
+        return None
+    if headers.get("age", "0") != "0":
+        return None  # A cached answer is out of date.
+    readings = list(_named(headers, window)) or list(_unnamed(headers, now, window))
+    return min(readings, key=lambda reading: reading.limit / reading.window, default=None)
+
+
+def _named(headers: httpx.Headers, window: float) -> Iterator[Reading]:
+    """Since draft 8: `RateLimit: "default";r=50;t=30` and `RateLimit-Policy: "default";q=100;w=60`."""
+    policies = {policy.value: policy.parameters for policy in _members(headers, "ratelimit-policy")}
+    for _, name, state in _members(headers, "ratelimit"):
+        policy = policies.get(name, {})
+        reading = Reading(
+            name,
+            limit=_number(policy.get("q")),
+            remaining=_number(state.get("r")),
+            reset=_number(state.get("t")),
+            window=_number(policy["w"]) if "w" in policy else window,
+        )
+        if policy.get("qu", "requests") == "requests" and _makes_sense(reading):
+            yield reading
+
+
+_TRIPLES = (
+    ("ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"),
+    ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
+    (
+        "anthropic-ratelimit-requests-limit",
+        "anthropic-ratelimit-requests-remaining",
+        "anthropic-ratelimit-requests-reset",
+    ),
+    ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"),
+)
+"""Limit, remaining, reset: the drafts before 7, OpenAI, Anthropic, and GitHub and many others."""
+
+
+def _unnamed(headers: httpx.Headers, now: datetime, window: float) -> Iterator[Reading]:
+    """One quota in three values: in one header since draft 7, in three headers before and elsewhere."""
+    limits = _members(headers, "ratelimit-policy")
+    said = {member.key: member.value for member in _members(headers, "ratelimit")}
+    if "limit" in said:  # `RateLimit: limit=100, remaining=50, reset=30`, and `RateLimit-Policy: 100;w=60`.
+        limit, remaining, reset = (said.get(key, "") for key in ("limit", "remaining", "reset"))
+    else:
+        names = next((names for names in _TRIPLES if all(name in headers for name in names)), None)
+        if names is None:
+            return
+        # The limit may be followed by further policies: `100, 100;w=60, 1000;w=3600`.
+        limits = _members(headers, names[0]) + limits
+        limit = limits[0].value if limits else ""
+        remaining, reset = (headers[name].strip() for name in names[1:])
+    windows = (_number(other.parameters.get("w")) for other in limits if other.value == limit)
+    reading = Reading(
+        name="",
+        limit=_number(limit),
+        remaining=_number(remaining),
+        reset=_seconds_until(reset, headers, now),
+        window=next((seconds for seconds in windows if seconds > 0), window),
+    )
+    if _makes_sense(reading):
+        yield reading
+
+
+def _makes_sense(reading: Reading) -> bool:
+    # Comparisons with nan are false, so this also drops values that are not numbers.
+    _, limit, remaining, reset, window = reading
+    return limit > 0 and limit >= remaining >= 0 and reset >= 0 and window > 0
+
+
+class _Member(NamedTuple):
+    """A member of a structured list or dictionary; in a list the key is empty, and strings have no quotes."""
+
+    key: str
+    value: str
+    parameters: dict[str, str]
+
+
+_KEY = r"[a-z*][a-z0-9_.*-]*"
+_VALUE = (
+    r'"(?:[^"\\]|\\["\\])*"'  # a string
+    r"|-?[0-9]{1,15}(?:\.[0-9]{1,3})?"  # a number
+    r"|[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*"  # a token
+    r"|:[A-Za-z0-9+/=]*:"  # bytes
+    r"|\?[01]"  # a boolean
+)
+_PARAMETER = re.compile(rf";[ \t]*({_KEY})(?:=({_VALUE}))?")
+_MEMBER = re.compile(
+    rf"(?:({_KEY})=)?({_VALUE})((?:[ \t]*;[ \t]*{_KEY}(?:=(?:{_VALUE}))?)*)[ \t]*(?:,[ \t]*(?!\Z)|\Z)"
+)
+
+
+def _members(headers: httpx.Headers, name: str) -> list[_Member]:
+    """The header's members; none if any of it is malformed."""
+    text = headers.get(name, "").strip()
+    members, place = [], 0
+    while place < len(text):
+        match = _MEMBER.match(text, place)
+        if match is None:
+            return []
+        key, value, rest = match.groups(default="")
+        parameters = {parameter: _text(given) for parameter, given in _PARAMETER.findall(rest)}
+        members.append(_Member(key, _text(value), parameters))
+        place = match.end()
+    return members
+
+
+def _text(value: str) -> str:
+    return value[1:-1] if value.startswith('"') else value
+
+
+_DIGITS = re.compile(r"[0-9]{1,15}(?:\.[0-9]+)?")
+_DURATION = re.compile(r"(?:[0-9]{1,15}(?:\.[0-9]+)?(?:ms|[dhms]))+")
+_PART = re.compile(r"([0-9.]+)(ms|[dhms])")
+_UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+
+_FIRST_INSTANT = 1e9
+"""Larger numbers are instants, in seconds since 1970, because no reset is thirty years away."""
+
+
+def _number(text: str | None) -> float:
+    """The number in a text, or nan."""
+    return float(text) if text is not None and _DIGITS.fullmatch(text) else math.nan
+
+
+def _seconds_until(text: str, headers: httpx.Headers, now: datetime) -> float:
+    """Seconds, a duration such as `6m0s` or `20ms`, an instant in epoch seconds or in RFC 3339 format; else nan."""
+    number = _number(text)
+    if number < _FIRST_INSTANT:
+        return number
+    if _DURATION.fullmatch(text):
+        return sum(float(amount) * _UNITS[unit] for amount, unit in _PART.findall(text))
+    try:
+        instant = (
+            datetime.fromtimestamp(number, UTC) if number >= _FIRST_INSTANT else datetime.fromisoformat(text)
+        )
+    except (ValueError, OverflowError, OSError):
+        return math.nan
+    return seconds_until(instant, headers, now) if instant.tzinfo else math.nan

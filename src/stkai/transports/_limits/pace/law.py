@@ -1,0 +1,189 @@
+"""How the adaptive limiter's rate moves: the tuned law and textbook AIMD. Numbers in, numbers out.
+
+Rates are in requests per second. No constant of the tuned law is a number of seconds: its scales are the window of the
+quota and how many requests that window holds. Why each value is what it is: docs/adaptive-research.md.
+"""
+
+import math
+from typing import NamedTuple, Protocol
+
+from . import pause
+
+HISTORY = 2.0
+"""Windows over which requests are counted. In one window, a small share is a few requests, which is mostly chance."""
+
+_SLOPE = 0.0035
+"""Share of the quota by which the rate grows per window at first."""
+
+_PATIENCE = 2.45
+"""Windows after a cut at which growth accelerates: about the time between two cuts for ten senders."""
+
+_STEEPNESS = 5
+"""Power of that acceleration. It is high, so that growth is slow while cuts are expected, and fast soon after."""
+
+_REFERENCE = 100.0
+"""Requests per window for which the other constants were tuned."""
+
+_SHORTEST_STRETCH = 0.3
+
+_KEPT = 0.86
+"""Share of the rate that a cut leaves to one of many senders."""
+
+_KEPT_ALONE = 0.96
+"""The same for a sender that has the whole quota: no other sender takes over what it gives up."""
+
+_HELD = 0.98
+"""Share of the time with waiting requests above which a sender's goodput equals its share of the quota."""
+
+_OVERSHOT = 0.9
+"""Goodput below this share of the rate means that the rest was refused."""
+
+_DEMAND = 3.0
+"""Multiple of its goodput that a sender with little to send keeps after a cut, for coming bursts ..."""
+
+_DEMAND_LIMIT = 0.4
+"""... up to this share of the quota."""
+
+_FIRST_CUT = 0.5
+"""Share of the rate left after the first refusal, because the last doubling was one too many."""
+
+_UNKNOWN_SHARE = 10.0
+"""Requests per pace for which growth without a known quota equals that of one of ten senders on `_REFERENCE`."""
+
+_UNKNOWN_POWER = 0.8
+"""The power of its own rate with which a sender grows if the quota is unknown; below 1, so that shares even out."""
+
+
+class Past(NamedTuple):
+    """What a sender knows about its past when it is refused.
+
+    Attributes:
+        successes: how many requests were sent lately and not refused.
+        seconds: how long `lately` is.
+        held: share of the time, fading over a window, during which requests were held back.
+        cold: whether this is the first refusal ever.
+    """
+
+    successes: float
+    seconds: float
+    held: float
+    cold: bool
+
+
+class RateLaw(Protocol):
+    """How a rate moves."""
+
+    @property
+    def history(self) -> float:
+        """Seconds over which to count requests."""
+        ...
+
+    def grown(self, rate: float, quiet: float, seconds: float) -> float:
+        """The rate after `seconds` more of holding back, `quiet` seconds after the last cut."""
+        ...
+
+    def cut(self, rate: float, past: Past) -> float:
+        """The rate after a refusal."""
+        ...
+
+
+class TunedLaw(NamedTuple):
+    """The law that shares a known quota best in our measurements: `ceiling` is its rate, `window` is in seconds."""
+
+    ceiling: float
+    window: float
+
+    @property
+    def stretch(self) -> float:
+        """How much slower everything happens than with `_REFERENCE` requests per window.
+
+        If a window holds fewer requests, each refusal costs a larger share of it.
+        """
+        return max(_SHORTEST_STRETCH, math.sqrt(_REFERENCE / (self.ceiling * self.window)))
+
+    @property
+    def history(self) -> float:
+        return HISTORY * max(1.0, self.stretch) * self.window
+
+    def grown(self, rate: float, quiet: float, seconds: float) -> float:
+        return rate + _SLOPE * self.ceiling * _growth(quiet, seconds, self.stretch * self.window)
+
+    def cut(self, rate: float, past: Past) -> float:
+        goodput = past.successes / max(past.seconds, self.window / 60)
+        share = min(1.0, goodput / self.ceiling)
+        eased = rate * (_KEPT + (_KEPT_ALONE - _KEPT) * share)
+        if past.held < _HELD:
+            # It sends all that it has, not all that it may, so its goodput says nothing about its share.
+            return min(rate, max(eased, min(_DEMAND * goodput, _DEMAND_LIMIT * self.ceiling)))
+        if past.seconds < self.history / HISTORY:
+            # It is too early to know the goodput, but the requests accepted are at least this share of one window.
+            return max(_FIRST_CUT * rate, min(eased, past.successes / self.window)) if past.cold else eased
+        if pause.is_soft(self.window):
+            # A few requests in a short window say too little about goodput, and a refusal may be a mere collision.
+            return eased
+        return min(eased, goodput) if goodput < _OVERSHOT * rate else eased
+
+
+class SearchingLaw(NamedTuple):
+    """The law for an unknown quota.
+
+    Growth cannot be a share of a quota that is unknown, and must not be a share of the sender's own rate: then all
+    rates would grow in proportion, and stay as unequal as they are. So it follows a power of the rate that is less
+    than one. A small sender then grows by a larger share than a large one, while a cut takes the same share of both.
+
+    Attributes:
+        window: the estimated window, in seconds.
+        pace: seconds that take the place of the window for the slope. They do not depend on the sender's own rate.
+    """
+
+    window: float
+    pace: float
+
+    @property
+    def history(self) -> float:
+        return HISTORY * self.window
+
+    def grown(self, rate: float, quiet: float, seconds: float) -> float:
+        # dr = factor * r^power * dg, so that r^(1 - power) grows by factor * (1 - power) * dg.
+        unit = max(self.pace, self.window)  # Slow senders are also cut less often.
+        factor = _SLOPE * _REFERENCE * unit / self.pace / math.sqrt(_UNKNOWN_SHARE * self.pace)
+        rest = 1 - _UNKNOWN_POWER
+        return math.pow(math.pow(rate, rest) + factor * rest * _growth(quiet, seconds, unit), 1 / rest)
+
+    def cut(self, rate: float, past: Past) -> float:
+        goodput = past.successes / max(past.seconds, self.window / 60)
+        if past.cold:
+            return min(rate, goodput)
+        if past.held < _HELD:
+            return min(rate, max(_KEPT * rate, _DEMAND * goodput))
+        if past.seconds < self.window:
+            return _KEPT * rate
+        if pause.is_soft(self.window):
+            # The server may have been busy just for a moment. If it took nearly everything, the rate was about right.
+            return (_KEPT_ALONE if goodput >= _OVERSHOT * rate else _KEPT) * rate
+        return min(_KEPT * rate, goodput) if goodput < _OVERSHOT * rate else _KEPT * rate
+
+
+def _growth(quiet: float, seconds: float, unit: float) -> float:
+    """The integral of 1 + (t / patience)^steepness over the time, in units of `unit` seconds."""
+    start, end, power = quiet / unit, (quiet + seconds) / unit, _STEEPNESS + 1
+    return end - start + (end**power - start**power) / (power * _PATIENCE**_STEEPNESS)
+
+
+class PlainLaw(NamedTuple):
+    """Textbook AIMD: lose `penalty_factor` of the rate per event, regain `recovery_factor` of the quota per window."""
+
+    ceiling: float
+    window: float
+    penalty_factor: float
+    recovery_factor: float
+
+    @property
+    def history(self) -> float:
+        return HISTORY * self.window
+
+    def grown(self, rate: float, quiet: float, seconds: float) -> float:
+        return rate + self.recovery_factor * self.ceiling * seconds / self.window
+
+    def cut(self, rate: float, past: Past) -> float:
+        return rate * (1 - self.penalty_factor)

@@ -1,0 +1,123 @@
+"""What is known about the quota: the numbers that were given, what the server's headers state, or estimates."""
+
+import math
+from collections import deque
+
+from .headers import Reading
+from .law import RateLaw, SearchingLaw, TunedLaw
+from .pause import longest
+
+_FIRST = 60.0
+"""Seconds: the assumed window until something is known. Most quotas are per minute."""
+
+_SHORTEST = 30.0
+"""Seconds. A bucket asks for the time until one more request, which says nothing about a window ..."""
+
+_COUNTABLE = 10.0
+"""... nor does a server that is only busy. The time for this many of the sender's own requests, if that is shorter."""
+
+_PACE = 7.0
+"""Seconds: growth is as for a window of at least that length, and the same for all senders."""
+
+_REMEMBERED = 8
+"""Waits to remember; the longest counts. A wrong one is forgotten after this many others."""
+
+_USUAL = (1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 900.0, 1800.0, 3600.0)
+"""Seconds: common windows. A reset lies within its window, so the shortest window that fits is chosen."""
+
+_TOLERANCE = 1.6
+"""Seconds by which a rounded reset may exceed its window."""
+
+_FLOOR = 0.5
+"""Requests per window below which no rate falls ..."""
+
+_FLOOR_SHARE = 0.02
+"""... unless that is more than this share of the quota: thirty senders may share a quota of ten."""
+
+
+class KnownQuota:
+    """So many requests per window, for all senders together.
+
+    Args:
+        max_requests: requests per `time_window`; None if that is unknown.
+        time_window: seconds; None if it is unknown.
+        floor_share: least share of the quota at which a sender sends.
+
+    Attributes:
+        is_given: whether both numbers were given.
+        requests: requests per window; infinite while the quota is unknown.
+        window: seconds; an estimate if it was not given.
+        ceiling: the whole quota in requests per second.
+    """
+
+    def __init__(
+        self, max_requests: float | None, time_window: float | None, floor_share: float = 0.0
+    ) -> None:
+        self.is_given = max_requests is not None and time_window is not None
+        self.requests = math.inf if max_requests is None else max_requests
+        self.window = time_window or _FIRST
+        self._floor_share = floor_share
+        self._pace = _PACE
+        self._waits: deque[float] = deque(maxlen=_REMEMBERED)
+        self._reset = 0.0
+
+    @property
+    def ceiling(self) -> float:
+        return self.requests / self.window
+
+    @property
+    def floor(self) -> float:
+        """Requests per second below which the rate of a sender never falls."""
+        least = _FLOOR / self.window
+        if not self.is_given:
+            return least
+        return max(self._floor_share * self.ceiling, min(least, _FLOOR_SHARE * self.ceiling))
+
+    def __str__(self) -> str:
+        return f"{self.requests:g}, {self.window:g}"
+
+    def bounded(self, rate: float) -> float:
+        """The rate, between the floor and the ceiling."""
+        return min(self.ceiling, max(self.floor, rate))
+
+    def law(self) -> RateLaw:
+        """The tuned law for what is known."""
+        if self.requests < math.inf:
+            return TunedLaw(self.ceiling, self.window)
+        return SearchingLaw(self.window, self._pace)
+
+    def asked(self, seconds: float, rate: float) -> bool:
+        """Note the wait that a refusal asks for at this rate; returns whether the estimates have changed."""
+        if seconds > longest(0.0) or self.requests < math.inf:
+            return False
+        self._waits.append(seconds)
+        before = self.window, self._pace
+        self.window = max(min(_SHORTEST, _COUNTABLE / rate), *self._waits)
+        self._pace = max(_PACE, *self._waits)
+        return (self.window, self._pace) != before
+
+    def completed(self, reading: Reading) -> Reading:
+        """The reading with a window; if the server gave none, the shortest common one that holds its resets."""
+        if reading.window < math.inf:
+            return reading
+        self._reset = max(self._reset, reading.reset)
+        fitting = (window for window in _USUAL if self._reset <= window + _TOLERANCE)
+        return reading._replace(window=next(fitting, reading.window))
+
+    def stated(self, reading: Reading) -> bool:
+        """Take in a quota that the server describes, unless one was given; returns whether it has changed."""
+        if self.is_given:
+            return False
+        before = self.requests, self.window
+        self.requests, self.window = reading.limit, reading.window
+        return (self.requests, self.window) != before
+
+    def resume(self, window: float) -> None:
+        """Take over another program's estimate of the window, unless the quota was given."""
+        if not self.is_given:
+            self.window = min(window, longest(0.0))
+
+    def update(self, max_requests: float, time_window: float) -> None:
+        """Replace what is known by these numbers."""
+        self.is_given = True
+        self.requests, self.window = max_requests, time_window

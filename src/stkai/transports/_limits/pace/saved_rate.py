@@ -1,0 +1,217 @@
+"""Saves the rate that a limiter has learned, with its age, in a small file in the user's cache directory."""
+
+import json
+import math
+import os
+import stat
+from contextlib import suppress
+from datetime import datetime
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote
+
+from ...._clock import Clock, SystemClock, unique_key
+from ...._errors import ConfigurationError
+from ...._log import logger
+from ..._operations import Run
+from ..limiter import Answer
+
+BELIEVED: Final = 86400.0
+"""Seconds after which a saved rate no longer says anything about the present."""
+
+_BETWEEN: Final = 60.0
+"""Seconds between two saves while the program runs."""
+
+_FASTEST: Final = 1e5
+"""Requests per second; a higher rate is damage to the file, not something that a limiter has learned."""
+
+_LONGEST: Final = 366 * 86400.0
+"""Seconds; a longer window is damage likewise."""
+
+_SIZE: Final = 1000
+"""Bytes to read at most; a saved rate needs a tenth of that."""
+
+_NO_FOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAITING: Final = getattr(os, "O_NONBLOCK", 0)
+
+
+def check_warm_start(name: object, share: str | None, *, plain: bool) -> None:
+    """Check that `name` is a name, and that there is something to save under it.
+
+    Raises:
+        ConfigurationError: the name is not text, is empty, or is not that of the share; or the law is plain AIMD.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigurationError(f"warm_start must be the name of a quota, a non-empty string, not {name!r}")
+    if plain:
+        raise ConfigurationError(
+            "warm_start cannot be combined with penalty_factor or recovery_factor: plain AIMD starts at the whole quota"
+        )
+    if share is not None and name != share:
+        raise ConfigurationError(
+            f"warm_start={name!r} must be the name of the share, {share!r}: its store keeps one rate for the group"
+        )
+
+
+class LearnedRate(NamedTuple):
+    """What a limiter has learned.
+
+    Attributes:
+        rate: requests per second.
+        window: the quota's window in seconds, or its estimate.
+        refused: whether a refusal, or a server's headers, have shown where the limit is.
+        age: seconds since it was saved.
+    """
+
+    rate: float
+    window: float
+    refused: bool = True
+    age: float = 0.0
+
+
+class SavedRate:
+    """A file that keeps what a limiter has learned: while the program runs, because it may be killed, and at its end.
+
+    A file that cannot be used is not an error: the limiter starts cold.
+
+    Args:
+        name: the quota's name; limiters with the same name start where the last one ended.
+
+    Attributes:
+        path: the file; None if this user has no cache directory.
+    """
+
+    def __init__(self, name: str, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        directory = _cache_directory()
+        self.path = None if directory is None else directory / "stkai" / "adaptive" / _file_name(name)
+        self._unsaved: tuple[LearnedRate, datetime] | None = None
+        self._due = -math.inf
+        self._has_warned = False
+        if self.path is None:
+            self._warn("warm_start: this user has no home directory")
+
+    def read(self) -> LearnedRate | None:
+        """What was learned in the last day, or None."""
+        if self.path is None:
+            return None
+        try:
+            text = _read(self.path)
+            if text is None:
+                return None
+            found = _parsed(text, self._clock.utcnow().timestamp())
+        except OSError as error:
+            self._warn(f"warm_start: cannot read {str(self.path)!r}: {error}")
+            return None
+        if found is None:
+            logger.info("warm_start: %s holds no rate from the last day; starting cold", self.path)
+        else:
+            logger.info("warm_start: %.3g requests per second, saved %.0f s ago", found.rate, found.age)
+        return found
+
+    def note(self, learned: LearnedRate, answer: Answer) -> Run | None:
+        """Note what an answer taught. Returns the operation that saves it, if a minute has passed since the last one.
+
+        Does no I/O, so the caller may hold a lock.
+        """
+        self._unsaved = learned, answer.date()
+        if answer.now < self._due:
+            return None
+        self._due = answer.now + _BETWEEN
+        return Run(self._save, self._asave)
+
+    def save(self) -> None:
+        """Save what was noted last, unless it is saved. Others that read at the same time find a complete file."""
+        noted, self._unsaved = self._unsaved, None
+        if noted is not None:
+            self.write(*noted)
+
+    def write(self, learned: LearnedRate, saved: datetime) -> None:
+        """Write the file."""
+        if self.path is None:
+            return
+        content = {
+            "rate": learned.rate,
+            "window": learned.window,
+            "refused": learned.refused,
+            "saved": saved.timestamp(),
+        }
+        try:
+            _replace(self.path, json.dumps(content).encode())
+        except OSError as error:
+            self._warn(f"warm_start: cannot save the rate in {str(self.path)!r}: {error}")
+
+    def _save(self, _left: float) -> None:
+        self.save()
+
+    async def _asave(self, _left: float) -> None:
+        from anyio.to_thread import run_sync
+
+        await run_sync(self.save, abandon_on_cancel=True)
+
+    def _warn(self, reason: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning("%s; set XDG_CACHE_HOME to a directory that can be written", reason)
+
+
+def _parsed(text: bytes, now: float) -> LearnedRate | None:
+    """What the text says, if it makes sense and is not too old."""
+    try:
+        content: Any = json.loads(text)
+        rate, window, saved = (float(content[name]) for name in ("rate", "window", "saved"))
+        refused = bool(content["refused"])
+    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
+        return None
+    found = LearnedRate(rate, window, refused, now - saved)
+    sensible = 0 < rate <= _FASTEST and 0 < window <= _LONGEST and 0 <= found.age < BELIEVED
+    return found if sensible else None
+
+
+def _read(path: Path) -> bytes | None:
+    """The beginning of a regular file; None if there is no such file."""
+    try:
+        # A symbolic link is not followed, and opening a FIFO does not wait for a writer.
+        handle = os.open(path, os.O_RDONLY | _NO_FOLLOW | _NO_WAITING)
+    except FileNotFoundError:
+        return None
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError("it is not a regular file")
+        return os.read(handle, _SIZE)
+    finally:
+        os.close(handle)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{unique_key()}")
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _file_name(name: str) -> str:
+    """A file name that is unique to this name, even on file systems that ignore case."""
+    text = name.encode(errors="surrogatepass")
+    return f"{quote(text, safe='')[:60]}-{blake2b(text, digest_size=10).hexdigest()}.json"
+
+
+def _cache_directory() -> Path | None:
+    """The cache directory of the XDG base directory specification; on Windows, the local application data."""
+    given = [os.environ.get("XDG_CACHE_HOME"), os.environ.get("LOCALAPPDATA") if os.name == "nt" else None]
+    for directory in given:
+        # The specification says to ignore a relative path.
+        if directory and Path(directory).is_absolute():
+            return Path(directory)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:  # A container often runs as a user without a password entry or a home directory.
+        return None

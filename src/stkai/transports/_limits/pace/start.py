@@ -1,0 +1,117 @@
+"""The cold start: how fast a sender may send before its first refusal."""
+
+import math
+
+from .pause import is_soft
+from .quota import KnownQuota
+
+_SHARE = 0.2
+"""Share of the quota's rate at which it starts."""
+
+_SOFT_SHARE = 0.4
+"""The same in a short window, where a refusal costs a whole window, but the start is soon over ..."""
+
+_SOFT_AT_ONCE = 1.0
+"""... and requests go out one by one."""
+
+_AT_ONCE = 3.0
+"""Requests that may go out at once before the first answer."""
+
+_FREE = 0.25
+"""Share of one window's quota that successes may release ahead of the rate, one each."""
+
+_DOUBLING = 1 / 4
+"""Windows in which the rate doubles while requests are held back."""
+
+_SHORTEST_DOUBLING = 1.0
+"""Seconds, a few round trips: nothing is learned before an answer comes back."""
+
+_BLAMELESS = 2.0
+"""Multiple of the rate: a sender that was faster was refused for its burst, not for its rate ..."""
+
+_FEW = 0.15
+"""... unless it had used this share of a window's quota: then it has hit the limit, not a small bucket."""
+
+_SEARCH_RATE = 5.0
+"""Requests per second at the start if the quota is unknown; successes release more."""
+
+_SEARCH_DOUBLING = 1.0
+"""Seconds in which that doubles: a few round trips, because the window is unknown."""
+
+_SEARCH_MOST = 1e6
+"""Requests per second at which it stops doubling: a program may stand still for an hour, with requests waiting."""
+
+
+class ColdStart:
+    """The rate doubles with time while requests wait, and successes release permits at once, as in TCP's slow start.
+
+    With a known quota each success releases one permit, up to a share of the quota. Without one each releases two, so
+    that the number of requests in flight doubles with every round trip until the server refuses one.
+
+    Attributes:
+        over: whether it has ended.
+        rate: initial requests per second.
+        burst: permits that may be taken at once.
+    """
+
+    def __init__(self, quota: KnownQuota) -> None:
+        self.over = False
+        self._quota = quota.requests
+        self._free = _FREE * quota.requests
+        self._excused = False
+        if quota.requests == math.inf:
+            self._most, self.rate, self.burst = _SEARCH_MOST, _SEARCH_RATE, _AT_ONCE
+            self._doubling = _SEARCH_DOUBLING
+            return
+        soft = is_soft(quota.window)
+        self._most = quota.ceiling
+        self.rate = (_SOFT_SHARE if soft else _SHARE) * quota.ceiling
+        self.burst = _SOFT_AT_ONCE if soft else max(1.0, min(_AT_ONCE, quota.requests))
+        self._doubling = max(_SHORTEST_DOUBLING, _DOUBLING * quota.window)
+
+    @property
+    def releases(self) -> bool:
+        """Whether a success releases permits."""
+        return not self.over and self._free >= 1
+
+    def released_by_success(self) -> float:
+        """Permits that a success releases."""
+        if not self.releases:
+            return 0.0
+        self._free -= 1
+        if self._quota == math.inf:
+            self.burst += 1
+            return 2.0
+        return 1.0
+
+    def excuses(self, sent: float, rate: float, seconds: float) -> bool:
+        """Whether the first refusal says nothing about the rate: a burst met a small bucket.
+
+        Args:
+            sent: requests so far.
+            rate: requests per second.
+            seconds: since the first request.
+
+        It ends the bursts. The rate keeps doubling until the next refusal.
+        """
+        self._free = 0.0
+        excused = not self._excused and _BLAMELESS * rate * seconds < sent < _FEW * self._quota < math.inf
+        self._excused = True
+        return excused
+
+    def doubled(self, rate: float, seconds: float) -> tuple[float, float]:
+        """The rate after `seconds` of holding back, and the permits released meanwhile."""
+        growing = min(seconds, self._doubling * math.log2(self._most / rate))
+        later = min(self._most, rate * 2 ** (growing / self._doubling))
+        at_ceiling = self._most * (seconds - growing) if seconds > growing else 0.0
+        return later, (later - rate) * self._doubling / math.log(2) + at_ceiling
+
+    def time_for(self, permits: float, rate: float) -> float:
+        """Seconds until this many more permits are released, while the rate keeps doubling."""
+        if rate >= self._most:
+            return permits / rate
+        doubling = self._doubling / math.log(2)
+        while_growing = (self._most - rate) * doubling
+        if permits <= while_growing:
+            return doubling * math.log1p(permits / (doubling * rate))
+        return self._doubling * math.log2(self._most / rate) + (permits - while_growing) / self._most

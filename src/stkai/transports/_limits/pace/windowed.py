@@ -1,0 +1,303 @@
+"""A rate that moves with the windows of the quota: for servers that say how long to wait.
+
+The rate grows slowly while requests are held back, and is cut once per congestion event (additive increase,
+multiplicative decrease: Chiu and Jain, 1989). It grows with time, not per success, so that refusals do not grow with
+the number of processes. While the server describes its window in headers, the rate follows these instead.
+"""
+
+import math
+
+from ..limiter import Turn
+from . import pause
+from .headers import Reading
+from .history import History
+from .law import Past, PlainLaw, RateLaw
+from .quota import KnownQuota
+from .start import ColdStart
+from .window_guide import WindowGuide
+
+_BURST = 0.1
+"""Windows' worth of permits that may be taken at once after a quiet time."""
+
+_AT_ONCE = 0.001
+"""Seconds that no request notices."""
+
+_SPREAD = 0.1
+"""Each gap varies by this share, up or down: otherwise one sender can lock the others out of a bucket server."""
+
+_SOFT_SPREAD = 0.03
+"""The same in a short window: there, the network alone varies gaps enough, and more jitter makes requests collide."""
+
+_LISTENING = 1.0
+"""Seconds between checks of the headers of a server that has sent no quota headers so far."""
+
+
+class WindowedRate:
+    """Connects the cold start, the law, the pauses, what is remembered, and the window that a server describes.
+
+    Args:
+        quota: what is known about the quota.
+        plain: the penalty and the recovery factor of plain AIMD, which reads no headers; None for the tuned law.
+
+    Attributes:
+        rate: requests per second in force now.
+        burst: permits that may be taken at once after a quiet time.
+        credit: None: whoever uses the rate counts the permits.
+        news: share by which the rate must move before it is reported again.
+        paused_until: when the present pause ends.
+        law: how the rate moves.
+        start: the cold start, until it is over.
+        history: what is remembered.
+        guide: follows the window that the server describes.
+    """
+
+    credit: float | None = None
+    news = 0.1
+
+    def __init__(self, quota: KnownQuota, plain: tuple[float, float] | None = None) -> None:
+        self._quota, self._plain = quota, plain
+        self.law = self._law_in_force()
+        self.start = ColdStart(quota)
+        self.history = History(self.law.history, quota)
+        self.guide = WindowGuide(quota.ceiling, quota.floor)
+        self.rate, self.burst = max(quota.floor, self.start.rate), self.start.burst
+        if plain is not None:
+            self.start.over, self.guide.listening = True, False
+            self.set(quota.ceiling)
+        self._congestion = pause.Congestion()
+        self._quiet = self._released = self._resumes_at = 0.0
+        self.paused_until = self._held_until = self._listens_at = -math.inf
+
+    def __str__(self) -> str:
+        quota = self._quota
+        if quota.is_given:
+            return str(quota)
+        if quota.requests < math.inf:
+            return f"found: {quota}"
+        return f"found: time_window={quota.window:g}" if self.start.over else "quota not found yet"
+
+    def reason(self, before: float) -> str:
+        """Why the rate is not `before` any more."""
+        return "no refusal since" if self.base > before else "429 Too Many Requests"
+
+    @property
+    def base(self) -> float:
+        """The rate, without the variation within a window that the server describes."""
+        return self.guide.base if self.guide.in_force else self.rate
+
+    @property
+    def lasting(self) -> float:
+        """The same; while a single request probes, the rate from before."""
+        return self._resumes_at or self.base
+
+    def set(self, rate: float) -> None:
+        """Continue at this rate."""
+        self.rate = rate
+        self.burst = max(1.0, _BURST * self._quota.window * rate)
+
+    def resume(self, rate: float, *, refused: bool) -> None:
+        """Continue at the rate of another program, or of another law; the limit is known if one was refused there."""
+        if refused:
+            self.start.over = True
+            self.set(self._quota.bounded(rate))
+        else:
+            # Start at a higher rate, but just as carefully.
+            self.rate = max(self.rate, self._quota.bounded(rate))
+
+    def update(self, share: float) -> None:
+        """Continue with another quota, of which it gets the same share: `share` is the new quota by the old one."""
+        over, self.start = self.start.over, ColdStart(self._quota)
+        self.start.over = over
+        self.guide.ceiling = self._quota.ceiling
+        self._adopt()
+        self.set(self._quota.bounded(self.rate * share))
+
+    # Permits
+
+    def release(self, start: float, now: float, *, waiting: bool) -> float:
+        """Permits released from `start` to `now`, while requests wait for them or not."""
+        released, self._released = self._released, 0.0
+        if now <= start:
+            return released
+        self.history.note(start, holds=waiting or now < self._held_until)
+        seconds = now - start if start >= self.paused_until else max(0.0, now - self.paused_until)
+        if self.guide.in_force:
+            released += self.guide.release(now - seconds, now)
+            self.set(self.guide.rate)
+        elif not waiting:
+            released += self.rate * seconds
+        elif not self.start.over:
+            self.rate, more = self.start.doubled(self.rate, seconds)
+            released += more
+        else:
+            released += self._grow(seconds)
+        return released
+
+    def time_for(self, permits: float, now: float) -> float:
+        """Seconds from `now` on, or from the end of the pause, until this many more permits are released."""
+        if self.guide.in_force:
+            return self.guide.time_for(permits, max(now, self.paused_until))
+        return permits / self.rate if self.start.over else self.start.time_for(permits, self.rate)
+
+    def take(self, turn: Turn, now: float) -> float:
+        """Count a request that goes now; returns the permits that it takes: one, give or take some jitter."""
+        self.history.add(now)
+        quota = self._quota
+        if self.rate >= quota.ceiling:
+            return 1.0
+        spread = _SOFT_SPREAD if quota.is_given and pause.is_soft(quota.window) else _SPREAD
+        return 1.0 + spread * (2.0 * turn.chance - 1.0)
+
+    def give_back(self, turn: Turn) -> None:
+        """Take back a request that was counted and not sent."""
+        self.history.add(turn.since, -1.0)
+
+    def ignore(self, turn: Turn) -> None:
+        """Do nothing about an answer that says nothing."""
+
+    def nap(self, wait: float) -> float:
+        """Sleep half of a long wait, then ask again: the rate may have grown, unless it is at its ceiling."""
+        if self.rate >= self._quota.ceiling and not self.guide.in_force:
+            return wait
+        return min(wait, max(min(1.0, pause.LEAST * self._quota.window), wait / 2))
+
+    # Answers
+
+    def listens(self, now: float, *, refused: bool = False) -> bool:
+        """Whether to read an answer's quota headers; once a second if no answer has had any so far."""
+        guide = self.guide
+        if not guide.listening or (guide.has_heard_nothing and now < self._listens_at and not refused):
+            return False
+        self._listens_at = now + _LISTENING
+        return True
+
+    @property
+    def ignores_successes_until(self) -> float:
+        """When a success may say something again: end a row of refusals, release permits, or describe the quota."""
+        # If the rate alone brings back the whole burst at once, what a success adds makes no difference.
+        releases = self.start.releases and self.rate * _AT_ONCE < self.burst
+        if releases or self._congestion.row or not self._congestion.is_answered:
+            return -math.inf
+        if not self.guide.listening:
+            return math.inf
+        return self._listens_at if self.guide.has_heard_nothing else -math.inf
+
+    def follow(self, reading: Reading | None, now: float, sent: float, *, refused: bool = False) -> bool:
+        """Take in the quota headers; returns whether they explain a refusal: the window is used up.
+
+        Then the refusal is no event: how the window went sets the rate of the next one.
+        """
+        guide, quota = self.guide, self._quota
+        if reading is not None and not quota.is_given:
+            reading = quota.completed(reading)
+        if reading is not None and reading.window > pause.longest(quota.window):
+            reading = None  # A window that long cannot be divided in advance.
+        followed = guide.in_force
+        if reading is not None and not quota.is_given:
+            guide.ceiling = reading.limit / reading.window
+        explained = guide.hear(reading, now, sent, self.rate, refused=refused)
+        if guide.in_force and reading is not None and quota.stated(reading):
+            self._adopt()
+        if followed or guide.in_force:
+            self.start.over = True
+            self.set(guide.rate)
+            self.paused_until = max(self.paused_until, guide.paused_until)
+        return explained
+
+    def accepted(self, turn: Turn, now: float, sent: float) -> None:
+        """Note that a request sent at `sent` was accepted, which may release permits at once."""
+        free = self.start.released_by_success()
+        if free:
+            self.burst = max(self.burst, self.start.burst)
+            self._released += free
+        if self._congestion.accepted(sent) and self._resumes_at:
+            # The request that probed after an implausible pause got through.
+            self.set(max(self.rate, self._resumes_at))
+            self._resumes_at = 0.0
+
+    def refused(
+        self, turn: Turn, now: float, sent: float, asked: float | None, chance: float, *, explained: bool
+    ) -> None:
+        """Note the refusal of a request sent at `sent`, which asks for a wait of `asked` seconds.
+
+        The rate is cut once per congestion event: a refusal of a request sent before the last cut says nothing about
+        the current rate. A window that is known to be used up is not an event.
+        """
+        self.history.add(sent, -1.0)
+        first = not self.start.over
+        past = self.history.past(now, cold=first)
+        fresh, event = self._congestion.is_fresh(sent), self._congestion.refused(sent)
+        cut = event and not explained
+        if cut:
+            self._cut(now, asked or 0.0, past)
+        if self._quota.asked(asked or 0.0, self.rate) and cut:
+            self._adopt()
+        again = fresh and self._congestion.row > 1
+        self._stop(turn, now, asked, chance, explained=explained, severe=first or again)
+
+    def found(self, now: float) -> tuple[float, bool]:
+        """The rate that was found when the server first refused a request, and whether it is still to be found."""
+        past = self.history.past(now, cold=not self.start.over)
+        if not past.cold:
+            return self.rate, False
+        self.start.over = True
+        if self.start.excuses(past.successes, self.rate, past.seconds) or self._quota.requests == math.inf:
+            return min(self.rate, past.successes / max(1.0, past.seconds)) / 2, True
+        return self.rate / 2, False
+
+    def _law_in_force(self) -> RateLaw:
+        if self._plain is None:
+            return self._quota.law()
+        return PlainLaw(self._quota.ceiling, self._quota.window, *self._plain)
+
+    def _adopt(self) -> None:
+        """Switch to another law, because more is known about the quota."""
+        self.law = self._law_in_force()
+        self.history.resize(self.law.history)
+
+    def _grow(self, seconds: float) -> float:
+        """Let the rate grow by the law; returns the permits released meanwhile."""
+        quota, before = self._quota, self.rate
+        # No waiter sleeps for longer than a window: in a longer step the program stood still, and no ceiling bounds it.
+        counted = seconds if quota.requests < math.inf else min(seconds, quota.window)
+        self.set(min(quota.ceiling, max(before, self.law.grown(before, self._quiet, counted))))
+        self._quiet += counted
+        return (before + self.rate) / 2 * seconds
+
+    def _cut(self, now: float, asked: float, past: Past) -> None:
+        if past.cold and self.start.excuses(past.successes, self.rate, past.seconds):
+            self.burst = 1.0
+        else:
+            # Without a quota, this is the first estimate: the requests accepted so far, until the server accepts more.
+            if past.cold and self._quota.requests == math.inf and asked <= pause.longest(self._quota.window):
+                past = past._replace(seconds=past.seconds + asked)
+            self.set(max(self._quota.floor, self.law.cut(self.rate, past)))
+            self.start.over = True
+        self._congestion.cut(now)
+        self._quiet = 0.0
+
+    def _stop(
+        self, turn: Turn, now: float, asked: float | None, chance: float, *, explained: bool, severe: bool
+    ) -> None:
+        """Hold back all requests, or in a short window only the refused one, unless the refusal is a severe one."""
+        window, row = self._quota.window, self._congestion.row
+        probes, floor = False, self._quota.floor
+        if asked is None:
+            asked = pause.unasked(window)
+            # It may refuse everything for an hour, and accept again at any time.
+            probes, row, floor = row > pause.ROWS, min(row, pause.ROWS), max(floor, pause.PROBES)
+        if explained or not pause.is_soft(window, asked):
+            stop = pause.hard(asked, row, window, self.rate, chance)
+            probes = probes or asked > pause.longest(window)
+        else:
+            stop = pause.soft_stop(window, chance) if severe else 0.0
+            turn.not_before = now + pause.soft(asked, window, chance)
+            self._held_until = max(self._held_until, turn.not_before)
+        if probes and not self._resumes_at:
+            # Then one request at a time probes, and its answer decides.
+            self._resumes_at = self.rate
+            self.set(min(floor, self.rate))
+        if stop > window:
+            # Over such a long pause, the goodput would be zero.
+            self.history.restart(now + stop)
+        self.paused_until = max(self.paused_until, now + stop)

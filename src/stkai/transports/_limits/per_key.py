@@ -1,0 +1,158 @@
+"""One limiter for each key of a request, such as its model or its origin, made when the key is first seen."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakSet, WeakValueDictionary
+
+import httpx
+
+from ..._checks import POSITIVE_COUNT, check_number
+from ..._errors import ConfigurationError
+from ..._forks import after_fork
+from ..._urls import origin_of, show_origin
+from .limiter import Limiter
+
+Limits = Any
+"""A limiter, or a list of limiters that all have to let a request go."""
+
+
+class PerKey:
+    """One limiter for each key.
+
+    Args:
+        key: the key of a request, such as `stkai.costs.model_of`.
+        make: called when a key is first seen; returns its limiter, or a list of limiters.
+        max_keys: how many limiters to keep. Beyond that, the least recently used ones are dropped, and made anew when
+            their key is seen again; but never one that a request waits for or was sent with.
+
+    Raises:
+        ConfigurationError: `key` or `make` is not a function, or `max_keys` not a positive whole number; or, on a
+            request, `make` returned no limiter.
+    """
+
+    _most_name = "max_keys"
+    _functions = "a request and one of a key, such as model_of and lambda model: TokenBucket(10, 60)"
+
+    def __init__(
+        self, key: Callable[[httpx.Request], str], make: Callable[[str], Any], *, max_keys: int = 1000
+    ) -> None:
+        for function in (key, make):
+            if not callable(function):
+                msg = f"{type(self).__name__} needs a function of {self._functions}, not {function!r}"
+                raise ConfigurationError(msg)
+        self._most = check_number(self._most_name, max_keys, POSITIVE_COUNT)
+        self._key, self._make = key, make
+        # The most recently used one is last. A request in progress holds its limiter, which may have been dropped here.
+        self._limiters: OrderedDict[Any, Limiter] = OrderedDict()
+        self._in_use: WeakValueDictionary[Any, Limiter] = WeakValueDictionary()
+        self._layers: WeakSet[Any] = WeakSet()
+        self._renew_lock()
+        after_fork(self, PerKey._renew_lock)
+
+    def _renew_lock(self) -> None:
+        # Held while `make` runs, so that each key gets one limiter; `make` may ask for another key's.
+        self._making = threading.RLock()
+
+    def limiter_for(self, request: httpx.Request) -> Limiter:
+        """The limiter of the request's key.
+
+        Raises:
+            ConfigurationError: `make` returned no limiter.
+        """
+        key = self._key(request)
+        limiter = self._limiters.get(key)
+        if limiter is None:
+            with self._making:
+                return self._found(key, request)
+        try:
+            self._limiters.move_to_end(key)
+        except KeyError:  # Another thread has just dropped it.
+            self._remember(key, limiter)
+        return limiter
+
+    def _found(self, key: Any, request: httpx.Request) -> Limiter:
+        limiter = self._limiters.get(key)
+        if limiter is None:
+            limiter = self._in_use.get(key)
+        if limiter is None:
+            limiter = self._made(self._shown(key, request))
+            # `make` may itself have asked for this key.
+            limiter = self._limiters.setdefault(key, limiter)
+            for layer in list(self._layers):
+                subscribe(limiter, layer)
+        self._remember(key, limiter)
+        return limiter
+
+    def _shown(self, key: Any, request: httpx.Request) -> str:
+        """The key as `make` is told it."""
+        return str(key)
+
+    def _remember(self, key: Any, limiter: Limiter) -> None:
+        """Keep the limiter, and drop the least recently used one if there are too many."""
+        with self._making:
+            self._limiters[key] = limiter
+            if len(self._limiters) > self._most:
+                oldest, dropped = self._limiters.popitem(last=False)
+                try:
+                    self._in_use[oldest] = dropped
+                except TypeError:  # It has slots, so nobody can tell whether it is still in use: keep it.
+                    self._limiters[oldest] = dropped
+
+    def _made(self, key: str) -> Limiter:
+        from .all_of import checked_limiter
+
+        kind = type(self).__name__
+        wanted = f"the function given to {kind} must return a limiter, such as TokenBucket(10, 60), or a list; not "
+        made = self._make(key)
+        if isinstance(made, PerKey):
+            raise ConfigurationError(f"{wanted}{made!r}")
+        limiter: Limiter = checked_limiter(made, wanted)
+        return limiter
+
+    def subscribe(self, layer: Any) -> None:
+        """Tell the listener of a layer's stack what happens to the stores of limiters that share their quota."""
+        self._layers.add(layer)
+        for limiter in [*self._limiters.values(), *self._in_use.values()]:
+            subscribe(limiter, layer)
+
+    def __len__(self) -> int:
+        """How many keys have a limiter."""
+        return len(self._limiters)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self._limiters)} keys)"
+
+
+class PerHost(PerKey):
+    """One limiter for each origin that a stack talks to.
+
+    Args:
+        make: called when an origin is first seen, such as `"https://api.example.com"` (lower case, without the default
+            port); returns its limiter, or a list of limiters.
+        max_origins: how many limiters to keep; see `PerKey`.
+
+    Raises:
+        ConfigurationError: `make` is not a function, or `max_origins` not a positive whole number; or, on a request,
+            `make` returned no limiter.
+    """
+
+    _most_name = "max_origins"
+    _functions = "an origin, such as lambda origin: TokenBucket(10, 60)"
+
+    def __init__(self, make: Callable[[str], Any], *, max_origins: int = 1000) -> None:
+        super().__init__(lambda request: origin_of(request.url), make, max_keys=max_origins)  # type: ignore[arg-type, return-value]
+
+    def _shown(self, key: Any, request: httpx.Request) -> str:
+        return show_origin(request.url).lower()
+
+    def __repr__(self) -> str:
+        return f"PerHost({len(self._limiters)} origins)"
+
+
+def subscribe(limiter: object, layer: Any) -> None:
+    """Let a limiter report to the listener of a layer's stack, if it has something to report."""
+    method = getattr(limiter, "subscribe", None)
+    if method is not None:
+        method(layer)

@@ -1,0 +1,139 @@
+"""Permits for other work than requests of httpx, in threads, on asyncio and on trio."""
+
+import math
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import httpx
+
+from ..._clock import Clock, SystemClock, uniform
+from ..._errors import ConfigurationError, InvalidArgumentError, NotSent, TokenAcquisitionTimeoutError
+from .._async_driver import adrive
+from .._call import Attempt, Call
+from .._driver import drive
+from .._operations import Operation
+from .._options import UNSET, Priority, RequestOptions, Unset, check_cost
+from .limiter import Answer, Turn
+from .waiting import TooLongError, Waiting
+
+if TYPE_CHECKING:
+    from .queue_limiter import QueueLimiter
+
+_TOO_MANY_REQUESTS = 429
+
+
+class Permit:
+    """A permit while its block runs: `with limiter.permit() as permit:`, or `async with`."""
+
+    def __init__(
+        self,
+        limiter: "QueueLimiter",
+        *,
+        cost: float | None,
+        priority: Priority,
+        max_wait_time: float | Unset | None,
+        clock: Clock | None,
+    ) -> None:
+        RequestOptions(cost=cost, priority=priority, max_wait_time=max_wait_time)  # Checks them.
+        plan = limiter.plan_for(None)
+        if plan is None or not plan.sources:
+            raise ConfigurationError(f"{limiter!r} has no permits without a request")
+        if cost is None and plan.priced:
+            raise InvalidArgumentError(
+                "this limiter counts units, so a permit needs a cost: limiter.permit(cost=...)"
+            )
+        self._limiter, self._plan = limiter, plan
+        self._clock = SystemClock() if clock is None else clock
+        self._limit = plan.max_wait_time if max_wait_time is UNSET else max_wait_time
+        self._cost, self._priority = 1.0 if cost is None else float(cost), priority
+        self._turn: Turn | None = None
+        self._sent = 0.0
+        self._has_learned = False
+
+    def settle(self, cost: float) -> None:
+        """Correct the units that the permit took to the real cost.
+
+        Raises:
+            InvalidArgumentError: `cost` is not a finite number of at least 0.
+        """
+        self._limiter.settle(self._taken(), check_cost(cost), self._clock.monotonic())
+
+    def refused(self, retry_after: float | None = None) -> None:
+        """Tell the limiter that the work was refused because the quota is used up; an adaptive one slows down.
+
+        Args:
+            retry_after: seconds after which the service asks to try again.
+        """
+        headers = {} if retry_after is None else {"retry-after": f"{math.ceil(retry_after)}"}
+        self._learn(httpx.Response(_TOO_MANY_REQUESTS, headers=headers), None)
+
+    def __enter__(self) -> Self:
+        wait, turn, start = self._ask()
+        if wait != 0:
+            waiting, attempt = self._waiting(turn)
+            try:
+                start = drive(waiting.steps(wait, start), attempt, self._clock)  # type: ignore[arg-type, assignment]
+            except TooLongError as late:
+                raise self._error(late) from None
+        self._sent = start
+        return self
+
+    async def __aenter__(self) -> Self:
+        wait, turn, start = self._ask()
+        if wait != 0:
+            waiting, attempt = self._waiting(turn)
+            try:
+                start = await adrive(waiting.steps(wait, start), attempt, self._clock)  # type: ignore[arg-type, assignment]
+            except TooLongError as late:
+                raise self._error(late) from None
+        self._sent = start
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        turn, now = self._taken(), self._clock.monotonic()
+        if isinstance(error, NotSent):
+            self._limiter.leave(turn, now)
+            return
+        if not self._has_learned and (error is not None or self._limiter.listens(now)):
+            self._learn(None if error is not None else httpx.Response(200), error)
+        self._limiter.end(turn, now)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
+
+    def _ask(self) -> tuple[float | Operation, Turn, float]:
+        now = self._clock.monotonic()
+        turn = self._turn = Turn(chance=uniform(), cost=self._cost, priority=self._priority)
+        turn.sources, turn.guests = self._plan.sources, self._plan.guests
+        self._has_learned = False
+        return self._limiter.ask(turn, now), turn, now
+
+    def _waiting(self, turn: Turn) -> tuple[Waiting, Attempt]:
+        call = Call.start(httpx.Request("POST", "permit:"), self._clock.monotonic())
+        attempt = Attempt(call)
+        turn.call = attempt.info
+        limit = math.inf if self._limit is None else self._limit
+        return Waiting(self._limiter, turn, self._clock, limit, math.inf), attempt
+
+    def _error(self, late: TooLongError) -> TokenAcquisitionTimeoutError:
+        required = late.waited + late.wait
+        return TokenAcquisitionTimeoutError(late.waited, self._limit or 0.0, required=required)
+
+    def _learn(self, response: httpx.Response | None, error: BaseException | None) -> None:
+        turn, clock = self._taken(), self._clock
+        self._has_learned = True
+        self._limiter.learn(
+            turn, Answer(self._sent, clock.monotonic(), response, error, clock.utcnow, turn.chance)
+        )
+
+    def _taken(self) -> Turn:
+        if self._turn is None:
+            raise RuntimeError("a permit is taken by entering its block: with limiter.permit() as permit:")
+        return self._turn
+
+    def __repr__(self) -> str:
+        return f"<Permit of {self._limiter!r}>"

@@ -1,0 +1,278 @@
+"""What all limiters of stkai are: a queue with sources of permits, and the options that they share."""
+
+import math
+from collections.abc import Callable, Collection, Iterable
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
+
+import httpx
+
+from ..._checks import POSITIVE, check_number, is_token
+from ..._clock import Clock
+from ..._errors import ConfigurationError
+from .._options import UNSET, Priority, Unset
+from .limiter import Turn
+from .queue import Queue
+from .sources.source import Limits, Source
+
+if TYPE_CHECKING:
+    from .all_of import Guest
+    from .permit import Permit
+
+_HOOKS: Final = ("ask", "leave", "learn", "end", "settle")
+
+
+@runtime_checkable
+class Pricing(Protocol):
+    """What a call costs a limiter, before it is sent and after it was answered; `llm_tokens()` returns one."""
+
+    def estimate(self, request: httpx.Request) -> float:
+        """Units that a request will probably take."""
+        ...
+
+    def settle(self, response: httpx.Response) -> float | None:
+        """Units that it has taken; None if the answer does not tell."""
+        ...
+
+
+Cost = Callable[[httpx.Request], float] | Pricing
+"""What a limiter takes as `cost`."""
+
+
+class Priced(Protocol):
+    """A limit that counts units of cost."""
+
+    @property
+    def max_cost(self) -> float | None:
+        """Units per time window."""
+
+    @property
+    def cost(self) -> Any:
+        """Its own `Cost`, or None."""
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where a turn's `costs` are set."""
+
+    def settle(self, turn: Turn, cost: float, now: float) -> None:
+        """Correct what the turn took."""
+
+
+class Plan(NamedTuple):
+    """What a request of some method needs of a limiter.
+
+    Attributes:
+        sources: where it takes its permits from.
+        guests: limiters of the user's own that it asks as well.
+        priced: the limits that count units of cost.
+        ends: whether one of them must be notified when the answer has ended.
+        listens: whether an answer of success may teach one of them something.
+        max_wait_time: seconds that it may wait.
+    """
+
+    sources: tuple[Source, ...] = ()
+    guests: "tuple[Guest, ...]" = ()
+    priced: "tuple[Priced, ...]" = ()
+    ends: bool = False
+    listens: bool = False
+    max_wait_time: float | None = None
+
+
+class QueueLimiter(Queue):
+    """A queue that is a `Limiter`.
+
+    Args:
+        sources: where permits come from.
+        methods: HTTP methods that need a permit; None for all.
+        max_wait_time: seconds that a request may wait for its permit; None waits as long as necessary.
+
+    Raises:
+        ConfigurationError: `methods` are no names of methods, or `max_wait_time` is not positive.
+    """
+
+    is_own = False
+    """Whether it is a subclass of a user's that must see every request and every answer."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        ours = next(base for base in cls.__mro__ if base.__module__.startswith("stkai."))
+        cls.is_own = any(getattr(cls, name) is not getattr(ours, name) for name in _HOOKS)
+
+    def __init__(
+        self, *sources: Source, methods: Iterable[str] | None = None, max_wait_time: float | None = None
+    ) -> None:
+        self._methods = _checked_methods(methods)
+        if max_wait_time is not None:
+            check_number("max_wait_time", max_wait_time, POSITIVE, ", or None to wait as long as it takes")
+        self._max_wait_time = max_wait_time
+        super().__init__(*sources)
+        ends = any(type(source).end is not Source.end for source in sources)
+        listens = any(type(source).listens is not Source.listens for source in sources)
+        self._plan = Plan(sources, ends=ends, listens=listens, max_wait_time=max_wait_time)
+
+    @property
+    def methods(self) -> Collection[str] | None:
+        """HTTP methods that need a permit; None for all."""
+        return self._methods
+
+    @property
+    def max_wait_time(self) -> float | None:
+        """Seconds that a request may wait for its permit; None waits as long as necessary."""
+        return self._max_wait_time
+
+    def plan_for(self, request: httpx.Request | None) -> Plan | None:
+        """What a request needs of this limiter; None if its method needs no permit."""
+        if self._methods is None or request is None or request.method in self._methods:
+            return self._plan
+        return None
+
+    def permit(
+        self,
+        *,
+        cost: float | None = None,
+        priority: Priority = "normal",
+        max_wait_time: float | Unset | None = UNSET,
+        clock: Clock | None = None,
+    ) -> "Permit":
+        """A permit for something other than a request of httpx: `with limiter.permit():`, or `async with`.
+
+        Leaving the block with an exception of class `stkai.NotSent` gives the permit back; any other way uses it.
+
+        Args:
+            cost: units that it takes from a limiter with `max_cost`.
+            priority: "low" goes when no normal request waits, and gets at least one permit in eleven.
+            max_wait_time: seconds that it may wait; by default the limiter's own.
+            clock: where time comes from; by default the system's clock.
+
+        Raises:
+            InvalidArgumentError: an argument is out of range, or `cost` is missing.
+            TokenAcquisitionTimeoutError: (on entering) the wait would exceed `max_wait_time`.
+        """
+        from .permit import Permit
+
+        return Permit(self, cost=cost, priority=priority, max_wait_time=max_wait_time, clock=clock)
+
+    def _options(self) -> str:
+        """The options that are not the default, for `repr`."""
+        return "" if self._methods is None else f", methods={sorted(self._methods)}"
+
+
+class QuotaLimiter(QueueLimiter):
+    """A limiter with a quota: requests, units of cost, or both, per time window.
+
+    Args:
+        sources: where permits come from.
+        limits: the numbers, as `check_limits` returns them.
+        cost: what a call costs; needs `max_cost`.
+
+    Raises:
+        ConfigurationError: `cost` cannot be used, or there is no `max_cost`.
+    """
+
+    def __init__(
+        self,
+        *sources: Source,
+        limits: Limits,
+        methods: Iterable[str] | None = None,
+        max_wait_time: float | None = None,
+        cost: Cost | None = None,
+    ) -> None:
+        super().__init__(*sources, methods=methods, max_wait_time=max_wait_time)
+        self._limits = limits
+        self._cost = None if cost is None else _checked_cost(cost, limits.max_cost)
+        if limits.max_cost is not None:
+            self._plan = self._plan._replace(priced=(self,))
+
+    @property
+    def max_requests(self) -> float | None:
+        """Requests per time window; None if they are not counted, or the quota is unknown."""
+        return self._limits.max_requests
+
+    @property
+    def time_window(self) -> float | None:
+        """Seconds; None if unknown."""
+        return self._limits.time_window
+
+    @property
+    def max_cost(self) -> float | None:
+        """Units of cost per time window; None if they are not counted."""
+        return self._limits.max_cost
+
+    @property
+    def cost(self) -> Cost | None:
+        """What a call costs; None if the stack or the call says so."""
+        return self._cost
+
+    def update(
+        self,
+        *,
+        max_requests: float | Unset = UNSET,
+        time_window: float | Unset = UNSET,
+        max_cost: float | Unset = UNSET,
+    ) -> None:
+        """Change the numbers that are given; requests that wait go by the new ones.
+
+        Raises:
+            ConfigurationError: a number is out of range, or this limiter does not count what it is for; nothing has
+                changed.
+        """
+        numbers = {"max_requests": max_requests, "time_window": time_window, "max_cost": max_cost}
+        given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not UNSET}
+        for name, value in given.items():
+            check_number(name, value, POSITIVE)
+            if getattr(self._limits, name) is None:
+                raise ConfigurationError(
+                    f"{name} cannot be updated: this limiter was made without it; make another with {name}={value!r}"
+                )
+        limits = self._limits._replace(**given)
+        with Queue.lock:
+            self._limits = limits
+            for source in self.sources:
+                source.update(limits)
+
+
+def check_limits(
+    max_requests: float | None, time_window: float | None, max_cost: float | None, burst: float | None = None
+) -> Limits:
+    """The numbers of a limiter.
+
+    Raises:
+        ConfigurationError: one of those that are given is not positive and finite.
+    """
+    if max_requests is not None:
+        check_number("max_requests", max_requests, POSITIVE)
+    if time_window is not None:
+        check_number("time_window", time_window, POSITIVE)
+    if max_cost is not None:
+        check_number("max_cost", max_cost, POSITIVE, ", or None to count requests only")
+    if burst is not None:
+        check_number("burst", burst, POSITIVE)
+    return Limits(max_requests, time_window, max_cost, burst)
+
+
+def smallest(waits: Iterable[float | None]) -> float | None:
+    """The smallest of some times to wait, where None is no limit."""
+    least = min((math.inf if wait is None else wait for wait in waits), default=math.inf)
+    return None if least == math.inf else least
+
+
+def _checked_methods(methods: Iterable[str] | None) -> frozenset[str] | None:
+    if methods is None:
+        return None
+    names = [] if isinstance(methods, str) or not isinstance(methods, Iterable) else list(methods)
+    if not names or not all(is_token(name) for name in names):
+        msg = f"methods must be HTTP method names such as {{'POST', 'PUT'}}, or None for all, not {methods!r}"
+        raise ConfigurationError(msg)
+    return frozenset(name.upper() for name in names)
+
+
+def _checked_cost(cost: object, max_cost: float | None) -> Any:
+    is_usable = isinstance(cost, Pricing) or callable(cost)
+    if isinstance(cost, type) or not is_usable or iscoroutinefunction(cost):
+        raise ConfigurationError(
+            "cost must be a plain function of a request, or an object with estimate and settle such as"
+            f" stkai.costs.llm_tokens(), not {cost!r}"
+        )
+    if max_cost is None:
+        raise ConfigurationError("cost= needs max_cost=, the units that may be spent in a time window")
+    return cost

@@ -1,0 +1,94 @@
+"""Runs short jobs later, in daemon threads: what a member of a share tells its store when no request does."""
+
+import heapq
+import itertools
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from ...._clock import SystemClock
+from ...._forks import after_fork
+from ...._log import logger
+
+_MOST: Final = 4
+"""Threads at once: a store that hangs must not hold up the others."""
+
+_IDLE: Final = 2.0
+"""Seconds after which an idle thread ends."""
+
+Work = Callable[[], None]
+
+
+class Errands:
+    """Jobs in the order of the instants at which they are due."""
+
+    def __init__(self) -> None:
+        self._monotonic = SystemClock.monotonic
+        self._begin()
+        after_fork(self, Errands._begin)
+
+    def _begin(self) -> None:
+        self._changed = threading.Condition()
+        self._jobs: list[tuple[float, int, Work]] = []
+        self._numbers = itertools.count()
+        self._threads = self._idle = 0
+
+    def later(self, seconds: float, work: Work) -> None:
+        """Call `work` after so many seconds."""
+        with self._changed:
+            heapq.heappush(self._jobs, (self._monotonic() + seconds, next(self._numbers), work))
+            self._changed.notify()
+            starts = not self._idle and self._threads < _MOST
+            self._threads += starts
+        if starts:
+            try:
+                threading.Thread(target=self._run, name="stkai-store", daemon=True).start()
+            except RuntimeError:  # No more threads, or the interpreter is ending; the next job tries again.
+                with self._changed:
+                    self._threads -= 1
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                work = self._next()
+                if work is None:
+                    self._threads -= 1
+                    return
+            try:
+                work()
+            except Exception:  # noqa: BLE001 - a store may be user code
+                logger.exception("an errand to the store of a shared quota failed")
+            del work
+
+    def _next(self) -> Work | None:
+        """The next job when it is due; None if none came for a while."""
+        ends = self._monotonic() + _IDLE
+        self._idle += 1
+        try:
+            while True:
+                now = self._monotonic()
+                due = self._jobs[0][0] if self._jobs else ends
+                if self._jobs and due <= now:
+                    return heapq.heappop(self._jobs)[2]
+                if not self._jobs and now >= ends:
+                    return None
+                self._changed.wait(due - now)
+        finally:
+            self._idle -= 1
+
+
+errands = Errands()
+"""Those of this process."""
+
+
+def run_within(seconds: float, work: Work) -> None:
+    """Run a job in a thread, and wait for it no longer than so many seconds; where no thread can start, run it here."""
+    thread = threading.Thread(target=work, name="stkai-store", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # The interpreter is ending.
+        with suppress(Exception):
+            work()
+    else:
+        thread.join(seconds)

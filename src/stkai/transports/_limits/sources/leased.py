@@ -1,0 +1,259 @@
+"""A source of permits that are leased from a store: the limit of a whole group of processes."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from .holding import EPSILON
+from .outage import BOTH
+from .rate import Rate
+from .source import ROUNDING, TICK, Limits, Source
+
+if TYPE_CHECKING:
+    from ..limiter import Answer, RateChange, Turn
+    from .store_client import StoreClient
+
+_BUSY: Final = 0.002
+"""Seconds after which a request asks again while another one calls the store."""
+
+_EASED: Final = 0.88
+"""Share of its rate that a member keeps after a refusal while the store is lost; afterwards the group's law decides."""
+
+_LONGEST: Final = 3600.0
+"""Seconds, or the window if that is longer: no answer's cost stops a group for longer."""
+
+_TOO_MANY_REQUESTS: Final = 429
+
+_BEAT: Final = 1.0
+"""Seconds after which a member that waits reports again: the group may have changed its quota, or stopped."""
+
+
+class Use(NamedTuple):
+    """A permit that a request has taken: in which epoch, and whether it came from the local sources."""
+
+    epoch: int
+    is_local: bool
+
+
+class Leased(Source):
+    """Permits of a member that leases them from a store. Pure: its client makes the calls.
+
+    Args:
+        client: calls the store for a member.
+    """
+
+    is_remote = True
+
+    def __init__(self, client: "StoreClient") -> None:
+        self.client, self.member, self.pilot = client, client.member, client.pilot
+        self.member.serve(self)
+
+    @property
+    def limit(self) -> str:  # type: ignore[override]
+        return f"{self.member.rate:g} requests/s, shared as {self.member.share!r}"
+
+    @property
+    def turns(self) -> "Sequence[Turn]":
+        """The turns that wait for permits of this share, in their order."""
+        turns: list[Turn] = self.order.turns
+        return turns if self.waiting == len(turns) else [turn for turn in turns if self in turn.sources]
+
+    def cost_of(self, turn: "Turn") -> float:
+        if not self.member.quota.max_cost:
+            return 0.0
+        return turn.cost if turn.costs is None else turn.costs.get(self, turn.cost)
+
+    def usable(self, now: float, seconds: float) -> float:
+        """How many permits the other sources of those who wait could match within so many seconds."""
+        turns = self.turns
+        sources = turns[0].sources if turns else ()
+        return min([source.soon(now, seconds) for source in sources if source is not self], default=math.inf)
+
+    def update(self, quota: Limits) -> None:
+        """Change the quota of the group, as a member would that started now."""
+        self.client.update(quota)
+
+    def forked(self) -> None:
+        """A child is a new member and holds nothing."""
+        self.member.begin_anew()
+
+    # Permits
+
+    def join(self, turn: "Turn", place: int) -> None:
+        super().join(turn, place)
+        self.member.outage.join(turn, place)
+
+    def drop(self, turn: "Turn", place: int) -> None:
+        super().drop(turn, place)
+        self.member.outage.drop(turn, place)
+
+    def when(self, turn: "Turn", ahead: int, now: float) -> float:
+        member = self.member
+        held, contact, outage = member.held, member.contact, member.outage
+        wait = outage.when(turn, ahead, now) if outage.sources else 0.0
+        if outage.is_on:
+            return wait
+        held.lapse(now)
+        if now < contact.paused_until:
+            return max(wait, contact.paused_until - now)
+        due = held.due
+        if ahead >= len(due) or not self._covers(turn, ahead):
+            return max(wait, self._estimate(turn, ahead, now))
+        if self._is_fresh(max(now, due[ahead])):
+            return wait if due[ahead] <= now + EPSILON else max(wait, TICK, due[ahead] - now)
+        # The answer will be too old by then.
+        turn.nap = min(turn.nap, max(_BUSY, due[ahead] - now - contact.lead()))
+        return max(wait, TICK, due[ahead] - now)
+
+    def take(self, turn: "Turn", now: float) -> None:
+        member = self.member
+        outage = member.outage
+        if outage.sources:
+            outage.take(turn, now)
+        lease = member.contact.lease
+        self._note(turn, Use(-1 if lease is None else lease.epoch, outage.is_on))
+        if not outage.is_on:
+            member.use(turn, now)
+
+    def give_back(self, turn: "Turn", now: float) -> None:
+        use, member = self._use_of(turn), self.member
+        if use is None:
+            return
+        if use.is_local:
+            member.outage.give_back(turn, now)
+        else:
+            member.held.put_back(self.cost_of(turn))
+
+    def settle(self, turn: "Turn", cost: float, now: float) -> None:
+        use, member, quota = self._use_of(turn), self.member, self.member.quota
+        if use is None or not quota.max_cost:
+            return
+        if use.is_local:
+            for source in member.outage.sources:
+                source.settle(turn, cost, now)
+            return
+        estimate = self.cost_of(turn)
+        # No answer holds the others back for longer than the longest wait.
+        cost = min(cost, max(estimate, quota.max_cost, quota.cost_rate * _LONGEST))
+        turn.costs = {**(turn.costs or {}), self: cost}
+        member.held.spent += cost - estimate
+        member.call_soon(now)
+
+    def listens(self, now: float) -> bool:
+        return self.pilot is not None or self.member.contact.lease is None
+
+    def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
+        """Let the group learn from an answer; until the number of members is known, each adapts alone."""
+        member, use, response = self.member, self._use_of(turn), answer.response
+        if use is None:
+            return None
+        local = member.outage.sources
+        if response is not None and response.status_code == _TOO_MANY_REQUESTS:
+            self.settle(turn, 0.0, answer.now)
+        if member.contact.lease is None:
+            changes = [source.learn(turn, answer) for source in local]
+            return next((change for change in changes if change is not None), None)
+        if self.pilot is None:
+            return None
+        stop = self.pilot.learn(turn, answer, use.epoch, member.rate)
+        if stop.seconds:
+            member.refuse(use.epoch, answer.now + stop.seconds)
+            for source in local:
+                if isinstance(source, Rate):
+                    source.pause(answer.now + stop.seconds)
+                    source.rate *= _EASED if turn.paced else 1.0
+            member.call_soon(answer.now)
+        change: RateChange | None = stop.change
+        return change
+
+    def until_spare(self, turn: "Turn", rank: int, asleep: "Sequence[Turn]", now: float) -> float:
+        return 0.0  # Those asleep were told when permits are due, or when to ask again.
+
+    def soon(self, now: float, seconds: float) -> float:
+        held, contact = self.member.held, self.member.contact
+        if self.member.outage.is_on:
+            return self.member.outage.soon(now, seconds)
+        until = now + seconds
+        later = max(0.0, until - max(now, held.last, contact.queue_until))
+        return bisect_right(held.due, until) + 1 + later * self.member.rate / contact.active
+
+    # Calls
+
+    def call(self, turn: "Turn", place: int, now: float) -> Any:
+        """The operation that asks the store, if that is due and nobody does it."""
+        member = self.member
+        contact = member.contact
+        if member.outage.is_on or (now < contact.paused_until and member.refused < 0):
+            return None
+        if not member.is_free(now):
+            return None
+        if now > contact.heard + BOTH:
+            contact.active = 1  # What was known of the others is old.
+        if not self._is_due(now):
+            return None
+        call = member.reserve(turn, now)
+        return None if call is None else self.client.operation(call, turn, now)
+
+    def left(self, turn: "Turn", now: float) -> None:
+        """A turn has left: another may make the call that it reserved, and nobody may be left to use the permits."""
+        self.member.release(turn)
+        self.member.call_soon(now)
+
+    def afterwards(self, now: float) -> None:
+        """Called without the lock, after each of the queue's steps."""
+        self.client.afterwards(now)
+
+    def _is_due(self, now: float) -> bool:
+        member = self.member
+        contact = member.contact
+        if now >= member.again() - TICK and member.wanted(now)[0] > 0:
+            return True
+        if self.member.steers and now >= contact.fresh_until - contact.lead():
+            return True
+        return contact.lease is not None and now >= contact.heard + _BEAT
+
+    def _estimate(self, turn: "Turn", ahead: int, now: float) -> float:
+        """Estimate the wait of a turn that has no permit yet, never too long; and when it should ask again."""
+        member = self.member
+        contact, held = member.contact, member.held
+        behind = ahead - len(held)
+        calling = member.calling is not None
+        if calling and contact.lease is None:
+            turn.nap = min(turn.nap, _BUSY + max(0, behind) * 1e-4)
+            return _BUSY
+        last = held.due[-1] if held.due else now
+        start = max(now, last, contact.queue_until)
+        again = max(now + TICK, member.again())
+        if calling:
+            again = max(again, now + max(_BUSY, contact.latency))
+        if behind > 0:
+            if behind < 2 * member.most:
+                again = max(again, max(last, again) + min(behind / member.rate, 1.0))
+            else:
+                again = max(again, now + max(_BUSY, (start + behind / member.rate - now) / 2))
+        turn.nap = min(turn.nap, max(_BUSY, again - now))
+        if contact.queue_until > now:
+            return max(TICK, start - now + behind * contact.active / member.rate)
+        return max(TICK, start - now)
+
+    def _is_fresh(self, instant: float) -> bool:
+        """Whether a permit may be used at that instant without asking whether the group was refused meanwhile."""
+        return not self.member.steers or instant <= self.member.contact.fresh_until
+
+    def _covers(self, turn: "Turn", ahead: int) -> bool:
+        """Whether the units held are enough for the turn, and for so many before it."""
+        cost = self.cost_of(turn)
+        if not cost:
+            return True
+        claimed = sum(map(self.cost_of, self.turns[:ahead])) if ahead else 0.0
+        return claimed + cost <= self.member.held.units + ROUNDING * self.member.quota.max_cost
+
+    def _note(self, turn: "Turn", use: Use) -> None:
+        if turn.leases is None:
+            turn.leases = {}
+        turn.leases[self] = use
+
+    def _use_of(self, turn: "Turn") -> Use | None:
+        use: Use | None = None if turn.leases is None else turn.leases.get(self)
+        return use

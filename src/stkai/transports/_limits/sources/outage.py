@@ -1,0 +1,202 @@
+"""This process's own part of the quota, while the store is out of reach and shortly afterwards."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from ....stores import Quota
+from .contact import AHEAD, GIVE_UP, Contact
+from .rate import Rate
+from .source import Limits, Source
+from .units import Units
+from .window import Window
+
+if TYPE_CHECKING:
+    from ..limiter import Turn
+
+BOTH: Final = 1.5
+"""Seconds after an outage during which a request needs a permit of both: the others return one by one."""
+
+ALONE: Final = 3
+"""Calls in a row that must fail before a process that has never reached the store goes by what it learns alone ..."""
+
+_FIRST_PART: Final = 0.1
+"""... until then it uses this share of the quota: many that start at once may all be late."""
+
+_FIRST_PROBE: Final = 0.25
+_LONGEST: Final = 1.0
+"""Seconds between two probes of a lost store."""
+
+_ROUNDING: Final = 1e-6
+
+_ANNOUNCED: Final = 2
+"""Calls in a row that must fail before the listener is told: one lost message is no outage."""
+
+
+class Line(Protocol):
+    """The requests of this process that wait for permits of the share."""
+
+    order: Any
+
+    @property
+    def turns(self) -> "Sequence[Turn]":
+        """Those who wait, in their order."""
+        ...
+
+    def cost_of(self, turn: "Turn") -> float:
+        """The units of cost that a turn takes."""
+        ...
+
+    def usable(self, now: float, seconds: float) -> float:
+        """How many permits the other sources of these requests could match within so many seconds."""
+        ...
+
+
+class Outage:
+    """The sources that take the place of the store.
+
+    Args:
+        line: the requests that wait.
+
+    Attributes:
+        is_on: whether the store is out of reach now.
+        failures: calls that have failed in a row.
+        sources: the local sources in force.
+        used: permits of theirs that the store was not told of yet.
+        since: when the outage began.
+        probe_after: seconds after which to look whether the store is back.
+    """
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self.is_on = self._is_announced = False
+        self.failures = self.used = 0
+        self.sources: Sequence[Source] = ()
+        self.since = -math.inf
+        self._until = math.inf
+        self.probe_after = 0.0
+
+    def fail(self, now: float, make: Callable[[float], Sequence[Source]], *, is_sure: bool) -> bool:
+        """Note that a call has failed; if there was no outage, one begins.
+
+        A store that fails once more while it returns is still in the same outage.
+
+        Args:
+            now: seconds of the clock.
+            make: makes the local sources.
+            is_sure: whether one failure is enough: the store was never reached.
+
+        Returns:
+            Whether this is to be announced.
+        """
+        self.failures += 1
+        if not self.is_on:
+            self.failures -= bool(self.sources)
+            self.since = now
+            self._put_in_force(make(now))
+        elif is_sure and self.failures == ALONE:
+            self._put_in_force(make(now))
+        self.is_on, self._until = True, math.inf
+        self.probe_after = (
+            0.0 if self.failures == 1 else min(_FIRST_PROBE * 2.0 ** max(0, self.failures - 2), _LONGEST)
+        )
+        if self._is_announced or (self.failures < _ANNOUNCED and not is_sure):
+            return False
+        self._is_announced = True
+        return True
+
+    def _put_in_force(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+        for source in sources:
+            source.order = self._line.order
+        for turn in reversed(self._line.turns):
+            self.join(turn, 0)
+
+    def end(self, now: float, *, reported: int) -> bool:
+        """Note that the store has answered, and was told of so many permits. Returns whether to announce it."""
+        self.used -= reported
+        if not self.is_on:
+            return False
+        self.is_on = False
+        was_announced, self._is_announced = self._is_announced, False
+        if self.failures >= _ANNOUNCED or was_announced:
+            self._until = now + BOTH
+        else:
+            self.sources = ()
+        self.failures = 0
+        return was_announced
+
+    def is_long(self, now: float) -> bool:
+        """Whether all permits from before the outage have been used or have lapsed."""
+        return self.is_on and now > self.since + GIVE_UP
+
+    # As sources
+
+    def join(self, turn: "Turn", place: int) -> None:
+        for source in self.sources:
+            if turn.costs is not None:
+                turn.costs[source] = self._line.cost_of(turn)
+            source.join(turn, place)
+
+    def drop(self, turn: "Turn", place: int) -> None:
+        for source in self.sources:
+            source.drop(turn, place)
+
+    def when(self, turn: "Turn", ahead: int, now: float) -> float:
+        """Seconds until the local sources let the turn go."""
+        if now >= self._until:
+            self.sources, self._until = (), math.inf
+        return max([source.when(turn, ahead, now) for source in self.sources], default=0.0)
+
+    def take(self, turn: "Turn", now: float) -> None:
+        """Take a permit from the local sources."""
+        self.used += self.is_on
+        for source in self.sources:
+            source.take(turn, now)
+
+    def give_back(self, turn: "Turn", now: float) -> None:
+        """Give back a permit that only the local sources gave."""
+        self.used -= 1
+        for source in self.sources:
+            source.give_back(turn, now)
+
+    def soon(self, now: float, seconds: float) -> float:
+        """How many permits the local sources could give within so many seconds."""
+        return min([source.soon(now, seconds) for source in self.sources], default=math.inf)
+
+
+def first_part(quota: Quota, now: float) -> Sequence[Source]:
+    """A small part of the quota, after the very first call has failed: one of the next may succeed."""
+    rate = Rate(_FIRST_PART * quota.rate, start=(now, 1.0))
+    if not quota.max_cost:
+        return (rate,)
+    units = _FIRST_PART * quota.max_cost
+    return rate, Units(units, quota.max_cost / quota.cost_rate, start=(now, units))
+
+
+def local_part(history: Window | None, contact: Contact, now: float) -> Sequence[Source]:
+    """One member's part of the quota, without a burst.
+
+    It begins where the permits end that the group has leased, if these reach far: its window may be used up. The window
+    of what this member has used allows it no more than its part, as if the others had used as much.
+    """
+    lease = contact.lease
+    assert lease is not None
+    quota = lease.quota
+    start = contact.queue_until if contact.queue_until > now + 2 * AHEAD else now
+    rate = Rate(lease.rate / contact.members, start=(start, 0.0))
+    rate.pause(contact.paused_until)
+    sources: list[Source] = [rate]
+    if history is not None:
+        history.update(window_of(quota, contact.members))
+        sources.append(history)
+    if quota.max_cost:
+        most = quota.max_cost / contact.members
+        sources.append(Units(most, quota.max_cost / quota.cost_rate, start=(now, 0.0)))
+    return sources
+
+
+def window_of(quota: Quota, members: int = 1) -> Limits:
+    """The requests that one of so many members may use in any window."""
+    most = math.floor(quota.rate * quota.window / members + _ROUNDING)
+    return Limits(max(1, most), quota.window)

@@ -1,0 +1,176 @@
+"""Permits that are released at a rate, constant or adaptive, up to a burst."""
+
+import math
+from typing import TYPE_CHECKING, Final, Protocol
+
+from .source import ROUNDING, TICK, Limits, Source
+
+if TYPE_CHECKING:
+    from ..limiter import Answer, RateChange, Turn
+
+_WHOLE: Final = 1 - ROUNDING
+
+_LATE: Final = 0.05
+"""Seconds, beyond the burst, for which the permit of a waiter that wakes late is kept for it."""
+
+
+class Pace(Protocol):
+    """How fast permits are released, if not at a constant rate. Knows nothing of queues; told the time.
+
+    Attributes:
+        rate: permits per second, now.
+        burst: permits that may be taken at once after a quiet time, now.
+        credit: the permits that are there, while the pace spaces them itself; None while they are counted here.
+        paused_until: nothing goes before this instant.
+        ignores_successes_until: a success before this instant teaches nothing.
+    """
+
+    rate: float
+    burst: float
+    credit: float | None
+    paused_until: float
+    ignores_successes_until: float
+
+    def release(self, start: float, now: float, *, waiting: bool) -> float:
+        """Permits released from `start` to `now`; `waiting` tells whether a request waited for one."""
+        ...
+
+    def time_for(self, permits: float, now: float) -> float:
+        """Seconds, from the end of a pause on, until that many more permits are released."""
+        ...
+
+    def take(self, turn: "Turn", now: float) -> float:
+        """Count a permit that is taken; returns what it takes from the credit: 1, give or take some jitter."""
+        ...
+
+    def give_back(self, turn: "Turn", now: float) -> None:
+        """Count a permit that was taken and not used."""
+        ...
+
+    def nap(self, wait: float) -> float:
+        """How much of a wait to sleep before asking again, since the rate may have grown."""
+        ...
+
+    def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
+        """Let an answer move the rate."""
+        ...
+
+    def update(self, max_requests: float, time_window: float) -> None:
+        """Adopt a new quota."""
+        ...
+
+
+class Rate(Source):
+    """A bucket of permits: full at first, refilled at a rate.
+
+    Args:
+        rate: permits per second.
+        burst: permits that it holds.
+        pace: moves the rate and the burst.
+        start: from when on it releases permits, and the credit it then has; by default it is full when first asked.
+
+    Attributes:
+        credit: permits that are there; below 1 while the next is not due.
+    """
+
+    def __init__(
+        self,
+        rate: float = 0.0,
+        burst: float = 1.0,
+        *,
+        pace: Pace | None = None,
+        start: tuple[float, float] | None = None,
+    ) -> None:
+        self.pace = pace
+        self.rate, self.burst = (rate, burst) if pace is None else (pace.rate, pace.burst)
+        self._at, self.credit = (-math.inf, 0.0) if start is None else start
+        self.paused_until = -math.inf
+
+    @property
+    def limit(self) -> str:  # type: ignore[override]
+        return f"{self.rate:g} requests/s"
+
+    def _advance(self, now: float) -> None:
+        """Release what is due since the last time."""
+        start = self._at
+        if now <= start:
+            return
+        self._at = now
+        if start == -math.inf:
+            self.credit = self.burst
+        elif self.pace is not None:
+            self._release(self.pace, start, now)
+        else:
+            released = self.rate * (now - max(start, min(now, self.paused_until)))
+            self.credit = min(self._most(), self.credit + released)
+
+    def _most(self) -> float:
+        """The burst, and what waiters that wake late are owed."""
+        return self.burst + min(self.waiting, self.rate * _LATE) if self.waiting else self.burst
+
+    def _release(self, pace: Pace, start: float, now: float) -> None:
+        released = pace.release(start, now, waiting=self._is_awaited())
+        self.rate, self.burst = pace.rate, pace.burst
+        self.credit = min(self._most(), self.credit + released) if pace.credit is None else pace.credit
+
+    def _is_awaited(self) -> bool:
+        """Whether those who wait do so for these permits, not for those of another source."""
+        if not self.waiting:
+            return False
+        source = self.order.turns[0].held_by
+        return source is None or source is self or source.is_remote
+
+    def when(self, turn: "Turn", ahead: int, now: float) -> float:
+        self._advance(now)
+        pace = self.pace
+        until = self.paused_until if pace is None else max(self.paused_until, pace.paused_until)
+        if self.credit >= ahead + _WHOLE and now >= until:
+            return 0.0
+        paused, missing = max(0.0, until - now), max(0.0, ahead + 1 - self.credit)
+        if pace is None:
+            return max(TICK, paused + missing / self.rate)
+        wait = max(TICK, paused + pace.time_for(missing, now))
+        turn.nap = min(turn.nap, pace.nap(wait))
+        return wait
+
+    def take(self, turn: "Turn", now: float) -> None:
+        self.credit -= 1.0 if self.pace is None else self.pace.take(turn, now)
+
+    def give_back(self, turn: "Turn", now: float) -> None:
+        """Take a permit back, unless the whole burst has been released since: many of them would go at once."""
+        self._advance(now)
+        if self.pace is not None:
+            self.pace.give_back(turn, now)
+        if (now - turn.since) * self.rate < self.burst:
+            self.credit = min(self.burst + 1, self.credit + 1)
+
+    def listens(self, now: float) -> bool:
+        return self.pace is not None and now >= self.pace.ignores_successes_until
+
+    def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
+        pace = self.pace
+        if pace is None:
+            return None
+        self._advance(answer.now)
+        change, before = pace.learn(turn, answer), self.credit
+        self._release(pace, answer.now, answer.now)
+        self.credit = min(self.credit, max(before, self.burst))  # What an answer releases is owed to nobody.
+        return change
+
+    def soon(self, now: float, seconds: float) -> float:
+        return max(0.0, self.credit) + self.rate * max(0.0, seconds)
+
+    def pause(self, until: float) -> None:
+        """Let nothing go before that instant."""
+        self.paused_until = max(self.paused_until, until)
+
+    def update(self, limits: Limits) -> None:
+        assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
+        if self.pace is not None:
+            self.pace.update(limits.max_requests, limits.time_window)
+            self.rate, self.burst = self.pace.rate, self.pace.burst
+            return
+        burst = max(1.0, limits.max_requests if limits.burst is None else limits.burst)
+        if self._at > -math.inf:
+            self.credit = self.credit + max(0.0, burst - self.burst)
+        self.rate, self.burst = limits.max_requests / limits.time_window, burst

@@ -1,0 +1,140 @@
+"""What a queue takes permits from: the base class of all sources."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from ..._operations import Operation
+
+if TYPE_CHECKING:
+    from ..limiter import Answer, RateChange, Turn
+
+TICK: Final = 1e-6
+"""Seconds; a shorter sleep might not move a clock that has run for years."""
+
+ROUNDING: Final = 1e-6
+"""Permits; covers the clock's rounding, so that a waiter that slept as told need not sleep again."""
+
+
+class Limits(NamedTuple):
+    """The numbers of a limiter, as its user gave them.
+
+    Attributes:
+        max_requests: requests per `time_window`; None if they are not counted, or unknown.
+        time_window: seconds; None if unknown.
+        max_cost: units of cost per `time_window`; None if they are not counted.
+        burst: requests that may go at once after a quiet time; None for `max_requests`.
+    """
+
+    max_requests: float | None = None
+    time_window: float | None = None
+    max_cost: float | None = None
+    burst: float | None = None
+
+
+class Source:
+    """Says when a turn may go, takes a permit for it, and takes one back. The queue holds the lock.
+
+    Attributes:
+        order: who waits, for this source and for those it is used with; set by the queue.
+        waiting: how many of them wait for this source.
+        limit: what it allows, in words, for events.
+        is_exact: whether the seconds that it names are known, by a clock; otherwise they are a guess.
+        is_remote: whether its permits come from a store, so that `call` and `left` matter.
+    """
+
+    order: Any = None
+    waiting = 0
+    limit = ""
+    is_exact = True
+    is_remote = False
+
+    def count(self, place: int) -> int:
+        """How many of the first `place` turns in the line wait for this source."""
+        turns = self.order.turns
+        if self.waiting == len(turns):
+            return place
+        return sum(self in turn.sources for turn in turns[:place])
+
+    def join(self, turn: "Turn", place: int) -> None:
+        """Take note that a turn waits in that place of the line."""
+        self.waiting += 1
+
+    def drop(self, turn: "Turn", place: int) -> None:
+        """Take note that the turn in that place of the line no longer waits."""
+        self.waiting -= 1
+
+    def when(self, turn: "Turn", ahead: int, now: float) -> float:
+        """Seconds until the turn may go if `ahead` turns take a permit of this source first; 0.0 for now.
+
+        May lower `turn.nap`, after which the turn asks again.
+        """
+        raise NotImplementedError
+
+    def until_spare(self, turn: "Turn", rank: int, asleep: "Sequence[Turn]", now: float) -> float:
+        """Seconds until the turn can take a permit that none of those asleep before it will need; 0.0 for now.
+
+        The first of them will, and those who wait for another source. The others that wait for this one were told when
+        their permits are due; many of them may leave before.
+        """
+        others = [
+            other
+            for other in asleep
+            if (other is asleep[0] or other.held_by is not self) and self in other.sources
+        ]
+        taken = rank + 1
+        if not others or self.soon(now, 0.0) >= taken + len(others):
+            return 0.0
+        for other in others:
+            taken += 1
+            if self.soon(now, other.told - now) < taken - ROUNDING:
+                return max(TICK, other.told - now)
+        return 0.0
+
+    def reserve(self, turn: "Turn") -> None:
+        """Take note that all sources have a permit for the turn, whose guests are asked next."""
+
+    def take(self, turn: "Turn", now: float) -> None:
+        """Take a permit for the turn; `when` has just returned 0.0."""
+        raise NotImplementedError
+
+    def give_back(self, turn: "Turn", now: float) -> None:
+        """Take back the permit of a turn that sent nothing."""
+
+    def listens(self, now: float) -> bool:
+        """Whether an answer of success at `now` could teach it anything."""
+        return False
+
+    def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
+        """Take note of an answer's head, or of the error in its place."""
+        return None
+
+    def end(self, turn: "Turn", now: float) -> None:
+        """Take note that the turn's answer has ended."""
+
+    def settle(self, turn: "Turn", cost: float, now: float) -> None:
+        """Correct the units that the turn took to its real cost."""
+
+    def call(self, turn: "Turn", place: int, now: float) -> Operation | None:
+        """An operation that a turn which has to wait, in that place of the line, must carry out first."""
+        return None
+
+    def left(self, turn: "Turn", now: float) -> None:
+        """Take note that the turn has left the queue, or gave its permit back."""
+
+    def afterwards(self, now: float) -> None:
+        """Do what must not be done under the lock, after the queue has been asked or told anything."""
+
+    def soon(self, now: float, seconds: float) -> float:
+        """How many permits it could give within so many seconds, if nobody else took any."""
+        return math.inf
+
+    def update(self, limits: Limits) -> None:
+        """Adopt new numbers; those who wait go by them when they next ask."""
+
+    def forked(self) -> None:
+        """Begin anew in a forked child."""
+
+    def cost_of(self, turn: "Turn") -> float:
+        """Units that the turn takes from this source; 0.0 for a source that counts none."""
+        return 0.0

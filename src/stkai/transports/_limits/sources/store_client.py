@@ -1,0 +1,281 @@
+"""Calls the store for a member of a share: the I/O, its failures, and the events about them."""
+
+import atexit
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any, Final
+from weakref import WeakSet, ref
+
+from ...._clock import SystemClock, unique_key
+from ...._errors import ConfigurationError
+from ...._forks import after_fork
+from ...._log import logger
+from ....stores import Ask, Lease, Quota, Store
+from ....stores._choose import store_from
+from ....stores._place import check_share
+from ....stores._protocol import UNLIMITED, checked
+from ..._operations import Run
+from ..pace.group import GroupPace
+from ..queue import Queue
+from .contact import Start, StoreCall
+from .errands import errands, run_within
+from .leased import Leased
+from .member import Member
+from .source import Limits, Source
+from .store_events import Audience, StoreEvents
+
+LAST_REPORT: Final = 0.25
+"""Seconds that the last report of a member may take, when its limiter is closed and at the end of the program."""
+
+_PATIENCE: Final = 1.0
+"""Seconds until its deadline below which a request leaves a call to a thread, since it may have to abandon it."""
+
+_ANOTHER: Final = 1.0
+"""Seconds by which the caller's clock differs if it is not the system's."""
+
+_STUCK: Final = 1.0
+"""Seconds after which an errand that is overdue was lost: no thread could be started for it."""
+
+_clock = SystemClock()
+_clients: "WeakSet[StoreClient]" = WeakSet()
+
+
+class StoreClient:
+    """Calls a store: in the request's thread, in a worker thread of its event loop, or as an errand.
+
+    Args:
+        member: the member that needs permits.
+        store: the store to call.
+        pilot: computes the group's rate, for an adaptive limiter.
+    """
+
+    def __init__(self, member: Member, store: Store, pilot: GroupPace | None = None) -> None:
+        self.member, self.store, self.pilot = member, store, pilot
+        self._try_lease: Callable[[Ask], Lease | None] | None = getattr(store, "try_lease", None)
+        self._is_instant = getattr(store, "blocks", True) is False
+        self.events = StoreEvents(member.share, repr(store))
+        self._told, self._ahead = _clock.monotonic(), 0.0
+        member.errand = self._schedule
+        self._begin()
+        after_fork(self, StoreClient._begin)
+        _clients.add(self)
+
+    def _begin(self) -> None:
+        self._due = float("inf")
+
+    def subscribe(self, layer: Audience) -> None:
+        """Report the store's events to the listener of this layer's stack."""
+        self.events.subscribe(layer)
+
+    def update(self, limits: Limits) -> None:
+        """Change the group's quota; the member counts as one that starts now."""
+        member, start = self.member, _start()
+        quota = _quota(limits, member.quota.methods, promises=not member.steers)
+        member.update(quota, start._replace(instant=self._now()))
+
+    # Calls
+
+    def operation(self, call: StoreCall, turn: Any, now: float) -> Run:
+        """The operation that makes a call which a request has reserved."""
+        self._tell(now)
+
+        def run(left: float) -> None:
+            self.events.call = turn.call or self.events.call
+            if left < _PATIENCE:
+                run_within(left, partial(self._make, call))
+            else:
+                self._make(call)
+
+        async def arun(_left: float) -> None:
+            self.events.call = turn.call or self.events.call
+            ask = self._begun(call)
+            if ask is None or (self._try_lease is not None and self._send(call, ask, self._try_lease)):
+                return
+            from anyio import CapacityLimiter
+            from anyio.to_thread import run_sync
+
+            # The member keeps what the thread receives, so a cancelled request may abandon it.
+            await run_sync(partial(self._send, call, ask), abandon_on_cancel=True, limiter=CapacityLimiter(1))
+
+        return Run(run, arun)
+
+    def afterwards(self, now: float) -> None:
+        """Carry out what is due for a store that never blocks."""
+        self._tell(now)
+        if now >= self._due:
+            self._due = float("inf")
+            self.work()
+
+    def work(self) -> None:
+        """Do what no request does: probe a lost store, or report to it."""
+        self._due = float("inf")
+        with Queue.lock:
+            call = self.member.run_errand(self._now())
+        if call is not None:
+            self._make(call)
+
+    def close(self, seconds: float = LAST_REPORT) -> None:
+        """Report once more, for at most so many seconds, and leave the group; the next request joins it again."""
+        member = self.member
+        with Queue.lock:
+            if not member.has_joined or member.outage.is_on:
+                return
+            call = member.farewell(self._now())
+        if self._is_instant:
+            self._make(call)
+        else:
+            run_within(seconds, partial(self._make, call))
+
+    def _tell(self, now: float) -> None:
+        """Note the time of the caller's clock, which may be another one than the system's."""
+        ahead = now - _clock.monotonic()
+        self._told, self._ahead = now, ahead if abs(ahead) > _ANOTHER else 0.0
+
+    def _now(self) -> float:
+        """The time of the caller's clock."""
+        if self._is_instant and self._ahead:
+            return self._told
+        return _clock.monotonic() + self._ahead
+
+    def _schedule(self, seconds: float) -> None:
+        if self._is_instant:
+            # Only the probes of a lost store keep to the time.
+            self._due = self._told + (seconds if self.member.outage.is_on else 0.0)
+            return
+        now = _clock.monotonic()
+        due = now + seconds
+        if due >= self._due > now - _STUCK:
+            return
+        self._due = due
+        if self.member.outage.is_on:
+            errands.later(seconds, partial(_probe, ref(self)))  # Probes do not keep a dropped limiter alive.
+        else:
+            errands.later(seconds, self._errand)
+
+    def _errand(self) -> None:
+        if _clock.monotonic() >= self._due:
+            self.work()
+
+    def _make(self, call: StoreCall) -> None:
+        ask = self._begun(call)
+        if ask is not None:
+            self._send(call, ask)
+
+    def _begun(self, call: StoreCall) -> Ask | None:
+        _leave_at_exit(os.getpid())
+        with Queue.lock:
+            return self.member.begin(call, self._now())
+
+    def _send(self, call: StoreCall, ask: Ask, lease: Callable[[Ask], Lease | None] | None = None) -> bool:
+        """Send the message and take in the answer. Returns whether there was one, or a failure."""
+        member = self.member
+        try:
+            answer = (lease or self.store.lease)(ask)
+            if answer is None and lease is not None:
+                return False
+            answer = checked(answer)
+        except ConfigurationError as error:
+            with Queue.lock:
+                first = member.contact.lease is None and not member.outage.is_on
+                if first:
+                    member.drop(call)
+            if first:
+                raise
+            self._lose(call, error)
+        except Exception as error:  # noqa: BLE001 - the limiter continues, whatever a store raises
+            self._lose(call, error)
+        except BaseException:
+            with Queue.lock:
+                member.drop(call)
+            raise
+        else:
+            with Queue.lock:
+                restored = member.end(call, answer, self._now())
+            if restored:
+                self.events.restored()
+            self.events.compare(ask.quota, answer.quota)
+            self._steer(answer)
+        return True
+
+    def _lose(self, call: StoreCall, error: Exception) -> None:
+        with Queue.lock:
+            lost = self.member.fail(call, self._now())
+        logger.debug("the store of the share %r failed", self.member.share, exc_info=error)
+        if lost:
+            self.events.lost(error)
+
+    def _steer(self, lease: Lease) -> None:
+        pilot = self.pilot
+        if pilot is None:
+            return
+        with Queue.lock:
+            law = pilot.steer(lease, len(self.member.line.turns), self._now())
+        if law is None:
+            return
+        try:
+            done = self.store.amend(lease.epoch, law)
+        except Exception:  # noqa: BLE001 - any error, as for a lease; the next lease notices an outage
+            logger.debug("cannot write the adaptive state", exc_info=True)
+            done = False
+        with Queue.lock:
+            pilot.steered(lease, law, done=done)
+
+
+def join(
+    share: str,
+    store: Any,
+    limits: Limits,
+    *,
+    alone: Callable[[], Sequence[Source]],
+    pilot: GroupPace | None = None,
+) -> Leased:
+    """A source of the permits of the group with this name; see `shared_source`.
+
+    Raises:
+        ConfigurationError: the name is invalid, or there is no such store.
+    """
+    quota = _quota(limits, "", promises=pilot is None)
+    member = Member(check_share(share), quota, _start, alone, steers=pilot is not None)
+    return Leased(StoreClient(member, store_from(store), pilot))
+
+
+def _quota(limits: Limits, methods: str, *, promises: bool) -> Quota:
+    """What the members of a share must agree on; `promises` tells whether no window has more requests than allowed."""
+    window = limits.time_window or 1.0
+    if limits.max_requests is None:
+        rate, burst, promises = UNLIMITED, UNLIMITED, False
+    else:
+        rate = limits.max_requests / window
+        burst = 1.0
+        if promises:
+            burst = max(1.0, limits.max_requests if limits.burst is None else limits.burst)
+    most = limits.max_cost or 0.0
+    return Quota(rate, burst, window if promises else 0.0, most, most / window, methods)
+
+
+def _probe(client: "ref[StoreClient]") -> None:
+    found = client()
+    if found is not None:
+        found._errand()  # noqa: SLF001 - its own
+
+
+def _start() -> Start:
+    return Start(unique_key(), _clock.utcnow().timestamp(), _clock.monotonic())
+
+
+@cache
+def _leave_at_exit(_pid: int) -> None:
+    """Make this process report once more at its end. Children of multiprocessing end without `atexit`."""
+    atexit.register(_leave_all)
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.Finalize(None, _leave_all, exitpriority=0)
+
+
+def _leave_all() -> None:
+    until = _clock.monotonic() + LAST_REPORT
+    for client in list(_clients):
+        if (left := until - _clock.monotonic()) > 0:
+            client.close(left)

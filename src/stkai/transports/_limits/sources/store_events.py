@@ -1,0 +1,79 @@
+"""What the listeners are told about a share and its store."""
+
+from typing import Any, Final, Protocol
+from weakref import WeakSet
+
+from ...._events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
+from ...._log import Listeners, logger
+from ....stores import Quota
+
+_NOBODY: Final = CallInfo(id=0, method="", host="")
+
+
+class Audience(Protocol):
+    """The part of a layer that leads to its clock and its listener."""
+
+    @property
+    def context(self) -> Any:
+        """The context that the stack gives its layers."""
+        ...
+
+
+class StoreEvents:
+    """Notifies each listener of the stacks over one limiter once.
+
+    Args:
+        share: the name of the quota.
+        store: where it lives, without credentials.
+
+    Attributes:
+        call: the call that last had to do with the store.
+    """
+
+    def __init__(self, share: str, store: str) -> None:
+        self._share, self._store = share, store
+        self._audience: WeakSet[Any] = WeakSet()
+        self._disagreed: Quota | None = None
+        self.call = _NOBODY
+
+    def subscribe(self, layer: Audience) -> None:
+        """Notify the listener of this layer's stack as well."""
+        self._audience.add(layer)
+
+    def lost(self, error: Exception) -> None:
+        """The store cannot be reached."""
+        reason = f"{type(error).__name__}: {error}"
+        self._emit(StoreLost(call=self.call, share=self._share, store=self._store, reason=reason))
+
+    def restored(self) -> None:
+        """The store answers again."""
+        self._emit(StoreRestored(call=self.call, share=self._share, store=self._store))
+
+    def compare(self, mine: Quota, theirs: Quota) -> None:
+        """Report, once, that another quota than this member's is in force."""
+        if mine == theirs:
+            self._disagreed = None
+        elif theirs != self._disagreed:
+            self._disagreed = theirs
+            self._emit(
+                QuotaDisagreement(
+                    call=self.call,
+                    share=self._share,
+                    mine=mine.rate,
+                    theirs=theirs.rate,
+                    differences=mine.differences(theirs),
+                )
+            )
+
+    def _emit(self, event: Event) -> None:
+        listeners: list[Any] = []
+        for layer in list(self._audience):
+            listener = layer.context.listener
+            for each in listener.each if isinstance(listener, Listeners) else (listener,):
+                if not any(each is other for other in listeners):
+                    listeners.append(each)
+        for each in listeners:
+            try:
+                each(event)
+            except Exception:  # noqa: BLE001 - user code; whatever it raises
+                logger.exception("the listener failed on %s", event)

@@ -1,0 +1,172 @@
+"""Units of cost besides requests, such as tokens per minute."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from ..cost_headers import read_cost_limit
+from .source import TICK, Limits, Source
+
+if TYPE_CHECKING:
+    from ..limiter import Answer, RateChange, Turn
+
+_ROUNDING: Final = 1e-6
+"""As a share of the bucket; covers the clock's rounding, so that a waiter that slept as told need not sleep again."""
+
+_MINUTE: Final = 60.0
+"""Seconds: the window of every token quota that servers name in their headers."""
+
+_LONGEST: Final = 3600.0
+"""Seconds, or the window if that is longer: no answer stops a program for longer."""
+
+_GRAIN: Final = 0.005
+"""Seconds; no request asks again sooner than this just because an estimate may turn out too high."""
+
+_LEARNING: Final = 0.1
+"""The weight of the latest correction in the average worth of estimates."""
+
+_TOO_MANY_REQUESTS: Final = 429
+
+
+class Units(Source):
+    """A bucket of units: full at first, refilled evenly, and below zero while there is a debt.
+
+    A cost above the whole bucket waits until it is full, and leaves a debt.
+
+    Args:
+        most: units that it holds.
+        time_window: seconds in which as many are refilled.
+        reads_headers: whether a server's headers about its quota of tokens may lower the level and the rate.
+        start: from when on it is refilled, and the level it then has; by default it is full when first asked.
+
+    Attributes:
+        most: units that it holds.
+        rate: units per second by which it is refilled.
+        level: units that are there.
+    """
+
+    def __init__(
+        self,
+        most: float,
+        time_window: float,
+        *,
+        reads_headers: bool = False,
+        start: tuple[float, float] | None = None,
+    ) -> None:
+        self.most, self.rate = most, most / time_window
+        self._own_rate = self.rate
+        self._longest = max(time_window, _LONGEST)
+        self._reads_headers = reads_headers
+        self._worth = 1.0
+        # What those who wait will take, in the order of the line.
+        self._costs: list[float] = []
+        self._at, self.level = (-math.inf, most) if start is None else start
+
+    @property
+    def limit(self) -> str:  # type: ignore[override]
+        return f"{self._own_rate:g} units/s"
+
+    def cost_of(self, turn: "Turn") -> float:
+        return turn.cost if turn.costs is None else turn.costs.get(self, turn.cost)
+
+    def join(self, turn: "Turn", place: int) -> None:
+        self.waiting += 1
+        self._costs.insert(self.count(place), self.cost_of(turn))
+
+    def drop(self, turn: "Turn", place: int) -> None:
+        self.waiting -= 1
+        del self._costs[self.count(place)]
+
+    def cost_before(self, count: int) -> float:
+        """Units that the first `count` turns that wait for this source take together."""
+        return sum(self._costs[:count])
+
+    def _advance(self, now: float) -> None:
+        if now > self._at:
+            if self._at > -math.inf:
+                self._give(self.rate * (now - self._at))
+            self._at = now
+
+    def _give(self, units: float) -> None:
+        self.level = min(self.most, self.level + units)
+
+    def when(self, turn: "Turn", ahead: int, now: float) -> float:
+        self._advance(now)
+        cost = self.cost_of(turn)
+        need = min(cost, self.most)
+        if ahead:
+            need += self.cost_before(ahead)
+            if not cost:
+                need -= self._debt_of_last(ahead)
+        if not need or need <= self.level + _ROUNDING * self.most:
+            return 0.0
+        return self._wait(turn, need, now)
+
+    def _debt_of_last(self, count: int) -> float:
+        """What the last of these turns that takes any units leaves as a debt: a call that costs nothing pays none."""
+        cost = next((cost for cost in reversed(self._costs[:count]) if cost), 0.0)
+        return max(0.0, cost - self.most)
+
+    def _wait(self, turn: "Turn", need: float, now: float) -> float:
+        wait = max(TICK, (need - self.level) / self.rate)
+        # Estimates that are too high are returned early.
+        turn.nap = min(turn.nap, max(_GRAIN, min(0.9 * self._worth * wait, wait / 2, 0.5 + now - turn.asked)))
+        return wait
+
+    def until_spare(self, turn: "Turn", rank: int, asleep: "Sequence[Turn]", now: float) -> float:
+        before, cost = self.cost_before(rank) if rank else 0.0, self.cost_of(turn)
+        left = self.level - before - cost + _ROUNDING * self.most
+        need = 0.0
+        for other in asleep:
+            if self not in other.sources:
+                continue
+            need += min(self.cost_of(other), self.most)
+            if need <= left:
+                continue  # There is enough for all of them, and for this turn.
+            if other.held_by is self or need > min(self.most, left + self.rate * (other.told - now)):
+                return self._wait(turn, before + need + min(cost, self.most), now)
+        return 0.0
+
+    def take(self, turn: "Turn", now: float) -> None:
+        self.level -= self.cost_of(turn)
+
+    def give_back(self, turn: "Turn", now: float) -> None:
+        self._advance(now)
+        self._give(self.cost_of(turn))
+
+    def listens(self, now: float) -> bool:
+        return self._reads_headers
+
+    def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
+        response = answer.response
+        if response is None:
+            return None
+        if response.status_code == _TOO_MANY_REQUESTS:
+            self.settle(turn, 0.0, answer.now)
+        if self._reads_headers and (reading := read_cost_limit(response.headers)) is not None:
+            self._advance(answer.now)
+            # A limit that would take more than the longest wait to fill the bucket is nonsense.
+            self.rate = min(self._own_rate, max(reading.limit / _MINUTE, self.most / self._longest))
+            self.level = min(self.level, reading.remaining)
+        return None
+
+    def settle(self, turn: "Turn", cost: float, now: float) -> None:
+        self._advance(now)
+        estimate = self.cost_of(turn)
+        # No answer holds the others back for longer than the longest wait.
+        cost = min(cost, max(estimate, self._own_rate * self._longest))
+        self._give(estimate - cost)
+        if cost and estimate:
+            # One call that cost a hundred times its estimate says little about the next.
+            self._worth += _LEARNING * (min(cost / estimate, 2.0) - self._worth)
+        if turn.costs is None and len(turn.sources) == 1:
+            turn.cost = cost
+        else:
+            turn.costs = {**(turn.costs or {}), self: cost}
+
+    def update(self, limits: Limits) -> None:
+        assert limits.max_cost is not None and limits.time_window is not None  # noqa: PT018
+        self.level += max(0.0, limits.max_cost - self.most)
+        self.level = min(self.level, limits.max_cost)
+        self.most, self.rate = limits.max_cost, limits.max_cost / limits.time_window
+        self._own_rate, self._longest = self.rate, max(limits.time_window, _LONGEST)

@@ -1,0 +1,99 @@
+"""The promise that no window of time has more than a number of requests in it, also from a cold start."""
+
+import math
+from bisect import bisect_left, bisect_right
+from collections import deque
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final
+
+from .source import TICK, Limits, Source
+
+if TYPE_CHECKING:
+    from ..limiter import Turn
+
+_EXACT: Final = 2048
+"""Up to this number, each request has its own instant ..."""
+
+_SLOTS: Final = 256
+"""... above it, those within this part of the window share the last one's."""
+
+
+class Window(Source):
+    """At most `most` requests in any `seconds`. A window is half open: what left `seconds` ago is not in it.
+
+    Attributes:
+        most: requests in a window.
+        seconds: how long a window is.
+        used: requests in the window that ends now.
+    """
+
+    def __init__(self, max_requests: float, time_window: float) -> None:
+        self._set(max_requests, time_window)
+        self.used = 0
+        # The instant of each entry, and how many requests it stands for.
+        self._instants: deque[float] = deque()
+        self._counts: deque[int] = deque()
+        self._began = -math.inf
+
+    def _set(self, max_requests: float, time_window: float) -> None:
+        # Less than one request per window is one in a longer window.
+        self.most = max(1, math.floor(max_requests))
+        self.seconds = time_window / min(1.0, max_requests)
+        self._grain = 0.0 if self.most <= _EXACT else self.seconds / _SLOTS
+
+    @property
+    def limit(self) -> str:  # type: ignore[override]
+        return f"{self.most} requests in {self.seconds:g} s"
+
+    def when(self, turn: "Turn", ahead: int, now: float) -> float:
+        instants, gone = self._instants, now - self.seconds + TICK
+        while instants and instants[0] <= gone:
+            instants.popleft()
+            self.used -= self._counts.popleft()
+        first = self.used + ahead - self.most
+        if first < 0:
+            return 0.0
+        # Wait until the request that takes the place before in the window has left it: it was sent, or it is ahead.
+        windows = 1 + max(0, ahead) // self.most
+        first -= (windows - 1) * self.most
+        start = self._instant(first) if first >= 0 else now - self.seconds
+        return max(TICK, start + windows * self.seconds - now)
+
+    def _instant(self, number: int) -> float:
+        """When the request of that number, counted from 0 among those in the window, was sent."""
+        if len(self._instants) == self.used:
+            return self._instants[number]
+        return self._instants[bisect_right(list(accumulate(self._counts)), number)]
+
+    def take(self, turn: "Turn", now: float) -> None:
+        instants = self._instants
+        if instants and now < instants[-1]:
+            now = instants[-1]  # Another thread was told the time a moment later.
+        self.used += 1
+        if now < self._began + self._grain:
+            instants[-1] = now
+            self._counts[-1] += 1
+            return
+        instants.append(now)
+        self._counts.append(1)
+        if self._grain:
+            self._began = now
+
+    def give_back(self, turn: "Turn", now: float) -> None:
+        place = bisect_left(self._instants, turn.since)
+        if turn.since <= now - self.seconds or place == len(self._instants):
+            return
+        self.used -= 1
+        self._counts[place] -= 1
+        if not self._counts[place]:
+            del self._instants[place], self._counts[place]
+            self._began = -math.inf
+
+    def soon(self, now: float, seconds: float) -> float:
+        windows, rest = divmod(max(0.0, seconds), self.seconds)
+        left = bisect_right(self._instants, now + rest - self.seconds + TICK)
+        return self.most * (1 + windows) - self.used + sum(self._counts[place] for place in range(left))
+
+    def update(self, limits: Limits) -> None:
+        assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
+        self._set(limits.max_requests, limits.time_window)

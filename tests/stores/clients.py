@@ -1,0 +1,67 @@
+"""A member that reports to a store by hand."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import redis
+
+from stkai.stores import Ask, Lease, Store
+
+
+def ask(member: str = "a", want: int = 1, **others: Any) -> Ask:
+    """A first question of a member."""
+    fields: dict[str, Any] = {
+        "share": "team",
+        "rate": 10.0,
+        "burst": 1.0,
+        "started": 1.0,
+        "waiting": want,
+        **others,
+    }
+    return Ask(member=member, want=want, **fields)
+
+
+class Client:
+    """A member that uses all permits of its last lease before it asks again.
+
+    Args:
+        store: the store that it asks.
+        member: its name.
+        options: fields of all its questions.
+    """
+
+    def __init__(self, store: Store, member: str = "a", **options: Any) -> None:
+        self.store, self.member, self.options = store, member, options
+        self.used = self.seq = self.lease_id = 0
+
+    def ask(self, want: int = 1, **others: Any) -> Ask:
+        """The next question."""
+        self.seq += 1
+        fields = {"seq": self.seq, "lease_id": self.lease_id, "used": self.used, "queue": 0.25}
+        return ask(self.member, want, **{**fields, **self.options, **others})
+
+    def lease(self, want: int = 1, **others: Any) -> Lease:
+        """Ask for permits, and use them all."""
+        lease = self.store.lease(self.ask(want, **others))
+        self.lease_id = lease.id
+        self.used += lease.count
+        return lease
+
+    def wait(self, want: int = 1, **others: Any) -> float:
+        """Ask for permits; returns the seconds until the first may be used."""
+        return self.lease(want, **others).ranges[0][0]
+
+
+def eventually(check: Callable[[], Any], seconds: float = 20) -> Any:
+    """Call `check` until it returns something true, ignoring errors of the server; returns that."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            if found := check():
+                return found
+        except (redis.RedisError, TimeoutError):
+            if time.monotonic() > until:
+                raise
+        assert time.monotonic() < until, "it took too long"
+        time.sleep(0.05)

@@ -1,0 +1,185 @@
+"""The step of a shared quota under members that are killed, lose messages, repeat them, or report nonsense."""
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from stkai.stores import Ask, Law, Lease, Refusal
+from stkai.stores._memory import KnownMembers
+from stkai.stores._ranges import count
+from stkai.stores._state import State
+from stkai.stores._step import AHEAD, amend, look, step
+
+KEPT = 0.05
+"""Seconds for which a member keeps a permit after its time."""
+
+
+def check_books(state: State) -> None:
+    """Check that no permit was created or lost, and that the state stays within its bounds."""
+    members = state.members.all()
+    held = sum(count(m.old) + count(m.fresh) for m in members if m.epoch == state.epoch)
+    assert state.leased == state.used + state.returned + state.expired + held
+    assert -1e-6 <= state.credit <= max(1.0, state.burst) + 1e-6
+    assert all(places > 0 for _, _, places in state.free)
+    assert state.free == sorted(state.free)
+    assert state.window == sorted(state.window)
+    assert state.within == sum(places for _, places in state.window)
+    assert state.size == len(members)
+    assert state.active == sum(m.counted for m in members)
+    most = max(1.0, 2 * state.quota.rate * AHEAD) + 1  # No law in these tests has more than twice the quota.
+    assert max((count(m.old) + count(m.fresh) for m in members), default=0) <= most + 1e-6
+
+
+@dataclass
+class Client:
+    """A member that uses permits when they are due, and gives up those whose time has passed."""
+
+    name: str
+    lease_id: int = 0
+    seq: int = 0
+    used: int = 0
+    lapsed: int = 0
+    units_used: float = 0.0
+    units: float = 0.0
+    due: list[float] = field(default_factory=list)
+    last: Ask | None = None
+
+    def use(self, now: float, chance: random.Random, likely: float = 0.7) -> list[float]:
+        """Use some of the permits that are due; returns when."""
+        late = [place for place in self.due if place < now - KEPT]
+        self.lapsed += len(late)
+        del self.due[: len(late)]
+        uses = []
+        while self.due and self.due[0] <= now + 1e-9 and chance.random() < likely:
+            del self.due[0]
+            self.used += 1
+            self.units_used += 1
+            self.units -= 1
+            uses.append(now)
+        return uses
+
+    def ask(self, quota: dict[str, float], keep: int, want: int, **others: Any) -> Ask:
+        self.seq += 1
+        del self.due[keep:]
+        if not quota.get("max_cost"):
+            self.units = 0.0
+        fields: dict[str, Any] = {
+            "share": "s", "member": self.name, **quota, "seq": self.seq, "lease_id": self.lease_id, "used": self.used,
+            "lapsed": self.lapsed, "held": len(self.due), "want": want, "waiting": want + len(self.due),
+            "units_used": self.units_used, "units": max(0.0, self.units), "queue": 0.2, **others,
+        }  # fmt: skip
+        self.last = Ask(**fields)
+        return self.last
+
+    def hear(self, lease: Lease, now: float) -> None:
+        if lease.void:
+            self.due, self.units = [], 0.0
+        self.lease_id = lease.id
+        self.units += lease.units
+        places = [now + first + gap * k for first, gap, size in lease.ranges for k in range(size)]
+        self.due = sorted(self.due + places)
+
+
+def most_within(uses: list[float], seconds: float) -> int:
+    """The largest number of uses in any half-open stretch of time."""
+    most = left = 0
+    for right, instant in enumerate(uses):
+        while uses[left] <= instant - seconds + 1e-9:
+            left += 1
+        most = max(most, right - left + 1)
+    return most
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_books_balance_whatever_members_send(seed: int) -> None:
+    chance = random.Random(seed)  # noqa: S311
+    rate, burst = chance.choice([1.0, 5.0, 50.0, 1000.0]), chance.choice([1.0, 5.0, 50.0])
+    window, costly = chance.choice([0.0, 1.0, 4.0]), chance.random() < 0.5
+    quota = {"rate": rate, "burst": burst, "window": window}
+    quota |= {"max_cost": 100.0, "cost_rate": 50.0} if costly else {}
+    is_honest = bool(seed % 2)
+    now = 100.0
+    state = State(now, KnownMembers())
+    clients: dict[int, Client] = {}
+    uses: list[float] = []
+    for number in range(300):
+        now += chance.expovariate(chance.choice([1, 20, 200]))
+        now += chance.choice([5, 20]) if chance.random() < 0.01 else 0
+        place = chance.randrange(6)
+        client = clients.setdefault(place, Client(f"m{place}"))
+        if chance.random() < 0.02:
+            client = clients[place] = Client(f"n{number}")  # It was killed; another starts.
+        uses += client.use(now, chance)
+        want = chance.choice([0, 1, 3, 40])
+        others: dict[str, Any] = {"low": chance.random() < 0.2, "age": now - 50}
+        if costly:
+            others["costs"] = tuple(float(chance.choice([0, 1, 30, 300])) for _ in range(want))
+        if chance.random() < 0.03:
+            others["refused"] = Refusal(state.epoch - chance.choice([0, 1]), 0.3)
+        if chance.random() < 0.03:
+            others["leaving"] = True
+        previous = client.last
+        ask = client.ask(quota, chance.choice([0, 1, 99]), want, **others)
+        if not is_honest and chance.random() < 0.1:
+            ask = ask._replace(
+                lease_id=chance.choice([0, -1, ask.lease_id - 1, 7]),
+                used=ask.used + chance.randrange(-3, 9),
+                lapsed=ask.lapsed + chance.randrange(-3, 9),
+                held=ask.held + 5,
+                units=chance.choice([0.0, 50.0]),
+            )
+        if chance.random() < 0.05:
+            law = Law("s", chance.uniform(0.5, 2) * rate, burst, "x", state.version)
+            amend(state, state.epoch, law, now)
+        answer: Lease | None = None
+        for _ in range(chance.choice([1, 1, 1, 2])):  # Some messages arrive twice.
+            answer = step(state, ask, now)
+            check_books(state)
+        if previous is not None and chance.random() < 0.05:
+            step(state, previous, now)  # It was overtaken by the later one.
+            check_books(state)
+        if chance.random() < 0.05 or answer is None:
+            continue  # The answer is lost.
+        client.hear(answer, now)
+        if ask.leaving:
+            clients[place] = Client(f"l{number}")
+    assert look(state, now) is not None
+    assert uses or not is_honest
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    ("rate", "burst", "window"),
+    [(5, 20, 4), (50, 50, 1), (50, 2, 1), (100, 400, 4), (0.5, 6, 12), (0.5, 2, 12)],
+)
+def test_no_window_has_more_permits_than_promised(
+    seed: int, rate: float, burst: float, window: float
+) -> None:
+    chance = random.Random(seed)  # noqa: S311
+    quota = {"rate": float(rate), "burst": float(burst), "window": float(window)}
+    state = State(100.0, KnownMembers())
+    clients = [Client(f"m{number}") for number in range(5)]
+    clients[0].hear(step(state, clients[0].ask(quota, 0, 0), 100.0), 100.0)
+    now = started = 100 + 3 * window  # After a quiet time, the burst is full.
+    uses: list[float] = []
+    is_busy = seed % 4 > 0
+    while now < started + 5 * window:
+        then = now + chance.expovariate(max(20.0, 4 * rate))
+        while (due := min((c.due[0] for c in clients if c.due), default=then)) < then:
+            for client in clients:
+                if client.due and client.due[0] == due:
+                    used = client.use(due, chance, 1.0 if is_busy else 0.8)
+                    uses += used
+                    if not used:
+                        del client.due[0]
+                        client.lapsed += 1
+        client, now = chance.choice(clients), then
+        keep = 0 if chance.random() < (0.02 if is_busy else 0.1) else 99
+        client.hear(step(state, client.ask(quota, keep, chance.choice([1, 8, 40])), now), now)
+        check_books(state)
+    uses.sort()
+    assert most_within(uses, window) <= rate * window
+    if is_busy:
+        assert len(uses) >= 0.9 * rate * 5 * window

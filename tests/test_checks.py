@@ -1,0 +1,79 @@
+"""The checks of arguments that the whole package shares."""
+
+import math
+from typing import Any
+
+import pytest
+
+from stkai import ConfigurationError, InvalidArgumentError
+from stkai._checks import (
+    AT_LEAST_ZERO,
+    COUNT,
+    POSITIVE,
+    POSITIVE_COUNT,
+    SECONDS,
+    SHARE,
+    SMALLER_SHARE,
+    SOME_SECONDS,
+    Numbers,
+    check_choice,
+    check_flag,
+    check_number,
+    is_token,
+)
+
+ACCEPTED: list[tuple[Numbers, tuple[float, ...]]] = [
+    (POSITIVE, (0.001, 1, 1.7e308, 10**300)),
+    (AT_LEAST_ZERO, (0, 0.5, 10**300)),
+    (SECONDS, (0, 0.5)),
+    (SOME_SECONDS, (0.5, 60)),
+    (COUNT, (0, 1)),
+    (POSITIVE_COUNT, (1, 10**9)),
+    (SHARE, (0.1, 1)),
+    (SMALLER_SHARE, (0.1, 0.999)),
+]
+REFUSED: list[tuple[Numbers, tuple[Any, ...]]] = [
+    (POSITIVE, (0, -1)),
+    (AT_LEAST_ZERO, (-0.001,)),
+    (SECONDS, (-1,)),
+    (SOME_SECONDS, (0,)),
+    (COUNT, (-1, 1.0)),
+    (POSITIVE_COUNT, (0, 1.5)),
+    (SHARE, (0, 1.01)),
+    (SMALLER_SHARE, (0, 1, 1.0)),
+]
+
+
+@pytest.mark.parametrize(("allowed", "values"), ACCEPTED, ids=lambda each: getattr(each, "words", "values"))
+def test_an_accepted_number_is_returned_as_it_is(allowed: Numbers, values: tuple[float, ...]) -> None:
+    assert [check_number("rate", value, allowed) for value in values] == list(values)
+
+
+@pytest.mark.parametrize(("allowed", "values"), REFUSED, ids=lambda each: getattr(each, "words", "values"))
+def test_any_other_number_is_refused_by_name(allowed: Numbers, values: tuple[Any, ...]) -> None:
+    for value in (*values, True, None, "1", math.nan, math.inf):
+        with pytest.raises(ConfigurationError) as caught:
+            check_number("rate", value, allowed)
+        assert str(caught.value) == f"rate must be {allowed.words}, not {value!r}"
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**5000)], ids=["large", "too_long_to_print"])
+def test_an_integer_beyond_the_floats_is_refused_in_words(value: int) -> None:
+    with pytest.raises(
+        InvalidArgumentError, match=r"^cost must be a finite number of at least 0; .*not an integer"
+    ):
+        check_number("cost", value, AT_LEAST_ZERO, "; see the docs", error=InvalidArgumentError)
+
+
+def test_a_flag_and_a_choice_are_refused_with_what_is_allowed() -> None:
+    check_flag("strict", False)
+    check_choice("kind", "b", "a", "b")
+    with pytest.raises(ConfigurationError, match=r"^strict must be True or False, not 1$"):
+        check_flag("strict", 1)
+    with pytest.raises(InvalidArgumentError, match=r"^kind must be 'a', 'b' or None, not 'c'$"):
+        check_choice("kind", "c", "a", "b", None, error=InvalidArgumentError)
+
+
+def test_a_token_is_the_name_of_a_header_or_a_method() -> None:
+    assert all(map(is_token, ("POST", "x-request-id", "!#$%&'*+.^_`|~9")))
+    assert not any(map(is_token, ("", "a b", "a:b", "é", "a\n", b"POST", None)))

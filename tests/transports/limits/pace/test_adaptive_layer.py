@@ -1,0 +1,361 @@
+"""The adaptive layer over scripted servers, in every world; and the arguments of its limiter."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import httpx
+import pytest
+
+from stkai import (
+    AimdLimiter,
+    ConfigurationError,
+    DeadlineExceededError,
+    RateChanged,
+    Rejected,
+    RequestOptions,
+    RetryPolicy,
+    StackBuilder,
+    TokenAcquisitionTimeoutError,
+    TokenBucket,
+    Waited,
+)
+from stkai.testing import FakeClock
+from stkai.transports import Context, Turn, adaptive, retry, token_bucket
+
+from ....support.heard import CALL, Heard
+from ....support.sender import QUOTA
+from ....support.wire import Wire
+from ....support.world import World
+
+URL = "https://api.example.com/"
+
+
+def limiter(**options: Any) -> AimdLimiter:
+    return AimdLimiter(100, 60, **options)
+
+
+def plain(penalty: float = 0.3, recovery: float = 0.05, **options: Any) -> AimdLimiter:
+    return limiter(penalty_factor=penalty, recovery_factor=recovery, **options)
+
+
+def use_up(policy: AimdLimiter, now: float) -> None:
+    """Take all permits that are free at `now`."""
+    turn = Turn()
+    while not policy.ask(turn, now):
+        turn = Turn()
+    policy.leave(turn, now)
+
+
+# The arguments
+
+
+@pytest.mark.parametrize("value", [0, -0.1, 1.1, math.nan, True, "0.5"])
+@pytest.mark.parametrize("name", ["min_rate_floor", "penalty_factor", "recovery_factor"])
+def test_an_invalid_share_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^{name} must be a number above 0 and at most 1, not"):
+        limiter(**{name: value})
+
+
+def test_one_number_without_the_other_is_an_error_that_names_it() -> None:
+    with pytest.raises(ConfigurationError, match="time_window is missing"):
+        AimdLimiter(100)
+    with pytest.raises(ConfigurationError, match="max_requests is missing"):
+        AimdLimiter(time_window=60)
+
+
+@pytest.mark.parametrize("name", ["min_rate_floor", "penalty_factor", "recovery_factor", "max_cost"])
+def test_a_share_of_an_unknown_quota_is_an_error_that_names_it(name: str) -> None:
+    options: Any = {name: 0.5}
+    with pytest.raises(ConfigurationError, match=f"{name} needs a quota"):
+        AimdLimiter(**options)
+
+
+def test_the_numbers_are_read_only_and_a_limiter_says_what_it_is() -> None:
+    policy = AimdLimiter(600, 60, penalty_factor=0.5)
+    assert repr(policy) == "AimdLimiter(600, 60, rate=10)"
+    assert (policy.max_requests, policy.time_window, policy.rate) == (600, 60, 10)
+    with pytest.raises(AttributeError):
+        policy.max_requests = 5  # type: ignore[misc]
+    assert (AimdLimiter().max_requests, AimdLimiter().time_window) == (None, None)
+    assert repr(AimdLimiter()) == "AimdLimiter(quota not found yet, rate=5)"
+
+
+@pytest.mark.parametrize(
+    ("factors", "other"),
+    [
+        ({"penalty_factor": 0.4}, {"recovery_factor": 0.05}),
+        ({"recovery_factor": 0.1}, {"penalty_factor": 0.3}),
+    ],
+)
+def test_one_factor_alone_implies_the_default_of_the_other(
+    factors: dict[str, float], other: dict[str, float]
+) -> None:
+    rates = []
+    for policy in (limiter(**factors), limiter(**factors, **other)):
+        policy.ask(turn := Turn(), 0.0)
+        policy._pace.refused(turn, 1.0, 0.0, asked=0.0)
+        policy._pace.release(1.0, 31.0, waiting=True)
+        rates.append(policy.rate)
+    assert rates[0] == rates[1] < QUOTA
+
+
+def test_the_quota_changes_and_the_share_of_it_stays() -> None:
+    policy = AimdLimiter(100, 60)
+    rate = policy.rate
+    policy.update(max_requests=200)
+    assert policy.rate == pytest.approx(2 * rate)
+    assert policy.max_requests == 200
+    with pytest.raises(ConfigurationError, match="max_requests cannot be updated"):
+        AimdLimiter().update(max_requests=200)
+
+
+# The layer
+
+
+class Bench:
+    """An adaptive layer, under retry if asked for, over a scripted wire that records when each request arrives."""
+
+    def __init__(
+        self, world: World, policy: AimdLimiter, answers: Sequence[int | httpx.Response], **options: Any
+    ) -> None:
+        self.world, self.policy = world, policy
+        self.clock = FakeClock(options.get("start", 0.0))
+        self.heard = Heard()
+        self.sent: list[tuple[float, int]] = []
+        self._answers = list(answers)
+        self.wire = Wire(self._answer)
+        layers = [adaptive(policy)]
+        if options.get("retry"):
+            layers.insert(0, retry(options["retry"]))
+        stack = StackBuilder(layers, clock=self.clock, listener=self.heard, random=lambda: 0.0)
+        self.transport = world.build(stack, self.wire)
+
+    def _answer(self, request: httpx.Request) -> int | httpx.Response:
+        self.sent.append((self.clock.monotonic(), int(request.url.path[1:] or 0)))
+        return self._answers.pop(0) if self._answers else 200
+
+    async def send(self, number: int = 0, method: str = "POST", **options: Any) -> httpx.Response:
+        extensions = {"stkai": RequestOptions(**options)} if options else {}
+        request = httpx.Request(method, f"{URL}{number}", extensions=extensions)
+        return await self.world.send(self.transport, request)
+
+
+def refusal(seconds: str | None = None) -> httpx.Response:
+    return httpx.Response(429, headers={} if seconds is None else {"Retry-After": seconds})
+
+
+async def test_a_refusal_is_a_response_and_holds_back_the_next_request(world: World) -> None:
+    bench = Bench(world, limiter(), [refusal("7")])
+    assert (await bench.send()).status_code == 429
+    response = await bench.send()
+    assert [instant for instant, _ in bench.sent] == [0, 7.0]
+    assert response.extensions["stkai"].queued == 7.0
+
+
+async def test_a_date_in_retry_after_is_understood(world: World) -> None:
+    headers = {"Retry-After": "Tue, 01 Jan 2030 00:00:30 GMT", "Date": "Tue, 01 Jan 2030 00:00:10 GMT"}
+    bench = Bench(world, limiter(), [httpx.Response(429, headers=headers)])
+    await bench.send()
+    await bench.send()
+    assert bench.sent[1][0] == 20.0
+
+
+async def test_the_listener_hears_of_cuts_and_waits(world: World) -> None:
+    bench = Bench(world, plain(), [refusal("7")])
+    await bench.send()
+    await bench.send()
+    cut = RateChanged(call=CALL, old=QUOTA, new=QUOTA * (1 - 0.3), reason="429 Too Many Requests")
+    assert bench.heard.of(RateChanged) == [cut]
+    assert sum(event.seconds for event in bench.heard.of(Waited)) == 7.0
+
+
+async def test_the_listener_hears_of_growth(world: World) -> None:
+    bench = Bench(world, AimdLimiter(60, 60), [])
+    for _ in range(30):
+        await bench.send()
+    changes = bench.heard.of(RateChanged)
+    assert changes
+    assert all(event.new > 1.1 * event.old and event.reason == "no refusal since" for event in changes)
+    assert [event.old for event in changes[1:]] == [event.new for event in changes[:-1]]
+    assert bench.policy.rate > 0.5
+
+
+async def test_a_429_tells_retry_that_the_wait_is_kept_and_another_answer_does_not(world: World) -> None:
+    bench = Bench(world, plain(), [refusal("3"), 503, 200], retry=RetryPolicy(initial_delay=0.5))
+    response = await bench.send()
+    assert response.status_code == 200
+    record = response.extensions["stkai"]
+    assert record.attempts == 3
+    assert record.queued == pytest.approx(3.0)
+    assert record.backed_off == pytest.approx(1.0)
+    assert bench.wire.open == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 407, 408, 500, 503, 529])
+async def test_an_answer_that_says_nothing_about_the_quota_ends_no_back_off(
+    world: World, status: int
+) -> None:
+    policy = plain()
+    bench = Bench(world, policy, [refusal("5"), status, refusal("5")])
+    for _ in range(3):
+        await bench.send()
+    assert policy.rate == pytest.approx(0.7 * QUOTA, rel=0.01)
+    assert policy._pace.paused_until == pytest.approx(bench.sent[2][0] + 10.0)
+
+
+@pytest.mark.parametrize("status", [200, 302, 400, 404, 422])
+async def test_an_answer_to_the_request_itself_was_accepted_by_the_quota(world: World, status: int) -> None:
+    bench = Bench(world, plain(), [refusal("1"), status, refusal("1"), refusal("1")])
+    for expected in (0.7, 0.7, 0.49, 0.49):
+        await bench.send()
+        assert bench.policy.rate == pytest.approx(expected * QUOTA, rel=0.01)
+
+
+async def test_a_method_that_is_not_counted_needs_no_permit_and_teaches_nothing(world: World) -> None:
+    bench = Bench(world, plain(methods={"POST"}), [refusal("30"), refusal("30")])
+    for _ in range(2):
+        assert (await bench.send(method="GET")).status_code == 429
+    assert bench.policy.rate == QUOTA
+    await bench.send()
+    assert [instant for instant, _ in bench.sent] == [0, 0, 0]
+
+
+async def test_a_pause_longer_than_the_limit_is_refused_at_once(world: World) -> None:
+    bench = Bench(world, limiter(max_wait_time=10.0), [refusal("50")])
+    await bench.send()
+    with pytest.raises(TokenAcquisitionTimeoutError) as caught:
+        await bench.send()
+    error = caught.value
+    assert (error.waited, error.max_wait_time, error.required, error.retry_after) == (0, 10, 50, 40)
+    assert bench.heard.of(Rejected) == [Rejected(call=CALL, layer="adaptive", wait=50.0, limit=10.0)]
+    assert bench.policy.waiting == 0
+    assert bench.clock.sleeps == []
+    await bench.send(max_wait_time=None)
+    assert bench.sent[-1][0] == 50.0
+
+
+@pytest.mark.parametrize("start", [0.0, 0.1, 1000.1, 123456.7])
+async def test_a_pause_as_long_as_the_limit_is_waited_for(world: World, start: float) -> None:
+    bench = Bench(world, limiter(max_wait_time=33.3), [refusal("33.3")], start=start)
+    await bench.send()
+    await bench.send()
+    assert bench.sent[1][0] == pytest.approx(start + 33.3)
+
+
+async def test_the_deadline_of_the_call_bounds_a_pause(world: World) -> None:
+    bench = Bench(world, limiter(max_wait_time=None), [refusal("50")])
+    await bench.send()
+    with pytest.raises(
+        DeadlineExceededError, match="a permit takes 50 s, and the call's deadline leaves 20 s"
+    ):
+        await bench.send(deadline=20.0)
+
+
+async def test_a_wire_error_passes_through_and_teaches_nothing(world: World) -> None:
+    policy = plain()
+    wire = Wire(httpx.ReadError("reset"))
+    transport = world.layer(adaptive(policy), wire, context=Context(clock=FakeClock()))
+    with pytest.raises(httpx.ReadError):
+        await world.send(transport, httpx.Request("POST", URL))
+    assert policy.rate == QUOTA
+    assert policy.waiting == 0
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def event_loop(request: pytest.FixtureRequest) -> World:
+    return World(request.param)
+
+
+def test_a_refused_call_comes_back_at_the_head_of_the_queue(event_loop: World) -> None:
+    policy = plain(max_wait_time=None)
+    bench = Bench(event_loop, policy, [refusal("10")], retry=RetryPolicy())
+    use_up(policy, 0.0)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            for number in range(5):
+                group.start_soon(bench.send, number)
+                while policy.waiting <= number:
+                    await anyio.lowlevel.checkpoint()
+
+    event_loop.run(main())
+    assert [number for _, number in bench.sent] == [0, 0, 1, 2, 3, 4]
+    refused, again = bench.sent[0][0], bench.sent[1][0]
+    assert again >= refused + 10.0
+
+
+def test_eight_refusals_at_once_cut_once_and_come_back_in_their_order(event_loop: World) -> None:
+    policy, clock = plain(), FakeClock()
+    heard = Heard()
+    sent: list[tuple[float, int]] = []
+
+    async def answer(request: httpx.Request) -> int | httpx.Response:
+        sent.append((clock.monotonic(), int(request.url.path[1:])))
+        if len(sent) > 8:
+            return 200
+        while len(sent) < 8:
+            await anyio.lowlevel.checkpoint()
+        return refusal("10")
+
+    stack = StackBuilder(
+        (retry(RetryPolicy()), adaptive(policy)), clock=clock, listener=heard, random=lambda: 0.0
+    )
+    transport = event_loop.build(stack, Wire(answer))
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            for number in range(8):
+                group.start_soon(event_loop.send, transport, httpx.Request("POST", f"{URL}{number}"))
+                while len(sent) <= number:
+                    await anyio.lowlevel.checkpoint()
+
+    event_loop.run(main())
+    assert len(heard.of(RateChanged)) == 1
+    assert [number for _, number in sorted(sent[8:])] == list(range(8))
+    assert sent[8][0] == pytest.approx(10.0)
+    assert all(instant >= 10.0 for instant, _ in sent[8:])
+
+
+def test_a_cancelled_waiter_gives_its_permit_back(event_loop: World) -> None:
+    policy = limiter(max_wait_time=None)
+    bench = Bench(event_loop, policy, [refusal("10")])
+
+    async def main() -> None:
+        await bench.send(0)
+        async with anyio.create_task_group() as group:
+            group.start_soon(bench.send, 1)
+            await bench.clock.asleep(4.0)
+            group.cancel_scope.cancel()
+        assert policy.waiting == 0
+        await bench.send(2)
+
+    event_loop.run(main())
+    assert bench.sent == [(0, 0), (10.0, 2)]
+
+
+async def test_a_ticket_of_one_limiter_is_no_place_in_the_queue_of_another(world: World) -> None:
+    clock, inner = FakeClock(start=100.0), TokenBucket(1, 5.0)
+    for number in range(21):
+        assert inner.ask(Turn(), 5.0 * number) == 0.0
+    inner.ask(Turn(), 100.0)
+    transport = world.build(StackBuilder((adaptive(plain()), token_bucket(inner)), clock=clock), Wire(200))
+    request = httpx.Request("POST", URL, extensions={"stkai": RequestOptions(max_wait_time=1.0)})
+    with pytest.raises(TokenAcquisitionTimeoutError) as caught:
+        await world.send(transport, request)
+    assert caught.value.required == 10.0
+
+
+def test_sync_and_async_stacks_share_one_policy() -> None:
+    policy, clock = plain(), FakeClock()
+    layer, context = adaptive(policy), Context(clock=clock)
+    sync, trio_world = World("sync"), World("trio")
+    refused = sync.run(
+        sync.send(sync.layer(layer, Wire(refusal("9")), context=context), httpx.Request("POST", URL))
+    )
+    assert refused.status_code == 429
+    transport = trio_world.layer(layer, Wire(200), context=context)
+    trio_world.run(trio_world.send(transport, httpx.Request("POST", URL)))
+    assert clock.monotonic() >= 9.0

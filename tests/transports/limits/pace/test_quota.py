@@ -1,0 +1,165 @@
+"""What is found out about a quota that was not given, and how an adaptive pace uses that."""
+
+import pytest
+
+from stkai.transports import Turn
+from stkai.transports._limits.pace.headers import Reading
+from stkai.transports._limits.pace.quota import KnownQuota
+
+from ....support.sender import Sender
+
+
+def unknown() -> KnownQuota:
+    return KnownQuota(None, None)
+
+
+def send(one: Sender, now: float, count: int) -> int:
+    """Send up to `count` requests at `now`, each answered at once; returns how many could go."""
+    sent = 0
+    while sent < count and one.take(now):
+        one.accept(now)
+        sent += 1
+    return sent
+
+
+def test_a_program_that_stood_still_for_an_hour_keeps_its_estimate() -> None:
+    one = Sender()
+    send(one, 0.0, 40)
+    one.take(1.0)
+    one.refuse(1.0, asked=59.0)
+    found = one.rate
+    turns = [Turn() for _ in range(20)]
+    assert max(one.wait(61.0, turn) for turn in turns) > 0
+    for turn in turns[-2:]:
+        one.wait(3661.0, turn)
+    assert found <= one.rate < 2 * found
+
+
+def test_the_first_refusal_gives_a_first_estimate_of_the_share() -> None:
+    one = Sender()
+    assert send(one, 0.0, 40) == 40
+    assert one.take(1.0)
+    change = one.refuse(1.0, asked=59.0)
+    # Forty in a window that is over in 59 seconds.
+    assert one.rate == pytest.approx(40 / 60, rel=0.02)
+    assert change is not None
+    assert "estimate of the quota" in change.reason
+    assert not one.take(59.9)
+
+
+def test_an_implausible_wait_does_not_lower_the_first_estimate() -> None:
+    one = Sender()
+    for second in range(40):
+        send(one, float(second), 1)
+    one.refuse(40.0, asked=86400.0)
+    one.refuse(200.0, asked=60.0)
+    one.accept(300.0)
+    assert one.rate == pytest.approx(1.0, rel=0.1)
+
+
+def test_the_longest_wait_that_a_server_asks_for_is_the_window() -> None:
+    quota = unknown()
+    assert quota.window == 60.0
+    for asked in (40.0, 110.0, 20.0, 0.0, 1e9):
+        quota.asked(asked, rate=1.0)
+    assert quota.window == 110.0
+    for _ in range(8):
+        quota.asked(45.0, rate=1.0)
+    assert quota.window == 45.0
+
+
+def test_a_bucket_that_asks_for_a_second_does_not_make_the_window_a_second() -> None:
+    quota = unknown()
+    for _ in range(8):
+        quota.asked(1.0, rate=0.3)
+    assert quota.window == 30.0
+
+
+def test_a_fast_sender_has_a_shorter_window() -> None:
+    quota = unknown()
+    for _ in range(8):
+        quota.asked(0.1, rate=10.0)
+    assert quota.window == 1.0
+
+
+def test_growth_depends_on_the_server_alone() -> None:
+    slow, fast = unknown(), unknown()
+    for asked in (1.0, 20.0, 1.0):
+        slow.asked(asked, rate=0.1)
+        fast.asked(asked, rate=100.0)
+    assert slow._pace == fast._pace == 20.0
+    assert slow.window > fast.window
+    for _ in range(8):
+        fast.asked(1.0, rate=100.0)
+    assert fast._pace == unknown()._pace > 1.0
+
+
+def test_the_counts_are_kept_when_the_window_turns_out_to_be_different() -> None:
+    one = Sender()
+    send(one, 10.0, 50)
+    one.refuse(20.0, asked=600.0)
+    assert one.pace.quota.window == 600.0
+    assert one.pace._windowed.history.tally.count(20.0) == pytest.approx(49, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("reset", "window"), [(0.8, 1.0), (12.0, 30.0), (59.0, 60.0), (61.0, 60.0), (1200.0, 1800.0)]
+)
+def test_a_reset_without_a_window_implies_the_shortest_usual_window_that_fits(
+    reset: float, window: float
+) -> None:
+    reading = Reading("", 100.0, 50.0, reset, float("inf"))
+    assert unknown().completed(reading).window == window
+
+
+def test_a_window_that_the_server_states_is_used_as_it_is() -> None:
+    reading = Reading("", 100.0, 50.0, 30.0, 45.0)
+    assert unknown().completed(reading) == reading
+
+
+def test_headers_give_the_quota() -> None:
+    one = Sender()
+    for second in range(9):
+        now = float(second)
+        if one.take(now):
+            one.accept(now, reading=Reading("default", 600.0, 590.0 - second, 60.0 - second, 60.0))
+    assert one.pace.quota.ceiling == 10.0
+    assert one.pace.quota.window == 60.0
+    assert 0 < one.rate <= 10.0
+    assert str(one.pace) == "found: 600, 60"
+
+
+def test_a_pace_without_numbers_says_what_it_found() -> None:
+    one = Sender()
+    assert str(one.pace) == "quota not found yet"
+    send(one, 0.0, 10)
+    one.refuse(1.0, asked=59.0)
+    assert str(one.pace) == "found: time_window=59"
+
+
+# Another quota
+
+
+@pytest.mark.parametrize("quota", [50, 200])
+def test_a_sender_gets_the_same_share_of_another_quota(quota: float) -> None:
+    one = Sender(100, 60).settle()
+    rate = one.rate
+    one.pace.update(quota, 60)
+    assert one.rate == pytest.approx(rate * quota / 100)
+    assert one.pace.quota.ceiling == quota / 60
+
+
+def test_the_start_goes_on_to_the_new_quota() -> None:
+    one = Sender(100, 60)
+    one.pace.update(1000, 60)
+    one.hold_back(0.0)
+    assert one.look(120.0) == pytest.approx(1000 / 60)
+
+
+def test_plain_aimd_regains_the_new_quota_at_its_own_rate() -> None:
+    one = Sender(100, 60, plain=(0.5, 0.1))
+    one.pace.update(1000, 60)
+    assert one.rate == pytest.approx(1000 / 60)
+    one.refuse(0.0)
+    one.pace.release(0.0, 60.0, waiting=True)
+    assert one.rate == pytest.approx(0.6 * 1000 / 60)

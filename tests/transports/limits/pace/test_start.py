@@ -1,0 +1,163 @@
+"""The cold start: what a sender sends before its first refusal."""
+
+import math
+from itertools import pairwise
+
+import pytest
+
+from stkai.transports import Turn
+from stkai.transports._limits.pace.start import _DOUBLING, _FREE
+from stkai.transports._limits.pace.start import _SHARE as START
+
+from ....support.crowd import Waiter, drive
+from ....support.sender import QUOTA, Sender, sender
+
+
+def test_it_starts_with_a_small_share_of_the_quota_and_three_at_once() -> None:
+    cold = sender()
+    assert cold.rate == pytest.approx(START * QUOTA)
+    assert START <= 0.2
+    assert [bool(cold.take(0.0)) for _ in range(4)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(("quota", "at_once"), [(0.5, 1), (1, 1), (2, 2), (3, 3), (1e6, 3)])
+def test_the_start_never_sends_more_at_once_than_the_quota(quota: float, at_once: int) -> None:
+    cold = Sender(quota, 60)
+    assert [bool(cold.take(0.0)) for _ in range(5)] == [number < at_once for number in range(5)]
+
+
+def test_the_rate_doubles_in_a_fixed_part_of_the_window_while_requests_wait_up_to_the_quota() -> None:
+    cold, doubling = sender(), 60 * _DOUBLING
+    turn = cold.hold_back(0.0)
+    instants = [0.0, 2.5, 15.0, 20.0, 34.0, 34.9, 60.0]
+    rates = []
+    for instant in instants:
+        rates.append(cold.look(instant))
+        cold.queue.leave(turn, instant)
+        turn = cold.hold_back(instant)
+    assert rates == pytest.approx([QUOTA * min(1.0, START * 2 ** (at / doubling)) for at in instants])
+
+
+def test_the_start_rate_does_not_double_while_no_request_waits() -> None:
+    cold = sender()
+    cold.take(0.0)
+    assert cold.look(1000.0) == pytest.approx(START * QUOTA)
+    assert cold.burst == 3
+
+
+@pytest.mark.parametrize("looks", [1, 2, 1000])
+def test_the_permits_of_the_start_are_the_integral_of_its_rate_however_often_they_are_computed(
+    looks: int,
+) -> None:
+    pace = Sender(6000, 60).pace
+    instants = [40.0 * number / looks for number in range(looks + 1)]
+    released = sum(pace.release(start, end, waiting=True) for start, end in pairwise(instants))
+    # From its first rate, doubling all the time, to 100 per second, and on at 100.
+    doubling = 60 * _DOUBLING
+    full = doubling * math.log2(1 / START)
+    expected = 100 * (1 - START) * doubling / math.log(2) + 100 * (40.0 - full)
+    assert released == pytest.approx(expected)
+    assert pace.rate == pytest.approx(100)
+
+
+def test_requests_that_wait_through_the_start_are_told_how_long_it_takes() -> None:
+    waiters = [Waiter(0.0) for _ in range(200)]
+    gone = drive(Sender(600, 60).queue, waiters)
+    assert gone == waiters
+    assert all(waiter.went == pytest.approx(waiter.told, abs=0.2) for waiter in waiters)
+
+
+def test_the_first_refusal_ends_the_start() -> None:
+    cold = sender()
+    cold.hold_back(0.0)
+    rate = cold.look(40.0)
+    cold.refuse(40.0, sent=39.9)
+    assert cold.rate < rate
+    assert cold.burst == pytest.approx(max(1.0, 6 * cold.rate))
+    assert cold.look(45.0) < 1.1 * cold.rate
+
+
+def test_successes_release_permits_ahead_of_the_rate_up_to_a_share_of_the_quota() -> None:
+    cold, sent = sender(), 0
+    for _ in range(200):
+        while cold.take(0.0):
+            sent += 1
+        cold.accept(0.0)
+    assert sent == 3 + _FREE * 100
+
+
+def test_a_refusal_ends_what_successes_release() -> None:
+    cold = sender()
+    cold.refuse(0.0)
+    while cold.take(0.0):
+        pass
+    cold.accept(0.0)
+    assert not cold.take(0.0)
+
+
+@pytest.mark.parametrize("window", [4.0, 60.0])
+def test_a_burst_that_meets_a_small_bucket_is_no_reason_to_lower_the_rate(window: float) -> None:
+    cold = Sender(60, window)
+    while cold.take(0.0):
+        pass
+    rate = cold.rate
+    cold.refuse(window / 20, sent=0.0)
+    assert cold.rate == rate
+    assert cold.burst == 1
+    cold.hold_back(window / 20)
+    assert cold.look(window) > 1.5 * rate
+    cold.accept(window, sent=window / 10)
+    grown = cold.rate
+    cold.refuse(1.1 * window, sent=window)
+    assert cold.rate < grown
+
+
+def test_a_sender_that_had_the_whole_quota_in_its_first_window_keeps_most_of_it() -> None:
+    cold = Sender(10, 60)
+    cold.pace._windowed.rate = cold.pace.quota.ceiling
+    for number in range(10):
+        cold.force(4.0 * number)
+        cold.accept(4.0 * number)
+    cold.refuse(40.0, asked=20.0)
+    assert cold.rate > 0.9 * cold.pace.quota.ceiling
+
+
+def test_without_numbers_nothing_holds_back_a_program_that_is_not_refused() -> None:
+    cold, sent = Sender(), 0
+    while sent < 1000 and cold.take(0.0):
+        cold.accept(0.0)
+        sent += 1
+    assert sent == 1000
+
+
+def test_what_is_in_flight_doubles_with_every_round_trip() -> None:
+    cold, flights = Sender(), []
+    for trip in range(6):
+        now = trip / 1e4
+        flight = 0
+        while cold.take(now):
+            flight += 1
+        flights.append(flight)
+        for _ in range(flight):
+            cold.accept(now + 1e-5, sent=now)
+    assert flights == [3, 6, 12, 24, 48, 96]
+
+
+def test_a_program_that_stood_still_for_an_hour_goes_on() -> None:
+    cold = Sender()
+    turns = [Turn() for _ in range(10)]
+    waits = [cold.wait(0.0, turn) for turn in turns]
+    assert min(waits[3:]) > 0
+    assert [cold.wait(3600.0, turn) for turn in turns[3:6]] == [0.0, 0.0, 0.0]
+    assert math.isfinite(cold.rate)
+    cold.refuse(3600.1, sent=3600.0, asked=1.0)
+    assert 0 < cold.rate < 1
+
+
+def test_a_start_whose_rate_brings_its_burst_back_at_once_need_not_hear_of_successes() -> None:
+    slow, fast = sender(), Sender(1e9, 1.0)
+    for cold in (slow, fast):
+        assert cold.queue.listens(0.0)
+        cold.accept(0.0)
+    assert slow.queue.listens(0.1)
+    assert not fast.queue.listens(0.1)

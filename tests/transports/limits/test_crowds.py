@@ -1,0 +1,193 @@
+"""Crowds over a shared quota: they come together, give up together, and leave nothing behind."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from stkai import AllOf, InFlight, TokenBucket
+from stkai.stores import Ask, Lease, MemoryStore
+from stkai.testing import FakeClock
+from stkai.transports import Context, Run, Turn, limiter
+
+from ...support.world import World
+
+GOAL = 0.96
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def event_loop(request: pytest.FixtureRequest) -> World:
+    return World(request.param)
+
+
+class Counted(MemoryStore):
+    """A store that counts its calls."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock)
+        self.calls = 0
+
+    def lease(self, ask: Ask) -> Lease:
+        self.calls += 1
+        lease = super().lease(ask)
+        snapshot = self.look(ask.share)
+        assert snapshot is not None
+        books = snapshot.books
+        assert books["leased"] == books["used"] + books["returned"] + books["expired"] + books["held"]
+        return lease
+
+    try_lease = lease
+
+
+class Team:
+    """Processes that share a quota, each with a stack of its own, and the instants of what they sent."""
+
+    def __init__(
+        self,
+        rate: float,
+        members: int = 2,
+        *,
+        burst: float = 1.0,
+        make: Callable[[Any], Any] = lambda bucket: bucket,
+    ) -> None:
+        self.clock, self.rate = FakeClock(), rate
+        self.store = Counted(self.clock)
+        self.sent: list[float] = []
+        self.policies = [
+            make(TokenBucket(rate, 1.0, burst=burst, share="team", store=self.store)) for _ in range(members)
+        ]
+        self.stacks = [
+            limiter(policy).asynchronous(
+                httpx.MockTransport(self._note), context=Context(clock=self.clock, listener=_ignore)
+            )
+            for policy in self.policies
+        ]
+
+    def _note(self, request: httpx.Request) -> httpx.Response:
+        self.sent.append(self.clock.monotonic())
+        return httpx.Response(200)
+
+    async def send(self, member: int) -> None:
+        await self.stacks[member].handle_async_request(httpx.Request("POST", "https://api.test/"))
+
+    async def send_until(self, member: int, end: float) -> None:
+        while self.clock.monotonic() < end:
+            await self.send(member)
+
+    async def storm(self, member: int, patience: float, end: float) -> None:
+        """Give up after a while, and come again at once."""
+        while self.clock.monotonic() < end:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._give_up_after, patience, group.cancel_scope)
+                await self.send(member)
+                group.cancel_scope.cancel()
+
+    async def _give_up_after(self, patience: float, scope: anyio.CancelScope) -> None:
+        await self.clock.asleep(patience)
+        scope.cancel()
+
+    def per_second(self, first: int, last: int) -> list[int]:
+        counts = Counter(math.floor(instant) for instant in self.sent)
+        return [counts[second] for second in range(first, last)]
+
+    @property
+    def most_in_a_second(self) -> int:
+        first = most = 0
+        for place, instant in enumerate(self.sent):
+            while self.sent[first] <= instant - 1 + 1e-6:
+                first += 1
+            most = max(most, place - first + 1)
+        return most
+
+
+def _ignore(event: object) -> None:
+    """A listener that is not interested."""
+
+
+@pytest.mark.parametrize(("rate", "crowd"), [(50.0, 200), (500.0, 2000)])
+@pytest.mark.parametrize("beside", [0, 1], ids=["same process", "another process"])
+def test_a_crowd_that_is_cancelled_together_costs_no_second_of_the_quota(
+    event_loop: World, rate: float, crowd: int, beside: int
+) -> None:
+    team, end, workers = Team(rate), 5.0, int(max(4, rate / 20))
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group, anyio.create_task_group() as impatient:
+            for _ in range(crowd):
+                impatient.start_soon(team.send, 0)
+            for _ in range(workers):
+                group.start_soon(team.send_until, beside, end)
+            await team.clock.asleep(1.5)
+            impatient.cancel_scope.cancel()
+
+    event_loop.run(main())
+    assert min(team.per_second(2, 5)) >= GOAL * rate
+    assert team.most_in_a_second <= rate + 2
+    assert [policy.waiting for policy in team.policies] == [0, 0]
+
+
+def test_waiters_that_soon_give_up_stop_nobody(event_loop: World) -> None:
+    team, end = Team(50.0), 6.0
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            for _ in range(100):
+                group.start_soon(team.storm, 0, 0.3, end)
+            for _ in range(8):
+                group.start_soon(team.send_until, 1, end)
+
+    event_loop.run(main())
+    assert min(team.per_second(1, 6)) >= 0.95 * 50
+    assert team.most_in_a_second <= 52
+
+
+def test_a_crowd_makes_one_call_for_all(event_loop: World) -> None:
+    team = Team(50.0, members=1)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            for _ in range(200):
+                group.start_soon(team.send, 0)
+
+    event_loop.run(main())
+    assert len(team.sent) == 200
+    assert team.store.calls <= 70
+
+
+def test_what_a_crowd_has_leased_and_does_not_use_goes_to_the_others_at_once(event_loop: World) -> None:
+    team = Team(10.0, burst=10.0)
+
+    async def main() -> None:
+        await team.send(0)
+        await team.send(1)
+        await team.clock.asleep(5)
+        now, turns = team.clock.monotonic(), [Turn() for _ in range(20)]
+        for turn in turns:
+            answer = team.policies[0].ask(turn, now)
+            if isinstance(answer, Run):
+                answer.sync(60.0)
+        for turn in turns:
+            team.policies[0].leave(turn, now)
+        async with anyio.create_task_group() as group:
+            for _ in range(9):
+                group.start_soon(team.send, 1)
+
+    event_loop.run(main())
+    assert team.sent[-1] - team.sent[2] < 0.1
+
+
+def test_a_share_beside_a_limit_in_flight_wastes_no_permit(event_loop: World) -> None:
+    team = Team(50.0, make=lambda bucket: AllOf(bucket, InFlight(2)))
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            for member in (0, 1):
+                for _ in range(4):
+                    group.start_soon(team.send_until, member, 3.0)
+
+    event_loop.run(main())
+    assert min(team.per_second(1, 3)) >= GOAL * 50

@@ -1,0 +1,540 @@
+"""Limiters that share their quota through a store: which request goes when, and what happens when the store fails."""
+
+import threading
+from itertools import pairwise
+from typing import Any
+
+import httpx
+import pytest
+
+from stkai import (
+    AimdLimiter,
+    ConfigurationError,
+    Event,
+    PerHost,
+    QuotaDisagreement,
+    StoreLost,
+    StoreRestored,
+    TokenBucket,
+)
+from stkai.stores import Ask, Law, Lease, MemoryStore, Store
+from stkai.testing import FakeClock
+from stkai.transports import Answer, Context, Run, Turn, limiter
+from stkai.transports._limits.sources.store_client import StoreClient
+
+from ...support.world import World
+
+TIMES = 12
+
+
+class Scripted:
+    """A store that counts its calls and fails when told to."""
+
+    blocks = False
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.inner = MemoryStore(clock)
+        self.asked: list[Ask] = []
+        self.fails = False
+
+    def lease(self, ask: Ask) -> Lease:
+        self.asked.append(ask)
+        if self.fails:
+            raise ConnectionError("nobody is there")
+        return self.inner.lease(ask)
+
+    try_lease = lease
+
+    def amend(self, epoch: int, law: Law) -> bool:
+        return self.inner.amend(epoch, law)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def store(clock: FakeClock) -> Scripted:
+    return Scripted(clock)
+
+
+def bucket(store: Any, rate: float = 10.0, **others: Any) -> TokenBucket:
+    return TokenBucket(rate, 1.0, share="team", store=store, **{"burst": 1, **others})
+
+
+def client_of(policy: TokenBucket | AimdLimiter) -> StoreClient:
+    """What calls the store for the limiter."""
+    assert policy._leased is not None
+    return policy._leased.client
+
+
+def answer(clock: FakeClock, status: int = 200, **headers: str) -> Answer:
+    now = clock.monotonic()
+    return Answer(now - 0.01, now, httpx.Response(status, headers=headers), None, clock.utcnow, 0.0)
+
+
+def wait_for(policy: TokenBucket | AimdLimiter, clock: FakeClock, turn: Turn | None = None) -> float:
+    """Take a permit as a flow does; return the seconds it took."""
+    turn = turn or Turn()
+    start = clock.monotonic()
+    while wait := policy.ask(turn, clock.monotonic()):
+        if isinstance(wait, Run):
+            wait.sync(60.0)
+        else:
+            assert isinstance(wait, float)
+            clock.sleep(min(wait, turn.nap))
+    return clock.monotonic() - start
+
+
+def test_a_scripted_store_is_a_store(store: Scripted) -> None:
+    assert isinstance(store, Store)
+
+
+async def test_requests_of_two_processes_leave_at_the_rate_of_one_quota(
+    world: World, clock: FakeClock, store: Scripted
+) -> None:
+    sent: list[float] = []
+
+    def note(request: httpx.Request) -> httpx.Response:
+        sent.append(clock.monotonic())
+        return httpx.Response(200)
+
+    members = [
+        world.layer(limiter(bucket(store)), world.wire(*[note] * TIMES), context=Context(clock=clock))
+        for _ in range(2)
+    ]
+    for number in range(TIMES):
+        response = await world.send(members[number % 2], httpx.Request("POST", "https://api.test/"))
+        await world.close(response)
+    gaps = [later - earlier for earlier, later in pairwise(sent)]
+    assert gaps == pytest.approx([0.1] * (TIMES - 1), abs=0.01)
+
+
+def test_a_member_serves_first_come_first_served(clock: FakeClock, store: Scripted) -> None:
+    policy, turns, order = bucket(store), [Turn() for _ in range(6)], []
+    waiting = list(turns)
+    while waiting:
+        for turn in list(waiting):
+            wait = policy.ask(turn, clock.monotonic())
+            if isinstance(wait, Run):
+                wait.sync(60.0)
+            elif not wait:
+                order.append(turn)
+                waiting.remove(turn)
+        clock.sleep(0.01)
+    assert order == turns
+
+
+def test_the_group_shares_its_burst_and_a_new_state_has_none(clock: FakeClock, store: Scripted) -> None:
+    first, second = bucket(store, burst=3), bucket(store, burst=3)
+    waits = [wait_for(first, clock), wait_for(second, clock)]
+    assert waits == pytest.approx([0, 0.1], abs=0.01)
+    clock.sleep(5)
+    waits = [wait_for(policy, clock) for policy in (first, second, first, second)]
+    assert waits == pytest.approx([0, 0, 0, 0.1], abs=0.01)
+
+
+def test_a_request_that_gives_up_gives_its_place_to_the_next_that_asks(
+    clock: FakeClock, store: Scripted
+) -> None:
+    first, second = bucket(store), bucket(store)
+    wait_for(first, clock)
+    impatient = Turn()
+    for _ in range(3):
+        wait = first.ask(impatient, clock.monotonic())
+        if isinstance(wait, Run):
+            wait.sync(60.0)
+    first.leave(impatient, clock.monotonic())
+    assert wait_for(second, clock) == pytest.approx(0.1, abs=0.01)
+
+
+def test_an_unused_permit_is_not_lost(clock: FakeClock, store: Scripted) -> None:
+    policy = bucket(store, burst=2)
+    wait_for(policy, clock)
+    clock.sleep(1)
+    turn = Turn()
+    wait_for(policy, clock, turn)
+    policy.leave(turn, clock.monotonic())
+    assert [wait_for(policy, clock) for _ in range(2)] == pytest.approx([0, 0], abs=0.01)
+
+
+def test_units_of_cost_are_shared(clock: FakeClock, store: Scripted) -> None:
+    first = bucket(store, rate=1000, burst=100, max_cost=100)
+    second = bucket(store, rate=1000, burst=100, max_cost=100)
+    assert wait_for(first, clock, Turn(cost=50)) < 0.02
+    assert wait_for(second, clock, Turn(cost=100)) == pytest.approx(0.5, abs=0.02)
+    turn = Turn(cost=100)
+    wait_for(first, clock, turn)
+    first.settle(turn, 20, clock.monotonic())
+    wait_for(first, clock, Turn(cost=0))
+    assert wait_for(second, clock, Turn(cost=80)) < 0.1
+
+
+@pytest.mark.parametrize("kind", [TokenBucket, AimdLimiter])
+def test_a_request_that_was_never_sent_costs_the_group_nothing(
+    kind: type[TokenBucket] | type[AimdLimiter], clock: FakeClock, store: Scripted
+) -> None:
+    policy = kind(6000, 60, max_cost=600, share="team", store=store)
+    wait_for(policy, clock, Turn(cost=1))  # A new state has no units yet.
+    clock.sleep(60)
+    for _ in range(3):
+        turn = Turn(cost=600)
+        assert wait_for(policy, clock, turn) < 1
+        now = clock.monotonic()
+        policy.learn(turn, Answer(now, now, None, httpx.ConnectError("refused"), clock.utcnow, 0.5))
+
+
+def test_while_the_store_is_lost_each_member_keeps_to_its_part(clock: FakeClock, store: Scripted) -> None:
+    first, second = bucket(store), bucket(store)
+    for policy in (first, second, first, second):
+        wait_for(policy, clock)
+    store.fails = True
+    asked = len(store.asked)
+    start, granted = clock.monotonic(), 0
+    while clock.monotonic() < start + 4:
+        wait_for(first, clock)
+        granted += 1
+    assert granted == pytest.approx(20, abs=2)
+    assert len(store.asked) <= asked + 8
+    assert first.members == 2
+
+
+def test_the_listener_hears_of_a_loss_once_and_of_the_return_once(clock: FakeClock, store: Scripted) -> None:
+    events: list[Event] = []
+
+    def also_hear(event: Event) -> None:
+        events.append(event)
+
+    policy = bucket(store)
+    transports = [
+        limiter(policy).sync(
+            httpx.MockTransport(lambda _: httpx.Response(200)), context=Context(clock=clock, listener=heard)
+        )
+        for heard in (events.append, also_hear)
+    ]
+    store.fails = True
+    for transport in transports:
+        for _ in range(3):
+            transport.handle_request(httpx.Request("POST", "https://api.test/"))
+    lost = [event for event in events if isinstance(event, StoreLost)]
+    assert len(lost) == 2
+    assert lost[0].share == "team"
+    assert lost[0].call.host == "api.test"
+    assert "nobody is there" in lost[0].reason
+    store.fails = False
+    client_of(policy).work()
+    assert len([event for event in events if isinstance(event, StoreRestored)]) == 2
+    for _ in range(3):
+        transports[0].handle_request(httpx.Request("POST", "https://api.test/"))
+    assert len([event for event in events if isinstance(event, StoreLost | StoreRestored)]) == 4
+
+
+def test_a_listener_that_sends_when_the_store_is_lost_waits_like_anybody_else(
+    clock: FakeClock, store: Scripted
+) -> None:
+    policy, sent = bucket(store), list[float]()
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        sent.append(clock.monotonic())
+        return httpx.Response(200)
+
+    def hear(event: Event) -> None:
+        if isinstance(event, StoreLost):
+            for _ in range(4):
+                transport.handle_request(httpx.Request("POST", "https://api.test/"))
+
+    context = Context(clock=clock, listener=hear)
+    transport = limiter(policy).sync(httpx.MockTransport(serve), context=context)
+    transport.handle_request(httpx.Request("POST", "https://api.test/"))
+    store.fails = True
+    for _ in range(3):
+        transport.handle_request(httpx.Request("POST", "https://api.test/"))
+    assert len(sent) == 8
+    assert min(later - earlier for earlier, later in pairwise(sent)) > 0.04
+
+
+def test_a_store_that_fails_again_while_it_returns_is_in_the_same_outage(
+    clock: FakeClock, store: Scripted
+) -> None:
+    events: list[str] = []
+    policy = bucket(store)
+
+    def hear(event: Event) -> None:
+        events.append(type(event).__name__)
+
+    transport = limiter(policy).sync(
+        httpx.MockTransport(lambda _: httpx.Response(200)), context=Context(clock=clock, listener=hear)
+    )
+
+    def fail(*, times: int) -> None:
+        store.fails = True
+        transport.handle_request(httpx.Request("POST", "https://api.test/"))
+        for _ in range(times):
+            client_of(policy).work()
+        store.fails = False
+        client_of(policy).work()
+        transport.handle_request(httpx.Request("POST", "https://api.test/"))
+
+    fail(times=1)
+    fail(times=0)
+    assert [name for name in events if name.startswith("Store")] == ["StoreLost", "StoreRestored"]
+    fail(times=1)
+    assert [name for name in events if name.startswith("Store")] == ["StoreLost", "StoreRestored"] * 2
+
+
+def test_an_outage_that_no_request_notices_leaves_nothing_behind(clock: FakeClock, store: Scripted) -> None:
+    policy = bucket(store)
+    wait_for(policy, clock)
+    store.fails = True
+    client_of(policy).work()
+    store.fails = False
+    client_of(policy).work()
+    asked = len(store.asked)
+    assert wait_for(policy, clock) == pytest.approx(0.1, abs=0.01)
+    assert len(store.asked) <= asked + 2
+
+
+def test_after_the_return_a_request_needs_both_clocks_for_a_while(clock: FakeClock, store: Scripted) -> None:
+    first, second = bucket(store), bucket(store)
+    for policy in (first, second, first):
+        wait_for(policy, clock)
+    store.fails = True
+    for _ in range(3):
+        wait_for(first, clock)
+    store.fails = False
+    client_of(first).work()
+    start, granted = clock.monotonic(), 0
+    while clock.monotonic() < start + 1.5:
+        wait_for(first, clock)
+        granted += 1
+    assert granted <= 8  # Its own part, not the rest of the quota that the other leaves unused.
+    start, granted = clock.monotonic(), 0
+    while clock.monotonic() < start + 2:
+        wait_for(first, clock)
+        granted += 1
+    assert granted == pytest.approx(20, abs=2)
+
+
+def test_a_store_that_was_never_reached_leaves_each_process_to_adapt(
+    clock: FakeClock, store: Scripted
+) -> None:
+    store.fails = True
+    policy = bucket(store, rate=10)
+    start, granted = clock.monotonic(), 0
+    while clock.monotonic() < start + 2:
+        turn = Turn()
+        wait_for(policy, clock, turn)
+        granted += 1
+        policy.learn(turn, answer(clock, 429 if granted > 5 else 200))
+    assert 2 <= granted <= 15  # A constant rate would grant twenty.
+    assert policy.members == 1
+
+
+def test_before_the_store_was_reached_costs_are_settled_in_the_process_alone(
+    clock: FakeClock, store: Scripted
+) -> None:
+    store.fails = True
+    policy = bucket(store, rate=1000, burst=100, max_cost=100)
+    for _ in range(3):
+        turn = Turn(cost=100)
+        assert wait_for(policy, clock, turn) < 0.1
+        policy.settle(turn, 0, clock.monotonic())
+    store.fails = False
+    wait_for(policy, clock, Turn(cost=1))
+    assert store.asked[-1].units_used == 0
+
+
+def test_a_lost_state_is_no_outage(clock: FakeClock, store: Scripted) -> None:
+    events: list[Event] = []
+    policy = bucket(store)
+    context = Context(clock=clock, listener=events.append)
+    transport = limiter(policy).sync(httpx.MockTransport(lambda _: httpx.Response(200)), context=context)
+    for _ in range(3):
+        transport.handle_request(httpx.Request("POST", "https://api.test/"))
+        store.inner._states.clear()
+    assert [event for event in events if isinstance(event, StoreLost | StoreRestored)] == []
+
+
+def test_an_overruled_member_says_so_once(clock: FakeClock, store: Scripted) -> None:
+    events: list[Event] = []
+    old = bucket(store, rate=10)
+    transport = limiter(old).sync(
+        httpx.MockTransport(lambda _: httpx.Response(200)),
+        context=Context(clock=clock, listener=events.append),
+    )
+    wait_for(old, clock)
+    new = bucket(store, rate=20)
+    wait_for(new, clock)
+    for _ in range(3):
+        transport.handle_request(httpx.Request("POST", "https://api.test/"))
+    disagreements = [event for event in events if isinstance(event, QuotaDisagreement)]
+    assert [(event.share, event.mine, event.theirs) for event in disagreements] == [("team", 10, 20)]
+    assert old.rate == 20
+
+
+def test_a_429_pauses_the_whole_group_for_as_long_as_the_server_says(
+    clock: FakeClock, store: Scripted
+) -> None:
+    first, second = (AimdLimiter(600, 60, share="team", store=store) for _ in range(2))
+    for policy in (first, second):
+        wait_for(policy, clock)
+    turn = Turn()
+    wait_for(first, clock, turn)
+    refused = clock.monotonic()
+    first.learn(turn, answer(clock, 429, **{"Retry-After": "7"}))
+    assert turn.paced
+    wait_for(second, clock)
+    assert clock.monotonic() - refused >= 7
+    again = Turn(number=turn.number)
+    wait_for(first, clock, again)
+    assert clock.monotonic() - refused >= 7
+
+
+def test_a_refusal_cuts_the_rate_of_the_group_once(clock: FakeClock, store: Scripted) -> None:
+    first, second = (AimdLimiter(600, 60, share="team", store=store) for _ in range(2))
+    turns = [Turn(), Turn()]
+    for policy, turn in zip((first, second), turns, strict=True):
+        wait_for(policy, clock, turn)
+        policy.learn(turn, answer(clock))
+    before = first.rate
+    for policy, turn in zip((first, second), turns, strict=True):
+        policy.learn(turn, answer(clock, 429, **{"Retry-After": "1"}))
+    for policy in (first, second):
+        wait_for(policy, clock)
+    assert before * 0.4 < first.rate < before
+    assert second.rate == pytest.approx(first.rate, rel=0.2)
+
+
+def test_a_refusal_in_an_outage_is_reported_afterwards_and_cuts_once(
+    clock: FakeClock, store: Scripted
+) -> None:
+    policy = AimdLimiter(600, 60, share="team", store=store)
+    turns = [Turn(), Turn()]
+    for turn in turns:
+        wait_for(policy, clock, turn)
+    policy.learn(turns[0], answer(clock))
+    before = policy.rate
+    store.fails = True
+    policy.learn(turns[1], answer(clock, 429, **{"Retry-After": "2"}))
+    refused = clock.monotonic()
+    store.fails = False
+    client_of(policy).work()
+    for _ in range(20):
+        wait_for(policy, clock)
+    assert clock.monotonic() - refused >= 2
+    assert [ask.refused is not None for ask in store.asked].count(True) >= 1
+    assert policy.rate > 0.3 * before
+
+
+def test_a_group_grows_while_requests_are_held_back(clock: FakeClock, store: Scripted) -> None:
+    policy = AimdLimiter(600, 60, share="team", store=store)
+    wait_for(policy, clock)
+    before = policy.rate
+    turns = [Turn() for _ in range(200)]
+    start = clock.monotonic()
+    while clock.monotonic() < start + 10:
+        for turn in turns:
+            wait = 0.0 if turn.granted else policy.ask(turn, clock.monotonic())
+            if isinstance(wait, Run):
+                wait.sync(60.0)
+        clock.sleep(0.05)
+    assert before * 1.5 < policy.rate <= 10
+
+
+@pytest.mark.parametrize("kind", [TokenBucket, AimdLimiter])
+def test_a_store_without_a_share_is_a_configuration_error(kind: Any, store: Scripted) -> None:
+    with pytest.raises(ConfigurationError, match="share"):
+        kind(10, 1, store=store)
+
+
+@pytest.mark.parametrize("kind", [TokenBucket, AimdLimiter])
+@pytest.mark.parametrize("share", ["", "  ", 7, b"x"])
+def test_a_share_needs_a_name(kind: Any, share: Any) -> None:
+    with pytest.raises(ConfigurationError, match="share"):
+        kind(10, 1, share=share)
+
+
+def test_the_repr_names_share_and_store_without_a_password() -> None:
+    policy = TokenBucket(10, 1, share="team", store="redis://user:hunter2@127.0.0.1:1/0")
+    assert "'team'" in repr(policy)
+    assert "127.0.0.1:1" in repr(policy)
+    assert "hunter2" not in repr(policy)
+    assert policy.store is not None
+
+
+def test_limiters_of_each_host_tell_the_listener_too(clock: FakeClock, store: Scripted) -> None:
+    events: list[Event] = []
+    store.fails = True
+    policy = PerHost(lambda origin: TokenBucket(10, 1, share=origin, store=store))
+    context = Context(clock=clock, listener=events.append)
+    transport = limiter(policy).sync(httpx.MockTransport(lambda _: httpx.Response(200)), context=context)
+    transport.handle_request(httpx.Request("POST", "https://api.test/"))
+    assert [event.share for event in events if isinstance(event, StoreLost)] == ["https://api.test"]
+
+
+def test_a_configuration_error_of_the_store_reaches_the_first_call_only(
+    clock: FakeClock, store: Scripted
+) -> None:
+    policy = bucket(store)
+
+    def refuse(ask: Ask) -> Lease:
+        raise ConfigurationError("two machines share one state file")
+
+    lease = store.lease
+    client_of(policy)._try_lease = store.lease = refuse  # type: ignore[method-assign]
+    turn = Turn()
+    with pytest.raises(ConfigurationError, match="two machines"):
+        wait_for(policy, clock, turn)
+    store.lease = lease  # type: ignore[method-assign]
+    policy.leave(turn, clock.monotonic())
+    assert wait_for(policy, clock) < 0.2
+    store.lease = refuse  # type: ignore[method-assign]
+    clock.sleep(1)
+    assert wait_for(policy, clock) < 1
+
+
+def test_an_interrupt_while_the_store_is_asked_leaves_the_queue_as_it_was(
+    clock: FakeClock, store: Scripted
+) -> None:
+    policy = bucket(store)
+    wait_for(policy, clock)
+
+    def interrupt(ask: Ask) -> Lease:
+        raise KeyboardInterrupt
+
+    lease, store.lease = store.lease, interrupt  # type: ignore[method-assign]
+    turn = Turn()
+    with pytest.raises(KeyboardInterrupt):
+        wait_for(policy, clock, turn)
+    store.lease = lease  # type: ignore[method-assign]
+    policy.leave(turn, clock.monotonic())
+    assert policy.waiting == 0
+    assert wait_for(policy, clock) <= 0.2
+
+
+@pytest.mark.real_time
+def test_a_thread_tells_a_blocking_store_what_no_request_will(clock: FakeClock, store: Scripted) -> None:
+    told = threading.Event()
+
+    class Blocking:
+        def lease(self, ask: Ask) -> Lease:
+            if ask.refused is not None:
+                told.set()
+            return store.lease(ask)
+
+        def amend(self, epoch: int, law: Law) -> bool:
+            return store.amend(epoch, law)
+
+        def close(self) -> None:
+            """Nothing to close."""
+
+    policy = AimdLimiter(600, 60, share="team", store=Blocking())
+    turn = Turn()
+    wait_for(policy, clock, turn)
+    policy.learn(turn, answer(clock, 429))
+    assert told.wait(5)

@@ -1,0 +1,147 @@
+"""Groups with random failures: stores fail, headers lie, requests give up; nothing gets stuck or lost."""
+
+import heapq
+import math
+import os
+import random
+from typing import Any
+
+import httpx
+import pytest
+
+from stkai import AimdLimiter, TokenBucket
+from stkai.stores import Ask, Law, Lease, MemoryStore
+from stkai.testing import FakeClock
+from stkai.transports import Answer, Run, Turn
+
+FIRST = int(os.environ.get("STKAI_TEST_SEED", "0"))
+QUOTAS = [(100, 60.0), (10, 1.0), (5, 10.0), (1000, 60.0), (3, 60.0)]
+
+
+class Flaky:
+    """A store that fails with a probability that changes."""
+
+    blocks = False
+
+    def __init__(self, clock: FakeClock, chance: random.Random) -> None:
+        self.inner, self.chance, self.failing = MemoryStore(clock), chance, 0.0
+
+    def lease(self, ask: Ask) -> Lease:
+        self._perhaps_fail()
+        return self.inner.lease(ask)
+
+    def amend(self, epoch: int, law: Law) -> bool:
+        self._perhaps_fail()
+        return self.inner.amend(epoch, law)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _perhaps_fail(self) -> None:
+        if self.chance.random() < self.failing:
+            raise ConnectionError("nobody is there")
+
+
+class Group:
+    """Members with waiting requests, and a server that may say anything."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)  # noqa: S311 - nothing here is a secret
+        self.clock = FakeClock()
+        self.store = Flaky(self.clock, self.chance)
+        self.quota, self.window = self.chance.choice(QUOTAS)
+        kind: Any = self.chance.choice([AimdLimiter, AimdLimiter, TokenBucket])
+        self.members = [
+            kind(self.quota, self.window, share="team", store=self.store)
+            for _ in range(self.chance.choice([1, 2, 5]))
+        ]
+        self.waiting: list[tuple[Any, Turn]] = []
+
+    def step(self, nap: float) -> None:
+        """Let one of the requests ask."""
+        place = self.chance.randrange(len(self.waiting))
+        member, turn = self.waiting[place]
+        now = self.clock.monotonic()
+        wait = member.ask(turn, now)
+        if isinstance(wait, Run):
+            wait.sync(1.0)
+        elif wait:
+            assert 0 < wait < math.inf
+            self.clock.sleep(min(wait, turn.nap, nap))
+        else:
+            del self.waiting[place]
+            member.learn(turn, self.answer(now))
+
+    def answer(self, now: float) -> Answer:
+        chance, quota, window = self.chance, self.quota, self.window
+        left = chance.choice([0, 1, quota // 2, quota, 2 * quota, -1])
+        reset = chance.choice([0, 1, window / 2, window, 3 * window, 1e6, "x"])
+        headers: dict[str, str] = chance.choice(
+            [
+                {},
+                {"ratelimit-policy": f'"d";q={quota};w={window:.0f}', "ratelimit": f'"d";r={left};t={reset}'},
+                {
+                    "x-ratelimit-limit": f"{quota}",
+                    "x-ratelimit-remaining": f"{left}",
+                    "x-ratelimit-reset": f"{reset}",
+                },
+            ]
+        )
+        status = chance.choice([200] * 8 + [429, 500])
+        if status == 429 and chance.random() < 0.7:
+            headers = {**headers, "retry-after": chance.choice(["0", "1", "3", f"{window:.0f}"])}
+        sent = now - chance.choice([0.0, 0.01, 0.2, 3.0])
+        response = httpx.Response(status, headers=headers)
+        return Answer(sent, now, response, None, self.clock.utcnow, chance.random())
+
+    def get_into_trouble(self, steps: int) -> None:
+        """Fail, refuse, give up."""
+        chance, most = self.chance, self.chance.choice([3, 20, 60])
+        for _ in range(steps):
+            if chance.random() < 0.02:
+                self.store.failing = chance.choice([0.0, 0.0, 0.3, 1.0])
+            while len(self.waiting) < most:
+                self.waiting.append((chance.choice(self.members), Turn()))
+            if chance.random() < 0.03:
+                member, turn = self.waiting.pop(chance.randrange(most))
+                member.leave(turn, self.clock.monotonic())
+            else:
+                self.step(chance.choice([0.001, 0.05, 1.0, self.window]))
+            if chance.random() < 0.02:
+                self.recover()
+
+    def drain(self) -> None:
+        """Let everybody who waits ask when it is time to, for at most 5,000 s."""
+        asleep = [(self.clock.monotonic(), number, *who) for number, who in enumerate(self.waiting)]
+        until = self.clock.monotonic() + 5000
+        while asleep and asleep[0][0] < until:
+            wakes, number, member, turn = heapq.heappop(asleep)
+            self.clock.advance(max(0.0, wakes - self.clock.monotonic()))
+            now = self.clock.monotonic()
+            wait = member.ask(turn, now)
+            if isinstance(wait, Run):
+                wait.sync(1.0)
+                wait = 0.0001
+            if wait:
+                heapq.heappush(asleep, (now + min(wait, turn.nap), number, member, turn))
+            else:
+                member.learn(turn, self.answer(now))
+        self.waiting = [(member, turn) for _, _, member, turn in asleep]
+
+    def recover(self) -> None:
+        """Let the members find out whether the store is back."""
+        for member in self.members:
+            member._leased.client.work()
+
+
+@pytest.mark.parametrize("seed", range(FIRST, FIRST + 30))
+def test_every_request_of_a_group_in_trouble_gets_its_turn(seed: int) -> None:
+    group = Group(seed)
+    group.get_into_trouble(1500)
+    group.store.failing = 0.0
+    group.recover()
+    group.drain()
+    assert not group.waiting
+    assert [member.waiting for member in group.members] == [0] * len(group.members)
+    quota = group.quota / group.window
+    assert all(0 < member.rate <= 1.5 * quota for member in group.members)

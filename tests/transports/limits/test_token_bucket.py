@@ -1,0 +1,474 @@
+"""The token bucket as a layer: which requests wait, how long, how often, and what happens when a wait fails."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import httpx
+import pytest
+import trio
+
+from stkai import (
+    DeadlineExceededError,
+    Rejected,
+    RequestOptions,
+    RetryPolicy,
+    StackBuilder,
+    TokenAcquisitionTimeoutError,
+    TokenBucket,
+    Waited,
+)
+from stkai.testing import FakeClock
+from stkai.transports import (
+    AsyncTokenBucketTransport,
+    Context,
+    TokenBucketTransport,
+    Turn,
+    retry,
+    token_bucket,
+)
+
+from ...support.crowd import took
+from ...support.heard import CALL, Heard
+from ...support.wire import Wire
+from ...support.world import World
+
+URL = "https://api.example.com/"
+
+
+def post(number: int = 0, **options: Any) -> httpx.Request:
+    extensions = {"stkai": RequestOptions(**options)} if options else {}
+    return httpx.Request("POST", f"{URL}{number}", extensions=extensions)
+
+
+class Bench:
+    """A token bucket around a wire that records when each request arrives, on a clock that moves by sleeping."""
+
+    def __init__(self, world: World, policy: TokenBucket, clock: FakeClock | None = None) -> None:
+        self.world, self.policy = world, policy
+        self.clock = clock or FakeClock()
+        self.heard = Heard()
+        self.sent: list[tuple[float, int]] = []
+        self.wire = world.wire(self._answer)
+        context = Context(clock=self.clock, listener=self.heard)
+        self.transport = world.layer(token_bucket(policy), self.wire, context=context)
+
+    def _answer(self, request: httpx.Request) -> int:
+        self.sent.append((self.clock.monotonic(), int(request.url.path[1:] or 0)))
+        return 200
+
+    async def send(self, number: int = 0, **options: Any) -> httpx.Response:
+        return await self.world.send(self.transport, post(number, **options))
+
+    @property
+    def instants(self) -> list[float]:
+        return [instant for instant, _ in self.sent]
+
+
+async def test_a_burst_goes_at_once_and_the_rest_at_the_rate(world: World) -> None:
+    bench = Bench(world, TokenBucket(10, 5.0, burst=3))
+    for number in range(6):
+        await bench.send(number)
+    assert bench.instants == pytest.approx([0, 0, 0, 0.5, 1.0, 1.5])
+    assert bench.clock.sleeps == pytest.approx([0.5] * 3)
+
+
+async def test_the_burst_is_the_whole_quota_unless_given(world: World) -> None:
+    bench = Bench(world, TokenBucket(4, 60.0))
+    for _ in range(5):
+        await bench.send()
+    assert bench.instants == [0, 0, 0, 0, 60.0]
+
+
+async def test_the_caller_learns_how_long_it_queued_and_the_listener_hears_of_waits_only(
+    world: World,
+) -> None:
+    bench = Bench(world, TokenBucket(1, 2.0))
+    records = [(await bench.send()).extensions["stkai"] for _ in range(2)]
+    assert [record.queued for record in records] == [0.0, 2.0]
+    waited = Waited(call=CALL, layer="token_bucket", seconds=2.0, limit="1 requests in 2 s")
+    assert bench.heard.of(Waited, Rejected) == [waited]
+
+
+async def test_only_the_methods_of_the_policy_need_a_permit(world: World) -> None:
+    bench = Bench(world, TokenBucket(1, 40.0, methods={"post", "Put"}))
+    for method in ("POST", "GET", "GET", "DELETE", "PUT"):
+        await world.send(bench.transport, httpx.Request(method, URL))
+    assert bench.instants == [0, 0, 0, 0, 40.0]
+    assert [request.method for request in bench.wire.requests] == ["POST", "GET", "GET", "DELETE", "PUT"]
+
+
+async def test_a_get_needs_no_permit_of_a_limiter_for_posts(world: World) -> None:
+    bench = Bench(world, TokenBucket(1, 60.0, max_wait_time=1.0, methods={"POST"}))
+    await bench.send()
+    with pytest.raises(TokenAcquisitionTimeoutError):
+        await bench.send()
+    assert (await world.send(bench.transport, httpx.Request("GET", URL))).status_code == 200
+
+
+async def test_a_wait_beyond_the_limit_is_refused_at_once_and_takes_nothing(world: World) -> None:
+    bench = Bench(world, TokenBucket(1, 10.0, max_wait_time=4.0))
+    await bench.send()
+    for _ in range(5):
+        with pytest.raises(TokenAcquisitionTimeoutError) as caught:
+            await bench.send()
+    error = caught.value
+    assert (error.waited, error.max_wait_time, error.required, error.retry_after) == (0.0, 4.0, 10.0, 6.0)
+    assert error.request.url == f"{URL}0"
+    assert "no permit within 4 s: it would have taken 10 s (waited 0 s); try again in 6 s" in str(error)
+    assert bench.clock.sleeps == []
+    refusal = Rejected(call=CALL, layer="token_bucket", wait=10.0, limit=4.0)
+    assert bench.heard.of(Waited, Rejected) == [refusal] * 5
+    bench.clock.advance(error.retry_after)
+    await bench.send()
+    assert bench.instants == [0, 10.0]
+
+
+async def test_a_wait_of_exactly_the_limit_is_allowed(world: World) -> None:
+    bench = Bench(world, TokenBucket(10, 60.0, burst=1, max_wait_time=6.0))
+    await bench.send()
+    await bench.send()
+    assert bench.instants == pytest.approx([0, 6.0])
+
+
+@pytest.mark.parametrize(("own", "allowed"), [(1.0, False), (20.0, True), (None, True)])
+async def test_a_request_may_bring_its_own_limit(world: World, own: float | None, allowed: bool) -> None:
+    bench = Bench(world, TokenBucket(1, 10.0, max_wait_time=5.0))
+    await bench.send()
+    if allowed:
+        await bench.send(max_wait_time=own)
+        assert bench.instants == [0, 10.0]
+    else:
+        with pytest.raises(TokenAcquisitionTimeoutError) as caught:
+            await bench.send(max_wait_time=own)
+        assert caught.value.max_wait_time == own
+
+
+async def test_a_policy_without_a_limit_waits_as_long_as_necessary(world: World) -> None:
+    bench = Bench(world, TokenBucket(1, 10_000.0, max_wait_time=None))
+    await bench.send()
+    await bench.send()
+    assert bench.instants == [0, 10_000.0]
+
+
+@pytest.mark.parametrize("own", [None, 45.0])
+async def test_the_deadline_of_the_call_bounds_the_wait_whatever_the_limit(
+    world: World, own: float | None
+) -> None:
+    bench = Bench(world, TokenBucket(1, 10.0, max_wait_time=None))
+    await bench.send()
+    with pytest.raises(
+        DeadlineExceededError, match="a permit takes 10 s, and the call's deadline leaves 3 s"
+    ):
+        await bench.send(deadline=3.0, max_wait_time=own)
+    assert bench.clock.sleeps == []
+    assert bench.heard.of(Rejected) == [Rejected(call=CALL, layer="token_bucket", wait=10.0, limit=3.0)]
+    await bench.send(deadline=10.5)
+    assert bench.instants == [0, 10.0]
+
+
+class Oversleeping(FakeClock):
+    """Wakes half a second late."""
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds + 0.5)
+
+    async def asleep(self, seconds: float) -> None:
+        await super().asleep(seconds + 0.5)
+
+
+async def test_a_waiter_that_wakes_after_its_deadline_leaves_its_permit_to_others(world: World) -> None:
+    bench = Bench(world, TokenBucket(1, 1.0, burst=1), Oversleeping())
+    await bench.send()
+    with pytest.raises(DeadlineExceededError):
+        await bench.send(deadline=1.2)
+    await bench.send()
+    assert bench.instants == [0, 1.5]
+
+
+class Interrupted(FakeClock):
+    """An exception interrupts every sleep after half its time."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds / 2)
+        raise self.error
+
+    async def asleep(self, seconds: float) -> None:
+        await super().asleep(seconds / 2)
+        raise self.error
+
+
+async def test_an_exception_while_waiting_returns_the_permit(world: World) -> None:
+    error = world.pick(KeyboardInterrupt(), OSError("the loop is closing"))
+    bench = Bench(world, TokenBucket(1, 10.0), Interrupted(error))
+    await bench.send()
+    for _ in range(3):
+        with pytest.raises(type(error)):
+            await bench.send()
+    assert bench.policy.waiting == 0
+    bench.clock.advance(10.0 - bench.clock.monotonic())
+    await bench.send()
+    assert bench.instants == [0, 10.0]
+
+
+class InterruptedOnce(Interrupted):
+    """An exception interrupts only the first sleep."""
+
+    def sleep(self, seconds: float) -> None:
+        if self.sleeps:
+            FakeClock.sleep(self, seconds)
+        else:
+            super().sleep(seconds)
+
+    async def asleep(self, seconds: float) -> None:
+        if self.sleeps:
+            await FakeClock.asleep(self, seconds)
+        else:
+            await super().asleep(seconds)
+
+
+async def test_the_time_of_a_failed_wait_counts_as_queued(world: World) -> None:
+    clock, policy = InterruptedOnce(httpx.ConnectError("lost")), TokenBucket(1, 10.0)
+    stack = StackBuilder(
+        (retry(RetryPolicy(initial_delay=0.5)), token_bucket(policy)), clock=clock, random=lambda: 0.0
+    )
+    assert took(policy, 0.0)
+    response = await world.send(world.build(stack, Wire(200)), post())
+    record = response.extensions["stkai"]
+    assert (record.queued, record.backed_off) == (5.0 + 4.5, 0.5)
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def event_loop(request: pytest.FixtureRequest) -> World:
+    return World(request.param)
+
+
+def test_a_cancelled_waiter_gives_its_permit_to_the_next(event_loop: World) -> None:
+    bench = Bench(event_loop, TokenBucket(1, 10.0))
+
+    async def give_up_after(seconds: float) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(bench.send, 1)
+            await bench.clock.asleep(seconds)
+            group.cancel_scope.cancel()
+
+    async def main() -> None:
+        await bench.send(0)
+        await give_up_after(4.0)
+        assert bench.policy.waiting == 0
+        await bench.send(2)
+
+    event_loop.run(main())
+    assert bench.sent == [(0, 0), (10.0, 2)]
+
+
+def test_those_behind_a_cancelled_waiter_go_when_told_and_the_next_arrival_takes_its_place(
+    event_loop: World,
+) -> None:
+    bench = Bench(event_loop, TokenBucket(1, 1.0))
+
+    async def main() -> None:
+        await bench.send(0)
+        async with anyio.create_task_group() as group:
+            impatient = anyio.CancelScope()
+
+            async def give_up() -> None:
+                with impatient:
+                    await bench.send(1)
+
+            group.start_soon(give_up)
+            await anyio.lowlevel.checkpoint()
+            while bench.policy.waiting < 1:
+                await anyio.lowlevel.checkpoint()
+            for number in (2, 3):
+                group.start_soon(bench.send, number)
+                while bench.policy.waiting < number:
+                    await anyio.lowlevel.checkpoint()
+            await bench.clock.asleep(0.5)
+            impatient.cancel()
+            while bench.policy.waiting > 2:
+                await anyio.lowlevel.checkpoint()
+            group.start_soon(bench.send, 4)
+
+    event_loop.run(main())
+    assert bench.sent == [(0, 0), (1.0, 4), (2.0, 2), (3.0, 3)]
+
+
+@pytest.mark.parametrize(("kind", "instant"), [("ConnectError", 0.0), ("ReadError", 3.0)])
+async def test_a_request_that_failed_uses_its_permit_if_it_was_sent(
+    world: World, kind: str, instant: float
+) -> None:
+    clock, error = FakeClock(), getattr(httpx, kind)
+    wire = world.wire(error("broken"), 200)
+    transport = world.layer(token_bucket(TokenBucket(1, 3.0)), wire, context=Context(clock=clock))
+    with pytest.raises(error):
+        await world.send(transport, post())
+    await world.send(transport, post())
+    assert clock.monotonic() == instant
+
+
+def test_a_retried_call_keeps_its_place_before_later_calls(event_loop: World) -> None:
+    clock, sent = FakeClock(), []
+
+    def answer(request: httpx.Request) -> int:
+        sent.append((clock.monotonic(), request.url.path))
+        return 503 if len(sent) == 1 else 200
+
+    layers = (retry(RetryPolicy(initial_delay=0.1)), token_bucket(TokenBucket(1, 1.0)))
+    transport = event_loop.build(StackBuilder(layers, clock=clock), Wire(answer))
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            for number in range(3):
+                group.start_soon(event_loop.send, transport, post(number))
+                while not sent:
+                    await anyio.lowlevel.checkpoint()
+
+    event_loop.run(main())
+    assert sent[:2] == [(0.0, "/0"), (1.0, "/0")]
+    assert [instant for instant, _ in sent] == pytest.approx([0, 1, 2, 3])
+
+
+async def test_a_retried_call_does_not_wait_if_a_permit_is_free_while_others_sleep(
+    world: World,
+) -> None:
+    clock, policy, heard = FakeClock(), TokenBucket(10, 10.0, burst=5), Heard()
+
+    def answer(request: httpx.Request) -> int:
+        if clock.monotonic():
+            return 200
+        while took(policy, 0.0):
+            pass
+        policy.ask(Turn(), 0.0)
+        clock.advance(3.0)
+        return 503
+
+    layers = (retry(RetryPolicy(initial_delay=0)), token_bucket(policy))
+    stack = StackBuilder(layers, clock=clock, listener=heard)
+    response = await world.send(world.build(stack, Wire(answer)), post())
+    assert (response.status_code, response.extensions["stkai"].queued) == (200, 0.0)
+    assert not heard.of(Waited)
+    assert policy.waiting == 1
+
+
+def check_exactness(sent: list[float], sleeps: list[float], rate: float, burst: int) -> None:
+    """Each permit on time, one sleep each, never more than the burst ahead, the rate to a tenth of a percent."""
+    assert len(sleeps) == len(sent) - burst
+    assert sent == pytest.approx([max(0, number - burst + 1) / rate for number in range(len(sent))], abs=1e-6)
+    assert all(number + 1 <= burst + 1 + rate * instant for number, instant in enumerate(sent))
+    measured = (len(sent) - burst) / (sent[-1] - sent[burst - 1])
+    assert measured == pytest.approx(rate, rel=1e-3)
+
+
+@pytest.mark.parametrize("burst", [1, 20])
+def test_a_thousand_tasks_sleep_once_each_and_nobody_is_overtaken(event_loop: World, burst: int) -> None:
+    bench = Bench(event_loop, TokenBucket(200, 1.0, burst=burst))
+    arrived: list[int] = []
+
+    async def one(number: int) -> None:
+        arrived.append(number)
+        await bench.send(number)
+
+    async def main() -> None:
+        await event_loop.gather(*(partial(one, number) for number in range(1_000)))
+
+    event_loop.run(main())
+    assert [number for _, number in bench.sent] == arrived
+    check_exactness(bench.instants, bench.clock.sleeps, 200.0, burst)
+
+
+class Stepper:
+    """Moves a clock from one sleeper's wake-up time to the next, once the last one has sent."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock(autojump=False)
+        self.sent: list[tuple[float, int]] = []
+        self._more = threading.Condition()
+
+    def answer(self, request: httpx.Request) -> int:
+        with self._more:
+            self.sent.append((self.clock.monotonic(), int(request.url.path[1:])))
+            self._more.notify_all()
+        return 200
+
+    def run_until(self, count: int) -> None:
+        while len(self.sent) < count:
+            before = len(self.sent)
+            self.clock.advance_to_next()
+            with self._more:
+                assert self._more.wait_for(partial(self._sent_more_than, before), timeout=10)
+
+    def _sent_more_than(self, count: int) -> bool:
+        return len(self.sent) > count
+
+    def start(self, run: Callable[[], object], asleep: int) -> threading.Thread:
+        """Run something in a thread until this many sleep in total."""
+        thread = threading.Thread(target=run)
+        thread.start()
+        self.clock.wait_for_sleepers(asleep)
+        return thread
+
+
+def test_sixty_four_threads_sleep_once_each_and_nobody_is_overtaken() -> None:
+    stepper = Stepper()
+    transport = TokenBucketTransport(
+        Wire(stepper.answer), TokenBucket(200, 1.0, burst=1), context=Context(clock=stepper.clock)
+    )
+    threads = [
+        stepper.start(partial(transport.handle_request, post(number)), asleep=number) for number in range(64)
+    ]
+    stepper.run_until(64)
+    for thread in threads:
+        thread.join()
+    assert [number for _, number in stepper.sent] == list(range(64))
+    check_exactness([instant for instant, _ in stepper.sent], stepper.clock.sleeps, 200.0, 1)
+
+
+def test_one_policy_is_exact_across_threads_and_two_event_loops() -> None:
+    stepper, policy = Stepper(), TokenBucket(50, 1.0, burst=1)
+    context, wire = Context(clock=stepper.clock), Wire(stepper.answer)
+    sync = TokenBucketTransport(wire, policy, context=context)
+    asynchronous = AsyncTokenBucketTransport(wire, policy, context=context)
+
+    async def tasks(first: int) -> None:
+        async with anyio.create_task_group() as group:
+            for number in range(first, first + 10):
+                group.start_soon(asynchronous.handle_async_request, post(number))
+
+    threads = [
+        stepper.start(partial(sync.handle_request, post(number)), asleep=number) for number in range(10)
+    ]
+    threads.append(stepper.start(partial(asyncio.run, tasks(10)), asleep=19))
+    threads.append(stepper.start(partial(trio.run, tasks, 20), asleep=29))
+    threads += [
+        stepper.start(partial(sync.handle_request, post(number)), asleep=number) for number in range(30, 40)
+    ]
+    stepper.run_until(40)
+    for thread in threads:
+        thread.join()
+    check_exactness([instant for instant, _ in stepper.sent], stepper.clock.sleeps, 50.0, 1)
+    sources = [number // 10 for _, number in stepper.sent]
+    assert sources == sorted(sources)
+
+
+def test_a_policy_says_what_it_is() -> None:
+    assert repr(TokenBucket(10, 60, burst=2)) == "TokenBucket(10, 60, burst=2)"
+    policy = TokenBucket(30, 60)
+    assert (policy.rate, policy.burst, policy.waiting) == (0.5, 30, 0)
+
+
+def test_a_bucket_names_its_layer_and_shows_its_policy() -> None:
+    policy = TokenBucket(1, 1)
+    layer = token_bucket(policy)
+    assert (layer.name, layer.policy) == ("token_bucket", policy)
+    transport = layer.sync(Wire(200))
+    assert isinstance(transport, TokenBucketTransport)
+    assert str(transport) == "token_bucket > wire"

@@ -1,0 +1,148 @@
+"""The promise that no window of time has more requests than its quota, also from a cold start."""
+
+import math
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stkai import StackBuilder, TokenBucket
+from stkai.testing import FakeClock
+from stkai.transports import Turn, token_bucket
+from stkai.transports._limits.queue import Queue
+from stkai.transports._limits.sources.window import Window
+
+from ...support.crowd import Waiter, drive, took
+from ...support.world import World
+
+gaps = st.lists(st.sampled_from([0.0, 0.0, 0.01, 1.0, 7.0]) | st.floats(0, 20), min_size=1, max_size=30)
+
+
+def arrivals(given: list[float]) -> list[Waiter]:
+    now, waiters = 0.0, []
+    for gap in given:
+        now += gap
+        waiters.append(Waiter(now))
+    return waiters
+
+
+def most_in(instants: list[float], window: float) -> int:
+    """The most of these times in any half-open window."""
+    return max(
+        (sum(start <= instant < start + window - 2e-6 for instant in instants) for start in instants), default=0
+    )
+
+
+@given(gaps, st.floats(1, 12), st.floats(0.5, 20), st.none() | st.floats(1, 20))
+def test_no_window_has_more_than_its_quota(
+    gaps: list[float], quota: float, window: float, burst: float | None
+) -> None:
+    waiters = arrivals(gaps)
+    drive(TokenBucket(quota, window, burst=burst), waiters)
+    instants = [waiter.went for waiter in waiters]
+    assert instants == sorted(instants), "nobody goes before one that came earlier"
+    assert most_in(instants, window) <= math.floor(quota)
+
+
+@given(gaps, st.integers(1, 12), st.floats(0.5, 20))
+def test_no_request_waits_longer_than_the_promise_needs(gaps: list[float], quota: int, window: float) -> None:
+    sent: list[float] = []
+    for waiter in drive(TokenBucket(quota, window), arrivals(gaps)):
+        due = waiter.arrives if len(sent) < quota else max(waiter.arrives, sent[-quota] + window)
+        assert waiter.went == pytest.approx(due, abs=1e-3)
+        assert waiter.told == pytest.approx(due, abs=1e-3), "it is told so when it comes"
+        sent.append(waiter.went)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "instants"),
+    [
+        ({"max_requests": 3, "time_window": 10}, [0, 0, 0, 10, 10, 10, 20]),
+        ({"max_requests": 6, "time_window": 12, "burst": 2}, [0, 0, 2, 4, 6, 8, 12, 12, 14, 16, 18, 20, 24]),
+        ({"max_requests": 2, "time_window": 10, "burst": 50}, [0, 0, 10, 10, 20]),
+        ({"max_requests": 2.9, "time_window": 10}, [0, 0, 10, 10]),
+        ({"max_requests": 0.5, "time_window": 10}, [0, 20, 40]),
+    ],
+)
+async def test_a_burst_goes_at_once_and_the_others_when_the_window_allows(
+    world: World, arguments: dict[str, Any], instants: list[float]
+) -> None:
+    clock, sent = FakeClock(), list[float]()
+
+    def answer(request: httpx.Request) -> int:
+        sent.append(clock.monotonic())
+        return 200
+
+    stack = StackBuilder([token_bucket(TokenBucket(**arguments))], clock=clock)
+    transport = world.build(stack, world.wire(answer))
+    for _ in instants:
+        await world.send(transport, httpx.Request("POST", "https://api.example.com"))
+    assert sent == pytest.approx(instants, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["ConnectError", "ConnectTimeout", "PoolTimeout"])
+async def test_what_was_never_sent_is_in_no_window(world: World, kind: str) -> None:
+    clock = FakeClock()
+    stack = StackBuilder([token_bucket(TokenBucket(2, 60))], clock=clock)
+    errors = [getattr(httpx, kind)("no") for _ in range(5)]
+    transport = world.build(stack, world.wire(*errors, 200, 429, 200))
+    for _ in errors:
+        with pytest.raises(getattr(httpx, kind)):
+            await world.send(transport, httpx.Request("POST", "https://api.example.com"))
+    for instant in (0.0, 0.0, 60.0):  # A refusal stays in the window.
+        await world.send(transport, httpx.Request("POST", "https://api.example.com"))
+        assert clock.monotonic() == pytest.approx(instant)
+
+
+def test_permits_that_were_given_up_are_in_no_window() -> None:
+    queue = TokenBucket(3, 60)
+    turns = [Turn() for _ in range(3)]
+    assert [queue.ask(turn, float(instant)) for instant, turn in enumerate(turns)] == [0, 0, 0]
+    queue.leave(turns[1], 30.0)
+    assert took(queue, 30.0)
+    assert not took(queue, 59.9)
+    assert took(queue, 60.0)
+    queue.leave(turns[0], 61.0)
+    assert not took(queue, 61.0), "it left the window before it was given up"
+
+
+@given(st.integers(2049, 50_000), st.lists(st.floats(0, 300), min_size=10, max_size=60), st.data())
+def test_a_large_quota_is_kept_with_a_few_slots_on_the_safe_side(
+    quota: int, moments: list[float], data: st.DataObject
+) -> None:
+    window, taken = Window(quota, 60.0), list[tuple[float, int]]()
+    queue = Queue(window)
+    for now in sorted(moments):
+        want = data.draw(st.sampled_from([1, 500, quota]))
+        got = 0
+        while got < want and queue.ask(turn := Turn(), now) == 0:
+            got += 1
+            # Permits in bulk, for speed.
+            bulk = min(want - got, quota - window.used - 1)
+            if bulk > 0:
+                window.used += bulk
+                window._counts[-1] += bulk
+                got += bulk
+        if not turn.granted:
+            queue.leave(turn, now)
+        taken.append((now, got))
+        assert sum(count for instant, count in taken if now - 60.0 + 2e-6 < instant <= now) <= quota
+    assert len(window._instants) <= 300
+
+
+def test_a_burst_of_a_large_quota_is_out_of_the_window_when_it_ends() -> None:
+    queue = TokenBucket(10_000, 86_400)
+    for _ in range(10_000):
+        assert took(queue, 5.0)
+    waiting = Turn()
+    assert queue.ask(waiting, 5.0) == pytest.approx(86_400)
+    assert queue.ask(waiting, 86_404.0) == pytest.approx(1.0)
+    assert queue.ask(waiting, 86_405.0) == 0.0
+
+
+def test_those_far_back_in_the_line_are_told_windows_that_are_still_to_come() -> None:
+    queue = TokenBucket(2, 10)
+    turns = [Turn() for _ in range(7)]
+    assert [queue.ask(turn, 0.0) for turn in turns] == [0, 0, 10, 10, 20, 20, 30]
