@@ -1,11 +1,19 @@
 """The limits of a batch: `--rpm`, `--tpm`, `--in-flight`, the settings, and what is said when a store is lost."""
 
+import asyncio
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp import web
 
-from .job import Job, Server, server, summary
+from stkai import RateLimitConfig, Settings
+from stkai._batch.batch_client import limits
+from stkai._batch.options import Options
+
+from .job import Job, Server, echo, server, summary
 
 pytestmark = pytest.mark.real_time
 
@@ -69,3 +77,69 @@ def test_duplicate_ids_are_reported_by_the_run(job: Job) -> None:
 def test_the_usage_of_the_commands_is_plain(command: tuple[str, ...], usage: str, job: Job) -> None:
     done = job.run_here(["", "", "", "batch", *command, "--help"], job.environment())
     assert done.stdout.splitlines()[0].endswith(usage) or usage in done.stdout
+
+
+def limits_of(*arguments: Any, **settings: Any) -> Any:
+    options = Options(source="in.jsonl", out="out", **dict(zip(arguments[::2], arguments[1::2], strict=True)))
+    return limits(options, Settings(rate_limit=RateLimitConfig(**settings)))
+
+
+def test_without_numbers_a_batch_adapts_to_the_server() -> None:
+    assert limits_of() == "adaptive"
+
+
+def test_numbers_make_limits_and_the_limiter_of_the_settings_stays_in_force() -> None:
+    (bucket,) = limits_of("rpm", 30)
+    assert (bucket.max_requests, bucket.time_window, bucket.max_cost) == (30, 60, None)
+    bucket, in_flight = limits_of("tpm", 1000, "in_flight", 3)
+    assert (bucket.max_requests, bucket.time_window, bucket.max_cost) == (None, 60, 1000)
+    assert in_flight.n == 3
+    of_settings, bucket = limits_of("rpm", 30, "tpm", 1000, enabled=True, max_requests=7, time_window=1.0)
+    assert (of_settings.max_requests, of_settings.time_window) == (7, 1.0)
+    assert (bucket.max_requests, bucket.max_cost) == (30, 1000)
+
+
+def test_a_share_without_a_limiter_is_refused(job: Job) -> None:
+    result = job.run(env={**NO_LIMIT, "STKAI_RATE_LIMIT_SHARE": "team"})
+    assert (result.returncode, "STKAI_RATE_LIMIT_ENABLED" in result.stderr) == (2, True)
+
+
+def test_a_batch_that_adapts_sends_all_lines(job: Job, counting: Server) -> None:
+    assert job.run(env=NO_LIMIT).returncode == 0
+    assert len(counting.seen) == 5
+
+
+def test_lines_beyond_the_requests_per_minute_wait(job: Job, counting: Server) -> None:
+    process = job.start("--rpm", "3")
+    while len(counting.seen) < 3:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert summary(stderr.decode()) == "3 done, 0 failed (0 unknown)"
+
+
+def test_lines_beyond_the_tokens_per_minute_wait(job: Job, counting: Server) -> None:
+    job.write(5, text="x" * 400)
+    process = job.start("--tpm", "250")
+    while len(counting.seen) < 2:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert summary(stderr.decode()) == "2 done, 0 failed (0 unknown)"
+
+
+def test_at_most_so_many_requests_are_at_the_server(job: Job, counting: Server) -> None:
+    here, most = 0, 0
+
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        nonlocal here, most
+        here += 1
+        most = max(most, here)
+        await asyncio.sleep(0.02)
+        here -= 1
+        return await echo(request, body)
+
+    counting.answer = answer
+    job.write(12)
+    assert job.run("--in-flight", "2", env=NO_LIMIT).returncode == 0
+    assert most == 2

@@ -12,12 +12,15 @@ from .._config.models import Settings
 from .._config.stkai import STKAI
 from .._errors import ConfigurationError
 from .._families import alike
-from .._standard import Parts
+from .._standard import Parts, limiter_from
+from ..costs import llm_tokens
 from ..transports._auth.bearer import BearerAuth, ExposedTokenError
 from ..transports._base import LayerBase
 from ..transports._call import Attempt
 from ..transports._layer import Layer
-from ..transports._limit.token_bucket import TokenBucket
+from ..transports._limits.in_flight import InFlight
+from ..transports._limits.limiter import Limiter
+from ..transports._limits.token_bucket import TokenBucket
 from ..transports._operations import Flow, Run
 from ..transports._options import UNSET
 from ..transports._retry.policy import NOT_SENT
@@ -177,11 +180,20 @@ def _only_async(_: float) -> None:
 
 
 def limits(options: Options, settings: Settings) -> Any:
-    """The limiters of a batch: that of the settings, and those of `--rpm`, `--tpm` and `--in-flight`."""
-    config = settings.rate_limit
-    if config.enabled or config.share is not None:
-        return UNSET
-    return "adaptive" if options.rpm is None else TokenBucket(options.rpm, 60.0)
+    """The limiters of a batch: that of the settings, and those of `--rpm`, `--tpm` and `--in-flight`.
+
+    Without any of these, a batch adapts to what the server accepts.
+    """
+    config, limiters = settings.rate_limit, list[Limiter]()
+    if config.enabled:
+        limiters.append(limiter_from(config))
+    if options.rpm is not None or options.tpm is not None:
+        cost = None if options.tpm is None else llm_tokens()
+        limiters.append(TokenBucket(options.rpm, 60.0, max_cost=options.tpm, cost=cost))
+    if options.in_flight is not None:
+        limiters.append(InFlight(options.in_flight))
+    # A share without a limiter is an error in the settings, which `UNSET` reports.
+    return limiters or ("adaptive" if config.share is None else UNSET)
 
 
 def _settings(options: Options) -> Settings:
