@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ import pytest
 import trio
 
 import stkai
+from stkai.testing import FakeClock
 from tests.support.world import World
 
 URL = "https://api.test/{}"
@@ -422,3 +424,72 @@ def test_an_abandoned_loop_leaves_no_task_behind() -> None:
 
     trio.run(leave_in_trio)
     assert held.running == held.cancelled
+
+
+async def first(world: World, count: int, client: Any, requests: Any, **kwargs: Any) -> list[stkai.Outcome]:
+    """So many outcomes; then the loop is closed."""
+    taken: list[stkai.Outcome] = []
+    if world.is_async:
+        async with contextlib.aclosing(stkai.asend_all(client, requests, **kwargs)) as outcomes:
+            async for outcome in outcomes:
+                taken.append(outcome)
+                if len(taken) == count:
+                    break
+    else:
+        with contextlib.closing(stkai.send_all(client, requests, **kwargs)) as some:
+            taken.extend(itertools.islice(some, count))
+    return taken
+
+
+async def test_requests_whose_connection_failed_are_not_unknown_after_an_orderly_end(
+    world: World, tmp_path: Path
+) -> None:
+    path = tmp_path / "calls.journal"
+    down = client(world, lambda _: httpx.ConnectError("refused"), retry=None)
+    taken = await first(world, 1, down, requests(6), max_in_flight=4, journal=path)
+    rest = await collect(world, client(world), requests(6), journal=path)
+    assert {outcome.index for outcome in rest} == set(range(6)) - {taken[0].index}
+    assert [outcome.error for outcome in rest] == [None] * 5
+
+
+@pytest.mark.real_time
+@pytest.mark.worlds("asyncio", "trio")
+async def test_requests_that_waited_for_a_permit_are_not_unknown_after_an_orderly_end(
+    world: World, tmp_path: Path
+) -> None:
+    path, sent = tmp_path / "calls.journal", list[int]()
+
+    def answer(number: int) -> int:
+        sent.append(number)
+        return number
+
+    limited = client(world, answer, rate_limit=stkai.TokenBucket(2, 3600))
+    taken = await first(world, 2, limited, requests(6), max_in_flight=5, journal=path)
+    assert sorted(outcome.index for outcome in taken) == sorted(sent) == [0, 1]
+    rest = await collect(world, client(world, answer), requests(6), journal=path)
+    assert sorted(outcome.index for outcome in rest) == [2, 3, 4, 5]
+    assert [outcome.error for outcome in rest] == [None] * 4
+    assert sorted(sent) == list(range(6))
+
+
+async def test_a_journal_changes_nothing_about_the_calls_themselves(world: World, tmp_path: Path) -> None:
+    failures = {1: 2, 3: 1}
+
+    def answer(number: int) -> Any:
+        if failures.get(number):
+            failures[number] -= 1
+            return httpx.ConnectError("refused")
+        return ValueError("odd") if number == 4 else number
+
+    clock = FakeClock()
+    sending = client(world, answer, clock=clock)
+    outcomes = await collect(world, sending, requests(6), journal=tmp_path / "calls.journal")
+    assert {outcome.index: type(outcome.error).__name__ for outcome in outcomes if outcome.error} == {
+        4: "ValueError"
+    }
+    attempts = {
+        outcome.index: outcome.response.extensions["stkai"].attempts
+        for outcome in outcomes
+        if outcome.response
+    }
+    assert attempts == {0: 1, 1: 3, 2: 1, 3: 2, 5: 1}

@@ -16,13 +16,13 @@ from .._standard import Parts, limiter_from
 from ..costs import llm_tokens
 from ..transports._auth.bearer import BearerAuth, ExposedTokenError
 from ..transports._base import LayerBase
-from ..transports._call import Attempt
+from ..transports._call import OPTIONS, Attempt
 from ..transports._layer import Layer
 from ..transports._limits.in_flight import InFlight
 from ..transports._limits.limiter import Limiter
 from ..transports._limits.token_bucket import TokenBucket
 from ..transports._operations import Flow, Run
-from ..transports._options import UNSET
+from ..transports._options import UNSET, RequestOptions
 from ..transports._retry.policy import NOT_SENT
 from .append_file import GroupCommit
 from .errors import DroppedError, UsageError, WriteError
@@ -31,6 +31,9 @@ from .options import Options
 
 LINE: Final = "stkai.batch.line"
 """The request extension that holds the line."""
+
+_READ: Final = 600.0
+"""Seconds that a batch waits for an answer; longer if `--deadline` is."""
 
 _REFUSED: Final = frozenset({401, 408, 429, 503})
 
@@ -73,6 +76,7 @@ class BatchClient:
 
     Attributes:
         is_ending: nothing more may be sent.
+        timeouts: of each attempt, in seconds, as httpx takes them.
 
     Raises:
         UsageError: the settings are invalid, or do not mention authentication.
@@ -80,6 +84,11 @@ class BatchClient:
 
     def __init__(self, options: Options) -> None:
         self.is_ending = False
+        deadline = options.deadline
+        read = max(_READ, deadline or 0.0)
+        self.timeouts = {"connect": 30.0, "read": read, "write": read, "pool": None}
+        # A batch waits for its permits as long as it takes.
+        self._call = RequestOptions(deadline=UNSET if deadline is None else deadline, max_wait_time=None)
         self._journal: Journal | None = None
         self._commit: GroupCommit | None = None
         self._needs_commit = options.sync == "always"
@@ -108,6 +117,10 @@ class BatchClient:
         """Use this journal from now on."""
         self._journal = journal
         self._commit = GroupCommit(journal.file) if self._needs_commit else None
+
+    def extensions(self, line: LineInFlight) -> dict[str, Any]:
+        """The extensions of a line's request."""
+        return {OPTIONS: self._call, "timeout": self.timeouts, LINE: line}
 
     async def send(self, request: httpx.Request) -> httpx.Response:
         """Send a request with retries, within the limits."""

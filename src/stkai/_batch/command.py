@@ -211,16 +211,16 @@ class _Run:
                 say(f"to continue: {self._options.command('--resume')}")
         if self._options.quiet and not code:
             return code
-        if runner.duplicates:
-            numbers = ", ".join(str(number) for number in runner.duplicates[:_SHOWN])
-            more = ", ..." if len(runner.duplicates) > _SHOWN else ""
+        if runner.lines.duplicates:
+            numbers = ", ".join(str(number) for number in runner.lines.duplicates[:_SHOWN])
+            more = ", ..." if len(runner.lines.duplicates) > _SHOWN else ""
             say(f"lines with the custom_id of an earlier line: {numbers}{more}; use `id` to tell them apart")
         if codes:
             self._explain_failures(job)
         tokens = job.usage.text(self._options.price)
         if tokens:
             say(tokens)
-        say(f"{job.outputs.done} done, {codes.total()} failed ({runner.unknown} unknown)")
+        say(f"{job.outputs.done} done, {codes.total()} failed ({runner.lines.unknown} unknown)")
         return code
 
     def _explain_failures(self, job: Job) -> None:
@@ -243,6 +243,6 @@ def _progress(runner: Runner, job: Job) -> Progress:
         finished=job.outputs.done + failed,
         total=None if job.survey is None else job.survey.lines,
         failed=failed,
-        waiting=sum(line.may_drop and line.execution is None for line in runner.in_flight.values()),
+        waiting=sum(line.may_drop and line.execution is None for line in runner.lines.in_flight.values()),
         tokens=job.usage.text(job.plan.options.price),
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol
+from typing import BinaryIO, Final
 
 from .._errors import StkaiError
 from .append_file import AppendFile
@@ -25,12 +25,8 @@ Read = Callable[[], Values | None]
 """Reads the members of a line; raises InvalidLineError."""
 
 
-class Lines(Protocol):
-    """Numbered lines that are parsed only when asked."""
-
-    def __iter__(self) -> Iterator[tuple[int, Read] | None]:
-        """The number of each line and how to read it; None while the next one has not arrived yet."""
-        ...
+Lines = Iterable[tuple[int, Read] | None]
+"""The number of each line and how to read it; None while the next one has not arrived yet."""
 
 
 class JsonLines:

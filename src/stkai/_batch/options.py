@@ -12,15 +12,7 @@ import httpx
 
 from .errors import UsageError
 from .json_text import Template
-from .request_formats import (
-    BatchForm,
-    Format,
-    InvalidLineError,
-    QuickCommandForm,
-    Templated,
-    check_url,
-    join_url,
-)
+from .request_formats import Format, InvalidLineError, check_url, join_url
 from .usage import Price
 
 QUICK_COMMANDS: Final = "https://genai-code-buddy-api.stackspot.com"
@@ -144,14 +136,10 @@ class Options:
 
     def format(self, template: Template | None) -> Format:
         """How lines are read."""
-        url = self.base_url
+        url = None if template is None else self.base_url
         if self.quick_command is not None:
             url = self.url_of_commands(f"create-execution/{self.quick_command}")
-            if template is None:
-                return QuickCommandForm(url, self.id_column)
-        if template is not None and url is not None:
-            return Templated(template, url, self.id_column)
-        return BatchForm(self.base_url, self.id_column)
+        return Format(base_url=self.base_url, url=url, template=template, id_name=self.id_column)
 
     def facts(self, template: Template | None) -> dict[str, Any]:
         """What changes the requests, and must stay what it was when the job began. Holds no secrets."""

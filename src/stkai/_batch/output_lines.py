@@ -21,36 +21,30 @@ _LONGEST: Final = 500
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _SHOWS_URL: Final = frozenset({404, 405, 410})
 
-TIMEOUTS: Final = {"connect": 30.0, "read": 600.0, "write": 600.0, "pool": None}
-"""Seconds; the read timeout is longer if `--deadline` is."""
+UNKNOWN: Final = "unknown"
+"""The code of lines that were in flight when an earlier run was killed."""
+
+Failure = tuple[str, str]
+"""A code for programs, and a message for people."""
 
 
-def success(number: int, custom_id: str, response: httpx.Response, body: Part) -> bytes:
-    """The line for an answer."""
-    return _entry(number, custom_id, _response(response, body), "null")
-
-
-def failure(
+def output_line(
     number: int,
     custom_id: str,
-    error: tuple[str, str],
+    failure: Failure | None,
     response: httpx.Response | None = None,
     body: Part | None = None,
 ) -> bytes:
-    """The line for a failure, with its code and message, and with the answer where there was one."""
-    code, message = error
-    answer = "null" if response is None or body is None else _response(response, body)
-    return _entry(number, custom_id, answer, f'{{"code": {dump(code)}, "message": {dump(message)}}}')
-
-
-def _response(response: httpx.Response, body: Part) -> str:
-    request_id = dump(response.headers.get("x-request-id"))
-    return f'{{"status_code": {response.status_code}, "request_id": {request_id}, "body": {body.text}}}'
-
-
-def _entry(number: int, custom_id: str, response: str, error: str) -> bytes:
+    """The line for an answer, or for a failure with the answer where there was one."""
+    answer = error = "null"
+    if response is not None and body is not None:
+        request_id = dump(response.headers.get("x-request-id"))
+        answer = f'{{"status_code": {response.status_code}, "request_id": {request_id}, "body": {body.text}}}'
+    if failure is not None:
+        code, message = failure
+        error = f'{{"code": {dump(code)}, "message": {dump(message)}}}'
     own_id = one_line(custom_id)
-    line = f'{{"id": "line-{number}", "custom_id": {own_id}, "response": {response}, "error": {error}}}\n'
+    line = f'{{"id": "line-{number}", "custom_id": {own_id}, "response": {answer}, "error": {error}}}\n'
     return line.encode()
 
 
@@ -58,13 +52,6 @@ def code_in(entry: bytes) -> str:
     """The code in the line of a failure."""
     start = entry.rfind(_CODE)
     return entry[start + len(_CODE) :].partition(b'"')[0].decode() if start >= 0 else "other"
-
-
-def custom_id_in(entry: bytes) -> bytes:
-    """The id in a line of an output, as JSON."""
-    found = ENTRY.match(entry)
-    start = 0 if found is None else found.end()
-    return entry[start : entry.find(b', "response": ', start)]
 
 
 def body_of(response: httpx.Response) -> Part:
@@ -87,7 +74,7 @@ def body_of(response: httpx.Response) -> Part:
     return Part(None, dump({"content_type": kind, "base64": b64encode(content).decode()}))
 
 
-def failure_of_answer(response: httpx.Response, body: Part | None, sent_to: httpx.URL) -> tuple[str, str]:
+def failure_of_answer(response: httpx.Response, body: Part | None, sent_to: httpx.URL) -> Failure:
     """The code and the message for an answer that is a failure."""
     status = response.status_code
     message = f"the server answered {status} {visible(response.reason_phrase)}".rstrip()
@@ -100,7 +87,7 @@ def failure_of_answer(response: httpx.Response, body: Part | None, sent_to: http
     return f"http_{status}", message
 
 
-def failure_of_error(error: Exception, timeouts: dict[str, Any]) -> tuple[str, str]:
+def failure_of_error(error: Exception, timeouts: dict[str, Any]) -> Failure:
     """The code and the message for a call that raised."""
     message = visible(str(error))
     if isinstance(error, alike(httpx.ReadTimeout, httpx.WriteTimeout)):

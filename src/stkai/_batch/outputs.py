@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -35,44 +35,13 @@ class Paths(NamedTuple):
         return cls(*(Path(stem + end) for end in (SUFFIX, f".failed{SUFFIX}", ".journal", f".stdin{SUFFIX}")))
 
 
-class Outputs(Protocol):
-    """Where outcomes are written.
+class FileOutputs:
+    """Both files, open for appending.
 
     Attributes:
         done: how many answers were written.
         codes: how many failures were written, by code.
         is_behind: whether `flush` has something to do.
-    """
-
-    done: int
-    codes: Counter[str]
-    is_behind: bool
-
-    def append(self, number: int, entry: bytes, code: str | None) -> None:
-        """Write the outcome of a line: an answer, or a failure with this code.
-
-        Raises:
-            WriteError: it could not be written.
-        """
-        ...
-
-    async def flush(self) -> None:
-        """Write what still waits.
-
-        Raises:
-            WriteError: it could not be written.
-        """
-        ...
-
-    def take_unwritten(self) -> list[bytes]:
-        """What could not be written; it is forgotten."""
-        ...
-
-
-class FileOutputs:
-    """Both files, open for appending.
-
-    Attributes:
         answers: the file of answers.
         failures: the file of failures.
         is_sorted: whether the lines of each are in input order.
@@ -129,7 +98,13 @@ class FileOutputs:
                         usage.add(parse(line.decode()).value["response"]["body"])
         return usage
 
-    def _count(self, number: int, code: str | None) -> None:
+    def append(self, number: int, entry: bytes, code: str | None) -> None:
+        """Write the outcome of a line: an answer, or a failure with this code.
+
+        Raises:
+            WriteError: it could not be written.
+        """
+        (self.answers if code is None else self.failures).append(entry)
         is_failure = code is not None
         if code is None:
             self.done += 1
@@ -138,14 +113,11 @@ class FileOutputs:
         self.is_sorted = self.is_sorted and number > self._last[is_failure]
         self._last[is_failure] = number
 
-    def append(self, number: int, entry: bytes, code: str | None) -> None:
-        (self.answers if code is None else self.failures).append(entry)
-        self._count(number, code)
-
     async def flush(self) -> None:
         """Do nothing: `append` has written everything."""
 
     def take_unwritten(self) -> list[bytes]:
+        """Nothing waits."""
         return []
 
     def forget_failures(self) -> None:
@@ -222,6 +194,7 @@ class StdoutOutputs:
             self._order()
 
     def append(self, number: int, entry: bytes, code: str | None) -> None:
+        """Let the outcome of a line wait for `flush`."""
         if self._in_order:
             self._early[number] = (entry, code)
             self._order()
@@ -233,6 +206,11 @@ class StdoutOutputs:
             self._ready.append(self._early.pop(self._expected.popleft()))
 
     async def flush(self) -> None:
+        """Write what waits.
+
+        Raises:
+            WriteError: it could not be written.
+        """
         async with self._writing:
             while self._ready:
                 entry, code = self._ready[0]
@@ -252,6 +230,7 @@ class StdoutOutputs:
             raise WriteError("stdout", error) from error
 
     def take_unwritten(self) -> list[bytes]:
+        """What waits; it is forgotten."""
         unwritten = [entry for entry, _ in self._ready]
         self._ready.clear()
         return unwritten

@@ -15,7 +15,7 @@ from .input_lines import CsvRecords, JsonLines, Lines, StdinCopy
 from .json_text import Template
 from .options import Options
 from .progress import show_time
-from .request_formats import Format, InvalidLineError, Target, Values
+from .request_formats import Format, InvalidLineError, Values
 from .usage import show_count, show_dollars
 
 _SHOWN: Final = 20
@@ -127,77 +127,6 @@ def _plain(name: str) -> str:
     return "".join(filter(str.isalnum, name.casefold()))
 
 
-class _Findings:
-    """Problems of one kind: lists the first lines and counts the rest."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self.count = 0
-
-    def add(self, message: str) -> None:
-        self.count += 1
-        if self.count <= _SHOWN:
-            self._say(message)
-
-
-class _DryRun:
-    """Reads the lines as a run would, and reports on them with `say`."""
-
-    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
-        self._plan, self._options, self._say = plan, plan.options, say
-        self._invalid, self._duplicates = _Findings(say), _Findings(say)
-        self._first: dict[int, int] = {}
-        self._requests = self._bytes = 0
-
-    def read(self, lines: Lines) -> bool:
-        """Read all lines; whether each is a valid request."""
-        shard, shards = self._options.slice()
-        for item in lines:
-            if item is None or (item[0] - 1) % shards != shard:
-                continue
-            number, read = item
-            try:
-                self._take(number, self._plan.form.target(read()))
-            except InvalidLineError as error:
-                self._invalid.add(f"{self._options.source}, line {number}: {error}")
-        self._conclude()
-        return not self._invalid.count
-
-    def _take(self, number: int, target: Target) -> None:
-        self._requests += 1
-        self._bytes += len(target.content or b"")
-        if target.custom_id == "null":
-            return
-        first = self._first.setdefault(hash(target.custom_id), number)
-        if first != number:
-            source, own_id = self._options.source, target.custom_id
-            self._duplicates.add(f"{source}, line {number}: duplicate custom_id {own_id}, as in line {first}")
-
-    def _conclude(self) -> None:
-        if self._duplicates.count:
-            self._say(
-                f"{self._duplicates.count:,} duplicate ids, which is allowed; use `id` to tell the lines apart"
-            )
-        if self._invalid.count:
-            self._say(f"{self._invalid.count:,} invalid lines, which would be reported as failures")
-        tokens = self._bytes / _BYTES_PER_TOKEN
-        price = self._options.price
-        cost = (
-            "" if price is None else f", {show_dollars(price.dollars(round(tokens), 0))} for the input alone"
-        )
-        self._say(
-            f"{self._requests:,} requests, {show_count(self._bytes)} bytes,"
-            f" about {show_count(tokens)} input tokens{cost}"
-        )
-        limit, rpm = STKAI.config.rate_limit, self._options.rpm
-        quotas = [(rpm, 60.0)] if rpm else []
-        if limit.enabled and limit.max_requests and limit.time_window:
-            quotas.append((limit.max_requests, limit.time_window))
-        for most, window in quotas if self._requests else ():
-            seconds = self._requests * window / most
-            self._say(f"at {most} requests per {window:g} s: at least {show_time(seconds)}")
-
-
 def dry_run(plan: Plan, say: Callable[[str], None]) -> bool:
     """Report on the input; whether every line is a valid request."""
     with ExitStack() as stack:
@@ -206,4 +135,48 @@ def dry_run(plan: Plan, say: Callable[[str], None]) -> bool:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stkai-batch-"))
             stdin = StdinCopy(Path(folder, "stdin.jsonl"))
             stdin.copy()
-        return _DryRun(plan, say).read(plan.lines(stdin=stdin))
+        return _dry_run(plan, plan.lines(stdin=stdin), say)
+
+
+def _dry_run(plan: Plan, lines: Lines, say: Callable[[str], None]) -> bool:
+    options, (shard, shards) = plan.options, plan.options.slice()
+    invalid = duplicates = requests = size = 0
+    first: dict[int, int] = {}
+    for item in lines:
+        if item is None or (item[0] - 1) % shards != shard:
+            continue
+        number, read = item
+        where = f"{options.source}, line {number}"
+        try:
+            target = plan.form.target(read())
+        except InvalidLineError as error:
+            invalid += 1
+            if invalid <= _SHOWN:
+                say(f"{where}: {error}")
+            continue
+        requests += 1
+        size += len(target.content or b"")
+        earlier = number if target.custom_id == "null" else first.setdefault(hash(target.custom_id), number)
+        if earlier != number:
+            duplicates += 1
+            if duplicates <= _SHOWN:
+                say(f"{where}: duplicate custom_id {target.custom_id}, as in line {earlier}")
+    if duplicates:
+        say(f"{duplicates:,} duplicate ids, which is allowed; use `id` to tell the lines apart")
+    if invalid:
+        say(f"{invalid:,} invalid lines, which would be reported as failures")
+    _estimate(options, requests, size, say)
+    return not invalid
+
+
+def _estimate(options: Options, requests: int, size: int, say: Callable[[str], None]) -> None:
+    tokens, price = size / _BYTES_PER_TOKEN, options.price
+    cost = "" if price is None else f", {show_dollars(price.dollars(round(tokens), 0))} for the input alone"
+    say(f"{requests:,} requests, {show_count(size)} bytes, about {show_count(tokens)} input tokens{cost}")
+    limit = STKAI.config.rate_limit
+    quotas = [(options.rpm, 60.0)]
+    if limit.enabled:
+        quotas.append((limit.max_requests, limit.time_window or 0.0))
+    for most, window in quotas:
+        if most and window and requests:
+            say(f"at {most} requests per {window:g} s: at least {show_time(requests * window / most)}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from json import JSONDecodeError
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import httpx
 
@@ -63,21 +63,6 @@ class Target:
         return httpx.Request(self.method, url, headers=headers, content=self.content, extensions=extensions)
 
 
-class Format(Protocol):
-    """How the lines of an input are read."""
-
-    id_name: str | None
-    """The member to use as the id, if one was given."""
-
-    def target(self, values: Values | None) -> Target:
-        """The request for a line with these members; pass None for a line that is not an object.
-
-        Raises:
-            InvalidLineError: it is not a valid request; says why, and what to do.
-        """
-        ...
-
-
 def values_of(raw: bytes) -> Values | None:
     """The members of a line; None if it is JSON but not an object.
 
@@ -112,47 +97,77 @@ def custom_id(values: Values | None, name: str | None) -> str:
     return "null"
 
 
-def _required(values: Values | None, form: str) -> Values:
-    if values is None:
-        msg = f"this is not an object: each line must be {form}"
-        raise InvalidLineError(msg)
-    return values
+class Format:
+    """How the lines of an input become requests.
 
+    Args:
+        base_url: of relative urls, in OpenAI's batch form: `{"custom_id", "method", "url", "body"}`.
+        url: where all requests are sent instead: those of a template, or of a quick command.
+        template: makes the body from any object; without one, the body is that of the line.
+        id_name: the member to use as the id.
+    """
 
-class BatchForm:
-    """OpenAI's batch form: `{"custom_id", "method", "url", "body"}`."""
-
-    def __init__(self, base_url: str | None, id_name: str | None = None) -> None:
-        self.id_name, self._base = id_name, base_url
+    def __init__(
+        self,
+        *,
+        base_url: str | None = None,
+        url: str | None = None,
+        template: Template | None = None,
+        id_name: str | None = None,
+    ) -> None:
+        self.id_name = id_name
+        self._base, self._template = base_url, template
+        self._url = None if url is None else parse_url(url)
 
     def target(self, values: Values | None) -> Target:
-        values = _required(values, '{"custom_id": ..., "method": "POST", "url": ..., "body": {...}}')
+        """The request for a line with these members; pass None for a line that is not an object.
+
+        Raises:
+            InvalidLineError: it is not a valid request; says why, and what to do.
+        """
         own_id = custom_id(values, self.id_name)
         try:
-            return self._target(values, own_id)
+            if self._template is not None and self._url is not None:
+                return Target(own_id, "POST", self._url, self._filled(self._template, values))
+            if values is None:
+                form = (
+                    '"body": {...}'
+                    if self._url is not None
+                    else '"method": "POST", "url": ..., "body": {...}'
+                )
+                msg = f'this is not an object: each line must be {{"custom_id": ..., {form}}}'
+                raise InvalidLineError(msg)
+            if self._url is not None:
+                return Target(own_id, "POST", self._url, _body(values, "POST"))
+            method = values.get("method", Part("POST", ""))
+            name = method.value.upper() if isinstance(method.value, str) else ""
+            if name not in _METHODS:
+                msg = f'"method" must be POST or another HTTP method, not {method.text}'
+                raise InvalidLineError(msg)
+            return Target(own_id, name, self._absolute(values.get("url")), _body(values, name))
         except InvalidLineError as error:
             error.custom_id = own_id
             raise
 
-    def _target(self, values: Values, own_id: str) -> Target:
-        url = values.get("url")
-        if url is None or not isinstance(url.value, str) or not url.value:
+    def _filled(self, template: Template, values: Values | None) -> bytes:
+        if template.names and values is None:
+            raise InvalidLineError(
+                "this is not an object: each line must be an object with the members that the template uses"
+            )
+        try:
+            return template.fill(values or {}).encode()
+        except KeyError as error:
+            raise InvalidLineError(f"this has no {error.args[0]!r}, which the template uses") from None
+        except UnicodeEncodeError as error:
+            raise InvalidLineError("a value is not UTF-8: save the file as UTF-8") from error
+
+    def _absolute(self, part: Part | None) -> httpx.URL:
+        url = None if part is None else part.value
+        if not isinstance(url, str) or not url:
             msg = (
                 '"url" is missing or not a string: if the lines have another form, pass --body TEMPLATE.json'
             )
             raise InvalidLineError(msg)
-        method = values.get("method", Part("POST", ""))
-        name = method.value.upper() if isinstance(method.value, str) else ""
-        if name not in _METHODS:
-            msg = f'"method" must be POST or another HTTP method, not {method.text}'
-            raise InvalidLineError(msg)
-        body = values.get("body")
-        if body is None and name not in _BODILESS:
-            msg = f'"body" is missing; a {name} request needs one'
-            raise InvalidLineError(msg)
-        return Target(own_id, name, self._absolute(url.value), None if body is None else body.text.encode())
-
-    def _absolute(self, url: str) -> httpx.URL:
         if _ABSOLUTE.match(url) is None:
             if _OTHER_SCHEME.match(url) is not None:
                 raise InvalidLineError('"url" must be relative, or begin with http:// or https://')
@@ -163,42 +178,14 @@ class BatchForm:
         return check_url(url, '"url"')
 
 
-class Templated:
-    """Any object: fills a template, which is sent to one url."""
-
-    def __init__(self, template: Template, url: str, id_name: str | None = None) -> None:
-        self.id_name = id_name
-        self._template, self._url = template, parse_url(url)
-
-    def target(self, values: Values | None) -> Target:
-        own_id = custom_id(values, self.id_name)
-        if self._template.names:
-            values = _required(values, "an object with the members that the template uses")
-        try:
-            content = self._template.fill(values or {}).encode()
-        except KeyError as error:
-            msg = f"this has no {error.args[0]!r}, which the template uses"
-            raise InvalidLineError(msg, own_id) from None
-        except UnicodeEncodeError as error:
-            raise InvalidLineError("a value is not UTF-8: save the file as UTF-8", own_id) from error
-        return Target(own_id, "POST", self._url, content)
-
-
-class QuickCommandForm:
-    """The body of an execution of a quick command: `{"custom_id", "body": {...}}`."""
-
-    def __init__(self, url: str, id_name: str | None = None) -> None:
-        self.id_name = id_name
-        self._url = parse_url(url)
-
-    def target(self, values: Values | None) -> Target:
-        values = _required(values, '{"custom_id": ..., "body": {"input_data": ...}}')
-        own_id = custom_id(values, self.id_name)
-        body = values.get("body")
-        if body is None:
-            msg = '"body" is missing: if the lines have another form, pass --body TEMPLATE.json'
-            raise InvalidLineError(msg, own_id)
-        return Target(own_id, "POST", self._url, body.text.encode())
+def _body(values: Values, method: str) -> bytes | None:
+    body = values.get("body")
+    if body is not None:
+        return body.text.encode()
+    if method in _BODILESS:
+        return None
+    msg = f'"body" is missing; a {method} request needs one: if the lines have another form, pass --body TEMPLATE.json'
+    raise InvalidLineError(msg)
 
 
 def join_url(base: str, path: str) -> str:

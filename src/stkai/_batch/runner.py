@@ -1,11 +1,9 @@
-"""One run of a job: reads lines, sends requests and writes outcomes, until the job is done or the run is ended."""
+"""One run of a job: sends its lines and writes their outcomes, until the job is done or the run must end."""
 
 import sys
-from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Any, Final, Literal
-from uuid import uuid5
+from typing import Final, Literal
 
 import anyio
 import httpx
@@ -13,30 +11,26 @@ import httpx
 from .._clock import Clock, SystemClock
 from .._errors import AuthenticationError
 from ..transports._auth.bearer import ExposedTokenError
-from ..transports._call import OPTIONS
-from ..transports._options import UNSET, RequestOptions
-from .batch_client import LINE, BatchClient, LineInFlight, line_of
+from .batch_client import BatchClient, LineInFlight, line_of
 from .engine import Outcome, outcomes_of
 from .errors import DroppedError, WriteError
-from .input_lines import Read
 from .job import Job
-from .job_state import LineState
-from .output_lines import TIMEOUTS, body_of, failure, failure_of_answer, failure_of_error, success, visible
+from .json_text import Part
+from .line_source import LineSource
+from .output_lines import (
+    UNKNOWN,
+    Failure,
+    body_of,
+    failure_of_answer,
+    failure_of_error,
+    output_line,
+    visible,
+)
 from .outputs import StdoutOutputs
 from .quick_commands import FAILURE, QuickCommands, status_of
-from .request_formats import InvalidLineError, custom_id
-
-_PAUSE: Final = 0.05
-"""Seconds between checks of an input that is still being copied."""
-
-_HELD: Final = 4
-"""Outcomes that may wait for an earlier one, per request in flight."""
 
 _REFUSED_LINES: Final = 3
 """So many different lines refused in a row, with no answer in between, mean that the credentials are refused."""
-
-_COMPARED_IDS: Final = 20_000
-"""How many ids are compared, which takes 2 MB; a dry run compares all."""
 
 _MAY_HAVE_ACTED: Final = {
     "report": "; the server may have executed it, so it was not sent again: to send it, pass --retry-failed",
@@ -62,37 +56,23 @@ class Runner:
 
     Attributes:
         ending: set when the run must end early.
-        in_flight: the lines in flight, by number.
-        unknown: how many lines were in flight when an earlier run was killed.
-        duplicates: lines of this run with the id of an earlier one, among the first 20,000.
+        lines: the lines that are sent.
     """
 
     def __init__(self, job: Job, client: BatchClient, clock: Clock | None = None) -> None:
+        clock = clock or SystemClock()
         self.ending: Ending | None = None
-        self.in_flight: dict[int, LineInFlight] = {}
-        self.unknown = 0
-        self.duplicates: list[int] = []
-        self._ids: set[int] = set()
-        self._job, self._client, self._clock = job, client, clock or SystemClock()
-        self._options, self._outputs, self._form = job.plan.options, job.outputs, job.plan.form
-        self._ordered = job.outputs if isinstance(job.outputs, StdoutOutputs) else None
-        self._shard = self._options.slice()
-        self._streak: tuple[str, int] = ("", 0)
+        self.lines = LineSource(job, client, clock, self._write, self._flush)
+        self._job, self._client, self._options, self._outputs = job, client, job.plan.options, job.outputs
+        self._streak: tuple[str | None, int] = (None, 0)
         self._refused: list[tuple[LineInFlight, httpx.Response]] = []
         """Lines whose credentials were refused since the last other answer."""
         self._has_answers = False
-        deadline = self._options.deadline
-        self._timeouts = {**TIMEOUTS, "read": max(600.0, deadline or 0.0)}
-        self._extensions: dict[str, Any] = {
-            # A batch waits for its permits as long as it takes.
-            OPTIONS: RequestOptions(deadline=UNSET if deadline is None else deadline, max_wait_time=None),
-            "timeout": self._timeouts,
-        }
         self._commands: QuickCommands | None = None
         if self._options.quick_command is not None:
             url = self._options.url_of_commands
             self._commands = QuickCommands(
-                client, lambda name: url(f"callback/{name}"), self._clock, deadline
+                client, lambda name: url(f"callback/{name}"), clock, self._options.deadline
             )
 
     def end(self, kind: Literal["halted", "interrupted"], message: str) -> None:
@@ -100,98 +80,18 @@ class Runner:
         if self.ending is None:
             self.ending = Ending(kind, message)
             self._client.is_ending = True
-            for line in list(self.in_flight.values()):
+            for line in list(self.lines.in_flight.values()):
                 line.drop()
 
     async def run(self) -> None:
         """Work until every line has an outcome, or the run must end."""
-        waits = self._options.to_stdout or self._options.from_stdin
-        requests = self._arriving() if waits else self._ready()
-        async with aclosing(outcomes_of(self._send, requests, self._options.max_in_flight)) as outcomes:
+        requests, most = self.lines.requests(), self._options.max_in_flight
+        async with aclosing(outcomes_of(self._send, requests, most)) as outcomes:
             async for outcome in outcomes:
                 self._settle(outcome)
-                if self._outputs.is_behind:
-                    await self._flush()
+                await self._flush()
         self._settle_refused(is_last=True)
         await self._flush()
-
-    # Lines in
-
-    def _ready(self) -> Iterator[httpx.Request]:
-        for item in self._job.lines:
-            if self.ending is not None:
-                return
-            request = None if item is None else self._request(*item)
-            if request is not None:
-                yield request
-
-    async def _arriving(self) -> AsyncIterator[httpx.Request]:
-        for item in self._job.lines:
-            while self.ending is None and (item is None or self._is_held_up()):
-                await self._clock.asleep(_PAUSE)
-                if item is None:
-                    break
-            if self.ending is not None:
-                return
-            request = None if item is None else self._request(*item)
-            if self._outputs.is_behind:
-                await self._flush()
-            if request is not None:
-                yield request
-
-    def _is_held_up(self) -> bool:
-        return self._ordered is not None and self._ordered.held > _HELD * self._options.max_in_flight
-
-    def _request(self, number: int, read: Read) -> httpx.Request | None:
-        """The request for a line; None if there is nothing to send."""
-        index, shards = self._shard
-        if (number - 1) % shards != index:
-            return None
-        state = self._job.recovered.begin(number)
-        if state is LineState.DONE or state is LineState.FAILED:
-            return None
-        if self._ordered is not None:
-            self._ordered.expect(number)
-        execution = self._job.recovered.executions.pop(number, None)
-        if state is LineState.SENT and execution is None:
-            self.unknown += 1
-            if self._options.unknown == "report":
-                self._report_unknown(number, read)
-                return None
-        try:
-            target = self._form.target(read())
-        except InvalidLineError as error:
-            message = f"{self._options.source}, line {number}: {error}"
-            self._fail(
-                number, failure(number, error.custom_id, ("invalid_line", message)), "invalid_line", message
-            )
-            return None
-        self._note_id(number, target.custom_id)
-        line = self.in_flight[number] = LineInFlight(number, target.custom_id, execution)
-        key = str(uuid5(self._job.id, f"line-{number}"))
-        return target.request(key, {**self._extensions, LINE: line})
-
-    def _note_id(self, number: int, own_id: str) -> None:
-        if own_id != "null" and len(self._ids) < _COMPARED_IDS:
-            known = len(self._ids)
-            self._ids.add(hash(own_id))
-            if len(self._ids) == known:
-                self.duplicates.append(number)
-
-    def _report_unknown(self, number: int, read: Read) -> None:
-        """Report a line whose outcome is unknown as a failure."""
-        message = (
-            f"{self._options.source}, line {number}: this was in flight when an earlier run was killed, so the"
-            " server may have executed it; to send it again, pass --retry-failed"
-        )
-        own_id = "null"
-        try:
-            own_id = custom_id(read(), self._form.id_name)
-        except InvalidLineError as error:
-            own_id = error.custom_id
-        self._write(number, failure(number, own_id, ("unknown", message)), "unknown")
-
-    # Requests out
 
     async def _send(self, _: int, request: httpx.Request) -> httpx.Response:
         line = line_of(request)
@@ -205,12 +105,10 @@ class Runner:
             return await self._client.send(request)
         raise DroppedError
 
-    # Outcomes into the outputs
-
     def _settle(self, outcome: Outcome) -> None:
         line, error, response = line_of(outcome.request), outcome.error, outcome.response
         assert line is not None
-        del self.in_flight[line.number]
+        del self.lines.in_flight[line.number]
         if response is None:
             response = getattr(error, "response", None)
         if isinstance(error, DroppedError):
@@ -223,7 +121,7 @@ class Runner:
             self._refuse(visible(str(error)))
         elif response is None:
             assert error is not None
-            self._fail_without_answer(line, error)
+            self._fail(line, error)
         elif response.status_code == httpx.codes.UNAUTHORIZED and self._options.halt_after:
             self._refused.append((line, response))
             if len(self._refused) == _REFUSED_LINES:
@@ -258,54 +156,51 @@ class Runner:
         try:
             body = body_of(response)
             self._job.usage.add(body.value)
-            status = response.status_code
-            code = message = None
-            if status >= 300:
-                code, message = failure_of_answer(response, body, response.request.url)
-            elif self._commands is not None and status_of(response) == FAILURE:
-                code, message = "execution_failed", "the execution of the quick command ended with FAILURE"
-            elif error is not None:
-                code, message = failure_of_error(error, self._timeouts)
-            if code is None or message is None:
-                entry = success(line.number, line.custom_id, response, body)
-            else:
-                if status >= 500 and not line.may_drop:
-                    message += _MAY_HAVE_ACTED[self._options.unknown]
-                entry = failure(line.number, line.custom_id, (code, message), response, body)
+            failure = self._failure(line, response, body, error)
+            entry = output_line(line.number, line.custom_id, failure, response, body)
         except Exception as unreadable:  # noqa: BLE001 - whatever the server has sent, the run continues
-            self._fail_without_answer(line, unreadable)
-            return
-        if code is None or message is None:
-            self._streak = ("", 0)
-            self._write(line.number, entry, None)
+            self._fail(line, unreadable)
         else:
-            self._fail(line.number, entry, code, message)
+            self._write(line.number, entry, failure)
 
-    def _fail_without_answer(self, line: LineInFlight, error: Exception) -> None:
-        code, message = failure_of_error(error, self._timeouts)
-        message += "" if line.may_drop else _MAY_HAVE_ACTED[self._options.unknown]
-        self._fail(line.number, failure(line.number, line.custom_id, (code, message)), code, message)
+    def _failure(
+        self, line: LineInFlight, response: httpx.Response, body: Part, error: Exception | None
+    ) -> Failure | None:
+        """Why an answer is a failure; None if it is a success."""
+        if response.status_code >= 300:
+            code, message = failure_of_answer(response, body, response.request.url)
+            may_have_acted = response.status_code >= 500 and not line.may_drop
+            return code, message + (_MAY_HAVE_ACTED[self._options.unknown] if may_have_acted else "")
+        if self._commands is not None and status_of(response) == FAILURE:
+            return "execution_failed", "the execution of the quick command ended with FAILURE"
+        return None if error is None else failure_of_error(error, self._client.timeouts)
 
-    def _fail(self, number: int, entry: bytes, code: str, message: str) -> None:
-        self._write(number, entry, code)
-        last, count = self._streak
-        self._streak = (code, count + 1 if code == last else 1)
-        if self._streak[1] == self._options.halt_after:
-            several = self._options.halt_after > 1
-            times = f"{self._options.halt_after} failures in a row" if several else "a failure"
-            self.end("halted", f"{times} with the code {code}, the last one: {message}")
+    def _fail(self, line: LineInFlight, error: Exception) -> None:
+        code, message = failure_of_error(error, self._client.timeouts)
+        failure = code, message + ("" if line.may_drop else _MAY_HAVE_ACTED[self._options.unknown])
+        self._write(line.number, output_line(line.number, line.custom_id, failure), failure)
 
-    def _drop(self, line: LineInFlight) -> None:
-        if self._ordered is not None:
-            self._ordered.drop(line.number)
-
-    def _write(self, number: int, entry: bytes, code: str | None) -> None:
+    def _write(self, number: int, entry: bytes, failure: Failure | None) -> None:
+        code, message = failure or (None, "")
         try:
             self._outputs.append(number, entry, code)
         except WriteError as error:
             self._halt_unwritten(error, [entry])
+        if code == UNKNOWN:
+            return
+        last, count = self._streak
+        self._streak = (code, count + 1 if code == last else 1)
+        if code is not None and self._streak[1] == self._options.halt_after:
+            times = "a failure" if count == 0 else f"{count + 1} failures in a row"
+            self.end("halted", f"{times} with the code {code}, the last one: {message}")
+
+    def _drop(self, line: LineInFlight) -> None:
+        if isinstance(self._outputs, StdoutOutputs):
+            self._outputs.drop(line.number)
 
     async def _flush(self) -> None:
+        if not self._outputs.is_behind:
+            return
         try:
             await self._outputs.flush()
         except WriteError as error:

@@ -1,6 +1,5 @@
 """`send_all` and `asend_all`: many requests through one client, a few at a time, with outcomes as calls finish."""
 
-import json
 import os
 from collections.abc import (
     AsyncGenerator,
@@ -14,9 +13,10 @@ from collections.abc import (
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, nullcontext, suppress
 from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import httpx
 
@@ -24,15 +24,13 @@ from .._client import AsyncHttpClient, HttpClient
 from .._errors import ConfigurationError, InvalidArgumentError
 from .._families import alike
 from ..transports._retry.policy import NOT_SENT
+from .client_senders import OnSend, async_sender, sender
 from .engine import Outcome, Reader, Requests, outcomes_of
 from .errors import OutcomeUnknownError, WriteError
 from .job_state import LineState, LineStates
 from .journal import Journal
 
 JournalPath = str | os.PathLike[str]
-
-_OWN_HEADERS: Final = frozenset({"host", "content-length", "transfer-encoding"})
-"""Headers that a client of the API reference sets itself."""
 
 
 def send_all(
@@ -61,7 +59,7 @@ def send_all(
         ConfigurationError: the client is not a sync client, or the journal is in use or not a journal.
         InvalidArgumentError: `max_in_flight` is not an integer of at least 1, or `requests` is not an iterable.
     """
-    send = _sender(client)
+    send = sender(client)
     _check(requests, max_in_flight, Iterable)
     return _send_all(send, requests, max_in_flight, journal)
 
@@ -88,7 +86,7 @@ def asend_all(
         ConfigurationError: the client is not an async client, or the journal is in use or not a journal.
         InvalidArgumentError: `max_in_flight` is not an integer of at least 1, or `requests` is not an iterable.
     """
-    send = _async_sender(client)
+    send = async_sender(client)
     _check(requests, max_in_flight, (Iterable, AsyncIterable))
     return _asend_all(send, requests, max_in_flight, journal)
 
@@ -139,15 +137,14 @@ class _RequestJournal:
             self._unsent.add(index)
         return state is not LineState.NEW
 
-    @contextmanager
-    def sending(self, index: int) -> Iterator[None]:
-        """Note that a request is sent now; take that back if it turns out that it was not. For any thread."""
+    def sending(self, index: int) -> None:
+        """The request goes to the wire now. For any thread."""
         self._unsent.discard(index)
-        try:
-            yield
-        except alike(*NOT_SENT):
+
+    def failed(self, index: int, error: BaseException) -> None:
+        """The call raised; some errors prove that nothing was sent. For any thread."""
+        if isinstance(error, alike(*NOT_SENT)):
             self._unsent.add(index)
-            raise
 
     @contextmanager
     def handing_out(self, index: int) -> Iterator[None]:
@@ -168,7 +165,7 @@ class _RequestJournal:
 
 
 async def _asend_all(
-    send: Callable[[httpx.Request], Awaitable[httpx.Response]],
+    send: Callable[[httpx.Request, OnSend], Awaitable[httpx.Response]],
     requests: Requests,
     most: int,
     path: JournalPath | None,
@@ -177,8 +174,13 @@ async def _asend_all(
 
         async def work(index: int, request: httpx.Request) -> httpx.Response:
             _check_request(request)
-            with nullcontext() if journal is None else journal.sending(index):
-                return await send(request)
+            if journal is None:
+                return await send(request, None)
+            try:
+                return await send(request, partial(journal.sending, index))
+            except Exception as error:
+                journal.failed(index, error)
+                raise
 
         async with aclosing(outcomes_of(work, requests, most, journal)) as outcomes:
             async for outcome in outcomes:
@@ -187,7 +189,7 @@ async def _asend_all(
 
 
 def _send_all(
-    send: Callable[[httpx.Request], httpx.Response],
+    send: Callable[[httpx.Request, OnSend], httpx.Response],
     requests: Iterable[httpx.Request],
     most: int,
     path: JournalPath | None,
@@ -198,9 +200,11 @@ def _send_all(
         def work(index: int, request: httpx.Request) -> None:
             try:
                 _check_request(request)
-                with nullcontext() if journal is None else journal.sending(index):
-                    outcome = Outcome(index, request, send(request), None)
+                on_send = None if journal is None else partial(journal.sending, index)
+                outcome = Outcome(index, request, send(request, on_send), None)
             except Exception as error:  # noqa: BLE001 - whatever the call raises is its outcome
+                if journal is not None:
+                    journal.failed(index, error)
                 outcome = Outcome(index, request, None, error)
             except BaseException as error:  # noqa: BLE001 - raised by the generator, in the caller's thread
                 ready.put(error)
@@ -231,64 +235,7 @@ def _send_all(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _sender(client: Any) -> Callable[[httpx.Request], httpx.Response]:
-    """A function that sends one request through a sync client.
-
-    Raises:
-        ConfigurationError: it is not a sync client.
-    """
-    if isinstance(client, HttpClient):
-        kind = type(client)
-        is_plain = kind.post is HttpClient.post and kind._send is HttpClient._send  # noqa: SLF001
-        return client.send if is_plain else _by_verbs(client)
-    if isinstance(client, alike(httpx.Client)):
-        send: Callable[[httpx.Request], httpx.Response] = client.send
-        return send
-    raise _wrong("send_all", client, "a stkai.HttpClient or an httpx.Client", "asend_all")
-
-
-def _async_sender(client: Any) -> Callable[[httpx.Request], Awaitable[httpx.Response]]:
-    """A function that sends one request through an async client.
-
-    Raises:
-        ConfigurationError: it is not an async client.
-    """
-    if isinstance(client, alike(AsyncHttpClient, httpx.AsyncClient)):
-        send: Callable[[httpx.Request], Awaitable[httpx.Response]] = client.send
-        return send
-    raise _wrong("asend_all", client, "a stkai.AsyncHttpClient or an httpx.AsyncClient", "send_all")
-
-
 def _check_request(request: object) -> None:
     if not isinstance(request, alike(httpx.Request)):
         msg = f"requests must be httpx.Request objects, as from client.build_request(...), not {request!r}"
         raise InvalidArgumentError(msg)
-
-
-def _by_verbs(client: HttpClient) -> Callable[[httpx.Request], httpx.Response]:
-    """For clients that override the verbs, and take JSON instead of a request."""
-
-    def send(request: httpx.Request) -> httpx.Response:
-        headers = {name: value for name, value in request.headers.items() if name not in _OWN_HEADERS}
-        timeout = request.extensions.get("timeout", {}).get("read") or 30
-        if request.method == "GET":
-            return client.get(str(request.url), headers, timeout)
-        if request.method != "POST":
-            msg = f"{type(client).__name__} sends GET and POST only, not {request.method}"
-            raise InvalidArgumentError(msg)
-        content = request.read()
-        try:
-            data = json.loads(content) if content else None
-        except ValueError as error:
-            msg = f"{type(client).__name__} sends JSON only: {error}"
-            raise InvalidArgumentError(msg) from error
-        return client.post(str(request.url), data, headers, timeout)
-
-    return send
-
-
-def _wrong(function: str, client: object, wanted: str, other: str) -> ConfigurationError:
-    hint = ""
-    if isinstance(client, alike(HttpClient, httpx.Client, AsyncHttpClient, httpx.AsyncClient)):
-        hint = f"; use stkai.{other} with this client"
-    return ConfigurationError(f"{function} needs {wanted}, not {client!r}{hint}")
