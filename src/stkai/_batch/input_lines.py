@@ -168,16 +168,15 @@ class StdinCopy:
                 while block := os.read(self._descriptor, _BLOCK):
                     self._file.append(block)
             self._file.sync()
-            self.survey = survey(self.path, JsonLines(self.path), self._shard)
+            self.survey = survey(self.path, self._file.size, JsonLines(self.path), self._shard)
         except StkaiError as error:
             self.error = error
         finally:
             self.is_complete = True
 
 
-def survey(path: Path, lines: Lines, shard: tuple[int, int]) -> Survey:
-    """The size and the hash of an input, and how many of its lines are in a shard."""
-    size = path.stat().st_size
+def survey(path: Path, size: int, lines: Lines, shard: tuple[int, int]) -> Survey:
+    """The hash of the first `size` bytes of an input, and how many of the lines in them are in a shard."""
     own = last = 0
     index, shards = shard
     for item in lines:

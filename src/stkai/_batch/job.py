@@ -11,7 +11,7 @@ from typing import Any
 from .._clock import unique_key
 from .append_file import AppendFile
 from .errors import UsageError
-from .input_lines import Lines, StdinCopy, ends_complete, sha256, survey
+from .input_lines import JsonLines, Lines, StdinCopy, ends_complete, sha256, survey
 from .job_state import LineState, Recovered, Survey
 from .journal import Header, Journal
 from .merge import sort_file
@@ -85,7 +85,7 @@ class Job:
             stdin = StdinCopy(Path(folder, "stdin.jsonl"), options.slice())
             stdin.start()
         else:
-            known = survey(Path(options.source), plan.lines(), options.slice())
+            known = _survey(plan, Path(options.source))
         outputs = StdoutOutputs(in_order=options.order == "input")
         lines = plan.lines(None if known is None else known.size, stdin)
         job = uuid.UUID(hex=unique_key(), version=4)
@@ -95,7 +95,7 @@ class Job:
     def _begin(cls, plan: Plan, paths: Paths, journal: Journal, stack: ExitStack) -> "Job":
         options, stdin, known = plan.options, None, None
         if not options.from_stdin:
-            known = survey(Path(options.source), plan.lines(), options.slice())
+            known = _survey(plan, Path(options.source))
         # In this order, a kill in between leaves either a complete job or none.
         journal.file.truncate()
         for path in (paths.out, paths.failed, paths.stdin):
@@ -131,7 +131,7 @@ class Job:
             stdin.is_complete = True
         now = recovered.survey
         if now is None or source.stat().st_size > now.size:
-            now = survey(source, plan.lines(stdin=stdin), options.slice())
+            now = _survey(plan, source)
             journal.surveyed(now)
         journal.limit(options.max_in_flight)
         if options.retry_failed:
@@ -190,6 +190,12 @@ class Job:
             for file in (self.outputs.answers, self.outputs.failures):
                 sort_file(file.path)
             self.outputs.is_sorted = True
+
+
+def _survey(plan: Plan, source: Path) -> Survey:
+    size = source.stat().st_size
+    lines = JsonLines(source, size) if plan.options.from_stdin else plan.lines(size)
+    return survey(source, size, lines, plan.options.slice())
 
 
 def _check_paths(options: Options, paths: Paths) -> None:

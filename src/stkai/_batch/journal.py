@@ -28,6 +28,8 @@ from .job_state import LineState, LineStates, Recovered, Survey, TornRecord
 
 VERSION: Final = 1
 
+_SURVEY: Final = re.compile(rb"([0-9a-f]{64}) ([0-9]+) ([0-9]+)")
+_DAMAGED: Final = "{}: this is not a journal record; the file is damaged. Pass --restart to start over"
 _TORN: Final = re.compile(rb"s(?: ([0-9]*))?")
 
 
@@ -108,7 +110,9 @@ class Journal:
             elif kind == b"f":
                 found.in_flight = number
             elif kind == b"u":
-                found.usage = (number, *map(int, rest.split()))  # type: ignore[assignment]
+                asked, _, answered = rest.partition(b" ")
+                if asked.isdigit() and answered.isdigit():
+                    found.usage = (number, int(asked), int(answered))
             elif kind == b"i":
                 found.survey = survey_in(number, rest)
             elif kind == b"e":
@@ -161,9 +165,15 @@ def _record(survey: Survey) -> bytes:
 
 
 def survey_in(size: int, rest: bytes) -> Survey:
-    """The survey in a record of the kind `i`."""
-    sha256, lines, last = rest.split()
-    return Survey(size, sha256.decode(), int(lines), int(last))
+    """The survey in a record of the kind `i`.
+
+    Raises:
+        UsageError: the record is damaged.
+    """
+    found = _SURVEY.fullmatch(rest)
+    if found is None:
+        raise UsageError(_DAMAGED.format("a record of its input"))
+    return Survey(size, found[1].decode(), int(found[2]), int(found[3]))
 
 
 def records(path: Path, header: Header | None) -> Iterator[tuple[bytes, int, bytes]]:
@@ -191,11 +201,7 @@ def records(path: Path, header: Header | None) -> Iterator[tuple[bytes, int, byt
             elif len(kind) == 1 and number.isdigit():
                 yield kind, int(number), more
             else:
-                msg = (
-                    f"{path}, line {place}: this is not a journal record; the file is damaged."
-                    " Pass --restart to start over"
-                )
-                raise UsageError(msg)
+                raise UsageError(_DAMAGED.format(f"{path}, line {place}"))
 
 
 def read_header(path: Path) -> Header | None:

@@ -78,9 +78,11 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Resume the job that writes OUT.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Start over and overwrite the outputs.")] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Send the failed lines again.")
+        bool, typer.Option("--retry-failed", help="Resume, and send the failed lines again.")
     ] = False,
-    unknown: Annotated[Unknown, typer.Option(help="Lines in flight when a run was killed.")] = Unknown.REPORT,
+    unknown: Annotated[
+        Unknown, typer.Option(help="What to do with lines that the server may have executed.")
+    ] = Unknown.REPORT,
     order: Annotated[Order, typer.Option(help="Order of the outputs.")] = Order.DONE,
     halt_after: Annotated[
         int, typer.Option(min=0, help="Halt after equal failures in a row; 0: never.")
@@ -94,7 +96,12 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every line; send nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
 ) -> None:
-    """Send the requests in INPUT and write the answers to OUT. `stkai batch merge` joins the outputs of shards.
+    """Send the requests in INPUT. Write the answers to OUT.jsonl and the failures to OUT.failed.jsonl.
+
+    --resume continues a job that was interrupted or halted; --retry-failed sends its failed lines again. A line that the
+    server may have executed is not sent twice: one that was in flight when a run was killed, and one that ended in a
+    500 or a broken connection, is a failure. With --unknown resend, it is sent again. `stkai batch merge` joins the
+    outputs of shards.
 
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 3 halted and resumable, 130 interrupted.
     """
