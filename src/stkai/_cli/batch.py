@@ -99,8 +99,8 @@ def run(
     """Send the requests in INPUT. Write the answers to OUT.jsonl and the failures to OUT.failed.jsonl.
 
     --resume continues a job that was interrupted or halted; --retry-failed sends its failed lines again. A line that
-    the server may have executed is not sent twice: one that was in flight when a run was killed, and one that ended in a
-    500 or a broken connection, is a failure. With --unknown resend, it is sent again. `stkai batch merge` joins the
+    the server may have executed is not sent twice: one that was in flight when a run was killed, and one that ended in
+    a 500 or a broken connection, is a failure. With --unknown resend, it is sent again. `stkai batch merge` joins the
     outputs of shards.
 
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 3 halted and resumable, 130 interrupted.
