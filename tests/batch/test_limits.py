@@ -34,13 +34,11 @@ def job(counting: Server, tmp_path: Path) -> Job:
 
 
 @pytest.mark.parametrize("option", ["--rpm", "--tpm", "--in-flight"])
-@pytest.mark.parametrize("number", ["0", "-1", "x", "1.5", "nan", "inf", ""])
-def test_a_bad_number_is_refused_and_the_option_is_named(
-    option: str, number: str, job: Job, counting: Server
-) -> None:
+def test_a_bad_number_is_refused_and_the_option_is_named(option: str, job: Job, counting: Server) -> None:
     before = job.snapshot()
-    result = job.run(f"{option}={number}")
-    assert (result.returncode, option in result.stderr) == (2, True)
+    for number in ("0", "-1", "x", "1.5", "nan", "inf", ""):
+        result = job.run(f"{option}={number}")
+        assert (result.returncode, option in result.stderr) == (2, True), number
     assert (job.snapshot(), counting.seen) == (before, [])
 
 
