@@ -13,9 +13,10 @@ from .._exchange import Exchange
 from .._families import alike
 from ..transports._call import Attempt
 from ..transports._operations import Flow, Send
+from ..transports._retry.policy import NOT_SENT
 
-OnSend = Callable[[], None] | None
-"""Called right before a request goes to the wire."""
+OnSend = Callable[[bool], None] | None
+"""Called with True right before a request goes to the wire, and with False if nothing of it got there."""
 
 _OWN_HEADERS: Final = frozenset({"host", "content-length", "transfer-encoding"})
 """Headers that a client of the API reference sets itself."""
@@ -31,9 +32,9 @@ def sender(client: Any) -> Callable[[httpx.Request, OnSend], httpx.Response]:
         kind = type(client)
         if kind.post is HttpClient.post and kind.send is HttpClient.send and kind._send is HttpClient._send:  # noqa: SLF001
             return partial(_send, client)
-        return _told_before(_by_verbs(client))
+        return _sent_at_once(_by_verbs(client))
     if isinstance(client, alike(httpx.Client)):
-        return _told_before(client.send)
+        return _sent_at_once(client.send)
     raise _wrong("send_all", client, "a stkai.HttpClient or an httpx.Client", "asend_all")
 
 
@@ -46,19 +47,19 @@ def async_sender(client: Any) -> Callable[[httpx.Request, OnSend], Awaitable[htt
     if isinstance(client, AsyncHttpClient) and type(client).send is AsyncHttpClient.send:
         return partial(_asend, client)
     if isinstance(client, alike(AsyncHttpClient, httpx.AsyncClient)):
-        return _told_before(client.send)
+        return _sent_at_once(client.send)
     raise _wrong("asend_all", client, "a stkai.AsyncHttpClient or an httpx.AsyncClient", "send_all")
 
 
-def _told_before(send: Callable[[httpx.Request], Any]) -> Callable[[httpx.Request, OnSend], Any]:
-    """For clients that do not tell when a request goes to the wire: it may from now on."""
+def _sent_at_once(send: Callable[[httpx.Request], Any]) -> Callable[[httpx.Request, OnSend], Any]:
+    """For clients whose requests may go to the wire at any time."""
 
-    def told(request: httpx.Request, on_send: OnSend) -> Any:
+    def send_at_once(request: httpx.Request, on_send: OnSend) -> Any:
         if on_send is not None:
-            on_send()
+            on_send(True)
         return send(request)
 
-    return told
+    return send_at_once
 
 
 def _send(client: HttpClient, request: httpx.Request, on_send: OnSend) -> httpx.Response:
@@ -79,24 +80,30 @@ async def _asend(client: AsyncHttpClient, request: httpx.Request, on_send: OnSen
 
 def _observed(
     flow: Callable[[httpx.Request, Attempt], Flow],
-    on_send: Callable[[], None],
+    on_send: Callable[[bool], None],
     request: httpx.Request,
     attempt: Attempt,
 ) -> Flow:
-    """The same flow, but `on_send` is called right before a request goes to the wire."""
+    """The same flow, observed for what it sends."""
     steps = flow(request, attempt)
     step: Callable[[], Any] = partial(next, steps)
+    may_have_acted = False
     while True:
         try:
             operation = step()
         except StopIteration as end:
             response: httpx.Response = end.value
             return response
-        if isinstance(operation, Send):
-            on_send()
+        is_send = isinstance(operation, Send)
+        if is_send:
+            on_send(True)
         try:
             step = partial(steps.send, (yield operation))
+            may_have_acted = may_have_acted or is_send
         except BaseException as error:  # noqa: BLE001 - it is for the flow
+            if is_send and not may_have_acted:
+                may_have_acted = not isinstance(error, alike(*NOT_SENT))
+                on_send(may_have_acted)
             step = partial(steps.throw, error)
 
 

@@ -14,6 +14,7 @@ import anyio
 import anyio.to_thread
 
 from .._clock import SystemClock
+from .._errors import ConfigurationError
 from .batch_client import BatchClient
 from .errors import UsageError, WriteError
 from .job import Job
@@ -65,7 +66,7 @@ def run_batch(options: Options) -> int:
             if options.dry_run:
                 return 0 if dry_run(plan, say) else SOME_FAILED
             return _Run(plan, interrupts, warnings).run()
-        except UsageError as error:
+        except ConfigurationError as error:
             complain(str(error))
             return REFUSED
         except WriteError as error:

@@ -172,6 +172,7 @@ class StdinCopy:
         except StkaiError as error:
             self.error = error
         finally:
+            self._file.close()
             self.is_complete = True
 
 

@@ -98,12 +98,14 @@ class Job:
             known = _survey(plan, Path(options.source))
         # In this order, a kill in between leaves either a complete job or none.
         journal.file.truncate()
-        for path in (paths.out, paths.failed, paths.stdin):
-            # A job that is no longer there may have left its copy of stdin behind. Files keep their modes.
-            if path.exists() and (path != paths.stdin or options.from_stdin or options.restart):
+        # A job that is no longer there may have left its copy of stdin behind.
+        for path in (paths.out, paths.failed, *([paths.stdin] if options.from_stdin else [])):
+            if path.exists():  # Not replaced, so that it keeps its mode.
                 file = AppendFile(path)
                 file.truncate()
                 file.close()
+        if options.restart and not options.from_stdin:
+            paths.stdin.unlink(missing_ok=True)
         facts = {"options": options.facts(plan.template), "input": "stdin" if options.from_stdin else "file"}
         header = journal.begin("batch", facts, known)
         journal.limit(options.max_in_flight)
@@ -125,10 +127,6 @@ class Job:
         recovered = journal.recover(outputs.read())
         source = paths.stdin if options.from_stdin else Path(options.source)
         _check_unchanged(source, recovered.survey, is_copy=options.from_stdin)
-        stdin = None
-        if options.from_stdin:
-            stdin = StdinCopy(source, options.slice())
-            stdin.is_complete = True
         now = recovered.survey
         if now is None or source.stat().st_size > now.size:
             now = _survey(plan, source)
@@ -144,8 +142,10 @@ class Job:
                 recovered.states[number] = LineState.NEW
         usage = outputs.usage(*recovered.usage)
         is_cut_off = options.from_stdin and not recovered.has_all_of_stdin
-        lines = plan.lines(now.size, stdin)
-        return cls(plan, header.job, outputs, recovered, usage, lines, journal, paths, now, stdin, is_cut_off)
+        lines = _lines(plan, source, now.size)
+        return cls(
+            plan, header.job, outputs, recovered, usage, lines, journal, paths, now, is_cut_off=is_cut_off
+        )
 
     def note_end_of_stdin(self) -> None:
         """Take over what the copy says about its input once all of it has arrived.
@@ -194,8 +194,12 @@ class Job:
 
 def _survey(plan: Plan, source: Path) -> Survey:
     size = source.stat().st_size
-    lines = JsonLines(source, size) if plan.options.from_stdin else plan.lines(size)
-    return survey(source, size, lines, plan.options.slice())
+    return survey(source, size, _lines(plan, source, size), plan.options.slice())
+
+
+def _lines(plan: Plan, source: Path, size: int) -> Lines:
+    """The lines of the input, or of the complete copy of stdin."""
+    return JsonLines(source, size) if plan.options.from_stdin else plan.lines(size)
 
 
 def _check_paths(options: Options, paths: Paths) -> None:

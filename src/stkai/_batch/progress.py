@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -138,11 +139,13 @@ class Bar(Display):
 
     def show(self, now: float, progress: Progress) -> None:
         text = self._pace.describe(now, progress)
-        self._bars.update(self._task, description=text, completed=progress.finished, total=progress.total)
-        self._bars.refresh()
+        with suppress(OSError):  # The terminal may be gone.
+            self._bars.update(self._task, description=text, completed=progress.finished, total=progress.total)
+            self._bars.refresh()
 
     def close(self) -> None:
-        self._bars.stop()
+        with suppress(OSError):
+            self._bars.stop()
 
 
 def display(*, quiet: bool, say: Callable[[str], None]) -> Display:

@@ -32,6 +32,8 @@ from .quick_commands import FAILURE, QuickCommands, status_of
 _REFUSED_LINES: Final = 3
 """So many different lines refused in a row, with no answer in between, mean that the credentials are refused."""
 
+_REPORT: Final = " (--halt-after 0 would report them as failures)"
+
 _MAY_HAVE_ACTED: Final = {
     "report": "; the server may have executed it, so it was not sent again: to send it, pass --retry-failed",
     "resend": "; the server may have executed it; to send it again, pass --retry-failed",
@@ -125,7 +127,7 @@ class Runner:
         elif response.status_code == httpx.codes.UNAUTHORIZED and self._options.halt_after:
             self._refused.append((line, response))
             if len(self._refused) == _REFUSED_LINES:
-                self._refuse(f"the server answered 401 to {_REFUSED_LINES} lines in a row")
+                self._refuse(f"the server answered 401 to {_REFUSED_LINES} lines in a row{_REPORT}")
                 self._settle_refused()
         else:
             self._has_answers = True
@@ -136,7 +138,7 @@ class Runner:
         """Report the lines whose credentials were refused as failures; if the run is ending, they are new."""
         refused, self._refused = self._refused, []
         if is_last and len(refused) > 1 and not (self._has_answers or self._outputs.done or self.ending):
-            self._refuse(f"the server answered 401 to all {len(refused)} lines")
+            self._refuse(f"the server answered 401 to all {len(refused)} lines{_REPORT}")
         for line, response in refused:
             if self.ending is None:
                 self._answer(line, response, None)

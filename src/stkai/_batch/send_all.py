@@ -23,7 +23,6 @@ import httpx
 from .._client import AsyncHttpClient, HttpClient
 from .._errors import ConfigurationError, InvalidArgumentError
 from .._families import alike
-from ..transports._retry.policy import NOT_SENT
 from .client_senders import OnSend, async_sender, sender
 from .engine import Outcome, Reader, Requests, outcomes_of
 from .errors import OutcomeUnknownError, WriteError
@@ -137,13 +136,11 @@ class _RequestJournal:
             self._unsent.add(index)
         return state is not LineState.NEW
 
-    def sending(self, index: int) -> None:
-        """The request goes to the wire now. For any thread."""
-        self._unsent.discard(index)
-
-    def failed(self, index: int, error: BaseException) -> None:
-        """The call raised; some errors prove that nothing was sent. For any thread."""
-        if isinstance(error, alike(*NOT_SENT)):
+    def sending(self, index: int, is_sent: bool) -> None:
+        """Whether the request goes to the wire. For any thread."""
+        if is_sent:
+            self._unsent.discard(index)
+        else:
             self._unsent.add(index)
 
     @contextmanager
@@ -174,13 +171,7 @@ async def _asend_all(
 
         async def work(index: int, request: httpx.Request) -> httpx.Response:
             _check_request(request)
-            if journal is None:
-                return await send(request, None)
-            try:
-                return await send(request, partial(journal.sending, index))
-            except Exception as error:
-                journal.failed(index, error)
-                raise
+            return await send(request, None if journal is None else partial(journal.sending, index))
 
         async with aclosing(outcomes_of(work, requests, most, journal)) as outcomes:
             async for outcome in outcomes:
@@ -203,8 +194,6 @@ def _send_all(
                 on_send = None if journal is None else partial(journal.sending, index)
                 outcome = Outcome(index, request, send(request, on_send), None)
             except Exception as error:  # noqa: BLE001 - whatever the call raises is its outcome
-                if journal is not None:
-                    journal.failed(index, error)
                 outcome = Outcome(index, request, None, error)
             except BaseException as error:  # noqa: BLE001 - raised by the generator, in the caller's thread
                 ready.put(error)
