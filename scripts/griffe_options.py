@@ -3,13 +3,11 @@
 `help()` shows them likewise, see `stkai._build_options`. griffe's own extension for this knows no descriptions.
 """
 
-import inspect
 from typing import Any
 
 import griffe
 
 from stkai import _build_options
-from stkai.transports._options import UNSET
 
 
 class Options(griffe.Extension):
@@ -35,16 +33,14 @@ class Options(griffe.Extension):
                     for name, attribute in pkg.modules_collection[options].attributes.items()
                 ),
             )
-            if function.docstring and any("shows_options" in str(each.value) for each in function.decorators):
-                function.docstring.value += inspect.cleandoc(_build_options.ARGUMENTS).join(["\n\n", ""])
+            if function.docstring and options.endswith(".StackOptions"):
+                names = [each.name for each in function.parameters]
+                function.docstring.value += "\n\n" + _build_options.describe_arguments(names)
 
 
 def _default(name: str, options: str) -> str:
     """As code: `...` is whatever the settings or the stack say."""
-    if not options.endswith(".StackOptions"):
-        return "..."
-    default = _build_options.DEFAULTS.get(name)
-    return "..." if default is UNSET else repr(default)
+    return repr(_build_options.DEFAULTS.get(name)) if options.endswith(".StackOptions") else "..."
 
 
 def _functions(owner: griffe.Object) -> list[griffe.Function]:

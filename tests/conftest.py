@@ -50,8 +50,12 @@ IN_BOTH_PACKAGES = (
     "transports.test_deadline",
     "transports.test_drivers",
     "transports.test_hedging",
+    "transports.test_own_layers",
 )
 """The tests of transports: they must pass in httpx and in httpx2."""
+
+AGAINST_HTTPX = {"tests.support.tokens", "tests.transports.hedge", "tests.transports.test_own_layers"}
+"""Modules that keep httpx when a test runs in httpx2: the token endpoint, and layers as their authors write them."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -75,13 +79,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The package whose requests, transports and errors a test is about: all modules of tests call it `httpx`.
-
-    All except those of the token endpoint, which is always asked through httpx.
-    """
+    """The package whose requests, transports and errors a test is about: the modules of tests call it `httpx`."""
     name: str = getattr(request, "param", "httpx")
     for key, module in list(sys.modules.items()):
-        if key.startswith("tests.") and key != "tests.support.tokens" and hasattr(module, "httpx"):
+        if key.startswith("tests.") and key not in AGAINST_HTTPX and hasattr(module, "httpx"):
             monkeypatch.setattr(module, "httpx", import_module(name))
     return name
 

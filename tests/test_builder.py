@@ -1,5 +1,6 @@
 """StackBuilder: layers in order, bound to a wire; and what it refuses."""
 
+import inspect
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from stkai.transports import (
     Attempt,
     Context,
     Flow,
+    LayerBase,
     LayerTransport,
     adaptive,
     auth,
@@ -62,6 +64,77 @@ def test_layers_can_be_added_anywhere_and_the_old_stack_is_unchanged() -> None:
     assert str(stack.inside("retry", bucket)) == "retry > token_bucket > auth > wire"
     assert str(stack.inside("auth", bucket)) == "retry > auth > token_bucket > wire"
     assert str(stack) == "retry > auth > wire"
+
+
+async def test_a_layer_can_be_added_to_the_standard_stack_and_its_arguments(world: World) -> None:
+    seen: list[str] = []
+
+    def mine(layer: LayerBase, request: httpx.Request, attempt: Attempt) -> Flow:
+        seen.append(f"{request.method} {attempt.number}")
+        return (yield from layer.forward(request, attempt))
+
+    bucket, clock = TokenBucket(5, 60), FakeClock()
+    stack = StackBuilder.standard(
+        auth=None, rate_limit=bucket, retry=RetryPolicy(1), clock=clock, listener=[], random=lambda: 0.0
+    ).inside("retry", Layer("mine", mine))
+    assert str(stack) == "retry > mine > token_bucket > wire"
+    assert (stack.context.clock, stack.context.random()) == (clock, 0.0)
+    response = await world.send(world.build(stack, world.wire(503, 200)), httpx.Request("POST", URL))
+    assert response.status_code == 200
+    assert seen == ["POST 1", "POST 2"]
+    assert clock.sleeps == [0.5]
+
+
+async def test_a_standard_stack_of_nothing_still_keeps_deadlines(world: World) -> None:
+    stack = StackBuilder.standard(auth=None, rate_limit=None, retry=None, clock=FakeClock())
+    response = await world.send(world.build(stack, world.wire(200)), httpx.Request("GET", URL))
+    assert stkai.record(response).attempts == 1
+
+
+BUILDERS: list[Any] = [
+    stkai.build_client,
+    stkai.build_async_client,
+    stkai.build_transport,
+    stkai.build_async_transport,
+    StackBuilder.standard,
+]
+
+
+@pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)
+def test_an_argument_that_belongs_elsewhere_is_a_type_error_that_says_where(build: Any) -> None:
+    with pytest.raises(
+        TypeError,
+        match=r"'timeout': it belongs to each call, .*timeout=60\), or .*httpx\.Client\(.*timeout=60",
+    ):
+        build(auth=None, timeout=60)
+    with pytest.raises(
+        TypeError, match=r"'base_url': it belongs to an httpx client .*httpx\.Client\(.*base_url=\.\.\.\)$"
+    ):
+        build(auth=None, base_url="https://api.example.com")
+    with pytest.raises(
+        TypeError, match=r"'verify': it belongs to the wire: .*HTTPTransport\(verify=\.\.\.\)"
+    ):
+        build(auth=None, verify=False)
+    with pytest.raises(
+        TypeError, match=f"^{build.__name__}\\(\\) got an unexpected keyword argument 'ratelimit'$"
+    ):
+        build(ratelimit=None)
+
+
+def test_a_builder_takes_its_wire_when_it_builds() -> None:
+    with pytest.raises(TypeError, match="'transport'"):
+        StackBuilder.standard(transport=Wire())  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)
+def test_signature_and_help_show_every_argument_in_plain_types(build: Any) -> None:
+    shown = f"{inspect.signature(build)}\n{build.__doc__}"
+    for name in ("auth", "rate_limit", "retry", "listener", "clock", "random", "cost", "settle"):
+        assert inspect.signature(build).parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert f"\n    {name}: " in build.__doc__
+    assert ("transport" in inspect.signature(build).parameters) == ("    transport: " in build.__doc__)
+    assert "retry: 'RetryPolicy | None' = ..." in shown
+    assert [word for word in ("ForwardRef", "_Unset", "UNSET") if word in shown] == []
 
 
 def test_an_extended_stack_keeps_its_clock_listener_and_randomness() -> None:

@@ -16,6 +16,7 @@ from stkai._checks import (
     SMALLER_SHARE,
     SOME_SECONDS,
     Numbers,
+    at_least,
     check_choice,
     check_flag,
     check_number,
@@ -70,8 +71,20 @@ def test_a_flag_and_a_choice_are_refused_with_what_is_allowed() -> None:
     check_choice("kind", "b", "a", "b")
     with pytest.raises(ConfigurationError, match=r"^strict must be True or False, not 1$"):
         check_flag("strict", 1)
-    with pytest.raises(InvalidArgumentError, match=r"^kind must be 'a', 'b' or None, not 'c'$"):
+    with pytest.raises(InvalidArgumentError, match=r"^kind must be one of 'a', 'b', None, not 'c'$"):
         check_choice("kind", "c", "a", "b", None, error=InvalidArgumentError)
+    with pytest.raises(ConfigurationError, match=r"^kind must be 'a' or 'b', not 'c'$"):
+        check_choice("kind", "c", "a", "b")
+
+
+def test_a_range_names_its_ends() -> None:
+    assert check_number("port", 80, at_least(0, 65_535)) == 80
+    with pytest.raises(ConfigurationError, match=r"^port must be from 0 to 65535, not 70000$"):
+        check_number("port", 70_000, at_least(0, 65_535))
+    with pytest.raises(ConfigurationError, match=r"^depth must be at least 1, not 0\.5$"):
+        check_number("depth", 0.5, at_least(1))
+    with pytest.raises(ConfigurationError, match=r"^depth must be at least 1, not 1\.5$"):
+        check_number("depth", 1.5, at_least(1, whole=True))
 
 
 def test_a_token_is_the_name_of_a_header_or_a_method() -> None:

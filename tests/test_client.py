@@ -4,13 +4,14 @@ import gzip
 import inspect
 import json
 import threading
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
 import pytest
 
 import stkai
-from stkai import AsyncHttpClient, HttpClient, RetryPolicy, StackBuilder, TokenBucket
+from stkai import AsyncHttpClient, HttpClient, InvalidArgumentError, RetryPolicy, StackBuilder, TokenBucket
 from stkai.testing import FakeClock
 from stkai.transports import Context, retry, token_bucket
 
@@ -287,3 +288,50 @@ def test_both_clients_have_the_signatures_of_the_reference() -> None:
                 name: 30 if name == "timeout" else None for name in names.split()[1:]
             }
         assert [*inspect.signature(kind.post).parameters] == [*inspect.signature(kind.post_stream).parameters]
+
+
+# What a timeout says, and bodies of the other kind
+
+
+@pytest.mark.parametrize(
+    "error", [httpx.ReadTimeout, httpx.ConnectTimeout, httpx.WriteTimeout, httpx.PoolTimeout]
+)
+async def test_a_timeout_names_its_number_and_what_to_set(
+    world: World, error: type[httpx.TimeoutException]
+) -> None:
+    client = client_of(world, world.wire(error("timed out"), error("")))
+    message = r"^timed out, after timeout=30 seconds; pass a longer one to the call, such as .*timeout=600\)"
+    with pytest.raises(error, match=message):
+        await world.call(client.post, URL)
+    with pytest.raises(error, match=r"^after timeout=1.5 seconds; pass"):
+        await world.call(client.post_stream, URL, timeout=1.5)
+
+
+async def test_a_timeout_while_the_body_arrives_names_its_number_too(world: World) -> None:
+    class Stuck(httpx.SyncByteStream, httpx.AsyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            raise httpx.ReadTimeout("timed out")
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            raise httpx.ReadTimeout("timed out")
+            yield b""
+
+    client = client_of(world, world.wire(httpx.Response(200, stream=Stuck())))
+    with pytest.raises(httpx.ReadTimeout, match="timed out, after timeout=5 seconds"):
+        await world.call(client.get, URL, timeout=5)
+
+
+async def test_a_complete_request_with_a_body_of_the_other_kind_is_refused_in_words(world: World) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"a"
+
+    async def achunks() -> AsyncIterator[bytes]:
+        yield b"a"
+
+    kinds: list[Any] = [chunks, achunks]
+    own, other = kinds if not world.is_async else kinds[::-1]
+    client = client_of(world, world.wire(200))
+    needed = world.pick("a sync client sends bytes or a plain", "an async client sends bytes or an async")
+    with pytest.raises(InvalidArgumentError, match=f"for the other kind of client: {needed} generator"):
+        await world.call(client.send, httpx.Request("POST", URL, content=other()))
+    assert (await world.call(client.send, httpx.Request("POST", URL, content=own()))).status_code == 200

@@ -245,3 +245,27 @@ async def test_the_settings_apply_to_the_wire_of_either_package(
             assert answer.text == "by proxy: http://api.example.com/v1"
         await world.close(transport)
         assert len(log.asked) == 2
+
+
+# The record of a call
+
+
+@BOTH
+def test_a_responses_record_has_a_type(module: Any) -> None:
+    wire = module.MockTransport(lambda request: module.Response(200))
+    with module.Client(transport=stkai.build_transport(auth=None, transport=wire)) as client:
+        response = client.get("https://api.example.com")
+    record = stkai.record(response)
+    assert isinstance(record, stkai.CallRecord)
+    assert record is response.extensions["stkai"]
+    assert record.attempts == 1
+
+
+@pytest.mark.parametrize(
+    "response", [httpx.Response(200), httpx.Response(200, extensions={"stkai": 1}), object()]
+)
+def test_a_response_of_another_client_has_no_record(response: Any) -> None:
+    with pytest.raises(
+        stkai.InvalidArgumentError, match="has no CallRecord: it did not pass through a stack"
+    ):
+        stkai.record(response)

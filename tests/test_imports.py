@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 import stkai
+import stkai.events
+import stkai.limiters
 import stkai.stores
 import stkai.testing
 import stkai.transports
@@ -72,16 +74,13 @@ def test_the_settings_are_imported_on_first_use() -> None:
     assert "pydantic" in loaded_by("import stkai; stkai.RateLimitConfig")
 
 
-@pytest.mark.parametrize(
-    "module", [stkai, stkai.stores, stkai.transports, stkai.testing], ids=lambda module: module.__name__
-)
+PUBLIC = [stkai, stkai.events, stkai.limiters, stkai.stores, stkai.testing, stkai.transports]
+
+
+@pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
 def test_all_is_sorted_without_repeats_and_every_name_in_it_resolves(module: ModuleType) -> None:
     names = module.__all__
-    constants = [name for name in names if name.isupper()]
-    classes = [name for name in names if not name.isupper() and name[0].isupper()]
-    functions = [name for name in names if name[0].islower()]
-    assert names == sorted(constants) + sorted(classes) + sorted(functions)
-    assert len(set(names)) == len(names)
+    assert names == sorted(set(names))
     for name in names:
         assert getattr(module, name) is not None
     assert set(names) <= set(dir(module))
@@ -94,11 +93,38 @@ def test_all_is_complete(module: ModuleType) -> None:
     imported = {
         alias.asname or alias.name
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.level
+        if isinstance(node, ast.ImportFrom) and node.level and node.module  # not `from . import submodule`
         for alias in node.names
         if not (alias.asname or alias.name).startswith("_")
     }
-    assert imported == set(module.__all__)
+    elsewhere = {"AimdLimiter", "TokenBucket"} if module is stkai else set()  # `from .limiters import *`
+    assert imported - {"*"} == set(module.__all__) - elsewhere
+
+
+def test_events_and_limiters_can_be_imported_from_the_package_which_does_not_list_them() -> None:
+    for module in (stkai.events, stkai.limiters):
+        for name in module.__all__:
+            assert getattr(stkai, name) is getattr(module, name)
+    listed = {"AimdLimiter", "TokenBucket"}
+    assert set(dir(stkai)) & {*stkai.events.__all__, *stkai.limiters.__all__} == listed
+
+
+def test_dir_shows_the_public_submodules() -> None:
+    submodules = {path.stem for path in SOURCE.iterdir() if path.suffix in {"", ".py"}} - {"__pycache__"}
+    submodules = {name for name in submodules if not name.startswith("_")}
+    assert {"costs", "events", "limiters", "stores", "telemetry", "testing", "transports"} <= submodules
+    assert submodules <= set(dir(stkai))
+    assert submodules <= {name for name in dir(stkai) if isinstance(getattr(stkai, name), ModuleType)}
+
+
+def test_dir_of_a_public_module_shows_only_what_is_public() -> None:
+    for module in (stkai, stkai.events, stkai.limiters, stkai.transports):
+        assert [name for name in dir(module) if name.startswith("_") and not name.endswith("__")] == []
+
+
+def test_only_the_package_has_a_version() -> None:
+    assert stkai.__version__[0].isdigit()
+    assert not hasattr(stkai.transports, "__version__")
 
 
 def test_the_fixed_public_names_exist() -> None:
@@ -108,14 +134,15 @@ def test_the_fixed_public_names_exist() -> None:
         HttpClient AsyncHttpClient StkCLIHttpClient StandaloneHttpClient EnvironmentAwareHttpClient
         TokenBucketRateLimitedHttpClient AdaptiveRateLimitedHttpClient AuthProvider ClientCredentialsAuthProvider
         AuthenticationError RetryableError ClientSideRateLimitError TokenAcquisitionTimeoutError
-        ServerSideRateLimitError Retrying MaxRetriesExceededError STKAI AuthConfig RateLimitConfig
-        Waited RateChanged RetryScheduled TokenRenewed Rejected
+        ServerSideRateLimitError Retrying MaxRetriesExceededError STKAI AuthConfig RateLimitConfig record
     """
     assert set(fixed.split()) - set(stkai.__all__) == set()
+    fixed = "Waited RateChanged RetryScheduled TokenRenewed Rejected Limiter PerHost"
+    assert [name for name in fixed.split() if not hasattr(stkai, name)] == []
     fixed = """
         AuthTransport TokenBucketTransport AdaptiveTransport RetryTransport StkCLITransport AsyncAuthTransport
         AsyncTokenBucketTransport AsyncAdaptiveTransport AsyncRetryTransport auth token_bucket adaptive retry
-        LayerTransport AsyncLayerTransport Layer Context
+        LayerTransport AsyncLayerTransport LayerBase Layer Context alike response_like play
     """
     assert set(fixed.split()) - set(stkai.transports.__all__) == set()
     assert {"FakeClock", "QuotaServer"} <= set(stkai.testing.__all__)

@@ -2,187 +2,100 @@
 
 from typing import TYPE_CHECKING
 
-from ._builder import StackBuilder, build_async_client, build_async_transport, build_client, build_transport
-from ._client import AsyncHttpClient, HttpClient
-from ._clock import Clock, SystemClock
-from ._config.stkai import STKAI
-from ._errors import (
-    AuthenticationError,
-    ClientSideRateLimitError,
-    ConfigurationError,
-    DeadlineExceededError,
-    InvalidArgumentError,
-    MaxRetriesExceededError,
-    NotSent,
-    RetryableError,
-    ServerSideRateLimitError,
-    StkaiError,
-    TokenAcquisitionTimeoutError,
-)
-from ._exchange import StreamedResponse
+from ._builder import StackBuilder as StackBuilder
+from ._builder import build_async_client as build_async_client
+from ._builder import build_async_transport as build_async_transport
+from ._builder import build_client as build_client
+from ._builder import build_transport as build_transport
+from ._client import AsyncHttpClient as AsyncHttpClient
+from ._client import HttpClient as HttpClient
+from ._clock import Clock as Clock
+from ._clock import SystemClock as SystemClock
+from ._config.stkai import STKAI as STKAI
+from ._errors import AuthenticationError as AuthenticationError
+from ._errors import ClientSideRateLimitError as ClientSideRateLimitError
+from ._errors import ConfigurationError as ConfigurationError
+from ._errors import DeadlineExceededError as DeadlineExceededError
+from ._errors import InvalidArgumentError as InvalidArgumentError
+from ._errors import MaxRetriesExceededError as MaxRetriesExceededError
+from ._errors import NotSent as NotSent
+from ._errors import RetryableError as RetryableError
+from ._errors import ServerSideRateLimitError as ServerSideRateLimitError
+from ._errors import StkaiError as StkaiError
+from ._errors import TokenAcquisitionTimeoutError as TokenAcquisitionTimeoutError
+from ._exchange import StreamedResponse as StreamedResponse
 from ._lazy import lazily as _lazily
-from ._log import Listener, log_events
-from .transports._context import Context
-from .transports._layer import Layer
-from .transports._options import CallRecord, RequestOptions
+from ._log import Listener as Listener
+from ._log import log_events as log_events
+from .transports._context import Context as Context
+from .transports._layer import Layer as Layer
+from .transports._options import CallRecord as CallRecord
+from .transports._options import RequestOptions as RequestOptions
+from .transports._options import options as options
+from .transports._options import record as record
 
 if TYPE_CHECKING:
-    from ._batch.errors import OutcomeUnknownError
-    from ._batch.outcome import Outcome
-    from ._batch.send import asend_all, send_all
-    from ._config.models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
-    from ._credentials.client_credentials import ClientCredentialsAuthProvider, create_standalone_auth
-    from ._events import (
-        AttemptFinished,
-        AttemptStarted,
-        CallFinished,
-        CallInfo,
-        CallStarted,
-        Event,
-        QuotaDisagreement,
-        RateChanged,
-        Rejected,
-        RetryScheduled,
-        StoreLost,
-        StoreRestored,
-        TokenRenewed,
-        Waited,
+    from . import costs as costs
+    from . import events as events
+    from . import limiters as limiters
+    from . import stores as stores
+    from . import telemetry as telemetry
+    from . import testing as testing
+    from . import transports as transports
+    from . import wires as wires
+    from ._batch.engine import Outcome as Outcome
+    from ._batch.errors import OutcomeUnknownError as OutcomeUnknownError
+    from ._batch.send_all import asend_all as asend_all
+    from ._batch.send_all import send_all as send_all
+    from ._config.models import AuthConfig as AuthConfig
+    from ._config.models import HttpConfig as HttpConfig
+    from ._config.models import RateLimitConfig as RateLimitConfig
+    from ._config.models import RetryConfig as RetryConfig
+    from ._config.models import Settings as Settings
+    from ._credentials.client_credentials import (
+        ClientCredentialsAuthProvider as ClientCredentialsAuthProvider,
     )
-    from ._reference.clients import (
-        AdaptiveRateLimitedHttpClient,
-        EnvironmentAwareHttpClient,
-        StandaloneHttpClient,
-        StkCLIHttpClient,
-        TokenBucketRateLimitedHttpClient,
+    from ._credentials.client_credentials import create_standalone_auth as create_standalone_auth
+    from ._reference.clients import AdaptiveRateLimitedHttpClient as AdaptiveRateLimitedHttpClient
+    from ._reference.clients import EnvironmentAwareHttpClient as EnvironmentAwareHttpClient
+    from ._reference.clients import StandaloneHttpClient as StandaloneHttpClient
+    from ._reference.clients import StkCLIHttpClient as StkCLIHttpClient
+    from ._reference.clients import TokenBucketRateLimitedHttpClient as TokenBucketRateLimitedHttpClient
+    from ._reference.retrying import Retrying as Retrying
+    from .events import *
+    from .limiters import *
+    from .transports._auth.bearer import BearerAuth as BearerAuth
+    from .transports._auth.provider import AuthProvider as AuthProvider
+    from .transports._auth.provider import StaticToken as StaticToken
+    from .transports._retry.budget import RetryBudget as RetryBudget
+    from .transports._retry.policy import RetryPolicy as RetryPolicy
+
+    __all__: list[str]
+    __version__: str
+else:  # Type checkers would take any name for one that exists.
+    # The names that are imported on first use. All names of `events` and `limiters` can be imported from here as well.
+    __getattr__, __dir__, __all__ = _lazily(
+        __name__,
+        {
+            "_batch.errors": ("OutcomeUnknownError",),
+            "_batch.engine": ("Outcome",),
+            "_batch.send_all": ("asend_all", "send_all"),
+            "_config.models": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),
+            "_credentials.client_credentials": ("ClientCredentialsAuthProvider", "create_standalone_auth"),
+            "_reference.clients": (
+                "AdaptiveRateLimitedHttpClient",
+                "EnvironmentAwareHttpClient",
+                "StandaloneHttpClient",
+                "StkCLIHttpClient",
+                "TokenBucketRateLimitedHttpClient",
+            ),
+            "_reference.retrying": ("Retrying",),
+            "limiters": ("AimdLimiter", "TokenBucket"),
+            "transports._auth.bearer": ("BearerAuth",),
+            "transports._auth.provider": ("AuthProvider", "StaticToken"),
+            "transports._retry.budget": ("RetryBudget",),
+            "transports._retry.policy": ("RetryPolicy",),
+        },
+        submodules=("costs", "events", "limiters", "stores", "telemetry", "testing", "transports", "wires"),
+        unlisted=("events", "limiters"),
     )
-    from ._reference.retrying import Retrying
-    from .transports._auth.bearer import BearerAuth
-    from .transports._auth.provider import AuthProvider, StaticToken
-    from .transports._limits.aimd import AimdLimiter
-    from .transports._limits.all_of import AllOf
-    from .transports._limits.in_flight import InFlight
-    from .transports._limits.limiter import Limiter
-    from .transports._limits.per_key import PerHost, PerKey
-    from .transports._limits.token_bucket import TokenBucket
-    from .transports._retry.budget import RetryBudget
-    from .transports._retry.policy import RetryPolicy
-
-__getattr__, __dir__ = _lazily(
-    __name__,
-    {
-        "_batch.errors": ("OutcomeUnknownError",),
-        "_batch.outcome": ("Outcome",),
-        "_batch.send": ("asend_all", "send_all"),
-        "_config.models": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),
-        "_credentials.client_credentials": ("ClientCredentialsAuthProvider", "create_standalone_auth"),
-        "_events": (
-            "AttemptFinished",
-            "AttemptStarted",
-            "CallFinished",
-            "CallInfo",
-            "CallStarted",
-            "Event",
-            "QuotaDisagreement",
-            "RateChanged",
-            "Rejected",
-            "RetryScheduled",
-            "StoreLost",
-            "StoreRestored",
-            "TokenRenewed",
-            "Waited",
-        ),
-        "_reference.clients": (
-            "AdaptiveRateLimitedHttpClient",
-            "EnvironmentAwareHttpClient",
-            "StandaloneHttpClient",
-            "StkCLIHttpClient",
-            "TokenBucketRateLimitedHttpClient",
-        ),
-        "_reference.retrying": ("Retrying",),
-        "transports._auth.bearer": ("BearerAuth",),
-        "transports._auth.provider": ("AuthProvider", "StaticToken"),
-        "transports._limits.aimd": ("AimdLimiter",),
-        "transports._limits.all_of": ("AllOf",),
-        "transports._limits.in_flight": ("InFlight",),
-        "transports._limits.limiter": ("Limiter",),
-        "transports._limits.per_key": ("PerHost", "PerKey"),
-        "transports._limits.token_bucket": ("TokenBucket",),
-        "transports._retry.budget": ("RetryBudget",),
-        "transports._retry.policy": ("RetryPolicy",),
-    },
-    submodules=("costs", "stores", "telemetry", "testing", "transports"),
-)
-
-__all__ = [
-    "STKAI",
-    "AdaptiveRateLimitedHttpClient",
-    "AimdLimiter",
-    "AllOf",
-    "AsyncHttpClient",
-    "AttemptFinished",
-    "AttemptStarted",
-    "AuthConfig",
-    "AuthProvider",
-    "AuthenticationError",
-    "BearerAuth",
-    "CallFinished",
-    "CallInfo",
-    "CallRecord",
-    "CallStarted",
-    "ClientCredentialsAuthProvider",
-    "ClientSideRateLimitError",
-    "Clock",
-    "ConfigurationError",
-    "Context",
-    "DeadlineExceededError",
-    "EnvironmentAwareHttpClient",
-    "Event",
-    "HttpClient",
-    "HttpConfig",
-    "InFlight",
-    "InvalidArgumentError",
-    "Layer",
-    "Limiter",
-    "Listener",
-    "MaxRetriesExceededError",
-    "NotSent",
-    "Outcome",
-    "OutcomeUnknownError",
-    "PerHost",
-    "PerKey",
-    "QuotaDisagreement",
-    "RateChanged",
-    "RateLimitConfig",
-    "Rejected",
-    "RequestOptions",
-    "RetryBudget",
-    "RetryConfig",
-    "RetryPolicy",
-    "RetryScheduled",
-    "RetryableError",
-    "Retrying",
-    "ServerSideRateLimitError",
-    "Settings",
-    "StackBuilder",
-    "StandaloneHttpClient",
-    "StaticToken",
-    "StkCLIHttpClient",
-    "StkaiError",
-    "StoreLost",
-    "StoreRestored",
-    "StreamedResponse",
-    "SystemClock",
-    "TokenAcquisitionTimeoutError",
-    "TokenBucket",
-    "TokenBucketRateLimitedHttpClient",
-    "TokenRenewed",
-    "Waited",
-    "asend_all",
-    "build_async_client",
-    "build_async_transport",
-    "build_client",
-    "build_transport",
-    "create_standalone_auth",
-    "log_events",
-    "send_all",
-]

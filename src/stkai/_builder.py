@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, Unpack, cast
 
 import httpx
 
-from ._build_options import StackOptions, shows_options
+from ._build_options import StackOptions, takes_stack_options
 from ._client import AsyncHttpClient, HttpClient
 from ._clock import Clock
 from ._config.stkai import STKAI
@@ -62,23 +62,26 @@ class StackBuilder:
         return other
 
     @classmethod
-    def standard(
-        cls,
-        settings: "Settings | None" = None,
-        *,
-        clock: Clock | None = None,
-        listener: Listener | Iterable[Listener] | None = None,
-        random: Callable[[], float] | None = None,
-    ) -> Self:
-        """The standard stack for the settings; by default for those of `STKAI.config`.
+    @takes_stack_options
+    def standard(cls, settings: "Settings | None" = None, **options: Unpack[StackOptions]) -> Self:
+        """The standard stack, to which layers can be added: `StackBuilder.standard().outside("retry", mine).build()`.
 
         If StackSpot CLI signs the requests, it is the wire, and there is no layer `auth`.
+
+        `settings` are by default those of `STKAI.config`.
         """
+        return cls._standard(settings, options)
+
+    @classmethod
+    def _standard(cls, settings: "Settings | None", options: StackOptions, *, own_wire: bool = False) -> Self:
         from ._standard import Parts
 
-        parts = Parts.choose(settings or STKAI.config, clock=clock)
-        stack = cls(clock=clock, listener=listener, random=random)
-        return stack._with(parts.layers, parts)
+        chosen: dict[str, Any] = {**options}
+        listener, random = chosen.pop("listener", None), chosen.pop("random", None)
+        parts = Parts.choose(settings or STKAI.config, own_wire=own_wire, **chosen)
+        stack = cls(clock=options.get("clock"), listener=listener, random=random)
+        # A layer that does nothing still keeps deadlines, attaches records and reports calls to the listener.
+        return stack._with(parts.layers or (_PLAIN,), parts)
 
     def layer(self, layer: Layer) -> Self:
         """Add a layer inside all others, next to the wire."""
@@ -194,43 +197,29 @@ def _require(transport: object, kind: type, what: str, example: str) -> None:
         raise ConfigurationError(msg)
 
 
-@shows_options
+@takes_stack_options
 def build_transport(*, transport: SyncWire | None = None, **options: Unpack[StackOptions]) -> Transport:
     """The standard stack as one transport, for an `httpx.Client` or `httpx2.Client`, or for its `mounts`."""
-    stack, parts = _standard(options, own_wire=transport is not None)
-    return stack.build(parts.make_wire() if transport is None else transport)
+    return StackBuilder._standard(None, options, own_wire=transport is not None).build(transport)  # noqa: SLF001
 
 
-@shows_options
+@takes_stack_options
 def build_async_transport(
     *, transport: AsyncWire | None = None, **options: Unpack[StackOptions]
 ) -> AsyncTransport:
     """The standard stack for async clients, on asyncio and trio; StackSpot CLI cannot sign for them."""
-    stack, parts = _standard(options, own_wire=True)
-    return stack.build_async(parts.make_async_wire() if transport is None else transport)
+    return StackBuilder._standard(None, options, own_wire=True).build_async(transport)  # noqa: SLF001
 
 
-@shows_options
+@takes_stack_options
 def build_client(*, transport: SyncWire | None = None, **options: Unpack[StackOptions]) -> HttpClient:
     """A client with `get`, `post` and `post_stream` on top of the standard stack."""
     return HttpClient(build_transport(transport=transport, **options))
 
 
-@shows_options
+@takes_stack_options
 def build_async_client(
     *, transport: AsyncWire | None = None, **options: Unpack[StackOptions]
 ) -> AsyncHttpClient:
     """An async client with `get`, `post` and `post_stream` on top of the standard stack, on asyncio and trio."""
     return AsyncHttpClient(build_async_transport(transport=transport, **options))
-
-
-def _standard(options: StackOptions, *, own_wire: bool) -> "tuple[StackBuilder, Parts]":
-    from ._standard import Parts
-
-    chosen: dict[str, Any] = {**options}
-    listener, random = chosen.pop("listener", None), chosen.pop("random", None)
-    parts = Parts.choose(STKAI.config, own_wire=own_wire, **chosen)
-    # A layer that does nothing still keeps deadlines, attaches records and reports calls to the listener.
-    return StackBuilder(
-        parts.layers or (_PLAIN,), clock=options.get("clock"), listener=listener, random=random
-    ), parts

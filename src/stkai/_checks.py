@@ -68,6 +68,13 @@ def check_number(
     return value
 
 
+def at_least(low: float, high: float | None = None, *, whole: bool = False) -> Numbers:
+    """The numbers from `low` on, up to `high`."""
+    if high is None:
+        return Numbers(f"at least {low}", low, whole=whole)
+    return Numbers(f"from {low} to {high}", low, high, whole=whole)
+
+
 def check_flag(name: str, value: object) -> None:
     """Refuse what is not a bool.
 
@@ -87,9 +94,9 @@ def check_choice(
         ConfigurationError: (or `error`) it is none of them.
     """
     if value not in allowed:
-        *others, last = map(repr, allowed)
-        choices = f"{', '.join(others)} or {last}" if others else last
-        raise error(f"{name} must be {choices}, not {value!r}")
+        choices = [repr(each) for each in allowed]
+        words = " or ".join(choices) if len(choices) < 3 else f"one of {', '.join(choices)}"
+        raise error(f"{name} must be {words}, not {value!r}")
 
 
 TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105

@@ -7,6 +7,8 @@ from collections.abc import Coroutine
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
+from ._event_loops import in_asyncio_task
+
 
 class Clock(Protocol):
     """What a stack needs to know about time. Pass another one (`stkai.testing.FakeClock`) to test without sleeping."""
@@ -48,8 +50,8 @@ class SystemClock:
 
     def asleep(self, seconds: float) -> Coroutine[Any, Any, None]:
         # Thousands of tasks may sleep here: on asyncio, nothing comes between a task and its timer.
-        asyncio = sys.modules.get("asyncio")
-        if asyncio is not None and _runs_a_task(asyncio):
+        if in_asyncio_task():
+            asyncio = sys.modules["asyncio"]
             sleeping: Coroutine[Any, Any, None] = asyncio.sleep(seconds)
             return sleeping
         import anyio
@@ -58,15 +60,6 @@ class SystemClock:
 
     def __repr__(self) -> str:
         return "SystemClock()"
-
-
-def _runs_a_task(asyncio: Any) -> bool:
-    """Whether an asyncio task is running, and trio is not: neither as a guest of its loop, nor within the task."""
-    trio = sys.modules.get("trio")
-    try:
-        return (trio is None or not trio.lowlevel.in_trio_run()) and asyncio.current_task() is not None
-    except (AttributeError, RuntimeError):  # A trio that cannot tell, or no loop in this thread.
-        return False
 
 
 uniform = random.random

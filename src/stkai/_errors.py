@@ -15,8 +15,8 @@
 All of them survive pickling and copying; the message never holds a token or a secret.
 """
 
-import pickle
-from typing import Any, Self, TypeVar
+from collections.abc import Iterator
+from typing import Any, Final, Self, TypeVar
 
 import httpx
 
@@ -47,6 +47,8 @@ def _portable(value: object) -> object:
 
     Many exceptions pickle but cannot be read back (`httpx.HTTPStatusError` is one): in a process pool that is a crash.
     """
+    import pickle  # Whoever pickles has loaded it; `import stkai` does not pay for it.
+
     try:
         pickle.loads(pickle.dumps(value))  # noqa: S301 - our own data, pickled a moment ago
     except Exception:  # noqa: BLE001 - foreign classes; whatever they raise
@@ -63,6 +65,34 @@ def hide_frames(error: BaseException) -> None:
     while below is not None and below.__traceback__ is not None:
         below.__traceback__ = None
         below = below.__cause__
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and what caused it.
+
+    An error also refers to whatever the program was handling when it came; that is no cause.
+    """
+    below: BaseException | None = error
+    for _ in range(_DEEPEST):
+        if below is None:
+            return
+        yield below
+        # httpcore raises its errors again without their cause; only the context is left.
+        is_httpcores = type(below).__module__.startswith("httpcore")
+        below = below.__cause__ or (below.__context__ if is_httpcores else None)
+
+
+_DEEPEST: Final = 16
+"""How many causes of an error are looked at."""
+
+
+def _forget_contents(error: BaseException) -> None:
+    """Empty an error that holds the text or the bytes that could not be read: those of a token source are secret."""
+    if isinstance(error, UnicodeEncodeError | UnicodeDecodeError):
+        error.object = type(error.object)()
+        error.args = (error.encoding, error.object, *error.args[2:])
+    elif hasattr(error, "doc"):  # json.JSONDecodeError, without importing json
+        error.doc = ""
 
 
 class NotSent(StkaiError):  # noqa: N818 - a public name
@@ -98,6 +128,8 @@ class AuthenticationError(TransportError):
         super().__init__(message, request=request)
         self.message = message
         self.cause = cause
+        if cause is not None:
+            _forget_contents(cause)
 
 
 class DeadlineExceededError(StkaiError, httpx.TimeoutException):

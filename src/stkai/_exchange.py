@@ -1,7 +1,6 @@
 """One request of a client and its answer: checks arguments, makes a complete request, returns a complete response."""
 
 import json
-import math
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import lru_cache
@@ -9,14 +8,16 @@ from typing import Any, Final, Self
 
 import httpx
 
+from ._checks import SOME_SECONDS, check_number
 from ._clock import Clock
-from ._errors import InvalidArgumentError, ServerSideRateLimitError
+from ._errors import DeadlineExceededError, InvalidArgumentError, ServerSideRateLimitError
+from ._families import alike, family_of
 from ._headers import headers_of
 from ._log import Listeners
 from ._urls import request_url
 from .transports._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .transports._bodies import is_there, timeouts
-from .transports._call import OPTIONS, PACED, Attempt, Call, copy_request
+from .transports._call import OPTIONS, Attempt, Call, copy_request
 from .transports._context import Context
 from .transports._operations import Close, Flow, Read
 from .transports._options import NO_OPTIONS, RequestOptions
@@ -47,7 +48,8 @@ class StreamedResponse(httpx.Response):
         await super().aclose()
 
     def _stop_the_watch(self) -> None:
-        if not hasattr(self, "_elapsed"):
+        # One that was unpickled has no clock any more.
+        if not hasattr(self, "_elapsed") and hasattr(self, "_clock"):
             self.elapsed = timedelta(seconds=self._clock.monotonic() - self._started)
 
     def __enter__(self) -> Self:
@@ -114,6 +116,7 @@ class Exchange:
         exchange._layer, exchange._clock = layer, layer.context.clock
         if request.url.userinfo:
             check_url(request.url)
+        _check_body(layer, request)
         extensions = {"timeout": check_timeout(30), **request.extensions}
         exchange.request = copy_request(request, extensions=extensions)
         exchange.call = Call.start(exchange.request, layer.context.clock.monotonic(), buffered=True)
@@ -125,8 +128,12 @@ class Exchange:
         Raises:
             ServerSideRateLimitError: the answer is a 429 that a limiter has seen.
         """
-        response = yield from self._layer.flow(request, attempt)
-        refused = response.status_code == httpx.codes.TOO_MANY_REQUESTS and PACED in response.extensions
+        try:
+            response = yield from self._layer.flow(request, attempt)
+        except Exception as error:
+            _name_timeout(error, request)
+            raise
+        refused = response.status_code == httpx.codes.TOO_MANY_REQUESTS and attempt.last.paced
         try:
             if (attempt.call.buffered or refused) and not is_there(response):
                 yield Read(response)
@@ -135,8 +142,9 @@ class Exchange:
             if refused:
                 attempt.finish(self.finish(response), self._clock.monotonic())
                 raise ServerSideRateLimitError(response, request=self.request)
-        except BaseException:
+        except BaseException as error:
             yield Close(response)
+            _name_timeout(error, request)
             raise
         return response
 
@@ -199,10 +207,32 @@ def check_timeout(timeout: float) -> dict[str, float]:
     Raises:
         InvalidArgumentError: it is not a positive number of seconds.
     """
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
-        msg = f"timeout must be a positive number of seconds, not {timeout!r}"
+    return timeouts(check_number("timeout", timeout, SOME_SECONDS, error=InvalidArgumentError))
+
+
+def _check_body(layer: LayerBase, request: httpx.Request) -> None:
+    """Refuse a body that only the other kind of client can send.
+
+    Raises:
+        InvalidArgumentError: it is async, and the client is not, or the other way round.
+    """
+    family, is_async = family_of(request), isinstance(layer, AsyncLayerTransport)
+    if not isinstance(request.stream, family.AsyncByteStream if is_async else family.SyncByteStream):
+        mine, needed = ("an async", "an async generator") if is_async else ("a sync", "a plain generator")
+        msg = f"the request's body is for the other kind of client: {mine} client sends bytes or {needed}"
         raise InvalidArgumentError(msg)
-    return timeouts(timeout)
+
+
+def _name_timeout(error: BaseException, request: httpx.Request) -> None:
+    """Say in a timeout's message which number ran out, and how to raise it."""
+    if isinstance(error, alike(httpx.TimeoutException)) and not isinstance(error, DeadlineExceededError):
+        phase = type(error).__name__.removesuffix("Timeout").lower()
+        seconds = request.extensions.get("timeout", {}).get(phase)
+        if seconds is not None:
+            text = f"{error}, after timeout={seconds:g} seconds".removeprefix(", ")
+            error.args = (
+                f"{text}; pass a longer one to the call, such as client.post(url, data, timeout=600)",
+            )
 
 
 def _encode(data: Any) -> bytes | None:

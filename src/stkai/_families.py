@@ -1,8 +1,8 @@
 """The packages httpx and httpx2: their classes look alike but none is shared, so everything belongs to one of the two.
 
-httpx2 is never imported here: until somebody else imports it, nothing of it can arrive. A thing's family is found by
-`isinstance` against the packages that are loaded, since some SDKs change the `__module__` of classes. Annotations say
-httpx throughout: what they promise holds for both.
+httpx2 is never imported here: until the program imports it, no object of it can arrive. The family of an object is
+found by `isinstance` against the packages that are loaded, since some SDKs change the `__module__` of classes.
+Annotations say httpx throughout: what they promise holds for both.
 """
 
 import sys

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Final
+from typing import Final, NamedTuple, Self
 
 import httpx
 
+from ._checks import TOKEN
 from ._errors import InvalidArgumentError
 
-_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_NAME: Final = re.compile(TOKEN.encode())
 _VALUE: Final = re.compile(rb"(?:[^\x00\s](?:[^\x00\n\r\v\f]*[^\x00\s])?)?")
 """RFC 9110, sections 5.1 and 5.5, as h11 implements them."""
 
@@ -59,6 +60,40 @@ def check_headers(given: Mapping[str, str] | None) -> httpx.Headers:
             )
             raise InvalidArgumentError(msg)
     return headers
+
+
+class Fields(NamedTuple):
+    """Headers to be set on many requests, encoded once.
+
+    Attributes:
+        names: their names, in lower case.
+        items: each the name, the name in lower case, and the value.
+    """
+
+    names: frozenset[bytes]
+    items: tuple[tuple[bytes, bytes, bytes], ...]
+
+    @classmethod
+    def of(cls, given: Mapping[str, str]) -> Self:
+        """The headers in `given`, checked like those of a call."""
+        items = tuple((name, name.lower(), value) for name, value in check_headers(given).raw)
+        return cls(frozenset(name for _, name, _ in items), items)
+
+
+def with_fields(headers: httpx.Headers, fields: Fields) -> httpx.Headers:
+    """A copy of the headers, of httpx or httpx2, with these fields in place of all others of the same names."""
+    names, items = fields
+    given = getattr(headers, "_list", None)
+    if given is None:  # Private in both packages: a later version may keep its headers in another way.
+        copy = headers.copy()
+        for name, _, value in items:
+            copy[name.decode("ascii")] = value.decode("latin-1")
+        return copy
+    kept = [each for each in given if each[1] not in names]
+    kept += items
+    copy = object.__new__(type(headers))
+    copy.__dict__ = {**headers.__dict__, "_list": kept}
+    return copy
 
 
 @cache

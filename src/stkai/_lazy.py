@@ -3,9 +3,8 @@
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import Any
-
-from ._gone import refuse
 
 
 def lazily(
@@ -13,30 +12,54 @@ def lazily(
     modules: Mapping[str, tuple[str, ...]],
     *,
     submodules: tuple[str, ...] = (),
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The functions `__getattr__` and `__dir__` of a package whose names come from its own `modules`.
+    unlisted: tuple[str, ...] = (),
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """The `__getattr__`, the `__dir__` and the `__all__` of a package whose names come from its own `modules`.
 
-    `submodules` are those that a program may use after importing only the package. There is also a `__version__`.
+    `__all__` holds these names, and those that the package has imported itself. `submodules` can be used after
+    importing only the package. All that is public in the submodules `unlisted` can also be imported from the package,
+    which does not list it. stkai itself also has a `__version__`.
     """
     home = {name: module for module, names in modules.items() for name in names}
+    here = [
+        name
+        for name, value in vars(sys.modules[package]).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType | bool)
+    ]
+    listed = sorted({*here, *home})
 
     def get(name: str) -> Any:
         if name in submodules:
             return import_module(f"{package}.{name}")
-        if name == "__version__":
+        if name == "__version__" and package == __package__:
             return _version()
-        module = home.get(name)
-        if module is None:
-            refuse(package, name)
-        value = getattr(import_module(f"{package}.{module}"), name)
+        if name in home:
+            value = getattr(import_module(f"{package}.{home[name]}"), name)
+        else:
+            value = _unlisted(package, name, unlisted)
         setattr(sys.modules[package], name, value)
         return value
 
     def names() -> list[str]:
         found = vars(sys.modules[package])
-        return sorted({*found["__all__"], "__version__", *(name for name in found if name.startswith("__"))})
+        return sorted(
+            {
+                *found["__all__"],
+                *submodules,
+                "__version__",
+                *(name for name in found if name.startswith("__")),
+            }
+        )
 
-    return get, names
+    return get, names, listed
+
+
+def _unlisted(package: str, name: str, modules: tuple[str, ...]) -> Any:
+    if not name.startswith("_"):
+        for module in (import_module(f"{package}.{module}") for module in modules):
+            if name in module.__all__:
+                return getattr(module, name)
+    raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package])
 
 
 def import_whole(name: str) -> Any:

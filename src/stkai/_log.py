@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Final
 from ._clock import SystemClock
 from ._errors import ConfigurationError
 from ._forks import after_fork
+from ._signals import raise_interrupt
 
 if TYPE_CHECKING:
-    from ._events import Event
+    from .events import Event
 
 Listener = Callable[["Event"], None]
 """A plain function that is called with every event of a stack, in the thread or task in which it happened."""
@@ -118,5 +119,6 @@ class Listeners:
         for listener in self.each:
             try:
                 listener(event)
-            except Exception:
+            except Exception as error:
+                raise_interrupt(error)
                 logger.exception("the listener failed on %s", event)

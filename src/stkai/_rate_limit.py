@@ -1,7 +1,5 @@
 """The import path `stkai._rate_limit`, which the examples of the API reference use."""
 
-from typing import Any
-
 from ._client import HttpClient
 from ._errors import (
     ClientSideRateLimitError,
@@ -9,7 +7,6 @@ from ._errors import (
     ServerSideRateLimitError,
     TokenAcquisitionTimeoutError,
 )
-from ._gone import refuse
 from ._reference.clients import AdaptiveRateLimitedHttpClient, TokenBucketRateLimitedHttpClient
 
 __all__ = [
@@ -21,7 +18,3 @@ __all__ = [
     "TokenAcquisitionTimeoutError",
     "TokenBucketRateLimitedHttpClient",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    refuse(__name__, name, imported=True)

@@ -8,7 +8,7 @@ import httpx
 
 from ._clock import Clock
 from ._config.models import RateLimitConfig, Settings
-from ._config.names import variable
+from ._config.names import DEFAULT_QUOTA, variable
 from ._credentials.client_credentials import create_standalone_auth
 from ._errors import ConfigurationError
 from ._log import logger
@@ -170,7 +170,7 @@ def _quota_from(config: RateLimitConfig) -> TokenBucket | AimdLimiter:
     if config.max_cost is not None:
         # The only way of counting that settings can name.
         options |= {"max_cost": config.max_cost, "cost": llm_tokens()}
-    most, window = config.max_requests or 100, config.time_window or 60.0
+    most, window = config.max_requests or DEFAULT_QUOTA[0], config.time_window or DEFAULT_QUOTA[1]
     if config.strategy == "token_bucket":
         if config.warm_start is not None:
             raise ConfigurationError(
@@ -233,8 +233,7 @@ def _check_counted(limiter: object, cost: object, settle: object) -> None:
 
 def _retry_policy(given: Retry, settings: Settings) -> RetryPolicy | None:
     if given is UNSET:
-        config = settings.retry
-        return RetryPolicy(**config.model_dump(exclude={"enabled"})) if config.enabled else None
+        return settings.retry.policy()
     if given is not None and not isinstance(given, RetryPolicy):
         msg = f"retry must be a stkai.RetryPolicy or None, not {given!r}"
         raise ConfigurationError(msg)

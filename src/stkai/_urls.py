@@ -1,6 +1,7 @@
 """The rules for URLs: which are accepted, what their origin is (RFC 6454), and whether the connection is private."""
 
 from collections.abc import Collection
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
@@ -90,7 +91,7 @@ def origin_of(url: httpx.URL) -> Origin:
 
 
 def is_private(origin: Origin) -> bool:
-    """Whether nobody on the way can read along: it is encrypted, or does not leave this machine.
+    """Whether a connection is private: it is encrypted, or does not leave this machine.
 
     Names under localhost do not count: some resolvers ask the network for them, despite RFC 6761, section 6.3.
     """
@@ -104,6 +105,7 @@ def is_this_machine(host: str) -> bool:
     return name == "localhost" or name.endswith(".localhost") or _is_loopback(name)
 
 
+@lru_cache(maxsize=256)
 def _is_loopback(host: str) -> bool:
     address = address_of(host)
     mapped = getattr(address, "ipv4_mapped", None)
@@ -125,7 +127,9 @@ def _shown(text: object) -> str:
 
 def reason(text: object, error: Exception) -> str:
     """Why httpx cannot read it. httpx mistakes part of a password with a slash for a port, and quotes that."""
-    return "it cannot be read" if "@" in str(text) else str(error)
+    if "@" in str(text):
+        return "it cannot be read; write special characters of a password in escaped form, such as %2F for /"
+    return f"its port is not a number up to {_LAST_PORT}" if "port" in str(error).lower() else str(error)
 
 
 def parse_url(name: str, what: str, form: str) -> httpx.URL:

@@ -11,7 +11,7 @@ import trio
 
 import stkai
 from stkai import InvalidArgumentError, MaxRetriesExceededError, RetryableError, TokenAcquisitionTimeoutError
-from stkai._reference.retrying import Attempt, Retrying
+from stkai._reference.retrying import Retrying, RetryingAttempt
 from stkai.testing import FakeClock
 
 from ..support.world import World
@@ -37,10 +37,10 @@ class Bench:
         given: dict[str, Any] = {"clock": self.clock, "random": lambda: 0.0}
         self.retrying = Retrying(**given | options)
         self.errors = list(errors)
-        self.attempts: list[Attempt] = []
+        self.attempts: list[RetryingAttempt] = []
         self.after = 0
 
-    def block(self, attempt: Attempt) -> str:
+    def block(self, attempt: RetryingAttempt) -> str:
         self.attempts.append(attempt)
         if self.errors:
             raise self.errors.pop(0)

@@ -1,6 +1,5 @@
 """The examples of docs/integrations.md run as printed, against the embedded server, in virtual time."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,8 @@ def test_the_examples_run_and_print_what_the_model_says(
     finally:
         document.namespace["transport"].close()
     asking = sum("print(" in example.parsed for example in examples)
+    inside_options = 1  # answers, and prints nothing
     assert capsys.readouterr().out.split() == ["Hello!"] * asking
     chats = [request for request in service.requests if request.path != service.token_path]
-    assert [request.status for request in chats] == [200] * asking
-    assert all(re.fullmatch(r"Bearer \S{20,}", request.authorization or "") for request in chats)
+    assert [request.status for request in chats] == [200] * (asking + inside_options)
+    assert {request.authorization for request in chats} <= {"Bearer sk-your-key", None}

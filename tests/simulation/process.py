@@ -289,33 +289,38 @@ class VirtualErrands:
 
 def install(sim: "Simulator", patch: pytest.MonkeyPatch) -> None:
     """Let the limiters' threads and clocks be the simulator's."""
+    threads: list[asyncio.Future[None]] = []
 
-    async def run_sync(work: Any, **_: Any) -> None:
-        client, ask = work.func.__self__, work.args[1]
-        process, done = client.store.process, asyncio.get_running_loop().create_future()
+    async def run_sync(work: Callable[[], object], **_: Any) -> None:
+        process, done = sim.current, asyncio.get_running_loop().create_future()
 
         def begin() -> None:
-            if not done.cancelled():  # Otherwise the thread never began.
-                sim.message(process, ask, end)
-
-        def end() -> None:
+            if done.cancelled():
+                return  # The thread was never started.
+            threads.append(done)
             work()
-            if not done.done():
-                done.set_result(None)
+            threads.pop()
 
         sim.at(sim.chance.choice([0.0, sim.chance.uniform(0, 0.001)]), begin, process)
         await done
 
-    def make(client: Any, call: Any) -> None:
-        ask = client._begun(call)
-        if ask is not None:
-            sim.message(client.store.process, ask, partial(client._send, call, ask))
+    real_send = store_client.StoreClient._send
+
+    def send(client: Any, call: Any, ask: Ask) -> None:
+        thread = threads[-1] if threads else None
+
+        def end() -> None:
+            real_send(client, call, ask)
+            if thread is not None and not thread.done():
+                thread.set_result(None)
+
+        sim.message(client.store.process, ask, end)
 
     def run_within(_: float, work: Callable[[], None]) -> None:
         work()
 
     patch.setattr("anyio.to_thread.run_sync", run_sync)
-    patch.setattr(store_client.StoreClient, "_make", make)
+    patch.setattr(store_client.StoreClient, "_send", send)
     patch.setattr(store_client, "run_within", run_within)
     patch.setattr(store_client, "errands", VirtualErrands(sim))
     patch.setattr(store_client, "_clock", CurrentClock(sim))

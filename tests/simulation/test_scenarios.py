@@ -93,20 +93,20 @@ def test_a_crowd_that_gives_up_together_leaves_others_the_whole_quota(simulate: 
 def test_impatient_requests_do_not_stop_the_queue(simulate: Any, quota: Any) -> None:
     sim = simulate(**quota)
     crowd, other = sim.processes
-    crowd.crowd(100, 8, lambda: sim.chance.expovariate(1), low=0.3)
-    other.loops(max(8, int(sim.rate / 16)), 8)
-    sim.run(11)
-    sim.finish(2, 5, goal=goal_of(sim))
+    crowd.crowd(60, 6, lambda: sim.chance.expovariate(1), low=0.3)
+    other.loops(max(8, int(sim.rate / 16)), 6)
+    sim.run(9)
+    sim.finish(2, 3, goal=goal_of(sim))
 
 
 @quotas
 def test_storms_of_requests_that_wait_a_moment_do_not_stop_the_queue(simulate: Any, quota: Any) -> None:
     sim = simulate(**quota)
     crowd, other = sim.processes
-    crowd.crowd(100, 8, lambda: 0.3)
-    other.loops(max(8, int(sim.rate / 16)), 8)
-    sim.run(11)
-    sim.finish(2, 5, goal=goal_of(sim))
+    crowd.crowd(60, 6, lambda: 0.3)
+    other.loops(max(8, int(sim.rate / 16)), 6)
+    sim.run(9)
+    sim.finish(2, 3, goal=goal_of(sim))
 
 
 @pytest.mark.parametrize("burst", [None, 1.0])
@@ -173,7 +173,7 @@ def test_forked_children_are_members_of_their_own(simulate: Any) -> None:
     assert {use.process for use in sim.uses} == set(range(5))
 
 
-@pytest.mark.parametrize(("rate", "burst"), [(50.0, None), (200.0, 1.0)])
+@pytest.mark.parametrize(("rate", "burst"), [(50.0, None), (100.0, 1.0)])
 def test_lost_messages_cost_little(simulate: Any, rate: float, burst: float | None) -> None:
     sim = simulate(processes=4, rate=rate, burst=burst, losses=0.02)
     for process in sim.processes:

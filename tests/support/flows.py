@@ -20,7 +20,10 @@ class Played:
         sent: the requests.
         response: what it returned, or None.
         error: what it raised, or None.
+        attempt: the one it was given, if the test keeps it here.
     """
+
+    attempt: Any = None
 
     def __init__(self) -> None:
         self.asked: list[str] = []

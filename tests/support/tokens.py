@@ -3,12 +3,13 @@
 import itertools
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
-from stkai import ClientCredentialsAuthProvider
+from stkai import AuthenticationError, ClientCredentialsAuthProvider
 from stkai.testing import FakeClock
 from stkai.transports._auth.fetch import join
 
@@ -67,6 +68,21 @@ def wait_for_followers(provider: ClientCredentialsAuthProvider, count: int) -> N
         if fetch.waiting >= count:
             return
     pytest.fail(f"only {fetch.waiting} of {count} wait")
+
+
+def in_threads(count: int, work: Callable[[], Any]) -> list[Any]:
+    """What `work` returns or raises in this many threads that start together."""
+    together = threading.Barrier(count)
+
+    def run() -> Any:
+        together.wait()
+        try:
+            return work()
+        except AuthenticationError as error:
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return [future.result() for future in [pool.submit(run) for _ in range(count)]]
 
 
 class Crowd:

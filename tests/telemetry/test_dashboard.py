@@ -25,16 +25,17 @@ from stkai import (
 from stkai.telemetry import PrometheusListener
 
 DASHBOARD = Path(__file__).parent.parent.parent / "docs" / "dashboards" / "stkai.json"
-CALL = CallInfo(id=1, method="POST", host="api.example.com")
+CALL = CallInfo(id=1, method="POST", host="api.example.com", port=443)
 
 EVENTS: list[Event] = [
     CallStarted(call=CALL),
     AttemptStarted(call=CALL),
     AttemptFinished(call=CALL, status=503, seconds=0.1),
     RetryScheduled(call=CALL, attempt=1, delay=0.5, cause="503 Service Unavailable"),
-    Waited(call=CALL, layer="adaptive", seconds=1.0),
+    Waited(call=CALL, layer="adaptive", seconds=1.0, limit="requests"),
     Rejected(call=CALL, layer="adaptive", wait=60.0, limit=45.0),
     RateChanged(call=CALL, old=2.0, new=1.0, reason="429 Too Many Requests"),
+    RateChanged(call=CALL, old=2.0, new=1.0, reason="429 Too Many Requests", share="team"),
     TokenRenewed(call=CALL, seconds=0.1, reason="none was valid"),
     CallFinished(call=CALL, status=200, seconds=1.0),
     StoreLost(call=CALL, share="team", store="redis", reason="refused"),

@@ -82,6 +82,7 @@ async def test_a_call_is_a_span_under_its_caller_with_a_client_span_for_its_only
         "http.request.method": "POST",
         "http.response.status_code": 200,
         "server.address": "api.example.com",
+        "server.port": 8443,
     }
     assert attributes(whole) == {**attributes(attempt), "stkai.attempts": 1}
 

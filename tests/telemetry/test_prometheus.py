@@ -1,11 +1,16 @@
 """Metrics of a stack, as a real scrape returns them."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 import stkai
@@ -67,15 +72,15 @@ async def test_a_scrape_shows_what_happened_and_nothing_secret(
         await world.send(transport, httpx.Request("POST", URL, extensions=options))
     text, samples = scrape(endpoint)
     host = ("server_address", "api.example.com")
-    post = ("http_request_method", "POST")
+    post, port = ("http_request_method", "POST"), ("server_port", "443")
 
     def value(name: str, *labels: tuple[str, str]) -> float:
         return samples[name, frozenset({host, *labels})]
 
     count = "http_client_request_duration_seconds_count"
-    assert value(count, post, ("http_response_status_code", "429"), ("error_type", "429")) == 1
-    assert value(count, post, ("error_type", "ConnectError")) == 1
-    assert value(count, post, ("http_response_status_code", "200")) == 1
+    assert value(count, post, port, ("http_response_status_code", "429"), ("error_type", "429")) == 1
+    assert value(count, post, port, ("error_type", "ConnectError")) == 1
+    assert value(count, post, port, ("http_response_status_code", "200")) == 1
     assert value("stkai_retries_total", ("stkai_cause", "429")) == 1
     assert value("stkai_retries_total", ("stkai_cause", "ConnectError")) == 1
     assert value("stkai_rejections_total", ("stkai_layer", "token_bucket")) == 1
@@ -128,3 +133,27 @@ def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -
         ImportError, match=r"PrometheusListener needs more packages: pip install 'stkai\[prometheus\]'"
     ):
         PrometheusListener()
+
+
+WORKER = """
+import stkai
+from prometheus_client import CollectorRegistry
+from stkai.telemetry import PrometheusListener
+
+call = stkai.CallInfo(id=1, method="POST", host="api.example.com")
+listener = PrometheusListener(CollectorRegistry())
+listener(stkai.RateChanged(call=call, old=2.0, new=5.0, reason="found"))
+listener(stkai.RateChanged(call=call, old=50.0, new=75.0, reason="found", share="team"))
+"""
+
+
+def test_several_workers_report_the_one_rate_of_their_group_and_the_sum_of_their_own(tmp_path: Path) -> None:
+    for _ in range(4):
+        environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", WORKER], env=environment, check=True)
+    scraped = CollectorRegistry()
+    collect: Any = MultiProcessCollector
+    collect(scraped, path=str(tmp_path))
+    host = {"server_address": "api.example.com"}
+    assert scraped.get_sample_value("stkai_rate_per_second", host) == 20.0
+    assert scraped.get_sample_value("stkai_share_rate_per_second", {"stkai_share": "team"}) == 75.0

@@ -313,7 +313,7 @@ def test_an_interrupted_thread_does_not_count_as_asleep(monkeypatch: pytest.Monk
 
 
 def test_there_is_no_next_instant_when_nobody_sleeps() -> None:
-    with pytest.raises(RuntimeError, match="nobody is asleep"):
+    with pytest.raises(RuntimeError, match="there is no sleeper"):
         FakeClock(autojump=False).advance_to_next()
 
 

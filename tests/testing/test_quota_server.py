@@ -476,7 +476,7 @@ def test_a_missing_aiohttp_is_named_with_the_command_that_installs_it(
         ({"max_requests": 1, "time_window": 0}, "time_window must be a positive number"),
         ({"kind": "leaky"}, "kind must be one of 'fixed', 'sliding', 'bucket', not 'leaky'"),
         ({"max_requests": 1, "kind": "bucket", "depth": 0}, "depth must be at least 1"),
-        ({"retry_after": "soon"}, "retry_after, unless a number or None, must be one of 'true', 'date'"),
+        ({"retry_after": "soon"}, "retry_after, unless a number or None, must be 'true' or 'date'"),
         ({"retry_after": -1.0}, "retry_after must be a non-negative number of seconds"),
         ({"max_requests": 1, "headers": "acme"}, "headers must be one of 'ietf', 'github', 'openai', None"),
         ({"max_requests": 1, "headers": "ietf", "kind": "bucket"}, "describe a fixed window"),

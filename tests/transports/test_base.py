@@ -1,5 +1,6 @@
 """The base of every layer: the call and its record, copies of a request, the context, the two base transports."""
 
+import math
 import pickle
 from typing import Any, Self
 
@@ -90,13 +91,56 @@ def test_a_call_is_immutable_and_has_a_unique_id() -> None:
     assert (call.deadline, bounded.deadline, bounded.id) == (None, 3.0, call.id)
 
 
+REDIRECT = httpx.Response(302, headers={"Location": "/elsewhere"})
+CHALLENGE = httpx.Response(401, headers={"WWW-Authenticate": 'Digest realm="a"'})
+
+
+def answered(request: httpx.Request, response: httpx.Response, now: float, *, queued: float = 0.0) -> Call:
+    """A call that has been answered."""
+    call = Call.start(request, now)
+    attempt = Attempt(call)
+    attempt.record.queued = queued
+    attempt.allowance(100.0)
+    attempt.finish(response, now)
+    return call
+
+
 def test_the_deadline_of_a_redirected_request_counts_from_the_first_hop() -> None:
     first = httpx.Request("GET", URL, extensions={OPTIONS: RequestOptions(deadline=10.0)})
-    assert Call.start(first, 100.0).deadline == 110.0
+    assert answered(first, REDIRECT, 100.0).deadline == 110.0
     # httpx passes the extensions on to the next hop's request.
     second = httpx.Request("GET", URL, extensions=first.extensions)
     assert Call.start(second, 104.0).deadline == 110.0
     assert Call.start(first, 200.0).deadline == 210.0, "the caller sends it anew"
+
+
+def test_what_an_auth_of_httpx_sends_again_has_the_same_deadline() -> None:
+    request = httpx.Request("GET", URL, extensions={OPTIONS: RequestOptions(deadline=10.0)})
+    assert answered(request, CHALLENGE, 100.0).deadline == 110.0
+    request.headers["Authorization"] = "Digest first"
+    assert answered(request, httpx.Response(200), 104.0).deadline == 110.0
+    request.headers["Authorization"] = "Digest second"
+    assert Call.start(request, 200.0).deadline == 210.0, "the caller sends it anew"
+
+
+@pytest.mark.parametrize("response", [httpx.Response(200), CHALLENGE])
+def test_a_new_request_with_the_extensions_of_an_old_one_has_a_deadline_of_its_own(
+    response: httpx.Response,
+) -> None:
+    old = httpx.Request("GET", URL, extensions={OPTIONS: RequestOptions(deadline=10.0)})
+    answered(old, response, 100.0)
+    assert Call.start(httpx.Request("GET", URL, extensions=old.extensions), 200.0).deadline == 210.0
+
+
+def test_the_redirects_of_a_call_share_its_allowance_for_waiting() -> None:
+    first = httpx.Request("GET", URL)
+    answered(first, REDIRECT, 100.0, queued=3.0)
+    second = httpx.Request("GET", URL, extensions=first.extensions)
+    answered(second, REDIRECT, 101.0, queued=2.0)
+    third = Attempt(Call.start(httpx.Request("GET", URL, extensions=second.extensions), 102.0))
+    third.record.queued = 1.0
+    assert third.allowance(10.0) == 4.0
+    assert third.allowance(None) == math.inf
 
 
 def test_the_next_attempt_shares_the_record_and_returns_to_its_place() -> None:
@@ -298,7 +342,7 @@ class AsyncNoting(AsyncLayerTransport):
 
 
 async def test_a_layer_that_overrides_forward_is_not_bypassed(world: World) -> None:
-    noting = world.pick(Noting, AsyncNoting)
+    noting: Any = world.pick(Noting, AsyncNoting)
     transport = noting(world.layer(LAYER, noting(world.wire(200))))
     assert (await world.send(transport, httpx.Request("GET", URL))).status_code == 200
     assert len(seen) == 3
@@ -360,8 +404,8 @@ async def test_an_attempt_continues_in_a_stack_below_another_transport(world: Wo
 
 
 async def test_a_layer_is_one_function_or_one_method(world: World) -> None:
-    kind = world.pick(LayerTransport, AsyncLayerTransport)
-    own = world.pick(Marking, AsyncMarking)
+    kind: Any = world.pick(LayerTransport, AsyncLayerTransport)
+    own: Any = world.pick(Marking, AsyncMarking)
     transport = own(kind(world.layer(LAYER, world.wire(200)), mark, name="third"))
     assert (await world.send(transport, httpx.Request("GET", URL))).status_code == 200
     assert len(seen) == 3
@@ -450,3 +494,94 @@ def test_a_layer_around_something_other_than_a_transport_of_its_kind_is_refused(
 ) -> None:
     with pytest.raises(ConfigurationError, match=words):
         kind(inner)
+
+
+# Which wires raise a ConnectError only if nothing was sent
+
+
+class Renamed(httpx.HTTPTransport):
+    """Sends as its base class does."""
+
+
+class Sending(httpx.HTTPTransport):
+    """Sends in its own way."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return super().handle_request(request)
+
+
+class Foreign(httpx.BaseTransport):
+    def __init__(self, inner: Any = None) -> None:
+        self.inner = inner
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        response: httpx.Response = self.inner.handle_request(request)
+        return response
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+class Observing(LayerTransport):
+    """A layer that must see every request at httpx's own method."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return super().handle_request(request)
+
+
+def hello(request: httpx.Request) -> httpx.Response:
+    return httpx.Response(200)
+
+
+@pytest.mark.parametrize(
+    ("wire", "is_sound"),
+    [
+        (httpx.HTTPTransport(), True),
+        (httpx.MockTransport(hello), True),
+        (httpx.WSGITransport(lambda *_: []), True),
+        (Renamed(), True),
+        (Sending(), False),
+        (Foreign(), False),
+        (Foreign(httpx.HTTPTransport()), False),
+        (Foreign(stkai.build_transport(auth=None)), False),
+        (stkai.build_transport(auth=None), True),
+        (LayerTransport(Foreign()), False),
+        (LayerTransport(LayerTransport(httpx.MockTransport(hello))), True),
+        (Observing(httpx.MockTransport(hello)), False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, httpx.BaseTransport) else None,
+)
+def test_connection_errors_are_believed_of_known_wires_only(
+    wire: httpx.BaseTransport, is_sound: bool
+) -> None:
+    assert RetryTransport(wire).wire_is_sound is is_sound
+
+
+@pytest.mark.parametrize(
+    ("wire", "policy", "attempts"),
+    [
+        (httpx.MockTransport, {}, 4),
+        (httpx.MockTransport, {"retry_unknown": False}, 4),
+        (Foreign, {}, 4),
+        (Foreign, {"retry_unknown": False}, 1),
+        (Foreign, {"retry_unknown": False, "trust_connect_errors": True}, 4),
+    ],
+)
+def test_after_a_connection_error_of_an_unknown_wire_a_post_is_sent_once_if_it_must_not_be_repeated(
+    wire: Any, policy: dict[str, Any], attempts: int
+) -> None:
+    sent: list[httpx.Request] = []
+
+    def drop(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        raise httpx.ConnectTimeout("the connection dropped after the request was read")
+
+    inner = httpx.MockTransport(drop)
+    transport = RetryTransport(
+        inner if wire is httpx.MockTransport else wire(inner),
+        RetryPolicy(initial_delay=0, **policy),
+        context=Context(clock=FakeClock()),
+    )
+    with pytest.raises(httpx.ConnectTimeout):
+        transport.handle_request(httpx.Request("POST", URL))
+    assert len(sent) == attempts

@@ -2,12 +2,11 @@
 
 import itertools
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
 
 import httpx
 import pytest
 
-from stkai.transports._bodies import adrain, aload, drain, is_short, load
+from stkai.transports._bodies import SHORT, Reading, adrain, aload, drain, is_short
 
 from ..support.world import World
 
@@ -23,19 +22,27 @@ class Endless(httpx.SyncByteStream, httpx.AsyncByteStream):
             yield chunk
 
 
+def forever() -> float:
+    return 1.0
+
+
 async def test_a_body_that_never_ends_is_loaded_up_to_the_limit(world: World) -> None:
     response = httpx.Response(401, stream=Endless())
-    loads: Any = load, aload
-    await world.call(world.pick(*loads), response, 3000)
+    if world.is_async:
+        await aload(response, 3000, forever)
+    else:
+        reading = Reading(response, 3000)
+        reading.fetch(forever)
+        reading.keep()
     assert await world.read(response) == b"." * 3000
 
 
 async def test_an_unwanted_body_that_never_ends_is_closed(world: World) -> None:
     response = httpx.Response(503, stream=Endless())
     if world.is_async:
-        await adrain(response)
+        await adrain(response, 1.0)
     else:
-        drain(response, lambda: 0.0)
+        drain(response, Reading(response, SHORT), forever)
     assert response.is_closed
 
 

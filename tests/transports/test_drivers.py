@@ -12,7 +12,15 @@ import anyio.lowlevel
 import httpx
 import pytest
 
-from stkai import DeadlineExceededError, RequestOptions, RetryPolicy, StackBuilder, SystemClock, TokenBucket
+from stkai import (
+    ConfigurationError,
+    DeadlineExceededError,
+    RequestOptions,
+    RetryPolicy,
+    StackBuilder,
+    SystemClock,
+    TokenBucket,
+)
 from stkai.testing import FakeClock
 from stkai.transports import (
     Attempt,
@@ -254,7 +262,7 @@ async def test_an_error_of_the_flow_itself_is_raised_unchanged(world: World) -> 
 
 @pytest.mark.parametrize("deadline", [None, 60.0])
 @pytest.mark.parametrize("what", [None, 1.0, "sleep", Operation(), httpx.Request("GET", URL)], ids=spelled)
-async def test_a_flow_that_yields_something_else_gets_an_error_that_says_what_to_yield(
+async def test_a_flow_that_yields_something_else_gets_an_error_that_names_the_layer(
     world: World, what: Any, deadline: float | None
 ) -> None:
     def flow(layer: Any, request: httpx.Request, attempt: Attempt) -> Flow:
@@ -263,7 +271,8 @@ async def test_a_flow_that_yields_something_else_gets_an_error_that_says_what_to
 
     options = {"stkai": RequestOptions(deadline=deadline)}
     transport = world.layer(Layer("own", flow), world.wire(), context=Context(clock=FakeClock()))
-    with pytest.raises(TypeError, match=r"yields operations of stkai.transports, such as Sleep\(1.0\)"):
+    message = r"'own' yielded .*: it may yield operations of stkai.transports, such as Sleep\(1.0\)"
+    with pytest.raises(ConfigurationError, match=message):
         await world.send(transport, httpx.Request("GET", URL, extensions=options))
 
 
@@ -757,17 +766,23 @@ class Pause:
 
 @pytest.mark.worlds("asyncio")
 @pytest.mark.parametrize("kind", ["send", "run"])
-def test_a_coroutine_that_is_closed_ends_its_flow(world: World, kind: str) -> None:
+@pytest.mark.parametrize("outer", [0, 2])
+def test_a_coroutine_that_is_closed_ends_its_flow(world: World, kind: str, outer: int) -> None:
+    """Whatever is outside it: `yield from` would close the flow inside, and not let it clean up."""
     bench = Bench(world, kind)
+    through = [
+        Layer(f"outer {number}", lambda layer, request, attempt: layer.forward(request, attempt))
+        for number in range(outer)
+    ]
 
     async def pause(*_: Any) -> Any:
         await Pause()
 
     bench.stall.wait = pause  # type: ignore[method-assign]
-    coroutine = bench.transport().handle_async_request(httpx.Request("GET", URL))
+    coroutine = bench.transport(*through).handle_async_request(httpx.Request("GET", URL))
     coroutine.send(None)
     coroutine.close()
-    assert bench.log == ["begun", "GeneratorExit", "cleaned up"], "it cleans up what needs no waiting"
+    assert bench.log == ["begun", "AbandonedCallError", "cleaned up"], "it cleans up what needs no waiting"
 
 
 @pytest.mark.worlds("asyncio")

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from stkai._wire.pool import AsyncSideBySide, SideBySide
+from stkai._wire.pool import AsyncConnectionPool, ConnectionPool
 
 from ..support.world import World
 
@@ -84,7 +84,7 @@ class Pool:
         self.world = world
         self.made: list[Wire] = []
         self.answer: Callable[[httpx.Request], httpx.Response] | None = None
-        kind: Any = world.pick(SideBySide, AsyncSideBySide)
+        kind: Any = world.pick(ConnectionPool, AsyncConnectionPool)
         self.transport: Any = kind(
             self._make, httpx.Limits(max_connections=most, max_keepalive_connections=idle, **limits)
         )
@@ -94,8 +94,8 @@ class Pool:
         return self.made[-1]
 
     @property
-    def shelf(self) -> Any:
-        return self.transport._shelf
+    def state(self) -> Any:
+        return self.transport._state
 
     async def open(self, url: str = URL, **options: Any) -> httpx.Response:
         """Send a request without reading the response."""

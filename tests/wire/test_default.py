@@ -13,8 +13,8 @@ import pytest
 
 import stkai
 from stkai import STKAI, HttpConfig, StackBuilder
+from stkai._event_loops import running_loop
 from stkai._wire.default import default_async_wire, default_wire
-from stkai._wire.loops import running_loop
 from stkai.testing import QuotaServer
 
 from ..support import servers
@@ -68,8 +68,8 @@ def pool_of(world: World, wire: Any) -> Any:
 
 def transport_of(world: World, wire: Any) -> Any:
     """An httpx transport, as the wire makes it."""
-    made = wire if hasattr(wire, "_shelf") else wire._make()
-    made = made._shelf._make() if hasattr(made, "_shelf") else made
+    made = wire if hasattr(wire, "_state") else wire._make()
+    made = made._state._make() if hasattr(made, "_state") else made
     return getattr(made, "_wire", made)
 
 
@@ -257,7 +257,7 @@ async def test_closing_the_wire_closes_its_proxied_connections(
     client = client_of(world, wire)
     await world.call(client.get, "http://service.example/")
     (proxied,) = wire._proxied.values()
-    (one,) = pool_of(world, proxied)._shelf.wires
+    (one,) = pool_of(world, proxied)._state.wires
     assert one._pool.connections
     await world.close(client)
     assert not one._pool.connections

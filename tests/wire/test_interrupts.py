@@ -14,15 +14,16 @@ import anyio.lowlevel
 import httpx
 import pytest
 
+from stkai._signals import IN_HANDLER
 from stkai._wire import idle as idle_module
-from stkai._wire import lease as lease_module
 from stkai._wire import pool as pool_module
-from stkai._wire import shelf as shelf_module
+from stkai._wire import pool_state as state_module
+from stkai.transports import _body_end as body_module
 
 from ..support.world import World
 from .fakes import Body, Pool
 
-FILES = {module.__file__ for module in (idle_module, lease_module, pool_module, shelf_module)}
+FILES = {module.__file__ for module in (idle_module, pool_module, state_module, body_module)}
 
 
 @contextlib.contextmanager
@@ -50,15 +51,12 @@ def at_line(number: int, act: Callable[[], object]) -> Iterator[list[str]]:
 
 
 def _is_safe(frame: FrameType) -> bool:
-    return frame.f_code.co_name == "_alone" and frame.f_lineno in _FLAG_LINES
+    return frame.f_code.co_filename == state_module.__file__ and frame.f_lineno in _FLAG_LINES
 
 
 def _flag_lines() -> set[int]:
-    code = shelf_module.Shelf._alone.__code__
-    with open(shelf_module.__file__) as source:  # noqa: PTH123
-        lines = source.read().splitlines()
-    numbers = range(code.co_firstlineno, code.co_firstlineno + 30)
-    return {number for number in numbers if lines[number - 1].strip() == "self._busy = False"}
+    with open(state_module.__file__) as source:  # noqa: PTH123
+        return {number for number, line in enumerate(source, 1) if line.strip() == "self._busy = False"}
 
 
 _FLAG_LINES = _flag_lines()
@@ -102,9 +100,13 @@ def crowded(pool: Pool, world: World) -> None:
 
 
 @pytest.mark.parametrize("use", [usual, failing, crowded], ids=lambda use: use.__name__)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # those within a finalizer
-def test_an_interrupt_before_any_line_loses_no_wire(use: Callable[[Pool, World], None]) -> None:
+def test_an_interrupt_before_any_line_loses_no_wire(
+    use: Callable[[Pool, World], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = World("sync")
+    monkeypatch.setattr(
+        sys, "unraisablehook", lambda _: None
+    )  # That of pytest keeps what a finalizer finalizes.
 
     def run(number: int) -> list[str]:
         pool = Pool(world, 1, 1)
@@ -113,23 +115,28 @@ def test_an_interrupt_before_any_line_loses_no_wire(use: Callable[[Pool, World],
         gc.collect(0)
         pool.answer = None
         assert world.run(pool.hurry()) == b"body", places
-        assert len(pool.shelf.wires) == 1, places
-        assert pool.shelf.waiting == 0, places
+        assert len(pool.state.wires) == 1, places
+        assert pool.state.waiting == 0, places
         return places
 
     every_line(run)
 
 
 @pytest.mark.parametrize("use", [usual, failing, crowded], ids=lambda use: use.__name__)
-def test_a_signal_handler_before_any_line_can_use_the_same_pool(use: Callable[[Pool, World], None]) -> None:
+def test_a_signal_handler_before_any_line_is_served_or_gets_an_error_and_nothing_is_lost(
+    use: Callable[[Pool, World], None],
+) -> None:
     world = World("sync")
 
     def run(number: int) -> list[str]:
         pool = Pool(world, 3, 3)  # The handler cannot wait for something that the interrupted call holds.
-        served: list[bytes] = []
+        served: list[bytes | str] = []
 
         def handle(*_: object) -> None:
-            served.append(world.run(pool.get("http://from-a-handler/")))
+            try:
+                served.append(world.run(pool.get("http://from-a-handler/")))
+            except RuntimeError as error:
+                served.append(str(error))
 
         before = signal.signal(signal.SIGUSR1, handle)
         try:
@@ -137,12 +144,37 @@ def test_a_signal_handler_before_any_line_can_use_the_same_pool(use: Callable[[P
                 use(pool, world)
         finally:
             signal.signal(signal.SIGUSR1, before)
-        assert served == [b"body"] * len(places), places
+        assert served in ([b"body"] * len(places), [IN_HANDLER]), places
         assert world.run(pool.hurry()) == b"body", places
-        assert len(pool.shelf.wires) <= 3, places
+        assert len(pool.state.wires) <= 3, places
+        assert pool.state.waiting == 0, places
         return places
 
     every_line(run)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_an_interrupt_before_any_line_of_a_finalizer_loses_no_wire(
+    held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World("sync")
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # That of pytest keeps the lease.
+
+    def run(number: int) -> list[str]:
+        pool = Pool(world, 1, 1)
+        response: httpx.Response | None = world.run(pool.open())
+        if held and response is not None:
+            response.cycle = response  # type: ignore[attr-defined]
+        with at_line(number, interrupt) as places, contextlib.suppress(KeyboardInterrupt):
+            del response
+            gc.collect(0)
+        assert world.run(pool.hurry()) == b"body", places
+        return places
+
+    number = 1
+    while run(number):
+        number += 1
+    assert number > 5, "the trace saw the finalizer"
 
 
 def test_a_signal_handler_can_close_the_pool_before_any_line() -> None:
@@ -155,7 +187,7 @@ def test_a_signal_handler_can_close_the_pool_before_any_line() -> None:
             contextlib.suppress(RuntimeError),
         ):
             usual(pool, world)
-        assert places == [] or pool.shelf.wires == [], places
+        assert places == [] or pool.state.wires == [], places
         assert not places or all(wire.closed for wire in pool.made), places
         return places
 
@@ -183,13 +215,13 @@ def test_a_response_that_a_handler_closes_wakes_the_interrupted_thread_itself() 
 def test_a_finalizer_in_the_middle_of_the_pools_own_work_does_not_lock_it() -> None:
     world = World("sync")
     pool = Pool(world, 2, 2)
-    make = pool.transport._shelf._make
+    make = pool.transport._state._make
 
     def collect() -> Any:
         gc.collect()
         return make()
 
-    pool.transport._shelf._make = collect
+    pool.transport._state._make = collect
     response: Any = world.run(pool.open())
     response.cycle = response
     del response
@@ -226,7 +258,7 @@ def test_a_thousand_threads_on_ten_connections_all_get_their_turn() -> None:
     assert served == [b"body"] * 1000
     assert most <= 10
     assert len(pool.made) <= 10
-    assert pool.shelf.waiting == 0
+    assert pool.state.waiting == 0
 
 
 @pytest.mark.worlds("asyncio", "trio")
@@ -253,7 +285,7 @@ async def test_a_cancellation_at_any_await_loses_no_wire(world: World) -> None:
                 group.cancel_scope.cancel()
         steps += 1
         assert await pool.hurry() == b"body"
-        assert len(pool.shelf.wires) == 1
+        assert len(pool.state.wires) == 1
     assert steps > 3, "trio runs the tasks of a turn in random order"
 
 

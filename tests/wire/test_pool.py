@@ -62,7 +62,7 @@ async def test_ten_thousand_hosts_leave_at_most_the_idle_limit_behind(world: Wor
     for number in range(10_000):
         await pool.get(f"http://host-{number}/")
     assert sum(wire.closed for wire in pool.made) == len(pool.made) - 20
-    assert len(pool.shelf._idle._at) == len(pool.shelf.wires) == 20
+    assert len(pool.state._idle._at) == len(pool.state.wires) == 20
 
 
 # Which wire is closed
@@ -104,7 +104,7 @@ async def test_a_connection_that_its_response_closed_evicts_no_live_one(world: W
     pool.answer = ENDS[end]
     await pool.get("http://ended/")
     assert [wire.closed for wire in pool.made] == [0, 1]
-    assert pool.shelf.wires == pool.made[:1]
+    assert pool.state.wires == pool.made[:1]
 
 
 async def test_refused_connections_evict_no_live_one(world: World) -> None:
@@ -117,7 +117,7 @@ async def test_refused_connections_evict_no_live_one(world: World) -> None:
     for number in range(5):
         with pytest.raises(httpx.ConnectError):
             await pool.get(f"http://refused-{number}/")
-    assert pool.shelf.wires == pool.made[:1]
+    assert pool.state.wires == pool.made[:1]
     assert [wire.closed for wire in pool.made] == [0] + [1] * 5
 
 
@@ -162,7 +162,7 @@ async def test_a_response_closed_by_two_threads_does_not_affect_the_next_request
 ) -> None:
     pool = Pool(world, 1, 1)
     first = await pool.open()
-    lease = first.stream._lease  # type: ignore[union-attr]
+    lease = first.stream._ended.args[0]  # type: ignore[union-attr]
     await world.read(first)
     second = await pool.open()
     lease._over = False  # As the other thread saw it just before.
@@ -235,7 +235,7 @@ async def test_a_response_dropped_in_another_thread_gives_its_wire_to_a_waiter(
     held = [await pool.open()]
 
     def drop() -> None:
-        while not pool.shelf.waiting:
+        while not pool.state.waiting:
             pass
         held.clear()
         gc.collect()
@@ -261,7 +261,7 @@ async def test_a_request_that_finds_all_wires_in_use_gets_the_first_returned(wor
     held = await pool.open()
 
     async def release() -> bytes:
-        while not pool.shelf.waiting:
+        while not pool.state.waiting:
             await _tick(world)
         return await world.read(held)
 
@@ -276,7 +276,7 @@ async def test_a_failed_request_makes_room_for_a_waiter(world: World) -> None:
     pool.answer = None
 
     async def fail() -> bytes:
-        while not pool.shelf.waiting:
+        while not pool.state.waiting:
             await _tick(world)
         with pytest.raises(httpx.ReadError):
             await world.read(held)
@@ -319,7 +319,7 @@ def test_threads_are_served_in_order() -> None:
     threads = [threading.Thread(target=send, args=(number,)) for number in range(20)]
     for number, thread in enumerate(threads, 1):
         thread.start()
-        while pool.shelf.waiting < number:
+        while pool.state.waiting < number:
             pass
     held.read()
     for thread in threads:
@@ -334,7 +334,7 @@ async def test_a_wait_longer_than_the_pool_timeout_is_a_pool_timeout_and_leaves_
     response = await pool.open()
     with pytest.raises(httpx.PoolTimeout, match=r"in use for 0\.001 s.*STKAI_HTTP_MAX_CONNECTIONS"):
         await pool.hurry()
-    assert pool.shelf.waiting == 0
+    assert pool.state.waiting == 0
     await world.close(response)
     assert await pool.hurry() == b"body"
 
@@ -366,6 +366,7 @@ def test_an_interrupted_waiter_leaves_the_line_and_passes_its_wire_on(
         def acquire(self, timeout: float | None = None) -> bool:
             if timeout is None:
                 return self._lock.acquire()
+            patch.undo()
             if given:
                 held.read()
             raise KeyboardInterrupt
@@ -374,7 +375,7 @@ def test_an_interrupted_waiter_leaves_the_line_and_passes_its_wire_on(
         patch.setattr(threading, "Lock", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             world.run(pool.get())
-    assert pool.shelf.waiting == 0
+    assert pool.state.waiting == 0
     held.close()
     assert world.run(pool.hurry()) == b"body"
 
@@ -390,7 +391,7 @@ async def test_a_cancelled_waiter_leaves_the_line_and_passes_its_wire_on(world: 
         group.cancel_scope.cancel()
         if given:
             await world.read(held)  # The cancelled waiter has not run yet, and is first in line.
-    assert pool.shelf.waiting == 0
+    assert pool.state.waiting == 0
     await world.close(held)
     assert await pool.hurry() == b"body"
 
@@ -456,7 +457,7 @@ async def test_closing_closes_all_wires_once_including_those_in_use(world: World
         await world.close(pool.transport)
     assert [wire.closed for wire in pool.made] == [1, 1]
     await world.close(held)
-    assert pool.shelf.wires == []
+    assert pool.state.wires == []
 
 
 async def test_a_closed_pool_refuses_requests_and_cannot_be_entered(world: World) -> None:
@@ -474,7 +475,7 @@ async def test_a_waiter_gets_an_error_when_the_pool_is_closed(world: World) -> N
     held = await pool.open()
 
     async def close() -> bytes:
-        while not pool.shelf.waiting:
+        while not pool.state.waiting:
             await _tick(world)
         await world.close(pool.transport)
         return b""
@@ -484,7 +485,7 @@ async def test_a_waiter_gets_an_error_when_the_pool_is_closed(world: World) -> N
     assert "closed" in str(waiting)
     assert closing == b""
     await world.close(held)
-    assert pool.shelf.wires == []
+    assert pool.state.wires == []
 
 
 # Forks and packages
@@ -495,11 +496,11 @@ async def test_a_forked_child_has_none_of_its_parents_wires_locks_or_waiters(wor
     held = await pool.open()
     with pytest.raises(httpx.PoolTimeout):
         await pool.open(extensions=NO_PATIENCE)
-    lock = pool.shelf._lock
+    lock = pool.state._lock
     thread = threading.Thread(target=lock.acquire)
     thread.start()
     thread.join()
-    _forks._renewals[pool.shelf](pool.shelf)
+    _forks._renewals[pool.state](pool.state)
     await pool.hurry()
     await world.read(held)
     assert [wire.closed for wire in pool.made] == [1, 0], "the parent's wire is not kept"

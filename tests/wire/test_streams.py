@@ -1,6 +1,9 @@
 """However a stream is left, its place in the pool is freed: over real sockets, with room for one connection."""
 
+import asyncio
 import gc
+import sys
+import threading
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,6 +18,7 @@ import pytest
 import stkai
 from stkai import HttpConfig
 from stkai._wire.by_package import AsyncWireByFamily, WireByFamily
+from stkai._wire.loops import WirePerLoop
 
 from ..support.world import World
 from .raw import ENDLESS, WHOLE, RawServer, raw_server
@@ -315,3 +319,42 @@ def test_two_concurrent_event_loops_do_not_interfere(server: RawServer) -> None:
     assert answers == [b"body"] * 42
     assert server.connections == 2
     World("sync").run(_until(World("sync"), lambda: server.open == 0))
+
+
+def test_many_event_loops_may_begin_and_end_at_the_same_moment() -> None:
+    """With a switch interval of a microsecond, threads meet between any two lines."""
+    made: list[object] = []
+
+    class Wire(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            return httpx.Response(200)
+
+    def make() -> Wire:
+        made.append(1)
+        return Wire()
+
+    transport = WirePerLoop(make)
+    errors: list[BaseException] = []
+
+    async def call() -> None:
+        await transport.handle_async_request(httpx.Request("GET", "http://a/"))
+
+    def run() -> None:
+        try:
+            for _ in range(20):
+                asyncio.run(call())
+        except BaseException as error:
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=run) for _ in range(24)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert errors == []
+    assert len(made) == 24 * 20

@@ -46,11 +46,18 @@ def build_app() -> "Typer":
     ) -> None:
         """A resilient pipeline under any httpx client."""
 
-    app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
     app.callback()(options)
-    for command in (explain, demo, quota):
-        app.command()(command)
-    app.add_typer(batch, name="batch")
+    # The first sentences of their docstrings would be cut off in the list of commands.
+    app.command(short_help="Show the settings in force, and where each comes from.")(explain)
+    app.command(short_help="Compare the limiters on an embedded server.")(demo)
+    app.command(short_help="Show or reset a shared quota.")(quota)
+    app.add_typer(batch, name="batch", short_help="Send the requests in a file, and lose none.")
     return app
 
 

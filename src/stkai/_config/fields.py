@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
-from .._checks import is_token
+from .._checks import TOKEN, is_token
 from .._urls import PROXIES, absolute_url, is_origin, show_origin
 from ..transports._auth.provider import is_sendable
 from .paths import existing_path
@@ -135,5 +135,4 @@ _Method = Annotated[str, AfterValidator(_method)]
 Methods = Annotated[tuple[_Method, ...], Field(min_length=1), AfterValidator(_distinct)]
 _Origin = Annotated[str, AfterValidator(_origin)]
 Origins = Annotated[tuple[_Origin, ...], Field(min_length=1), AfterValidator(_distinct)]
-# A token of RFC 9110, section 5.6.2.
-HeaderName = Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+HeaderName = Annotated[str, Field(pattern=f"^{TOKEN}$")]

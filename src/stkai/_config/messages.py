@@ -5,12 +5,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .._errors import ConfigurationError
+from .._secrets import MASK, reveal
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
-MASK = "********"
-SECRETS = frozenset({"client_secret", "token"})
+SECRETS = frozenset({"auth", "client_secret", "token"})
+"""Fields whose values are not shown; `auth` because a token may have been given in place of a section."""
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,15}")
 
 
@@ -40,6 +41,7 @@ def as_text(field: str, value: Any) -> str:
 
 def as_given(value: Any) -> str:
     """A rejected value as it was given; only its type if it may contain anything."""
+    value = reveal(value)
     if isinstance(value, str):
         return repr(masked(value))
     if isinstance(value, (list, tuple)):

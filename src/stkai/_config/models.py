@@ -12,10 +12,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SecretStr,
     ValidationError,
     model_validator,
 )
 
+from .._secrets import HoldsSecret, reveal, sealed
 from ..transports._limits.pace.saved_rate import check_warm_start
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 from .fields import (
@@ -51,8 +53,8 @@ from .fields import (
     share_name,
     store_place,
 )
-from .messages import configuration_error, problems
-from .names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
+from .messages import configuration_error, masked, problems
+from .names import CLIENT_AUTH, DEFAULT_QUOTA, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
 
 
 class _Section(BaseModel):
@@ -61,11 +63,31 @@ class _Section(BaseModel):
     if not TYPE_CHECKING:  # type checkers keep the signature that the fields define
 
         def __init__(self, /, **values: Any) -> None:
+            values = sealed(values)
             try:
                 super().__init__(**values)
             except ValidationError as error:
                 lines = problems(type(self), values, error, f"{type(self).__name__}.{{}}".format)
                 raise configuration_error(lines) from error
+
+    @model_validator(mode="before")
+    @classmethod
+    def _revealed(cls, values: Any) -> Any:
+        return {name: reveal(value) for name, value in values.items()} if isinstance(values, dict) else values
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.holds_secret():
+            return HoldsSecret.__reduce_ex__(self, protocol)  # type: ignore[arg-type]
+        return super().__reduce_ex__(protocol)
+
+    def holds_secret(self) -> bool:
+        """Whether a token, a secret or a password is among the values; then it refuses to be pickled."""
+        return any(
+            value.holds_secret()
+            if isinstance(value, _Section)
+            else isinstance(value, SecretStr) or (isinstance(value, str) and masked(value) != value)
+            for _, value in self
+        )
 
 
 class AuthConfig(_Section):
@@ -130,8 +152,8 @@ class RateLimitConfig(_Section):
     strategy: Annotated[
         Literal["token_bucket", "adaptive"], Field(description="'token_bucket' or 'adaptive'")
     ] = "token_bucket"
-    max_requests: Annotated[Positive | None, Field(description=POSITIVE)] = 100
-    time_window: Annotated[SomeSeconds | None, Field(description=SOME_SECONDS)] = 60.0
+    max_requests: Annotated[Positive | None, Field(description=POSITIVE)] = DEFAULT_QUOTA[0]
+    time_window: Annotated[SomeSeconds | None, Field(description=SOME_SECONDS)] = DEFAULT_QUOTA[1]
     max_wait_time: Annotated[
         SomeSeconds | None, OrNone, Field(description=f"{SOME_SECONDS}, or 'unlimited'")
     ] = None
@@ -258,9 +280,14 @@ class RetryConfig(_Section):
     deadline: Annotated[SomeSeconds | None, OrNone, Field(description=f"{SOME_SECONDS}, or 'none'")] = None
     retry_unknown: Flag = _RETRY.retry_unknown
     retry_timeouts: Flag = _RETRY.retry_timeouts
+    trust_connect_errors: Flag = _RETRY.trust_connect_errors
     idempotency_header: Annotated[
         HeaderName | None, OrNone, Field(description="a header name, such as Idempotency-Key, or 'none'")
     ] = None
+
+    def policy(self) -> RetryPolicy | None:
+        """The retry policy with these values; None if retries are off."""
+        return RetryPolicy(**self.model_dump(exclude={"enabled"})) if self.enabled else None
 
 
 class HttpConfig(_Section):

@@ -15,6 +15,9 @@ DEFAULT_REFRESH_MARGIN: Final = 60
 CLIENT_AUTH: Final = ("body", "basic")
 """Where the client's credentials go in a token request (RFC 6749, section 2.3.1)."""
 
+DEFAULT_QUOTA: Final = (100, 60.0)
+"""Requests and seconds, for a limiter of the settings that needs a quota and is given none."""
+
 REFERENCE_MAX_WAIT_TIME: Final = 45.0
 """Seconds that the clients of the API reference let a request wait for its permit."""
 

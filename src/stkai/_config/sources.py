@@ -1,5 +1,6 @@
 """Reads the settings from all their sources, checks them, and records which source each value came from."""
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 
 from .._errors import ConfigurationError
+from .._secrets import reveal, sealed
 from .fields import none_from_word
 from .messages import as_text, closest, configuration_error, problems
 from .models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
@@ -20,6 +22,8 @@ MODELS: dict[str, type[BaseModel]] = dict(
 )
 
 _ENV_FILE: Final = f"{PREFIX}ENV_FILE"
+_ENV_LINE: Final = re.compile(r"\s*(#|$|(export\s+)?[\w.-]+\s*(=|$))")
+_OTHER_FORMATS: Final = frozenset({".cfg", ".ini", ".json", ".toml", ".yaml", ".yml"})
 
 _KNOWN: Final = {
     _ENV_FILE,
@@ -145,7 +149,7 @@ def _section(section: str, sources: Mapping[str, Values]) -> tuple[BaseModel, li
 def _as_none(field: str, value: Any, source: str) -> Any:
     """The value; None if a variable says "none" for a name. In Python, "none" may be a real name."""
     is_name = field in ("share", "warm_start")
-    return none_from_word(value) if is_name and source != "configure" else value
+    return none_from_word(reveal(value)) if is_name and source != "configure" else value
 
 
 def _ignored(source: str, names: Collection[str]) -> list[Explained]:
@@ -172,14 +176,25 @@ def _read(source: EnvSettingsSource) -> _Source:
     there = {name: value for name, value in source.env_vars.items() if value}
     whole = {f"{PREFIX}{section}".lower() for section in SECTIONS}
     source.env_vars = {name: value for name, value in there.items() if name not in whole}
-    return _Source(source(), frozenset(name.upper() for name in there if name.upper().startswith(PREFIX)))
+    values = {
+        section: sealed(fields) if section in SECTIONS else fields for section, fields in source().items()
+    }
+    return _Source(values, frozenset(name.upper() for name in there if name.upper().startswith(PREFIX)))
 
 
 def _read_file(path: Path, named_by: str) -> _Source:
-    where = _ENV_FILE if named_by == "environment" else "configure(env_file=...)"
+    where = f"{_ENV_FILE if named_by == 'environment' else 'configure(env_file=...)'} names {str(path)!r}"
     try:
-        if path.is_file():
-            return _read(DotEnvSettingsSource(_Environment, env_file=path, env_file_encoding="utf-8"))
+        if not path.is_file():
+            raise ConfigurationError(f"{where}, and there is no such file; correct or unset it")
+        source = _read(DotEnvSettingsSource(_Environment, env_file=path, env_file_encoding="utf-8"))
+        lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{where} names {str(path)!r}, which cannot be read: {error}") from error
-    raise ConfigurationError(f"{where} names {str(path)!r}, and there is no such file; correct or unset it")
+        # Not from the error: it holds the whole file.
+        raise ConfigurationError(f"{where}, which cannot be read: {error}") from None
+    is_another_format = path.suffix.lower() in _OTHER_FORMATS or not all(map(_ENV_LINE.match, lines))
+    if is_another_format and not source.names:
+        raise ConfigurationError(
+            f"{where}, which sets nothing: a .env file has lines such as {PREFIX}RETRY_MAX_RETRIES=5, without sections"
+        )
+    return source

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .._errors import ConfigurationError
 from .._forks import after_fork
+from .._secrets import reveal, sealed
 from .messages import not_a_setting
 from .names import SECTIONS
 from .paths import full_path
@@ -29,6 +30,8 @@ class GlobalSettings:
     `configure()` takes precedence over the environment, the environment over the .env file (if `configure()` or
     STKAI_ENV_FILE names one), and the file over the defaults.
     """
+
+    keeps_what_it_reads = True
 
     def __init__(self) -> None:
         self._renew_lock()
@@ -75,6 +78,7 @@ class GlobalSettings:
         Raises:
             ConfigurationError: an unknown section or field, or a value that is not allowed.
         """
+        auth, rate_limit, retry, http, unknown = map(sealed, (auth, rate_limit, retry, http, unknown))
         for section in unknown:
             raise ConfigurationError(
                 not_a_setting(f"configure({section}=...)", section, (*SECTIONS, "env_file"))
@@ -128,7 +132,7 @@ class GlobalSettings:
 
     def _load(self) -> "Loaded":
         with self._lock:
-            if self._loaded is not None:
+            if self._loaded is not None and self.keeps_what_it_reads:
                 return self._loaded
             loaded = self._loaded = _read(self._configured, self._env_file)
         for warning in loaded.warnings:
@@ -150,7 +154,7 @@ def _as_fields(section: str, values: Mapping[str, Any] | None) -> Mapping[str, A
         return {}
     if not isinstance(values, Mapping) or not all(isinstance(field, str) for field in values):
         raise ConfigurationError(
-            f"configure({section}=...) takes a dict of fields and values, not {type(values).__name__}"
+            f"configure({section}=...) takes a dict of fields and values, not {type(reveal(values)).__name__}"
         )
     return values
 

@@ -2,18 +2,21 @@
 
 import copy
 import math
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 import httpx
 
+from .._checks import SECONDS, check_choice, check_number
 from .._clock import Clock, SystemClock
 from .._config.names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
 from .._config.stkai import STKAI
 from .._errors import AuthenticationError, ConfigurationError
 from .._log import logger
+from .._secrets import HoldsSecret, Secret
 from ..transports._auth.fetch import in_background, is_running, join
 from ..transports._auth.provider import AuthProvider
-from .token_endpoint import LONGEST_FETCH, RefusedCredentialsError, TokenEndpoint
+from .token_answer import EndpointError
+from .token_endpoint import LONGEST_FETCH, TokenEndpoint
 
 if TYPE_CHECKING:
     from .._config.models import AuthConfig, HttpConfig
@@ -21,17 +24,14 @@ if TYPE_CHECKING:
 _PAUSE: Final = 10.0
 """Seconds until the next attempt after a failed renewal, while the old token is still valid."""
 
-_MEMORY: Final = 30.0
-"""Seconds for which a refusal is remembered: endpoints lock accounts that try a wrong secret too often."""
 
-
-class ClientCredentialsAuthProvider(AuthProvider):
+class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
     """Fetches tokens with a client id and secret, and renews each one shortly before it expires, once for all callers.
 
     While a token is being renewed, all other callers keep using it until it expires, and likewise if the renewal fails.
     Transient failures of the token endpoint are retried; redirects are not followed, since the secret would go along. A
-    refusal of the credentials is remembered for 30 seconds, during which nobody signs in with them again. Safe to
-    share between threads, event loops and forked processes.
+    refusal of the credentials is remembered for 30 seconds, and a `Retry-After` for as long as it says: until then, the
+    endpoint is not asked again. Safe to share between threads, event loops and forked processes.
 
     Args:
         client_id: the service account's id. White space around it and around the secret, such as the line break at the
@@ -55,6 +55,7 @@ class ClientCredentialsAuthProvider(AuthProvider):
     DEFAULT_TOKEN_URL = DEFAULT_TOKEN_URL
     DEFAULT_REFRESH_MARGIN = DEFAULT_REFRESH_MARGIN
     longest_fetch = LONGEST_FETCH
+    token_is_for_all = True
 
     def __init__(
         self,
@@ -71,22 +72,19 @@ class ClientCredentialsAuthProvider(AuthProvider):
         http: "HttpConfig | None" = None,
         clock: Clock | None = None,
     ) -> None:
-        if not isinstance(refresh_margin, int | float) or not 0 <= refresh_margin < math.inf:
-            msg = f"refresh_margin must be a non-negative number of seconds, not {refresh_margin!r}"
-            raise ConfigurationError(msg)
-        if client_auth not in CLIENT_AUTH:
-            msg = f"client_auth must be 'body' or 'basic', not {client_auth!r}"
-            raise ConfigurationError(msg)
-        self.client_id = _text("client_id", client_id)
-        self.token_url = _text("token_url", token_url)
-        self.refresh_margin = refresh_margin
+        secret = Secret(client_secret)
+        del client_secret
+        self.client_id = _text("client_id", Secret(client_id))
+        self.token_url = _text("token_url", Secret(token_url))
+        self.refresh_margin = check_number("refresh_margin", refresh_margin, SECONDS)
+        check_choice("client_auth", client_auth, *CLIENT_AUTH)
         self._clock = clock or SystemClock()
         self._endpoint = TokenEndpoint(
             self.token_url,
             self.client_id,
-            _text("client_secret", client_secret),
-            scope=None if scope is None else _text("scope", scope),
-            audience=None if audience is None else _text("audience", audience),
+            Secret(_text("client_secret", secret)),
+            scope=None if scope is None else _text("scope", Secret(scope)),
+            audience=None if audience is None else _text("audience", Secret(audience)),
             in_body=client_auth == "body",
             allow_http=allow_http,
             transport=transport,
@@ -98,7 +96,8 @@ class ClientCredentialsAuthProvider(AuthProvider):
         self._refusal: _Refusal | None = None
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(client_id={self.client_id!r}, token_url={self._endpoint.place!r})"
+        endpoint = getattr(self, "_endpoint", None)  # None in the tracebacks of the constructor.
+        return f"{type(self).__name__}({'' if endpoint is None else endpoint.describe()})"
 
     def get_access_token(self) -> str:
         token = self.cached_access_token()
@@ -107,7 +106,7 @@ class ClientCredentialsAuthProvider(AuthProvider):
         self._check_refusal()
         fetch = join(self._renew, self.longest_fetch)
         fetch.wait()
-        return fetch.result()
+        return cast("str", fetch.result())
 
     def cached_access_token(self, *, renewing: bool = False) -> str | None:
         kept, now = self._kept, self._clock.monotonic()
@@ -134,9 +133,9 @@ class ClientCredentialsAuthProvider(AuthProvider):
             grant = self._endpoint.fetch()
         except AuthenticationError as error:
             now, pause = self._clock.monotonic(), _PAUSE
-            if isinstance(error, RefusedCredentialsError):
-                error, pause = error.plain(), _MEMORY
-                self._refusal = _Refusal(error, now, now + _MEMORY)
+            if isinstance(error, EndpointError):
+                why, pause, error = error.why, error.pause, error.plain()
+                self._refusal = _Refusal(error, why, now, now + pause)
             if now >= kept.expires_at:
                 raise error from error.cause
             kept.renew_at = min(now + pause, kept.expires_at)
@@ -148,10 +147,10 @@ class ClientCredentialsAuthProvider(AuthProvider):
         return grant.token
 
     def _check_refusal(self) -> None:
-        """Spare the endpoint another sign-in with credentials that it has just refused.
+        """Leave the endpoint alone for a while after it has refused the credentials, or asked for that.
 
         Raises:
-            AuthenticationError: it has refused them.
+            AuthenticationError: it has, and the time is not over.
         """
         refusal, now = self._refusal, self._clock.monotonic()
         if refusal is not None and now < refusal.until:
@@ -168,28 +167,32 @@ class _Kept:
 
 
 class _Refusal:
-    """The error with which the endpoint refused the credentials, and the period during which it is remembered."""
+    """The error with which the endpoint refused a token, why it is remembered, and from when until when."""
 
-    __slots__ = ("error", "since", "until")
+    __slots__ = ("error", "since", "until", "why")
 
-    def __init__(self, error: AuthenticationError, since: float, until: float) -> None:
-        self.error, self.since, self.until = error, since, until
+    def __init__(self, error: AuthenticationError, why: str, since: float, until: float) -> None:
+        self.error, self.why, self.since, self.until = error, why, since, until
 
     def remembered(self, now: float) -> AuthenticationError:
         error = copy.copy(self.error)
         error.message = (
             f"{error.message} (this was {now - self.since:.0f} s ago; the endpoint is not asked again for another"
-            f" {self.until - now:.0f} s, since too many failed sign-ins may lock the account)"
+            f" {self.until - now:.0f} s: {self.why})"
         )
         error.args = (error.message,)
         return error
 
 
-def _text(name: str, value: Any) -> str:
-    text = value.strip() if isinstance(value, str) else ""
-    if not text:
-        msg = f"{name} must be a non-empty string"
-        raise ConfigurationError(msg)
+def _text(name: str, given: Secret) -> str:
+    """The text of an argument, without white space around it. Any of them may be the secret, by mistake.
+
+    Raises:
+        ConfigurationError: it is not text, or none is left. The message does not show it.
+    """
+    if not given.is_text():
+        raise ConfigurationError(f"{name} must be a non-empty string that can be sent as UTF-8")
+    text: str = given.reveal().strip()
     return text
 
 

@@ -1,4 +1,4 @@
-"""The token endpoint: asks it for a token (RFC 6749, section 4.4), and interprets whatever it answers.
+"""The token endpoint: asks it for a token (RFC 6749, section 4.4).
 
 No message contains the client secret, and no frame in which an error arises holds it in a variable that a traceback
 formatter would show.
@@ -7,19 +7,22 @@ formatter would show.
 import math
 from base64 import b64encode
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote_plus
+from html import unescape
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote_plus, unquote, unquote_plus
 
 import httpx
 
 from .._clock import Clock
 from .._errors import AuthenticationError, ConfigurationError, DeadlineExceededError, hide_frames
+from .._secrets import Secret
+from .._signals import raise_interrupt
 from .._urls import is_private, origin_of, parse_url, show_origin
 from .._wire import default
 from ..transports import Context, RetryTransport, copy_request
-from ..transports._auth.provider import is_sendable
 from ..transports._retry.policy import RetryPolicy
+from ..transports._retry.retry_after import retry_after
+from .token_answer import TokenAnswer, content_of
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
@@ -28,42 +31,13 @@ _TIMEOUT: Final = 30.0
 """Seconds for everything, including retries."""
 
 LONGEST_FETCH: Final = _TIMEOUT + 5.0
-"""Seconds after which nobody waits any longer: the wire never times out if a head arrives byte by byte."""
+"""Seconds after which callers stop waiting: a head that arrives byte by byte never times out on the wire."""
 
 _MOST: Final = 262_144
 """Bytes of an answer; a usual one is a hundred times shorter."""
 
 _SHOWN: Final = 200
 """Characters of the endpoint's own words in our messages."""
-
-_LIFE: Final = 1199.0
-"""Seconds that a token is assumed to live if the endpoint does not say: the lifetime of StackSpot's tokens."""
-
-_LONGEST_LIFE: Final = 86_400.0
-"""Seconds; a token is renewed at least once a day, whatever the endpoint says."""
-
-_REFUSALS: Final = frozenset({400, 401, 403})
-_REFUSED_CLIENT: Final = frozenset(
-    {"invalid_client", "unauthorized_client", "invalid_grant", "access_denied"}
-)
-"""The statuses and error codes with which an endpoint refuses the client itself (RFC 6749, section 5.2)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """A token, when it was asked for, and its lifetime from then on, in seconds."""
-
-    token: str = field(repr=False)
-    asked_at: float
-    lifetime: float
-
-
-class RefusedCredentialsError(AuthenticationError):
-    """The endpoint answered that it does not accept these credentials; asking again would not help."""
-
-    def plain(self) -> AuthenticationError:
-        """The same error as the AuthenticationError that callers see."""
-        return AuthenticationError(self.message, self.cause)
 
 
 class TokenEndpoint:
@@ -92,7 +66,7 @@ class TokenEndpoint:
         self,
         url: str,
         client_id: str,
-        client_secret: str,
+        client_secret: Secret,
         *,
         scope: str | None,
         audience: str | None,
@@ -104,6 +78,7 @@ class TokenEndpoint:
     ) -> None:
         self._url = parse_url(url, "token_url", "an absolute http(s) URL")
         self.place = show_origin(self._url) + self._url.path
+        self._name = f"the token endpoint {self.place}"
         if not allow_http and not is_private(origin_of(self._url)):
             msg = (
                 f"token_url {self.place} would carry the client secret unencrypted: use https://, or allow it with"
@@ -118,30 +93,36 @@ class TokenEndpoint:
         self._http = http
         self._clock = clock
 
-    def __repr__(self) -> str:
-        return f"TokenEndpoint({self.place})"
+    def describe(self) -> str:
+        """Whose tokens, and where from, for the repr of a provider."""
+        return f"client_id={self._client_id!r}, token_url={self.place!r}"
 
-    def fetch(self) -> Grant:
-        """A new token.
+    def __repr__(self) -> str:
+        return f"TokenEndpoint({getattr(self, 'place', '')})"
+
+    def fetch(self) -> TokenAnswer:
+        """An answer with a new token.
 
         Raises:
-            RefusedCredentialsError: the endpoint does not accept the credentials.
+            EndpointError: the endpoint does not accept the credentials, or asks to be left alone for a while.
             AuthenticationError: there is no token for another reason; transient failures have been retried.
         """
         try:
             answer = self._ask()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the wire may be user code; whatever it raises
+            raise_interrupt(error)
             # Its frames belong to the wire, and hold the body that was sent.
             error.__traceback__ = None
             hide_frames(error)
-            raise self._failure(f"failed: {type(error).__name__}: {error}", error) from error
-        problem = self._problem(answer)
+            what = f"{type(error).__name__}: {self._words(str(error))}"
+            cause = None if self._repeats_secret(str(error)) else error
+            raise AuthenticationError(f"{self._name} failed: {what}", cause) from cause
+        problem = answer.problem(self._words)
         if problem is not None:
-            failure = self._failure(problem)
-            raise RefusedCredentialsError(failure.message) if answer.is_refusal() else failure
-        return Grant(answer.content["access_token"], answer.asked_at, _lifetime(answer.content))
+            raise answer.failure(f"{self._name} {problem}")
+        return answer
 
-    def _ask(self) -> "_Answer":
+    def _ask(self) -> TokenAnswer:
         # Set no deadline here: the layer would start another thread for it. `_Reader` looks at the clock instead.
         policy = RetryPolicy(max_retries=2, initial_delay=0.2, max_retry_after=5.0, retry_timeouts=True)
         wire = self._transport or default.default_wire(self._http)
@@ -149,7 +130,8 @@ class TokenEndpoint:
             reader = _Reader(wire, self._clock)
             retrying = RetryTransport(reader, policy, context=Context(clock=self._clock))
             response = retrying.handle_request(self._request())
-            return _Answer(response.status_code, _content(response), reader.asked_at)
+            asked = retry_after(response.headers, self._clock.utcnow())
+            return TokenAnswer(response.status_code, content_of(response), reader.asked_at, asked)
         finally:
             if wire is not self._transport:
                 wire.close()
@@ -158,7 +140,7 @@ class TokenEndpoint:
         form = {"grant_type": "client_credentials"}
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "stkai"}
         if self._in_body:
-            form |= {"client_id": self._client_id, "client_secret": self._client_secret}
+            form |= {"client_id": self._client_id, "client_secret": self._client_secret.reveal()}
         else:
             headers["Authorization"] = f"Basic {self._basic}"
         form |= {name: value for name, value in self._asked_for.items() if value is not None}
@@ -167,68 +149,24 @@ class TokenEndpoint:
     @property
     def _basic(self) -> str:
         # RFC 6749, section 2.3.1: form-encoded first, so that neither part contains a colon.
-        pair = f"{quote_plus(self._client_id)}:{quote_plus(self._client_secret)}"
+        pair = f"{quote_plus(self._client_id)}:{quote_plus(self._client_secret.reveal())}"
         return b64encode(pair.encode()).decode()
 
-    def _failure(self, problem: str, cause: BaseException | None = None) -> AuthenticationError:
-        return AuthenticationError(f"the token endpoint {self.place} {problem}", cause)
-
-    def _problem(self, answer: "_Answer") -> str | None:
-        """What is wrong with the answer; None if it has a token."""
-        said = f"answered {answer.status}"
-        if 300 <= answer.status < 400:
-            return f"{said}, a redirect, which is not followed because it would carry the secret: correct token_url"
-        if not 200 <= answer.status < 300:
-            reasons = [self._words(answer.content.get(name)) for name in ("error", "error_description")]
-            advice = (
-                "; check client_id and client_secret" if answer.status == httpx.codes.UNAUTHORIZED else ""
-            )
-            return ": ".join([said, *filter(None, reasons)]) + advice
-        if not answer.content:
-            return f"{said} with something that is not a JSON object: check token_url"
-        token = answer.content.get("access_token")
-        return (
-            None if isinstance(token, str) and is_sendable(token) else f"{said} without a usable access_token"
-        )
-
     def _words(self, value: object) -> str:
-        """The endpoint's own words, safe to show: on one line, short, and without the secret if they repeat it."""
+        """Somebody else's words, safe to show: on one line, short, and without the secret if they repeat it."""
         text = value if isinstance(value, str) else ""
-        for secret in (self._client_secret, quote_plus(self._client_secret), self._basic):
+        for secret in self._forms_of_secret():
             text = text.replace(secret, "[secret]")
+        if self._repeats_secret(text):
+            return "[words that repeat the secret]"
         return "".join(char if char.isprintable() else " " for char in text[:_SHOWN]).strip()
 
+    def _repeats_secret(self, text: str) -> bool:
+        forms = {text, unquote_plus(text), unquote(text), unescape(text)}
+        return any(secret in form for form in forms for secret in self._forms_of_secret())
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    content: dict[str, Any] = field(repr=False)
-    asked_at: float
-
-    def is_refusal(self) -> bool:
-        """Whether the endpoint refuses the credentials, so that asking again would not help."""
-        code = self.content.get("error")
-        if code is None:
-            return self.status == httpx.codes.UNAUTHORIZED
-        return self.status in _REFUSALS and isinstance(code, str) and code in _REFUSED_CLIENT
-
-
-def _content(response: httpx.Response) -> dict[str, Any]:
-    """The JSON object in an answer, or an empty dict."""
-    try:
-        content = response.json()
-    except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _lifetime(content: dict[str, Any]) -> float:
-    value = content.get("expires_in")
-    try:
-        seconds = math.nan if isinstance(value, bool) else float(value or 0)
-    except (TypeError, ValueError, OverflowError):
-        return _LIFE
-    return min(seconds, _LONGEST_LIFE) if seconds > 0 else _LIFE
+    def _forms_of_secret(self) -> tuple[str, ...]:
+        return self._client_secret.reveal(), quote_plus(self._client_secret.reveal()), self._basic
 
 
 class _Reader(httpx.BaseTransport):

@@ -31,7 +31,7 @@ from ..transports._limits.token_bucket import TokenBucket
 from ..transports._options import CallOptions, RequestOptions, options_of
 from ..transports._retry.flow import RetryTransport
 from ..transports._stk_cli import StkCLITransport
-from .delegates import DelegateWire, Sending, check_delegate, send_through
+from .delegates import DelegateWire, Sending, SendingWhole, check_delegate, send_through
 from .responses import follow, like_requests
 
 _METHODS: Final = ("POST",)
@@ -164,22 +164,29 @@ class _RateLimitedHttpClient(HttpClient):
         **options: Unpack[CallOptions],
     ) -> Any:
         """Wait for a permit, then stream the other client's answer."""
-        sending = Sending(self.delegate.post_stream, url, (data,), headers, timeout)
-        return self._through("POST", sending, options_of("post_stream", options))
+        given = options_of("post_stream", options)
+        return self._through(
+            "POST", Sending(self.delegate.post_stream, url, (data,), headers, timeout, given)
+        )
+
+    def send(self, request: httpx.Request) -> Any:
+        """Wait for a permit, then let the other client's `send` send a complete request.
+
+        Raises:
+            NotImplementedError: the other client has no `send`.
+        """
+        return self._through(request.method, SendingWhole(self.delegate, request))
 
     def _send(
         self, method: str, url: str, data: Any, headers: Headers, timeout: float, options: RequestOptions
     ) -> Any:
-        sending = (
-            Sending(self.delegate.get, url, (), headers, timeout)
-            if method == "GET"
-            else Sending(self.delegate.post, url, (data,), headers, timeout)
-        )
-        return self._through(method, sending, options)
+        if method == "GET":
+            return self._through(method, Sending(self.delegate.get, url, (), headers, timeout, options))
+        return self._through(method, Sending(self.delegate.post, url, (data,), headers, timeout, options))
 
-    def _through(self, method: str, sending: Sending, options: RequestOptions) -> Any:
+    def _through(self, method: str, sending: Sending) -> Any:
         self._open_entry()
-        return original(send_through(self._stack, sending.request(method, options)))
+        return original(send_through(self._stack, sending.request(method)))
 
 
 class TokenBucketRateLimitedHttpClient(_RateLimitedHttpClient):
@@ -253,8 +260,8 @@ class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
         self.penalty_factor = penalty_factor
         self.recovery_factor = recovery_factor
 
-    def _through(self, method: str, sending: Sending, options: RequestOptions) -> Any:
-        answer = super()._through(method, sending, options)
+    def _through(self, method: str, sending: Sending) -> Any:
+        answer = super()._through(method, sending)
         if method == "GET" or getattr(answer, "status_code", None) != httpx.codes.TOO_MANY_REQUESTS:
             return answer
         try:

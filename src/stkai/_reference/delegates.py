@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, Final
 
@@ -16,8 +16,8 @@ from .._headers import check_headers
 from .._requests import as_httpx, httpx_errors, httpx_kind
 from .._urls import absolute_url
 from ..transports._base import LayerTransport
-from ..transports._call import OPTIONS
-from ..transports._options import UNSET, RequestOptions
+from ..transports._call import ATTEMPT, OPTIONS, Call, copy_request
+from ..transports._options import UNSET, CallOptions, RequestOptions
 
 _SENDING: Final = "stkai.sending"
 _OWN: Final = frozenset({"host", "content-length"})
@@ -47,35 +47,52 @@ def check_delegate(delegate: Any) -> HttpClient:
     return client
 
 
-@dataclass(frozen=True, slots=True)
 class Sending:
-    """A call to another client's method: everything but what the layers change on the way."""
+    """A call to another client's method, with everything but what the layers change on the way.
 
-    method: Callable[..., Any]
-    url: str
-    data: tuple[Any, ...]
-    headers: Headers
-    timeout: Any
+    Args:
+        method: a method of the other client: get, post or post_stream.
+        url: where to.
+        data: the body, in a tuple; empty for a GET.
+        headers: the caller's own.
+        timeout: in seconds.
+        options: those of the call.
+    """
 
-    def request(self, verb: str, options: RequestOptions) -> httpx.Request:
-        """What the layers see of it; they retry only if the call asks for it.
+    def __init__(
+        self,
+        method: Callable[..., Any],
+        url: str,
+        data: tuple[Any, ...],
+        headers: Headers,
+        timeout: Any,
+        options: RequestOptions,
+    ) -> None:
+        self.method, self.url, self.data = method, url, data
+        self.headers, self.timeout, self.options = headers, timeout, options
+
+    def request(self, verb: str) -> httpx.Request:
+        """What the layers see of it.
 
         Raises:
             InvalidArgumentError: the URL is not absolute, or a header cannot be sent.
         """
-        if options.retry is UNSET:
-            options = replace(options, retry=None)
-        extensions: dict[str, Any] = {_SENDING: self, OPTIONS: options}
+        extensions: dict[str, Any] = {}
         if isinstance(self.timeout, int | float):
             extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), self.timeout)
         headers = check_headers(self.headers)
         try:
-            target = absolute_url(
-                self.url
-            )  # It may contain credentials: requests knows what to do with them.
+            # It may contain credentials: requests knows what to do with them.
+            target = absolute_url(self.url)
         except ValueError:
             target = check_url(self.url)
-        return httpx.Request(verb, target, headers=headers, extensions=extensions)
+        return self.marked(httpx.Request(verb, target, headers=headers, extensions=extensions))
+
+    def marked(self, request: httpx.Request) -> httpx.Request:
+        """The request with this call and its options; the layers retry it only if the call asks for it."""
+        retry = None if self.options.retry is UNSET else self.options.retry
+        options = replace(self.options, retry=retry)
+        return copy_request(request, extensions={**request.extensions, _SENDING: self, OPTIONS: options})
 
     def send(self, request: httpx.Request) -> Any:
         """Call the method, with the headers and the timeout that the request has now."""
@@ -85,7 +102,50 @@ class Sending:
         }
         headers = {**(self.headers or {}), **added} if added else self.headers
         timeout = request.extensions.get("timeout", {}).get("read", self.timeout)
-        return self.method(self.url, *self.data, headers=headers, timeout=timeout)
+        options = _taken_by(self.method, self.options)
+        return self.method(self.url, *self.data, headers=headers, timeout=timeout, **options)
+
+
+class SendingWhole(Sending):
+    """A call to another client's `send`, with a complete request.
+
+    Raises:
+        NotImplementedError: the other client has no `send`.
+        ConfigurationError: the request's options are something else.
+    """
+
+    def __init__(self, delegate: Any, request: httpx.Request) -> None:
+        if not callable(getattr(delegate, "send", None)):
+            raise NotImplementedError(
+                f"{type(delegate).__name__} has no send(): use get, post or post_stream"
+            )
+        options = Call.start(request, 0.0).options
+        super().__init__(delegate.send, str(request.url), (), None, None, options)
+        self._whole = request
+
+    def request(self, verb: str) -> httpx.Request:
+        return self.marked(self._whole)
+
+    def send(self, request: httpx.Request) -> Any:
+        options = self.options if self.options.retry is UNSET else replace(self.options, retry=None)
+        extensions = {**request.extensions, OPTIONS: options}
+        del extensions[_SENDING], extensions[ATTEMPT]  # The other client begins a call of its own.
+        return self.method(copy_request(request, extensions=extensions))
+
+
+def _taken_by(method: Callable[..., Any], options: RequestOptions) -> dict[str, Any]:
+    """The options that a call sets and a method takes. Retries are made here, where each of them takes a permit."""
+    given = {name: getattr(options, name) for name in CallOptions.__annotations__}
+    chosen = {name: value for name, value in given.items() if value is not UNSET}
+    if not chosen:
+        return {}
+    if "retry" in chosen:
+        chosen["retry"] = None
+    parameters = inspect.signature(method).parameters.values()
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return chosen
+    names = {each.name for each in parameters}
+    return {name: value for name, value in chosen.items() if name in names}
 
 
 class DelegateWire(httpx.BaseTransport):

@@ -111,15 +111,15 @@ class Retrying:
         """Whether failures are retried at all."""
         return self.policy.max_retries > 0
 
-    def __iter__(self) -> Iterator["Attempt"]:
+    def __iter__(self) -> Iterator["RetryingAttempt"]:
         tenacity = import_whole("tenacity")
-        loop = _Run(self, self._context)
+        loop = _Loop(self, self._context)
         for manager in tenacity.Retrying(sleep=self._context.clock.sleep, **loop.arguments()):
-            yield Attempt(loop, manager)
+            yield RetryingAttempt(loop, manager)
             _settle(manager)
 
-    def __aiter__(self) -> AsyncIterator["Attempt"]:
-        return _AsyncAttempts(_Run(self, self._context), self._context.clock)
+    def __aiter__(self) -> AsyncIterator["RetryingAttempt"]:
+        return _AsyncAttempts(_Loop(self, self._context), self._context.clock)
 
     def failure_of(self, error: Exception) -> Failure | None:
         """Whether and when to retry after this error; None if it is final."""
@@ -151,12 +151,12 @@ class Retrying:
         return self.policy.failure_of(response, None, now)
 
 
-class Attempt:
+class RetryingAttempt:
     """One attempt of a `Retrying` loop: a context manager that swallows failures that will be retried."""
 
     __slots__ = ("_loop", "_manager", "attempt_number")
 
-    def __init__(self, loop: "_Run", manager: "tenacity.AttemptManager") -> None:
+    def __init__(self, loop: "_Loop", manager: "tenacity.AttemptManager") -> None:
         self._loop = loop
         self._manager = manager
         self.attempt_number = manager.retry_state.attempt_number
@@ -183,7 +183,7 @@ class Attempt:
         return bool(self._manager.__exit__(kind, error, traceback))
 
 
-class _Run:
+class _Loop:
     """One run of a `Retrying`: answers tenacity's questions."""
 
     def __init__(self, retrying: Retrying, context: Context) -> None:
@@ -224,7 +224,7 @@ class _Run:
 class _AsyncAttempts:
     """The attempts of an `async for`. An async generator would need the event loop to clean up after a `break`."""
 
-    def __init__(self, loop: _Run, clock: Clock) -> None:
+    def __init__(self, loop: _Loop, clock: Clock) -> None:
         tenacity = import_whole("tenacity")
         self._loop = loop
         self._managers = aiter(tenacity.AsyncRetrying(sleep=clock.asleep, **loop.arguments()))
@@ -233,11 +233,11 @@ class _AsyncAttempts:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Attempt:
+    async def __anext__(self) -> RetryingAttempt:
         if self._last is not None:
             _settle(self._last)
         self._last = await anext(self._managers)
-        return Attempt(self._loop, self._last)
+        return RetryingAttempt(self._loop, self._last)
 
 
 def _settle(manager: "tenacity.AttemptManager") -> None:

@@ -1,5 +1,6 @@
 """The wire of a stack without `transport=`: each request leaves through the package that made it."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import httpx
@@ -42,20 +43,28 @@ class WireByFamily(Closable):
 
 
 class AsyncWireByFamily(AsyncClosable):
-    """The async version of `WireByFamily`."""
+    """The async version of `WireByFamily`.
+
+    Args:
+        make: makes the wire of a package.
+    """
 
     family = None
 
-    def __init__(self, config: "HttpConfig | None" = None) -> None:
-        self._config = config or STKAI.config.http
-        self._wires: dict[Family, httpx.AsyncBaseTransport] = {HTTPX: default_async_wire(self._config)}
+    def __init__(
+        self,
+        config: "HttpConfig | None" = None,
+        make: "Callable[[HttpConfig, Family], httpx.AsyncBaseTransport]" = default_async_wire,
+    ) -> None:
+        self._config, self._make = config or STKAI.config.http, make
+        self._wires: dict[Family, httpx.AsyncBaseTransport] = {HTTPX: make(self._config, HTTPX)}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.require_open()
         family = family_of(request)
         wire = self._wires.get(family)
         if wire is None:
-            wire = self._wires.setdefault(family, default_async_wire(self._config, family))
+            wire = self._wires.setdefault(family, self._make(self._config, family))
         return await wire.handle_async_request(request)
 
     async def _aclose(self) -> None:

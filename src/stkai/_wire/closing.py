@@ -4,6 +4,8 @@ from typing import Self
 
 import httpx
 
+from ..transports._call import cannot_send
+
 
 class Closable(httpx.BaseTransport):
     """A sync transport that knows whether it is closed.
@@ -57,11 +59,6 @@ class AsyncClosable(httpx.AsyncBaseTransport):
     async def _aclose(self) -> None:
         """Close what is underneath; called once."""
         raise NotImplementedError
-
-
-def cannot_send() -> RuntimeError:
-    """The error for a request to a closed transport."""
-    return RuntimeError("Cannot send a request, as this transport has been closed: build another one.")
 
 
 def _cannot_reopen() -> RuntimeError:

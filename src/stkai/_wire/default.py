@@ -1,5 +1,6 @@
 """The default wire: httpx's own transports, and the environment's proxies, which httpx ignores with `transport=`."""
 
+import os
 import ssl
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -11,10 +12,11 @@ import httpx
 from .._config.stkai import STKAI
 from .._errors import ConfigurationError
 from .._families import HTTPX, Family, alike, family_of_wire
+from .._urls import PROXIES, absolute_url
 from .closing import AsyncClosable, Closable
 from .loops import WirePerLoop
 from .multiplexed import AsyncMultiplexed, Multiplexed
-from .pool import AsyncSideBySide, SideBySide
+from .pool import AsyncConnectionPool, ConnectionPool
 from .proxies import ProxyMap
 
 if TYPE_CHECKING:
@@ -30,17 +32,17 @@ def default_wire(config: "HttpConfig | None" = None, family: Family = HTTPX) -> 
         ConfigurationError: the proxy or the certificates cannot be used, or a package is missing.
     """
     config = config or STKAI.config.http
-    options, proxies = _options(config, family), _proxies(config)
+    options, proxies = _options(config, family), proxies_of(config)
 
     def make(options: dict[str, Any]) -> httpx.BaseTransport:
         if config.http2:
             return Multiplexed(lambda: family.HTTPTransport(**options), family)
         one, limits = _for_one(family, options), options["limits"]
         family.HTTPTransport(**one).close()  # An unusable proxy, for example, fails here.
-        return SideBySide(lambda: family.HTTPTransport(**one), limits, family)
+        return ConnectionPool(lambda: family.HTTPTransport(**one), limits, family)
 
     direct = make(options)
-    proxied = _through(proxies, make, options, family)
+    proxied = through(proxies, lambda proxy: make({"proxy": proxy, **options}), options["verify"], family)
     return ProxyRouter(direct, proxied, proxies) if proxied else direct
 
 
@@ -49,7 +51,7 @@ def default_async_wire(
 ) -> httpx.AsyncBaseTransport:
     """The async version of `default_wire`."""
     config = config or STKAI.config.http
-    options, proxies = _options(config, family), _proxies(config)
+    options, proxies = _options(config, family), proxies_of(config)
 
     def make(options: dict[str, Any]) -> httpx.AsyncBaseTransport:
         if config.http2:
@@ -57,11 +59,11 @@ def default_async_wire(
         one, limits = _for_one(family, options), options["limits"]
         family.AsyncHTTPTransport(**one)  # It has no connection yet to close.
         return WirePerLoop(
-            lambda: AsyncSideBySide(lambda: family.AsyncHTTPTransport(**one), limits, family), family
+            lambda: AsyncConnectionPool(lambda: family.AsyncHTTPTransport(**one), limits, family), family
         )
 
     direct = make(options)
-    proxied = _through(proxies, make, options, family)
+    proxied = through(proxies, lambda proxy: make({"proxy": proxy, **options}), options["verify"], family)
     return AsyncProxyRouter(direct, proxied, proxies) if proxied else direct
 
 
@@ -77,14 +79,36 @@ def _options(config: "HttpConfig", family: Family) -> dict[str, Any]:
     if config.http2 and find_spec("h2") is None:
         msg = 'HTTP/2 (STKAI_HTTP_HTTP2) needs a package that is not installed: pip install "stkai[http2]"'
         raise ConfigurationError(msg)
-    limits = family.Limits(
+    # All transports of a wire share one context: loading the certificates is the slow part.
+    return {
+        "verify": context_of(config),
+        "trust_env": config.trust_env,
+        "http2": config.http2,
+        "limits": limits_of(config, family),
+    }
+
+
+def limits_of(config: "HttpConfig", family: Family) -> httpx.Limits:
+    """How many connections there may be, and how long they stay open while idle."""
+    return family.Limits(
         max_connections=config.max_connections,
         max_keepalive_connections=config.max_keepalive_connections,
         keepalive_expiry=config.keepalive_expiry,
     )
-    # All transports of a wire share one context: loading the certificates is the slow part.
-    verify = httpx.create_ssl_context(verify=_verify(config.verify), trust_env=config.trust_env)
-    return {"verify": verify, "trust_env": config.trust_env, "http2": config.http2, "limits": limits}
+
+
+def context_of(config: "HttpConfig") -> ssl.SSLContext:
+    """How TLS verifies the server.
+
+    Raises:
+        ConfigurationError: the certificates cannot be read.
+    """
+    try:
+        return httpx.create_ssl_context(verify=_verify(config.verify), trust_env=config.trust_env)
+    except OSError as error:
+        name = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
+        msg = f"{name} must name certificates in PEM form, and {os.environ.get(name)!r} does not: {error}"
+        raise ConfigurationError(msg) from error
 
 
 def _verify(verify: bool | str) -> bool | ssl.SSLContext:
@@ -100,29 +124,47 @@ def _verify(verify: bool | str) -> bool | ssl.SSLContext:
         raise ConfigurationError(msg) from error
 
 
-def _proxies(config: "HttpConfig") -> ProxyMap:
+def proxies_of(config: "HttpConfig") -> ProxyMap:
+    """The proxies of the settings, or of the environment."""
     if config.proxy is not None:
         return ProxyMap({"all": config.proxy})
     return ProxyMap.from_environment() if config.trust_env else ProxyMap({})
 
 
-def _through(
-    proxies: ProxyMap, make: Callable[[dict[str, Any]], T], options: dict[str, Any], family: Family
+def through(
+    proxies: ProxyMap, make: Callable[[httpx.Proxy], T], context: ssl.SSLContext, family: Family
 ) -> dict[str, T]:
-    """A transport for each proxy, by the proxy's URL."""
-    try:
-        return {
-            url: make({"proxy": _proxy(url, options["verify"], family), **options}) for url in proxies.urls
-        }
-    except alike(httpx.InvalidURL, ValueError, ImportError) as error:
-        # Do not show the proxy's whole URL: it may contain a password.
-        msg = f"a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) cannot be used: {error}"
-        raise ConfigurationError(msg) from error
+    """A transport for each proxy, by the proxy's URL. The certificate of a proxy is checked like a server's.
+
+    Raises:
+        ConfigurationError: one cannot be used. Neither the message nor a variable of the traceback shows its URL, which
+            may contain a password.
+    """
+    problems: list[str] = []
+    made = _make_each(proxies, make, context, family, problems)
+    if problems:
+        msg = f"a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) cannot be used: {problems[0]}"
+        raise ConfigurationError(msg)
+    return made
 
 
-def _proxy(url: str, verify: ssl.SSLContext, family: Family) -> httpx.Proxy | str:
-    """The proxy; its own certificate is checked like a server's."""
-    return family.Proxy(url, ssl_context=verify) if url.lower().startswith("https://") else url
+def _make_each(
+    proxies: ProxyMap,
+    make: Callable[[httpx.Proxy], T],
+    context: ssl.SSLContext,
+    family: Family,
+    problems: list[str],
+) -> dict[str, T]:
+    made = {}
+    for url in proxies.urls:
+        try:
+            absolute_url(url, PROXIES)
+            verify = context if url.lower().startswith("https://") else None
+            made[url] = make(family.Proxy(url, ssl_context=verify))
+        except alike(httpx.InvalidURL, ValueError, ImportError) as error:
+            problems.append(str(error))
+            return {}
+    return made
 
 
 class ProxyRouter(Closable):

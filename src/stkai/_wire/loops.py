@@ -5,44 +5,17 @@ loop gets its own wire, which is closed when the loop ends, or dropped untouched
 it.
 """
 
-import sys
+import threading
 import warnings
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Final
 
 import httpx
 
+from .._event_loops import running_loop
 from .._families import HTTPX, Family
 from .._forks import after_fork
 from .closing import AsyncClosable
-
-
-def running_loop() -> Any:
-    """What identifies the event loop of this task: asyncio's loop, or trio's token.
-
-    Raises:
-        RuntimeError: no event loop runs here.
-    """
-    trio = sys.modules.get("trio")
-    if trio is not None:
-        try:
-            trio.lowlevel.current_task()
-        except RuntimeError:
-            pass
-        else:
-            return trio.lowlevel.current_trio_token()
-    import asyncio
-
-    return asyncio.get_running_loop()
-
-
-def run_soon(loop: Any, function: Callable[[], object]) -> None:
-    """Have a loop call a function soon, unless it has ended; safe in any thread, signal handler or finalizer."""
-    call = getattr(loop, "run_sync_soon", None) or loop.call_soon_threadsafe
-    try:
-        call(function)
-    except RuntimeError:  # asyncio's "Event loop is closed"; trio's RunFinishedError is one as well.
-        return
 
 
 class _Home:
@@ -59,7 +32,7 @@ _orphans: Final[list[Keeper]] = []
 
 
 class WirePerLoop(AsyncClosable):
-    """Sends each request through the wire of its event loop.
+    """Sends each request through the wire of its event loop; several loops may run at once.
 
     Args:
         make: makes a wire; called in the loop that will use it.
@@ -70,10 +43,12 @@ class WirePerLoop(AsyncClosable):
         self.family = family
         self._make = make
         self._homes: dict[Any, tuple[_Home, Keeper]] = {}
+        self._lock = threading.Lock()
         after_fork(self, WirePerLoop._start_anew)
 
     def _start_anew(self) -> None:
         homes, self._homes = self._homes, {}
+        self._lock = threading.Lock()
         for home, keeper in homes.values():
             home.wire = None
             _orphans.append(keeper)
@@ -93,21 +68,20 @@ class WirePerLoop(AsyncClosable):
         home = _Home(wire)
         keeper = _close_with_the_loop(home)
         await anext(keeper)  # From now on the loop knows the generator. This does not suspend.
-        self._homes[loop] = home, keeper
+        with self._lock:
+            self._homes[loop] = home, keeper
         return await wire.handle_async_request(request)
 
     def _forget_ended_loops(self) -> None:
-        ended = [
-            loop
-            for loop, (home, _) in self._homes.items()
-            if home.wire is None or (hasattr(loop, "is_closed") and loop.is_closed())
-        ]
+        with self._lock:
+            ended = [loop for loop, (home, _) in self._homes.items() if home.wire is None or _has_ended(loop)]
+            forgotten = [self._homes.pop(loop) for loop in ended]
         with warnings.catch_warnings():
             # Dropping the sockets closes them; nobody can close them in an orderly way any more.
             warnings.simplefilter("ignore", ResourceWarning)
-            for loop in ended:
-                home, _ = self._homes.pop(loop)
+            for home, _ in forgotten:
                 home.wire = None
+            del forgotten
 
     async def _aclose(self) -> None:
         self._forget_ended_loops()
@@ -116,6 +90,10 @@ class WirePerLoop(AsyncClosable):
         here = homes.get(running_loop())
         if here is not None:
             await here[1].aclose()
+
+
+def _has_ended(loop: Any) -> bool:
+    return hasattr(loop, "is_closed") and bool(loop.is_closed())
 
 
 async def _close_with_the_loop(home: _Home) -> Keeper:

@@ -7,18 +7,21 @@ wait in line, as long as their pool timeout allows.
 """
 
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 import httpx
 
+from .._abandonable import GivenUpError, abandoned, do_within
 from .._clock import SystemClock
+from .._event_loops import run_soon, running_loop
 from .._families import HTTPX, Family, of_family
+from .._signals import is_interrupt
+from ..transports._body_end import BRIEF, AsyncWatchedBody, BodyEnd, WatchedBody
 from .closing import AsyncClosable, Closable
-from .lease import Lease
-from .loops import run_soon, running_loop
-from .shelf import Shelf
+from .pool_state import Lease, PoolState
 
 _CLOCK = SystemClock()
 
@@ -26,8 +29,8 @@ _CONNECTION: Final = b"connection"
 _LENGTH: Final = len(_CONNECTION)
 
 
-def _lease(shelf: Shelf[Any], request: httpx.Request) -> Lease[Any]:
-    return Lease(shelf, (request.url.scheme, request.url.netloc))
+def _lease(state: PoolState[Any], request: httpx.Request) -> Lease[Any]:
+    return Lease(state, (request.url.scheme, request.url.netloc))
 
 
 def _patience(request: httpx.Request) -> float | None:
@@ -56,7 +59,12 @@ def _is_persistent(response: httpx.Response) -> bool:
     )
 
 
-class _SyncShelf(Shelf[httpx.BaseTransport]):
+def _end(lease: Lease[Any], is_persistent: bool, how: BodyEnd) -> None:
+    """Give a wire back when the body of its response has ended."""
+    lease.end(_CLOCK.monotonic() if how is BodyEnd.WHOLE and is_persistent else None)
+
+
+class _SyncState(PoolState[httpx.BaseTransport]):
     """Closes wires that are no longer of use."""
 
     def lose(self, lease: Lease[httpx.BaseTransport]) -> None:
@@ -68,8 +76,13 @@ class _SyncShelf(Shelf[httpx.BaseTransport]):
             with suppress(IndexError):  # Another thread was faster.
                 self.trash.popleft().close()
 
+    def sweep_after_interrupt(self) -> None:
+        """The same, though an interrupt may have left a lock of a wire taken, for which closing would wait for ever."""
+        with suppress(GivenUpError):
+            do_within(BRIEF, self.sweep)
 
-class SideBySide(Closable):
+
+class ConnectionPool(Closable):
     """Sends each request through one of many wires, and never two at a time through the same one.
 
     Args:
@@ -82,75 +95,61 @@ class SideBySide(Closable):
         self, make: Callable[[], httpx.BaseTransport], limits: httpx.Limits, family: Family = HTTPX
     ) -> None:
         self.family = family
-        self._shelf = _SyncShelf(make, limits)
-        self._body = of_family(_Body, family)
+        self._state = _SyncState(make, limits)
+        self._body = of_family(WatchedBody, family)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        shelf = self._shelf
-        lease = _lease(shelf, request)
+        state = self._state
+        lease = _lease(state, request)
         try:
-            if not shelf.take(lease):
+            if not state.take(lease):
                 self._wait(request, lease)
-            if shelf.trash:
-                shelf.sweep()
+            if state.trash:
+                state.sweep()
             if lease.wire is None:
                 raise _none_free(request, self.family)
             response: httpx.Response = lease.wire.handle_request(request)
-        except BaseException:
+        except BaseException as error:
             lease.end()
-            shelf.sweep()
+            if is_interrupt(error):
+                state.sweep_after_interrupt()
+            else:
+                state.sweep()
             raise
         lease.stream = response.extensions.get("network_stream")
-        persistent = _is_persistent(response)
-        response.stream = self._body(response.stream, lease, shelf, persistent=persistent)
+        response.stream = self._body(response.stream, partial(self._ended, lease, _is_persistent(response)))
         return response
 
+    def _ended(self, lease: Lease[httpx.BaseTransport], is_persistent: bool, how: BodyEnd) -> None:
+        if how is BodyEnd.DROPPED:
+            return  # The lease ends by itself.
+        _end(lease, is_persistent, how)
+        if how is BodyEnd.STUCK:
+            self._state.sweep_after_interrupt()
+        elif self._state.trash:
+            self._state.sweep()
+
     def _wait(self, request: httpx.Request, lease: Lease[httpx.BaseTransport]) -> None:
-        # A lock and not an Event: a signal handler that came while this thread began to wait may release it, and
-        # that takes no other lock.
+        # A lock and not an Event: a finalizer that runs while this thread begins to wait may release it, and that takes
+        # no other lock.
         turn = threading.Lock()
         turn.acquire()
-        if self._shelf.join(lease, turn.release):
+        if self._state.join(lease, turn.release):
             return
         patience = _patience(request)
         turn.acquire(timeout=-1 if patience is None else min(max(patience, 0), threading.TIMEOUT_MAX))
-        self._shelf.leave(lease)
+        self._state.leave(lease)
+        if abandoned():
+            # Leave the connection to a request that still has a caller.
+            lease.end(_CLOCK.monotonic())
+            raise GivenUpError
 
     def _close(self) -> None:
-        self._shelf.close()
-        self._shelf.sweep()
+        self._state.close()
+        self._state.sweep()
 
 
-class _Body(httpx.SyncByteStream):
-    """A body that ends its lease when it is read to the end and closed, breaks, or is abandoned."""
-
-    def __init__(
-        self, body: Any, lease: Lease[httpx.BaseTransport], shelf: _SyncShelf, *, persistent: bool
-    ) -> None:
-        self._body, self._lease, self._shelf, self._persistent = body, lease, shelf, persistent
-        self._whole = False
-
-    def __iter__(self) -> Iterator[bytes]:
-        try:
-            yield from self._body
-        except BaseException:
-            self.close()
-            raise
-        self._whole = True
-
-    def close(self) -> None:
-        try:
-            self._body.close()
-        except BaseException:
-            self._whole = False
-            raise
-        finally:
-            self._lease.end(_CLOCK.monotonic() if self._whole and self._persistent else None)
-            if self._shelf.trash:
-                self._shelf.sweep()
-
-
-class _AsyncShelf(Shelf[httpx.AsyncBaseTransport]):
+class _AsyncState(PoolState[httpx.AsyncBaseTransport]):
     """The async version, for one event loop; a finalizer in another thread leaves the rest to the loop."""
 
     def __init__(self, make: Callable[[], httpx.AsyncBaseTransport], limits: httpx.Limits) -> None:
@@ -169,79 +168,68 @@ class _AsyncShelf(Shelf[httpx.AsyncBaseTransport]):
                 await self.trash.popleft().aclose()
 
 
-class AsyncSideBySide(AsyncClosable):
+class AsyncConnectionPool(AsyncClosable):
     """The async version, for one event loop of asyncio or trio, which must be running when this is made."""
 
     def __init__(
         self, make: Callable[[], httpx.AsyncBaseTransport], limits: httpx.Limits, family: Family = HTTPX
     ) -> None:
         self.family = family
-        self._shelf = _AsyncShelf(make, limits)
+        self._state = _AsyncState(make, limits)
         self._body = of_family(_AsyncBody, family)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        shelf = self._shelf
-        lease = _lease(shelf, request)
+        state = self._state
+        lease = _lease(state, request)
         try:
-            if not shelf.take(lease):
+            if not state.take(lease):
                 await self._wait(request, lease)
-            if shelf.trash:
-                await shelf.sweep()
+            if state.trash:
+                await state.sweep()
             if lease.wire is None:
                 raise _none_free(request, self.family)
             response: httpx.Response = await lease.wire.handle_async_request(request)
         except BaseException:
             lease.end()
-            await shelf.sweep()
+            await state.sweep()
             raise
         lease.stream = response.extensions.get("network_stream")
-        persistent = _is_persistent(response)
-        response.stream = self._body(response.stream, lease, shelf, persistent=persistent)
+        body = self._body(response.stream, partial(_end_async, lease, _is_persistent(response)))
+        body.state = state
+        response.stream = body
         return response
 
     async def _wait(self, request: httpx.Request, lease: Lease[httpx.AsyncBaseTransport]) -> None:
         import anyio
 
         turn = anyio.Event()
-        if self._shelf.join(lease, turn.set):
+        if self._state.join(lease, turn.set):
             return
         with anyio.move_on_after(_patience(request)):
             await turn.wait()
-        self._shelf.leave(lease)
+        self._state.leave(lease)
 
     async def _aclose(self) -> None:
-        self._shelf.close()
-        await self._shelf.sweep()
+        self._state.close()
+        await self._state.sweep()
 
 
-class _AsyncBody(httpx.AsyncByteStream):
-    """The async version of `_Body`."""
+def _end_async(lease: Lease[Any], is_persistent: bool, how: BodyEnd) -> None:
+    if how is not BodyEnd.DROPPED:  # Otherwise the lease ends by itself.
+        _end(lease, is_persistent, how)
 
-    def __init__(
-        self, body: Any, lease: Lease[httpx.AsyncBaseTransport], shelf: _AsyncShelf, *, persistent: bool
-    ) -> None:
-        self._body, self._lease, self._shelf, self._persistent = body, lease, shelf, persistent
-        self._whole = False
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for part in self._body:
-                yield part
-        except BaseException:
-            await self.aclose()
-            raise
-        self._whole = True
+class _AsyncBody(AsyncWatchedBody):
+    """A body that also closes the wires that are no longer of use."""
+
+    state: _AsyncState
 
     async def aclose(self) -> None:
-        if self._shelf.loop is not running_loop():
-            self._lease.end()  # Its loop has ended, and so has its connection.
+        if self.state.loop is not running_loop():
+            self._end(BodyEnd.CLOSED)  # Its loop has ended, and so has its connection.
             return
         try:
-            await self._body.aclose()  # httpx completes this even in a cancelled task
-        except BaseException:
-            self._whole = False
-            raise
+            await super().aclose()  # httpx completes this even in a cancelled task
         finally:
-            self._lease.end(_CLOCK.monotonic() if self._whole and self._persistent else None)
-            if self._shelf.trash:
-                await self._shelf.sweep()
+            if self.state.trash:
+                await self.state.sweep()

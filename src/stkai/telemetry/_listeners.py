@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from .._events import Event
+from ..events import Event
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
@@ -35,7 +35,7 @@ class OpenTelemetryListener:
         with _needing("OpenTelemetryListener", "otel"):
             from opentelemetry import metrics, trace
 
-            from ._meters import Meters
+            from ._opentelemetry import Meters
             from ._spans import Spans
         self._meters: Callable[[Event], None] = Meters(
             metrics.get_meter("stkai", meter_provider=meter_provider)
@@ -66,7 +66,7 @@ class PrometheusListener:
         with _needing("PrometheusListener", "prometheus"):
             import prometheus_client
 
-            from ._collectors import collectors_of
+            from ._prometheus import collectors_of
         self._collectors: Callable[[Event], None] = collectors_of(registry or prometheus_client.REGISTRY)
 
     def __call__(self, event: Event) -> None:

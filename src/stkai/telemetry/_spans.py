@@ -7,7 +7,7 @@ from opentelemetry import context, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
-from .._events import (
+from ..events import (
     AttemptFinished,
     AttemptStarted,
     CallFinished,
@@ -122,7 +122,14 @@ class Spans:
 
 
 def _attributes(event: Event) -> dict[str, str | int]:
-    return {"http.request.method": method_of(event.call.method), "server.address": event.call.host}
+    call = event.call
+    attributes: dict[str, str | int] = {
+        "http.request.method": method_of(call.method),
+        "server.address": call.host,
+    }
+    if call.port is not None:
+        attributes["server.port"] = call.port
+    return attributes
 
 
 def _named(method: str) -> str:

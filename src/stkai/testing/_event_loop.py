@@ -6,6 +6,8 @@ from collections.abc import Callable
 import anyio
 import anyio.lowlevel
 
+from .._event_loops import run_soon, running_loop
+
 _IDLE_CYCLES = 2  # one cycle polls the sockets; what arrived on them runs in the next
 _BLIND_CYCLES = 20  # on a loop that does not show what it still has to run
 _MAX_CYCLES = 1_000  # a task that spins without ever sleeping must not stop the clock
@@ -16,11 +18,11 @@ class Bell:
 
     def __init__(self) -> None:
         self._event = anyio.Event()
-        self._run_soon = _run_soon()
+        self._loop = running_loop()
 
     def ring(self) -> None:
         """Wake the task, or keep its next `wait` from waiting. Safe in any thread."""
-        self._run_soon(self._set)
+        run_soon(self._loop, self._set)
 
     def reset(self) -> None:
         """Forget all earlier rings. Call it before looking at what the bell announces, never after."""
@@ -34,7 +36,7 @@ class Bell:
         self._event.set()
 
 
-async def everybody_waits(still_wanted: Callable[[], bool]) -> None:
+async def all_tasks_wait(still_wanted: Callable[[], bool]) -> None:
     """Yield until no other task can run, or until `still_wanted` returns False.
 
     A task that waits for a socket counts as waiting.
@@ -56,12 +58,3 @@ async def everybody_waits(still_wanted: Callable[[], bool]) -> None:
         idle = 0 if ready else idle + 1
         if idle == needed or not still_wanted():
             return
-
-
-def _run_soon() -> Callable[[Callable[[], None]], object]:
-    try:
-        return asyncio.get_running_loop().call_soon_threadsafe
-    except RuntimeError:
-        import trio
-
-        return trio.lowlevel.current_trio_token().run_sync_soon

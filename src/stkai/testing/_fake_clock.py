@@ -1,4 +1,4 @@
-"""FakeClock: time that moves when told to, or when somebody sleeps; nothing ever really waits."""
+"""FakeClock: time that moves when a test moves it, or when code sleeps; nothing really waits."""
 
 import heapq
 import math
@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import anyio.lowlevel
 
 from .._errors import ConfigurationError
-from ._event_loop import Bell, everybody_waits
+from ._event_loop import Bell, all_tasks_wait
 
 _EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -59,24 +59,26 @@ class FakeClock:
             return self._asleep()
 
     def advance(self, seconds: float) -> None:
-        """Move the clock, and wake everyone who has slept long enough."""
+        """Move the clock, and wake the sleepers that have slept long enough."""
         _check(seconds)
         with self._changed:
             self._now += seconds
         self._wake_first()
 
     def advance_to_next(self) -> float:
-        """Move the clock to the next time at which somebody wakes; returns the seconds moved.
+        """Move the clock to the next time at which a sleeper wakes; returns the seconds moved.
 
         Raises:
-            RuntimeError: nobody is asleep.
+            RuntimeError: there is no sleeper.
         """
         with self._changed:
-            later = (target for target, _, sleeper in self._heap if target > self._now and not sleeper.gone)
+            later = (
+                target for target, _, sleeper in self._heap if target > self._now and not sleeper.is_abandoned
+            )
             target = min(later, default=None)
             if target is None:
                 raise RuntimeError(
-                    "nobody is asleep, so there is no next instant; wait_for_sleepers(1) first"
+                    "there is no sleeper, so there is no next instant; wait_for_sleepers(1) first"
                 )
             moved, self._now = target - self._now, target
         self._wake_first()
@@ -135,7 +137,7 @@ class FakeClock:
         return f"FakeClock(now={self._now:g}, autojump={self._autojump}, sleepers={self.sleepers})"
 
     def _asleep(self) -> int:
-        return sum(target > self._now and not sleeper.gone for target, _, sleeper in self._heap)
+        return sum(target > self._now and not sleeper.is_abandoned for target, _, sleeper in self._heap)
 
     def _enter(self, seconds: float, wake: Callable[[], None]) -> "_Sleeper":
         with self._changed:
@@ -156,26 +158,26 @@ class FakeClock:
         return True
 
     def _abandon(self, sleeper: "_Sleeper") -> None:
-        sleeper.gone = True
+        sleeper.is_abandoned = True
         self._wake_first()
 
     def _first(self) -> "_Sleeper | None":
         with self._changed:
-            while self._heap and self._heap[0][2].gone:
+            while self._heap and self._heap[0][2].is_abandoned:
                 heapq.heappop(self._heap)
             return self._heap[0][2] if self._heap else None
 
     async def _move_to(self, sleeper: "_Sleeper") -> None:
         """Move the clock to the first sleeper's wake-up time when no task can run.
 
-        If it has moved meanwhile, somebody has woken up and may still have to run before that time.
+        If it has moved meanwhile, another sleeper has woken up and may still have to run before that time.
         """
         before = self._now
 
         def is_next() -> bool:
             return self._now == before and self._first() is sleeper
 
-        await everybody_waits(is_next)
+        await all_tasks_wait(is_next)
         with self._changed:
             if is_next():
                 self._now = max(self._now, sleeper.target)
@@ -189,12 +191,12 @@ class FakeClock:
 class _Sleeper:
     """Somebody asleep until `target`; `wake` asks them, from any thread, to look at the clock again."""
 
-    __slots__ = ("gone", "target", "wake")
+    __slots__ = ("is_abandoned", "target", "wake")
 
     def __init__(self, target: float, wake: Callable[[], None]) -> None:
         self.target = target
         self.wake = wake
-        self.gone = False
+        self.is_abandoned = False
 
 
 def _check(seconds: float) -> None:

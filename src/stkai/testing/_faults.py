@@ -11,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from http.client import responses
 from typing import Any, Literal
 
-from ._checks import check_choice, check_range, check_seconds
+from .._checks import SECONDS, at_least, check_choice, check_number
 from ._reply import Reply, error_reply
 
 HeadersLike = Mapping[str, str] | Iterable[tuple[str, str]]
@@ -36,7 +36,7 @@ class Answer:
     body: bytes | str | None = None
 
     def __post_init__(self) -> None:
-        check_range("a status", self.status, 200, 599)
+        check_number("a status", self.status, at_least(200, 599))
 
     def reply(self) -> Reply:
         """The whole answer."""
@@ -70,7 +70,7 @@ class Reset:
     def __post_init__(self) -> None:
         check_choice("at", self.at, "start", "headers", "body", "end")
         check_choice("framing", self.framing, "length", "chunked", "gzip", None)
-        check_range("after", self.after, 0)
+        check_number("after", self.after, at_least(0))
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class Slow:
     every: float
 
     def __post_init__(self) -> None:
-        check_range("size", self.size, 1)
-        check_seconds("every", self.every)
+        check_number("size", self.size, at_least(1))
+        check_number("every", self.every, SECONDS)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Hang:
     seconds: float
 
     def __post_init__(self) -> None:
-        check_seconds("seconds", self.seconds)
+        check_number("seconds", self.seconds, SECONDS)
 
 
 @dataclass(frozen=True)

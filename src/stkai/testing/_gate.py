@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Literal
 
+from .._checks import SECONDS, check_choice, check_number
 from .._errors import ConfigurationError
-from ._checks import check_choice, check_seconds
 from ._quota import FixedWindow, Quota
 from ._reply import Headers, Reply, error_reply
 
@@ -28,7 +28,7 @@ class Gate:
         if isinstance(retry_after, str):
             check_choice("retry_after, unless a number or None,", retry_after, "true", "date")
         if isinstance(retry_after, int | float):
-            check_seconds("retry_after", retry_after)
+            check_number("retry_after", retry_after, SECONDS)
         check_choice("headers", headers, "ietf", "github", "openai", None)
         if headers is not None and not isinstance(quota, FixedWindow):
             raise ConfigurationError(

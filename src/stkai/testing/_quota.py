@@ -8,10 +8,9 @@ import math
 from collections import deque
 from typing import Protocol
 
-from .._errors import ConfigurationError
-from ._checks import check_range
+from .._checks import SOME_SECONDS, at_least, check_number
 
-_EPSILON = 1e-9  # of a permit: a client that waits exactly as long as told is let in, whatever the rounding
+_EPSILON = 1e-9  # of a permit: a client that waits exactly as long as the 429 says is admitted, whatever the rounding
 
 
 class Quota(Protocol):
@@ -80,7 +79,7 @@ class Bucket:
 
     def __init__(self, max_requests: int, time_window: float, *, depth: float = 10.0) -> None:
         _check(max_requests, time_window)
-        check_range("depth", depth, 1)
+        check_number("depth", depth, at_least(1))
         self.max_requests = max_requests
         self.time_window = time_window
         self.depth = depth
@@ -98,6 +97,5 @@ class Bucket:
 
 
 def _check(max_requests: int, time_window: float) -> None:
-    check_range("max_requests", max_requests, 1)
-    if not 0 < time_window < math.inf:
-        raise ConfigurationError(f"time_window must be a positive number of seconds, not {time_window}")
+    check_number("max_requests", max_requests, at_least(1))
+    check_number("time_window", time_window, SOME_SECONDS)

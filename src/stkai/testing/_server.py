@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import anyio.to_thread
 
+from .._checks import SECONDS, at_least, check_choice, check_number
 from .._clock import Clock, SystemClock
 from .._errors import ConfigurationError
-from ._checks import check_choice, check_range, check_seconds
 from ._fault_methods import FaultMethods
 from ._gate import Gate, RateHeaders, RetryAfter
 from ._quota import Bucket, FixedWindow, Quota, SlidingWindow
@@ -77,14 +77,14 @@ class QuotaServer(FaultMethods):
         clock: Clock | None = None,
     ) -> None:
         super().__init__()
-        check_range("polls_until_done", polls_until_done, 0)
-        check_range("port", port, 0, 65_535)
-        check_range("keep, unless None,", 0 if keep is None else keep, 0)
-        check_seconds("token_lifetime", token_lifetime)
-        check_seconds("stream_interval", stream_interval)
+        check_number("polls_until_done", polls_until_done, at_least(0))
+        check_number("port", port, at_least(0, 65_535))
+        check_number("keep, unless None,", 0 if keep is None else keep, at_least(0))
+        check_number("token_lifetime", token_lifetime, SECONDS)
+        check_number("stream_interval", stream_interval, SECONDS)
         low, high = latency if isinstance(latency, tuple) else (latency, latency)
-        check_seconds("latency", low)
-        check_seconds("latency, high - low,", high - low)
+        check_number("latency", low, SECONDS)
+        check_number("latency, high - low,", high - low, SECONDS)
         self._quota = _quota(kind, max_requests, time_window, depth)
         self._latency = (low, high)
         self._service = Service(
@@ -130,7 +130,7 @@ class QuotaServer(FaultMethods):
         return self
 
     def close(self) -> None:
-        """Stop serving, and break off what is in progress; returns when thread and sockets are gone."""
+        """Stop serving, and break off what is in progress; returns when all sockets are closed."""
         if self._thread is not None and self._stop is not None:
             self._stop()
             self._thread.join()

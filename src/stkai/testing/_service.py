@@ -1,4 +1,4 @@
-"""What StackSpot AI answers: requests in, replies out. Knows nothing of sockets, and is told `now`."""
+"""What StackSpot AI answers: requests in, replies out. Does no I/O, and gets the time as an argument."""
 
 import base64
 import json

@@ -11,12 +11,13 @@ from typing import Any
 
 import httpx
 
-from .._clock import Clock
+from .._abandonable import GivenUpError
+from .._clock import Clock, SystemClock
 from .._errors import DeadlineExceededError
 from .._families import alike
-from ._bodies import adrain, aload, aread, limited, unlimited
-from ._call import Attempt
-from ._hand import TooLateError
+from .._signals import raise_interrupt
+from ._bodies import SHORT, adrain, aload, aread, briefly, limited, unlimited
+from ._call import Attempt, cannot_send
 from ._operations import (
     PATIENCE,
     Close,
@@ -29,12 +30,16 @@ from ._operations import (
     Send,
     Sleep,
     Until,
+    WrongOperationError,
     is_clean_up,
     swallowed,
-    unknown,
 )
 
 _logger = logging.getLogger("stkai")
+
+
+class AbandonedCallError(BaseException):
+    """Thrown into a flow whose coroutine is closed before its end."""
 
 
 async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
@@ -51,34 +56,61 @@ async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
                     value = None
                 elif deadline is not None:
                     value = await _ain_time(operation, deadline, attempt, clock)
-                elif isinstance(operation, Sleep):
-                    await clock.asleep(operation.seconds)
-                    value = None
                 else:
-                    value = await _aperform(operation, clock)
+                    value = await _aperform(operation, attempt, clock)
             except Exception as error:  # noqa: BLE001 - the flow decides
+                raise_interrupt(error)
                 operation = flow.throw(error)
             else:
                 operation = flow.send(value)
     except StopIteration as stop:
         response: httpx.Response = stop.value
-        return response
+        return response if deadline is None else await _with_redirect(response, deadline, attempt, clock)
     except BaseException as error:
         if getattr(flow, "gi_frame", None) is not None:
-            await _aclean_up(flow, error, clock)
+            await _aclean_up(flow, error, attempt, clock)
         raise
 
 
-async def _aperform(operation: Operation, clock: Clock, left: float = math.inf) -> Any:
+async def _with_redirect(
+    response: httpx.Response, deadline: float, attempt: Attempt, clock: Clock
+) -> httpx.Response:
+    """Fetch the body of a redirect within the deadline: an httpx client reads it before it sends the next request."""
+    if response.has_redirect_location:
+        try:
+            await _ain_time(Load(response, SHORT), deadline, attempt, clock)
+        except BaseException:
+            await aclose_response(response)
+            raise
+    return response
+
+
+async def _asleep(seconds: float, attempt: Attempt, clock: Clock) -> None:
+    """Sleep, unless the stack is closed.
+
+    Raises:
+        RuntimeError: it is closed.
+    """
+    closing = attempt.closing
+    if closing is None or type(clock) is not SystemClock:
+        await clock.asleep(seconds)
+    else:
+        await closing.await_(seconds)
+    if closing is not None and closing.is_done:
+        raise cannot_send()
+
+
+async def _aperform(operation: Operation, attempt: Attempt, clock: Clock, left: float = math.inf) -> Any:
     match operation:
         case Sleep():
-            await clock.asleep(operation.seconds)
+            await _asleep(operation.seconds, attempt, clock)
         case Read():
             await aread(operation.response)
         case Load():
-            await aload(operation.response, operation.limit, brief=operation.brief)
+            seconds = briefly(left) if operation.brief else math.inf
+            await aload(operation.response, operation.limit, lambda: math.inf, seconds)
         case Drain():
-            await adrain(operation.response, left)
+            await adrain(operation.response, min(operation.seconds, briefly(left)))
         case Close():
             await aclose_response(operation.response)
         case Run(cleans_up=True):
@@ -91,7 +123,7 @@ async def _aperform(operation: Operation, clock: Clock, left: float = math.inf) 
         case Send():
             return await operation.wire.handle_async_request(operation.request)
         case _:
-            raise unknown(operation)
+            raise WrongOperationError(operation)
     return None
 
 
@@ -102,16 +134,16 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
         return deadline - clock.monotonic()
 
     if isinstance(operation, Drain):
-        return await _aperform(operation, clock, left())
+        return await _aperform(operation, attempt, clock, left())
     if is_clean_up(operation):
-        return await _aperform(operation, clock)
+        return await _aperform(operation, attempt, clock)
     seconds = left()
     if seconds <= 0:
         raise attempt.too_late(deadline)
     match operation:
         case Sleep():
             # By the call's clock, which may differ from the event loop's.
-            await clock.asleep(min(operation.seconds, seconds))
+            await _asleep(min(operation.seconds, seconds), attempt, clock)
             if operation.seconds and left() <= 0:
                 raise attempt.too_late(deadline)
             return None
@@ -128,12 +160,13 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
             await aread(operation.response)
             return None
         case Load():
-            work = partial(aload, operation.response, operation.limit, left, brief=operation.brief)
+            brief = briefly(seconds) if operation.brief else math.inf
+            work = partial(aload, operation.response, operation.limit, left, brief)
             return await _by_scope(work, left, deadline, attempt)
         case Run():
             return await _by_scope(partial(operation.asynchronous, seconds), left, deadline, attempt)
         case _:
-            raise unknown(operation)
+            raise WrongOperationError(operation)
 
 
 async def _by_scope(
@@ -144,7 +177,7 @@ async def _by_scope(
     try:
         with anyio.move_on_after(left()):
             return await work()
-    except TooLateError:
+    except GivenUpError:
         raise attempt.too_late(deadline) from None
     except alike(httpx.TimeoutException) as error:
         if left() > 0 or isinstance(error, DeadlineExceededError):
@@ -153,16 +186,20 @@ async def _by_scope(
     raise attempt.too_late(deadline)
 
 
-async def _aclean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
+async def _aclean_up(flow: Flow, error: BaseException, attempt: Attempt, clock: Clock) -> None:
     """Tell the flow that the call is over, and carry out the clean-up it asks for, even when cancelled again."""
     told = 0
-    awaits = not isinstance(error, GeneratorExit)  # A coroutine that is being closed cannot await.
+    awaits = not isinstance(error, GeneratorExit)
+    if (
+        not awaits
+    ):  # A coroutine that is being closed cannot await; `yield from` would not pass a GeneratorExit on.
+        error = AbandonedCallError()
     try:
         operation = flow.throw(error)
         while told < PATIENCE:
             if is_clean_up(operation):
                 if awaits:
-                    await _atry(operation, clock)
+                    await _atry(operation, attempt, clock)
                 operation = flow.send(None)
             else:
                 told = swallowed(error, operation, told)
@@ -177,12 +214,12 @@ async def _aclean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
             _logger.debug("the clean-up of a call failed", exc_info=True)
 
 
-async def _atry(operation: Operation, clock: Clock) -> None:
+async def _atry(operation: Operation, attempt: Attempt, clock: Clock) -> None:
     import anyio
 
     try:
         with anyio.CancelScope(shield=True):
-            await _aperform(operation, clock)
+            await _aperform(operation, attempt, clock)
     except Exception:
         _logger.debug("the clean-up of a call failed", exc_info=True)
 

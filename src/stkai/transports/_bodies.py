@@ -1,23 +1,27 @@
 """Bodies of responses, read by a driver: whole, in part, or only to reuse the connection."""
 
 import math
+import socket
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
 import httpx
 
+from .._abandonable import GivenUpError, unless_abandoned
 from .._families import family_of
 from ._call import copy_request
-from ._hand import TooLateError
 
-_SHORT: Final = 65_536
+SHORT: Final = 65_536
 """Bytes; a body that nobody wants is read up to this size."""
 
-_DIGITS: Final = len(str(_SHORT))
+_DIGITS: Final = len(str(SHORT))
 
 BRIEF: Final = 1.0
 """Seconds; a body that nobody wants is read for at most this long."""
+
+_KEYS: Final = ("connect", "read", "write", "pool")
 
 _LONGEST: Final = 1e9
 """Seconds; no socket takes any number of them."""
@@ -30,22 +34,36 @@ def briefly(left: float) -> float:
 
 def timeouts(seconds: float) -> dict[str, float]:
     """A timeout in the form in which wires take it."""
-    return dict.fromkeys(("connect", "read", "write", "pool"), min(seconds, _LONGEST))
+    return dict.fromkeys(_KEYS, min(seconds, _LONGEST))
 
 
-def limited(request: httpx.Request, seconds: float) -> httpx.Request:
-    """The request with no timeout longer than `seconds`."""
+def limited(request: httpx.Request, seconds: float, *, in_thread: bool = False) -> httpx.Request:
+    """The request with no timeout longer than `seconds`; if `in_thread`, it is not sent once it has been given up."""
     seconds = min(seconds, _LONGEST)
     given = request.extensions.get("timeout", {})
-    keys = ("connect", "read", "write", "pool")
-    timeout = {key: seconds if given.get(key) is None else min(seconds, given[key]) for key in keys}
-    return copy_request(request, extensions={**request.extensions, "timeout": timeout})
+    timeout = {key: seconds if given.get(key) is None else min(seconds, given[key]) for key in _KEYS}
+    extensions = {**request.extensions, "timeout": timeout}
+    if in_thread:
+        extensions["trace"] = _checking(request.extensions.get("trace"))
+    return copy_request(request, extensions=extensions)
+
+
+def _checking(trace: Callable[[str, Any], object] | None) -> Callable[[str, Any], object]:
+    """A trace of httpcore that stops a request before it connects or sends, if it has been given up."""
+    if trace is None:
+        return unless_abandoned
+
+    def check(name: str, info: Any) -> object:
+        unless_abandoned(name, info)
+        return trace(name, info)
+
+    return check
 
 
 def unlimited(request: httpx.Request, sent: httpx.Request) -> None:
     """Give the body the caller's timeouts: its wire looks them up when it is read."""
     given = request.extensions.get("timeout", {})
-    sent.extensions["timeout"].update({key: given.get(key) for key in sent.extensions["timeout"]})
+    sent.extensions["timeout"].update({key: given.get(key) for key in _KEYS})
 
 
 def is_there(response: httpx.Response) -> bool:
@@ -61,58 +79,71 @@ def read(response: httpx.Response) -> None:
         response.close()
 
 
-def load(response: httpx.Response, limit: float, left: Callable[[], float] = lambda: math.inf) -> None:
-    """Fetch up to `limit` bytes, still encoded, and close the stream; the response can be read as before.
+class Reading:
+    """Fetches a body, still encoded, in one thread, so that another thread can break it off.
 
-    Raises:
-        TooLateError: `left()` seconds were 0 or less before the end.
+    Args:
+        response: whose body it is.
+        limit: bytes after which the rest is dropped.
+
+    Attributes:
+        chunks: what has arrived.
     """
-    if not is_there(response):
-        chunks: list[bytes] = []
-        fetch(response, limit, left, chunks)
-        keep(response, chunks)
 
+    def __init__(self, response: httpx.Response, limit: float) -> None:
+        self.chunks: list[bytes] = []
+        self._response, self._limit = response, limit
+        self._is_over = False
+        self._lock = threading.Lock()
 
-def keep(response: httpx.Response, chunks: list[bytes]) -> None:
-    """Make these chunks the body of a response whose stream has been fetched."""
-    response.stream = family_of(response).ByteStream(b"".join(chunks))
+    def fetch(self, left: Callable[[], float]) -> None:
+        """Fetch the body, and close its stream.
 
-
-def fetch(response: httpx.Response, limit: float, left: Callable[[], float], chunks: list[bytes]) -> None:
-    """Fetch up to `limit` bytes into `chunks`, still encoded, and close the stream.
-
-    Raises:
-        TooLateError: `left()` seconds were 0 or less before the end.
-    """
-    body: Any = response.stream
-    size = 0
-    try:
-        for chunk in body:
-            chunks.append(chunk)
-            size += len(chunk)
-            if size >= limit:
-                break
-            if left() <= 0:
-                raise TooLateError
-    finally:
-        body.close()
-
-
-def drain(response: httpx.Response, now: Callable[[], float]) -> None:
-    """Close the response, after reading a short body, if it comes quickly, so that the connection stays open."""
-    try:
-        if is_short(response):
-            until, size = now() + BRIEF, 0
-            body: Any = response.stream
+        Raises:
+            GivenUpError: `left()` seconds were 0 or less before the end.
+        """
+        body: Any = self._response.stream
+        size = 0
+        try:
             for chunk in body:
+                self.chunks.append(chunk)
                 size += len(chunk)
-                if size > _SHORT or now() > until:
+                if size >= self._limit:
                     break
-    except Exception:  # noqa: BLE001, S110 - nobody wants the response any more, however it ends
-        pass
-    finally:
-        with suppress(Exception):
-            response.close()
+                if left() <= 0:
+                    raise GivenUpError
+        finally:
+            with self._lock:
+                self._is_over = True
+            body.close()  # From now on, another request may use the connection.
+
+    def break_off(self) -> None:
+        """Make the read in the other thread fail, so that it returns the connection now and not at its read timeout."""
+        with self._lock:
+            if not self._is_over:
+                _shut_down(self._response)
+
+    def keep(self) -> None:
+        """Make what has arrived the body of the response; it can be read or streamed as before."""
+        self._response.stream = family_of(self._response).ByteStream(b"".join(self.chunks))
+
+
+def _shut_down(response: httpx.Response) -> None:
+    """Shut down the socket that a response arrives on, unless other responses arrive there as well."""
+    stream = response.extensions.get("network_stream")
+    if stream is None or response.extensions.get("http_version") == b"HTTP/2":
+        return
+    with suppress(Exception):  # Whatever a wire of the user's calls a stream.
+        # That of an SSLSocket would change it under the thread that reads.
+        socket.socket.shutdown(stream.get_extra_info("socket"), socket.SHUT_RDWR)
+
+
+def drain(response: httpx.Response, reading: Reading, left: Callable[[], float]) -> None:
+    """Close the response, after reading a short body, if it comes quickly, so that the connection stays open."""
+    with suppress(Exception):  # The response is of no use any more, however it ends.
+        reading.fetch(left)
+    with suppress(Exception):
+        response.close()
 
 
 def is_short(response: httpx.Response) -> bool:
@@ -122,7 +153,7 @@ def is_short(response: httpx.Response) -> bool:
     length = response.headers.get("content-length", "")
     if len(length) > _DIGITS:  # Python refuses to convert thousands of digits.
         return False
-    return not length.isdecimal() or int(length) <= _SHORT
+    return not length.isdecimal() or int(length) <= SHORT
 
 
 async def aread(response: httpx.Response) -> None:
@@ -142,18 +173,14 @@ async def aread(response: httpx.Response) -> None:
 
 
 async def aload(
-    response: httpx.Response,
-    limit: float,
-    left: Callable[[], float] = lambda: math.inf,
-    *,
-    brief: bool = False,
+    response: httpx.Response, limit: float, left: Callable[[], float], seconds: float = math.inf
 ) -> None:
     """Fetch up to `limit` bytes, still encoded, and close the stream; the response can be read as before.
 
-    If `brief`, drop what has not arrived soon.
+    Drop what has not arrived within `seconds`.
 
     Raises:
-        TooLateError: `left()` seconds were 0 or less before the end.
+        GivenUpError: `left()` seconds were 0 or less before the end.
     """
     if is_there(response):
         return
@@ -165,13 +192,13 @@ async def aload(
     late = False
     try:
         # Leaving the loop early would strand the wire's generators, of which trio warns: cancel the next read instead.
-        with anyio.move_on_after(briefly(left()) if brief else None) as enough:
+        with anyio.move_on_after(seconds) as enough:
             size = 0
             async for chunk in chunks:
                 if enough.cancel_called:
                     # This body never waits, so that nothing can be cancelled; it is let run out, but not for ever.
                     size += len(chunk)
-                    if late or size >= limit + _SHORT:
+                    if late or size >= limit + SHORT:
                         break
                     continue
                 kept.append(chunk)
@@ -184,31 +211,18 @@ async def aload(
             await _finish(chunks)
             await body.aclose()
     if late:
-        raise TooLateError
-    keep(response, kept)
+        raise GivenUpError
+    response.stream = family_of(response).ByteStream(b"".join(kept))
 
 
-async def adrain(response: httpx.Response, left: float = math.inf) -> None:
+async def adrain(response: httpx.Response, seconds: float) -> None:
     """Close the response, after reading a short body, if it comes quickly, so that the connection stays open."""
     import anyio
 
     try:
-        if left > 0 and is_short(response):
-            body: Any = response.stream
-            chunks, size = aiter(body), 0
-            try:
-                with anyio.move_on_after(briefly(left)) as scope:
-                    async for chunk in chunks:
-                        size += len(chunk)
-                        if size > 2 * _SHORT:
-                            break
-                        if size > _SHORT:
-                            scope.cancel()  # As in `aload`.
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await _finish(chunks)
-    except Exception:  # noqa: BLE001, S110 - nobody wants the response any more, however it ends
-        pass
+        if seconds > 0 and is_short(response):
+            with suppress(Exception):  # The response is of no use any more, however it ends.
+                await aload(response, SHORT, lambda: math.inf, seconds)
     finally:
         with anyio.CancelScope(shield=True), suppress(Exception):
             await response.aclose()

@@ -1,17 +1,22 @@
 """Notifies once when the body of a response has ended: read to its end, closed early, broken, or collected unread.
 
-A limiter returns a place then, and costs are settled. Works for sync and async bodies. The end is reported when the
-body is closed, which whoever reads it does at its end.
+A limiter returns a place then, costs are settled, and a pool gets its connection back. Works for sync and async bodies.
+The end is reported when the body is closed, which whoever reads it does at its end.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from enum import Enum
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import httpx
 
+from .._abandonable import GivenUpError, do_within
 from .._families import Family, family_of, of_family
+from .._signals import is_interrupt
+
+BRIEF: Final = 1.0
+"""Seconds; the longest that a clean-up takes."""
 
 
 class BodyEnd(Enum):
@@ -19,6 +24,7 @@ class BodyEnd(Enum):
 
     WHOLE = "read to its end"
     CLOSED = "closed early, or broken"
+    STUCK = "it could not be closed after an interrupt"
     DROPPED = "collected unread"
     """Reported by a finalizer: in any thread, at any moment, perhaps inside a lock that this thread holds."""
 
@@ -70,6 +76,12 @@ class _Watched:
         if ended is not None:
             ended(how)
 
+    def give_up(self) -> None:
+        """Report the end of a body that cannot be closed: an interrupt has left a lock of its wire taken."""
+        self._is_closed = True
+        self._end(BodyEnd.STUCK)
+        give_up(self._body)
+
     def __del__(self) -> None:
         if getattr(self, "_ended", None) is not None:
             self._end(BodyEnd.DROPPED)
@@ -80,12 +92,20 @@ class WatchedBody(_Watched, httpx.SyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            for chunk in self._body:
-                if self._each is not None:
+            if self._each is None:
+                yield from self._body
+            else:
+                for chunk in self._body:
                     self._each(chunk)
-                yield chunk
-        except BaseException:
-            self.close()
+                    yield chunk
+        except BaseException as error:
+            if is_interrupt(error):
+                try:
+                    do_within(BRIEF, self.close)
+                except GivenUpError:
+                    self.give_up()
+            else:
+                self.close()
             raise
         self._is_whole = True
 
@@ -105,10 +125,11 @@ class AsyncWatchedBody(_Watched, httpx.AsyncByteStream):
     """The same for async clients."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        each = self._each
         try:
             async for chunk in self._body:
-                if self._each is not None:
-                    self._each(chunk)
+                if each is not None:
+                    each(chunk)
                 yield chunk
         except BaseException:
             await self.aclose()
@@ -125,6 +146,12 @@ class AsyncWatchedBody(_Watched, httpx.AsyncByteStream):
             how = BodyEnd.WHOLE if self._is_whole else how
         finally:
             self._end(how)
+
+
+def give_up(body: Any) -> None:
+    """Report the end of a body that cannot be closed, if it is watched."""
+    if isinstance(body, _Watched):
+        body.give_up()
 
 
 @cache

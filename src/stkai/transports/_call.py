@@ -6,19 +6,20 @@ A `Call` never changes. Each pass of its request through the stack is an `Attemp
 import itertools
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import httpx
 
+from .._abandonable import Job
 from .._errors import ConfigurationError, DeadlineExceededError
 from .._families import family_of
-from .._urls import origin_of
-from ._options import NO_OPTIONS, UNSET, CallRecord, RequestOptions
+from .._urls import DEFAULT_PORTS, origin_of
+from ._options import AMBIENT, NO_OPTIONS, UNSET, CallRecord, Priority, RequestOptions
 
 if TYPE_CHECKING:
-    from .._events import CallInfo
+    from ..events import CallInfo
 
 OPTIONS: Final = "stkai"
 """The extension that holds `RequestOptions` on a request and the `CallRecord` on a response."""
@@ -26,45 +27,75 @@ OPTIONS: Final = "stkai"
 ATTEMPT: Final = "stkai.attempt"
 """The extension that carries an attempt through transports that are not layers."""
 
-PACED: Final = "stkai.paced"
-"""The extension on a response that a limiter has seen: the limiter handles the wait before the next attempt."""
+_CHAIN: Final = "stkai.chain"
+"""The extension that tells a later hop of a call where and when the call began."""
 
-_FIRST_HOP: Final = "stkai.first_hop"
-"""The extension that tells a redirected request where and when its first hop began."""
+_AUTHORIZATION: Final = "authorization"
+
+_CHALLENGE: Final = "www-authenticate"
+"""A response with this header makes an auth of httpx send the request again with credentials."""
 
 _numbers = itertools.count(1)
 
 
-class FirstHop:
-    """Where and when a chain of redirects began.
+class Chain:
+    """The requests of one call of an httpx client: the first, its redirects, and what httpx's own auth sends again.
+
+    Each of them passes through the whole stack and is a `Call` there; they share one deadline and one allowance for
+    waiting.
 
     Attributes:
-        call_id: the call that made the first hop.
-        began: when it began, in seconds of the clock.
-        url: where the first request went.
+        began: when the first began, in seconds of the clock.
+        queued: seconds that earlier requests spent waiting for permits.
+        url: where the first went.
     """
 
-    __slots__ = ("_request", "began", "call_id", "url")
+    __slots__ = (
+        "_call_id",
+        "_is_challenged",
+        "_is_redirected",
+        "_request",
+        "_signed",
+        "began",
+        "queued",
+        "url",
+    )
 
     def __init__(self, call: "Call") -> None:
         request = call.request
-        self.call_id = call.id
         self.began = call.started
+        self.queued = 0.0
         self.url = request.url
+        self._call_id = call.id
+        self._is_redirected = self._is_challenged = False
         self._request = weakref.ref(request)
+        self._signed = request.headers.get(_AUTHORIZATION)
 
-    def leads_to(self, request: httpx.Request, call_id: int) -> bool:
-        """Whether `request` is a later hop of the same call; False if the caller sends the first request again."""
-        return self.call_id == call_id or self._request() is not request
+    def includes(self, request: httpx.Request, call_id: int) -> bool:
+        """Whether the request continues the chain: not if it is a new call that copies the extensions of an old one.
+
+        A redirect is another request object. httpx's auth sends the same one again, with other credentials.
+        """
+        if self._call_id == call_id:
+            return True
+        if self._request() is not request:
+            return self._is_redirected
+        return self._is_challenged and request.headers.get(_AUTHORIZATION) != self._signed
+
+    def ended(self, response: httpx.Response, queued: float) -> None:
+        """Note the answer to the latest request, which says whether another may follow."""
+        self.queued += queued
+        self._is_redirected = response.has_redirect_location
+        self._is_challenged = _CHALLENGE in response.headers
 
     def is_home(self, url: httpx.URL) -> bool:
-        """Whether `url` has the same origin as the first hop."""
+        """Whether `url` has the same origin as the first request."""
         return url is self.url or origin_of(url) == origin_of(self.url)
 
-    def __copy__(self) -> "FirstHop":
+    def __copy__(self) -> "Chain":
         return self
 
-    def __deepcopy__(self, memo: object) -> "FirstHop":
+    def __deepcopy__(self, memo: object) -> "Chain":
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -92,35 +123,36 @@ class Call(NamedTuple):
 
     @classmethod
     def start(cls, request: httpx.Request, now: float, *, buffered: bool = False) -> "Call":
-        """Begin a call with the options on the request.
+        """Begin a call with the options on the request, and those of `stkai.options` for what it leaves open.
 
         Raises:
             ConfigurationError: the extension holds something else.
         """
         options = request.extensions.get(OPTIONS, NO_OPTIONS)
-        # Faster than the constructor.
-        call = tuple.__new__(cls, (next(_numbers), request, options, now, None, buffered))
-        if options is NO_OPTIONS:
-            return call
         if not isinstance(options, RequestOptions):
             msg = f'extensions["stkai"] must be a stkai.RequestOptions, not {type(options).__name__}'
             raise ConfigurationError(msg)
-        if options.deadline is UNSET or options.deadline is None:
+        ambient = AMBIENT.get()
+        if ambient is not NO_OPTIONS:
+            options = options.over(ambient)
+        # Faster than the constructor.
+        call = tuple.__new__(cls, (next(_numbers), request, options, now, None, buffered))
+        if options is NO_OPTIONS or options.deadline is UNSET or options.deadline is None:
             return call
         return call.within(options.deadline)
 
     def within(self, seconds: float) -> "Call":
-        """The same call, but it must end within `seconds` of its first hop."""
-        return self._replace(deadline=self.first_hop().began + seconds)
+        """The same call, but it must end within `seconds` of the beginning of its chain."""
+        return self._replace(deadline=self.chain().began + seconds)
 
-    def first_hop(self) -> FirstHop:
-        """Where and when the chain of redirects began that led to this call; this call itself if there was none."""
+    def chain(self) -> Chain:
+        """The chain of requests that led to this call; a new one if this call begins it."""
         extensions = self.request.extensions
-        hop = extensions.get(_FIRST_HOP)
-        if not isinstance(hop, FirstHop) or not hop.leads_to(self.request, self.id):
+        chain = extensions.get(_CHAIN)
+        if not isinstance(chain, Chain) or not chain.includes(self.request, self.id):
             # httpx copies the extensions to the request of the next hop.
-            hop = extensions[_FIRST_HOP] = FirstHop(self)
-        return hop
+            chain = extensions[_CHAIN] = Chain(self)
+        return chain
 
     @property
     def method(self) -> str:
@@ -132,9 +164,19 @@ class Call(NamedTuple):
         """The host that the caller asked for, without port."""
         return self.request.url.host
 
+    @property
+    def priority(self) -> Priority:
+        """The caller's, or "normal"."""
+        given = self.options.priority
+        return "normal" if given is UNSET else given
+
     def time_left(self, now: float) -> float:
         """Seconds until the deadline; infinite without one."""
         return math.inf if self.deadline is None else self.deadline - now
+
+
+class SignatureExpired(Exception):  # noqa: N818 - not an error: the auth layer signs the request again
+    """Raised by a limiter layer if the token expired while the request waited; it has given its permit back."""
 
 
 class Attempt:
@@ -146,77 +188,102 @@ class Attempt:
         record: what the caller will see; successive attempts share it.
         place: a limiter and a ticket number: the place in its queue that this attempt returns to, or None.
         ticket: the limiter that admitted it, and its ticket number. Written by the limiter layer.
-        signer, token: the auth layer, and the token it signed the request with. Written by the auth layer.
-        is_told: whether somebody hears of this call. Written where the call begins.
+        paced: whether the limiter handles the wait after the refusal of this attempt. Written by the limiter layer.
+        excused: whether the refusal of this attempt does not use up a retry. Written by the limiter layer.
+        is_signed: tells whether the token it was signed with is still valid; None if it does not matter. Written by the
+            auth layer. After a wait, a limiter layer raises `SignatureExpired` if it is not.
+        is_observed: whether a listener receives the events of this call. Written where the call begins.
+        closing: ends when the stack is closed, and with it all waits. Written where the call begins.
     """
 
-    __slots__ = ("_numbers", "call", "is_told", "number", "place", "record", "signer", "ticket", "token")
+    place: tuple[object, Any] | None = None
+    ticket: tuple[object, Any] | None = None
+    paced = excused = False
+    is_signed: Callable[[], bool] | None = None
+    is_observed = True
+    closing: Job | None = None
+    _numbers: Iterator[int] | None = None
+    _following: "Attempt | None" = None
 
-    def __init__(
-        self, call: Call, number: int = 1, record: CallRecord | None = None, place: Any = None
-    ) -> None:
+    def __init__(self, call: Call, number: int = 1, record: CallRecord | None = None) -> None:
         self.call = call
         self.number = number
         self.record = record or CallRecord()
-        self.place: tuple[object, int] | None = place
-        self.ticket: tuple[object, int] | None = None
-        self.signer: Any = None
-        self.token: Any = None
-        self.is_told = True
-        self._numbers: Iterator[int] | None = None
 
     def again(self) -> "Attempt":
         """The attempt that follows this one; it returns to its place in the queue."""
-        return self._next(self.record, self.ticket or self.place)
+        previous = self.last
+        other = previous._following = self._next(self.record)  # noqa: SLF001
+        other.place = previous.ticket or previous.place
+        return other
+
+    @property
+    def last(self) -> "Attempt":
+        """The latest attempt that followed this one: a layer further in may have made some of its own."""
+        attempt = self
+        while attempt._following is not None:
+            attempt = attempt._following
+        return attempt
 
     def apart(self) -> "Attempt":
         """The same attempt with its own record, for the first of several in parallel; see `absorb`."""
         self._numbers = self._numbers or itertools.count(self.number + 1)
-        other = Attempt(self.call, self.number, self._own_record(), self.place)
-        other.signer, other.token, other._numbers = self.signer, self.token, self._numbers
+        other = self._with(self.call, self.number, self._own_record())
+        other.place = self.place
         return other
 
     def beside(self) -> "Attempt":
         """Another attempt in parallel, with its own record; see `absorb`."""
-        return self._next(self._own_record(), None)
+        return self._next(self._own_record())
 
     def absorb(self, other: "Attempt") -> None:
         """Continue from the parallel attempt whose answer is used: take over its times and its place."""
-        mine, theirs = self.record, other.record
+        mine, theirs, other = self.record, other.record, other.last
         mine.attempts += theirs.attempts
         mine.queued, mine.backed_off = theirs.queued, theirs.backed_off
         mine.authenticating = theirs.authenticating
-        self.ticket, self.token = other.ticket, other.token
+        self.ticket, self.paced = other.ticket or other.place, other.paced
+        self.excused = other.excused
 
-    def _next(self, record: CallRecord, place: tuple[object, int] | None) -> "Attempt":
+    def _next(self, record: CallRecord) -> "Attempt":
         self.record.attempts += 1
         # Parallel attempts share one sequence of numbers.
-        numbers = self._numbers = self._numbers or itertools.count(self.number + 1)
-        other = Attempt(self.call, next(numbers), record, place)
-        other.signer, other.token, other._numbers = self.signer, self.token, numbers
-        return other
+        self._numbers = self._numbers or itertools.count(self.number + 1)
+        return self._with(self.call, next(self._numbers), record)
 
     def _own_record(self) -> CallRecord:
         """A record that continues this one, with no attempts of its own yet."""
         return replace(self.record, attempts=0)
 
+    def _with(self, call: Call, number: int, record: CallRecord) -> "Attempt":
+        other = Attempt(call, number, record)
+        other.is_signed, other.is_observed, other._numbers = self.is_signed, self.is_observed, self._numbers
+        other.closing = self.closing
+        return other
+
     def within(self, call: Call) -> "Attempt":
         """The same attempt for a call with another deadline."""
-        other = Attempt(call, self.number, self.record, self.place)
-        other.signer, other.token, other._numbers = self.signer, self.token, self._numbers
+        other = self._following = self._with(call, self.number, self.record)
+        other.place = self.place
         return other
+
+    def allowance(self, seconds: float | None) -> float:
+        """What is left of so many seconds of waiting for permits; all attempts and redirects of a call share them."""
+        return math.inf if seconds is None else seconds - self.record.queued - self.call.chain().queued
 
     @property
     def info(self) -> "CallInfo":
         """How events describe it."""
         call = self.call
-        from .._events import CallInfo  # A call that nobody hears of does not pay for it.
+        from ..events import CallInfo  # A call that nobody hears of does not pay for it.
 
-        return CallInfo(id=call.id, method=call.method, host=call.host, attempt=self.number)
+        url = call.request.url
+        port = url.port or DEFAULT_PORTS.get(url.scheme)
+        return CallInfo(id=call.id, method=call.method, host=call.host, attempt=self.number, port=port)
 
     def too_late(self, deadline: float) -> DeadlineExceededError:
         """The error to raise when the deadline has passed."""
-        allowed, number = deadline - self.call.first_hop().began, max(self.number, self.record.attempts)
+        allowed, number = deadline - self.call.chain().began, max(self.number, self.record.attempts)
         msg = f"no answer within the deadline of {allowed:g} s, at attempt number {number}"
         return DeadlineExceededError(msg)
 
@@ -231,6 +298,14 @@ class Attempt:
         on_wire = now - self.call.started - record.queued - record.backed_off - record.authenticating
         record.on_wire = on_wire if on_wire > 0 else 0.0
         response.extensions[OPTIONS] = record
+        chain = self.call.request.extensions.get(_CHAIN)
+        if chain is not None:
+            chain.ended(response, record.queued)
+
+
+def cannot_send() -> RuntimeError:
+    """The error for a request to a closed transport."""
+    return RuntimeError("Cannot send a request, as this transport has been closed: build another one.")
 
 
 def copy_request(

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from .._clock import Clock, SystemClock, uniform
 from .._log import Listener, Listeners, log_events, logger
+from .._signals import raise_interrupt
 
 if TYPE_CHECKING:
-    from .._events import Event
+    from ..events import Event
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,7 +18,7 @@ class Context:
 
     Attributes:
         clock: where time comes from.
-        listener: called with every event; its exceptions are logged and go no further.
+        listener: called with every event; its exceptions are logged, and not raised.
         random: draws a number in [0, 1).
     """
 
@@ -32,8 +33,9 @@ class Context:
         return not isinstance(self.listener, Listeners) or bool(self.listener.each)
 
     def emit(self, event: "Event") -> None:
-        """Call the listener and log whatever it raises: an observer must not fail a request."""
+        """Call the listener and log whatever it raises: an observer must not fail a request. Interrupts are raised."""
         try:
             self.listener(event)
-        except Exception:  # noqa: BLE001 - user code; whatever it raises
+        except Exception as error:  # noqa: BLE001 - user code; whatever it raises
+            raise_interrupt(error)
             logger.exception("the listener failed on %s", event)

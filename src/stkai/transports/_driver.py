@@ -5,24 +5,27 @@
     an interrupt, an exit  is thrown as well; the driver then carries out the clean-up that the flow asks for and
                            re-raises it: the flow can neither swallow it nor continue
 
-The deadline covers every operation except clean-up. The async driver does the same for tasks.
+What a signal handler raises is an interrupt too, whatever the wire makes of it. The deadline covers every operation
+except clean-up. The async driver does the same for tasks.
 """
 
 import logging
 import math
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import httpx
 
-from .._clock import Clock
+from .._abandonable import GivenUpError, NoThreadError, Worker, do_within
+from .._clock import Clock, SystemClock
 from .._errors import DeadlineExceededError
 from .._families import alike
-from ._bodies import briefly, drain, fetch, is_short, is_there, keep, limited, load, read, unlimited
-from ._call import Attempt
-from ._hand import Hand, TooLateError
+from .._signals import raise_interrupt
+from ._bodies import BRIEF, SHORT, Reading, briefly, drain, is_short, is_there, limited, read, unlimited
+from ._body_end import give_up
+from ._call import Attempt, cannot_send
 from ._operations import (
     PATIENCE,
     Close,
@@ -35,9 +38,9 @@ from ._operations import (
     Send,
     Sleep,
     Until,
+    WrongOperationError,
     is_clean_up,
     swallowed,
-    unknown,
 )
 
 _logger = logging.getLogger("stkai")
@@ -46,7 +49,7 @@ _logger = logging.getLogger("stkai")
 def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
     """Run a flow to its end in this thread, and return its response."""
     deadline = attempt.call.deadline
-    hand: Hand | None = None
+    bounded: _Bounded | None = None
     try:
         operation = flow.send(None)
         while True:
@@ -56,36 +59,67 @@ def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
                 elif isinstance(operation, Until):
                     deadline = operation.deadline if deadline is None else min(deadline, operation.deadline)
                     value = None
-                elif deadline is not None or isinstance(operation, Drain | Load):
-                    hand = hand or Hand()
-                    until = math.inf if deadline is None else deadline
-                    value = _in_time(operation, until, attempt, clock, hand)
+                elif deadline is None and not isinstance(operation, Drain | Load):
+                    value = _perform(operation, attempt, clock)
                 else:
-                    value = _perform(operation, clock)
+                    bounded = bounded or _Bounded(attempt, clock)
+                    bounded.deadline = math.inf if deadline is None else deadline
+                    value = bounded.perform(operation)
             except Exception as error:  # noqa: BLE001 - the flow decides
+                raise_interrupt(error)
                 operation = flow.throw(error)
             else:
                 operation = flow.send(value)
     except StopIteration as stop:
         response: httpx.Response = stop.value
-        return response
+        return response if deadline is None else _with_redirect(response, deadline, attempt, clock)
     except BaseException as error:
         if getattr(flow, "gi_frame", None) is not None:
-            _clean_up(flow, error, clock)
+            _clean_up(flow, error, attempt, clock)
         raise
     finally:
-        if hand is not None:
-            hand.release()
+        if bounded is not None:
+            bounded.worker.release()
 
 
-def _perform(operation: Operation, clock: Clock, left: float = math.inf) -> Any:
+def _with_redirect(
+    response: httpx.Response, deadline: float, attempt: Attempt, clock: Clock
+) -> httpx.Response:
+    """Fetch the body of a redirect within the deadline: an httpx client reads it before it sends the next request."""
+    if response.has_redirect_location:
+        bounded = _Bounded(attempt, clock)
+        bounded.deadline = deadline
+        try:
+            bounded.perform(Load(response, SHORT))
+        except BaseException:
+            close_response(response)
+            raise
+        finally:
+            bounded.worker.release()
+    return response
+
+
+def _sleep(seconds: float, attempt: Attempt, clock: Clock) -> None:
+    """Sleep, unless the stack is closed.
+
+    Raises:
+        RuntimeError: it is closed.
+    """
+    closing = attempt.closing
+    if closing is None or type(clock) is not SystemClock:
+        clock.sleep(seconds)
+    else:
+        closing.wait(seconds)
+    if closing is not None and closing.is_done:
+        raise cannot_send()
+
+
+def _perform(operation: Operation, attempt: Attempt, clock: Clock, left: float = math.inf) -> Any:
     match operation:
         case Sleep():
-            clock.sleep(operation.seconds)
+            _sleep(operation.seconds, attempt, clock)
         case Read():
             read(operation.response)
-        case Drain():
-            drain(operation.response, clock.monotonic)
         case Close():
             close_response(operation.response)
         case Run():
@@ -93,103 +127,135 @@ def _perform(operation: Operation, clock: Clock, left: float = math.inf) -> Any:
         case Send():
             return operation.wire.handle_request(operation.request)
         case _:
-            raise unknown(operation)
+            raise WrongOperationError(operation)
     return None
 
 
-def _in_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clock, hand: Hand) -> Any:
-    """Carry out an operation, and stop waiting for it at the deadline.
+class _Bounded:
+    """Carries out operations for a limited time.
 
     A timeout bounds one read, not the number of reads: a server that sends its answer byte by byte could hold a call
     as long as it likes. A thread cannot be cancelled, so another one does the work and this one stops waiting for it.
+
+    Attributes:
+        deadline: the instant until which operations may take, in seconds of the clock.
+        worker: the other thread.
     """
 
-    def left() -> float:
-        return deadline - clock.monotonic()
+    def __init__(self, attempt: Attempt, clock: Clock) -> None:
+        self.deadline = math.inf
+        self.worker = Worker()
+        self._attempt, self._clock = attempt, clock
 
-    if isinstance(operation, Drain):
-        if left() <= 0 or not is_short(operation.response):
-            return close_response(operation.response)
-        until = clock.monotonic() + briefly(left())
-        with suppress(TooLateError):
-            hand.do(partial(drain, operation.response, clock.monotonic), lambda: until - clock.monotonic())
-        return None
-    if is_clean_up(operation):
-        return _perform(operation, clock)
-    if left() <= 0:
-        raise attempt.too_late(deadline)
-    match operation:
-        case Sleep():
-            clock.sleep(min(operation.seconds, max(0.0, left())))
-            if operation.seconds and left() <= 0:
-                raise attempt.too_late(deadline)
-            return None
-        case Run():
-            return operation.sync(left())
-        case Send():
-            request = limited(operation.request, left())
-            value = _by_hand(partial(operation.wire.handle_request, request), left, deadline, attempt, hand)
-            if not attempt.call.buffered:
-                unlimited(operation.request, request)
-            return value
-        case Read():
-            _by_hand(partial(load, operation.response, math.inf, left), left, deadline, attempt, hand)
-            read(operation.response)
-            return None
-        case Load():
-            _load(operation, left, deadline, attempt, hand, clock)
-            return None
-        case _:
-            raise unknown(operation)
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - self._clock.monotonic()
 
+    def perform(self, operation: Operation) -> Any:
+        """Carry out an operation.
 
-def _load(
-    operation: Load,
-    left: Callable[[], float],
-    deadline: float,
-    attempt: Attempt,
-    hand: Hand,
-    clock: Clock,
-) -> None:
-    """Fetch a body for a limited time, then abandon the thread that fetches the rest."""
-    if is_there(operation.response):
-        return
-    until = clock.monotonic() + briefly(left()) if operation.brief else deadline
+        Raises:
+            DeadlineExceededError: it took longer, or there was no time left for it.
+        """
+        left = self.left()
+        if isinstance(operation, Drain):
+            return self._drain(operation, min(operation.seconds, briefly(left)))
+        if is_clean_up(operation):
+            return _perform(operation, self._attempt, self._clock)
+        if left <= 0:
+            raise self._attempt.too_late(self.deadline)
+        match operation:
+            case Sleep():
+                _sleep(min(operation.seconds, left), self._attempt, self._clock)
+                if operation.seconds and self.left() <= 0:
+                    raise self._attempt.too_late(self.deadline)
+                return None
+            case Run():
+                return operation.sync(left)
+            case Send():
+                return self._send(operation, left)
+            case Read():
+                self._fetch(operation.response, math.inf, self.deadline)
+                read(operation.response)
+                return None
+            case Load():
+                if not is_there(operation.response):
+                    until = self._clock.monotonic() + briefly(left) if operation.brief else self.deadline
+                    self._fetch(operation.response, operation.limit, until)
+                return None
+            case _:
+                raise WrongOperationError(operation)
 
-    def shortly() -> float:
-        return until - clock.monotonic()
+    def _send(self, operation: Send, left: float) -> httpx.Response:
+        request = limited(operation.request, left, in_thread=True)
+        with self._in_time():
+            response: httpx.Response = self.worker.do(
+                partial(operation.wire.handle_request, request), self.left
+            )
+        if not self._attempt.call.buffered:
+            unlimited(operation.request, request)
+        return response
 
-    chunks: list[bytes] = []
-    work = partial(fetch, operation.response, operation.limit, shortly, chunks)
-    try:
-        _by_hand(work, shortly, deadline, attempt, hand)
-    except DeadlineExceededError:
-        if left() <= 0:
+    def _fetch(self, response: httpx.Response, limit: float, until: float) -> None:
+        """Make what arrives until then the body of the response."""
+        reading = Reading(response, limit)
+        left = self._until(until)
+        try:
+            with self._in_time():
+                self._read(reading, partial(reading.fetch, left), left)
+        except NoThreadError:
+            reading.fetch(left)
+        except DeadlineExceededError:
+            if self.left() <= 0:
+                raise
+        reading.keep()
+
+    def _drain(self, operation: Drain, seconds: float) -> None:
+        response = operation.response
+        if seconds <= 0 or not is_short(response):
+            close_response(response)
+            return
+        reading = Reading(response, SHORT)
+        left = self._until(self._clock.monotonic() + seconds)
+        try:
+            self._read(reading, partial(drain, response, reading, left), left)
+        except GivenUpError:
+            pass
+        except NoThreadError:
+            close_response(response)
+
+    def _read(self, reading: Reading, work: Callable[[], Any], left: Callable[[], float]) -> None:
+        """Read a body in the other thread; to give it up is to close its connection."""
+        try:
+            self.worker.do(work, left)
+        except BaseException:
+            reading.break_off()
             raise
-    keep(operation.response, chunks)
+
+    def _until(self, instant: float) -> Callable[[], float]:
+        return lambda: instant - self._clock.monotonic()
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """Turn work that is given up, and a timeout at the deadline, into the deadline's error."""
+        try:
+            yield
+        except GivenUpError:
+            raise self._attempt.too_late(self.deadline) from None
+        except alike(httpx.TimeoutException) as error:
+            if self.left() > 0 or isinstance(error, DeadlineExceededError):
+                raise
+            raise self._attempt.too_late(self.deadline) from error
 
 
-def _by_hand(
-    work: Callable[[], Any], left: Callable[[], float], deadline: float, attempt: Attempt, hand: Hand
-) -> Any:
-    try:
-        return hand.do(work, left)
-    except TooLateError:
-        raise attempt.too_late(deadline) from None
-    except alike(httpx.TimeoutException) as error:
-        if left() > 0 or isinstance(error, DeadlineExceededError):
-            raise
-        raise attempt.too_late(deadline) from error
-
-
-def _clean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
+def _clean_up(flow: Flow, error: BaseException, attempt: Attempt, clock: Clock) -> None:
     """Tell the flow that the call is over, and carry out the clean-up it asks for."""
     told = 0
     try:
         operation = flow.throw(error)
         while told < PATIENCE:
             if is_clean_up(operation):
-                _try(operation, clock)
+                _try(operation, attempt, clock)
                 operation = flow.send(None)
             else:
                 told = swallowed(error, operation, told)
@@ -204,9 +270,13 @@ def _clean_up(flow: Flow, error: BaseException, clock: Clock) -> None:
             _logger.debug("the clean-up of a call failed", exc_info=True)
 
 
-def _try(operation: Operation, clock: Clock) -> None:
+def _try(operation: Operation, attempt: Attempt, clock: Clock) -> None:
+    """Carry out a clean-up, but not for ever: the interrupt may have left a lock of the wire taken."""
     try:
-        _perform(operation, clock)
+        do_within(BRIEF, partial(_perform, operation, attempt, clock))
+    except GivenUpError:
+        if isinstance(operation, Close):
+            give_up(operation.response.stream)
     except Exception:
         _logger.debug("the clean-up of a call failed", exc_info=True)
 

@@ -8,6 +8,7 @@ import httpx
 
 from .._errors import ConfigurationError
 from ._base import AsyncLayerTransport, LayerTransport
+from ._own_layers import check_flow
 
 
 class Layer:
@@ -48,6 +49,7 @@ class Layer:
         self.name, self.policy = name, policy
         self.sync: Callable[..., httpx.BaseTransport] = made
         if asynchronous is None:
+            check_flow(name, flow)
             self.sync = partial(LayerTransport, flow=flow, name=name)
             asynchronous = partial(AsyncLayerTransport, flow=flow, name=name)
         self.asynchronous: Callable[..., httpx.AsyncBaseTransport] = asynchronous

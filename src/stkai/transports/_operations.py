@@ -10,6 +10,8 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
+from .._errors import ConfigurationError
+
 _logger = logging.getLogger("stkai")
 
 
@@ -77,9 +79,17 @@ class Close(Operation):
 
 
 class Drain(Close):
-    """Close a response that nobody wants, after reading a short body so that the connection can be reused."""
+    """Close a response that is of no use, after reading a short body so that the connection can be reused.
 
-    __slots__ = ()
+    Args:
+        seconds: how long to wait for the body, at least a tenth of a second and at most one.
+    """
+
+    __slots__ = ("seconds",)
+
+    def __init__(self, response: httpx.Response, seconds: float = 0.0) -> None:
+        super().__init__(response)
+        self.seconds = min(max(seconds, 0.1), 1.0)
 
 
 class Until(Operation):
@@ -129,9 +139,14 @@ def is_clean_up(operation: object) -> bool:
     return isinstance(operation, Operation) and operation.cleans_up
 
 
-def unknown(operation: object) -> TypeError:
-    """The error for something that is not an operation."""
-    return TypeError(f"a flow yields operations of stkai.transports, such as Sleep(1.0), not {operation!r}")
+class WrongOperationError(ConfigurationError, TypeError):
+    """A flow yielded something that is not an operation."""
+
+    def __init__(self, operation: object) -> None:
+        super().__init__(
+            f"a flow yields operations of stkai.transports, such as Sleep(1.0), not {operation!r}"
+        )
+        self.operation = operation
 
 
 def swallowed(error: BaseException, answer: object, told: int) -> int:

@@ -1,11 +1,15 @@
 """What a caller sets for one request, and what it learns afterwards."""
 
-import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import Any, Final, Literal, TypedDict
+from typing import Any, Final, Literal, TypedDict, Unpack
 
-from .._checks import AT_LEAST_ZERO, check_number
+import httpx
+
+from .._checks import AT_LEAST_ZERO, SOME_SECONDS, check_choice, check_number
 from .._errors import InvalidArgumentError
 from ._retry.policy import RetryPolicy
 
@@ -38,7 +42,8 @@ class RequestOptions:
         max_wait_time: seconds that the call may wait for permits, all attempts together; None waits as long as
             necessary.
         cost: units that the call takes from a limiter with `max_cost`; by default what the stack's `cost` says, or 1.
-        priority: "low" goes when no normal request waits, and gets at least one permit in eleven.
+        priority: "normal", the default, or "low", which goes when no normal request waits, and gets at least one permit
+            in eleven.
 
     Raises:
         InvalidArgumentError: a value is out of range.
@@ -48,24 +53,30 @@ class RequestOptions:
     deadline: float | Unset | None = UNSET
     max_wait_time: float | Unset | None = UNSET
     cost: float | Unset | None = UNSET
-    priority: Priority = "normal"
+    priority: Priority | Unset = UNSET
 
     def __post_init__(self) -> None:
         for name in ("deadline", "max_wait_time"):
             value = getattr(self, name)
-            if value is UNSET or value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                msg = f"{name} must be a positive number of seconds, or None for no limit, not {value!r}"
-                raise InvalidArgumentError(msg)
+            if value is not UNSET and value is not None:
+                check_number(name, value, SOME_SECONDS, ", or None for no limit", error=InvalidArgumentError)
         if self.retry is not UNSET and self.retry is not None and not isinstance(self.retry, RetryPolicy):
             msg = f"retry must be a stkai.RetryPolicy, or None to send once, not {self.retry!r}"
             raise InvalidArgumentError(msg)
         if self.cost is not UNSET and self.cost is not None:
             check_cost(self.cost)
-        if self.priority not in ("normal", "low"):
-            msg = f"priority must be 'normal' or 'low', not {self.priority!r}"
-            raise InvalidArgumentError(msg)
+        if self.priority is not UNSET:
+            check_choice("priority", self.priority, "normal", "low", error=InvalidArgumentError)
+
+    def over(self, others: "RequestOptions") -> "RequestOptions":
+        """These options, and those of `others` in place of what is not given here."""
+        if self is NO_OPTIONS:
+            return others
+        left_open = {name: getattr(others, name) for name in _NAMES if getattr(self, name) is UNSET}
+        return replace(self, **left_open)
+
+
+_NAMES: Final = tuple(field.name for field in fields(RequestOptions))
 
 
 def check_cost(cost: Any) -> float:
@@ -84,10 +95,10 @@ NO_OPTIONS: Final = RequestOptions()
 class CallOptions(TypedDict, total=False):
     """The fields of `RequestOptions` as keywords of the clients' methods."""
 
-    retry: RetryPolicy | Unset | None
-    deadline: float | Unset | None
-    max_wait_time: float | Unset | None
-    cost: float | Unset | None
+    retry: RetryPolicy | None
+    deadline: float | None
+    max_wait_time: float | None
+    cost: float | None
     priority: Priority
 
 
@@ -108,6 +119,29 @@ def options_of(verb: str, given: CallOptions) -> RequestOptions:
     return RequestOptions(**given)
 
 
+AMBIENT: Final = ContextVar("stkai.options", default=NO_OPTIONS)
+"""The options of the `with options(...)` blocks around a call."""
+
+
+@contextmanager
+def options(**given: Unpack[CallOptions]) -> Iterator[None]:
+    """Set options for every call in this context: `with stkai.options(deadline=10.0, priority="low"): ...`.
+
+    For calls that an SDK makes. They apply field by field, below the call's own options and above those of a block
+    further out. A task takes over what its parent has; a new thread begins without.
+
+    Raises:
+        TypeError: there is no such option.
+        InvalidArgumentError: a value is out of range.
+    """
+    token = AMBIENT.set(options_of("options", given).over(AMBIENT.get()))
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # A generator that is closed in another context.
+            AMBIENT.reset(token)
+
+
 @dataclass(slots=True)
 class CallRecord:
     """How a call went; found in `response.extensions["stkai"]`.
@@ -125,3 +159,19 @@ class CallRecord:
     backed_off: float = 0.0
     authenticating: float = 0.0
     on_wire: float = 0.0
+
+
+def record(response: httpx.Response) -> CallRecord:
+    """The record of the call that a response answers: how many attempts it took, and what it waited for.
+
+    Args:
+        response: what a client over a stack returned, of httpx or httpx2.
+
+    Raises:
+        InvalidArgumentError: (a ValueError) the response did not pass through a stack.
+    """
+    found = getattr(response, "extensions", {}).get("stkai")
+    if not isinstance(found, CallRecord):
+        msg = f"{response!r} has no CallRecord: it did not pass through a stack of stkai"
+        raise InvalidArgumentError(msg)
+    return found

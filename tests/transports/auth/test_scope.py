@@ -300,7 +300,8 @@ class Web(Wire):
 
 def client_over(world: World, wire: Wire, policy: BearerAuth) -> Any:
     auth = world.pick(AuthTransport, AsyncAuthTransport)(wire, policy)
-    return world.client(world.pick(RetryTransport, AsyncRetryTransport)(auth), follow_redirects=True)
+    kind: Any = world.pick(RetryTransport, AsyncRetryTransport)
+    return world.client(kind(auth), follow_redirects=True)
 
 
 TOKEN = "Bearer the-token"

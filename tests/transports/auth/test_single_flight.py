@@ -229,7 +229,7 @@ def test_a_provider_that_asks_another_one_needs_no_second_thread() -> None:
     assert threads[0] is not threading.main_thread()
 
 
-def test_a_signal_handler_can_fetch_a_token_while_it_interrupts_the_start_of_a_fetch(
+def test_a_signal_handler_that_interrupts_the_start_of_a_fetch_gets_an_error_and_no_deadlock(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Provider(AuthProvider):
@@ -241,12 +241,14 @@ def test_a_signal_handler_can_fetch_a_token_while_it_interrupts_the_start_of_a_f
 
     def interrupted(*arguments: Any) -> None:
         monkeypatch.setattr(fetches, "_start", start)
-        handled.append(get_token(provider, 10.0))  # As a signal handler does, in this thread.
+        with pytest.raises(AuthenticationError, match="a signal handler uses the client that it interrupted"):
+            get_token(provider, 10.0)  # As a signal handler does, in this thread.
+        handled.append(True)
         start(*arguments)
 
     monkeypatch.setattr(fetches, "_start", interrupted)
     assert get_token(provider, 10.0) == "token"
-    assert handled == ["token"]
+    assert handled == [True]
     assert not is_running(provider.get_access_token)
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from stkai import DeadlineExceededError, RequestOptions, TokenAcquisitionTimeoutError
 from stkai.testing import FakeClock
-from stkai.transports import Answer, Attempt, Call, Context, LimiterTransport, RateChange, Run, Sleep, Turn
-from stkai.transports._call import PACED
+from stkai.transports import Answer, Attempt, Call, Context, LimiterTransport, RateChange, Run, Turn
+from stkai.transports._call import SignatureExpired
 
 from ...support.flows import Outcome, Played, play
 from ...support.wire import Wire
@@ -47,18 +47,18 @@ class Scripted:
 def run(
     limiter: Scripted,
     *answers: Outcome,
-    signer: Any = None,
+    is_signed: Any = None,
     at: Any = None,
-    took: float = 0.0,
     **options: Any,
 ) -> Played:
     clock = FakeClock()
     layer = LimiterTransport(Wire(), limiter, context=Context(clock=clock, listener=print))
     request = httpx.Request("POST", URL, extensions={"stkai": RequestOptions(**options)})
     attempt = Attempt(Call.start(request, 0.0))
-    attempt.signer = signer
+    attempt.is_signed = is_signed
     played = play(layer.flow(request, attempt), *answers, clock=clock, at=at or (lambda _: None))
-    assert attempt.record.queued == pytest.approx(clock.monotonic() - took)
+    assert attempt.record.queued == pytest.approx(clock.monotonic())
+    played.attempt = attempt
     return played
 
 
@@ -131,75 +131,27 @@ def test_the_limiter_also_learns_from_errors_and_interrupts(error: BaseException
     assert limiter.told == ["ask at 0", f"learn {type(error).__name__}"]
 
 
-def test_only_a_request_that_waited_is_signed_again() -> None:
-    class Renewing:
-        def signed_again(self, request: httpx.Request, attempt: Attempt) -> Any:
-            yield Run(lambda _: None, never)
-            return httpx.Request("POST", URL, headers={"Authorization": "Bearer new"})
-
-    async def never(_: float) -> None:
-        raise AssertionError
-
-    played = run(Scripted(1.0), httpx.Response(200), signer=Renewing())
-    assert played.asked == ["sleep 1", "run", "send"]
-    assert played.sent[0].headers["authorization"] == "Bearer new"
-    played = run(Scripted(), httpx.Response(200), signer=Renewing())
-    assert played.asked == ["send"]
-
-
-def test_a_permit_is_asked_for_again_if_a_new_token_takes_long() -> None:
-    class Renewing:
-        def __init__(self, seconds: float) -> None:
-            self.seconds = seconds
-
-        def signed_again(self, request: httpx.Request, attempt: Attempt) -> Any:
-            seconds, self.seconds = self.seconds, 0.0
-            if seconds:
-                yield Sleep(seconds)
-            return request
-
-    limiter = Scripted(1.0, 0.0, 0.5)
-    played = run(limiter, httpx.Response(200), signer=Renewing(2.0), took=2.0)
-    assert played.asked == ["sleep 1", "sleep 2", "sleep 0.5", "send"]
-    assert limiter.told == ["ask at 0", "ask at 1", "leave at 3", "ask at 3", "ask at 3.5", "learn 200"]
+def test_a_request_whose_token_expired_while_it_waited_gives_its_permit_back() -> None:
     limiter = Scripted(1.0)
-    played = run(limiter, httpx.Response(200), signer=Renewing(0.05), took=0.05)
-    assert limiter.told == ["ask at 0", "ask at 1", "learn 200"]
-
-
-def test_a_request_whose_tokens_always_take_long_asks_again_only_once() -> None:
-    class Slow:
-        def signed_again(self, request: httpx.Request, attempt: Attempt) -> Any:
-            yield Sleep(2.0)
-            return request
-
-    limiter = Scripted(*[1.0, 0.0] * 50)
-    played = run(limiter, httpx.Response(200), signer=Slow(), took=4.0)
-    assert played.asked == ["sleep 1", "sleep 2", "sleep 1", "sleep 2", "send"]
-    assert limiter.told == ["ask at 0", "ask at 1", "leave at 3", "ask at 3", "ask at 4", "learn 200"]
-
-
-def test_a_permit_is_returned_if_there_is_no_token_after_the_wait() -> None:
-    class Failing:
-        def signed_again(self, request: httpx.Request, attempt: Attempt) -> Any:
-            raise OSError("the vault is shut")
-            yield
-
-    limiter = Scripted(1.0)
-    played = run(limiter, signer=Failing())
-    assert isinstance(played.error, OSError)
+    played = run(limiter, is_signed=lambda: False)
+    assert isinstance(played.error, SignatureExpired)
     assert limiter.told == ["ask at 0", "ask at 1", "leave at 1"]
 
 
-def test_a_limiter_that_handles_the_wait_marks_the_response() -> None:
+def test_a_request_that_did_not_wait_or_whose_token_is_valid_is_sent() -> None:
+    assert run(Scripted(), httpx.Response(200), is_signed=lambda: False).asked == ["send"]
+    assert run(Scripted(1.0), httpx.Response(200), is_signed=lambda: True).asked == ["sleep 1", "send"]
+    assert run(Scripted(1.0), httpx.Response(200)).asked == ["sleep 1", "send"]
+
+
+def test_a_limiter_that_handles_the_wait_marks_the_attempt() -> None:
     def keeps(turn: Turn, answer: Answer) -> None:
         turn.paced = True
 
     limiter = Scripted()
     limiter.on_learn = keeps
     played = run(limiter, httpx.Response(429))
-    assert played.response is not None
-    assert played.response.extensions[PACED] is True
+    assert played.attempt.paced is True
 
 
 def test_a_response_is_closed_if_the_limiter_fails_to_learn_from_it() -> None:

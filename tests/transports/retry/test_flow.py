@@ -38,7 +38,7 @@ from stkai.transports import (
     retry,
     token_bucket,
 )
-from stkai.transports._call import ATTEMPT, PACED
+from stkai.transports._call import ATTEMPT
 
 from ...support.heard import CALL, Heard
 from ...support.wire import Answer, Handler, Wire
@@ -135,7 +135,7 @@ async def test_each_retry_is_reported_with_its_delay_and_cause(world: World) -> 
 
 
 async def test_after_the_last_attempt_the_last_response_is_returned_unread(world: World) -> None:
-    bench = Bench(world, 500, 502, 504, httpx.Response(503, headers={"X-Last": "1"}, content=b"sorry"))
+    bench = Bench(world, 500, 502, 500, httpx.Response(503, headers={"X-Last": "1"}, content=b"sorry"))
     response = await bench.send()
     assert (response.status_code, response.headers["X-Last"]) == (503, "1")
     assert response.extensions["stkai"].attempts == 4
@@ -579,7 +579,7 @@ def pacing(layer: LayerTransport, request: httpx.Request, attempt: Attempt) -> F
     """A layer that handles the wait after a 429, and ignores other failures."""
     response = yield from layer.forward(request, attempt)
     if response.status_code == 429:
-        response.extensions[PACED] = True
+        attempt.paced = True
     return response
 
 
@@ -589,6 +589,20 @@ async def test_a_paced_failure_does_not_pace_the_next_one(world: World) -> None:
     response = await world.send(world.build(stack, world.wire(429, 503, 200)), httpx.Request("POST", URL))
     assert clock.sleeps == [1.0]
     assert response.extensions["stkai"].backed_off == 1.0
+
+
+async def test_a_refusal_that_a_limiter_excuses_uses_up_no_retry(world: World) -> None:
+    def excusing(layer: LayerTransport, request: httpx.Request, attempt: Attempt) -> Flow:
+        response = yield from layer.forward(request, attempt)
+        attempt.paced = attempt.excused = response.status_code == 429
+        return response
+
+    wire = world.wire(429, 503, 429, 429, 503, 503)
+    stack = StackBuilder((retry(RetryPolicy(2)), Layer("excusing", excusing)), clock=FakeClock())
+    response = await world.send(world.build(stack, wire), httpx.Request("POST", URL))
+    assert (response.status_code, len(wire.requests)) == (503, 6), (
+        "three refusals are excused, two are retried"
+    )
 
 
 @pytest.mark.parametrize("limit", [1.0, 599.0])

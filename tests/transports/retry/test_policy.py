@@ -1,9 +1,11 @@
 """What is retried, and when: the policy alone. Numbers and outcomes in, seconds or nothing out."""
 
+import socket
 import ssl
 from datetime import UTC, datetime
 from typing import Any
 
+import h11
 import httpcore
 import httpx
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 import stkai
 from stkai import ConfigurationError, RetryPolicy, TokenAcquisitionTimeoutError
-from stkai.transports._retry.policy import Failure, Send
+from stkai.transports._retry.policy import Failure, Situation
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 URL = "https://api.example.com/v1"
@@ -131,8 +133,38 @@ def untrusted() -> httpx.ConnectError:
     return error
 
 
+def caused(error: Exception, *causes: Exception) -> Exception:
+    """An error as httpx raises it: each cause below the one before."""
+    above = error
+    for cause in causes:
+        above.__cause__ = cause
+        above = cause
+    return error
+
+
+def tls_error(reason: str) -> ssl.SSLError:
+    error = ssl.SSLError(1, f"[SSL: {reason}]")
+    error.reason = reason
+    return error
+
+
+def no_host(number: int) -> Exception:
+    return caused(httpx.ConnectError("no host"), httpcore.ConnectError(), socket.gaierror(number, "no host"))
+
+
+def unreadable(message: str = "illegal status line") -> Exception:
+    return caused(
+        httpx.RemoteProtocolError(message),
+        httpcore.RemoteProtocolError(message),
+        h11.RemoteProtocolError(message),
+    )
+
+
 HOPELESS = [
     untrusted(),
+    no_host(socket.EAI_NONAME),
+    caused(httpx.ConnectError("[SSL]"), httpcore.ConnectError(), tls_error("WRONG_VERSION_NUMBER")),
+    unreadable("illegal status line: bytearray(b'\\x15\\x03\\x03\\x00\\x02\\x02F')"),
     httpx.ProxyError("407 Proxy Authentication Required"),
     httpx.ProxyError("403 Forbidden"),
     httpx.ProxyError("Invalid username/password"),
@@ -146,29 +178,35 @@ def test_a_failure_that_would_repeat_is_not_retried(error: Exception) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [httpx.ProxyError("502 Bad Gateway"), httpx.ConnectError("[SSL] record layer failure")],
+    [
+        httpx.ProxyError("502 Bad Gateway"),
+        httpx.ConnectError("[SSL] record layer failure"),
+        caused(httpx.ConnectError("[SSL]"), tls_error("UNEXPECTED_EOF_WHILE_READING")),
+        no_host(socket.EAI_AGAIN),
+        unreadable(),
+    ],
     ids=repr,
 )
 def test_a_failure_that_may_not_repeat_is_retried(error: Exception) -> None:
     assert RetryPolicy().failure_of(None, error, NOW) is not None
 
 
-def sent(method: str, policy: RetryPolicy, **headers: str) -> Send:
-    return Send.of(httpx.Request(method, URL, headers=headers), policy)
+def sent(method: str, policy: RetryPolicy, **headers: str) -> Situation:
+    return Situation.of(httpx.Request(method, URL, headers=headers), policy)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"])
 def test_an_idempotent_method_is_sent_again_after_a_read_timeout(method: str) -> None:
     policy = RetryPolicy()
-    assert policy.failure_of(None, httpx.ReadTimeout("slow"), NOW, sent=sent(method, policy)) is not None
+    assert policy.failure_of(None, httpx.ReadTimeout("slow"), NOW, situation=sent(method, policy)) is not None
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH", "QUERY"])
 def test_another_method_is_not_sent_again_after_a_read_timeout(method: str) -> None:
     policy = RetryPolicy()
-    assert policy.failure_of(None, httpx.ReadTimeout("slow"), NOW, sent=sent(method, policy)) is None
+    assert policy.failure_of(None, httpx.ReadTimeout("slow"), NOW, situation=sent(method, policy)) is None
     for error in (httpx.ConnectTimeout("slow"), httpx.WriteTimeout("slow"), httpx.ReadError("reset")):
-        assert policy.failure_of(None, error, NOW, sent=sent(method, policy)) is not None
+        assert policy.failure_of(None, error, NOW, situation=sent(method, policy)) is not None
 
 
 def test_with_a_key_or_if_the_policy_says_so_any_method_is_sent_again_after_a_read_timeout() -> None:
@@ -179,9 +217,74 @@ def test_with_a_key_or_if_the_policy_says_so_any_method_is_sent_again_after_a_re
         (keyed, sent("POST", keyed, **{"x-key": "1"})),
         (RetryPolicy(retry_timeouts=True), sent("POST", RetryPolicy())),
     ):
-        failure = policy.failure_of(None, timeout, NOW, sent=sending)
+        failure = policy.failure_of(None, timeout, NOW, situation=sending)
         assert failure is not None
         assert failure.acted
+
+
+def test_what_the_program_was_handling_is_no_cause_of_an_error() -> None:
+    error = httpx.ConnectError("refused")
+    error.__context__ = socket.gaierror(socket.EAI_NONAME, "another host")
+    assert RetryPolicy().failure_of(None, error, NOW) is not None
+
+
+@pytest.mark.parametrize(
+    ("response", "error"),
+    [(httpx.Response(504), None), (None, unreadable()), (None, httpx.ReadTimeout("slow"))],
+    ids=["504", "unreadable", "timeout"],
+)
+def test_a_request_that_was_not_answered_is_repeated_only_if_that_does_no_harm(
+    response: httpx.Response | None, error: Exception | None
+) -> None:
+    policy = RetryPolicy()
+    for method, is_final in (("POST", True), ("PATCH", True), ("GET", False), ("PUT", False)):
+        failure = policy.failure_of(response, error, NOW, situation=sent(method, policy))
+        assert (failure is None) is is_final
+        assert failure is None or failure.acted
+    keyed = sent("POST", policy, **{"Idempotency-Key": "1"})
+    assert policy.failure_of(response, error, NOW, situation=keyed) is not None
+    policy = RetryPolicy(retry_timeouts=True)
+    assert policy.failure_of(response, error, NOW, situation=sent("POST", policy)) is not None
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Server disconnected without sending a response.",
+        "peer closed connection without sending complete message body",
+    ],
+)
+def test_a_connection_that_breaks_in_an_answer_is_retried(message: str) -> None:
+    policy = RetryPolicy()
+    assert policy.failure_of(None, unreadable(message), NOW, situation=sent("POST", policy)) is not None
+
+
+# Errors by wire
+
+
+@pytest.mark.parametrize(
+    "error",
+    [httpx.ConnectError("dropped"), httpx.ConnectTimeout("dropped"), httpx.ProxyError("502")],
+    ids=repr,
+)
+def test_a_connection_error_of_an_unknown_wire_may_come_after_the_request(error: Exception) -> None:
+    policy = RetryPolicy()
+    failure = policy.failure_of(None, error, NOW, situation=Situation(sound_wire=False))
+    assert failure is not None
+    assert failure.acted
+
+
+@pytest.mark.parametrize("error", [httpx.PoolTimeout("full"), stkai.RetryableError("later")], ids=repr)
+def test_a_pool_timeout_of_any_wire_means_that_nothing_was_sent(error: Exception) -> None:
+    failure = RetryPolicy().failure_of(None, error, NOW, situation=Situation(sound_wire=False))
+    assert failure is not None
+    assert not failure.acted
+
+
+def test_the_policy_may_trust_the_connection_errors_of_any_wire() -> None:
+    request = httpx.Request("POST", URL)
+    assert not Situation.of(request, RetryPolicy(), sound_wire=False).sound_wire
+    assert Situation.of(request, RetryPolicy(trust_connect_errors=True), sound_wire=False).sound_wire
 
 
 @pytest.mark.parametrize("status", [408, 429, 503])
@@ -254,6 +357,7 @@ def test_unknown_outcomes_are_not_retried_if_the_policy_says_so() -> None:
         ({"retry_on_status_codes": ([],)}, "retry_on_status_codes"),
         ({"retry_unknown": "false"}, "retry_unknown"),
         ({"retry_timeouts": 1}, "retry_timeouts"),
+        ({"trust_connect_errors": "yes"}, "trust_connect_errors"),
         ({"budget": 0.2}, "RetryBudget"),
         ({"idempotency_header": ""}, "idempotency_header"),
         ({"idempotency_header": "two words"}, "idempotency_header"),

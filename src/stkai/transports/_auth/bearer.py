@@ -5,16 +5,20 @@ objects that hold it here do not print it.
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping
+from contextlib import suppress
 from inspect import iscoroutinefunction
 from typing import Final
 
 import httpx
 
-from ..._errors import AuthenticationError, ConfigurationError
+from ..._errors import AuthenticationError, ConfigurationError, InvalidArgumentError
+from ..._headers import Fields, with_fields
+from ..._secrets import HoldsSecret, Secret, reveal
 from ..._urls import Origin, is_private, origin_of, parse_origin, show_origin
-from .._call import ATTEMPT, Attempt, copy_request
-from .provider import AuthProvider, is_sendable
+from .._call import Attempt, copy_request
+from .fetch import failure_of
+from .provider import AuthProvider, has_own_headers, is_sendable
 
 _EXPOSED: Final = (
     "the token would travel unencrypted to {}: use https://, or allow it with BearerAuth(provider, allow_http=True)"
@@ -22,31 +26,35 @@ _EXPOSED: Final = (
 )
 
 
+_PLAIN_METHODS: Final = {
+    "get_access_token": "rename the async one to aget_access_token",
+    "get_auth_headers": "get its token in get_access_token or aget_access_token",
+}
+
+
 class ExposedTokenError(AuthenticationError):
     """The token would travel unencrypted; nothing was sent. Requests to other origins may succeed."""
 
 
-class _Encoded(str):
-    """A header value that is encoded once: thousands of waiting requests share the bytes."""
+class Token(HoldsSecret):
+    """An access token as the headers that carry it, encoded once: thousands of waiting requests share the bytes.
 
-    __slots__ = ("_bytes",)
+    Attributes:
+        value: the token.
+        fields: the headers; None if they cannot be sent.
+    """
 
-    def __init__(self, _: str) -> None:
-        self._bytes = super().encode("ascii")
+    __slots__ = ("_claims", "fields", "value")
 
-    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
-        """The bytes: the value is ASCII, which is the same in every encoding of headers."""
-        return self._bytes
-
-
-class Token:
-    """An access token that does not print itself: traceback formatters show variables."""
-
-    __slots__ = ("_claims", "header", "value")
-
-    def __init__(self, value: str) -> None:
-        self.value = value
-        self.header = _Encoded(f"Bearer {value}") if is_sendable(value) else None
+    def __init__(self, given: str | Mapping[str, str]) -> None:
+        if isinstance(given, str):
+            self.value = given
+            given = {"Authorization": f"Bearer {given}" if is_sendable(given) else "\n"}
+        else:
+            self.value = "\n".join(map(str, given.values())).removeprefix("Bearer ")
+        self.fields: Fields | None = None
+        with suppress(InvalidArgumentError):
+            self.fields = Fields.of(given)
         self._claims = itertools.count()
 
     def is_news(self) -> bool:
@@ -57,7 +65,7 @@ class Token:
         return "<access token>"
 
 
-class BearerAuth:
+class BearerAuth(HoldsSecret):
     """A provider of tokens, and the origins that may see them.
 
     Requests to other origins pass unsigned and keep their own `Authorization` header. Requests to these origins have
@@ -80,18 +88,19 @@ class BearerAuth:
     ) -> None:
         if not isinstance(provider, AuthProvider):
             # Not its repr: it may be the token itself.
-            kind = provider.__name__ if isinstance(provider, type) else f"a {type(provider).__name__}"
+            kind = provider.__name__ if isinstance(provider, type) else f"a {type(reveal(provider)).__name__}"
+            provider = Secret(provider)  # Tracebacks show variables.
             msg = (
                 f"auth must be an AuthProvider, such as ClientCredentialsAuthProvider(...) or StaticToken(token), a"
                 f' BearerAuth, "auto" or None, not {kind}'
             )
             raise ConfigurationError(msg)
-        if iscoroutinefunction(provider.get_access_token):
-            msg = (
-                f"{type(provider).__name__}.get_access_token must be a plain method, since nobody awaits it: rename the"
-                " async one to aget_access_token"
-            )
-            raise ConfigurationError(msg)
+        for name, cure in _PLAIN_METHODS.items():
+            if iscoroutinefunction(getattr(provider, name)):
+                method = f"{type(provider).__name__}.{name}"
+                raise ConfigurationError(
+                    f"{method} must be a plain method, since it is called without await: {cure}"
+                )
         self.provider = provider
         self.allow_http = allow_http
         names = (origins,) if isinstance(origins, str) else origins
@@ -100,7 +109,7 @@ class BearerAuth:
         exposed = [show_origin(url) for url in urls or () if not self._is_safe(origin_of(url))]
         if exposed:
             raise ConfigurationError(_EXPOSED.format(", ".join(exposed)))
-        self._tokens: dict[str, Token] = {}
+        self._tokens: dict[Hashable, Token] = {}
 
     def may_sign(self, url: httpx.URL, attempt: Attempt) -> bool:
         """Whether the token may go to `url`: one of the origins, or, without any, the origin of the call's first hop.
@@ -110,7 +119,7 @@ class BearerAuth:
         """
         if self.origins is not None:
             return origin_of(url) in self.origins
-        if not attempt.call.first_hop().is_home(url):
+        if not attempt.call.chain().is_home(url):
             return False
         self.require_private(url)
         return True
@@ -127,31 +136,50 @@ class BearerAuth:
     def _is_safe(self, origin: Origin) -> bool:
         return is_private(origin) or self.allow_http
 
-    def token(self, value: str) -> Token:
-        """The token in the form in which it is sent; the same object for the same token."""
-        value = value if isinstance(value, str) else ""  # Providers are user code.
-        token = self._tokens.get(value)
+    def token(self, given: str | Mapping[str, str]) -> Token:
+        """The token, or the headers that carry it, in the form in which they are sent; the same object for the same."""
+        if isinstance(given, Mapping):
+            key: Hashable = tuple((name, str(value)) for name, value in given.items())
+        else:
+            key = given = given if isinstance(given, str) else ""  # Providers are user code.
+        token = self._tokens.get(key)
         if token is None:
-            token = self._tokens.setdefault(value, Token(value))
+            token = self._tokens.setdefault(key, Token(given))
             for old in list(self._tokens)[:-2]:
                 self._tokens.pop(old, None)
         return token
 
-    def sign(self, request: httpx.Request, token: Token, attempt: Attempt) -> httpx.Request:
-        """A copy of the request with the token in place of its `Authorization`, and with its attempt.
+    def kept(self) -> Token | None:
+        """The token that is available without waiting, or None.
+
+        Raises:
+            AuthenticationError: the provider raised an error.
+        """
+        provider = self.provider
+        try:
+            cached = provider.cached_access_token()
+            if cached is None:
+                return None
+            return self.token(provider.get_auth_headers() if has_own_headers(provider) else cached)
+        except AuthenticationError:
+            raise
+        except Exception as error:
+            raise failure_of(provider, error) from error
+
+    def sign(self, request: httpx.Request, token: Token) -> httpx.Request:
+        """A copy of the request with the token in place of its `Authorization`.
 
         Raises:
             AuthenticationError: the provider returned something that cannot be a header value.
         """
-        if token.header is None:
+        if token.fields is None:
             msg = (
                 f"{type(self.provider).__name__} returned a token that cannot be sent: it must be visible ASCII without"
                 ' spaces or line breaks, and without "Bearer"'
             )
             raise AuthenticationError(msg)
-        headers = request.headers.copy()
-        headers["Authorization"] = token.header
-        return copy_request(request, headers=headers, extensions={**request.extensions, ATTEMPT: attempt})
+        return copy_request(request, headers=with_fields(request.headers, token.fields))
 
     def __repr__(self) -> str:
-        return f"BearerAuth({type(self.provider).__name__})"
+        provider = getattr(self, "provider", None)  # None in the tracebacks of the constructor.
+        return f"BearerAuth({'' if provider is None else type(provider).__name__})"

@@ -1,72 +1,49 @@
-"""A fetch in a background thread that threads and tasks can wait for.
+"""A token fetch in a background thread, shared by the threads and tasks that wait for it.
 
-A blocking call cannot be interrupted, but the wait for it can: by a deadline, by cancellation, by Ctrl-C. The thread
-is a daemon, so that a program can exit while a token endpoint hangs. There are no locks here: each waiter brings its
-own queue or event, and shared state changes by single atomic operations. A signal handler can therefore wait for a
-token in the very thread that it interrupted, and a forked child is not held up by its parent's fetch.
+The thread is a daemon, so that a program can exit while a token endpoint hangs, and a forked child is not held up by
+its parent's fetch.
 """
 
 import copy
-import itertools
 import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, suppress
-from contextvars import Context, copy_context
-from queue import Empty, SimpleQueue
+from collections.abc import Callable, Hashable
+from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final
 
+from ..._abandonable import Job
 from ..._errors import AuthenticationError
+from ..._signals import raise_interrupt
+from .._options import AMBIENT, NO_OPTIONS
 
 
-class Fetch:
-    """A fetch in a background thread: `wait` for it, then ask for its `result`.
+class Fetch(Job):
+    """A fetch in a background thread: wait for it, then ask for its `result`.
 
     Args:
-        key: identifies it while it runs.
+        work: gets the token, usually a provider's method.
         longest: seconds after which everyone stops waiting, and the next caller starts another fetch.
     """
 
-    def __init__(self, key: Hashable, longest: float) -> None:
-        self.is_done = False
-        self._key, self._longest = key, longest
-        self._starter = threading.get_ident()
-        self._claims = itertools.count()
-        self._is_claimed = False
-        self._token = ""
-        self._error: BaseException | None = None
-        self._waiting: dict[int, Callable[[], object]] = {}
+    def __init__(self, work: Callable[[], Any], longest: float) -> None:
+        super().__init__(self._fetch, _outside_of_event_loops())
+        self.key = key_of(work)
+        self.starter: int | None = threading.get_ident()
+        self._fetches, self._longest = work, longest
+        self._token: Any = ""
+        self._failure: Exception | None = None
 
-    @property
-    def waiting(self) -> int:
-        """How many threads and tasks are waiting for it."""
-        return len(self._waiting)
-
-    def needs_start(self) -> bool:
-        """Whether a signal handler interrupted this thread before it started the fetch."""
-        return not self._is_claimed and self._starter == threading.get_ident()
-
-    def run(self, work: Callable[[], str]) -> None:
-        """Do the work, unless another thread is doing it, and wake everyone who waits."""
-        if next(self._claims):
-            return
-        self._is_claimed = True
+    def _fetch(self) -> None:
         try:
-            self._token = work()
+            self._token = self._fetches()
         except AuthenticationError as error:
-            self._error = error
+            self._failure = error
         except Exception as error:  # noqa: BLE001 - raised in everyone who waits
-            self._error = failure_of(getattr(work, "__self__", work), error)
-        except BaseException as error:  # noqa: BLE001 - the same
-            self._error = error
+            self._failure = failure_of(getattr(self._fetches, "__self__", self._fetches), error)
         finally:
             self._leave()
-            self.is_done = True
-            while self._waiting:
-                _, wake = self._waiting.popitem()
-                wake()
 
     def wait(self, seconds: float = math.inf) -> bool:
         """Block for at most `seconds`; returns whether the fetch has ended.
@@ -74,92 +51,68 @@ class Fetch:
         Raises:
             AuthenticationError: the fetch has taken longer than `longest`.
         """
-        bell: SimpleQueue[None] = SimpleQueue()
-        longest = min(seconds, self._longest)
-        with self._waking(lambda: bell.put(None)):
-            try:
-                bell.get(timeout=None if longest == math.inf else min(longest, threading.TIMEOUT_MAX))
-            except Empty:
-                if longest < seconds:
-                    raise self._given_up() from None
-                return False
-        return True
+        return self._unless_too_long(super().wait(min(seconds, self._longest)), seconds)
 
-    async def await_(self) -> None:
-        """Suspend this task until the fetch has ended.
+    async def await_(self, seconds: float = math.inf) -> bool:
+        """Suspend this task for at most `seconds`; returns whether the fetch has ended.
 
         Raises:
             AuthenticationError: the fetch has taken longer than `longest`.
         """
-        import anyio
+        return self._unless_too_long(await super().await_(min(seconds, self._longest)), seconds)
 
-        event, (_, call_soon) = anyio.Event(), event_loop()
-
-        def wake() -> None:
-            with suppress(RuntimeError):  # The loop is closed.
-                call_soon(event.set)
-
-        with self._waking(wake), anyio.move_on_after(self._longest):
-            await event.wait()
-        if not event.is_set():
-            raise self._given_up()
-
-    def _given_up(self) -> AuthenticationError:
-        self._leave()
-        return AuthenticationError(f"no access token came within {self._longest:g} s")
+    def _unless_too_long(self, is_done: bool, seconds: float) -> bool:
+        if not is_done and self._longest < seconds:
+            self._leave()
+            raise AuthenticationError(f"no access token came within {self._longest:g} s")
+        return is_done
 
     def _leave(self) -> None:
         """Let the next caller start another fetch."""
-        if _running.get(self._key) is self:
-            _running.pop(self._key, None)
+        if _running.get(self.key) is self:
+            _running.pop(self.key, None)
 
-    @contextmanager
-    def _waking(self, wake: Callable[[], object]) -> Iterator[None]:
-        """Call `wake` when the fetch has ended, possibly twice."""
-        self._waiting[id(wake)] = wake
-        try:
-            if self.is_done:
-                wake()
-            yield
-        finally:
-            self._waiting.pop(id(wake), None)
-
-    def result(self) -> str:
-        """The token of a fetch that has ended.
+    def result(self) -> Any:
+        """The token, or the headers, of a fetch that has ended.
 
         Raises:
             AuthenticationError: a copy for each caller, since each error carries the request that failed with it.
         """
-        if isinstance(self._error, AuthenticationError):
-            raise copy.copy(self._error) from self._error.cause
+        if isinstance(self._failure, AuthenticationError):
+            raise copy.copy(self._failure) from self._failure.cause
         if self._error is not None:
             raise self._error
         return self._token
 
 
+FETCHING: Final[ContextVar[tuple[Any, ...]]] = ContextVar("stkai.fetching", default=())
+"""The fetches that this code is a part of."""
+
 _running: Final[dict[Hashable, Fetch]] = {}
 """The fetches in progress, by process and by work."""
 
 
-def join(work: Callable[[], str], longest: float = math.inf) -> Fetch:
-    """The fetch that does `work`, usually a provider's method: the one in progress, or a new one.
+def join(work: Callable[[], Any], longest: float = math.inf) -> Fetch:
+    """The fetch that does `work`: the one in progress, or a new one. Nobody waits for it longer than `longest` seconds.
 
-    Nobody waits for it longer than `longest` seconds.
+    Raises:
+        RuntimeError: a signal handler asks for a token while it interrupts the start of this very fetch.
     """
-    key = key_of(work)
-    mine = Fetch(key, longest)
+    mine = Fetch(work, longest)
     try:
-        fetch = _running.setdefault(key, mine)
-        if fetch is mine or fetch.needs_start():
-            _start(fetch, work)
+        fetch = _running.setdefault(mine.key, mine)
+        if fetch is mine:
+            _start(fetch)
     except BaseException:  # Ctrl-C: others may already be waiting for it.
-        if _running.get(key) is mine:
-            _start(mine, work)
+        if _running.get(mine.key) is mine:
+            _start(mine)
         raise
+    if fetch.starter == threading.get_ident():
+        raise RuntimeError("a signal handler cannot get a token from the provider whose fetch it interrupted")
     return fetch
 
 
-def is_running(work: Callable[[], str]) -> bool:
+def is_running(work: Callable[[], Any]) -> bool:
     """Whether a fetch that does `work` is in progress."""
     return key_of(work) in _running
 
@@ -172,51 +125,51 @@ def in_background() -> bool:
 class _Background(threading.Thread):
     """The thread of a fetch; it keeps the context variables of the caller that started it."""
 
-    def __init__(self, fetch: Fetch, work: Callable[[], str]) -> None:
-        super().__init__(name="stkai-token", daemon=True)
-        self._fetch, self._work = fetch, work
-        self._context = _outside_of_event_loops()
 
-    def run(self) -> None:
-        self._context.run(self._fetch.run, self._work)
-
-
-def _start(fetch: Fetch, work: Callable[[], str]) -> None:
-    if in_background():  # A provider that asks another provider: one thread is enough.
-        fetch.run(work)
-        return
+def _start(fetch: Fetch) -> None:
     try:
-        _Background(fetch, work).start()
+        if in_background():  # A provider that asks another provider: one thread is enough.
+            fetch.run()
+        else:
+            _Background(target=fetch.run, name="stkai-token", daemon=True).start()
     except RuntimeError:  # No thread can be started, for example at interpreter shutdown.
-        fetch.run(work)
+        fetch.run()
+    fetch.starter = None
 
 
 def key_of(work: Callable[..., object]) -> Hashable:
-    # Bound methods compare equal if object and function do. A forked child does not have its parent's threads.
-    return os.getpid(), work
+    """What identifies a fetch: the process, the work and, unless its token is for all, the context variables.
+
+    Bound methods compare equal if object and function do. A forked child does not have its parent's threads.
+    """
+    is_for_all = getattr(getattr(work, "__self__", None), "token_is_for_all", False)
+    return os.getpid(), work, None if is_for_all else _context_key()
+
+
+def _context_key() -> Hashable:
+    """The context variables by identity: the fetch keeps the values alive, and some cannot be compared."""
+    ours = {var for var in (AMBIENT, FETCHING, _library_variable()) if var is not None}
+    return frozenset((var, id(value)) for var, value in copy_context().items() if var not in ours)
 
 
 def _outside_of_event_loops() -> Context:
-    """The current context, changed so that code in it may start its own event loop."""
+    """The current context, changed so that code in it may start its own event loop, and no call's options apply."""
     context = copy_context()
-    sniffio = sys.modules.get("sniffio")
-    if sniffio is not None:
-        context.run(sniffio.current_async_library_cvar.set, None)
+    context.run(AMBIENT.set, NO_OPTIONS)
+    library = _library_variable()
+    if library is not None:
+        context.run(library.set, None)
     return context
 
 
-def event_loop() -> tuple[Any, Callable[[Callable[[], object]], object]]:
-    """The event loop of the current task, and a function that calls into it from another thread."""
-    trio = sys.modules.get("trio")
-    if trio is not None:
-        with suppress(RuntimeError):  # This is not a trio task.
-            trio.lowlevel.current_task()
-            token = trio.lowlevel.current_trio_token()
-            return token, token.run_sync_soon
-    loop = sys.modules["asyncio"].get_running_loop()
-    return loop, loop.call_soon_threadsafe
+def _library_variable() -> "ContextVar[Any] | None":
+    """Where sniffio keeps the name of the async library, if it is in use."""
+    sniffio = sys.modules.get("sniffio")
+    return None if sniffio is None else sniffio.current_async_library_cvar
 
 
 def failure_of(provider: object, error: Exception) -> AuthenticationError:
+    """The error for whatever a provider raised; raises what a signal handler raised in the meantime."""
+    raise_interrupt(error)
     msg = f"{type(provider).__name__} could not get a token: {type(error).__name__}: {error}"
     return AuthenticationError(msg, error)

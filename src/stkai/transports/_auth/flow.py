@@ -10,10 +10,10 @@ from typing import Final
 import httpx
 
 from ..._errors import DeadlineExceededError, hide_frames
-from ..._events import TokenRenewed
 from ..._families import alike
+from ...events import TokenRenewed
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
-from .._call import Attempt, can_resend
+from .._call import Attempt, SignatureExpired, can_resend
 from .._context import Context
 from .._layer import Layer
 from .._operations import Close, Drain, Flow, Load, Run, Steps
@@ -41,23 +41,30 @@ class _AuthFlow(LayerBase):
         policy = self.policy
         if not policy.may_sign(request.url, attempt):
             return (yield from self.forward(request, attempt))
-        token = self.kept()
+        token = policy.kept()
         if token is None:
             token = yield from self.fetch(attempt, _NONE)
-        renewed = False
+        renewed, waited = False, False
         while True:
-            attempt.signer, attempt.token = self, token
+            # After one wait, it leaves with the token it got: if every token takes long, it might never be sent.
+            attempt.is_signed = None if waited else partial(self._is_kept, token)
             try:
-                response = yield from self.forward(policy.sign(request, token, attempt), attempt)
+                response = yield from self.forward(policy.sign(request, token), attempt)
+            except SignatureExpired:
+                token = policy.kept() or (yield from self.fetch(attempt, _NONE))
+                waited = True
+                continue
             except Exception as error:
                 if isinstance(error, alike(httpx.RequestError)):
                     hide_frames(error)
                 raise
+            finally:
+                attempt.is_signed = None
             response.request = request
             if response.status_code != _UNAUTHORIZED or renewed:
                 return response
             try:
-                token = yield from self._another(request, response, attempt.token, attempt)
+                token = yield from self._another(request, response, token, attempt)
             except BaseException:
                 yield Close(response)
                 raise
@@ -73,7 +80,7 @@ class _AuthFlow(LayerBase):
         self.policy.provider.forget(refused.value)
         if not can_resend(request):
             return None
-        token, broken = self.kept(), None
+        token, broken = self.policy.kept(), None
         if token is None:
             try:
                 # Return the connection first: the renewal may need it.
@@ -89,20 +96,8 @@ class _AuthFlow(LayerBase):
             raise broken
         return None
 
-    def signed_again(self, request: httpx.Request, attempt: Attempt) -> Steps[httpx.Request]:
-        """The request with a valid token; its own may have expired while it waited for a permit."""
-        token = self.kept()
-        if token is None:
-            token = yield from self.fetch(attempt, _NONE)
-        if token is attempt.token:
-            return request
-        attempt.token = token
-        return self.policy.sign(request, token, attempt)
-
-    def kept(self) -> Token | None:
-        """The token that is available without waiting, or None."""
-        cached = self.policy.provider.cached_access_token()
-        return None if cached is None else self.policy.token(cached)
+    def _is_kept(self, token: Token) -> bool:
+        return self.policy.kept() is token
 
     def fetch(self, attempt: Attempt, reason: str) -> Steps[Token]:
         """A token from the provider; emits an event if it is a new one."""

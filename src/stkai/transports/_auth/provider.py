@@ -2,8 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import cast
 
 from ..._errors import ConfigurationError
+from ..._secrets import MASK, HoldsSecret, Secret
 from .fetch import join
 
 
@@ -12,14 +14,18 @@ class AuthProvider(ABC):
 
     A provider with only `get_access_token` is asked for every request: in the calling thread under a sync client,
     and in a background thread, one per fetch (about 150 microseconds), under an async client or with a deadline.
-    Concurrent callers share one such fetch. To avoid the thread, return an available token from
-    `cached_access_token`, or override `aget_access_token`. For a token that never changes, use `StaticToken`.
+    Concurrent callers with the same context variables share one such fetch. To avoid the thread, return an available
+    token from `cached_access_token`, or override `aget_access_token`. For a token that never changes, use
+    `StaticToken`. To sign in another way than with a bearer token, override `get_auth_headers`.
 
     Attributes:
-        longest_fetch: seconds after which nobody waits any longer for one background fetch; unlimited by default.
+        longest_fetch: seconds after which callers stop waiting for one background fetch; unlimited by default.
+        token_is_for_all: whether every caller gets the same token, so that all share one fetch, whatever their context
+            variables are. False by default: a provider may look up in a `ContextVar` for whom it gets a token.
     """
 
     longest_fetch: float = math.inf
+    token_is_for_all: bool = False
 
     @abstractmethod
     def get_access_token(self) -> str:
@@ -30,7 +36,7 @@ class AuthProvider(ABC):
         """
 
     def get_auth_headers(self) -> dict[str, str]:
-        """The `Authorization` header with the token.
+        """The headers that sign a request: by default `Authorization` with the token. The transports use an override.
 
         Raises:
             AuthenticationError: there is no token.
@@ -60,10 +66,10 @@ class AuthProvider(ABC):
             return token
         fetch = join(self.get_access_token, self.longest_fetch)
         await fetch.await_()
-        return fetch.result()
+        return cast("str", fetch.result())
 
 
-class StaticToken(AuthProvider):
+class StaticToken(HoldsSecret, AuthProvider):
     """Provides a token that you already have, such as an API key. It is never renewed: a 401 goes to the caller.
 
     Args:
@@ -74,24 +80,32 @@ class StaticToken(AuthProvider):
     """
 
     def __init__(self, value: str) -> None:
-        if not isinstance(value, str) or not is_sendable(value):
+        token = Secret(value)
+        del value
+        if not (token.is_text() and is_sendable(token.reveal())):
             msg = (
                 "StaticToken takes the token as a string of visible ASCII characters, without spaces, line breaks"
                 ' or "Bearer"'
             )
             raise ConfigurationError(msg)
-        self._value = value
+        self._token = token
 
     def get_access_token(self) -> str:
-        return self._value
+        token: str = self._token.reveal()
+        return token
 
     def cached_access_token(self, *, renewing: bool = False) -> str | None:
-        return self._value
+        return self.get_access_token()
 
     def __repr__(self) -> str:
-        return "StaticToken(********)"
+        return f"StaticToken({MASK})"
 
 
 def is_sendable(token: str) -> bool:
     """Whether a token can be a header value: visible ASCII, no spaces (RFC 6750, section 2.1, is stricter)."""
     return bool(token) and token.isascii() and token.isprintable() and " " not in token
+
+
+def has_own_headers(provider: AuthProvider) -> bool:
+    """Whether a provider signs in another way than with a bearer token."""
+    return type(provider).get_auth_headers is not AuthProvider.get_auth_headers

@@ -1,35 +1,27 @@
-"""One token fetch at a time, shared by everyone who needs it: in a thread, and in an event loop."""
+"""One token fetch at a time, shared by all callers that need the same token: in a thread, and in an event loop."""
 
 import copy
 import math
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, cast
 from weakref import WeakKeyDictionary
 
 from ..._errors import AuthenticationError, DeadlineExceededError
-from .fetch import event_loop, failure_of, join, key_of
+from ..._event_loops import running_loop
+from .fetch import FETCHING, failure_of, join, key_of
+from .provider import AuthProvider, has_own_headers
 
 if TYPE_CHECKING:
     import anyio
 
 
-class Provider(Protocol):
-    """Where tokens come from; `AuthProvider` is one.
-
-    Attributes:
-        longest_fetch: seconds after which nobody waits any longer for one fetch.
-    """
-
-    longest_fetch: float
-
-    def get_access_token(self) -> str: ...
-
-    async def aget_access_token(self) -> str: ...
+Signature = str | Mapping[str, str]
+"""What signs a request: an access token, or headers."""
 
 
-def get_token(provider: Provider, seconds: float) -> str:
-    """A token from the provider, for a thread that can wait this many seconds.
+def get_token(provider: AuthProvider, seconds: float) -> Signature:
+    """A token from the provider, or its own headers, for a thread that can wait this many seconds.
 
     Raises:
         AuthenticationError: the provider raised an error.
@@ -37,17 +29,22 @@ def get_token(provider: Provider, seconds: float) -> str:
     """
     if seconds <= 0:
         raise _too_late()
-    if seconds == math.inf:
-        with _named_errors(provider):
-            return provider.get_access_token()
-    fetch = join(provider.get_access_token, provider.longest_fetch)
-    if not fetch.wait(seconds):
-        raise _too_late()
-    return fetch.result()
+    with _fetching(provider):
+        if seconds == math.inf:
+            with _named_errors(provider):
+                return _work(provider)()
+        fetch = join(_work(provider), provider.longest_fetch)
+        for patience in _patience(provider, seconds):
+            if fetch.wait(patience):
+                return cast("Signature", fetch.result())
+            spare = _spare(provider)
+            if spare is not None:
+                return spare
+    raise _too_late()
 
 
-async def aget_token(provider: Provider, seconds: float) -> str:
-    """A token from the provider, for a task that can wait this many seconds.
+async def aget_token(provider: AuthProvider, seconds: float) -> Signature:
+    """A token from the provider, or its own headers, for a task that can wait this many seconds.
 
     The tasks of one event loop share one fetch. If the task that leads it is cancelled, the next one takes over.
 
@@ -59,9 +56,74 @@ async def aget_token(provider: Provider, seconds: float) -> str:
 
     if seconds <= 0:
         raise _too_late()
-    with anyio.move_on_after(seconds):
-        return await _share_in_loop(provider)
+    with _fetching(provider):
+        for patience in _patience(provider, seconds):
+            with anyio.move_on_after(patience):
+                return await _share_in_loop(provider)
+            spare = _spare(provider)
+            if spare is not None:
+                return spare
     raise _too_late()
+
+
+def _work(provider: AuthProvider) -> Callable[[], Signature]:
+    return provider.get_auth_headers if has_own_headers(provider) else provider.get_access_token
+
+
+async def _awork(provider: AuthProvider) -> Signature:
+    if not has_own_headers(provider):
+        return await provider.aget_access_token()
+    fetch = join(provider.get_auth_headers, provider.longest_fetch)
+    await fetch.await_()
+    return cast("Signature", fetch.result())
+
+
+def _patience(provider: AuthProvider, seconds: float) -> tuple[float, ...]:
+    """How long to wait for a fetch, again and again: half of the time, if there is still a token to send with."""
+    return (seconds,) if seconds == math.inf or _spare(provider) is None else (seconds / 2, seconds / 2)
+
+
+def _spare(provider: AuthProvider) -> Signature | None:
+    """A token that is still valid although it is time to renew it, or None."""
+    with suppress(TypeError):  # Some override the method without its argument.
+        if provider.cached_access_token(renewing=True) is not None:
+            return (
+                provider.get_auth_headers()
+                if has_own_headers(provider)
+                else provider.cached_access_token(renewing=True)
+            )
+    return None
+
+
+class _Fetching:
+    """A provider that is getting a token."""
+
+    def __init__(self, provider: AuthProvider) -> None:
+        self.provider: AuthProvider | None = provider
+
+
+@contextmanager
+def _fetching(provider: AuthProvider) -> Iterator[None]:
+    """Refuse to wait for a token of a provider that this very code is getting it for.
+
+    Raises:
+        AuthenticationError: the provider sends through a client that it signs for, or a signal handler sends.
+    """
+    outer = FETCHING.get()
+    if any(each.provider is provider for each in outer):
+        msg = (
+            f"{type(provider).__name__} is asked for a token while it gets one: it sends its request through a client"
+            " that it signs for (give it another one, without auth), or a signal handler uses the client that it"
+            " interrupted"
+        )
+        raise AuthenticationError(msg)
+    mine = _Fetching(provider)
+    token = FETCHING.set((*outer, mine))
+    try:
+        yield
+    finally:
+        mine.provider = None  # A task that it has started goes on with a copy of the context.
+        FETCHING.reset(token)
 
 
 class _Shared:
@@ -69,7 +131,7 @@ class _Shared:
 
     def __init__(self, done: "anyio.Event") -> None:
         self.done = done
-        self.token: str | None = None
+        self.token: Signature | None = None
         self.error: AuthenticationError | None = None
 
 
@@ -77,11 +139,10 @@ _by_loop: Final[WeakKeyDictionary[Any, dict[Hashable, _Shared]]] = WeakKeyDictio
 """Fetches in progress that a task leads. Events belong to a loop, and one loop must not wait for another's task."""
 
 
-async def _share_in_loop(provider: Provider) -> str:
+async def _share_in_loop(provider: AuthProvider) -> Signature:
     import anyio
 
-    loop, _ = event_loop()
-    running, key = _by_loop.setdefault(loop, {}), key_of(provider.aget_access_token)
+    running, key = _by_loop.setdefault(running_loop(), {}), key_of(provider.aget_access_token)
     while (other := running.get(key)) is not None:
         await other.done.wait()
         if other.error is not None:
@@ -91,7 +152,7 @@ async def _share_in_loop(provider: Provider) -> str:
     shared = running[key] = _Shared(anyio.Event())
     try:
         with _named_errors(provider):
-            shared.token = await provider.aget_access_token()
+            shared.token = await _awork(provider)
     except AuthenticationError as error:
         shared.error = error
         raise
@@ -102,7 +163,7 @@ async def _share_in_loop(provider: Provider) -> str:
 
 
 @contextmanager
-def _named_errors(provider: Provider) -> Iterator[None]:
+def _named_errors(provider: AuthProvider) -> Iterator[None]:
     """Turn whatever the provider raises into an AuthenticationError that names the provider."""
     try:
         yield

@@ -1,7 +1,6 @@
 """Waits for a limiter's permit, sends, and lets the limiter learn from the answer."""
 
 import logging
-import math
 from collections.abc import Callable
 from functools import partial
 from inspect import iscoroutinefunction
@@ -10,10 +9,10 @@ from typing import Any, Final, cast
 import httpx
 
 from ..._errors import ConfigurationError, TokenAcquisitionTimeoutError
-from ..._events import RateChanged, Rejected, Waited
+from ...events import RateChanged, Rejected, Waited
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .._body_end import BodyEnd, when_body_ends
-from .._call import PACED, Attempt
+from .._call import Attempt, SignatureExpired
 from .._context import Context
 from .._layer import Layer
 from .._operations import Close, Flow, Operation, Steps
@@ -34,9 +33,6 @@ _TOO_MANY_REQUESTS: Final = 429
 _LONG: Final = 1.0
 """Seconds; a longer wait is worth a line in the log."""
 
-_SIGNED_AT_ONCE: Final = 0.1
-"""Seconds; signing a request takes longer only if a new token must be fetched first."""
-
 _WANTED: Final = (
     "a limiter layer needs a stkai.TokenBucket, AimdLimiter or PerHost, an InFlight, AllOf or PerKey, a stkai.Limiter"
     " of your own, or a list of limiters, not "
@@ -51,16 +47,35 @@ class _LimitFlow(LayerBase):
     _choose: Callable[[httpx.Request], Limiter] | None
     _meter: Meter
 
-    def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:  # noqa: PLR0912 - each is a step for some limiters
+    def __init__(
+        self,
+        inner: Any,
+        policy: Limits,
+        *,
+        context: Context | None = None,
+        cost: Estimate | None = None,
+        settle: Settle | None = None,
+    ) -> None:
+        super().__init__(inner, context=context)
+        self.policy = checked_limiter(policy, _WANTED)
+        self._choose = self.policy.limiter_for if isinstance(self.policy, Chooser) else None
+        for name, function in (("cost", cost), ("settle", settle)):
+            if function is not None and (not callable(function) or iscoroutinefunction(function)):
+                msg = f"{name} must be a plain function, not {function!r}"
+                raise ConfigurationError(msg)
+        self._meter = Meter(cost, settle)
+        subscribe(self.policy, self)
+
+    def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         limiter: Any = self.policy if self._choose is None else self._choose(request)
         is_ours = isinstance(limiter, QueueLimiter) and not limiter.is_own
         plan = limiter.plan_for(request) if is_ours else plan_of_own(limiter, request)
         if plan is None:
             return (yield from self.forward(request, attempt))
-        clock, options, place = self.context.clock, attempt.call.options, attempt.place
+        clock, options, place = self.context.clock, attempt.call.options, attempt.ticket or attempt.place
         turn = Turn(request)
-        if options.priority != "normal":
-            turn.priority = options.priority
+        if options.priority == "low":
+            turn.priority = "low"
         if is_ours:
             turn.sources = plan.sources
             if plan.guests:
@@ -74,16 +89,39 @@ class _LimitFlow(LayerBase):
         sent = clock.monotonic()
         wait = limiter.ask(turn, sent)
         if wait != 0:
-            request, sent = yield from self._wait(limiter, turn, plan, request, attempt, wait, sent)
+            sent = yield from self._wait(limiter, turn, plan, attempt, wait, sent)
+            if attempt.is_signed is not None and not attempt.is_signed():
+                # Otherwise all requests that wait for a new token would leave together when it comes.
+                limiter.leave(turn, sent)
+                attempt.ticket = (limiter, turn)
+                raise SignatureExpired
         attempt.ticket = (limiter, cast(Any, turn))
         try:
             response = yield from self.forward(request, attempt)
         except BaseException as error:
             now = clock.monotonic()
+            if isinstance(error, SignatureExpired):  # A limiter further in has not let it go.
+                limiter.leave(turn, now)
+                raise
             limiter.learn(turn, Answer(sent, now, None, error, clock.utcnow, 0.5))
             if plan.ends:
                 limiter.end(turn, now)
             raise
+        return (yield from self._take_note(limiter, turn, plan, request, attempt, response, sent))
+
+    def _take_note(
+        self,
+        limiter: Any,
+        turn: Turn,
+        plan: Plan,
+        request: httpx.Request,
+        attempt: Attempt,
+        response: httpx.Response,
+        sent: float,
+    ) -> Flow:
+        """Let the limiter learn from the answer, and notify it when the body has ended."""
+        clock = self.context.clock
+        is_ours = isinstance(limiter, QueueLimiter) and not limiter.is_own
         # While nothing can be learnt from a success, do without the answer, and without the limiter's lock.
         was_refused = response.status_code == _TOO_MANY_REQUESTS
         learns = was_refused or not is_ours or (plan.listens and limiter.listens(clock.monotonic()))
@@ -107,11 +145,11 @@ class _LimitFlow(LayerBase):
         clock = self.context.clock
         answer = Answer(sent, clock.monotonic(), response, None, clock.utcnow, turn.chance)
         change = limiter.learn(turn, answer)
-        if turn.paced:
-            response.extensions[PACED] = True
+        attempt.paced = attempt.paced or turn.paced
+        attempt.excused = attempt.excused or turn.excused
         if change is not None:
-            event = RateChanged(call=attempt.info, old=change.old, new=change.new, reason=change.reason)
-            self.context.emit(event)
+            share = getattr(limiter, "share", None)
+            self.context.emit(RateChanged(call=attempt.info, **change._asdict(), share=share))
         if turn.errand is not None:
             yield turn.errand
 
@@ -140,38 +178,6 @@ class _LimitFlow(LayerBase):
         limiter: Limiter,
         turn: Turn,
         plan: Plan,
-        request: httpx.Request,
-        attempt: Attempt,
-        wait: float | Operation,
-        start: float,
-    ) -> Steps[tuple[httpx.Request, float]]:
-        """Wait for the permit; returns the request, signed, and the instant at which the permit was granted."""
-        clock, asked_again = self.context.clock, False
-        while True:
-            sent = yield from self._stand_in_line(limiter, turn, plan, attempt, wait, start)
-            if attempt.signer is None:
-                return request, sent
-            try:
-                request = yield from attempt.signer.signed_again(request, attempt)
-            except BaseException:
-                limiter.leave(turn, clock.monotonic())
-                raise
-            now = clock.monotonic()
-            if asked_again or now - sent <= _SIGNED_AT_ONCE:
-                return request, sent
-            # Otherwise all requests that waited for the same token would leave now, whenever they got their permits.
-            # Ask only once more: if every token takes long, the request might never be sent.
-            limiter.leave(turn, now)
-            asked_again, start = True, now
-            wait = limiter.ask(turn, now)
-            if wait == 0:
-                return request, now
-
-    def _stand_in_line(
-        self,
-        limiter: Limiter,
-        turn: Turn,
-        plan: Plan,
         attempt: Attempt,
         wait: float | Operation,
         start: float,
@@ -181,8 +187,8 @@ class _LimitFlow(LayerBase):
         if allowed is UNSET:
             allowed = plan.max_wait_time
         # The attempts of a call share its allowance for waiting.
-        limit = math.inf if allowed is None else allowed - record.queued
-        deadline = math.inf if call.deadline is None else call.deadline
+        limit = attempt.allowance(allowed)
+        deadline = float("inf") if call.deadline is None else call.deadline
         turn.call = attempt.info
         waiting = Waiting(limiter, turn, context.clock, limit, deadline)
         before = record.queued
@@ -215,16 +221,6 @@ class _LimitFlow(LayerBase):
         own = f", {self.policy!r}" if isinstance(self.policy, QueueLimiter | Chooser) else ""
         return own + super().describe()
 
-    def _take_policy(self, policy: Limits, cost: Estimate | None, settle: Settle | None) -> None:
-        self.policy = checked_limiter(policy, _WANTED)
-        self._choose = self.policy.limiter_for if isinstance(self.policy, Chooser) else None
-        for name, function in (("cost", cost), ("settle", settle)):
-            if function is not None and (not callable(function) or iscoroutinefunction(function)):
-                msg = f"{name} must be a plain function, not {function!r}"
-                raise ConfigurationError(msg)
-        self._meter = Meter(cost, settle)
-        subscribe(self.policy, self)
-
 
 class LimiterTransport(_LimitFlow, LayerTransport):
     """Waits for a permit of `policy` before it sends, and lets the policy learn from the answer.
@@ -243,33 +239,9 @@ class LimiterTransport(_LimitFlow, LayerTransport):
         InvalidArgumentError: (per request) a limiter counts units, and there is no cost; nothing was sent.
     """
 
-    def __init__(
-        self,
-        inner: httpx.BaseTransport,
-        policy: Limits,
-        *,
-        context: Context | None = None,
-        cost: Estimate | None = None,
-        settle: Settle | None = None,
-    ) -> None:
-        super().__init__(inner, context=context)
-        self._take_policy(policy, cost, settle)
-
 
 class AsyncLimiterTransport(_LimitFlow, AsyncLayerTransport):
     """The same as `LimiterTransport`, for async clients."""
-
-    def __init__(
-        self,
-        inner: httpx.AsyncBaseTransport,
-        policy: Limits,
-        *,
-        context: Context | None = None,
-        cost: Estimate | None = None,
-        settle: Settle | None = None,
-    ) -> None:
-        super().__init__(inner, context=context)
-        self._take_policy(policy, cost, settle)
 
 
 class TokenBucketTransport(LimiterTransport):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import httpx
 
-from ..._events import CallInfo
+from ...events import CallInfo
 from .._operations import Operation
 from .._options import Priority
 

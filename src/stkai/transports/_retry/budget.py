@@ -8,7 +8,7 @@ import math
 import threading
 from typing import Any
 
-from ..._errors import ConfigurationError
+from ..._checks import AT_LEAST_ZERO, Numbers, check_number
 from ..._forks import after_fork
 
 _MEMORY = 10.0
@@ -35,14 +35,10 @@ class RetryBudget:
     """
 
     def __init__(self, ratio: float = 0.2, min_per_second: float = 10) -> None:
-        if not _is_number(ratio) or not 0 <= ratio <= 1:
-            msg = f"ratio must be a number from 0 to 1, the retries per call, not {ratio!r}"
-            raise ConfigurationError(msg)
-        if not _is_number(min_per_second) or not 0 <= min_per_second < math.inf:
-            msg = f"min_per_second must be a finite number of at least 0, not {min_per_second!r}"
-            raise ConfigurationError(msg)
-        self.ratio = ratio
-        self.min_per_second = min_per_second
+        self.ratio = check_number(
+            "ratio", ratio, Numbers("a number from 0 to 1, the retries per call", high=1)
+        )
+        self.min_per_second = check_number("min_per_second", min_per_second, AT_LEAST_ZERO)
         self._most = self._steady = _MEMORY * min_per_second
         self._fresh = self._older = self._saved = 0.0
         self._at = self._turned_at = -math.inf
@@ -50,7 +46,7 @@ class RetryBudget:
         after_fork(self, RetryBudget._renew_lock)
 
     def _renew_lock(self) -> None:
-        self._lock = threading.RLock()  # A signal handler may use the budget it interrupted.
+        self._lock = threading.RLock()  # A signal handler that sends must not hang here.
 
     def deposit(self, now: float) -> None:
         """Add the credit of one call; `now` is an instant in seconds."""
@@ -100,7 +96,3 @@ def _pay(purse: float, owed: float) -> tuple[float, float]:
     """What is left in the purse, and what is still owed."""
     paid = min(purse, owed)
     return purse - paid, owed - paid
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -13,16 +13,16 @@ import httpx
 
 from ..._clock import unique_key
 from ..._errors import ConfigurationError
-from ..._events import RetryScheduled
 from ..._families import alike
 from ..._lazy import import_whole
+from ...events import RetryScheduled
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
-from .._call import PACED, Attempt, can_resend, copy_request
+from .._call import Attempt, can_resend, copy_request
 from .._context import Context
 from .._layer import Layer
 from .._operations import Close, Drain, Flow, Read, Sleep, Steps, Until
 from .._options import UNSET
-from .policy import RetryPolicy, Send
+from .policy import RetryPolicy, Situation
 
 if TYPE_CHECKING:
     import tenacity
@@ -40,6 +40,12 @@ class _RetryFlow(LayerBase):
     name = "retry"
     policy: RetryPolicy
     _looks = _LOOKS
+
+    def __init__(
+        self, inner: Any, policy: RetryPolicy | None = None, *, context: Context | None = None
+    ) -> None:
+        super().__init__(inner, context=context)
+        self.policy = _checked(policy)
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         call = attempt.call
@@ -60,12 +66,11 @@ class _RetryFlow(LayerBase):
         if policy.budget is not None:
             policy.budget.deposit(self.context.clock.monotonic())
         try:
-            once = self._once(request, attempt, policy) if call.buffered else self.forward(request, attempt)
-            response = yield from once
+            response = yield from self._once(request, attempt, policy)
         except Exception as error:
             if not isinstance(error, alike(httpx.TransportError)) or not can_resend(request):
                 raise
-            loop = _Loop(policy, self.context, request, attempt)
+            loop = _Loop(policy, self, request, attempt)
             loop.state.set_exception((type(error), error, error.__traceback__))
         else:
             if policy.is_final(response) or not can_resend(request):
@@ -77,7 +82,7 @@ class _RetryFlow(LayerBase):
         self, response: httpx.Response, policy: RetryPolicy, request: httpx.Request, attempt: Attempt
     ) -> Steps["_Loop"]:
         try:
-            loop = _Loop(policy, self.context, request, attempt)
+            loop = _Loop(policy, self, request, attempt)
             loop.state.set_result(response)
         except BaseException:  # An interrupt: tenacity is imported here.
             yield Close(response)
@@ -113,12 +118,14 @@ class _RetryFlow(LayerBase):
                         state.set_result(loop.response)
                 elif isinstance(do, tenacity.DoSleep):
                     response, loop.response = loop.response, None
+                    seconds, since = float(do), self.context.clock.monotonic()
                     if response is not None:
-                        yield Drain(response)
+                        yield Drain(response, seconds)
                     state.prepare_for_next_attempt()
-                    if do:
-                        yield Sleep(float(do))
-                        loop.attempt.record.backed_off += float(do)
+                    if seconds:
+                        # The body was read during the wait.
+                        yield Sleep(max(0.0, seconds - (self.context.clock.monotonic() - since)))
+                        loop.attempt.record.backed_off += seconds
                 else:
                     answer: httpx.Response = do
                     return answer
@@ -162,13 +169,14 @@ class _Loop:
     """
 
     def __init__(
-        self, policy: RetryPolicy, context: Context, request: httpx.Request, attempt: Attempt
+        self, policy: RetryPolicy, layer: LayerBase, request: httpx.Request, attempt: Attempt
     ) -> None:
         self.tenacity = tenacity = import_whole("tenacity")
-        self.policy, self.context, self.attempt = policy, context, attempt
+        self.policy, self.context, self.attempt = policy, layer.context, attempt
         self.response: httpx.Response | None = None
-        self._sent = Send.of(request, policy)
+        self._situation = Situation.of(request, policy, sound_wire=layer.wire_is_sound)
         self._seconds = 0.0
+        self._excused = 0
         # tenacity itself never stops the loop and never classifies a failure: the policy does.
         self.retrying = tenacity.Retrying(retry=self.goes_on, wait=lambda _: self._seconds)
         self.retrying.begin()
@@ -179,12 +187,16 @@ class _Loop:
         context, policy, attempt = self.context, self.policy, self.attempt
         error = state.outcome.exception() if state.outcome else None
         response = self.response
-        paced = response is not None and PACED in response.extensions
-        failure = policy.failure_of(response, error, context.clock.utcnow(), paced=paced, sent=self._sent)
+        paced = response is not None and attempt.last.paced
+        failure = policy.failure_of(
+            response, error, context.clock.utcnow(), paced=paced, situation=self._situation
+        )
         if failure is None:
             return False
         now = context.clock.monotonic()
-        seconds = policy.delay(failure, state.attempt_number, attempt.call.time_left(now), context.random())
+        self._excused += attempt.last.excused
+        number = max(1, state.attempt_number - self._excused)
+        seconds = policy.delay(failure, number, attempt.call.time_left(now), context.random())
         if seconds is None or (policy.budget is not None and not policy.budget.withdraw(now)):
             return False
         self._seconds = seconds
@@ -204,35 +216,18 @@ class RetryTransport(_RetryFlow, LayerTransport):
 
     A body that can be sent only once (a generator, a file) is sent once, and its outcome is returned.
 
+    Args:
+        inner: the next layer, or the wire.
+        policy: a `RetryPolicy`; by default, `RetryPolicy()`.
+        context: the stack's clock, random numbers and listener.
+
     Raises:
         ConfigurationError: `policy` is not a `RetryPolicy`.
     """
-
-    def __init__(
-        self, inner: httpx.BaseTransport, policy: RetryPolicy | None = None, *, context: Context | None = None
-    ) -> None:
-        super().__init__(inner, context=context)
-        self.policy = _checked(policy)
 
 
 class AsyncRetryTransport(_RetryFlow, AsyncLayerTransport):
-    """Retries as the policy says. A response that is not returned is closed before the wait.
-
-    A body that can be sent only once (a generator, a file) is sent once, and its outcome is returned.
-
-    Raises:
-        ConfigurationError: `policy` is not a `RetryPolicy`.
-    """
-
-    def __init__(
-        self,
-        inner: httpx.AsyncBaseTransport,
-        policy: RetryPolicy | None = None,
-        *,
-        context: Context | None = None,
-    ) -> None:
-        super().__init__(inner, context=context)
-        self.policy = _checked(policy)
+    """The same as `RetryTransport`, for async clients."""
 
 
 def retry(policy: RetryPolicy | None = None) -> Layer:

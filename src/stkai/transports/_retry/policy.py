@@ -2,14 +2,16 @@
 
 Failures are classified by whether the server may have acted on the request:
 
-    not sent   no connection                               a retry is always safe
-    refused    408, 429, 503                               a retry is always safe
-    unknown    a broken connection, a timeout, 500, 502…   a retry may repeat what was already done
+    not sent     no connection                            a retry is always safe
+    refused      408, 429, 503                            a retry is always safe
+    unknown      a broken connection, 500, 502            a retry may repeat what was already done
+    unanswered   a read timeout, 504, an answer that      it probably would: a POST or PATCH without an idempotency
+                 cannot be parsed                         key is not sent again, unless the policy says so
+
+That a connection error means "not sent" is true of httpx's own transports and of ours. Others raise it for connections
+that broke later; there it is "unknown".
 """
 
-import math
-import re
-import ssl
 from collections.abc import Collection
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
@@ -17,6 +19,7 @@ from typing import Final, NamedTuple, Self
 
 import httpx
 
+from ..._checks import AT_LEAST_ZERO, COUNT, SOME_SECONDS, check_flag, check_number, is_token
 from ..._errors import (
     ClientSideRateLimitError,
     ConfigurationError,
@@ -26,22 +29,21 @@ from ..._errors import (
 )
 from ..._families import alike
 from .budget import RetryBudget
+from .errors import is_hopeless, is_unreadable
 from .retry_after import retry_after
 
 # A proxy error comes before the tunnel is open, so the server has seen nothing.
-NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+_NO_CONNECTION: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
+NOT_SENT: Final = (*_NO_CONNECTION, httpx.PoolTimeout)
+"""The errors of a request that was not sent, if its wire means them so."""
+
 _UNKNOWN: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
 RETRY_ON_STATUS_CODES: Final = (408, 429, 500, 502, 503, 504)
 """Status codes that are retried by default."""
 
 _REFUSED_STATUS: Final = frozenset({408, 429, 503})
+_GATEWAY_TIMEOUT: Final = 504
 _JITTER: Final = 0.25
-_PROXY_REFUSES: Final = re.compile(r"4\d\d\b|.*(username|password|credential|auth)", re.IGNORECASE)
-"""What httpx's ProxyError says if the proxy wants other credentials, or rejects us altogether."""
-
-_FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-"""RFC 9110, section 5.1."""
-
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 """Methods that may be repeated whatever happened to the first attempt; RFC 9110, section 9.2.2."""
 
@@ -49,21 +51,23 @@ _KEY: Final = "idempotency-key"
 """The header that lets servers recognise a repeated request; draft-ietf-httpapi-idempotency-key-header."""
 
 
-class Send(NamedTuple):
-    """What retry knows about the request.
+class Situation(NamedTuple):
+    """What retry knows about a request and the wire that sends it.
 
     Attributes:
         repeatable: the server gives a repeated request the same answer: its method is idempotent, or it has a key.
+        sound_wire: the wire's connection errors mean that nothing was sent.
     """
 
-    repeatable: bool
+    repeatable: bool = True
+    sound_wire: bool = True
 
     @classmethod
-    def of(cls, request: httpx.Request, policy: "RetryPolicy") -> Self:
+    def of(cls, request: httpx.Request, policy: "RetryPolicy", *, sound_wire: bool = True) -> Self:
         """Look at `request` and the policy's idempotency header."""
         headers, own = request.headers, policy.idempotency_header
         has_key = _KEY in headers or (own is not None and own in headers)
-        return cls(has_key or request.method in _IDEMPOTENT)
+        return cls(has_key or request.method in _IDEMPOTENT, sound_wire or policy.trust_connect_errors)
 
 
 class Failure(NamedTuple):
@@ -97,10 +101,12 @@ class RetryPolicy:
             If a limiter handles the wait, the limiter decides instead.
         deadline: for the whole call, with all attempts and waits; None for no limit.
         retry_unknown: whether to repeat a request that the server may have acted on.
-        retry_timeouts: whether to repeat a POST or PATCH without an idempotency key whose answer did not come within
-            the read timeout. The server is probably still working on it.
+        retry_timeouts: whether to repeat a POST or PATCH without an idempotency key that was not answered: its read
+            timeout passed, a gateway's did (504), or the answer cannot be parsed. The server has probably acted on it.
         idempotency_header: a header, usually `Idempotency-Key`, that carries one key for all attempts of a call.
         budget: limits retries to a share of the calls; share the object to share the budget.
+        trust_connect_errors: whether a ConnectError or ConnectTimeout of your own wire means that nothing was sent, as
+            it does with httpx's transports.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -117,24 +123,19 @@ class RetryPolicy:
     retry_timeouts: bool = False
     idempotency_header: str | None = None
     budget: RetryBudget | None = None
+    trust_connect_errors: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_retries", "initial_delay", "max_delay", "max_retry_after"):
-            _require_at_least_zero(name, getattr(self, name))
-        if not isinstance(self.max_retries, int):
-            msg = f"max_retries must be a whole number, not {self.max_retries!r}"
-            raise ConfigurationError(msg)
-        codes = _status_codes(self.retry_on_status_codes)
-        object.__setattr__(self, "retry_on_status_codes", codes)
-        if self.deadline is not None and not _require_at_least_zero("deadline", self.deadline):
-            msg = f"deadline must be a positive number of seconds, or None, not {self.deadline!r}"
-            raise ConfigurationError(msg)
-        for name in ("retry_unknown", "retry_timeouts"):
-            if not isinstance(getattr(self, name), bool):
-                msg = f"{name} must be True or False, not {getattr(self, name)!r}"
-                raise ConfigurationError(msg)
+        check_number("max_retries", self.max_retries, COUNT)
+        for name in ("initial_delay", "max_delay", "max_retry_after"):
+            check_number(name, getattr(self, name), AT_LEAST_ZERO)
+        object.__setattr__(self, "retry_on_status_codes", _status_codes(self.retry_on_status_codes))
+        if self.deadline is not None:
+            check_number("deadline", self.deadline, SOME_SECONDS, ", or None for no limit")
+        for name in ("retry_unknown", "retry_timeouts", "trust_connect_errors"):
+            check_flag(name, getattr(self, name))
         header = self.idempotency_header
-        if header is not None and not (isinstance(header, str) and _FIELD_NAME.fullmatch(header)):
+        if header is not None and not is_token(header):
             msg = f"idempotency_header must be the name of a header, such as Idempotency-Key, not {header!r}"
             raise ConfigurationError(msg)
         if self.budget is not None and not isinstance(self.budget, RetryBudget):
@@ -178,16 +179,19 @@ class RetryPolicy:
         now: datetime,
         *,
         paced: bool = False,
-        sent: Send = Send(repeatable=True),  # noqa: B008 - immutable
+        situation: Situation = Situation(),  # noqa: B008 - immutable
     ) -> Failure | None:
         """What an attempt's outcome, a response or an error, says about a retry; None if it is final."""
+        may_repeat = situation.repeatable or self.retry_timeouts
         if isinstance(error, alike(httpx.HTTPStatusError)):
             response = error.response
         elif error is not None:
-            if isinstance(error, alike(httpx.ReadTimeout)) and not (sent.repeatable or self.retry_timeouts):
+            if not may_repeat and (isinstance(error, alike(httpx.ReadTimeout)) or is_unreadable(error)):
                 return None
-            return _error_failure(error, now)
+            return _error_failure(error, now, situation)
         if response is None or self.is_final(response):
+            return None
+        if response.status_code == _GATEWAY_TIMEOUT and not may_repeat:
             return None
         cause = f"{response.status_code} {response.reason_phrase}".strip()
         acted = response.status_code not in _REFUSED_STATUS
@@ -199,35 +203,18 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
-def _error_failure(error: BaseException, now: datetime) -> Failure | None:
+def _error_failure(error: BaseException, now: datetime, situation: Situation) -> Failure | None:
     cause = describe(error)
     if isinstance(error, ServerSideRateLimitError) and isinstance(error.response, alike(httpx.Response)):
         return Failure(cause, acted=False, asked=retry_after(error.response.headers, now))
     # Our own limiter knows best: a caller who limits the wait wants to know.
-    if isinstance(error, ClientSideRateLimitError | DeadlineExceededError) or _is_hopeless(error):
+    if isinstance(error, ClientSideRateLimitError | DeadlineExceededError) or is_hopeless(error):
         return None
-    if isinstance(error, alike(RetryableError, *NOT_SENT)):
+    if isinstance(error, alike(RetryableError, httpx.PoolTimeout)):
         return Failure(cause, acted=False)
+    if isinstance(error, alike(*_NO_CONNECTION)):
+        return Failure(cause, acted=not situation.sound_wire)
     return Failure(cause, acted=True) if isinstance(error, alike(*_UNKNOWN)) else None
-
-
-def _is_hopeless(error: BaseException) -> bool:
-    """Whether a retry would fail in the same way: a bad certificate, credentials that a proxy rejects."""
-    if isinstance(error, alike(httpx.ProxyError)):
-        return _PROXY_REFUSES.match(str(error)) is not None
-    below: BaseException | None = error
-    for _ in range(8):
-        if isinstance(below, ssl.SSLCertVerificationError):
-            return True
-        below = below and (below.__cause__ or below.__context__)
-    return False
-
-
-def _require_at_least_zero(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        msg = f"{name} must be a finite number of at least 0, not {value!r}"
-        raise ConfigurationError(msg)
-    return value
 
 
 def _status_codes(given: Collection[int]) -> frozenset[int]:

@@ -3,8 +3,8 @@
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
-from ...._events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
 from ...._log import Listeners, logger
+from ....events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
 from ....stores import Quota
 
 _NOBODY: Final = CallInfo(id=0, method="", host="")

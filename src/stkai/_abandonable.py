@@ -1,0 +1,262 @@
+"""Work in another thread that its caller may give up waiting for.
+
+A blocking call cannot be interrupted, but the wait for it can: by a deadline, by cancellation, by Ctrl-C. Work that has
+been given up begins nothing new: before it sends, it asks whether it is `abandoned`. The threads are daemons, so that a
+program can exit while a server hangs.
+"""
+
+import math
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import Context, copy_context
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, Final
+
+import httpx
+
+from ._errors import RetryableError
+from ._event_loops import in_asyncio_task, run_soon, running_loop
+
+_current: Final = threading.local()
+"""The job that a thread does."""
+
+_SHORTEST: Final = 1e-3
+"""Seconds; a wait by a clock of the caller's is checked no more often than that."""
+
+
+class GivenUpError(Exception):
+    """The work was not done in time, and nobody waits for it any more."""
+
+
+class NoThreadError(RetryableError, httpx.ConnectError):
+    """No thread could be started for a call with a deadline; nothing was sent."""
+
+
+class Job:
+    """A piece of work for another thread; threads and tasks wait for its end, and may give it up.
+
+    There are no locks here: each waiter brings its own queue or event, and shared state changes by single atomic steps.
+
+    Args:
+        work: what to do.
+        context: the context variables to do it with; by default, a copy of the caller's.
+
+    Attributes:
+        is_done: whether the work has ended.
+    """
+
+    def __init__(self, work: Callable[[], Any], context: Context | None = None) -> None:
+        self.is_done = False
+        self._is_abandoned = False
+        self._outer: Job | None = getattr(_current, "job", None)
+        self._work: Callable[[], Any] | None = work
+        self._context = context or copy_context()
+        self._results: list[Any] = []
+        self._error: BaseException | None = None
+        self._waiting: dict[int, Callable[[], object]] = {}
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether it has been given up, or the job that it is a part of."""
+        return self._is_abandoned or (self._outer is not None and self._outer.is_abandoned)
+
+    @property
+    def waiting(self) -> int:
+        """How many threads and tasks are waiting for it."""
+        return len(self._waiting)
+
+    def run(self) -> None:
+        """Do the work in this thread, and wake everyone who waits for it."""
+        work, self._work = self._work, None
+        if work is None:  # It runs once.
+            return
+        before, _current.job = getattr(_current, "job", None), self
+        try:
+            self._results.append(self._context.run(work))
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits for it
+            self._error = error
+        finally:
+            _current.job = before
+            self.is_done = True
+            while self._waiting:
+                self._waiting.popitem()[1]()
+            if self._is_abandoned:
+                self._discard()
+
+    def wait(self, seconds: float = math.inf) -> bool:
+        """Block for at most this many seconds; returns whether the work has ended."""
+        bell: SimpleQueue[None] = SimpleQueue()
+        self._waiting[id(bell)] = partial(bell.put, None)
+        try:
+            if not self.is_done:
+                with suppress(Empty):
+                    bell.get(timeout=None if seconds == math.inf else min(seconds, threading.TIMEOUT_MAX))
+        finally:
+            self._waiting.pop(id(bell), None)
+        return self.is_done
+
+    async def await_(self, seconds: float = math.inf) -> bool:
+        """Suspend this task for at most this many seconds; returns whether the work has ended."""
+        loop = running_loop()
+        if not in_asyncio_task():
+            import anyio
+
+            event = anyio.Event()
+            with self._waking(loop, event.set), anyio.move_on_after(seconds):
+                if not self.is_done:
+                    await event.wait()
+            return self.is_done
+        # Thousands of tasks may wait here: on asyncio, nothing comes between a task and its timer.
+        done = loop.create_future()
+        settle = partial(_settle, done)
+        timer = None if seconds == math.inf else loop.call_later(seconds, settle)
+        with self._waking(loop, settle):
+            try:
+                if not self.is_done:
+                    await done
+            finally:
+                if timer is not None:
+                    timer.cancel()
+        return self.is_done
+
+    def _waking(self, loop: Any, wake: Callable[[], object]) -> "_Waking":
+        return _Waking(self._waiting, partial(run_soon, loop, wake))
+
+    def result(self) -> Any:
+        """What the work returned, for one caller, once it has ended; raises what it raised."""
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                # Its traceback leads back here: a reference cycle that would last until the garbage collector runs.
+                del error
+        return self._results.pop()
+
+    def abandon(self) -> None:
+        """Give it up: it begins nothing new, and a response that it returns is closed."""
+        self._is_abandoned = True
+        if self.is_done:
+            self._discard()
+
+    def _discard(self) -> None:
+        with suppress(Exception):
+            self._results.pop().close()
+
+
+class _Waking:
+    """Registers what wakes a waiting task."""
+
+    __slots__ = ("_waiting", "_wake")
+
+    def __init__(self, waiting: dict[int, Callable[[], object]], wake: Callable[[], object]) -> None:
+        self._waiting, self._wake = waiting, wake
+
+    def __enter__(self) -> None:
+        self._waiting[id(self)] = self._wake
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting.pop(id(self), None)
+
+
+def _settle(done: Any) -> None:
+    if not done.done():
+        done.set_result(None)
+
+
+class Worker:
+    """A thread that does the jobs of one call, one at a time. The first job starts it, `release` ends it."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Job | None] | None = None
+
+    def start(self, job: Job) -> None:
+        """Begin a job.
+
+        Raises:
+            NoThreadError: no thread can be started.
+        """
+        if self._jobs is None:
+            self._jobs = SimpleQueue()
+            try:
+                threading.Thread(target=_serve, args=(self._jobs,), name="stkai-call", daemon=True).start()
+            except RuntimeError as error:
+                self._jobs = None
+                raise NoThreadError(f"nothing was sent: {error}, as a call with a deadline needs") from error
+        self._jobs.put(job)
+
+    def do(self, work: Callable[[], Any], left: Callable[[], float]) -> Any:
+        """The result of `work`, if it is ready while `left()` is more than 0 seconds.
+
+        Raises:
+            GivenUpError: it is not ready. The next job gets another thread.
+            NoThreadError: no thread can be started.
+        """
+        job = Job(work)
+        try:
+            self.start(job)
+            # By the call's clock, which may differ from the system's.
+            while not job.is_done and (seconds := left()) > 0:
+                job.wait(max(seconds, _SHORTEST))
+            if not job.is_done:
+                raise GivenUpError
+            return job.result()
+        finally:
+            if not job.is_done:
+                self.release()
+            job.abandon()
+
+    def release(self) -> None:
+        """Let the thread end when its job is done."""
+        jobs, self._jobs = self._jobs, None
+        if jobs is not None:
+            jobs.put(None)
+
+
+def _serve(jobs: "SimpleQueue[Job | None]") -> None:
+    while (job := jobs.get()) is not None:
+        job.run()
+        del job
+
+
+def do_within(seconds: float, work: Callable[[], Any]) -> Any:
+    """The result of `work` in another thread, or here if there is none.
+
+    Raises:
+        GivenUpError: it takes more than this many seconds.
+    """
+    job, worker = Job(work), Worker()
+    try:
+        worker.start(job)
+    except NoThreadError:
+        return work()
+    worker.release()
+    try:
+        if not job.wait(seconds):
+            raise GivenUpError
+        return job.result()
+    finally:
+        job.abandon()
+
+
+def abandoned() -> bool:
+    """Whether the job that this thread does has been given up."""
+    job: Job | None = getattr(_current, "job", None)
+    return job is not None and job.is_abandoned
+
+
+def unless_abandoned(name: str, info: object) -> None:  # noqa: ARG001 - as httpcore calls it
+    """Refuse the next step of a request that has been given up: httpcore's `trace` calls it before each step.
+
+    Raises:
+        GivenUpError: the step would connect or send.
+    """
+    if name.endswith(_BEGINS) and abandoned():
+        raise GivenUpError
+
+
+_BEGINS: Final = (
+    "connect_tcp.started", "connect_unix_socket.started", "start_tls.started", "send_request_headers.started",
+)  # fmt: skip

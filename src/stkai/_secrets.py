@@ -1,0 +1,67 @@
+"""Values that stay hidden: no repr, variable of a traceback or pickle shows them."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+MASK: Final = "********"
+"""What is shown in place of a secret."""
+
+
+class HoldsSecret:
+    """Base class of objects that hold a secret: they refuse to be pickled, and a copy of one is the object itself."""
+
+    __slots__ = ()
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise TypeError(
+            f"{type(self).__name__} holds a secret, which must not be written into a pickle: make another one in the"
+            " process that needs it, from its own settings"
+        )
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Any:
+        return self
+
+
+class Secret(HoldsSecret):
+    """A value that shows only a mask. Wrap it before anything can fail: traceback formatters show variables."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def reveal(self) -> Any:
+        """The value itself. Keep it out of variables."""
+        return self._value
+
+    def is_text(self) -> bool:
+        """Whether it is a string with something in it that can be sent as UTF-8."""
+        if not isinstance(self._value, str) or not self._value.strip():
+            return False
+        try:
+            self._value.encode()
+        except UnicodeEncodeError:  # Bytes that are no text become surrogates in the environment.
+            return False
+        return True
+
+    def __repr__(self) -> str:
+        return MASK
+
+
+def reveal(value: Any) -> Any:
+    """The value inside a `Secret`; any other value is returned as it is."""
+    return value.reveal() if isinstance(value, Secret) else value
+
+
+def sealed(values: Any) -> Any:
+    """The same values of settings, with everything that may hold a secret wrapped: a dict of them, or one of them."""
+    if isinstance(values, Mapping):
+        return {name: Secret(value) if _may_hold_secret(value) else value for name, value in values.items()}
+    return Secret(values) if _may_hold_secret(values) else values
+
+
+def _may_hold_secret(value: object) -> bool:
+    return isinstance(value, str | bytes | Mapping)

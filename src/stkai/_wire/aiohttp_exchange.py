@@ -1,0 +1,218 @@
+"""One request and its answer on a connection of aiohttp's: what is written, what is read, and the errors.
+
+h11, httpx's own protocol library, checks and writes the requests, so that both wires send the same bytes and refuse the
+same requests. Every error is the one that httpx's own wire raises in the same case.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import aiohttp
+import h11
+import httpx
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_writer import StreamWriter
+
+from .._families import adopt, alike
+
+BUFFER: Final = 65_536
+"""Bytes that are collected before they are written, and that are read ahead."""
+
+
+class Connection(ResponseHandler):
+    """One connection. It cannot be used again if bytes arrive while it is idle: they belong to no request.
+
+    Attributes:
+        idle_since: when it became idle, in seconds of the loop's clock; None while in use.
+        broken_by: the error that ended it, or None; aiohttp forgets it once a body without length has begun.
+    """
+
+    idle_since: float | None = None
+    broken_by: BaseException | None = None
+
+    def data_received(self, data: bytes) -> None:
+        if self.idle_since is None:
+            super().data_received(data)
+        else:
+            self.close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.broken_by = exc
+        super().connection_lost(exc)
+
+
+class Body(httpx.AsyncByteStream):
+    """The body of an answer. Once it is read to its end and closed, its connection is idle; otherwise it is closed.
+
+    Attributes:
+        ends_with_connection: whether only the end of the connection ends the body: then a reset has cut it off.
+    """
+
+    ends_with_connection = False
+
+    def __init__(
+        self, connection: Connection, payload: Any, request: httpx.Request, seconds: float | None
+    ) -> None:
+        self._connection, self._payload, self._request, self._seconds = connection, payload, request, seconds
+        self._whole = payload is None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._payload is None:
+            return
+        with reading(self._connection, self._request):
+            while data := await self._next():
+                yield data
+            if self.ends_with_connection and self._connection.broken_by is not None:
+                raise self._connection.broken_by
+        self._whole = True
+
+    async def _next(self) -> bytes:
+        """What has arrived; waits if that is nothing. Empty at the end of the body."""
+        payload = self._payload
+        # What arrived before the connection broke is read first, though aiohttp would raise the error at once.
+        data: bytes = payload._read_nowait(-1)  # noqa: SLF001 - the public one raises first
+        if data or (payload.at_eof() and payload.exception() is None):
+            return data
+        async with asyncio.timeout(self._seconds):
+            return bytes(await payload.readany())
+
+    async def aclose(self) -> None:
+        connection = self._connection
+        if not self._whole or connection.should_close or not connection.is_connected():
+            connection.close()
+        elif connection.idle_since is None:
+            connection.idle_since = asyncio.get_running_loop().time()
+
+
+class RequestWriter:
+    """A request as h11 writes it.
+
+    Args:
+        forwarding: headers for the proxy that carries the request in the clear, or None.
+
+    Raises:
+        httpx.LocalProtocolError: the method, the target or a header is not legal.
+    """
+
+    def __init__(self, request: httpx.Request, forwarding: Mapping[str, str] | None) -> None:
+        self._request = request
+        self._machine = h11.Connection(h11.CLIENT)
+        target = request.extensions.get("target", request.url.raw_path)
+        headers = request.headers.raw
+        if forwarding is not None:
+            target = b"%s://%s%s" % (request.url.raw_scheme, request.url.netloc, target)
+            names = {name.lower() for name, _ in headers}
+            added = [(name.encode(), value.encode()) for name, value in forwarding.items()]
+            headers = [pair for pair in added if pair[0].lower() not in names] + headers
+        with _refusing(request):
+            head = h11.Request(method=request.method.encode(), target=target, headers=headers)
+            self._head = self._machine.send(head) or b""
+
+    async def write_to(self, connection: Connection, seconds: float | None) -> None:
+        """Send head and body. If the server stops listening, the rest is dropped: it may have answered already."""
+        output = StreamWriter(connection, asyncio.get_running_loop())
+        request = self._request
+        assert isinstance(request.stream, alike(httpx.AsyncByteStream))
+        pending = self._head
+        try:
+            with _refusing(request):
+                async for data in request.stream:
+                    pending += self._machine.send(h11.Data(data=data)) or b""
+                    if len(pending) >= BUFFER:
+                        await self._flush(connection, output, pending, seconds)
+                        pending = b""
+                pending += self._machine.send(h11.EndOfMessage()) or b""
+                await self._flush(connection, output, pending, seconds)
+        except _NotListeningError:
+            return
+
+    async def _flush(
+        self, connection: Connection, output: StreamWriter, data: bytes, seconds: float | None
+    ) -> None:
+        transport = connection.transport
+        if transport is None or transport.is_closing():
+            raise _NotListeningError
+        transport.write(data)
+        if not connection.writing_paused:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await output.drain()
+        except TimeoutError as error:
+            raise error_for(httpx.WriteTimeout, "", self._request) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise _NotListeningError from error
+
+
+class _NotListeningError(Exception):
+    """The server has closed its side while the request was being written."""
+
+
+class NetworkStream:
+    """What httpx's `network_stream` tells of a connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get_extra_info(self, info: str) -> Any:
+        """As in httpcore: `ssl_object`, `client_addr`, `server_addr`, `socket`, or `is_readable`."""
+        transport = self._connection.transport
+        if info == "is_readable":
+            return transport is None or transport.is_closing()
+        names = {"client_addr": "sockname", "server_addr": "peername"}
+        return None if transport is None else transport.get_extra_info(names.get(info, info))
+
+
+def error_for(kind: type[httpx.RequestError], message: str, request: httpx.Request) -> httpx.RequestError:
+    """An error of the package that made the request."""
+    error = kind(message, request=request)
+    adopt(error, request)
+    return error
+
+
+@contextmanager
+def _refusing(request: httpx.Request) -> Iterator[None]:
+    """Turn h11's refusal to write something illegal into httpx's error."""
+    try:
+        yield
+    except h11.LocalProtocolError as error:
+        raise error_for(httpx.LocalProtocolError, str(error), request) from error
+
+
+@contextmanager
+def connecting(request: httpx.Request) -> Iterator[None]:
+    """Turn the errors of a connection that could not be opened into httpx's."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise error_for(httpx.ConnectTimeout, "", request) from error
+    except aiohttp.ClientHttpProxyError as error:
+        raise error_for(httpx.ProxyError, f"{error.status} {error.message}", request) from error
+    except (aiohttp.ClientError, OSError, ValueError, HttpProcessingError) as error:
+        raise error_for(httpx.ConnectError, str(error), request) from error
+
+
+@contextmanager
+def reading(connection: Connection, request: httpx.Request) -> Iterator[None]:
+    """Turn the errors of an answer that did not come, or not whole, into httpx's."""
+    try:
+        yield
+    except TimeoutError as error:  # aiohttp's SocketTimeoutError is one as well.
+        raise error_for(httpx.ReadTimeout, "", request) from error
+    except aiohttp.ServerDisconnectedError as error:
+        raise error_for(
+            httpx.RemoteProtocolError, "Server disconnected without sending a response.", request
+        ) from error
+    except aiohttp.ClientPayloadError as error:
+        kind = httpx.RemoteProtocolError if connection.broken_by is None else httpx.ReadError
+        raise error_for(kind, "peer closed connection before the whole body had arrived", request) from error
+    except HttpProcessingError as error:
+        reason = " ".join(error.message.split())  # aiohttp draws where the fault is, on lines of its own.
+        raise error_for(
+            httpx.RemoteProtocolError, f"the answer is not valid HTTP: {reason}", request
+        ) from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise error_for(httpx.ReadError, str(error), request) from error

@@ -1,0 +1,271 @@
+"""An asyncio wire over aiohttp's connections and parser, as sound under a retry layer as httpx's own.
+
+aiohttp's client session is not used: it resends idempotent requests, keeps cookies, adds headers, and reports a
+connection that breaks as if nothing had been sent. Its connector opens the connections (addresses, TLS, proxies) and
+its parser, written in C, reads the answers. h11, httpx's own protocol library, checks and writes the requests, so
+that both wires send the same bytes and refuse the same requests.
+"""
+
+import asyncio
+import inspect
+import ssl
+from base64 import b64encode
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+import httpx
+from aiohttp.client_proto import ResponseHandler
+from yarl import URL
+
+from .._errors import ConfigurationError
+from .._event_loops import running_loop
+from .._families import Family, of_family
+from .._forks import after_fork
+from .aiohttp_exchange import (
+    BUFFER,
+    Body,
+    Connection,
+    NetworkStream,
+    RequestWriter,
+    connecting,
+    error_for,
+    reading,
+)
+from .default import AsyncProxyRouter, context_of, limits_of, proxies_of, through
+from .loops import WirePerLoop
+from .pool import AsyncConnectionPool
+
+if TYPE_CHECKING:
+    from .._config.models import HttpConfig
+
+_LONGEST: Final = 102_400
+"""Bytes of a line, as in httpcore, which accepts so many for a whole head."""
+
+_INFORMATIONAL: Final = range(100, 200)
+_NO_BODY: Final = frozenset({204, 304})
+_SWITCHING: Final = 101
+
+_orphans: Final[list[object]] = []
+"""In a forked child, the parent's connections: finalizing one would touch the parent's event loop."""
+
+
+class Connector(aiohttp.TCPConnector):
+    """Opens connections and keeps none: the pool does. To be made in the event loop that uses it."""
+
+    def __init__(self, **options: Any) -> None:
+        # As httpx does: ask the system for the addresses of each new connection.
+        super().__init__(limit=0, use_dns_cache=False, resolver=aiohttp.ThreadedResolver(), **options)
+        self._factory: Any = partial(Connection, loop=asyncio.get_running_loop())
+
+    async def open(self, request: aiohttp.ClientRequest) -> "Connection":
+        """A new connection, through TLS and the proxy's tunnel where the request needs them."""
+        connection = await self._create_connection(request, [], aiohttp.ClientTimeout())
+        assert isinstance(connection, Connection)
+        return connection
+
+
+class Pool(AsyncConnectionPool):
+    """The connections of one event loop, which must be running when this is made.
+
+    Args:
+        context: how TLS is spoken.
+        limits: how many connections there are, how many of them stay open while idle, and for how long.
+        family: the package of the requests.
+        proxy: what to connect through, or None.
+    """
+
+    def __init__(
+        self, context: ssl.SSLContext, limits: httpx.Limits, family: Family, proxy: httpx.Proxy | None = None
+    ) -> None:
+        self._connector = Connector(ssl=context)
+        make = partial(OverAiohttp, self._connector, limits.keepalive_expiry, family, proxy)
+        super().__init__(make, limits, family)
+
+    async def _aclose(self) -> None:
+        await super()._aclose()
+        await self._connector.close()
+
+
+class OverAiohttp(httpx.AsyncBaseTransport):
+    """A transport with room for one connection.
+
+    Args:
+        connector: opens the connection.
+        expiry: seconds after which an idle connection is not used again; None for no limit.
+        family: the package of the requests.
+        proxy: what to connect through, or None.
+    """
+
+    def __init__(
+        self, connector: Connector, expiry: float | None, family: Family, proxy: httpx.Proxy | None = None
+    ) -> None:
+        self._connector, self._expiry = connector, expiry
+        self._response, self._body = family.Response, of_family(Body, family)
+        self._proxy = None if proxy is None else URL(str(proxy.url))
+        self._proxy_headers = {} if proxy is None else _headers_for(proxy)
+        self._connection: Connection | None = None
+        self._place: tuple[object, ...] | None = None
+        after_fork(self, OverAiohttp._abandon)
+
+    def _abandon(self) -> None:
+        _orphans.append(self._connection)
+        self._connection = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        timeouts = request.extensions.get("timeout", {})
+        # Checked before anything is opened: a request that h11 refuses leaves no trace on the network.
+        writer = RequestWriter(request, self._forwarding_headers(request))
+        connection = self._reusable(request)
+        if connection is None:  # It has a length, and is false while nothing waits in it.
+            connection = await self._open(request, timeouts.get("connect"))
+        try:
+            _expect_response(connection, skip_body=request.method == "HEAD")
+            await writer.write_to(connection, timeouts.get("write"))
+            return await self._receive(connection, request, timeouts.get("read"))
+        except BaseException:
+            connection.close()
+            raise
+
+    def _forwarding_headers(self, request: httpx.Request) -> Mapping[str, str] | None:
+        """Headers for the proxy that carries this request in the clear; None if it goes direct or by a tunnel."""
+        return None if self._proxy is None or request.url.scheme == "https" else self._proxy_headers
+
+    def _reusable(self, request: httpx.Request) -> Connection | None:
+        """The idle connection, if it leads to the right place and is still good."""
+        connection = self._connection
+        if connection is None:
+            return None
+        since = connection.idle_since
+        fresh = since is not None and (
+            self._expiry is None or asyncio.get_running_loop().time() - since <= self._expiry
+        )
+        if fresh and self._place == _place(request) and connection.is_connected():
+            connection.idle_since = None
+            return connection
+        connection.close()
+        self._connection = None
+        return None
+
+    async def _open(self, request: httpx.Request, seconds: float | None) -> Connection:
+        url, sni = request.url, request.extensions.get("sni_hostname")
+        if url.scheme not in {"http", "https"} or not url.host:
+            raise error_for(
+                httpx.UnsupportedProtocol, f"not an http:// or https:// address: {url.scheme}", request
+            )
+        port = url.port or (443 if url.scheme == "https" else 80)
+        with connecting(request):
+            async with asyncio.timeout(seconds):
+                wanted = aiohttp.ClientRequest(
+                    "GET",
+                    URL.build(scheme=url.scheme, host=url.raw_host.decode("ascii"), port=port),
+                    loop=asyncio.get_running_loop(),
+                    proxy=self._proxy,
+                    proxy_headers={**self._proxy_headers},
+                    server_hostname=sni.decode("ascii") if isinstance(sni, bytes) else sni,
+                )
+                connection = await self._connector.open(wanted)
+        self._connection, self._place = connection, _place(request)
+        return connection
+
+    async def _receive(
+        self, connection: Connection, request: httpx.Request, seconds: float | None
+    ) -> httpx.Response:
+        connection.read_timeout = seconds
+        connection.start_timeout()
+        with reading(connection, request):
+            while True:
+                message, payload = await connection.read()
+                if message.code not in _INFORMATIONAL or message.code == _SWITCHING:
+                    break
+        if message.code == _SWITCHING:
+            reason = "the server switched to another protocol, which this wire cannot speak"
+            raise error_for(httpx.RemoteProtocolError, reason, request)
+        # From here on each read has its own time limit: the connection's own also runs while the caller pauses.
+        connection.read_timeout = None
+        connection.start_timeout()
+        has_body = request.method != "HEAD" and message.code not in _NO_BODY
+        length = any(name.lower() == b"content-length" for name, _ in message.raw_headers)
+        body = self._body(connection, payload if has_body else None, request, seconds)
+        body.ends_with_connection = has_body and not message.chunked and not length
+        version = message.version
+        return self._response(
+            message.code,
+            # Older versions of aiohttp keep the white space behind a value.
+            headers=[(name, value.rstrip(b" \t")) for name, value in message.raw_headers],
+            stream=body,
+            extensions={
+                "http_version": f"HTTP/{version.major}.{version.minor}".encode(),
+                "reason_phrase": (message.reason or "").encode("utf-8", "surrogateescape"),
+                "network_stream": NetworkStream(connection),
+            },
+        )
+
+    async def aclose(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.transport is not None:
+            # There is nothing left to send, and TLS would wait for the server's goodbye.
+            connection.transport.abort()
+            connection.close()
+            await asyncio.sleep(0)  # The loop may end next, and must have closed the socket by then.
+
+
+def _headers_for(proxy: httpx.Proxy) -> dict[str, str]:
+    """What only the proxy is sent: its own headers, and its credentials (RFC 7617)."""
+    headers = dict(proxy.headers)
+    if proxy.raw_auth is not None:
+        headers["Proxy-Authorization"] = "Basic " + b64encode(b":".join(proxy.raw_auth)).decode("ascii")
+    return headers
+
+
+def _place(request: httpx.Request) -> tuple[object, ...]:
+    """Where a connection must lead to be good for the request."""
+    return request.url.scheme, request.url.netloc, request.extensions.get("sni_hostname")
+
+
+@cache
+def _roomy() -> dict[str, Any]:
+    """How much of a head the parser accepts; its own limits refuse heads that httpx reads."""
+    limits = {"max_line_size": _LONGEST, "max_field_size": _LONGEST, "max_headers": _LONGEST}
+    known = inspect.signature(ResponseHandler.set_response_params).parameters
+    return {name: value for name, value in limits.items() if name in known}
+
+
+def _expect_response(connection: Connection, *, skip_body: bool) -> None:
+    connection.set_response_params(
+        skip_payload=skip_body,
+        read_until_eof=True,
+        auto_decompress=False,
+        read_bufsize=BUFFER,
+        **_roomy(),
+    )
+
+
+def aiohttp_wire(config: "HttpConfig", family: Family) -> httpx.AsyncBaseTransport:
+    """A wire with the verification, limits and proxies of `config`.
+
+    Raises:
+        ConfigurationError: `config` asks for what aiohttp cannot do, or its certificates cannot be read.
+    """
+    if config.http2:
+        raise ConfigurationError(
+            "aiohttp cannot send over HTTP/2: set http2 (STKAI_HTTP_HTTP2) to false, or use the default wire"
+        )
+    limits, proxies, context = limits_of(config, family), proxies_of(config), context_of(config)
+    if any(url.startswith("socks") for url in proxies.urls):
+        raise ConfigurationError(
+            "aiohttp cannot send through a SOCKS proxy: unset STKAI_HTTP_PROXY or ALL_PROXY, or use the default wire"
+        )
+    context.set_alpn_protocols(["http/1.1"])
+
+    def make(proxy: httpx.Proxy | None) -> Pool:
+        if not isinstance(running_loop(), asyncio.AbstractEventLoop):
+            raise ConfigurationError("aiohttp works on asyncio only: on trio, use the default wire")
+        return Pool(context, limits, family, proxy)
+
+    def per_loop(proxy: httpx.Proxy | None) -> httpx.AsyncBaseTransport:
+        return WirePerLoop(partial(make, proxy), family)
+
+    proxied, direct = through(proxies, per_loop, context, family), per_loop(None)
+    return AsyncProxyRouter(direct, proxied, proxies) if proxied else direct

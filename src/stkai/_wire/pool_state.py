@@ -1,0 +1,294 @@
+"""The state of a connection pool: wires in use, idle wires, and requests in line. It never waits and does no I/O.
+
+An interrupt (Ctrl-C) may come between any two lines, and a finalizer may run there. Every step can therefore be cut off
+without losing a wire: a lease that is given back, or that nothing refers to any more, is noted by one atomic step, and
+whoever uses the pool next completes what was left undone. A signal handler that asks for a wire while it interrupts
+these lines gets an error.
+"""
+
+import math
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from itertools import count
+from typing import Any, Final, Generic, TypeVar
+from weakref import ref
+
+import httpx
+
+from .._forks import after_fork
+from .._signals import IN_HANDLER
+from ..transports._call import cannot_send
+from .idle import Idle, IdleWires, Place
+
+Wire = TypeVar("Wire", bound=httpx.BaseTransport | httpx.AsyncBaseTransport)
+
+_numbers: Final = count(1)
+
+
+class Lease(Generic[Wire]):
+    """One request's hold on a wire. It ends once, and by itself when nothing refers to it any more.
+
+    Attributes:
+        number: no other lease has it.
+        place: where the request goes.
+        wire: the wire, once there is one.
+        stream: the connection underneath, from the response's extension `network_stream`.
+        wake: called when a lease in line gets its wire, or when it never will.
+        idle_since: once it is over, the instant from which the wire is idle; None if the wire is unusable.
+    """
+
+    wire: Wire | None = None
+    stream: Any = None
+    wake: Callable[[], object] | None = None
+    idle_since: float | None = None
+    _over = False
+
+    def __init__(self, state: "PoolState[Wire]", place: Place) -> None:
+        self.number = next(_numbers)
+        self.place = place
+        self._state = state
+
+    def end(self, idle_since: float | None = None) -> None:
+        """Give the wire back: idle from `idle_since` on or, with None, unusable."""
+        if not self._over:
+            self.idle_since = idle_since
+            self._state.give(self)
+            self._over = True
+
+    def __del__(self) -> None:
+        if not self._over and hasattr(self, "_state"):
+            # If an interrupt cuts this off, the state still finds out: see `_Lent`.
+            self._state.lose(self)
+
+
+class _Lent(ref[Lease[Any]]):
+    """A lease whose request has a wire, until its number is removed from the state.
+
+    The callback of this reference is a method of a C type: no interrupt can cut it off, as it can a finalizer.
+    """
+
+    __slots__ = ("number", "wire")
+    number: int
+    wire: Any
+
+
+class PoolState(Generic[Wire]):
+    """A limited number of wires; prefers an idle one to the right place, the most recently used first.
+
+    Args:
+        make: makes a wire that has room for one connection.
+        limits: how many wires there are, how many of them stay idle, and for how many seconds.
+
+    Attributes:
+        trash: wires to close, for anyone who finds them.
+    """
+
+    def __init__(self, make: Callable[[], Wire], limits: httpx.Limits) -> None:
+        self._make = make
+        self._most = _or_unlimited(limits.max_connections)
+        self._most_idle = _or_unlimited(limits.max_keepalive_connections)
+        self._expiry = _or_unlimited(limits.keepalive_expiry)
+        self._closed = False
+        self._start()
+        after_fork(self, PoolState._start)
+
+    def _start(self) -> None:
+        self._lock = threading.RLock()
+        self._busy = False
+        self._lent: dict[int, _Lent] = {}
+        self._idle = IdleWires[Wire]()
+        self._waiting: OrderedDict[int, ref[Lease[Wire]]] = OrderedDict()
+        self._back: deque[Lease[Wire]] = deque()
+        self._dropped: deque[_Lent] = deque()
+        self.trash: deque[Wire] = deque()
+
+    @property
+    def wires(self) -> list[Wire]:
+        """All wires, in use or idle."""
+        return [*(lent.wire for lent in self._lent.values()), *self._idle]
+
+    @property
+    def waiting(self) -> int:
+        """How many are waiting for a wire."""
+        return len(self._waiting)
+
+    def take(self, lease: Lease[Wire]) -> bool:
+        """Lend a wire if one is free.
+
+        Raises:
+            RuntimeError: the pool is closed, or a signal handler asks that interrupts it.
+        """
+        return self._alone(self._lend, lease)
+
+    def join(self, lease: Lease[Wire], wake: Callable[[], object]) -> bool:
+        """Lend a wire, or put the lease in line; `wake` is called when it gets one, or when it never will."""
+        lease.wake = wake
+        return self._alone(self._lend_or_queue, lease)
+
+    def leave(self, lease: Lease[Wire]) -> None:
+        """Leave the line.
+
+        Raises:
+            RuntimeError: the pool was closed.
+        """
+        self._alone(self._unqueue, lease)
+        if lease.wire is None and self._closed:
+            raise cannot_send()
+
+    def give(self, lease: Lease[Wire]) -> None:
+        """Take a wire back and lend it to the first in line."""
+        self._back.append(lease)
+        self.settle()
+
+    def lose(self, lease: Lease[Wire]) -> None:
+        """The same, from a finalizer: in any thread, at any moment."""
+        self.give(lease)
+
+    def settle(self) -> None:
+        """Take back what has been noted, unless this thread is in the middle of another step, which will."""
+        while self._is_behind():
+            with self._lock:
+                if self._busy:
+                    return
+                try:
+                    self._busy = True
+                    self._catch_up()
+                finally:
+                    self._busy = False
+
+    def close(self) -> None:
+        """Move all wires to the trash, also those in use."""
+        self._closed = True
+        self.settle()
+
+    # Everything below runs in one thread at a time, and never inside itself.
+
+    def _alone(self, step: Callable[[Lease[Wire]], bool], lease: Lease[Wire]) -> bool:
+        with self._lock:
+            if self._busy:
+                raise RuntimeError(IN_HANDLER)
+            try:
+                self._busy = True
+                if self._is_behind():
+                    self._catch_up()
+                answer = step(lease)
+            finally:
+                self._busy = False
+        if self._is_behind():
+            self.settle()
+        return answer
+
+    def _is_behind(self) -> bool:
+        return bool(self._back or self._dropped or self._is_to_be_cleared())
+
+    def _is_to_be_cleared(self) -> bool:
+        return self._closed and bool(self._lent or self._idle or self._waiting)
+
+    def _catch_up(self) -> None:
+        """Do what was noted, or cut off."""
+        while self._back:
+            lease = self._back[0]
+            self._take_back(lease.number, lease)
+            self._back.popleft()
+        while self._dropped:
+            self._take_back(self._dropped[0].number, None)
+            self._dropped.popleft()
+        if self._is_to_be_cleared():
+            self._clear()
+
+    def _lend(self, lease: Lease[Wire]) -> bool:
+        if self._closed:
+            raise cannot_send()
+        wire = self._idle.last_at(lease.place)
+        if wire is None:
+            if len(self._lent) + len(self._idle) < self._most:
+                wire = self._make()
+            elif self._idle:
+                # It goes elsewhere: with room for one connection, it closes that one and opens another.
+                wire = self._idle.least_useful()
+            else:
+                return False
+        self._hand_over(lease, wire)
+        return True
+
+    def _lend_or_queue(self, lease: Lease[Wire]) -> bool:
+        if self._lend(lease):
+            return True
+        self._waiting[lease.number] = ref(lease)
+        return False
+
+    def _unqueue(self, lease: Lease[Wire]) -> bool:
+        self._waiting.pop(lease.number, None)
+        return True
+
+    def _hand_over(self, lease: Lease[Wire], wire: Wire) -> None:
+        lent = _Lent(lease, self._dropped.append)
+        lent.number, lent.wire = lease.number, wire
+        self._lent[lease.number] = lent
+        lease.wire = wire
+        self._idle.remove(wire)
+
+    def _take_back(self, number: int, lease: Lease[Wire] | None) -> None:
+        """Take back the wire of a lease, which is None if nothing refers to it any more."""
+        lent = self._lent.get(number)
+        if lent is None:
+            self._waiting.pop(number, None)
+            if lease is not None and lease.wire is not None:
+                self._take_back_unlent(lease.wire)
+            return
+        wire: Wire = lent.wire
+        idle_since = None if lease is None else lease.idle_since
+        if idle_since is None:
+            self._discard(wire)
+        successor = self._next_in_line() if self._waiting else None
+        if successor is not None:
+            self._hand_over(successor, self._make() if idle_since is None else wire)
+        elif lease is not None and idle_since is not None:
+            self._idle.add(wire, Idle(lease.place, idle_since, lease.stream))
+        del self._lent[number]
+        if successor is not None:
+            self._wake(successor)
+        elif idle_since is not None:
+            surplus = self._idle.surplus(idle_since, self._most_idle, self._expiry)
+            if surplus is not None:  # One at a time is enough: they return one at a time.
+                self._discard(surplus)
+
+    def _take_back_unlent(self, wire: Wire) -> None:
+        # An unknown wire was lent before a fork, or before the pool was closed. A known one has already come back: two
+        # threads closed one response.
+        if wire not in self.wires:
+            self.trash.append(wire)
+
+    def _next_in_line(self) -> Lease[Wire] | None:
+        while self._waiting:
+            number, waiter = next(iter(self._waiting.items()))
+            lease = waiter()
+            if lease is not None and number not in self._lent:
+                return lease
+            del self._waiting[number]
+        return None
+
+    def _wake(self, lease: Lease[Wire]) -> None:
+        wake, lease.wake = lease.wake, None
+        if wake is not None:
+            wake()
+        self._waiting.pop(lease.number, None)
+
+    def _discard(self, wire: Wire) -> None:
+        self.trash.append(wire)
+        self._idle.remove(wire)
+
+    def _clear(self) -> None:
+        for wire in self.wires:
+            self._discard(wire)
+        self._lent.clear()
+        for waiter in list(self._waiting.values()):
+            lease = waiter()
+            if lease is not None:
+                self._wake(lease)
+        self._waiting.clear()
+
+
+def _or_unlimited(limit: float | None) -> float:
+    return math.inf if limit is None else limit

@@ -1,0 +1,31 @@
+"""Fixtures for pytest: put `pytest_plugins = ["stkai.testing.pytest"]` into your `conftest.py`."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from .._config.names import PREFIX
+from .._config.stkai import STKAI, GlobalSettings
+from ._server import QuotaServer
+
+
+@pytest.fixture
+def stkai_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[GlobalSettings]:
+    """`STKAI`, isolated: the test sees no variable of the machine and no `configure()` of an earlier test.
+
+    Variables that the test sets later with `monkeypatch.setenv` count, also after a client has been built.
+    """
+    for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(STKAI, "keeps_what_it_reads", False)
+    STKAI.reset()
+    yield STKAI
+    STKAI.reset()
+
+
+@pytest.fixture
+def stkai_server() -> Iterator[QuotaServer]:
+    """A `QuotaServer` without a quota, running; a new one for each test. Needs the extra `stkai[testing]`."""
+    with QuotaServer() as server:
+        yield server

@@ -1,0 +1,75 @@
+"""What a layer needs to know about the transport inside it, and the words for one that does not fit."""
+
+from typing import Any, Final
+
+import httpx
+
+from .._errors import ConfigurationError
+from .._families import Family, alike
+
+_LEAVES: Final = (httpx.HTTPTransport, httpx.AsyncHTTPTransport, httpx.MockTransport)
+_SOUND: Final = (*_LEAVES, httpx.ASGITransport, httpx.WSGITransport)
+_OURS: Final = "stkai"
+
+
+def is_leaf(wire: Any) -> bool:
+    """Whether no layer of ours is further in, so that the request need not carry its attempt."""
+    return bool(getattr(wire, "is_leaf", type(wire) in alike(*_LEAVES)))
+
+
+def is_sound(wire: Any) -> bool:
+    """Whether a ConnectError or ConnectTimeout of the wire means that nothing was sent.
+
+    So it is with the transports of httpx and httpx2, with ours, and with subclasses that do not send in their own way.
+    Others raise these errors for a connection that broke after the request.
+    """
+    for kind in type(wire).__mro__:
+        if "handle_request" in vars(kind) or "handle_async_request" in vars(kind):
+            return kind in alike(*_SOUND) or kind.__module__.partition(".")[0] == _OURS
+    return False
+
+
+def check_inner(layer: object, inner: object, kind: type) -> None:
+    """Refuse what a layer cannot send through.
+
+    Raises:
+        ConfigurationError: `inner` is not a transport of this kind.
+    """
+    if not isinstance(inner, alike(kind)):
+        msg = f"{type(layer).__name__} needs an httpx.{kind.__name__} inside, not {_describe(inner)}"
+        raise ConfigurationError(msg)
+
+
+def check_family(family: Family, request: httpx.Request) -> None:
+    """Refuse a request that the wire could not read.
+
+    Raises:
+        ConfigurationError: it belongs to another package.
+    """
+    if not isinstance(request, family.Request):
+        name = family.__name__
+        raise ConfigurationError(
+            f"the stack's wire is for {name}, but this request is not from {name}: build the stack on a wire of the"
+            " client's own package, or on no wire, as build_transport() does by default"
+        )
+
+
+def missing(layer: object, name: str, wanted: frozenset[str], client: str, builder: str) -> AttributeError:
+    """The error for an attribute that a layer lacks; names the stack to build if the other kind has it."""
+    msg = f"{type(layer).__name__!r} object has no attribute {name!r}"
+    if "context" not in vars(layer):
+        msg += ": its __init__ must call super().__init__(inner)"
+    elif name in wanted:
+        msg += f": an {client} needs the other kind of stack, such as stkai.{builder}"
+    return AttributeError(msg, name=name, obj=layer)
+
+
+def _describe(inner: object) -> str:
+    kind = type(inner).__name__
+    if isinstance(inner, alike(httpx.AsyncBaseTransport)):
+        return f"the async {kind}: build the async stack, or pass a sync wire such as httpx.HTTPTransport()"
+    if isinstance(inner, alike(httpx.BaseTransport)):
+        return (
+            f"the sync {kind}: build the sync stack, or pass an async wire such as httpx.AsyncHTTPTransport()"
+        )
+    return f"{inner!r}" if isinstance(inner, type) else f"a {kind}"

@@ -1,0 +1,53 @@
+"""What an error of a wire is about: whether it would come again, and whether an answer came that nothing can read."""
+
+import re
+import socket
+import ssl
+from typing import Final
+
+import httpx
+
+from ..._errors import causes
+from ..._families import alike
+
+_PROXY_REFUSES: Final = re.compile(r"4\d\d\b|.*(username|password|credential|auth)", re.IGNORECASE)
+"""What httpx's ProxyError says if the proxy wants other credentials, or rejects us altogether."""
+
+_TLS_ALERT: Final = r"\x15\x03"
+"""How the answer of a TLS port to plain HTTP begins, as the parser's message shows it."""
+
+_NO_TLS: Final = frozenset(
+    {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG"}
+)
+"""What OpenSSL says if the answer to its greeting is no TLS."""
+
+_PARSERS: Final = frozenset({"h11", "h2", "hpack", "hyperframe", "aiohttp"})
+"""The packages whose errors say that an answer cannot be parsed; those of a connection that breaks say so as well."""
+
+_BREAKS: Final = ("peer closed connection", "disconnected")
+
+
+def is_hopeless(error: BaseException) -> bool:
+    """Whether a retry would fail in the same way.
+
+    A bad certificate, credentials that a proxy rejects, a host that does not exist, HTTP on a TLS port or the reverse.
+    """
+    if isinstance(error, alike(httpx.ProxyError)):
+        return _PROXY_REFUSES.match(str(error)) is not None
+    if isinstance(error, alike(httpx.RemoteProtocolError)):
+        return _TLS_ALERT in str(error)
+    for below in causes(error):
+        if isinstance(below, socket.gaierror):
+            return below.errno != socket.EAI_AGAIN
+        if isinstance(below, ssl.SSLCertVerificationError):
+            return True
+        if isinstance(below, ssl.SSLError):
+            return below.reason in _NO_TLS
+    return False
+
+
+def is_unreadable(error: BaseException) -> bool:
+    """Whether an answer came that no HTTP parser understands."""
+    if not isinstance(error, alike(httpx.RemoteProtocolError)) or any(part in str(error) for part in _BREAKS):
+        return False
+    return any(type(below).__module__.partition(".")[0] in _PARSERS for below in causes(error))

@@ -1,0 +1,40 @@
+"""Wires other than the default one: what a stack can send its requests with.
+
+client = stkai.build_async_client(transport=stkai.wires.aiohttp())
+"""
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, cast
+
+from ._errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from ._config.models import HttpConfig
+    from ._families import AsyncTransport
+
+__all__ = ["aiohttp"]
+
+
+def aiohttp(config: "HttpConfig | None" = None) -> "AsyncTransport":
+    """An asyncio wire over aiohttp's connections: about half the processor time per request of the default wire.
+
+    It behaves as the default wire does: the same errors, time limits, proxies, certificates and limits of connections,
+    no redirects, cookies, decompression, or headers of its own. It may be made outside any event loop; each loop has
+    its own connections, which are closed with the client or with the loop.
+
+    Args:
+        config: verification, limits and proxies; by default those of `STKAI.config.http` at the time of this call.
+
+    Raises:
+        ConfigurationError: aiohttp is not installed; `config` asks for HTTP/2 or a SOCKS proxy, or its certificates
+            cannot be read; or (at the first request) the event loop is not asyncio's.
+    """
+    if find_spec("aiohttp") is None:
+        raise ConfigurationError(
+            'stkai.wires.aiohttp() needs a package that is not installed: pip install "stkai[aiohttp]"'
+        )
+    from ._wire.by_package import AsyncWireByFamily
+    from ._wire.over_aiohttp import aiohttp_wire
+
+    wire: Any = AsyncWireByFamily(config, aiohttp_wire)
+    return cast("AsyncTransport", wire)

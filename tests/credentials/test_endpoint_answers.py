@@ -1,0 +1,199 @@
+"""What a token endpoint can do wrong, and what the error says about it."""
+
+import re
+from html import escape
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+import httpx
+import pytest
+
+from stkai import AuthenticationError
+from stkai.testing import FakeClock
+
+from ..support.tokens import (
+    SECRET,
+    TOKEN_URL,
+    grant,
+    provider_over,
+)
+from ..support.wire import Wire
+
+
+def failure(*answers: Any, clock: FakeClock | None = None) -> AuthenticationError:
+    """The error caused by an endpoint with these answers; it never shows the secret."""
+    wire = Wire(*answers)
+    with pytest.raises(AuthenticationError) as caught:
+        provider_over(wire, clock).get_access_token()
+    assert wire.open == 0
+    assert SECRET not in str(caught.value)
+    assert caught.value.message == str(caught.value)
+    assert TOKEN_URL in caught.value.message
+    return caught.value
+
+
+def test_a_refusal_shows_the_status_the_error_and_its_description() -> None:
+    answer = httpx.Response(400, json={"error": "invalid_client", "error_description": "no such client"})
+    assert str(failure(answer)).endswith("answered 400: invalid_client: no such client")
+
+
+def test_a_401_says_what_to_check() -> None:
+    error = failure(httpx.Response(401, json={"error": "invalid_client"}))
+    assert str(error).endswith("answered 401: invalid_client; check client_id and client_secret")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>Forbidden</html>", b"[1]", b'{"error": {"code": 3}, "error_description": null}']
+)
+def test_a_refusal_without_reasons_shows_the_status(body: bytes) -> None:
+    assert str(failure(httpx.Response(403, content=body))).endswith("answered 403")
+
+
+def test_a_secret_that_the_endpoint_repeats_is_not_shown() -> None:
+    encoded = "s3cret%2F%2B%26%3D%C3%A9"
+    words = {"error": f"wrong {SECRET}", "error_description": f"in body: client_secret={encoded}&x"}
+    error = failure(httpx.Response(400, json=words))
+    assert str(error).endswith("answered 400: wrong [secret]: in body: client_secret=[secret]&x")
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        "".join(f"%{byte:02x}" for byte in SECRET.encode()),
+        quote(SECRET, safe=""),
+        quote_plus(SECRET).lower(),
+        escape(SECRET),
+        "".join(f"&#{ord(char)};" for char in SECRET),
+    ],
+    ids=["every byte", "percent", "lower case", "html", "numbers"],
+)
+def test_words_that_repeat_the_secret_in_another_form_are_not_shown(encoded: str) -> None:
+    error = failure(httpx.Response(400, json={"error": f"wrong {encoded}", "error_description": "sorry"}))
+    shown = r"answered 400: (\[words that repeat the secret\]|wrong \[secret\]): sorry$"
+    assert re.search(shown, str(error))
+    assert encoded not in repr(vars(error))
+
+
+def test_words_of_the_wire_that_repeat_the_secret_are_not_shown() -> None:
+    error = failure(*[httpx.RemoteProtocolError(f"illegal status line: {SECRET}")] * 3)
+    assert "RemoteProtocolError: illegal status line: [secret]" in str(error)
+    assert (error.cause, error.__cause__, error.__suppress_context__) == (None, None, True)
+
+
+def test_an_endpoints_words_are_shortened_and_shown_on_one_line() -> None:
+    words = {"error": "bad\r\nFATAL: forged \x1b[31mline", "error_description": "x" * 10_000}
+    error = str(failure(httpx.Response(400, json=words)))
+    assert error.isprintable()
+    assert "bad  FATAL: forged" in error
+    assert len(error) < 600
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(status: int) -> None:
+    answer = httpx.Response(status, headers={"location": "https://evil.example.net/token"})
+    assert "a redirect, which is not followed" in str(failure(answer))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{]",
+        b"<html><h1>Please log in</h1></html>",
+        b'"token"',
+        b"[]",
+        b"null",
+        b"\xff\xfe\x00",
+        b"[" * 200_000,
+    ],
+    ids=["empty", "broken", "html", "string", "list", "null", "bytes", "deep"],
+)
+def test_an_answer_that_is_not_a_json_object_is_reported_without_its_content(body: bytes) -> None:
+    error = failure(httpx.Response(200, content=body))
+    assert str(error).endswith("answered 200 with something that is not a JSON object: check token_url")
+
+
+@pytest.mark.parametrize(
+    "token",
+    [..., None, "", 7, True, ["t"], "two words", "line\nbreak", "\u00fcnicode", "nul\0"],
+    ids=repr,
+)
+def test_an_answer_without_a_usable_token_is_reported(token: object) -> None:
+    error = failure(grant(token))
+    assert str(error).endswith("answered 200 without a usable access_token")
+
+
+def test_success_is_any_2xx() -> None:
+    assert provider_over(Wire(httpx.Response(201, json={"access_token": "t"}))).get_access_token() == "t"
+    assert "answered 204 with something that is not a JSON object" in str(failure(204))
+
+
+class Endless(httpx.SyncByteStream):
+    def __init__(self, clock: FakeClock | None = None) -> None:
+        self.pieces = 0
+        self._clock = clock
+
+    def __iter__(self) -> Any:
+        while True:
+            self.pieces += 1
+            if self._clock:
+                self._clock.sleep(9.0)
+            yield b" " * (1 if self._clock else 65_536)
+
+
+def test_reading_a_huge_answer_stops_at_a_limit() -> None:
+    body = Endless()
+    error = failure(httpx.Response(200, stream=body))
+    assert "the answer is longer than 262,144 bytes" in str(error)
+    assert body.pieces == 5
+
+
+def test_an_answer_that_is_huge_when_decompressed_is_refused() -> None:
+    import gzip
+
+    bomb = gzip.compress(b" " * 5_000_000)
+    answer = httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(bomb))
+    assert "the answer is longer than" in str(failure(answer))
+
+
+def test_an_unrequested_compressed_answer_is_still_read() -> None:
+    import gzip
+
+    body = gzip.compress(grant().content)
+    answer = httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(body))
+    assert provider_over(Wire(answer)).get_access_token() == "token-1"
+
+
+def test_an_answer_that_drips_is_abandoned_after_30_seconds() -> None:
+    clock = FakeClock()
+    error = failure(httpx.Response(200, stream=Endless(clock)), clock=clock)
+    assert "30 s" in str(error)
+    assert clock.monotonic() < 40.0
+
+
+def test_all_attempts_together_take_at_most_30_seconds() -> None:
+    def slow(_: httpx.Request) -> httpx.Response:
+        clock.sleep(12.0)
+        raise httpx.ReadTimeout("slow")
+
+    clock = FakeClock()
+    wire = Wire(slow)
+    with pytest.raises(AuthenticationError, match="failed: "):
+        provider_over(wire, clock).get_access_token()
+    left = [request.extensions["timeout"]["read"] for request in wire.requests]
+    assert left[0] == 30.0
+    assert left[1] < 18.0
+    assert left[-1] < 6.0
+
+
+def test_an_endpoint_that_is_down_says_so_and_keeps_the_cause() -> None:
+    refused = httpx.ConnectError("[Errno 111] Connection refused")
+    error = failure(refused, refused, refused)
+    assert str(error).endswith("failed: ConnectError: [Errno 111] Connection refused")
+    assert error.cause is refused
+    assert error.__cause__ is refused
+
+
+def test_any_other_exception_of_the_wire_becomes_an_authentication_error() -> None:
+    error = failure(RuntimeError("a bug"))
+    assert str(error).endswith("failed: RuntimeError: a bug")

@@ -1,0 +1,148 @@
+"""One fetch for all callers: threads that start together, those that wait, interrupts and forks."""
+
+import _thread
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from stkai import AuthenticationError
+from stkai.testing import FakeClock
+
+from ..support.tokens import (
+    LIFETIME,
+    MARGIN,
+    TOKEN_URL,
+    Issuer,
+    grant,
+    in_threads,
+    provider_over,
+    wait_for_followers,
+)
+from ..support.wire import Wire
+
+
+def test_64_threads_starting_together_fetch_one_token() -> None:
+    issuer = Issuer(lambda _: wait_for_followers(provider, 63))
+    provider = provider_over(issuer)
+    assert in_threads(64, provider.get_access_token) == ["token-1"] * 64
+    assert issuer.fetches == 1
+
+
+def test_a_caller_that_arrives_just_after_a_renewal_does_not_renew_again() -> None:
+    class Interleaved(FakeClock):
+        """On its first reading, somebody else fetches a token between the cache check and the fetch."""
+
+        armed = True
+
+        def monotonic(self) -> float:
+            now = super().monotonic()
+            if self.armed:
+                self.armed = False
+                provider.get_access_token()
+            return now
+
+    issuer = Issuer()
+    provider = provider_over(issuer, Interleaved())
+    assert provider.get_access_token() == "token-1"
+    assert issuer.fetches == 1
+
+
+def test_while_one_caller_renews_the_others_use_the_expiring_token() -> None:
+    def watch(number: int) -> None:
+        if number == 2:
+            with ThreadPoolExecutor(1) as pool:
+                served.append(pool.submit(provider.get_access_token).result(timeout=10))
+            served.append(provider.cached_access_token())
+
+    served: list[str | None] = []
+    clock = FakeClock()
+    issuer = Issuer(watch)
+    provider = provider_over(issuer, clock)
+    provider.get_access_token()
+    clock.advance(LIFETIME - MARGIN)
+    assert provider.get_access_token() == "token-2"
+    assert served == ["token-1", "token-1"]
+    assert issuer.fetches == 2
+
+
+def test_a_failed_fetch_wakes_all_waiters_and_each_gets_its_own_error() -> None:
+    def refuse(_: httpx.Request) -> httpx.Response:
+        wait_for_followers(provider, 15)
+        return httpx.Response(400, json={"error": "invalid_scope"})
+
+    wire = Wire(refuse)
+    provider = provider_over(wire)
+    errors = in_threads(16, provider.get_access_token)
+    assert len(wire.requests) == 1
+    assert {type(error) for error in errors} == {AuthenticationError}
+    assert len({id(error) for error in errors}) == 16
+    assert {str(error) for error in errors} == {f"the token endpoint {TOKEN_URL} answered 400: invalid_scope"}
+
+
+def test_the_error_of_a_waiter_keeps_its_cause() -> None:
+    def fail(_: httpx.Request) -> httpx.Response:
+        wait_for_followers(provider, 3)
+        raise httpx.ConnectError("refused")
+
+    provider = provider_over(Wire(fail))
+    errors = in_threads(4, provider.get_access_token)
+    assert {type(error.cause) for error in errors} == {httpx.ConnectError}
+    assert {error.__cause__ is error.cause for error in errors} == {True}
+
+
+def test_after_a_failed_fetch_the_next_caller_asks_again() -> None:
+    provider = provider_over(Wire(404, grant("token-1")))
+    with pytest.raises(AuthenticationError):
+        provider.get_access_token()
+    assert provider.get_access_token() == "token-1"
+
+
+def test_ctrl_c_ends_the_wait_of_the_main_thread_and_leaves_the_fetch_to_the_others() -> None:
+    def interrupt(_: int) -> None:
+        wait_for_followers(provider, 2)
+        _thread.interrupt_main()
+        interrupted.wait(10)
+
+    interrupted = threading.Event()
+    issuer = Issuer(interrupt)
+    provider = provider_over(issuer)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(provider.get_access_token)
+        with pytest.raises(KeyboardInterrupt):
+            provider.get_access_token()
+        interrupted.set()
+        assert other.result(timeout=10) == "token-1"
+    assert issuer.fetches == 1
+
+
+def test_an_interrupt_that_a_provider_raises_reaches_all_waiters() -> None:
+    def stop(_: int) -> None:
+        wait_for_followers(provider, 4)
+        raise SystemExit(3)
+
+    def get() -> object:
+        try:
+            return provider.get_access_token()
+        except SystemExit as error:
+            return error.code
+
+    provider = provider_over(Issuer(stop))
+    assert in_threads(4, get) == [3] * 4
+
+
+def test_a_forked_child_does_not_wait_for_its_parents_leader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fork(number: int) -> None:
+        if number == 1:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "getpid", lambda: -1)
+                in_child.append(provider.get_access_token())
+
+    in_child: list[str] = []
+    provider = provider_over(Issuer(fork))
+    assert provider.get_access_token() == "token-1"
+    assert in_child == ["token-2"]

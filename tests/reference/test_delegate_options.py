@@ -1,0 +1,139 @@
+"""What a client around another one passes on to it: the options of a call, and complete requests."""
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+import stkai
+from stkai import (
+    AdaptiveRateLimitedHttpClient,
+    ConfigurationError,
+    HttpClient,
+    RequestOptions,
+    RetryPolicy,
+    TokenBucketRateLimitedHttpClient,
+)
+from stkai.testing import FakeClock
+
+URL = "https://api.example/a"
+
+
+@pytest.fixture(params=[TokenBucketRateLimitedHttpClient, AdaptiveRateLimitedHttpClient])
+def decorator(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    return lambda delegate: request.param(delegate, 1000, 1.0)
+
+
+class Answers:
+    """A transport that plays statuses, and counts."""
+
+    def __init__(self, *statuses: int) -> None:
+        self.statuses, self.requests = list(statuses), list[httpx.Request]()
+
+    def transport(self) -> httpx.MockTransport:
+        def answer(request: httpx.Request) -> httpx.Response:
+            self.requests.append(request)
+            return httpx.Response(self.statuses.pop(0) if self.statuses else 200)
+
+        return httpx.MockTransport(answer)
+
+    def retrying_client(self) -> HttpClient:
+        """A delegate that retries by itself."""
+        clock = FakeClock()
+        return stkai.build_client(auth=None, rate_limit=None, transport=self.transport(), clock=clock)
+
+
+@pytest.mark.parametrize("verb", ["post", "get", "post_stream", "send"])
+def test_a_call_without_retries_is_sent_once_even_if_the_delegate_retries(
+    decorator: Callable[..., Any], verb: str
+) -> None:
+    answers = Answers(503, 503, 503, 503, 503)
+    client = decorator(answers.retrying_client())
+    if verb == "send":
+        options = {"stkai": RequestOptions(retry=None)}
+        response = client.send(httpx.Request("POST", URL, extensions=options))
+    else:
+        response = getattr(client, verb)(URL, retry=None)
+    assert response.status_code == 503
+    assert len(answers.requests) == 1
+
+
+def test_a_call_with_a_policy_is_retried_by_that_policy_alone(decorator: Callable[..., Any]) -> None:
+    answers = Answers(*[503] * 20)
+    client = decorator(answers.retrying_client())
+    policy = RetryPolicy(2, initial_delay=0.0)
+    assert client.post(URL, {}, retry=policy).status_code == 503
+    assert len(answers.requests) == 3
+    assert (
+        client.send(
+            httpx.Request("POST", URL, extensions={"stkai": RequestOptions(retry=policy)})
+        ).status_code
+        == 503
+    )
+    assert len(answers.requests) == 6
+
+
+def test_a_call_that_says_nothing_leaves_the_delegate_its_own_retries(decorator: Callable[..., Any]) -> None:
+    answers = Answers(503, 503)
+    assert decorator(answers.retrying_client()).post(URL, {}).status_code == 200
+    assert len(answers.requests) == 3
+
+
+def test_options_reach_a_method_that_takes_them_and_no_other(decorator: Callable[..., Any]) -> None:
+    class Taking(HttpClient):
+        def get(self, url: str, headers: Any = None, timeout: float = 30, **options: Any) -> Any:
+            seen.append(options)
+            return httpx.Response(200)
+
+        def post(  # type: ignore[override]
+            self, url: str, data: Any = None, headers: Any = None, timeout: float = 30, deadline: Any = None
+        ) -> Any:
+            seen.append({"deadline": deadline})
+            return httpx.Response(200)
+
+    class AsInTheReference(HttpClient):
+        def get(self, url: str, headers: Any = None, timeout: float = 30) -> Any:  # type: ignore[override]
+            return httpx.Response(200)
+
+        def post(self, url: str, data: Any = None, headers: Any = None, timeout: float = 30) -> Any:  # type: ignore[override]
+            return httpx.Response(200)
+
+    seen: list[dict[str, Any]] = []
+    client = decorator(Taking())
+    client.get(URL, deadline=60.0, priority="low", retry=RetryPolicy(1))
+    client.post(URL, {}, deadline=60.0, priority="low")
+    client.get(URL)
+    assert seen == [{"deadline": 60.0, "priority": "low", "retry": None}, {"deadline": 60.0}, {}]
+    plain = decorator(AsInTheReference())
+    assert plain.get(URL, deadline=60.0).status_code == plain.post(URL, deadline=60.0).status_code == 200
+
+
+def test_a_complete_request_is_limited_and_sent_by_the_delegate(decorator: Callable[..., Any]) -> None:
+    answers = Answers()
+    client = decorator(answers.retrying_client())
+    request = httpx.Request(
+        "POST", URL, json={"a": 1}, headers={"X-A": "1"}, extensions={"timeout": {"read": 5.0}}
+    )
+    response = client.send(request)
+    assert response.status_code == 200
+    (sent,) = answers.requests
+    assert (sent.content, sent.headers["x-a"], sent.extensions["timeout"]) == (b'{"a":1}', "1", {"read": 5.0})
+    assert "stkai.sending" not in request.extensions
+    assert response.extensions["stkai"].attempts == 1
+
+
+def test_a_delegate_without_send_says_so(decorator: Callable[..., Any]) -> None:
+    class Plain:
+        def get(self, url: str, headers: Any = None, timeout: float = 30) -> Any: ...
+
+        def post(self, url: str, data: Any = None, headers: Any = None, timeout: float = 30) -> Any: ...
+
+    with pytest.raises(NotImplementedError, match=r"Plain has no send\(\): use get, post or post_stream"):
+        decorator(Plain()).send(httpx.Request("GET", URL))
+
+
+def test_a_complete_request_with_other_options_is_refused(decorator: Callable[..., Any]) -> None:
+    client = decorator(Answers().retrying_client())
+    with pytest.raises(ConfigurationError, match=r"must be a stkai\.RequestOptions, not dict"):
+        client.send(httpx.Request("POST", URL, extensions={"stkai": {"retry": None}}))

@@ -1,0 +1,378 @@
+"""What a call has given up is never sent, and holds no connection: over real sockets."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+import stkai
+from stkai import DeadlineExceededError, HttpConfig, RequestOptions, RetryPolicy, TokenBucket
+from stkai._wire.default import default_async_wire, default_wire
+from stkai._wire.pool import ConnectionPool
+
+from ..support.world import World
+from ..wire.raw import WHOLE, RawServer, raw_server
+from .hostile import drip, hostile
+from .stacks import NO_DELAY, ONE_CONNECTION, client_of, provider_of, transport_of, wire_of
+
+pytestmark = pytest.mark.real_time
+
+SHORT = 0.2
+"""Seconds; the deadline of a call that is given up."""
+
+SOON = 8.0
+"""Seconds; far less than anything here would stall."""
+
+
+@pytest.fixture
+def server() -> Iterator[RawServer]:
+    with raw_server() as running:
+        yield running
+
+
+def wires(world: World) -> dict[str, Callable[[], Any]]:
+    """Wires with room for one connection."""
+    config = HttpConfig(max_connections=1, max_keepalive_connections=1)
+    make: Any = default_async_wire if world.is_async else default_wire
+    return {"stkai's": lambda: make(config), "httpx's": lambda: wire_of(world)}
+
+
+async def wait_for(condition: Callable[[], bool], world: World) -> None:
+    end = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < end, "it never came to be"
+        await world.sleep(stkai.SystemClock(), 0.01)
+
+
+# Nothing is sent
+
+
+@pytest.mark.parametrize("kind", ["stkai's", "httpx's"])
+async def test_a_post_that_waits_for_a_full_pool_is_not_sent_after_its_deadline(
+    world: World, kind: str, server: RawServer
+) -> None:
+    wire = wires(world)[kind]()
+    client = client_of(world, transport=wire)
+    held = await world.call(client.post_stream, server.url, timeout=30)
+    with pytest.raises((DeadlineExceededError, httpx.PoolTimeout)):
+        await world.call(client.post, server.url, deadline=SHORT)
+    await world.close(held)
+    await world.sleep(stkai.SystemClock(), 0.2)
+    assert server.requests == 1
+    assert (await world.call(client.post, server.url)).content == b"body", "the connection is free"
+    assert server.requests == 2
+    await world.close(client)
+
+
+@pytest.mark.worlds("sync")
+@pytest.mark.parametrize("kind", ["stkai's", "httpx's"])
+async def test_a_post_whose_host_is_found_too_late_is_not_sent(
+    world: World, kind: str, server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, real = threading.Event(), socket.getaddrinfo
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        found.wait(SOON)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    traced: list[str] = []
+    client = client_of(world, transport=wires(world)[kind](), retry=NO_DELAY)
+    request = httpx.Request(
+        "POST",
+        server.url,
+        content=b"body",
+        extensions={
+            "stkai": RequestOptions(deadline=SHORT),
+            "trace": lambda name, _: traced.append(name),
+        },
+    )
+    with pytest.raises(DeadlineExceededError):
+        client.send(request)
+    found.set()
+    await wait_for(lambda: not calls_in_progress(), world)
+    assert server.requests == 0
+    assert not any("send_request" in name for name in traced)
+    assert "connection.connect_tcp.started" in traced, "the caller's own trace is called as well"
+    client.close()
+
+
+def calls_in_progress() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "stkai-call"]
+
+
+@pytest.mark.worlds("sync")
+@pytest.mark.parametrize("kind", ["stkai's", "httpx's"])
+async def test_ctrl_c_during_a_wait_for_a_full_pool_sends_nothing_later(
+    world: World, kind: str, server: RawServer
+) -> None:
+    client = client_of(world, transport=wires(world)[kind]())
+    held = client.post_stream(server.url)
+    timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            client.post(server.url, deadline=30)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, handler)
+    held.close()
+    await wait_for(lambda: not calls_in_progress(), world)
+    assert server.requests == 1
+    client.close()
+
+
+# Connections are free
+
+
+def stalling(
+    status: int, arrived: list[int], *, answers: int = 1
+) -> Callable[[socket.socket, threading.Event], None]:
+    """The first answers announce a body that never comes; then all is well."""
+
+    def talk(connection: socket.socket, stopped: threading.Event) -> None:
+        arrived.append(len(arrived))
+        if len(arrived) > answers:
+            connection.sendall(WHOLE)
+            return
+        head = b"HTTP/1.1 %d No\r\nContent-Length: 100\r\n\r\nsorry" % status
+        connection.sendall(head)
+        stopped.wait(30)
+
+    return talk
+
+
+@pytest.mark.parametrize("kind", ["stkai's", "httpx's"])
+async def test_refusals_whose_bodies_stall_free_their_connections_at_once(world: World, kind: str) -> None:
+    """Without a read timeout, and with room for one connection."""
+    arrived: list[int] = []
+    with hostile(stalling(503, arrived, answers=3)) as url:
+        transport = transport_of(world, retry=NO_DELAY, transport=wires(world)[kind]())
+        client = world.client(transport, timeout=None)
+        start = time.monotonic()
+        assert (await world.call(client.post, url)).content == b"body"
+        assert time.monotonic() - start < SOON
+        assert len(arrived) == 4
+        await world.close(client)
+
+
+async def test_a_stalled_refusal_is_waited_for_no_longer_than_the_next_attempt(world: World) -> None:
+    arrived: list[int] = []
+    with hostile(stalling(503, arrived)) as url:
+        client = client_of(world, retry=NO_DELAY, transport=wires(world)["stkai's"]())
+        start = time.monotonic()
+        assert (await world.call(client.post, url)).content == b"body"
+        assert time.monotonic() - start < 0.9, "a tenth of a second, and not a whole one"
+        await world.close(client)
+
+
+@pytest.mark.worlds("sync")
+async def test_a_401_whose_body_stalls_leaves_the_connection_to_the_renewal(world: World) -> None:
+    """The API and the token endpoint share one connection, and there is no read timeout."""
+    with stkai.testing.QuotaServer() as tokens:
+        arrived: list[int] = []
+        with hostile(stalling(401, arrived)) as url:
+            wire = wire_of(world, limits=ONE_CONNECTION)
+            transport = transport_of(world, auth=provider_of(tokens, transport=wire), transport=wire)
+            client = world.client(transport, timeout=None)
+            start = time.monotonic()
+            assert (await world.call(client.post, url)).status_code == 200
+            assert time.monotonic() - start < SOON
+            assert tokens.token_requests == 2
+            client.close()
+
+
+@pytest.mark.parametrize("verb", ["get", "stream"])
+async def test_the_body_of_a_redirect_counts_towards_the_deadline(world: World, verb: str) -> None:
+    def talk(connection: socket.socket, stopped: threading.Event) -> None:
+        connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: 500\r\n\r\n")
+        drip(connection, stopped, b"x" * 500, 0.02)
+
+    with hostile(talk) as url:
+        transport = transport_of(world, retry=RetryPolicy(), transport=wire_of(world))
+        client = world.client(transport, follow_redirects=True, timeout=30)
+        options = {"stkai": RequestOptions(deadline=SHORT)}
+        start = time.monotonic()
+        with pytest.raises(DeadlineExceededError):
+            await world.call(client.get, url, extensions=options)
+        assert time.monotonic() - start < SOON
+        await world.close(client)
+
+
+# No thread to be had
+
+
+@contextmanager
+def no_threads(monkeypatch: pytest.MonkeyPatch, *, after: int = 0) -> Iterator[None]:
+    """No more than so many threads can be started."""
+    start, started = threading.Thread.start, 0
+
+    def limited(thread: threading.Thread) -> None:
+        nonlocal started
+        if thread.name.startswith("stkai"):
+            if started >= after:
+                raise RuntimeError("can't start new thread")
+            started += 1
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", limited)
+        yield
+
+
+@pytest.mark.worlds("sync")
+async def test_without_a_thread_a_call_with_a_deadline_is_retried_and_then_says_that_nothing_was_sent(
+    world: World, server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_of(
+        world, retry=RetryPolicy(2, initial_delay=0, retry_unknown=False), transport=wire_of(world)
+    )
+    with no_threads(monkeypatch), pytest.raises(httpx.ConnectError, match="can't start new thread") as caught:
+        client.post(server.url, deadline=30)
+    assert caught.value.__notes__ == ["stkai: POST 127.0.0.1: 3 attempts"]
+    assert server.requests == 0
+    assert client.post(server.url, deadline=30).content == b"body"
+    client.close()
+
+
+@pytest.mark.worlds("sync")
+async def test_without_a_thread_a_refusal_is_closed_and_the_call_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived: list[int] = []
+    with hostile(stalling(503, arrived)) as url:
+        client = client_of(world, retry=NO_DELAY, transport=wire_of(world))
+        with no_threads(monkeypatch):
+            assert client.post(url).content == b"body"
+        client.close()
+    assert len(arrived) == 2
+
+
+# Closing
+
+
+async def test_closing_a_client_wakes_the_calls_that_wait_for_a_permit(world: World) -> None:
+    limiter = TokenBucket(1, 3600.0)
+    client = client_of(
+        world,
+        rate_limit=limiter,
+        retry=RetryPolicy(),
+        transport=httpx.MockTransport(lambda _: httpx.Response(200)),
+    )
+    await world.call(client.post, "http://a.example/")
+
+    async def close() -> None:
+        await wait_for(lambda: limiter.waiting == 2, world)
+        await world.close(client)
+
+    post = lambda: world.call(client.post, "http://a.example/")  # noqa: E731
+    start = time.monotonic()
+    outcomes = await world.outcomes(post, post, close)
+    assert time.monotonic() - start < SOON
+    assert [type(outcome) for outcome in outcomes] == [RuntimeError, RuntimeError, type(None)]
+    assert "has been closed" in str(outcomes[0])
+    assert limiter.waiting == 0
+
+
+# Exceptions of signal handlers
+
+
+class SoftTimeLimit(Exception):  # noqa: N818 - as Celery names it
+    """As Celery raises it."""
+
+
+@contextmanager
+def alarm(seconds: float, error: type[Exception]) -> Iterator[None]:
+    def expire(*_: object) -> None:
+        raise error("the time of this task is up")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
+@pytest.mark.parametrize("error", [TimeoutError, SoftTimeLimit, OSError])
+@pytest.mark.parametrize("deadline", [None, 60.0])
+@pytest.mark.worlds("sync")
+async def test_an_exception_of_a_signal_handler_ends_a_call_and_is_not_retried(
+    world: World, error: type[Exception], deadline: float | None
+) -> None:
+    arrived: list[int] = []
+
+    def talk(_: socket.socket, stopped: threading.Event) -> None:
+        arrived.append(1)
+        stopped.wait(30)
+
+    with hostile(talk) as url:
+        client = client_of(world, retry=NO_DELAY, transport=wires(world)["stkai's"]())
+        with alarm(0.2, error), pytest.raises(error, match="the time of this task is up") as caught:
+            client.get(url, deadline=deadline)
+        assert type(caught.value) is error
+        assert len(arrived) == 1
+        client.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
+def test_an_exception_of_a_signal_handler_is_not_lost_in_a_listener() -> None:
+    heard: list[object] = []
+
+    def listen(event: object) -> None:
+        heard.append(event)
+        if len(heard) == 1:
+            time.sleep(SOON)
+
+    client = client_of(
+        World("sync"), transport=httpx.MockTransport(lambda _: httpx.Response(200)), listener=[listen]
+    )
+    with alarm(0.1, SoftTimeLimit), pytest.raises(SoftTimeLimit):
+        client.get("http://a.example/")
+    client.close()
+
+
+def test_a_cleanup_never_waits_for_a_lock_that_an_interrupt_left_taken() -> None:
+    """An interrupt between the two lines of httpcore's `ThreadLock.__enter__` leaves it taken."""
+    world = World("sync")
+    taken = threading.Lock()
+
+    class Body(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"begun"
+            taken.acquire()
+            raise KeyboardInterrupt
+
+        def close(self) -> None:
+            taken.acquire()
+
+    class Stuck(httpx.BaseTransport):
+        is_stuck = False
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            self.is_stuck = request.url.path == "/stuck"
+            return httpx.Response(200, stream=Body() if self.is_stuck else httpx.ByteStream(b"body"))
+
+        def close(self) -> None:
+            if self.is_stuck:
+                taken.acquire()
+
+    pool = ConnectionPool(Stuck, httpx.Limits(max_connections=1))
+    client = client_of(world, transport=pool)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        client.get("http://a.example/stuck")
+    assert time.monotonic() - start < SOON
+    assert client.get("http://a.example/", timeout=SOON).status_code == 200, "the place is free"
+    taken.release()
+    client.close()

@@ -1,0 +1,72 @@
+"""The fixtures of stkai.testing.pytest, in a pytest of their own."""
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+CONFTEST = """
+    import os
+    import stkai
+
+    os.environ["STKAI_RETRY_MAX_RETRIES"] = "9"
+    os.environ["STKAI_AUTH_TOKEN"] = "of-the-machine"
+    stkai.STKAI.configure(retry={"initial_delay": 7})
+    pytest_plugins = ["stkai.testing.pytest"]
+"""
+
+
+def run(pytester: pytest.Pytester, test: str, passed: int) -> None:
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(test)
+    result = pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider", "-W", "error")
+    result.assert_outcomes(passed=passed)
+
+
+def test_settings_are_isolated_from_the_machine_and_from_earlier_tests(pytester: pytest.Pytester) -> None:
+    run(
+        pytester,
+        """
+        import os
+        import pytest
+        import stkai
+
+        @pytest.mark.parametrize("number", [1, 2])
+        def test_one_after_the_other(stkai_settings, number):
+            assert stkai_settings is stkai.STKAI
+            assert stkai.STKAI.config == stkai.Settings()
+            stkai.STKAI.configure(retry={"max_retries": number})
+            assert stkai.STKAI.config.retry.max_retries == number
+
+        def test_variables_that_are_set_later_count(stkai_settings, monkeypatch):
+            for number in ("1", "2"):
+                monkeypatch.setenv("STKAI_RETRY_MAX_RETRIES", number)
+                assert stkai.STKAI.config.retry.max_retries == int(number)
+
+        def test_afterwards_the_environment_is_as_before():
+            assert os.environ["STKAI_RETRY_MAX_RETRIES"] == "9"
+            assert stkai.STKAI.config.retry.max_retries == 9
+            assert stkai.STKAI.config is stkai.STKAI.config
+        """,
+        passed=4,
+    )
+
+
+def test_the_server_runs_and_is_a_new_one_for_each_test(pytester: pytest.Pytester) -> None:
+    run(
+        pytester,
+        """
+        import pytest
+        import stkai
+        from stkai.testing import QuotaServer
+
+        @pytest.mark.parametrize("number", [1, 2])
+        def test_one_after_the_other(stkai_settings, stkai_server, monkeypatch, number):
+            assert isinstance(stkai_server, QuotaServer)
+            for name, value in stkai_server.env().items():
+                monkeypatch.setenv(name, value)
+            with stkai.build_client() as client:
+                assert client.post(stkai_server.create_url(), data={}).status_code == 200
+            assert stkai_server.count(method="POST", status=200, path="/v1") == 1
+        """,
+        passed=2,
+    )

@@ -1,0 +1,400 @@
+"""The wire over aiohttp does what httpx's own wire does, case by case; where it differs, it must be the safer one."""
+
+import asyncio
+import contextlib
+import gc
+import os
+import ssl
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import aiohttp
+import httpx
+import pytest
+
+import stkai
+from stkai import ConfigurationError, HttpConfig
+from stkai._wire.default import default_async_wire
+from stkai._wire.over_aiohttp import Connector
+from stkai.testing import QuotaServer
+
+from ..support import servers
+from ..support.servers import CERTIFICATE, KEY, Proxy
+from .differential import CHUNKED, LIMIT, OK, Case, Peer, answers, many, pieces, play
+from .raw import raw_server
+
+pytestmark = pytest.mark.real_time
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+SHORT = HEAD + b"Content-Length: 10\r\n\r\nbody"
+
+
+async def keeps_then_cuts(peer: Peer) -> None:
+    """The server closes the reused connection once it has read the second request."""
+    await peer.head()
+    await peer.send(OK)
+    await peer.head()
+
+
+async def never_reads(peer: Peer) -> None:
+    peer.stop_reading()
+    await asyncio.sleep(4 * LIMIT)
+
+
+async def pauses_in_the_body(peer: Peer) -> None:
+    await peer.head()
+    await peer.send(HEAD + b"Content-Length: 8\r\n\r\nbody")
+    await asyncio.sleep(2 * LIMIT)
+    await peer.send(b"more")
+
+
+async def hangs(peer: Peer) -> None:
+    await asyncio.sleep(4 * LIMIT)
+
+
+SAME = {
+    "an answer": Case(answers(OK)),
+    "answers on one connection": Case(answers(OK, end="keep"), times=3),
+    "chunks": Case(answers(CHUNKED + b"4\r\nbody\r\n0\r\n\r\n", end="keep"), times=2),
+    "a trailer": Case(answers(CHUNKED + b"4\r\nbody\r\n0\r\nX: 1\r\n\r\n", end="keep"), times=2),
+    "no answer": Case(answers(), method="POST"),
+    "a reset instead of an answer": Case(answers(end="reset"), method="POST"),
+    "silence": Case(answers(end="hang"), method="POST"),
+    "half a head": Case(answers(HEAD[:9])),
+    "half a head, then a reset": Case(answers(HEAD[:9], end="reset")),
+    "half a head, then silence": Case(answers(HEAD[:9], end="hang")),
+    "half a body": Case(answers(SHORT)),
+    "half a body, then a reset": Case(answers(SHORT, end="reset")),
+    "half a body, then silence": Case(answers(SHORT, end="hang")),
+    "a body that the end of the connection ends": Case(answers(HEAD + b"\r\nbody")),
+    "such a body, cut by a reset": Case(answers(HEAD + b"\r\nbody", end="reset")),
+    "such a body, then silence": Case(answers(HEAD + b"\r\nbody", end="hang")),
+    "chunks without an end": Case(answers(CHUNKED + b"4\r\nbody\r\n")),
+    "chunks cut by a reset": Case(answers(CHUNKED + b"4\r\nbo", end="reset")),
+    "something else than HTTP": Case(answers(b"SSH-2.0-x\r\n\r\n")),
+    "an impossible status": Case(answers(b"HTTP/1.1 999999 X\r\n\r\n")),
+    "an illegal header": Case(answers(HEAD + b"Bad Header: 1\r\n\r\n")),
+    "HTTP/1.0": Case(answers(b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nbody"), times=2),
+    "HTTP/1.0 without length": Case(answers(b"HTTP/1.0 200 OK\r\n\r\nbody")),
+    "no reason": Case(answers(b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n")),
+    "a reason in any bytes": Case(answers(b"HTTP/1.1 200 \xe9t\xc3\xa9\r\nContent-Length: 0\r\n\r\n")),
+    "duplicates, order and case of headers": Case(
+        answers(many(HEAD, [b"Set-Cookie: a=1", b"X-a: 1", b"set-cookie: b=2", b"X-A: 2"]), end="keep"), times=2
+    ),
+    "headers in any bytes": Case(answers(many(HEAD, [b"X: \xe9", b"Y:", b"Z:   a b  "]))),
+    "a folded header": Case(answers(many(HEAD, [b"X: a\r\n b"]))),
+    "a thousand headers": Case(answers(many(HEAD, [b"X-%d: 1" % number for number in range(1000)]))),
+    "a line of 60 kB": Case(answers(many(HEAD, [b"X: " + b"a" * 60_000]))),
+    "two lengths": Case(answers(HEAD + b"Content-Length: 4\r\nContent-Length: 5\r\n\r\nbody")),
+    "a negative length": Case(answers(HEAD + b"Content-Length: -4\r\n\r\nbody")),
+    "304 with a length": Case(answers(b"HTTP/1.1 304 N\r\nContent-Length: 4\r\n\r\n", end="keep"), times=2),
+    "100, then the answer": Case(answers(b"HTTP/1.1 100 Continue\r\n\r\n" + OK, end="keep"), times=2),
+    "early hints": Case(answers(b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\n" * 3 + OK)),
+    "100, then the end": Case(answers(b"HTTP/1.1 100 Continue\r\n\r\n")),
+    "another protocol": Case(answers(b"HTTP/1.1 101 S\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n")),
+    "line feeds alone": Case(answers(b"HTTP/1.1 200 OK\nContent-Length: 4\n\nbody")),
+    "an encoded body": Case(answers(HEAD + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\nbody")),
+    "a server that will close": Case(answers(HEAD + b"Connection: close\r\nContent-Length: 0\r\n\r\n"), times=2),
+    "a redirect": Case(
+        answers(b"HTTP/1.1 302 F\r\nLocation: /x\r\nSet-Cookie: a=b\r\nContent-Length: 0\r\n\r\n", end="keep"),
+        times=2,
+    ),
+    "HEAD": Case(answers(HEAD + b"Content-Length: 4\r\n\r\n", end="keep"), method="HEAD", times=2),
+    "a head in drips": Case(answers(*[OK[place : place + 1] for place in range(12)], OK[12:], pause=0.04)),
+    "a body in drips": Case(answers(HEAD + b"Content-Length: 6\r\n\r\n", *[b"x"] * 6, pause=LIMIT / 3)),
+    "a large body": Case(
+        answers(HEAD + b"Content-Length: 3000000\r\n\r\n" + b"x" * 3_000_000, end="keep"), times=2
+    ),
+    "a caller that pauses": Case(pauses_in_the_body, read="slowly"),
+    "a caller that stops early": Case(
+        answers(HEAD + b"Content-Length: 100000000\r\n\r\n", *[b"x" * 100_000] * 30, end="hang"),
+        read="first", times=3,
+    ),
+    "a caller that cancels before the head": Case(hangs, cancel=0.05, times=2),
+    "a caller that cancels in the body": Case(answers(SHORT, end="hang"), cancel=0.05, times=2),
+    "an idle connection that the server closed": Case(answers(OK), times=2, pause=0.05, method="POST"),
+    "a reused connection cut on a GET": Case(keeps_then_cuts, times=2),
+    "a reused connection cut on a PUT": Case(keeps_then_cuts, times=2, method="PUT"),
+    "a reused connection cut on a POST": Case(keeps_then_cuts, times=2, method="POST"),
+    "a server that does not read": Case(never_reads, body=b"x" * 20_000_000, method="POST"),
+    "no headers of its own": Case(),
+    "a body in parts": Case(body=pieces(b"ab", b"", b"cd"), method="POST"),
+    "a body of the right length": Case(body=pieces(b"a", b"b"), headers={"Content-Length": "2"}, method="POST"),
+    "a chunked body": Case(body=pieces(b"ab"), headers={"Transfer-Encoding": "chunked"}, method="POST"),
+    "a body with GET": Case(body=b"hi"),
+    "a method in lower case": Case(method="get"),
+    "header values in any bytes": Case(headers=[(b"X", b"\xe9"), (b"Y", b"")]),
+    "order and case of the request's headers": Case(headers=[("b-B", "1"), ("A", "2"), ("b-b", "3")]),
+    "escapes and a fragment": Case(path="/a%20b?x=1&y=%zz#f"),
+    "an odd path": Case(path="//x/../y;a=b,c|d"),
+    "a target of its own": Case(method="OPTIONS", target=b"*"),
+    "a request that closes": Case(headers={"Connection": "close"}),
+    "a request that expects 100": Case(body=b"x", headers={"Expect": "100-continue"}, method="POST"),
+}  # fmt: skip
+
+
+def both(case: Case) -> tuple[Any, Any]:
+    """What comes of a scenario over httpx's wire, and over this one."""
+    config = HttpConfig()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        theirs = asyncio.run(play(lambda: default_async_wire(config), case))
+        ours = asyncio.run(play(lambda: stkai.wires.aiohttp(config), case))
+    return theirs, ours
+
+
+@pytest.mark.parametrize("case", SAME.values(), ids=SAME)
+def test_the_caller_and_the_server_see_what_they_see_over_httpx(case: Case) -> None:
+    theirs, ours = both(case)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"headers": {"X": "a\nb"}},
+        {"headers": {"X y": "a"}},
+        {"headers": {"X": " a "}},
+        {"method": "GE T"},
+        {"headers": {"Content-Length": "x"}, "body": pieces(b"a"), "method": "POST"},
+        {"headers": {"Content-Length": "2"}, "body": pieces(b"abc"), "method": "POST"},
+        {"headers": {"Content-Length": "2"}, "body": pieces(b"a"), "method": "POST"},
+    ],
+)
+def test_an_illegal_request_is_a_local_protocol_error_and_sends_nothing(changes: dict[str, Any]) -> None:
+    _, ours = both(Case(**changes))
+    assert [outcome[0] for outcome in ours.outcomes] == [httpx.LocalProtocolError]
+    assert ours.requests == b""
+
+
+def test_the_error_of_a_body_reaches_the_caller() -> None:
+    _, ours = both(Case(body=pieces(b"a", error=KeyError("mine")), method="POST"))
+    assert [outcome[0] for outcome in ours.outcomes] == [KeyError]
+
+
+@pytest.mark.parametrize("stray", [OK, b"HTTP/1.1 5", b"\r\n"])
+def test_bytes_that_arrive_on_an_idle_connection_reach_no_later_request(stray: bytes) -> None:
+    _, ours = both(Case(answers(OK, stray, end="keep", pause=0.02), times=3, pause=0.03))
+    assert [outcome[0] for outcome in ours.outcomes] == [200, 200, 200]
+    assert all(outcome[-1] == b"body" for outcome in ours.outcomes)
+    assert ours.connections > 1
+
+
+@pytest.mark.parametrize("ends", ["close", "reset"])
+def test_an_answer_before_the_end_of_a_long_request_reaches_the_caller(ends: str) -> None:
+    async def refuse(peer: Peer) -> None:
+        await peer.read()
+        await peer.send(b"HTTP/1.1 413 Too\r\nContent-Length: 3\r\n\r\nbig")
+        await asyncio.sleep(0.05)
+        if ends == "reset":
+            peer.reset()
+
+    _, ours = both(Case(refuse, body=b"x" * 5_000_000, method="POST"))
+    assert [(outcome[0], outcome[-1]) for outcome in ours.outcomes] == [(413, b"big")]
+
+
+def test_the_request_of_the_caller_is_unchanged() -> None:
+    async def run() -> None:
+        with raw_server() as server:
+            request = httpx.Request("POST", server.url, json={"a": 1})
+            before = list(request.headers.raw), dict(request.extensions), request.url
+            wire: Any = stkai.wires.aiohttp(HttpConfig())
+            await (await wire.handle_async_request(request)).aread()
+            assert (list(request.headers.raw), dict(request.extensions), request.url) == before
+            await wire.aclose()
+
+    asyncio.run(run())
+
+
+def connect_error(url: str, config: HttpConfig, **options: Any) -> BaseException:
+    async def run() -> BaseException:
+        client = stkai.build_async_client(auth=None, transport=stkai.wires.aiohttp(config))
+        try:
+            await client.post(url, timeout=2, **options)
+        except httpx.HTTPError as error:
+            return error
+        finally:
+            await client.close()
+        raise AssertionError("no error")
+
+    return asyncio.run(run())
+
+
+def test_a_server_that_is_not_there_is_a_connect_error() -> None:
+    with raw_server() as server:
+        url = server.url
+    for unreachable in (url, "http://no-such-host.invalid/"):
+        assert isinstance(connect_error(unreachable, HttpConfig(), retry=None), httpx.ConnectError)
+
+
+async def body_of_a_request(url: str, config: HttpConfig) -> tuple[bytes, str]:
+    async with httpx.AsyncClient(transport=stkai.wires.aiohttp(config), trust_env=False) as client:
+        response = await client.get(url)
+        return response.content, response.http_version
+
+
+def test_certificates_are_verified_as_the_settings_say() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE, KEY)
+
+    async def answer(request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
+        return aiohttp.web.Response(body=b"private")
+
+    with servers.serve(answer, context) as url:
+        for verify in (False, str(CERTIFICATE)):
+            assert asyncio.run(body_of_a_request(url, HttpConfig(verify=verify)))[0] == b"private"
+        error = connect_error(url, HttpConfig())
+    assert isinstance(error, httpx.ConnectError)
+    assert "1 attempt" in error.__notes__[0], "a certificate that is refused once is refused again"
+
+
+@pytest.mark.parametrize("password", ["secret", "p%40ss%2Fword"])
+def test_a_proxy_carries_plain_requests_and_tunnels_others(password: str) -> None:
+    log = Proxy()
+    with servers.serve(log.handle) as url:
+        proxy = url.replace("http://", f"http://me:{password}@")
+        config = HttpConfig(proxy=proxy)
+        body, _ = asyncio.run(body_of_a_request("http://service.example/x?y=1", config))
+        assert body.startswith(b"by proxy")
+        assert log.asked == [("GET", "http://service.example/x?y=1")]
+        expected = httpx.Proxy(proxy).raw_auth
+        assert expected is not None
+        assert log.credentials == [httpx.BasicAuth(*expected)._auth_header]
+        error = connect_error("https://service.example/", config)
+    assert isinstance(error, httpx.ProxyError)
+    assert str(error)[:3].isdecimal()
+    assert "secret" not in repr(error)
+    assert password not in repr(error)
+
+
+def test_requests_to_this_machine_use_no_proxy() -> None:
+    with QuotaServer(10, 60) as server:
+        config = HttpConfig(proxy="http://127.0.0.1:9")
+        assert b"nothing at" in asyncio.run(body_of_a_request(server.url, config))[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        ({"http2": True}, "HTTP/2"),
+        ({"proxy": "socks5://127.0.0.1:1"}, "SOCKS"),
+        ({"verify": __file__ + ".missing"}, "verify"),
+    ],
+)
+def test_what_aiohttp_cannot_do_is_told_when_the_wire_is_made(config: dict[str, Any], word: str) -> None:
+    with pytest.raises(ConfigurationError, match=word):
+        stkai.wires.aiohttp(HttpConfig.model_construct(**{**HttpConfig().model_dump(), **config}))
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stkai.wires.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"stkai\[aiohttp\]"):
+        stkai.wires.aiohttp()
+
+
+def test_importing_stkai_does_not_import_aiohttp() -> None:
+    code = "import sys, stkai, stkai.wires; sys.exit('aiohttp' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_trio_is_refused_at_the_first_request() -> None:
+    import trio
+
+    async def run() -> None:
+        wire: Any = stkai.wires.aiohttp(HttpConfig())
+        with pytest.raises(ConfigurationError, match="trio"):
+            await wire.handle_async_request(httpx.Request("GET", "http://127.0.0.1:9/"))
+
+    trio.run(run)
+
+
+def test_a_closed_wire_raises() -> None:
+    async def run() -> None:
+        wire: Any = stkai.wires.aiohttp(HttpConfig())
+        await wire.aclose()
+        with pytest.raises(RuntimeError, match="closed"):
+            await wire.handle_async_request(httpx.Request("GET", "http://127.0.0.1:9/"))
+
+    asyncio.run(run())
+
+
+def test_the_connections_of_a_loop_end_with_it() -> None:
+    wire: Any = stkai.wires.aiohttp(HttpConfig())
+
+    async def once(url: str) -> None:
+        await (await wire.handle_async_request(httpx.Request("GET", url))).aread()
+
+    gc.collect()
+    with raw_server() as server, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number in (1, 2):
+            asyncio.run(once(server.url))
+            assert server.connections == number
+        gc.collect()
+
+
+def test_a_response_dropped_unread_gives_its_connection_back() -> None:
+    async def run(url: str) -> None:
+        wire: Any = stkai.wires.aiohttp(HttpConfig(max_connections=1))
+        request = httpx.Request("GET", url, extensions={"timeout": {"pool": 2}})
+        for _ in range(3):
+            await wire.handle_async_request(request)
+            gc.collect()
+            await asyncio.sleep(0.01)
+        await wire.aclose()
+
+    with raw_server() as server:
+        asyncio.run(run(server.url))
+        assert server.requests == 3
+
+
+def test_requests_beyond_the_limit_wait_for_a_connection_and_then_fail() -> None:
+    async def run(url: str) -> None:
+        wire: Any = stkai.wires.aiohttp(HttpConfig(max_connections=1))
+        request = httpx.Request("GET", url, extensions={"timeout": {"pool": 0.05}})
+        response = await wire.handle_async_request(request)
+        with pytest.raises(httpx.PoolTimeout):
+            await wire.handle_async_request(request)
+        await response.aread()
+        await (await wire.handle_async_request(request)).aread()
+        await wire.aclose()
+
+    with raw_server() as server:
+        asyncio.run(run(server.url))
+        assert server.connections == 1
+
+
+def test_a_forked_child_leaves_the_connections_of_its_parent_alone() -> None:
+    async def run(url: str) -> None:
+        wire: Any = stkai.wires.aiohttp(HttpConfig())
+
+        async def once() -> None:
+            await (await wire.handle_async_request(httpx.Request("GET", url))).aread()
+
+        await once()
+        child = os.fork()
+        if not child:
+            with contextlib.suppress(BaseException):
+                gc.collect()
+            os._exit(0)
+        await asyncio.to_thread(os.waitpid, child, 0)
+        await once()
+        await wire.aclose()
+
+    with raw_server() as server, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside other threads
+        asyncio.run(run(server.url))
+        assert server.connections == 1
+
+
+def test_the_private_parts_of_aiohttp_that_the_wire_uses_exist() -> None:
+    async def run() -> None:
+        connector = Connector()
+        assert callable(connector._create_connection)
+        assert connector._factory().idle_since is None
+        await connector.close()
+
+    asyncio.run(run())
+    assert callable(aiohttp.StreamReader._read_nowait)
