@@ -36,6 +36,7 @@ from stkai.transports import (
     Run,
     Send,
     Sleep,
+    Turn,
     Until,
     drive,
     retry,
@@ -787,7 +788,7 @@ def test_a_coroutine_that_is_closed_ends_its_flow(world: World, kind: str, outer
 @pytest.mark.worlds("asyncio")
 def test_a_call_that_is_dropped_while_queued_gives_up_its_place(world: World) -> None:
     policy = TokenBucket(1, 10.0)
-    assert policy.take(0.0)
+    assert policy.ask(Turn(), 0.0) == 0
 
     class Clock(FakeClock):
         async def asleep(self, seconds: float) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import stkai
 from stkai import CallFinished, RequestOptions, RetryPolicy, StackBuilder, StaticToken, TokenBucket
-from stkai.transports import auth, retry, token_bucket
+from stkai.transports import Turn, auth, retry, token_bucket
 
 from ..support.heard import Heard
 from ..support.wire import Answer
@@ -72,7 +72,7 @@ class Bench:
     def permits(self) -> int:
         """How many are left."""
         left = 0
-        while self.policy.take(stkai.SystemClock().monotonic()):
+        while self.policy.ask(Turn(), stkai.SystemClock().monotonic()) == 0:
             left += 1
         return left
 
