@@ -71,9 +71,10 @@ class Bench:
 
     def permits(self) -> int:
         """How many are left."""
-        left = 0
-        while self.policy.ask(Turn(), stkai.SystemClock().monotonic()) == 0:
+        left, now = 0, stkai.SystemClock().monotonic()
+        while self.policy.ask(turn := Turn(), now) == 0:
             left += 1
+        self.policy.leave(turn, now)
         return left
 
     def assert_closed(self) -> None:
