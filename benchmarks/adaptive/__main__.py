@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from . import page, real, warm
-from .goals import Results, judge, needed_cases
+from .bounds import Results
+from .goals import judge, needed_cases
 from .runner import Case, run_cases
 from .sections import SECTIONS, SHARING, STEPS, Section
 from .show import draw_rates, draw_sharing, print_cases, print_section, print_verdicts

@@ -6,120 +6,29 @@ None of these other quotas, and none of the seeds, was used for tuning. Those us
 100 per 60 s, 200 per 30 s, 20, 5 and 100 per 1 s, and 60 per 2 s, on the seeds 1 to 8.
 """
 
-import operator
-import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from stkai._cli.report import ratio
-
-from .metrics import Result
+from .bounds import (
+    Goal,
+    Results,
+    Verdict,
+    cold_refused,
+    failed,
+    goodput,
+    jain,
+    means,
+    p95,
+    p95_of_no_limiter,
+    refused,
+    regained,
+    time,
+)
 from .runner import Case
 from .scenario import SERVERS, Scenario
+from .silent import SILENT
 from .strategies import ADAPTIVE, NO_LIMITER, Strategy
-
-Results = Mapping[Case, Result]
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """A figure of a case, and its bound."""
-
-    label: str
-    read: Callable[[Results, Case], float]
-    limit: float
-    at_least: bool = False
-    of_mean: bool = False
-
-    def met_by(self, value: float) -> bool:
-        return value >= self.limit if self.at_least else value <= self.limit
-
-    def judged(self, results: Results, cases: Sequence[Case]) -> tuple[float, Case]:
-        """The value that decides, and the worst case."""
-        worst, case = self.worst(results, cases)
-        if not self.of_mean:
-            return worst, case
-        return statistics.fmean(self.read(results, other) for other in cases), case
-
-    def worst(self, results: Results, cases: Sequence[Case]) -> tuple[float, Case]:
-        """The value that is furthest on the wrong side, and its case."""
-        pick = min if self.at_least else max
-        return pick(((self.read(results, case), case) for case in cases), key=operator.itemgetter(0))
-
-    def __str__(self) -> str:
-        return (
-            f"{'mean ' if self.of_mean else ''}{self.label} {'>=' if self.at_least else '<='} {self.limit:g}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """Scenarios, and what must hold in every one of them, as the mean of all seeds."""
-
-    title: str
-    scenarios: Sequence[Scenario]
-    bounds: Sequence[Bound]
-
-    def cases(self, strategy: Strategy) -> list[Case]:
-        return [(scenario, strategy) for scenario in self.scenarios]
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One bound of one goal, what was measured, and in which scenario."""
-
-    goal: str
-    bound: Bound
-    value: float
-    scenario: Scenario
-
-    @property
-    def met(self) -> bool:
-        return self.bound.met_by(self.value)
-
-
-def _goodput(limit: float) -> Bound:
-    return Bound("goodput", lambda results, case: results[case].steady.goodput, limit, at_least=True)
-
-
-def _refused(limit: float) -> Bound:
-    return Bound("429/success", lambda results, case: results[case].steady.refused_per_success, limit)
-
-
-def _cold_refused(limit: float) -> Bound:
-    return Bound("429/success, cold", lambda results, case: results[case].cold.refused_per_success, limit)
-
-
-def _jain(limit: float) -> Bound:
-    return Bound("Jain", lambda results, case: results[case].steady.jain or 0.0, limit, at_least=True)
-
-
-def _failed(limit: float) -> Bound:
-    return Bound("failed", lambda results, case: results[case].steady.failed_share, limit)
-
-
-def _p95(limit: float) -> Bound:
-    return Bound("p95 s", lambda results, case: results[case].steady.p95, limit)
-
-
-def _regained(limit: float) -> Bound:
-    return Bound("windows to regain", lambda results, case: results[case].regained or 0.0, limit)
-
-
-def _p95_of_no_limiter(limit: float) -> Bound:
-    def read(results: Results, case: Case) -> float:
-        return ratio(results[case].steady.p95, results[case[0], NO_LIMITER].steady.p95)
-
-    return Bound("p95 / p95 without limiter", read, limit)
-
-
-def _time(limit: float) -> Bound:
-    return Bound("time / ideal", lambda results, case: results[case].batch or 0.0, limit)
-
-
-def _means(goodput: float, refused: float, jain: float) -> list[Bound]:
-    return [replace(bound, of_mean=True) for bound in (_goodput(goodput), _refused(refused), _jain(jain))]
 
 
 def _shared(
@@ -138,62 +47,62 @@ HALF_LOAD = [Scenario(server=server, processes=number, load=0.5) for number in (
 HEADERS = [Scenario(processes=number, headers="ietf") for number in (3, 10, 20)]
 
 GOALS = (
-    Goal("fixed, N = 10", [Scenario()], [_goodput(0.98), _refused(0.05), _jain(0.95), _failed(0)]),
+    Goal("fixed, N = 10", [Scenario()], [goodput(0.98), refused(0.05), jain(0.95), failed(0)]),
     Goal(
         "sliding and bucket, N = 10",
         [Scenario(server="sliding"), Scenario(server="bucket")],
-        [_goodput(0.96), _refused(0.065), _jain(0.92), _failed(0.002)],
+        [goodput(0.96), refused(0.065), jain(0.92), failed(0.002)],
     ),
     Goal(
         "all servers, N <= 5",
         [Scenario(server=server, processes=number) for number in (1, 2, 3, 5) for server in SERVERS],
-        [_goodput(0.96), _refused(0.025), _jain(0.92), _failed(0)],
+        [goodput(0.96), refused(0.025), jain(0.92), failed(0)],
     ),
     Goal(
         "all servers, N = 20",
         [Scenario(server=server, processes=20) for server in SERVERS],
-        [_goodput(0.96), _refused(0.14), _jain(0.88), _failed(0.04)],
+        [goodput(0.96), refused(0.14), jain(0.88), failed(0.04)],
     ),
-    Goal("the quota halves", [Scenario(server=server, step=0.5) for server in SERVERS], [_regained(3.5)]),
-    Goal("the quota doubles", [Scenario(server=server, step=2.0) for server in SERVERS], [_regained(5)]),
-    Goal("arrivals at 0.5 of the quota", HALF_LOAD, [_refused(0), _p95_of_no_limiter(1.05)]),
+    Goal("the quota halves", [Scenario(server=server, step=0.5) for server in SERVERS], [regained(3.5)]),
+    Goal("the quota doubles", [Scenario(server=server, step=2.0) for server in SERVERS], [regained(5)]),
+    Goal("arrivals at 0.5 of the quota", HALF_LOAD, [refused(0), p95_of_no_limiter(1.05)]),
     Goal(
         "arrivals at 0.9, N = 10",
         [Scenario(server=server, load=0.9) for server in SERVERS],
-        [_p95(10), _refused(0.1), _failed(0.002)],
+        [p95(10), refused(0.1), failed(0.002)],
     ),
     Goal(
         "Retry-After absent, or constant 5 s, N = 10",
         [Scenario(server=server, retry_after=value) for value in (None, 5.0) for server in SERVERS],
-        [_refused(0.07), _failed(0.005)],
+        [refused(0.07), failed(0.005)],
     ),
-    Goal("headers, N <= 20", HEADERS, [_goodput(0.97), _refused(0.002), _jain(0.96)]),
+    Goal("headers, N <= 20", HEADERS, [goodput(0.97), refused(0.002), jain(0.96)]),
     Goal(
         "headers, the quota halves or doubles",
         [Scenario(headers="ietf", step=step) for step in (0.5, 2.0)],
-        [_regained(1)],
+        [regained(1)],
     ),
-    Goal("cold start, N = 10", [Scenario(server=server) for server in SERVERS], [_cold_refused(0.2)]),
+    Goal("cold start, N = 10", [Scenario(server=server) for server in SERVERS], [cold_refused(0.2)]),
     Goal(
         "windows up to 2 s",
         # Eight workers cannot use 50 per second: a call takes a quarter of a second.
         _shared([(3, 1.0), (12, 1.0), (50, 1.0), (30, 2.0)], windows=120, cold=30, workers=16),
-        _means(0.88, 0.15, 0.95),
+        means(0.88, 0.15, 0.95),
     ),
     Goal(
         "windows of 5 to 30 s",
         _shared([(40, 5.0), (500, 10.0), (150, 30.0)], windows=30, cold=10, workers=16),
-        _means(0.96, 0.02, 0.96),
+        means(0.96, 0.02, 0.96),
     ),
     Goal(
         "windows of ten minutes to an hour",
         _shared([(150, 600.0), (300, 3600.0)]),
-        [*_means(0.97, 0.05, 0.95), _failed(0.001)],
+        [*means(0.97, 0.05, 0.95), failed(0.001)],
     ),
     Goal(
         "10,000 per 60 s",
         [Scenario(processes=number, quota=10_000, windows=4, cold=2, workers=64) for number in (3, 10)],
-        _means(0.95, 0.003, 0.85),
+        means(0.95, 0.003, 0.85),
     ),
     Goal(
         "answers take 5 to 60 s, N = 10",
@@ -202,22 +111,22 @@ GOALS = (
             for service in ((5.0, 30.0), (20.0, 60.0))
             for server in SERVERS
         ],
-        _means(0.97, 0.08, 0.90),
+        means(0.97, 0.08, 0.90),
     ),
     Goal(
         "5 of 10 join late: the five windows after",
         [Scenario(server=server, late=5, windows=10) for server in SERVERS],
-        _means(0.96, 0.2, 0.93)[2:],
+        means(0.96, 0.2, 0.93)[2:],
     ),
     Goal(
         "the quota doubles, second edition",
         [Scenario(server=server, step=2.0) for server in SERVERS],
-        [replace(_regained(3.7), of_mean=True)],
+        [replace(regained(3.7), of_mean=True)],
     ),
     Goal(
         "no numbers",
         _shared([(60, 60.0), (500, 60.0), (150, 20.0)], told=None, workers=16, windows=15),
-        _means(0.90, 0.06, 0.90),
+        means(0.90, 0.06, 0.90),
     ),
     Goal(
         "wrong numbers: too high",
@@ -227,12 +136,12 @@ GOALS = (
             for number in (1, 10)
             for server in SERVERS
         ],
-        _means(0.90, 0.1, 0.90),
+        means(0.90, 0.1, 0.90),
     ),
     Goal(
         "a day asked for in every 50th refusal",
         [Scenario(server=server, processes=3, absurd=50, windows=200, cold=100) for server in SERVERS],
-        _means(0.95, 0.05, 0.95)[::2],
+        means(0.95, 0.05, 0.95)[::2],
     ),
     Goal(
         "a batch of a half to ten windows",
@@ -241,17 +150,17 @@ GOALS = (
             for windows in (0.5, 2.0, 10.0)
             for scenario in _shared([(12, 1.0), (40, 4.0), (200, 60.0)], (1, 4, 10), batch=windows)
         ],
-        [replace(_time(1.3), of_mean=True), _time(2.6)],
+        [replace(time(1.3), of_mean=True), time(2.6)],
     ),
     Goal(
         "the batch of the demo",
         [Scenario(processes=4, quota=20, window=1.0, batch=8.0, service=(0.01, 0.03))],
-        [_time(1.25), _refused(0.08)],
+        [time(1.25), refused(0.08)],
     ),
     Goal(
         "20 posts in a row, alone: 6 s of the 12 that the quota needs",
         [Scenario(processes=1, workers=1, batch=0.2, service=(0.01, 0.03))],
-        [_time(0.5)],
+        [time(0.5)],
     ),
     Goal(
         "16 in flight, no quota, no numbers",
@@ -261,8 +170,9 @@ GOALS = (
             )
             for number, workers in ((1, 32), (3, 16), (10, 4))
         ],
-        _means(0.90, 0.10, 0.0)[:2],
+        means(0.90, 0.10, 0.0)[:2],
     ),
+    *SILENT,
 )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from stkai._cli.report import Summary
 
 from .._harness import PAGE, Table, update
-from .goals import Results, Verdict
+from .bounds import Results, Verdict
 from .sections import Section
 
 DOCS = PAGE.with_name("adaptive-research.md")

@@ -5,10 +5,10 @@ from typing import Literal
 
 from stkai.testing._gate import RateHeaders, RetryAfter
 
-ServerKind = Literal["fixed", "sliding", "bucket"]
+ServerKind = Literal["fixed", "sliding", "bucket", "leaky", "delaying", "counting"]
 SERVERS: tuple[ServerKind, ...] = ("fixed", "sliding", "bucket")
 
-_KINDS = {"fixed": "fixed window", "sliding": "sliding window"}
+_KINDS = {"fixed": "fixed window", "sliding": "sliding window", "counting": "window that counts refusals"}
 
 _ABSURD = 86400.0
 """Seconds: a `Retry-After` that cannot be true of a quota per minute."""
@@ -19,10 +19,11 @@ class Scenario:
     """One situation; frozen, so that cases can be looked up by it.
 
     Attributes:
-        server: how the server counts.
+        server: how the server counts. The last three are nginx with and without `nodelay`, and HAProxy: see models.py.
         processes: how many share the quota.
         quota: requests per window, for all processes together.
         window: seconds.
+        burst: of a leaky bucket; 0 spaces all requests out.
         workers: requests that a process has under way at a time.
         windows: length of the run.
         cold: how many windows at the start are reported separately.
@@ -31,6 +32,7 @@ class Scenario:
         late: how many of the processes start only in the middle of the run.
         retry_after: what a 429 says, as `stkai.testing.QuotaServer` takes it.
         headers: rate limit headers of a fixed window, likewise.
+        network: seconds that the network takes, each way, at least and at most.
         service: seconds that the work on an accepted request takes, at least and at most.
         told: what the limiter is told: the true quota (True), nothing (None), or a quota and a window.
         absurd: one in so many refusals asks for a day; 0 for none.
@@ -43,6 +45,7 @@ class Scenario:
     processes: int = 10
     quota: int = 100
     window: float = 60.0
+    burst: int = 0
     workers: int = 8
     windows: int = 20
     cold: int = 5
@@ -51,6 +54,7 @@ class Scenario:
     late: int = 0
     retry_after: RetryAfter = "true"
     headers: RateHeaders = None
+    network: tuple[float, float] = (0.005, 0.045)
     service: tuple[float, float] = (0.16, 0.24)
     told: Literal[True] | tuple[int, float] | None = True
     absurd: int = 0
@@ -115,6 +119,9 @@ class Scenario:
     def _kind(self) -> str:
         if self.in_flight is not None:
             return f"{self.in_flight} in flight, {self.busy or 'slower'} above"
+        if self.server in ("leaky", "delaying"):
+            spaced = f"leaky bucket, burst {self.burst}" if self.burst else "strict spacing"
+            return spaced + " delayed" * (self.server == "delaying")
         return _KINDS.get(self.server, f"bucket of {self.depth:g}")
 
     def __str__(self) -> str:

@@ -11,11 +11,9 @@ from stkai.testing._gate import Gate
 from stkai.testing._quota import Bucket, FixedWindow, Quota, SlidingWindow
 from stkai.testing._reply import Reply
 
+from .models import CountingWindow, LeakyBucket
 from .scenario import Scenario
 from .virtual import TrioClock
-
-_DELAY = (0.005, 0.045)
-"""Seconds that the network takes, each way."""
 
 
 class Arrival(NamedTuple):
@@ -44,18 +42,19 @@ class Server:
         return _Wire(self, process)
 
     async def handle(self, request: httpx.Request, process: int) -> httpx.Response:
-        await trio.sleep(self._rng.uniform(*_DELAY))
+        await trio.sleep(self._rng.uniform(*self._scenario.network))
         now, utcnow = self._clock.monotonic(), self._clock.utcnow()
         self._quota.max_requests = max(pair for pair in self._quotas if pair[0] <= now)[1]
         refusal = self._refusal(now, utcnow)
         self.arrivals.append(Arrival(now, process, refusal is None))
-        back = self._rng.uniform(*_DELAY)
+        back = self._rng.uniform(*self._scenario.network)
         if refusal is not None:
             await trio.sleep(back)
             return httpx.Response(refusal.status, headers=refusal.headers, request=request)
         headers = self._gate.headers(now, utcnow)
         self._working += 1
-        await trio.sleep(self._rng.uniform(*self._scenario.service) * self._slowness())
+        delay = self._quota.delay if isinstance(self._quota, LeakyBucket) else 0.0
+        await trio.sleep(delay + self._rng.uniform(*self._scenario.service) * self._slowness())
         self._working -= 1
         await trio.sleep(back)
         return httpx.Response(200, headers=headers, request=request)
@@ -82,7 +81,8 @@ class Server:
         busy, most = self._scenario.busy, self._scenario.in_flight or 0
         if busy is None or self._working < most:
             return None
-        return Reply(status=busy, headers=(("retry-after", "1"),) if busy == 429 else ())
+        says_when = busy == 429 and self._scenario.retry_after is not None
+        return Reply(status=busy, headers=(("retry-after", "1"),) if says_when else ())
 
 
 class _Wire(httpx.AsyncBaseTransport):
@@ -98,4 +98,9 @@ def _make_quota(scenario: Scenario) -> Quota:
         return FixedWindow(scenario.quota, scenario.window)
     if scenario.server == "sliding":
         return SlidingWindow(scenario.quota, scenario.window)
+    if scenario.server in ("leaky", "delaying"):
+        delays = scenario.server == "delaying"
+        return LeakyBucket(scenario.quota, scenario.window, burst=scenario.burst, delays=delays)
+    if scenario.server == "counting":
+        return CountingWindow(scenario.quota, scenario.window)
     return Bucket(scenario.quota, scenario.window, depth=scenario.depth)

@@ -11,7 +11,7 @@ from rich.table import Table
 from stkai._cli.report import Summary, summary_table
 
 from .._plots import COLOURS, new_figure, rate_plot, save
-from .goals import Results, Verdict
+from .bounds import Results, Verdict
 from .runner import Case
 from .scenario import Scenario
 from .sections import Section

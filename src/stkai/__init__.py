@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from . import testing as testing
     from . import transports as transports
     from . import wires as wires
+    from ._batch.engine import Outcome as Outcome
     from ._batch.errors import OutcomeUnknownError as OutcomeUnknownError
-    from ._batch.outcome import Outcome as Outcome
-    from ._batch.send import asend_all as asend_all
-    from ._batch.send import send_all as send_all
+    from ._batch.send_all import asend_all as asend_all
+    from ._batch.send_all import send_all as send_all
     from ._config.models import AuthConfig as AuthConfig
     from ._config.models import HttpConfig as HttpConfig
     from ._config.models import RateLimitConfig as RateLimitConfig
@@ -78,8 +78,8 @@ else:  # Type checkers would take any name for one that exists.
         __name__,
         {
             "_batch.errors": ("OutcomeUnknownError",),
-            "_batch.outcome": ("Outcome",),
-            "_batch.send": ("asend_all", "send_all"),
+            "_batch.engine": ("Outcome",),
+            "_batch.send_all": ("asend_all", "send_all"),
             "_config.models": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),
             "_credentials.client_credentials": ("ClientCredentialsAuthProvider", "create_standalone_auth"),
             "_reference.clients": (

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from benchmarks.adaptive import page
-from benchmarks.adaptive.goals import GOALS, Verdict
+from benchmarks.adaptive.bounds import Verdict
+from benchmarks.adaptive.goals import GOALS
 from benchmarks.adaptive.metrics import Result, jain_index
 from benchmarks.adaptive.sections import SECTIONS, Section
 

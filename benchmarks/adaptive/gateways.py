@@ -1,0 +1,225 @@
+"""Real rate limiters on loopback: nginx, HAProxy, and the library `limits` behind uvicorn. None says how long to wait.
+
+Each runs as a process of its own, without privileges, from a directory of its own that is removed at the end.
+"""
+
+import contextlib
+import importlib.util
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from .._server import serving
+
+_PATIENCE = 10.0
+"""Seconds within which a server must accept connections."""
+
+_NGINX = """
+daemon off; worker_processes 1; pid nginx.pid; error_log stderr crit;
+events {{ worker_connections 512; }}
+http {{
+  access_log off; keepalive_requests 1000000;
+  client_body_temp_path body; proxy_temp_path proxy;
+  fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+  limit_req_status 429; limit_conn_status 429;
+  {zone}
+  server {{ listen 127.0.0.1:{port}; location / {{ {rule} proxy_pass {behind}; }} }}
+  server {{ listen 127.0.0.1:{own}; location / {{ return 200 '{{}}'; }} }}
+}}
+"""
+
+_HAPROXY = """
+defaults
+  mode http
+  timeout client 60s
+  timeout connect 5s
+  timeout server 60s
+  timeout http-keep-alive 60s
+frontend quota
+  bind 127.0.0.1:{port}
+  stick-table type integer size 1 expire 1h store http_req_rate({window:g}s)
+  http-request track-sc0 int(1)
+  http-request deny deny_status 429 if {{ sc_http_req_rate(0) gt {quota} }}
+  http-request return status 200 content-type application/json string {{}}
+"""
+
+_LIMITS = """
+import limits, uvicorn
+storage = limits.storage.MemoryStorage()
+window = limits.strategies.{kind}RateLimiter(storage)
+quota = limits.parse("{quota} per {window:g} second")
+
+async def app(scope, receive, send):
+    status = 200 if window.hit(quota, "everybody") else 429
+    await send({{"type": "http.response.start", "status": status, "headers": [(b"content-length", b"2")]}})
+    await send({{"type": "http.response.body", "body": b"{{}}"}})
+
+uvicorn.run(app, host="127.0.0.1", port={port}, log_level="error", lifespan="off", timeout_keep_alive=60)
+"""
+
+
+class Gateway(Protocol):
+    """A server that limits requests, and can be started."""
+
+    @property
+    def missing(self) -> str:
+        """What has to be installed first; empty if nothing."""
+        ...
+
+    @property
+    def capacity(self) -> float:
+        """Requests per second that it accepts at most."""
+        ...
+
+    def serving(self) -> contextlib.AbstractContextManager[str]:
+        """The URL of a server that runs until the block ends."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Nginx:
+    """`limit_req` of nginx: a leaky bucket. Without `nodelay`, requests of a burst wait their turn in the server."""
+
+    quota: int
+    per: str = "s"
+    burst: int = 0
+    nodelay: bool = True
+
+    @property
+    def missing(self) -> str:
+        return "" if shutil.which("nginx") else "nginx"
+
+    @property
+    def capacity(self) -> float:
+        return self.quota / (60.0 if self.per == "m" else 1.0)
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[str]:
+        zone = f"limit_req_zone $server_port zone=quota:1m rate={self.quota}r/{self.per};"
+        burst = f" burst={self.burst}{' nodelay' * self.nodelay}" if self.burst else ""
+        with _nginx(zone, f"limit_req zone=quota{burst};") as url:
+            yield url
+
+
+@dataclass(frozen=True, slots=True)
+class NginxInFlight:
+    """`limit_conn` of nginx: so many requests at a time. Each answer takes `seconds`."""
+
+    slots: int
+    seconds: float
+
+    @property
+    def missing(self) -> str:
+        return "" if shutil.which("nginx") else "nginx"
+
+    @property
+    def capacity(self) -> float:
+        return self.slots / self.seconds
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[str]:
+        zone = "limit_conn_zone $server_port zone=quota:1m;"
+        with (
+            serving(delay=self.seconds) as behind,
+            _nginx(zone, f"limit_conn quota {self.slots};", behind) as url,
+        ):
+            yield url
+
+
+@dataclass(frozen=True, slots=True)
+class HaProxy:
+    """`http_req_rate` of HAProxy: a counter over a window that counts what it refuses."""
+
+    quota: int
+    window: float
+
+    @property
+    def missing(self) -> str:
+        return "" if shutil.which("haproxy") else "haproxy"
+
+    @property
+    def capacity(self) -> float:
+        return self.quota / self.window
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[str]:
+        port = _free_port()
+        with tempfile.TemporaryDirectory(prefix="stkai-haproxy-") as directory:
+            path = Path(directory) / "haproxy.cfg"
+            path.write_text(_HAPROXY.format(port=port, window=self.window, quota=self.quota))
+            with _running(["haproxy", "-db", "-q", "-f", str(path)], port):
+                yield f"http://127.0.0.1:{port}/"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The library `limits`, below slowapi and Flask-Limiter: FixedWindow, MovingWindow or SlidingWindowCounter."""
+
+    kind: str
+    quota: int
+    window: float
+
+    @property
+    def missing(self) -> str:
+        lacking = [name for name in ("limits", "uvicorn") if importlib.util.find_spec(name) is None]
+        return " and ".join(lacking)
+
+    @property
+    def capacity(self) -> float:
+        return self.quota / self.window
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[str]:
+        port = _free_port()
+        app = _LIMITS.format(kind=self.kind, quota=self.quota, window=self.window, port=port)
+        with _running([sys.executable, "-c", app], port):
+            yield f"http://127.0.0.1:{port}/"
+
+
+@contextlib.contextmanager
+def _nginx(zone: str, rule: str, behind: str = "") -> Iterator[str]:
+    port, own = _free_port(), _free_port()
+    with tempfile.TemporaryDirectory(prefix="stkai-nginx-") as directory:
+        path = Path(directory) / "nginx.conf"
+        behind = behind or f"http://127.0.0.1:{own}"
+        path.write_text(_NGINX.format(zone=zone, rule=rule, port=port, own=own, behind=behind))
+        with _running(["nginx", "-p", directory, "-c", str(path), "-e", "stderr"], port):
+            yield f"http://127.0.0.1:{port}/"
+
+
+@contextlib.contextmanager
+def _running(command: Sequence[str], port: int) -> Iterator[None]:
+    """Start the server, wait until it accepts connections, and end it with the block."""
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdout=errors, stderr=errors)
+        try:
+            end = time.monotonic() + _PATIENCE
+            while not _accepts(port):
+                if process.poll() is not None or time.monotonic() > end:
+                    errors.seek(0)
+                    raise RuntimeError(f"{command[0]} did not start: {errors.read().decode()}")
+                time.sleep(0.02)
+            yield
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _accepts(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.5):
+        return True
+    return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
