@@ -80,6 +80,8 @@ class Run:
 def timed(lines: int, *command: str, **variables: str) -> Run:
     """Run a command to its end; the memory is its peak, in bytes."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STKAI_")}
+    # The scripts have no limiter; a batch would be adaptive.
+    environment |= {"STKAI_RATE_LIMIT_ENABLED": "true", "STKAI_RATE_LIMIT_MAX_REQUESTS": "10000000"}
     start = time.perf_counter()
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
@@ -283,7 +285,7 @@ def record(path: Path) -> None:
     """Draw the progress bar as an SVG."""
     from rich.console import Console
 
-    from stkai._batch.progress import Bar, Standing
+    from stkai._batch.progress import Bar, Progress
 
     console = Console(record=True, force_terminal=True, width=112, file=io.StringIO())
     command = "stkai batch prompts.jsonl -o answers.jsonl --price input=0.15,output=0.6"
@@ -291,8 +293,8 @@ def record(path: Path) -> None:
     bar = Bar(Console(force_terminal=True, file=io.StringIO()))
     for second in range(3):
         finished = 411_520 + 406 * second
-        bar.show(second * 0.5, Standing(0.4130 + 0.0004 * second, finished, 3, 9, "12.4M tokens $1.86"))
-    console.print(bar._progress.get_renderable())
+        bar.show(second * 0.5, Progress(finished, 1_000_000, 3, 9, "12.4M tokens $1.86"))
+    console.print(bar._bars.get_renderable())
     bar.close()
     console.save_svg(str(path), title="stkai batch")
 

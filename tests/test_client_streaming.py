@@ -92,6 +92,7 @@ async def test_a_streamed_response_can_be_pickled_whatever_its_clock(world: Worl
     copy = pickle.loads(pickle.dumps(response))  # noqa: S301 - its own
     assert (copy.status_code, copy.is_closed) == (200, True)
     assert not is_read or copy.content == b"one"
+    await world.close(copy)
     await world.close(response)
 
 

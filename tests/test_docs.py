@@ -174,7 +174,9 @@ def test_the_architecture_page_names_everything_at_the_top_of_the_tree() -> None
     assert {name for name in top if f"`{name}" not in text} <= {"__main__.py", "__pycache__/", "py.typed"}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name
+)
 def test_every_relative_link_leads_to_a_file(page: Path) -> None:
     links = re.findall(r"(?<!`)\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
     relative = [link.partition("#")[0] for link in links if not re.match(r"[a-z]+:|#", link)]
@@ -184,7 +186,9 @@ def test_every_relative_link_leads_to_a_file(page: Path) -> None:
 def test_no_page_and_no_metadata_leads_to_a_placeholder() -> None:
     """`.example` belongs to nobody (RFC 2606): good in an example's code, not as a link."""
     named = [*PAGES, ROOT / "pyproject.toml", ROOT / "zensical.toml"]
-    links = {path.name: re.findall(r"\]\((https?://[^)]*\.example\b[^)]*)\)", path.read_text()) for path in named}
+    links = {
+        path.name: re.findall(r"\]\((https?://[^)]*\.example\b[^)]*)\)", path.read_text()) for path in named
+    }
     assert {name: found for name, found in links.items() if found} == {}
     assert not re.search(r"_url|stkai\.example", (ROOT / "zensical.toml").read_text())
 

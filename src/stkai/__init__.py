@@ -35,10 +35,18 @@ from .transports._options import options as options
 from .transports._options import record as record
 
 if TYPE_CHECKING:
+    from . import costs as costs
+    from . import events as events
+    from . import limiters as limiters
+    from . import stores as stores
+    from . import telemetry as telemetry
+    from . import testing as testing
+    from . import transports as transports
+    from . import wires as wires
+    from ._batch.engine import Outcome as Outcome
     from ._batch.errors import OutcomeUnknownError as OutcomeUnknownError
-    from ._batch.outcome import Outcome as Outcome
-    from ._batch.send import asend_all as asend_all
-    from ._batch.send import send_all as send_all
+    from ._batch.send_all import asend_all as asend_all
+    from ._batch.send_all import send_all as send_all
     from ._config.models import AuthConfig as AuthConfig
     from ._config.models import HttpConfig as HttpConfig
     from ._config.models import RateLimitConfig as RateLimitConfig
@@ -62,31 +70,32 @@ if TYPE_CHECKING:
     from .transports._retry.budget import RetryBudget as RetryBudget
     from .transports._retry.policy import RetryPolicy as RetryPolicy
 
+    __all__: list[str]
     __version__: str
-
-# The names that are imported on first use. All names of `events` and `limiters` can be imported from here as well.
-__getattr__, __dir__, __all__ = _lazily(
-    __name__,
-    {
-        "_batch.errors": ("OutcomeUnknownError",),
-        "_batch.outcome": ("Outcome",),
-        "_batch.send": ("asend_all", "send_all"),
-        "_config.models": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),
-        "_credentials.client_credentials": ("ClientCredentialsAuthProvider", "create_standalone_auth"),
-        "_reference.clients": (
-            "AdaptiveRateLimitedHttpClient",
-            "EnvironmentAwareHttpClient",
-            "StandaloneHttpClient",
-            "StkCLIHttpClient",
-            "TokenBucketRateLimitedHttpClient",
-        ),
-        "_reference.retrying": ("Retrying",),
-        "limiters": ("AimdLimiter", "TokenBucket"),
-        "transports._auth.bearer": ("BearerAuth",),
-        "transports._auth.provider": ("AuthProvider", "StaticToken"),
-        "transports._retry.budget": ("RetryBudget",),
-        "transports._retry.policy": ("RetryPolicy",),
-    },
-    submodules=("costs", "events", "limiters", "stores", "telemetry", "testing", "transports", "wires"),
-    unlisted=("events", "limiters"),
-)
+else:  # Type checkers would take any name for one that exists.
+    # The names that are imported on first use. All names of `events` and `limiters` can be imported from here as well.
+    __getattr__, __dir__, __all__ = _lazily(
+        __name__,
+        {
+            "_batch.errors": ("OutcomeUnknownError",),
+            "_batch.engine": ("Outcome",),
+            "_batch.send_all": ("asend_all", "send_all"),
+            "_config.models": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),
+            "_credentials.client_credentials": ("ClientCredentialsAuthProvider", "create_standalone_auth"),
+            "_reference.clients": (
+                "AdaptiveRateLimitedHttpClient",
+                "EnvironmentAwareHttpClient",
+                "StandaloneHttpClient",
+                "StkCLIHttpClient",
+                "TokenBucketRateLimitedHttpClient",
+            ),
+            "_reference.retrying": ("Retrying",),
+            "limiters": ("AimdLimiter", "TokenBucket"),
+            "transports._auth.bearer": ("BearerAuth",),
+            "transports._auth.provider": ("AuthProvider", "StaticToken"),
+            "transports._retry.budget": ("RetryBudget",),
+            "transports._retry.policy": ("RetryPolicy",),
+        },
+        submodules=("costs", "events", "limiters", "stores", "telemetry", "testing", "transports", "wires"),
+        unlisted=("events", "limiters"),
+    )

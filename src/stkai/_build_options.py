@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .transports._limits.metering import Estimate, Settle
     from .transports._retry.policy import RetryPolicy
 
+    Limiters = Sequence[Any]
+    """Several limits at once: a list or tuple of limiters."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -24,7 +27,9 @@ class StackOptions(TypedDict, total=False):
     """What the `build_*` functions take besides `transport`."""
 
     auth: "AuthProvider | BearerAuth | Literal['auto'] | None"
-    rate_limit: "Literal['token_bucket', 'adaptive'] | RateLimitConfig | Limiter | PerHost | PerKey | Sequence[Any] | None"
+    rate_limit: (
+        "Literal['token_bucket', 'adaptive'] | RateLimitConfig | Limiter | PerHost | PerKey | Limiters | None"
+    )
     retry: "RetryPolicy | None"
     listener: "Listener | Sequence[Listener] | None"
     clock: "Clock | None"

@@ -48,7 +48,8 @@ class StreamedResponse(httpx.Response):
         await super().aclose()
 
     def _stop_the_watch(self) -> None:
-        if not hasattr(self, "_elapsed"):
+        # One that was unpickled has no clock any more.
+        if not hasattr(self, "_elapsed") and hasattr(self, "_clock"):
             self.elapsed = timedelta(seconds=self._clock.monotonic() - self._started)
 
     def __enter__(self) -> Self:

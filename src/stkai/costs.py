@@ -20,6 +20,11 @@ from ._families import alike
 
 __all__ = ["LlmTokens", "llm_tokens", "model_of"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Count = Literal["total", "input", "output"]
 
 _CHARACTERS_PER_TOKEN: Final = 4

@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from aiohttp import web
 from typer.testing import CliRunner
@@ -114,6 +115,23 @@ def server(answer: Answer | None = None) -> Iterator[Server]:
         yield running
 
 
+@contextmanager
+def descriptors(stdin: bytes) -> Iterator[IO[bytes]]:
+    """Replace the process's stdin by these bytes, and its stdout by the file that this yields."""
+    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as target:
+        source.write(stdin)
+        source.seek(0)
+        before = [os.dup(descriptor) for descriptor in (0, 1)]
+        try:
+            os.dup2(source.fileno(), 0)
+            os.dup2(target.fileno(), 1)
+            yield target
+        finally:
+            for descriptor, saved in enumerate(before):
+                os.dup2(saved, descriptor)
+                os.close(saved)
+
+
 async def broken(request: web.BaseRequest) -> web.StreamResponse:
     """An answer whose body breaks off."""
     response = web.StreamResponse()
@@ -170,43 +188,39 @@ class Job:
             if not name.upper().startswith("STKAI_") and not name.upper().endswith("_PROXY")
         }
         source = str(ROOT / "src")
-        fast = {"STKAI_RETRY_INITIAL_DELAY": "0.01"}
+        # A quota that never limits, since a batch is adaptive by default and would begin slowly.
+        fast = {
+            "STKAI_RETRY_INITIAL_DELAY": "0.01",
+            "STKAI_RATE_LIMIT_ENABLED": "true",
+            "STKAI_RATE_LIMIT_MAX_REQUESTS": "1000000",
+            "STKAI_RATE_LIMIT_TIME_WINDOW": "1",
+        }
         return {**kept, **fast, "PYTHONPATH": source, "COLUMNS": "200", **variables}
 
     def run(
         self, *more: str, stdin: bytes | None = None, env: dict[str, str] | None = None, base: bool = True
     ) -> "subprocess.CompletedProcess[str]":
-        """Run the command to its end: in this process, or in its own process if it reads stdin or writes stdout."""
-        command = self.arguments(*more, base=base)
-        environment = self.environment(**(env or {}))
-        if stdin is None and "-" not in command:
-            return self.run_here(command, environment)
-        done = subprocess.run(
-            command,
-            check=False,
-            capture_output=True,
-            input=stdin or b"",
-            cwd=self.folder,
-            env=environment,
-            timeout=60,
-        )
-        return subprocess.CompletedProcess(
-            command, done.returncode, done.stdout.decode(), done.stderr.decode()
-        )
+        """Run the command to its end, in this process."""
+        return self.run_here(self.arguments(*more, base=base), self.environment(**(env or {})), stdin or b"")
 
-    def run_here(self, command: list[str], environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    def run_here(
+        self, command: list[str], environment: dict[str, str], stdin: bytes = b""
+    ) -> "subprocess.CompletedProcess[str]":
         """Run a command in this process."""
         before = Path.cwd()
         os.chdir(self.folder)
         stkai.STKAI.reset()
         try:
-            done = CliRunner().invoke(build_app(), command[3:], env={**environment, "PYTHONPATH": None})
+            with descriptors(stdin) as stdout:
+                done = CliRunner().invoke(build_app(), command[3:], env={**environment, "PYTHONPATH": None})
+                stdout.seek(0)
+                printed = stdout.read().decode()
         finally:
             os.chdir(before)
             stkai.STKAI.reset()
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
-        return subprocess.CompletedProcess(command, done.exit_code, done.stdout, done.stderr)
+        return subprocess.CompletedProcess(command, done.exit_code, done.stdout + printed, done.stderr)
 
     def start(self, *more: str, **options: Any) -> "subprocess.Popen[bytes]":
         """Start the command."""

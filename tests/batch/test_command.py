@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from .job import Job, RefusalError, Server, echo, entries, server, summary
+from .job import Job, RefusalError, Server, echo, server, summary
 
 pytestmark = pytest.mark.real_time
 
@@ -294,68 +292,6 @@ def test_stdin_can_go_straight_to_stdout(job: Job) -> None:
     assert sorted(path.name for path in job.folder.iterdir()) == ["in.jsonl"]
 
 
-def test_a_shard_takes_its_lines_under_their_own_numbers_and_merge_joins_them(
-    job: Job, counting: Server
-) -> None:
-    job.write(10)
-    for number in range(3):
-        assert job.run("--shard", f"{number}/3", "-o", f"part-{number}").returncode == 0
-    assert set(counting.executed.values()) == {1}
-    parts = [f"part-{number}.jsonl" for number in range(3)]
-    assert sorted(json.loads(line)["id"] for line in (job.folder / parts[1]).read_text().splitlines()) == [
-        "line-2",
-        "line-5",
-        "line-8",
-    ]
-    assert job.run("--shard", "1/2", "-o", "part-1", "--resume").returncode == 2
-    merged = merge(job, *parts, "-o", "all.jsonl")
-    assert merged.returncode == 0, merged.stderr
-    assert list(entries(job.folder / "all.jsonl")) == list(range(1, 11))
-    assert (job.folder / "all.failed.jsonl").read_text() == ""
-
-
-def merge(job: Job, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return job.run_here([sys.executable, "-m", "stkai", "batch", "merge", *arguments], job.environment())
-
-
-def test_a_merge_that_cannot_be_finished_leaves_nothing_behind(job: Job) -> None:
-    lines(job, {"url": "/x", "body": {}}, "oops")
-    job.run()
-    (job.folder / "all.jsonl.sorting").mkdir()
-    before = {path.name for path in job.folder.iterdir()}
-    result = merge(job, "out", "-o", "all")
-    assert (result.returncode, "all.jsonl" in result.stderr) == (3, True)
-    assert {path.name for path in job.folder.iterdir()} == before
-
-
-def test_merge_reports_failures_and_refuses_to_lose_or_duplicate_lines(job: Job) -> None:
-    lines(job, {"url": "/x", "body": {}}, "oops", {"url": "/x", "body": {}})
-    job.run("--shard", "0/2", "-o", "a")
-    job.run("--shard", "1/2", "-o", "b.jsonl")
-    result = merge(job, "a", "b", "-o", "all")
-    assert (result.returncode, summary(result.stderr)) == (1, "2 done, 1 failed")
-    assert (list(entries(job.folder / "all.jsonl")), list(entries(job.folder / "all.failed.jsonl"))) == (
-        [1, 3],
-        [2],
-    )
-    for names, says in (
-        (("a", "b", "-o", "all"), "exists"),
-        (("a", "missing", "-o", "other"), "does not exist"),
-        (("a", "b", "a", "-o", "other"), "line 1 is in two outputs"),
-        (("in", "-o", "other"), "not an output line"),
-        (("a", "-o", "nowhere/other"), "not a directory"),
-    ):
-        before = job.snapshot()
-        result = merge(job, *names)
-        assert result.returncode == 2, names
-        assert says in result.stderr
-        assert job.snapshot() == before
-    with (job.folder / "a.jsonl").open("a") as output:
-        output.write('{"id": "line-9", "custom')
-    result = merge(job, "a", "b", "-o", "other")
-    assert (result.returncode, "cut off" in result.stderr) == (2, True)
-
-
 def test_retry_failed_sends_the_failures_again_and_removes_them_at_once(job: Job, counting: Server) -> None:
     fails = True
 
@@ -441,7 +377,7 @@ def test_a_dry_run_checks_every_line_and_sends_and_writes_nothing(job: Job, coun
 def test_a_dry_run_of_valid_lines_ends_with_0(job: Job) -> None:
     job.write(3)
     result = job.run(
-        "--dry-run", env={"STKAI_RATE_LIMIT_ENABLED": "true", "STKAI_RATE_LIMIT_MAX_REQUESTS": "1"}
+        "--dry-run", env={"STKAI_RATE_LIMIT_MAX_REQUESTS": "1", "STKAI_RATE_LIMIT_TIME_WINDOW": "60"}
     )
     assert result.returncode == 0
     assert "at 1 requests per 60 s: at least 3:00" in result.stderr

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 from aiohttp import web
 
-from stkai._batch.job import run_batch
+from stkai._batch.command import run_batch
 from stkai._batch.options import Options
 
 from .job import Job, Server, echo, entries, server, summary

@@ -12,14 +12,11 @@ import pytest
 from aiohttp import web
 
 from stkai import ConfigurationError
-from stkai._batch.append_file import AppendFile
+from stkai._batch.append_file import AppendFile, GroupCommit
 from stkai._batch.errors import WriteError
-from stkai._batch.fates import DONE, FAILED
-from stkai._batch.intents import Commit
+from stkai._batch.input_lines import StdinCopy
 from stkai._batch.journal import Journal
-from stkai._batch.lock import lock
-from stkai._batch.sinks import Stdout
-from stkai._batch.spool import Spool
+from stkai._batch.outputs import StdoutOutputs
 
 from .job import Job, Server, echo, server, summary
 
@@ -82,7 +79,7 @@ def test_concurrent_commits_share_an_fsync(tmp_path: Path) -> None:
         synced += 1
 
     async def main() -> None:
-        commit = Commit(file, sync)
+        commit = GroupCommit(file, sync)
         async with anyio.create_task_group() as group:
             for _ in range(20):
                 file.append(b"record\n")
@@ -152,57 +149,61 @@ def test_a_torn_tail_of_any_length_is_cut(tmp_path: Path) -> None:
         file.close()
 
 
-def test_stdout_keeps_the_order_and_skips_dropped_lines() -> None:
+def test_stdout_keeps_the_order_and_counts_what_was_written() -> None:
     reading, writing = os.pipe()
-    sink = Stdout(in_order=True, descriptor=writing)
+    outputs = StdoutOutputs(in_order=True, descriptor=writing)
     for number in (1, 2, 3, 4):
-        sink.expect(number)
-    sink.append(DONE, 3, b"three\n")
-    sink.append(FAILED, 2, b"two\n")
-    assert sink.held == 2
-    sink.drop(1)
-    sink.append(DONE, 4, b"four\n")
+        outputs.expect(number)
+    outputs.append(3, b"three\n", None)
+    outputs.append(2, b"two\n", "http_400")
+    assert (outputs.held, outputs.is_behind) == (2, False)
+    outputs.drop(1)
+    outputs.append(4, b"four\n", None)
+    anyio.run(outputs.flush)
     assert os.read(reading, 100) == b"two\nthree\nfour\n"
-    assert sink.counts == {DONE: 2, FAILED: 1}
-    for do_nothing in (sink.sync, sink.sort, sink.close):
-        do_nothing()
+    assert (outputs.done, outputs.codes) == (2, {"http_400": 1})
     os.close(reading)
+    for number in (5, 6):
+        outputs.expect(number)
+        outputs.append(number, b"lost\n", None)
     with pytest.raises(WriteError, match="stdout"):
-        Stdout(in_order=False, descriptor=writing).append(DONE, 1, b"gone\n")
+        anyio.run(outputs.flush)
+    assert outputs.take_unwritten() == [b"lost\n", b"lost\n"]
+    assert (outputs.done, outputs.is_behind) == (2, False)
     os.close(writing)
 
 
-def wait_for(spool: Spool) -> None:
+def wait_for(copy: StdinCopy) -> None:
     for _ in range(2000):
-        if spool.is_complete:
+        if copy.is_complete:
             return
         anyio.run(anyio.sleep, 0.005)
     raise AssertionError("it is never complete")
 
 
-def test_a_spool_copies_to_the_end_and_reports_what_went_wrong(
+def test_a_copy_copies_to_the_end_and_reports_what_went_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, writing = os.pipe()
-    spool = Spool(tmp_path / "spool", reading)
-    spool.start()
+    copy = StdinCopy(tmp_path / "copy", descriptor=reading)
+    copy.start()
     os.write(writing, b"some")
     os.write(writing, b" more")
     os.close(writing)
-    wait_for(spool)
-    assert spool.path.read_bytes() == b"some more"
+    wait_for(copy)
+    assert copy.path.read_bytes() == b"some more"
     os.close(reading)
-    closed = Spool(tmp_path / "none", reading)
+    closed = StdinCopy(tmp_path / "none", descriptor=reading)
     closed.start()
     wait_for(closed)
     assert closed.error is None
     reading, writing = os.pipe()
 
     def fail(_: AppendFile, record: bytes) -> None:
-        raise WriteError("spool", OSError(errno.ENOSPC, "No space left on device"))
+        raise WriteError("copy", OSError(errno.ENOSPC, "No space left on device"))
 
     monkeypatch.setattr(AppendFile, "append", fail)
-    full = Spool(tmp_path / "full", reading)
+    full = StdinCopy(tmp_path / "full", descriptor=reading)
     full.start()
     os.write(writing, b"x")
     wait_for(full)
@@ -220,10 +221,10 @@ def test_a_system_without_file_locks_is_a_configuration_error(
 
 
 def test_a_file_system_without_locks_is_a_configuration_error(tmp_path: Path) -> None:
-    descriptor = os.open(tmp_path / "file", os.O_CREAT)
-    os.close(descriptor)
+    file = AppendFile(tmp_path / "file")
+    file.close()
     with pytest.raises(ConfigurationError, match="Bad file descriptor"):
-        lock(descriptor)
+        file.lock()
 
 
 def test_a_dry_run_lists_its_first_findings_and_counts_them_all(job: Job) -> None:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stkai._batch.json_text import Part, body_of, members, one_line, parse
-from stkai._batch.lines import CsvRecords, JsonLines
-from stkai._batch.templates import Template
+from stkai._batch.input_lines import CsvRecords, JsonLines
+from stkai._batch.json_text import Part, Template, members, one_line, parse
+from stkai._batch.output_lines import body_of
 
 from .job import Job, Server, server
 
@@ -183,7 +183,7 @@ def test_lines_are_awaited_while_the_input_still_grows(tmp_path: Path) -> None:
     path = tmp_path / "grows.jsonl"
     path.write_bytes(b'{"a": 1}\n{"b"')
     complete = False
-    lines = iter(JsonLines(path, lambda: complete))
+    lines = iter(JsonLines(path, is_complete=lambda: complete))
     first = next(lines)
     assert first is not None
     assert first[0] == 1
@@ -204,3 +204,74 @@ def test_the_body_of_an_answer_in_another_encoding_is_read() -> None:
 
     assert body_of(httpx.Response(200, content='{"a": "é"}'.encode("utf-16"))).value == {"a": "é"}
     assert json.loads(body_of(httpx.Response(200, content=b"\xff\xfe\x00")).text)
+
+
+def test_a_column_with_a_space_in_its_name_is_a_placeholder(
+    job: Job, counting: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "people.csv").write_text("first name,e-mail (work)\nAnn,ann@example.com\n")
+    (tmp_path / "body.json").write_text('{"t": "{first name}: {e-mail (work)}, {yes or no} {}"}')
+    assert job.run("people.csv", "--body", "body.json").returncode == 0
+    assert counting.bodies == [{"t": "Ann: ann@example.com, {yes or no} {}"}]
+
+
+def test_a_member_with_a_space_in_its_name_is_a_placeholder(
+    job: Job, counting: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "body.json").write_text('{"t": "{first name}"}')
+    job.input.write_text('{"first name": "Ann"}\n{"first name": "Bob"}\n{}\n')
+    assert job.run("--body", "body.json").returncode == 1
+    assert sorted(body["t"] for body in counting.bodies) == ["Ann", "Bob"]
+    assert job.codes() == {3: "invalid_line"}
+
+
+@pytest.mark.parametrize(
+    ("placeholder", "says"),
+    [
+        ("{firstname}", "no such column"),
+        ("{Name}", "no such column"),
+        ("{frist name}", "write {first name}"),
+        ("{First Name}", "write {first name}"),
+        ("{ first name }", "write {first name}"),
+        ("{first name!}", "write {first name}"),
+    ],
+)
+def test_a_placeholder_that_no_column_fills_is_refused_before_anything_is_sent(
+    placeholder: str, says: str, job: Job, counting: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "people.csv").write_text("first name\nAnn\n")
+    (tmp_path / "body.json").write_text(json.dumps({"t": placeholder}))
+    result = job.run("people.csv", "--body", "body.json")
+    assert (result.returncode, says in result.stderr) == (2, True)
+    assert (counting.seen, job.journal.exists()) == ([], False)
+
+
+def test_a_placeholder_in_the_base_url_is_refused(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "people.csv").write_text("id\n1\n")
+    (tmp_path / "body.json").write_text("{}")
+    result = job.run("people.csv", "--body", "body.json", "--base-url", f"{job.url}/users/{{id}}")
+    assert (result.returncode, "{id}" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.csv", "body.json"])
+def test_a_file_in_utf_16_is_refused_with_the_remedy(
+    name: str, job: Job, counting: Server, tmp_path: Path
+) -> None:
+    texts = {"in.jsonl": '{"url": "/x", "body": {}}\n', "in.csv": "a\n1\n", "body.json": '{"a": "{a}"}'}
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
+        for file, text in texts.items():
+            (tmp_path / file).write_bytes(text.encode(encoding if file == name else "utf-8"))
+        source = "in.jsonl" if name == "in.jsonl" else "in.csv"
+        result = job.run(source, *(() if source == "in.jsonl" else ("--body", "body.json")))
+        assert (result.returncode, "save the file as UTF-8" in result.stderr) == (2, True), encoding
+    assert counting.seen == []
+
+
+def test_a_csv_with_the_line_breaks_of_old_macs_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "old.csv"
+    path.write_bytes(b"a,b\r1,2\r3,4")
+    rows = [item[1]() for item in CsvRecords(path) if item]
+    assert [{name: part.value for name, part in (row or {}).items()} for row in rows] == [
+        {"a": "1", "b": "2"},
+        {"a": "3", "b": "4"},
+    ]

@@ -9,55 +9,60 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from stkai._batch.price import Price, Usage, show_count, show_dollars
-from stkai._batch.progress import Bar, Pace, Plain, Silent, Standing, describe, show_time
+from stkai._batch.progress import Bar, Display, Pace, Plain, Progress, show_time
+from stkai._batch.usage import Price, Usage, show_count, show_dollars
 
 from .job import Job, server
 
 
 def test_a_line_of_progress_says_how_far_how_fast_and_how_long() -> None:
-    standing = Standing(share=0.414, finished=412_332, failed=3, waiting=9, tokens="12.4M tokens $1.86")
-    assert describe(standing, 812.2, 724) == (
-        "41 % 412,332 | 812/s | 9 waiting for quota | 3 failed | 12.4M tokens $1.86 | ETA 12:04"
+    progress = Progress(872, 3_000, failed=3, waiting=9, tokens="12.4M tokens $1.86")
+    assert progress.text(812.2, 724) == (
+        "29 % 872/3,000 | 812/s | 9 waiting for quota | 3 failed | 12.4M tokens $1.86 | ETA 12:04"
     )
 
 
 def test_unknown_figures_are_left_out() -> None:
-    assert describe(Standing(None, 7, 0, 0, ""), 0.0, None) == "7 | 0/s | 0 failed"
+    assert Progress(7).text(0.0, None) == "7 | 0 failed"
+
+
+@pytest.mark.parametrize(("finished", "shown"), [(0, "0 %"), (2_999, "99 %"), (3_000, "100 %")])
+def test_the_share_is_that_of_the_finished_lines(finished: int, shown: str) -> None:
+    assert Progress(finished, 3_000).text(0.5, None).startswith(f"{shown} {finished:,}/3,000 | 0.5/s | ")
 
 
 def test_without_a_terminal_there_is_a_plain_line_every_ten_seconds() -> None:
     said: list[str] = []
     plain = Plain(said.append)
     for second in range(31):
-        plain.show(100.0 + second, Standing(second / 40, second * 10, 0, 0, ""))
+        plain.show(100.0 + second, Progress(second * 10, 400))
     assert said == [
-        "25 % 100 | 10/s | 0 failed | ETA 0:30",
-        "50 % 200 | 10/s | 0 failed | ETA 0:20",
-        "75 % 300 | 10/s | 0 failed | ETA 0:10",
+        "25 % 100/400 | 10/s | 0 failed | ETA 0:30",
+        "50 % 200/400 | 10/s | 0 failed | ETA 0:20",
+        "75 % 300/400 | 10/s | 0 failed | ETA 0:10",
     ]
     plain.close()
 
 
-def test_no_time_left_is_shown_before_anything_was_read() -> None:
+def test_the_time_left_follows_the_lines_of_this_run() -> None:
     pace = Pace()
-    assert pace.seconds_left(1.0, Standing(0.5, 0, 0, 0, "")) is None
-    pace.update(1.0, Standing(0.5, 0, 0, 0, ""))
-    assert pace.seconds_left(2.0, Standing(0.5, 0, 0, 0, "")) is None
-    assert pace.seconds_left(2.0, Standing(0.75, 0, 0, 0, "")) == 1.0
-    assert pace.seconds_left(2.0, Standing(None, 0, 0, 0, "")) is None
+    assert "ETA" not in pace.describe(1.0, Progress(500, 1_000))
+    assert "ETA" not in pace.describe(2.0, Progress(500, 1_000))
+    assert pace.describe(3.0, Progress(750, 1_000)).endswith("ETA 0:02")
+    assert "ETA" not in pace.describe(4.0, Progress(750))
 
 
 def test_the_bar_shows_the_same_words() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     bar = Bar(console)
-    bar.show(1.0, Standing(0.5, 10, 1, 0, ""))
-    bar.show(2.0, Standing(None, 20, 1, 0, ""))
+    bar.show(1.0, Progress(10, 20, 1))
+    bar.show(2.0, Progress(20, None, 1))
     bar.close()
     assert isinstance(console.file, io.StringIO)
-    assert "50 % 10 | 0/s | 1 failed" in console.file.getvalue()
-    Silent().show(1.0, Standing(None, 0, 0, 0, ""))
-    Silent().close()
+    assert "50 % 10/20 | 1 failed" in console.file.getvalue()
+    silent = Display(print)
+    silent.show(1.0, Progress(0))
+    silent.close()
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (61, "1:01"), (3725, "1:02:05")])

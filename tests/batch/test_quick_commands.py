@@ -51,7 +51,9 @@ class Executions:
 
 
 @pytest.fixture
-def executions() -> Iterator[Executions]:
+def executions(monkeypatch: pytest.MonkeyPatch) -> Iterator[Executions]:
+    """A service that jobs in this process poll without the pause of a second."""
+    monkeypatch.setattr("stkai._batch.quick_commands._FIRST_PAUSE", 0.01)
     with server() as running:
         yield Executions(running)
 
@@ -165,7 +167,7 @@ def test_a_creation_that_is_refused_or_names_no_execution_is_a_failure(
 
 def test_a_deadline_bounds_the_whole_execution(job: Job, executions: Executions) -> None:
     executions.needed = 10_000
-    assert job.run("--deadline", "1.5").returncode == 1
+    assert job.run("--deadline", "0.3").returncode == 1
     assert set(job.codes().values()) == {"DeadlineExceededError"}
 
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 import trio
 
 import stkai
+from stkai.testing import FakeClock
 from tests.support.world import World
 
 URL = "https://api.test/{}"
@@ -362,10 +365,11 @@ async def test_a_journal_skips_returned_outcomes_and_reports_what_was_in_flight(
                 seen.append(outcome.index)
                 if len(seen) == 4:
                     break
+    executed = set(sent)
     rest = await collect(world, client(world, answer), requests(10), max_in_flight=2, journal=path)
     assert sorted([*seen, *(outcome.index for outcome in rest)]) == list(range(10))
     unknown = {outcome.index for outcome in rest if isinstance(outcome.error, stkai.OutcomeUnknownError)}
-    assert unknown == set(range(5)) - set(seen)
+    assert unknown == executed - set(seen)
     assert sorted(sent) == sorted(set(sent))
     assert await collect(world, client(world, answer), requests(10), journal=path) == []
     header = json.loads(path.read_text().splitlines()[0])
@@ -421,3 +425,96 @@ def test_an_abandoned_loop_leaves_no_task_behind() -> None:
 
     trio.run(leave_in_trio)
     assert held.running == held.cancelled
+
+
+async def first(world: World, count: int, client: Any, requests: Any, **kwargs: Any) -> list[stkai.Outcome]:
+    """So many outcomes; then the loop is closed."""
+    taken: list[stkai.Outcome] = []
+    if world.is_async:
+        async with contextlib.aclosing(stkai.asend_all(client, requests, **kwargs)) as outcomes:
+            async for outcome in outcomes:
+                taken.append(outcome)
+                if len(taken) == count:
+                    break
+    else:
+        with contextlib.closing(stkai.send_all(client, requests, **kwargs)) as some:
+            taken.extend(itertools.islice(some, count))
+    return taken
+
+
+async def test_requests_whose_connection_failed_are_not_unknown_after_an_orderly_end(
+    world: World, tmp_path: Path
+) -> None:
+    path = tmp_path / "calls.journal"
+    down = client(world, lambda _: httpx.ConnectError("refused"), retry=None)
+    taken = await first(world, 1, down, requests(6), max_in_flight=4, journal=path)
+    rest = await collect(world, client(world), requests(6), journal=path)
+    assert {outcome.index for outcome in rest} == set(range(6)) - {taken[0].index}
+    assert [outcome.error for outcome in rest] == [None] * 5
+
+
+@pytest.mark.real_time
+@pytest.mark.worlds("asyncio", "trio")
+async def test_requests_that_waited_for_a_permit_are_not_unknown_after_an_orderly_end(
+    world: World, tmp_path: Path
+) -> None:
+    path, sent = tmp_path / "calls.journal", list[int]()
+
+    def answer(number: int) -> int:
+        sent.append(number)
+        return number
+
+    limited = client(world, answer, rate_limit=stkai.TokenBucket(2, 3600))
+    taken = await first(world, 2, limited, requests(6), max_in_flight=5, journal=path)
+    assert sorted(outcome.index for outcome in taken) == sorted(sent)
+    rest = await collect(world, client(world, answer), requests(6), journal=path)
+    assert {outcome.index for outcome in [*taken, *rest]} == set(range(6))
+    assert [outcome.error for outcome in rest] == [None] * 4
+    assert sorted(sent) == list(range(6))
+
+
+async def test_a_journal_changes_nothing_about_the_calls_themselves(world: World, tmp_path: Path) -> None:
+    failures = {1: 2, 3: 1}
+
+    def answer(number: int) -> Any:
+        if failures.get(number):
+            failures[number] -= 1
+            return httpx.ConnectError("refused")
+        return ValueError("odd") if number == 4 else number
+
+    clock = FakeClock()
+    sending = client(world, answer, clock=clock)
+    outcomes = await collect(world, sending, requests(6), journal=tmp_path / "calls.journal")
+    assert {outcome.index: type(outcome.error).__name__ for outcome in outcomes if outcome.error} == {
+        4: "ValueError"
+    }
+    attempts = {
+        outcome.index: outcome.response.extensions["stkai"].attempts
+        for outcome in outcomes
+        if outcome.response
+    }
+    assert attempts == {0: 1, 1: 3, 2: 1, 3: 2, 5: 1}
+
+
+async def test_a_request_that_may_have_acted_before_its_connection_failed_is_unknown(
+    world: World, tmp_path: Path
+) -> None:
+    path = tmp_path / "calls.journal"
+    attempts: Counter[int] = Counter()
+
+    def answer(number: int) -> Any:
+        attempts[number] += 1
+        if number == 0:
+            return 0
+        return httpx.ReadError("broken") if attempts[number] == 1 else httpx.ConnectError("refused")
+
+    policy = stkai.RetryPolicy(max_retries=1, initial_delay=0.0)
+    await first(world, 1, client(world, answer, retry=policy), puts(3), max_in_flight=3, journal=path)
+    rest = await collect(world, client(world), puts(3), journal=path)
+    tried = {number for number, count in attempts.items() if count and number}
+    assert {o.index for o in rest if isinstance(o.error, stkai.OutcomeUnknownError)} <= {0, *tried}
+    assert all(attempts[outcome.index] == 0 for outcome in rest if outcome.error is None)
+
+
+def puts(count: int) -> list[httpx.Request]:
+    return [httpx.Request("PUT", URL.format(number)) for number in range(count)]

@@ -181,18 +181,24 @@ def test_different_failures_or_an_answer_in_between_do_not_halt_the_run(job: Job
     assert (len(job.done()), len(job.failures())) == (3, 7)
 
 
-@pytest.mark.parametrize("options", [("--no-auth",), ()])
-def test_a_401_halts_at_once_and_its_line_was_not_sent(
-    options: tuple[str, ...], job: Job, counting: Server
-) -> None:
+def refuse(counting: Server, *numbers: int) -> None:
+    """Answer 401 to these lines; the token endpoint works."""
+
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
         if "token" in request.path:
             return web.json_response({"access_token": "t", "token_type": "Bearer", "expires_in": 100})
-        if body["n"] == 3:
+        if body["n"] in numbers:
             raise RefusalError(401)
         return await echo(request, body)
 
     counting.answer = answer
+
+
+@pytest.mark.parametrize("options", [("--no-auth",), ()])
+def test_credentials_that_are_refused_for_several_lines_halt_the_run_and_these_were_not_sent(
+    options: tuple[str, ...], job: Job, counting: Server
+) -> None:
+    refuse(counting, *range(3, 11))
     job.options = options
     settings = {
         "STKAI_AUTH_CLIENT_ID": "me",
@@ -204,11 +210,39 @@ def test_a_401_halts_at_once_and_its_line_was_not_sent(
     assert "401" in result.stderr
     assert "STKAI_AUTH_CLIENT_ID" in result.stderr
     assert "STKAI_AUTH_TOKEN" in result.stderr
-    assert job.journal.read_text().endswith("n 3\n")
+    assert "n 5\n" in job.journal.read_text()
     assert (sorted(job.done()), job.failures()) == ([1, 2], {})
     counting.answer = echo
     job.options = ("--no-auth",)
     assert summary(job.run("--resume").stderr) == "10 done, 0 failed (0 unknown)"
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_credentials_that_are_refused_for_all_lines_halt_the_run(
+    count: int, job: Job, counting: Server
+) -> None:
+    job.write(count)
+    refuse(counting, *range(1, 11))
+    result = job.run()
+    assert (result.returncode, "401" in result.stderr) == (3, True)
+    assert (job.done(), job.failures()) == ({}, {})
+
+
+@pytest.mark.parametrize("numbers", [(3,), (3, 4), (10,), (3, 10)])
+def test_single_lines_that_are_always_refused_are_failures_and_halt_nothing(
+    numbers: tuple[int, ...], job: Job, counting: Server
+) -> None:
+    refuse(counting, *numbers)
+    for option in ("--quiet", "--resume", "--retry-failed"):
+        assert job.run(option, "--max-in-flight", "1").returncode == 1
+        assert job.codes() == dict.fromkeys(numbers, "http_401")
+        assert len(job.done()) == 10 - len(numbers)
+
+
+def test_refused_lines_are_failures_if_nothing_is_to_halt_the_run(job: Job, counting: Server) -> None:
+    refuse(counting, *range(1, 11))
+    assert job.run("--halt-after", "0").returncode == 1
+    assert len(job.failures()) == 10
 
 
 def test_a_token_in_the_settings_signs_every_line_and_is_written_nowhere(job: Job, counting: Server) -> None:

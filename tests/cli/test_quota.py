@@ -32,7 +32,13 @@ def store(tmp_path: Path) -> FileStore:
 def costly(tmp_path: Path) -> FileStore:
     """A store with a quota of ten requests in 2 s and of 1000 units, which one request of 1500 has used up."""
     store = FileStore(tmp_path / "store")
-    quota: dict[str, Any] = {"rate": 5.0, "burst": 10.0, "window": 2.0, "max_cost": 1000.0, "cost_rate": 500.0}
+    quota: dict[str, Any] = {
+        "rate": 5.0,
+        "burst": 10.0,
+        "window": 2.0,
+        "max_cost": 1000.0,
+        "cost_rate": 500.0,
+    }
     lease = store.lease(Ask(share="team-key", member="a", want=1, costs=(1500.0,), **quota))
     store.lease(Ask(share="team-key", member="a", lease_id=lease.id, used=1, units_used=1500.0, **quota))
     return store

@@ -1,6 +1,9 @@
 """What code written for stkai 0.4 finds here, and which page lists the rest."""
 
 import importlib
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +12,10 @@ import httpx
 import pytest
 
 import stkai
-from stkai import ClientCredentialsAuthProvider, StandaloneHttpClient
+from stkai import ClientCredentialsAuthProvider, DeadlineExceededError, StandaloneHttpClient, StaticToken
 from stkai.testing import QuotaServer
+
+from ..reliability.hostile import drip, hostile
 
 # `stkai.__all__` of 0.4.18.
 NAMES = tuple(
@@ -112,6 +117,20 @@ def test_no_redirect_takes_the_token_to_another_origin(
         server.fail_with(302, headers={"location": f"{stranger.url}/echo"}, path="/v1/first")
         assert client.get(f"{server.url}/v1/first").status_code == 200
         assert [record.authorization for record in stranger.requests] == [None]
+
+
+@pytest.mark.real_time
+def test_the_deadline_of_a_get_holds_in_the_body_behind_a_redirect(server: QuotaServer) -> None:
+    def talk(connection: socket.socket, stopped: threading.Event) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n")
+        drip(connection, stopped, b"x" * 500, 0.02)
+
+    with hostile(talk) as url, StandaloneHttpClient(StaticToken("token")) as client:
+        server.fail_with(302, headers={"location": url}, path="/v1/first")
+        start = time.monotonic()
+        with pytest.raises(DeadlineExceededError):
+            client.get(f"{server.url}/v1/first", deadline=0.3)
+        assert time.monotonic() - start < 5.0
 
 
 def test_endless_redirects_are_an_error(server: QuotaServer, client: StandaloneHttpClient) -> None:

@@ -1,0 +1,25 @@
+"""Batches: many requests through one stack, from a file (`stkai batch`) or from a program (`send_all`, `asend_all`).
+
+command          `stkai batch`, from options to exit code; signals; what is said in the end
+options          what the command was told
+preflight        what is checked before anything is sent; `--dry-run`
+job              the files of a job, opened and compared: it begins or resumes
+input_lines      JSONL, CSV and stdin as numbered lines
+request_formats  from a line to a request
+json_text        JSON that keeps its text; templates
+line_source      the lines that are still to be sent
+runner           one run: outcomes are written, halts are decided
+engine           sends many requests in tasks, and yields outcomes
+batch_client     the stack of a batch, with the journal next to the wire; its limits
+quick_commands   executions that are created and polled
+output_lines     from an answer to a line of an output; messages of failures
+outputs          the two files of outcomes, or stdout
+merge            sorts outputs, and joins those of shards
+journal          which lines were sent
+job_state        what is known about each line
+append_file      records that a kill cannot tear; locks; fsync
+progress, usage  what is shown meanwhile
+send_all         `send_all` and `asend_all`, and their journal
+client_senders   how each kind of client sends a request
+errors           errors that concern a batch as a whole
+"""

@@ -1,13 +1,19 @@
 """An append-only file: each record is one write, so that a kill can tear only the last record."""
 
+import errno
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import anyio
+import anyio.to_thread
+
 from .errors import UsageError, WriteError
 
 _BLOCK: Final = 1 << 16
+_LOCKED: Final = frozenset({errno.EACCES, errno.EAGAIN})
 
 
 class AppendFile:
@@ -72,6 +78,28 @@ class AppendFile:
         self.size = size
         self.is_dirty = True
 
+    def lock(self) -> bool:
+        """Lock the file for this process; return False if another process holds the lock.
+
+        The system releases the lock when the process ends, even by a kill.
+
+        Raises:
+            UsageError: the system, or the file system, does not support file locks.
+        """
+        try:
+            import fcntl
+        except ModuleNotFoundError as error:
+            msg = "a batch needs file locks, which this system does not have: use Linux, macOS or WSL"
+            raise UsageError(msg) from error
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _LOCKED:
+                return False
+            msg = f"{self.path} cannot be locked ({error.strerror}): choose a file system with locks for -o"
+            raise UsageError(msg) from error
+        return True
+
     def sync(self) -> None:
         """Return once everything written so far would survive a power failure.
 
@@ -95,3 +123,26 @@ class AppendFile:
         if self._is_open:
             self._is_open = False
             os.close(self.descriptor)
+
+
+class GroupCommit:
+    """Waits until a file would survive a power failure; concurrent callers share the next fsync."""
+
+    def __init__(self, file: AppendFile, sync: Callable[[], None] | None = None) -> None:
+        self._file, self._sync = file, sync or file.sync
+        self._safe = 0
+        self._running: anyio.Event | None = None
+
+    async def __call__(self) -> None:
+        wanted = self._file.size
+        while self._safe < wanted:
+            if self._running is not None:
+                await self._running.wait()
+                continue
+            self._running, reached = anyio.Event(), self._file.size
+            try:
+                await anyio.to_thread.run_sync(self._sync)
+                self._safe = reached
+            finally:
+                self._running.set()
+                self._running = None

@@ -7,15 +7,11 @@ from .._errors import ConfigurationError, StkaiError
 
 
 class OutcomeUnknownError(StkaiError):
-    """The request was in flight when an earlier run was killed; the server may have acted on it. Not sent again."""
+    """The request was in flight when an earlier run ended; the server may have acted on it. It was not sent again."""
 
 
 class UsageError(ConfigurationError):
     """The command was used wrongly, and nothing was sent. The message says what to change."""
-
-
-class RunningError(UsageError):
-    """Another process is working on the same job."""
 
 
 class WriteError(StkaiError):
@@ -32,5 +28,8 @@ class WriteError(StkaiError):
         super().__init__(f"{path} cannot be written: {self.reason}")
 
 
-class LetGoError(StkaiError):
-    """The run is ending before this request was sent; a resumed job sends it."""
+class DroppedError(StkaiError):
+    """The run ended before this request was sent; a resumed job sends it."""
+
+    def __init__(self) -> None:
+        super().__init__("the run is ending")

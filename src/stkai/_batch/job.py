@@ -1,253 +1,272 @@
-"""The command `stkai batch`, from its options to its exit code."""
+"""A job: its files, opened, locked and read, so that it begins or continues; or only stdout."""
 
-import asyncio
-import logging
-import sys
+import os
 import tempfile
 import uuid
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import anyio
-import anyio.to_thread
-
-from .._clock import SystemClock, unique_key
-from .errors import UsageError, WriteError
-from .fates import DONE, FAILED, Fates
-from .intents import Intents
-from .interrupts import INTERRUPTED, Interrupts
-from .merge import merge
+from .._clock import unique_key
+from .append_file import AppendFile
+from .errors import UsageError
+from .input_lines import JsonLines, Lines, StdinCopy, ends_complete, sha256, survey
+from .job_state import LineState, Recovered, Survey
+from .journal import Header, Journal
+from .merge import sort_file
 from .options import Options
-from .plan import Plan
-from .progress import Display, Standing, display
-from .replay import Replay
-from .runner import Runner
-from .senders import async_sender
-from .session import Session
-from .sinks import Stdout
-from .spool import Spool
-from .stack import build_client
-
-SOME_FAILED: Final = 1
-REFUSED: Final = 2
-HALTED: Final = 3
-
-_SYNC_EVERY: Final = 1.0
+from .outputs import FileOutputs, Paths, StdoutOutputs
+from .preflight import Plan
+from .usage import Usage
 
 
-def say(message: str) -> None:
-    """Write a line to stderr, if it is still open."""
-    with suppress(OSError, ValueError, AttributeError):  # A stderr that is closed is None.
-        sys.stderr.write(f"{message}\n")
-        sys.stderr.flush()
+@dataclass(slots=True)
+class Job:
+    """A job that this process works on, locked against others until it is closed.
 
+    Attributes:
+        id: makes the idempotency keys.
+        outputs: where the outcomes are.
+        recovered: what earlier runs have left behind.
+        usage: the tokens used so far.
+        lines: the lines of the input.
+        journal: what was sent; None for stdout, which cannot be resumed.
+        paths: its files, unless it writes to stdout.
+        survey: the input; None while stdin still arrives.
+        stdin: the copy of stdin, if that is the input.
+        is_cut_off: stdin ended early, because an earlier run did.
+    """
 
-def complain(message: str) -> None:
-    """Report an error on stderr."""
-    say(f"stkai batch: {message}")
+    plan: Plan
+    id: uuid.UUID
+    outputs: FileOutputs | StdoutOutputs
+    recovered: Recovered
+    usage: Usage
+    lines: Lines
+    journal: Journal | None = None
+    paths: Paths | None = None
+    survey: Survey | None = None
+    stdin: StdinCopy | None = None
+    is_cut_off: bool = False
 
+    @classmethod
+    def open(cls, plan: Plan, stack: ExitStack) -> "Job":
+        """Start or resume the job that writes to `-o`; the stack closes its files.
 
-def run_batch(options: Options) -> int:
-    """Run the command; returns its exit code."""
-    with Interrupts() as interrupts:
-        try:
-            if options.quiet:
-                logging.getLogger("stkai").addHandler(logging.NullHandler())
-            plan = Plan.of(options)
-            if options.dry_run:
-                from .dry_run import dry_run
+        Raises:
+            UsageError: it runs already, it is not the same job, or the files are not those of a job.
+            WriteError: a file cannot be written.
+        """
+        if plan.options.to_stdout:
+            return cls._to_stdout(plan, stack)
+        options, paths = plan.options, Paths.of(plan.options.out or "")
+        _check_paths(options, paths)
+        if not paths.journal.exists():
+            _check_ours(options, paths)
+        journal = Journal.open(paths.journal)
+        stack.callback(journal.close)
+        header = journal.header
+        if header is not None and not options.goes_on and not options.restart:
+            msg = f"{paths.journal} is the journal of a job: pass --resume to continue it, or --restart to start over"
+            raise UsageError(msg)
+        if header is None:
+            _check_ours(options, paths)
+        if header is None or options.restart:
+            return cls._begin(plan, paths, journal, stack)
+        _check_same(options, header, plan.options.facts(plan.template), paths)
+        return cls._resume(plan, paths, journal, header, stack)
 
-                return 0 if dry_run(options, plan.form, say) else SOME_FAILED
-            return _Job(plan, interrupts).run()
-        except UsageError as error:
-            complain(str(error))
-            return REFUSED
-        except WriteError as error:
-            complain(f"{error}. Nothing was sent; free some disk space and run the command again")
-            return HALTED
-        except KeyboardInterrupt:
-            complain("interrupted before anything was sent")
-            return INTERRUPTED
-
-
-def run_merge(outs: list[str], target: str) -> int:
-    """Run the command `merge`; returns its exit code."""
-    try:
-        done, failed = merge(outs, target)
-    except UsageError as error:
-        complain(str(error))
-        return REFUSED
-    except WriteError as error:
-        complain(str(error))
-        return HALTED
-    say(f"{done} done, {failed} failed")
-    return SOME_FAILED if failed else 0
-
-
-class _Job:
-    """One run, with its files, its client and its display."""
-
-    def __init__(self, plan: Plan, interrupts: Interrupts) -> None:
-        self._plan, self._options, self._interrupts = plan, plan.options, interrupts
-        self._clock = SystemClock()
-        self._session: Session | None = None
-        self._spool: Spool | None = None
-
-    def run(self) -> int:
-        intents = Intents()
-        client = build_client(self._options, intents)
-        logging.getLogger("stkai").addHandler(logging.NullHandler())  # The display shows this instead.
-        with ExitStack() as stack:
-            runner = self._prepare(intents, async_sender(client), stack)
-            shown = display(quiet=self._options.quiet, say=say)
-            stack.callback(shown.close)
-            self._interrupts.on_second = shown.close
-            anyio.run(self._work, runner, client, shown)
-            shown.close()
-            return self._finish(runner)
-
-    # Before
-
-    def _prepare(self, intents: Intents, send: Any, stack: ExitStack) -> Runner:
-        options = self._options
-        if options.to_stdout:
-            return self._to_stdout(intents, send, stack)
-        session = self._session = Session.open(options, options.facts(self._plan.template))
-        stack.callback(session.close)
-        known, header = session.known, session.journal.header
-        assert header is not None
+    @classmethod
+    def _to_stdout(cls, plan: Plan, stack: ExitStack) -> "Job":
+        options, stdin, known = plan.options, None, None
         if options.from_stdin:
-            self._spool = Spool(session.paths.spool)
-            if session.began:
-                self._spool.start()
-            else:
-                self._spool.is_complete = True
-                if not known.has_ended:
-                    complain(
-                        "stdin was cut off when an earlier run ended: only the lines copied by then are sent"
-                    )
-        intents.write_to(session.journal, options.sync)
-        if not session.began:
-            session.journal.limit(options.max_in_flight)
-        lines = self._plan.lines(self._spool)
-        return Runner(
-            options, lines, self._plan.form, session.outputs, known, intents, send, key_of=_keys(header.job)
-        )
-
-    def _to_stdout(self, intents: Intents, send: Any, stack: ExitStack) -> Runner:
-        if self._options.from_stdin:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stkai-batch-"))
-            self._spool = Spool(Path(folder, "stdin.jsonl"))
-            self._spool.start()
-        in_order = self._options.order == "input"
-        sink, lines = Stdout(in_order=in_order), self._plan.lines(self._spool)
-        key_of = _keys(uuid.UUID(hex=unique_key(), version=4))
-        return Runner(
-            self._options,
-            lines,
-            self._plan.form,
-            sink,
-            Replay(Fates()),
-            intents,
-            send,
-            key_of=key_of,
-            order=sink if in_order else None,
+            stdin = StdinCopy(Path(folder, "stdin.jsonl"), options.slice())
+            stdin.start()
+        else:
+            known = _survey(plan, Path(options.source))
+        outputs = StdoutOutputs(in_order=options.order == "input")
+        lines = plan.lines(None if known is None else known.size, stdin)
+        job = uuid.UUID(hex=unique_key(), version=4)
+        return cls(plan, job, outputs, Recovered(), Usage(), lines, survey=known, stdin=stdin)
+
+    @classmethod
+    def _begin(cls, plan: Plan, paths: Paths, journal: Journal, stack: ExitStack) -> "Job":
+        options, stdin, known = plan.options, None, None
+        if not options.from_stdin:
+            known = _survey(plan, Path(options.source))
+        # In this order, a kill in between leaves either a complete job or none.
+        journal.file.truncate()
+        # A job that is no longer there may have left its copy of stdin behind.
+        for path in (paths.out, paths.failed, *([paths.stdin] if options.from_stdin else [])):
+            if path.exists():  # Not replaced, so that it keeps its mode.
+                file = AppendFile(path)
+                file.truncate()
+                file.close()
+        if options.restart and not options.from_stdin:
+            paths.stdin.unlink(missing_ok=True)
+        facts = {"options": options.facts(plan.template), "input": "stdin" if options.from_stdin else "file"}
+        header = journal.begin("batch", facts, known)
+        journal.limit(options.max_in_flight)
+        outputs = FileOutputs(paths)
+        stack.callback(outputs.close)
+        if options.from_stdin:
+            stdin = StdinCopy(paths.stdin, options.slice())
+            stdin.start()
+        lines = plan.lines(None if known is None else known.size, stdin)
+        return cls(
+            plan, header.job, outputs, Recovered(), Usage(), lines, journal, paths, survey=known, stdin=stdin
         )
 
-    # Meanwhile
-
-    async def _work(self, runner: Runner, client: Any, shown: Display) -> None:
-        loop = asyncio.get_running_loop()
-
-        def interrupt(name: str) -> None:
-            # Call through the loop to wake it; a closed loop has nothing left to end.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(runner.end, "interrupted", f"interrupted by {name}")
-
-        self._interrupts.on_first = interrupt
-        async with client, anyio.create_task_group() as group:
-            group.start_soon(self._watch, runner, shown)
-            await runner.run()
-            group.cancel_scope.cancel()
-
-    async def _watch(self, runner: Runner, shown: Display) -> None:
-        """Show the progress, and sync the files every second if asked to."""
-        synced = self._clock.monotonic()
-        while True:
-            await self._clock.asleep(shown.pause)
-            now = self._clock.monotonic()
-            shown.show(now, self._standing(runner))
-            self._note_end_of_stdin(runner)
-            if self._options.sync == "1s" and self._session is not None and now - synced >= _SYNC_EVERY:
-                synced = now
-                try:
-                    await anyio.to_thread.run_sync(self._sync)
-                except WriteError as error:
-                    runner.end("halted", str(error))
-
-    def _note_end_of_stdin(self, runner: Runner) -> None:
-        """Record that all of stdin has been copied."""
-        session, spool = self._session, self._spool
-        if session is None or spool is None or not spool.is_complete or session.known.has_ended:
-            return
-        if session.began and spool.error is None:
-            session.known.has_ended = True
-            try:
-                session.journal.input_ended()
-            except WriteError as error:
-                runner.end("halted", str(error))
-
-    def _sync(self) -> None:
-        assert self._session is not None
-        self._session.journal.file.sync()
-        self._session.outputs.sync()
-
-    def _standing(self, runner: Runner) -> Standing:
-        counts, size = runner.outputs.counts, self._plan.size
-        waiting = sum(line.may_leave and line.execution is None for line in runner.lines_in_flight.values())
-        return Standing(
-            share=min(1.0, runner.lines.place / size) if size else None,
-            finished=counts[DONE] + counts[FAILED],
-            failed=counts[FAILED],
-            waiting=waiting,
-            tokens=runner.usage.text(self._options.price),
+    @classmethod
+    def _resume(cls, plan: Plan, paths: Paths, journal: Journal, header: Header, stack: ExitStack) -> "Job":
+        options = plan.options
+        outputs = FileOutputs(paths)
+        stack.callback(outputs.close)
+        recovered = journal.recover(outputs.read())
+        source = paths.stdin if options.from_stdin else Path(options.source)
+        _check_unchanged(source, recovered.survey, is_copy=options.from_stdin)
+        now = recovered.survey
+        if now is None or source.stat().st_size > now.size:
+            now = _survey(plan, source)
+            journal.surveyed(now)
+        journal.limit(options.max_in_flight)
+        if options.retry_failed:
+            failed = recovered.states.numbers(LineState.FAILED)
+            # After a kill before the truncation they are still failures; after it they are new.
+            if failed:
+                journal.not_sent(*failed)
+            outputs.forget_failures()
+            for number in failed:
+                recovered.states[number] = LineState.NEW
+        usage = outputs.usage(*recovered.usage)
+        is_cut_off = options.from_stdin and not recovered.has_all_of_stdin
+        lines = _lines(plan, source, now.size)
+        return cls(
+            plan, header.job, outputs, recovered, usage, lines, journal, paths, now, is_cut_off=is_cut_off
         )
 
-    # After
+    def note_end_of_stdin(self) -> None:
+        """Take over what the copy says about its input once all of it has arrived.
 
-    def _finish(self, runner: Runner) -> int:
-        self._close_files(runner)
-        ending, counts = runner.ending, runner.outputs.counts
-        code = SOME_FAILED if counts[FAILED] else 0
-        if ending is not None:
-            code = HALTED if ending.kind == "halted" else INTERRUPTED
-            again = "" if self._options.to_stdout else "; to continue, run the same command with --resume"
-            complain(f"{ending.message}{again}")
-        if not self._options.quiet or code:
-            tokens = runner.usage.text(self._options.price)
-            if tokens:
-                say(tokens)
-            say(f"{counts[DONE]} done, {counts[FAILED]} failed ({runner.unknown} unknown)")
-        return code
+        Raises:
+            WriteError: the journal cannot be written.
+        """
+        if self.stdin is not None and self.survey is None and self.stdin.survey is not None:
+            self.survey = self.stdin.survey
+            if self.journal is not None:
+                self.journal.surveyed(self.survey, is_all_of_stdin=True)
 
-    def _close_files(self, runner: Runner) -> None:
-        session, spool = self._session, self._spool
-        if spool is not None and spool.error is not None:
-            runner.end("halted", f"{spool.error}; the rest of stdin is lost")
-        if session is None:
-            return
-        self._note_end_of_stdin(runner)
-        try:
-            if self._options.sync != "never":
-                self._sync()
-            if self._options.order == "input" and runner.ending is None and not session.outputs.is_sorted:
-                session.outputs.sort()
-        except WriteError as error:
-            runner.end("halted", str(error))
+    def note_usage(self) -> None:
+        """Record the tokens that the answers so far have used.
+
+        Raises:
+            WriteError: the journal cannot be written.
+        """
+        used = (self.usage.asked, self.usage.answered)
+        if self.journal is not None and used != self.recovered.usage[1:]:
+            assert isinstance(self.outputs, FileOutputs)
+            self.recovered.usage = (self.outputs.answers.size, *used)
+            self.journal.used(*self.recovered.usage)
+
+    def sync(self) -> None:
+        """Return once everything written would survive a power failure.
+
+        Raises:
+            WriteError: the system cannot guarantee that.
+        """
+        if self.journal is not None and isinstance(self.outputs, FileOutputs):
+            self.journal.file.sync()
+            self.outputs.sync()
+
+    def sort(self) -> None:
+        """Sort both outputs into input order.
+
+        Raises:
+            WriteError: there is no room for a second copy; nothing was changed.
+        """
+        if isinstance(self.outputs, FileOutputs) and not self.outputs.is_sorted:
+            for file in (self.outputs.answers, self.outputs.failures):
+                sort_file(file.path)
+            self.outputs.is_sorted = True
 
 
-def _keys(job: uuid.UUID) -> Callable[[int], str]:
-    """The idempotency key of each line: the same whenever the line is sent."""
-    return lambda number: str(uuid.uuid5(job, f"line-{number}"))
+def _survey(plan: Plan, source: Path) -> Survey:
+    size = source.stat().st_size
+    return survey(source, size, _lines(plan, source, size), plan.options.slice())
+
+
+def _lines(plan: Plan, source: Path, size: int) -> Lines:
+    """The lines of the input, or of the complete copy of stdin."""
+    return JsonLines(source, size) if plan.options.from_stdin else plan.lines(size)
+
+
+def _check_paths(options: Options, paths: Paths) -> None:
+    """Refuse outputs that cannot be written, or would overwrite the input."""
+    folder = paths.out.parent
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a directory: create it, or choose another name with -o")
+    for path in paths:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is not a file: choose another name with -o")
+        if not os.access(path if path.exists() else folder, os.W_OK):
+            raise UsageError(
+                f"{path} cannot be written: choose another name with -o, or change its permissions"
+            )
+        for given in (options.source, options.body):
+            if given is not None and path.exists() and Path(given).exists() and path.samefile(given):
+                raise UsageError(f"{path} is both an input and an output: choose another name with -o")
+
+
+def _check_ours(options: Options, paths: Paths) -> None:
+    """Refuse to overwrite files that are not outputs of a job."""
+    for path in (paths.out, paths.failed):
+        if path.exists() and not options.restart:
+            msg = (
+                f"{path} exists but has no journal next to it, so it is not the output of a job:"
+                " choose another name with -o, or pass --restart to overwrite it"
+            )
+            raise UsageError(msg)
+
+
+def _check_same(options: Options, header: Header, facts: dict[str, Any], paths: Paths) -> None:
+    """Continue only the job that the journal belongs to."""
+    if header.kind != "batch":
+        raise UsageError(
+            f"{paths.journal} is the journal of a program that uses stkai.send_all: choose another name with -o"
+        )
+    before = header.facts.get("options", {})
+    for name, value in facts.items():
+        if before.get(name) != value:
+            shown = (
+                "" if name in {"--base-url", "--body"} else f": it was {before.get(name)!r}, not {value!r}"
+            )
+            msg = f"{name} has changed since the job began{shown}; pass the old value, or --restart to start over"
+            raise UsageError(msg)
+    source = header.facts.get("input")
+    if source not in ("stdin", "file"):
+        msg = f"{paths.journal} was begun by stkai 2: finish the job with that version, or pass --restart to start over"
+        raise UsageError(msg)
+    if (source == "stdin") != options.from_stdin:
+        was = "stdin: pass - instead of a file" if source == "stdin" else "a file: pass it instead of -"
+        raise UsageError(f"the input of this job was {was}, or pass --restart to start over")
+
+
+def _check_unchanged(source: Path, before: Survey | None, *, is_copy: bool) -> None:
+    """Refuse an input that is not what it was, but for lines added at the end."""
+    what = f"the copy of stdin {source}" if is_copy else str(source)
+    restore = "restore it, or pass --restart to start over"
+    if not source.is_file():
+        raise UsageError(f"{what} is missing: {restore}")
+    if before is None:  # An earlier run ended before it had read all of stdin.
+        return
+    if source.stat().st_size < before.size or sha256(source, before.size) != before.sha256:
+        raise UsageError(
+            f"{what} has changed since the job began, other than by lines added at the end: {restore}"
+        )
+    if not ends_complete(source, before.size):
+        raise UsageError(
+            f"the last line of {what} has changed since the job began: it had no line break, and what was added"
+            f" continues it; {restore}"
+        )

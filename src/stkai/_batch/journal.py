@@ -1,11 +1,13 @@
 """The journal of a batch: records each line before it is sent.
 
     {"stkai": "batch", "version": 1, ...}   the header: the job's id, and the facts that must not change
+    i 512 9f86d0... 40 43                   the input: bytes, hash, the job's lines in it, the number of its last line
     f 32                                    from here on, at most 32 lines are in flight
     s 123                                   line 123 is about to be sent
     n 123                                   line 123 was refused, which proves that it did not run
     x 123 01HX...                           the execution that line 123 created
     d 123                                   the outcome of request 123 was handed out (`send_all`, which has no outputs)
+    u 9000 520 78                           the first 9,000 bytes of the answers have used 520 and 78 tokens
     e                                       all of stdin has been copied
 
 Each record is one write. The process that has the journal open holds its lock. It contains no user-supplied ids, no
@@ -13,26 +15,22 @@ bodies and no credentials.
 """
 
 import json
-import os
+import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from .._clock import unique_key
 from .append_file import AppendFile
-from .errors import RunningError, UsageError
-from .lock import lock
+from .errors import UsageError
+from .job_state import LineState, LineStates, Recovered, Survey, TornRecord
 
 VERSION: Final = 1
 
-
-class Record(NamedTuple):
-    """One line of the journal: what happened, to which input line, and further data."""
-
-    kind: bytes
-    number: int
-    rest: bytes
+_SURVEY: Final = re.compile(rb"([0-9a-f]{64}) ([0-9]+) ([0-9]+)")
+_DAMAGED: Final = "{}: this is not a journal record; the file is damaged. Pass --restart to start over"
+_TORN: Final = re.compile(rb"s(?: ([0-9]*))?")
 
 
 class Header(NamedTuple):
@@ -55,79 +53,74 @@ class Journal:
     """An open, locked journal.
 
     Attributes:
+        file: the file, for committing.
         header: None if no job has begun yet.
-        torn: the beginning of a last record that was only partly written.
     """
 
     def __init__(self, file: AppendFile) -> None:
         self.file = file
-        self.torn = b""
-        self._before_next = b""
         self.header: Header | None = None
+        self._before_next = b""
 
     @classmethod
     def open(cls, path: Path) -> Self:
         """Open and lock the journal at `path`, and create it if it is missing.
 
         Raises:
-            RunningError: another process holds the lock.
-            UsageError: the file is not a journal.
+            UsageError: another process holds the lock, or the file is not a journal.
             WriteError: it cannot be opened.
         """
         journal = cls(AppendFile(path))
         try:
-            if not lock(journal.file.descriptor):
+            if not journal.file.lock():
                 msg = f"another process is working on this job: it holds {path}; wait for it, or stop it"
-                raise RunningError(msg)
-            journal.header = _read_header(path)
+                raise UsageError(msg)
+            journal.header = read_header(path)
         except BaseException:
             journal.close()
             raise
         return journal
 
-    def begin(self, kind: str, facts: Mapping[str, Any]) -> Header:
+    def begin(self, kind: str, facts: Mapping[str, Any], survey: Survey | None = None) -> Header:
         """Start a new job, and discard the journal's contents."""
         header = Header(kind, uuid.UUID(hex=unique_key(), version=4), dict(facts))
         self.file.truncate()
         first = {"stkai": kind, "version": VERSION, "job": str(header.job), **header.facts}
-        self.file.append(json.dumps(first).encode() + b"\n")
+        self.file.append(json.dumps(first).encode() + b"\n" + (b"" if survey is None else _record(survey)))
         self.header = header
         return header
 
-    def records(self) -> Iterator[Record]:
-        """All records, without the header and a torn tail.
+    def recover(self, states: LineStates) -> Recovered:
+        """What the journal knows in addition to `states`, which the outputs say; cuts off a torn tail.
 
         Raises:
             UsageError: a line is not a record, or is in another format.
         """
-        version = VERSION if self.header is None else self.header.version
-        if version != VERSION:
-            msg = (
-                f"{self.file.path} was written by another version of stkai (format {version}, not {VERSION}):"
-                " finish the job with that version, or pass --restart to start over"
-            )
-            raise UsageError(msg)
-        with self.file.path.open("rb") as lines:
-            lines.readline()
-            for place, line in enumerate(lines, 2):
-                kind, _, rest = line[:-1].partition(b" ")
-                if line[-1:] != b"\n":
-                    return
-                if kind == b"e":
-                    yield Record(kind, 0, b"")
-                    continue
-                number, _, more = rest.partition(b" ")
-                if len(kind) != 1 or not number.isdigit():
-                    msg = (
-                        f"{self.file.path}, line {place}: this is not a journal record; the file is damaged."
-                        " Pass --restart to start over"
-                    )
-                    raise UsageError(msg)
-                yield Record(kind, int(number), more)
-
-    def cut(self) -> None:
-        """Cut off a torn tail and keep it in `torn`."""
-        self.torn = self.file.cut_torn_tail()
+        found = Recovered(states)
+        for kind, number, rest in records(self.file.path, self.header):
+            if kind == b"s":
+                states.move(number, LineState.NEW, LineState.SENT)
+            elif kind == b"n":
+                states.move(number, LineState.SENT, LineState.NEW)
+                found.executions.pop(number, None)
+            elif kind == b"x" and states[number] is LineState.SENT:
+                found.executions[number] = rest.decode()
+            elif kind == b"d":
+                states[number] = LineState.DONE
+            elif kind == b"f":
+                found.in_flight = number
+            elif kind == b"u":
+                asked, _, answered = rest.partition(b" ")
+                if asked.isdigit() and answered.isdigit():
+                    found.usage = (number, int(asked), int(answered))
+            elif kind == b"i":
+                found.survey = survey_in(number, rest)
+            elif kind == b"e":
+                found.has_all_of_stdin = True
+        torn = _TORN.fullmatch(self.file.cut_torn_tail())
+        if torn is not None:
+            found.torn = TornRecord(torn[1] or b"", found.in_flight)
+        return found
 
     def limit(self, in_flight: int) -> None:
         """From here on, at most that many lines are in flight; written when the first one is sent."""
@@ -142,46 +135,91 @@ class Journal:
         self.file.append(b"%bs %d\n" % (self._before_next, number))
         self._before_next = b""
 
-    def not_sent(self, number: int) -> None:
-        """The line was refused."""
-        self.file.append(b"n %d\n" % number)
-
-    def all_not_sent(self, numbers: Iterable[int]) -> None:
-        """Mark lines as new again, in one write."""
+    def not_sent(self, *numbers: int) -> None:
+        """The lines were refused, or are new again; one write."""
         self.file.append(b"".join(b"n %d\n" % number for number in numbers))
 
     def execution(self, number: int, name: str) -> None:
         """The line has created an execution."""
         self.file.append(b"x %d %s\n" % (number, name.encode()))
 
-    def done(self, number: int) -> None:
+    def handed_out(self, number: int) -> None:
         """The outcome was handed out."""
         self.file.append(b"d %d\n" % number)
 
-    def input_ended(self) -> None:
-        """All of stdin has been copied."""
-        self.file.append(b"e\n")
+    def used(self, size: int, asked: int, answered: int) -> None:
+        """The first `size` bytes of the answers have used these tokens."""
+        self.file.append(b"u %d %d %d\n" % (size, asked, answered))
+
+    def surveyed(self, survey: Survey, *, is_all_of_stdin: bool = False) -> None:
+        """The run reads this input."""
+        self.file.append(_record(survey) + b"e\n" * is_all_of_stdin)
 
     def close(self) -> None:
         """Close the file and release the lock."""
         self.file.close()
 
 
-def _read_header(path: Path) -> Header | None:
-    """The header; None if it is missing or incomplete, so that nothing was sent."""
+def _record(survey: Survey) -> bytes:
+    return b"i %d %s %d %d\n" % (survey.size, survey.sha256.encode(), survey.lines, survey.last)
+
+
+def survey_in(size: int, rest: bytes) -> Survey:
+    """The survey in a record of the kind `i`.
+
+    Raises:
+        UsageError: the record is damaged.
+    """
+    found = _SURVEY.fullmatch(rest)
+    if found is None:
+        raise UsageError(_DAMAGED.format("a record of its input"))
+    return Survey(size, found[1].decode(), int(found[2]), int(found[3]))
+
+
+def records(path: Path, header: Header | None) -> Iterator[tuple[bytes, int, bytes]]:
+    """All records: what happened, to which line, and further data; without the header and a torn tail.
+
+    Raises:
+        UsageError: a line is not a record, or is in another format.
+    """
+    version = VERSION if header is None else header.version
+    if version != VERSION:
+        msg = (
+            f"{path} was written by another version of stkai (format {version}, not {VERSION}):"
+            " finish the job with that version, or pass --restart to start over"
+        )
+        raise UsageError(msg)
+    with path.open("rb") as lines:
+        lines.readline()
+        for place, line in enumerate(lines, 2):
+            kind, _, rest = line[:-1].partition(b" ")
+            if line[-1:] != b"\n":
+                return
+            number, _, more = rest.partition(b" ")
+            if kind == b"e":
+                yield kind, 0, b""
+            elif len(kind) == 1 and number.isdigit():
+                yield kind, int(number), more
+            else:
+                raise UsageError(_DAMAGED.format(f"{path}, line {place}"))
+
+
+def read_header(path: Path) -> Header | None:
+    """The header; None if it is missing or incomplete, so that nothing was sent.
+
+    Raises:
+        UsageError: the file is not a journal.
+    """
     with path.open("rb") as lines:
         first = lines.readline()
+    not_a_journal = UsageError(f"{path} is not a stkai journal: choose another name with -o")
     if not first.endswith(b"\n"):
         if not first or first.startswith(b'{"stkai"'[: len(first)]):
             return None
-        raise _not_a_journal(path)
+        raise not_a_journal
     try:
         header = json.loads(first)
         kind, version, job = header.pop("stkai"), header.pop("version"), uuid.UUID(header.pop("job"))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise _not_a_journal(path) from error
+        raise not_a_journal from error
     return Header(kind, job, header, version)
-
-
-def _not_a_journal(path: Path | os.PathLike[str]) -> UsageError:
-    return UsageError(f"{path} is not a stkai journal: choose another name with -o")

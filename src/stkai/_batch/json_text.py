@@ -1,17 +1,23 @@
-"""JSON as text: parts are passed on as written, to preserve numbers, escapes and the order of keys."""
+"""JSON as text: parts are passed on as written, to preserve numbers, escapes and the order of keys; and templates."""
 
 import json
 import math
 import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import httpx
+from .errors import UsageError
 
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
-_BREAKS: Final = re.compile("[\n\r\u0085\u2028\u2029]")
-"""Characters at which editors and line readers break lines. In valid JSON the first two occur only between tokens."""
+_UNSAFE: Final = re.compile("[\n\r\x7f-\x9f\u2028\u2029]")
+"""Line breaks, and characters that terminals obey. In valid JSON the first two occur only between tokens."""
 
-_ESCAPES: Final = {"\n": " ", "\r": " ", "\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
+_COLON: Final = re.compile(r"[ \t\n\r]*:")
+_PLACEHOLDER: Final = re.compile(r"\{([^{}\n]{1,200})\}")
+_NAME: Final = re.compile(r"[\w.-]+")
+"""In braces, this is always a placeholder; any other text only if a column has that name."""
 
 
 def _no_constant(name: str) -> Any:
@@ -35,7 +41,7 @@ def _whole(text: str) -> float:
 _LENIENT: Final = json.JSONDecoder(parse_float=float, parse_int=_whole, parse_constant=_no_constant)
 """For user input, which is sent on as text."""
 
-_STRICT: Final = json.JSONDecoder(parse_float=_finite, parse_int=_whole, parse_constant=_no_constant)
+STRICT: Final = json.JSONDecoder(parse_float=_finite, parse_int=_whole, parse_constant=_no_constant)
 """For answers: values that some parsers cannot read back do not count as JSON."""
 
 
@@ -100,6 +106,18 @@ def _walk(text: str, place: int) -> dict[str, Part] | None:
     return found if text[place] == "}" and _skip(text, place + 1) == len(text) else None
 
 
+def _scan(text: str, place: int) -> tuple[Any, int]:
+    try:
+        return _LENIENT.raw_decode(text, place)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _skip(text: str, place: int) -> int:
+    found = _SPACE.match(text, place)
+    return place if found is None else found.end()
+
+
 def dump(value: Any) -> str:
     """A Python value as ASCII JSON."""
     return json.dumps(value)
@@ -111,30 +129,92 @@ def quote_inside(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Valid JSON without line breaks."""
-    if _BREAKS.search(text) is None:
+    """Valid JSON without line breaks, and without characters that a terminal obeys."""
+    if _UNSAFE.search(text) is None:
         return text
-    return _BREAKS.sub(lambda found: _ESCAPES[found[0]], text)
+    return _UNSAFE.sub(lambda found: " " if found[0] in "\r\n" else f"\\u{ord(found[0]):04x}", text)
 
 
-def body_of(response: httpx.Response) -> Part:
-    """The body of an answer as JSON; its text as a JSON string if it is not JSON."""
-    content = response.content
-    try:
-        text = content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
-        value = _STRICT.decode(text)
-    except (ValueError, RecursionError):
-        return Part(None, dump(response.text))
-    return Part(value, one_line(text.strip(" \t\r\n")))
+class Template:
+    """A JSON document with `{name}` placeholders in its string values, replaced after parsing: values need no escaping.
 
+    Args:
+        text: the document.
+        columns: names that are placeholders although they contain spaces or other characters.
 
-def _scan(text: str, place: int) -> tuple[Any, int]:
-    try:
-        return _LENIENT.raw_decode(text, place)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    Attributes:
+        names: the placeholders' names, in order.
+        literals: texts in braces that are no placeholders.
+    """
 
+    def __init__(self, text: str, columns: Collection[str] = ()) -> None:
+        self.text = text
+        self.names: list[str] = []
+        self.literals: list[str] = []
+        self._columns = frozenset(columns)
+        self._pieces: list[tuple[str, str | None]] = []
+        """Literal text, and the name of the value that follows it."""
+        start, kept = 0, ""
+        for found in _STRING.finditer(text):
+            if _COLON.match(text, found.end()) is None:
+                kept += text[start : found.start()]
+                start = found.end()
+                kept = self._split(found[0], kept)
+        self._pieces.append((kept + text[start:], None))
 
-def _skip(text: str, place: int) -> int:
-    found = _SPACE.match(text, place)
-    return place if found is None else found.end()
+    def _split(self, string: str, kept: str) -> str:
+        """Split one string at its placeholders; returns the text before the next one."""
+        value: str = parse(string).value
+        places = [found for found in _PLACEHOLDER.finditer(value) if self._is_name(found[1])]
+        if not places:
+            return kept + string
+        kept += '"'
+        start = 0
+        for found in places:
+            self._pieces.append((kept + quote_inside(value[start : found.start()]), found[1]))
+            self.names.append(found[1])
+            kept, start = "", found.end()
+        return kept + quote_inside(value[start:]) + '"'
+
+    def _is_name(self, text: str) -> bool:
+        if text in self._columns or _NAME.fullmatch(text):
+            return True
+        self.literals.append(text)
+        return False
+
+    @classmethod
+    def read(cls, path: Path) -> "Template":
+        """The template in a file.
+
+        Raises:
+            UsageError: it cannot be read, or is not JSON.
+        """
+        try:
+            text = path.read_text("utf-8-sig")
+            if "\0" in text:
+                raise UnicodeError  # UTF-16 without a mark.
+            parse(text)
+        except OSError as error:
+            msg = f"the template {path} cannot be read: {error.strerror}"
+            raise UsageError(msg) from error
+        except UnicodeError as error:
+            msg = f"the template {path} is not in UTF-8: save the file as UTF-8"
+            raise UsageError(msg) from error
+        except ValueError as error:
+            msg = f"the template {path} is not JSON: {error}"
+            raise UsageError(msg) from error
+        return cls(text.strip())
+
+    def fill(self, values: Mapping[str, Part]) -> str:
+        """The document with the values filled in: strings as text, everything else as JSON.
+
+        Raises:
+            KeyError: a value is missing.
+        """
+        filled: list[str] = []
+        for text, name in self._pieces:
+            filled.append(text)
+            if name is not None:
+                value, written = values[name]
+                filled.append(quote_inside(value if isinstance(value, str) else written))
+        return "".join(filled)

@@ -1,42 +1,157 @@
-"""Joins the outputs of several jobs, usually the shards of one."""
+"""Sorts outputs, and joins those of several jobs, usually the shards of one input."""
 
-from itertools import pairwise
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cache, reduce
+from itertools import groupby, pairwise
+from operator import and_, itemgetter
 from pathlib import Path
+from typing import Final, NamedTuple
 
-from .errors import UsageError
-from .outputs import SUFFIX, Index, Paths, write_sorted
+from .errors import UsageError, WriteError
+from .job_state import Survey
+from .journal import read_header, records, survey_in
+from .outputs import SUFFIX, Paths, entries_in
+
+_CHUNK: Final = 1 << 24
+"""Bytes that are sorted in memory at once."""
+
+_SHOWN: Final = 10
 
 
-def merge(names: list[str], target: str) -> tuple[int, int]:
+class Place(NamedTuple):
+    """Where an entry is: the line's number, the index of the file, its offset and its length in it."""
+
+    number: int
+    file: int
+    offset: int
+    length: int
+
+
+class Index:
+    """Where each entry of some outputs is.
+
+    Raises:
+        UsageError: a line of an output is not an entry, or is cut off.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        self._columns = (array("Q"), array("L"), array("Q"), array("Q"))
+        self.is_sorted = True
+        for file, path in enumerate(paths):
+            offset = 0
+            for number, entry in entries_in(path):
+                self.is_sorted = self.is_sorted and (not self.numbers or number > self.numbers[-1])
+                for column, value in zip(self._columns, (number, file, offset, len(entry)), strict=True):
+                    column.append(value)
+                offset += len(entry)
+
+    @property
+    def numbers(self) -> "array[int]":
+        return self._columns[0]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def in_order(self) -> Iterator[Place]:
+        """All entries, by number."""
+        for entry in sorted(range(len(self)), key=self.numbers.__getitem__):
+            yield Place(*(column[entry] for column in self._columns))
+
+    def write(self, target: Path) -> None:
+        """Write all entries by number into `target`, which is created or replaced only once it is complete.
+
+        Raises:
+            WriteError: there is no room.
+        """
+        target = Path(os.path.realpath(target))
+        unfinished = target.with_name(f"{target.name}.sorting")
+        # The copy is readable to those who may read all of its sources.
+        mode = reduce(and_, (path.stat().st_mode for path in self.paths), 0o666)
+        try:
+            try:
+                descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+                with os.fdopen(descriptor, "wb") as sorted_file:
+                    if self.paths:
+                        os.fchmod(descriptor, mode)
+                    for chunk in _chunks(self.in_order()):
+                        sorted_file.writelines(self._read(chunk))
+                    sorted_file.flush()
+                    os.fsync(descriptor)
+                unfinished.replace(target)
+            except BaseException:
+                unfinished.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise WriteError(target, error) from error
+
+    def _read(self, chunk: list[Place]) -> Iterable[bytes]:
+        """The entries at these places; a thousand files are opened one after the other."""
+        entries: dict[int, bytes] = {}
+        for file, places in groupby(sorted(chunk, key=itemgetter(1, 2)), key=itemgetter(1)):
+            with self.paths[file].open("rb") as source:
+                for place in places:
+                    source.seek(place.offset)
+                    entries[place.number] = source.read(place.length)
+        return (entries[place.number] for place in chunk)
+
+
+def _chunks(places: Iterator[Place]) -> Iterator[list[Place]]:
+    chunk: list[Place] = []
+    size = 0
+    for place in places:
+        chunk.append(place)
+        size += place.length + 200  # For the objects themselves.
+        if size >= _CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    yield chunk
+
+
+def sort_file(path: Path) -> None:
+    """Sort an output into input order, in place.
+
+    Raises:
+        WriteError: there is no room for a second copy; nothing was changed.
+    """
+    index = Index([path])
+    if not index.is_sorted:
+        index.write(path)
+
+
+def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int, int]:
     """Write the answers and the failures of all outputs, each in input order; returns both counts.
 
     Raises:
-        UsageError: an output is missing, the target exists, or a line is in two outputs.
+        UsageError: an output is missing, the target exists, a line is in two outputs, or one is in none and `partial`
+            does not allow that.
         WriteError: the target cannot be written.
     """
     # `part-*.jsonl` also matches the failure outputs, which are read in any case.
     outputs = [Paths.of(name) for name in names if not name.endswith(f".failed{SUFFIX}")]
     merged = Paths.of(target)
     if not outputs:
-        msg = "pass the answer outputs: the failure outputs are read along with them"
-        raise UsageError(msg)
+        raise UsageError("pass the answer outputs: the failure outputs are read along with them")
     for path in (merged.out, merged.failed):
         if path.exists():
-            msg = f"{path} exists: choose another name with -o"
-            raise UsageError(msg)
+            raise UsageError(f"{path} exists: choose another name with -o")
     if not merged.out.parent.is_dir():
         msg = f"{merged.out.parent} is not a directory: create it, or choose another name with -o"
         raise UsageError(msg)
     for output in outputs:
         if not output.out.is_file():
-            msg = f"{output.out} does not exist: is that job done?"
-            raise UsageError(msg)
-    failures = [output.failed for output in outputs if output.failed.exists()]
-    done, failed = _index([output.out for output in outputs]), _index(failures)
-    _check_each_once(done, failed, [output.out for output in outputs], failures)
-    write_sorted(failed, failures, merged.failed)
+            raise UsageError(f"{output.out} does not exist: is that job done?")
+    done = Index([output.out for output in outputs])
+    failed = Index([output.failed for output in outputs if output.failed.exists()])
+    _check_once(done, failed)
+    if not partial:
+        _check_complete(outputs, {*done.numbers, *failed.numbers})
+    failed.write(merged.failed)
     try:
-        write_sorted(done, [output.out for output in outputs], merged.out)
+        done.write(merged.out)
     except BaseException:
         # Half a result would block the next attempt.
         merged.failed.unlink(missing_ok=True)
@@ -44,18 +159,66 @@ def merge(names: list[str], target: str) -> tuple[int, int]:
     return len(done), len(failed)
 
 
-def _index(paths: list[Path]) -> Index:
-    index = Index()
-    for place, path in enumerate(paths):
-        index.add(path, place)
-    return index
-
-
-def _check_each_once(done: Index, failed: Index, outs: list[Path], failures: list[Path]) -> None:
-    entries = [*((number, outs[file]) for number, file, _ in done.in_order())]
-    entries += [(number, failures[file]) for number, file, _ in failed.in_order()]
-    entries.sort(key=lambda entry: entry[0])
+def _check_once(done: Index, failed: Index) -> None:
+    entries = [
+        (place.number, index.paths[place.file]) for index in (done, failed) for place in index.in_order()
+    ]
+    entries.sort(key=itemgetter(0))
     for (number, path), (following, other) in pairwise(entries):
         if number == following:
             msg = f"line {number} is in two outputs, {path} and {other}: pass each shard of one input once"
             raise UsageError(msg)
+
+
+def _check_complete(outputs: list[Paths], present: set[int]) -> None:
+    """Refuse outputs in which lines of the input are missing.
+
+    Without a journal, which may be deleted once a job is done, only the numbers tell; blank lines have no outcome.
+    """
+    last = max(present, default=0)
+    complete: dict[int, set[int]] = {}
+    counts = cache(lambda shards: Counter((number - 1) % shards for number in present))
+    for output in outputs:
+        shard, survey = _input_of(output.journal)
+        if survey is not None:
+            index, shards = shard
+            last = max(last, survey.last)
+            if counts(shards)[index] >= survey.lines:
+                complete.setdefault(shards, set()).add(index)
+    missing = [
+        number
+        for number in range(1, last + 1)
+        if number not in present
+        and not any((number - 1) % shards in indices for shards, indices in complete.items())
+    ]
+    if missing:
+        msg = (
+            f"{_ranges(missing)} of the input {'has' if len(missing) == 1 else 'have'} no outcome: resume the jobs that"
+            " halted, pass all shards, or pass --partial to join what there is"
+        )
+        raise UsageError(msg)
+
+
+def _input_of(journal: Path) -> tuple[tuple[int, int], Survey | None]:
+    """The shard of a job, and its input as far as its journal knows."""
+    survey = None
+    header = read_header(journal) if journal.is_file() else None
+    if header is None:
+        return (0, 1), None
+    for kind, number, rest in records(journal, header):
+        if kind == b"i":
+            survey = survey_in(number, rest)
+    shard = header.facts.get("options", {}).get("--shard") or "0/1"
+    index, _, shards = shard.partition("/")
+    return (int(index), int(shards)), survey
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Numbers for people: `lines 3, 7-9 and 12`."""
+    runs = [
+        [number for _, number in run]
+        for _, run in groupby(enumerate(numbers), lambda item: item[1] - item[0])
+    ]
+    texts = [f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    shown = ", ".join(texts[:_SHOWN]) + (", ..." if len(texts) > _SHOWN else "")
+    return f"line {shown}" if len(numbers) == 1 else f"lines {shown} ({len(numbers):,} lines)"

@@ -3,23 +3,23 @@
 import hashlib
 import math
 import re
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import httpx
 
 from .errors import UsageError
-from .formats import BatchForm, Command, Format, InvalidLineError, Templated, check_url
-from .price import Price
-from .templates import Template
+from .json_text import Template
+from .request_formats import Format, InvalidLineError, check_url, join_url
+from .usage import Price
 
 QUICK_COMMANDS: Final = "https://genai-code-buddy-api.stackspot.com"
 """Where StackSpot runs quick commands."""
 
-Unknown = Literal["report", "resend"]
-Order = Literal["done", "input"]
-Sync = Literal["1s", "always", "never"]
+_PLACEHOLDER: Final = re.compile(r"\{[^{}]+\}")
+_ABOUT_ONE_RUN: Final = frozenset({"source", "out", "resume", "restart", "retry_failed", "dry_run"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,49 +38,68 @@ class Options:
     id_column: str | None = None
     shard: str | None = None
     max_in_flight: int = 32
+    rpm: int | None = None
+    tpm: int | None = None
+    in_flight: int | None = None
     resume: bool = False
     restart: bool = False
     retry_failed: bool = False
-    unknown: Unknown = "report"
-    order: Order = "done"
+    unknown: Literal["report", "resend"] = "report"
+    order: Literal["done", "input"] = "done"
     halt_after: int = 20
     deadline: float | None = None
     price: Price | None = None
-    sync: Sync = "1s"
+    sync: Literal["1s", "always", "never"] = "1s"
     no_auth: bool = False
     dry_run: bool = False
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        if self.resume and self.restart:
-            msg = "--resume continues a job and --restart starts it over: pass only one of them"
-            raise UsageError(msg)
-        if self.retry_failed and self.restart:
-            raise UsageError(
-                "--retry-failed continues a job and --restart starts it over: pass only one of them"
-            )
+        for name in ("resume", "retry_failed"):
+            if getattr(self, name) and self.restart:
+                option = name.replace("_", "-")
+                msg = f"--{option} continues a job and --restart starts it over: pass only one of them"
+                raise UsageError(msg)
         if self.out is None and not self.dry_run:
             raise UsageError("pass -o OUT, such as -o answers.jsonl, or -o - for stdout")
-        if self.to_stdout and (self.resume or self.restart or self.retry_failed):
+        if self.to_stdout and (self.goes_on or self.restart):
             raise UsageError("-o - keeps no files, so the job cannot be resumed: pass -o OUT")
+        for name in ("rpm", "tpm", "in_flight"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} must be a whole number of at least 1, not {count}"
+                )
         if self.deadline is not None and not 0 < self.deadline < math.inf:
             raise UsageError(f"--deadline must be a positive number of seconds, not {self.deadline:g}")
-        if self.body is not None and self.base_url is None and self.quick_command is None:
-            raise UsageError("--body needs a url: pass --base-url")
         if self.is_csv and self.body is None:
             raise UsageError(
                 f"{self.source} is a CSV file: pass --body TEMPLATE.json with {{column}} placeholders"
             )
-        if self.base_url is not None:
-            try:
-                check_url(self.base_url, "--base-url")
-            except InvalidLineError as error:
-                raise UsageError(str(error)) from error
         if self.quick_command is not None and not re.fullmatch(r"[\w.~-]+", self.quick_command, re.ASCII):
             raise UsageError(
                 f"--quick-command must be the slug of a quick command, not {self.quick_command!r}"
             )
+        self._check_base_url()
         self.slice()
+
+    def _check_base_url(self) -> None:
+        if self.base_url is None:
+            if self.body is not None and self.quick_command is None:
+                raise UsageError("--body needs a url: pass --base-url")
+            return
+        try:
+            check_url(self.base_url, "--base-url")
+        except InvalidLineError as error:
+            raise UsageError(str(error)) from error
+        if "#" in self.base_url:
+            raise UsageError("--base-url must not contain a fragment: leave out what follows #")
+        placeholder = _PLACEHOLDER.search(self.base_url)
+        if placeholder is not None:
+            msg = (
+                f"--base-url contains {placeholder[0]}, but only strings of the --body template are filled in"
+            )
+            raise UsageError(msg)
 
     @property
     def from_stdin(self) -> bool:
@@ -113,19 +132,14 @@ class Options:
 
     def url_of_commands(self, path: str) -> str:
         """Where quick commands are: `path` is what follows `/v1/quick-commands/`."""
-        base = QUICK_COMMANDS if self.base_url is None else self.base_url.rstrip("/")
-        return f"{base}/v1/quick-commands/{path}"
+        return join_url(self.base_url or QUICK_COMMANDS, f"/v1/quick-commands/{path}")
 
     def format(self, template: Template | None) -> Format:
         """How lines are read."""
+        url = None if template is None else self.base_url
         if self.quick_command is not None:
             url = self.url_of_commands(f"create-execution/{self.quick_command}")
-            return (
-                Command(url, self.id_column) if template is None else Templated(template, url, self.id_column)
-            )
-        if template is not None and self.base_url is not None:
-            return Templated(template, self.base_url, self.id_column)
-        return BatchForm(self.base_url, self.id_column)
+        return Format(base_url=self.base_url, url=url, template=template, id_name=self.id_column)
 
     def facts(self, template: Template | None) -> dict[str, Any]:
         """What changes the requests, and must stay what it was when the job began. Holds no secrets."""
@@ -136,6 +150,18 @@ class Options:
             "--id-column": self.id_column,
             "--shard": None if self.shard is None else "{}/{}".format(*self.slice()),
         }
+
+    def command(self, next_step: str) -> str:
+        """The command line of this job with another option, such as `--resume`, for people to copy."""
+        words = ["stkai", "batch", self.source, "-o", self.out or ""]
+        for field in fields(self):
+            value, option = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
+            if field.name in _ABOUT_ONE_RUN or value == field.default:
+                continue
+            if field.name == "base_url" and httpx.URL(value).userinfo:
+                value = httpx.URL(value).copy_with(username="USER", password="PASSWORD")  # noqa: S106 - a stand-in
+            words += [option] if value is True else [option, str(value)]
+        return shlex.join([*words, next_step])
 
 
 def _without_user(url: str) -> str:

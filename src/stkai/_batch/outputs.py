@@ -1,17 +1,24 @@
-"""The outputs of a job: one file of answers and one of failures. They decide which lines are done."""
+"""The outputs of a job: a file of answers and one of failures, which decide which lines are done; or stdout."""
 
 import os
-from array import array
+from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import Final, NamedTuple
+
+import anyio
+import anyio.to_thread
 
 from .append_file import AppendFile
-from .entries import ENTRY
 from .errors import UsageError, WriteError
-from .fates import DONE, FAILED, Fates
+from .job_state import LineState, LineStates
+from .json_text import parse
+from .output_lines import ENTRY, code_in
+from .usage import Usage
 
 SUFFIX: Final = ".jsonl"
+_STDOUT: Final = 1
 
 
 class Paths(NamedTuple):
@@ -20,7 +27,7 @@ class Paths(NamedTuple):
     out: Path
     failed: Path
     journal: Path
-    spool: Path
+    stdin: Path
 
     @classmethod
     def of(cls, name: str) -> "Paths":
@@ -28,172 +35,202 @@ class Paths(NamedTuple):
         return cls(*(Path(stem + end) for end in (SUFFIX, f".failed{SUFFIX}", ".journal", f".stdin{SUFFIX}")))
 
 
-class Outputs:
-    """Both outputs, open for appending.
+class FileOutputs:
+    """Both files, open for appending.
 
     Attributes:
-        done: the answers.
-        failed: the failures.
-        counts: the number of lines in each.
+        done: how many answers were written.
+        codes: how many failures were written, by code.
+        is_behind: whether `flush` has something to do.
+        answers: the file of answers.
+        failures: the file of failures.
         is_sorted: whether the lines of each are in input order.
     """
 
-    def __init__(self, paths: Paths) -> None:
-        self.done = AppendFile(paths.out)
-        try:
-            self.failed = AppendFile(paths.failed)
-        except BaseException:
-            self.done.close()
-            raise
-        self.is_sorted = True
-        self.counts = {DONE: 0, FAILED: 0}
-        self._last = {DONE: 0, FAILED: 0}
+    is_behind = False
 
-    def read(self, fates: Fates) -> None:
-        """Find out which lines are in which output, and cut off a torn last line.
+    def __init__(self, paths: Paths) -> None:
+        self.answers = AppendFile(paths.out)
+        try:
+            self.failures = AppendFile(paths.failed)
+        except BaseException:
+            self.answers.close()
+            raise
+        self.done = 0
+        self.codes: Counter[str] = Counter()
+        self.is_sorted = True
+        self._last = {True: 0, False: 0}
+
+    def read(self) -> LineStates:
+        """Find out which lines are in which file, and cut off a torn last line.
 
         Raises:
             UsageError: a line is not an entry, or occurs twice.
         """
-        for fate, file in ((DONE, self.done), (FAILED, self.failed)):
+        states = LineStates()
+        for file, state in ((self.answers, LineState.DONE), (self.failures, LineState.FAILED)):
             file.cut_torn_tail()
-            for number in numbers_in(file.path):
-                if fates[number]:
+            last = 0
+            for number, entry in entries_in(file.path):
+                if not states.move(number, LineState.NEW, state):
                     msg = (
-                        f"line {number} is in the outputs of {self.done.path} twice: remove one of them,"
+                        f"line {number} is in the outputs of {self.answers.path} twice: remove one of them,"
                         " or pass --restart to start over"
                     )
                     raise UsageError(msg)
-                fates[number] = fate
-                self._count(fate, number)
+                if number < last:
+                    self.is_sorted = False
+                last = number
+                if state is LineState.FAILED:
+                    self.codes[code_in(entry)] += 1
+            self._last[state is LineState.FAILED] = last
+        self.done = len(states.numbers(LineState.DONE))
+        return states
 
-    def _count(self, fate: int, number: int) -> None:
-        self.counts[fate] += 1
-        self.is_sorted = self.is_sorted and number > self._last[fate]
-        self._last[fate] = number
+    def usage(self, start: int, asked: int, answered: int) -> Usage:
+        """The tokens of all answers, if those of the first `start` bytes are known."""
+        usage = Usage(asked, answered)
+        with self.answers.path.open("rb") as lines:
+            lines.seek(start)
+            for line in lines:
+                if b'"usage"' in line or b'"tokens"' in line:
+                    with suppress(ValueError):
+                        usage.add(parse(line.decode()).value["response"]["body"])
+        return usage
 
-    def append(self, fate: int, number: int, entry: bytes) -> None:
-        """Write the outcome of a line.
+    def append(self, number: int, entry: bytes, code: str | None) -> None:
+        """Write the outcome of a line: an answer, or a failure with this code.
 
         Raises:
             WriteError: it could not be written.
         """
-        (self.done if fate == DONE else self.failed).append(entry)
-        self._count(fate, number)
+        (self.answers if code is None else self.failures).append(entry)
+        is_failure = code is not None
+        if code is None:
+            self.done += 1
+        else:
+            self.codes[code] += 1
+        self.is_sorted = self.is_sorted and number > self._last[is_failure]
+        self._last[is_failure] = number
 
-    def forget(self) -> None:
-        """Empty both."""
-        for file in (self.done, self.failed):
-            file.truncate()
-        self.counts, self._last, self.is_sorted = {DONE: 0, FAILED: 0}, {DONE: 0, FAILED: 0}, True
+    async def flush(self) -> None:
+        """Do nothing: `append` has written everything."""
+
+    def take_unwritten(self) -> list[bytes]:
+        """Nothing waits."""
+        return []
 
     def forget_failures(self) -> None:
-        """Empty the output of failures."""
-        self.failed.truncate()
-        self.counts[FAILED] = self._last[FAILED] = 0
+        """Empty the file of failures."""
+        self.failures.truncate()
+        self.codes.clear()
+        self._last[True] = 0
 
     def sync(self) -> None:
         """Return once everything written would survive a power failure."""
-        self.done.sync()
-        self.failed.sync()
-
-    def sort(self) -> None:
-        """Sort the lines of each into input order.
-
-        Raises:
-            WriteError: there is no room for a second copy; nothing was changed.
-        """
-        for file in (self.done, self.failed):
-            index = Index()
-            index.add(file.path, 0)
-            if not index.is_sorted:
-                write_sorted(index, [file.path], file.path)
-        self.is_sorted = True
+        self.answers.sync()
+        self.failures.sync()
 
     def close(self) -> None:
-        self.done.close()
-        self.failed.close()
+        self.answers.close()
+        self.failures.close()
 
 
-def numbers_in(path: Path) -> Iterator[int]:
-    """The numbers of the lines in an output.
+def entries_in(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of an output with their numbers.
 
     Raises:
-        UsageError: one of its lines is not an entry.
+        UsageError: one of its lines is not an entry, or the last one is cut off.
     """
+    match = ENTRY.match
     with path.open("rb") as lines:
         for place, line in enumerate(lines, 1):
-            found = ENTRY.match(line)
+            if line[-1:] != b"\n":
+                msg = f"{path}, line {place} is cut off: finish that job first, with --resume"
+                raise UsageError(msg)
+            found = match(line)
             if found is None:
-                raise _foreign(path, place)
-            yield int(found[1])
+                msg = f"{path}, line {place}: this is not an output line of `stkai batch`"
+                raise UsageError(msg)
+            yield int(found[1]), line
 
 
-def _foreign(path: Path, place: int) -> UsageError:
-    return UsageError(f"{path}, line {place}: this is not an output line of `stkai batch`")
+class StdoutOutputs:
+    """Writes every outcome to stdout, as calls finish or in input order.
 
+    A reader may be slow: outcomes wait in memory for `flush`, which writes them in a thread, so that no call in flight
+    runs into its deadline meanwhile.
 
-class Index:
-    """Where each entry stands: its number, its file, its place in it."""
+    Attributes:
+        held: how many outcomes wait for an earlier one.
+    """
 
-    def __init__(self) -> None:
-        self._numbers, self._files, self._places = array("Q"), array("L"), array("Q")
-        self.is_sorted = True
+    def __init__(self, *, in_order: bool, descriptor: int = _STDOUT) -> None:
+        self.done = 0
+        self.codes: Counter[str] = Counter()
+        self._in_order, self._descriptor = in_order, descriptor
+        self._expected: deque[int] = deque()
+        self._early: dict[int, tuple[bytes, str | None]] = {}
+        self._ready: deque[tuple[bytes, str | None]] = deque()
+        self._writing = anyio.Lock()
 
-    def add(self, path: Path, file: int) -> None:
-        """Enter the lines of one output.
+    @property
+    def is_behind(self) -> bool:
+        return bool(self._ready)
+
+    @property
+    def held(self) -> int:
+        return len(self._early)
+
+    def expect(self, number: int) -> None:
+        """Expect an outcome for this line."""
+        if self._in_order:
+            self._expected.append(number)
+
+    def drop(self, number: int) -> None:
+        """Stop expecting an outcome for this line."""
+        if self._in_order:
+            self._expected.remove(number)
+            self._order()
+
+    def append(self, number: int, entry: bytes, code: str | None) -> None:
+        """Let the outcome of a line wait for `flush`."""
+        if self._in_order:
+            self._early[number] = (entry, code)
+            self._order()
+        else:
+            self._ready.append((entry, code))
+
+    def _order(self) -> None:
+        while self._expected and self._expected[0] in self._early:
+            self._ready.append(self._early.pop(self._expected.popleft()))
+
+    async def flush(self) -> None:
+        """Write what waits.
 
         Raises:
-            UsageError: a line is not an entry, or is cut off.
+            WriteError: it could not be written.
         """
-        place = 0
-        with path.open("rb") as lines:
-            for count, line in enumerate(lines, 1):
-                found = ENTRY.match(line)
-                if found is None:
-                    raise _foreign(path, count)
-                if not line.endswith(b"\n"):
-                    msg = f"{path}, line {count} is cut off: finish that job first, with --resume"
-                    raise UsageError(msg)
-                number = int(found[1])
-                self.is_sorted = self.is_sorted and (not self._numbers or number > self._numbers[-1])
-                self._numbers.append(number)
-                self._files.append(file)
-                self._places.append(place)
-                place += len(line)
+        async with self._writing:
+            while self._ready:
+                entry, code = self._ready[0]
+                await anyio.to_thread.run_sync(self._write, entry)
+                self._ready.popleft()
+                if code is None:
+                    self.done += 1
+                else:
+                    self.codes[code] += 1
 
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def in_order(self) -> Iterator[tuple[int, int, int]]:
-        """Number, file and place of each entry, by number."""
-        for entry in sorted(range(len(self)), key=self._numbers.__getitem__):
-            yield self._numbers[entry], self._files[entry], self._places[entry]
-
-
-def write_sorted(index: Index, sources: list[Path], target: Path) -> None:
-    """Write all entries by number into `target`, which is created or replaced only once it is complete.
-
-    Raises:
-        WriteError: there is no room.
-    """
-    unfinished = target.with_name(f"{target.name}.sorting")
-    files: list[BinaryIO] = []
-    try:
+    def _write(self, entry: bytes) -> None:
         try:
-            files = [source.open("rb") for source in sources]
-            with unfinished.open("wb") as sorted_file:
-                for _, file, place in index.in_order():
-                    files[file].seek(place)
-                    sorted_file.write(files[file].readline())
-                sorted_file.flush()
-                os.fsync(sorted_file.fileno())
-            unfinished.replace(target)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise WriteError(target, error) from error
-    finally:
-        for opened in files:
-            opened.close()
+            left = memoryview(entry)
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+        except OSError as error:
+            raise WriteError("stdout", error) from error
+
+    def take_unwritten(self) -> list[bytes]:
+        """What waits; it is forgotten."""
+        unwritten = [entry for entry, _ in self._ready]
+        self._ready.clear()
+        return unwritten

@@ -7,15 +7,13 @@ from urllib.parse import quote
 import httpx
 
 from .._clock import Clock
-from .._errors import DeadlineExceededError, ServerSideRateLimitError, StkaiError
+from .._errors import DeadlineExceededError, StkaiError
 from .._families import alike
 from .._headers import default_headers
 from ..transports._call import OPTIONS
 from ..transports._options import UNSET, RequestOptions
 from ..transports._retry.retry_after import retry_after
-from .intents import Intents
-from .line import Line
-from .senders import AsyncSend
+from .batch_client import BatchClient, LineInFlight
 
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 5.0
@@ -40,32 +38,19 @@ class NoExecutionError(StkaiError):
 
 
 class QuickCommands:
-    """Creates an execution and polls it. The polls, which are GETs, need no permit.
+    """Creates an execution and polls it. The polls need no permit.
 
     Args:
-        send: sends one request through the stack.
         url: returns the url at which to poll an execution id.
-        intents: records the id.
         deadline: seconds for the creation and all polls, or None.
     """
 
     def __init__(
-        self,
-        send: AsyncSend,
-        url: Callable[[str], str],
-        intents: Intents,
-        clock: Clock,
-        deadline: float | None,
+        self, client: BatchClient, url: Callable[[str], str], clock: Clock, deadline: float | None
     ) -> None:
-        self._send, self._url, self._intents, self._clock, self._deadline = (
-            send,
-            url,
-            intents,
-            clock,
-            deadline,
-        )
+        self._client, self._url, self._clock, self._deadline = client, url, clock, deadline
 
-    async def run(self, line: Line, request: httpx.Request) -> httpx.Response:
+    async def run(self, line: LineInFlight, request: httpx.Request) -> httpx.Response:
         """The last callback, or the answer to the creation if that was refused.
 
         Raises:
@@ -74,10 +59,10 @@ class QuickCommands:
         """
         end = None if self._deadline is None else self._clock.monotonic() + self._deadline
         if line.execution is None:
-            created = await self._send(request)
-            if created.status_code >= 400:
+            created = await self._client.send(request)
+            if created.status_code >= 300:
                 return created
-            await self._intents.create(line, _execution_of(created))
+            await self._client.created(line, _execution_of(created))
         return await self._poll(line.execution or "", end)
 
     async def _poll(self, execution: str, end: float | None) -> httpx.Response:
@@ -89,8 +74,9 @@ class QuickCommands:
             if response is None:
                 continue
             if response.status_code in _AGAIN:
-                pause = max(pause, min(self._asked(response), _LONGEST_ASKED))
-            elif response.status_code >= 400 or status_of(response) in {COMPLETED, FAILURE}:
+                asked = retry_after(response.headers, self._clock.utcnow()) or 0.0
+                pause = max(pause, min(asked, _LONGEST_ASKED))
+            elif response.status_code >= 300 or status_of(response) in {COMPLETED, FAILURE}:
                 return response
 
     async def _sleep(self, seconds: float, end: float | None, execution: str) -> None:
@@ -102,18 +88,12 @@ class QuickCommands:
     async def _ask(self, url: str, end: float | None) -> httpx.Response | None:
         """The answer to one poll; None if there was no readable answer."""
         left = UNSET if end is None else max(end - self._clock.monotonic(), 0.001)
-        options = {OPTIONS: RequestOptions(retry=None, deadline=left)}
+        options = {OPTIONS: RequestOptions(deadline=left)}
         request = httpx.Request("GET", url, headers=default_headers(), extensions=options)
         try:
-            return await self._send(request)
-        except ServerSideRateLimitError as error:
-            refusal: httpx.Response = error.response
-            return refusal
+            return await self._client.poll(request)
         except alike(httpx.TimeoutException, httpx.NetworkError, httpx.ProtocolError, httpx.DecodingError):
             return None
-
-    def _asked(self, response: httpx.Response) -> float:
-        return retry_after(response.headers, self._clock.utcnow()) or 0.0
 
 
 def status_of(response: httpx.Response) -> str:

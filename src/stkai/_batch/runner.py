@@ -1,10 +1,9 @@
-"""One run of a job: reads lines, sends requests and writes outcomes, until the job is done or the run is ended."""
+"""One run of a job: sends its lines and writes their outcomes, until the job is done or the run must end."""
 
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal
 
 import anyio
 import httpx
@@ -12,48 +11,33 @@ import httpx
 from .._clock import Clock, SystemClock
 from .._errors import AuthenticationError
 from ..transports._auth.bearer import ExposedTokenError
-from ..transports._call import OPTIONS
-from ..transports._options import UNSET, RequestOptions
-from .entries import failure, success
-from .errors import LetGoError, WriteError
-from .fates import DONE, FAILED, NEW, SENT
-from .flight import outcomes_of
-from .formats import Format, InvalidLineError, Values, custom_id
-from .intents import Intents
-from .json_text import Part, body_of
-from .line import Line, line_of, request_for
-from .lines import Lines, Read
-from .options import Options
-from .outcome import Outcome
-from .price import Usage
+from .batch_client import BatchClient, LineInFlight, line_of
+from .engine import Outcome, outcomes_of
+from .errors import DroppedError, WriteError
+from .job import Job
+from .json_text import Part
+from .line_source import LineSource
+from .output_lines import (
+    UNKNOWN,
+    Failure,
+    body_of,
+    failure_of_answer,
+    failure_of_error,
+    output_line,
+    visible,
+)
+from .outputs import StdoutOutputs
 from .quick_commands import FAILURE, QuickCommands, status_of
-from .replay import Replay
-from .senders import AsyncSend
-from .wording import failure_of, refusal_of_token
 
-_PAUSE: Final = 0.05
-"""Seconds between checks of an input that is still being copied."""
+_REFUSED_LINES: Final = 3
+"""So many different lines refused in a row, with no answer in between, mean that the credentials are refused."""
 
-_HELD: Final = 4
-"""Outcomes that may wait for an earlier one, per request in flight."""
+_REPORT: Final = " (--halt-after 0 would report them as failures)"
 
-
-class Outputs(Protocol):
-    """Where outcomes go."""
-
-    counts: dict[int, int]
-
-    def append(self, fate: int, number: int, entry: bytes) -> None: ...
-    def sync(self) -> None: ...
-
-
-class Ordered(Protocol):
-    """Outputs that keep the order of the input."""
-
-    @property
-    def held(self) -> int: ...
-    def expect(self, number: int) -> None: ...
-    def drop(self, number: int) -> None: ...
+_MAY_HAVE_ACTED: Final = {
+    "report": "; the server may have executed it, so it was not sent again: to send it, pass --retry-failed",
+    "resend": "; the server may have executed it; to send it again, pass --retry-failed",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,209 +58,159 @@ class Runner:
 
     Attributes:
         ending: set when the run must end early.
-        lines_in_flight: the lines in flight, by number.
-        unknown: how many lines were in flight when an earlier run was killed.
-        usage: the tokens of this run's answers.
+        lines: the lines that are sent.
     """
 
-    def __init__(
-        self,
-        options: Options,
-        lines: Lines,
-        form: Format,
-        outputs: Outputs,
-        known: Replay,
-        intents: Intents,
-        send: AsyncSend,
-        *,
-        key_of: Callable[[int], str],
-        order: Ordered | None = None,
-        clock: Clock | None = None,
-    ) -> None:
-        self.options, self.lines, self.outputs, self.known = options, lines, outputs, known
+    def __init__(self, job: Job, client: BatchClient, clock: Clock | None = None) -> None:
+        clock = clock or SystemClock()
         self.ending: Ending | None = None
-        self.lines_in_flight: dict[int, Line] = {}
-        self.unknown = 0
-        self.usage = Usage()
-        self._form, self._order, self._intents, self._send = form, order, intents, send
-        self._clock = clock or SystemClock()
-        self._key_of = key_of
-        self._shard, self._shards = options.slice()
-        self._streak: tuple[str, int] = ("", 0)
-        deadline = UNSET if options.deadline is None else options.deadline
-        self._extensions: dict[str, Any] = {
-            OPTIONS: RequestOptions(deadline=deadline),
-            "timeout": {"connect": 30.0, "read": 600.0, "write": 600.0, "pool": None},
-        }
+        self.lines = LineSource(job, client, clock, self._write, self._flush)
+        self._job, self._client, self._options, self._outputs = job, client, job.plan.options, job.outputs
+        self._streak: tuple[str | None, int] = (None, 0)
+        self._refused: list[tuple[LineInFlight, httpx.Response]] = []
+        """Lines whose credentials were refused since the last other answer."""
+        self._has_answers = False
         self._commands: QuickCommands | None = None
-        if options.quick_command is not None:
+        if self._options.quick_command is not None:
+            url = self._options.url_of_commands
             self._commands = QuickCommands(
-                send,
-                lambda name: options.url_of_commands(f"callback/{name}"),
-                intents,
-                self._clock,
-                options.deadline,
+                client, lambda name: url(f"callback/{name}"), clock, self._options.deadline
             )
 
     def end(self, kind: Literal["halted", "interrupted"], message: str) -> None:
         """Stop sending, and drop lines that were not sent; requests in flight finish."""
         if self.ending is None:
             self.ending = Ending(kind, message)
-            self._intents.is_ending = True
-            for line in list(self.lines_in_flight.values()):
-                line.leave()
+            self._client.is_ending = True
+            for line in list(self.lines.in_flight.values()):
+                line.drop()
 
     async def run(self) -> None:
         """Work until every line has an outcome, or the run must end."""
-        waits = self._order is not None or self.options.from_stdin
-        requests = self._arriving() if waits else self._ready()
-        async with aclosing(outcomes_of(self._fly, requests, self.options.max_in_flight)) as outcomes:
+        requests, most = self.lines.requests(), self._options.max_in_flight
+        async with aclosing(outcomes_of(self._send, requests, most)) as outcomes:
             async for outcome in outcomes:
                 self._settle(outcome)
+                await self._flush()
+        self._settle_refused(is_last=True)
+        await self._flush()
 
-    # Lines in
-
-    def _ready(self) -> Iterator[httpx.Request]:
-        for item in self.lines:
-            if self.ending is not None:
-                return
-            request = None if item is None else self._request(*item)
-            if request is not None:
-                yield request
-
-    async def _arriving(self) -> AsyncIterator[httpx.Request]:
-        for item in self.lines:
-            while self.ending is None and (item is None or self._is_held_up()):
-                await self._clock.asleep(_PAUSE)
-                if item is None:
-                    break
-            if self.ending is not None:
-                return
-            request = None if item is None else self._request(*item)
-            if request is not None:
-                yield request
-
-    def _is_held_up(self) -> bool:
-        return self._order is not None and self._order.held > _HELD * self.options.max_in_flight
-
-    def _request(self, number: int, read: Read) -> httpx.Request | None:
-        """The request for a line; None if there is nothing to send."""
-        if (number - 1) % self._shards != self._shard:
-            return None
-        fate = self.known.fates[number]
-        if fate not in {NEW, SENT}:
-            return None
-        may_be_torn = self.known.torn.may_be(number)
-        if self._order is not None:
-            self._order.expect(number)
-        try:
-            return self._make(number, read, was_sent=fate == SENT or may_be_torn)
-        except InvalidLineError as error:
-            message = f"{self.options.source}, line {number}: {error}"
-            self._fail(number, error.custom_id, "invalid_line", message)
-        return None
-
-    def _make(self, number: int, read: Read, *, was_sent: bool) -> httpx.Request | None:
-        execution = self.known.executions.pop(number, None)
-        if was_sent and execution is None:
-            self.unknown += 1
-            if self.options.unknown == "report" and not self.options.retry_failed:
-                self._report(number, read)
-                return None
-        target = self._form.target(read())
-        line = self.lines_in_flight[number] = Line(number, target.custom_id, execution)
-        return request_for(line, target, self._key_of(number), self._extensions)
-
-    def _report(self, number: int, read: Read) -> None:
-        """Report a line whose outcome is unknown as a failure."""
-        message = (
-            f"{self.options.source}, line {number}: this was in flight when an earlier run was killed, so the"
-            " server may have executed it; to send it again, pass --retry-failed"
-        )
-        values: Values | None = None
-        own_id = "null"
-        try:
-            values = read()
-            own_id = custom_id(values, self._form.id_name)
-        except InvalidLineError as error:
-            own_id = error.custom_id
-        self._write(FAILED, number, failure(number, own_id, "unknown", message))
-
-    # Requests out
-
-    async def _fly(self, request: httpx.Request) -> httpx.Response:
+    async def _send(self, _: int, request: httpx.Request) -> httpx.Response:
         line = line_of(request)
         assert line is not None
         if self.ending is not None:
-            raise LetGoError("the run is ending")
+            raise DroppedError
         with anyio.CancelScope() as scope:
-            line.starts(scope.cancel)
+            line.started(scope.cancel)
             if self._commands is not None:
                 return await self._commands.run(line, request)
-            return await self._send(request)
-        raise LetGoError("the run is ending")
-
-    # Outcomes into the outputs
+            return await self._client.send(request)
+        raise DroppedError
 
     def _settle(self, outcome: Outcome) -> None:
         line, error, response = line_of(outcome.request), outcome.error, outcome.response
         assert line is not None
-        del self.lines_in_flight[line.number]
+        del self.lines.in_flight[line.number]
         if response is None:
             response = getattr(error, "response", None)
-        if isinstance(error, ExposedTokenError):  # This concerns only this line's url.
-            self._fail(line.number, line.custom_id, *failure_of(error, None, None))
-        elif isinstance(error, LetGoError | WriteError | AuthenticationError):
-            self._drop(line.number)
-            if isinstance(error, WriteError):
-                self.end("halted", f"{error}; nothing more is sent")
-            elif isinstance(error, AuthenticationError):
-                self.end("halted", refusal_of_token(str(error), no_auth=self.options.no_auth))
+        if isinstance(error, DroppedError):
+            self._drop(line)
+        elif isinstance(error, WriteError):
+            self._drop(line)
+            self.end("halted", f"{error}; nothing more is sent")
+        elif isinstance(error, AuthenticationError) and not isinstance(error, ExposedTokenError):
+            self._drop(line)
+            self._refuse(visible(str(error)))
         elif response is None:
-            self._fail(line.number, line.custom_id, *failure_of(error, None, None))
-        elif response.status_code == httpx.codes.UNAUTHORIZED:
-            self._drop(line.number)
-            self.end("halted", refusal_of_token("the server answered 401", no_auth=self.options.no_auth))
+            assert error is not None
+            self._fail(line, error)
+        elif response.status_code == httpx.codes.UNAUTHORIZED and self._options.halt_after:
+            self._refused.append((line, response))
+            if len(self._refused) == _REFUSED_LINES:
+                self._refuse(f"the server answered 401 to {_REFUSED_LINES} lines in a row{_REPORT}")
+                self._settle_refused()
         else:
+            self._has_answers = True
+            self._settle_refused()
             self._answer(line, response, error)
 
-    def _answer(self, line: Line, response: httpx.Response, error: Exception | None) -> None:
-        body = body_of(response)
-        self.usage.add(body.value)
-        has_failed = self._commands is not None and status_of(response) == FAILURE
-        if response.status_code >= 400 or has_failed or error is not None:
-            code, message = failure_of(error, response, body)
-            self._fail(line.number, line.custom_id, code, message, response, body)
-        else:
-            self._streak = ("", 0)
-            self._write(DONE, line.number, success(line.number, line.custom_id, response, body))
+    def _settle_refused(self, *, is_last: bool = False) -> None:
+        """Report the lines whose credentials were refused as failures; if the run is ending, they are new."""
+        refused, self._refused = self._refused, []
+        if is_last and len(refused) > 1 and not (self._has_answers or self._outputs.done or self.ending):
+            self._refuse(f"the server answered 401 to all {len(refused)} lines{_REPORT}")
+        for line, response in refused:
+            if self.ending is None:
+                self._answer(line, response, None)
+            else:
+                self._drop(line)
 
-    def _fail(
-        self,
-        number: int,
-        own_id: str,
-        code: str,
-        message: str,
-        response: httpx.Response | None = None,
-        body: Part | None = None,
-    ) -> None:
-        self._write(FAILED, number, failure(number, own_id, code, message, response, body))
+    def _refuse(self, what: str) -> None:
+        """Halt because the credentials are refused."""
+        way = "leave out --no-auth, and set" if self._options.no_auth else "check"
+        self.end(
+            "halted",
+            f"{what}: {way} STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET, or STKAI_AUTH_TOKEN;"
+            " nothing more is sent",
+        )
+
+    def _answer(self, line: LineInFlight, response: httpx.Response, error: Exception | None) -> None:
+        try:
+            body = body_of(response)
+            self._job.usage.add(body.value)
+            failure = self._failure(line, response, body, error)
+            entry = output_line(line.number, line.custom_id, failure, response, body)
+        except Exception as unreadable:  # noqa: BLE001 - whatever the server has sent, the run continues
+            self._fail(line, unreadable)
+        else:
+            self._write(line.number, entry, failure)
+
+    def _failure(
+        self, line: LineInFlight, response: httpx.Response, body: Part, error: Exception | None
+    ) -> Failure | None:
+        """Why an answer is a failure; None if it is a success."""
+        if response.status_code >= 300:
+            code, message = failure_of_answer(response, body, response.request.url)
+            may_have_acted = response.status_code >= 500 and not line.may_drop
+            return code, message + (_MAY_HAVE_ACTED[self._options.unknown] if may_have_acted else "")
+        if self._commands is not None and status_of(response) == FAILURE:
+            return "execution_failed", "the execution of the quick command ended with FAILURE"
+        return None if error is None else failure_of_error(error, self._client.timeouts)
+
+    def _fail(self, line: LineInFlight, error: Exception) -> None:
+        code, message = failure_of_error(error, self._client.timeouts)
+        failure = code, message + ("" if line.may_drop else _MAY_HAVE_ACTED[self._options.unknown])
+        self._write(line.number, output_line(line.number, line.custom_id, failure), failure)
+
+    def _write(self, number: int, entry: bytes, failure: Failure | None) -> None:
+        code, message = failure or (None, "")
+        try:
+            self._outputs.append(number, entry, code)
+        except WriteError as error:
+            self._halt_unwritten(error, [entry])
+        if code == UNKNOWN:
+            return
         last, count = self._streak
         self._streak = (code, count + 1 if code == last else 1)
-        if self._streak[1] == self.options.halt_after:
-            times = f"{self.options.halt_after} failures" if self.options.halt_after > 1 else "a failure"
-            in_a_row = " in a row" if self.options.halt_after > 1 else ""
-            self.end("halted", f"{times}{in_a_row} with the code {code}, the last one: {message}")
+        if code is not None and self._streak[1] == self._options.halt_after:
+            times = "a failure" if count == 0 else f"{count + 1} failures in a row"
+            self.end("halted", f"{times} with the code {code}, the last one: {message}")
 
-    def _drop(self, number: int) -> None:
-        if self._order is not None:
-            self._order.drop(number)
+    def _drop(self, line: LineInFlight) -> None:
+        if isinstance(self._outputs, StdoutOutputs):
+            self._outputs.drop(line.number)
 
-    def _write(self, fate: int, number: int, entry: bytes) -> None:
+    async def _flush(self) -> None:
+        if not self._outputs.is_behind:
+            return
         try:
-            self.outputs.append(fate, number, entry)
+            await self._outputs.flush()
         except WriteError as error:
-            self.end("halted", f"{error}; nothing more is sent")
-            with suppress(OSError, AttributeError):  # stderr may be closed.
-                sys.stderr.buffer.write(entry)
-                sys.stderr.buffer.flush()
+            self._halt_unwritten(error, self._outputs.take_unwritten())
+
+    def _halt_unwritten(self, error: WriteError, entries: list[bytes]) -> None:
+        """Halt, and print outcomes that could not be written to stderr, so that they are not lost."""
+        self.end("halted", f"{error}; nothing more is sent")
+        with suppress(OSError, AttributeError):  # stderr may be closed.
+            sys.stderr.buffer.writelines(entries)
+            sys.stderr.buffer.flush()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 _RUN = "run"
 
@@ -44,7 +44,15 @@ class Sync(StrEnum):
     NEVER = "never"
 
 
-@batch.command(_RUN)
+class _Command(TyperCommand):
+    """A command whose usage reads `stkai batch [OPTIONS] INPUT`, without the name `run`."""
+
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        pieces = [piece.strip("{}") for piece in self.collect_usage_pieces(ctx)]
+        formatter.write_usage(ctx.command_path.strip(), " ".join(pieces))
+
+
+@batch.command(_RUN, cls=_Command)
 def run(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="A .jsonl or .csv file, or - for stdin.")],
     out: Annotated[str | None, typer.Option("-o", "--out", help="Write answers here; - for stdout.")] = None,
@@ -55,13 +63,26 @@ def run(
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Send only every Nth line, starting with line I.")
     ] = None,
-    max_in_flight: Annotated[int, typer.Option(min=1, help="Maximum requests in flight.")] = 32,
+    max_in_flight: Annotated[
+        int, typer.Option(min=1, help="Lines worked on at once, waiting or being sent.")
+    ] = 32,
+    rpm: Annotated[
+        int | None, typer.Option(min=1, help="Send at most this many requests per minute.")
+    ] = None,
+    tpm: Annotated[
+        int | None, typer.Option(min=1, help="Use at most this many tokens of a language model per minute.")
+    ] = None,
+    in_flight: Annotated[
+        int | None, typer.Option(min=1, help="Have at most this many requests at the server at once.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the job that writes OUT.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Start over and overwrite the outputs.")] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Send the failed lines again.")
+        bool, typer.Option("--retry-failed", help="Resume, and send the failed lines again.")
     ] = False,
-    unknown: Annotated[Unknown, typer.Option(help="Lines in flight when a run was killed.")] = Unknown.REPORT,
+    unknown: Annotated[
+        Unknown, typer.Option(help="What to do with lines that the server may have executed.")
+    ] = Unknown.REPORT,
     order: Annotated[Order, typer.Option(help="Order of the outputs.")] = Order.DONE,
     halt_after: Annotated[
         int, typer.Option(min=0, help="Halt after equal failures in a row; 0: never.")
@@ -75,14 +96,19 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every line; send nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
 ) -> None:
-    """Send the requests in INPUT and write the answers to OUT. `stkai batch merge` joins the outputs of shards.
+    """Send the requests in INPUT. Write the answers to OUT.jsonl and the failures to OUT.failed.jsonl.
+
+    --resume continues a job that was interrupted or halted; --retry-failed sends its failed lines again. A line that
+    the server may have executed is not sent twice: one that was in flight when a run was killed, and one that ended in
+    a 500 or a broken connection, is a failure. With --unknown resend, it is sent again. `stkai batch merge` joins the
+    outputs of shards.
 
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 3 halted and resumable, 130 interrupted.
     """
+    from .._batch.command import REFUSED, complain, run_batch
     from .._batch.errors import UsageError
-    from .._batch.job import REFUSED, complain, run_batch
     from .._batch.options import Options
-    from .._batch.price import Price
+    from .._batch.usage import Price
 
     try:
         options = Options(
@@ -94,6 +120,9 @@ def run(
             id_column=id_column,
             shard=shard,
             max_in_flight=max_in_flight,
+            rpm=rpm,
+            tpm=tpm,
+            in_flight=in_flight,
             resume=resume,
             restart=restart,
             retry_failed=retry_failed,
@@ -113,17 +142,20 @@ def run(
     raise typer.Exit(run_batch(options))
 
 
-@batch.command("merge")
+@batch.command("merge", cls=_Command)
 def merge(
     outs: Annotated[
         list[str], typer.Argument(metavar="OUT...", help="Outputs of the shards, as passed to -o.")
     ],
     out: Annotated[str, typer.Option("-o", "--out", metavar="ALL", help="Write the joined output here.")],
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Join what there is, although lines of the input are missing.")
+    ] = False,
 ) -> None:
     """Join the outputs of shards, both answers and failures, in input order.
 
-    Exit codes: 0 all done, 1 some failed, 2 an output is missing, ALL exists, or a line occurs twice.
+    Exit codes: 0 all done, 1 some failed, 2 an output or a line is missing, ALL exists, or a line occurs twice.
     """
-    from .._batch.job import run_merge
+    from .._batch.command import run_merge
 
-    raise typer.Exit(run_merge(outs, out))
+    raise typer.Exit(run_merge(outs, out, partial=partial))

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import httpx
 
-from .._exchange import StreamedResponse
+from .._exchange import Exchange, StreamedResponse, entry
 
 _MAX_REDIRECTS: Final = 30
 """As many as requests follows."""
@@ -75,4 +75,9 @@ class _From(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         first, self._first = self._first, None
-        return first or self._transport.handle_request(request)
+        if first is not None:
+            return first
+        # Reads the body within the deadline, which httpx would not.
+        layer = entry(self._transport)
+        exchange = Exchange.of(layer, request)
+        return exchange.finish(layer.carry_out(exchange.call, exchange.flow))

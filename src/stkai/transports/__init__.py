@@ -49,42 +49,44 @@ if TYPE_CHECKING:
     from ._retry.flow import retry as retry
     from ._stk_cli import StkCLITransport as StkCLITransport
 
-__getattr__, __dir__, __all__ = _lazily(
-    __name__,
-    {
-        "_async_driver": ("adrive",),
-        "_auth.flow": ("AsyncAuthTransport", "AuthTransport", "auth"),
-        "_base": ("AsyncLayerTransport", "LayerBase", "LayerTransport"),
-        "_call": ("Attempt", "Call", "can_resend", "copy_request"),
-        "_context": ("Context",),
-        "_driver": ("drive",),
-        "_layer": ("Layer",),
-        "_limits.flow": (
-            "AdaptiveTransport",
-            "AsyncAdaptiveTransport",
-            "AsyncLimiterTransport",
-            "AsyncTokenBucketTransport",
-            "LimiterTransport",
-            "TokenBucketTransport",
-            "adaptive",
-            "limiter",
-            "token_bucket",
-        ),
-        "_limits.limiter": ("Answer", "RateChange", "Turn"),
-        "_operations": (
-            "Close",
-            "Drain",
-            "Flow",
-            "Load",
-            "Operation",
-            "Read",
-            "Run",
-            "Send",
-            "Sleep",
-            "Until",
-        ),
-        "_own_layers": ("alike", "play", "response_like"),
-        "_retry.flow": ("AsyncRetryTransport", "RetryTransport", "retry"),
-        "_stk_cli": ("StkCLITransport",),
-    },
-)
+    __all__: list[str]
+else:  # Type checkers would take any name for one that exists.
+    __getattr__, __dir__, __all__ = _lazily(
+        __name__,
+        {
+            "_async_driver": ("adrive",),
+            "_auth.flow": ("AsyncAuthTransport", "AuthTransport", "auth"),
+            "_base": ("AsyncLayerTransport", "LayerBase", "LayerTransport"),
+            "_call": ("Attempt", "Call", "can_resend", "copy_request"),
+            "_context": ("Context",),
+            "_driver": ("drive",),
+            "_layer": ("Layer",),
+            "_limits.flow": (
+                "AdaptiveTransport",
+                "AsyncAdaptiveTransport",
+                "AsyncLimiterTransport",
+                "AsyncTokenBucketTransport",
+                "LimiterTransport",
+                "TokenBucketTransport",
+                "adaptive",
+                "limiter",
+                "token_bucket",
+            ),
+            "_limits.limiter": ("Answer", "RateChange", "Turn"),
+            "_operations": (
+                "Close",
+                "Drain",
+                "Flow",
+                "Load",
+                "Operation",
+                "Read",
+                "Run",
+                "Send",
+                "Sleep",
+                "Until",
+            ),
+            "_own_layers": ("alike", "play", "response_like"),
+            "_retry.flow": ("AsyncRetryTransport", "RetryTransport", "retry"),
+            "_stk_cli": ("StkCLITransport",),
+        },
+    )

@@ -95,11 +95,11 @@ NO_OPTIONS: Final = RequestOptions()
 class CallOptions(TypedDict, total=False):
     """The fields of `RequestOptions` as keywords of the clients' methods."""
 
-    retry: RetryPolicy | Unset | None
-    deadline: float | Unset | None
-    max_wait_time: float | Unset | None
-    cost: float | Unset | None
-    priority: Priority | Unset
+    retry: RetryPolicy | None
+    deadline: float | None
+    max_wait_time: float | None
+    cost: float | None
+    priority: Priority
 
 
 def options_of(verb: str, given: CallOptions) -> RequestOptions:
@@ -129,9 +129,6 @@ def options(**given: Unpack[CallOptions]) -> Iterator[None]:
 
     For calls that an SDK makes. They apply field by field, below the call's own options and above those of a block
     further out. A task takes over what its parent has; a new thread begins without.
-
-    Args:
-        given: the fields of `RequestOptions`.
 
     Raises:
         TypeError: there is no such option.

@@ -591,6 +591,20 @@ async def test_a_paced_failure_does_not_pace_the_next_one(world: World) -> None:
     assert response.extensions["stkai"].backed_off == 1.0
 
 
+async def test_a_refusal_that_a_limiter_excuses_uses_up_no_retry(world: World) -> None:
+    def excusing(layer: LayerTransport, request: httpx.Request, attempt: Attempt) -> Flow:
+        response = yield from layer.forward(request, attempt)
+        attempt.paced = attempt.excused = response.status_code == 429
+        return response
+
+    wire = world.wire(429, 503, 429, 429, 503, 503)
+    stack = StackBuilder((retry(RetryPolicy(2)), Layer("excusing", excusing)), clock=FakeClock())
+    response = await world.send(world.build(stack, wire), httpx.Request("POST", URL))
+    assert (response.status_code, len(wire.requests)) == (503, 6), (
+        "three refusals are excused, two are retried"
+    )
+
+
 @pytest.mark.parametrize("limit", [1.0, 599.0])
 async def test_a_refused_wait_is_not_retried(world: World, limit: float) -> None:
     clock = FakeClock()

@@ -44,6 +44,9 @@ class Price:
         """The cost of these tokens."""
         return (asked * self.input + answered * self.output) / _MILLION
 
+    def __str__(self) -> str:
+        return f"input={self.input:g},output={self.output:g}"
+
 
 class Usage:
     """The tokens of the answers so far.
@@ -53,8 +56,8 @@ class Usage:
         answered: in the answers.
     """
 
-    def __init__(self) -> None:
-        self.asked = self.answered = 0
+    def __init__(self, asked: int = 0, answered: int = 0) -> None:
+        self.asked, self.answered = asked, answered
 
     def add(self, body: Any) -> None:
         """Count the usage that an answer reports, if any."""
@@ -77,6 +80,14 @@ class Usage:
         return f"{show_count(total)} tokens{cost}"
 
 
+def _first(usage: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    for name in names:
+        count = usage.get(name)
+        if isinstance(count, int) and not isinstance(count, bool) and count > 0:
+            return count
+    return 0
+
+
 def show_count(count: float) -> str:
     """A count, short: 812, 41.2k, 12.4M."""
     for limit, unit in ((_MILLION, "M"), (10_000, "k")):
@@ -88,11 +99,3 @@ def show_count(count: float) -> str:
 def show_dollars(amount: float) -> str:
     """Dollars, with more digits for small amounts."""
     return f"${amount:,.2f}" if amount >= 1 or not amount else f"${amount:.4f}"
-
-
-def _first(usage: Mapping[str, Any], names: tuple[str, ...]) -> int:
-    for name in names:
-        count = usage.get(name)
-        if isinstance(count, int) and not isinstance(count, bool) and count > 0:
-            return count
-    return 0

@@ -1,0 +1,205 @@
+"""The lines of an input, with their numbers: JSONL and CSV files, and stdin, which is copied to a file."""
+
+import csv
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from .._errors import StkaiError
+from .append_file import AppendFile
+from .errors import UsageError
+from .job_state import Survey
+from .json_text import Part
+from .request_formats import InvalidLineError, Values, values_of
+
+_BOM: Final = b"\xef\xbb\xbf"
+_BLOCK: Final = 1 << 16
+_ANY_SIZE: Final = 2**31 - 1
+
+Read = Callable[[], Values | None]
+"""Reads the members of a line; raises InvalidLineError."""
+
+
+Lines = Iterable[tuple[int, Read] | None]
+"""The number of each line and how to read it; None while the next one has not arrived yet."""
+
+
+class JsonLines:
+    """The lines of a JSONL file, numbered from 1 as in an editor; blank lines are numbered but skipped.
+
+    Args:
+        path: of the file.
+        size: how many of its bytes to read; by default all.
+        is_complete: whether nothing more will be appended; None means that the file is complete.
+    """
+
+    def __init__(
+        self, path: Path, size: int | None = None, is_complete: Callable[[], bool] | None = None
+    ) -> None:
+        self._path, self._size, self._is_complete = path, size, is_complete
+
+    def __iter__(self) -> Iterator[tuple[int, Read] | None]:
+        number = place = 0
+        with self._path.open("rb") as file:
+            while True:
+                # Ask before reading: then nothing can be appended after the end that we read.
+                is_complete = self._is_complete is None or self._is_complete()
+                for raw in _up_to(self._size, file) if place == 0 else file:
+                    if not is_complete and raw[-1:] != b"\n":
+                        file.seek(place)
+                        break
+                    number += 1
+                    place += len(raw)
+                    line = raw.removeprefix(_BOM) if number == 1 else raw
+                    if line and not line.isspace():
+                        yield number, partial(values_of, line)
+                if is_complete:
+                    return
+                yield None
+
+
+def _up_to(size: int | None, file: BinaryIO) -> Iterable[bytes]:
+    """The lines of a file, without what was appended after its first `size` bytes."""
+    return file if size is None else _first(size, file)
+
+
+def _first(size: int, file: BinaryIO) -> Iterator[bytes]:
+    for raw in file:
+        size -= len(raw)
+        if size < 0:
+            break
+        yield raw
+    if size < 0 and len(raw) > -size:
+        yield raw[:size]
+
+
+class CsvRecords:
+    """The records of a CSV file, numbered from 1; the header is not counted, and names the columns.
+
+    Raises:
+        UsageError: there is no header, or two columns have the same name.
+    """
+
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        self._path, self._size = path, size
+        csv.field_size_limit(_ANY_SIZE)
+        try:
+            with path.open("rb") as file:
+                self.names: list[str] = next(csv.reader(_texts(file), strict=True), [])
+        except csv.Error as error:
+            msg = f"{path}, line 1: this is not a CSV header: {error}"
+            raise UsageError(msg) from error
+        if not self.names:
+            msg = f"{path} has no header: its first line must name the columns"
+            raise UsageError(msg)
+        twice = {name for name in self.names if self.names.count(name) > 1}
+        if twice:
+            msg = f"{path} has two columns named {min(twice)!r}: rename one"
+            raise UsageError(msg)
+
+    def __iter__(self) -> Iterator[tuple[int, Read] | None]:
+        number = 0
+        with self._path.open("rb") as file:
+            rows = csv.reader(_texts(_up_to(self._size, file)), strict=True)
+            next(rows, None)
+            while True:
+                try:
+                    row = next(rows)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    number += 1
+                    message = f"line {rows.line_num}: {error}: double the quotes inside a cell"
+                    yield number, partial(_broken, message)
+                    continue
+                if row:
+                    number += 1
+                    yield number, partial(_row, self.names, row)
+
+
+def _texts(lines: Iterable[bytes]) -> Iterator[str]:
+    """The lines as text. Bytes that are not UTF-8 fail only their row, not the file."""
+    for number, raw in enumerate(lines):
+        for line in (raw if number else raw.removeprefix(_BOM)).splitlines(keepends=True):
+            yield line.decode(errors="surrogateescape")
+
+
+def _broken(message: str) -> Values | None:
+    raise InvalidLineError(message)
+
+
+def _row(names: list[str], row: list[str]) -> Values | None:
+    if len(row) > len(names):
+        msg = f"this has {len(row)} cells, but the header has {len(names)}: quote cells that contain commas"
+        raise InvalidLineError(msg)
+    return {name: Part(text, "") for name, text in zip(names, row, strict=False)}
+
+
+class StdinCopy:
+    """Copies a descriptor to a file, in a daemon thread, so that a resumed job can read it there.
+
+    Attributes:
+        path: the file's path.
+        is_complete: everything was copied, or copying failed.
+        survey: what was copied, once all of it was.
+        error: the reason if copying failed.
+    """
+
+    def __init__(self, path: Path, shard: tuple[int, int] = (0, 1), descriptor: int = 0) -> None:
+        self.path = path
+        self.is_complete = False
+        self.survey: Survey | None = None
+        self.error: StkaiError | None = None
+        self._file, self._shard, self._descriptor = AppendFile(path), shard, descriptor
+
+    def start(self) -> None:
+        """Start copying."""
+        threading.Thread(target=self.copy, name="stkai.batch.stdin", daemon=True).start()
+
+    def copy(self) -> None:
+        """Copy to the end, in this thread."""
+        try:
+            with suppress(OSError):  # stdin was closed: there is nothing more to read.
+                while block := os.read(self._descriptor, _BLOCK):
+                    self._file.append(block)
+            self._file.sync()
+            self.survey = survey(self.path, self._file.size, JsonLines(self.path), self._shard)
+        except StkaiError as error:
+            self.error = error
+        finally:
+            self._file.close()
+            self.is_complete = True
+
+
+def survey(path: Path, size: int, lines: Lines, shard: tuple[int, int]) -> Survey:
+    """The hash of the first `size` bytes of an input, and how many of the lines in them are in a shard."""
+    own = last = 0
+    index, shards = shard
+    for item in lines:
+        if item is not None:
+            last = item[0]
+            own += (last - 1) % shards == index
+    return Survey(size, sha256(path, size), own, last)
+
+
+def sha256(path: Path, size: int) -> str:
+    """The hash of the first `size` bytes of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while size and (block := file.read(min(size, 1 << 20))):
+            digest.update(block)
+            size -= len(block)
+    return digest.hexdigest()
+
+
+def ends_complete(path: Path, size: int) -> bool:
+    """Whether a line ends after the first `size` bytes, so that what follows are lines of their own."""
+    with path.open("rb") as file:
+        file.seek(max(0, size - 1))
+        around = file.read(3) if size else b"\n"
+    return around[:1] == b"\n" or around[1:].removeprefix(b"\r")[:1] in {b"\n", b""}

@@ -1,0 +1,182 @@
+"""What is checked before anything is sent: the input and the template; and `--dry-run`, which stops there."""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Final
+
+from .._config.stkai import STKAI
+from .errors import UsageError
+from .input_lines import CsvRecords, JsonLines, Lines, StdinCopy
+from .json_text import Template
+from .options import Options
+from .progress import show_time
+from .request_formats import Format, InvalidLineError, Values
+from .usage import show_count, show_dollars
+
+_SHOWN: Final = 20
+"""How many lines to list for each kind of problem."""
+
+_BYTES_PER_TOKEN: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a job reads, and how its lines become requests."""
+
+    options: Options
+    template: Template | None
+    form: Format
+
+    @classmethod
+    def of(cls, options: Options) -> "Plan":
+        """Check everything that can be checked without writing anything.
+
+        Raises:
+            UsageError: the input or the template cannot be used.
+        """
+        _check_streams(options)
+        template = None if options.body is None else Template.read(options.body)
+        if not options.from_stdin:
+            path = Path(options.source)
+            _check_file(path)
+            columns = CsvRecords(path).names if options.is_csv else list(_first_object(path) or ())
+            if template is not None:
+                template = Template(template.text, columns)
+                _check_placeholders(path, columns, template, is_csv=options.is_csv)
+            if options.is_csv and options.id_column is not None and options.id_column not in columns:
+                names = ", ".join(columns)
+                raise UsageError(
+                    f"--id-column {options.id_column}: {path} has no such column; it has: {names}"
+                )
+            if template is None and options.base_url is None and options.quick_command is None:
+                _check_first_url(path)
+        return cls(options, template, options.format(template))
+
+    def lines(self, size: int | None = None, stdin: StdinCopy | None = None) -> Lines:
+        """The lines of the first `size` bytes of the input, or of what is copied from stdin."""
+        if stdin is not None:
+            return JsonLines(stdin.path, is_complete=lambda: stdin.is_complete)
+        path = Path(self.options.source)
+        return CsvRecords(path, size) if self.options.is_csv else JsonLines(path, size)
+
+
+def _check_streams(options: Options) -> None:
+    """Refuse closed streams: files and connections that we open will reuse their descriptors."""
+    closed = "stdin" if options.from_stdin and sys.stdin is None else None
+    if options.to_stdout and sys.stdout is None:
+        closed = "stdout"
+    if closed is not None:
+        msg = f"{closed} is closed: redirect it, or pass a file instead of -"
+        raise UsageError(msg)
+
+
+def _check_file(path: Path) -> None:
+    if path.is_fifo():  # Opening it would wait for a writer.
+        raise UsageError(f"the input {path} is not a file: pass - and pipe it in")
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        msg = f"the input {path} cannot be read: {error.strerror}"
+        raise UsageError(msg) from error
+    if not path.is_file():
+        raise UsageError(f"the input {path} is not a file: pass - and pipe it in")
+    if b"\0" in start or start[:2] in {b"\xff\xfe", b"\xfe\xff"}:
+        raise UsageError(f"the input {path} is in UTF-16 or UTF-32: save the file as UTF-8")
+
+
+def _first_object(path: Path) -> Values | None:
+    """The members of the first line, if it has any."""
+    for item in JsonLines(path):
+        with suppress(InvalidLineError):
+            return None if item is None else item[1]()
+        break
+    return None
+
+
+def _check_first_url(path: Path) -> None:
+    """Fail early if the first url is relative and there is no base url."""
+    url = (_first_object(path) or {}).get("url")
+    if url is not None and isinstance(url.value, str) and "://" not in url.value:
+        msg = f"{path}, line 1: the url is relative ({url.value}): pass --base-url"
+        raise UsageError(msg)
+
+
+def _check_placeholders(path: Path, columns: list[str], template: Template, *, is_csv: bool) -> None:
+    """Refuse a placeholder that no column fills, and text in braces that is nearly the name of a column."""
+    names = ", ".join(columns)
+    for name in template.names if is_csv else ():
+        if name not in columns:
+            msg = f"the template uses {{{name}}}, but {path} has no such column; it has: {names}"
+            raise UsageError(msg)
+    plain = {_plain(column): column for column in columns}
+    for text in template.literals:
+        near = get_close_matches(_plain(text), plain, 1, 0.85)
+        if near:
+            raise UsageError(
+                f"the template uses {{{text}}}, but {path} has no such column: write {{{plain[near[0]]}}}"
+            )
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def dry_run(plan: Plan, say: Callable[[str], None]) -> bool:
+    """Report on the input; whether every line is a valid request."""
+    with ExitStack() as stack:
+        stdin = None
+        if plan.options.from_stdin:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stkai-batch-"))
+            stdin = StdinCopy(Path(folder, "stdin.jsonl"))
+            stdin.copy()
+        return _dry_run(plan, plan.lines(stdin=stdin), say)
+
+
+def _dry_run(plan: Plan, lines: Lines, say: Callable[[str], None]) -> bool:
+    options, (shard, shards) = plan.options, plan.options.slice()
+    invalid = duplicates = requests = size = 0
+    first: dict[int, int] = {}
+    for item in lines:
+        if item is None or (item[0] - 1) % shards != shard:
+            continue
+        number, read = item
+        where = f"{options.source}, line {number}"
+        try:
+            target = plan.form.target(read())
+        except InvalidLineError as error:
+            invalid += 1
+            if invalid <= _SHOWN:
+                say(f"{where}: {error}")
+            continue
+        requests += 1
+        size += len(target.content or b"")
+        earlier = number if target.custom_id == "null" else first.setdefault(hash(target.custom_id), number)
+        if earlier != number:
+            duplicates += 1
+            if duplicates <= _SHOWN:
+                say(f"{where}: duplicate custom_id {target.custom_id}, as in line {earlier}")
+    if duplicates:
+        say(f"{duplicates:,} duplicate ids, which is allowed; use `id` to tell the lines apart")
+    if invalid:
+        say(f"{invalid:,} invalid lines, which would be reported as failures")
+    _estimate(options, requests, size, say)
+    return not invalid
+
+
+def _estimate(options: Options, requests: int, size: int, say: Callable[[str], None]) -> None:
+    tokens, price = size / _BYTES_PER_TOKEN, options.price
+    cost = "" if price is None else f", {show_dollars(price.dollars(round(tokens), 0))} for the input alone"
+    say(f"{requests:,} requests, {show_count(size)} bytes, about {show_count(tokens)} input tokens{cost}")
+    limit = STKAI.config.rate_limit
+    quotas = [(options.rpm, 60.0)]
+    if limit.enabled:
+        quotas.append((limit.max_requests, limit.time_window or 0.0))
+    for most, window in quotas:
+        if most and window and requests:
+            say(f"at {most} requests per {window:g} s: at least {show_time(requests * window / most)}")

@@ -1,0 +1,223 @@
+"""From a line of the input to a request: OpenAI's batch form, any object through a template, a quick command."""
+
+import re
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from json import JSONDecodeError
+from typing import Any, Final
+
+import httpx
+
+from .._headers import default_headers
+from .._urls import check_address, reason
+from .json_text import Part, Template, dump, members
+
+_ABSOLUTE: Final = re.compile(r"https?://", re.IGNORECASE)
+_OTHER_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_BODILESS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
+
+Values = Mapping[str, Part]
+
+
+class InvalidLineError(Exception):
+    """A line that is not a valid request.
+
+    Attributes:
+        custom_id: as JSON, if it could be read.
+    """
+
+    def __init__(self, message: str, custom_id: str = "null") -> None:
+        super().__init__(message)
+        self.custom_id = custom_id
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The request to send for one line.
+
+    Attributes:
+        custom_id: as JSON.
+        method: such as POST.
+        url: absolute.
+        content: the body, as JSON; None for none.
+    """
+
+    custom_id: str
+    method: str
+    url: httpx.URL
+    content: bytes | None
+
+    def request(self, idempotency_key: str, extensions: dict[str, Any]) -> httpx.Request:
+        """The request, with the default headers."""
+        headers = [*default_headers(), (b"Idempotency-Key", idempotency_key.encode())]
+        if self.content is not None:
+            headers.append((b"Content-Type", b"application/json"))
+        url = self.url
+        if url.userinfo:  # As httpx's own clients send it (RFC 7617).
+            credentials = b64encode(f"{url.username}:{url.password}".encode())
+            headers.append((b"Authorization", b"Basic " + credentials))
+            url = url.copy_with(userinfo=b"")
+        return httpx.Request(self.method, url, headers=headers, content=self.content, extensions=extensions)
+
+
+def values_of(raw: bytes) -> Values | None:
+    """The members of a line; None if it is JSON but not an object.
+
+    Raises:
+        InvalidLineError: it is not JSON in UTF-8.
+    """
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        msg = f"this is not UTF-8, from byte {error.start + 1} on: save the file as UTF-8"
+        raise InvalidLineError(msg) from error
+    try:
+        return members(text)
+    except ValueError as error:
+        what = f"{error.msg}, at column {error.colno}" if isinstance(error, JSONDecodeError) else str(error)
+        msg = f"this is not JSON ({what}): each line must be one JSON object"
+        raise InvalidLineError(msg) from error
+
+
+def custom_id(values: Values | None, name: str | None) -> str:
+    """The id of a line, as JSON.
+
+    Raises:
+        InvalidLineError: it has no member with the given name.
+    """
+    part = None if values is None else values.get(name or "custom_id")
+    if part is not None:
+        return part.text or dump(part.value)
+    if name is not None:
+        msg = f"this has no {name!r}, the member that --id-column names"
+        raise InvalidLineError(msg)
+    return "null"
+
+
+class Format:
+    """How the lines of an input become requests.
+
+    Args:
+        base_url: of relative urls, in OpenAI's batch form: `{"custom_id", "method", "url", "body"}`.
+        url: where all requests are sent instead: those of a template, or of a quick command.
+        template: makes the body from any object; without one, the body is that of the line.
+        id_name: the member to use as the id.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str | None = None,
+        url: str | None = None,
+        template: Template | None = None,
+        id_name: str | None = None,
+    ) -> None:
+        self.id_name = id_name
+        self._base, self._template = base_url, template
+        self._url = None if url is None else parse_url(url)
+
+    def target(self, values: Values | None) -> Target:
+        """The request for a line with these members; pass None for a line that is not an object.
+
+        Raises:
+            InvalidLineError: it is not a valid request; says why, and what to do.
+        """
+        own_id = custom_id(values, self.id_name)
+        try:
+            if self._template is not None and self._url is not None:
+                return Target(own_id, "POST", self._url, self._filled(self._template, values))
+            if values is None:
+                form = (
+                    '"body": {...}'
+                    if self._url is not None
+                    else '"method": "POST", "url": ..., "body": {...}'
+                )
+                msg = f'this is not an object: each line must be {{"custom_id": ..., {form}}}'
+                raise InvalidLineError(msg)
+            if self._url is not None:
+                return Target(own_id, "POST", self._url, _body(values, "POST"))
+            method = values.get("method", Part("POST", ""))
+            name = method.value.upper() if isinstance(method.value, str) else ""
+            if name not in _METHODS:
+                msg = f'"method" must be POST or another HTTP method, not {method.text}'
+                raise InvalidLineError(msg)
+            return Target(own_id, name, self._absolute(values.get("url")), _body(values, name))
+        except InvalidLineError as error:
+            error.custom_id = own_id
+            raise
+
+    def _filled(self, template: Template, values: Values | None) -> bytes:
+        if template.names and values is None:
+            raise InvalidLineError(
+                "this is not an object: each line must be an object with the members that the template uses"
+            )
+        try:
+            return template.fill(values or {}).encode()
+        except KeyError as error:
+            raise InvalidLineError(f"this has no {error.args[0]!r}, which the template uses") from None
+        except UnicodeEncodeError as error:
+            raise InvalidLineError("a value is not UTF-8: save the file as UTF-8") from error
+
+    def _absolute(self, part: Part | None) -> httpx.URL:
+        url = None if part is None else part.value
+        if not isinstance(url, str) or not url:
+            msg = (
+                '"url" is missing or not a string: if the lines have another form, pass --body TEMPLATE.json'
+            )
+            raise InvalidLineError(msg)
+        if _ABSOLUTE.match(url) is None:
+            if _OTHER_SCHEME.match(url) is not None:
+                raise InvalidLineError('"url" must be relative, or begin with http:// or https://')
+            if self._base is None:
+                msg = f'"url" is relative ({url}): pass --base-url'
+                raise InvalidLineError(msg)
+            url = join_url(self._base, url)
+        return check_url(url, '"url"')
+
+
+def _body(values: Values, method: str) -> bytes | None:
+    body = values.get("body")
+    if body is not None:
+        return body.text.encode()
+    if method in _BODILESS:
+        return None
+    msg = f'"body" is missing; a {method} request needs one: if the lines have another form, pass --body TEMPLATE.json'
+    raise InvalidLineError(msg)
+
+
+def join_url(base: str, path: str) -> str:
+    """A relative url appended to the path of a base url; the base's query stays behind it."""
+    base, _, query = base.partition("?")
+    url = base.rstrip("/") + ("" if path.startswith(("/", "?")) else "/") + path
+    return url if not query else f"{url}{'&' if '?' in url else '?'}{query}"
+
+
+@lru_cache(maxsize=1000)  # Parsing is slow, and most inputs use a single url.
+def parse_url(url: str) -> httpx.URL:
+    """The url.
+
+    Raises:
+        httpx.InvalidURL: the text is not a url.
+    """
+    return httpx.URL(url)
+
+
+def check_url(url: str, what: str) -> httpx.URL:
+    """The url, if requests can be sent to it.
+
+    Raises:
+        InvalidLineError: it is not a url, or has no host.
+    """
+    try:
+        parsed = parse_url(url)
+        if parsed.scheme in {"http", "https"} and parsed.host:
+            check_address(parsed)
+            return parsed
+    except (httpx.InvalidURL, ValueError) as error:
+        msg = f"{what} is not a url: {reason(url, error)}"
+        raise InvalidLineError(msg) from None
+    msg = f"{what} is not a url with a host, such as https://api.example.com/v1"
+    raise InvalidLineError(msg)

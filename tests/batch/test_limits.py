@@ -1,0 +1,143 @@
+"""The limits of a batch: `--rpm`, `--tpm`, `--in-flight`, the settings, and what is said when a store is lost."""
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from stkai import RateLimitConfig, Settings
+from stkai._batch.batch_client import limits
+from stkai._batch.options import Options
+
+from .job import Job, Server, echo, server, summary
+
+pytestmark = pytest.mark.real_time
+
+NO_LIMIT = {"STKAI_RATE_LIMIT_ENABLED": "false"}
+
+
+@pytest.fixture
+def counting() -> Iterator[Server]:
+    with server() as running:
+        yield running
+
+
+@pytest.fixture
+def job(counting: Server, tmp_path: Path) -> Job:
+    job = Job(tmp_path, counting.url)
+    job.write(5)
+    return job
+
+
+@pytest.mark.parametrize("option", ["--rpm", "--tpm", "--in-flight"])
+def test_a_bad_number_is_refused_and_the_option_is_named(option: str, job: Job, counting: Server) -> None:
+    before = job.snapshot()
+    for number in ("0", "-1", "x", "1.5", "nan", "inf", ""):
+        result = job.run(f"{option}={number}")
+        assert (result.returncode, option in result.stderr) == (2, True), number
+    assert (job.snapshot(), counting.seen) == (before, [])
+
+
+def test_a_maximum_wait_in_the_settings_fails_no_line(job: Job, counting: Server) -> None:
+    settings = {
+        "STKAI_RATE_LIMIT_MAX_REQUESTS": "2",
+        "STKAI_RATE_LIMIT_TIME_WINDOW": "0.5",
+        "STKAI_RATE_LIMIT_MAX_WAIT_TIME": "0.1",
+    }
+    result = job.run(env=settings)
+    assert (result.returncode, summary(result.stderr)) == (0, "5 done, 0 failed (0 unknown)")
+
+
+@pytest.mark.parametrize("quiet", [(), ("--quiet",)])
+def test_a_store_that_is_lost_is_reported(quiet: tuple[str, ...], job: Job) -> None:
+    settings = {"STKAI_RATE_LIMIT_SHARE": "team", "STKAI_RATE_LIMIT_STORE": "redis://:hush@127.0.0.1:1"}
+    result = job.run(*quiet, env=settings)
+    assert result.returncode == 0
+    assert "the quota 'team' continues with this process's own part" in result.stderr
+    assert "cannot be reached" in result.stderr
+    assert "hush" not in result.stderr
+
+
+def test_duplicate_ids_are_reported_by_the_run(job: Job) -> None:
+    job.input.write_text(job.input.read_text() * 2)
+    result = job.run()
+    assert (result.returncode, summary(result.stderr)) == (0, "10 done, 0 failed (0 unknown)")
+    assert "lines with the custom_id of an earlier line: 6, 7, 8, 9, 10; use `id`" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"), [((), "batch [OPTIONS] INPUT"), (("merge",), "batch merge [OPTIONS] OUT...")]
+)
+def test_the_usage_of_the_commands_is_plain(command: tuple[str, ...], usage: str, job: Job) -> None:
+    done = job.run_here(["", "", "", "batch", *command, "--help"], job.environment())
+    assert done.stdout.splitlines()[0].endswith(usage) or usage in done.stdout
+
+
+def limits_of(*arguments: Any, **settings: Any) -> Any:
+    options = Options(source="in.jsonl", out="out", **dict(zip(arguments[::2], arguments[1::2], strict=True)))
+    return limits(options, Settings(rate_limit=RateLimitConfig(**settings)))
+
+
+def test_without_numbers_a_batch_adapts_to_the_server() -> None:
+    assert limits_of() == "adaptive"
+
+
+def test_numbers_make_limits_and_the_limiter_of_the_settings_stays_in_force() -> None:
+    (bucket,) = limits_of("rpm", 30)
+    assert (bucket.max_requests, bucket.time_window, bucket.max_cost) == (30, 60, None)
+    bucket, in_flight = limits_of("tpm", 1000, "in_flight", 3)
+    assert (bucket.max_requests, bucket.time_window, bucket.max_cost) == (None, 60, 1000)
+    assert in_flight.n == 3
+    of_settings, bucket = limits_of("rpm", 30, "tpm", 1000, enabled=True, max_requests=7, time_window=1.0)
+    assert (of_settings.max_requests, of_settings.time_window) == (7, 1.0)
+    assert (bucket.max_requests, bucket.max_cost) == (30, 1000)
+
+
+def test_a_share_without_a_limiter_is_refused(job: Job) -> None:
+    result = job.run(env={**NO_LIMIT, "STKAI_RATE_LIMIT_SHARE": "team"})
+    assert (result.returncode, "STKAI_RATE_LIMIT_ENABLED" in result.stderr) == (2, True)
+
+
+def test_a_batch_that_adapts_sends_all_lines(job: Job, counting: Server) -> None:
+    assert job.run(env=NO_LIMIT).returncode == 0
+    assert len(counting.seen) == 5
+
+
+def test_lines_beyond_the_requests_per_minute_wait(job: Job, counting: Server) -> None:
+    process = job.start("--rpm", "3")
+    while len(counting.seen) < 3:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert summary(stderr.decode()) == "3 done, 0 failed (0 unknown)"
+
+
+def test_lines_beyond_the_tokens_per_minute_wait(job: Job, counting: Server) -> None:
+    job.write(5, text="x" * 400)
+    process = job.start("--tpm", "250")
+    while len(counting.seen) < 2:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert summary(stderr.decode()) == "2 done, 0 failed (0 unknown)"
+
+
+def test_at_most_so_many_requests_are_at_the_server(job: Job, counting: Server) -> None:
+    here, most = 0, 0
+
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        nonlocal here, most
+        here += 1
+        most = max(most, here)
+        await asyncio.sleep(0.02)
+        here -= 1
+        return await echo(request, body)
+
+    counting.answer = answer
+    job.write(12)
+    assert job.run("--in-flight", "2", env=NO_LIMIT).returncode == 0
+    assert most == 2
