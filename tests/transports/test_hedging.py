@@ -75,7 +75,6 @@ class Bench:
         left = 0
         while took(self.policy, stkai.SystemClock().monotonic()):
             left += 1
-        self.policy.leave(turn, now)
         return left
 
     def assert_closed(self) -> None:
