@@ -224,7 +224,7 @@ async def test_two_stacks_with_the_same_policy_object_share_its_quota(world: Wor
     for _ in range(2):
         stack = StackBuilder([token_bucket(bucket)], clock=clock)
         await world.send(world.build(stack, wire), httpx.Request("POST", URL))
-    assert clock.sleeps == [pytest.approx(10.0)]
+    assert sum(clock.sleeps) == pytest.approx(10.0)
 
 
 # Custom layers

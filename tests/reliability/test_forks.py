@@ -16,6 +16,7 @@ import stkai
 from stkai import AimdLimiter, TokenBucket
 from stkai.testing import FakeClock, QuotaServer
 
+from ..support.crowd import took
 from ..support.wire import Wire
 from ..support.world import World
 from .stacks import client_of, provider_of
@@ -82,7 +83,7 @@ def test_forked_children_of_a_busy_parent_can_use_its_limiter_and_tokens(
 
     def keep_the_locks_busy() -> None:
         while not busy.is_set():
-            policy.take(0.0)
+            took(policy, 0.0)
 
     calls("before")  # By then, everything is imported: a child would wait for ever for its parent's import.
     threads = [threading.Thread(target=keep_the_locks_busy) for _ in range(2)]
@@ -129,7 +130,7 @@ def test_a_child_does_not_inherit_its_parents_place_in_the_queue() -> None:
 
     def child() -> None:
         assert policy.waiting == 0
-        assert policy.take(60.0), "the first permit is the child's own"
+        assert took(policy, 60.0), "the first permit is the child's own"
 
     children.fork(child)
     assert children.wait() == [0]

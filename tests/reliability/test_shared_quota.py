@@ -1,7 +1,9 @@
 """Processes that share one quota: together they get exactly the quota, whatever happens to one of them or the store."""
 
+import asyncio
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -60,6 +62,85 @@ def test_when_a_member_dies_the_others_get_its_quota(store: str) -> None:
     assert report.errors == []
     assert report.per_second(2)[1] >= 0.7 * RATE
     assert report.most_in_a_second <= RATE + 3
+
+
+def test_a_crowd_that_is_cancelled_together_costs_the_group_nothing(store: str) -> None:
+    group = Group(processes=3, store=store, rate=RATE, seconds=3.5, world="asyncio", crowd=200, cancel_at=1.2)
+    report = run_group(group)
+    assert report.errors == []
+    assert min(report.per_second(3)[1:]) >= 0.8 * RATE  # The machine may be busy.
+    assert report.most_in_a_second <= RATE + 3
+
+
+def test_waiters_that_soon_give_up_stop_nobody(store: str) -> None:
+    group = Group(processes=3, store=store, rate=RATE, seconds=3.5, world="asyncio", crowd=100, patience=0.3)
+    report = run_group(group)
+    assert report.errors == []
+    assert min(report.per_second(3)[1:]) >= 0.8 * RATE
+    assert report.most_in_a_second <= RATE + 3
+
+
+def test_a_suspended_member_does_not_use_what_it_held_when_it_continues(store: str) -> None:
+    def suspend(start: float, members: list[BaseProcess]) -> None:
+        time.sleep(max(0.0, start + 0.5 - time.monotonic()))
+        member = members[0].pid
+        assert member is not None
+        os.kill(member, signal.SIGSTOP)
+        time.sleep(1.2)
+        os.kill(member, signal.SIGCONT)
+
+    report = run_group(Group(processes=3, store=store, rate=RATE, seconds=3.2, workers=20), suspend)
+    assert report.errors == []
+    assert report.most_in_a_second <= RATE + 3
+    assert min(report.per_second(3)[1:]) >= 0.7 * RATE
+
+
+def test_a_service_whose_clients_disconnect_keeps_to_its_quota_and_wastes_none(store: str) -> None:
+    sent: list[float] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(time.monotonic())
+        return httpx.Response(200)
+
+    bucket = TokenBucket(RATE, 1, burst=1, share="service", store=store)
+    stack = stkai.StackBuilder([stkai.transports.limiter(bucket)])
+
+    async def main() -> None:
+        async with httpx.AsyncClient(transport=stack.build_async(httpx.MockTransport(answer))) as upstream:
+
+            async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                """Call upstream for this client, unless it goes away first."""
+                call = asyncio.create_task(upstream.post("https://api.test/"))
+                gone = asyncio.create_task(reader.read())
+                await asyncio.wait({call, gone}, return_when=asyncio.FIRST_COMPLETED)
+                call.cancel()
+                gone.cancel()
+                await asyncio.gather(call, gone, return_exceptions=True)
+                writer.close()
+
+            async def visit(port: int, patience: float) -> None:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                try:
+                    await asyncio.wait_for(reader.read(), patience)
+                except TimeoutError:
+                    pass
+                finally:
+                    writer.close()
+
+            async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+                port = server.sockets[0].getsockname()[1]
+                until = time.monotonic() + 3.0
+
+                async def come_again(patience: float) -> None:
+                    while time.monotonic() < until:
+                        await visit(port, patience)
+
+                await asyncio.gather(*(come_again(patience) for patience in [0.1] * 60 + [10.0] * 5))
+
+    asyncio.run(main())
+    assert bucket.waiting == 0
+    assert 0.5 * RATE * 3 <= len(sent) <= RATE * 3.2 + 10  # The machine may be busy.
+    bucket.close()
 
 
 def test_members_that_are_killed_lose_at_most_one_permit_each(tmp_path: Path) -> None:

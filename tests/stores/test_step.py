@@ -167,3 +167,30 @@ def test_no_window_has_more_permits_than_promised(
     assert most_within(uses, window) <= rate * window
     if is_busy:
         assert len(uses) >= 0.9 * rate * 5 * window
+
+
+def test_a_message_that_arrives_twice_gets_the_same_answer_and_changes_nothing() -> None:
+    state = State(0.0, KnownMembers())
+    client = Client("a")
+    ask = client.ask({"rate": 10.0, "burst": 5.0}, 0, 3)
+    first = step(state, ask, 1.0)
+    assert step(state, ask, 1.0) == first
+    assert (state.leased, state.returned) == (3, 0)
+    client.hear(first, 1.0)
+    client.use(1.0, random.Random(1), 1.0)  # noqa: S311
+    later = step(state, client.ask({"rate": 10.0, "burst": 5.0}, 9, 1), 1.1)
+    assert not later.void
+    assert (state.used, state.held) == (1, 3)
+
+
+def test_a_message_that_a_later_one_overtook_changes_nothing() -> None:
+    state = State(0.0, KnownMembers())
+    client = Client("a")
+    quota = {"rate": 50.0, "burst": 20.0}
+    client.hear(step(state, client.ask(quota, 0, 9), 1.0), 1.0)
+    stale = client.ask(quota, 7, 0)._replace(used=2, held=7)
+    client.used, client.due = 9, []
+    step(state, client.ask(quota, 0, 0), 1.3)
+    before = state.credit, state.used, state.returned
+    assert step(state, stale, 1.3).void
+    assert (state.credit, state.used, state.returned) == before

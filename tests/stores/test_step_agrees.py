@@ -63,7 +63,7 @@ class Group:
             **self.quota,
             started=chance.choice([1.0, 1.0, 2.0]),
             age=chance.choice([now, now, 5.0]),
-            seq=self.seq - (7 if chance.random() < 0.05 else 0),
+            seq=self.seq - (chance.choice([7, 1]) if chance.random() < 0.1 else 0),
             lease_id=self.leases.get(member, 0) if chance.random() < 0.9 else 3,
             used=int(totals[0]),
             lapsed=int(totals[1]),

@@ -40,7 +40,8 @@ class Sender:
     """
 
     def __init__(self, *numbers: float, floor_share: float = 0.0, **options: Any) -> None:
-        self.pace = Adaptive(KnownQuota(*(numbers or (None, None)), floor_share), **options)
+        max_requests, time_window = numbers or (None, None)
+        self.pace = Adaptive(KnownQuota(max_requests, time_window, floor_share), **options)
         self.source = Rate(pace=self.pace)
         self.queue = Queue(self.source)
         self._turns: dict[float, Turn] = {}

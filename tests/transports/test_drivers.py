@@ -36,13 +36,13 @@ from stkai.transports import (
     Run,
     Send,
     Sleep,
-    Turn,
     Until,
     drive,
     retry,
     token_bucket,
 )
 
+from ..support.crowd import took
 from ..support.ids import spelled
 from ..support.wire import of_streams
 from ..support.world import World
@@ -788,7 +788,7 @@ def test_a_coroutine_that_is_closed_ends_its_flow(world: World, kind: str, outer
 @pytest.mark.worlds("asyncio")
 def test_a_call_that_is_dropped_while_queued_gives_up_its_place(world: World) -> None:
     policy = TokenBucket(1, 10.0)
-    assert policy.ask(Turn(), 0.0) == 0
+    assert took(policy, 0.0)
 
     class Clock(FakeClock):
         async def asleep(self, seconds: float) -> None:

@@ -13,8 +13,9 @@ import pytest
 
 import stkai
 from stkai import CallFinished, RequestOptions, RetryPolicy, StackBuilder, StaticToken, TokenBucket
-from stkai.transports import Turn, auth, retry, token_bucket
+from stkai.transports import auth, retry, token_bucket
 
+from ..support.crowd import took
 from ..support.heard import Heard
 from ..support.wire import Answer
 from ..support.world import World
@@ -71,10 +72,9 @@ class Bench:
 
     def permits(self) -> int:
         """How many are left."""
-        left, now = 0, stkai.SystemClock().monotonic()
-        while self.policy.ask(turn := Turn(), now) == 0:
+        left = 0
+        while took(self.policy, stkai.SystemClock().monotonic()):
             left += 1
-        self.policy.leave(turn, now)
         return left
 
     def assert_closed(self) -> None:

@@ -42,8 +42,10 @@ def step(s: State, ask: Ask, now: float) -> Lease:
         m = s.members[ask.member] = Member(ask.used, ask.lapsed, ask.units_used)
         m.epoch = s.epoch
         s.size += 1
-    elif ask.seq < m.seq:
-        return _answer(s, ask.share, m, now, is_void=True)
+    elif ask.seq < m.seq or 0 < ask.seq == m.seq:
+        # A later message overtook it; or it is repeated, and gets the same answer.
+        is_valid = ask.seq == m.seq and m.epoch == s.epoch
+        return _answer(s, ask.share, m, now, is_void=not is_valid or m.before < 0, new=is_valid)
     if ask.own and (ask.seq > m.seq or not m.seq):
         _charge(s, ask.own, ask.own_seconds, now)
     m.seq = ask.seq

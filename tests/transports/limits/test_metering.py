@@ -178,7 +178,7 @@ async def test_a_stream_that_is_closed_early_costs_what_arrived(world: World) ->
         StackBuilder([limiter(policy)], clock=FakeClock()), Wire(events(*deltas(*["a" * 40] * 9)))
     )
     response = await world.send(transport, post())
-    pieces = response.aiter_raw() if world.is_async else response.iter_raw()
+    pieces: Any = response.aiter_raw() if world.is_async else response.iter_raw()
     for _ in range(3):
         await (anext(pieces) if world.is_async else _now(next(pieces)))
     await world.close(response)

@@ -102,7 +102,7 @@ def test_both_arguments_are_functions(key: Any, make: Any) -> None:
 @pytest.mark.parametrize("most", [0, -1, True, 1.5, None, "3"])
 def test_max_keys_is_a_positive_whole_number(most: Any) -> None:
     with pytest.raises(ConfigurationError, match="max_keys must be a positive whole number"):
-        PerKey(model_of, InFlight, max_keys=most)
+        PerKey(model_of, lambda _: InFlight(1), max_keys=most)
 
 
 def test_a_key_per_tenant_and_one_per_host_are_the_same_mechanism() -> None:

@@ -113,7 +113,8 @@ async def test_a_wait_that_would_be_too_long_is_refused(world: World) -> None:
     policy, clock = TokenBucket(1, 60, max_wait_time=50.0), FakeClock()
     async with Block(world, policy.permit(clock=clock)):
         pass
-    for given, seconds in (({}, 50), ({"max_wait_time": 5.0}, 5)):
+    options: list[tuple[dict[str, Any], int]] = [({}, 50), ({"max_wait_time": 5.0}, 5)]
+    for given, seconds in options:
         with pytest.raises(TokenAcquisitionTimeoutError, match=f"no permit within {seconds} s"):
             async with Block(world, policy.permit(clock=clock, **given)):
                 pass
@@ -139,7 +140,7 @@ def test_bad_arguments_are_refused_by_name(given: dict[str, Any], word: str) -> 
 
 
 def test_a_permit_that_was_not_entered_has_nothing_to_settle() -> None:
-    with pytest.raises(RuntimeError, match="with limiter.permit"):
+    with pytest.raises(RuntimeError, match=r"with limiter\.permit"):
         TokenBucket(None, 60, max_cost=10).permit(cost=1).settle(5)
 
 

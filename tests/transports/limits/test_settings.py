@@ -65,14 +65,14 @@ def test_a_config_with_bad_methods_is_refused_by_name(methods: Any) -> None:
 
 @pytest.mark.parametrize(("strategy", "kind"), [("token_bucket", TokenBucket), ("adaptive", AimdLimiter)])
 async def test_max_cost_counts_tokens_with_either_strategy(
-    world: World, on: pytest.MonkeyPatch, strategy: str, kind: type
+    world: World, on: pytest.MonkeyPatch, strategy: str, kind: Any
 ) -> None:
     on.setenv("STKAI_RATE_LIMIT_STRATEGY", strategy)
     on.setenv("STKAI_RATE_LIMIT_MAX_COST", "1000")
-    policy = policy_of()
+    policy: Any = policy_of()
     assert isinstance(policy, kind)
     assert (policy.max_cost, repr(policy.cost)) == (1000, "llm_tokens('total')")
-    build = world.pick(stkai.build_transport, stkai.build_async_transport)
+    build: Any = stkai.build_async_transport if world.is_async else stkai.build_transport
     clock = FakeClock()
     transport = build(auth=None, retry=None, transport=world.wire(200, 200), clock=clock)
     for _ in range(2):
@@ -108,7 +108,7 @@ def test_bad_settings_are_refused_by_name(on: pytest.MonkeyPatch, name: str, val
 
 
 def test_a_config_has_the_new_fields() -> None:
-    config = RateLimitConfig(methods=["post"], max_cost=5, cost="llm-tokens", in_flight=3)
+    config = RateLimitConfig(methods=("post",), max_cost=5, cost="llm-tokens", in_flight=3)
     assert (config.methods, config.max_cost, config.cost, config.in_flight) == (("POST",), 5, "llm-tokens", 3)
     default = RateLimitConfig()
     assert (default.methods, default.max_cost, default.cost, default.in_flight) == (None, None, None, None)

@@ -90,7 +90,7 @@ async def test_the_caller_learns_how_long_it_queued_and_the_listener_hears_of_wa
     bench = Bench(world, TokenBucket(1, 2.0))
     records = [(await bench.send()).extensions["stkai"] for _ in range(2)]
     assert [record.queued for record in records] == [0.0, 2.0]
-    waited = Waited(call=CALL, layer="token_bucket", seconds=2.0, limit="1 requests in 2 s")
+    waited = Waited(call=CALL, layer="token_bucket", seconds=2.0)
     assert bench.heard.of(Waited, Rejected) == [waited]
 
 
@@ -360,16 +360,17 @@ async def test_a_retried_call_does_not_wait_if_a_permit_is_free_while_others_sle
 
 
 def check_exactness(sent: list[float], sleeps: list[float], rate: float, burst: int) -> None:
-    """Each permit on time, one sleep each, never more than the burst ahead, the rate to a tenth of a percent."""
-    assert len(sleeps) == len(sent) - burst
-    assert sent == pytest.approx([max(0, number - burst + 1) / rate for number in range(len(sent))], abs=1e-6)
-    assert all(number + 1 <= burst + 1 + rate * instant for number, instant in enumerate(sent))
-    measured = (len(sent) - burst) / (sent[-1] - sent[burst - 1])
-    assert measured == pytest.approx(rate, rel=1e-3)
+    """Each permit on time, a few sleeps each, never more than the burst ahead, nor more than the rate in any second."""
+    assert len(sleeps) <= 8 * len(sent)
+    due: list[float] = []
+    for number in range(len(sent)):
+        evenly = max(0, number - burst + 1) / rate
+        due.append(max(evenly, due[number - round(rate)] + 1.0) if number >= rate else evenly)
+    assert sent == pytest.approx(due, abs=1e-3)
 
 
 @pytest.mark.parametrize("burst", [1, 20])
-def test_a_thousand_tasks_sleep_once_each_and_nobody_is_overtaken(event_loop: World, burst: int) -> None:
+def test_a_thousand_tasks_go_on_time_and_nobody_is_overtaken(event_loop: World, burst: int) -> None:
     bench = Bench(event_loop, TokenBucket(200, 1.0, burst=burst))
     arrived: list[int] = []
 

@@ -88,10 +88,12 @@ class AimdLimiter(SharedLimiter):
         if saved is not None:
             weakref.finalize(self, saved.save)
 
+        def units() -> Sequence[Source]:
+            return [] if max_cost is None else [Units(max_cost, time_window or 1.0, reads_headers=True)]
+
         def alone() -> Sequence[Source]:
             """The sources of a process that shares nothing."""
-            units = [] if max_cost is None else [Units(max_cost, time_window or 1.0, reads_headers=True)]
-            return [Rate(pace=self._pace), *units]
+            return [Rate(pace=self._pace), *units()]
 
         pilot = None
         if share is not None:
@@ -100,7 +102,8 @@ class AimdLimiter(SharedLimiter):
             quota = KnownQuota(max_requests, time_window, floor)
             pilot = GroupPace(quota, plain=plain, starts_warm=warm_start is not None)
         leased = shared_source(share, store, limits, alone=alone, pilot=pilot)
-        sources = alone() if leased is None else [leased]
+        # What a server says of its tokens concerns all who use the key, so each member goes by what it is told itself.
+        sources = alone() if leased is None else [leased, *units()]
         super().__init__(*sources, limits=limits, methods=methods, max_wait_time=max_wait_time, cost=cost)
 
     def _rate(self) -> float:

@@ -100,6 +100,9 @@ class _LimitFlow(LayerBase):
             response = yield from self.forward(request, attempt)
         except BaseException as error:
             now = clock.monotonic()
+            if isinstance(error, SignatureExpired):  # A limiter further in has not let it go.
+                limiter.leave(turn, now)
+                raise
             limiter.learn(turn, Answer(sent, now, None, error, clock.utcnow, 0.5))
             if plan.ends:
                 limiter.end(turn, now)
@@ -145,8 +148,8 @@ class _LimitFlow(LayerBase):
         attempt.paced = attempt.paced or turn.paced
         attempt.excused = attempt.excused or turn.excused
         if change is not None:
-            event = RateChanged(call=attempt.info, old=change.old, new=change.new, reason=change.reason)
-            self.context.emit(event)
+            share = getattr(limiter, "share", None)
+            self.context.emit(RateChanged(call=attempt.info, **change._asdict(), share=share))
         if turn.errand is not None:
             yield turn.errand
 

@@ -33,8 +33,8 @@ _OVERSLEPT: Final = 5.0
 _GLANCE: Final = 1.0
 """Seconds; a waiter asks at least so often, since quotas may change and permits may be returned ..."""
 
-_GLANCERS: Final = 1000
-"""... up to this place in the line; those behind it ask more rarely."""
+_GLANCERS: Final = 32
+"""... up to this place in the line. Those behind it sleep through a fourth of their wait, or a long line would be busy."""
 
 _LOOKED_AT: Final = 100
 """Sleepers whose permits a turn that is awake leaves alone; those behind them wake before theirs are due."""
@@ -172,7 +172,7 @@ class Queue:
         exact = max(exact, wait)
         turn.wait, turn.is_guess = max(exact, guess), exact <= TICK
         turn.told = now + turn.wait
-        turn.nap = min(turn.nap, _GLANCE * max(1.0, place / _GLANCERS))
+        turn.nap = min(turn.nap, _GLANCE if place < _GLANCERS else max(_GLANCE, exact / 4))
         if turn.priority == "low":
             # The normal turns before it may leave, and then nobody would wake it.
             turn.nap = min(turn.nap, max(0.05, min(exact / 2, now - turn.asked)))

@@ -10,7 +10,7 @@ from .plan import Cost
 from .queue_limiter import check_limits
 from .shared_limiter import SharedLimiter, shared_source
 from .sources.rate import Rate
-from .sources.source import Limits, Source
+from .sources.source import Limits, Source, in_words
 from .sources.units import Units
 from .sources.window import Window
 
@@ -100,7 +100,7 @@ def _local_sources(limits: Limits) -> list[Source]:
         sources.append(Window(most, window))
         if limits.burst is not None:
             # Without a burst of its own, the window alone keeps to the rate.
-            sources.append(Rate(most / window, max(1.0, limits.burst)))
+            sources.append(Rate(most / window, max(1.0, limits.burst), limit=in_words(limits)))
     if limits.max_cost is not None:
         sources.append(Units(limits.max_cost, window))
     return sources

@@ -90,7 +90,9 @@ class Waiting:
 
     @property
     def limit_in_words(self) -> str:
-        """The limit that held it up for longest."""
+        """The limit that held it up for longest; empty if there is only one."""
+        if len({source.limit for source in self.turn.sources}) < 2:
+            return ""
         source: Any = max(self.held, key=self.held.__getitem__, default=None)
         return "" if source is None else str(source.limit)
 

@@ -50,9 +50,9 @@ def answer(policy: AimdLimiter, now: float, status: int = 200, date: datetime = 
 def run_a_program(*numbers: float, **options: Any) -> float:
     """Refuse one request of a limiter and let it end; return the rate at its end."""
     policy = AimdLimiter(*numbers, **options)
-    for _ in range(20):
-        answer(policy, 0.0)
-    answer(policy, 1.0, 429, retry_after="59")
+    for second in range(20):
+        answer(policy, 5.0 * second)
+    answer(policy, 100.0, 429, retry_after="59")
     rate = policy.rate
     del policy
     gc.collect()

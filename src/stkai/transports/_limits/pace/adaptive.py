@@ -155,7 +155,7 @@ class Adaptive:
             if isinstance(self._law, BlindRate):
                 self._law.refused(turn, now, sent, chance)
             else:
-                self._law = BlindRate(self.quota, windowed.found(now), now)
+                self._law = BlindRate(self.quota, windowed.found(now, sent), now)
             is_news = self._has_moved()
         else:
             self._open_eyes(now)

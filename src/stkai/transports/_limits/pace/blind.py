@@ -2,78 +2,97 @@
 
 Permits are evenly spaced. The rate grows by a share per time, and is cut by a share per refusal, so that every sender
 has the same number of refusals per second; and since all see the same share of their requests refused, all get equal
-rates. A server that spaces requests out refuses what merely collides: pairs of requests find that out, and there the
+rates. Where the server spaces requests out, refusals are mere collisions: `PairTest` finds that out, and there the
 rate grows faster.
 """
 
 import math
-from enum import Enum, auto
+from typing import NamedTuple
 
 from ..limiter import Turn
+from .pairs import Outcome, PairTest
 from .quota import KnownQuota
 
 _PATIENCE = 4.0
 """Seconds between two refusals of one sender in equilibrium: it grows by `_STEP` in that time, a refusal takes it."""
 
-_SLOW, _SLOWNESS = 2.5, 0.8
-"""Below so many requests per second, the patience grows by this power: a slow quota has few answers to spare."""
-
-_TOLD = 60.0
-"""With a known quota, the patience is the time in which it allows so many requests: the same for all that share it."""
-
 _STEP = 0.15
 _FIRST_STEP, _STEPS = 0.5, 3
 """A refusal takes a larger share at first: 0.5 / (1 + refusals / 3), until that is `_STEP`."""
 
-_FLOOR, _FLOOR_SHARE = 0.1, 0.05
-"""Requests per second below which the rate never falls, but at most that share of the quota."""
+_USUAL, _STEEPNESS = 0.08, 1.5
+"""If more than this share is refused, the patience grows with this power of it: a slow quota can spare few answers."""
 
-_START, _ADDED, _DOUBLING = 2.0, 4.0, 1.0
-"""A start: so many requests per second, growing by 4 per second each second, or doubling if that is more."""
+_MEMORY, _PRIOR = 20.0, 4.0
+"""Seconds over which that share is estimated, and answers whose weight its usual value has."""
 
-_TESTS = 3
-"""Pairs of requests of which just one was accepted, in a row, that show a server that spaces requests out."""
+_TOLD = 60.0
+"""With a known quota, the patience is the time in which it allows so many requests: the same for all that share it."""
 
-_TEST_RATE = 0.5
-"""Requests per second below which such a pair shows nothing: a slow bucket is nearly always empty."""
+_STRICT_PATIENCE, _STRICT_RATE, _STRICT_LEAST, _STRICT_SLOW = 0.35, 2.5, 0.5, 0.5
+_STRICT_MOST = 0.55
+"""On a strict server: patience 0.35 s at 2.5 per second, in proportion to the rate; no growth beyond 55 % refused."""
 
-_TEST_AGAIN, _TEST_LONGEST, _TEST_PROVEN = 4.0, 20.0, 600.0
-"""Requests, and at most seconds, until the next pair; seconds, once a pair was accepted."""
+_START, _ADDED, _ADDED_SHARE, _DOUBLING = 2.0, 4.0, 0.1, 1.0
+"""A start: so many requests per second, growing by 4 per second each second (at most by a tenth of a quota that is
+known), or doubling each second if that is more."""
 
-_STRICT_PATIENCE, _STRICT_RATE, _STRICT_LEAST, _STRICT_SLOW = 0.4, 2.5, 0.5, 0.5
-_STRICT_MOST, _STRICT_MEMORY = 0.55, 0.02
-"""On a strict server: patience 0.4 s at 2.5 per second, in proportion to the rate; no growth beyond 55 % refused."""
+_HASTE, _BELOW, _URGENCY = 6.0, 0.4, 1.5
+"""Far below the rate that was refused last, the rate grows up to 6 times faster."""
 
 _HALVED = 3
 """Refusals in a row after which each further one halves the rate: the quota has shrunk, or is used up."""
 
-_OUTAGE = 5
-"""Refusals in a row after which the rate stays: the server accepts nothing for now."""
+_OUTAGE, _LONG = 5, 3.0
+"""Refusals in a row, or seconds of them, that are an outage: the rate does not fall any further ..."""
 
 _REGAINED, _REGAIN = 0.75, 0.5
-"""After an outage, the rate doubles in half a second up to 0.75 of what it was."""
+"""... and then doubles in half a second up to 0.75 of what it was."""
+
+_LONGEST, _SHORTEST, _GAPS = 3.5, 0.1, 1.5
+"""Seconds for which a second refusal in a row holds back: 1.5 gaps, doubled with each further one, and its bounds."""
+
+_FLOOR, _FLOOR_SHARE = 0.1, 0.05
+"""Requests per second below which the rate never falls, but at most that share of the quota."""
+
+_SPREAD = 0.2
+"""Share by which gaps vary where the quota is known: at its rate, one sender could lock the others out of a bucket."""
 
 _NEWS, _STRICT_NEWS = 0.1, 0.3
 """Share by which the rate must move before it is reported again; where it moves all the time, more."""
 
-_LONGEST = 3.5
-"""Seconds between two probes, at most."""
-
 _LATE = 0.05
 """Seconds of lateness that are made up for, if they are at most half a gap."""
 
+_RECENT = 10.0
+"""Seconds: a refusal is bad luck if the server has accepted a request so lately."""
+
 _LONGEST_STEP = 1.0
 """Seconds of growth at a time: in a longer step, the program stood still."""
+
+_PAIRED = 0.002
+"""Seconds after which the second of a pair asks again if it woke before the first."""
 
 _NAPS = 0.25, 1.0
 """Seconds for which a waiter sleeps at least and at most before it asks again: the rate may have grown."""
 
 
-class Pair(Enum):
-    """Which request of a pair, sent at one instant, a turn is."""
+class Found(NamedTuple):
+    """What was found before the first refusal.
 
-    FIRST = auto()
-    SECOND = auto()
+    Attributes:
+        rate: requests per second.
+        is_open: whether the rate is still to be found, because no more than a burst was refused.
+        accepted: requests so far.
+        since: when the first was sent.
+        is_bursty: whether two requests at one instant were accepted.
+    """
+
+    rate: float
+    is_open: bool
+    accepted: float
+    since: float
+    is_bursty: bool
 
 
 class BlindRate:
@@ -81,8 +100,7 @@ class BlindRate:
 
     Args:
         quota: the ceiling, if it is known.
-        found: the rate to begin with, after the first refusal; and whether the rate is still to be found, because no
-            more than a burst was refused.
+        found: what was found before the first refusal.
         now: when that came.
 
     Attributes:
@@ -97,22 +115,21 @@ class BlindRate:
     burst = 1.0
     paused_until = ignores_successes_until = -math.inf
 
-    def __init__(self, quota: KnownQuota, found: tuple[float, bool], now: float) -> None:
-        self._quota = quota
-        rate, self._starting = found
-        if self._starting and not quota.is_given:
-            rate = max(_START, rate)
+    def __init__(self, quota: KnownQuota, found: Found, now: float) -> None:
+        self._quota, self._starting = quota, found.is_open
+        rate = _START if found.is_open and not quota.is_given else found.rate
         self.rate, self.credit = self._bounded(rate), 0.0
-        self._outage, self.row, self._refusals = False, 0, 0
-        # The rate that was last refused, that before a row of refusals, and the target of a recovery; inf for none.
+        self._accepted, self._since = found.accepted, found.since
+        self._test = PairTest(now, quota.ceiling, is_bursty=found.is_bursty)
+        self.row = self._refusals = 0
+        self._row_at = -math.inf
+        # The rate that was last refused, that before a row of refusals (0 in a start), and the target of a recovery.
         self._bad, self._before, self._back = math.inf, 0.0, math.inf
-        self._hold = self._test_at = -math.inf
+        self._hold = -math.inf
         # What was refused until now has been taken into account.
         self._cut_at, self._due = now, now + 1 / self.rate
-        self._refused_share = 0.0
-        self._proven, self._failed, self._none = False, 0, 0
-        self._pair: dict[Pair, bool] | None = None
-        self._first, self._second, self._pair_rate = -math.inf, False, 0.0
+        self._answers = self._refused = 0.0
+        self._accepted_at = now
 
     def __str__(self) -> str:
         numbers = f"{self._quota}, " if self._quota.is_given else "found: "
@@ -121,7 +138,7 @@ class BlindRate:
     @property
     def is_strict(self) -> bool:
         """Whether the server spaces requests out: what it refuses are collisions."""
-        return self._failed >= _TESTS
+        return self._test.is_strict
 
     @property
     def finding(self) -> str:
@@ -146,7 +163,7 @@ class BlindRate:
     @property
     def lasting(self) -> float:
         """The rate; while the server accepts nothing, that from before."""
-        return self._before if self._outage else self.rate
+        return self._before or self.rate if self.row >= _OUTAGE else self.rate
 
     def update(self, share: float) -> None:
         """Continue with another quota, of which it gets the same share: `share` is the new quota by the old one."""
@@ -157,33 +174,36 @@ class BlindRate:
 
     def release(self, start: float, now: float, *, waiting: bool) -> float:
         """Let the rate grow from `start` to `now`, and find out whether the next permit is due."""
-        if waiting and now > start:
-            self._grow(min(now - start, _LONGEST_STEP))
-        due = self._first if self._second and now >= self._hold else max(self._due, self._hold)
+        if now > start:
+            fading = math.exp((start - now) / _MEMORY)
+            self._answers, self._refused = self._answers * fading, self._refused * fading
+            if waiting:
+                self._grow(min(now - start, _LONGEST_STEP))
+        test = self._test
+        due = test.first if test.is_open and now >= self._hold else max(self._due, self._hold)
         self.credit = 1.0 if now >= due else 1.0 - (due - now) * self.rate
         return 0.0
 
     def time_for(self, permits: float, now: float) -> float:
-        """Seconds until this many more permits are released."""
+        """Seconds until this many more permits are released; those of a pair are due together."""
+        if permits > 1.5 - self.credit and not self.row and self._test.is_due(now):
+            return max(_PAIRED, (permits - 1) / self.rate)
         return permits / self.rate
 
     def take(self, turn: Turn, now: float) -> float:
         """Take the permit; returns what it takes. The first of a pair takes none, so that the second can go at once."""
-        gap = 1 / self.rate
-        if self._second:
-            self._second = False
-            if now - self._first <= gap / 4:
-                turn.mark = Pair.SECOND
-                return 1.0
-            self._pair = None
+        gap, test, was_open = 1 / self.rate, self._test, self._test.is_open
+        turn.mark = test.take(now, gap) if was_open or not self.row else None
+        if was_open and turn.mark is not None:
+            return 1.0
+        if test.is_bursty and self._quota.is_given:
+            gap *= 1 + _SPREAD * (2 * turn.chance - 1)
         self._due = max(self._due + gap, now + gap - min(gap / 2, _LATE))
         if self.row:
             self._due = min(self._due, now + _LONGEST)
-        if self._pair is None and now >= self._test_at and not self.row:
-            self._first, self._second, self._pair, self._pair_rate = now, True, {}, self.rate
-            turn.mark = Pair.FIRST
-            return 0.0
-        return 1.0
+        else:
+            self._due = max(self._due, now + test.rest(now, gap))
+        return 1.0 if turn.mark is None else 0.0
 
     def give_back(self, turn: Turn) -> None:
         """Forget a request that was not sent."""
@@ -192,7 +212,7 @@ class BlindRate:
     def ignore(self, turn: Turn) -> None:
         """Note that an answer says nothing: if its request was one of a pair, there is no pair."""
         if turn.mark is not None:
-            self._pair, self._second = None, False
+            self._test.drop()
 
     def nap(self, wait: float) -> float:
         """How much of a wait to sleep before asking again."""
@@ -203,15 +223,17 @@ class BlindRate:
         if self.row > _OUTAGE or (self.row > 1 and not self.is_strict):
             return
         if self._starting:
-            if self._proven or self.is_strict:
-                self.rate += max(_ADDED, self.rate * math.log(2) / _DOUBLING) * seconds
+            if self._test.is_bursty or self.is_strict:
+                added = min(_ADDED, _ADDED_SHARE * self._quota.ceiling)
+                self.rate += max(added, self.rate * math.log(2) / _DOUBLING) * seconds
         elif self._back < math.inf:
             self.rate = min(self._back, self.rate * 2 ** (seconds / _REGAIN))
             if self.rate >= self._back:
                 self._back = math.inf
         else:
-            below = math.log(self._bad / self.rate)
-            haste = min(6.0, 1 + 1.5 * (below - 0.4) / _STEP) if below > 0.4 and not self.is_strict else 1.0
+            below, haste = math.log(self._bad / self.rate), 1.0
+            if below > _BELOW and not self.is_strict:
+                haste = min(_HASTE, 1 + _URGENCY * (below - _BELOW) / _STEP)
             self.rate *= math.exp(haste * _STEP / self._patience() * seconds)
             self._bad = max(self._bad, self.rate)
         self.rate = self._bounded(self.rate)
@@ -221,70 +243,61 @@ class BlindRate:
     def accepted(self, turn: Turn, now: float, sent: float) -> None:
         """Note that a request was accepted."""
         if turn.mark is not None:
-            self._test(turn.mark, now, 0.0, accepted=True)
-        self._refused_share *= 1 - _STRICT_MEMORY
-        if self._outage:
-            self._outage, self._back = False, _REGAINED * self._before
+            outcome = self._test.hear(turn.mark, now, accepted=True, starting=self._starting)
+            if outcome is Outcome.BOTH:
+                self._due += 1 / self.rate
+        self._accepted_at = now
+        self._answers += 1
+        self._accepted += 1
+        if self.row >= _OUTAGE or (self.row and now - self._row_at > _LONG):
+            # The rate of a start says little; what was accepted since then, until now, says more.
+            self._back = _REGAINED * (self._before or self._accepted / max(1.0, now - self._since))
             self.rate = self._bounded(min(self._back, max(self.rate, self._back / 2)))
         self.row = 0
 
     def refused(self, turn: Turn, now: float, sent: float, chance: float) -> None:
         """Note that a request sent at `sent` was refused."""
-        if turn.mark is not None and self._test(turn.mark, now, chance, accepted=False):
-            return
-        self._refused_share += _STRICT_MEMORY * (1 - self._refused_share)
+        turn.excused = self.row < _OUTAGE and now - self._accepted_at < _RECENT
+        if turn.mark is not None:
+            outcome = self._test.hear(turn.mark, now, accepted=False, starting=self._starting)
+            if outcome is Outcome.NEITHER:
+                self._due = now + (0.5 + chance) / self.rate
+            if outcome is not None:
+                return
+        self._answers += 1
+        self._refused += 1
         if sent < self._cut_at and not self.row:
             return
         self.row += 1
         if self.row == 1:
-            self._bad, self._before = self.rate, self.rate / 8 if self._starting else self.rate
+            self._bad, self._row_at = self.rate, now
+            self._before = 0.0 if self._starting else self.rate
+        self._cut(now)
+        # A strict server wants another phase; a bucket wants time to refill.
+        self._due = now + (0.5 + 0.5 * chance if self._test.is_bursty else 0.3 * chance) / self.rate
+        if self.row > 1 and not (self.is_strict and self.row <= _OUTAGE):
+            wait = (0.5 + chance) * 2.0 ** (min(self.row, 12) - 2) * max(_GAPS / self.rate, _SHORTEST)
+            self._hold = max(self._hold, now + min(_LONGEST, wait))
+
+    def _cut(self, now: float) -> None:
         if self.row <= _OUTAGE:
             step = _STEP if self.is_strict else max(_STEP, _FIRST_STEP / (1 + self._refusals / _STEPS))
-            halved = self._starting or (self.row > _HALVED and not self.is_strict)
-            self.rate = self._bounded(self.rate * (0.5 if halved else 1 - step))
+            is_halved = self._starting or (self.row > _HALVED and not self.is_strict)
+            self.rate = self._bounded(self.rate * (0.5 if is_halved else 1 - step))
             self._back = math.inf
         self._refusals += 1
-        self._outage = self.row >= _OUTAGE
         self._starting, self._cut_at = False, now
-        # A strict server wants another phase; a bucket wants time to refill.
-        self._due = now + (0.5 + 0.5 * chance if self._proven else 0.3 * chance) / self.rate
-        if self.row > 1 and not (self.is_strict and self.row <= _OUTAGE):
-            wait = (0.5 + chance) * 2.0 ** (min(self.row, 12) - 2) * max(1.5 / self.rate, 0.1)
-            self._hold = max(self._hold, now + min(_LONGEST, wait))
 
     def _bounded(self, rate: float) -> float:
         quota = self._quota
         return min(quota.ceiling, max(rate, quota.floor, min(_FLOOR, _FLOOR_SHARE * quota.ceiling)))
 
     def _patience(self) -> float:
+        refused = (self._refused + _USUAL * _PRIOR) / (self._answers + _PRIOR)
         if self.is_strict:
-            if self._refused_share > _STRICT_MOST:
-                return math.inf
             share = max(_STRICT_LEAST, self.rate / _STRICT_RATE)
-            return max(_STRICT_SLOW / self.rate, _STRICT_PATIENCE * share)
+            patience = max(_STRICT_SLOW / self.rate, _STRICT_PATIENCE * share)
+            return patience if refused <= _STRICT_MOST else math.inf
         if self._quota.ceiling < math.inf:
             return max(_PATIENCE, _TOLD / self._quota.ceiling)
-        return _PATIENCE * max(1.0, _SLOW / self.rate) ** _SLOWNESS
-
-    def _test(self, pair: Pair, now: float, chance: float, *, accepted: bool) -> bool:
-        """Note an answer to one of a pair; returns whether it says nothing beyond that."""
-        if self._pair is None:
-            return False
-        self._pair[pair] = accepted
-        if len(self._pair) < len(Pair):
-            return True
-        good, self._pair = sum(self._pair.values()), None
-        self._none = 0 if good else self._none + 1
-        if good == 2:
-            self._due += 1 / self.rate
-            self._proven, self._failed, self._test_at = True, 0, now + _TEST_PROVEN
-        elif good == 1:
-            self._proven = False
-            self._failed += self._pair_rate >= _TEST_RATE
-            over = self._failed - _TESTS
-            wait = min(_TEST_LONGEST, max(0.5, _TEST_AGAIN / self.rate) * 2.0 ** min(over, 9))
-            self._test_at = -math.inf if over < 0 else now + wait
-        elif self._starting and self._none <= 2:
-            self._due = now + (0.5 + chance) / self.rate
-            return True
-        return good > 0
+        return _PATIENCE * math.pow(max(1.0, refused / _USUAL), _STEEPNESS)

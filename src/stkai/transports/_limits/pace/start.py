@@ -33,10 +33,10 @@ _FEW = 0.15
 """... unless it had used this share of a window's quota: then it has hit the limit, not a small bucket."""
 
 _SEARCH_RATE = 5.0
-"""Requests per second at the start if the quota is unknown; successes release more."""
+"""Requests per second at the start if the quota is unknown ..."""
 
-_SEARCH_DOUBLING = 1.0
-"""Seconds in which that doubles: a few round trips, because the window is unknown."""
+_SEARCH_DOUBLING = 0.3
+"""... and seconds in which that doubles. Successes release nothing more: whoever starts first would take everything."""
 
 _SEARCH_MOST = 1e6
 """Requests per second at which it stops doubling: a program may stand still for an hour, with requests waiting."""
@@ -45,8 +45,8 @@ _SEARCH_MOST = 1e6
 class ColdStart:
     """The rate doubles with time while requests wait, and successes release permits at once, as in TCP's slow start.
 
-    With a known quota each success releases one permit, up to a share of the quota. Without one each releases two, so
-    that the number of requests in flight doubles with every round trip until the server refuses one.
+    With a known quota each success releases one permit, up to a share of the quota. Without one the rate just doubles
+    faster, because nothing is known of the window.
 
     Attributes:
         over: whether it has ended.
@@ -57,7 +57,7 @@ class ColdStart:
     def __init__(self, quota: KnownQuota) -> None:
         self.over = False
         self._quota = quota.requests
-        self._free = _FREE * quota.requests
+        self._free = 0.0 if quota.requests == math.inf else _FREE * quota.requests
         self._excused = False
         if quota.requests == math.inf:
             self._most, self.rate, self.burst = _SEARCH_MOST, _SEARCH_RATE, _AT_ONCE
@@ -79,23 +79,22 @@ class ColdStart:
         if not self.releases:
             return 0.0
         self._free -= 1
-        if self._quota == math.inf:
-            self.burst += 1
-            return 2.0
         return 1.0
 
-    def excuses(self, sent: float, rate: float, seconds: float) -> bool:
+    def excuses(self, sent: float, rate: float, seconds: float, *, asked: bool) -> bool:
         """Whether the first refusal says nothing about the rate: a burst met a small bucket.
 
         Args:
             sent: requests so far.
             rate: requests per second.
             seconds: since the first request.
+            asked: whether the refusal asked for a wait; one that does not is often a bucket that others have emptied.
 
         It ends the bursts. The rate keeps doubling until the next refusal.
         """
         self._free = 0.0
-        excused = not self._excused and _BLAMELESS * rate * seconds < sent < _FEW * self._quota < math.inf
+        few = sent < _FEW * self._quota < math.inf
+        excused = not self._excused and few and (not asked or sent > _BLAMELESS * rate * seconds)
         self._excused = True
         return excused
 

@@ -9,6 +9,7 @@ import math
 
 from ..limiter import Turn
 from . import pause
+from .blind import Found
 from .headers import Reading
 from .history import History
 from .law import Past, PlainLaw, RateLaw
@@ -21,6 +22,9 @@ _BURST = 0.1
 
 _AT_ONCE = 0.001
 """Seconds that no request notices."""
+
+_TOGETHER = 0.005
+"""Seconds between two requests that go at once, as far as a server can tell that spaces requests out."""
 
 _SPREAD = 0.1
 """Each gap varies by this share, up or down: otherwise one sender can lock the others out of a bucket server."""
@@ -66,6 +70,7 @@ class WindowedRate:
             self.set(quota.ceiling)
         self._congestion = pause.Congestion()
         self._quiet = self._released = self._resumes_at = 0.0
+        self._sent, self._together = -math.inf, math.inf
         self.paused_until = self._held_until = self._listens_at = -math.inf
 
     def __str__(self) -> str:
@@ -142,6 +147,10 @@ class WindowedRate:
     def take(self, turn: Turn, now: float) -> float:
         """Count a request that goes now; returns the permits that it takes: one, give or take some jitter."""
         self.history.add(now)
+        if not self.start.over:
+            if now - self._sent < _TOGETHER:
+                self._together = min(self._together, now)
+            self._sent = now
         quota = self._quota
         if self.rate >= quota.ceiling:
             return 1.0
@@ -229,21 +238,23 @@ class WindowedRate:
         fresh, event = self._congestion.is_fresh(sent), self._congestion.refused(sent)
         cut = event and not explained
         if cut:
-            self._cut(now, asked or 0.0, past)
+            self._cut(now, asked, past)
         if self._quota.asked(asked or 0.0, self.rate) and cut:
             self._adopt()
         again = fresh and self._congestion.row > 1
         self._stop(turn, now, asked, chance, explained=explained, severe=first or again)
 
-    def found(self, now: float) -> tuple[float, bool]:
-        """The rate that was found when the server first refused a request, and whether it is still to be found."""
-        past = self.history.past(now, cold=not self.start.over)
-        if not past.cold:
-            return self.rate, False
-        self.start.over = True
-        if self.start.excuses(past.successes, self.rate, past.seconds) or self._quota.requests == math.inf:
-            return min(self.rate, past.successes / max(1.0, past.seconds)) / 2, True
-        return self.rate / 2, False
+    def found(self, now: float, sent: float) -> Found:
+        """What was found until a request sent at `sent` was refused without a word about how long to wait."""
+        past, start = self.history.past(now, cold=not self.start.over), self.start
+        rate, is_open = self.rate, False
+        if past.cold:
+            is_burst = start.excuses(past.successes, rate, past.seconds, asked=True)
+            is_open = is_burst or self._quota.requests == math.inf
+            rate = min(rate, past.successes / max(1.0, past.seconds)) / 2 if is_open else rate / 2
+            start.over = True
+        # What was sent before the request that is refused has been answered.
+        return Found(rate, is_open, past.successes, now - past.seconds, self._together < sent - _TOGETHER)
 
     def _law_in_force(self) -> RateLaw:
         if self._plain is None:
@@ -264,13 +275,14 @@ class WindowedRate:
         self._quiet += counted
         return (before + self.rate) / 2 * seconds
 
-    def _cut(self, now: float, asked: float, past: Past) -> None:
-        if past.cold and self.start.excuses(past.successes, self.rate, past.seconds):
+    def _cut(self, now: float, asked: float | None, past: Past) -> None:
+        is_asked, waits = asked is not None, asked or 0.0
+        if past.cold and self.start.excuses(past.successes, self.rate, past.seconds, asked=is_asked):
             self.burst = 1.0
         else:
             # Without a quota, this is the first estimate: the requests accepted so far, until the server accepts more.
-            if past.cold and self._quota.requests == math.inf and asked <= pause.longest(self._quota.window):
-                past = past._replace(seconds=past.seconds + asked)
+            if past.cold and self._quota.requests == math.inf and waits <= pause.longest(self._quota.window):
+                past = past._replace(seconds=past.seconds + waits)
             self.set(max(self._quota.floor, self.law.cut(self.rate, past)))
             self.start.over = True
         self._congestion.cut(now)

@@ -108,9 +108,10 @@ class Contact:
         return min(AHEAD, max(_SHORT_LEAD if short else _LEAD, 1.25 * self.latency))
 
     def most(self, rate: float) -> int:
-        """The most permits to hold: a short stretch of this member's share, and one."""
+        """The most permits to hold: a short stretch of this member's share, or its share of a burst; and one."""
         reach = min(AHEAD, max(_REACH, 2.5 * self.latency, self.active / _CALLS))
-        return max(1, math.floor(rate * reach / self.active + _ROUNDING)) + 1
+        burst = 0.0 if self.lease is None else -self.lease.queue
+        return max(1, math.floor(rate * max(reach, burst) / self.active + _ROUNDING)) + 1
 
     def again(self, last: float, *, short: bool) -> float:
         """When to lease the next permits, the last of those held being due at `last`."""

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .holding import EPSILON
+from .member import Member
 from .outage import BOTH
 from .rate import Rate
 from .source import ROUNDING, TICK, Limits, Source
 
 if TYPE_CHECKING:
     from ..limiter import Answer, RateChange, Turn
-    from .store_client import StoreClient
 
 _BUSY: Final = 0.002
 """Seconds after which a request asks again while another one calls the store."""
@@ -40,13 +40,14 @@ class Leased(Source):
     """Permits of a member that leases them from a store. Pure: its client makes the calls.
 
     Args:
-        client: calls the store for a member.
+        client: calls the store for a member: a `StoreClient`.
     """
 
     is_remote = True
 
-    def __init__(self, client: "StoreClient") -> None:
-        self.client, self.member, self.pilot = client, client.member, client.pilot
+    def __init__(self, client: Any) -> None:
+        self.client, self.pilot = client, client.pilot
+        self.member: Member = client.member
         self.member.serve(self)
 
     @property
@@ -60,7 +61,7 @@ class Leased(Source):
         return turns if self.waiting == len(turns) else [turn for turn in turns if self in turn.sources]
 
     def cost_of(self, turn: "Turn") -> float:
-        if not self.member.quota.max_cost:
+        if not self.member.max_cost:
             return 0.0
         return turn.cost if turn.costs is None else turn.costs.get(self, turn.cost)
 
@@ -227,7 +228,7 @@ class Leased(Source):
         again = max(now + TICK, member.again())
         if calling:
             again = max(again, now + max(_BUSY, contact.latency))
-        if behind > 0:
+        if behind > 0 and contact.queue_until >= now:
             if behind < 2 * member.most:
                 again = max(again, max(last, again) + min(behind / member.rate, 1.0))
             else:
@@ -247,7 +248,7 @@ class Leased(Source):
         if not cost:
             return True
         claimed = sum(map(self.cost_of, self.turns[:ahead])) if ahead else 0.0
-        return claimed + cost <= self.member.held.units + ROUNDING * self.member.quota.max_cost
+        return claimed + cost <= self.member.held.units + ROUNDING * self.member.max_cost
 
     def _note(self, turn: "Turn", use: Use) -> None:
         if turn.leases is None:

@@ -27,6 +27,9 @@ _NEWS: Final = 1.0
 _HUNG: Final = 2
 """Calls that may hang in a row before the store counts as lost."""
 
+_NOTHING: Final = (-1, -1, math.nan)
+"""Totals that differ from all others."""
+
 _ROUNDING: Final = 1e-6
 
 
@@ -82,7 +85,7 @@ class Member:
         self.demand = Demand()
         self.has_joined = False
         self._sequence = self._hung = 0
-        self._reported = (0, 0, 0.0)
+        self._reported: tuple[int, int, float] = (0, 0, 0.0)
         self._reported_waiting = 0
         self._reported_quota = self.quota
 
@@ -93,9 +96,15 @@ class Member:
         return self.quota.rate if lease is None else lease.rate
 
     @property
+    def max_cost(self) -> float:
+        """Units of cost that may be spent at once; 0.0 unless both this process and the group in force count them."""
+        lease, own = self.contact.lease, self.quota.max_cost
+        return own if lease is None or not own else lease.quota.max_cost
+
+    @property
     def expected(self) -> int:
         """How many requests are about to come, besides those that wait."""
-        if self.quota.max_cost:
+        if self.max_cost:
             return 0  # What they cost is unknown.
         return max(0, min(self.most, self.demand.steady) - len(self.line.turns))
 
@@ -127,8 +136,8 @@ class Member:
         if usable < most:
             most = max(0, math.ceil(usable - _ROUNDING))
         kept, units = min(len(held), most), 0.0
-        if self.quota.max_cost:
-            slack, paid = _ROUNDING * self.quota.max_cost, 0
+        if self.max_cost:
+            slack, paid = _ROUNDING * self.max_cost, 0
             while paid < min(kept, len(turns)) and units + cost_of(turns[paid]) <= held.units + slack:
                 units += cost_of(turns[paid])
                 paid += 1
@@ -248,8 +257,7 @@ class Member:
         if self.calling is not call:
             return False
         self.calling = None
-        if call.ask is not None and call.ask.refused is not None:
-            self.refused = max(self.refused, call.ask.refused.epoch)
+        self._take_back(call)
         self.held.give_up()  # So that nothing is spent twice.
         announced = self.outage.fail(now, self._local_sources, is_sure=self.contact.lease is None)
         self.errand(self.outage.probe_after)
@@ -259,20 +267,27 @@ class Member:
         """Forget a call that was not made, or was interrupted."""
         if self.calling is call:
             self.calling = None
+            self._take_back(call)
+
+    def _take_back(self, call: StoreCall) -> None:
+        """Report again what this call may not have reported."""
+        self._reported = _NOTHING
+        if call.ask is not None and call.ask.refused is not None:
+            self.refused = max(self.refused, call.ask.refused.epoch)
 
     def _local_sources(self, now: float) -> "Sequence[Source]":
         if self.contact.lease is not None:
             return local_part(self.history, self.contact, now)
         return first_part(self.quota, now) if self.outage.failures < ALONE else self._alone()
 
-    def update(self, quota: Quota, start: Start) -> None:
-        """Change the group's quota, as a member would that starts now."""
+    def update(self, quota: Quota) -> None:
+        """Change the group's quota, as a member would that starts when it sends its next message."""
         self.quota = quota
         if self.history is not None:
             self.history.update(window_of(quota))
-        self.start = self.start._replace(date=start.date)
-        self._started = start.instant
-        self.call_soon(start.instant)
+        self.start = self.start._replace(date=self._identity().date)
+        self._started = math.inf
+        self.errand(0.0)
 
     # What no request does
 

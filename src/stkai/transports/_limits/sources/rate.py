@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING, Final, Protocol
 
-from .source import ROUNDING, TICK, Limits, Source
+from .source import ROUNDING, TICK, Limits, Source, in_words
 
 if TYPE_CHECKING:
     from ..limiter import Answer, RateChange, Turn
@@ -67,6 +67,7 @@ class Rate(Source):
         rate: permits per second.
         burst: permits that it holds.
         pace: moves the rate and the burst.
+        limit: what it allows, in words.
         start: from when on it releases permits, and the credit it then has; by default it is full when first asked.
 
     Attributes:
@@ -80,15 +81,13 @@ class Rate(Source):
         *,
         pace: Pace | None = None,
         start: tuple[float, float] | None = None,
+        limit: str = "",
     ) -> None:
         self.pace = pace
+        self.limit = limit or (f"{rate:g} requests/s" if pace is None else "adaptive rate")
         self.rate, self.burst = (rate, burst) if pace is None else (pace.rate, pace.burst)
         self._at, self.credit = (-math.inf, 0.0) if start is None else start
         self.paused_until = -math.inf
-
-    @property
-    def limit(self) -> str:  # type: ignore[override]
-        return f"{self.rate:g} requests/s"
 
     def _advance(self, now: float) -> None:
         """Release what is due since the last time."""
@@ -170,6 +169,7 @@ class Rate(Source):
             self.pace.update(limits.max_requests, limits.time_window)
             self.rate, self.burst = self.pace.rate, self.pace.burst
             return
+        self.limit = in_words(limits)
         burst = max(1.0, limits.max_requests if limits.burst is None else limits.burst)
         if self._at > -math.inf:
             self.credit = self.credit + max(0.0, burst - self.burst)

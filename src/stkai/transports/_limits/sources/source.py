@@ -32,13 +32,18 @@ class Limits(NamedTuple):
     burst: float | None = None
 
 
+def in_words(limits: Limits) -> str:
+    """What a limiter of requests allows."""
+    return f"{limits.max_requests:g} requests per {limits.time_window:g} s"
+
+
 class Source:
     """Says when a turn may go, takes a permit for it, and takes one back. The queue holds the lock.
 
     Attributes:
         order: who waits, for this source and for those it is used with; set by the queue.
         waiting: how many of them wait for this source.
-        limit: what it allows, in words, for events.
+        limit: what it allows, in words, for events; one of a few for each limiter, so that metrics may count by it.
         is_exact: whether the seconds that it names are known, by a clock; otherwise they are a guess.
         is_remote: whether its permits come from a store, so that `call` and `left` matter.
     """

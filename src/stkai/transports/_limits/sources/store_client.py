@@ -71,9 +71,8 @@ class StoreClient:
 
     def update(self, limits: Limits) -> None:
         """Change the group's quota; the member counts as one that starts now."""
-        member, start = self.member, _start()
-        quota = _quota(limits, member.quota.methods, promises=not member.steers)
-        member.update(quota, start._replace(instant=self._now()))
+        member = self.member
+        member.update(_quota(limits, member.quota.methods, promises=not member.steers))
 
     # Calls
 
@@ -93,13 +92,28 @@ class StoreClient:
             ask = self._begun(call)
             if ask is None or (self._try_lease is not None and self._send(call, ask, self._try_lease)):
                 return
-            from anyio import CapacityLimiter
-            from anyio.to_thread import run_sync
-
-            # The member keeps what the thread receives, so a cancelled request may abandon it.
-            await run_sync(partial(self._send, call, ask), abandon_on_cancel=True, limiter=CapacityLimiter(1))
+            await self._send_in_thread(call, ask)
 
         return Run(run, arun)
+
+    async def _send_in_thread(self, call: StoreCall, ask: Ask) -> None:
+        """Send the message in a worker thread. The member keeps what that receives, so a request may abandon it."""
+        from anyio import CapacityLimiter
+        from anyio.to_thread import run_sync
+
+        started: list[bool] = []
+
+        def send() -> None:
+            started.append(True)
+            self._send(call, ask)
+
+        try:
+            await run_sync(send, abandon_on_cancel=True, limiter=CapacityLimiter(1))
+        except BaseException:
+            if not started:
+                with Queue.lock:
+                    self.member.drop(call)
+            raise
 
     def afterwards(self, now: float) -> None:
         """Carry out what is due for a store that never blocks."""

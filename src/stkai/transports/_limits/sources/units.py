@@ -64,7 +64,7 @@ class Units(Source):
 
     @property
     def limit(self) -> str:  # type: ignore[override]
-        return f"{self._own_rate:g} units/s"
+        return f"{self.most:g} units per {self.most / self._own_rate:g} s"
 
     def cost_of(self, turn: "Turn") -> float:
         return turn.cost if turn.costs is None else turn.costs.get(self, turn.cost)

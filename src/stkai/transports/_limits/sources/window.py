@@ -6,7 +6,7 @@ from collections import deque
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Final
 
-from .source import TICK, Limits, Source
+from .source import TICK, Limits, Source, in_words
 
 if TYPE_CHECKING:
     from ..limiter import Turn
@@ -45,7 +45,7 @@ class Window(Source):
 
     @property
     def limit(self) -> str:  # type: ignore[override]
-        return f"{self.most} requests in {self.seconds:g} s"
+        return in_words(Limits(self.most, self.seconds))
 
     @property
     def used(self) -> int:

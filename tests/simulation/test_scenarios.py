@@ -1,0 +1,412 @@
+"""Whatever befalls the processes of a group, it sends as much as its quota allows, and not more.
+
+Each scenario runs on one seed; STKAI_TEST_SEEDS=20 tries more. A failure names its seed, which gives the same run.
+"""
+
+import gc
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from stkai import AimdLimiter, AllOf, InFlight, TokenBucket
+
+from .process import install, sleep
+from .simulator import Simulator
+
+SEEDS = range(int(os.environ.get("STKAI_TEST_SEEDS", "1")))
+
+REDIS, FAR, FILE = 0.0005, 0.02, 0.00005
+"""Seconds that a message takes at most: to Redis nearby, to one far away, and to a file."""
+
+
+@pytest.fixture(params=SEEDS)
+def seed(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture
+def simulate(seed: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Simulator]]:
+    made: list[Simulator] = []
+
+    def make(**options: Any) -> Simulator:
+        sim = Simulator(
+            seed, processes=0, **{key: value for key, value in options.items() if key != "processes"}
+        )
+        install(sim, monkeypatch)
+        for _ in range(options.get("processes", 2)):
+            sim.start()
+        made.append(sim)
+        return sim
+
+    yield make
+    for sim in made:
+        sim.end()
+    gc.collect()
+
+
+quotas = pytest.mark.parametrize(
+    "quota",
+    [
+        pytest.param({"latency": REDIS}, id="redis"),
+        pytest.param({"latency": FILE, "burst": 1.0}, id="file-burst-1"),
+        pytest.param({"latency": FAR, "burst": 1.0}, id="far-burst-1"),
+        pytest.param({"latency": REDIS, "rate": 200.0}, id="fast"),
+    ],
+)
+
+
+def goal_of(sim: Simulator) -> float:
+    """A slow store costs a few permits more."""
+    return 0.93 if sim.latency < FAR else 0.88
+
+
+@quotas
+def test_a_crowd_that_gives_up_together_leaves_its_process_the_whole_quota(simulate: Any, quota: Any) -> None:
+    sim = simulate(**quota)
+    crowd, _ = sim.processes
+    tasks = [crowd.spawn(crowd.request()) for _ in range(200)]
+    sim.run(2)
+    for task in tasks:
+        task.cancel()
+    crowd.loops(max(8, int(sim.rate / 16)), 6)
+    sim.run(9)
+    sim.finish(3, 4, goal=goal_of(sim))
+
+
+@quotas
+def test_a_crowd_that_gives_up_together_leaves_others_the_whole_quota(simulate: Any, quota: Any) -> None:
+    sim = simulate(**quota)
+    crowd, other = sim.processes
+    other.loops(max(8, int(sim.rate / 16)), 8)
+    tasks = [crowd.spawn(crowd.request()) for _ in range(200)]
+    sim.run(2)
+    for task in tasks:
+        task.cancel()
+    sim.run(9)
+    sim.finish(2, 5, goal=goal_of(sim))
+
+
+@quotas
+def test_impatient_requests_do_not_stop_the_queue(simulate: Any, quota: Any) -> None:
+    sim = simulate(**quota)
+    crowd, other = sim.processes
+    crowd.crowd(60, 6, lambda: sim.chance.expovariate(1), low=0.3)
+    other.loops(max(8, int(sim.rate / 16)), 6)
+    sim.run(9)
+    sim.finish(2, 3, goal=goal_of(sim))
+
+
+@quotas
+def test_storms_of_requests_that_wait_a_moment_do_not_stop_the_queue(simulate: Any, quota: Any) -> None:
+    sim = simulate(**quota)
+    crowd, other = sim.processes
+    crowd.crowd(60, 6, lambda: 0.3)
+    other.loops(max(8, int(sim.rate / 16)), 6)
+    sim.run(9)
+    sim.finish(2, 3, goal=goal_of(sim))
+
+
+@pytest.mark.parametrize("burst", [None, 1.0])
+def test_processes_that_want_more_than_there_is_get_equal_shares(simulate: Any, burst: float | None) -> None:
+    sim = simulate(processes=50, burst=burst)
+    for process in sim.processes:
+        process.loops(2, 8)
+    sim.run(14)
+    sim.finish(2, 5, goal=0.97)
+    assert sim.fairness(2, 5.0) > 0.995
+
+
+def test_a_process_that_needs_little_leaves_the_rest_to_others(simulate: Any) -> None:
+    sim = simulate(processes=3, rate=100.0)
+    for process, tasks in zip(sim.processes, (50, 5, 1), strict=True):
+        process.loops(tasks, 8)
+    sim.run(11)
+    sim.finish(2, 5, goal=0.97)
+
+
+def test_low_priority_beside_another_processs_normal_calls_gets_a_tenth(simulate: Any) -> None:
+    sim = simulate(burst=1.0)
+    normal, low = sim.processes
+    normal.loops(8, 10)
+    low.loops(8, 10, priority="low")
+    sim.run(14)
+    sim.finish(2, 7)
+    sent = [use.low for use in sim.uses if use.instant < sim.began + 10]
+    assert 0.05 < sum(sent) / len(sent) < 0.2
+
+
+@pytest.mark.parametrize("rate", [50.0, 200.0])
+def test_a_process_that_is_killed_leaves_its_part_to_the_others(simulate: Any, rate: float) -> None:
+    sim = simulate(processes=5, rate=rate, burst=1.0)
+    for process in sim.processes:
+        process.loops(40, 8)
+    sim.run(3)
+    sim.processes[0].kill()
+    sim.run(12)
+    sim.finish(2, 5)
+
+
+@pytest.mark.parametrize("rate", [50.0, 200.0])
+def test_processes_that_are_suspended_do_not_send_what_is_past(simulate: Any, rate: float) -> None:
+    sim = simulate(processes=4, rate=rate, burst=1.0)
+    for process in sim.processes:
+        process.loops(20, 8)
+    sim.run(3)
+    for process in sim.processes[:2]:
+        process.suspend(2.5)
+    sim.run(11)
+    sim.finish(2, 5)
+
+
+def test_forked_children_are_members_of_their_own(simulate: Any) -> None:
+    sim = simulate(burst=1.0)
+    for process in sim.processes:
+        process.loops(20, 8)
+    sim.run(3.005)
+    for _ in range(3):
+        sim.processes[0].fork().loops(20, 5)
+    sim.run(11)
+    sim.finish(4, 4)
+    assert {use.process for use in sim.uses} == set(range(5))
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(50.0, None), (100.0, 1.0)])
+def test_lost_messages_cost_little(simulate: Any, rate: float, burst: float | None) -> None:
+    sim = simulate(processes=4, rate=rate, burst=burst, losses=0.02)
+    for process in sim.processes:
+        process.loops(20, 8)
+    sim.run(14)
+    sim.finish(2, 5, goal=0.7, excess=0.25)
+
+
+def test_messages_that_arrive_twice_change_nothing(simulate: Any) -> None:
+    sim = simulate(echoes=0.2)
+    for process in sim.processes:
+        process.crowd(20, 8, lambda: sim.chance.expovariate(2))
+    sim.run(11)
+    sim.finish(2, 5)
+
+
+@pytest.mark.parametrize("burst", [None, 1.0])
+def test_while_the_store_is_lost_each_process_uses_its_part(simulate: Any, burst: float | None) -> None:
+    sim = simulate(processes=5, burst=burst)
+    for process in sim.processes:
+        process.loops(20, 13)
+    sim.run(3.3)
+    sim.is_up, sim.is_troubled = False, True
+    sim.run(4)
+    sim.is_up = True
+    sim.run(12)
+    sim.finish(2, 10, goal=0.7, excess=0.15)
+
+
+@pytest.mark.parametrize("rate", [50.0, 200.0])
+def test_a_state_that_is_lost_begins_anew_without_a_burst(simulate: Any, rate: float) -> None:
+    sim = simulate(processes=5, rate=rate, burst=1.0)
+    for process in sim.processes:
+        process.loops(20, 8)
+    for _ in range(2):
+        sim.run(2.5)
+        sim.state, sim.is_troubled = None, True
+    sim.run(9)
+    sim.finish(1, 6, goal=0.6, excess=0.1)
+
+
+def test_a_clock_that_jumps_holds_nobody_up(simulate: Any) -> None:
+    sim = simulate(processes=3, burst=1.0)
+    for process in sim.processes:
+        process.loops(20, 9)
+    sim.run(2)
+    for jump in (3600, -3600, 0.05, -0.05, 1.5, -1.5):
+        sim.clock_offset += jump
+        sim.run(1)
+    sim.run(6)
+    sim.finish(1, 7, goal=0.85, excess=0.25)
+
+
+@pytest.mark.parametrize(("rate", "losses"), [(100.0, 0.0), (50.0, 0.02)])
+def test_processes_come_and_go_at_random(simulate: Any, rate: float, losses: float) -> None:
+    sim = simulate(processes=6, rate=rate, burst=1.0, losses=losses)
+    ends = sim.now + 7
+    for process in sim.processes:
+        process.crowd(20, 7, lambda: sim.chance.expovariate(2))
+
+    def trouble() -> None:
+        process = sim.chance.choice([each for each in sim.processes if each.is_alive])
+        chance = sim.chance.random()
+        if chance < 0.2 and sum(each.is_alive for each in sim.processes) > 3:
+            process.kill()
+        elif chance < 0.5:
+            process.suspend(sim.chance.uniform(0, 2))
+        elif chance < 0.7:
+            sim.start().crowd(20, ends - sim.now, lambda: sim.chance.expovariate(2))
+        else:
+            for task in process.tasks:
+                task.cancel()
+            process.crowd(20, ends - sim.now, lambda: sim.chance.expovariate(2))
+        if sim.now < ends - 1:
+            sim.at(sim.chance.expovariate(3), trouble)
+
+    sim.at(1, trouble)
+    sim.run(13)
+    sim.finish(2, 4, goal=0.7 if losses else 0.8, excess=0.3 if losses else 0.1)
+
+
+def test_a_quiet_group_sends_its_burst_at_once_and_no_more_in_the_window(simulate: Any) -> None:
+    sim = simulate(processes=5, rate=10.0, window=4.0)
+    sim.processes[0].loops(1, 0.1)
+    sim.run(12)
+    quiet = sim.now
+    tasks = [process.spawn(process.request()) for process in sim.processes for _ in range(20)]
+    sim.run(1)
+    assert sum(task.done() for task in tasks) == 40
+    sim.run(20)
+    assert all(task.done() for task in tasks)
+    assert sim.most_within(3.95) <= 40
+    assert max(use.instant for use in sim.uses) < quiet + 8.5
+
+
+@pytest.mark.parametrize("is_settled", [False, True])
+def test_units_of_cost_are_shared(simulate: Any, is_settled: bool) -> None:
+    sim = simulate(processes=4, rate=100.0, max_cost=1000.0)
+    until = sim.now + 9
+
+    async def send(process: Any) -> None:
+        while sim.now < until:
+            cost = sim.chance.choice([1.0, 5.0, 20.0, 50.0, 100.0])
+            await process.request(cost=cost, real=cost / 2 if is_settled else None)
+
+    for process in sim.processes:
+        for _ in range(10):
+            process.spawn(send(process))
+    sim.run(14)
+    sim.finish(2, 6, goal=0.0)
+    spent = sum(use.cost for use in sim.uses if sim.began + 2 <= use.instant < sim.began + 8)
+    assert 0.93 * 6000 <= spent <= 1.1 * 6000
+
+
+def test_units_of_requests_that_are_cancelled_come_back(simulate: Any) -> None:
+    sim = simulate(processes=3, rate=100.0, max_cost=1000.0)
+    until = sim.now + 9
+    crowd = sim.processes[0]
+
+    async def impatient() -> None:
+        while sim.now < until:
+            task = crowd.spawn(crowd.request(cost=sim.chance.choice([1.0, 5.0, 20.0, 50.0, 400.0])))
+            await sleep(sim.chance.uniform(0, 0.6))
+            task.cancel()
+
+    async def send(process: Any) -> None:
+        while sim.now < until:
+            await process.request(cost=sim.chance.choice([1.0, 5.0, 20.0, 50.0, 100.0]))
+
+    for _ in range(40):
+        crowd.spawn(impatient())
+    for process in sim.processes[1:]:
+        for _ in range(10):
+            process.spawn(send(process))
+    sim.run(15)
+    sim.finish(2, 6, goal=0.0)
+    spent = sum(use.cost for use in sim.uses if sim.began + 2 <= use.instant < sim.began + 8)
+    assert 0.9 * 6000 <= spent <= 1.1 * 6000
+
+
+def test_several_limits_let_a_request_go_together(simulate: Any) -> None:
+    """100 per second for the group; in each process 60 per second, and at most 8 in flight."""
+    most = []
+
+    def make(sim: Simulator, store: Any) -> Any:
+        in_flight = InFlight(8)
+        return AllOf(
+            TokenBucket(100, 1, burst=1, share="team", store=store), TokenBucket(60, 1, burst=1), in_flight
+        )
+
+    sim = simulate(rate=100.0, make=make)
+    busy = dict.fromkeys(sim.processes, 0)
+
+    async def serve(process: Any) -> httpx.Response:
+        busy[process] += 1
+        most.append(busy[process])
+        await sleep(sim.chance.uniform(0.02, 0.15))
+        busy[process] -= 1
+        return httpx.Response(200)
+
+    sim.serve = serve
+    for process in sim.processes:
+        process.loops(30, 8)
+    sim.run(13)
+    sim.finish(2, 5, goal=0.85)
+    assert max(most) == 8
+
+
+def test_a_process_held_up_by_its_own_limit_leaves_the_rest_to_others(simulate: Any) -> None:
+    def make(sim: Simulator, store: Any) -> Any:
+        shared = TokenBucket(100, 1, share="team", store=store)
+        return AllOf(TokenBucket(10, 1, burst=1), shared) if len(sim.processes) == 0 else shared
+
+    sim = simulate(rate=100.0, make=make)
+    for process in sim.processes:
+        process.loops(30, 8)
+    sim.run(12)
+    sim.finish(2, 5)
+
+
+def test_members_do_not_refuse_while_the_burst_is_free(simulate: Any) -> None:
+    sim = simulate(processes=20, rate=100.0)
+    for process in sim.processes:
+        process.loops(1, 1)
+    sim.run(4)
+    before = len(sim.uses)
+    process = sim.processes[0]
+    tasks = [process.spawn(process.request(max_wait_time=0.2)) for _ in range(10)]
+    sim.run(1)
+    assert all(task.done() and not task.exception() for task in tasks)
+    assert len(sim.uses) == before + 10
+
+
+@pytest.mark.parametrize("processes", [1, 5])
+def test_an_adaptive_group_uses_the_quota_and_is_rarely_refused(simulate: Any, processes: int) -> None:
+    def make(_: Simulator, store: Any) -> Any:
+        return AimdLimiter(100, 1, share="team", store=store)
+
+    sim = simulate(processes=processes, rate=100.0, make=make)
+    level, at = 12.0, sim.now
+    answers: list[tuple[float, int]] = []
+
+    async def serve(_: Any) -> httpx.Response:
+        nonlocal level, at
+        await sleep(sim.chance.uniform(0.01, 0.05))
+        level, at = min(12.0, level + (sim.now - at) * 60), sim.now
+        is_accepted = level >= 1
+        level -= is_accepted
+        answers.append((sim.now, 200 if is_accepted else 429))
+        return httpx.Response(200) if is_accepted else httpx.Response(429, headers={"Retry-After": "1"})
+
+    sim.serve = serve
+    for process in sim.processes:
+        process.loops(10, 25)
+    sim.run(30)
+    late = [status for instant, status in answers if sim.began + 10 <= instant < sim.began + 25]
+    assert late.count(200) >= 0.6 * 60 * 15
+    assert late.count(429) <= 0.05 * late.count(200)
+    for refused in [instant for instant, status in answers if status == 429]:
+        assert not [use for use in sim.uses if refused + 0.4 < use.instant < refused + 1.0]
+    assert not any(process.waiting for process in sim.processes)
+
+
+def test_the_same_seed_gives_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            sim = Simulator(7, processes=0, losses=0.05)
+            install(sim, patch)
+            for _ in range(3):
+                sim.start().crowd(20, 3, lambda sim=sim: sim.chance.expovariate(2), 0.3)  # type: ignore[misc]
+            sim.run(5)
+            runs.append([(use.instant, use.process, use.low) for use in sim.uses])
+            sim.end()
+    assert runs[0] == runs[1]
+    assert len(runs[0]) > 100

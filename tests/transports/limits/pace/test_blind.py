@@ -1,0 +1,202 @@
+"""Servers that refuse without saying how long to wait: what gets through, for whom, and what it costs."""
+
+import pytest
+
+from stkai.transports import Turn
+from stkai.transports._limits.pace.blind import BlindRate
+from stkai.transports._limits.pace.windowed import WindowedRate
+
+from ....support.gateways import Down, Gateway, LeakyBucket, Places, World, jain
+from ....support.sender import Sender, plain, sender
+
+
+def run(gateway: Gateway, processes: int, *numbers: float, until: float = 60.0, **options: float) -> World:
+    workers = int(options.pop("workers", 4))
+    world = World(gateway, **options)  # type: ignore[arg-type]
+    for _ in range(processes):
+        world.add(*numbers, workers=workers)
+    world.run(until)
+    return world
+
+
+def use(world: World, start: float, rate: float) -> tuple[float, float]:
+    """The share of the quota that was used from `start` on, and the refusals per success."""
+    shares, refused = world.counts(start, world.now)
+    return sum(shares) / (rate * (world.now - start)), refused / max(1, sum(shares))
+
+
+# What gets through
+
+
+@pytest.mark.parametrize("numbers", [(), (20.0, 1.0)])
+def test_alone_a_bucket_is_used_from_the_fifth_second_on(numbers: tuple[float, ...]) -> None:
+    used, refused = use(run(LeakyBucket(20, 5), 1, *numbers, workers=8), 5.0, 20)
+    assert used >= 0.9
+    assert refused <= 0.08
+
+
+@pytest.mark.parametrize("numbers", [(), (20.0, 1.0)])
+def test_alone_a_server_that_spaces_requests_out_is_used_from_the_tenth_second_on(
+    numbers: tuple[float, ...],
+) -> None:
+    used, refused = use(run(LeakyBucket(20), 1, *numbers, workers=8), 10.0, 20)
+    assert used >= 0.85
+    assert refused <= 0.1
+
+
+@pytest.mark.parametrize("numbers", [(), (20.0, 1.0)])
+def test_four_share_a_bucket_evenly(numbers: tuple[float, ...]) -> None:
+    fairness = []
+    for seed in (1, 2, 3, 4):
+        world = run(LeakyBucket(20, 5), 4, *numbers, seed=seed)
+        used, refused = use(world, 10.0, 20)
+        shares, _ = world.counts(10.0, 60.0)
+        assert used >= 0.9
+        assert refused <= 0.1
+        assert min(shares) >= 0.2 * sum(shares) / 4
+        fairness.append(jain(shares))
+    assert sum(fairness) / 4 >= 0.85
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_four_at_a_server_that_spaces_requests_out_do_not_spiral_down(seed: int) -> None:
+    world = run(LeakyBucket(20), 4, seed=seed, until=120.0)
+    early, late = world.counts(10.0, 60.0)[0], world.counts(70.0, 120.0)[0]
+    assert sum(late) >= 0.45 * 20 * 50
+    assert sum(late) >= 0.8 * sum(early)
+
+
+def test_a_limit_of_requests_in_flight_is_used() -> None:
+    used, refused = use(run(Places(8), 1, workers=32, service=0.2), 10.0, 40)
+    assert used >= 0.75
+    assert refused <= 0.15
+
+
+def test_a_quota_that_halves_and_doubles_is_followed() -> None:
+    bucket = LeakyBucket(20, 5)
+    world = run(bucket, 4)
+    bucket.rate = 10
+    world.run(120.0)
+    assert sum(world.counts(80.0, 120.0)[0]) >= 0.9 * 10 * 40
+    bucket.rate = 40
+    world.run(180.0)
+    assert sum(world.counts(150.0, 180.0)[0]) >= 0.8 * 40 * 30
+
+
+def test_one_that_joins_late_gets_its_share() -> None:
+    world = run(LeakyBucket(20, 5), 3)
+    world.add(at=60.0)
+    world.run(150.0)
+    shares, _ = world.counts(100.0, 150.0)
+    assert min(shares) >= 0.4 * sum(shares) / 4
+
+
+# A server that accepts nothing
+
+
+def test_a_server_that_refuses_everything_gets_a_probe_in_two_seconds_and_full_use_soon_after() -> None:
+    world = run(Down(LeakyBucket(20, 5), 30.0, 630.0), 1, until=700.0, workers=8)
+    assert world.counts(60.0, 630.0)[1] <= 570 / 2
+    assert sum(world.counts(635.0, 700.0)[0]) >= 0.7 * 20 * 65
+    again = next(instant for instant, _ in world.accepted if instant >= 630.0)
+    assert again <= 634.0
+
+
+@pytest.mark.parametrize(
+    "one", [Sender(), Sender(20, 1.0), sender(), plain()], ids=["unknown", "short", "long", "plain"]
+)
+def test_no_wait_is_longer_than_a_few_seconds_without_retry_after(one: Sender) -> None:
+    now = 0.0
+    for _ in range(50):
+        turn = Turn()
+        asked = now
+        while wait := one.wait(now, turn):
+            now += min(wait, turn.nap)
+        assert now - asked <= 10.0
+        one.refuse(now + 0.1, sent=now, asked=None, turn=turn)
+        now += 0.1
+
+
+# Which law is in force
+
+
+def test_a_refusal_without_a_word_brings_the_blind_law_and_one_with_retry_after_ends_it() -> None:
+    one = Sender()
+    turn = one.force(0.0)
+    one.refuse(0.1, sent=0.0, asked=None, turn=turn)
+    assert isinstance(one.pace._law, BlindRate)
+    rate = one.rate
+    assert str(one.pace) == "found: no Retry-After"
+    turn = one.force(1.0)
+    one.refuse(1.1, sent=1.0, asked=5.0, turn=turn)
+    assert isinstance(one.pace._law, WindowedRate)
+    assert one.rate <= rate
+    assert one.wait(1.1) >= 5.0
+
+
+def test_a_long_window_that_was_given_and_plain_aimd_keep_their_laws() -> None:
+    for one in (sender(), plain()):
+        one.refuse(0.1, sent=0.0, asked=None, turn=one.force(0.0))
+        assert one.pace._law is one.pace._windowed
+
+
+def test_the_rate_stays_between_floor_and_ceiling_whatever_is_refused() -> None:
+    one = Sender(20, 1.0)
+    now = 0.0
+    for number in range(300):
+        now += 0.5
+        turn = one.force(now)
+        if number % 7:
+            one.refuse(now + 0.1, sent=now, asked=None, chance=0.3, turn=turn)
+        else:
+            one.hear(200, now + 0.1, now, turn=turn)
+        assert 0.1 <= one.rate <= 20.0
+
+
+def test_requests_that_are_never_answered_do_not_end_the_tests_by_pairs() -> None:
+    one = Sender()
+    one.refuse(0.1, sent=0.0, asked=None, turn=one.force(0.0))
+    now = 1.0
+    for _ in range(20):
+        turn = Turn()
+        while wait := one.wait(now, turn):
+            now += min(wait, turn.nap)
+        one.queue.leave(turn, now)
+    for _ in range(6):
+        turn = Turn()
+        while wait := one.wait(now, turn):
+            now += min(wait, turn.nap)
+        one.hear(200, now + 0.001, now, turn=turn)
+        now += 0.001
+    assert one.rate > 2.0 or one.pace._law._proven  # type: ignore[union-attr]
+
+
+# What counts for a retry
+
+
+def test_a_refusal_is_bad_luck_if_the_server_has_just_accepted_something_and_not_in_an_outage() -> None:
+    one = Sender()
+    one.hear(200, 0.1, 0.0, turn=one.force(0.0))
+    excused = []
+    now = 0.2
+    for _ in range(8):
+        now += 0.5
+        turn = one.force(now)
+        turn.mark = None
+        one.refuse(now + 0.1, sent=now, asked=None, turn=turn)
+        excused.append(turn.excused)
+    assert any(excused[1:])
+    assert not any(excused[-2:])
+    turn = one.force(100.0)
+    one.refuse(100.1, sent=100.0, asked=None, turn=turn)
+    assert not turn.excused
+
+
+# What it says
+
+
+def test_collisions_are_named_as_the_reason() -> None:
+    world = run(LeakyBucket(20), 1, workers=8)
+    pace = world.senders[0].pace
+    assert str(pace) == "found: collisions, rate kept"
+    assert pace.rate > 10

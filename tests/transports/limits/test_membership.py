@@ -1,0 +1,391 @@
+"""Members of a share: they join, change the quota, disagree about it, are forked, and report once more at their end."""
+
+import gc
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from stkai import (
+    AimdLimiter,
+    AllOf,
+    Event,
+    InFlight,
+    QuotaDisagreement,
+    RequestOptions,
+    StackBuilder,
+    StoreLost,
+    TokenBucket,
+)
+from stkai.stores import Ask, FileStore, Law, Lease, MemoryStore
+from stkai.testing import FakeClock
+from stkai.transports import Answer, Operation, Run, Turn, limiter
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def store(clock: FakeClock) -> "Noted":
+    return Noted(clock)
+
+
+class Noted(MemoryStore):
+    """A store that keeps what it was asked."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock)
+        self.asked: list[Ask] = []
+
+    def lease(self, ask: Ask) -> Lease:
+        self.asked.append(ask)
+        return super().lease(ask)
+
+    try_lease = lease
+
+
+class Blocking:
+    """A store that may block, so that a thread calls it; in virtual time, it answers at once unless it hangs."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.inner = MemoryStore(clock)
+        self.asked: list[Ask] = []
+        self.hangs: float = 0.0
+
+    def lease(self, ask: Ask) -> Lease:
+        self.asked.append(ask)
+        time.sleep(self.hangs)
+        return self.inner.lease(ask)
+
+    def amend(self, epoch: int, law: Law) -> bool:
+        return self.inner.amend(epoch, law)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def wait_for(policy: Any, clock: FakeClock, turn: Turn | None = None) -> float:
+    """Take a permit as a flow does; return the seconds it took."""
+    turn = turn or Turn()
+    start = clock.monotonic()
+    while wait := policy.ask(turn, clock.monotonic()):
+        if isinstance(wait, Run):
+            wait.sync(60.0)
+        else:
+            assert not isinstance(wait, Operation)
+            clock.sleep(min(wait, turn.nap))
+    return clock.monotonic() - start
+
+
+def answer(clock: FakeClock, status: int = 200, **headers: str) -> Answer:
+    now = clock.monotonic()
+    return Answer(now, now, httpx.Response(status, headers=headers), None, clock.utcnow, 0.0)
+
+
+# The quota
+
+
+def test_an_update_changes_the_quota_of_the_group(clock: FakeClock, store: Noted) -> None:
+    first, second = (TokenBucket(10, 1.0, burst=1, share="team", store=store) for _ in range(2))
+    for policy in (first, second):
+        wait_for(policy, clock)
+    first.update(max_requests=40)
+    wait_for(first, clock)
+    wait_for(second, clock)
+    start = clock.monotonic()
+    for _ in range(20):
+        wait_for(first, clock)
+        wait_for(second, clock)
+    assert clock.monotonic() - start == pytest.approx(1.0, abs=0.1)
+    assert (first.rate, second.rate) == (40, 40)
+    assert (first.max_requests, second.max_requests) == (40, 10)
+
+
+def test_those_who_wait_for_a_slow_quota_notice_that_it_became_fast(clock: FakeClock, store: Noted) -> None:
+    policy = TokenBucket(1, 600.0, share="team", store=store)
+    wait_for(policy, clock)
+    turn, start = Turn(), clock.monotonic()
+    wait: Any = policy.ask(turn, start)
+    if isinstance(wait, Run):
+        wait.sync(1.0)
+    policy.update(max_requests=6000)
+    assert wait_for(policy, clock, turn) <= 1.1
+
+
+def test_the_last_update_applies_whichever_member_makes_it(clock: FakeClock, store: Noted) -> None:
+    first, second = (TokenBucket(10, 1.0, burst=1, share="team", store=store) for _ in range(2))
+    for number, policy in enumerate((first, second, first)):
+        clock.sleep(5)
+        policy.update(max_requests=20 + number)
+        wait_for(policy, clock)
+    wait_for(second, clock)
+    assert (first.rate, second.rate) == (22, 22)
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "differences"),
+    [
+        ({}, {"burst": 5}, ("burst",)),
+        ({"max_cost": 100}, {}, ("max_cost", "cost_rate")),
+        ({"max_cost": 100}, {"max_cost": 50}, ("max_cost", "cost_rate")),
+        ({}, {"methods": ["POST"]}, ("methods",)),
+    ],
+)
+def test_members_that_disagree_about_anything_are_told_about_what(
+    clock: FakeClock, store: Noted, mine: dict[str, Any], theirs: dict[str, Any], differences: tuple[str, ...]
+) -> None:
+    events: list[Event] = []
+    old = TokenBucket(10, 1.0, share="team", store=store, **mine)
+    stack = StackBuilder([limiter(old)], listener=[events.append], clock=clock)
+    transport = stack.build(httpx.MockTransport(lambda _: httpx.Response(200)))
+    wait_for(old, clock, Turn(cost=1.0))
+    clock.sleep(2)
+    new = TokenBucket(10, 1.0, share="team", store=store, **theirs)
+    wait_for(new, clock, Turn(cost=1.0))
+    clock.sleep(1)
+    for _ in range(3):
+        transport.handle_request(
+            httpx.Request("POST", "https://api.test/", extensions={"stkai": _costs(mine)})
+        )
+        clock.sleep(1)
+    (event,) = [event for event in events if isinstance(event, QuotaDisagreement)]
+    assert event.differences == differences
+    assert all(name in str(event) for name in differences)
+
+
+def _costs(options: dict[str, Any]) -> RequestOptions:
+    return RequestOptions(cost=1.0) if options.get("max_cost") else RequestOptions()
+
+
+# Costs
+
+
+def test_a_refused_call_costs_the_group_nothing(clock: FakeClock, store: Noted) -> None:
+    policy = TokenBucket(1000, 1.0, max_cost=100, share="team", store=store)
+    for _ in range(3):
+        turn = Turn(cost=100)
+        wait_for(policy, clock, turn)
+        policy.learn(turn, answer(clock, 429))
+    assert clock.monotonic() < 0.1
+
+
+def test_a_shared_adaptive_limiter_heeds_the_servers_headers_about_tokens(
+    clock: FakeClock, store: Noted
+) -> None:
+    policy = AimdLimiter(6000, 60, max_cost=6_000, share="team", store=store)
+    turn = Turn(cost=10)
+    wait_for(policy, clock, turn)
+    headers = {"x-ratelimit-limit-tokens": "600", "x-ratelimit-remaining-tokens": "0"}
+    policy.learn(turn, answer(clock, 200, **headers))
+    assert wait_for(policy, clock, Turn(cost=100)) == pytest.approx(10, abs=1)
+
+
+def test_a_cost_above_all_that_there_is_goes_in_its_turn_and_is_paid_afterwards(
+    clock: FakeClock, store: Noted
+) -> None:
+    first, second = (TokenBucket(1000, 1.0, max_cost=100, share="team", store=store) for _ in range(2))
+    assert wait_for(first, clock, Turn(cost=250)) < 0.1
+    assert wait_for(second, clock, Turn(cost=50)) == pytest.approx(2.0, abs=0.1)
+
+
+def test_two_shares_and_a_limit_in_flight_work_as_one_limiter(clock: FakeClock, store: Noted) -> None:
+    limits = AllOf(
+        TokenBucket(20, 1.0, burst=1, share="requests", store=store),
+        TokenBucket(None, 1.0, max_cost=100, share="tokens", store=store),
+        InFlight(4),
+    )
+    waits = []
+    for _ in range(20):
+        turn = Turn(cost=10)
+        waits.append(wait_for(limits, clock, turn))
+        limits.end(turn, clock.monotonic())
+    assert clock.monotonic() == pytest.approx(1.0, abs=0.1)
+    assert max(waits[1:]) < 0.2
+
+
+# The end
+
+
+def test_a_limiter_that_is_closed_reports_once_more_and_leaves_the_group(
+    clock: FakeClock, store: Noted
+) -> None:
+    first, second = (TokenBucket(10, 1.0, max_cost=100, share="team", store=store) for _ in range(2))
+    for policy in (first, second):
+        turn = Turn(cost=1)
+        wait_for(policy, clock, turn)
+    policy.settle(turn, 60, clock.monotonic())
+    second.close()
+    last = store.asked[-1]
+    assert (last.leaving, last.units_used) == (True, 60)
+    snapshot = store.look("team")
+    assert snapshot is not None
+    assert snapshot.members == 1
+    second.close()
+    assert store.asked[-1] is last, "it has left already"
+    wait_for(second, clock)
+    snapshot = store.look("team")
+    assert snapshot is not None
+    assert snapshot.members == 2, "it joins again with its next request"
+
+
+@pytest.mark.real_time
+def test_closing_a_limiter_waits_a_quarter_of_a_second_at_most(clock: FakeClock) -> None:
+    store = Blocking(clock)
+    policy = TokenBucket(10, 1.0, share="team", store=store)
+    wait_for(policy, clock)
+    store.hangs = 5.0
+    start = time.monotonic()
+    policy.close()
+    assert time.monotonic() - start < 2.0
+
+
+SHORT_PROGRAM = """
+import sys, httpx, stkai
+bucket = stkai.TokenBucket(1000, 1, max_cost=100, share="short", store=sys.argv[1])
+costs = dict(cost=lambda request: 1.0, settle=lambda response: 100.0)
+wire = httpx.MockTransport(lambda request: httpx.Response(200))
+with stkai.build_client(auth=None, retry=None, rate_limit=bucket, transport=wire, **costs) as client:
+    client.post("https://api.test/")
+"""
+
+
+@pytest.mark.real_time
+def test_short_programs_are_charged_what_their_calls_really_cost(tmp_path: Path) -> None:
+    store = f"file://{tmp_path}/store"
+    start = time.monotonic()
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", SHORT_PROGRAM, store], check=True, timeout=60)
+    snapshot = FileStore(tmp_path / "store").look("short")
+    assert snapshot is not None
+    assert snapshot.units <= 100 - 300 + 100 * (time.monotonic() - start) + 1
+    assert snapshot.members == 0
+
+
+def _post_and_settle(place: str) -> None:
+    policy = TokenBucket(1000, 1.0, max_cost=1000, share="pool", store=place)
+    turn = Turn(cost=1)
+    wait: Any
+    while wait := policy.ask(turn, time.monotonic()):
+        if isinstance(wait, Run):
+            wait.sync(60.0)
+        else:
+            assert isinstance(wait, float)
+            time.sleep(min(wait, turn.nap))
+    policy.settle(turn, 500, time.monotonic())
+
+
+@needs_fork
+@pytest.mark.real_time
+def test_a_child_of_multiprocessing_reports_at_its_end(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=_post_and_settle, args=(f"file://{tmp_path}/store",))
+    child.start()
+    child.join(30)
+    snapshot = FileStore(tmp_path / "store").look("pool")
+    assert snapshot is not None
+    assert (snapshot.members, snapshot.books["held"]) == (0, 0)
+
+
+def test_a_limiter_that_is_dropped_is_collected(clock: FakeClock, store: Noted) -> None:
+    policy = TokenBucket(10, 1.0, share="team", store=store)
+    wait_for(policy, clock)
+    found = weakref.ref(policy)
+    del policy
+    gc.collect()
+    assert found() is None
+
+
+# Deadlines and forks
+
+
+@pytest.mark.real_time
+def test_a_deadline_is_kept_while_the_store_does_not_answer(clock: FakeClock) -> None:
+    store = Blocking(clock)
+    policy = TokenBucket(10, 1.0, share="team", store=store)
+    store.hangs = 3.0
+    operation: Any = policy.ask(Turn(), clock.monotonic())
+    start = time.monotonic()
+    operation.sync(0.1)
+    assert time.monotonic() - start < 2.0
+
+
+@needs_fork
+def test_a_forked_child_is_a_new_member_and_holds_nothing(clock: FakeClock, store: Noted) -> None:
+    policy = TokenBucket(100, 1.0, share="team", store=store)
+    for _ in range(3):
+        wait_for(policy, clock)
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            wait_for(policy, clock)
+            asked = store.asked[-1]
+            os.write(write, f"{asked.member} {asked.held} {asked.used}".encode())
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    name, held, used = os.read(read, 1000).decode().split()
+    assert name != store.asked[-1].member
+    assert (held, int(used) <= 1) == ("0", True)
+
+
+@pytest.mark.real_time
+def test_many_threads_make_one_call_at_a_time(clock: FakeClock) -> None:
+    store, most, now = Blocking(clock), [0], [0]
+    inner = store.lease
+
+    def lease(ask: Ask) -> Lease:
+        now[0] += 1
+        most[0] = max(most[0], now[0])
+        time.sleep(0.005)
+        try:
+            return inner(ask)
+        finally:
+            now[0] -= 1
+
+    store.lease = lease  # type: ignore[method-assign]
+    policy = TokenBucket(200, 1.0, share="team", store=store)
+
+    def work() -> None:
+        turn = Turn()
+        wait: Any
+        while wait := policy.ask(turn, time.monotonic()):
+            if isinstance(wait, Run):
+                wait.sync(60.0)
+            else:
+                assert isinstance(wait, float)
+                time.sleep(min(wait, turn.nap, 0.01))
+
+    threads = [threading.Thread(target=work) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert policy.waiting == 0
+    assert most[0] == 1
+
+
+def test_a_store_that_was_never_reached_is_announced_at_once(clock: FakeClock) -> None:
+    events: list[Event] = []
+
+    class Dead(Blocking):
+        def lease(self, ask: Ask) -> Lease:
+            raise ConnectionRefusedError("nobody is there")
+
+    policy = TokenBucket(10, 1.0, share="team", store=Dead(clock))
+    stack = StackBuilder([limiter(policy)], listener=[events.append], clock=clock)
+    transport = stack.build(httpx.MockTransport(lambda _: httpx.Response(200)))
+    transport.handle_request(httpx.Request("POST", "https://api.test/"))
+    assert len([event for event in events if isinstance(event, StoreLost)]) == 1
