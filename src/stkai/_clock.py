@@ -62,6 +62,14 @@ class SystemClock:
         return "SystemClock()"
 
 
+_SLEEPS: Final = SystemClock.sleep, SystemClock.asleep
+
+
+def is_system_clock(clock: Clock) -> bool:
+    """Whether a clock sleeps in real time, so that a sleep may be replaced by another wait of the same length."""
+    return type(clock) is SystemClock and (SystemClock.sleep, SystemClock.asleep) == _SLEEPS
+
+
 uniform = random.random
 """A number in [0, 1). The generator reseeds itself in a forked child, so children draw different jitter."""
 
