@@ -62,6 +62,15 @@ class SystemClock:
         return "SystemClock()"
 
 
+_SLEEPS: Final = (SystemClock.sleep, SystemClock.asleep)
+
+
+def really_sleeps(clock: Clock) -> bool:
+    """Whether a clock sleeps in real time: it is the system's, and no test has replaced its methods."""
+    kind: Any = type(clock)
+    return kind is SystemClock and (kind.sleep, kind.asleep) == _SLEEPS
+
+
 uniform = random.random
 """A number in [0, 1). The generator reseeds itself in a forked child, so children draw different jitter."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from .._abandonable import GivenUpError
-from .._clock import Clock, SystemClock
+from .._clock import Clock, really_sleeps
 from .._errors import DeadlineExceededError
 from .._families import alike
 from .._signals import raise_interrupt
@@ -92,7 +92,7 @@ async def _asleep(seconds: float, attempt: Attempt, clock: Clock) -> None:
         RuntimeError: it is closed.
     """
     closing = attempt.closing
-    if closing is None or type(clock) is not SystemClock:
+    if closing is None or not really_sleeps(clock):
         await clock.asleep(seconds)
     else:
         await closing.await_(seconds)
