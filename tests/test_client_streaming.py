@@ -142,7 +142,8 @@ async def test_another_failure_after_a_429_is_raised_itself(world: World) -> Non
 
 async def test_a_429_to_a_get_is_a_response_because_the_limiter_lets_it_pass(world: World) -> None:
     wire = world.wire(refusal())
-    client = stack_of(world, wire, adaptive(AimdLimiter(100, 60.0, penalty_factor=0.3)))
+    limiter = AimdLimiter(100, 60.0, penalty_factor=0.3, methods={"POST"})
+    client = stack_of(world, wire, adaptive(limiter))
     assert (await world.call(client.get, URL)).status_code == 429
 
 

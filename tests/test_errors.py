@@ -19,6 +19,7 @@ from stkai._errors import (
     DeadlineExceededError,
     InvalidArgumentError,
     MaxRetriesExceededError,
+    NotSent,
     RetryableError,
     ServerSideRateLimitError,
     StkaiError,
@@ -42,6 +43,7 @@ EXAMPLES: list[StkaiError] = [
     TokenAcquisitionTimeoutError(1.5, 45.0, required=60.0, request=REQUEST),
     ServerSideRateLimitError(REFUSAL, request=REQUEST),
     MaxRetriesExceededError("given up", KeyError("k")),
+    NotSent("nothing to send"),
 ]
 each_error = pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
 

@@ -78,9 +78,9 @@ PUBLIC = [stkai, stkai.events, stkai.limiters, stkai.stores, stkai.testing, stka
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
-def test_all_is_sorted_without_repeats_and_every_name_in_it_resolves(module: ModuleType) -> None:
+def test_all_has_no_repeats_and_every_name_in_it_resolves(module: ModuleType) -> None:
     names = module.__all__
-    assert names == sorted(set(names))
+    assert sorted(names) == sorted(set(names))
     for name in names:
         assert getattr(module, name) is not None
     assert set(names) <= set(dir(module))

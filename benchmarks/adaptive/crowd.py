@@ -82,14 +82,29 @@ class Report(NamedTuple):
 
 
 class _Record:
-    """Notes every answer of a process."""
+    """Notes every answer of a process.
 
-    def __init__(self) -> None:
+    Args:
+        ready: all processes of the run meet here, once each has its stack.
+        delay: seconds after which this one then starts.
+    """
+
+    def __init__(self, ready: threading.Barrier, delay: float) -> None:
+        self._ready, self._delay = ready, delay
+        self.begun = threading.Event()
+        self.start = 0.0
         self.answers: list[tuple[float, int]] = []
         self.failed = 0
 
+    def begin(self) -> None:
+        """Wait for the others, and for one's turn."""
+        self._ready.wait(60)
+        self.start = time.monotonic()
+        self.begun.set()
+        time.sleep(self._delay)
+
     def note(self, response: httpx.Response) -> httpx.Response:
-        self.answers.append((time.monotonic(), response.status_code))
+        self.answers.append((time.monotonic() - self.start, response.status_code))
         return response
 
     def note_call(self, response: httpx.Response | None) -> None:
@@ -144,16 +159,14 @@ def _work(
     ready: threading.Barrier,
     reports: "Queue[Report]",
 ) -> None:
-    row, record = place.row, _Record()
     chance = random.Random(repr((seed, number)))  # noqa: S311 - nothing here is a secret
-    ready.wait(60)
-    start = time.monotonic()
-    time.sleep(chance.uniform(0, _START))
+    record = _Record(ready, chance.uniform(0, _START))
     send = _send_in_threads if strategy in MINE else _send_in_tasks
     sender = threading.Thread(target=send, args=(place, strategy, number, chance, url, record), daemon=True)
     sender.start()
-    time.sleep(max(0.0, start + row.seconds - time.monotonic()))
-    answers = [(instant - start, status) for instant, status in list(record.answers)]
+    record.begun.wait(60)
+    time.sleep(max(0.0, record.start + place.row.seconds - time.monotonic()))
+    answers = list(record.answers)
     times = {status: [instant for instant, found in answers if found == status] for status in (_OK, _REFUSED)}
     reports.put(Report(number, times[_OK], times[_REFUSED], record.failed))
     reports.close()
@@ -167,6 +180,7 @@ def _send_in_threads(
     limiter = MINE[strategy](place)
     transport = build_transport(auth=None, rate_limit=limiter, retry=RETRY, transport=_Wire(record))
     with httpx.Client(transport=transport) as client, ThreadPoolExecutor(place.row.threads) as pool:
+        record.begin()
         for _ in range(place.row.threads):
             pool.submit(_send, client, url, record)
 
@@ -197,6 +211,7 @@ async def _tasks(
         httpx.AsyncClient(transport=OTHERS[strategy].build(site)) as client,
         trio.open_nursery() as nursery,
     ):
+        record.begin()
         for _ in range(row.threads):
             nursery.start_soon(_send_asynchronously, client, url, record)
 

@@ -66,7 +66,7 @@ def test_duplicate_ids_are_reported_by_the_run(job: Job) -> None:
     job.input.write_text(job.input.read_text() * 2)
     result = job.run()
     assert (result.returncode, summary(result.stderr)) == (0, "10 done, 0 failed (0 unknown)")
-    assert "lines with the custom_id of an earlier line: 6, 7, 8, 9, 10; use `id`" in result.stderr
+    assert 'duplicate custom_id: "id-1" in line 6, "id-2" in line 7, ' in result.stderr
 
 
 @pytest.mark.parametrize(

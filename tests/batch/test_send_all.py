@@ -518,3 +518,28 @@ async def test_a_request_that_may_have_acted_before_its_connection_failed_is_unk
 
 def puts(count: int) -> list[httpx.Request]:
     return [httpx.Request("PUT", URL.format(number)) for number in range(count)]
+
+
+async def test_a_connection_error_of_a_foreign_wire_may_come_after_the_request(
+    world: World, tmp_path: Path
+) -> None:
+    called = set[int]()
+
+    class Foreign(httpx.AsyncBaseTransport, httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            called.add(number_of(request))
+            if number_of(request) == 0:
+                return httpx.Response(200)
+            raise httpx.ConnectError("broken")
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            return self.handle_request(request)
+
+    path = tmp_path / "calls.journal"
+    build = stkai.build_async_client if world.is_async else stkai.build_client
+    foreign = build(auth=None, retry=None, transport=Foreign())
+    await first(world, 1, foreign, requests(4), max_in_flight=4, journal=path)
+    rest = await collect(world, client(world), requests(4), journal=path)
+    assert len(rest) == 3
+    unknown = {o.index for o in rest if isinstance(o.error, stkai.OutcomeUnknownError)}
+    assert unknown == called & {outcome.index for outcome in rest}

@@ -119,8 +119,18 @@ def test_a_complete_request_is_limited_and_sent_by_the_delegate(decorator: Calla
     assert response.status_code == 200
     (sent,) = answers.requests
     assert (sent.content, sent.headers["x-a"], sent.extensions["timeout"]) == (b'{"a":1}', "1", {"read": 5.0})
-    assert "stkai.sending" not in request.extensions
+    assert request.extensions == {"timeout": {"read": 5.0}}
     assert response.extensions["stkai"].attempts == 1
+
+
+def test_the_deadline_of_a_complete_request_begins_when_it_is_sent(decorator: Callable[..., Any]) -> None:
+    answers = Answers()
+    client = decorator(answers.retrying_client())
+    for _ in range(2):
+        options = {"stkai": RequestOptions(deadline=60.0, max_wait_time=5.0)}
+        assert client.send(httpx.Request("POST", URL, extensions=options)).status_code == 200
+    request = httpx.Request("POST", URL, extensions={"stkai": RequestOptions(deadline=60.0)})
+    assert [client.send(request).status_code for _ in range(2)] == [200, 200]
 
 
 def test_a_delegate_without_send_says_so(decorator: Callable[..., Any]) -> None:

@@ -12,6 +12,7 @@ from .._errors import ConfigurationError, InvalidArgumentError
 from .._exchange import Exchange
 from .._families import alike
 from ..transports._call import Attempt
+from ..transports._inner import is_sound
 from ..transports._operations import Flow, Send
 from ..transports._retry.policy import NOT_SENT
 
@@ -102,9 +103,16 @@ def _observed(
             may_have_acted = may_have_acted or is_send
         except BaseException as error:  # noqa: BLE001 - it is for the flow
             if is_send and not may_have_acted:
-                may_have_acted = not isinstance(error, alike(*NOT_SENT))
+                may_have_acted = not _is_unsent(error, operation.wire)
                 on_send(may_have_acted)
             step = partial(steps.throw, error)
+
+
+def _is_unsent(error: BaseException, wire: object) -> bool:
+    """Whether an error proves that nothing was sent; foreign wires raise ConnectError in other cases, too."""
+    return isinstance(error, alike(*NOT_SENT)) and (
+        isinstance(error, alike(httpx.PoolTimeout)) or is_sound(wire)
+    )
 
 
 def _by_verbs(client: HttpClient) -> Callable[[httpx.Request], httpx.Response]:

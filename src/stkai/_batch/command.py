@@ -213,9 +213,11 @@ class _Run:
         if self._options.quiet and not code:
             return code
         if runner.lines.duplicates:
-            numbers = ", ".join(str(number) for number in runner.lines.duplicates[:_SHOWN])
+            shown = ", ".join(
+                f"{own_id} in line {number}" for number, own_id in runner.lines.duplicates[:_SHOWN]
+            )
             more = ", ..." if len(runner.lines.duplicates) > _SHOWN else ""
-            say(f"lines with the custom_id of an earlier line: {numbers}{more}; use `id` to tell them apart")
+            say(f"duplicate custom_id: {shown}{more}; use `id` to tell these lines apart")
         if codes:
             self._explain_failures(job)
         tokens = job.usage.text(self._options.price)

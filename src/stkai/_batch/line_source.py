@@ -37,7 +37,7 @@ class LineSource:
     Attributes:
         in_flight: the lines in flight, by number.
         unknown: how many lines were in flight when an earlier run was killed.
-        duplicates: lines of this run with the id of an earlier one, among the first 20,000.
+        duplicates: lines of this run with the id of an earlier one, among the first 20,000, and these ids.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class LineSource:
     ) -> None:
         self.in_flight: dict[int, LineInFlight] = {}
         self.unknown = 0
-        self.duplicates: list[int] = []
+        self.duplicates: list[tuple[int, str]] = []
         self._ids: set[int] = set()
         self._job, self._client, self._clock, self._report, self._flush = job, client, clock, report, flush
         self._options, self._form, self._shard = job.plan.options, job.plan.form, job.plan.options.slice()
@@ -117,7 +117,7 @@ class LineSource:
             known = len(self._ids)
             self._ids.add(hash(own_id))
             if len(self._ids) == known:
-                self.duplicates.append(number)
+                self.duplicates.append((number, own_id))
 
     def _report_unknown(self, number: int, read: Read) -> None:
         """Report a line whose outcome is unknown as a failure."""

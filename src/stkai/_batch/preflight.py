@@ -1,5 +1,6 @@
 """What is checked before anything is sent: the input and the template; and `--dry-run`, which stops there."""
 
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,6 +23,10 @@ _SHOWN: Final = 20
 """How many lines to list for each kind of problem."""
 
 _BYTES_PER_TOKEN: Final = 4
+
+_WORD: Final = re.compile(r"\w+")
+_NO_NAME: Final = re.compile(r"[\"':,;=<>\\]")
+"""Text in braces with one of these is JSON or code, not the name of a column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,23 +113,26 @@ def _check_first_url(path: Path) -> None:
 
 
 def _check_placeholders(path: Path, columns: list[str], template: Template, *, is_csv: bool) -> None:
-    """Refuse a placeholder that no column fills, and text in braces that is nearly the name of a column."""
-    names = ", ".join(columns)
-    for name in template.names if is_csv else ():
-        if name not in columns:
-            msg = f"the template uses {{{name}}}, but {path} has no such column; it has: {names}"
-            raise UsageError(msg)
-    plain = {_plain(column): column for column in columns}
-    for text in template.literals:
-        near = get_close_matches(_plain(text), plain, 1, 0.85)
-        if near:
-            raise UsageError(
-                f"the template uses {{{text}}}, but {path} has no such column: write {{{plain[near[0]]}}}"
-            )
+    """Refuse a placeholder that no column fills, and text in braces that looks like the name of a column."""
+    unknown = [name for name in template.names if is_csv and name not in columns]
+    unknown += [text for text in template.literals if _resembles(text, columns)]
+    if unknown:
+        names = ", ".join(columns)
+        hint = "" if unknown[0] in template.names else f" (to send it as it is, write {{ {unknown[0]} }})"
+        raise UsageError(
+            f"the template uses {{{unknown[0]}}}, but {path} has no such column{hint}; it has: {names}"
+        )
 
 
-def _plain(name: str) -> str:
-    return "".join(filter(str.isalnum, name.casefold()))
+def _resembles(text: str, columns: list[str]) -> bool:
+    """Whether text in braces is probably the name of a column, misspelt."""
+    if _NO_NAME.search(text) or text != text.strip():
+        return False
+    plain = ["".join(_WORD.findall(name.casefold())) for name in [text, *columns]]
+    words = [
+        set(filter(lambda word: len(word) > 2, _WORD.findall(name.casefold()))) for name in [text, *columns]
+    ]
+    return bool(get_close_matches(plain[0], plain[1:], 1, 0.75) or words[0] & set[str]().union(*words[1:]))
 
 
 def dry_run(plan: Plan, say: Callable[[str], None]) -> bool:

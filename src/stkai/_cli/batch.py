@@ -105,37 +105,14 @@ def run(
 
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 3 halted and resumable, 130 interrupted.
     """
+    given = locals()  # These parameters are the fields of Options.
     from .._batch.command import REFUSED, complain, run_batch
     from .._batch.errors import UsageError
     from .._batch.options import Options
     from .._batch.usage import Price
 
     try:
-        options = Options(
-            source=source,
-            out=out,
-            base_url=base_url,
-            quick_command=quick_command,
-            body=body,
-            id_column=id_column,
-            shard=shard,
-            max_in_flight=max_in_flight,
-            rpm=rpm,
-            tpm=tpm,
-            in_flight=in_flight,
-            resume=resume,
-            restart=restart,
-            retry_failed=retry_failed,
-            unknown=unknown.value,
-            order=order.value,
-            halt_after=halt_after,
-            deadline=deadline,
-            price=None if price is None else Price.parse(price),
-            sync=sync.value,
-            no_auth=no_auth,
-            dry_run=dry_run,
-            quiet=quiet,
-        )
+        options = Options(**{**given, "price": None if price is None else Price.parse(price)})
     except UsageError as error:
         complain(str(error))
         raise typer.Exit(REFUSED) from error

@@ -1,14 +1,25 @@
-"""The kinds of fields that settings have: types with their validators, and the phrases that say what is allowed."""
+"""What sections of settings are made of: their base class, and types of fields with phrases for what they allow."""
 
 import json
 import os
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from .._checks import TOKEN, is_token
+from .._secrets import HoldsSecret, reveal, sealed
 from .._urls import PROXIES, absolute_url, is_origin, show_origin
 from ..transports._auth.provider import is_sendable
+from .messages import configuration_error, masked, problems
 from .paths import existing_path
 
 _STORES = ("file", "redis", "rediss", "unix")
@@ -136,3 +147,38 @@ Methods = Annotated[tuple[_Method, ...], Field(min_length=1), AfterValidator(_di
 _Origin = Annotated[str, AfterValidator(_origin)]
 Origins = Annotated[tuple[_Origin, ...], Field(min_length=1), AfterValidator(_distinct)]
 HeaderName = Annotated[str, Field(pattern=f"^{TOKEN}$")]
+
+
+class Section(BaseModel):
+    """Base class of the sections: frozen; a bad value is a ConfigurationError that lists everything that is wrong."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    if not TYPE_CHECKING:  # type checkers keep the signature that the fields define
+
+        def __init__(self, /, **values: Any) -> None:
+            values = sealed(values)
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                lines = problems(type(self), values, error, f"{type(self).__name__}.{{}}".format)
+                raise configuration_error(lines) from error
+
+    @model_validator(mode="before")
+    @classmethod
+    def _revealed(cls, values: Any) -> Any:
+        return {name: reveal(value) for name, value in values.items()} if isinstance(values, dict) else values
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.holds_secret():
+            return HoldsSecret.__reduce_ex__(self, protocol)  # type: ignore[arg-type]
+        return super().__reduce_ex__(protocol)
+
+    def holds_secret(self) -> bool:
+        """Whether a token, a secret or a password is among the values; then it refuses to be pickled."""
+        return any(
+            value.holds_secret()
+            if isinstance(value, Section)
+            else isinstance(value, SecretStr) or (isinstance(value, str) and masked(value) != value)
+            for _, value in self
+        )

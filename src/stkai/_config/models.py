@@ -4,20 +4,10 @@ A field's description says what it allows, as a phrase that completes "it must b
 module imports pydantic, so it is imported on first use.
 """
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from .._secrets import HoldsSecret, reveal, sealed
 from ..transports._limits.pace.saved_rate import check_warm_start
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 from .fields import (
@@ -40,6 +30,7 @@ from .fields import (
     ProxyAddress,
     Seconds,
     Secret,
+    Section,
     Share,
     SmallerShare,
     SomeCost,
@@ -53,44 +44,10 @@ from .fields import (
     share_name,
     store_place,
 )
-from .messages import configuration_error, masked, problems
 from .names import CLIENT_AUTH, DEFAULT_QUOTA, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
-
-    if not TYPE_CHECKING:  # type checkers keep the signature that the fields define
-
-        def __init__(self, /, **values: Any) -> None:
-            values = sealed(values)
-            try:
-                super().__init__(**values)
-            except ValidationError as error:
-                lines = problems(type(self), values, error, f"{type(self).__name__}.{{}}".format)
-                raise configuration_error(lines) from error
-
-    @model_validator(mode="before")
-    @classmethod
-    def _revealed(cls, values: Any) -> Any:
-        return {name: reveal(value) for name, value in values.items()} if isinstance(values, dict) else values
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        if self.holds_secret():
-            return HoldsSecret.__reduce_ex__(self, protocol)  # type: ignore[arg-type]
-        return super().__reduce_ex__(protocol)
-
-    def holds_secret(self) -> bool:
-        """Whether a token, a secret or a password is among the values; then it refuses to be pickled."""
-        return any(
-            value.holds_secret()
-            if isinstance(value, _Section)
-            else isinstance(value, SecretStr) or (isinstance(value, str) and masked(value) != value)
-            for _, value in self
-        )
-
-
-class AuthConfig(_Section):
+class AuthConfig(Section):
     """Where the access token comes from, and which origins may see it.
 
     It is either `token`, which is never renewed, or fetched with `client_id` and `client_secret`. White space around
@@ -138,7 +95,7 @@ class AuthConfig(_Section):
         return self.client_id is not None and self.client_secret is not None
 
 
-class RateLimitConfig(_Section):
+class RateLimitConfig(Section):
     """How many requests may be sent in a time window (in seconds), and who shares that quota.
 
     `methods` are those that count (None: all); `max_cost` are units per time window besides, counted by `cost` (tokens
@@ -264,7 +221,7 @@ _RETRY = RetryPolicy()
 """The settings have the policy's defaults."""
 
 
-class RetryConfig(_Section):
+class RetryConfig(Section):
     """When a failed request is sent again; times in seconds."""
 
     enabled: Flag = True
@@ -290,7 +247,7 @@ class RetryConfig(_Section):
         return RetryPolicy(**self.model_dump(exclude={"enabled"})) if self.enabled else None
 
 
-class HttpConfig(_Section):
+class HttpConfig(Section):
     """The wire: certificates, connections and the proxy."""
 
     verify: Annotated[
@@ -317,7 +274,7 @@ class HttpConfig(_Section):
     trust_env: Flag = True
 
 
-class Settings(_Section):
+class Settings(Section):
     """All settings, as `STKAI.config` returns them. An instance that you create does not read the environment."""
 
     auth: Annotated[AuthConfig, Field(description="an AuthConfig")] = AuthConfig()

@@ -119,7 +119,8 @@ class SendingWhole(Sending):
             raise NotImplementedError(
                 f"{type(delegate).__name__} has no send(): use get, post or post_stream"
             )
-        options = Call.start(request, 0.0).options
+        alike = copy_request(request, extensions=dict(request.extensions))
+        options = Call.start(alike, 0.0).options
         super().__init__(delegate.send, str(request.url), (), None, None, options)
         self._whole = request
 
@@ -129,7 +130,8 @@ class SendingWhole(Sending):
     def send(self, request: httpx.Request) -> Any:
         options = self.options if self.options.retry is UNSET else replace(self.options, retry=None)
         extensions = {**request.extensions, OPTIONS: options}
-        del extensions[_SENDING], extensions[ATTEMPT]  # The other client begins a call of its own.
+        for own in (_SENDING, ATTEMPT):  # The other client begins a call of its own.
+            extensions.pop(own, None)
         return self.method(copy_request(request, extensions=extensions))
 
 

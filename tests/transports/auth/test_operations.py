@@ -143,4 +143,5 @@ def test_a_401_is_closed_when_the_provider_itself_fails(method: str) -> None:
 
     played = run(Broken("a", "b"), httpx.Response(401))
     assert played.asked == ["run", "send", "close"]
-    assert isinstance(played.error, OSError)
+    assert isinstance(played.error, OSError | AuthenticationError)
+    assert "the vault is shut" in str(played.error)

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stkai import TokenBucket
 from stkai.transports import Context, Turn
 from stkai.transports._limits.queue import Queue
 from stkai.transports._limits.sources.rate import Rate

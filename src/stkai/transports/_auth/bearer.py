@@ -156,11 +156,11 @@ class BearerAuth(HoldsSecret):
             AuthenticationError: the provider raised an error.
         """
         provider = self.provider
+        cached = provider.cached_access_token()
+        if cached is None or not has_own_headers(provider):
+            return None if cached is None else self.token(cached)
         try:
-            cached = provider.cached_access_token()
-            if cached is None:
-                return None
-            return self.token(provider.get_auth_headers() if has_own_headers(provider) else cached)
+            return self.token(provider.get_auth_headers())
         except AuthenticationError:
             raise
         except Exception as error:

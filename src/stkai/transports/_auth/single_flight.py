@@ -123,7 +123,8 @@ def _fetching(provider: AuthProvider) -> Iterator[None]:
         yield
     finally:
         mine.provider = None  # A task that it has started goes on with a copy of the context.
-        FETCHING.reset(token)
+        with suppress(ValueError):  # A coroutine that is closed in another context.
+            FETCHING.reset(token)
 
 
 class _Shared:

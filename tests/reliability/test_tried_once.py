@@ -1,0 +1,102 @@
+"""What would fail again, or may do twice what it did, is tried once: over real sockets."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import httpx
+import pytest
+
+from ..support.world import World
+from .hostile import hostile
+from .stacks import NO_DELAY, transport_of, wire_of
+
+pytestmark = pytest.mark.real_time
+
+
+async def attempts(world: World, method: str, url: str, **wire: Any) -> tuple[int, object]:
+    """How often the request was tried, and its status or error."""
+    client = world.client(transport_of(world, retry=NO_DELAY, transport=wire_of(world, **wire)), timeout=10)
+    (outcome,) = await world.outcomes(lambda: world.call(client.request, method, url))
+    await world.close(client)
+    if isinstance(outcome, httpx.Response):
+        return outcome.extensions["stkai"].attempts, outcome.status_code
+    (note,) = outcome.__notes__
+    return int(note.rpartition(": ")[2].split()[0]), type(outcome)
+
+
+ANSWERS: dict[str, tuple[bytes, object]] = {
+    "a gateway's timeout": (b"HTTP/1.1 504 Gateway Timeout\r\nContent-Length: 0\r\n\r\n", 504),
+    "200 KB of headers": (
+        b"HTTP/1.1 200 OK\r\n" + b"X-Long: " + b"x" * 200_000 + b"\r\n\r\n",
+        httpx.RemoteProtocolError,
+    ),
+    "no HTTP": (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", httpx.RemoteProtocolError),
+}
+
+
+def saying(text: bytes, arrived: list[int]) -> Callable[[socket.socket, threading.Event], None]:
+    def talk(connection: socket.socket, _: threading.Event) -> None:
+        arrived.append(1)
+        connection.sendall(text)
+
+    return talk
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize(("method", "times"), [("POST", 1), ("GET", 4)])
+async def test_a_post_that_got_no_answer_is_sent_once_and_a_get_again(
+    world: World, answer: str, method: str, times: int
+) -> None:
+    text, outcome = ANSWERS[answer]
+    arrived: list[int] = []
+    with hostile(saying(text, arrived)) as url:
+        assert await attempts(world, method, url) == (times, outcome)
+    assert len(arrived) == times
+
+
+async def test_a_host_that_does_not_exist_is_looked_for_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    assert await attempts(world, "GET", "http://nowhere.example/") == (1, httpx.ConnectError)
+
+
+@contextmanager
+def plain_port() -> Iterator[int]:
+    """The port of a server that answers a TLS greeting in plain HTTP."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def run() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(65_536)
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+async def test_https_to_a_port_without_tls_is_tried_once(world: World) -> None:
+    with plain_port() as port:
+        assert await attempts(world, "GET", f"https://127.0.0.1:{port}/") == (1, httpx.ConnectError)
+
+
+async def test_plain_http_to_a_port_that_answers_with_a_tls_alert_is_tried_once(world: World) -> None:
+    arrived: list[int] = []
+    with hostile(saying(b"\x15\x03\x03\x00\x02\x02\x46\r\n\r\n", arrived)) as url:
+        assert await attempts(world, "GET", url) == (1, httpx.RemoteProtocolError)
+    assert len(arrived) == 1
