@@ -33,7 +33,7 @@ def lease_each_place_twice(patch: Patch) -> None:
         return found
 
     patch.setattr(_step, "place", place)
-    patch.setattr("stkai.stores._window.note", lambda *_: None)
+    patch.setattr("stkai.stores._step.note", lambda *_: None)
 
 
 def forget_units(patch: Patch) -> None:

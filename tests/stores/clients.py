@@ -7,8 +7,7 @@ from typing import Any
 import redis
 
 from stkai.stores import Ask, Lease, Store
-from stkai.stores._ranges import count
-from stkai.stores._state import State
+from stkai.stores._state import State, count
 from stkai.stores._step import AHEAD
 
 

@@ -2,11 +2,10 @@
 
 from ._file import FileStore
 from ._memory import MemoryStore
-from ._protocol import UNLIMITED, Ask, Law, Lease, Quota, Refusal, Snapshot, Store
+from ._protocol import Ask, Law, Lease, Quota, Refusal, Snapshot, Store
 from ._redis import RedisStore
 
 __all__ = [
-    "UNLIMITED",
     "Ask",
     "FileStore",
     "Law",

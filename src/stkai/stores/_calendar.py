@@ -1,22 +1,32 @@
-"""The permits of a group as places on a calendar.
+"""The permits of a group as places on a calendar, and the promise that no window of time has too many of them.
 
 `next` is the first place never leased; `free` holds places that members gave back; `credit` counts permits that may be
 used at once. A place that passes unused becomes credit, up to the burst. It is the virtual-scheduling form of the leaky
-bucket (GCRA: ITU-T I.371, annex A). `step.lua` is the same code.
+bucket (GCRA: ITU-T I.371, annex A).
+
+`window` holds the instants of the permits that were used in the last window or are leased ahead. A further permit may
+be used once enough of them are a window old. Large windows count in slots. `step.lua` is the same code.
 """
 
 import math
 from typing import Final
 
-from . import _window
-from ._ranges import NEVER, ROUND, Range, cut, past
-from ._state import State
+from ._state import NEVER, ROUND, Range, State, cut, past
 
 _SET_BACK: Final = 0.1
 """Seconds; if the clock is behind by more, it was set back, and the state goes on as if no time had passed."""
 
 USAGE_SPAN: Final = 10.0
 """Seconds over which `usage` fades."""
+
+_SAME: Final = 1e-6
+"""Seconds; entries that are closer are one."""
+
+_LATE: Final = 0.05
+"""Seconds; members use permits at most so late."""
+
+_EXACT: Final = 64
+"""Up to so many permits per window, every instant is kept; above, as many slots, each rounded to its end."""
 
 
 def advance(s: State, now: float) -> float:
@@ -45,7 +55,7 @@ def advance(s: State, now: float) -> float:
         s.lost += max(0.0, gained - room)
         s.next = at
     if s.window:
-        _window.prune(s, at)
+        prune(s, at)
     return at
 
 
@@ -63,7 +73,7 @@ def release(s: State, ranges: list[Range], now: float) -> None:
     for first, gap, places in ranges:
         s.returned += places
         if s.most:
-            _window.forgive(s, first, gap, places)
+            forgive(s, first, gap, places)
         gone = past(first, gap, places, now)
         give(s, gone)
         if places > gone:
@@ -74,7 +84,7 @@ def release(s: State, ranges: list[Range], now: float) -> None:
 def place(s: State, places: int, after: float, now: float) -> Range:
     """Up to so many permits not before `after`: from credit, then from free places, then from the calendar's end."""
     gap = 1 / s.rate
-    opens = _window.opening(s) if s.most else NEVER
+    opens = opening(s) if s.most else NEVER
     if opens > s.next:
         # While the window is closed, places pass unused as well: what exceeds the burst is lost.
         surplus = max(0.0, (opens - s.next) * s.rate + s.credit - max(0.0, s.burst - 1))
@@ -88,14 +98,14 @@ def place(s: State, places: int, after: float, now: float) -> Range:
                 skipped = 0 if first >= after else math.ceil((after - first) / step - ROUND)
                 start = first + skipped * step
                 found = min(places, size - skipped)
-                found = _window.fit(s, start, step, found) if s.most else found
+                found = fit(s, start, step, found) if s.most else found
                 if found > 0:
                     head, rest = cut([s.free[index]], skipped)
                     s.free = sorted(s.free[:index] + head + cut(rest, found)[1] + s.free[index + 1 :])
                     return start, step, found
     if has_credit:
         found = min(places, math.floor(s.credit + ROUND))
-        found = max(1, _window.fit(s, max(now, opens), 0.0, found)) if s.most else found
+        found = max(1, fit(s, max(now, opens), 0.0, found)) if s.most else found
         s.credit -= found
         return max(now, opens), 0.0, found
     if after > s.next + gap:
@@ -105,9 +115,104 @@ def place(s: State, places: int, after: float, now: float) -> Range:
         s.next = max(s.next + number * gap, after)
     first = max(s.next, s.paused)
     if first < opens:
-        places = max(1, _window.fit(s, opens, 0.0, past(first, gap, places, opens)))
+        places = max(1, fit(s, opens, 0.0, past(first, gap, places, opens)))
         s.next = first + places * gap
         return max(opens, after), 0.0, places
-    places = max(1, _window.fit(s, first, gap, places)) if s.most else places
+    places = max(1, fit(s, first, gap, places)) if s.most else places
     s.next = first + places * gap
     return max(first, after), gap, places
+
+
+def opening(s: State) -> float:
+    """The earliest instant at which the window has room for another permit."""
+    surplus = s.within - s.most
+    if surplus < 0:
+        return NEVER
+    for instant, places in s.window:
+        surplus -= places
+        if surplus < 0:
+            return instant + _length(s)
+    return NEVER
+
+
+def prune(s: State, now: float) -> None:
+    """Drop what is a window old."""
+    since = now - _length(s)
+    if s.window[0][0] <= since:
+        s.window = [entry for entry in s.window if entry[0] > since]
+        s.within = sum(places for _, places in s.window)
+
+
+def note(s: State, first: float, gap: float, places: int) -> None:
+    """Enter permits into the window."""
+    s.within += places
+    while places > 0:
+        instant, together = _entry(s, first, gap, places)
+        index = len(s.window)
+        while index and s.window[index - 1][0] > instant + _SAME:
+            index -= 1
+        if index and s.window[index - 1][0] > instant - _SAME:
+            s.window[index - 1] = s.window[index - 1][0], s.window[index - 1][1] + together
+        else:
+            s.window.insert(index, (instant, together))
+        first, places = first + together * gap, places - together
+
+
+def forgive_latest(s: State, places: int) -> None:
+    """Take permits that were given back out of the window, which were used a short while ago."""
+    for index in range(len(s.window) - 1, -1, -1):
+        instant, together = s.window[index]
+        if instant <= s.at and places > 0:
+            part = min(places, together)
+            s.window[index : index + 1] = [(instant, together - part)] if together > part else []
+            s.within -= part
+            places -= part
+
+
+def forgive(s: State, first: float, gap: float, places: int) -> None:
+    """Take these permits out of the window."""
+    while places > 0:
+        instant, together = _entry(s, first, gap, places)
+        for index, (entered, number) in enumerate(s.window):
+            if abs(entered - instant) <= _SAME:
+                part = min(number, together)
+                s.window[index : index + 1] = [(entered, number - part)] if number > part else []
+                s.within -= part
+                break
+        first, places = first + together * gap, places - together
+
+
+def _entry(s: State, first: float, gap: float, places: int) -> tuple[float, int]:
+    """The window's instant for the first of these permits, and how many of them fall into it. Slots round up."""
+    if s.most <= _EXACT:
+        return first, 1 if gap else places
+    width = s.quota.window / _EXACT
+    instant = math.ceil(first / width) * width
+    return instant, max(1, past(first, gap, places, instant))
+
+
+def fit(s: State, first: float, gap: float, places: int) -> int:
+    """How many of these permits the windows around them have room for."""
+    if s.within + places <= s.most:
+        return places
+    length = _length(s)
+    if gap and s.window and s.window[-1][0] > first + _SAME:
+        places = 1  # Later places share windows with permits that lie behind them.
+    near = [entry for entry in s.window if entry[0] > first - length + _SAME]
+    if s.most > _EXACT:
+        return min(places, s.most - sum(together for _, together in near))
+    most = inside = sum(together for instant, together in near if instant <= first + _SAME)
+    left = 0
+    for instant, together in near:
+        if first + _SAME < instant < first + length - _SAME:
+            inside += together
+            while near[left][0] <= instant - length + _SAME:
+                inside -= near[left][1]
+                left += 1
+            most = max(most, inside)
+    return min(places, s.most - most)
+
+
+def _length(s: State) -> float:
+    """The window, and a little more, since permits are not all used equally late."""
+    return s.quota.window + min(_LATE, s.quota.window / 300)

@@ -1,15 +1,10 @@
 """Limits the time of calls that cannot limit it themselves: looking up a host, or a client with its own retries."""
 
-import os
-import threading
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
 from typing import Any
 
-_IDLE = 5.0
-"""Seconds after which a thread without work ends."""
-
-_Answers = SimpleQueue[tuple[Any, BaseException | None]]
+from .._abandonable import Job, Worker
+from .._forks import after_fork
 
 
 class InTime:
@@ -20,12 +15,10 @@ class InTime:
 
     def __init__(self) -> None:
         self._begin()
+        after_fork(self, InTime._begin)  # The threads stay in the parent.
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._idle: list[SimpleQueue[tuple[Callable[[], Any], _Answers]]] = []
-        self._stuck: _Answers | None = None
+        self._stuck: Job | None = None
 
     def call(self, work: Callable[[], Any], timeout: float) -> Any:
         """The result of `work`.
@@ -33,41 +26,13 @@ class InTime:
         Raises:
             TimeoutError: the call takes more than so many seconds, or an earlier call is still running.
         """
-        if self._pid != os.getpid():
-            self._begin()  # The threads stay in the parent.
-        if self._stuck is not None and self._stuck.empty():
+        if self._stuck is not None and not self._stuck.is_done:
             raise TimeoutError("the server has not answered an earlier call yet")
         self._stuck = None
-        with self._lock:
-            jobs = self._idle.pop() if self._idle else None
-        if jobs is None:
-            jobs = SimpleQueue()
-            threading.Thread(target=self._serve, args=(jobs,), name="stkai-store-call", daemon=True).start()
-        answers = _Answers()
-        jobs.put((work, answers))
-        try:
-            result, error = answers.get(timeout=max(0.0, timeout))
-        except Empty:
-            self._stuck = answers
-            raise TimeoutError(f"the server did not answer within {timeout:.3g} s") from None
-        if error is not None:
-            raise error
-        return result
-
-    def _serve(self, jobs: SimpleQueue[tuple[Callable[[], Any], _Answers]]) -> None:
-        while True:
-            try:
-                work, answers = jobs.get(timeout=_IDLE)
-            except Empty:
-                with self._lock:
-                    if jobs in self._idle:
-                        self._idle.remove(jobs)
-                        return
-                continue
-            try:
-                answers.put((work(), None))
-            except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
-                answers.put((None, error))
-            del work, answers
-            with self._lock:
-                self._idle.append(jobs)
+        job, worker = Job(work), Worker()
+        worker.start(job)
+        worker.release()
+        if not job.wait(max(0.0, timeout)):
+            self._stuck = job
+            raise TimeoutError(f"the server did not answer within {timeout:.3g} s")
+        return job.result()

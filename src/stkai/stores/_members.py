@@ -6,11 +6,9 @@ loses its permits, and is forgotten later. `step.lua` is the same code.
 
 from typing import Final
 
-from . import _window
-from ._calendar import give, release
+from ._calendar import forgive, forgive_latest, give, release
 from ._protocol import Ask
-from ._ranges import NEVER, count, cut, end, merged
-from ._state import Member, State
+from ._state import NEVER, Member, State, count, cut, end, merged
 
 FORGET: Final = 10.0
 """Seconds of silence after which a member is forgotten."""
@@ -56,8 +54,8 @@ def settle(s: State, m: Member, ask: Ask, now: float) -> bool:
             # Which of them were not used is unknown. To be safe, the earlier ones leave the window.
             early = cut(front, unused)[0]
             for first, gap, places in early:
-                _window.forgive(s, first, gap, places)
-            _window.forgive_latest(s, unused - count(early))
+                forgive(s, first, gap, places)
+            forgive_latest(s, unused - count(early))
     kept, tail = cut(rest, held)
     release(s, tail, now)
     units = ask.units if keeps else 0.0

@@ -12,8 +12,7 @@ from typing import Final
 from zlib import crc32
 
 from ._protocol import Quota
-from ._ranges import Range
-from ._state import Member, State
+from ._state import Member, Range, State
 
 SLOT: Final = 1 << 21
 """The offset of the second slot, and the size of both: for 14,000 members. What is not written takes no space."""

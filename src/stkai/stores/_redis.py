@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
+from .._checks import SOME_SECONDS, check_number
 from .._errors import ConfigurationError
 from ._connections import connections, import_redis
 from ._in_time import InTime
@@ -31,13 +32,7 @@ class RedisStore:
     """
 
     def __init__(self, url_or_client: Any, *, timeout: float = 0.25) -> None:
-        if (
-            isinstance(timeout, bool)
-            or not isinstance(timeout, int | float)
-            or not 0 < timeout < float("inf")
-        ):
-            raise ConfigurationError(f"timeout must be a positive number of seconds, not {timeout!r}")
-        self.timeout = float(timeout)
+        self.timeout = float(check_number("timeout", timeout, SOME_SECONDS))
         self._own = connections(url_or_client, self.timeout) if isinstance(url_or_client, str) else None
         self._client = _checked(url_or_client) if self._own is None else self._own.client
         self._in_time = InTime()

@@ -10,12 +10,10 @@ import copy
 import math
 from typing import Final
 
-from . import _window
-from ._calendar import USAGE_SPAN, advance, place
+from ._calendar import USAGE_SPAN, advance, note, opening, place
 from ._members import FORGET, WAITS, due_again, settle, sweep, void, void_old, wait
 from ._protocol import BOOKS, Ask, Law, Lease, Snapshot
-from ._ranges import NEVER, ROUND, count, merged
-from ._state import Member, Members, State
+from ._state import NEVER, ROUND, Member, Members, State, count, merged
 
 AHEAD: Final = 0.25
 """Seconds' worth of its share that a member may lease in advance."""
@@ -116,7 +114,7 @@ def _charge(s: State, own: int, seconds: float, now: float) -> None:
     s.used += own
     s.credit = max(0.0, s.credit - own)
     if s.most:
-        _window.note(s, now - seconds, seconds / own, own)
+        note(s, now - seconds, seconds / own, own)
 
 
 def _agree(s: State, ask: Ask, now: float) -> None:
@@ -168,7 +166,7 @@ def _grant(s: State, m: Member, ask: Ask, now: float) -> float:
     # Its share of what is left of the burst is used at once, so it is not held in advance.
     share = max(1, math.floor(max(s.rate * AHEAD, s.credit) / max(1, s.active) + ROUND))
     want = min(ask.want, share + 1 - count(m.old))
-    if max(s.next, _window.opening(s) if s.most else NEVER) - now > 1.5 * AHEAD:
+    if max(s.next, opening(s) if s.most else NEVER) - now > 1.5 * AHEAD:
         want = min(want, 1)  # The calendar stays short, also while the group grows.
     if ask.low and (s.other_normal_at if s.normal_by == ask.member else s.normal_at) > now - WAITS:
         if s.low_next > now:
@@ -193,7 +191,7 @@ def _grant(s: State, m: Member, ask: Ask, now: float) -> float:
         s.leased += found
         granted += found
         if s.most:
-            _window.note(s, first, gap, found)
+            note(s, first, gap, found)
     return 0.0
 
 
@@ -210,7 +208,7 @@ def _affordable(s: State, places: int, costs: tuple[float, ...]) -> tuple[int, f
 
 def _queue(s: State, now: float) -> float:
     """Seconds until a permit requested now could be used; negative if part of the burst is left."""
-    opens = max(s.paused, _window.opening(s) if s.most else NEVER)
+    opens = max(s.paused, opening(s) if s.most else NEVER)
     if s.credit >= 1 and opens <= now:
         return -s.credit / s.rate
     return max(min(s.next, s.free[0][0]) if s.free else s.next, opens) - now

@@ -40,6 +40,7 @@ class Turn:
         paced: whether the limiter handles the wait after this refusal, so that retry need not; set by `learn`.
         mark: what its pace noted about its permit.
         excused: whether the refusal was mere bad luck, so that it counts for no retry; set by `learn`.
+        excuses: how many refusals of the call's earlier attempts were.
         errand: what is to be done after the answer, such as saving what was learnt; set by `learn`.
         call: the request's call, for events; set before the layer runs an operation for the limiter.
         sources: the sources that it takes its permits from.
@@ -63,6 +64,7 @@ class Turn:
     granted: bool = False
     paced: bool = False
     excused: bool = False
+    excuses: int = 0
     mark: Any = None
     errand: Operation | None = None
     call: CallInfo | None = None
@@ -99,6 +101,7 @@ class Turn:
     def resume(self, earlier: "Turn") -> None:
         """Return to the place of an earlier attempt of the same call."""
         self.number, self.not_before = earlier.number, earlier.not_before
+        self.excuses = earlier.excuses + earlier.excused
         if earlier.guests:
             self.inner = {guest: inner.again() for guest, inner in earlier.inner.items()}
 

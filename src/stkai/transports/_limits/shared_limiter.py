@@ -1,5 +1,6 @@
 """What limiters have that may share their quota with other processes."""
 
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,11 @@ class SharedLimiter(QuotaLimiter):
     ) -> None:
         super().__init__(*sources, limits=limits, methods=methods, max_wait_time=max_wait_time, cost=cost)
         self._leased: Leased | None = next((source for source in sources if source.is_remote), None)  # type: ignore[assignment]
-        if self._leased is not None and self.methods is not None:
+        if self._leased is not None:
             member = self._leased.member
-            member.quota = member.quota._replace(methods=",".join(sorted(self.methods)))
+            member.quota = member.quota._replace(methods=",".join(sorted(self.methods or ())))
+            # Until then the client is kept, so that the end of the program finds it.
+            weakref.finalize(self, self._leased.client.retire).atexit = False
 
     @property
     def share(self) -> str | None:

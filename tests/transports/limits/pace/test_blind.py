@@ -200,3 +200,18 @@ def test_collisions_are_named_as_the_reason() -> None:
     pace = world.senders[0].pace
     assert str(pace) == "found: collisions, rate kept"
     assert pace.rate > 10
+
+
+def test_a_call_that_is_refused_alone_again_and_again_is_not_excused_for_ever() -> None:
+    one = Sender()
+    one.refuse(0.1, sent=0.0, asked=None, turn=one.force(0.0))
+    now, turn, excused = 1.0, Turn(), 0
+    for _ in range(50):
+        now += 1.0
+        one.hear(200, now + 0.1, now, turn=one.force(now))
+        again = Turn()
+        again.resume(turn)
+        turn = again
+        one.refuse(now + 0.2, sent=now + 0.1, asked=None, turn=turn)
+        excused += turn.excused
+    assert 1 <= excused <= 10

@@ -64,8 +64,8 @@ _NEWS, _STRICT_NEWS = 0.1, 0.3
 _LATE = 0.05
 """Seconds of lateness that are made up for, if they are at most half a gap."""
 
-_RECENT = 10.0
-"""Seconds: a refusal is bad luck if the server has accepted a request so lately."""
+_RECENT, _UNLUCKY = 10.0, 10
+"""Seconds: a refusal is bad luck if the server has accepted a request so lately; but no call is so unlucky as often."""
 
 _LONGEST_STEP = 1.0
 """Seconds of growth at a time: in a longer step, the program stood still."""
@@ -122,14 +122,13 @@ class BlindRate:
         self._accepted, self._since = found.accepted, found.since
         self._test = PairTest(now, quota.ceiling, is_bursty=found.is_bursty)
         self.row = self._refusals = 0
-        self._row_at = -math.inf
+        self._row_at = self._hold = -math.inf
         # The rate that was last refused, that before a row of refusals (0 in a start), and the target of a recovery.
         self._bad, self._before, self._back = math.inf, 0.0, math.inf
-        self._hold = -math.inf
         # What was refused until now has been taken into account.
-        self._cut_at, self._due = now, now + 1 / self.rate
+        self._cut_at = self._accepted_at = now
+        self._due = now + 1 / self.rate
         self._answers = self._refused = 0.0
-        self._accepted_at = now
 
     def __str__(self) -> str:
         numbers = f"{self._quota}, " if self._quota.is_given else "found: "
@@ -205,14 +204,12 @@ class BlindRate:
             self._due = max(self._due, now + test.rest(now, gap))
         return 1.0 if turn.mark is None else 0.0
 
-    def give_back(self, turn: Turn) -> None:
-        """Forget a request that was not sent."""
-        self.ignore(turn)
-
     def ignore(self, turn: Turn) -> None:
-        """Note that an answer says nothing: if its request was one of a pair, there is no pair."""
+        """Note that a request was not sent, or its answer says nothing: if it was one of a pair, there is no pair."""
         if turn.mark is not None:
             self._test.drop()
+
+    give_back = ignore
 
     def nap(self, wait: float) -> float:
         """How much of a wait to sleep before asking again."""
@@ -257,7 +254,8 @@ class BlindRate:
 
     def refused(self, turn: Turn, now: float, sent: float, chance: float) -> None:
         """Note that a request sent at `sent` was refused."""
-        turn.excused = self.row < _OUTAGE and now - self._accepted_at < _RECENT
+        is_recent = now - self._accepted_at < _RECENT
+        turn.excused = is_recent and self.row < _OUTAGE and turn.excuses < _UNLUCKY
         if turn.mark is not None:
             outcome = self._test.hear(turn.mark, now, accepted=False, starting=self._starting)
             if outcome is Outcome.NEITHER:

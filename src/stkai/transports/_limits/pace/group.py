@@ -15,7 +15,7 @@ from ..limiter import Answer, RateChange, Turn
 from . import pause
 from .group_window import GroupWindow
 from .headers import Outcome, outcome_of
-from .law import Past, PlainLaw, RateLaw
+from .law import Past
 from .quota import KnownQuota
 from .saved_rate import BELIEVED
 
@@ -136,8 +136,7 @@ class GroupPace:
 
     def _set_up(self) -> None:
         quota, plain = self._quota, self._plain
-        self._law: RateLaw = quota.law() if plain is None else PlainLaw(quota.ceiling, quota.window, *plain)
-        # Plain AIMD reads no headers.
+        self._law = quota.law(plain)  # Plain AIMD reads no headers.
         self._guided = GroupWindow(quota.ceiling, quota.floor, quota.window, listens=plain is None)
 
     def update(self, ceiling: float, window: float) -> None:

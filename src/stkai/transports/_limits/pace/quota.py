@@ -4,7 +4,7 @@ import math
 from collections import deque
 
 from .headers import Reading
-from .law import RateLaw, SearchingLaw, TunedLaw
+from .law import PlainLaw, RateLaw, SearchingLaw, TunedLaw
 from .pause import longest
 
 _FIRST = 60.0
@@ -80,8 +80,10 @@ class KnownQuota:
         """The rate, between the floor and the ceiling."""
         return min(self.ceiling, max(self.floor, rate))
 
-    def law(self) -> RateLaw:
-        """The tuned law for what is known."""
+    def law(self, plain: tuple[float, float] | None = None) -> RateLaw:
+        """The tuned law for what is known; or plain AIMD with this penalty and this recovery factor."""
+        if plain is not None:
+            return PlainLaw(self.ceiling, self.window, *plain)
         if self.requests < math.inf:
             return TunedLaw(self.ceiling, self.window)
         return SearchingLaw(self.window, self._pace)

@@ -98,6 +98,8 @@ class WindowGuide:
         in_force: whether the window is believed and `rate` must be followed.
         paused_until: the end of a window that is used up.
         ceiling: the rate of the whole quota.
+        base: the rate, without the variation within a window.
+        heard_at: when the last answer described the window.
         senders: the number of senders for which this guide speaks.
     """
 
@@ -106,7 +108,7 @@ class WindowGuide:
         self.paused_until = -math.inf
         self.senders = 1
         self.ceiling, self._floor = ceiling, floor
-        self._base = floor
+        self.base = floor
         self._doubted = False
         self._forget()
 
@@ -114,7 +116,7 @@ class WindowGuide:
         self.in_force = False
         self._name = ""
         self._window = self._tightness = math.inf
-        self._heard_at = -math.inf
+        self.heard_at = -math.inf
         self._end = _End()
         self._over = True
         self._account_from(-math.inf)
@@ -122,26 +124,16 @@ class WindowGuide:
     @property
     def has_heard_nothing(self) -> bool:
         """Whether no answer has described a window recently."""
-        return self._heard_at == -math.inf
-
-    @property
-    def heard_at(self) -> float:
-        """When the last answer described the window."""
-        return self._heard_at
-
-    @property
-    def base(self) -> float:
-        """The rate, without the variation within a window."""
-        return self._base
+        return self.heard_at == -math.inf
 
     @property
     def rate(self) -> float:
         """The rate now."""
         if not self.in_force:
-            return self._base
+            return self.base
         # Together, senders that share the quota may exceed its rate for a while, to use up what is left.
         most = self.ceiling * min(self.senders, _MOST_AHEAD)
-        return max(self._floor, min(most, self._base * self._factor))
+        return max(self._floor, min(most, self.base * self._factor))
 
     def hear(
         self, reading: Reading | None, now: float, sent: float, rate: float, *, refused: bool = False
@@ -166,7 +158,7 @@ class WindowGuide:
 
     def advance(self, now: float) -> None:
         """Advance the time; the window may end meanwhile."""
-        if now - self._heard_at > _PATIENCE * self._window:
+        if now - self.heard_at > _PATIENCE * self._window:
             self._forget()
         elif not self._over and now >= self._end.latest:
             self._finish()
@@ -184,7 +176,7 @@ class WindowGuide:
         before = math.inf if self._over else max(0.0, self._end.latest - start)
         if permits <= rate * before:
             return permits / rate
-        return before + (permits - rate * before) / self._base
+        return before + (permits - rate * before) / self.base
 
     def left_if_used_up(self, reading: Reading, now: float, sent: float) -> float | None:
         """Seconds until the window ends, if it is believed and the answer says that it is used up."""
@@ -200,16 +192,9 @@ class WindowGuide:
     def state(self, now: float) -> tuple[Any, ...]:
         """Everything that the guide knows, for `resume`; instants are relative to `now`."""
         flags = [int(flag) for flag in (self.listening, self._doubted, self.in_force, self._over)]
-        numbers = (
-            self._window,
-            self._tightness,
-            self._base,
-            self._factor,
-            self._sum,
-            self._weight,
-            self._readings,
-        )
-        instants = (self.paused_until, self._heard_at, self._accounted, *self._end.instants)
+        sums = self._factor, self._sum, self._weight
+        numbers = self._window, self._tightness, self.base, *sums, self._readings
+        instants = (self.paused_until, self.heard_at, self._accounted, *self._end.instants)
         return (self._name, *flags, *numbers, *(instant - now for instant in instants))
 
     def resume(self, state: tuple[Any, ...], now: float) -> None:
@@ -220,19 +205,13 @@ class WindowGuide:
             TypeError: it has another format.
         """
         name, listening, doubted, in_force, over, *numbers = state
-        window, tightness, base, factor, total, weight, readings, *instants = map(float, numbers)
-        paused_until, heard_at, accounted, *end = (instant + now for instant in instants)
-        self._end.instants = end
-        self.listening, self._doubted = bool(listening), bool(doubted)
+        self._name, self.listening, self._doubted = str(name), bool(listening), bool(doubted)
         self.in_force, self._over = bool(in_force), bool(over)
-        self._name, self._window, self._tightness, self._base = (
-            str(name),
-            window,
-            tightness,
-            self._bounded(base),
-        )
-        self._factor, self._sum, self._weight, self._readings = factor, total, weight, int(readings)
-        self.paused_until, self._heard_at, self._accounted = paused_until, heard_at, accounted
+        self._window, self._tightness, base, *sums, readings = map(float, numbers[:7])
+        self.base, self._readings = self._bounded(base), int(readings)
+        self._factor, self._sum, self._weight = sums
+        self.paused_until, self.heard_at, self._accounted, *end = (float(each) + now for each in numbers[7:])
+        self._end.instants = end
 
     def _is_followed(self, reading: Reading) -> bool:
         """Whether the reading is about the quota being followed; a tighter quota replaces it."""
@@ -262,10 +241,10 @@ class WindowGuide:
             self._end.move(now, end)
             self._over = False
             self._account_from(end - self._window)
-        self._heard_at = now
+        self.heard_at = now
         if not self.in_force and self.listening and now - self._end.since >= _STANDING:
             self.in_force = True
-            self._base = self._bounded(rate)
+            self.base = self._bounded(rate)
             self._account_from(now)
         if self.in_force:
             self._learn(reading, now)
@@ -302,7 +281,7 @@ class WindowGuide:
             mean = max(_LEAST_MEAN, self._sum / self._weight)
             # The fewer answers a sender had, the more chance is in them.
             gain = _GAIN * self._readings / (self._readings + 1)
-            self._base = self._bounded(self._base * mean**gain + self.senders * _ADDED * self.ceiling)
+            self.base = self._bounded(self.base * mean**gain + self.senders * _ADDED * self.ceiling)
         self._account_from(self._end.latest)
 
     def _doubt(self) -> None:

@@ -12,7 +12,7 @@ from . import pause
 from .blind import Found
 from .headers import Reading
 from .history import History
-from .law import Past, PlainLaw, RateLaw
+from .law import Past
 from .quota import KnownQuota
 from .start import ColdStart
 from .window_guide import WindowGuide
@@ -22,9 +22,6 @@ _BURST = 0.1
 
 _AT_ONCE = 0.001
 """Seconds that no request notices."""
-
-_TOGETHER = 0.005
-"""Seconds between two requests that go at once, as far as a server can tell that spaces requests out."""
 
 _SPREAD = 0.1
 """Each gap varies by this share, up or down: otherwise one sender can lock the others out of a bucket server."""
@@ -60,7 +57,7 @@ class WindowedRate:
 
     def __init__(self, quota: KnownQuota, plain: tuple[float, float] | None = None) -> None:
         self._quota, self._plain = quota, plain
-        self.law = self._law_in_force()
+        self.law = quota.law(plain)
         self.start = ColdStart(quota)
         self.history = History(self.law.history, quota)
         self.guide = WindowGuide(quota.ceiling, quota.floor)
@@ -70,7 +67,6 @@ class WindowedRate:
             self.set(quota.ceiling)
         self._congestion = pause.Congestion()
         self._quiet = self._released = self._resumes_at = 0.0
-        self._sent, self._together = -math.inf, math.inf
         self.paused_until = self._held_until = self._listens_at = -math.inf
 
     def __str__(self) -> str:
@@ -148,9 +144,7 @@ class WindowedRate:
         """Count a request that goes now; returns the permits that it takes: one, give or take some jitter."""
         self.history.add(now)
         if not self.start.over:
-            if now - self._sent < _TOGETHER:
-                self._together = min(self._together, now)
-            self._sent = now
+            self.start.note(now)
         quota = self._quota
         if self.rate >= quota.ceiling:
             return 1.0
@@ -247,23 +241,12 @@ class WindowedRate:
     def found(self, now: float, sent: float) -> Found:
         """What was found until a request sent at `sent` was refused without a word about how long to wait."""
         past, start = self.history.past(now, cold=not self.start.over), self.start
-        rate, is_open = self.rate, False
-        if past.cold:
-            is_burst = start.excuses(past.successes, rate, past.seconds, asked=True)
-            is_open = is_burst or self._quota.requests == math.inf
-            rate = min(rate, past.successes / max(1.0, past.seconds)) / 2 if is_open else rate / 2
-            start.over = True
-        # What was sent before the request that is refused has been answered.
-        return Found(rate, is_open, past.successes, now - past.seconds, self._together < sent - _TOGETHER)
-
-    def _law_in_force(self) -> RateLaw:
-        if self._plain is None:
-            return self._quota.law()
-        return PlainLaw(self._quota.ceiling, self._quota.window, *self._plain)
+        rate, is_open = start.found(past, self.rate) if past.cold else (self.rate, False)
+        return Found(rate, is_open, past.successes, now - past.seconds, start.was_bursty(sent))
 
     def _adopt(self) -> None:
         """Switch to another law, because more is known about the quota."""
-        self.law = self._law_in_force()
+        self.law = self._quota.law(self._plain)
         self.history.resize(self.law.history)
 
     def _grow(self, seconds: float) -> float:

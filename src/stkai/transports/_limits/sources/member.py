@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from ....stores import Ask, Lease, Quota, Refusal
 from .contact import AHEAD, GIVE_UP, Contact, Start, StoreCall
 from .holding import LATE, Demand, Holding
-from .outage import ALONE, Line, Outage, first_part, local_part, window_of
+from .outage import ALONE, Line, Outage, local_part, window_of
 from .window import Window
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Member:
         """Let another request make the call that this one has reserved and not begun."""
         call = self.calling
         if call is not None and call.turn is turn and call.ask is None:
-            self.calling = None
+            self.drop(call)
 
     def is_free(self, now: float) -> bool:
         """Whether no call is under way. One that was never made, or began before a suspension, is forgotten."""
@@ -276,9 +276,9 @@ class Member:
             self.refused = max(self.refused, call.ask.refused.epoch)
 
     def _local_sources(self, now: float) -> "Sequence[Source]":
-        if self.contact.lease is not None:
-            return local_part(self.history, self.contact, now)
-        return first_part(self.quota, now) if self.outage.failures < ALONE else self._alone()
+        if self.contact.lease is None and self.outage.failures >= ALONE:
+            return self._alone()
+        return local_part(self.quota, self.history, self.contact, now)
 
     def update(self, quota: Quota) -> None:
         """Change the group's quota, as a member would that starts when it sends its next message."""

@@ -179,38 +179,29 @@ class Outage:
         return min([source.soon(now, seconds) for source in self.sources], default=math.inf)
 
 
-def first_part(quota: Quota, now: float) -> Sequence[Source]:
-    """A small part of the quota, after the very first call has failed: one of the next may succeed."""
-    rate = Rate(_FIRST_PART * quota.rate, start=(now, 1.0))
-    if not quota.max_cost:
-        return (rate,)
-    units = _FIRST_PART * quota.max_cost
-    return rate, Units(units, quota.max_cost / quota.cost_rate, start=(now, units))
-
-
-def local_part(history: Window | None, contact: Contact, now: float) -> Sequence[Source]:
-    """One member's part of the quota, without a burst.
+def local_part(quota: Quota, history: Window | None, contact: Contact, now: float) -> Sequence[Source]:
+    """One member's part of the quota, without a burst; a small part while the store was never reached.
 
     It begins where the permits end that the group has leased, if these reach far: its window may be used up. The window
     of what this member has used allows it no more than its part, as if the others had used as much.
     """
-    lease = contact.lease
-    assert lease is not None
-    quota = lease.quota
-    start = contact.queue_until if contact.queue_until > now + 2 * AHEAD else now
-    rate = Rate(lease.rate / contact.members, start=(start, 0.0))
+    lease, part, start, credit = contact.lease, _FIRST_PART, now, 1.0
+    if lease is not None:
+        quota, part, credit = lease.quota._replace(rate=lease.rate), 1 / contact.members, 0.0
+        if contact.queue_until > now + 2 * AHEAD:
+            start = contact.queue_until
+    rate = Rate(quota.rate * part, start=(start, credit))
     rate.pause(contact.paused_until)
     sources: list[Source] = [rate]
     if history is not None:
-        history.update(window_of(quota, contact.members))
+        history.update(window_of(quota if lease is None else lease.quota, part))
         sources.append(history)
     if quota.max_cost:
-        most = quota.max_cost / contact.members
-        sources.append(Units(most, quota.max_cost / quota.cost_rate, start=(now, 0.0)))
+        most = quota.max_cost * part
+        sources.append(Units(most, quota.max_cost / quota.cost_rate, start=(now, most * credit)))
     return sources
 
 
-def window_of(quota: Quota, members: int = 1) -> Limits:
-    """The requests that one of so many members may use in any window."""
-    most = math.floor(quota.rate * quota.window / members + _ROUNDING)
-    return Limits(max(1, most), quota.window)
+def window_of(quota: Quota, part: float = 1.0) -> Limits:
+    """The requests that a member with such a part of the quota may use in any window."""
+    return Limits(max(1, math.floor(quota.rate * quota.window * part + _ROUNDING)), quota.window)

@@ -142,6 +142,11 @@ class StoreClient:
         else:
             run_within(seconds, partial(self._make, call))
 
+    def retire(self) -> None:
+        """Leave the group, in another thread: the limiter was collected, perhaps in the middle of something."""
+        if not self._is_instant and self.member.has_joined:
+            errands.later(0.0, self.close)
+
     def _tell(self, now: float) -> None:
         """Note the time of the caller's clock, which may be another one than the system's."""
         ahead = now - _clock.monotonic()
