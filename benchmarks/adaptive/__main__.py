@@ -91,10 +91,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="all comparisons, the goals and the real runs, into docs/adaptive-research.md",
+        help="all comparisons, the goals and the real runs, into docs/research/adaptive.md",
     )
     parser.add_argument(
-        "--update", action="store_true", help="write the results to docs/adaptive-research.md"
+        "--update", action="store_true", help="write the results to docs/research/adaptive.md"
     )
     parser.add_argument("--quick", action="store_true", help="one seed, and the first comparison only")
     names = [section.name for section in SECTIONS]

@@ -1,4 +1,4 @@
-"""Puts the results into docs/adaptive-research.md, between its markers, and the plots next to it."""
+"""Puts the results into docs/research/adaptive.md, between its markers, and the plots next to it."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from .._harness import PAGE, Table, update
 from .bounds import Results, Verdict
 from .sections import Section
 
-DOCS = PAGE.with_name("adaptive-research.md")
+DOCS = PAGE.parent / "research" / "adaptive.md"
 IMAGES = PAGE.parent / "images"
 """Plots are `adaptive-*-light.svg` and `adaptive-*-dark.svg` there."""
 

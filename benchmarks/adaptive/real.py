@@ -30,7 +30,7 @@ PAGE = (
     ("--quota", "100", "--window", "10", "--seconds", "100", "--runs", "3"),
     ("--quota", "100", "--window", "60", "--seconds", "300", "--runs", "3"),
 )
-"""Arguments of the runs that are on docs/adaptive-research.md."""
+"""Arguments of the runs that are on docs/research/adaptive.md."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path(".cache/adaptive"), help="folder of the table and the plot"
     )
-    parser.add_argument("--update", action="store_true", help="put the table into docs/adaptive-research.md")
+    parser.add_argument("--update", action="store_true", help="put the table into docs/research/adaptive.md")
     arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
     console = Console(record=True, width=100)

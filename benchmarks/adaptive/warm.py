@@ -32,7 +32,7 @@ _QUOTAS = ((100, 60.0), (40, 4.0), (20, 1.0))
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all cases, and print or write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adaptive.warm", description=__doc__)
-    parser.add_argument("--update", action="store_true", help="put the table into docs/adaptive-research.md")
+    parser.add_argument("--update", action="store_true", help="put the table into docs/research/adaptive.md")
     arguments = parser.parse_args(argv)
     rows = [
         _row(told=told, quota=quota, window=window) for told in (True, False) for quota, window in _QUOTAS

@@ -62,13 +62,12 @@ class SystemClock:
         return "SystemClock()"
 
 
-_SLEEPS: Final = (SystemClock.sleep, SystemClock.asleep)
+_SLEEPS: Final = SystemClock.sleep, SystemClock.asleep
 
 
-def really_sleeps(clock: Clock) -> bool:
-    """Whether a clock sleeps in real time: it is the system's, and no test has replaced its methods."""
-    kind: Any = type(clock)
-    return kind is SystemClock and (kind.sleep, kind.asleep) == _SLEEPS
+def is_system_clock(clock: Clock) -> bool:
+    """Whether a clock sleeps in real time, so that a sleep may be replaced by another wait of the same length."""
+    return type(clock) is SystemClock and (SystemClock.sleep, SystemClock.asleep) == _SLEEPS
 
 
 uniform = random.random

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from .._abandonable import GivenUpError
-from .._clock import Clock, really_sleeps
+from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
 from .._families import alike
 from .._signals import raise_interrupt
@@ -92,7 +92,7 @@ async def _asleep(seconds: float, attempt: Attempt, clock: Clock) -> None:
         RuntimeError: it is closed.
     """
     closing = attempt.closing
-    if closing is None or not really_sleeps(clock):
+    if closing is None or not is_system_clock(clock):
         await clock.asleep(seconds)
     else:
         await closing.await_(seconds)

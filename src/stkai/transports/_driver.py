@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 
 from .._abandonable import GivenUpError, NoThreadError, Worker, do_within
-from .._clock import Clock, really_sleeps
+from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
 from .._families import alike
 from .._signals import raise_interrupt
@@ -106,7 +106,7 @@ def _sleep(seconds: float, attempt: Attempt, clock: Clock) -> None:
         RuntimeError: it is closed.
     """
     closing = attempt.closing
-    if closing is None or not really_sleeps(clock):
+    if closing is None or not is_system_clock(clock):
         clock.sleep(seconds)
     else:
         closing.wait(seconds)

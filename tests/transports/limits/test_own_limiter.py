@@ -111,7 +111,7 @@ async def test_every_function_that_builds_a_stack_accepts_it(world: World) -> No
 async def test_a_stack_builder_and_a_transport_accept_it(world: World) -> None:
     clock, policy = FakeClock(), Gap(2.0)
     first = world.build(StackBuilder((limiter(policy),), clock=clock), Wire(200, 200))
-    kind = world.pick(LimiterTransport, AsyncLimiterTransport)
+    kind: Any = world.pick(LimiterTransport, AsyncLimiterTransport)
     second = kind(Wire(200), policy, context=stkai.Context(clock=clock))
     for transport in (first, second, first):
         await world.send(transport, httpx.Request("POST", URL))

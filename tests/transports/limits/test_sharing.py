@@ -70,7 +70,8 @@ def bucket(store: Any, rate: float = 10.0, **others: Any) -> TokenBucket:
 def client_of(policy: TokenBucket | AimdLimiter) -> StoreClient:
     """What calls the store for the limiter."""
     assert policy._leased is not None
-    return policy._leased.client
+    client: StoreClient = policy._leased.client
+    return client
 
 
 def answer(clock: FakeClock, status: int = 200, **headers: str) -> Answer:

@@ -1,7 +1,7 @@
 """How the adaptive limiter's rate moves: the tuned law and textbook AIMD. Numbers in, numbers out.
 
 Rates are in requests per second. No constant of the tuned law is a number of seconds: its scales are the window of the
-quota and how many requests that window holds. Why each value is what it is: docs/adaptive-research.md.
+quota and how many requests that window holds. Why each value is what it is: docs/research/adaptive.md.
 """
 
 import math
