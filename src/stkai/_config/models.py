@@ -180,7 +180,7 @@ class RateLimitConfig(Section):
         return self.max_requests, self.time_window
 
     def without_effect(self) -> str | None:
-        """What to say of the settings of a limiter that is off; None if none are set, or it was turned off on purpose."""
+        """What to say of the settings of a limiter that is off; None if there are none, or it is off on purpose."""
         given = self.model_fields_set
         if self.enabled or "enabled" in given or not given:
             return None
