@@ -23,7 +23,7 @@ def test_a_group_alone_uses_the_quota_with_hardly_a_refusal(server: ServerKind) 
     allowed = scenario.allowed(scenario.steady, scenario.end)
     assert accepted >= 0.95 * allowed
     assert refused <= 0.015 * accepted
-    assert max(each) - min(each) <= 0.1 * max(each)
+    assert sum(each) ** 2 / (len(each) * sum(one**2 for one in each)) >= 0.995, "Jain's index"
 
 
 def test_a_group_finds_a_quota_that_halves_with_few_refusals() -> None:
@@ -46,7 +46,7 @@ def test_a_group_is_never_refused_by_a_server_that_describes_its_window(strategy
     accepted, refused, each = counts(simulate(scenario, strategy, seed=1), scenario)
     assert refused == 0
     assert accepted >= 0.97 * scenario.allowed(scenario.steady, scenario.end)
-    assert 0.4 <= sum(each[5:]) / accepted <= 0.6
+    assert 0.35 <= sum(each[5:]) / accepted <= 0.65
 
 
 def test_a_group_uses_the_quota_from_the_first_window_on() -> None:

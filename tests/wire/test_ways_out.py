@@ -35,7 +35,7 @@ def client_of(world: World, transport: Any = None, **config: Any) -> Any:
     """stkai's client over a whole stack, on the default wire or an httpx one."""
     build: Any = stkai.build_async_client if world.is_async else stkai.build_client
     stkai.STKAI.configure(http=config)
-    return build(auth=None, rate_limit="adaptive", transport=transport)
+    return build(auth=None, rate_limit=None, transport=transport)
 
 
 async def get(world: World, client: Any, url: str) -> bytes:
