@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .._harness import Table, update
+from .._harness import Table
 from .crowd import MINE, NEED_NUMBERS, OTHERS, Report, run
 from .metrics import jain_index
-from .page import DOCS
 from .rows import ROWS, Goal, Row
 
 
@@ -108,8 +107,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     table.show()
     if arguments.markdown:
         arguments.markdown.write_text(table.markdown() + "\n")
-    if arguments.update:
-        update([table], DOCS)
 
 
 def _adjusted(row: Row, arguments: argparse.Namespace) -> Row:
@@ -134,7 +131,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--crowd", type=_crowd, metavar="4x4", help="processes x threads, instead of each row's own"
     )
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
-    parser.add_argument("--update", action="store_true", help="put the table into the page")
     return parser.parse_args(argv)
 
 

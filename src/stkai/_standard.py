@@ -8,7 +8,7 @@ import httpx
 
 from ._clock import Clock
 from ._config.models import RateLimitConfig, Settings
-from ._config.names import DEFAULT_QUOTA, variable
+from ._config.names import DEFAULT_QUOTA
 from ._credentials.client_credentials import create_standalone_auth
 from ._errors import ConfigurationError
 from ._log import logger
@@ -191,19 +191,10 @@ def _quota_from(config: RateLimitConfig) -> TokenBucket | AimdLimiter:
 _has_warned_of_settings = False
 
 
-def set_while_off(config: RateLimitConfig) -> str | None:
-    """What to say of settings of a limiter that is off; None if there are none, or if it was turned off on purpose."""
-    given = config.model_fields_set
-    if config.enabled or "enabled" in given or not given:
-        return None
-    names = ", ".join(sorted(variable("rate_limit", name) for name in given))
-    return f"the limiter is off, so {names} has no effect; turn it on with STKAI_RATE_LIMIT_ENABLED=true"
-
-
 def _warn_of_settings(config: RateLimitConfig) -> None:
     """Warn, once per process, of settings that have no effect."""
     global _has_warned_of_settings  # noqa: PLW0603
-    warning = set_while_off(config)
+    warning = config.without_effect()
     if warning is not None and not _has_warned_of_settings:
         _has_warned_of_settings = True
         logger.warning("%s", warning)

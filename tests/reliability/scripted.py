@@ -11,6 +11,7 @@ import httpx
 from stkai import AuthProvider
 from stkai.testing import FakeClock
 
+from ..support.crowd import took
 from ..support.wire import Answer, Wire
 from ..support.world import World
 
@@ -135,6 +136,6 @@ def conserved(policy: Any, now: float) -> bool:
     """Whether a limiter's queue is empty and, after a long rest, it grants exactly its burst."""
     rested = now + 1e6
     taken = 0
-    while policy.take(rested):
+    while took(policy, rested):
         taken += 1
     return policy.waiting == 0 and taken == int(policy.burst + 1e-6)

@@ -316,11 +316,11 @@ def install(sim: "Simulator", patch: pytest.MonkeyPatch) -> None:
 
         sim.message(client.store.process, ask, end)
 
-    def run_within(_: float, work: Callable[[], None]) -> None:
+    def do_within(_: float, work: Callable[[], None]) -> None:
         work()
 
     patch.setattr("anyio.to_thread.run_sync", run_sync)
     patch.setattr(store_client.StoreClient, "_send", send)
-    patch.setattr(store_client, "run_within", run_within)
+    patch.setattr(store_client, "do_within", do_within)
     patch.setattr(store_client, "errands", VirtualErrands(sim))
     patch.setattr(store_client, "_clock", CurrentClock(sim))

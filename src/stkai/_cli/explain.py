@@ -9,7 +9,7 @@ from rich.text import Text
 from .._builder import StackBuilder
 from .._config.stkai import STKAI
 from .._errors import ConfigurationError
-from .._standard import NO_AUTHENTICATION, AuthChoice, Parts, set_while_off
+from .._standard import NO_AUTHENTICATION, AuthChoice, Parts
 from ..transports._limits.all_of import AllOf
 from ..transports._limits.pace.saved_rate import SavedRate
 from ..transports._limits.shared_limiter import SharedLimiter
@@ -42,7 +42,7 @@ def explain() -> None:
     wire = "StackSpot CLI" if parts.by_cli else "httpx, with the proxies of the environment"
     _print(console, "Stack: ", f"{stack}  (outermost first; the wire is {wire})")
     limit = settings.rate_limit
-    if (warning := set_while_off(limit)) is not None:
+    if (warning := limit.without_effect()) is not None:
         _print(console, "Rate limit: ", warning)
     if limit.enabled:
         if limit.quota() == (None, None) and limit.share is None:

@@ -44,7 +44,7 @@ from .fields import (
     share_name,
     store_place,
 )
-from .names import CLIENT_AUTH, DEFAULT_QUOTA, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
+from .names import CLIENT_AUTH, DEFAULT_QUOTA, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL, variable
 
 
 class AuthConfig(Section):
@@ -178,6 +178,14 @@ class RateLimitConfig(Section):
         ):
             return None, None
         return self.max_requests, self.time_window
+
+    def without_effect(self) -> str | None:
+        """What to say of the settings of a limiter that is off; None if there are none, or it is off on purpose."""
+        given = self.model_fields_set
+        if self.enabled or "enabled" in given or not given:
+            return None
+        names = ", ".join(sorted(variable("rate_limit", name) for name in given))
+        return f"the limiter is off, so {names} has no effect; turn it on with STKAI_RATE_LIMIT_ENABLED=true"
 
     @classmethod
     def conservative_preset(cls, max_requests: int = 20, time_window: float = 60.0) -> Self:

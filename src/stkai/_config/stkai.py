@@ -126,6 +126,9 @@ class GlobalSettings:
         ]
         first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
         lines = [f"{row[0]:<{first}}  {row[1]:<{second}}  {row[2]}" for row in rows]
+        without_effect = self.config.rate_limit.without_effect()
+        if without_effect is not None:
+            lines.append(without_effect)
         for line in lines:
             (output or print)(line)
         return "\n".join(lines)

@@ -9,7 +9,6 @@ wait in line, as long as their pool timeout allows.
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any, Final
 
 import httpx
@@ -59,11 +58,6 @@ def _is_persistent(response: httpx.Response) -> bool:
     )
 
 
-def _end(lease: Lease[Any], is_persistent: bool, how: BodyEnd) -> None:
-    """Give a wire back when the body of its response has ended."""
-    lease.end(_CLOCK.monotonic() if how is BodyEnd.WHOLE and is_persistent else None)
-
-
 class _SyncState(PoolState[httpx.BaseTransport]):
     """Closes wires that are no longer of use."""
 
@@ -96,7 +90,7 @@ class ConnectionPool(Closable):
     ) -> None:
         self.family = family
         self._state = _SyncState(make, limits)
-        self._body = of_family(WatchedBody, family)
+        self._body = of_family(_Body, family)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         state = self._state
@@ -116,18 +110,8 @@ class ConnectionPool(Closable):
             else:
                 state.sweep()
             raise
-        lease.stream = response.extensions.get("network_stream")
-        response.stream = self._body(response.stream, partial(self._ended, lease, _is_persistent(response)))
+        response.stream = _lent_body(self._body, response, lease, state)
         return response
-
-    def _ended(self, lease: Lease[httpx.BaseTransport], is_persistent: bool, how: BodyEnd) -> None:
-        if how is BodyEnd.DROPPED:
-            return  # The lease ends by itself.
-        _end(lease, is_persistent, how)
-        if how is BodyEnd.STUCK:
-            self._state.sweep_after_interrupt()
-        elif self._state.trash:
-            self._state.sweep()
 
     def _wait(self, request: httpx.Request, lease: Lease[httpx.BaseTransport]) -> None:
         # A lock and not an Event: a finalizer that runs while this thread begins to wait may release it, and that takes
@@ -193,10 +177,7 @@ class AsyncConnectionPool(AsyncClosable):
             lease.end()
             await state.sweep()
             raise
-        lease.stream = response.extensions.get("network_stream")
-        body = self._body(response.stream, partial(_end_async, lease, _is_persistent(response)))
-        body.state = state
-        response.stream = body
+        response.stream = _lent_body(self._body, response, lease, state)
         return response
 
     async def _wait(self, request: httpx.Request, lease: Lease[httpx.AsyncBaseTransport]) -> None:
@@ -214,15 +195,30 @@ class AsyncConnectionPool(AsyncClosable):
         await self._state.sweep()
 
 
-def _end_async(lease: Lease[Any], is_persistent: bool, how: BodyEnd) -> None:
-    if how is not BodyEnd.DROPPED:  # Otherwise the lease ends by itself.
-        _end(lease, is_persistent, how)
+class _Body(WatchedBody):
+    """A body that ends its lease when it has been read and closed, breaks, or is left."""
+
+    lease: Lease[Any]
+    state: _SyncState
+    is_persistent: bool
+
+    def _end(self, how: BodyEnd) -> None:
+        self.lease.end(_CLOCK.monotonic() if how is BodyEnd.WHOLE and self.is_persistent else None)
+        if how is BodyEnd.STUCK:
+            self.state.sweep_after_interrupt()
+        elif self.state.trash:
+            self.state.sweep()
 
 
 class _AsyncBody(AsyncWatchedBody):
-    """A body that also closes the wires that are no longer of use."""
+    """The async version."""
 
+    lease: Lease[Any]
     state: _AsyncState
+    is_persistent: bool
+
+    def _end(self, how: BodyEnd) -> None:
+        self.lease.end(_CLOCK.monotonic() if how is BodyEnd.WHOLE and self.is_persistent else None)
 
     async def aclose(self) -> None:
         if self.state.loop is not running_loop():
@@ -233,3 +229,11 @@ class _AsyncBody(AsyncWatchedBody):
         finally:
             if self.state.trash:
                 await self.state.sweep()
+
+
+def _lent_body(kind: Any, response: httpx.Response, lease: Lease[Any], state: PoolState[Any]) -> Any:
+    """The body of a response, which holds the lease of its wire: the lease ends by itself if it is dropped."""
+    body = kind(response.stream, None)
+    lease.stream = response.extensions.get("network_stream")
+    body.lease, body.state, body.is_persistent = lease, state, _is_persistent(response)
+    return body

@@ -101,6 +101,7 @@ class PoolState(Generic[Wire]):
         self._waiting: OrderedDict[int, ref[Lease[Wire]]] = OrderedDict()
         self._back: deque[Lease[Wire]] = deque()
         self._dropped: deque[_Lent] = deque()
+        self._note_dropped = self._dropped.append
         self.trash: deque[Wire] = deque()
 
     @property
@@ -147,7 +148,7 @@ class PoolState(Generic[Wire]):
 
     def settle(self) -> None:
         """Take back what has been noted, unless this thread is in the middle of another step, which will."""
-        while self._is_behind():
+        while self._back or self._dropped or self._is_to_be_cleared():
             with self._lock:
                 if self._busy:
                     return
@@ -170,17 +171,14 @@ class PoolState(Generic[Wire]):
                 raise RuntimeError(IN_HANDLER)
             try:
                 self._busy = True
-                if self._is_behind():
+                if self._back or self._dropped or self._closed:
                     self._catch_up()
                 answer = step(lease)
             finally:
                 self._busy = False
-        if self._is_behind():
+        if self._back or self._dropped or self._closed:
             self.settle()
         return answer
-
-    def _is_behind(self) -> bool:
-        return bool(self._back or self._dropped or self._is_to_be_cleared())
 
     def _is_to_be_cleared(self) -> bool:
         return self._closed and bool(self._lent or self._idle or self._waiting)
@@ -223,7 +221,7 @@ class PoolState(Generic[Wire]):
         return True
 
     def _hand_over(self, lease: Lease[Wire], wire: Wire) -> None:
-        lent = _Lent(lease, self._dropped.append)
+        lent = _Lent(lease, self._note_dropped)
         lent.number, lent.wire = lease.number, wire
         self._lent[lease.number] = lent
         lease.wire = wire

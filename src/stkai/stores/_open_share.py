@@ -61,7 +61,9 @@ class OpenShare:
         if fd >= 0:
             os.close(fd)
 
-    __del__ = close
+    def __del__(self) -> None:
+        if os is not None:  # At the end of the program, modules may be gone, and files are closed anyway.
+            self.close()
 
     def read(self, now: float) -> Record:
         """The state in the file, or a new one if there is no usable state.

@@ -15,7 +15,7 @@ from ._async_driver import aclose_response, adrive
 from ._call import ATTEMPT, Attempt, Call, copy_request
 from ._context import Context
 from ._driver import close_response, drive
-from ._inner import check_family, check_inner, is_leaf, is_sound, missing
+from ._inner import check_inner, foreign, is_leaf, is_sound, missing
 from ._operations import Close, Flow, Send
 from ._own_layers import FlowFunction, check_flow, checked
 from ._reports import attempt_finished, attempt_started, call_answered, call_failed, call_started
@@ -126,8 +126,9 @@ class LayerBase:
 
     def _begin(self, request: httpx.Request) -> Call:
         """The call that begins with this request."""
-        if self.family is not None:
-            check_family(self.family, request)
+        family = self.family
+        if family is not None and not isinstance(request, family.Request):
+            raise foreign(family)
         return Call.start(request, self.context.clock.monotonic())
 
     def __str__(self) -> str:

@@ -66,10 +66,10 @@ def _kind_for(body: Any, family: Any) -> Any:
 class _Watched:
     """What the sync and the async body share."""
 
-    def __init__(self, body: Any, ended: Ended, each: Callable[[bytes], object] | None = None) -> None:
-        self._body, self._each = body, each
-        self._is_whole = self._is_closed = False
-        self._ended: Ended | None = ended
+    _is_whole = _is_closed = False
+
+    def __init__(self, body: Any, ended: Ended | None, each: Callable[[bytes], object] | None = None) -> None:
+        self._body, self._each, self._ended = body, each, ended
 
     def _end(self, how: BodyEnd) -> None:
         ended, self._ended = self._ended, None

@@ -32,8 +32,10 @@ _CHAIN: Final = "stkai.chain"
 
 _AUTHORIZATION: Final = "authorization"
 
+_UNAUTHORIZED: Final = 401
+
 _CHALLENGE: Final = "www-authenticate"
-"""A response with this header makes an auth of httpx send the request again with credentials."""
+"""A 401 with this header makes an auth of httpx send the request again with credentials."""
 
 _numbers = itertools.count(1)
 
@@ -69,7 +71,7 @@ class Chain:
         self._call_id = call.id
         self._is_redirected = self._is_challenged = False
         self._request = weakref.ref(request)
-        self._signed = request.headers.get(_AUTHORIZATION)
+        self._signed: str | None = None
 
     def includes(self, request: httpx.Request, call_id: int) -> bool:
         """Whether the request continues the chain: not if it is a new call that copies the extensions of an old one.
@@ -86,7 +88,10 @@ class Chain:
         """Note the answer to the latest request, which says whether another may follow."""
         self.queued += queued
         self._is_redirected = response.has_redirect_location
-        self._is_challenged = _CHALLENGE in response.headers
+        self._is_challenged = response.status_code == _UNAUTHORIZED and _CHALLENGE in response.headers
+        if self._is_challenged:
+            request = self._request()
+            self._signed = None if request is None else request.headers.get(_AUTHORIZATION)
 
     def is_home(self, url: httpx.URL) -> bool:
         """Whether `url` has the same origin as the first request."""

@@ -40,18 +40,13 @@ def check_inner(layer: object, inner: object, kind: type) -> None:
         raise ConfigurationError(msg)
 
 
-def check_family(family: Family, request: httpx.Request) -> None:
-    """Refuse a request that the wire could not read.
-
-    Raises:
-        ConfigurationError: it belongs to another package.
-    """
-    if not isinstance(request, family.Request):
-        name = family.__name__
-        raise ConfigurationError(
-            f"the stack's wire is for {name}, but this request is not from {name}: build the stack on a wire of the"
-            " client's own package, or on no wire, as build_transport() does by default"
-        )
+def foreign(family: Family) -> ConfigurationError:
+    """The error for a request that the wire could not read."""
+    name = family.__name__
+    return ConfigurationError(
+        f"the stack's wire is for {name}, but this request is not from {name}: build the stack on a wire of the"
+        " client's own package, or on no wire, as build_transport() does by default"
+    )
 
 
 def missing(layer: object, name: str, wanted: frozenset[str], client: str, builder: str) -> AttributeError:

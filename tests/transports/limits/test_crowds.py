@@ -126,7 +126,7 @@ def test_a_crowd_that_is_cancelled_together_costs_no_second_of_the_quota(
 
     event_loop.run(main())
     assert min(team.per_second(2, 4)) >= GOAL * rate
-    assert team.most_in_a_second <= 1.01 * rate + 2  # A permit may be used 50 ms late.
+    assert team.most_in_a_second <= 1.02 * rate + 2  # A permit may be used 50 ms late.
     assert [policy.waiting for policy in team.policies] == [0, 0]
 
 

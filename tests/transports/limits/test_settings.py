@@ -132,6 +132,7 @@ def test_settings_of_a_limiter_that_is_off_are_warned_of_once(
     (warning,) = warnings(caplog)
     assert "STKAI_RATE_LIMIT_ENABLED" in warning
     assert "STKAI_RATE_LIMIT_MAX_REQUESTS" in warning
+    assert STKAI.explain(list[str]().append).splitlines()[-1] == warning
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ _GLANCE: Final = 1.0
 """Seconds; a waiter asks at least so often, since quotas may change and permits may be returned ..."""
 
 _GLANCERS: Final = 32
-"""... up to this place in the line. Those behind it sleep for a fourth of their wait: a long line would be busy."""
+"""... up to this place in the line. Those behind it sleep for a fourth of their wait, so that a long line is quiet."""
 
 _LOOKED_AT: Final = 100
 """Sleepers whose permits a turn that is awake leaves alone; those behind them wake before theirs are due."""

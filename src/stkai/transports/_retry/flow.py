@@ -66,7 +66,8 @@ class _RetryFlow(LayerBase):
         if policy.budget is not None:
             policy.budget.deposit(self.context.clock.monotonic())
         try:
-            response = yield from self._once(request, attempt, policy)
+            once = self._once(request, attempt, policy) if call.buffered else self.forward(request, attempt)
+            response = yield from once
         except Exception as error:
             if not isinstance(error, alike(httpx.TransportError)) or not can_resend(request):
                 raise

@@ -288,6 +288,14 @@ def test_news_is_saved_at_most_once_a_minute_and_the_last_at_the_end() -> None:
     assert json.loads(path_of(file).read_text())["rate"] == 199.0
 
 
+def test_the_first_refusal_is_saved_at_once_however_short_ago_a_growing_rate_was() -> None:
+    file = SavedRate("key")
+    assert file.note(LearnedRate(2.0, 60.0, refused=False), an_answer(0.0)) is not None
+    assert file.note(LearnedRate(3.0, 60.0, refused=False), an_answer(1.0)) is None
+    assert file.note(LearnedRate(1.0, 60.0), an_answer(2.0)) is not None
+    assert file.note(LearnedRate(0.9, 60.0), an_answer(3.0)) is None
+
+
 def test_nothing_is_saved_again_while_there_is_no_news() -> None:
     file = SavedRate("key")
     operation = file.note(RATE, an_answer(0.0))

@@ -16,12 +16,14 @@ from .quota import KnownQuota
 _PATIENCE = 4.0
 """Seconds between two refusals of one sender in equilibrium: it grows by `_STEP` in that time, a refusal takes it."""
 
-_STEP = 0.15
-_FIRST_STEP, _STEPS = 0.5, 3
+_STEP, _FIRST_STEP, _STEPS = 0.15, 0.5, 3
 """A refusal takes a larger share at first: 0.5 / (1 + refusals / 3), until that is `_STEP`."""
 
 _USUAL, _STEEPNESS = 0.08, 1.5
 """If more than this share is refused, the patience grows with this power of it: a slow quota can spare few answers."""
+
+_HARDLY, _LEAST_PATIENCE = 0.02, 0.25
+"""If less than this share is refused, as when a sender is alone, the patience shrinks with it, to a quarter at most."""
 
 _MEMORY, _PRIOR = 20.0, 4.0
 """Seconds over which that share is estimated, and answers whose weight its usual value has."""
@@ -34,8 +36,7 @@ _STRICT_MOST = 0.55
 """On a strict server: patience 0.35 s at 2.5 per second, in proportion to the rate; no growth beyond 55 % refused."""
 
 _START, _ADDED, _ADDED_SHARE, _DOUBLING = 2.0, 4.0, 0.1, 1.0
-"""A start: so many requests per second, growing by 4 per second each second (at most by a tenth of a quota that is
-known), or doubling each second if that is more."""
+"""A start: 2 per second, and 4 (at most a tenth of a known quota) more each second, or doubled if that is more."""
 
 _HASTE, _BELOW, _URGENCY = 6.0, 0.4, 1.5
 """Far below the rate that was refused last, the rate grows up to 6 times faster."""
@@ -43,11 +44,8 @@ _HASTE, _BELOW, _URGENCY = 6.0, 0.4, 1.5
 _HALVED = 3
 """Refusals in a row after which each further one halves the rate: the quota has shrunk, or is used up."""
 
-_OUTAGE, _LONG = 5, 3.0
-"""Refusals in a row, or seconds of them, that are an outage: the rate does not fall any further ..."""
-
-_REGAINED, _REGAIN = 0.75, 0.5
-"""... and then doubles in half a second up to 0.75 of what it was."""
+_OUTAGE, _LONG, _REGAINED, _REGAIN = 5, 3.0, 0.75, 0.5
+"""Refusals in a row, or seconds, that are an outage: the rate stays, then doubles in 0.5 s, up to 0.75 of before."""
 
 _LONGEST, _SHORTEST, _GAPS = 3.5, 0.1, 1.5
 """Seconds for which a second refusal in a row holds back: 1.5 gaps, doubled with each further one, and its bounds."""
@@ -62,7 +60,7 @@ _NEWS, _STRICT_NEWS = 0.1, 0.3
 """Share by which the rate must move before it is reported again; where it moves all the time, more."""
 
 _LATE = 0.05
-"""Seconds of lateness that are made up for, if they are at most half a gap."""
+"""Seconds of lateness to make up for, at most half a gap; only where a shorter gap does not collide with itself."""
 
 _RECENT, _UNLUCKY = 10.0, 10
 """Seconds: a refusal is bad luck if the server has accepted a request so lately; but no call is so unlucky as often."""
@@ -197,7 +195,7 @@ class BlindRate:
             return 1.0
         if test.is_bursty and self._quota.is_given:
             gap *= 1 + _SPREAD * (2 * turn.chance - 1)
-        self._due = max(self._due + gap, now + gap - min(gap / 2, _LATE))
+        self._due = max(self._due + gap, now + gap - min(gap / 2, _LATE) * test.is_bursty)
         if self.row:
             self._due = min(self._due, now + _LONGEST)
         else:
@@ -298,4 +296,5 @@ class BlindRate:
             return patience if refused <= _STRICT_MOST else math.inf
         if self._quota.ceiling < math.inf:
             return max(_PATIENCE, _TOLD / self._quota.ceiling)
-        return _PATIENCE * math.pow(max(1.0, refused / _USUAL), _STEEPNESS)
+        alone = max(_LEAST_PATIENCE, refused / _HARDLY)
+        return _PATIENCE * min(1.0, alone) * math.pow(max(1.0, refused / _USUAL), _STEEPNESS)

@@ -89,7 +89,7 @@ class SavedRate:
         self.path = None if directory is None else directory / "stkai" / "adaptive" / file_name(name, ".json")
         self._unsaved: tuple[LearnedRate, datetime] | None = None
         self._due = -math.inf
-        self._has_warned = False
+        self._has_limit = self._has_warned = False
         if self.path is None:
             self._warn("warm_start: this user has no home directory")
 
@@ -112,14 +112,15 @@ class SavedRate:
         return found
 
     def note(self, learned: LearnedRate, answer: Answer) -> Run | None:
-        """Note what an answer taught. Returns the operation that saves it, if a minute has passed since the last one.
+        """Note what an answer taught. Does no I/O, so the caller may hold a lock.
 
-        Does no I/O, so the caller may hold a lock.
+        Returns:
+            The operation that saves it, after the first refusal, and if a minute has passed since the last one.
         """
         self._unsaved = learned, answer.date()
-        if answer.now < self._due:
+        if answer.now < self._due and learned.refused <= self._has_limit:
             return None
-        self._due = answer.now + _BETWEEN
+        self._due, self._has_limit = answer.now + _BETWEEN, learned.refused
         return Run(self._save, self._asave)
 
     def save(self) -> None:

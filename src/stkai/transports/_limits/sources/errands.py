@@ -4,7 +4,6 @@ import heapq
 import itertools
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 from ...._clock import SystemClock
@@ -80,15 +79,3 @@ class Errands:
 
 errands = Errands()
 """Those of this process."""
-
-
-def run_within(seconds: float, work: Work) -> None:
-    """Run a job in a thread, and wait for it no longer than so many seconds; where no thread can start, run it here."""
-    thread = threading.Thread(target=work, name="stkai-store", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # The interpreter is ending.
-        with suppress(Exception):
-            work()
-    else:
-        thread.join(seconds)

@@ -4,10 +4,12 @@ import atexit
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from typing import Any, Final
 from weakref import WeakSet, ref
 
+from ...._abandonable import GivenUpError, do_within
 from ...._clock import SystemClock, unique_key
 from ...._errors import ConfigurationError
 from ...._forks import after_fork
@@ -20,7 +22,7 @@ from ..._operations import Run
 from ..pace.group import GroupPace
 from ..queue import Queue
 from .contact import Start, StoreCall
-from .errands import errands, run_within
+from .errands import errands
 from .leased import Leased
 from .member import Member
 from .source import Limits, Source
@@ -83,7 +85,8 @@ class StoreClient:
         def run(left: float) -> None:
             self.events.call = turn.call or self.events.call
             if left < _PATIENCE:
-                run_within(left, partial(self._make, call))
+                with suppress(GivenUpError):
+                    do_within(left, partial(self._make, call))
             else:
                 self._make(call)
 
@@ -140,7 +143,8 @@ class StoreClient:
         if self._is_instant:
             self._make(call)
         else:
-            run_within(seconds, partial(self._make, call))
+            with suppress(GivenUpError):
+                do_within(seconds, partial(self._make, call))
 
     def retire(self) -> None:
         """Leave the group, in another thread: the limiter was collected, perhaps in the middle of something."""
