@@ -28,6 +28,7 @@ import stkai.limiters
 import stkai.stores
 import stkai.testing
 import stkai.transports
+import stkai.wires
 from stkai.testing import FakeClock, QuotaServer
 
 ROOT = Path(__file__).parent.parent
@@ -219,6 +220,7 @@ MODULES = [
     stkai.telemetry,
     stkai.testing,
     stkai.transports,
+    stkai.wires,
 ]
 
 

@@ -27,7 +27,7 @@ _SHORTEST: Final = 1e-3
 
 
 class GivenUpError(Exception):
-    """The work was not done in time, and nobody waits for it any more."""
+    """The work was not done in time, and no caller waits for it any more."""
 
 
 class NoThreadError(RetryableError, httpx.ConnectError):

@@ -123,7 +123,7 @@ class Exchange:
         return exchange
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
-        """Send through the stack; read the body if the caller wants all of it, or if nobody tries again.
+        """Send through the stack; read the body if the caller wants all of it, or if no layer retries.
 
         Raises:
             ServerSideRateLimitError: the answer is a 429 that a limiter has seen.

@@ -101,7 +101,7 @@ def listener_of(given: object) -> Listener:
         raise ConfigurationError(msg)
     for each in several:
         if iscoroutinefunction(each):
-            msg = f"listener must be a plain function, since nobody awaits it, not the async {each!r}"
+            msg = f"listener must be a plain function, since it is never awaited, not the async {each!r}"
             raise ConfigurationError(msg)
     if len(several) == 1:
         only: Listener = several[0]

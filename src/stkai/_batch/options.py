@@ -1,4 +1,4 @@
-"""What the command was told, checked before anything is read or written."""
+"""The options of the command, checked before anything is read or written."""
 
 import hashlib
 import math

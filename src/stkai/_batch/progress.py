@@ -139,7 +139,7 @@ class Bar(Display):
 
     def show(self, now: float, progress: Progress) -> None:
         text = self._pace.describe(now, progress)
-        with suppress(OSError):  # The terminal may be gone.
+        with suppress(OSError):  # The terminal may have closed.
             self._bars.update(self._task, description=text, completed=progress.finished, total=progress.total)
             self._bars.refresh()
 

@@ -78,7 +78,7 @@ class Batch:
     window: float
 
     def run(self, strategy: str, advance: Callable[[Outcome], None]) -> Run:
-        """Send the batch through one strategy to a server of its own; `advance` hears every outcome."""
+        """Send the batch through one strategy to a server of its own; `advance` is called with every outcome."""
         clock = SystemClock()
         with (
             QuotaServer(self.quota, self.window, latency=(0.01, 0.03)) as server,

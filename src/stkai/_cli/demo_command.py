@@ -17,9 +17,9 @@ from .plot import ROWS, columns, counts
 
 _KNOWS: Final = {
     "no limiter": "retries only",
-    "token bucket": "told its part",
-    "adaptive": "told the quota",
-    SEARCHING: "told nothing",
+    "token bucket": "given its part",
+    "adaptive": "given the quota",
+    SEARCHING: "given nothing",
     "shared": "permits through a file",
 }
 """What each process of a strategy knows of the quota and of the others."""

@@ -171,7 +171,7 @@ class RateLimitConfig(Section):
     def quota(self) -> tuple[int | None, float | None]:
         """Requests and seconds of the quota; (None, None) if the adaptive limiter has to find it.
 
-        It has to unless `max_requests` was given: the default number is nobody's real quota.
+        It has to unless `max_requests` was given: the default number is not a real quota.
         """
         if self.strategy == "adaptive" and (
             "max_requests" not in self.model_fields_set or not self.max_requests

@@ -19,7 +19,7 @@ class Idle(NamedTuple):
 
 
 class IdleWires(Generic[Wire]):
-    """Wires that nobody uses. Every step may be interrupted and then repeated from its beginning."""
+    """Unused wires. Every step may be interrupted and then repeated from its beginning."""
 
     def __init__(self) -> None:
         self._wires: OrderedDict[Wire, Idle] = OrderedDict()
@@ -74,7 +74,7 @@ class IdleWires(Generic[Wire]):
 
 
 def _is_dead(stream: Any) -> bool:
-    """Whether the other end has closed an idle connection; False if that cannot be told."""
+    """Whether the other end has closed an idle connection; False if that is unknown."""
     if stream is None:
         return False
     try:

@@ -77,7 +77,7 @@ class WirePerLoop(AsyncClosable):
             ended = [loop for loop, (home, _) in self._homes.items() if home.wire is None or _has_ended(loop)]
             forgotten = [self._homes.pop(loop) for loop in ended]
         with warnings.catch_warnings():
-            # Dropping the sockets closes them; nobody can close them in an orderly way any more.
+            # Dropping the sockets closes them; an orderly close is no longer possible.
             warnings.simplefilter("ignore", ResourceWarning)
             for home, _ in forgotten:
                 home.wire = None

@@ -121,7 +121,7 @@ async def _deliver(request: web.Request, delivery: Delivery) -> web.StreamRespon
 
 
 def _reset(request: web.Request) -> web.StreamResponse:
-    """Abort with RST instead of FIN. The return value is for aiohttp, which finds the connection gone and drops it."""
+    """Abort with RST instead of FIN. aiohttp finds the connection closed and drops the returned response."""
     transport = _transport(request)
     transport.get_extra_info("socket").setsockopt(
         socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)

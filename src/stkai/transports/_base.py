@@ -119,7 +119,7 @@ class LayerBase:
             raise
         try:
             attempt_finished(context, attempt, start, status=response.status_code)
-        except BaseException:  # An interrupt, which came while a listener was told.
+        except BaseException:  # An interrupt while a listener was notified.
             yield Close(response)
             raise
         return response
@@ -192,7 +192,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
                 self._calls_in_main_thread -= 1
         try:
             call_answered(context, attempt, response)
-        except BaseException:  # An interrupt, which came while a listener was told.
+        except BaseException:  # An interrupt while a listener was notified.
             close_response(response)
             raise
         return response
@@ -251,7 +251,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
             raise
         try:
             call_answered(context, attempt, response)
-        except BaseException:  # An interrupt, which came while a listener was told.
+        except BaseException:  # An interrupt while a listener was notified.
             await aclose_response(response)
             raise
         return response

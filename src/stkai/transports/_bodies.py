@@ -14,12 +14,12 @@ from .._families import family_of
 from ._call import copy_request
 
 SHORT: Final = 65_536
-"""Bytes; a body that nobody wants is read up to this size."""
+"""Bytes; an unwanted body is read up to this size."""
 
 _DIGITS: Final = len(str(SHORT))
 
 BRIEF: Final = 1.0
-"""Seconds; a body that nobody wants is read for at most this long."""
+"""Seconds; an unwanted body is read for at most this long."""
 
 _KEYS: Final = ("connect", "read", "write", "pool")
 
@@ -28,7 +28,7 @@ _LONGEST: Final = 1e9
 
 
 def briefly(left: float) -> float:
-    """Seconds for a body that nobody wants; most of the time left until a deadline is kept for another attempt."""
+    """Seconds for an unwanted body; most of the time left until a deadline is kept for another attempt."""
     return min(BRIEF, left / 4)
 
 

@@ -280,7 +280,7 @@ class Attempt:
     def info(self) -> "CallInfo":
         """How events describe it."""
         call = self.call
-        from ..events import CallInfo  # A call that nobody hears of does not pay for it.
+        from ..events import CallInfo  # A call without a listener does not pay for it.
 
         url = call.request.url
         port = url.port or DEFAULT_PORTS.get(url.scheme)

@@ -150,7 +150,7 @@ class WrongOperationError(ConfigurationError, TypeError):
 
 
 def swallowed(error: BaseException, answer: object, told: int) -> int:
-    """Report, once, that a layer swallowed the end of its call; returns how often the flow has been told."""
+    """Report, once, that a layer swallowed the end of its call; returns how often the flow has been notified."""
     if not told:
         what = answer if isinstance(answer, str) else type(answer).__name__
         bug = f"a layer answered {type(error).__name__} with {what}; it must clean up and re-raise it"

@@ -134,7 +134,7 @@ def play(flow: Flow, *outcomes: Any) -> tuple[list[Operation], httpx.Response]:
 
     Args:
         flow: what the `flow` method of a layer, or a flow function, returned.
-        outcomes: what each of its operations comes back with, one by one: a response for a `Send`, the value of a
+        outcomes: the outcome of each of its operations, one by one: a response for a `Send`, the value of a
             `Run`, None for the others. An exception is raised in the flow. What is missing at the end counts as None,
             except for a `Send` or a `Run`.
 

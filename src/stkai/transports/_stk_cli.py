@@ -69,7 +69,7 @@ class StkCLITransport(httpx.BaseTransport):
 
         Raises:
             httpx.UnsupportedProtocol: the CLI cannot send the request (another method, or a body that is not JSON).
-            AuthenticationError: the CLI gave up, probably because nobody is logged in.
+            AuthenticationError: the CLI gave up, probably because no user is logged in.
             httpx.TransportError: the request failed, as with any other wire.
         """
         try:

@@ -93,7 +93,7 @@ _running: Final[dict[Hashable, Fetch]] = {}
 
 
 def join(work: Callable[[], Any], longest: float = math.inf) -> Fetch:
-    """The fetch that does `work`: the one in progress, or a new one. Nobody waits for it longer than `longest` seconds.
+    """The fetch that does `work`: the one in progress, or a new one. No wait is longer than `longest` seconds.
 
     Raises:
         RuntimeError: a signal handler asks for a token while it interrupts the start of this very fetch.

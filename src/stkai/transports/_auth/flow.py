@@ -88,7 +88,7 @@ class _AuthFlow(LayerBase):
             except Exception as error:
                 if isinstance(error, DeadlineExceededError):
                     raise
-                broken = error  # Nobody needs that body, if there is another token.
+                broken = error  # That body is not needed if there is another token.
             token = yield from self.fetch(attempt, _REFUSED)
         if token.value != refused.value:
             return token

@@ -163,7 +163,7 @@ def _keyed(request: httpx.Request, header: str) -> httpx.Request:
 
 
 class _Loop:
-    """The attempts of one call after the first: what tenacity asks, and what it is told.
+    """The attempts of one call after the first: what tenacity asks, and the answers.
 
     Attributes:
         response: the last one, until it is returned or discarded.

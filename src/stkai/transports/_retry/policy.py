@@ -71,7 +71,7 @@ class Situation(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """An attempt that may be worth a retry: what went wrong, and what was said about when to come back.
+    """An attempt that may be worth a retry: what went wrong, and what the server said about when to retry.
 
     Attributes:
         cause: for people to read.
@@ -143,7 +143,7 @@ class RetryPolicy:
             raise ConfigurationError(msg)
 
     def backoff(self, attempt: int, chance: float = 0.0) -> float:
-        """Seconds between attempt number `attempt` (from 1) and the next, if nobody asked for more."""
+        """Seconds between attempt number `attempt` (from 1) and the next, if no longer delay was requested."""
         base = self.initial_delay * 2.0 ** min(attempt - 1, 64)
         return min(base, self.max_delay / (1 + _JITTER)) * (1 + _JITTER * chance)
 
@@ -162,8 +162,8 @@ class RetryPolicy:
         if asked > self.max_retry_after:
             return None
         backoff = self.backoff(attempt, chance)
-        # A full queue tells everyone it turns away the same time. Spread the returns over the time in which nobody
-        # would be served any earlier, so that they do not all come back at once for the one place that is free by then.
+        # A full queue names the same time to all requests that it refuses. Spread the retries over the time in which
+        # none of them would be admitted any earlier, so that they do not all compete for the one place free by then.
         jitter = max(backoff - self.backoff(attempt), chance * (failure.needed - asked))
         delay = max(asked + jitter, backoff)
         return delay if delay < left else None
