@@ -1,5 +1,6 @@
 """The examples of docs/integrations.md run as printed, against the embedded server, in virtual time."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,13 @@ from stkai.testing import FakeClock, QuotaServer
 
 PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
 TOKEN_PATH = httpx.URL(stkai.ClientCredentialsAuthProvider.DEFAULT_TOKEN_URL).path
+
+
+@pytest.fixture
+def server(clock: FakeClock) -> Iterator[QuotaServer]:
+    """A service that takes any key."""
+    with QuotaServer(clock=clock, auth_required=False) as running:
+        yield running
 
 
 @pytest.fixture
