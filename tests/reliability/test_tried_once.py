@@ -28,7 +28,10 @@ async def attempts(world: World, method: str, url: str, **wire: Any) -> tuple[in
 
 
 ANSWERS: dict[str, tuple[bytes, object]] = {
-    "a gateway's timeout": (b"HTTP/1.1 504 Gateway Timeout\r\nContent-Length: 0\r\n\r\n", 504),
+    "a gateway's timeout": (
+        b"HTTP/1.1 504 Gateway Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+        504,
+    ),
     "200 KB of headers": (
         b"HTTP/1.1 200 OK\r\n" + b"X-Long: " + b"x" * 200_000 + b"\r\n\r\n",
         httpx.RemoteProtocolError,
