@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 import warnings
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -54,6 +55,21 @@ async def hangs(peer: Peer) -> None:
     await asyncio.sleep(4 * LIMIT)
 
 
+async def waits_between_parts() -> AsyncIterator[bytes]:
+    """Its first part must arrive before the second is there."""
+    yield b"ab"
+    await asyncio.sleep(1.5 * LIMIT)
+    yield b"cd"
+
+
+async def answers_a_first_part(peer: Peer) -> None:
+    while b"ab" not in peer.seen:
+        await peer.read()
+    await peer.send(OK)
+    while await peer.read():
+        pass
+
+
 SAME = {
     "an answer": Case(answers(OK)),
     "answers on one connection": Case(answers(OK, end="keep"), times=3),
@@ -92,6 +108,16 @@ SAME = {
     "304 with a length": Case(answers(b"HTTP/1.1 304 N\r\nContent-Length: 4\r\n\r\n", end="keep"), times=2),
     "100, then the answer": Case(answers(b"HTTP/1.1 100 Continue\r\n\r\n" + OK, end="keep"), times=2),
     "early hints": Case(answers(b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\n" * 3 + OK)),
+    "early hints, then silence": Case(answers(b"HTTP/1.1 103 Early\r\n\r\n", end="hang"), method="POST"),
+    "a status below 100": Case(answers(b"HTTP/1.1 099 X\r\nContent-Length: 0\r\n\r\n")),
+    "an encoding of the transfer that is not chunked": Case(
+        answers(HEAD + b"Transfer-Encoding: gzip\r\n\r\nbody")
+    ),
+    "a second encoding of the transfer": Case(
+        answers(HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n")
+    ),
+    "more than its length says": Case(answers(OK + b"more")),
+    "more after the last chunk": Case(answers(CHUNKED + b"4\r\nbody\r\n0\r\n\r\nmore")),
     "100, then the end": Case(answers(b"HTTP/1.1 100 Continue\r\n\r\n")),
     "another protocol": Case(answers(b"HTTP/1.1 101 S\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n")),
     "line feeds alone": Case(answers(b"HTTP/1.1 200 OK\nContent-Length: 4\n\nbody")),
@@ -101,6 +127,7 @@ SAME = {
         answers(b"HTTP/1.1 302 F\r\nLocation: /x\r\nSet-Cookie: a=b\r\nContent-Length: 0\r\n\r\n", end="keep"),
         times=2,
     ),
+    "HEAD, answered with a body": Case(answers(OK), method="HEAD"),
     "HEAD": Case(answers(HEAD + b"Content-Length: 4\r\n\r\n", end="keep"), method="HEAD", times=2),
     "a head in drips": Case(answers(*[OK[place : place + 1] for place in range(12)], OK[12:], pause=0.04)),
     "a body in drips": Case(answers(HEAD + b"Content-Length: 6\r\n\r\n", *[b"x"] * 6, pause=LIMIT / 3)),
@@ -130,6 +157,9 @@ SAME = {
     "escapes and a fragment": Case(path="/a%20b?x=1&y=%zz#f"),
     "an odd path": Case(path="//x/../y;a=b,c|d"),
     "a target of its own": Case(method="OPTIONS", target=b"*"),
+    "a body that waits for the server": Case(
+        answers_a_first_part, body=waits_between_parts, method="POST"
+    ),
     "a request that closes": Case(headers={"Connection": "close"}),
     "a request that expects 100": Case(body=b"x", headers={"Expect": "100-continue"}, method="POST"),
 }  # fmt: skip

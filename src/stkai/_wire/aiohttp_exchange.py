@@ -21,23 +21,34 @@ from .._families import adopt, alike
 BUFFER: Final = 65_536
 """Bytes that are collected before they are written, and that are read ahead."""
 
+_END_OF_HEAD: Final = b"\r\n\r\n"
+
 
 class Connection(ResponseHandler):
     """One connection. It cannot be used again if bytes arrive while it is idle: they belong to no request.
 
     Attributes:
         idle_since: when it became idle, in seconds of the loop's clock; None while in use.
+        awaits_head: whether nothing of an answer has arrived yet.
         broken_by: the error that ended it, or None; aiohttp forgets it once a body without length has begun.
     """
 
     idle_since: float | None = None
+    awaits_head = False
     broken_by: BaseException | None = None
 
     def data_received(self, data: bytes) -> None:
-        if self.idle_since is None:
-            super().data_received(data)
-        else:
+        if self.idle_since is not None:
             self.close()
+            return
+        if self.awaits_head:
+            # In two steps: what follows the answer and is not HTTP must not take the answer with it.
+            self.awaits_head = False
+            end = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
+            if len(_END_OF_HEAD) <= end < len(data):
+                super().data_received(data[:end])
+                data = data[end:]
+        super().data_received(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.broken_by = exc
@@ -109,33 +120,44 @@ class RequestWriter:
             headers = [pair for pair in added if pair[0].lower() not in names] + headers
         with _refusing(request):
             head = h11.Request(method=request.method.encode(), target=target, headers=headers)
-            self._head = self._machine.send(head) or b""
+            self._pending = self._machine.send(head) or b""
 
     async def write_to(self, connection: Connection, seconds: float | None) -> None:
         """Send head and body. If the server stops listening, the rest is dropped: it may have answered already."""
-        output = StreamWriter(connection, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        output = StreamWriter(connection, loop)
         request = self._request
         assert isinstance(request.stream, alike(httpx.AsyncByteStream))
-        pending = self._head
+        # A body that waits for something lets the loop run, which then sends what there is.
+        may_wait = not isinstance(request.stream, alike(httpx.ByteStream))
         try:
             with _refusing(request):
+                if may_wait:
+                    loop.call_soon(self._write_pending, connection)
                 async for data in request.stream:
-                    pending += self._machine.send(h11.Data(data=data)) or b""
-                    if len(pending) >= BUFFER:
-                        await self._flush(connection, output, pending, seconds)
-                        pending = b""
-                pending += self._machine.send(h11.EndOfMessage()) or b""
-                await self._flush(connection, output, pending, seconds)
+                    if may_wait and not self._pending:
+                        loop.call_soon(self._write_pending, connection)
+                    self._pending += self._machine.send(h11.Data(data=data)) or b""
+                    if len(self._pending) >= BUFFER:
+                        await self._flush(connection, output, seconds)
+                self._pending += self._machine.send(h11.EndOfMessage()) or b""
+                await self._flush(connection, output, seconds)
         except _NotListeningError:
             return
 
-    async def _flush(
-        self, connection: Connection, output: StreamWriter, data: bytes, seconds: float | None
-    ) -> None:
-        transport = connection.transport
+    def _write_pending(self, connection: Connection) -> bool:
+        """Write what has been collected; returns whether the server still listens."""
+        transport, data = connection.transport, self._pending
         if transport is None or transport.is_closing():
+            return False
+        self._pending = b""
+        if data:
+            transport.write(data)
+        return True
+
+    async def _flush(self, connection: Connection, output: StreamWriter, seconds: float | None) -> None:
+        if not self._write_pending(connection):
             raise _NotListeningError
-        transport.write(data)
         if not connection.writing_paused:
             return
         try:

@@ -173,22 +173,23 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         self, connection: Connection, request: httpx.Request, seconds: float | None
     ) -> httpx.Response:
         connection.read_timeout = seconds
-        connection.start_timeout()
         with reading(connection, request):
             while True:
+                connection.start_timeout()  # aiohttp stops it after each head, also of a 103.
                 message, payload = await connection.read()
                 if message.code not in _INFORMATIONAL or message.code == _SWITCHING:
                     break
-        if message.code == _SWITCHING:
-            reason = "the server switched to another protocol, which this wire cannot speak"
+        reason = _why_unreadable(message)
+        if reason is not None:
             raise error_for(httpx.RemoteProtocolError, reason, request)
         # From here on each read has its own time limit: the connection's own also runs while the caller pauses.
         connection.read_timeout = None
         connection.start_timeout()
         has_body = request.method != "HEAD" and message.code not in _NO_BODY
-        length = any(name.lower() == b"content-length" for name, _ in message.raw_headers)
         body = self._body(connection, payload if has_body else None, request, seconds)
-        body.ends_with_connection = has_body and not message.chunked and not length
+        body.ends_with_connection = (
+            has_body and not message.chunked and "Content-Length" not in message.headers
+        )
         version = message.version
         return self._response(
             message.code,
@@ -224,6 +225,18 @@ def _place(request: httpx.Request) -> tuple[object, ...]:
     return request.url.scheme, request.url.netloc, request.extensions.get("sni_hostname")
 
 
+def _why_unreadable(message: Any) -> str | None:
+    """Why an answer cannot be read, although aiohttp reads it; None if it can."""
+    if message.code == _SWITCHING:
+        return "the server switched to another protocol, which this wire cannot speak"
+    if message.code < _INFORMATIONAL.start:
+        return f"the answer has an impossible status: {message.code}"
+    encodings = message.headers.getall("Transfer-Encoding", [])
+    if encodings and [encoding.strip().lower() for encoding in encodings] != ["chunked"]:
+        return f"the answer has an unknown Transfer-Encoding: {', '.join(encodings)}"
+    return None
+
+
 @cache
 def _roomy() -> dict[str, Any]:
     """How much of a head the parser accepts; its own limits refuse heads that httpx reads."""
@@ -233,6 +246,7 @@ def _roomy() -> dict[str, Any]:
 
 
 def _expect_response(connection: Connection, *, skip_body: bool) -> None:
+    connection.awaits_head = True
     connection.set_response_params(
         skip_payload=skip_body,
         read_until_eof=True,
