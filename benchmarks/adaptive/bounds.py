@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from stkai._cli.report import ratio
+from stkai._cli.demo import ratio
 
 from .metrics import Result
 from .runner import Case

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from stkai._cli.report import Summary
+from stkai._cli.demo import Summary
 
 from .scenario import Scenario
 from .simulation import Trace, simulate

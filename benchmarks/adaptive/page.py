@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from stkai._cli.report import Summary
+from stkai._cli.demo import Summary
 
 from .._harness import PAGE, Table, update
 from .bounds import Results, Verdict

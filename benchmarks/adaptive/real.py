@@ -12,8 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from stkai._cli.demo import STRATEGIES, Batch, Outcome, Run
-from stkai._cli.report import Summary, summary_table
+from stkai._cli.demo import STRATEGIES, Batch, Outcome, Run, Summary
 
 from .._plots import rate_plot
 from . import page
@@ -21,6 +20,7 @@ from .metrics import jain_index
 from .runner import run_cases
 from .scenario import Scenario
 from .strategies import ADAPTIVE, FIXED_SHARE, NO_LIMITER
+from .table import summary_table
 
 _COUNTERPARTS = dict(zip(STRATEGIES[:3], (NO_LIMITER, FIXED_SHARE, ADAPTIVE), strict=True))
 _SEEDS = range(1001, 1006)

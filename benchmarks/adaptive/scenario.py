@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from stkai.testing._gate import RateHeaders, RetryAfter
+from stkai.testing._quota import RateHeaders, RetryAfter
 
 ServerKind = Literal["fixed", "sliding", "bucket", "leaky", "delaying", "counting"]
 SERVERS: tuple[ServerKind, ...] = ("fixed", "sliding", "bucket")

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import httpx
 import trio
 
-from stkai.testing._gate import Gate
-from stkai.testing._quota import Bucket, FixedWindow, Quota, SlidingWindow
+from stkai.testing._quota import Bucket, FixedWindow, Gate, Quota, SlidingWindow
 from stkai.testing._reply import Reply
 
 from .models import CountingWindow, LeakyBucket

@@ -8,13 +8,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from stkai._cli.report import Summary, summary_table
+from stkai._cli.demo import Summary
 
 from .._plots import COLOURS, new_figure, rate_plot, save
 from .bounds import Results, Verdict
 from .runner import Case
 from .scenario import Scenario
 from .sections import Section
+from .table import summary_table
 
 _WORTH_A_PLOT = 0.001
 """The lowest ratio that the logarithmic axis shows."""

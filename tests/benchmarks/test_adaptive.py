@@ -14,7 +14,7 @@ from benchmarks.adaptive.server import Arrival
 from benchmarks.adaptive.simulation import Call, Trace, simulate
 from benchmarks.adaptive.strategies import ADAPTIVE, ALL, NO_LIMITER, Strategy
 
-from stkai._cli.report import Summary
+from stkai._cli.demo import Summary
 
 SMALL = Scenario(processes=2, quota=20, window=10.0, workers=3, windows=6, cold=2)
 

@@ -16,10 +16,9 @@ from typer.testing import CliRunner
 import stkai
 from stkai._cli import demo as _demo
 from stkai._cli import main as cli
-from stkai._cli.demo import STRATEGIES, Batch, Outcome, Run
+from stkai._cli.demo import STRATEGIES, Batch, Outcome, Run, Summary
 from stkai._cli.explain import _ago
 from stkai._cli.main import build_app
-from stkai._cli.report import Summary
 from stkai.testing import FakeClock
 from stkai.transports._limits.pace.saved_rate import LearnedRate, SavedRate
 

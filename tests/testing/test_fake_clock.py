@@ -213,7 +213,7 @@ def test_a_task_that_never_sleeps_does_not_stop_the_clock() -> None:
 
 
 def test_an_event_loop_without_a_visible_queue_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stkai.testing._event_loop.getattr", lambda *_: None, raising=False)
+    monkeypatch.setattr("stkai.testing._fake_clock.getattr", lambda *_: None, raising=False)
     test_a_thousand_concurrent_sleepers_wake_by_time_then_by_arrival(World("asyncio"))
 
 

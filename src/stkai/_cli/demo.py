@@ -1,5 +1,6 @@
 """Real requests from several processes to an embedded server, through one strategy after another."""
 
+import math
 import multiprocessing
 import queue
 import statistics
@@ -19,7 +20,6 @@ from ..stores import FileStore
 from ..testing import QuotaServer
 from ..transports._limits.aimd import AimdLimiter
 from ..transports._limits.token_bucket import TokenBucket
-from .report import Summary
 
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
@@ -45,6 +45,50 @@ class Found:
 
     process: int
     rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How one strategy did. Counts are floats: they may be means of several runs.
+
+    Attributes:
+        name: The strategy's name.
+        sent: Requests that reached the server; each attempt counts.
+        succeeded: Calls that succeeded.
+        refused: 429 responses.
+        failed: Calls that failed for good.
+        goodput: Accepted requests as a share of the quota.
+        p50: Median duration of a successful call in seconds, waiting included.
+        p95: The 95th percentile of the same.
+        jain: Jain's fairness index across processes: 1.0 if all got the same, 1/n if one got everything.
+    """
+
+    name: str
+    sent: float
+    succeeded: float
+    refused: float
+    failed: float
+    goodput: float
+    p50: float
+    p95: float
+    jain: float | None
+
+    @property
+    def refused_per_success(self) -> float:
+        """429s per successful call; infinite if every call was refused."""
+        return ratio(self.refused, self.succeeded)
+
+    @property
+    def failed_share(self) -> float:
+        """Failed calls as a share of all finished calls."""
+        return self.failed / max(1e-9, self.failed + self.succeeded)
+
+
+def ratio(part: float, whole: float) -> float:
+    """`part / whole`; infinite if only `whole` is zero."""
+    if whole:
+        return part / whole
+    return math.inf if part else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,7 @@ class OpenTelemetryListener:
         with _needing("OpenTelemetryListener", "otel"):
             from opentelemetry import metrics, trace
 
-            from ._opentelemetry import Meters
-            from ._spans import Spans
+            from ._opentelemetry import Meters, Spans
         self._meters: Callable[[Event], None] = Meters(
             metrics.get_meter("stkai", meter_provider=meter_provider)
         )

@@ -1,14 +1,34 @@
-"""The table of metrics as OpenTelemetry instruments."""
+"""Events as OpenTelemetry metrics, from the table, and as spans.
 
+See https://opentelemetry.io/docs/specs/semconv/http/http-spans/.
+"""
+
+from collections.abc import Callable
 from typing import Any, Final
 
+from opentelemetry import context, propagate, trace
+from opentelemetry.context import Context
 from opentelemetry.metrics import Meter
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
-from ..events import Event
-from ._labels import DURATIONS
+from ..events import (
+    AttemptFinished,
+    AttemptStarted,
+    CallFinished,
+    CallStarted,
+    Event,
+    RateChanged,
+    Rejected,
+    RetryScheduled,
+    TokenRenewed,
+    Waited,
+)
+from ._labels import DURATIONS, error_type, method_of
 from ._metrics import METRICS, Metric, Recorder
 
 _RECORD: Final = {"counter": "add", "active": "add", "gauge": "set", "histogram": "record"}
+_NO_HTTP_SPANS = getattr(context, "_SUPPRESS_HTTP_INSTRUMENTATION_KEY", "suppress_http_instrumentation")
+"""What opentelemetry-instrumentation-httpx checks before it makes its own span."""
 
 
 class Meters:
@@ -34,3 +54,115 @@ def _made(meter: Meter, metric: Metric) -> Any:
             return meter.create_gauge(**named)
         case "histogram":
             return meter.create_histogram(**named, explicit_bucket_boundaries_advisory=DURATIONS)
+
+
+class _Running:
+    """A span that has started, and the context in which it is current."""
+
+    __slots__ = ("_context", "_token", "sent", "span")
+
+    def __init__(self, span: Span, inside: Context) -> None:
+        self.span = span
+        self.sent = 0
+        self._context = inside
+        self._token = context.attach(inside)
+
+    def end(self, event: CallFinished | AttemptFinished) -> None:
+        if event.status is not None:
+            self.span.set_attribute("http.response.status_code", event.status)
+        error = error_type(event.status, event.error)
+        if error is not None:
+            self.span.set_attribute("error.type", error)
+            self.span.set_status(Status(StatusCode.ERROR))
+        # In a task other than the one it started in, the context is not ours to reset.
+        if context.get_current() is self._context:
+            context.detach(self._token)
+        self.span.end()
+
+
+class Spans:
+    """Starts and ends a span for each call, and one for each of its attempts."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+        self._calls: dict[int, _Running] = {}
+        self._attempts: dict[tuple[int, int], _Running] = {}
+        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+            CallStarted: self._call_started,
+            CallFinished: self._call_finished,
+            AttemptStarted: self._attempt_started,
+            AttemptFinished: self._attempt_finished,
+            RetryScheduled: lambda event: self._note(
+                event, "retry scheduled", delay=event.delay, cause=event.cause
+            ),
+            Waited: lambda event: self._note(event, "waited", layer=event.layer, seconds=event.seconds),
+            Rejected: lambda event: self._note(
+                event, "rejected", layer=event.layer, wait=event.wait, limit=event.limit
+            ),
+            RateChanged: lambda event: self._note(
+                event, "rate changed", old=event.old, new=event.new, reason=event.reason
+            ),
+            TokenRenewed: lambda event: self._note(
+                event, "token renewed", seconds=event.seconds, reason=event.reason
+            ),
+        }
+
+    def __call__(self, event: Event) -> None:
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(event)
+
+    def _call_started(self, event: CallStarted) -> None:
+        method = method_of(event.call.method)
+        span = self._tracer.start_span(f"stkai {_named(method)}", attributes=_attributes(event))
+        self._calls[event.call.id] = _Running(span, trace.set_span_in_context(span))
+
+    def _call_finished(self, event: CallFinished) -> None:
+        running = self._calls.pop(event.call.id, None)
+        if running is not None:
+            running.span.set_attribute("stkai.attempts", event.attempts)
+            running.end(event)
+
+    def _attempt_started(self, event: AttemptStarted) -> None:
+        call = self._calls.get(event.call.id)
+        outside = context.get_current() if call is None else trace.set_span_in_context(call.span)
+        attributes = _attributes(event)
+        # A request sent again after a 401 is the second one of the same attempt.
+        again = event.resend_count if call is None else max(event.resend_count, call.sent)
+        if again:
+            attributes["http.request.resend_count"] = again
+        if call is not None:
+            call.sent = again + 1
+        method = method_of(event.call.method)
+        span = self._tracer.start_span(
+            _named(method), context=outside, kind=SpanKind.CLIENT, attributes=attributes
+        )
+        inside = context.set_value(_NO_HTTP_SPANS, True, trace.set_span_in_context(span, outside))
+        propagate.inject(event.headers, context=inside)
+        self._attempts[event.call.id, event.call.attempt] = _Running(span, inside)
+
+    def _attempt_finished(self, event: AttemptFinished) -> None:
+        running = self._attempts.pop((event.call.id, event.call.attempt), None)
+        if running is not None:
+            running.end(event)
+
+    def _note(self, event: Event, name: str, **values: str | float) -> None:
+        running = self._calls.get(event.call.id)
+        if running is not None:
+            running.span.add_event(name, {f"stkai.{key}": value for key, value in values.items()})
+
+
+def _attributes(event: Event) -> dict[str, str | int]:
+    call = event.call
+    attributes: dict[str, str | int] = {
+        "http.request.method": method_of(call.method),
+        "server.address": call.host,
+    }
+    if call.port is not None:
+        attributes["server.port"] = call.port
+    return attributes
+
+
+def _named(method: str) -> str:
+    """The span's name; the conventions say HTTP if the method is not a usual one."""
+    return "HTTP" if method == "_OTHER" else method

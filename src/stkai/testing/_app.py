@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 from .._clock import Clock, uniform
 from ._delivery import Delivery, partial_head, plan
 from ._faults import Answer, Edit, Fault, Faults, Hang, Reset
-from ._gate import http_date
+from ._quota import http_date
 from ._records import RequestLog, RequestRecord
 from ._reply import Reply
 from ._service import APIS, Service

@@ -11,9 +11,8 @@ import anyio.to_thread
 from .._checks import SECONDS, at_least, check_choice, check_number
 from .._clock import Clock, SystemClock
 from .._errors import ConfigurationError
-from ._fault_methods import FaultMethods
-from ._gate import Gate, RateHeaders, RetryAfter
-from ._quota import Bucket, FixedWindow, Quota, SlidingWindow
+from ._faults import FaultMethods
+from ._quota import Bucket, FixedWindow, Gate, Quota, RateHeaders, RetryAfter, SlidingWindow
 from ._records import RequestLog, RequestRecord
 from ._service import API, TOKEN_PATH, Service
 

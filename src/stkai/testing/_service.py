@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 
 from .._clock import unique_key
 from . import _chats
-from ._gate import Gate
+from ._quota import Gate
 from ._records import RequestRecord
 from ._reply import Reply, error_reply, json_reply
 

@@ -8,8 +8,7 @@ import pytest
 
 from stkai import AimdLimiter, Event, RateChanged, StackBuilder
 from stkai.testing import FakeClock
-from stkai.testing._gate import rate_headers
-from stkai.testing._quota import FixedWindow
+from stkai.testing._quota import FixedWindow, rate_headers
 from stkai.transports import adaptive
 from stkai.transports._limits.pace.headers import Reading
 

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stkai.testing._gate import rate_headers
-from stkai.testing._quota import FixedWindow
+from stkai.testing._quota import FixedWindow, rate_headers
 from stkai.transports._limits.pace.headers import Reading, read_rate_limit
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)

@@ -4,9 +4,10 @@ import io
 import math
 
 import pytest
+from benchmarks.adaptive.table import summary_table
 from rich.console import Console
 
-from stkai._cli.report import Summary, ratio, summary_table
+from stkai._cli.demo import Summary, ratio
 
 ROW = Summary("adaptive", 2100.4, 2000, 100, 0, 0.981, 0.31, 12.3, 0.97)
 
