@@ -47,11 +47,6 @@ def when_body_ends(
         return
     family: Any = family_of(response)
     body: Any = response.stream
-    if isinstance(body, family.ByteStream):
-        if each is not None:
-            each(b"".join(body))
-        ended(BodyEnd.WHOLE)
-        return
     response.stream = _kind_for(body, family)(body, ended, each)
 
 

@@ -70,6 +70,18 @@ async def test_a_place_is_taken_until_the_body_has_been_read(world: World) -> No
     assert policy.busy == 0
 
 
+async def test_a_body_in_memory_that_was_not_read_yet_keeps_its_place_until_it_is_closed(
+    world: World,
+) -> None:
+    policy = InFlight(1)
+    answer = httpx.Response(200, stream=httpx.ByteStream(b"x"))
+    transport = world.build(StackBuilder([limiter(policy)]), httpx.MockTransport(lambda request: answer))
+    response = await world.send(transport, post())
+    assert policy.busy == 1
+    await world.close(response)
+    assert policy.busy == 0
+
+
 async def test_a_place_is_free_when_the_body_is_closed_early_and_only_once(world: World) -> None:
     policy = InFlight(3)
     transport = stack_of(world, policy, streamed(), streamed())

@@ -365,3 +365,17 @@ def test_a_limiter_that_cannot_be_watched_is_kept() -> None:
 def test_an_invalid_number_of_origins_is_refused(count: Any) -> None:
     with pytest.raises(ConfigurationError, match="max_origins must be a positive whole number"):
         PerHost(lambda _: Gap(1.0), max_origins=count)
+
+
+async def test_a_derived_limiter_needs_no_more_than_ask(world: World) -> None:
+    class Open(Limiter):
+        def ask(self, turn: Turn, now: float) -> float:
+            methods.append(turn.request.method if turn.request else "")
+            return 0.0
+
+    methods: list[str] = []
+    for policy in (Open(), [Open(), TokenBucket(10, 60)]):
+        transport = world.build(StackBuilder([limiter(policy)], clock=FakeClock()), world.wire(200, 200))
+        for method in ("GET", "POST"):
+            await world.send(transport, httpx.Request(method, URL))
+    assert methods == ["GET", "POST"] * 2

@@ -154,14 +154,16 @@ class Limiter(Protocol):
         @property
         def methods(self) -> Collection[str] | None:
             """HTTP methods that need a permit; None for all."""
+            return None
 
         @property
         def max_wait_time(self) -> float | None:
             """Seconds that a call may wait for permits; None waits as long as necessary."""
+            return None
 
     else:  # A class that derives from it may set them.
-        methods: Collection[str] | None
-        max_wait_time: float | None
+        methods: Collection[str] | None = None
+        max_wait_time: float | None = None
 
     def ask(self, turn: Turn, now: float) -> float | Operation:
         """Whether the request may go at `now` (seconds of the clock).
