@@ -1,7 +1,6 @@
 """The options of the command, checked before anything is read or written."""
 
 import hashlib
-import math
 import re
 import shlex
 from dataclasses import dataclass, fields
@@ -10,6 +9,7 @@ from typing import Any, Final, Literal
 
 import httpx
 
+from .._checks import POSITIVE_COUNT, SOME_SECONDS, check_number
 from .errors import UsageError
 from .json_text import Template
 from .request_formats import Format, InvalidLineError, check_url, join_url
@@ -66,12 +66,10 @@ class Options:
             raise UsageError("-o - keeps no files, so the job cannot be resumed: pass -o OUT")
         for name in ("rpm", "tpm", "in_flight"):
             count = getattr(self, name)
-            if count is not None and count < 1:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} must be a whole number of at least 1, not {count}"
-                )
-        if self.deadline is not None and not 0 < self.deadline < math.inf:
-            raise UsageError(f"--deadline must be a positive number of seconds, not {self.deadline:g}")
+            if count is not None:
+                check_number(f"--{name.replace('_', '-')}", count, POSITIVE_COUNT, error=UsageError)
+        if self.deadline is not None:
+            check_number("--deadline", self.deadline, SOME_SECONDS, error=UsageError)
         if self.is_csv and self.body is None:
             raise UsageError(
                 f"{self.source} is a CSV file: pass --body TEMPLATE.json with {{column}} placeholders"

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import httpx
 
+from .._checks import POSITIVE_COUNT, check_number
 from .._client import AsyncHttpClient, HttpClient
 from .._errors import ConfigurationError, InvalidArgumentError
 from .._families import alike
@@ -90,10 +91,8 @@ def asend_all(
     return _asend_all(send, requests, max_in_flight, journal)
 
 
-def _check(requests: object, max_in_flight: object, kinds: Any) -> None:
-    if isinstance(max_in_flight, bool) or not isinstance(max_in_flight, int) or max_in_flight < 1:
-        msg = f"max_in_flight must be a whole number from 1 up, not {max_in_flight!r}"
-        raise InvalidArgumentError(msg)
+def _check(requests: object, max_in_flight: int, kinds: Any) -> None:
+    check_number("max_in_flight", max_in_flight, POSITIVE_COUNT, error=InvalidArgumentError)
     if not isinstance(requests, kinds):
         msg = f"requests must be an iterable of httpx.Request objects, not {requests!r}"
         raise InvalidArgumentError(msg)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
@@ -15,12 +16,12 @@ from pydantic import (
     model_validator,
 )
 
+from .. import _checks
 from .._checks import TOKEN, is_token
 from .._secrets import HoldsSecret, reveal, sealed
 from .._urls import PROXIES, absolute_url, is_origin, show_origin
 from ..transports._auth.provider import is_sendable
 from .messages import configuration_error, masked, problems
-from .paths import existing_path
 
 _STORES = ("file", "redis", "rediss", "unix")
 _YES = {"true", "1", "yes", "on"}
@@ -55,7 +56,17 @@ def flag_or_path(value: Any) -> Any:
 
 
 def existing(value: bool | str) -> bool | str:
-    return value if isinstance(value, bool) else existing_path(value)
+    """A flag, or the path of something that exists, with `~` expanded."""
+    if isinstance(value, bool):
+        return value
+    try:
+        expanded = Path(value).expanduser()
+        found = bool(value) and expanded.exists()
+    except (OSError, RuntimeError) as error:  # a name too long for the system, or an unknown user
+        raise ValueError from error
+    if not found:
+        raise ValueError
+    return str(expanded)
 
 
 def _stripped(value: Any) -> Any:
@@ -118,12 +129,12 @@ def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
 _Number = BeforeValidator(_not_bool)
 OrNone = BeforeValidator(none_from_word)
 
-SECONDS = "a non-negative number of seconds"
-SOME_SECONDS = "a positive number of seconds"
-COUNT = "a non-negative whole number"
-POSITIVE = "a positive whole number"
-SHARE = "a number above 0 and at most 1, or 'none'"
-SMALLER_SHARE = "a number above 0 and below 1, or 'none'"
+SECONDS = _checks.SECONDS.words
+SOME_SECONDS = _checks.SOME_SECONDS.words
+COUNT = _checks.COUNT.words
+POSITIVE = _checks.POSITIVE_COUNT.words
+SHARE = f"{_checks.SHARE.words}, or 'none'"
+SMALLER_SHARE = f"{_checks.SMALLER_SHARE.words}, or 'none'"
 TEXT = "a non-empty string"
 VISIBLE_ASCII = 'visible ASCII characters, without spaces and without "Bearer"'
 

@@ -1,6 +1,10 @@
-"""Names and defaults that several modules share: defined here, imported everywhere else."""
+"""Names and defaults that several modules share, and how a path is read: defined here, imported everywhere else."""
 
+import os
+from pathlib import Path
 from typing import Final
+
+from .._errors import ConfigurationError
 
 PREFIX: Final = "STKAI_"
 """The prefix of all stkai environment variables."""
@@ -25,3 +29,17 @@ REFERENCE_MAX_WAIT_TIME: Final = 45.0
 def variable(section: str, field: str) -> str:
     """The environment variable that sets a field, such as `STKAI_RETRY_DEADLINE`."""
     return f"{PREFIX}{section}_{field}".upper()
+
+
+def full_path(path: str | os.PathLike[str]) -> Path:
+    """The absolute path of a .env file, with `~` expanded.
+
+    Raises:
+        ConfigurationError: `~user` names a user who does not exist.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"the .env file {os.fspath(path)!r} is in the home directory of an unknown user"
+        ) from error

@@ -14,8 +14,7 @@ from .._secrets import reveal, sealed
 from .fields import none_from_word
 from .messages import as_text, closest, configuration_error, problems
 from .models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
-from .names import PREFIX, SECTIONS, variable
-from .paths import full_path
+from .names import PREFIX, SECTIONS, full_path, variable
 
 MODELS: dict[str, type[BaseModel]] = dict(
     zip(SECTIONS, (AuthConfig, RateLimitConfig, RetryConfig, HttpConfig), strict=True)

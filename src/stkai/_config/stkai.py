@@ -14,8 +14,7 @@ from .._errors import ConfigurationError
 from .._forks import after_fork
 from .._secrets import reveal, sealed
 from .messages import not_a_setting
-from .names import SECTIONS
-from .paths import full_path
+from .names import SECTIONS, full_path
 
 if TYPE_CHECKING:
     from .models import Settings
