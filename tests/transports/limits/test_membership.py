@@ -287,6 +287,7 @@ def _post_and_settle(place: str) -> None:
 
 
 @needs_fork
+@pytest.mark.alone
 @pytest.mark.real_time
 def test_a_child_of_multiprocessing_reports_at_its_end(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
