@@ -43,7 +43,7 @@ def quota(
             done = (
                 f"The quota {share!r} is reset; its members start over."
                 if is_known
-                else f"{_unused(share)} Nothing was reset."
+                else f"{_unused(share)} There is nothing to reset."
             )
             console.print(Text(done), soft_wrap=True)
         elif as_json:
