@@ -53,7 +53,7 @@ class _Command(TyperCommand):
 
 
 @batch.command(_RUN, cls=_Command)
-def run(
+def run(  # noqa: PLR0913, PLR0917 - each option of the command is a parameter
     source: Annotated[str, typer.Argument(metavar="INPUT", help="A .jsonl or .csv file, or - for stdin.")],
     out: Annotated[str | None, typer.Option("-o", "--out", help="Write answers here; - for stdout.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Base for relative urls.")] = None,

@@ -55,7 +55,7 @@ class QuotaServer(FaultMethods):
         clock: the time for quota, tokens and dates; latency and faults take real time.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - public, and each is a keyword with a default
         self,
         max_requests: int | None = None,
         time_window: float = 1.0,
