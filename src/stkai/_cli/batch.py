@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
+
+from .usage import PlainUsage
 
 _RUN = "run"
 
@@ -44,15 +46,7 @@ class Sync(StrEnum):
     NEVER = "never"
 
 
-class _Command(TyperCommand):
-    """A command whose usage reads `stkai batch [OPTIONS] INPUT`, without the name `run`."""
-
-    def format_usage(self, ctx: Any, formatter: Any) -> None:
-        pieces = [piece.strip("{}") for piece in self.collect_usage_pieces(ctx)]
-        formatter.write_usage(ctx.command_path.strip(), " ".join(pieces))
-
-
-@batch.command(_RUN, cls=_Command)
+@batch.command(_RUN, cls=PlainUsage)
 def run(  # noqa: PLR0913, PLR0917 - each option of the command is a parameter
     source: Annotated[str, typer.Argument(metavar="INPUT", help="A .jsonl or .csv file, or - for stdin.")],
     out: Annotated[str | None, typer.Option("-o", "--out", help="Write answers here; - for stdout.")] = None,
@@ -119,7 +113,7 @@ def run(  # noqa: PLR0913, PLR0917 - each option of the command is a parameter
     raise typer.Exit(run_batch(options))
 
 
-@batch.command("merge", cls=_Command)
+@batch.command("merge", cls=PlainUsage)
 def merge(
     outs: Annotated[
         list[str], typer.Argument(metavar="OUT...", help="Outputs of the shards, as passed to -o.")

@@ -28,6 +28,7 @@ def build_app() -> "Typer":
     from .demo_command import demo
     from .explain import explain
     from .quota import quota
+    from .usage import PlainUsage
 
     def show_version(wanted: bool) -> None:
         if wanted:
@@ -56,7 +57,7 @@ def build_app() -> "Typer":
     # The first sentences of their docstrings would be cut off in the list of commands.
     app.command(short_help="Show the settings in force, and where each comes from.")(explain)
     app.command(short_help="Compare the limiters on an embedded server.")(demo)
-    app.command(short_help="Show or reset a shared quota.")(quota)
+    app.command(short_help="Show or reset a shared quota.", cls=PlainUsage)(quota)
     app.add_typer(batch, name="batch", short_help="Send the requests in a file, and lose none.")
     return app
 

@@ -65,8 +65,8 @@ class Meter:
             function = self._cost if limit.cost is None else limit.cost
             if function is None:
                 raise InvalidArgumentError(
-                    f"a limit counts units (max_cost={limit.max_cost:g}), but nobody says what this call costs: give it"
-                    " a cost=, or give one to the limiter or the stack, such as cost=stkai.costs.llm_tokens()"
+                    f"a limit counts units (max_cost={limit.max_cost:g}), but this call has no cost: give it a cost=,"
+                    " or give one to the limiter or the stack, such as cost=stkai.costs.llm_tokens()"
                 )
             if id(function) not in known:
                 known[id(function)] = _estimated(function, request)

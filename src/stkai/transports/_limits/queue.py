@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Final
 from ..._errors import ClientSideRateLimitError
 from ..._families import alike
 from ..._forks import after_fork
+from ..._signals import IN_HANDLER
 from .._operations import Operation
 from .._retry.policy import NOT_SENT
 from .limiter import Answer, RateChange, Turn
@@ -41,10 +42,6 @@ _LOOKED_AT: Final = 100
 
 READY: Final = math.nan
 """Said to a turn that may go as soon as the user's own limiters among its limits let it go."""
-
-_INTERRUPTED: Final = (
-    "a signal handler cannot use the client that it interrupted: set a flag or write to a queue instead"
-)
 
 
 class Queue:
@@ -78,7 +75,7 @@ class Queue:
         """
         lock = Queue.lock
         if lock._is_owned():  # noqa: SLF001 - no public method tells; Condition uses it as well
-            raise RuntimeError(_INTERRUPTED)
+            raise RuntimeError(IN_HANDLER)
         with lock:
             sources = turn.sources or self._sources_for(turn)
             order = sources[0].order
