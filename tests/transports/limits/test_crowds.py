@@ -17,6 +17,8 @@ from stkai.transports import Context, Run, Turn, limiter
 from ...support.world import World
 
 GOAL = 0.96
+LATE = 0.05
+"""Seconds that a permit may be used after its instant."""
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -126,7 +128,7 @@ def test_a_crowd_that_is_cancelled_together_costs_no_second_of_the_quota(
 
     event_loop.run(main())
     assert min(team.per_second(2, 4)) >= GOAL * rate
-    assert team.most_in_a_second <= 1.02 * rate + 2  # A permit may be used 50 ms late.
+    assert team.most_in_a_second <= (1 + LATE) * rate + 2
     assert [policy.waiting for policy in team.policies] == [0, 0]
 
 
@@ -142,7 +144,7 @@ def test_waiters_that_soon_give_up_stop_nobody(event_loop: World) -> None:
 
     event_loop.run(main())
     assert min(team.per_second(1, 6)) >= 0.95 * 50
-    assert team.most_in_a_second <= 52
+    assert team.most_in_a_second <= (1 + LATE) * 50 + 2
 
 
 def test_a_crowd_makes_one_call_for_all(event_loop: World) -> None:
