@@ -3,7 +3,7 @@
 import httpx
 import trio
 
-from .strategies import Site
+from .site import Site
 
 _START = 4.0
 _CUT = 0.9

@@ -19,7 +19,8 @@ from stkai.stores import MemoryStore
 
 from .rows import Row
 from .scenario import Scenario
-from .strategies import BALANCED, BOTOCORE, RETRY, Site, Strategy
+from .site import RETRY, Site
+from .strategies import BALANCED, BOTOCORE, Strategy
 from .virtual import TrioClock
 
 _START = 0.3

@@ -6,7 +6,7 @@ from botocore.retries.adaptive import ClientRateLimiter, RateClocker
 from botocore.retries.bucket import Clock, TokenBucket
 from botocore.retries.throttling import CubicCalculator
 
-from .strategies import SHORTEST_SLEEP, Site
+from .site import SHORTEST_SLEEP, Site
 from .virtual import TrioClock
 
 

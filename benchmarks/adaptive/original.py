@@ -2,7 +2,7 @@
 
 import httpx
 
-from .strategies import RETRY, SHORTEST_SLEEP, Site
+from .site import RETRY, SHORTEST_SLEEP, Site
 
 _JITTER = 0.2
 """Every factor and every sleep of the limiter varies by this much."""

@@ -13,7 +13,8 @@ from stkai.stores import MemoryStore
 
 from .scenario import Scenario
 from .server import Arrival, Server
-from .strategies import Site, Strategy
+from .site import Site
+from .strategies import Strategy
 from .virtual import TrioClock, run_virtually, stream
 
 _START = 1.0

@@ -1,44 +1,17 @@
 """The strategies that are compared: each builds the transport through which one process sends."""
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
 import httpx
 
-from stkai import AimdLimiter, RetryPolicy, TokenBucket, build_async_transport
-from stkai.stores import MemoryStore
+from stkai import AimdLimiter, TokenBucket, build_async_transport
 
-from .scenario import Scenario
-from .virtual import TrioClock
-
-RETRY = RetryPolicy(max_retries=3)
-"""Four attempts, for every strategy."""
-
-SHORTEST_SLEEP = 0.001
-"""Seconds. Real sleeps take longer than nothing; in virtual time, one that rounds to nothing would repeat forever."""
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """The surroundings of a strategy in its process.
-
-    Attributes:
-        scenario: what is simulated.
-        wire: the server, as this process sees it.
-        clock: virtual time.
-        random: the process's own randomness.
-        number: the number of the process, from 0.
-        store: where the processes of this run may share a quota.
-    """
-
-    scenario: Scenario
-    wire: httpx.AsyncBaseTransport
-    clock: TrioClock
-    random: random.Random
-    number: int
-    store: MemoryStore
+from .concurrency import ConcurrencyTransport
+from .cubic import CubicTransport
+from .original import OriginalTransport
+from .site import RETRY, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +76,15 @@ def _half_shared(site: Site) -> httpx.AsyncBaseTransport:
 
 
 def _original(site: Site, *, floor: float, penalty: float, recovery: float) -> httpx.AsyncBaseTransport:
-    from .original import OriginalTransport
-
     return OriginalTransport(site, floor=floor, penalty=penalty, recovery=recovery)
 
 
 def _botocore(site: Site) -> httpx.AsyncBaseTransport:
     # The retries around it are stkai's, which honour `Retry-After`: botocore's own do not, and would fare worse here.
-    from .cubic import CubicTransport
-
     return build_stack(replace(site, wire=CubicTransport(site)), None)
 
 
 def _concurrency(site: Site) -> httpx.AsyncBaseTransport:
-    from .concurrency import ConcurrencyTransport
-
     return build_stack(replace(site, wire=ConcurrencyTransport(site)), None)
 
 

@@ -20,7 +20,8 @@ from .._harness import Table, update
 from .metrics import Result, measure
 from .page import DOCS
 from .scenario import Scenario
-from .strategies import Site, Strategy, build_stack
+from .site import Site
+from .strategies import Strategy, build_stack
 
 _SEEDS = range(1001, 1006)
 _SHORTEST = 24.0
