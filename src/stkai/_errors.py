@@ -77,10 +77,13 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         if below is None:
             return
         yield below
-        # httpcore raises its errors again without their cause; only the context is left.
-        is_httpcores = type(below).__module__.startswith("httpcore")
-        below = below.__cause__ or (below.__context__ if is_httpcores else None)
+        # These raise errors again without their cause; only the context is left. What they find wrong themselves, such
+        # as a bad URL, is a ValueError.
+        is_raised_again = type(below).__module__.startswith(_WRAPPERS) and not isinstance(below, ValueError)
+        below = below.__cause__ or (below.__context__ if is_raised_again else None)
 
+
+_WRAPPERS: Final = ("httpcore", "requests", "urllib3")
 
 _DEEPEST: Final = 16
 """How many causes of an error are looked at."""

@@ -11,12 +11,12 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sized
-from contextlib import suppress
 from typing import Any, Final, Literal
 
 import httpx
 
 from ._families import alike
+from ._signals import raise_interrupt
 
 __all__ = ["LlmTokens", "llm_tokens", "model_of"]
 
@@ -105,8 +105,10 @@ class LlmTokens(Mapping[str, Any]):
 
     def _tokens(self, text: str) -> float:
         if self._tokenizer is not None:
-            with suppress(Exception):  # User code; a rough estimate is better than a call that fails.
+            try:
                 return float(len(self._tokenizer(text)))
+            except Exception as error:  # noqa: BLE001 - user code; a rough estimate is better than a call that fails
+                raise_interrupt(error)
         return len(text) / _CHARACTERS_PER_TOKEN
 
     def _by_length(self, request: httpx.Request, length: int | str | None) -> float:

@@ -1,6 +1,7 @@
 """`Retrying`: retries a block of user code."""
 
 import asyncio
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -395,3 +396,36 @@ def test_a_cancelled_wait_ends_the_loop(run: Callable[[Any], None]) -> None:
 
     run(main())
     assert attempts == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs the signal of a timer")
+@pytest.mark.parametrize("package", [httpx, requests], ids=["httpx", "requests"])
+def test_an_exception_of_a_signal_handler_ends_the_loop_even_if_the_package_wraps_it(package: Any) -> None:
+    def expire(*_: object) -> None:
+        raise TimeoutError("the time of this task is up")
+
+    def receive() -> None:
+        """As the package does."""
+        try:
+            signal.raise_signal(signal.SIGALRM)
+        except TimeoutError as error:
+            if package is requests:
+                raise requests.ReadTimeout(error)  # noqa: B904
+            raise httpx.ReadTimeout(str(error)) from error
+
+    attempts: list[RetryingAttempt] = []
+
+    def run() -> None:
+        for attempt in Retrying(clock=FakeClock()):
+            with attempt:
+                attempts.append(attempt)
+                receive()
+
+    before = signal.signal(signal.SIGALRM, expire)
+    try:
+        with pytest.raises(TimeoutError, match="the time of this task is up") as caught:
+            run()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert type(caught.value) is TimeoutError
+    assert len(attempts) == 1

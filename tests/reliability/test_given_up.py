@@ -16,6 +16,8 @@ import stkai
 from stkai import DeadlineExceededError, HttpConfig, RequestOptions, RetryPolicy, TokenBucket
 from stkai._wire.default import default_async_wire, default_wire
 from stkai._wire.pool import ConnectionPool
+from stkai.stores import Ask, Lease, MemoryStore
+from stkai.testing import FakeClock
 
 from ..support.world import World
 from ..wire.raw import WHOLE, RawServer, raw_server
@@ -340,6 +342,83 @@ def test_an_exception_of_a_signal_handler_is_not_lost_in_a_listener() -> None:
     with alarm(0.1, SoftTimeLimit), pytest.raises(SoftTimeLimit):
         client.get("http://a.example/")
     client.close()
+
+
+def ring(*_: object) -> float:
+    """User code that a signal interrupts."""
+    signal.raise_signal(signal.SIGALRM)
+    return 1.0
+
+
+class _Ringing(MemoryStore):
+    """A store whose call is interrupted."""
+
+    def lease(self, ask: Ask) -> Lease:
+        ring()
+        raise AssertionError
+
+    try_lease = lease
+
+
+class _Lost(MemoryStore):
+    """A store that cannot be reached."""
+
+    def lease(self, ask: Ask) -> Lease:
+        raise ConnectionError("unreachable")
+
+    try_lease = lease
+
+
+def _ring_when_lost(event: object) -> None:
+    if isinstance(event, stkai.events.StoreLost):
+        ring()
+
+
+def _counting(**functions: Any) -> dict[str, Any]:
+    return {"rate_limit": TokenBucket(9, 1, max_cost=99), **functions}
+
+
+def _sharing(store: Any) -> Any:
+    return TokenBucket(9, 1, share="alarm", store=store(FakeClock()))
+
+
+INTERRUPTED: dict[str, Callable[[], dict[str, Any]]] = {
+    "cost": lambda: _counting(cost=ring),
+    "tokenizer": lambda: _counting(**stkai.costs.llm_tokens(tokenizer=ring)),  # type: ignore[arg-type]
+    "settle": lambda: _counting(cost=lambda _: 1, settle=ring),
+    "store": lambda: {"rate_limit": _sharing(_Ringing)},
+    "listener of a lost store": lambda: {"rate_limit": _sharing(_Lost), "listener": [_ring_when_lost]},
+}
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
+@pytest.mark.parametrize("error", [TimeoutError, SoftTimeLimit, OSError])
+@pytest.mark.parametrize("where", INTERRUPTED)
+@pytest.mark.worlds("sync", "asyncio")
+async def test_an_exception_of_a_signal_handler_is_not_lost_in_code_of_the_user(
+    world: World, where: str, error: type[Exception]
+) -> None:
+    client = client_of(world, retry=NO_DELAY, transport=world.wire(*[200] * 4), **INTERRUPTED[where]())
+    chat = {"messages": [{"role": "user", "content": "hello"}]}
+    with alarm(SOON, error), pytest.raises(error, match="the time of this task is up") as caught:
+        await world.call(client.post, "http://a.example/", chat)
+    assert type(caught.value) is error
+    await world.close(client)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
+def test_an_exception_of_a_signal_handler_comes_out_of_a_body_that_an_httpx_client_reads() -> None:
+    def talk(connection: socket.socket, stopped: threading.Event) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
+        stopped.wait(30)
+
+    world = World("sync")
+    with hostile(talk) as url:
+        client = world.client(transport_of(world, transport=wires(world)["stkai's"]()), timeout=30)
+        with alarm(0.2, TimeoutError), pytest.raises(TimeoutError) as caught:
+            client.get(url)
+        assert type(caught.value) is TimeoutError
+        client.close()
 
 
 def test_a_cleanup_never_waits_for_a_lock_that_an_interrupt_left_taken() -> None:

@@ -24,6 +24,7 @@ from .._families import alike
 from .._lazy import import_whole
 from .._log import logger
 from .._requests import as_httpx, httpx_kind
+from .._signals import raise_interrupt
 from ..transports._context import Context
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, Failure, RetryPolicy, describe
 from ..transports._retry.retry_after import retry_after
@@ -178,7 +179,10 @@ class RetryingAttempt:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        if not isinstance(error, Exception) or not self._loop.goes_on(error, self.attempt_number):
+        if not isinstance(error, Exception):
+            return False
+        raise_interrupt(error)
+        if not self._loop.goes_on(error, self.attempt_number):
             return False
         return bool(self._manager.__exit__(kind, error, traceback))
 

@@ -13,7 +13,7 @@ import httpx
 
 from .._abandonable import GivenUpError, do_within
 from .._families import Family, family_of, of_family
-from .._signals import is_interrupt
+from .._signals import is_interrupt, raise_interrupt
 
 BRIEF: Final = 1.0
 """Seconds; the longest that a clean-up takes."""
@@ -99,6 +99,7 @@ class WatchedBody(_Watched, httpx.SyncByteStream):
                     do_within(BRIEF, self.close)
                 except GivenUpError:
                     self.give_up()
+                raise_interrupt(error)
             else:
                 self.close()
             raise

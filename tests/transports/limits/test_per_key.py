@@ -1,7 +1,9 @@
 """One limiter for each key of a request, such as its model."""
 
 import json
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -11,7 +13,7 @@ import stkai
 from stkai import ConfigurationError, InFlight, PerHost, PerKey, StackBuilder, TokenBucket
 from stkai.costs import model_of
 from stkai.testing import FakeClock
-from stkai.transports import limiter
+from stkai.transports import LimiterTransport, limiter
 
 from ...support.world import World
 
@@ -145,3 +147,36 @@ def test_model_of_leaves_a_generator_unread() -> None:
     request = httpx.Request("POST", URL, content=unread())
     assert model_of(request) == ""
     assert b"".join(request.stream) == b'{"model": "generated"}'  # type: ignore[arg-type]
+
+
+def test_stacks_may_be_built_while_threads_make_limiters_and_drop_them() -> None:
+    failed: list[Exception] = []
+    policy = PerHost(lambda _: InFlight(1), max_origins=2)
+
+    def send(number: int) -> None:
+        for each in range(200):
+            policy.limiter_for(chat(url=f"https://{number}.{each}.example.com"))
+
+    def build(_: int) -> None:
+        for _ in range(100):
+            LimiterTransport(httpx.MockTransport(lambda _: httpx.Response(200)), policy)
+
+    def run(work: Callable[[int], None], number: int) -> None:
+        try:
+            work(number)
+        except RuntimeError as error:
+            failed.append(error)
+
+    threads = [
+        threading.Thread(target=run, args=(work, number)) for work in (send, build) for number in range(4)
+    ]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert failed == []

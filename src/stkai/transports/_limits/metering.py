@@ -8,6 +8,7 @@ import httpx
 
 from ..._errors import InvalidArgumentError
 from ..._families import family_of, of_family
+from ..._signals import raise_interrupt
 from ...costs import Arrived
 from .._body_end import BodyEnd
 from .._options import UNSET, check_cost
@@ -140,6 +141,7 @@ class Bill:
             _logger.debug("a call keeps its estimated cost: %s", error)
             return
         except Exception as error:  # noqa: BLE001 - a body that cannot be decoded
+            raise_interrupt(error)
             self._meter.complain(f"the body cannot be read: {error!r}")
             return
         for settle, limits in self._settles.values():
@@ -154,6 +156,7 @@ class Bill:
             except InvalidArgumentError as error:
                 self._meter.complain(str(error))
             except Exception as error:  # noqa: BLE001 - user code; whatever it raises
+                raise_interrupt(error)
                 self._meter.complain(f"settle raised {error!r}")
 
     def _is_event_stream(self) -> bool:
@@ -183,6 +186,7 @@ def _estimated(function: Any, request: httpx.Request) -> float:
     try:
         return check_cost(estimate(request))
     except Exception as error:
+        raise_interrupt(error)
         msg = f"the cost function gave no cost for {request.method} {request.url.host}: {error!r}"
         raise InvalidArgumentError(msg) from error
 

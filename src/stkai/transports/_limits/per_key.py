@@ -110,8 +110,10 @@ class PerKey(Chooser):
 
     def subscribe(self, layer: Any) -> None:
         """Tell the listener of a layer's stack what happens to the stores of limiters that share their quota."""
-        self._layers.add(layer)
-        for limiter in [*self._limiters.values(), *self._in_use.values()]:
+        with self._making:
+            self._layers.add(layer)
+            limiters = [*self._limiters.values(), *self._in_use.values()]
+        for limiter in limiters:
             subscribe(limiter, layer)
 
     def __len__(self) -> int:

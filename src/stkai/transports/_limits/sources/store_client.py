@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from typing import Any, Final
-from weakref import WeakSet, ref
+from weakref import WeakValueDictionary, ref
 
 from ...._abandonable import GivenUpError, do_within
 from ...._clock import SystemClock, unique_key
 from ...._errors import ConfigurationError
 from ...._forks import after_fork
 from ...._log import logger
+from ...._signals import is_interrupt, raise_interrupt
 from ....stores import Ask, Lease, Quota, Store
 from ....stores._choose import store_from
 from ....stores._place import check_share
@@ -41,7 +42,7 @@ _STUCK: Final = 1.0
 """Seconds after which an errand that is overdue was lost: no thread could be started for it."""
 
 _clock = SystemClock()
-_clients: "WeakSet[StoreClient]" = WeakSet()
+_clients: "WeakValueDictionary[int, StoreClient]" = WeakValueDictionary()
 
 
 class StoreClient:
@@ -62,7 +63,7 @@ class StoreClient:
         member.errand = self._schedule
         self._begin()
         after_fork(self, StoreClient._begin)
-        _clients.add(self)
+        _clients[id(self)] = self
 
     def _begin(self) -> None:
         self._due = float("inf")
@@ -207,12 +208,13 @@ class StoreClient:
             if first:
                 raise
             self._lose(call, error)
-        except Exception as error:  # noqa: BLE001 - the limiter continues, whatever a store raises
+        except BaseException as error:
+            if is_interrupt(error):
+                with Queue.lock:
+                    member.drop(call)
+                raise_interrupt(error)
+                raise
             self._lose(call, error)
-        except BaseException:
-            with Queue.lock:
-                member.drop(call)
-            raise
         else:
             with Queue.lock:
                 restored = member.end(call, answer, self._now())
@@ -237,13 +239,15 @@ class StoreClient:
             law = pilot.steer(lease, len(self.member.line.turns), self._now())
         if law is None:
             return
+        done = False
         try:
             done = self.store.amend(lease.epoch, law)
-        except Exception:  # noqa: BLE001 - any error, as for a lease; the next lease notices an outage
+        except Exception as error:  # noqa: BLE001 - any error, as for a lease; the next lease notices an outage
+            raise_interrupt(error)
             logger.debug("cannot write the adaptive state", exc_info=True)
-            done = False
-        with Queue.lock:
-            pilot.steered(lease, law, done=done)
+        finally:
+            with Queue.lock:
+                pilot.steered(lease, law, done=done)
 
 
 def join(
@@ -299,6 +303,6 @@ def _leave_at_exit(_pid: int) -> None:
 
 def _leave_all() -> None:
     until = _clock.monotonic() + LAST_REPORT
-    for client in list(_clients):
-        if (left := until - _clock.monotonic()) > 0:
+    for client in [known() for known in _clients.valuerefs()]:
+        if client is not None and (left := until - _clock.monotonic()) > 0:
             client.close(left)

@@ -1,9 +1,10 @@
 """What the listeners are told about a share and its store."""
 
 from typing import Any, Final, Protocol
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from ...._log import Listeners, logger
+from ...._signals import raise_interrupt
 from ....events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
 from ....stores import Quota
 
@@ -32,13 +33,14 @@ class StoreEvents:
 
     def __init__(self, share: str, store: str) -> None:
         self._share, self._store = share, store
-        self._audience: WeakSet[Any] = WeakSet()
+        # By id, and not a WeakSet: threads may add to it while another one looks at all of it.
+        self._audience: WeakValueDictionary[int, Any] = WeakValueDictionary()
         self._disagreed: Quota | None = None
         self.call = _NOBODY
 
     def subscribe(self, layer: Audience) -> None:
         """Notify the listener of this layer's stack as well."""
-        self._audience.add(layer)
+        self._audience[id(layer)] = layer
 
     def lost(self, error: Exception) -> None:
         """The store cannot be reached."""
@@ -67,7 +69,7 @@ class StoreEvents:
 
     def _emit(self, event: Event) -> None:
         listeners: list[Any] = []
-        for layer in list(self._audience):
+        for layer in filter(None, [known() for known in self._audience.valuerefs()]):
             listener = layer.context.listener
             for each in listener.each if isinstance(listener, Listeners) else (listener,):
                 if not any(each is other for other in listeners):
@@ -75,5 +77,6 @@ class StoreEvents:
         for each in listeners:
             try:
                 each(event)
-            except Exception:  # noqa: BLE001 - user code; whatever it raises
+            except Exception as error:  # noqa: BLE001 - user code; whatever it raises
+                raise_interrupt(error)
                 logger.exception("the listener failed on %s", event)
