@@ -17,6 +17,7 @@ from ..._headers import Fields, with_fields
 from ..._secrets import HoldsSecret, Secret, reveal
 from ..._urls import Origin, is_private, origin_of, parse_origin, show_origin
 from .._call import Attempt, copy_request
+from .._chain import is_home
 from .fetch import failure_of
 from .provider import AuthProvider, has_own_headers, is_sendable
 
@@ -119,7 +120,7 @@ class BearerAuth(HoldsSecret):
         """
         if self.origins is not None:
             return origin_of(url) in self.origins
-        if not attempt.call.chain().is_home(url):
+        if not is_home(url, attempt.call.request):
             return False
         self.require_private(url)
         return True
