@@ -15,7 +15,7 @@ from .._abandonable import Job
 from .._errors import ConfigurationError, DeadlineExceededError
 from .._families import family_of
 from .._urls import DEFAULT_PORTS
-from ._chain import chain_before, note_answer
+from ._chain import CHAIN, CONTINUED, chain_before, note_answer
 from ._options import AMBIENT, NO_OPTIONS, UNSET, CallRecord, Priority, RequestOptions
 
 if TYPE_CHECKING:
@@ -226,7 +226,8 @@ class Attempt:
         on_wire = now - call.started - record.queued - record.backed_off - record.authenticating
         record.on_wire = on_wire if on_wire > 0 else 0.0
         response.extensions[OPTIONS] = record
-        note_answer(call.request, call.started, record.queued, response)
+        if response.status_code in CONTINUED or CHAIN in call.request.extensions:
+            note_answer(call.request, call.started, record.queued, response)
 
 
 def cannot_send() -> RuntimeError:

@@ -11,7 +11,7 @@ import httpx
 
 from .._urls import origin_of
 
-_CHAIN: Final = "stkai.chain"
+CHAIN: Final = "stkai.chain"
 """The extension that tells a later request when and where the first began: httpx copies the extensions to it."""
 
 _AUTHORIZATION: Final = "authorization"
@@ -21,7 +21,7 @@ _UNAUTHORIZED: Final = 401
 _CHALLENGE: Final = "www-authenticate"
 """A 401 with this header makes an auth of httpx send the request again with credentials."""
 
-_CONTINUED: Final = frozenset({301, 302, 303, 307, 308, _UNAUTHORIZED})
+CONTINUED: Final = frozenset({301, 302, 303, 307, 308, _UNAUTHORIZED})
 """The statuses after which an httpx client may send another request."""
 
 
@@ -72,7 +72,7 @@ class Chain:
 
 def chain_before(request: httpx.Request) -> Chain | None:
     """The chain that the request continues; None if it is the first of its call."""
-    chain = request.extensions.get(_CHAIN)
+    chain = request.extensions.get(CHAIN)
     return chain if isinstance(chain, Chain) and chain.includes(request) else None
 
 
@@ -84,7 +84,7 @@ def is_home(url: httpx.URL, request: httpx.Request) -> bool:
 
 
 def note_answer(request: httpx.Request, began: float, queued: float, response: httpx.Response) -> None:
-    """Note the answer to a request, for those that may follow it.
+    """Note the answer to a request, if another may follow it, or if it followed another.
 
     Args:
         request: the one that was answered.
@@ -92,9 +92,6 @@ def note_answer(request: httpx.Request, began: float, queued: float, response: h
         queued: seconds that it spent waiting for permits.
         response: the answer.
     """
-    extensions = request.extensions
-    if response.status_code not in _CONTINUED and _CHAIN not in extensions:
-        return
     chain = chain_before(request) or Chain(request, began)
     chain.ended(response, queued)
-    extensions[_CHAIN] = chain
+    request.extensions[CHAIN] = chain
