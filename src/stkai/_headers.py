@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from functools import cache
+from operator import itemgetter
 from typing import Final, NamedTuple, Self
 
 import httpx
@@ -11,6 +12,9 @@ from ._checks import TOKEN
 from ._errors import InvalidArgumentError
 
 _NAME: Final = re.compile(TOKEN.encode())
+_lower_name: Final = itemgetter(1)
+"""The name in lower case of one of httpx's headers."""
+
 _VALUE: Final = re.compile(rb"(?:[^\x00\s](?:[^\x00\n\r\v\f]*[^\x00\s])?)?")
 """RFC 9110, sections 5.1 and 5.5, as h11 implements them."""
 
@@ -70,14 +74,14 @@ class Fields(NamedTuple):
         items: each the name, the name in lower case, and the value.
     """
 
-    names: frozenset[bytes]
+    names: tuple[bytes, ...]
     items: tuple[tuple[bytes, bytes, bytes], ...]
 
     @classmethod
     def of(cls, given: Mapping[str, str]) -> Self:
         """The headers in `given`, checked like those of a call."""
         items = tuple((name, name.lower(), value) for name, value in check_headers(given).raw)
-        return cls(frozenset(name for _, name, _ in items), items)
+        return cls(tuple({name for _, name, _ in items}), items)
 
 
 def with_fields(headers: httpx.Headers, fields: Fields) -> httpx.Headers:
@@ -89,8 +93,10 @@ def with_fields(headers: httpx.Headers, fields: Fields) -> httpx.Headers:
         for name, _, value in items:
             copy[name.decode("ascii")] = value.decode("latin-1")
         return copy
-    kept = [each for each in given if each[1] not in names]
-    kept += items
+    kept = [*given, *items]
+    for name in names:
+        if name in map(_lower_name, given):
+            kept = [*(each for each in given if each[1] not in names), *items]
     copy = object.__new__(type(headers))
     copy.__dict__ = {**headers.__dict__, "_list": kept}
     return copy

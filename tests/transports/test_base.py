@@ -100,7 +100,6 @@ def answered(request: httpx.Request, response: httpx.Response, now: float, *, qu
     call = Call.start(request, now)
     attempt = Attempt(call)
     attempt.record.queued = queued
-    attempt.allowance(100.0)
     attempt.finish(response, now)
     return call
 

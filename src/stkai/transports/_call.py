@@ -5,7 +5,6 @@ A `Call` never changes. Each pass of its request through the stack is an `Attemp
 
 import itertools
 import math
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -15,7 +14,8 @@ import httpx
 from .._abandonable import Job
 from .._errors import ConfigurationError, DeadlineExceededError
 from .._families import family_of
-from .._urls import DEFAULT_PORTS, origin_of
+from .._urls import DEFAULT_PORTS
+from ._chain import CHAIN, CONTINUED, chain_before, note_answer
 from ._options import AMBIENT, NO_OPTIONS, UNSET, CallRecord, Priority, RequestOptions
 
 if TYPE_CHECKING:
@@ -27,84 +27,7 @@ OPTIONS: Final = "stkai"
 ATTEMPT: Final = "stkai.attempt"
 """The extension that carries an attempt through transports that are not layers."""
 
-_CHAIN: Final = "stkai.chain"
-"""The extension that tells a later hop of a call where and when the call began."""
-
-_AUTHORIZATION: Final = "authorization"
-
-_UNAUTHORIZED: Final = 401
-
-_CHALLENGE: Final = "www-authenticate"
-"""A 401 with this header makes an auth of httpx send the request again with credentials."""
-
 _numbers = itertools.count(1)
-
-
-class Chain:
-    """The requests of one call of an httpx client: the first, its redirects, and what httpx's own auth sends again.
-
-    Each of them passes through the whole stack and is a `Call` there; they share one deadline and one allowance for
-    waiting.
-
-    Attributes:
-        began: when the first began, in seconds of the clock.
-        queued: seconds that earlier requests spent waiting for permits.
-        url: where the first went.
-    """
-
-    __slots__ = (
-        "_call_id",
-        "_is_challenged",
-        "_is_redirected",
-        "_request",
-        "_signed",
-        "began",
-        "queued",
-        "url",
-    )
-
-    def __init__(self, call: "Call") -> None:
-        request = call.request
-        self.began = call.started
-        self.queued = 0.0
-        self.url = request.url
-        self._call_id = call.id
-        self._is_redirected = self._is_challenged = False
-        self._request = weakref.ref(request)
-        self._signed: str | None = None
-
-    def includes(self, request: httpx.Request, call_id: int) -> bool:
-        """Whether the request continues the chain: not if it is a new call that copies the extensions of an old one.
-
-        A redirect is another request object. httpx's auth sends the same one again, with other credentials.
-        """
-        if self._call_id == call_id:
-            return True
-        if self._request() is not request:
-            return self._is_redirected
-        return self._is_challenged and request.headers.get(_AUTHORIZATION) != self._signed
-
-    def ended(self, response: httpx.Response, queued: float) -> None:
-        """Note the answer to the latest request, which says whether another may follow."""
-        self.queued += queued
-        self._is_redirected = response.has_redirect_location
-        self._is_challenged = response.status_code == _UNAUTHORIZED and _CHALLENGE in response.headers
-        if self._is_challenged:
-            request = self._request()
-            self._signed = None if request is None else request.headers.get(_AUTHORIZATION)
-
-    def is_home(self, url: httpx.URL) -> bool:
-        """Whether `url` has the same origin as the first request."""
-        return url is self.url or origin_of(url) == origin_of(self.url)
-
-    def __copy__(self) -> "Chain":
-        return self
-
-    def __deepcopy__(self, memo: object) -> "Chain":
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()
 
 
 class Call(NamedTuple):
@@ -148,16 +71,13 @@ class Call(NamedTuple):
 
     def within(self, seconds: float) -> "Call":
         """The same call, but it must end within `seconds` of the beginning of its chain."""
-        return self._replace(deadline=self.chain().began + seconds)
+        return self._replace(deadline=self.began + seconds)
 
-    def chain(self) -> Chain:
-        """The chain of requests that led to this call; a new one if this call begins it."""
-        extensions = self.request.extensions
-        chain = extensions.get(_CHAIN)
-        if not isinstance(chain, Chain) or not chain.includes(self.request, self.id):
-            # httpx copies the extensions to the request of the next hop.
-            chain = extensions[_CHAIN] = Chain(self)
-        return chain
+    @property
+    def began(self) -> float:
+        """When the first request of its chain began, in seconds of the clock."""
+        chain = chain_before(self.request)
+        return self.started if chain is None else chain.began
 
     @property
     def method(self) -> str:
@@ -274,7 +194,10 @@ class Attempt:
 
     def allowance(self, seconds: float | None) -> float:
         """What is left of so many seconds of waiting for permits; all attempts and redirects of a call share them."""
-        return math.inf if seconds is None else seconds - self.record.queued - self.call.chain().queued
+        if seconds is None:
+            return math.inf
+        chain = chain_before(self.call.request)
+        return seconds - self.record.queued - (0.0 if chain is None else chain.queued)
 
     @property
     def info(self) -> "CallInfo":
@@ -288,7 +211,7 @@ class Attempt:
 
     def too_late(self, deadline: float) -> DeadlineExceededError:
         """The error to raise when the deadline has passed."""
-        allowed, number = deadline - self.call.chain().began, max(self.number, self.record.attempts)
+        allowed, number = deadline - self.call.began, max(self.number, self.record.attempts)
         msg = f"no answer within the deadline of {allowed:g} s, at attempt number {number}"
         return DeadlineExceededError(msg)
 
@@ -299,13 +222,12 @@ class Attempt:
 
     def finish(self, response: httpx.Response, now: float) -> None:
         """Attach the record to the response."""
-        record = self.record
-        on_wire = now - self.call.started - record.queued - record.backed_off - record.authenticating
+        record, call = self.record, self.call
+        on_wire = now - call.started - record.queued - record.backed_off - record.authenticating
         record.on_wire = on_wire if on_wire > 0 else 0.0
         response.extensions[OPTIONS] = record
-        chain = self.call.request.extensions.get(_CHAIN)
-        if chain is not None:
-            chain.ended(response, record.queued)
+        if response.status_code in CONTINUED or CHAIN in call.request.extensions:
+            note_answer(call.request, call.started, record.queued, response)
 
 
 def cannot_send() -> RuntimeError:

@@ -17,6 +17,7 @@ from ..._headers import Fields, with_fields
 from ..._secrets import HoldsSecret, Secret, reveal
 from ..._urls import Origin, is_private, origin_of, parse_origin, show_origin
 from .._call import Attempt, copy_request
+from .._chain import is_home
 from .fetch import failure_of
 from .provider import AuthProvider, has_own_headers, is_sendable
 
@@ -44,9 +45,10 @@ class Token(HoldsSecret):
         fields: the headers; None if they cannot be sent.
     """
 
-    __slots__ = ("_claims", "fields", "value")
+    __slots__ = ("_auth", "_claims", "fields", "value")
 
-    def __init__(self, given: str | Mapping[str, str]) -> None:
+    def __init__(self, given: str | Mapping[str, str], auth: "BearerAuth") -> None:
+        self._auth = auth
         if isinstance(given, str):
             self.value = given
             given = {"Authorization": f"Bearer {given}" if is_sendable(given) else "\n"}
@@ -60,6 +62,10 @@ class Token(HoldsSecret):
     def is_news(self) -> bool:
         """True the first time it is asked."""
         return next(self._claims) == 0
+
+    def is_kept(self) -> bool:
+        """Whether it is still the token to sign with."""
+        return self._auth.kept() is self
 
     def __repr__(self) -> str:
         return "<access token>"
@@ -102,6 +108,7 @@ class BearerAuth(HoldsSecret):
                     f"{method} must be a plain method, since it is called without await: {cure}"
                 )
         self.provider = provider
+        self._has_own_headers = has_own_headers(provider)
         self.allow_http = allow_http
         names = (origins,) if isinstance(origins, str) else origins
         urls = None if names is None else [parse_origin(name) for name in names]
@@ -119,9 +126,10 @@ class BearerAuth(HoldsSecret):
         """
         if self.origins is not None:
             return origin_of(url) in self.origins
-        if not attempt.call.chain().is_home(url):
+        if not is_home(url, attempt.call.request):
             return False
-        self.require_private(url)
+        if url.scheme != "https":
+            self.require_private(url)
         return True
 
     def require_private(self, url: httpx.URL) -> None:
@@ -130,7 +138,7 @@ class BearerAuth(HoldsSecret):
         Raises:
             AuthenticationError: the connection is not encrypted.
         """
-        if url.scheme != "https" and not self._is_safe(origin_of(url)):
+        if not self._is_safe(origin_of(url)):
             raise ExposedTokenError(_EXPOSED.format(show_origin(url)))
 
     def _is_safe(self, origin: Origin) -> bool:
@@ -138,13 +146,13 @@ class BearerAuth(HoldsSecret):
 
     def token(self, given: str | Mapping[str, str]) -> Token:
         """The token, or the headers that carry it, in the form in which they are sent; the same object for the same."""
-        if isinstance(given, Mapping):
-            key: Hashable = tuple((name, str(value)) for name, value in given.items())
-        else:
-            key = given = given if isinstance(given, str) else ""  # Providers are user code.
+        key: Hashable = given
+        if not isinstance(given, str):  # Providers are user code.
+            given = given if isinstance(given, Mapping) else ""
+            key = tuple((name, str(value)) for name, value in given.items()) if given else ""
         token = self._tokens.get(key)
         if token is None:
-            token = self._tokens.setdefault(key, Token(given))
+            token = self._tokens.setdefault(key, Token(given, self))
             for old in list(self._tokens)[:-2]:
                 self._tokens.pop(old, None)
         return token
@@ -157,7 +165,7 @@ class BearerAuth(HoldsSecret):
         """
         provider = self.provider
         cached = provider.cached_access_token()
-        if cached is None or not has_own_headers(provider):
+        if cached is None or not self._has_own_headers:
             return None if cached is None else self.token(cached)
         try:
             return self.token(provider.get_auth_headers())

@@ -47,7 +47,7 @@ class _AuthFlow(LayerBase):
         renewed, waited = False, False
         while True:
             # After one wait, it leaves with the token it got: if every token takes long, it might never be sent.
-            attempt.is_signed = None if waited else partial(self._is_kept, token)
+            attempt.is_signed = None if waited else token.is_kept
             try:
                 response = yield from self.forward(policy.sign(request, token), attempt)
             except SignatureExpired:
@@ -95,9 +95,6 @@ class _AuthFlow(LayerBase):
         if broken is not None:
             raise broken
         return None
-
-    def _is_kept(self, token: Token) -> bool:
-        return self.policy.kept() is token
 
     def fetch(self, attempt: Attempt, reason: str) -> Steps[Token]:
         """A token from the provider; emits an event if it is a new one."""

@@ -45,6 +45,7 @@ class _LimitFlow(LayerBase):
     name = "limiter"
     policy: Limiter | Chooser
     _choose: Callable[[httpx.Request], Limiter] | None
+    _is_ours: bool
     _meter: Meter
 
     def __init__(
@@ -59,6 +60,7 @@ class _LimitFlow(LayerBase):
         super().__init__(inner, context=context)
         self.policy = checked_limiter(policy, _WANTED)
         self._choose = self.policy.limiter_for if isinstance(self.policy, Chooser) else None
+        self._is_ours = _is_ours(self.policy)
         for name, function in (("cost", cost), ("settle", settle)):
             if function is not None and (not callable(function) or iscoroutinefunction(function)):
                 msg = f"{name} must be a plain function, not {function!r}"
@@ -67,8 +69,11 @@ class _LimitFlow(LayerBase):
         subscribe(self.policy, self)
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
-        limiter: Any = self.policy if self._choose is None else self._choose(request)
-        is_ours = isinstance(limiter, QueueLimiter) and not limiter.is_own
+        limiter: Any = self.policy
+        is_ours = self._is_ours
+        if self._choose is not None:
+            limiter = self._choose(request)
+            is_ours = _is_ours(limiter)
         plan = limiter.plan_for(request) if is_ours else plan_of_own(limiter, request)
         if plan is None:
             return (yield from self.forward(request, attempt))
@@ -107,7 +112,12 @@ class _LimitFlow(LayerBase):
             if plan.ends:
                 limiter.end(turn, now)
             raise
-        return (yield from self._take_note(limiter, turn, plan, request, attempt, response, sent))
+        # While nothing can be learnt from a success, do without the answer, and without the limiter's lock.
+        was_refused = response.status_code == _TOO_MANY_REQUESTS
+        learns = was_refused or not is_ours or (plan.listens and limiter.listens(clock.monotonic()))
+        if learns or plan.ends or plan.priced:
+            yield from self._take_note(limiter, turn, plan, request, attempt, response, sent, learns=learns)
+        return response
 
     def _take_note(
         self,
@@ -118,26 +128,20 @@ class _LimitFlow(LayerBase):
         attempt: Attempt,
         response: httpx.Response,
         sent: float,
-    ) -> Flow:
+        *,
+        learns: bool,
+    ) -> Steps[None]:
         """Let the limiter learn from the answer, and notify it when the body has ended."""
-        clock = self.context.clock
-        is_ours = isinstance(limiter, QueueLimiter) and not limiter.is_own
-        # While nothing can be learnt from a success, do without the answer, and without the limiter's lock.
-        was_refused = response.status_code == _TOO_MANY_REQUESTS
-        learns = was_refused or not is_ours or (plan.listens and limiter.listens(clock.monotonic()))
-        if not learns and not plan.ends and not plan.priced:
-            return response
         try:
             if learns:
                 yield from self._learn(limiter, turn, attempt, response, sent)
-            if plan.ends or (plan.priced and not was_refused):
+            if plan.ends or plan.priced:
                 self._watch(limiter, turn, plan, request, response)
         except BaseException:  # The limiter and the listener may be user code.
             if plan.ends:
-                limiter.end(turn, clock.monotonic())
+                limiter.end(turn, self.context.clock.monotonic())
             yield Close(response)
             raise
-        return response
 
     def _learn(
         self, limiter: Limiter, turn: Turn, attempt: Attempt, response: httpx.Response, sent: float
@@ -272,6 +276,11 @@ class AsyncAdaptiveTransport(AsyncLimiterTransport):
     """
 
     name = "adaptive"
+
+
+def _is_ours(limiter: object) -> bool:
+    """Whether it is a limiter of stkai, which need not see every request and every answer."""
+    return isinstance(limiter, QueueLimiter) and not limiter.is_own
 
 
 def limiter(policy: Limits, *, cost: Estimate | None = None, settle: Settle | None = None) -> Layer:

@@ -192,7 +192,10 @@ class Queue:
 
     def listens(self, now: float) -> bool:
         """Whether an answer of success at `now` could teach any of the sources anything."""
-        return any(source.listens(now) for source in self.sources)
+        for source in self.sources:  # A generator would cost as much again.
+            if source.listens(now):
+                return True
+        return False
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Take note of the answer's head, or of the error in its place; what was never sent is given back."""

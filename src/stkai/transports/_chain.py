@@ -1,0 +1,97 @@
+"""The requests of one call of an httpx client: the first, its redirects, and what httpx's own auth sends again.
+
+Each of them passes through the whole stack and is a `Call` there; they share one deadline and one allowance for
+waiting. Nearly all calls are a single request: a chain is made only when an answer allows another request.
+"""
+
+import weakref
+from typing import Any, Final
+
+import httpx
+
+from .._urls import origin_of
+
+CHAIN: Final = "stkai.chain"
+"""The extension that tells a later request when and where the first began: httpx copies the extensions to it."""
+
+_AUTHORIZATION: Final = "authorization"
+
+_UNAUTHORIZED: Final = 401
+
+_CHALLENGE: Final = "www-authenticate"
+"""A 401 with this header makes an auth of httpx send the request again with credentials."""
+
+CONTINUED: Final = frozenset({301, 302, 303, 307, 308, _UNAUTHORIZED})
+"""The statuses after which an httpx client may send another request."""
+
+
+class Chain:
+    """What the requests of a call have in common.
+
+    Attributes:
+        began: when the first began, in seconds of the clock.
+        queued: seconds that the earlier requests spent waiting for permits.
+        url: where the first went.
+    """
+
+    __slots__ = ("_is_challenged", "_is_redirected", "_request", "_signed", "began", "queued", "url")
+
+    def __init__(self, request: httpx.Request, began: float) -> None:
+        self.began, self.queued, self.url = began, 0.0, request.url
+        self._request = weakref.ref(request)
+        self._is_redirected = self._is_challenged = False
+        self._signed: str | None = None
+
+    def includes(self, request: httpx.Request) -> bool:
+        """Whether the request continues the chain: not if it is a new call that copies the extensions of an old one.
+
+        A redirect is another request object. httpx's auth sends the same one again, with other credentials.
+        """
+        if self._request() is not request:
+            return self._is_redirected
+        return self._is_challenged and request.headers.get(_AUTHORIZATION) != self._signed
+
+    def ended(self, response: httpx.Response, queued: float) -> None:
+        """Note the answer to the latest request, which says whether another may follow."""
+        self.queued += queued
+        self._is_redirected = response.has_redirect_location
+        self._is_challenged = response.status_code == _UNAUTHORIZED and _CHALLENGE in response.headers
+        if self._is_challenged:
+            request = self._request()
+            self._signed = None if request is None else request.headers.get(_AUTHORIZATION)
+
+    def __copy__(self) -> "Chain":
+        return self
+
+    def __deepcopy__(self, memo: object) -> "Chain":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+
+def chain_before(request: httpx.Request) -> Chain | None:
+    """The chain that the request continues; None if it is the first of its call."""
+    chain = request.extensions.get(CHAIN)
+    return chain if isinstance(chain, Chain) and chain.includes(request) else None
+
+
+def is_home(url: httpx.URL, request: httpx.Request) -> bool:
+    """Whether `url` has the same origin as the first request of the call that `request` belongs to."""
+    chain = chain_before(request)
+    first = request.url if chain is None else chain.url
+    return url is first or origin_of(url) == origin_of(first)
+
+
+def note_answer(request: httpx.Request, began: float, queued: float, response: httpx.Response) -> None:
+    """Note the answer to a request, if another may follow it, or if it followed another.
+
+    Args:
+        request: the one that was answered.
+        began: when it began, in seconds of the clock.
+        queued: seconds that it spent waiting for permits.
+        response: the answer.
+    """
+    chain = chain_before(request) or Chain(request, began)
+    chain.ended(response, queued)
+    request.extensions[CHAIN] = chain
