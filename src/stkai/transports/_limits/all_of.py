@@ -101,7 +101,7 @@ class AllOf(QueueLimiter):
 
     def _sources_for(self, turn: Turn) -> tuple[Source, ...]:
         plan = self.plan_for(turn.request) or self._plan
-        turn.sources, turn.guests = plan.sources, plan.guests
+        turn.sources, turn.guests, turn.is_by_hand = plan.sources, plan.guests, True
         return plan.sources
 
     def ask(self, turn: Turn, now: float) -> float | Operation:

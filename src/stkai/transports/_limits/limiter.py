@@ -50,6 +50,7 @@ class Turn:
         leases: what shared sources keep for this turn.
         guests, inner: limiters of the user's own that it asks as well, and the turns that these see.
         is_admitted: whether the guests have let it go.
+        is_by_hand: whether neither a layer nor a permit asks with it, and so keeps it while it holds a permit.
     """
 
     request: httpx.Request | None = None
@@ -78,6 +79,7 @@ class Turn:
     guests: tuple[Any, ...] = ()
     inner: "dict[Any, Turn]" = {}  # noqa: RUF012 - never changed; a turn with guests gets its own
     is_admitted: bool = False
+    is_by_hand: bool = False
 
     def __init__(
         self,

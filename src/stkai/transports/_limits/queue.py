@@ -110,7 +110,7 @@ class Queue:
                 source.afterwards(now)
 
     def _sources_for(self, turn: Turn) -> tuple[Source, ...]:
-        turn.sources = self.sources
+        turn.sources, turn.is_by_hand = self.sources, True
         return self.sources
 
     def _stand_in_line(self, turn: Turn, now: float, order: Order) -> float | Operation:

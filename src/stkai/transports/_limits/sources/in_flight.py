@@ -1,7 +1,9 @@
 """A number of requests that may be on their way at once."""
 
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
+from weakref import ref
 
 from .source import TICK, Limits, Source
 
@@ -16,25 +18,36 @@ _SHORTEST: Final = 0.001
 class Slots(Source):
     """At most `most` at once: a slot is taken when a request goes, and is free when its answer has ended.
 
-    Nobody knows when that will be: its seconds are a guess, from how long the last ones took.
+    Nobody knows when that will be: its seconds are a guess, from how long the last ones took. A slot is also free when
+    its turn is collected, since an interrupt may cut off whatever was to free it; the callback of a weak reference is a
+    method of a C type, which no interrupt can cut off. Layers and permits keep their turns until then.
 
     Attributes:
         most: how many there are.
-        busy: how many are taken.
     """
 
     is_exact = False
 
     def __init__(self, most: int) -> None:
-        self.most, self.busy = most, 0
+        self.most = most
+        self._taken: set[ref[Turn] | Turn] = set()
+        self._lost: deque[ref[Turn]] = deque()
+        self._note_lost = self._lost.append
         self._mean = _FIRST_GUESS
         self._freed_at = 0.0
+
+    @property
+    def busy(self) -> int:
+        """How many are taken."""
+        return len(self._taken) - len(self._lost)
 
     @property
     def limit(self) -> str:  # type: ignore[override]
         return f"{self.most} in flight"
 
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
+        while self._lost:
+            self._taken.discard(self._lost.popleft())
         if self.busy + ahead < self.most:
             return 0.0
         # If they take longer than the last ones did, look ever more rarely.
@@ -47,10 +60,10 @@ class Slots(Source):
         return 0.0  # A slot is free again before long.
 
     def take(self, turn: "Turn", now: float) -> None:
-        self.busy += 1
+        self._taken.add(turn if turn.is_by_hand else ref(turn, self._note_lost))
 
     def give_back(self, turn: "Turn", now: float) -> None:
-        self.busy -= 1
+        self._taken.discard(turn if turn.is_by_hand else ref(turn))
         self._freed_at = now
 
     def end(self, turn: "Turn", now: float) -> None:
@@ -65,4 +78,5 @@ class Slots(Source):
             self.most = int(limits.max_requests)
 
     def forked(self) -> None:
-        self.busy = 0
+        self._taken.clear()
+        self._lost.clear()
