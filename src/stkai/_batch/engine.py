@@ -38,8 +38,8 @@ class Outcome:
 class RequestJournal(Protocol):
     """What earlier runs have left behind."""
 
-    def begin(self, index: int) -> Exception | bool:
-        """True if the outcome was handed out before, an error if it is to be the outcome; a new request is recorded."""
+    def known(self, index: int) -> Exception | bool:
+        """True if the outcome was handed out before; an error if that is to be the outcome."""
         ...
 
 
@@ -78,7 +78,7 @@ class Reader:
         """The request with its index; None if its outcome was handed out before."""
         index = self._count
         self._count += 1
-        known = False if self._journal is None else self._journal.begin(index)
+        known = False if self._journal is None else self._journal.known(index)
         return None if known is True else Outcome(index, request, None, known or None)
 
 

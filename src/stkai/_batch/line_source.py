@@ -108,7 +108,7 @@ class LineSource:
             self._report(number, output_line(number, error.custom_id, failure), failure)
             return None
         self._note_id(number, target.custom_id)
-        line = self.in_flight[number] = LineInFlight(number, target.custom_id, execution)
+        line = self.in_flight[number] = LineInFlight(self._client, number, target.custom_id, execution)
         key = str(uuid5(self._job.id, f"line-{number}"))
         return target.request(key, self._client.extensions(line))
 
