@@ -17,7 +17,7 @@ from .json_text import Template
 from .options import Options
 from .progress import show_time
 from .request_formats import Format, InvalidLineError, Values
-from .usage import show_count, show_dollars
+from .usage import count, show_count, show_dollars
 
 _SHOWN: Final = 20
 """How many lines to list for each kind of problem."""
@@ -115,7 +115,7 @@ def _check_first_url(path: Path) -> None:
 def _check_placeholders(path: Path, columns: list[str], template: Template, *, is_csv: bool) -> None:
     """Refuse a placeholder that no column fills, and text in braces that looks like the name of a column."""
     unknown = [name for name in template.names if is_csv and name not in columns]
-    unknown += [text for text in template.literals if _resembles(text, columns)]
+    unknown += [text for text in template.optional if _resembles(text, columns)]
     if unknown:
         names = ", ".join(columns)
         hint = "" if unknown[0] in template.names else f" (to send it as it is, write {{ {unknown[0]} }})"
@@ -170,9 +170,9 @@ def _dry_run(plan: Plan, lines: Lines, say: Callable[[str], None]) -> bool:
             if duplicates <= _SHOWN:
                 say(f"{where}: duplicate custom_id {target.custom_id}, as in line {earlier}")
     if duplicates:
-        say(f"{duplicates:,} duplicate ids, which is allowed; use `id` to tell the lines apart")
+        say(f"{count(duplicates, 'duplicate id')}, which is allowed; use `id` to tell the lines apart")
     if invalid:
-        say(f"{invalid:,} invalid lines, which would be reported as failures")
+        say(f"{count(invalid, 'invalid line')}, which would be reported as failures")
     _estimate(options, requests, size, say)
     return not invalid
 
@@ -180,11 +180,13 @@ def _dry_run(plan: Plan, lines: Lines, say: Callable[[str], None]) -> bool:
 def _estimate(options: Options, requests: int, size: int, say: Callable[[str], None]) -> None:
     tokens, price = size / _BYTES_PER_TOKEN, options.price
     cost = "" if price is None else f", {show_dollars(price.dollars(round(tokens), 0))} for the input alone"
-    say(f"{requests:,} requests, {show_count(size)} bytes, about {show_count(tokens)} input tokens{cost}")
+    say(
+        f"{count(requests, 'request')}, {show_count(size)} bytes, about {show_count(tokens)} input tokens{cost}"
+    )
     limit = STKAI.config.rate_limit
     quotas = [(options.rpm, 60.0)]
     if limit.enabled:
         quotas.append((limit.max_requests, limit.time_window or 0.0))
     for most, window in quotas:
         if most and window and requests:
-            say(f"at {most} requests per {window:g} s: at least {show_time(requests * window / most)}")
+            say(f"at {most:,} requests per {window:g} s: at least {show_time(requests * window / most)}")

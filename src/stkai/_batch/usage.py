@@ -88,6 +88,11 @@ def _first(usage: Mapping[str, Any], names: tuple[str, ...]) -> int:
     return 0
 
 
+def count(number: int, what: str) -> str:
+    """A number of things: 1 line, 3,000 lines."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def show_count(count: float) -> str:
     """A count, short: 812, 41.2k, 12.4M."""
     for limit, unit in ((_MILLION, "M"), (10_000, "k")):
