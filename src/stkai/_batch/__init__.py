@@ -15,10 +15,9 @@ quick_commands   executions that are created and polled
 output_lines     from an answer to a line of an output; messages of failures
 outputs          the two files of outcomes, or stdout
 merge            sorts outputs, and joins those of shards
-journal          which lines were sent
-job_state        what is known about each line
+journal          which lines were sent, and what a resumed job knows about each
 append_file      records that a kill cannot tear; locks; fsync
-progress, usage  what is shown meanwhile
+progress         what is shown meanwhile: lines, tokens, dollars
 send_all         `send_all` and `asend_all`, and their journal
 senders          how each kind of client sends a request, and how that is watched
 errors           errors that concern a batch as a whole

@@ -11,7 +11,7 @@ from .batch_client import BatchClient, LineInFlight
 from .engine import Requests
 from .input_lines import Read
 from .job import Job
-from .job_state import LineState
+from .journal import LineState
 from .output_lines import UNKNOWN, Failure, output_line
 from .outputs import StdoutOutputs
 from .request_formats import InvalidLineError, custom_id
@@ -53,7 +53,7 @@ class LineSource:
         self.duplicates: list[tuple[int, str]] = []
         self._ids: set[int] = set()
         self._job, self._client, self._clock, self._report, self._flush = job, client, clock, report, flush
-        self._options, self._form, self._shard = job.plan.options, job.plan.form, job.plan.options.slice()
+        self._options, self._form, self._shard = job.plan.options, job.plan.form, job.plan.options.part
         self._ordered = job.outputs if isinstance(job.outputs, StdoutOutputs) else None
 
     def requests(self) -> Requests:
@@ -87,8 +87,7 @@ class LineSource:
 
     def _request(self, number: int, read: Read) -> httpx.Request | None:
         """The request for a line; None if there is nothing to send."""
-        index, shards = self._shard
-        if (number - 1) % shards != index:
+        if not self._shard.has(number):
             return None
         state = self._job.recovered.begin(number)
         if state is LineState.DONE or state is LineState.FAILED:

@@ -4,7 +4,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,9 +15,8 @@ from .errors import UsageError
 from .input_lines import CsvRecords, JsonLines, Lines, StdinCopy
 from .json_text import Template
 from .options import Options
-from .progress import show_time
+from .progress import count, show_count, show_dollars, show_time
 from .request_formats import Format, InvalidLineError, Values
-from .usage import count, show_count, show_dollars
 
 _SHOWN: Final = 20
 """How many lines to list for each kind of problem."""
@@ -62,12 +61,9 @@ class Plan:
                 _check_first_url(path)
         return cls(options, template, options.format(template))
 
-    def lines(self, size: int | None = None, stdin: StdinCopy | None = None) -> Lines:
-        """The lines of the first `size` bytes of the input, or of what is copied from stdin."""
-        if stdin is not None:
-            return JsonLines(stdin.path, is_complete=lambda: stdin.is_complete)
-        path = Path(self.options.source)
-        return CsvRecords(path, size) if self.options.is_csv else JsonLines(path, size)
+    def lines(self, source: Path, size: int | None = None) -> Lines:
+        """The lines of the first `size` bytes of the input, or of the copy of stdin."""
+        return CsvRecords(source, size) if self.options.is_csv else JsonLines(source, size)
 
 
 def _check_streams(options: Options) -> None:
@@ -137,21 +133,21 @@ def _resembles(text: str, columns: list[str]) -> bool:
 
 def dry_run(plan: Plan, say: Callable[[str], None]) -> bool:
     """Report on the input; whether every line is a valid request."""
-    with ExitStack() as stack:
-        stdin = None
-        if plan.options.from_stdin:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stkai-batch-"))
-            stdin = StdinCopy(Path(folder, "stdin.jsonl"))
-            stdin.copy()
-        return _dry_run(plan, plan.lines(stdin=stdin), say)
+    options = plan.options
+    with tempfile.TemporaryDirectory(prefix="stkai-batch-") as folder:
+        source = Path(options.source)
+        if options.from_stdin:
+            source = Path(folder, "stdin.jsonl")
+            StdinCopy(source).copy()
+        return _dry_run(plan, plan.lines(source), say)
 
 
 def _dry_run(plan: Plan, lines: Lines, say: Callable[[str], None]) -> bool:
-    options, (shard, shards) = plan.options, plan.options.slice()
+    options, shard = plan.options, plan.options.part
     invalid = duplicates = requests = size = 0
     first: dict[int, int] = {}
     for item in lines:
-        if item is None or (item[0] - 1) % shards != shard:
+        if item is None or not shard.has(item[0]):
             continue
         number, read = item
         where = f"{options.source}, line {number}"

@@ -25,10 +25,9 @@ from .._checks import POSITIVE_COUNT, check_number
 from .._client import AsyncHttpClient, HttpClient
 from .._errors import ConfigurationError, InvalidArgumentError
 from .._families import alike
-from .engine import Outcome, Reader, Requests, outcomes_of
+from .engine import Outcome, Requests, begin, outcomes_of
 from .errors import DroppedError, OutcomeUnknownError, WriteError
-from .job_state import LineState, LineStates, Recovered
-from .journal import Journal
+from .journal import Journal, LineState, LineStates, Recovered
 from .senders import Watch, async_sender, sender
 
 JournalPath = str | os.PathLike[str]
@@ -198,7 +197,7 @@ async def _asend_all(
             _check_request(request)
             return await send(request, _Sending(memory, index))
 
-        async with aclosing(outcomes_of(work, requests, most, memory)) as outcomes:
+        async with aclosing(outcomes_of(work, requests, most, memory.known)) as outcomes:
             async for outcome in outcomes:
                 with memory.handing_out(outcome):
                     yield outcome
@@ -224,15 +223,23 @@ def _send_all(
                 return
             ready.put(outcome)
 
-        reading, pending, reader = iter(requests), 0, Reader(memory)
+        reading = filter(None, (begin(*each, memory.known) for each in enumerate(requests)))
+        pending, has_ended, failure = 0, False, None
         pool = ThreadPoolExecutor(most, thread_name_prefix="stkai.send_all")
         try:
             while True:
-                while pending < most and (taken := reader.take(reading)) is not None:
-                    pending += 1
-                    if taken.error is None:
+                while pending < most and not has_ended:
+                    try:
+                        taken = next(reading, None)
+                    except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
+                        taken, failure = None, error
+                    if taken is None:
+                        has_ended = True
+                    elif taken.error is None:
+                        pending += 1
                         pool.submit(copy_context().run, work, taken.index, taken.request)
                     else:
+                        pending += 1
                         ready.put(taken)
                 if not pending:
                     break
@@ -242,8 +249,8 @@ def _send_all(
                 pending -= 1
                 with memory.handing_out(outcome):
                     yield outcome
-            if reader.failure is not None:
-                raise reader.failure
+            if failure is not None:
+                raise failure
         finally:
             memory.ending.run()
             pool.shutdown(wait=True, cancel_futures=True)

@@ -114,7 +114,7 @@ def run(  # noqa: PLR0913, PLR0917 - each option of the command is a parameter
     from .._batch.command import REFUSED, complain, run_batch
     from .._batch.errors import UsageError
     from .._batch.options import Options
-    from .._batch.usage import Price
+    from .._batch.progress import Price
 
     try:
         options = Options(**{**given, "price": None if price is None else Price.parse(price)})
