@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,6 +100,13 @@ def test_json_on_one_line_means_the_same(value: Any) -> None:
         text = one_line(json.dumps(value, indent=indent, ensure_ascii=False))
         assert json.loads(text) == value
         assert len(text.splitlines()) <= 1 or not {"\n", "\r", "\u2028", "\u2029", "\x85"} & set(text)
+
+
+def test_an_integer_that_no_float_holds_is_kept_as_text() -> None:
+    kind = {"Content-Type": "application/json"}
+    assert body_of(httpx.Response(200, content=b"[9]", headers=kind)).text == "[9]"
+    body = b"[" + b"9" * 5000 + b"]"
+    assert json.loads(body_of(httpx.Response(200, content=body, headers=kind)).text) == body.decode()
 
 
 def test_numbers_of_any_length_pass() -> None:
@@ -228,6 +236,14 @@ def test_a_member_with_a_space_in_its_name_is_a_placeholder(
     assert job.codes() == {3: "invalid_line"}
 
 
+def test_members_with_spaces_are_put_in_from_stdin_as_well(
+    job: Job, counting: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "body.json").write_text('{"t": "{first name}, {yes or no}"}')
+    assert job.run("-", "--body", "body.json", stdin=b'{"first name": "Ann"}\n').returncode == 0
+    assert counting.bodies == [{"t": "Ann, {yes or no}"}]
+
+
 @pytest.mark.parametrize(
     ("placeholder", "says"),
     [
@@ -267,6 +283,14 @@ def test_a_file_in_utf_16_is_refused_with_the_remedy(
         source = "in.jsonl" if name == "in.jsonl" else "in.csv"
         result = job.run(source, *(() if source == "in.jsonl" else ("--body", "body.json")))
         assert (result.returncode, "save the file as UTF-8" in result.stderr) == (2, True), encoding
+    assert counting.seen == []
+
+
+def test_stdin_in_utf_16_fails_with_the_remedy(job: Job, counting: Server) -> None:
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        job.run("-", "--restart", stdin='{"url": "/x", "body": {}}\n'.encode(encoding))
+        assert all("save the file as UTF-8" in entry["error"]["message"] for entry in job.failures().values())
+        assert job.failures()
     assert counting.seen == []
 
 

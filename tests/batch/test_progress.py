@@ -9,8 +9,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from stkai._batch.progress import Bar, Display, Pace, Plain, Progress, show_time
-from stkai._batch.usage import Price, Usage, show_count, show_dollars
+from stkai._batch.progress import (
+    Bar,
+    Display,
+    Pace,
+    Plain,
+    Price,
+    Progress,
+    Usage,
+    show_count,
+    show_dollars,
+    show_time,
+)
 
 from .job import Job, server
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import json
 import threading
@@ -16,6 +17,8 @@ import pytest
 import trio
 
 import stkai
+from stkai._batch.errors import WriteError
+from stkai._batch.journal import Journal
 from stkai.testing import FakeClock
 from tests.support.world import World
 
@@ -454,7 +457,6 @@ async def test_requests_whose_connection_failed_are_not_unknown_after_an_orderly
 
 
 @pytest.mark.real_time
-@pytest.mark.worlds("asyncio", "trio")
 async def test_requests_that_waited_for_a_permit_are_not_unknown_after_an_orderly_end(
     world: World, tmp_path: Path
 ) -> None:
@@ -471,6 +473,45 @@ async def test_requests_that_waited_for_a_permit_are_not_unknown_after_an_orderl
     assert {outcome.index for outcome in [*taken, *rest]} == set(range(6))
     assert [outcome.error for outcome in rest] == [None] * 4
     assert sorted(sent) == list(range(6))
+
+
+@pytest.mark.real_time
+async def test_requests_that_were_refused_are_not_unknown_after_an_orderly_end(
+    world: World, tmp_path: Path
+) -> None:
+    path = tmp_path / "calls.journal"
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if number_of(request) == 0:
+            return httpx.Response(200)
+        return httpx.Response(503, headers={"Retry-After": "30"})
+
+    async def ahandle(request: httpx.Request) -> httpx.Response:
+        return handle(request)
+
+    build = stkai.build_async_client if world.is_async else stkai.build_client
+    wire = httpx.MockTransport(ahandle if world.is_async else handle)
+    taken = await first(
+        world, 1, build(auth=None, transport=wire), requests(4), max_in_flight=4, journal=path
+    )
+    assert [outcome.index for outcome in taken] == [0]
+    rest = await collect(world, client(world), requests(4), journal=path)
+    assert sorted(outcome.index for outcome in rest) == [1, 2, 3]
+    assert [outcome.error for outcome in rest] == [None] * 3
+
+
+@pytest.mark.real_time
+async def test_nothing_is_sent_when_the_journal_cannot_be_written(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: object, number: int) -> None:
+        raise WriteError("calls.journal", OSError(errno.ENOSPC, "full"))
+
+    monkeypatch.setattr(Journal, "sent", full)
+    sent: list[int] = []
+    with pytest.raises(stkai.StkaiError, match="cannot be written"):
+        await collect(world, client(world, sent.append), requests(9), journal=tmp_path / "calls.journal")
+    assert sent == []
 
 
 async def test_a_journal_changes_nothing_about_the_calls_themselves(world: World, tmp_path: Path) -> None:

@@ -245,6 +245,27 @@ def test_explain_shows_unused_variables(monkeypatch: pytest.MonkeyPatch) -> None
     assert "did you mean STKAI_RATE_LIMIT_ENABLED?" in " ".join(result.output.split())
 
 
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        ("", "[OPTIONS] COMMAND [ARGS]..."),
+        ("batch", "batch [OPTIONS] INPUT"),
+        ("batch merge", "batch merge [OPTIONS] OUT..."),
+        ("quota", "quota [OPTIONS] NAME"),
+        ("demo", "demo [OPTIONS]"),
+        ("explain", "explain [OPTIONS]"),
+    ],
+)
+def test_help_shows_the_usage_as_it_is_typed(command: str, usage: str) -> None:
+    for name in ("-h", "--help"):
+        result = run(*command.split(), name)
+        assert result.exit_code == 0
+        assert result.output.splitlines()[0].endswith(f" {usage}")
+    wrong = run(*command.split(), "--wrong")
+    assert wrong.exit_code == 2
+    assert f"{' '.join(['', *command.split()])} -h' for help" in wrong.stderr
+
+
 def test_the_version_is_that_of_the_package() -> None:
     assert run("--version").output.split() == ["stkai", stkai.__version__]
     assert stkai.__version__ == version("stkai")

@@ -10,16 +10,15 @@ json_text        JSON that keeps its text; templates
 line_source      the lines that are still to be sent
 runner           one run: outcomes are written, halts are decided
 engine           sends many requests in tasks, and yields outcomes
-batch_client     the stack of a batch, with the journal next to the wire; its limits
+batch_client     the stack of a batch, its lines in flight and its limits
 quick_commands   executions that are created and polled
 output_lines     from an answer to a line of an output; messages of failures
 outputs          the two files of outcomes, or stdout
 merge            sorts outputs, and joins those of shards
-journal          which lines were sent
-job_state        what is known about each line
+journal          which lines were sent, and what a resumed job knows about each
 append_file      records that a kill cannot tear; locks; fsync
-progress, usage  what is shown meanwhile
+progress         what is shown meanwhile: lines, tokens, dollars
 send_all         `send_all` and `asend_all`, and their journal
-client_senders   how each kind of client sends a request
+senders          how each kind of client sends a request, and how that is watched
 errors           errors that concern a batch as a whole
 """

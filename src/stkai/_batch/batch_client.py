@@ -1,33 +1,31 @@
-"""The stack of a batch: the one of the settings, with the journal inside all other layers, right before the wire."""
+"""The stack of a batch, that of the settings; and the lines that are sent through it."""
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import httpx
 
+from .._abandonable import Job
 from .._builder import StackBuilder
 from .._client import AsyncHttpClient
 from .._config.models import Settings
 from .._config.stkai import STKAI
 from .._errors import ConfigurationError
-from .._families import alike
 from .._standard import Parts, limiter_from
 from ..costs import llm_tokens
 from ..transports._auth.bearer import BearerAuth, ExposedTokenError
-from ..transports._base import LayerBase
-from ..transports._call import OPTIONS, Attempt
-from ..transports._layer import Layer
+from ..transports._call import OPTIONS
 from ..transports._limits.in_flight import InFlight
 from ..transports._limits.limiter import Limiter
 from ..transports._limits.token_bucket import TokenBucket
-from ..transports._operations import Flow, Run
+from ..transports._operations import Operation, Run
 from ..transports._options import UNSET, RequestOptions
-from ..transports._retry.policy import NOT_SENT
 from .append_file import GroupCommit
 from .errors import DroppedError, UsageError, WriteError
 from .journal import Journal
 from .options import Options
+from .senders import async_sender
 
 LINE: Final = "stkai.batch.line"
 """The request extension that holds the line."""
@@ -35,11 +33,9 @@ LINE: Final = "stkai.batch.line"
 _READ: Final = 600.0
 """Seconds that a batch waits for an answer; longer if `--deadline` is."""
 
-_REFUSED: Final = frozenset({401, 408, 429, 503})
-
 
 class LineInFlight:
-    """A line that is being sent.
+    """A line that is being sent; watches its request, and records in the journal when that goes to the wire.
 
     Attributes:
         number: the line's number.
@@ -48,11 +44,15 @@ class LineInFlight:
         may_drop: whether it can be dropped when the run ends: it was not sent, or was refused, or can be polled later.
     """
 
-    __slots__ = ("_drop", "custom_id", "execution", "may_drop", "number")
+    ending: ClassVar[Job | None] = None
+    __slots__ = ("_client", "_drop", "custom_id", "execution", "may_drop", "number")
 
-    def __init__(self, number: int, custom_id: str, execution: str | None = None) -> None:
+    def __init__(
+        self, client: "BatchClient", number: int, custom_id: str, execution: str | None = None
+    ) -> None:
         self.number, self.custom_id, self.execution = number, custom_id, execution
         self.may_drop = True
+        self._client = client
         self._drop: Callable[[], object] | None = None
 
     def started(self, drop: Callable[[], object]) -> None:
@@ -64,6 +64,37 @@ class LineInFlight:
         if self.may_drop and self._drop is not None:
             self._drop()
 
+    def about_to_send(self) -> Operation | None:
+        client = self._client
+        if client.is_ending:
+            raise DroppedError
+        if client.journal is not None:
+            client.journal.sent(self.number)
+        self.may_drop = False
+        commit = client.commit
+        return None if commit is None else Run(_only_async, lambda _: commit())
+
+    def not_sent(self) -> None:
+        if self._client.journal is not None:
+            # If that fails, the line counts as sent, which is safe, and the next one is not sent.
+            with suppress(WriteError):
+                self._client.journal.not_sent(self.number)
+        self._may_be_dropped()
+
+    async def created(self, execution: str) -> None:
+        """The line has created an execution, which a resumed job goes on polling."""
+        self.execution = execution
+        if self._client.journal is not None:
+            self._client.journal.execution(self.number, execution)
+        if self._client.commit is not None:
+            await self._client.commit()
+        self._may_be_dropped()
+
+    def _may_be_dropped(self) -> None:
+        self.may_drop = True
+        if self._client.is_ending:
+            self.drop()
+
 
 def line_of(request: httpx.Request) -> LineInFlight | None:
     """The line that a request is for, if any."""
@@ -72,10 +103,12 @@ def line_of(request: httpx.Request) -> LineInFlight | None:
 
 
 class BatchClient:
-    """Sends requests through the stack of the settings, and records in the journal which lines are about to be sent.
+    """Sends requests through the stack of the settings.
 
     Attributes:
         is_ending: nothing more may be sent.
+        journal: where lines record that they are sent; None if nothing is recorded.
+        commit: returns once the journal would survive a power failure; None if `--sync always` does not ask for that.
         timeouts: of each attempt, in seconds, as httpx takes them.
 
     Raises:
@@ -89,8 +122,8 @@ class BatchClient:
         self.timeouts = {"connect": 30.0, "read": read, "write": read, "pool": None}
         # A batch waits for its permits as long as it takes.
         self._call = RequestOptions(deadline=UNSET if deadline is None else deadline, max_wait_time=None)
-        self._journal: Journal | None = None
-        self._commit: GroupCommit | None = None
+        self.journal: Journal | None = None
+        self.commit: GroupCommit | None = None
         self._needs_commit = options.sync == "always"
         try:
             parts = Parts.choose(
@@ -108,23 +141,23 @@ class BatchClient:
                 else "\n  - on the command line: --no-auth, for an API that needs no token"
             )
             raise UsageError(f"{error}{hint}") from error
-        journal = Layer("journal", self._flow)
-        self._client = AsyncHttpClient(StackBuilder([*parts.layers, journal]).build_async(wire))
+        self._client = AsyncHttpClient(StackBuilder(parts.layers).build_async(wire))
+        self._send = async_sender(self._client)
         signed = [layer for layer in parts.layers if layer.name == "auth"]
-        self._unlimited = AsyncHttpClient(StackBuilder([*signed, journal]).build_async(wire))
+        self._unlimited = AsyncHttpClient(StackBuilder(signed).build_async(wire))
 
     def record_in(self, journal: Journal) -> None:
         """Use this journal from now on."""
-        self._journal = journal
-        self._commit = GroupCommit(journal.file) if self._needs_commit else None
+        self.journal = journal
+        self.commit = GroupCommit(journal.file) if self._needs_commit else None
 
     def extensions(self, line: LineInFlight) -> dict[str, Any]:
         """The extensions of a line's request."""
         return {OPTIONS: self._call, "timeout": self.timeouts, LINE: line}
 
-    async def send(self, request: httpx.Request) -> httpx.Response:
-        """Send a request with retries, within the limits."""
-        return await self._client.send(request)
+    async def send(self, line: LineInFlight, request: httpx.Request) -> httpx.Response:
+        """Send the request of a line with retries, within the limits."""
+        return await self._send(request, line)
 
     async def poll(self, request: httpx.Request) -> httpx.Response:
         """Send a request once, outside the limits."""
@@ -136,56 +169,6 @@ class BatchClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
-
-    async def created(self, line: LineInFlight, execution: str) -> None:
-        """The line has created an execution."""
-        line.execution = execution
-        if self._journal is not None:
-            self._journal.execution(line.number, execution)
-            await self._committed()
-        self._may_drop(line)
-
-    # The layer
-
-    def _flow(self, layer: LayerBase, request: httpx.Request, attempt: Attempt) -> Flow:
-        line = line_of(request)
-        if line is None:
-            return (yield from layer.forward(request, attempt))
-        yield Run(_only_async, lambda _: self._about_to_send(line))
-        try:
-            response = yield from layer.forward(request, attempt)
-        except alike(*NOT_SENT):
-            self._not_sent(line)
-            raise
-        if response.status_code in _REFUSED:
-            self._not_sent(line)
-        return response
-
-    async def _about_to_send(self, line: LineInFlight) -> None:
-        if self.is_ending:
-            raise DroppedError
-        if self._journal is not None:
-            self._journal.sent(line.number)
-        line.may_drop = False
-        await self._committed()
-
-    async def _committed(self) -> None:
-        """Return once the records would survive a power failure, if `--sync always` asks for that."""
-        if self._commit is not None:
-            await self._commit()
-
-    def _not_sent(self, line: LineInFlight) -> None:
-        """The attempt proves that nothing ran."""
-        if self._journal is not None:
-            # If that fails, the line counts as sent, which is safe, and the next one is not sent.
-            with suppress(WriteError):
-                self._journal.not_sent(line.number)
-        self._may_drop(line)
-
-    def _may_drop(self, line: LineInFlight) -> None:
-        line.may_drop = True
-        if self.is_ending:
-            line.drop()
 
 
 def _only_async(_: float) -> None:

@@ -7,13 +7,15 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, 
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final
 
 import anyio
 import httpx
 
 AsyncSend = Callable[[int, httpx.Request], Awaitable[httpx.Response]]
 """Sends the request with this index."""
+
+_END: Final[Any] = object()
 
 Requests = Iterable[httpx.Request] | AsyncIterable[httpx.Request]
 
@@ -35,51 +37,14 @@ class Outcome:
     error: Exception | None
 
 
-class RequestJournal(Protocol):
-    """What earlier runs have left behind."""
-
-    def begin(self, index: int) -> Exception | bool:
-        """True if the outcome was handed out before, an error if it is to be the outcome; a new request is recorded."""
-        ...
+Known = Callable[[int], Exception | bool]
+"""True if the outcome of this index was handed out before; an error if that is to be its outcome."""
 
 
-class Reader:
-    """Numbers the requests of an iterable, and skips those whose outcome was handed out before.
-
-    Attributes:
-        failure: the error that the iterable raised, to be raised once all outcomes so far are handed out.
-        has_ended: no more requests will come.
-    """
-
-    def __init__(self, journal: RequestJournal | None = None) -> None:
-        self._journal = journal
-        self._count = 0
-        self.failure: Exception | None = None
-        self.has_ended = False
-
-    def end(self, failure: Exception | None = None) -> None:
-        self.failure, self.has_ended = failure, True
-
-    def take(self, requests: Iterator[httpx.Request]) -> Outcome | None:
-        """The next request, as an outcome that may have an error already; None at the end."""
-        if self.has_ended:
-            return None
-        try:
-            for request in requests:
-                taken = self.number(request)
-                if taken is not None:
-                    return taken
-            self.end()
-        except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
-            self.end(error)
-        return None
-
-    def number(self, request: httpx.Request) -> Outcome | None:
-        """The request with its index; None if its outcome was handed out before."""
-        index = self._count
-        self._count += 1
-        known = False if self._journal is None else self._journal.begin(index)
-        return None if known is True else Outcome(index, request, None, known or None)
+def begin(index: int, request: httpx.Request, known: Known) -> Outcome | None:
+    """The outcome of a request before it is sent, which may be an error; None if it was handed out before."""
+    found = known(index)
+    return None if found is True else Outcome(index, request, None, found or None)
 
 
 class BackgroundTasks:
@@ -132,19 +97,64 @@ class BackgroundTasks:
                 await self._have_ended.wait()
 
 
-class _InFlight:
-    """The requests in flight, and the outcomes not handed out yet."""
+class _Bell:
+    """Wakes the task that waits for it."""
 
-    def __init__(self, send: AsyncSend, most: int, reader: Reader) -> None:
-        self._send, self._most, self.reader = send, most, reader
+    def __init__(self) -> None:
+        self._event: anyio.Event | None = None
+
+    def ring(self) -> None:
+        if self._event is not None:
+            self._event.set()
+            self._event = None
+
+    async def wait(self) -> None:
+        self._event = anyio.Event()
+        await self._event.wait()
+
+
+class _InFlight:
+    """The requests in flight, and the outcomes not handed out yet.
+
+    Attributes:
+        pending: how many requests were read, and their outcomes not handed out.
+        has_ended: no more requests will come.
+        failure: what the iterable raised, to be raised once all outcomes so far are handed out.
+    """
+
+    def __init__(self, send: AsyncSend, most: int) -> None:
         self.tasks = BackgroundTasks()
         self.ready: deque[Outcome] = deque()
-        self.failure: BaseException | None = None
         self.pending = 0
-        self._changed: anyio.Event | None = None
-        self._has_room: anyio.Event | None = None
+        self.has_ended = False
+        self.failure: Exception | None = None
+        self._send, self._most = send, most
+        self._crash: BaseException | None = None
+        self._news, self._room = _Bell(), _Bell()
 
-    def start(self, taken: Outcome) -> None:
+    async def feed(self, requests: Requests, known: Known) -> None:
+        """Read the requests to their end, and start each once there is room."""
+        reading = aiter(requests) if isinstance(requests, AsyncIterable) else iter(requests)
+        index = 0
+        try:
+            while True:
+                request = next(reading, _END) if isinstance(reading, Iterator) else await anext(reading, _END)
+                if request is _END:
+                    break
+                taken = begin(index, request, known)
+                index += 1
+                if taken is not None:
+                    self._start(taken)
+                    while self.pending >= self._most:
+                        await self._room.wait()
+        except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
+            self.failure = error
+        except BaseException as error:  # noqa: BLE001 - raised by the generator
+            self._end(error)
+        self.has_ended = True
+        self._news.ring()
+
+    def _start(self, taken: Outcome) -> None:
         self.pending += 1
         if taken.error is None:
             self.tasks.start(partial(self._work, taken.index, taken.request))
@@ -157,33 +167,20 @@ class _InFlight:
         except Exception as error:  # noqa: BLE001 - whatever the call raises is its outcome
             outcome = Outcome(index, request, None, error)
         except BaseException as error:  # noqa: BLE001 - raised by the generator
-            self._fail(error)
+            self._end(error)
             return
         self._put(outcome)
 
-    def _fail(self, error: BaseException) -> None:
-        """Let the generator raise it, in the caller's task; a cancellation ends this one as well."""
-        self.failure = error
-        self._notify()
-        if isinstance(error, (anyio.get_cancelled_exc_class(), GeneratorExit)):
-            raise error
-
     def _put(self, outcome: Outcome) -> None:
         self.ready.append(outcome)
-        self._notify()
+        self._news.ring()
 
-    def _notify(self) -> None:
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = None
-
-    def take(self) -> Outcome:
-        """An outcome to hand out, which makes room for another request."""
-        self.pending -= 1
-        if self._has_room is not None:
-            self._has_room.set()
-            self._has_room = None
-        return self.ready.popleft()
+    def _end(self, error: BaseException) -> None:
+        """Let the generator raise it, in the caller's task; a cancellation ends this one as well."""
+        self._crash = error
+        self._news.ring()
+        if isinstance(error, (anyio.get_cancelled_exc_class(), GeneratorExit)):
+            raise error
 
     async def wait(self) -> None:
         """Wait until there is an outcome, or nothing left to wait for.
@@ -191,58 +188,30 @@ class _InFlight:
         Raises:
             BaseException: a call raised it, and it is not an Exception.
         """
-        if not self.ready and self.failure is None:
-            self._changed = anyio.Event()
-            await self._changed.wait()
-        if self.failure is not None:
-            raise self.failure
+        if not self.ready and self._crash is None:
+            await self._news.wait()
+        if self._crash is not None:
+            raise self._crash
 
-    async def feed(self, requests: AsyncIterable[httpx.Request]) -> None:
-        """Read an async iterable to its end, whenever there is room."""
-        reading = aiter(requests)
-        try:
-            while True:
-                while self.pending >= self._most:
-                    self._has_room = anyio.Event()
-                    await self._has_room.wait()
-                try:
-                    request = await anext(reading)
-                except StopAsyncIteration:
-                    break
-                taken = self.reader.number(request)
-                if taken is not None:
-                    self.start(taken)
-            self.reader.end()
-        except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
-            self.reader.end(error)
-        except BaseException as error:  # noqa: BLE001 - raised by the generator
-            self._fail(error)
-        self._notify()
-
-    def fill(self, requests: Iterator[httpx.Request]) -> None:
-        """Start requests from an iterable while there is room."""
-        while self.pending < self._most and (taken := self.reader.take(requests)) is not None:
-            self.start(taken)
+    def take(self) -> Outcome:
+        """An outcome to hand out, which makes room for another request."""
+        self.pending -= 1
+        self._room.ring()
+        return self.ready.popleft()
 
 
 async def outcomes_of(
-    send: AsyncSend, requests: Requests, most: int, journal: RequestJournal | None = None
+    send: AsyncSend, requests: Requests, most: int, known: Known = lambda _: False
 ) -> AsyncGenerator[Outcome, None]:
     """Send all requests, at most that many at a time, and yield each outcome as its call finishes."""
-    in_flight = _InFlight(send, most, Reader(journal))
-    fill: Callable[[], object] = bool
-    if isinstance(requests, AsyncIterable):
-        in_flight.tasks.start(partial(in_flight.feed, requests))
-    else:
-        fill = partial(in_flight.fill, iter(requests))
+    in_flight = _InFlight(send, most)
+    in_flight.tasks.start(partial(in_flight.feed, requests, known))
     try:
-        fill()
-        while in_flight.pending or not in_flight.reader.has_ended:
+        while in_flight.pending or not in_flight.has_ended:
             await in_flight.wait()
             while in_flight.ready:
                 yield in_flight.take()
-                fill()
-        if in_flight.reader.failure is not None:
-            raise in_flight.reader.failure
+        if in_flight.failure is not None:
+            raise in_flight.failure
     finally:
         await in_flight.tasks.close()

@@ -3,22 +3,23 @@
 import csv
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 from .._errors import StkaiError
 from .append_file import AppendFile
 from .errors import UsageError
-from .job_state import Survey
 from .json_text import Part
 from .request_formats import InvalidLineError, Values, values_of
 
 _BOM: Final = b"\xef\xbb\xbf"
 _BLOCK: Final = 1 << 16
+_SURVEY: Final = re.compile(rb"([0-9]+) ([0-9a-f]{64}) ([0-9]+) ([0-9]+)")
 _ANY_SIZE: Final = 2**31 - 1
 
 Read = Callable[[], Values | None]
@@ -140,6 +141,61 @@ def _row(names: list[str], row: list[str]) -> Values | None:
     return {name: Part(text, "") for name, text in zip(names, row, strict=False)}
 
 
+class Shard(NamedTuple):
+    """One of several parts of an input: of `parts` lines in a row, the one at this place, counted from 0."""
+
+    place: int
+    parts: int
+
+    def has(self, number: int) -> bool:
+        """Whether it has the line with this number, counted from 1."""
+        return (number - 1) % self.parts == self.place
+
+
+ALL_LINES: Final = Shard(0, 1)
+
+
+class Survey(NamedTuple):
+    """The input as it was when a run began.
+
+    Attributes:
+        size: in bytes.
+        sha256: of all of it.
+        lines: how many of its lines belong to this job, without blank ones.
+        last: the number of its last line.
+    """
+
+    size: int
+    sha256: str
+    lines: int
+    last: int
+
+    @classmethod
+    def of(cls, path: Path, size: int, lines: Lines, shard: Shard) -> "Survey":
+        """The survey of the first `size` bytes of a file, and of the lines in them."""
+        own = last = 0
+        for item in lines:
+            if item is not None:
+                last = item[0]
+                own += shard.has(last)
+        return cls(size, sha256(path, size), own, last)
+
+    def __bytes__(self) -> bytes:
+        return b"%d %b %d %d" % (self.size, self.sha256.encode(), self.lines, self.last)
+
+    @classmethod
+    def parse(cls, text: bytes) -> "Survey":
+        """What `bytes(survey)` has written.
+
+        Raises:
+            UsageError: the text is something else.
+        """
+        found = _SURVEY.fullmatch(text)
+        if found is None:
+            raise UsageError("the journal is damaged: pass --restart to start over")
+        return cls(int(found[1]), found[2].decode(), int(found[3]), int(found[4]))
+
+
 class StdinCopy:
     """Copies a descriptor to a file, in a daemon thread, so that a resumed job can read it there.
 
@@ -150,12 +206,17 @@ class StdinCopy:
         error: the reason if copying failed.
     """
 
-    def __init__(self, path: Path, shard: tuple[int, int] = (0, 1), descriptor: int = 0) -> None:
+    def __init__(self, path: Path, shard: Shard = ALL_LINES, descriptor: int = 0) -> None:
         self.path = path
         self.is_complete = False
         self.survey: Survey | None = None
         self.error: StkaiError | None = None
         self._file, self._shard, self._descriptor = AppendFile(path), shard, descriptor
+
+    @property
+    def lines(self) -> Lines:
+        """The lines, as they arrive."""
+        return JsonLines(self.path, is_complete=lambda: self.is_complete)
 
     def start(self) -> None:
         """Start copying."""
@@ -168,23 +229,12 @@ class StdinCopy:
                 while block := os.read(self._descriptor, _BLOCK):
                     self._file.append(block)
             self._file.sync()
-            self.survey = survey(self.path, self._file.size, JsonLines(self.path), self._shard)
+            self.survey = Survey.of(self.path, self._file.size, JsonLines(self.path), self._shard)
         except StkaiError as error:
             self.error = error
         finally:
             self._file.close()
             self.is_complete = True
-
-
-def survey(path: Path, size: int, lines: Lines, shard: tuple[int, int]) -> Survey:
-    """The hash of the first `size` bytes of an input, and how many of the lines in them are in a shard."""
-    own = last = 0
-    index, shards = shard
-    for item in lines:
-        if item is not None:
-            last = item[0]
-            own += (last - 1) % shards == index
-    return Survey(size, sha256(path, size), own, last)
 
 
 def sha256(path: Path, size: int) -> str:

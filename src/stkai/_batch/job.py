@@ -4,21 +4,20 @@ import os
 import tempfile
 import uuid
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .._clock import unique_key
 from .append_file import AppendFile
 from .errors import UsageError
-from .input_lines import JsonLines, Lines, StdinCopy, ends_complete, sha256, survey
-from .job_state import LineState, Recovered, Survey
-from .journal import Header, Journal
+from .input_lines import Lines, StdinCopy, Survey, ends_complete, sha256
+from .journal import Header, Journal, LineState, Recovered
 from .merge import sort_file
 from .options import Options
 from .outputs import FileOutputs, Paths, StdoutOutputs
 from .preflight import Plan
-from .usage import Usage
+from .progress import Usage
 
 
 @dataclass(slots=True)
@@ -28,12 +27,12 @@ class Job:
     Attributes:
         id: makes the idempotency keys.
         outputs: where the outcomes are.
-        recovered: what earlier runs have left behind.
-        usage: the tokens used so far.
-        lines: the lines of the input.
         journal: what was sent; None for stdout, which cannot be resumed.
         paths: its files, unless it writes to stdout.
+        recovered: what earlier runs have left behind.
+        usage: the tokens used so far.
         survey: the input; None while stdin still arrives.
+        lines: the lines of the input.
         stdin: the copy of stdin, if that is the input.
         is_cut_off: stdin ended early, because an earlier run did.
     """
@@ -41,12 +40,12 @@ class Job:
     plan: Plan
     id: uuid.UUID
     outputs: FileOutputs | StdoutOutputs
-    recovered: Recovered
-    usage: Usage
-    lines: Lines
     journal: Journal | None = None
     paths: Paths | None = None
+    recovered: Recovered = field(default_factory=Recovered)
+    usage: Usage = field(default_factory=Usage)
     survey: Survey | None = None
+    lines: Lines = ()
     stdin: StdinCopy | None = None
     is_cut_off: bool = False
 
@@ -79,23 +78,17 @@ class Job:
 
     @classmethod
     def _to_stdout(cls, plan: Plan, stack: ExitStack) -> "Job":
-        options, stdin, known = plan.options, None, None
-        if options.from_stdin:
+        outputs = StdoutOutputs(in_order=plan.options.order == "input")
+        job = cls(plan, uuid.UUID(hex=unique_key(), version=4), outputs, survey=_survey_of_file(plan))
+        folder = ""
+        if plan.options.from_stdin:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stkai-batch-"))
-            stdin = StdinCopy(Path(folder, "stdin.jsonl"), options.slice())
-            stdin.start()
-        else:
-            known = _survey(plan, Path(options.source))
-        outputs = StdoutOutputs(in_order=options.order == "input")
-        lines = plan.lines(None if known is None else known.size, stdin)
-        job = uuid.UUID(hex=unique_key(), version=4)
-        return cls(plan, job, outputs, Recovered(), Usage(), lines, survey=known, stdin=stdin)
+        job._read_input(Path(folder, "stdin.jsonl"))
+        return job
 
     @classmethod
     def _begin(cls, plan: Plan, paths: Paths, journal: Journal, stack: ExitStack) -> "Job":
-        options, stdin, known = plan.options, None, None
-        if not options.from_stdin:
-            known = _survey(plan, Path(options.source))
+        options, survey = plan.options, _survey_of_file(plan)
         # In this order, a kill in between leaves either a complete job or none.
         journal.file.truncate()
         # A job that is no longer there may have left its copy of stdin behind.
@@ -107,17 +100,22 @@ class Job:
         if options.restart and not options.from_stdin:
             paths.stdin.unlink(missing_ok=True)
         facts = {"options": options.facts(plan.template), "input": "stdin" if options.from_stdin else "file"}
-        header = journal.begin("batch", facts, known)
+        header = journal.begin("batch", facts, None if survey is None else bytes(survey))
         journal.limit(options.max_in_flight)
         outputs = FileOutputs(paths)
         stack.callback(outputs.close)
-        if options.from_stdin:
-            stdin = StdinCopy(paths.stdin, options.slice())
-            stdin.start()
-        lines = plan.lines(None if known is None else known.size, stdin)
-        return cls(
-            plan, header.job, outputs, Recovered(), Usage(), lines, journal, paths, survey=known, stdin=stdin
-        )
+        job = cls(plan, header.job, outputs, journal, paths, survey=survey)
+        job._read_input(paths.stdin)
+        return job
+
+    def _read_input(self, copy: Path) -> None:
+        """Read the file, or stdin while it is copied."""
+        if self.plan.options.from_stdin:
+            self.stdin = StdinCopy(copy, self.plan.options.part)
+            self.stdin.start()
+            self.lines = self.stdin.lines
+        elif self.survey is not None:
+            self.lines = self.plan.lines(Path(self.plan.options.source), self.survey.size)
 
     @classmethod
     def _resume(cls, plan: Plan, paths: Paths, journal: Journal, header: Header, stack: ExitStack) -> "Job":
@@ -126,11 +124,11 @@ class Job:
         stack.callback(outputs.close)
         recovered = journal.recover(outputs.read())
         source = paths.stdin if options.from_stdin else Path(options.source)
-        _check_unchanged(source, recovered.survey, is_copy=options.from_stdin)
-        now = recovered.survey
-        if now is None or source.stat().st_size > now.size:
-            now = _survey(plan, source)
-            journal.surveyed(now)
+        survey = None if recovered.survey is None else Survey.parse(recovered.survey)
+        _check_unchanged(source, survey, is_copy=options.from_stdin)
+        if survey is None or source.stat().st_size > survey.size:
+            survey = _survey(plan, source)
+            journal.surveyed(bytes(survey))
         journal.limit(options.max_in_flight)
         if options.retry_failed:
             failed = recovered.states.numbers(LineState.FAILED)
@@ -140,11 +138,17 @@ class Job:
             outputs.forget_failures()
             for number in failed:
                 recovered.states[number] = LineState.NEW
-        usage = outputs.usage(*recovered.usage)
-        is_cut_off = options.from_stdin and not recovered.has_all_of_stdin
-        lines = _lines(plan, source, now.size)
         return cls(
-            plan, header.job, outputs, recovered, usage, lines, journal, paths, now, is_cut_off=is_cut_off
+            plan,
+            header.job,
+            outputs,
+            journal,
+            paths,
+            recovered,
+            outputs.usage(*recovered.usage),
+            survey,
+            plan.lines(source, survey.size),
+            is_cut_off=options.from_stdin and not recovered.has_all_of_stdin,
         )
 
     def note_end_of_stdin(self) -> None:
@@ -156,7 +160,7 @@ class Job:
         if self.stdin is not None and self.survey is None and self.stdin.survey is not None:
             self.survey = self.stdin.survey
             if self.journal is not None:
-                self.journal.surveyed(self.survey, is_all_of_stdin=True)
+                self.journal.surveyed(bytes(self.survey), is_all_of_stdin=True)
 
     def note_usage(self) -> None:
         """Record the tokens that the answers so far have used.
@@ -192,14 +196,14 @@ class Job:
             self.outputs.is_sorted = True
 
 
+def _survey_of_file(plan: Plan) -> Survey | None:
+    """The input, if it is a file."""
+    return None if plan.options.from_stdin else _survey(plan, Path(plan.options.source))
+
+
 def _survey(plan: Plan, source: Path) -> Survey:
     size = source.stat().st_size
-    return survey(source, size, _lines(plan, source, size), plan.options.slice())
-
-
-def _lines(plan: Plan, source: Path, size: int) -> Lines:
-    """The lines of the input, or of the complete copy of stdin."""
-    return JsonLines(source, size) if plan.options.from_stdin else plan.lines(size)
+    return Survey.of(source, size, plan.lines(source, size), plan.options.part)
 
 
 def _check_paths(options: Options, paths: Paths) -> None:

@@ -1,4 +1,4 @@
-"""The journal of a batch: records each line before it is sent.
+"""The journal of a batch: records each line before it is sent, and tells a resumed job what is known about each.
 
     {"stkai": "batch", "version": 1, ...}   the header: the job's id, and the facts that must not change
     i 512 9f86d0... 40 43                   the input: bytes, hash, the job's lines in it, the number of its last line
@@ -18,19 +18,94 @@ import json
 import re
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from .._clock import unique_key
 from .append_file import AppendFile
 from .errors import UsageError
-from .job_state import LineState, LineStates, Recovered, Survey, TornRecord
 
 VERSION: Final = 1
 
-_SURVEY: Final = re.compile(rb"([0-9a-f]{64}) ([0-9]+) ([0-9]+)")
 _DAMAGED: Final = "{}: this is not a journal record; the file is damaged. Pass --restart to start over"
 _TORN: Final = re.compile(rb"s(?: ([0-9]*))?")
+
+
+class LineState(IntEnum):
+    """What is known about one line, or about one request of `send_all`."""
+
+    NEW = 0
+    """Not sent, or refused: a resumed job sends it."""
+    SENT = 1
+    """Sent, and no outcome is known."""
+    DONE = 2
+    """Its answer is in the output; for `send_all`: its outcome was handed out."""
+    FAILED = 3
+    """Its failure is in the failure output."""
+
+
+_STATES = tuple(LineState)
+
+
+class LineStates:
+    """A state for each number; those never set are new."""
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def __getitem__(self, number: int) -> LineState:
+        return _STATES[self._bytes[number]] if number < len(self._bytes) else LineState.NEW
+
+    def __setitem__(self, number: int, state: LineState) -> None:
+        self._bytes.extend(bytes(max(0, number + 1 - len(self._bytes))))
+        self._bytes[number] = state
+
+    def move(self, number: int, old: LineState, new: LineState) -> bool:
+        """Change a state, if it is `old`; whether it was."""
+        if self[number] is not old:
+            return False
+        self[number] = new
+        return True
+
+    def numbers(self, state: LineState) -> list[int]:
+        """The numbers with this state, ascending."""
+        return [number for number, value in enumerate(self._bytes) if value == state]
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What the outputs and the journal of earlier runs say.
+
+    Attributes:
+        states: the state of each line; the outputs take precedence over the journal.
+        executions: executions created by lines that have no outcome, by line number.
+        survey: the input that the latest run has read, as a `Survey` writes it.
+        has_all_of_stdin: whether all of stdin has been copied.
+        usage: tokens sent and received, and how many bytes of the answers they cover.
+        torn: the start of the number in a last record that was only partly written: that line was sent.
+        suspects: how many lines it may be: lines are read in order, so it is one of the first without an outcome.
+    """
+
+    states: LineStates = field(default_factory=LineStates)
+    executions: dict[int, str] = field(default_factory=dict)
+    survey: bytes | None = None
+    has_all_of_stdin: bool = False
+    usage: tuple[int, int, int] = (0, 0, 0)
+    torn: str = ""
+    suspects: int = 0
+
+    def begin(self, number: int) -> LineState:
+        """The state of a line whose turn has come; call this for each line, in order."""
+        state = self.states[number]
+        if self.suspects and state < LineState.DONE:
+            self.suspects -= 1
+            if str(number).startswith(self.torn):
+                return LineState.SENT
+        return state
 
 
 class Header(NamedTuple):
@@ -81,12 +156,12 @@ class Journal:
             raise
         return journal
 
-    def begin(self, kind: str, facts: Mapping[str, Any], survey: Survey | None = None) -> Header:
+    def begin(self, kind: str, facts: Mapping[str, Any], survey: bytes | None = None) -> Header:
         """Start a new job, and discard the journal's contents."""
         header = Header(kind, uuid.UUID(hex=unique_key(), version=4), dict(facts))
         self.file.truncate()
         first = {"stkai": kind, "version": VERSION, "job": str(header.job), **header.facts}
-        self.file.append(json.dumps(first).encode() + b"\n" + (b"" if survey is None else _record(survey)))
+        self.file.append(json.dumps(first).encode() + b"\n" + (b"" if survey is None else b"i %b\n" % survey))
         self.header = header
         return header
 
@@ -96,7 +171,7 @@ class Journal:
         Raises:
             UsageError: a line is not a record, or is in another format.
         """
-        found = Recovered(states)
+        found, in_flight = Recovered(states), 0
         for kind, number, rest in records(self.file.path, self.header):
             if kind == b"s":
                 states.move(number, LineState.NEW, LineState.SENT)
@@ -108,18 +183,18 @@ class Journal:
             elif kind == b"d":
                 states[number] = LineState.DONE
             elif kind == b"f":
-                found.in_flight = number
+                in_flight = number
             elif kind == b"u":
                 asked, _, answered = rest.partition(b" ")
                 if asked.isdigit() and answered.isdigit():
                     found.usage = (number, int(asked), int(answered))
             elif kind == b"i":
-                found.survey = survey_in(number, rest)
+                found.survey = b"%d %b" % (number, rest)
             elif kind == b"e":
                 found.has_all_of_stdin = True
         torn = _TORN.fullmatch(self.file.cut_torn_tail())
         if torn is not None:
-            found.torn = TornRecord(torn[1] or b"", found.in_flight)
+            found.torn, found.suspects = (torn[1] or b"").decode(), in_flight
         return found
 
     def limit(self, in_flight: int) -> None:
@@ -151,29 +226,13 @@ class Journal:
         """The first `size` bytes of the answers have used these tokens."""
         self.file.append(b"u %d %d %d\n" % (size, asked, answered))
 
-    def surveyed(self, survey: Survey, *, is_all_of_stdin: bool = False) -> None:
+    def surveyed(self, survey: bytes, *, is_all_of_stdin: bool = False) -> None:
         """The run reads this input."""
-        self.file.append(_record(survey) + b"e\n" * is_all_of_stdin)
+        self.file.append(b"i %b\n" % survey + b"e\n" * is_all_of_stdin)
 
     def close(self) -> None:
         """Close the file and release the lock."""
         self.file.close()
-
-
-def _record(survey: Survey) -> bytes:
-    return b"i %d %s %d %d\n" % (survey.size, survey.sha256.encode(), survey.lines, survey.last)
-
-
-def survey_in(size: int, rest: bytes) -> Survey:
-    """The survey in a record of the kind `i`.
-
-    Raises:
-        UsageError: the record is damaged.
-    """
-    found = _SURVEY.fullmatch(rest)
-    if found is None:
-        raise UsageError(_DAMAGED.format("a record of its input"))
-    return Survey(size, found[1].decode(), int(found[2]), int(found[3]))
 
 
 def records(path: Path, header: Header | None) -> Iterator[tuple[bytes, int, bytes]]:

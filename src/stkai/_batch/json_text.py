@@ -17,7 +17,7 @@ _STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
 _COLON: Final = re.compile(r"[ \t\n\r]*:")
 _PLACEHOLDER: Final = re.compile(r"\{([^{}\n]{1,200})\}")
 _NAME: Final = re.compile(r"[\w.-]+")
-"""In braces, this is always a placeholder; any other text only if a column has that name."""
+"""In braces, this is always a placeholder; any other text only if it is a column or a member of the line."""
 
 
 def _no_constant(name: str) -> Any:
@@ -35,13 +35,17 @@ def _finite(text: str) -> float:
 
 def _whole(text: str) -> float:
     # Not int, which refuses more than some thousand digits.
-    return int(text) if len(text) < 300 else math.inf
+    return int(text) if len(text) < 300 else float(text)
+
+
+def _finite_whole(text: str) -> float:
+    return _whole(text) if len(text) < 300 else _finite(text)
 
 
 _LENIENT: Final = json.JSONDecoder(parse_float=float, parse_int=_whole, parse_constant=_no_constant)
 """For user input, which is sent on as text."""
 
-STRICT: Final = json.JSONDecoder(parse_float=_finite, parse_int=_whole, parse_constant=_no_constant)
+STRICT: Final = json.JSONDecoder(parse_float=_finite, parse_int=_finite_whole, parse_constant=_no_constant)
 """For answers: values that some parsers cannot read back do not count as JSON."""
 
 
@@ -140,18 +144,15 @@ class Template:
 
     Args:
         text: the document.
-        columns: names that are placeholders although they contain spaces or other characters.
+        columns: names that every line must fill although they contain spaces or other characters.
 
     Attributes:
-        names: the placeholders' names, in order.
-        literals: texts in braces that are no placeholders.
+        names: the names of placeholders that every line must fill.
+        optional: other texts in braces; a placeholder for those lines that have a member of that name.
     """
 
     def __init__(self, text: str, columns: Collection[str] = ()) -> None:
         self.text = text
-        self.names: list[str] = []
-        self.literals: list[str] = []
-        self._columns = frozenset(columns)
         self._pieces: list[tuple[str, str | None]] = []
         """Literal text, and the name of the value that follows it."""
         start, kept = 0, ""
@@ -161,26 +162,20 @@ class Template:
                 start = found.end()
                 kept = self._split(found[0], kept)
         self._pieces.append((kept + text[start:], None))
+        names = [name for _, name in self._pieces if name is not None]
+        self.names = [name for name in names if name in columns or _NAME.fullmatch(name)]
+        self.optional = [name for name in names if name not in self.names]
 
     def _split(self, string: str, kept: str) -> str:
         """Split one string at its placeholders; returns the text before the next one."""
         value: str = parse(string).value
-        places = [found for found in _PLACEHOLDER.finditer(value) if self._is_name(found[1])]
-        if not places:
-            return kept + string
-        kept += '"'
         start = 0
-        for found in places:
-            self._pieces.append((kept + quote_inside(value[start : found.start()]), found[1]))
-            self.names.append(found[1])
+        for found in _PLACEHOLDER.finditer(value):
+            self._pieces.append(
+                (kept + '"' * (not start) + quote_inside(value[start : found.start()]), found[1])
+            )
             kept, start = "", found.end()
-        return kept + quote_inside(value[start:]) + '"'
-
-    def _is_name(self, text: str) -> bool:
-        if text in self._columns or _NAME.fullmatch(text):
-            return True
-        self.literals.append(text)
-        return False
+        return kept + quote_inside(value[start:]) + '"' if start else kept + string
 
     @classmethod
     def read(cls, path: Path) -> "Template":
@@ -214,7 +209,13 @@ class Template:
         filled: list[str] = []
         for text, name in self._pieces:
             filled.append(text)
-            if name is not None:
+            if name is None:
+                continue
+            if name in values:
                 value, written = values[name]
                 filled.append(quote_inside(value if isinstance(value, str) else written))
+            elif name in self.optional:
+                filled.append(quote_inside(f"{{{name}}}"))
+            else:
+                raise KeyError(name)
         return "".join(filled)

@@ -11,7 +11,7 @@ from .batch_client import BatchClient, LineInFlight
 from .engine import Requests
 from .input_lines import Read
 from .job import Job
-from .job_state import LineState
+from .journal import LineState
 from .output_lines import UNKNOWN, Failure, output_line
 from .outputs import StdoutOutputs
 from .request_formats import InvalidLineError, custom_id
@@ -53,7 +53,7 @@ class LineSource:
         self.duplicates: list[tuple[int, str]] = []
         self._ids: set[int] = set()
         self._job, self._client, self._clock, self._report, self._flush = job, client, clock, report, flush
-        self._options, self._form, self._shard = job.plan.options, job.plan.form, job.plan.options.slice()
+        self._options, self._form, self._shard = job.plan.options, job.plan.form, job.plan.options.part
         self._ordered = job.outputs if isinstance(job.outputs, StdoutOutputs) else None
 
     def requests(self) -> Requests:
@@ -87,8 +87,7 @@ class LineSource:
 
     def _request(self, number: int, read: Read) -> httpx.Request | None:
         """The request for a line; None if there is nothing to send."""
-        index, shards = self._shard
-        if (number - 1) % shards != index:
+        if not self._shard.has(number):
             return None
         state = self._job.recovered.begin(number)
         if state is LineState.DONE or state is LineState.FAILED:
@@ -108,7 +107,7 @@ class LineSource:
             self._report(number, output_line(number, error.custom_id, failure), failure)
             return None
         self._note_id(number, target.custom_id)
-        line = self.in_flight[number] = LineInFlight(number, target.custom_id, execution)
+        line = self.in_flight[number] = LineInFlight(self._client, number, target.custom_id, execution)
         key = str(uuid5(self._job.id, f"line-{number}"))
         return target.request(key, self._client.extensions(line))
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from .errors import UsageError, WriteError
-from .job_state import Survey
-from .journal import read_header, records, survey_in
+from .input_lines import ALL_LINES, Shard, Survey
+from .journal import read_header, records
 from .outputs import SUFFIX, Paths, entries_in
 
 _CHUNK: Final = 1 << 24
@@ -199,18 +199,18 @@ def _check_complete(outputs: list[Paths], present: set[int]) -> None:
         raise UsageError(msg)
 
 
-def _input_of(journal: Path) -> tuple[tuple[int, int], Survey | None]:
+def _input_of(journal: Path) -> tuple[Shard, Survey | None]:
     """The shard of a job, and its input as far as its journal knows."""
     survey = None
     header = read_header(journal) if journal.is_file() else None
     if header is None:
-        return (0, 1), None
+        return ALL_LINES, None
     for kind, number, rest in records(journal, header):
         if kind == b"i":
-            survey = survey_in(number, rest)
+            survey = Survey.parse(b"%d %b" % (number, rest))
     shard = header.facts.get("options", {}).get("--shard") or "0/1"
     index, _, shards = shard.partition("/")
-    return (int(index), int(shards)), survey
+    return Shard(int(index), int(shards)), survey
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -11,9 +11,10 @@ import httpx
 
 from .._checks import POSITIVE_COUNT, SOME_SECONDS, check_number
 from .errors import UsageError
+from .input_lines import ALL_LINES, Shard
 from .json_text import Template
+from .progress import Price
 from .request_formats import Format, InvalidLineError, check_url, join_url
-from .usage import Price
 
 QUICK_COMMANDS: Final = "https://genai-code-buddy-api.stackspot.com"
 """Where StackSpot runs quick commands."""
@@ -79,7 +80,7 @@ class Options:
                 f"--quick-command must be the slug of a quick command, not {self.quick_command!r}"
             )
         self._check_base_url()
-        self.slice()
+        _ = self.part  # Checks it.
 
     def _check_base_url(self) -> None:
         if self.base_url is None:
@@ -116,17 +117,18 @@ class Options:
         """Whether to continue an existing job."""
         return self.resume or self.retry_failed
 
-    def slice(self) -> tuple[int, int]:
-        """The number of the shard, and how many there are."""
+    @property
+    def part(self) -> Shard:
+        """The lines that this job sends."""
         if self.shard is None:
-            return 0, 1
+            return ALL_LINES
         found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", self.shard)
         if found is None or not int(found[1]) < int(found[2]):
             msg = (
                 f"--shard must be I/N with 0 <= I < N, such as 0/4 for the first of four, not {self.shard!r}"
             )
             raise UsageError(msg)
-        return int(found[1]), int(found[2])
+        return Shard(int(found[1]), int(found[2]))
 
     def url_of_commands(self, path: str) -> str:
         """Where quick commands are: `path` is what follows `/v1/quick-commands/`."""
@@ -146,7 +148,7 @@ class Options:
             "--quick-command": self.quick_command,
             "--body": None if template is None else _digest(template.text),
             "--id-column": self.id_column,
-            "--shard": None if self.shard is None else "{}/{}".format(*self.slice()),
+            "--shard": None if self.shard is None else "{}/{}".format(*self.part),
         }
 
     def command(self, next_step: str) -> str:

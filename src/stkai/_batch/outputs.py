@@ -12,10 +12,10 @@ import anyio.to_thread
 
 from .append_file import AppendFile
 from .errors import UsageError, WriteError
-from .job_state import LineState, LineStates
+from .journal import LineState, LineStates
 from .json_text import parse
 from .output_lines import ENTRY, code_in
-from .usage import Usage
+from .progress import Usage
 
 SUFFIX: Final = ".jsonl"
 _STDOUT: Final = 1

@@ -4,7 +4,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,9 +15,8 @@ from .errors import UsageError
 from .input_lines import CsvRecords, JsonLines, Lines, StdinCopy
 from .json_text import Template
 from .options import Options
-from .progress import show_time
+from .progress import count, show_count, show_dollars, show_time
 from .request_formats import Format, InvalidLineError, Values
-from .usage import show_count, show_dollars
 
 _SHOWN: Final = 20
 """How many lines to list for each kind of problem."""
@@ -62,12 +61,9 @@ class Plan:
                 _check_first_url(path)
         return cls(options, template, options.format(template))
 
-    def lines(self, size: int | None = None, stdin: StdinCopy | None = None) -> Lines:
-        """The lines of the first `size` bytes of the input, or of what is copied from stdin."""
-        if stdin is not None:
-            return JsonLines(stdin.path, is_complete=lambda: stdin.is_complete)
-        path = Path(self.options.source)
-        return CsvRecords(path, size) if self.options.is_csv else JsonLines(path, size)
+    def lines(self, source: Path, size: int | None = None) -> Lines:
+        """The lines of the first `size` bytes of the input, or of the copy of stdin."""
+        return CsvRecords(source, size) if self.options.is_csv else JsonLines(source, size)
 
 
 def _check_streams(options: Options) -> None:
@@ -115,7 +111,7 @@ def _check_first_url(path: Path) -> None:
 def _check_placeholders(path: Path, columns: list[str], template: Template, *, is_csv: bool) -> None:
     """Refuse a placeholder that no column fills, and text in braces that looks like the name of a column."""
     unknown = [name for name in template.names if is_csv and name not in columns]
-    unknown += [text for text in template.literals if _resembles(text, columns)]
+    unknown += [text for text in template.optional if _resembles(text, columns)]
     if unknown:
         names = ", ".join(columns)
         hint = "" if unknown[0] in template.names else f" (to send it as it is, write {{ {unknown[0]} }})"
@@ -137,21 +133,21 @@ def _resembles(text: str, columns: list[str]) -> bool:
 
 def dry_run(plan: Plan, say: Callable[[str], None]) -> bool:
     """Report on the input; whether every line is a valid request."""
-    with ExitStack() as stack:
-        stdin = None
-        if plan.options.from_stdin:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stkai-batch-"))
-            stdin = StdinCopy(Path(folder, "stdin.jsonl"))
-            stdin.copy()
-        return _dry_run(plan, plan.lines(stdin=stdin), say)
+    options = plan.options
+    with tempfile.TemporaryDirectory(prefix="stkai-batch-") as folder:
+        source = Path(options.source)
+        if options.from_stdin:
+            source = Path(folder, "stdin.jsonl")
+            StdinCopy(source).copy()
+        return _dry_run(plan, plan.lines(source), say)
 
 
 def _dry_run(plan: Plan, lines: Lines, say: Callable[[str], None]) -> bool:
-    options, (shard, shards) = plan.options, plan.options.slice()
+    options, shard = plan.options, plan.options.part
     invalid = duplicates = requests = size = 0
     first: dict[int, int] = {}
     for item in lines:
-        if item is None or (item[0] - 1) % shards != shard:
+        if item is None or not shard.has(item[0]):
             continue
         number, read = item
         where = f"{options.source}, line {number}"
@@ -170,9 +166,9 @@ def _dry_run(plan: Plan, lines: Lines, say: Callable[[str], None]) -> bool:
             if duplicates <= _SHOWN:
                 say(f"{where}: duplicate custom_id {target.custom_id}, as in line {earlier}")
     if duplicates:
-        say(f"{duplicates:,} duplicate ids, which is allowed; use `id` to tell the lines apart")
+        say(f"{count(duplicates, 'duplicate id')}, which is allowed; use `id` to tell the lines apart")
     if invalid:
-        say(f"{invalid:,} invalid lines, which would be reported as failures")
+        say(f"{count(invalid, 'invalid line')}, which would be reported as failures")
     _estimate(options, requests, size, say)
     return not invalid
 
@@ -180,11 +176,13 @@ def _dry_run(plan: Plan, lines: Lines, say: Callable[[str], None]) -> bool:
 def _estimate(options: Options, requests: int, size: int, say: Callable[[str], None]) -> None:
     tokens, price = size / _BYTES_PER_TOKEN, options.price
     cost = "" if price is None else f", {show_dollars(price.dollars(round(tokens), 0))} for the input alone"
-    say(f"{requests:,} requests, {show_count(size)} bytes, about {show_count(tokens)} input tokens{cost}")
+    say(
+        f"{count(requests, 'request')}, {show_count(size)} bytes, about {show_count(tokens)} input tokens{cost}"
+    )
     limit = STKAI.config.rate_limit
     quotas = [(options.rpm, 60.0)]
     if limit.enabled:
         quotas.append((limit.max_requests, limit.time_window or 0.0))
     for most, window in quotas:
         if most and window and requests:
-            say(f"at {most} requests per {window:g} s: at least {show_time(requests * window / most)}")
+            say(f"at {most:,} requests per {window:g} s: at least {show_time(requests * window / most)}")

@@ -59,10 +59,10 @@ class QuickCommands:
         """
         end = None if self._deadline is None else self._clock.monotonic() + self._deadline
         if line.execution is None:
-            created = await self._client.send(request)
+            created = await self._client.send(line, request)
             if created.status_code >= 300:
                 return created
-            await self._client.created(line, _execution_of(created))
+            await line.created(_execution_of(created))
         return await self._poll(line.execution or "", end)
 
     async def _poll(self, execution: str, end: float | None) -> httpx.Response:

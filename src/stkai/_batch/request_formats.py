@@ -77,6 +77,8 @@ def values_of(raw: bytes) -> Values | None:
     try:
         return members(text)
     except ValueError as error:
+        if "\0" in text:
+            raise InvalidLineError("this is in UTF-16 or UTF-32: save the file as UTF-8") from error
         what = f"{error.msg}, at column {error.colno}" if isinstance(error, JSONDecodeError) else str(error)
         msg = f"this is not JSON ({what}): each line must be one JSON object"
         raise InvalidLineError(msg) from error

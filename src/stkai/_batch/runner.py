@@ -104,7 +104,7 @@ class Runner:
             line.started(scope.cancel)
             if self._commands is not None:
                 return await self._commands.run(line, request)
-            return await self._client.send(request)
+            return await self._client.send(line, request)
         raise DroppedError
 
     def _settle(self, outcome: Outcome) -> None:

@@ -1,6 +1,7 @@
 """`send_all` and `asend_all`: many requests through one client, a few at a time, with outcomes as calls finish."""
 
 import os
+import threading
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -11,24 +12,23 @@ from collections.abc import (
     Iterator,
 )
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager, nullcontext, suppress
+from contextlib import aclosing, contextmanager, suppress
 from contextvars import copy_context
-from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Self
 
 import httpx
 
+from .._abandonable import Job
 from .._checks import POSITIVE_COUNT, check_number
 from .._client import AsyncHttpClient, HttpClient
 from .._errors import ConfigurationError, InvalidArgumentError
 from .._families import alike
-from .client_senders import OnSend, async_sender, sender
-from .engine import Outcome, Reader, Requests, outcomes_of
-from .errors import OutcomeUnknownError, WriteError
-from .job_state import LineState, LineStates
-from .journal import Journal
+from .engine import Outcome, Requests, begin, outcomes_of
+from .errors import DroppedError, OutcomeUnknownError, WriteError
+from .journal import Journal, LineState, LineStates, Recovered
+from .senders import Watch, async_sender, sender
 
 JournalPath = str | os.PathLike[str]
 
@@ -98,31 +98,23 @@ def _check(requests: object, max_in_flight: int, kinds: Any) -> None:
         raise InvalidArgumentError(msg)
 
 
-class _RequestJournal:
-    """Remembers in a journal which requests were sent and which outcomes were handed out, by index.
+class _Memory:
+    """What is remembered of the requests by index: in a journal, if there is one.
 
     Raises:
-        ConfigurationError: another run uses it, or it is the journal of `stkai batch`, or not a journal at all.
+        ConfigurationError: another run uses the journal, or it is that of `stkai batch`, or not a journal at all.
     """
 
-    def __init__(self, path: JournalPath, max_in_flight: int) -> None:
-        self._journal = Journal.open(Path(path))
-        self._unsent: set[int] = set()
-        """Requests that are in the journal, and have not been sent yet."""
-        try:
-            if self._journal.header is None:
-                self._journal.begin("send_all", {})
-            elif self._journal.header.kind != "send_all":
-                msg = f"{path} is the journal of `stkai batch`; choose another file for send_all"
-                raise ConfigurationError(msg)
-            self._recovered = self._journal.recover(LineStates())
-            self._journal.limit(max_in_flight)
-        except BaseException:
-            self._journal.close()
-            raise
+    def __init__(self, path: JournalPath | None, max_in_flight: int) -> None:
+        self.ending = Job(lambda: None)
+        self._journal: Journal | None = None
+        self._recovered = Recovered()
+        self._lock = threading.Lock()
+        if path is not None:
+            self._journal, self._recovered = _opened(Path(path), max_in_flight)
 
-    def begin(self, index: int) -> Exception | bool:
-        """True if the outcome was handed out before, an error if it is unknown; a new one is about to be sent."""
+    def known(self, index: int) -> Exception | bool:
+        """True if the outcome was handed out before; an error if it is unknown, and that is to be the outcome."""
         state = self._recovered.begin(index)
         if state is LineState.SENT:
             msg = (
@@ -130,68 +122,100 @@ class _RequestJournal:
                 " It was not sent again; to send it, use a new journal"
             )
             return OutcomeUnknownError(msg)
-        if state is LineState.NEW:
-            self._journal.sent(index)
-            self._unsent.add(index)
         return state is not LineState.NEW
 
-    def sending(self, index: int, is_sent: bool) -> None:
-        """Whether the request goes to the wire. For any thread."""
-        if is_sent:
-            self._unsent.discard(index)
-        else:
-            self._unsent.add(index)
+    def record(self, write: Callable[[Journal], None]) -> None:
+        """Write to the journal, if there is one. For any thread."""
+        if self._journal is not None:
+            with self._lock:
+                write(self._journal)
 
     @contextmanager
-    def handing_out(self, index: int) -> Iterator[None]:
-        """The outcome counts as handed out when the caller asks for the next one, or leaves the loop."""
+    def handing_out(self, outcome: Outcome) -> Iterator[None]:
+        """The outcome counts as handed out when the caller asks for the next one, or leaves the loop.
+
+        Raises:
+            WriteError: the request was not sent, because the journal could not be written.
+        """
+        if isinstance(outcome.error, WriteError):
+            raise outcome.error
         try:
             yield
         finally:
-            self._unsent.discard(index)
-            self._journal.handed_out(index)
+            self.record(lambda journal: journal.handed_out(outcome.index))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(WriteError):  # Then they count as sent, which is safe.
-            self._journal.not_sent(*sorted(self._unsent))
-        self._journal.close()
+        if self._journal is not None:
+            self._journal.close()
+
+
+def _opened(path: Path, max_in_flight: int) -> tuple[Journal, Recovered]:
+    journal = Journal.open(path)
+    try:
+        if journal.header is None:
+            journal.begin("send_all", {})
+        elif journal.header.kind != "send_all":
+            msg = f"{path} is the journal of `stkai batch`; choose another file for send_all"
+            raise ConfigurationError(msg)
+        recovered = journal.recover(LineStates())
+        journal.limit(max_in_flight)
+    except BaseException:
+        journal.close()
+        raise
+    return journal, recovered
+
+
+class _Sending:
+    """Watches one request: the journal records that it is about to be sent, unless the loop has ended."""
+
+    def __init__(self, memory: _Memory, index: int) -> None:
+        self.ending = memory.ending
+        self._memory, self._index = memory, index
+
+    def about_to_send(self) -> None:
+        if self.ending.is_done:
+            raise DroppedError
+        self._memory.record(lambda journal: journal.sent(self._index))
+
+    def not_sent(self) -> None:
+        with suppress(WriteError):  # Then it counts as sent, which is safe.
+            self._memory.record(lambda journal: journal.not_sent(self._index))
 
 
 async def _asend_all(
-    send: Callable[[httpx.Request, OnSend], Awaitable[httpx.Response]],
+    send: Callable[[httpx.Request, Watch], Awaitable[httpx.Response]],
     requests: Requests,
     most: int,
     path: JournalPath | None,
 ) -> AsyncGenerator[Outcome, None]:
-    with nullcontext() if path is None else _RequestJournal(path, most) as journal:
+    with _Memory(path, most) as memory:
 
         async def work(index: int, request: httpx.Request) -> httpx.Response:
             _check_request(request)
-            return await send(request, None if journal is None else partial(journal.sending, index))
+            return await send(request, _Sending(memory, index))
 
-        async with aclosing(outcomes_of(work, requests, most, journal)) as outcomes:
+        async with aclosing(outcomes_of(work, requests, most, memory.known)) as outcomes:
             async for outcome in outcomes:
-                with nullcontext() if journal is None else journal.handing_out(outcome.index):
+                with memory.handing_out(outcome):
                     yield outcome
 
 
 def _send_all(
-    send: Callable[[httpx.Request, OnSend], httpx.Response],
+    send: Callable[[httpx.Request, Watch], httpx.Response],
     requests: Iterable[httpx.Request],
     most: int,
     path: JournalPath | None,
 ) -> Generator[Outcome, None, None]:
     ready: SimpleQueue[Outcome | BaseException] = SimpleQueue()
-    with nullcontext() if path is None else _RequestJournal(path, most) as journal:
+    with _Memory(path, most) as memory:
 
         def work(index: int, request: httpx.Request) -> None:
             try:
                 _check_request(request)
-                on_send = None if journal is None else partial(journal.sending, index)
-                outcome = Outcome(index, request, send(request, on_send), None)
+                outcome = Outcome(index, request, send(request, _Sending(memory, index)), None)
             except Exception as error:  # noqa: BLE001 - whatever the call raises is its outcome
                 outcome = Outcome(index, request, None, error)
             except BaseException as error:  # noqa: BLE001 - raised by the generator, in the caller's thread
@@ -199,15 +223,23 @@ def _send_all(
                 return
             ready.put(outcome)
 
-        reading, pending, reader = iter(requests), 0, Reader(journal)
+        reading = filter(None, (begin(*each, memory.known) for each in enumerate(requests)))
+        pending, has_ended, failure = 0, False, None
         pool = ThreadPoolExecutor(most, thread_name_prefix="stkai.send_all")
         try:
             while True:
-                while pending < most and (taken := reader.take(reading)) is not None:
-                    pending += 1
-                    if taken.error is None:
+                while pending < most and not has_ended:
+                    try:
+                        taken = next(reading, None)
+                    except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
+                        taken, failure = None, error
+                    if taken is None:
+                        has_ended = True
+                    elif taken.error is None:
+                        pending += 1
                         pool.submit(copy_context().run, work, taken.index, taken.request)
                     else:
+                        pending += 1
                         ready.put(taken)
                 if not pending:
                     break
@@ -215,11 +247,12 @@ def _send_all(
                 if isinstance(outcome, BaseException):
                     raise outcome
                 pending -= 1
-                with nullcontext() if journal is None else journal.handing_out(outcome.index):
+                with memory.handing_out(outcome):
                     yield outcome
-            if reader.failure is not None:
-                raise reader.failure
+            if failure is not None:
+                raise failure
         finally:
+            memory.ending.run()
             pool.shutdown(wait=True, cancel_futures=True)
 
 

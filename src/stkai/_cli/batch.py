@@ -49,25 +49,33 @@ class Sync(StrEnum):
 @batch.command(_RUN, cls=PlainUsage)
 def run(  # noqa: PLR0913, PLR0917 - each option of the command is a parameter
     source: Annotated[str, typer.Argument(metavar="INPUT", help="A .jsonl or .csv file, or - for stdin.")],
-    out: Annotated[str | None, typer.Option("-o", "--out", help="Write answers here; - for stdout.")] = None,
-    base_url: Annotated[str | None, typer.Option(help="Base for relative urls.")] = None,
+    out: Annotated[
+        str | None, typer.Option("-o", "--out", metavar="OUT", help="Write answers here; - for stdout.")
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(metavar="URL", help="Base for relative urls.")] = None,
     quick_command: Annotated[str | None, typer.Option(metavar="SLUG", help="Run this quick command.")] = None,
-    body: Annotated[Path | None, typer.Option(help="JSON template; {column} in strings is replaced.")] = None,
-    id_column: Annotated[str | None, typer.Option(help="Column, or member, to use as custom_id.")] = None,
+    body: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON template; {column} in strings is replaced.")
+    ] = None,
+    id_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column, or member, to use as custom_id.")
+    ] = None,
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Send only every Nth line, starting with line I.")
     ] = None,
     max_in_flight: Annotated[
-        int, typer.Option(min=1, help="Lines worked on at once, waiting or being sent.")
+        int, typer.Option(metavar="N", min=1, help="Lines worked on at once, waiting or being sent.")
     ] = 32,
     rpm: Annotated[
-        int | None, typer.Option(min=1, help="Send at most this many requests per minute.")
+        int | None, typer.Option(metavar="N", min=1, help="Send at most this many requests per minute.")
     ] = None,
     tpm: Annotated[
-        int | None, typer.Option(min=1, help="Use at most this many tokens of a language model per minute.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Use at most this many tokens of a language model per minute."),
     ] = None,
     in_flight: Annotated[
-        int | None, typer.Option(min=1, help="Have at most this many requests at the server at once.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Have at most this many requests at the server at once."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the job that writes OUT.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Start over and overwrite the outputs.")] = False,
@@ -79,11 +87,14 @@ def run(  # noqa: PLR0913, PLR0917 - each option of the command is a parameter
     ] = Unknown.REPORT,
     order: Annotated[Order, typer.Option(help="Order of the outputs.")] = Order.DONE,
     halt_after: Annotated[
-        int, typer.Option(min=0, help="Halt after equal failures in a row; 0: never.")
+        int, typer.Option(metavar="N", min=0, help="Halt after N equal failures in a row; 0: never.")
     ] = 20,
-    deadline: Annotated[float | None, typer.Option(help="Seconds per call, waits included.")] = None,
+    deadline: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Limit for each call, waits included.")
+    ] = None,
     price: Annotated[
-        str | None, typer.Option(help="Dollars per million tokens, such as input=0.15,output=0.6.")
+        str | None,
+        typer.Option(metavar="PRICE", help="Dollars per million tokens, such as input=0.15,output=0.6."),
     ] = None,
     sync: Annotated[Sync, typer.Option(help="How often to flush files to disk.")] = Sync.EACH_SECOND,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Send no token.")] = False,
@@ -103,7 +114,7 @@ def run(  # noqa: PLR0913, PLR0917 - each option of the command is a parameter
     from .._batch.command import REFUSED, complain, run_batch
     from .._batch.errors import UsageError
     from .._batch.options import Options
-    from .._batch.usage import Price
+    from .._batch.progress import Price
 
     try:
         options = Options(**{**given, "price": None if price is None else Price.parse(price)})

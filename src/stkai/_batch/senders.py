@@ -1,29 +1,47 @@
-"""How each kind of client sends one request, and tells when it goes to the wire."""
+"""How each kind of client sends one request, and how that is watched."""
 
 import json
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import httpx
 
+from .._abandonable import Job
 from .._client import AsyncHttpClient, HttpClient
 from .._errors import ConfigurationError, InvalidArgumentError
 from .._exchange import Exchange
 from .._families import alike
 from ..transports._call import Attempt
 from ..transports._inner import is_sound
-from ..transports._operations import Flow, Send
+from ..transports._operations import Flow, Operation, Send
 from ..transports._retry.policy import NOT_SENT
 
-OnSend = Callable[[bool], None] | None
-"""Called with True right before a request goes to the wire, and with False if nothing of it got there."""
+_REFUSED: Final = frozenset({401, 408, 429, 503})
+"""Answers that prove that the request did not run."""
 
 _OWN_HEADERS: Final = frozenset({"host", "content-length", "transfer-encoding"})
 """Headers that a client of the API reference sets itself."""
 
 
-def sender(client: Any) -> Callable[[httpx.Request, OnSend], httpx.Response]:
+class Watch(Protocol):
+    """Is notified when one request goes to the wire."""
+
+    @property
+    def ending(self) -> Job | None:
+        """Once this job is done, the request no longer waits, for example for a permit; None if it always waits."""
+        ...
+
+    def about_to_send(self) -> Operation | None:
+        """Called right before an attempt goes to the wire; may ask for an operation first, or raise to prevent it."""
+        ...
+
+    def not_sent(self) -> None:
+        """Called after an attempt, if all attempts so far prove that the request did not run."""
+        ...
+
+
+def sender(client: Any) -> Callable[[httpx.Request, Watch], httpx.Response]:
     """A function that sends one request through a sync client.
 
     Raises:
@@ -39,7 +57,7 @@ def sender(client: Any) -> Callable[[httpx.Request, OnSend], httpx.Response]:
     raise _wrong("send_all", client, "a stkai.HttpClient or an httpx.Client", "asend_all")
 
 
-def async_sender(client: Any) -> Callable[[httpx.Request, OnSend], Awaitable[httpx.Response]]:
+def async_sender(client: Any) -> Callable[[httpx.Request, Watch], Awaitable[httpx.Response]]:
     """A function that sends one request through an async client.
 
     Raises:
@@ -52,60 +70,67 @@ def async_sender(client: Any) -> Callable[[httpx.Request, OnSend], Awaitable[htt
     raise _wrong("asend_all", client, "a stkai.AsyncHttpClient or an httpx.AsyncClient", "send_all")
 
 
-def _sent_at_once(send: Callable[[httpx.Request], Any]) -> Callable[[httpx.Request, OnSend], Any]:
+def _sent_at_once(send: Callable[[httpx.Request], Any]) -> Callable[[httpx.Request, Watch], Any]:
     """For clients whose requests may go to the wire at any time."""
 
-    def send_at_once(request: httpx.Request, on_send: OnSend) -> Any:
-        if on_send is not None:
-            on_send(True)
+    def send_at_once(request: httpx.Request, watch: Watch) -> Any:
+        watch.about_to_send()
         return send(request)
 
     return send_at_once
 
 
-def _send(client: HttpClient, request: httpx.Request, on_send: OnSend) -> httpx.Response:
-    if on_send is None:
-        return client.send(request)
+def _send(client: HttpClient, request: httpx.Request, watch: Watch) -> httpx.Response:
     layer = client._open_entry()  # noqa: SLF001
     exchange = Exchange.of(layer, request)
-    return exchange.finish(layer.carry_out(exchange.call, partial(_observed, exchange.flow, on_send)))
+    return exchange.finish(layer.carry_out(exchange.call, partial(_watched, exchange.flow, watch)))
 
 
-async def _asend(client: AsyncHttpClient, request: httpx.Request, on_send: OnSend) -> httpx.Response:
-    if on_send is None:
-        return await client.send(request)
+async def _asend(client: AsyncHttpClient, request: httpx.Request, watch: Watch) -> httpx.Response:
     layer = client._open_entry()  # noqa: SLF001
     exchange = Exchange.of(layer, request)
-    return exchange.finish(await layer.carry_out(exchange.call, partial(_observed, exchange.flow, on_send)))
+    return exchange.finish(await layer.carry_out(exchange.call, partial(_watched, exchange.flow, watch)))
 
 
-def _observed(
-    flow: Callable[[httpx.Request, Attempt], Flow],
-    on_send: Callable[[bool], None],
-    request: httpx.Request,
-    attempt: Attempt,
+def _watched(
+    flow: Callable[[httpx.Request, Attempt], Flow], watch: Watch, request: httpx.Request, attempt: Attempt
 ) -> Flow:
-    """The same flow, observed for what it sends."""
+    """The same flow, which notifies `watch` of what it sends."""
+    may_have_acted = False
+
+    def send(operation: Send) -> Flow:
+        nonlocal may_have_acted
+        first = watch.about_to_send()
+        try:
+            if first is not None:
+                yield first
+            response: httpx.Response = yield operation
+        except BaseException as error:
+            may_have_acted = may_have_acted or not _is_unsent(error, operation.wire)
+            raise
+        else:
+            may_have_acted = may_have_acted or response.status_code not in _REFUSED
+            return response
+        finally:
+            if not may_have_acted:
+                watch.not_sent()
+
+    if watch.ending is not None:
+        attempt.closing = watch.ending
     steps = flow(request, attempt)
     step: Callable[[], Any] = partial(next, steps)
-    may_have_acted = False
     while True:
         try:
             operation = step()
         except StopIteration as end:
             response: httpx.Response = end.value
             return response
-        is_send = isinstance(operation, Send)
-        if is_send:
-            on_send(True)
         try:
-            step = partial(steps.send, (yield operation))
-            may_have_acted = may_have_acted or is_send
+            result = (yield from send(operation)) if isinstance(operation, Send) else (yield operation)
         except BaseException as error:  # noqa: BLE001 - it is for the flow
-            if is_send and not may_have_acted:
-                may_have_acted = not _is_unsent(error, operation.wire)
-                on_send(may_have_acted)
             step = partial(steps.throw, error)
+        else:
+            step = partial(steps.send, result)
 
 
 def _is_unsent(error: BaseException, wire: object) -> bool:
