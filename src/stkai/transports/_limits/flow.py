@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from inspect import iscoroutinefunction
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import httpx
 
@@ -88,7 +88,7 @@ class _LimitFlow(LayerBase):
         if plan.listens or not is_ours:
             turn.chance = self.context.random()
         if place is not None and place[0] is limiter:
-            turn.resume(cast(Any, place[1]))
+            turn.resume(place[1])
         if plan.priced:
             self._meter.price(turn, plan, request, options.cost)
         sent = clock.monotonic()
@@ -100,7 +100,7 @@ class _LimitFlow(LayerBase):
                 limiter.leave(turn, sent)
                 attempt.ticket = (limiter, turn)
                 raise SignatureExpired
-        attempt.ticket = (limiter, cast(Any, turn))
+        attempt.ticket = (limiter, turn)
         try:
             response = yield from self.forward(request, attempt)
         except BaseException as error:
