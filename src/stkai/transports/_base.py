@@ -1,7 +1,7 @@
 """What every layer is built on: the two base transports, and the flow that they share."""
 
 from collections.abc import Callable, Coroutine
-from logging import DEBUG
+from logging import DEBUG, INFO
 from threading import get_ident, main_thread
 from types import TracebackType
 from typing import Any, Final, Self
@@ -182,7 +182,10 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
                 refuse_in_handler()
             self._calls_in_main_thread += 1
         try:
-            call_started(context, attempt)
+            if context.hears(INFO):
+                call_started(context, attempt)
+            else:
+                attempt.is_observed = False
             response = drive(flow(call.request, attempt), attempt, context.clock)
         except BaseException as error:
             call_failed(context, attempt, error)
@@ -191,7 +194,9 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
             if in_main_thread:
                 self._calls_in_main_thread -= 1
         try:
-            call_answered(context, attempt, response)
+            attempt.finish(response, context.clock.monotonic())
+            if attempt.is_observed:
+                call_answered(context, attempt, response)
         except BaseException:  # An interrupt while a listener was notified.
             close_response(response)
             raise
@@ -244,13 +249,18 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
         attempt, context = Attempt(call), self.context
         attempt.closing = self._closing
         try:
-            call_started(context, attempt)
+            if context.hears(INFO):
+                call_started(context, attempt)
+            else:
+                attempt.is_observed = False
             response = await adrive(flow(call.request, attempt), attempt, context.clock)
         except BaseException as error:
             call_failed(context, attempt, error)
             raise
         try:
-            call_answered(context, attempt, response)
+            attempt.finish(response, context.clock.monotonic())
+            if attempt.is_observed:
+                call_answered(context, attempt, response)
         except BaseException:  # An interrupt while a listener was notified.
             await aclose_response(response)
             raise

@@ -1,6 +1,6 @@
 """Reports the start and the end of calls and attempts to a stack's listener."""
 
-from logging import DEBUG, INFO
+from logging import DEBUG
 from typing import Final
 
 import httpx
@@ -32,21 +32,16 @@ def attempt_finished(
 
 
 def call_started(context: Context, attempt: Attempt) -> None:
-    """Report that a call begins, if anyone receives its events."""
-    if not context.hears(INFO):
-        attempt.is_observed = False
-    elif context.hears(DEBUG):
+    """Report that a call begins."""
+    if context.hears(DEBUG):
         from ..events import CallStarted
 
         context.emit(CallStarted(call=attempt.info))
 
 
 def call_answered(context: Context, attempt: Attempt, response: httpx.Response) -> None:
-    """Attach the record of a call to its response, and report that it has ended."""
-    now = context.clock.monotonic()
-    attempt.finish(response, now)
-    if attempt.is_observed:
-        _call_finished(context, attempt, now, status=response.status_code)
+    """Report that a call has ended with a response."""
+    _call_finished(context, attempt, context.clock.monotonic(), status=response.status_code)
 
 
 def call_failed(context: Context, attempt: Attempt, error: BaseException) -> None:

@@ -17,7 +17,7 @@ from ..._headers import Fields, with_fields
 from ..._secrets import HoldsSecret, Secret, reveal
 from ..._urls import Origin, is_private, origin_of, parse_origin, show_origin
 from .._call import Attempt, copy_request
-from .._chain import is_home
+from .._chain import CHAIN, is_home
 from .fetch import failure_of
 from .provider import AuthProvider, has_own_headers, is_sendable
 
@@ -126,7 +126,8 @@ class BearerAuth(HoldsSecret):
         """
         if self.origins is not None:
             return origin_of(url) in self.origins
-        if not is_home(url, attempt.call.request):
+        first = attempt.call.request
+        if (url is not first.url or CHAIN in first.extensions) and not is_home(url, first):
             return False
         if url.scheme != "https":
             self.require_private(url)

@@ -1,10 +1,9 @@
 """Waits for a limiter's permit, sends, and lets the limiter learn from the answer."""
 
 import logging
-from collections.abc import Callable
 from functools import partial
 from inspect import iscoroutinefunction
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import httpx
 
@@ -20,7 +19,7 @@ from .._options import UNSET
 from .all_of import checked_limiter
 from .guest import plan_of_own
 from .limiter import Answer, Limiter, Turn
-from .metering import Estimate, Meter, Settle
+from .metering import Bill, Estimate, Meter, Settle
 from .plan import Chooser, Plan, subscribe
 from .queue_limiter import QueueLimiter
 from .waiting import TooLongError, Waiting
@@ -44,9 +43,6 @@ class _LimitFlow(LayerBase):
 
     name = "limiter"
     policy: Limiter | Chooser
-    _choose: Callable[[httpx.Request], Limiter] | None
-    _is_ours: bool
-    _meter: Meter
 
     def __init__(
         self,
@@ -77,7 +73,30 @@ class _LimitFlow(LayerBase):
         plan = limiter.plan_for(request) if is_ours else plan_of_own(limiter, request)
         if plan is None:
             return (yield from self.forward(request, attempt))
-        clock, options, place = self.context.clock, attempt.call.options, attempt.ticket or attempt.place
+        turn = self._turn(limiter, plan, request, attempt, is_ours=is_ours)
+        clock = self.context.clock
+        sent = clock.monotonic()
+        wait = limiter.ask(turn, sent)
+        if wait != 0:
+            sent = yield from self._wait(limiter, turn, plan, attempt, wait, sent)
+        attempt.ticket = (limiter, turn)
+        try:
+            response = yield from self.forward(request, attempt)
+        except BaseException as error:
+            self._note_error(limiter, turn, plan, error, sent)
+            raise
+        # While nothing can be learnt from a success, do without the answer, and without the limiter's lock.
+        was_refused = response.status_code == _TOO_MANY_REQUESTS
+        learns = was_refused or not is_ours or (plan.listens and limiter.listens(clock.monotonic()))
+        if learns or plan.ends or plan.priced:
+            yield from self._take_note(limiter, turn, plan, request, attempt, response, sent, learns=learns)
+        return response
+
+    def _turn(
+        self, limiter: Any, plan: Plan, request: httpx.Request, attempt: Attempt, *, is_ours: bool
+    ) -> Turn:
+        """The request's turn, in the place of an earlier attempt."""
+        options, place = attempt.call.options, attempt.ticket or attempt.place
         turn = Turn(request)
         if options.priority == "low":
             turn.priority = "low"
@@ -88,36 +107,21 @@ class _LimitFlow(LayerBase):
         if plan.listens or not is_ours:
             turn.chance = self.context.random()
         if place is not None and place[0] is limiter:
-            turn.resume(cast(Any, place[1]))
+            turn.resume(place[1])
         if plan.priced:
             self._meter.price(turn, plan, request, options.cost)
-        sent = clock.monotonic()
-        wait = limiter.ask(turn, sent)
-        if wait != 0:
-            sent = yield from self._wait(limiter, turn, plan, attempt, wait, sent)
-            if attempt.is_signed is not None and not attempt.is_signed():
-                # Otherwise all requests that wait for a new token would leave together when it comes.
-                limiter.leave(turn, sent)
-                attempt.ticket = (limiter, turn)
-                raise SignatureExpired
-        attempt.ticket = (limiter, cast(Any, turn))
-        try:
-            response = yield from self.forward(request, attempt)
-        except BaseException as error:
-            now = clock.monotonic()
-            if isinstance(error, SignatureExpired):  # A limiter further in has not let it go.
-                limiter.leave(turn, now)
-                raise
-            limiter.learn(turn, Answer(sent, now, None, error, clock.utcnow, 0.5))
-            if plan.ends:
-                limiter.end(turn, now)
-            raise
-        # While nothing can be learnt from a success, do without the answer, and without the limiter's lock.
-        was_refused = response.status_code == _TOO_MANY_REQUESTS
-        learns = was_refused or not is_ours or (plan.listens and limiter.listens(clock.monotonic()))
-        if learns or plan.ends or plan.priced:
-            yield from self._take_note(limiter, turn, plan, request, attempt, response, sent, learns=learns)
-        return response
+        return turn
+
+    def _note_error(self, limiter: Any, turn: Turn, plan: Plan, error: BaseException, sent: float) -> None:
+        """Tell the limiter what came in place of an answer."""
+        clock = self.context.clock
+        now = clock.monotonic()
+        if isinstance(error, SignatureExpired):  # A limiter further in has not let it go.
+            limiter.leave(turn, now)
+            return
+        limiter.learn(turn, Answer(sent, now, None, error, clock.utcnow, 0.5))
+        if plan.ends:
+            limiter.end(turn, now)
 
     def _take_note(
         self,
@@ -131,51 +135,36 @@ class _LimitFlow(LayerBase):
         *,
         learns: bool,
     ) -> Steps[None]:
-        """Let the limiter learn from the answer, and notify it when the body has ended."""
+        """Let the limiter learn from the answer; when the body has ended, settle the cost and notify the limiter."""
         try:
             if learns:
-                yield from self._learn(limiter, turn, attempt, response, sent)
-            if plan.ends or plan.priced:
-                self._watch(limiter, turn, plan, request, response)
+                clock = self.context.clock
+                answer = Answer(sent, clock.monotonic(), response, None, clock.utcnow, turn.chance)
+                change = limiter.learn(turn, answer)
+                attempt.paced = attempt.paced or turn.paced
+                attempt.excused = attempt.excused or turn.excused
+                if change is not None:
+                    share = getattr(limiter, "share", None)
+                    self.context.emit(RateChanged(call=attempt.info, **change._asdict(), share=share))
+                if turn.errand is not None:
+                    yield turn.errand
+            is_refused = response.status_code == _TOO_MANY_REQUESTS
+            bill = None if is_refused else self._meter.bill(turn, plan, request, response)
+            if plan.ends or bill is not None:
+                ended = partial(self._note_end, limiter, turn, plan, bill)
+                when_body_ends(response, ended, None if bill is None else bill.add)
         except BaseException:  # The limiter and the listener may be user code.
             if plan.ends:
                 limiter.end(turn, self.context.clock.monotonic())
             yield Close(response)
             raise
 
-    def _learn(
-        self, limiter: Limiter, turn: Turn, attempt: Attempt, response: httpx.Response, sent: float
-    ) -> Steps[None]:
-        clock = self.context.clock
-        answer = Answer(sent, clock.monotonic(), response, None, clock.utcnow, turn.chance)
-        change = limiter.learn(turn, answer)
-        attempt.paced = attempt.paced or turn.paced
-        attempt.excused = attempt.excused or turn.excused
-        if change is not None:
-            share = getattr(limiter, "share", None)
-            self.context.emit(RateChanged(call=attempt.info, **change._asdict(), share=share))
-        if turn.errand is not None:
-            yield turn.errand
-
-    def _watch(
-        self, limiter: Any, turn: Turn, plan: Plan, request: httpx.Request, response: httpx.Response
-    ) -> None:
-        """Settle the call's cost, and tell the limiter, when the body has ended."""
-        clock = self.context.clock
-        bill = None
-        if response.status_code != _TOO_MANY_REQUESTS:
-            bill = self._meter.bill(turn, plan, request, response)
-        if bill is None and not plan.ends:
-            return
-
-        def ended(how: BodyEnd) -> None:
-            now = clock.monotonic()
-            if plan.ends:
-                limiter.end(turn, now)
-            if bill is not None:
-                bill.settle(how, now)
-
-        when_body_ends(response, ended, None if bill is None else bill.add)
+    def _note_end(self, limiter: Any, turn: Turn, plan: Plan, bill: Bill | None, how: BodyEnd) -> None:
+        now = self.context.clock.monotonic()
+        if plan.ends:
+            limiter.end(turn, now)
+        if bill is not None:
+            bill.settle(how, now)
 
     def _wait(
         self,
@@ -191,18 +180,17 @@ class _LimitFlow(LayerBase):
         if allowed is UNSET:
             allowed = plan.max_wait_time
         # The attempts of a call share its allowance for waiting.
-        limit = attempt.allowance(allowed)
+        most = attempt.allowance(allowed)
         deadline = float("inf") if call.deadline is None else call.deadline
         turn.call = attempt.info
-        waiting = Waiting(limiter, turn, context.clock, limit, deadline)
+        waiting = Waiting(limiter, turn, context.clock, most, deadline)
         before = record.queued
         try:
             sent = yield from waiting.steps(wait, start)
         except TooLongError as late:
             record.queued += late.waited
-            if late.left < limit - late.waited:
-                refusal = Rejected(call=attempt.info, layer=self.name, wait=late.wait, limit=late.left)
-                context.emit(refusal)
+            if late.left < most - late.waited:
+                context.emit(Rejected(call=attempt.info, layer=self.name, wait=late.wait, limit=late.left))
                 raise attempt.no_time_for(late.wait, late.left) from None
             waited = before + late.waited
             error = TokenAcquisitionTimeoutError(waited, allowed or 0.0, required=waited + late.wait)
@@ -216,8 +204,13 @@ class _LimitFlow(LayerBase):
         waited = sent - start
         record.queued += waited
         if waited and context.hears(logging.INFO if waited > _LONG else logging.DEBUG):
-            limit_in_words = waiting.limit_in_words
-            context.emit(Waited(call=attempt.info, layer=self.name, seconds=waited, limit=limit_in_words))
+            limit = waiting.limit_in_words
+            context.emit(Waited(call=attempt.info, layer=self.name, seconds=waited, limit=limit))
+        if attempt.is_signed is not None and not attempt.is_signed():
+            # Otherwise all requests that wait for a new token would leave together when it comes.
+            limiter.leave(turn, sent)
+            attempt.ticket = (limiter, turn)
+            raise SignatureExpired
         return sent
 
     def describe(self) -> str:
@@ -285,31 +278,22 @@ def _is_ours(limiter: object) -> bool:
 
 def limiter(policy: Limits, *, cost: Estimate | None = None, settle: Settle | None = None) -> Layer:
     """The layer `limiter`, for a `StackBuilder`: takes any object that can be asked for permits, or a list of them."""
-    return _layer("limiter", LimiterTransport, AsyncLimiterTransport, policy, cost, settle)
+    return _layer(LimiterTransport, AsyncLimiterTransport, policy, cost=cost, settle=settle)
 
 
 def token_bucket(policy: Limits, *, cost: Estimate | None = None, settle: Settle | None = None) -> Layer:
     """The layer `token_bucket`, for a `StackBuilder`."""
-    return _layer("token_bucket", TokenBucketTransport, AsyncTokenBucketTransport, policy, cost, settle)
+    return _layer(TokenBucketTransport, AsyncTokenBucketTransport, policy, cost=cost, settle=settle)
 
 
 def adaptive(policy: Limits, *, cost: Estimate | None = None, settle: Settle | None = None) -> Layer:
     """The layer `adaptive`, for a `StackBuilder`."""
-    return _layer("adaptive", AdaptiveTransport, AsyncAdaptiveTransport, policy, cost, settle)
+    return _layer(AdaptiveTransport, AsyncAdaptiveTransport, policy, cost=cost, settle=settle)
 
 
 def _layer(
-    name: str,
-    sync: type[LimiterTransport],
-    asynchronous: type[AsyncLimiterTransport],
-    policy: Limits,
-    cost: Estimate | None,
-    settle: Settle | None,
+    sync: type[LimiterTransport], asynchronous: type[AsyncLimiterTransport], policy: Limits, **meter: Any
 ) -> Layer:
     policy = checked_limiter(policy, _WANTED)
-    return Layer(
-        name,
-        partial(sync, policy=policy, cost=cost, settle=settle),
-        partial(asynchronous, policy=policy, cost=cost, settle=settle),
-        policy,
-    )
+    options = {"policy": policy, **meter}
+    return Layer(sync.name, partial(sync, **options), partial(asynchronous, **options), policy)

@@ -68,8 +68,10 @@ class Adaptive:
 
     def release(self, start: float, now: float, *, waiting: bool) -> float:
         """Permits released from `start` to `now`, while requests wait for them or not."""
-        released = self._law.release(start, now, waiting=waiting)
-        self._take_over()
+        law = self._law
+        released = law.release(start, now, waiting=waiting)
+        if waiting or law is not self._windowed or law.guide.in_force:
+            self._take_over()
         if waiting and self._has_moved():
             self.ignores_successes_until = -math.inf  # The next success reports it.
         return released

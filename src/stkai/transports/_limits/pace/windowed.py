@@ -120,7 +120,9 @@ class WindowedRate:
         released, self._released = self._released, 0.0
         if now <= start:
             return released
-        self.history.note(start, holds=waiting or now < self._held_until)
+        holds = waiting or now < self._held_until
+        if holds != self.history.holds:
+            self.history.note(start, holds=holds)
         seconds = now - start if start >= self.paused_until else max(0.0, now - self.paused_until)
         if self.guide.in_force:
             released += self.guide.release(now - seconds, now)
@@ -142,7 +144,7 @@ class WindowedRate:
 
     def take(self, turn: Turn, now: float) -> float:
         """Count a request that goes now; returns the permits that it takes: one, give or take some jitter."""
-        self.history.add(now)
+        self.history.tally.add(now)
         if not self.start.over:
             self.start.note(now)
         quota = self._quota

@@ -108,21 +108,28 @@ class Rate(Source):
         return self.burst + min(self.waiting, self.rate * _LATE) if self.waiting else self.burst
 
     def _release(self, pace: Pace, start: float, now: float) -> None:
-        released = pace.release(start, now, waiting=self._is_awaited())
+        waiting = self.waiting > 0
+        released = pace.release(start, now, waiting=waiting and self._is_awaited())
         self.rate, self.burst = pace.rate, pace.burst
-        self.credit = min(self._most(), self.credit + released) if pace.credit is None else pace.credit
+        credit = pace.credit
+        if credit is None:
+            credit = self.credit + released
+            most = self._most() if waiting else self.burst
+            self.credit = min(most, credit)
+        else:
+            self.credit = credit
 
     def _is_awaited(self) -> bool:
         """Whether those who wait do so for these permits, not for those of another source."""
-        if not self.waiting:
-            return False
         source = self.order.turns[0].held_by
         return source is None or source is self or source.is_remote
 
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
-        self._advance(now)
-        pace = self.pace
-        until = self.paused_until if pace is None else max(self.paused_until, pace.paused_until)
+        if now > self._at:
+            self._advance(now)
+        pace, until = self.pace, self.paused_until
+        if pace is not None and pace.paused_until > until:
+            until = pace.paused_until
         if self.credit >= ahead + _WHOLE and now >= until:
             return 0.0
         paused, missing = max(0.0, until - now), max(0.0, ahead + 1 - self.credit)
