@@ -18,7 +18,6 @@ import httpx
 
 from stkai import TokenBucket
 from stkai.stores import Ask, Lease
-from stkai.stores._memory import KnownMembers
 from stkai.stores._state import State
 from stkai.stores._step import step
 
@@ -148,7 +147,7 @@ class Simulator:
         self.calls += 1
         now = self.now + self.clock_offset
         if self.state is None:
-            self.state = State(now, KnownMembers())
+            self.state = State.new(now)
         lease = step(self.state, ask, now)
         check_books(self.state)
         self.check(all(count > 0 for _, _, count in lease.ranges), "a lease has no permits in a range")

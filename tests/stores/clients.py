@@ -79,7 +79,6 @@ def check_books(state: State) -> None:
     assert state.free == sorted(state.free)
     assert state.window == sorted(state.window)
     assert state.within == sum(places for _, places in state.window)
-    assert state.size == len(members)
     assert state.active == sum(m.counted for m in members)
     # No law in these tests has more than twice the quota.
     most = max(1.0, 2 * state.quota.rate * AHEAD, state.quota.burst) + 1

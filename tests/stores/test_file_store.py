@@ -226,11 +226,7 @@ def test_one_damaged_slot_leaves_the_state_of_the_other(tmp_path: Path, slot: in
     assert {FileStore(tmp_path).lease(ask()).epoch} == epochs
 
 
-def test_a_deleted_file_or_directory_is_created_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_open_share, "_LOOK_AGAIN", 0.0)
-    monkeypatch.setattr(_open_share, "_STILL_LINKED", 0.0)
+def test_a_deleted_file_or_directory_is_created_again(tmp_path: Path) -> None:
     directory = tmp_path / "store"
     store = FileStore(directory)
     store.lease(ask())
@@ -275,7 +271,7 @@ def test_after_a_reboot_the_state_restarts_and_another_machine_is_refused(
     store = FileStore(tmp_path)
     first = store.lease(ask(rate=1.0, want=1))
     store.close()
-    monkeypatch.setattr(_open_share, "_boot", [bytes(16)])
+    monkeypatch.setattr(_open_share, "_boot_id", lambda: bytes(16))
     with pytest.raises(ConfigurationError, match="redis://"):
         store.lease(ask())
     monkeypatch.setattr(_open_share, "_TWO_MACHINES", -1.0)
@@ -295,7 +291,8 @@ def test_a_forked_child_reopens_the_file(tmp_path: Path) -> None:
     if not child:
         try:
             lease = store.lease(ask("child"))
-            os.write(writing, f"{lease.members} {open_shares._pid == os.getpid()}".encode())
+            (opened,) = [each for path, each in open_shares._open.items() if path.parent == tmp_path]
+            os.write(writing, f"{lease.members} {opened is not share}".encode())
         finally:
             os._exit(0)
     os.waitpid(child, 0)

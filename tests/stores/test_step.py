@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from stkai.stores import Ask, Law, Lease, Refusal
-from stkai.stores._memory import KnownMembers
 from stkai.stores._state import State
 from stkai.stores._step import amend, look, step
 
@@ -86,7 +85,7 @@ def test_books_balance_whatever_members_send(seed: int) -> None:
     quota |= {"max_cost": 100.0, "cost_rate": 50.0} if costly else {}
     is_honest = bool(seed % 2)
     now = 100.0
-    state = State(now, KnownMembers())
+    state = State.new(now)
     clients: dict[int, Client] = {}
     for number in range(300):
         now += chance.expovariate(chance.choice([1, 20, 200]))
@@ -143,7 +142,7 @@ def test_no_window_has_more_permits_than_promised(
 ) -> None:
     chance = random.Random(seed)  # noqa: S311
     quota = {"rate": float(rate), "burst": float(burst), "window": float(window)}
-    state = State(100.0, KnownMembers())
+    state = State.new(100.0)
     clients = [Client(f"m{number}") for number in range(5)]
     clients[0].hear(step(state, clients[0].ask(quota, 0, 0), 100.0), 100.0)
     now = started = 100 + 3 * window  # After a quiet time, the burst is full.
@@ -170,7 +169,7 @@ def test_no_window_has_more_permits_than_promised(
 
 
 def test_a_message_that_arrives_twice_gets_the_same_answer_and_changes_nothing() -> None:
-    state = State(0.0, KnownMembers())
+    state = State.new(0.0)
     client = Client("a")
     ask = client.ask({"rate": 10.0, "burst": 5.0}, 0, 3)
     first = step(state, ask, 1.0)
@@ -184,7 +183,7 @@ def test_a_message_that_arrives_twice_gets_the_same_answer_and_changes_nothing()
 
 
 def test_a_message_that_a_later_one_overtook_changes_nothing() -> None:
-    state = State(0.0, KnownMembers())
+    state = State.new(0.0)
     client = Client("a")
     quota = {"rate": 50.0, "burst": 20.0}
     client.hear(step(state, client.ask(quota, 0, 9), 1.0), 1.0)

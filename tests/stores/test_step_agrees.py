@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from stkai.stores import Ask, Law, Refusal, _redis
-from stkai.stores._memory import KnownMembers
-from stkai.stores._record import SLOT, Record, StoredMembers, length_of, number_of, unpack
+from stkai.stores._record import SLOT, Record, length_of, number_of, unpack
 from stkai.stores._state import State
 from stkai.stores._step import amend, forget, look, step
 
@@ -108,7 +107,7 @@ def check_one_sequence(lua: InLua, seed: int) -> None:
         now -= chance.choice([0.05, 2.0, 3600.0]) if now > 1e4 and chance.random() < 0.02 else 0.0
         lua.now = now - (0.09 if chance.random() < 0.02 else 0.0)
         if state is None or stored is None:
-            state, stored = State(lua.now, KnownMembers()), State(lua.now, StoredMembers())
+            state, stored = State.new(lua.now), State.new(lua.now)
         ask = group.ask(epoch, now)
         expected = step(state, ask, lua.now)
         group.leases[ask.member] = expected.id
@@ -128,9 +127,10 @@ def check_one_sequence(lua: InLua, seed: int) -> None:
             assert plain(lua.store.look(ask.share)) == about(seen), (seed, number)
             assert look(stored, lua.now) == seen
         if chance.random() < 0.02:
-            assert lua.store.reset(ask.share) is bool(state.rate)
+            was_used = bool(state.rate)
+            assert lua.store.reset(ask.share) is was_used
             assert lua.store.look(ask.share) is None
-            state, stored = forget(state, KnownMembers(), lua.now), forget(stored, StoredMembers(), lua.now)
+            assert forget(state, lua.now) is forget(stored, lua.now) is was_used
 
 
 def through_a_file(state: State, number: int) -> State:

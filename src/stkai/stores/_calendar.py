@@ -50,9 +50,7 @@ def advance(s: State, now: float) -> float:
         s.free = sorted(left)
     if s.next < at:
         # The permit at `next` is part of the burst, too.
-        gained, room = (at - s.next) * s.rate, max(0.0, s.burst - 1 - s.credit)
-        s.credit += min(gained, room)
-        s.lost += max(0.0, gained - room)
+        s.credit += min((at - s.next) * s.rate, max(0.0, s.burst - 1 - s.credit))
         s.next = at
     if s.window:
         prune(s, at)
@@ -61,9 +59,7 @@ def advance(s: State, now: float) -> float:
 
 def give(s: State, places: int) -> None:
     """Make permits that were given back after their time usable at once."""
-    room = max(0.0, max(1.0, s.burst - 1) - s.credit)
-    s.credit += min(places, room)
-    s.lost += max(0.0, places - room)
+    s.credit += min(places, max(0.0, max(1.0, s.burst - 1) - s.credit))
 
 
 def release(s: State, ranges: list[Range], now: float) -> None:
@@ -89,7 +85,6 @@ def place(s: State, places: int, after: float, now: float) -> Range:
         # While the window is closed, places pass unused as well: what exceeds the burst is lost.
         surplus = max(0.0, (opens - s.next) * s.rate + s.credit - max(0.0, s.burst - 1))
         s.next = min(opens, s.next + surplus * gap)
-        s.lost += surplus
     has_credit = s.credit >= 1 - ROUND and after <= now and s.paused <= now
     if not (has_credit and opens <= now):
         for index, (first, step, size) in enumerate(s.free):

@@ -1,23 +1,55 @@
-"""The connections of this process to a Redis server: all stores with the same URL use the same ones."""
+"""Runs commands on a Redis server, each within a time that covers everything."""
 
-import os
 import threading
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
+from .._abandonable import Job, Worker
 from .._clock import SystemClock
 from .._errors import ConfigurationError
-from ._in_time import InTime
+from .._forks import after_fork
 
-MISSING = 'sharing a quota through Redis needs redis-py: pip install "stkai[redis]"'
+MISSING: Final = 'sharing a quota through Redis needs redis-py: pip install "stkai[redis]"'
 
-_MOST_IDLE = 8
+_MOST_IDLE: Final = 8
 
 _clock = SystemClock()
 
 
+class InTime:
+    """Runs calls in threads, and stops waiting for a call after a time.
+
+    While a call is stuck, further calls fail at once, so that threads do not pile up.
+    """
+
+    def __init__(self) -> None:
+        self._begin()
+        after_fork(self, InTime._begin)  # The threads stay in the parent.
+
+    def _begin(self) -> None:
+        self._stuck: Job | None = None
+
+    def call(self, work: Callable[[], Any], timeout: float) -> Any:
+        """The result of `work`.
+
+        Raises:
+            TimeoutError: the call takes more than so many seconds, or an earlier call is still running.
+        """
+        if self._stuck is not None and not self._stuck.is_done:
+            raise TimeoutError("the server has not answered an earlier call yet")
+        self._stuck = None
+        job, worker = Job(work), Worker()
+        worker.start(job)
+        worker.release()
+        if not job.wait(max(0.0, timeout)):
+            self._stuck = job
+            raise TimeoutError(f"the server did not answer within {timeout:.3g} s")
+        return job.result()
+
+
 class Connections:
-    """Runs commands on connections that it keeps open, each within a time that covers everything.
+    """The connections of this process to a server. All stores with the same URL use the same ones.
 
     A command on an open connection runs in the caller's thread, under the timeout of the socket. Looking up the host,
     connecting and signing in have no common timeout, so they run in another thread.
@@ -31,9 +63,11 @@ class Connections:
         self.client, self._timeout = client, timeout
         self._slow = InTime()
         self._begin()
+        after_fork(
+            self, Connections._begin
+        )  # The parent uses them; closing them here does not close them there.
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._idle: list[Any] = []
 
@@ -46,9 +80,6 @@ class Connections:
         """
         from redis.exceptions import ConnectionError, TimeoutError  # noqa: A004
 
-        if self._pid != os.getpid():
-            # The parent uses them; closing them here does not close them there.
-            self._begin()
         until = _clock.monotonic() + self._timeout
         with self._lock:
             connection = self._idle.pop() if self._idle else None
@@ -70,7 +101,7 @@ class Connections:
 
     def _connected(self) -> Any:
         connection = self.client.connection_pool.make_connection()
-        # Do not tell the server the library's name and version: that takes two more round trips.
+        # Do not send the server the library's name and version: that takes two more round trips.
         connection.driver_info = connection.lib_name = connection.lib_version = None
         connection.connect()
         return connection
@@ -97,6 +128,35 @@ class Connections:
         return answer
 
     __del__ = close
+
+
+class GivenClient:
+    """A redis-py client of the user's, which may have retries and timeouts of its own.
+
+    Args:
+        client: a synchronous client.
+        timeout: seconds.
+
+    Raises:
+        ConfigurationError: redis-py is not installed, or the client is async.
+    """
+
+    def __init__(self, client: Any, timeout: float) -> None:
+        import_redis()
+        asynchronous = any(".asyncio" in kind.__module__ for kind in type(client).__mro__)
+        if asynchronous or not all(callable(getattr(client, name, None)) for name in ("evalsha", "eval")):
+            raise ConfigurationError(
+                "RedisStore takes a URL or a synchronous redis-py client (redis.Redis, redis.RedisCluster, or"
+                f" the result of Sentinel.master_for), not {type(client).__module__}.{type(client).__qualname__}"
+            )
+        self.client, self._timeout, self._slow = client, timeout, InTime()
+
+    def run(self, command: str, *words: Any) -> Any:
+        """The server's answer to a command: EVALSHA or EVAL; the same errors as of `Connections.run`."""
+        return self._slow.call(lambda: getattr(self.client, command.lower())(*words), self._timeout)
+
+    def close(self) -> None:
+        """Do nothing: the connections are the user's."""
 
 
 _shared: "weakref.WeakValueDictionary[tuple[str, float], Connections]" = weakref.WeakValueDictionary()

@@ -2,22 +2,11 @@
 
 import os
 import sys
-from typing import Protocol
+
+from .._clock import Clock
 
 _SPINS = 8
 _LONGEST_NAP = 0.0005
-
-
-class Time(Protocol):
-    """The clock methods that waiting for a lock needs."""
-
-    def monotonic(self) -> float:
-        """Seconds."""
-        ...
-
-    def sleep(self, seconds: float) -> None:
-        """Block this thread."""
-        ...
 
 
 if sys.platform == "win32":
@@ -74,7 +63,7 @@ else:
     yield_processor = os.sched_yield
 
 
-def lock(fd: int, timeout: float, time: Time) -> None:
+def lock(fd: int, timeout: float, clock: Clock) -> None:
     """Take the lock, waiting at most `timeout` seconds.
 
     A blocking kernel lock has no timeout, and its holder may be stopped, so this polls: the lock is held for
@@ -85,14 +74,14 @@ def lock(fd: int, timeout: float, time: Time) -> None:
     """
     if try_lock(fd):
         return
-    until = time.monotonic() + timeout
+    until = clock.monotonic() + timeout
     for _ in range(_SPINS):
         yield_processor()
         if try_lock(fd):
             return
     nap = 1e-6
     while not try_lock(fd):
-        if time.monotonic() >= until:
+        if clock.monotonic() >= until:
             raise TimeoutError(f"another process held the lock of the state file for {timeout:g} s")
-        time.sleep(nap)
+        clock.sleep(nap)
         nap = min(nap * 1.2, _LONGEST_NAP)

@@ -118,7 +118,6 @@ def sweep(s: State, now: float) -> None:
             s.members[name] = m
         else:
             del s.members[name]
-            s.size -= 1
 
 
 def due_again(m: Member) -> float:

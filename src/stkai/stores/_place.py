@@ -35,7 +35,7 @@ def check_share(share: object) -> str:
     return share
 
 
-def file_name(share: str, suffix: str = ".share3") -> str:
+def file_name(share: str, suffix: str = ".share4") -> str:
     """A file name that is unique to the share, even on file systems that ignore case."""
     digest = blake2b(share.encode(), digest_size=10).hexdigest()
     return f"{quote(share, safe='')[:60]}-{digest}{suffix}"

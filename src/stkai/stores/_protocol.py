@@ -6,7 +6,6 @@ replaces what it believed of the member, so that a message that is lost, repeate
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
@@ -35,12 +34,6 @@ class Quota(NamedTuple):
     max_cost: float = 0.0
     cost_rate: float = 0.0
     methods: str = ""
-
-    @classmethod
-    def of(cls, numbers: Iterable[float], methods: str = "") -> "Quota":
-        """The quota of these numbers, in the order of the attributes."""
-        rate, burst, window, max_cost, cost_rate = numbers
-        return cls(rate, burst, window, max_cost, cost_rate, methods)
 
     def differences(self, other: "Quota") -> tuple[str, ...]:
         """The names of the attributes in which two quotas differ."""

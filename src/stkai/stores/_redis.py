@@ -8,9 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from .._checks import SOME_SECONDS, check_number
-from .._errors import ConfigurationError
-from ._connections import connections, import_redis
-from ._in_time import InTime
+from ._connections import Connections, GivenClient, connections
 from ._place import check_share
 from ._protocol import BOOKS, Ask, Law, Lease, Quota, Snapshot
 
@@ -33,9 +31,11 @@ class RedisStore:
 
     def __init__(self, url_or_client: Any, *, timeout: float = 0.25) -> None:
         self.timeout = float(check_number("timeout", timeout, SOME_SECONDS))
-        self._own = connections(url_or_client, self.timeout) if isinstance(url_or_client, str) else None
-        self._client = _checked(url_or_client) if self._own is None else self._own.client
-        self._in_time = InTime()
+        self._server: Connections | GivenClient
+        if isinstance(url_or_client, str):
+            self._server = connections(url_or_client, self.timeout)
+        else:
+            self._server = GivenClient(url_or_client, self.timeout)
 
     def lease(self, ask: Ask) -> Lease:
         """Take a member's report and lease it permits.
@@ -58,7 +58,7 @@ class RedisStore:
         law = Law(ask.share, rate, burst, _text(memory), int(version), age)
         parts = iter(rest[5:])
         return Lease(
-            int(number), law, Quota.of(rest[:5], _text(methods)),
+            int(number), law, Quota._make([*rest[:5], _text(methods)]),
             tuple((first, gap, int(count)) for first, gap, count in zip(parts, parts, parts, strict=True)),
             units, bool(void), queue, again, pause, int(epoch), int(active), int(members),
         )  # fmt: skip
@@ -78,7 +78,7 @@ class RedisStore:
         rate, used, waiting, queue, units, pause, refused, epoch = numbers[7:15]
         books = dict(zip(BOOKS, map(int, numbers[15:]), strict=True))
         return Snapshot(
-            int(numbers[0]), int(numbers[1]), Quota.of(numbers[2:7], _text(found[1])), rate, used, int(waiting),
+            int(numbers[0]), int(numbers[1]), Quota._make([*numbers[2:7], _text(found[1])]), rate, used, int(waiting),
             queue, units, pause, refused if refused >= 0 else None, int(epoch), books,
         )  # fmt: skip
 
@@ -92,8 +92,7 @@ class RedisStore:
 
     def close(self) -> None:
         """Close the connections, unless you passed the client; the next lease opens them again."""
-        if self._own is not None:
-            self._own.close()
+        self._server.close()
 
     def __repr__(self) -> str:
         return f"RedisStore({self.place!r})"
@@ -101,7 +100,8 @@ class RedisStore:
     @property
     def place(self) -> str:
         """The server's address, without user and password."""
-        pool = getattr(self._client, "connection_pool", None)
+        client = self._server.client
+        pool = getattr(client, "connection_pool", None)
         about = getattr(pool, "connection_kwargs", None) or {}
         if "path" in about:
             return f"unix://{about['path']}"
@@ -110,48 +110,23 @@ class RedisStore:
             return f"sentinel {service}"
         if "host" in about:
             return f"{about['host']}:{about.get('port', 6379)}"
-        nodes = [f"{node.host}:{node.port}" for node in _nodes(self._client)]
-        return ",".join(sorted(nodes)[:3]) or type(self._client).__name__
+        nodes = client.get_nodes() if hasattr(client, "get_nodes") else ()  # Of a cluster.
+        return ",".join(sorted(f"{node.host}:{node.port}" for node in nodes)[:3]) or type(client).__name__
 
     def _run(self, share: str, verb: str, *arguments: str, keys: tuple[bytes, ...] = ()) -> Any:
         from redis.exceptions import NoScriptError
 
         source, digest = _script()
-        keys = keys or _keys(share, "v3:state", "v3:members", "v3:dues")
+        keys = keys or _keys(share, "v4:state", "v4:members", "v4:dues")
         given = (len(keys), *keys, verb, self._instant(), *arguments)
-        if self._own is not None:
-            try:
-                return self._own.run("EVALSHA", digest, *given)
-            except NoScriptError:
-                return self._own.run("EVAL", source, *given)
-
-        def work() -> Any:
-            try:
-                return self._client.evalsha(digest, *given)
-            except NoScriptError:
-                return self._client.eval(source, *given)
-
-        return self._in_time.call(work, self.timeout)
+        try:
+            return self._server.run("EVALSHA", digest, *given)
+        except NoScriptError:
+            return self._server.run("EVAL", source, *given)
 
     def _instant(self) -> str:
         """The time of the step; empty for the server's own time."""
         return ""
-
-
-def _checked(client: Any) -> Any:
-    import_redis()
-    asynchronous = any(".asyncio" in kind.__module__ for kind in type(client).__mro__)
-    if asynchronous or not all(callable(getattr(client, name, None)) for name in ("evalsha", "eval")):
-        raise ConfigurationError(
-            "RedisStore takes a URL or a synchronous redis-py client (redis.Redis, redis.RedisCluster, or"
-            f" the result of Sentinel.master_for), not {type(client).__module__}.{type(client).__qualname__}"
-        )
-    return client
-
-
-def _nodes(client: Any) -> Sequence[Any]:
-    get = getattr(client, "get_nodes", None)
-    return get() if callable(get) else ()
 
 
 @cache

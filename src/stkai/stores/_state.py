@@ -1,13 +1,19 @@
 """What a store keeps of one share: numbers, ranges of places, and what it believes of each member."""
 
 import math
-from itertools import pairwise
-from typing import Final, Protocol
+import struct
+from dataclasses import dataclass, field, fields
+from itertools import chain, pairwise
+from operator import attrgetter
+from typing import Any, Final, get_args
 
 from ._protocol import Quota
 
 Range = tuple[float, float, int]
 """The first place, the seconds between places, and how many."""
+
+Entry = tuple[float, int]
+"""An instant, and how many permits."""
 
 NEVER: Final = -1e18
 
@@ -15,113 +21,229 @@ ROUND: Final = 1e-6
 """Permits; covers the rounding of clocks."""
 
 
+class Layout:
+    """Packs objects into bytes: their numbers, then their texts and lists.
+
+    Args:
+        types: the attributes to pack, with their types.
+    """
+
+    def __init__(self, types: dict[str, Any]) -> None:
+        codes = {float: "d", int: "q", bool: "?"}
+        numbers = [name for name, kind in types.items() if kind in codes]
+        texts = [name for name, kind in types.items() if kind is str]
+        lists = [name for name in types if name not in (*numbers, *texts)]
+        self._names = numbers, texts, lists
+        self._head = struct.Struct(f"<{''.join(codes[types[name]] for name in numbers)}{len(texts + lists)}I")
+        self._rows = [struct.Struct(f"<{len(get_args(get_args(types[name])[0]))}d") for name in lists]
+        self._numbers = attrgetter(*numbers)
+        self._texts = [attrgetter(name) for name in texts]
+
+    def pack(self, thing: object) -> bytes:
+        """The object's attributes, packed."""
+        parts = [get(thing).encode(errors="surrogatepass") for get in self._texts]
+        for name in self._names[2]:
+            values = list(chain.from_iterable(getattr(thing, name)))
+            parts.append(struct.pack(f"<{len(values)}d", *values))
+        return b"".join((self._head.pack(*self._numbers(thing), *map(len, parts)), *parts))
+
+    def unpack(self, packed: bytes) -> tuple[dict[str, Any], bytes]:
+        """The attributes, and the bytes that follow them."""
+        numbers, texts, lists = self._names
+        values = self._head.unpack_from(packed)
+        found = dict(zip(numbers, values, strict=False))
+        at, sizes = self._head.size, iter(values[len(numbers) :])
+        for name in texts:
+            end = at + next(sizes)
+            found[name], at = packed[at:end].decode(errors="surrogatepass"), end
+        for name, row in zip(lists, self._rows, strict=True):
+            end = at + next(sizes)
+            found[name] = [(*rest, int(places)) for *rest, places in row.iter_unpack(packed[at:end])]
+            at = end
+        return found, packed[at:]
+
+
+@dataclass(slots=True)
 class Member:
     """What the store believes of a member.
 
     Attributes:
+        due: when the store looks at it next, if it stays silent.
         id, before: its current lease, and the one before; -1 if void.
         epoch: the epoch of that lease.
-        old, fresh: the places it holds, and those of the last answer, which may not have arrived.
         used, lapsed, units_used: its totals.
         units, units_fresh: units of cost that it holds, and those of the last answer.
-        seen: when it last called.
-        due: when the store looks at it next, if it stays silent.
         waiting: requests waiting in it.
         owed: permits that expired, and may still turn out to have been used.
-        counted: whether it counts as active.
         seq: its last call.
+        seen: when it last called.
+        counted: whether it counts as active.
+        old, fresh: the places it holds, and those of the last answer, which may not have arrived.
     """
 
-    __slots__ = (
-        "before", "counted", "due", "epoch", "fresh", "id", "lapsed", "old", "owed", "seen", "seq", "units",
-        "units_fresh", "units_used", "used", "waiting",
-    )  # fmt: skip
+    due: float = -NEVER
+    id: int = 0
+    before: int = 0
+    epoch: int = 0
+    used: int = 0
+    lapsed: int = 0
+    units_used: float = 0.0
+    units: float = 0.0
+    units_fresh: float = 0.0
+    waiting: int = 0
+    owed: int = 0
+    seq: int = 0
+    seen: float = 0.0
+    counted: bool = False
+    old: list[Range] = field(default_factory=list)
+    fresh: list[Range] = field(default_factory=list)
 
-    def __init__(self, used: int, lapsed: int, units_used: float) -> None:
-        self.used, self.lapsed, self.units_used = used, lapsed, units_used
-        self.id = self.before = self.epoch = self.waiting = self.owed = self.seq = 0
-        self.old: list[Range] = []
-        self.fresh: list[Range] = []
-        self.units = self.units_fresh = self.seen = 0.0
-        self.due = -NEVER
-        self.counted = False
+
+_NO_QUOTA: Final = Quota(0.0)
+_MEMBER: Final = Layout({each.name: each.type for each in fields(Member)})
+_DUE: Final = struct.Struct("<d")
+_SIZES: Final = struct.Struct("<HI")
 
 
-class Members(Protocol):
-    """The members of a share, by name."""
+class Members:
+    """The members of a share by name. They stay packed until a step needs them, so that a step costs about the same for
+    any number of them; a member that has changed must be stored again.
+    """
 
-    def get(self, name: str, /) -> Member | None:
-        """The member, to be changed in place; None if it is unknown."""
-        ...
+    def __init__(self, packed: bytes = b"") -> None:
+        self._packed: dict[str, bytes] = {}
+        at = 0
+        while at < len(packed):
+            length, size = _SIZES.unpack_from(packed, at)
+            start = at + _SIZES.size
+            at = start + length + size
+            name = packed[start : start + length].decode(errors="surrogatepass")
+            self._packed[name] = packed[start + length : at]
 
-    def __setitem__(self, name: str, member: Member, /) -> None: ...
+    def get(self, name: str) -> Member | None:
+        """A copy of the member; None if it is unknown."""
+        packed = self._packed.get(name)
+        return None if packed is None else Member(**_MEMBER.unpack(packed)[0])
 
-    def __delitem__(self, name: str, /) -> None: ...
+    def __setitem__(self, name: str, member: Member) -> None:
+        self._packed[name] = _MEMBER.pack(member)
+
+    def __delitem__(self, name: str) -> None:
+        self._packed.pop(name, None)
 
     def overdue(self, now: float, most: int) -> list[tuple[str, Member]]:
         """The first members whose `due` is not after `now`."""
-        ...
+        dues = [(_DUE.unpack_from(packed)[0], name) for name, packed in self._packed.items()]
+        names = sorted((due, name) for due, name in dues if due <= now)[:most]
+        return [(name, Member(**_MEMBER.unpack(self._packed[name])[0])) for _, name in names]
+
+    def __len__(self) -> int:
+        return len(self._packed)
 
     def all(self) -> list[Member]:
         """All members."""
-        ...
+        return [Member(**_MEMBER.unpack(packed)[0]) for packed in self._packed.values()]
+
+    def pack(self) -> bytes:
+        """All members, packed."""
+        parts: list[bytes] = []
+        for name, packed in self._packed.items():
+            key = name.encode(errors="surrogatepass")
+            parts += (_SIZES.pack(len(key), len(packed)), key, packed)
+        return b"".join(parts)
 
 
+@dataclass(slots=True)
 class State:
     """The state of one share. Instants are in seconds on its own clock, which starts at 0 and is never set back.
 
     Attributes:
-        at: the latest instant at which the state was used.
         offset: its clock minus the store's.
-        quota: the quota in force; `began` and `started` tell when the member that set it started, by this clock and by
-            its own, and `owner_seen` when a member with this quota last called.
+        epoch: counts refusals; restarts above all earlier values when a state is lost.
+        version, memory, written: the version of the pace, the adaptive law's state, and when it was written.
+        id: the last lease.
+        at: the latest instant at which the state was used.
+        quota: the quota in force; `began` and `started` are when the member that set it started, by this clock and by
+            its own, and `owner_seen` is when a member with this quota last called.
         rate, burst: the pace in force.
         next, free, credit: the calendar.
         most: how many permits may be used in any window; 0 without such a promise.
         window, within: instants of permits in the last window or leased ahead, with their numbers; and their sum.
         units: units of cost that are left; negative while there is a debt.
-        epoch: counts refusals; restarts above all earlier values when a state is lost.
         paused, refused: when the pause ends, and when the last 429 was reported.
-        version, memory, written: the version of the pace, the adaptive law's state, and when it was written.
         low_next: the next place for a request of low priority beside others of normal priority.
         normal_by, normal_at, other_normal_at: the member that last waited with normal priority, when that was, and when
             another member did.
-        id: the last lease.
-        size, active: how many members there are, and how many of them wait or hold permits.
+        active: how many members wait or hold permits.
         sweep_at: when silent members are looked for.
-        leased, used, returned, expired, lost: permits by what became of them; lost ones were never leased.
+        leased, used, returned, expired: permits by what became of them.
         usage: permits used lately, fading.
         is_new: whether the state is new, so that members may know more.
     """
 
-    __slots__ = (
-        "active", "at", "began", "burst", "credit", "epoch", "expired", "free", "id", "is_new", "leased", "lost",
-        "low_next", "members", "memory", "most", "next", "normal_at", "normal_by", "offset", "other_normal_at",
-        "owner_seen", "paused", "quota", "rate", "refused", "returned", "size", "started", "sweep_at", "units",
-        "usage", "used", "version", "window", "within", "written",
-    )  # fmt: skip
+    offset: float
+    epoch: int
+    version: int
+    id: int
+    memory: str = ""
+    written: float = 0.0
+    at: float = 0.0
+    quota: Quota = _NO_QUOTA
+    began: float = NEVER
+    started: float = 0.0
+    owner_seen: float = NEVER
+    rate: float = 0.0
+    burst: float = 0.0
+    next: float = 0.0
+    free: list[Range] = field(default_factory=list)
+    credit: float = 0.0
+    most: int = 0
+    window: list[Entry] = field(default_factory=list)
+    within: int = 0
+    units: float = 0.0
+    paused: float = NEVER
+    refused: float = NEVER
+    low_next: float = NEVER
+    normal_by: str = ""
+    normal_at: float = NEVER
+    other_normal_at: float = NEVER
+    active: int = 0
+    sweep_at: float = 0.0
+    leased: int = 0
+    used: int = 0
+    returned: int = 0
+    expired: int = 0
+    usage: float = 0.0
+    is_new: bool = True
+    members: Members = field(default_factory=Members)
 
-    def __init__(self, now: float, members: Members) -> None:
-        self.offset = -now
-        self.members = members
-        self.quota = Quota(0.0)
-        self.rate = self.burst = 0.0
-        self.at = self.next = self.written = self.sweep_at = self.started = 0.0
-        self.began = self.owner_seen = self.paused = self.refused = NEVER
-        self.low_next = self.normal_at = self.other_normal_at = NEVER
-        self.epoch = self.version = self.id = math.floor(now * 1e6)
-        self.memory = self.normal_by = ""
-        self.credit = self.units = self.usage = self.lost = 0.0
-        self.free: list[Range] = []
-        self.window: list[tuple[float, int]] = []
-        self.most = self.within = self.size = self.active = 0
-        self.leased = self.used = self.returned = self.expired = 0
-        self.is_new = True
+    @classmethod
+    def new(cls, now: float, epoch: int = 0) -> "State":
+        """A state that begins now, with at least this epoch."""
+        epoch = max(epoch, math.floor(now * 1e6))
+        return cls(-now, epoch, epoch, epoch)
 
     @property
     def held(self) -> int:
         """Permits that members hold."""
         return self.leased - self.used - self.returned - self.expired
+
+    def pack(self) -> bytes:
+        """The state with its members, packed."""
+        return _STATE.pack(self) + self.members.pack()
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "State":
+        """The state that was packed."""
+        found, members = _STATE.unpack(packed)
+        quota = Quota(**{name: found.pop(f"quota.{name}") for name in Quota._fields})
+        return cls(quota=quota, members=Members(members), **found)
+
+
+_STATE: Final = Layout(
+    {each.name: each.type for each in fields(State) if each.name not in {"quota", "members"}}
+    | {f"quota.{name}": kind for name, kind in Quota.__annotations__.items()}
+)
 
 
 def count(ranges: list[Range]) -> int:

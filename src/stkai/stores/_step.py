@@ -8,12 +8,13 @@ is the same code for Redis; a test checks that both agree.
 
 import copy
 import math
+from dataclasses import fields
 from typing import Final
 
 from ._calendar import USAGE_SPAN, advance, note, opening, place
 from ._members import FORGET, WAITS, due_again, settle, sweep, void, void_old, wait
 from ._protocol import BOOKS, Ask, Law, Lease, Snapshot
-from ._state import NEVER, ROUND, Member, Members, State, count, merged
+from ._state import NEVER, ROUND, Member, State, count, merged
 
 AHEAD: Final = 0.25
 """Seconds' worth of its share that a member may lease in advance."""
@@ -37,9 +38,7 @@ def step(s: State, ask: Ask, now: float) -> Lease:
     sweep(s, now)
     m = s.members.get(ask.member)
     if m is None:
-        m = s.members[ask.member] = Member(ask.used, ask.lapsed, ask.units_used)
-        m.epoch = s.epoch
-        s.size += 1
+        m = Member(epoch=s.epoch, used=ask.used, lapsed=ask.lapsed, units_used=ask.units_used)
     elif ask.seq < m.seq or 0 < ask.seq == m.seq:
         # A later message overtook it; or it is repeated, and gets the same answer.
         is_valid = ask.seq == m.seq and m.epoch == s.epoch
@@ -60,14 +59,12 @@ def step(s: State, ask: Ask, now: float) -> Lease:
     again = _grant(s, m, ask, now) if ask.want > 0 and not ask.leaving else 0.0
     s.id += 1
     m.before, m.id = -1 if is_void else ask.lease_id, s.id
+    m.due = min(m.due, due_again(m))
+    s.members[ask.member] = m
     lease = _answer(s, ask.share, m, now, is_void=is_void, again=again, new=True)
     if ask.leaving:
         s.active -= m.counted
-        s.size -= 1
         del s.members[ask.member]
-    else:
-        m.due = min(m.due, due_again(m))
-        s.members[ask.member] = m
     return lease
 
 
@@ -100,12 +97,15 @@ def look(s: State, now: float) -> Snapshot | None:
     )  # fmt: skip
 
 
-def forget(s: State, members: Members, now: float) -> State:
-    """The state of a share after a reset: its members start over, regardless of what they know."""
-    fresh = State(now, members)
-    fresh.epoch = fresh.version = fresh.id = max(fresh.epoch, s.epoch + 1)
+def forget(s: State, now: float) -> bool:
+    """Begin anew: the members start over, regardless of what they know. Returns whether the share was ever used."""
+    if not s.rate:
+        return False
+    fresh = State.new(now, s.epoch + 1)
     fresh.is_new = False
-    return fresh
+    for each in fields(State):
+        setattr(s, each.name, getattr(fresh, each.name))
+    return True
 
 
 def _charge(s: State, own: int, seconds: float, now: float) -> None:
@@ -224,5 +224,5 @@ def _answer(
         s.quota,
         tuple([(first - now, gap, places) for first, gap, places in fresh]),
         m.units_fresh if fresh else 0.0,
-        is_void, _queue(s, now), again, max(0.0, s.paused - now), s.epoch, max(1, s.active), max(1, s.size),
+        is_void, _queue(s, now), again, max(0.0, s.paused - now), s.epoch, max(1, s.active), len(s.members),
     )  # fmt: skip

@@ -172,8 +172,7 @@ end
 
 -- The calendar.
 local function give(s, places)
-  local room = max(0, max(1, s.burst - 1) - s.credit)
-  s.credit, s.lost = s.credit + min(places, room), s.lost + max(0, places - room)
+  s.credit = s.credit + min(places, max(0, max(1, s.burst - 1) - s.credit))
 end
 
 local function advance(s, now)
@@ -196,8 +195,8 @@ local function advance(s, now)
     s.free = left
   end
   if s.next < at then
-    local gained, room = (at - s.next) * s.rate, max(0, s.burst - 1 - s.credit)
-    s.credit, s.lost, s.next = s.credit + min(gained, room), s.lost + max(0, gained - room), at
+    s.credit = s.credit + min((at - s.next) * s.rate, max(0, s.burst - 1 - s.credit))
+    s.next = at
   end
   if #s.window > 0 then prune(s, at) end
   return at
@@ -219,7 +218,7 @@ local function place(s, places, after, now)
   local gap, opens = 1 / s.rate, opening(s)
   if opens > s.next then
     local surplus = max(0, (opens - s.next) * s.rate + s.credit - max(0, s.burst - 1))
-    s.next, s.lost = min(opens, s.next + surplus * gap), s.lost + surplus
+    s.next = min(opens, s.next + surplus * gap)
   end
   local has_credit = s.credit >= 1 - ROUND and after <= now and s.paused <= now
   if not (has_credit and opens <= now) then
@@ -265,9 +264,9 @@ local function place(s, places, after, now)
 end
 
 -- The stored state and its members. Lists of pairs and triples are stored flat.
-local NUMBERS = {"epoch", "version", "id", "most", "within", "size", "active", "leased", "used", "returned", "expired", "at",
+local NUMBERS = {"epoch", "version", "id", "most", "within", "active", "leased", "used", "returned", "expired", "at",
   "offset", "began", "started", "owner_seen", "rate", "burst", "next", "credit", "units", "paused", "refused", "written",
-  "low_next", "normal_at", "other_normal_at", "sweep_at", "lost", "usage", "quota_rate", "quota_burst", "window_seconds",
+  "low_next", "normal_at", "other_normal_at", "sweep_at", "usage", "quota_rate", "quota_burst", "window_seconds",
   "max_cost", "cost_rate"}
 local TEXTS = {"memory", "normal_by", "methods"}
 local MEMBER = {"due", "id", "before", "epoch", "used", "lapsed", "waiting", "owed", "seq", "units_used", "units",
@@ -432,18 +431,9 @@ local function wait(s, m, ask, now)
   end
 end
 
--- If the server dropped members, such as to save memory, count the rest.
-local function recount(s)
-  s.size, s.active = redis.call("HLEN", MEMBERS), 0
-  for _, text in ipairs(redis.call("HVALS", MEMBERS)) do
-    local m = member_from(text)
-    if m then s.active = s.active + m.counted end
-  end
-end
-
 local function sweep(s, now)
   if now < s.sweep_at then return end
-  if redis.call("HLEN", MEMBERS) ~= s.size then recount(s) end
+  if redis.call("EXISTS", MEMBERS) == 0 then s.active = 0 end  -- The server may have dropped them to save memory.
   local names = redis.call("ZRANGEBYSCORE", DUES, "-inf", precise(now), "LIMIT", 0, SWEPT)
   s.sweep_at, s.is_swept = #names == SWEPT and now or now + SWEEP, true
   for _, name in ipairs(names) do
@@ -463,7 +453,6 @@ local function sweep(s, now)
         redis.call("ZADD", DUES, precise(m.due), name)
       else
         delete_member(name)
-        s.size = s.size - 1
       end
     else
       delete_member(name)
@@ -562,7 +551,7 @@ end
 
 local function answer(s, m, now, is_void, again, ranges)
   local words = {m.id, #ranges > 0 and m.units_fresh or 0, is_void and 1 or 0, queue(s, now), again, max(0, s.paused - now),
-    s.epoch, max(1, s.active), max(1, s.size), s.rate, s.burst, s.version, now - s.written, s.quota_rate, s.quota_burst,
+    s.epoch, max(1, s.active), redis.call("HLEN", MEMBERS), s.rate, s.burst, s.version, now - s.written, s.quota_rate, s.quota_burst,
     s.window_seconds, s.max_cost, s.cost_rate}
   for _, r in ipairs(ranges) do
     insert(words, r[1] - now)
@@ -581,7 +570,6 @@ local function step(s, ask, now)
     m = {old = {}, fresh = {}}
     for _, name in ipairs(MEMBER) do m[name] = 0 end
     m.used, m.lapsed, m.units_used, m.epoch, m.due = ask.used, ask.lapsed, ask.units_used, s.epoch, -NEVER
-    s.size = s.size + 1
   elseif ask.seq < m.seq or ask.seq == m.seq and ask.seq > 0 then
     local is_valid = ask.seq == m.seq and m.epoch == s.epoch
     return answer(s, m, now, not is_valid or m.before < 0, 0, is_valid and m.fresh or {})
@@ -605,17 +593,16 @@ local function step(s, ask, now)
   local again = ask.want > 0 and ask.leaving == 0 and grant(s, m, ask, now) or 0
   s.id = s.id + 1
   m.before, m.id = is_void and -1 or ask.lease_id, s.id
+  local due = due_again(m)
+  if due < m.due then
+    m.due = due
+    redis.call("ZADD", DUES, precise(due), ask.member)
+  end
+  save_member(ask.member, m)
   local lease = answer(s, m, now, is_void, again, m.fresh)
   if ask.leaving == 1 then
-    s.active, s.size = s.active - m.counted, s.size - 1
+    s.active = s.active - m.counted
     delete_member(ask.member)
-  else
-    local due = due_again(m)
-    if due < m.due then
-      m.due = due
-      redis.call("ZADD", DUES, precise(due), ask.member)
-    end
-    save_member(ask.member, m)
   end
   return lease
 end
