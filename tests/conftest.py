@@ -24,9 +24,10 @@ from stkai import STKAI, SystemClock
 from .support.world import NAMES, World
 
 hypothesis.settings.register_profile(
-    # Nothing is timed, and the fixtures here hold no state that one example could pass to the next.
+    # Nothing is timed or left to chance, and the fixtures here hold no state that one example could pass to the next.
     "stkai",
     deadline=None,
+    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 hypothesis.settings.load_profile("stkai")
@@ -81,9 +82,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The package whose requests, transports and errors a test is about: the modules of tests call it `httpx`."""
     name: str = getattr(request, "param", "httpx")
-    for key, module in list(sys.modules.items()):
-        if key.startswith("tests.") and key not in AGAINST_HTTPX and hasattr(module, "httpx"):
-            monkeypatch.setattr(module, "httpx", import_module(name))
+    if name != "httpx":
+        for key, module in list(sys.modules.items()):
+            if key.startswith("tests.") and key not in AGAINST_HTTPX and hasattr(module, "httpx"):
+                monkeypatch.setattr(module, "httpx", import_module(name))
     return name
 
 
@@ -104,6 +106,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
+UNCONFIGURED = dict(vars(STKAI))
+"""The settings of a process that has neither set nor read any."""
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Keep the machine's settings and proxies out of a test, and its `STKAI.configure` out of the next one."""
@@ -111,44 +117,63 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if name.upper().startswith("STKAI_") or name.upper().endswith("_PROXY"):
             monkeypatch.delenv(name)
     yield
-    STKAI.reset()
+    vars(STKAI).update(UNCONFIGURED)
 
 
-@pytest.fixture(autouse=True)
-def no_real_sleep(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail a test on a real sleep in any thread or task, unless it is marked `real_time`."""
-    if request.node.get_closest_marker("real_time"):
-        yield
-        return
-    elsewhere: list[str] = []
+class SleepGuard:
+    """Fails the test that really sleeps.
 
-    def guard(owner: Any, name: str, position: int = 0) -> None:
+    Attributes:
+        is_on: whether the running test must not sleep.
+        elsewhere: what other threads than the main one did: their errors do not reach the test by themselves.
+    """
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self.elsewhere: list[str] = []
+
+    def watch(self, patch: pytest.MonkeyPatch, owner: Any, name: str, position: int = 0) -> None:
+        """Watch a function that sleeps for as many seconds as its argument at this position says."""
         original: Callable[..., Any] = getattr(owner, name)
 
         @wraps(original)
         def sleep(*args: Any, **kwargs: Any) -> Any:
             seconds = args[position] if len(args) > position else next(iter(kwargs.values()))
-            if seconds > 0 and not _may_sleep():
+            if self.is_on and seconds > 0 and not _may_sleep():
                 problem = (
                     f"{owner.__name__}.{name}({seconds:g}) was called: pass a stkai.testing.FakeClock as clock=, "
                     "or mark the test with pytest.mark.real_time"
                 )
                 if threading.current_thread() is not threading.main_thread():
-                    elsewhere.append(problem)
+                    self.elsewhere.append(problem)
                 pytest.fail(problem)
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(owner, name, sleep)
+        patch.setattr(owner, name, sleep)
 
-    guard(time, "sleep")
-    guard(asyncio, "sleep")
-    guard(anyio, "sleep")
-    guard(trio, "sleep")
-    guard(SystemClock, "sleep", position=1)
-    guard(SystemClock, "asleep", position=1)
+
+@pytest.fixture(scope="session")
+def sleep_guard() -> Iterator[SleepGuard]:
+    """Watches every function that sleeps; each test switches it on or off."""
+    guard = SleepGuard()
+    with pytest.MonkeyPatch.context() as patch:
+        for owner in (time, asyncio, anyio, trio):
+            guard.watch(patch, owner, "sleep")
+        for name in ("sleep", "asleep"):
+            guard.watch(patch, SystemClock, name, position=1)
+        yield guard
+
+
+@pytest.fixture(autouse=True)
+def no_real_sleep(request: pytest.FixtureRequest, sleep_guard: SleepGuard) -> Iterator[None]:
+    """Fail a test on a real sleep in any thread or task, unless it is marked `real_time`."""
+    sleep_guard.is_on = request.node.get_closest_marker("real_time") is None
     yield
-    if elsewhere:  # An error in another thread does not reach the test by itself.
-        pytest.fail(elsewhere[0])
+    sleep_guard.is_on = False
+    if elsewhere := sleep_guard.elsewhere:
+        problem = elsewhere[0]
+        elsewhere.clear()
+        pytest.fail(problem)
 
 
 def _may_sleep() -> bool:

@@ -14,7 +14,7 @@ from stkai.stores._step import amend, forget, look, step
 
 from ..support.redis_servers import Server
 
-SEQUENCES = int(os.environ.get("STKAI_TEST_SEQUENCES", "60"))
+SEQUENCES = int(os.environ.get("STKAI_TEST_SEQUENCES", "30"))
 """How many sequences to try, of up to 200 steps each."""
 
 
@@ -144,9 +144,9 @@ def through_a_file(state: State, number: int) -> State:
     return read.state
 
 
+@pytest.mark.no_cover
 def test_python_and_lua_agree_on_random_sequences(server: Server) -> None:
     with server.client() as client:
         lua = InLua(client)
-        first = random.randrange(10**9)  # noqa: S311
-        for seed in range(first, first + SEQUENCES):
+        for seed in range(SEQUENCES):
             check_one_sequence(lua, seed)

@@ -14,7 +14,12 @@ from stkai.stores import Ask, Law, Lease, MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Run, Turn
 
+pytestmark = pytest.mark.no_cover
+
 FIRST = int(os.environ.get("STKAI_TEST_SEED", "0"))
+LEAST = 0.001
+"""Seconds: no timer wakes anybody earlier."""
+
 QUOTAS = [(100, 60.0), (10, 1.0), (5, 10.0), (1000, 60.0), (3, 60.0)]
 
 
@@ -123,7 +128,7 @@ class Group:
                 wait.sync(1.0)
                 wait = 0.0001
             if wait:
-                heapq.heappush(asleep, (now + min(wait, turn.nap), number, member, turn))
+                heapq.heappush(asleep, (now + max(LEAST, min(wait, turn.nap)), number, member, turn))
             else:
                 member.learn(turn, self.answer(now))
         self.waiting = [(member, turn) for _, _, member, turn in asleep]
@@ -134,7 +139,7 @@ class Group:
             member._leased.client.work()
 
 
-@pytest.mark.parametrize("seed", range(FIRST, FIRST + 30))
+@pytest.mark.parametrize("seed", range(FIRST, FIRST + 20))
 def test_every_request_of_a_group_in_trouble_gets_its_turn(seed: int) -> None:
     group = Group(seed)
     group.get_into_trouble(1500)
