@@ -27,8 +27,8 @@ def build_app() -> "Typer":
     from .batch import batch
     from .demo_command import demo
     from .explain import explain
-    from .usage import PlainUsage
     from .quota import quota
+    from .usage import PlainUsage
 
     def show_version(wanted: bool) -> None:
         if wanted:
