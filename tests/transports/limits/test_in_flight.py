@@ -1,6 +1,7 @@
 """A limit of the requests that are on their way: no place is ever lost, and none is taken twice."""
 
 import gc
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
@@ -222,6 +223,33 @@ async def test_the_wait_for_a_place_ends_when_the_time_is_up_and_not_before(worl
     assert clock.monotonic() == pytest.approx(7.0)
     await world.close(response)
     assert (policy.busy, policy.waiting) == (0, 0)
+
+
+def test_a_place_is_free_when_an_interrupt_cuts_off_what_was_to_free_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the finalizer of a body, or after the place was taken."""
+    policy = InFlight(1)
+    stack = StackBuilder([limiter(policy)])
+    client = httpx.Client(transport=stack.build(httpx.MockTransport(lambda _: streamed())))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # That of pytest keeps what it is shown.
+    response: httpx.Response | None = client.send(post(), stream=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(InFlight, "end", interrupted)
+        del response
+        gc.collect()
+    gc.collect()
+    assert policy.busy == 0
+    turn: Turn | None = Turn()
+    turn.sources = policy.sources  # type: ignore[union-attr]
+    assert policy.ask(turn, 0.0) == 0.0  # type: ignore[arg-type]
+    turn = None
+    assert client.send(post()).status_code == 200
+    assert policy.busy == 0
 
 
 async def test_only_its_methods_need_a_place(world: World) -> None:

@@ -16,6 +16,7 @@ from stkai import (
     AimdLimiter,
     ConfigurationError,
     DeadlineExceededError,
+    InFlight,
     Limiter,
     PerHost,
     RateChanged,
@@ -379,3 +380,34 @@ async def test_a_derived_limiter_needs_no_more_than_ask(world: World) -> None:
         for method in ("GET", "POST"):
             await world.send(transport, httpx.Request(method, URL))
     assert methods == ["GET", "POST"] * 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, LookupError])
+@pytest.mark.parametrize("method", ["ask", "learn"])
+async def test_an_own_limiter_that_raises_holds_up_no_other_request(
+    world: World, method: str, error: type[BaseException]
+) -> None:
+    raised: list[BaseException] = []
+
+    class Raising(Limiter):
+        def ask(self, turn: Turn, now: float) -> float:
+            return self.once("ask")
+
+        def learn(self, turn: Turn, answer: Answer) -> None:
+            self.once("learn")
+
+        def once(self, name: str) -> float:
+            if name == method and not raised:
+                raised.append(error(name))
+                raise raised[0]
+            return 0.0
+
+    places = InFlight(1)
+    stack = StackBuilder([limiter([places, Raising()])], clock=FakeClock())
+    transport = world.build(stack, world.wire(200, 200))
+    with pytest.raises(error):
+        await world.send(transport, httpx.Request("POST", URL))
+    response = await world.send(transport, httpx.Request("POST", URL))
+    assert places.busy == 1
+    await world.close(response)
+    assert places.busy == 0

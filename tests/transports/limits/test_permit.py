@@ -4,6 +4,7 @@ import threading
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 
 from stkai import (
@@ -75,13 +76,16 @@ async def test_leaving_with_not_sent_gives_everything_back_and_any_other_way_use
             assert places.busy == 1
             raise error
 
-    for error, wait in ((Unsent("no"), 0.0), (KeyError("a bug"), 60.0)):
+    errors = [(Unsent("no"), 0.0), (KeyError("a bug"), 60.0), (httpx.ConnectError("refused"), 60.0)]
+    for number, (error, wait) in enumerate(errors):
+        now = 1000.0 * number
+        clock.advance(now - clock.monotonic())
         with pytest.raises(type(error)):
             await work(error)
         assert places.busy == 0
         turn = Turn(cost=100.0)
-        assert policy.ask(turn, 0.0) == wait
-        policy.leave(turn, 0.0)
+        assert policy.ask(turn, now) == pytest.approx(wait)
+        policy.leave(turn, now)
     assert issubclass(NotSent, StkaiError)
 
 
@@ -137,6 +141,18 @@ async def test_a_wait_that_would_be_too_long_is_refused(world: World) -> None:
 def test_bad_arguments_are_refused_by_name(given: dict[str, Any], word: str) -> None:
     with pytest.raises(InvalidArgumentError, match=word):
         TokenBucket(None, 60, max_cost=10).permit(**given)
+
+
+async def test_a_permit_can_be_used_again_but_only_by_one_block_at_a_time(world: World) -> None:
+    places, clock = InFlight(2), FakeClock()
+    permit = places.permit(clock=clock)
+    for _ in range(2):
+        async with Block(world, permit):
+            with pytest.raises(RuntimeError, match=r"take one for each block, with limiter\.permit\(\)"):
+                async with Block(world, permit):
+                    pass
+            assert places.busy == 1
+        assert places.busy == 0
 
 
 def test_a_permit_that_was_not_entered_has_nothing_to_settle() -> None:

@@ -76,7 +76,11 @@ class _LimitFlow(LayerBase):
         turn = self._turn(limiter, plan, request, attempt, is_ours=is_ours)
         clock = self.context.clock
         sent = clock.monotonic()
-        wait = limiter.ask(turn, sent)
+        try:
+            wait = limiter.ask(turn, sent)
+        except BaseException:  # An interrupt, or a limiter of the user's own.
+            limiter.leave(turn, sent)
+            raise
         if wait != 0:
             sent = yield from self._wait(limiter, turn, plan, attempt, wait, sent)
         attempt.ticket = (limiter, turn)
@@ -119,9 +123,11 @@ class _LimitFlow(LayerBase):
         if isinstance(error, SignatureExpired):  # A limiter further in has not let it go.
             limiter.leave(turn, now)
             return
-        limiter.learn(turn, Answer(sent, now, None, error, clock.utcnow, 0.5))
-        if plan.ends:
-            limiter.end(turn, now)
+        try:
+            limiter.learn(turn, Answer(sent, now, None, error, clock.utcnow, 0.5))
+        finally:
+            if plan.ends:
+                limiter.end(turn, now)
 
     def _take_note(
         self,

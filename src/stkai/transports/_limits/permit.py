@@ -16,7 +16,7 @@ from .._operations import Operation
 from .._options import UNSET, Priority, RequestOptions, Unset, check_cost
 from .limiter import Answer, Turn
 from .plan import Plan
-from .queue import Queue
+from .queue import Queue, was_never_sent
 from .waiting import TooLongError, Waiting
 
 _TOO_MANY_REQUESTS = 429
@@ -48,7 +48,7 @@ class Permit:
         self._cost, self._priority = 1.0 if cost is None else float(cost), priority
         self._turn: Turn | None = None
         self._sent = 0.0
-        self._has_learned = False
+        self._has_learned = self._is_open = False
 
     def settle(self, cost: float) -> None:
         """Correct the units that the permit took to the real cost.
@@ -81,7 +81,7 @@ class Permit:
                 start = drive(waiting.steps(wait, start), attempt, self._clock)  # type: ignore[arg-type, assignment]
             except TooLongError as late:
                 raise self._error(late) from None
-        self._sent = start
+        self._sent, self._is_open = start, True
         return self
 
     async def __aenter__(self) -> Self:
@@ -92,19 +92,24 @@ class Permit:
                 start = await adrive(waiting.steps(wait, start), attempt, self._clock)  # type: ignore[arg-type, assignment]
             except TooLongError as late:
                 raise self._error(late) from None
-        self._sent = start
+        self._sent, self._is_open = start, True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_open = False
         turn, now = self._taken(), self._clock.monotonic()
         if isinstance(error, NotSent):
             self._limiter.leave(turn, now)
             return
-        if not self._has_learned and (error is not None or self._limiter.listens(now)):
-            self._learn(None if error is not None else httpx.Response(200), error)
-        self._limiter.end(turn, now)
+        try:
+            if not self._has_learned and (error is not None or self._limiter.listens(now)):
+                # Whatever the block has raised, it has used its permit.
+                unused = was_never_sent(error)
+                self._learn(httpx.Response(200) if error is None else None, None if unused else error)
+        finally:
+            self._limiter.end(turn, now)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -112,11 +117,17 @@ class Permit:
         self.__exit__(kind, error, trace)
 
     def _ask(self) -> tuple[float | Operation, Turn, float]:
+        if self._is_open:
+            raise RuntimeError("this permit is in use: take one for each block, with limiter.permit()")
         now = self._clock.monotonic()
         turn = self._turn = Turn(chance=uniform(), cost=self._cost, priority=self._priority)
         turn.sources, turn.guests = self._plan.sources, self._plan.guests
         self._has_learned = False
-        return self._limiter.ask(turn, now), turn, now
+        try:
+            return self._limiter.ask(turn, now), turn, now
+        except BaseException:  # An interrupt, or a limiter of the user's own.
+            self._limiter.leave(turn, now)
+            raise
 
     def _waiting(self, turn: Turn) -> tuple[Waiting, Attempt]:
         call = Call.start(httpx.Request("POST", "permit:"), self._clock.monotonic())
