@@ -331,7 +331,10 @@ async def test_a_complete_request_with_a_body_of_the_other_kind_is_refused_in_wo
     kinds: list[Any] = [chunks, achunks]
     own, other = kinds if not world.is_async else kinds[::-1]
     client = client_of(world, world.wire(200))
+    transport = world.build(stkai.StackBuilder([stkai.transports.retry()]), world.wire(200))
     needed = world.pick("a sync client sends bytes or a plain", "an async client sends bytes or an async")
     with pytest.raises(InvalidArgumentError, match=f"for the other kind of client: {needed} generator"):
         await world.call(client.send, httpx.Request("POST", URL, content=other()))
+    with pytest.raises(InvalidArgumentError, match=f"for the other kind of client: {needed} generator"):
+        await world.send(transport, httpx.Request("POST", URL, content=other()))
     assert (await world.call(client.send, httpx.Request("POST", URL, content=own()))).status_code == 200

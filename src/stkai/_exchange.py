@@ -11,7 +11,7 @@ import httpx
 from ._checks import SOME_SECONDS, check_number
 from ._clock import Clock
 from ._errors import DeadlineExceededError, InvalidArgumentError, ServerSideRateLimitError
-from ._families import alike, family_of
+from ._families import alike
 from ._headers import headers_of
 from ._log import Listeners
 from ._urls import request_url
@@ -116,7 +116,7 @@ class Exchange:
         exchange._layer, exchange._clock = layer, layer.context.clock
         if request.url.userinfo:
             check_url(request.url)
-        _check_body(layer, request)
+        layer.check_body(request)
         extensions = {"timeout": check_timeout(30), **request.extensions}
         exchange.request = copy_request(request, extensions=extensions)
         exchange.call = Call.start(exchange.request, layer.context.clock.monotonic(), buffered=True)
@@ -208,19 +208,6 @@ def check_timeout(timeout: float) -> dict[str, float]:
         InvalidArgumentError: it is not a positive number of seconds.
     """
     return timeouts(check_number("timeout", timeout, SOME_SECONDS, error=InvalidArgumentError))
-
-
-def _check_body(layer: LayerBase, request: httpx.Request) -> None:
-    """Refuse a body that only the other kind of client can send.
-
-    Raises:
-        InvalidArgumentError: it is async, and the client is not, or the other way round.
-    """
-    family, is_async = family_of(request), isinstance(layer, AsyncLayerTransport)
-    if not isinstance(request.stream, family.AsyncByteStream if is_async else family.SyncByteStream):
-        mine, needed = ("an async", "an async generator") if is_async else ("a sync", "a plain generator")
-        msg = f"the request's body is for the other kind of client: {mine} client sends bytes or {needed}"
-        raise InvalidArgumentError(msg)
 
 
 def _name_timeout(error: BaseException, request: httpx.Request) -> None:

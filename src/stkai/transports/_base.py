@@ -9,13 +9,13 @@ from typing import Any, Final, Self
 import httpx
 
 from .._abandonable import Job
-from .._families import Family, family_of_wire
+from .._families import Family, alike, family_of_wire
 from .._signals import refuse_in_handler
 from ._async_driver import aclose_response, adrive
 from ._call import ATTEMPT, Attempt, Call, copy_request
 from ._context import Context
 from ._driver import close_response, drive
-from ._inner import check_inner, foreign, is_leaf, is_sound, missing
+from ._inner import check_inner, foreign, is_leaf, is_sound, missing, of_other_kind
 from ._operations import Close, Flow, Send
 from ._own_layers import FlowFunction, check_flow, checked
 from ._reports import attempt_finished, attempt_started, call_answered, call_failed, call_started
@@ -40,6 +40,7 @@ class LayerBase:
     family: Family | None
     wire_is_sound: bool
     _kind: type
+    _body: type
     _inner: Any
     _layer: "LayerBase | None"
     _function: FlowFunction | None
@@ -129,7 +130,17 @@ class LayerBase:
         family = self.family
         if family is not None and not isinstance(request, family.Request):
             raise foreign(family)
+        self.check_body(request)
         return Call.start(request, self.context.clock.monotonic())
+
+    def check_body(self, request: httpx.Request) -> None:
+        """Refuse a body that only the other kind of client can send.
+
+        Raises:
+            InvalidArgumentError: it is async, and this transport is not, or the other way round.
+        """
+        if not isinstance(request.stream, self._body) and not isinstance(request.stream, alike(self._body)):
+            raise of_other_kind(is_async=self._body is httpx.AsyncByteStream)
 
     def __str__(self) -> str:
         return f"{self.name} > {self._inner if isinstance(self._inner, LayerBase) else 'wire'}"
@@ -157,7 +168,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         ConfigurationError: `inner` is not a sync transport.
     """
 
-    _kind = httpx.BaseTransport
+    _kind, _body = httpx.BaseTransport, httpx.SyncByteStream
     _calls_in_main_thread = 0
 
     def _joins(self, inner: object) -> bool:
@@ -230,7 +241,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
         ConfigurationError: `inner` is not an async transport.
     """
 
-    _kind = httpx.AsyncBaseTransport
+    _kind, _body = httpx.AsyncBaseTransport, httpx.AsyncByteStream
 
     def _joins(self, inner: object) -> bool:
         return (

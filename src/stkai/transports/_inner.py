@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import httpx
 
-from .._errors import ConfigurationError
+from .._errors import ConfigurationError, InvalidArgumentError
 from .._families import Family, alike
 
 _LEAVES: Final = (httpx.HTTPTransport, httpx.AsyncHTTPTransport, httpx.MockTransport)
@@ -46,6 +46,14 @@ def foreign(family: Family) -> ConfigurationError:
     return ConfigurationError(
         f"the stack's wire is for {name}, but this request is not from {name}: build the stack on a wire of the"
         " client's own package, or on no wire, as build_transport() does by default"
+    )
+
+
+def of_other_kind(*, is_async: bool) -> InvalidArgumentError:
+    """The error for a request with a body that only the other kind of client can send."""
+    mine, needed = ("an async", "an async generator") if is_async else ("a sync", "a plain generator")
+    return InvalidArgumentError(
+        f"the request's body is for the other kind of client: {mine} client sends bytes or {needed}"
     )
 
 
