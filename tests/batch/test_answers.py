@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stkai._batch.command import say
-from stkai._batch.output_lines import body_of, code_in, failure_of_error, output_line, visible
+from stkai._batch.output_lines import Entry, Failure, body_of, code_in, failure_of_error, visible
 from stkai._batch.request_formats import join_url
 
 from .job import Job, RefusalError, Server, echo, server, summary
@@ -209,7 +209,7 @@ def test_a_timeout_says_how_long_it_was_and_what_to_set() -> None:
 
 def test_the_code_is_read_from_a_line_whatever_else_it_contains() -> None:
     forged = '"error": {"code": "x", "message": "y"}}'
-    assert code_in(output_line(7, json.dumps(forged), ("http_400", forged))) == "http_400"
+    assert code_in(Entry.of(7, json.dumps(forged), Failure("http_400", forged)).line) == "http_400"
 
 
 def test_a_slow_reader_of_stdout_does_not_use_up_the_deadline_of_calls(job: Job, counting: Server) -> None:
@@ -253,3 +253,14 @@ def test_lines_that_a_closed_reader_did_not_get_are_not_done(job: Job, counting:
     # A pipe holds at most 64 KiB that nobody has read.
     assert read.count(b"\n") <= done <= (len(read) + 65_536) // 2000
     assert done + printed == len(counting.seen)
+
+
+def test_a_halt_counts_only_failures_of_the_same_kind(job: Job, counting: Server) -> None:
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        return web.Response(status=400 if body["n"] == 4 else 200)
+
+    counting.answer = answer
+    job.write(6)
+    result = job.run("--halt-after", "1", "--max-in-flight", "1")
+    assert result.returncode == 3
+    assert "stkai batch: a failure with the code http_400" in result.stderr

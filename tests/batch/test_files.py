@@ -16,6 +16,7 @@ from stkai._batch.append_file import AppendFile, GroupCommit
 from stkai._batch.errors import WriteError
 from stkai._batch.input_lines import StdinCopy
 from stkai._batch.journal import Journal
+from stkai._batch.output_lines import Entry, Failure
 from stkai._batch.outputs import StdoutOutputs
 
 from .job import Job, Server, echo, server, summary
@@ -154,21 +155,21 @@ def test_stdout_keeps_the_order_and_counts_what_was_written() -> None:
     outputs = StdoutOutputs(in_order=True, descriptor=writing)
     for number in (1, 2, 3, 4):
         outputs.expect(number)
-    outputs.append(3, b"three\n", None)
-    outputs.append(2, b"two\n", "http_400")
+    outputs.append(Entry(3, b"three\n", None))
+    outputs.append(Entry(2, b"two\n", Failure("http_400", "no")))
     assert (outputs.held, outputs.is_behind) == (2, False)
     outputs.drop(1)
-    outputs.append(4, b"four\n", None)
+    outputs.append(Entry(4, b"four\n", None))
     anyio.run(outputs.flush)
     assert os.read(reading, 100) == b"two\nthree\nfour\n"
     assert (outputs.done, outputs.codes) == (2, {"http_400": 1})
     os.close(reading)
     for number in (5, 6):
         outputs.expect(number)
-        outputs.append(number, b"lost\n", None)
+        outputs.append(Entry(number, b"lost\n", None))
     with pytest.raises(WriteError, match="stdout"):
         anyio.run(outputs.flush)
-    assert outputs.take_unwritten() == [b"lost\n", b"lost\n"]
+    assert outputs.take_unwritten() == [Entry(5, b"lost\n", None), Entry(6, b"lost\n", None)]
     assert (outputs.done, outputs.is_behind) == (2, False)
     os.close(writing)
 

@@ -7,8 +7,7 @@ job              the files of a job, opened and compared: it begins or resumes
 input_lines      JSONL, CSV and stdin as numbered lines
 request_formats  from a line to a request
 json_text        JSON that keeps its text; templates
-line_source      the lines that are still to be sent
-runner           one run: outcomes are written, halts are decided
+runner           one run: lines are sent, outcomes are written, halts are decided
 engine           sends many requests in tasks, and yields outcomes
 batch_client     the stack of a batch, its lines in flight and its limits
 quick_commands   executions that are created and polled

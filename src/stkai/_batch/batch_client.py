@@ -96,9 +96,9 @@ class LineInFlight:
             self.drop()
 
 
-def line_of(request: httpx.Request) -> LineInFlight | None:
-    """The line that a request is for, if any."""
-    line: LineInFlight | None = request.extensions.get(LINE)
+def line_of(request: httpx.Request) -> LineInFlight:
+    """The line that a request is for."""
+    line: LineInFlight = request.extensions[LINE]
     return line
 
 

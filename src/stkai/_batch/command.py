@@ -212,18 +212,16 @@ class _Run:
                 say(f"to continue: {self._options.command('--resume')}")
         if self._options.quiet and not code:
             return code
-        if runner.lines.duplicates:
-            shown = ", ".join(
-                f"{own_id} in line {number}" for number, own_id in runner.lines.duplicates[:_SHOWN]
-            )
-            more = ", ..." if len(runner.lines.duplicates) > _SHOWN else ""
+        if runner.duplicates:
+            shown = ", ".join(f"{own_id} in line {number}" for number, own_id in runner.duplicates[:_SHOWN])
+            more = ", ..." if len(runner.duplicates) > _SHOWN else ""
             say(f"duplicate custom_id: {shown}{more}; use `id` to tell these lines apart")
         if codes:
             self._explain_failures(job)
         tokens = job.usage.text(self._options.price)
         if tokens:
             say(tokens)
-        say(f"{job.outputs.done} done, {codes.total()} failed ({runner.lines.unknown} unknown)")
+        say(f"{job.outputs.done} done, {codes.total()} failed ({runner.unknown} unknown)")
         return code
 
     def _explain_failures(self, job: Job) -> None:
@@ -246,6 +244,6 @@ def _progress(runner: Runner, job: Job) -> Progress:
         finished=job.outputs.done + failed,
         total=None if job.survey is None else job.survey.lines,
         failed=failed,
-        waiting=sum(line.may_drop and line.execution is None for line in runner.lines.in_flight.values()),
+        waiting=sum(line.may_drop and line.execution is None for line in runner.in_flight.values()),
         tokens=job.usage.text(job.plan.options.price),
     )

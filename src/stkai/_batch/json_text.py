@@ -35,17 +35,13 @@ def _finite(text: str) -> float:
 
 def _whole(text: str) -> float:
     # Not int, which refuses more than some thousand digits.
-    return int(text) if len(text) < 300 else float(text)
-
-
-def _finite_whole(text: str) -> float:
-    return _whole(text) if len(text) < 300 else _finite(text)
+    return int(text) if len(text) < 300 else math.inf
 
 
 _LENIENT: Final = json.JSONDecoder(parse_float=float, parse_int=_whole, parse_constant=_no_constant)
 """For user input, which is sent on as text."""
 
-STRICT: Final = json.JSONDecoder(parse_float=_finite, parse_int=_finite_whole, parse_constant=_no_constant)
+STRICT: Final = json.JSONDecoder(parse_float=_finite, parse_int=_whole, parse_constant=_no_constant)
 """For answers: values that some parsers cannot read back do not count as JSON."""
 
 

@@ -6,14 +6,14 @@ The id comes first and the error last, so that reading a line again needs no JSO
 import json
 import re
 from base64 import b64encode
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import httpx
 
 from .._families import alike
 from .json_text import STRICT, Part, dump, one_line
 
-ENTRY: Final = re.compile(rb'\{"id": "line-([1-9][0-9]*)", "custom_id": ')
+BEGINNING: Final = re.compile(rb'\{"id": "line-([1-9][0-9]*)", "custom_id": ')
 """How each line of an output begins."""
 
 _CODE: Final = b'"error": {"code": "'
@@ -24,28 +24,53 @@ _SHOWS_URL: Final = frozenset({404, 405, 410})
 UNKNOWN: Final = "unknown"
 """The code of lines that were in flight when an earlier run was killed."""
 
-Failure = tuple[str, str]
-"""A code for programs, and a message for people."""
+
+class Failure(NamedTuple):
+    """Why a line failed: a code for programs, a message for people."""
+
+    code: str
+    message: str
 
 
-def output_line(
-    number: int,
-    custom_id: str,
-    failure: Failure | None,
-    response: httpx.Response | None = None,
-    body: Part | None = None,
-) -> bytes:
-    """The line for an answer, or for a failure with the answer where there was one."""
-    answer = error = "null"
-    if response is not None and body is not None:
-        request_id = dump(response.headers.get("x-request-id"))
-        answer = f'{{"status_code": {response.status_code}, "request_id": {request_id}, "body": {body.text}}}'
-    if failure is not None:
-        code, message = failure
-        error = f'{{"code": {dump(code)}, "message": {dump(message)}}}'
-    own_id = one_line(custom_id)
-    line = f'{{"id": "line-{number}", "custom_id": {own_id}, "response": {answer}, "error": {error}}}\n'
-    return line.encode()
+class Entry(NamedTuple):
+    """The outcome of a line, as it stands in an output.
+
+    Attributes:
+        number: of the line.
+        line: what is written.
+        failure: None for an answer.
+    """
+
+    number: int
+    line: bytes
+    failure: Failure | None
+
+    @property
+    def code(self) -> str | None:
+        """The code of a failure; None for an answer."""
+        return None if self.failure is None else self.failure.code
+
+    @classmethod
+    def of(
+        cls,
+        number: int,
+        custom_id: str,
+        failure: Failure | None,
+        response: httpx.Response | None = None,
+        body: Part | None = None,
+    ) -> "Entry":
+        """The entry for an answer, or for a failure with the answer where there was one; the id is JSON."""
+        answer = error = "null"
+        if response is not None and body is not None:
+            request_id = dump(response.headers.get("x-request-id"))
+            answer = (
+                f'{{"status_code": {response.status_code}, "request_id": {request_id}, "body": {body.text}}}'
+            )
+        if failure is not None:
+            error = f'{{"code": {dump(failure.code)}, "message": {dump(failure.message)}}}'
+        own_id = one_line(custom_id)
+        line = f'{{"id": "line-{number}", "custom_id": {own_id}, "response": {answer}, "error": {error}}}\n'
+        return cls(number, line.encode(), failure)
 
 
 def code_in(entry: bytes) -> str:
@@ -84,7 +109,7 @@ def failure_of_answer(response: httpx.Response, body: Part | None, sent_to: http
         message += f"; a batch follows no redirects{_redirect(response)}"
     if status in _SHOWS_URL:
         message += f"; the request was sent to {_shown(sent_to)}{_doubled(sent_to)}"
-    return f"http_{status}", message
+    return Failure(f"http_{status}", message)
 
 
 def failure_of_error(error: Exception, timeouts: dict[str, Any]) -> Failure:
@@ -94,7 +119,7 @@ def failure_of_error(error: Exception, timeouts: dict[str, Any]) -> Failure:
         message = f"no answer for {timeouts['read']:g} s: to wait longer, pass --deadline SECONDS"
     elif isinstance(error, alike(httpx.ConnectTimeout)):
         message = f"no connection within {timeouts['connect']:g} s: check the host and the network"
-    return type(error).__name__, message or f"{type(error).__name__}, without a message"
+    return Failure(type(error).__name__, message or f"{type(error).__name__}, without a message")
 
 
 def visible(text: str) -> str:

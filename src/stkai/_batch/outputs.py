@@ -14,7 +14,7 @@ from .append_file import AppendFile
 from .errors import UsageError, WriteError
 from .journal import LineState, LineStates
 from .json_text import parse
-from .output_lines import ENTRY, code_in
+from .output_lines import BEGINNING, Entry, code_in
 from .progress import Usage
 
 SUFFIX: Final = ".jsonl"
@@ -41,13 +41,10 @@ class FileOutputs:
     Attributes:
         done: how many answers were written.
         codes: how many failures were written, by code.
-        is_behind: whether `flush` has something to do.
         answers: the file of answers.
         failures: the file of failures.
         is_sorted: whether the lines of each are in input order.
     """
-
-    is_behind = False
 
     def __init__(self, paths: Paths) -> None:
         self.answers = AppendFile(paths.out)
@@ -98,27 +95,20 @@ class FileOutputs:
                         usage.add(parse(line.decode()).value["response"]["body"])
         return usage
 
-    def append(self, number: int, entry: bytes, code: str | None) -> None:
-        """Write the outcome of a line: an answer, or a failure with this code.
+    def append(self, entry: Entry) -> None:
+        """Write the outcome of a line.
 
         Raises:
             WriteError: it could not be written.
         """
-        (self.answers if code is None else self.failures).append(entry)
-        is_failure = code is not None
-        if code is None:
+        is_failure = entry.code is not None
+        (self.failures if is_failure else self.answers).append(entry.line)
+        if entry.code is None:
             self.done += 1
         else:
-            self.codes[code] += 1
-        self.is_sorted = self.is_sorted and number > self._last[is_failure]
-        self._last[is_failure] = number
-
-    async def flush(self) -> None:
-        """Do nothing: `append` has written everything."""
-
-    def take_unwritten(self) -> list[bytes]:
-        """Nothing waits."""
-        return []
+            self.codes[entry.code] += 1
+        self.is_sorted = self.is_sorted and entry.number > self._last[is_failure]
+        self._last[is_failure] = entry.number
 
     def forget_failures(self) -> None:
         """Empty the file of failures."""
@@ -142,7 +132,7 @@ def entries_in(path: Path) -> Iterator[tuple[int, bytes]]:
     Raises:
         UsageError: one of its lines is not an entry, or the last one is cut off.
     """
-    match = ENTRY.match
+    match = BEGINNING.match
     with path.open("rb") as lines:
         for place, line in enumerate(lines, 1):
             if line[-1:] != b"\n":
@@ -170,8 +160,8 @@ class StdoutOutputs:
         self.codes: Counter[str] = Counter()
         self._in_order, self._descriptor = in_order, descriptor
         self._expected: deque[int] = deque()
-        self._early: dict[int, tuple[bytes, str | None]] = {}
-        self._ready: deque[tuple[bytes, str | None]] = deque()
+        self._early: dict[int, Entry] = {}
+        self._ready: deque[Entry] = deque()
         self._writing = anyio.Lock()
 
     @property
@@ -193,13 +183,13 @@ class StdoutOutputs:
             self._expected.remove(number)
             self._order()
 
-    def append(self, number: int, entry: bytes, code: str | None) -> None:
+    def append(self, entry: Entry) -> None:
         """Let the outcome of a line wait for `flush`."""
         if self._in_order:
-            self._early[number] = (entry, code)
+            self._early[entry.number] = entry
             self._order()
         else:
-            self._ready.append((entry, code))
+            self._ready.append(entry)
 
     def _order(self) -> None:
         while self._expected and self._expected[0] in self._early:
@@ -213,13 +203,13 @@ class StdoutOutputs:
         """
         async with self._writing:
             while self._ready:
-                entry, code = self._ready[0]
-                await anyio.to_thread.run_sync(self._write, entry)
+                entry = self._ready[0]
+                await anyio.to_thread.run_sync(self._write, entry.line)
                 self._ready.popleft()
-                if code is None:
+                if entry.code is None:
                     self.done += 1
                 else:
-                    self.codes[code] += 1
+                    self.codes[entry.code] += 1
 
     def _write(self, entry: bytes) -> None:
         try:
@@ -229,8 +219,8 @@ class StdoutOutputs:
         except OSError as error:
             raise WriteError("stdout", error) from error
 
-    def take_unwritten(self) -> list[bytes]:
+    def take_unwritten(self) -> list[Entry]:
         """What waits; it is forgotten."""
-        unwritten = [entry for entry, _ in self._ready]
+        unwritten = list(self._ready)
         self._ready.clear()
         return unwritten

@@ -16,7 +16,7 @@ from .input_lines import CsvRecords, JsonLines, Lines, StdinCopy
 from .json_text import Template
 from .options import Options
 from .progress import count, show_count, show_dollars, show_time
-from .request_formats import Format, InvalidLineError, Values
+from .request_formats import Format, Ids, InvalidLineError, Values
 
 _SHOWN: Final = 20
 """How many lines to list for each kind of problem."""
@@ -145,7 +145,7 @@ def dry_run(plan: Plan, say: Callable[[str], None]) -> bool:
 def _dry_run(plan: Plan, lines: Lines, say: Callable[[str], None]) -> bool:
     options, shard = plan.options, plan.options.part
     invalid = duplicates = requests = size = 0
-    first: dict[int, int] = {}
+    ids = Ids()
     for item in lines:
         if item is None or not shard.has(item[0]):
             continue
@@ -160,8 +160,8 @@ def _dry_run(plan: Plan, lines: Lines, say: Callable[[str], None]) -> bool:
             continue
         requests += 1
         size += len(target.content or b"")
-        earlier = number if target.custom_id == "null" else first.setdefault(hash(target.custom_id), number)
-        if earlier != number:
+        earlier = ids.earlier(target.custom_id, number)
+        if earlier is not None:
             duplicates += 1
             if duplicates <= _SHOWN:
                 say(f"{where}: duplicate custom_id {target.custom_id}, as in line {earlier}")

@@ -1,8 +1,9 @@
 """From a line of the input to a request: OpenAI's batch form, any object through a template, a quick command."""
 
+import math
 import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from json import JSONDecodeError
@@ -99,6 +100,25 @@ def custom_id(values: Values | None, name: str | None) -> str:
     return "null"
 
 
+class Ids:
+    """Finds lines that have the id of an earlier one.
+
+    Args:
+        most: how many ids are remembered.
+    """
+
+    def __init__(self, most: float = math.inf) -> None:
+        self._most = most
+        self._first: dict[int, int] = {}
+
+    def earlier(self, own_id: str, number: int) -> int | None:
+        """The number of the first line with the id of line `number`, as JSON; None if that is the first."""
+        if own_id == "null" or len(self._first) >= self._most:
+            return None
+        first = self._first.setdefault(hash(own_id), number)
+        return None if first == number else first
+
+
 class Format:
     """How the lines of an input become requests.
 
@@ -120,6 +140,13 @@ class Format:
         self.id_name = id_name
         self._base, self._template = base_url, template
         self._url = None if url is None else parse_url(url)
+
+    def id_of(self, read: Callable[[], Values | None]) -> str:
+        """The id of a line, as far as it can be read."""
+        try:
+            return custom_id(read(), self.id_name)
+        except InvalidLineError as error:
+            return error.custom_id
 
     def target(self, values: Values | None) -> Target:
         """The request for a line with these members; pass None for a line that is not an object.

@@ -1,9 +1,11 @@
-"""One run of a job: sends its lines and writes their outcomes, until the job is done or the run must end."""
+"""One run of a job: sends the lines that have no outcome yet, writes their outcomes, and decides when to halt."""
 
 import sys
+from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Final, Literal
+from uuid import uuid5
 
 import anyio
 import httpx
@@ -14,20 +16,22 @@ from ..transports._auth.bearer import ExposedTokenError
 from .batch_client import BatchClient, LineInFlight, line_of
 from .engine import Outcome, outcomes_of
 from .errors import DroppedError, WriteError
+from .input_lines import Read
 from .job import Job
-from .json_text import Part
-from .line_source import LineSource
-from .output_lines import (
-    UNKNOWN,
-    Failure,
-    body_of,
-    failure_of_answer,
-    failure_of_error,
-    output_line,
-    visible,
-)
+from .journal import LineState
+from .output_lines import UNKNOWN, Entry, Failure, body_of, failure_of_answer, failure_of_error, visible
 from .outputs import StdoutOutputs
 from .quick_commands import FAILURE, QuickCommands, status_of
+from .request_formats import Ids, InvalidLineError
+
+_PAUSE: Final = 0.05
+"""Seconds between checks of an input that is still being copied."""
+
+_HELD: Final = 4
+"""Outcomes that may wait for an earlier one, per request in flight."""
+
+_COMPARED_IDS: Final = 20_000
+"""How many ids are compared, which takes 2 MB; a dry run compares all."""
 
 _REFUSED_LINES: Final = 3
 """So many different lines refused in a row, with no answer in between, mean that the credentials are refused."""
@@ -54,18 +58,24 @@ class Ending:
 
 
 class Runner:
-    """Sends new lines, and writes their outcomes.
+    """Sends the lines of a job, and writes their outcomes.
 
     Attributes:
         ending: set when the run must end early.
-        lines: the lines that are sent.
+        in_flight: the lines in flight, by number.
+        unknown: how many lines were in flight when an earlier run was killed.
+        duplicates: lines of this run with the id of an earlier one, among the first 20,000, and these ids.
     """
 
     def __init__(self, job: Job, client: BatchClient, clock: Clock | None = None) -> None:
-        clock = clock or SystemClock()
         self.ending: Ending | None = None
-        self.lines = LineSource(job, client, clock, self._write, self._flush)
-        self._job, self._client, self._options, self._outputs = job, client, job.plan.options, job.outputs
+        self.in_flight: dict[int, LineInFlight] = {}
+        self.unknown = 0
+        self.duplicates: list[tuple[int, str]] = []
+        self._ids = Ids(_COMPARED_IDS)
+        self._job, self._client, self._clock = job, client, clock or SystemClock()
+        self._options, self._outputs = job.plan.options, job.outputs
+        self._ordered = job.outputs if isinstance(job.outputs, StdoutOutputs) else None
         self._streak: tuple[str | None, int] = (None, 0)
         self._refused: list[tuple[LineInFlight, httpx.Response]] = []
         """Lines whose credentials were refused since the last other answer."""
@@ -74,7 +84,7 @@ class Runner:
         if self._options.quick_command is not None:
             url = self._options.url_of_commands
             self._commands = QuickCommands(
-                client, lambda name: url(f"callback/{name}"), clock, self._options.deadline
+                client, lambda name: url(f"callback/{name}"), self._clock, self._options.deadline
             )
 
     def end(self, kind: Literal["halted", "interrupted"], message: str) -> None:
@@ -82,22 +92,69 @@ class Runner:
         if self.ending is None:
             self.ending = Ending(kind, message)
             self._client.is_ending = True
-            for line in list(self.lines.in_flight.values()):
+            for line in list(self.in_flight.values()):
                 line.drop()
 
     async def run(self) -> None:
         """Work until every line has an outcome, or the run must end."""
-        requests, most = self.lines.requests(), self._options.max_in_flight
-        async with aclosing(outcomes_of(self._send, requests, most)) as outcomes:
+        most = self._options.max_in_flight
+        async with aclosing(outcomes_of(self._send, self._requests(), most)) as outcomes:
             async for outcome in outcomes:
                 self._settle(outcome)
                 await self._flush()
         self._settle_refused(is_last=True)
         await self._flush()
 
+    # From a line to its request
+
+    async def _requests(self) -> AsyncIterator[httpx.Request]:
+        """The requests of lines that have no outcome yet, until the run is ending."""
+        for item in self._job.lines:
+            while self.ending is None and (item is None or self._is_held_up()):
+                await self._clock.asleep(_PAUSE)
+                if item is None:
+                    break
+            if self.ending is not None:
+                return
+            request = None if item is None else self._request(*item)
+            await self._flush()
+            if request is not None:
+                yield request
+
+    def _is_held_up(self) -> bool:
+        return self._ordered is not None and self._ordered.held > _HELD * self._options.max_in_flight
+
+    def _request(self, number: int, read: Read) -> httpx.Request | None:
+        """The request for a line; None if there is nothing to send."""
+        job, form = self._job, self._job.plan.form
+        if not self._options.part.has(number):
+            return None
+        state = job.recovered.begin(number)
+        if state is LineState.DONE or state is LineState.FAILED:
+            return None
+        if self._ordered is not None:
+            self._ordered.expect(number)
+        where = f"{self._options.source}, line {number}"
+        execution = job.recovered.executions.pop(number, None)
+        if state is LineState.SENT and execution is None:
+            self.unknown += 1
+            if self._options.unknown == "report":
+                what = f"{where}: this was in flight when an earlier run was killed, so the server may have executed it"
+                failure = Failure(UNKNOWN, f"{what}; to send it again, pass --retry-failed")
+                self._write(Entry.of(number, form.id_of(read), failure))
+                return None
+        try:
+            target = form.target(read())
+        except InvalidLineError as error:
+            self._write(Entry.of(number, error.custom_id, Failure("invalid_line", f"{where}: {error}")))
+            return None
+        if self._ids.earlier(target.custom_id, number) is not None:
+            self.duplicates.append((number, target.custom_id))
+        line = self.in_flight[number] = LineInFlight(self._client, number, target.custom_id, execution)
+        return target.request(str(uuid5(job.id, f"line-{number}")), self._client.extensions(line))
+
     async def _send(self, _: int, request: httpx.Request) -> httpx.Response:
         line = line_of(request)
-        assert line is not None
         if self.ending is not None:
             raise DroppedError
         with anyio.CancelScope() as scope:
@@ -107,10 +164,11 @@ class Runner:
             return await self._client.send(line, request)
         raise DroppedError
 
+    # From an outcome to its line in the outputs
+
     def _settle(self, outcome: Outcome) -> None:
         line, error, response = line_of(outcome.request), outcome.error, outcome.response
-        assert line is not None
-        del self.lines.in_flight[line.number]
+        del self.in_flight[line.number]
         if response is None:
             response = getattr(error, "response", None)
         if isinstance(error, DroppedError):
@@ -155,62 +213,63 @@ class Runner:
         )
 
     def _answer(self, line: LineInFlight, response: httpx.Response, error: Exception | None) -> None:
+        failure = None
         try:
             body = body_of(response)
             self._job.usage.add(body.value)
-            failure = self._failure(line, response, body, error)
-            entry = output_line(line.number, line.custom_id, failure, response, body)
+            if response.status_code >= 300:
+                failure = failure_of_answer(response, body, response.request.url)
+                if response.status_code >= 500:
+                    failure = self._may_have_acted(line, failure)
+            elif self._commands is not None and status_of(response) == FAILURE:
+                failure = Failure("execution_failed", "the execution of the quick command ended with FAILURE")
+            elif error is not None:
+                failure = failure_of_error(error, self._client.timeouts)
+            entry = Entry.of(line.number, line.custom_id, failure, response, body)
         except Exception as unreadable:  # noqa: BLE001 - whatever the server has sent, the run continues
             self._fail(line, unreadable)
         else:
-            self._write(line.number, entry, failure)
-
-    def _failure(
-        self, line: LineInFlight, response: httpx.Response, body: Part, error: Exception | None
-    ) -> Failure | None:
-        """Why an answer is a failure; None if it is a success."""
-        if response.status_code >= 300:
-            code, message = failure_of_answer(response, body, response.request.url)
-            may_have_acted = response.status_code >= 500 and not line.may_drop
-            return code, message + (_MAY_HAVE_ACTED[self._options.unknown] if may_have_acted else "")
-        if self._commands is not None and status_of(response) == FAILURE:
-            return "execution_failed", "the execution of the quick command ended with FAILURE"
-        return None if error is None else failure_of_error(error, self._client.timeouts)
+            self._write(entry)
 
     def _fail(self, line: LineInFlight, error: Exception) -> None:
-        code, message = failure_of_error(error, self._client.timeouts)
-        failure = code, message + ("" if line.may_drop else _MAY_HAVE_ACTED[self._options.unknown])
-        self._write(line.number, output_line(line.number, line.custom_id, failure), failure)
+        failure = self._may_have_acted(line, failure_of_error(error, self._client.timeouts))
+        self._write(Entry.of(line.number, line.custom_id, failure))
 
-    def _write(self, number: int, entry: bytes, failure: Failure | None) -> None:
-        code, message = failure or (None, "")
+    def _may_have_acted(self, line: LineInFlight, failure: Failure) -> Failure:
+        """The failure, with a hint if the server may have executed the line."""
+        hint = "" if line.may_drop else _MAY_HAVE_ACTED[self._options.unknown]
+        return failure._replace(message=failure.message + hint)
+
+    def _write(self, entry: Entry) -> None:
         try:
-            self._outputs.append(number, entry, code)
+            self._outputs.append(entry)
         except WriteError as error:
             self._halt_unwritten(error, [entry])
+        code, failure = entry.code, entry.failure
         if code == UNKNOWN:
             return
         last, count = self._streak
-        self._streak = (code, count + 1 if code == last else 1)
-        if code is not None and self._streak[1] == self._options.halt_after:
-            times = "a failure" if count == 0 else f"{count + 1} failures in a row"
-            self.end("halted", f"{times} with the code {code}, the last one: {message}")
+        count = count + 1 if code == last else 1
+        self._streak = (code, count)
+        if failure is not None and count == self._options.halt_after:
+            times = "a failure" if count == 1 else f"{count} failures in a row"
+            self.end("halted", f"{times} with the code {code}, the last one: {failure.message}")
 
     def _drop(self, line: LineInFlight) -> None:
-        if isinstance(self._outputs, StdoutOutputs):
-            self._outputs.drop(line.number)
+        if self._ordered is not None:
+            self._ordered.drop(line.number)
 
     async def _flush(self) -> None:
-        if not self._outputs.is_behind:
-            return
-        try:
-            await self._outputs.flush()
-        except WriteError as error:
-            self._halt_unwritten(error, self._outputs.take_unwritten())
+        """Wait until what was written has reached a slow reader of stdout."""
+        if self._ordered is not None and self._ordered.is_behind:
+            try:
+                await self._ordered.flush()
+            except WriteError as error:
+                self._halt_unwritten(error, self._ordered.take_unwritten())
 
-    def _halt_unwritten(self, error: WriteError, entries: list[bytes]) -> None:
+    def _halt_unwritten(self, error: WriteError, entries: list[Entry]) -> None:
         """Halt, and print outcomes that could not be written to stderr, so that they are not lost."""
         self.end("halted", f"{error}; nothing more is sent")
         with suppress(OSError, AttributeError):  # stderr may be closed.
-            sys.stderr.buffer.writelines(entries)
+            sys.stderr.buffer.writelines(entry.line for entry in entries)
             sys.stderr.buffer.flush()
