@@ -11,11 +11,11 @@ import httpx
 from ._checks import TOKEN
 from ._errors import InvalidArgumentError
 
-_NAME: Final = re.compile(TOKEN.encode())
+_NAME: Final = TOKEN.encode()
 _lower_name: Final = itemgetter(1)
 """The name in lower case of one of httpx's headers."""
 
-_VALUE: Final = re.compile(rb"(?:[^\x00\s](?:[^\x00\n\r\v\f]*[^\x00\s])?)?")
+_VALUE: Final = rb"(?:[^\x00\s](?:[^\x00\n\r\v\f]*[^\x00\s])?)?"
 """RFC 9110, sections 5.1 and 5.5, as h11 implements them."""
 
 
@@ -54,10 +54,10 @@ def check_headers(given: Mapping[str, str] | None) -> httpx.Headers:
     except (TypeError, ValueError, AttributeError) as error:
         raise InvalidArgumentError(f"{form}: {error}") from error
     for name, value in headers.raw:
-        if not _NAME.fullmatch(name):
+        if not re.fullmatch(_NAME, name):
             msg = f"{form}: {name.decode('ascii', 'replace')!r} is not the name of a header"
             raise InvalidArgumentError(msg)
-        if not _VALUE.fullmatch(value):
+        if not re.fullmatch(_VALUE, value):
             msg = (
                 f"{form}: the value of {name.decode()} begins or ends with white space, or contains a line break; strip"
                 " it if it comes from a file"
