@@ -33,7 +33,8 @@ def test_a_value_is_equal_to_another_with_the_same_fields() -> None:
 
 
 @pytest.mark.parametrize(
-    "copied", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))]  # noqa: S301
+    "copied",
+    [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))],  # noqa: S301
 )
 @pytest.mark.parametrize("value", [POLICY, stkai.RequestOptions(deadline=3.0, retry=None), CallRecord(3)])
 def test_a_copy_is_equal(value: Any, copied: Any) -> None:
