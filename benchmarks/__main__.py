@@ -11,6 +11,7 @@ NAMES = (
     "overhead",
     "loopback",
     "concurrency",
+    "wires",
     "contention",
     "imports",
     "memory",

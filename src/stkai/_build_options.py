@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Collection, Sequence
-from functools import wraps
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, cast
 
 from ._clock import Clock
@@ -79,12 +79,8 @@ _WIRES: Final = frozenset({"cert", "http2", "limits", "proxy", "trust_env", "ver
 
 def takes_stack_options(function: F) -> F:
     """Let `help()` show every keyword of `StackOptions` and what it means, and explain one that does not exist."""
-    signature = inspect.signature(function)
+    signature, shared = inspect.signature(function), _shared_parameters()
     own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-    shared = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name), annotation=shown)
-        for name, shown in _annotations().items()
-    ]
     known = {each.name for each in (*own, *shared)}
 
     @wraps(function)
@@ -106,14 +102,28 @@ def takes_stack_options(function: F) -> F:
     return cast("F", checked)
 
 
+@cache
+def _described(*, with_transport: bool) -> str:
+    return inspect.cleandoc(f"\n    Args:{_TRANSPORT if with_transport else ''}{_ARGUMENTS}")
+
+
 def describe_arguments(names: Collection[str]) -> str:
     """The part of a docstring that describes the arguments, with `transport` if it is one of the names."""
-    return inspect.cleandoc(f"\n    Args:{_TRANSPORT if 'transport' in names else ''}{_ARGUMENTS}")
+    return _described(with_transport="transport" in names)
 
 
-def _annotations() -> dict[str, str]:
-    # TypedDict turns strings into ForwardRefs, which are hard to read.
-    return {name: each.__forward_arg__ for name, each in StackOptions.__annotations__.items()}
+@cache
+def _shared_parameters() -> list[inspect.Parameter]:
+    return [
+        # TypedDict turns strings into ForwardRefs, which are hard to read.
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=DEFAULTS.get(name),
+            annotation=kind.__forward_arg__,
+        )
+        for name, kind in StackOptions.__annotations__.items()
+    ]
 
 
 def _hint(name: str) -> str:

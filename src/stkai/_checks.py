@@ -102,12 +102,10 @@ def check_choice(
 TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105
 """The pattern of a token of RFC 9110, section 5.6.2: the names of headers and methods are tokens."""
 
-_TOKEN: Final = re.compile(TOKEN)
-
 
 def is_token(text: object) -> bool:
     """Whether it is a string that can be the name of a header or of a method."""
-    return isinstance(text, str) and _TOKEN.fullmatch(text) is not None
+    return isinstance(text, str) and re.fullmatch(TOKEN, text) is not None
 
 
 def _shown(value: Any) -> str:

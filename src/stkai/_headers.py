@@ -11,32 +11,36 @@ import httpx
 from ._checks import TOKEN
 from ._errors import InvalidArgumentError
 
-_NAME: Final = re.compile(TOKEN.encode())
-_lower_name: Final = itemgetter(1)
-"""The name in lower case of one of httpx's headers."""
+_NAME: Final = TOKEN.encode()
+_Item = tuple[bytes, bytes, bytes]
+"""A header as httpx keeps it: its name, the name in lower case, and its value."""
 
-_VALUE: Final = re.compile(rb"(?:[^\x00\s](?:[^\x00\n\r\v\f]*[^\x00\s])?)?")
+_lower_name: Final = itemgetter(1)
+"""The name of an item in lower case."""
+
+_NO_HEADERS: Final = httpx.Headers()
+
+_VALUE: Final = rb"(?:[^\x00\s](?:[^\x00\n\r\v\f]*[^\x00\s])?)?"
 """RFC 9110, sections 5.1 and 5.5, as h11 implements them."""
 
 
 def headers_of(
     method: str, url: httpx.URL, given: Mapping[str, str] | None, content: bytes | None
-) -> list[tuple[bytes, bytes]]:
+) -> httpx.Headers:
     """All headers of a request, in httpx's order; the given ones replace others of the same name.
 
     Raises:
         InvalidArgumentError: the given ones cannot be sent.
     """
-    headers = [(b"Host", url.netloc), *default_headers()]
+    items = [(b"Host", b"host", url.netloc), *_default_items()]
     if method == "POST":
-        headers.append((b"Content-Length", b"%d" % len(content or b"")))
+        items.append((b"Content-Length", b"content-length", b"%d" % len(content or b"")))
     if content is not None:
-        headers.append((b"Content-Type", b"application/json"))
-    if not given:
-        return headers
-    raw = check_headers(given).raw
-    names = {name.lower() for name, _ in raw}
-    return [*((name, value) for name, value in headers if name.lower() not in names), *raw]
+        items.append((b"Content-Type", b"content-type", b"application/json"))
+    if given:
+        names, own = Fields.of(given)
+        items = [*(each for each in items if each[1] not in names), *own]
+    return _made_of(items, _NO_HEADERS)
 
 
 def check_headers(given: Mapping[str, str] | None) -> httpx.Headers:
@@ -54,10 +58,10 @@ def check_headers(given: Mapping[str, str] | None) -> httpx.Headers:
     except (TypeError, ValueError, AttributeError) as error:
         raise InvalidArgumentError(f"{form}: {error}") from error
     for name, value in headers.raw:
-        if not _NAME.fullmatch(name):
+        if not re.fullmatch(_NAME, name):
             msg = f"{form}: {name.decode('ascii', 'replace')!r} is not the name of a header"
             raise InvalidArgumentError(msg)
-        if not _VALUE.fullmatch(value):
+        if not re.fullmatch(_VALUE, value):
             msg = (
                 f"{form}: the value of {name.decode()} begins or ends with white space, or contains a line break; strip"
                 " it if it comes from a file"
@@ -71,11 +75,11 @@ class Fields(NamedTuple):
 
     Attributes:
         names: their names, in lower case.
-        items: each the name, the name in lower case, and the value.
+        items: the headers.
     """
 
     names: tuple[bytes, ...]
-    items: tuple[tuple[bytes, bytes, bytes], ...]
+    items: tuple[_Item, ...]
 
     @classmethod
     def of(cls, given: Mapping[str, str]) -> Self:
@@ -97,9 +101,27 @@ def with_fields(headers: httpx.Headers, fields: Fields) -> httpx.Headers:
     for name in names:
         if name in map(_lower_name, given):
             kept = [*(each for each in given if each[1] not in names), *items]
-    copy = object.__new__(type(headers))
-    copy.__dict__ = {**headers.__dict__, "_list": kept}
-    return copy
+    return _made_of(kept, headers)
+
+
+def _made_of(items: list[_Item], model: httpx.Headers) -> httpx.Headers:
+    """Headers like the model with these items, which need not be encoded again."""
+    if not hasattr(model, "_list"):
+        return type(model)([(name, value) for name, _, value in items])
+    made = object.__new__(type(model))
+    made.__dict__ = {**model.__dict__, "_list": items}
+    return made
+
+
+@cache
+def _default_items() -> list[_Item]:
+    return [(name, name.lower(), value) for name, value in default_headers()]
+
+
+def has_field(headers: httpx.Headers, name: bytes) -> bool:
+    """Whether there is a header of that name, in lower case; without decoding all of them, as httpx does."""
+    items = getattr(headers, "_list", None)
+    return name.decode() in headers if items is None else name in map(_lower_name, items)
 
 
 @cache

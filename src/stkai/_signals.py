@@ -5,10 +5,9 @@ so its exception comes out of whatever the thread is doing there, and wires wrap
 TimeoutError raised while they read becomes a ReadTimeout.
 """
 
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from types import CodeType, FrameType
@@ -16,9 +15,9 @@ from typing import Any, Final
 
 from ._errors import causes
 
-# The public function looks each handler up in an enum, which takes twenty times as long.
-_handler_of: Final[Callable[[int], object]] = import_module("_signal").getsignal
-_NUMBERS: Final = tuple(signal.valid_signals())
+# The public module looks each number and each handler up in an enum, which takes twenty times as long.
+_signal: Final[Any] = import_module("_signal")
+_NUMBERS: Final = tuple(_signal.valid_signals())
 
 
 def raised_by_handler(error: BaseException) -> BaseException | None:
@@ -73,7 +72,7 @@ IN_HANDLER: Final = (
 def _handlers() -> Iterator[CodeType]:
     """The code of the handlers that are installed."""
     for number in _NUMBERS:
-        handler: Any = _handler_of(number)
+        handler: Any = _signal.getsignal(number)
         while isinstance(handler, partial):
             handler = handler.func
         function = getattr(handler, "__func__", handler)

@@ -67,7 +67,6 @@ def quotas(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("quota", [pytest.param(QUOTAS[name], id=name) for name in names])
 
 
-
 def goal_of(sim: Simulator) -> float:
     """A slow store costs a few permits more."""
     return 0.93 if sim.latency < FAR else 0.88

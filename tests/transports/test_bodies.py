@@ -1,12 +1,15 @@
 """Bodies that never end."""
 
+import gzip
 import itertools
 from collections.abc import AsyncIterator, Iterator
+from importlib import import_module
+from typing import Any
 
 import httpx
 import pytest
 
-from stkai.transports._bodies import SHORT, Reading, adrain, aload, drain, is_short
+from stkai.transports._bodies import SHORT, Reading, adrain, aload, aread, drain, is_short, read
 
 from ..support.world import World
 
@@ -53,3 +56,60 @@ async def test_an_unwanted_body_that_never_ends_is_closed(world: World) -> None:
 def test_a_body_is_short_unless_its_length_says_otherwise(length: str, is_brief: bool) -> None:
     response = httpx.Response(503, headers={"content-length": length}, stream=Endless())
     assert is_short(response) is is_brief
+
+
+PLAIN = {"content-type": "application/json"}
+BODIES = {
+    "plain": (PLAIN, b'{"a": 1}'),
+    "empty": ({}, b""),
+    "compressed": ({"content-encoding": "gzip"}, gzip.compress(b"abc")),
+}
+
+
+class OfAnotherVersion(httpx.Response):
+    """A response that keeps its body in another way than those of today."""
+
+    reads = 0
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        vars(self).pop("_num_bytes_downloaded", None)
+
+    def read(self) -> bytes:
+        self.reads += 1
+        return super().read()
+
+
+def state(response: Any) -> dict[str, Any]:
+    names = ("content", "text", "is_closed", "is_stream_consumed", "num_bytes_downloaded")
+    return {name: getattr(response, name) for name in names}
+
+
+@pytest.mark.parametrize("package", ["httpx", "httpx2"])
+@pytest.mark.parametrize("body", BODIES)
+async def test_a_body_is_read_as_the_package_itself_reads_it(world: World, package: str, body: str) -> None:
+    family: Any = import_module(package)
+    headers, content = BODIES[body]
+
+    class Pieces(family.SyncByteStream, family.AsyncByteStream):  # type: ignore[misc]
+        def __iter__(self) -> Iterator[bytes]:
+            yield from (content[:2], content[2:])
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for piece in self:
+                yield piece
+
+    ours, theirs = (family.Response(200, headers=headers, stream=Pieces()) for _ in range(2))
+    if world.is_async:
+        await aread(ours)
+        await theirs.aread()
+    else:
+        read(ours)
+        theirs.read()
+    assert state(ours) == state(theirs)
+
+
+def test_a_body_of_a_package_that_keeps_it_in_another_way_is_read_through_its_own_method() -> None:
+    response = OfAnotherVersion(200, headers=PLAIN, stream=httpx.ByteStream(b"abc"))
+    read(response)
+    assert (response.reads, response.content) == (1, b"abc")

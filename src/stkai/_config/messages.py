@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 SECRETS = frozenset({"auth", "client_secret", "token"})
 """Fields whose values are not shown; `auth` because a token may have been given in place of a section."""
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,15}")
+_SCHEME = r"[a-z][a-z0-9+.-]{0,15}"
 
 
 def masked(text: str) -> str:
@@ -21,7 +21,7 @@ def masked(text: str) -> str:
     if not at:
         return text
     scheme, separator, _ = credentials.partition("://")
-    if separator and _SCHEME.fullmatch(scheme):
+    if separator and re.fullmatch(_SCHEME, scheme):
         return f"{scheme}://{MASK}@{rest}"
     return f"{MASK}@{rest}"
 

@@ -9,7 +9,7 @@ wait in line, as long as their pool timeout allows.
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
 import httpx
 
@@ -17,15 +17,13 @@ from .._abandonable import GivenUpError, abandoned, do_within
 from .._clock import SystemClock
 from .._event_loops import run_soon, running_loop
 from .._families import HTTPX, Family, of_family
+from .._headers import has_field
 from .._signals import is_interrupt
 from ..transports._body_end import BRIEF, AsyncWatchedBody, BodyEnd, WatchedBody
 from .closing import AsyncClosable, Closable
 from .pool_state import Lease, PoolState
 
 _CLOCK = SystemClock()
-
-_CONNECTION: Final = b"connection"
-_LENGTH: Final = len(_CONNECTION)
 
 
 def _lease(state: PoolState[Any], request: httpx.Request) -> Lease[Any]:
@@ -48,10 +46,8 @@ def _none_free(request: httpx.Request, family: Family) -> httpx.PoolTimeout:
 
 def _is_persistent(response: httpx.Response) -> bool:
     """Whether the connection can carry another request once the body has been read (RFC 9112, section 9.3)."""
-    # Look in the raw headers: to find that one is missing, httpx decodes all the others.
-    for name, value in response.headers.raw:
-        if len(name) == _LENGTH and name.lower() == _CONNECTION and b"close" in value.lower():
-            return False
+    if has_field(response.headers, b"connection") and "close" in response.headers["connection"].lower():
+        return False
     return (
         response.status_code != httpx.codes.SWITCHING_PROTOCOLS
         and response.extensions.get("http_version") != b"HTTP/1.0"

@@ -5,12 +5,14 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Any, Final
 
 import httpx
 
 from .._abandonable import GivenUpError, unless_abandoned
 from .._families import family_of
+from .._headers import has_field
 from ._call import copy_request
 
 SHORT: Final = 65_536
@@ -74,9 +76,32 @@ def is_there(response: httpx.Response) -> bool:
 def read(response: httpx.Response) -> None:
     """Read and decode the body."""
     try:
-        response.read()
+        if _is_plain(response):
+            _set_body(response, list(response.stream))  # type: ignore[arg-type]
+        else:
+            response.read()
     finally:
         response.close()
+
+
+def _is_plain(response: httpx.Response) -> bool:
+    """Whether the body is still to be read, and need not be decoded: httpx takes much longer for the same."""
+    kind: Any = type(response)
+    is_unread = not (is_there(response) or response.is_stream_consumed or response.is_closed)
+    return is_unread and not has_field(response.headers, b"content-encoding") and _is_known(kind)
+
+
+@cache
+def _is_known(kind: Any) -> bool:
+    """Whether a response keeps its body as all versions do so far."""
+    kept = vars(kind(200, content=b"")).keys()
+    return {"_content", "_num_bytes_downloaded", "is_stream_consumed"} <= set(kept)
+
+
+def _set_body(response: Any, chunks: list[bytes]) -> None:
+    content = b"".join(chunks)
+    response.is_stream_consumed = True
+    response._num_bytes_downloaded, response._content = len(content), content  # noqa: SLF001 - see `_is_known`
 
 
 class Reading:
@@ -160,7 +185,10 @@ async def aread(response: httpx.Response) -> None:
     """Read and decode the body."""
     body: Any = response.stream
     try:
-        await response.aread()
+        if _is_plain(response):
+            _set_body(response, [chunk async for chunk in body])
+        else:
+            await response.aread()
         await response.aclose()
     except BaseException:
         import anyio

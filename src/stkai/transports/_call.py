@@ -6,7 +6,6 @@ A `Call` never changes. Each pass of its request through the stack is an `Attemp
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import httpx
@@ -133,7 +132,8 @@ class Attempt:
     def __init__(self, call: Call, number: int = 1, record: CallRecord | None = None) -> None:
         self.call = call
         self.number = number
-        self.record = record or CallRecord()
+        # Its defaults are on the class: there is nothing to check, and nothing to store.
+        self.record = record or CallRecord.__new__(CallRecord)
 
     def again(self) -> "Attempt":
         """The attempt that follows this one; it returns to its place in the queue."""
@@ -178,7 +178,7 @@ class Attempt:
 
     def _own_record(self) -> CallRecord:
         """A record that continues this one, with no attempts of its own yet."""
-        return replace(self.record, attempts=0)
+        return self.record.__replace__(attempts=0)
 
     def _with(self, call: Call, number: int, record: CallRecord) -> "Attempt":
         other = Attempt(call, number, record)

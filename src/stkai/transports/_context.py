@@ -1,7 +1,6 @@
 """What a stack gives each of its layers: a clock, random numbers and a listener."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .._clock import Clock, SystemClock, uniform
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
     from ..events import Event
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
     """What a stack gives each of its layers: a clock, random numbers and a listener.
 
@@ -22,9 +20,16 @@ class Context:
         random: draws a number in [0, 1).
     """
 
-    clock: Clock = field(default_factory=SystemClock)
-    listener: Listener = log_events
-    random: Callable[[], float] = uniform
+    __slots__ = ("clock", "listener", "random")
+
+    def __init__(
+        self,
+        *,
+        clock: Clock | None = None,
+        listener: Listener = log_events,
+        random: Callable[[], float] = uniform,
+    ) -> None:
+        self.clock, self.listener, self.random = clock or SystemClock(), listener, random
 
     def hears(self, level: int) -> bool:
         """Whether anybody would see an event that the default log writes at this level."""

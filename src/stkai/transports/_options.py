@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, Final, Literal, TypedDict, Unpack
 
@@ -11,6 +10,7 @@ import httpx
 
 from .._checks import AT_LEAST_ZERO, SOME_SECONDS, check_choice, check_number
 from .._errors import InvalidArgumentError
+from .._values import Frozen, Value
 from ._retry.policy import RetryPolicy
 
 
@@ -30,8 +30,7 @@ Unset = Literal[_Unset.UNSET]
 Priority = Literal["normal", "low"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RequestOptions:
+class RequestOptions(Frozen, kw_only=True):
     """Options of one request. Pass them as `extensions={"stkai": RequestOptions(...)}` with any httpx client.
 
     A field that is not given keeps the stack's own value; None turns it off.
@@ -72,11 +71,8 @@ class RequestOptions:
         """These options, and those of `others` in place of what is not given here."""
         if self is NO_OPTIONS:
             return others
-        left_open = {name: getattr(others, name) for name in _NAMES if getattr(self, name) is UNSET}
-        return replace(self, **left_open)
-
-
-_NAMES: Final = tuple(field.name for field in fields(RequestOptions))
+        mine = {name: value for name, value in vars(self).items() if value is not UNSET}
+        return others.__replace__(**mine)
 
 
 def check_cost(cost: Any) -> float:
@@ -142,8 +138,7 @@ def options(**given: Unpack[CallOptions]) -> Iterator[None]:
             AMBIENT.reset(token)
 
 
-@dataclass(slots=True)
-class CallRecord:
+class CallRecord(Value):
     """How a call went; found in `response.extensions["stkai"]`.
 
     Attributes:

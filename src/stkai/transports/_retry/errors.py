@@ -10,7 +10,7 @@ import httpx
 from ..._errors import causes
 from ..._families import alike
 
-_PROXY_REFUSES: Final = re.compile(r"4\d\d\b|.*(username|password|credential|auth)", re.IGNORECASE)
+_PROXY_REFUSES: Final = r"4\d\d\b|.*(username|password|credential|auth)"
 """What httpx's ProxyError says if the proxy wants other credentials, or rejects us altogether."""
 
 _TLS_ALERT: Final = r"\x15\x03"
@@ -33,7 +33,7 @@ def is_hopeless(error: BaseException) -> bool:
     A bad certificate, credentials that a proxy rejects, a host that does not exist, HTTP on a TLS port or the reverse.
     """
     if isinstance(error, alike(httpx.ProxyError)):
-        return _PROXY_REFUSES.match(str(error)) is not None
+        return re.match(_PROXY_REFUSES, str(error), re.IGNORECASE) is not None
     if isinstance(error, alike(httpx.RemoteProtocolError)):
         return _TLS_ALERT in str(error)
     for below in causes(error):

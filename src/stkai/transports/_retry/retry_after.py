@@ -7,12 +7,12 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-_SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
+_SECONDS = r"[0-9]+(\.[0-9]+)?"
 
 _DAY = 86400.0
 
 # A comma between values; the comma within a date follows the name of a day.
-_COMMA = re.compile(r"(?<![a-z]),")
+_COMMA = r"(?<![a-z]),"
 
 
 def retry_after(headers: httpx.Headers, now: datetime) -> float | None:
@@ -24,12 +24,12 @@ def retry_after(headers: httpx.Headers, now: datetime) -> float | None:
     values = headers.get("retry-after")
     if values is None:
         return None
-    found = [_read(value.strip(), headers, now) for value in _COMMA.split(values)]
+    found = [_read(value.strip(), headers, now) for value in re.split(_COMMA, values)]
     return max((seconds for seconds in found if seconds is not None), default=None)
 
 
 def _read(value: str, headers: httpx.Headers, now: datetime) -> float | None:
-    if _SECONDS.fullmatch(value):
+    if re.fullmatch(_SECONDS, value):
         seconds = float(value)
         return seconds if math.isfinite(seconds) else None
     date = parse_date(value)
