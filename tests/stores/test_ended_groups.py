@@ -57,7 +57,7 @@ def store(
         yield MemoryStore(clock)
     elif request.param == "file":
         monkeypatch.setattr("stkai.stores._file.clock", clock)
-        monkeypatch.setattr("stkai.stores._open_share.clock", clock)
+        monkeypatch.setattr("stkai.stores._file.clock", clock)
         yield FileStore(tmp_path / "store")
     else:
         server: Server = request.getfixturevalue("redis_server")

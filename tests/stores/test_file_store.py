@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from stkai import ConfigurationError
-from stkai.stores import FileStore, Law, Quota, Refusal, Store, _open_share, _place
+from stkai.stores import FileStore, Law, Quota, Refusal, Store, _file, _place
 from stkai.stores._choose import store_from
-from stkai.stores._open_share import open_shares
 from stkai.stores._record import SLOT
 
 from .clients import Client, ask
@@ -271,35 +270,33 @@ def test_after_a_reboot_the_state_restarts_and_another_machine_is_refused(
     store = FileStore(tmp_path)
     first = store.lease(ask(rate=1.0, want=1))
     store.close()
-    monkeypatch.setattr(_open_share, "_boot_id", lambda: bytes(16))
+    monkeypatch.setattr(_file, "_boot_id", lambda: bytes(16))
     with pytest.raises(ConfigurationError, match="redis://"):
         store.lease(ask())
-    monkeypatch.setattr(_open_share, "_TWO_MACHINES", -1.0)
+    monkeypatch.setattr(_file, "_TWO_MACHINES", -1.0)
     second = store.lease(ask(rate=1.0))
     assert second.ranges[0][0] == 0
     assert second.epoch > first.epoch
 
 
-def test_a_forked_child_reopens_the_file(tmp_path: Path) -> None:
+def test_a_child_that_is_forked_during_a_step_uses_neither_the_lock_nor_the_descriptor(
+    tmp_path: Path,
+) -> None:
     store = FileStore(tmp_path)
     store.lease(ask())
-    (share,) = [share for path, share in open_shares._open.items() if path.parent == tmp_path]
-    mine = share.fd
-    assert share.lock.acquire(blocking=False)
+    (file,) = store._files.values()
+    assert file.take(wait=True)
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
         try:
-            lease = store.lease(ask("child"))
-            (opened,) = [each for path, each in open_shares._open.items() if path.parent == tmp_path]
-            os.write(writing, f"{lease.members} {opened is not share}".encode())
+            os.write(writing, f"{file._fd} {store.try_lease(ask('child'))}".encode())
         finally:
             os._exit(0)
     os.waitpid(child, 0)
-    share.lock.release()
-    assert os.read(reading, 100) == b"2 True"
-    assert share.fd == mine
-    assert store.lease(ask()).members == 2
+    assert os.read(reading, 100) == b"-1 None"
+    file.change(lambda state, now: None)
+    assert store.lease(ask()).members == 1
     os.close(reading)
     os.close(writing)
 
@@ -337,7 +334,7 @@ def test_a_thousand_shares_do_not_hold_a_thousand_descriptors(tmp_path: Path) ->
     stores = [FileStore(tmp_path) for _ in range(200)]
     for number, store in enumerate(stores):
         store.lease(ask(share=f"share {number}"))
-    assert open_descriptors() <= before + 40
+    assert open_descriptors() <= before + 1
     assert stores[0].lease(ask("b", share="share 0")).members == 2
 
 

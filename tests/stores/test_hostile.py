@@ -17,7 +17,6 @@ import redis
 
 from stkai import AimdLimiter, Event, StackBuilder, StoreLost, StoreRestored, TokenBucket
 from stkai.stores import Ask, FileStore, Law, Lease, MemoryStore, RedisStore
-from stkai.stores._open_share import open_shares
 from stkai.testing import FakeClock
 from stkai.transports import limiter
 from stkai.transports._limits.queue import Queue
@@ -197,8 +196,7 @@ def test_a_holder_of_the_lock_that_is_killed_holds_nobody_up(tmp_path: Path) -> 
     child = os.fork()
     if not child:
         try:
-            path = FileStore(tmp_path)._path("team")
-            assert open_shares.hold(path, private=False, wait=True) is not None
+            assert FileStore(tmp_path)._file("team").take(wait=True)
             os.write(writing, b"x")
             time.sleep(30)
         finally:

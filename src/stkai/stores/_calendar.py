@@ -14,7 +14,7 @@ from typing import Final
 from ._state import NEVER, ROUND, Range, State, cut, past
 
 _SET_BACK: Final = 0.1
-"""Seconds; if the clock is behind by more, it was set back, and the state goes on as if no time had passed."""
+"""Seconds; if the clock is behind by more, it was set back, and the state continues as if no time had passed."""
 
 USAGE_SPAN: Final = 10.0
 """Seconds over which `usage` fades."""
@@ -43,10 +43,10 @@ def advance(s: State, now: float) -> float:
     if s.free and s.free[0][0] <= at:
         left = []
         for first, gap, places in s.free:
-            gone = past(first, gap, places, at)
-            give(s, gone)
-            if places > gone:
-                left.append((first + gone * gap, gap, places - gone))
+            passed = past(first, gap, places, at)
+            give(s, passed)
+            if places > passed:
+                left.append((first + passed * gap, gap, places - passed))
         s.free = sorted(left)
     if s.next < at:
         # The permit at `next` is part of the burst, too.
@@ -70,10 +70,10 @@ def release(s: State, ranges: list[Range], now: float) -> None:
         s.returned += places
         if s.most:
             forgive(s, first, gap, places)
-        gone = past(first, gap, places, now)
-        give(s, gone)
-        if places > gone:
-            s.free.append((first + gone * gap, gap, places - gone))
+        passed = past(first, gap, places, now)
+        give(s, passed)
+        if places > passed:
+            s.free.append((first + passed * gap, gap, places - passed))
     s.free.sort()
 
 

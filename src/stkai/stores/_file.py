@@ -1,20 +1,37 @@
 """A quota that the processes of one machine share through a file. No server is needed."""
 
 import os
+import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
+from hashlib import blake2b
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
+from .._clock import SystemClock
+from .._errors import ConfigurationError
+from .._forks import after_fork
 from ._local import LocalStore
+from ._locks import lock, read_at, try_lock, unlock, write_at
 from ._members import FORGET
-from ._open_share import clock, open_shares
-from ._place import check_share, default_directory, file_name, make_directory
+from ._place import check_share, default_directory, file_name, make_directory, open_state
 from ._protocol import Ask, Lease, Snapshot
+from ._record import PREFIX, SLOT, Record, length_of, number_of, unpack
 from ._state import State
 from ._step import step
 
 T = TypeVar("T")
+
+_LOCK_TIMEOUT: Final = 0.25
+
+_TWO_MACHINES: Final = 60.0
+"""Seconds; a file that another boot wrote more recently is used by another machine."""
+
+_BACKWARDS: Final = 5.0
+"""Seconds that this clock may be behind the file's; a larger gap means that another clock wrote the file."""
+
+clock = SystemClock()
 
 
 class FileStore(LocalStore):
@@ -34,25 +51,25 @@ class FileStore(LocalStore):
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._private = path is None
         self.path = default_directory() if path is None else Path(os.path.abspath(os.fspath(path)))  # noqa: PTH100
-        self._paths: dict[str, Path] = {}
+        self._files: dict[str, _StateFile] = {}
         with suppress(OSError):  # Not available now; every lease tries again.
             make_directory(self.path, private=self._private)
 
     def _change(self, share: str, work: Callable[[State, float], T]) -> T:
-        held = open_shares.hold(self._path(share), private=self._private, wait=True)
-        assert held is not None
-        return held.change(work)
+        file = self._file(share)
+        file.take(wait=True)
+        return file.change(work)
 
     def try_lease(self, ask: Ask) -> Lease | None:
         """Lease permits without waiting; return None if another process or thread holds the lock."""
-        held = open_shares.hold(self._path(ask.share), private=self._private, wait=False)
-        return None if held is None else held.change(lambda state, now: step(state, ask, now))
+        file = self._file(ask.share)
+        return file.change(lambda state, now: step(state, ask, now)) if file.take(wait=False) else None
 
     def look(self, share: str) -> Snapshot | None:
-        return super().look(share) if self._path(share).is_file() else None
+        return super().look(share) if self._file(share).path.is_file() else None
 
     def reset(self, share: str) -> bool:
-        return self._path(share).is_file() and super().reset(share)
+        return self._file(share).path.is_file() and super().reset(share)
 
     def has_older_members(self, share: str) -> bool:
         """Whether members of version 2 use the share now. They keep their own state and do not share with these."""
@@ -63,14 +80,145 @@ class FileStore(LocalStore):
         return clock.utcnow().timestamp() - written < FORGET
 
     def close(self) -> None:
-        """Close the files; the next lease opens them again."""
-        open_shares.close(self.path)
+        """Forget what was read; no file stays open between two calls."""
+        self._files.clear()
 
     def __repr__(self) -> str:
         return f"FileStore({str(self.path)!r})"
 
-    def _path(self, share: str) -> Path:
-        path = self._paths.get(share)
-        if path is None:
-            path = self._paths[share] = self.path / file_name(check_share(share))
-        return path
+    def _file(self, share: str) -> "_StateFile":
+        file = self._files.get(share)
+        if file is None:
+            path = self.path / file_name(check_share(share))
+            file = self._files.setdefault(share, _StateFile(path, private=self._private))
+        return file
+
+
+class _StateFile:
+    """The file of one share. It is open during a step only: two processes that share a descriptor share its lock, too.
+
+    Args:
+        path: where it is.
+        private: whether other users may not own or enter its directory.
+    """
+
+    def __init__(self, path: Path, *, private: bool) -> None:
+        self.path, self._private = path, private
+        self._fd = -1
+        # The record that was written last, with its beginning; None if a step failed.
+        self._known: tuple[Record, bytes] | None = None
+        self._begin()
+        after_fork(self, _StateFile._begin)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()  # Not every file system's lock excludes the threads of one process.
+        if self._fd >= 0:
+            # It is the parent's. Closing it here does not release the parent's lock.
+            os.close(self._fd)
+            self._fd = -1
+
+    def take(self, *, wait: bool) -> bool:
+        """Open and lock the file. Returns False if `wait` is false and another process or thread holds the lock.
+
+        Raises:
+            ConfigurationError: it is not a regular file.
+            OSError: it cannot be opened, or locked within 0.25 s.
+        """
+        if not self._lock.acquire(timeout=_LOCK_TIMEOUT if wait else 0):
+            if wait:
+                raise TimeoutError(f"another thread held the state file for {_LOCK_TIMEOUT:g} s")
+            return False
+        is_ours = False
+        try:
+            self._fd = open_state(self.path, private=self._private)
+            if wait:
+                lock(self._fd, _LOCK_TIMEOUT, clock)
+            is_ours = wait or try_lock(self._fd)
+        finally:
+            if not is_ours:
+                self._close()
+        return is_ours
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        try:
+            if fd >= 0:
+                os.close(fd)
+        finally:
+            self._lock.release()
+
+    def change(self, work: Callable[[State, float], T]) -> T:
+        """Read the state, call `work(state, now)`, write the state, and close the file.
+
+        Raises:
+            ConfigurationError: another machine writes to the same file.
+            OSError: the file cannot be read or written.
+        """
+        try:
+            now = clock.monotonic()
+            record = self._read(now)
+            result = work(record.state, now)
+            self._write(record)
+            return result
+        finally:
+            unlock(self._fd)
+            self._close()
+
+    def _read(self, now: float) -> Record:
+        """The record in the file, or a new one if there is no usable record."""
+        prefixes = [read_at(self._fd, PREFIX, offset) for offset in (0, SLOT)]
+        numbers = [number_of(prefix) for prefix in prefixes]
+        newer = int(numbers[1] > numbers[0])
+        known, self._known = self._known, None
+        if known is not None and known[1] == prefixes[newer]:
+            return known[0]
+        boot = _boot_id()
+        for slot in (newer, 1 - newer):
+            record = None
+            if numbers[slot] >= 0:
+                record = unpack(read_at(self._fd, length_of(prefixes[slot]), slot * SLOT))
+            if record is None:
+                continue
+            if record.boot != boot:
+                _check_alone(record, now)
+            elif record.state.at - record.state.offset <= now + _BACKWARDS:
+                return record
+            break
+        return Record(max(0, *numbers), boot, 0.0, State.new(now))
+
+    def _write(self, record: Record) -> None:
+        """Write the state into the other slot."""
+        record = record._replace(number=record.number + 1, wall=clock.utcnow().timestamp())
+        content = record.pack()
+        written = write_at(self._fd, content, record.offset)
+        if written != len(content):
+            raise OSError(
+                f"only {written} of {len(content)} bytes of the state were written: is the disk full?"
+            )
+        self._known = record, content[:PREFIX]
+
+
+def _check_alone(record: Record, now: float) -> None:
+    """Refuse a file that another machine wrote to while this one was running.
+
+    Raises:
+        ConfigurationError: two machines share it.
+    """
+    wall = clock.utcnow().timestamp()
+    # Earlier, it may have been this machine, before its restart.
+    since = max(wall - now, wall - _TWO_MACHINES)
+    if since < record.wall <= wall + _BACKWARDS:
+        raise ConfigurationError(
+            "two machines share one state file, but their clocks are unrelated;"
+            " share the quota through Redis: store='redis://host:6379'"
+        )
+
+
+@cache
+def _boot_id() -> bytes:
+    """Identifies this boot of this machine, in 16 bytes; a constant if the system has no boot id."""
+    try:
+        found = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        found = b""
+    return blake2b(found, digest_size=16).digest()

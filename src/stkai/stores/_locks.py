@@ -25,7 +25,7 @@ if sys.platform == "win32":
         return True
 
     def unlock(fd: int) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         os.lseek(fd, _BYTE, os.SEEK_SET)
         msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
 
@@ -57,7 +57,7 @@ else:
         return True
 
     def unlock(fd: int) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         fcntl.flock(fd, fcntl.LOCK_UN)
 
     yield_processor = os.sched_yield

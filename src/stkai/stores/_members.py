@@ -1,4 +1,4 @@
-"""What a store believes of the members of a share, and how it learns better.
+"""What a store assumes about the members of a share, and how their reports correct it.
 
 A member reports totals. Those of its permits that it neither used nor keeps are returned; a member that falls silent
 loses its permits, and is forgotten later. `step.lua` is the same code.
@@ -27,7 +27,7 @@ _SWEPT: Final = 20
 
 
 def settle(s: State, m: Member, ask: Ask, now: float) -> bool:
-    """Replace what was believed of the member by what it reports. Returns whether what it holds is void."""
+    """Replace what was assumed about the member by what it reports. Returns whether what it holds is void."""
     void_old(s, m)
     used, lapsed, spent = ask.used - m.used, ask.lapsed - m.lapsed, ask.units_used - m.units_used
     m.used, m.lapsed, m.units_used = ask.used, ask.lapsed, ask.units_used
@@ -39,8 +39,8 @@ def settle(s: State, m: Member, ask: Ask, now: float) -> bool:
     ranges = merged(m.old, m.fresh)
     keeps = known and not ask.leaving
     held = min(ask.held, count(ranges)) if keeps else 0
-    late = min(m.owed, max(0, used + lapsed))  # Of permits that expired, only the books change.
-    m.owed = 0
+    late = min(m.written_off, max(0, used + lapsed))  # Of permits that expired, only the books change.
+    m.written_off = 0
     front, rest = cut(ranges, max(0, used + lapsed - late))
     ended = late + count(front)
     unused = ended - min(used, ended)
@@ -93,7 +93,7 @@ def void_old(s: State, m: Member) -> bool:
     """Void the member's lease if it is of an older epoch."""
     if m.epoch == s.epoch:
         return False
-    m.owed += count(m.old) + count(m.fresh)
+    m.written_off += count(m.old) + count(m.fresh)
     m.old, m.fresh, m.id, m.before, m.epoch = [], [], -1, -1, s.epoch
     return True
 
@@ -109,7 +109,7 @@ def sweep(s: State, now: float) -> None:
         if m.due <= now:
             held = count(m.old) + count(m.fresh)
             s.expired += held if m.epoch == s.epoch else 0
-            m.owed += held
+            m.written_off += held
             m.old, m.fresh, m.units, m.units_fresh, m.waiting = [], [], 0.0, 0.0, 0
             s.active -= m.counted
             m.counted = False

@@ -2,7 +2,7 @@
 
 A store holds numbers, never waiting requests. All times in messages are in seconds from now, so that members whose
 clocks differ can still share a quota. A member reports totals and what it holds, never single permits: the store
-replaces what it believed of the member, so that a message that is lost, repeated or overtaken does no harm.
+replaces what it assumed about the member, so that a message that is lost, repeated or overtaken does no harm.
 """
 
 import math
@@ -73,7 +73,7 @@ class Law(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """What a member tells its store when it needs permits or reports. Pass all arguments by keyword.
+    """A member's message to its store: a report, and how many permits it wants. Pass all arguments by keyword.
 
     Totals count from when the member started; they may fall again when a permit that was taken is not used.
 
@@ -98,7 +98,7 @@ class Ask(NamedTuple):
         units: units of its lease that the member keeps.
         own: requests sent without a lease while the store was out of reach, and not reported yet.
         own_seconds: seconds in which those were sent.
-        queue: seconds of permits that were leased to all members, as the member last heard: restores a lost state.
+        queue: seconds of permits that were leased to all members, as of the last answer: restores a lost state.
         refused: a 429 received since the last call.
         leaving: whether this is the member's last call.
     """
@@ -132,7 +132,7 @@ class Ask(NamedTuple):
 
     @property
     def quota(self) -> Quota:
-        """The quota as this member knows it."""
+        """The quota as this member is configured."""
         return Quota(self.rate, self.burst, self.window, self.max_cost, self.cost_rate, self.methods)
 
 

@@ -131,7 +131,7 @@ class RedisStore:
 
 @cache
 def _script() -> tuple[str, str]:
-    """The script, and the digest by which a server knows it."""
+    """The script, and its digest, by which a server finds it."""
     source = files(__package__).joinpath("step.lua").read_text("utf-8")
     return source, sha1(source.encode(), usedforsecurity=False).hexdigest()
 

@@ -1,4 +1,4 @@
-"""What a store keeps of one share: numbers, ranges of places, and what it believes of each member."""
+"""What a store keeps of one share: numbers, ranges of places, and what it assumes about each member."""
 
 import math
 import struct
@@ -35,7 +35,7 @@ class Layout:
         lists = [name for name in types if name not in (*numbers, *texts)]
         self._names = numbers, texts, lists
         self._head = struct.Struct(f"<{''.join(codes[types[name]] for name in numbers)}{len(texts + lists)}I")
-        self._rows = [struct.Struct(f"<{len(get_args(get_args(types[name])[0]))}d") for name in lists]
+        self._rows = {name: struct.Struct(f"<{len(get_args(get_args(types[name])[0]))}d") for name in lists}
         self._numbers = attrgetter(*numbers)
         self._texts = [attrgetter(name) for name in texts]
 
@@ -43,29 +43,30 @@ class Layout:
         """The object's attributes, packed."""
         parts = [get(thing).encode(errors="surrogatepass") for get in self._texts]
         for name in self._names[2]:
-            values = list(chain.from_iterable(getattr(thing, name)))
-            parts.append(struct.pack(f"<{len(values)}d", *values))
+            rows = getattr(thing, name)
+            parts.append(
+                struct.pack(f"<{len(rows) * len(rows[0])}d", *chain.from_iterable(rows)) if rows else b""
+            )
         return b"".join((self._head.pack(*self._numbers(thing), *map(len, parts)), *parts))
 
     def unpack(self, packed: bytes) -> tuple[dict[str, Any], bytes]:
         """The attributes, and the bytes that follow them."""
         numbers, texts, lists = self._names
         values = self._head.unpack_from(packed)
-        found = dict(zip(numbers, values, strict=False))
-        at, sizes = self._head.size, iter(values[len(numbers) :])
-        for name in texts:
-            end = at + next(sizes)
-            found[name], at = packed[at:end].decode(errors="surrogatepass"), end
-        for name, row in zip(lists, self._rows, strict=True):
-            end = at + next(sizes)
-            found[name] = [(*rest, int(places)) for *rest, places in row.iter_unpack(packed[at:end])]
-            at = end
+        found, at = dict(zip(numbers, values, strict=False)), self._head.size
+        for name, size in zip((*texts, *lists), values[len(numbers) :], strict=True):
+            part, at = packed[at : at + size], at + size
+            if name in self._rows:
+                rows = self._rows[name].iter_unpack(part) if size else ()
+                found[name] = [(*rest, int(places)) for *rest, places in rows]
+            else:
+                found[name] = part.decode(errors="surrogatepass")
         return found, packed[at:]
 
 
 @dataclass(slots=True)
 class Member:
-    """What the store believes of a member.
+    """What the store assumes about a member.
 
     Attributes:
         due: when the store looks at it next, if it stays silent.
@@ -74,7 +75,7 @@ class Member:
         used, lapsed, units_used: its totals.
         units, units_fresh: units of cost that it holds, and those of the last answer.
         waiting: requests waiting in it.
-        owed: permits that expired, and may still turn out to have been used.
+        written_off: permits that expired, and may still turn out to have been used.
         seq: its last call.
         seen: when it last called.
         counted: whether it counts as active.
@@ -91,7 +92,7 @@ class Member:
     units: float = 0.0
     units_fresh: float = 0.0
     waiting: int = 0
-    owed: int = 0
+    written_off: int = 0
     seq: int = 0
     seen: float = 0.0
     counted: bool = False
@@ -112,6 +113,7 @@ class Members:
 
     def __init__(self, packed: bytes = b"") -> None:
         self._packed: dict[str, bytes] = {}
+        self._unpacked: dict[str, Member] = {}
         at = 0
         while at < len(packed):
             length, size = _SIZES.unpack_from(packed, at)
@@ -121,15 +123,17 @@ class Members:
             self._packed[name] = packed[start + length : at]
 
     def get(self, name: str) -> Member | None:
-        """A copy of the member; None if it is unknown."""
-        packed = self._packed.get(name)
-        return None if packed is None else Member(**_MEMBER.unpack(packed)[0])
+        """The member; None if it is unknown."""
+        if name in self._packed and name not in self._unpacked:
+            self._unpacked[name] = Member(**_MEMBER.unpack(self._packed[name])[0])
+        return self._unpacked.get(name)
 
     def __setitem__(self, name: str, member: Member) -> None:
-        self._packed[name] = _MEMBER.pack(member)
+        self._packed[name], self._unpacked[name] = _MEMBER.pack(member), member
 
     def __delitem__(self, name: str) -> None:
         self._packed.pop(name, None)
+        self._unpacked.pop(name, None)
 
     def overdue(self, now: float, most: int) -> list[tuple[str, Member]]:
         """The first members whose `due` is not after `now`."""

@@ -1,7 +1,7 @@
 """One step of a shared quota, as a pure function: a member's report and the present in, a lease out.
 
-The state is a calendar of permits, a bucket of units of cost, and what is believed of each member. A message carries
-totals, so the store replaces what it believed: leased = used + returned + expired + held after every step, whatever was
+The state is a calendar of permits, a bucket of units of cost, and what is assumed about each member. A message has
+totals, which replace what was assumed: leased = used + returned + expired + held after every step, whatever was
 lost, repeated or overtaken. A step looks at the member that asks, and now and then at those that are silent. `step.lua`
 is the same code for Redis; a test checks that both agree.
 """
@@ -26,7 +26,7 @@ _LOW: Final = 0.1
 """The share of requests of low priority while requests of normal priority wait."""
 
 _TOGETHER: Final = 1.0
-"""Seconds; the ages of members that started closer do not tell which one was last."""
+"""Seconds; the ages of members that started closer do not show which one started last."""
 
 _LONGEST_QUEUE: Final = 60.0
 """Seconds; the longest queue that a member's report can restore."""

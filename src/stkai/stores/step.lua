@@ -187,9 +187,9 @@ local function advance(s, now)
   if #s.free > 0 and s.free[1][1] <= at then
     local left = {}
     for _, r in ipairs(s.free) do
-      local gone = past(r[1], r[2], r[3], at)
-      give(s, gone)
-      if r[3] > gone then insert(left, {r[1] + gone * r[2], r[2], r[3] - gone}) end
+      local passed = past(r[1], r[2], r[3], at)
+      give(s, passed)
+      if r[3] > passed then insert(left, {r[1] + passed * r[2], r[2], r[3] - passed}) end
     end
     table.sort(left, in_order)
     s.free = left
@@ -207,9 +207,9 @@ local function release(s, ranges, now)
   for _, r in ipairs(ranges) do
     s.returned = s.returned + r[3]
     if s.most > 0 then forgive(s, r[1], r[2], r[3]) end
-    local gone = past(r[1], r[2], r[3], now)
-    give(s, gone)
-    if r[3] > gone then insert(s.free, {r[1] + gone * r[2], r[2], r[3] - gone}) end
+    local passed = past(r[1], r[2], r[3], now)
+    give(s, passed)
+    if r[3] > passed then insert(s.free, {r[1] + passed * r[2], r[2], r[3] - passed}) end
   end
   table.sort(s.free, in_order)
 end
@@ -269,7 +269,7 @@ local NUMBERS = {"epoch", "version", "id", "most", "within", "active", "leased",
   "low_next", "normal_at", "other_normal_at", "sweep_at", "usage", "quota_rate", "quota_burst", "window_seconds",
   "max_cost", "cost_rate"}
 local TEXTS = {"memory", "normal_by", "methods"}
-local MEMBER = {"due", "id", "before", "epoch", "used", "lapsed", "waiting", "owed", "seq", "units_used", "units",
+local MEMBER = {"due", "id", "before", "epoch", "used", "lapsed", "waiting", "written_off", "seq", "units_used", "units",
   "units_fresh", "seen", "counted"}
 
 local function precise(number) return string.format("%.17g", number) end
@@ -366,7 +366,7 @@ end
 
 local function void_old(s, m)
   if m.epoch == s.epoch then return false end
-  m.owed = m.owed + count(m.old) + count(m.fresh)
+  m.written_off = m.written_off + count(m.old) + count(m.fresh)
   m.old, m.fresh, m.id, m.before, m.epoch = {}, {}, -1, -1, s.epoch
   return true
 end
@@ -395,8 +395,8 @@ local function settle(s, m, ask, now)
   local keeps = known and ask.leaving == 0
   local ranges = merged(m.old, m.fresh)
   local held = keeps and min(ask.held, count(ranges)) or 0
-  local late = min(m.owed, max(0, used + lapsed))
-  m.owed = 0
+  local late = min(m.written_off, max(0, used + lapsed))
+  m.written_off = 0
   local front, rest = cut(ranges, max(0, used + lapsed - late))
   local ended = late + count(front)
   local unused = ended - min(used, ended)
@@ -443,7 +443,7 @@ local function sweep(s, now)
       if m.due <= now then
         local held = count(m.old) + count(m.fresh)
         if m.epoch == s.epoch then s.expired = s.expired + held end
-        m.owed = m.owed + held
+        m.written_off = m.written_off + held
         m.old, m.fresh, m.units, m.units_fresh, m.waiting = {}, {}, 0, 0, 0
         s.active, m.counted = s.active - m.counted, 0
         m.due = due_again(m)

@@ -1,4 +1,4 @@
-"""Several limits at once: a request goes when all of them let it go, and takes from all of them in one step."""
+"""Several limits at once: a request is admitted when all of them admit it, and takes from all of them in one step."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
@@ -7,7 +7,7 @@ import httpx
 
 from ..._errors import ConfigurationError
 from .._operations import Operation
-from .guest import guest_of
+from .guest import guest_of, plan_of_own
 from .limiter import Answer, Limiter, RateChange, Turn
 from .permit import Permit
 from .plan import Chooser, Plan, subscribe
@@ -90,14 +90,10 @@ class AllOf(QueueLimiter):
         )
 
     def _plan_of(self, part: Any, request: httpx.Request | None) -> Plan | None:
-        if not _is_own(part):
-            plan: Plan | None = part.plan_for(request)
-            return plan
-        if request is not None and part.methods is not None and request.method not in part.methods:
-            return None
-        guest = self._hosts.get(id(part)) or guest_of(part)
-        priced = () if guest.max_cost is None else (guest,)
-        return Plan((guest,), (guest,), priced, hasattr(part, "end"), True, part.max_wait_time)
+        if _is_own(part):
+            return plan_of_own(part, request, self._hosts.get(id(part)) or guest_of(part))
+        plan: Plan | None = part.plan_for(request)
+        return plan
 
     def _sources_for(self, turn: Turn) -> tuple[Source, ...]:
         plan = self.plan_for(turn.request) or self._plan

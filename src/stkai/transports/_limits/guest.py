@@ -79,7 +79,7 @@ class Guest(Source):
         return turns[self]
 
     def ask(self, turn: Turn, now: float) -> float | Operation:
-        """What the limiter says; then `turn.nap` tells when to ask again."""
+        """The limiter's answer; `turn.nap` is then when to ask again."""
         inner = self.inner(turn)
         inner.nap, inner.call = Turn.nap, turn.call
         wait = self.limiter.ask(inner, now)
@@ -111,7 +111,7 @@ def guest_of(limiter: Limiter) -> Guest:
 
 
 class _OwnPriced:
-    """A limiter of the user's own that counts units of cost."""
+    """A limiter of the user's own, alone, that counts units of cost."""
 
     sources = ()
 
@@ -120,13 +120,19 @@ class _OwnPriced:
         self.settle = limiter.settle
 
 
-def plan_of_own(limiter: Limiter, request: httpx.Request) -> Plan | None:
-    """The plan of a limiter of the user's own, which must see every request and every answer."""
-    if isinstance(limiter, QueueLimiter):
+def plan_of_own(limiter: Limiter, request: httpx.Request | None, guest: Guest | None = None) -> Plan | None:
+    """What a request needs of a user's own limiter, which sees every request and every answer.
+
+    Args:
+        limiter: the user's.
+        request: the request, if there is one.
+        guest: the limiter as one of several; None if it is alone.
+    """
+    if guest is None and isinstance(limiter, QueueLimiter):
         plan = limiter.plan_for(request)
         return None if plan is None else plan._replace(ends=True)
-    methods = limiter.methods
-    if methods is not None and request.method not in methods:
+    if request is not None and limiter.methods is not None and request.method not in limiter.methods:
         return None
-    priced = () if getattr(limiter, "max_cost", None) is None else (_OwnPriced(limiter),)
-    return Plan(priced=priced, ends=hasattr(limiter, "end"), max_wait_time=limiter.max_wait_time)
+    guests = () if guest is None else (guest,)
+    priced = () if getattr(limiter, "max_cost", None) is None else guests or (_OwnPriced(limiter),)
+    return Plan(guests, guests, priced, hasattr(limiter, "end"), bool(guests), limiter.max_wait_time)

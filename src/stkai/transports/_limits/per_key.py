@@ -85,7 +85,7 @@ class PerKey(Chooser):
         return limiter
 
     def _shown(self, key: Any, request: httpx.Request) -> str:
-        """The key as `make` is told it."""
+        """The key as `make` receives it."""
         return str(key)
 
     def _remember(self, key: Any, limiter: Limiter) -> None:
@@ -96,7 +96,7 @@ class PerKey(Chooser):
                 oldest, dropped = self._limiters.popitem(last=False)
                 try:
                     self._in_use[oldest] = dropped
-                except TypeError:  # It has slots, so nobody can tell whether it is still in use: keep it.
+                except TypeError:  # It has slots and no weak references, so it may still be in use: keep it.
                     self._limiters[oldest] = dropped
 
     def _made(self, key: str) -> Limiter:
@@ -109,7 +109,7 @@ class PerKey(Chooser):
         return limiter
 
     def subscribe(self, layer: Any) -> None:
-        """Tell the listener of a layer's stack what happens to the stores of limiters that share their quota."""
+        """Report the events of the stores of shared limiters to the listener of a layer's stack."""
         with self._making:
             self._layers.add(layer)
             limiters = [*self._limiters.values(), *self._in_use.values()]

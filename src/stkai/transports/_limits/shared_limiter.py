@@ -58,12 +58,12 @@ class SharedLimiter(QuotaLimiter):
         raise NotImplementedError
 
     def subscribe(self, layer: Any) -> None:
-        """Report the store's events to the listener of a layer's stack, and go by its clock."""
+        """Report the store's events to the listener of a layer's stack."""
         if self._leased is not None:
-            self._leased.client.subscribe(layer)
+            self._leased.client.events.subscribe(layer)
 
     def close(self) -> None:
-        """Tell the group what was used, within a quarter of a second, and leave it; the next request joins again."""
+        """Report what was used, within a quarter of a second, and leave the group; the next request joins it again."""
         if self._leased is not None:
             self._leased.client.close()
 
@@ -96,6 +96,12 @@ def shared_source(
         if store is not None:
             raise ConfigurationError("store= needs share=, the name of the quota to share")
         return None
-    from .sources.store_client import join
+    from ...stores._choose import store_from
+    from ...stores._place import check_share
+    from .sources.leased import Leased, quota_of
+    from .sources.member import Member
+    from .sources.store_client import StoreClient, identity
 
-    return join(share, store, limits, alone=alone, pilot=pilot)
+    quota = quota_of(limits, "", promises=pilot is None)
+    member = Member(check_share(share), quota, identity, alone, steers=pilot is not None)
+    return Leased(StoreClient(member, store_from(store), pilot))

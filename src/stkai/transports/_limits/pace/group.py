@@ -140,7 +140,7 @@ class GroupPace:
         self._guided = GroupWindow(quota.ceiling, quota.floor, quota.window, listens=plain is None)
 
     def update(self, ceiling: float, window: float) -> None:
-        """Go on with another quota, in requests per second and seconds."""
+        """Continue with another quota, in requests per second and seconds."""
         if window != self._quota.window or not math.isclose(ceiling, self._quota.ceiling):
             self._quota.update(ceiling * window, window)
             self._set_up()
@@ -156,7 +156,7 @@ class GroupPace:
         if response is None or outcome is Outcome.UNRELATED:
             return Stop(0.0, None)
         reading = self._guided.read(answer, response.headers, refused=turn.paced)
-        used_up = self._guided.hear(reading, answer.now, answer.sent, refused=turn.paced)
+        used_up = self._guided.note(reading, answer.now, answer.sent, refused=turn.paced)
         if not turn.paced:
             self._row = 0
             self._accepted += 1
@@ -191,7 +191,7 @@ class GroupPace:
                 return before._replace(rate=rate, burst=last[1].burst, memory=last[1].memory, age=0.0)
             return self._started(lease, cold=self._cold)
         if self._last is None and before.age > _ENDED:
-            # The state is that of a group whose members are gone.
+            # The state is that of a group without members.
             if self._warm and before.age < BELIEVED:
                 return self._started(lease, cold=bool(state.cold), rate=before.rate)
             return self._started(lease, cold=self._cold)
@@ -226,7 +226,7 @@ class GroupPace:
         """Forget what the state holds now; what another member wrote in its place does not hold it."""
         if done:
             self._accepted -= self._counted
-            self._guided.told()
+            self._guided.reported()
             state = GroupState.of(law.memory)
             if state is not None and self._refused < state.epoch:
                 self._refused = -1
@@ -260,7 +260,7 @@ class GroupPace:
 
         Each stranger is refused, and cut, for itself; a group that was cut altogether each time would starve beside
         them. Alone, it must be: its refusals say that the quota is used up. The two differ in where the next refusal
-        comes. Alone, that is not before the rate has grown back; beside strangers, it may be at any rate.
+        comes. Alone, not before the rate has grown back; beside strangers, at any rate.
         """
         accepted: Any = state.accepted
         whole = min(rate, self._law.cut(rate, Past(accepted, state.seconds, state.held, bool(state.cold))))

@@ -21,7 +21,7 @@ _LONGEST_NAME = 32
 """Characters of a quota's name to keep: the state in the store is small."""
 
 
-class _Heard(NamedTuple):
+class _Described(NamedTuple):
     """An answer's headers, when it came, and when its request was sent."""
 
     reading: Reading
@@ -44,14 +44,14 @@ class GroupWindow:
         self._guide = WindowGuide(ceiling, floor)
         self._listens = listens
         self._listens_at = self._known_at = -math.inf
-        self._heard: _Heard | None = None
-        self._told: _Heard | None = None
+        self._latest: _Described | None = None
+        self._moved_by: _Described | None = None
         self._doubts = False
 
     def read(self, answer: Answer, headers: httpx.Headers, *, refused: bool) -> Reading | None:
         """The quota that an answer describes, if it is worth reading."""
         guide = self._guide
-        unheard = guide.has_heard_nothing and self._heard is None
+        unheard = guide.has_heard_nothing and self._latest is None
         listens = self._listens and guide.listening
         if not listens or (unheard and answer.now < self._listens_at and not refused):
             return None
@@ -61,20 +61,20 @@ class GroupWindow:
             return None  # A window that long cannot be divided in advance.
         return reading._replace(name=reading.name[:_LONGEST_NAME])
 
-    def hear(self, reading: Reading | None, now: float, sent: float, *, refused: bool) -> float | None:
-        """Take in an answer. Returns the seconds until the window ends, if it is believed and used up."""
+    def note(self, reading: Reading | None, now: float, sent: float, *, refused: bool) -> float | None:
+        """Take in an answer. Returns the seconds until the window ends, if it is trusted and used up."""
         if reading is None:
             self._doubts = self._doubts or refused
             return None
         self._doubts = self._doubts or (refused and reading.remaining >= 1)
-        if self._heard is None or now > self._heard.now:
-            self._heard = _Heard(reading, now, sent)
+        if self._latest is None or now > self._latest.now:
+            self._latest = _Described(reading, now, sent)
         return self._guide.left_if_used_up(reading, now, sent)
 
     def move(
         self, state: tuple[Any, ...], written: float, now: float, rate: float, members: int
     ) -> WindowGuide:
-        """The group's guide at `now`, from its state in the store as of `written` and what this member heard since."""
+        """The group's guide at `now`, from its state as of `written` and what this member has received since."""
         guide = WindowGuide(self._ceiling, self._floor)
         if state:
             try:
@@ -83,9 +83,9 @@ class GroupWindow:
                 guide = WindowGuide(self._ceiling, self._floor)
         guide.senders = members
         self._known_at = guide.heard_at
-        heard = self._told = self._heard
-        if heard is not None and heard.now > guide.heard_at:
-            guide.hear(heard.reading, heard.now, heard.sent, rate)
+        latest = self._moved_by = self._latest
+        if latest is not None and latest.now > guide.heard_at:
+            guide.hear(latest.reading, latest.now, latest.sent, rate)
         if self._doubts:
             guide.hear(None, now, now, rate, refused=True)
         guide.advance(now)
@@ -93,11 +93,11 @@ class GroupWindow:
         return guide
 
     def has_news(self, recent: float) -> bool:
-        """Whether this member has heard of the window while the group has heard nothing since `recent`."""
-        return self._known_at <= recent and self._heard is not None and self._heard.now > self._known_at
+        """Whether an answer described the window to this member, and none to the group since `recent`."""
+        return self._known_at <= recent and self._latest is not None and self._latest.now > self._known_at
 
-    def told(self) -> None:
-        """Forget what the group now knows."""
+    def reported(self) -> None:
+        """Note that the group now knows what it was moved by."""
         self._doubts = False
-        if self._heard is self._told:
-            self._heard = None
+        if self._latest is self._moved_by:
+            self._latest = None

@@ -1,7 +1,7 @@
-"""What a member knows about its group and its store: the last answer, how old it is, and how long an answer takes."""
+"""What a member knows about its group and its store: the last answer, its age, and how long an answer takes."""
 
 import math
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from ....stores import Ask, Lease
 
@@ -12,7 +12,7 @@ AHEAD: Final = 0.25
 """Seconds; the longest stretch for which a member leases in advance."""
 
 GIVE_UP: Final = 1.0
-"""Seconds; a call that was undertaken and not made, or that takes longer, no longer holds up others."""
+"""Seconds after which a call that was not made, or takes longer, no longer holds up others."""
 
 _REACH: Final = 0.08
 """Seconds of its share that a member holds at most, unless the store answers slowly or the group is large ..."""
@@ -29,7 +29,7 @@ _SHORT_LEAD: Final = 0.002
 _FRESH: Final = 0.27
 """Seconds for which an answer says reliably that no member was refused."""
 
-_DRY: Final = 0.05
+_RETRY: Final = 0.05
 """Seconds after which a member asks again that got no permit."""
 
 _GROUP: Final = 10.0
@@ -59,49 +59,41 @@ class StoreCall:
         self.is_last = is_last
 
 
-class Start(NamedTuple):
-    """A member's unique name, and when it started: in seconds since 1970, and as an instant."""
-
-    name: str
-    date: float
-    instant: float
-
-
 class Contact:
     """Instants are on the member's clock, in seconds.
 
     Attributes:
         lease: the store's last answer; None if it was never reached.
-        heard: when the message was sent that it answers.
+        as_of: when the message was sent that it answers.
         latency: seconds that an answer takes.
         members: how many members the group has, or had a short time ago.
         active: how many of them wait for permits or hold some.
-        queue_until: when a permit asked for now could be used.
+        queue_until: when a permit requested now could be used.
         paused_until: when the group may send again.
     """
 
     def __init__(self) -> None:
         self.lease: Lease | None = None
-        self.heard = self.queue_until = self.paused_until = self._dry_until = self._members_at = -math.inf
+        self.as_of = self.queue_until = self.paused_until = self._retry_at = self._members_at = -math.inf
         self.latency = 0.0
         self.members = self.active = 1
 
     @property
     def fresh_until(self) -> float:
         """Until when a permit may be used without asking the store whether there is a pause."""
-        return self.heard + _FRESH
+        return self.as_of + _FRESH
 
-    def hear(self, lease: Lease, sent: float, now: float, *, dry: bool) -> None:
-        """Take in the answer to a message sent at `sent`; `dry` if it brought none of the permits asked for."""
+    def update(self, lease: Lease, sent: float, now: float, *, is_empty: bool) -> None:
+        """Take in the answer to a message sent at `sent`; `is_empty` if it has none of the permits asked for."""
         if now - sent < GIVE_UP:  # Otherwise the process was suspended, which says nothing about the store.
             self.latency = max(now - sent, 0.8 * self.latency)
-        self.lease, self.heard, self.active = lease, sent, lease.active
+        self.lease, self.as_of, self.active = lease, sent, lease.active
         if lease.members >= self.members or now > self._members_at + _GROUP:
             self.members, self._members_at = lease.members, now
         self.queue_until = now + lease.queue
         if lease.pause:
             self.paused_until = max(self.paused_until, now + lease.pause)
-        self._dry_until = now + max(lease.again, _DRY if dry else 0.0)
+        self._retry_at = now + max(lease.again, _RETRY if is_empty else 0.0)
 
     def lead(self, *, short: bool = False) -> float:
         """Seconds before an instant at which to ask the store, to have its answer by then."""
@@ -114,5 +106,5 @@ class Contact:
         return max(1, math.floor(rate * max(reach, burst) / self.active + _ROUNDING)) + 1
 
     def again(self, last: float, *, short: bool) -> float:
-        """When to lease the next permits, the last of those held being due at `last`."""
-        return max(last - self.lead(short=short), self._dry_until)
+        """When to lease the next permits, if the last of those held is due at `last`."""
+        return max(last - self.lead(short=short), self._retry_at)

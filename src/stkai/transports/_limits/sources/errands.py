@@ -1,4 +1,4 @@
-"""Runs short jobs later, in daemon threads: what a member of a share tells its store when no request does."""
+"""Runs short jobs later, in daemon threads: the reports of a share's member that no request makes."""
 
 import heapq
 import itertools
@@ -61,7 +61,7 @@ class Errands:
             del work
 
     def _next(self) -> Work | None:
-        """The next job when it is due; None if none came for a while."""
+        """The next job when it is due; None after a while without any."""
         ends = self._monotonic() + _IDLE
         self._idle += 1
         try:

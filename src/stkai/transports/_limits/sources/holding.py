@@ -1,7 +1,7 @@
 """What a member of a share holds: permits in the order of their instants, and units of cost.
 
-The totals count from the member's start. A message reports them, and the store replaces what it believed of the member
-by them, so that a message that is lost, repeated or overtaken changes nothing.
+The totals count from the member's start. A message reports them, and the store replaces what it assumed about the
+member by them, so that a message that is lost, repeated or overtaken changes nothing.
 """
 
 import math
@@ -112,10 +112,10 @@ class Demand:
         self._counted = (0, 0)
 
     def update(self, held: Holding, now: float) -> None:
-        """Look back at a call to the store. As soon as a permit lapses unused, no requests are expected."""
+        """Look back at a call to the store. While none of its permits lapse, more requests are expected each time."""
         used, lapsed = held.used - self._counted[0], held.lapsed - self._counted[1]
         self._counted = held.used, held.lapsed
         fading = max(0.0, 1 - (now - self._asked_at) / _SPAN) if self._asked_at > -math.inf else 0.0
         self._usage, self._asked_at = self._usage * fading + used, now
-        is_steady = self._usage > _STEADY and not lapsed and now < self.used_at + LATE
-        self.steady = 2 * used if is_steady else 0
+        is_steady = self._usage > _STEADY and now < self.used_at + LATE
+        self.steady = (max(0, used - lapsed) if lapsed else 2 * used) if is_steady else 0

@@ -5,6 +5,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from ....stores import Quota
+from ....stores._protocol import UNLIMITED
 from .holding import EPSILON
 from .member import Member
 from .outage import BOTH
@@ -71,9 +73,10 @@ class Leased(Source):
         sources = turns[0].sources if turns else ()
         return min([source.soon(now, seconds) for source in sources if source is not self], default=math.inf)
 
-    def update(self, quota: Limits) -> None:
-        """Change the quota of the group, as a member would that started now."""
-        self.client.update(quota)
+    def update(self, limits: Limits) -> None:
+        """Change the group's quota; the member counts as one that starts now."""
+        member = self.member
+        member.update(quota_of(limits, member.quota.methods, promises=not member.steers))
 
     def forked(self) -> None:
         """A child is a new member and holds nothing."""
@@ -179,17 +182,22 @@ class Leased(Source):
         later = max(0.0, until - max(now, held.last, contact.queue_until))
         return bisect_right(held.due, until) + 1 + later * self.member.rate / contact.active
 
+    def _again(self) -> float:
+        """When to lease the next permits."""
+        held = self.member.held
+        return self.member.contact.again(held.last, short=len(held) > max(1, self.waiting // 4))
+
     # Calls
 
     def call(self, turn: "Turn", place: int, now: float) -> Any:
-        """The operation that asks the store, if that is due and nobody does it."""
+        """The operation that calls the store, if that is due and no other turn does it."""
         member = self.member
         contact = member.contact
         if member.outage.is_on or (now < contact.paused_until and member.refused < 0):
             return None
         if not member.is_free(now):
             return None
-        if now > contact.heard + BOTH:
+        if now > contact.as_of + BOTH:
             contact.active = 1  # What was known of the others is old.
         if not self._is_due(now):
             return None
@@ -197,9 +205,11 @@ class Leased(Source):
         return None if call is None else self.client.operation(call, turn, now)
 
     def left(self, turn: "Turn", now: float) -> None:
-        """A turn has left: another may make the call that it reserved, and nobody may be left to use the permits."""
-        self.member.release(turn)
-        self.member.call_soon(now)
+        """Let another turn make the call that this one has reserved; return permits that no turn is left to use."""
+        member, call = self.member, self.member.calling
+        if call is not None and call.turn is turn and call.ask is None:
+            member.drop(call)
+        member.call_soon(now)
 
     def afterwards(self, now: float) -> None:
         """Called without the lock, after each of the queue's steps."""
@@ -208,11 +218,11 @@ class Leased(Source):
     def _is_due(self, now: float) -> bool:
         member = self.member
         contact = member.contact
-        if now >= member.again() - TICK and member.wanted(now)[0] > 0:
+        if now >= self._again() - TICK and member.wanted(now)[0] > 0:
             return True
         if self.member.steers and now >= contact.fresh_until - contact.lead():
             return True
-        return contact.lease is not None and now >= contact.heard + _BEAT
+        return contact.lease is not None and now >= contact.as_of + _BEAT
 
     def _estimate(self, turn: "Turn", ahead: int, now: float) -> float:
         """Estimate the wait of a turn that has no permit yet, never too long; and when it should ask again."""
@@ -225,7 +235,7 @@ class Leased(Source):
             return _BUSY
         last = held.due[-1] if held.due else now
         start = max(now, last, contact.queue_until)
-        again = max(now + TICK, member.again())
+        again = max(now + TICK, self._again())
         if calling:
             again = max(again, now + max(_BUSY, contact.latency))
         if behind > 0 and contact.queue_until >= now:
@@ -258,3 +268,17 @@ class Leased(Source):
     def _use_of(self, turn: "Turn") -> Use | None:
         use: Use | None = None if turn.leases is None else turn.leases.get(self)
         return use
+
+
+def quota_of(limits: Limits, methods: str, *, promises: bool) -> Quota:
+    """What the members of a share must agree on; `promises` tells whether no window has more requests than allowed."""
+    window = limits.time_window or 1.0
+    if limits.max_requests is None:
+        rate, burst, promises = UNLIMITED, UNLIMITED, False
+    else:
+        rate = limits.max_requests / window
+        burst = 1.0
+        if promises:
+            burst = max(1.0, limits.max_requests if limits.burst is None else limits.burst)
+    most = limits.max_cost or 0.0
+    return Quota(rate, burst, window if promises else 0.0, most, most / window, methods)

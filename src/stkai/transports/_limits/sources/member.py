@@ -1,17 +1,17 @@
-"""One of several processes that share a quota, as its store sees it: which messages it sends, and when.
+"""One of several processes that share a quota: which messages it sends to the store, and when.
 
 It makes one call at a time. A request reserves the call in the same step in which it asks for its permit, so that of a
-crowd one asks the store for all. Messages hold totals, so a call that fails, or was never made, is simply forgotten.
+crowd one asks the store for all. Messages hold totals, so a call that fails, or is never made, needs no correction.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ....stores import Ask, Lease, Quota, Refusal
-from .contact import AHEAD, GIVE_UP, Contact, Start, StoreCall
+from .contact import AHEAD, GIVE_UP, Contact, StoreCall
 from .holding import LATE, Demand, Holding
-from .outage import ALONE, Line, Outage, local_part, window_of
+from .outage import ALONE, Outage, local_part, window_of
 from .window import Window
 
 if TYPE_CHECKING:
@@ -19,16 +19,13 @@ if TYPE_CHECKING:
     from .source import Source
 
 SOON: Final = 0.01
-"""Seconds after which unused permits go back: another request may come at once."""
+"""Seconds after which unused permits are returned: another request may follow at once."""
 
 _NEWS: Final = 1.0
 """Seconds after which an idle member reports what changes nothing for the others at once."""
 
 _HUNG: Final = 2
 """Calls that may hang in a row before the store counts as lost."""
-
-_NOTHING: Final = (-1, -1, math.nan)
-"""Totals that differ from all others."""
 
 _ROUNDING: Final = 1e-6
 
@@ -39,55 +36,57 @@ class Member:
     Args:
         share: the name of the quota.
         quota: the quota as this process was configured.
-        identity: makes a new member's name, and notes when it starts.
+        identity: a new member's unique name, and when it starts: in seconds since 1970, and as an instant.
         alone: makes the local sources for as long as the number of members is unknown.
         steers: whether the members find the group's rate together; then nothing is leased before it is known.
 
     Attributes:
-        line: the requests that wait.
+        line: the requests that wait: the source `Leased` of this member.
         errand: arranges for an errand after so many seconds.
         held: its permits and units.
         contact: what it knows about its group.
         outage: the local sources, while the store is out of reach.
         history: what this member used in the last window, if the quota promises one.
         demand: how many requests come one after another.
-        has_joined: whether the group counts it as a member.
+        calling: the call under way.
         refused: the epoch of a refusal to report; -1 for none.
     """
+
+    errand: Callable[[float], None]
 
     def __init__(
         self,
         share: str,
         quota: Quota,
-        identity: Callable[[], Start],
+        identity: Callable[[], tuple[str, float, float]],
         alone: "Callable[[], Sequence[Source]]",
         *,
         steers: bool = False,
     ) -> None:
         self.share, self.quota, self.steers = share, quota, steers
         self._identity, self._alone = identity, alone
-        self.errand: Callable[[float], None]
-        self.line: Line
 
-    def serve(self, line: Line) -> None:
+    def serve(self, line: Any) -> None:
         """Lease permits for these requests."""
         self.line = line
         self.begin_anew()
 
     def begin_anew(self) -> None:
         """Become a member that holds nothing; a forked child becomes a new one."""
-        self.start = self._identity()
-        self._started = self.start.instant
+        self._name, self._date, self._started = self._identity()
         self.held, self.contact, self.outage = Holding(), Contact(), Outage(self.line)
         self.calling: StoreCall | None = None
         self.history = Window(1, self.quota.window) if self.quota.window else None
-        self.refused, self._refused_until = -1, -math.inf
         self.demand = Demand()
-        self.has_joined = False
+        self.refused = -1
         self._sequence = self._hung = 0
-        self._reported: tuple[int, int, float] = (0, 0, 0.0)
-        self._reported_waiting = 0
-        self._reported_quota = self.quota
+        # The last message that has probably arrived.
+        self._reported: Ask | None = None
+
+    @property
+    def has_joined(self) -> bool:
+        """Whether the group counts it as a member."""
+        return self.contact.lease is not None and not (self._reported and self._reported.leaving)
 
     @property
     def rate(self) -> float:
@@ -103,7 +102,7 @@ class Member:
 
     @property
     def expected(self) -> int:
-        """How many requests are about to come, besides those that wait."""
+        """How many requests will probably come, besides those that wait."""
         if self.max_cost:
             return 0  # What they cost is unknown.
         return max(0, min(self.most, self.demand.steady) - len(self.line.turns))
@@ -116,17 +115,17 @@ class Member:
     def refuse(self, epoch: int, until: float) -> None:
         """Stop until an instant, and report that a request of this epoch was refused."""
         self.contact.paused_until = max(self.contact.paused_until, until)
-        self.refused, self._refused_until = max(self.refused, epoch), max(self._refused_until, until)
+        self.refused = max(self.refused, epoch)
 
     def use(self, turn: "Turn", now: float) -> None:
         """Use a permit for this turn."""
         self.held.use(self.line.cost_of(turn))
         self.demand.used_at = now
         if self.history is not None and self.history not in self.outage.sources:
-            self.history.when(turn, 0, now)  # Forget what is out of the window.
+            self.history.when(turn, 0, now)  # Drop what is out of the window.
             self.history.take(turn, now)
         if self.held.due and len(self.line.turns) < 2:
-            self.errand(LATE if self.expected else SOON)  # Perhaps nobody is left to use the others.
+            self.errand(LATE if self.expected else SOON)  # Perhaps no request comes that uses the others.
 
     def wanted(self, now: float) -> tuple[int, int, float]:
         """How many more permits to ask for, and how many permits and units to keep for the first in the queue."""
@@ -144,28 +143,17 @@ class Member:
             kept = paid
         return min(most - kept, self.most - kept), kept, units
 
-    def again(self) -> float:
-        """When to lease the next permits."""
-        held = self.held
-        return self.contact.again(held.last, short=len(held) > max(1, len(self.line.turns) // 4))
-
     # Calls
 
-    def reserve(self, turn: "Turn | None", now: float) -> StoreCall | None:
-        """The next call, for the caller to make; None while another one is under way."""
-        if not self.is_free(now):
+    def reserve(self, turn: "Turn | None", now: float, *, is_last: bool = False) -> StoreCall | None:
+        """The next call, for the caller to make; None while another one is under way, unless it is the last."""
+        if not is_last and not self.is_free(now):
             return None
-        self.calling = StoreCall(turn, now)
+        self.calling = StoreCall(turn, now, is_last=is_last)
         return self.calling
 
-    def release(self, turn: "Turn") -> None:
-        """Let another request make the call that this one has reserved and not begun."""
-        call = self.calling
-        if call is not None and call.turn is turn and call.ask is None:
-            self.drop(call)
-
     def is_free(self, now: float) -> bool:
-        """Whether no call is under way. One that was never made, or began before a suspension, is forgotten."""
+        """Whether no call is under way. One that was never made, or began before a suspension, no longer counts."""
         call = self.calling
         if call is None:
             return True
@@ -178,16 +166,11 @@ class Member:
         self.calling = None
         return True
 
-    def farewell(self, now: float) -> StoreCall:
-        """The last call of a member that ends."""
-        self.calling = StoreCall(None, now, is_last=True)
-        return self.calling
-
     def begin(self, call: StoreCall, now: float) -> Ask | None:
-        """The message; None if the call was forgotten."""
+        """The message; None if the call no longer counts."""
         if self.calling is not call:
             return None
-        held, contact, turns = self.held, self.contact, self.line.turns
+        held, contact = self.held, self.contact
         held.lapse(now)
         self._sequence += 1
         self._started = min(self._started, now)  # The caller's clock may be another one.
@@ -195,24 +178,23 @@ class Member:
         want, kept, units = (0, 0, 0.0) if call.is_last or self.outage.is_on else self.wanted(now)
         if now < contact.paused_until or (self.steers and contact.lease is None):
             want = 0
-        want = max(0, want)
         held.keep(kept, units)
-        self._reported = (held.used, held.lapsed, held.spent)
-        self._reported_waiting, self._reported_quota = len(turns), self.quota
         call.sent = now
-        call.ask = self._message(kept, want, units, now, is_last=call.is_last)
+        call.ask = self._reported = self._message(kept, max(0, want), units, now, is_last=call.is_last)
         self.refused = -1
         return call.ask
 
     def _message(self, kept: int, want: int, units: float, now: float, *, is_last: bool) -> Ask:
         held, contact, quota, outage = self.held, self.contact, self.quota, self.outage
-        lease, turns, cost_of = contact.lease, self.line.turns, self.line.cost_of
+        turns, cost_of = self.line.turns, self.line.cost_of
         wanting = turns[kept : kept + want]
+        lease, queue = contact.lease, max(contact.queue_until - now, 0.0 if outage.is_long(now) else AHEAD)
+        pause = max(0.0, contact.paused_until - now)
         return Ask(
             share=self.share,
             **quota._asdict(),
-            member=self.start.name,
-            started=self.start.date,
+            member=self._name,
+            started=self._date,
             age=now - self._started,
             seq=self._sequence,
             lease_id=0 if lease is None else lease.id,
@@ -227,27 +209,24 @@ class Member:
             units=units,
             own=outage.used,
             own_seconds=max(0.0, now - outage.since) if outage.used else 0.0,
-            queue=0.0
-            if lease is None
-            else max(contact.queue_until - now, 0.0 if outage.is_long(now) else AHEAD),
-            refused=None if self.refused < 0 else Refusal(self.refused, max(0.0, self._refused_until - now)),
+            queue=0.0 if lease is None else queue,
+            refused=None if self.refused < 0 else Refusal(self.refused, pause),
             leaving=is_last,
         )
 
     def end(self, call: StoreCall, lease: Lease, now: float) -> bool:
         """Take in the answer. Returns whether it ends an outage."""
-        ask = call.ask
+        ask, contact = call.ask, self.contact
         if self.calling is not call or ask is None:
             return False
         self.calling, self._hung = None, 0
-        self.has_joined = not call.is_last
-        restored = self.outage.end(now, reported=ask.own, by_probe=not ask.want)
+        restored = self.outage.end(now, ask, was_reached=contact.lease is not None)
         if lease.void:
             self.held.rewind(ask.used, ask.lapsed)
         # Permits that come after a suspension are of the past.
         arrived = now - GIVE_UP if now - call.sent > GIVE_UP else now
         got = self.held.add(lease.ranges, lease.units, arrived)
-        self.contact.hear(lease, call.sent, now, dry=bool(ask.want and not got))
+        contact.update(lease, call.sent, now, is_empty=bool(ask.want and not got))
         if self.needs_errand(now):
             self.errand(0.0)
         return restored
@@ -256,22 +235,17 @@ class Member:
         """Continue without the store. Returns whether it now counts as lost: one lost message is no outage."""
         if self.calling is not call:
             return False
-        self.calling = None
-        self._take_back(call)
+        self.drop(call)
         self.held.give_up()  # So that nothing is spent twice.
-        announced = self.outage.fail(now, self._local_sources, is_sure=self.contact.lease is None)
+        announced = self.outage.fail(now, self._local_sources, was_reached=self.contact.lease is not None)
         self.errand(self.outage.probe_after)
         return announced
 
     def drop(self, call: StoreCall) -> None:
-        """Forget a call that was not made, or was interrupted."""
-        if self.calling is call:
-            self.calling = None
-            self._take_back(call)
-
-    def _take_back(self, call: StoreCall) -> None:
-        """Report again what this call may not have reported."""
-        self._reported = _NOTHING
+        """End a call that was not made, or was interrupted, and report again what it may not have reported."""
+        if self.calling is not call:
+            return
+        self.calling = self._reported = None
         if call.ask is not None and call.ask.refused is not None:
             self.refused = max(self.refused, call.ask.refused.epoch)
 
@@ -285,11 +259,14 @@ class Member:
         self.quota = quota
         if self.history is not None:
             self.history.update(window_of(quota))
-        self.start = self.start._replace(date=self._identity().date)
-        self._started = math.inf
+        self._date, self._started = self._identity()[1], math.inf
         self.errand(0.0)
 
     # What no request does
+
+    def _is_urgent(self) -> bool:
+        """Whether there is something to report that the others must know at once."""
+        return self.refused >= 0 or (self._reported is not None and self.quota != self._reported.quota)
 
     def needs_errand(self, now: float) -> bool:
         """Whether the store should be called although no request does: a probe, or news."""
@@ -297,20 +274,19 @@ class Member:
             return True
         if self.calling is not None or self.contact.lease is None:
             return False
-        if self.refused >= 0 or self.quota != self._reported_quota:
+        if self._is_urgent():
             return True
         if self.line.turns:
             return False
-        held = self.held
-        _, lapsed, spent = self._reported
-        news = held.lapsed != lapsed or (self.quota.max_cost and held.spent != spent)
-        return bool(held.due) or news or bool(self._reported_waiting)
+        held, last = self.held, self._reported
+        if held.due or last is None or last.waiting or held.lapsed != last.lapsed:
+            return True
+        return bool(self.quota.max_cost) and held.spent != last.units_used
 
     def call_soon(self, now: float) -> None:
         """Arrange for an errand if one is needed."""
         if self.needs_errand(now):
-            at_once = self.refused >= 0 or self.quota != self._reported_quota
-            self.errand(0.0 if at_once else SOON if self.held.due or self.held.units > 0 else _NEWS)
+            self.errand(0.0 if self._is_urgent() else SOON if self.held.due or self.held.units > 0 else _NEWS)
 
     def run_errand(self, now: float) -> StoreCall | None:
         """The call that an errand makes; None if there is nothing to do any more."""
@@ -318,6 +294,6 @@ class Member:
             return None
         steady = self.expected and now < self.demand.used_at + LATE
         if steady and self.refused < 0 and not self.outage.is_on:
-            self.errand(LATE)  # The next request is about to come.
+            self.errand(LATE)  # The next request will probably come.
             return None
         return self.reserve(None, now)

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
-from ....stores import Quota
+from ....stores import Ask, Quota
 from .contact import AHEAD, GIVE_UP, Contact
 from .rate import Rate
 from .source import Limits, Source
@@ -18,7 +18,7 @@ BOTH: Final = 1.5
 """Seconds after an outage during which a request needs a permit of both: the others return one by one."""
 
 ALONE: Final = 3
-"""Calls in a row that must fail before a process that has never reached the store goes by what it learns alone ..."""
+"""Calls in a row that must fail before a process that has never reached the store adapts alone ..."""
 
 _FIRST_PART: Final = 0.1
 """... until then it uses this share of the quota: many that start at once may all be late."""
@@ -30,58 +30,44 @@ _LONGEST: Final = 1.0
 _ROUNDING: Final = 1e-6
 
 _ANNOUNCED: Final = 2
-"""Calls in a row that must fail before the listener is told: one lost message is no outage."""
-
-
-class Line(Protocol):
-    """The requests of this process that wait for permits of the share."""
-
-    order: Any
-
-    @property
-    def turns(self) -> "Sequence[Turn]":
-        """Those who wait, in their order."""
-        ...
-
-    def cost_of(self, turn: "Turn") -> float:
-        """The units of cost that a turn takes."""
-        ...
-
-    def usable(self, now: float, seconds: float) -> float:
-        """How many permits the other sources of these requests could match within so many seconds."""
-        ...
+"""Calls in a row that must fail before an outage is announced: one lost message is no outage."""
 
 
 class Outage:
     """The sources that take the place of the store.
 
     Args:
-        line: the requests that wait.
+        line: the requests that wait: the source `Leased`.
 
     Attributes:
         is_on: whether the store is out of reach now.
         failures: calls that have failed in a row.
-        used: permits of theirs that the store was not told of yet.
+        used: permits of theirs that were not reported yet.
         since: when the outage began.
-        probe_after: seconds after which to look whether the store is back.
     """
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: Any) -> None:
         self._line = line
-        self.is_on = self._is_announced = False
+        self.is_on = False
         self.failures = self.used = 0
-        self._local: Sequence[Source] = ()
-        self._is_in_force = False
         self.since = -math.inf
-        self._until = math.inf
-        self.probe_after = 0.0
+        self._local: Sequence[Source] = ()
+        # How long they are in force: while the store is out of reach, and shortly afterwards.
+        self._until = -math.inf
 
     @property
     def sources(self) -> Sequence[Source]:
         """The local sources in force."""
-        return self._local if self._is_in_force else ()
+        return self._local if self._until > -math.inf else ()
 
-    def fail(self, now: float, make: Callable[[float], Sequence[Source]], *, is_sure: bool) -> bool:
+    @property
+    def probe_after(self) -> float:
+        """Seconds after which to check whether the store is back."""
+        if self.failures == 1:
+            return 0.0
+        return min(_FIRST_PROBE * 2.0 ** max(0, self.failures - 2), _LONGEST)
+
+    def fail(self, now: float, make: Callable[[float], Sequence[Source]], *, was_reached: bool) -> bool:
         """Note that a call has failed; if there was no outage, one begins.
 
         A store that fails once more while it returns is still in the same outage.
@@ -89,26 +75,19 @@ class Outage:
         Args:
             now: seconds of the clock.
             make: makes the local sources.
-            is_sure: whether one failure is enough: the store was never reached.
+            was_reached: whether the store has ever answered; otherwise, one failure is enough to announce the outage.
 
         Returns:
-            Whether this is to be announced.
+            Whether to announce it.
         """
         self.failures += 1
         if not self.is_on:
             self.since = now
-            self.failures -= self._is_in_force
-        if not self._local or (is_sure and self.failures == ALONE):
+            self.failures -= bool(self.sources)
+        if not self._local or (not was_reached and self.failures == ALONE):
             self._replace(make(now))
-        self.is_on = self._is_in_force = True
-        self._until = math.inf
-        self.probe_after = (
-            0.0 if self.failures == 1 else min(_FIRST_PROBE * 2.0 ** max(0, self.failures - 2), _LONGEST)
-        )
-        if self._is_announced or (self.failures < _ANNOUNCED and not is_sure):
-            return False
-        self._is_announced = True
-        return True
+        self.is_on, self._until = True, math.inf
+        return self.failures == (_ANNOUNCED if was_reached else 1)
 
     def _replace(self, sources: Sequence[Source]) -> None:
         self._local = sources
@@ -117,28 +96,17 @@ class Outage:
         for turn in reversed(self._line.turns):
             self.join(turn, 0)
 
-    def end(self, now: float, *, reported: int, by_probe: bool) -> bool:
-        """Note that the store has answered. Returns whether to announce it.
-
-        Args:
-            now: seconds of the clock.
-            reported: permits of the local sources of which it was told.
-            by_probe: whether it was not asked for permits: the next call that asks for some may fail again, and go on
-                with the local permits that there are.
-        """
-        self.used -= reported
+    def end(self, now: float, ask: Ask, *, was_reached: bool) -> bool:
+        """Note that the store has answered this message. Returns whether to announce it."""
+        self.used -= ask.own
         if not self.is_on:
-            if not by_probe and not self._is_in_force:
+            # After a mere probe, the next call that asks for permits may fail again, and continue with these sources.
+            if ask.want and not self.sources:
                 self._local = ()
             return False
-        self.is_on = False
-        was_announced, self._is_announced = self._is_announced, False
-        if self.failures >= _ANNOUNCED:
-            self._until = now + BOTH
-        else:
-            self._is_in_force = False
-        self.failures = 0
-        return was_announced
+        failures, self.failures, self.is_on = self.failures, 0, False
+        self._until = now + BOTH if failures >= _ANNOUNCED else -math.inf
+        return failures >= (_ANNOUNCED if was_reached else 1)
 
     def is_long(self, now: float) -> bool:
         """Whether all permits from before the outage have been used or have lapsed."""
@@ -157,9 +125,9 @@ class Outage:
             source.drop(turn, place)
 
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
-        """Seconds until the local sources let the turn go."""
+        """Seconds until the local sources admit the turn."""
         if now >= self._until:
-            self._local, self._is_in_force, self._until = (), False, math.inf
+            self._local, self._until = (), -math.inf
         return max([source.when(turn, ahead, now) for source in self.sources], default=0.0)
 
     def take(self, turn: "Turn", now: float) -> None:

@@ -13,7 +13,7 @@ TICK: Final = 1e-6
 """Seconds; a shorter sleep might not move a clock that has run for years."""
 
 ROUNDING: Final = 1e-6
-"""Permits; covers the clock's rounding, so that a waiter that slept as told need not sleep again."""
+"""Permits; covers the clock's rounding, so that no waiter has to sleep twice."""
 
 
 class Limits(NamedTuple):
@@ -38,13 +38,13 @@ def in_words(limits: Limits) -> str:
 
 
 class Source:
-    """Says when a turn may go, takes a permit for it, and takes one back. The queue holds the lock.
+    """Decides when a turn is admitted, takes a permit for it, and takes one back. The queue holds the lock.
 
     Attributes:
-        order: who waits, for this source and for those it is used with; set by the queue.
+        order: the turns that wait, for this source and for those it is used with; set by the queue.
         waiting: how many of them wait for this source.
         limit: what it allows, in words, for events; one of a few for each limiter, so that metrics may count by it.
-        is_exact: whether the seconds that it names are known, by a clock; otherwise they are a guess.
+        is_exact: whether the seconds that it names are exact; otherwise they are a guess.
         is_remote: whether its permits come from a store, so that `call` and `left` matter.
     """
 
@@ -55,22 +55,22 @@ class Source:
     is_remote = False
 
     def count(self, place: int) -> int:
-        """How many of the first `place` turns in the line wait for this source."""
+        """How many of the first `place` turns in the queue wait for this source."""
         turns = self.order.turns
         if self.waiting == len(turns):
             return place
         return sum(self in turn.sources for turn in turns[:place])
 
     def join(self, turn: "Turn", place: int) -> None:
-        """Take note that a turn waits in that place of the line."""
+        """Note that a turn waits in that place of the queue."""
         self.waiting += 1
 
     def drop(self, turn: "Turn", place: int) -> None:
-        """Take note that the turn in that place of the line no longer waits."""
+        """Note that the turn in that place of the queue no longer waits."""
         self.waiting -= 1
 
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
-        """Seconds until the turn may go if `ahead` turns take a permit of this source first; 0.0 for now.
+        """Seconds until the turn is admitted if `ahead` turns take a permit of this source first; 0.0 for now.
 
         May lower `turn.nap`, after which the turn asks again.
         """
@@ -79,8 +79,8 @@ class Source:
     def claims(self, rank: int, place: int) -> int:
         """How many of the turns before the one in that place claim a permit of this source now.
 
-        These are the first `rank` in the line, whose time has come. A turn that waits for an answer to end may be told
-        any moment that it has, so it claims what it waits for, and nothing else.
+        These are the first `rank` in the queue, which are due. A turn that waits for an answer to end may be admitted
+        at any moment, so it claims what it waits for, and nothing else.
         """
         if self.is_exact:
             return self.count(rank)
@@ -91,9 +91,9 @@ class Source:
     def until_spare(self, turn: "Turn", rank: int, asleep: "Sequence[Turn]", now: float) -> float:
         """Seconds until the turn can take a permit that none of those asleep before it will need; 0.0 for now.
 
-        The first of those that wait for this source will need one; the others were told when theirs are due, and many
-        may leave before. Those that wait for another source will need one if they are in the same queue: it is first
-        come, first served over all its sources. Other queues have no right to a permit while they wait.
+        The first of those that wait for this source will need one; the others wake when theirs are due, and many may
+        leave before. Those that wait for another source will need one if they are in the same queue: it is first come,
+        first served over all its sources. Turns of other queues do not claim a permit while they wait.
         """
         others = [other for other in asleep if self._will_need(turn, other, asleep[0])]
         taken = rank + 1
@@ -111,7 +111,7 @@ class Source:
         return other.sources == turn.sources and not other.is_guess
 
     def reserve(self, turn: "Turn") -> None:
-        """Take note that all sources have a permit for the turn, whose guests are asked next."""
+        """Note that all sources have a permit for the turn, whose guests are asked next."""
 
     def take(self, turn: "Turn", now: float) -> None:
         """Take a permit for the turn; `when` has just returned 0.0."""
@@ -125,31 +125,31 @@ class Source:
         return False
 
     def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
-        """Take note of an answer's head, or of the error in its place."""
+        """Learn from the head of an answer, or from the error in its place."""
         return None
 
     def end(self, turn: "Turn", now: float) -> None:
-        """Take note that the turn's answer has ended."""
+        """Note that the turn's answer has ended."""
 
     def settle(self, turn: "Turn", cost: float, now: float) -> None:
         """Correct the units that the turn took to its real cost."""
 
     def call(self, turn: "Turn", place: int, now: float) -> Operation | None:
-        """An operation that a turn which has to wait, in that place of the line, must carry out first."""
+        """An operation that a turn which has to wait, in that place of the queue, must carry out first."""
         return None
 
     def left(self, turn: "Turn", now: float) -> None:
-        """Take note that the turn has left the queue, or gave its permit back."""
+        """Note that the turn has left the queue, or gave its permit back."""
 
     def afterwards(self, now: float) -> None:
-        """Do what must not be done under the lock, after the queue has been asked or told anything."""
+        """Do what must not be done under the lock, after each step of the queue."""
 
     def soon(self, now: float, seconds: float) -> float:
-        """How many permits it could give within so many seconds, if nobody else took any."""
+        """How many permits it could give within so many seconds, if no other turn took any."""
         return math.inf
 
     def update(self, limits: Limits) -> None:
-        """Adopt new numbers; those who wait go by them when they next ask."""
+        """Adopt new numbers; they apply to waiting turns when these ask again."""
 
     def forked(self) -> None:
         """Begin anew in a forked child."""

@@ -3,10 +3,10 @@
 import atexit
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary, ref
 
 from ...._abandonable import GivenUpError, do_within
@@ -15,19 +15,17 @@ from ...._errors import ConfigurationError
 from ...._forks import after_fork
 from ...._log import logger
 from ...._signals import is_interrupt, raise_interrupt
-from ....stores import Ask, Lease, Quota, Store
-from ....stores._choose import store_from
-from ....stores._place import check_share
-from ....stores._protocol import UNLIMITED, checked
+from ....stores import Ask, Lease, Store
+from ....stores._protocol import checked
 from ..._operations import Run
-from ..pace.group import GroupPace
 from ..queue import Queue
-from .contact import Start, StoreCall
+from .contact import StoreCall
 from .errands import errands
-from .leased import Leased
 from .member import Member
-from .source import Limits, Source
-from .store_events import Audience, StoreEvents
+from .store_events import StoreEvents
+
+if TYPE_CHECKING:
+    from ..pace.group import GroupPace
 
 LAST_REPORT: Final = 0.25
 """Seconds that the last report of a member may take, when its limiter is closed and at the end of the program."""
@@ -54,12 +52,12 @@ class StoreClient:
         pilot: computes the group's rate, for an adaptive limiter.
     """
 
-    def __init__(self, member: Member, store: Store, pilot: GroupPace | None = None) -> None:
+    def __init__(self, member: Member, store: Store, pilot: "GroupPace | None" = None) -> None:
         self.member, self.store, self.pilot = member, store, pilot
         self._try_lease: Callable[[Ask], Lease | None] | None = getattr(store, "try_lease", None)
         self._is_instant = getattr(store, "blocks", True) is False
         self.events = StoreEvents(member.share, repr(store))
-        self._told, self._ahead = _clock.monotonic(), 0.0
+        self._noted, self._ahead = _clock.monotonic(), 0.0
         member.errand = self._schedule
         self._begin()
         after_fork(self, StoreClient._begin)
@@ -68,20 +66,11 @@ class StoreClient:
     def _begin(self) -> None:
         self._due = float("inf")
 
-    def subscribe(self, layer: Audience) -> None:
-        """Report the store's events to the listener of this layer's stack."""
-        self.events.subscribe(layer)
-
-    def update(self, limits: Limits) -> None:
-        """Change the group's quota; the member counts as one that starts now."""
-        member = self.member
-        member.update(_quota(limits, member.quota.methods, promises=not member.steers))
-
     # Calls
 
     def operation(self, call: StoreCall, turn: Any, now: float) -> Run:
         """The operation that makes a call which a request has reserved."""
-        self._tell(now)
+        self._note_time(now)
 
         def run(left: float) -> None:
             self.events.call = turn.call or self.events.call
@@ -121,7 +110,7 @@ class StoreClient:
 
     def afterwards(self, now: float) -> None:
         """Carry out what is due for a store that never blocks."""
-        self._tell(now)
+        self._note_time(now)
         if now >= self._due:
             self._due = float("inf")
             self.work()
@@ -140,7 +129,8 @@ class StoreClient:
         with Queue.lock:
             if not member.has_joined or member.outage.is_on:
                 return
-            call = member.farewell(self._now())
+            call = member.reserve(None, self._now(), is_last=True)
+        assert call is not None
         if self._is_instant:
             self._make(call)
         else:
@@ -152,21 +142,21 @@ class StoreClient:
         if not self._is_instant and self.member.has_joined:
             errands.later(0.0, self.close)
 
-    def _tell(self, now: float) -> None:
+    def _note_time(self, now: float) -> None:
         """Note the time of the caller's clock, which may be another one than the system's."""
         ahead = now - _clock.monotonic()
-        self._told, self._ahead = now, ahead if abs(ahead) > _ANOTHER else 0.0
+        self._noted, self._ahead = now, ahead if abs(ahead) > _ANOTHER else 0.0
 
     def _now(self) -> float:
         """The time of the caller's clock."""
         if self._is_instant and self._ahead:
-            return self._told
+            return self._noted
         return _clock.monotonic() + self._ahead
 
     def _schedule(self, seconds: float) -> None:
         if self._is_instant:
             # Only the probes of a lost store keep to the time.
-            self._due = self._told + (seconds if self.member.outage.is_on else 0.0)
+            self._due = self._noted + (seconds if self.member.outage.is_on else 0.0)
             return
         now = _clock.monotonic()
         due = now + seconds
@@ -224,7 +214,7 @@ class StoreClient:
             self._steer(answer)
         return True
 
-    def _lose(self, call: StoreCall, error: Exception) -> None:
+    def _lose(self, call: StoreCall, error: BaseException) -> None:
         with Queue.lock:
             lost = self.member.fail(call, self._now())
         logger.debug("the store of the share %r failed", self.member.share, exc_info=error)
@@ -250,46 +240,15 @@ class StoreClient:
                 pilot.steered(lease, law, done=done)
 
 
-def join(
-    share: str,
-    store: Any,
-    limits: Limits,
-    *,
-    alone: Callable[[], Sequence[Source]],
-    pilot: GroupPace | None = None,
-) -> Leased:
-    """A source of the permits of the group with this name; see `shared_source`.
-
-    Raises:
-        ConfigurationError: the name is invalid, or there is no such store.
-    """
-    quota = _quota(limits, "", promises=pilot is None)
-    member = Member(check_share(share), quota, _start, alone, steers=pilot is not None)
-    return Leased(StoreClient(member, store_from(store), pilot))
-
-
-def _quota(limits: Limits, methods: str, *, promises: bool) -> Quota:
-    """What the members of a share must agree on; `promises` tells whether no window has more requests than allowed."""
-    window = limits.time_window or 1.0
-    if limits.max_requests is None:
-        rate, burst, promises = UNLIMITED, UNLIMITED, False
-    else:
-        rate = limits.max_requests / window
-        burst = 1.0
-        if promises:
-            burst = max(1.0, limits.max_requests if limits.burst is None else limits.burst)
-    most = limits.max_cost or 0.0
-    return Quota(rate, burst, window if promises else 0.0, most, most / window, methods)
-
-
 def _probe(client: "ref[StoreClient]") -> None:
     found = client()
     if found is not None:
         found._errand()  # noqa: SLF001 - its own
 
 
-def _start() -> Start:
-    return Start(unique_key(), _clock.utcnow().timestamp(), _clock.monotonic())
+def identity() -> tuple[str, float, float]:
+    """A new member's unique name, and when it starts: in seconds since 1970, and as an instant."""
+    return unique_key(), _clock.utcnow().timestamp(), _clock.monotonic()
 
 
 @cache

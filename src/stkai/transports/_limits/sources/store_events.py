@@ -1,6 +1,6 @@
-"""What the listeners are told about a share and its store."""
+"""The events about a share and its store."""
 
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from ...._log import Listeners, logger
@@ -9,15 +9,6 @@ from ....events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreResto
 from ....stores import Quota
 
 _NOBODY: Final = CallInfo(id=0, method="", host="")
-
-
-class Audience(Protocol):
-    """The part of a layer that leads to its clock and its listener."""
-
-    @property
-    def context(self) -> Any:
-        """The context that the stack gives its layers."""
-        ...
 
 
 class StoreEvents:
@@ -38,11 +29,11 @@ class StoreEvents:
         self._disagreed: Quota | None = None
         self.call = _NOBODY
 
-    def subscribe(self, layer: Audience) -> None:
-        """Notify the listener of this layer's stack as well."""
+    def subscribe(self, layer: Any) -> None:
+        """Notify the listener in the `context` of this layer as well."""
         self._audience[id(layer)] = layer
 
-    def lost(self, error: Exception) -> None:
+    def lost(self, error: BaseException) -> None:
         """The store cannot be reached."""
         reason = f"{type(error).__name__}: {error}"
         self._emit(StoreLost(call=self.call, share=self._share, store=self._store, reason=reason))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..limiter import Answer, RateChange, Turn
 
 _ROUNDING: Final = 1e-6
-"""As a share of the bucket; covers the clock's rounding, so that a waiter that slept as told need not sleep again."""
+"""As a share of the bucket; covers the clock's rounding, so that no waiter has to sleep twice."""
 
 _MINUTE: Final = 60.0
 """Seconds: the window of every token quota that servers name in their headers."""
@@ -58,7 +58,7 @@ class Units(Source):
         self._longest = max(time_window, _LONGEST)
         self._reads_headers = reads_headers
         self._worth = 1.0
-        # What those who wait will take, in the order of the line.
+        # What waiting turns will take, in the order of the queue.
         self._costs: list[float] = []
         self._at, self.level = (-math.inf, most) if start is None else start
 

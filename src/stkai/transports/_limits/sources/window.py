@@ -77,7 +77,7 @@ class Window(Source):
     def take(self, turn: "Turn", now: float) -> None:
         instants, counts = self._instants, self._counts
         if instants and now < instants[-1]:
-            now = instants[-1]  # Another thread was told the time a moment later.
+            now = instants[-1]  # Another thread read the clock a moment later.
         if counts is None:
             instants.append(now)
             return
