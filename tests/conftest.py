@@ -1,6 +1,7 @@
 """Shared by every test: a clean environment, a guard against real sleeps, and the three worlds."""
 
 import asyncio
+import gc
 import inspect
 import os
 import sys
@@ -67,6 +68,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = {f"tests.{name}" for name in IN_BOTH_PACKAGES}
     if "package" in metafunc.fixturenames and metafunc.module.__name__ in names:
         metafunc.parametrize("package", PACKAGES, indirect=True)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the tests themselves: several collect, and each would look at all of them."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

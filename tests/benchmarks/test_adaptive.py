@@ -16,6 +16,8 @@ from benchmarks.adaptive.strategies import ADAPTIVE, ALL, NO_LIMITER, Strategy
 
 from stkai._cli.demo import Summary
 
+pytestmark = pytest.mark.no_cover
+
 SMALL = Scenario(processes=2, quota=20, window=10.0, workers=3, windows=6, cold=2)
 
 

@@ -66,17 +66,16 @@ def test_a_real_server_refuses_without_saying_when_to_come_back(gateway: Gateway
     assert not any("retry-after" in answer.headers for answer in answers)
 
 
-@pytest.mark.alone
 @pytest.mark.real_time
 @pytest.mark.parametrize("name", ["burst", "strict", "slots"])
 def test_on_real_nginx_nothing_fails_and_nobody_starves(name: str) -> None:
-    row = replace(ROW[name], processes=2, threads=2, seconds=5.0)
+    row = replace(ROW[name], processes=2, threads=2, seconds=2.5)
     if row.gateway.missing:
         pytest.skip(f"{row.gateway.missing} is not installed")
     reports = run(row, "none", seed=1)
     assert [report.number for report in reports] == [0, 1]
-    # Of 50 or more that the server accepts in that time from one process alone.
-    assert min(len(report.accepted) for report in reports) >= 5
+    # Of 25 or more that the server accepts in that time from one process alone.
+    assert min(len(report.accepted) for report in reports) >= 3
     assert sum(report.failed for report in reports) == 0
     assert sum(len(report.refused) for report in reports) <= sum(len(report.accepted) for report in reports)
 

@@ -287,19 +287,18 @@ def _post_and_settle(place: str) -> None:
 
 
 @needs_fork
-@pytest.mark.alone
 @pytest.mark.real_time
 def test_a_child_of_multiprocessing_reports_at_its_end(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    members = []
-    for _ in range(3):  # On a busy machine, a quarter of a second may be too short.
+    for _ in range(20):  # On a busy machine, the quarter of a second that a child takes for it may be too short.
         child = context.Process(target=_post_and_settle, args=(f"file://{tmp_path}/store",))
         child.start()
         child.join(30)
         snapshot = FileStore(tmp_path / "store").look("pool")
         assert snapshot is not None
-        members.append(snapshot.members)
-    assert members[-1] <= 1
+        if snapshot.members == 0:
+            return
+    pytest.fail("no child left its group")
 
 
 def test_a_limiter_that_is_dropped_is_collected(clock: FakeClock, store: Noted) -> None:
