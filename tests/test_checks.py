@@ -1,11 +1,14 @@
 """The checks of arguments that the whole package shares."""
 
 import math
-from typing import Any
+import traceback
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 
-from stkai import ConfigurationError, InvalidArgumentError
+import stkai
+from stkai import ConfigurationError, InvalidArgumentError, StkaiError
 from stkai._checks import (
     AT_LEAST_ZERO,
     COUNT,
@@ -90,3 +93,30 @@ def test_a_range_names_its_ends() -> None:
 def test_a_token_is_the_name_of_a_header_or_a_method() -> None:
     assert all(map(is_token, ("POST", "x-request-id", "!#$%&'*+.^_`|~9")))
     assert not any(map(is_token, ("", "a b", "a:b", "é", "a\n", b"POST", None)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        ("TokenBucket", lambda: stkai.TokenBucket(-1, 1)),
+        ("AimdLimiter", lambda: stkai.AimdLimiter(1, 1, methods=[])),
+        ("InFlight", lambda: stkai.InFlight(0)),
+        ("AllOf", lambda: stkai.AllOf(5)),
+        ("PerKey", lambda: stkai.PerKey(cast("Any", 1), cast("Any", 2))),
+        ("PerHost", lambda: stkai.PerHost(cast("Any", 1))),
+        ("Permit", lambda: stkai.InFlight(1).permit(cost=-1)),
+        ("RetryBudget", lambda: stkai.RetryBudget(ratio=-1)),
+        ("StackBuilder", lambda: stkai.StackBuilder(cast("Any", 5))),
+        ("FileStore", lambda: stkai.stores.FileStore(cast("Any", 5))),
+        ("RedisStore", lambda: stkai.stores.RedisStore("redis://host:x")),
+        ("AsyncHttpClient", lambda: stkai.AsyncHttpClient(cast("Any", 5))),
+        ("RetryTransport", lambda: stkai.transports.RetryTransport(cast("Any", 5))),
+        ("Layer", lambda: stkai.Layer("", cast("Any", 5))),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_traceback_can_show_an_object_whose_constructor_raises(kind: str, make: Callable[[], Any]) -> None:
+    with pytest.raises((StkaiError, TypeError)) as caught:
+        make()
+    shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+    assert f"<{kind}, half made>" in shown

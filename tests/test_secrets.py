@@ -14,6 +14,7 @@ import pytest
 import stkai
 from stkai import (
     STKAI,
+    AimdLimiter,
     AuthConfig,
     AuthenticationError,
     AuthProvider,
@@ -24,8 +25,10 @@ from stkai import (
     RateLimitConfig,
     Settings,
     StaticToken,
+    TokenBucket,
 )
 from stkai._secrets import Secret
+from stkai.stores import RedisStore
 
 from .support.secrecy import shown_by
 
@@ -133,6 +136,13 @@ CALLS: dict[str, Callable[[], object]] = {
     "a token in BearerAuth": lambda: BearerAuth(SECRET),  # type: ignore[arg-type]
     "an origin": lambda: BearerAuth(StaticToken(SECRET), "nonsense"),
     "a provider of one's own": own_unicode_error,
+    "a bucket's store without a share": lambda: TokenBucket(1, 1, store=f"redis://:{SECRET}@host"),
+    "an adaptive limiter's store without a share": lambda: AimdLimiter(1, 1, store=f"redis://:{SECRET}@host"),
+    "a bucket's numbers": lambda: TokenBucket(-1, 1, share="a", store=f"redis://:{SECRET}@host"),
+    "a bucket's store": lambda: TokenBucket(1, 1, share="a", store=f"redis://:{SECRET}#x@host:y"),
+    "a store's URL": lambda: RedisStore(f"redis://:{SECRET}/x@host:y"),
+    "a store's timeout": lambda: RedisStore(f"redis://:{SECRET}@host", timeout=-1),
+    "a store's scheme": lambda: TokenBucket(1, 1, share="a", store=f"redisx://:{SECRET}@host"),
 }
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, Unpack, cast
 import httpx
 
 from ._build_options import StackOptions, takes_stack_options
+from ._checks import even_half_made
 from ._client import AsyncHttpClient, HttpClient
 from ._clock import Clock
 from ._config.stkai import STKAI
@@ -160,6 +161,7 @@ class StackBuilder:
     def __str__(self) -> str:
         return " > ".join([*(layer.name for layer in self.layers), "wire"])
 
+    @even_half_made
     def __repr__(self) -> str:
         return f"<StackBuilder {self}>"
 

@@ -2,10 +2,13 @@
 
 import re
 import sys
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, Final, NamedTuple, TypeVar
 
 from ._errors import ConfigurationError, StkaiError
 
+T = TypeVar("T")
 N = TypeVar("N", bound=float | None)
 
 _MOST: Final = sys.float_info.max
@@ -106,6 +109,19 @@ TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105
 def is_token(text: object) -> bool:
     """Whether it is a string that can be the name of a header or of a method."""
     return isinstance(text, str) and re.fullmatch(TOKEN, text) is not None
+
+
+def even_half_made(show: Callable[[T], str]) -> Callable[[T], str]:
+    """Let a `__repr__` work for an object whose constructor raises: traceback formatters show `self` there."""
+
+    @wraps(show)
+    def shown(thing: T) -> str:
+        try:
+            return show(thing)
+        except AttributeError:
+            return f"<{type(thing).__name__}, half made>"
+
+    return shown
 
 
 def _shown(value: Any) -> str:

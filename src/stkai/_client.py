@@ -9,6 +9,7 @@ from typing import Any, Final, NoReturn, Self, Unpack
 
 import httpx
 
+from ._checks import even_half_made
 from ._errors import ConfigurationError
 from ._exchange import Exchange, StreamedResponse, async_entry, entry
 from ._families import HTTPX, family_of_wire
@@ -165,6 +166,7 @@ class HttpClient:
     def __getattr__(self, name: str) -> NoReturn:
         raise _no_attribute(self, name, httpx.Client, "build_transport")
 
+    @even_half_made
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {_shown(self._transport)}{', closed' * self._closed}>"
 
@@ -277,6 +279,7 @@ class AsyncHttpClient:
     def __getattr__(self, name: str) -> NoReturn:
         raise _no_attribute(self, name, httpx.AsyncClient, "build_async_transport")
 
+    @even_half_made
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {_shown(self._transport)}{', closed' * self._closed}>"
 

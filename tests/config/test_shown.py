@@ -79,6 +79,21 @@ def test_masking_hides_everything_before_the_host(user: str, password: str, sche
     assert masked("https://host/path") == "https://host/path"
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://host:1/0?password=s3cret&db=2", f"redis://host:1/0?password={MASK}&db=2"),
+        ("unix:///tmp/redis?db=1&PassWord=s3cret", f"unix:///tmp/redis?db=1&PassWord={MASK}"),
+        ("redis://user:s3cret", f"redis://user:{MASK}"),
+        ("redis://user:6s3cret/0", f"redis://user:{MASK}/0"),
+        ("https://a:443,https://b", "https://a:443,https://b"),
+        ("https://[::1]:443/token?tenant=x", "https://[::1]:443/token?tenant=x"),
+    ],
+)
+def test_masking_hides_passwords_in_the_query_and_where_a_port_should_be(url: str, shown: str) -> None:
+    assert masked(url) == shown
+
+
 def test_explain_is_a_table_of_all_rows(stkai: GlobalSettings, env: pytest.MonkeyPatch) -> None:
     env.setenv("STKAI_RATE_LIMIT_ENABLED", "true")
     head, *lines = stkai.explain(str).splitlines()

@@ -13,13 +13,17 @@ if TYPE_CHECKING:
 SECRETS = frozenset({"auth", "client_secret", "token"})
 """Fields whose values are not shown; `auth` because a token may have been given in place of a section."""
 _SCHEME = r"[a-z][a-z0-9+.-]{0,15}"
+_IN_QUERY = r"(?i)([?&][^=&#]*(?:auth|key|pass|pwd|secret|token)[^=&#]*=)[^&#]+"
+_NO_PORT = r"(://[^/?#:\[]*:)(?!\d*(?:[/?#,]|$))[^/?#,]+"
+"""What stands where a port should be: perhaps a password, if the host was forgotten."""
 
 
 def masked(text: str) -> str:
     """The text without the user name and password that a URL may contain."""
+    text = re.sub(_IN_QUERY, rf"\1{MASK}", text)
     credentials, at, rest = text.rpartition("@")
     if not at:
-        return text
+        return re.sub(_NO_PORT, rf"\1{MASK}", text)
     scheme, separator, _ = credentials.partition("://")
     if separator and re.fullmatch(_SCHEME, scheme):
         return f"{scheme}://{MASK}@{rest}"

@@ -9,6 +9,7 @@ from .._abandonable import Job, Worker
 from .._clock import SystemClock
 from .._errors import ConfigurationError
 from .._forks import after_fork
+from .._secrets import Secret
 
 MISSING: Final = 'sharing a quota through Redis needs redis-py: pip install "stkai[redis]"'
 
@@ -163,7 +164,7 @@ _shared: "weakref.WeakValueDictionary[tuple[str, float], Connections]" = weakref
 _lock = threading.Lock()
 
 
-def connections(url: str, timeout: float) -> Connections:
+def connections(url: Secret, timeout: float) -> Connections:
     """The connections of this process to the server at a URL.
 
     Raises:
@@ -171,16 +172,19 @@ def connections(url: str, timeout: float) -> Connections:
     """
     redis = import_redis()
     with _lock:
-        found = _shared.get((url, timeout))
+        found = _shared.get((url.reveal(), timeout))
         if found is None:
-            found = _shared[url, timeout] = Connections(_client(redis, url, timeout), timeout)
+            found = Connections(_client(redis, url, timeout), timeout)
+            _shared[url.reveal(), timeout] = found
         return found
 
 
-def _client(redis: Any, url: str, timeout: float) -> Any:
+def _client(redis: Any, url: Secret, timeout: float) -> Any:
     once = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
     try:
-        return redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=once)
+        return redis.Redis.from_url(
+            url.reveal(), socket_timeout=timeout, socket_connect_timeout=timeout, retry=once
+        )
     except ValueError:
         pass
     # Outside of the handler: redis-py's error may quote a password.

@@ -9,6 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final, TypeVar
 
+from .._checks import even_half_made
 from .._clock import SystemClock
 from .._errors import ConfigurationError
 from .._forks import after_fork
@@ -83,6 +84,7 @@ class FileStore(LocalStore):
         """Forget what was read; no file stays open between two calls."""
         self._files.clear()
 
+    @even_half_made
     def __repr__(self) -> str:
         return f"FileStore({str(self.path)!r})"
 

@@ -7,7 +7,8 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
-from .._checks import SOME_SECONDS, check_number
+from .._checks import SOME_SECONDS, check_number, even_half_made
+from .._secrets import Secret, sealed
 from ._connections import Connections, GivenClient, connections
 from ._place import check_share
 from ._protocol import BOOKS, Ask, Law, Lease, Quota, Snapshot
@@ -30,9 +31,10 @@ class RedisStore:
     """
 
     def __init__(self, url_or_client: Any, *, timeout: float = 0.25) -> None:
+        url_or_client = sealed(url_or_client)  # Tracebacks show variables.
         self.timeout = float(check_number("timeout", timeout, SOME_SECONDS))
         self._server: Connections | GivenClient
-        if isinstance(url_or_client, str):
+        if isinstance(url_or_client, Secret):
             self._server = connections(url_or_client, self.timeout)
         else:
             self._server = GivenClient(url_or_client, self.timeout)
@@ -94,6 +96,7 @@ class RedisStore:
         """Close the connections, unless you passed the client; the next lease opens them again."""
         self._server.close()
 
+    @even_half_made
     def __repr__(self) -> str:
         return f"RedisStore({self.place!r})"
 

@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 import httpx
 
 from .._abandonable import Job
+from .._checks import even_half_made
 from .._families import Family, alike, family_of_wire
 from .._signals import refuse_in_handler
 from ._async_driver import aclose_response, adrive
@@ -145,6 +146,7 @@ class LayerBase:
     def __str__(self) -> str:
         return f"{self.name} > {self._inner if isinstance(self._inner, LayerBase) else 'wire'}"
 
+    @even_half_made
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self}{self.describe()}>"
 

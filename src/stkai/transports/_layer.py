@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 
+from .._checks import even_half_made
 from .._errors import ConfigurationError
 from ._base import AsyncLayerTransport, LayerTransport
 from ._own_layers import check_flow
@@ -57,5 +58,6 @@ class Layer:
     def __str__(self) -> str:
         return self.name
 
+    @even_half_made
     def __repr__(self) -> str:
         return f"<Layer {self.name}>"

@@ -4,8 +4,9 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..._checks import SHARE, check_number
+from ..._checks import SHARE, check_number, even_half_made
 from ..._errors import ConfigurationError
+from ..._secrets import sealed
 from .pace.adaptive import Adaptive
 from .pace.quota import KnownQuota
 from .pace.saved_rate import SavedRate, check_warm_start
@@ -61,6 +62,7 @@ class AimdLimiter(SharedLimiter):
         store: Any = None,
         warm_start: str | None = None,
     ) -> None:
+        store = sealed(store)  # Tracebacks show variables, and a URL may contain a password.
         limits = check_limits(max_requests, time_window, max_cost)
         parts = {
             "min_rate_floor": min_rate_floor,
@@ -119,6 +121,7 @@ class AimdLimiter(SharedLimiter):
         """The quota's window in seconds, or the current estimate."""
         return self._pace.quota.window
 
+    @even_half_made
     def __repr__(self) -> str:
         cost = "" if self.max_cost is None else f", max_cost={self.max_cost:g}"
         return f"AimdLimiter({self._pace}{cost}, rate={self.rate:.3g}{self._options()})"

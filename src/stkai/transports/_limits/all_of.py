@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import httpx
 
+from ..._checks import even_half_made
 from ..._errors import ConfigurationError
 from .._operations import Operation
 from .guest import guest_of, plan_of_own
@@ -177,6 +178,7 @@ class AllOf(QueueLimiter):
         for part in self.parts:
             subscribe(part, layer)
 
+    @even_half_made
     def __repr__(self) -> str:
         return f"AllOf({', '.join(map(repr, self.parts))})"
 

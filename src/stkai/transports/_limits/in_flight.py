@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from ..._checks import POSITIVE_COUNT, check_number
+from ..._checks import POSITIVE_COUNT, check_number, even_half_made
 from .queue import Queue
 from .queue_limiter import QueueLimiter
 from .sources.in_flight import Slots
@@ -48,5 +48,6 @@ class InFlight(QueueLimiter):
         with Queue.lock:
             self._slots.update(Limits(max_requests=n))
 
+    @even_half_made
     def __repr__(self) -> str:
         return f"InFlight({self.n}{self._options()})"

@@ -8,7 +8,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 import httpx
 
-from ..._checks import POSITIVE_COUNT, check_number
+from ..._checks import POSITIVE_COUNT, check_number, even_half_made
 from ..._errors import ConfigurationError
 from ..._forks import after_fork
 from ..._urls import origin_of, show_origin
@@ -120,6 +120,7 @@ class PerKey(Chooser):
         """How many keys have a limiter."""
         return len(self._limiters)
 
+    @even_half_made
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self._limiters)} keys)"
 
@@ -146,5 +147,6 @@ class PerHost(PerKey):
     def _shown(self, key: Any, request: httpx.Request) -> str:
         return show_origin(request.url).lower()
 
+    @even_half_made
     def __repr__(self) -> str:
         return f"PerHost({len(self._limiters)} origins)"

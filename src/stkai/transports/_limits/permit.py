@@ -6,7 +6,7 @@ from typing import Self
 
 import httpx
 
-from ..._checks import SECONDS, check_number
+from ..._checks import SECONDS, check_number, even_half_made
 from ..._clock import Clock, SystemClock, uniform
 from ..._errors import ConfigurationError, InvalidArgumentError, NotSent, TokenAcquisitionTimeoutError
 from .._async_driver import adrive
@@ -152,5 +152,6 @@ class Permit:
             raise RuntimeError("a permit is taken by entering its block: with limiter.permit() as permit:")
         return self._turn
 
+    @even_half_made
     def __repr__(self) -> str:
         return f"<Permit of {self._limiter!r}>"

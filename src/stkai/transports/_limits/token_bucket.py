@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
+from ..._checks import even_half_made
 from ..._errors import ConfigurationError
+from ..._secrets import sealed
 from .pace.adaptive import Adaptive
 from .pace.quota import KnownQuota
 from .plan import Cost
@@ -53,6 +55,7 @@ class TokenBucket(SharedLimiter):
         share: str | None = None,
         store: Any = None,
     ) -> None:
+        store = sealed(store)  # Tracebacks show variables, and a URL may contain a password.
         limits = check_limits(max_requests, time_window, max_cost, burst)
         if time_window is None:
             raise ConfigurationError("time_window must be a positive, finite number, not None")
@@ -84,6 +87,7 @@ class TokenBucket(SharedLimiter):
             return float("inf")
         return limits.max_requests / limits.time_window
 
+    @even_half_made
     def __repr__(self) -> str:
         limits = self._limits
         most = "None" if limits.max_requests is None else f"{limits.max_requests:g}"

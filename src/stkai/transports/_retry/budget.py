@@ -8,7 +8,7 @@ import math
 import threading
 from typing import Any
 
-from ..._checks import AT_LEAST_ZERO, Numbers, check_number
+from ..._checks import AT_LEAST_ZERO, Numbers, check_number, even_half_made
 from ..._forks import after_fork
 
 _MEMORY = 10.0
@@ -88,6 +88,7 @@ class RetryBudget:
     def __reduce__(self) -> tuple[Any, ...]:
         return RetryBudget, (self.ratio, self.min_per_second)
 
+    @even_half_made
     def __repr__(self) -> str:
         return f"RetryBudget(ratio={self.ratio:g}, min_per_second={self.min_per_second:g})"
 
