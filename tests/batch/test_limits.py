@@ -69,6 +69,14 @@ def test_duplicate_ids_are_reported_by_the_run(job: Job) -> None:
     assert 'duplicate custom_id: "id-1" in line 6, "id-2" in line 7, ' in result.stderr
 
 
+def test_duplicates_of_lines_that_are_done_are_reported_after_a_resume(job: Job) -> None:
+    job.write(3)
+    assert "duplicate" not in job.run().stderr
+    with job.input.open("a") as lines:
+        lines.write(job.input.read_text().splitlines()[1] + "\n")
+    assert 'duplicate custom_id: "id-2" in line 4' in job.run("--resume").stderr
+
+
 @pytest.mark.parametrize(
     ("command", "usage"), [((), "batch [OPTIONS] INPUT"), (("merge",), "batch merge [OPTIONS] OUT...")]
 )

@@ -1,6 +1,6 @@
 """Batches: many requests through one stack, from a file (`stkai batch`) or from a program (`send_all`, `asend_all`).
 
-command          `stkai batch`, from options to exit code; signals; what is said in the end
+command          `stkai batch`, from options to exit code; signals; the summary at the end
 options          the options of the command, checked
 preflight        what is checked before anything is sent; `--dry-run`
 job              the files of a job, opened and compared: it begins or resumes

@@ -172,7 +172,7 @@ class _Run:
             group.cancel_scope.cancel()
 
     async def _watch(self, runner: Runner, job: Job) -> None:
-        """Show the progress, and every second record what is known and sync the files if asked to."""
+        """Show the progress; every second, record the input and the tokens, and sync the files if asked to."""
         noted = self._clock.monotonic()
         while True:
             await self._clock.asleep(self._display.pause)

@@ -1,4 +1,4 @@
-"""The journal of a batch: records each line before it is sent, and tells a resumed job what is known about each.
+"""The journal of a batch: records each line before it is sent; what a resumed job learns from it.
 
     {"stkai": "batch", "version": 1, ...}   the header: the job's id, and the facts that must not change
     i 512 9f86d0... 40 43                   the input: bytes, hash, the job's lines in it, the number of its last line

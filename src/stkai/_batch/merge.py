@@ -30,6 +30,9 @@ class Place(NamedTuple):
     length: int
 
 
+_FIELDS: Final = len(Place._fields)
+
+
 class Index:
     """Where each entry of some outputs is.
 
@@ -39,27 +42,25 @@ class Index:
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
-        self._columns = (array("Q"), array("L"), array("Q"), array("Q"))
         self.is_sorted = True
+        self._places = array("Q")
+        """The fields of all places, one after the other; a tuple for each would take five times the memory."""
+        last = 0
         for file, path in enumerate(paths):
             offset = 0
             for number, entry in entries_in(path):
-                self.is_sorted = self.is_sorted and (not self.numbers or number > self.numbers[-1])
-                for column, value in zip(self._columns, (number, file, offset, len(entry)), strict=True):
-                    column.append(value)
+                self._places.extend((number, file, offset, len(entry)))
+                self.is_sorted = self.is_sorted and number > last
+                last = number
                 offset += len(entry)
 
-    @property
-    def numbers(self) -> "array[int]":
-        return self._columns[0]
-
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self._places) // _FIELDS
 
     def in_order(self) -> Iterator[Place]:
         """All entries, by number."""
-        for entry in sorted(range(len(self)), key=self.numbers.__getitem__):
-            yield Place(*(column[entry] for column in self._columns))
+        for start in sorted(range(0, len(self._places), _FIELDS), key=self._places.__getitem__):
+            yield Place(*self._places[start : start + _FIELDS])
 
     def write(self, target: Path) -> None:
         """Write all entries by number into `target`, which is created or replaced only once it is complete.
@@ -146,9 +147,9 @@ def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int,
             raise UsageError(f"{output.out} does not exist: is that job done?")
     done = Index([output.out for output in outputs])
     failed = Index([output.failed for output in outputs if output.failed.exists()])
-    _check_once(done, failed)
+    present = _check_once(done, failed)
     if not partial:
-        _check_complete(outputs, {*done.numbers, *failed.numbers})
+        _check_complete(outputs, present)
     failed.write(merged.failed)
     try:
         done.write(merged.out)
@@ -159,7 +160,8 @@ def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int,
     return len(done), len(failed)
 
 
-def _check_once(done: Index, failed: Index) -> None:
+def _check_once(done: Index, failed: Index) -> set[int]:
+    """The numbers of all entries; refuses outputs in which one occurs twice."""
     entries = [
         (place.number, index.paths[place.file]) for index in (done, failed) for place in index.in_order()
     ]
@@ -168,12 +170,13 @@ def _check_once(done: Index, failed: Index) -> None:
         if number == following:
             msg = f"line {number} is in two outputs, {path} and {other}: pass each shard of one input once"
             raise UsageError(msg)
+    return {number for number, _ in entries}
 
 
 def _check_complete(outputs: list[Paths], present: set[int]) -> None:
     """Refuse outputs in which lines of the input are missing.
 
-    Without a journal, which may be deleted once a job is done, only the numbers tell; blank lines have no outcome.
+    Without a journal, which may be deleted once a job is done, only the numbers are left; blank lines have no outcome.
     """
     last = max(present, default=0)
     complete: dict[int, set[int]] = {}

@@ -33,7 +33,7 @@ class Failure(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """The outcome of a line, as it stands in an output.
+    """The outcome of a line, as it is written to an output.
 
     Attributes:
         number: of the line.

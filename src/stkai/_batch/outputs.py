@@ -35,26 +35,42 @@ class Paths(NamedTuple):
         return cls(*(Path(stem + end) for end in (SUFFIX, f".failed{SUFFIX}", ".journal", f".stdin{SUFFIX}")))
 
 
-class FileOutputs:
+class _Counted:
+    """Counts what was written.
+
+    Attributes:
+        done: how many answers.
+        codes: how many failures, by code.
+    """
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.codes: Counter[str] = Counter()
+
+    def _count(self, entry: Entry) -> None:
+        if entry.code is None:
+            self.done += 1
+        else:
+            self.codes[entry.code] += 1
+
+
+class FileOutputs(_Counted):
     """Both files, open for appending.
 
     Attributes:
-        done: how many answers were written.
-        codes: how many failures were written, by code.
         answers: the file of answers.
         failures: the file of failures.
         is_sorted: whether the lines of each are in input order.
     """
 
     def __init__(self, paths: Paths) -> None:
+        super().__init__()
         self.answers = AppendFile(paths.out)
         try:
             self.failures = AppendFile(paths.failed)
         except BaseException:
             self.answers.close()
             raise
-        self.done = 0
-        self.codes: Counter[str] = Counter()
         self.is_sorted = True
         self._last = {True: 0, False: 0}
 
@@ -103,10 +119,7 @@ class FileOutputs:
         """
         is_failure = entry.code is not None
         (self.failures if is_failure else self.answers).append(entry.line)
-        if entry.code is None:
-            self.done += 1
-        else:
-            self.codes[entry.code] += 1
+        self._count(entry)
         self.is_sorted = self.is_sorted and entry.number > self._last[is_failure]
         self._last[is_failure] = entry.number
 
@@ -145,7 +158,7 @@ def entries_in(path: Path) -> Iterator[tuple[int, bytes]]:
             yield int(found[1]), line
 
 
-class StdoutOutputs:
+class StdoutOutputs(_Counted):
     """Writes every outcome to stdout, as calls finish or in input order.
 
     A reader may be slow: outcomes wait in memory for `flush`, which writes them in a thread, so that no call in flight
@@ -156,8 +169,7 @@ class StdoutOutputs:
     """
 
     def __init__(self, *, in_order: bool, descriptor: int = _STDOUT) -> None:
-        self.done = 0
-        self.codes: Counter[str] = Counter()
+        super().__init__()
         self._in_order, self._descriptor = in_order, descriptor
         self._expected: deque[int] = deque()
         self._early: dict[int, Entry] = {}
@@ -206,10 +218,7 @@ class StdoutOutputs:
                 entry = self._ready[0]
                 await anyio.to_thread.run_sync(self._write, entry.line)
                 self._ready.popleft()
-                if entry.code is None:
-                    self.done += 1
-                else:
-                    self.codes[entry.code] += 1
+                self._count(entry)
 
     def _write(self, entry: bytes) -> None:
         try:

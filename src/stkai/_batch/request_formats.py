@@ -104,18 +104,24 @@ class Ids:
     """Finds lines that have the id of an earlier one.
 
     Args:
-        most: how many ids are remembered.
+        most: how many lines are compared.
     """
 
     def __init__(self, most: float = math.inf) -> None:
-        self._most = most
+        self._left = most
         self._first: dict[int, int] = {}
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more lines are compared."""
+        return self._left <= 0
 
     def earlier(self, own_id: str, number: int) -> int | None:
         """The number of the first line with the id of line `number`, as JSON; None if that is the first."""
-        if own_id == "null" or len(self._first) >= self._most:
+        if self.is_full:
             return None
-        first = self._first.setdefault(hash(own_id), number)
+        self._left -= 1
+        first = number if own_id == "null" else self._first.setdefault(hash(own_id), number)
         return None if first == number else first
 
 

@@ -30,8 +30,8 @@ _PAUSE: Final = 0.05
 _HELD: Final = 4
 """Outcomes that may wait for an earlier one, per request in flight."""
 
-_COMPARED_IDS: Final = 20_000
-"""How many ids are compared, which takes 2 MB; a dry run compares all."""
+_COMPARED_LINES: Final = 20_000
+"""The ids of how many lines are compared, which takes 2 MB; a dry run compares all."""
 
 _REFUSED_LINES: Final = 3
 """So many different lines refused in a row, with no answer in between, mean that the credentials are refused."""
@@ -64,7 +64,7 @@ class Runner:
         ending: set when the run must end early.
         in_flight: the lines in flight, by number.
         unknown: how many lines were in flight when an earlier run was killed.
-        duplicates: lines of this run with the id of an earlier one, among the first 20,000, and these ids.
+        duplicates: lines with the id of an earlier one, among the first 20,000, and these ids.
     """
 
     def __init__(self, job: Job, client: BatchClient, clock: Clock | None = None) -> None:
@@ -72,10 +72,10 @@ class Runner:
         self.in_flight: dict[int, LineInFlight] = {}
         self.unknown = 0
         self.duplicates: list[tuple[int, str]] = []
-        self._ids = Ids(_COMPARED_IDS)
+        self._ids = Ids(_COMPARED_LINES)
         self._job, self._client, self._clock = job, client, clock or SystemClock()
         self._options, self._outputs = job.plan.options, job.outputs
-        self._ordered = job.outputs if isinstance(job.outputs, StdoutOutputs) else None
+        self._stdout = job.outputs if isinstance(job.outputs, StdoutOutputs) else None
         self._streak: tuple[str | None, int] = (None, 0)
         self._refused: list[tuple[LineInFlight, httpx.Response]] = []
         """Lines whose credentials were refused since the last other answer."""
@@ -122,7 +122,7 @@ class Runner:
                 yield request
 
     def _is_held_up(self) -> bool:
-        return self._ordered is not None and self._ordered.held > _HELD * self._options.max_in_flight
+        return self._stdout is not None and self._stdout.held > _HELD * self._options.max_in_flight
 
     def _request(self, number: int, read: Read) -> httpx.Request | None:
         """The request for a line; None if there is nothing to send."""
@@ -131,9 +131,11 @@ class Runner:
             return None
         state = job.recovered.begin(number)
         if state is LineState.DONE or state is LineState.FAILED:
+            if not self._ids.is_full:
+                self._note_id(number, form.id_of(read))
             return None
-        if self._ordered is not None:
-            self._ordered.expect(number)
+        if self._stdout is not None:
+            self._stdout.expect(number)
         where = f"{self._options.source}, line {number}"
         execution = job.recovered.executions.pop(number, None)
         if state is LineState.SENT and execution is None:
@@ -148,10 +150,13 @@ class Runner:
         except InvalidLineError as error:
             self._write(Entry.of(number, error.custom_id, Failure("invalid_line", f"{where}: {error}")))
             return None
-        if self._ids.earlier(target.custom_id, number) is not None:
-            self.duplicates.append((number, target.custom_id))
+        self._note_id(number, target.custom_id)
         line = self.in_flight[number] = LineInFlight(self._client, number, target.custom_id, execution)
         return target.request(str(uuid5(job.id, f"line-{number}")), self._client.extensions(line))
+
+    def _note_id(self, number: int, own_id: str) -> None:
+        if self._ids.earlier(own_id, number) is not None:
+            self.duplicates.append((number, own_id))
 
     async def _send(self, _: int, request: httpx.Request) -> httpx.Response:
         line = line_of(request)
@@ -256,16 +261,16 @@ class Runner:
             self.end("halted", f"{times} with the code {code}, the last one: {failure.message}")
 
     def _drop(self, line: LineInFlight) -> None:
-        if self._ordered is not None:
-            self._ordered.drop(line.number)
+        if self._stdout is not None:
+            self._stdout.drop(line.number)
 
     async def _flush(self) -> None:
         """Wait until what was written has reached a slow reader of stdout."""
-        if self._ordered is not None and self._ordered.is_behind:
+        if self._stdout is not None and self._stdout.is_behind:
             try:
-                await self._ordered.flush()
+                await self._stdout.flush()
             except WriteError as error:
-                self._halt_unwritten(error, self._ordered.take_unwritten())
+                self._halt_unwritten(error, self._stdout.take_unwritten())
 
     def _halt_unwritten(self, error: WriteError, entries: list[Entry]) -> None:
         """Halt, and print outcomes that could not be written to stderr, so that they are not lost."""
