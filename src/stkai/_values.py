@@ -35,21 +35,47 @@ def _twin_of(cls: Any) -> Any:
 
 
 class Value:
-    """A class whose annotated names are its fields, each with a default; equal if all fields are.
+    """A class whose annotated names are its fields; equal if all fields are.
 
-    Fields after `_: "KW_ONLY"`, or all with `kw_only=True`, can only be given by keyword.
+    Attributes:
+        _defaults: what each field is if it is not given.
     """
 
+    __slots__ = ()
     __dataclass_fields__: ClassVar[Any] = _FromTwin("__dataclass_fields__")
     __dataclass_params__: ClassVar[Any] = _FromTwin("__dataclass_params__")
     __signature__: ClassVar[Any] = _FromTwin("__signature__")
     __match_args__: ClassVar[Any] = ()
     _defaults: ClassVar[dict[str, Any]] = {}
 
+    def __replace__(self, **changes: Any) -> Self:
+        """A copy with other values in some fields; checked as well."""
+        return type(self)(**{**dict(zip(self._defaults, self._values(), strict=True)), **changes})
+
+    def __eq__(self, other: object) -> bool:
+        return self._values() == other._values() if type(other) is type(self) else NotImplemented
+
+    __hash__: Any = None
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in self._defaults)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._defaults)
+        return f"{type(self).__qualname__}({shown})"
+
+
+@dataclass_transform(frozen_default=True)
+class Frozen(Value):
+    """A `Value` that never changes, whose defaults are in the body of the class.
+
+    Fields after `_: "KW_ONLY"`, or all with `kw_only=True`, can only be given by keyword.
+    """
+
     def __init_subclass__(cls, *, kw_only: bool = False) -> None:
         own, names = vars(cls), list(cls.__annotations__)
         cls._defaults = cls._defaults | {name: own[name] for name in names if name in own}
-        if "__match_args__" not in own and cls._defaults:
+        if "__match_args__" not in own:
             places = 0 if kw_only else names.index("_") if "_" in names else len(names)
             setattr(cls, "__match_args__", tuple(names[:places]))  # noqa: B010 - final, to type checkers
 
@@ -70,27 +96,6 @@ class Value:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-
-    def __replace__(self, **changes: Any) -> Self:
-        """A copy with other values in some fields; checked as well."""
-        return type(self)(**{**vars(self), **changes})
-
-    def __eq__(self, other: object) -> bool:
-        return self._values() == other._values() if type(other) is type(self) else NotImplemented
-
-    __hash__: Any = None
-
-    def _values(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, name) for name in self._defaults)
-
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._defaults)
-        return f"{type(self).__qualname__}({shown})"
-
-
-@dataclass_transform(frozen_default=True)
-class Frozen(Value):
-    """A `Value` that never changes."""
 
     def __hash__(self) -> int:
         return hash(self._values())

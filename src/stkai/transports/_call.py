@@ -132,8 +132,7 @@ class Attempt:
     def __init__(self, call: Call, number: int = 1, record: CallRecord | None = None) -> None:
         self.call = call
         self.number = number
-        # Its defaults are on the class: there is nothing to check, and nothing to store.
-        self.record = record or CallRecord.__new__(CallRecord)
+        self.record = record or CallRecord()
 
     def again(self) -> "Attempt":
         """The attempt that follows this one; it returns to its place in the queue."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from enum import Enum
-from typing import Any, Final, Literal, TypedDict, Unpack
+from typing import Any, ClassVar, Final, Literal, TypedDict, Unpack
 
 import httpx
 
@@ -149,11 +149,26 @@ class CallRecord(Value):
         on_wire: all other seconds: sending, the server's work, and the answer until it was returned.
     """
 
-    attempts: int = 1
-    queued: float = 0.0
-    backed_off: float = 0.0
-    authenticating: float = 0.0
-    on_wire: float = 0.0
+    attempts: int
+    queued: float
+    backed_off: float
+    authenticating: float
+    on_wire: float
+
+    __slots__ = ("attempts", "authenticating", "backed_off", "on_wire", "queued")
+    __match_args__ = ("attempts", "queued", "backed_off", "authenticating", "on_wire")
+    _defaults: ClassVar = dict(zip(__match_args__, (1, 0.0, 0.0, 0.0, 0.0), strict=True))
+
+    def __init__(
+        self,
+        attempts: int = 1,
+        queued: float = 0.0,
+        backed_off: float = 0.0,
+        authenticating: float = 0.0,
+        on_wire: float = 0.0,
+    ) -> None:
+        self.attempts, self.queued, self.backed_off = attempts, queued, backed_off
+        self.authenticating, self.on_wire = authenticating, on_wire
 
 
 def record(response: httpx.Response) -> CallRecord:
