@@ -214,29 +214,23 @@ local function release(s, ranges, now)
   table.sort(s.free, in_order)
 end
 
-local function place(s, places, after, now)
+local function place(s, places, now)
   local gap, opens = 1 / s.rate, opening(s)
   if opens > s.next then
     local surplus = max(0, (opens - s.next) * s.rate + s.credit - max(0, s.burst - 1))
     s.next = min(opens, s.next + surplus * gap)
   end
-  local has_credit = s.credit >= 1 - ROUND and after <= now and s.paused <= now
+  local has_credit = s.credit >= 1 - ROUND and s.paused <= now
   if not (has_credit and opens <= now) then
     for index, r in ipairs(s.free) do
-      local first, step, size = r[1], r[2], r[3]
-      local final = first + step * (size - 1)
-      if after <= final and final < max(s.next, opens) + gap then
-        local skipped = first >= after and 0 or ceil((after - first) / step - ROUND)
-        local start = first + skipped * step
-        local found = fit(s, start, step, min(places, size - skipped))
+      if r[1] + r[2] * (r[3] - 1) < max(s.next, opens) + gap then
+        local found = fit(s, r[1], r[2], min(places, r[3]))
         if found > 0 then
-          local head, rest = cut({r}, skipped)
-          local _, tail = cut(rest, found)
+          local _, tail = cut({r}, found)
           table.remove(s.free, index)
-          for _, part in ipairs(head) do insert(s.free, part) end
           for _, part in ipairs(tail) do insert(s.free, part) end
           table.sort(s.free, in_order)
-          return start, step, found
+          return r[1], r[2], found
         end
       end
     end
@@ -246,31 +240,23 @@ local function place(s, places, after, now)
     s.credit = s.credit - found
     return max(now, opens), 0, found
   end
-  if after > s.next + gap then
-    local number = floor((after - s.next) / gap)
-    insert(s.free, {s.next, gap, number})
-    table.sort(s.free, in_order)
-    s.next = max(s.next + number * gap, after)
-  end
-  local first = max(s.next, s.paused)
+  local start, first, step = s.next, s.next, gap
   if first < opens then
-    places = max(1, fit(s, opens, 0, past(first, gap, places, opens)))
-    s.next = first + places * gap
-    return max(opens, after), 0, places
+    first, step, places = opens, 0, past(first, gap, places, opens)
   end
-  places = max(1, fit(s, first, gap, places))
-  s.next = first + places * gap
-  return max(first, after), gap, places
+  places = max(1, fit(s, first, step, places))
+  s.next = start + places * gap
+  return first, step, places
 end
 
 -- The stored state and its members. Lists of pairs and triples are stored flat.
 local NUMBERS = {"epoch", "version", "id", "most", "within", "active", "leased", "used", "returned", "expired", "at",
   "offset", "began", "started", "owner_seen", "rate", "burst", "next", "credit", "units", "paused", "refused", "written",
-  "low_next", "normal_at", "other_normal_at", "sweep_at", "usage", "quota_rate", "quota_burst", "window_seconds",
+  "low_next", "normal", "sweep_at", "usage", "quota_rate", "quota_burst", "window_seconds",
   "max_cost", "cost_rate"}
-local TEXTS = {"memory", "normal_by", "methods"}
+local TEXTS = {"memory", "methods"}
 local MEMBER = {"due", "id", "before", "epoch", "used", "lapsed", "waiting", "written_off", "seq", "units_used", "units",
-  "units_fresh", "seen", "counted"}
+  "units_fresh", "seen", "counted", "normal"}
 
 local function precise(number) return string.format("%.17g", number) end
 
@@ -321,7 +307,7 @@ local function fresh_state(now)
   local s = {free = {}, window = {}, is_new = true}
   for _, name in ipairs(NUMBERS) do s[name] = 0 end
   for _, name in ipairs(TEXTS) do s[name] = "" end
-  for _, name in ipairs{"began", "owner_seen", "paused", "refused", "low_next", "normal_at", "other_normal_at"} do
+  for _, name in ipairs{"began", "owner_seen", "paused", "refused", "low_next"} do
     s[name] = NEVER
   end
   s.offset, s.epoch = -now, floor(now * 1e6)
@@ -350,7 +336,10 @@ local function member_from(text)
   return m
 end
 
-local function save_member(name, m) redis.call("HSET", MEMBERS, name, packed(m, MEMBER, {}, m.old, m.fresh)) end
+local function save_member(name, m)
+  redis.call("HSET", MEMBERS, name, packed(m, MEMBER, {}, m.old, m.fresh))
+  redis.call("ZADD", DUES, precise(m.due), name)
+end
 
 local function delete_member(name)
   redis.call("HDEL", MEMBERS, name)
@@ -358,10 +347,9 @@ local function delete_member(name)
 end
 
 -- The members.
-local function due_again(m)
-  local due = m.seen + FORGET
-  if #m.old > 0 or #m.fresh > 0 then return min(due, max(last(m.old), last(m.fresh)) + KEPT) end
-  return m.counted == 1 and min(due, m.seen + WAITS) or due
+local function due(m)
+  if #m.old > 0 or #m.fresh > 0 then return min(m.seen + FORGET, max(last(m.old), last(m.fresh)) + KEPT) end
+  return m.seen + (m.counted == 1 and WAITS or FORGET)
 end
 
 local function void_old(s, m)
@@ -419,44 +407,35 @@ local function settle(s, m, ask, now)
   return not known
 end
 
+local function uncount(s, m)
+  s.active, s.normal = s.active - m.counted, s.normal - m.normal
+  m.counted, m.normal = 0, 0
+end
+
 local function wait(s, m, ask, now)
   m.seen, m.waiting = now, ask.waiting
-  local counted = (ask.want > 0 or ask.waiting > 0 or #m.old > 0) and 1 or 0
-  s.active, m.counted = s.active + counted - m.counted, counted
-  if ask.waiting > 0 and ask.low == 0 then
-    if s.normal_by ~= ask.member then s.normal_by, s.other_normal_at = ask.member, s.normal_at end
-    s.normal_at = now
-  elseif s.normal_by == ask.member then
-    s.normal_by, s.normal_at, s.other_normal_at = "", s.other_normal_at, NEVER
-  end
+  uncount(s, m)
+  m.counted = (ask.want > 0 or ask.waiting > 0 or #m.old > 0) and 1 or 0
+  m.normal = ask.waiting > 0 and ask.low == 0 and 1 or 0
+  s.active, s.normal = s.active + m.counted, s.normal + m.normal
 end
 
 local function sweep(s, now)
   if now < s.sweep_at then return end
-  if redis.call("EXISTS", MEMBERS) == 0 then s.active = 0 end  -- The server may have dropped them to save memory.
+  if redis.call("EXISTS", MEMBERS) == 0 then s.active, s.normal = 0, 0 end  -- The server may have dropped them.
   local names = redis.call("ZRANGEBYSCORE", DUES, "-inf", precise(now), "LIMIT", 0, SWEPT)
   s.sweep_at, s.is_swept = #names == SWEPT and now or now + SWEEP, true
   for _, name in ipairs(names) do
     local m = member_from(redis.call("HGET", MEMBERS, name))
     if m then
-      m.due = due_again(m)
-      if m.due <= now then
-        local held = count(m.old) + count(m.fresh)
-        if m.epoch == s.epoch then s.expired = s.expired + held end
-        m.written_off = m.written_off + held
-        m.old, m.fresh, m.units, m.units_fresh, m.waiting = {}, {}, 0, 0, 0
-        s.active, m.counted = s.active - m.counted, 0
-        m.due = due_again(m)
-      end
-      if m.due > now then
-        save_member(name, m)
-        redis.call("ZADD", DUES, precise(m.due), name)
-      else
-        delete_member(name)
-      end
-    else
-      delete_member(name)
+      local held = count(m.old) + count(m.fresh)
+      if m.epoch == s.epoch then s.expired = s.expired + held end
+      uncount(s, m)
+      m.written_off = m.written_off + held
+      m.old, m.fresh, m.units, m.units_fresh, m.waiting = {}, {}, 0, 0, 0
+      m.due = m.seen + FORGET
     end
+    if m and m.due > now then save_member(name, m) else delete_member(name) end
   end
 end
 
@@ -518,21 +497,20 @@ local function grant(s, m, ask, now)
   local share = max(1, floor(max(s.rate * AHEAD, s.credit) / max(1, s.active) + ROUND))
   local want = min(ask.want, share + 1 - count(m.old))
   if max(s.next, opening(s)) - now > 1.5 * AHEAD then want = min(want, 1) end
-  if ask.low == 1 and (s.normal_by == ask.member and s.other_normal_at or s.normal_at) > now - WAITS then
+  if ask.low == 1 and s.normal > m.normal then
     if s.low_next > now then return s.low_next - now end
     want = min(want, 1)
     s.low_next = max(s.low_next, now - 1 / (LOW * s.rate)) + 1 / (LOW * s.rate)
   end
   local costs, granted = s.max_cost > 0 and ask.costs or {}, 0
   while granted < want do
-    local places, after = want - granted, NEVER
+    local places, seconds = want - granted, 0
     if #costs > 0 then
-      local seconds
       places, seconds = affordable(s, places, costs, granted + 1, want)
       if seconds > REACH and (granted > 0 or #m.old > 0) then return granted > 0 and 0 or seconds - REACH / 2 end
-      if seconds > 0 then after = now + seconds end
     end
-    local first, gap, found = place(s, places, after, now)
+    local first, gap, found = place(s, places, now)
+    first = max(first, now + seconds)
     local paid = 0
     for number = granted + 1, min(granted + found, #costs) do paid = paid + costs[number] end
     s.units, m.units_fresh = s.units - paid, m.units_fresh + paid
@@ -569,7 +547,7 @@ local function step(s, ask, now)
   if not m then
     m = {old = {}, fresh = {}}
     for _, name in ipairs(MEMBER) do m[name] = 0 end
-    m.used, m.lapsed, m.units_used, m.epoch, m.due = ask.used, ask.lapsed, ask.units_used, s.epoch, -NEVER
+    m.used, m.lapsed, m.units_used, m.epoch = ask.used, ask.lapsed, ask.units_used, s.epoch
   elseif ask.seq < m.seq or ask.seq == m.seq and ask.seq > 0 then
     local is_valid = ask.seq == m.seq and m.epoch == s.epoch
     return answer(s, m, now, not is_valid or m.before < 0, 0, is_valid and m.fresh or {})
@@ -593,15 +571,11 @@ local function step(s, ask, now)
   local again = ask.want > 0 and ask.leaving == 0 and grant(s, m, ask, now) or 0
   s.id = s.id + 1
   m.before, m.id = is_void and -1 or ask.lease_id, s.id
-  local due = due_again(m)
-  if due < m.due then
-    m.due = due
-    redis.call("ZADD", DUES, precise(due), ask.member)
-  end
+  m.due = due(m)
   save_member(ask.member, m)
   local lease = answer(s, m, now, is_void, again, m.fresh)
   if ask.leaving == 1 then
-    s.active = s.active - m.counted
+    uncount(s, m)
     delete_member(ask.member)
   end
   return lease
