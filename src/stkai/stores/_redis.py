@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from .._checks import SOME_SECONDS, check_number
-from ._connections import Connections, GivenClient, connections
+from ._connections import GivenClient, Server, connections
 from ._place import check_share
 from ._protocol import BOOKS, Ask, Law, Lease, Quota, Snapshot
 
@@ -31,11 +31,8 @@ class RedisStore:
 
     def __init__(self, url_or_client: Any, *, timeout: float = 0.25) -> None:
         self.timeout = float(check_number("timeout", timeout, SOME_SECONDS))
-        self._server: Connections | GivenClient
-        if isinstance(url_or_client, str):
-            self._server = connections(url_or_client, self.timeout)
-        else:
-            self._server = GivenClient(url_or_client, self.timeout)
+        make = connections if isinstance(url_or_client, str) else GivenClient
+        self._server: Server = make(url_or_client, self.timeout)
 
     def lease(self, ask: Ask) -> Lease:
         """Take a member's report and lease it permits.
