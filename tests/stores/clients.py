@@ -80,6 +80,7 @@ def check_books(state: State) -> None:
     assert state.window == sorted(state.window)
     assert state.within == sum(places for _, places in state.window)
     assert state.active == sum(m.counted for m in members)
+    assert state.normal == sum(m.normal for m in members)
     # No law in these tests has more than twice the quota.
     most = max(1.0, 2 * state.quota.rate * AHEAD, state.quota.burst) + 1
     assert max((count(m.old) + count(m.fresh) for m in members), default=0) <= most + 1e-6

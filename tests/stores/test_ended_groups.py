@@ -57,7 +57,6 @@ def store(
         yield MemoryStore(clock)
     elif request.param == "file":
         monkeypatch.setattr("stkai.stores._file.clock", clock)
-        monkeypatch.setattr("stkai.stores._file.clock", clock)
         yield FileStore(tmp_path / "store")
     else:
         server: Server = request.getfixturevalue("redis_server")
@@ -95,6 +94,8 @@ def a_group_that_ended(store: Store, clock: FakeClock) -> float:
         for _ in range(3):
             send(member, clock)
     assert members[0].rate != pytest.approx(COLD, rel=0.2)
+    for member in members:
+        member.close()  # Otherwise a thread might report later, as a member of a group that has not ended.
     return members[0].rate
 
 

@@ -77,45 +77,35 @@ def release(s: State, ranges: list[Range], now: float) -> None:
     s.free.sort()
 
 
-def place(s: State, places: int, after: float, now: float) -> Range:
-    """Up to so many permits not before `after`: from credit, then from free places, then from the calendar's end."""
+def place(s: State, places: int, now: float) -> Range:
+    """Up to so many permits: from credit, then from free places, then from the calendar's end."""
     gap = 1 / s.rate
     opens = opening(s) if s.most else NEVER
     if opens > s.next:
         # While the window is closed, places pass unused as well: what exceeds the burst is lost.
         surplus = max(0.0, (opens - s.next) * s.rate + s.credit - max(0.0, s.burst - 1))
         s.next = min(opens, s.next + surplus * gap)
-    has_credit = s.credit >= 1 - ROUND and after <= now and s.paused <= now
+    has_credit = s.credit >= 1 - ROUND and s.paused <= now
     if not (has_credit and opens <= now):
         for index, (first, step, size) in enumerate(s.free):
-            last = first + step * (size - 1)
-            if after <= last < max(s.next, opens) + gap:
-                skipped = 0 if first >= after else math.ceil((after - first) / step - ROUND)
-                start = first + skipped * step
-                found = min(places, size - skipped)
-                found = fit(s, start, step, found) if s.most else found
+            if first + step * (size - 1) < max(s.next, opens) + gap:
+                found = fit(s, first, step, min(places, size)) if s.most else min(places, size)
                 if found > 0:
-                    head, rest = cut([s.free[index]], skipped)
-                    s.free = sorted(s.free[:index] + head + cut(rest, found)[1] + s.free[index + 1 :])
-                    return start, step, found
+                    s.free = sorted(s.free[:index] + cut([s.free[index]], found)[1] + s.free[index + 1 :])
+                    return first, step, found
     if has_credit:
-        found = min(places, math.floor(s.credit + ROUND))
-        found = max(1, fit(s, max(now, opens), 0.0, found)) if s.most else found
-        s.credit -= found
-        return max(now, opens), 0.0, found
-    if after > s.next + gap:
-        # The places before it are left to requests that need no units of cost.
-        number = math.floor((after - s.next) / gap)
-        s.free = sorted([*s.free, (s.next, gap, number)])
-        s.next = max(s.next + number * gap, after)
-    first = max(s.next, s.paused)
+        first, gap, places = max(now, opens), 0.0, min(places, math.floor(s.credit + ROUND))
+        places = max(1, fit(s, first, gap, places)) if s.most else places
+        s.credit -= places
+        return first, gap, places
+    start = first = s.next
     if first < opens:
-        places = max(1, fit(s, opens, 0.0, past(first, gap, places, opens)))
-        s.next = first + places * gap
-        return max(opens, after), 0.0, places
-    places = max(1, fit(s, first, gap, places)) if s.most else places
-    s.next = first + places * gap
-    return max(first, after), gap, places
+        first, step, places = opens, 0.0, past(first, gap, places, opens)
+    else:
+        step = gap
+    places = max(1, fit(s, first, step, places)) if s.most else places
+    s.next = start + places * gap
+    return first, step, places
 
 
 def opening(s: State) -> float:

@@ -33,7 +33,7 @@ def store_from(store: "str | Store | Secret | None", timeout: float = 0.25) -> S
     """The store for this value; `timeout`, in seconds, applies to Redis URLs.
 
     Raises:
-        ConfigurationError: there is no such store, or it cannot be used.
+        ConfigurationError: the value does not describe a store, or it cannot be used.
     """
     given = Secret(reveal(store))  # Tracebacks show variables, and a URL may contain a password.
     del store

@@ -18,80 +18,33 @@ _MOST_IDLE: Final = 8
 _clock = SystemClock()
 
 
-class InTime:
-    """Runs calls in threads, and stops waiting for a call after a time.
-
-    While a call is stuck, further calls fail at once, so that threads do not pile up.
-    """
-
-    def __init__(self) -> None:
-        self._begin()
-        after_fork(self, InTime._begin)  # The threads stay in the parent.
-
-    def _begin(self) -> None:
-        self._stuck: Job | None = None
-
-    def call(self, work: Callable[[], Any], timeout: float) -> Any:
-        """The result of `work`.
-
-        Raises:
-            TimeoutError: the call takes more than so many seconds, or an earlier call is still running.
-        """
-        if self._stuck is not None and not self._stuck.is_done:
-            raise TimeoutError("the server has not answered an earlier call yet")
-        self._stuck = None
-        job, worker = Job(work), Worker()
-        worker.start(job)
-        worker.release()
-        if not job.wait(max(0.0, timeout)):
-            self._stuck = job
-            raise TimeoutError(f"the server did not answer within {timeout:.3g} s")
-        return job.result()
-
-
-class Connections:
-    """The connections of this process to a server. All stores with the same URL use the same ones.
-
-    A command on an open connection runs in the caller's thread, under the timeout of the socket. Looking up the host,
-    connecting and signing in have no common timeout, so they run in another thread.
+class Server:
+    """A Redis server.
 
     Args:
-        client: a redis-py client; it only makes the connections.
+        client: a synchronous redis-py client.
         timeout: seconds.
     """
 
     def __init__(self, client: Any, timeout: float) -> None:
         self.client, self._timeout = client, timeout
-        self._slow = InTime()
         self._begin()
-        after_fork(
-            self, Connections._begin
-        )  # The parent uses them; closing them here does not close them there.
+        after_fork(self, Server._begin)
 
     def _begin(self) -> None:
+        """Begin anew in a forked child: its parent uses the connections, and has the threads."""
         self._lock = threading.Lock()
         self._idle: list[Any] = []
+        self._stuck: Job | None = None
 
-    def run(self, *words: Any) -> Any:
+    def run(self, command: str, *words: Any) -> Any:
         """The server's answer to a command.
 
         Raises:
             redis.RedisError: the server cannot be reached, or refuses.
             TimeoutError: it took too long.
         """
-        from redis.exceptions import ConnectionError, TimeoutError  # noqa: A004
-
-        until = _clock.monotonic() + self._timeout
-        with self._lock:
-            connection = self._idle.pop() if self._idle else None
-        if connection is not None:
-            try:
-                return self._ask(connection, words)
-            except TimeoutError:
-                raise
-            except (ConnectionError, OSError):
-                pass  # The server closed it in the meantime.
-        return self._slow.call(lambda: self._ask(self._connected(), words), until - _clock.monotonic())
+        raise NotImplementedError
 
     def close(self) -> None:
         """Close the idle connections; the next command opens another."""
@@ -99,6 +52,51 @@ class Connections:
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.disconnect()
+
+    __del__ = close
+
+    def _in_time(self, work: Callable[[], Any], seconds: float) -> Any:
+        """The result of `work` in another thread, which cannot limit its time itself.
+
+        While a call is stuck, further calls fail at once, so that threads do not pile up.
+
+        Raises:
+            TimeoutError: it takes more than so many seconds, or an earlier call is still running.
+        """
+        if self._stuck is not None and not self._stuck.is_done:
+            raise TimeoutError("the server has not answered an earlier call yet")
+        self._stuck = None
+        job, worker = Job(work), Worker()
+        worker.start(job)
+        worker.release()
+        if not job.wait(max(0.0, seconds)):
+            self._stuck = job
+            raise TimeoutError(f"the server did not answer within {seconds:.3g} s")
+        return job.result()
+
+
+class Connections(Server):
+    """The connections of this process to a server. All stores with the same URL use the same ones.
+
+    A command on an open connection runs in the caller's thread, under the timeout of the socket. Looking up the host,
+    connecting and signing in have no common timeout, so they run in another thread. The client only makes connections.
+    """
+
+    def run(self, command: str, *words: Any) -> Any:
+        from redis.exceptions import ConnectionError, TimeoutError  # noqa: A004
+
+        until = _clock.monotonic() + self._timeout
+        with self._lock:
+            connection = self._idle.pop() if self._idle else None
+        if connection is not None:
+            try:
+                return self._ask(connection, (command, *words))
+            except TimeoutError:
+                raise
+            except (ConnectionError, OSError):
+                pass  # The server closed it in the meantime.
+        left = until - _clock.monotonic()
+        return self._in_time(lambda: self._ask(self._connected(), (command, *words)), left)
 
     def _connected(self) -> Any:
         connection = self.client.connection_pool.make_connection()
@@ -128,21 +126,16 @@ class Connections:
                 connection.disconnect()
         return answer
 
-    __del__ = close
 
-
-class GivenClient:
-    """A redis-py client of the user's, which may have retries and timeouts of its own.
-
-    Args:
-        client: a synchronous client.
-        timeout: seconds.
+class GivenClient(Server):
+    """A server that a client of the user's leads to, which may have retries and timeouts of its own.
 
     Raises:
         ConfigurationError: redis-py is not installed, or the client is async.
     """
 
     def __init__(self, client: Any, timeout: float) -> None:
+        super().__init__(client, timeout)
         import_redis()
         asynchronous = any(".asyncio" in kind.__module__ for kind in type(client).__mro__)
         if asynchronous or not all(callable(getattr(client, name, None)) for name in ("evalsha", "eval")):
@@ -150,14 +143,9 @@ class GivenClient:
                 "RedisStore takes a URL or a synchronous redis-py client (redis.Redis, redis.RedisCluster, or"
                 f" the result of Sentinel.master_for), not {type(client).__module__}.{type(client).__qualname__}"
             )
-        self.client, self._timeout, self._slow = client, timeout, InTime()
 
     def run(self, command: str, *words: Any) -> Any:
-        """The server's answer to a command: EVALSHA or EVAL; the same errors as of `Connections.run`."""
-        return self._slow.call(lambda: getattr(self.client, command.lower())(*words), self._timeout)
-
-    def close(self) -> None:
-        """Do nothing: the connections are the user's."""
+        return self._in_time(lambda: getattr(self.client, command.lower())(*words), self._timeout)
 
 
 _shared: "weakref.WeakValueDictionary[tuple[str, float], Connections]" = weakref.WeakValueDictionary()

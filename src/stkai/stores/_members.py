@@ -8,7 +8,7 @@ from typing import Final
 
 from ._calendar import forgive, forgive_latest, give, release
 from ._protocol import Ask
-from ._state import NEVER, Member, State, count, cut, end, merged
+from ._state import Member, State, count, cut, end, merged
 
 FORGET: Final = 10.0
 """Seconds of silence after which a member is forgotten."""
@@ -68,15 +68,18 @@ def settle(s: State, m: Member, ask: Ask, now: float) -> bool:
 def wait(s: State, m: Member, ask: Ask, now: float) -> None:
     """Note that the member is alive and whether requests wait in it."""
     m.seen, m.waiting = now, ask.waiting
-    counted = bool(ask.want > 0 or ask.waiting or m.old)
-    s.active += counted - m.counted
-    m.counted = counted
-    if ask.waiting and not ask.low:
-        if s.normal_by != ask.member:
-            s.normal_by, s.other_normal_at = ask.member, s.normal_at
-        s.normal_at = now
-    elif s.normal_by == ask.member:
-        s.normal_by, s.normal_at, s.other_normal_at = "", s.other_normal_at, NEVER
+    uncount(s, m)
+    m.counted = bool(ask.want > 0 or ask.waiting or m.old)
+    m.normal = bool(ask.waiting and not ask.low)
+    s.active += m.counted
+    s.normal += m.normal
+
+
+def uncount(s: State, m: Member) -> None:
+    """Note that the member neither waits for permits nor holds any."""
+    s.active -= m.counted
+    s.normal -= m.normal
+    m.counted = m.normal = False
 
 
 def void(s: State, now: float) -> None:
@@ -105,24 +108,20 @@ def sweep(s: State, now: float) -> None:
     overdue = s.members.overdue(now, _SWEPT)
     s.sweep_at = now if len(overdue) == _SWEPT else now + _SWEEP
     for name, m in overdue:
-        m.due = due_again(m)
-        if m.due <= now:
-            held = count(m.old) + count(m.fresh)
-            s.expired += held if m.epoch == s.epoch else 0
-            m.written_off += held
-            m.old, m.fresh, m.units, m.units_fresh, m.waiting = [], [], 0.0, 0.0, 0
-            s.active -= m.counted
-            m.counted = False
-            m.due = due_again(m)
+        held = count(m.old) + count(m.fresh)
+        s.expired += held if m.epoch == s.epoch else 0
+        uncount(s, m)
+        m.written_off += held
+        m.old, m.fresh, m.units, m.units_fresh, m.waiting = [], [], 0.0, 0.0, 0
+        m.due = m.seen + FORGET
         if m.due > now:
             s.members[name] = m
         else:
             del s.members[name]
 
 
-def due_again(m: Member) -> float:
-    """When the member must be looked at if it stays silent."""
-    due = m.seen + FORGET
+def due(m: Member) -> float:
+    """When the member loses its permits, or is forgotten, if it stays silent."""
     if m.old or m.fresh:
-        return min(due, max(end(m.old), end(m.fresh)) + _KEPT)
-    return min(due, m.seen + WAITS) if m.counted else due
+        return min(m.seen + FORGET, max(end(m.old), end(m.fresh)) + _KEPT)
+    return m.seen + (WAITS if m.counted else FORGET)

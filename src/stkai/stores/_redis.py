@@ -1,6 +1,6 @@
 """A quota shared by several machines through Redis or Valkey: one script, which the server runs on its own clock."""
 
-from collections.abc import Sequence
+import json
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from .._checks import SOME_SECONDS, check_number, even_half_made
 from .._secrets import Secret, sealed
-from ._connections import Connections, GivenClient, connections
+from ._connections import GivenClient, Server, connections
 from ._place import check_share
 from ._protocol import BOOKS, Ask, Law, Lease, Quota, Snapshot
 
@@ -33,11 +33,8 @@ class RedisStore:
     def __init__(self, url_or_client: Any, *, timeout: float = 0.25) -> None:
         url_or_client = sealed(url_or_client)  # Tracebacks show variables.
         self.timeout = float(check_number("timeout", timeout, SOME_SECONDS))
-        self._server: Connections | GivenClient
-        if isinstance(url_or_client, Secret):
-            self._server = connections(url_or_client, self.timeout)
-        else:
-            self._server = GivenClient(url_or_client, self.timeout)
+        make = connections if isinstance(url_or_client, Secret) else GivenClient
+        self._server: Server = make(url_or_client, self.timeout)
 
     def lease(self, ask: Ask) -> Lease:
         """Take a member's report and lease it permits.
@@ -46,14 +43,7 @@ class RedisStore:
             redis.RedisError: the server cannot be reached, or refuses.
             TimeoutError: it did not answer in time.
         """
-        numbers = (
-            ask.rate, ask.burst, ask.started, ask.age, ask.window, ask.max_cost, ask.cost_rate, ask.seq, ask.lease_id,
-            ask.used, ask.lapsed, ask.held, ask.want, ask.waiting, int(ask.low), ask.units_used, ask.units, ask.own,
-            ask.own_seconds, ask.queue, *(ask.refused or (-1, 0.0)), int(ask.leaving),
-        )  # fmt: skip
-        line, memory, methods = self._run(
-            ask.share, "lease", ask.member, _words(numbers), _words(ask.costs), ask.methods
-        )
+        line, memory, methods = self._run(ask.share, "lease", json.dumps(ask._asdict()))
         (
             number, units, void, queue, again, pause, epoch, active, members, rate, burst, version, age, *rest,
         ) = map(float, line.split())  # fmt: skip
@@ -67,9 +57,7 @@ class RedisStore:
 
     def amend(self, epoch: int, law: Law) -> bool:
         """Replace the adaptive state of version `law.version` with a new one."""
-        return bool(
-            self._run(law.share, "amend", _words((epoch, law.version, law.rate, law.burst)), law.memory)
-        )
+        return bool(self._run(law.share, "amend", json.dumps({"epoch": epoch, **law._asdict()})))
 
     def look(self, share: str) -> Snapshot | None:
         """A share's state for display; None if it was not used recently."""
@@ -146,10 +134,6 @@ def _keys(share: str, *parts: str) -> tuple[bytes, ...]:
     if "{" in name or "}" in name:
         name, kind = quote(name, safe=""), "encoded:"
     return tuple(f"stkai:{{{name}}}:{kind}{part}".encode() for part in parts)
-
-
-def _words(numbers: Sequence[float]) -> str:
-    return " ".join(map(repr, numbers))
 
 
 def _text(value: str | bytes) -> str:

@@ -78,11 +78,11 @@ class Member:
         written_off: permits that expired, and may still turn out to have been used.
         seq: its last call.
         seen: when it last called.
-        counted: whether it counts as active.
+        counted, normal: whether it counts as active, and whether requests of normal priority wait in it.
         old, fresh: the places it holds, and those of the last answer, which may not have arrived.
     """
 
-    due: float = -NEVER
+    due: float = 0.0
     id: int = 0
     before: int = 0
     epoch: int = 0
@@ -96,6 +96,7 @@ class Member:
     seq: int = 0
     seen: float = 0.0
     counted: bool = False
+    normal: bool = False
     old: list[Range] = field(default_factory=list)
     fresh: list[Range] = field(default_factory=list)
 
@@ -176,9 +177,7 @@ class State:
         units: units of cost that are left; negative while there is a debt.
         paused, refused: when the pause ends, and when the last 429 was reported.
         low_next: the next place for a request of low priority beside others of normal priority.
-        normal_by, normal_at, other_normal_at: the member that last waited with normal priority, when that was, and when
-            another member did.
-        active: how many members wait or hold permits.
+        active, normal: how many members wait or hold permits, and in how many requests of normal priority wait.
         sweep_at: when silent members are looked for.
         leased, used, returned, expired: permits by what became of them.
         usage: permits used lately, fading.
@@ -208,10 +207,8 @@ class State:
     paused: float = NEVER
     refused: float = NEVER
     low_next: float = NEVER
-    normal_by: str = ""
-    normal_at: float = NEVER
-    other_normal_at: float = NEVER
     active: int = 0
+    normal: int = 0
     sweep_at: float = 0.0
     leased: int = 0
     used: int = 0

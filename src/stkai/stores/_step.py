@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Final
 
 from ._calendar import USAGE_SPAN, advance, note, opening, place
-from ._members import FORGET, WAITS, due_again, settle, sweep, void, void_old, wait
+from ._members import FORGET, due, settle, sweep, uncount, void, void_old, wait
 from ._protocol import BOOKS, Ask, Law, Lease, Snapshot
 from ._state import NEVER, ROUND, Member, State, count, merged
 
@@ -59,11 +59,11 @@ def step(s: State, ask: Ask, now: float) -> Lease:
     again = _grant(s, m, ask, now) if ask.want > 0 and not ask.leaving else 0.0
     s.id += 1
     m.before, m.id = -1 if is_void else ask.lease_id, s.id
-    m.due = min(m.due, due_again(m))
+    m.due = due(m)
     s.members[ask.member] = m
     lease = _answer(s, ask.share, m, now, is_void=is_void, again=again, new=True)
     if ask.leaving:
-        s.active -= m.counted
+        uncount(s, m)
         del s.members[ask.member]
     return lease
 
@@ -168,7 +168,7 @@ def _grant(s: State, m: Member, ask: Ask, now: float) -> float:
     want = min(ask.want, share + 1 - count(m.old))
     if max(s.next, opening(s) if s.most else NEVER) - now > 1.5 * AHEAD:
         want = min(want, 1)  # The calendar stays short, also while the group grows.
-    if ask.low and (s.other_normal_at if s.normal_by == ask.member else s.normal_at) > now - WAITS:
+    if ask.low and s.normal > m.normal:
         if s.low_next > now:
             return s.low_next - now
         want = min(want, 1)
@@ -176,14 +176,13 @@ def _grant(s: State, m: Member, ask: Ask, now: float) -> float:
     costs = ask.costs if s.quota.max_cost else ()
     granted = 0
     while granted < want:
-        places, after = want - granted, NEVER
+        places, seconds = want - granted, 0.0
         if costs:
             places, seconds = _affordable(s, places, costs[granted:want])
             if seconds > _REACH and (granted or m.old):
                 return 0.0 if granted else seconds - _REACH / 2
-            if seconds:
-                after = now + seconds
-        first, gap, found = place(s, places, after, now)
+        first, gap, found = place(s, places, now)
+        first = max(first, now + seconds)  # It may be used when there are enough units.
         paid = sum(costs[granted : granted + found])
         s.units -= paid
         m.units_fresh += paid

@@ -214,29 +214,23 @@ local function release(s, ranges, now)
   table.sort(s.free, in_order)
 end
 
-local function place(s, places, after, now)
+local function place(s, places, now)
   local gap, opens = 1 / s.rate, opening(s)
   if opens > s.next then
     local surplus = max(0, (opens - s.next) * s.rate + s.credit - max(0, s.burst - 1))
     s.next = min(opens, s.next + surplus * gap)
   end
-  local has_credit = s.credit >= 1 - ROUND and after <= now and s.paused <= now
+  local has_credit = s.credit >= 1 - ROUND and s.paused <= now
   if not (has_credit and opens <= now) then
     for index, r in ipairs(s.free) do
-      local first, step, size = r[1], r[2], r[3]
-      local final = first + step * (size - 1)
-      if after <= final and final < max(s.next, opens) + gap then
-        local skipped = first >= after and 0 or ceil((after - first) / step - ROUND)
-        local start = first + skipped * step
-        local found = fit(s, start, step, min(places, size - skipped))
+      if r[1] + r[2] * (r[3] - 1) < max(s.next, opens) + gap then
+        local found = fit(s, r[1], r[2], min(places, r[3]))
         if found > 0 then
-          local head, rest = cut({r}, skipped)
-          local _, tail = cut(rest, found)
+          local _, tail = cut({r}, found)
           table.remove(s.free, index)
-          for _, part in ipairs(head) do insert(s.free, part) end
           for _, part in ipairs(tail) do insert(s.free, part) end
           table.sort(s.free, in_order)
-          return start, step, found
+          return r[1], r[2], found
         end
       end
     end
@@ -246,111 +240,52 @@ local function place(s, places, after, now)
     s.credit = s.credit - found
     return max(now, opens), 0, found
   end
-  if after > s.next + gap then
-    local number = floor((after - s.next) / gap)
-    insert(s.free, {s.next, gap, number})
-    table.sort(s.free, in_order)
-    s.next = max(s.next + number * gap, after)
-  end
-  local first = max(s.next, s.paused)
+  local start, first, step = s.next, s.next, gap
   if first < opens then
-    places = max(1, fit(s, opens, 0, past(first, gap, places, opens)))
-    s.next = first + places * gap
-    return max(opens, after), 0, places
+    first, step, places = opens, 0, past(first, gap, places, opens)
   end
-  places = max(1, fit(s, first, gap, places))
-  s.next = first + places * gap
-  return max(first, after), gap, places
+  places = max(1, fit(s, first, step, places))
+  s.next = start + places * gap
+  return first, step, places
 end
 
--- The stored state and its members. Lists of pairs and triples are stored flat.
-local NUMBERS = {"epoch", "version", "id", "most", "within", "active", "leased", "used", "returned", "expired", "at",
-  "offset", "began", "started", "owner_seen", "rate", "burst", "next", "credit", "units", "paused", "refused", "written",
-  "low_next", "normal_at", "other_normal_at", "sweep_at", "usage", "quota_rate", "quota_burst", "window_seconds",
-  "max_cost", "cost_rate"}
-local TEXTS = {"memory", "normal_by", "methods"}
-local MEMBER = {"due", "id", "before", "epoch", "used", "lapsed", "waiting", "written_off", "seq", "units_used", "units",
-  "units_fresh", "seen", "counted"}
-
+-- The stored state and its members.
 local function precise(number) return string.format("%.17g", number) end
 
-local function flat(lists)
-  local values = {}
-  for _, list in ipairs(lists) do
-    for _, value in ipairs(list) do insert(values, value) end
-  end
-  return values
+local function unpacked(text)
+  local good, found = pcall(cmsgpack.unpack, text or "")
+  return good and type(found) == "table" and found.id and found or nil
 end
 
-local function grouped(values, width)
-  local lists = {}
-  for index = 1, #values, width do
-    local list = {}
-    for k = 0, width - 1 do list[k + 1] = values[index + k] end
-    insert(lists, list)
-  end
-  return lists
+local function fresh_state(now, epoch)
+  epoch = max(epoch, floor(now * 1e6))
+  return {
+    offset = -now, epoch = epoch, version = epoch, id = epoch, memory = "", written = 0, at = 0, began = NEVER, started = 0,
+    owner_seen = NEVER, rate = 0, burst = 0, quota_rate = 0, quota_burst = 0, window_seconds = 0, max_cost = 0, cost_rate = 0,
+    methods = "", next = 0, free = {}, credit = 0, most = 0, window = {}, within = 0, units = 0, paused = NEVER,
+    refused = NEVER, low_next = NEVER, active = 0, normal = 0, sweep_at = 0, leased = 0, used = 0, returned = 0, expired = 0,
+    usage = 0, is_new = true,
+  }
 end
 
-local function unpacked(packed, names, texts)
-  if not packed then return nil end
-  local good, values = pcall(cmsgpack.unpack, packed)
-  if not good or type(values) ~= "table" or #values ~= #names + #texts + 2 then return nil end
-  local found = {}
-  for index, name in ipairs(names) do
-    if type(values[index]) ~= "number" then return nil end
-    found[name] = values[index]
-  end
-  for index, name in ipairs(texts) do
-    if type(values[#names + index]) ~= "string" then return nil end
-    found[name] = values[#names + index]
-  end
-  return found, values[#values - 1], values[#values]
-end
-
-local function packed(found, names, texts, some, others)
-  local values = {}
-  for index, name in ipairs(names) do values[index] = found[name] end
-  for _, name in ipairs(texts) do insert(values, found[name]) end
-  insert(values, flat(some))
-  insert(values, flat(others))
-  return cmsgpack.pack(values)
-end
-
-local function fresh_state(now)
-  local s = {free = {}, window = {}, is_new = true}
-  for _, name in ipairs(NUMBERS) do s[name] = 0 end
-  for _, name in ipairs(TEXTS) do s[name] = "" end
-  for _, name in ipairs{"began", "owner_seen", "paused", "refused", "low_next", "normal_at", "other_normal_at"} do
-    s[name] = NEVER
-  end
-  s.offset, s.epoch = -now, floor(now * 1e6)
-  s.version, s.id = s.epoch, s.epoch
-  return s
-end
-
-local function load()
-  local s, free, window = unpacked(redis.call("GET", STATE), NUMBERS, TEXTS)
-  if s then s.free, s.window = grouped(free, 3), grouped(window, 2) end
-  return s
+local function fresh_member(ask, epoch)
+  return {
+    due = 0, id = 0, before = 0, epoch = epoch, used = ask.used, lapsed = ask.lapsed, units_used = ask.units_used, units = 0,
+    units_fresh = 0, waiting = 0, written_off = 0, seq = 0, seen = 0, counted = 0, normal = 0, old = {}, fresh = {},
+  }
 end
 
 local function save(s)
   local seconds = string.format("%d", EXPIRES + max(0, min(1e8, max(s.paused, s.next) - s.at)))
-  redis.call("SET", STATE, packed(s, NUMBERS, TEXTS, s.free, s.window), "EX", seconds)
-  if s.sweep_at <= s.at or s.is_swept then
-    redis.call("EXPIRE", MEMBERS, seconds)
-    redis.call("EXPIRE", DUES, seconds)
-  end
+  redis.call("SET", STATE, cmsgpack.pack(s), "EX", seconds)
+  redis.call("EXPIRE", MEMBERS, seconds)
+  redis.call("EXPIRE", DUES, seconds)
 end
 
-local function member_from(text)
-  local m, old, fresh = unpacked(text, MEMBER, {})
-  if m then m.old, m.fresh = grouped(old, 3), grouped(fresh, 3) end
-  return m
+local function save_member(name, m)
+  redis.call("HSET", MEMBERS, name, cmsgpack.pack(m))
+  redis.call("ZADD", DUES, precise(m.due), name)
 end
-
-local function save_member(name, m) redis.call("HSET", MEMBERS, name, packed(m, MEMBER, {}, m.old, m.fresh)) end
 
 local function delete_member(name)
   redis.call("HDEL", MEMBERS, name)
@@ -358,10 +293,9 @@ local function delete_member(name)
 end
 
 -- The members.
-local function due_again(m)
-  local due = m.seen + FORGET
-  if #m.old > 0 or #m.fresh > 0 then return min(due, max(last(m.old), last(m.fresh)) + KEPT) end
-  return m.counted == 1 and min(due, m.seen + WAITS) or due
+local function due(m)
+  if #m.old > 0 or #m.fresh > 0 then return min(m.seen + FORGET, max(last(m.old), last(m.fresh)) + KEPT) end
+  return m.seen + (m.counted == 1 and WAITS or FORGET)
 end
 
 local function void_old(s, m)
@@ -392,7 +326,7 @@ local function settle(s, m, ask, now)
     m.fresh, m.units_fresh = {}, 0
   end
   local known = ask.lease_id == m.id or ask.lease_id == m.before
-  local keeps = known and ask.leaving == 0
+  local keeps = known and not ask.leaving
   local ranges = merged(m.old, m.fresh)
   local held = keeps and min(ask.held, count(ranges)) or 0
   local late = min(m.written_off, max(0, used + lapsed))
@@ -419,44 +353,35 @@ local function settle(s, m, ask, now)
   return not known
 end
 
+local function uncount(s, m)
+  s.active, s.normal = s.active - m.counted, s.normal - m.normal
+  m.counted, m.normal = 0, 0
+end
+
 local function wait(s, m, ask, now)
   m.seen, m.waiting = now, ask.waiting
-  local counted = (ask.want > 0 or ask.waiting > 0 or #m.old > 0) and 1 or 0
-  s.active, m.counted = s.active + counted - m.counted, counted
-  if ask.waiting > 0 and ask.low == 0 then
-    if s.normal_by ~= ask.member then s.normal_by, s.other_normal_at = ask.member, s.normal_at end
-    s.normal_at = now
-  elseif s.normal_by == ask.member then
-    s.normal_by, s.normal_at, s.other_normal_at = "", s.other_normal_at, NEVER
-  end
+  uncount(s, m)
+  m.counted = (ask.want > 0 or ask.waiting > 0 or #m.old > 0) and 1 or 0
+  m.normal = ask.waiting > 0 and not ask.low and 1 or 0
+  s.active, s.normal = s.active + m.counted, s.normal + m.normal
 end
 
 local function sweep(s, now)
   if now < s.sweep_at then return end
-  if redis.call("EXISTS", MEMBERS) == 0 then s.active = 0 end  -- The server may have dropped them to save memory.
+  if redis.call("EXISTS", MEMBERS) == 0 then s.active, s.normal = 0, 0 end  -- The server may have dropped them.
   local names = redis.call("ZRANGEBYSCORE", DUES, "-inf", precise(now), "LIMIT", 0, SWEPT)
-  s.sweep_at, s.is_swept = #names == SWEPT and now or now + SWEEP, true
+  s.sweep_at = #names == SWEPT and now or now + SWEEP
   for _, name in ipairs(names) do
-    local m = member_from(redis.call("HGET", MEMBERS, name))
+    local m = unpacked(redis.call("HGET", MEMBERS, name))
     if m then
-      m.due = due_again(m)
-      if m.due <= now then
-        local held = count(m.old) + count(m.fresh)
-        if m.epoch == s.epoch then s.expired = s.expired + held end
-        m.written_off = m.written_off + held
-        m.old, m.fresh, m.units, m.units_fresh, m.waiting = {}, {}, 0, 0, 0
-        s.active, m.counted = s.active - m.counted, 0
-        m.due = due_again(m)
-      end
-      if m.due > now then
-        save_member(name, m)
-        redis.call("ZADD", DUES, precise(m.due), name)
-      else
-        delete_member(name)
-      end
-    else
-      delete_member(name)
+      local held = count(m.old) + count(m.fresh)
+      if m.epoch == s.epoch then s.expired = s.expired + held end
+      uncount(s, m)
+      m.written_off = m.written_off + held
+      m.old, m.fresh, m.units, m.units_fresh, m.waiting = {}, {}, 0, 0, 0
+      m.due = m.seen + FORGET
     end
+    if m and m.due > now then save_member(name, m) else delete_member(name) end
   end
 end
 
@@ -518,21 +443,20 @@ local function grant(s, m, ask, now)
   local share = max(1, floor(max(s.rate * AHEAD, s.credit) / max(1, s.active) + ROUND))
   local want = min(ask.want, share + 1 - count(m.old))
   if max(s.next, opening(s)) - now > 1.5 * AHEAD then want = min(want, 1) end
-  if ask.low == 1 and (s.normal_by == ask.member and s.other_normal_at or s.normal_at) > now - WAITS then
+  if ask.low and s.normal > m.normal then
     if s.low_next > now then return s.low_next - now end
     want = min(want, 1)
     s.low_next = max(s.low_next, now - 1 / (LOW * s.rate)) + 1 / (LOW * s.rate)
   end
   local costs, granted = s.max_cost > 0 and ask.costs or {}, 0
   while granted < want do
-    local places, after = want - granted, NEVER
+    local places, seconds = want - granted, 0
     if #costs > 0 then
-      local seconds
       places, seconds = affordable(s, places, costs, granted + 1, want)
       if seconds > REACH and (granted > 0 or #m.old > 0) then return granted > 0 and 0 or seconds - REACH / 2 end
-      if seconds > 0 then after = now + seconds end
     end
-    local first, gap, found = place(s, places, after, now)
+    local first, gap, found = place(s, places, now)
+    first = max(first, now + seconds)
     local paid = 0
     for number = granted + 1, min(granted + found, #costs) do paid = paid + costs[number] end
     s.units, m.units_fresh = s.units - paid, m.units_fresh + paid
@@ -565,11 +489,9 @@ end
 local function step(s, ask, now)
   now = advance(s, now)
   sweep(s, now)
-  local m = member_from(redis.call("HGET", MEMBERS, ask.member))
+  local m = unpacked(redis.call("HGET", MEMBERS, ask.member))
   if not m then
-    m = {old = {}, fresh = {}}
-    for _, name in ipairs(MEMBER) do m[name] = 0 end
-    m.used, m.lapsed, m.units_used, m.epoch, m.due = ask.used, ask.lapsed, ask.units_used, s.epoch, -NEVER
+    m = fresh_member(ask, s.epoch)
   elseif ask.seq < m.seq or ask.seq == m.seq and ask.seq > 0 then
     local is_valid = ask.seq == m.seq and m.epoch == s.epoch
     return answer(s, m, now, not is_valid or m.before < 0, 0, is_valid and m.fresh or {})
@@ -586,22 +508,18 @@ local function step(s, ask, now)
   end
   local is_void = settle(s, m, ask, now)
   wait(s, m, ask, now)
-  if ask.refused >= 0 then
-    refuse(s, ask.refused, now + ask.pause, now)
+  if ask.refused ~= cjson.null then
+    refuse(s, ask.refused[1], now + ask.refused[2], now)
     is_void = void_old(s, m) or is_void
   end
-  local again = ask.want > 0 and ask.leaving == 0 and grant(s, m, ask, now) or 0
+  local again = ask.want > 0 and not ask.leaving and grant(s, m, ask, now) or 0
   s.id = s.id + 1
   m.before, m.id = is_void and -1 or ask.lease_id, s.id
-  local due = due_again(m)
-  if due < m.due then
-    m.due = due
-    redis.call("ZADD", DUES, precise(due), ask.member)
-  end
+  m.due = due(m)
   save_member(ask.member, m)
   local lease = answer(s, m, now, is_void, again, m.fresh)
-  if ask.leaving == 1 then
-    s.active = s.active - m.counted
+  if ask.leaving then
+    uncount(s, m)
     delete_member(ask.member)
   end
   return lease
@@ -612,7 +530,7 @@ local function look(s, now)
   local alive, active, waiting = 0, 0, 0
   now = advance(s, now)
   for _, text in ipairs(redis.call("HVALS", MEMBERS)) do
-    local m = member_from(text)
+    local m = unpacked(text)
     if m and m.seen > now - FORGET then
       alive, waiting = alive + 1, waiting + m.waiting
       if #m.old > 0 or #m.fresh > 0 or m.waiting > 0 then active = active + 1 end
@@ -627,38 +545,25 @@ local function look(s, now)
   return {table.concat(words, " "), s.methods}
 end
 
-local function numbers(text)
-  local found = {}
-  for word in string.gmatch(text, "%S+") do insert(found, tonumber(word)) end
-  return found
-end
-
 local now = tonumber(ARGV[2])
 if not now then
   local time = redis.call("TIME")
   now = time[1] + time[2] / 1e6
 end
 if ARGV[1] == "older" then return redis.call("ZCOUNT", KEYS[1], precise(now - FORGET), "+inf") end
-local s = load()
+local s = unpacked(redis.call("GET", STATE))
 
 if ARGV[1] == "lease" then
-  local ask = {member = ARGV[3], costs = numbers(ARGV[5]), methods = ARGV[6]}
-  local n = numbers(ARGV[4])
-  for index, name in ipairs{"rate", "burst", "started", "age", "window", "max_cost", "cost_rate", "seq", "lease_id", "used",
-      "lapsed", "held", "want", "waiting", "low", "units_used", "units", "own", "own_seconds", "queue", "refused", "pause",
-      "leaving"} do
-    ask[name] = n[index]
-  end
-  s = s or fresh_state(now)
-  local lease = step(s, ask, now)
+  s = s or fresh_state(now, 0)
+  local lease = step(s, cjson.decode(ARGV[3]), now)
   save(s)
   return lease
 elseif ARGV[1] == "amend" then
-  local n = numbers(ARGV[3])
-  if not s or n[1] ~= s.epoch or n[2] ~= s.version then return 0 end
+  local law = cjson.decode(ARGV[3])
+  if not s or law.epoch ~= s.epoch or law.version ~= s.version then return 0 end
   now = advance(s, now)
-  pace(s, n[3], n[4], now)
-  s.version, s.memory, s.written = s.version + 1, ARGV[4], now
+  pace(s, law.rate, law.burst, now)
+  s.version, s.memory, s.written = s.version + 1, law.memory, now
   save(s)
   return 1
 elseif not s or s.rate == 0 then
@@ -666,9 +571,8 @@ elseif not s or s.rate == 0 then
 elseif ARGV[1] == "look" then
   return look(s, now)
 end
-local anew = fresh_state(now)
-anew.epoch = max(anew.epoch, s.epoch + 1)
-anew.version, anew.id, anew.is_new = anew.epoch, anew.epoch, false
+s = fresh_state(now, s.epoch + 1)
+s.is_new = false
 redis.call("DEL", MEMBERS, DUES)
-save(anew)
+save(s)
 return 1
