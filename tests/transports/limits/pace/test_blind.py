@@ -59,11 +59,13 @@ def test_four_share_a_bucket_evenly(numbers: tuple[float, ...]) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_four_at_a_server_that_spaces_requests_out_do_not_spiral_down(seed: int) -> None:
+def test_four_at_a_server_that_spaces_requests_out_neither_spiral_down_nor_starve(seed: int) -> None:
     world = run(LeakyBucket(20), 4, seed=seed, until=120.0)
     early, late = world.counts(10.0, 60.0)[0], world.counts(70.0, 120.0)[0]
     assert sum(late) >= 0.45 * 20 * 50
     assert sum(late) >= 0.8 * sum(early)
+    assert min(late) >= 0.4 * sum(late) / 4
+    assert jain(late) >= 0.85
 
 
 def test_a_limit_of_requests_in_flight_is_used() -> None:
@@ -179,7 +181,7 @@ def test_a_refusal_is_bad_luck_if_the_server_has_just_accepted_something_and_not
     one.hear(200, 0.1, 0.0, turn=one.force(0.0))
     excused = []
     now = 0.2
-    for _ in range(8):
+    for _ in range(14):
         now += 0.5
         turn = one.force(now)
         turn.mark = None
@@ -200,6 +202,25 @@ def test_collisions_are_named_as_the_reason() -> None:
     pace = world.senders[0].pace
     assert str(pace) == "found: collisions, rate kept"
     assert pace.rate > 10
+
+
+def test_a_limit_of_requests_in_flight_is_named_with_its_places() -> None:
+    world = run(Places(8), 1, workers=32, service=0.2, until=120.0)
+    assert str(world.senders[0].pace) == "found: in flight: 8"
+
+
+@pytest.mark.parametrize("numbers", [(), (20.0, 1.0)])
+def test_a_bucket_with_slow_answers_is_no_limit_of_requests_in_flight(numbers: tuple[float, ...]) -> None:
+    world = run(LeakyBucket(20, 5), 1, *numbers, workers=32, service=0.2, until=90.0)
+    assert "in flight" not in str(world.senders[0].pace)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_slow_answers_do_not_hide_that_a_server_spaces_requests_out(seed: int) -> None:
+    world = run(LeakyBucket(20), 4, workers=8, service=0.2, seed=seed)
+    shares = world.counts(10.0, 60.0)[0]
+    assert sum(shares) >= 0.45 * 20 * 50
+    assert min(shares) >= 0.5 * sum(shares) / 4
 
 
 def test_a_call_that_is_refused_alone_again_and_again_is_not_excused_for_ever() -> None:

@@ -10,7 +10,7 @@ import math
 from typing import NamedTuple
 
 from ..limiter import Turn
-from .pairs import Outcome, PairTest
+from .pairs import TOGETHER, InFlight, Outcome, PairTest
 from .quota import KnownQuota
 
 _PATIENCE = 4.0
@@ -31,9 +31,15 @@ _MEMORY, _PRIOR = 20.0, 4.0
 _TOLD = 60.0
 """With a known quota, the patience is the time in which it allows so many requests: the same for all that share it."""
 
-_STRICT_PATIENCE, _STRICT_RATE, _STRICT_LEAST, _STRICT_SLOW = 0.35, 2.5, 0.5, 0.5
-_STRICT_MOST = 0.55
-"""On a strict server: patience 0.35 s at 2.5 per second, in proportion to the rate; no growth beyond 55 % refused."""
+_STRICT_STEP, _STRICT_PATIENCE, _SHARE = 0.08, 40.0, 0.4
+"""On a strict server, that share, and the patience in spacings, times the share of them that a sender uses, up to 0.4:
+senders at the same refusals per second and rate get the same rate."""
+
+_SPACING, _LEAST_STRICT = 0.05, 0.15
+"""Seconds between two requests at a strict server whose quota is unknown, and the shortest patience there."""
+
+_STRICT_USUAL, _STRICT_STEEPNESS = 0.55, 6
+"""The same as above for such a server: most of its refusals cost nothing but themselves."""
 
 _START, _ADDED, _ADDED_SHARE, _DOUBLING = 2.0, 4.0, 0.1, 1.0
 """A start: 2 per second, and 4 (at most a tenth of a known quota) more each second, or doubled if that is more."""
@@ -47,11 +53,15 @@ _HALVED = 3
 _OUTAGE, _LONG, _REGAINED, _REGAIN = 5, 3.0, 0.75, 0.5
 """Refusals in a row, or seconds, that are an outage: the rate stays, then doubles in 0.5 s, up to 0.75 of before."""
 
+_STRICT_OUTAGE = 10
+"""The same where refusals are collisions, or may be."""
+
 _LONGEST, _SHORTEST, _GAPS = 3.5, 0.1, 1.5
 """Seconds for which a second refusal in a row holds back: 1.5 gaps, doubled with each further one, and its bounds."""
 
-_FLOOR, _FLOOR_SHARE = 0.1, 0.05
-"""Requests per second below which the rate never falls, but at most that share of the quota."""
+_FLOOR, _UNDECIDED, _FLOOR_SHARE = 0.1, 0.8, 0.05
+"""Requests per second below which the rate never falls, and before it is known what the server is: small senders would
+take too long to find out. At most that share of the quota."""
 
 _SPREAD = 0.2
 """Share by which gaps vary where the quota is known: at its rate, one sender could lock the others out of a bucket."""
@@ -116,11 +126,13 @@ class BlindRate:
     def __init__(self, quota: KnownQuota, found: Found, now: float) -> None:
         self._quota, self._starting = quota, found.is_open
         rate = _START if found.is_open and not quota.is_given else found.rate
+        self._test = PairTest(now, is_bursty=found.is_bursty)
+        self._in_flight = InFlight()
         self.rate, self.credit = self._bounded(rate), 0.0
         self._accepted, self._since = found.accepted, found.since
-        self._test = PairTest(now, quota.ceiling, is_bursty=found.is_bursty)
+        self._spacing = 1 / quota.ceiling if quota.is_given else _SPACING
         self.row = self._refusals = 0
-        self._row_at = self._hold = -math.inf
+        self._row_at = self._hold = self._accepted_sent = -math.inf
         # The rate that was last refused, that before a row of refusals (0 in a start), and the target of a recovery.
         self._bad, self._before, self._back = math.inf, 0.0, math.inf
         # What was refused until now has been taken into account.
@@ -138,9 +150,22 @@ class BlindRate:
         return self._test.is_strict
 
     @property
+    def _is_crowded(self) -> bool:
+        """Whether nearly all is refused."""
+        return self._refused > _STRICT_USUAL * self._answers
+
+    @property
+    def _outage(self) -> int:
+        """Refusals in a row that are an outage."""
+        return _STRICT_OUTAGE if self.is_strict or self._test.is_undecided else _OUTAGE
+
+    @property
     def finding(self) -> str:
         """What was found out about the server's refusals."""
-        return "collisions, rate kept" if self.is_strict else ""
+        if self.is_strict:
+            return "collisions, rate kept"
+        places = self._in_flight.places
+        return f"in flight: {places}" if places else ""
 
     def reason(self, before: float) -> str:
         """Why the rate is not `before` any more."""
@@ -160,7 +185,7 @@ class BlindRate:
     @property
     def lasting(self) -> float:
         """The rate; while the server accepts nothing, that from before."""
-        return self._before or self.rate if self.row >= _OUTAGE else self.rate
+        return self._before or self.rate if self.row >= self._outage else self.rate
 
     def update(self, share: float) -> None:
         """Continue with another quota, of which it gets the same share: `share` is the new quota by the old one."""
@@ -183,14 +208,15 @@ class BlindRate:
 
     def time_for(self, permits: float, now: float) -> float:
         """Seconds until this many more permits are released; those of a pair are due together."""
-        if permits > 1.5 - self.credit and not self.row and self._test.is_due(now):
+        if permits > 1.5 - self.credit and self._test.is_due(now, self.row):
             return max(_PAIRED, (permits - 1) / self.rate)
         return permits / self.rate
 
     def take(self, turn: Turn, now: float) -> float:
         """Take the permit; returns what it takes. The first of a pair takes none, so that the second can go at once."""
+        self._in_flight.sent(now, self._accepted_at)
         gap, test, was_open = 1 / self.rate, self._test, self._test.is_open
-        turn.mark = test.take(now, gap) if was_open or not self.row else None
+        turn.mark = test.take(now, gap, self.row)
         if was_open and turn.mark is not None:
             return 1.0
         if test.is_bursty and self._quota.is_given:
@@ -198,12 +224,13 @@ class BlindRate:
         self._due = max(self._due + gap, now + gap - min(gap / 2, _LATE) * test.is_bursty)
         if self.row:
             self._due = min(self._due, now + _LONGEST)
-        else:
-            self._due = max(self._due, now + test.rest(now, gap))
+        if rest := test.rest(now, gap, crowded=self._is_crowded):
+            self._hold = max(self._hold, now + rest)
         return 1.0 if turn.mark is None else 0.0
 
     def ignore(self, turn: Turn) -> None:
         """Note that a request was not sent, or its answer says nothing: if it was one of a pair, there is no pair."""
+        self._in_flight.ended()
         if turn.mark is not None:
             self._test.drop()
 
@@ -215,7 +242,7 @@ class BlindRate:
         return min(wait, max(shortest, min(longest, wait / 2)))
 
     def _grow(self, seconds: float) -> None:
-        if self.row > _OUTAGE or (self.row > 1 and not self.is_strict):
+        if self.row > self._outage or (self.row > 1 and not self.is_strict):
             return
         if self._starting:
             if self._test.is_bursty or self.is_strict:
@@ -229,7 +256,9 @@ class BlindRate:
             below, haste = math.log(self._bad / self.rate), 1.0
             if below > _BELOW and not self.is_strict:
                 haste = min(_HASTE, 1 + _URGENCY * (below - _BELOW) / _STEP)
-            self.rate *= math.exp(haste * _STEP / self._patience() * seconds)
+            self.rate *= math.exp(
+                haste * (_STRICT_STEP if self.is_strict else _STEP) / self._patience() * seconds
+            )
             self._bad = max(self._bad, self.rate)
         self.rate = self._bounded(self.rate)
 
@@ -237,14 +266,18 @@ class BlindRate:
 
     def accepted(self, turn: Turn, now: float, sent: float) -> None:
         """Note that a request was accepted."""
+        self._in_flight.ended()
+        self._in_flight.accepted(sent)
         if turn.mark is not None:
             outcome = self._test.hear(turn.mark, now, accepted=True, starting=self._starting)
             if outcome is Outcome.BOTH:
                 self._due += 1 / self.rate
-        self._accepted_at = now
+        if abs(sent - self._accepted_sent) < TOGETHER and not self._test.is_bursty:
+            self._test.prove(now)
+        self._accepted_at, self._accepted_sent = now, sent
         self._answers += 1
         self._accepted += 1
-        if self.row >= _OUTAGE or (self.row and now - self._row_at > _LONG):
+        if self.row >= self._outage or (self.row and now - self._row_at > _LONG):
             # The rate of a start says little; what was accepted since then, until now, says more.
             self._back = _REGAINED * (self._before or self._accepted / max(1.0, now - self._since))
             self.rate = self._bounded(min(self._back, max(self.rate, self._back / 2)))
@@ -252,10 +285,14 @@ class BlindRate:
 
     def refused(self, turn: Turn, now: float, sent: float, chance: float) -> None:
         """Note that a request sent at `sent` was refused."""
+        self._in_flight.ended()
+        self._in_flight.refused(now)
         is_recent = now - self._accepted_at < _RECENT
-        turn.excused = is_recent and self.row < _OUTAGE and turn.excuses < _UNLUCKY
+        turn.excused = is_recent and self.row < self._outage and turn.excuses < _UNLUCKY
         if turn.mark is not None:
             outcome = self._test.hear(turn.mark, now, accepted=False, starting=self._starting)
+            if self._is_crowded:
+                self._test.hurry(now)
             if outcome is Outcome.NEITHER:
                 self._due = now + (0.5 + chance) / self.rate
             if outcome is not None:
@@ -271,13 +308,13 @@ class BlindRate:
         self._cut(now)
         # A strict server wants another phase; a bucket wants time to refill.
         self._due = now + (0.5 + 0.5 * chance if self._test.is_bursty else 0.3 * chance) / self.rate
-        if self.row > 1 and not (self.is_strict and self.row <= _OUTAGE):
+        if self.row > (1 if self._outage == _OUTAGE else _STRICT_OUTAGE):
             wait = (0.5 + chance) * 2.0 ** (min(self.row, 12) - 2) * max(_GAPS / self.rate, _SHORTEST)
             self._hold = max(self._hold, now + min(_LONGEST, wait))
 
     def _cut(self, now: float) -> None:
-        if self.row <= _OUTAGE:
-            step = _STEP if self.is_strict else max(_STEP, _FIRST_STEP / (1 + self._refusals / _STEPS))
+        if self.row <= self._outage:
+            step = _STRICT_STEP if self.is_strict else max(_STEP, _FIRST_STEP / (1 + self._refusals / _STEPS))
             is_halved = self._starting or (self.row > _HALVED and not self.is_strict)
             self.rate = self._bounded(self.rate * (0.5 if is_halved else 1 - step))
             self._back = math.inf
@@ -286,14 +323,15 @@ class BlindRate:
 
     def _bounded(self, rate: float) -> float:
         quota = self._quota
-        return min(quota.ceiling, max(rate, quota.floor, min(_FLOOR, _FLOOR_SHARE * quota.ceiling)))
+        least = _UNDECIDED if self._test.is_undecided else _FLOOR
+        return min(quota.ceiling, max(rate, quota.floor, min(least, _FLOOR_SHARE * quota.ceiling)))
 
     def _patience(self) -> float:
         refused = (self._refused + _USUAL * _PRIOR) / (self._answers + _PRIOR)
         if self.is_strict:
-            share = max(_STRICT_LEAST, self.rate / _STRICT_RATE)
-            patience = max(_STRICT_SLOW / self.rate, _STRICT_PATIENCE * share)
-            return patience if refused <= _STRICT_MOST else math.inf
+            share = min(_SHARE, self.rate * self._spacing)
+            patience = max(_LEAST_STRICT, _STRICT_PATIENCE * self._spacing * share)
+            return patience * math.pow(max(1.0, refused / _STRICT_USUAL), _STRICT_STEEPNESS)
         if self._quota.ceiling < math.inf:
             return max(_PATIENCE, _TOLD / self._quota.ceiling)
         alone = max(_LEAST_PATIENCE, refused / _HARDLY)

@@ -8,24 +8,37 @@ a window that is not used up accepts both, such a server at most one.
 import math
 from enum import Enum, auto
 
-_TESTS = 3
-"""Pairs of which just one request was accepted, in a row, that show a server that spaces requests out."""
+TOGETHER = 0.01
+"""Seconds between two requests that go at one instant, as far as a server can tell that spaces requests out."""
 
-_RATE, _SHARE = 0.5, 0.02
-"""Requests per second, or a share of the quota, below which such a pair shows nothing: a slow bucket is nearly always
-empty."""
+_TESTS, _EMPTY = 3.0, 0.25
+"""Pairs of which just one request was accepted that show a strict server. Each that was refused altogether takes back
+a quarter of one: a bucket that others keep empty does both."""
+
+_ENOUGH = 16
+"""Pairs after which a sender goes on without a verdict."""
 
 _AGAIN, _SOONEST, _LATEST = 4.0, 0.5, 20.0
-"""Requests until the next pair, doubled each time, and its bounds in seconds."""
+"""Requests until the next pair, doubled each time, and its bounds in seconds ..."""
+
+_HURRY = 2.0
+"""... and seconds until then while nearly all is refused: a bucket may be mistaken for a strict server."""
 
 _PROVEN = 600.0
 """Seconds until the next pair, once a pair was accepted."""
 
-_REST = 5.0
-"""Gaps before such a pair, so that a bucket that only seemed to be strict has something to give."""
+_REST, _LONGEST_REST = 5.0, 4.0
+"""Gaps before a pair that tests a verdict, so that a bucket has something to give; up to four times as many then."""
 
 _UNHEARD = 2
 """Pairs in a row, at a start, that may be refused altogether: several programs that start together collide."""
+
+_WAITED, _MISSED, _SURE = 16, 6, 30
+"""Requests that went through after a refusal, once another one had been answered, that show a limit of requests in
+flight. One that went through earlier takes back six. More than 30 are not counted."""
+
+_SEVERAL, _GAIN = 2, 0.2
+"""Requests that must be in flight at a refusal for that, and the weight of each new count of them."""
 
 
 class Pair(Enum):
@@ -48,7 +61,6 @@ class PairTest:
 
     Args:
         now: the present.
-        ceiling: the quota's rate; infinite if it is unknown.
         is_bursty: whether two requests at one instant are known to have been accepted.
 
     Attributes:
@@ -56,13 +68,12 @@ class PairTest:
         is_open: whether the second of a pair may go.
     """
 
-    def __init__(self, now: float, ceiling: float, *, is_bursty: bool) -> None:
+    def __init__(self, now: float, *, is_bursty: bool) -> None:
         self.is_bursty, self.is_open = is_bursty, False
         self._at = now + _PROVEN if is_bursty else -math.inf
-        self._least = min(_RATE, _SHARE * ceiling)
-        self._failed = self._unheard = 0
+        self._failed, self._unheard, self._tried = 0.0, 0, 0
         self._answers: dict[Pair, bool] | None = None
-        self._first, self._rate, self._has_rested = -math.inf, 0.0, False
+        self._first, self._apart, self._rate, self._has_rested = -math.inf, 0.0, 0.0, False
 
     @property
     def is_strict(self) -> bool:
@@ -70,37 +81,52 @@ class PairTest:
         return self._failed >= _TESTS
 
     @property
+    def is_undecided(self) -> bool:
+        """Whether there is no verdict yet, but soon will be."""
+        return not self.is_bursty and not self.is_strict and self._tried < _ENOUGH
+
+    @property
     def first(self) -> float:
         """When the first of the pair went."""
         return self._first
 
-    def is_due(self, now: float) -> bool:
-        """Whether the next two permits go as a pair."""
-        return self._answers is None and now >= self._at and (self._has_rested or not self.is_strict)
+    def is_due(self, now: float, row: int) -> bool:
+        """Whether the next two permits go as a pair, after `row` refusals in a row."""
+        if self._answers is not None or now < self._at:
+            return False
+        return self._has_rested or not (row or self.is_strict)
 
-    def take(self, now: float, gap: float) -> Pair | None:
+    def take(self, now: float, gap: float, row: int) -> Pair | None:
         """The second of an open pair, unless it comes too late; the first of a pair that is due; or neither."""
         if self.is_open:
-            self.is_open = False
-            if now - self._first <= gap / 4:
+            self.is_open, self._apart = False, now - self._first
+            if self._apart <= gap / 4:
                 return Pair.SECOND
             self._answers = None
-        if not self.is_due(now):
+        if not self.is_due(now, row):
             return None
         self._first, self._rate, self.is_open, self._answers = now, 1 / gap, True, {}
         self._has_rested = False
         return Pair.FIRST
 
-    def rest(self, now: float, gap: float) -> float:
-        """Seconds for which to hold back before the next pair, if it is due."""
+    def rest(self, now: float, gap: float, *, crowded: bool) -> float:
+        """Seconds for which to hold back before the next pair, if it is due; longer if nearly all is refused."""
         if not self.is_strict or self._has_rested or self._answers is not None or now < self._at:
             return 0.0
         self._has_rested = True
-        return _REST * gap
+        return _REST * gap * (min(_LONGEST_REST, 1 + self._failed - _TESTS) if crowded else 1.0)
+
+    def hurry(self, now: float) -> None:
+        """Test the verdict again soon."""
+        self._at = min(self._at, now + _HURRY)
 
     def drop(self) -> None:
         """Forget the pair: one of its requests had no answer that says anything."""
         self._answers, self.is_open = None, False
+
+    def prove(self, now: float) -> None:
+        """Note that the server has accepted two requests at one instant."""
+        self.is_bursty, self._failed, self._at = True, 0.0, now + _PROVEN
 
     def hear(self, pair: Pair, now: float, *, accepted: bool, starting: bool) -> Outcome | None:
         """Note an answer to one of a pair; returns None if it belongs to none, or is like any other."""
@@ -110,15 +136,66 @@ class PairTest:
         if len(self._answers) < len(Pair):
             return Outcome.NOTHING
         good, self._answers = sum(self._answers.values()), None
+        self._tried += 1
         self._unheard = 0 if good else self._unheard + 1
         if good == 2:
-            self.is_bursty, self._failed, self._at = True, 0, now + _PROVEN
+            if self._apart <= TOGETHER:
+                self.prove(now)
             return Outcome.BOTH
         if good == 1:
             self.is_bursty = False
-            self._failed += self._rate >= self._least
+            self._failed += 1
             over = self._failed - _TESTS
             wait = min(_LATEST, max(_SOONEST, _AGAIN / self._rate) * 2.0 ** min(over, 9))
             self._at = -math.inf if over < 0 else now + wait
             return Outcome.NOTHING
+        if not self.is_strict:
+            self._failed = max(0.0, self._failed - _EMPTY)
         return Outcome.NEITHER if starting and self._unheard <= _UNHEARD else None
+
+
+class InFlight:
+    """Finds out whether a server limits what is in flight, and how much of that this sender has when it is refused.
+
+    Such a server accepts a request again as soon as one has been answered, and not before. A bucket accepts at any
+    instant, so that sooner or later a request goes through between two answers.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0
+        self._places = 0.0
+        self._refused_at = self._retried_at = math.inf
+        self._waited = False
+        self._score = 0
+
+    @property
+    def places(self) -> int:
+        """Requests in flight of this sender that the server allows; 0 if it does not limit them, as far as is known."""
+        return round(self._places) if self._score >= _WAITED else 0
+
+    def sent(self, now: float, answered_at: float) -> None:
+        """Note that a request goes; the last answer of success came at `answered_at`."""
+        self._now += 1
+        if self._refused_at < now:
+            self._retried_at, self._waited = now, answered_at >= self._refused_at
+            self._refused_at = math.inf
+
+    def ended(self) -> None:
+        """Note that a request was answered, or given up."""
+        self._now = max(0, self._now - 1)
+
+    def accepted(self, sent: float) -> None:
+        """Note that a request sent at `sent` was accepted."""
+        if sent == self._retried_at:
+            self._retried_at = math.inf
+            step = 1 if self._waited else -_MISSED
+            self._score = max(0, min(_SURE, self._score + step))
+
+    def refused(self, now: float) -> None:
+        """Note a refusal, with the requests that are in flight besides."""
+        self._retried_at = math.inf
+        if self._now < _SEVERAL:
+            self._refused_at = math.inf
+            return
+        self._places += (self._now - self._places) * (_GAIN if self._places else 1.0)
+        self._refused_at = now

@@ -3,6 +3,7 @@
 import math
 
 from .law import Past
+from .pairs import TOGETHER
 from .pause import is_soft
 from .quota import KnownQuota
 
@@ -43,10 +44,6 @@ _SEARCH_MOST = 1e6
 """Requests per second at which it stops doubling: a program may stand still for an hour, with requests waiting."""
 
 
-_TOGETHER = 0.005
-"""Seconds between two requests that go at once, as far as a server can tell that spaces requests out."""
-
-
 class ColdStart:
     """The rate doubles with time while requests wait, and successes release permits at once, as in TCP's slow start.
 
@@ -64,7 +61,7 @@ class ColdStart:
         self._quota = quota.requests
         self._free = 0.0 if quota.requests == math.inf else _FREE * quota.requests
         self._excused = False
-        self._sent, self._together = -math.inf, math.inf
+        self._sent, self.is_bursty = -math.inf, False
         if quota.requests == math.inf:
             self._most, self.rate, self.burst = _SEARCH_MOST, _SEARCH_RATE, _AT_ONCE
             self._doubling = _SEARCH_DOUBLING
@@ -111,15 +108,10 @@ class ColdStart:
             return min(rate, past.successes / max(1.0, past.seconds)) / 2, True
         return rate / 2, False
 
-    def note(self, now: float) -> None:
-        """Note when requests go."""
-        if now - self._sent < _TOGETHER:
-            self._together = min(self._together, now)
-        self._sent = now
-
-    def was_bursty(self, sent: float) -> bool:
-        """Whether two requests went at once before the one sent at `sent`: these have been answered by now."""
-        return self._together < sent - _TOGETHER
+    def note(self, sent: float) -> None:
+        """Note when accepted requests were sent: two at one instant show that the server is bursty."""
+        self.is_bursty = self.is_bursty or abs(sent - self._sent) < TOGETHER
+        self._sent = sent
 
     def doubled(self, rate: float, seconds: float) -> tuple[float, float]:
         """The rate after `seconds` of holding back, and the permits released meanwhile."""

@@ -145,8 +145,6 @@ class WindowedRate:
     def take(self, turn: Turn, now: float) -> float:
         """Count a request that goes now; returns the permits that it takes: one, give or take some jitter."""
         self.history.tally.add(now)
-        if not self.start.over:
-            self.start.note(now)
         quota = self._quota
         if self.rate >= quota.ceiling:
             return 1.0
@@ -211,6 +209,7 @@ class WindowedRate:
 
     def accepted(self, turn: Turn, now: float, sent: float) -> None:
         """Note that a request sent at `sent` was accepted, which may release permits at once."""
+        self.start.note(sent)
         free = self.start.released_by_success()
         if free:
             self.burst = max(self.burst, self.start.burst)
@@ -244,7 +243,7 @@ class WindowedRate:
         """What was found until a request sent at `sent` was refused without a word about how long to wait."""
         past, start = self.history.past(now, cold=not self.start.over), self.start
         rate, is_open = start.found(past, self.rate) if past.cold else (self.rate, False)
-        return Found(rate, is_open, past.successes, now - past.seconds, start.was_bursty(sent))
+        return Found(rate, is_open, past.successes, now - past.seconds, start.is_bursty)
 
     def _adopt(self) -> None:
         """Switch to another law, because more is known about the quota."""
