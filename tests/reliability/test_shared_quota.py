@@ -1,7 +1,7 @@
 """Processes that share one quota: together they get no more than the quota, whatever happens to one or to the store.
 
-How much of it they use is a matter of tests/simulation, in virtual time: here the machine may be busy, and what counts is
-how much was sent in all.
+How much of it they use is a matter of tests/simulation, in virtual time. Here the machine may be busy, and what counts
+is how much was sent in all.
 """
 
 import asyncio
