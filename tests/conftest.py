@@ -24,11 +24,15 @@ from stkai import STKAI, SystemClock
 
 from .support.world import NAMES, World
 
+MORE = int(os.environ.get("STKAI_TEST_SEEDS", "1"))
+"""How many times as many examples to try; then, they are not the same in each run."""
+
 hypothesis.settings.register_profile(
-    # Nothing is timed or left to chance, and the fixtures here hold no state that one example could pass to the next.
+    # Nothing is timed, and the fixtures here hold no state that one example could pass to the next.
     "stkai",
     deadline=None,
-    derandomize=True,
+    max_examples=50 * MORE,
+    derandomize=MORE == 1,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 hypothesis.settings.load_profile("stkai")
@@ -77,12 +81,18 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse ids that contain the address of an object: processes that share the tests must agree on their names."""
+    """Refuse ids that contain an address, since processes that share the tests must agree on them; trace no property.
+
+    Tracing takes more time than running, and what an example covers, a test by hand covers as well.
+    """
     unstable = [item.nodeid for item in items if " at 0x" in item.nodeid]
     if unstable:
         raise pytest.UsageError(
             f"give these parameters ids, such as ids=spelled of tests/support/ids.py: {unstable}"
         )
+    for item in items:
+        if hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
+            item.add_marker(pytest.mark.no_cover)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ from tests.support.servers import serve
 ROOT = Path(__file__).parent.parent.parent
 
 Answer = Callable[[web.BaseRequest, Any], Awaitable[web.StreamResponse]]
+
+HANGS = 120.0
+"""Seconds after which a process hangs: a busy machine may take many."""
 
 
 @dataclass
@@ -263,4 +267,22 @@ def summary(stderr: str) -> str:
     return stderr.splitlines()[-1]
 
 
-__all__ = ["Job", "RefusalError", "Server", "broken", "echo", "entries", "server", "summary"]
+def until(condition: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
+    """Wait until a condition holds; the process must not end before."""
+    while not condition():
+        assert process.poll() is None
+        time.sleep(0.005)
+
+
+__all__ = [
+    "HANGS",
+    "Job",
+    "RefusalError",
+    "Server",
+    "broken",
+    "echo",
+    "entries",
+    "server",
+    "summary",
+    "until",
+]

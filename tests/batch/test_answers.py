@@ -17,7 +17,7 @@ from stkai._batch.command import say
 from stkai._batch.output_lines import Entry, Failure, body_of, code_in, failure_of_error, visible
 from stkai._batch.request_formats import join_url
 
-from .job import Job, RefusalError, Server, echo, server, summary
+from .job import HANGS, Job, RefusalError, Server, echo, server, summary
 
 pytestmark = pytest.mark.real_time
 
@@ -225,7 +225,7 @@ def test_a_slow_reader_of_stdout_does_not_use_up_the_deadline_of_calls(job: Job,
         pause()
     for _ in range(120):
         pause()
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=HANGS)
     assert (process.returncode, summary(stderr.decode())) == (0, "100 done, 0 failed (0 unknown)")
     assert len((first + stdout).splitlines()) == 100
 
@@ -247,7 +247,7 @@ def test_lines_that_a_closed_reader_did_not_get_are_not_done(job: Job, counting:
     assert process.stderr is not None
     stderr = process.stderr.read().decode()
     process.stderr.close()
-    assert process.wait(20) == 3
+    assert process.wait(HANGS) == 3
     done = int(summary(stderr).split()[0])
     printed = sum(line.startswith('{"id": ') for line in stderr.splitlines())
     # A pipe holds at most 64 KiB that nobody has read.

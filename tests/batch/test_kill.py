@@ -18,8 +18,8 @@ from aiohttp import web
 
 from .job import Job, RefusalError, Server, broken, echo, server
 
-LINES = 100
-KILLS = 10
+LINES = 60
+KILLS = 5
 
 
 class Unreliable:
@@ -114,6 +114,7 @@ def check(
         assert times <= 1 + in_flight[number] + unreliable.doubtful[body], (number, times)
 
 
+@pytest.mark.no_cover
 @pytest.mark.real_time
 @pytest.mark.parametrize("unknown", ["report", "resend"])
 def test_a_job_survives_kill_9_at_random_instants(

@@ -13,7 +13,7 @@ from stkai import RateLimitConfig, Settings
 from stkai._batch.batch_client import limits
 from stkai._batch.options import Options
 
-from .job import Job, Server, echo, server, summary
+from .job import HANGS, Job, Server, echo, server, summary, until
 
 pytestmark = pytest.mark.real_time
 
@@ -117,20 +117,18 @@ def test_a_batch_that_adapts_sends_all_lines(job: Job, counting: Server) -> None
 
 def test_lines_beyond_the_requests_per_minute_wait(job: Job, counting: Server) -> None:
     process = job.start("--rpm", "3")
-    while len(counting.seen) < 3:
-        assert process.poll() is None
+    until(lambda: len(counting.seen) >= 3, process)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=HANGS)
     assert summary(stderr.decode()) == "3 done, 0 failed (0 unknown)"
 
 
 def test_lines_beyond_the_tokens_per_minute_wait(job: Job, counting: Server) -> None:
     job.write(5, text="x" * 400)
     process = job.start("--tpm", "250")
-    while len(counting.seen) < 2:
-        assert process.poll() is None
+    until(lambda: len(counting.seen) >= 2, process)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=HANGS)
     assert summary(stderr.decode()) == "2 done, 0 failed (0 unknown)"
 
 

@@ -22,7 +22,7 @@ from stkai._batch.progress import (
     show_time,
 )
 
-from .job import Job, server
+from .job import HANGS, Job, server
 
 
 def test_a_line_of_progress_says_how_far_how_fast_and_how_long() -> None:
@@ -146,6 +146,6 @@ def test_on_a_terminal_there_is_a_bar_and_the_summary_comes_last(tmp_path: Path)
                 break
             seen += block
         os.close(controller)
-        assert process.wait(20) == 0
+        assert process.wait(HANGS) == 0
     assert b"\x1b[" in seen
     assert seen.decode().splitlines()[-1].endswith("20 done, 0 failed (0 unknown)")

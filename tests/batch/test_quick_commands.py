@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from .job import Job, RefusalError, Server, broken, server, summary
+from .job import HANGS, Job, RefusalError, Server, broken, server, summary, until
 
 pytestmark = pytest.mark.real_time
 
@@ -120,10 +120,9 @@ def test_a_signal_does_not_wait_for_executions_and_a_resume_polls_on(
 ) -> None:
     executions.needed = 10_000
     process = job.start()
-    while len(executions.polls) < 3:
-        assert process.poll() is None
+    until(lambda: len(executions.polls) >= 3, process)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=10)
+    _, stderr = process.communicate(timeout=HANGS)
     assert process.returncode == 130
     assert summary(stderr.decode()) == "0 done, 0 failed (0 unknown)"
     executions.needed = 1
@@ -137,8 +136,7 @@ def test_after_kill_9_a_resume_polls_on_and_only_an_id_that_was_lost_is_unknown(
 ) -> None:
     executions.needed = 10_000
     process = job.start()
-    while len(executions.polls) < 3:
-        assert process.poll() is None
+    until(lambda: len(executions.polls) >= 3, process)
     process.kill()
     process.communicate()
     records = job.journal.read_text().splitlines()

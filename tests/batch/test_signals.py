@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from .job import Job, RefusalError, Server, echo, server, summary
+from .job import HANGS, Job, RefusalError, Server, echo, server, summary
 
 pytestmark = pytest.mark.real_time
 
@@ -35,7 +35,7 @@ class Gate:
 
     def wait_for(self, count: int) -> None:
         for _ in range(count):
-            assert self.held.acquire(timeout=20.0)
+            assert self.held.acquire(timeout=HANGS)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def job(counting: Server, tmp_path: Path) -> Job:
 
 
 def end(process: "subprocess.Popen[bytes]") -> tuple[int, str]:
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=HANGS)
     return process.returncode, stderr.decode()
 
 
@@ -90,7 +90,7 @@ def test_a_second_signal_aborts(job: Job, gate: Gate) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.3)
     process.send_signal(signal.SIGINT)
-    assert process.wait(5) == 130
+    assert process.wait(HANGS) == 130
     gate.opened.set()
     process.communicate()
     result = job.run("--resume")
@@ -128,7 +128,7 @@ def test_lines_that_back_off_after_a_refusal_are_dropped(job: Job, counting: Ser
     counting.answer = answer
     process = job.start("--max-in-flight", "10")
     for _ in range(10):
-        assert refused.acquire(timeout=20.0)
+        assert refused.acquire(timeout=HANGS)
     process.send_signal(signal.SIGINT)
     code, stderr = end(process)
     assert (code, summary(stderr)) == (130, "0 done, 0 failed (0 unknown)")
@@ -343,7 +343,7 @@ def test_refusals_are_retried_in_report_mode_too(job: Job, counting: Server) -> 
 
 def test_a_stderr_that_is_closed_changes_nothing(job: Job) -> None:
     process = job.start(preexec_fn=lambda: os.close(2))
-    process.communicate(timeout=30)
+    process.communicate(timeout=HANGS)
     assert process.returncode == 0
     assert sorted(job.done()) == list(range(1, 11))
 

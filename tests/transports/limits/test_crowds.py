@@ -16,6 +16,8 @@ from stkai.transports import Context, Run, Turn, limiter
 
 from ...support.world import World
 
+pytestmark = pytest.mark.no_cover
+
 GOAL = 0.96
 LATE = 0.05
 """Seconds that a permit may be used after its instant."""
@@ -110,7 +112,7 @@ def _ignore(event: object) -> None:
     """A listener that is not interested."""
 
 
-@pytest.mark.parametrize(("rate", "crowd"), [(50.0, 200), (300.0, 2000)])
+@pytest.mark.parametrize(("rate", "crowd"), [(50.0, 200), (200.0, 800)])
 @pytest.mark.parametrize("beside", [0, 1], ids=["same process", "another process"])
 def test_a_crowd_that_is_cancelled_together_costs_no_second_of_the_quota(
     event_loop: World, rate: float, crowd: int, beside: int
@@ -133,17 +135,17 @@ def test_a_crowd_that_is_cancelled_together_costs_no_second_of_the_quota(
 
 
 def test_waiters_that_soon_give_up_stop_nobody(event_loop: World) -> None:
-    team, end = Team(50.0), 6.0
+    team, end = Team(50.0), 4.0
 
     async def main() -> None:
         async with anyio.create_task_group() as group:
-            for _ in range(100):
+            for _ in range(60):
                 group.start_soon(team.storm, 0, 0.3, end)
             for _ in range(8):
                 group.start_soon(team.send_until, 1, end)
 
     event_loop.run(main())
-    assert min(team.per_second(1, 6)) >= 0.95 * 50
+    assert min(team.per_second(1, 4)) >= 0.95 * 50
     assert team.most_in_a_second <= (1 + LATE) * 50 + 2
 
 

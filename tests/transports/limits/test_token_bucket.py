@@ -149,10 +149,10 @@ async def test_a_request_may_bring_its_own_limit(world: World, own: float | None
 
 
 async def test_a_policy_without_a_limit_waits_as_long_as_necessary(world: World) -> None:
-    bench = Bench(world, TokenBucket(1, 10_000.0, max_wait_time=None))
+    bench = Bench(world, TokenBucket(1, 1_000.0, max_wait_time=None))
     await bench.send()
     await bench.send()
-    assert bench.instants == [0, 10_000.0]
+    assert bench.instants == [0, 1_000.0]
 
 
 @pytest.mark.parametrize("own", [None, 45.0])
@@ -370,7 +370,8 @@ def check_exactness(sent: list[float], sleeps: list[float], rate: float, burst: 
 
 
 @pytest.mark.parametrize("burst", [1, 20])
-def test_a_thousand_tasks_go_on_time_and_nobody_is_overtaken(event_loop: World, burst: int) -> None:
+@pytest.mark.no_cover
+def test_hundreds_of_tasks_go_on_time_and_nobody_is_overtaken(event_loop: World, burst: int) -> None:
     bench = Bench(event_loop, TokenBucket(200, 1.0, burst=burst))
     arrived: list[int] = []
 
@@ -379,7 +380,7 @@ def test_a_thousand_tasks_go_on_time_and_nobody_is_overtaken(event_loop: World, 
         await bench.send(number)
 
     async def main() -> None:
-        await event_loop.gather(*(partial(one, number) for number in range(1_000)))
+        await event_loop.gather(*(partial(one, number) for number in range(500)))
 
     event_loop.run(main())
     assert [number for _, number in bench.sent] == arrived
