@@ -290,7 +290,9 @@ def _post_and_settle(place: str) -> None:
 @pytest.mark.real_time
 def test_a_child_of_multiprocessing_reports_at_its_end(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    for _ in range(20):  # On a busy machine, the quarter of a second that a child takes for it may be too short.
+    for _ in range(
+        20
+    ):  # On a busy machine, the quarter of a second that a child takes for it may be too short.
         child = context.Process(target=_post_and_settle, args=(f"file://{tmp_path}/store",))
         child.start()
         child.join(30)
