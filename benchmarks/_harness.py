@@ -7,6 +7,7 @@ baseline's of the same round: anything that slows the machine for a while slows 
 import argparse
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import platform
 import random
@@ -97,6 +98,14 @@ def versions(*packages: str) -> str:
         except importlib.metadata.PackageNotFoundError:
             found.append(f"{package} (not installed)")
     return ", ".join(found)
+
+
+def installed(package: str) -> bool:
+    """Whether a package of the group `bench` can be imported; otherwise its rows are left out."""
+    if importlib.util.find_spec(package) is not None:
+        return True
+    print(f"{package} is not installed: left out")
+    return False
 
 
 def run(measure: Callable[[bool], Sequence[Table]]) -> None:

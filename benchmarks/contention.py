@@ -4,6 +4,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from typing import TypeVar
 
 import httpx
 
@@ -11,14 +12,17 @@ import stkai
 from benchmarks import _floor
 from benchmarks import _subjects as subjects
 from benchmarks._crowd import crowd_of_tasks, crowd_of_threads, median_of
-from benchmarks._harness import Table, interleave, ratios, run, show, versions
+from benchmarks._harness import Table, installed, interleave, ratios, run, show, versions
 from benchmarks._original import NAME, original
 from stkai.transports import (
     AdaptiveTransport,
     AsyncAdaptiveTransport,
     AsyncTokenBucketTransport,
     TokenBucketTransport,
+    Turn,
 )
+
+T = TypeVar("T")
 
 RATE = 200.0
 FLOOR = "hand-written GCRA with one sleep"
@@ -39,7 +43,7 @@ def measure(quick: bool) -> Sequence[Table]:
     with ExitStack() as stack:
         old = stack.enter_context(original())
         runs: dict[str, Callable[[], Report]] = {
-            name: partial(_threads, make, threads, seconds) for name, make in _SYNC.items()
+            name: partial(_threads, make, threads, seconds) for name, make in _available(_SYNC).items()
         }
         if old is not None:
             for kind in ("token_bucket", "adaptive"):
@@ -47,13 +51,18 @@ def measure(quick: bool) -> Sequence[Table]:
                 runs[f"{NAME}, {kind}"] = partial(old.ask, "contention", **asked)
         reports = interleave(runs, rounds)
     async_reports = interleave(
-        {name: partial(crowd_of_tasks, prepare, RATE, tasks) for name, prepare in _ASYNC.items()}, rounds
+        {name: partial(crowd_of_tasks, prepare, RATE, tasks) for name, prepare in _available(_ASYNC).items()},
+        rounds,
     )
     note = f"{versions('pyrate-limiter', 'aiolimiter')}."
     return [
         _table("contention-threads", f"{threads} threads that come back for more", reports, note),
         _table("contention-tasks", f"{tasks:,} tasks that come at once", async_reports, note),
     ]
+
+
+def _available(subjects: dict[str, T]) -> dict[str, T]:
+    return {name: each for name, each in subjects.items() if name not in _NEEDS or installed(_NEEDS[name])}
 
 
 def _threads(make: Callable[[], Callable[[], object]], threads: int, seconds: float) -> Report:
@@ -99,8 +108,10 @@ def _bucket() -> stkai.TokenBucket:
 def _aimd() -> stkai.AimdLimiter:
     """Plain AIMD, which starts at the full rate; its burst is used up before the measurement starts."""
     policy = stkai.AimdLimiter(RATE, 1.0, penalty_factor=0.3, recovery_factor=0.05, max_wait_time=None)
-    while policy.take(time.monotonic()):
+    now = time.monotonic()
+    while policy.ask(turn := Turn(), now) == 0:
         pass
+    policy.leave(turn, now)
     return policy
 
 
@@ -130,6 +141,9 @@ _ASYNC: dict[str, Callable[[], Callable[[], Awaitable[object]]]] = {
     "**stkai** AimdLimiter": lambda: _async_through(AsyncAdaptiveTransport(subjects.answer(), _aimd())),
     "aiolimiter": _aiolimiter,
 }
+
+_NEEDS = {"pyrate-limiter": "pyrate_limiter", "aiolimiter": "aiolimiter"}
+"""Packages of the group `bench`."""
 
 if __name__ == "__main__":
     run(measure)

@@ -208,6 +208,7 @@ def test_the_usage_in_an_answer_is_the_real_cost(response: httpx.Response, token
     [
         httpx.Response(200),
         httpx.Response(429, json={"error": "slow down"}),
+        httpx.Response(500, json={"error": "a failure"}),
         httpx.Response(200, text="the usage of words"),
         httpx.Response(200, content=b'{"usage": {"total_tokens": 21}'),
         httpx.Response(200, content=b'data: {"usage": \n\n'),
@@ -223,6 +224,19 @@ def test_the_usage_in_an_answer_is_the_real_cost(response: httpx.Response, token
 )
 def test_an_answer_without_usage_keeps_the_estimate(response: httpx.Response) -> None:
     assert SETTLE(response) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "cost"),
+    [
+        ({"error": "max_tokens is too large"}, 0),
+        ({"error": "the usage is too high", "usage": None}, 0),
+        ({"usage": {"total_tokens": 21}}, 21),
+    ],
+)
+def test_a_refused_request_costs_nothing_unless_it_says_so(body: object, cost: float) -> None:
+    for status in (400, 401, 413, 422):
+        assert SETTLE(httpx.Response(status, json=body)) == cost
 
 
 def test_responses_of_both_packages_are_read_the_same_way() -> None:

@@ -76,10 +76,15 @@ class LlmTokens(Mapping[str, Any]):
         return tokens
 
     def settle(self, response: httpx.Response) -> float | None:
-        """The tokens that an answer reports, or those of the text that a stream has sent; None if it says nothing."""
+        """The tokens that an answer reports, or those of the text that a stream has sent; None if it says nothing.
+
+        A refused request (4xx) has cost nothing, unless it reports otherwise; limiters know that of a 429 themselves.
+        """
         content = response.content
+        is_refused = response.is_client_error and response.status_code != httpx.codes.TOO_MANY_REQUESTS
+        unsaid = 0.0 if is_refused else None
         if not _USAGE.search(content):
-            return None
+            return unsaid
         messages = list(_messages(content))
         said: dict[str, float] = {}
         for message in messages:
@@ -92,8 +97,10 @@ class LlmTokens(Mapping[str, Any]):
             # Anthropic's stream starts with the input, and ends with the output; it may have been closed before.
             said["output_tokens"] = max(said.get("output_tokens", 0.0), self._arrived(messages))
         used = _used(said, self._count)
-        if used is not None or not any(map(_is_delta, messages)):
+        if used is not None:
             return used
+        if not any(map(_is_delta, messages)):
+            return unsaid
         request = _request_of(response)
         text = 0.0 if self._count == "input" else self._arrived(messages)
         if self._count != "output" and request is not None:

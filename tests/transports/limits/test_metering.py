@@ -121,10 +121,10 @@ async def test_an_estimate_is_at_most_the_whole_limit_and_a_calls_own_cost_is_pa
     world: World,
 ) -> None:
     small, large = bucket(llm_tokens(), most=100), bucket(llm_tokens(), most=1e12)
-    await sent(world, [small, large], 400, request=post({"max_tokens": 10**9}))
+    await sent(world, [small, large], 500, request=post({"max_tokens": 10**9}))
     assert (left(small), left(large)) == (0, 1e12 - 10**9)
     policy = bucket(llm_tokens(), most=100)
-    await sent(world, policy, 400, request=post(cost=500.0))
+    await sent(world, policy, 500, request=post(cost=500.0))
     assert left(policy) == -400
 
 
@@ -135,6 +135,16 @@ async def test_a_refusal_and_what_was_never_sent_cost_nothing(world: World) -> N
     with pytest.raises(httpx.ConnectError):
         await sent(world, policy, httpx.ConnectError("no"))
     assert left(policy) == 10_000 - 200
+
+
+async def test_after_a_refused_estimate_of_the_whole_limit_the_next_call_does_not_wait(world: World) -> None:
+    clock, policy = FakeClock(), bucket(llm_tokens())
+    wire = world.wire(httpx.Response(400, json={"error": "max_tokens is too large"}), 200)
+    transport = world.build(StackBuilder([limiter(policy)], clock=clock), wire)
+    refused = await world.send(transport, post({**CHAT, "max_tokens": 10**9}))
+    await world.read(refused)
+    await world.send(transport, post({**CHAT, "max_tokens": 9_000}))
+    assert clock.monotonic() == 0.0
 
 
 @pytest.mark.parametrize(
