@@ -201,7 +201,6 @@ def test_lines_are_awaited_while_the_input_still_grows(tmp_path: Path) -> None:
 
 
 def test_the_body_of_an_answer_in_another_encoding_is_read() -> None:
-
     assert body_of(httpx.Response(200, content='{"a": "é"}'.encode("utf-16"))).value == {"a": "é"}
     assert json.loads(body_of(httpx.Response(200, content=b"\xff\xfe\x00")).text)
 

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import math
 import os
 import re
 import threading
@@ -50,7 +51,7 @@ class JsonLines:
             while True:
                 # Ask before reading: then nothing can be appended after the end that we read.
                 is_complete = self._is_complete is None or self._is_complete()
-                for raw in _up_to(self._size, file) if place == 0 else file:
+                for raw in _up_to(self._size, file):
                     if not is_complete and raw[-1:] != b"\n":
                         file.seek(place)
                         break
@@ -64,19 +65,16 @@ class JsonLines:
                 yield None
 
 
-def _up_to(size: int | None, file: BinaryIO) -> Iterable[bytes]:
+def _up_to(size: int | None, file: BinaryIO) -> Iterator[bytes]:
     """The lines of a file, without what was appended after its first `size` bytes."""
-    return file if size is None else _first(size, file)
-
-
-def _first(size: int, file: BinaryIO) -> Iterator[bytes]:
+    left = math.inf if size is None else size
     for raw in file:
-        size -= len(raw)
-        if size < 0:
-            break
+        if len(raw) > left:
+            if left:
+                yield raw[: int(left)]
+            return
+        left -= len(raw)
         yield raw
-    if size < 0 and len(raw) > -size:
-        yield raw[:size]
 
 
 class CsvRecords:

@@ -61,15 +61,21 @@ class LineStates:
         return _STATES[self._bytes[number]] if number < len(self._bytes) else LineState.NEW
 
     def __setitem__(self, number: int, state: LineState) -> None:
-        self._bytes.extend(bytes(max(0, number + 1 - len(self._bytes))))
+        self._reach(number)
         self._bytes[number] = state
 
     def move(self, number: int, old: LineState, new: LineState) -> bool:
         """Change a state, if it is `old`; whether it was."""
-        if self[number] is not old:
+        self._reach(number)
+        if self._bytes[number] != old:
             return False
-        self[number] = new
+        self._bytes[number] = new
         return True
+
+    def _reach(self, number: int) -> None:
+        missing = number + 1 - len(self._bytes)
+        if missing > 0:
+            self._bytes.extend(bytes(missing))
 
     def numbers(self, state: LineState) -> list[int]:
         """The numbers with this state, ascending."""

@@ -48,7 +48,8 @@ class Plan:
         if not options.from_stdin:
             path = Path(options.source)
             _check_file(path)
-            columns = CsvRecords(path).names if options.is_csv else list(_first_object(path) or ())
+            first = {} if options.is_csv else _first_object(path)
+            columns = CsvRecords(path).names if options.is_csv else list(first)
             if template is not None:
                 template = Template(template.text, columns)
                 _check_placeholders(path, columns, template, is_csv=options.is_csv)
@@ -57,8 +58,10 @@ class Plan:
                 raise UsageError(
                     f"--id-column {options.id_column}: {path} has no such column; it has: {names}"
                 )
-            if template is None and options.base_url is None and options.quick_command is None:
-                _check_first_url(path)
+            url = first["url"].value if "url" in first else None
+            has_base = options.base_url or options.quick_command or template
+            if isinstance(url, str) and "://" not in url and not has_base:
+                raise UsageError(f"{path}, line 1: the url is relative ({url}): pass --base-url")
         return cls(options, template, options.format(template))
 
     def lines(self, source: Path, size: int | None = None) -> Lines:
@@ -91,21 +94,12 @@ def _check_file(path: Path) -> None:
         raise UsageError(f"the input {path} is in UTF-16 or UTF-32: save the file as UTF-8")
 
 
-def _first_object(path: Path) -> Values | None:
+def _first_object(path: Path) -> Values:
     """The members of the first line, if it has any."""
-    for item in JsonLines(path):
-        with suppress(InvalidLineError):
-            return None if item is None else item[1]()
-        break
-    return None
-
-
-def _check_first_url(path: Path) -> None:
-    """Fail early if the first url is relative and there is no base url."""
-    url = (_first_object(path) or {}).get("url")
-    if url is not None and isinstance(url.value, str) and "://" not in url.value:
-        msg = f"{path}, line 1: the url is relative ({url.value}): pass --base-url"
-        raise UsageError(msg)
+    with suppress(InvalidLineError):
+        for item in JsonLines(path):
+            return (None if item is None else item[1]()) or {}
+    return {}
 
 
 def _check_placeholders(path: Path, columns: list[str], template: Template, *, is_csv: bool) -> None:

@@ -30,8 +30,8 @@ _PAUSE: Final = 0.05
 _HELD: Final = 4
 """Outcomes that may wait for an earlier one, per request in flight."""
 
-_COMPARED_LINES: Final = 20_000
-"""The ids of how many lines are compared, which takes 2 MB; a dry run compares all."""
+_COMPARED_LINES: Final = 10_000
+"""The ids of how many lines are compared, which takes 1 MB; a dry run compares all."""
 
 _REFUSED_LINES: Final = 3
 """So many different lines refused in a row, with no answer in between, mean that the credentials are refused."""
@@ -64,7 +64,7 @@ class Runner:
         ending: set when the run must end early.
         in_flight: the lines in flight, by number.
         unknown: how many lines were in flight when an earlier run was killed.
-        duplicates: lines with the id of an earlier one, among the first 20,000, and these ids.
+        duplicates: lines with the id of an earlier one, among the first 10,000, and these ids.
     """
 
     def __init__(self, job: Job, client: BatchClient, clock: Clock | None = None) -> None:
@@ -75,6 +75,7 @@ class Runner:
         self._ids = Ids(_COMPARED_LINES)
         self._job, self._client, self._clock = job, client, clock or SystemClock()
         self._options, self._outputs = job.plan.options, job.outputs
+        self._part = self._options.part
         self._stdout = job.outputs if isinstance(job.outputs, StdoutOutputs) else None
         self._streak: tuple[str | None, int] = (None, 0)
         self._refused: list[tuple[LineInFlight, httpx.Response]] = []
@@ -110,25 +111,27 @@ class Runner:
     async def _requests(self) -> AsyncIterator[httpx.Request]:
         """The requests of lines that have no outcome yet, until the run is ending."""
         for item in self._job.lines:
-            while self.ending is None and (item is None or self._is_held_up()):
+            if item is None:
                 await self._clock.asleep(_PAUSE)
-                if item is None:
-                    break
+            while self._stdout is not None and self._is_held_up(self._stdout):
+                await self._clock.asleep(_PAUSE)
             if self.ending is not None:
                 return
             request = None if item is None else self._request(*item)
-            await self._flush()
             if request is not None:
                 yield request
+            elif self._stdout is not None:
+                await self._flush()
 
-    def _is_held_up(self) -> bool:
-        return self._stdout is not None and self._stdout.held > _HELD * self._options.max_in_flight
+    def _is_held_up(self, outputs: StdoutOutputs) -> bool:
+        """Whether too many outcomes wait for an earlier one."""
+        return outputs.held > _HELD * self._options.max_in_flight and self.ending is None
 
     def _request(self, number: int, read: Read) -> httpx.Request | None:
         """The request for a line; None if there is nothing to send."""
-        job, form = self._job, self._job.plan.form
-        if not self._options.part.has(number):
+        if not self._part.has(number):
             return None
+        job, form = self._job, self._job.plan.form
         state = job.recovered.begin(number)
         if state is LineState.DONE or state is LineState.FAILED:
             if not self._ids.is_full:

@@ -1,8 +1,7 @@
 """`stkai batch`: thousands of requests from a file, and `stkai batch merge` for the outputs of shards."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -28,22 +27,6 @@ class _DefaultCommand(TyperGroup):
 batch = typer.Typer(
     cls=_DefaultCommand, help="Send the requests in a file; lose none, and report any that may run twice."
 )
-
-
-class Unknown(StrEnum):
-    REPORT = "report"
-    RESEND = "resend"
-
-
-class Order(StrEnum):
-    DONE = "done"
-    INPUT = "input"
-
-
-class Sync(StrEnum):
-    EACH_SECOND = "1s"
-    ALWAYS = "always"
-    NEVER = "never"
 
 
 @batch.command(_RUN, cls=PlainUsage)
@@ -83,9 +66,10 @@ def run(  # noqa: PLR0913, PLR0917 - each option of the command is a parameter
         bool, typer.Option("--retry-failed", help="Resume, and send the failed lines again.")
     ] = False,
     unknown: Annotated[
-        Unknown, typer.Option(help="What to do with lines that the server may have executed.")
-    ] = Unknown.REPORT,
-    order: Annotated[Order, typer.Option(help="Order of the outputs.")] = Order.DONE,
+        Literal["report", "resend"],
+        typer.Option(help="What to do with lines that the server may have executed."),
+    ] = "report",
+    order: Annotated[Literal["done", "input"], typer.Option(help="Order of the outputs.")] = "done",
     halt_after: Annotated[
         int, typer.Option(metavar="N", min=0, help="Halt after N equal failures in a row; 0: never.")
     ] = 20,
@@ -96,7 +80,9 @@ def run(  # noqa: PLR0913, PLR0917 - each option of the command is a parameter
         str | None,
         typer.Option(metavar="PRICE", help="Dollars per million tokens, such as input=0.15,output=0.6."),
     ] = None,
-    sync: Annotated[Sync, typer.Option(help="How often to flush files to disk.")] = Sync.EACH_SECOND,
+    sync: Annotated[
+        Literal["1s", "always", "never"], typer.Option(help="How often to flush files to disk.")
+    ] = "1s",
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Send no token.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every line; send nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
