@@ -91,7 +91,9 @@ class Frozen(Value):
                 raise TypeError(f"{kind}.__init__() got an unexpected keyword argument {name!r}")
             if name in by_place:
                 raise TypeError(f"{kind}.__init__() got multiple values for argument {name!r}")
-        vars(self).update(self._defaults | by_place | given)
+        # One by one: Python reads them faster than those of a dict that was filled at once.
+        for name, value in (self._defaults | by_place | given).items():
+            object.__setattr__(self, name, value)
         self.__post_init__()
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Coroutine
 from logging import DEBUG, INFO
 from threading import get_ident, main_thread
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import httpx
 
@@ -16,14 +16,12 @@ from ._async_driver import aclose_response, adrive
 from ._call import ATTEMPT, Attempt, Call, copy_request
 from ._context import Context
 from ._driver import close_response, drive
-from ._inner import check_inner, foreign, is_leaf, is_sound, missing, of_other_kind
+from ._inner import OfOtherKind, check_inner, foreign, is_leaf, is_sound, not_initialised, of_other_kind
 from ._operations import Close, Flow, Send
 from ._own_layers import FlowFunction, check_flow, checked
 from ._reports import attempt_finished, attempt_started, call_answered, call_failed, call_started
 
-_ASYNC_ONLY: Final = frozenset({"handle_async_request", "__aenter__", "aclose"})
 _MAIN: Final = main_thread().ident
-_SYNC_ONLY: Final = frozenset({"handle_request", "__enter__", "close"})
 
 
 class LayerBase:
@@ -65,11 +63,12 @@ class LayerBase:
         self._layer = inner if joins else None
         if joins and type(self).forward is LayerBase.forward:
             # Skip this method: each request would call it once per layer.
-            vars(self)["forward"] = inner.flow
+            object.__setattr__(self, "forward", inner.flow)
         self._is_leaf = is_leaf(inner)
         self.wire_is_sound = is_sound(inner) and getattr(inner, "wire_is_sound", True)
         self.family = family_of_wire(inner)
         self._closing = Job(lambda: None)
+        self._calls_in_main_thread = 0
         self.context = context or Context()
 
     @property
@@ -128,10 +127,14 @@ class LayerBase:
 
     def _begin(self, request: httpx.Request) -> Call:
         """The call that begins with this request."""
-        family = self.family
+        try:
+            family = self.family
+        except AttributeError:
+            raise not_initialised(self) from None
         if family is not None and not isinstance(request, family.Request):
             raise foreign(family)
-        self.check_body(request)
+        if not isinstance(request.stream, self._body):
+            self.check_body(request)
         return Call.start(request, self.context.clock.monotonic())
 
     def check_body(self, request: httpx.Request) -> None:
@@ -140,7 +143,7 @@ class LayerBase:
         Raises:
             InvalidArgumentError: it is async, and this transport is not, or the other way round.
         """
-        if not isinstance(request.stream, self._body) and not isinstance(request.stream, alike(self._body)):
+        if not isinstance(request.stream, alike(self._body)):
             raise of_other_kind(is_async=self._body is httpx.AsyncByteStream)
 
     def __str__(self) -> str:
@@ -171,7 +174,6 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
     """
 
     _kind, _body = httpx.BaseTransport, httpx.SyncByteStream
-    _calls_in_main_thread = 0
 
     def _joins(self, inner: object) -> bool:
         # A subclass that overrides httpx's own method must see every request there.
@@ -232,8 +234,10 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         self._closing.run()
         self._inner.__exit__(exc_type, exc_value, traceback)
 
-    def __getattr__(self, name: str) -> Any:
-        raise missing(self, name, _ASYNC_ONLY, "httpx.AsyncClient", "build_async_transport()")
+    if not TYPE_CHECKING:
+        handle_async_request, aclose, __aenter__ = (
+            OfOtherKind("httpx.AsyncClient", "build_async_transport()") for _ in range(3)
+        )
 
 
 class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
@@ -296,5 +300,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
         self._closing.run()
         await self._inner.__aexit__(exc_type, exc_value, traceback)
 
-    def __getattr__(self, name: str) -> Any:
-        raise missing(self, name, _SYNC_ONLY, "httpx.Client", "build_transport()")
+    if not TYPE_CHECKING:
+        handle_request, close, __enter__ = (
+            OfOtherKind("httpx.Client", "build_transport()") for _ in range(3)
+        )

@@ -120,16 +120,17 @@ class Attempt:
         closing: ends when the stack is closed, and with it all waits. Written where the call begins.
     """
 
-    place: tuple[object, Any] | None = None
-    ticket: tuple[object, Any] | None = None
     paced = excused = False
-    is_signed: Callable[[], bool] | None = None
-    is_observed = True
-    closing: Job | None = None
     _numbers: Iterator[int] | None = None
     _following: "Attempt | None" = None
 
     def __init__(self, call: Call, number: int = 1, record: CallRecord | None = None) -> None:
+        # Python reads what has a default on the class more slowly: these are read in every call.
+        self.place: tuple[object, Any] | None = None
+        self.ticket: tuple[object, Any] | None = None
+        self.is_signed: Callable[[], bool] | None = None
+        self.is_observed = True
+        self.closing: Job | None = None
         self.call = call
         self.number = number
         self.record = record or CallRecord()

@@ -57,14 +57,32 @@ def of_other_kind(*, is_async: bool) -> InvalidArgumentError:
     )
 
 
-def missing(layer: object, name: str, wanted: frozenset[str], client: str, builder: str) -> AttributeError:
-    """The error for an attribute that a layer lacks; names the stack to build if the other kind has it."""
-    msg = f"{type(layer).__name__!r} object has no attribute {name!r}"
-    if "context" not in vars(layer):
-        msg += ": its __init__ must call super().__init__(inner)"
-    elif name in wanted:
-        msg += f": an {client} needs the other kind of stack, such as stkai.{builder}"
-    return AttributeError(msg, name=name, obj=layer)
+def not_initialised(layer: object) -> AttributeError:
+    """The error for a layer of the user's own that lacks what the base constructor sets."""
+    return AttributeError(
+        f"{type(layer).__name__} is not initialised: its __init__ must call super().__init__(inner)"
+    )
+
+
+class OfOtherKind:
+    """A method that only the other kind of transport has: says which stack to build.
+
+    A layer has no `__getattr__` for that: with one, Python reads all other attributes much more slowly.
+    """
+
+    def __init__(self, client: str, builder: str) -> None:
+        self._cure = f"an {client} needs the other kind of stack, such as stkai.{builder}"
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._owner, self._name = owner, name
+
+    def __get__(self, layer: object, kind: type) -> Any:
+        order = kind.__mro__
+        for base in order[order.index(self._owner) + 1 :]:  # A class may be of both kinds.
+            if self._name in vars(base) and base.__module__ == self._owner.__module__:
+                return vars(base)[self._name].__get__(layer, kind)
+        msg = f"{kind.__name__!r} object has no attribute {self._name!r}: {self._cure}"
+        raise AttributeError(msg, name=self._name, obj=layer)
 
 
 def _describe(inner: object) -> str:

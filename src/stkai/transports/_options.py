@@ -71,7 +71,7 @@ class RequestOptions(Frozen, kw_only=True):
         """These options, and those of `others` in place of what is not given here."""
         if self is NO_OPTIONS:
             return others
-        mine = {name: value for name, value in vars(self).items() if value is not UNSET}
+        mine = {name: getattr(self, name) for name in self._defaults if getattr(self, name) is not UNSET}
         return others.__replace__(**mine)
 
 

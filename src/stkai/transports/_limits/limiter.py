@@ -23,7 +23,7 @@ class RateChange(NamedTuple):
 class Turn:
     """One request's wait for a permit. The layer asks the limiter with it until the request may go.
 
-    The defaults are on the class: a turn that does not have to wait stores only what differs.
+    Most defaults are on the class: a turn that does not have to wait stores only what is read for every request.
 
     Attributes:
         request: what is to be sent.
@@ -53,30 +53,23 @@ class Turn:
         is_by_hand: whether neither a layer nor a permit asks with it, and so keeps it while it holds a permit.
     """
 
-    request: httpx.Request | None = None
     cost: float = 1.0
     costs: dict[Any, float] | None = None
     priority: Priority = "normal"
-    chance: float = 0.5
-    number: int = 0
     not_before: float = -math.inf
     nap: float = math.inf
     is_guess: bool = False
-    granted: bool = False
     paced: bool = False
     excused: bool = False
     excuses: int = 0
     mark: Any = None
     errand: Operation | None = None
     call: CallInfo | None = None
-    sources: tuple[Any, ...] = ()
     wait: float = 0.0
     asked: float = 0.0
     told: float = math.inf
-    since: float = 0.0
     held_by: Any = None
     leases: dict[Any, Any] | None = None
-    guests: tuple[Any, ...] = ()
     inner: "dict[Any, Turn]" = {}  # noqa: RUF012 - never changed; a turn with guests gets its own
     is_admitted: bool = False
     is_by_hand: bool = False
@@ -90,11 +83,10 @@ class Turn:
         cost: float = 1.0,
         priority: Priority = "normal",
     ) -> None:
-        self.request = request
-        if chance != 0.5:
-            self.chance = chance
-        if number:
-            self.number = number
+        self.request, self.number, self.chance = request, number, chance
+        self.sources: tuple[Any, ...] = ()
+        self.guests: tuple[Any, ...] = ()
+        self.granted, self.since = False, 0.0
         if cost != 1.0:
             self.cost = cost
         if priority != "normal":

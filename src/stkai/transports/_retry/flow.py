@@ -39,13 +39,13 @@ class _RetryFlow(LayerBase):
 
     name = "retry"
     policy: RetryPolicy
-    _looks = _LOOKS
 
     def __init__(
         self, inner: Any, policy: RetryPolicy | None = None, *, context: Context | None = None
     ) -> None:
         super().__init__(inner, context=context)
         self.policy = _checked(policy)
+        self._looks = _LOOKS
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         call = attempt.call
