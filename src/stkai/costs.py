@@ -60,15 +60,12 @@ class LlmTokens(Mapping[str, Any]):
 
     def estimate(self, request: httpx.Request) -> float:
         """The tokens that a request asks for; a body that cannot be inspected is estimated by its length."""
-        try:
-            content = request.content
-        except alike(httpx.RequestNotRead):  # A generator or a file: only the wire may read it.
-            return self._by_length(request, request.headers.get("content-length"))
-        try:
-            body = json.loads(content)
-        except (ValueError, RecursionError):
-            return self._by_length(request, len(content))
-        tokens = 0.0
+        content = _content(request)
+        bodies = _parsed(content or b"")
+        if not bodies:
+            length = request.headers.get("content-length") if content is None else len(content)
+            return 0.0 if self._count == "output" else _tokens_of_length(request, length)
+        body, tokens = bodies[0], 0.0
         if self._count != "output":
             tokens += sum(1.0 if text is None else self._tokens(text) for text in _texts(body))
         if self._count != "input" and isinstance(body, dict):
@@ -118,9 +115,6 @@ class LlmTokens(Mapping[str, Any]):
                 raise_interrupt(error)
         return len(text) / _CHARACTERS_PER_TOKEN
 
-    def _by_length(self, request: httpx.Request, length: int | str | None) -> float:
-        return 0.0 if self._count == "output" else _by_length(request, length)
-
     def __getitem__(self, name: str) -> Callable[..., Any]:
         functions: dict[str, Callable[..., Any]] = {"cost": self.estimate, "settle": self.settle}
         return functions[name]
@@ -158,17 +152,32 @@ def llm_tokens(count: Count = "total", tokenizer: Callable[[str], Sized] | None 
 
 def model_of(request: httpx.Request) -> str:
     """The `model` that a JSON body names, for `stkai.PerKey`; "" without one. Never reads a generator."""
-    try:
-        body = json.loads(request.content)
-    except (ValueError, RecursionError):
-        return ""
-    except alike(httpx.RequestNotRead):
-        return ""
-    model = body.get("model") if isinstance(body, dict) else None
+    model = _body_of(request).get("model")
     return model if isinstance(model, str) else ""
 
 
-def _by_length(request: httpx.Request, length: int | str | None) -> float:
+def _content(request: httpx.Request) -> bytes | None:
+    """A request's body; None for a generator or a file: only the wire may read it."""
+    try:
+        return request.content
+    except alike(httpx.RequestNotRead):
+        return None
+
+
+def _parsed(text: bytes) -> list[Any]:
+    """The value of a JSON text, in a list; an empty list for anything else."""
+    try:
+        return [json.loads(text)]
+    except (ValueError, RecursionError):
+        return []
+
+
+def _body_of(request: httpx.Request) -> dict[str, Any]:
+    """The JSON object in a request's body; an empty one without it."""
+    return next((body for body in _parsed(_content(request) or b"") if isinstance(body, dict)), {})
+
+
+def _tokens_of_length(request: httpx.Request, length: int | str | None) -> float:
     kind = request.headers.get("content-type", "text/plain")
     try:
         known = int(length or 0)
@@ -200,10 +209,7 @@ def _speaks(key: str, value: object) -> bool:
 
 def _messages(content: bytes) -> Iterator[dict[str, Any]]:
     """The JSON object in a body, or those in its server-sent events."""
-    try:
-        bodies = [json.loads(content)]
-    except (ValueError, RecursionError):
-        bodies = list(_events(content))
+    bodies = _parsed(content) or _events(content)
     yield from (body for body in bodies if isinstance(body, dict))
 
 
@@ -211,12 +217,7 @@ def _events(content: bytes) -> Iterator[Any]:
     """The data of server-sent events (WHATWG HTML, section 9.2.6)."""
     for event in re.split(rb"\r\n\r\n|\n\n|\r\r", content):
         lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
-        data = b"\n".join(lines)
-        if data:
-            try:
-                yield json.loads(data)
-            except (ValueError, RecursionError):
-                continue
+        yield from _parsed(b"\n".join(lines))
 
 
 def _is_delta(message: dict[str, Any]) -> bool:
@@ -251,13 +252,7 @@ def _request_of(response: httpx.Response) -> httpx.Request | None:
 
 def _asks_for_usage(request: httpx.Request | None) -> bool:
     """Whether a request asked the stream to report its usage, so that it was only closed too early."""
-    try:
-        body = None if request is None else json.loads(request.content)
-    except (ValueError, RecursionError):
-        return False
-    except alike(httpx.RequestNotRead):
-        return False
-    options = body.get("stream_options") if isinstance(body, dict) else None
+    options = None if request is None else _body_of(request).get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True
 
 

@@ -94,6 +94,26 @@ def answer(clock: FakeClock, status: int = 200, **headers: str) -> Answer:
     return Answer(now, now, httpx.Response(status, headers=headers), None, clock.utcnow, 0.0)
 
 
+def test_the_queue_itself_never_calls_a_store_that_may_block(clock: FakeClock) -> None:
+    callers: list[int] = []
+
+    class Watched(Blocking):
+        def lease(self, ask: Ask) -> Lease:
+            callers.append(threading.get_ident())
+            return super().lease(ask)
+
+    policy = TokenBucket(10, 1.0, share="team", store=Watched(clock))
+    wait_for(policy, clock)
+    assert policy._leased is not None
+    callers.clear()
+    turn = Turn()
+    policy.ask(turn, clock.monotonic())
+    policy.leave(turn, clock.monotonic())
+    policy._leased.client._due = -1.0  # A report is overdue.
+    policy._leased.client.afterwards(clock.monotonic())
+    assert threading.get_ident() not in callers
+
+
 # The quota
 
 

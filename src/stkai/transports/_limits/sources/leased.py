@@ -202,7 +202,7 @@ class Leased(Source):
         if not self._is_due(now):
             return None
         call = member.reserve(turn, now)
-        return None if call is None else self.client.operation(call, turn, now)
+        return None if call is None else self.client.operation(call, now)
 
     def left(self, turn: "Turn", now: float) -> None:
         """Let another turn make the call that this one has reserved; return permits that no turn is left to use."""

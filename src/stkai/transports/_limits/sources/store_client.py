@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary, ref
 
 from ...._abandonable import GivenUpError, do_within
@@ -68,12 +68,11 @@ class StoreClient:
 
     # Calls
 
-    def operation(self, call: StoreCall, turn: Any, now: float) -> Run:
+    def operation(self, call: StoreCall, now: float) -> Run:
         """The operation that makes a call which a request has reserved."""
         self._note_time(now)
 
         def run(left: float) -> None:
-            self.events.call = turn.call or self.events.call
             if left < _PATIENCE:
                 with suppress(GivenUpError):
                     do_within(left, partial(self._make, call))
@@ -81,7 +80,6 @@ class StoreClient:
                 self._make(call)
 
         async def arun(_left: float) -> None:
-            self.events.call = turn.call or self.events.call
             ask = self._begun(call)
             if ask is None or (self._try_lease is not None and self._send(call, ask, self._try_lease)):
                 return
@@ -109,10 +107,9 @@ class StoreClient:
             raise
 
     def afterwards(self, now: float) -> None:
-        """Carry out what is due for a store that never blocks."""
+        """Carry out what is due, if the store never blocks; otherwise a thread does."""
         self._note_time(now)
-        if now >= self._due:
-            self._due = float("inf")
+        if self._is_instant and now >= self._due:
             self.work()
 
     def work(self) -> None:
@@ -179,6 +176,8 @@ class StoreClient:
 
     def _begun(self, call: StoreCall) -> Ask | None:
         _leave_at_exit(os.getpid())
+        if call.turn is not None and call.turn.call is not None:
+            self.events.call = call.turn.call
         with Queue.lock:
             return self.member.begin(call, self._now())
 
