@@ -11,6 +11,9 @@ from enum import Enum, auto
 TOGETHER = 0.01
 """Seconds between two requests that go at one instant, as far as a server can tell that spaces requests out."""
 
+_LATE, _SHARE = 0.03, 1 / 40
+"""The same for a pair whose second wakes late: up to this many seconds, if they are such a share of a gap."""
+
 _TESTS, _EMPTY = 3.0, 0.25
 """Pairs of which just one request was accepted that show a strict server. Each that was refused altogether takes back
 a quarter of one: a bucket that others keep empty does both."""
@@ -139,7 +142,7 @@ class PairTest:
         self._tried += 1
         self._unheard = 0 if good else self._unheard + 1
         if good == 2:
-            if self._apart <= TOGETHER:
+            if self._apart <= max(TOGETHER, min(_LATE, _SHARE / self._rate)):
                 self.prove(now)
             return Outcome.BOTH
         if good == 1:
