@@ -77,13 +77,13 @@ def httpx_retries(wire: Any) -> Any:
     return RetryTransport(transport=wire)
 
 
-def httpx_tenacity(wire: Wire) -> Wire:
+def httpx_tenacity(wire: Any) -> Any:
     from httpx_tenacity.tenacious_transport import TenaciousTransport
 
     return TenaciousTransport.create(transport=wire)
 
 
-def async_httpx_tenacity(wire: AsyncWire) -> AsyncWire:
+def async_httpx_tenacity(wire: Any) -> Any:
     from httpx_tenacity.async_tenacious_transport import AsyncTenaciousTransport
 
     return AsyncTenaciousTransport.create(transport=wire)

@@ -125,7 +125,8 @@ def _pyrate() -> Callable[[], object]:
 def _aiolimiter() -> Callable[[], Awaitable[object]]:
     from aiolimiter import AsyncLimiter
 
-    return AsyncLimiter(1, 1 / RATE).acquire
+    acquire: Callable[[], Awaitable[object]] = AsyncLimiter(1, 1 / RATE).acquire
+    return acquire
 
 
 _SYNC: dict[str, Callable[[], Callable[[], object]]] = {
