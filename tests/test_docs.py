@@ -169,6 +169,24 @@ def test_the_files_that_pages_for_contributors_name_exist(page: str) -> None:
     assert missing == set()
 
 
+def test_the_architecture_page_has_a_line_for_every_file() -> None:
+    """It sums up the commands, each of which is a file of `_cli/`."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`([\w/]+\.(?:py|lua))`", text))
+    files = [path.relative_to(SOURCE) for path in SOURCE.rglob("*") if path.suffix in {".py", ".lua"}]
+    unnamed = {
+        str(path)
+        for path in files
+        if not path.name.startswith("__") and path.parts[0] != "_cli" and not named & suffixes_of(path)
+    }
+    assert unnamed == set()
+
+
+def suffixes_of(path: Path) -> set[str]:
+    """The ways to name a file: `c.py`, `b/c.py`, `a/b/c.py`."""
+    return {"/".join(path.parts[start:]) for start in range(len(path.parts))}
+
+
 def test_the_architecture_page_names_everything_at_the_top_of_the_tree() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     top = {path.name + "/" * path.is_dir() for path in SOURCE.iterdir()}

@@ -90,7 +90,7 @@ else:  # Type checkers would take any name for one that exists.
                 "TokenBucketRateLimitedHttpClient",
             ),
             "_reference.retrying": ("Retrying",),
-            "limiters": ("AimdLimiter", "TokenBucket"),
+            "limiters": ("AimdLimiter", "AllOf", "InFlight", "Limiter", "PerHost", "PerKey", "TokenBucket"),
             "transports._auth.bearer": ("BearerAuth",),
             "transports._auth.provider": ("AuthProvider", "StaticToken"),
             "transports._retry.budget": ("RetryBudget",),

@@ -168,7 +168,6 @@ def _quota_from(config: RateLimitConfig) -> TokenBucket | AimdLimiter:
     if config.share is not None:
         options |= {"share": config.share, "store": store_from(config.store, config.store_timeout)}
     if config.max_cost is not None:
-        # The only way of counting that settings can name.
         options |= {"max_cost": config.max_cost, "cost": llm_tokens()}
     most, window = config.max_requests or DEFAULT_QUOTA[0], config.time_window or DEFAULT_QUOTA[1]
     if config.strategy == "token_bucket":

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from stkai import STKAI
 from stkai._cli.main import build_app
+from stkai._cli.quota import as_table
 from stkai.stores import Ask, FileStore, Refusal
 from stkai.stores._place import file_name
 
@@ -51,9 +53,27 @@ def test_quota_shows_one_snapshot_without_a_terminal(store: FileStore) -> None:
     assert "team-key" in result.output
     assert rows["members"].split()[-1] == "2"
     assert "50 requests/s" in rows["rate"]
-    assert "8 requests" in rows["queue"]
+    assert "8 requests waiting; a new one would wait for " in rows["queue"]
     assert "29" in rows["pause"] or "30" in rows["pause"]
     assert "s ago" in rows["last 429"]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "queue", "words"),
+    [
+        (0, 0.0, "0 requests waiting; a new one would not have to wait"),
+        (1, 0.5, "1 request waiting; a new one would wait for 0.5 s"),
+        (1200, 60.0, "1,200 requests waiting; a new one would wait for 60 s"),
+    ],
+)
+def test_the_queue_is_put_into_words(store: FileStore, waiting: int, queue: float, words: str) -> None:
+    seen = store.look("team-key")
+    assert seen is not None
+    shown = as_table("team-key", seen._replace(waiting=waiting, queue=queue))
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(shown)
+    assert words in captured.get()
 
 
 def test_quota_prints_json_for_scripts_and_is_not_a_member(store: FileStore) -> None:

@@ -1,6 +1,9 @@
 """Options of a call, and of all calls within a `with stkai.options(...)` block."""
 
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import anyio
@@ -44,6 +47,46 @@ def test_an_inner_block_goes_before_an_outer_one_field_by_field() -> None:
         with stkai.options(deadline=None, cost=3):
             assert options_of() == RequestOptions(deadline=None, priority="low", cost=3)
         assert options_of() == RequestOptions(deadline=10.0, priority="low")
+
+
+def test_a_block_can_be_kept_and_entered_again_also_within_itself_and_in_several_threads() -> None:
+    block, outside = stkai.options(deadline=10.0), options_of()
+    with stkai.options(cost=3):
+        for _ in range(2):
+            with block, stkai.options(deadline=20.0), block:
+                assert (options_of().deadline, options_of().cost) == (10.0, 3)
+            assert options_of() == RequestOptions(cost=3)
+    with block, ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(_within, block) for _ in range(2)]
+        assert [future.result() for future in found] == [(10.0, outside)] * 2
+        assert options_of().deadline == 10.0
+    assert options_of() == outside
+
+
+def _within(block: Any) -> tuple[Any, RequestOptions]:
+    with block:
+        inside = options_of().deadline
+    return inside, options_of()
+
+
+def test_a_generator_that_is_closed_elsewhere_leaves_the_options_there_alone() -> None:
+    def generate() -> Iterator[None]:
+        with stkai.options(deadline=10.0):
+            yield
+
+    started = generate()
+    copy_context().run(next, started)
+    with stkai.options(cost=3):
+        started.close()
+        assert options_of() == RequestOptions(cost=3)
+
+
+def test_a_block_decorates_a_function() -> None:
+    @stkai.options(deadline=10.0)
+    def work() -> Any:
+        return options_of().deadline
+
+    assert [work(), work()] == [10.0, 10.0]
 
 
 def test_a_block_ends_with_an_exception_too() -> None:

@@ -20,6 +20,9 @@ from ..stores._protocol import UNLIMITED
 _REFRESH: Final = 0.5
 """Seconds between updates."""
 
+_AT_ONCE: Final = 0.001
+"""Seconds; nobody notices a shorter wait."""
+
 
 def quota(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the share.")],
@@ -88,7 +91,7 @@ def as_table(share: str, seen: Snapshot | None) -> Table | Text:
         "rate": f"{seen.rate:.4g} requests/s (quota {quota.rate:.4g}, burst {quota.burst:.4g}{promise})",
         "in use": f"{seen.used:.4g} requests/s",
         "units": f"{seen.units:,.0f} of {quota.max_cost:,.0f} left; {quota.cost_rate:,.4g} more per second",
-        "queue": f"{seen.waiting} requests; a new one goes in {seen.queue:.3g} s",
+        "queue": f"{_requests(seen.waiting)} waiting; {_new_request(seen.queue)}",
         "pause": f"{seen.pause:.3g} s" if seen.pause else "none",
         "last 429": refused,
     }
@@ -102,6 +105,16 @@ def as_table(share: str, seen: Snapshot | None) -> Table | Text:
     for label, value in rows.items():
         table.add_row(label, value)
     return table
+
+
+def _requests(count: int) -> str:
+    return "1 request" if count == 1 else f"{count:,} requests"
+
+
+def _new_request(seconds: float) -> str:
+    if seconds < _AT_ONCE:
+        return "a new one would not have to wait"
+    return f"a new one would wait for {seconds:.3g} s"
 
 
 def _unused(share: str) -> str:

@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from .._errors import ConfigurationError
 from .._secrets import MASK, reveal
+from .._urls import is_private, origin_of, show_origin
 
 if TYPE_CHECKING:
+    import httpx
     from pydantic import BaseModel, ValidationError
 
 SECRETS = frozenset({"auth", "client_secret", "token"})
 """Fields whose values are not shown; `auth` because a token may have been given in place of a section."""
 _SCHEME = r"[a-z][a-z0-9+.-]{0,15}"
 _IN_QUERY = r"(?i)([?&][^=&#]*(?:auth|key|pass|pwd|secret|token)[^=&#]*=)[^&#]+"
-_NO_PORT = r"(://[^/?#:\[]*:)(?!\d*(?:[/?#,]|$))[^/?#,]+"
-"""What stands where a port should be: perhaps a password, if the host was forgotten."""
+_NO_PORT = r"(rediss?://[^/?#:\[]*:)(?!\d*(?:[/?#,]|$))[^/?#,]+"
+"""What stands where the port of a store should be: perhaps a password, if the host was forgotten."""
 
 
 def masked(text: str) -> str:
@@ -28,6 +30,16 @@ def masked(text: str) -> str:
     if separator and re.fullmatch(_SCHEME, scheme):
         return f"{scheme}://{MASK}@{rest}"
     return f"{MASK}@{rest}"
+
+
+def unencrypted(url: "httpx.URL") -> str | None:
+    """What is wrong with a token endpoint to which the secret would travel in the clear; None if it is private."""
+    if is_private(origin_of(url)):
+        return None
+    return (
+        f"token_url {show_origin(url)}{url.path} would carry the client secret unencrypted: use https://, or allow it"
+        " with allow_http=True (STKAI_AUTH_ALLOW_HTTP=true)"
+    )
 
 
 def as_text(field: str, value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from .._urls import absolute_url
 from ..transports._limits.pace.saved_rate import check_warm_start
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 from .fields import (
@@ -44,6 +45,7 @@ from .fields import (
     share_name,
     store_place,
 )
+from .messages import unencrypted
 from .names import CLIENT_AUTH, DEFAULT_QUOTA, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL, variable
 
 
@@ -82,6 +84,10 @@ class AuthConfig(Section):
                 f"STKAI_AUTH_CLIENT_{missing} is missing, but STKAI_AUTH_CLIENT_{there} is set:"
                 " set both or neither, there or with configure(auth={'client_id': ..., 'client_secret': ...})"
             )
+        if self.token is None and not self.allow_http:
+            problem = unencrypted(absolute_url(self.token_url))
+            if problem is not None:
+                raise ValueError(problem)
         if self.token is not None and self.client_id is not None:
             raise ValueError(
                 "STKAI_AUTH_TOKEN is set, and so are STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET, but only one"
@@ -99,7 +105,8 @@ class RateLimitConfig(Section):
     """How many requests may be sent in a time window (in seconds), and who shares that quota.
 
     `methods` are those that count (None: all); `max_cost` are units per time window besides, counted by `cost` (tokens
-    of language models); `in_flight` is how many requests may be on their way at once.
+    of language models, the default where `max_cost` is given); `in_flight` is how many requests may be on their way at
+    once.
 
     `min_rate_floor`, `penalty_factor`, `recovery_factor` and `warm_start` are for the strategy `adaptive`, which finds
     the quota by itself unless `max_requests` is given; see `quota`.
@@ -153,7 +160,9 @@ class RateLimitConfig(Section):
                 "a token bucket needs max_requests and time_window (STKAI_RATE_LIMIT_MAX_REQUESTS and"
                 " STKAI_RATE_LIMIT_TIME_WINDOW); only the strategy 'adaptive' finds the quota by itself"
             )
-        if self.cost is not None and self.max_cost is None:
+        if self.max_cost is not None:
+            vars(self)["cost"] = "llm-tokens"  # The only way of counting that settings can name.
+        elif self.cost is not None:
             raise ValueError(
                 "cost needs max_cost, the units that may be spent in a time window (STKAI_RATE_LIMIT_MAX_COST beside"
                 " STKAI_RATE_LIMIT_COST)"

@@ -1,7 +1,6 @@
 """What a caller sets for one request, and what it learns afterwards."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ContextDecorator
 from contextvars import ContextVar
 from enum import Enum
 from typing import Any, ClassVar, Final, Literal, TypedDict, Unpack
@@ -119,23 +118,51 @@ AMBIENT: Final = ContextVar("stkai.options", default=NO_OPTIONS)
 """The options of the `with options(...)` blocks around a call."""
 
 
-@contextmanager
-def options(**given: Unpack[CallOptions]) -> Iterator[None]:
+ENTERED: Final[ContextVar[tuple["_Block", ...]]] = ContextVar("stkai.entered", default=())
+"""These blocks, outermost first."""
+
+
+class _Block(ContextDecorator):
+    """Sets options while it is entered: any number of times, in any number of threads and tasks."""
+
+    def __init__(self, options: RequestOptions) -> None:
+        self.options = options
+
+    def __enter__(self) -> None:
+        _enter((*ENTERED.get(), self))
+
+    def __exit__(self, *_: object) -> None:
+        entered = list(reversed(ENTERED.get()))
+        if self in entered:  # Not so in a generator that is closed in another context.
+            entered.remove(self)
+            _enter(tuple(reversed(entered)))
+
+    @staticmethod
+    def all_of(blocks: "tuple[_Block, ...]") -> RequestOptions:
+        """The options of these blocks, of which inner ones go before outer ones."""
+        options = NO_OPTIONS
+        for block in blocks:
+            options = block.options.over(options)
+        return options
+
+
+def _enter(blocks: tuple[_Block, ...]) -> None:
+    ENTERED.set(blocks)
+    AMBIENT.set(_Block.all_of(blocks))
+
+
+def options(**given: Unpack[CallOptions]) -> AbstractContextManager[None]:
     """Set options for every call in this context: `with stkai.options(deadline=10.0, priority="low"): ...`.
 
     For calls that an SDK makes. They apply field by field, below the call's own options and above those of a block
-    further out. A task takes over what its parent has; a new thread begins without.
+    further out. A task takes over what its parent has; a new thread begins without. The result can be kept, and entered
+    as often as you like.
 
     Raises:
         TypeError: there is no such option.
         InvalidArgumentError: a value is out of range.
     """
-    token = AMBIENT.set(options_of("options", given).over(AMBIENT.get()))
-    try:
-        yield
-    finally:
-        with suppress(ValueError):  # A generator that is closed in another context.
-            AMBIENT.reset(token)
+    return _Block(options_of("options", given))
 
 
 class CallRecord(Value):

@@ -9,6 +9,7 @@ import pytest
 
 from stkai import (
     STKAI,
+    AuthConfig,
     AuthenticationError,
     AuthProvider,
     BearerAuth,
@@ -253,10 +254,13 @@ def test_the_settings_say_whether_token_and_secret_may_travel_unencrypted() -> N
     STKAI.configure(auth=credentials)
     with pytest.raises(ConfigurationError, match="token would travel unencrypted"):
         StackBuilder.standard()
-    STKAI.configure(auth={"origins": None, "token_url": "http://id.example.com/token"})
+    token_url = "http://id.example.com/token"
     with pytest.raises(ConfigurationError, match="client secret unencrypted"):
-        StackBuilder.standard()
-    STKAI.configure(auth={"origins": ["http://testserver"], "allow_http": True})
+        STKAI.configure(auth={"origins": None, "token_url": token_url})
+    with pytest.raises(ConfigurationError, match="client secret unencrypted"):
+        AuthConfig(token_url=token_url)
+    assert AuthConfig(token="unused-there", token_url=token_url).token_url == token_url
+    STKAI.configure(auth={"token_url": token_url, "allow_http": True})
     policies = [layer.policy for layer in StackBuilder.standard().layers]
     (policy,) = [policy for policy in policies if isinstance(policy, BearerAuth)]
     assert signs(policy, "http://testserver/v1")

@@ -112,6 +112,8 @@ def test_a_config_has_the_new_fields() -> None:
     assert (config.methods, config.max_cost, config.cost, config.in_flight) == (("POST",), 5, "llm-tokens", 3)
     default = RateLimitConfig()
     assert (default.methods, default.max_cost, default.cost, default.in_flight) == (None, None, None, None)
+    counting = RateLimitConfig(max_cost=5)
+    assert (counting.cost, counting.model_fields_set) == ("llm-tokens", {"max_cost"})
     policy = policy_of(rate_limit=config)
     assert (
         repr(policy)

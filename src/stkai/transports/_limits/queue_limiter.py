@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Iterable
 from inspect import iscoroutinefunction
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import httpx
 
@@ -33,6 +33,20 @@ class QueueLimiter(Queue):
 
     is_own = False
     """Whether it is a subclass of a user's that must see every request and every answer."""
+
+    numbers: ClassVar[tuple[str, ...]] = ()
+    """What `update` changes."""
+
+    if not TYPE_CHECKING:  # Type checkers would take any attribute for one that can be set.
+
+        def __setattr__(self, name: str, value: object) -> None:
+            known = getattr(type(self), name, None)
+            if isinstance(known, property) and known.fset is None:
+                advice = f"use update({name}=...)" if name in self.numbers else "make another limiter"
+                raise AttributeError(
+                    f"{type(self).__name__}.{name} cannot be set: {advice}", name=name, obj=self
+                )
+            super().__setattr__(name, value)
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -109,6 +123,8 @@ class QuotaLimiter(QueueLimiter):
     Raises:
         ConfigurationError: `cost` cannot be used, or there is no `max_cost`.
     """
+
+    numbers = ("max_requests", "time_window", "max_cost")
 
     def __init__(
         self,
