@@ -194,3 +194,21 @@ def test_one_transport_serves_several_clients() -> None:
     transport = StackBuilder([retry()]).build(wire)
     for _ in range(2):
         assert httpx.Client(transport=transport).get(URL).status_code == 200
+
+
+def test_a_refusal_tells_what_the_redirects_before_it_have_waited() -> None:
+    redirect = httpx.Response(302, headers={"Location": "/next"})
+    stack = stkai.build_transport(
+        auth=None,
+        rate_limit=stkai.TokenBucket(1, 1.0),
+        transport=httpx.MockTransport(lambda _: redirect),
+        clock=FakeClock(),
+    )
+    options = stkai.RequestOptions(max_wait_time=1.5)
+    with (
+        httpx.Client(transport=stack, follow_redirects=True) as client,
+        pytest.raises(stkai.TokenAcquisitionTimeoutError) as caught,
+    ):
+        client.get("http://a.example/", extensions={"stkai": options})
+    error = caught.value
+    assert (error.waited, error.max_wait_time, error.required) == pytest.approx((1.0, 1.5, 2.0))

@@ -1,7 +1,7 @@
 """Options of a call, and of all calls within a `with stkai.options(...)` block."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
@@ -70,7 +70,7 @@ def _within(block: Any) -> tuple[Any, RequestOptions]:
 
 
 def test_a_generator_that_is_closed_elsewhere_leaves_the_options_there_alone() -> None:
-    def generate() -> Iterator[None]:
+    def generate() -> Generator[None, None, None]:
         with stkai.options(deadline=10.0):
             yield
 

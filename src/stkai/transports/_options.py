@@ -1,6 +1,6 @@
 """What a caller sets for one request, and what it learns afterwards."""
 
-from contextlib import AbstractContextManager, ContextDecorator
+from contextlib import ContextDecorator
 from contextvars import ContextVar
 from enum import Enum
 from typing import Any, ClassVar, Final, Literal, TypedDict, Unpack
@@ -151,7 +151,7 @@ def _enter(blocks: tuple[_Block, ...]) -> None:
     AMBIENT.set(_Block.all_of(blocks))
 
 
-def options(**given: Unpack[CallOptions]) -> AbstractContextManager[None]:
+def options(**given: Unpack[CallOptions]) -> _Block:
     """Set options for every call in this context: `with stkai.options(deadline=10.0, priority="low"): ...`.
 
     For calls that an SDK makes. They apply field by field, below the call's own options and above those of a block

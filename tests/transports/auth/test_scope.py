@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from stkai import (
     STKAI,
@@ -259,7 +260,7 @@ def test_the_settings_say_whether_token_and_secret_may_travel_unencrypted() -> N
         STKAI.configure(auth={"origins": None, "token_url": token_url})
     with pytest.raises(ConfigurationError, match="client secret unencrypted"):
         AuthConfig(token_url=token_url)
-    assert AuthConfig(token="unused-there", token_url=token_url).token_url == token_url
+    assert AuthConfig(token=SecretStr("t"), token_url=token_url).token_url == token_url
     STKAI.configure(auth={"token_url": token_url, "allow_http": True})
     policies = [layer.policy for layer in StackBuilder.standard().layers]
     (policy,) = [policy for policy in policies if isinstance(policy, BearerAuth)]

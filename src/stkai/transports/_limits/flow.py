@@ -190,7 +190,6 @@ class _LimitFlow(LayerBase):
         deadline = float("inf") if call.deadline is None else call.deadline
         turn.call = attempt.info
         waiting = Waiting(limiter, turn, context.clock, most, deadline)
-        before = record.queued
         try:
             sent = yield from waiting.steps(wait, start)
         except TooLongError as late:
@@ -198,7 +197,7 @@ class _LimitFlow(LayerBase):
             if late.left < most - late.waited:
                 context.emit(Rejected(call=attempt.info, layer=self.name, wait=late.wait, limit=late.left))
                 raise attempt.no_time_for(late.wait, late.left) from None
-            waited = before + late.waited
+            waited = (allowed or 0.0) - most + late.waited  # Also at the redirects before this one.
             error = TokenAcquisitionTimeoutError(waited, allowed or 0.0, required=waited + late.wait)
             context.emit(
                 Rejected(call=attempt.info, layer=self.name, wait=error.required, limit=error.max_wait_time)
