@@ -31,6 +31,7 @@ from stkai._secrets import Secret
 from stkai.stores import RedisStore
 
 from .support.secrecy import shown_by
+from .support.world import World
 
 SECRET = "s3cr3t-value"
 TOKEN_URL = "http://127.0.0.1:9/token"
@@ -83,6 +84,19 @@ def test_a_proxy_that_cannot_be_read_is_refused_without_its_password(
     with pytest.raises(ConfigurationError, match=r"a proxy .* cannot be used: .*") as caught:
         stkai.build_client(auth=None)
     assert_hidden(caught.value)
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
+async def test_an_error_of_a_proxy_shows_no_password(
+    world: World, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, f"http://user:{SECRET}@127.0.0.1:1")
+    build = stkai.build_async_client if world.is_async else stkai.build_client
+    client: Any = build(auth=None, retry=None)
+    with pytest.raises(httpx.ConnectError) as caught:
+        await world.call(client.get, "http://a.example/")
+    assert_hidden(caught.value)
+    await world.close(client)
 
 
 def test_an_env_file_that_is_no_text_is_refused_without_its_contents(tmp_path: Path) -> None:

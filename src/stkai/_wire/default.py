@@ -167,41 +167,37 @@ def _make_each(
     return made
 
 
-class ProxyRouter(Closable):
-    """Sends each request directly, or through its proxy."""
+class _Router:
+    """What the routers share: the wires, and which one a request takes."""
 
-    def __init__(
-        self, direct: httpx.BaseTransport, proxied: Mapping[str, httpx.BaseTransport], proxies: ProxyMap
-    ) -> None:
+    def __init__(self, direct: Any, proxied: Mapping[str, Any], proxies: ProxyMap) -> None:
         self._direct, self._proxied, self._proxies = direct, proxied, proxies
         self.family = family_of_wire(direct)
 
+    def _wire_for(self, url: httpx.URL) -> Any:
+        # Not where the request is sent: tracebacks show variables, and a proxy's URL may contain a password.
+        proxy = self._proxies.proxy_for(url)
+        return self._direct if proxy is None else self._proxied[proxy]
+
+
+class ProxyRouter(_Router, Closable):
+    """Sends each request directly, or through its proxy."""
+
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        proxy = self._proxies.proxy_for(request.url)
-        wire = self._direct if proxy is None else self._proxied[proxy]
-        return wire.handle_request(request)
+        response: httpx.Response = self._wire_for(request.url).handle_request(request)
+        return response
 
     def _close(self) -> None:
         for wire in (self._direct, *self._proxied.values()):
             wire.close()
 
 
-class AsyncProxyRouter(AsyncClosable):
+class AsyncProxyRouter(_Router, AsyncClosable):
     """Sends each request directly, or through its proxy."""
 
-    def __init__(
-        self,
-        direct: httpx.AsyncBaseTransport,
-        proxied: Mapping[str, httpx.AsyncBaseTransport],
-        proxies: ProxyMap,
-    ) -> None:
-        self._direct, self._proxied, self._proxies = direct, proxied, proxies
-        self.family = family_of_wire(direct)
-
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        proxy = self._proxies.proxy_for(request.url)
-        wire = self._direct if proxy is None else self._proxied[proxy]
-        return await wire.handle_async_request(request)
+        response: httpx.Response = await self._wire_for(request.url).handle_async_request(request)
+        return response
 
     async def _aclose(self) -> None:
         for wire in (self._direct, *self._proxied.values()):
