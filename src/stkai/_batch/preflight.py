@@ -178,5 +178,6 @@ def _estimate(options: Options, requests: int, size: int, say: Callable[[str], N
     if limit.enabled:
         quotas.append((limit.max_requests, limit.time_window or 0.0))
     for most, window in quotas:
-        if most and window and requests:
-            say(f"at {most:,} requests per {window:g} s: at least {show_time(requests * window / most)}")
+        if most and window and requests * window > most:  # It takes longer than a second.
+            least = show_time(requests * window / most)
+            say(f"at {count(most, 'request')} per {window:g} s: at least {least}")
