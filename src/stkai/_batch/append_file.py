@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -35,24 +36,27 @@ class AppendFile:
         self.size = os.fstat(self.descriptor).st_size
         self.is_dirty = False
         self._is_open = True
+        self._appending = threading.Lock()
+        """A failed write is cut off at the size before it, so nothing else may be written meanwhile."""
         self._lost: OSError | None = None
 
     def append(self, record: bytes) -> None:
-        """Write a record.
+        """Write a record. For any thread.
 
         Raises:
             WriteError: the record could not be written; no part of it is left in the file.
         """
-        try:
-            written = os.write(self.descriptor, record)
-            while written < len(record):
-                written += os.write(self.descriptor, memoryview(record)[written:])
-        except OSError as error:
-            with suppress(OSError):
-                os.ftruncate(self.descriptor, self.size)
-            raise WriteError(self.path, error) from error
-        self.size += len(record)
-        self.is_dirty = True
+        with self._appending:
+            try:
+                written = os.write(self.descriptor, record)
+                while written < len(record):
+                    written += os.write(self.descriptor, memoryview(record)[written:])
+            except OSError as error:
+                with suppress(OSError):
+                    os.ftruncate(self.descriptor, self.size)
+                raise WriteError(self.path, error) from error
+            self.size += len(record)
+            self.is_dirty = True
 
     def cut_torn_tail(self) -> bytes:
         """Cut off and return everything after the last line break."""

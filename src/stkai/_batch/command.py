@@ -17,7 +17,7 @@ from .._clock import SystemClock
 from .._errors import ConfigurationError
 from .batch_client import BatchClient
 from .errors import UsageError, WriteError
-from .job import Job
+from .job import BatchJob
 from .merge import merge
 from .options import Options
 from .output_lines import escaped
@@ -141,7 +141,7 @@ class _Run:
     def run(self) -> int:
         client = BatchClient(self._options)
         with ExitStack() as stack:
-            job = Job.open(self._plan, stack)
+            job = BatchJob.open(self._plan, stack)
             if job.is_cut_off:
                 complain(
                     "stdin was cut off when an earlier run ended: only the lines copied by then are sent"
@@ -157,7 +157,7 @@ class _Run:
             self._finish_files(runner, job)
             return self._conclude(runner, job)
 
-    async def _work(self, runner: Runner, client: BatchClient, job: Job) -> None:
+    async def _work(self, runner: Runner, client: BatchClient, job: BatchJob) -> None:
         loop = asyncio.get_running_loop()
 
         def interrupt(name: str) -> None:
@@ -171,7 +171,7 @@ class _Run:
             await runner.run()
             group.cancel_scope.cancel()
 
-    async def _watch(self, runner: Runner, job: Job) -> None:
+    async def _watch(self, runner: Runner, job: BatchJob) -> None:
         """Show the progress; every second, record the input and the tokens, and sync the files if asked to."""
         noted = self._clock.monotonic()
         while True:
@@ -188,7 +188,7 @@ class _Run:
                 except WriteError as error:
                     runner.end("halted", str(error))
 
-    def _finish_files(self, runner: Runner, job: Job) -> None:
+    def _finish_files(self, runner: Runner, job: BatchJob) -> None:
         if job.stdin is not None and job.stdin.error is not None:
             runner.end("halted", f"{job.stdin.error}; the rest of stdin is lost")
         try:
@@ -201,7 +201,7 @@ class _Run:
         except WriteError as error:
             runner.end("halted", str(error))
 
-    def _conclude(self, runner: Runner, job: Job) -> int:
+    def _conclude(self, runner: Runner, job: BatchJob) -> int:
         """Say what happened and what to do next; returns the exit code."""
         ending, codes = runner.ending, job.outputs.codes
         code = SOME_FAILED if codes else 0
@@ -224,7 +224,7 @@ class _Run:
         say(f"{job.outputs.done} done, {codes.total()} failed ({runner.unknown} unknown)")
         return code
 
-    def _explain_failures(self, job: Job) -> None:
+    def _explain_failures(self, job: BatchJob) -> None:
         codes = job.outputs.codes
         shown = ", ".join(f"{count:,} {code}" for code, count in codes.most_common(_SHOWN))
         more = ", ..." if len(codes) > _SHOWN else ""
@@ -238,7 +238,7 @@ class _Run:
             say(f"to send them again: {self._options.command('--retry-failed')}")
 
 
-def _progress(runner: Runner, job: Job) -> Progress:
+def _progress(runner: Runner, job: BatchJob) -> Progress:
     failed = job.outputs.codes.total()
     return Progress(
         finished=job.outputs.done + failed,

@@ -41,7 +41,7 @@ Known = Callable[[int], Exception | bool]
 """True if the outcome of this index was handed out before; an error if that is to be its outcome."""
 
 
-def begin(index: int, request: httpx.Request, known: Known) -> Outcome | None:
+def pending_outcome(index: int, request: httpx.Request, known: Known) -> Outcome | None:
     """The outcome of a request before it is sent, which may be an error; None if it was handed out before."""
     found = known(index)
     return None if found is True else Outcome(index, request, None, found or None)
@@ -141,7 +141,7 @@ class _InFlight:
                 request = next(reading, _END) if isinstance(reading, Iterator) else await anext(reading, _END)
                 if request is _END:
                     break
-                taken = begin(index, request, known)
+                taken = pending_outcome(index, request, known)
                 index += 1
                 if taken is not None:
                     self._start(taken)

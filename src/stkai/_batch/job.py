@@ -21,7 +21,7 @@ from .progress import Usage
 
 
 @dataclass(slots=True)
-class Job:
+class BatchJob:
     """A job that this process works on, locked against others until it is closed.
 
     Attributes:
@@ -50,7 +50,7 @@ class Job:
     is_cut_off: bool = False
 
     @classmethod
-    def open(cls, plan: Plan, stack: ExitStack) -> "Job":
+    def open(cls, plan: Plan, stack: ExitStack) -> "BatchJob":
         """Start or resume the job that writes to `-o`; the stack closes its files.
 
         Raises:
@@ -77,7 +77,7 @@ class Job:
         return cls._resume(plan, paths, journal, header, stack)
 
     @classmethod
-    def _to_stdout(cls, plan: Plan, stack: ExitStack) -> "Job":
+    def _to_stdout(cls, plan: Plan, stack: ExitStack) -> "BatchJob":
         outputs = StdoutOutputs(in_order=plan.options.order == "input")
         job = cls(plan, uuid.UUID(hex=unique_key(), version=4), outputs, survey=_survey_of_file(plan))
         folder = ""
@@ -87,7 +87,7 @@ class Job:
         return job
 
     @classmethod
-    def _begin(cls, plan: Plan, paths: Paths, journal: Journal, stack: ExitStack) -> "Job":
+    def _begin(cls, plan: Plan, paths: Paths, journal: Journal, stack: ExitStack) -> "BatchJob":
         options, survey = plan.options, _survey_of_file(plan)
         # In this order, a kill in between leaves either a complete job or none.
         journal.file.truncate()
@@ -118,7 +118,9 @@ class Job:
             self.lines = self.plan.lines(Path(self.plan.options.source), self.survey.size)
 
     @classmethod
-    def _resume(cls, plan: Plan, paths: Paths, journal: Journal, header: Header, stack: ExitStack) -> "Job":
+    def _resume(
+        cls, plan: Plan, paths: Paths, journal: Journal, header: Header, stack: ExitStack
+    ) -> "BatchJob":
         options = plan.options
         outputs = FileOutputs(paths)
         stack.callback(outputs.close)

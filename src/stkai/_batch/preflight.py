@@ -16,7 +16,7 @@ from .input_lines import CsvRecords, JsonLines, Lines, StdinCopy
 from .json_text import Template
 from .options import Options
 from .progress import count, show_count, show_dollars, show_time
-from .request_formats import Format, Ids, InvalidLineError, Values
+from .request_formats import Format, InvalidLineError, SeenIds, Values
 
 _SHOWN: Final = 20
 """How many lines to list for each kind of problem."""
@@ -139,7 +139,7 @@ def dry_run(plan: Plan, say: Callable[[str], None]) -> bool:
 def _dry_run(plan: Plan, lines: Lines, say: Callable[[str], None]) -> bool:
     options, shard = plan.options, plan.options.part
     invalid = duplicates = requests = size = 0
-    ids = Ids()
+    ids = SeenIds()
     for item in lines:
         if item is None or not shard.has(item[0]):
             continue
@@ -178,5 +178,6 @@ def _estimate(options: Options, requests: int, size: int, say: Callable[[str], N
     if limit.enabled:
         quotas.append((limit.max_requests, limit.time_window or 0.0))
     for most, window in quotas:
-        if most and window and requests:
-            say(f"at {most:,} requests per {window:g} s: at least {show_time(requests * window / most)}")
+        if most and window and requests * window > most:  # It takes longer than a second.
+            least = show_time(requests * window / most)
+            say(f"at {count(most, 'request')} per {window:g} s: at least {least}")

@@ -100,7 +100,7 @@ def custom_id(values: Values | None, name: str | None) -> str:
     return "null"
 
 
-class Ids:
+class SeenIds:
     """Finds lines that have the id of an earlier one.
 
     Args:

@@ -17,12 +17,12 @@ from .batch_client import BatchClient, LineInFlight, line_of
 from .engine import Outcome, outcomes_of
 from .errors import DroppedError, WriteError
 from .input_lines import Read
-from .job import Job
+from .job import BatchJob
 from .journal import LineState
 from .output_lines import UNKNOWN, Entry, Failure, body_of, failure_of_answer, failure_of_error, visible
 from .outputs import StdoutOutputs
 from .quick_commands import FAILURE, QuickCommands, status_of
-from .request_formats import Ids, InvalidLineError
+from .request_formats import InvalidLineError, SeenIds
 
 _PAUSE: Final = 0.05
 """Seconds between checks of an input that is still being copied."""
@@ -67,12 +67,12 @@ class Runner:
         duplicates: lines with the id of an earlier one, among the first 10,000, and these ids.
     """
 
-    def __init__(self, job: Job, client: BatchClient, clock: Clock | None = None) -> None:
+    def __init__(self, job: BatchJob, client: BatchClient, clock: Clock | None = None) -> None:
         self.ending: Ending | None = None
         self.in_flight: dict[int, LineInFlight] = {}
         self.unknown = 0
         self.duplicates: list[tuple[int, str]] = []
-        self._ids = Ids(_COMPARED_LINES)
+        self._ids = SeenIds(_COMPARED_LINES)
         self._job, self._client, self._clock = job, client, clock or SystemClock()
         self._options, self._outputs = job.plan.options, job.outputs
         self._part = self._options.part

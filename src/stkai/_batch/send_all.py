@@ -1,7 +1,6 @@
 """`send_all` and `asend_all`: many requests through one client, a few at a time, with outcomes as calls finish."""
 
 import os
-import threading
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -25,7 +24,7 @@ from .._checks import POSITIVE_COUNT, check_number
 from .._client import AsyncHttpClient, HttpClient
 from .._errors import ConfigurationError, InvalidArgumentError
 from .._families import alike
-from .engine import Outcome, Requests, begin, outcomes_of
+from .engine import Outcome, Requests, outcomes_of, pending_outcome
 from .errors import DroppedError, OutcomeUnknownError, WriteError
 from .journal import Journal, LineState, LineStates, Recovered
 from .senders import Watch, async_sender, sender
@@ -98,8 +97,11 @@ def _check(requests: object, max_in_flight: int, kinds: Any) -> None:
         raise InvalidArgumentError(msg)
 
 
-class _Memory:
-    """What is remembered of the requests by index: in a journal, if there is one.
+class _RequestLog:
+    """What is known about the requests by index; kept in a journal, if there is one.
+
+    Attributes:
+        ending: is done once the loop has ended.
 
     Raises:
         ConfigurationError: another run uses the journal, or it is that of `stkai batch`, or not a journal at all.
@@ -107,11 +109,10 @@ class _Memory:
 
     def __init__(self, path: JournalPath | None, max_in_flight: int) -> None:
         self.ending = Job(lambda: None)
-        self._journal: Journal | None = None
+        self.journal: Journal | None = None
         self._recovered = Recovered()
-        self._lock = threading.Lock()
         if path is not None:
-            self._journal, self._recovered = _opened(Path(path), max_in_flight)
+            self.journal, self._recovered = _opened(Path(path), max_in_flight)
 
     def known(self, index: int) -> Exception | bool:
         """True if the outcome was handed out before; an error if it is unknown, and that is to be the outcome."""
@@ -123,12 +124,6 @@ class _Memory:
             )
             return OutcomeUnknownError(msg)
         return state is not LineState.NEW
-
-    def record(self, write: Callable[[Journal], None]) -> None:
-        """Write to the journal, if there is one. For any thread."""
-        if self._journal is not None:
-            with self._lock:
-                write(self._journal)
 
     @contextmanager
     def handing_out(self, outcome: Outcome) -> Iterator[None]:
@@ -142,14 +137,15 @@ class _Memory:
         try:
             yield
         finally:
-            self.record(lambda journal: journal.handed_out(outcome.index))
+            if self.journal is not None:
+                self.journal.handed_out(outcome.index)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._journal is not None:
-            self._journal.close()
+        if self.journal is not None:
+            self.journal.close()
 
 
 def _opened(path: Path, max_in_flight: int) -> tuple[Journal, Recovered]:
@@ -171,18 +167,20 @@ def _opened(path: Path, max_in_flight: int) -> tuple[Journal, Recovered]:
 class _Sending:
     """Watches one request: the journal records that it is about to be sent, unless the loop has ended."""
 
-    def __init__(self, memory: _Memory, index: int) -> None:
-        self.ending = memory.ending
-        self._memory, self._index = memory, index
+    def __init__(self, log: _RequestLog, index: int) -> None:
+        self.ending = log.ending
+        self._journal, self._index = log.journal, index
 
     def about_to_send(self) -> None:
         if self.ending.is_done:
             raise DroppedError
-        self._memory.record(lambda journal: journal.sent(self._index))
+        if self._journal is not None:
+            self._journal.sent(self._index)
 
     def not_sent(self) -> None:
-        with suppress(WriteError):  # Then it counts as sent, which is safe.
-            self._memory.record(lambda journal: journal.not_sent(self._index))
+        if self._journal is not None:
+            with suppress(WriteError):  # Then it counts as sent, which is safe.
+                self._journal.not_sent(self._index)
 
 
 async def _asend_all(
@@ -191,15 +189,15 @@ async def _asend_all(
     most: int,
     path: JournalPath | None,
 ) -> AsyncGenerator[Outcome, None]:
-    with _Memory(path, most) as memory:
+    with _RequestLog(path, most) as log:
 
         async def work(index: int, request: httpx.Request) -> httpx.Response:
             _check_request(request)
-            return await send(request, _Sending(memory, index))
+            return await send(request, _Sending(log, index))
 
-        async with aclosing(outcomes_of(work, requests, most, memory.known)) as outcomes:
+        async with aclosing(outcomes_of(work, requests, most, log.known)) as outcomes:
             async for outcome in outcomes:
-                with memory.handing_out(outcome):
+                with log.handing_out(outcome):
                     yield outcome
 
 
@@ -210,12 +208,12 @@ def _send_all(
     path: JournalPath | None,
 ) -> Generator[Outcome, None, None]:
     ready: SimpleQueue[Outcome | BaseException] = SimpleQueue()
-    with _Memory(path, most) as memory:
+    with _RequestLog(path, most) as log:
 
         def work(index: int, request: httpx.Request) -> None:
             try:
                 _check_request(request)
-                outcome = Outcome(index, request, send(request, _Sending(memory, index)), None)
+                outcome = Outcome(index, request, send(request, _Sending(log, index)), None)
             except Exception as error:  # noqa: BLE001 - whatever the call raises is its outcome
                 outcome = Outcome(index, request, None, error)
             except BaseException as error:  # noqa: BLE001 - raised by the generator, in the caller's thread
@@ -223,7 +221,7 @@ def _send_all(
                 return
             ready.put(outcome)
 
-        reading = filter(None, (begin(*each, memory.known) for each in enumerate(requests)))
+        reading = filter(None, (pending_outcome(*each, log.known) for each in enumerate(requests)))
         pending, has_ended, failure = 0, False, None
         pool = ThreadPoolExecutor(most, thread_name_prefix="stkai.send_all")
         try:
@@ -247,12 +245,12 @@ def _send_all(
                 if isinstance(outcome, BaseException):
                     raise outcome
                 pending -= 1
-                with memory.handing_out(outcome):
+                with log.handing_out(outcome):
                     yield outcome
             if failure is not None:
                 raise failure
         finally:
-            memory.ending.run()
+            log.ending.run()
             pool.shutdown(wait=True, cancel_futures=True)
 
 
