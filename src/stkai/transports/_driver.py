@@ -25,7 +25,7 @@ from .._families import alike
 from .._signals import raise_interrupt
 from ._bodies import BRIEF, SHORT, Reading, briefly, drain, is_short, is_there, limited, read, unlimited
 from ._body_end import give_up
-from ._call import Attempt, cannot_send
+from ._call import Attempt, require_open
 from ._operations import (
     PATIENCE,
     Close,
@@ -110,8 +110,7 @@ def _sleep(seconds: float, attempt: Attempt, clock: Clock) -> None:
         clock.sleep(seconds)
     else:
         closing.wait(seconds)
-    if closing is not None and closing.is_done:
-        raise cannot_send()
+    require_open(attempt)
 
 
 def _perform(operation: Operation, attempt: Attempt, clock: Clock, left: float = math.inf) -> Any:

@@ -40,7 +40,7 @@ class Waiting:
     Attributes:
         start: when it began.
         now: the time when the limiter last answered.
-        held: seconds for which each source held it up.
+        held: seconds for which each source held it up, if they have different limits.
     """
 
     def __init__(
@@ -49,7 +49,8 @@ class Waiting:
         self.limiter, self.turn, self.clock = limiter, turn, clock
         self.limit, self.deadline = limit, deadline
         self.start = self.now = 0.0
-        self.held: dict[Source | None, float] = {}
+        has_several = len({source.limit for source in turn.sources}) > 1
+        self.held: dict[Source | None, float] | None = {} if has_several else None
 
     def steps(self, wait: float | Operation, start: float) -> Steps[float]:
         """Wait, and return the instant at which the permit was taken; a wait that fails leaves the queue.
@@ -71,7 +72,8 @@ class Waiting:
                 else:
                     raise _no_answer(limiter, wait)
                 self.now = clock.monotonic()
-                self.held[turn.held_by] = self.held.get(turn.held_by, 0.0) + self.now - now
+                if self.held is not None:
+                    self.held[turn.held_by] = self.held.get(turn.held_by, 0.0) + self.now - now
                 now = self.now
                 wait = limiter.ask(turn, now)
         except BaseException:
@@ -91,9 +93,10 @@ class Waiting:
     @property
     def limit_in_words(self) -> str:
         """The limit that held it up for longest; empty if there is only one."""
-        if len({source.limit for source in self.turn.sources}) < 2:
+        held = self.held
+        if held is None:
             return ""
-        source: Any = max(self.held, key=self.held.__getitem__, default=None)
+        source: Any = max(held, key=held.__getitem__, default=None)
         return "" if source is None else str(source.limit)
 
 
