@@ -9,6 +9,8 @@ from .limiter import Limiter, Turn
 from .queue import Queue
 from .sources.source import TICK, Source
 
+_REAL: Final = (int, float)
+
 _LONGEST: Final = 3600.0
 """Seconds; a longer wait is slept in pieces: every system limits the length of a sleep."""
 
@@ -67,7 +69,7 @@ class Waiting:
             while wait != 0:
                 if isinstance(wait, Operation):
                     yield wait
-                elif isinstance(wait, int | float) and wait > 0:
+                elif isinstance(wait, _REAL) and wait > 0:
                     yield Sleep(self._until_next(wait, now))
                 else:
                     raise _no_answer(limiter, wait)
