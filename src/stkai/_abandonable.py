@@ -104,25 +104,26 @@ class Job:
             import anyio
 
             event = anyio.Event()
-            with self._waking(loop, event.set), anyio.move_on_after(seconds):
-                if not self.is_done:
-                    await event.wait()
+            self._waiting[id(event)] = partial(run_soon, loop, event.set)
+            try:
+                with anyio.move_on_after(seconds):
+                    if not self.is_done:
+                        await event.wait()
+            finally:
+                self._waiting.pop(id(event), None)
             return self.is_done
         # Thousands of tasks may wait here: on asyncio, nothing comes between a task and its timer.
         done = loop.create_future()
-        settle = partial(_settle, done)
-        timer = None if seconds == math.inf else loop.call_later(seconds, settle)
-        with self._waking(loop, settle):
-            try:
-                if not self.is_done:
-                    await done
-            finally:
-                if timer is not None:
-                    timer.cancel()
+        timer = None if seconds == math.inf else loop.call_later(seconds, _settle, done)
+        self._waiting[id(done)] = partial(run_soon, loop, _settle, done)
+        try:
+            if not self.is_done:
+                await done
+        finally:
+            self._waiting.pop(id(done), None)
+            if timer is not None:
+                timer.cancel()
         return self.is_done
-
-    def _waking(self, loop: Any, wake: Callable[[], object]) -> "_Waking":
-        return _Waking(self._waiting, partial(run_soon, loop, wake))
 
     def result(self) -> Any:
         """What the work returned, for one caller, once it has ended; raises what it raised."""
@@ -144,21 +145,6 @@ class Job:
     def _discard(self) -> None:
         with suppress(Exception):
             self._results.pop().close()
-
-
-class _Waking:
-    """Registers what wakes a waiting task."""
-
-    __slots__ = ("_waiting", "_wake")
-
-    def __init__(self, waiting: dict[int, Callable[[], object]], wake: Callable[[], object]) -> None:
-        self._waiting, self._wake = waiting, wake
-
-    def __enter__(self) -> None:
-        self._waiting[id(self)] = self._wake
-
-    def __exit__(self, *_: object) -> None:
-        self._waiting.pop(id(self), None)
 
 
 def _settle(done: Any) -> None:

@@ -11,6 +11,9 @@ from ._errors import ConfigurationError, StkaiError
 T = TypeVar("T")
 N = TypeVar("N", bound=float | None)
 
+_WHOLE: Final = (int,)
+_REAL: Final = (int, float)
+
 _MOST: Final = sys.float_info.max
 """Excludes infinity, NaN, and integers that do not fit into a float."""
 
@@ -34,7 +37,7 @@ class Numbers(NamedTuple):
 
     def accept(self, value: object) -> bool:
         """Whether a value is one of them."""
-        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+        if isinstance(value, bool) or not isinstance(value, _WHOLE if self.whole else _REAL):
             return False
         return self.low < value <= self.high if self.above else self.low <= value <= self.high
 

@@ -22,11 +22,11 @@ def running_loop() -> Any:
     return asyncio.get_running_loop()
 
 
-def run_soon(loop: Any, function: Callable[[], object]) -> None:
+def run_soon(loop: Any, function: Callable[..., object], *arguments: object) -> None:
     """Have a loop call a function soon, unless it has ended; safe in any thread and in finalizers."""
     call = getattr(loop, "run_sync_soon", None) or loop.call_soon_threadsafe
     with suppress(RuntimeError):  # asyncio's "Event loop is closed"; trio's RunFinishedError is one as well.
-        call(function)
+        call(function, *arguments)
 
 
 def in_asyncio_task() -> bool:

@@ -17,7 +17,7 @@ from .._errors import DeadlineExceededError
 from .._families import alike
 from .._signals import raise_interrupt
 from ._bodies import SHORT, adrain, aload, aread, briefly, limited, unlimited
-from ._call import Attempt, cannot_send
+from ._call import Attempt, require_open
 from ._operations import (
     PATIENCE,
     Close,
@@ -56,8 +56,12 @@ async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
                     value = None
                 elif deadline is not None:
                     value = await _ain_time(operation, deadline, attempt, clock)
+                elif isinstance(operation, Sleep):
+                    # Thousands of tasks may sleep here: nothing comes between this task and its clock.
+                    value = await _sleeping(operation.seconds, attempt, clock)
+                    require_open(attempt)
                 else:
-                    value = await _aperform(operation, attempt, clock)
+                    value = await _aperform(operation)
             except Exception as error:  # noqa: BLE001 - the flow decides
                 raise_interrupt(error)
                 operation = flow.throw(error)
@@ -68,7 +72,7 @@ async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
         return response if deadline is None else await _with_redirect(response, deadline, attempt, clock)
     except BaseException as error:
         if getattr(flow, "gi_frame", None) is not None:
-            await _aclean_up(flow, error, attempt, clock)
+            await _aclean_up(flow, error)
         raise
 
 
@@ -85,25 +89,16 @@ async def _with_redirect(
     return response
 
 
-async def _asleep(seconds: float, attempt: Attempt, clock: Clock) -> None:
-    """Sleep, unless the stack is closed.
-
-    Raises:
-        RuntimeError: it is closed.
-    """
+def _sleeping(seconds: float, attempt: Attempt, clock: Clock) -> Awaitable[object]:
+    """A sleep that ends early if the stack is closed."""
     closing = attempt.closing
     if closing is None or not is_system_clock(clock):
-        await clock.asleep(seconds)
-    else:
-        await closing.await_(seconds)
-    if closing is not None and closing.is_done:
-        raise cannot_send()
+        return clock.asleep(seconds)
+    return closing.await_(seconds)
 
 
-async def _aperform(operation: Operation, attempt: Attempt, clock: Clock, left: float = math.inf) -> Any:
+async def _aperform(operation: Operation, left: float = math.inf) -> Any:
     match operation:
-        case Sleep():
-            await _asleep(operation.seconds, attempt, clock)
         case Read():
             await aread(operation.response)
         case Load():
@@ -134,16 +129,17 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
         return deadline - clock.monotonic()
 
     if isinstance(operation, Drain):
-        return await _aperform(operation, attempt, clock, left())
+        return await _aperform(operation, left())
     if is_clean_up(operation):
-        return await _aperform(operation, attempt, clock)
+        return await _aperform(operation)
     seconds = left()
     if seconds <= 0:
         raise attempt.too_late(deadline)
     match operation:
         case Sleep():
             # By the call's clock, which may differ from the event loop's.
-            await _asleep(min(operation.seconds, seconds), attempt, clock)
+            await _sleeping(min(operation.seconds, seconds), attempt, clock)
+            require_open(attempt)
             if operation.seconds and left() <= 0:
                 raise attempt.too_late(deadline)
             return None
@@ -186,7 +182,7 @@ async def _by_scope(
     raise attempt.too_late(deadline)
 
 
-async def _aclean_up(flow: Flow, error: BaseException, attempt: Attempt, clock: Clock) -> None:
+async def _aclean_up(flow: Flow, error: BaseException) -> None:
     """Tell the flow that the call is over, and carry out the clean-up it asks for, even when cancelled again."""
     told = 0
     awaits = not isinstance(error, GeneratorExit)
@@ -199,7 +195,7 @@ async def _aclean_up(flow: Flow, error: BaseException, attempt: Attempt, clock: 
         while told < PATIENCE:
             if is_clean_up(operation):
                 if awaits:
-                    await _atry(operation, attempt, clock)
+                    await _atry(operation)
                 operation = flow.send(None)
             else:
                 told = swallowed(error, operation, told)
@@ -214,12 +210,12 @@ async def _aclean_up(flow: Flow, error: BaseException, attempt: Attempt, clock: 
             _logger.debug("the clean-up of a call failed", exc_info=True)
 
 
-async def _atry(operation: Operation, attempt: Attempt, clock: Clock) -> None:
+async def _atry(operation: Operation) -> None:
     import anyio
 
     try:
         with anyio.CancelScope(shield=True):
-            await _aperform(operation, attempt, clock)
+            await _aperform(operation)
     except Exception:
         _logger.debug("the clean-up of a call failed", exc_info=True)
 

@@ -235,6 +235,16 @@ def cannot_send() -> RuntimeError:
     return RuntimeError("Cannot send a request, as this transport has been closed: build another one.")
 
 
+def require_open(attempt: Attempt) -> None:
+    """Refuse to go on if the stack was closed.
+
+    Raises:
+        RuntimeError: it was.
+    """
+    if attempt.closing is not None and attempt.closing.is_done:
+        raise cannot_send()
+
+
 def copy_request(
     request: httpx.Request, *, headers: httpx.Headers | None = None, extensions: dict[str, Any] | None = None
 ) -> httpx.Request:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import httpx
 
@@ -25,7 +25,7 @@ from .._families import alike
 from .._signals import raise_interrupt
 from ._bodies import BRIEF, SHORT, Reading, briefly, drain, is_short, is_there, limited, read, unlimited
 from ._body_end import give_up
-from ._call import Attempt, cannot_send
+from ._call import Attempt, require_open
 from ._operations import (
     PATIENCE,
     Close,
@@ -43,6 +43,9 @@ from ._operations import (
     swallowed,
 )
 
+_THREADED: Final = (Drain, Load)
+"""What needs another thread even without a deadline: it takes a second at most."""
+
 _logger = logging.getLogger("stkai")
 
 
@@ -59,7 +62,7 @@ def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
                 elif isinstance(operation, Until):
                     deadline = operation.deadline if deadline is None else min(deadline, operation.deadline)
                     value = None
-                elif deadline is None and not isinstance(operation, Drain | Load):
+                elif deadline is None and not isinstance(operation, _THREADED):
                     value = _perform(operation, attempt, clock)
                 else:
                     bounded = bounded or _Bounded(attempt, clock)
@@ -110,8 +113,7 @@ def _sleep(seconds: float, attempt: Attempt, clock: Clock) -> None:
         clock.sleep(seconds)
     else:
         closing.wait(seconds)
-    if closing is not None and closing.is_done:
-        raise cannot_send()
+    require_open(attempt)
 
 
 def _perform(operation: Operation, attempt: Attempt, clock: Clock, left: float = math.inf) -> Any:

@@ -124,6 +124,25 @@ def test_an_object_is_a_limiter_with_or_without_deriving_from_the_protocol() -> 
         assert isinstance(policy, Limiter)
 
 
+@pytest.mark.parametrize("kind", [TokenBucket, AimdLimiter])
+@pytest.mark.parametrize("name", ["ask", "learn", "end"])
+async def test_a_method_that_a_derived_class_overrides_is_called_for_every_request(
+    world: World, kind: Any, name: str
+) -> None:
+    seen: list[Turn] = []
+
+    def method(self: Any, turn: Turn, *arguments: Any) -> Any:
+        seen.append(turn)
+        return getattr(kind, name)(self, turn, *arguments)
+
+    derived = type("Derived", (kind,), {name: method})(1000, 1.0)
+    transport = world.build(StackBuilder((limiter(derived),)), Wire(200, 200, 200))
+    for _ in range(3):
+        response = await world.send(transport, httpx.Request("POST", URL))
+        await world.read(response)
+    assert len(seen) == len(set(seen)) == 3
+
+
 async def test_a_derived_class_only_needs_ask(world: World) -> None:
     transport = world.build(StackBuilder((limiter(Derived()),)), Wire(200, 500, httpx.ReadError("reset")))
     for _ in range(2):

@@ -1,36 +1,31 @@
 """Waits for a limiter's permit, sends, and lets the limiter learn from the answer."""
 
-import logging
 from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any, Final
 
 import httpx
 
-from ..._errors import ConfigurationError, TokenAcquisitionTimeoutError
-from ...events import RateChanged, Rejected, Waited
+from ..._errors import ConfigurationError
+from ...events import RateChanged
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .._body_end import BodyEnd, when_body_ends
 from .._call import Attempt, SignatureExpired
 from .._context import Context
 from .._layer import Layer
-from .._operations import Close, Flow, Operation, Steps
-from .._options import UNSET
+from .._operations import Close, Flow, Steps
 from .all_of import checked_limiter
+from .call_waiting import CallWaiting
 from .guest import plan_of_own
 from .limiter import Answer, Limiter, Turn
 from .metering import Bill, Estimate, Meter, Settle
 from .plan import Chooser, Plan, subscribe
 from .queue_limiter import QueueLimiter
-from .waiting import TooLongError, Waiting
 
 Limits = Any
 """A limiter, one per host or key, or a list of limiters that all have to let a request go."""
 
 _TOO_MANY_REQUESTS: Final = 429
-
-_LONG: Final = 1.0
-"""Seconds; a longer wait is worth a line in the log."""
 
 _WANTED: Final = (
     "a limiter layer needs a stkai.TokenBucket, AimdLimiter or PerHost, an InFlight, AllOf or PerKey, a stkai.Limiter"
@@ -82,7 +77,13 @@ class _LimitFlow(LayerBase):
             limiter.leave(turn, sent)
             raise
         if wait != 0:
-            sent = yield from self._wait(limiter, turn, plan, attempt, wait, sent)
+            waiting = CallWaiting(self.name, self.context, limiter, turn, plan, attempt)
+            try:
+                sent = yield from waiting.steps(wait, sent)
+            except BaseException as error:
+                waiting.failed(error)
+                raise
+            waiting.ended(sent)
         attempt.ticket = (limiter, turn)
         try:
             response = yield from self.forward(request, attempt)
@@ -171,52 +172,6 @@ class _LimitFlow(LayerBase):
             limiter.end(turn, now)
         if bill is not None:
             bill.settle(how, now)
-
-    def _wait(
-        self,
-        limiter: Limiter,
-        turn: Turn,
-        plan: Plan,
-        attempt: Attempt,
-        wait: float | Operation,
-        start: float,
-    ) -> Steps[float]:
-        context, call, record = self.context, attempt.call, attempt.record
-        allowed = call.options.max_wait_time
-        if allowed is UNSET:
-            allowed = plan.max_wait_time
-        # The attempts of a call share its allowance for waiting.
-        most = attempt.allowance(allowed)
-        deadline = float("inf") if call.deadline is None else call.deadline
-        turn.call = attempt.info
-        waiting = Waiting(limiter, turn, context.clock, most, deadline)
-        try:
-            sent = yield from waiting.steps(wait, start)
-        except TooLongError as late:
-            record.queued += late.waited
-            if late.left < most - late.waited:
-                context.emit(Rejected(call=attempt.info, layer=self.name, wait=late.wait, limit=late.left))
-                raise attempt.no_time_for(late.wait, late.left) from None
-            waited = (allowed or 0.0) - most + late.waited  # Also at the redirects before this one.
-            error = TokenAcquisitionTimeoutError(waited, allowed or 0.0, required=waited + late.wait)
-            context.emit(
-                Rejected(call=attempt.info, layer=self.name, wait=error.required, limit=error.max_wait_time)
-            )
-            raise error from None
-        except BaseException:
-            record.queued += waiting.now - start
-            raise
-        waited = sent - start
-        record.queued += waited
-        if waited and context.hears(logging.INFO if waited > _LONG else logging.DEBUG):
-            limit = waiting.limit_in_words
-            context.emit(Waited(call=attempt.info, layer=self.name, seconds=waited, limit=limit))
-        if attempt.is_signed is not None and not attempt.is_signed():
-            # Otherwise all requests that wait for a new token would leave together when it comes.
-            limiter.leave(turn, sent)
-            attempt.ticket = (limiter, turn)
-            raise SignatureExpired
-        return sent
 
     def describe(self) -> str:
         # The repr of a user's own limiter may be anything.

@@ -42,7 +42,7 @@ class Turn:
         excused: whether the refusal was mere bad luck, so that it counts for no retry; set by `learn`.
         excuses: how many refusals of the call's earlier attempts were.
         errand: what is to be done after the answer, such as saving what was learnt; set by `learn`.
-        call: the request's call, for events; set before the layer runs an operation for the limiter.
+        call: the request's call, for events; set before the layer runs an operation for the limiter, if it has any.
         sources: the sources that it takes its permits from.
         wait: the seconds that it was last told to wait.
         asked, told, since: when it first asked; when it may go, as it was last told; when it got its permit.

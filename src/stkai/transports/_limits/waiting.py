@@ -9,6 +9,8 @@ from .limiter import Limiter, Turn
 from .queue import Queue
 from .sources.source import TICK, Source
 
+_REAL: Final = (int, float)
+
 _LONGEST: Final = 3600.0
 """Seconds; a longer wait is slept in pieces: every system limits the length of a sleep."""
 
@@ -40,7 +42,7 @@ class Waiting:
     Attributes:
         start: when it began.
         now: the time when the limiter last answered.
-        held: seconds for which each source held it up.
+        held: seconds for which each source held it up, if they have different limits.
     """
 
     def __init__(
@@ -49,7 +51,8 @@ class Waiting:
         self.limiter, self.turn, self.clock = limiter, turn, clock
         self.limit, self.deadline = limit, deadline
         self.start = self.now = 0.0
-        self.held: dict[Source | None, float] = {}
+        has_several = len({source.limit for source in turn.sources}) > 1
+        self.held: dict[Source | None, float] | None = {} if has_several else None
 
     def steps(self, wait: float | Operation, start: float) -> Steps[float]:
         """Wait, and return the instant at which the permit was taken; a wait that fails leaves the queue.
@@ -66,12 +69,13 @@ class Waiting:
             while wait != 0:
                 if isinstance(wait, Operation):
                     yield wait
-                elif isinstance(wait, int | float) and wait > 0:
+                elif isinstance(wait, _REAL) and wait > 0:
                     yield Sleep(self._until_next(wait, now))
                 else:
                     raise _no_answer(limiter, wait)
                 self.now = clock.monotonic()
-                self.held[turn.held_by] = self.held.get(turn.held_by, 0.0) + self.now - now
+                if self.held is not None:
+                    self.held[turn.held_by] = self.held.get(turn.held_by, 0.0) + self.now - now
                 now = self.now
                 wait = limiter.ask(turn, now)
         except BaseException:
@@ -91,9 +95,10 @@ class Waiting:
     @property
     def limit_in_words(self) -> str:
         """The limit that held it up for longest; empty if there is only one."""
-        if len({source.limit for source in self.turn.sources}) < 2:
+        held = self.held
+        if held is None:
             return ""
-        source: Any = max(self.held, key=self.held.__getitem__, default=None)
+        source: Any = max(held, key=held.__getitem__, default=None)
         return "" if source is None else str(source.limit)
 
 

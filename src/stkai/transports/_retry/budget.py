@@ -67,11 +67,6 @@ class RetryBudget:
             self._saved, _ = _pay(self._saved, owed)
             return True
 
-    @property
-    def balance(self) -> float:
-        """Retries that were left when the budget was last used."""
-        return self._steady + self._saved + self._older + self._fresh
-
     def _advance(self, now: float) -> None:
         if now <= self._at:
             return
