@@ -53,8 +53,6 @@ class Noted(MemoryStore):
         self.asked.append(ask)
         return super().lease(ask)
 
-    try_lease = lease
-
 
 class Blocking:
     """A store that may block, so that a thread calls it; in virtual time, it answers at once unless it hangs."""
