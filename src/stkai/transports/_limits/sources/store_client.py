@@ -48,11 +48,11 @@ class StoreClient:
     Args:
         member: the member that needs permits.
         store: the store to call.
-        pilot: computes the group's rate, for an adaptive limiter.
+        pace: computes the group's rate, for an adaptive limiter.
     """
 
-    def __init__(self, member: Member, store: Store, pilot: "GroupPace | None" = None) -> None:
-        self.member, self.store, self.pilot = member, store, pilot
+    def __init__(self, member: Member, store: Store, pace: "GroupPace | None" = None) -> None:
+        self.member, self.store, self.pace = member, store, pace
         self._is_instant = getattr(store, "blocks", True) is False
         self.events = StoreEvents(member.share, repr(store))
         self._noted, self._ahead = _clock.monotonic(), 0.0
@@ -215,11 +215,11 @@ class StoreClient:
             self.events.lost(error)
 
     def _steer(self, lease: Lease) -> None:
-        pilot = self.pilot
-        if pilot is None:
+        pace = self.pace
+        if pace is None:
             return
         with Queue.lock:
-            law = pilot.steer(lease, len(self.member.line.turns), self._now())
+            law = pace.steer(lease, len(self.member.leased.turns), self._now())
         if law is None:
             return
         done = False
@@ -230,7 +230,7 @@ class StoreClient:
             logger.debug("cannot write the adaptive state", exc_info=True)
         finally:
             with Queue.lock:
-                pilot.steered(lease, law, done=done)
+                pace.steered(lease, law, done=done)
 
 
 def _probe(client: "ref[StoreClient]") -> None:
