@@ -50,7 +50,7 @@ class Leased(Source):
     def __init__(self, client: Any) -> None:
         self.client, self.pace = client, client.pace
         self.member: Member = client.member
-        self.member.serve(self)
+        self.member.begin_anew(self)
 
     @property
     def limit(self) -> str:  # type: ignore[override]
@@ -80,7 +80,7 @@ class Leased(Source):
 
     def forked(self) -> None:
         """A child is a new member and holds nothing."""
-        self.member.begin_anew()
+        self.member.begin_anew(self)
 
     # Permits
 

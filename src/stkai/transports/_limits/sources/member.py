@@ -5,6 +5,7 @@ crowd one asks the store for all. Messages hold totals, so a call that fails, or
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -66,13 +67,9 @@ class Member:
         self.share, self.quota, self.steers = share, quota, steers
         self._identity, self._alone = identity, alone
 
-    def serve(self, leased: Any) -> None:
-        """Lease permits for the requests that wait for this source."""
+    def begin_anew(self, leased: Any) -> None:
+        """Become a member that holds nothing, of this source; a forked child becomes a new one."""
         self.leased = leased
-        self.begin_anew()
-
-    def begin_anew(self) -> None:
-        """Become a member that holds nothing; a forked child becomes a new one."""
         self._name, self._date, self._started = self._identity()
         self.held, self.contact, self.outage = Holding(), Contact(), Outage(self.leased)
         self.calling: StoreCall | None = None
@@ -134,7 +131,9 @@ class Member:
         most = len(turns) + self.expected
         if usable < most:
             most = max(0, math.ceil(usable - _ROUNDING))
-        kept, units = min(len(held), most), 0.0
+        # If the rate has risen since, the store can lease earlier permits now.
+        horizon = max(now + AHEAD, self.contact.queue_until) + 1 / self.rate
+        kept, units = min(bisect_right(held.due, horizon), most), 0.0
         if self.max_cost:
             slack, paid = _ROUNDING * self.max_cost, 0
             while paid < min(kept, len(turns)) and units + cost_of(turns[paid]) <= held.units + slack:
