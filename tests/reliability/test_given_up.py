@@ -357,16 +357,12 @@ class _Ringing(MemoryStore):
         ring()
         raise AssertionError
 
-    try_lease = lease
-
 
 class _Lost(MemoryStore):
     """A store that cannot be reached."""
 
     def lease(self, ask: Ask) -> Lease:
         raise ConnectionError("unreachable")
-
-    try_lease = lease
 
 
 def _ring_when_lost(event: object) -> None:

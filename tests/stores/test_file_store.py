@@ -244,7 +244,6 @@ def test_a_lock_that_others_hold_is_given_up_after_a_quarter_of_a_second(tmp_pat
     store.lease(ask())
     with state_file(tmp_path).open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert store.try_lease(ask()) is None
         with pytest.raises(TimeoutError, match="another process held the lock"):
             store.lease(ask())
     assert store.lease(ask()).count == 1
@@ -279,23 +278,29 @@ def test_after_a_reboot_the_state_restarts_and_another_machine_is_refused(
     assert second.epoch > first.epoch
 
 
+@pytest.mark.real_time
 def test_a_child_that_is_forked_during_a_step_uses_neither_the_lock_nor_the_descriptor(
     tmp_path: Path,
 ) -> None:
     store = FileStore(tmp_path)
     store.lease(ask())
-    (file,) = store._files.values()
-    assert file.take(wait=True)
     reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            os.write(writing, f"{file._fd} {store.try_lease(ask('child'))}".encode())
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
-    assert os.read(reading, 100) == b"-1 None"
-    file.change(lambda state, now: None)
+
+    def fork(_: object, now: float) -> int:
+        child = os.fork()
+        if not child:
+            try:
+                (file,) = store._files.values()
+                try:
+                    store.lease(ask("child"))
+                except TimeoutError as error:
+                    os.write(writing, f"{file._fd} {error}".encode())
+            finally:
+                os._exit(0)
+        return os.waitpid(child, 0)[1]
+
+    store._change("team", fork)
+    assert os.read(reading, 100) == b"-1 another process held the lock of the state file for 0.25 s"
     assert store.lease(ask()).members == 1
     os.close(reading)
     os.close(writing)

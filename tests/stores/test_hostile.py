@@ -196,13 +196,17 @@ def test_a_holder_of_the_lock_that_is_killed_holds_nobody_up(tmp_path: Path) -> 
     child = os.fork()
     if not child:
         try:
-            assert FileStore(tmp_path)._file("team").take(wait=True)
-            os.write(writing, b"x")
-            time.sleep(30)
+
+            def hold(*_: object) -> None:
+                os.write(writing, b"x")
+                time.sleep(30)
+
+            FileStore(tmp_path)._change("team", hold)
         finally:
             os._exit(0)
     os.read(reading, 1)
-    assert store.try_lease(ask()) is None
+    with pytest.raises(TimeoutError):
+        store.lease(ask())
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert store.lease(ask()).epoch == epoch

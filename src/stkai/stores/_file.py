@@ -14,13 +14,12 @@ from .._clock import SystemClock
 from .._errors import ConfigurationError
 from .._forks import after_fork
 from ._local import LocalStore
-from ._locks import lock, read_at, try_lock, unlock, write_at
+from ._locks import lock, read_at, unlock, write_at
 from ._members import FORGET
 from ._place import check_share, default_directory, file_name, make_directory, open_state
-from ._protocol import Ask, Lease, Snapshot
+from ._protocol import Snapshot
 from ._record import PREFIX, SLOT, Record, length_of, number_of, unpack
 from ._state import State
-from ._step import step
 
 T = TypeVar("T")
 
@@ -57,14 +56,7 @@ class FileStore(LocalStore):
             make_directory(self.path, private=self._private)
 
     def _change(self, share: str, work: Callable[[State, float], T]) -> T:
-        file = self._file(share)
-        file.take(wait=True)
-        return file.change(work)
-
-    def try_lease(self, ask: Ask) -> Lease | None:
-        """Lease permits without waiting; return None if another process or thread holds the lock."""
-        file = self._file(ask.share)
-        return file.change(lambda state, now: step(state, ask, now)) if file.take(wait=False) else None
+        return self._file(share).change(work)
 
     def look(self, share: str) -> Snapshot | None:
         return super().look(share) if self._file(share).path.is_file() else None
@@ -119,52 +111,31 @@ class _StateFile:
             os.close(self._fd)
             self._fd = -1
 
-    def take(self, *, wait: bool) -> bool:
-        """Open and lock the file. Returns False if `wait` is false and another process or thread holds the lock.
+    def change(self, work: Callable[[State, float], T]) -> T:
+        """Lock the file, read the state, call `work(state, now)`, and write the state.
 
         Raises:
-            ConfigurationError: it is not a regular file.
-            OSError: it cannot be opened, or locked within 0.25 s.
+            ConfigurationError: it is not a regular file, or another machine writes to it.
+            OSError: it cannot be opened, locked within 0.25 s, read or written.
         """
-        if not self._lock.acquire(timeout=_LOCK_TIMEOUT if wait else 0):
-            if wait:
-                raise TimeoutError(f"another thread held the state file for {_LOCK_TIMEOUT:g} s")
-            return False
-        is_ours = False
+        if not self._lock.acquire(timeout=_LOCK_TIMEOUT):
+            raise TimeoutError(f"another thread held the state file for {_LOCK_TIMEOUT:g} s")
         try:
             self._fd = open_state(self.path, private=self._private)
-            if wait:
-                lock(self._fd, _LOCK_TIMEOUT, clock)
-            is_ours = wait or try_lock(self._fd)
+            lock(self._fd, _LOCK_TIMEOUT, clock)
+            try:
+                now = clock.monotonic()
+                record = self._read(now)
+                result = work(record.state, now)
+                self._write(record)
+            finally:
+                unlock(self._fd)
         finally:
-            if not is_ours:
-                self._close()
-        return is_ours
-
-    def _close(self) -> None:
-        fd, self._fd = self._fd, -1
-        try:
+            fd, self._fd = self._fd, -1
             if fd >= 0:
                 os.close(fd)
-        finally:
             self._lock.release()
-
-    def change(self, work: Callable[[State, float], T]) -> T:
-        """Read the state, call `work(state, now)`, write the state, and close the file.
-
-        Raises:
-            ConfigurationError: another machine writes to the same file.
-            OSError: the file cannot be read or written.
-        """
-        try:
-            now = clock.monotonic()
-            record = self._read(now)
-            result = work(record.state, now)
-            self._write(record)
-            return result
-        finally:
-            unlock(self._fd)
-            self._close()
+        return result
 
     def _read(self, now: float) -> Record:
         """The record in the file, or a new one if there is no usable record."""

@@ -57,7 +57,5 @@ class MemoryStore(LocalStore):
             state = self._states.get(share) or self._states.setdefault(share, State.new(now))
             return work(state, now)
 
-    try_lease = LocalStore.lease
-
     def close(self) -> None:
         """Do nothing: there is nothing to release."""

@@ -11,7 +11,7 @@ from .._checks import SOME_SECONDS, check_number, even_half_made
 from .._secrets import Secret, sealed
 from ._connections import GivenClient, Server, connections
 from ._place import check_share
-from ._protocol import BOOKS, Ask, Law, Lease, Quota, Snapshot
+from ._protocol import Ask, Law, Lease, Quota, Snapshot
 
 SCHEMES = ("redis", "rediss", "unix")
 
@@ -64,13 +64,8 @@ class RedisStore:
         found = self._run(share, "look")
         if not found:
             return None
-        numbers = [float(word) for word in found[0].split()]
-        rate, used, waiting, queue, units, pause, refused, epoch = numbers[7:15]
-        books = dict(zip(BOOKS, map(int, numbers[15:]), strict=True))
-        return Snapshot(
-            int(numbers[0]), int(numbers[1]), Quota._make([*numbers[2:7], _text(found[1])]), rate, used, int(waiting),
-            queue, units, pause, refused if refused >= 0 else None, int(epoch), books,
-        )  # fmt: skip
+        seen = json.loads(found)
+        return Snapshot(**seen | {"quota": Quota(**seen["quota"]), "epoch": int(seen["epoch"])})
 
     def reset(self, share: str) -> bool:
         """Delete the state of a share; active members start over. Returns whether there was one."""

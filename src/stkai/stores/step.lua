@@ -537,12 +537,15 @@ local function look(s, now)
     end
   end
   local debt = s.cost_rate > 0 and max(0, -s.units / s.cost_rate) or 0
-  local refused = s.refused > NEVER and now - s.refused or -1
-  local words = {alive, active, s.quota_rate, s.quota_burst, s.window_seconds, s.max_cost, s.cost_rate, s.rate,
-    s.usage / USAGE_SPAN, waiting, max(0, queue(s, now), debt), s.units, max(0, s.paused - now), refused, s.epoch,
-    s.leased, s.used, s.returned, s.expired, s.leased - s.used - s.returned - s.expired}
-  for index, word in ipairs(words) do words[index] = precise(word) end
-  return {table.concat(words, " "), s.methods}
+  return cjson.encode{
+    members = alive, active = active, waiting = waiting, rate = s.rate, used = s.usage / USAGE_SPAN, units = s.units,
+    queue = max(0, queue(s, now), debt), pause = max(0, s.paused - now), epoch = precise(s.epoch),
+    refused = s.refused > NEVER and now - s.refused or cjson.null,
+    quota = {rate = s.quota_rate, burst = s.quota_burst, window = s.window_seconds, max_cost = s.max_cost,
+      cost_rate = s.cost_rate, methods = s.methods},
+    books = {leased = s.leased, used = s.used, returned = s.returned, expired = s.expired,
+      held = s.leased - s.used - s.returned - s.expired},
+  }
 end
 
 local now = tonumber(ARGV[2])
@@ -567,7 +570,7 @@ elseif ARGV[1] == "amend" then
   save(s)
   return 1
 elseif not s or s.rate == 0 then
-  return ARGV[1] == "look" and {} or 0
+  return ARGV[1] == "look" and "" or 0
 elseif ARGV[1] == "look" then
   return look(s, now)
 end

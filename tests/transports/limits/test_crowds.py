@@ -44,8 +44,6 @@ class Counted(MemoryStore):
         assert books["leased"] == books["used"] + books["returned"] + books["expired"] + books["held"]
         return lease
 
-    try_lease = lease
-
 
 class Team:
     """Processes that share a quota, each with a stack of its own, and the instants of what they sent."""

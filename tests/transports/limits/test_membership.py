@@ -53,8 +53,6 @@ class Noted(MemoryStore):
         self.asked.append(ask)
         return super().lease(ask)
 
-    try_lease = lease
-
 
 class Blocking:
     """A store that may block, so that a thread calls it; in virtual time, it answers at once unless it hangs."""
@@ -92,6 +90,25 @@ def wait_for(policy: Any, clock: FakeClock, turn: Turn | None = None) -> float:
 def answer(clock: FakeClock, status: int = 200, **headers: str) -> Answer:
     now = clock.monotonic()
     return Answer(now, now, httpx.Response(status, headers=headers), None, clock.utcnow, 0.0)
+
+
+def test_a_permit_leased_at_a_low_rate_is_exchanged_when_the_rate_rises(
+    clock: FakeClock, store: Noted
+) -> None:
+    policy, turn = TokenBucket(10, 1.0, burst=1, share="team", store=store), Turn()
+    wait_for(policy, clock)
+
+    def set_rate(rate: float) -> None:
+        state = store._states["team"]
+        assert store.amend(state.epoch, Law("team", rate, 1.0, version=state.version))
+
+    set_rate(0.001)
+    operation: Any = policy.ask(turn, clock.monotonic())
+    operation.sync(60.0)
+    wait: Any = policy.ask(turn, clock.monotonic())
+    assert wait > 900
+    set_rate(10.0)
+    assert wait_for(policy, clock, turn) < 3
 
 
 def test_the_queue_itself_never_calls_a_store_that_may_block(clock: FakeClock) -> None:

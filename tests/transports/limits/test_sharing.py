@@ -44,8 +44,6 @@ class Scripted:
             raise ConnectionError("nobody is there")
         return self.inner.lease(ask)
 
-    try_lease = lease
-
     def amend(self, epoch: int, law: Law) -> bool:
         return self.inner.amend(epoch, law)
 
@@ -487,7 +485,7 @@ def test_a_configuration_error_of_the_store_reaches_the_first_call_only(
         raise ConfigurationError("two machines share one state file")
 
     lease = store.lease
-    client_of(policy)._try_lease = store.lease = refuse  # type: ignore[method-assign]
+    store.lease = refuse  # type: ignore[method-assign]
     turn = Turn()
     with pytest.raises(ConfigurationError, match="two machines"):
         wait_for(policy, clock, turn)

@@ -97,13 +97,13 @@ class AimdLimiter(SharedLimiter):
             """The sources of a process that shares nothing."""
             return [Rate(pace=self._pace), *units()]
 
-        pilot = None
+        group = None
         if share is not None:
             from .pace.group import GroupPace
 
             quota = KnownQuota(max_requests, time_window, floor)
-            pilot = GroupPace(quota, plain=plain, starts_warm=warm_start is not None)
-        leased = shared_source(share, store, limits, alone=alone, pilot=pilot)
+            group = GroupPace(quota, plain=plain, starts_warm=warm_start is not None)
+        leased = shared_source(share, store, limits, alone=alone, pace=group)
         # What a server says of its tokens concerns all who use the key, so each member goes by what it is told itself.
         sources = alone() if leased is None else [leased, *units()]
         super().__init__(*sources, limits=limits, methods=methods, max_wait_time=max_wait_time, cost=cost)

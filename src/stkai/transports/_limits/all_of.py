@@ -116,12 +116,12 @@ class AllOf(QueueLimiter):
             turn.is_admitted = False
             if wait == 0:
                 return 0.0
-        # Another limit says wait, so that the guests may be asked about another request.
+        # The turn waits for another limit, so the guests can be asked about another request.
         self._give_up_guests(turn, now)
         return wait
 
     def _ask_guests(self, turn: Turn, now: float) -> float | Operation:
-        """What the guests say, one after the other; if one says wait, those before it get their permit back."""
+        """Ask the guests, one after the other; if the turn has to wait for one, return the permits of those before."""
         if turn.inner is Turn.inner:
             turn.inner = {}
         for number, guest in enumerate(turn.guests):

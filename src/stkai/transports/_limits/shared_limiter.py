@@ -78,7 +78,7 @@ def shared_source(
     limits: Limits,
     *,
     alone: Callable[[], Sequence[Source]],
-    pilot: "GroupPace | None" = None,
+    pace: "GroupPace | None" = None,
 ) -> Source | None:
     """The source of a group's permits; None without a share.
 
@@ -87,7 +87,7 @@ def shared_source(
         store: where it is kept.
         limits: the numbers of the quota.
         alone: makes the sources to use until the store is first reached.
-        pilot: computes the group's rate, for an adaptive limiter.
+        pace: computes the group's rate, for an adaptive limiter.
 
     Raises:
         ConfigurationError: `store` is given without `share`, or cannot be used, or the name is invalid.
@@ -102,6 +102,6 @@ def shared_source(
     from .sources.member import Member
     from .sources.store_client import StoreClient, identity
 
-    quota = quota_of(limits, "", promises=pilot is None)
-    member = Member(check_share(share), quota, identity, alone, steers=pilot is not None)
-    return Leased(StoreClient(member, store_from(store), pilot))
+    quota = quota_of(limits, "", promises=pace is None)
+    member = Member(check_share(share), quota, identity, alone, steers=pace is not None)
+    return Leased(StoreClient(member, store_from(store), pace))

@@ -97,7 +97,7 @@ class GroupWindow:
         return self._known_at <= recent and self._latest is not None and self._latest.now > self._known_at
 
     def reported(self) -> None:
-        """Note that the group now knows what it was moved by."""
+        """Note that the group's state now includes what this member had received."""
         self._doubts = False
         if self._latest is self._moved_by:
             self._latest = None

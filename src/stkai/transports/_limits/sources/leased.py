@@ -20,7 +20,7 @@ _BUSY: Final = 0.002
 """Seconds after which a request asks again while another one calls the store."""
 
 _EASED: Final = 0.88
-"""Share of its rate that a member keeps after a refusal while the store is lost; afterwards the group's law decides."""
+"""Share of its rate that a member keeps after a refusal while the store is lost; then the group's rate applies."""
 
 _LONGEST: Final = 3600.0
 """Seconds, or the window if that is longer: no answer's cost stops a group for longer."""
@@ -48,9 +48,9 @@ class Leased(Source):
     is_remote = True
 
     def __init__(self, client: Any) -> None:
-        self.client, self.pilot = client, client.pilot
+        self.client, self.pace = client, client.pace
         self.member: Member = client.member
-        self.member.serve(self)
+        self.member.begin_anew(self)
 
     @property
     def limit(self) -> str:  # type: ignore[override]
@@ -68,7 +68,7 @@ class Leased(Source):
         return turn.cost if turn.costs is None else turn.costs.get(self, turn.cost)
 
     def usable(self, now: float, seconds: float) -> float:
-        """How many permits the other sources of those who wait could match within so many seconds."""
+        """How many permits the other sources of the waiting requests could match within so many seconds."""
         turns = self.turns
         sources = turns[0].sources if turns else ()
         return min([source.soon(now, seconds) for source in sources if source is not self], default=math.inf)
@@ -80,7 +80,7 @@ class Leased(Source):
 
     def forked(self) -> None:
         """A child is a new member and holds nothing."""
-        self.member.begin_anew()
+        self.member.begin_anew(self)
 
     # Permits
 
@@ -145,7 +145,7 @@ class Leased(Source):
         member.call_soon(now)
 
     def listens(self, now: float) -> bool:
-        return self.pilot is not None or self.member.contact.lease is None
+        return self.pace is not None or self.member.contact.lease is None
 
     def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
         """Let the group learn from an answer; until the number of members is known, each adapts alone."""
@@ -158,9 +158,9 @@ class Leased(Source):
         if member.contact.lease is None:
             changes = [source.learn(turn, answer) for source in local]
             return next((change for change in changes if change is not None), None)
-        if self.pilot is None:
+        if self.pace is None:
             return None
-        stop = self.pilot.learn(turn, answer, use.epoch, member.rate)
+        stop = self.pace.learn(turn, answer, use.epoch, member.rate)
         if stop.seconds:
             member.refuse(use.epoch, answer.now + stop.seconds)
             for source in local:

@@ -5,6 +5,7 @@ crowd one asks the store for all. Messages hold totals, so a call that fails, or
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,7 +42,7 @@ class Member:
         steers: whether the members find the group's rate together; then nothing is leased before it is known.
 
     Attributes:
-        line: the requests that wait: the source `Leased` of this member.
+        leased: the source that gives its permits to the requests that wait.
         errand: arranges for an errand after so many seconds.
         held: its permits and units.
         contact: what it knows about its group.
@@ -66,15 +67,11 @@ class Member:
         self.share, self.quota, self.steers = share, quota, steers
         self._identity, self._alone = identity, alone
 
-    def serve(self, line: Any) -> None:
-        """Lease permits for these requests."""
-        self.line = line
-        self.begin_anew()
-
-    def begin_anew(self) -> None:
-        """Become a member that holds nothing; a forked child becomes a new one."""
+    def begin_anew(self, leased: Any) -> None:
+        """Become a member that holds nothing, of this source; a forked child becomes a new one."""
+        self.leased = leased
         self._name, self._date, self._started = self._identity()
-        self.held, self.contact, self.outage = Holding(), Contact(), Outage(self.line)
+        self.held, self.contact, self.outage = Holding(), Contact(), Outage(self.leased)
         self.calling: StoreCall | None = None
         self.history = Window(1, self.quota.window) if self.quota.window else None
         self.demand = Demand()
@@ -105,7 +102,7 @@ class Member:
         """How many requests will probably come, besides those that wait."""
         if self.max_cost:
             return 0  # What they cost is unknown.
-        return max(0, min(self.most, self.demand.steady) - len(self.line.turns))
+        return max(0, min(self.most, self.demand.steady) - len(self.leased.turns))
 
     @property
     def most(self) -> int:
@@ -119,22 +116,24 @@ class Member:
 
     def use(self, turn: "Turn", now: float) -> None:
         """Use a permit for this turn."""
-        self.held.use(self.line.cost_of(turn))
+        self.held.use(self.leased.cost_of(turn))
         self.demand.used_at = now
         if self.history is not None and self.history not in self.outage.sources:
             self.history.when(turn, 0, now)  # Drop what is out of the window.
             self.history.take(turn, now)
-        if self.held.due and len(self.line.turns) < 2:
+        if self.held.due and len(self.leased.turns) < 2:
             self.errand(LATE if self.expected else SOON)  # Perhaps no request comes that uses the others.
 
     def wanted(self, now: float) -> tuple[int, int, float]:
         """How many more permits to ask for, and how many permits and units to keep for the first in the queue."""
-        turns, held, cost_of = self.line.turns, self.held, self.line.cost_of
-        usable = min(self.line.usable(now, AHEAD), self.outage.soon(now, AHEAD))
+        turns, held, cost_of = self.leased.turns, self.held, self.leased.cost_of
+        usable = min(self.leased.usable(now, AHEAD), self.outage.soon(now, AHEAD))
         most = len(turns) + self.expected
         if usable < most:
             most = max(0, math.ceil(usable - _ROUNDING))
-        kept, units = min(len(held), most), 0.0
+        # If the rate has risen since, the store can lease earlier permits now.
+        horizon = max(now + AHEAD, self.contact.queue_until) + 1 / self.rate
+        kept, units = min(bisect_right(held.due, horizon), most), 0.0
         if self.max_cost:
             slack, paid = _ROUNDING * self.max_cost, 0
             while paid < min(kept, len(turns)) and units + cost_of(turns[paid]) <= held.units + slack:
@@ -186,7 +185,7 @@ class Member:
 
     def _message(self, kept: int, want: int, units: float, now: float, *, is_last: bool) -> Ask:
         held, contact, quota, outage = self.held, self.contact, self.quota, self.outage
-        turns, cost_of = self.line.turns, self.line.cost_of
+        turns, cost_of = self.leased.turns, self.leased.cost_of
         wanting = turns[kept : kept + want]
         lease, queue = contact.lease, max(contact.queue_until - now, 0.0 if outage.is_long(now) else AHEAD)
         pause = max(0.0, contact.paused_until - now)
@@ -223,7 +222,7 @@ class Member:
         restored = self.outage.end(now, ask, was_reached=contact.lease is not None)
         if lease.void:
             self.held.rewind(ask.used, ask.lapsed)
-        # Permits that come after a suspension are of the past.
+        # The permits of an answer that was read after a suspension are already due.
         arrived = now - GIVE_UP if now - call.sent > GIVE_UP else now
         got = self.held.add(lease.ranges, lease.units, arrived)
         contact.update(lease, call.sent, now, is_empty=bool(ask.want and not got))
@@ -276,7 +275,7 @@ class Member:
             return False
         if self._is_urgent():
             return True
-        if self.line.turns:
+        if self.leased.turns:
             return False
         held, last = self.held, self._reported
         if held.due or last is None or last.waiting or held.lapsed != last.lapsed:

@@ -37,7 +37,7 @@ class Outage:
     """The sources that take the place of the store.
 
     Args:
-        line: the requests that wait: the source `Leased`.
+        leased: the source whose requests wait.
 
     Attributes:
         is_on: whether the store is out of reach now.
@@ -46,8 +46,8 @@ class Outage:
         since: when the outage began.
     """
 
-    def __init__(self, line: Any) -> None:
-        self._line = line
+    def __init__(self, leased: Any) -> None:
+        self._leased = leased
         self.is_on = False
         self.failures = self.used = 0
         self.since = -math.inf
@@ -92,8 +92,8 @@ class Outage:
     def _replace(self, sources: Sequence[Source]) -> None:
         self._local = sources
         for source in sources:
-            source.order = self._line.order
-        for turn in reversed(self._line.turns):
+            source.order = self._leased.order
+        for turn in reversed(self._leased.turns):
             self.join(turn, 0)
 
     def end(self, now: float, ask: Ask, *, was_reached: bool) -> bool:
@@ -117,7 +117,7 @@ class Outage:
     def join(self, turn: "Turn", place: int) -> None:
         for source in self._local:
             if turn.costs is not None:
-                turn.costs[source] = self._line.cost_of(turn)
+                turn.costs[source] = self._leased.cost_of(turn)
             source.join(turn, place)
 
     def drop(self, turn: "Turn", place: int) -> None:

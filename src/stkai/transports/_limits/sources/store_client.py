@@ -3,7 +3,6 @@
 import atexit
 import os
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
 from typing import TYPE_CHECKING, Final
@@ -49,12 +48,11 @@ class StoreClient:
     Args:
         member: the member that needs permits.
         store: the store to call.
-        pilot: computes the group's rate, for an adaptive limiter.
+        pace: computes the group's rate, for an adaptive limiter.
     """
 
-    def __init__(self, member: Member, store: Store, pilot: "GroupPace | None" = None) -> None:
-        self.member, self.store, self.pilot = member, store, pilot
-        self._try_lease: Callable[[Ask], Lease | None] | None = getattr(store, "try_lease", None)
+    def __init__(self, member: Member, store: Store, pace: "GroupPace | None" = None) -> None:
+        self.member, self.store, self.pace = member, store, pace
         self._is_instant = getattr(store, "blocks", True) is False
         self.events = StoreEvents(member.share, repr(store))
         self._noted, self._ahead = _clock.monotonic(), 0.0
@@ -80,10 +78,10 @@ class StoreClient:
                 self._make(call)
 
         async def arun(_left: float) -> None:
-            ask = self._begun(call)
-            if ask is None or (self._try_lease is not None and self._send(call, ask, self._try_lease)):
-                return
-            await self._send_in_thread(call, ask)
+            if self._is_instant:
+                self._make(call)
+            elif (ask := self._begun(call)) is not None:
+                await self._send_in_thread(call, ask)
 
         return Run(run, arun)
 
@@ -181,14 +179,11 @@ class StoreClient:
         with Queue.lock:
             return self.member.begin(call, self._now())
 
-    def _send(self, call: StoreCall, ask: Ask, lease: Callable[[Ask], Lease | None] | None = None) -> bool:
-        """Send the message and take in the answer. Returns whether there was one, or a failure."""
+    def _send(self, call: StoreCall, ask: Ask) -> None:
+        """Send the message and take in the answer."""
         member = self.member
         try:
-            answer = (lease or self.store.lease)(ask)
-            if answer is None and lease is not None:
-                return False
-            answer = checked(answer)
+            answer = checked(self.store.lease(ask))
         except ConfigurationError as error:
             with Queue.lock:
                 first = member.contact.lease is None and not member.outage.is_on
@@ -211,7 +206,6 @@ class StoreClient:
                 self.events.restored()
             self.events.compare(ask.quota, answer.quota)
             self._steer(answer)
-        return True
 
     def _lose(self, call: StoreCall, error: BaseException) -> None:
         with Queue.lock:
@@ -221,11 +215,11 @@ class StoreClient:
             self.events.lost(error)
 
     def _steer(self, lease: Lease) -> None:
-        pilot = self.pilot
-        if pilot is None:
+        pace = self.pace
+        if pace is None:
             return
         with Queue.lock:
-            law = pilot.steer(lease, len(self.member.line.turns), self._now())
+            law = pace.steer(lease, len(self.member.leased.turns), self._now())
         if law is None:
             return
         done = False
@@ -236,7 +230,7 @@ class StoreClient:
             logger.debug("cannot write the adaptive state", exc_info=True)
         finally:
             with Queue.lock:
-                pilot.steered(lease, law, done=done)
+                pace.steered(lease, law, done=done)
 
 
 def _probe(client: "ref[StoreClient]") -> None:
