@@ -201,12 +201,15 @@ def test_collisions_are_named_as_the_reason() -> None:
     world = run(LeakyBucket(20), 1, workers=8)
     pace = world.senders[0].pace
     assert str(pace) == "found: collisions, rate kept"
+    assert any("collisions, rate kept" in change.reason for change in world.changes)
     assert pace.rate > 10
 
 
 def test_a_limit_of_requests_in_flight_is_named_with_its_places() -> None:
     world = run(Places(8), 1, workers=32, service=0.2, until=120.0)
     assert str(world.senders[0].pace) == "found: in flight: 8"
+    reasons = {change.reason for change in world.changes}
+    assert {"no refusal since: in flight: 8", "429 Too Many Requests: in flight: 8"} & reasons
 
 
 @pytest.mark.parametrize("numbers", [(), (20.0, 1.0)])

@@ -128,6 +128,7 @@ class BlindRate:
         rate = _START if found.is_open and not quota.is_given else found.rate
         self._test = PairTest(now, is_bursty=found.is_bursty)
         self._in_flight = InFlight()
+        self._answers = self._refused = 0.0
         self.rate, self.credit = self._bounded(rate), 0.0
         self._accepted, self._since = found.accepted, found.since
         self._spacing = 1 / quota.ceiling if quota.is_given else _SPACING
@@ -138,7 +139,6 @@ class BlindRate:
         # What was refused until now has been taken into account.
         self._cut_at = self._accepted_at = now
         self._due = now + 1 / self.rate
-        self._answers = self._refused = 0.0
 
     def __str__(self) -> str:
         numbers = f"{self._quota}, " if self._quota.is_given else "found: "
@@ -323,7 +323,10 @@ class BlindRate:
 
     def _bounded(self, rate: float) -> float:
         quota = self._quota
-        least = _UNDECIDED if self._test.is_undecided else _FLOOR
+        least = _FLOOR
+        if self._test.is_undecided:
+            accepted = 1 - self._refused / max(_PRIOR, self._answers)
+            least = max(least, _UNDECIDED * min(1.0, accepted / 0.45) ** 2)
         return min(quota.ceiling, max(rate, quota.floor, min(least, _FLOOR_SHARE * quota.ceiling)))
 
     def _patience(self) -> float:
