@@ -104,6 +104,12 @@ def test_a_server_that_refuses_everything_gets_a_probe_in_two_seconds_and_full_u
     assert again <= 634.0
 
 
+def test_a_server_that_refuses_everything_from_the_beginning_is_used_soon_after() -> None:
+    world = run(Down(LeakyBucket(20, 5), 0.0, 300.0), 1, until=340.0, workers=8)
+    assert world.counts(30.0, 300.0)[1] <= 270 / 2
+    assert sum(world.counts(310.0, 340.0)[0]) >= 0.9 * 20 * 30
+
+
 @pytest.mark.parametrize(
     "one", [Sender(), Sender(20, 1.0), sender(), plain()], ids=["unknown", "short", "long", "plain"]
 )
