@@ -153,6 +153,9 @@ def test_explain_shows_what_an_earlier_program_has_found(
     output = run("explain").output
     assert "Warm start: 1.5 requests per second, window 60 s, saved 0 s ago" in output
     assert len(list(tmp_path.rglob("*.json"))) == 1
+    SavedRate("key").write(LearnedRate(1.5, 60.0, finding="in flight: 8"), datetime.now(UTC))
+    output = run("explain").output
+    assert "Warm start: 1.5 requests per second, in flight: 8, window 60 s" in output
     SavedRate("key").write(LearnedRate(1.5, 60.0, refused=False), datetime.now(UTC))
     assert "per second, without a refusal, window" in run("explain").output
     monkeypatch.setenv("STKAI_RATE_LIMIT_STRATEGY", "token_bucket")

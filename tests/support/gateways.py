@@ -10,7 +10,7 @@ from typing import Protocol
 
 import httpx
 
-from stkai.transports import Answer, Turn
+from stkai.transports import Answer, RateChange, Turn
 
 from .sender import Sender, date
 
@@ -85,6 +85,7 @@ class World:
 
     Attributes:
         accepted, refused: instants, and the number of the process.
+        changes: of rates, as reported.
         now: the time.
     """
 
@@ -94,6 +95,7 @@ class World:
         self.accepted: list[tuple[float, int]] = []
         self.refused: list[tuple[float, int]] = []
         self.senders: list[Sender] = []
+        self.changes: list[RateChange] = []
         self.now = 0.0
         self._order = itertools.count()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -148,7 +150,9 @@ class World:
     def _answer(self, number: int, turn: Turn, sent: float, status: int) -> None:
         response = httpx.Response(status)
         answer = Answer(sent, self.now, response, None, date, self._chance.random())
-        self.senders[number].queue.learn(turn, answer)
+        change = self.senders[number].queue.learn(turn, answer)
+        if change is not None:
+            self.changes.append(change)
         again = Turn()
         if status == 429:
             again.resume(turn)

@@ -77,7 +77,7 @@ def _remembered(name: str, share: str | None) -> str:
     found = saved.read()
     if found is None:
         return f"nothing from the last day in {saved.path}."
-    limit = "" if found.refused else ", without a refusal"
+    limit = (f", {found.finding}" if found.finding else "") if found.refused else ", without a refusal"
     return (
         f"{found.rate:.3g} requests per second{limit}, window {found.window:g} s, saved {_ago(found.age)} ago"
         f" in {saved.path}."

@@ -104,6 +104,12 @@ def test_a_server_that_refuses_everything_gets_a_probe_in_two_seconds_and_full_u
     assert again <= 634.0
 
 
+def test_a_server_that_refuses_everything_from_the_beginning_is_used_soon_after() -> None:
+    world = run(Down(LeakyBucket(20, 5), 0.0, 300.0), 1, until=340.0, workers=8)
+    assert world.counts(30.0, 300.0)[1] <= 270 / 2
+    assert sum(world.counts(310.0, 340.0)[0]) >= 0.9 * 20 * 30
+
+
 @pytest.mark.parametrize(
     "one", [Sender(), Sender(20, 1.0), sender(), plain()], ids=["unknown", "short", "long", "plain"]
 )
@@ -201,12 +207,15 @@ def test_collisions_are_named_as_the_reason() -> None:
     world = run(LeakyBucket(20), 1, workers=8)
     pace = world.senders[0].pace
     assert str(pace) == "found: collisions, rate kept"
+    assert any("collisions, rate kept" in change.reason for change in world.changes)
     assert pace.rate > 10
 
 
 def test_a_limit_of_requests_in_flight_is_named_with_its_places() -> None:
     world = run(Places(8), 1, workers=32, service=0.2, until=120.0)
     assert str(world.senders[0].pace) == "found: in flight: 8"
+    reasons = {change.reason for change in world.changes}
+    assert {"no refusal since: in flight: 8", "429 Too Many Requests: in flight: 8"} & reasons
 
 
 @pytest.mark.parametrize("numbers", [(), (20.0, 1.0)])

@@ -57,7 +57,7 @@ class Adaptive:
             self._windowed.resume(learned.rate, refused=learned.refused)
         self._is_plain = plain is not None
         self._law: WindowedRate | BlindRate = self._windowed
-        self._reported = self._windowed.rate
+        self._reported, self._finding = self._windowed.rate, ""
         self.ignores_successes_until = -math.inf
         self._take_over()
 
@@ -110,7 +110,7 @@ class Adaptive:
             change = self.accepted(turn, answer.now, answer.sent, reading)
         if change is not None and self._save is not None:
             rate, refused = self._law.lasting, self._windowed.start.over
-            learned = LearnedRate(rate, self.quota.window, refused)
+            learned = LearnedRate(rate, self.quota.window, refused, finding=self._law.finding)
             turn.errand = self._save(learned, answer)
         return change
 
@@ -134,7 +134,7 @@ class Adaptive:
         self._law.accepted(turn, now, sent)
         self._take_over()
         change = None
-        if self._has_moved():
+        if self._has_moved() or self._law.finding not in ("", self._finding):
             described = self._windowed.guide.in_force
             reason = "rate limit headers" if described else self._law.reason(self._reported)
             change = self._report(self._law.base, reason)
@@ -202,5 +202,5 @@ class Adaptive:
 
     def _report(self, rate: float, reason: str) -> RateChange:
         change = RateChange(self._reported, rate, reason)
-        self._reported = rate
+        self._reported, self._finding = rate, self._law.finding
         return change

@@ -56,6 +56,9 @@ _OUTAGE, _LONG, _REGAINED, _REGAIN = 5, 3.0, 0.75, 0.5
 _STRICT_OUTAGE = 10
 """The same where refusals are collisions, or may be."""
 
+_KNOWN = 10
+"""Requests that were accepted in a start before which an outage begins another start."""
+
 _LONGEST, _SHORTEST, _GAPS = 3.5, 0.1, 1.5
 """Seconds for which a second refusal in a row holds back: 1.5 gaps, doubled with each further one, and its bounds."""
 
@@ -128,6 +131,7 @@ class BlindRate:
         rate = _START if found.is_open and not quota.is_given else found.rate
         self._test = PairTest(now, is_bursty=found.is_bursty)
         self._in_flight = InFlight()
+        self._answers = self._refused = 0.0
         self.rate, self.credit = self._bounded(rate), 0.0
         self._accepted, self._since = found.accepted, found.since
         self._spacing = 1 / quota.ceiling if quota.is_given else _SPACING
@@ -138,7 +142,6 @@ class BlindRate:
         # What was refused until now has been taken into account.
         self._cut_at = self._accepted_at = now
         self._due = now + 1 / self.rate
-        self._answers = self._refused = 0.0
 
     def __str__(self) -> str:
         numbers = f"{self._quota}, " if self._quota.is_given else "found: "
@@ -278,10 +281,19 @@ class BlindRate:
         self._answers += 1
         self._accepted += 1
         if self.row >= self._outage or (self.row and now - self._row_at > _LONG):
-            # The rate of a start says little; what was accepted since then, until now, says more.
-            self._back = _REGAINED * (self._before or self._accepted / max(1.0, now - self._since))
-            self.rate = self._bounded(min(self._back, max(self.rate, self._back / 2)))
+            self._recover(now)
         self.row = 0
+
+    def _recover(self, now: float) -> None:
+        """Return to three quarters of the rate before the outage."""
+        if now - self._row_at > _RECENT:
+            self._answers = self._refused = 0.0  # They say nothing about what is usual.
+            if not self._before and self._accepted < _KNOWN:
+                self._starting, self.rate = True, self._bounded(_START)
+                return
+        # The rate of a start says little; what was accepted since then, until now, says more.
+        self._back = _REGAINED * (self._before or self._accepted / max(1.0, now - self._since))
+        self.rate = self._bounded(min(self._back, max(self.rate, self._back / 2)))
 
     def refused(self, turn: Turn, now: float, sent: float, chance: float) -> None:
         """Note that a request sent at `sent` was refused."""
@@ -323,7 +335,10 @@ class BlindRate:
 
     def _bounded(self, rate: float) -> float:
         quota = self._quota
-        least = _UNDECIDED if self._test.is_undecided else _FLOOR
+        least = _FLOOR
+        if self._test.is_undecided:
+            accepted = 1 - self._refused / max(_PRIOR, self._answers)
+            least = max(least, _UNDECIDED * min(1.0, accepted / 0.45) ** 2)
         return min(quota.ceiling, max(rate, quota.floor, min(least, _FLOOR_SHARE * quota.ceiling)))
 
     def _patience(self) -> float:

@@ -14,9 +14,9 @@ TOGETHER = 0.01
 _LATE, _SHARE = 0.03, 1 / 40
 """The same for a pair whose second wakes late: up to this many seconds, if they are such a share of a gap."""
 
-_TESTS, _EMPTY = 3.0, 0.25
+_TESTS, _EMPTY = 3.0, 0.4
 """Pairs of which just one request was accepted that show a strict server. Each that was refused altogether takes back
-a quarter of one: a bucket that others keep empty does both."""
+0.4 of one: a bucket that others keep empty does both."""
 
 _ENOUGH = 16
 """Pairs after which a sender goes on without a verdict."""

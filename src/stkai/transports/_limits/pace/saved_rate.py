@@ -28,6 +28,9 @@ _FASTEST: Final = 1e5
 _LONGEST: Final = 366 * 86400.0
 """Seconds; a longer window is damage likewise."""
 
+_LONGEST_FINDING: Final = 50
+"""Characters, likewise."""
+
 _SIZE: Final = 1000
 """Bytes to read at most; a saved rate needs a tenth of that."""
 
@@ -62,6 +65,7 @@ class LearnedRate(NamedTuple):
         rate: requests per second.
         window: the quota's window in seconds, or its estimate.
         refused: whether a refusal, or a server's headers, have shown where the limit is.
+        finding: what its refusals are, if that was found out, such as "in flight: 8".
         age: seconds since it was saved.
     """
 
@@ -69,6 +73,7 @@ class LearnedRate(NamedTuple):
     window: float
     refused: bool = True
     age: float = 0.0
+    finding: str = ""
 
 
 class SavedRate:
@@ -137,6 +142,7 @@ class SavedRate:
             "rate": learned.rate,
             "window": learned.window,
             "refused": learned.refused,
+            "finding": learned.finding,
             "saved": saved.timestamp(),
         }
         try:
@@ -164,10 +170,12 @@ def _parsed(text: bytes, now: float) -> LearnedRate | None:
         content: Any = json.loads(text)
         rate, window, saved = (float(content[name]) for name in ("rate", "window", "saved"))
         refused = bool(content["refused"])
-    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
+        finding = str(content.get("finding", ""))
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
         return None
-    found = LearnedRate(rate, window, refused, now - saved)
+    found = LearnedRate(rate, window, refused, now - saved, finding)
     sensible = 0 < rate <= _FASTEST and 0 < window <= _LONGEST and 0 <= found.age < BELIEVED
+    sensible = sensible and finding.isprintable() and len(finding) <= _LONGEST_FINDING
     return found if sensible else None
 
 

@@ -45,6 +45,7 @@ class WindowedRate:
         burst: permits that may be taken at once after a quiet time.
         credit: None: whoever uses the rate counts the permits.
         news: share by which the rate must move before it is reported again.
+        finding: empty: the reasons say enough.
         paused_until: when the present pause ends.
         law: how the rate moves.
         start: the cold start, until it is over.
@@ -54,6 +55,7 @@ class WindowedRate:
 
     credit: float | None = None
     news = 0.1
+    finding = ""
 
     def __init__(self, quota: KnownQuota, plain: tuple[float, float] | None = None) -> None:
         self._quota, self._plain = quota, plain
