@@ -65,13 +65,25 @@ AGAINST_HTTPX = {"tests.support.tokens", "tests.transports.hedge", "tests.transp
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run tests in their worlds, and tests of transports once in each package."""
+    """Run tests in their worlds, and tests of transports in each package: sync in both, each event loop in one."""
+    names = {f"tests.{name}" for name in IN_BOTH_PACKAGES}
+    packages = PACKAGES if metafunc.module.__name__ in names else PACKAGES[:1]
     if "world" in metafunc.fixturenames:
         some = metafunc.definition.get_closest_marker("worlds")
-        metafunc.parametrize("world", some.args if some else NAMES, indirect=True)
-    names = {f"tests.{name}" for name in IN_BOTH_PACKAGES}
-    if "package" in metafunc.fixturenames and metafunc.module.__name__ in names:
-        metafunc.parametrize("package", PACKAGES, indirect=True)
+        worlds: tuple[str, ...] = some.args if some else NAMES
+        loops = [world for world in worlds if world != "sync"]
+        pairs = [
+            (world, package)
+            for world in worlds
+            for package in packages
+            if len(loops) < 2 or world == "sync" or package == packages[loops.index(world) % len(packages)]
+        ]
+        if len(packages) > 1:
+            metafunc.parametrize(("world", "package"), pairs, indirect=True)
+        else:
+            metafunc.parametrize("world", worlds, indirect=True)
+    elif "package" in metafunc.fixturenames and len(packages) > 1:
+        metafunc.parametrize("package", packages, indirect=True)
 
 
 def pytest_collection_finish() -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ class Children:
         if pid:
             self.pids.append(pid)
             return
-        signal.alarm(20)
+        signal.alarm(120)
         status = 1
         try:
             run()
@@ -79,23 +80,27 @@ def test_forked_children_of_a_busy_parent_can_use_its_limiter_and_tokens(
     def calls(who: str) -> None:
         with client_of(world, auth=provider, rate_limit=policy, retry=stkai.RetryPolicy()) as client:
             for number in range(20):
-                assert client.post(f"{server.url}/echo", data=f"{who}-{number}").status_code == 200
+                response = client.post(f"{server.url}/echo", data=f"{who}-{number}", timeout=60)
+                assert response.status_code == 200
 
     def keep_the_locks_busy() -> None:
         while not busy.is_set():
             took(policy, 0.0)
+            time.sleep(0)
 
     calls("before")  # By then, everything is imported: a child would wait for ever for its parent's import.
     threads = [threading.Thread(target=keep_the_locks_busy) for _ in range(2)]
     threads.append(threading.Thread(target=calls, args=("parent",)))
     for thread in threads:
         thread.start()
-    for number in range(CHILDREN):
-        children.fork(partial(calls, f"child-{number}"))
-    assert children.wait() == [0] * CHILDREN
-    busy.set()
-    for thread in threads:
-        thread.join()
+    try:
+        for number in range(CHILDREN):
+            children.fork(partial(calls, f"child-{number}"))
+        assert children.wait() == [0] * CHILDREN
+    finally:
+        busy.set()
+        for thread in threads:
+            thread.join()
     assert server.count(path="/echo", status=200) == 20 * (CHILDREN + 2)
 
 

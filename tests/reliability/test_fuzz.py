@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from stkai import AimdLimiter, RetryPolicy, TokenBucket
 from stkai.testing import FakeClock
 
+from ..conftest import MORE
 from ..support.crowd import most_in_excess
 from ..support.wire import Wire
 from ..support.world import World
@@ -116,7 +117,7 @@ def check_outcome(outcome: Any, sendings: list[Sending]) -> None:
     token_delay=st.sampled_from([0.0, 2.0]),
     chance=chances,
 )
-@settings(max_examples=200)
+@settings(max_examples=100 * MORE)
 def test_the_promises_hold_for_any_sequence_of_calls(
     script: list[Step],
     calls: int,
@@ -180,7 +181,7 @@ patience = st.none() | st.sampled_from([0.0, 0.05, 0.7, 2.0, 20.0])
     token_delay=st.sampled_from([0.0, 2.0]),
     chance=chances,
 )
-@settings(max_examples=75, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40 * MORE, suppress_health_check=[HealthCheck.too_slow])
 def test_the_promises_hold_for_concurrent_calls_and_cancellations(
     name: Any,
     script: list[Step],
@@ -273,7 +274,7 @@ fields = st.lists(st.tuples(st.sampled_from(NAMES), values), max_size=8)
 
 
 @given(answers=st.lists(st.tuples(st.sampled_from([200, 429, 503]), fields), max_size=4), limiter=limiters)
-@settings(max_examples=300)
+@settings(max_examples=100 * MORE)
 def test_no_header_breaks_a_call_or_makes_it_wait_longer_than_allowed(
     answers: list[tuple[int, list[tuple[bytes, bytes]]]], limiter: str
 ) -> None:

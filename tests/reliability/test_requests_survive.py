@@ -28,6 +28,9 @@ URL = "https://api.example.com/v1"
 SOON = 8.0
 """Seconds; far less than the servers here would take."""
 
+HANGS = 60.0
+"""Seconds that nothing takes, even on a busy machine."""
+
 
 class Window:
     """A quota per fixed window, on its own clock."""
@@ -46,9 +49,10 @@ class Window:
         return 200
 
 
+@pytest.mark.no_cover
 @pytest.mark.worlds("asyncio", "trio")
 @pytest.mark.parametrize("make", [AimdLimiter, TokenBucket])
-async def test_two_thousand_posts_at_once_are_all_answered(world: World, make: Any) -> None:
+async def test_hundreds_of_posts_at_once_are_all_answered(world: World, make: Any) -> None:
     clock = FakeClock()
     wire = Wire(Window(clock, 20, 4.0))
     client = client_of(
@@ -59,7 +63,7 @@ async def test_two_thousand_posts_at_once_are_all_answered(world: World, make: A
         clock=clock,
         listener=[],
     )
-    responses = await world.gather(*[lambda: world.call(client.post, URL)] * 2000)
+    responses = await world.gather(*[lambda: world.call(client.post, URL)] * 400)
     assert {response.status_code for response in responses} == {200}
     assert wire.open == 0
     await world.close(client)
@@ -106,7 +110,10 @@ async def test_a_post_slower_than_its_timeout_is_executed_once_unless_retries_ar
         stopped.wait(30)
 
     with hostile(talk) as url:
-        client = world.client(transport_of(world, retry=policy, transport=wire_of(world)), timeout=0.05)
+        client = world.client(
+            transport_of(world, retry=policy, transport=wire_of(world)),
+            timeout=httpx.Timeout(HANGS, read=0.05),
+        )
         with pytest.raises(httpx.ReadTimeout):
             await world.call(client.request, method, url, headers=headers)
         await world.close(client)

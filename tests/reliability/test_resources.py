@@ -28,11 +28,11 @@ def server() -> Iterator[QuotaServer]:
 
 
 @pytest.mark.real_time
-def test_two_thousand_calls_with_faults_are_all_accounted_for_and_nothing_grows() -> None:
-    result = soak(requests=2000, seconds=60.0)
+def test_hundreds_of_calls_with_faults_are_all_accounted_for_and_nothing_grows() -> None:
+    result = soak(requests=500, seconds=60.0)
     assert result.problems() == []
-    assert result.ledger.begun == 2000
-    assert 1800 < result.ledger.succeeded < 2000, "faults were there, and some calls failed and said so"
+    assert result.ledger.begun == 500
+    assert 400 < result.ledger.succeeded < 500, "faults were there, and some calls failed and said so"
 
 
 def test_a_closed_client_leaves_no_file_descriptor_thread_or_memory(

@@ -15,6 +15,12 @@ CONFTEST = """
 """
 
 
+@pytest.fixture(autouse=True)
+def without_other_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start faster."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+
 def run(pytester: pytest.Pytester, test: str, passed: int) -> None:
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(test)

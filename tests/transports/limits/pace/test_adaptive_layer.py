@@ -30,6 +30,8 @@ from ....support.sender import QUOTA
 from ....support.wire import Wire
 from ....support.world import World
 
+pytestmark = pytest.mark.worlds("sync", "asyncio")  # Which event loop it is makes no difference here.
+
 URL = "https://api.example.com/"
 
 
