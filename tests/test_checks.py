@@ -109,7 +109,6 @@ def test_a_token_is_the_name_of_a_header_or_a_method() -> None:
         ("StackBuilder", lambda: stkai.StackBuilder(cast("Any", 5))),
         ("FileStore", lambda: stkai.stores.FileStore(cast("Any", 5))),
         ("RedisStore", lambda: stkai.stores.RedisStore("redis://host:x")),
-        ("AsyncHttpClient", lambda: stkai.AsyncHttpClient(cast("Any", 5))),
         ("RetryTransport", lambda: stkai.transports.RetryTransport(cast("Any", 5))),
         ("Layer", lambda: stkai.Layer("", cast("Any", 5))),
     ],

@@ -4,12 +4,10 @@ They have no cookies, no redirects and no second auth flow; for these, mount the
 """
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Final, NoReturn, Self, Unpack
 
 import httpx
 
-from ._checks import even_half_made
 from ._errors import ConfigurationError
 from ._exchange import Exchange, StreamedResponse, async_entry, entry
 from ._families import HTTPX, family_of_wire
@@ -22,7 +20,50 @@ _CLOSED: Final = "Cannot send a request, as the client has been closed."
 _REOPENED: Final = "Cannot open a client that has been closed; make a new one."
 
 
-class HttpClient:
+class _Client:
+    """What the sync and the async client share: everything but the calls."""
+
+    _kind: type
+    _twin: type
+    """The client of httpx that resembles this one."""
+
+    _builder: str
+    _transport: Any = None
+    _closed = False
+
+    def _use(self, transport: object) -> None:
+        if not isinstance(transport, self._kind) or family_of_wire(transport) not in {None, HTTPX}:
+            raise ConfigurationError(
+                f"{type(self).__name__} needs an httpx.{self._kind.__name__} on an httpx wire, such as"
+                f" stkai.{self._builder}(), not {transport!r}"
+            )
+        self._transport = transport
+
+    def _require_open(self, otherwise: str = _CLOSED) -> None:
+        if self._closed:
+            raise RuntimeError(otherwise)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Say how to get an httpx client over the same stack, if that would have the attribute."""
+        kind, twin = type(self).__name__, f"httpx.{self._twin.__name__}"
+        msg = f"{kind!r} object has no attribute {name!r}"
+        if hasattr(self._twin, name) or name in {"timeout", "headers"}:
+            msg += (
+                f"; {kind} has only get, post and post_stream. If you need an {twin}, put the stack into one:"
+                f" {twin}(transport=stkai.{self._builder}())"
+            )
+        raise AttributeError(msg, name=name, obj=self)
+
+    def __repr__(self) -> str:
+        transport = self._transport
+        # And what its limiters have found so far.
+        details = transport.describe() if isinstance(transport, LayerBase) else ""
+        return (
+            f"<{type(self).__name__} {transport or 'without transport'}{details}{', closed' * self._closed}>"
+        )
+
+
+class HttpClient(_Client):
     """GET, POST and streamed POST over a transport; safe to share between threads. Close it, or use a `with` block.
 
     A subclass may instead override `get` and `post`, and `post_stream` if it can stream; it then needs no transport.
@@ -35,21 +76,14 @@ class HttpClient:
         ConfigurationError: the transport is not a sync one.
     """
 
+    _kind, _twin, _builder = httpx.BaseTransport, httpx.Client, "build_transport"
     _transport: httpx.BaseTransport | None = None
     _entry: LayerTransport | None = None
-    _closed = False
 
     def __init__(self, transport: httpx.BaseTransport | None = None) -> None:
         brings_its_own_verbs = type(self).post is not HttpClient.post
-        if transport is None and brings_its_own_verbs:
-            return
-        if not isinstance(transport, httpx.BaseTransport) or family_of_wire(transport) not in {None, HTTPX}:
-            msg = (
-                "HttpClient needs an httpx.BaseTransport on an httpx wire, such as stkai.build_transport(),"
-                f" not {transport!r}"
-            )
-            raise ConfigurationError(msg)
-        self._transport = transport
+        if transport is not None or not brings_its_own_verbs:
+            self._use(transport)
 
     @property
     def transport(self) -> httpx.BaseTransport:
@@ -132,8 +166,7 @@ class HttpClient:
         return exchange.finish(layer.carry_out(exchange.call, exchange.flow))
 
     def _open_entry(self) -> LayerTransport:
-        if self._closed:
-            raise RuntimeError(_CLOSED)
+        self._require_open()
         if self._entry is None:
             self._entry = entry(self.transport)
         return self._entry
@@ -146,32 +179,20 @@ class HttpClient:
                 self._transport.close()
 
     def __enter__(self) -> Self:
-        if self._closed:
-            raise RuntimeError(_REOPENED)
+        self._require_open(_REOPENED)
         if self._transport is not None:
             self._transport.__enter__()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_value: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         if not self._closed:
             self._closed = True
-            if self._transport is not None:
-                self._transport.__exit__(exc_type, exc_value, traceback)
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise _no_attribute(self, name, httpx.Client, "build_transport")
-
-    @even_half_made
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {_shown(self._transport)}{', closed' * self._closed}>"
+            transport: Any = self._transport
+            if transport is not None:
+                transport.__exit__(*exc_info)
 
 
-class AsyncHttpClient:
+class AsyncHttpClient(_Client):
     """GET, POST and streamed POST over an async transport, on asyncio and trio. Close it, or use `async with`.
 
     Args:
@@ -181,19 +202,11 @@ class AsyncHttpClient:
         ConfigurationError: the transport is not an async one.
     """
 
-    _closed = False
+    _kind, _twin, _builder = httpx.AsyncBaseTransport, httpx.AsyncClient, "build_async_transport"
+    _transport: httpx.AsyncBaseTransport
 
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
-        if not isinstance(transport, httpx.AsyncBaseTransport) or family_of_wire(transport) not in {
-            None,
-            HTTPX,
-        }:
-            msg = (
-                "AsyncHttpClient needs an httpx.AsyncBaseTransport on an httpx wire, such as"
-                f" stkai.build_async_transport(), not {transport!r}"
-            )
-            raise ConfigurationError(msg)
-        self._transport = transport
+        self._use(transport)
         self._entry = async_entry(transport)
 
     @property
@@ -246,8 +259,7 @@ class AsyncHttpClient:
         return exchange.finish(await layer.carry_out(exchange.call, exchange.flow))
 
     def _open_entry(self) -> AsyncLayerTransport:
-        if self._closed:
-            raise RuntimeError(_CLOSED)
+        self._require_open()
         return self._entry
 
     async def aclose(self) -> None:
@@ -261,42 +273,12 @@ class AsyncHttpClient:
         await self.aclose()
 
     async def __aenter__(self) -> Self:
-        if self._closed:
-            raise RuntimeError(_REOPENED)
+        self._require_open(_REOPENED)
         await self._transport.__aenter__()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_value: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         if not self._closed:
             self._closed = True
-            await self._transport.__aexit__(exc_type, exc_value, traceback)
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise _no_attribute(self, name, httpx.AsyncClient, "build_async_transport")
-
-    @even_half_made
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {_shown(self._transport)}{', closed' * self._closed}>"
-
-
-def _shown(transport: object) -> str:
-    """A transport, and what its limiters have found so far."""
-    details = transport.describe() if isinstance(transport, LayerBase) else ""
-    return f"{transport or 'without transport'}{details}"
-
-
-def _no_attribute(client: object, name: str, wanted: type, builder: str) -> AttributeError:
-    """Say how to get an httpx client over the same stack, if one would have the attribute."""
-    kind = type(client).__name__
-    msg = f"{kind!r} object has no attribute {name!r}"
-    if hasattr(wanted, name) or name in {"timeout", "headers"}:
-        msg += (
-            f"; {kind} has only get, post and post_stream. If you need an httpx.{wanted.__name__}, put the stack"
-            f" into one: httpx.{wanted.__name__}(transport=stkai.{builder}())"
-        )
-    return AttributeError(msg, name=name, obj=client)
+            transport: Any = self._transport
+            await transport.__aexit__(*exc_info)

@@ -20,10 +20,10 @@ from .. import _checks
 from .._checks import TOKEN, is_token
 from .._secrets import HoldsSecret, reveal, sealed
 from .._urls import PROXIES, absolute_url, is_origin, show_origin
+from ..stores._choose import problem_of
 from ..transports._auth.provider import is_sendable
 from .messages import configuration_error, masked, problems
 
-_STORES = ("file", "redis", "rediss", "unix")
 _YES = {"true", "1", "yes", "on"}
 _NO = {"false", "0", "no", "off"}
 
@@ -87,13 +87,9 @@ def share_name(value: str) -> str:
 
 def store_place(value: Any) -> Any:
     """None, "file", a URL of a known scheme, or an object that can lease permits: a `stkai.stores.Store`."""
-    if isinstance(value, str):
-        value = none_from_word(value)
-        scheme, separator, _ = (value or "").partition("://")
-        known = value in (None, "file") or (separator and scheme.lower() in _STORES)
-    else:
-        known = value is None or (callable(getattr(value, "lease", None)) and not isinstance(value, type))
-    if not known:
+    value = none_from_word(value)
+    can_lease = callable(getattr(value, "lease", None)) and not isinstance(value, type)
+    if not can_lease and problem_of(value) is not None:
         raise ValueError
     return value
 

@@ -13,7 +13,7 @@ from ._redis import SCHEMES, RedisStore
 ALLOWED = "'file', a URL (file:///directory, redis://, rediss:// or unix://), or a Store"
 
 
-def _problem(store: object) -> str | None:
+def problem_of(store: object) -> str | None:
     """Why a value of `store=` does not describe a store; None if it does. Shows no password."""
     if store is None or store == "file" or (not isinstance(store, str | type) and isinstance(store, Store)):
         return None
@@ -37,7 +37,7 @@ def store_from(store: "str | Store | Secret | None", timeout: float = 0.25) -> S
     """
     given = Secret(reveal(store))  # Tracebacks show variables, and a URL may contain a password.
     del store
-    problem = _problem(given.reveal())
+    problem = problem_of(given.reveal())
     if problem is not None:
         raise ConfigurationError(problem)
     if not isinstance(given.reveal(), str):
