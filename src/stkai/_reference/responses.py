@@ -5,7 +5,8 @@ from typing import Any, Final
 
 import httpx
 
-from .._exchange import Exchange, StreamedResponse, entry
+from .._client import HttpClient
+from .._exchange import StreamedResponse
 
 _MAX_REDIRECTS: Final = 30
 """As many as requests follows."""
@@ -78,6 +79,4 @@ class _From(httpx.BaseTransport):
         if first is not None:
             return first
         # Reads the body within the deadline, which httpx would not.
-        layer = entry(self._transport)
-        exchange = Exchange.of(layer, request)
-        return exchange.finish(layer.carry_out(exchange.call, exchange.flow))
+        return HttpClient(self._transport).send(request)

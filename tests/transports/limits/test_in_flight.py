@@ -83,6 +83,15 @@ async def test_a_body_in_memory_that_was_not_read_yet_keeps_its_place_until_it_i
     assert policy.busy == 0
 
 
+async def test_an_answer_that_is_complete_in_memory_when_it_arrives_holds_no_place(world: World) -> None:
+    policy = InFlight(1)
+    transport = world.build(
+        StackBuilder([limiter(policy)]), httpx.MockTransport(lambda _: httpx.Response(200, text="x"))
+    )
+    response = await world.send(transport, post())
+    assert (policy.busy, response.text) == (0, "x")
+
+
 async def test_a_place_is_free_when_the_body_is_closed_early_and_only_once(world: World) -> None:
     policy = InFlight(3)
     transport = stack_of(world, policy, streamed(), streamed())
