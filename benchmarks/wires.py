@@ -14,7 +14,7 @@ from benchmarks._harness import Table, counted, interleave, ratios, run, show, v
 from benchmarks._server import serving
 from benchmarks.concurrency import configure
 
-AT_ONCE = (1, 8, 32, 100)
+AT_ONCE = (1, 8, 32)
 LIMITS = (200, 200)
 BARE, DEFAULT, AIOHTTP = "httpx", "default", "aiohttp"
 
