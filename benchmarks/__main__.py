@@ -9,6 +9,7 @@ import sys
 
 NAMES = (
     "overhead",
+    "steps",
     "loopback",
     "concurrency",
     "wires",

@@ -14,7 +14,7 @@ from benchmarks._harness import Table, counted, interleave, ratios, run, show, v
 from benchmarks._server import serving
 from benchmarks.concurrency import configure
 
-AT_ONCE = (1, 8, 32, 100)
+AT_ONCE = (1, 8, 32)
 LIMITS = (200, 200)
 BARE, DEFAULT, AIOHTTP = "httpx", "default", "aiohttp"
 
@@ -84,6 +84,7 @@ def _clients(url: str, at_once: int) -> dict[str, Callable[[], Figures]]:
 
 
 def _openai(url: str, at_once: int) -> dict[str, Callable[[], Figures]]:
+    import httpx2
     import openai
 
     messages: Any = [{"role": "user", "content": subjects.DATA["input_data"]}]
@@ -98,11 +99,13 @@ def _openai(url: str, at_once: int) -> dict[str, Callable[[], Figures]]:
         configure(LIMITS)
         limit = stkai.TokenBucket(1e9, 60, max_cost=1e12, cost=stkai.costs.llm_tokens())
         stack = stkai.build_async_transport(auth=None, rate_limit=limit, transport=transport)
-        http_client = httpx.AsyncClient(transport=stack)
+        http_client = httpx2.AsyncClient(transport=stack)
         return openai.AsyncOpenAI(api_key="k", base_url=url, http_client=http_client, max_retries=0)
 
     def own() -> Any:
-        http_client = openai.DefaultAsyncHttpxClient(limits=configure(LIMITS))
+        most, kept = LIMITS
+        limits = httpx2.Limits(max_connections=most, max_keepalive_connections=kept)
+        http_client = openai.DefaultAsyncHttpxClient(limits=limits)
         return openai.AsyncOpenAI(api_key="k", base_url=url, http_client=http_client)
 
     return {
