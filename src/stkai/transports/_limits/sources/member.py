@@ -131,8 +131,8 @@ class Member:
         most = len(turns) + self.expected
         if usable < most:
             most = max(0, math.ceil(usable - _ROUNDING))
-        # If the rate has risen since, the store can lease earlier permits now.
-        horizon = max(now + AHEAD, self.contact.queue_until) + 1 / self.rate
+        # If the rate has risen since, the store can lease earlier permits now; but not earlier units of cost.
+        horizon = math.inf if self.max_cost else max(now + AHEAD, self.contact.queue_until) + 1 / self.rate
         kept, units = min(bisect_right(held.due, horizon), most), 0.0
         if self.max_cost:
             slack, paid = _ROUNDING * self.max_cost, 0
