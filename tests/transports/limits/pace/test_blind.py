@@ -187,7 +187,7 @@ def test_a_refusal_is_bad_luck_if_the_server_has_just_accepted_something_and_not
     one.hear(200, 0.1, 0.0, turn=one.force(0.0))
     excused = []
     now = 0.2
-    for _ in range(14):
+    for _ in range(50):
         now += 0.5
         turn = one.force(now)
         turn.mark = None

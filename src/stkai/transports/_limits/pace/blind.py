@@ -1,51 +1,20 @@
 """The law for servers that refuse without saying how long to wait, as nginx does. Rates are in requests per second.
 
-Permits are evenly spaced. The rate grows by a share per time, and is cut by a share per refusal, so that every sender
-has the same number of refusals per second; and since all see the same share of their requests refused, all get equal
-rates. Where the server spaces requests out, refusals are mere collisions: `PairTest` finds that out, and there the
-rate grows faster.
+Permits are evenly spaced, the rate moves by `EqualRefusals`, and `PairTest` finds out whether refusals are collisions.
+Here is what becomes of a refusal: when the refused request goes again, what holds the others back, and how the rate
+returns after an outage.
 """
 
 import math
 from typing import NamedTuple
 
 from ..limiter import Turn
+from .equal_refusals import EqualRefusals
 from .pairs import TOGETHER, InFlight, Outcome, PairTest
 from .quota import KnownQuota
 
-_PATIENCE = 4.0
-"""Seconds between two refusals of one sender in equilibrium: it grows by `_STEP` in that time, a refusal takes it."""
-
-_STEP, _FIRST_STEP, _STEPS = 0.15, 0.5, 3
-"""A refusal takes a larger share at first: 0.5 / (1 + refusals / 3), until that is `_STEP`."""
-
-_USUAL, _STEEPNESS = 0.08, 1.5
-"""If more than this share is refused, the patience grows with this power of it: a slow quota can spare few answers."""
-
-_HARDLY, _LEAST_PATIENCE = 0.02, 0.25
-"""If less than this share is refused, as when a sender is alone, the patience shrinks with it, to a quarter at most."""
-
-_MEMORY, _PRIOR = 20.0, 4.0
-"""Seconds over which that share is estimated, and answers whose weight its usual value has."""
-
-_TOLD = 60.0
-"""With a known quota, the patience is the time in which it allows so many requests: the same for all that share it."""
-
-_STRICT_STEP, _STRICT_PATIENCE, _SHARE = 0.08, 40.0, 0.4
-"""On a strict server, that share, and the patience in spacings, times the share of them that a sender uses, up to 0.4:
-senders at the same refusals per second and rate get the same rate."""
-
-_SPACING, _LEAST_STRICT = 0.05, 0.15
-"""Seconds between two requests at a strict server whose quota is unknown, and the shortest patience there."""
-
-_STRICT_USUAL, _STRICT_STEEPNESS = 0.55, 6
-"""The same as above for such a server: most of its refusals cost nothing but themselves."""
-
 _START, _ADDED, _ADDED_SHARE, _DOUBLING = 2.0, 4.0, 0.1, 1.0
 """A start: 2 per second, and 4 (at most a tenth of a known quota) more each second, or doubled if that is more."""
-
-_HASTE, _BELOW, _URGENCY = 6.0, 0.4, 1.5
-"""Far below the rate that was refused last, the rate grows up to 6 times faster."""
 
 _HALVED = 3
 """Refusals in a row after which each further one halves the rate: the quota has shrunk, or is used up."""
@@ -62,9 +31,12 @@ _KNOWN = 10
 _LONGEST, _SHORTEST, _GAPS = 3.5, 0.1, 1.5
 """Seconds for which a second refusal in a row holds back: 1.5 gaps, doubled with each further one, and its bounds."""
 
-_FLOOR, _UNDECIDED, _FLOOR_SHARE = 0.1, 0.8, 0.05
-"""Requests per second below which the rate never falls, and before it is known what the server is: small senders would
-take too long to find out. At most that share of the quota."""
+_FLOOR, _FLOOR_SHARE = 0.1, 0.05
+"""Requests per second below which the rate never falls, but at most that share of the quota."""
+
+_UNDECIDED, _USUAL = 0.8, 0.45
+"""The same before it is known what the server is, or small senders would take too long to find out; less if less than
+this share is accepted."""
 
 _SPREAD = 0.2
 """Share by which gaps vary where the quota is known: at its rate, one sender could lock the others out of a bucket."""
@@ -75,7 +47,7 @@ _NEWS, _STRICT_NEWS = 0.1, 0.3
 _LATE = 0.05
 """Seconds of lateness to make up for, at most half a gap; only where a shorter gap does not collide with itself."""
 
-_RECENT, _UNLUCKY = 10.0, 10
+_RECENT, _UNLUCKY = 20.0, 10
 """Seconds: a refusal is bad luck if the server has accepted a request so lately; but no call is so unlucky as often."""
 
 _LONGEST_STEP = 1.0
@@ -131,11 +103,10 @@ class BlindRate:
         rate = _START if found.is_open and not quota.is_given else found.rate
         self._test = PairTest(now, is_bursty=found.is_bursty)
         self._in_flight = InFlight()
-        self._answers = self._refused = 0.0
+        self.law = EqualRefusals(quota, self._test)
         self.rate, self.credit = self._bounded(rate), 0.0
         self._accepted, self._since = found.accepted, found.since
-        self._spacing = 1 / quota.ceiling if quota.is_given else _SPACING
-        self.row = self._refusals = 0
+        self.row = 0
         self._row_at = self._hold = self._accepted_sent = -math.inf
         # The rate that was last refused, that before a row of refusals (0 in a start), and the target of a recovery.
         self._bad, self._before, self._back = math.inf, 0.0, math.inf
@@ -151,11 +122,6 @@ class BlindRate:
     def is_strict(self) -> bool:
         """Whether the server spaces requests out: what it refuses are collisions."""
         return self._test.is_strict
-
-    @property
-    def _is_crowded(self) -> bool:
-        """Whether nearly all is refused."""
-        return self._refused > _STRICT_USUAL * self._answers
 
     @property
     def _outage(self) -> int:
@@ -200,8 +166,7 @@ class BlindRate:
     def release(self, start: float, now: float, *, waiting: bool) -> float:
         """Let the rate grow from `start` to `now`, and find out whether the next permit is due."""
         if now > start:
-            fading = math.exp((start - now) / _MEMORY)
-            self._answers, self._refused = self._answers * fading, self._refused * fading
+            self.law.fade(now - start)
             if waiting:
                 self._grow(min(now - start, _LONGEST_STEP))
         test = self._test
@@ -227,7 +192,7 @@ class BlindRate:
         self._due = max(self._due + gap, now + gap - min(gap / 2, _LATE) * test.is_bursty)
         if self.row:
             self._due = min(self._due, now + _LONGEST)
-        if rest := test.rest(now, gap, crowded=self._is_crowded):
+        if rest := test.rest(now, gap, crowded=self.law.is_crowded):
             self._hold = max(self._hold, now + rest)
         return 1.0 if turn.mark is None else 0.0
 
@@ -256,12 +221,7 @@ class BlindRate:
             if self.rate >= self._back:
                 self._back = math.inf
         else:
-            below, haste = math.log(self._bad / self.rate), 1.0
-            if below > _BELOW and not self.is_strict:
-                haste = min(_HASTE, 1 + _URGENCY * (below - _BELOW) / _STEP)
-            self.rate *= math.exp(
-                haste * (_STRICT_STEP if self.is_strict else _STEP) / self._patience() * seconds
-            )
+            self.rate = self.law.grown(self.rate, self._bad, seconds)
             self._bad = max(self._bad, self.rate)
         self.rate = self._bounded(self.rate)
 
@@ -278,7 +238,7 @@ class BlindRate:
         if abs(sent - self._accepted_sent) < TOGETHER and not self._test.is_bursty:
             self._test.prove(now)
         self._accepted_at, self._accepted_sent = now, sent
-        self._answers += 1
+        self.law.note(refused=False)
         self._accepted += 1
         if self.row >= self._outage or (self.row and now - self._row_at > _LONG):
             self._recover(now)
@@ -287,7 +247,7 @@ class BlindRate:
     def _recover(self, now: float) -> None:
         """Return to three quarters of the rate before the outage."""
         if now - self._row_at > _RECENT:
-            self._answers = self._refused = 0.0  # They say nothing about what is usual.
+            self.law.forget()  # They say nothing about what is usual.
             if not self._before and self._accepted < _KNOWN:
                 self._starting, self.rate = True, self._bounded(_START)
                 return
@@ -300,17 +260,16 @@ class BlindRate:
         self._in_flight.ended()
         self._in_flight.refused(now)
         is_recent = now - self._accepted_at < _RECENT
-        turn.excused = is_recent and self.row < self._outage and turn.excuses < _UNLUCKY
+        turn.excused = is_recent and turn.excuses < _UNLUCKY
         if turn.mark is not None:
             outcome = self._test.hear(turn.mark, now, accepted=False, starting=self._starting)
-            if self._is_crowded:
+            if self.law.is_crowded:
                 self._test.hurry(now)
             if outcome is Outcome.NEITHER:
                 self._due = now + (0.5 + chance) / self.rate
             if outcome is not None:
                 return
-        self._answers += 1
-        self._refused += 1
+        self.law.note(refused=True)
         if sent < self._cut_at and not self.row:
             return
         self.row += 1
@@ -326,28 +285,15 @@ class BlindRate:
 
     def _cut(self, now: float) -> None:
         if self.row <= self._outage:
-            step = _STRICT_STEP if self.is_strict else max(_STEP, _FIRST_STEP / (1 + self._refusals / _STEPS))
             is_halved = self._starting or (self.row > _HALVED and not self.is_strict)
-            self.rate = self._bounded(self.rate * (0.5 if is_halved else 1 - step))
+            self.rate = self._bounded(self.rate / 2 if is_halved else self.law.cut(self.rate))
             self._back = math.inf
-        self._refusals += 1
+        self.law.count_cut()
         self._starting, self._cut_at = False, now
 
     def _bounded(self, rate: float) -> float:
         quota = self._quota
         least = _FLOOR
         if self._test.is_undecided:
-            accepted = 1 - self._refused / max(_PRIOR, self._answers)
-            least = max(least, _UNDECIDED * min(1.0, accepted / 0.45) ** 2)
+            least = max(least, _UNDECIDED * min(1.0, self.law.accepted / _USUAL) ** 2)
         return min(quota.ceiling, max(rate, quota.floor, min(least, _FLOOR_SHARE * quota.ceiling)))
-
-    def _patience(self) -> float:
-        refused = (self._refused + _USUAL * _PRIOR) / (self._answers + _PRIOR)
-        if self.is_strict:
-            share = min(_SHARE, self.rate * self._spacing)
-            patience = max(_LEAST_STRICT, _STRICT_PATIENCE * self._spacing * share)
-            return patience * math.pow(max(1.0, refused / _STRICT_USUAL), _STRICT_STEEPNESS)
-        if self._quota.ceiling < math.inf:
-            return max(_PATIENCE, _TOLD / self._quota.ceiling)
-        alone = max(_LEAST_PATIENCE, refused / _HARDLY)
-        return _PATIENCE * min(1.0, alone) * math.pow(max(1.0, refused / _USUAL), _STEEPNESS)

@@ -11,9 +11,8 @@ from ..limiter import Turn
 from . import pause
 from .blind import Found
 from .headers import Reading
-from .history import History
 from .law import Past
-from .quota import KnownQuota
+from .quota import History, KnownQuota
 from .start import ColdStart
 from .window_guide import WindowGuide
 
