@@ -3,8 +3,6 @@
 import base64
 import json
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,22 +15,9 @@ from stkai._batch.command import say
 from stkai._batch.output_lines import Entry, Failure, body_of, code_in, failure_of_error, visible
 from stkai._batch.request_formats import join_url
 
-from .job import HANGS, Job, RefusalError, Server, echo, server, summary
+from .job import HANGS, Job, RefusalError, Server, echo, summary
 
 pytestmark = pytest.mark.real_time
-
-
-@pytest.fixture
-def counting() -> Iterator[Server]:
-    with server() as running:
-        yield running
-
-
-@pytest.fixture
-def job(counting: Server, tmp_path: Path) -> Job:
-    job = Job(tmp_path, counting.url)
-    job.write(5)
-    return job
 
 
 def answers(counting: Server, number: int, response: Any) -> None:

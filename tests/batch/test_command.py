@@ -3,22 +3,15 @@
 import asyncio
 import json
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from .job import Job, RefusalError, Server, echo, server, summary
+from .job import Job, RefusalError, Server, echo, summary
 
 pytestmark = pytest.mark.real_time
-
-
-@pytest.fixture
-def counting() -> Iterator[Server]:
-    with server() as running:
-        yield running
 
 
 @pytest.fixture

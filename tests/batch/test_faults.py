@@ -14,24 +14,11 @@ from aiohttp import web
 from stkai._batch.command import run_batch
 from stkai._batch.options import Options
 
-from .job import HANGS, Job, Server, echo, entries, server, summary, until
+from .job import HANGS, Job, Server, echo, entries, summary, until
 
 pytestmark = pytest.mark.real_time
 
 ENTRY = '{{"id": "line-{0}", "custom_id": "id-{0}", "response": null, "error": {1}}}\n'
-
-
-@pytest.fixture
-def counting() -> Iterator[Server]:
-    with server() as running:
-        yield running
-
-
-@pytest.fixture
-def job(counting: Server, tmp_path: Path) -> Job:
-    job = Job(tmp_path, counting.url)
-    job.write(5)
-    return job
 
 
 def resume(job: Job, unknown: Literal["report", "resend"] = "report", max_in_flight: int = 2) -> int:

@@ -3,7 +3,6 @@
 import errno
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,9 @@ from stkai._batch.journal import Journal
 from stkai._batch.output_lines import Entry, Failure
 from stkai._batch.outputs import StdoutOutputs
 
-from .job import Job, Server, echo, server, summary
+from .job import Job, Server, echo, summary
 
 pytestmark = pytest.mark.real_time
-
-
-@pytest.fixture
-def counting() -> Iterator[Server]:
-    with server() as running:
-        yield running
 
 
 @pytest.fixture

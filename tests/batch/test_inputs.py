@@ -1,7 +1,6 @@
 """Templates, CSV and the lines of an input."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from stkai._batch.input_lines import CsvRecords, JsonLines
 from stkai._batch.json_text import Part, Template, members, one_line, parse
 from stkai._batch.output_lines import body_of
 
-from .job import Job, Server, server
+from .job import Job, Server
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -23,12 +22,6 @@ JSON = st.recursive(
 )
 
 pytestmark = pytest.mark.real_time
-
-
-@pytest.fixture
-def counting() -> Iterator[Server]:
-    with server() as running:
-        yield running
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import asyncio
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,24 +11,11 @@ from stkai import RateLimitConfig, Settings
 from stkai._batch.batch_client import limits
 from stkai._batch.options import Options
 
-from .job import HANGS, Job, Server, echo, server, summary, until
+from .job import HANGS, Job, Server, echo, summary, until
 
 pytestmark = pytest.mark.real_time
 
 NO_LIMIT = {"STKAI_RATE_LIMIT_ENABLED": "false"}
-
-
-@pytest.fixture
-def counting() -> Iterator[Server]:
-    with server() as running:
-        yield running
-
-
-@pytest.fixture
-def job(counting: Server, tmp_path: Path) -> Job:
-    job = Job(tmp_path, counting.url)
-    job.write(5)
-    return job
 
 
 @pytest.mark.parametrize("option", ["--rpm", "--tpm", "--in-flight"])

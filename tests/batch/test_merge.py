@@ -4,22 +4,15 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from .job import Job, RefusalError, Server, echo, entries, server, summary
+from .job import Job, RefusalError, Server, echo, entries, summary
 
 pytestmark = pytest.mark.real_time
-
-
-@pytest.fixture
-def counting() -> Iterator[Server]:
-    with server() as running:
-        yield running
 
 
 @pytest.fixture

@@ -4,20 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .job import Job, Server, server
+from .job import Job, Server
 
 pytestmark = pytest.mark.real_time
-
-
-@pytest.fixture
-def counting() -> Iterator[Server]:
-    with server() as running:
-        yield running
 
 
 @pytest.fixture

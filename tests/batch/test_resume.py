@@ -1,7 +1,6 @@
 """What a resumed job compares, counts and reports: its input, its copy of stdin, its totals, its modes."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +9,11 @@ from aiohttp import web
 
 from stkai._batch.input_lines import JsonLines, Shard, Survey
 
-from .job import Job, RefusalError, Server, echo, server, summary
+from .job import Job, RefusalError, Server, echo, summary
 
 pytestmark = pytest.mark.real_time
 
 LINE = '{{"custom_id": "id-{0}", "url": "/x", "body": {{"n": {0}, "text": "{1}"}}}}'
-
-
-@pytest.fixture
-def counting() -> Iterator[Server]:
-    with server() as running:
-        yield running
-
-
-@pytest.fixture
-def job(counting: Server, tmp_path: Path) -> Job:
-    job = Job(tmp_path, counting.url)
-    job.write(5)
-    return job
 
 
 def test_a_change_anywhere_in_the_input_is_refused(job: Job, counting: Server) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from .job import HANGS, Job, RefusalError, Server, echo, server, summary
+from .job import HANGS, Job, RefusalError, Server, echo, summary
 
 pytestmark = pytest.mark.real_time
 
@@ -36,12 +36,6 @@ class Gate:
     def wait_for(self, count: int) -> None:
         for _ in range(count):
             assert self.held.acquire(timeout=HANGS)
-
-
-@pytest.fixture
-def counting() -> Iterator[Server]:
-    with server() as running:
-        yield running
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ def answer(request: httpx.Request) -> httpx.Response:
     return httpx.Response(200)
 
 
+@pytest.mark.no_cover  # A tracer keeps the frames of coroutines.
 @pytest.mark.real_time  # No task waits until its permit is due.
 def test_a_task_that_waits_in_the_whole_stack_needs_little_memory() -> None:
     async def main() -> float:
