@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from .._errors import ConfigurationError
 from .._secrets import MASK, reveal
-from .._urls import is_private, origin_of, show_origin
 
 if TYPE_CHECKING:
-    import httpx
     from pydantic import BaseModel, ValidationError
 
 SECRETS = frozenset({"auth", "client_secret", "token"})
@@ -30,16 +28,6 @@ def masked(text: str) -> str:
     if separator and re.fullmatch(_SCHEME, scheme):
         return f"{scheme}://{MASK}@{rest}"
     return f"{MASK}@{rest}"
-
-
-def unencrypted(url: "httpx.URL") -> str | None:
-    """What is wrong with a token endpoint to which the secret would travel in the clear; None if it is private."""
-    if is_private(origin_of(url)):
-        return None
-    return (
-        f"token_url {show_origin(url)}{url.path} would carry the client secret unencrypted: use https://, or allow it"
-        " with allow_http=True (STKAI_AUTH_ALLOW_HTTP=true)"
-    )
 
 
 def as_text(field: str, value: Any) -> str:

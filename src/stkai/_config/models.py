@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from .._urls import absolute_url
 from ..transports._limits.pace.saved_rate import check_warm_start
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 from .fields import (
@@ -45,7 +44,6 @@ from .fields import (
     share_name,
     store_place,
 )
-from .messages import unencrypted
 from .names import CLIENT_AUTH, DEFAULT_QUOTA, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL, variable
 
 
@@ -84,10 +82,6 @@ class AuthConfig(Section):
                 f"STKAI_AUTH_CLIENT_{missing} is missing, but STKAI_AUTH_CLIENT_{there} is set:"
                 " set both or neither, there or with configure(auth={'client_id': ..., 'client_secret': ...})"
             )
-        if self.token is None and not self.allow_http:
-            problem = unencrypted(absolute_url(self.token_url))
-            if problem is not None:
-                raise ValueError(problem)
         if self.token is not None and self.client_id is not None:
             raise ValueError(
                 "STKAI_AUTH_TOKEN is set, and so are STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET, but only one"

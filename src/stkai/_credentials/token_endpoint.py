@@ -14,11 +14,10 @@ from urllib.parse import quote_plus, unquote, unquote_plus
 import httpx
 
 from .._clock import Clock
-from .._config.messages import unencrypted
 from .._errors import AuthenticationError, ConfigurationError, DeadlineExceededError, hide_frames
 from .._secrets import Secret
 from .._signals import raise_interrupt
-from .._urls import parse_url, show_origin
+from .._urls import is_private, origin_of, parse_url, show_origin
 from .._wire import default
 from ..transports import Context, RetryTransport, copy_request
 from ..transports._retry.policy import RetryPolicy
@@ -80,9 +79,12 @@ class TokenEndpoint:
         self._url = parse_url(url, "token_url", "an absolute http(s) URL")
         self.place = show_origin(self._url) + self._url.path
         self._name = f"the token endpoint {self.place}"
-        problem = unencrypted(self._url)
-        if problem is not None and not allow_http:
-            raise ConfigurationError(problem)
+        if not allow_http and not is_private(origin_of(self._url)):
+            msg = (
+                f"token_url {self.place} would carry the client secret unencrypted: use https://, or allow it with"
+                " allow_http=True (STKAI_AUTH_ALLOW_HTTP=true)"
+            )
+            raise ConfigurationError(msg)
         self._client_id = client_id
         self._client_secret = client_secret
         self._asked_for = {"scope": scope, "audience": audience}
