@@ -90,7 +90,7 @@ else:  # Type checkers would take any name for one that exists.
                 "TokenBucketRateLimitedHttpClient",
             ),
             "_reference.retrying": ("Retrying",),
-            "limiters": ("AimdLimiter", "AllOf", "InFlight", "Limiter", "PerHost", "PerKey", "TokenBucket"),
+            "limiters": ("AimdLimiter", "TokenBucket"),
             "transports._auth.bearer": ("BearerAuth",),
             "transports._auth.provider": ("AuthProvider", "StaticToken"),
             "transports._retry.budget": ("RetryBudget",),
