@@ -5,6 +5,7 @@ Imports nothing of stkai, since the process of stkai 0.4.18 uses it too.
 
 import asyncio
 import itertools
+import math
 import statistics
 import sys
 import threading
@@ -12,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
-from typing import TypeVarTuple, Unpack
+from typing import Any, TypeVarTuple, Unpack
 
 _Arguments = TypeVarTuple("_Arguments")
 
@@ -88,6 +89,14 @@ def crowd_of_threads(
         watch.sleeps += 1
         real_sleep(seconds)
 
+    # A stack's threads sleep on something that wakes them when it is closed.
+    job: Any = getattr(sys.modules.get("stkai._abandonable"), "Job", None)
+    real_wait: Any = None if job is None else job.wait
+
+    def wait(self: Any, seconds: float = math.inf) -> Any:
+        watch.sleeps += 1
+        return real_wait(self, seconds)
+
     def work() -> None:
         while time.perf_counter() < end:
             number, arrived = watch.arrive()
@@ -102,6 +111,8 @@ def crowd_of_threads(
     cpu, end = time.process_time(), time.perf_counter() + seconds
     for names in sleepers:
         names["sleep"] = sleep
+    if job is not None:
+        job.wait = wait
     try:
         for thread in crowd:
             thread.start()
@@ -110,6 +121,8 @@ def crowd_of_threads(
     finally:
         for names in sleepers:
             names["sleep"] = real_sleep
+        if job is not None:
+            job.wait = real_wait
     return watch.report(rate, threads, time.process_time() - cpu)
 
 

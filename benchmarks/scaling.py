@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import httpx
-from stkai.transports._limit.limiter import Turn
 
 import stkai
 from benchmarks import _subjects as subjects
@@ -19,6 +18,7 @@ from benchmarks._server import serving
 from benchmarks.concurrency import configure
 from stkai.testing import FakeClock
 from stkai.transports import LayerTransport, RetryTransport
+from stkai.transports._limits.limiter import Turn
 
 PICTURE = PAGE.parent / "images" / "scaling"
 LAYERS = (1, 2, 4, 6, 8)
