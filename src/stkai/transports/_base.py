@@ -35,14 +35,10 @@ class LayerBase:
     """
 
     name = "layer"
-    context: Context
     family: Family | None
-    wire_is_sound: bool
     _kind: type
     _body: type
-    _inner: Any
     _layer: "LayerBase | None"
-    _function: FlowFunction | None
 
     def __init__(
         self,
