@@ -26,7 +26,7 @@ _STRICT_OUTAGE = 10
 """The same where refusals are collisions, or may be."""
 
 _KNOWN = 10
-"""Requests that were accepted in a start before which an outage begins another start."""
+"""Requests that were accepted in a start before which such an outage begins another start."""
 
 _LONGEST, _SHORTEST, _GAPS = 3.5, 0.1, 1.5
 """Seconds for which a second refusal in a row holds back: 1.5 gaps, doubled with each further one, and its bounds."""
@@ -248,11 +248,13 @@ class BlindRate:
         """Return to three quarters of the rate before the outage."""
         if now - self._row_at > _RECENT:
             self.law.forget()  # They say nothing about what is usual.
-            if not self._before and self._accepted < _KNOWN:
-                self._starting, self.rate = True, self._bounded(_START)
-                return
+            if not self._before:  # It ended a start, and the rate that was refused says nothing either.
+                self._bad = math.inf
         # The rate of a start says little; what was accepted since then, until now, says more.
         self._back = _REGAINED * (self._before or self._accepted / max(1.0, now - self._since))
+        if self._accepted < _KNOWN and self._bad == math.inf:
+            self._starting, self._back, self.rate = True, math.inf, self._bounded(_START)
+            return
         self.rate = self._bounded(min(self._back, max(self.rate, self._back / 2)))
 
     def refused(self, turn: Turn, now: float, sent: float, chance: float) -> None:
