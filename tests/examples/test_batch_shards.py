@@ -41,7 +41,7 @@ def test_shards_share_a_quota_and_their_outputs_are_merged(engine: str, tmp_path
         done = subprocess.run(
             [
                 *(sys.executable, str(ROOT / "examples" / "batch_shards.py"), engine, str(source)),
-                *("-o", str(tmp_path / "out.jsonl"), "--base-url", quota.url, "--shards", "3"),
+                *("-o", str(tmp_path / "out.jsonl"), "--base-url", quota.url, "--shards", "2"),
                 *("--share", "team", "--store", store.url),
             ],
             check=False,
