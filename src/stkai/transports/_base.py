@@ -3,7 +3,6 @@
 from collections.abc import Callable, Coroutine
 from logging import DEBUG, INFO
 from threading import get_ident, main_thread
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import httpx
@@ -221,14 +220,9 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         self._inner.__enter__()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_value: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._closing.run()
-        self._inner.__exit__(exc_type, exc_value, traceback)
+        self._inner.__exit__(*error)
 
     if not TYPE_CHECKING:
         handle_async_request, aclose, __aenter__ = (
@@ -287,14 +281,9 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
         await self._inner.__aenter__()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_value: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         self._closing.run()
-        await self._inner.__aexit__(exc_type, exc_value, traceback)
+        await self._inner.__aexit__(*error)
 
     if not TYPE_CHECKING:
         handle_request, close, __enter__ = (
