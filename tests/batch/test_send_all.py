@@ -484,7 +484,7 @@ async def test_requests_that_were_refused_are_not_unknown_after_an_orderly_end(
     def handle(request: httpx.Request) -> httpx.Response:
         if number_of(request) == 0:
             return httpx.Response(200)
-        return httpx.Response(503, headers={"Retry-After": "30"})
+        return httpx.Response(503, headers={"Retry-After": "2"})
 
     async def ahandle(request: httpx.Request) -> httpx.Response:
         return handle(request)
