@@ -142,6 +142,16 @@ def test_a_refusal_without_a_word_brings_the_blind_law_and_one_with_retry_after_
     assert one.wait(1.1) >= 5.0
 
 
+def test_successes_are_heard_until_two_requests_at_one_instant_were_accepted() -> None:
+    one = Sender()
+    for now in (0.0, 1.0):
+        one.accept(now + 0.1, sent=now)
+        assert one.queue.listens(now + 0.2)
+    one.accept(1.1, sent=1.0)
+    one.refuse(1.3, sent=1.2, asked=None, turn=one.force(1.2))
+    assert one.pace._law._test.is_bursty  # type: ignore[union-attr]
+
+
 def test_a_long_window_that_was_given_and_plain_aimd_keep_their_laws() -> None:
     for one in (sender(), plain()):
         one.refuse(0.1, sent=0.0, asked=None, turn=one.force(0.0))

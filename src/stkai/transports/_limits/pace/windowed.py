@@ -180,7 +180,8 @@ class WindowedRate:
         """When a success may say something again: end a row of refusals, release permits, or describe the quota."""
         # If the rate alone brings back the whole burst at once, what a success adds makes no difference.
         releases = self.start.releases and self.rate * _AT_ONCE < self.burst
-        if releases or self._congestion.row or not self._congestion.is_answered:
+        searches = not (self.start.over or self.start.is_bursty or self._quota.is_given)
+        if releases or searches or self._congestion.row or not self._congestion.is_answered:
             return -math.inf
         if not self.guide.listening:
             return math.inf
