@@ -28,6 +28,9 @@ _NEWS: Final = 1.0
 _HUNG: Final = 2
 """Calls that may hang in a row before the store counts as lost."""
 
+_RISEN: Final = 3.0
+"""How many times sooner the store must be able to lease a permit before the one that is held is exchanged for it."""
+
 _ROUNDING: Final = 1e-6
 
 
@@ -132,7 +135,8 @@ class Member:
         if usable < most:
             most = max(0, math.ceil(usable - _ROUNDING))
         # If the rate has risen since, the store can lease earlier permits now; but not earlier units of cost.
-        horizon = math.inf if self.max_cost else max(now + AHEAD, self.contact.queue_until) + 1 / self.rate
+        next_one = max(AHEAD, self.contact.queue_until - now) + 1 / self.rate
+        horizon = math.inf if self.max_cost else now + _RISEN * next_one
         kept, units = min(bisect_right(held.due, horizon), most), 0.0
         if self.max_cost:
             slack, paid = _ROUNDING * self.max_cost, 0
