@@ -13,6 +13,8 @@ class _FromTwin:
         self._name = name
 
     def __get__(self, instance: object, cls: Any) -> Any:
+        if not cls._defaults:  # A base of such classes, which has no fields and is not one of them.
+            raise AttributeError(self._name)
         return getattr(_twin_of(cls), self._name)
 
 
