@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -184,6 +185,16 @@ class Http2:
             secure.sendall(connection.data_to_send())
 
 
+@pytest.fixture
+def unhurried_threads() -> Iterator[None]:
+    """Threads that change only where they wait: httpcore mixes up the frames of two if one is interrupted."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(5.0)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.mark.usefixtures("unhurried_threads")
 async def test_one_http2_connection_carries_concurrent_requests(world: World) -> None:
     http2 = Http2()
     with listening(http2.serve) as port:
