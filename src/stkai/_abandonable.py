@@ -7,8 +7,8 @@ program can exit while a server hangs.
 
 import math
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -84,6 +84,18 @@ class Job:
                 self._waiting.popitem()[1]()
             if self._is_abandoned:
                 self._discard()
+
+    @contextmanager
+    def ending_also(self, other: "Job") -> Iterator[None]:
+        """Meanwhile, run `other` as soon as this work has ended."""
+        key = object()
+        self._waiting[id(key)] = other.run
+        try:
+            if self.is_done:
+                other.run()
+            yield
+        finally:
+            self._waiting.pop(id(key), None)
 
     def wait(self, seconds: float = math.inf) -> bool:
         """Block for at most this many seconds; returns whether the work has ended."""

@@ -323,6 +323,23 @@ def test_closing_the_sync_generator_waits_for_what_is_in_flight_and_sends_nothin
     assert sent == before
 
 
+@pytest.mark.real_time
+async def test_closing_the_client_wakes_what_waits_for_a_permit(world: World) -> None:
+    bucket = stkai.TokenBucket(1, 3600, burst=1, max_wait_time=None)
+    limited = client(world, rate_limit=bucket)
+    send = stkai.asend_all if world.is_async else stkai.send_all
+    loop: Any = send(limited, requests(2))
+    following = loop.__anext__ if world.is_async else loop.__next__
+    assert (await world.call(following)).response is not None
+    while not bucket.waiting:
+        await world.sleep(stkai.SystemClock(), 0.001)
+    await world.close(limited)
+    late = await world.call(following)
+    assert isinstance(late.error, RuntimeError)
+    assert "closed" in str(late.error)
+    await world.close(loop)
+
+
 def test_invalid_arguments_are_refused_at_once() -> None:
     sync, asynchronous = World("sync"), World("asyncio")
     with pytest.raises(stkai.ConfigurationError, match="asend_all"):

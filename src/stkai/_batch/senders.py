@@ -95,7 +95,18 @@ async def _asend(client: AsyncHttpClient, request: httpx.Request, watch: Watch) 
 def _watched(
     flow: Callable[[httpx.Request, Attempt], Flow], watch: Watch, request: httpx.Request, attempt: Attempt
 ) -> Flow:
-    """The same flow, which notifies `watch` of what it sends."""
+    """The same flow, which notifies `watch` of what it sends, and no longer waits once that or the client has ended."""
+    closing, ending = attempt.closing, watch.ending
+    if closing is None or ending is None:
+        return (yield from _notifying(flow, watch, request, attempt))
+    with closing.ending_also(ending):
+        attempt.closing = ending
+        return (yield from _notifying(flow, watch, request, attempt))
+
+
+def _notifying(
+    flow: Callable[[httpx.Request, Attempt], Flow], watch: Watch, request: httpx.Request, attempt: Attempt
+) -> Flow:
     may_have_acted = False
 
     def send(operation: Send) -> Flow:
@@ -115,8 +126,6 @@ def _watched(
             if not may_have_acted:
                 watch.not_sent()
 
-    if watch.ending is not None:
-        attempt.closing = watch.ending
     steps = flow(request, attempt)
     step: Callable[[], Any] = partial(next, steps)
     while True:

@@ -294,8 +294,7 @@ class BlindRate:
         self._starting, self._cut_at = False, now
 
     def _bounded(self, rate: float) -> float:
-        quota = self._quota
-        least = _FLOOR
+        quota, least = self._quota, _FLOOR
         if self._test.is_undecided:
             least = max(least, _UNDECIDED * min(1.0, self.law.accepted / _USUAL) ** 2)
         return min(quota.ceiling, max(rate, quota.floor, min(least, _FLOOR_SHARE * quota.ceiling)))

@@ -57,8 +57,7 @@ class WindowedRate:
     finding = ""
 
     def __init__(self, quota: KnownQuota, plain: tuple[float, float] | None = None) -> None:
-        self._quota, self._plain = quota, plain
-        self.law = quota.law(plain)
+        self._quota, self._plain, self.law = quota, plain, quota.law(plain)
         self.start = ColdStart(quota)
         self.history = History(self.law.history, quota)
         self.guide = WindowGuide(quota.ceiling, quota.floor)

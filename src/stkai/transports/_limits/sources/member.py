@@ -67,8 +67,13 @@ class Member:
         *,
         steers: bool = False,
     ) -> None:
-        self.share, self.quota, self.steers = share, quota, steers
-        self._identity, self._alone = identity, alone
+        self.share, self.quota, self.steers, self._identity, self._alone = (
+            share,
+            quota,
+            steers,
+            identity,
+            alone,
+        )
 
     def begin_anew(self, leased: Any) -> None:
         """Become a member that holds nothing, of this source; a forked child becomes a new one."""
@@ -80,8 +85,7 @@ class Member:
         self.demand = Demand()
         self.refused = -1
         self._sequence = self._hung = 0
-        # The last message that has probably arrived.
-        self._reported: Ask | None = None
+        self._reported: Ask | None = None  # The last message that has probably arrived.
 
     @property
     def has_joined(self) -> bool:
