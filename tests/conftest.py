@@ -43,31 +43,13 @@ MAY_SLEEP = ("stkai.testing", "subprocess", "multiprocessing")
 
 PACKAGES = ("httpx", "httpx2") if find_spec("httpx2") else ("httpx",)
 
-IN_BOTH_PACKAGES = (
-    "test_events",
-    "test_mounting",
-    "testing.test_world",
-    "transports.adaptive.test_limiter",
-    "transports.auth.test_flow",
-    "transports.auth.test_scope",
-    "transports.limits.test_token_bucket",
-    "transports.retry.test_flow",
-    "transports.test_base",
-    "transports.test_deadline",
-    "transports.test_drivers",
-    "transports.test_hedging",
-    "transports.test_own_layers",
-)
-"""The tests of transports: they must pass in httpx and in httpx2."""
-
 AGAINST_HTTPX = {"tests.support.tokens", "tests.transports.hedge", "tests.transports.test_own_layers"}
 """Modules that keep httpx when a test runs in httpx2: the token endpoint, and layers as their authors write them."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run tests in their worlds, and tests of transports in each package: sync in both, each event loop in one."""
-    names = {f"tests.{name}" for name in IN_BOTH_PACKAGES}
-    packages = PACKAGES if metafunc.module.__name__ in names else PACKAGES[:1]
+    """Run tests in their worlds, and those marked so in each package: sync in both, each event loop in one."""
+    packages = PACKAGES if metafunc.definition.get_closest_marker("both_packages") else PACKAGES[:1]
     if "world" in metafunc.fixturenames:
         some = metafunc.definition.get_closest_marker("worlds")
         worlds: tuple[str, ...] = some.args if some else NAMES

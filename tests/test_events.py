@@ -36,6 +36,8 @@ from .support.heard import CALL, Heard
 from .support.wire import Answer
 from .support.world import World
 
+pytestmark = pytest.mark.both_packages
+
 URL = "https://api.example.com/v1/things?key=secret-key"
 
 EVENTS = [

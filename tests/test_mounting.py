@@ -15,6 +15,8 @@ from stkai.transports import adaptive, auth, retry, token_bucket
 from .support.wire import Wire
 from .support.world import World
 
+pytestmark = pytest.mark.both_packages
+
 URL = "https://api.example.com/v1/things"
 
 

@@ -17,6 +17,8 @@ from stkai import SystemClock
 
 from ..support.world import World
 
+pytestmark = pytest.mark.both_packages
+
 
 def anywhere() -> httpx.Request:
     return httpx.Request("POST", "https://api.example.com/", content=b"hello")

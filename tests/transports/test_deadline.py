@@ -28,6 +28,8 @@ from stkai.transports._call import ATTEMPT
 from ..support.wire import Answer, Handler, Wire, of_streams
 from ..support.world import World
 
+pytestmark = pytest.mark.both_packages
+
 URL = "https://api.example.com/v1"
 PLAIN = Layer("plain", LayerTransport, AsyncLayerTransport)
 KEYS = ("connect", "read", "write", "pool")

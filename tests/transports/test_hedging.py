@@ -23,7 +23,7 @@ from . import hedge as hedging
 from .hedge import hedge
 
 URL = "https://api.example.com/v1"
-pytestmark = pytest.mark.real_time
+pytestmark = [pytest.mark.real_time, pytest.mark.both_packages]
 
 
 class Bench:

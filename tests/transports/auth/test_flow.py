@@ -1,20 +1,16 @@
-"""The auth layer: signing, one renewal after a 401, and one shared fetch, in threads and tasks."""
+"""The auth layer: signing, one renewal after a 401, deadlines, and a real server."""
 
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import anyio
-import anyio.lowlevel
-import anyio.to_thread
 import httpx
 import pytest
 
 import stkai
 from stkai import (
     AuthenticationError,
-    AuthProvider,
     BearerAuth,
     ConfigurationError,
     DeadlineExceededError,
@@ -33,82 +29,12 @@ from stkai.transports import (
 )
 
 from ...support.heard import CALL, Heard
-from ...support.tokens import LIFETIME, MARGIN, Crowd, Issuer, provider_over
+from ...support.tokens import Issuer, provider_over
 from ...support.wire import Answer, Wire
 from ...support.world import World
+from .bench import URL, Server, Static, Together, bearer, layer, post
 
-URL = "https://api.example.com/v1/chat"
-
-
-def bearer(request: httpx.Request) -> str | None:
-    value: str | None = request.headers.get("authorization")
-    return value
-
-
-def post(**options: Any) -> httpx.Request:
-    return httpx.Request("POST", URL, json={"a": 1}, **options)
-
-
-def layer(world: World, wire: Any, policy: Any, **options: Any) -> Any:
-    return world.pick(AuthTransport, AsyncAuthTransport)(wire, policy, **options)
-
-
-class Static(AuthProvider):
-    """A sync-only provider that exposes no cached token and counts its calls."""
-
-    def __init__(self, *tokens: Any) -> None:
-        self.tokens = iter(tokens)
-        self.last: Any = None
-        self.asked = 0
-        self.threads: set[int] = set()
-        self.forgotten: list[str] = []
-
-    def get_access_token(self) -> str:
-        self.asked += 1
-        self.threads.add(threading.get_ident())
-        self.last = next(self.tokens, self.last)
-        if isinstance(self.last, Exception):
-            raise self.last
-        token: str = self.last
-        return token
-
-    def forget(self, token: str) -> None:
-        self.forgotten.append(token)
-
-
-class Server(Wire):
-    """An API that refuses some tokens."""
-
-    def __init__(self, *refused: str) -> None:
-        self.refused = {f"Bearer {token}" for token in refused}
-        super().__init__(lambda request: 401 if bearer(request) in self.refused else 200)
-
-    @property
-    def tokens(self) -> list[str | None]:
-        return [bearer(request) for request in self.requests]
-
-
-class Together:
-    """Lets the first of a world's bodies continue together."""
-
-    def __init__(self, world: World, size: int) -> None:
-        self.world, self.missing = world, size
-        self.crowd = Crowd(size)
-        self.all_here: Any = None
-
-    async def meet(self) -> None:
-        if not self.world.is_async:
-            self.crowd.arrive()
-            self.crowd.wait()
-            return
-        self.all_here = self.all_here or anyio.Event()
-        self.missing -= 1
-        if self.missing == 0:
-            self.all_here.set()
-        await self.all_here.wait()
-
-
-# Signing
+pytestmark = pytest.mark.both_packages
 
 
 async def test_a_copy_of_the_request_is_signed_and_the_original_is_unchanged(world: World) -> None:
@@ -294,140 +220,7 @@ async def test_every_retry_attempt_carries_a_currently_valid_token(world: World)
     assert [bearer(request) for request in wire.requests] == ["Bearer token-1", "Bearer token-2"]
 
 
-# One fetch for all
-
-
-@pytest.mark.parametrize("count", [64, 1000])
-async def test_callers_that_start_together_fetch_one_token(world: World, count: int) -> None:
-    count = count if world.is_async else min(count, 64)  # Nobody runs a thousand threads.
-    crowd, heard = Crowd(count), Heard()
-    issuer, wire = Issuer(lambda _: crowd.wait()), Wire(lambda _: 200)
-    transport = layer(world, wire, provider_over(issuer), context=Context(listener=heard))
-
-    async def call() -> None:
-        crowd.arrive()
-        await world.send(transport, post())
-
-    await world.gather(*[call] * count)
-    assert issuer.fetches == 1
-    assert {bearer(request) for request in wire.requests} == {"Bearer token-1"}
-    assert len(wire.requests) == count
-    assert len(heard.of(TokenRenewed)) == 1
-
-
-@pytest.mark.worlds("asyncio", "trio")
-async def test_a_thousand_tasks_wait_in_at_most_one_thread(world: World) -> None:
-    crowd = Crowd(1000)
-
-    class Slow(Static):
-        def get_access_token(self) -> str:
-            crowd.wait()
-            return super().get_access_token()
-
-    provider, wire = Slow("t"), Wire(lambda _: 200)
-    transport = layer(world, wire, provider)
-
-    async def call() -> None:
-        crowd.arrive()
-        await world.send(transport, post())
-
-    await world.gather(*[call] * 1000)
-    assert provider.asked == 1
-    assert threading.get_ident() not in provider.threads
-
-
-@pytest.mark.worlds("asyncio", "trio")
-async def test_a_sync_only_provider_never_blocks_the_event_loop(world: World) -> None:
-    go = threading.Event()
-
-    class Blocking(Static):
-        def get_access_token(self) -> str:
-            assert go.wait(10), "the loop stood still"
-            return super().get_access_token()
-
-    transport = layer(world, world.wire(200), Blocking("t"))
-
-    async def call() -> None:
-        await world.send(transport, post())
-
-    async def elsewhere() -> None:
-        for _ in range(3):
-            await anyio.lowlevel.checkpoint()
-        go.set()
-
-    await world.gather(call, elsewhere)
-
-
-@pytest.mark.worlds("asyncio", "trio")
-async def test_a_token_is_fetched_even_if_all_the_programs_worker_threads_are_busy(world: World) -> None:
-    limiter = anyio.to_thread.current_default_thread_limiter()
-    limiter.total_tokens = 1
-    try:
-        async with limiter:
-            response = await world.send(layer(world, world.wire(200), Static("t")), post())
-    finally:
-        limiter.total_tokens = 40
-    assert response.status_code == 200
-
-
-async def test_while_one_caller_renews_the_others_use_the_expiring_token(world: World) -> None:
-    clock, others_done = FakeClock(), threading.Event()
-
-    def wait_for_the_others(number: int) -> None:
-        if number == 2:
-            assert others_done.wait(10), "the others were held up"
-
-    issuer, wire = Issuer(wait_for_the_others), Wire(lambda _: 200)
-    transport = layer(world, wire, provider_over(issuer, clock), context=Context(clock=clock))
-    await world.send(transport, post())
-    clock.advance(LIFETIME - MARGIN)
-    renewing = threading.Event()
-
-    async def one() -> None:
-        renewing.set()
-        await world.send(transport, post())
-
-    async def others() -> None:
-        if world.is_async:
-            while issuer.fetches < 2:
-                await anyio.lowlevel.checkpoint()
-        else:
-            while issuer.fetches < 2:
-                renewing.wait(10)
-        for _ in range(5):
-            await world.send(transport, post())
-        others_done.set()
-
-    await world.gather(one, others)
-    tokens = [bearer(request) for request in wire.requests]
-    assert tokens == ["Bearer token-1"] * 6 + ["Bearer token-2"]
-    assert issuer.fetches == 2
-
-
-async def test_a_failed_fetch_wakes_all_waiters_and_each_error_names_its_own_request(world: World) -> None:
-    crowd = Crowd(50)
-
-    class Failing(Static):
-        def get_access_token(self) -> str:
-            crowd.wait()
-            return super().get_access_token()
-
-    provider = Failing(*[AuthenticationError("no token", OSError("down"))] * 50)
-    transport = layer(world, Wire(), provider)
-
-    def call(number: int) -> Callable[[], Awaitable[None]]:
-        async def body() -> None:
-            crowd.arrive()
-            await world.send(transport, httpx.Request("GET", f"{URL}/{number}"))
-
-        return body
-
-    errors: list[Any] = await world.outcomes(*map(call, range(50)))
-    assert {str(error) for error in errors} == {"no token"}
-    assert {str(error.cause) for error in errors} == {"down"}
-    if world.is_async:
-        assert [error.request.url.path for error in errors] == [f"/v1/chat/{n}" for n in range(50)]
-        assert provider.asked == 1
+# Providers that fail
 
 
 @pytest.mark.parametrize(
@@ -465,134 +258,6 @@ async def test_a_token_that_cannot_be_sent_is_reported_but_not_shown(world: Worl
         await world.send(layer(world, Wire(), Static(token)), post())
     assert "nicode" not in str(caught.value)
     assert "padded" not in str(caught.value)
-
-
-# Async providers, and cancelled leaders
-
-
-class Native(AuthProvider):
-    """An async provider."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-        self.stuck = 0
-
-    def get_access_token(self) -> str:
-        pytest.fail("the async variant is there")
-
-    async def aget_access_token(self) -> str:
-        self.asked += 1
-        number = self.asked
-        await anyio.lowlevel.checkpoint()
-        if number <= self.stuck:
-            await anyio.Event().wait()
-        return f"native-{number}"
-
-
-@pytest.mark.worlds("asyncio", "trio")
-async def test_an_async_provider_is_awaited(world: World) -> None:
-    provider, wire = Native(), Wire(lambda _: 200)
-    transport = layer(world, wire, provider)
-
-    async def call() -> None:
-        await world.send(transport, post())
-
-    await world.gather(*[call] * 20)
-    assert provider.asked == 1
-    assert {bearer(request) for request in wire.requests} == {"Bearer native-1"}
-
-
-async def cancel_the_leader(
-    world: World, transport: Any, leading: Callable[[], bool], then: Callable[[], object] = lambda: None
-) -> None:
-    """Ten requests wait for the renewal of an eleventh, which is cancelled."""
-
-    async def call() -> None:
-        await world.send(transport, post())
-
-    async def leader(scope: anyio.CancelScope) -> None:
-        with scope:
-            await call()
-
-    scope = anyio.CancelScope()
-    async with anyio.create_task_group() as group:
-        group.start_soon(leader, scope)
-        while not leading():
-            await anyio.lowlevel.checkpoint()
-        for _ in range(10):
-            group.start_soon(call)
-        for _ in range(5):
-            await anyio.lowlevel.checkpoint()
-        scope.cancel()
-        for _ in range(5):
-            await anyio.lowlevel.checkpoint()
-        then()
-
-
-@pytest.mark.worlds("asyncio", "trio")
-async def test_when_the_leading_task_is_cancelled_another_takes_over_and_nobody_is_stranded(
-    world: World,
-) -> None:
-    provider, wire = Native(), Wire(lambda _: 200)
-    provider.stuck = 1
-    transport = layer(world, wire, provider)
-    await cancel_the_leader(world, transport, lambda: provider.asked == 1)
-    assert [bearer(request) for request in wire.requests] == ["Bearer native-2"] * 10
-    assert provider.asked == 2
-
-
-@pytest.mark.worlds("asyncio", "trio")
-async def test_the_fetch_of_a_cancelled_leader_serves_those_who_waited(world: World) -> None:
-    go = threading.Event()
-    issuer, wire = Issuer(lambda _: go.wait(10)), Wire(lambda _: 200)
-    transport = layer(world, wire, provider_over(issuer))
-    await cancel_the_leader(world, transport, lambda: issuer.fetches == 1, then=go.set)
-    assert [bearer(request) for request in wire.requests] == ["Bearer token-1"] * 10
-    assert issuer.fetches == 1
-
-
-@pytest.mark.worlds("asyncio", "trio")
-async def test_a_task_that_is_cancelled_while_it_waits_does_not_affect_others(world: World) -> None:
-    go = threading.Event()
-    issuer, wire = Issuer(lambda _: go.wait(10)), Wire(lambda _: 200)
-    transport = layer(world, wire, provider_over(issuer))
-
-    async def call() -> None:
-        await world.send(transport, post())
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(call)
-        while issuer.fetches < 1:
-            await anyio.lowlevel.checkpoint()
-        with anyio.CancelScope() as scope:
-            scope.cancel()
-            await call()
-        go.set()
-    assert len(wire.requests) == 1
-
-
-@pytest.mark.worlds("asyncio", "trio")
-async def test_threads_tasks_and_stacks_share_one_fetch_per_provider(world: World) -> None:
-    crowd = Crowd(20)
-    issuer, wire = Issuer(lambda _: crowd.wait()), Wire(lambda _: 200)
-    provider = provider_over(issuer)
-    transports = [AsyncAuthTransport(wire, provider), AsyncAuthTransport(wire, BearerAuth(provider))]
-    sync = AuthTransport(wire, provider)
-
-    def task(number: int) -> Callable[[], Awaitable[None]]:
-        async def body() -> None:
-            crowd.arrive()
-            await world.send(transports[number % 2], post())
-
-        return body
-
-    async def thread() -> None:
-        crowd.arrive()
-        await anyio.to_thread.run_sync(sync.handle_request, post())
-
-    await world.gather(*map(task, range(10)), *[thread] * 10)
-    assert issuer.fetches == 1
-    assert len(wire.requests) == 20
 
 
 # Deadlines
@@ -689,7 +354,7 @@ def test_only_the_latest_tokens_are_remembered() -> None:
     assert policy.token("token-9") is policy.token("token-9")
 
 
-# End to end
+# A real server
 
 
 @pytest.fixture
@@ -760,44 +425,6 @@ async def test_a_token_with_a_limited_life_from_a_real_server_is_renewed_in_time
         await world.close(client)
 
 
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        (400, "answered 400: fault: Bad Request"),
-        (401, "check client_id and client_secret"),
-        ("html", "not a JSON object"),
-        ("garbage", "not a JSON object"),
-        ("empty", "not a JSON object"),
-        ("huge", "longer than"),
-        ("no_token", "without a usable access_token"),
-    ],
-)
-async def test_if_the_token_endpoint_answers_nonsense_the_request_fails_before_it_is_sent(
-    world: World, server: QuotaServer, fault: Any, message: str
-) -> None:
-    client = client_of(world, server)
-    server.fail_tokens(fault)
-    with pytest.raises(AuthenticationError, match=message) as caught:
-        await world.call(client.post, server.create_url(), json={})
-    assert server.client_secret not in str(caught.value)
-    assert len(str(caught.value)) < 400
-    assert [record.path for record in server.requests] == [server.token_path]
-    response = await world.call(client.post, server.create_url(), json={})
-    assert response.status_code == 200
-    await world.close(client)
-
-
-@pytest.mark.parametrize("fault", [503, "no_expiry", "negative_expiry"])
-async def test_a_token_endpoint_with_a_transient_failure_fails_no_request(
-    world: World, server: QuotaServer, fault: Any
-) -> None:
-    client = client_of(world, server)
-    server.fail_tokens(fault)
-    response = await world.call(client.post, server.create_url(), json={})
-    assert response.status_code == 200
-    await world.close(client)
-
-
 async def test_connections_that_the_token_endpoint_resets_are_retried(
     world: World, server: QuotaServer
 ) -> None:
@@ -807,23 +434,4 @@ async def test_connections_that_the_token_endpoint_resets_are_retried(
     response = await world.call(client.post, server.create_url(), json={})
     assert response.status_code == 200
     assert server.token_requests == 3
-    await world.close(client)
-
-
-async def test_if_the_token_endpoint_redirects_nobody_else_gets_the_secret(
-    world: World, server: QuotaServer
-) -> None:
-    client = client_of(world, server)
-    server.fail_with(307, headers={"location": f"{server.url}/echo"}, path=server.token_path)
-    with pytest.raises(AuthenticationError, match="redirect"):
-        await world.call(client.post, server.create_url(), json={})
-    assert server.count(path="/echo") == 0
-    await world.close(client)
-
-
-async def test_a_token_endpoint_that_is_down_says_so(world: World, server: QuotaServer) -> None:
-    client, url = client_of(world, server), server.create_url()
-    server.close()
-    with pytest.raises(AuthenticationError, match="failed: ConnectError"):
-        await world.call(client.post, url, json={})
     await world.close(client)

@@ -30,6 +30,8 @@ from ...support.ids import spelled
 from ...support.wire import Answer, Wire
 from ...support.world import World
 
+pytestmark = pytest.mark.both_packages
+
 HOME = "https://api.example.com"
 START = f"{HOME}/start"
 

@@ -37,6 +37,8 @@ from ...support.heard import CALL, Heard
 from ...support.wire import Wire
 from ...support.world import World
 
+pytestmark = pytest.mark.both_packages
+
 URL = "https://api.example.com/"
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
@@ -14,37 +13,27 @@ from hypothesis import strategies as st
 
 import stkai
 from stkai import (
-    AimdLimiter,
     ConfigurationError,
     RequestOptions,
     RetryPolicy,
     RetryScheduled,
     StackBuilder,
-    TokenAcquisitionTimeoutError,
-    TokenBucket,
 )
 from stkai.testing import FakeClock
 from stkai.transports import (
     AsyncRetryTransport,
-    Attempt,
-    Call,
     Context,
-    Flow,
-    Layer,
-    LayerTransport,
     RetryTransport,
-    adaptive,
     auth,
     retry,
-    token_bucket,
 )
-from stkai.transports._call import ATTEMPT
 
-from ...support.heard import CALL, Heard
-from ...support.wire import Answer, Handler, Wire
+from ...support.heard import CALL
+from ...support.wire import Answer, Wire
 from ...support.world import World
+from .bench import URL, Bench, broken, busy
 
-URL = "https://api.example.com/v1"
+pytestmark = pytest.mark.both_packages
 
 FINAL = [
     httpx.UnsupportedProtocol("ftp"),
@@ -53,41 +42,6 @@ FINAL = [
     stkai.AuthenticationError("who are you"),
     stkai.DeadlineExceededError("too late"),
 ]
-
-
-class Bench:
-    """A retry layer over a scripted wire, on a clock that jumps, with the events it emitted."""
-
-    def __init__(
-        self, world: World, *script: Answer | Handler, policy: RetryPolicy | None = None, **context: Any
-    ) -> None:
-        self.world = world
-        self.wire = world.wire(*script)
-        self.clock = FakeClock()
-        self.heard = Heard()
-        given: dict[str, Any] = {"clock": self.clock, "listener": self.heard, "random": lambda: 0.0}
-        self.transport = world.layer(retry(policy), self.wire, context=Context(**given | context))
-
-    async def send(self, request: httpx.Request | None = None, **options: Any) -> httpx.Response:
-        request = request or httpx.Request("POST", URL, content=b"body")
-        if options:
-            request.extensions["stkai"] = RequestOptions(**options)
-        return await self.world.send(self.transport, request)
-
-    async def send_buffered(self) -> httpx.Response:
-        """As the clients do, which want the whole body."""
-        request = httpx.Request("POST", URL, content=b"body")
-        attempt = Attempt(Call.start(request, self.clock.monotonic(), buffered=True))
-        request.extensions[ATTEMPT] = attempt
-        response = await self.send(request)
-        await self.world.read(response)
-        attempt.finish(response, self.clock.monotonic())
-        return response
-
-
-def busy(status: int = 503, after: float | str | None = None) -> httpx.Response:
-    headers = {} if after is None else {"Retry-After": str(after)}
-    return httpx.Response(status, headers=headers, content=b"busy")
 
 
 async def test_a_first_success_is_returned_unchanged_and_unread(world: World) -> None:
@@ -377,143 +331,6 @@ async def test_a_listener_that_raises_does_not_fail_the_request(
     assert "listener failed" in caplog.text
 
 
-# Bodies
-
-
-class Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body that breaks after its first bytes."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield b"half"
-        raise self.error
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield b"half"
-        raise self.error
-
-
-def broken(error: BaseException | None = None) -> httpx.Response:
-    return httpx.Response(200, stream=Broken(error or httpx.ReadError("reset")))
-
-
-async def test_a_buffered_body_is_read_within_the_attempt_so_a_break_is_retried(world: World) -> None:
-    bench = Bench(world, broken(), httpx.Response(200, content=b"whole"))
-    response = await bench.send_buffered()
-    assert response.content == b"whole"
-    assert response.is_closed
-    assert (len(bench.wire.requests), bench.wire.open) == (2, 0)
-
-
-async def test_a_buffered_body_that_always_breaks_raises_the_last_error(world: World) -> None:
-    errors = [httpx.RemoteProtocolError(str(number)) for number in range(4)]
-    bench = Bench(world, *(broken(error) for error in errors))
-    with pytest.raises(httpx.RemoteProtocolError) as caught:
-        await bench.send_buffered()
-    assert caught.value is errors[-1]
-    assert bench.wire.open == 0
-
-
-@pytest.mark.parametrize(
-    "error", [httpx.DecodingError("not gzip"), KeyboardInterrupt(), RuntimeError()], ids=repr
-)
-async def test_a_body_that_ends_in_a_final_error_is_closed_and_not_retried(
-    world: World, error: BaseException
-) -> None:
-    for script in ([broken(error)], [503, broken(error)]):
-        bench = Bench(world, *script)
-        with pytest.raises(type(error)) as caught:
-            await bench.send_buffered()
-        assert caught.value is error
-        assert bench.wire.open == 0
-        assert len(bench.wire.requests) == len(script)
-
-
-async def test_a_buffered_failure_can_be_read_when_it_is_the_last(world: World) -> None:
-    bench = Bench(world, *(busy() for _ in range(4)))
-    response = await bench.send_buffered()
-    assert response.content == b"busy"
-    assert bench.wire.open == 0
-
-
-async def test_a_streamed_body_that_breaks_is_not_retried(world: World) -> None:
-    bench = Bench(world, 503, broken())
-    response = await bench.send()
-    with pytest.raises(httpx.ReadError):
-        await world.read(response)
-    await world.close(response)
-    assert (len(bench.wire.requests), bench.wire.open) == (2, 0)
-
-
-def one_shot(world: World) -> list[httpx.Request]:
-    def chunks() -> Iterator[bytes]:
-        yield b"one"
-
-    async def async_chunks() -> AsyncIterator[bytes]:
-        yield b"one"
-
-    bodies: list[dict[str, Any]] = [
-        {"content": world.pick(chunks, async_chunks)()},
-        {"files": {"file": ("name.txt", b"one")}, "data": {"field": "two"}},
-    ]
-    return [httpx.Request("POST", URL, **body) for body in bodies]
-
-
-@pytest.mark.parametrize("number", [0, 1], ids=["generator", "multipart"])
-@pytest.mark.parametrize("outcome", [503, httpx.ConnectError("refused"), httpx.ReadTimeout("slow")], ids=repr)
-async def test_a_one_shot_body_is_sent_once_and_its_outcome_returned(
-    world: World, number: int, outcome: int | Exception
-) -> None:
-    bench = Bench(world, outcome)
-    request = one_shot(world)[number]
-    if isinstance(outcome, int):
-        assert (await bench.send(request)).status_code == outcome
-    else:
-        with pytest.raises(type(outcome)) as caught:
-            await bench.send(request)
-        assert caught.value is outcome
-    assert len(bench.wire.requests) == 1
-    assert b"one" in bench.wire.bodies[0]
-
-
-async def test_a_multipart_body_in_memory_is_retried_byte_for_byte(world: World) -> None:
-    bench = Bench(world, 503, 200)
-    request = one_shot(world)[1]
-    content = request.read()
-    assert (await bench.send(request)).status_code == 200
-    assert bench.wire.bodies == [content, content]
-
-
-# Idempotency keys
-
-
-async def test_a_key_is_the_same_on_every_attempt_and_another_for_every_call(world: World) -> None:
-    bench = Bench(world, 503, 503, 200, 200, policy=RetryPolicy(idempotency_header="Idempotency-Key"))
-    requests = [httpx.Request("POST", URL), httpx.Request("POST", URL)]
-    for request in requests:
-        await bench.send(request)
-        assert "Idempotency-Key" not in request.headers
-    keys = [request.headers["idempotency-key"] for request in bench.wire.requests]
-    assert len(set(keys[:3])) == 1
-    assert keys[3] != keys[0]
-    assert min(map(len, keys)) >= 32
-
-
-async def test_the_callers_key_is_kept(world: World) -> None:
-    bench = Bench(world, 503, 200, policy=RetryPolicy(idempotency_header="Idempotency-Key"))
-    await bench.send(httpx.Request("POST", URL, headers={"idempotency-KEY": "mine"}))
-    sent = [request.headers.get_list("Idempotency-Key") for request in bench.wire.requests]
-    assert sent == [["mine"], ["mine"]]
-
-
-async def test_no_key_is_added_unless_requested(world: World) -> None:
-    bench = Bench(world, 503, 200)
-    await bench.send()
-    assert not any("idempotency-key" in request.headers for request in bench.wire.requests)
-
-
 # Options of one call
 
 
@@ -552,97 +369,6 @@ def test_the_default_policy_is_used_if_none_is_given() -> None:
     assert (
         retry().policy == RetryTransport(Wire()).policy == AsyncRetryTransport(Wire()).policy == RetryPolicy()
     )
-
-
-# With limiters below
-
-
-async def test_a_paced_response_needs_no_separate_sleep(world: World) -> None:
-    heard = Heard()
-    clock = FakeClock()
-    limiter = AimdLimiter(60, 60)
-    stack = StackBuilder((retry(), adaptive(limiter)), clock=clock, listener=heard, random=lambda: 0.0)
-    wire = world.wire(busy(429, 5), 200)
-    response = await world.send(world.build(stack, wire), httpx.Request("POST", URL))
-    assert response.status_code == 200
-    assert heard.of(RetryScheduled) == [
-        RetryScheduled(call=CALL, attempt=1, delay=0.0, cause="429 Too Many Requests")
-    ]
-    record = response.extensions["stkai"]
-    assert (record.attempts, record.backed_off) == (2, 0.0)
-    assert record.queued == pytest.approx(sum(clock.sleeps))
-    assert clock.monotonic() >= 5.0
-    assert wire.open == 1
-
-
-def pacing(layer: LayerTransport, request: httpx.Request, attempt: Attempt) -> Flow:
-    """A layer that handles the wait after a 429, and ignores other failures."""
-    response = yield from layer.forward(request, attempt)
-    if response.status_code == 429:
-        attempt.paced = True
-    return response
-
-
-async def test_a_paced_failure_does_not_pace_the_next_one(world: World) -> None:
-    clock = FakeClock()
-    stack = StackBuilder((retry(), Layer("pacing", pacing)), clock=clock, random=lambda: 0.0)
-    response = await world.send(world.build(stack, world.wire(429, 503, 200)), httpx.Request("POST", URL))
-    assert clock.sleeps == [1.0]
-    assert response.extensions["stkai"].backed_off == 1.0
-
-
-async def test_a_refusal_that_a_limiter_excuses_uses_up_no_retry(world: World) -> None:
-    def excusing(layer: LayerTransport, request: httpx.Request, attempt: Attempt) -> Flow:
-        response = yield from layer.forward(request, attempt)
-        attempt.paced = attempt.excused = response.status_code == 429
-        return response
-
-    wire = world.wire(429, 503, 429, 429, 503, 503)
-    stack = StackBuilder((retry(RetryPolicy(2)), Layer("excusing", excusing)), clock=FakeClock())
-    response = await world.send(world.build(stack, wire), httpx.Request("POST", URL))
-    assert (response.status_code, len(wire.requests)) == (503, 6), (
-        "three refusals are excused, two are retried"
-    )
-
-
-@pytest.mark.parametrize("limit", [1.0, 599.0])
-async def test_a_refused_wait_is_not_retried(world: World, limit: float) -> None:
-    clock = FakeClock()
-    bucket = TokenBucket(1, 600, burst=1, max_wait_time=limit)
-    stack = StackBuilder((retry(), token_bucket(bucket)), clock=clock)
-    wire = world.wire(200)
-    transport = world.build(stack, wire)
-    await world.send(transport, httpx.Request("POST", URL))
-    request = httpx.Request("POST", URL)
-    with pytest.raises(TokenAcquisitionTimeoutError) as caught:
-        await world.send(transport, request)
-    assert caught.value.request is request
-    assert (clock.sleeps, len(wire.requests)) == ([], 1)
-
-
-async def test_the_attempts_of_a_call_share_its_maximum_wait(world: World) -> None:
-    clock = FakeClock()
-    bucket = TokenBucket(1, 10, burst=1, max_wait_time=15.0)
-    stack = StackBuilder((retry(RetryPolicy(initial_delay=0)), token_bucket(bucket)), clock=clock)
-    transport = world.build(stack, world.wire(200, 503, 503))
-    await world.send(transport, httpx.Request("POST", URL))
-    with pytest.raises(TokenAcquisitionTimeoutError) as caught:
-        await world.send(transport, httpx.Request("POST", URL))
-    assert [caught.value.waited, caught.value.required] == pytest.approx([10.0, 20.0])
-    assert sum(clock.sleeps) == pytest.approx(10.0)
-
-
-@pytest.mark.worlds("asyncio", "trio")
-async def test_a_batch_with_a_queue_longer_than_the_maximum_wait_completes(world: World) -> None:
-    clock = FakeClock()
-    chances = iter(number * 0.618 % 1 for number in range(10_000))
-    stack = StackBuilder(
-        (retry(), token_bucket(TokenBucket(10, 60, burst=1))), clock=clock, random=lambda: next(chances)
-    )
-    transport = world.build(stack, world.wire(lambda _: 200))
-    statuses = await world.gather(*[lambda: world.send(transport, httpx.Request("POST", URL))] * 28)
-    assert [response.status_code for response in statuses] == [200] * 28
-    assert clock.monotonic() == pytest.approx(27 * 6.0)
 
 
 # The rest

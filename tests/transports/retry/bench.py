@@ -1,0 +1,79 @@
+"""A retry layer over a scripted wire, in virtual time, and bodies that break."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+
+from stkai import (
+    RequestOptions,
+    RetryPolicy,
+)
+from stkai.testing import FakeClock
+from stkai.transports import (
+    Attempt,
+    Call,
+    Context,
+    retry,
+)
+from stkai.transports._call import ATTEMPT
+
+from ...support.heard import Heard
+from ...support.wire import Answer, Handler
+from ...support.world import World
+
+URL = "https://api.example.com/v1"
+
+
+class Bench:
+    """A retry layer over a scripted wire, on a clock that jumps, with the events it emitted."""
+
+    def __init__(
+        self, world: World, *script: Answer | Handler, policy: RetryPolicy | None = None, **context: Any
+    ) -> None:
+        self.world = world
+        self.wire = world.wire(*script)
+        self.clock = FakeClock()
+        self.heard = Heard()
+        given: dict[str, Any] = {"clock": self.clock, "listener": self.heard, "random": lambda: 0.0}
+        self.transport = world.layer(retry(policy), self.wire, context=Context(**given | context))
+
+    async def send(self, request: httpx.Request | None = None, **options: Any) -> httpx.Response:
+        request = request or httpx.Request("POST", URL, content=b"body")
+        if options:
+            request.extensions["stkai"] = RequestOptions(**options)
+        return await self.world.send(self.transport, request)
+
+    async def send_buffered(self) -> httpx.Response:
+        """As the clients do, which want the whole body."""
+        request = httpx.Request("POST", URL, content=b"body")
+        attempt = Attempt(Call.start(request, self.clock.monotonic(), buffered=True))
+        request.extensions[ATTEMPT] = attempt
+        response = await self.send(request)
+        await self.world.read(response)
+        attempt.finish(response, self.clock.monotonic())
+        return response
+
+
+def busy(status: int = 503, after: float | str | None = None) -> httpx.Response:
+    headers = {} if after is None else {"Retry-After": str(after)}
+    return httpx.Response(status, headers=headers, content=b"busy")
+
+
+class Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body that breaks after its first bytes."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b"half"
+        raise self.error
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"half"
+        raise self.error
+
+
+def broken(error: BaseException | None = None) -> httpx.Response:
+    return httpx.Response(200, stream=Broken(error or httpx.ReadError("reset")))

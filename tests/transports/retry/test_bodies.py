@@ -1,0 +1,131 @@
+"""What the retry layer does with bodies: those that break, those that can be sent once, and idempotency keys."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from stkai import (
+    RetryPolicy,
+)
+
+from ...support.world import World
+from .bench import URL, Bench, broken, busy
+
+pytestmark = pytest.mark.both_packages
+
+
+async def test_a_buffered_body_is_read_within_the_attempt_so_a_break_is_retried(world: World) -> None:
+    bench = Bench(world, broken(), httpx.Response(200, content=b"whole"))
+    response = await bench.send_buffered()
+    assert response.content == b"whole"
+    assert response.is_closed
+    assert (len(bench.wire.requests), bench.wire.open) == (2, 0)
+
+
+async def test_a_buffered_body_that_always_breaks_raises_the_last_error(world: World) -> None:
+    errors = [httpx.RemoteProtocolError(str(number)) for number in range(4)]
+    bench = Bench(world, *(broken(error) for error in errors))
+    with pytest.raises(httpx.RemoteProtocolError) as caught:
+        await bench.send_buffered()
+    assert caught.value is errors[-1]
+    assert bench.wire.open == 0
+
+
+@pytest.mark.parametrize(
+    "error", [httpx.DecodingError("not gzip"), KeyboardInterrupt(), RuntimeError()], ids=repr
+)
+async def test_a_body_that_ends_in_a_final_error_is_closed_and_not_retried(
+    world: World, error: BaseException
+) -> None:
+    for script in ([broken(error)], [503, broken(error)]):
+        bench = Bench(world, *script)
+        with pytest.raises(type(error)) as caught:
+            await bench.send_buffered()
+        assert caught.value is error
+        assert bench.wire.open == 0
+        assert len(bench.wire.requests) == len(script)
+
+
+async def test_a_buffered_failure_can_be_read_when_it_is_the_last(world: World) -> None:
+    bench = Bench(world, *(busy() for _ in range(4)))
+    response = await bench.send_buffered()
+    assert response.content == b"busy"
+    assert bench.wire.open == 0
+
+
+async def test_a_streamed_body_that_breaks_is_not_retried(world: World) -> None:
+    bench = Bench(world, 503, broken())
+    response = await bench.send()
+    with pytest.raises(httpx.ReadError):
+        await world.read(response)
+    await world.close(response)
+    assert (len(bench.wire.requests), bench.wire.open) == (2, 0)
+
+
+def one_shot(world: World) -> list[httpx.Request]:
+    def chunks() -> Iterator[bytes]:
+        yield b"one"
+
+    async def async_chunks() -> AsyncIterator[bytes]:
+        yield b"one"
+
+    bodies: list[dict[str, Any]] = [
+        {"content": world.pick(chunks, async_chunks)()},
+        {"files": {"file": ("name.txt", b"one")}, "data": {"field": "two"}},
+    ]
+    return [httpx.Request("POST", URL, **body) for body in bodies]
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["generator", "multipart"])
+@pytest.mark.parametrize("outcome", [503, httpx.ConnectError("refused"), httpx.ReadTimeout("slow")], ids=repr)
+async def test_a_one_shot_body_is_sent_once_and_its_outcome_returned(
+    world: World, number: int, outcome: int | Exception
+) -> None:
+    bench = Bench(world, outcome)
+    request = one_shot(world)[number]
+    if isinstance(outcome, int):
+        assert (await bench.send(request)).status_code == outcome
+    else:
+        with pytest.raises(type(outcome)) as caught:
+            await bench.send(request)
+        assert caught.value is outcome
+    assert len(bench.wire.requests) == 1
+    assert b"one" in bench.wire.bodies[0]
+
+
+async def test_a_multipart_body_in_memory_is_retried_byte_for_byte(world: World) -> None:
+    bench = Bench(world, 503, 200)
+    request = one_shot(world)[1]
+    content = request.read()
+    assert (await bench.send(request)).status_code == 200
+    assert bench.wire.bodies == [content, content]
+
+
+# Idempotency keys
+
+
+async def test_a_key_is_the_same_on_every_attempt_and_another_for_every_call(world: World) -> None:
+    bench = Bench(world, 503, 503, 200, 200, policy=RetryPolicy(idempotency_header="Idempotency-Key"))
+    requests = [httpx.Request("POST", URL), httpx.Request("POST", URL)]
+    for request in requests:
+        await bench.send(request)
+        assert "Idempotency-Key" not in request.headers
+    keys = [request.headers["idempotency-key"] for request in bench.wire.requests]
+    assert len(set(keys[:3])) == 1
+    assert keys[3] != keys[0]
+    assert min(map(len, keys)) >= 32
+
+
+async def test_the_callers_key_is_kept(world: World) -> None:
+    bench = Bench(world, 503, 200, policy=RetryPolicy(idempotency_header="Idempotency-Key"))
+    await bench.send(httpx.Request("POST", URL, headers={"idempotency-KEY": "mine"}))
+    sent = [request.headers.get_list("Idempotency-Key") for request in bench.wire.requests]
+    assert sent == [["mine"], ["mine"]]
+
+
+async def test_no_key_is_added_unless_requested(world: World) -> None:
+    bench = Bench(world, 503, 200)
+    await bench.send()
+    assert not any("idempotency-key" in request.headers for request in bench.wire.requests)
