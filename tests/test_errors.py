@@ -20,6 +20,7 @@ from stkai._errors import (
     InvalidArgumentError,
     MaxRetriesExceededError,
     NotSent,
+    OutcomeUnknownError,
     RetryableError,
     ServerSideRateLimitError,
     StkaiError,
@@ -43,6 +44,7 @@ EXAMPLES: list[StkaiError] = [
     TokenAcquisitionTimeoutError(1.5, 45.0, required=60.0, request=REQUEST),
     ServerSideRateLimitError(REFUSAL, request=REQUEST),
     MaxRetriesExceededError("given up", KeyError("k")),
+    OutcomeUnknownError("request 3 was in flight"),
     NotSent("nothing to send"),
 ]
 each_error = pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)

@@ -5,9 +5,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from stkai._cli.demo import ratio
-
-from .metrics import Result
+from .metrics import Result, ratio
 from .runner import Case
 from .scenario import Scenario
 from .strategies import NO_LIMITER, Strategy

@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from stkai._cli.demo import Summary
-
 from .scenario import Scenario
 from .simulation import Trace, simulate
 from .strategies import Strategy
@@ -15,6 +13,50 @@ from .strategies import Strategy
 _GOOD_USE = 0.9
 _GOOD_REFUSED = 0.15
 _STEPS_PER_WINDOW = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How one strategy did. Counts are floats: they may be means of several runs.
+
+    Attributes:
+        name: the strategy's name.
+        sent: requests that reached the server; each attempt counts.
+        succeeded: calls that succeeded.
+        refused: 429 responses.
+        failed: calls that failed for good.
+        goodput: accepted requests as a share of the quota.
+        p50: median duration of a successful call in seconds, waiting included.
+        p95: the 95th percentile of the same.
+        jain: Jain's fairness index across processes: 1.0 if all got the same, 1/n if one got everything.
+    """
+
+    name: str
+    sent: float
+    succeeded: float
+    refused: float
+    failed: float
+    goodput: float
+    p50: float
+    p95: float
+    jain: float | None
+
+    @property
+    def refused_per_success(self) -> float:
+        """429s per successful call; infinite if every call was refused."""
+        return ratio(self.refused, self.succeeded)
+
+    @property
+    def failed_share(self) -> float:
+        """Failed calls as a share of all finished calls."""
+        return self.failed / max(1e-9, self.failed + self.succeeded)
+
+
+def ratio(part: float, whole: float) -> float:
+    """`part / whole`; infinite if only `whole` is zero."""
+    if whole:
+        return part / whole
+    return math.inf if part else 0.0
 
 
 @dataclass(frozen=True, slots=True)

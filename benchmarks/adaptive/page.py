@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from stkai._cli.demo import Summary
-
 from .._harness import PAGE, Table, update
 from .bounds import Results, Verdict
+from .metrics import Summary
 from .sections import Section
 
 DOCS = PAGE.parent / "research" / "adaptive.md"

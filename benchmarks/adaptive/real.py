@@ -12,11 +12,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from stkai._cli.demo import STRATEGIES, Batch, Outcome, Run, Summary
+from stkai._cli.demo import STRATEGIES, Batch, Outcome, Run
 
 from .._plots import rate_plot
 from . import page
-from .metrics import jain_index
+from .metrics import Summary, jain_index
 from .runner import run_cases
 from .scenario import Scenario
 from .strategies import ADAPTIVE, FIXED_SHARE, NO_LIMITER
@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     requests = arguments.quota * windows // arguments.processes
     batch = Batch(requests, arguments.processes, arguments.threads, arguments.quota, arguments.window)
     runs = [_run(batch, strategy) for strategy in _COUNTERPARTS]
-    rows = [run.summary for run in runs]
-    again = [_run(batch, "adaptive").summary for _ in range(arguments.runs - 1)]
+    rows = [summary for _, summary in runs]
+    again = [_run(batch, "adaptive")[1] for _ in range(arguments.runs - 1)]
     rows += [replace(row, name=f"adaptive, run {number}") for number, row in enumerate(again, start=2)]
     console.print(summary_table(rows, title=f"{_describe(batch)}: real processes and threads"))
     virtual = _virtual(batch, windows)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         page.write_real(name, f"{batch.quota} per {batch.window:g} s", rows, virtual)
     console.save_text(str(arguments.out / f"real-{batch.quota}-{batch.window:g}.txt"))
     rate_plot(
-        {run.summary.name: run.accepted for run in runs},
+        {run.name: run.accepted for run, _ in runs},
         quota_rate=batch.quota / batch.window,
         bucket_width=batch.window,
         path=arguments.out / f"real-{batch.quota}-{batch.window:g}",
@@ -73,14 +73,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def _run(batch: Batch, strategy: str) -> Run:
+def _run(batch: Batch, strategy: str) -> tuple[Run, Summary]:
     """One run, and how fair it was: all processes have equally many requests, so only those before the end can tell."""
     outcomes: list[Outcome] = []
     run = batch.run(strategy, outcomes.append)
     early = [outcome for outcome in outcomes[: len(outcomes) // 2] if outcome.succeeded]
     counts = Counter(outcome.process for outcome in early)
-    jain = jain_index([counts[number] for number in range(batch.processes)])
-    return replace(run, summary=replace(run.summary, jain=jain))
+    duration = max(batch.window, *run.accepted)
+    summary = Summary(
+        name=strategy,
+        sent=run.sent,
+        succeeded=len(run.seconds),
+        refused=len(run.refused),
+        failed=run.failed,
+        goodput=len(run.accepted) / (batch.quota * duration / batch.window),
+        p50=run.quantile(50),
+        p95=run.quantile(95),
+        jain=jain_index([counts[number] for number in range(batch.processes)]),
+    )
+    return run, summary
 
 
 def _virtual(batch: Batch, windows: int) -> list[Summary]:

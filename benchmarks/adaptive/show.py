@@ -8,10 +8,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from stkai._cli.demo import Summary
-
 from .._plots import COLOURS, new_figure, rate_plot, save
 from .bounds import Results, Verdict
+from .metrics import Summary
 from .runner import Case
 from .scenario import Scenario
 from .sections import Section

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from stkai._cli.demo import Summary
+from .metrics import Summary
 
 
 def summary_table(rows: Sequence[Summary], *, title: str | None = None) -> Table:

@@ -19,6 +19,7 @@ from ._errors import DeadlineExceededError as DeadlineExceededError
 from ._errors import InvalidArgumentError as InvalidArgumentError
 from ._errors import MaxRetriesExceededError as MaxRetriesExceededError
 from ._errors import NotSent as NotSent
+from ._errors import OutcomeUnknownError as OutcomeUnknownError
 from ._errors import RetryableError as RetryableError
 from ._errors import ServerSideRateLimitError as ServerSideRateLimitError
 from ._errors import StkaiError as StkaiError
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from . import transports as transports
     from . import wires as wires
     from ._batch.engine import Outcome as Outcome
-    from ._batch.errors import OutcomeUnknownError as OutcomeUnknownError
     from ._batch.send_all import asend_all as asend_all
     from ._batch.send_all import send_all as send_all
     from ._config.models import AuthConfig as AuthConfig
@@ -77,7 +77,6 @@ else:  # Type checkers would take any name for one that exists.
     __getattr__, __dir__, __all__ = _lazily(
         __name__,
         {
-            "_batch.errors": ("OutcomeUnknownError",),
             "_batch.engine": ("Outcome",),
             "_batch.send_all": ("asend_all", "send_all"),
             "_config.models": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),

@@ -113,14 +113,7 @@ class StackBuilder:
         """
         transport: Any = self._make_wire() if wire is None else wire
         _require(transport, httpx.BaseTransport, "the wire", "httpx.HTTPTransport(), or call build_async()")
-        if self.parts is not None:
-            self.parts.check_signed(transport, self.layers)
-        for layer in reversed(self.layers):
-            transport = layer.sync(transport, context=self.context)
-            _require(
-                transport, httpx.BaseTransport, f"what the layer {layer.name!r} makes", "a LayerTransport"
-            )
-        return cast(Transport, transport)
+        return cast(Transport, self._around(transport, "sync", httpx.BaseTransport, "a LayerTransport"))
 
     def build_async(self, wire: AsyncWire | None = None) -> AsyncTransport:
         """The stack around an async wire; the default wire honours proxies and `STKAI_HTTP_*`.
@@ -129,20 +122,18 @@ class StackBuilder:
             ConfigurationError: the wire is sync or not a transport, or StackSpot CLI was to sign.
         """
         transport: Any = self._make_async_wire() if wire is None else wire
-        _require(
-            transport, httpx.AsyncBaseTransport, "the wire", "httpx.AsyncHTTPTransport(), or call build()"
-        )
+        kind, made = httpx.AsyncBaseTransport, "an AsyncLayerTransport"
+        _require(transport, kind, "the wire", "httpx.AsyncHTTPTransport(), or call build()")
+        return cast(AsyncTransport, self._around(transport, "asynchronous", kind, made))
+
+    def _around(self, transport: Any, factory: str, kind: type, example: str) -> Any:
+        """All layers around a wire, each made by its factory of that name."""
         if self.parts is not None:
             self.parts.check_signed(transport, self.layers)
         for layer in reversed(self.layers):
-            transport = layer.asynchronous(transport, context=self.context)
-            _require(
-                transport,
-                httpx.AsyncBaseTransport,
-                f"what the layer {layer.name!r} makes",
-                "an AsyncLayerTransport",
-            )
-        return cast(AsyncTransport, transport)
+            transport = getattr(layer, factory)(transport, context=self.context)
+            _require(transport, kind, f"what the layer {layer.name!r} makes", example)
+        return transport
 
     def _make_wire(self) -> httpx.BaseTransport:
         if self.parts is not None:
@@ -185,10 +176,9 @@ def _checked(given: Iterable[Layer]) -> tuple[Layer, ...]:
             msg = f"a stack takes layers, such as stkai.transports.retry(...), not {layer!r}"
             raise ConfigurationError(msg)
         if layer.name in names:
-            msg = (
+            raise ConfigurationError(
                 f"the stack has two layers named {layer.name!r}; leave one out, or rename it: Layer(name=...)"
             )
-            raise ConfigurationError(msg)
         names.add(layer.name)
     return layers
 

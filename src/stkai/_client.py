@@ -4,7 +4,7 @@ They have no cookies, no redirects and no second auth flow; for these, mount the
 """
 
 from collections.abc import Mapping
-from typing import Any, Final, NoReturn, Self, Unpack
+from typing import Any, Final, NoReturn, Self, Unpack, cast
 
 import httpx
 
@@ -144,10 +144,9 @@ class HttpClient(_Client):
         Raises:
             NotImplementedError: the client is a subclass with its own verbs that does not stream.
         """
-        layer = self._open_entry()
         given = options_of("post_stream", options)
-        exchange = Exchange(layer, "POST", url, data, headers, timeout, given, buffered=False)
-        return exchange.stream(layer.carry_out(exchange.call, exchange.flow))
+        response = self._send("POST", url, data, headers, timeout, given, buffered=False)
+        return cast(StreamedResponse, response)
 
     def send(self, request: httpx.Request) -> httpx.Response:
         """Send a complete request, and read the answer.
@@ -159,11 +158,20 @@ class HttpClient(_Client):
         return exchange.finish(layer.carry_out(exchange.call, exchange.flow))
 
     def _send(
-        self, method: str, url: str, data: Any, headers: Headers, timeout: float, options: RequestOptions
+        self,
+        method: str,
+        url: str,
+        data: Any,
+        headers: Headers,
+        timeout: float,
+        options: RequestOptions,
+        *,
+        buffered: bool = True,
     ) -> httpx.Response:
         layer = self._open_entry()
-        exchange = Exchange(layer, method, url, data, headers, timeout, options, buffered=True)
-        return exchange.finish(layer.carry_out(exchange.call, exchange.flow))
+        exchange = Exchange(layer, method, url, data, headers, timeout, options, buffered=buffered)
+        response = layer.carry_out(exchange.call, exchange.flow)
+        return exchange.finish(response) if buffered else exchange.stream(response)
 
     def _open_entry(self) -> LayerTransport:
         self._require_open()
@@ -240,10 +248,9 @@ class AsyncHttpClient(_Client):
         **options: Unpack[CallOptions],
     ) -> StreamedResponse:
         """Like `post`, but the body arrives while you iterate; see `HttpClient.post_stream`, with `async with`."""
-        layer = self._open_entry()
         given = options_of("post_stream", options)
-        exchange = Exchange(layer, "POST", url, data, headers, timeout, given, buffered=False)
-        return exchange.stream(await layer.carry_out(exchange.call, exchange.flow))
+        response = await self._send("POST", url, data, headers, timeout, given, buffered=False)
+        return cast(StreamedResponse, response)
 
     async def send(self, request: httpx.Request) -> httpx.Response:
         """Send a complete request, and read the answer; like `HttpClient.send`."""
@@ -252,11 +259,20 @@ class AsyncHttpClient(_Client):
         return exchange.finish(await layer.carry_out(exchange.call, exchange.flow))
 
     async def _send(
-        self, method: str, url: str, data: Any, headers: Headers, timeout: float, options: RequestOptions
+        self,
+        method: str,
+        url: str,
+        data: Any,
+        headers: Headers,
+        timeout: float,
+        options: RequestOptions,
+        *,
+        buffered: bool = True,
     ) -> httpx.Response:
         layer = self._open_entry()
-        exchange = Exchange(layer, method, url, data, headers, timeout, options, buffered=True)
-        return exchange.finish(await layer.carry_out(exchange.call, exchange.flow))
+        exchange = Exchange(layer, method, url, data, headers, timeout, options, buffered=buffered)
+        response = await layer.carry_out(exchange.call, exchange.flow)
+        return exchange.finish(response) if buffered else exchange.stream(response)
 
     def _open_entry(self) -> AsyncLayerTransport:
         self._require_open()

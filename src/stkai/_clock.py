@@ -1,13 +1,12 @@
-"""Time and randomness: the only module of the package that reads a clock, sleeps or draws a random number."""
+"""Time, randomness and event loops: the only module that reads a clock, sleeps, draws, or asks which loop runs."""
 
 import random
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
-
-from ._event_loops import in_asyncio_task
 
 
 class Clock(Protocol):
@@ -77,3 +76,37 @@ uniform = random.random
 def unique_key() -> str:
     """A key that no other call has, for an `Idempotency-Key` header."""
     return f"{random.SystemRandom().getrandbits(128):032x}"
+
+
+def running_loop() -> Any:
+    """What identifies the event loop of this task: asyncio's loop, or trio's token.
+
+    Raises:
+        RuntimeError: no event loop runs here.
+    """
+    trio = sys.modules.get("trio")
+    if trio is not None:
+        with suppress(RuntimeError):  # This is not a trio task.
+            trio.lowlevel.current_task()
+            return trio.lowlevel.current_trio_token()
+    import asyncio
+
+    return asyncio.get_running_loop()
+
+
+def run_soon(loop: Any, function: Callable[..., object], *arguments: object) -> None:
+    """Have a loop call a function soon, unless it has ended; safe in any thread and in finalizers."""
+    call = getattr(loop, "run_sync_soon", None) or loop.call_soon_threadsafe
+    with suppress(RuntimeError):  # asyncio's "Event loop is closed"; trio's RunFinishedError is one as well.
+        call(function, *arguments)
+
+
+def in_asyncio_task() -> bool:
+    """Whether an asyncio task is running, and trio is not: neither as a guest of its loop, nor within the task."""
+    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
+    if asyncio is None:
+        return False
+    try:
+        return (trio is None or not trio.lowlevel.in_trio_run()) and asyncio.current_task() is not None
+    except (AttributeError, RuntimeError):  # A trio that cannot tell, or no loop in this thread.
+        return False

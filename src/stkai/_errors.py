@@ -6,6 +6,7 @@
       + AuthenticationError            httpx.TransportError: there is no token, or it may not be sent
       + DeadlineExceededError          httpx.TimeoutException: the call's total time ran out
       + MaxRetriesExceededError        `Retrying` gave up
+      + OutcomeUnknownError            `send_all`: an earlier run may have sent the request
       + NotSent                        to derive from: leaves a permit's block without using the permit
       + RetryableError                 httpx.TransportError: another attempt may help
           + ClientSideRateLimitError       a limiter in this process refused
@@ -194,6 +195,10 @@ class ServerSideRateLimitError(RetryableError):
     ) -> None:
         self.response = response
         super().__init__(message or "the server answered 429 Too Many Requests", request=request)
+
+
+class OutcomeUnknownError(StkaiError):
+    """The request was in flight when an earlier run ended; the server may have acted on it. It was not sent again."""
 
 
 class MaxRetriesExceededError(StkaiError):

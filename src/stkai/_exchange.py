@@ -229,5 +229,4 @@ def _encode(data: Any) -> bytes | None:
     try:
         return _JSON.encode(data).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        msg = f"data must be JSON-serializable: {error}"
-        raise InvalidArgumentError(msg) from error
+        raise InvalidArgumentError(f"data must be JSON-serializable: {error}") from error

@@ -68,13 +68,16 @@ def httpx_kind(error: Exception) -> type[httpx.RequestError] | None:
     import requests.exceptions as theirs
     import urllib3.exceptions as below
 
+    # Without a connection, nothing was sent.
+    inner = error.args[0] if error.args else None
+    unsent = isinstance(getattr(inner, "reason", inner), below.NewConnectionError)
     kinds: list[tuple[tuple[type[Exception], ...], type[httpx.RequestError]]] = [
         ((theirs.ConnectTimeout,), httpx.ConnectTimeout),
         ((theirs.Timeout, below.ReadTimeoutError), httpx.ReadTimeout),
         ((theirs.ProxyError,), httpx.ProxyError),
         ((theirs.SSLError,), httpx.ConnectError),
         ((theirs.ChunkedEncodingError, below.ProtocolError), httpx.RemoteProtocolError),
-        ((theirs.ConnectionError,), httpx.ConnectError if _never_connected(error) else httpx.ReadError),
+        ((theirs.ConnectionError,), httpx.ConnectError if unsent else httpx.ReadError),
         ((below.SSLError,), httpx.ReadError),
         ((theirs.ContentDecodingError, below.DecodeError), httpx.DecodingError),
         ((theirs.TooManyRedirects,), httpx.TooManyRedirects),
@@ -82,11 +85,3 @@ def httpx_kind(error: Exception) -> type[httpx.RequestError] | None:
         ((theirs.RequestException, below.HTTPError), httpx.TransportError),
     ]
     return next((kind for given, kind in kinds if isinstance(error, given)), None)
-
-
-def _never_connected(error: Exception) -> bool:
-    """Whether the connection could not be opened, so that nothing was sent."""
-    from urllib3.exceptions import NewConnectionError
-
-    inner = error.args[0] if error.args else None
-    return isinstance(getattr(inner, "reason", inner), NewConnectionError)

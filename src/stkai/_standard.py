@@ -225,8 +225,7 @@ def _retry_policy(given: Retry, settings: Settings) -> RetryPolicy | None:
     if given is UNSET:
         return settings.retry.policy()
     if given is not None and not isinstance(given, RetryPolicy):
-        msg = f"retry must be a stkai.RetryPolicy or None, not {given!r}"
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"retry must be a stkai.RetryPolicy or None, not {given!r}")
     return given
 
 
@@ -237,11 +236,10 @@ def _limiter(given: RateLimit, settings: Settings) -> Limiter | PerKey | None:
         if settings.rate_limit.enabled:
             return limiter_from(settings.rate_limit)
         if settings.rate_limit.share is not None:
-            msg = (
+            raise ConfigurationError(
                 "STKAI_RATE_LIMIT_SHARE names a quota to share, but the limiter is off: set"
                 " STKAI_RATE_LIMIT_ENABLED=true, or pass rate_limit='adaptive' or rate_limit='token_bucket'"
             )
-            raise ConfigurationError(msg)
         _warn_of_settings(settings.rate_limit)
         return None
     if isinstance(given, RateLimitConfig):

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
 from ._errors import ConfigurationError
+from ._wire.by_package import AsyncWireByFamily
 
 if TYPE_CHECKING:
     from ._config.models import HttpConfig
@@ -33,7 +34,6 @@ def aiohttp(config: "HttpConfig | None" = None) -> "AsyncTransport":
         raise ConfigurationError(
             'stkai.wires.aiohttp() needs a package that is not installed: pip install "stkai[aiohttp]"'
         )
-    from ._wire.by_package import AsyncWireByFamily
     from ._wire.over_aiohttp import aiohttp_wire
 
     wire: Any = AsyncWireByFamily(config, aiohttp_wire)

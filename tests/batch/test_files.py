@@ -11,8 +11,7 @@ import pytest
 from aiohttp import web
 
 from stkai import ConfigurationError
-from stkai._batch.append_file import AppendFile, GroupCommit
-from stkai._batch.errors import WriteError
+from stkai._batch.append_file import AppendFile, GroupCommit, WriteError
 from stkai._batch.input_lines import StdinCopy
 from stkai._batch.journal import Journal
 from stkai._batch.output_lines import Entry, Failure

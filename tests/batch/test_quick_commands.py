@@ -53,7 +53,7 @@ class Executions:
 @pytest.fixture
 def executions(monkeypatch: pytest.MonkeyPatch) -> Iterator[Executions]:
     """A service that jobs in this process poll without the pause of a second."""
-    monkeypatch.setattr("stkai._batch.quick_commands._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("stkai._batch.batch_client._FIRST_PAUSE", 0.01)
     with server() as running:
         yield Executions(running)
 

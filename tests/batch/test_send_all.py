@@ -17,7 +17,7 @@ import pytest
 import trio
 
 import stkai
-from stkai._batch.errors import WriteError
+from stkai._batch.append_file import WriteError
 from stkai._batch.journal import Journal
 from stkai.testing import FakeClock
 from tests.support.world import World

@@ -6,15 +6,13 @@ from pathlib import Path
 import pytest
 from benchmarks.adaptive import __main__ as command
 from benchmarks.adaptive.goals import GOALS, judge, needed_cases
-from benchmarks.adaptive.metrics import Result, summarise, windows_to_regain
+from benchmarks.adaptive.metrics import Result, Summary, summarise, windows_to_regain
 from benchmarks.adaptive.runner import run_cases
 from benchmarks.adaptive.scenario import SERVERS, Scenario, ServerKind
 from benchmarks.adaptive.sections import Section
 from benchmarks.adaptive.server import Arrival
 from benchmarks.adaptive.simulation import Call, Trace, simulate
 from benchmarks.adaptive.strategies import ADAPTIVE, ALL, NO_LIMITER, Strategy
-
-from stkai._cli.demo import Summary
 
 pytestmark = pytest.mark.no_cover
 

@@ -7,10 +7,8 @@ import pytest
 from benchmarks.adaptive import page
 from benchmarks.adaptive.bounds import Verdict
 from benchmarks.adaptive.goals import GOALS
-from benchmarks.adaptive.metrics import Result, jain_index
+from benchmarks.adaptive.metrics import Result, Summary, jain_index
 from benchmarks.adaptive.sections import SECTIONS, Section
-
-from stkai._cli.demo import Summary
 
 ROW = Summary("some", 20, 10, 5, 1, 0.987, 1.0, 2.0, 0.95)
 

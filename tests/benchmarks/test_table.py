@@ -4,10 +4,9 @@ import io
 import math
 
 import pytest
+from benchmarks.adaptive.metrics import Summary, ratio
 from benchmarks.adaptive.table import summary_table
 from rich.console import Console
-
-from stkai._cli.demo import Summary, ratio
 
 ROW = Summary("adaptive", 2100.4, 2000, 100, 0, 0.981, 0.31, 12.3, 0.97)
 

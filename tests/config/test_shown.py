@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stkai._config.messages import masked
 from stkai._config.models import AuthConfig, RateLimitConfig, RetryConfig, Settings
+from stkai._config.names import masked
 from stkai._config.sources import load
 from stkai._config.stkai import GlobalSettings
 from stkai._errors import ConfigurationError

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stkai.telemetry._labels import OTHER, Bounded, cause_of, error_type
+from stkai.telemetry._metrics import OTHER, Bounded, cause_of, error_type
 
 
 @pytest.mark.parametrize(

@@ -327,6 +327,7 @@ def test_one_listener_serves_several_threads(telemetry: Telemetry) -> None:
 
 
 def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "stkai.telemetry._opentelemetry", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(
         ImportError, match=r"OpenTelemetryListener needs more packages: pip install 'stkai\[otel\]'"

@@ -11,10 +11,24 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from .errors import UsageError, WriteError
+from .._errors import ConfigurationError, StkaiError
 
 _BLOCK: Final = 1 << 16
 _LOCKED: Final = frozenset({errno.EACCES, errno.EAGAIN})
+
+
+class WriteError(StkaiError):
+    """A file of the batch could not be written, for example because the disk is full.
+
+    Attributes:
+        path: of the file.
+        reason: what the system said.
+    """
+
+    def __init__(self, path: Path | str, error: OSError) -> None:
+        self.path = path
+        self.reason = os.strerror(error.errno) if error.errno else str(error)
+        super().__init__(f"{path} cannot be written: {self.reason}")
 
 
 class AppendFile:
@@ -31,8 +45,7 @@ class AppendFile:
         try:
             self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            msg = f"{path} cannot be opened for writing: {error.strerror}"
-            raise UsageError(msg) from error
+            raise ConfigurationError(f"{path} cannot be opened for writing: {error.strerror}") from error
         self.size = os.fstat(self.descriptor).st_size
         self.is_dirty = False
         self._is_open = True
@@ -88,20 +101,20 @@ class AppendFile:
         The system releases the lock when the process ends, even by a kill.
 
         Raises:
-            UsageError: the system, or the file system, does not support file locks.
+            ConfigurationError: the system, or the file system, does not support file locks.
         """
         try:
             import fcntl
         except ModuleNotFoundError as error:
             msg = "a batch needs file locks, which this system does not have: use Linux, macOS or WSL"
-            raise UsageError(msg) from error
+            raise ConfigurationError(msg) from error
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _LOCKED:
                 return False
             msg = f"{self.path} cannot be locked ({error.strerror}): choose a file system with locks for -o"
-            raise UsageError(msg) from error
+            raise ConfigurationError(msg) from error
         return True
 
     def sync(self) -> None:

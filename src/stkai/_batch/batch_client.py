@@ -1,17 +1,19 @@
-"""The stack of a batch, that of the settings; and the lines that are sent through it."""
+"""The stack of a batch, that of the settings; and the quick commands that are executed through it."""
 
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, ClassVar, Final, Self
+from typing import Any, Final, Self
+from urllib.parse import quote
 
 import httpx
 
-from .._abandonable import Job
 from .._builder import StackBuilder
 from .._client import AsyncHttpClient
+from .._clock import Clock
 from .._config.models import Settings
 from .._config.stkai import STKAI
-from .._errors import ConfigurationError
+from .._errors import ConfigurationError, DeadlineExceededError, StkaiError
+from .._families import alike
+from .._headers import default_headers
 from .._standard import Parts, limiter_from
 from ..costs import llm_tokens
 from ..transports._auth.bearer import BearerAuth, ExposedTokenError
@@ -19,112 +21,40 @@ from ..transports._call import OPTIONS
 from ..transports._limits.in_flight import InFlight
 from ..transports._limits.limiter import Limiter
 from ..transports._limits.token_bucket import TokenBucket
-from ..transports._operations import Operation, Run
 from ..transports._options import UNSET, RequestOptions
-from .append_file import GroupCommit
-from .errors import DroppedError, UsageError, WriteError
-from .journal import Journal
+from ..transports._retry.retry_after import retry_after
 from .options import Options
-from .senders import async_sender
-
-LINE: Final = "stkai.batch.line"
-"""The request extension that holds the line."""
+from .senders import LINE, LineInFlight, async_sender
 
 _READ: Final = 600.0
 """Seconds that a batch waits for an answer; longer if `--deadline` is."""
 
+_FIRST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 5.0
+_GROWTH: Final = 1.5
+_LONGEST_ASKED: Final = 60.0
+_AGAIN: Final = frozenset({408, 429, 500, 502, 503, 504})
 
-class LineInFlight:
-    """A line that is being sent; watches its request, and records in the journal when that goes to the wire.
-
-    Attributes:
-        number: the line's number.
-        custom_id: as JSON.
-        execution: the id of the execution that it created, once known.
-        may_drop: whether it can be dropped when the run ends: it was not sent, or was refused, or can be polled later.
-    """
-
-    ending: ClassVar[Job | None] = None
-    __slots__ = ("_client", "_drop", "custom_id", "execution", "may_drop", "number")
-
-    def __init__(
-        self, client: "BatchClient", number: int, custom_id: str, execution: str | None = None
-    ) -> None:
-        self.number, self.custom_id, self.execution = number, custom_id, execution
-        self.may_drop = True
-        self._client = client
-        self._drop: Callable[[], object] | None = None
-
-    def started(self, drop: Callable[[], object]) -> None:
-        """Its task has started; `drop` ends the task."""
-        self._drop = drop
-
-    def drop(self) -> None:
-        """End its task, if the line may be dropped."""
-        if self.may_drop and self._drop is not None:
-            self._drop()
-
-    def about_to_send(self) -> Operation | None:
-        client = self._client
-        if client.is_ending:
-            raise DroppedError
-        if client.journal is not None:
-            client.journal.sent(self.number)
-        self.may_drop = False
-        commit = client.commit
-        return None if commit is None else Run(_only_async, lambda _: commit())
-
-    def not_sent(self) -> None:
-        if self._client.journal is not None:
-            # If that fails, the line counts as sent, which is safe, and the next one is not sent.
-            with suppress(WriteError):
-                self._client.journal.not_sent(self.number)
-        self._may_be_dropped()
-
-    async def created(self, execution: str) -> None:
-        """The line has created an execution, which a resumed job goes on polling."""
-        self.execution = execution
-        if self._client.journal is not None:
-            self._client.journal.execution(self.number, execution)
-        if self._client.commit is not None:
-            await self._client.commit()
-        self._may_be_dropped()
-
-    def _may_be_dropped(self) -> None:
-        self.may_drop = True
-        if self._client.is_ending:
-            self.drop()
-
-
-def line_of(request: httpx.Request) -> LineInFlight:
-    """The line that a request is for."""
-    line: LineInFlight = request.extensions[LINE]
-    return line
+COMPLETED: Final = "COMPLETED"
+FAILURE: Final = "FAILURE"
 
 
 class BatchClient:
     """Sends requests through the stack of the settings.
 
     Attributes:
-        is_ending: nothing more may be sent.
-        journal: where lines record that they are sent; None if nothing is recorded.
-        commit: returns once the journal would survive a power failure; None if `--sync always` does not ask for that.
         timeouts: of each attempt, in seconds, as httpx takes them.
 
     Raises:
-        UsageError: the settings are invalid, or do not mention authentication.
+        ConfigurationError: the settings are invalid, or do not mention authentication.
     """
 
     def __init__(self, options: Options) -> None:
-        self.is_ending = False
         deadline = options.deadline
         read = max(_READ, deadline or 0.0)
         self.timeouts = {"connect": 30.0, "read": read, "write": read, "pool": None}
         # A batch waits for its permits as long as it takes.
         self._call = RequestOptions(deadline=UNSET if deadline is None else deadline, max_wait_time=None)
-        self.journal: Journal | None = None
-        self.commit: GroupCommit | None = None
-        self._needs_commit = options.sync == "always"
         try:
             parts = Parts.choose(
                 _settings(options),
@@ -140,16 +70,11 @@ class BatchClient:
                 if options.no_auth
                 else "\n  - on the command line: --no-auth, for an API that needs no token"
             )
-            raise UsageError(f"{error}{hint}") from error
+            raise ConfigurationError(f"{error}{hint}") from error
         self._client = AsyncHttpClient(StackBuilder(parts.layers).build_async(wire))
         self._send = async_sender(self._client)
         signed = [layer for layer in parts.layers if layer.name == "auth"]
         self._unlimited = AsyncHttpClient(StackBuilder(signed).build_async(wire))
-
-    def record_in(self, journal: Journal) -> None:
-        """Use this journal from now on."""
-        self.journal = journal
-        self.commit = GroupCommit(journal.file) if self._needs_commit else None
 
     def extensions(self, line: LineInFlight) -> dict[str, Any]:
         """The extensions of a line's request."""
@@ -169,10 +94,6 @@ class BatchClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
-
-
-def _only_async(_: float) -> None:
-    raise ConfigurationError("the journal of a batch needs an async stack: use build_async()")
 
 
 def limits(options: Options, settings: Settings) -> Any:
@@ -223,3 +144,100 @@ def _check_base(options: Options, parts: Parts) -> None:
         bearer = layer.policy
         if isinstance(bearer, BearerAuth) and bearer.origins is None and options.base_url is not None:
             bearer.require_private(httpx.URL(options.base_url))
+
+
+class NoExecutionError(StkaiError):
+    """A quick command was started, but the answer contains no execution id.
+
+    Attributes:
+        response: the answer.
+    """
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        super().__init__("the answer contains no execution id, so the execution cannot be polled")
+
+
+class QuickCommands:
+    """Creates an execution and polls it. The polls need no permit.
+
+    Args:
+        url: returns the url at which to poll an execution id.
+        deadline: seconds for the creation and all polls, or None.
+    """
+
+    def __init__(
+        self, client: BatchClient, url: Callable[[str], str], clock: Clock, deadline: float | None
+    ) -> None:
+        self._client, self._url, self._clock, self._deadline = client, url, clock, deadline
+
+    async def run(self, line: LineInFlight, request: httpx.Request) -> httpx.Response:
+        """The last callback, or the answer to the creation if that was refused.
+
+        Raises:
+            NoExecutionError: the creation succeeded but returned no execution id.
+            DeadlineExceededError: the execution took too long.
+        """
+        end = None if self._deadline is None else self._clock.monotonic() + self._deadline
+        if line.execution is None:
+            created = await self._client.send(line, request)
+            if created.status_code >= 300:
+                return created
+            await line.created(_execution_of(created))
+        return await self._poll(line.execution or "", end)
+
+    async def _poll(self, execution: str, end: float | None) -> httpx.Response:
+        url, pause = self._url(quote(execution, safe="")), _FIRST_PAUSE
+        while True:
+            await self._sleep(pause, end, execution)
+            pause = min(pause * _GROWTH, _LONGEST_PAUSE)
+            response = await self._ask(url, end)
+            if response is None:
+                continue
+            if response.status_code in _AGAIN:
+                asked = retry_after(response.headers, self._clock.utcnow()) or 0.0
+                pause = max(pause, min(asked, _LONGEST_ASKED))
+            elif response.status_code >= 300 or status_of(response) in {COMPLETED, FAILURE}:
+                return response
+
+    async def _sleep(self, seconds: float, end: float | None, execution: str) -> None:
+        if end is not None and self._clock.monotonic() + seconds >= end:
+            msg = f"the execution {execution} did not end within {self._deadline:g} s; a resumed job does not poll it"
+            raise DeadlineExceededError(msg)
+        await self._clock.asleep(seconds)
+
+    async def _ask(self, url: str, end: float | None) -> httpx.Response | None:
+        """The answer to one poll; None if there was no readable answer."""
+        left = UNSET if end is None else max(end - self._clock.monotonic(), 0.001)
+        options = {OPTIONS: RequestOptions(deadline=left)}
+        request = httpx.Request("GET", url, headers=default_headers(), extensions=options)
+        try:
+            return await self._client.poll(request)
+        except alike(httpx.TimeoutException, httpx.NetworkError, httpx.ProtocolError, httpx.DecodingError):
+            return None
+
+
+def status_of(response: httpx.Response) -> str:
+    """The status in a callback; empty if there is none."""
+    progress = _json(response).get("progress")
+    status = progress.get("status") if isinstance(progress, dict) else None
+    return status.upper() if isinstance(status, str) else ""
+
+
+def _execution_of(response: httpx.Response) -> str:
+    """The id in the answer to a creation: a JSON string."""
+    try:
+        name = response.json()
+    except (ValueError, RecursionError):
+        name = None
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise NoExecutionError(response)
+    return name
+
+
+def _json(response: httpx.Response) -> dict[str, Any]:
+    try:
+        content = response.json()
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -15,8 +15,8 @@ import anyio.to_thread
 
 from .._clock import SystemClock
 from .._errors import ConfigurationError
+from .append_file import WriteError
 from .batch_client import BatchClient
-from .errors import UsageError, WriteError
 from .job import BatchJob
 from .merge import merge
 from .options import Options
@@ -83,7 +83,7 @@ def run_merge(outs: list[str], target: str, *, partial: bool) -> int:
     """Run the command `merge`; returns its exit code."""
     try:
         done, failed = merge(outs, target, partial=partial)
-    except UsageError as error:
+    except ConfigurationError as error:
         complain(str(error))
         return REFUSED
     except WriteError as error:
@@ -146,8 +146,6 @@ class _Run:
                 complain(
                     "stdin was cut off when an earlier run ended: only the lines copied by then are sent"
                 )
-            if job.journal is not None:
-                client.record_in(job.journal)
             self._display = self._warnings.display = display(quiet=self._options.quiet, say=say)
             stack.callback(self._display.close)
             self._interrupts.on_second = self._display.close
@@ -181,8 +179,7 @@ class _Run:
             if now - noted >= _SYNC_EVERY:
                 noted = now
                 try:
-                    job.note_end_of_stdin()
-                    job.note_usage()
+                    job.note()
                     if self._options.sync == "1s":
                         await anyio.to_thread.run_sync(job.sync)
                 except WriteError as error:
@@ -192,8 +189,7 @@ class _Run:
         if job.stdin is not None and job.stdin.error is not None:
             runner.end("halted", f"{job.stdin.error}; the rest of stdin is lost")
         try:
-            job.note_end_of_stdin()
-            job.note_usage()
+            job.note()
             if self._options.sync != "never":
                 job.sync()
             if self._options.order == "input" and runner.ending is None:
@@ -218,7 +214,7 @@ class _Run:
             say(f"duplicate custom_id: {shown}{more}; use `id` to tell these lines apart")
         if codes:
             self._explain_failures(job)
-        tokens = job.usage.text(self._options.price)
+        tokens = job.usage.text(self._options.prices)
         if tokens:
             say(tokens)
         say(f"{job.outputs.done} done, {codes.total()} failed ({runner.unknown} unknown)")
@@ -245,5 +241,5 @@ def _progress(runner: Runner, job: BatchJob) -> Progress:
         total=None if job.survey is None else job.survey.lines,
         failed=failed,
         waiting=sum(line.may_drop and line.execution is None for line in runner.in_flight.values()),
-        tokens=job.usage.text(job.plan.options.price),
+        tokens=job.usage.text(job.plan.options.prices),
     )

@@ -97,69 +97,60 @@ class BackgroundTasks:
                 await self._have_ended.wait()
 
 
-class _Bell:
-    """Wakes the task that waits for it."""
-
-    def __init__(self) -> None:
-        self._event: anyio.Event | None = None
-
-    def ring(self) -> None:
-        if self._event is not None:
-            self._event.set()
-            self._event = None
-
-    async def wait(self) -> None:
-        self._event = anyio.Event()
-        await self._event.wait()
+async def _acquire(semaphore: anyio.Semaphore) -> None:
+    """Acquire it without letting other tasks run if that is possible."""
+    try:
+        semaphore.acquire_nowait()
+    except anyio.WouldBlock:
+        await semaphore.acquire()
 
 
 class _InFlight:
     """The requests in flight, and the outcomes not handed out yet.
 
     Attributes:
-        pending: how many requests were read, and their outcomes not handed out.
-        has_ended: no more requests will come.
+        places: one is taken for each request that is read, and given back when its outcome is handed out.
         failure: what the iterable raised, to be raised once all outcomes so far are handed out.
     """
 
     def __init__(self, send: AsyncSend, most: int) -> None:
         self.tasks = BackgroundTasks()
-        self.ready: deque[Outcome] = deque()
-        self.pending = 0
-        self.has_ended = False
+        self.places = anyio.Semaphore(most)
         self.failure: Exception | None = None
         self._send, self._most = send, most
-        self._crash: BaseException | None = None
-        self._news, self._room = _Bell(), _Bell()
+        self._finished: deque[Outcome | BaseException | None] = deque()
+        self._arrivals = anyio.Semaphore(0)
 
     async def feed(self, requests: Requests, known: Known) -> None:
-        """Read the requests to their end, and start each once there is room."""
-        reading = aiter(requests) if isinstance(requests, AsyncIterable) else iter(requests)
-        index = 0
+        """Read the requests to their end, and start each once there is a place."""
         try:
-            while True:
-                request = next(reading, _END) if isinstance(reading, Iterator) else await anext(reading, _END)
-                if request is _END:
-                    break
-                taken = pending_outcome(index, request, known)
-                index += 1
-                if taken is not None:
-                    self._start(taken)
-                    while self.pending >= self._most:
-                        await self._room.wait()
+            await self._start_all(requests, known)
         except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
             self.failure = error
         except BaseException as error:  # noqa: BLE001 - raised by the generator
-            self._end(error)
-        self.has_ended = True
-        self._news.ring()
+            self._crash(error)
+        for _ in range(self._most - 1):
+            await _acquire(self.places)
+        self._put(None)
 
-    def _start(self, taken: Outcome) -> None:
-        self.pending += 1
-        if taken.error is None:
-            self.tasks.start(partial(self._work, taken.index, taken.request))
-        else:
-            self._put(taken)
+    async def _start_all(self, requests: Requests, known: Known) -> None:
+        """Returns, or raises what the iterable raises, with a place that no request has taken."""
+        await _acquire(self.places)
+        reading = aiter(requests) if isinstance(requests, AsyncIterable) else iter(requests)
+        index = 0
+        while True:
+            request = next(reading, _END) if isinstance(reading, Iterator) else await anext(reading, _END)
+            if request is _END:
+                return
+            taken = pending_outcome(index, request, known)
+            index += 1
+            if taken is None:
+                continue
+            if taken.error is None:
+                self.tasks.start(partial(self._work, taken.index, taken.request))
+            else:
+                self._put(taken)
+            await _acquire(self.places)
 
     async def _work(self, index: int, request: httpx.Request) -> None:
         try:
@@ -167,37 +158,32 @@ class _InFlight:
         except Exception as error:  # noqa: BLE001 - whatever the call raises is its outcome
             outcome = Outcome(index, request, None, error)
         except BaseException as error:  # noqa: BLE001 - raised by the generator
-            self._end(error)
+            self._crash(error)
             return
         self._put(outcome)
 
-    def _put(self, outcome: Outcome) -> None:
-        self.ready.append(outcome)
-        self._news.ring()
-
-    def _end(self, error: BaseException) -> None:
+    def _crash(self, error: BaseException) -> None:
         """Let the generator raise it, in the caller's task; a cancellation ends this one as well."""
-        self._crash = error
-        self._news.ring()
+        self._put(error)
         if isinstance(error, (anyio.get_cancelled_exc_class(), GeneratorExit)):
             raise error
 
-    async def wait(self) -> None:
-        """Wait until there is an outcome, or nothing left to wait for.
+    def _put(self, outcome: Outcome | BaseException | None) -> None:
+        self._finished.append(outcome)
+        self._arrivals.release()
+
+    async def next(self) -> Outcome | None:
+        """The next outcome to hand out, which makes room for another request; None when there are no more.
 
         Raises:
             BaseException: a call raised it, and it is not an Exception.
         """
-        if not self.ready and self._crash is None:
-            await self._news.wait()
-        if self._crash is not None:
-            raise self._crash
-
-    def take(self) -> Outcome:
-        """An outcome to hand out, which makes room for another request."""
-        self.pending -= 1
-        self._room.ring()
-        return self.ready.popleft()
+        await _acquire(self._arrivals)
+        outcome = self._finished.popleft()
+        if isinstance(outcome, BaseException):
+            raise outcome
+        self.places.release()
+        return outcome
 
 
 async def outcomes_of(
@@ -207,10 +193,8 @@ async def outcomes_of(
     in_flight = _InFlight(send, most)
     in_flight.tasks.start(partial(in_flight.feed, requests, known))
     try:
-        while in_flight.pending or not in_flight.has_ended:
-            await in_flight.wait()
-            while in_flight.ready:
-                yield in_flight.take()
+        while (outcome := await in_flight.next()) is not None:
+            yield outcome
         if in_flight.failure is not None:
             raise in_flight.failure
     finally:

@@ -12,9 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
-from .._errors import StkaiError
+from .._errors import ConfigurationError, StkaiError
 from .append_file import AppendFile
-from .errors import UsageError
 from .json_text import Part
 from .request_formats import InvalidLineError, Values, values_of
 
@@ -81,7 +80,7 @@ class CsvRecords:
     """The records of a CSV file, numbered from 1; the header is not counted, and names the columns.
 
     Raises:
-        UsageError: there is no header, or two columns have the same name.
+        ConfigurationError: there is no header, or two columns have the same name.
     """
 
     def __init__(self, path: Path, size: int | None = None) -> None:
@@ -91,15 +90,12 @@ class CsvRecords:
             with path.open("rb") as file:
                 self.names: list[str] = next(csv.reader(_texts(file), strict=True), [])
         except csv.Error as error:
-            msg = f"{path}, line 1: this is not a CSV header: {error}"
-            raise UsageError(msg) from error
+            raise ConfigurationError(f"{path}, line 1: this is not a CSV header: {error}") from error
         if not self.names:
-            msg = f"{path} has no header: its first line must name the columns"
-            raise UsageError(msg)
+            raise ConfigurationError(f"{path} has no header: its first line must name the columns")
         twice = {name for name in self.names if self.names.count(name) > 1}
         if twice:
-            msg = f"{path} has two columns named {min(twice)!r}: rename one"
-            raise UsageError(msg)
+            raise ConfigurationError(f"{path} has two columns named {min(twice)!r}: rename one")
 
     def __iter__(self) -> Iterator[tuple[int, Read] | None]:
         number = 0
@@ -186,11 +182,11 @@ class Survey(NamedTuple):
         """What `bytes(survey)` has written.
 
         Raises:
-            UsageError: the text is something else.
+            ConfigurationError: the text is something else.
         """
         found = _SURVEY.fullmatch(text)
         if found is None:
-            raise UsageError("the journal is damaged: pass --restart to start over")
+            raise ConfigurationError("the journal is damaged: pass --restart to start over")
         return cls(int(found[1]), found[2].decode(), int(found[3]), int(found[4]))
 
 

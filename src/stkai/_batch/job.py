@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .._clock import unique_key
+from .._errors import ConfigurationError
 from .append_file import AppendFile
-from .errors import UsageError
 from .input_lines import Lines, StdinCopy, Survey, ends_complete, sha256
 from .journal import Header, Journal, LineState, Recovered
 from .merge import sort_file
@@ -54,7 +54,7 @@ class BatchJob:
         """Start or resume the job that writes to `-o`; the stack closes its files.
 
         Raises:
-            UsageError: it runs already, it is not the same job, or the files are not those of a job.
+            ConfigurationError: it runs already, it is not the same job, or the files are not those of a job.
             WriteError: a file cannot be written.
         """
         if plan.options.to_stdout:
@@ -68,7 +68,7 @@ class BatchJob:
         header = journal.header
         if header is not None and not options.goes_on and not options.restart:
             msg = f"{paths.journal} is the journal of a job: pass --resume to continue it, or --restart to start over"
-            raise UsageError(msg)
+            raise ConfigurationError(msg)
         if header is None:
             _check_ours(options, paths)
         if header is None or options.restart:
@@ -153,23 +153,16 @@ class BatchJob:
             is_cut_off=options.from_stdin and not recovered.has_all_of_stdin,
         )
 
-    def note_end_of_stdin(self) -> None:
-        """Take over what the copy says about its input once all of it has arrived.
+    def note(self) -> None:
+        """Record what the input is, once all of stdin has arrived, and the tokens used so far.
 
         Raises:
             WriteError: the journal cannot be written.
         """
-        if self.stdin is not None and self.survey is None and self.stdin.survey is not None:
+        if self.survey is None and self.stdin is not None and self.stdin.survey is not None:
             self.survey = self.stdin.survey
             if self.journal is not None:
                 self.journal.surveyed(bytes(self.survey), is_all_of_stdin=True)
-
-    def note_usage(self) -> None:
-        """Record the tokens that the answers so far have used.
-
-        Raises:
-            WriteError: the journal cannot be written.
-        """
         used = (self.usage.asked, self.usage.answered)
         if self.journal is not None and used != self.recovered.usage[1:]:
             assert isinstance(self.outputs, FileOutputs)
@@ -192,10 +185,9 @@ class BatchJob:
         Raises:
             WriteError: there is no room for a second copy; nothing was changed.
         """
-        if isinstance(self.outputs, FileOutputs) and not self.outputs.is_sorted:
+        if isinstance(self.outputs, FileOutputs):
             for file in (self.outputs.answers, self.outputs.failures):
                 sort_file(file.path)
-            self.outputs.is_sorted = True
 
 
 def _survey_of_file(plan: Plan) -> Survey | None:
@@ -212,34 +204,35 @@ def _check_paths(options: Options, paths: Paths) -> None:
     """Refuse outputs that cannot be written, or would overwrite the input."""
     folder = paths.out.parent
     if not folder.is_dir():
-        raise UsageError(f"{folder} is not a directory: create it, or choose another name with -o")
+        raise ConfigurationError(f"{folder} is not a directory: create it, or choose another name with -o")
     for path in paths:
         if path.exists() and not path.is_file():
-            raise UsageError(f"{path} is not a file: choose another name with -o")
+            raise ConfigurationError(f"{path} is not a file: choose another name with -o")
         if not os.access(path if path.exists() else folder, os.W_OK):
-            raise UsageError(
+            raise ConfigurationError(
                 f"{path} cannot be written: choose another name with -o, or change its permissions"
             )
         for given in (options.source, options.body):
             if given is not None and path.exists() and Path(given).exists() and path.samefile(given):
-                raise UsageError(f"{path} is both an input and an output: choose another name with -o")
+                raise ConfigurationError(
+                    f"{path} is both an input and an output: choose another name with -o"
+                )
 
 
 def _check_ours(options: Options, paths: Paths) -> None:
     """Refuse to overwrite files that are not outputs of a job."""
     for path in (paths.out, paths.failed):
         if path.exists() and not options.restart:
-            msg = (
+            raise ConfigurationError(
                 f"{path} exists but has no journal next to it, so it is not the output of a job:"
                 " choose another name with -o, or pass --restart to overwrite it"
             )
-            raise UsageError(msg)
 
 
 def _check_same(options: Options, header: Header, facts: dict[str, Any], paths: Paths) -> None:
     """Continue only the job that the journal belongs to."""
     if header.kind != "batch":
-        raise UsageError(
+        raise ConfigurationError(
             f"{paths.journal} is the journal of a program that uses stkai.send_all: choose another name with -o"
         )
     before = header.facts.get("options", {})
@@ -249,14 +242,14 @@ def _check_same(options: Options, header: Header, facts: dict[str, Any], paths: 
                 "" if name in {"--base-url", "--body"} else f": it was {before.get(name)!r}, not {value!r}"
             )
             msg = f"{name} has changed since the job began{shown}; pass the old value, or --restart to start over"
-            raise UsageError(msg)
+            raise ConfigurationError(msg)
     source = header.facts.get("input")
     if source not in ("stdin", "file"):
         msg = f"{paths.journal} was begun by stkai 2: finish the job with that version, or pass --restart to start over"
-        raise UsageError(msg)
+        raise ConfigurationError(msg)
     if (source == "stdin") != options.from_stdin:
         was = "stdin: pass - instead of a file" if source == "stdin" else "a file: pass it instead of -"
-        raise UsageError(f"the input of this job was {was}, or pass --restart to start over")
+        raise ConfigurationError(f"the input of this job was {was}, or pass --restart to start over")
 
 
 def _check_unchanged(source: Path, before: Survey | None, *, is_copy: bool) -> None:
@@ -264,15 +257,15 @@ def _check_unchanged(source: Path, before: Survey | None, *, is_copy: bool) -> N
     what = f"the copy of stdin {source}" if is_copy else str(source)
     restore = "restore it, or pass --restart to start over"
     if not source.is_file():
-        raise UsageError(f"{what} is missing: {restore}")
+        raise ConfigurationError(f"{what} is missing: {restore}")
     if before is None:  # An earlier run ended before it had read all of stdin.
         return
     if source.stat().st_size < before.size or sha256(source, before.size) != before.sha256:
-        raise UsageError(
+        raise ConfigurationError(
             f"{what} has changed since the job began, other than by lines added at the end: {restore}"
         )
     if not ends_complete(source, before.size):
-        raise UsageError(
+        raise ConfigurationError(
             f"the last line of {what} has changed since the job began: it had no line break, and what was added"
             f" continues it; {restore}"
         )

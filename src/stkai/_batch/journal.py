@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from .._clock import unique_key
+from .._errors import ConfigurationError
 from .append_file import AppendFile
-from .errors import UsageError
 
 VERSION: Final = 1
 
@@ -148,14 +148,14 @@ class Journal:
         """Open and lock the journal at `path`, and create it if it is missing.
 
         Raises:
-            UsageError: another process holds the lock, or the file is not a journal.
+            ConfigurationError: another process holds the lock, or the file is not a journal.
             WriteError: it cannot be opened.
         """
         journal = cls(AppendFile(path))
         try:
             if not journal.file.lock():
                 msg = f"another process is working on this job: it holds {path}; wait for it, or stop it"
-                raise UsageError(msg)
+                raise ConfigurationError(msg)
             journal.header = read_header(path)
         except BaseException:
             journal.close()
@@ -175,7 +175,7 @@ class Journal:
         """What the journal knows in addition to `states`, which the outputs say; cuts off a torn tail.
 
         Raises:
-            UsageError: a line is not a record, or is in another format.
+            ConfigurationError: a line is not a record, or is in another format.
         """
         found, in_flight = Recovered(states), 0
         for kind, number, rest in records(self.file.path, self.header):
@@ -245,15 +245,14 @@ def records(path: Path, header: Header | None) -> Iterator[tuple[bytes, int, byt
     """All records: what happened, to which line, and further data; without the header and a torn tail.
 
     Raises:
-        UsageError: a line is not a record, or is in another format.
+        ConfigurationError: a line is not a record, or is in another format.
     """
     version = VERSION if header is None else header.version
     if version != VERSION:
-        msg = (
+        raise ConfigurationError(
             f"{path} was written by another version of stkai (format {version}, not {VERSION}):"
             " finish the job with that version, or pass --restart to start over"
         )
-        raise UsageError(msg)
     with path.open("rb") as lines:
         lines.readline()
         for place, line in enumerate(lines, 2):
@@ -266,18 +265,18 @@ def records(path: Path, header: Header | None) -> Iterator[tuple[bytes, int, byt
             elif len(kind) == 1 and number.isdigit():
                 yield kind, int(number), more
             else:
-                raise UsageError(_DAMAGED.format(f"{path}, line {place}"))
+                raise ConfigurationError(_DAMAGED.format(f"{path}, line {place}"))
 
 
 def read_header(path: Path) -> Header | None:
     """The header; None if it is missing or incomplete, so that nothing was sent.
 
     Raises:
-        UsageError: the file is not a journal.
+        ConfigurationError: the file is not a journal.
     """
     with path.open("rb") as lines:
         first = lines.readline()
-    not_a_journal = UsageError(f"{path} is not a stkai journal: choose another name with -o")
+    not_a_journal = ConfigurationError(f"{path} is not a stkai journal: choose another name with -o")
     if not first.endswith(b"\n"):
         if not first or first.startswith(b'{"stkai"'[: len(first)]):
             return None

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from .errors import UsageError
+from .._errors import ConfigurationError
 
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 _UNSAFE: Final = re.compile("[\n\r\x7f-\x9f\u2028\u2029]")
@@ -21,15 +21,13 @@ _NAME: Final = re.compile(r"[\w.-]+")
 
 
 def _no_constant(name: str) -> Any:
-    msg = f"{name} is not JSON"
-    raise ValueError(msg)
+    raise ValueError(f"{name} is not JSON")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        msg = f"{text} is too large a number"
-        raise ValueError(msg)
+        raise ValueError(f"{text} is too large a number")
     return value
 
 
@@ -61,8 +59,7 @@ def parse(text: str) -> Part:
     start = _skip(text, 0)
     value, end = _scan(text, start)
     if _skip(text, end) != len(text):
-        msg = f"there is more after the end of the JSON, at column {_skip(text, end) + 1}"
-        raise ValueError(msg)
+        raise ValueError(f"there is more after the end of the JSON, at column {_skip(text, end) + 1}")
     return Part(value, text[start:end])
 
 
@@ -178,7 +175,7 @@ class Template:
         """The template in a file.
 
         Raises:
-            UsageError: it cannot be read, or is not JSON.
+            ConfigurationError: it cannot be read, or is not JSON.
         """
         try:
             text = path.read_text("utf-8-sig")
@@ -186,14 +183,12 @@ class Template:
                 raise UnicodeError  # UTF-16 without a mark.
             parse(text)
         except OSError as error:
-            msg = f"the template {path} cannot be read: {error.strerror}"
-            raise UsageError(msg) from error
+            raise ConfigurationError(f"the template {path} cannot be read: {error.strerror}") from error
         except UnicodeError as error:
             msg = f"the template {path} is not in UTF-8: save the file as UTF-8"
-            raise UsageError(msg) from error
+            raise ConfigurationError(msg) from error
         except ValueError as error:
-            msg = f"the template {path} is not JSON: {error}"
-            raise UsageError(msg) from error
+            raise ConfigurationError(f"the template {path} is not JSON: {error}") from error
         return cls(text.strip())
 
     def fill(self, values: Mapping[str, Part]) -> str:

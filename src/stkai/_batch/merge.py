@@ -10,7 +10,8 @@ from operator import and_, itemgetter
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from .errors import UsageError, WriteError
+from .._errors import ConfigurationError
+from .append_file import WriteError
 from .input_lines import ALL_LINES, Shard, Survey
 from .journal import read_header, records
 from .outputs import SUFFIX, Paths, entries_in
@@ -37,7 +38,7 @@ class Index:
     """Where each entry of some outputs is.
 
     Raises:
-        UsageError: a line of an output is not an entry, or is cut off.
+        ConfigurationError: a line of an output is not an entry, or is cut off.
     """
 
     def __init__(self, paths: list[Path]) -> None:
@@ -127,24 +128,24 @@ def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int,
     """Write the answers and the failures of all outputs, each in input order; returns both counts.
 
     Raises:
-        UsageError: an output is missing, the target exists, a line is in two outputs, or one is in none and `partial`
-            does not allow that.
+        ConfigurationError: an output is missing, the target exists, a line is in two outputs, or one is in none and
+            `partial` does not allow that.
         WriteError: the target cannot be written.
     """
     # `part-*.jsonl` also matches the failure outputs, which are read in any case.
     outputs = [Paths.of(name) for name in names if not name.endswith(f".failed{SUFFIX}")]
     merged = Paths.of(target)
     if not outputs:
-        raise UsageError("pass the answer outputs: the failure outputs are read along with them")
+        raise ConfigurationError("pass the answer outputs: the failure outputs are read along with them")
     for path in (merged.out, merged.failed):
         if path.exists():
-            raise UsageError(f"{path} exists: choose another name with -o")
+            raise ConfigurationError(f"{path} exists: choose another name with -o")
     if not merged.out.parent.is_dir():
         msg = f"{merged.out.parent} is not a directory: create it, or choose another name with -o"
-        raise UsageError(msg)
+        raise ConfigurationError(msg)
     for output in outputs:
         if not output.out.is_file():
-            raise UsageError(f"{output.out} does not exist: is that job done?")
+            raise ConfigurationError(f"{output.out} does not exist: is that job done?")
     done = Index([output.out for output in outputs])
     failed = Index([output.failed for output in outputs if output.failed.exists()])
     present = _check_once(done, failed)
@@ -169,7 +170,7 @@ def _check_once(done: Index, failed: Index) -> set[int]:
     for (number, path), (following, other) in pairwise(entries):
         if number == following:
             msg = f"line {number} is in two outputs, {path} and {other}: pass each shard of one input once"
-            raise UsageError(msg)
+            raise ConfigurationError(msg)
     return {number for number, _ in entries}
 
 
@@ -195,11 +196,10 @@ def _check_complete(outputs: list[Paths], present: set[int]) -> None:
         and not any((number - 1) % shards in indices for shards, indices in complete.items())
     ]
     if missing:
-        msg = (
+        raise ConfigurationError(
             f"{_ranges(missing)} of the input {'has' if len(missing) == 1 else 'have'} no outcome: resume the jobs that"
             " halted, pass all shards, or pass --partial to join what there is"
         )
-        raise UsageError(msg)
 
 
 def _input_of(journal: Path) -> tuple[Shard, Survey | None]:

@@ -5,12 +5,13 @@ import re
 import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import httpx
+import typer
 
-from .._checks import POSITIVE_COUNT, SOME_SECONDS, check_number
-from .errors import UsageError
+from .._checks import SOME_SECONDS, check_number
+from .._errors import ConfigurationError
 from .input_lines import ALL_LINES, Shard
 from .json_text import Template
 from .progress import Price
@@ -25,80 +26,107 @@ _ABOUT_ONE_RUN: Final = frozenset({"source", "out", "resume", "restart", "retry_
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """The options of `stkai batch`, by their names there.
+    """The options of `stkai batch`, as Typer reads them.
 
     Raises:
-        UsageError: an option has a value that it cannot have, or two cannot go together.
+        ConfigurationError: an option has a value that it cannot have, or two cannot go together.
     """
 
-    source: str
-    out: str | None
-    base_url: str | None = None
-    quick_command: str | None = None
-    body: Path | None = None
-    id_column: str | None = None
-    shard: str | None = None
-    max_in_flight: int = 32
-    rpm: int | None = None
-    tpm: int | None = None
-    in_flight: int | None = None
-    resume: bool = False
-    restart: bool = False
-    retry_failed: bool = False
-    unknown: Literal["report", "resend"] = "report"
-    order: Literal["done", "input"] = "done"
-    halt_after: int = 20
-    deadline: float | None = None
-    price: Price | None = None
-    sync: Literal["1s", "always", "never"] = "1s"
-    no_auth: bool = False
-    dry_run: bool = False
-    quiet: bool = False
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="A .jsonl or .csv file, or - for stdin.")]
+    out: Annotated[
+        str | None, typer.Option("-o", "--out", metavar="OUT", help="Write answers here; - for stdout.")
+    ] = None
+    base_url: Annotated[str | None, typer.Option(metavar="URL", help="Base for relative urls.")] = None
+    quick_command: Annotated[str | None, typer.Option(metavar="SLUG", help="Run this quick command.")] = None
+    body: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON template; {column} in strings is replaced.")
+    ] = None
+    id_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column, or member, to use as custom_id.")
+    ] = None
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Send only every Nth line, starting with line I.")
+    ] = None
+    max_in_flight: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Lines worked on at once, waiting or being sent.")
+    ] = 32
+    rpm: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Send at most this many requests per minute.")
+    ] = None
+    tpm: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Use at most this many tokens of a language model per minute."),
+    ] = None
+    in_flight: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Have at most this many requests at the server at once."),
+    ] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the job that writes OUT.")] = False
+    restart: Annotated[bool, typer.Option("--restart", help="Start over and overwrite the outputs.")] = False
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Resume, and send the failed lines again.")
+    ] = False
+    unknown: Annotated[
+        Literal["report", "resend"],
+        typer.Option(help="What to do with lines that the server may have executed."),
+    ] = "report"
+    order: Annotated[Literal["done", "input"], typer.Option(help="Order of the outputs.")] = "done"
+    halt_after: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Halt after N equal failures in a row; 0: never.")
+    ] = 20
+    deadline: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Limit for each call, waits included.")
+    ] = None
+    price: Annotated[
+        str | None,
+        typer.Option(metavar="PRICE", help="Dollars per million tokens, such as input=0.15,output=0.6."),
+    ] = None
+    sync: Annotated[
+        Literal["1s", "always", "never"], typer.Option(help="How often to flush files to disk.")
+    ] = "1s"
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Send no token.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every line; send nothing.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False
 
     def __post_init__(self) -> None:
         for name in ("resume", "retry_failed"):
             if getattr(self, name) and self.restart:
                 option = name.replace("_", "-")
                 msg = f"--{option} continues a job and --restart starts it over: pass only one of them"
-                raise UsageError(msg)
+                raise ConfigurationError(msg)
         if self.out is None and not self.dry_run:
-            raise UsageError("pass -o OUT, such as -o answers.jsonl, or -o - for stdout")
+            raise ConfigurationError("pass -o OUT, such as -o answers.jsonl, or -o - for stdout")
         if self.to_stdout and (self.goes_on or self.restart):
-            raise UsageError("-o - keeps no files, so the job cannot be resumed: pass -o OUT")
-        for name in ("rpm", "tpm", "in_flight"):
-            count = getattr(self, name)
-            if count is not None:
-                check_number(f"--{name.replace('_', '-')}", count, POSITIVE_COUNT, error=UsageError)
+            raise ConfigurationError("-o - keeps no files, so the job cannot be resumed: pass -o OUT")
         if self.deadline is not None:
-            check_number("--deadline", self.deadline, SOME_SECONDS, error=UsageError)
+            check_number("--deadline", self.deadline, SOME_SECONDS)
         if self.is_csv and self.body is None:
-            raise UsageError(
+            raise ConfigurationError(
                 f"{self.source} is a CSV file: pass --body TEMPLATE.json with {{column}} placeholders"
             )
         if self.quick_command is not None and not re.fullmatch(r"[\w.~-]+", self.quick_command, re.ASCII):
-            raise UsageError(
+            raise ConfigurationError(
                 f"--quick-command must be the slug of a quick command, not {self.quick_command!r}"
             )
         self._check_base_url()
-        _ = self.part  # Checks it.
+        _ = self.part, self.prices  # Checks them.
 
     def _check_base_url(self) -> None:
         if self.base_url is None:
             if self.body is not None and self.quick_command is None:
-                raise UsageError("--body needs a url: pass --base-url")
+                raise ConfigurationError("--body needs a url: pass --base-url")
             return
         try:
             check_url(self.base_url, "--base-url")
         except InvalidLineError as error:
-            raise UsageError(str(error)) from error
+            raise ConfigurationError(str(error)) from error
         if "#" in self.base_url:
-            raise UsageError("--base-url must not contain a fragment: leave out what follows #")
+            raise ConfigurationError("--base-url must not contain a fragment: leave out what follows #")
         placeholder = _PLACEHOLDER.search(self.base_url)
         if placeholder is not None:
-            msg = (
+            raise ConfigurationError(
                 f"--base-url contains {placeholder[0]}, but only strings of the --body template are filled in"
             )
-            raise UsageError(msg)
 
     @property
     def from_stdin(self) -> bool:
@@ -118,16 +146,20 @@ class Options:
         return self.resume or self.retry_failed
 
     @property
+    def prices(self) -> Price | None:
+        """What tokens cost, if `--price` says so."""
+        return None if self.price is None else Price.parse(self.price)
+
+    @property
     def part(self) -> Shard:
         """The lines that this job sends."""
         if self.shard is None:
             return ALL_LINES
         found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", self.shard)
         if found is None or not int(found[1]) < int(found[2]):
-            msg = (
+            raise ConfigurationError(
                 f"--shard must be I/N with 0 <= I < N, such as 0/4 for the first of four, not {self.shard!r}"
             )
-            raise UsageError(msg)
         return Shard(int(found[1]), int(found[2]))
 
     def url_of_commands(self, path: str) -> str:

@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 import anyio
 import anyio.to_thread
 
-from .append_file import AppendFile
-from .errors import UsageError, WriteError
+from .._errors import ConfigurationError
+from .append_file import AppendFile, WriteError
 from .journal import LineState, LineStates
 from .json_text import parse
 from .output_lines import BEGINNING, Entry, code_in
@@ -60,7 +60,6 @@ class FileOutputs(_Counted):
     Attributes:
         answers: the file of answers.
         failures: the file of failures.
-        is_sorted: whether the lines of each are in input order.
     """
 
     def __init__(self, paths: Paths) -> None:
@@ -71,32 +70,24 @@ class FileOutputs(_Counted):
         except BaseException:
             self.answers.close()
             raise
-        self.is_sorted = True
-        self._last = {True: 0, False: 0}
 
     def read(self) -> LineStates:
         """Find out which lines are in which file, and cut off a torn last line.
 
         Raises:
-            UsageError: a line is not an entry, or occurs twice.
+            ConfigurationError: a line is not an entry, or occurs twice.
         """
         states = LineStates()
         for file, state in ((self.answers, LineState.DONE), (self.failures, LineState.FAILED)):
             file.cut_torn_tail()
-            last = 0
             for number, entry in entries_in(file.path):
                 if not states.move(number, LineState.NEW, state):
-                    msg = (
+                    raise ConfigurationError(
                         f"line {number} is in the outputs of {self.answers.path} twice: remove one of them,"
                         " or pass --restart to start over"
                     )
-                    raise UsageError(msg)
-                if number < last:
-                    self.is_sorted = False
-                last = number
                 if state is LineState.FAILED:
                     self.codes[code_in(entry)] += 1
-            self._last[state is LineState.FAILED] = last
         self.done = len(states.numbers(LineState.DONE))
         return states
 
@@ -117,17 +108,13 @@ class FileOutputs(_Counted):
         Raises:
             WriteError: it could not be written.
         """
-        is_failure = entry.code is not None
-        (self.failures if is_failure else self.answers).append(entry.line)
+        (self.answers if entry.code is None else self.failures).append(entry.line)
         self._count(entry)
-        self.is_sorted = self.is_sorted and entry.number > self._last[is_failure]
-        self._last[is_failure] = entry.number
 
     def forget_failures(self) -> None:
         """Empty the file of failures."""
         self.failures.truncate()
         self.codes.clear()
-        self._last[True] = 0
 
     def sync(self) -> None:
         """Return once everything written would survive a power failure."""
@@ -143,18 +130,17 @@ def entries_in(path: Path) -> Iterator[tuple[int, bytes]]:
     """The lines of an output with their numbers.
 
     Raises:
-        UsageError: one of its lines is not an entry, or the last one is cut off.
+        ConfigurationError: one of its lines is not an entry, or the last one is cut off.
     """
     match = BEGINNING.match
     with path.open("rb") as lines:
         for place, line in enumerate(lines, 1):
             if line[-1:] != b"\n":
                 msg = f"{path}, line {place} is cut off: finish that job first, with --resume"
-                raise UsageError(msg)
+                raise ConfigurationError(msg)
             found = match(line)
             if found is None:
-                msg = f"{path}, line {place}: this is not an output line of `stkai batch`"
-                raise UsageError(msg)
+                raise ConfigurationError(f"{path}, line {place}: this is not an output line of `stkai batch`")
             yield int(found[1]), line
 
 

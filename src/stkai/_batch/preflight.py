@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from .._config.stkai import STKAI
-from .errors import UsageError
+from .._errors import ConfigurationError
 from .input_lines import CsvRecords, JsonLines, Lines, StdinCopy
 from .json_text import Template
 from .options import Options
@@ -41,7 +41,7 @@ class Plan:
         """Check everything that can be checked without writing anything.
 
         Raises:
-            UsageError: the input or the template cannot be used.
+            ConfigurationError: the input or the template cannot be used.
         """
         _check_streams(options)
         template = None if options.body is None else Template.read(options.body)
@@ -55,13 +55,13 @@ class Plan:
                 _check_placeholders(path, columns, template, is_csv=options.is_csv)
             if options.is_csv and options.id_column is not None and options.id_column not in columns:
                 names = ", ".join(columns)
-                raise UsageError(
+                raise ConfigurationError(
                     f"--id-column {options.id_column}: {path} has no such column; it has: {names}"
                 )
             url = first["url"].value if "url" in first else None
             has_base = options.base_url or options.quick_command or template
             if isinstance(url, str) and "://" not in url and not has_base:
-                raise UsageError(f"{path}, line 1: the url is relative ({url}): pass --base-url")
+                raise ConfigurationError(f"{path}, line 1: the url is relative ({url}): pass --base-url")
         return cls(options, template, options.format(template))
 
     def lines(self, source: Path, size: int | None = None) -> Lines:
@@ -75,23 +75,21 @@ def _check_streams(options: Options) -> None:
     if options.to_stdout and sys.stdout is None:
         closed = "stdout"
     if closed is not None:
-        msg = f"{closed} is closed: redirect it, or pass a file instead of -"
-        raise UsageError(msg)
+        raise ConfigurationError(f"{closed} is closed: redirect it, or pass a file instead of -")
 
 
 def _check_file(path: Path) -> None:
     if path.is_fifo():  # Opening it would wait for a writer.
-        raise UsageError(f"the input {path} is not a file: pass - and pipe it in")
+        raise ConfigurationError(f"the input {path} is not a file: pass - and pipe it in")
     try:
         with path.open("rb") as file:
             start = file.read(4)
     except OSError as error:
-        msg = f"the input {path} cannot be read: {error.strerror}"
-        raise UsageError(msg) from error
+        raise ConfigurationError(f"the input {path} cannot be read: {error.strerror}") from error
     if not path.is_file():
-        raise UsageError(f"the input {path} is not a file: pass - and pipe it in")
+        raise ConfigurationError(f"the input {path} is not a file: pass - and pipe it in")
     if b"\0" in start or start[:2] in {b"\xff\xfe", b"\xfe\xff"}:
-        raise UsageError(f"the input {path} is in UTF-16 or UTF-32: save the file as UTF-8")
+        raise ConfigurationError(f"the input {path} is in UTF-16 or UTF-32: save the file as UTF-8")
 
 
 def _first_object(path: Path) -> Values:
@@ -109,7 +107,7 @@ def _check_placeholders(path: Path, columns: list[str], template: Template, *, i
     if unknown:
         names = ", ".join(columns)
         hint = "" if unknown[0] in template.names else f" (to send it as it is, write {{ {unknown[0]} }})"
-        raise UsageError(
+        raise ConfigurationError(
             f"the template uses {{{unknown[0]}}}, but {path} has no such column{hint}; it has: {names}"
         )
 
@@ -168,7 +166,7 @@ def _dry_run(plan: Plan, lines: Lines, say: Callable[[str], None]) -> bool:
 
 
 def _estimate(options: Options, requests: int, size: int, say: Callable[[str], None]) -> None:
-    tokens, price = size / _BYTES_PER_TOKEN, options.price
+    tokens, price = size / _BYTES_PER_TOKEN, options.prices
     cost = "" if price is None else f", {show_dollars(price.dollars(round(tokens), 0))} for the input alone"
     say(
         f"{count(requests, 'request')}, {show_count(size)} bytes, about {show_count(tokens)} input tokens{cost}"

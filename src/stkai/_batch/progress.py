@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from .errors import UsageError
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as Bars
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from .._errors import ConfigurationError
 
 _EVERY: Final = 10.0
 """Seconds between plain lines."""
@@ -59,7 +60,7 @@ class Price:
         """Parse a price such as `input=0.15,output=0.6`; an omitted part is free.
 
         Raises:
-            UsageError: the text has another form.
+            ConfigurationError: the text has another form.
         """
         prices = {"input": 0.0, "output": 0.0}
         for part in text.split(","):
@@ -69,19 +70,15 @@ class Price:
             except ValueError:
                 value = -1.0
             if name not in prices or not 0 <= value < _MILLION:
-                msg = (
+                raise ConfigurationError(
                     f"--price must be dollars per million tokens, such as input=0.15,output=0.6, not {text!r}"
                 )
-                raise UsageError(msg)
             prices[name] = value
         return cls(**prices)
 
     def dollars(self, asked: int, answered: int) -> float:
         """The cost of these tokens."""
         return (asked * self.input + answered * self.output) / _MILLION
-
-    def __str__(self) -> str:
-        return f"input={self.input:g},output={self.output:g}"
 
 
 class Usage:
@@ -222,10 +219,7 @@ class Bar(Display):
 
     pause = 0.25
 
-    def __init__(self, console: "Console") -> None:
-        from rich.progress import BarColumn, SpinnerColumn, TextColumn
-        from rich.progress import Progress as Bars
-
+    def __init__(self, console: Console) -> None:
         super().__init__(partial(console.print, markup=False, highlight=False))  # Above the bar.
         self._pace = Pace()
         columns = (SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
@@ -252,7 +246,5 @@ def display(*, quiet: bool, say: Callable[[str], None]) -> Display:
     if quiet:
         return Display(say)
     if sys.stderr is not None and sys.stderr.isatty():
-        from rich.console import Console
-
         return Bar(Console(stderr=True))
     return Plain(say)

@@ -10,19 +10,19 @@ from uuid import uuid5
 import anyio
 import httpx
 
-from .._clock import Clock, SystemClock
+from .._clock import SystemClock
 from .._errors import AuthenticationError
 from ..transports._auth.bearer import ExposedTokenError
-from .batch_client import BatchClient, LineInFlight, line_of
+from .append_file import WriteError
+from .batch_client import FAILURE, BatchClient, QuickCommands, status_of
 from .engine import Outcome, outcomes_of
-from .errors import DroppedError, WriteError
 from .input_lines import Read
 from .job import BatchJob
 from .journal import LineState
 from .output_lines import UNKNOWN, Entry, Failure, body_of, failure_of_answer, failure_of_error, visible
 from .outputs import StdoutOutputs
-from .quick_commands import FAILURE, QuickCommands, status_of
 from .request_formats import InvalidLineError, SeenIds
+from .senders import DroppedError, LineInFlight, RunState, line_of
 
 _PAUSE: Final = 0.05
 """Seconds between checks of an input that is still being copied."""
@@ -67,14 +67,15 @@ class Runner:
         duplicates: lines with the id of an earlier one, among the first 10,000, and these ids.
     """
 
-    def __init__(self, job: BatchJob, client: BatchClient, clock: Clock | None = None) -> None:
+    def __init__(self, job: BatchJob, client: BatchClient) -> None:
         self.ending: Ending | None = None
         self.in_flight: dict[int, LineInFlight] = {}
         self.unknown = 0
         self.duplicates: list[tuple[int, str]] = []
         self._ids = SeenIds(_COMPARED_LINES)
-        self._job, self._client, self._clock = job, client, clock or SystemClock()
+        self._job, self._client, self._clock = job, client, SystemClock()
         self._options, self._outputs = job.plan.options, job.outputs
+        self._state = RunState(job.journal, needs_commit=self._options.sync == "always")
         self._part = self._options.part
         self._stdout = job.outputs if isinstance(job.outputs, StdoutOutputs) else None
         self._streak: tuple[str | None, int] = (None, 0)
@@ -92,7 +93,7 @@ class Runner:
         """Stop sending, and drop lines that were not sent; requests in flight finish."""
         if self.ending is None:
             self.ending = Ending(kind, message)
-            self._client.is_ending = True
+            self._state.ending.run()
             for line in list(self.in_flight.values()):
                 line.drop()
 
@@ -154,7 +155,7 @@ class Runner:
             self._write(Entry.of(number, error.custom_id, Failure("invalid_line", f"{where}: {error}")))
             return None
         self._note_id(number, target.custom_id)
-        line = self.in_flight[number] = LineInFlight(self._client, number, target.custom_id, execution)
+        line = self.in_flight[number] = LineInFlight(self._state, number, target.custom_id, execution)
         return target.request(str(uuid5(job.id, f"line-{number}")), self._client.extensions(line))
 
     def _note_id(self, number: int, own_id: str) -> None:

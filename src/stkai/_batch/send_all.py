@@ -11,7 +11,7 @@ from collections.abc import (
     Iterator,
 )
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from contextvars import copy_context
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,15 +19,14 @@ from typing import Any, Self
 
 import httpx
 
-from .._abandonable import Job
 from .._checks import POSITIVE_COUNT, check_number
 from .._client import AsyncHttpClient, HttpClient
-from .._errors import ConfigurationError, InvalidArgumentError
+from .._errors import ConfigurationError, InvalidArgumentError, OutcomeUnknownError
 from .._families import alike
+from .append_file import WriteError
 from .engine import Outcome, Requests, outcomes_of, pending_outcome
-from .errors import DroppedError, OutcomeUnknownError, WriteError
 from .journal import Journal, LineState, LineStates, Recovered
-from .senders import Watch, async_sender, sender
+from .senders import RunState, Watch, async_sender, sender
 
 JournalPath = str | os.PathLike[str]
 
@@ -93,26 +92,21 @@ def asend_all(
 def _check(requests: object, max_in_flight: int, kinds: Any) -> None:
     check_number("max_in_flight", max_in_flight, POSITIVE_COUNT, error=InvalidArgumentError)
     if not isinstance(requests, kinds):
-        msg = f"requests must be an iterable of httpx.Request objects, not {requests!r}"
-        raise InvalidArgumentError(msg)
+        raise InvalidArgumentError(f"requests must be an iterable of httpx.Request objects, not {requests!r}")
 
 
 class _RequestLog:
     """What is known about the requests by index; kept in a journal, if there is one.
-
-    Attributes:
-        ending: is done once the loop has ended.
 
     Raises:
         ConfigurationError: another run uses the journal, or it is that of `stkai batch`, or not a journal at all.
     """
 
     def __init__(self, path: JournalPath | None, max_in_flight: int) -> None:
-        self.ending = Job(lambda: None)
-        self.journal: Journal | None = None
-        self._recovered = Recovered()
+        journal, self._recovered = None, Recovered()
         if path is not None:
-            self.journal, self._recovered = _opened(Path(path), max_in_flight)
+            journal, self._recovered = _opened(Path(path), max_in_flight)
+        self.run = RunState(journal)
 
     def known(self, index: int) -> Exception | bool:
         """True if the outcome was handed out before; an error if it is unknown, and that is to be the outcome."""
@@ -137,15 +131,15 @@ class _RequestLog:
         try:
             yield
         finally:
-            if self.journal is not None:
-                self.journal.handed_out(outcome.index)
+            if self.run.journal is not None:
+                self.run.journal.handed_out(outcome.index)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.journal is not None:
-            self.journal.close()
+        if self.run.journal is not None:
+            self.run.journal.close()
 
 
 def _opened(path: Path, max_in_flight: int) -> tuple[Journal, Recovered]:
@@ -164,25 +158,6 @@ def _opened(path: Path, max_in_flight: int) -> tuple[Journal, Recovered]:
     return journal, recovered
 
 
-class _Sending:
-    """Watches one request: the journal records that it is about to be sent, unless the loop has ended."""
-
-    def __init__(self, log: _RequestLog, index: int) -> None:
-        self.ending = log.ending
-        self._journal, self._index = log.journal, index
-
-    def about_to_send(self) -> None:
-        if self.ending.is_done:
-            raise DroppedError
-        if self._journal is not None:
-            self._journal.sent(self._index)
-
-    def not_sent(self) -> None:
-        if self._journal is not None:
-            with suppress(WriteError):  # Then it counts as sent, which is safe.
-                self._journal.not_sent(self._index)
-
-
 async def _asend_all(
     send: Callable[[httpx.Request, Watch], Awaitable[httpx.Response]],
     requests: Requests,
@@ -193,7 +168,7 @@ async def _asend_all(
 
         async def work(index: int, request: httpx.Request) -> httpx.Response:
             _check_request(request)
-            return await send(request, _Sending(log, index))
+            return await send(request, Watch(log.run, index))
 
         async with aclosing(outcomes_of(work, requests, most, log.known)) as outcomes:
             async for outcome in outcomes:
@@ -213,7 +188,7 @@ def _send_all(
         def work(index: int, request: httpx.Request) -> None:
             try:
                 _check_request(request)
-                outcome = Outcome(index, request, send(request, _Sending(log, index)), None)
+                outcome = Outcome(index, request, send(request, Watch(log.run, index)), None)
             except Exception as error:  # noqa: BLE001 - whatever the call raises is its outcome
                 outcome = Outcome(index, request, None, error)
             except BaseException as error:  # noqa: BLE001 - raised by the generator, in the caller's thread
@@ -250,7 +225,7 @@ def _send_all(
             if failure is not None:
                 raise failure
         finally:
-            log.ending.run()
+            log.run.ending.run()
             pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -1,21 +1,27 @@
-"""How each kind of client sends one request, and how that is watched."""
+"""How each kind of client sends one request, and how that is watched and recorded."""
 
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import httpx
 
 from .._abandonable import Job
 from .._client import AsyncHttpClient, HttpClient
-from .._errors import ConfigurationError, InvalidArgumentError
+from .._errors import ConfigurationError, InvalidArgumentError, StkaiError
 from .._exchange import Exchange
 from .._families import alike
 from ..transports._call import Attempt
 from ..transports._inner import is_sound
-from ..transports._operations import Flow, Operation, Send
+from ..transports._operations import Flow, Operation, Run, Send
 from ..transports._retry.policy import NOT_SENT
+from .append_file import GroupCommit, WriteError
+from .journal import Journal
+
+LINE: Final = "stkai.batch.line"
+"""The request extension that holds the line."""
 
 _REFUSED: Final = frozenset({401, 408, 429, 503})
 """Answers that prove that the request did not run."""
@@ -24,21 +30,120 @@ _OWN_HEADERS: Final = frozenset({"host", "content-length", "transfer-encoding"})
 """Headers that a client of the API reference sets itself."""
 
 
-class Watch(Protocol):
-    """Is notified when one request goes to the wire."""
+class DroppedError(StkaiError):
+    """The run ended before this request was sent; a resumed job sends it."""
 
-    @property
-    def ending(self) -> Job | None:
-        """Once this job is done, the request no longer waits, for example for a permit; None if it always waits."""
-        ...
+    def __init__(self) -> None:
+        super().__init__("the run is ending")
+
+
+class RunState:
+    """What all requests of a run share.
+
+    Attributes:
+        journal: where they record that they are sent; None for nowhere.
+        commit: returns once the journal would survive a power failure; None if nobody asks for that.
+        ending: done once nothing more may be sent.
+    """
+
+    def __init__(self, journal: Journal | None, *, needs_commit: bool = False) -> None:
+        self.journal = journal
+        self.commit = GroupCommit(journal.file) if journal is not None and needs_commit else None
+        self.ending = Job(lambda: None)
+
+
+class Watch:
+    """Watches one request: the journal, if there is one, records that it goes to the wire, or did not run.
+
+    Attributes:
+        number: of its line; for `send_all`, its index.
+        ending: once this job is done, the request no longer waits, for example for a permit; None if it always waits.
+    """
+
+    def __init__(self, run: RunState, number: int) -> None:
+        self.number = number
+        self.ending: Job | None = run.ending
+        self._run = run
 
     def about_to_send(self) -> Operation | None:
-        """Called right before an attempt goes to the wire; may ask for an operation first, or raise to prevent it."""
-        ...
+        """Called right before an attempt goes to the wire; may ask for an operation first.
+
+        Raises:
+            DroppedError: the run is ending.
+            WriteError: the journal cannot be written.
+        """
+        if self._run.ending.is_done:
+            raise DroppedError
+        if self._run.journal is not None:
+            self._run.journal.sent(self.number)
+        return None
 
     def not_sent(self) -> None:
         """Called after an attempt, if all attempts so far prove that the request did not run."""
-        ...
+        if self._run.journal is not None:
+            # If that fails, it counts as sent, which is safe, and the next one is not sent.
+            with suppress(WriteError):
+                self._run.journal.not_sent(self.number)
+
+
+class LineInFlight(Watch):
+    """A line that is being sent.
+
+    Attributes:
+        custom_id: as JSON.
+        execution: the id of the execution that it created, once known.
+        may_drop: whether it can be dropped when the run ends: it was not sent, or was refused, or can be polled later.
+    """
+
+    def __init__(self, run: RunState, number: int, custom_id: str, execution: str | None = None) -> None:
+        super().__init__(run, number)
+        self.ending = None  # Its task is cancelled instead, which also ends the polling of an execution.
+        self.custom_id, self.execution = custom_id, execution
+        self.may_drop = True
+        self._drop: Callable[[], object] | None = None
+
+    def started(self, drop: Callable[[], object]) -> None:
+        """Its task has started; `drop` ends the task."""
+        self._drop = drop
+
+    def drop(self) -> None:
+        """End its task, if the line may be dropped."""
+        if self.may_drop and self._drop is not None:
+            self._drop()
+
+    def about_to_send(self) -> Operation | None:
+        super().about_to_send()
+        self.may_drop = False
+        commit = self._run.commit
+        return None if commit is None else Run(_only_async, lambda _: commit())
+
+    def not_sent(self) -> None:
+        super().not_sent()
+        self._may_be_dropped()
+
+    async def created(self, execution: str) -> None:
+        """The line has created an execution, which a resumed job goes on polling."""
+        self.execution = execution
+        if self._run.journal is not None:
+            self._run.journal.execution(self.number, execution)
+        if self._run.commit is not None:
+            await self._run.commit()
+        self._may_be_dropped()
+
+    def _may_be_dropped(self) -> None:
+        self.may_drop = True
+        if self._run.ending.is_done:
+            self.drop()
+
+
+def line_of(request: httpx.Request) -> LineInFlight:
+    """The line that a request is for."""
+    line: LineInFlight = request.extensions[LINE]
+    return line
+
+
+def _only_async(_: float) -> None:
+    raise ConfigurationError("the journal of a batch needs an async stack: use build_async()")
 
 
 def sender(client: Any) -> Callable[[httpx.Request, Watch], httpx.Response]:
@@ -164,8 +269,7 @@ def _by_verbs(client: HttpClient) -> Callable[[httpx.Request], httpx.Response]:
         try:
             data = json.loads(content) if content else None
         except ValueError as error:
-            msg = f"{type(client).__name__} sends JSON only: {error}"
-            raise InvalidArgumentError(msg) from error
+            raise InvalidArgumentError(f"{type(client).__name__} sends JSON only: {error}") from error
         return client.post(str(request.url), data, headers, timeout)
 
     return send

@@ -1,14 +1,35 @@
 """`stkai batch`: thousands of requests from a file, and `stkai batch merge` for the outputs of shards."""
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
+import inspect
+import re
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer import Context
+from typer.core import TyperCommand, TyperGroup
 
-from .usage import PlainUsage
+from .._batch.command import REFUSED, complain, run_batch, run_merge
+from .._batch.options import Options
+from .._errors import ConfigurationError
 
 _RUN = "run"
+
+
+class _PlainContext(Context):
+    @property
+    def command_path(self) -> str:
+        """The command as it is typed; the name of a default command is empty."""
+        return super().command_path.strip()
+
+
+class PlainUsage(TyperCommand):
+    """A command whose usage names its arguments without braces, and leaves out the name of a default command."""
+
+    context_class = _PlainContext
+
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        pieces = [re.sub(r"[{}]", "", piece) for piece in self.collect_usage_pieces(ctx)]
+        formatter.write_usage(ctx.command_path, " ".join(pieces).replace("......", "..."))
 
 
 class _DefaultCommand(TyperGroup):
@@ -30,63 +51,7 @@ batch = typer.Typer(
 
 
 @batch.command(_RUN, cls=PlainUsage)
-def run(  # noqa: PLR0913, PLR0917 - each option of the command is a parameter
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="A .jsonl or .csv file, or - for stdin.")],
-    out: Annotated[
-        str | None, typer.Option("-o", "--out", metavar="OUT", help="Write answers here; - for stdout.")
-    ] = None,
-    base_url: Annotated[str | None, typer.Option(metavar="URL", help="Base for relative urls.")] = None,
-    quick_command: Annotated[str | None, typer.Option(metavar="SLUG", help="Run this quick command.")] = None,
-    body: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON template; {column} in strings is replaced.")
-    ] = None,
-    id_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Column, or member, to use as custom_id.")
-    ] = None,
-    shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Send only every Nth line, starting with line I.")
-    ] = None,
-    max_in_flight: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Lines worked on at once, waiting or being sent.")
-    ] = 32,
-    rpm: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Send at most this many requests per minute.")
-    ] = None,
-    tpm: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Use at most this many tokens of a language model per minute."),
-    ] = None,
-    in_flight: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Have at most this many requests at the server at once."),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume the job that writes OUT.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Start over and overwrite the outputs.")] = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Resume, and send the failed lines again.")
-    ] = False,
-    unknown: Annotated[
-        Literal["report", "resend"],
-        typer.Option(help="What to do with lines that the server may have executed."),
-    ] = "report",
-    order: Annotated[Literal["done", "input"], typer.Option(help="Order of the outputs.")] = "done",
-    halt_after: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Halt after N equal failures in a row; 0: never.")
-    ] = 20,
-    deadline: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Limit for each call, waits included.")
-    ] = None,
-    price: Annotated[
-        str | None,
-        typer.Option(metavar="PRICE", help="Dollars per million tokens, such as input=0.15,output=0.6."),
-    ] = None,
-    sync: Annotated[
-        Literal["1s", "always", "never"], typer.Option(help="How often to flush files to disk.")
-    ] = "1s",
-    no_auth: Annotated[bool, typer.Option("--no-auth", help="Send no token.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every line; send nothing.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
-) -> None:
+def run(**given: Any) -> None:
     """Send the requests in INPUT. Write the answers to OUT.jsonl and the failures to OUT.failed.jsonl.
 
     --resume continues a job that was interrupted or halted; --retry-failed sends its failed lines again. A line that
@@ -96,18 +61,16 @@ def run(  # noqa: PLR0913, PLR0917 - each option of the command is a parameter
 
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 3 halted and resumable, 130 interrupted.
     """
-    given = locals()  # These parameters are the fields of Options.
-    from .._batch.command import REFUSED, complain, run_batch
-    from .._batch.errors import UsageError
-    from .._batch.options import Options
-    from .._batch.progress import Price
-
     try:
-        options = Options(**{**given, "price": None if price is None else Price.parse(price)})
-    except UsageError as error:
+        options = Options(**given)
+    except ConfigurationError as error:
         complain(str(error))
         raise typer.Exit(REFUSED) from error
     raise typer.Exit(run_batch(options))
+
+
+# Typer reads the parameters of the command from it.
+run.__signature__ = inspect.signature(Options)  # type: ignore[attr-defined]
 
 
 @batch.command("merge", cls=PlainUsage)
@@ -124,6 +87,4 @@ def merge(
 
     Exit codes: 0 all done, 1 some failed, 2 an output or a line is missing, ALL exists, or a line occurs twice.
     """
-    from .._batch.command import run_merge
-
     raise typer.Exit(run_merge(outs, out, partial=partial))

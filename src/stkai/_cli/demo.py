@@ -1,13 +1,12 @@
 """Real requests from several processes to an embedded server, through one strategy after another."""
 
-import math
 import multiprocessing
 import queue
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Final
 
@@ -48,67 +47,35 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
-    """How one strategy did. Counts are floats: they may be means of several runs.
+class Run:
+    """How one strategy did.
 
     Attributes:
         name: The strategy's name.
         sent: Requests that reached the server; each attempt counts.
-        succeeded: Calls that succeeded.
-        refused: 429 responses.
-        failed: Calls that failed for good.
-        goodput: Accepted requests as a share of the quota.
-        p50: Median duration of a successful call in seconds, waiting included.
-        p95: The 95th percentile of the same.
-        jain: Jain's fairness index across processes: 1.0 if all got the same, 1/n if one got everything.
-    """
-
-    name: str
-    sent: float
-    succeeded: float
-    refused: float
-    failed: float
-    goodput: float
-    p50: float
-    p95: float
-    jain: float | None
-
-    @property
-    def refused_per_success(self) -> float:
-        """429s per successful call; infinite if every call was refused."""
-        return ratio(self.refused, self.succeeded)
-
-    @property
-    def failed_share(self) -> float:
-        """Failed calls as a share of all finished calls."""
-        return self.failed / max(1e-9, self.failed + self.succeeded)
-
-
-def ratio(part: float, whole: float) -> float:
-    """`part / whole`; infinite if only `whole` is zero."""
-    if whole:
-        return part / whole
-    return math.inf if part else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One strategy's figures.
-
-    Attributes:
-        summary: The figures.
-        accepted: When the server accepted a request, in seconds.
+        accepted: When the server accepted a request, in seconds from the first one.
+        refused: When it answered one with 429.
+        seconds: The durations of the calls that succeeded, waiting included, in ascending order.
+        failed: How many calls failed for good.
         lost: How many calls vanished.
-        refused: When it refused one.
         found: The sum of the rates that the processes had found at their ends, in requests per second; None if they
             were not searching.
     """
 
-    summary: Summary
+    name: str
+    sent: int
     accepted: list[float]
-    lost: int
-    refused: list[float] = field(default_factory=list)
+    refused: list[float]
+    seconds: list[float]
+    failed: int = 0
+    lost: int = 0
     found: float | None = None
+
+    def quantile(self, percent: int) -> float:
+        """The duration that this percentage of the calls that succeeded did not exceed, in seconds."""
+        if len(self.seconds) < 2:
+            return self.seconds[0] if self.seconds else 0.0
+        return statistics.quantiles(self.seconds, n=100, method="inclusive")[percent - 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,26 +117,18 @@ class Batch:
         known = [each for each in heard if isinstance(each, Outcome)]
         rates = [each.rate for each in heard if isinstance(each, Found)]
         records = [record for record in server.requests if record.path.startswith("/v1/quick-commands")]
-        accepted = sorted(record.time for record in records if record.status == httpx.codes.OK)
-        refused = sorted(record.time for record in records if record.status == httpx.codes.TOO_MANY_REQUESTS)
         start = min((record.time for record in records), default=0.0)
-        duration = max(self.window, max(accepted, default=start) - start)
-        seconds = sorted(outcome.seconds for outcome in known if outcome.succeeded)
-        summary = Summary(
-            name=strategy,
-            sent=len(records),
-            succeeded=len(seconds),
-            refused=len(refused),
-            failed=sum(not outcome.succeeded for outcome in known),
-            goodput=len(accepted) / (self.quota * duration / self.window),
-            p50=_quantile(seconds, 50),
-            p95=_quantile(seconds, 95),
-            jain=None,
-        )
+
+        def instants(status: int) -> list[float]:
+            return sorted(record.time - start for record in records if record.status == status)
+
         return Run(
-            summary,
-            accepted=[instant - start for instant in accepted],
-            refused=[instant - start for instant in refused],
+            strategy,
+            sent=len(records),
+            accepted=instants(httpx.codes.OK),
+            refused=instants(httpx.codes.TOO_MANY_REQUESTS),
+            seconds=sorted(outcome.seconds for outcome in known if outcome.succeeded),
+            failed=sum(not outcome.succeeded for outcome in known),
             lost=self.requests * self.processes - len(known),
             found=sum(rates) if rates else None,
         )
@@ -250,9 +209,3 @@ def _limiter(batch: Batch, strategy: str, directory: str) -> TokenBucket | AimdL
             return TokenBucket(batch.quota, batch.window, burst=1, share="demo", store=store)
         case _:
             return None
-
-
-def _quantile(seconds: list[float], percent: int) -> float:
-    if len(seconds) < 2:
-        return seconds[0] if seconds else 0.0
-    return statistics.quantiles(seconds, n=100, method="inclusive")[percent - 1]

@@ -95,16 +95,9 @@ def _table(runs: Sequence[Run], batch: Batch, width: int, *, plot: bool) -> Tabl
     if plot:
         table.add_column(Text.assemble(("█ accepted", "green"), "  ", ("▒ 429", "red")), no_wrap=True)
     for number, run in enumerate(runs):
-        found = run.summary
-        cell = Text.assemble((found.name, "bold"), f"\n{_knowledge(run, batch)}")
-        figures = (
-            f"{found.sent:,.0f}",
-            f"{found.succeeded:,.0f}",
-            f"{found.refused:,.0f}",
-            f"{found.failed:,.0f}",
-            f"{found.p50:.1f}",
-            f"{found.p95:.1f}",
-        )
+        cell = Text.assemble((run.name, "bold"), f"\n{_knowledge(run, batch)}")
+        numbers = (run.sent, len(run.seconds), len(run.refused), run.failed)
+        figures = (*(f"{count:,}" for count in numbers), f"{run.quantile(50):.1f}", f"{run.quantile(95):.1f}")
         table.add_row(cell, *figures, *plots[number : number + 1])
     return table
 
@@ -112,7 +105,7 @@ def _table(runs: Sequence[Run], batch: Batch, width: int, *, plot: bool) -> Tabl
 def _knowledge(run: Run, batch: Batch) -> str:
     """What the processes knew, or what they have found."""
     if run.found is None:
-        return _KNOWS.get(run.summary.name, "")
+        return _KNOWS.get(run.name, "")
     return f"found {_rate(run.found)} of {_rate(batch.quota / batch.window)}/s"
 
 

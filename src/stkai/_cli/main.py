@@ -24,11 +24,7 @@ def build_app() -> "Typer":
     """
     import typer
 
-    from .batch import batch
-    from .demo_command import demo
-    from .explain import explain
-    from .quota import quota
-    from .usage import PlainUsage
+    from . import batch, demo_command, explain, quota
 
     def show_version(wanted: bool) -> None:
         if wanted:
@@ -55,10 +51,10 @@ def build_app() -> "Typer":
     )
     app.callback()(options)
     # The first sentences of their docstrings would be cut off in the list of commands.
-    app.command(short_help="Show the settings in force, and where each comes from.")(explain)
-    app.command(short_help="Compare the limiters on an embedded server.")(demo)
-    app.command(short_help="Show or reset a shared quota.", cls=PlainUsage)(quota)
-    app.add_typer(batch, name="batch", short_help="Send the requests in a file, and lose none.")
+    app.command(short_help="Show the settings in force, and where each comes from.")(explain.explain)
+    app.command(short_help="Compare the limiters on an embedded server.")(demo_command.demo)
+    app.command(short_help="Show or reset a shared quota.", cls=batch.PlainUsage)(quota.quota)
+    app.add_typer(batch.batch, name="batch", short_help="Send the requests in a file, and lose none.")
     return app
 
 

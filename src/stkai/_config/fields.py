@@ -12,17 +12,18 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    StringConstraints,
     ValidationError,
     model_validator,
 )
 
 from .. import _checks
-from .._checks import TOKEN, is_token
+from .._checks import TOKEN
 from .._secrets import HoldsSecret, reveal, sealed
 from .._urls import PROXIES, absolute_url, is_origin, show_origin
 from ..stores._choose import problem_of
 from ..transports._auth.provider import is_sendable
-from .messages import configuration_error, masked, problems
+from .names import configuration_error, masked, problems
 
 _YES = {"true", "1", "yes", "on"}
 _NO = {"false", "0", "no", "off"}
@@ -79,12 +80,6 @@ def _token(value: SecretStr) -> SecretStr:
     return value
 
 
-def share_name(value: str) -> str:
-    if not value.strip():
-        raise ValueError
-    return value
-
-
 def store_place(value: Any) -> Any:
     """None, "file", a URL of a known scheme, or an object that can lease permits: a `stkai.stores.Store`."""
     value = none_from_word(value)
@@ -103,12 +98,6 @@ def _token_address(value: str) -> str:
 def _proxy_address(value: str) -> str:
     absolute_url(value, PROXIES)
     return value
-
-
-def _method(value: str) -> str:
-    if not is_token(value):
-        raise ValueError
-    return value.upper()
 
 
 def _origin(value: str) -> str:
@@ -149,11 +138,12 @@ SmallerShare = Annotated[float, _Number, Field(gt=0, lt=1)]
 Status = Annotated[int, _Number, Field(ge=100, le=599)]
 TokenAddress = Annotated[str, AfterValidator(_token_address)]
 ProxyAddress = Annotated[str, AfterValidator(_proxy_address)]
-_Method = Annotated[str, AfterValidator(_method)]
+_Method = Annotated[str, StringConstraints(pattern=f"^{TOKEN}$", to_upper=True)]
 Methods = Annotated[tuple[_Method, ...], Field(min_length=1), AfterValidator(_distinct)]
 _Origin = Annotated[str, AfterValidator(_origin)]
 Origins = Annotated[tuple[_Origin, ...], Field(min_length=1), AfterValidator(_distinct)]
 HeaderName = Annotated[str, Field(pattern=f"^{TOKEN}$")]
+ShareName = Annotated[str, Field(strict=True, pattern=r"\S")]
 
 
 class Section(BaseModel):

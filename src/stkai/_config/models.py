@@ -32,6 +32,7 @@ from .fields import (
     Secret,
     Section,
     Share,
+    ShareName,
     SmallerShare,
     SomeCost,
     SomeSeconds,
@@ -41,7 +42,6 @@ from .fields import (
     existing,
     flag_or_path,
     listed,
-    share_name,
     store_place,
 )
 from .names import CLIENT_AUTH, DEFAULT_QUOTA, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL, variable
@@ -129,10 +129,7 @@ class RateLimitConfig(Section):
     min_rate_floor: Annotated[Share | None, OrNone, Field(description=SHARE)] = None
     penalty_factor: Annotated[SmallerShare | None, OrNone, Field(description=SMALLER_SHARE)] = None
     recovery_factor: Annotated[Share | None, OrNone, Field(description=SHARE)] = None
-    share: Annotated[
-        Annotated[str, Field(strict=True), AfterValidator(share_name)] | None,
-        Field(description="the name of a share, a non-empty string"),
-    ] = None
+    share: Annotated[ShareName | None, Field(description="the name of a share, a non-empty string")] = None
     store: Annotated[
         Any,
         AfterValidator(store_place),
@@ -142,10 +139,9 @@ class RateLimitConfig(Section):
         ),  # may contain a password
     ] = None
     store_timeout: SomeSeconds = 0.25
-    warm_start: Annotated[
-        Annotated[str, Field(strict=True), AfterValidator(share_name)] | None,
-        Field(description="the name of a quota, a non-empty string"),
-    ] = None
+    warm_start: Annotated[ShareName | None, Field(description="the name of a quota, a non-empty string")] = (
+        None
+    )
 
     @model_validator(mode="after")
     def _numbers_and_names(self) -> Self:

@@ -1,10 +1,19 @@
-"""Names and defaults that several modules share, and how a path is read: defined here, imported everywhere else."""
+"""What settings are called, their defaults, and how they are put into words: values as text, errors, paths.
+
+Secrets are masked, and errors say what is allowed.
+"""
 
 import os
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .._errors import ConfigurationError
+from .._secrets import MASK, reveal
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
 
 PREFIX: Final = "STKAI_"
 """The prefix of all stkai environment variables."""
@@ -25,6 +34,13 @@ DEFAULT_QUOTA: Final = (100, 60.0)
 REFERENCE_MAX_WAIT_TIME: Final = 45.0
 """Seconds that the clients of the API reference let a request wait for its permit."""
 
+SECRETS = frozenset({"auth", "client_secret", "token"})
+"""Fields whose values are not shown; `auth` because a token may have been given in place of a section."""
+_SCHEME = r"[a-z][a-z0-9+.-]{0,15}"
+_IN_QUERY = r"(?i)([?&][^=&#]*(?:auth|key|pass|pwd|secret|token)[^=&#]*=)[^&#]+"
+_NO_PORT = r"(rediss?://[^/?#:\[]*:)(?!\d*(?:[/?#,]|$))[^/?#,]+"
+"""What stands where the port of a store should be: perhaps a password, if the host was forgotten."""
+
 
 def variable(section: str, field: str) -> str:
     """The environment variable that sets a field, such as `STKAI_RETRY_DEADLINE`."""
@@ -43,3 +59,89 @@ def full_path(path: str | os.PathLike[str]) -> Path:
         raise ConfigurationError(
             f"the .env file {os.fspath(path)!r} is in the home directory of an unknown user"
         ) from error
+
+
+def masked(text: str) -> str:
+    """The text without the user name and password that a URL may contain."""
+    text = re.sub(_IN_QUERY, rf"\1{MASK}", text)
+    credentials, at, rest = text.rpartition("@")
+    if not at:
+        return re.sub(_NO_PORT, rf"\1{MASK}", text)
+    scheme, separator, _ = credentials.partition("://")
+    if separator and re.fullmatch(_SCHEME, scheme):
+        return f"{scheme}://{MASK}@{rest}"
+    return f"{MASK}@{rest}"
+
+
+def as_text(field: str, value: Any) -> str:
+    """A valid value as it would stand in a variable; secrets are masked."""
+    if value is None:
+        return "none"
+    if field in SECRETS:
+        return MASK
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "[]"
+    return masked(str(value))
+
+
+def as_given(value: Any) -> str:
+    """A rejected value as it was given; only its type if it may contain anything."""
+    value = reveal(value)
+    if isinstance(value, str):
+        return repr(masked(value))
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(as_given, value))}]"
+    return repr(value) if value is None or isinstance(value, (int, float)) else f"a {type(value).__name__}"
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that was probably meant, ignoring case, or None."""
+    from difflib import get_close_matches  # only errors need it
+
+    words = {each.lower(): each for each in known}
+    matches = get_close_matches(word.lower(), sorted(words), n=1, cutoff=0.65)
+    return words[matches[0]] if matches else None
+
+
+def not_a_setting(name: str, word: str, known: Collection[str]) -> str:
+    """The error text for an unknown word."""
+    hint = closest(word, known)
+    return f"{name} is not a setting; " + (
+        f"did you mean {hint!r}?" if hint else f"there are {', '.join(known)}"
+    )
+
+
+def problems(
+    model: "type[BaseModel]",
+    values: Mapping[str, Any],
+    error: "ValidationError",
+    name: Callable[[str], str],
+) -> list[str]:
+    """What is wrong with these values of a model: a line per field, which `name` names."""
+    lines: dict[str, str] = {}
+    for detail in error.errors():
+        if not detail["loc"]:  # about several fields at once: the validator's message is complete
+            return [str(detail["ctx"]["error"])]
+        field = str(detail["loc"][0])
+        cause = detail.get("ctx", {}).get("error")
+        if isinstance(cause, ConfigurationError):  # about a section in a dict: its message is complete
+            line = str(cause)
+        elif detail["type"] == "extra_forbidden":
+            line = not_a_setting(name(field), field, model.model_fields)
+        elif field in SECRETS:
+            line = f"{name(field)} must be {model.model_fields[field].description}"
+        else:
+            allowed = model.model_fields[field].description
+            line = f"{name(field)} is {as_given(values[field])}; it must be {allowed}"
+        lines.setdefault(field, line)
+    return list(lines.values())
+
+
+def configuration_error(lines: Iterable[str]) -> ConfigurationError:
+    """One error that lists everything that is wrong."""
+    found = list(lines)
+    if len(found) == 1:
+        return ConfigurationError(found[0])
+    return ConfigurationError("\n  - ".join([f"{len(found)} settings cannot be used:", *found]))

@@ -12,9 +12,8 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSou
 from .._errors import ConfigurationError
 from .._secrets import reveal, sealed
 from .fields import none_from_word
-from .messages import as_text, closest, configuration_error, problems
 from .models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
-from .names import PREFIX, SECTIONS, full_path, variable
+from .names import PREFIX, SECTIONS, as_text, closest, configuration_error, full_path, problems, variable
 
 MODELS: dict[str, type[BaseModel]] = dict(
     zip(SECTIONS, (AuthConfig, RateLimitConfig, RetryConfig, HttpConfig), strict=True)

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .._errors import ConfigurationError
 from .._forks import after_fork
 from .._secrets import reveal, sealed
-from .messages import not_a_setting
-from .names import SECTIONS, full_path
+from .names import SECTIONS, full_path, not_a_setting
 
 if TYPE_CHECKING:
     from .models import Settings

@@ -1,6 +1,5 @@
 """Access tokens for a client id and secret: the OAuth 2.0 client credentials grant (RFC 6749, section 4.4)."""
 
-import copy
 import math
 from typing import TYPE_CHECKING, Final, Literal, cast
 
@@ -15,7 +14,6 @@ from .._log import logger
 from .._secrets import HoldsSecret, Secret
 from ..transports._auth.fetch import in_background, is_running, join
 from ..transports._auth.provider import AuthProvider
-from .token_answer import EndpointError
 from .token_endpoint import LONGEST_FETCH, TokenEndpoint
 
 if TYPE_CHECKING:
@@ -91,9 +89,8 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
             http=http,
             clock=self._clock,
         )
-        # Each is replaced by a single assignment: there is no lock that a fork could leave behind.
+        # Replaced by a single assignment: there is no lock that a fork could leave behind.
         self._kept = _Kept("", -math.inf, -math.inf)
-        self._refusal: _Refusal | None = None
 
     def __repr__(self) -> str:
         endpoint = getattr(self, "_endpoint", None)  # None in the tracebacks of the constructor.
@@ -103,7 +100,7 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         token = self.cached_access_token()
         if token is not None:
             return token
-        self._check_refusal()
+        self._endpoint.check_open()
         fetch = join(self._renew, self.longest_fetch)
         fetch.wait()
         return cast("str", fetch.result())
@@ -128,33 +125,19 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         kept = self._kept
         if self._clock.monotonic() < kept.renew_at:  # Another fetch ended just before this one began.
             return kept.token
-        self._check_refusal()
         try:
             grant = self._endpoint.fetch()
         except AuthenticationError as error:
-            now, pause = self._clock.monotonic(), _PAUSE
-            if isinstance(error, EndpointError):
-                why, pause, error = error.why, error.pause, error.plain()
-                self._refusal = _Refusal(error, why, now, now + pause)
+            now = self._clock.monotonic()
             if now >= kept.expires_at:
-                raise error from error.cause
-            kept.renew_at = min(now + pause, kept.expires_at)
+                raise
+            kept.renew_at = min(now + (self._endpoint.pause_left() or _PAUSE), kept.expires_at)
             logger.warning("the token could not be renewed; the old one is used until it expires: %s", error)
             return kept.token
         expires_at = grant.asked_at + grant.lifetime
         renew_at = expires_at - min(self.refresh_margin, grant.lifetime / 2)
-        self._refusal, self._kept = None, _Kept(grant.token, renew_at, expires_at)
+        self._kept = _Kept(grant.token, renew_at, expires_at)
         return grant.token
-
-    def _check_refusal(self) -> None:
-        """Leave the endpoint alone for a while after it has refused the credentials, or asked for that.
-
-        Raises:
-            AuthenticationError: it has, and the time is not over.
-        """
-        refusal, now = self._refusal, self._clock.monotonic()
-        if refusal is not None and now < refusal.until:
-            raise refusal.remembered(now)
 
 
 class _Kept:
@@ -164,24 +147,6 @@ class _Kept:
 
     def __init__(self, token: str, renew_at: float, expires_at: float) -> None:
         self.token, self.renew_at, self.expires_at = token, renew_at, expires_at
-
-
-class _Refusal:
-    """The error with which the endpoint refused a token, why it is remembered, and from when until when."""
-
-    __slots__ = ("error", "since", "until", "why")
-
-    def __init__(self, error: AuthenticationError, why: str, since: float, until: float) -> None:
-        self.error, self.why, self.since, self.until = error, why, since, until
-
-    def remembered(self, now: float) -> AuthenticationError:
-        error = copy.copy(self.error)
-        error.message = (
-            f"{error.message} (this was {now - self.since:.0f} s ago; the endpoint is not asked again for another"
-            f" {self.until - now:.0f} s: {self.why})"
-        )
-        error.args = (error.message,)
-        return error
 
 
 def _text(name: str, given: Secret) -> str:
@@ -213,12 +178,11 @@ def create_standalone_auth(
     if config is None:
         config, http = STKAI.config.auth, http or STKAI.config.http
     if config.client_id is None or config.client_secret is None:
-        msg = (
+        raise ConfigurationError(
             "no credentials: set STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET,"
             " or call STKAI.configure(auth={'client_id': ..., 'client_secret': ...});"
             " for a token that you already have, use stkai.StaticToken(token)"
         )
-        raise ConfigurationError(msg)
     return ClientCredentialsAuthProvider(
         config.client_id,
         config.client_secret.get_secret_value(),

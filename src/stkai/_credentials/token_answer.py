@@ -3,11 +3,10 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import httpx
 
-from .._errors import AuthenticationError
 from ..transports._auth.provider import is_sendable
 
 _LIFE: Final = 1199.0
@@ -29,21 +28,11 @@ _REFUSED_CLIENT: Final = frozenset(
 """The statuses and error codes with which an endpoint refuses the client itself (RFC 6749, section 5.2)."""
 
 
-class EndpointError(AuthenticationError):
-    """The endpoint gave no token, and should not be asked again for a while.
+class Pause(NamedTuple):
+    """For how many seconds an endpoint is not asked again, and why, in words."""
 
-    Attributes:
-        pause: seconds for which it is not asked again.
-        why: the reason, in words.
-    """
-
-    def __init__(self, message: str, pause: float, why: str) -> None:
-        super().__init__(message)
-        self.pause, self.why = pause, why
-
-    def plain(self) -> AuthenticationError:
-        """The same error as the AuthenticationError that callers see."""
-        return AuthenticationError(self.message, self.cause)
+    seconds: float
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +82,13 @@ class TokenAnswer:
         is_usable = isinstance(token, str) and is_sendable(token)
         return None if is_usable else f"{said} without a usable access_token"
 
-    def failure(self, message: str) -> AuthenticationError:
-        """The error for an answer with a problem."""
+    def pause(self) -> Pause | None:
+        """How long to leave the endpoint alone after an answer with a problem; None if it may be asked again."""
         if self._refuses_client():
-            return EndpointError(message, _MEMORY, "too many failed sign-ins may lock the account")
+            return Pause(_MEMORY, "too many failed sign-ins may lock the account")
         if self.retry_after:
-            return EndpointError(message, min(self.retry_after, _LONGEST_PAUSE), "it asked for this")
-        return AuthenticationError(message)
+            return Pause(min(self.retry_after, _LONGEST_PAUSE), "it asked for this")
+        return None
 
     def _refuses_client(self) -> bool:
         """Whether it refuses the credentials, so that asking again would not help."""

@@ -22,7 +22,7 @@ from .._wire import default
 from ..transports import Context, RetryTransport, copy_request
 from ..transports._retry.policy import RetryPolicy
 from ..transports._retry.retry_after import retry_after
-from .token_answer import TokenAnswer, content_of
+from .token_answer import Pause, TokenAnswer, content_of
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
@@ -80,11 +80,10 @@ class TokenEndpoint:
         self.place = show_origin(self._url) + self._url.path
         self._name = f"the token endpoint {self.place}"
         if not allow_http and not is_private(origin_of(self._url)):
-            msg = (
+            raise ConfigurationError(
                 f"token_url {self.place} would carry the client secret unencrypted: use https://, or allow it with"
                 " allow_http=True (STKAI_AUTH_ALLOW_HTTP=true)"
             )
-            raise ConfigurationError(msg)
         self._client_id = client_id
         self._client_secret = client_secret
         self._asked_for = {"scope": scope, "audience": audience}
@@ -92,6 +91,7 @@ class TokenEndpoint:
         self._transport = transport
         self._http = http
         self._clock = clock
+        self._refusal: _Refusal | None = None  # As for tokens, there is no lock.
 
     def describe(self) -> str:
         """Whose tokens, and where from, for the repr of a provider."""
@@ -104,9 +104,10 @@ class TokenEndpoint:
         """An answer with a new token.
 
         Raises:
-            EndpointError: the endpoint does not accept the credentials, or asks to be left alone for a while.
-            AuthenticationError: there is no token for another reason; transient failures have been retried.
+            AuthenticationError: there is no token; transient failures have been retried. A refusal of the credentials,
+                or a request to be left alone, is remembered.
         """
+        self.check_open()
         try:
             answer = self._ask()
         except Exception as error:  # noqa: BLE001 - the wire may be user code; whatever it raises
@@ -118,9 +119,28 @@ class TokenEndpoint:
             cause = None if self._repeats_secret(str(error)) else error
             raise AuthenticationError(f"{self._name} failed: {what}", cause) from cause
         problem = answer.problem(self._words)
-        if problem is not None:
-            raise answer.failure(f"{self._name} {problem}")
-        return answer
+        if problem is None:
+            self._refusal = None
+            return answer
+        refused, pause = AuthenticationError(f"{self._name} {problem}"), answer.pause()
+        if pause is not None:
+            self._refusal = _Refusal(refused, self._clock.monotonic(), pause)
+        raise refused
+
+    def check_open(self) -> None:
+        """Leave the endpoint alone for a while after it has refused the credentials, or asked for that.
+
+        Raises:
+            AuthenticationError: it has, and the time is not over.
+        """
+        refusal = self._refusal
+        if refusal is not None and self.pause_left():
+            raise refusal.remembered(self._clock.monotonic())
+
+    def pause_left(self) -> float:
+        """For how many seconds the endpoint is not asked again."""
+        refusal = self._refusal
+        return 0.0 if refusal is None else max(0.0, refusal.until - self._clock.monotonic())
 
     def _ask(self) -> TokenAnswer:
         # Set no deadline here: the layer would start another thread for it. `_Reader` looks at the clock instead.
@@ -169,6 +189,22 @@ class TokenEndpoint:
         return self._client_secret.reveal(), quote_plus(self._client_secret.reveal()), self._basic
 
 
+class _Refusal:
+    """The error with which the endpoint refused a token, since when, and for how long it is remembered."""
+
+    def __init__(self, error: AuthenticationError, since: float, pause: Pause) -> None:
+        self.until = since + pause.seconds
+        self._error, self._since, self._why = error, since, pause.why
+
+    def remembered(self, now: float) -> AuthenticationError:
+        """The same error, for a caller who asks again."""
+        message = (
+            f"{self._error.message} (this was {now - self._since:.0f} s ago; the endpoint is not asked again for"
+            f" another {self.until - now:.0f} s: {self._why})"
+        )
+        return AuthenticationError(message, self._error.cause)
+
+
 class _Reader(httpx.BaseTransport):
     """Reads the whole answer within an attempt, so that a truncated one is retried; limits its size and time."""
 
@@ -198,15 +234,13 @@ class _Reader(httpx.BaseTransport):
 
     def _check_time(self) -> None:
         if self._clock.monotonic() > self._until:
-            msg = f"the answer was not complete after {_TIMEOUT:g} s"
-            raise DeadlineExceededError(msg)
+            raise DeadlineExceededError(f"the answer was not complete after {_TIMEOUT:g} s")
 
     def _pieces(self, response: httpx.Response) -> Iterator[bytes]:
         size = 0
         for piece in response.iter_bytes():
             size += len(piece)
             if size > _MOST:
-                msg = f"the answer is longer than {_MOST:,} bytes"
-                raise httpx.DecodingError(msg)
+                raise httpx.DecodingError(f"the answer is longer than {_MOST:,} bytes")
             self._check_time()
             yield piece

@@ -5,9 +5,10 @@ They do what the reference says and no more: none of them retries unless a call 
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final, Unpack
+from typing import Any, Final
 
 import httpx
 
@@ -16,7 +17,6 @@ from .._client import Headers, HttpClient
 from .._config.names import REFERENCE_MAX_WAIT_TIME
 from .._config.stkai import STKAI
 from .._errors import ConfigurationError, InvalidArgumentError, ServerSideRateLimitError
-from .._exchange import StreamedResponse
 from .._forks import after_fork
 from .._requests import original
 from .._standard import Parts
@@ -28,7 +28,7 @@ from ..transports._base import LayerTransport
 from ..transports._limits.aimd import AimdLimiter
 from ..transports._limits.flow import AdaptiveTransport, TokenBucketTransport
 from ..transports._limits.token_bucket import TokenBucket
-from ..transports._options import CallOptions, RequestOptions, options_of
+from ..transports._options import RequestOptions
 from ..transports._retry.flow import RetryTransport
 from ..transports._stk_cli import StkCLITransport
 from .delegates import DelegateWire, Sending, SendingWhole, check_delegate, send_through
@@ -41,23 +41,8 @@ _METHODS: Final = ("POST",)
 class _SendingHttpClient(HttpClient):
     """A client that follows the redirects of a GET, and whose responses resemble those of requests."""
 
-    def post_stream(
-        self,
-        url: str,
-        data: Any = None,
-        headers: Headers = None,
-        timeout: float = 30,
-        **options: Unpack[CallOptions],
-    ) -> StreamedResponse:
-        response: StreamedResponse = like_requests(
-            super().post_stream(url, data, headers, timeout, **options)
-        )
-        return response
-
-    def _send(
-        self, method: str, url: str, data: Any, headers: Headers, timeout: float, options: RequestOptions
-    ) -> httpx.Response:
-        response = super()._send(method, url, data, headers, timeout, options)
+    def _send(self, method: str, *args: Any, **kinds: Any) -> httpx.Response:
+        response = super()._send(method, *args, **kinds)
         if method == "GET":
             response = follow(self.transport, response)
         dressed: httpx.Response = like_requests(response)
@@ -75,7 +60,7 @@ class StandaloneHttpClient(_SendingHttpClient):
     """
 
     def __init__(self, auth_provider: AuthProvider) -> None:
-        with _ArgumentErrors():
+        with _argument_errors():
             settings = STKAI.config
             bearer = BearerAuth(auth_provider, settings.auth.origins, allow_http=settings.auth.allow_http)
             super().__init__(AuthTransport(default_wire(settings.http), bearer))
@@ -146,7 +131,7 @@ class _RateLimitedHttpClient(HttpClient):
         layer: Callable[..., LayerTransport],
         policy: Callable[[], TokenBucket | AimdLimiter],
     ) -> None:
-        with _ArgumentErrors():
+        with _argument_errors():
             self.delegate = check_delegate(delegate)
             limiter = policy()
             self._stack = RetryTransport(layer(DelegateWire(delegate), limiter))
@@ -154,20 +139,6 @@ class _RateLimitedHttpClient(HttpClient):
         self.max_requests = limiter.max_requests
         self.time_window = limiter.time_window
         self.max_wait_time = limiter.max_wait_time
-
-    def post_stream(
-        self,
-        url: str,
-        data: Any = None,
-        headers: Headers = None,
-        timeout: float = 30,
-        **options: Unpack[CallOptions],
-    ) -> Any:
-        """Wait for a permit, then stream the other client's answer."""
-        given = options_of("post_stream", options)
-        return self._through(
-            "POST", Sending(self.delegate.post_stream, url, (data,), headers, timeout, given)
-        )
 
     def send(self, request: httpx.Request) -> Any:
         """Wait for a permit, then let the other client's `send` send a complete request.
@@ -178,11 +149,22 @@ class _RateLimitedHttpClient(HttpClient):
         return self._through(request.method, SendingWhole(self.delegate, request))
 
     def _send(
-        self, method: str, url: str, data: Any, headers: Headers, timeout: float, options: RequestOptions
+        self,
+        method: str,
+        url: str,
+        data: Any,
+        headers: Headers,
+        timeout: float,
+        options: RequestOptions,
+        *,
+        buffered: bool = True,
     ) -> Any:
         if method == "GET":
-            return self._through(method, Sending(self.delegate.get, url, (), headers, timeout, options))
-        return self._through(method, Sending(self.delegate.post, url, (data,), headers, timeout, options))
+            sending = Sending(self.delegate.get, url, (), headers, timeout, options)
+        else:
+            post = self.delegate.post if buffered else self.delegate.post_stream
+            sending = Sending(post, url, (data,), headers, timeout, options)
+        return self._through(method, sending)
 
     def _through(self, method: str, sending: Sending) -> Any:
         self._open_entry()
@@ -276,12 +258,10 @@ class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
         raise ServerSideRateLimitError(answer, request=httpx.Request("POST", sending.url))
 
 
-class _ArgumentErrors:
+@contextmanager
+def _argument_errors() -> Iterator[None]:
     """Turns configuration errors into AssertionErrors, as in the reference; they are ValueErrors as well."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ConfigurationError):
-            raise InvalidArgumentError(str(error)) from error
+    try:
+        yield
+    except ConfigurationError as error:
+        raise InvalidArgumentError(str(error)) from error

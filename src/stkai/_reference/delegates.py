@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Final
 
@@ -37,20 +37,20 @@ def check_delegate(delegate: Any) -> HttpClient:
     )
     is_other = not isinstance(delegate, HttpClient) and packages & {"requests", "httpx", "httpx2", "aiohttp"}
     if not looks_right or is_other:
-        msg = (
+        raise ConfigurationError(
             f"delegate must be an HttpClient, whose methods are get(url, headers, timeout) and post(url, data, headers,"
             f" timeout) with JSON as data, not {delegate!r}: derive a class from stkai.HttpClient with two methods that"
             " call your own client"
         )
-        raise ConfigurationError(msg)
     client: HttpClient = delegate
     return client
 
 
+@dataclass(eq=False)
 class Sending:
     """A call to another client's method, with everything but what the layers change on the way.
 
-    Args:
+    Attributes:
         method: a method of the other client: get, post or post_stream.
         url: where to.
         data: the body, in a tuple; empty for a GET.
@@ -59,17 +59,12 @@ class Sending:
         options: those of the call.
     """
 
-    def __init__(
-        self,
-        method: Callable[..., Any],
-        url: str,
-        data: tuple[Any, ...],
-        headers: Headers,
-        timeout: Any,
-        options: RequestOptions,
-    ) -> None:
-        self.method, self.url, self.data = method, url, data
-        self.headers, self.timeout, self.options = headers, timeout, options
+    method: Callable[..., Any]
+    url: str
+    data: tuple[Any, ...]
+    headers: Headers
+    timeout: Any
+    options: RequestOptions
 
     def request(self, verb: str) -> httpx.Request:
         """What the layers see of it.

@@ -1,12 +1,12 @@
 """Retries a block of your own code: `for attempt in Retrying(): with attempt: ...`.
 
-A `RetryPolicy` decides, as in the retry layer; tenacity runs the loop.
+A `RetryPolicy` decides, as in the retry layer.
 """
 
 import math
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 import httpx
 
@@ -21,16 +21,12 @@ from .._errors import (
     TokenAcquisitionTimeoutError,
 )
 from .._families import alike
-from .._lazy import import_whole
 from .._log import logger
 from .._requests import as_httpx, httpx_kind
 from .._signals import raise_interrupt
 from ..transports._context import Context
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, Failure, RetryPolicy, describe
 from ..transports._retry.retry_after import retry_after
-
-if TYPE_CHECKING:
-    import tenacity
 
 _TRANSIENT: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
 
@@ -94,8 +90,7 @@ class Retrying:
         except ConfigurationError as error:
             raise InvalidArgumentError(*error.args) from None
         if not initial_delay:
-            msg = "initial_delay must be more than 0 seconds"
-            raise InvalidArgumentError(msg)
+            raise InvalidArgumentError("initial_delay must be more than 0 seconds")
         self.retry_on_exceptions = _exceptions("retry_on_exceptions", retry_on_exceptions)
         self.skip_retry_on_exceptions = _exceptions("skip_retry_on_exceptions", skip_retry_on_exceptions)
         self.logger_prefix = logger_prefix
@@ -112,15 +107,11 @@ class Retrying:
         """Whether failures are retried at all."""
         return self.policy.max_retries > 0
 
-    def __iter__(self) -> Iterator["RetryingAttempt"]:
-        tenacity = import_whole("tenacity")
-        loop = _Loop(self, self._context)
-        for manager in tenacity.Retrying(sleep=self._context.clock.sleep, **loop.arguments()):
-            yield RetryingAttempt(loop, manager)
-            _settle(manager)
+    def __iter__(self) -> "_Loop":
+        return _Loop(self, self._context)
 
-    def __aiter__(self) -> AsyncIterator["RetryingAttempt"]:
-        return _AsyncAttempts(_Loop(self, self._context), self._context.clock)
+    def __aiter__(self) -> "_Loop":
+        return _Loop(self, self._context)
 
     def failure_of(self, error: Exception) -> Failure | None:
         """Whether and when to retry after this error; None if it is final."""
@@ -155,12 +146,11 @@ class Retrying:
 class RetryingAttempt:
     """One attempt of a `Retrying` loop: a context manager that swallows failures that will be retried."""
 
-    __slots__ = ("_loop", "_manager", "attempt_number")
+    __slots__ = ("_loop", "attempt_number")
 
-    def __init__(self, loop: "_Loop", manager: "tenacity.AttemptManager") -> None:
+    def __init__(self, loop: "_Loop", number: int) -> None:
         self._loop = loop
-        self._manager = manager
-        self.attempt_number = manager.retry_state.attempt_number
+        self.attempt_number = number
         """1 for the first."""
 
     @property
@@ -182,19 +172,44 @@ class RetryingAttempt:
         if not isinstance(error, Exception):
             return False
         raise_interrupt(error)
-        if not self._loop.goes_on(error, self.attempt_number):
-            return False
-        return bool(self._manager.__exit__(kind, error, traceback))
+        return self._loop.goes_on(error, self.attempt_number)
 
 
 class _Loop:
-    """One run of a `Retrying`: answers tenacity's questions."""
+    """The attempts of one loop, in a thread or in a task."""
 
     def __init__(self, retrying: Retrying, context: Context) -> None:
         self.retrying = retrying
         self._context = context
         self._start = context.clock.monotonic()
-        self._seconds = 0.0
+        self._attempts = 0
+        self._delay: float | None = 0.0
+        """Seconds until the next attempt; None if there is none, because the last one did not fail."""
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> RetryingAttempt:
+        if self._delay is None:
+            raise StopIteration
+        if self._attempts:
+            self._context.clock.sleep(self._delay)
+        return self._begin()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> RetryingAttempt:
+        if self._delay is None:
+            raise StopAsyncIteration
+        if self._attempts:
+            await self._context.clock.asleep(self._delay)
+        return self._begin()
+
+    def _begin(self) -> RetryingAttempt:
+        self._delay = None
+        self._attempts += 1
+        return RetryingAttempt(self, self._attempts)
 
     def goes_on(self, error: Exception, number: int) -> bool:
         """Whether to retry after attempt `number`, which raised `error`; also decides how long to wait.
@@ -217,37 +232,8 @@ class _Loop:
             return False
         text = "%sattempt %d of %d failed by %s; the next one starts in %.1f s"
         logger.warning(text, prefix, number, retrying.max_attempts, failure.cause, seconds)
-        self._seconds = seconds
+        self._delay = seconds
         return True
-
-    def arguments(self) -> dict[str, Any]:
-        """Arguments for tenacity's loop: it retries every failure that it sees, and sees only those to be retried."""
-        return {"retry": lambda state: state.outcome.failed, "wait": lambda _: self._seconds}
-
-
-class _AsyncAttempts:
-    """The attempts of an `async for`. An async generator would need the event loop to clean up after a `break`."""
-
-    def __init__(self, loop: _Loop, clock: Clock) -> None:
-        tenacity = import_whole("tenacity")
-        self._loop = loop
-        self._managers = aiter(tenacity.AsyncRetrying(sleep=clock.asleep, **loop.arguments()))
-        self._last: Any = None
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> RetryingAttempt:
-        if self._last is not None:
-            _settle(self._last)
-        self._last = await anext(self._managers)
-        return RetryingAttempt(self._loop, self._last)
-
-
-def _settle(manager: "tenacity.AttemptManager") -> None:
-    """Count an attempt without a reported failure as a success, even if it was never entered."""
-    if manager.retry_state.outcome is None:
-        manager.retry_state.set_result(None)
 
 
 def _exceptions(name: str, given: tuple[type[Exception], ...]) -> tuple[type[Exception], ...]:
@@ -255,5 +241,4 @@ def _exceptions(name: str, given: tuple[type[Exception], ...]) -> tuple[type[Exc
         isinstance(kind, type) and issubclass(kind, Exception) for kind in given
     ):
         return given
-    msg = f"{name} must be a tuple of exception classes, not {given!r}"
-    raise InvalidArgumentError(msg)
+    raise InvalidArgumentError(f"{name} must be a tuple of exception classes, not {given!r}")

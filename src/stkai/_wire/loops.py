@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import httpx
 
-from .._event_loops import running_loop
+from .._clock import running_loop
 from .._families import HTTPX, Family
 from .._forks import after_fork
 from .closing import AsyncClosable

@@ -1,5 +1,78 @@
-"""Metrics and traces of a stack, built from its events: pass a listener as `listener=` to any `build_*` function."""
+"""Metrics and traces of a stack, built from its events: pass a listener as `listener=` to any `build_*` function.
 
-from ._listeners import OpenTelemetryListener, PrometheusListener
+Each listener imports what it needs when it is created.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ..events import Event
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
+    from prometheus_client import CollectorRegistry
 
 __all__ = ["OpenTelemetryListener", "PrometheusListener"]
+
+
+class OpenTelemetryListener:
+    """Turns the events of a stack into OpenTelemetry spans and metrics, following the HTTP client conventions.
+
+    A call is a span, and each of its attempts is a CLIENT span inside it. Requests carry the context of their attempt
+    (`traceparent`), and opentelemetry-instrumentation-httpx adds no second span for them. One listener serves any
+    number of stacks.
+
+    Args:
+        meter_provider: where metrics go; by default the global one.
+        tracer_provider: where spans go; by default the global one.
+
+    Raises:
+        ImportError: opentelemetry-api is missing.
+    """
+
+    def __init__(
+        self,
+        meter_provider: "MeterProvider | None" = None,
+        tracer_provider: "TracerProvider | None" = None,
+    ) -> None:
+        with _needing("OpenTelemetryListener", "otel"):
+            from ._opentelemetry import Meters, Spans
+        self._meters: Callable[[Event], None] = Meters(meter_provider)
+        self._spans: Callable[[Event], None] = Spans(tracer_provider)
+
+    def __call__(self, event: Event) -> None:
+        # In this order a measurement is made inside its span, so the span can be its exemplar.
+        self._meters(event)
+        self._spans(event)
+
+
+class PrometheusListener:
+    """Turns the events of a stack into Prometheus metrics, named as OpenTelemetry's are when exported to Prometheus.
+
+    Listeners with the same registry share their metrics, so each stack may have its own listener.
+
+    Args:
+        registry: where the metrics are registered; by default `prometheus_client.REGISTRY`.
+
+    Raises:
+        ImportError: prometheus-client is missing.
+    """
+
+    def __init__(self, registry: "CollectorRegistry | None" = None) -> None:
+        with _needing("PrometheusListener", "prometheus"):
+            from ._prometheus import collectors_of
+        self._collectors: Callable[[Event], None] = collectors_of(registry)
+
+    def __call__(self, event: Event) -> None:
+        self._collectors(event)
+
+
+@contextmanager
+def _needing(name: str, extra: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        msg = f"{name} needs more packages: pip install 'stkai[{extra}]' ({error})"
+        raise ImportError(msg, name=error.name) from error

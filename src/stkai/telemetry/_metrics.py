@@ -1,10 +1,14 @@
 """The metrics of a stack: one table of instruments, and what each event records. OpenTelemetry and Prometheus read it.
 
-Names and units follow https://opentelemetry.io/docs/specs/semconv/http/http-metrics/.
+Labels have so few distinct values that each can have its own time series. Names and units follow
+https://opentelemetry.io/docs/specs/semconv/http/http-metrics/.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, Final, Literal, NamedTuple
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, Final, Literal
 
 from ..events import (
     AttemptFinished,
@@ -21,13 +25,30 @@ from ..events import (
     TokenRenewed,
     Waited,
 )
-from ._labels import Bounded, cause_of, error_type, method_of
+
+OTHER: Final = "_OTHER"
+"""What the semantic conventions use in place of an unknown value."""
+
+DURATIONS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60, 120)
+"""Seconds: bounds of buckets. Those of the semantic conventions end at 10 s, where the answers of models begin."""
+
+_METHODS: Final = frozenset(
+    {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
+)
+_MOST: Final = 200
+"""Distinct values of a label; a program that talks to more hosts puts the rest into one series."""
+
+_CAUSE: Final = re.compile(r"\d{3}|[A-Za-z_]\w*(?=:|$)")
 
 Labels = dict[str, str | int]
 """Attributes of a measurement; those that do not apply are missing."""
 
+_Value = Callable[[Any], float | None]
+"""What an event contributes to an instrument; None for nothing."""
 
-class Metric(NamedTuple):
+
+@dataclass(frozen=True, eq=False)
+class Metric:
     """An instrument.
 
     Attributes:
@@ -36,6 +57,7 @@ class Metric(NamedTuple):
         unit: seconds ("s"), or what is counted.
         text: what it measures.
         labels: the attributes that its measurements may have.
+        values: what it measures of each event.
     """
 
     name: str
@@ -43,6 +65,7 @@ class Metric(NamedTuple):
     unit: str
     text: str
     labels: tuple[str, ...]
+    values: Mapping[type[Event], _Value]
 
 
 _SERVER: Final = ("server.address",)
@@ -50,74 +73,113 @@ _OUTCOME: Final = ("http.request.method", *_SERVER, "http.response.status_code",
 _LAYER: Final = (*_SERVER, "stkai.layer")
 _SHARE: Final = ("stkai.share",)
 
-REQUEST: Final = Metric(
-    "http.client.request.duration", "histogram", "s", "Duration of HTTP client requests.",
-    (*_OUTCOME, "server.port"),
-)  # fmt: skip
-CALL: Final = Metric(
-    "stkai.call.duration", "histogram", "s", "Duration of calls, with all their attempts and waits.", _OUTCOME
-)
-QUEUE: Final = Metric(
-    "stkai.queue.duration", "histogram", "s", "Time that requests waited for a permit of a limiter.",
-    (*_LAYER, "stkai.limit"),
-)  # fmt: skip
-TOKEN: Final = Metric(
-    "stkai.token.renewal.duration", "histogram", "s", "Time that it took to fetch an access token.", _SERVER
-)
-ACTIVE: Final = Metric(
-    "stkai.calls.active", "active", "{call}", "Calls that have started and not finished.", _SERVER
-)
-PERMITS: Final = Metric(
-    "stkai.permits", "counter", "{permit}",
-    "Requests sent to the wire; one behind a limiter has taken a permit.", _SERVER,
-)  # fmt: skip
-RETRIES: Final = Metric(
-    "stkai.retries", "counter", "{retry}", "Failed attempts that are retried.", (*_SERVER, "stkai.cause")
-)
-REJECTIONS: Final = Metric(
-    "stkai.rejections", "counter", "{request}", "Requests that a limiter of this program refused.", _LAYER
-)
-RATE: Final = Metric(
-    "stkai.rate", "gauge", "{request}/s",
-    "Current rate of this process's adaptive limiter, as of its last change.", _SERVER,
-)  # fmt: skip
+_seconds: Final[_Value] = attrgetter("seconds")
+
+
+def _one(_: Event) -> float:
+    return 1
+
+
+# fmt: off
 SHARE_RATE: Final = Metric(
     "stkai.share.rate", "gauge", "{request}/s",
-    "Current rate of a whole group that shares an adaptive limiter: every member reports the same one.", _SHARE,
-)  # fmt: skip
-LOSSES: Final = Metric(
-    "stkai.store.losses",
-    "counter",
-    "{loss}",
-    "Times the store of a shared quota could not be reached.",
-    _SHARE,
+    "Current rate of a whole group that shares an adaptive limiter: every member reports the same one.",
+    _SHARE, {RateChanged: lambda event: None if event.share is None else event.new},
 )
-RESTORATIONS: Final = Metric(
-    "stkai.store.restorations", "counter", "{restoration}",
-    "Times the store of a shared quota answered again.", _SHARE,
-)  # fmt: skip
-DISAGREEMENTS: Final = Metric(
-    "stkai.quota.disagreements", "counter", "{disagreement}",
-    "Times another member of a share was found to have a different quota.", _SHARE,
-)  # fmt: skip
-
 METRICS: Final = (
-    REQUEST, CALL, QUEUE, TOKEN, ACTIVE, PERMITS, RETRIES, REJECTIONS, RATE, SHARE_RATE, LOSSES, RESTORATIONS,
-    DISAGREEMENTS,
-)  # fmt: skip
+    Metric(
+        "http.client.request.duration", "histogram", "s", "Duration of HTTP client requests.",
+        (*_OUTCOME, "server.port"), {AttemptFinished: _seconds},
+    ),
+    Metric(
+        "stkai.call.duration", "histogram", "s", "Duration of calls, with all their attempts and waits.",
+        _OUTCOME, {CallFinished: _seconds},
+    ),
+    Metric(
+        "stkai.queue.duration", "histogram", "s", "Time that requests waited for a permit of a limiter.",
+        (*_LAYER, "stkai.limit"), {Waited: _seconds},
+    ),
+    Metric(
+        "stkai.token.renewal.duration", "histogram", "s", "Time that it took to fetch an access token.",
+        _SERVER, {TokenRenewed: _seconds},
+    ),
+    Metric(
+        "stkai.calls.active", "active", "{call}", "Calls that have started and not finished.",
+        _SERVER, {CallStarted: _one, CallFinished: lambda _: -1},
+    ),
+    Metric(
+        "stkai.permits", "counter", "{permit}",
+        "Requests sent to the wire; one behind a limiter has taken a permit.",
+        _SERVER, {AttemptStarted: _one},
+    ),
+    Metric(
+        "stkai.retries", "counter", "{retry}", "Failed attempts that are retried.",
+        (*_SERVER, "stkai.cause"), {RetryScheduled: _one},
+    ),
+    Metric(
+        "stkai.rejections", "counter", "{request}", "Requests that a limiter of this program refused.",
+        _LAYER, {Rejected: _one},
+    ),
+    Metric(
+        "stkai.rate", "gauge", "{request}/s",
+        "Current rate of this process's adaptive limiter, as of its last change.",
+        _SERVER, {RateChanged: lambda event: event.new if event.share is None else None},
+    ),
+    SHARE_RATE,
+    Metric(
+        "stkai.store.losses", "counter", "{loss}", "Times the store of a shared quota could not be reached.",
+        _SHARE, {StoreLost: _one},
+    ),
+    Metric(
+        "stkai.store.restorations", "counter", "{restoration}",
+        "Times the store of a shared quota answered again.",
+        _SHARE, {StoreRestored: _one},
+    ),
+    Metric(
+        "stkai.quota.disagreements", "counter", "{disagreement}",
+        "Times another member of a share was found to have a different quota.",
+        _SHARE, {QuotaDisagreement: _one},
+    ),
+)
+# fmt: on
 
-_RECORDS: Final[dict[type[Event], tuple[tuple[Metric, Callable[[Any], float]], ...]]] = {
-    CallStarted: ((ACTIVE, lambda _: 1),),
-    CallFinished: ((ACTIVE, lambda _: -1), (CALL, lambda event: event.seconds)),
-    AttemptStarted: ((PERMITS, lambda _: 1),),
-    AttemptFinished: ((REQUEST, lambda event: event.seconds),),
-    RetryScheduled: ((RETRIES, lambda _: 1),),
-    Waited: ((QUEUE, lambda event: event.seconds),),
-    Rejected: ((REJECTIONS, lambda _: 1),),
-    TokenRenewed: ((TOKEN, lambda event: event.seconds),),
-    StoreLost: ((LOSSES, lambda _: 1),),
-    StoreRestored: ((RESTORATIONS, lambda _: 1),),
-    QuotaDisagreement: ((DISAGREEMENTS, lambda _: 1),),
+
+class Bounded:
+    """Lets through a limited number of distinct words, and returns `_OTHER` for the rest."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def __call__(self, word: str) -> str:
+        if word in self._known:
+            return word
+        if len(self._known) >= _MOST:
+            return OTHER
+        self._known.add(word)
+        return word
+
+
+def method_of(method: str) -> str:
+    """The HTTP method, if it is a usual one."""
+    return method if method in _METHODS else OTHER
+
+
+def error_type(status: int | None, error: str | None) -> str | None:
+    """What went wrong: the name of an error's class, or a status of 400 or above."""
+    if error is not None:
+        return error
+    return str(status) if status is not None and status >= 400 else None
+
+
+def cause_of(cause: str) -> str:
+    """The status code or the error name at the start of a retry's cause."""
+    found = _CAUSE.match(cause)
+    return found.group() if found else OTHER
+
+
+_BY_EVENT: Final = {
+    kind: [(metric, metric.values[kind]) for metric in METRICS if kind in metric.values]
+    for kind in {kind for metric in METRICS for kind in metric.values}
 }
 
 
@@ -129,16 +191,11 @@ class Recorder:
 
     def measurements(self, event: Event) -> Iterator[tuple[Metric, float, Labels]]:
         """What an event records: the instrument, the value, and its labels."""
-        if isinstance(event, RateChanged):
-            metric = RATE if event.share is None else SHARE_RATE
-            yield metric, event.new, self._labels(event, metric)
-            return
-        for metric, value in _RECORDS.get(type(event), ()):
-            yield metric, value(event), self._labels(event, metric)
-
-    def _labels(self, event: Any, metric: Metric) -> Labels:
-        labels = {name: self._label(name, event) for name in metric.labels}
-        return {name: value for name, value in labels.items() if value is not None}
+        for metric, measure in _BY_EVENT.get(type(event), ()):
+            value = measure(event)
+            if value is not None:
+                labels = {name: self._label(name, event) for name in metric.labels}
+                yield metric, value, {name: label for name, label in labels.items() if label is not None}
 
     def _label(self, name: str, event: Any) -> str | int | None:
         call = event.call

@@ -6,10 +6,10 @@ See https://opentelemetry.io/docs/specs/semconv/http/http-spans/.
 from collections.abc import Callable
 from typing import Any, Final
 
-from opentelemetry import context, propagate, trace
+from opentelemetry import context, metrics, propagate, trace
 from opentelemetry.context import Context
-from opentelemetry.metrics import Meter
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.metrics import Meter, MeterProvider
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
 
 from ..events import (
     AttemptFinished,
@@ -23,18 +23,27 @@ from ..events import (
     TokenRenewed,
     Waited,
 )
-from ._labels import DURATIONS, error_type, method_of
-from ._metrics import METRICS, Metric, Recorder
+from ._metrics import DURATIONS, METRICS, Metric, Recorder, error_type, method_of
 
 _RECORD: Final = {"counter": "add", "active": "add", "gauge": "set", "histogram": "record"}
 _NO_HTTP_SPANS = getattr(context, "_SUPPRESS_HTTP_INSTRUMENTATION_KEY", "suppress_http_instrumentation")
 """What opentelemetry-instrumentation-httpx checks before it makes its own span."""
 
+_NOTES: Final[dict[type[Event], tuple[str, tuple[str, ...]]]] = {
+    RetryScheduled: ("retry scheduled", ("delay", "cause")),
+    Waited: ("waited", ("layer", "seconds")),
+    Rejected: ("rejected", ("layer", "wait", "limit")),
+    RateChanged: ("rate changed", ("old", "new", "reason")),
+    TokenRenewed: ("token renewed", ("seconds", "reason")),
+}
+"""The events that are noted in the span of their call, and which of their fields."""
+
 
 class Meters:
     """Records the measurements of each event."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, provider: MeterProvider | None) -> None:
+        meter = metrics.get_meter("stkai", meter_provider=provider)
         self._recorder = Recorder()
         self._record = {metric: getattr(_made(meter, metric), _RECORD[metric.kind]) for metric in METRICS}
 
@@ -83,8 +92,8 @@ class _Running:
 class Spans:
     """Starts and ends a span for each call, and one for each of its attempts."""
 
-    def __init__(self, tracer: Tracer) -> None:
-        self._tracer = tracer
+    def __init__(self, provider: TracerProvider | None) -> None:
+        self._tracer = trace.get_tracer("stkai", tracer_provider=provider)
         self._calls: dict[int, _Running] = {}
         self._attempts: dict[tuple[int, int], _Running] = {}
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
@@ -92,25 +101,11 @@ class Spans:
             CallFinished: self._call_finished,
             AttemptStarted: self._attempt_started,
             AttemptFinished: self._attempt_finished,
-            RetryScheduled: lambda event: self._note(
-                event, "retry scheduled", delay=event.delay, cause=event.cause
-            ),
-            Waited: lambda event: self._note(event, "waited", layer=event.layer, seconds=event.seconds),
-            Rejected: lambda event: self._note(
-                event, "rejected", layer=event.layer, wait=event.wait, limit=event.limit
-            ),
-            RateChanged: lambda event: self._note(
-                event, "rate changed", old=event.old, new=event.new, reason=event.reason
-            ),
-            TokenRenewed: lambda event: self._note(
-                event, "token renewed", seconds=event.seconds, reason=event.reason
-            ),
         }
 
     def __call__(self, event: Event) -> None:
-        handler = self._handlers.get(type(event))
-        if handler is not None:
-            handler(event)
+        handler = self._handlers.get(type(event), self._note)
+        handler(event)
 
     def _call_started(self, event: CallStarted) -> None:
         method = method_of(event.call.method)
@@ -146,10 +141,12 @@ class Spans:
         if running is not None:
             running.end(event)
 
-    def _note(self, event: Event, name: str, **values: str | float) -> None:
+    def _note(self, event: Event) -> None:
+        """Note in the span of its call what some other event says."""
+        name, fields = _NOTES.get(type(event), ("", ()))
         running = self._calls.get(event.call.id)
-        if running is not None:
-            running.span.add_event(name, {f"stkai.{key}": value for key, value in values.items()})
+        if name and running is not None:
+            running.span.add_event(name, {f"stkai.{field}": getattr(event, field) for field in fields})
 
 
 def _attributes(event: Event) -> dict[str, str | int]:

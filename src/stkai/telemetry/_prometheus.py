@@ -4,11 +4,10 @@ import threading
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from ..events import Event
-from ._labels import DURATIONS
-from ._metrics import METRICS, SHARE_RATE, Metric, Recorder
+from ._metrics import DURATIONS, METRICS, SHARE_RATE, Metric, Recorder
 
 _UNITS: Final = {"s": "_seconds", "{request}/s": "_per_second"}
 _RECORD: Final = {"counter": "inc", "active": "inc", "gauge": "set", "histogram": "observe"}
@@ -17,8 +16,9 @@ _by_registry: "WeakKeyDictionary[CollectorRegistry, Collectors]" = WeakKeyDictio
 _lock = threading.Lock()
 
 
-def collectors_of(registry: CollectorRegistry) -> "Collectors":
-    """The metrics in that registry; registered on first use."""
+def collectors_of(given: CollectorRegistry | None) -> "Collectors":
+    """The metrics in that registry, by default the global one; registered on first use."""
+    registry = given or REGISTRY
     with _lock:
         if registry not in _by_registry:
             _by_registry[registry] = Collectors(registry)

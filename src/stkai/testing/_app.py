@@ -11,16 +11,15 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from .._clock import Clock, uniform
-from ._delivery import Delivery, partial_head, plan
-from ._faults import Answer, Edit, Fault, Faults, Hang, Reset
+from ._faults import Answer, Fault, Hang, Reset
+from ._messages import Reply, RequestLog, RequestRecord
 from ._quota import http_date
-from ._records import RequestLog, RequestRecord
-from ._reply import Reply
 from ._service import APIS, Service
 
 _SETTLE = 0.01  # seconds before a reset, so that the client has taken in the bytes that came before it
 _SHUTDOWN = 0.05  # seconds that requests in progress may still take when the server closes
 _ANY_SIZE = 2**40
+_NO_BODY = (204, 304)
 
 
 @dataclass
@@ -28,7 +27,7 @@ class App:
     """Everything that makes up one running server."""
 
     service: Service
-    faults: Faults
+    take_fault: Callable[[str], Fault]
     log: RequestLog
     clock: Clock
     latency: tuple[float, float]
@@ -51,7 +50,7 @@ class App:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         record = await self._record(request)
         number = self.log.arrived(record)
-        fault = self.faults.take(record.path)
+        fault = self.take_fault(record.path)
         if isinstance(fault, Reset) and fault.at == "start":
             return _reset(request)
         if isinstance(fault, Hang):
@@ -61,12 +60,12 @@ class App:
             low, high = self.latency
             await asyncio.sleep(low + (high - low) * uniform())
         if isinstance(fault, Reset) and fault.at == "headers":
-            _transport(request).write(partial_head(reply, fault.after))
+            _transport(request).write(reply.head[: fault.after])
             await asyncio.sleep(_SETTLE)
             return _reset(request)
         self.log.answered(number, reply.status)
         try:
-            return await _deliver(request, plan(reply, fault))
+            return await _deliver(request, reply)
         except ConnectionResetError:  # The client left in mid-body, which it may do.
             return web.Response()
 
@@ -89,33 +88,32 @@ class App:
             reply = fault.reply()
         else:
             reply = self.service.answer(record, self.clock.monotonic(), utcnow)
-        if isinstance(fault, Edit):
-            reply = fault.apply(reply)
-        return reply.with_default("date", http_date(utcnow.timestamp()))
+        return fault.apply(reply).with_default("date", http_date(utcnow.timestamp()))
 
 
-async def _deliver(request: web.Request, delivery: Delivery) -> web.StreamResponse:
-    headers = CIMultiDict(delivery.headers)
-    if delivery.is_plain:
-        return web.Response(status=delivery.status, headers=headers, body=b"".join(delivery.chunks))
-    response = web.StreamResponse(status=delivery.status, headers=headers)
-    if delivery.length is None:
+async def _deliver(request: web.Request, reply: Reply) -> web.StreamResponse:
+    headers = CIMultiDict(reply.headers)
+    pieces = [] if reply.status in _NO_BODY else list(reply.sent())
+    if reply.ending == "keep" and not reply.streamed and not (reply.pause and len(pieces) > 1):
+        return web.Response(status=reply.status, headers=headers, body=b"".join(pieces))
+    response = web.StreamResponse(status=reply.status, headers=headers)
+    if reply.streamed:
         response.enable_chunked_encoding()
     else:
-        response.content_length = delivery.length
-    if delivery.announced:
+        response.content_length = len(reply.body)
+    if reply.ending == "close":
         response.force_close()
     await response.prepare(request)
-    for index, chunk in enumerate(delivery.chunks):
-        await asyncio.sleep(delivery.pause if index else 0)
-        await response.write(chunk)
-    if delivery.finished:
+    for index, piece in enumerate(pieces):
+        await asyncio.sleep(reply.pause if index else 0)
+        await response.write(piece)
+    if reply.cut is None:
         await response.write_eof()
     else:
         await asyncio.sleep(_SETTLE)
-    if delivery.ending == "reset":
+    if reply.ending == "reset":
         _reset(request)
-    elif delivery.ending == "close":
+    elif reply.ending != "keep":
         _transport(request).close()
     return response
 

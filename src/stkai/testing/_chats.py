@@ -1,4 +1,4 @@
-"""The chats that SDKs ask for: what a model would answer, in the formats of the common APIs.
+"""Chats: what a model would answer, in the formats of StackSpot AI and of the APIs that SDKs use.
 
 The model repeats the last message. Streamed, it says one word at a time.
 """
@@ -8,11 +8,22 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from ._reply import Reply, json_reply
+from ._messages import Reply, json_reply
 
 MODEL: Final = "echo"
 _ID: Final = "chat-1"
 _CREATED: Final = 1_700_000_000
+
+
+def agent(asked: dict[str, Any], pause: float) -> Reply:
+    """`/agent/{id}/chat`, as StackSpot AI answers."""
+    prompt = str(asked.get("user_prompt", ""))
+    words = _cut(prompt)
+    end = {"stop_reason": "stop", "tokens": {"user": len(words), "enrichment": 0, "output": len(words)}}
+    if not asked.get("streaming"):
+        return json_reply({"message": prompt, **end})
+    events = [*({"message": word} for word in words), {"message": "", **end}]
+    return _events([(None, json.dumps(event)) for event in events], pause)
 
 
 def completion(asked: dict[str, Any], pause: float) -> Reply:
@@ -97,7 +108,11 @@ def _words(asked: dict[str, Any]) -> list[str]:
     content = last.get("content", "") if isinstance(last, dict) else ""
     if isinstance(content, list):
         content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return re.findall(r"\s*\S+\s*", str(content))
+    return _cut(str(content))
+
+
+def _cut(text: str) -> list[str]:
+    return re.findall(r"\s*\S+\s*", text)
 
 
 def _named(events: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:

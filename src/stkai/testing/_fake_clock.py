@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 import anyio
 import anyio.lowlevel
 
+from .._clock import run_soon, running_loop
 from .._errors import ConfigurationError
-from .._event_loops import run_soon, running_loop
 
 _EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
 _IDLE_CYCLES = 2  # one cycle polls the sockets; what arrived on them runs in the next

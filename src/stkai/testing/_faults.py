@@ -4,6 +4,7 @@ Each applies to one request. `Answer` and `Reset(at="start")` replace the servic
 quota is used); with the others the service has done its work, and only the answer suffers.
 """
 
+import gzip
 import json
 import threading
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,7 @@ from http.client import responses
 from typing import Any, Literal
 
 from .._checks import SECONDS, at_least, check_choice, check_number
-from ._reply import Reply, error_reply
+from ._messages import Reply, error_reply
 from ._service import API, TOKEN_PATH
 
 HeadersLike = Mapping[str, str] | Iterable[tuple[str, str]]
@@ -22,13 +23,21 @@ TokenFault = Literal["garbage", "html", "huge", "empty", "no_token", "no_expiry"
 _HUGE = 10_000_000
 
 
+class Fault:
+    """Base class of the faults."""
+
+    def apply(self, reply: Reply) -> Reply:
+        """The answer with this fault; by default unchanged."""
+        return reply
+
+
 @dataclass(frozen=True)
-class Normal:
+class Normal(Fault):
     """Nothing goes wrong; to let a request through in the middle of a sequence of faults."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Fault):
     """Send this answer instead. Without a body, a short JSON error."""
 
     status: int
@@ -53,7 +62,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Reset:
+class Reset(Fault):
     """Reset the TCP connection (RST).
 
     Attributes:
@@ -73,17 +82,30 @@ class Reset:
         check_choice("framing", self.framing, "length", "chunked", "gzip", None)
         check_number("after", self.after, at_least(0))
 
+    def apply(self, reply: Reply) -> Reply:
+        """The answer, framed as asked for, and broken off."""
+        if self.framing == "gzip":
+            reply = replace(reply, pieces=(gzip.compress(reply.body),), streamed=False)
+            reply = reply.with_headers((("content-encoding", "gzip"),))
+        elif self.framing is not None:
+            reply = replace(reply, streamed=self.framing == "chunked")
+        return replace(reply, ending="reset", cut=self.after if self.at == "body" else None)
+
 
 @dataclass(frozen=True)
-class HangUp:
+class HangUp(Fault):
     """Close the connection cleanly after the answer, with `Connection: close`, or without it unless `announced`."""
 
     _: KW_ONLY
     announced: bool = True
 
+    def apply(self, reply: Reply) -> Reply:
+        """The answer, followed by the end of the connection."""
+        return replace(reply, ending="close" if self.announced else "drop")
+
 
 @dataclass(frozen=True)
-class Slow:
+class Slow(Fault):
     """Send the body `size` bytes at a time, one every `every` seconds."""
 
     size: int
@@ -93,9 +115,15 @@ class Slow:
         check_number("size", self.size, at_least(1))
         check_number("every", self.every, SECONDS)
 
+    def apply(self, reply: Reply) -> Reply:
+        """The answer in small pieces."""
+        body = reply.body
+        pieces = tuple(body[start : start + self.size] for start in range(0, len(body), self.size))
+        return replace(reply, pieces=pieces, pause=self.every)
+
 
 @dataclass(frozen=True)
-class Hang:
+class Hang(Fault):
     """Do nothing for this many seconds, then answer."""
 
     seconds: float
@@ -105,7 +133,7 @@ class Hang:
 
 
 @dataclass(frozen=True)
-class Edit:
+class Edit(Fault):
     """Change fields of the JSON object in a successful (200) answer; None removes a field."""
 
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -117,39 +145,6 @@ class Edit:
         content = {**json.loads(reply.body), **self.fields}
         body = json.dumps({key: value for key, value in content.items() if value is not None})
         return replace(reply, pieces=(body.encode(),))
-
-
-Fault = Normal | Answer | Reset | HangUp | Slow | Hang | Edit
-
-
-class Faults:
-    """The faults still to come: a request gets the first whose path fits."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._queue: list[tuple[str, Fault]] = []
-
-    def __len__(self) -> int:
-        return len(self._queue)
-
-    def add(self, path: str, faults: Iterable[Fault]) -> None:
-        """Queue faults for requests whose path starts with `path`."""
-        with self._lock:
-            self._queue.extend((path, fault) for fault in faults)
-
-    def take(self, path: str) -> Fault:
-        """The fault for a request; `Normal` if none is waiting for it."""
-        with self._lock:
-            for index, (prefix, fault) in enumerate(self._queue):
-                if path.startswith(prefix):
-                    del self._queue[index]
-                    return fault
-        return Normal()
-
-    def clear(self) -> None:
-        """Forget the faults still to come."""
-        with self._lock:
-            self._queue.clear()
 
 
 def token_fault(what: int | TokenFault) -> Fault:
@@ -175,14 +170,15 @@ def token_fault(what: int | TokenFault) -> Fault:
 
 
 class FaultMethods:
-    """Faults are queued; each affects the next request whose path starts with `path`, once.
+    """A queue of faults; each affects the next request whose path starts with `path`, once.
 
     `fail_with` and `reset(at="start")` replace the service, which does not see the request; with the others the service
     has done its work (and counted the request), and only the answer suffers.
     """
 
     def __init__(self) -> None:
-        self._faults = Faults()
+        self._lock = threading.Lock()
+        self._faults: list[tuple[str, Fault]] = []
 
     def fail_with(
         self,
@@ -219,10 +215,7 @@ class FaultMethods:
     ) -> None:
         """Reset the connection (RST) of the next request, or of the next `times` requests.
 
-        At the "start", before any answer; in the "headers", after the first `after` bytes of the head; in the
-        "body", after its first `after` bytes (always before its last one); at the "end", after the last byte of an
-        answer that promised to keep the connection. `framing` says how the end of the body is marked: by "length",
-        "chunked", or by length in "gzip"; None, as usual.
+        The arguments are those of `Reset`.
         """
         self.fault(*[Reset(at, after=after, framing=framing)] * times, path=path)
 
@@ -240,13 +233,24 @@ class FaultMethods:
 
     def fault(self, *faults: Fault, path: str = API) -> None:
         """Queue any faults for the next requests whose path starts with `path`."""
-        self._faults.add(path, faults)
+        with self._lock:
+            self._faults.extend((path, fault) for fault in faults)
 
     def clear_faults(self) -> None:
         """Forget the faults that no request has met yet."""
-        self._faults.clear()
+        with self._lock:
+            self._faults.clear()
 
     @property
     def faults_left(self) -> int:
         """How many faults no request has met yet."""
         return len(self._faults)
+
+    def _take_fault(self, path: str) -> Fault:
+        """The fault for a request; `Normal` if none is waiting for it."""
+        with self._lock:
+            for index, (prefix, fault) in enumerate(self._faults):
+                if path.startswith(prefix):
+                    del self._faults[index]
+                    return fault
+        return Normal()

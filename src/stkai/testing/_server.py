@@ -12,8 +12,8 @@ from .._checks import SECONDS, at_least, check_choice, check_number
 from .._clock import Clock, SystemClock
 from .._errors import ConfigurationError
 from ._faults import FaultMethods
+from ._messages import RequestLog, RequestRecord
 from ._quota import Bucket, FixedWindow, Gate, Quota, RateHeaders, RetryAfter, SlidingWindow
-from ._records import RequestLog, RequestRecord
 from ._service import API, TOKEN_PATH, Service
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class QuotaServer(FaultMethods):
         self._quota = _quota(kind, max_requests, time_window, depth)
         self._latency = (low, high)
         self._service = Service(
-            Gate(self._quota, retry_after=retry_after, headers=headers),
+            gate=Gate(self._quota, retry_after=retry_after, headers=headers),
             client_id=client_id,
             client_secret=client_secret,
             auth_required=auth_required,
@@ -118,7 +118,7 @@ class QuotaServer(FaultMethods):
                 raise ConfigurationError(
                     f'{error}: QuotaServer needs: pip install "stkai[testing]"'
                 ) from error
-            app = App(self._service, self._faults, self._log, self._clock, self._latency)
+            app = App(self._service, self._take_fault, self._log, self._clock, self._latency)
             started: Future[tuple[int, Callable[[], object]]] = Future()
             thread = threading.Thread(
                 target=_run, args=(app, self._wanted_port, started), name="QuotaServer", daemon=True

@@ -4,15 +4,15 @@ import base64
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qs
 
 from .._clock import unique_key
 from . import _chats
+from ._messages import Reply, RequestRecord, error_reply, json_reply
 from ._quota import Gate
-from ._records import RequestRecord
-from ._reply import Reply, error_reply, json_reply
 
 API = "/v1"
 APIS = (API, "/v2", "/openai/v1")
@@ -23,55 +23,40 @@ TOKEN_PATH = "/oidc/oauth/token"  # noqa: S105
 Handler = Callable[[RequestRecord, str, float], Reply]
 
 
+@dataclass(kw_only=True)
 class Service:
     """The endpoints, their tokens and their executions.
 
     Attributes:
+        gate: counts the requests.
         token_lifetime: seconds for which a token is accepted.
         polls_until_done: how many polls of an execution answer RUNNING.
         stream_interval: seconds between the events of a streamed chat.
     """
 
-    def __init__(
-        self,
-        gate: Gate,
-        *,
-        client_id: str,
-        client_secret: str,
-        auth_required: bool,
-        token_lifetime: float,
-        polls_until_done: int,
-        stream_interval: float,
-    ) -> None:
-        self._gate = gate
-        self._credentials = (client_id, client_secret)
-        self._auth_required = auth_required
-        self.token_lifetime = token_lifetime
-        self.polls_until_done = polls_until_done
-        self.stream_interval = stream_interval
+    gate: Gate
+    client_id: str
+    client_secret: str
+    auth_required: bool
+    token_lifetime: float
+    polls_until_done: int
+    stream_interval: float
+
+    def __post_init__(self) -> None:
         self._tokens: dict[str, float] = {}
         self._executions: dict[str, tuple[int, Any]] = {}
-        self._routes: tuple[tuple[str, re.Pattern[str], bool, Handler], ...] = (
-            ("POST", re.compile(TOKEN_PATH + "()"), False, self._issue_token),
-            (
-                "POST",
-                re.compile(API + "/quick-commands/create-execution/([^/]+)"),
-                True,
-                self._create_execution,
-            ),
-            ("GET", re.compile(API + "/quick-commands/callback/([^/]+)"), False, self._poll),
-            ("POST", re.compile(API + "/agent/([^/]+)/chat"), True, self._chat),
-            (
-                "POST",
-                re.compile("(?:/openai)?" + API + "/chat/completions()"),
-                True,
-                self._of(_chats.completion),
-            ),
-            ("POST", re.compile(API + "/messages()"), True, self._of(_chats.message)),
-            ("POST", re.compile("/v2/chat()"), True, self._of(_chats.chat)),
-            ("", re.compile("/echo()"), False, _echo),
-            ("", re.compile("/status/([0-9]+)"), False, _status),
+        self._routes: tuple[tuple[str, str, bool, Handler], ...] = (
+            ("POST", f"{TOKEN_PATH}()", False, self._issue_token),
+            ("POST", f"{API}/quick-commands/create-execution/([^/]+)", True, self._create_execution),
+            ("GET", f"{API}/quick-commands/callback/([^/]+)", False, self._poll),
+            ("POST", f"{API}/agent/([^/]+)/chat", True, self._chat(_chats.agent)),
+            ("POST", f"(?:/openai)?{API}/chat/completions()", True, self._chat(_chats.completion)),
+            ("POST", f"{API}/messages()", True, self._chat(_chats.message)),
+            ("POST", "/v2/chat()", True, self._chat(_chats.chat)),
+            ("", "/echo()", False, _echo),
+            ("", "/status/([0-9]+)", False, _status),
         )
+        """Methods, paths with what the handler needs of them, whether they are counted, and handlers."""
 
     def revoke_tokens(self) -> None:
         """Refuse every token issued so far."""
@@ -85,21 +70,21 @@ class Service:
                 401, "invalid_token", "the access token is missing, expired or revoked", challenge
             )
         for method, pattern, counted, handler in self._routes:
-            match = pattern.fullmatch(request.path)
+            match = re.fullmatch(pattern, request.path)
             if match is None:
                 continue
             if method not in ("", request.method):
                 return error_reply(405, "method_not_allowed", f"use {method}", (("allow", method),))
             if not counted:
                 return handler(request, match[1], now)
-            refused = self._gate.refuse(now, utcnow)
-            return refused or handler(request, match[1], now).with_headers(self._gate.headers(now, utcnow))
+            refused = self.gate.refuse(now, utcnow)
+            return refused or handler(request, match[1], now).with_headers(self.gate.headers(now, utcnow))
         return error_reply(404, "not_found", f"there is nothing at {request.path}")
 
     def _is_authorized(self, request: RequestRecord, now: float) -> bool:
         scheme, _, token = (request.authorization or "").partition(" ")
         is_valid = scheme.lower() == "bearer" and self._tokens.get(token, now) > now
-        return is_valid or not self._auth_required
+        return is_valid or not self.auth_required
 
     def _issue_token(self, request: RequestRecord, _: str, now: float) -> Reply:
         """The client credentials grant of RFC 6749, section 4.4."""
@@ -107,14 +92,14 @@ class Service:
         given = (form.get("client_id", [""])[0], form.get("client_secret", [""])[0])
         if form.get("grant_type") != ["client_credentials"]:
             return error_reply(400, "unsupported_grant_type", "grant_type must be client_credentials")
-        if given != self._credentials:
+        if given != (self.client_id, self.client_secret):
             return error_reply(401, "invalid_client", "unknown client_id, or wrong client_secret")
         token = unique_key()
         self._tokens[token] = now + self.token_lifetime
         content = {"access_token": token, "token_type": "Bearer", "expires_in": self.token_lifetime}
         return json_reply(content, headers=(("cache-control", "no-store"),))
 
-    def _of(self, reply: Callable[[dict[str, Any], float], Reply]) -> Handler:
+    def _chat(self, reply: Callable[[dict[str, Any], float], Reply]) -> Handler:
         return lambda request, *_: reply(_json(request), self.stream_interval)
 
     def _create_execution(self, request: RequestRecord, slug: str, _: float) -> Reply:
@@ -134,21 +119,6 @@ class Service:
         }
         content = {"execution_id": execution_id, "progress": progress, "result": result if is_done else None}
         return json_reply(content)
-
-    def _chat(self, request: RequestRecord, agent_id: str, _: float) -> Reply:
-        asked = _json(request)
-        prompt = str(asked.get("user_prompt", ""))
-        words = re.findall(r"\s*\S+\s*", prompt)
-        end = {"stop_reason": "stop", "tokens": {"user": len(words), "enrichment": 0, "output": len(words)}}
-        if not asked.get("streaming"):
-            return json_reply({"message": prompt, **end})
-        events = [*({"message": word} for word in words), {"message": "", **end}]
-        return Reply(
-            headers=(("content-type", "text/event-stream"), ("cache-control", "no-cache")),
-            pieces=tuple(f"data: {json.dumps(event)}\n\n".encode() for event in events),
-            pause=self.stream_interval,
-            streamed=True,
-        )
 
 
 def _echo(request: RequestRecord, *_: object) -> Reply:

@@ -1,9 +1,14 @@
-"""The requests that the server received: one frozen record each, in the order of arrival."""
+"""What the server receives and what it answers: records of requests, and replies before they reach the network."""
 
+import json
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
+
+Headers = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,3 +85,67 @@ class RequestLog:
     def __call__(self) -> list[RequestRecord]:
         with self._lock:
             return list(self._records.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """An answer: a status, headers and a body, and how they travel.
+
+    Attributes:
+        pieces: the body, as it is written.
+        pause: seconds between two pieces.
+        streamed: whether the body goes out chunked; otherwise its length is known.
+        ending: what follows it: "keep" the connection, "close" it, as a `Connection: close` header announces, "drop" it
+            without one, or "reset" it.
+        cut: break off after this many bytes of the body, always before its last; None sends all of it.
+    """
+
+    status: int = 200
+    headers: Headers = ()
+    pieces: tuple[bytes, ...] = (b"",)
+    pause: float = 0.0
+    streamed: bool = False
+    ending: Literal["keep", "close", "drop", "reset"] = "keep"
+    cut: int | None = None
+
+    @property
+    def body(self) -> bytes:
+        """All pieces joined."""
+        return b"".join(self.pieces)
+
+    @property
+    def head(self) -> bytes:
+        """The status line and the headers, without the line break that ends them."""
+        lines = (f"HTTP/1.1 {self.status} OK", *(f"{name}: {value}" for name, value in self.headers))
+        return "\r\n".join(lines).encode()
+
+    def sent(self) -> Iterator[bytes]:
+        """The pieces that are written."""
+        if self.cut is None:
+            yield from self.pieces
+            return
+        left = min(self.cut, len(self.body) - 1)
+        for piece in self.pieces:
+            if left > 0:
+                yield piece[:left]
+                left -= len(piece)
+
+    def with_headers(self, headers: Headers) -> "Reply":
+        """The same answer with more headers."""
+        return replace(self, headers=self.headers + headers)
+
+    def with_default(self, name: str, value: str) -> "Reply":
+        """The same answer with a header, unless it already has that one."""
+        return self if any(key == name for key, _ in self.headers) else self.with_headers(((name, value),))
+
+
+def json_reply(content: Any, *, status: int = 200, headers: Headers = ()) -> Reply:
+    """A JSON answer."""
+    body = json.dumps(content).encode()
+    return Reply(status=status, headers=(("content-type", "application/json"), *headers), pieces=(body,))
+
+
+def error_reply(status: int, error: str, description: str, headers: Headers = ()) -> Reply:
+    """A refusal, in the format of RFC 6749, section 5.2."""
+    content = {"error": error, "error_description": description}
+    return json_reply(content, status=status, headers=headers)
