@@ -1,9 +1,9 @@
 """Stores for shared quotas: a file for the processes of one machine, Redis or Valkey for several machines."""
 
 from ._file import FileStore
-from ._local import MemoryStore
 from ._protocol import Ask, Law, Lease, Quota, Refusal, Snapshot, Store
 from ._redis import RedisStore
+from ._step import MemoryStore
 
 __all__ = [
     "Ask",

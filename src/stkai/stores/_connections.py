@@ -1,9 +1,9 @@
 """Runs commands on a Redis server, each within a time that covers everything."""
 
 import threading
-import weakref
 from collections.abc import Callable
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from .._abandonable import Job, Worker
 from .._clock import SystemClock
@@ -11,22 +11,33 @@ from .._errors import ConfigurationError
 from .._forks import after_fork
 from .._secrets import Secret
 
-MISSING: Final = 'sharing a quota through Redis needs redis-py: pip install "stkai[redis]"'
-
 _MOST_IDLE: Final = 8
 
 _clock = SystemClock()
 
 
 class Server:
-    """A Redis server.
+    """A Redis server, through a client of the user's, which may have retries and timeouts of its own.
 
     Args:
         client: a synchronous redis-py client.
-        timeout: seconds.
+        timeout: seconds for a whole call.
+
+    Attributes:
+        errors: the exceptions of redis-py.
+
+    Raises:
+        ConfigurationError: redis-py is not installed, or the client is async.
     """
 
     def __init__(self, client: Any, timeout: float) -> None:
+        self.errors = _import_redis().exceptions
+        asynchronous = any(".asyncio" in kind.__module__ for kind in type(client).__mro__)
+        if asynchronous or not all(callable(getattr(client, name, None)) for name in ("evalsha", "eval")):
+            raise ConfigurationError(
+                "RedisStore takes a URL or a synchronous redis-py client (redis.Redis, redis.RedisCluster, or"
+                f" the result of Sentinel.master_for), not {type(client).__module__}.{type(client).__qualname__}"
+            )
         self.client, self._timeout = client, timeout
         self._begin()
         after_fork(self, Server._begin)
@@ -44,24 +55,15 @@ class Server:
             redis.RedisError: the server cannot be reached, or refuses.
             TimeoutError: it took too long.
         """
-        raise NotImplementedError
+        return self._in_time(lambda: getattr(self.client, command.lower())(*words), self._timeout)
 
     def close(self) -> None:
-        """Close the idle connections; the next command opens another."""
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.disconnect()
-
-    __del__ = close
+        """Do nothing: the client belongs to the user."""
 
     def _in_time(self, work: Callable[[], Any], seconds: float) -> Any:
         """The result of `work` in another thread, which cannot limit its time itself.
 
         While a call is stuck, further calls fail at once, so that threads do not pile up.
-
-        Raises:
-            TimeoutError: it takes more than so many seconds, or an earlier call is still running.
         """
         if self._stuck is not None and not self._stuck.is_done:
             raise TimeoutError("the server has not answered an earlier call yet")
@@ -83,17 +85,15 @@ class Connections(Server):
     """
 
     def run(self, command: str, *words: Any) -> Any:
-        from redis.exceptions import ConnectionError, TimeoutError  # noqa: A004
-
         until = _clock.monotonic() + self._timeout
         with self._lock:
             connection = self._idle.pop() if self._idle else None
         if connection is not None:
             try:
                 return self._ask(connection, (command, *words))
-            except TimeoutError:
+            except self.errors.TimeoutError:
                 raise
-            except (ConnectionError, OSError):
+            except (self.errors.ConnectionError, OSError):
                 pass  # The server closed it in the meantime.
         left = until - _clock.monotonic()
         return self._in_time(lambda: self._ask(self._connected(), (command, *words)), left)
@@ -107,15 +107,13 @@ class Connections(Server):
 
     def _ask(self, connection: Any, words: tuple[Any, ...]) -> Any:
         """Send a command and read the answer; keep the connection unless either fails."""
-        from redis.exceptions import ConnectionError, ResponseError  # noqa: A004
-
         is_intact = False
         try:
             connection.send_command(*words)
             answer = connection.read_response()
             is_intact = True
-        except ResponseError as error:
-            is_intact = not isinstance(error, ConnectionError)
+        except self.errors.ResponseError as error:
+            is_intact = not isinstance(error, self.errors.ConnectionError)
             raise
         finally:
             with self._lock:
@@ -126,29 +124,17 @@ class Connections(Server):
                 connection.disconnect()
         return answer
 
+    def close(self) -> None:
+        """Close the idle connections; the next command opens another."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.disconnect()
 
-class GivenClient(Server):
-    """A server that a client of the user's leads to, which may have retries and timeouts of its own.
-
-    Raises:
-        ConfigurationError: redis-py is not installed, or the client is async.
-    """
-
-    def __init__(self, client: Any, timeout: float) -> None:
-        super().__init__(client, timeout)
-        import_redis()
-        asynchronous = any(".asyncio" in kind.__module__ for kind in type(client).__mro__)
-        if asynchronous or not all(callable(getattr(client, name, None)) for name in ("evalsha", "eval")):
-            raise ConfigurationError(
-                "RedisStore takes a URL or a synchronous redis-py client (redis.Redis, redis.RedisCluster, or"
-                f" the result of Sentinel.master_for), not {type(client).__module__}.{type(client).__qualname__}"
-            )
-
-    def run(self, command: str, *words: Any) -> Any:
-        return self._in_time(lambda: getattr(self.client, command.lower())(*words), self._timeout)
+    __del__ = close
 
 
-_shared: "weakref.WeakValueDictionary[tuple[str, float], Connections]" = weakref.WeakValueDictionary()
+_shared: "WeakValueDictionary[tuple[str, float], Connections]" = WeakValueDictionary()
 _lock = threading.Lock()
 
 
@@ -158,7 +144,7 @@ def connections(url: Secret, timeout: float) -> Connections:
     Raises:
         ConfigurationError: redis-py is not installed, or the URL is invalid.
     """
-    redis = import_redis()
+    redis = _import_redis()
     with _lock:
         found = _shared.get((url.reveal(), timeout))
         if found is None:
@@ -181,16 +167,11 @@ def _client(redis: Any, url: Secret, timeout: float) -> Any:
     )
 
 
-def import_redis() -> Any:
-    """The package redis-py.
-
-    Raises:
-        ConfigurationError: it is not installed.
-    """
+def _import_redis() -> Any:
     try:
         import redis
-        import redis.backoff
-        import redis.retry
     except ImportError as error:
-        raise ConfigurationError(MISSING) from error
+        raise ConfigurationError(
+            'sharing a quota through Redis needs redis-py: pip install "stkai[redis]"'
+        ) from error
     return redis

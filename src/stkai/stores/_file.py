@@ -1,25 +1,35 @@
 """A quota that the processes of one machine share through a file. No server is needed."""
 
 import os
+import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
+from zlib import crc32
 
 from .._checks import even_half_made
 from .._clock import SystemClock
 from .._errors import ConfigurationError
 from .._forks import after_fork
-from ._local import LocalStore
-from ._locks import lock, read_at, unlock, write_at
+from ._disk import (
+    check_share,
+    default_directory,
+    file_name,
+    lock,
+    make_directory,
+    open_state,
+    read_at,
+    unlock,
+    write_at,
+)  # fmt: skip
 from ._members import FORGET
-from ._place import check_share, default_directory, file_name, make_directory, open_state
 from ._protocol import Snapshot
-from ._record import PREFIX, SLOT, Record, length_of, number_of, unpack
 from ._state import State
+from ._step import LocalStore
 
 T = TypeVar("T")
 
@@ -30,6 +40,16 @@ _TWO_MACHINES: Final = 60.0
 
 _BACKWARDS: Final = 5.0
 """Seconds that this clock may be behind the file's; a larger gap means that another clock wrote the file."""
+
+SLOT: Final = 1 << 21
+"""The offset of the second slot, and the size of both: for 14,000 members. What is not written takes no space."""
+
+_MAGIC: Final = b"stkai\x00\x00\x03"
+_ENVELOPE: Final = struct.Struct("<8sII")
+_HEAD: Final = struct.Struct("<Q16sd")
+
+_PREFIX: Final = _ENVELOPE.size + 8
+"""Bytes that differ between one content of a slot and another: magic, checksum, length and number."""
 
 clock = SystemClock()
 
@@ -88,6 +108,60 @@ class FileStore(LocalStore):
         return file
 
 
+class Record(NamedTuple):
+    """What a slot of the file holds. The two are written in turn: if one write is interrupted, the other is intact.
+
+    Attributes:
+        number: counts the writes; the slot with the higher number is the newer.
+        boot: identifies the boot of the machine that wrote it, in 16 bytes.
+        wall: seconds since 1970 at the time of writing.
+        state: the share's state.
+    """
+
+    number: int
+    boot: bytes
+    wall: float
+    state: State
+
+    @property
+    def offset(self) -> int:
+        """The offset of its slot in the file."""
+        return self.number % 2 * SLOT
+
+    def pack(self) -> bytes:
+        """The slot's content.
+
+        Raises:
+            ValueError: it does not fit into the slot.
+        """
+        body = _HEAD.pack(self.number, self.boot, self.wall) + self.state.pack()
+        if len(body) > SLOT - _ENVELOPE.size:
+            raise ValueError(f"the state has {len(body)} bytes; at most {SLOT - _ENVELOPE.size} are allowed")
+        return _ENVELOPE.pack(_MAGIC, crc32(body), len(body)) + body
+
+
+def number_of(prefix: bytes) -> int:
+    """The number of a slot that begins with this prefix; -1 if it is not a slot of ours."""
+    if len(prefix) < _PREFIX or not prefix.startswith(_MAGIC):
+        return -1
+    return int.from_bytes(prefix[_ENVELOPE.size : _PREFIX], "little")
+
+
+def length_of(prefix: bytes) -> int:
+    """The length of the content of a slot that begins with this prefix."""
+    return min(SLOT, _ENVELOPE.size + int(_ENVELOPE.unpack_from(prefix)[2]))
+
+
+def unpack(content: bytes) -> Record | None:
+    """The record in a slot's content; None if it is damaged."""
+    magic, checksum, length = _ENVELOPE.unpack_from(content)
+    body = content[_ENVELOPE.size :]
+    if magic != _MAGIC or length != len(body) or crc32(body) != checksum:
+        return None
+    number, boot, wall = _HEAD.unpack_from(body)
+    return Record(number, boot, wall, State.unpack(body[_HEAD.size :]))
+
+
 class _StateFile:
     """The file of one share. It is open during a step only: two processes that share a descriptor share its lock, too.
 
@@ -139,7 +213,7 @@ class _StateFile:
 
     def _read(self, now: float) -> Record:
         """The record in the file, or a new one if there is no usable record."""
-        prefixes = [read_at(self._fd, PREFIX, offset) for offset in (0, SLOT)]
+        prefixes = [read_at(self._fd, _PREFIX, offset) for offset in (0, SLOT)]
         numbers = [number_of(prefix) for prefix in prefixes]
         newer = int(numbers[1] > numbers[0])
         known, self._known = self._known, None
@@ -168,7 +242,7 @@ class _StateFile:
             raise OSError(
                 f"only {written} of {len(content)} bytes of the state were written: is the disk full?"
             )
-        self._known = record, content[:PREFIX]
+        self._known = record, content[:_PREFIX]
 
 
 def _check_alone(record: Record, now: float) -> None:

@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 from .._checks import SOME_SECONDS, check_number, even_half_made
 from .._secrets import Secret, sealed
-from ._connections import GivenClient, Server, connections
-from ._place import check_share
+from ._connections import Server, connections
+from ._disk import check_share
 from ._protocol import Ask, Law, Lease, Quota, Snapshot
 
 SCHEMES = ("redis", "rediss", "unix")
@@ -33,7 +33,7 @@ class RedisStore:
     def __init__(self, url_or_client: Any, *, timeout: float = 0.25) -> None:
         url_or_client = sealed(url_or_client)  # Tracebacks show variables.
         self.timeout = float(check_number("timeout", timeout, SOME_SECONDS))
-        make = connections if isinstance(url_or_client, Secret) else GivenClient
+        make = connections if isinstance(url_or_client, Secret) else Server
         self._server: Server = make(url_or_client, self.timeout)
 
     def lease(self, ask: Ask) -> Lease:
@@ -100,14 +100,12 @@ class RedisStore:
         return ",".join(sorted(f"{node.host}:{node.port}" for node in nodes)[:3]) or type(client).__name__
 
     def _run(self, share: str, verb: str, *arguments: str, keys: tuple[bytes, ...] = ()) -> Any:
-        from redis.exceptions import NoScriptError
-
         source, digest = _script()
         keys = keys or _keys(share, "v4:state", "v4:members", "v4:dues")
         given = (len(keys), *keys, verb, self._instant(), *arguments)
         try:
             return self._server.run("EVALSHA", digest, *given)
-        except NoScriptError:
+        except self._server.errors.NoScriptError:
             return self._server.run("EVAL", source, *given)
 
     def _instant(self) -> str:

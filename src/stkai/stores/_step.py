@@ -3,18 +3,23 @@
 The state is a calendar of permits, a bucket of units of cost, and what is assumed about each member. A message has
 totals, which replace what was assumed: leased = used + returned + expired + held after every step, whatever was
 lost, repeated or overtaken. A step looks at the member that asks, and now and then at those that are silent. `step.lua`
-is the same code for Redis; a test checks that both agree.
+is the same code for Redis; a test checks that both agree. Stores in this process call these functions themselves.
 """
 
 import copy
 import math
+import threading
+from collections.abc import Callable
 from dataclasses import fields
-from typing import Final
+from typing import Final, TypeVar
 
+from .._clock import Clock
 from ._calendar import USAGE_SPAN, advance, note, opening, place
 from ._members import FORGET, due, settle, sweep, uncount, void, void_old, wait
 from ._protocol import BOOKS, Ask, Law, Lease, Snapshot
 from ._state import NEVER, ROUND, Member, State, count, merged
+
+T = TypeVar("T")
 
 AHEAD: Final = 0.25
 """Seconds' worth of its share that a member may lease in advance."""
@@ -225,3 +230,52 @@ def _answer(
         m.units_fresh if fresh else 0.0,
         is_void, _queue(s, now), again, max(0.0, s.paused - now), s.epoch, max(1, s.active), len(s.members),
     )  # fmt: skip
+
+
+class LocalStore:
+    """A store that runs the step itself; a subclass keeps the states."""
+
+    def _change(self, share: str, work: Callable[[State, float], T]) -> T:
+        """Call `work(state, now)` on a share's state, which no other process or thread uses meanwhile, and keep it."""
+        raise NotImplementedError
+
+    def lease(self, ask: Ask) -> Lease:
+        """Take a member's report and lease it permits."""
+        return self._change(ask.share, lambda state, now: step(state, ask, now))
+
+    def amend(self, epoch: int, law: Law) -> bool:
+        """Replace the adaptive state of version `law.version` with a new one."""
+        return self._change(law.share, lambda state, now: amend(state, epoch, law, now))
+
+    def look(self, share: str) -> Snapshot | None:
+        """A share's state for display; None if it was never used."""
+        return self._change(share, look)
+
+    def reset(self, share: str) -> bool:
+        """Delete the state of a share; active members start over. Returns whether there was one."""
+        return self._change(share, forget)
+
+
+class MemoryStore(LocalStore):
+    """Keeps shares in memory, on a clock that you pass: sharing in virtual time, without a file.
+
+    Args:
+        clock: its `monotonic` is the store's time.
+    """
+
+    blocks = False
+    """The store never waits, so an event loop may call it directly."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._states: dict[str, State] = {}
+
+    def _change(self, share: str, work: Callable[[State, float], T]) -> T:
+        with self._lock:
+            now = self._clock.monotonic()
+            state = self._states.get(share) or self._states.setdefault(share, State.new(now))
+            return work(state, now)
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to release."""

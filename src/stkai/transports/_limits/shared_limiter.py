@@ -97,7 +97,7 @@ def shared_source(
             raise ConfigurationError("store= needs share=, the name of the quota to share")
         return None
     from ...stores._choose import store_from
-    from ...stores._place import check_share
+    from ...stores._disk import check_share
     from .sources.leased import Leased, quota_of
     from .sources.member import Member
     from .sources.store_client import StoreClient, identity

@@ -1,14 +1,19 @@
-"""The location of state files: a private directory, never a symbolic link, and one file per share."""
+"""State files on disk: where they are, how they are opened, and locks between processes, on Unix and Windows.
+
+They are in a private directory, one per share, and a symbolic link is never followed.
+"""
 
 import os
 import stat
 import sys
 import tempfile
+from getpass import getuser
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
+from .._clock import Clock
 from .._errors import ConfigurationError
 
 _IS_UNIX: Final = sys.platform != "win32"
@@ -16,6 +21,10 @@ _IS_UNIX: Final = sys.platform != "win32"
 _FLAGS: Final = (
     os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 )
+
+_SPINS: Final = 8
+_LONGEST_NAP: Final = 0.0005
+_YIELD: Final = getattr(os, "sched_yield", lambda: None)  # Windows has none.
 
 
 def check_share(share: object) -> str:
@@ -45,12 +54,7 @@ def file_name(share: str, suffix: str = ".share4") -> str:
 
 def default_directory() -> Path:
     """This user's directory on this machine, the same for all processes with the same TMPDIR."""
-    if sys.platform == "win32":
-        import getpass
-
-        user = getpass.getuser()
-    else:
-        user = str(os.getuid())
+    user = getuser() if sys.platform == "win32" else str(os.getuid())
     return Path(tempfile.gettempdir()) / f"stkai-{user}"
 
 
@@ -132,3 +136,72 @@ def _not_plain(path: Path) -> str:
     return (
         f"{str(path)!r} is not a regular file, or is a symbolic link; remove it, or choose another directory"
     )
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    _BYTE: Final = 1 << 30
+    """Windows locks also block reads, so this is a byte far beyond the record."""
+
+    def try_lock(fd: int) -> bool:
+        os.lseek(fd, _BYTE, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+    def unlock(fd: int) -> None:
+        os.lseek(fd, _BYTE, os.SEEK_SET)
+        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+
+    def read_at(fd: int, size: int, offset: int) -> bytes:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.read(fd, size)
+
+    def write_at(fd: int, content: bytes, offset: int) -> int:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.write(fd, content)
+
+else:
+    import fcntl
+
+    read_at = os.pread
+    write_at = os.pwrite
+
+    def try_lock(fd: int) -> bool:
+        """Take the lock if it is free."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def unlock(fd: int) -> None:
+        """Release the lock."""
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def lock(fd: int, timeout: float, clock: Clock) -> None:
+    """Take the lock, waiting at most `timeout` seconds.
+
+    A blocking kernel lock has no timeout, and its holder may be stopped, so this polls: the lock is held for
+    microseconds only.
+
+    Raises:
+        TimeoutError: another process held the lock the whole time.
+    """
+    if try_lock(fd):
+        return
+    until = clock.monotonic() + timeout
+    for _ in range(_SPINS):
+        _YIELD()
+        if try_lock(fd):
+            return
+    nap = 1e-6
+    while not try_lock(fd):
+        if clock.monotonic() >= until:
+            raise TimeoutError(f"another process held the lock of the state file for {timeout:g} s")
+        clock.sleep(nap)
+        nap = min(nap * 1.2, _LONGEST_NAP)
