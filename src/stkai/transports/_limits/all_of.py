@@ -46,8 +46,7 @@ class AllOf(QueueLimiter):
             raise ConfigurationError(f"{WANTED}an empty list")
         self._choosers = any(isinstance(part, Chooser) for part in self.parts)
         fixed = [part for part in self.parts if not isinstance(part, Chooser)]
-        self._hosts = {id(part): guest_of(part) for part in fixed if _is_own(part)}
-        plans = [plan for part in fixed if (plan := self._plan_of(part, None)) is not None]
+        plans = [plan for part in fixed if (plan := _plan_of(part, None)) is not None]
         sources = [source for plan in plans for source in plan.sources]
         super().__init__(*dict.fromkeys(sources))
         self._methods = _all_methods(self.parts)
@@ -71,7 +70,7 @@ class AllOf(QueueLimiter):
 
     def _joined(self, request: httpx.Request | None, parts: Iterable[Any]) -> Plan | None:
         """What a request needs of all these parts together."""
-        plans = [plan for part in parts if (plan := self._plan_of(part, request)) is not None]
+        plans = [plan for part in parts if (plan := _plan_of(part, request)) is not None]
         if not plans:
             return None
         guests = dict.fromkeys(guest for plan in plans for guest in plan.guests)
@@ -89,12 +88,6 @@ class AllOf(QueueLimiter):
             bool(guests) or any(plan.listens for plan in plans),
             smallest(plan.max_wait_time for plan in plans),
         )
-
-    def _plan_of(self, part: Any, request: httpx.Request | None) -> Plan | None:
-        if _is_own(part):
-            return plan_of_own(part, request, self._hosts.get(id(part)) or guest_of(part))
-        plan: Plan | None = part.plan_for(request)
-        return plan
 
     def _sources_for(self, turn: Turn) -> tuple[Source, ...]:
         plan = self.plan_for(turn.request) or self._plan
@@ -213,8 +206,10 @@ def _flattened(limiters: Iterable[Any]) -> Iterator[Any]:
             yield checked_limiter(part)
 
 
-def _is_own(part: Any) -> bool:
-    return not isinstance(part, QueueLimiter) or part.is_own
+def _plan_of(part: Any, request: httpx.Request | None) -> Plan | None:
+    if isinstance(part, QueueLimiter) and not part.is_own:
+        return part.plan_for(request)
+    return plan_of_own(part, request, guest_of(part))
 
 
 def _all_methods(parts: Iterable[Any]) -> frozenset[str] | None:

@@ -32,13 +32,6 @@ Estimate = Callable[[httpx.Request], float]
 Settle = Callable[[httpx.Response], float | None]
 
 
-class TooLongError(Exception):
-    """The answer is too long to be kept."""
-
-    def __init__(self) -> None:
-        super().__init__("the answer is too long to look for its usage")
-
-
 class Meter:
     """Estimates and settles the costs of one layer's calls.
 
@@ -133,16 +126,14 @@ class Bill:
         """
         if how is BodyEnd.DROPPED or (how is BodyEnd.CLOSED and not self._is_event_stream()):
             return
-        if self._kept.is_full:
-            return
         try:
             response = self._whole()
-        except TooLongError as error:
-            _logger.debug("a call keeps its estimated cost: %s", error)
-            return
         except Exception as error:  # noqa: BLE001 - a body that cannot be decoded
             raise_interrupt(error)
             self._meter.complain(f"the body cannot be read: {error!r}")
+            return
+        if response is None:
+            _logger.debug("a call keeps its estimated cost: the answer is too long to look for its usage")
             return
         for settle, limits in self._settles.values():
             try:
@@ -163,22 +154,20 @@ class Bill:
         kind: str = self._headers.get("content-type", "")
         return kind.startswith("text/event-stream")
 
-    def _whole(self) -> httpx.Response:
-        """The same response with its whole body, decoded.
-
-        Raises:
-            TooLongError: it is too long when decoded.
-        """
+    def _whole(self) -> httpx.Response | None:
+        """The same response with its whole body, decoded; None if that is too long."""
         if self._read is not None:
             return self._read
-        body, headers = b"".join(self._kept.chunks), self._headers
-        if _CODING in headers:
-            pieces: Any = of_family(_Pieces, family_of(self._request))(body)
-            packed = self._kind(self._status, headers=headers, stream=pieces)
-            body = _unpacked(packed)
+        kept, headers = self._kept, self._headers
+        if _CODING in headers and not kept.is_full:
+            pieces: Any = of_family(_Pieces, family_of(self._request))(b"".join(kept.chunks))
+            kept = _unpacked(self._kind(self._status, headers=headers, stream=pieces))
             headers = headers.copy()
             del headers[_CODING]
-        return self._kind(self._status, headers=headers, content=body, request=self._request)
+        if kept.is_full:
+            return None
+        content = b"".join(kept.chunks)
+        return self._kind(self._status, headers=headers, content=content, request=self._request)
 
 
 def _estimated(function: Any, request: httpx.Request) -> float:
@@ -191,18 +180,18 @@ def _estimated(function: Any, request: httpx.Request) -> float:
         raise InvalidArgumentError(msg) from error
 
 
-def _unpacked(packed: httpx.Response) -> bytes:
+def _unpacked(packed: httpx.Response) -> "_Kept":
     kept = _Kept(LONGEST_DECODED)
     try:
         for part in packed.iter_bytes():
             kept.add(part)
             if kept.is_full:
-                raise TooLongError
+                break
     except httpx.DecodingError:
         if not kept.chunks:
             raise
         # It was not read to its end.
-    return b"".join(kept.chunks)
+    return kept
 
 
 class _Kept:
