@@ -12,7 +12,7 @@ from .._errors import ConfigurationError
 from .._standard import NO_AUTHENTICATION, AuthChoice, Parts
 from ..transports._limits.all_of import AllOf
 from ..transports._limits.pace.saved_rate import SavedRate
-from ..transports._limits.shared_limiter import SharedLimiter
+from ..transports._limits.quota_limiter import QuotaLimiter
 from .quota import describe
 
 
@@ -36,7 +36,7 @@ def explain() -> None:
     for layer in parts.layers:
         policy = layer.policy
         for limiter in policy.parts if isinstance(policy, AllOf) else [policy]:
-            if isinstance(limiter, SharedLimiter) and limiter.share is not None:
+            if isinstance(limiter, QuotaLimiter) and limiter.share is not None:
                 # One line each, without wrapping, even in a narrow terminal.
                 console.print(Text.assemble(("Shared quota: ", "bold"), _share(limiter)), soft_wrap=True)
     wire = "StackSpot CLI" if parts.by_cli else "httpx, with the proxies of the environment"
@@ -91,7 +91,7 @@ def _ago(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _share(limiter: SharedLimiter) -> str:
+def _share(limiter: QuotaLimiter) -> str:
     """The name of the shared quota, its store, and its number of members."""
     store, share = limiter.store, str(limiter.share)
     heading = f"{share}, in {describe(store)}"

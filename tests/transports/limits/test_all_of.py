@@ -25,8 +25,8 @@ from stkai import (
 )
 from stkai.testing import FakeClock
 from stkai.transports import Answer, RateChange, Turn, limiter
+from stkai.transports._limits.in_flight import Slots
 from stkai.transports._limits.queue import Queue
-from stkai.transports._limits.sources.in_flight import Slots
 from stkai.transports._limits.sources.rate import Rate
 from stkai.transports._limits.sources.units import Units
 from stkai.transports._limits.sources.window import Window

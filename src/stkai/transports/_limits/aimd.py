@@ -11,14 +11,13 @@ from .pace.adaptive import Adaptive
 from .pace.quota import KnownQuota
 from .pace.saved_rate import SavedRate, check_warm_start
 from .plan import Cost
-from .queue_limiter import check_limits
-from .shared_limiter import SharedLimiter, shared_source
+from .quota_limiter import QuotaLimiter, check_limits, shared_source
 from .sources.rate import Rate
 from .sources.source import Limits, Source
 from .sources.units import Units
 
 
-class AimdLimiter(SharedLimiter):
+class AimdLimiter(QuotaLimiter):
     """A rate that adapts to what the server accepts. Share the object to share the quota within a process.
 
     Without numbers, it finds the quota by itself. With numbers, they are the ceiling.

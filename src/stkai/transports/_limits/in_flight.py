@@ -1,12 +1,82 @@
 """A limit of the requests that are on their way at once."""
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Final
+from weakref import ref
 
 from ..._checks import POSITIVE_COUNT, check_number, even_half_made
+from .limiter import Turn
 from .queue import Queue
 from .queue_limiter import QueueLimiter
-from .sources.in_flight import Slots
-from .sources.source import Limits
+from .sources.source import TICK, Source
+
+_FIRST_GUESS: Final = 0.05
+_LEARNING: Final = 0.1
+_SHORTEST: Final = 0.001
+
+
+class Slots(Source):
+    """At most `most` at once: a slot is taken when a request goes, and is free when its answer has ended.
+
+    Nobody knows when that will be: its seconds are a guess, from how long the last ones took. A slot is also free when
+    its turn is collected, since an interrupt may cut off whatever was to free it; the callback of a weak reference is a
+    method of a C type, which no interrupt can cut off. Layers and permits keep their turns until then.
+
+    Attributes:
+        most: how many there are.
+    """
+
+    is_exact = False
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._taken: set[ref[Turn] | Turn] = set()
+        self._lost: deque[ref[Turn]] = deque()
+        self._note_lost = self._lost.append
+        self._mean = _FIRST_GUESS
+        self._freed_at = 0.0
+
+    @property
+    def busy(self) -> int:
+        """How many are taken."""
+        return len(self._taken) - len(self._lost)
+
+    @property
+    def limit(self) -> str:  # type: ignore[override]
+        return f"{self.most} in flight"
+
+    def when(self, turn: Turn, ahead: int, now: float) -> float:
+        while self._lost:
+            self._taken.discard(self._lost.popleft())
+        if self.busy + ahead < self.most:
+            return 0.0
+        # If they take longer than the last ones did, look ever more rarely.
+        idle = now - max(self._freed_at, turn.asked)
+        each = max(self._mean, idle) / self.most
+        turn.nap = min(turn.nap, max(_SHORTEST, each * (ahead or 0.5) / 2, idle / 4))
+        return max(TICK, each * (self.busy + ahead - self.most + 1))
+
+    def until_spare(self, turn: Turn, rank: int, asleep: Sequence[Turn], now: float) -> float:
+        return 0.0  # A slot is free again before long.
+
+    def take(self, turn: Turn, now: float) -> None:
+        self._taken.add(turn if turn.is_by_hand else ref(turn, self._note_lost))
+
+    def give_back(self, turn: Turn, now: float) -> None:
+        self._taken.discard(turn if turn.is_by_hand else ref(turn))
+        self._freed_at = now
+
+    def end(self, turn: Turn, now: float) -> None:
+        self._mean += _LEARNING * (max(0.0, now - turn.since) - self._mean)
+        self.give_back(turn, now)
+
+    def soon(self, now: float, seconds: float) -> float:
+        return self.most - self.busy + self.most * seconds / max(self._mean, seconds / 4, TICK)
+
+    def forked(self) -> None:
+        self._taken.clear()
+        self._lost.clear()
 
 
 class InFlight(QueueLimiter):
@@ -48,7 +118,7 @@ class InFlight(QueueLimiter):
         """
         check_number("n", n, POSITIVE_COUNT)
         with Queue.lock:
-            self._slots.update(Limits(max_requests=n))
+            self._slots.most = n
 
     @even_half_made
     def __repr__(self) -> str:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Collection, Iterable
-from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import httpx
@@ -12,9 +11,9 @@ from ..._clock import Clock
 from ..._errors import ConfigurationError
 from .._options import UNSET, Priority, Unset
 from .permit import Permit
-from .plan import Cost, Plan, Pricing
+from .plan import Plan
 from .queue import Queue
-from .sources.source import Limits, Source
+from .sources.source import Source
 
 _HOOKS: Final = ("ask", "leave", "learn", "end", "settle")
 
@@ -112,101 +111,6 @@ class QueueLimiter(Queue):
         return "" if self._methods is None else f", methods={sorted(self._methods)}"
 
 
-class QuotaLimiter(QueueLimiter):
-    """A limiter with a quota: requests, units of cost, or both, per time window.
-
-    Args:
-        sources: where permits come from.
-        limits: the numbers, as `check_limits` returns them.
-        cost: what a call costs; needs `max_cost`.
-
-    Raises:
-        ConfigurationError: `cost` cannot be used, or there is no `max_cost`.
-    """
-
-    numbers = ("max_requests", "time_window", "max_cost")
-
-    def __init__(
-        self,
-        *sources: Source,
-        limits: Limits,
-        methods: Iterable[str] | None = None,
-        max_wait_time: float | None = None,
-        cost: Cost | None = None,
-    ) -> None:
-        super().__init__(*sources, methods=methods, max_wait_time=max_wait_time)
-        self._limits = limits
-        self._cost = None if cost is None else _checked_cost(cost, limits.max_cost)
-        if limits.max_cost is not None:
-            self._plan = self._plan._replace(priced=(self,))
-
-    @property
-    def max_requests(self) -> float | None:
-        """Requests per time window; None if they are not counted, or the quota is unknown."""
-        return self._limits.max_requests
-
-    @property
-    def time_window(self) -> float | None:
-        """Seconds; None if unknown."""
-        return self._limits.time_window
-
-    @property
-    def max_cost(self) -> float | None:
-        """Units of cost per time window; None if they are not counted."""
-        return self._limits.max_cost
-
-    @property
-    def cost(self) -> Cost | None:
-        """What a call costs; None if the stack or the call says so."""
-        return self._cost
-
-    def update(
-        self,
-        *,
-        max_requests: float | Unset = UNSET,
-        time_window: float | Unset = UNSET,
-        max_cost: float | Unset = UNSET,
-    ) -> None:
-        """Change the numbers that are given; requests that wait go by the new ones.
-
-        Raises:
-            ConfigurationError: a number is out of range, or this limiter does not count what it is for; nothing has
-                changed.
-        """
-        numbers = {"max_requests": max_requests, "time_window": time_window, "max_cost": max_cost}
-        given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not UNSET}
-        for name, value in given.items():
-            check_number(name, value, POSITIVE)
-            if getattr(self._limits, name) is None:
-                raise ConfigurationError(
-                    f"{name} cannot be updated: this limiter was made without it; make another with {name}={value!r}"
-                )
-        limits = self._limits._replace(**given)
-        with Queue.lock:
-            self._limits = limits
-            for source in self.sources:
-                source.update(limits)
-
-
-def check_limits(
-    max_requests: float | None, time_window: float | None, max_cost: float | None, burst: float | None = None
-) -> Limits:
-    """The numbers of a limiter.
-
-    Raises:
-        ConfigurationError: one of those that are given is not positive and finite.
-    """
-    if max_requests is not None:
-        check_number("max_requests", max_requests, POSITIVE)
-    if time_window is not None:
-        check_number("time_window", time_window, POSITIVE)
-    if max_cost is not None:
-        check_number("max_cost", max_cost, POSITIVE, ", or None to count requests only")
-    if burst is not None:
-        check_number("burst", burst, POSITIVE)
-    return Limits(max_requests, time_window, max_cost, burst)
-
-
 def smallest(waits: Iterable[float | None]) -> float | None:
     """The smallest of some times to wait, where None is no limit."""
     least = min((math.inf if wait is None else wait for wait in waits), default=math.inf)
@@ -221,15 +125,3 @@ def _checked_methods(methods: Iterable[str] | None) -> frozenset[str] | None:
         msg = f"methods must be HTTP method names such as {{'POST', 'PUT'}}, or None for all, not {methods!r}"
         raise ConfigurationError(msg)
     return frozenset(name.upper() for name in names)
-
-
-def _checked_cost(cost: object, max_cost: float | None) -> Any:
-    is_usable = isinstance(cost, Pricing) or callable(cost)
-    if isinstance(cost, type) or not is_usable or iscoroutinefunction(cost):
-        raise ConfigurationError(
-            "cost must be a plain function of a request, or an object with estimate and settle such as"
-            f" stkai.costs.llm_tokens(), not {cost!r}"
-        )
-    if max_cost is None:
-        raise ConfigurationError("cost= needs max_cost=, the units that may be spent in a time window")
-    return cost

@@ -9,15 +9,14 @@ from ..._secrets import sealed
 from .pace.adaptive import Adaptive
 from .pace.quota import KnownQuota
 from .plan import Cost
-from .queue_limiter import check_limits
-from .shared_limiter import SharedLimiter, shared_source
+from .quota_limiter import QuotaLimiter, check_limits, shared_source
 from .sources.rate import Rate
 from .sources.source import Limits, Source, in_words
 from .sources.units import Units
 from .sources.window import Window
 
 
-class TokenBucket(SharedLimiter):
+class TokenBucket(QuotaLimiter):
     """At most so many requests in any time window. Share the object to share the quota, also between stacks.
 
     After a quiet time, `burst` requests may go at once; the others follow evenly. With the default burst, all of a

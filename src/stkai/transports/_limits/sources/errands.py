@@ -48,12 +48,7 @@ class Errands:
                     self._threads -= 1
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                work = self._next()
-                if work is None:
-                    self._threads -= 1
-                    return
+        while (work := self._next()) is not None:
             try:
                 work()
             except Exception:  # noqa: BLE001 - a store may be user code
@@ -61,20 +56,20 @@ class Errands:
             del work
 
     def _next(self) -> Work | None:
-        """The next job when it is due; None after a while without any."""
-        ends = self._monotonic() + _IDLE
-        self._idle += 1
-        try:
-            while True:
-                now = self._monotonic()
-                due = self._jobs[0][0] if self._jobs else ends
-                if self._jobs and due <= now:
-                    return heapq.heappop(self._jobs)[2]
-                if not self._jobs and now >= ends:
-                    return None
-                self._changed.wait(due - now)
-        finally:
-            self._idle -= 1
+        """The next job when it is due; None after a while without any: the thread ends."""
+        with self._changed:
+            ends = self._monotonic() + _IDLE
+            self._idle += 1
+            try:
+                while self._jobs or self._monotonic() < ends:
+                    left = (self._jobs[0][0] if self._jobs else ends) - self._monotonic()
+                    if self._jobs and left <= 0:
+                        return heapq.heappop(self._jobs)[2]
+                    self._changed.wait(left)
+                self._threads -= 1
+                return None
+            finally:
+                self._idle -= 1
 
 
 errands = Errands()

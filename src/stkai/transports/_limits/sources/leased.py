@@ -76,7 +76,8 @@ class Leased(Source):
     def update(self, limits: Limits) -> None:
         """Change the group's quota; the member counts as one that starts now."""
         member = self.member
-        member.update(quota_of(limits, member.quota.methods, promises=not member.steers))
+        quota = quota_of(limits, promises=not member.steers)
+        member.update(quota._replace(methods=member.quota.methods))
 
     def forked(self) -> None:
         """A child is a new member and holds nothing."""
@@ -104,11 +105,12 @@ class Leased(Source):
         due = held.due
         if ahead >= len(due) or not self._covers(turn, ahead):
             return max(wait, self._estimate(turn, ahead, now))
-        if self._is_fresh(max(now, due[ahead])):
-            return wait if due[ahead] <= now + EPSILON else max(wait, TICK, due[ahead] - now)
-        # The answer will be too old by then.
-        turn.nap = min(turn.nap, max(_BUSY, due[ahead] - now - contact.lead()))
-        return max(wait, TICK, due[ahead] - now)
+        left = due[ahead] - now
+        if not member.steers or max(now, due[ahead]) <= contact.fresh_until:
+            return wait if left <= EPSILON else max(wait, TICK, left)
+        # Then, the answer will be too old to tell whether the group was refused meanwhile.
+        turn.nap = min(turn.nap, max(_BUSY, left - contact.lead()))
+        return max(wait, TICK, left)
 
     def take(self, turn: "Turn", now: float) -> None:
         member = self.member
@@ -116,7 +118,8 @@ class Leased(Source):
         if outage.sources:
             outage.take(turn, now)
         lease = member.contact.lease
-        self._note(turn, Use(-1 if lease is None else lease.epoch, outage.is_on))
+        use = Use(-1 if lease is None else lease.epoch, outage.is_on)
+        turn.leases = {**(turn.leases or {}), self: use}
         if not outage.is_on:
             member.use(turn, now)
 
@@ -142,7 +145,7 @@ class Leased(Source):
         cost = min(cost, max(estimate, quota.max_cost, quota.cost_rate * _LONGEST))
         turn.costs = {**(turn.costs or {}), self: cost}
         member.held.spent += cost - estimate
-        member.call_soon(now)
+        member.call_soon()
 
     def listens(self, now: float) -> bool:
         return self.pace is not None or self.member.contact.lease is None
@@ -167,7 +170,6 @@ class Leased(Source):
                 if isinstance(source, Rate):
                     source.pause(answer.now + stop.seconds)
                     source.rate *= _EASED if turn.paced else 1.0
-            member.call_soon(answer.now)
         change: RateChange | None = stop.change
         return change
 
@@ -185,7 +187,7 @@ class Leased(Source):
     def _again(self) -> float:
         """When to lease the next permits."""
         held = self.member.held
-        return self.member.contact.again(held.last, short=len(held) > max(1, self.waiting // 4))
+        return self.member.contact.again(held.last, short=len(held.due) > max(1, self.waiting // 4))
 
     # Calls
 
@@ -201,15 +203,14 @@ class Leased(Source):
             contact.active = 1  # What was known of the others is old.
         if not self._is_due(now):
             return None
-        call = member.reserve(turn, now)
-        return None if call is None else self.client.operation(call, now)
+        return self.client.operation(member.reserve(turn, now), now)
 
     def left(self, turn: "Turn", now: float) -> None:
         """Let another turn make the call that this one has reserved; return permits that no turn is left to use."""
         member, call = self.member, self.member.calling
         if call is not None and call.turn is turn and call.ask is None:
             member.drop(call)
-        member.call_soon(now)
+        member.call_soon()
 
     def afterwards(self, now: float) -> None:
         """Called without the lock, after each of the queue's steps."""
@@ -228,13 +229,13 @@ class Leased(Source):
         """Estimate the wait of a turn that has no permit yet, never too long; and when it should ask again."""
         member = self.member
         contact, held = member.contact, member.held
-        behind = ahead - len(held)
+        behind = ahead - len(held.due)
         calling = member.calling is not None
         if calling and contact.lease is None:
             turn.nap = min(turn.nap, _BUSY + max(0, behind) * 1e-4)
             return _BUSY
         last = held.due[-1] if held.due else now
-        start = max(now, last, contact.queue_until)
+        start = max(last, now, contact.queue_until)
         again = max(now + TICK, self._again())
         if calling:
             again = max(again, now + max(_BUSY, contact.latency))
@@ -248,10 +249,6 @@ class Leased(Source):
             return max(TICK, start - now + behind * contact.active / member.rate)
         return max(TICK, start - now)
 
-    def _is_fresh(self, instant: float) -> bool:
-        """Whether a permit may be used at that instant without asking whether the group was refused meanwhile."""
-        return not self.member.steers or instant <= self.member.contact.fresh_until
-
     def _covers(self, turn: "Turn", ahead: int) -> bool:
         """Whether the units held are enough for the turn, and for so many before it."""
         cost = self.cost_of(turn)
@@ -260,17 +257,12 @@ class Leased(Source):
         claimed = sum(map(self.cost_of, self.turns[:ahead])) if ahead else 0.0
         return claimed + cost <= self.member.held.units + ROUNDING * self.member.max_cost
 
-    def _note(self, turn: "Turn", use: Use) -> None:
-        if turn.leases is None:
-            turn.leases = {}
-        turn.leases[self] = use
-
     def _use_of(self, turn: "Turn") -> Use | None:
         use: Use | None = None if turn.leases is None else turn.leases.get(self)
         return use
 
 
-def quota_of(limits: Limits, methods: str, *, promises: bool) -> Quota:
+def quota_of(limits: Limits, *, promises: bool) -> Quota:
     """What the members of a share must agree on; `promises` tells whether no window has more requests than allowed."""
     window = limits.time_window or 1.0
     if limits.max_requests is None:
@@ -281,4 +273,4 @@ def quota_of(limits: Limits, methods: str, *, promises: bool) -> Quota:
         if promises:
             burst = max(1.0, limits.max_requests if limits.burst is None else limits.burst)
     most = limits.max_cost or 0.0
-    return Quota(rate, burst, window if promises else 0.0, most, most / window, methods)
+    return Quota(rate, burst, window if promises else 0.0, most, most / window)

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ....stores import Ask, Lease, Quota, Refusal
-from .contact import AHEAD, GIVE_UP, Contact, StoreCall
-from .holding import LATE, Demand, Holding
+from .holding import AHEAD, GIVE_UP, LATE, Contact, Demand, Holding, StoreCall
 from .outage import ALONE, Outage, local_part, window_of
 from .window import Window
 
@@ -67,13 +66,8 @@ class Member:
         *,
         steers: bool = False,
     ) -> None:
-        self.share, self.quota, self.steers, self._identity, self._alone = (
-            share,
-            quota,
-            steers,
-            identity,
-            alone,
-        )
+        self.share, self.quota, self.steers = share, quota, steers
+        self._identity, self._alone = identity, alone
 
     def begin_anew(self, leased: Any) -> None:
         """Become a member that holds nothing, of this source; a forked child becomes a new one."""
@@ -120,6 +114,7 @@ class Member:
         """Stop until an instant, and report that a request of this epoch was refused."""
         self.contact.paused_until = max(self.contact.paused_until, until)
         self.refused = max(self.refused, epoch)
+        self.call_soon()
 
     def use(self, turn: "Turn", now: float) -> None:
         """Use a permit for this turn."""
@@ -152,11 +147,9 @@ class Member:
 
     # Calls
 
-    def reserve(self, turn: "Turn | None", now: float, *, is_last: bool = False) -> StoreCall | None:
-        """The next call, for the caller to make; None while another one is under way, unless it is the last."""
-        if not is_last and not self.is_free(now):
-            return None
-        self.calling = StoreCall(turn, now, is_last=is_last)
+    def reserve(self, turn: "Turn | None", now: float, *, is_last: bool = False) -> StoreCall:
+        """The next call, for the caller to make, if none is under way; the last one in any case."""
+        self.calling = StoreCall(turn, now + GIVE_UP, now, is_last)
         return self.calling
 
     def is_free(self, now: float) -> bool:
@@ -192,8 +185,13 @@ class Member:
         return call.ask
 
     def _message(self, kept: int, want: int, units: float, now: float, *, is_last: bool) -> Ask:
-        held, contact, quota, outage = self.held, self.contact, self.quota, self.outage
-        turns, cost_of = self.leased.turns, self.leased.cost_of
+        held, contact, quota, outage, turns = (
+            self.held,
+            self.contact,
+            self.quota,
+            self.outage,
+            self.leased.turns,
+        )
         wanting = turns[kept : kept + want]
         lease, queue = contact.lease, max(contact.queue_until - now, 0.0 if outage.is_long(now) else AHEAD)
         pause = max(0.0, contact.paused_until - now)
@@ -211,7 +209,7 @@ class Member:
             want=want,
             waiting=len(turns),
             low=bool(wanting) and all(turn.priority == "low" for turn in wanting),
-            costs=tuple(map(cost_of, wanting)) if quota.max_cost else (),
+            costs=tuple(map(self.leased.cost_of, wanting)) if quota.max_cost else (),
             units_used=held.spent,
             units=units,
             own=outage.used,
@@ -234,7 +232,7 @@ class Member:
         arrived = now - GIVE_UP if now - call.sent > GIVE_UP else now
         got = self.held.add(lease.ranges, lease.units, arrived)
         contact.update(lease, call.sent, now, is_empty=bool(ask.want and not got))
-        if self.needs_errand(now):
+        if self.needs_errand():
             self.errand(0.0)
         return restored
 
@@ -243,7 +241,8 @@ class Member:
         if self.calling is not call:
             return False
         self.drop(call)
-        self.held.give_up()  # So that nothing is spent twice.
+        self.held.lapse(math.inf)  # So that nothing is spent twice.
+        self.held.units = 0.0
         announced = self.outage.fail(now, self._local_sources, was_reached=self.contact.lease is not None)
         self.errand(self.outage.probe_after)
         return announced
@@ -275,7 +274,7 @@ class Member:
         """Whether there is something to report that the others must know at once."""
         return self.refused >= 0 or (self._reported is not None and self.quota != self._reported.quota)
 
-    def needs_errand(self, now: float) -> bool:
+    def needs_errand(self) -> bool:
         """Whether the store should be called although no request does: a probe, or news."""
         if self.outage.is_on:
             return True
@@ -290,17 +289,17 @@ class Member:
             return True
         return bool(self.quota.max_cost) and held.spent != last.units_used
 
-    def call_soon(self, now: float) -> None:
+    def call_soon(self) -> None:
         """Arrange for an errand if one is needed."""
-        if self.needs_errand(now):
+        if self.needs_errand():
             self.errand(0.0 if self._is_urgent() else SOON if self.held.due or self.held.units > 0 else _NEWS)
 
     def run_errand(self, now: float) -> StoreCall | None:
         """The call that an errand makes; None if there is nothing to do any more."""
-        if not self.needs_errand(now):
+        if not self.needs_errand():
             return None
         steady = self.expected and now < self.demand.used_at + LATE
         if steady and self.refused < 0 and not self.outage.is_on:
             self.errand(LATE)  # The next request will probably come.
             return None
-        return self.reserve(None, now)
+        return self.reserve(None, now) if self.is_free(now) else None

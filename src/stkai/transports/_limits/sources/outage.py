@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ....stores import Ask, Quota
-from .contact import AHEAD, GIVE_UP, Contact
+from .holding import AHEAD, GIVE_UP, Contact
 from .rate import Rate
 from .source import Limits, Source
 from .units import Units

@@ -3,9 +3,10 @@
 import atexit
 import os
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary, ref
 
 from ...._abandonable import GivenUpError, do_within
@@ -15,12 +16,16 @@ from ...._forks import after_fork
 from ...._log import logger
 from ...._signals import is_interrupt, raise_interrupt
 from ....stores import Ask, Lease, Store
+from ....stores._choose import store_from
+from ....stores._disk import check_share
 from ....stores._protocol import checked
 from ..._operations import Run
 from ..queue import Queue
-from .contact import StoreCall
 from .errands import errands
+from .holding import StoreCall
+from .leased import Leased, quota_of
 from .member import Member
+from .source import Limits, Source
 from .store_events import StoreEvents
 
 if TYPE_CHECKING:
@@ -72,8 +77,7 @@ class StoreClient:
 
         def run(left: float) -> None:
             if left < _PATIENCE:
-                with suppress(GivenUpError):
-                    do_within(left, partial(self._make, call))
+                self._make_within(left, call)
             else:
                 self._make(call)
 
@@ -125,12 +129,10 @@ class StoreClient:
             if not member.has_joined or member.outage.is_on:
                 return
             call = member.reserve(None, self._now(), is_last=True)
-        assert call is not None
         if self._is_instant:
             self._make(call)
         else:
-            with suppress(GivenUpError):
-                do_within(seconds, partial(self._make, call))
+            self._make_within(seconds, call)
 
     def retire(self) -> None:
         """Leave the group, in another thread: the limiter was collected, perhaps in the middle of something."""
@@ -166,6 +168,10 @@ class StoreClient:
     def _errand(self) -> None:
         if _clock.monotonic() >= self._due:
             self.work()
+
+    def _make_within(self, seconds: float, call: StoreCall) -> None:
+        with suppress(GivenUpError):
+            do_within(seconds, partial(self._make, call))
 
     def _make(self, call: StoreCall) -> None:
         ask = self._begun(call)
@@ -239,7 +245,20 @@ def _probe(client: "ref[StoreClient]") -> None:
         found._errand()  # noqa: SLF001 - its own
 
 
-def identity() -> tuple[str, float, float]:
+def leased_from(
+    store: Any, share: str, limits: Limits, alone: Callable[[], Sequence[Source]], pace: "GroupPace | None"
+) -> Leased:
+    """The source of a group's permits; `alone` makes the sources to use until the store is first reached.
+
+    Raises:
+        ConfigurationError: the store cannot be used, or the name is invalid.
+    """
+    quota = quota_of(limits, promises=pace is None)
+    member = Member(check_share(share), quota, _identity, alone, steers=pace is not None)
+    return Leased(StoreClient(member, store_from(store), pace))
+
+
+def _identity() -> tuple[str, float, float]:
     """A new member's unique name, and when it starts: in seconds since 1970, and as an instant."""
     return unique_key(), _clock.utcnow().timestamp(), _clock.monotonic()
 

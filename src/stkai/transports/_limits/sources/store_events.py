@@ -3,8 +3,7 @@
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-from ...._log import Listeners, logger
-from ...._signals import raise_interrupt
+from ...._log import Listeners
 from ....events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
 from ....stores import Quota
 
@@ -48,26 +47,17 @@ class StoreEvents:
             self._disagreed = None
         elif theirs != self._disagreed:
             self._disagreed = theirs
-            self._emit(
-                QuotaDisagreement(
-                    call=self.call,
-                    share=self._share,
-                    mine=mine.rate,
-                    theirs=theirs.rate,
-                    differences=mine.differences(theirs),
-                )
-            )
+            rates: dict[str, Any] = {
+                "mine": mine.rate,
+                "theirs": theirs.rate,
+                "differences": mine.differences(theirs),
+            }
+            self._emit(QuotaDisagreement(call=self.call, share=self._share, **rates))
 
     def _emit(self, event: Event) -> None:
-        listeners: list[Any] = []
+        listeners: dict[int, Any] = {}
         for layer in filter(None, [known() for known in self._audience.valuerefs()]):
             listener = layer.context.listener
-            for each in listener.each if isinstance(listener, Listeners) else (listener,):
-                if not any(each is other for other in listeners):
-                    listeners.append(each)
-        for each in listeners:
-            try:
-                each(event)
-            except Exception as error:  # noqa: BLE001 - user code; whatever it raises
-                raise_interrupt(error)
-                logger.exception("the listener failed on %s", event)
+            each = listener.each if isinstance(listener, Listeners) else (listener,)
+            listeners.update((id(one), one) for one in each)
+        Listeners(tuple(listeners.values()))(event)

@@ -1,0 +1,200 @@
+"""Limiters with a quota, which processes may share."""
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any
+
+from ..._checks import POSITIVE, check_number
+from ..._errors import ConfigurationError
+from .._options import UNSET, Unset
+from .plan import Cost, Pricing
+from .queue import Queue
+from .queue_limiter import QueueLimiter
+from .sources.source import Limits, Source
+
+if TYPE_CHECKING:
+    from .pace.group import GroupPace
+    from .sources.leased import Leased
+
+
+class QuotaLimiter(QueueLimiter):
+    """A limiter with a quota: requests, units of cost, or both, per time window; its own, or a group's.
+
+    Args:
+        sources: where permits come from: one of them may lease them from a group's store.
+        limits: the numbers, as `check_limits` returns them.
+        methods: HTTP methods that need a permit; None for all.
+        max_wait_time: seconds that a request may wait for its permit; None waits as long as necessary.
+        cost: what a call costs; needs `max_cost`.
+
+    Raises:
+        ConfigurationError: `cost` cannot be used, or there is no `max_cost`.
+    """
+
+    numbers = ("max_requests", "time_window", "max_cost")
+
+    def __init__(
+        self,
+        *sources: Source,
+        limits: Limits,
+        methods: Iterable[str] | None = None,
+        max_wait_time: float | None = None,
+        cost: Cost | None = None,
+    ) -> None:
+        super().__init__(*sources, methods=methods, max_wait_time=max_wait_time)
+        self._limits = limits
+        self._cost = None if cost is None else _checked_cost(cost, limits.max_cost)
+        if limits.max_cost is not None:
+            self._plan = self._plan._replace(priced=(self,))
+        self._leased: Leased | None = next((source for source in sources if source.is_remote), None)  # type: ignore[assignment]
+        if self._leased is not None:
+            member = self._leased.member
+            member.quota = member.quota._replace(methods=",".join(sorted(self.methods or ())))
+            # Until then the client is kept, so that the end of the program finds it.
+            weakref.finalize(self, self._leased.client.retire).atexit = False
+
+    @property
+    def max_requests(self) -> float | None:
+        """Requests per time window; None if they are not counted, or the quota is unknown."""
+        return self._limits.max_requests
+
+    @property
+    def time_window(self) -> float | None:
+        """Seconds; None if unknown."""
+        return self._limits.time_window
+
+    @property
+    def max_cost(self) -> float | None:
+        """Units of cost per time window; None if they are not counted."""
+        return self._limits.max_cost
+
+    @property
+    def cost(self) -> Cost | None:
+        """What a call costs; None if the stack or the call says so."""
+        return self._cost
+
+    @property
+    def rate(self) -> float:
+        """Requests per second in force now; for the whole group if the quota is shared."""
+        return self._rate() if self._leased is None else self._leased.member.rate
+
+    def _rate(self) -> float:
+        """Requests per second in force in a process that shares nothing."""
+        raise NotImplementedError
+
+    @property
+    def share(self) -> str | None:
+        """The name of the quota, if it is shared with other processes."""
+        return None if self._leased is None else self._leased.member.share
+
+    @property
+    def store(self) -> Any:
+        """The store of the shared quota; None if it is not shared."""
+        return None if self._leased is None else self._leased.client.store
+
+    @property
+    def members(self) -> int:
+        """The last known number of processes that share the quota, including this one."""
+        return 1 if self._leased is None else self._leased.member.contact.members
+
+    def update(
+        self,
+        *,
+        max_requests: float | Unset = UNSET,
+        time_window: float | Unset = UNSET,
+        max_cost: float | Unset = UNSET,
+    ) -> None:
+        """Change the numbers that are given; requests that wait go by the new ones.
+
+        Raises:
+            ConfigurationError: a number is out of range, or this limiter does not count what it is for; nothing has
+                changed.
+        """
+        numbers = {"max_requests": max_requests, "time_window": time_window, "max_cost": max_cost}
+        given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not UNSET}
+        for name, value in given.items():
+            check_number(name, value, POSITIVE)
+            if getattr(self._limits, name) is None:
+                raise ConfigurationError(
+                    f"{name} cannot be updated: this limiter was made without it; make another with {name}={value!r}"
+                )
+        limits = self._limits._replace(**given)
+        with Queue.lock:
+            self._limits = limits
+            for source in self.sources:
+                source.update(limits)
+
+    def subscribe(self, layer: Any) -> None:
+        """Report the store's events to the listener of a layer's stack."""
+        if self._leased is not None:
+            self._leased.client.events.subscribe(layer)
+
+    def close(self) -> None:
+        """Report what was used, within a quarter of a second, and leave the group; the next request joins it again."""
+        if self._leased is not None:
+            self._leased.client.close()
+
+    def _options(self) -> str:
+        shared = "" if self._leased is None else f", share={self.share!r}, store={self.store!r}"
+        return super()._options() + shared
+
+
+def check_limits(
+    max_requests: float | None, time_window: float | None, max_cost: float | None, burst: float | None = None
+) -> Limits:
+    """The numbers of a limiter.
+
+    Raises:
+        ConfigurationError: one of those that are given is not positive and finite.
+    """
+    if max_requests is not None:
+        check_number("max_requests", max_requests, POSITIVE)
+    if time_window is not None:
+        check_number("time_window", time_window, POSITIVE)
+    if max_cost is not None:
+        check_number("max_cost", max_cost, POSITIVE, ", or None to count requests only")
+    if burst is not None:
+        check_number("burst", burst, POSITIVE)
+    return Limits(max_requests, time_window, max_cost, burst)
+
+
+def shared_source(
+    share: str | None,
+    store: Any,
+    limits: Limits,
+    *,
+    alone: Callable[[], Sequence[Source]],
+    pace: "GroupPace | None" = None,
+) -> Source | None:
+    """The source of a group's permits; None without a share.
+
+    Args:
+        share: the name of the quota.
+        store: where it is kept.
+        limits: the numbers of the quota.
+        alone: makes the sources to use until the store is first reached.
+        pace: computes the group's rate, for an adaptive limiter.
+
+    Raises:
+        ConfigurationError: `store` is given without `share`, or cannot be used, or the name is invalid.
+    """
+    if share is None:
+        if store is not None:
+            raise ConfigurationError("store= needs share=, the name of the quota to share")
+        return None
+    from .sources.store_client import leased_from
+
+    return leased_from(store, share, limits, alone, pace)
+
+
+def _checked_cost(cost: object, max_cost: float | None) -> Any:
+    is_usable = isinstance(cost, Pricing) or callable(cost)
+    if isinstance(cost, type) or not is_usable or iscoroutinefunction(cost):
+        raise ConfigurationError(
+            "cost must be a plain function of a request, or an object with estimate and settle such as"
+            f" stkai.costs.llm_tokens(), not {cost!r}"
+        )
+    if max_cost is None:
+        raise ConfigurationError("cost= needs max_cost=, the units that may be spent in a time window")
+    return cost
