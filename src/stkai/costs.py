@@ -10,7 +10,8 @@ compatible servers:
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Sized
+from itertools import chain
 from typing import Any, Final, Literal
 
 import httpx
@@ -49,13 +50,14 @@ class Arrived(float):
     """Tokens counted from the text of a stream that reported no usage, and was not asked to."""
 
 
-class LlmTokens(Mapping[str, Any]):
+class LlmTokens(dict[str, Callable[..., Any]]):
     """The tokens of calls to a language model: the `cost=` of a limiter.
 
     As `**llm_tokens()`, it is `cost=` and `settle=` of a stack.
     """
 
     def __init__(self, count: Count, tokenizer: Callable[[str], Sized] | None) -> None:
+        super().__init__(cost=self.estimate, settle=self.settle)
         self._count, self._tokenizer = count, tokenizer
 
     def estimate(self, request: httpx.Request) -> float:
@@ -90,22 +92,21 @@ class LlmTokens(Mapping[str, Any]):
                 said.update(
                     (name, number) for name, value in usage.items() if (number := _number(value)) is not None
                 )
+        pieces = [texts for message in messages if (texts := _delta_texts(message)) is not None]
+        text = "".join(chain.from_iterable(pieces))
         if any(message.get("type") == "message_start" for message in messages):
             # Anthropic's stream starts with the input, and ends with the output; it may have been closed before.
-            said["output_tokens"] = max(said.get("output_tokens", 0.0), self._arrived(messages))
+            said["output_tokens"] = max(said.get("output_tokens", 0.0), self._tokens(text))
         used = _used(said, self._count)
         if used is not None:
             return used
-        if not any(map(_is_delta, messages)):
+        if not pieces:
             return unsaid
         request = _request_of(response)
-        text = 0.0 if self._count == "input" else self._arrived(messages)
+        arrived = 0.0 if self._count == "input" else self._tokens(text)
         if self._count != "output" and request is not None:
-            text += LlmTokens("input", self._tokenizer).estimate(request)
-        return text if _asks_for_usage(request) else Arrived(text)
-
-    def _arrived(self, messages: list[dict[str, Any]]) -> float:
-        return self._tokens("".join(text for message in messages for text in _delta_texts(message)))
+            arrived += LlmTokens("input", self._tokenizer).estimate(request)
+        return arrived if _asks_for_usage(request) else Arrived(arrived)
 
     def _tokens(self, text: str) -> float:
         if self._tokenizer is not None:
@@ -114,16 +115,6 @@ class LlmTokens(Mapping[str, Any]):
             except Exception as error:  # noqa: BLE001 - user code; a rough estimate is better than a call that fails
                 raise_interrupt(error)
         return len(text) / _CHARACTERS_PER_TOKEN
-
-    def __getitem__(self, name: str) -> Callable[..., Any]:
-        functions: dict[str, Callable[..., Any]] = {"cost": self.estimate, "settle": self.settle}
-        return functions[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(("cost", "settle"))
-
-    def __len__(self) -> int:
-        return 2
 
     def __repr__(self) -> str:
         return f"llm_tokens({self._count!r})"
@@ -220,27 +211,21 @@ def _events(content: bytes) -> Iterator[Any]:
         yield from _parsed(b"\n".join(lines))
 
 
-def _is_delta(message: dict[str, Any]) -> bool:
-    """Whether it is a piece of an answer, in a stream of events."""
-    choices = message.get("choices")
-    if isinstance(choices, list):
-        return any(isinstance(choice, dict) and isinstance(choice.get("delta"), dict) for choice in choices)
-    return message.get("type") in ("response.output_text.delta", "response.created", "content_block_delta")
-
-
-def _delta_texts(message: dict[str, Any]) -> Iterator[str]:
-    """The text in a piece of an answer."""
-    delta = message.get("delta")
-    texts: list[Any] = []
-    choices = message.get("choices")
+def _delta_texts(message: dict[str, Any]) -> list[str] | None:
+    """The texts in a piece of an answer, in a stream of events; None if it is something else."""
+    choices, kind, delta = message.get("choices"), message.get("type"), message.get("delta")
     if isinstance(choices, list):
         deltas = [choice.get("delta") for choice in choices if isinstance(choice, dict)]
         texts = [each.get("content") for each in deltas if isinstance(each, dict)]
-    elif message.get("type") == "response.output_text.delta":
+        if not texts:
+            return None
+    elif kind in ("response.created", "response.output_text.delta"):
         texts = [delta]
-    elif isinstance(delta, dict) and delta.get("type") == "text_delta":
-        texts = [delta.get("text")]
-    yield from (text for text in texts if isinstance(text, str))
+    elif kind == "content_block_delta":
+        texts = [delta.get("text")] if isinstance(delta, dict) and delta.get("type") == "text_delta" else []
+    else:
+        return None
+    return [text for text in texts if isinstance(text, str)]
 
 
 def _request_of(response: httpx.Response) -> httpx.Request | None:
