@@ -15,7 +15,7 @@ from .._errors import ConfigurationError, DeadlineExceededError
 from .._families import family_of
 from .._urls import DEFAULT_PORTS
 from ._chain import CHAIN, CONTINUED, chain_before, note_answer
-from ._options import AMBIENT, NO_OPTIONS, UNSET, CallRecord, Priority, RequestOptions
+from ._options import ENTERED, NO_OPTIONS, UNSET, CallRecord, Priority, RequestOptions, ambient
 
 if TYPE_CHECKING:
     from ..events import CallInfo
@@ -59,9 +59,8 @@ class Call(NamedTuple):
         if not isinstance(options, RequestOptions):
             msg = f'extensions["stkai"] must be a stkai.RequestOptions, not {type(options).__name__}'
             raise ConfigurationError(msg)
-        ambient = AMBIENT.get()
-        if ambient is not NO_OPTIONS:
-            options = options.over(ambient)
+        if ENTERED.get():
+            options = options.over(ambient())
         # Faster than the constructor.
         call = tuple.__new__(cls, (next(_numbers), request, options, now, None, buffered))
         if options is NO_OPTIONS or options.deadline is UNSET or options.deadline is None:

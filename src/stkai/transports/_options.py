@@ -114,12 +114,8 @@ def options_of(verb: str, given: CallOptions) -> RequestOptions:
     return RequestOptions(**given)
 
 
-AMBIENT: Final = ContextVar("stkai.options", default=NO_OPTIONS)
-"""The options of the `with options(...)` blocks around a call."""
-
-
 ENTERED: Final[ContextVar[tuple["_Block", ...]]] = ContextVar("stkai.entered", default=())
-"""These blocks, outermost first."""
+"""The `with options(...)` blocks around a call, outermost first."""
 
 
 class _Block(ContextDecorator):
@@ -129,26 +125,21 @@ class _Block(ContextDecorator):
         self.options = options
 
     def __enter__(self) -> None:
-        _enter((*ENTERED.get(), self))
+        ENTERED.set((*ENTERED.get(), self))
 
     def __exit__(self, *_: object) -> None:
         entered = list(reversed(ENTERED.get()))
         if self in entered:  # Not so in a generator that is closed in another context.
             entered.remove(self)
-            _enter(tuple(reversed(entered)))
-
-    @staticmethod
-    def all_of(blocks: "tuple[_Block, ...]") -> RequestOptions:
-        """The options of these blocks, of which inner ones go before outer ones."""
-        options = NO_OPTIONS
-        for block in blocks:
-            options = block.options.over(options)
-        return options
+            ENTERED.set(tuple(reversed(entered)))
 
 
-def _enter(blocks: tuple[_Block, ...]) -> None:
-    ENTERED.set(blocks)
-    AMBIENT.set(_Block.all_of(blocks))
+def ambient() -> RequestOptions:
+    """The options of the blocks around a call, of which inner ones go before outer ones."""
+    options = NO_OPTIONS
+    for block in ENTERED.get():
+        options = block.options.over(options)
+    return options
 
 
 def options(**given: Unpack[CallOptions]) -> _Block:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from ..._abandonable import Job
 from ..._errors import AuthenticationError
 from ..._signals import raise_interrupt
-from .._options import AMBIENT, ENTERED, NO_OPTIONS
+from .._options import ENTERED
 
 
 class Fetch(Job):
@@ -148,14 +148,13 @@ def key_of(work: Callable[..., object]) -> Hashable:
 
 def _context_key() -> Hashable:
     """The context variables by identity: the fetch keeps the values alive, and some cannot be compared."""
-    ours = {var for var in (AMBIENT, ENTERED, FETCHING, _library_variable()) if var is not None}
+    ours = {var for var in (ENTERED, FETCHING, _library_variable()) if var is not None}
     return frozenset((var, id(value)) for var, value in copy_context().items() if var not in ours)
 
 
 def _outside_of_event_loops() -> Context:
     """The current context, changed so that code in it may start its own event loop, and no call's options apply."""
     context = copy_context()
-    context.run(AMBIENT.set, NO_OPTIONS)
     context.run(ENTERED.set, ())
     library = _library_variable()
     if library is not None:
