@@ -1,14 +1,21 @@
-"""What a stack gives each of its layers: a clock, random numbers and a listener."""
+"""What a stack gives each of its layers: a clock, random numbers and a listener; its calls' and attempts' events."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from logging import DEBUG
+from typing import TYPE_CHECKING, Final
+
+import httpx
 
 from .._clock import Clock, SystemClock, uniform
+from .._families import adopt, alike
 from .._log import Listener, Listeners, log_events, logger
 from .._signals import raise_interrupt
+from ._call import Attempt
 
 if TYPE_CHECKING:
     from ..events import Event
+
+_NOTE: Final = "stkai: "
 
 
 class Context:
@@ -44,3 +51,67 @@ class Context:
         except Exception as error:  # noqa: BLE001 - user code; whatever it raises
             raise_interrupt(error)
             logger.exception("the listener failed on %s", event)
+
+
+def attempt_started(context: Context, attempt: Attempt) -> dict[str, str]:
+    """Report that a request is about to be sent; returns the headers that listeners add to it."""
+    from ..events import AttemptStarted
+
+    started = AttemptStarted(call=attempt.info, resend_count=attempt.number - 1)
+    context.emit(started)
+    return started.headers
+
+
+def attempt_finished(
+    context: Context, attempt: Attempt, start: float, *, status: int | None = None, error: str | None = None
+) -> None:
+    """Report that the wire has returned a response, or raised an error; `start` is when it was asked."""
+    from ..events import AttemptFinished
+
+    seconds = context.clock.monotonic() - start
+    context.emit(AttemptFinished(call=attempt.info, status=status, error=error, seconds=seconds))
+
+
+def call_started(context: Context, attempt: Attempt) -> None:
+    """Report that a call begins."""
+    if context.hears(DEBUG):
+        from ..events import CallStarted
+
+        context.emit(CallStarted(call=attempt.info))
+
+
+def call_answered(context: Context, attempt: Attempt, response: httpx.Response) -> None:
+    """Report that a call has ended with a response."""
+    _call_finished(context, attempt, context.clock.monotonic(), status=response.status_code)
+
+
+def call_failed(context: Context, attempt: Attempt, error: BaseException) -> None:
+    """Add the request to the error of a call, and report that it has ended."""
+    call = attempt.call
+    if isinstance(error, alike(httpx.RequestError)):
+        error.request = call.request
+        adopt(error, call.request)
+    if isinstance(error, Exception) and not any(
+        note.startswith(_NOTE) for note in getattr(error, "__notes__", ())
+    ):
+        number = attempt.record.attempts
+        error.add_note(f"{_NOTE}{call.method} {call.host}: {number} attempt{'s' * (number != 1)}")
+    if attempt.is_observed:
+        _call_finished(context, attempt, context.clock.monotonic(), error=type(error).__name__)
+
+
+def _call_finished(
+    context: Context, attempt: Attempt, now: float, *, status: int | None = None, error: str | None = None
+) -> None:
+    from ..events import CallFinished
+
+    record = attempt.record
+    context.emit(
+        CallFinished(
+            call=Attempt(attempt.call, record.attempts, record).info,
+            status=status,
+            error=error,
+            attempts=record.attempts,
+            seconds=now - attempt.call.started,
+        )
+    )
