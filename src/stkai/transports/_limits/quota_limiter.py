@@ -49,8 +49,8 @@ class QuotaLimiter(QueueLimiter):
             self._plan = self._plan._replace(priced=(self,))
         self._leased: Leased | None = next((source for source in sources if source.is_remote), None)  # type: ignore[assignment]
         if self._leased is not None:
-            member = self._leased.member
-            member.quota = member.quota._replace(methods=",".join(sorted(self.methods or ())))
+            quota = self._leased.quota
+            self._leased.quota = quota._replace(methods=",".join(sorted(self.methods or ())))
             # Until then the client is kept, so that the end of the program finds it.
             weakref.finalize(self, self._leased.client.retire).atexit = False
 
@@ -77,7 +77,7 @@ class QuotaLimiter(QueueLimiter):
     @property
     def rate(self) -> float:
         """Requests per second in force now; for the whole group if the quota is shared."""
-        return self._rate() if self._leased is None else self._leased.member.rate
+        return self._rate() if self._leased is None else self._leased.rate
 
     def _rate(self) -> float:
         """Requests per second in force in a process that shares nothing."""
@@ -86,7 +86,7 @@ class QuotaLimiter(QueueLimiter):
     @property
     def share(self) -> str | None:
         """The name of the quota, if it is shared with other processes."""
-        return None if self._leased is None else self._leased.member.share
+        return None if self._leased is None else self._leased.share
 
     @property
     def store(self) -> Any:
@@ -96,7 +96,7 @@ class QuotaLimiter(QueueLimiter):
     @property
     def members(self) -> int:
         """The last known number of processes that share the quota, including this one."""
-        return 1 if self._leased is None else self._leased.member.contact.members
+        return 1 if self._leased is None else self._leased.contact.members
 
     def update(
         self,

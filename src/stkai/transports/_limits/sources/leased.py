@@ -1,17 +1,16 @@
 """A source of permits that are leased from a store: the limit of a whole group of processes."""
 
-import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ....stores import Quota
 from ....stores._protocol import UNLIMITED
-from .holding import EPSILON
-from .member import Member
+from .holding import EPSILON, LATE
+from .member import SOON, Member
 from .outage import BOTH
 from .rate import Rate
-from .source import ROUNDING, TICK, Limits, Source
+from .source import ROUNDING, TICK, Limits
 
 if TYPE_CHECKING:
     from ..limiter import Answer, RateChange, Turn
@@ -38,64 +37,37 @@ class Use(NamedTuple):
     is_local: bool
 
 
-class Leased(Source):
-    """Permits of a member that leases them from a store. Pure: its client makes the calls.
-
-    Args:
-        client: calls the store for a member: a `StoreClient`.
-    """
+class Leased(Member):
+    """Permits of a member that leases them from a store. Pure: its client makes the calls."""
 
     is_remote = True
 
-    def __init__(self, client: Any) -> None:
-        self.client, self.pace = client, client.pace
-        self.member: Member = client.member
-        self.member.begin_anew(self)
-
     @property
     def limit(self) -> str:  # type: ignore[override]
-        return f"{self.member.rate:g} requests/s, shared as {self.member.share!r}"
-
-    @property
-    def turns(self) -> "Sequence[Turn]":
-        """The turns that wait for permits of this share, in their order."""
-        turns: list[Turn] = self.order.turns
-        return turns if self.waiting == len(turns) else [turn for turn in turns if self in turn.sources]
+        return f"{self.rate:g} requests/s, shared as {self.share!r}"
 
     def cost_of(self, turn: "Turn") -> float:
-        if not self.member.max_cost:
+        if not self.max_cost:
             return 0.0
         return turn.cost if turn.costs is None else turn.costs.get(self, turn.cost)
 
-    def usable(self, now: float, seconds: float) -> float:
-        """How many permits the other sources of the waiting requests could match within so many seconds."""
-        turns = self.turns
-        sources = turns[0].sources if turns else ()
-        return min([source.soon(now, seconds) for source in sources if source is not self], default=math.inf)
-
     def update(self, limits: Limits) -> None:
         """Change the group's quota; the member counts as one that starts now."""
-        member = self.member
-        quota = quota_of(limits, promises=not member.steers)
-        member.update(quota._replace(methods=member.quota.methods))
-
-    def forked(self) -> None:
-        """A child is a new member and holds nothing."""
-        self.member.begin_anew(self)
+        quota = quota_of(limits, promises=self.pace is None)
+        self.set_quota(quota._replace(methods=self.quota.methods))
 
     # Permits
 
     def join(self, turn: "Turn", place: int) -> None:
         super().join(turn, place)
-        self.member.outage.join(turn, place)
+        self.outage.join(turn, place)
 
     def drop(self, turn: "Turn", place: int) -> None:
         super().drop(turn, place)
-        self.member.outage.drop(turn, place)
+        self.outage.drop(turn, place)
 
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
-        member = self.member
-        held, contact, outage = member.held, member.contact, member.outage
+        held, contact, outage = self.held, self.contact, self.outage
         wait = outage.when(turn, ahead, now) if outage.sources else 0.0
         if outage.is_on:
             return wait
@@ -106,66 +78,75 @@ class Leased(Source):
         if ahead >= len(due) or not self._covers(turn, ahead):
             return max(wait, self._estimate(turn, ahead, now))
         left = due[ahead] - now
-        if not member.steers or max(now, due[ahead]) <= contact.fresh_until:
+        if self.pace is None or max(now, due[ahead]) <= contact.fresh_until:
             return wait if left <= EPSILON else max(wait, TICK, left)
         # Then, the answer will be too old to tell whether the group was refused meanwhile.
         turn.nap = min(turn.nap, max(_BUSY, left - contact.lead()))
         return max(wait, TICK, left)
 
     def take(self, turn: "Turn", now: float) -> None:
-        member = self.member
-        outage = member.outage
+        outage, lease = self.outage, self.contact.lease
         if outage.sources:
             outage.take(turn, now)
-        lease = member.contact.lease
         use = Use(-1 if lease is None else lease.epoch, outage.is_on)
         turn.leases = {**(turn.leases or {}), self: use}
         if not outage.is_on:
-            member.use(turn, now)
+            self._use(turn, now)
+
+    def _use(self, turn: "Turn", now: float) -> None:
+        self.held.use(self.cost_of(turn))
+        self.demand.used_at = now
+        if self.history is not None and self.history not in self.outage.sources:
+            self.history.when(turn, 0, now)  # Drop what is out of the window.
+            self.history.take(turn, now)
+        if self.held.due and len(self.turns) < 2:
+            # Perhaps no request comes that uses the others.
+            self.client.schedule(LATE if self.expected else SOON)
 
     def give_back(self, turn: "Turn", now: float) -> None:
-        use, member = self._use_of(turn), self.member
+        use = self._use_of(turn)
         if use is None:
             return
         if use.is_local:
-            member.outage.give_back(turn, now)
+            self.outage.give_back(turn, now)
         else:
-            member.held.put_back(self.cost_of(turn))
+            self.held.put_back(self.cost_of(turn))
 
     def settle(self, turn: "Turn", cost: float, now: float) -> None:
-        use, member, quota = self._use_of(turn), self.member, self.member.quota
+        use, quota = self._use_of(turn), self.quota
         if use is None or not quota.max_cost:
             return
         if use.is_local:
-            for source in member.outage.sources:
+            for source in self.outage.sources:
                 source.settle(turn, cost, now)
             return
         estimate = self.cost_of(turn)
         # No answer holds the others back for longer than the longest wait.
         cost = min(cost, max(estimate, quota.max_cost, quota.cost_rate * _LONGEST))
         turn.costs = {**(turn.costs or {}), self: cost}
-        member.held.spent += cost - estimate
-        member.call_soon()
+        self.held.spent += cost - estimate
+        self.call_soon()
 
     def listens(self, now: float) -> bool:
-        return self.pace is not None or self.member.contact.lease is None
+        return self.pace is not None or self.contact.lease is None
 
     def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
         """Let the group learn from an answer; until the number of members is known, each adapts alone."""
-        member, use, response = self.member, self._use_of(turn), answer.response
+        use, response, local = self._use_of(turn), answer.response, self.outage.sources
         if use is None:
             return None
-        local = member.outage.sources
         if response is not None and response.status_code == _TOO_MANY_REQUESTS:
             self.settle(turn, 0.0, answer.now)
-        if member.contact.lease is None:
+        if self.contact.lease is None:
             changes = [source.learn(turn, answer) for source in local]
             return next((change for change in changes if change is not None), None)
         if self.pace is None:
             return None
-        stop = self.pace.learn(turn, answer, use.epoch, member.rate)
+        stop = self.pace.learn(turn, answer, use.epoch, self.rate)
         if stop.seconds:
-            member.refuse(use.epoch, answer.now + stop.seconds)
+            self.contact.paused_until = max(self.contact.paused_until, answer.now + stop.seconds)
+            self.refused = max(self.refused, use.epoch)
+            self.call_soon()
             for source in local:
                 if isinstance(source, Rate):
                     source.pause(answer.now + stop.seconds)
@@ -177,60 +158,57 @@ class Leased(Source):
         return 0.0  # Those asleep were told when permits are due, or when to ask again.
 
     def soon(self, now: float, seconds: float) -> float:
-        held, contact = self.member.held, self.member.contact
-        if self.member.outage.is_on:
-            return self.member.outage.soon(now, seconds)
+        held, contact = self.held, self.contact
+        if self.outage.is_on:
+            return self.outage.soon(now, seconds)
         until = now + seconds
         later = max(0.0, until - max(now, held.last, contact.queue_until))
-        return bisect_right(held.due, until) + 1 + later * self.member.rate / contact.active
+        return bisect_right(held.due, until) + 1 + later * self.rate / contact.active
 
     def _again(self) -> float:
         """When to lease the next permits."""
-        held = self.member.held
-        return self.member.contact.again(held.last, short=len(held.due) > max(1, self.waiting // 4))
+        short = len(self.held.due) > max(1, self.waiting // 4)
+        return self.contact.again(self.held.last, short=short)
 
     # Calls
 
     def call(self, turn: "Turn", place: int, now: float) -> Any:
         """The operation that calls the store, if that is due and no other turn does it."""
-        member = self.member
-        contact = member.contact
-        if member.outage.is_on or (now < contact.paused_until and member.refused < 0):
+        contact = self.contact
+        if self.outage.is_on or (now < contact.paused_until and self.refused < 0):
             return None
-        if not member.is_free(now):
+        if not self.is_free(now):
             return None
         if now > contact.as_of + BOTH:
             contact.active = 1  # What was known of the others is old.
         if not self._is_due(now):
             return None
-        return self.client.operation(member.reserve(turn, now), now)
+        return self.client.operation(self.reserve_call(turn, now), now)
 
     def left(self, turn: "Turn", now: float) -> None:
         """Let another turn make the call that this one has reserved; return permits that no turn is left to use."""
-        member, call = self.member, self.member.calling
+        call = self.calling
         if call is not None and call.turn is turn and call.ask is None:
-            member.drop(call)
-        member.call_soon()
+            self.drop_call(call)
+        self.call_soon()
 
     def afterwards(self, now: float) -> None:
         """Called without the lock, after each of the queue's steps."""
         self.client.afterwards(now)
 
     def _is_due(self, now: float) -> bool:
-        member = self.member
-        contact = member.contact
-        if now >= self._again() - TICK and member.wanted(now)[0] > 0:
+        contact = self.contact
+        if now >= self._again() - TICK and self.wanted(now)[0] > 0:
             return True
-        if self.member.steers and now >= contact.fresh_until - contact.lead():
+        if self.pace is not None and now >= contact.fresh_until - contact.lead():
             return True
         return contact.lease is not None and now >= contact.as_of + _BEAT
 
     def _estimate(self, turn: "Turn", ahead: int, now: float) -> float:
         """Estimate the wait of a turn that has no permit yet, never too long; and when it should ask again."""
-        member = self.member
-        contact, held = member.contact, member.held
+        contact, held = self.contact, self.held
         behind = ahead - len(held.due)
-        calling = member.calling is not None
+        calling = self.calling is not None
         if calling and contact.lease is None:
             turn.nap = min(turn.nap, _BUSY + max(0, behind) * 1e-4)
             return _BUSY
@@ -240,13 +218,13 @@ class Leased(Source):
         if calling:
             again = max(again, now + max(_BUSY, contact.latency))
         if behind > 0 and contact.queue_until >= now:
-            if behind < 2 * member.most:
-                again = max(again, max(last, again) + min(behind / member.rate, 1.0))
+            if behind < 2 * self.most:
+                again = max(again, max(last, again) + min(behind / self.rate, 1.0))
             else:
-                again = max(again, now + max(_BUSY, (start + behind / member.rate - now) / 2))
+                again = max(again, now + max(_BUSY, (start + behind / self.rate - now) / 2))
         turn.nap = min(turn.nap, max(_BUSY, again - now))
         if contact.queue_until > now:
-            return max(TICK, start - now + behind * contact.active / member.rate)
+            return max(TICK, start - now + behind * contact.active / self.rate)
         return max(TICK, start - now)
 
     def _covers(self, turn: "Turn", ahead: int) -> bool:
@@ -255,7 +233,7 @@ class Leased(Source):
         if not cost:
             return True
         claimed = sum(map(self.cost_of, self.turns[:ahead])) if ahead else 0.0
-        return claimed + cost <= self.member.held.units + ROUNDING * self.member.max_cost
+        return claimed + cost <= self.held.units + ROUNDING * self.max_cost
 
     def _use_of(self, turn: "Turn") -> Use | None:
         use: Use | None = None if turn.leases is None else turn.leases.get(self)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 from ....stores import Ask, Lease, Quota, Refusal
 from .holding import AHEAD, GIVE_UP, LATE, Contact, Demand, Holding, StoreCall
 from .outage import ALONE, Outage, local_part, window_of
+from .source import Source
 from .window import Window
 
 if TYPE_CHECKING:
     from ..limiter import Turn
-    from .source import Source
 
 SOON: Final = 0.01
 """Seconds after which unused permits are returned: another request may follow at once."""
@@ -33,19 +33,19 @@ _RISEN: Final = 3.0
 _ROUNDING: Final = 1e-6
 
 
-class Member:
-    """Called with the lock of its queue held. Instants are on the caller's clock, in seconds.
+class Member(Source):
+    """The side of `Leased` that faces the store. Instants are on the caller's clock, in seconds.
 
     Args:
         share: the name of the quota.
         quota: the quota as this process was configured.
         identity: a new member's unique name, and when it starts: in seconds since 1970, and as an instant.
         alone: makes the local sources for as long as the number of members is unknown.
-        steers: whether the members find the group's rate together; then nothing is leased before it is known.
+        pace: computes the group's rate from the answers, if its members find that together; then nothing is leased
+            before it is known.
 
     Attributes:
-        leased: the source that gives its permits to the requests that wait.
-        errand: arranges for an errand after so many seconds.
+        client: makes its calls; it sets this.
         held: its permits and units.
         contact: what it knows about its group.
         outage: the local sources, while the store is out of reach.
@@ -55,31 +55,36 @@ class Member:
         refused: the epoch of a refusal to report; -1 for none.
     """
 
-    errand: Callable[[float], None]
+    client: Any
 
     def __init__(
         self,
         share: str,
         quota: Quota,
         identity: Callable[[], tuple[str, float, float]],
-        alone: "Callable[[], Sequence[Source]]",
-        *,
-        steers: bool = False,
+        alone: Callable[[], Sequence[Source]],
+        pace: Any = None,
     ) -> None:
-        self.share, self.quota, self.steers = share, quota, steers
+        self.share, self.quota, self.pace = share, quota, pace
         self._identity, self._alone = identity, alone
+        self.forked()
 
-    def begin_anew(self, leased: Any) -> None:
-        """Become a member that holds nothing, of this source; a forked child becomes a new one."""
-        self.leased = leased
+    def forked(self) -> None:
+        """Become a member that holds nothing."""
         self._name, self._date, self._started = self._identity()
-        self.held, self.contact, self.outage = Holding(), Contact(), Outage(self.leased)
+        self.held, self.contact, self.outage = Holding(), Contact(), Outage(self)
         self.calling: StoreCall | None = None
         self.history = Window(1, self.quota.window) if self.quota.window else None
         self.demand = Demand()
         self.refused = -1
         self._sequence = self._hung = 0
         self._reported: Ask | None = None  # The last message that has probably arrived.
+
+    @property
+    def turns(self) -> "Sequence[Turn]":
+        """The turns that wait for permits of this share, in their order."""
+        turns: list[Turn] = self.order.turns
+        return turns if self.waiting == len(turns) else [turn for turn in turns if self in turn.sources]
 
     @property
     def has_joined(self) -> bool:
@@ -103,33 +108,19 @@ class Member:
         """How many requests will probably come, besides those that wait."""
         if self.max_cost:
             return 0  # What they cost is unknown.
-        return max(0, min(self.most, self.demand.steady) - len(self.leased.turns))
+        return max(0, min(self.most, self.demand.steady) - len(self.turns))
 
     @property
     def most(self) -> int:
         """The most permits to hold."""
         return self.contact.most(self.rate)
 
-    def refuse(self, epoch: int, until: float) -> None:
-        """Stop until an instant, and report that a request of this epoch was refused."""
-        self.contact.paused_until = max(self.contact.paused_until, until)
-        self.refused = max(self.refused, epoch)
-        self.call_soon()
-
-    def use(self, turn: "Turn", now: float) -> None:
-        """Use a permit for this turn."""
-        self.held.use(self.leased.cost_of(turn))
-        self.demand.used_at = now
-        if self.history is not None and self.history not in self.outage.sources:
-            self.history.when(turn, 0, now)  # Drop what is out of the window.
-            self.history.take(turn, now)
-        if self.held.due and len(self.leased.turns) < 2:
-            self.errand(LATE if self.expected else SOON)  # Perhaps no request comes that uses the others.
-
     def wanted(self, now: float) -> tuple[int, int, float]:
         """How many more permits to ask for, and how many permits and units to keep for the first in the queue."""
-        turns, held, cost_of = self.leased.turns, self.held, self.leased.cost_of
-        usable = min(self.leased.usable(now, AHEAD), self.outage.soon(now, AHEAD))
+        turns, held, cost_of = self.turns, self.held, self.cost_of
+        # What the other sources of the waiting requests could match.
+        sources = [*turns[0].sources, self.outage] if turns else [self.outage]
+        usable = min(source.soon(now, AHEAD) for source in sources if source is not self)
         most = len(turns) + self.expected
         if usable < most:
             most = max(0, math.ceil(usable - _ROUNDING))
@@ -147,7 +138,7 @@ class Member:
 
     # Calls
 
-    def reserve(self, turn: "Turn | None", now: float, *, is_last: bool = False) -> StoreCall:
+    def reserve_call(self, turn: "Turn | None", now: float, *, is_last: bool = False) -> StoreCall:
         """The next call, for the caller to make, if none is under way; the last one in any case."""
         self.calling = StoreCall(turn, now + GIVE_UP, now, is_last)
         return self.calling
@@ -161,12 +152,12 @@ class Member:
             return False
         self._hung += call.ask is not None
         if self._hung > _HUNG:
-            self.fail(call, now)
+            self.fail_call(call, now)
             return False
         self.calling = None
         return True
 
-    def begin(self, call: StoreCall, now: float) -> Ask | None:
+    def begin_call(self, call: StoreCall, now: float) -> Ask | None:
         """The message; None if the call no longer counts."""
         if self.calling is not call:
             return None
@@ -176,7 +167,7 @@ class Member:
         self._started = min(self._started, now)  # The caller's clock may be another one.
         self.demand.update(held, now)
         want, kept, units = (0, 0, 0.0) if call.is_last or self.outage.is_on else self.wanted(now)
-        if now < contact.paused_until or (self.steers and contact.lease is None):
+        if now < contact.paused_until or (self.pace is not None and contact.lease is None):
             want = 0
         held.keep(kept, units)
         call.sent = now
@@ -190,7 +181,7 @@ class Member:
             self.contact,
             self.quota,
             self.outage,
-            self.leased.turns,
+            self.turns,
         )
         wanting = turns[kept : kept + want]
         lease, queue = contact.lease, max(contact.queue_until - now, 0.0 if outage.is_long(now) else AHEAD)
@@ -209,7 +200,7 @@ class Member:
             want=want,
             waiting=len(turns),
             low=bool(wanting) and all(turn.priority == "low" for turn in wanting),
-            costs=tuple(map(self.leased.cost_of, wanting)) if quota.max_cost else (),
+            costs=tuple(map(self.cost_of, wanting)) if quota.max_cost else (),
             units_used=held.spent,
             units=units,
             own=outage.used,
@@ -219,7 +210,7 @@ class Member:
             leaving=is_last,
         )
 
-    def end(self, call: StoreCall, lease: Lease, now: float) -> bool:
+    def end_call(self, call: StoreCall, lease: Lease, now: float) -> bool:
         """Take in the answer. Returns whether it ends an outage."""
         ask, contact = call.ask, self.contact
         if self.calling is not call or ask is None:
@@ -233,21 +224,21 @@ class Member:
         got = self.held.add(lease.ranges, lease.units, arrived)
         contact.update(lease, call.sent, now, is_empty=bool(ask.want and not got))
         if self.needs_errand():
-            self.errand(0.0)
+            self.client.schedule(0.0)
         return restored
 
-    def fail(self, call: StoreCall, now: float) -> bool:
+    def fail_call(self, call: StoreCall, now: float) -> bool:
         """Continue without the store. Returns whether it now counts as lost: one lost message is no outage."""
         if self.calling is not call:
             return False
-        self.drop(call)
+        self.drop_call(call)
         self.held.lapse(math.inf)  # So that nothing is spent twice.
         self.held.units = 0.0
         announced = self.outage.fail(now, self._local_sources, was_reached=self.contact.lease is not None)
-        self.errand(self.outage.probe_after)
+        self.client.schedule(self.outage.probe_after)
         return announced
 
-    def drop(self, call: StoreCall) -> None:
+    def drop_call(self, call: StoreCall) -> None:
         """End a call that was not made, or was interrupted, and report again what it may not have reported."""
         if self.calling is not call:
             return
@@ -260,13 +251,13 @@ class Member:
             return self._alone()
         return local_part(self.quota, self.history, self.contact, now)
 
-    def update(self, quota: Quota) -> None:
+    def set_quota(self, quota: Quota) -> None:
         """Change the group's quota, as a member would that starts when it sends its next message."""
         self.quota = quota
         if self.history is not None:
             self.history.update(window_of(quota))
         self._date, self._started = self._identity()[1], math.inf
-        self.errand(0.0)
+        self.client.schedule(0.0)
 
     # What no request does
 
@@ -282,7 +273,7 @@ class Member:
             return False
         if self._is_urgent():
             return True
-        if self.leased.turns:
+        if self.turns:
             return False
         held, last = self.held, self._reported
         if held.due or last is None or last.waiting or held.lapsed != last.lapsed:
@@ -292,7 +283,8 @@ class Member:
     def call_soon(self) -> None:
         """Arrange for an errand if one is needed."""
         if self.needs_errand():
-            self.errand(0.0 if self._is_urgent() else SOON if self.held.due or self.held.units > 0 else _NEWS)
+            later = SOON if self.held.due or self.held.units > 0 else _NEWS
+            self.client.schedule(0.0 if self._is_urgent() else later)
 
     def run_errand(self, now: float) -> StoreCall | None:
         """The call that an errand makes; None if there is nothing to do any more."""
@@ -300,6 +292,6 @@ class Member:
             return None
         steady = self.expected and now < self.demand.used_at + LATE
         if steady and self.refused < 0 and not self.outage.is_on:
-            self.errand(LATE)  # The next request will probably come.
+            self.client.schedule(LATE)  # The next request will probably come.
             return None
-        return self.reserve(None, now) if self.is_free(now) else None
+        return self.reserve_call(None, now) if self.is_free(now) else None

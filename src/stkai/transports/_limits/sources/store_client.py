@@ -24,7 +24,6 @@ from ..queue import Queue
 from .errands import errands
 from .holding import StoreCall
 from .leased import Leased, quota_of
-from .member import Member
 from .source import Limits, Source
 from .store_events import StoreEvents
 
@@ -53,15 +52,14 @@ class StoreClient:
     Args:
         member: the member that needs permits.
         store: the store to call.
-        pace: computes the group's rate, for an adaptive limiter.
     """
 
-    def __init__(self, member: Member, store: Store, pace: "GroupPace | None" = None) -> None:
-        self.member, self.store, self.pace = member, store, pace
+    def __init__(self, member: Leased, store: Store) -> None:
+        self.member, self.store = member, store
         self._is_instant = getattr(store, "blocks", True) is False
         self.events = StoreEvents(member.share, repr(store))
         self._noted, self._ahead = _clock.monotonic(), 0.0
-        member.errand = self._schedule
+        member.client = self
         self._begin()
         after_fork(self, StoreClient._begin)
         _clients[id(self)] = self
@@ -105,7 +103,7 @@ class StoreClient:
         except BaseException:
             if not started:
                 with Queue.lock:
-                    self.member.drop(call)
+                    self.member.drop_call(call)
             raise
 
     def afterwards(self, now: float) -> None:
@@ -128,7 +126,7 @@ class StoreClient:
         with Queue.lock:
             if not member.has_joined or member.outage.is_on:
                 return
-            call = member.reserve(None, self._now(), is_last=True)
+            call = member.reserve_call(None, self._now(), is_last=True)
         if self._is_instant:
             self._make(call)
         else:
@@ -150,7 +148,8 @@ class StoreClient:
             return self._noted
         return _clock.monotonic() + self._ahead
 
-    def _schedule(self, seconds: float) -> None:
+    def schedule(self, seconds: float) -> None:
+        """Arrange for a call that no request makes, after so many seconds."""
         if self._is_instant:
             # Only the probes of a lost store keep to the time.
             self._due = self._noted + (seconds if self.member.outage.is_on else 0.0)
@@ -183,7 +182,7 @@ class StoreClient:
         if call.turn is not None and call.turn.call is not None:
             self.events.call = call.turn.call
         with Queue.lock:
-            return self.member.begin(call, self._now())
+            return self.member.begin_call(call, self._now())
 
     def _send(self, call: StoreCall, ask: Ask) -> None:
         """Send the message and take in the answer."""
@@ -194,20 +193,20 @@ class StoreClient:
             with Queue.lock:
                 first = member.contact.lease is None and not member.outage.is_on
                 if first:
-                    member.drop(call)
+                    member.drop_call(call)
             if first:
                 raise
             self._lose(call, error)
         except BaseException as error:
             if is_interrupt(error):
                 with Queue.lock:
-                    member.drop(call)
+                    member.drop_call(call)
                 raise_interrupt(error)
                 raise
             self._lose(call, error)
         else:
             with Queue.lock:
-                restored = member.end(call, answer, self._now())
+                restored = member.end_call(call, answer, self._now())
             if restored:
                 self.events.restored()
             self.events.compare(ask.quota, answer.quota)
@@ -215,17 +214,17 @@ class StoreClient:
 
     def _lose(self, call: StoreCall, error: BaseException) -> None:
         with Queue.lock:
-            lost = self.member.fail(call, self._now())
+            lost = self.member.fail_call(call, self._now())
         logger.debug("the store of the share %r failed", self.member.share, exc_info=error)
         if lost:
             self.events.lost(error)
 
     def _steer(self, lease: Lease) -> None:
-        pace = self.pace
+        pace: GroupPace | None = self.member.pace
         if pace is None:
             return
         with Queue.lock:
-            law = pace.steer(lease, len(self.member.leased.turns), self._now())
+            law = pace.steer(lease, len(self.member.turns), self._now())
         if law is None:
             return
         done = False
@@ -254,8 +253,9 @@ def leased_from(
         ConfigurationError: the store cannot be used, or the name is invalid.
     """
     quota = quota_of(limits, promises=pace is None)
-    member = Member(check_share(share), quota, _identity, alone, steers=pace is not None)
-    return Leased(StoreClient(member, store_from(store), pace))
+    leased = Leased(check_share(share), quota, _identity, alone, pace)
+    StoreClient(leased, store_from(store))
+    return leased
 
 
 def _identity() -> tuple[str, float, float]:
