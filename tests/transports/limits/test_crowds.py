@@ -1,5 +1,6 @@
 """Crowds over a shared quota: they come together, give up together, and leave nothing behind."""
 
+import heapq
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -193,3 +194,26 @@ def test_a_share_beside_a_limit_in_flight_wastes_no_permit(event_loop: World) ->
 
     event_loop.run(main())
     assert min(team.per_second(1, 3)) >= GOAL * 50
+
+
+def test_those_behind_waiters_that_oversleep_ask_again_after_milliseconds() -> None:
+    """By the documented protocol: ask again after the seconds named, or after `turn.nap`."""
+    clock = FakeClock()
+    policy = TokenBucket(50, 1.0, burst=1, share="team", store=MemoryStore(clock))
+    asleep = [(0.0, number, Turn()) for number in range(60)]
+    asks, went = 0, list[float]()
+    while asleep and asks < 20 * 60:
+        wakes, number, turn = heapq.heappop(asleep)
+        clock.advance(max(0.0, wakes - clock.monotonic()))
+        wait, now = policy.ask(turn, clock.monotonic()), clock.monotonic()
+        asks += 1
+        if isinstance(wait, Run):
+            wait.sync(1.0)
+            heapq.heappush(asleep, (now, number, turn))
+        elif wait:
+            assert isinstance(wait, float)
+            late = 0.3 if number % 2 else 0.0
+            heapq.heappush(asleep, (now + min(wait, turn.nap) + late, number, turn))
+        else:
+            went.append(now)
+    assert len(went) == 60

@@ -53,7 +53,7 @@ class AllOf(QueueLimiter):
         self._max_wait_time = smallest(part.max_wait_time for part in fixed)
         self._plans: dict[str, Plan | None] = {}
         self._plan = self._joined(None, fixed) or self._plan
-        self._has_remote = self._has_remote or self._choosers
+        self.has_remote = self.has_remote or self._choosers
 
     def plan_for(self, request: httpx.Request | None) -> Plan | None:
         if request is None:

@@ -44,7 +44,6 @@ class Turn:
         errand: what is to be done after the answer, such as saving what was learnt; set by `learn`.
         call: the request's call, for events; set before the layer runs an operation for the limiter, if it has any.
         sources: the sources that it takes its permits from.
-        wait: the seconds that it was last told to wait.
         asked, told, since: when it first asked; when it may go, as it was last told; when it got its permit.
         held_by: the source that held it up when it last asked.
         leases: what shared sources keep for this turn.
@@ -65,7 +64,6 @@ class Turn:
     mark: Any = None
     errand: Operation | None = None
     call: CallInfo | None = None
-    wait: float = 0.0
     asked: float = 0.0
     told: float = math.inf
     held_by: Any = None

@@ -32,6 +32,7 @@ class Order:
     Attributes:
         turns: those who wait.
         members: the sources whose turns wait here.
+        vacant: the places of those who left, the first one first, and who they were.
         deferred: what a finalizer or a signal handler found to do while the lock was held.
     """
 
@@ -39,7 +40,7 @@ class Order:
         self.turns: list[Turn] = []
         self.members: WeakSet[Source] = WeakSet()
         self.deferred: deque[Callable[[], object]] = deque()
-        self._vacant: list[tuple[int, Turn]] = []
+        self.vacant: list[tuple[int, Turn]] = []
         # The last number of normal and of low priority, and the highest number that has gone.
         self.last = self._low = self._gone = 0
 
@@ -47,7 +48,7 @@ class Order:
         """Drop all who wait."""
         while self.turns:
             self.drop(len(self.turns) - 1)
-        self._vacant.clear()
+        self.vacant.clear()
 
     def absorb(self, other: "Order") -> None:
         """Add the turns of another order behind these."""
@@ -64,9 +65,7 @@ class Order:
 
     def join(self, turn: Turn, now: float) -> int:
         """The place of a turn, counted from 0; a turn that is not in the order joins it where its number belongs."""
-        turns, vacant = self.turns, self._vacant
-        if turns and turns[0] is turn and not vacant:
-            return 0  # Usually the one that wakes on time is the first.
+        turns, vacant = self.turns, self.vacant
         if not turns:
             # Everyone who got a number has gone, including those who did not have to wait.
             self._gone = self.last
@@ -86,7 +85,7 @@ class Order:
         return place
 
     def _give_number(self, turn: Turn, now: float) -> None:
-        vacant = self._vacant
+        vacant = self.vacant
         while vacant and vacant[0][1].told <= now:
             heapq.heappop(vacant)
         low = turn.priority == "low"
@@ -119,7 +118,7 @@ class Order:
         if self.turns[place : place + 1] == [turn]:
             self.drop(place)
             if place < len(self.turns):
-                heapq.heappush(self._vacant, (turn.number, turn))
+                heapq.heappush(self.vacant, (turn.number, turn))
 
     def place_of(self, turn: Turn) -> int:
         """Where the turn is, or where it belongs."""

@@ -35,7 +35,10 @@ _GLANCE: Final = 1.0
 """Seconds; a waiter asks at least so often, since quotas may change and permits may be returned ..."""
 
 _GLANCERS: Final = 32
-"""... up to this place in the line. Those behind it sleep for a fourth of their wait, so that a long line is quiet."""
+"""... up to this place in the line. Those behind it sleep for a fourth of their wait, but at least ..."""
+
+_QUIET: Final = 4.0
+"""... for so many seconds, so that a long line is quiet."""
 
 _LOOKED_AT: Final = 100
 """Sleepers whose permits a turn that is awake leaves alone; those behind them wake before theirs are due."""
@@ -52,7 +55,7 @@ class Queue:
 
     def __init__(self, *sources: Source) -> None:
         self.sources = sources
-        self._has_remote = any(source.is_remote for source in sources)
+        self.has_remote = any(source.is_remote for source in sources)
         join_all(sources)
         after_fork(self, Queue.forget_waiters)
 
@@ -81,13 +84,13 @@ class Queue:
             order = sources[0].order
             if order.deferred:
                 order.catch_up()
-            number = turn.number
+            number, turns = turn.number, order.turns
             if number and turn.not_before > now:
                 turn.nap = Turn.nap
                 return turn.not_before - now
-            if order.turns or turn.guests:
+            if turn.guests or (turns and (turns[0] is not turn or order.vacant)):
                 wait = self._stand_in_line(turn, now, order)
-            else:
+            else:  # Nobody is before it: usually so for one that wakes on time.
                 for source in sources:
                     if source.when(turn, 0, now):
                         wait = self._stand_in_line(turn, now, order)
@@ -95,11 +98,13 @@ class Queue:
                 else:
                     for source in sources:
                         source.take(turn, now)
-                    if not number:
+                    if turns:
+                        order.go(0)
+                    elif not number:
                         turn.number = order.last = order.last + NORMAL
                     turn.granted, turn.since = True, now
                     wait = 0.0
-        if self._has_remote:
+        if self.has_remote:
             self._afterwards(turn, now)
         return wait
 
@@ -123,8 +128,8 @@ class Queue:
         wait = self._has_to_wait(turn, place, now)
         if not wait and turn.guests and not turn.is_admitted:
             turn.told = now
-            for source in turn.sources:
-                source.reserve(turn)
+            for guest in turn.guests:
+                guest.reserve(turn)
             return READY
         if not wait:
             for source in turn.sources:
@@ -132,13 +137,13 @@ class Queue:
             order.go(place)
             turn.granted, turn.since = True, now
             return 0.0
-        self._tell(turn, place, wait, now)
-        if self._has_remote:
+        wait = self._tell(turn, place, wait, now)
+        if self.has_remote:
             for source in turn.sources:
-                operation: Operation | None = source.call(turn, place, now)
+                operation: Operation | None = source.call(turn, place, now) if source.is_remote else None
                 if operation is not None:
                     return operation
-        return turn.wait
+        return wait
 
     def _has_to_wait(self, turn: Turn, place: int, now: float) -> float:
         """0.0 if there is a permit beyond those that turns before it claim now, or will need when they wake."""
@@ -146,7 +151,8 @@ class Queue:
         while rank < place and turns[rank].told <= now + _EARLY:
             rank += 1
         for source in turn.sources:
-            if source.when(turn, source.claims(rank, place), now):
+            ahead = source.claims(rank, place) if rank or not source.is_exact else 0
+            if source.when(turn, ahead, now):
                 return TICK
         asleep = turns[rank : min(place, rank + _LOOKED_AT)]
         if asleep:
@@ -156,23 +162,27 @@ class Queue:
                     return wait
         return 0.0
 
-    def _tell(self, turn: Turn, place: int, wait: float, now: float) -> None:
-        """Tell a turn how long it has to wait, and when to ask again."""
+    def _tell(self, turn: Turn, place: int, wait: float, now: float) -> float:
+        """Note when a turn that has to wait may go, and when it asks again; returns the seconds it has to wait."""
         turn.nap, turn.held_by = Turn.nap, turn.sources[0]
-        exact = guess = 0.0
+        exact, guess, waiting = 0.0, 0.0, len(turn.sources[0].order.turns)
         for source in turn.sources:
-            seconds = source.when(turn, source.count(place), now)
+            ahead = place if source.waiting == waiting else source.count(place)
+            seconds = source.when(turn, ahead, now)
             if source.is_exact and seconds > exact:
                 exact, turn.held_by = seconds, source
             elif seconds > max(guess, exact):
                 guess, turn.held_by = seconds, source
         exact = max(exact, wait)
-        turn.wait, turn.is_guess = max(exact, guess), exact <= TICK
-        turn.told = now + turn.wait
-        turn.nap = min(turn.nap, _GLANCE if place < _GLANCERS else max(_GLANCE, exact / 4))
+        turn.told = now + max(exact, guess)
+        # It claims its permit at once, though it does not ask before the source expects one.
+        turn.is_guess = exact <= TICK and turn.nap < Turn.nap
+        wait = max(exact, guess, turn.nap if turn.is_guess and guess <= TICK else 0.0)
+        turn.nap = min(turn.nap, _GLANCE if place < _GLANCERS else max(_QUIET, exact / 4))
         if turn.priority == "low":
             # The normal turns before it may leave, and then nobody would wake it.
             turn.nap = min(turn.nap, max(0.05, min(exact / 2, now - turn.asked)))
+        return wait
 
     def leave(self, turn: Turn, now: float) -> None:
         """Give up the place in the queue, or a permit that was not used."""
@@ -185,7 +195,7 @@ class Queue:
                 source.give_back(turn, now)
         elif turn.sources:
             turn.sources[0].order.leave(turn)
-        if self._has_remote:
+        if self.has_remote:
             for source in turn.sources:
                 if source.is_remote:
                     source.left(turn, now)
@@ -205,7 +215,7 @@ class Queue:
                 self._leave(turn, answer.now)
             else:
                 changes = [source.learn(turn, answer) for source in turn.sources]
-        if self._has_remote:
+        if self.has_remote:
             self._afterwards(turn, answer.now)
         return next((change for change in changes if change is not None), None)
 
@@ -238,7 +248,7 @@ class Queue:
             return
         with Queue.lock:
             work(turn, now)
-        if self._has_remote:
+        if self.has_remote:
             self._afterwards(turn, now)
 
 
