@@ -10,7 +10,7 @@ from stkai.transports._limits.pace.adaptive import Adaptive
 from stkai.transports._limits.pace.headers import Reading
 from stkai.transports._limits.pace.quota import KnownQuota
 from stkai.transports._limits.queue import Queue
-from stkai.transports._limits.sources.rate import Rate
+from stkai.transports._limits.sources.rate import PacedRate
 
 QUOTA = 100 / 60
 """Requests per second of the quota of most tests: 100 per minute."""
@@ -42,7 +42,7 @@ class Sender:
     def __init__(self, *numbers: float, floor_share: float = 0.0, **options: Any) -> None:
         max_requests, time_window = numbers or (None, None)
         self.pace = Adaptive(KnownQuota(max_requests, time_window, floor_share), **options)
-        self.source = Rate(pace=self.pace)
+        self.source = PacedRate(self.pace)
         self.queue = Queue(self.source)
         self._turns: dict[float, Turn] = {}
 

@@ -12,7 +12,7 @@ from .pace.quota import KnownQuota
 from .pace.saved_rate import SavedRate, check_warm_start
 from .plan import Cost
 from .quota_limiter import QuotaLimiter, check_limits, shared_source
-from .sources.rate import Rate
+from .sources.rate import PacedRate
 from .sources.source import Limits, Source
 from .sources.units import Units
 
@@ -94,7 +94,7 @@ class AimdLimiter(QuotaLimiter):
 
         def alone() -> Sequence[Source]:
             """The sources of a process that shares nothing."""
-            return [Rate(pace=self._pace), *units()]
+            return [PacedRate(self._pace), *units()]
 
         group = None
         if share is not None:

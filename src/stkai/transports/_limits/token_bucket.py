@@ -10,7 +10,7 @@ from .pace.adaptive import Adaptive
 from .pace.quota import KnownQuota
 from .plan import Cost
 from .quota_limiter import QuotaLimiter, check_limits, shared_source
-from .sources.rate import Rate
+from .sources.rate import PacedRate, Rate
 from .sources.source import Limits, Source, in_words
 from .sources.units import Units
 from .sources.window import Window
@@ -67,7 +67,7 @@ class TokenBucket(QuotaLimiter):
             """While the store was never reached: nobody knows how many share the quota."""
             sources = _local_sources(limits)
             if max_requests is not None:
-                sources.append(Rate(pace=Adaptive(KnownQuota(max_requests, time_window))))
+                sources.append(PacedRate(Adaptive(KnownQuota(max_requests, time_window))))
             return sources
 
         leased = shared_source(share, store, limits, alone=alone)
@@ -100,10 +100,10 @@ def _local_sources(limits: Limits) -> list[Source]:
     most, window = limits.max_requests, limits.time_window
     assert window is not None
     if most is not None:
-        sources.append(Window(most, window))
         if limits.burst is not None:
             # Without a burst of its own, the window alone keeps to the rate.
             sources.append(Rate(most / window, max(1.0, limits.burst), limit=in_words(limits)))
+        sources.append(Window(most, window))
     if limits.max_cost is not None:
         sources.append(Units(limits.max_cost, window))
     return sources

@@ -61,31 +61,28 @@ class Pace(Protocol):
 
 
 class Rate(Source):
-    """A bucket of permits: full at first, refilled at a rate.
+    """A bucket of permits: full at first, refilled at a constant rate.
 
     Args:
         rate: permits per second.
         burst: permits that it holds.
-        pace: moves the rate and the burst.
         limit: what it allows, in words.
         start: from when on it releases permits, and the credit it then has; by default it is full when first asked.
 
     Attributes:
         credit: permits that are there; below 1 while the next is not due.
+        paused_until: nothing goes before this instant.
     """
 
     def __init__(
         self,
-        rate: float = 0.0,
+        rate: float,
         burst: float = 1.0,
         *,
-        pace: Pace | None = None,
         start: tuple[float, float] | None = None,
         limit: str = "",
     ) -> None:
-        self.pace = pace
-        self.limit = limit or (f"{rate:g} requests/s" if pace is None else "adaptive rate")
-        self.rate, self.burst = (rate, burst) if pace is None else (pace.rate, pace.burst)
+        self.rate, self.burst, self.limit = rate, burst, limit or f"{rate:g} requests/s"
         self._at, self.credit = (-math.inf, 0.0) if start is None else start
         self.paused_until = -math.inf
 
@@ -97,18 +94,64 @@ class Rate(Source):
         self._at = now
         if start == -math.inf:
             self.credit = self.burst
-        elif self.pace is not None:
-            self._release(self.pace, start, now)
         else:
-            released = self.rate * (now - max(start, min(now, self.paused_until)))
-            self.credit = min(self._most(), self.credit + released)
+            self._release(start, now)
+
+    def _release(self, start: float, now: float) -> None:
+        until = self.paused_until
+        if start < until:
+            start = min(now, until)
+        self.credit = min(self._most(), self.credit + self.rate * (now - start))
 
     def _most(self) -> float:
         """The burst, and what waiters that wake late are owed."""
         return self.burst + min(self.waiting, self.rate * _LATE) if self.waiting else self.burst
 
-    def _release(self, pace: Pace, start: float, now: float) -> None:
-        waiting = self.waiting > 0
+    def when(self, turn: "Turn", ahead: int, now: float) -> float:
+        if now > self._at:
+            self._advance(now)
+        credit, until = self.credit, self.paused_until
+        if credit >= ahead + _WHOLE and now >= until:
+            return 0.0
+        wait = (ahead + 1 - credit) / self.rate if credit < ahead + 1 else 0.0
+        if now < until:
+            wait += until - now
+        return max(TICK, wait)
+
+    def take(self, turn: "Turn", now: float) -> None:
+        self.credit -= 1.0
+
+    def give_back(self, turn: "Turn", now: float) -> None:
+        """Take a permit back, unless the whole burst has been released since: many of them would go at once."""
+        self._advance(now)
+        if (now - turn.since) * self.rate < self.burst:
+            self.credit = min(self.burst + 1, self.credit + 1)
+
+    def soon(self, now: float, seconds: float) -> float:
+        return max(0.0, self.credit) + self.rate * max(0.0, seconds)
+
+    def pause(self, until: float) -> None:
+        """Let nothing go before that instant."""
+        self.paused_until = max(self.paused_until, until)
+
+    def update(self, limits: Limits) -> None:
+        assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
+        self.limit = in_words(limits)
+        burst = max(1.0, limits.max_requests if limits.burst is None else limits.burst)
+        if self._at > -math.inf:
+            self.credit = self.credit + max(0.0, burst - self.burst)
+        self.rate, self.burst = limits.max_requests / limits.time_window, burst
+
+
+class PacedRate(Rate):
+    """A bucket whose rate and burst a pace moves."""
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__(pace.rate, pace.burst, limit="adaptive rate")
+        self.pace = pace
+
+    def _release(self, start: float, now: float) -> None:
+        pace, waiting = self.pace, self.waiting > 0
         released = pace.release(start, now, waiting=waiting and self._is_awaited())
         self.rate, self.burst = pace.rate, pace.burst
         credit = pace.credit
@@ -127,57 +170,34 @@ class Rate(Source):
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
         if now > self._at:
             self._advance(now)
-        pace, until = self.pace, self.paused_until
-        if pace is not None and pace.paused_until > until:
-            until = pace.paused_until
+        pace = self.pace
+        until = max(self.paused_until, pace.paused_until)
         if self.credit >= ahead + _WHOLE and now >= until:
             return 0.0
         paused, missing = max(0.0, until - now), max(0.0, ahead + 1 - self.credit)
-        if pace is None:
-            return max(TICK, paused + missing / self.rate)
         wait = max(TICK, paused + pace.time_for(missing, now))
         turn.nap = min(turn.nap, pace.nap(wait))
         return wait
 
     def take(self, turn: "Turn", now: float) -> None:
-        self.credit -= 1.0 if self.pace is None else self.pace.take(turn, now)
+        self.credit -= self.pace.take(turn, now)
 
     def give_back(self, turn: "Turn", now: float) -> None:
-        """Take a permit back, unless the whole burst has been released since: many of them would go at once."""
         self._advance(now)
-        if self.pace is not None:
-            self.pace.give_back(turn, now)
-        if (now - turn.since) * self.rate < self.burst:
-            self.credit = min(self.burst + 1, self.credit + 1)
+        self.pace.give_back(turn, now)
+        super().give_back(turn, now)
 
     def listens(self, now: float) -> bool:
-        return self.pace is not None and now >= self.pace.ignores_successes_until
+        return now >= self.pace.ignores_successes_until
 
     def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
-        pace = self.pace
-        if pace is None:
-            return None
         self._advance(answer.now)
-        change, before = pace.learn(turn, answer), self.credit
-        self._release(pace, answer.now, answer.now)
+        change, before = self.pace.learn(turn, answer), self.credit
+        self._release(answer.now, answer.now)
         self.credit = min(self.credit, max(before, self.burst))  # What an answer releases is owed to nobody.
         return change
 
-    def soon(self, now: float, seconds: float) -> float:
-        return max(0.0, self.credit) + self.rate * max(0.0, seconds)
-
-    def pause(self, until: float) -> None:
-        """Let nothing go before that instant."""
-        self.paused_until = max(self.paused_until, until)
-
     def update(self, limits: Limits) -> None:
         assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
-        if self.pace is not None:
-            self.pace.update(limits.max_requests, limits.time_window)
-            self.rate, self.burst = self.pace.rate, self.pace.burst
-            return
-        self.limit = in_words(limits)
-        burst = max(1.0, limits.max_requests if limits.burst is None else limits.burst)
-        if self._at > -math.inf:
-            self.credit = self.credit + max(0.0, burst - self.burst)
-        self.rate, self.burst = limits.max_requests / limits.time_window, burst
+        self.pace.update(limits.max_requests, limits.time_window)
+        self.rate, self.burst = self.pace.rate, self.pace.burst
