@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, Final
 
 import httpx
@@ -99,12 +99,15 @@ class Job:
 
     def wait(self, seconds: float = math.inf) -> bool:
         """Block for at most this many seconds; returns whether the work has ended."""
-        bell: SimpleQueue[None] = SimpleQueue()
-        self._waiting[id(bell)] = partial(bell.put, None)
+        # A lock and no queue or event: thousands of threads may wait here.
+        bell = threading.Lock()
+        bell.acquire()
+        self._waiting[id(bell)] = bell.release
         try:
             if not self.is_done:
-                with suppress(Empty):
-                    bell.get(timeout=None if seconds == math.inf else min(seconds, threading.TIMEOUT_MAX))
+                bell.acquire(
+                    timeout=-1 if seconds == math.inf else min(max(seconds, 0), threading.TIMEOUT_MAX)
+                )
         finally:
             self._waiting.pop(id(bell), None)
         return self.is_done

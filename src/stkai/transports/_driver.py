@@ -116,7 +116,7 @@ def _sleep(seconds: float, attempt: Attempt, clock: Clock) -> None:
     require_open(attempt)
 
 
-def _perform(operation: Operation, attempt: Attempt, clock: Clock, left: float = math.inf) -> Any:
+def _perform(operation: Operation, attempt: Attempt, clock: Clock) -> Any:
     match operation:
         case Sleep():
             _sleep(operation.seconds, attempt, clock)
@@ -125,9 +125,7 @@ def _perform(operation: Operation, attempt: Attempt, clock: Clock, left: float =
         case Close():
             close_response(operation.response)
         case Run():
-            return operation.sync(left)
-        case Send():
-            return operation.wire.handle_request(operation.request)
+            return operation.sync(math.inf)
         case _:
             raise WrongOperationError(operation)
     return None

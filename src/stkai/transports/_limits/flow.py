@@ -15,12 +15,12 @@ from .._context import Context
 from .._layer import Layer
 from .._operations import Close, Flow, Steps
 from .all_of import checked_limiter
-from .call_waiting import CallWaiting
 from .guest import plan_of_own
 from .limiter import Answer, Limiter, Turn
 from .metering import Bill, Estimate, Meter, Settle
 from .plan import Chooser, Plan, subscribe
 from .queue_limiter import QueueLimiter
+from .waiting import CallWaiting
 
 Limits = Any
 """A limiter, one per host or key, or a list of limiters that all have to let a request go."""
@@ -77,7 +77,7 @@ class _LimitFlow(LayerBase):
             limiter.leave(turn, sent)
             raise
         if wait != 0:
-            waiting = CallWaiting(self.name, self.context, limiter, turn, plan, attempt)
+            waiting = CallWaiting(self, limiter, turn, plan, attempt)
             try:
                 sent = yield from waiting.steps(wait, sent)
             except BaseException as error:

@@ -1,11 +1,17 @@
-"""The wait for a permit: asks the limiter, sleeps, and gives up what takes too long."""
+"""The wait for a permit: asks the limiter, sleeps, gives up what takes too long, and records and reports it."""
 
+import logging
+import math
 from typing import Any, Final
 
 from ..._clock import Clock
-from ..._errors import ConfigurationError
+from ..._errors import ConfigurationError, TokenAcquisitionTimeoutError
+from ...events import Rejected, Waited
+from .._call import Attempt, SignatureExpired
 from .._operations import Operation, Sleep, Steps
+from .._options import UNSET
 from .limiter import Limiter, Turn
+from .plan import Plan
 from .queue import Queue
 from .sources.source import TICK, Source
 
@@ -13,6 +19,9 @@ _REAL: Final = (int, float)
 
 _LONGEST: Final = 3600.0
 """Seconds; a longer wait is slept in pieces: every system limits the length of a sleep."""
+
+_LONG: Final = 1.0
+"""Seconds; a longer wait is worth a line in the log."""
 
 
 class TooLongError(Exception):
@@ -42,17 +51,17 @@ class Waiting:
     Attributes:
         start: when it began.
         now: the time when the limiter last answered.
-        held: seconds for which each source held it up, if they have different limits.
+        held: seconds for which each source held it up, if that is to be reported.
     """
+
+    start = now = 0.0
+    held: dict[Source | None, float] | None = None
 
     def __init__(
         self, limiter: Limiter | Queue, turn: Turn, clock: Clock, limit: float, deadline: float
     ) -> None:
         self.limiter, self.turn, self.clock = limiter, turn, clock
         self.limit, self.deadline = limit, deadline
-        self.start = self.now = 0.0
-        has_several = len({source.limit for source in turn.sources}) > 1
-        self.held: dict[Source | None, float] | None = {} if has_several else None
 
     def steps(self, wait: float | Operation, start: float) -> Steps[float]:
         """Wait, and return the instant at which the permit was taken; a wait that fails leaves the queue.
@@ -63,20 +72,19 @@ class Waiting:
         Raises:
             TooLongError: it would take longer than it may.
         """
-        self.start = self.now = now = start
+        self.start = now = start
         limiter, turn, clock = self.limiter, self.turn, self.clock
         try:
             while wait != 0:
-                if isinstance(wait, Operation):
-                    yield wait
-                elif isinstance(wait, _REAL) and wait > 0:
+                if isinstance(wait, _REAL) and wait > 0:
                     yield Sleep(self._until_next(wait, now))
+                elif isinstance(wait, Operation):
+                    yield wait
                 else:
                     raise _no_answer(limiter, wait)
-                self.now = clock.monotonic()
+                before, now = now, clock.monotonic()
                 if self.held is not None:
-                    self.held[turn.held_by] = self.held.get(turn.held_by, 0.0) + self.now - now
-                now = self.now
+                    self.held[turn.held_by] = self.held.get(turn.held_by, 0.0) + now - before
                 wait = limiter.ask(turn, now)
         except BaseException:
             self.now = clock.monotonic()
@@ -90,16 +98,82 @@ class Waiting:
         left = min(self.deadline - now, self.limit - waited)
         if wait > left + TICK and not (turn.is_guess and left > TICK):
             raise TooLongError(wait, waited, self.deadline - now)
-        return min(wait if not turn.is_guess else turn.nap, turn.nap, left, _LONGEST)
+        return min(wait, turn.nap, left, _LONGEST)
 
-    @property
-    def limit_in_words(self) -> str:
-        """The limit that held it up for longest; empty if there is only one."""
-        held = self.held
-        if held is None:
-            return ""
-        source: Any = max(held, key=held.__getitem__, default=None)
-        return "" if source is None else str(source.limit)
+
+class CallWaiting(Waiting):
+    """The wait of one attempt; the attempts of a call share its allowance.
+
+    Args:
+        layer: the layer that makes it wait.
+        limiter: the one to ask.
+        turn: the request's turn.
+        plan: what the request needs.
+        attempt: the request's attempt.
+    """
+
+    def __init__(self, layer: Any, limiter: Any, turn: Turn, plan: Plan, attempt: Attempt) -> None:
+        allowed, deadline = attempt.call.options.max_wait_time, attempt.call.deadline
+        if allowed is UNSET:
+            allowed = plan.max_wait_time
+        limit = attempt.allowance(allowed)
+        super().__init__(
+            limiter, turn, layer.context.clock, limit, math.inf if deadline is None else deadline
+        )
+        self._layer, self._attempt, self._allowed = layer, attempt, allowed
+        if getattr(limiter, "is_own", True) or limiter.has_remote or turn.guests:
+            # Thousands of others wait without it.
+            turn.call = attempt.info
+        if attempt.is_observed and len({source.limit for source in turn.sources}) > 1:
+            self.held = {}
+
+    def failed(self, error: BaseException) -> None:
+        """Record the wait, and report a refusal.
+
+        Raises:
+            TokenAcquisitionTimeoutError: it would take longer than it may.
+            DeadlineExceededError: it would end after the call's deadline.
+        """
+        attempt, record = self._attempt, self._attempt.record
+        if not isinstance(error, TooLongError):
+            record.queued += self.now - self.start
+            return
+        record.queued += error.waited
+        if error.left < self.limit - error.waited:
+            self._refuse(error.wait, error.left)
+            raise attempt.no_time_for(error.wait, error.left) from None
+        most = self._allowed or 0.0
+        waited = most - self.limit + error.waited  # Also at the redirects before this one.
+        self._refuse(waited + error.wait, most)
+        raise TokenAcquisitionTimeoutError(waited, most, required=waited + error.wait) from None
+
+    def _refuse(self, wait: float, limit: float) -> None:
+        layer = self._layer
+        layer.context.emit(Rejected(call=self._attempt.info, layer=layer.name, wait=wait, limit=limit))
+
+    def ended(self, sent: float) -> None:
+        """Record the wait, and report it; the permit was taken at `sent`.
+
+        Raises:
+            SignatureExpired: the token has expired meanwhile; the permit is given back.
+        """
+        attempt, waited = self._attempt, sent - self.start
+        attempt.record.queued += waited
+        if waited and attempt.is_observed:
+            self._report(waited)
+        if attempt.is_signed is not None and not attempt.is_signed():
+            # Otherwise all requests that wait for a new token would leave together when it comes.
+            self.limiter.leave(self.turn, sent)
+            attempt.ticket = (self.limiter, self.turn)
+            raise SignatureExpired
+
+    def _report(self, waited: float) -> None:
+        layer, held = self._layer, self.held
+        if layer.context.hears(logging.INFO if waited > _LONG else logging.DEBUG):
+            # The limit that held it up for longest.
+            source: Any = None if held is None else max(held, key=held.__getitem__, default=None)
+            limit = "" if source is None else str(source.limit)
+            layer.context.emit(Waited(call=self._attempt.info, layer=layer.name, seconds=waited, limit=limit))
 
 
 def _no_answer(limiter: object, wait: object) -> ConfigurationError:
