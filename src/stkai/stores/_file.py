@@ -15,17 +15,7 @@ from .._checks import even_half_made
 from .._clock import SystemClock
 from .._errors import ConfigurationError
 from .._forks import after_fork
-from ._disk import (
-    check_share,
-    default_directory,
-    file_name,
-    lock,
-    make_directory,
-    open_state,
-    read_at,
-    unlock,
-    write_at,
-)  # fmt: skip
+from . import _disk
 from ._members import FORGET
 from ._protocol import Snapshot
 from ._state import State
@@ -70,10 +60,10 @@ class FileStore(LocalStore):
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._private = path is None
-        self.path = default_directory() if path is None else Path(os.path.abspath(os.fspath(path)))  # noqa: PTH100
+        self.path = _disk.default_directory() if path is None else Path(os.path.abspath(os.fspath(path)))  # noqa: PTH100
         self._files: dict[str, _StateFile] = {}
         with suppress(OSError):  # Not available now; every lease tries again.
-            make_directory(self.path, private=self._private)
+            _disk.make_directory(self.path, private=self._private)
 
     def _change(self, share: str, work: Callable[[State, float], T]) -> T:
         return self._file(share).change(work)
@@ -87,7 +77,7 @@ class FileStore(LocalStore):
     def has_older_members(self, share: str) -> bool:
         """Whether members of version 2 use the share now. They keep their own state and do not share with these."""
         try:
-            written = (self.path / file_name(check_share(share), ".share")).stat().st_mtime
+            written = (self.path / _disk.file_name(_disk.check_share(share), ".share")).stat().st_mtime
         except OSError:
             return False
         return clock.utcnow().timestamp() - written < FORGET
@@ -103,7 +93,7 @@ class FileStore(LocalStore):
     def _file(self, share: str) -> "_StateFile":
         file = self._files.get(share)
         if file is None:
-            path = self.path / file_name(check_share(share))
+            path = self.path / _disk.file_name(_disk.check_share(share))
             file = self._files.setdefault(share, _StateFile(path, private=self._private))
         return file
 
@@ -195,15 +185,15 @@ class _StateFile:
         if not self._lock.acquire(timeout=_LOCK_TIMEOUT):
             raise TimeoutError(f"another thread held the state file for {_LOCK_TIMEOUT:g} s")
         try:
-            self._fd = open_state(self.path, private=self._private)
-            lock(self._fd, _LOCK_TIMEOUT, clock)
+            self._fd = _disk.open_state(self.path, private=self._private)
+            _disk.lock(self._fd, _LOCK_TIMEOUT, clock)
             try:
                 now = clock.monotonic()
                 record = self._read(now)
                 result = work(record.state, now)
                 self._write(record)
             finally:
-                unlock(self._fd)
+                _disk.unlock(self._fd)
         finally:
             fd, self._fd = self._fd, -1
             if fd >= 0:
@@ -213,7 +203,7 @@ class _StateFile:
 
     def _read(self, now: float) -> Record:
         """The record in the file, or a new one if there is no usable record."""
-        prefixes = [read_at(self._fd, _PREFIX, offset) for offset in (0, SLOT)]
+        prefixes = [_disk.read_at(self._fd, _PREFIX, offset) for offset in (0, SLOT)]
         numbers = [number_of(prefix) for prefix in prefixes]
         newer = int(numbers[1] > numbers[0])
         known, self._known = self._known, None
@@ -223,7 +213,7 @@ class _StateFile:
         for slot in (newer, 1 - newer):
             record = None
             if numbers[slot] >= 0:
-                record = unpack(read_at(self._fd, length_of(prefixes[slot]), slot * SLOT))
+                record = unpack(_disk.read_at(self._fd, length_of(prefixes[slot]), slot * SLOT))
             if record is None:
                 continue
             if record.boot != boot:
@@ -237,7 +227,7 @@ class _StateFile:
         """Write the state into the other slot."""
         record = record._replace(number=record.number + 1, wall=clock.utcnow().timestamp())
         content = record.pack()
-        written = write_at(self._fd, content, record.offset)
+        written = _disk.write_at(self._fd, content, record.offset)
         if written != len(content):
             raise OSError(
                 f"only {written} of {len(content)} bytes of the state were written: is the disk full?"
