@@ -28,6 +28,7 @@ class Guest(Source):
         max_cost, cost, end: the limiter's own, if it has any.
     """
 
+    counts_units = True
     is_exact = False
 
     def __init__(self, limiter: Limiter) -> None:
@@ -47,9 +48,6 @@ class Guest(Source):
 
     def listens(self, now: float) -> bool:
         return True
-
-    def cost_of(self, turn: Turn) -> float:
-        return turn.cost if turn.costs is None else turn.costs.get(self, turn.cost)
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         asking = self._asking

@@ -46,10 +46,9 @@ class Leased(Member):
     def limit(self) -> str:  # type: ignore[override]
         return f"{self.rate:g} requests/s, shared as {self.share!r}"
 
-    def cost_of(self, turn: "Turn") -> float:
-        if not self.max_cost:
-            return 0.0
-        return turn.cost if turn.costs is None else turn.costs.get(self, turn.cost)
+    @property
+    def counts_units(self) -> bool:  # type: ignore[override]
+        return self.max_cost > 0
 
     def update(self, limits: Limits) -> None:
         """Change the group's quota; the member counts as one that starts now."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ....stores import Ask, Lease, Quota, Refusal
 from .holding import AHEAD, GIVE_UP, LATE, Contact, Demand, Holding, StoreCall
-from .outage import ALONE, Outage, local_part, window_of
+from .outage import Outage, window_of
 from .source import Source
 from .window import Window
 
@@ -66,7 +66,7 @@ class Member(Source):
         pace: Any = None,
     ) -> None:
         self.share, self.quota, self.pace = share, quota, pace
-        self._identity, self._alone = identity, alone
+        self._identity, self.alone = identity, alone
         self.forked()
 
     def forked(self) -> None:
@@ -216,7 +216,7 @@ class Member(Source):
         if self.calling is not call or ask is None:
             return False
         self.calling, self._hung = None, 0
-        restored = self.outage.end(now, ask, was_reached=contact.lease is not None)
+        restored = self.outage.end(now, ask)
         if lease.void:
             self.held.rewind(ask.used, ask.lapsed)
         # The permits of an answer that was read after a suspension are already due.
@@ -234,7 +234,7 @@ class Member(Source):
         self.drop_call(call)
         self.held.lapse(math.inf)  # So that nothing is spent twice.
         self.held.units = 0.0
-        announced = self.outage.fail(now, self._local_sources, was_reached=self.contact.lease is not None)
+        announced = self.outage.fail(now)
         self.client.schedule(self.outage.probe_after)
         return announced
 
@@ -245,11 +245,6 @@ class Member(Source):
         self.calling = self._reported = None
         if call.ask is not None and call.ask.refused is not None:
             self.refused = max(self.refused, call.ask.refused.epoch)
-
-    def _local_sources(self, now: float) -> "Sequence[Source]":
-        if self.contact.lease is None and self.outage.failures >= ALONE:
-            return self._alone()
-        return local_part(self.quota, self.history, self.contact, now)
 
     def set_quota(self, quota: Quota) -> None:
         """Change the group's quota, as a member would that starts when it sends its next message."""

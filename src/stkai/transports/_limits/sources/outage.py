@@ -1,15 +1,14 @@
 """This process's own part of the quota, while the store is out of reach and shortly afterwards."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ....stores import Ask, Quota
-from .holding import AHEAD, GIVE_UP, Contact
+from .holding import AHEAD, GIVE_UP
 from .rate import Rate
 from .source import Limits, Source
 from .units import Units
-from .window import Window
 
 if TYPE_CHECKING:
     from ..limiter import Turn
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 BOTH: Final = 1.5
 """Seconds after an outage during which a request needs a permit of both: the others return one by one."""
 
-ALONE: Final = 3
+_ALONE: Final = 3
 """Calls in a row that must fail before a process that has never reached the store adapts alone ..."""
 
 _FIRST_PART: Final = 0.1
@@ -67,36 +66,32 @@ class Outage:
             return 0.0
         return min(_FIRST_PROBE * 2.0 ** max(0, self.failures - 2), _LONGEST)
 
-    def fail(self, now: float, make: Callable[[float], Sequence[Source]], *, was_reached: bool) -> bool:
-        """Note that a call has failed; if there was no outage, one begins.
+    @property
+    def _announced(self) -> int:
+        """Calls in a row that must fail before it is announced: one, if the store has never answered."""
+        return 1 if self._leased.contact.lease is None else _ANNOUNCED
+
+    def fail(self, now: float) -> bool:
+        """Note that a call has failed; if there was no outage, one begins. Returns whether to announce it.
 
         A store that fails once more while it returns is still in the same outage.
-
-        Args:
-            now: seconds of the clock.
-            make: makes the local sources.
-            was_reached: whether the store has ever answered; otherwise, one failure is enough to announce the outage.
-
-        Returns:
-            Whether to announce it.
         """
+        leased = self._leased
         self.failures += 1
         if not self.is_on:
             self.since = now
             self.failures -= bool(self.sources)
-        if not self._local or (not was_reached and self.failures == ALONE):
-            self._replace(make(now))
+        adapts_alone = leased.contact.lease is None and self.failures >= _ALONE
+        if not self._local or (adapts_alone and self.failures == _ALONE):
+            self._local = leased.alone() if adapts_alone else self._part(now)
+            for source in self._local:
+                source.order = leased.order
+            for turn in reversed(leased.turns):
+                self.join(turn, 0)
         self.is_on, self._until = True, math.inf
-        return self.failures == (_ANNOUNCED if was_reached else 1)
+        return self.failures == self._announced
 
-    def _replace(self, sources: Sequence[Source]) -> None:
-        self._local = sources
-        for source in sources:
-            source.order = self._leased.order
-        for turn in reversed(self._leased.turns):
-            self.join(turn, 0)
-
-    def end(self, now: float, ask: Ask, *, was_reached: bool) -> bool:
+    def end(self, now: float, ask: Ask) -> bool:
         """Note that the store has answered this message. Returns whether to announce it."""
         self.used -= ask.own
         if not self.is_on:
@@ -106,7 +101,7 @@ class Outage:
             return False
         failures, self.failures, self.is_on = self.failures, 0, False
         self._until = now + BOTH if failures >= _ANNOUNCED else -math.inf
-        return failures >= (_ANNOUNCED if was_reached else 1)
+        return failures >= self._announced
 
     def is_long(self, now: float) -> bool:
         """Whether all permits from before the outage have been used or have lapsed."""
@@ -146,28 +141,28 @@ class Outage:
         """How many permits the local sources could give within so many seconds."""
         return min([source.soon(now, seconds) for source in self.sources], default=math.inf)
 
+    def _part(self, now: float) -> list[Source]:
+        """One member's part of the quota, without a burst; a small part while the store was never reached.
 
-def local_part(quota: Quota, history: Window | None, contact: Contact, now: float) -> Sequence[Source]:
-    """One member's part of the quota, without a burst; a small part while the store was never reached.
-
-    It begins where the permits end that the group has leased, if these reach far: its window may be used up. The window
-    of what this member has used allows it no more than its part, as if the others had used as much.
-    """
-    lease, part, start, credit = contact.lease, _FIRST_PART, now, 1.0
-    if lease is not None:
-        quota, part, credit = lease.quota._replace(rate=lease.rate), 1 / contact.members, 0.0
-        if contact.queue_until > now + 2 * AHEAD:
-            start = contact.queue_until
-    rate = Rate(quota.rate * part, start=(start, credit))
-    rate.pause(contact.paused_until)
-    sources: list[Source] = [rate]
-    if history is not None:
-        history.update(window_of(quota if lease is None else lease.quota, part))
-        sources.append(history)
-    if quota.max_cost:
-        most = quota.max_cost * part
-        sources.append(Units(most, quota.max_cost / quota.cost_rate, start=(now, most * credit)))
-    return sources
+        It begins where the permits end that the group has leased, if these reach far: its window may be used up. The
+        window of what this member has used allows it no more than its part, as if the others had used as much.
+        """
+        contact, history, quota = self._leased.contact, self._leased.history, self._leased.quota
+        part, start, credit, rate = _FIRST_PART, now, 1.0, quota.rate
+        if contact.lease is not None:
+            part, credit, quota, rate = 1 / contact.members, 0.0, contact.lease.quota, contact.lease.rate
+            if contact.queue_until > now + 2 * AHEAD:
+                start = contact.queue_until
+        permits = Rate(rate * part, start=(start, credit))
+        permits.pause(contact.paused_until)
+        sources: list[Source] = [permits]
+        if history is not None:
+            history.update(window_of(quota, part))
+            sources.append(history)
+        if quota.max_cost:
+            most = quota.max_cost * part
+            sources.append(Units(most, quota.max_cost / quota.cost_rate, start=(now, most * credit)))
+        return sources
 
 
 def window_of(quota: Quota, part: float = 1.0) -> Limits:

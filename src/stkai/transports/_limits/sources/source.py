@@ -44,6 +44,7 @@ class Source:
         order: the turns that wait, for this source and for those it is used with; set by the queue.
         waiting: how many of them wait for this source.
         limit: what it allows, in words, for events; one of a few for each limiter, so that metrics may count by it.
+        counts_units: whether it counts units of cost.
         is_exact: whether the seconds that it names are exact; otherwise they are a guess.
         is_remote: whether its permits come from a store, so that `call` and `left` matter.
     """
@@ -51,6 +52,7 @@ class Source:
     order: Any = None
     waiting = 0
     limit = ""
+    counts_units = False
     is_exact = True
     is_remote = False
 
@@ -156,4 +158,6 @@ class Source:
 
     def cost_of(self, turn: "Turn") -> float:
         """Units that the turn takes from this source; 0.0 for a source that counts none."""
-        return 0.0
+        if not self.counts_units:
+            return 0.0
+        return turn.cost if turn.costs is None else turn.costs.get(self, turn.cost)

@@ -89,8 +89,7 @@ class StoreClient:
 
     async def _send_in_thread(self, call: StoreCall, ask: Ask) -> None:
         """Send the message in a worker thread. The member keeps what that receives, so a request may abandon it."""
-        from anyio import CapacityLimiter
-        from anyio.to_thread import run_sync
+        from anyio import CapacityLimiter, to_thread
 
         started: list[bool] = []
 
@@ -99,7 +98,7 @@ class StoreClient:
             self._send(call, ask)
 
         try:
-            await run_sync(send, abandon_on_cancel=True, limiter=CapacityLimiter(1))
+            await to_thread.run_sync(send, abandon_on_cancel=True, limiter=CapacityLimiter(1))
         except BaseException:
             if not started:
                 with Queue.lock:

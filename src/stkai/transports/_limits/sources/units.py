@@ -57,6 +57,8 @@ class Units(Source):
         level: units that are there.
     """
 
+    counts_units = True
+
     def __init__(
         self,
         most: float,
@@ -77,9 +79,6 @@ class Units(Source):
     @property
     def limit(self) -> str:  # type: ignore[override]
         return f"{self.most:g} units per {self.most / self._own_rate:g} s"
-
-    def cost_of(self, turn: "Turn") -> float:
-        return turn.cost if turn.costs is None else turn.costs.get(self, turn.cost)
 
     def join(self, turn: "Turn", place: int) -> None:
         self.waiting += 1
