@@ -236,7 +236,8 @@ async def aload(
                     enough.cancel()
     finally:
         with anyio.CancelScope(shield=True):
-            await _finish(chunks)
+            if hasattr(chunks, "aclose"):  # trio warns of generators that are left to the garbage collector.
+                await chunks.aclose()
             await body.aclose()
     if late:
         raise GivenUpError
@@ -254,9 +255,3 @@ async def adrain(response: httpx.Response, seconds: float) -> None:
     finally:
         with anyio.CancelScope(shield=True), suppress(Exception):
             await response.aclose()
-
-
-async def _finish(chunks: Any) -> None:
-    """End a generator that was left early: trio warns of those left to the garbage collector."""
-    if hasattr(chunks, "aclose"):
-        await chunks.aclose()

@@ -188,28 +188,24 @@ class StoreClient:
         member = self.member
         try:
             answer = checked(self.store.lease(ask))
-        except ConfigurationError as error:
-            with Queue.lock:
-                first = member.contact.lease is None and not member.outage.is_on
-                if first:
-                    member.drop_call(call)
-            if first:
-                raise
-            self._lose(call, error)
         except BaseException as error:
-            if is_interrupt(error):
-                with Queue.lock:
+            ends_call = is_interrupt(error)
+            with Queue.lock:
+                if member.contact.lease is None and not member.outage.is_on:
+                    ends_call = ends_call or isinstance(error, ConfigurationError)
+                if ends_call:
                     member.drop_call(call)
+            if ends_call:
                 raise_interrupt(error)
                 raise
             self._lose(call, error)
-        else:
-            with Queue.lock:
-                restored = member.end_call(call, answer, self._now())
-            if restored:
-                self.events.restored()
-            self.events.compare(ask.quota, answer.quota)
-            self._steer(answer)
+            return
+        with Queue.lock:
+            restored = member.end_call(call, answer, self._now())
+        if restored:
+            self.events.restored()
+        self.events.compare(ask.quota, answer.quota)
+        self._steer(answer)
 
     def _lose(self, call: StoreCall, error: BaseException) -> None:
         with Queue.lock:
