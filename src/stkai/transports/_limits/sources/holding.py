@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ....stores import Ask, Lease
+from .source import ROUNDING
 
 if TYPE_CHECKING:
     from ..limiter import Turn
@@ -53,8 +54,6 @@ _STEADY: Final = 10
 """Permits used in the last `_SPAN` seconds above which requests count as steady."""
 
 _SPAN: Final = 0.25
-
-_ROUNDING: Final = 1e-6
 
 
 class Holding:
@@ -210,7 +209,7 @@ class Contact:
         """The most permits to hold: a short stretch of this member's share, or its share of a burst; and one."""
         reach = min(AHEAD, max(_REACH, 2.5 * self.latency, self.active / _CALLS))
         burst = 0.0 if self.lease is None else -self.lease.queue
-        return max(1, math.floor(rate * max(reach, burst) / self.active + _ROUNDING)) + 1
+        return max(1, math.floor(rate * max(reach, burst) / self.active + ROUNDING)) + 1
 
     def again(self, last: float, *, short: bool) -> float:
         """When to lease the next permits, if the last of those held is due at `last`."""

@@ -10,7 +10,7 @@ from .holding import EPSILON, LATE
 from .member import SOON, Member
 from .outage import BOTH
 from .rate import Rate
-from .source import ROUNDING, TICK, Limits
+from .source import LONGEST, ROUNDING, TICK, Limits
 
 if TYPE_CHECKING:
     from ..limiter import Answer, RateChange, Turn
@@ -20,9 +20,6 @@ _BUSY: Final = 0.002
 
 _EASED: Final = 0.88
 """Share of its rate that a member keeps after a refusal while the store is lost; then the group's rate applies."""
-
-_LONGEST: Final = 3600.0
-"""Seconds, or the window if that is longer: no answer's cost stops a group for longer."""
 
 _TOO_MANY_REQUESTS: Final = 429
 
@@ -121,7 +118,7 @@ class Leased(Member):
             return
         estimate = self.cost_of(turn)
         # No answer holds the others back for longer than the longest wait.
-        cost = min(cost, max(estimate, quota.max_cost, quota.cost_rate * _LONGEST))
+        cost = min(cost, max(estimate, quota.max_cost, quota.cost_rate * LONGEST))
         turn.costs = {**(turn.costs or {}), self: cost}
         self.held.spent += cost - estimate
         self.call_soon()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ....stores import Ask, Lease, Quota, Refusal
 from .holding import AHEAD, GIVE_UP, LATE, Contact, Demand, Holding, StoreCall
 from .outage import Outage, window_of
-from .source import Source
+from .source import ROUNDING, Source
 from .window import Window
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ _HUNG: Final = 2
 
 _RISEN: Final = 3.0
 """How many times sooner the store must be able to lease a permit before the one that is held is exchanged for it."""
-
-_ROUNDING: Final = 1e-6
 
 
 class Member(Source):
@@ -123,13 +121,13 @@ class Member(Source):
         usable = min(source.soon(now, AHEAD) for source in sources if source is not self)
         most = len(turns) + self.expected
         if usable < most:
-            most = max(0, math.ceil(usable - _ROUNDING))
+            most = max(0, math.ceil(usable - ROUNDING))
         # If the rate has risen since, the store can lease earlier permits now; but not earlier units of cost.
         next_one = max(AHEAD, self.contact.queue_until - now) + 1 / self.rate
         horizon = math.inf if self.max_cost else now + _RISEN * next_one
         kept, units = min(bisect_right(held.due, horizon), most), 0.0
         if self.max_cost:
-            slack, paid = _ROUNDING * self.max_cost, 0
+            slack, paid = ROUNDING * self.max_cost, 0
             while paid < min(kept, len(turns)) and units + cost_of(turns[paid]) <= held.units + slack:
                 units += cost_of(turns[paid])
                 paid += 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ....stores import Ask, Quota
 from .holding import AHEAD, GIVE_UP
 from .rate import Rate
-from .source import Limits, Source
+from .source import ROUNDING, Limits, Source
 from .units import Units
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ _FIRST_PART: Final = 0.1
 _FIRST_PROBE: Final = 0.25
 _LONGEST: Final = 1.0
 """Seconds between two probes of a lost store."""
-
-_ROUNDING: Final = 1e-6
 
 _ANNOUNCED: Final = 2
 """Calls in a row that must fail before an outage is announced: one lost message is no outage."""
@@ -167,4 +165,4 @@ class Outage:
 
 def window_of(quota: Quota, part: float = 1.0) -> Limits:
     """The requests that a member with such a part of the quota may use in any window."""
-    return Limits(max(1, math.floor(quota.rate * quota.window * part + _ROUNDING)), quota.window)
+    return Limits(max(1, math.floor(quota.rate * quota.window * part + ROUNDING)), quota.window)

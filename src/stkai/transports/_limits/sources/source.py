@@ -13,7 +13,10 @@ TICK: Final = 1e-6
 """Seconds; a shorter sleep might not move a clock that has run for years."""
 
 ROUNDING: Final = 1e-6
-"""Permits; covers the clock's rounding, so that no waiter has to sleep twice."""
+"""Permits, or shares of a bucket; covers the clock's rounding, so that no waiter has to sleep twice."""
+
+LONGEST: Final = 3600.0
+"""Seconds, or the window if that is longer: no answer stops a program, or a group, for longer."""
 
 
 class Limits(NamedTuple):

@@ -6,19 +6,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import httpx
 
-from .source import TICK, Limits, Source
+from .source import LONGEST, ROUNDING, TICK, Limits, Source
 
 if TYPE_CHECKING:
     from ..limiter import Answer, RateChange, Turn
 
-_ROUNDING: Final = 1e-6
-"""As a share of the bucket; covers the clock's rounding, so that no waiter has to sleep twice."""
-
 _MINUTE: Final = 60.0
 """Seconds: the window of every token quota that servers name in their headers."""
-
-_LONGEST: Final = 3600.0
-"""Seconds, or the window if that is longer: no answer stops a program for longer."""
 
 _GRAIN: Final = 0.005
 """Seconds; no request asks again sooner than this just because an estimate may turn out too high."""
@@ -69,7 +63,7 @@ class Units(Source):
     ) -> None:
         self.most, self.rate = most, most / time_window
         self._own_rate = self.rate
-        self._longest = max(time_window, _LONGEST)
+        self._longest = max(time_window, LONGEST)
         self._reads_headers = reads_headers
         self._worth = 1.0
         # What waiting turns will take, in the order of the queue.
@@ -109,7 +103,7 @@ class Units(Source):
             need += self.cost_before(ahead)
             if not cost:
                 need -= self._debt_of_last(ahead)
-        if not need or need <= self.level + _ROUNDING * self.most:
+        if not need or need <= self.level + ROUNDING * self.most:
             return 0.0
         return self._wait(turn, need, now)
 
@@ -126,7 +120,7 @@ class Units(Source):
 
     def until_spare(self, turn: "Turn", rank: int, asleep: "Sequence[Turn]", now: float) -> float:
         before, cost = self.cost_before(rank) if rank else 0.0, self.cost_of(turn)
-        left = self.level - before - cost + _ROUNDING * self.most
+        left = self.level - before - cost + ROUNDING * self.most
         need = 0.0
         for other in asleep:
             waits_for_units = other.held_by is self
@@ -181,7 +175,7 @@ class Units(Source):
         self.level += max(0.0, limits.max_cost - self.most)
         self.level = min(self.level, limits.max_cost)
         self.most, self.rate = limits.max_cost, limits.max_cost / limits.time_window
-        self._own_rate, self._longest = self.rate, max(limits.time_window, _LONGEST)
+        self._own_rate, self._longest = self.rate, max(limits.time_window, LONGEST)
 
 
 class CostReading(NamedTuple):
