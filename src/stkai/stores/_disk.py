@@ -7,6 +7,7 @@ import os
 import stat
 import sys
 import tempfile
+from contextlib import suppress
 from getpass import getuser
 from hashlib import blake2b
 from pathlib import Path
@@ -69,37 +70,33 @@ def open_state(path: Path, *, private: bool) -> int:
         ConfigurationError: the directory is not a directory, or the file is not a regular file.
         OSError: the file system refuses.
     """
-    fd = _open_known(path, private=private)
-    if fd >= 0:
-        return fd
-    make_directory(path.parent, private=private)
     try:
-        if path.is_symlink():
-            raise ConfigurationError(_not_plain(path))
-        fd = os.open(path, _FLAGS | os.O_CREAT, 0o600)
+        fd = _open(path, private=private)
     except OSError as error:
         if path.is_symlink() or path.is_dir():
             raise ConfigurationError(_not_plain(path)) from error
         raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    about = os.fstat(fd)
+    try:
+        if not stat.S_ISREG(about.st_mode):
+            raise ConfigurationError(_not_plain(path))
+        if private and _IS_UNIX and about.st_uid != os.geteuid():
+            make_directory(path.parent, private=True)
+    except BaseException:
         os.close(fd)
-        raise ConfigurationError(_not_plain(path))
+        raise
     return fd
 
 
-def _open_known(path: Path, *, private: bool) -> int:
-    """Open a file that is there and needs no further check; -1 if it does."""
-    try:
-        if stat.S_ISLNK(os.lstat(os.path.dirname(path)).st_mode):  # noqa: PTH120 - pathlib takes ten times as long
-            return -1
-        fd = os.open(path, _FLAGS)
-    except OSError:
-        return -1
-    about = os.fstat(fd)
-    if stat.S_ISREG(about.st_mode) and not (private and _IS_UNIX and about.st_uid != os.geteuid()):
-        return fd
-    os.close(fd)
-    return -1
+def _open(path: Path, *, private: bool) -> int:
+    if not _IS_UNIX and path.is_symlink():  # Windows has no O_NOFOLLOW.
+        raise FileExistsError(path)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        # pathlib takes ten times as long for the directory.
+        if stat.S_ISDIR(os.lstat(os.path.dirname(path)).st_mode):  # noqa: PTH120
+            return os.open(path, _FLAGS)
+    make_directory(path.parent, private=private)
+    return os.open(path, _FLAGS | os.O_CREAT, 0o600)
 
 
 def make_directory(directory: Path, *, private: bool) -> None:
