@@ -46,13 +46,12 @@ class AllOf(QueueLimiter):
             raise ConfigurationError(f"{WANTED}an empty list")
         self._choosers = any(isinstance(part, Chooser) for part in self.parts)
         fixed = [part for part in self.parts if not isinstance(part, Chooser)]
-        plans = [plan for part in fixed if (plan := _plan_of(part, None)) is not None]
-        sources = [source for plan in plans for source in plan.sources]
-        super().__init__(*dict.fromkeys(sources))
+        plan = _joined(None, fixed) or Plan()
+        super().__init__(*plan.sources)
         self._methods = _all_methods(self.parts)
         self._max_wait_time = smallest(part.max_wait_time for part in fixed)
         self._plans: dict[str, Plan | None] = {}
-        self._plan = self._joined(None, fixed) or self._plan
+        self._plan = plan
         self.has_remote = self.has_remote or self._choosers
 
     def plan_for(self, request: httpx.Request | None) -> Plan | None:
@@ -60,34 +59,13 @@ class AllOf(QueueLimiter):
             return self._plan
         if self._choosers:
             chosen = [part.limiter_for(request) if isinstance(part, Chooser) else part for part in self.parts]
-            return self._joined(request, chosen)
+            return _joined(request, chosen)
         method = request.method
         if method not in self._plans:
             if len(self._plans) > _MOST_METHODS:
                 self._plans.clear()
-            self._plans[method] = self._joined(request, self.parts)
+            self._plans[method] = _joined(request, self.parts)
         return self._plans[method]
-
-    def _joined(self, request: httpx.Request | None, parts: Iterable[Any]) -> Plan | None:
-        """What a request needs of all these parts together."""
-        plans = [plan for part in parts if (plan := _plan_of(part, request)) is not None]
-        if not plans:
-            return None
-        guests = dict.fromkeys(guest for plan in plans for guest in plan.guests)
-        real = dict.fromkeys(source for plan in plans for source in plan.sources if source not in guests)
-        sources = (*real, *guests)
-        order = sources[0].order
-        if any(source.order is not order for source in sources):
-            join_all(sources)
-        priced = dict.fromkeys(each for plan in plans for each in plan.priced)
-        return Plan(
-            sources,
-            tuple(guests),
-            tuple(priced),
-            any(plan.ends for plan in plans),
-            bool(guests) or any(plan.listens for plan in plans),
-            smallest(plan.max_wait_time for plan in plans),
-        )
 
     def _sources_for(self, turn: Turn) -> tuple[Source, ...]:
         plan = self.plan_for(turn.request) or self._plan
@@ -95,8 +73,6 @@ class AllOf(QueueLimiter):
         return plan.sources
 
     def ask(self, turn: Turn, now: float) -> float | Operation:
-        if not turn.sources:
-            self._sources_for(turn)
         wait = super().ask(turn, now)
         if not turn.guests or wait == 0:
             return wait
@@ -204,6 +180,28 @@ def _flattened(limiters: Iterable[Any]) -> Iterator[Any]:
             yield from part.parts
         else:
             yield checked_limiter(part)
+
+
+def _joined(request: httpx.Request | None, parts: Iterable[Any]) -> Plan | None:
+    """What a request needs of all these parts together."""
+    plans = [plan for part in parts if (plan := _plan_of(part, request)) is not None]
+    if not plans:
+        return None
+    guests = dict.fromkeys(guest for plan in plans for guest in plan.guests)
+    real = dict.fromkeys(source for plan in plans for source in plan.sources if source not in guests)
+    sources = (*real, *guests)
+    order = sources[0].order
+    if any(source.order is not order for source in sources):
+        join_all(sources)
+    priced = dict.fromkeys(each for plan in plans for each in plan.priced)
+    return Plan(
+        sources,
+        tuple(guests),
+        tuple(priced),
+        any(plan.ends for plan in plans),
+        bool(guests) or any(plan.listens for plan in plans),
+        smallest(plan.max_wait_time for plan in plans),
+    )
 
 
 def _plan_of(part: Any, request: httpx.Request | None) -> Plan | None:
