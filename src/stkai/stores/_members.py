@@ -8,7 +8,7 @@ from typing import Final
 
 from ._calendar import forgive, forgive_latest, give, release
 from ._protocol import Ask
-from ._state import Member, State, count, cut, end, merged
+from ._state import MemberState, State, count, cut, end, merged
 
 FORGET: Final = 10.0
 """Seconds of silence after which a member is forgotten."""
@@ -26,7 +26,7 @@ _SWEPT: Final = 20
 """Members looked at in one step."""
 
 
-def settle(s: State, m: Member, ask: Ask, now: float) -> bool:
+def settle(s: State, m: MemberState, ask: Ask, now: float) -> bool:
     """Replace what was assumed about the member by what it reports. Returns whether what it holds is void."""
     void_old(s, m)
     used, lapsed, spent = ask.used - m.used, ask.lapsed - m.lapsed, ask.units_used - m.units_used
@@ -65,7 +65,7 @@ def settle(s: State, m: Member, ask: Ask, now: float) -> bool:
     return not known
 
 
-def wait(s: State, m: Member, ask: Ask, now: float) -> None:
+def wait(s: State, m: MemberState, ask: Ask, now: float) -> None:
     """Note that the member is alive and whether requests wait in it."""
     m.seen, m.waiting = now, ask.waiting
     uncount(s, m)
@@ -75,7 +75,7 @@ def wait(s: State, m: Member, ask: Ask, now: float) -> None:
     s.normal += m.normal
 
 
-def uncount(s: State, m: Member) -> None:
+def uncount(s: State, m: MemberState) -> None:
     """Note that the member neither waits for permits nor holds any."""
     s.active -= m.counted
     s.normal -= m.normal
@@ -92,7 +92,7 @@ def void(s: State, now: float) -> None:
     s.within = sum(places for _, places in s.window)
 
 
-def void_old(s: State, m: Member) -> bool:
+def void_old(s: State, m: MemberState) -> bool:
     """Void the member's lease if it is of an older epoch."""
     if m.epoch == s.epoch:
         return False
@@ -120,7 +120,7 @@ def sweep(s: State, now: float) -> None:
             del s.members[name]
 
 
-def due(m: Member) -> float:
+def due(m: MemberState) -> float:
     """When the member loses its permits, or is forgotten, if it stays silent."""
     if m.old or m.fresh:
         return min(m.seen + FORGET, max(end(m.old), end(m.fresh)) + _KEPT)

@@ -65,7 +65,7 @@ class Layout:
 
 
 @dataclass(slots=True)
-class Member:
+class MemberState:
     """What the store assumes about a member.
 
     Attributes:
@@ -102,7 +102,7 @@ class Member:
 
 
 _NO_QUOTA: Final = Quota(0.0)
-_MEMBER: Final = Layout({each.name: each.type for each in fields(Member)})
+_MEMBER: Final = Layout({each.name: each.type for each in fields(MemberState)})
 _DUE: Final = struct.Struct("<d")
 _SIZES: Final = struct.Struct("<HI")
 
@@ -114,7 +114,7 @@ class Members:
 
     def __init__(self, packed: bytes = b"") -> None:
         self._packed: dict[str, bytes] = {}
-        self._unpacked: dict[str, Member] = {}
+        self._unpacked: dict[str, MemberState] = {}
         at = 0
         while at < len(packed):
             length, size = _SIZES.unpack_from(packed, at)
@@ -123,31 +123,31 @@ class Members:
             name = packed[start : start + length].decode(errors="surrogatepass")
             self._packed[name] = packed[start + length : at]
 
-    def get(self, name: str) -> Member | None:
+    def get(self, name: str) -> MemberState | None:
         """The member; None if it is unknown."""
         if name in self._packed and name not in self._unpacked:
-            self._unpacked[name] = Member(**_MEMBER.unpack(self._packed[name])[0])
+            self._unpacked[name] = MemberState(**_MEMBER.unpack(self._packed[name])[0])
         return self._unpacked.get(name)
 
-    def __setitem__(self, name: str, member: Member) -> None:
+    def __setitem__(self, name: str, member: MemberState) -> None:
         self._packed[name], self._unpacked[name] = _MEMBER.pack(member), member
 
     def __delitem__(self, name: str) -> None:
         self._packed.pop(name, None)
         self._unpacked.pop(name, None)
 
-    def overdue(self, now: float, most: int) -> list[tuple[str, Member]]:
+    def overdue(self, now: float, most: int) -> list[tuple[str, MemberState]]:
         """The first members whose `due` is not after `now`."""
         dues = [(_DUE.unpack_from(packed)[0], name) for name, packed in self._packed.items()]
         names = sorted((due, name) for due, name in dues if due <= now)[:most]
-        return [(name, Member(**_MEMBER.unpack(self._packed[name])[0])) for _, name in names]
+        return [(name, MemberState(**_MEMBER.unpack(self._packed[name])[0])) for _, name in names]
 
     def __len__(self) -> int:
         return len(self._packed)
 
-    def all(self) -> list[Member]:
+    def all(self) -> list[MemberState]:
         """All members."""
-        return [Member(**_MEMBER.unpack(packed)[0]) for packed in self._packed.values()]
+        return [MemberState(**_MEMBER.unpack(packed)[0]) for packed in self._packed.values()]
 
     def pack(self) -> bytes:
         """All members, packed."""

@@ -17,7 +17,7 @@ from .._clock import Clock
 from ._calendar import USAGE_SPAN, advance, note, opening, place
 from ._members import FORGET, due, settle, sweep, uncount, void, void_old, wait
 from ._protocol import BOOKS, Ask, Law, Lease, Snapshot
-from ._state import NEVER, ROUND, Member, State, count, merged
+from ._state import NEVER, ROUND, MemberState, State, count, merged
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def step(s: State, ask: Ask, now: float) -> Lease:
     sweep(s, now)
     m = s.members.get(ask.member)
     if m is None:
-        m = Member(epoch=s.epoch, used=ask.used, lapsed=ask.lapsed, units_used=ask.units_used)
+        m = MemberState(epoch=s.epoch, used=ask.used, lapsed=ask.lapsed, units_used=ask.units_used)
     elif ask.seq < m.seq or 0 < ask.seq == m.seq:
         # A later message overtook it; or it is repeated, and gets the same answer.
         is_valid = ask.seq == m.seq and m.epoch == s.epoch
@@ -166,7 +166,7 @@ def _refuse(s: State, epoch: int, until: float, now: float) -> None:
         s.credit = 0.0
 
 
-def _grant(s: State, m: Member, ask: Ask, now: float) -> float:
+def _grant(s: State, m: MemberState, ask: Ask, now: float) -> float:
     """Lease permits, and pay for their units of cost. Returns seconds after which to ask again, if there are none."""
     # Its share of what is left of the burst is used at once, so it is not held in advance.
     share = max(1, math.floor(max(s.rate * AHEAD, s.credit) / max(1, s.active) + ROUND))
@@ -219,7 +219,7 @@ def _queue(s: State, now: float) -> float:
 
 
 def _answer(
-    s: State, share: str, m: Member, now: float, *, is_void: bool, again: float = 0.0, new: bool = False
+    s: State, share: str, m: MemberState, now: float, *, is_void: bool, again: float = 0.0, new: bool = False
 ) -> Lease:
     fresh = m.fresh if new else ()
     return Lease(

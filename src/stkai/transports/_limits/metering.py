@@ -113,7 +113,7 @@ class Bill:
         # Not the response itself, which holds the body that holds this.
         self._kind, self._status, self._headers = type(response), response.status_code, response.headers
         self._read = response if hasattr(response, "_content") else None
-        self._kept = _Kept(LONGEST)
+        self._kept = _Chunks(LONGEST)
 
     def add(self, chunk: bytes) -> None:
         """Keep a chunk of the body, as it was received."""
@@ -180,8 +180,8 @@ def _estimated(function: Any, request: httpx.Request) -> float:
         raise InvalidArgumentError(msg) from error
 
 
-def _unpacked(packed: httpx.Response) -> "_Kept":
-    kept = _Kept(LONGEST_DECODED)
+def _unpacked(packed: httpx.Response) -> "_Chunks":
+    kept = _Chunks(LONGEST_DECODED)
     try:
         for part in packed.iter_bytes():
             kept.add(part)
@@ -194,7 +194,7 @@ def _unpacked(packed: httpx.Response) -> "_Kept":
     return kept
 
 
-class _Kept:
+class _Chunks:
     """The chunks of a body, up to a number of bytes; keeps nothing of a longer body."""
 
     def __init__(self, most: int) -> None:
