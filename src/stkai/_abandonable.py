@@ -99,14 +99,14 @@ class Job:
 
     def wait(self, seconds: float = math.inf) -> bool:
         """Block for at most this many seconds; returns whether the work has ended."""
-        bell: SimpleQueue[None] = SimpleQueue()
-        self._waiting[id(bell)] = partial(bell.put, None)
+        ended: SimpleQueue[None] = SimpleQueue()
+        self._waiting[id(ended)] = partial(ended.put, None)
         try:
             if not self.is_done:
                 with suppress(Empty):
-                    bell.get(timeout=None if seconds == math.inf else min(seconds, threading.TIMEOUT_MAX))
+                    ended.get(timeout=None if seconds == math.inf else min(seconds, threading.TIMEOUT_MAX))
         finally:
-            self._waiting.pop(id(bell), None)
+            self._waiting.pop(id(ended), None)
         return self.is_done
 
     async def await_(self, seconds: float = math.inf) -> bool:
