@@ -100,16 +100,16 @@ class Job:
     def wait(self, seconds: float = math.inf) -> bool:
         """Block for at most this many seconds; returns whether the work has ended."""
         # A lock and no queue or event: thousands of threads may wait here.
-        bell = threading.Lock()
-        bell.acquire()
-        self._waiting[id(bell)] = bell.release
+        ended = threading.Lock()
+        ended.acquire()
+        self._waiting[id(ended)] = ended.release
         try:
             if not self.is_done:
-                bell.acquire(
+                ended.acquire(
                     timeout=-1 if seconds == math.inf else min(max(seconds, 0), threading.TIMEOUT_MAX)
                 )
         finally:
-            self._waiting.pop(id(bell), None)
+            self._waiting.pop(id(ended), None)
         return self.is_done
 
     async def await_(self, seconds: float = math.inf) -> bool:

@@ -10,7 +10,7 @@ compatible servers:
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import chain
 from typing import Any, Final, Literal
 
@@ -85,13 +85,7 @@ class LlmTokens(dict[str, Callable[..., Any]]):
         if not _USAGE.search(content):
             return unsaid
         messages = list(_messages(content))
-        said: dict[str, float] = {}
-        for message in messages:
-            for usage in _usages(message):
-                # What a stream repeats is cumulative: the last one counts.
-                said.update(
-                    (name, number) for name, value in usage.items() if (number := _number(value)) is not None
-                )
+        said = _said(messages)
         pieces = [texts for message in messages if (texts := _delta_texts(message)) is not None]
         text = "".join(chain.from_iterable(pieces))
         if any(message.get("type") == "message_start" for message in messages):
@@ -263,6 +257,24 @@ _INPUT: Final = (
     ("user", "enrichment"),
 )
 _OUTPUT: Final = (("output_tokens",), ("completion_tokens",), ("output",))
+
+
+def _said(messages: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """The numbers in all usages; what a stream repeats is cumulative, so the last one counts."""
+    said: dict[str, float] = {}
+    for message in messages:
+        for usage in _usages(message):
+            for name, value in usage.items():
+                number = _number(value)
+                if number is not None:
+                    said[name] = number
+    return said
+
+
+def used_tokens(body: object) -> tuple[int, int]:
+    """The tokens of the question and of the answer that the body of an answer reports; 0 if it does not."""
+    said = _said([body]) if isinstance(body, dict) else {}
+    return int(_used(said, "input") or 0), int(_used(said, "output") or 0)
 
 
 def _used(said: dict[str, float], count: Count) -> float | None:

@@ -1,7 +1,7 @@
 """An append-only file: each record is one write, so that a kill can tear only the last record."""
 
-import errno
 import os
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,9 +12,9 @@ import anyio
 import anyio.to_thread
 
 from .._errors import ConfigurationError, StkaiError
+from ..stores._disk import try_lock
 
 _BLOCK: Final = 1 << 16
-_LOCKED: Final = frozenset({errno.EACCES, errno.EAGAIN})
 
 
 class WriteError(StkaiError):
@@ -103,19 +103,13 @@ class AppendFile:
         Raises:
             ConfigurationError: the system, or the file system, does not support file locks.
         """
+        if sys.platform == "win32":
+            raise ConfigurationError("a batch needs Linux, macOS or WSL, whose files it can lock and cut")
         try:
-            import fcntl
-        except ModuleNotFoundError as error:
-            msg = "a batch needs file locks, which this system does not have: use Linux, macOS or WSL"
-            raise ConfigurationError(msg) from error
-        try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return try_lock(self.descriptor)
         except OSError as error:
-            if error.errno in _LOCKED:
-                return False
             msg = f"{self.path} cannot be locked ({error.strerror}): choose a file system with locks for -o"
             raise ConfigurationError(msg) from error
-        return True
 
     def sync(self) -> None:
         """Return once everything written so far would survive a power failure.

@@ -1,7 +1,7 @@
 """The progress of a run on stderr: lines, tokens and dollars; a bar in a terminal, plain lines elsewhere."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,7 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bars
 
 from .._errors import ConfigurationError
+from ..costs import used_tokens
 
 _EVERY: Final = 10.0
 """Seconds between plain lines."""
@@ -19,8 +20,6 @@ _EVERY: Final = 10.0
 _SMOOTH: Final = 0.2
 
 _MILLION: Final = 1_000_000
-_INPUT: Final = ("prompt_tokens", "input_tokens")
-_OUTPUT: Final = ("completion_tokens", "output_tokens")
 
 
 def count(number: int, what: str) -> str:
@@ -94,15 +93,9 @@ class Usage:
 
     def add(self, body: Any) -> None:
         """Count the usage that an answer reports, if any."""
-        if not isinstance(body, dict):
-            return
-        usage, tokens = body.get("usage"), body.get("tokens")
-        if isinstance(usage, dict):
-            self.asked += _first(usage, _INPUT)
-            self.answered += _first(usage, _OUTPUT)
-        elif isinstance(tokens, dict):  # StackSpot's agents.
-            self.asked += _first(tokens, ("user",)) + _first(tokens, ("enrichment",))
-            self.answered += _first(tokens, ("output",))
+        asked, answered = used_tokens(body)
+        self.asked += asked
+        self.answered += answered
 
     def text(self, price: Price | None) -> str:
         """For people, such as `12.4M tokens $1.86`; empty if nothing was reported."""
@@ -111,14 +104,6 @@ class Usage:
             return ""
         cost = "" if price is None else f" {show_dollars(price.dollars(self.asked, self.answered))}"
         return f"{show_count(total)} tokens{cost}"
-
-
-def _first(usage: Mapping[str, Any], names: tuple[str, ...]) -> int:
-    for name in names:
-        count = usage.get(name)
-        if isinstance(count, int) and not isinstance(count, bool) and count > 0:
-            return count
-    return 0
 
 
 @dataclass(frozen=True, slots=True)

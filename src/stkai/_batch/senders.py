@@ -42,7 +42,7 @@ class RunState:
 
     Attributes:
         journal: where they record that they are sent; None for nowhere.
-        commit: returns once the journal would survive a power failure; None if nobody asks for that.
+        commit: returns once the journal would survive a power failure; None if that is not asked for.
         ending: done once nothing more may be sent.
     """
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SEARCHING: Final = "adaptive, no numbers"
 STRATEGIES: Final = ("no limiter", "token bucket", "adaptive", SEARCHING, "shared")
 _PATIENCE: Final = 120.0
-"""Seconds without news after which the rest of a run is given up and counted as lost."""
+"""Seconds without a message after which the rest of a run is given up and counted as lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +107,15 @@ class Batch:
             for worker in workers:
                 worker.start()
             expected = (self.requests + (strategy == SEARCHING)) * self.processes
-            known = list(_collect(expected, outcomes, workers, advance, clock))
+            messages = list(_collect(expected, outcomes, workers, advance, clock))
             for worker in workers:
                 worker.join(1.0)
                 worker.terminate()
-            return self._judge(strategy, known, server)
+            return self._judge(strategy, messages, server)
 
-    def _judge(self, strategy: str, heard: list[Outcome | Found], server: QuotaServer) -> Run:
-        known = [each for each in heard if isinstance(each, Outcome)]
-        rates = [each.rate for each in heard if isinstance(each, Found)]
+    def _judge(self, strategy: str, messages: list[Outcome | Found], server: QuotaServer) -> Run:
+        outcomes = [each for each in messages if isinstance(each, Outcome)]
+        rates = [each.rate for each in messages if isinstance(each, Found)]
         records = [record for record in server.requests if record.path.startswith("/v1/quick-commands")]
         start = min((record.time for record in records), default=0.0)
 
@@ -127,9 +127,9 @@ class Batch:
             sent=len(records),
             accepted=instants(httpx.codes.OK),
             refused=instants(httpx.codes.TOO_MANY_REQUESTS),
-            seconds=sorted(outcome.seconds for outcome in known if outcome.succeeded),
-            failed=sum(not outcome.succeeded for outcome in known),
-            lost=self.requests * self.processes - len(known),
+            seconds=sorted(outcome.seconds for outcome in outcomes if outcome.succeeded),
+            failed=sum(not outcome.succeeded for outcome in outcomes),
+            lost=self.requests * self.processes - len(outcomes),
             found=sum(rates) if rates else None,
         )
 
@@ -153,16 +153,16 @@ def _collect(
     clock: SystemClock,
 ) -> Iterator[Outcome | Found]:
     """Yield each message as it arrives, until all have arrived or no more can; pass the outcomes to `advance`."""
-    news = clock.monotonic()
+    last = clock.monotonic()
     while expected:
         try:
             message = outcomes.get(timeout=0.2)
         except queue.Empty:
             alive = any(worker.is_alive() for worker in workers)
-            if not alive or clock.monotonic() - news > _PATIENCE:
+            if not alive or clock.monotonic() - last > _PATIENCE:
                 return
             continue
-        news = clock.monotonic()
+        last = clock.monotonic()
         expected -= 1
         if isinstance(message, Outcome):
             advance(message)

@@ -21,7 +21,7 @@ _REFRESH: Final = 0.5
 """Seconds between updates."""
 
 _AT_ONCE: Final = 0.001
-"""Seconds; nobody notices a shorter wait."""
+"""Seconds; a shorter wait is not noticeable."""
 
 
 def quota(

@@ -119,21 +119,21 @@ class FakeClock:
             raise
 
     async def asleep(self, seconds: float) -> None:
-        """Sleep in a task: moves the clock when everybody sleeps (`autojump`), or waits until it is moved."""
+        """Sleep in a task: moves the clock when every task sleeps (`autojump`), or waits until it is moved."""
         _check(seconds)
         if seconds == 0:
             self.sleeps.append(seconds)
             await anyio.lowlevel.checkpoint()
             return
-        bell = _Bell()
-        sleeper = self._enter(seconds, bell.ring)
+        alarm = _Alarm()
+        sleeper = self._enter(seconds, alarm.ring)
         try:
             while not self._leave_if_due(sleeper):
                 if self._autojump and self._first() is sleeper:
                     await self._move_to(sleeper)
                 else:
-                    await bell.wait()
-                bell.reset()
+                    await alarm.wait()
+                alarm.reset()
         except BaseException:
             self._abandon(sleeper)
             raise
@@ -194,7 +194,7 @@ class FakeClock:
 
 
 class _Sleeper:
-    """Somebody asleep until `target`; `wake` asks them, from any thread, to look at the clock again."""
+    """A thread or task asleep until `target`; any thread may call `wake`, which makes it read the clock again."""
 
     __slots__ = ("is_abandoned", "target", "wake")
 
@@ -204,8 +204,8 @@ class _Sleeper:
         self.is_abandoned = False
 
 
-class _Bell:
-    """Wakes one task, again and again. Created in that task; rung from anywhere."""
+class _Alarm:
+    """Wakes one task repeatedly. Created in that task; any thread may call `ring`."""
 
     def __init__(self) -> None:
         self._event = anyio.Event()
@@ -216,7 +216,7 @@ class _Bell:
         run_soon(self._loop, self._set)
 
     def reset(self) -> None:
-        """Forget all earlier rings. Call it before looking at what the bell announces, never after."""
+        """Forget all earlier rings. Call it before checking what the alarm announces, never after."""
         self._event = anyio.Event()
 
     async def wait(self) -> None:

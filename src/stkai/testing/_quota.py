@@ -107,7 +107,7 @@ class Gate:
     """Counts requests, and answers 429 Too Many Requests when there are too many.
 
     Args:
-        quota: None lets everybody in.
+        quota: None admits every request.
         retry_after: what a 429 says in `Retry-After`: "true", the seconds until a request would be accepted, rounded
             up; "date", the same instant as an HTTP-date; a number, always that; None, nothing.
         headers: which rate limit headers the counted answers carry; they describe a fixed window only.
