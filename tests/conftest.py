@@ -77,18 +77,19 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse ids that contain an address, since processes that share the tests must agree on them; trace no property.
-
-    Tracing takes more time than running, and what an example covers, a test by hand covers as well.
-    """
+    """Refuse ids that contain an address, since processes that share the tests must agree on them; trace a part."""
     unstable = [item.nodeid for item in items if " at 0x" in item.nodeid]
     if unstable:
         raise pytest.UsageError(
             f"give these parameters ids, such as ids=spelled of tests/support/ids.py: {unstable}"
         )
+    traced: set[tuple[str, str]] = set()
     for item in items:
-        if hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
+        world = item.callspec.params.get("world", "") if hasattr(item, "callspec") else ""
+        case = (item.nodeid.partition("[")[0], world)
+        if world == "trio" or case in traced or hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.no_cover)
+        traced.add(case)
 
 
 @pytest.fixture

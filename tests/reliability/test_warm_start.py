@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from stkai import AimdLimiter
+
 pytestmark = pytest.mark.real_time
 
 PROGRAM = """
 import os, signal, sys, time
 import httpx
 import stkai
+from stkai.transports import AdaptiveTransport
 
 calls = 0
 
@@ -27,14 +30,9 @@ def answer(request):
 limiter = stkai.AimdLimiter(warm_start="team key")
 print(limiter.rate, flush=True)
 if sys.argv[1] != "look":
-    client = stkai.build_client(
-        auth=None, retry=None, rate_limit=limiter, transport=httpx.MockTransport(answer)
-    )
-    try:
+    with httpx.Client(transport=AdaptiveTransport(httpx.MockTransport(answer), limiter)) as client:
         for _ in range(21):
-            client.post("https://api.test/", data={})
-    except stkai.ServerSideRateLimitError:
-        pass
+            client.post("https://api.test/")
     print(limiter.rate, flush=True)
 """
 
@@ -63,21 +61,37 @@ def rates(process: "subprocess.Popen[str]") -> list[float]:
     return [float(line) for line in out.split()]
 
 
+def next_rate(cache: Path, monkeypatch: pytest.MonkeyPatch) -> float:
+    """The rate at which a limiter of this process starts."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    return AimdLimiter(warm_start="team key").rate
+
+
 def saved(cache: Path) -> list[Path]:
     return [path for path in cache.rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("end", ["return", "sys.exit", "error", "fork"])
-def test_the_next_program_starts_at_the_rate_of_the_last(tmp_path: Path, end: str) -> None:
-    cold, found = rates(start(tmp_path, end))
+def test_the_next_program_starts_at_the_rate_of_the_last(tmp_path: Path) -> None:
+    cold, found = rates(start(tmp_path, "return"))
     (warm,) = rates(start(tmp_path, "look"))
     assert warm == pytest.approx(found)
     assert warm != pytest.approx(cold)
+
+
+@pytest.mark.parametrize("end", ["return", "sys.exit", "error", "fork"])
+def test_the_rate_is_saved_however_a_program_ends(
+    tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cold, found = rates(start(tmp_path, end))
+    assert found != pytest.approx(cold)
+    assert next_rate(tmp_path, monkeypatch) == pytest.approx(found)
     assert len(saved(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_program_has_already_saved_its_rate(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_killed_program_has_already_saved_its_rate(
+    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process = start(tmp_path, "wait")
     assert process.stdout is not None
     _, found = (float(process.stdout.readline()) for _ in range(2))
@@ -87,12 +101,11 @@ def test_a_killed_program_has_already_saved_its_rate(tmp_path: Path, number: sig
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == -number
-    (warm,) = rates(start(tmp_path, "look"))
-    assert warm == pytest.approx(found)
+    assert next_rate(tmp_path, monkeypatch) == pytest.approx(found)
 
 
 def test_programs_that_end_at_once_leave_one_complete_file(tmp_path: Path) -> None:
-    processes = [start(tmp_path, "return") for _ in range(4)]
+    processes = [start(tmp_path, "return") for _ in range(3)]
     ends = [rates(process)[1] for process in processes]
     (path,) = saved(tmp_path)
     assert json.loads(path.read_text())["rate"] in ends

@@ -190,12 +190,12 @@ def test_members_that_fell_silent_are_forgotten_a_few_at_a_time(server: Server) 
         store = RedisStore(client)
         now = 1000.0
         store._instant = lambda: repr(now)  # type: ignore[method-assign]
-        for number in range(8500):
+        for number in range(850):
             store.lease(ask(f"member {number}", 0))
         now += 11
         one = Client(store, "one")
-        assert one.lease().members >= 8000
-        for _ in range(450):
+        assert one.lease().members >= 800
+        for _ in range(45):
             now += 0.01
             one.lease()
         assert one.lease().members == 1
