@@ -34,8 +34,9 @@ class Options(griffe.Extension):
                 ),
             )
             if function.docstring and options.endswith(".StackOptions"):
-                names = [each.name for each in function.parameters]
-                function.docstring.value += "\n\n" + _build_options.describe_arguments(names)
+                has_transport = any(each.name == "transport" for each in function.parameters)
+                arguments = _build_options.describe_arguments(with_transport=has_transport)
+                function.docstring.value += f"\n\n{arguments}"
 
 
 def _default(name: str, options: str) -> str:

@@ -1,7 +1,7 @@
 """The keyword arguments of the `build_*` functions and of `StackBuilder.standard`: documented and checked once."""
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, cast
 
@@ -48,6 +48,15 @@ class _FromSettings:
 DEFAULTS: Final = {"auth": "auto", "rate_limit": _FromSettings(), "retry": _FromSettings()}
 """The defaults that are not None."""
 
+_SHARED: Final = [
+    # TypedDict turns strings into ForwardRefs, which are hard to read.
+    inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name), annotation=kind.__forward_arg__
+    )
+    for name, kind in StackOptions.__annotations__.items()
+]
+"""The parameters that all these functions have."""
+
 _TRANSPORT: Final = """
         transport: the wire; by default one of the package of each request (httpx or httpx2) that honours proxies, with
             the verification and limits of the settings."""
@@ -79,9 +88,9 @@ _WIRES: Final = frozenset({"cert", "http2", "limits", "proxy", "trust_env", "ver
 
 def takes_stack_options(function: F) -> F:
     """Let `help()` show every keyword of `StackOptions` and what it means, and explain one that does not exist."""
-    signature, shared = inspect.signature(function), _shared_parameters()
+    signature = inspect.signature(function)
     own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-    known = {each.name for each in (*own, *shared)}
+    known = {each.name for each in (*own, *_SHARED)}
 
     @wraps(function)
     def checked(*args: Any, **options: Any) -> Any:
@@ -91,39 +100,21 @@ def takes_stack_options(function: F) -> F:
                     f"{function.__name__}() got an unexpected keyword argument {name!r}{_hint(name)}"
                 )
         if isinstance(options.get("auth"), str) and options["auth"] != "auto":
-            options["auth"] = Secret(
-                options["auth"]
-            )  # A token in place of a provider: tracebacks show variables.
+            # A token in place of a provider: tracebacks show variables.
+            options["auth"] = Secret(options["auth"])
         return function(*args, **options)
 
-    parameters = sorted([*own, *shared], key=lambda each: (each.kind, each.name == "transport"))
+    parameters = sorted([*own, *_SHARED], key=lambda each: (each.kind, each.name == "transport"))
     checked.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    checked.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{describe_arguments(known)}"
+    arguments = describe_arguments(with_transport="transport" in known)
+    checked.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{arguments}"
     return cast("F", checked)
 
 
 @cache
-def _described(*, with_transport: bool) -> str:
+def describe_arguments(*, with_transport: bool) -> str:
+    """The part of a docstring that describes the arguments."""
     return inspect.cleandoc(f"\n    Args:{_TRANSPORT if with_transport else ''}{_ARGUMENTS}")
-
-
-def describe_arguments(names: Collection[str]) -> str:
-    """The part of a docstring that describes the arguments, with `transport` if it is one of the names."""
-    return _described(with_transport="transport" in names)
-
-
-@cache
-def _shared_parameters() -> list[inspect.Parameter]:
-    return [
-        # TypedDict turns strings into ForwardRefs, which are hard to read.
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=DEFAULTS.get(name),
-            annotation=kind.__forward_arg__,
-        )
-        for name, kind in StackOptions.__annotations__.items()
-    ]
 
 
 def _hint(name: str) -> str:

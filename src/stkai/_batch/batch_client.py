@@ -1,6 +1,5 @@
 """The stack of a batch, that of the settings; and the quick commands that are executed through it."""
 
-from collections.abc import Callable
 from typing import Any, Final, Self
 from urllib.parse import quote
 
@@ -8,7 +7,7 @@ import httpx
 
 from .._builder import StackBuilder
 from .._client import AsyncHttpClient
-from .._clock import Clock
+from .._clock import SystemClock
 from .._config.models import Settings
 from .._config.stkai import STKAI
 from .._errors import ConfigurationError, DeadlineExceededError, StkaiError
@@ -39,6 +38,18 @@ COMPLETED: Final = "COMPLETED"
 FAILURE: Final = "FAILURE"
 
 
+class NoExecutionError(StkaiError):
+    """A quick command was started, but the answer contains no execution id.
+
+    Attributes:
+        response: the answer.
+    """
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        super().__init__("the answer contains no execution id, so the execution cannot be polled")
+
+
 class BatchClient:
     """Sends requests through the stack of the settings.
 
@@ -50,6 +61,7 @@ class BatchClient:
     """
 
     def __init__(self, options: Options) -> None:
+        self._options, self._clock = options, SystemClock()
         deadline = options.deadline
         read = max(_READ, deadline or 0.0)
         self.timeouts = {"connect": 30.0, "read": read, "write": read, "pool": None}
@@ -81,12 +93,56 @@ class BatchClient:
         return {OPTIONS: self._call, "timeout": self.timeouts, LINE: line}
 
     async def send(self, line: LineInFlight, request: httpx.Request) -> httpx.Response:
-        """Send the request of a line with retries, within the limits."""
-        return await self._send(request, line)
+        """The answer to a line's request, which is sent with retries and within the limits.
 
-    async def poll(self, request: httpx.Request) -> httpx.Response:
-        """Send a request once, outside the limits."""
-        return await self._unlimited.send(request)
+        A quick command is polled to its end: then it is the last callback, or the refusal to create the execution.
+
+        Raises:
+            NoExecutionError: the creation succeeded but returned no execution id.
+            DeadlineExceededError: the execution took too long.
+        """
+        if self._options.quick_command is None:
+            return await self._send(request, line)
+        deadline = self._options.deadline
+        end = None if deadline is None else self._clock.monotonic() + deadline
+        if line.execution is None:
+            created = await self._send(request, line)
+            if created.status_code >= 300:
+                return created
+            await line.created(_execution_of(created))
+        return await self._poll(line.execution or "", end)
+
+    async def _poll(self, execution: str, end: float | None) -> httpx.Response:
+        url = self._options.url_of_commands(f"callback/{quote(execution, safe='')}")
+        pause = _FIRST_PAUSE
+        while True:
+            await self._sleep(pause, end, execution)
+            pause = min(pause * _GROWTH, _LONGEST_PAUSE)
+            response = await self._ask(url, end)
+            if response is None:
+                continue
+            if response.status_code in _AGAIN:
+                asked = retry_after(response.headers, self._clock.utcnow()) or 0.0
+                pause = max(pause, min(asked, _LONGEST_ASKED))
+            elif response.status_code >= 300 or status_of(response) in {COMPLETED, FAILURE}:
+                return response
+
+    async def _sleep(self, seconds: float, end: float | None, execution: str) -> None:
+        if end is not None and self._clock.monotonic() + seconds >= end:
+            deadline = f"{self._options.deadline:g} s"
+            msg = f"the execution {execution} did not end within {deadline}; a resumed job does not poll it"
+            raise DeadlineExceededError(msg)
+        await self._clock.asleep(seconds)
+
+    async def _ask(self, url: str, end: float | None) -> httpx.Response | None:
+        """The answer to one poll, which needs no permit; None if there was no readable answer."""
+        left = UNSET if end is None else max(end - self._clock.monotonic(), 0.001)
+        options = {OPTIONS: RequestOptions(deadline=left)}
+        request = httpx.Request("GET", url, headers=default_headers(), extensions=options)
+        try:
+            return await self._unlimited.send(request)
+        except alike(httpx.TimeoutException, httpx.NetworkError, httpx.ProtocolError, httpx.DecodingError):
+            return None
 
     async def __aenter__(self) -> Self:
         await self._client.__aenter__()
@@ -144,77 +200,6 @@ def _check_base(options: Options, parts: Parts) -> None:
         bearer = layer.policy
         if isinstance(bearer, BearerAuth) and bearer.origins is None and options.base_url is not None:
             bearer.require_private(httpx.URL(options.base_url))
-
-
-class NoExecutionError(StkaiError):
-    """A quick command was started, but the answer contains no execution id.
-
-    Attributes:
-        response: the answer.
-    """
-
-    def __init__(self, response: httpx.Response) -> None:
-        self.response = response
-        super().__init__("the answer contains no execution id, so the execution cannot be polled")
-
-
-class QuickCommands:
-    """Creates an execution and polls it. The polls need no permit.
-
-    Args:
-        url: returns the url at which to poll an execution id.
-        deadline: seconds for the creation and all polls, or None.
-    """
-
-    def __init__(
-        self, client: BatchClient, url: Callable[[str], str], clock: Clock, deadline: float | None
-    ) -> None:
-        self._client, self._url, self._clock, self._deadline = client, url, clock, deadline
-
-    async def run(self, line: LineInFlight, request: httpx.Request) -> httpx.Response:
-        """The last callback, or the answer to the creation if that was refused.
-
-        Raises:
-            NoExecutionError: the creation succeeded but returned no execution id.
-            DeadlineExceededError: the execution took too long.
-        """
-        end = None if self._deadline is None else self._clock.monotonic() + self._deadline
-        if line.execution is None:
-            created = await self._client.send(line, request)
-            if created.status_code >= 300:
-                return created
-            await line.created(_execution_of(created))
-        return await self._poll(line.execution or "", end)
-
-    async def _poll(self, execution: str, end: float | None) -> httpx.Response:
-        url, pause = self._url(quote(execution, safe="")), _FIRST_PAUSE
-        while True:
-            await self._sleep(pause, end, execution)
-            pause = min(pause * _GROWTH, _LONGEST_PAUSE)
-            response = await self._ask(url, end)
-            if response is None:
-                continue
-            if response.status_code in _AGAIN:
-                asked = retry_after(response.headers, self._clock.utcnow()) or 0.0
-                pause = max(pause, min(asked, _LONGEST_ASKED))
-            elif response.status_code >= 300 or status_of(response) in {COMPLETED, FAILURE}:
-                return response
-
-    async def _sleep(self, seconds: float, end: float | None, execution: str) -> None:
-        if end is not None and self._clock.monotonic() + seconds >= end:
-            msg = f"the execution {execution} did not end within {self._deadline:g} s; a resumed job does not poll it"
-            raise DeadlineExceededError(msg)
-        await self._clock.asleep(seconds)
-
-    async def _ask(self, url: str, end: float | None) -> httpx.Response | None:
-        """The answer to one poll; None if there was no readable answer."""
-        left = UNSET if end is None else max(end - self._clock.monotonic(), 0.001)
-        options = {OPTIONS: RequestOptions(deadline=left)}
-        request = httpx.Request("GET", url, headers=default_headers(), extensions=options)
-        try:
-            return await self._client.poll(request)
-        except alike(httpx.TimeoutException, httpx.NetworkError, httpx.ProtocolError, httpx.DecodingError):
-            return None
 
 
 def status_of(response: httpx.Response) -> str:

@@ -14,7 +14,7 @@ from .._clock import SystemClock
 from .._errors import AuthenticationError
 from ..transports._auth.bearer import ExposedTokenError
 from .append_file import WriteError
-from .batch_client import FAILURE, BatchClient, QuickCommands, status_of
+from .batch_client import FAILURE, BatchClient, status_of
 from .engine import Outcome, outcomes_of
 from .input_lines import Read
 from .job import BatchJob
@@ -82,12 +82,6 @@ class Runner:
         self._refused: list[tuple[LineInFlight, httpx.Response]] = []
         """Lines whose credentials were refused since the last other answer."""
         self._has_answers = False
-        self._commands: QuickCommands | None = None
-        if self._options.quick_command is not None:
-            url = self._options.url_of_commands
-            self._commands = QuickCommands(
-                client, lambda name: url(f"callback/{name}"), self._clock, self._options.deadline
-            )
 
     def end(self, kind: Literal["halted", "interrupted"], message: str) -> None:
         """Stop sending, and drop lines that were not sent; requests in flight finish."""
@@ -168,8 +162,6 @@ class Runner:
             raise DroppedError
         with anyio.CancelScope() as scope:
             line.started(scope.cancel)
-            if self._commands is not None:
-                return await self._commands.run(line, request)
             return await self._client.send(line, request)
         raise DroppedError
 
@@ -230,7 +222,7 @@ class Runner:
                 failure = failure_of_answer(response, body, response.request.url)
                 if response.status_code >= 500:
                     failure = self._may_have_acted(line, failure)
-            elif self._commands is not None and status_of(response) == FAILURE:
+            elif self._options.quick_command is not None and status_of(response) == FAILURE:
                 failure = Failure("execution_failed", "the execution of the quick command ended with FAILURE")
             elif error is not None:
                 failure = failure_of_error(error, self._client.timeouts)

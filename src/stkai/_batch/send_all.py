@@ -95,7 +95,7 @@ def _check(requests: object, max_in_flight: int, kinds: Any) -> None:
         raise InvalidArgumentError(f"requests must be an iterable of httpx.Request objects, not {requests!r}")
 
 
-class _RequestLog:
+class _RequestLog(RunState):
     """What is known about the requests by index; kept in a journal, if there is one.
 
     Raises:
@@ -106,7 +106,7 @@ class _RequestLog:
         journal, self._recovered = None, Recovered()
         if path is not None:
             journal, self._recovered = _opened(Path(path), max_in_flight)
-        self.run = RunState(journal)
+        super().__init__(journal)
 
     def known(self, index: int) -> Exception | bool:
         """True if the outcome was handed out before; an error if it is unknown, and that is to be the outcome."""
@@ -131,15 +131,15 @@ class _RequestLog:
         try:
             yield
         finally:
-            if self.run.journal is not None:
-                self.run.journal.handed_out(outcome.index)
+            if self.journal is not None:
+                self.journal.handed_out(outcome.index)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.run.journal is not None:
-            self.run.journal.close()
+        if self.journal is not None:
+            self.journal.close()
 
 
 def _opened(path: Path, max_in_flight: int) -> tuple[Journal, Recovered]:
@@ -168,7 +168,7 @@ async def _asend_all(
 
         async def work(index: int, request: httpx.Request) -> httpx.Response:
             _check_request(request)
-            return await send(request, Watch(log.run, index))
+            return await send(request, Watch(log, index))
 
         async with aclosing(outcomes_of(work, requests, most, log.known)) as outcomes:
             async for outcome in outcomes:
@@ -188,7 +188,7 @@ def _send_all(
         def work(index: int, request: httpx.Request) -> None:
             try:
                 _check_request(request)
-                outcome = Outcome(index, request, send(request, Watch(log.run, index)), None)
+                outcome = Outcome(index, request, send(request, Watch(log, index)), None)
             except Exception as error:  # noqa: BLE001 - whatever the call raises is its outcome
                 outcome = Outcome(index, request, None, error)
             except BaseException as error:  # noqa: BLE001 - raised by the generator, in the caller's thread
@@ -225,7 +225,7 @@ def _send_all(
             if failure is not None:
                 raise failure
         finally:
-            log.run.ending.run()
+            log.ending.run()
             pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -78,9 +78,9 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         check_choice("client_auth", client_auth, *CLIENT_AUTH)
         self._clock = clock or SystemClock()
         self._endpoint = TokenEndpoint(
-            self.token_url,
-            self.client_id,
-            Secret(_text("client_secret", secret)),
+            url=self.token_url,
+            client_id=self.client_id,
+            client_secret=Secret(_text("client_secret", secret)),
             scope=None if scope is None else _text("scope", Secret(scope)),
             audience=None if audience is None else _text("audience", Secret(audience)),
             in_body=client_auth == "body",

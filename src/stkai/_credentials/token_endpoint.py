@@ -7,6 +7,7 @@ formatter would show.
 import math
 from base64 import b64encode
 from collections.abc import Iterator
+from dataclasses import dataclass
 from html import unescape
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote_plus, unquote, unquote_plus
@@ -40,10 +41,11 @@ _SHOWN: Final = 200
 """Characters of the endpoint's own words in our messages."""
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class TokenEndpoint:
     """The endpoint where one client gets its tokens.
 
-    Args:
+    Attributes:
         url: absolute; http:// only to this machine, unless `allow_http`.
         client_id: the service account's id.
         client_secret: its secret.
@@ -55,50 +57,37 @@ class TokenEndpoint:
         http: verification and proxies of that wire.
         clock: where time comes from.
 
-    Attributes:
-        place: the URL without its query, for messages.
-
     Raises:
         ConfigurationError: the URL is invalid, contains a password, or is not encrypted.
     """
 
-    def __init__(
-        self,
-        url: str,
-        client_id: str,
-        client_secret: Secret,
-        *,
-        scope: str | None,
-        audience: str | None,
-        in_body: bool,
-        allow_http: bool,
-        transport: httpx.BaseTransport | None,
-        http: "HttpConfig | None",
-        clock: Clock,
-    ) -> None:
-        self._url = parse_url(url, "token_url", "an absolute http(s) URL")
-        self.place = show_origin(self._url) + self._url.path
-        self._name = f"the token endpoint {self.place}"
-        if not allow_http and not is_private(origin_of(self._url)):
+    url: str
+    client_id: str
+    client_secret: Secret
+    scope: str | None
+    audience: str | None
+    in_body: bool
+    allow_http: bool
+    transport: httpx.BaseTransport | None
+    http: "HttpConfig | None"
+    clock: Clock
+
+    def __post_init__(self) -> None:
+        self._url = parse_url(self.url, "token_url", "an absolute http(s) URL")
+        self._place = show_origin(self._url) + self._url.path  # Without its query, for messages.
+        if not self.allow_http and not is_private(origin_of(self._url)):
             raise ConfigurationError(
-                f"token_url {self.place} would carry the client secret unencrypted: use https://, or allow it with"
+                f"token_url {self._place} would carry the client secret unencrypted: use https://, or allow it with"
                 " allow_http=True (STKAI_AUTH_ALLOW_HTTP=true)"
             )
-        self._client_id = client_id
-        self._client_secret = client_secret
-        self._asked_for = {"scope": scope, "audience": audience}
-        self._in_body = in_body
-        self._transport = transport
-        self._http = http
-        self._clock = clock
         self._refusal: _Refusal | None = None  # As for tokens, there is no lock.
 
     def describe(self) -> str:
         """Whose tokens, and where from, for the repr of a provider."""
-        return f"client_id={self._client_id!r}, token_url={self.place!r}"
+        return f"client_id={self.client_id!r}, token_url={self._place!r}"
 
     def __repr__(self) -> str:
-        return f"TokenEndpoint({getattr(self, 'place', '')})"
+        return f"TokenEndpoint({getattr(self, '_place', '')})"
 
     def fetch(self) -> TokenAnswer:
         """An answer with a new token.
@@ -117,14 +106,14 @@ class TokenEndpoint:
             hide_frames(error)
             what = f"{type(error).__name__}: {self._words(str(error))}"
             cause = None if self._repeats_secret(str(error)) else error
-            raise AuthenticationError(f"{self._name} failed: {what}", cause) from cause
+            raise AuthenticationError(f"the token endpoint {self._place} failed: {what}", cause) from cause
         problem = answer.problem(self._words)
         if problem is None:
             self._refusal = None
             return answer
-        refused, pause = AuthenticationError(f"{self._name} {problem}"), answer.pause()
+        refused, pause = AuthenticationError(f"the token endpoint {self._place} {problem}"), answer.pause()
         if pause is not None:
-            self._refusal = _Refusal(refused, self._clock.monotonic(), pause)
+            self._refusal = _Refusal(refused, self.clock.monotonic(), pause)
         raise refused
 
     def check_open(self) -> None:
@@ -135,41 +124,42 @@ class TokenEndpoint:
         """
         refusal = self._refusal
         if refusal is not None and self.pause_left():
-            raise refusal.remembered(self._clock.monotonic())
+            raise refusal.remembered(self.clock.monotonic())
 
     def pause_left(self) -> float:
         """For how many seconds the endpoint is not asked again."""
         refusal = self._refusal
-        return 0.0 if refusal is None else max(0.0, refusal.until - self._clock.monotonic())
+        return 0.0 if refusal is None else max(0.0, refusal.until - self.clock.monotonic())
 
     def _ask(self) -> TokenAnswer:
         # Set no deadline here: the layer would start another thread for it. `_Reader` looks at the clock instead.
         policy = RetryPolicy(max_retries=2, initial_delay=0.2, max_retry_after=5.0, retry_timeouts=True)
-        wire = self._transport or default.default_wire(self._http)
+        wire = self.transport or default.default_wire(self.http)
         try:
-            reader = _Reader(wire, self._clock)
-            retrying = RetryTransport(reader, policy, context=Context(clock=self._clock))
+            reader = _Reader(wire, self.clock)
+            retrying = RetryTransport(reader, policy, context=Context(clock=self.clock))
             response = retrying.handle_request(self._request())
-            asked = retry_after(response.headers, self._clock.utcnow())
+            asked = retry_after(response.headers, self.clock.utcnow())
             return TokenAnswer(response.status_code, content_of(response), reader.asked_at, asked)
         finally:
-            if wire is not self._transport:
+            if wire is not self.transport:
                 wire.close()
 
     def _request(self) -> httpx.Request:
         form = {"grant_type": "client_credentials"}
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "stkai"}
-        if self._in_body:
-            form |= {"client_id": self._client_id, "client_secret": self._client_secret.reveal()}
+        if self.in_body:
+            form |= {"client_id": self.client_id, "client_secret": self.client_secret.reveal()}
         else:
             headers["Authorization"] = f"Basic {self._basic}"
-        form |= {name: value for name, value in self._asked_for.items() if value is not None}
+        asked_for = {"scope": self.scope, "audience": self.audience}
+        form |= {name: value for name, value in asked_for.items() if value is not None}
         return httpx.Request("POST", self._url, data=form, headers=headers)
 
     @property
     def _basic(self) -> str:
         # RFC 6749, section 2.3.1: form-encoded first, so that neither part contains a colon.
-        pair = f"{quote_plus(self._client_id)}:{quote_plus(self._client_secret.reveal())}"
+        pair = f"{quote_plus(self.client_id)}:{quote_plus(self.client_secret.reveal())}"
         return b64encode(pair.encode()).decode()
 
     def _words(self, value: object) -> str:
@@ -186,7 +176,7 @@ class TokenEndpoint:
         return any(secret in form for form in forms for secret in self._forms_of_secret())
 
     def _forms_of_secret(self) -> tuple[str, ...]:
-        return self._client_secret.reveal(), quote_plus(self._client_secret.reveal()), self._basic
+        return self.client_secret.reveal(), quote_plus(self.client_secret.reveal()), self._basic
 
 
 class _Refusal:
