@@ -1,6 +1,5 @@
 """Limiters of the user's own, among others or alone."""
 
-from collections.abc import Sequence
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -55,10 +54,8 @@ class Guest(Source):
             return 0.0
         return TICK if asking is None else max(TICK, asking.told - now)
 
-    def until_spare(self, turn: Turn, rank: int, asleep: Sequence[Turn], now: float) -> float:
-        return 0.0
-
     def reserve(self, turn: Turn) -> None:
+        """Note that all other sources have a permit for the turn, so that the limiter is asked about it next."""
         self._asking = turn
 
     def take(self, turn: Turn, now: float) -> None:

@@ -1,7 +1,7 @@
 """A limit of the requests that are on their way at once."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 from weakref import ref
 
@@ -56,9 +56,6 @@ class Slots(Source):
         each = max(self._mean, idle) / self.most
         turn.nap = min(turn.nap, max(_SHORTEST, each * (ahead or 0.5) / 2, idle / 4))
         return max(TICK, each * (self.busy + ahead - self.most + 1))
-
-    def until_spare(self, turn: Turn, rank: int, asleep: Sequence[Turn], now: float) -> float:
-        return 0.0  # A slot is free again before long.
 
     def take(self, turn: Turn, now: float) -> None:
         self._taken.add(turn if turn.is_by_hand else ref(turn, self._note_lost))

@@ -1,7 +1,6 @@
 """A source of permits that are leased from a store: the limit of a whole group of processes."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ....stores import Quota
@@ -150,9 +149,6 @@ class Leased(Member):
         change: RateChange | None = stop.change
         return change
 
-    def until_spare(self, turn: "Turn", rank: int, asleep: "Sequence[Turn]", now: float) -> float:
-        return 0.0  # Those asleep were told when permits are due, or when to ask again.
-
     def soon(self, now: float, seconds: float) -> float:
         held, contact = self.held, self.contact
         if self.outage.is_on:
@@ -169,7 +165,7 @@ class Leased(Member):
     # Calls
 
     def call(self, turn: "Turn", place: int, now: float) -> Any:
-        """The operation that calls the store, if that is due and no other turn does it."""
+        """The operation that calls the store, if that is due and no other turn does it; the turn has to wait."""
         contact = self.contact
         if self.outage.is_on or (now < contact.paused_until and self.refused < 0):
             return None

@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ..._operations import Operation
-
 if TYPE_CHECKING:
     from ..limiter import Answer, RateChange, Turn
 
@@ -49,7 +47,8 @@ class Source:
         limit: what it allows, in words, for events; one of a few for each limiter, so that metrics may count by it.
         counts_units: whether it counts units of cost.
         is_exact: whether the seconds that it names are exact; otherwise they are a guess.
-        is_remote: whether its permits come from a store, so that `call` and `left` matter.
+        is_remote: whether its permits come from a store: it is a `Leased`, whose `call`, `left` and `afterwards` the
+            queue calls as well.
     """
 
     order: Any = None
@@ -100,6 +99,8 @@ class Source:
         leave before. Those that wait for another source will need one if they are in the same queue: it is first come,
         first served over all its sources. Turns of other queues do not claim a permit while they wait.
         """
+        if self.is_remote or not self.is_exact:
+            return 0.0  # Its permits come when those asleep are told to ask again, or at any moment.
         others = [other for other in asleep if self._will_need(turn, other, asleep[0])]
         taken = rank + 1
         if not others or self.soon(now, 0.0) >= taken + len(others):
@@ -114,9 +115,6 @@ class Source:
         if other.held_by is self:
             return other is first
         return other.sources == turn.sources and not other.is_guess
-
-    def reserve(self, turn: "Turn") -> None:
-        """Note that all sources have a permit for the turn, whose guests are asked next."""
 
     def take(self, turn: "Turn", now: float) -> None:
         """Take a permit for the turn; `when` has just returned 0.0."""
@@ -138,16 +136,6 @@ class Source:
 
     def settle(self, turn: "Turn", cost: float, now: float) -> None:
         """Correct the units that the turn took to its real cost."""
-
-    def call(self, turn: "Turn", place: int, now: float) -> Operation | None:
-        """An operation that a turn which has to wait, in that place of the queue, must carry out first."""
-        return None
-
-    def left(self, turn: "Turn", now: float) -> None:
-        """Note that the turn has left the queue, or gave its permit back."""
-
-    def afterwards(self, now: float) -> None:
-        """Do what must not be done under the lock, after each step of the queue."""
 
     def soon(self, now: float, seconds: float) -> float:
         """How many permits it could give within so many seconds, if no other turn took any."""
