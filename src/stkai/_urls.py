@@ -1,9 +1,11 @@
-"""The rules for URLs: which are accepted, what their origin is (RFC 6454), and whether the connection is private."""
+"""Rules for URLs: which are accepted, their origin (RFC 6454), whether their connection is private. Safe file names."""
 
 from collections.abc import Collection
 from functools import lru_cache
+from hashlib import blake2b
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
+from urllib.parse import quote
 
 import httpx
 
@@ -172,3 +174,9 @@ def parse_origin(name: str) -> httpx.URL:
 def show_origin(url: httpx.URL) -> str:
     """Scheme, host and port, for messages."""
     return f"{url.scheme}://{url.netloc.decode('ascii')}"
+
+
+def file_name(name: str, suffix: str) -> str:
+    """A file name that is unique to a name of any characters, even on file systems that ignore case."""
+    digest = blake2b(name.encode(), digest_size=10).hexdigest()
+    return f"{quote(name, safe='')[:60]}-{digest}{suffix}"

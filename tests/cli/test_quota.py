@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from stkai import STKAI
 from stkai._cli.main import build_app
 from stkai._cli.quota import as_table
+from stkai._urls import file_name
 from stkai.stores import Ask, FileStore, Refusal
-from stkai.stores._disk import file_name
 
 from ..support.redis_servers import free_port
 

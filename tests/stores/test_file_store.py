@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from stkai import ConfigurationError
-from stkai.stores import FileStore, Law, Quota, Refusal, Store, _disk, _file
+from stkai._urls import file_name
+from stkai.stores import FileStore, Law, Quota, Refusal, Store, _file
 from stkai.stores._choose import store_from
 from stkai.stores._file import SLOT
 
@@ -82,7 +83,7 @@ def make_directory(path: Path) -> None:
 
 @pytest.mark.parametrize("make", [make_directory, os.mkfifo])
 def test_only_a_plain_file_is_opened(tmp_path: Path, make: Callable[[Path], None]) -> None:
-    make(tmp_path / _disk.file_name("team"))
+    make(tmp_path / file_name("team", ".share4"))
     with pytest.raises(ConfigurationError, match="not a regular file"):
         FileStore(tmp_path).lease(ask())
 
@@ -346,7 +347,7 @@ def test_a_thousand_shares_do_not_hold_a_thousand_descriptors(tmp_path: Path) ->
 def test_members_of_version_2_are_noticed_and_do_not_share(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     assert not store.has_older_members("team")
-    (tmp_path / _disk.file_name("team", ".share")).write_bytes(b"of version 2")
+    (tmp_path / file_name("team", ".share")).write_bytes(b"of version 2")
     assert store.has_older_members("team")
     assert store.lease(ask()).members == 1
 

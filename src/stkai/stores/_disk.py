@@ -9,10 +9,8 @@ import sys
 import tempfile
 from contextlib import suppress
 from getpass import getuser
-from hashlib import blake2b
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 from .._clock import Clock
 from .._errors import ConfigurationError
@@ -45,12 +43,6 @@ def check_share(share: object) -> str:
             f"share must be at most 1000 characters long and contain no NUL, not {share[:40]!r}"
         )
     return share
-
-
-def file_name(share: str, suffix: str = ".share4") -> str:
-    """A file name that is unique to the share, even on file systems that ignore case."""
-    digest = blake2b(share.encode(), digest_size=10).hexdigest()
-    return f"{quote(share, safe='')[:60]}-{digest}{suffix}"
 
 
 def default_directory() -> Path:

@@ -15,6 +15,7 @@ from .._checks import even_half_made
 from .._clock import SystemClock
 from .._errors import ConfigurationError
 from .._forks import after_fork
+from .._urls import file_name
 from . import _disk
 from ._members import FORGET
 from ._protocol import Snapshot
@@ -77,7 +78,7 @@ class FileStore(LocalStore):
     def has_older_members(self, share: str) -> bool:
         """Whether members of version 2 use the share now. They keep their own state and do not share with these."""
         try:
-            written = (self.path / _disk.file_name(_disk.check_share(share), ".share")).stat().st_mtime
+            written = (self.path / file_name(_disk.check_share(share), ".share")).stat().st_mtime
         except OSError:
             return False
         return clock.utcnow().timestamp() - written < FORGET
@@ -93,7 +94,7 @@ class FileStore(LocalStore):
     def _file(self, share: str) -> "_StateFile":
         file = self._files.get(share)
         if file is None:
-            path = self.path / _disk.file_name(_disk.check_share(share))
+            path = self.path / file_name(_disk.check_share(share), ".share4")
             file = self._files.setdefault(share, _StateFile(path, private=self._private))
         return file
 

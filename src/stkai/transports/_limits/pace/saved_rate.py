@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from ...._clock import Clock, SystemClock, unique_key
 from ...._errors import ConfigurationError
 from ...._log import logger
-from ....stores._disk import file_name
+from ...._urls import file_name
 from ..._operations import Run
 from ..limiter import Answer
 
