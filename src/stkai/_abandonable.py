@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import httpx
 
-from ._clock import in_asyncio_task, run_soon, running_loop
+from ._clock import anyio, in_asyncio_task, run_soon, running_loop
 from ._errors import RetryableError
 
 _current: Final = threading.local()
@@ -116,8 +116,6 @@ class Job:
         """Suspend this task for at most this many seconds; returns whether the work has ended."""
         loop = running_loop()
         if not in_asyncio_task():
-            import anyio
-
             event = anyio.Event()
             self._waiting[id(event)] = partial(run_soon, loop, event.set)
             try:

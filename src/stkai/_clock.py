@@ -6,7 +6,15 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from ._lazy import LateModule
+
+if TYPE_CHECKING:
+    import anyio as anyio  # noqa: PLC0414 - for other modules
+    import anyio.to_thread
+else:
+    anyio = LateModule("anyio")
 
 
 class Clock(Protocol):
@@ -53,8 +61,6 @@ class SystemClock:
             asyncio = sys.modules["asyncio"]
             sleeping: Coroutine[Any, Any, None] = asyncio.sleep(seconds)
             return sleeping
-        import anyio
-
         return anyio.sleep(seconds)
 
     def __repr__(self) -> str:

@@ -7,6 +7,18 @@ from types import ModuleType
 from typing import Any
 
 
+class LateModule:
+    """A module that takes long to import: it is imported when one of its names is first used."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(import_module(self._name), name)
+        setattr(self, name, value)
+        return value
+
+
 def lazily(
     package: str,
     modules: Mapping[str, tuple[str, ...]],

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Final
 from ._clock import SystemClock
 from ._errors import ConfigurationError
 from ._forks import after_fork
+from ._lazy import LateModule
 from ._signals import raise_interrupt
 
 if TYPE_CHECKING:
-    from .events import Event
+    from . import events as events  # noqa: PLC0414 - for other modules
+else:
+    events = LateModule("stkai.events")
 
-Listener = Callable[["Event"], None]
+Listener = Callable[["events.Event"], None]
 """A plain function that is called with every event of a stack, in the thread or task in which it happened."""
 
 logger = logging.getLogger("stkai")
@@ -65,7 +68,7 @@ class _Refusals:
 _refusals: Final = _Refusals()
 
 
-def log_events(event: "Event") -> None:
+def log_events(event: "events.Event") -> None:
     """Write an event to the logger `stkai`: the default listener.
 
     A call gives one line at INFO when it ends, plus one for each retry and each wait of more than a second; the rest
@@ -115,7 +118,7 @@ class Listeners:
     def __init__(self, each: tuple[Listener, ...]) -> None:
         self.each = each
 
-    def __call__(self, event: "Event") -> None:
+    def __call__(self, event: "events.Event") -> None:
         for listener in self.each:
             try:
                 listener(event)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import httpx
 
-from .._clock import running_loop
+from .._clock import anyio, running_loop
 from .._families import HTTPX, Family
 from .._forks import after_fork
 from .closing import AsyncClosable
@@ -103,7 +103,5 @@ async def _close_with_the_loop(home: _Home) -> Keeper:
     finally:
         wire, home.wire = home.wire, None
         if wire is not None:
-            import anyio
-
             with anyio.CancelScope(shield=True):
                 await wire.aclose()

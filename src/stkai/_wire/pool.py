@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from .._abandonable import GivenUpError, abandoned, do_within
-from .._clock import SystemClock, run_soon, running_loop
+from .._clock import SystemClock, anyio, run_soon, running_loop
 from .._families import HTTPX, Family, of_family
 from .._headers import has_field
 from .._signals import is_interrupt
@@ -141,8 +141,6 @@ class _AsyncState(PoolState[httpx.AsyncBaseTransport]):
 
     async def sweep(self) -> None:
         while self.trash:
-            import anyio
-
             with anyio.CancelScope(shield=True):
                 await self.trash.popleft().aclose()
 
@@ -176,8 +174,6 @@ class AsyncConnectionPool(AsyncClosable):
         return response
 
     async def _wait(self, request: httpx.Request, lease: Lease[httpx.AsyncBaseTransport]) -> None:
-        import anyio
-
         turn = anyio.Event()
         if self._state.join(lease, turn.set):
             return

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from .._abandonable import GivenUpError
-from .._clock import Clock, is_system_clock
+from .._clock import Clock, anyio, is_system_clock
 from .._errors import DeadlineExceededError
 from .._families import alike
 from .._signals import raise_interrupt
@@ -109,8 +109,6 @@ async def _aperform(operation: Operation, left: float = math.inf) -> Any:
         case Close():
             await aclose_response(operation.response)
         case Run(cleans_up=True):
-            import anyio
-
             with anyio.CancelScope(shield=True):
                 return await operation.asynchronous(left)
         case Run():
@@ -168,8 +166,6 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
 async def _by_scope(
     work: Callable[[], Awaitable[Any]], left: Callable[[], float], deadline: float, attempt: Attempt
 ) -> Any:
-    import anyio
-
     try:
         with anyio.move_on_after(left()):
             return await work()
@@ -211,8 +207,6 @@ async def _aclean_up(flow: Flow, error: BaseException) -> None:
 
 
 async def _atry(operation: Operation) -> None:
-    import anyio
-
     try:
         with anyio.CancelScope(shield=True):
             await _aperform(operation)
@@ -222,8 +216,6 @@ async def _atry(operation: Operation) -> None:
 
 async def aclose_response(response: httpx.Response) -> None:
     """Close a response, whatever goes wrong."""
-    import anyio
-
     with anyio.CancelScope(shield=True):
         try:
             await response.aclose()

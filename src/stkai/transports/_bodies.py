@@ -11,6 +11,7 @@ from typing import Any, Final
 import httpx
 
 from .._abandonable import GivenUpError, unless_abandoned
+from .._clock import anyio
 from .._families import family_of
 from .._headers import has_field
 from ._call import copy_request
@@ -191,8 +192,6 @@ async def aread(response: httpx.Response) -> None:
             await response.aread()
         await response.aclose()
     except BaseException:
-        import anyio
-
         with anyio.CancelScope(shield=True):
             await response.aclose()
             # httpx2 closes it too, but without a shield: cancelled there, it marks the response as closed.
@@ -212,7 +211,6 @@ async def aload(
     """
     if is_there(response):
         return
-    import anyio
 
     body: Any = response.stream
     chunks = aiter(body)
@@ -246,8 +244,6 @@ async def aload(
 
 async def adrain(response: httpx.Response, seconds: float) -> None:
     """Close the response, after reading a short body, if it comes quickly, so that the connection stays open."""
-    import anyio
-
     try:
         if seconds > 0 and is_short(response):
             with suppress(Exception):  # The response is of no use any more, however it ends.

@@ -6,19 +6,17 @@ A `Call` never changes. Each pass of its request through the stack is an `Attemp
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import httpx
 
 from .._abandonable import Job
 from .._errors import ConfigurationError, DeadlineExceededError
 from .._families import family_of
+from .._log import events
 from .._urls import DEFAULT_PORTS
 from ._chain import CHAIN, CONTINUED, chain_before, note_answer
 from ._options import ENTERED, NO_OPTIONS, UNSET, CallRecord, Priority, RequestOptions, ambient
-
-if TYPE_CHECKING:
-    from ..events import CallInfo
 
 OPTIONS: Final = "stkai"
 """The extension that holds `RequestOptions` on a request and the `CallRecord` on a response."""
@@ -199,14 +197,12 @@ class Attempt:
         return seconds - self.record.queued - (0.0 if chain is None else chain.queued)
 
     @property
-    def info(self) -> "CallInfo":
+    def info(self) -> "events.CallInfo":
         """How events describe it."""
         call = self.call
-        from ..events import CallInfo  # A call without a listener does not pay for it.
-
         url = call.request.url
         port = url.port or DEFAULT_PORTS.get(url.scheme)
-        return CallInfo(id=call.id, method=call.method, host=call.host, attempt=self.number, port=port)
+        return events.CallInfo(id=call.id, method=call.method, host=call.host, attempt=self.number, port=port)
 
     def too_late(self, deadline: float) -> DeadlineExceededError:
         """The error to raise when the deadline has passed."""

@@ -2,18 +2,15 @@
 
 from collections.abc import Callable
 from logging import DEBUG
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import httpx
 
 from .._clock import Clock, SystemClock, uniform
 from .._families import adopt, alike
-from .._log import Listener, Listeners, log_events, logger
+from .._log import Listener, Listeners, events, log_events, logger
 from .._signals import raise_interrupt
 from ._call import Attempt
-
-if TYPE_CHECKING:
-    from ..events import Event
 
 _NOTE: Final = "stkai: "
 
@@ -44,7 +41,7 @@ class Context:
             return logger.isEnabledFor(level)
         return not isinstance(self.listener, Listeners) or bool(self.listener.each)
 
-    def emit(self, event: "Event") -> None:
+    def emit(self, event: "events.Event") -> None:
         """Call the listener and log whatever it raises: an observer must not fail a request. Interrupts are raised."""
         try:
             self.listener(event)
@@ -55,9 +52,7 @@ class Context:
 
 def attempt_started(context: Context, attempt: Attempt) -> dict[str, str]:
     """Report that a request is about to be sent; returns the headers that listeners add to it."""
-    from ..events import AttemptStarted
-
-    started = AttemptStarted(call=attempt.info, resend_count=attempt.number - 1)
+    started = events.AttemptStarted(call=attempt.info, resend_count=attempt.number - 1)
     context.emit(started)
     return started.headers
 
@@ -66,18 +61,14 @@ def attempt_finished(
     context: Context, attempt: Attempt, start: float, *, status: int | None = None, error: str | None = None
 ) -> None:
     """Report that the wire has returned a response, or raised an error; `start` is when it was asked."""
-    from ..events import AttemptFinished
-
     seconds = context.clock.monotonic() - start
-    context.emit(AttemptFinished(call=attempt.info, status=status, error=error, seconds=seconds))
+    context.emit(events.AttemptFinished(call=attempt.info, status=status, error=error, seconds=seconds))
 
 
 def call_started(context: Context, attempt: Attempt) -> None:
     """Report that a call begins."""
     if context.hears(DEBUG):
-        from ..events import CallStarted
-
-        context.emit(CallStarted(call=attempt.info))
+        context.emit(events.CallStarted(call=attempt.info))
 
 
 def call_answered(context: Context, attempt: Attempt, response: httpx.Response) -> None:
@@ -103,11 +94,9 @@ def call_failed(context: Context, attempt: Attempt, error: BaseException) -> Non
 def _call_finished(
     context: Context, attempt: Attempt, now: float, *, status: int | None = None, error: str | None = None
 ) -> None:
-    from ..events import CallFinished
-
     record = attempt.record
     context.emit(
-        CallFinished(
+        events.CallFinished(
             call=Attempt(attempt.call, record.attempts, record).info,
             status=status,
             error=error,

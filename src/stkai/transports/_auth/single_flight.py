@@ -4,17 +4,13 @@ import copy
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
-from ..._clock import running_loop
+from ..._clock import anyio, running_loop
 from ..._errors import AuthenticationError, DeadlineExceededError
 from .fetch import FETCHING, failure_of, join, key_of
 from .provider import AuthProvider, has_own_headers
-
-if TYPE_CHECKING:
-    import anyio
-
 
 Signature = str | Mapping[str, str]
 """What signs a request: an access token, or headers."""
@@ -52,8 +48,6 @@ async def aget_token(provider: AuthProvider, seconds: float) -> Signature:
         AuthenticationError: the provider raised an error.
         DeadlineExceededError: it takes longer.
     """
-    import anyio
-
     if seconds <= 0:
         raise _too_late()
     with _fetching(provider):
@@ -141,8 +135,6 @@ _by_loop: Final[WeakKeyDictionary[Any, dict[Hashable, _Shared]]] = WeakKeyDictio
 
 
 async def _share_in_loop(provider: AuthProvider) -> Signature:
-    import anyio
-
     running, key = _by_loop.setdefault(running_loop(), {}), key_of(provider.aget_access_token)
     while (other := running.get(key)) is not None:
         await other.done.wait()

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from ...._clock import Clock, SystemClock, unique_key
+from ...._clock import Clock, SystemClock, anyio, unique_key
 from ...._errors import ConfigurationError
 from ...._log import logger
 from ...._urls import file_name
@@ -154,9 +154,7 @@ class SavedRate:
         self.save()
 
     async def _asave(self, _left: float) -> None:
-        from anyio.to_thread import run_sync
-
-        await run_sync(self.save, abandon_on_cancel=True)
+        await anyio.to_thread.run_sync(self.save, abandon_on_cancel=True)
 
     def _warn(self, reason: str) -> None:
         if not self._has_warned:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary, ref
 
 from ...._abandonable import GivenUpError, do_within
-from ...._clock import SystemClock, unique_key
+from ...._clock import SystemClock, anyio, unique_key
 from ...._errors import ConfigurationError
 from ...._forks import after_fork
 from ...._log import logger
@@ -89,8 +89,6 @@ class StoreClient:
 
     async def _send_in_thread(self, call: StoreCall, ask: Ask) -> None:
         """Send the message in a worker thread. The member keeps what that receives, so a request may abandon it."""
-        from anyio import CapacityLimiter, to_thread
-
         started: list[bool] = []
 
         def send() -> None:
@@ -98,7 +96,7 @@ class StoreClient:
             self._send(call, ask)
 
         try:
-            await to_thread.run_sync(send, abandon_on_cancel=True, limiter=CapacityLimiter(1))
+            await anyio.to_thread.run_sync(send, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
         except BaseException:
             if not started:
                 with Queue.lock:
