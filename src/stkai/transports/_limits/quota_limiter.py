@@ -96,7 +96,7 @@ class QuotaLimiter(QueueLimiter):
     @property
     def members(self) -> int:
         """The last known number of processes that share the quota, including this one."""
-        return 1 if self._leased is None else self._leased.contact.members
+        return 1 if self._leased is None else self._leased.group.members
 
     def update(
         self,

@@ -1,4 +1,4 @@
-"""What a member of a share holds and knows: permits and units of cost, the demand for them, and the last answer.
+"""What a member of a share holds and knows: permits and units of cost, the demand for them, and the state of its group.
 
 Instants are on the member's clock, in seconds. The totals count from the member's start. A message reports them, and
 the store replaces what it assumed about the member by them, so that a message that is lost, repeated or overtaken
@@ -165,8 +165,8 @@ class StoreCall:
     ask: Ask | None = None
 
 
-class Contact:
-    """What the store said last.
+class GroupStatus:
+    """The state of the group, as of the last answer of the store.
 
     Attributes:
         lease: the last answer; None if the store was never reached.

@@ -62,25 +62,25 @@ class Leased(Member):
         self.outage.drop(turn, place)
 
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
-        held, contact, outage = self.held, self.contact, self.outage
+        held, group, outage = self.held, self.group, self.outage
         wait = outage.when(turn, ahead, now) if outage.sources else 0.0
         if outage.is_on:
             return wait
         held.lapse(now)
-        if now < contact.paused_until:
-            return max(wait, contact.paused_until - now)
+        if now < group.paused_until:
+            return max(wait, group.paused_until - now)
         due = held.due
         if ahead >= len(due) or not self._covers(turn, ahead):
             return max(wait, self._estimate(turn, ahead, now))
         left = due[ahead] - now
-        if self.pace is None or max(now, due[ahead]) <= contact.fresh_until:
+        if self.pace is None or max(now, due[ahead]) <= group.fresh_until:
             return wait if left <= EPSILON else max(wait, TICK, left)
         # Then, the answer will be too old to tell whether the group was refused meanwhile.
-        turn.nap = min(turn.nap, max(_BUSY, left - contact.lead()))
+        turn.nap = min(turn.nap, max(_BUSY, left - group.lead()))
         return max(wait, TICK, left)
 
     def take(self, turn: "Turn", now: float) -> None:
-        outage, lease = self.outage, self.contact.lease
+        outage, lease = self.outage, self.group.lease
         if outage.sources:
             outage.take(turn, now)
         use = Use(-1 if lease is None else lease.epoch, outage.is_on)
@@ -123,7 +123,7 @@ class Leased(Member):
         self.call_soon()
 
     def listens(self, now: float) -> bool:
-        return self.pace is not None or self.contact.lease is None
+        return self.pace is not None or self.group.lease is None
 
     def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
         """Let the group learn from an answer; until the number of members is known, each adapts alone."""
@@ -132,14 +132,14 @@ class Leased(Member):
             return None
         if response is not None and response.status_code == _TOO_MANY_REQUESTS:
             self.settle(turn, 0.0, answer.now)
-        if self.contact.lease is None:
+        if self.group.lease is None:
             changes = [source.learn(turn, answer) for source in local]
             return next((change for change in changes if change is not None), None)
         if self.pace is None:
             return None
         stop = self.pace.learn(turn, answer, use.epoch, self.rate)
         if stop.seconds:
-            self.contact.paused_until = max(self.contact.paused_until, answer.now + stop.seconds)
+            self.group.paused_until = max(self.group.paused_until, answer.now + stop.seconds)
             self.refused = max(self.refused, use.epoch)
             self.call_soon()
             for source in local:
@@ -150,29 +150,29 @@ class Leased(Member):
         return change
 
     def soon(self, now: float, seconds: float) -> float:
-        held, contact = self.held, self.contact
+        held, group = self.held, self.group
         if self.outage.is_on:
             return self.outage.soon(now, seconds)
         until = now + seconds
-        later = max(0.0, until - max(now, held.last, contact.queue_until))
-        return bisect_right(held.due, until) + 1 + later * self.rate / contact.active
+        later = max(0.0, until - max(now, held.last, group.queue_until))
+        return bisect_right(held.due, until) + 1 + later * self.rate / group.active
 
     def _again(self) -> float:
         """When to lease the next permits."""
         short = len(self.held.due) > max(1, self.waiting // 4)
-        return self.contact.again(self.held.last, short=short)
+        return self.group.again(self.held.last, short=short)
 
     # Calls
 
     def call(self, turn: "Turn", place: int, now: float) -> Any:
         """The operation that calls the store, if that is due and no other turn does it; the turn has to wait."""
-        contact = self.contact
-        if self.outage.is_on or (now < contact.paused_until and self.refused < 0):
+        group = self.group
+        if self.outage.is_on or (now < group.paused_until and self.refused < 0):
             return None
         if not self.is_free(now):
             return None
-        if now > contact.as_of + BOTH:
-            contact.active = 1  # What was known of the others is old.
+        if now > group.as_of + BOTH:
+            group.active = 1  # What was known of the others is old.
         if not self._is_due(now):
             return None
         return self.client.operation(self.reserve_call(turn, now), now)
@@ -189,34 +189,34 @@ class Leased(Member):
         self.client.afterwards(now)
 
     def _is_due(self, now: float) -> bool:
-        contact = self.contact
+        group = self.group
         if now >= self._again() - TICK and self.wanted(now)[0] > 0:
             return True
-        if self.pace is not None and now >= contact.fresh_until - contact.lead():
+        if self.pace is not None and now >= group.fresh_until - group.lead():
             return True
-        return contact.lease is not None and now >= contact.as_of + _BEAT
+        return group.lease is not None and now >= group.as_of + _BEAT
 
     def _estimate(self, turn: "Turn", ahead: int, now: float) -> float:
         """Estimate the wait of a turn that has no permit yet, never too long; and when it should ask again."""
-        contact, held = self.contact, self.held
+        group, held = self.group, self.held
         behind = ahead - len(held.due)
         calling = self.calling is not None
-        if calling and contact.lease is None:
+        if calling and group.lease is None:
             turn.nap = min(turn.nap, _BUSY + max(0, behind) * 1e-4)
             return _BUSY
         last = held.due[-1] if held.due else now
-        start = max(last, now, contact.queue_until)
+        start = max(last, now, group.queue_until)
         again = max(now + TICK, self._again())
         if calling:
-            again = max(again, now + max(_BUSY, contact.latency))
-        if behind > 0 and contact.queue_until >= now:
+            again = max(again, now + max(_BUSY, group.latency))
+        if behind > 0 and group.queue_until >= now:
             if behind < 2 * self.most:
                 again = max(again, max(last, again) + min(behind / self.rate, 1.0))
             else:
                 again = max(again, now + max(_BUSY, (start + behind / self.rate - now) / 2))
         turn.nap = min(turn.nap, max(_BUSY, again - now))
-        if contact.queue_until > now:
-            return max(TICK, start - now + behind * contact.active / self.rate)
+        if group.queue_until > now:
+            return max(TICK, start - now + behind * group.active / self.rate)
         return max(TICK, start - now)
 
     def _covers(self, turn: "Turn", ahead: int) -> bool:

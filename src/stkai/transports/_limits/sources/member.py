@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ....stores import Ask, Lease, Quota, Refusal
-from .holding import AHEAD, GIVE_UP, LATE, Contact, Demand, Holding, StoreCall
+from .holding import AHEAD, GIVE_UP, LATE, Demand, GroupStatus, Holding, StoreCall
 from .outage import Outage, window_of
 from .source import ROUNDING, Source
 from .window import Window
@@ -45,7 +45,7 @@ class Member(Source):
     Attributes:
         client: makes its calls; it sets this.
         held: its permits and units.
-        contact: what it knows about its group.
+        group: the state of its group.
         outage: the local sources, while the store is out of reach.
         history: what this member used in the last window, if the quota promises one.
         demand: how many requests come one after another.
@@ -70,7 +70,7 @@ class Member(Source):
     def forked(self) -> None:
         """Become a member that holds nothing."""
         self._name, self._date, self._started = self._identity()
-        self.held, self.contact, self.outage = Holding(), Contact(), Outage(self)
+        self.held, self.group, self.outage = Holding(), GroupStatus(), Outage(self)
         self.calling: StoreCall | None = None
         self.history = Window(1, self.quota.window) if self.quota.window else None
         self.demand = Demand()
@@ -87,18 +87,18 @@ class Member(Source):
     @property
     def has_joined(self) -> bool:
         """Whether the group counts it as a member."""
-        return self.contact.lease is not None and not (self._reported and self._reported.leaving)
+        return self.group.lease is not None and not (self._reported and self._reported.leaving)
 
     @property
     def rate(self) -> float:
         """The group's rate, in permits per second."""
-        lease = self.contact.lease
+        lease = self.group.lease
         return self.quota.rate if lease is None else lease.rate
 
     @property
     def max_cost(self) -> float:
         """Units of cost that may be spent at once; 0.0 unless both this process and the group in force count them."""
-        lease, own = self.contact.lease, self.quota.max_cost
+        lease, own = self.group.lease, self.quota.max_cost
         return own if lease is None or not own else lease.quota.max_cost
 
     @property
@@ -111,7 +111,7 @@ class Member(Source):
     @property
     def most(self) -> int:
         """The most permits to hold."""
-        return self.contact.most(self.rate)
+        return self.group.most(self.rate)
 
     def wanted(self, now: float) -> tuple[int, int, float]:
         """How many more permits to ask for, and how many permits and units to keep for the first in the queue."""
@@ -123,7 +123,7 @@ class Member(Source):
         if usable < most:
             most = max(0, math.ceil(usable - ROUNDING))
         # If the rate has risen since, the store can lease earlier permits now; but not earlier units of cost.
-        next_one = max(AHEAD, self.contact.queue_until - now) + 1 / self.rate
+        next_one = max(AHEAD, self.group.queue_until - now) + 1 / self.rate
         horizon = math.inf if self.max_cost else now + _RISEN * next_one
         kept, units = min(bisect_right(held.due, horizon), most), 0.0
         if self.max_cost:
@@ -159,13 +159,13 @@ class Member(Source):
         """The message; None if the call no longer counts."""
         if self.calling is not call:
             return None
-        held, contact = self.held, self.contact
+        held, group = self.held, self.group
         held.lapse(now)
         self._sequence += 1
         self._started = min(self._started, now)  # The caller's clock may be another one.
         self.demand.update(held, now)
         want, kept, units = (0, 0, 0.0) if call.is_last or self.outage.is_on else self.wanted(now)
-        if now < contact.paused_until or (self.pace is not None and contact.lease is None):
+        if now < group.paused_until or (self.pace is not None and group.lease is None):
             want = 0
         held.keep(kept, units)
         call.sent = now
@@ -174,16 +174,11 @@ class Member(Source):
         return call.ask
 
     def _message(self, kept: int, want: int, units: float, now: float, *, is_last: bool) -> Ask:
-        held, contact, quota, outage, turns = (
-            self.held,
-            self.contact,
-            self.quota,
-            self.outage,
-            self.turns,
-        )
+        held, group, quota, outage = self.held, self.group, self.quota, self.outage
+        turns = self.turns
         wanting = turns[kept : kept + want]
-        lease, queue = contact.lease, max(contact.queue_until - now, 0.0 if outage.is_long(now) else AHEAD)
-        pause = max(0.0, contact.paused_until - now)
+        lease, queue = group.lease, max(group.queue_until - now, 0.0 if outage.is_long(now) else AHEAD)
+        pause = max(0.0, group.paused_until - now)
         return Ask(
             share=self.share,
             **quota._asdict(),
@@ -210,7 +205,7 @@ class Member(Source):
 
     def end_call(self, call: StoreCall, lease: Lease, now: float) -> bool:
         """Take in the answer. Returns whether it ends an outage."""
-        ask, contact = call.ask, self.contact
+        ask, group = call.ask, self.group
         if self.calling is not call or ask is None:
             return False
         self.calling, self._hung = None, 0
@@ -220,7 +215,7 @@ class Member(Source):
         # The permits of an answer that was read after a suspension are already due.
         arrived = now - GIVE_UP if now - call.sent > GIVE_UP else now
         got = self.held.add(lease.ranges, lease.units, arrived)
-        contact.update(lease, call.sent, now, is_empty=bool(ask.want and not got))
+        group.update(lease, call.sent, now, is_empty=bool(ask.want and not got))
         if self.needs_errand():
             self.client.schedule(0.0)
         return restored
@@ -262,7 +257,7 @@ class Member(Source):
         """Whether the store should be called although no request does: a probe, or news."""
         if self.outage.is_on:
             return True
-        if self.calling is not None or self.contact.lease is None:
+        if self.calling is not None or self.group.lease is None:
             return False
         if self._is_urgent():
             return True

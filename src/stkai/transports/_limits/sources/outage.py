@@ -67,7 +67,7 @@ class Outage:
     @property
     def _announced(self) -> int:
         """Calls in a row that must fail before it is announced: one, if the store has never answered."""
-        return 1 if self._leased.contact.lease is None else _ANNOUNCED
+        return 1 if self._leased.group.lease is None else _ANNOUNCED
 
     def fail(self, now: float) -> bool:
         """Note that a call has failed; if there was no outage, one begins. Returns whether to announce it.
@@ -79,7 +79,7 @@ class Outage:
         if not self.is_on:
             self.since = now
             self.failures -= bool(self.sources)
-        adapts_alone = leased.contact.lease is None and self.failures >= _ALONE
+        adapts_alone = leased.group.lease is None and self.failures >= _ALONE
         if not self._local or (adapts_alone and self.failures == _ALONE):
             self._local = leased.alone() if adapts_alone else self._part(now)
             for source in self._local:
@@ -145,14 +145,14 @@ class Outage:
         It begins where the permits end that the group has leased, if these reach far: its window may be used up. The
         window of what this member has used allows it no more than its part, as if the others had used as much.
         """
-        contact, history, quota = self._leased.contact, self._leased.history, self._leased.quota
+        group, history, quota = self._leased.group, self._leased.history, self._leased.quota
         part, start, credit, rate = _FIRST_PART, now, 1.0, quota.rate
-        if contact.lease is not None:
-            part, credit, quota, rate = 1 / contact.members, 0.0, contact.lease.quota, contact.lease.rate
-            if contact.queue_until > now + 2 * AHEAD:
-                start = contact.queue_until
+        if group.lease is not None:
+            part, credit, quota, rate = 1 / group.members, 0.0, group.lease.quota, group.lease.rate
+            if group.queue_until > now + 2 * AHEAD:
+                start = group.queue_until
         permits = Rate(rate * part, start=(start, credit))
-        permits.pause(contact.paused_until)
+        permits.pause(group.paused_until)
         sources: list[Source] = [permits]
         if history is not None:
             history.update(window_of(quota, part))

@@ -189,7 +189,7 @@ class StoreClient:
         except BaseException as error:
             ends_call = is_interrupt(error)
             with Queue.lock:
-                if member.contact.lease is None and not member.outage.is_on:
+                if member.group.lease is None and not member.outage.is_on:
                     ends_call = ends_call or isinstance(error, ConfigurationError)
                 if ends_call:
                     member.drop_call(call)
