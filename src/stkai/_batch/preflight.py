@@ -79,15 +79,13 @@ def _check_streams(options: Options) -> None:
 
 
 def _check_file(path: Path) -> None:
-    if path.is_fifo():  # Opening it would wait for a writer.
+    if path.exists() and not path.is_file():  # Opening a named pipe would wait for a writer.
         raise ConfigurationError(f"the input {path} is not a file: pass - and pipe it in")
     try:
         with path.open("rb") as file:
             start = file.read(4)
     except OSError as error:
         raise ConfigurationError(f"the input {path} cannot be read: {error.strerror}") from error
-    if not path.is_file():
-        raise ConfigurationError(f"the input {path} is not a file: pass - and pipe it in")
     if b"\0" in start or start[:2] in {b"\xff\xfe", b"\xfe\xff"}:
         raise ConfigurationError(f"the input {path} is in UTF-16 or UTF-32: save the file as UTF-8")
 
