@@ -10,10 +10,10 @@ import anyio
 import httpx
 import pytest
 
-from stkai import AllOf, InFlight, TokenBucket
+from stkai import AimdLimiter, AllOf, InFlight, TokenBucket
 from stkai.stores import Ask, Lease, MemoryStore
 from stkai.testing import FakeClock
-from stkai.transports import Context, Run, Turn, limiter
+from stkai.transports import Answer, Context, RateChange, Run, Turn, limiter
 
 from ...support.world import World
 
@@ -217,3 +217,41 @@ def test_those_behind_waiters_that_oversleep_ask_again_after_milliseconds() -> N
         else:
             went.append(now)
     assert len(went) == 60
+
+
+@pytest.mark.parametrize("numbers", [(), (60, 60.0), (600, 60.0), (1e6, 1.0)], ids=str)
+def test_a_burst_at_the_start_goes_as_if_every_success_were_reported(
+    event_loop: World, numbers: tuple[float, ...]
+) -> None:
+    class Reported(AimdLimiter):
+        """Sees every success, since it overrides `learn`; the limiter itself is spared those that say nothing."""
+
+        def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
+            reported.append(answer.now)
+            return super().learn(turn, answer)
+
+    reported = list[float]()
+    spared, whole = (_sent_at_the_start(event_loop, make(*numbers)) for make in (AimdLimiter, Reported))
+    assert spared == pytest.approx(whole, abs=1e-6)
+    assert len(reported) == len(whole)
+
+
+def _sent_at_the_start(event_loop: World, policy: AimdLimiter) -> list[float]:
+    """When sixty requests leave that come at once."""
+    clock, sent = FakeClock(), list[float]()
+
+    async def wire(request: httpx.Request) -> httpx.Response:
+        sent.append(clock.monotonic())
+        await clock.asleep(0.1)
+        return httpx.Response(200)
+
+    context = Context(clock=clock, listener=_ignore, random=lambda: 0.5)
+    stack = limiter(policy).asynchronous(httpx.MockTransport(wire), context=context)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            for _ in range(60):
+                group.start_soon(stack.handle_async_request, httpx.Request("POST", "https://api.test/"))
+
+    event_loop.run(main())
+    return sent

@@ -6,7 +6,7 @@ one nearly always succeeds and pays nothing for it.
 
 import sys
 import warnings
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
@@ -103,33 +103,33 @@ class _RetryFlow(LayerBase):
         return response
 
     def _again(self, request: httpx.Request, loop: "_Loop") -> Flow:
-        state, tenacity = loop.state, loop.tenacity
+        state, clock = loop.state, self.context.clock
+        answer: httpx.Response | None = loop.response
         try:
             while True:
-                do = loop.retrying.iter(retry_state=state)
-                if isinstance(do, tenacity.DoAttempt):
-                    loop.attempt = loop.attempt.again()
-                    try:
-                        loop.response = yield from self._once(request, loop.attempt, loop.policy)
-                    except alike(httpx.TransportError):
-                        info: Any = sys.exc_info()
-                        state.set_exception(info)
-                        del info
-                    else:
-                        state.set_result(loop.response)
-                elif isinstance(do, tenacity.DoSleep):
-                    response, loop.response = loop.response, None
-                    seconds, since = float(do), self.context.clock.monotonic()
-                    if response is not None:
-                        yield Drain(response, seconds)
-                    state.prepare_for_next_attempt()
-                    if seconds:
-                        # The body was read during the wait.
-                        yield Sleep(max(0.0, seconds - (self.context.clock.monotonic() - since)))
-                        loop.attempt.record.backed_off += seconds
+                seconds = loop.retrying.iter(retry_state=state)
+                if not isinstance(seconds, loop.tenacity.DoSleep):
+                    final: httpx.Response = seconds
+                    return final
+                since, loop.response = clock.monotonic(), None
+                if answer is not None:
+                    yield Drain(answer, seconds)
+                if seconds:
+                    # The body was read during the wait.
+                    yield Sleep(max(0.0, seconds - (clock.monotonic() - since)))
+                    loop.attempt.record.backed_off += seconds
+                state.prepare_for_next_attempt()
+                loop.attempt, answer = loop.attempt.again(), None
+                try:
+                    answer = loop.response = yield from self._once(request, loop.attempt, loop.policy)
+                except alike(httpx.TransportError):
+                    info: Any = sys.exc_info()
+                    state.set_exception(info)
+                    del info
                 else:
-                    answer: httpx.Response = do
-                    return answer
+                    if loop.policy.is_final(answer):  # Like the first attempt, it pays nothing.
+                        return answer
+                    state.set_result(answer)
         except BaseException:
             if loop.response is not None:
                 yield Close(loop.response)
@@ -154,6 +154,11 @@ class _RetryFlow(LayerBase):
         )
 
 
+@cache
+def _tenacity() -> Any:
+    return import_whole("tenacity")
+
+
 def _keyed(request: httpx.Request, header: str) -> httpx.Request:
     """The request with an idempotency key, if it has none of its own."""
     if header in request.headers:
@@ -172,7 +177,7 @@ class _Loop:
     def __init__(
         self, policy: RetryPolicy, layer: LayerBase, request: httpx.Request, attempt: Attempt
     ) -> None:
-        self.tenacity = tenacity = import_whole("tenacity")
+        self.tenacity = tenacity = _tenacity()
         self.policy, self.context, self.attempt = policy, layer.context, attempt
         self.response: httpx.Response | None = None
         self._situation = Situation.of(request, policy, sound_wire=layer.wire_is_sound)
@@ -201,8 +206,9 @@ class _Loop:
         if seconds is None or (policy.budget is not None and not policy.budget.withdraw(now)):
             return False
         self._seconds = seconds
-        event = RetryScheduled(call=attempt.info, attempt=attempt.number, delay=seconds, cause=failure.cause)
-        context.emit(event)
+        if attempt.is_observed:
+            number, cause = attempt.number, failure.cause
+            context.emit(RetryScheduled(call=attempt.info, attempt=number, delay=seconds, cause=cause))
         return True
 
     def forget(self) -> None:

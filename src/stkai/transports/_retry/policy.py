@@ -69,8 +69,8 @@ class Situation(NamedTuple):
     def of(cls, request: httpx.Request, policy: "RetryPolicy", *, sound_wire: bool = True) -> Self:
         """Look at `request` and the policy's idempotency header."""
         headers, own = request.headers, policy.idempotency_header
-        has_key = _KEY in headers or (own is not None and own in headers)
-        return cls(has_key or request.method in _IDEMPOTENT, sound_wire or policy.trust_connect_errors)
+        repeatable = request.method in _IDEMPOTENT or _KEY in headers or (own is not None and own in headers)
+        return cls(repeatable, sound_wire or policy.trust_connect_errors)
 
 
 class Failure(NamedTuple):
@@ -163,10 +163,10 @@ class RetryPolicy(Frozen):
             return 0.0
         if asked > self.max_retry_after:
             return None
-        backoff = self.backoff(attempt, chance)
+        least, backoff = self.backoff(attempt), self.backoff(attempt, chance)
         # A full queue names the same time to all requests that it refuses. Spread the retries over the time in which
         # none of them would be admitted any earlier, so that they do not all compete for the one place free by then.
-        jitter = max(backoff - self.backoff(attempt), chance * (failure.needed - asked))
+        jitter = max(backoff - least, chance * (failure.needed - asked))
         delay = max(asked + jitter, backoff)
         return delay if delay < left else None
 
@@ -185,12 +185,13 @@ class RetryPolicy(Frozen):
     ) -> Failure | None:
         """What an attempt's outcome, a response or an error, says about a retry; None if it is final."""
         may_repeat = situation.repeatable or self.retry_timeouts
-        if isinstance(error, alike(httpx.HTTPStatusError)):
-            response = error.response
-        elif error is not None:
-            if not may_repeat and (isinstance(error, alike(httpx.ReadTimeout)) or is_unreadable(error)):
+        if error is not None:
+            if isinstance(error, alike(httpx.HTTPStatusError)):
+                response = error.response
+            elif not may_repeat and (isinstance(error, alike(httpx.ReadTimeout)) or is_unreadable(error)):
                 return None
-            return _error_failure(error, now, situation)
+            else:
+                return _error_failure(error, now, situation)
         if response is None or self.is_final(response):
             return None
         if response.status_code == _GATEWAY_TIMEOUT and not may_repeat:
