@@ -8,10 +8,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import cache, wraps
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import anyio
@@ -97,10 +98,19 @@ def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """The package whose requests, transports and errors a test is about: the modules of tests call it `httpx`."""
     name: str = getattr(request, "param", "httpx")
     if name != "httpx":
-        for key, module in list(sys.modules.items()):
-            if key.startswith("tests.") and key not in AGAINST_HTTPX and hasattr(module, "httpx"):
-                monkeypatch.setattr(module, "httpx", import_module(name))
+        for module in _modules_that_name_httpx():
+            monkeypatch.setattr(module, "httpx", import_module(name))
     return name
+
+
+@cache
+def _modules_that_name_httpx() -> list[ModuleType]:
+    """The modules of tests, all of which have been imported."""
+    return [
+        module
+        for key, module in sys.modules.items()
+        if key.startswith("tests.") and key not in AGAINST_HTTPX and hasattr(module, "httpx")
+    ]
 
 
 @pytest.fixture

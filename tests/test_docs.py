@@ -31,6 +31,8 @@ import stkai.transports
 import stkai.wires
 from stkai.testing import FakeClock, QuotaServer
 
+pytestmark = pytest.mark.no_cover
+
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted((ROOT / "docs").glob("**/*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,8 @@ import stkai.limiters
 import stkai.stores
 import stkai.testing
 import stkai.transports
+
+pytestmark = pytest.mark.no_cover
 
 SOURCE = Path(stkai.__file__).parent
 
@@ -189,6 +192,7 @@ def test_no_module_imports_itself_through_others() -> None:
     assert graph == {}
 
 
+@cache
 def modules() -> dict[str, Path]:
     found = {}
     for path in SOURCE.rglob("*.py"):

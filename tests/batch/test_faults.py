@@ -70,7 +70,7 @@ def test_a_last_record_torn_at_any_byte_leaves_every_line_once(
     whole = killed.snapshot()
     executed = counting.executed.copy()
     cuts = list(every_cut_of_the_last_record(killed.folder / name))
-    for cut in cuts if name == "out.journal" else cuts[:: max(1, len(cuts) // 40)]:
+    for cut in cuts if name == "out.journal" else cuts[:: max(1, len(cuts) // 15)]:
         for file, content in whole.items():
             (killed.folder / file).write_bytes(cut if file == name else content)
         counting.executed.clear()

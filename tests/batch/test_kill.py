@@ -18,8 +18,8 @@ from aiohttp import web
 
 from .job import Job, RefusalError, Server, broken, echo, server
 
-LINES = 60
-KILLS = 5
+LINES = 40
+KILLS = 3
 
 
 class Unreliable:

@@ -149,7 +149,8 @@ class Simulator:
         if self.state is None:
             self.state = State.new(now)
         lease = step(self.state, ask, now)
-        check_books(self.state)
+        if self.calls % 5 == 0:  # What does not balance once, stays so.
+            check_books(self.state)
         self.check(all(count > 0 for _, _, count in lease.ranges), "a lease has no permits in a range")
         return lease
 

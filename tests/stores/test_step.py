@@ -1,5 +1,6 @@
 """The step of a shared quota under members that are killed, lose messages, repeat them, or report nonsense."""
 
+import itertools
 import os
 import random
 from dataclasses import dataclass, field
@@ -153,7 +154,9 @@ def test_no_window_has_more_permits_than_promised(
     now = started = 100 + 3 * window  # After a quiet time, the burst is full.
     uses: list[float] = []
     is_busy = seed % 4 > 0
-    while now < started + 5 * window:
+    for number in itertools.count():
+        if now >= started + 5 * window:
+            break
         then = now + chance.expovariate(max(20.0, 4 * rate))
         while (due := min((c.due[0] for c in clients if c.due), default=then)) < then:
             for client in clients:
@@ -166,7 +169,8 @@ def test_no_window_has_more_permits_than_promised(
         client, now = chance.choice(clients), then
         keep = 0 if chance.random() < (0.02 if is_busy else 0.1) else 99
         client.hear(step(state, client.ask(quota, keep, chance.choice([1, 8, 40])), now), now)
-        check_books(state)
+        if number % 10 == 0:  # What does not balance once, stays so.
+            check_books(state)
     uses.sort()
     assert most_within(uses, window) <= rate * window
     if is_busy:

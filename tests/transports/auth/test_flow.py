@@ -248,16 +248,28 @@ async def test_the_retry_layer_does_not_ask_again_for_a_token_that_could_not_be_
     assert clock.sleeps == []
 
 
-@pytest.mark.parametrize(
-    "token",
-    ["", None, 7, b"bytes", ["list"], "a b", "Bearer abc", "line\n", " padded", "\u00fcnicode", "nul\0"],
-    ids=repr,
+NO_TOKENS = (
+    "",
+    None,
+    7,
+    b"bytes",
+    ["list"],
+    "a b",
+    "Bearer abc",
+    "line\n",
+    " padded",
+    "\u00fcnicode",
+    "nul\0",
 )
-async def test_a_token_that_cannot_be_sent_is_reported_but_not_shown(world: World, token: object) -> None:
-    with pytest.raises(AuthenticationError, match="Static returned a token that cannot be sent") as caught:
-        await world.send(layer(world, Wire(), Static(token)), post())
-    assert "nicode" not in str(caught.value)
-    assert "padded" not in str(caught.value)
+
+
+async def test_a_token_that_cannot_be_sent_is_reported_but_not_shown(world: World) -> None:
+    for token in NO_TOKENS:
+        message = "Static returned a token that cannot be sent"
+        with pytest.raises(AuthenticationError, match=message) as caught:
+            await world.send(layer(world, Wire(), Static(token)), post())
+        assert "nicode" not in str(caught.value)
+        assert "padded" not in str(caught.value)
 
 
 # Deadlines

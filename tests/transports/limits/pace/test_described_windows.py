@@ -182,6 +182,8 @@ class Server:
             await self.world.send(self.transport, httpx.Request("POST", "https://api.example.com/"))
 
 
+@pytest.mark.no_cover
+@pytest.mark.worlds("sync", "asyncio")
 @pytest.mark.parametrize("style", ["ietf", "github", "openai"])
 async def test_with_headers_no_request_is_refused_and_nearly_all_of_the_quota_is_used(
     world: World, style: str
