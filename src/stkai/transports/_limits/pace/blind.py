@@ -38,6 +38,8 @@ _UNDECIDED, _USUAL = 0.8, 0.45
 """The same before it is known what the server is, or small senders would take too long to find out; less if less than
 this share is accepted."""
 
+_TESTABLE = 0.5
+
 _SPREAD = 0.2
 """Share by which gaps vary where the quota is known: at its rate, one sender could lock the others out of a bucket."""
 
@@ -111,7 +113,7 @@ class BlindRate:
         # The rate that was last refused, that before a row of refusals (0 in a start), and the target of a recovery.
         self._bad, self._before, self._back = math.inf, 0.0, math.inf
         # What was refused until now has been taken into account.
-        self._cut_at = self._accepted_at = now
+        self._cut_at = self._accepted_at = self._began = now
         self._due = now + 1 / self.rate
 
     def __str__(self) -> str:
@@ -126,7 +128,17 @@ class BlindRate:
     @property
     def _outage(self) -> int:
         """Refusals in a row that are an outage."""
-        return _STRICT_OUTAGE if self.is_strict or self._test.is_undecided else _OUTAGE
+        return _STRICT_OUTAGE if self.is_strict or self._is_open_question else _OUTAGE
+
+    @property
+    def _is_open_question(self) -> bool:
+        """Whether the next pairs will show what the server is; while most is refused, they cannot."""
+        return self._test.is_undecided and self.law.accepted >= _TESTABLE
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether two requests at one instant would show nothing."""
+        return self.row > 0 or (not self.is_strict and self.law.accepted < _TESTABLE)
 
     @property
     def finding(self) -> str:
@@ -176,7 +188,7 @@ class BlindRate:
 
     def time_for(self, permits: float, now: float) -> float:
         """Seconds until this many more permits are released; those of a pair are due together."""
-        if permits > 1.5 - self.credit and self._test.is_due(now, self.row):
+        if permits > 1.5 - self.credit and self._test.is_due(now, self._is_busy):
             return max(_PAIRED, (permits - 1) / self.rate)
         return permits / self.rate
 
@@ -184,7 +196,7 @@ class BlindRate:
         """Take the permit; returns what it takes. The first of a pair takes none, so that the second can go at once."""
         self._in_flight.sent(now, self._accepted_at)
         gap, test, was_open = 1 / self.rate, self._test, self._test.is_open
-        turn.mark = test.take(now, gap, self.row)
+        turn.mark = test.take(now, gap, self._is_busy)
         if was_open and turn.mark is not None:
             return 1.0
         if test.is_bursty and self._quota.is_given:
@@ -210,13 +222,9 @@ class BlindRate:
         return min(wait, max(shortest, min(longest, wait / 2)))
 
     def _grow(self, seconds: float) -> None:
-        if self.row > self._outage or (self.row > 1 and not self.is_strict):
+        if self._starting or self.row > self._outage or (self.row > 1 and not self.is_strict):
             return
-        if self._starting:
-            if self._test.is_bursty or self.is_strict:
-                added = min(_ADDED, _ADDED_SHARE * self._quota.ceiling)
-                self.rate += max(added, self.rate * math.log(2) / _DOUBLING) * seconds
-        elif self._back < math.inf:
+        if self._back < math.inf:
             self.rate = min(self._back, self.rate * 2 ** (seconds / _REGAIN))
             if self.rate >= self._back:
                 self._back = math.inf
@@ -232,11 +240,14 @@ class BlindRate:
         self._in_flight.ended()
         self._in_flight.accepted(sent)
         if turn.mark is not None:
-            outcome = self._test.hear(turn.mark, now, accepted=True, starting=self._starting)
+            outcome = self._test.hear(turn.mark, now, 1 - self.law.accepted, accepted=True, starting=self._starting)
             if outcome is Outcome.BOTH:
                 self._due += 1 / self.rate
         if abs(sent - self._accepted_sent) < TOGETHER and not self._test.is_bursty:
             self._test.prove(now)
+        if self._starting and (self._test.is_bursty or self.is_strict):
+            added = max(min(_ADDED, _ADDED_SHARE * self._quota.ceiling), self.rate * math.log(2) / _DOUBLING)
+            self.rate = self._bounded(self.rate + added * min(_REGAIN, now - self._accepted_at))
         self._accepted_at, self._accepted_sent = now, sent
         self.law.note(refused=False)
         self._accepted += 1
@@ -264,7 +275,7 @@ class BlindRate:
         is_recent = now - self._accepted_at < _RECENT
         turn.excused = is_recent and turn.excuses < _UNLUCKY
         if turn.mark is not None:
-            outcome = self._test.hear(turn.mark, now, accepted=False, starting=self._starting)
+            outcome = self._test.hear(turn.mark, now, 1 - self.law.accepted, accepted=False, starting=self._starting)
             if self.law.is_crowded:
                 self._test.hurry(now)
             if outcome is Outcome.NEITHER:
@@ -295,6 +306,6 @@ class BlindRate:
 
     def _bounded(self, rate: float) -> float:
         quota, least = self._quota, _FLOOR
-        if self._test.is_undecided:
-            least = max(least, _UNDECIDED * min(1.0, self.law.accepted / _USUAL) ** 2)
+        if self._is_open_question:
+            least = max(least, _UNDECIDED)
         return min(quota.ceiling, max(rate, quota.floor, min(least, _FLOOR_SHARE * quota.ceiling)))

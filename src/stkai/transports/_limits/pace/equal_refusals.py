@@ -29,7 +29,7 @@ _STRICT_STEP, _STRICT_PATIENCE, _SHARE = 0.08, 40.0, 0.4
 """Where the server spaces requests out: b, and T in spacings, times the share of them that a sender uses, up to 0.4.
 There, the larger sender sees fewer refusals; but it also waits longer."""
 
-_SPACING, _LEAST_STRICT = 0.05, 0.15
+_SPACING, _LEAST_STRICT = 0.05, 1.0
 """Seconds between two requests at such a server if the quota is unknown, and the shortest patience there."""
 
 _STRICT_USUAL, _STRICT_STEEPNESS = 0.55, 6
@@ -102,7 +102,7 @@ class EqualRefusals:
         ceiling = self._quota.ceiling
         if self._test.is_strict:
             spacing = 1 / ceiling if ceiling < math.inf else _SPACING
-            patience = max(_LEAST_STRICT, _STRICT_PATIENCE * spacing * min(_SHARE, rate * spacing))
+            patience = max(_LEAST_STRICT / rate, _STRICT_PATIENCE * spacing * min(_SHARE, rate * spacing))
             return patience * math.pow(max(1.0, refused / _STRICT_USUAL), _STRICT_STEEPNESS)
         if ceiling < math.inf:
             return max(_PATIENCE, _TOLD / ceiling)

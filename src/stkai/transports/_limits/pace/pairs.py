@@ -14,6 +14,8 @@ TOGETHER = 0.01
 _LATE, _SHARE = 0.03, 1 / 40
 """The same for a pair whose second wakes late: up to this many seconds, if they are such a share of a gap."""
 
+_LEAST_REFUSED = 0.25
+_LOG = 0
 _TESTS, _EMPTY = 3.0, 0.4
 """Pairs of which just one request was accepted that show a strict server. Each that was refused altogether takes back
 0.4 of one: a bucket that others keep empty does both."""
@@ -93,20 +95,20 @@ class PairTest:
         """When the first of the pair went."""
         return self._first
 
-    def is_due(self, now: float, row: int) -> bool:
+    def is_due(self, now: float, is_busy: bool) -> bool:
         """Whether the next two permits go as a pair, after `row` refusals in a row."""
         if self._answers is not None or now < self._at:
             return False
-        return self._has_rested or not (row or self.is_strict)
+        return self._has_rested or not (is_busy or self.is_strict)
 
-    def take(self, now: float, gap: float, row: int) -> Pair | None:
+    def take(self, now: float, gap: float, is_busy: bool) -> Pair | None:
         """The second of an open pair, unless it comes too late; the first of a pair that is due; or neither."""
         if self.is_open:
             self.is_open, self._apart = False, now - self._first
             if self._apart <= gap / 4:
                 return Pair.SECOND
             self._answers = None
-        if not self.is_due(now, row):
+        if not self.is_due(now, is_busy):
             return None
         self._first, self._rate, self.is_open, self._answers = now, 1 / gap, True, {}
         self._has_rested = False
@@ -131,7 +133,7 @@ class PairTest:
         """Note that the server has accepted two requests at one instant."""
         self.is_bursty, self._failed, self._at = True, 0.0, now + _PROVEN
 
-    def hear(self, pair: Pair, now: float, *, accepted: bool, starting: bool) -> Outcome | None:
+    def hear(self, pair: Pair, now: float, refused: float, *, accepted: bool, starting: bool) -> Outcome | None:
         """Note an answer to one of a pair; returns None if it belongs to none, or is like any other."""
         if self._answers is None:
             return None
@@ -147,7 +149,7 @@ class PairTest:
             return Outcome.BOTH
         if good == 1:
             self.is_bursty = False
-            self._failed += 1
+            self._failed += -math.log(max(_LEAST_REFUSED, refused)) if _LOG else 1.0
             over = self._failed - _TESTS
             wait = min(_LATEST, max(_SOONEST, _AGAIN / self._rate) * 2.0 ** min(over, 9))
             self._at = -math.inf if over < 0 else now + wait
