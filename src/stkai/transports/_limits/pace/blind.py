@@ -240,7 +240,9 @@ class BlindRate:
         self._in_flight.ended()
         self._in_flight.accepted(sent)
         if turn.mark is not None:
-            outcome = self._test.hear(turn.mark, now, 1 - self.law.accepted, accepted=True, starting=self._starting)
+            outcome = self._test.hear(
+                turn.mark, now, 1 - self.law.accepted, accepted=True, starting=self._starting
+            )
             if outcome is Outcome.BOTH:
                 self._due += 1 / self.rate
         if abs(sent - self._accepted_sent) < TOGETHER and not self._test.is_bursty:
@@ -275,7 +277,9 @@ class BlindRate:
         is_recent = now - self._accepted_at < _RECENT
         turn.excused = is_recent and turn.excuses < _UNLUCKY
         if turn.mark is not None:
-            outcome = self._test.hear(turn.mark, now, 1 - self.law.accepted, accepted=False, starting=self._starting)
+            outcome = self._test.hear(
+                turn.mark, now, 1 - self.law.accepted, accepted=False, starting=self._starting
+            )
             if self.law.is_crowded:
                 self._test.hurry(now)
             if outcome is Outcome.NEITHER:

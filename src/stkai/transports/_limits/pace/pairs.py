@@ -133,7 +133,9 @@ class PairTest:
         """Note that the server has accepted two requests at one instant."""
         self.is_bursty, self._failed, self._at = True, 0.0, now + _PROVEN
 
-    def hear(self, pair: Pair, now: float, refused: float, *, accepted: bool, starting: bool) -> Outcome | None:
+    def hear(
+        self, pair: Pair, now: float, refused: float, *, accepted: bool, starting: bool
+    ) -> Outcome | None:
         """Note an answer to one of a pair; returns None if it belongs to none, or is like any other."""
         if self._answers is None:
             return None
