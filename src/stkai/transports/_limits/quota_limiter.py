@@ -128,7 +128,7 @@ class QuotaLimiter(QueueLimiter):
     def subscribe(self, layer: Any) -> None:
         """Report the store's events to the listener of a layer's stack."""
         if self._leased is not None:
-            self._leased.client.events.subscribe(layer)
+            self._leased.client.subscribe(layer)
 
     def close(self) -> None:
         """Report what was used, within a quarter of a second, and leave the group; the next request joins it again."""

@@ -1,14 +1,22 @@
-"""Runs short jobs later, in daemon threads: the reports of a share's member that no request makes."""
+"""The reports of a share's members that no request makes: later, in daemon threads, and at the end of the program."""
 
+import atexit
 import heapq
 import itertools
+import os
+import sys
 import threading
 from collections.abc import Callable
-from typing import Final
+from functools import cache
+from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from ...._clock import SystemClock
 from ...._forks import after_fork
 from ...._log import logger
+
+LAST_REPORT: Final = 0.25
+"""Seconds that the last report of a member may take, when its limiter is closed and at the end of the program."""
 
 _MOST: Final = 4
 """Threads at once: a store that hangs must not hold up the others."""
@@ -74,3 +82,27 @@ class Errands:
 
 errands = Errands()
 """Those of this process."""
+
+_clients: WeakValueDictionary[int, Any] = WeakValueDictionary()
+
+
+def close_at_exit(client: Any) -> None:
+    """Call `client.close(seconds)` at the end of this process; all of them share the seconds of a last report."""
+    _clients[id(client)] = client
+    _close_all_at_exit(os.getpid())
+
+
+@cache
+def _close_all_at_exit(_pid: int) -> None:
+    """Children of multiprocessing end without `atexit`."""
+    atexit.register(_close_all)
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.Finalize(None, _close_all, exitpriority=0)
+
+
+def _close_all() -> None:
+    until = SystemClock.monotonic() + LAST_REPORT
+    for client in [known() for known in _clients.valuerefs()]:
+        if client is not None and (left := until - SystemClock.monotonic()) > 0:
+            client.close(left)

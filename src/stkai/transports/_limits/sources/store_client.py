@@ -1,11 +1,8 @@
 """Calls the store for a member of a share: the I/O, its failures, and the events about them."""
 
-import atexit
-import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary, ref
 
@@ -13,25 +10,22 @@ from ...._abandonable import GivenUpError, do_within
 from ...._clock import SystemClock, anyio, unique_key
 from ...._errors import ConfigurationError
 from ...._forks import after_fork
-from ...._log import logger
+from ...._log import Listeners, logger
 from ...._signals import is_interrupt, raise_interrupt
-from ....stores import Ask, Lease, Store
+from ....events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
+from ....stores import Ask, Lease, Quota, Store
 from ....stores._choose import store_from
 from ....stores._disk import check_share
 from ....stores._protocol import checked
 from ..._operations import Run
 from ..queue import Queue
-from .errands import errands
+from .errands import LAST_REPORT, close_at_exit, errands
 from .holding import StoreCall
 from .leased import Leased, quota_of
 from .source import Limits, Source
-from .store_events import StoreEvents
 
 if TYPE_CHECKING:
     from ..pace.group import GroupPace
-
-LAST_REPORT: Final = 0.25
-"""Seconds that the last report of a member may take, when its limiter is closed and at the end of the program."""
 
 _PATIENCE: Final = 1.0
 """Seconds until its deadline below which a request leaves a call to a thread, since it may have to abandon it."""
@@ -42,8 +36,9 @@ _ANOTHER: Final = 1.0
 _STUCK: Final = 1.0
 """Seconds after which an errand that is overdue was lost: no thread could be started for it."""
 
+_NOBODY: Final = CallInfo(id=0, method="", host="")
+
 _clock = SystemClock()
-_clients: "WeakValueDictionary[int, StoreClient]" = WeakValueDictionary()
 
 
 class StoreClient:
@@ -57,12 +52,14 @@ class StoreClient:
     def __init__(self, member: Leased, store: Store) -> None:
         self.member, self.store = member, store
         self._is_instant = getattr(store, "blocks", True) is False
-        self.events = StoreEvents(member.share, repr(store))
+        # By id, and not a WeakSet: threads may add to it while another one looks at all of it.
+        self._audience: WeakValueDictionary[int, Any] = WeakValueDictionary()
+        self._last_call = _NOBODY
+        self._disagreed: Quota | None = None
         self._noted, self._ahead = _clock.monotonic(), 0.0
         member.client = self
         self._begin()
         after_fork(self, StoreClient._begin)
-        _clients[id(self)] = self
 
     def _begin(self) -> None:
         self._due = float("inf")
@@ -175,9 +172,9 @@ class StoreClient:
             self._send(call, ask)
 
     def _begun(self, call: StoreCall) -> Ask | None:
-        _leave_at_exit(os.getpid())
+        close_at_exit(self)
         if call.turn is not None and call.turn.call is not None:
-            self.events.call = call.turn.call
+            self._last_call = call.turn.call
         with Queue.lock:
             return self.member.begin_call(call, self._now())
 
@@ -201,8 +198,8 @@ class StoreClient:
         with Queue.lock:
             restored = member.end_call(call, answer, self._now())
         if restored:
-            self.events.restored()
-        self.events.compare(ask.quota, answer.quota)
+            self._emit(StoreRestored, store=repr(self.store))
+        self._compare(ask.quota, answer.quota)
         self._steer(answer)
 
     def _lose(self, call: StoreCall, error: BaseException) -> None:
@@ -210,7 +207,7 @@ class StoreClient:
             lost = self.member.fail_call(call, self._now())
         logger.debug("the store of the share %r failed", self.member.share, exc_info=error)
         if lost:
-            self.events.lost(error)
+            self._emit(StoreLost, store=repr(self.store), reason=f"{type(error).__name__}: {error}")
 
     def _steer(self, lease: Lease) -> None:
         pace: GroupPace | None = self.member.pace
@@ -229,6 +226,28 @@ class StoreClient:
         finally:
             with Queue.lock:
                 pace.steered(lease, law, done=done)
+
+    # Events
+
+    def subscribe(self, layer: Any) -> None:
+        """Notify the listener in the `context` of this layer as well; each listener is notified once."""
+        self._audience[id(layer)] = layer
+
+    def _compare(self, mine: Quota, theirs: Quota) -> None:
+        """Report, once, that another quota than this member's is in force."""
+        if theirs not in (mine, self._disagreed):
+            differences = mine.differences(theirs)
+            self._emit(QuotaDisagreement, mine=mine.rate, theirs=theirs.rate, differences=differences)
+        self._disagreed = None if theirs == mine else theirs
+
+    def _emit(self, kind: Callable[..., Event], **facts: Any) -> None:
+        listeners: dict[int, Any] = {}
+        for layer in filter(None, [known() for known in self._audience.valuerefs()]):
+            listener = layer.context.listener
+            each = listener.each if isinstance(listener, Listeners) else (listener,)
+            listeners.update((id(one), one) for one in each)
+        event = kind(call=self._last_call, share=self.member.share, **facts)
+        Listeners(tuple(listeners.values()))(event)
 
 
 def _probe(client: "ref[StoreClient]") -> None:
@@ -254,19 +273,3 @@ def leased_from(
 def _identity() -> tuple[str, float, float]:
     """A new member's unique name, and when it starts: in seconds since 1970, and as an instant."""
     return unique_key(), _clock.utcnow().timestamp(), _clock.monotonic()
-
-
-@cache
-def _leave_at_exit(_pid: int) -> None:
-    """Make this process report once more at its end. Children of multiprocessing end without `atexit`."""
-    atexit.register(_leave_all)
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None:
-        util.Finalize(None, _leave_all, exitpriority=0)
-
-
-def _leave_all() -> None:
-    until = _clock.monotonic() + LAST_REPORT
-    for client in [known() for known in _clients.valuerefs()]:
-        if client is not None and (left := until - _clock.monotonic()) > 0:
-            client.close(left)
