@@ -24,7 +24,7 @@ class Guest(Source):
 
     Attributes:
         limiter: the user's.
-        max_cost, cost, end: the limiter's own, if it has any.
+        max_cost, cost: the limiter's own, if it has any.
     """
 
     counts_units = True

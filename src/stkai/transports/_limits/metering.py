@@ -1,13 +1,12 @@
 """What calls cost: estimated before they are sent, and settled when the body of the answer has ended."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 import httpx
 
 from ..._errors import InvalidArgumentError
-from ..._families import family_of, of_family
 from ..._signals import raise_interrupt
 from ...costs import Arrived
 from .._body_end import BodyEnd
@@ -160,8 +159,9 @@ class Bill:
             return self._read
         kept, headers = self._kept, self._headers
         if _CODING in headers and not kept.is_full:
-            pieces: Any = of_family(_Pieces, family_of(self._request))(b"".join(kept.chunks))
-            kept = _unpacked(self._kind(self._status, headers=headers, stream=pieces))
+            body = b"".join(kept.chunks)
+            pieces = (body[start : start + _PIECE] for start in range(0, len(body), _PIECE))
+            kept = _unpacked(self._kind(self._status, headers=headers, content=pieces))
             headers = headers.copy()
             del headers[_CODING]
         if kept.is_full:
@@ -212,14 +212,3 @@ class _Chunks:
             self.chunks.clear()
         else:
             self.chunks.append(chunk)
-
-
-class _Pieces(httpx.SyncByteStream):
-    """A body in small pieces."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    def __iter__(self) -> Iterator[bytes]:
-        for start in range(0, len(self._body), _PIECE):
-            yield self._body[start : start + _PIECE]
