@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from stkai.transports._bodies import SHORT, Reading, adrain, aload, aread, drain, is_short, read
+from stkai.transports._bodies import SHORT, BodyReader, adrain, aload, aread, drain, is_short, read
 
 from ..support.world import World
 
@@ -34,7 +34,7 @@ async def test_a_body_that_never_ends_is_loaded_up_to_the_limit(world: World) ->
     if world.is_async:
         await aload(response, 3000, forever)
     else:
-        reading = Reading(response, 3000)
+        reading = BodyReader(response, 3000)
         reading.fetch(forever)
         reading.keep()
     assert await world.read(response) == b"." * 3000
@@ -45,7 +45,7 @@ async def test_an_unwanted_body_that_never_ends_is_closed(world: World) -> None:
     if world.is_async:
         await adrain(response, 1.0)
     else:
-        drain(response, Reading(response, SHORT), forever)
+        drain(response, BodyReader(response, SHORT), forever)
     assert response.is_closed
 
 

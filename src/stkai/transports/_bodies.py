@@ -105,7 +105,7 @@ def _set_body(response: Any, chunks: list[bytes]) -> None:
     response._num_bytes_downloaded, response._content = len(content), content  # noqa: SLF001 - see `_is_known`
 
 
-class Reading:
+class BodyReader:
     """Fetches a body, still encoded, in one thread, so that another thread can break it off.
 
     Args:
@@ -164,10 +164,10 @@ def _shut_down(response: httpx.Response) -> None:
         socket.socket.shutdown(stream.get_extra_info("socket"), socket.SHUT_RDWR)
 
 
-def drain(response: httpx.Response, reading: Reading, left: Callable[[], float]) -> None:
+def drain(response: httpx.Response, reader: BodyReader, left: Callable[[], float]) -> None:
     """Close the response, after reading a short body, if it comes quickly, so that the connection stays open."""
     with suppress(Exception):  # The response is of no use any more, however it ends.
-        reading.fetch(left)
+        reader.fetch(left)
     with suppress(Exception):
         response.close()
 

@@ -23,7 +23,7 @@ from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
 from .._families import alike
 from .._signals import raise_interrupt
-from ._bodies import BRIEF, SHORT, Reading, briefly, drain, is_short, is_there, limited, read, unlimited
+from ._bodies import BRIEF, SHORT, BodyReader, briefly, drain, is_short, is_there, limited, read, unlimited
 from ._body_end import give_up
 from ._call import Attempt, require_open
 from ._operations import (
@@ -198,38 +198,38 @@ class _Bounded:
 
     def _fetch(self, response: httpx.Response, limit: float, until: float) -> None:
         """Make what arrives until then the body of the response."""
-        reading = Reading(response, limit)
+        reader = BodyReader(response, limit)
         left = self._until(until)
         try:
             with self._in_time():
-                self._read(reading, partial(reading.fetch, left), left)
+                self._read(reader, partial(reader.fetch, left), left)
         except NoThreadError:
-            reading.fetch(left)
+            reader.fetch(left)
         except DeadlineExceededError:
             if self.left() <= 0:
                 raise
-        reading.keep()
+        reader.keep()
 
     def _drain(self, operation: Drain, seconds: float) -> None:
         response = operation.response
         if seconds <= 0 or not is_short(response):
             close_response(response)
             return
-        reading = Reading(response, SHORT)
+        reader = BodyReader(response, SHORT)
         left = self._until(self._clock.monotonic() + seconds)
         try:
-            self._read(reading, partial(drain, response, reading, left), left)
+            self._read(reader, partial(drain, response, reader, left), left)
         except GivenUpError:
             pass
         except NoThreadError:
             close_response(response)
 
-    def _read(self, reading: Reading, work: Callable[[], Any], left: Callable[[], float]) -> None:
+    def _read(self, reader: BodyReader, work: Callable[[], Any], left: Callable[[], float]) -> None:
         """Read a body in the other thread; to give it up is to close its connection."""
         try:
             self.worker.do(work, left)
         except BaseException:
-            reading.break_off()
+            reader.break_off()
             raise
 
     def _until(self, instant: float) -> Callable[[], float]:
