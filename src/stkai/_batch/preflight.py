@@ -79,7 +79,9 @@ def _check_streams(options: Options) -> None:
 
 
 def _check_file(path: Path) -> None:
-    if path.exists() and not path.is_file():  # Opening a named pipe would wait for a writer.
+    if path.exists() and not (
+        path.is_file() or path.is_dir()
+    ):  # Opening a named pipe would wait for a writer.
         raise ConfigurationError(f"the input {path} is not a file: pass - and pipe it in")
     try:
         with path.open("rb") as file:
