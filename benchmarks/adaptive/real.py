@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from stkai._cli.demo import STRATEGIES, Batch, Outcome, Run
+from stkai._cli.demo import STRATEGIES, Batch, CallEnd, StrategyRun
 
 from .._plots import rate_plot
 from . import page
@@ -73,9 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def _run(batch: Batch, strategy: str) -> tuple[Run, Summary]:
+def _run(batch: Batch, strategy: str) -> tuple[StrategyRun, Summary]:
     """One run, and how fair it was: all processes have equally many requests, so only those before the end can tell."""
-    outcomes: list[Outcome] = []
+    outcomes: list[CallEnd] = []
     run = batch.run(strategy, outcomes.append)
     early = [outcome for outcome in outcomes[: len(outcomes) // 2] if outcome.succeeded]
     counts = Counter(outcome.process for outcome in early)

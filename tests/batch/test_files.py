@@ -14,7 +14,7 @@ from stkai import ConfigurationError
 from stkai._batch.append_file import AppendFile, GroupCommit, WriteError
 from stkai._batch.input_lines import StdinCopy
 from stkai._batch.journal import Journal
-from stkai._batch.output_lines import Entry, Failure
+from stkai._batch.output_lines import Entry, LineFailure
 from stkai._batch.outputs import StdoutOutputs
 
 from .job import Job, Server, echo, summary
@@ -148,7 +148,7 @@ def test_stdout_keeps_the_order_and_counts_what_was_written() -> None:
     for number in (1, 2, 3, 4):
         outputs.expect(number)
     outputs.append(Entry(3, b"three\n", None))
-    outputs.append(Entry(2, b"two\n", Failure("http_400", "no")))
+    outputs.append(Entry(2, b"two\n", LineFailure("http_400", "no")))
     assert (outputs.held, outputs.is_behind) == (2, False)
     outputs.drop(1)
     outputs.append(Entry(4, b"four\n", None))

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import stkai
 from stkai._cli import demo as _demo
 from stkai._cli import main as cli
-from stkai._cli.demo import STRATEGIES, Batch, Outcome, Run
+from stkai._cli.demo import STRATEGIES, Batch, CallEnd, StrategyRun
 from stkai._cli.explain import _ago
 from stkai._cli.main import build_app
 from stkai.testing import FakeClock
@@ -39,8 +39,8 @@ def test_the_demo_runs_every_strategy_and_accounts_for_every_call() -> None:
     assert re.search(r"^found [\d.,]+ of 100/s", result.output, re.MULTILINE)
 
 
-def a_run(name: str) -> Run:
-    return Run(name, 12, accepted=[0.1] * 10, refused=[0.2, 5.0], seconds=[0.1] * 10)
+def a_run(name: str) -> StrategyRun:
+    return StrategyRun(name, 12, accepted=[0.1] * 10, refused=[0.2, 5.0], seconds=[0.1] * 10)
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -73,10 +73,10 @@ def test_the_demo_leaves_the_plots_out_when_asked(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_demo_exits_non_zero_if_a_request_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lossy(self: Batch, strategy: str, advance: Any) -> Run:
-        advance(Outcome(0, succeeded=True, seconds=0.1))
-        advance(Outcome(0, succeeded=False, seconds=0.1))
-        return Run(strategy, 3, accepted=[0.0], refused=[], seconds=[0.1], failed=1, lost=1)
+    def lossy(self: Batch, strategy: str, advance: Any) -> StrategyRun:
+        advance(CallEnd(0, succeeded=True, seconds=0.1))
+        advance(CallEnd(0, succeeded=False, seconds=0.1))
+        return StrategyRun(strategy, 3, accepted=[0.0], refused=[], seconds=[0.1], failed=1, lost=1)
 
     monkeypatch.setattr(Batch, "run", lossy)
     result = run("demo", "--processes", "1", "--requests", "3")
@@ -94,7 +94,7 @@ class Dead:
 class Nothing:
     """A queue in which nothing ever arrives."""
 
-    def get(self, timeout: float) -> Outcome:
+    def get(self, timeout: float) -> CallEnd:
         raise queue.Empty
 
 
@@ -107,7 +107,7 @@ def test_the_demo_does_not_wait_for_requests_of_a_dead_process() -> None:
 
 def test_quantiles_of_no_or_one_value_are_defined() -> None:
     def quantile(seconds: list[float], percent: int) -> float:
-        return Run("one", 3, accepted=[], refused=[], seconds=seconds).quantile(percent)
+        return StrategyRun("one", 3, accepted=[], refused=[], seconds=seconds).quantile(percent)
 
     assert quantile([], 50) == 0.0
     assert quantile([2.0], 95) == 2.0

@@ -21,7 +21,7 @@ from .job import BatchJob
 from .merge import merge
 from .options import Options
 from .output_lines import escaped
-from .preflight import Plan, dry_run
+from .preflight import JobPlan, dry_run
 from .progress import Display, Progress, display
 from .runner import Runner
 
@@ -62,7 +62,7 @@ def run_batch(options: Options) -> int:
     logging.getLogger("stkai").addHandler(warnings)
     with _Interrupts() as interrupts:
         try:
-            plan = Plan.of(options)
+            plan = JobPlan.of(options)
             if options.dry_run:
                 return 0 if dry_run(plan, say) else SOME_FAILED
             return _Run(plan, interrupts, warnings).run()
@@ -133,7 +133,7 @@ class _Interrupts:
 class _Run:
     """One run, with its job, its client and its display."""
 
-    def __init__(self, plan: Plan, interrupts: _Interrupts, warnings: _Warnings) -> None:
+    def __init__(self, plan: JobPlan, interrupts: _Interrupts, warnings: _Warnings) -> None:
         self._plan, self._options, self._interrupts = plan, plan.options, interrupts
         self._clock = SystemClock()
         self._warnings, self._display = warnings, warnings.display

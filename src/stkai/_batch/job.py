@@ -16,7 +16,7 @@ from .journal import Header, Journal, LineState, Recovered
 from .merge import sort_file
 from .options import Options
 from .outputs import FileOutputs, Paths, StdoutOutputs
-from .preflight import Plan
+from .preflight import JobPlan
 from .progress import Usage
 
 
@@ -37,7 +37,7 @@ class BatchJob:
         is_cut_off: stdin ended early, because an earlier run did.
     """
 
-    plan: Plan
+    plan: JobPlan
     id: uuid.UUID
     outputs: FileOutputs | StdoutOutputs
     journal: Journal | None = None
@@ -50,7 +50,7 @@ class BatchJob:
     is_cut_off: bool = False
 
     @classmethod
-    def open(cls, plan: Plan, stack: ExitStack) -> "BatchJob":
+    def open(cls, plan: JobPlan, stack: ExitStack) -> "BatchJob":
         """Start or resume the job that writes to `-o`; the stack closes its files.
 
         Raises:
@@ -77,7 +77,7 @@ class BatchJob:
         return cls._resume(plan, paths, journal, header, stack)
 
     @classmethod
-    def _to_stdout(cls, plan: Plan, stack: ExitStack) -> "BatchJob":
+    def _to_stdout(cls, plan: JobPlan, stack: ExitStack) -> "BatchJob":
         outputs = StdoutOutputs(in_order=plan.options.order == "input")
         job = cls(plan, uuid.UUID(hex=unique_key(), version=4), outputs, survey=_survey_of_file(plan))
         folder = ""
@@ -87,7 +87,7 @@ class BatchJob:
         return job
 
     @classmethod
-    def _begin(cls, plan: Plan, paths: Paths, journal: Journal, stack: ExitStack) -> "BatchJob":
+    def _begin(cls, plan: JobPlan, paths: Paths, journal: Journal, stack: ExitStack) -> "BatchJob":
         options, survey = plan.options, _survey_of_file(plan)
         # In this order, a kill in between leaves either a complete job or none.
         journal.file.truncate()
@@ -119,7 +119,7 @@ class BatchJob:
 
     @classmethod
     def _resume(
-        cls, plan: Plan, paths: Paths, journal: Journal, header: Header, stack: ExitStack
+        cls, plan: JobPlan, paths: Paths, journal: Journal, header: Header, stack: ExitStack
     ) -> "BatchJob":
         options = plan.options
         outputs = FileOutputs(paths)
@@ -190,12 +190,12 @@ class BatchJob:
                 sort_file(file.path)
 
 
-def _survey_of_file(plan: Plan) -> Survey | None:
+def _survey_of_file(plan: JobPlan) -> Survey | None:
     """The input, if it is a file."""
     return None if plan.options.from_stdin else _survey(plan, Path(plan.options.source))
 
 
-def _survey(plan: Plan, source: Path) -> Survey:
+def _survey(plan: JobPlan, source: Path) -> Survey:
     size = source.stat().st_size
     return Survey.of(source, size, plan.lines(source, size), plan.options.part)
 

@@ -25,7 +25,7 @@ UNKNOWN: Final = "unknown"
 """The code of lines that were in flight when an earlier run was killed."""
 
 
-class Failure(NamedTuple):
+class LineFailure(NamedTuple):
     """Why a line failed: a code for programs, a message for people."""
 
     code: str
@@ -43,7 +43,7 @@ class Entry(NamedTuple):
 
     number: int
     line: bytes
-    failure: Failure | None
+    failure: LineFailure | None
 
     @property
     def code(self) -> str | None:
@@ -55,7 +55,7 @@ class Entry(NamedTuple):
         cls,
         number: int,
         custom_id: str,
-        failure: Failure | None,
+        failure: LineFailure | None,
         response: httpx.Response | None = None,
         body: Part | None = None,
     ) -> "Entry":
@@ -99,7 +99,7 @@ def body_of(response: httpx.Response) -> Part:
     return Part(None, dump({"content_type": kind, "base64": b64encode(content).decode()}))
 
 
-def failure_of_answer(response: httpx.Response, body: Part | None, sent_to: httpx.URL) -> Failure:
+def failure_of_answer(response: httpx.Response, body: Part | None, sent_to: httpx.URL) -> LineFailure:
     """The code and the message for an answer that is a failure."""
     status = response.status_code
     message = f"the server answered {status} {visible(response.reason_phrase)}".rstrip()
@@ -109,17 +109,17 @@ def failure_of_answer(response: httpx.Response, body: Part | None, sent_to: http
         message += f"; a batch follows no redirects{_redirect(response)}"
     if status in _SHOWS_URL:
         message += f"; the request was sent to {_shown(sent_to)}{_doubled(sent_to)}"
-    return Failure(f"http_{status}", message)
+    return LineFailure(f"http_{status}", message)
 
 
-def failure_of_error(error: Exception, timeouts: dict[str, Any]) -> Failure:
+def failure_of_error(error: Exception, timeouts: dict[str, Any]) -> LineFailure:
     """The code and the message for a call that raised."""
     message = visible(str(error))
     if isinstance(error, alike(httpx.ReadTimeout, httpx.WriteTimeout)):
         message = f"no answer for {timeouts['read']:g} s: to wait longer, pass --deadline SECONDS"
     elif isinstance(error, alike(httpx.ConnectTimeout)):
         message = f"no connection within {timeouts['connect']:g} s: check the host and the network"
-    return Failure(type(error).__name__, message or f"{type(error).__name__}, without a message")
+    return LineFailure(type(error).__name__, message or f"{type(error).__name__}, without a message")
 
 
 def visible(text: str) -> str:

@@ -29,7 +29,7 @@ _NO_NAME: Final = re.compile(r"[\"':,;=<>\\]")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class JobPlan:
     """What a job reads, and how its lines become requests."""
 
     options: Options
@@ -37,7 +37,7 @@ class Plan:
     form: Format
 
     @classmethod
-    def of(cls, options: Options) -> "Plan":
+    def of(cls, options: Options) -> "JobPlan":
         """Check everything that can be checked without writing anything.
 
         Raises:
@@ -79,7 +79,9 @@ def _check_streams(options: Options) -> None:
 
 
 def _check_file(path: Path) -> None:
-    if path.exists() and not path.is_file():  # Opening a named pipe would wait for a writer.
+    if path.exists() and not (
+        path.is_file() or path.is_dir()
+    ):  # Opening a named pipe would wait for a writer.
         raise ConfigurationError(f"the input {path} is not a file: pass - and pipe it in")
     try:
         with path.open("rb") as file:
@@ -121,7 +123,7 @@ def _resembles(text: str, columns: list[str]) -> bool:
     return bool(get_close_matches(plain[0], plain[1:], 1, 0.75) or words[0] & set[str]().union(*words[1:]))
 
 
-def dry_run(plan: Plan, say: Callable[[str], None]) -> bool:
+def dry_run(plan: JobPlan, say: Callable[[str], None]) -> bool:
     """Report on the input; whether every line is a valid request."""
     options = plan.options
     with tempfile.TemporaryDirectory(prefix="stkai-batch-") as folder:
@@ -132,7 +134,7 @@ def dry_run(plan: Plan, say: Callable[[str], None]) -> bool:
         return _dry_run(plan, plan.lines(source), say)
 
 
-def _dry_run(plan: Plan, lines: Lines, say: Callable[[str], None]) -> bool:
+def _dry_run(plan: JobPlan, lines: Lines, say: Callable[[str], None]) -> bool:
     options, shard = plan.options, plan.options.part
     invalid = duplicates = requests = size = 0
     ids = SeenIds()

@@ -141,7 +141,7 @@ class Progress:
         return " | ".join(parts)
 
 
-class Pace:
+class Throughput:
     """Lines per second, and the time left."""
 
     def __init__(self) -> None:
@@ -188,10 +188,10 @@ class Plain(Display):
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__(say)
-        self._pace, self._next = Pace(), 0.0
+        self._throughput, self._next = Throughput(), 0.0
 
     def show(self, now: float, progress: Progress) -> None:
-        text = self._pace.describe(now, progress)
+        text = self._throughput.describe(now, progress)
         if not self._next:
             self._next = now + _EVERY
         elif now >= self._next:
@@ -206,7 +206,7 @@ class Bar(Display):
 
     def __init__(self, console: Console) -> None:
         super().__init__(partial(console.print, markup=False, highlight=False))  # Above the bar.
-        self._pace = Pace()
+        self._throughput = Throughput()
         columns = (SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
         # Refresh by hand: a thread that draws ten times a second would cost more than everything else.
         self._bars = Bars(
@@ -216,7 +216,7 @@ class Bar(Display):
         self._bars.start()
 
     def show(self, now: float, progress: Progress) -> None:
-        text = self._pace.describe(now, progress)
+        text = self._throughput.describe(now, progress)
         with suppress(OSError):  # The terminal may have closed.
             self._bars.update(self._task, description=text, completed=progress.finished, total=progress.total)
             self._bars.refresh()

@@ -19,7 +19,7 @@ from .engine import Outcome, outcomes_of
 from .input_lines import Read
 from .job import BatchJob
 from .journal import LineState
-from .output_lines import UNKNOWN, Entry, Failure, body_of, failure_of_answer, failure_of_error, visible
+from .output_lines import UNKNOWN, Entry, LineFailure, body_of, failure_of_answer, failure_of_error, visible
 from .outputs import StdoutOutputs
 from .request_formats import InvalidLineError, SeenIds
 from .senders import DroppedError, LineInFlight, RunState, line_of
@@ -140,13 +140,13 @@ class Runner:
             self.unknown += 1
             if self._options.unknown == "report":
                 what = f"{where}: this was in flight when an earlier run was killed, so the server may have executed it"
-                failure = Failure(UNKNOWN, f"{what}; to send it again, pass --retry-failed")
+                failure = LineFailure(UNKNOWN, f"{what}; to send it again, pass --retry-failed")
                 self._write(Entry.of(number, form.id_of(read), failure))
                 return None
         try:
             target = form.target(read())
         except InvalidLineError as error:
-            self._write(Entry.of(number, error.custom_id, Failure("invalid_line", f"{where}: {error}")))
+            self._write(Entry.of(number, error.custom_id, LineFailure("invalid_line", f"{where}: {error}")))
             return None
         self._note_id(number, target.custom_id)
         line = self.in_flight[number] = LineInFlight(self._state, number, target.custom_id, execution)
@@ -223,7 +223,9 @@ class Runner:
                 if response.status_code >= 500:
                     failure = self._may_have_acted(line, failure)
             elif self._options.quick_command is not None and status_of(response) == FAILURE:
-                failure = Failure("execution_failed", "the execution of the quick command ended with FAILURE")
+                failure = LineFailure(
+                    "execution_failed", "the execution of the quick command ended with FAILURE"
+                )
             elif error is not None:
                 failure = failure_of_error(error, self._client.timeouts)
             entry = Entry.of(line.number, line.custom_id, failure, response, body)
@@ -236,7 +238,7 @@ class Runner:
         failure = self._may_have_acted(line, failure_of_error(error, self._client.timeouts))
         self._write(Entry.of(line.number, line.custom_id, failure))
 
-    def _may_have_acted(self, line: LineInFlight, failure: Failure) -> Failure:
+    def _may_have_acted(self, line: LineInFlight, failure: LineFailure) -> LineFailure:
         """The failure, with a hint if the server may have executed the line."""
         hint = "" if line.may_drop else _MAY_HAVE_ACTED[self._options.unknown]
         return failure._replace(message=failure.message + hint)

@@ -30,7 +30,7 @@ _PATIENCE: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CallEnd:
     """The end of one call: whether it succeeded, after how many seconds, and in which process."""
 
     process: int
@@ -39,7 +39,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundRate:
     """The rate that a process had found when it ended, in requests per second."""
 
     process: int
@@ -47,7 +47,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class StrategyRun:
     """How one strategy did.
 
     Attributes:
@@ -88,7 +88,7 @@ class Batch:
     quota: int
     window: float
 
-    def run(self, strategy: str, advance: Callable[[Outcome], None]) -> Run:
+    def run(self, strategy: str, advance: Callable[[CallEnd], None]) -> StrategyRun:
         """Send the batch through one strategy to a server of its own; `advance` is called with every outcome."""
         clock = SystemClock()
         with (
@@ -96,7 +96,7 @@ class Batch:
             tempfile.TemporaryDirectory(prefix="stkai-demo-") as directory,
         ):
             context = multiprocessing.get_context("spawn")
-            outcomes: Queue[Outcome | Found] = context.Queue()
+            outcomes: Queue[CallEnd | FoundRate] = context.Queue()
             target = _Target(
                 server.create_url(), server.token_url, server.client_id, server.client_secret, directory
             )
@@ -113,16 +113,16 @@ class Batch:
                 worker.terminate()
             return self._judge(strategy, messages, server)
 
-    def _judge(self, strategy: str, messages: list[Outcome | Found], server: QuotaServer) -> Run:
-        outcomes = [each for each in messages if isinstance(each, Outcome)]
-        rates = [each.rate for each in messages if isinstance(each, Found)]
+    def _judge(self, strategy: str, messages: list[CallEnd | FoundRate], server: QuotaServer) -> StrategyRun:
+        outcomes = [each for each in messages if isinstance(each, CallEnd)]
+        rates = [each.rate for each in messages if isinstance(each, FoundRate)]
         records = [record for record in server.requests if record.path.startswith("/v1/quick-commands")]
         start = min((record.time for record in records), default=0.0)
 
         def instants(status: int) -> list[float]:
             return sorted(record.time - start for record in records if record.status == status)
 
-        return Run(
+        return StrategyRun(
             strategy,
             sent=len(records),
             accepted=instants(httpx.codes.OK),
@@ -147,11 +147,11 @@ class _Target:
 
 def _collect(
     expected: int,
-    outcomes: "Queue[Outcome | Found]",
+    outcomes: "Queue[CallEnd | FoundRate]",
     workers: Sequence[BaseProcess],
-    advance: Callable[[Outcome], None],
+    advance: Callable[[CallEnd], None],
     clock: SystemClock,
-) -> Iterator[Outcome | Found]:
+) -> Iterator[CallEnd | FoundRate]:
     """Yield each message as it arrives, until all have arrived or no more can; pass the outcomes to `advance`."""
     last = clock.monotonic()
     while expected:
@@ -164,13 +164,13 @@ def _collect(
             continue
         last = clock.monotonic()
         expected -= 1
-        if isinstance(message, Outcome):
+        if isinstance(message, CallEnd):
             advance(message)
         yield message
 
 
 def _work(
-    batch: Batch, strategy: str, target: _Target, number: int, outcomes: "Queue[Outcome | Found]"
+    batch: Batch, strategy: str, target: _Target, number: int, outcomes: "Queue[CallEnd | FoundRate]"
 ) -> None:
     """One process: a client of its own, shared by its threads."""
     clock = SystemClock()
@@ -188,11 +188,11 @@ def _work(
                 succeeded = answer.is_success
             except httpx.HTTPError:
                 succeeded = False
-            outcomes.put(Outcome(number, succeeded, clock.monotonic() - start))
+            outcomes.put(CallEnd(number, succeeded, clock.monotonic() - start))
 
         list(pool.map(send, range(batch.requests)))
         if limiter is not None and strategy == SEARCHING:
-            outcomes.put(Found(number, limiter.rate))
+            outcomes.put(FoundRate(number, limiter.rate))
 
 
 def _limiter(batch: Batch, strategy: str, directory: str) -> TokenBucket | AimdLimiter | None:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from .demo import SEARCHING, STRATEGIES, Batch, Outcome, Run
+from .demo import SEARCHING, STRATEGIES, Batch, CallEnd, StrategyRun
 
 _KNOWS: Final = {
     "no limiter": "retries only",
@@ -64,7 +64,7 @@ def show(console: Console, batch: Batch, *, plot: bool) -> None:
         " rest get 429.\n",
         highlight=False,
     )
-    runs: list[Run] = []
+    runs: list[StrategyRun] = []
     with Live(console=console, refresh_per_second=8) as live:
         for strategy in STRATEGIES:
             bars = _Bars(batch, strategy)
@@ -82,7 +82,7 @@ def show(console: Console, batch: Batch, *, plot: bool) -> None:
     )
 
 
-def _table(runs: Sequence[Run], batch: Batch, width: int, *, plot: bool) -> Table:
+def _table(runs: Sequence[StrategyRun], batch: Batch, width: int, *, plot: bool) -> Table:
     """A row of two lines for each strategy so far: its name and what it knows, its figures, its plot."""
     table = Table(
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0), leading=1
@@ -102,7 +102,7 @@ def _table(runs: Sequence[Run], batch: Batch, width: int, *, plot: bool) -> Tabl
     return table
 
 
-def _knowledge(run: Run, batch: Batch) -> str:
+def _knowledge(run: StrategyRun, batch: Batch) -> str:
     """What the processes knew, or what they have found."""
     if run.found is None:
         return _KNOWS.get(run.name, "")
@@ -113,7 +113,7 @@ def _rate(per_second: float) -> str:
     return f"{per_second:,.0f}" if per_second >= 1000 else f"{per_second:.3g}"
 
 
-def _plots(runs: Sequence[Run], batch: Batch, cells: int) -> list[RenderableType]:
+def _plots(runs: Sequence[StrategyRun], batch: Batch, cells: int) -> list[RenderableType]:
     """One plot per run, all to the same scale; one of the two lines is the quota, and higher columns are cut off."""
     end = max((instant for run in runs for instant in (*run.accepted, *run.refused)), default=0.0)
     # A bucket is never shorter than a window: within one, accepted requests may come in any pattern.
@@ -150,7 +150,7 @@ class _Bars:
     def renderables(self) -> tuple[RenderableType, ...]:
         return "", self._progress
 
-    def advance(self, outcome: Outcome) -> None:
+    def advance(self, outcome: CallEnd) -> None:
         self._failed[outcome.process] += not outcome.succeeded
         failed = self._failed[outcome.process]
         text = f"[red]{failed} failed[/]" if failed else ""

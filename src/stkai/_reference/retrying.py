@@ -107,11 +107,11 @@ class Retrying:
         """Whether failures are retried at all."""
         return self.policy.max_retries > 0
 
-    def __iter__(self) -> "_Loop":
-        return _Loop(self, self._context)
+    def __iter__(self) -> "_AttemptLoop":
+        return _AttemptLoop(self, self._context)
 
-    def __aiter__(self) -> "_Loop":
-        return _Loop(self, self._context)
+    def __aiter__(self) -> "_AttemptLoop":
+        return _AttemptLoop(self, self._context)
 
     def failure_of(self, error: Exception) -> Failure | None:
         """Whether and when to retry after this error; None if it is final."""
@@ -148,7 +148,7 @@ class RetryingAttempt:
 
     __slots__ = ("_loop", "attempt_number")
 
-    def __init__(self, loop: "_Loop", number: int) -> None:
+    def __init__(self, loop: "_AttemptLoop", number: int) -> None:
         self._loop = loop
         self.attempt_number = number
         """1 for the first."""
@@ -175,7 +175,7 @@ class RetryingAttempt:
         return self._loop.goes_on(error, self.attempt_number)
 
 
-class _Loop:
+class _AttemptLoop:
     """The attempts of one loop, in a thread or in a task."""
 
     def __init__(self, retrying: Retrying, context: Context) -> None:
