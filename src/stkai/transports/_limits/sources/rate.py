@@ -98,14 +98,16 @@ class Rate(Source):
             self._release(start, now)
 
     def _release(self, start: float, now: float) -> None:
-        until = self.paused_until
-        if start < until:
-            start = min(now, until)
-        self.credit = min(self._most(), self.credit + self.rate * (now - start))
+        if start < self.paused_until:
+            start = min(now, self.paused_until)
+        self._add(self.rate * (now - start))
 
-    def _most(self) -> float:
-        """The burst, and what waiters that wake late are owed."""
-        return self.burst + min(self.waiting, self.rate * _LATE) if self.waiting else self.burst
+    def _add(self, permits: float) -> None:
+        """Add permits, up to the burst and what waiters that wake late are owed."""
+        credit, most = self.credit + permits, self.burst
+        if credit > most:
+            credit = min(credit, most + min(self.waiting, self.rate * _LATE)) if self.waiting else most
+        self.credit = credit
 
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
         if now > self._at:
@@ -151,16 +153,13 @@ class PacedRate(Rate):
         self.pace = pace
 
     def _release(self, start: float, now: float) -> None:
-        pace, waiting = self.pace, self.waiting > 0
-        released = pace.release(start, now, waiting=waiting and self._is_awaited())
+        pace = self.pace
+        released = pace.release(start, now, waiting=self.waiting > 0 and self._is_awaited())
         self.rate, self.burst = pace.rate, pace.burst
-        credit = pace.credit
-        if credit is None:
-            credit = self.credit + released
-            most = self._most() if waiting else self.burst
-            self.credit = min(most, credit)
+        if pace.credit is None:
+            self._add(released)
         else:
-            self.credit = credit
+            self.credit = pace.credit
 
     def _is_awaited(self) -> bool:
         """Whether those who wait do so for these permits, not for those of another source."""
