@@ -13,6 +13,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -35,7 +36,6 @@ pytestmark = pytest.mark.no_cover
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted((ROOT / "docs").glob("**/*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 SOURCE = ROOT / "src" / "stkai"
 
@@ -87,7 +87,7 @@ def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
             logger.setLevel(level)
 
 
-@every_page
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 @pytest.mark.usefixtures("service")
 def test_the_examples_of_a_page_run_one_after_the_other(page: Path) -> None:
     with asyncio.Runner() as runner:
@@ -115,26 +115,29 @@ def close_clients(namespace: dict[str, Any]) -> None:
             value.close()
 
 
-@every_page
-def test_every_python_block_of_a_page_is_marked_so_that_it_runs(page: Path) -> None:
-    opened = re.findall(r"^[ \t>]*[`~]{3,}[ \t]*(?:python|py|pycon)\b.*$", page.read_text(), re.MULTILINE)
+def test_every_python_block_of_a_page_is_marked_so_that_it_runs() -> None:
+    opened = found_on_pages(r"^[ \t>]*[`~]{3,}[ \t]*(?:python|py|pycon)\b.*$")
     assert [line for line in opened if not re.fullmatch(r"[ \t>]*```python", line)] == []
 
 
-@every_page
-def test_the_scripts_and_extras_that_a_page_names_exist(page: Path) -> None:
-    text = page.read_text()
-    for script in re.findall(r"\bscripts/\w+|\.ci/\w+", text):
-        assert os.access(ROOT / script, os.X_OK), script
+def found_on_pages(pattern: str) -> dict[str, str]:
+    """What a pattern finds on all pages, and where last."""
+    return {
+        found: str(page) for page in PAGES for found in re.findall(pattern, page.read_text(), re.MULTILINE)
+    }
+
+
+def test_the_scripts_and_extras_that_pages_name_exist() -> None:
+    scripts = found_on_pages(r"\bscripts/\w+|\.ci/\w+")
+    assert {name: page for name, page in scripts.items() if not os.access(ROOT / name, os.X_OK)} == {}
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for names in re.findall(r"\bstkai\[([\w,]+)\]", text):
-        assert set(names.split(",")) <= extras.keys()
+    named = found_on_pages(r"\bstkai\[([\w,]+)\]")
+    assert {names: page for names, page in named.items() if not set(names.split(",")) <= extras.keys()} == {}
 
 
-@every_page
-def test_the_variables_that_a_page_names_are_settings(page: Path) -> None:
-    named = set(re.findall(r"\bSTKAI(?:_[A-Z0-9]+){2,}\b", page.read_text()))
-    assert named <= variables()
+def test_the_variables_that_pages_name_are_settings() -> None:
+    named = found_on_pages(r"\bSTKAI(?:_[A-Z0-9]+){2,}\b")
+    assert {name: page for name, page in named.items() if name not in variables()} == {}
 
 
 def test_the_messages_on_the_troubleshooting_page_are_those_of_the_source() -> None:
@@ -195,13 +198,15 @@ def test_the_architecture_page_names_everything_at_the_top_of_the_tree() -> None
     assert {name for name in top if f"`{name}" not in text} <= {"__main__.py", "__pycache__/", "py.typed"}
 
 
-@pytest.mark.parametrize(
-    "page", [*PAGES, ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name
-)
-def test_every_relative_link_leads_to_a_file(page: Path) -> None:
-    links = re.findall(r"(?<!`)\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
-    relative = [link.partition("#")[0] for link in links if not re.match(r"[a-z]+:|#", link)]
-    assert [link for link in relative if link and not (page.parent / link).exists()] == []
+def test_every_relative_link_leads_to_a_file() -> None:
+    broken = {}
+    for page in [*PAGES, ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"]:
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for link in re.findall(r"(?<!`)\]\(([^)\s]+)\)", text):
+            path = link.partition("#")[0]
+            if path and not re.match(r"[a-z]+:", link) and not (page.parent / path).exists():
+                broken[link] = str(page)
+    assert broken == {}
 
 
 def test_no_page_and_no_metadata_leads_to_a_placeholder() -> None:
@@ -227,6 +232,7 @@ def test_every_setting_is_on_the_settings_page() -> None:
     assert {name for name in variables() if f"`{name}`" not in text} == set()
 
 
+@cache
 def variables() -> set[str]:
     return {"STKAI_ENV_FILE", *(row.variable for row in stkai.STKAI.provenance())}
 

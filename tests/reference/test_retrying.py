@@ -86,6 +86,7 @@ async def test_a_block_that_succeeds_runs_once(world: World) -> None:
     ],
     ids=repr,
 )
+@pytest.mark.worlds("sync", "asyncio")
 async def test_transient_errors_are_retried_after_doubling_delays(world: World, error: Exception) -> None:
     bench = Bench(world, error, error, error)
     assert await bench.run() == "done"
@@ -107,6 +108,7 @@ async def test_transient_errors_are_retried_after_doubling_delays(world: World, 
     ],
     ids=repr,
 )
+@pytest.mark.worlds("sync", "asyncio")
 async def test_other_errors_are_raised_unchanged(world: World, error: Exception) -> None:
     for errors in ([error], [OwnError("later"), error]):
         bench = Bench(world, *errors)
@@ -278,6 +280,7 @@ def refused_by(status: int, **headers: str) -> requests.HTTPError:
     ],
     ids=repr,
 )
+@pytest.mark.worlds("sync", "asyncio")
 async def test_exceptions_from_requests_are_retried(world: World, error: Exception) -> None:
     bench = Bench(world, error, error)
     assert await bench.run() == "done"
@@ -294,6 +297,7 @@ async def test_exceptions_from_requests_are_retried(world: World, error: Excepti
     ],
     ids=repr,
 )
+@pytest.mark.worlds("sync", "asyncio")
 async def test_other_exceptions_of_requests_are_raised_unchanged(world: World, error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
         await Bench(world, error).run()

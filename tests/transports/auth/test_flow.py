@@ -403,23 +403,6 @@ async def test_a_real_server_issues_a_new_token_after_the_first_was_revoked(
     await world.close(client)
 
 
-async def test_callers_that_start_together_ask_a_real_server_for_one_token(
-    world: World, server: QuotaServer
-) -> None:
-    client = client_of(world, server)
-
-    async def call() -> int:
-        response: httpx.Response = await world.call(client.post, server.create_url(), json={})
-        return response.status_code
-
-    assert await world.gather(*[call] * 20) == [200] * 20
-    assert server.token_requests == 1
-    server.revoke_tokens()
-    assert await world.gather(*[call] * 20) == [200] * 20
-    assert server.token_requests == 2
-    await world.close(client)
-
-
 async def test_a_token_with_a_limited_life_from_a_real_server_is_renewed_in_time(world: World) -> None:
     clock = FakeClock()
     with QuotaServer(token_lifetime=100, clock=clock) as server:

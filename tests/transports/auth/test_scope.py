@@ -322,7 +322,7 @@ REACHABLE = {
 async def test_a_redirect_takes_no_token_to_another_origin(
     world: World, stranger: str, policy: Callable[[], BearerAuth]
 ) -> None:
-    for status in REDIRECTS:
+    for status in (303, 307):  # A GET follows, or the POST again.
         web = Web(status, START, stranger)
         response = await world.call(client_over(world, web, policy()).post, START, json={})
         assert response.status_code == 200

@@ -111,11 +111,11 @@ def _ignore(event: object) -> None:
     """A listener that is not interested."""
 
 
-@pytest.mark.parametrize(("rate", "crowd"), [(50.0, 200), (200.0, 800)])
-@pytest.mark.parametrize("beside", [0, 1], ids=["same process", "another process"])
+@pytest.mark.parametrize(("rate", "crowd", "beside"), [(50.0, 200, 0), (50.0, 200, 1), (200.0, 800, 0)])
 def test_a_crowd_that_is_cancelled_together_costs_no_second_of_the_quota(
     event_loop: World, rate: float, crowd: int, beside: int
 ) -> None:
+    """The others are in the same process (0), or beside it in another."""
     team, end, workers = Team(rate), 4.0, int(max(4, rate / 20))
 
     async def main() -> None:
