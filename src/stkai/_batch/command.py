@@ -65,7 +65,7 @@ def run_batch(options: Options) -> int:
             plan = JobPlan.of(options)
             if options.dry_run:
                 return 0 if dry_run(plan, say) else SOME_FAILED
-            return _Run(plan, interrupts, warnings).run()
+            return _run_job(plan, interrupts, warnings)
         except ConfigurationError as error:
             complain(str(error))
             return REFUSED
@@ -130,62 +130,77 @@ class _Interrupts:
         self.on_first(signal.Signals(number).name)
 
 
-class _Run:
-    """One run, with its job, its client and its display."""
+def _run_job(plan: JobPlan, interrupts: _Interrupts, warnings: _Warnings) -> int:
+    """Open the job and run it; returns the exit code."""
+    client = BatchClient(plan.options)
+    with ExitStack() as stack:
+        job = BatchJob.open(plan, stack)
+        if job.is_cut_off:
+            complain("stdin was cut off when an earlier run ended: only the lines copied by then are sent")
+        shown = warnings.display = display(quiet=plan.options.quiet, say=say)
+        stack.callback(shown.close)
+        interrupts.on_second = shown.close
+        return _Run(job, client, interrupts, shown).run()
 
-    def __init__(self, plan: JobPlan, interrupts: _Interrupts, warnings: _Warnings) -> None:
-        self._plan, self._options, self._interrupts = plan, plan.options, interrupts
+
+class _Run:
+    """One run of a job: shows its progress, keeps its files up to date, and says how it ended."""
+
+    def __init__(self, job: BatchJob, client: BatchClient, interrupts: _Interrupts, shown: Display) -> None:
+        self._job, self._client, self._interrupts, self._display = job, client, interrupts, shown
+        self._options, self._runner = job.plan.options, Runner(job, client)
         self._clock = SystemClock()
-        self._warnings, self._display = warnings, warnings.display
 
     def run(self) -> int:
-        client = BatchClient(self._options)
-        with ExitStack() as stack:
-            job = BatchJob.open(self._plan, stack)
-            if job.is_cut_off:
-                complain(
-                    "stdin was cut off when an earlier run ended: only the lines copied by then are sent"
-                )
-            self._display = self._warnings.display = display(quiet=self._options.quiet, say=say)
-            stack.callback(self._display.close)
-            self._interrupts.on_second = self._display.close
-            runner = Runner(job, client)
-            anyio.run(self._work, runner, client, job)
-            self._display.close()
-            self._finish_files(runner, job)
-            return self._conclude(runner, job)
+        anyio.run(self._work)
+        self._display.close()
+        self._finish_files()
+        return self._conclude()
 
-    async def _work(self, runner: Runner, client: BatchClient, job: BatchJob) -> None:
+    async def _work(self) -> None:
         loop = asyncio.get_running_loop()
 
         def interrupt(name: str) -> None:
             # Call through the loop to wake it; a closed loop has nothing left to end.
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(runner.end, "interrupted", f"interrupted by {name}")
+                loop.call_soon_threadsafe(self._runner.end, "interrupted", f"interrupted by {name}")
 
         self._interrupts.on_first = interrupt
-        async with client, anyio.create_task_group() as group:
-            group.start_soon(self._watch, runner, job)
-            await runner.run()
+        async with self._client, anyio.create_task_group() as group:
+            group.start_soon(self._watch)
+            await self._runner.run()
             group.cancel_scope.cancel()
 
-    async def _watch(self, runner: Runner, job: BatchJob) -> None:
+    async def _watch(self) -> None:
         """Show the progress; every second, record the input and the tokens, and sync the files if asked to."""
         noted = self._clock.monotonic()
         while True:
             await self._clock.asleep(self._display.pause)
             now = self._clock.monotonic()
-            self._display.show(now, _progress(runner, job))
+            self._display.show(now, self._progress())
             if now - noted >= _SYNC_EVERY:
                 noted = now
                 try:
-                    job.note()
+                    self._job.note()
                     if self._options.sync == "1s":
-                        await anyio.to_thread.run_sync(job.sync)
+                        await anyio.to_thread.run_sync(self._job.sync)
                 except WriteError as error:
-                    runner.end("halted", str(error))
+                    self._runner.end("halted", str(error))
 
-    def _finish_files(self, runner: Runner, job: BatchJob) -> None:
+    def _progress(self) -> Progress:
+        job = self._job
+        failed = job.outputs.codes.total()
+        in_flight = self._runner.in_flight.values()
+        return Progress(
+            finished=job.outputs.done + failed,
+            total=None if job.survey is None else job.survey.lines,
+            failed=failed,
+            waiting=sum(line.may_drop and line.execution is None for line in in_flight),
+            tokens=job.usage.text(self._options.prices),
+        )
+
+    def _finish_files(self) -> None:
+        job, runner = self._job, self._runner
         if job.stdin is not None and job.stdin.error is not None:
             runner.end("halted", f"{job.stdin.error}; the rest of stdin is lost")
         try:
@@ -197,8 +212,9 @@ class _Run:
         except WriteError as error:
             runner.end("halted", str(error))
 
-    def _conclude(self, runner: Runner, job: BatchJob) -> int:
+    def _conclude(self) -> int:
         """Say what happened and what to do next; returns the exit code."""
+        job, runner = self._job, self._runner
         ending, codes = runner.ending, job.outputs.codes
         code = SOME_FAILED if codes else 0
         if ending is not None:
@@ -213,33 +229,22 @@ class _Run:
             more = ", ..." if len(runner.duplicates) > _SHOWN else ""
             say(f"duplicate custom_id: {shown}{more}; use `id` to tell these lines apart")
         if codes:
-            self._explain_failures(job)
+            self._explain_failures()
         tokens = job.usage.text(self._options.prices)
         if tokens:
             say(tokens)
         say(f"{job.outputs.done} done, {codes.total()} failed ({runner.unknown} unknown)")
         return code
 
-    def _explain_failures(self, job: BatchJob) -> None:
-        codes = job.outputs.codes
+    def _explain_failures(self) -> None:
+        codes, paths = self._job.outputs.codes, self._job.paths
         shown = ", ".join(f"{count:,} {code}" for code, count in codes.most_common(_SHOWN))
         more = ", ..." if len(codes) > _SHOWN else ""
-        if job.paths is None:
+        if paths is None:
             say(f"failed: {shown}{more}")
             return
-        say(f"failed, in {job.paths.failed}: {shown}{more}")
+        say(f"failed, in {paths.failed}: {shown}{more}")
         if set(codes) == {"invalid_line"}:
             say("to send them, correct these lines in a file of their own, and run that as another job")
         else:
             say(f"to send them again: {self._options.command('--retry-failed')}")
-
-
-def _progress(runner: Runner, job: BatchJob) -> Progress:
-    failed = job.outputs.codes.total()
-    return Progress(
-        finished=job.outputs.done + failed,
-        total=None if job.survey is None else job.survey.lines,
-        failed=failed,
-        waiting=sum(line.may_drop and line.execution is None for line in runner.in_flight.values()),
-        tokens=job.usage.text(job.plan.options.prices),
-    )
