@@ -1,6 +1,9 @@
 """The result of the outage benchmark also holds at a small scale."""
 
+import pytest
 from benchmarks.outage import BEGINS, ENDS, policies, simulate
+
+pytestmark = pytest.mark.no_cover
 
 RATE = 10.0
 
