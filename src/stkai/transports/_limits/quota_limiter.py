@@ -148,15 +148,12 @@ def check_limits(
     Raises:
         ConfigurationError: one of those that are given is not positive and finite.
     """
-    if max_requests is not None:
-        check_number("max_requests", max_requests, POSITIVE)
-    if time_window is not None:
-        check_number("time_window", time_window, POSITIVE)
-    if max_cost is not None:
-        check_number("max_cost", max_cost, POSITIVE, ", or None to count requests only")
-    if burst is not None:
-        check_number("burst", burst, POSITIVE)
-    return Limits(max_requests, time_window, max_cost, burst)
+    limits = Limits(max_requests, time_window, max_cost, burst)
+    for name, value in limits._asdict().items():
+        if value is not None:
+            hint = ", or None to count requests only" if name == "max_cost" else ""
+            check_number(name, value, POSITIVE, hint)
+    return limits
 
 
 def shared_source(
