@@ -84,13 +84,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(
             f"give these parameters ids, such as ids=spelled of tests/support/ids.py: {unstable}"
         )
-    traced: set[tuple[str, str]] = set()
     for item in items:
-        world = item.callspec.params.get("world", "") if hasattr(item, "callspec") else ""
-        case = (item.nodeid.partition("[")[0], world)
-        if world == "trio" or case in traced or hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
+        case = item.callspec.params if hasattr(item, "callspec") else {}
+        is_repeated = case.get("world") == "trio" or case.get("package") == "httpx2"
+        if is_repeated or hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.no_cover)
-        traced.add(case)
 
 
 @pytest.fixture
