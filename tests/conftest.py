@@ -71,6 +71,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("package", packages, indirect=True)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """End the tracing that pytest-cov begins in each worker as if it were the controller, beside that of the worker.
+
+    It goes on while the worker's own is paused, so that `no_cover` would save nothing.
+    """
+    plugin: Any = session.config.pluginmanager.get_plugin("_cov")
+    if plugin is not None and hasattr(session.config, "workerinput"):
+        plugin.cov_controller.cov.stop()
+
+
 def pytest_collection_finish() -> None:
     """Spare the garbage collector the tests themselves: several collect, and each would look at all of them."""
     gc.collect()
