@@ -71,6 +71,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("package", packages, indirect=True)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """End the tracing that pytest-cov begins in each worker as if it were the controller, beside that of the worker.
+
+    It goes on while the worker's own is paused, so that `no_cover` would save nothing.
+    """
+    plugin: Any = session.config.pluginmanager.get_plugin("_cov")
+    if plugin is not None and hasattr(session.config, "workerinput"):
+        plugin.cov_controller.cov.stop()
+
+
 def pytest_collection_finish() -> None:
     """Spare the garbage collector the tests themselves: several collect, and each would look at all of them."""
     gc.collect()
@@ -84,13 +95,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(
             f"give these parameters ids, such as ids=spelled of tests/support/ids.py: {unstable}"
         )
-    traced: set[tuple[str, str]] = set()
     for item in items:
-        world = item.callspec.params.get("world", "") if hasattr(item, "callspec") else ""
-        case = (item.nodeid.partition("[")[0], world)
-        if world == "trio" or case in traced or hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
+        case = item.callspec.params if hasattr(item, "callspec") else {}
+        is_repeated = case.get("world") == "trio" or case.get("package") == "httpx2"
+        if is_repeated or hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.no_cover)
-        traced.add(case)
 
 
 @pytest.fixture

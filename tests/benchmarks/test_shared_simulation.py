@@ -9,8 +9,8 @@ from benchmarks.adaptive.strategies import HALF_SHARED, SHARED, Strategy
 
 pytestmark = pytest.mark.no_cover
 
-SMALL = Scenario(processes=5, workers=2, windows=8, cold=4)
-HALVES = Scenario(processes=6, workers=2, windows=10, cold=4)
+SMALL = Scenario(processes=5, workers=2, window=20.0, windows=8, cold=4)
+HALVES = Scenario(processes=6, workers=2, window=20.0, windows=10, cold=4)
 
 
 def counts(trace: Trace, scenario: Scenario) -> tuple[int, int, list[int]]:

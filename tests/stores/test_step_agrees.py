@@ -22,7 +22,7 @@ class InLua:
     """The script, run by a real server on a clock that the test sets."""
 
     def __init__(self, client: Any) -> None:
-        self.store = _redis.RedisStore(client)
+        self.store = _redis.RedisStore(client, timeout=10.0)
         self.store._instant = lambda: repr(self.now)  # type: ignore[method-assign]
         self.now = 0.0
 
