@@ -127,11 +127,13 @@ def test_a_service_whose_clients_disconnect_keeps_to_its_quota_and_wastes_none(s
                 """Call upstream for this client, unless it goes away first."""
                 call = asyncio.create_task(upstream.post("https://api.test/"))
                 gone = asyncio.create_task(reader.read())
-                await asyncio.wait({call, gone}, return_when=asyncio.FIRST_COMPLETED)
-                call.cancel()
-                gone.cancel()
-                await asyncio.gather(call, gone, return_exceptions=True)
-                writer.close()
+                try:
+                    await asyncio.wait({call, gone}, return_when=asyncio.FIRST_COMPLETED)
+                    call.cancel()
+                    gone.cancel()
+                    await asyncio.gather(call, gone, return_exceptions=True)
+                finally:  # Those that are being served at the end are cancelled.
+                    writer.close()
 
             async def visit(port: int, patience: float) -> None:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
