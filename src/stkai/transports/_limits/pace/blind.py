@@ -14,13 +14,15 @@ from .pairs import TOGETHER, InFlight, Outcome, PairTest
 from .quota import KnownQuota
 
 _START, _ADDED, _ADDED_SHARE, _DOUBLING = 2.0, 4.0, 0.1, 1.0
-"""A start: 2 per second, and 4 (at most a tenth of a known quota) more each second, or doubled if that is more."""
+"""A start: 2 per second. A success adds what 4 (at most a tenth of a known quota) a second would have added, or
+doubling if that is more."""
 
 _HALVED = 3
 """Refusals in a row after which each further one halves the rate: the quota has shrunk, or is used up."""
 
-_OUTAGE, _LONG, _REGAINED, _REGAIN = 5, 3.0, 0.75, 0.5
-"""Refusals in a row, or seconds, that are an outage: the rate stays, then doubles in 0.5 s, up to 0.75 of before."""
+_OUTAGE, _LONG, _REGAINED, _REGAIN = 5, 3.0, (0.75, 0.9), 0.5
+"""Refusals in a row, or seconds, that are an outage: the rate stays, then doubles in 0.5 s, up to 0.75 of before, or
+0.9 after a long one, which that rate had not caused."""
 
 _STRICT_OUTAGE = 10
 """The same where refusals are collisions, or may be."""
@@ -28,17 +30,15 @@ _STRICT_OUTAGE = 10
 _KNOWN = 10
 """Requests that were accepted in a start before which such an outage begins another start."""
 
-_LONGEST, _SHORTEST, _GAPS = 3.5, 0.1, 1.5
+_LONGEST, _SHORTEST, _GAPS = 2.1, 0.1, 1.5
 """Seconds for which a second refusal in a row holds back: 1.5 gaps, doubled with each further one, and its bounds."""
 
 _FLOOR, _FLOOR_SHARE = 0.1, 0.05
 """Requests per second below which the rate never falls, but at most that share of the quota."""
 
-_UNDECIDED, _USUAL = 0.8, 0.45
-"""The same before it is known what the server is, or small senders would take too long to find out; less if less than
-this share is accepted."""
-
-_TESTABLE = 0.5
+_UNDECIDED, _TESTABLE = 0.8, 0.35
+"""The same before it is known what the server is, or small senders would take too long to find out. While less than
+this share is accepted, pairs would not show it: a bucket that is empty refuses both."""
 
 _SPREAD = 0.2
 """Share by which gaps vary where the quota is known: at its rate, one sender could lock the others out of a bucket."""
@@ -110,8 +110,8 @@ class BlindRate:
         self._accepted, self._since = found.accepted, found.since
         self.row = 0
         self._row_at = self._hold = self._accepted_sent = -math.inf
-        # The rate that was last refused, that before a row of refusals (0 in a start), and the target of a recovery.
-        self._bad, self._before, self._back = math.inf, 0.0, math.inf
+        # The rate before a row of refusals (0 in a start), and the target of a recovery.
+        self._before, self._back = 0.0, math.inf
         # What was refused until now has been taken into account.
         self._cut_at = self._accepted_at = self._began = now
         self._due = now + 1 / self.rate
@@ -171,7 +171,6 @@ class BlindRate:
     def update(self, share: float) -> None:
         """Continue with another quota, of which it gets the same share: `share` is the new quota by the old one."""
         self.rate = self._bounded(self.rate * share)
-        self._bad = max(self._bad, self.rate)
 
     # Permits
 
@@ -229,8 +228,7 @@ class BlindRate:
             if self.rate >= self._back:
                 self._back = math.inf
         else:
-            self.rate = self.law.grown(self.rate, self._bad, seconds)
-            self._bad = max(self._bad, self.rate)
+            self.rate = self.law.grown(self.rate, seconds)
         self.rate = self._bounded(self.rate)
 
     # Answers
@@ -240,9 +238,7 @@ class BlindRate:
         self._in_flight.ended()
         self._in_flight.accepted(sent)
         if turn.mark is not None:
-            outcome = self._test.hear(
-                turn.mark, now, 1 - self.law.accepted, accepted=True, starting=self._starting
-            )
+            outcome = self._test.hear(turn.mark, now, accepted=True, starting=self._starting)
             if outcome is Outcome.BOTH:
                 self._due += 1 / self.rate
         if abs(sent - self._accepted_sent) < TOGETHER and not self._test.is_bursty:
@@ -259,13 +255,12 @@ class BlindRate:
 
     def _recover(self, now: float) -> None:
         """Return to three quarters of the rate before the outage."""
-        if now - self._row_at > _RECENT:
+        is_long = now - self._row_at > _RECENT
+        if is_long:
             self.law.forget()  # They say nothing about what is usual.
-            if not self._before:  # It ended a start, and the rate that was refused says nothing either.
-                self._bad = math.inf
         # The rate of a start says little; what was accepted since then, until now, says more.
-        self._back = _REGAINED * (self._before or self._accepted / max(1.0, now - self._since))
-        if self._accepted < _KNOWN and self._bad == math.inf:
+        self._back = _REGAINED[is_long] * (self._before or self._accepted / max(1.0, now - self._since))
+        if is_long and not self._before and self._accepted < _KNOWN:
             self._starting, self._back, self.rate = True, math.inf, self._bounded(_START)
             return
         self.rate = self._bounded(min(self._back, max(self.rate, self._back / 2)))
@@ -277,9 +272,7 @@ class BlindRate:
         is_recent = now - self._accepted_at < _RECENT
         turn.excused = is_recent and turn.excuses < _UNLUCKY
         if turn.mark is not None:
-            outcome = self._test.hear(
-                turn.mark, now, 1 - self.law.accepted, accepted=False, starting=self._starting
-            )
+            outcome = self._test.hear(turn.mark, now, accepted=False, starting=self._starting)
             if self.law.is_crowded:
                 self._test.hurry(now)
             if outcome is Outcome.NEITHER:
@@ -291,7 +284,7 @@ class BlindRate:
             return
         self.row += 1
         if self.row == 1:
-            self._bad, self._row_at = self.rate, now
+            self._row_at = now
             self._before = 0.0 if self._starting else self.rate
         self._cut(now)
         # A strict server wants another phase; a bucket wants time to refill.

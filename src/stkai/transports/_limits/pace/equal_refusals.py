@@ -1,8 +1,9 @@
 """The law of equal refusals, for servers that refuse without saying how long to wait. Numbers in, numbers out.
 
-The rate grows by a share b per patience T, and a refusal cuts it by b. In balance, each sender is refused once per T:
-r p = 1 / T, where p is the share of its requests that is refused. All who send to one bucket or window see the same p,
-so they get the same rate r. Rates are in requests per second. Why each value is what it is: docs/research/adaptive.md.
+The rate grows by a share b per patience T, and a refusal cuts it by b. In balance, each sender is refused once per T.
+Senders that share a bucket tend to be refused in turn, however much each sends, so T is proportional to the sender's
+own rate: all rates grow by the same amount, and are cut by the same share, which makes them equal (Chiu and Jain,
+1989). Rates are in requests per second. Why each value is what it is: docs/research/adaptive.md.
 """
 
 import math
@@ -13,33 +14,33 @@ from .quota import KnownQuota
 _STEP, _FIRST_STEP, _STEPS = 0.15, 0.5, 3
 """The share b. A refusal takes more at first: 0.5 / (1 + refusals / 3), until that is `_STEP`."""
 
-_PATIENCE = 4.0
-"""The patience T in seconds, where the quota is unknown ..."""
+_PATIENCE, _SLOW, _FAST = 0.55, 2.0, 10.0
+"""The patience T in seconds per request per second, where the quota is unknown, and the rates that bound it ..."""
 
-_USUAL, _STEEPNESS = 0.08, 1.5
+_USUAL, _STEEPNESS = 0.05, 3.0
 """... if more than this share is refused, it grows with this power of it: a slow quota can spare few answers ..."""
 
 _HARDLY, _LEAST_PATIENCE = 0.02, 0.25
 """... and if less than this share is refused, as when a sender is alone, it shrinks with it, to a quarter at most."""
 
 _TOLD = 60.0
-"""With a known quota, the patience is the time in which it allows so many requests: the same for all that share it."""
+"""With a known quota, T of a sender that has a quarter of it is the time in which it allows so many requests ..."""
+
+_LEAST_TOLD = 4.0
+"""... but at least this, in seconds."""
 
 _STRICT_STEP, _STRICT_PATIENCE, _SHARE = 0.08, 40.0, 0.4
 """Where the server spaces requests out: b, and T in spacings, times the share of them that a sender uses, up to 0.4.
 There, the larger sender sees fewer refusals; but it also waits longer."""
 
-_SPACING, _LEAST_STRICT = 0.05, 1.0
-"""Seconds between two requests at such a server if the quota is unknown, and the shortest patience there."""
+_SPACING, _LEAST_STRICT = 0.05, 0.4
+"""Seconds between two requests at such a server if the quota is unknown, and the shortest patience there, in gaps."""
 
 _STRICT_USUAL, _STRICT_STEEPNESS = 0.55, 6
 """The same as above for such a server: most of its refusals cost nothing but themselves."""
 
-_HASTE, _BELOW, _URGENCY = 6.0, 0.4, 1.5
-"""Far below the rate that was refused last, the rate grows up to 6 times faster."""
-
-_MEMORY, _PRIOR = 20.0, 4.0
-"""Seconds over which p is estimated, and answers whose weight its usual value has."""
+_MEMORY, _PRIOR = 40.0, 24.0
+"""Seconds over which p, the share refused, is estimated, and answers whose weight its usual value has."""
 
 
 class EqualRefusals:
@@ -79,13 +80,10 @@ class EqualRefusals:
         """Forget all answers."""
         self._answers = self._refused = 0.0
 
-    def grown(self, rate: float, bad: float, seconds: float) -> float:
-        """The rate after `seconds` in which requests waited; `bad` is the rate that was refused last."""
-        if self._test.is_strict:
-            return rate * math.exp(_STRICT_STEP / self.patience(rate) * seconds)
-        below = max(0.0, math.log(bad / rate) - _BELOW) if bad < math.inf else math.inf
-        haste = min(_HASTE, 1 + _URGENCY * below / _STEP)
-        return rate * math.exp(haste * _STEP / self.patience(rate) * seconds)
+    def grown(self, rate: float, seconds: float) -> float:
+        """The rate after `seconds` in which requests waited."""
+        step = _STRICT_STEP if self._test.is_strict else _STEP
+        return rate * math.exp(step / self.patience(rate) * seconds)
 
     def cut(self, rate: float) -> float:
         """The rate after a refusal."""
@@ -105,6 +103,7 @@ class EqualRefusals:
             patience = max(_LEAST_STRICT / rate, _STRICT_PATIENCE * spacing * min(_SHARE, rate * spacing))
             return patience * math.pow(max(1.0, refused / _STRICT_USUAL), _STRICT_STEEPNESS)
         if ceiling < math.inf:
-            return max(_PATIENCE, _TOLD / ceiling)
-        alone = max(_LEAST_PATIENCE, refused / _HARDLY)
-        return _PATIENCE * min(1.0, alone) * math.pow(max(1.0, refused / _USUAL), _STEEPNESS)
+            return max(_LEAST_TOLD, _TOLD / ceiling) * 4 * rate / ceiling
+        alone = max(_LEAST_PATIENCE, min(1.0, refused / _HARDLY))
+        patience = _PATIENCE * min(_FAST, max(_SLOW, rate))
+        return patience * alone * math.pow(max(1.0, refused / _USUAL), _STEEPNESS)

@@ -14,8 +14,6 @@ TOGETHER = 0.01
 _LATE, _SHARE = 0.03, 1 / 40
 """The same for a pair whose second wakes late: up to this many seconds, if they are such a share of a gap."""
 
-_LEAST_REFUSED = 0.25
-_LOG = 0
 _TESTS, _EMPTY = 3.0, 0.4
 """Pairs of which just one request was accepted that show a strict server. Each that was refused altogether takes back
 0.4 of one: a bucket that others keep empty does both."""
@@ -133,9 +131,7 @@ class PairTest:
         """Note that the server has accepted two requests at one instant."""
         self.is_bursty, self._failed, self._at = True, 0.0, now + _PROVEN
 
-    def hear(
-        self, pair: Pair, now: float, refused: float, *, accepted: bool, starting: bool
-    ) -> Outcome | None:
+    def hear(self, pair: Pair, now: float, *, accepted: bool, starting: bool) -> Outcome | None:
         """Note an answer to one of a pair; returns None if it belongs to none, or is like any other."""
         if self._answers is None:
             return None
@@ -151,7 +147,7 @@ class PairTest:
             return Outcome.BOTH
         if good == 1:
             self.is_bursty = False
-            self._failed += -math.log(max(_LEAST_REFUSED, refused)) if _LOG else 1.0
+            self._failed += 1
             over = self._failed - _TESTS
             wait = min(_LATEST, max(_SOONEST, _AGAIN / self._rate) * 2.0 ** min(over, 9))
             self._at = -math.inf if over < 0 else now + wait
