@@ -285,7 +285,7 @@ class BlindRate:
         self.row += 1
         if self.row == 1:
             self._row_at = now
-            self._before = 0.0 if self._starting else self.rate
+            self._before = 0.0 if self._starting and not self._quota.is_given else self.rate
         self._cut(now)
         # A strict server wants another phase; a bucket wants time to refill.
         self._due = now + (0.5 + 0.5 * chance if self._test.is_bursty else 0.3 * chance) / self.rate

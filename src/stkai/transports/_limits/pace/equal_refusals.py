@@ -26,8 +26,8 @@ _HARDLY, _LEAST_PATIENCE = 0.02, 0.25
 _TOLD = 60.0
 """With a known quota, T of a sender that has a quarter of it is the time in which it allows so many requests ..."""
 
-_LEAST_TOLD = 4.0
-"""... but at least this, in seconds."""
+_LEAST_TOLD, _MOST_TOLD = 4.0, 2.0
+"""... but at least this, in seconds; it is proportional to the rate, up to so many times of this."""
 
 _STRICT_STEP, _STRICT_PATIENCE, _SHARE = 0.08, 40.0, 0.4
 """Where the server spaces requests out: b, and T in spacings, times the share of them that a sender uses, up to 0.4.
@@ -102,8 +102,8 @@ class EqualRefusals:
             spacing = 1 / ceiling if ceiling < math.inf else _SPACING
             patience = max(_LEAST_STRICT / rate, _STRICT_PATIENCE * spacing * min(_SHARE, rate * spacing))
             return patience * math.pow(max(1.0, refused / _STRICT_USUAL), _STRICT_STEEPNESS)
-        if ceiling < math.inf:
-            return max(_LEAST_TOLD, _TOLD / ceiling) * 4 * rate / ceiling
         alone = max(_LEAST_PATIENCE, min(1.0, refused / _HARDLY))
+        if ceiling < math.inf:
+            return alone * max(_LEAST_TOLD, _TOLD / ceiling) * min(_MOST_TOLD, 4 * rate / ceiling)
         patience = _PATIENCE * min(_FAST, max(_SLOW, rate))
         return patience * alone * math.pow(max(1.0, refused / _USUAL), _STEEPNESS)
