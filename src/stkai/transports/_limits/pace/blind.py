@@ -113,7 +113,7 @@ class BlindRate:
         # The rate before a row of refusals (0 in a start), and the target of a recovery.
         self._before, self._back = 0.0, math.inf
         # What was refused until now has been taken into account.
-        self._cut_at = self._accepted_at = self._began = now
+        self._cut_at = self._accepted_at = now
         self._due = now + 1 / self.rate
 
     def __str__(self) -> str:
@@ -178,7 +178,7 @@ class BlindRate:
         """Let the rate grow from `start` to `now`, and find out whether the next permit is due."""
         if now > start:
             self.law.fade(now - start)
-            if waiting:
+            if waiting and now - self._accepted_at < _RECENT:  # What is not answered supports no growth.
                 self._grow(min(now - start, _LONGEST_STEP))
         test = self._test
         due = test.first if test.is_open and now >= self._hold else max(self._due, self._hold)

@@ -106,7 +106,7 @@ class ColdStart:
         self.over = True
         if self.excuses(past.successes, rate, past.seconds, asked=True) or self._quota == math.inf:
             return min(rate, past.successes / max(1.0, past.seconds)) / 2, True
-        return rate / 2, False
+        return max(rate / 2, min(rate, past.successes / max(1.0, past.seconds))), False
 
     def note(self, sent: float) -> None:
         """Note when accepted requests were sent: two at one instant show that the server is bursty."""
