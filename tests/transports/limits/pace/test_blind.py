@@ -100,12 +100,30 @@ def test_one_that_joins_late_gets_its_share() -> None:
 # A server that accepts nothing
 
 
-def test_a_server_that_refuses_everything_gets_a_probe_in_two_seconds_and_full_use_soon_after() -> None:
-    world = run(Down(LeakyBucket(20, 5), 30.0, 630.0), 1, until=700.0, workers=8)
+@pytest.mark.parametrize("numbers", [(), (20.0, 1.0)])
+def test_a_server_that_refuses_everything_gets_a_probe_in_two_seconds_and_full_use_five_seconds_later(
+    numbers: tuple[float, ...],
+) -> None:
+    world = run(Down(LeakyBucket(20, 5), 30.0, 630.0), 1, *numbers, until=700.0, workers=8)
     assert world.counts(60.0, 630.0)[1] <= 570 / 2
-    assert sum(world.counts(635.0, 700.0)[0]) >= 0.7 * 20 * 65
+    assert sum(world.counts(635.0, 645.0)[0]) >= 0.8 * 20 * 10
+    assert sum(world.counts(645.0, 700.0)[0]) >= 0.9 * 20 * 55
     again = next(instant for instant, _ in world.accepted if instant >= 630.0)
     assert again <= 634.0
+
+
+def test_a_rate_does_not_grow_while_nothing_is_answered() -> None:
+    one = Sender()
+    for _ in range(2):  # Two at one instant are accepted.
+        one.hear(200, 0.1, 0.0, turn=one.force(0.0))
+    one.refuse(0.3, sent=0.2, asked=None, turn=one.force(0.2))
+    now = 0.4
+    for _ in range(1000):
+        one.hold_back(now)  # There is always another request.
+        turn = Turn()
+        while wait := one.wait(now, turn):
+            now += min(wait, turn.nap)
+        assert one.rate <= 10.0
 
 
 def test_a_server_that_refuses_everything_from_the_beginning_is_used_soon_after() -> None:
