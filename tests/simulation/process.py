@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import gc
 import math
 import selectors
 from collections.abc import Callable, Coroutine
@@ -289,6 +290,7 @@ class VirtualErrands:
 
 def install(sim: "Simulator", patch: pytest.MonkeyPatch) -> None:
     """Let the limiters' threads and clocks be the simulator's."""
+    gc.collect()  # A limiter of another test that was collected meanwhile would send its report here.
     threads: list[asyncio.Future[None]] = []
 
     async def run_sync(work: Callable[[], object], **_: Any) -> None:
