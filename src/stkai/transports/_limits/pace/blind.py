@@ -6,12 +6,12 @@ returns after an outage.
 """
 
 import math
-from typing import NamedTuple
 
 from ..limiter import Turn
 from .equal_refusals import EqualRefusals
 from .pairs import TOGETHER, InFlight, Outcome, PairTest
 from .quota import KnownQuota
+from .start import Found
 
 _START, _ADDED, _ADDED_SHARE, _DOUBLING = 2.0, 4.0, 0.1, 1.0
 """A start: 2 per second. A success adds what 4 (at most a tenth of a known quota) a second would have added, or
@@ -60,24 +60,6 @@ _PAIRED = 0.002
 
 _NAPS = 0.25, 1.0
 """Seconds for which a waiter sleeps at least and at most before it asks again: the rate may have grown."""
-
-
-class Found(NamedTuple):
-    """What was found before the first refusal.
-
-    Attributes:
-        rate: requests per second.
-        is_open: whether the rate is still to be found, because no more than a burst was refused.
-        accepted: requests so far.
-        since: when the first was sent.
-        is_bursty: whether two requests at one instant were accepted.
-    """
-
-    rate: float
-    is_open: bool
-    accepted: float
-    since: float
-    is_bursty: bool
 
 
 class BlindRate:

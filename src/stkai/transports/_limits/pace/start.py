@@ -1,6 +1,7 @@
 """The cold start: how fast a sender may send before its first refusal."""
 
 import math
+from typing import NamedTuple
 
 from .law import Past
 from .pairs import TOGETHER
@@ -42,6 +43,24 @@ _SEARCH_DOUBLING = 0.3
 
 _SEARCH_MOST = 1e6
 """Requests per second at which it stops doubling: a program may stand still for an hour, with requests waiting."""
+
+
+class Found(NamedTuple):
+    """What was found before the first refusal.
+
+    Attributes:
+        rate: requests per second.
+        is_open: whether the rate is still to be found, because no more than a burst was refused.
+        accepted: requests so far.
+        since: when the first was sent.
+        is_bursty: whether two requests at one instant were accepted.
+    """
+
+    rate: float
+    is_open: bool
+    accepted: float
+    since: float
+    is_bursty: bool
 
 
 class ColdStart:

@@ -9,11 +9,10 @@ import math
 
 from ..limiter import Turn
 from . import pause
-from .blind import Found
 from .headers import Reading
 from .law import Past
 from .quota import History, KnownQuota
-from .start import ColdStart
+from .start import ColdStart, Found
 from .window_guide import WindowGuide
 
 _BURST = 0.1
