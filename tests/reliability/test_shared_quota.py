@@ -110,7 +110,7 @@ def test_a_suspended_member_does_not_use_what_it_held_when_it_continues(store: s
 
 
 @in_a_file
-def test_a_service_whose_clients_disconnect_keeps_to_its_quota_and_wastes_none(store: str) -> None:
+def test_a_service_whose_clients_disconnect_keeps_to_its_quota_and_leaves_nobody_waiting(store: str) -> None:
     sent: list[float] = []
 
     def answer(request: httpx.Request) -> httpx.Response:

@@ -20,9 +20,11 @@ doubling if that is more."""
 _HALVED = 3
 """Refusals in a row after which each further one halves the rate: the quota has shrunk, or is used up."""
 
-_OUTAGE, _LONG, _REGAINED, _REGAIN = 5, 3.0, (0.75, 0.9), 0.5
-"""Refusals in a row, or seconds, that are an outage: the rate stays, then doubles in 0.5 s, up to 0.75 of before, or
-0.9 after a long one, which that rate had not caused."""
+_OUTAGE, _LONG, _REGAIN = 5, 3.0, 0.5
+"""Refusals in a row, or seconds, that are an outage: the rate stays, then doubles in 0.5 s ..."""
+
+_REGAINED, _REGAINED_LATE = 0.75, 0.9
+"""... up to this share of the rate before, or, after more than `_RECENT` seconds, this: that rate was not the cause."""
 
 _STRICT_OUTAGE = 10
 """The same where refusals are collisions, or may be."""
@@ -236,12 +238,13 @@ class BlindRate:
         self.row = 0
 
     def _recover(self, now: float) -> None:
-        """Return to three quarters of the rate before the outage."""
+        """Return to most of the rate before the outage."""
         is_long = now - self._row_at > _RECENT
         if is_long:
             self.law.forget()  # They say nothing about what is usual.
         # The rate of a start says little; what was accepted since then, until now, says more.
-        self._back = _REGAINED[is_long] * (self._before or self._accepted / max(1.0, now - self._since))
+        share = _REGAINED_LATE if is_long else _REGAINED
+        self._back = share * (self._before or self._accepted / max(1.0, now - self._since))
         if is_long and not self._before and self._accepted < _KNOWN:
             self._starting, self._back, self.rate = True, math.inf, self._bounded(_START)
             return

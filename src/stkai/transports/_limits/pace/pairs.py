@@ -94,7 +94,7 @@ class PairTest:
         return self._first
 
     def is_due(self, now: float, is_busy: bool) -> bool:
-        """Whether the next two permits go as a pair, after `row` refusals in a row."""
+        """Whether the next two permits go as a pair; not while the server `is_busy`: a pair would show nothing."""
         if self._answers is not None or now < self._at:
             return False
         return self._has_rested or not (is_busy or self.is_strict)
