@@ -270,7 +270,7 @@ def test_after_a_reboot_the_state_restarts_and_another_machine_is_refused(
     store = FileStore(tmp_path)
     first = store.lease(ask(rate=1.0, want=1))
     store.close()
-    monkeypatch.setattr(_file, "_boot_id", lambda: bytes(16))
+    monkeypatch.setattr(_file, "_boot_id", lambda: "another")
     with pytest.raises(ConfigurationError, match="redis://"):
         store.lease(ask())
     monkeypatch.setattr(_file, "_TWO_MACHINES", -1.0)

@@ -134,7 +134,7 @@ def check_one_sequence(lua: InLua, seed: int) -> None:
 
 
 def through_a_file(state: State, number: int) -> State:
-    record = Record(number, bytes(16), 1.0, state)
+    record = Record(number, "boot", 1.0, state)
     content = record.pack()
     assert number_of(content) == number
     assert length_of(content) == len(content)

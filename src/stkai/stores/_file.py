@@ -1,12 +1,12 @@
 """A quota that the processes of one machine share through a file. No server is needed."""
 
+import json
 import os
 import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from hashlib import blake2b
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 from zlib import crc32
@@ -33,13 +33,13 @@ _BACKWARDS: Final = 5.0
 """Seconds that this clock may be behind the file's; a larger gap means that another clock wrote the file."""
 
 SLOT: Final = 1 << 21
-"""The offset of the second slot, and the size of both: for 14,000 members. What is not written takes no space."""
+"""The offset of the second slot, and the size of both: for 12,000 members. What is not written takes no space."""
 
-_MAGIC: Final = b"stkai\x00\x00\x03"
+_MAGIC: Final = b"stkai\x00\x00\x04"
 _ENVELOPE: Final = struct.Struct("<8sII")
-_HEAD: Final = struct.Struct("<Q16sd")
+_NUMBER: Final = struct.Struct("<Q")
 
-_PREFIX: Final = _ENVELOPE.size + 8
+_PREFIX: Final = _ENVELOPE.size + _NUMBER.size
 """Bytes that differ between one content of a slot and another: magic, checksum, length and number."""
 
 clock = SystemClock()
@@ -104,13 +104,13 @@ class Record(NamedTuple):
 
     Attributes:
         number: counts the writes; the slot with the higher number is the newer.
-        boot: identifies the boot of the machine that wrote it, in 16 bytes.
+        boot: identifies the boot of the machine that wrote it.
         wall: seconds since 1970 at the time of writing.
         state: the share's state.
     """
 
     number: int
-    boot: bytes
+    boot: str
     wall: float
     state: State
 
@@ -125,7 +125,8 @@ class Record(NamedTuple):
         Raises:
             ValueError: it does not fit into the slot.
         """
-        body = _HEAD.pack(self.number, self.boot, self.wall) + self.state.pack()
+        about = json.dumps({"boot": self.boot, "wall": self.wall, "state": self.state.pack()})
+        body = _NUMBER.pack(self.number) + about.encode()
         if len(body) > SLOT - _ENVELOPE.size:
             raise ValueError(f"the state has {len(body)} bytes; at most {SLOT - _ENVELOPE.size} are allowed")
         return _ENVELOPE.pack(_MAGIC, crc32(body), len(body)) + body
@@ -135,7 +136,8 @@ def number_of(prefix: bytes) -> int:
     """The number of a slot that begins with this prefix; -1 if it is not a slot of ours."""
     if len(prefix) < _PREFIX or not prefix.startswith(_MAGIC):
         return -1
-    return int.from_bytes(prefix[_ENVELOPE.size : _PREFIX], "little")
+    number: int = _NUMBER.unpack_from(prefix, _ENVELOPE.size)[0]
+    return number
 
 
 def length_of(prefix: bytes) -> int:
@@ -149,8 +151,8 @@ def unpack(content: bytes) -> Record | None:
     body = content[_ENVELOPE.size :]
     if magic != _MAGIC or length != len(body) or crc32(body) != checksum:
         return None
-    number, boot, wall = _HEAD.unpack_from(body)
-    return Record(number, boot, wall, State.unpack(body[_HEAD.size :]))
+    about = json.loads(body[_NUMBER.size :])
+    return Record(number_of(content), about["boot"], about["wall"], State.unpack(about["state"]))
 
 
 class _StateFile:
@@ -253,10 +255,9 @@ def _check_alone(record: Record, now: float) -> None:
 
 
 @cache
-def _boot_id() -> bytes:
-    """Identifies this boot of this machine, in 16 bytes; a constant if the system has no boot id."""
+def _boot_id() -> str:
+    """Identifies this boot of this machine; a constant if the system has no boot id."""
     try:
-        found = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:
-        found = b""
-    return blake2b(found, digest_size=16).digest()
+        return ""

@@ -1,11 +1,12 @@
 """What a store keeps of one share: numbers, ranges of places, and what it assumes about each member."""
 
+import json
 import math
-import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from itertools import chain, pairwise
+from itertools import pairwise
 from operator import attrgetter
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from ._protocol import Quota
 
@@ -19,49 +20,6 @@ NEVER: Final = -1e18
 
 ROUND: Final = 1e-6
 """Permits; covers the rounding of clocks."""
-
-
-class Layout:
-    """Packs objects into bytes: their numbers, then their texts and lists.
-
-    Args:
-        types: the attributes to pack, with their types.
-    """
-
-    def __init__(self, types: dict[str, Any]) -> None:
-        codes = {float: "d", int: "q", bool: "?"}
-        numbers = [name for name, kind in types.items() if kind in codes]
-        texts = [name for name, kind in types.items() if kind is str]
-        lists = [name for name in types if name not in (*numbers, *texts)]
-        self._names = numbers, texts, lists
-        self._head = struct.Struct(f"<{''.join(codes[types[name]] for name in numbers)}{len(texts + lists)}I")
-        self._rows = {name: struct.Struct(f"<{len(get_args(get_args(types[name])[0]))}d") for name in lists}
-        self._numbers = attrgetter(*numbers)
-        self._texts = [attrgetter(name) for name in texts]
-
-    def pack(self, thing: object) -> bytes:
-        """The object's attributes, packed."""
-        parts = [get(thing).encode(errors="surrogatepass") for get in self._texts]
-        for name in self._names[2]:
-            rows = getattr(thing, name)
-            parts.append(
-                struct.pack(f"<{len(rows) * len(rows[0])}d", *chain.from_iterable(rows)) if rows else b""
-            )
-        return b"".join((self._head.pack(*self._numbers(thing), *map(len, parts)), *parts))
-
-    def unpack(self, packed: bytes) -> tuple[dict[str, Any], bytes]:
-        """The attributes, and the bytes that follow them."""
-        numbers, texts, lists = self._names
-        values = self._head.unpack_from(packed)
-        found, at = dict(zip(numbers, values, strict=False)), self._head.size
-        for name, size in zip((*texts, *lists), values[len(numbers) :], strict=True):
-            part, at = packed[at : at + size], at + size
-            if name in self._rows:
-                rows = self._rows[name].iter_unpack(part) if size else ()
-                found[name] = [(*rest, int(places)) for *rest, places in rows]
-            else:
-                found[name] = part.decode(errors="surrogatepass")
-        return found, packed[at:]
 
 
 @dataclass(slots=True)
@@ -100,62 +58,66 @@ class MemberState:
     old: list[Range] = field(default_factory=list)
     fresh: list[Range] = field(default_factory=list)
 
+    def pack(self) -> str:
+        """The member as a line of JSON, which begins with `due`."""
+        return json.dumps(_values_of(self))
 
-_NO_QUOTA: Final = Quota(0.0)
-_MEMBER: Final = Layout({each.name: each.type for each in fields(MemberState)})
-_DUE: Final = struct.Struct("<d")
-_SIZES: Final = struct.Struct("<HI")
+    @classmethod
+    def unpack(cls, packed: str) -> "MemberState":
+        """The member that was packed."""
+        values = json.loads(packed)
+        values[-2:] = map(_tuples, values[-2:])
+        return cls(*values)
+
+
+def _tuples(rows: Iterable[Iterable[Any]]) -> list[Any]:
+    """Rows that were read from JSON, which has no tuples."""
+    return [tuple(row) for row in rows]
+
+
+_values_of: Final = attrgetter(*(each.name for each in fields(MemberState)))
 
 
 class Members:
     """The members of a share by name. They stay packed until a step needs them, so that a step costs about the same for
     any number of them; a member that has changed must be stored again.
+
+    Attributes:
+        packed: all members.
     """
 
-    def __init__(self, packed: bytes = b"") -> None:
-        self._packed: dict[str, bytes] = {}
+    def __init__(self, packed: dict[str, str] | None = None) -> None:
+        self.packed = packed or {}
         self._unpacked: dict[str, MemberState] = {}
-        at = 0
-        while at < len(packed):
-            length, size = _SIZES.unpack_from(packed, at)
-            start = at + _SIZES.size
-            at = start + length + size
-            name = packed[start : start + length].decode(errors="surrogatepass")
-            self._packed[name] = packed[start + length : at]
 
     def get(self, name: str) -> MemberState | None:
         """The member; None if it is unknown."""
-        if name in self._packed and name not in self._unpacked:
-            self._unpacked[name] = MemberState(**_MEMBER.unpack(self._packed[name])[0])
+        if name in self.packed and name not in self._unpacked:
+            self._unpacked[name] = MemberState.unpack(self.packed[name])
         return self._unpacked.get(name)
 
     def __setitem__(self, name: str, member: MemberState) -> None:
-        self._packed[name], self._unpacked[name] = _MEMBER.pack(member), member
+        self.packed[name], self._unpacked[name] = member.pack(), member
 
     def __delitem__(self, name: str) -> None:
-        self._packed.pop(name, None)
+        self.packed.pop(name, None)
         self._unpacked.pop(name, None)
 
     def overdue(self, now: float, most: int) -> list[tuple[str, MemberState]]:
         """The first members whose `due` is not after `now`."""
-        dues = [(_DUE.unpack_from(packed)[0], name) for name, packed in self._packed.items()]
+        dues = [(float(packed[1 : packed.index(",")]), name) for name, packed in self.packed.items()]
         names = sorted((due, name) for due, name in dues if due <= now)[:most]
-        return [(name, MemberState(**_MEMBER.unpack(self._packed[name])[0])) for _, name in names]
+        return [(name, MemberState.unpack(self.packed[name])) for _, name in names]
 
     def __len__(self) -> int:
-        return len(self._packed)
+        return len(self.packed)
 
     def all(self) -> list[MemberState]:
         """All members."""
-        return [MemberState(**_MEMBER.unpack(packed)[0]) for packed in self._packed.values()]
+        return list(map(MemberState.unpack, self.packed.values()))
 
-    def pack(self) -> bytes:
-        """All members, packed."""
-        parts: list[bytes] = []
-        for name, packed in self._packed.items():
-            key = name.encode(errors="surrogatepass")
-            parts += (_SIZES.pack(len(key), len(packed)), key, packed)
-        return b"".join(parts)
+
+_NO_QUOTA: Final = Quota(0.0)
 
 
 @dataclass(slots=True)
@@ -229,22 +191,18 @@ class State:
         """Permits that members hold."""
         return self.leased - self.used - self.returned - self.expired
 
-    def pack(self) -> bytes:
-        """The state with its members, packed."""
-        return _STATE.pack(self) + self.members.pack()
+    def pack(self) -> dict[str, Any]:
+        """The state with its members, as JSON can hold it."""
+        packed = {each.name: getattr(self, each.name) for each in fields(self)}
+        return packed | {"members": self.members.packed}
 
     @classmethod
-    def unpack(cls, packed: bytes) -> "State":
+    def unpack(cls, packed: dict[str, Any]) -> "State":
         """The state that was packed."""
-        found, members = _STATE.unpack(packed)
-        quota = Quota(**{name: found.pop(f"quota.{name}") for name in Quota._fields})
-        return cls(quota=quota, members=Members(members), **found)
-
-
-_STATE: Final = Layout(
-    {each.name: each.type for each in fields(State) if each.name not in {"quota", "members"}}
-    | {f"quota.{name}": kind for name, kind in Quota.__annotations__.items()}
-)
+        rows = {name: _tuples(packed[name]) for name in ("free", "window")}
+        return cls(
+            **packed | rows | {"quota": Quota(*packed["quota"]), "members": Members(packed["members"])}
+        )
 
 
 def count(ranges: list[Range]) -> int:
