@@ -34,8 +34,11 @@ _OVERSLEPT: Final = 5.0
 _GLANCE: Final = 1.0
 """Seconds; a waiter asks at least so often, since quotas may change and permits may be returned ..."""
 
-_GLANCES: Final = 1000
-"""... but in a line longer than this, only so many ask in a second."""
+_GLANCERS: Final = 200
+"""... up to this place in the line; those behind it sleep for a fourth of their wait, but at least ..."""
+
+_QUIET: Final = 4.0
+"""... for so many seconds: what a thousand more ask in vain would cost more than it tells."""
 
 _LOOKED_AT: Final = 100
 """Sleepers whose permits a turn that is awake leaves alone; those behind them wake before theirs are due."""
@@ -175,7 +178,7 @@ class Queue:
         # It claims its permit at once, though it does not ask before the source expects one.
         turn.is_guess = exact <= TICK and turn.nap < Turn.nap
         wait = max(exact, guess, turn.nap if turn.is_guess and guess <= TICK else 0.0)
-        turn.nap = min(turn.nap, max(_GLANCE, place / _GLANCES))
+        turn.nap = min(turn.nap, _GLANCE if place < _GLANCERS else max(_QUIET, exact / 4))
         if turn.priority == "low":
             # The normal turns before it may leave, and then nobody would wake it.
             turn.nap = min(turn.nap, max(0.05, min(exact / 2, now - turn.asked)))
