@@ -20,8 +20,6 @@ _BUSY: Final = 0.002
 _EASED: Final = 0.88
 """Share of its rate that a member keeps after a refusal while the store is lost; then the group's rate applies."""
 
-_TOO_MANY_REQUESTS: Final = 429
-
 _BEAT: Final = 1.0
 """Seconds after which a member that waits reports again: the group may have changed its quota, or stopped."""
 
@@ -127,10 +125,10 @@ class Leased(Member):
 
     def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
         """Let the group learn from an answer; until the number of members is known, each adapts alone."""
-        use, response, local = self._use_of(turn), answer.response, self.outage.sources
+        use, local = self._use_of(turn), self.outage.sources
         if use is None:
             return None
-        if response is not None and response.status_code == _TOO_MANY_REQUESTS:
+        if answer.is_refusal:
             self.settle(turn, 0.0, answer.now)
         if self.group.lease is None:
             changes = [source.learn(turn, answer) for source in local]
