@@ -9,7 +9,7 @@ from ..._secrets import sealed
 from .pace.adaptive import Adaptive
 from .pace.quota import KnownQuota
 from .plan import Cost
-from .quota_limiter import QuotaLimiter, check_limits, shared_source
+from .quota_limiter import QuotaLimiter, check_limits
 from .sources.rate import PacedRate, Rate
 from .sources.source import Limits, Source, in_words
 from .sources.units import Units
@@ -70,9 +70,10 @@ class TokenBucket(QuotaLimiter):
                 sources.append(PacedRate(Adaptive(KnownQuota(max_requests, time_window))))
             return sources
 
-        leased = shared_source(share, store, limits, alone=alone)
-        sources = _local_sources(limits) if leased is None else [leased]
-        super().__init__(*sources, limits=limits, methods=methods, max_wait_time=max_wait_time, cost=cost)
+        super().__init__(
+            limits, _local_sources(limits), share=share, store=store, alone=alone,
+            methods=methods, max_wait_time=max_wait_time, cost=cost,
+        )  # fmt: skip
 
     @property
     def burst(self) -> float:
