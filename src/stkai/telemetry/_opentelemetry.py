@@ -23,7 +23,7 @@ from ..events import (
     TokenRenewed,
     Waited,
 )
-from ._metrics import DURATIONS, METRICS, Metric, Recorder, error_type, method_of
+from ._metrics import DURATIONS, Metric, Recorder, error_type, method_of
 
 _RECORD: Final = {"counter": "add", "active": "add", "gauge": "set", "histogram": "record"}
 _NO_HTTP_SPANS = getattr(context, "_SUPPRESS_HTTP_INSTRUMENTATION_KEY", "suppress_http_instrumentation")
@@ -39,17 +39,10 @@ _NOTES: Final[dict[type[Event], tuple[str, tuple[str, ...]]]] = {
 """The events that are noted in the span of their call, and which of their fields."""
 
 
-class Meters:
-    """Records the measurements of each event."""
-
-    def __init__(self, provider: MeterProvider | None) -> None:
-        meter = metrics.get_meter("stkai", meter_provider=provider)
-        self._recorder = Recorder()
-        self._record = {metric: getattr(_made(meter, metric), _RECORD[metric.kind]) for metric in METRICS}
-
-    def __call__(self, event: Event) -> None:
-        for metric, value, labels in self._recorder.measurements(event):
-            self._record[metric](value, labels)
+def recorder_of(provider: MeterProvider | None) -> Recorder:
+    """What records events with the meters of that provider, by default the global one."""
+    meter = metrics.get_meter("stkai", meter_provider=provider)
+    return Recorder(lambda metric: getattr(_made(meter, metric), _RECORD[metric.kind]))
 
 
 def _made(meter: Meter, metric: Metric) -> Any:
