@@ -4,8 +4,8 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ....stores import Quota
-from ....stores._protocol import UNLIMITED
-from .holding import EPSILON, LATE
+from ....stores._protocol import LATE, UNLIMITED
+from .holding import EPSILON
 from .member import SOON, Member
 from .outage import BOTH
 from .rate import Rate
@@ -232,13 +232,8 @@ class Leased(Member):
 
 def quota_of(limits: Limits, *, promises: bool) -> Quota:
     """What the members of a share must agree on; `promises` tells whether no window has more requests than allowed."""
-    window = limits.time_window or 1.0
+    window, most = limits.time_window or 1.0, limits.max_cost or 0.0
     if limits.max_requests is None:
-        rate, burst, promises = UNLIMITED, UNLIMITED, False
-    else:
-        rate = limits.max_requests / window
-        burst = 1.0
-        if promises:
-            burst = max(1.0, limits.max_requests if limits.burst is None else limits.burst)
-    most = limits.max_cost or 0.0
-    return Quota(rate, burst, window if promises else 0.0, most, most / window)
+        return Quota(UNLIMITED, UNLIMITED, 0.0, most, most / window)
+    burst = limits.at_once if promises else 1.0
+    return Quota(limits.rate, burst, window if promises else 0.0, most, most / window)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ....stores import Ask, Lease, Quota, Refusal
-from .holding import AHEAD, GIVE_UP, LATE, Demand, GroupStatus, Holding, StoreCall
+from ....stores._protocol import AHEAD, LATE
+from .holding import GIVE_UP, Demand, GroupStatus, Holding, StoreCall
 from .outage import Outage, window_of
 from .source import ROUNDING, Source
 from .window import Window
