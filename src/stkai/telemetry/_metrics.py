@@ -198,6 +198,12 @@ _WORDS: Final = ("server.address", "stkai.cause", "stkai.layer", "stkai.limit", 
 """Labels that could have any number of values."""
 
 
+def labels_of(event: Event, *names: str) -> Labels:
+    """Those of the labels that apply to an event."""
+    said = {name: _LABELS[name](event) for name in names}
+    return {name: label for name, label in said.items() if label}
+
+
 class Recorder:
     """Records what events measure, with labels that have a limited number of values.
 
@@ -213,9 +219,7 @@ class Recorder:
         for metric, measure in _BY_EVENT.get(type(event), ()):
             value = measure(event)
             if value is not None:
-                labels = {name: self._label(name, event) for name in metric.labels}
-                self._record[metric](value, {name: label for name, label in labels.items() if label})
-
-    def _label(self, name: str, event: Event) -> Any:
-        label = _LABELS[name](event)
-        return self._bounded[name](str(label)) if label and name in self._bounded else label
+                labels = labels_of(event, *metric.labels)
+                for name in labels.keys() & self._bounded.keys():
+                    labels[name] = self._bounded[name](str(labels[name]))
+                self._record[metric](value, labels)

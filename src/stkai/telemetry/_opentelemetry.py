@@ -23,7 +23,7 @@ from ..events import (
     TokenRenewed,
     Waited,
 )
-from ._metrics import DURATIONS, Metric, Recorder, error_type, method_of
+from ._metrics import DURATIONS, OTHER, Labels, Metric, Recorder, labels_of, method_of
 
 _RECORD: Final = {"counter": "add", "active": "add", "gauge": "set", "histogram": "record"}
 _NO_HTTP_SPANS = getattr(context, "_SUPPRESS_HTTP_INSTRUMENTATION_KEY", "suppress_http_instrumentation")
@@ -70,11 +70,9 @@ class _Running:
         self._token = context.attach(inside)
 
     def end(self, event: CallFinished | AttemptFinished) -> None:
-        if event.status is not None:
-            self.span.set_attribute("http.response.status_code", event.status)
-        error = error_type(event.status, event.error)
-        if error is not None:
-            self.span.set_attribute("error.type", error)
+        labels = labels_of(event, "http.response.status_code", "error.type")
+        self.span.set_attributes(labels)
+        if "error.type" in labels:
             self.span.set_status(Status(StatusCode.ERROR))
         # In a task other than the one it started in, the context is not ours to reset.
         if context.get_current() is self._context:
@@ -142,17 +140,10 @@ class Spans:
             running.span.add_event(name, {f"stkai.{field}": getattr(event, field) for field in fields})
 
 
-def _attributes(event: Event) -> dict[str, str | int]:
-    call = event.call
-    attributes: dict[str, str | int] = {
-        "http.request.method": method_of(call.method),
-        "server.address": call.host,
-    }
-    if call.port is not None:
-        attributes["server.port"] = call.port
-    return attributes
+def _attributes(event: Event) -> Labels:
+    return labels_of(event, "http.request.method", "server.address", "server.port")
 
 
 def _named(method: str) -> str:
     """The span's name; the conventions say HTTP if the method is not a usual one."""
-    return "HTTP" if method == "_OTHER" else method
+    return "HTTP" if method == OTHER else method
