@@ -278,8 +278,8 @@ class Loop(asyncio.SelectorEventLoop):
             self._later(0.0)
 
 
-class VirtualErrands:
-    """Errands of the process that runs."""
+class VirtualBackground:
+    """Background calls of the process that runs."""
 
     def __init__(self, sim: "Simulator") -> None:
         self.sim = sim
@@ -324,5 +324,5 @@ def install(sim: "Simulator", patch: pytest.MonkeyPatch) -> None:
     patch.setattr("anyio.to_thread.run_sync", run_sync)
     patch.setattr(store_client.StoreClient, "_send", send)
     patch.setattr(store_client, "do_within", do_within)
-    patch.setattr(store_client, "errands", VirtualErrands(sim))
+    patch.setattr(store_client, "background", VirtualBackground(sim))
     patch.setattr(store_client, "_clock", CurrentClock(sim))

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stkai._errors import ConfigurationError
-from stkai.testing._quota import Bucket, FixedWindow, Quota, SlidingWindow
+from stkai.testing._quota import Bucket, FixedWindow, ServerQuota, SlidingWindow
 
 KINDS = [FixedWindow, SlidingWindow, Bucket]
 
 
-def accepted(quota: Quota, instants: list[float]) -> list[float]:
+def accepted(quota: ServerQuota, instants: list[float]) -> list[float]:
     return [now for now in instants if quota.admit(now) == 0]
 
 

@@ -11,6 +11,7 @@ be used once enough of them are a window old. Large windows count in slots. `ste
 import math
 from typing import Final
 
+from ._protocol import LATE
 from ._state import NEVER, ROUND, Range, State, cut, past
 
 _SET_BACK: Final = 0.1
@@ -21,9 +22,6 @@ USAGE_SPAN: Final = 10.0
 
 _SAME: Final = 1e-6
 """Seconds; entries that are closer are one."""
-
-_LATE: Final = 0.05
-"""Seconds; members use permits at most so late."""
 
 _EXACT: Final = 64
 """Up to so many permits per window, every instant is kept; above, as many slots, each rounded to its end."""
@@ -200,4 +198,4 @@ def fit(s: State, first: float, gap: float, places: int) -> int:
 
 def _length(s: State) -> float:
     """The window, and a little more, since permits are not all used equally late."""
-    return s.quota.window + min(_LATE, s.quota.window / 300)
+    return s.quota.window + min(LATE, s.quota.window / 300)

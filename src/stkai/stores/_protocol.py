@@ -12,6 +12,12 @@ from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 BOOKS: Final = ("leased", "used", "returned", "expired", "held")
 """What becomes of permits: leased = used + returned + expired + held."""
 
+AHEAD: Final = 0.25
+"""Seconds of its share that a member leases in advance at most."""
+
+LATE: Final = 0.05
+"""Seconds for which a member keeps a permit for a request that wakes late."""
+
 UNLIMITED: Final = 1e6
 """The rate of a quota that counts only units of cost, in permits per second."""
 

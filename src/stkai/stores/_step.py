@@ -16,13 +16,10 @@ from typing import Final, TypeVar
 from .._clock import Clock
 from ._calendar import USAGE_SPAN, advance, note, opening, place
 from ._members import FORGET, due, settle, sweep, uncount, void, void_old, wait
-from ._protocol import BOOKS, Ask, Law, Lease, Snapshot
+from ._protocol import AHEAD, BOOKS, Ask, Law, Lease, Snapshot
 from ._state import NEVER, ROUND, MemberState, State, count, merged
 
 T = TypeVar("T")
-
-AHEAD: Final = 0.25
-"""Seconds' worth of its share that a member may lease in advance."""
 
 _REACH: Final = 0.1
 """Seconds; a member that holds permits gets none that wait longer for units of cost."""

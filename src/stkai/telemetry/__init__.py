@@ -38,13 +38,13 @@ class OpenTelemetryListener:
         tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         with _needing("OpenTelemetryListener", "otel"):
-            from ._opentelemetry import Meters, Spans
-        self._meters: Callable[[Event], None] = Meters(meter_provider)
+            from ._opentelemetry import Spans, recorder_of
+        self._record: Callable[[Event], None] = recorder_of(meter_provider)
         self._spans: Callable[[Event], None] = Spans(tracer_provider)
 
     def __call__(self, event: Event) -> None:
         # In this order a measurement is made inside its span, so the span can be its exemplar.
-        self._meters(event)
+        self._record(event)
         self._spans(event)
 
 
@@ -62,11 +62,11 @@ class PrometheusListener:
 
     def __init__(self, registry: "CollectorRegistry | None" = None) -> None:
         with _needing("PrometheusListener", "prometheus"):
-            from ._prometheus import collectors_of
-        self._collectors: Callable[[Event], None] = collectors_of(registry)
+            from ._prometheus import recorder_of
+        self._record: Callable[[Event], None] = recorder_of(registry)
 
     def __call__(self, event: Event) -> None:
-        self._collectors(event)
+        self._record(event)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ https://opentelemetry.io/docs/specs/semconv/http/http-metrics/.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Final, Literal
@@ -183,37 +183,43 @@ _BY_EVENT: Final = {
 }
 
 
+_LABELS: Final[dict[str, Callable[[Any], str | int | None]]] = {
+    "server.address": attrgetter("call.host"),
+    "server.port": attrgetter("call.port"),
+    "http.request.method": lambda event: method_of(event.call.method),
+    "http.response.status_code": attrgetter("status"),
+    "error.type": lambda event: error_type(event.status, event.error),
+    "stkai.cause": lambda event: cause_of(event.cause),
+    "stkai.layer": attrgetter("layer"),
+    "stkai.limit": attrgetter("limit"),
+    "stkai.share": attrgetter("share"),
+}
+_WORDS: Final = ("server.address", "stkai.cause", "stkai.layer", "stkai.limit", "stkai.share")
+"""Labels that could have any number of values."""
+
+
+def labels_of(event: Event, *names: str) -> Labels:
+    """Those of the labels that apply to an event."""
+    said = {name: _LABELS[name](event) for name in names}
+    return {name: label for name, label in said.items() if label}
+
+
 class Recorder:
-    """Turns events into measurements whose labels have a limited number of values."""
+    """Records what events measure, with labels that have a limited number of values.
 
-    def __init__(self) -> None:
-        self._bounded = {name: Bounded() for name in ("host", "layer", "limit", "cause", "share")}
+    Args:
+        made: makes an instrument, as a function that records a value with its labels.
+    """
 
-    def measurements(self, event: Event) -> Iterator[tuple[Metric, float, Labels]]:
-        """What an event records: the instrument, the value, and its labels."""
+    def __init__(self, made: Callable[[Metric], Callable[[float, Labels], object]]) -> None:
+        self._record = {metric: made(metric) for metric in METRICS}
+        self._bounded = {name: Bounded() for name in _WORDS}
+
+    def __call__(self, event: Event) -> None:
         for metric, measure in _BY_EVENT.get(type(event), ()):
             value = measure(event)
             if value is not None:
-                labels = {name: self._label(name, event) for name in metric.labels}
-                yield metric, value, {name: label for name, label in labels.items() if label is not None}
-
-    def _label(self, name: str, event: Any) -> str | int | None:
-        call = event.call
-        match name:
-            case "server.address":
-                return self._bounded["host"](call.host)
-            case "server.port":
-                port: int | None = call.port
-                return port
-            case "http.request.method":
-                return method_of(call.method)
-            case "http.response.status_code":
-                status: int | None = event.status
-                return status
-            case "error.type":
-                return error_type(event.status, event.error)
-            case "stkai.cause":
-                return self._bounded["cause"](cause_of(event.cause))
-        kind = name.removeprefix("stkai.")
-        word = getattr(event, kind)
-        return self._bounded[kind](word) if word else None
+                labels = labels_of(event, *metric.labels)
+                for name in labels.keys() & self._bounded.keys():
+                    labels[name] = self._bounded[name](str(labels[name]))
+                self._record[metric](value, labels)

@@ -23,7 +23,7 @@ from ..events import (
     TokenRenewed,
     Waited,
 )
-from ._metrics import DURATIONS, METRICS, Metric, Recorder, error_type, method_of
+from ._metrics import DURATIONS, OTHER, Labels, Metric, Recorder, labels_of, method_of
 
 _RECORD: Final = {"counter": "add", "active": "add", "gauge": "set", "histogram": "record"}
 _NO_HTTP_SPANS = getattr(context, "_SUPPRESS_HTTP_INSTRUMENTATION_KEY", "suppress_http_instrumentation")
@@ -39,17 +39,10 @@ _NOTES: Final[dict[type[Event], tuple[str, tuple[str, ...]]]] = {
 """The events that are noted in the span of their call, and which of their fields."""
 
 
-class Meters:
-    """Records the measurements of each event."""
-
-    def __init__(self, provider: MeterProvider | None) -> None:
-        meter = metrics.get_meter("stkai", meter_provider=provider)
-        self._recorder = Recorder()
-        self._record = {metric: getattr(_made(meter, metric), _RECORD[metric.kind]) for metric in METRICS}
-
-    def __call__(self, event: Event) -> None:
-        for metric, value, labels in self._recorder.measurements(event):
-            self._record[metric](value, labels)
+def recorder_of(provider: MeterProvider | None) -> Recorder:
+    """What records events with the meters of that provider, by default the global one."""
+    meter = metrics.get_meter("stkai", meter_provider=provider)
+    return Recorder(lambda metric: getattr(_made(meter, metric), _RECORD[metric.kind]))
 
 
 def _made(meter: Meter, metric: Metric) -> Any:
@@ -77,11 +70,9 @@ class _Running:
         self._token = context.attach(inside)
 
     def end(self, event: CallFinished | AttemptFinished) -> None:
-        if event.status is not None:
-            self.span.set_attribute("http.response.status_code", event.status)
-        error = error_type(event.status, event.error)
-        if error is not None:
-            self.span.set_attribute("error.type", error)
+        labels = labels_of(event, "http.response.status_code", "error.type")
+        self.span.set_attributes(labels)
+        if "error.type" in labels:
             self.span.set_status(Status(StatusCode.ERROR))
         # In a task other than the one it started in, the context is not ours to reset.
         if context.get_current() is self._context:
@@ -149,17 +140,10 @@ class Spans:
             running.span.add_event(name, {f"stkai.{field}": getattr(event, field) for field in fields})
 
 
-def _attributes(event: Event) -> dict[str, str | int]:
-    call = event.call
-    attributes: dict[str, str | int] = {
-        "http.request.method": method_of(call.method),
-        "server.address": call.host,
-    }
-    if call.port is not None:
-        attributes["server.port"] = call.port
-    return attributes
+def _attributes(event: Event) -> Labels:
+    return labels_of(event, "http.request.method", "server.address", "server.port")
 
 
 def _named(method: str) -> str:
     """The span's name; the conventions say HTTP if the method is not a usual one."""
-    return "HTTP" if method == "_OTHER" else method
+    return "HTTP" if method == OTHER else method

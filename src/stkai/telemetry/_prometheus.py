@@ -1,41 +1,38 @@
 """The table of metrics as Prometheus collectors, named as OpenTelemetry's metrics are when exported to Prometheus."""
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-from ..events import Event
-from ._metrics import DURATIONS, METRICS, SHARE_RATE, Metric, Recorder
+from ._metrics import DURATIONS, SHARE_RATE, Labels, Metric, Recorder
 
 _UNITS: Final = {"s": "_seconds", "{request}/s": "_per_second"}
 _RECORD: Final = {"counter": "inc", "active": "inc", "gauge": "set", "histogram": "observe"}
 
-_by_registry: "WeakKeyDictionary[CollectorRegistry, Collectors]" = WeakKeyDictionary()
+_by_registry: "WeakKeyDictionary[CollectorRegistry, Recorder]" = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def collectors_of(given: CollectorRegistry | None) -> "Collectors":
-    """The metrics in that registry, by default the global one; registered on first use."""
+def recorder_of(given: CollectorRegistry | None) -> Recorder:
+    """What records events in that registry, by default the global one; its metrics are registered on first use."""
     registry = given or REGISTRY
     with _lock:
         if registry not in _by_registry:
-            _by_registry[registry] = Collectors(registry)
+            _by_registry[registry] = Recorder(partial(_recording, registry))
         return _by_registry[registry]
 
 
-class Collectors:
-    """Records the measurements of each event."""
+def _recording(registry: CollectorRegistry, metric: Metric) -> Callable[[float, Labels], None]:
+    collector, verb = _made(registry, metric), _RECORD[metric.kind]
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._recorder = Recorder()
-        self._collectors = {metric: _made(registry, metric) for metric in METRICS}
+    def record(value: float, labels: Labels) -> None:
+        getattr(collector.labels(*[labels.get(name, "") for name in metric.labels]), verb)(value)
 
-    def __call__(self, event: Event) -> None:
-        for metric, value, labels in self._recorder.measurements(event):
-            series = self._collectors[metric].labels(*[labels.get(name, "") for name in metric.labels])
-            getattr(series, _RECORD[metric.kind])(value)
+    return record
 
 
 def _made(registry: CollectorRegistry, metric: Metric) -> Any:

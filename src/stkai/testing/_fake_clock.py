@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import anyio
 import anyio.lowlevel
 
-from .._clock import run_soon, running_loop
+from .._abandonable import Job
 from .._errors import ConfigurationError
 
 _EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
@@ -108,12 +108,11 @@ class FakeClock:
                 self._now += seconds
             self._wake_first()
             return
-        woken = threading.Event()
-        sleeper = self._enter(seconds, woken.set)
+        sleeper = self._enter(seconds)
         try:
             while not self._leave_if_due(sleeper):
-                woken.wait()
-                woken.clear()  # before looking, so that a later call is not lost
+                sleeper.alarm.wait()
+                sleeper.set_alarm()
         except BaseException:
             self._abandon(sleeper)
             raise
@@ -125,15 +124,14 @@ class FakeClock:
             self.sleeps.append(seconds)
             await anyio.lowlevel.checkpoint()
             return
-        alarm = _Alarm()
-        sleeper = self._enter(seconds, alarm.ring)
+        sleeper = self._enter(seconds)
         try:
             while not self._leave_if_due(sleeper):
                 if self._autojump and self._first() is sleeper:
                     await self._move_to(sleeper)
                 else:
-                    await alarm.wait()
-                alarm.reset()
+                    await sleeper.alarm.await_()
+                sleeper.set_alarm()
         except BaseException:
             self._abandon(sleeper)
             raise
@@ -144,11 +142,11 @@ class FakeClock:
     def _asleep(self) -> int:
         return sum(target > self._now and not sleeper.is_abandoned for target, _, sleeper in self._heap)
 
-    def _enter(self, seconds: float, wake: Callable[[], None]) -> "_Sleeper":
+    def _enter(self, seconds: float) -> "_Sleeper":
         with self._changed:
             self.sleeps.append(seconds)
             self._arrivals += 1
-            sleeper = _Sleeper(self._now + seconds, wake)
+            sleeper = _Sleeper(self._now + seconds)
             heapq.heappush(self._heap, (sleeper.target, self._arrivals, sleeper))
             self._changed.notify_all()
         return sleeper
@@ -190,41 +188,20 @@ class FakeClock:
     def _wake_first(self) -> None:
         first = self._first()
         if first is not None and (self._autojump or first.target <= self._now):
-            first.wake()
+            first.alarm.run()  # Rings it.
 
 
 class _Sleeper:
-    """A thread or task asleep until `target`; any thread may call `wake`, which makes it read the clock again."""
+    """A thread or task asleep until `target`. When its alarm rings, which may be in any thread, it reads the clock."""
 
-    __slots__ = ("is_abandoned", "target", "wake")
-
-    def __init__(self, target: float, wake: Callable[[], None]) -> None:
+    def __init__(self, target: float) -> None:
         self.target = target
-        self.wake = wake
         self.is_abandoned = False
+        self.set_alarm()
 
-
-class _Alarm:
-    """Wakes one task repeatedly. Created in that task; any thread may call `ring`."""
-
-    def __init__(self) -> None:
-        self._event = anyio.Event()
-        self._loop = running_loop()
-
-    def ring(self) -> None:
-        """Wake the task, or keep its next `wait` from waiting. Safe in any thread."""
-        run_soon(self._loop, self._set)
-
-    def reset(self) -> None:
-        """Forget all earlier rings. Call it before checking what the alarm announces, never after."""
-        self._event = anyio.Event()
-
-    async def wait(self) -> None:
-        """Wait until it rings."""
-        await self._event.wait()
-
-    def _set(self) -> None:
-        self._event.set()
+    def set_alarm(self) -> None:
+        """Let the alarm ring once more. Call this before reading the clock, never after."""
+        self.alarm = Job(lambda: None)
 
 
 async def _all_tasks_wait(still_wanted: Callable[[], bool]) -> None:

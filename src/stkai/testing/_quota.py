@@ -8,7 +8,7 @@ import math
 from collections import deque
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from typing import Literal, Protocol
+from typing import Literal
 
 from .._checks import SECONDS, SOME_SECONDS, at_least, check_choice, check_number
 from .._errors import ConfigurationError
@@ -20,24 +20,24 @@ RateHeaders = Literal["ietf", "github", "openai"] | None
 _EPSILON = 1e-9  # of a permit: a client that waits exactly as long as the 429 says is admitted, whatever the rounding
 
 
-class Quota(Protocol):
-    """One shared quota."""
+class ServerQuota:
+    """One quota, shared by all clients of the server."""
 
-    max_requests: int
-    time_window: float
+    def __init__(self, max_requests: int, time_window: float) -> None:
+        check_number("max_requests", max_requests, at_least(1))
+        check_number("time_window", time_window, SOME_SECONDS)
+        self.max_requests, self.time_window = max_requests, time_window
 
     def admit(self, now: float) -> float:
         """Count a request that arrives at `now`: 0.0 if accepted, otherwise the seconds until one would be."""
-        ...
+        raise NotImplementedError
 
 
-class FixedWindow:
+class FixedWindow(ServerQuota):
     """A counter per window; windows start at multiples of `time_window`."""
 
     def __init__(self, max_requests: int, time_window: float) -> None:
-        _check(max_requests, time_window)
-        self.max_requests = max_requests
-        self.time_window = time_window
+        super().__init__(max_requests, time_window)
         self._window = -math.inf
         self._used = 0
 
@@ -63,13 +63,11 @@ class FixedWindow:
             self._window, self._used = window, 0
 
 
-class SlidingWindow:
+class SlidingWindow(ServerQuota):
     """A log of the accepted requests: no `time_window`, wherever it starts, ever holds more than `max_requests`."""
 
     def __init__(self, max_requests: int, time_window: float) -> None:
-        _check(max_requests, time_window)
-        self.max_requests = max_requests
-        self.time_window = time_window
+        super().__init__(max_requests, time_window)
         self._expiries: deque[float] = deque()
 
     def admit(self, now: float) -> float:
@@ -81,14 +79,12 @@ class SlidingWindow:
         return 0.0
 
 
-class Bucket:
+class Bucket(ServerQuota):
     """A token bucket: `depth` requests at once, refilled at `max_requests / time_window` per second; starts full."""
 
     def __init__(self, max_requests: int, time_window: float, *, depth: float = 10.0) -> None:
-        _check(max_requests, time_window)
+        super().__init__(max_requests, time_window)
         check_number("depth", depth, at_least(1))
-        self.max_requests = max_requests
-        self.time_window = time_window
         self.depth = depth
         self._level = depth
         self._updated = -math.inf
@@ -113,7 +109,7 @@ class Gate:
         headers: which rate limit headers the counted answers carry; they describe a fixed window only.
     """
 
-    def __init__(self, quota: Quota | None, *, retry_after: RetryAfter, headers: RateHeaders) -> None:
+    def __init__(self, quota: ServerQuota | None, *, retry_after: RetryAfter, headers: RateHeaders) -> None:
         if isinstance(retry_after, str):
             check_choice("retry_after, unless a number or None,", retry_after, "true", "date")
         if isinstance(retry_after, int | float):
@@ -186,8 +182,3 @@ def _duration(seconds: float) -> str:
         return f"{milliseconds / 1000:g}s"
     minutes, rest = divmod(math.ceil(seconds), 60)
     return f"{minutes}m{rest}s"
-
-
-def _check(max_requests: int, time_window: float) -> None:
-    check_number("max_requests", max_requests, at_least(1))
-    check_number("time_window", time_window, SOME_SECONDS)

@@ -13,7 +13,7 @@ from .._clock import Clock, SystemClock
 from .._errors import ConfigurationError
 from ._faults import FaultMethods
 from ._messages import RequestLog, RequestRecord
-from ._quota import Bucket, FixedWindow, Gate, Quota, RateHeaders, RetryAfter, SlidingWindow
+from ._quota import Bucket, FixedWindow, Gate, RateHeaders, RetryAfter, ServerQuota, SlidingWindow
 from ._service import API, TOKEN_PATH, Service
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class QuotaServer(FaultMethods):
         }
 
     @property
-    def quota(self) -> Quota | None:
+    def quota(self) -> ServerQuota | None:
         """The quota; its `max_requests` may be changed while the server runs."""
         return self._quota
 
@@ -234,7 +234,7 @@ def _run(app: "App", port: int, started: "Future[tuple[int, Callable[[], object]
         started.set_exception(error)
 
 
-def _quota(kind: Kind, max_requests: int | None, time_window: float, depth: float) -> Quota | None:
+def _quota(kind: Kind, max_requests: int | None, time_window: float, depth: float) -> ServerQuota | None:
     check_choice("kind", kind, "fixed", "sliding", "bucket")
     if max_requests is None:
         return None

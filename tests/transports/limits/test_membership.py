@@ -28,7 +28,7 @@ from stkai import (
 from stkai.stores import Ask, FileStore, Law, Lease, MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Operation, Run, Turn, limiter
-from stkai.transports._limits.sources import errands
+from stkai.transports._limits.sources import background_calls
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -329,7 +329,7 @@ def _post_and_settle(place: str) -> None:
 def test_a_child_of_multiprocessing_reports_at_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(errands, "LAST_REPORT", 30.0)  # Enough on a busy machine, too.
+    monkeypatch.setattr(background_calls, "LAST_REPORT", 30.0)  # Enough on a busy machine, too.
     place = f"file://{tmp_path}/store"
     child = multiprocessing.get_context("fork").Process(target=_post_and_settle, args=(place,))
     child.start()

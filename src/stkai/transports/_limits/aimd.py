@@ -11,7 +11,7 @@ from .pace.adaptive import Adaptive
 from .pace.quota import KnownQuota
 from .pace.saved_rate import SavedRate, check_warm_start
 from .plan import Cost
-from .quota_limiter import QuotaLimiter, check_limits, shared_source
+from .quota_limiter import QuotaLimiter, check_limits
 from .sources.rate import PacedRate
 from .sources.source import Limits, Source
 from .sources.units import Units
@@ -102,10 +102,11 @@ class AimdLimiter(QuotaLimiter):
 
             quota = KnownQuota(max_requests, time_window, floor)
             group = GroupPace(quota, plain=plain, starts_warm=warm_start is not None)
-        leased = shared_source(share, store, limits, alone=alone, pace=group)
         # What a server says of its tokens concerns all who use the key, so each member goes by what it is told itself.
-        sources = alone() if leased is None else [leased, *units()]
-        super().__init__(*sources, limits=limits, methods=methods, max_wait_time=max_wait_time, cost=cost)
+        super().__init__(
+            limits, alone(), share=share, store=store, alone=alone, beside=units(), pace=group,
+            methods=methods, max_wait_time=max_wait_time, cost=cost,
+        )  # fmt: skip
 
     def _rate(self) -> float:
         return self._pace.rate

@@ -16,7 +16,7 @@ from .._layer import Layer
 from .._operations import Close, Flow, Steps
 from .all_of import checked_limiter
 from .guest import plan_of_own
-from .limiter import Answer, Limiter, Turn
+from .limiter import TOO_MANY_REQUESTS, Answer, Limiter, Turn
 from .metering import Bill, Estimate, Meter, Settle
 from .plan import Chooser, Plan, subscribe
 from .queue_limiter import QueueLimiter
@@ -24,8 +24,6 @@ from .waiting import CallWaiting
 
 Limits = Any
 """A limiter, one per host or key, or a list of limiters that all have to let a request go."""
-
-_TOO_MANY_REQUESTS: Final = 429
 
 _WANTED: Final = (
     "a limiter layer needs a stkai.TokenBucket, AimdLimiter or PerHost, an InFlight, AllOf or PerKey, a stkai.Limiter"
@@ -91,7 +89,7 @@ class _LimitFlow(LayerBase):
             self._note_error(limiter, turn, plan, error, sent)
             raise
         # While nothing can be learnt from a success, do without the answer, and without the limiter's lock.
-        was_refused = response.status_code == _TOO_MANY_REQUESTS
+        was_refused = response.status_code == TOO_MANY_REQUESTS
         learns = was_refused or not is_ours or (plan.listens and limiter.listens(clock.monotonic()))
         if learns or plan.ends or plan.priced:
             yield from self._take_note(limiter, turn, plan, request, attempt, response, sent, learns=learns)
@@ -155,7 +153,7 @@ class _LimitFlow(LayerBase):
                     self.context.emit(RateChanged(call=attempt.info, **change._asdict(), share=share))
                 if turn.errand is not None:
                     yield turn.errand
-            is_refused = response.status_code == _TOO_MANY_REQUESTS
+            is_refused = response.status_code == TOO_MANY_REQUESTS
             bill = None if is_refused else self._meter.bill(turn, plan, request, response)
             if plan.ends or bill is not None:
                 ended = partial(self._note_end, limiter, turn, plan, bill)

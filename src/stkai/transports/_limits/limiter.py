@@ -3,13 +3,15 @@
 import math
 from collections.abc import Callable, Collection
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import httpx
 
 from ...events import CallInfo
 from .._operations import Operation
 from .._options import Priority
+
+TOO_MANY_REQUESTS: Final = int(httpx.codes.TOO_MANY_REQUESTS)
 
 
 class RateChange(NamedTuple):
@@ -129,6 +131,11 @@ class Answer:
     ) -> None:
         self.sent, self.now, self.response, self.error = sent, now, response, error
         self.date, self.chance = date, chance
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the server refused the request since the quota is used up (429)."""
+        return self.response is not None and self.response.status_code == TOO_MANY_REQUESTS
 
 
 @runtime_checkable

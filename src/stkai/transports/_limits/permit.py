@@ -14,12 +14,10 @@ from .._call import Attempt, Call
 from .._driver import drive
 from .._operations import Operation
 from .._options import UNSET, Priority, RequestOptions, Unset, check_cost
-from .limiter import Answer, Turn
+from .limiter import TOO_MANY_REQUESTS, Answer, Turn
 from .plan import Plan
 from .queue import Queue, was_never_sent
 from .waiting import TooLongError, Waiting
-
-_TOO_MANY_REQUESTS = 429
 
 
 class Permit:
@@ -71,7 +69,7 @@ class Permit:
         if retry_after is not None:
             check_number("retry_after", retry_after, SECONDS, error=InvalidArgumentError)
             headers = {"retry-after": f"{retry_after:.3f}"}
-        self._learn(httpx.Response(_TOO_MANY_REQUESTS, headers=headers), None)
+        self._learn(httpx.Response(TOO_MANY_REQUESTS, headers=headers), None)
 
     def __enter__(self) -> Self:
         wait, turn, start = self._ask()

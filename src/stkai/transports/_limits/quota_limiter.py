@@ -22,32 +22,51 @@ class QuotaLimiter(QueueLimiter):
     """A limiter with a quota: requests, units of cost, or both, per time window; its own, or a group's.
 
     Args:
-        sources: where permits come from: one of them may lease them from a group's store.
         limits: the numbers, as `check_limits` returns them.
+        sources: where permits come from if the quota is not shared.
+        share: the name of a quota that processes share.
+        store: where that is kept.
+        alone: makes the sources that a member of the share uses until it first reaches the store.
+        beside: sources that each member of the share has besides.
+        pace: computes the group's rate, for an adaptive limiter.
         methods: HTTP methods that need a permit; None for all.
         max_wait_time: seconds that a request may wait for its permit; None waits as long as necessary.
         cost: what a call costs; needs `max_cost`.
 
     Raises:
-        ConfigurationError: `cost` cannot be used, or there is no `max_cost`.
+        ConfigurationError: `cost` cannot be used, or there is no `max_cost`; `store` is given without `share`, or
+            cannot be used; or the name is invalid.
     """
 
     numbers = ("max_requests", "time_window", "max_cost")
 
     def __init__(
         self,
-        *sources: Source,
         limits: Limits,
-        methods: Iterable[str] | None = None,
-        max_wait_time: float | None = None,
-        cost: Cost | None = None,
+        sources: Sequence[Source],
+        *,
+        share: str | None,
+        store: Any,
+        alone: Callable[[], Sequence[Source]],
+        beside: Sequence[Source] = (),
+        pace: "GroupPace | None" = None,
+        methods: Iterable[str] | None,
+        max_wait_time: float | None,
+        cost: Cost | None,
     ) -> None:
+        self._leased: Leased | None = None
+        if share is not None:
+            from .sources.store_client import leased_from
+
+            self._leased = leased_from(store, share, limits, alone, pace)
+            sources = [self._leased, *beside]
+        elif store is not None:
+            raise ConfigurationError("store= needs share=, the name of the quota to share")
         super().__init__(*sources, methods=methods, max_wait_time=max_wait_time)
         self._limits = limits
         self._cost = None if cost is None else _checked_cost(cost, limits.max_cost)
         if limits.max_cost is not None:
             self._plan = self._plan._replace(priced=(self,))
-        self._leased: Leased | None = next((source for source in sources if source.is_remote), None)  # type: ignore[assignment]
         if self._leased is not None:
             quota = self._leased.quota
             self._leased.quota = quota._replace(methods=",".join(sorted(self.methods or ())))
@@ -154,35 +173,6 @@ def check_limits(
             hint = ", or None to count requests only" if name == "max_cost" else ""
             check_number(name, value, POSITIVE, hint)
     return limits
-
-
-def shared_source(
-    share: str | None,
-    store: Any,
-    limits: Limits,
-    *,
-    alone: Callable[[], Sequence[Source]],
-    pace: "GroupPace | None" = None,
-) -> Source | None:
-    """The source of a group's permits; None without a share.
-
-    Args:
-        share: the name of the quota.
-        store: where it is kept.
-        limits: the numbers of the quota.
-        alone: makes the sources to use until the store is first reached.
-        pace: computes the group's rate, for an adaptive limiter.
-
-    Raises:
-        ConfigurationError: `store` is given without `share`, or cannot be used, or the name is invalid.
-    """
-    if share is None:
-        if store is not None:
-            raise ConfigurationError("store= needs share=, the name of the quota to share")
-        return None
-    from .sources.store_client import leased_from
-
-    return leased_from(store, share, limits, alone, pace)
 
 
 def _checked_cost(cost: object, max_cost: float | None) -> Any:

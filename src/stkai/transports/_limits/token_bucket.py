@@ -9,7 +9,7 @@ from ..._secrets import sealed
 from .pace.adaptive import Adaptive
 from .pace.quota import KnownQuota
 from .plan import Cost
-from .quota_limiter import QuotaLimiter, check_limits, shared_source
+from .quota_limiter import QuotaLimiter, check_limits
 from .sources.rate import PacedRate, Rate
 from .sources.source import Limits, Source, in_words
 from .sources.units import Units
@@ -70,21 +70,18 @@ class TokenBucket(QuotaLimiter):
                 sources.append(PacedRate(Adaptive(KnownQuota(max_requests, time_window))))
             return sources
 
-        leased = shared_source(share, store, limits, alone=alone)
-        sources = _local_sources(limits) if leased is None else [leased]
-        super().__init__(*sources, limits=limits, methods=methods, max_wait_time=max_wait_time, cost=cost)
+        super().__init__(
+            limits, _local_sources(limits), share=share, store=store, alone=alone,
+            methods=methods, max_wait_time=max_wait_time, cost=cost,
+        )  # fmt: skip
 
     @property
     def burst(self) -> float:
         """Requests that may go at once after a quiet time."""
-        limits = self._limits
-        return max(1.0, (limits.max_requests or 1.0) if limits.burst is None else limits.burst)
+        return self._limits.at_once
 
     def _rate(self) -> float:
-        limits = self._limits
-        if limits.max_requests is None or limits.time_window is None:
-            return float("inf")
-        return limits.max_requests / limits.time_window
+        return self._limits.rate
 
     @even_half_made
     def __repr__(self) -> str:
@@ -102,7 +99,7 @@ def _local_sources(limits: Limits) -> list[Source]:
     if most is not None:
         if limits.burst is not None:
             # Without a burst of its own, the window alone keeps to the rate.
-            sources.append(Rate(most / window, max(1.0, limits.burst), limit=in_words(limits)))
+            sources.append(Rate(limits.rate, limits.at_once, limit=in_words(limits)))
         sources.append(Window(most, window))
     if limits.max_cost is not None:
         sources.append(Units(limits.max_cost, window))

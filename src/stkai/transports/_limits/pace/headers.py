@@ -17,7 +17,6 @@ import httpx
 from ..._retry.retry_after import seconds_until
 from ..limiter import Answer
 
-_TOO_MANY_REQUESTS = 429
 _NOT_COUNTED = frozenset({401, 403, 407, 408, 425})
 """Refusals for a reason other than the quota, before the quota was asked."""
 
@@ -34,9 +33,9 @@ def outcome_of(answer: Answer) -> Outcome:
     """Whether the quota let the request in; an error, or a server's own failure, does not say."""
     if answer.response is None:
         return Outcome.UNRELATED
-    status = answer.response.status_code
-    if status == _TOO_MANY_REQUESTS:
+    if answer.is_refusal:
         return Outcome.REFUSED
+    status = answer.response.status_code
     return Outcome.UNRELATED if status >= 500 or status in _NOT_COUNTED else Outcome.ACCEPTED
 
 

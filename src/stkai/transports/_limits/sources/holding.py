@@ -12,19 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ....stores import Ask, Lease
+from ....stores._protocol import AHEAD, LATE
 from .source import ROUNDING
 
 if TYPE_CHECKING:
     from ..limiter import Turn
 
-AHEAD: Final = 0.25
-"""Seconds; the longest stretch for which a member leases in advance."""
-
 GIVE_UP: Final = 1.0
 """Seconds after which a call that was not made, or takes longer, no longer holds up others."""
-
-LATE: Final = 0.05
-"""Seconds for which a permit is kept for a request that wakes late."""
 
 EPSILON: Final = 1e-9
 """Seconds; covers the rounding of a clock."""

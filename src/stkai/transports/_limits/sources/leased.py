@@ -4,8 +4,8 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ....stores import Quota
-from ....stores._protocol import UNLIMITED
-from .holding import EPSILON, LATE
+from ....stores._protocol import LATE, UNLIMITED
+from .holding import EPSILON
 from .member import SOON, Member
 from .outage import BOTH
 from .rate import Rate
@@ -19,8 +19,6 @@ _BUSY: Final = 0.002
 
 _EASED: Final = 0.88
 """Share of its rate that a member keeps after a refusal while the store is lost; then the group's rate applies."""
-
-_TOO_MANY_REQUESTS: Final = 429
 
 _BEAT: Final = 1.0
 """Seconds after which a member that waits reports again: the group may have changed its quota, or stopped."""
@@ -127,10 +125,10 @@ class Leased(Member):
 
     def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
         """Let the group learn from an answer; until the number of members is known, each adapts alone."""
-        use, response, local = self._use_of(turn), answer.response, self.outage.sources
+        use, local = self._use_of(turn), self.outage.sources
         if use is None:
             return None
-        if response is not None and response.status_code == _TOO_MANY_REQUESTS:
+        if answer.is_refusal:
             self.settle(turn, 0.0, answer.now)
         if self.group.lease is None:
             changes = [source.learn(turn, answer) for source in local]
@@ -234,13 +232,8 @@ class Leased(Member):
 
 def quota_of(limits: Limits, *, promises: bool) -> Quota:
     """What the members of a share must agree on; `promises` tells whether no window has more requests than allowed."""
-    window = limits.time_window or 1.0
+    window, most = limits.time_window or 1.0, limits.max_cost or 0.0
     if limits.max_requests is None:
-        rate, burst, promises = UNLIMITED, UNLIMITED, False
-    else:
-        rate = limits.max_requests / window
-        burst = 1.0
-        if promises:
-            burst = max(1.0, limits.max_requests if limits.burst is None else limits.burst)
-    most = limits.max_cost or 0.0
-    return Quota(rate, burst, window if promises else 0.0, most, most / window)
+        return Quota(UNLIMITED, UNLIMITED, 0.0, most, most / window)
+    burst = limits.at_once if promises else 1.0
+    return Quota(limits.rate, burst, window if promises else 0.0, most, most / window)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ....stores import Ask, Lease, Quota, Refusal
-from .holding import AHEAD, GIVE_UP, LATE, Demand, GroupStatus, Holding, StoreCall
+from ....stores._protocol import AHEAD, LATE
+from .holding import GIVE_UP, Demand, GroupStatus, Holding, StoreCall
 from .outage import Outage, window_of
 from .source import ROUNDING, Source
 from .window import Window
@@ -216,7 +217,7 @@ class Member(Source):
         arrived = now - GIVE_UP if now - call.sent > GIVE_UP else now
         got = self.held.add(lease.ranges, lease.units, arrived)
         group.update(lease, call.sent, now, is_empty=bool(ask.want and not got))
-        if self.needs_errand():
+        if self.needs_call():
             self.client.schedule(0.0)
         return restored
 
@@ -253,7 +254,7 @@ class Member(Source):
         """Whether there is something to report that the others must know at once."""
         return self.refused >= 0 or (self._reported is not None and self.quota != self._reported.quota)
 
-    def needs_errand(self) -> bool:
+    def needs_call(self) -> bool:
         """Whether the store should be called although no request does: a probe, or news."""
         if self.outage.is_on:
             return True
@@ -269,14 +270,14 @@ class Member(Source):
         return bool(self.quota.max_cost) and held.spent != last.units_used
 
     def call_soon(self) -> None:
-        """Arrange for an errand if one is needed."""
-        if self.needs_errand():
+        """Arrange for a call in the background if one is needed."""
+        if self.needs_call():
             later = SOON if self.held.due or self.held.units > 0 else _NEWS
             self.client.schedule(0.0 if self._is_urgent() else later)
 
-    def run_errand(self, now: float) -> StoreCall | None:
-        """The call that an errand makes; None if there is nothing to do any more."""
-        if not self.needs_errand():
+    def background_call(self, now: float) -> StoreCall | None:
+        """The call to make in the background; None if there is nothing to do any more."""
+        if not self.needs_call():
             return None
         steady = self.expected and now < self.demand.used_at + LATE
         if steady and self.refused < 0 and not self.outage.is_on:

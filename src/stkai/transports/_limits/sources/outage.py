@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ....stores import Ask, Quota
-from .holding import AHEAD, GIVE_UP
+from ....stores._protocol import AHEAD
+from .holding import GIVE_UP
 from .rate import Rate
 from .source import ROUNDING, Limits, Source
 from .units import Units

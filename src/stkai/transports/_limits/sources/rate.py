@@ -137,12 +137,10 @@ class Rate(Source):
         self.paused_until = max(self.paused_until, until)
 
     def update(self, limits: Limits) -> None:
-        assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
         self.limit = in_words(limits)
-        burst = max(1.0, limits.max_requests if limits.burst is None else limits.burst)
         if self._at > -math.inf:
-            self.credit = self.credit + max(0.0, burst - self.burst)
-        self.rate, self.burst = limits.max_requests / limits.time_window, burst
+            self.credit = self.credit + max(0.0, limits.at_once - self.burst)
+        self.rate, self.burst = limits.rate, limits.at_once
 
 
 class PacedRate(Rate):

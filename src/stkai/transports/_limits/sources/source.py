@@ -32,6 +32,18 @@ class Limits(NamedTuple):
     max_cost: float | None = None
     burst: float | None = None
 
+    @property
+    def rate(self) -> float:
+        """Requests per second; infinite if they are not counted."""
+        if self.max_requests is None or self.time_window is None:
+            return math.inf
+        return self.max_requests / self.time_window
+
+    @property
+    def at_once(self) -> float:
+        """Requests that may go at once after a quiet time, at least one."""
+        return max(1.0, (self.max_requests or 1.0) if self.burst is None else self.burst)
+
 
 def in_words(limits: Limits) -> str:
     """What a limiter of requests allows."""

@@ -19,7 +19,7 @@ from ....stores._disk import check_share
 from ....stores._protocol import checked
 from ..._operations import Run
 from ..queue import Queue
-from .errands import LAST_REPORT, close_at_exit, errands
+from .background_calls import LAST_REPORT, background, close_at_exit
 from .holding import StoreCall
 from .leased import Leased, quota_of
 from .source import Limits, Source
@@ -34,7 +34,7 @@ _ANOTHER: Final = 1.0
 """Seconds by which the caller's clock differs if it is not the system's."""
 
 _STUCK: Final = 1.0
-"""Seconds after which an errand that is overdue was lost: no thread could be started for it."""
+"""Seconds after which a call in the background that is overdue was lost: no thread could be started for it."""
 
 _NOBODY: Final = CallInfo(id=0, method="", host="")
 
@@ -42,7 +42,7 @@ _clock = SystemClock()
 
 
 class StoreClient:
-    """Calls a store: in the request's thread, in a worker thread of its event loop, or as an errand.
+    """Calls a store: in the request's thread, in a worker thread of its event loop, or in the background.
 
     Args:
         member: the member that needs permits.
@@ -110,7 +110,7 @@ class StoreClient:
         """Do what no request does: probe a lost store, or report to it."""
         self._due = float("inf")
         with Queue.lock:
-            call = self.member.run_errand(self._now())
+            call = self.member.background_call(self._now())
         if call is not None:
             self._make(call)
 
@@ -129,7 +129,7 @@ class StoreClient:
     def retire(self) -> None:
         """Leave the group, in another thread: the limiter was collected, perhaps in the middle of something."""
         if not self._is_instant and self.member.has_joined:
-            errands.later(0.0, self.close)
+            background.later(0.0, self.close)
 
     def _note_time(self, now: float) -> None:
         """Note the time of the caller's clock, which may be another one than the system's."""
@@ -154,11 +154,13 @@ class StoreClient:
             return
         self._due = due
         if self.member.outage.is_on:
-            errands.later(seconds, partial(_probe, ref(self)))  # Probes do not keep a dropped limiter alive.
+            background.later(
+                seconds, partial(_probe, ref(self))
+            )  # Probes do not keep a dropped limiter alive.
         else:
-            errands.later(seconds, self._errand)
+            background.later(seconds, self._work_if_due)
 
-    def _errand(self) -> None:
+    def _work_if_due(self) -> None:
         if _clock.monotonic() >= self._due:
             self.work()
 
@@ -253,7 +255,7 @@ class StoreClient:
 def _probe(client: "ref[StoreClient]") -> None:
     found = client()
     if found is not None:
-        found._errand()  # noqa: SLF001 - its own
+        found._work_if_due()  # noqa: SLF001 - its own
 
 
 def leased_from(

@@ -20,8 +20,6 @@ _GRAIN: Final = 0.005
 _LEARNING: Final = 0.1
 """The weight of the latest correction in the average worth of estimates."""
 
-_TOO_MANY_REQUESTS: Final = 429
-
 _HEADERS: Final = (
     ("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens"),
     ("anthropic-ratelimit-tokens-limit", "anthropic-ratelimit-tokens-remaining"),
@@ -145,11 +143,11 @@ class Units(Source):
 
     def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
         response = answer.response
-        if response is None:
-            return None
-        if response.status_code == _TOO_MANY_REQUESTS:
+        if answer.is_refusal:
             self.settle(turn, 0.0, answer.now)
-        if self._reads_headers and (reading := read_cost_limit(response.headers)) is not None:
+        if not self._reads_headers or response is None:
+            return None
+        if (reading := read_cost_limit(response.headers)) is not None:
             self._advance(answer.now)
             # A limit that would take more than the longest wait to fill the bucket is nonsense.
             self.rate = min(self._own_rate, max(reading.limit / _MINUTE, self.most / self._longest))

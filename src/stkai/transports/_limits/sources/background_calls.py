@@ -1,4 +1,4 @@
-"""The reports of a share's members that no request makes: later, in daemon threads, and at the end of the program."""
+"""Calls to the store that no request makes: later, in daemon threads, and at the end of the program."""
 
 import atexit
 import heapq
@@ -27,13 +27,13 @@ _IDLE: Final = 2.0
 Work = Callable[[], None]
 
 
-class Errands:
-    """Jobs in the order of the instants at which they are due."""
+class BackgroundCalls:
+    """Calls in the order of the instants at which they are due."""
 
     def __init__(self) -> None:
         self._monotonic = SystemClock.monotonic
         self._begin()
-        after_fork(self, Errands._begin)
+        after_fork(self, BackgroundCalls._begin)
 
     def _begin(self) -> None:
         self._changed = threading.Condition()
@@ -60,7 +60,7 @@ class Errands:
             try:
                 work()
             except Exception:  # noqa: BLE001 - a store may be user code
-                logger.exception("an errand to the store of a shared quota failed")
+                logger.exception("a call to the store of a shared quota failed")
             del work
 
     def _next(self) -> Work | None:
@@ -80,7 +80,7 @@ class Errands:
                 self._idle -= 1
 
 
-errands = Errands()
+background = BackgroundCalls()
 """Those of this process."""
 
 _clients: WeakValueDictionary[int, Any] = WeakValueDictionary()
