@@ -54,7 +54,7 @@ class StackBuilder:
         random: Callable[[], float] | None = None,
     ) -> None:
         self.layers = _checked(layers)
-        self.context = _context(clock, listener, random)
+        self.context = Context(clock=clock, listener=listener_of(listener), random=random)
         self.parts: Parts | None = None
 
     def _with(self, layers: Iterable[Layer], parts: "Parts | None") -> Self:
@@ -155,13 +155,6 @@ class StackBuilder:
     @even_half_made
     def __repr__(self) -> str:
         return f"<StackBuilder {self}>"
-
-
-def _context(clock: Clock | None, listener: object, random: Callable[[], float] | None) -> Context:
-    given: dict[str, Any] = {"clock": clock, "random": random}
-    return Context(
-        listener=listener_of(listener), **{name: value for name, value in given.items() if value is not None}
-    )
 
 
 def _checked(given: Iterable[Layer]) -> tuple[Layer, ...]:

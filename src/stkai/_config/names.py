@@ -31,8 +31,8 @@ CLIENT_AUTH: Final = ("body", "basic")
 DEFAULT_QUOTA: Final = (100, 60.0)
 """Requests and seconds, for a limiter of the settings that needs a quota and is given none."""
 
-REFERENCE_MAX_WAIT_TIME: Final = 45.0
-"""Seconds that the clients of the API reference let a request wait for its permit."""
+REFERENCE_METHODS: Final = ("POST",)
+"""What the clients of the API reference count; they never hold back a GET."""
 
 SECRETS = frozenset({"auth", "client_secret", "token"})
 """Fields whose values are not shown; `auth` because a token may have been given in place of a section."""
