@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from datetime import timedelta
-from functools import lru_cache
 from typing import Any, Final, Self
 
 import httpx
@@ -94,7 +93,7 @@ class Exchange:
         self._layer = layer
         # Taken from the stack's outermost layer, so that all read one clock.
         self._clock = layer.context.clock
-        target = check_url(url)
+        target = request_url(url)
         extensions: dict[str, Any] = {"timeout": check_timeout(timeout)}
         if options is not NO_OPTIONS:
             extensions[OPTIONS] = options
@@ -115,7 +114,7 @@ class Exchange:
         exchange = object.__new__(cls)
         exchange._layer, exchange._clock = layer, layer.context.clock
         if request.url.userinfo:
-            check_url(request.url)
+            request_url(request.url)
         layer.check_body(request)
         extensions = {"timeout": check_timeout(30), **request.extensions}
         exchange.request = copy_request(request, extensions=extensions)
@@ -182,23 +181,6 @@ def _context_of(transport: object) -> Context | None:
     context = getattr(transport, "context", None)
     # A bare transport has no listener.
     return context if isinstance(context, Context) else _SILENT
-
-
-def check_url(url: str | httpx.URL) -> httpx.URL:
-    """The URL, if a request can be sent to it.
-
-    Raises:
-        InvalidArgumentError: it is not absolute, or contains credentials. The message shows no password.
-    """
-    try:
-        # Something other than text may not be hashable.
-        return _parse(url) if isinstance(url, str) else request_url(url)
-    except ValueError as error:
-        raise InvalidArgumentError(str(error)) from None
-
-
-# Parsing is the most expensive step of all, and programs use few URLs.
-_parse: Final = lru_cache(maxsize=256)(request_url)
 
 
 def check_timeout(timeout: float) -> dict[str, float]:

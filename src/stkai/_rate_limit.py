@@ -22,11 +22,10 @@ from ._errors import (
     ServerSideRateLimitError,
     TokenAcquisitionTimeoutError,
 )
-from ._exchange import check_url
 from ._families import HTTPX
 from ._headers import check_headers
 from ._requests import as_httpx, httpx_errors, httpx_kind, original
-from ._urls import absolute_url
+from ._urls import absolute_url, request_url
 from .transports._base import LayerTransport
 from .transports._bodies import timeouts
 from .transports._call import ATTEMPT, OPTIONS, Call, copy_request
@@ -282,7 +281,7 @@ def _request(verb: str, url: str, headers: Headers, timeout: float) -> httpx.Req
         # It may contain credentials: requests knows what to do with them.
         target = absolute_url(url)
     except ValueError:
-        target = check_url(url)
+        target = request_url(url)
     return httpx.Request(verb, target, headers=check_headers(headers), extensions=extensions)
 
 
