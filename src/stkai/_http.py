@@ -17,7 +17,6 @@ from ._config.names import REFERENCE_METHODS
 from ._config.stkai import STKAI
 from ._exchange import StreamedResponse
 from ._forks import after_fork
-from ._standard import Parts
 from ._wire.default import default_wire
 from .transports._auth.bearer import BearerAuth
 from .transports._auth.flow import AuthTransport
@@ -103,8 +102,7 @@ class EnvironmentAwareHttpClient(_SendingHttpClient):
         if limit.enabled and limit.methods is None:
             limit = limit.model_copy(update={"methods": REFERENCE_METHODS})
             settings = settings.model_copy(update={"rate_limit": limit})
-        parts = Parts.choose(settings, retry=None)
-        return StackBuilder(parts.layers).build(parts.make_wire())
+        return StackBuilder.standard(settings, retry=None).build()
 
 
 class _LikeRequests(httpx.Response):
