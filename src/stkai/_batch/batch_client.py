@@ -18,6 +18,7 @@ from .._standard import limiter_from
 from .._wire.by_package import AsyncWireByFamily
 from ..costs import llm_tokens
 from ..transports._auth.bearer import BearerAuth, ExposedTokenError
+from ..transports._bodies import json_of
 from ..transports._call import OPTIONS
 from ..transports._layer import Layer
 from ..transports._limits.in_flight import InFlight
@@ -207,25 +208,15 @@ def _check_base(options: Options, signed: list[Layer]) -> None:
 
 def status_of(response: httpx.Response) -> str:
     """The status in a callback; empty if there is none."""
-    progress = _json(response).get("progress")
+    content = json_of(response)
+    progress = content.get("progress") if isinstance(content, dict) else None
     status = progress.get("status") if isinstance(progress, dict) else None
     return status.upper() if isinstance(status, str) else ""
 
 
 def _execution_of(response: httpx.Response) -> str:
     """The id in the answer to a creation: a JSON string."""
-    try:
-        name = response.json()
-    except (ValueError, RecursionError):
-        name = None
+    name = json_of(response)
     if not isinstance(name, str) or not name or not name.isprintable():
         raise NoExecutionError(response)
     return name
-
-
-def _json(response: httpx.Response) -> dict[str, Any]:
-    try:
-        content = response.json()
-    except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
