@@ -56,12 +56,12 @@ if TYPE_CHECKING:
         ClientCredentialsAuthProvider as ClientCredentialsAuthProvider,
     )
     from ._credentials.client_credentials import create_standalone_auth as create_standalone_auth
-    from ._reference.clients import AdaptiveRateLimitedHttpClient as AdaptiveRateLimitedHttpClient
-    from ._reference.clients import EnvironmentAwareHttpClient as EnvironmentAwareHttpClient
-    from ._reference.clients import StandaloneHttpClient as StandaloneHttpClient
-    from ._reference.clients import StkCLIHttpClient as StkCLIHttpClient
-    from ._reference.clients import TokenBucketRateLimitedHttpClient as TokenBucketRateLimitedHttpClient
-    from ._reference.retrying import Retrying as Retrying
+    from ._http import EnvironmentAwareHttpClient as EnvironmentAwareHttpClient
+    from ._http import StandaloneHttpClient as StandaloneHttpClient
+    from ._http import StkCLIHttpClient as StkCLIHttpClient
+    from ._rate_limit import AdaptiveRateLimitedHttpClient as AdaptiveRateLimitedHttpClient
+    from ._rate_limit import TokenBucketRateLimitedHttpClient as TokenBucketRateLimitedHttpClient
+    from ._retry import Retrying as Retrying
     from .events import *
     from .limiters import *
     from .transports._auth.bearer import BearerAuth as BearerAuth
@@ -81,14 +81,9 @@ else:  # Type checkers would take any name for one that exists.
             "_batch.send_all": ("asend_all", "send_all"),
             "_config.models": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),
             "_credentials.client_credentials": ("ClientCredentialsAuthProvider", "create_standalone_auth"),
-            "_reference.clients": (
-                "AdaptiveRateLimitedHttpClient",
-                "EnvironmentAwareHttpClient",
-                "StandaloneHttpClient",
-                "StkCLIHttpClient",
-                "TokenBucketRateLimitedHttpClient",
-            ),
-            "_reference.retrying": ("Retrying",),
+            "_http": ("EnvironmentAwareHttpClient", "StandaloneHttpClient", "StkCLIHttpClient"),
+            "_rate_limit": ("AdaptiveRateLimitedHttpClient", "TokenBucketRateLimitedHttpClient"),
+            "_retry": ("Retrying",),
             "limiters": ("AimdLimiter", "TokenBucket"),
             "transports._auth.bearer": ("BearerAuth",),
             "transports._auth.provider": ("AuthProvider", "StaticToken"),

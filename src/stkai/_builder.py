@@ -24,8 +24,7 @@ from .transports._context import Context
 from .transports._layer import Layer
 
 if TYPE_CHECKING:
-    from ._config.models import Settings
-    from ._standard import Parts
+    from ._config.models import HttpConfig, Settings
 
 
 _PLAIN: Final = Layer("call", lambda layer, request, attempt: layer.forward(request, attempt))
@@ -54,12 +53,15 @@ class StackBuilder:
         random: Callable[[], float] | None = None,
     ) -> None:
         self.layers = _checked(layers)
-        self.context = _context(clock, listener, random)
-        self.parts: Parts | None = None
+        self.context = Context(clock=clock, listener=listener_of(listener), random=random)
+        self.by_cli = False
+        """Whether StackSpot CLI is to be the wire, and to sign the requests."""
+        self._http: HttpConfig | None = None
+        """The settings of the default wire; None for those of `STKAI.config`."""
 
-    def _with(self, layers: Iterable[Layer], parts: "Parts | None") -> Self:
+    def _with(self, *layers: Layer) -> Self:
         other = copy(self)
-        other.layers, other.parts = _checked(layers), parts
+        other.layers = _checked(layers)
         return other
 
     @classmethod
@@ -71,32 +73,39 @@ class StackBuilder:
 
         `settings` are by default those of `STKAI.config`.
         """
-        return cls._standard(settings, options)
+        return cls._of_settings(settings, options)
 
     @classmethod
-    def _standard(cls, settings: "Settings | None", options: StackOptions, *, own_wire: bool = False) -> Self:
-        from ._standard import Parts
+    def _of_settings(
+        cls, settings: "Settings | None", options: StackOptions, *, own_wire: bool = False
+    ) -> Self:
+        from ._standard import standard_layers
 
-        chosen: dict[str, Any] = {**options}
-        listener, random = chosen.pop("listener", None), chosen.pop("random", None)
-        parts = Parts.choose(settings or STKAI.config, own_wire=own_wire, **chosen)
-        stack = cls(clock=options.get("clock"), listener=listener, random=random)
+        settings = settings or STKAI.config
+        layers, by_cli = standard_layers(settings, options, own_wire=own_wire)
         # A layer that does nothing still keeps deadlines, attaches records and reports calls to the listener.
-        return stack._with(parts.layers or (_PLAIN,), parts)
+        stack = cls(
+            layers or (_PLAIN,),
+            clock=options.get("clock"),
+            listener=options.get("listener"),
+            random=options.get("random"),
+        )
+        stack.by_cli, stack._http = by_cli, settings.http
+        return stack
 
     def layer(self, layer: Layer) -> Self:
         """Add a layer inside all others, next to the wire."""
-        return self._with((*self.layers, layer), self.parts)
+        return self._with(*self.layers, layer)
 
     def outside(self, name: str, layer: Layer) -> Self:
         """Add a layer just outside the layer `name`."""
         place = self._find(name)
-        return self._with((*self.layers[:place], layer, *self.layers[place:]), self.parts)
+        return self._with(*self.layers[:place], layer, *self.layers[place:])
 
     def inside(self, name: str, layer: Layer) -> Self:
         """Add a layer just inside the layer `name`."""
         place = self._find(name) + 1
-        return self._with((*self.layers[:place], layer, *self.layers[place:]), self.parts)
+        return self._with(*self.layers[:place], layer, *self.layers[place:])
 
     def _find(self, name: str) -> int:
         names = [layer.name for layer in self.layers]
@@ -128,26 +137,28 @@ class StackBuilder:
 
     def _around(self, transport: Any, factory: str, kind: type, example: str) -> Any:
         """All layers around a wire, each made by its factory of that name."""
-        if self.parts is not None:
-            self.parts.check_signed(transport, self.layers)
+        if self.by_cli:
+            from ._standard import check_signed
+
+            check_signed(transport, self.layers)
         for layer in reversed(self.layers):
             transport = getattr(layer, factory)(transport, context=self.context)
             _require(transport, kind, f"what the layer {layer.name!r} makes", example)
         return transport
 
     def _make_wire(self) -> httpx.BaseTransport:
-        if self.parts is not None:
-            return self.parts.make_wire()
+        if self.by_cli:
+            from .transports._stk_cli import StkCLITransport
+
+            return StkCLITransport()
         from ._wire.by_package import WireByFamily
 
-        return WireByFamily()
+        return WireByFamily(self._http)
 
     def _make_async_wire(self) -> httpx.AsyncBaseTransport:
-        if self.parts is not None:
-            return self.parts.make_async_wire()
         from ._wire.by_package import AsyncWireByFamily
 
-        return AsyncWireByFamily()
+        return AsyncWireByFamily(self._http)
 
     def __str__(self) -> str:
         return " > ".join([*(layer.name for layer in self.layers), "wire"])
@@ -155,13 +166,6 @@ class StackBuilder:
     @even_half_made
     def __repr__(self) -> str:
         return f"<StackBuilder {self}>"
-
-
-def _context(clock: Clock | None, listener: object, random: Callable[[], float] | None) -> Context:
-    given: dict[str, Any] = {"clock": clock, "random": random}
-    return Context(
-        listener=listener_of(listener), **{name: value for name, value in given.items() if value is not None}
-    )
 
 
 def _checked(given: Iterable[Layer]) -> tuple[Layer, ...]:
@@ -192,7 +196,7 @@ def _require(transport: object, kind: type, what: str, example: str) -> None:
 @takes_stack_options
 def build_transport(*, transport: SyncWire | None = None, **options: Unpack[StackOptions]) -> Transport:
     """The standard stack as one transport, for an `httpx.Client` or `httpx2.Client`, or for its `mounts`."""
-    return StackBuilder._standard(None, options, own_wire=transport is not None).build(transport)  # noqa: SLF001
+    return StackBuilder._of_settings(None, options, own_wire=transport is not None).build(transport)  # noqa: SLF001
 
 
 @takes_stack_options
@@ -200,7 +204,7 @@ def build_async_transport(
     *, transport: AsyncWire | None = None, **options: Unpack[StackOptions]
 ) -> AsyncTransport:
     """The standard stack for async clients, on asyncio and trio; StackSpot CLI cannot sign for them."""
-    return StackBuilder._standard(None, options, own_wire=True).build_async(transport)  # noqa: SLF001
+    return StackBuilder._of_settings(None, options, own_wire=True).build_async(transport)  # noqa: SLF001
 
 
 @takes_stack_options

@@ -2,11 +2,12 @@
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Final, NamedTuple, TypeVar
 
-from ._errors import ConfigurationError, StkaiError
+from ._errors import ConfigurationError, InvalidArgumentError, StkaiError
 
 T = TypeVar("T")
 N = TypeVar("N", bound=float | None)
@@ -103,6 +104,15 @@ def check_choice(
         choices = [repr(each) for each in allowed]
         words = " or ".join(choices) if len(choices) < 3 else f"one of {', '.join(choices)}"
         raise error(f"{name} must be {words}, not {value!r}")
+
+
+@contextmanager
+def argument_errors() -> Iterator[None]:
+    """Raise configuration errors as AssertionErrors, which they are in the API reference; both are ValueErrors."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise InvalidArgumentError(*error.args) from error
 
 
 TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105

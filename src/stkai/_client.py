@@ -9,7 +9,7 @@ from typing import Any, Final, NoReturn, Self, Unpack, cast
 import httpx
 
 from ._errors import ConfigurationError
-from ._exchange import Exchange, StreamedResponse, async_entry, entry
+from ._exchange import Exchange, StreamedResponse, entry
 from ._families import HTTPX, family_of_wire
 from .transports._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .transports._options import CallOptions, RequestOptions, options_of
@@ -171,12 +171,12 @@ class HttpClient(_Client):
         layer = self._open_entry()
         exchange = Exchange(layer, method, url, data, headers, timeout, options, buffered=buffered)
         response = layer.carry_out(exchange.call, exchange.flow)
-        return exchange.finish(response) if buffered else exchange.stream(response)
+        return exchange.finish(response)
 
     def _open_entry(self) -> LayerTransport:
         self._require_open()
         if self._entry is None:
-            self._entry = entry(self.transport)
+            self._entry = entry(LayerTransport, self.transport)
         return self._entry
 
     def close(self) -> None:
@@ -215,7 +215,7 @@ class AsyncHttpClient(_Client):
 
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
         self._use(transport)
-        self._entry = async_entry(transport)
+        self._entry = entry(AsyncLayerTransport, transport)
 
     @property
     def transport(self) -> httpx.AsyncBaseTransport:
@@ -272,7 +272,7 @@ class AsyncHttpClient(_Client):
         layer = self._open_entry()
         exchange = Exchange(layer, method, url, data, headers, timeout, options, buffered=buffered)
         response = await layer.carry_out(exchange.call, exchange.flow)
-        return exchange.finish(response) if buffered else exchange.stream(response)
+        return exchange.finish(response)
 
     def _open_entry(self) -> AsyncLayerTransport:
         self._require_open()

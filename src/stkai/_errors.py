@@ -114,9 +114,6 @@ class InvalidArgumentError(StkaiError, ValueError, AssertionError):
 class TransportError(StkaiError, httpx.TransportError):
     """Base class of what the transports raise: caught by `except httpx.HTTPError`; `.request` is the request."""
 
-    def __init__(self, message: str, *, request: httpx.Request | None = None) -> None:
-        super().__init__(message, request=request)
-
 
 class AuthenticationError(TransportError):
     """There is no access token, or it may not be sent because the connection is not encrypted.
@@ -138,9 +135,6 @@ class AuthenticationError(TransportError):
 
 class DeadlineExceededError(StkaiError, httpx.TimeoutException):
     """The call's total time ran out before there was an answer."""
-
-    def __init__(self, message: str, *, request: httpx.Request | None = None) -> None:
-        super().__init__(message, request=request)
 
 
 class RetryableError(TransportError):

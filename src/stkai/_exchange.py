@@ -3,8 +3,7 @@
 import json
 from collections.abc import Mapping
 from datetime import timedelta
-from functools import lru_cache
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar, cast
 
 import httpx
 
@@ -15,12 +14,14 @@ from ._families import alike
 from ._headers import headers_of
 from ._log import Listeners
 from ._urls import request_url
-from .transports._base import AsyncLayerTransport, LayerBase, LayerTransport
+from .transports._base import LayerBase
 from .transports._bodies import is_there, timeouts
 from .transports._call import OPTIONS, Attempt, Call, copy_request
 from .transports._context import Context
 from .transports._operations import Close, Flow, Read
 from .transports._options import NO_OPTIONS, RequestOptions
+
+L = TypeVar("L", bound=LayerBase)
 
 _SILENT: Final = Context(listener=Listeners(()))
 _JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -94,7 +95,7 @@ class Exchange:
         self._layer = layer
         # Taken from the stack's outermost layer, so that all read one clock.
         self._clock = layer.context.clock
-        target = check_url(url)
+        target = request_url(url)
         extensions: dict[str, Any] = {"timeout": check_timeout(timeout)}
         if options is not NO_OPTIONS:
             extensions[OPTIONS] = options
@@ -115,7 +116,7 @@ class Exchange:
         exchange = object.__new__(cls)
         exchange._layer, exchange._clock = layer, layer.context.clock
         if request.url.userinfo:
-            check_url(request.url)
+            request_url(request.url)
         layer.check_body(request)
         extensions = {"timeout": check_timeout(30), **request.extensions}
         exchange.request = copy_request(request, extensions=extensions)
@@ -140,7 +141,8 @@ class Exchange:
                 response.read()  # Under a deadline, the body has already been fetched, still encoded.
             response.request = self.request
             if refused:
-                attempt.finish(self.finish(response), self._clock.monotonic())
+                self._note_elapsed(response)
+                attempt.finish(response, self._clock.monotonic())
                 raise ServerSideRateLimitError(response, request=self.request)
         except BaseException as error:
             yield Close(response)
@@ -149,56 +151,27 @@ class Exchange:
         return response
 
     def finish(self, response: httpx.Response) -> httpx.Response:
-        """The response, already read, with everything that belongs to it."""
-        response.elapsed = timedelta(seconds=self._clock.monotonic() - self.call.started)
+        """The response with everything that belongs to it; its `elapsed` is known when it has been read or closed."""
+        if not self.call.buffered:
+            return StreamedResponse.of(response, self._clock, self.call.started)
+        self._note_elapsed(response)
         return response
 
-    def stream(self, response: httpx.Response) -> StreamedResponse:
-        """The response, not yet read, with everything that belongs to it."""
-        return StreamedResponse.of(response, self._clock, self.call.started)
+    def _note_elapsed(self, response: httpx.Response) -> None:
+        response.elapsed = timedelta(seconds=self._clock.monotonic() - self.call.started)
 
 
-def entry(transport: httpx.BaseTransport) -> LayerTransport:
+def entry(kind: type[L], transport: Any) -> L:
     """The layer through which calls enter a transport: its outermost one, or a layer around it that does nothing."""
-    if (
-        isinstance(transport, LayerTransport)
-        and type(transport).handle_request is LayerTransport.handle_request
-    ):
-        return transport
-    return LayerTransport(transport, context=_context_of(transport), name="client")
-
-
-def async_entry(transport: httpx.AsyncBaseTransport) -> AsyncLayerTransport:
-    """The same for an async transport."""
-    if (
-        isinstance(transport, AsyncLayerTransport)
-        and type(transport).handle_async_request is AsyncLayerTransport.handle_async_request
-    ):
-        return transport
-    return AsyncLayerTransport(transport, context=_context_of(transport), name="client")
+    around = kind(transport, context=_context_of(transport), name="client")
+    joins = around._joins(transport)  # noqa: SLF001
+    return cast("L", transport) if joins else around
 
 
 def _context_of(transport: object) -> Context | None:
     context = getattr(transport, "context", None)
     # A bare transport has no listener.
     return context if isinstance(context, Context) else _SILENT
-
-
-def check_url(url: str | httpx.URL) -> httpx.URL:
-    """The URL, if a request can be sent to it.
-
-    Raises:
-        InvalidArgumentError: it is not absolute, or contains credentials. The message shows no password.
-    """
-    try:
-        # Something other than text may not be hashable.
-        return _parse(url) if isinstance(url, str) else request_url(url)
-    except ValueError as error:
-        raise InvalidArgumentError(str(error)) from None
-
-
-# Parsing is the most expensive step of all, and programs use few URLs.
-_parse: Final = lru_cache(maxsize=256)(request_url)
 
 
 def check_timeout(timeout: float) -> dict[str, float]:

@@ -1,6 +1,175 @@
-"""The import path `stkai._http`, which the examples of the API reference use."""
+"""The clients of StackSpot's API reference that send by themselves, each a few lines over the transports.
 
+They do what the reference says and no more: none of them retries unless a call asks for it (see also `Retrying` and
+`build_client`). Their responses are httpx responses, plus what code written for requests calls.
+"""
+
+import threading
+from collections.abc import Iterator
+from typing import Any, Final
+
+import httpx
+
+from ._builder import StackBuilder
+from ._checks import argument_errors
 from ._client import HttpClient
-from ._reference.clients import EnvironmentAwareHttpClient, StandaloneHttpClient, StkCLIHttpClient
+from ._config.names import REFERENCE_METHODS
+from ._config.stkai import STKAI
+from ._exchange import StreamedResponse
+from ._forks import after_fork
+from ._wire.default import default_wire
+from .transports._auth.bearer import BearerAuth
+from .transports._auth.flow import AuthTransport
+from .transports._auth.provider import AuthProvider
+from .transports._stk_cli import StkCLITransport
 
 __all__ = ["EnvironmentAwareHttpClient", "HttpClient", "StandaloneHttpClient", "StkCLIHttpClient"]
+
+_MAX_REDIRECTS: Final = 30
+"""As many as requests follows."""
+
+
+class _SendingHttpClient(HttpClient):
+    """A client that follows the redirects of a GET, and whose responses resemble those of requests."""
+
+    def _send(self, method: str, *args: Any, **kinds: Any) -> httpx.Response:
+        response = super()._send(method, *args, **kinds)
+        if method == "GET":
+            response = _follow(self.transport, response)
+        dressed: httpx.Response = _like_requests(response)
+        return dressed
+
+
+class StandaloneHttpClient(_SendingHttpClient):
+    """Signs with a provider's tokens; needs no StackSpot CLI.
+
+    Args:
+        auth_provider: where tokens come from.
+
+    Raises:
+        InvalidArgumentError: it is not a provider.
+    """
+
+    def __init__(self, auth_provider: AuthProvider) -> None:
+        with argument_errors():
+            settings = STKAI.config
+            bearer = BearerAuth(auth_provider, settings.auth.origins, allow_http=settings.auth.allow_http)
+            super().__init__(AuthTransport(default_wire(settings.http), bearer))
+
+
+class StkCLIHttpClient(_SendingHttpClient):
+    """Sends through StackSpot CLI, which must be installed and logged in (`stk login`).
+
+    Raises:
+        ConfigurationError: StackSpot CLI is not available.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(StkCLITransport())
+
+
+class EnvironmentAwareHttpClient(_SendingHttpClient):
+    """Uses StackSpot CLI if it is installed, otherwise the credentials of `STKAI.config`; decides on its first request.
+
+    A token in the settings (`STKAI_AUTH_TOKEN`) takes precedence over both. You may call `STKAI.configure` until then.
+    The settings determine the rate limit. The first request raises a ConfigurationError (a ValueError) if there is
+    nothing to authenticate with.
+    """
+
+    def __init__(self) -> None:
+        self._renew_lock()
+        after_fork(self, EnvironmentAwareHttpClient._renew_lock)
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.RLock()
+
+    @property
+    def transport(self) -> httpx.BaseTransport:
+        """The transport that sends the requests; the first access decides which one that is."""
+        if self._transport is None:
+            with self._lock:
+                if self._transport is None:
+                    made = self._decide()
+                    if self._transport is None:
+                        self._transport = made
+                    else:  # Meanwhile a signal handler used the client, in this thread.
+                        made.close()
+        return self._transport
+
+    def _decide(self) -> httpx.BaseTransport:
+        settings = STKAI.config
+        limit = settings.rate_limit
+        if limit.enabled and limit.methods is None:
+            limit = limit.model_copy(update={"methods": REFERENCE_METHODS})
+            settings = settings.model_copy(update={"rate_limit": limit})
+        return StackBuilder.standard(settings, retry=None).build()
+
+
+class _LikeRequests(httpx.Response):
+    """What `requests.Response` has that `httpx.Response` lacks."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the status is less than 400."""
+        return not self.is_error
+
+    def iter_lines(self, chunk_size: int | None = None, decode_unicode: bool = True) -> Iterator[Any]:
+        """The lines of the body as they arrive: text, or with `decode_unicode=False` bytes.
+
+        Args:
+            chunk_size: accepted and ignored.
+            decode_unicode: whether the lines are text.
+        """
+        for line in super().iter_lines():
+            yield line if decode_unicode else line.encode(self.encoding or "utf-8")
+
+    def iter_content(self, chunk_size: int | None = 1, decode_unicode: bool = False) -> Iterator[Any]:
+        """The body as it arrives, in pieces of `chunk_size` bytes, or of any size."""
+        return self.iter_text(chunk_size) if decode_unicode else self.iter_bytes(chunk_size)
+
+
+class ReferenceResponse(_LikeRequests):
+    """An `httpx.Response` that also has `ok`, `iter_content`, and `iter_lines` with the parameters of requests."""
+
+
+class StreamedReferenceResponse(_LikeRequests, StreamedResponse):
+    """The same for `post_stream`."""
+
+
+def _like_requests(response: Any) -> Any:
+    """The same response, with the additions of `_LikeRequests`."""
+    classes = {httpx.Response: ReferenceResponse, StreamedResponse: StreamedReferenceResponse}
+    kind = classes.get(type(response))
+    if kind is not None:
+        response.__class__ = kind
+    return response
+
+
+def _follow(transport: httpx.BaseTransport, response: httpx.Response) -> httpx.Response:
+    """Follow the redirects from `response`; as in an httpx client, with one deadline for all hops.
+
+    Raises:
+        httpx.TooManyRedirects: there are too many.
+    """
+    if not response.has_redirect_location:
+        return response
+    client = httpx.Client(
+        transport=_From(response, transport), follow_redirects=True, max_redirects=_MAX_REDIRECTS
+    )
+    # Do not close the client: the transport is not its own.
+    return client.send(response.request, auth=httpx.Auth())
+
+
+class _From(httpx.BaseTransport):
+    """Answers the first request with a response that is already there, and sends the others."""
+
+    def __init__(self, response: httpx.Response, transport: httpx.BaseTransport) -> None:
+        self._first: httpx.Response | None = response
+        self._transport = transport
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        first, self._first = self._first, None
+        if first is not None:
+            return first
+        # Reads the body within the deadline, which httpx would not.
+        return HttpClient(self._transport).send(request)

@@ -1,13 +1,39 @@
-"""The import path `stkai._rate_limit`, which the examples of the API reference use."""
+"""The clients of StackSpot's API reference that send through another client, with a limiter in between.
 
-from ._client import HttpClient
+The other client is the wire of a stack: each request carries the call to its method.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from types import ModuleType
+from typing import Any, Final
+
+import httpx
+
+from ._checks import argument_errors
+from ._client import AsyncHttpClient, Headers, HttpClient
+from ._config.names import REFERENCE_METHODS
 from ._errors import (
     ClientSideRateLimitError,
+    ConfigurationError,
     RetryableError,
     ServerSideRateLimitError,
     TokenAcquisitionTimeoutError,
 )
-from ._reference.clients import AdaptiveRateLimitedHttpClient, TokenBucketRateLimitedHttpClient
+from ._families import HTTPX
+from ._headers import check_headers
+from ._requests import as_httpx, httpx_errors, httpx_kind, original
+from ._urls import absolute_url, request_url
+from .transports._base import LayerTransport
+from .transports._bodies import timeouts
+from .transports._call import ATTEMPT, OPTIONS, Call, copy_request
+from .transports._limits.aimd import AimdLimiter
+from .transports._limits.flow import AdaptiveTransport, TokenBucketTransport
+from .transports._limits.token_bucket import TokenBucket
+from .transports._options import UNSET, CallOptions, RequestOptions
+from .transports._retry.flow import RetryTransport
 
 __all__ = [
     "AdaptiveRateLimitedHttpClient",
@@ -18,3 +44,255 @@ __all__ = [
     "TokenAcquisitionTimeoutError",
     "TokenBucketRateLimitedHttpClient",
 ]
+
+_MAX_WAIT_TIME: Final = 45.0
+"""Seconds that these clients let a request wait for its permit."""
+
+_SEND: Final = "stkai.send"
+"""The extension of a request that holds the call to the other client."""
+
+_OWN: Final = frozenset({"host", "content-length"})
+"""Headers that a request gets here, and that the other client sets itself."""
+
+_Send = Callable[[httpx.Request], Any]
+"""Calls a method of the other client, with what the layers have changed in the request."""
+
+
+class _RateLimitedHttpClient(HttpClient):
+    """A client around another one, with a limiter in between; GET requests are not limited.
+
+    Attributes:
+        delegate: the client that sends.
+        max_requests: requests allowed in the window.
+        time_window: seconds.
+        max_wait_time: seconds that a request may wait for its permit, or None.
+    """
+
+    def __init__(
+        self,
+        delegate: HttpClient,
+        layer: Callable[..., LayerTransport],
+        policy: Callable[[], TokenBucket | AimdLimiter],
+    ) -> None:
+        with argument_errors():
+            self.delegate = _checked(delegate)
+            limiter = policy()
+            self._stack = RetryTransport(layer(_DelegateWire(delegate), limiter))
+            super().__init__(self._stack)
+        self.max_requests = limiter.max_requests
+        self.time_window = limiter.time_window
+        self.max_wait_time = limiter.max_wait_time
+
+    def send(self, request: httpx.Request) -> Any:
+        """Wait for a permit, then let the other client's `send` send a complete request.
+
+        Raises:
+            NotImplementedError: the other client has no `send`.
+        """
+        delegate: Any = self.delegate
+        if not callable(getattr(delegate, "send", None)):
+            kind = type(delegate).__name__
+            raise NotImplementedError(f"{kind} has no send(): use get, post or post_stream")
+        options = Call.start(request, 0.0).options
+        inner = options if options.retry is UNSET else replace(options, retry=None)
+
+        def send(changed: httpx.Request) -> Any:
+            extensions = {**changed.extensions, OPTIONS: inner}
+            for own in (_SEND, ATTEMPT):  # The other client begins a call of its own.
+                extensions.pop(own, None)
+            return delegate.send(copy_request(changed, extensions=extensions))
+
+        return self._through(request, options, send)
+
+    def _send(
+        self,
+        method: str,
+        url: str,
+        data: Any,
+        headers: Headers,
+        timeout: float,
+        options: RequestOptions,
+        *,
+        buffered: bool = True,
+    ) -> Any:
+        if method == "GET":
+            call: Callable[..., Any] = partial(self.delegate.get, url)
+        else:
+            call = partial(self.delegate.post if buffered else self.delegate.post_stream, url, data)
+
+        def send(changed: httpx.Request) -> Any:
+            given = httpx.Headers(headers)
+            added = {name: value for name, value in changed.headers.items() if name not in {*given, *_OWN}}
+            left = changed.extensions.get("timeout", {}).get("read", timeout)
+            all_headers = {**(headers or {}), **added} if added else headers
+            return call(headers=all_headers, timeout=left, **_taken_by(call, options))
+
+        return self._through(_request(method, url, headers, timeout), options, send)
+
+    def _through(self, request: httpx.Request, options: RequestOptions, send: _Send) -> Any:
+        """Send through the layers, which retry only if the call asks for it; errors of requests come out unchanged."""
+        self._open_entry()
+        retry = None if options.retry is UNSET else options.retry
+        extensions = {**request.extensions, _SEND: send, OPTIONS: replace(options, retry=retry)}
+        try:
+            return original(self._stack.handle_request(copy_request(request, extensions=extensions)))
+        except httpx.RequestError as error:
+            cause = error.__cause__
+            if isinstance(cause, Exception) and httpx_kind(cause) is not None:
+                raise cause from None
+            raise
+
+
+class _DelegateWire(httpx.BaseTransport):
+    """The innermost transport of a client around another one: makes the call that the request carries."""
+
+    def __init__(self, delegate: HttpClient) -> None:
+        self._delegate = delegate
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        # So that the retry layer recognises requests' errors; the caller sees the original.
+        with httpx_errors(HTTPX):
+            return as_httpx(request.extensions[_SEND](request))
+
+    def close(self) -> None:
+        if hasattr(self._delegate, "close"):
+            self._delegate.close()
+
+
+class TokenBucketRateLimitedHttpClient(_RateLimitedHttpClient):
+    """Sends no faster than `max_requests` per `time_window` seconds through another client.
+
+    Args:
+        delegate: the client that sends; any `HttpClient`, also one whose methods return a `requests.Response`. You get
+            whatever they return.
+        max_requests: requests allowed in the window.
+        time_window: seconds.
+        max_wait_time: seconds that a request may wait for its permit; None waits as long as necessary.
+
+    Raises:
+        InvalidArgumentError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        delegate: HttpClient,
+        max_requests: int,
+        time_window: float,
+        max_wait_time: float | None = _MAX_WAIT_TIME,
+    ) -> None:
+        policy = partial(
+            TokenBucket, max_requests, time_window, max_wait_time=max_wait_time, methods=REFERENCE_METHODS
+        )
+        super().__init__(delegate, TokenBucketTransport, policy)
+
+
+class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
+    """Adapts its rate to the server's 429s: plain AIMD with the given factors, one cut per congestion event.
+
+    A 429 is raised as a ServerSideRateLimitError; the next request waits as long as the server asked.
+
+    Args:
+        delegate: the client that sends; any `HttpClient`, also one whose methods return a `requests.Response`. You get
+            whatever they return.
+        max_requests: requests allowed in the window.
+        time_window: seconds.
+        min_rate_floor: the share of the quota that the rate never falls below.
+        penalty_factor: the share of the rate that a cut takes away.
+        recovery_factor: the share of the quota that is regained per window.
+        max_wait_time: seconds that a request may wait for its permit; None waits as long as necessary.
+
+    Raises:
+        InvalidArgumentError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        delegate: HttpClient,
+        max_requests: int,
+        time_window: float,
+        min_rate_floor: float = 0.1,
+        penalty_factor: float = 0.3,
+        recovery_factor: float = 0.05,
+        max_wait_time: float | None = _MAX_WAIT_TIME,
+    ) -> None:
+        policy = partial(
+            AimdLimiter,
+            max_requests,
+            time_window,
+            min_rate_floor=min_rate_floor,
+            penalty_factor=penalty_factor,
+            recovery_factor=recovery_factor,
+            max_wait_time=max_wait_time,
+            methods=REFERENCE_METHODS,
+        )
+        super().__init__(delegate, AdaptiveTransport, policy)
+        self.min_rate_floor = min_rate_floor
+        self.penalty_factor = penalty_factor
+        self.recovery_factor = recovery_factor
+
+    def _through(self, request: httpx.Request, options: RequestOptions, send: _Send) -> Any:
+        answer = super()._through(request, options, send)
+        if request.method == "GET" or getattr(answer, "status_code", None) != httpx.codes.TOO_MANY_REQUESTS:
+            return answer
+        try:
+            # The body is available afterwards, whichever package made the response.
+            if isinstance(answer, httpx.Response):
+                answer.read()
+            else:
+                getattr(answer, "content", None)
+        finally:
+            if hasattr(answer, "close"):
+                answer.close()
+        raise ServerSideRateLimitError(answer, request=request)
+
+
+def _checked(delegate: Any) -> HttpClient:
+    """The client, if its methods are those of `HttpClient`.
+
+    Raises:
+        ConfigurationError: they are not; a requests session, for example, would send a form instead of JSON.
+    """
+    packages = {kind.__module__.partition(".")[0] for kind in type(delegate).__mro__}
+    looks_right = not isinstance(delegate, type | ModuleType | AsyncHttpClient) and all(
+        callable(getattr(delegate, verb, None)) and not inspect.iscoroutinefunction(getattr(delegate, verb))
+        for verb in ("get", "post")
+    )
+    is_other = not isinstance(delegate, HttpClient) and packages & {"requests", "httpx", "httpx2", "aiohttp"}
+    if not looks_right or is_other:
+        raise ConfigurationError(
+            f"delegate must be an HttpClient, whose methods are get(url, headers, timeout) and post(url, data, headers,"
+            f" timeout) with JSON as data, not {delegate!r}: derive a class from stkai.HttpClient with two methods that"
+            " call your own client"
+        )
+    client: HttpClient = delegate
+    return client
+
+
+def _request(verb: str, url: str, headers: Headers, timeout: float) -> httpx.Request:
+    """What the layers see of a call to a method.
+
+    Raises:
+        InvalidArgumentError: the URL is not absolute, or a header cannot be sent.
+    """
+    extensions: dict[str, Any] = {}
+    if isinstance(timeout, int | float):
+        extensions["timeout"] = timeouts(timeout)
+    try:
+        # It may contain credentials: requests knows what to do with them.
+        target = absolute_url(url)
+    except ValueError:
+        target = request_url(url)
+    return httpx.Request(verb, target, headers=check_headers(headers), extensions=extensions)
+
+
+def _taken_by(method: Callable[..., Any], options: RequestOptions) -> dict[str, Any]:
+    """The options that a call sets and a method takes. Retries are made here, where each of them takes a permit."""
+    given = {name: getattr(options, name) for name in CallOptions.__annotations__}
+    chosen = {name: value for name, value in given.items() if value is not UNSET}
+    if not chosen:
+        return {}
+    if "retry" in chosen:
+        chosen["retry"] = None
+    parameters = inspect.signature(method).parameters
+    takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return {name: value for name, value in chosen.items() if takes_all or name in parameters}

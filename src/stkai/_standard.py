@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-import httpx
-
+from ._build_options import StackOptions
 from ._clock import Clock
 from ._config.models import RateLimitConfig, Settings
 from ._config.names import DEFAULT_QUOTA
 from ._credentials.client_credentials import create_standalone_auth
 from ._errors import ConfigurationError
 from ._log import logger
-from ._wire.by_package import AsyncWireByFamily, WireByFamily
 from .costs import llm_tokens
 from .stores._choose import store_from
 from .transports._auth.bearer import BearerAuth
@@ -28,18 +26,12 @@ from .transports._limits.metering import Estimate, Settle
 from .transports._limits.per_key import PerKey
 from .transports._limits.queue_limiter import QueueLimiter
 from .transports._limits.token_bucket import TokenBucket
-from .transports._options import UNSET, Unset
+from .transports._options import UNSET
 from .transports._retry.flow import retry as retry_layer
 from .transports._retry.policy import RetryPolicy
 from .transports._stk_cli import StkCLITransport, cli_is_available
 
-Auth = AuthProvider | BearerAuth | Literal["auto"] | None
-RateLimit = (
-    Literal["token_bucket", "adaptive"] | RateLimitConfig | Limiter | PerKey | Sequence[Any] | Unset | None
-)
-Retry = RetryPolicy | Unset | None
-
-CLI_CANNOT = (
+_CLI_CANNOT = (
     "StackSpot CLI signs only what it sends itself, synchronously: an async client, and a wire of your own, need"
     " credentials. Set STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET, or STKAI_AUTH_TOKEN, and use"
     " build_transport() or build_async_transport(), or pass auth=provider (auth=None for an API that needs no token)"
@@ -78,69 +70,40 @@ class AuthChoice:
         return cls("none", "neither StackSpot CLI nor credentials are available")
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The layers of a standard stack, outermost first, and how to make its wire if the caller passes none."""
+def standard_layers(
+    settings: Settings, options: StackOptions, *, own_wire: bool = False
+) -> tuple[list[Layer], bool]:
+    """The layers of a standard stack, outermost first, and whether StackSpot CLI is the wire, and signs.
 
-    layers: tuple[Layer, ...]
-    settings: Settings
-    by_cli: bool
+    Args:
+        settings: decide what the options leave open.
+        options: the arguments of a `build_*` function.
+        own_wire: whether the stack will use a wire other than StackSpot CLI.
 
-    @classmethod
-    def choose(
-        cls,
-        settings: Settings,
-        *,
-        auth: Auth = "auto",
-        rate_limit: RateLimit = UNSET,
-        retry: Retry = UNSET,
-        cost: Estimate | None = None,
-        settle: Settle | None = None,
-        own_wire: bool = False,
-        clock: Clock | None = None,
-    ) -> Self:
-        """Take from the settings what the arguments leave open.
+    Raises:
+        ConfigurationError: an option has an unsupported value, or there is nothing to authenticate with.
+    """
+    policy = _retry_policy(options.get("retry", UNSET), settings)
+    limiter = _limiter(options.get("rate_limit", UNSET), settings)
+    cost, settle = options.get("cost"), options.get("settle")
+    _check_counted(limiter, cost, settle)
+    bearer, by_cli = _bearer(options.get("auth", "auto"), settings, options.get("clock"), own_wire=own_wire)
+    layers = [
+        None if policy is None else retry_layer(policy),
+        None if bearer is None else auth_layer(bearer),
+        None if limiter is None else limit_layer(limiter, cost=cost, settle=settle),
+    ]
+    return [layer for layer in layers if layer is not None], by_cli
 
-        Args:
-            own_wire: whether the stack will use a wire other than StackSpot CLI.
 
-        Raises:
-            ConfigurationError: an argument has an unsupported value, or there is nothing to authenticate with.
-        """
-        policy = _retry_policy(retry, settings)
-        limiter = _limiter(rate_limit, settings)
-        _check_counted(limiter, cost, settle)
-        bearer, by_cli = _bearer(auth, settings, clock, own_wire=own_wire)
-        layers = [
-            None if policy is None else retry_layer(policy),
-            None if bearer is None else auth_layer(bearer),
-            None if limiter is None else limit_layer(limiter, cost=cost, settle=settle),
-        ]
-        return cls(tuple(layer for layer in layers if layer is not None), settings, by_cli)
+def check_signed(wire: object, layers: Sequence[Layer]) -> None:
+    """Refuse a wire that does not sign if no layer does, although StackSpot CLI was to sign.
 
-    def make_wire(self) -> httpx.BaseTransport:
-        """A sync wire: StackSpot CLI, if that signs, or the default one."""
-        return StkCLITransport() if self.by_cli else WireByFamily(self.settings.http)
-
-    def make_async_wire(self) -> httpx.AsyncBaseTransport:
-        """An async wire.
-
-        Raises:
-            ConfigurationError: StackSpot CLI was to sign.
-        """
-        if self.by_cli:
-            raise ConfigurationError(CLI_CANNOT)
-        return AsyncWireByFamily(self.settings.http)
-
-    def check_signed(self, wire: object, layers: tuple[Layer, ...]) -> None:
-        """Refuse a wire that does not sign if no layer does.
-
-        Raises:
-            ConfigurationError: StackSpot CLI was to sign.
-        """
-        is_signed = isinstance(wire, StkCLITransport) or any(layer.name == "auth" for layer in layers)
-        if self.by_cli and not is_signed:
-            raise ConfigurationError(CLI_CANNOT)
+    Raises:
+        ConfigurationError: the requests would not be signed.
+    """
+    if not isinstance(wire, StkCLITransport) and all(layer.name != "auth" for layer in layers):
+        raise ConfigurationError(_CLI_CANNOT)
 
 
 def limit_layer(
@@ -221,7 +184,7 @@ def _check_counted(limiter: object, cost: object, settle: object) -> None:
     )
 
 
-def _retry_policy(given: Retry, settings: Settings) -> RetryPolicy | None:
+def _retry_policy(given: object, settings: Settings) -> RetryPolicy | None:
     if given is UNSET:
         return settings.retry.policy()
     if given is not None and not isinstance(given, RetryPolicy):
@@ -229,7 +192,7 @@ def _retry_policy(given: Retry, settings: Settings) -> RetryPolicy | None:
     return given
 
 
-def _limiter(given: RateLimit, settings: Settings) -> Limiter | PerKey | None:
+def _limiter(given: Any, settings: Settings) -> Limiter | PerKey | None:
     if given is None:
         return None
     if given is UNSET:
@@ -251,7 +214,7 @@ def _limiter(given: RateLimit, settings: Settings) -> Limiter | PerKey | None:
 
 
 def _bearer(
-    given: Auth, settings: Settings, clock: Clock | None, *, own_wire: bool
+    given: Any, settings: Settings, clock: Clock | None, *, own_wire: bool
 ) -> tuple[BearerAuth | None, bool]:
     """What signs the requests, and whether StackSpot CLI does so instead."""
     if given is None:
@@ -260,7 +223,7 @@ def _bearer(
         return given if isinstance(given, BearerAuth) else _scoped(given, settings), False
     choice = AuthChoice.automatic(settings, own_wire=own_wire)
     if choice.kind == "none":
-        raise ConfigurationError(CLI_CANNOT if own_wire and cli_is_available() else NO_AUTHENTICATION)
+        raise ConfigurationError(_CLI_CANNOT if own_wire and cli_is_available() else NO_AUTHENTICATION)
     if choice.kind == "cli":
         if settings.auth.has_credentials():
             logger.warning("%s", choice.why)

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import httpx
 
-from ._errors import ConfigurationError
+from ._errors import ConfigurationError, InvalidArgumentError, StkaiError
 
 Origin = tuple[str, bytes, int | None]
 """Scheme, host and port."""
@@ -40,44 +40,63 @@ def absolute_url(text: str | httpx.URL, schemes: Collection[str] = WEB) -> httpx
     try:
         url = httpx.URL(str(httpx.URL(text)))  # twice: after "HTTPS://", the first keeps the default port
     except (httpx.InvalidURL, TypeError, ValueError) as error:
-        raise ValueError(reason(text, error)) from None
+        raise ValueError(_reason(text, error)) from None
     if url.scheme not in schemes or not url.host:
         raise ValueError(f"it needs {' or '.join(f'{scheme}://' for scheme in schemes)}, and a host")
-    check_address(url)
-    return url
-
-
-def check_address(url: httpx.URL) -> None:
-    """Refuse an address that cannot be reached, or that resolvers would mistake for another one.
-
-    Raises:
-        ValueError: the port or the host name is impossible; says why.
-    """
     if (url.port or 0) > _LAST_PORT:
         raise ValueError(f"its port is above {_LAST_PORT}")
     labels = url.raw_host.removesuffix(b".").split(b".")
     if not all(0 < len(label) <= _LONGEST_LABEL for label in labels) and b":" not in url.raw_host:
         raise ValueError(f"a part of its host name is empty or longer than {_LONGEST_LABEL} characters")
+    return url
+
+
+def parse_url(
+    text: str | httpx.URL,
+    what: str,
+    form: str,
+    *,
+    hint: str = "",
+    error: type[StkaiError] = ConfigurationError,
+) -> httpx.URL:
+    """The URL in `text`, if a request can be sent to it, and it contains no credentials.
+
+    Args:
+        text: the URL.
+        what: what it is for, such as the name of an argument.
+        form: what it must be, such as "an absolute URL".
+        hint: what to do with credentials instead.
+        error: the class to raise.
+
+    Raises:
+        ConfigurationError: (or `error`) it is something else. The message shows no password.
+    """
+    try:
+        url = absolute_url(text)
+    except ValueError as problem:
+        raise error(f"{what} must be {form}, not {_shown(text)}: {problem}") from None
+    if url.userinfo:
+        raise error(f"{what} must be {form}, without a user name or password{hint}")
+    return url
 
 
 def request_url(text: str | httpx.URL) -> httpx.URL:
     """The URL in `text`, if a request can be sent to it.
 
     Raises:
-        ValueError: it is not absolute, or contains credentials. The message says what to do, and shows no password.
+        InvalidArgumentError: it is not absolute, or contains credentials. The message shows no password.
     """
-    try:
-        url = absolute_url(text)
-    except ValueError as error:
-        raise ValueError(
-            f"url must be an absolute URL such as https://api.example.com/v1, not {_shown(text)}: {error}"
-        ) from None
-    if url.userinfo:
-        raise ValueError(
-            "url must be an absolute URL without a user name or password: send credentials as a header, such as"
-            " headers={'Authorization': 'Basic ...'}"
-        )
-    return url
+    # Parsing is the most expensive step of all, and programs use few URLs. Anything but text may not be hashable.
+    return _cached(text) if isinstance(text, str) else _request_url(text)
+
+
+def _request_url(text: str | httpx.URL) -> httpx.URL:
+    hint = ": send credentials as a header, such as headers={'Authorization': 'Basic ...'}"
+    form = "an absolute URL such as https://api.example.com/v1"
+    return parse_url(text, "url", form, hint=hint, error=InvalidArgumentError)
+
+
+_cached: Final = lru_cache(maxsize=256)(_request_url)
 
 
 def is_origin(url: httpx.URL) -> bool:
@@ -127,34 +146,11 @@ def _shown(text: object) -> str:
     return "a URL with credentials" if "@" in str(text) else repr(text)
 
 
-def reason(text: object, error: Exception) -> str:
+def _reason(text: object, error: Exception) -> str:
     """Why httpx cannot read it. httpx mistakes part of a password with a slash for a port, and quotes that."""
     if "@" in str(text):
         return "it cannot be read; write special characters of a password in escaped form, such as %2F for /"
     return f"its port is not a number up to {_LAST_PORT}" if "port" in str(error).lower() else str(error)
-
-
-def parse_url(name: str, what: str, form: str) -> httpx.URL:
-    """The URL in `name`, if requests could be sent to it.
-
-    Raises:
-        ConfigurationError: it is not; says that `what` must be `form`.
-    """
-    try:
-        url = httpx.URL(name)
-    except (httpx.InvalidURL, TypeError, ValueError) as error:
-        raise ConfigurationError(f"{what} must be {form}: {reason(name, error)}") from None
-    if url.userinfo:  # not shown: it may be a password, or a token
-        msg = f"{what} must be {form}, without a user name or password"
-        raise ConfigurationError(msg)
-    if url.scheme not in WEB or not url.host:
-        msg = f"{what} must be {form}, not {_shown(name)}"
-        raise ConfigurationError(msg)
-    try:
-        check_address(url)
-    except ValueError as error:
-        raise ConfigurationError(f"{what} must be {form}: {error}") from None
-    return url
 
 
 def parse_origin(name: str) -> httpx.URL:

@@ -18,7 +18,7 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 import stkai
-from stkai._cli.main import build_app
+from stkai.__main__ import build_app
 from tests.support.servers import serve
 
 ROOT = Path(__file__).parent.parent.parent

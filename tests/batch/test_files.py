@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from stkai import ConfigurationError
-from stkai._batch.append_file import AppendFile, GroupCommit, WriteError
+from stkai._batch.append_file import AppendFile, WriteError
 from stkai._batch.input_lines import StdinCopy
 from stkai._batch.journal import Journal
 from stkai._batch.output_lines import Entry, LineFailure
@@ -63,7 +63,7 @@ def test_a_failed_fsync_halts_the_run(
     assert len(counting.seen) == (0 if sync == "always" else 20)
 
 
-def test_concurrent_commits_share_an_fsync(tmp_path: Path) -> None:
+def test_concurrent_commits_share_an_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = AppendFile(tmp_path / "file")
     synced = 0
 
@@ -71,12 +71,13 @@ def test_concurrent_commits_share_an_fsync(tmp_path: Path) -> None:
         nonlocal synced
         synced += 1
 
+    monkeypatch.setattr(file, "sync", sync)
+
     async def main() -> None:
-        commit = GroupCommit(file, sync)
         async with anyio.create_task_group() as group:
             for _ in range(20):
                 file.append(b"record\n")
-                group.start_soon(commit)
+                group.start_soon(file.commit)
 
     anyio.run(main)
     assert 1 <= synced <= 2

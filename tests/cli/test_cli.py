@@ -14,11 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 import stkai
+from stkai import __main__ as cli
+from stkai.__main__ import build_app
 from stkai._cli import demo as _demo
-from stkai._cli import main as cli
 from stkai._cli.demo import STRATEGIES, Batch, CallEnd, StrategyRun
 from stkai._cli.explain import _ago
-from stkai._cli.main import build_app
 from stkai.testing import FakeClock
 from stkai.transports._limits.pace.saved_rate import LearnedRate, SavedRate
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from stkai import STKAI
-from stkai._cli.main import build_app
+from stkai.__main__ import build_app
 from stkai._cli.quota import as_table
 from stkai._urls import file_name
 from stkai.stores import Ask, FileStore, Refusal

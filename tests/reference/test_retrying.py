@@ -12,7 +12,7 @@ import trio
 
 import stkai
 from stkai import InvalidArgumentError, MaxRetriesExceededError, RetryableError, TokenAcquisitionTimeoutError
-from stkai._reference.retrying import Retrying, RetryingAttempt
+from stkai._retry import Retrying, RetryingAttempt
 from stkai.testing import FakeClock
 
 from ..support.world import World

@@ -3,7 +3,6 @@
 import os
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -52,6 +51,9 @@ class AppendFile:
         self._appending = threading.Lock()
         """A failed write is cut off at the size before it, so nothing else may be written meanwhile."""
         self._lost: OSError | None = None
+        self._safe = 0
+        """How many bytes would survive a power failure."""
+        self._syncing: anyio.Event | None = None
 
     def append(self, record: bytes) -> None:
         """Write a record. For any thread.
@@ -129,31 +131,23 @@ class AppendFile:
             self.is_dirty, self._lost = True, error
             raise WriteError(self.path, error) from error
 
+    async def commit(self) -> None:
+        """Like `sync`, but without blocking; concurrent callers share the next one."""
+        wanted = self.size
+        while self._safe < wanted:
+            if self._syncing is not None:
+                await self._syncing.wait()
+                continue
+            self._syncing, reached = anyio.Event(), self.size
+            try:
+                await anyio.to_thread.run_sync(self.sync)
+                self._safe = reached
+            finally:
+                self._syncing.set()
+                self._syncing = None
+
     def close(self) -> None:
         """Close the file, which releases its lock. May be called more than once."""
         if self._is_open:
             self._is_open = False
             os.close(self.descriptor)
-
-
-class GroupCommit:
-    """Waits until a file would survive a power failure; concurrent callers share the next fsync."""
-
-    def __init__(self, file: AppendFile, sync: Callable[[], None] | None = None) -> None:
-        self._file, self._sync = file, sync or file.sync
-        self._safe = 0
-        self._running: anyio.Event | None = None
-
-    async def __call__(self) -> None:
-        wanted = self._file.size
-        while self._safe < wanted:
-            if self._running is not None:
-                await self._running.wait()
-                continue
-            self._running, reached = anyio.Event(), self._file.size
-            try:
-                await anyio.to_thread.run_sync(self._sync)
-                self._safe = reached
-            finally:
-                self._running.set()
-                self._running = None

@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 import httpx
 
+from .._build_options import StackOptions
 from .._builder import StackBuilder
 from .._client import AsyncHttpClient
 from .._clock import SystemClock
@@ -13,10 +14,13 @@ from .._config.stkai import STKAI
 from .._errors import ConfigurationError, DeadlineExceededError, StkaiError
 from .._families import alike
 from .._headers import default_headers
-from .._standard import Parts, limiter_from
+from .._standard import limiter_from
+from .._wire.by_package import AsyncWireByFamily
 from ..costs import llm_tokens
 from ..transports._auth.bearer import BearerAuth, ExposedTokenError
+from ..transports._bodies import json_of
 from ..transports._call import OPTIONS
+from ..transports._layer import Layer
 from ..transports._limits.in_flight import InFlight
 from ..transports._limits.limiter import Limiter
 from ..transports._limits.token_bucket import TokenBucket
@@ -67,15 +71,15 @@ class BatchClient:
         self.timeouts = {"connect": 30.0, "read": read, "write": read, "pool": None}
         # A batch waits for its permits as long as it takes.
         self._call = RequestOptions(deadline=UNSET if deadline is None else deadline, max_wait_time=None)
+        given: StackOptions = {"rate_limit": limits(options, STKAI.config)}
+        if options.no_auth:
+            given["auth"] = None
         try:
-            parts = Parts.choose(
-                _settings(options),
-                auth=None if options.no_auth else "auto",
-                rate_limit=limits(options, STKAI.config),
-                own_wire=True,
-            )
-            _check_base(options, parts)
-            wire = parts.make_async_wire()
+            settings = _settings(options)
+            stack = StackBuilder._of_settings(settings, given, own_wire=True)  # noqa: SLF001
+            signed = [layer for layer in stack.layers if layer.name == "auth"]
+            _check_base(options, signed)
+            wire = AsyncWireByFamily(settings.http)
         except (ConfigurationError, ExposedTokenError) as error:
             hint = (
                 ""
@@ -83,9 +87,8 @@ class BatchClient:
                 else "\n  - on the command line: --no-auth, for an API that needs no token"
             )
             raise ConfigurationError(f"{error}{hint}") from error
-        self._client = AsyncHttpClient(StackBuilder(parts.layers).build_async(wire))
+        self._client = AsyncHttpClient(stack.build_async(wire))
         self._send = async_sender(self._client)
-        signed = [layer for layer in parts.layers if layer.name == "auth"]
         self._unlimited = AsyncHttpClient(StackBuilder(signed).build_async(wire))
 
     def extensions(self, line: LineInFlight) -> dict[str, Any]:
@@ -190,39 +193,30 @@ def _settings(options: Options) -> Settings:
     )
 
 
-def _check_base(options: Options, parts: Parts) -> None:
+def _check_base(options: Options, signed: list[Layer]) -> None:
     """Fail early if the token may not be sent to `--base-url`.
 
     Raises:
         ExposedTokenError: it would travel unencrypted.
     """
-    for layer in parts.layers:
+    for layer in signed:
         bearer = layer.policy
-        if isinstance(bearer, BearerAuth) and bearer.origins is None and options.base_url is not None:
+        assert isinstance(bearer, BearerAuth)
+        if bearer.origins is None and options.base_url is not None:
             bearer.require_private(httpx.URL(options.base_url))
 
 
 def status_of(response: httpx.Response) -> str:
     """The status in a callback; empty if there is none."""
-    progress = _json(response).get("progress")
+    content = json_of(response)
+    progress = content.get("progress") if isinstance(content, dict) else None
     status = progress.get("status") if isinstance(progress, dict) else None
     return status.upper() if isinstance(status, str) else ""
 
 
 def _execution_of(response: httpx.Response) -> str:
     """The id in the answer to a creation: a JSON string."""
-    try:
-        name = response.json()
-    except (ValueError, RecursionError):
-        name = None
+    name = json_of(response)
     if not isinstance(name, str) or not name or not name.isprintable():
         raise NoExecutionError(response)
     return name
-
-
-def _json(response: httpx.Response) -> dict[str, Any]:
-    try:
-        content = response.json()
-    except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -7,10 +7,12 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, 
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any, Final
 
 import anyio
 import httpx
+from anyio.abc import TaskGroup
 
 AsyncSend = Callable[[int, httpx.Request], Awaitable[httpx.Response]]
 """Sends the request with this index."""
@@ -47,54 +49,34 @@ def pending_outcome(index: int, request: httpx.Request, known: Known) -> Outcome
     return None if found is True else Outcome(index, request, None, found or None)
 
 
-class BackgroundTasks:
-    """Tasks owned by an async generator, cancelled when it closes, on asyncio and trio.
+class BackgroundTask:
+    """A task that an async generator owns, cancelled when that closes, on asyncio and trio.
 
     A task group inside an async generator would stay open while the generator is suspended, and its cancel scope would
-    then enclose the caller's code. These tasks belong to the event loop instead. They must raise nothing but the
+    then enclose the caller's code. This task belongs to the event loop instead. It must raise nothing but the
     cancellation.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._scope, self._has_ended = anyio.CancelScope(), anyio.Event()
         trio: Any = sys.modules.get("trio")
-        self._trio = trio if trio is not None and trio.lowlevel.in_trio_task() else None
-        self._running: set[Any] = set()
-        self._is_closed = False
-        self._have_ended = anyio.Event()
-
-    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run `work` in a task of its own, unless they are being closed."""
-        if self._is_closed:
-            return
-        if self._trio is None:
-            task = asyncio.get_running_loop().create_task(work())
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+        if trio is not None and trio.lowlevel.in_trio_task():
+            trio.lowlevel.spawn_system_task(self._run, work, context=copy_context())
         else:
-            scope = self._trio.CancelScope()
-            self._running.add(scope)
-            self._trio.lowlevel.spawn_system_task(self._run, work, scope, context=copy_context())
+            self._task = asyncio.get_running_loop().create_task(self._run(work))
 
-    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]], scope: Any) -> None:
+    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            with scope:
+            with self._scope:
                 await work()
         finally:
-            self._running.discard(scope)
-            if self._is_closed and not self._running:
-                self._have_ended.set()
+            self._has_ended.set()
 
     async def close(self) -> None:
-        """Cancel what runs, and return when it has ended."""
-        self._is_closed = True
-        running = list(self._running)
-        for each in running:
-            each.cancel()
+        """Cancel it, and return when it has ended."""
+        self._scope.cancel()
         with anyio.CancelScope(shield=True):
-            if running and self._trio is None:
-                await asyncio.wait(running)
-            elif running:
-                await self._have_ended.wait()
+            await self._has_ended.wait()
 
 
 async def _acquire(semaphore: anyio.Semaphore) -> None:
@@ -114,40 +96,36 @@ class _InFlight:
     """
 
     def __init__(self, send: AsyncSend, most: int) -> None:
-        self.tasks = BackgroundTasks()
         self.places = anyio.Semaphore(most)
         self.failure: Exception | None = None
-        self._send, self._most = send, most
+        self._send = send
         self._finished: deque[Outcome | BaseException | None] = deque()
         self._arrivals = anyio.Semaphore(0)
 
     async def feed(self, requests: Requests, known: Known) -> None:
-        """Read the requests to their end, and start each once there is a place."""
-        try:
-            await self._start_all(requests, known)
-        except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
-            self.failure = error
-        except BaseException as error:  # noqa: BLE001 - raised by the generator
-            self._crash(error)
-        for _ in range(self._most - 1):
-            await _acquire(self.places)
+        """Read the requests to their end, start each once there is a place, and wait until all have ended."""
+        async with anyio.create_task_group() as group:
+            try:
+                await self._start_all(group, requests, known)
+            except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
+                self.failure = error
+            except BaseException as error:  # noqa: BLE001 - raised by the generator
+                self._crash(error)
         self._put(None)
 
-    async def _start_all(self, requests: Requests, known: Known) -> None:
-        """Returns, or raises what the iterable raises, with a place that no request has taken."""
-        await _acquire(self.places)
+    async def _start_all(self, group: TaskGroup, requests: Requests, known: Known) -> None:
+        """Returns at the end of the iterable, or raises what that raises."""
         reading = aiter(requests) if isinstance(requests, AsyncIterable) else iter(requests)
-        index = 0
-        while True:
+        await _acquire(self.places)
+        for index in count():
             request = next(reading, _END) if isinstance(reading, Iterator) else await anext(reading, _END)
             if request is _END:
                 return
             taken = pending_outcome(index, request, known)
-            index += 1
             if taken is None:
                 continue
             if taken.error is None:
-                self.tasks.start(partial(self._work, taken.index, taken.request))
+                group.start_soon(self._work, index, request)
             else:
                 self._put(taken)
             await _acquire(self.places)
@@ -191,11 +169,11 @@ async def outcomes_of(
 ) -> AsyncGenerator[Outcome, None]:
     """Send all requests, at most that many at a time, and yield each outcome as its call finishes."""
     in_flight = _InFlight(send, most)
-    in_flight.tasks.start(partial(in_flight.feed, requests, known))
+    task = BackgroundTask(partial(in_flight.feed, requests, known))
     try:
         while (outcome := await in_flight.next()) is not None:
             yield outcome
         if in_flight.failure is not None:
             raise in_flight.failure
     finally:
-        await in_flight.tasks.close()
+        await task.close()

@@ -17,7 +17,7 @@ from ..transports._call import Attempt
 from ..transports._inner import is_sound
 from ..transports._operations import Flow, Operation, Run, Send
 from ..transports._retry.policy import NOT_SENT
-from .append_file import GroupCommit, WriteError
+from .append_file import WriteError
 from .journal import Journal
 
 LINE: Final = "stkai.batch.line"
@@ -48,7 +48,7 @@ class RunState:
 
     def __init__(self, journal: Journal | None, *, needs_commit: bool = False) -> None:
         self.journal = journal
-        self.commit = GroupCommit(journal.file) if journal is not None and needs_commit else None
+        self.commit = journal.file.commit if journal is not None and needs_commit else None
         self.ending = Job(lambda: None)
 
 

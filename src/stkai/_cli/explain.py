@@ -9,7 +9,7 @@ from rich.text import Text
 from .._builder import StackBuilder
 from .._config.stkai import STKAI
 from .._errors import ConfigurationError
-from .._standard import NO_AUTHENTICATION, AuthChoice, Parts
+from .._standard import NO_AUTHENTICATION, AuthChoice
 from ..transports._limits.all_of import AllOf
 from ..transports._limits.pace.saved_rate import SavedRate
 from ..transports._limits.quota_limiter import QuotaLimiter
@@ -23,8 +23,7 @@ def explain() -> None:
         settings = STKAI.config
         table = _settings()
         choice = AuthChoice.automatic(settings, own_wire=False)
-        parts = Parts.choose(settings, auth=None if choice.kind == "none" else "auto")
-        stack = StackBuilder(parts.layers)
+        stack = StackBuilder.standard(settings, auth=None if choice.kind == "none" else "auto")
     except ConfigurationError as error:
         message = Text.assemble(("The configuration cannot work: ", "bold red"), str(error))
         Console(stderr=True).print(message, soft_wrap=True)
@@ -33,13 +32,13 @@ def explain() -> None:
     _print(console, "\nAuthentication: ", f"{choice.kind} - {choice.why}.")
     if choice.kind == "none":
         _print(console, "", f"With these settings, build_client() raises: {NO_AUTHENTICATION}")
-    for layer in parts.layers:
+    for layer in stack.layers:
         policy = layer.policy
         for limiter in policy.parts if isinstance(policy, AllOf) else [policy]:
             if isinstance(limiter, QuotaLimiter) and limiter.share is not None:
                 # One line each, without wrapping, even in a narrow terminal.
                 console.print(Text.assemble(("Shared quota: ", "bold"), _share(limiter)), soft_wrap=True)
-    wire = "StackSpot CLI" if parts.by_cli else "httpx, with the proxies of the environment"
+    wire = "StackSpot CLI" if stack.by_cli else "httpx, with the proxies of the environment"
     _print(console, "Stack: ", f"{stack}  (outermost first; the wire is {wire})")
     limit = settings.rate_limit
     if (warning := limit.without_effect()) is not None:

@@ -1,9 +1,13 @@
-"""What sections of settings are made of: their base class, and types of fields with phrases for what they allow."""
+"""What sections of settings are made of: types of fields, and the base class of sections.
+
+A type's description is a phrase for what it allows, which completes "it must be ...": the errors quote it.
+"""
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -16,14 +20,16 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from .. import _checks
 from .._checks import TOKEN
+from .._errors import ConfigurationError
 from .._secrets import HoldsSecret, reveal, sealed
 from .._urls import PROXIES, absolute_url, is_origin, show_origin
 from ..stores._choose import problem_of
 from ..transports._auth.provider import is_sendable
-from .names import configuration_error, masked, problems
+from .names import SECRETS, as_given, configuration_error, masked, not_a_setting
 
 _YES = {"true", "1", "yes", "on"}
 _NO = {"false", "0", "no", "off"}
@@ -40,7 +46,7 @@ def none_from_word(value: Any) -> Any:
     return value
 
 
-def listed(value: Any) -> Any:
+def _listed(value: Any) -> Any:
     """One item, several separated by commas, or a JSON list: a variable can only hold text."""
     if not isinstance(value, str):
         return value
@@ -49,14 +55,14 @@ def listed(value: Any) -> Any:
     return [item.strip() for item in value.split(",") if item.strip()]
 
 
-def flag_or_path(value: Any) -> Any:
+def _flag_or_path(value: Any) -> Any:
     if isinstance(value, str):
         word = value.strip().lower()
         return word in _YES if word in _YES | _NO else value
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def existing(value: bool | str) -> bool | str:
+def _existing(value: bool | str) -> bool | str:
     """A flag, or the path of something that exists, with `~` expanded."""
     if isinstance(value, bool):
         return value
@@ -80,7 +86,7 @@ def _token(value: SecretStr) -> SecretStr:
     return value
 
 
-def store_place(value: Any) -> Any:
+def _store_place(value: Any) -> Any:
     """None, "file", a URL of a known scheme, or an object that can lease permits: a `stkai.stores.Store`."""
     value = none_from_word(value)
     can_lease = callable(getattr(value, "lease", None)) and not isinstance(value, type)
@@ -111,39 +117,123 @@ def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(values))
 
 
-_Number = BeforeValidator(_not_bool)
-OrNone = BeforeValidator(none_from_word)
+class _Or(NamedTuple):
+    """The word for None, where a field allows it."""
 
-SECONDS = _checks.SECONDS.words
-SOME_SECONDS = _checks.SOME_SECONDS.words
-COUNT = _checks.COUNT.words
-POSITIVE = _checks.POSITIVE_COUNT.words
-SHARE = f"{_checks.SHARE.words}, or 'none'"
-SMALLER_SHARE = f"{_checks.SMALLER_SHARE.words}, or 'none'"
-TEXT = "a non-empty string"
-VISIBLE_ASCII = 'visible ASCII characters, without spaces and without "Bearer"'
+    word: str
+
+
+T = TypeVar("T")
+OrNone = Annotated[T | None, BeforeValidator(none_from_word), _Or("none")]
+OrUnlimited = Annotated[T | None, BeforeValidator(none_from_word), _Or("unlimited")]
+
+_Number = BeforeValidator(_not_bool)
+# White space around them is never intended: it is the line break at the end of a file, or comes from the shell.
+_Stripped = BeforeValidator(_stripped)
+_Listed = BeforeValidator(_listed)
+_NotEmpty = Field(min_length=1, description="a non-empty string")
+_Method = Annotated[str, StringConstraints(pattern=f"^{TOKEN}$", to_upper=True)]
+_Origin = Annotated[str, AfterValidator(_origin)]
+_Status = Annotated[int, _Number, Field(ge=100, le=599)]
 
 Flag = Annotated[bool, Field(description="true or false")]
-# White space around them is never intended: it is the line break at the end of a file, or comes from the shell.
-Text = Annotated[str, BeforeValidator(_stripped), Field(min_length=1)]
-Secret = Annotated[SecretStr, BeforeValidator(_stripped), Field(min_length=1)]
-AccessToken = Annotated[SecretStr, BeforeValidator(_stripped), AfterValidator(_token)]
-Count = Annotated[int, _Number, Field(ge=0, description=COUNT)]
-Positive = Annotated[int, _Number, Field(ge=1, description=POSITIVE)]
-Seconds = Annotated[float, _Number, Field(ge=0, description=SECONDS)]
-SomeSeconds = Annotated[float, _Number, Field(gt=0, description=SOME_SECONDS)]
-SomeCost = Annotated[float, _Number, Field(gt=0)]
-Share = Annotated[float, _Number, Field(gt=0, le=1)]
-SmallerShare = Annotated[float, _Number, Field(gt=0, lt=1)]
-Status = Annotated[int, _Number, Field(ge=100, le=599)]
-TokenAddress = Annotated[str, AfterValidator(_token_address)]
-ProxyAddress = Annotated[str, AfterValidator(_proxy_address)]
-_Method = Annotated[str, StringConstraints(pattern=f"^{TOKEN}$", to_upper=True)]
-Methods = Annotated[tuple[_Method, ...], Field(min_length=1), AfterValidator(_distinct)]
-_Origin = Annotated[str, AfterValidator(_origin)]
-Origins = Annotated[tuple[_Origin, ...], Field(min_length=1), AfterValidator(_distinct)]
-HeaderName = Annotated[str, Field(pattern=f"^{TOKEN}$")]
-ShareName = Annotated[str, Field(strict=True, pattern=r"\S")]
+Count = Annotated[int, _Number, Field(ge=0, description=_checks.COUNT.words)]
+Positive = Annotated[int, _Number, Field(ge=1, description=_checks.POSITIVE_COUNT.words)]
+SomeCost = Annotated[float, _Number, Field(gt=0, description=_checks.POSITIVE.words)]
+Seconds = Annotated[float, _Number, Field(ge=0, description=_checks.SECONDS.words)]
+SomeSeconds = Annotated[float, _Number, Field(gt=0, description=_checks.SOME_SECONDS.words)]
+Share = Annotated[float, _Number, Field(gt=0, le=1, description=_checks.SHARE.words)]
+SmallerShare = Annotated[float, _Number, Field(gt=0, lt=1, description=_checks.SMALLER_SHARE.words)]
+Text = Annotated[str, _Stripped, _NotEmpty]
+Secret = Annotated[SecretStr, _Stripped, _NotEmpty]
+AccessToken = Annotated[
+    SecretStr,
+    _Stripped,
+    AfterValidator(_token),
+    Field(description='visible ASCII characters, without spaces and without "Bearer"'),
+]
+TokenAddress = Annotated[
+    str,
+    AfterValidator(_token_address),
+    Field(description="a URL (http:// or https://) without a user name or password"),
+]
+ProxyAddress = Annotated[
+    str, AfterValidator(_proxy_address), Field(description="a URL (http://, https:// or socks5://)")
+]
+Origins = Annotated[
+    tuple[_Origin, ...],
+    _Listed,
+    AfterValidator(_distinct),
+    Field(
+        min_length=1,
+        description="origins (https://host or https://host:port, without a path), separated by commas",
+    ),
+]
+Methods = Annotated[
+    tuple[_Method, ...],
+    _Listed,
+    AfterValidator(_distinct),
+    Field(min_length=1, description="names of HTTP methods such as POST, separated by commas"),
+]
+Statuses = Annotated[
+    tuple[_Status, ...], _Listed, Field(description="status codes from 100 to 599, separated by commas")
+]
+HeaderName = Annotated[str, Field(pattern=f"^{TOKEN}$", description="a header name, such as Idempotency-Key")]
+ShareName = Annotated[
+    str, Field(strict=True, pattern=r"\S", description="the name of a share, a non-empty string")
+]
+QuotaName = Annotated[
+    str, Field(strict=True, pattern=r"\S", description="the name of a quota, a non-empty string")
+]
+StorePlace = Annotated[
+    Any,
+    AfterValidator(_store_place),
+    Field(description="'file', a URL (file:///dir, redis://, rediss:// or unix://), or a stkai.stores.Store"),
+]
+Verification = Annotated[
+    bool | str,
+    BeforeValidator(_flag_or_path),
+    AfterValidator(_existing),
+    Field(description="true, false, or the path of a CA bundle that exists"),
+]
+
+
+def _phrase(field: FieldInfo) -> str:
+    """What a field allows, as a phrase that completes "it must be ..."."""
+    of_type = (
+        each.description
+        for kind in get_args(field.annotation)
+        for each in getattr(kind, "__metadata__", ())
+        if isinstance(each, FieldInfo)
+    )
+    phrase = field.description or next(filter(None, of_type))
+    return ", or ".join([phrase, *(repr(each.word) for each in field.metadata if isinstance(each, _Or))])
+
+
+def problems(
+    model: type[BaseModel],
+    values: Mapping[str, Any],
+    error: ValidationError,
+    name: Callable[[str], str],
+) -> list[str]:
+    """What is wrong with these values of a model: a line per field, which `name` names."""
+    lines: dict[str, str] = {}
+    for detail in error.errors():
+        if not detail["loc"]:  # about several fields at once: the validator's message is complete
+            return [str(detail["ctx"]["error"])]
+        field = str(detail["loc"][0])
+        cause = detail.get("ctx", {}).get("error")
+        if isinstance(cause, ConfigurationError):  # about a section in a dict: its message is complete
+            line = str(cause)
+        elif detail["type"] == "extra_forbidden":
+            line = not_a_setting(name(field), field, model.model_fields)
+        elif field in SECRETS:
+            line = f"{name(field)} must be {_phrase(model.model_fields[field])}"
+        else:
+            allowed = _phrase(model.model_fields[field])
+            line = f"{name(field)} is {as_given(values[field])}; it must be {allowed}"
+        lines.setdefault(field, line)
+    return list(lines.values())
 
 
 class Section(BaseModel):

@@ -1,78 +1,37 @@
 """The settings as pydantic models: their fields, defaults and allowed values. They do not read the environment.
 
-A field's description says what it allows, as a phrase that completes "it must be ...": the errors quote it. This
-module imports pydantic, so it is imported on first use.
+This module imports pydantic, so it is imported on first use.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from ..transports._limits.pace.saved_rate import check_warm_start
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
-from .fields import (
-    COUNT,
-    POSITIVE,
-    SECONDS,
-    SHARE,
-    SMALLER_SHARE,
-    SOME_SECONDS,
-    TEXT,
-    VISIBLE_ASCII,
-    AccessToken,
-    Count,
-    Flag,
-    HeaderName,
-    Methods,
-    Origins,
-    OrNone,
-    Positive,
-    ProxyAddress,
-    Seconds,
-    Secret,
-    Section,
-    Share,
-    ShareName,
-    SmallerShare,
-    SomeCost,
-    SomeSeconds,
-    Status,
-    Text,
-    TokenAddress,
-    existing,
-    flag_or_path,
-    listed,
-    store_place,
-)
+from . import fields
 from .names import CLIENT_AUTH, DEFAULT_QUOTA, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL, variable
 
 
-class AuthConfig(Section):
+class AuthConfig(fields.Section):
     """Where the access token comes from, and which origins may see it.
 
     It is either `token`, which is never renewed, or fetched with `client_id` and `client_secret`. White space around
     the three is removed.
     """
 
-    token: Annotated[AccessToken | None, Field(description=VISIBLE_ASCII)] = None
-    client_id: Annotated[Text | None, Field(description=TEXT)] = None
-    client_secret: Annotated[Secret | None, Field(description=TEXT)] = None
-    token_url: Annotated[
-        TokenAddress, Field(description="a URL (http:// or https://) without a user name or password")
-    ] = DEFAULT_TOKEN_URL
-    origins: Annotated[
-        Origins | None,
-        BeforeValidator(listed),
-        OrNone,
-        Field(description="origins (https://host or https://host:port, without a path), separated by commas"),
-    ] = None
-    scope: Annotated[Text | None, OrNone, Field(description=f"{TEXT}, or 'none'")] = None
-    audience: Annotated[Text | None, OrNone, Field(description=f"{TEXT}, or 'none'")] = None
+    token: fields.AccessToken | None = None
+    client_id: fields.Text | None = None
+    client_secret: fields.Secret | None = None
+    token_url: fields.TokenAddress = DEFAULT_TOKEN_URL
+    origins: fields.OrNone[fields.Origins] = None
+    scope: fields.OrNone[fields.Text] = None
+    audience: fields.OrNone[fields.Text] = None
     client_auth: Annotated[
         Literal["body", "basic"], Field(description=" or ".join(map(repr, CLIENT_AUTH)))
     ] = "body"
-    refresh_margin: Seconds = DEFAULT_REFRESH_MARGIN
-    allow_http: Flag = False
+    refresh_margin: fields.Seconds = DEFAULT_REFRESH_MARGIN
+    allow_http: fields.Flag = False
 
     @model_validator(mode="after")
     def _both_or_neither(self) -> Self:
@@ -95,7 +54,7 @@ class AuthConfig(Section):
         return self.client_id is not None and self.client_secret is not None
 
 
-class RateLimitConfig(Section):
+class RateLimitConfig(fields.Section):
     """How many requests may be sent in a time window (in seconds), and who shares that quota.
 
     `methods` are those that count (None: all); `max_cost` are units per time window besides, counted by `cost` (tokens
@@ -106,42 +65,24 @@ class RateLimitConfig(Section):
     the quota by itself unless `max_requests` is given; see `quota`.
     """
 
-    enabled: Flag = False
+    enabled: fields.Flag = False
     strategy: Annotated[
         Literal["token_bucket", "adaptive"], Field(description="'token_bucket' or 'adaptive'")
     ] = "token_bucket"
-    max_requests: Annotated[Positive | None, Field(description=POSITIVE)] = DEFAULT_QUOTA[0]
-    time_window: Annotated[SomeSeconds | None, Field(description=SOME_SECONDS)] = DEFAULT_QUOTA[1]
-    max_wait_time: Annotated[
-        SomeSeconds | None, OrNone, Field(description=f"{SOME_SECONDS}, or 'unlimited'")
-    ] = None
-    methods: Annotated[
-        Methods | None,
-        BeforeValidator(listed),
-        OrNone,
-        Field(description="names of HTTP methods such as POST, separated by commas, or 'none' for all"),
-    ] = None
-    max_cost: Annotated[
-        SomeCost | None, OrNone, Field(description="a positive, finite number, or 'none'")
-    ] = None
-    cost: Annotated[Literal["llm-tokens"] | None, OrNone, Field(description="'llm-tokens'")] = None
-    in_flight: Annotated[Positive | None, OrNone, Field(description=f"{POSITIVE}, or 'none'")] = None
-    min_rate_floor: Annotated[Share | None, OrNone, Field(description=SHARE)] = None
-    penalty_factor: Annotated[SmallerShare | None, OrNone, Field(description=SMALLER_SHARE)] = None
-    recovery_factor: Annotated[Share | None, OrNone, Field(description=SHARE)] = None
-    share: Annotated[ShareName | None, Field(description="the name of a share, a non-empty string")] = None
-    store: Annotated[
-        Any,
-        AfterValidator(store_place),
-        Field(
-            description="'file', a URL (file:///dir, redis://, rediss:// or unix://), or a stkai.stores.Store",
-            repr=False,
-        ),  # may contain a password
-    ] = None
-    store_timeout: SomeSeconds = 0.25
-    warm_start: Annotated[ShareName | None, Field(description="the name of a quota, a non-empty string")] = (
-        None
-    )
+    max_requests: fields.Positive | None = DEFAULT_QUOTA[0]
+    time_window: fields.SomeSeconds | None = DEFAULT_QUOTA[1]
+    max_wait_time: fields.OrUnlimited[fields.SomeSeconds] = None
+    methods: fields.OrNone[fields.Methods] = None
+    max_cost: fields.OrNone[fields.SomeCost] = None
+    cost: Annotated[fields.OrNone[Literal["llm-tokens"]], Field(description="'llm-tokens'")] = None
+    in_flight: fields.OrNone[fields.Positive] = None
+    min_rate_floor: fields.OrNone[fields.Share] = None
+    penalty_factor: fields.OrNone[fields.SmallerShare] = None
+    recovery_factor: fields.OrNone[fields.Share] = None
+    share: fields.ShareName | None = None
+    store: Annotated[fields.StorePlace, Field(repr=False)] = None  # It may contain a password.
+    store_timeout: fields.SomeSeconds = 0.25
+    warm_start: fields.QuotaName | None = None
 
     @model_validator(mode="after")
     def _numbers_and_names(self) -> Self:
@@ -228,60 +169,41 @@ _RETRY = RetryPolicy()
 """The settings have the policy's defaults."""
 
 
-class RetryConfig(Section):
+class RetryConfig(fields.Section):
     """When a failed request is sent again; times in seconds."""
 
-    enabled: Flag = True
-    max_retries: Count = _RETRY.max_retries
-    initial_delay: Seconds = _RETRY.initial_delay
-    max_delay: SomeSeconds = _RETRY.max_delay
-    retry_on_status_codes: Annotated[
-        tuple[Status, ...],
-        BeforeValidator(listed),
-        Field(description="status codes from 100 to 599, separated by commas"),
-    ] = RETRY_ON_STATUS_CODES
-    max_retry_after: Seconds = _RETRY.max_retry_after
-    deadline: Annotated[SomeSeconds | None, OrNone, Field(description=f"{SOME_SECONDS}, or 'none'")] = None
-    retry_unknown: Flag = _RETRY.retry_unknown
-    retry_timeouts: Flag = _RETRY.retry_timeouts
-    trust_connect_errors: Flag = _RETRY.trust_connect_errors
-    idempotency_header: Annotated[
-        HeaderName | None, OrNone, Field(description="a header name, such as Idempotency-Key, or 'none'")
-    ] = None
+    enabled: fields.Flag = True
+    max_retries: fields.Count = _RETRY.max_retries
+    initial_delay: fields.Seconds = _RETRY.initial_delay
+    max_delay: fields.SomeSeconds = _RETRY.max_delay
+    retry_on_status_codes: fields.Statuses = RETRY_ON_STATUS_CODES
+    max_retry_after: fields.Seconds = _RETRY.max_retry_after
+    deadline: fields.OrNone[fields.SomeSeconds] = None
+    retry_unknown: fields.Flag = _RETRY.retry_unknown
+    retry_timeouts: fields.Flag = _RETRY.retry_timeouts
+    trust_connect_errors: fields.Flag = _RETRY.trust_connect_errors
+    idempotency_header: fields.OrNone[fields.HeaderName] = None
 
     def policy(self) -> RetryPolicy | None:
         """The retry policy with these values; None if retries are off."""
         return RetryPolicy(**self.model_dump(exclude={"enabled"})) if self.enabled else None
 
 
-class HttpConfig(Section):
+class HttpConfig(fields.Section):
     """The wire: certificates, connections and the proxy."""
 
-    verify: Annotated[
-        bool | str,
-        BeforeValidator(flag_or_path),
-        AfterValidator(existing),
-        Field(description="true, false, or the path of a CA bundle that exists"),
-    ] = True
-    max_connections: Annotated[Positive | None, OrNone, Field(description=f"{POSITIVE}, or 'unlimited'")] = (
-        100
+    verify: fields.Verification = True
+    max_connections: fields.OrUnlimited[fields.Positive] = 100
+    max_keepalive_connections: fields.OrUnlimited[fields.Count] = 20
+    keepalive_expiry: fields.OrUnlimited[fields.Seconds] = 5.0
+    http2: fields.Flag = False
+    proxy: Annotated[fields.OrNone[fields.ProxyAddress], Field(repr=False)] = (
+        None  # It may contain a password.
     )
-    max_keepalive_connections: Annotated[
-        Count | None, OrNone, Field(description=f"{COUNT}, or 'unlimited'")
-    ] = 20
-    keepalive_expiry: Annotated[Seconds | None, OrNone, Field(description=f"{SECONDS}, or 'unlimited'")] = 5.0
-    http2: Flag = False
-    proxy: Annotated[
-        ProxyAddress | None,
-        OrNone,
-        Field(
-            description="a URL (http://, https:// or socks5://), or 'none'", repr=False
-        ),  # may contain a password
-    ] = None
-    trust_env: Flag = True
+    trust_env: fields.Flag = True
 
 
-class Settings(Section):
+class Settings(fields.Section):
     """All settings, as `STKAI.config` returns them. An instance that you create does not read the environment."""
 
     auth: Annotated[AuthConfig, Field(description="an AuthConfig")] = AuthConfig()

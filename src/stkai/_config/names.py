@@ -1,19 +1,13 @@
-"""What settings are called, their defaults, and how they are put into words: values as text, errors, paths.
-
-Secrets are masked, and errors say what is allowed.
-"""
+"""What settings are called, their defaults, and how they are put into words: values as text, with secrets masked."""
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from .._errors import ConfigurationError
 from .._secrets import MASK, reveal
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel, ValidationError
 
 PREFIX: Final = "STKAI_"
 """The prefix of all stkai environment variables."""
@@ -31,8 +25,8 @@ CLIENT_AUTH: Final = ("body", "basic")
 DEFAULT_QUOTA: Final = (100, 60.0)
 """Requests and seconds, for a limiter of the settings that needs a quota and is given none."""
 
-REFERENCE_MAX_WAIT_TIME: Final = 45.0
-"""Seconds that the clients of the API reference let a request wait for its permit."""
+REFERENCE_METHODS: Final = ("POST",)
+"""What the clients of the API reference count; they never hold back a GET."""
 
 SECRETS = frozenset({"auth", "client_secret", "token"})
 """Fields whose values are not shown; `auth` because a token may have been given in place of a section."""
@@ -111,32 +105,6 @@ def not_a_setting(name: str, word: str, known: Collection[str]) -> str:
     return f"{name} is not a setting; " + (
         f"did you mean {hint!r}?" if hint else f"there are {', '.join(known)}"
     )
-
-
-def problems(
-    model: "type[BaseModel]",
-    values: Mapping[str, Any],
-    error: "ValidationError",
-    name: Callable[[str], str],
-) -> list[str]:
-    """What is wrong with these values of a model: a line per field, which `name` names."""
-    lines: dict[str, str] = {}
-    for detail in error.errors():
-        if not detail["loc"]:  # about several fields at once: the validator's message is complete
-            return [str(detail["ctx"]["error"])]
-        field = str(detail["loc"][0])
-        cause = detail.get("ctx", {}).get("error")
-        if isinstance(cause, ConfigurationError):  # about a section in a dict: its message is complete
-            line = str(cause)
-        elif detail["type"] == "extra_forbidden":
-            line = not_a_setting(name(field), field, model.model_fields)
-        elif field in SECRETS:
-            line = f"{name(field)} must be {model.model_fields[field].description}"
-        else:
-            allowed = model.model_fields[field].description
-            line = f"{name(field)} is {as_given(values[field])}; it must be {allowed}"
-        lines.setdefault(field, line)
-    return list(lines.values())
 
 
 def configuration_error(lines: Iterable[str]) -> ConfigurationError:

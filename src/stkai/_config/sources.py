@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from pydantic import BaseModel, ValidationError
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource
 
 from .._errors import ConfigurationError
 from .._secrets import reveal, sealed
-from .fields import none_from_word
+from .fields import none_from_word, problems
 from .models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
-from .names import PREFIX, SECTIONS, as_text, closest, configuration_error, full_path, problems, variable
+from .names import PREFIX, SECTIONS, as_text, closest, configuration_error, full_path, variable
 
 MODELS: dict[str, type[BaseModel]] = dict(
     zip(SECTIONS, (AuthConfig, RateLimitConfig, RetryConfig, HttpConfig), strict=True)
@@ -31,26 +31,6 @@ _KNOWN: Final = {
 
 Values = Mapping[str, Mapping[str, Any]]
 """Section, field, value."""
-
-
-class _Environment(BaseSettings):
-    """Tells pydantic-settings the names of the variables.
-
-    It is never instantiated: its sources are asked one by one, to know which of them a value came from.
-    """
-
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
-        env_nested_delimiter="_",
-        env_nested_max_split=1,
-        env_ignore_empty=True,
-        enable_decoding=False,
-    )
-    env_file: str | None = None
-    auth: AuthConfig = AuthConfig()
-    rate_limit: RateLimitConfig = RateLimitConfig()
-    retry: RetryConfig = RetryConfig()
-    http: HttpConfig = HttpConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +63,11 @@ def load(configured: Values, env_file: Path | None = None) -> Loaded:
     Raises:
         ConfigurationError: lists everything that is wrong.
     """
-    environment = _read(EnvSettingsSource(_Environment))
+    environment = _read(EnvSettingsSource(BaseSettings))
     sources = {"environment": environment}
     rows: list[Explained] = []
     named_by = "configure" if env_file else "environment"
-    if named := env_file or environment.values.pop("env_file", None):
+    if named := env_file or environment.env_file:
         path = full_path(named)
         sources = {f".env file {path}": _read_file(path, named_by), **sources}
         rows.append(Explained(_ENV_FILE, str(path), named_by))
@@ -118,7 +98,6 @@ def _section(section: str, sources: Mapping[str, Values]) -> tuple[BaseModel, li
         field: (source, _as_none(field, value, source))
         for source, values in sources.items()
         for field, value in values.get(section, {}).items()
-        if field in model.model_fields or source == "configure"
     }
 
     def name(field: str) -> str:
@@ -162,22 +141,33 @@ def _ignored(source: str, names: Collection[str]) -> list[Explained]:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """The contents of one source: section, field, text; and the names of all its variables with our prefix."""
+    """The contents of one source.
 
-    values: dict[str, Any]
+    Attributes:
+        values: section, field, text.
+        env_file: the .env file that it names.
+        names: those of all its variables with our prefix.
+    """
+
+    values: Values
+    env_file: str | None
     names: frozenset[str]
 
 
 def _read(source: EnvSettingsSource) -> _Source:
-    # An empty variable counts as unset, as does a line of a file without "=". A variable named after a whole
-    # section (STKAI_AUTH) would hide the section's fields.
-    there = {name: value for name, value in source.env_vars.items() if value}
-    whole = {f"{PREFIX}{section}".lower() for section in SECTIONS}
-    source.env_vars = {name: value for name, value in there.items() if name not in whole}
+    # An empty variable counts as unset, as does a line of a file without "=".
+    there = {name.upper(): value for name, value in source.env_vars.items() if value}
     values = {
-        section: sealed(fields) if section in SECTIONS else fields for section, fields in source().items()
+        section: {
+            field: there[name] for field in model.model_fields if (name := variable(section, field)) in there
+        }
+        for section, model in MODELS.items()
     }
-    return _Source(values, frozenset(name.upper() for name in there if name.upper().startswith(PREFIX)))
+    return _Source(
+        {section: sealed(fields) for section, fields in values.items()},
+        there.get(_ENV_FILE),
+        frozenset(name for name in there if name.startswith(PREFIX)),
+    )
 
 
 def _read_file(path: Path, named_by: str) -> _Source:
@@ -185,7 +175,7 @@ def _read_file(path: Path, named_by: str) -> _Source:
     try:
         if not path.is_file():
             raise ConfigurationError(f"{where}, and there is no such file; correct or unset it")
-        source = _read(DotEnvSettingsSource(_Environment, env_file=path, env_file_encoding="utf-8"))
+        source = _read(DotEnvSettingsSource(BaseSettings, env_file=path, env_file_encoding="utf-8"))
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         # Not from the error: it holds the whole file.

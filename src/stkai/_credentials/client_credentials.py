@@ -1,6 +1,7 @@
 """Access tokens for a client id and secret: the OAuth 2.0 client credentials grant (RFC 6749, section 4.4)."""
 
 import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 import httpx
@@ -140,13 +141,13 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         return grant.token
 
 
+@dataclass(slots=True)
 class _Kept:
     """A token, and the instants (monotonic seconds) from which it is renewed and from which it is no longer used."""
 
-    __slots__ = ("expires_at", "renew_at", "token")
-
-    def __init__(self, token: str, renew_at: float, expires_at: float) -> None:
-        self.token, self.renew_at, self.expires_at = token, renew_at, expires_at
+    token: str = field(repr=False)
+    renew_at: float
+    expires_at: float
 
 
 def _text(name: str, given: Secret) -> str:

@@ -96,12 +96,3 @@ class TokenAnswer:
         if code is None:
             return self.status == httpx.codes.UNAUTHORIZED
         return self.status in _REFUSALS and isinstance(code, str) and code in _REFUSED_CLIENT
-
-
-def content_of(response: httpx.Response) -> dict[str, Any]:
-    """The JSON object in a response, or an empty dict."""
-    try:
-        content = response.json()
-    except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}

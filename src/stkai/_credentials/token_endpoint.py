@@ -21,9 +21,10 @@ from .._signals import raise_interrupt
 from .._urls import is_private, origin_of, parse_url, show_origin
 from .._wire import default
 from ..transports import Context, RetryTransport, copy_request
+from ..transports._bodies import json_of
 from ..transports._retry.policy import RetryPolicy
 from ..transports._retry.retry_after import retry_after
-from .token_answer import Pause, TokenAnswer, content_of
+from .token_answer import Pause, TokenAnswer
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
@@ -80,7 +81,10 @@ class TokenEndpoint:
                 f"token_url {self._place} would carry the client secret unencrypted: use https://, or allow it with"
                 " allow_http=True (STKAI_AUTH_ALLOW_HTTP=true)"
             )
-        self._refusal: _Refusal | None = None  # As for tokens, there is no lock.
+        self._refusal: tuple[AuthenticationError, float, Pause] | None = (
+            None  # As for tokens, there is no lock.
+        )
+        """The latest refusal of a token, and when it came; None after a token."""
 
     def describe(self) -> str:
         """Whose tokens, and where from, for the repr of a provider."""
@@ -113,7 +117,7 @@ class TokenEndpoint:
             return answer
         refused, pause = AuthenticationError(f"the token endpoint {self._place} {problem}"), answer.pause()
         if pause is not None:
-            self._refusal = _Refusal(refused, self.clock.monotonic(), pause)
+            self._refusal = refused, self.clock.monotonic(), pause
         raise refused
 
     def check_open(self) -> None:
@@ -122,14 +126,21 @@ class TokenEndpoint:
         Raises:
             AuthenticationError: it has, and the time is not over.
         """
-        refusal = self._refusal
-        if refusal is not None and self.pause_left():
-            raise refusal.remembered(self.clock.monotonic())
+        refusal, left = self._refusal, self.pause_left()
+        if refusal is not None and left:
+            error, _, pause = refusal
+            msg = (
+                f"{error.message} (this was {pause.seconds - left:.0f} s ago; the endpoint is not asked again for"
+                f" another {left:.0f} s: {pause.why})"
+            )
+            raise AuthenticationError(msg, error.cause)
 
     def pause_left(self) -> float:
         """For how many seconds the endpoint is not asked again."""
-        refusal = self._refusal
-        return 0.0 if refusal is None else max(0.0, refusal.until - self.clock.monotonic())
+        if self._refusal is None:
+            return 0.0
+        _, since, pause = self._refusal
+        return max(0.0, since + pause.seconds - self.clock.monotonic())
 
     def _ask(self) -> TokenAnswer:
         # Set no deadline here: the layer would start another thread for it. `_Reader` looks at the clock instead.
@@ -140,7 +151,9 @@ class TokenEndpoint:
             retrying = RetryTransport(reader, policy, context=Context(clock=self.clock))
             response = retrying.handle_request(self._request())
             asked = retry_after(response.headers, self.clock.utcnow())
-            return TokenAnswer(response.status_code, content_of(response), reader.asked_at, asked)
+            content = json_of(response)
+            given = content if isinstance(content, dict) else {}
+            return TokenAnswer(response.status_code, given, reader.asked_at, asked)
         finally:
             if wire is not self.transport:
                 wire.close()
@@ -177,22 +190,6 @@ class TokenEndpoint:
 
     def _forms_of_secret(self) -> tuple[str, ...]:
         return self.client_secret.reveal(), quote_plus(self.client_secret.reveal()), self._basic
-
-
-class _Refusal:
-    """The error with which the endpoint refused a token, since when, and for how long it is remembered."""
-
-    def __init__(self, error: AuthenticationError, since: float, pause: Pause) -> None:
-        self.until = since + pause.seconds
-        self._error, self._since, self._why = error, since, pause.why
-
-    def remembered(self, now: float) -> AuthenticationError:
-        """The same error, for a caller who asks again."""
-        message = (
-            f"{self._error.message} (this was {now - self._since:.0f} s ago; the endpoint is not asked again for"
-            f" another {self.until - now:.0f} s: {self._why})"
-        )
-        return AuthenticationError(message, self._error.cause)
 
 
 class _Reader(httpx.BaseTransport):

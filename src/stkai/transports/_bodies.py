@@ -35,6 +35,14 @@ def briefly(left: float) -> float:
     return min(BRIEF, left / 4)
 
 
+def json_of(response: httpx.Response) -> Any:
+    """The JSON in a response that has been read; None for anything else."""
+    try:
+        return response.json()
+    except (ValueError, RecursionError):
+        return None
+
+
 def timeouts(seconds: float) -> dict[str, float]:
     """A timeout in the form in which wires take it."""
     return dict.fromkeys(_KEYS, min(seconds, _LONGEST))

@@ -6,6 +6,7 @@ A `Call` never changes. Each pass of its request through the stack is an `Attemp
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import httpx
@@ -175,7 +176,7 @@ class Attempt:
 
     def _own_record(self) -> CallRecord:
         """A record that continues this one, with no attempts of its own yet."""
-        return self.record.__replace__(attempts=0)
+        return replace(self.record, attempts=0)
 
     def _with(self, call: Call, number: int, record: CallRecord) -> "Attempt":
         other = Attempt(call, number, record)

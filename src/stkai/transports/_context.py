@@ -31,9 +31,9 @@ class Context:
         *,
         clock: Clock | None = None,
         listener: Listener = log_events,
-        random: Callable[[], float] = uniform,
+        random: Callable[[], float] | None = None,
     ) -> None:
-        self.clock, self.listener, self.random = clock or SystemClock(), listener, random
+        self.clock, self.listener, self.random = clock or SystemClock(), listener, random or uniform
 
     def hears(self, level: int) -> bool:
         """Whether anybody would see an event that the default log writes at this level."""

@@ -2,14 +2,14 @@
 
 from contextlib import ContextDecorator
 from contextvars import ContextVar
+from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import Any, ClassVar, Final, Literal, TypedDict, Unpack
+from typing import Any, Final, Literal, TypedDict, Unpack
 
 import httpx
 
 from .._checks import AT_LEAST_ZERO, SOME_SECONDS, check_choice, check_number
 from .._errors import InvalidArgumentError
-from .._values import Frozen, Value
 from ._retry.policy import RetryPolicy
 
 
@@ -29,7 +29,8 @@ Unset = Literal[_Unset.UNSET]
 Priority = Literal["normal", "low"]
 
 
-class RequestOptions(Frozen, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class RequestOptions:
     """Options of one request. Pass them as `extensions={"stkai": RequestOptions(...)}` with any httpx client.
 
     A field that is not given keeps the stack's own value; None turns it off.
@@ -70,8 +71,8 @@ class RequestOptions(Frozen, kw_only=True):
         """These options, and those of `others` in place of what is not given here."""
         if self is NO_OPTIONS:
             return others
-        mine = {name: getattr(self, name) for name in self._defaults if getattr(self, name) is not UNSET}
-        return others.__replace__(**mine)
+        mine = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(others, **{name: value for name, value in mine.items() if value is not UNSET})
 
 
 def check_cost(cost: Any) -> float:
@@ -156,7 +157,8 @@ def options(**given: Unpack[CallOptions]) -> _Block:
     return _Block(options_of("options", given))
 
 
-class CallRecord(Value):
+@dataclass(slots=True)
+class CallRecord:
     """How a call went; found in `response.extensions["stkai"]`.
 
     Attributes:
@@ -167,26 +169,11 @@ class CallRecord(Value):
         on_wire: all other seconds: sending, the server's work, and the answer until it was returned.
     """
 
-    attempts: int
-    queued: float
-    backed_off: float
-    authenticating: float
-    on_wire: float
-
-    __slots__ = ("attempts", "authenticating", "backed_off", "on_wire", "queued")
-    __match_args__ = ("attempts", "queued", "backed_off", "authenticating", "on_wire")
-    _defaults: ClassVar = dict(zip(__match_args__, (1, 0.0, 0.0, 0.0, 0.0), strict=True))
-
-    def __init__(
-        self,
-        attempts: int = 1,
-        queued: float = 0.0,
-        backed_off: float = 0.0,
-        authenticating: float = 0.0,
-        on_wire: float = 0.0,
-    ) -> None:
-        self.attempts, self.queued, self.backed_off = attempts, queued, backed_off
-        self.authenticating, self.on_wire = authenticating, on_wire
+    attempts: int = 1
+    queued: float = 0.0
+    backed_off: float = 0.0
+    authenticating: float = 0.0
+    on_wire: float = 0.0
 
 
 def record(response: httpx.Response) -> CallRecord:

@@ -397,7 +397,7 @@ async def test_many_calls_over_one_layer_each_get_their_own_result(world: World)
 
 def test_tenacity_is_imported_only_for_a_second_attempt() -> None:
     program = """if True:
-        import sys, httpx, stkai, stkai._reference.retrying
+        import sys, httpx, stkai, stkai._retry
         from stkai.transports import RetryTransport
         statuses = iter([200, 503, 200])
         wire = httpx.MockTransport(lambda request: httpx.Response(next(statuses)))

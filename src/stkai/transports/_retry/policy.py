@@ -13,8 +13,9 @@ that broke later; there it is "unknown".
 """
 
 from collections.abc import Collection
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 import httpx
 
@@ -27,13 +28,9 @@ from ..._errors import (
     ServerSideRateLimitError,
 )
 from ..._families import alike
-from ..._values import Frozen
 from .budget import RetryBudget
 from .errors import is_hopeless, is_unreadable
 from .retry_after import retry_after
-
-if TYPE_CHECKING:
-    from dataclasses import KW_ONLY
 
 # A proxy error comes before the tunnel is open, so the server has seen nothing.
 _NO_CONNECTION: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
@@ -91,7 +88,8 @@ class Failure(NamedTuple):
     paced: bool = False
 
 
-class RetryPolicy(Frozen):
+@dataclass(frozen=True)
+class RetryPolicy:
     """Which failures to retry, how often, and after how long. Immutable; all times in seconds.
 
     Attributes:
@@ -115,7 +113,7 @@ class RetryPolicy(Frozen):
     """
 
     max_retries: int = 3
-    _: "KW_ONLY"
+    _: KW_ONLY
     initial_delay: float = 0.5
     max_delay: float = 60.0
     retry_on_status_codes: Collection[int] = RETRY_ON_STATUS_CODES
