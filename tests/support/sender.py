@@ -52,7 +52,7 @@ class Sender:
 
     @property
     def burst(self) -> float:
-        return self.pace.burst
+        return self.pace.mode.burst
 
     def take(self, now: float, chance: float = 0.5) -> Turn | None:
         """A permit that is free and that no request waits for, or None."""

@@ -114,7 +114,7 @@ class AimdLimiter(QuotaLimiter):
     @property
     def burst(self) -> float:
         """Requests that may go at once after a quiet time."""
-        return self._pace.burst
+        return self._pace.mode.burst
 
     @property
     def window(self) -> float:

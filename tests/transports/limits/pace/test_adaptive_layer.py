@@ -102,7 +102,7 @@ def test_one_factor_alone_implies_the_default_of_the_other(
     for policy in (limiter(**factors), limiter(**factors, **other)):
         policy.ask(turn := Turn(), 0.0)
         policy._pace.refused(turn, 1.0, 0.0, asked=0.0)
-        policy._pace.release(1.0, 31.0, waiting=True)
+        policy._pace.mode.release(1.0, 31.0, waiting=True)
         rates.append(policy.rate)
     assert rates[0] == rates[1] < QUOTA
 
@@ -208,7 +208,7 @@ async def test_an_answer_that_says_nothing_about_the_quota_ends_no_back_off(
     for _ in range(3):
         await bench.send()
     assert policy.rate == pytest.approx(0.7 * QUOTA, rel=0.01)
-    assert policy._pace.paused_until == pytest.approx(bench.sent[2][0] + 10.0)
+    assert policy._pace.mode.paused_until == pytest.approx(bench.sent[2][0] + 10.0)
 
 
 @pytest.mark.parametrize("status", [200, 302, 400, 404, 422])

@@ -154,12 +154,12 @@ def test_a_refusal_without_a_word_brings_the_blind_law_and_one_with_retry_after_
     one = Sender()
     turn = one.force(0.0)
     one.refuse(0.1, sent=0.0, asked=None, turn=turn)
-    assert isinstance(one.pace._law, BlindRate)
+    assert isinstance(one.pace.mode, BlindRate)
     rate = one.rate
     assert str(one.pace) == "found: no Retry-After"
     turn = one.force(1.0)
     one.refuse(1.1, sent=1.0, asked=5.0, turn=turn)
-    assert isinstance(one.pace._law, WindowedRate)
+    assert isinstance(one.pace.mode, WindowedRate)
     assert one.rate <= rate
     assert one.wait(1.1) >= 5.0
 
@@ -171,13 +171,13 @@ def test_successes_are_heard_until_two_requests_at_one_instant_were_accepted() -
         assert one.queue.listens(now + 0.2)
     one.accept(1.1, sent=1.0)
     one.refuse(1.3, sent=1.2, asked=None, turn=one.force(1.2))
-    assert one.pace._law._test.is_bursty  # type: ignore[union-attr]
+    assert one.pace.mode._test.is_bursty  # type: ignore[union-attr]
 
 
 def test_a_long_window_that_was_given_and_plain_aimd_keep_their_laws() -> None:
     for one in (sender(), plain()):
         one.refuse(0.1, sent=0.0, asked=None, turn=one.force(0.0))
-        assert one.pace._law is one.pace._windowed
+        assert one.pace.mode is one.pace._windowed
 
 
 def test_the_rate_stays_between_floor_and_ceiling_whatever_is_refused() -> None:
@@ -208,7 +208,7 @@ def test_requests_that_are_never_answered_do_not_end_the_tests_by_pairs() -> Non
             now += min(wait, turn.nap)
         one.hear(200, now + 0.001, now, turn=turn)
         now += 0.001
-    assert one.rate > 2.0 or one.pace._law._proven  # type: ignore[union-attr]
+    assert one.rate > 2.0 or one.pace.mode._proven  # type: ignore[union-attr]
 
 
 # What counts for a retry

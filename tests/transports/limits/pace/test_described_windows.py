@@ -61,7 +61,7 @@ def test_a_long_wait_within_a_window_is_slept_in_halves_also_at_the_whole_quota(
         for now in (end - 50, end - 5):
             one.accept(now, reading=reading(now, LIMIT, end=end))
     assert one.rate == one.pace.quota.ceiling
-    assert one.pace.nap(20.0) == 10.0
+    assert one.pace.mode.nap(20.0) == 10.0
 
 
 def test_a_used_up_window_pauses_all_requests_until_its_end() -> None:

@@ -23,7 +23,7 @@ def test_the_rate_grows_with_the_integral_of_the_law_while_requests_wait() -> No
     start = one.rate
     for seconds in (1.0, 30.0, 90.0, 240.0):
         pace = sender().settle(10.0).pace
-        pace.release(10.0, 10.0 + seconds, waiting=True)
+        pace.mode.release(10.0, 10.0 + seconds, waiting=True)
         # dr/dt = slope * C/W * (1 + (t / patience)^steepness), in a thousand small steps.
         steps = [seconds / 60 * (number + 0.5) / 1000 for number in range(1000)]
         slopes = [laws._SLOPE * QUOTA / 60 * (1 + (t / laws._PATIENCE) ** laws._STEEPNESS) for t in steps]
@@ -32,7 +32,7 @@ def test_the_rate_grows_with_the_integral_of_the_law_while_requests_wait() -> No
 
 @given(st.lists(st.floats(0, 100), max_size=10))
 def test_the_growth_does_not_depend_on_how_often_it_is_computed(instants: list[float]) -> None:
-    often, once = sender().settle().pace, sender().settle().pace
+    often, once = sender().settle().pace.mode, sender().settle().pace.mode
     before = 0.0
     for instant in [*sorted(instants), 100.0]:
         often.release(before, instant, waiting=True)
@@ -64,10 +64,10 @@ def test_a_cut_restarts_the_growth() -> None:
     late = law.grown(0.5, 180.0, 10.0) - 0.5
     assert late > 2 * early
     one = sender().settle()
-    one.pace.release(0.0, 180.0, waiting=True)
+    one.pace.mode.release(0.0, 180.0, waiting=True)
     one.refuse(180.0)
     rate = one.rate
-    one.pace.release(180.0, 190.0, waiting=True)
+    one.pace.mode.release(180.0, 190.0, waiting=True)
     assert one.rate - rate == pytest.approx(early, rel=1e-3)
 
 
@@ -281,12 +281,12 @@ def test_a_million_requests_take_no_more_memory_than_one() -> None:
 def test_the_law_is_told_the_share_of_the_last_time_that_was_spent_holding_back() -> None:
     one, law = recorded()
     pace = one.pace
-    pace.take(Turn(), 0.0)
-    pace.release(0.0, 10.0, waiting=True)
-    pace.release(10.0, 70.0, waiting=False)
+    pace.mode.take(Turn(), 0.0)
+    pace.mode.release(0.0, 10.0, waiting=True)
+    pace.mode.release(10.0, 70.0, waiting=False)
     pace.refused(Turn(), 70.0, 70.0, asked=0.0)
     pace.accepted(Turn(), 71.0, 71.0)
-    pace.release(70.0, 130.0, waiting=True)
+    pace.mode.release(70.0, 130.0, waiting=True)
     pace.refused(Turn(), 130.0, 130.0, asked=0.0)
     fading = 1 / math.e
     assert [past.held for past in law.pasts] == pytest.approx([fading, 1 - (1 - fading) * fading])
@@ -312,11 +312,11 @@ def test_given_factors_mean_plain_aimd_from_the_whole_quota() -> None:
     assert one.rate == QUOTA
     one.refuse(0.0)
     assert one.rate == pytest.approx(0.6 * QUOTA)
-    one.pace.release(0.0, 30.0, waiting=True)
+    one.pace.mode.release(0.0, 30.0, waiting=True)
     assert one.rate == pytest.approx(0.65 * QUOTA)
-    one.pace.release(30.0, 60.0, waiting=True)
+    one.pace.mode.release(30.0, 60.0, waiting=True)
     assert one.rate == pytest.approx(0.7 * QUOTA)
-    one.pace.release(60.0, 6000.0, waiting=True)
+    one.pace.mode.release(60.0, 6000.0, waiting=True)
     assert one.rate == QUOTA
 
 

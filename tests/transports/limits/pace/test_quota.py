@@ -160,5 +160,5 @@ def test_plain_aimd_regains_the_new_quota_at_its_own_rate() -> None:
     one.pace.update(1000, 60)
     assert one.rate == pytest.approx(1000 / 60)
     one.refuse(0.0)
-    one.pace.release(0.0, 60.0, waiting=True)
+    one.pace.mode.release(0.0, 60.0, waiting=True)
     assert one.rate == pytest.approx(0.6 * 1000 / 60)

@@ -80,11 +80,11 @@ def test_after_the_start_six_seconds_of_the_rate_may_go_at_once_and_at_least_one
 def test_a_long_wait_is_slept_in_halves_since_the_rate_may_grow() -> None:
     pace = sender().pace
     assert pace.rate < QUOTA
-    assert [pace.nap(wait) for wait in (40.0, 3.0, 2.0, 1.5, 0.2)] == [20.0, 1.5, 1.0, 1.0, 0.2]
+    assert [pace.mode.nap(wait) for wait in (40.0, 3.0, 2.0, 1.5, 0.2)] == [20.0, 1.5, 1.0, 1.0, 0.2]
 
 
 def test_a_wait_at_the_whole_quota_is_slept_through_since_the_rate_cannot_grow() -> None:
-    assert [plain().pace.nap(wait) for wait in (40.0, 3.0)] == [40.0, 3.0]
+    assert [plain().pace.mode.nap(wait) for wait in (40.0, 3.0)] == [40.0, 3.0]
 
 
 # Reports
@@ -101,12 +101,13 @@ def test_a_cut_is_reported_once_with_both_rates_and_the_reason() -> None:
 
 def test_growth_is_reported_when_it_reaches_a_tenth() -> None:
     one = plain()
+    one.hold_back(0.0)
     one.refuse(0.0)
     one.accept(0.1)
     assert not one.queue.listens(0.1)
-    one.pace.release(0.0, 60.0, waiting=True)
+    one.look(60.0)
     assert one.accept(60.0) is None
-    one.pace.release(60.0, 120.0, waiting=True)
+    one.look(120.0)
     assert one.queue.listens(120.0)
     change = one.accept(120.0)
     assert change is not None

@@ -51,7 +51,7 @@ def test_the_permits_of_the_start_are_the_integral_of_its_rate_however_often_the
 ) -> None:
     pace = Sender(6000, 60).pace
     instants = [40.0 * number / looks for number in range(looks + 1)]
-    released = sum(pace.release(start, end, waiting=True) for start, end in pairwise(instants))
+    released = sum(pace.mode.release(start, end, waiting=True) for start, end in pairwise(instants))
     # From its first rate, doubling all the time, to 100 per second, and on at 100.
     doubling = 60 * _DOUBLING
     full = doubling * math.log2(1 / START)

@@ -33,10 +33,7 @@ class Adaptive:
         save: notes what was learned.
 
     Attributes:
-        rate: requests per second in force now.
-        burst: permits that may be taken at once after a quiet time.
-        credit: the permits that are there, where the law spaces them itself; None where its user counts them.
-        paused_until: when the present pause ends.
+        mode: the law in force: it releases the permits.
         ignores_successes_until: when a success may say something again; until then, none needs to be reported.
         quota: what is known about the quota.
     """
@@ -56,48 +53,29 @@ class Adaptive:
         if learned is not None:
             self._windowed.resume(learned.rate, refused=learned.refused)
         self._is_plain = plain is not None
-        self._law: WindowedRate | BlindRate = self._windowed
+        self.mode: WindowedRate | BlindRate = self._windowed
         self._reported, self._finding = self._windowed.rate, ""
         self.ignores_successes_until = -math.inf
-        self._take_over()
 
     def __str__(self) -> str:
-        return str(self._law)
+        return str(self.mode)
 
-    # What the queue asks.
+    @property
+    def rate(self) -> float:
+        """Requests per second in force now."""
+        return self.mode.rate
 
-    def release(self, start: float, now: float, *, waiting: bool) -> float:
-        """Permits released from `start` to `now`, while requests wait for them or not."""
-        law = self._law
-        released = law.release(start, now, waiting=waiting)
-        if waiting or law is not self._windowed or law.guide.in_force:
-            self._take_over()
-        if waiting and self._has_moved():
-            self.ignores_successes_until = -math.inf  # The next success reports it.
-        return released
-
-    def time_for(self, permits: float, now: float) -> float:
-        """Seconds from `now` on, or from the end of the pause, until this many more permits are released."""
-        return self._law.time_for(permits, now)
-
-    def take(self, turn: Turn, now: float) -> float:
-        """Count a request that goes now; returns the permits that it takes."""
-        return self._law.take(turn, now)
-
-    def give_back(self, turn: Turn, now: float) -> None:
-        """Take back a request that was counted and not sent."""
-        self._law.give_back(turn)
-
-    def nap(self, wait: float) -> float:
-        """How much of a wait to sleep before asking again: the rate may have grown."""
-        return self._law.nap(wait)
+    def moved(self) -> None:
+        """Note that the rate has grown while requests waited; if that is news, the next success reports it."""
+        if self._has_moved():
+            self.ignores_successes_until = -math.inf
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Let the answer move the rate: a 429 slows all requests down, and a success shows how much gets through."""
         outcome = outcome_of(answer)
         turn.paced = outcome is Outcome.REFUSED
         if answer.response is None or outcome is Outcome.UNRELATED:
-            self._law.ignore(turn)
+            self.mode.ignore(turn)
             return None
         reading, headers = None, answer.response.headers
         if self._windowed.listens(answer.now, refused=turn.paced):
@@ -109,8 +87,8 @@ class Adaptive:
         else:
             change = self.accepted(turn, answer.now, answer.sent, reading)
         if change is not None and self._save is not None:
-            rate, refused = self._law.lasting, self._windowed.start.over
-            learned = LearnedRate(rate, self.quota.window, refused, finding=self._law.finding)
+            rate, refused = self.mode.lasting, self._windowed.start.over
+            learned = LearnedRate(rate, self.quota.window, refused, finding=self.mode.finding)
             turn.errand = self._save(learned, answer)
         return change
 
@@ -119,9 +97,8 @@ class Adaptive:
         before = self.quota.ceiling
         self.quota.update(max_requests, time_window)
         self._windowed.update(self.quota.ceiling / before)
-        if isinstance(self._law, BlindRate):
-            self._law.update(self.quota.ceiling / before)
-        self._take_over()
+        if isinstance(self.mode, BlindRate):
+            self.mode.update(self.quota.ceiling / before)
 
     # What the server says.
 
@@ -131,14 +108,13 @@ class Adaptive:
         """Note that the server accepted a request sent at `sent`, with `reading` from its quota headers."""
         if reading is not None:
             self._follow(reading, now, sent)
-        self._law.accepted(turn, now, sent)
-        self._take_over()
+        self.mode.accepted(turn, now, sent)
         change = None
-        if self._has_moved() or self._law.finding not in ("", self._finding):
+        if self._has_moved() or self.mode.finding not in ("", self._finding):
             described = self._windowed.guide.in_force
-            reason = "rate limit headers" if described else self._law.reason(self._reported)
-            change = self._report(self._law.base, reason)
-        self.ignores_successes_until = self._law.ignores_successes_until
+            reason = "rate limit headers" if described else self.mode.reason(self._reported)
+            change = self._report(self.mode.base, reason)
+        self.ignores_successes_until = self.mode.ignores_successes_until
         return change
 
     def refused(
@@ -154,21 +130,20 @@ class Adaptive:
         windowed, first = self._windowed, not self._windowed.start.over
         explained = self._follow(reading, now, sent, refused=True)
         if asked is None and reading is None and not explained and self._can_be_blind():
-            if isinstance(self._law, BlindRate):
-                self._law.refused(turn, now, sent, chance)
+            if isinstance(self.mode, BlindRate):
+                self.mode.refused(turn, now, sent, chance)
             else:
-                self._law = BlindRate(self.quota, windowed.found(now, sent), now)
+                self.mode = BlindRate(self.quota, windowed.found(now, sent), now)
             is_news = self._has_moved()
         else:
             self._open_eyes(now)
             windowed.refused(turn, now, sent, asked, chance, explained=explained)
             is_news = not explained and windowed.rate < self._reported
-        self._take_over()
         self.ignores_successes_until = -math.inf
         if not is_news:
             return None
         found = first and windowed.start.over and not self.quota.is_given
-        return self._report(self.rate, _FOUND if found else self._law.reason(self._reported))
+        return self._report(self.rate, _FOUND if found else self.mode.reason(self._reported))
 
     def _can_be_blind(self) -> bool:
         """Whether there is no better law for a refusal that says nothing: a long window that was given is a scale."""
@@ -177,8 +152,8 @@ class Adaptive:
     def _follow(self, reading: Reading | None, now: float, sent: float, *, refused: bool = False) -> bool:
         """Take in the quota headers; returns whether they explain a refusal."""
         windowed = self._windowed
-        if windowed is not self._law:
-            windowed.rate = self._law.rate
+        if windowed is not self.mode:
+            windowed.rate = self.mode.rate
         explained = windowed.follow(reading, now, sent, refused=refused)
         if windowed.guide.in_force:
             self._open_eyes(now)
@@ -186,21 +161,15 @@ class Adaptive:
 
     def _open_eyes(self, now: float) -> None:
         """Go by windows again, at the present rate: the server has said something about its quota."""
-        if self._law is not self._windowed:
-            self._windowed.resume(self._law.rate, refused=True)
+        if self.mode is not self._windowed:
+            self._windowed.resume(self.mode.rate, refused=True)
             self._windowed.history.restart(now)
-            self._law = self._windowed
-
-    def _take_over(self) -> None:
-        law = self._law
-        self.rate, self.burst, self.credit, self.paused_until = (
-            law.rate, law.burst, law.credit, law.paused_until,
-        )  # fmt: skip
+            self.mode = self._windowed
 
     def _has_moved(self) -> bool:
-        return abs(self._law.base - self._reported) > self._law.news * self._reported
+        return abs(self.mode.base - self._reported) > self.mode.news * self._reported
 
     def _report(self, rate: float, reason: str) -> RateChange:
         change = RateChange(self._reported, rate, reason)
-        self._reported, self._finding = rate, self._law.finding
+        self._reported, self._finding = rate, self.mode.finding
         return change

@@ -128,6 +128,9 @@ class WindowedRate:
             self.set(self.guide.rate)
         elif not waiting:
             released += self.rate * seconds
+        elif self.rate >= self._quota.ceiling:
+            released += self.rate * seconds
+            self._quiet += seconds
         elif not self.start.over:
             self.rate, more = self.start.doubled(self.rate, seconds)
             released += more

@@ -14,22 +14,27 @@ _LATE: Final = 0.05
 """Seconds, beyond the burst, for which the permit of a waiter that wakes late is kept for it."""
 
 
-class Pace(Protocol):
+class Mode(Protocol):
     """How fast permits are released, if not at a constant rate. Knows nothing of queues; told the time.
 
     Attributes:
         rate: permits per second, now.
         burst: permits that may be taken at once after a quiet time, now.
-        credit: the permits that are there, while the pace spaces them itself; None while they are counted here.
+        credit: the permits that are there, while the mode spaces them itself; None while they are counted here.
         paused_until: nothing goes before this instant.
-        ignores_successes_until: a success before this instant teaches nothing.
     """
 
-    rate: float
-    burst: float
-    credit: float | None
-    paused_until: float
-    ignores_successes_until: float
+    @property
+    def rate(self) -> float: ...
+
+    @property
+    def burst(self) -> float: ...
+
+    @property
+    def credit(self) -> float | None: ...
+
+    @property
+    def paused_until(self) -> float: ...
 
     def release(self, start: float, now: float, *, waiting: bool) -> float:
         """Permits released from `start` to `now`; `waiting` tells whether a request waited for one."""
@@ -43,12 +48,31 @@ class Pace(Protocol):
         """Count a permit that is taken; returns what it takes from the credit: 1, give or take some jitter."""
         ...
 
-    def give_back(self, turn: "Turn", now: float) -> None:
+    def give_back(self, turn: "Turn") -> None:
         """Count a permit that was taken and not used."""
         ...
 
     def nap(self, wait: float) -> float:
         """How much of a wait to sleep before asking again, since the rate may have grown."""
+        ...
+
+
+class Pace(Protocol):
+    """What learns from the answers, and chooses the mode.
+
+    Attributes:
+        mode: the one in force.
+        ignores_successes_until: a success before this instant teaches nothing.
+    """
+
+    @property
+    def mode(self) -> Mode: ...
+
+    @property
+    def ignores_successes_until(self) -> float: ...
+
+    def moved(self) -> None:
+        """Note that the rate has moved while requests waited."""
         ...
 
     def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
@@ -147,17 +171,20 @@ class PacedRate(Rate):
     """A bucket whose rate and burst a pace moves."""
 
     def __init__(self, pace: Pace) -> None:
-        super().__init__(pace.rate, pace.burst, limit="adaptive rate")
+        super().__init__(pace.mode.rate, pace.mode.burst, limit="adaptive rate")
         self.pace = pace
 
     def _release(self, start: float, now: float) -> None:
-        pace = self.pace
-        released = pace.release(start, now, waiting=self.waiting > 0 and self._is_awaited())
-        self.rate, self.burst = pace.rate, pace.burst
-        if pace.credit is None:
+        mode = self.pace.mode
+        waiting = self.waiting > 0 and self._is_awaited()
+        released = mode.release(start, now, waiting=waiting)
+        if mode.rate != self.rate and waiting:
+            self.pace.moved()
+        self.rate, self.burst, credit = mode.rate, mode.burst, mode.credit
+        if credit is None:
             self._add(released)
         else:
-            self.credit = pace.credit
+            self.credit = credit
 
     def _is_awaited(self) -> bool:
         """Whether those who wait do so for these permits, not for those of another source."""
@@ -167,21 +194,23 @@ class PacedRate(Rate):
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
         if now > self._at:
             self._advance(now)
-        pace = self.pace
-        until = max(self.paused_until, pace.paused_until)
-        if self.credit >= ahead + _WHOLE and now >= until:
+        mode, missing = self.pace.mode, ahead + 1 - self.credit
+        until = max(self.paused_until, mode.paused_until)
+        if missing <= ROUNDING and now >= until:
             return 0.0
-        paused, missing = max(0.0, until - now), max(0.0, ahead + 1 - self.credit)
-        wait = max(TICK, paused + pace.time_for(missing, now))
-        turn.nap = min(turn.nap, pace.nap(wait))
+        wait = mode.time_for(missing, now) if missing > 0 else 0.0
+        if now < until:
+            wait += until - now
+        wait = max(TICK, wait)
+        turn.nap = min(turn.nap, mode.nap(wait))
         return wait
 
     def take(self, turn: "Turn", now: float) -> None:
-        self.credit -= self.pace.take(turn, now)
+        self.credit -= self.pace.mode.take(turn, now)
 
     def give_back(self, turn: "Turn", now: float) -> None:
         self._advance(now)
-        self.pace.give_back(turn, now)
+        self.pace.mode.give_back(turn)
         super().give_back(turn, now)
 
     def listens(self, now: float) -> bool:
@@ -197,4 +226,4 @@ class PacedRate(Rate):
     def update(self, limits: Limits) -> None:
         assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
         self.pace.update(limits.max_requests, limits.time_window)
-        self.rate, self.burst = self.pace.rate, self.pace.burst
+        self.rate, self.burst = self.pace.mode.rate, self.pace.mode.burst
