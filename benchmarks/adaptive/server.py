@@ -8,7 +8,7 @@ import httpx
 import trio
 
 from stkai.testing._messages import Reply
-from stkai.testing._quota import Bucket, FixedWindow, Gate, Quota, SlidingWindow
+from stkai.testing._quota import Bucket, FixedWindow, Gate, ServerQuota, SlidingWindow
 
 from .models import CountingWindow, LeakyBucket
 from .scenario import Scenario
@@ -92,7 +92,7 @@ class _Wire(httpx.AsyncBaseTransport):
         return await self._server.handle(request, self._process)
 
 
-def _make_quota(scenario: Scenario) -> Quota:
+def _make_quota(scenario: Scenario) -> ServerQuota:
     if scenario.server == "fixed":
         return FixedWindow(scenario.quota, scenario.window)
     if scenario.server == "sliding":
