@@ -6,8 +6,10 @@ server may keep that to itself.
 
 import math
 
+from stkai.testing._quota import ServerQuota
 
-class LeakyBucket:
+
+class LeakyBucket(ServerQuota):
     """nginx's `limit_req` in its own arithmetic: an excess in thousandths, which only accepted requests raise.
 
     Args:
@@ -23,7 +25,7 @@ class LeakyBucket:
     def __init__(
         self, max_requests: int, time_window: float, *, burst: int = 0, delays: bool = False
     ) -> None:
-        self.max_requests, self.time_window = max_requests, time_window
+        super().__init__(max_requests, time_window)
         self.delay = 0.0
         self._burst, self._delays = burst * 1000, delays
         self._excess, self._at = 0, -math.inf
@@ -41,14 +43,14 @@ class LeakyBucket:
         return 0.0
 
 
-class CountingWindow:
+class CountingWindow(ServerQuota):
     """HAProxy's `http_req_rate`: the present period's count, and of the one before the part that is not over yet.
 
     It counts every request, also those that it refuses: who keeps asking stays refused.
     """
 
     def __init__(self, max_requests: int, time_window: float) -> None:
-        self.max_requests, self.time_window = max_requests, time_window
+        super().__init__(max_requests, time_window)
         self._period = self._now = self._before = 0
 
     def admit(self, now: float) -> float:
