@@ -1,6 +1,5 @@
 """A quota that the processes of one machine share through a file. No server is needed."""
 
-import json
 import os
 import struct
 import threading
@@ -125,8 +124,8 @@ class Record(NamedTuple):
         Raises:
             ValueError: it does not fit into the slot.
         """
-        about = json.dumps({"boot": self.boot, "wall": self.wall, "state": self.state.pack()})
-        body = _NUMBER.pack(self.number) + about.encode()
+        text = f"{self.boot} {self.wall!r}\n{self.state.pack()}"
+        body = _NUMBER.pack(self.number) + text.encode()
         if len(body) > SLOT - _ENVELOPE.size:
             raise ValueError(f"the state has {len(body)} bytes; at most {SLOT - _ENVELOPE.size} are allowed")
         return _ENVELOPE.pack(_MAGIC, crc32(body), len(body)) + body
@@ -151,8 +150,9 @@ def unpack(content: bytes) -> Record | None:
     body = content[_ENVELOPE.size :]
     if magic != _MAGIC or length != len(body) or crc32(body) != checksum:
         return None
-    about = json.loads(body[_NUMBER.size :])
-    return Record(number_of(content), about["boot"], about["wall"], State.unpack(about["state"]))
+    about, _, state = body[_NUMBER.size :].decode().partition("\n")
+    boot, wall = about.split(" ")
+    return Record(number_of(content), boot, float(wall), State.unpack(state))
 
 
 class _StateFile:

@@ -82,39 +82,44 @@ class Members:
     """The members of a share by name. They stay packed until a step needs them, so that a step costs about the same for
     any number of them; a member that has changed must be stored again.
 
-    Attributes:
-        packed: all members.
+    Args:
+        lines: of each member its name as JSON and what `MemberState.pack` made of it, separated by a tab.
     """
 
-    def __init__(self, packed: dict[str, str] | None = None) -> None:
-        self.packed = packed or {}
+    def __init__(self, lines: Iterable[str] = ()) -> None:
+        self._packed = dict(line.split("\t", 1) for line in lines)
         self._unpacked: dict[str, MemberState] = {}
+
+    def lines(self) -> list[str]:
+        """All members, packed."""
+        return [f"{key}\t{packed}" for key, packed in self._packed.items()]
 
     def get(self, name: str) -> MemberState | None:
         """The member; None if it is unknown."""
-        if name in self.packed and name not in self._unpacked:
-            self._unpacked[name] = MemberState.unpack(self.packed[name])
+        packed = self._packed.get(json.dumps(name))
+        if packed is not None and name not in self._unpacked:
+            self._unpacked[name] = MemberState.unpack(packed)
         return self._unpacked.get(name)
 
     def __setitem__(self, name: str, member: MemberState) -> None:
-        self.packed[name], self._unpacked[name] = member.pack(), member
+        self._packed[json.dumps(name)], self._unpacked[name] = member.pack(), member
 
     def __delitem__(self, name: str) -> None:
-        self.packed.pop(name, None)
+        self._packed.pop(json.dumps(name), None)
         self._unpacked.pop(name, None)
 
     def overdue(self, now: float, most: int) -> list[tuple[str, MemberState]]:
         """The first members whose `due` is not after `now`."""
-        dues = [(float(packed[1 : packed.index(",")]), name) for name, packed in self.packed.items()]
-        names = sorted((due, name) for due, name in dues if due <= now)[:most]
-        return [(name, MemberState.unpack(self.packed[name])) for _, name in names]
+        dues = [(float(packed[1 : packed.index(",")]), key) for key, packed in self._packed.items()]
+        keys = sorted((due, key) for due, key in dues if due <= now)[:most]
+        return [(json.loads(key), MemberState.unpack(self._packed[key])) for _, key in keys]
 
     def __len__(self) -> int:
-        return len(self.packed)
+        return len(self._packed)
 
     def all(self) -> list[MemberState]:
         """All members."""
-        return list(map(MemberState.unpack, self.packed.values()))
+        return list(map(MemberState.unpack, self._packed.values()))
 
 
 _NO_QUOTA: Final = Quota(0.0)
@@ -191,18 +196,19 @@ class State:
         """Permits that members hold."""
         return self.leased - self.used - self.returned - self.expired
 
-    def pack(self) -> dict[str, Any]:
-        """The state with its members, as JSON can hold it."""
-        packed = {each.name: getattr(self, each.name) for each in fields(self)}
-        return packed | {"members": self.members.packed}
+    def pack(self) -> str:
+        """A line of JSON, and one for each member."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        del values["members"]
+        return "\n".join([json.dumps(values), *self.members.lines()])
 
     @classmethod
-    def unpack(cls, packed: dict[str, Any]) -> "State":
+    def unpack(cls, packed: str) -> "State":
         """The state that was packed."""
-        rows = {name: _tuples(packed[name]) for name in ("free", "window")}
-        return cls(
-            **packed | rows | {"quota": Quota(*packed["quota"]), "members": Members(packed["members"])}
-        )
+        first, *lines = packed.split("\n")
+        values = json.loads(first)
+        values.update({name: _tuples(values[name]) for name in ("free", "window")})
+        return cls(**values | {"quota": Quota(*values["quota"]), "members": Members(lines)})
 
 
 def count(ranges: list[Range]) -> int:
