@@ -1,5 +1,6 @@
 """Several limits at once: a request is admitted when all of them admit it, and takes from all of them in one step."""
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from .limiter import Answer, Limiter, RateChange, Turn
 from .permit import Permit
 from .plan import Chooser, Plan, subscribe
 from .queue import READY, join_all
-from .queue_limiter import QueueLimiter, smallest
+from .queue_limiter import QueueLimiter
 from .sources.source import Source
 
 _MEMBERS: Final = ("methods", "max_wait_time", "ask", "leave", "learn", "settle")
@@ -49,7 +50,7 @@ class AllOf(QueueLimiter):
         plan = _joined(None, fixed) or Plan()
         super().__init__(*plan.sources)
         self._methods = _all_methods(self.parts)
-        self._max_wait_time = smallest(part.max_wait_time for part in fixed)
+        self._max_wait_time = _smallest(part.max_wait_time for part in fixed)
         self._plans: dict[str, Plan | None] = {}
         self._plan = plan
         self.has_remote = self.has_remote or self._choosers
@@ -200,7 +201,7 @@ def _joined(request: httpx.Request | None, parts: Iterable[Any]) -> Plan | None:
         tuple(priced),
         any(plan.ends for plan in plans),
         bool(guests) or any(plan.listens for plan in plans),
-        smallest(plan.max_wait_time for plan in plans),
+        _smallest(plan.max_wait_time for plan in plans),
     )
 
 
@@ -208,6 +209,12 @@ def _plan_of(part: Any, request: httpx.Request | None) -> Plan | None:
     if isinstance(part, QueueLimiter) and not part.is_own:
         return part.plan_for(request)
     return plan_of_own(part, request, guest_of(part))
+
+
+def _smallest(waits: Iterable[float | None]) -> float | None:
+    """The smallest of some times to wait, where None is no limit."""
+    least = min((math.inf if wait is None else wait for wait in waits), default=math.inf)
+    return None if least == math.inf else least
 
 
 def _all_methods(parts: Iterable[Any]) -> frozenset[str] | None:

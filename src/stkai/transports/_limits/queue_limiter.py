@@ -1,6 +1,5 @@
 """What all limiters of stkai are: a queue with sources of permits, and the options that they share."""
 
-import math
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -109,12 +108,6 @@ class QueueLimiter(Queue):
     def _options(self) -> str:
         """The options that are not the default, for `repr`."""
         return "" if self._methods is None else f", methods={sorted(self._methods)}"
-
-
-def smallest(waits: Iterable[float | None]) -> float | None:
-    """The smallest of some times to wait, where None is no limit."""
-    least = min((math.inf if wait is None else wait for wait in waits), default=math.inf)
-    return None if least == math.inf else least
 
 
 def _checked_methods(methods: Iterable[str] | None) -> frozenset[str] | None:
