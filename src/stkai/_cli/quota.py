@@ -14,8 +14,7 @@ from .._clock import SystemClock
 from .._errors import ConfigurationError
 from ..stores import FileStore, RedisStore, Snapshot
 from ..stores._choose import store_from
-from ..stores._disk import check_share
-from ..stores._protocol import UNLIMITED
+from ..stores._protocol import UNLIMITED, check_share
 
 _REFRESH: Final = 0.5
 """Seconds between updates."""

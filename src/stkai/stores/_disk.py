@@ -26,25 +26,6 @@ _LONGEST_NAP: Final = 0.0005
 _YIELD: Final = getattr(os, "sched_yield", lambda: None)  # Windows has none.
 
 
-def check_share(share: object) -> str:
-    """Check the name of a share, and return it.
-
-    Raises:
-        ConfigurationError: it is empty, not text, too long or not encodable.
-    """
-    if not isinstance(share, str) or not share.strip():
-        raise ConfigurationError(f"share must be a name, such as 'team-key', not {share!r}")
-    try:
-        share.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigurationError(f"share must be text that can be encoded as UTF-8, not {share!r}") from error
-    if "\x00" in share or len(share) > 1000:
-        raise ConfigurationError(
-            f"share must be at most 1000 characters long and contain no NUL, not {share[:40]!r}"
-        )
-    return share
-
-
 def default_directory() -> Path:
     """This user's directory on this machine, the same for all processes with the same TMPDIR."""
     user = getuser() if sys.platform == "win32" else str(os.getuid())

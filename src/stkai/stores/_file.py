@@ -17,7 +17,7 @@ from .._forks import after_fork
 from .._urls import file_name
 from . import _disk
 from ._members import FORGET
-from ._protocol import Snapshot
+from ._protocol import Snapshot, check_share
 from ._state import State
 from ._step import LocalStore
 
@@ -77,7 +77,7 @@ class FileStore(LocalStore):
     def has_older_members(self, share: str) -> bool:
         """Whether members of version 2 use the share now. They keep their own state and do not share with these."""
         try:
-            written = (self.path / file_name(_disk.check_share(share), ".share")).stat().st_mtime
+            written = (self.path / file_name(check_share(share), ".share")).stat().st_mtime
         except OSError:
             return False
         return clock.utcnow().timestamp() - written < FORGET
@@ -93,7 +93,7 @@ class FileStore(LocalStore):
     def _file(self, share: str) -> "_StateFile":
         file = self._files.get(share)
         if file is None:
-            path = self.path / file_name(_disk.check_share(share), ".share4")
+            path = self.path / file_name(check_share(share), ".share4")
             file = self._files.setdefault(share, _StateFile(path, private=self._private))
         return file
 

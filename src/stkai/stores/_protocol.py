@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
+from .._errors import ConfigurationError
+
 BOOKS: Final = ("leased", "used", "returned", "expired", "held")
 """What becomes of permits: leased = used + returned + expired + held."""
 
@@ -244,6 +246,25 @@ class Store(Protocol):
     def close(self) -> None:
         """Release files and connections; the next lease opens them again."""
         ...
+
+
+def check_share(share: object) -> str:
+    """Check the name of a share, and return it.
+
+    Raises:
+        ConfigurationError: it is empty, not text, too long or not encodable.
+    """
+    if not isinstance(share, str) or not share.strip():
+        raise ConfigurationError(f"share must be a name, such as 'team-key', not {share!r}")
+    try:
+        share.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(f"share must be text that can be encoded as UTF-8, not {share!r}") from error
+    if "\x00" in share or len(share) > 1000:
+        raise ConfigurationError(
+            f"share must be at most 1000 characters long and contain no NUL, not {share[:40]!r}"
+        )
+    return share
 
 
 def checked(lease: Any) -> Lease:

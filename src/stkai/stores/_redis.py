@@ -10,8 +10,7 @@ from urllib.parse import quote
 from .._checks import SOME_SECONDS, check_number, even_half_made
 from .._secrets import Secret, sealed
 from ._connections import Server, connections
-from ._disk import check_share
-from ._protocol import Ask, Law, Lease, Quota, Snapshot
+from ._protocol import Ask, Law, Lease, Quota, Snapshot, check_share
 
 SCHEMES = ("redis", "rediss", "unix")
 

@@ -15,8 +15,7 @@ from ...._signals import is_interrupt, raise_interrupt
 from ....events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
 from ....stores import Ask, Lease, Quota, Store
 from ....stores._choose import store_from
-from ....stores._disk import check_share
-from ....stores._protocol import checked
+from ....stores._protocol import check_share, checked
 from ..._operations import Run
 from ..queue import Queue
 from .background_calls import LAST_REPORT, background, close_at_exit
@@ -153,16 +152,7 @@ class StoreClient:
         if due >= self._due > now - _STUCK:
             return
         self._due = due
-        if self.member.outage.is_on:
-            background.later(
-                seconds, partial(_probe, ref(self))
-            )  # Probes do not keep a dropped limiter alive.
-        else:
-            background.later(seconds, self._work_if_due)
-
-    def _work_if_due(self) -> None:
-        if _clock.monotonic() >= self._due:
-            self.work()
+        background.later(seconds, partial(_work_if_due, ref(self)))
 
     def _make_within(self, seconds: float, call: StoreCall) -> None:
         with suppress(GivenUpError):
@@ -252,10 +242,11 @@ class StoreClient:
         Listeners(tuple(listeners.values()))(event)
 
 
-def _probe(client: "ref[StoreClient]") -> None:
+def _work_if_due(client: "ref[StoreClient]") -> None:
+    """Do what is due, unless the limiter was dropped: then its client is retired."""
     found = client()
-    if found is not None:
-        found._work_if_due()  # noqa: SLF001 - its own
+    if found is not None and _clock.monotonic() >= found._due:  # noqa: SLF001 - its own
+        found.work()
 
 
 def leased_from(
