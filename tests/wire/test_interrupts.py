@@ -158,7 +158,7 @@ def test_an_interrupt_before_any_line_of_a_finalizer_loses_no_wire(
     held: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World("sync")
-    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # That of pytest keeps the lease.
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # That of pytest keeps the loan.
 
     def run(number: int) -> list[str]:
         pool = Pool(world, 1, 1)

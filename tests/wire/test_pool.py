@@ -162,11 +162,11 @@ async def test_a_response_closed_by_two_threads_does_not_affect_the_next_request
 ) -> None:
     pool = Pool(world, 1, 1)
     first = await pool.open()
-    lease = first.stream.lease  # type: ignore[union-attr]
+    loan = first.stream.loan  # type: ignore[union-attr]
     await world.read(first)
     second = await pool.open()
-    lease._over = False  # As the other thread saw it just before.
-    lease.end(0.0)
+    loan._over = False  # As the other thread saw it just before.
+    loan.end(0.0)
     assert pool.made[0].closed == 0
     assert await world.read(second) == b"body"
 

@@ -43,7 +43,7 @@ class AsyncMultiplexed(AsyncClosable):
         self.family = family
         self._wire = wire
         self._loop = running_loop()
-        self._body = of_family(_AsyncBody, family)
+        self._body = of_family(_BodyOfLoop, family)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.require_open()
@@ -55,7 +55,7 @@ class AsyncMultiplexed(AsyncClosable):
         await self._wire.aclose()
 
 
-class _AsyncBody(httpx.AsyncByteStream):
+class _BodyOfLoop(httpx.AsyncByteStream):
     """A body that can be closed, along with its connection, after its loop has ended."""
 
     def __init__(self, body: Any, loop: Any) -> None:

@@ -20,13 +20,13 @@ from .._headers import has_field
 from .._signals import is_interrupt
 from ..transports._body_end import BRIEF, AsyncWatchedBody, BodyEnd, WatchedBody
 from .closing import AsyncClosable, Closable
-from .pool_state import Lease, PoolState
+from .pool_state import Loan, PoolState
 
 _CLOCK = SystemClock()
 
 
-def _lease(state: PoolState[Any], request: httpx.Request) -> Lease[Any]:
-    return Lease(state, (request.url.scheme, request.url.netloc))
+def _loan(state: PoolState[Any], request: httpx.Request) -> Loan[Any]:
+    return Loan(state, (request.url.scheme, request.url.netloc))
 
 
 def _patience(request: httpx.Request) -> float | None:
@@ -56,8 +56,8 @@ def _is_persistent(response: httpx.Response) -> bool:
 class _SyncState(PoolState[httpx.BaseTransport]):
     """Closes wires that are no longer of use."""
 
-    def lose(self, lease: Lease[httpx.BaseTransport]) -> None:
-        super().lose(lease)
+    def lose(self, loan: Loan[httpx.BaseTransport]) -> None:
+        super().lose(loan)
         self.sweep()
 
     def sweep(self) -> None:
@@ -89,38 +89,38 @@ class ConnectionPool(Closable):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         state = self._state
-        lease = _lease(state, request)
+        loan = _loan(state, request)
         try:
-            if not state.take(lease):
-                self._wait(request, lease)
+            if not state.take(loan):
+                self._wait(request, loan)
             if state.trash:
                 state.sweep()
-            if lease.wire is None:
+            if loan.wire is None:
                 raise _none_free(request, self.family)
-            response: httpx.Response = lease.wire.handle_request(request)
+            response: httpx.Response = loan.wire.handle_request(request)
         except BaseException as error:
-            lease.end()
+            loan.end()
             if is_interrupt(error):
                 state.sweep_after_interrupt()
             else:
                 state.sweep()
             raise
-        response.stream = _lent_body(self._body, response, lease, state)
+        response.stream = _lent_body(self._body, response, loan, state)
         return response
 
-    def _wait(self, request: httpx.Request, lease: Lease[httpx.BaseTransport]) -> None:
+    def _wait(self, request: httpx.Request, loan: Loan[httpx.BaseTransport]) -> None:
         # A lock and not an Event: a finalizer that runs while this thread begins to wait may release it, and that takes
         # no other lock.
         turn = threading.Lock()
         turn.acquire()
-        if self._state.join(lease, turn.release):
+        if self._state.join(loan, turn.release):
             return
         patience = _patience(request)
         turn.acquire(timeout=-1 if patience is None else min(max(patience, 0), threading.TIMEOUT_MAX))
-        self._state.leave(lease)
+        self._state.leave(loan)
         if abandoned():
             # Leave the connection to a request that still has a caller.
-            lease.end(_CLOCK.monotonic())
+            loan.end(_CLOCK.monotonic())
             raise GivenUpError
 
     def _close(self) -> None:
@@ -135,8 +135,8 @@ class _AsyncState(PoolState[httpx.AsyncBaseTransport]):
         super().__init__(make, limits)
         self.loop = running_loop()
 
-    def lose(self, lease: Lease[httpx.AsyncBaseTransport]) -> None:
-        self._back.append(lease)
+    def lose(self, loan: Loan[httpx.AsyncBaseTransport]) -> None:
+        self._back.append(loan)
         run_soon(self.loop, self.settle)
 
     async def sweep(self) -> None:
@@ -157,29 +157,29 @@ class AsyncConnectionPool(AsyncClosable):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         state = self._state
-        lease = _lease(state, request)
+        loan = _loan(state, request)
         try:
-            if not state.take(lease):
-                await self._wait(request, lease)
+            if not state.take(loan):
+                await self._wait(request, loan)
             if state.trash:
                 await state.sweep()
-            if lease.wire is None:
+            if loan.wire is None:
                 raise _none_free(request, self.family)
-            response: httpx.Response = await lease.wire.handle_async_request(request)
+            response: httpx.Response = await loan.wire.handle_async_request(request)
         except BaseException:
-            lease.end()
+            loan.end()
             await state.sweep()
             raise
-        response.stream = _lent_body(self._body, response, lease, state)
+        response.stream = _lent_body(self._body, response, loan, state)
         return response
 
-    async def _wait(self, request: httpx.Request, lease: Lease[httpx.AsyncBaseTransport]) -> None:
+    async def _wait(self, request: httpx.Request, loan: Loan[httpx.AsyncBaseTransport]) -> None:
         turn = anyio.Event()
-        if self._state.join(lease, turn.set):
+        if self._state.join(loan, turn.set):
             return
         with anyio.move_on_after(_patience(request)):
             await turn.wait()
-        self._state.leave(lease)
+        self._state.leave(loan)
 
     async def _aclose(self) -> None:
         self._state.close()
@@ -187,14 +187,14 @@ class AsyncConnectionPool(AsyncClosable):
 
 
 class _Body(WatchedBody):
-    """A body that ends its lease when it has been read and closed, breaks, or is left."""
+    """A body that ends its loan when it has been read and closed, breaks, or is left."""
 
-    lease: Lease[Any]
+    loan: Loan[Any]
     state: _SyncState
     is_persistent: bool
 
     def _end(self, how: BodyEnd) -> None:
-        self.lease.end(_CLOCK.monotonic() if how is BodyEnd.WHOLE and self.is_persistent else None)
+        self.loan.end(_CLOCK.monotonic() if how is BodyEnd.WHOLE and self.is_persistent else None)
         if how is BodyEnd.STUCK:
             self.state.sweep_after_interrupt()
         elif self.state.trash:
@@ -204,12 +204,12 @@ class _Body(WatchedBody):
 class _AsyncBody(AsyncWatchedBody):
     """The async version."""
 
-    lease: Lease[Any]
+    loan: Loan[Any]
     state: _AsyncState
     is_persistent: bool
 
     def _end(self, how: BodyEnd) -> None:
-        self.lease.end(_CLOCK.monotonic() if how is BodyEnd.WHOLE and self.is_persistent else None)
+        self.loan.end(_CLOCK.monotonic() if how is BodyEnd.WHOLE and self.is_persistent else None)
 
     async def aclose(self) -> None:
         if self.state.loop is not running_loop():
@@ -222,9 +222,9 @@ class _AsyncBody(AsyncWatchedBody):
                 await self.state.sweep()
 
 
-def _lent_body(kind: Any, response: httpx.Response, lease: Lease[Any], state: PoolState[Any]) -> Any:
-    """The body of a response, which holds the lease of its wire: the lease ends by itself if it is dropped."""
+def _lent_body(kind: Any, response: httpx.Response, loan: Loan[Any], state: PoolState[Any]) -> Any:
+    """The body of a response, which holds the loan of its wire: the loan ends by itself if it is dropped."""
     body = kind(response.stream, None)
-    lease.stream = response.extensions.get("network_stream")
-    body.lease, body.state, body.is_persistent = lease, state, _is_persistent(response)
+    loan.stream = response.extensions.get("network_stream")
+    body.loan, body.state, body.is_persistent = loan, state, _is_persistent(response)
     return body

@@ -1,7 +1,7 @@
 """The state of a connection pool: wires in use, idle wires, and requests in line. It never waits and does no I/O.
 
 An interrupt (Ctrl-C) may come between any two lines, and a finalizer may run there. Every step can therefore be cut off
-without losing a wire: a lease that is given back, or that nothing refers to any more, is noted by one atomic step, and
+without losing a wire: a loan that is given back, or that nothing refers to any more, is noted by one atomic step, and
 whoever uses the pool next completes what was left undone. A signal handler that asks for a wire while it interrupts
 these lines gets an error.
 """
@@ -26,15 +26,15 @@ Wire = TypeVar("Wire", bound=httpx.BaseTransport | httpx.AsyncBaseTransport)
 _numbers: Final = count(1)
 
 
-class Lease(Generic[Wire]):
+class Loan(Generic[Wire]):
     """One request's hold on a wire. It ends once, and by itself when nothing refers to it any more.
 
     Attributes:
-        number: no other lease has it.
+        number: no other loan has it.
         place: where the request goes.
         wire: the wire, once there is one.
         stream: the connection underneath, from the response's extension `network_stream`.
-        wake: called when a lease in line gets its wire, or when it never will.
+        wake: called when a loan in line gets its wire, or when it never will.
         idle_since: once it is over, the instant from which the wire is idle; None if the wire is unusable.
     """
 
@@ -62,8 +62,8 @@ class Lease(Generic[Wire]):
             self._state.lose(self)
 
 
-class _Lent(ref[Lease[Any]]):
-    """A lease whose request has a wire, until its number is removed from the state.
+class _Lent(ref[Loan[Any]]):
+    """A loan whose request has a wire, until its number is removed from the state.
 
     The callback of this reference is a method of a C type: no interrupt can cut it off, as it can a finalizer.
     """
@@ -98,8 +98,8 @@ class PoolState(Generic[Wire]):
         self._busy = False
         self._lent: dict[int, _Lent] = {}
         self._idle = IdleWires[Wire]()
-        self._waiting: OrderedDict[int, ref[Lease[Wire]]] = OrderedDict()
-        self._back: deque[Lease[Wire]] = deque()
+        self._waiting: OrderedDict[int, ref[Loan[Wire]]] = OrderedDict()
+        self._back: deque[Loan[Wire]] = deque()
         self._dropped: deque[_Lent] = deque()
         self._note_dropped = self._dropped.append
         self.trash: deque[Wire] = deque()
@@ -114,37 +114,37 @@ class PoolState(Generic[Wire]):
         """How many are waiting for a wire."""
         return len(self._waiting)
 
-    def take(self, lease: Lease[Wire]) -> bool:
+    def take(self, loan: Loan[Wire]) -> bool:
         """Lend a wire if one is free.
 
         Raises:
             RuntimeError: the pool is closed, or a signal handler asks that interrupts it.
         """
-        return self._alone(self._lend, lease)
+        return self._alone(self._lend, loan)
 
-    def join(self, lease: Lease[Wire], wake: Callable[[], object]) -> bool:
-        """Lend a wire, or put the lease in line; `wake` is called when it gets one, or when it never will."""
-        lease.wake = wake
-        return self._alone(self._lend_or_queue, lease)
+    def join(self, loan: Loan[Wire], wake: Callable[[], object]) -> bool:
+        """Lend a wire, or put the loan in line; `wake` is called when it gets one, or when it never will."""
+        loan.wake = wake
+        return self._alone(self._lend_or_queue, loan)
 
-    def leave(self, lease: Lease[Wire]) -> None:
+    def leave(self, loan: Loan[Wire]) -> None:
         """Leave the line.
 
         Raises:
             RuntimeError: the pool was closed.
         """
-        self._alone(self._unqueue, lease)
-        if lease.wire is None and self._closed:
+        self._alone(self._unqueue, loan)
+        if loan.wire is None and self._closed:
             raise cannot_send()
 
-    def give(self, lease: Lease[Wire]) -> None:
+    def give(self, loan: Loan[Wire]) -> None:
         """Take a wire back and lend it to the first in line."""
-        self._back.append(lease)
+        self._back.append(loan)
         self.settle()
 
-    def lose(self, lease: Lease[Wire]) -> None:
+    def lose(self, loan: Loan[Wire]) -> None:
         """The same, from a finalizer: in any thread, at any moment."""
-        self.give(lease)
+        self.give(loan)
 
     def settle(self) -> None:
         """Take back what has been noted, unless this thread is in the middle of another step, which will."""
@@ -165,7 +165,7 @@ class PoolState(Generic[Wire]):
 
     # Everything below runs in one thread at a time, and never inside itself.
 
-    def _alone(self, step: Callable[[Lease[Wire]], bool], lease: Lease[Wire]) -> bool:
+    def _alone(self, step: Callable[[Loan[Wire]], bool], loan: Loan[Wire]) -> bool:
         with self._lock:
             if self._busy:
                 raise RuntimeError(IN_HANDLER)
@@ -173,7 +173,7 @@ class PoolState(Generic[Wire]):
                 self._busy = True
                 if self._back or self._dropped or self._closed:
                     self._catch_up()
-                answer = step(lease)
+                answer = step(loan)
             finally:
                 self._busy = False
         if self._back or self._dropped or self._closed:
@@ -186,8 +186,8 @@ class PoolState(Generic[Wire]):
     def _catch_up(self) -> None:
         """Do what was noted, or cut off."""
         while self._back:
-            lease = self._back[0]
-            self._take_back(lease.number, lease)
+            loan = self._back[0]
+            self._take_back(loan.number, loan)
             self._back.popleft()
         while self._dropped:
             self._take_back(self._dropped[0].number, None)
@@ -195,10 +195,10 @@ class PoolState(Generic[Wire]):
         if self._is_to_be_cleared():
             self._clear()
 
-    def _lend(self, lease: Lease[Wire]) -> bool:
+    def _lend(self, loan: Loan[Wire]) -> bool:
         if self._closed:
             raise cannot_send()
-        wire = self._idle.last_at(lease.place)
+        wire = self._idle.last_at(loan.place)
         if wire is None:
             if len(self._lent) + len(self._idle) < self._most:
                 wire = self._make()
@@ -207,43 +207,43 @@ class PoolState(Generic[Wire]):
                 wire = self._idle.least_useful()
             else:
                 return False
-        self._hand_over(lease, wire)
+        self._hand_over(loan, wire)
         return True
 
-    def _lend_or_queue(self, lease: Lease[Wire]) -> bool:
-        if self._lend(lease):
+    def _lend_or_queue(self, loan: Loan[Wire]) -> bool:
+        if self._lend(loan):
             return True
-        self._waiting[lease.number] = ref(lease)
+        self._waiting[loan.number] = ref(loan)
         return False
 
-    def _unqueue(self, lease: Lease[Wire]) -> bool:
-        self._waiting.pop(lease.number, None)
+    def _unqueue(self, loan: Loan[Wire]) -> bool:
+        self._waiting.pop(loan.number, None)
         return True
 
-    def _hand_over(self, lease: Lease[Wire], wire: Wire) -> None:
-        lent = _Lent(lease, self._note_dropped)
-        lent.number, lent.wire = lease.number, wire
-        self._lent[lease.number] = lent
-        lease.wire = wire
+    def _hand_over(self, loan: Loan[Wire], wire: Wire) -> None:
+        lent = _Lent(loan, self._note_dropped)
+        lent.number, lent.wire = loan.number, wire
+        self._lent[loan.number] = lent
+        loan.wire = wire
         self._idle.remove(wire)
 
-    def _take_back(self, number: int, lease: Lease[Wire] | None) -> None:
-        """Take back the wire of a lease, which is None if nothing refers to it any more."""
+    def _take_back(self, number: int, loan: Loan[Wire] | None) -> None:
+        """Take back the wire of a loan, which is None if nothing refers to it any more."""
         lent = self._lent.get(number)
         if lent is None:
             self._waiting.pop(number, None)
-            if lease is not None and lease.wire is not None:
-                self._take_back_unlent(lease.wire)
+            if loan is not None and loan.wire is not None:
+                self._take_back_unlent(loan.wire)
             return
         wire: Wire = lent.wire
-        idle_since = None if lease is None else lease.idle_since
+        idle_since = None if loan is None else loan.idle_since
         if idle_since is None:
             self._discard(wire)
         successor = self._next_in_line() if self._waiting else None
         if successor is not None:
             self._hand_over(successor, self._make() if idle_since is None else wire)
-        elif lease is not None and idle_since is not None:
-            self._idle.add(wire, Idle(lease.place, idle_since, lease.stream))
+        elif loan is not None and idle_since is not None:
+            self._idle.add(wire, Idle(loan.place, idle_since, loan.stream))
         del self._lent[number]
         if successor is not None:
             self._wake(successor)
@@ -258,20 +258,20 @@ class PoolState(Generic[Wire]):
         if wire not in self.wires:
             self.trash.append(wire)
 
-    def _next_in_line(self) -> Lease[Wire] | None:
+    def _next_in_line(self) -> Loan[Wire] | None:
         while self._waiting:
             number, waiter = next(iter(self._waiting.items()))
-            lease = waiter()
-            if lease is not None and number not in self._lent:
-                return lease
+            loan = waiter()
+            if loan is not None and number not in self._lent:
+                return loan
             del self._waiting[number]
         return None
 
-    def _wake(self, lease: Lease[Wire]) -> None:
-        wake, lease.wake = lease.wake, None
+    def _wake(self, loan: Loan[Wire]) -> None:
+        wake, loan.wake = loan.wake, None
         if wake is not None:
             wake()
-        self._waiting.pop(lease.number, None)
+        self._waiting.pop(loan.number, None)
 
     def _discard(self, wire: Wire) -> None:
         self.trash.append(wire)
@@ -282,9 +282,9 @@ class PoolState(Generic[Wire]):
             self._discard(wire)
         self._lent.clear()
         for waiter in list(self._waiting.values()):
-            lease = waiter()
-            if lease is not None:
-                self._wake(lease)
+            loan = waiter()
+            if loan is not None:
+                self._wake(loan)
         self._waiting.clear()
 
 
