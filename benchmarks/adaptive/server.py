@@ -7,8 +7,8 @@ from typing import NamedTuple
 import httpx
 import trio
 
-from stkai.testing._messages import Reply
 from stkai.testing._quota import Bucket, FixedWindow, Gate, ServerQuota, SlidingWindow
+from stkai.testing._requests_and_replies import Reply
 
 from .models import CountingWindow, LeakyBucket
 from .scenario import Scenario

@@ -100,7 +100,7 @@ class Spans:
 
     def _call_started(self, event: CallStarted) -> None:
         method = method_of(event.call.method)
-        span = self._tracer.start_span(f"stkai {_named(method)}", attributes=_attributes(event))
+        span = self._tracer.start_span(f"stkai {_span_name(method)}", attributes=_attributes(event))
         self._calls[event.call.id] = _Running(span, trace.set_span_in_context(span))
 
     def _call_finished(self, event: CallFinished) -> None:
@@ -121,7 +121,7 @@ class Spans:
             call.sent = again + 1
         method = method_of(event.call.method)
         span = self._tracer.start_span(
-            _named(method), context=outside, kind=SpanKind.CLIENT, attributes=attributes
+            _span_name(method), context=outside, kind=SpanKind.CLIENT, attributes=attributes
         )
         inside = context.set_value(_NO_HTTP_SPANS, True, trace.set_span_in_context(span, outside))
         propagate.inject(event.headers, context=inside)
@@ -144,6 +144,6 @@ def _attributes(event: Event) -> Labels:
     return labels_of(event, "http.request.method", "server.address", "server.port")
 
 
-def _named(method: str) -> str:
+def _span_name(method: str) -> str:
     """The span's name; the conventions say HTTP if the method is not a usual one."""
     return "HTTP" if method == OTHER else method

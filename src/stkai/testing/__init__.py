@@ -6,7 +6,7 @@ needs the extra: `pip install "stkai[testing]"`.
 
 from ._fake_clock import FakeClock
 from ._faults import Answer, Edit, Hang, HangUp, Normal, Reset, Slow
-from ._messages import RequestRecord
+from ._requests_and_replies import RequestRecord
 from ._server import QuotaServer
 
 __all__ = [

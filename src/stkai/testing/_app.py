@@ -12,8 +12,8 @@ from multidict import CIMultiDict
 
 from .._clock import Clock, uniform
 from ._faults import Answer, Fault, Hang, Reset
-from ._messages import Reply, RequestLog, RequestRecord
 from ._quota import http_date
+from ._requests_and_replies import Reply, RequestLog, RequestRecord
 from ._service import APIS, Service
 
 _SETTLE = 0.01  # seconds before a reset, so that the client has taken in the bytes that came before it

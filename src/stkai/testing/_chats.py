@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from ._messages import Reply, json_reply
+from ._requests_and_replies import Reply, json_reply
 
 MODEL: Final = "echo"
 _ID: Final = "chat-1"

@@ -13,7 +13,7 @@ from http.client import responses
 from typing import Any, Literal
 
 from .._checks import SECONDS, at_least, check_choice, check_number
-from ._messages import Reply, error_reply
+from ._requests_and_replies import Reply, error_reply
 from ._service import API, TOKEN_PATH
 
 HeadersLike = Mapping[str, str] | Iterable[tuple[str, str]]

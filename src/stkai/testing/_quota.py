@@ -12,7 +12,7 @@ from typing import Literal
 
 from .._checks import SECONDS, SOME_SECONDS, at_least, check_choice, check_number
 from .._errors import ConfigurationError
-from ._messages import Headers, Reply, error_reply
+from ._requests_and_replies import Headers, Reply, error_reply
 
 RetryAfter = Literal["true", "date"] | float | None
 RateHeaders = Literal["ietf", "github", "openai"] | None

@@ -12,8 +12,8 @@ from .._checks import SECONDS, at_least, check_choice, check_number
 from .._clock import Clock, SystemClock
 from .._errors import ConfigurationError
 from ._faults import FaultMethods
-from ._messages import RequestLog, RequestRecord
 from ._quota import Bucket, FixedWindow, Gate, RateHeaders, RetryAfter, ServerQuota, SlidingWindow
+from ._requests_and_replies import RequestLog, RequestRecord
 from ._service import API, TOKEN_PATH, Service
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from urllib.parse import parse_qs
 
 from .._clock import unique_key
 from . import _chats
-from ._messages import Reply, RequestRecord, error_reply, json_reply
 from ._quota import Gate
+from ._requests_and_replies import Reply, RequestRecord, error_reply, json_reply
 
 API = "/v1"
 APIS = (API, "/v2", "/openai/v1")
