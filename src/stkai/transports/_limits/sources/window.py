@@ -24,13 +24,14 @@ class Window(Source):
     Attributes:
         most: requests in a window.
         seconds: how long a window is.
+        used: requests in the window that ended when it was last asked.
     """
 
     def __init__(self, max_requests: float, time_window: float) -> None:
         self._instants: deque[float] = deque()
-        # How many requests each instant stands for, if that is not one.
-        self._counts: deque[int] | None = None
-        self._sum = 0
+        # How many requests each instant stands for.
+        self._counts: deque[int] = deque()
+        self.used = 0
         self._began = -math.inf
         self._set(max_requests, time_window)
 
@@ -38,28 +39,18 @@ class Window(Source):
         # Less than one request per window is one in a longer window.
         self.most = max(1, math.floor(max_requests))
         self.seconds = time_window / min(1.0, max_requests)
-        self._grain = self.seconds / _SLOTS
-        if self.most > _EXACT and self._counts is None:
-            self._counts = deque([1] * len(self._instants))
-            self._sum = len(self._instants)
+        self._grain = 0.0 if self.most <= _EXACT else self.seconds / _SLOTS
 
     @property
     def limit(self) -> str:  # type: ignore[override]
         return in_words(Limits(self.most, self.seconds))
 
-    @property
-    def used(self) -> int:
-        """Requests in the window that ended when it was last asked."""
-        return len(self._instants) if self._counts is None else self._sum
-
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
-        instants, counts = self._instants, self._counts
+        instants = self._instants
         while instants and instants[0] + self.seconds <= now + TICK:
             instants.popleft()
-            if counts is not None:
-                self._sum -= counts.popleft()
-        used = len(instants) if counts is None else self._sum
-        first = used + ahead - self.most
+            self.used -= self._counts.popleft()
+        first = self.used + ahead - self.most
         if first < 0:
             return 0.0
         # Wait until the request that takes the place before in the window has left it: it was sent, or it is ahead.
@@ -70,7 +61,7 @@ class Window(Source):
 
     def _instant(self, number: int) -> float:
         """When the request of that number, counted from 0 among those in the window, was sent."""
-        if self._counts is not None:
+        if self.used > len(self._counts):
             number = bisect_right(list(accumulate(self._counts)), number)
         return self._instants[number]
 
@@ -78,10 +69,7 @@ class Window(Source):
         instants, counts = self._instants, self._counts
         if instants and now < instants[-1]:
             now = instants[-1]  # Another thread read the clock a moment later.
-        if counts is None:
-            instants.append(now)
-            return
-        self._sum += 1
+        self.used += 1
         if now < self._began + self._grain:
             instants[-1] = now
             counts[-1] += 1
@@ -94,19 +82,16 @@ class Window(Source):
         place = bisect_left(self._instants, turn.since)
         if turn.since <= now - self.seconds or place == len(self._instants):
             return
-        if self._counts is not None:
-            self._sum -= 1
-            self._counts[place] -= 1
-            if self._counts[place]:
-                return
-            del self._counts[place]
+        self.used -= 1
+        self._counts[place] -= 1
+        if not self._counts[place]:
+            del self._instants[place], self._counts[place]
             self._began = -math.inf
-        del self._instants[place]
 
     def soon(self, now: float, seconds: float) -> float:
         windows, rest = divmod(max(0.0, seconds), self.seconds)
         left = bisect_right(self._instants, now + rest - self.seconds + TICK)
-        if self._counts is not None:
+        if self.used > len(self._counts):
             left = sum(islice(self._counts, left))
         return self.most * (1 + windows) - self.used + left
 
