@@ -9,7 +9,7 @@ import pytest
 from stkai import AimdLimiter, RequestOptions, StackBuilder, TokenBucket
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Turn, adaptive, token_bucket
-from stkai.transports._limits.sources.units import CostReading, read_cost_limit
+from stkai.transports._limits.pace.headers import CostReading, read_cost_limit
 
 from ...support.world import World
 

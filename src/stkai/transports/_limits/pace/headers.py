@@ -2,7 +2,7 @@
 
 `RateLimit` is read in every version of its draft, and so are services' own headers.
 The draft is draft-ietf-httpapi-ratelimit-headers. Its fields are structured fields (RFC 9651), so a malformed field is
-ignored as a whole. Only quotas of requests are read, not those of tokens or bytes.
+ignored as a whole. Quotas of tokens, which only services' own headers describe, are read apart.
 """
 
 import math
@@ -63,13 +63,16 @@ def read_rate_limit(headers: httpx.Headers, now: datetime, window: float) -> Rea
     Of several quotas, returns the tightest, with the fewest requests per second in the long run. `window` is the
     default if the server does not state one. Instants are converted with `seconds_until`.
     """
-    # One search over all names: most servers send none of these headers, and every answer passes through here.
-    if b"ratelimit" not in b"\n".join([name for name, _ in headers.raw]).lower():
+    if not _mentions(headers, b"ratelimit"):
         return None
-    if headers.get("age", "0") != "0":
-        return None  # A cached answer is out of date.
     readings = list(_named(headers, window)) or list(_unnamed(headers, now, window))
     return min(readings, key=lambda reading: reading.limit / reading.window, default=None)
+
+
+def _mentions(headers: httpx.Headers, word: bytes) -> bool:
+    """Whether a name has that word; of a cached answer, no header counts."""
+    # One search over all names: most servers send none of these headers, and every answer passes through here.
+    return word in b"\n".join([name for name, _ in headers.raw]).lower() and headers.get("age", "0") == "0"
 
 
 def _named(headers: httpx.Headers, window: float) -> Iterator[Reading]:
@@ -202,3 +205,40 @@ def _seconds_until(text: str, headers: httpx.Headers, now: datetime) -> float:
     except (ValueError, OverflowError, OSError):
         return math.nan
     return seconds_until(instant, headers, now) if instant.tzinfo else math.nan
+
+
+class CostReading(NamedTuple):
+    """What one answer says about a quota in units of cost: the tokens per minute of language models.
+
+    Such quotas are refilled evenly, so only what is left of them counts: OpenAI and Anthropic describe a token bucket,
+    and their reset is the time until it is full.
+
+    Attributes:
+        limit: units per minute, or infinite if the answer names none.
+        remaining: units that are left now.
+    """
+
+    limit: float
+    remaining: float
+
+
+_PAIRS = (
+    ("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens"),
+    ("anthropic-ratelimit-tokens-limit", "anthropic-ratelimit-tokens-remaining"),
+    ("anthropic-ratelimit-input-tokens-limit", "anthropic-ratelimit-input-tokens-remaining"),
+    ("anthropic-ratelimit-output-tokens-limit", "anthropic-ratelimit-output-tokens-remaining"),
+    ("x-ratelimit-limit-tokens-minute", "x-ratelimit-remaining-tokens-minute"),
+    ("x-ratelimitbysize-limit-minute", "x-ratelimitbysize-remaining-minute"),
+    ("x-tokenlimit-limit", "x-tokenlimit-remaining"),
+)
+"""Limit and remaining: of OpenAI, Azure and Groq; of Anthropic, for all tokens and for each kind; of others."""
+
+
+def read_cost_limit(headers: httpx.Headers) -> CostReading | None:
+    """The tightest quota of tokens that the headers describe, or None if they describe none."""
+    if not _mentions(headers, b"limit"):
+        return None
+    pairs = [(_number(headers.get(limit)), _number(headers.get(remaining))) for limit, remaining in _PAIRS]
+    # Comparisons with nan are false.
+    readings = [(limit if limit > 0 else math.inf, left) for limit, left in pairs if left >= 0]
+    return CostReading(*map(min, zip(*readings, strict=True))) if readings else None

@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
-import httpx
-
+from ..pace.headers import read_cost_limit
 from .source import LONGEST, ROUNDING, TICK, Limits, Source
 
 if TYPE_CHECKING:
@@ -19,17 +18,6 @@ _GRAIN: Final = 0.005
 
 _LEARNING: Final = 0.1
 """The weight of the latest correction in the average worth of estimates."""
-
-_HEADERS: Final = (
-    ("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens"),
-    ("anthropic-ratelimit-tokens-limit", "anthropic-ratelimit-tokens-remaining"),
-    ("anthropic-ratelimit-input-tokens-limit", "anthropic-ratelimit-input-tokens-remaining"),
-    ("anthropic-ratelimit-output-tokens-limit", "anthropic-ratelimit-output-tokens-remaining"),
-    ("x-ratelimit-limit-tokens-minute", "x-ratelimit-remaining-tokens-minute"),
-    ("x-ratelimitbysize-limit-minute", "x-ratelimitbysize-remaining-minute"),
-    ("x-tokenlimit-limit", "x-tokenlimit-remaining"),
-)
-"""Limit and remaining: of OpenAI, Azure and Groq; of Anthropic, for all tokens and for each kind; of others."""
 
 
 class Units(Source):
@@ -174,38 +162,3 @@ class Units(Source):
         self.level = min(self.level, limits.max_cost)
         self.most, self.rate = limits.max_cost, limits.max_cost / limits.time_window
         self._own_rate, self._longest = self.rate, max(limits.time_window, LONGEST)
-
-
-class CostReading(NamedTuple):
-    """What one answer says about a quota in units of cost: the tokens per minute of language models.
-
-    Such quotas are refilled evenly, so only what is left of them counts: OpenAI and Anthropic describe a token bucket,
-    and their reset is the time until it is full.
-
-    Attributes:
-        limit: units per minute, or infinite if the answer names none.
-        remaining: units that are left now.
-    """
-
-    limit: float
-    remaining: float
-
-
-def read_cost_limit(headers: httpx.Headers) -> CostReading | None:
-    """The tightest quota of tokens that the headers describe, or None if they describe none."""
-    # Look for all names at once: every answer passes through here.
-    names = b"\n".join([name for name, _ in headers.raw]).lower()
-    if b"limit" not in names or headers.get("age", "0") != "0":
-        return None
-    readings = [
-        CostReading(_number(headers.get(limit)) or math.inf, left)
-        for limit, remaining in _HEADERS
-        if (left := _number(headers.get(remaining))) is not None
-    ]
-    return CostReading(*map(min, zip(*readings, strict=True))) if readings else None
-
-
-def _number(text: str | None) -> float | None:
-    if text is None or not text.strip().isascii() or not text.strip().isdecimal():
-        return None
-    return float(text)
