@@ -3,22 +3,35 @@
 from typing import TYPE_CHECKING
 
 from .._lazy import lazily as _lazily
+from ._async_driver import adrive as adrive
+from ._base import AsyncLayerTransport as AsyncLayerTransport
+from ._base import LayerBase as LayerBase
+from ._base import LayerTransport as LayerTransport
+from ._call import Attempt as Attempt
+from ._call import Call as Call
+from ._call import can_resend as can_resend
+from ._call import copy_request as copy_request
+from ._context import Context as Context
+from ._driver import drive as drive
+from ._layer import Layer as Layer
+from ._operations import Close as Close
+from ._operations import Drain as Drain
+from ._operations import Flow as Flow
+from ._operations import Load as Load
+from ._operations import Operation as Operation
+from ._operations import Read as Read
+from ._operations import Run as Run
+from ._operations import Send as Send
+from ._operations import Sleep as Sleep
+from ._operations import Until as Until
+from ._own_layers import alike as alike
+from ._own_layers import play as play
+from ._own_layers import response_like as response_like
 
 if TYPE_CHECKING:
-    from ._async_driver import adrive as adrive
     from ._auth.flow import AsyncAuthTransport as AsyncAuthTransport
     from ._auth.flow import AuthTransport as AuthTransport
     from ._auth.flow import auth as auth
-    from ._base import AsyncLayerTransport as AsyncLayerTransport
-    from ._base import LayerBase as LayerBase
-    from ._base import LayerTransport as LayerTransport
-    from ._call import Attempt as Attempt
-    from ._call import Call as Call
-    from ._call import can_resend as can_resend
-    from ._call import copy_request as copy_request
-    from ._context import Context as Context
-    from ._driver import drive as drive
-    from ._layer import Layer as Layer
     from ._limits.flow import AdaptiveTransport as AdaptiveTransport
     from ._limits.flow import AsyncAdaptiveTransport as AsyncAdaptiveTransport
     from ._limits.flow import AsyncLimiterTransport as AsyncLimiterTransport
@@ -31,19 +44,6 @@ if TYPE_CHECKING:
     from ._limits.limiter import Answer as Answer
     from ._limits.limiter import RateChange as RateChange
     from ._limits.limiter import Turn as Turn
-    from ._operations import Close as Close
-    from ._operations import Drain as Drain
-    from ._operations import Flow as Flow
-    from ._operations import Load as Load
-    from ._operations import Operation as Operation
-    from ._operations import Read as Read
-    from ._operations import Run as Run
-    from ._operations import Send as Send
-    from ._operations import Sleep as Sleep
-    from ._operations import Until as Until
-    from ._own_layers import alike as alike
-    from ._own_layers import play as play
-    from ._own_layers import response_like as response_like
     from ._retry.flow import AsyncRetryTransport as AsyncRetryTransport
     from ._retry.flow import RetryTransport as RetryTransport
     from ._retry.flow import retry as retry
@@ -54,13 +54,7 @@ else:  # Type checkers would take any name for one that exists.
     __getattr__, __dir__, __all__ = _lazily(
         __name__,
         {
-            "_async_driver": ("adrive",),
             "_auth.flow": ("AsyncAuthTransport", "AuthTransport", "auth"),
-            "_base": ("AsyncLayerTransport", "LayerBase", "LayerTransport"),
-            "_call": ("Attempt", "Call", "can_resend", "copy_request"),
-            "_context": ("Context",),
-            "_driver": ("drive",),
-            "_layer": ("Layer",),
             "_limits.flow": (
                 "AdaptiveTransport",
                 "AsyncAdaptiveTransport",
@@ -73,19 +67,6 @@ else:  # Type checkers would take any name for one that exists.
                 "token_bucket",
             ),
             "_limits.limiter": ("Answer", "RateChange", "Turn"),
-            "_operations": (
-                "Close",
-                "Drain",
-                "Flow",
-                "Load",
-                "Operation",
-                "Read",
-                "Run",
-                "Send",
-                "Sleep",
-                "Until",
-            ),
-            "_own_layers": ("alike", "play", "response_like"),
             "_retry.flow": ("AsyncRetryTransport", "RetryTransport", "retry"),
             "_stk_cli": ("StkCLITransport",),
         },
