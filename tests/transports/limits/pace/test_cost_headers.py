@@ -11,7 +11,7 @@ from stkai.testing import FakeClock
 from stkai.transports import Answer, Turn, adaptive, token_bucket
 from stkai.transports._limits.pace.headers import CostReading, read_cost_limit
 
-from ...support.world import World
+from ....support.world import World
 
 
 @pytest.mark.parametrize(
