@@ -9,14 +9,12 @@ import math
 from bisect import bisect_right, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ....stores import Ask, Lease
 from ....stores._protocol import AHEAD, LATE
+from ..limiter import Turn
 from .source import ROUNDING
-
-if TYPE_CHECKING:
-    from ..limiter import Turn
 
 GIVE_UP: Final = 1.0
 """Seconds after which a call that was not made, or takes longer, no longer holds up others."""
@@ -153,7 +151,7 @@ class StoreCall:
         ask: the message; None before the call begins.
     """
 
-    turn: "Turn | None"
+    turn: Turn | None
     until: float
     sent: float
     is_last: bool

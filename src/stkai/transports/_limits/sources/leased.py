@@ -1,18 +1,16 @@
 """A source of permits that are leased from a store: the limit of a whole group of processes."""
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ....stores import Quota
 from ....stores._protocol import LATE, UNLIMITED
+from ..limiter import Answer, RateChange, Turn
 from .holding import EPSILON
 from .member import SOON, Member
 from .outage import BOTH
 from .rate import Rate
 from .source import LONGEST, ROUNDING, TICK, Limits
-
-if TYPE_CHECKING:
-    from ..limiter import Answer, RateChange, Turn
 
 _BUSY: Final = 0.002
 """Seconds after which a request asks again while another one calls the store."""
@@ -51,15 +49,15 @@ class Leased(Member):
 
     # Permits
 
-    def join(self, turn: "Turn", place: int) -> None:
+    def join(self, turn: Turn, place: int) -> None:
         super().join(turn, place)
         self.outage.join(turn, place)
 
-    def drop(self, turn: "Turn", place: int) -> None:
+    def drop(self, turn: Turn, place: int) -> None:
         super().drop(turn, place)
         self.outage.drop(turn, place)
 
-    def when(self, turn: "Turn", ahead: int, now: float) -> float:
+    def when(self, turn: Turn, ahead: int, now: float) -> float:
         held, group, outage = self.held, self.group, self.outage
         wait = outage.when(turn, ahead, now) if outage.sources else 0.0
         if outage.is_on:
@@ -77,7 +75,7 @@ class Leased(Member):
         turn.nap = min(turn.nap, max(_BUSY, left - group.lead()))
         return max(wait, TICK, left)
 
-    def take(self, turn: "Turn", now: float) -> None:
+    def take(self, turn: Turn, now: float) -> None:
         outage, lease = self.outage, self.group.lease
         if outage.sources:
             outage.take(turn, now)
@@ -86,7 +84,7 @@ class Leased(Member):
         if not outage.is_on:
             self._use(turn, now)
 
-    def _use(self, turn: "Turn", now: float) -> None:
+    def _use(self, turn: Turn, now: float) -> None:
         self.held.use(self.cost_of(turn))
         self.demand.used_at = now
         if self.history is not None and self.history not in self.outage.sources:
@@ -96,7 +94,7 @@ class Leased(Member):
             # Perhaps no request comes that uses the others.
             self.client.schedule(LATE if self.expected else SOON)
 
-    def give_back(self, turn: "Turn", now: float) -> None:
+    def give_back(self, turn: Turn, now: float) -> None:
         use = self._use_of(turn)
         if use is None:
             return
@@ -105,7 +103,7 @@ class Leased(Member):
         else:
             self.held.put_back(self.cost_of(turn))
 
-    def settle(self, turn: "Turn", cost: float, now: float) -> None:
+    def settle(self, turn: Turn, cost: float, now: float) -> None:
         use, quota = self._use_of(turn), self.quota
         if use is None or not quota.max_cost:
             return
@@ -123,7 +121,7 @@ class Leased(Member):
     def listens(self, now: float) -> bool:
         return self.pace is not None or self.group.lease is None
 
-    def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
+    def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Let the group learn from an answer; until the number of members is known, each adapts alone."""
         use, local = self._use_of(turn), self.outage.sources
         if use is None:
@@ -162,7 +160,7 @@ class Leased(Member):
 
     # Calls
 
-    def call(self, turn: "Turn", place: int, now: float) -> Any:
+    def call(self, turn: Turn, place: int, now: float) -> Any:
         """The operation that calls the store, if that is due and no other turn does it; the turn has to wait."""
         group = self.group
         if self.outage.is_on or (now < group.paused_until and self.refused < 0):
@@ -175,7 +173,7 @@ class Leased(Member):
             return None
         return self.client.operation(self.reserve_call(turn, now), now)
 
-    def left(self, turn: "Turn", now: float) -> None:
+    def left(self, turn: Turn, now: float) -> None:
         """Let another turn make the call that this one has reserved; return permits that no turn is left to use."""
         call = self.calling
         if call is not None and call.turn is turn and call.ask is None:
@@ -194,7 +192,7 @@ class Leased(Member):
             return True
         return group.lease is not None and now >= group.as_of + _BEAT
 
-    def _estimate(self, turn: "Turn", ahead: int, now: float) -> float:
+    def _estimate(self, turn: Turn, ahead: int, now: float) -> float:
         """Estimate the wait of a turn that has no permit yet, never too long; and when it should ask again."""
         group, held = self.group, self.held
         behind = ahead - len(held.due)
@@ -217,7 +215,7 @@ class Leased(Member):
             return max(TICK, start - now + behind * group.active / self.rate)
         return max(TICK, start - now)
 
-    def _covers(self, turn: "Turn", ahead: int) -> bool:
+    def _covers(self, turn: Turn, ahead: int) -> bool:
         """Whether the units held are enough for the turn, and for so many before it."""
         cost = self.cost_of(turn)
         if not cost:
@@ -225,7 +223,7 @@ class Leased(Member):
         claimed = sum(map(self.cost_of, self.turns[:ahead])) if ahead else 0.0
         return claimed + cost <= self.held.units + ROUNDING * self.max_cost
 
-    def _use_of(self, turn: "Turn") -> Use | None:
+    def _use_of(self, turn: Turn) -> Use | None:
         use: Use | None = None if turn.leases is None else turn.leases.get(self)
         return use
 

@@ -7,17 +7,15 @@ crowd one asks the store for all. Messages hold totals, so a call that fails, or
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ....stores import Ask, Lease, Quota, Refusal
 from ....stores._protocol import AHEAD, LATE
+from ..limiter import Turn
 from .holding import GIVE_UP, Demand, GroupStatus, Holding, StoreCall
 from .outage import Outage, window_of
 from .source import ROUNDING, Source
 from .window import Window
-
-if TYPE_CHECKING:
-    from ..limiter import Turn
 
 SOON: Final = 0.01
 """Seconds after which unused permits are returned: another request may follow at once."""
@@ -80,7 +78,7 @@ class Member(Source):
         self._reported: Ask | None = None  # The last message that has probably arrived.
 
     @property
-    def turns(self) -> "Sequence[Turn]":
+    def turns(self) -> Sequence[Turn]:
         """The turns that wait for permits of this share, in their order."""
         turns: list[Turn] = self.order.turns
         return turns if self.waiting == len(turns) else [turn for turn in turns if self in turn.sources]
@@ -137,7 +135,7 @@ class Member(Source):
 
     # Calls
 
-    def reserve_call(self, turn: "Turn | None", now: float, *, is_last: bool = False) -> StoreCall:
+    def reserve_call(self, turn: Turn | None, now: float, *, is_last: bool = False) -> StoreCall:
         """The next call, for the caller to make, if none is under way; the last one in any case."""
         self.calling = StoreCall(turn, now + GIVE_UP, now, is_last)
         return self.calling

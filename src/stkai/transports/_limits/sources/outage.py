@@ -2,17 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ....stores import Ask, Quota
 from ....stores._protocol import AHEAD
+from ..limiter import Turn
 from .holding import GIVE_UP
 from .rate import Rate
 from .source import ROUNDING, Limits, Source
 from .units import Units
-
-if TYPE_CHECKING:
-    from ..limiter import Turn
 
 BOTH: Final = 1.5
 """Seconds after an outage during which a request needs a permit of both: the others return one by one."""
@@ -108,29 +106,29 @@ class Outage:
 
     # As sources
 
-    def join(self, turn: "Turn", place: int) -> None:
+    def join(self, turn: Turn, place: int) -> None:
         for source in self._local:
             if turn.costs is not None:
                 turn.costs[source] = self._leased.cost_of(turn)
             source.join(turn, place)
 
-    def drop(self, turn: "Turn", place: int) -> None:
+    def drop(self, turn: Turn, place: int) -> None:
         for source in self._local:
             source.drop(turn, place)
 
-    def when(self, turn: "Turn", ahead: int, now: float) -> float:
+    def when(self, turn: Turn, ahead: int, now: float) -> float:
         """Seconds until the local sources admit the turn."""
         if now >= self._until:
             self._local, self._until = (), -math.inf
         return max([source.when(turn, ahead, now) for source in self.sources], default=0.0)
 
-    def take(self, turn: "Turn", now: float) -> None:
+    def take(self, turn: Turn, now: float) -> None:
         """Take a permit from the local sources."""
         self.used += self.is_on
         for source in self.sources:
             source.take(turn, now)
 
-    def give_back(self, turn: "Turn", now: float) -> None:
+    def give_back(self, turn: Turn, now: float) -> None:
         """Give back a permit that only the local sources gave."""
         self.used -= 1
         for source in self.sources:

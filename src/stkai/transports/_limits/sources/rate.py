@@ -1,12 +1,10 @@
 """Permits that are released at a rate, constant or adaptive, up to a burst."""
 
 import math
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
+from ..limiter import Answer, RateChange, Turn
 from .source import ROUNDING, TICK, Limits, Source, in_words
-
-if TYPE_CHECKING:
-    from ..limiter import Answer, RateChange, Turn
 
 _WHOLE: Final = 1 - ROUNDING
 
@@ -44,11 +42,11 @@ class Mode(Protocol):
         """Seconds, from the end of a pause on, until that many more permits are released."""
         ...
 
-    def take(self, turn: "Turn", now: float) -> float:
+    def take(self, turn: Turn, now: float) -> float:
         """Count a permit that is taken; returns what it takes from the credit: 1, give or take some jitter."""
         ...
 
-    def give_back(self, turn: "Turn") -> None:
+    def give_back(self, turn: Turn) -> None:
         """Count a permit that was taken and not used."""
         ...
 
@@ -75,7 +73,7 @@ class Pace(Protocol):
         """Note that the rate has moved while requests waited."""
         ...
 
-    def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
+    def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Let an answer move the rate."""
         ...
 
@@ -133,7 +131,7 @@ class Rate(Source):
             credit = min(credit, most + min(self.waiting, self.rate * _LATE)) if self.waiting else most
         self.credit = credit
 
-    def when(self, turn: "Turn", ahead: int, now: float) -> float:
+    def when(self, turn: Turn, ahead: int, now: float) -> float:
         if now > self._at:
             self._advance(now)
         credit, until = self.credit, self.paused_until
@@ -144,10 +142,10 @@ class Rate(Source):
             wait += until - now
         return max(TICK, wait)
 
-    def take(self, turn: "Turn", now: float) -> None:
+    def take(self, turn: Turn, now: float) -> None:
         self.credit -= 1.0
 
-    def give_back(self, turn: "Turn", now: float) -> None:
+    def give_back(self, turn: Turn, now: float) -> None:
         """Take a permit back, unless the whole burst has been released since: many of them would go at once."""
         self._advance(now)
         if (now - turn.since) * self.rate < self.burst:
@@ -191,7 +189,7 @@ class PacedRate(Rate):
         source = self.order.turns[0].held_by
         return source is None or source is self or source.is_remote
 
-    def when(self, turn: "Turn", ahead: int, now: float) -> float:
+    def when(self, turn: Turn, ahead: int, now: float) -> float:
         if now > self._at:
             self._advance(now)
         mode, missing = self.pace.mode, ahead + 1 - self.credit
@@ -205,10 +203,10 @@ class PacedRate(Rate):
         turn.nap = min(turn.nap, mode.nap(wait))
         return wait
 
-    def take(self, turn: "Turn", now: float) -> None:
+    def take(self, turn: Turn, now: float) -> None:
         self.credit -= self.pace.mode.take(turn, now)
 
-    def give_back(self, turn: "Turn", now: float) -> None:
+    def give_back(self, turn: Turn, now: float) -> None:
         self._advance(now)
         self.pace.mode.give_back(turn)
         super().give_back(turn, now)
@@ -216,7 +214,7 @@ class PacedRate(Rate):
     def listens(self, now: float) -> bool:
         return now >= self.pace.ignores_successes_until
 
-    def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
+    def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         self._advance(answer.now)
         change, before = self.pace.learn(turn, answer), self.credit
         self._release(answer.now, answer.now)

@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-if TYPE_CHECKING:
-    from ..limiter import Answer, RateChange, Turn
+from ..limiter import Answer, RateChange, Turn
 
 TICK: Final = 1e-6
 """Seconds; a shorter sleep might not move a clock that has run for years."""
@@ -77,15 +76,15 @@ class Source:
             return place
         return sum(self in turn.sources for turn in turns[:place])
 
-    def join(self, turn: "Turn", place: int) -> None:
+    def join(self, turn: Turn, place: int) -> None:
         """Note that a turn waits in that place of the queue."""
         self.waiting += 1
 
-    def drop(self, turn: "Turn", place: int) -> None:
+    def drop(self, turn: Turn, place: int) -> None:
         """Note that the turn in that place of the queue no longer waits."""
         self.waiting -= 1
 
-    def when(self, turn: "Turn", ahead: int, now: float) -> float:
+    def when(self, turn: Turn, ahead: int, now: float) -> float:
         """Seconds until the turn is admitted if `ahead` turns take a permit of this source first; 0.0 for now.
 
         May lower `turn.nap`, after which the turn asks again.
@@ -104,7 +103,7 @@ class Source:
         asleep = sum(turn.held_by is self for turn in turns[rank:place])
         return self.count(rank) + asleep
 
-    def until_spare(self, turn: "Turn", rank: int, asleep: "Sequence[Turn]", now: float) -> float:
+    def until_spare(self, turn: Turn, rank: int, asleep: Sequence[Turn], now: float) -> float:
         """Seconds until the turn can take a permit that none of those asleep before it will need; 0.0 for now.
 
         The first of those that wait for this source will need one; the others wake when theirs are due, and many may
@@ -123,30 +122,30 @@ class Source:
                 return max(TICK, other.told - now)
         return 0.0
 
-    def _will_need(self, turn: "Turn", other: "Turn", first: "Turn") -> bool:
+    def _will_need(self, turn: Turn, other: Turn, first: Turn) -> bool:
         if other.held_by is self:
             return other is first
         return other.sources == turn.sources and not other.is_guess
 
-    def take(self, turn: "Turn", now: float) -> None:
+    def take(self, turn: Turn, now: float) -> None:
         """Take a permit for the turn; `when` has just returned 0.0."""
         raise NotImplementedError
 
-    def give_back(self, turn: "Turn", now: float) -> None:
+    def give_back(self, turn: Turn, now: float) -> None:
         """Take back the permit of a turn that sent nothing."""
 
     def listens(self, now: float) -> bool:
         """Whether an answer of success at `now` could teach it anything."""
         return False
 
-    def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
+    def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Learn from the head of an answer, or from the error in its place."""
         return None
 
-    def end(self, turn: "Turn", now: float) -> None:
+    def end(self, turn: Turn, now: float) -> None:
         """Note that the turn's answer has ended."""
 
-    def settle(self, turn: "Turn", cost: float, now: float) -> None:
+    def settle(self, turn: Turn, cost: float, now: float) -> None:
         """Correct the units that the turn took to its real cost."""
 
     def soon(self, now: float, seconds: float) -> float:
@@ -159,7 +158,7 @@ class Source:
     def forked(self) -> None:
         """Begin anew in a forked child."""
 
-    def cost_of(self, turn: "Turn") -> float:
+    def cost_of(self, turn: Turn) -> float:
         """Units that the turn takes from this source; 0.0 for a source that counts none."""
         if not self.counts_units:
             return 0.0

@@ -2,13 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from ..limiter import Answer, RateChange, Turn
 from ..pace.headers import read_cost_limit
 from .source import LONGEST, ROUNDING, TICK, Limits, Source
-
-if TYPE_CHECKING:
-    from ..limiter import Answer, RateChange, Turn
 
 _MINUTE: Final = 60.0
 """Seconds: the window of every token quota that servers name in their headers."""
@@ -60,11 +58,11 @@ class Units(Source):
     def limit(self) -> str:  # type: ignore[override]
         return f"{self.most:g} units per {self.most / self._own_rate:g} s"
 
-    def join(self, turn: "Turn", place: int) -> None:
+    def join(self, turn: Turn, place: int) -> None:
         self.waiting += 1
         self._costs.insert(self.count(place), self.cost_of(turn))
 
-    def drop(self, turn: "Turn", place: int) -> None:
+    def drop(self, turn: Turn, place: int) -> None:
         self.waiting -= 1
         del self._costs[self.count(place)]
 
@@ -81,7 +79,7 @@ class Units(Source):
     def _give(self, units: float) -> None:
         self.level = min(self.most, self.level + units)
 
-    def when(self, turn: "Turn", ahead: int, now: float) -> float:
+    def when(self, turn: Turn, ahead: int, now: float) -> float:
         self._advance(now)
         cost = self.cost_of(turn)
         need = min(cost, self.most)
@@ -98,13 +96,13 @@ class Units(Source):
         cost = next((cost for cost in reversed(self._costs[:count]) if cost), 0.0)
         return max(0.0, cost - self.most)
 
-    def _wait(self, turn: "Turn", need: float, now: float) -> float:
+    def _wait(self, turn: Turn, need: float, now: float) -> float:
         wait = max(TICK, (need - self.level) / self.rate)
         # Estimates that are too high are returned early.
         turn.nap = min(turn.nap, max(_GRAIN, min(0.9 * self._worth * wait, wait / 2, 0.5 + now - turn.asked)))
         return wait
 
-    def until_spare(self, turn: "Turn", rank: int, asleep: "Sequence[Turn]", now: float) -> float:
+    def until_spare(self, turn: Turn, rank: int, asleep: Sequence[Turn], now: float) -> float:
         before, cost = self.cost_before(rank) if rank else 0.0, self.cost_of(turn)
         left = self.level - before - cost + ROUNDING * self.most
         need = 0.0
@@ -119,17 +117,17 @@ class Units(Source):
                 return self._wait(turn, before + need + min(cost, self.most), now)
         return 0.0
 
-    def take(self, turn: "Turn", now: float) -> None:
+    def take(self, turn: Turn, now: float) -> None:
         self.level -= self.cost_of(turn)
 
-    def give_back(self, turn: "Turn", now: float) -> None:
+    def give_back(self, turn: Turn, now: float) -> None:
         self._advance(now)
         self._give(self.cost_of(turn))
 
     def listens(self, now: float) -> bool:
         return self._reads_headers
 
-    def learn(self, turn: "Turn", answer: "Answer") -> "RateChange | None":
+    def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         response = answer.response
         if answer.is_refusal:
             self.settle(turn, 0.0, answer.now)
@@ -142,7 +140,7 @@ class Units(Source):
             self.level = min(self.level, reading.remaining)
         return None
 
-    def settle(self, turn: "Turn", cost: float, now: float) -> None:
+    def settle(self, turn: Turn, cost: float, now: float) -> None:
         self._advance(now)
         estimate = self.cost_of(turn)
         # No answer holds the others back for longer than the longest wait.

@@ -4,12 +4,10 @@ import math
 from bisect import bisect_left, bisect_right
 from collections import deque
 from itertools import accumulate, islice
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from ..limiter import Turn
 from .source import TICK, Limits, Source, in_words
-
-if TYPE_CHECKING:
-    from ..limiter import Turn
 
 _EXACT: Final = 2048
 """Up to this number, each request has its own instant ..."""
@@ -45,7 +43,7 @@ class Window(Source):
     def limit(self) -> str:  # type: ignore[override]
         return in_words(Limits(self.most, self.seconds))
 
-    def when(self, turn: "Turn", ahead: int, now: float) -> float:
+    def when(self, turn: Turn, ahead: int, now: float) -> float:
         instants = self._instants
         while instants and instants[0] + self.seconds <= now + TICK:
             instants.popleft()
@@ -65,7 +63,7 @@ class Window(Source):
             number = bisect_right(list(accumulate(self._counts)), number)
         return self._instants[number]
 
-    def take(self, turn: "Turn", now: float) -> None:
+    def take(self, turn: Turn, now: float) -> None:
         instants, counts = self._instants, self._counts
         if instants and now < instants[-1]:
             now = instants[-1]  # Another thread read the clock a moment later.
@@ -78,7 +76,7 @@ class Window(Source):
             counts.append(1)
             self._began = now
 
-    def give_back(self, turn: "Turn", now: float) -> None:
+    def give_back(self, turn: Turn, now: float) -> None:
         place = bisect_left(self._instants, turn.since)
         if turn.since <= now - self.seconds or place == len(self._instants):
             return
