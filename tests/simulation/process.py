@@ -301,7 +301,8 @@ def install(sim: "Simulator", patch: pytest.MonkeyPatch) -> None:
                 return  # The thread was never started.
             threads.append(done)
             work()
-            threads.pop()
+            if threads:  # It had nothing to send.
+                threads.pop().set_result(None)
 
         sim.at(sim.chance.choice([0.0, sim.chance.uniform(0, 0.001)]), begin, process)
         await done
@@ -309,7 +310,7 @@ def install(sim: "Simulator", patch: pytest.MonkeyPatch) -> None:
     real_send = store_client.StoreClient._send
 
     def send(client: Any, call: Any, ask: Ask) -> None:
-        thread = threads[-1] if threads else None
+        thread = threads.pop() if threads else None
 
         def end() -> None:
             real_send(client, call, ask)

@@ -76,28 +76,13 @@ class StoreClient:
                 self._make(call)
 
         async def arun(_left: float) -> None:
+            make = partial(self._make, call)
             if self._is_instant:
-                self._make(call)
-            elif (ask := self._begun(call)) is not None:
-                await self._send_in_thread(call, ask)
+                make()
+            else:  # The member keeps what the thread receives, so a request may abandon it.
+                await anyio.to_thread.run_sync(make, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
 
         return Run(run, arun)
-
-    async def _send_in_thread(self, call: StoreCall, ask: Ask) -> None:
-        """Send the message in a worker thread. The member keeps what that receives, so a request may abandon it."""
-        started: list[bool] = []
-
-        def send() -> None:
-            started.append(True)
-            self._send(call, ask)
-
-        try:
-            await anyio.to_thread.run_sync(send, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
-        except BaseException:
-            if not started:
-                with Queue.lock:
-                    self.member.drop_call(call)
-            raise
 
     def afterwards(self, now: float) -> None:
         """Carry out what is due, if the store never blocks; otherwise a thread does."""
@@ -159,16 +144,13 @@ class StoreClient:
             do_within(seconds, partial(self._make, call))
 
     def _make(self, call: StoreCall) -> None:
-        ask = self._begun(call)
-        if ask is not None:
-            self._send(call, ask)
-
-    def _begun(self, call: StoreCall) -> Ask | None:
         close_at_exit(self)
         if call.turn is not None and call.turn.call is not None:
             self._last_call = call.turn.call
         with Queue.lock:
-            return self.member.begin_call(call, self._now())
+            ask = self.member.begin_call(call, self._now())
+        if ask is not None:
+            self._send(call, ask)
 
     def _send(self, call: StoreCall, ask: Ask) -> None:
         """Send the message and take in the answer."""
@@ -185,23 +167,23 @@ class StoreClient:
             if ends_call:
                 raise_interrupt(error)
                 raise
-            self._lose(call, error)
+            self._note_failure(call, error)
             return
         with Queue.lock:
             restored = member.end_call(call, answer, self._now())
         if restored:
             self._emit(StoreRestored, store=repr(self.store))
-        self._compare(ask.quota, answer.quota)
-        self._steer(answer)
+        self._compare_quotas(ask.quota, answer.quota)
+        self._amend_law(answer)
 
-    def _lose(self, call: StoreCall, error: BaseException) -> None:
+    def _note_failure(self, call: StoreCall, error: BaseException) -> None:
         with Queue.lock:
             lost = self.member.fail_call(call, self._now())
         logger.debug("the store of the share %r failed", self.member.share, exc_info=error)
         if lost:
             self._emit(StoreLost, store=repr(self.store), reason=f"{type(error).__name__}: {error}")
 
-    def _steer(self, lease: Lease) -> None:
+    def _amend_law(self, lease: Lease) -> None:
         pace: GroupPace | None = self.member.pace
         if pace is None:
             return
@@ -225,7 +207,7 @@ class StoreClient:
         """Notify the listener in the `context` of this layer as well; each listener is notified once."""
         self._audience[id(layer)] = layer
 
-    def _compare(self, mine: Quota, theirs: Quota) -> None:
+    def _compare_quotas(self, mine: Quota, theirs: Quota) -> None:
         """Report, once, that another quota than this member's is in force."""
         if theirs not in (mine, self._disagreed):
             differences = mine.differences(theirs)
