@@ -21,9 +21,6 @@ LAST_REPORT: Final = 0.25
 _MOST: Final = 4
 """Threads at once: a store that hangs must not hold up the others."""
 
-_IDLE: Final = 2.0
-"""Seconds after which an idle thread ends."""
-
 Work = Callable[[], None]
 
 
@@ -64,14 +61,13 @@ class BackgroundCalls:
             del work
 
     def _next(self) -> Work | None:
-        """The next job when it is due; None after a while without any: the thread ends."""
+        """The next job when it is due; None if there is none: the thread ends."""
         with self._changed:
-            ends = self._monotonic() + _IDLE
             self._idle += 1
             try:
-                while self._jobs or self._monotonic() < ends:
-                    left = (self._jobs[0][0] if self._jobs else ends) - self._monotonic()
-                    if self._jobs and left <= 0:
+                while self._jobs:
+                    left = self._jobs[0][0] - self._monotonic()
+                    if left <= 0:
                         return heapq.heappop(self._jobs)[2]
                     self._changed.wait(left)
                 self._threads -= 1
