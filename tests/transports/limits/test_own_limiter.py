@@ -61,7 +61,7 @@ class Gap:
             self.due.pop(turn, None)
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
-        if answer.response is None or answer.response.status_code != 429:
+        if not answer.is_refusal:
             return None
         self.seconds *= 2
         return RateChange(2 / self.seconds, 1 / self.seconds, "too many requests")
