@@ -1,85 +1,16 @@
 """Permits that are released at a rate, constant or adaptive, up to a burst."""
 
 import math
-from typing import Final, Protocol
+from typing import Final
 
 from ..limiter import Answer, RateChange, Turn
+from ..pace.adaptive import Adaptive
 from .source import ROUNDING, TICK, Limits, Source, in_words
 
 _WHOLE: Final = 1 - ROUNDING
 
 _LATE: Final = 0.05
 """Seconds, beyond the burst, for which the permit of a waiter that wakes late is kept for it."""
-
-
-class Mode(Protocol):
-    """How fast permits are released, if not at a constant rate. Knows nothing of queues; told the time.
-
-    Attributes:
-        rate: permits per second, now.
-        burst: permits that may be taken at once after a quiet time, now.
-        credit: the permits that are there, while the mode spaces them itself; None while they are counted here.
-        paused_until: nothing goes before this instant.
-    """
-
-    @property
-    def rate(self) -> float: ...
-
-    @property
-    def burst(self) -> float: ...
-
-    @property
-    def credit(self) -> float | None: ...
-
-    @property
-    def paused_until(self) -> float: ...
-
-    def release(self, start: float, now: float, *, waiting: bool) -> float:
-        """Permits released from `start` to `now`; `waiting` tells whether a request waited for one."""
-        ...
-
-    def time_for(self, permits: float, now: float) -> float:
-        """Seconds, from the end of a pause on, until that many more permits are released."""
-        ...
-
-    def take(self, turn: Turn, now: float) -> float:
-        """Count a permit that is taken; returns what it takes from the credit: 1, give or take some jitter."""
-        ...
-
-    def give_back(self, turn: Turn) -> None:
-        """Count a permit that was taken and not used."""
-        ...
-
-    def nap(self, wait: float) -> float:
-        """How much of a wait to sleep before asking again, since the rate may have grown."""
-        ...
-
-
-class Pace(Protocol):
-    """What learns from the answers, and chooses the mode.
-
-    Attributes:
-        mode: the one in force.
-        ignores_successes_until: a success before this instant teaches nothing.
-    """
-
-    @property
-    def mode(self) -> Mode: ...
-
-    @property
-    def ignores_successes_until(self) -> float: ...
-
-    def moved(self) -> None:
-        """Note that the rate has moved while requests waited."""
-        ...
-
-    def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
-        """Let an answer move the rate."""
-        ...
-
-    def update(self, max_requests: float, time_window: float) -> None:
-        """Adopt a new quota."""
-        ...
 
 
 class Rate(Source):
@@ -168,7 +99,7 @@ class Rate(Source):
 class PacedRate(Rate):
     """A bucket whose rate and burst a pace moves."""
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, pace: Adaptive) -> None:
         super().__init__(pace.mode.rate, pace.mode.burst, limit="adaptive rate")
         self.pace = pace
 
