@@ -44,8 +44,8 @@ class Window(Source):
         return in_words(Limits(self.most, self.seconds))
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
-        instants = self._instants
-        while instants and instants[0] + self.seconds <= now + TICK:
+        instants, out = self._instants, now - self.seconds + TICK
+        while instants and instants[0] <= out:
             instants.popleft()
             self.used -= self._counts.popleft()
         first = self.used + ahead - self.most
