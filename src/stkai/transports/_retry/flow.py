@@ -63,7 +63,7 @@ class _RetryFlow(LayerBase):
         if policy.idempotency_header is not None:
             request = _keyed(request, policy.idempotency_header)
         if policy.budget is not None:
-            policy.budget.deposit(self.context.clock.monotonic())
+            policy.budget.deposit(self.context.now())
         try:
             once = self._once(request, attempt, policy) if call.buffered else self.forward(request, attempt)
             response = yield from once
@@ -101,7 +101,7 @@ class _RetryFlow(LayerBase):
         return response
 
     def _again(self, request: httpx.Request, loop: "_Loop") -> Flow:
-        state, clock = loop.state, self.context.clock
+        state, now = loop.state, self.context.now
         answer: httpx.Response | None = loop.response
         try:
             while True:
@@ -109,12 +109,12 @@ class _RetryFlow(LayerBase):
                 if not isinstance(seconds, loop.tenacity.DoSleep):
                     final: httpx.Response = seconds
                     return final
-                since, loop.response = clock.monotonic(), None
+                since, loop.response = now(), None
                 if answer is not None:
                     yield Drain(answer, seconds)
                 if seconds:
                     # The body was read during the wait.
-                    yield Sleep(max(0.0, seconds - (clock.monotonic() - since)))
+                    yield Sleep(max(0.0, seconds - (now() - since)))
                     loop.attempt.record.backed_off += seconds
                 state.prepare_for_next_attempt()
                 loop.attempt, answer = loop.attempt.again(), None
@@ -228,7 +228,7 @@ class _Loop:
         )
         if failure is None:
             return False
-        now = context.clock.monotonic()
+        now = context.now()
         self._excused += attempt.last.excused
         number = max(1, state.attempt_number - self._excused)
         seconds = policy.delay(failure, number, attempt.call.time_left(now), context.random())

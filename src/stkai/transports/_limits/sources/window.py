@@ -54,7 +54,8 @@ class Window(Source):
 
     def when(self, turn: "Turn", ahead: int, now: float) -> float:
         instants, counts = self._instants, self._counts
-        while instants and instants[0] + self.seconds <= now + TICK:
+        out = now - self.seconds + TICK
+        while instants and instants[0] <= out:
             instants.popleft()
             if counts is not None:
                 self._sum -= counts.popleft()
