@@ -101,7 +101,7 @@ class LayerBase:
     def _send_observed(self, request: httpx.Request, attempt: Attempt) -> Flow:
         """Send to the wire, and report the start and the end of the attempt."""
         context = self.context
-        start = context.clock.monotonic()
+        start = context.now()
         try:
             added = attempt_started(context, attempt)
             if added:
@@ -129,7 +129,7 @@ class LayerBase:
             raise foreign(family)
         if not isinstance(request.stream, self._body):
             self.check_body(request)
-        return Call.start(request, self.context.clock.monotonic())
+        return Call.start(request, self.context.now())
 
     def check_body(self, request: httpx.Request) -> None:
         """Refuse a body that only the other kind of client can send.
@@ -203,7 +203,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
             if in_main_thread:
                 self._calls_in_main_thread -= 1
         try:
-            attempt.finish(response, context.clock.monotonic())
+            attempt.finish(response, context.now())
             if attempt.is_observed:
                 call_answered(context, attempt, response)
         except BaseException:  # An interrupt while a listener was notified.
@@ -264,7 +264,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
             call_failed(context, attempt, error)
             raise
         try:
-            attempt.finish(response, context.clock.monotonic())
+            attempt.finish(response, context.now())
             if attempt.is_observed:
                 call_answered(context, attempt, response)
         except BaseException:  # An interrupt while a listener was notified.

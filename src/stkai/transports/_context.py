@@ -20,11 +20,12 @@ class Context:
 
     Attributes:
         clock: where time comes from.
+        now: the clock's `monotonic`, looked up once: every call reads it several times.
         listener: called with every event; its exceptions are logged, and not raised.
         random: draws a number in [0, 1).
     """
 
-    __slots__ = ("clock", "listener", "random")
+    __slots__ = ("clock", "listener", "now", "random")
 
     def __init__(
         self,
@@ -34,6 +35,7 @@ class Context:
         random: Callable[[], float] | None = None,
     ) -> None:
         self.clock, self.listener, self.random = clock or SystemClock(), listener, random or uniform
+        self.now = self.clock.monotonic
 
     def hears(self, level: int) -> bool:
         """Whether anybody would see an event that the default log writes at this level."""
@@ -61,7 +63,7 @@ def attempt_finished(
     context: Context, attempt: Attempt, start: float, *, status: int | None = None, error: str | None = None
 ) -> None:
     """Report that the wire has returned a response, or raised an error; `start` is when it was asked."""
-    seconds = context.clock.monotonic() - start
+    seconds = context.now() - start
     context.emit(events.AttemptFinished(call=attempt.info, status=status, error=error, seconds=seconds))
 
 
@@ -73,7 +75,7 @@ def call_started(context: Context, attempt: Attempt) -> None:
 
 def call_answered(context: Context, attempt: Attempt, response: httpx.Response) -> None:
     """Report that a call has ended with a response."""
-    _call_finished(context, attempt, context.clock.monotonic(), status=response.status_code)
+    _call_finished(context, attempt, context.now(), status=response.status_code)
 
 
 def call_failed(context: Context, attempt: Attempt, error: BaseException) -> None:
@@ -88,7 +90,7 @@ def call_failed(context: Context, attempt: Attempt, error: BaseException) -> Non
         number = attempt.record.attempts
         error.add_note(f"{_NOTE}{call.method} {call.host}: {number} attempt{'s' * (number != 1)}")
     if attempt.is_observed:
-        _call_finished(context, attempt, context.clock.monotonic(), error=type(error).__name__)
+        _call_finished(context, attempt, context.now(), error=type(error).__name__)
 
 
 def _call_finished(

@@ -98,12 +98,11 @@ class _AuthFlow(LayerBase):
 
     def fetch(self, attempt: Attempt, reason: str) -> Steps[Token]:
         """A token from the provider; emits an event if it is a new one."""
-        clock = self.context.clock
-        start = clock.monotonic()
+        start = self.context.now()
         try:
             token: Token = yield Run(partial(_get, self.policy), partial(_aget, self.policy))
         finally:
-            seconds = clock.monotonic() - start
+            seconds = self.context.now() - start
             attempt.record.authenticating += seconds
         if token.is_news():
             self.context.emit(TokenRenewed(call=attempt.info, seconds=seconds, reason=reason))

@@ -67,8 +67,8 @@ class _LimitFlow(LayerBase):
         if plan is None:
             return (yield from self.forward(request, attempt))
         turn = self._turn(limiter, plan, request, attempt, is_ours=is_ours)
-        clock = self.context.clock
-        sent = clock.monotonic()
+        now = self.context.now
+        sent = now()
         try:
             wait = limiter.ask(turn, sent)
         except BaseException:  # An interrupt, or a limiter of the user's own.
@@ -90,7 +90,7 @@ class _LimitFlow(LayerBase):
             raise
         # While nothing can be learnt from a success, do without the answer, and without the limiter's lock.
         was_refused = response.status_code == TOO_MANY_REQUESTS
-        learns = was_refused or not is_ours or (plan.listens and limiter.listens(clock.monotonic()))
+        learns = was_refused or not is_ours or (plan.listens and limiter.listens(now()))
         if learns or plan.ends or plan.priced:
             yield from self._take_note(limiter, turn, plan, request, attempt, response, sent, learns=learns)
         return response
@@ -117,13 +117,12 @@ class _LimitFlow(LayerBase):
 
     def _note_error(self, limiter: Any, turn: Turn, plan: Plan, error: BaseException, sent: float) -> None:
         """Tell the limiter what came in place of an answer."""
-        clock = self.context.clock
-        now = clock.monotonic()
+        now = self.context.now()
         if isinstance(error, SignatureExpired):  # A limiter further in has not let it go.
             limiter.leave(turn, now)
             return
         try:
-            limiter.learn(turn, Answer(sent, now, None, error, clock.utcnow, 0.5))
+            limiter.learn(turn, Answer(sent, now, None, error, self.context.clock.utcnow, 0.5))
         finally:
             if plan.ends:
                 limiter.end(turn, now)
@@ -143,8 +142,8 @@ class _LimitFlow(LayerBase):
         """Let the limiter learn from the answer; when the body has ended, settle the cost and notify the limiter."""
         try:
             if learns:
-                clock = self.context.clock
-                answer = Answer(sent, clock.monotonic(), response, None, clock.utcnow, turn.chance)
+                context = self.context
+                answer = Answer(sent, context.now(), response, None, context.clock.utcnow, turn.chance)
                 change = limiter.learn(turn, answer)
                 attempt.paced = attempt.paced or turn.paced
                 attempt.excused = attempt.excused or turn.excused
@@ -160,12 +159,12 @@ class _LimitFlow(LayerBase):
                 when_body_ends(response, ended, None if bill is None else bill.add)
         except BaseException:  # The limiter and the listener may be user code.
             if plan.ends:
-                limiter.end(turn, self.context.clock.monotonic())
+                limiter.end(turn, self.context.now())
             yield Close(response)
             raise
 
     def _note_end(self, limiter: Any, turn: Turn, plan: Plan, bill: Bill | None, how: BodyEnd) -> None:
-        now = self.context.clock.monotonic()
+        now = self.context.now()
         if plan.ends:
             limiter.end(turn, now)
         if bill is not None:

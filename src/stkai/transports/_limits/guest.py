@@ -1,5 +1,6 @@
 """Limiters of the user's own, among others or alone."""
 
+from dataclasses import replace
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -125,7 +126,7 @@ def plan_of_own(limiter: Limiter, request: httpx.Request | None, guest: Guest | 
     """
     if guest is None and isinstance(limiter, QueueLimiter):
         plan = limiter.plan_for(request)
-        return None if plan is None else plan._replace(ends=True)
+        return None if plan is None else replace(plan, ends=True)
     if request is not None and limiter.methods is not None and request.method not in limiter.methods:
         return None
     guests = () if guest is None else (guest,)

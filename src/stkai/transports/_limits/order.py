@@ -77,7 +77,7 @@ class Order:
             # The turn that asks moves up, so these places are no longer free.
             heapq.heappop(vacant)
         place = self.place_of(turn)
-        if turns[place : place + 1] != [turn]:
+        if place == len(turns) or turns[place] is not turn:
             turn.told = Turn.told
             turns.insert(place, turn)
             for source in turn.sources:

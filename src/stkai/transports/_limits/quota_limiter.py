@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ class QuotaLimiter(QueueLimiter):
         self._limits = limits
         self._cost = None if cost is None else _checked_cost(cost, limits.max_cost)
         if limits.max_cost is not None:
-            self._plan = self._plan._replace(priced=(self,))
+            self._plan = replace(self._plan, priced=(self,))
         if self._leased is not None:
             quota = self._leased.quota
             self._leased.quota = quota._replace(methods=",".join(sorted(self.methods or ())))

@@ -4,7 +4,6 @@ The last response or error itself reaches the caller. tenacity runs the loop, fr
 one nearly always succeeds and pays nothing for it.
 """
 
-import sys
 import warnings
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
@@ -64,7 +63,7 @@ class _RetryFlow(LayerBase):
         if policy.idempotency_header is not None:
             request = _keyed(request, policy.idempotency_header)
         if policy.budget is not None:
-            policy.budget.deposit(self.context.clock.monotonic())
+            policy.budget.deposit(self.context.now())
         try:
             once = self._once(request, attempt, policy) if call.buffered else self.forward(request, attempt)
             response = yield from once
@@ -72,7 +71,7 @@ class _RetryFlow(LayerBase):
             if not isinstance(error, alike(httpx.TransportError)) or not can_resend(request):
                 raise
             loop = _Loop(policy, self, request, attempt)
-            loop.state.set_exception((type(error), error, error.__traceback__))
+            loop.ended(None, error)
         else:
             if policy.is_final(response) or not can_resend(request):
                 return response
@@ -84,11 +83,10 @@ class _RetryFlow(LayerBase):
     ) -> Steps["_Loop"]:
         try:
             loop = _Loop(policy, self, request, attempt)
-            loop.state.set_result(response)
         except BaseException:  # An interrupt: tenacity is imported here.
             yield Close(response)
             raise
-        loop.response = response
+        loop.ended(response)
         return loop
 
     def _once(self, request: httpx.Request, attempt: Attempt, policy: RetryPolicy) -> Flow:
@@ -103,7 +101,7 @@ class _RetryFlow(LayerBase):
         return response
 
     def _again(self, request: httpx.Request, loop: "_Loop") -> Flow:
-        state, clock = loop.state, self.context.clock
+        state, now = loop.state, self.context.now
         answer: httpx.Response | None = loop.response
         try:
             while True:
@@ -111,25 +109,23 @@ class _RetryFlow(LayerBase):
                 if not isinstance(seconds, loop.tenacity.DoSleep):
                     final: httpx.Response = seconds
                     return final
-                since, loop.response = clock.monotonic(), None
+                since, loop.response = now(), None
                 if answer is not None:
                     yield Drain(answer, seconds)
                 if seconds:
                     # The body was read during the wait.
-                    yield Sleep(max(0.0, seconds - (clock.monotonic() - since)))
+                    yield Sleep(max(0.0, seconds - (now() - since)))
                     loop.attempt.record.backed_off += seconds
                 state.prepare_for_next_attempt()
                 loop.attempt, answer = loop.attempt.again(), None
                 try:
                     answer = loop.response = yield from self._once(request, loop.attempt, loop.policy)
-                except alike(httpx.TransportError):
-                    info: Any = sys.exc_info()
-                    state.set_exception(info)
-                    del info
+                except alike(httpx.TransportError) as error:
+                    loop.ended(None, error)
                 else:
                     if loop.policy.is_final(answer):  # Like the first attempt, it pays nothing.
                         return answer
-                    state.set_result(answer)
+                    loop.ended(answer)
         except BaseException:
             if loop.response is not None:
                 yield Close(loop.response)
@@ -156,7 +152,18 @@ class _RetryFlow(LayerBase):
 
 @cache
 def _tenacity() -> Any:
-    return import_whole("tenacity")
+    """tenacity, and its loop for one call, whose state need not be looked up by thread."""
+    tenacity = import_whole("tenacity")
+
+    class Retrying(tenacity.Retrying):  # type: ignore[misc, name-defined]
+        iter_state: Any = None
+        statistics: Any = None
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.iter_state, self.statistics = tenacity.IterState(), {}
+
+    return tenacity, Retrying
 
 
 def _keyed(request: httpx.Request, header: str) -> httpx.Request:
@@ -172,34 +179,56 @@ class _Loop:
 
     Attributes:
         response: the last one, until it is returned or discarded.
+        state: tenacity's, whose outcome is this object.
     """
 
     def __init__(
         self, policy: RetryPolicy, layer: LayerBase, request: httpx.Request, attempt: Attempt
     ) -> None:
-        self.tenacity = tenacity = _tenacity()
+        self.tenacity, retrying = _tenacity()
         self.policy, self.context, self.attempt = policy, layer.context, attempt
         self.response: httpx.Response | None = None
+        self._error: Exception | None = None
         self._situation = Situation.of(request, policy, sound_wire=layer.wire_is_sound)
         self._seconds = 0.0
         self._excused = 0
         # tenacity itself never stops the loop and never classifies a failure: the policy does.
-        self.retrying = tenacity.Retrying(retry=self.goes_on, wait=lambda _: self._seconds)
+        self.retrying = retrying(retry=self.goes_on, wait=lambda _: self._seconds)
         self.retrying.begin()
-        self.state = tenacity.RetryCallState(self.retrying, fn=None, args=(), kwargs={})
+        self.state = self.tenacity.RetryCallState(self.retrying, fn=None, args=(), kwargs={})
+
+    def ended(self, response: httpx.Response | None, error: Exception | None = None) -> None:
+        """Note the outcome of an attempt."""
+        self.response, self._error, self.state.outcome = response, error, self
+
+    # What tenacity asks an outcome.
+
+    @property
+    def failed(self) -> bool:
+        """Whether the attempt ended with an error."""
+        return self._error is not None
+
+    def exception(self) -> Exception | None:
+        """That error."""
+        return self._error
+
+    def result(self) -> httpx.Response | None:
+        """The response; raises the error."""
+        if self._error is not None:
+            raise self._error
+        return self.response
 
     def goes_on(self, state: "tenacity.RetryCallState") -> bool:
         """Whether another attempt follows the one in `state`, and after how long."""
         context, policy, attempt = self.context, self.policy, self.attempt
-        error = state.outcome.exception() if state.outcome else None
-        response = self.response
+        response, error = self.response, self._error
         paced = response is not None and attempt.last.paced
         failure = policy.failure_of(
             response, error, context.clock.utcnow(), paced=paced, situation=self._situation
         )
         if failure is None:
             return False
-        now = context.clock.monotonic()
+        now = context.now()
         self._excused += attempt.last.excused
         number = max(1, state.attempt_number - self._excused)
         seconds = policy.delay(failure, number, attempt.call.time_left(now), context.random())
@@ -213,7 +242,7 @@ class _Loop:
 
     def forget(self) -> None:
         """Let go of tenacity's objects: they refer to each other and to the error, whose traceback refers to them."""
-        self.state.outcome = None
+        self.state.outcome = self._error = None
         self.retrying.iter_state.reset()
         del self.retrying, self.state
 
