@@ -1,7 +1,7 @@
 """Limiters of the user's own, among others or alone."""
 
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 from weakref import WeakValueDictionary
 
 import httpx
@@ -106,16 +106,6 @@ def guest_of(limiter: Limiter) -> Guest:
     return guest
 
 
-class _OwnPriced:
-    """A limiter of the user's own, alone, that counts units of cost."""
-
-    sources = ()
-
-    def __init__(self, limiter: Any) -> None:
-        self.max_cost, self.cost = limiter.max_cost, getattr(limiter, "cost", None)
-        self.settle = limiter.settle
-
-
 def plan_of_own(limiter: Limiter, request: httpx.Request | None, guest: Guest | None = None) -> Plan | None:
     """What a request needs of a user's own limiter, which sees every request and every answer.
 
@@ -130,5 +120,5 @@ def plan_of_own(limiter: Limiter, request: httpx.Request | None, guest: Guest | 
     if request is not None and limiter.methods is not None and request.method not in limiter.methods:
         return None
     guests = () if guest is None else (guest,)
-    priced = () if getattr(limiter, "max_cost", None) is None else guests or (_OwnPriced(limiter),)
+    priced = () if getattr(limiter, "max_cost", None) is None else guests or (limiter,)
     return Plan(guests, guests, priced, hasattr(limiter, "end"), bool(guests), limiter.max_wait_time)

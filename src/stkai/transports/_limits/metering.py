@@ -53,9 +53,10 @@ class Meter:
             turn.cost = given
             return
         known: dict[int, float] = {}
-        costs: dict[Any, float] = {}
+        prices: list[tuple[Any, float]] = []
         for limit in plan.priced:
-            function = self._cost if limit.cost is None else limit.cost
+            own = _own_cost(limit)
+            function = self._cost if own is None else own
             if function is None:
                 raise InvalidArgumentError(
                     f"a limit counts units (max_cost={limit.max_cost:g}), but this call has no cost: give it a cost=,"
@@ -63,22 +64,21 @@ class Meter:
                 )
             if id(function) not in known:
                 known[id(function)] = _estimated(function, request)
-            cost = min(known[id(function)], limit.max_cost or 0.0)
-            costs.update(dict.fromkeys(limit.sources, cost))
-        if len(plan.priced) == 1:
-            turn.cost = cost
+            prices.append((limit, min(known[id(function)], limit.max_cost)))
+        if len(prices) == 1:
+            turn.cost = prices[0][1]
         else:
-            turn.costs = costs
+            turn.costs = {source: cost for limit, cost in prices for source in limit.sources}
 
     def bill(self, turn: Turn, plan: Plan, request: httpx.Request, response: httpx.Response) -> "Bill | None":
         """What collects the body of an answer and settles it; None if nothing would be settled."""
         settles: dict[int, tuple[Settle, list[Any]]] = {}
         for limit in plan.priced:
-            settle = self._settle
-            if limit.cost is not None:
-                settle = limit.cost.settle if isinstance(limit.cost, Pricing) else None
+            settle, own = self._settle, _own_cost(limit)
+            if own is not None:
+                settle = own.settle if isinstance(own, Pricing) else None
             if settle is not None:
-                settles.setdefault(id(limit.cost), (settle, []))[1].append(limit)
+                settles.setdefault(id(own), (settle, []))[1].append(limit)
         return Bill(self, turn, settles, request, response) if settles else None
 
     def complain(self, why: str) -> None:
@@ -168,6 +168,11 @@ class Bill:
             return None
         content = b"".join(kept.chunks)
         return self._kind(self._status, headers=headers, content=content, request=self._request)
+
+
+def _own_cost(limit: Any) -> Any:
+    """The `Cost` that a limit has itself, which the user's own limiter need not name; None without it."""
+    return getattr(limit, "cost", None)
 
 
 def _estimated(function: Any, request: httpx.Request) -> float:

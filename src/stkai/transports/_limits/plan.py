@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import httpx
 
-from .limiter import Limiter, Turn
+from .limiter import Limiter
 from .sources.source import Source
 
 
@@ -27,25 +27,6 @@ Cost = Callable[[httpx.Request], float] | Pricing
 """What a limiter takes as `cost`."""
 
 
-class Priced(Protocol):
-    """A limit that counts units of cost."""
-
-    @property
-    def max_cost(self) -> float | None:
-        """Units per time window."""
-
-    @property
-    def cost(self) -> Any:
-        """Its own `Cost`, or None."""
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        """Where a turn's `costs` are set."""
-
-    def settle(self, turn: Turn, cost: float, now: float) -> None:
-        """Correct what the turn took."""
-
-
 @dataclass(frozen=True, slots=True)  # Whose fields are read faster than those of a tuple.
 class Plan:
     """What a request of some method needs of a limiter.
@@ -53,7 +34,7 @@ class Plan:
     Attributes:
         sources: where it takes its permits from.
         guests: limiters of the user's own that it asks as well.
-        priced: the limits that count units of cost.
+        priced: the limits that count units of cost: each has `max_cost`, and corrects with `settle` what a turn took.
         ends: whether one of them must be notified when the answer has ended.
         listens: whether an answer of success may teach one of them something.
         max_wait_time: seconds that it may wait.
@@ -61,7 +42,7 @@ class Plan:
 
     sources: tuple[Source, ...] = ()
     guests: tuple[Any, ...] = ()
-    priced: tuple[Priced, ...] = ()
+    priced: tuple[Any, ...] = ()
     ends: bool = False
     listens: bool = False
     max_wait_time: float | None = None
