@@ -79,8 +79,8 @@ _values_of: Final = attrgetter(*(each.name for each in fields(MemberState)))
 
 
 class Members:
-    """The members of a share by name. They stay packed until a step needs them, so that a step costs about the same for
-    any number of them; a member that has changed must be stored again.
+    """The members of a share by name. They stay packed but for the one that a step needs, so that it costs about the
+    same for any number of them; a member that has changed must be stored again.
 
     Args:
         lines: of each member its name as JSON and what `MemberState.pack` made of it, separated by a tab.
@@ -88,7 +88,6 @@ class Members:
 
     def __init__(self, lines: Iterable[str] = ()) -> None:
         self._packed = dict(line.split("\t", 1) for line in lines)
-        self._unpacked: dict[str, MemberState] = {}
 
     def lines(self) -> list[str]:
         """All members, packed."""
@@ -97,16 +96,13 @@ class Members:
     def get(self, name: str) -> MemberState | None:
         """The member; None if it is unknown."""
         packed = self._packed.get(json.dumps(name))
-        if packed is not None and name not in self._unpacked:
-            self._unpacked[name] = MemberState.unpack(packed)
-        return self._unpacked.get(name)
+        return None if packed is None else MemberState.unpack(packed)
 
     def __setitem__(self, name: str, member: MemberState) -> None:
-        self._packed[json.dumps(name)], self._unpacked[name] = member.pack(), member
+        self._packed[json.dumps(name)] = member.pack()
 
     def __delitem__(self, name: str) -> None:
         self._packed.pop(json.dumps(name), None)
-        self._unpacked.pop(name, None)
 
     def overdue(self, now: float, most: int) -> list[tuple[str, MemberState]]:
         """The first members whose `due` is not after `now`."""
