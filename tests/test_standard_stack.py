@@ -465,3 +465,18 @@ async def test_a_cost_or_settle_that_is_no_plain_function_is_an_error(
     options = {"auth": None, "rate_limit": limiter, "transport": world.wire(), name: function}
     with pytest.raises(stkai.ConfigurationError, match=f"{name} must be a plain function"):
         client_of(world, **options)
+
+
+def test_what_the_layers_tell_each_other_does_not_reach_the_default_wire(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[httpx.Request] = []
+
+    def send(_: object, request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200)
+
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", send)
+    with httpx.Client(transport=stkai.build_transport(auth=None, rate_limit=None)) as client:
+        client.get("https://api.example.com")
+    assert [list(request.extensions) for request in seen] == [["timeout"]]

@@ -22,6 +22,7 @@ class WireByFamily(Closable):
     """
 
     family = None
+    is_leaf = True
 
     def __init__(self, config: "HttpConfig | None" = None) -> None:
         self._config = config or STKAI.config.http
@@ -50,6 +51,7 @@ class AsyncWireByFamily(AsyncClosable):
     """
 
     family = None
+    is_leaf = True
 
     def __init__(
         self,

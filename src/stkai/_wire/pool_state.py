@@ -148,7 +148,7 @@ class PoolState(Generic[Wire]):
 
     def settle(self) -> None:
         """Take back what has been noted, unless this thread is in the middle of another step, which will."""
-        while self._back or self._dropped or self._is_to_be_cleared():
+        while self._back or self._dropped or (self._closed and self._is_used()):
             with self._lock:
                 if self._busy:
                     return
@@ -180,8 +180,8 @@ class PoolState(Generic[Wire]):
             self.settle()
         return answer
 
-    def _is_to_be_cleared(self) -> bool:
-        return self._closed and bool(self._lent or self._idle or self._waiting)
+    def _is_used(self) -> bool:
+        return bool(self._lent or self._idle or self._waiting)
 
     def _catch_up(self) -> None:
         """Do what was noted, or cut off."""
@@ -192,7 +192,7 @@ class PoolState(Generic[Wire]):
         while self._dropped:
             self._take_back(self._dropped[0].number, None)
             self._dropped.popleft()
-        if self._is_to_be_cleared():
+        if self._closed and self._is_used():
             self._clear()
 
     def _lend(self, loan: Loan[Wire]) -> bool:
