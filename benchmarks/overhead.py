@@ -62,9 +62,7 @@ def _layer_table(samples: dict[str, list[float]]) -> Table:
         "The layers alone, called without a client",
         ["", "µs", "ratio to the floor"],
         rows,
-        [
-            "Everything is in the CPU caches here; under a client, the same code takes two or three times as long."
-        ],
+        ["Everything is in the CPU caches here; under a client, the same code takes several times as long."],
     )
 
 
