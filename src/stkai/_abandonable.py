@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import httpx
 
-from ._clock import anyio, asyncio_loop, run_soon, running_loop
+from ._clock import anyio, in_asyncio_task, run_soon, running_loop
 from ._errors import RetryableError
 
 _current: Final = threading.local()
@@ -114,10 +114,10 @@ class Job:
 
     async def await_(self, seconds: float = math.inf) -> bool:
         """Suspend this task for at most this many seconds; returns whether the work has ended."""
-        loop = asyncio_loop()
-        if loop is None:
+        loop = running_loop()
+        if not in_asyncio_task():
             event = anyio.Event()
-            self._waiting[id(event)] = partial(run_soon, running_loop(), event.set)
+            self._waiting[id(event)] = partial(run_soon, loop, event.set)
             try:
                 with anyio.move_on_after(seconds):
                     if not self.is_done:

@@ -57,7 +57,7 @@ class SystemClock:
 
     def asleep(self, seconds: float) -> Coroutine[Any, Any, None]:
         # Thousands of tasks may sleep here: on asyncio, nothing comes between a task and its timer.
-        if asyncio_loop() is not None:
+        if in_asyncio_task():
             asyncio = sys.modules["asyncio"]
             sleeping: Coroutine[Any, Any, None] = asyncio.sleep(seconds)
             return sleeping
@@ -107,13 +107,12 @@ def run_soon(loop: Any, function: Callable[..., object], *arguments: object) -> 
         call(function, *arguments)
 
 
-def asyncio_loop() -> Any:
-    """The loop of the asyncio task that is running; None while trio is: as a guest of the loop, or within the task."""
+def in_asyncio_task() -> bool:
+    """Whether an asyncio task is running, and trio is not: neither as a guest of its loop, nor within the task."""
     asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
     if asyncio is None:
-        return None
+        return False
     try:
-        is_task = (trio is None or not trio.lowlevel.in_trio_run()) and asyncio.current_task() is not None
-        return asyncio.get_running_loop() if is_task else None
+        return (trio is None or not trio.lowlevel.in_trio_run()) and asyncio.current_task() is not None
     except (AttributeError, RuntimeError):  # A trio that cannot tell, or no loop in this thread.
-        return None
+        return False
