@@ -129,7 +129,7 @@ class BearerAuth(HoldsSecret):
         first = attempt.call.request
         if (url is not first.url or CHAIN in first.extensions) and not is_home(url, first):
             return False
-        if url.scheme != "https":
+        if not self.allow_http and url.scheme != "https":
             self.require_private(url)
         return True
 
@@ -143,7 +143,7 @@ class BearerAuth(HoldsSecret):
             raise ExposedTokenError(_EXPOSED.format(show_origin(url)))
 
     def _is_safe(self, origin: Origin) -> bool:
-        return is_private(origin) or self.allow_http
+        return self.allow_http or is_private(origin)
 
     def token(self, given: str | Mapping[str, str]) -> Token:
         """The token, or the headers that carry it, in the form in which they are sent; the same object for the same."""
