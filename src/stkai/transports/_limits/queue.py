@@ -202,10 +202,10 @@ class Queue:
 
     def listens(self, now: float) -> bool:
         """Whether an answer of success at `now` could teach any of the sources anything."""
-        listens = False
         for source in self.sources:  # With `any`, a generator would cost as much again.
-            listens = listens or source.listens(now)
-        return listens
+            if source.listens(now):
+                return True
+        return False
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Take note of the answer's head, or of the error in its place; what was never sent is given back."""
