@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Final, Literal
 from uuid import uuid5
 
-import anyio
 import httpx
 
 from .._clock import SystemClock
@@ -158,10 +157,7 @@ class Runner:
 
     async def _send(self, _: int, request: httpx.Request) -> httpx.Response:
         line = line_of(request)
-        if self.ending is not None:
-            raise DroppedError
-        with anyio.CancelScope() as scope:
-            line.started(scope.cancel)
+        with line.scope:
             return await self._client.send(line, request)
         raise DroppedError
 

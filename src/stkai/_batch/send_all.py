@@ -103,10 +103,15 @@ class _RequestLog(RunState):
     """
 
     def __init__(self, path: JournalPath | None, max_in_flight: int) -> None:
-        journal, self._recovered = None, Recovered()
-        if path is not None:
-            journal, self._recovered = _opened(Path(path), max_in_flight)
-        super().__init__(journal)
+        super().__init__(None if path is None else Journal.open(Path(path)))
+        self._recovered = Recovered()
+        if self.journal is not None:
+            try:
+                self._recovered = _recovered(self.journal)
+                self.journal.limit(max_in_flight)
+            except BaseException:
+                self.journal.close()
+                raise
 
     def known(self, index: int) -> Exception | bool:
         """True if the outcome was handed out before; an error if it is unknown, and that is to be the outcome."""
@@ -142,20 +147,13 @@ class _RequestLog(RunState):
             self.journal.close()
 
 
-def _opened(path: Path, max_in_flight: int) -> tuple[Journal, Recovered]:
-    journal = Journal.open(path)
-    try:
-        if journal.header is None:
-            journal.begin("send_all", {})
-        elif journal.header.kind != "send_all":
-            msg = f"{path} is the journal of `stkai batch`; choose another file for send_all"
-            raise ConfigurationError(msg)
-        recovered = journal.recover(LineStates())
-        journal.limit(max_in_flight)
-    except BaseException:
-        journal.close()
-        raise
-    return journal, recovered
+def _recovered(journal: Journal) -> Recovered:
+    if journal.header is None:
+        journal.begin("send_all", {})
+    elif journal.header.kind != "send_all":
+        msg = f"{journal.file.path} is the journal of `stkai batch`; choose another file for send_all"
+        raise ConfigurationError(msg)
+    return journal.recover(LineStates())
 
 
 async def _asend_all(

@@ -6,6 +6,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
+import anyio
 import httpx
 
 from .._abandonable import Job
@@ -56,14 +57,12 @@ class Watch:
     """Watches one request: the journal, if there is one, records that it goes to the wire, or did not run.
 
     Attributes:
+        run: what it shares with the others.
         number: of its line; for `send_all`, its index.
-        ending: once this job is done, the request no longer waits, for example for a permit; None if it always waits.
     """
 
     def __init__(self, run: RunState, number: int) -> None:
-        self.number = number
-        self.ending: Job | None = run.ending
-        self._run = run
+        self.run, self.number = run, number
 
     def about_to_send(self) -> Operation | None:
         """Called right before an attempt goes to the wire; may ask for an operation first.
@@ -72,18 +71,18 @@ class Watch:
             DroppedError: the run is ending.
             WriteError: the journal cannot be written.
         """
-        if self._run.ending.is_done:
+        if self.run.ending.is_done:
             raise DroppedError
-        if self._run.journal is not None:
-            self._run.journal.sent(self.number)
+        if self.run.journal is not None:
+            self.run.journal.sent(self.number)
         return None
 
     def not_sent(self) -> None:
         """Called after an attempt, if all attempts so far prove that the request did not run."""
-        if self._run.journal is not None:
+        if self.run.journal is not None:
             # If that fails, it counts as sent, which is safe, and the next one is not sent.
             with suppress(WriteError):
-                self._run.journal.not_sent(self.number)
+                self.run.journal.not_sent(self.number)
 
 
 class LineInFlight(Watch):
@@ -93,28 +92,24 @@ class LineInFlight(Watch):
         custom_id: as JSON.
         execution: the id of the execution that it created, once known.
         may_drop: whether it can be dropped when the run ends: it was not sent, or was refused, or can be polled later.
+        scope: of its task.
     """
 
     def __init__(self, run: RunState, number: int, custom_id: str, execution: str | None = None) -> None:
         super().__init__(run, number)
-        self.ending = None  # Its task is cancelled instead, which also ends the polling of an execution.
         self.custom_id, self.execution = custom_id, execution
         self.may_drop = True
-        self._drop: Callable[[], object] | None = None
-
-    def started(self, drop: Callable[[], object]) -> None:
-        """Its task has started; `drop` ends the task."""
-        self._drop = drop
+        self.scope = anyio.CancelScope()
 
     def drop(self) -> None:
         """End its task, if the line may be dropped."""
-        if self.may_drop and self._drop is not None:
-            self._drop()
+        if self.may_drop:
+            self.scope.cancel()
 
     def about_to_send(self) -> Operation | None:
         super().about_to_send()
         self.may_drop = False
-        commit = self._run.commit
+        commit = self.run.commit
         return None if commit is None else Run(_only_async, lambda _: commit())
 
     def not_sent(self) -> None:
@@ -124,15 +119,15 @@ class LineInFlight(Watch):
     async def created(self, execution: str) -> None:
         """The line has created an execution, which a resumed job goes on polling."""
         self.execution = execution
-        if self._run.journal is not None:
-            self._run.journal.execution(self.number, execution)
-        if self._run.commit is not None:
-            await self._run.commit()
+        if self.run.journal is not None:
+            self.run.journal.execution(self.number, execution)
+        if self.run.commit is not None:
+            await self.run.commit()
         self._may_be_dropped()
 
     def _may_be_dropped(self) -> None:
         self.may_drop = True
-        if self._run.ending.is_done:
+        if self.run.ending.is_done:
             self.drop()
 
 
@@ -188,7 +183,8 @@ def _sent_at_once(send: Callable[[httpx.Request], Any]) -> Callable[[httpx.Reque
 def _send(client: HttpClient, request: httpx.Request, watch: Watch) -> httpx.Response:
     layer = client._open_entry()  # noqa: SLF001
     exchange = Exchange.of(layer, request)
-    return exchange.finish(layer.carry_out(exchange.call, partial(_watched, exchange.flow, watch)))
+    flow = partial(_ending_with, watch.run, partial(_watched, exchange.flow, watch))
+    return exchange.finish(layer.carry_out(exchange.call, flow))
 
 
 async def _asend(client: AsyncHttpClient, request: httpx.Request, watch: Watch) -> httpx.Response:
@@ -197,21 +193,20 @@ async def _asend(client: AsyncHttpClient, request: httpx.Request, watch: Watch) 
     return exchange.finish(await layer.carry_out(exchange.call, partial(_watched, exchange.flow, watch)))
 
 
+def _ending_with(
+    run: RunState, flow: Callable[[httpx.Request, Attempt], Flow], request: httpx.Request, attempt: Attempt
+) -> Flow:
+    """The same flow, which no longer waits, for example for a permit, once the run or the client has ended."""
+    assert attempt.closing is not None
+    with attempt.closing.ending_also(run.ending):
+        attempt.closing = run.ending
+        return (yield from flow(request, attempt))
+
+
 def _watched(
     flow: Callable[[httpx.Request, Attempt], Flow], watch: Watch, request: httpx.Request, attempt: Attempt
 ) -> Flow:
-    """The same flow, which notifies `watch` of what it sends, and no longer waits once that or the client has ended."""
-    closing, ending = attempt.closing, watch.ending
-    if closing is None or ending is None:
-        return (yield from _notifying(flow, watch, request, attempt))
-    with closing.ending_also(ending):
-        attempt.closing = ending
-        return (yield from _notifying(flow, watch, request, attempt))
-
-
-def _notifying(
-    flow: Callable[[httpx.Request, Attempt], Flow], watch: Watch, request: httpx.Request, attempt: Attempt
-) -> Flow:
+    """The same flow, which notifies `watch` of what it sends."""
     may_have_acted = False
 
     def send(operation: Send) -> Flow:
