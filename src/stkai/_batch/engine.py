@@ -39,14 +39,13 @@ class Outcome:
     error: Exception | None
 
 
-Known = Callable[[int], Exception | bool]
-"""True if the outcome of this index was handed out before; an error if that is to be its outcome."""
+Begin = Callable[[int, httpx.Request], Outcome | None]
+"""The outcome of a request before it is sent, which may be an error; None if it was handed out before."""
 
 
-def pending_outcome(index: int, request: httpx.Request, known: Known) -> Outcome | None:
-    """The outcome of a request before it is sent, which may be an error; None if it was handed out before."""
-    found = known(index)
-    return None if found is True else Outcome(index, request, None, found or None)
+def unknown_so_far(index: int, request: httpx.Request) -> Outcome:
+    """The outcome of a request that was never sent before."""
+    return Outcome(index, request, None, None)
 
 
 class BackgroundTask:
@@ -102,18 +101,18 @@ class _InFlight:
         self._finished: deque[Outcome | BaseException | None] = deque()
         self._arrivals = anyio.Semaphore(0)
 
-    async def feed(self, requests: Requests, known: Known) -> None:
+    async def feed(self, requests: Requests, begin: Begin) -> None:
         """Read the requests to their end, start each once there is a place, and wait until all have ended."""
         async with anyio.create_task_group() as group:
             try:
-                await self._start_all(group, requests, known)
+                await self._start_all(group, requests, begin)
             except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
                 self.failure = error
             except BaseException as error:  # noqa: BLE001 - raised by the generator
                 self._crash(error)
         self._put(None)
 
-    async def _start_all(self, group: TaskGroup, requests: Requests, known: Known) -> None:
+    async def _start_all(self, group: TaskGroup, requests: Requests, begin: Begin) -> None:
         """Returns at the end of the iterable, or raises what that raises."""
         reading = aiter(requests) if isinstance(requests, AsyncIterable) else iter(requests)
         await _acquire(self.places)
@@ -121,7 +120,7 @@ class _InFlight:
             request = next(reading, _END) if isinstance(reading, Iterator) else await anext(reading, _END)
             if request is _END:
                 return
-            taken = pending_outcome(index, request, known)
+            taken = begin(index, request)
             if taken is None:
                 continue
             if taken.error is None:
@@ -165,11 +164,11 @@ class _InFlight:
 
 
 async def outcomes_of(
-    send: AsyncSend, requests: Requests, most: int, known: Known = lambda _: False
+    send: AsyncSend, requests: Requests, most: int, begin: Begin = unknown_so_far
 ) -> AsyncGenerator[Outcome, None]:
     """Send all requests, at most that many at a time, and yield each outcome as its call finishes."""
     in_flight = _InFlight(send, most)
-    task = BackgroundTask(partial(in_flight.feed, requests, known))
+    task = BackgroundTask(partial(in_flight.feed, requests, begin))
     try:
         while (outcome := await in_flight.next()) is not None:
             yield outcome

@@ -13,6 +13,7 @@ from collections.abc import (
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from contextvars import copy_context
+from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Self
@@ -24,7 +25,7 @@ from .._client import AsyncHttpClient, HttpClient
 from .._errors import ConfigurationError, InvalidArgumentError, OutcomeUnknownError
 from .._families import alike
 from .append_file import WriteError
-from .engine import Outcome, Requests, outcomes_of, pending_outcome
+from .engine import Outcome, Requests, outcomes_of, unknown_so_far
 from .journal import Journal, LineState, LineStates, Recovered
 from .senders import RunState, Watch, async_sender, sender
 
@@ -113,16 +114,16 @@ class _RequestLog(RunState):
                 self.journal.close()
                 raise
 
-    def known(self, index: int) -> Exception | bool:
-        """True if the outcome was handed out before; an error if it is unknown, and that is to be the outcome."""
+    def begin(self, index: int, request: httpx.Request) -> Outcome | None:
+        """The outcome of a request before it is sent, an error if it may have been sent before; None if it is done."""
         state = self._recovered.begin(index)
         if state is LineState.SENT:
             msg = (
                 f"request {index} was in flight when an earlier run ended: the server may have acted on it."
                 " It was not sent again; to send it, use a new journal"
             )
-            return OutcomeUnknownError(msg)
-        return state is not LineState.NEW
+            return Outcome(index, request, None, OutcomeUnknownError(msg))
+        return unknown_so_far(index, request) if state is LineState.NEW else None
 
     @contextmanager
     def handing_out(self, outcome: Outcome) -> Iterator[None]:
@@ -168,7 +169,7 @@ async def _asend_all(
             _check_request(request)
             return await send(request, Watch(log, index))
 
-        async with aclosing(outcomes_of(work, requests, most, log.known)) as outcomes:
+        async with aclosing(outcomes_of(work, requests, most, log.begin)) as outcomes:
             async for outcome in outcomes:
                 with log.handing_out(outcome):
                     yield outcome
@@ -194,7 +195,7 @@ def _send_all(
                 return
             ready.put(outcome)
 
-        reading = filter(None, (pending_outcome(*each, log.known) for each in enumerate(requests)))
+        reading = filter(None, map(log.begin, count(), requests))
         pending, has_ended, failure = 0, False, None
         pool = ThreadPoolExecutor(most, thread_name_prefix="stkai.send_all")
         try:
