@@ -1,13 +1,24 @@
-"""Sends many requests in tasks, a few at a time, and yields their outcomes: for `asend_all` and `stkai batch`."""
+"""Sends many requests, a few at a time, in tasks or in threads, and yields their outcomes as calls finish."""
 
 import asyncio
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+)
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from queue import SimpleQueue
 from typing import Any, Final
 
 import anyio
@@ -41,11 +52,6 @@ class Outcome:
 
 Begin = Callable[[int, httpx.Request], Outcome | None]
 """The outcome of a request before it is sent, which may be an error; None if it was handed out before."""
-
-
-def unknown_so_far(index: int, request: httpx.Request) -> Outcome:
-    """The outcome of a request that was never sent before."""
-    return Outcome(index, request, None, None)
 
 
 class BackgroundTask:
@@ -164,7 +170,7 @@ class _InFlight:
 
 
 async def outcomes_of(
-    send: AsyncSend, requests: Requests, most: int, begin: Begin = unknown_so_far
+    send: AsyncSend, requests: Requests, most: int, begin: Begin
 ) -> AsyncGenerator[Outcome, None]:
     """Send all requests, at most that many at a time, and yield each outcome as its call finishes."""
     in_flight = _InFlight(send, most)
@@ -176,3 +182,53 @@ async def outcomes_of(
             raise in_flight.failure
     finally:
         await task.close()
+
+
+def outcomes_in_threads(
+    send: Callable[[int, httpx.Request], httpx.Response],
+    requests: Iterable[httpx.Request],
+    most: int,
+    begin: Begin,
+) -> Generator[Outcome, None, None]:
+    """The same in threads; the requests are read in the caller's."""
+    ready: SimpleQueue[Outcome | BaseException] = SimpleQueue()
+
+    def work(index: int, request: httpx.Request) -> None:
+        try:
+            outcome = Outcome(index, request, send(index, request), None)
+        except Exception as error:  # noqa: BLE001 - whatever the call raises is its outcome
+            outcome = Outcome(index, request, None, error)
+        except BaseException as error:  # noqa: BLE001 - raised by the generator, in the caller's thread
+            ready.put(error)
+            return
+        ready.put(outcome)
+
+    reading = filter(None, map(begin, count(), requests))
+    pending, has_ended, failure = 0, False, None
+    pool = ThreadPoolExecutor(most, thread_name_prefix="stkai.send_all")
+    try:
+        while True:
+            while pending < most and not has_ended:
+                try:
+                    taken = next(reading, None)
+                except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
+                    taken, failure = None, error
+                if taken is None:
+                    has_ended = True
+                    break
+                pending += 1
+                if taken.error is None:
+                    pool.submit(copy_context().run, work, taken.index, taken.request)
+                else:
+                    ready.put(taken)
+            if not pending:
+                break
+            outcome = ready.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            pending -= 1
+            yield outcome
+        if failure is not None:
+            raise failure
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

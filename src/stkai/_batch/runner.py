@@ -15,13 +15,13 @@ from ..transports._auth.bearer import ExposedTokenError
 from .append_file import WriteError
 from .batch_client import FAILURE, BatchClient, status_of
 from .engine import Outcome, outcomes_of
+from .in_flight import DroppedError, LineInFlight, RunState, line_of
 from .input_lines import Read
 from .job import BatchJob
 from .journal import LineState
 from .output_lines import UNKNOWN, Entry, LineFailure, body_of, failure_of_answer, failure_of_error, visible
 from .outputs import StdoutOutputs
 from .request_formats import InvalidLineError, SeenIds
-from .senders import DroppedError, LineInFlight, RunState, line_of
 
 _PAUSE: Final = 0.05
 """Seconds between checks of an input that is still being copied."""
@@ -93,7 +93,7 @@ class Runner:
     async def run(self) -> None:
         """Work until every line has an outcome, or the run must end."""
         most = self._options.max_in_flight
-        async with aclosing(outcomes_of(self._send, self._requests(), most)) as outcomes:
+        async with aclosing(outcomes_of(self._send, self._requests(), most, _new)) as outcomes:
             async for outcome in outcomes:
                 self._settle(outcome)
                 await self._flush()
@@ -272,3 +272,8 @@ class Runner:
         with suppress(OSError, AttributeError):  # stderr may be closed.
             sys.stderr.buffer.writelines(entry.line for entry in entries)
             sys.stderr.buffer.flush()
+
+
+def _new(index: int, request: httpx.Request) -> Outcome:
+    """The outcome of a line before it is sent; lines that have one are not read."""
+    return Outcome(index, request, None, None)

@@ -64,7 +64,7 @@ class TokenEndpoint:
     clock: Clock
 
     def __post_init__(self) -> None:
-        self._url = parse_url(self.url, "token_url", "an absolute http(s) URL")
+        self._url = parse_url(self.url, "token_url must be an absolute http(s) URL")
         self._place = show_origin(self._url) + self._url.path  # Without its query, for messages.
         if not self.allow_http and not is_private(origin_of(self._url)):
             raise ConfigurationError(

@@ -1,7 +1,6 @@
-"""How each kind of client sends one request, and how that is watched and recorded."""
+"""Requests in flight: what the journal records of each, and when one may be dropped."""
 
-import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -11,7 +10,7 @@ import httpx
 
 from .._abandonable import Job
 from .._client import AsyncHttpClient, HttpClient
-from .._errors import ConfigurationError, InvalidArgumentError, StkaiError
+from .._errors import ConfigurationError, StkaiError
 from .._exchange import Exchange
 from .._families import alike
 from ..transports._call import Attempt
@@ -26,9 +25,6 @@ LINE: Final = "stkai.batch.line"
 
 _REFUSED: Final = frozenset({401, 408, 429, 503})
 """Answers that prove that the request did not run."""
-
-_OWN_HEADERS: Final = frozenset({"host", "content-length", "transfer-encoding"})
-"""Headers that a client of the API reference sets itself."""
 
 
 class DroppedError(StkaiError):
@@ -141,53 +137,16 @@ def _only_async(_: float) -> None:
     raise ConfigurationError("the journal of a batch needs an async stack: use build_async()")
 
 
-def sender(client: Any) -> Callable[[httpx.Request, Watch], httpx.Response]:
-    """A function that sends one request through a sync client.
-
-    Raises:
-        ConfigurationError: it is not a sync client.
-    """
-    if isinstance(client, HttpClient):
-        kind = type(client)
-        if kind.post is HttpClient.post and kind.send is HttpClient.send and kind._send is HttpClient._send:  # noqa: SLF001
-            return partial(_send, client)
-        return _sent_at_once(_by_verbs(client))
-    if isinstance(client, alike(httpx.Client)):
-        return _sent_at_once(client.send)
-    raise _wrong("send_all", client, "a stkai.HttpClient or an httpx.Client", "asend_all")
-
-
-def async_sender(client: Any) -> Callable[[httpx.Request, Watch], Awaitable[httpx.Response]]:
-    """A function that sends one request through an async client.
-
-    Raises:
-        ConfigurationError: it is not an async client.
-    """
-    if isinstance(client, AsyncHttpClient) and type(client).send is AsyncHttpClient.send:
-        return partial(_asend, client)
-    if isinstance(client, alike(AsyncHttpClient, httpx.AsyncClient)):
-        return _sent_at_once(client.send)
-    raise _wrong("asend_all", client, "a stkai.AsyncHttpClient or an httpx.AsyncClient", "send_all")
-
-
-def _sent_at_once(send: Callable[[httpx.Request], Any]) -> Callable[[httpx.Request, Watch], Any]:
-    """For clients whose requests may go to the wire at any time."""
-
-    def send_at_once(request: httpx.Request, watch: Watch) -> Any:
-        watch.about_to_send()
-        return send(request)
-
-    return send_at_once
-
-
-def _send(client: HttpClient, request: httpx.Request, watch: Watch) -> httpx.Response:
+def send_watched(client: HttpClient, request: httpx.Request, watch: Watch) -> httpx.Response:
+    """Send one request; what it waits for ends with the run."""
     layer = client._open_entry()  # noqa: SLF001
     exchange = Exchange.of(layer, request)
     flow = partial(_ending_with, watch.run, partial(_watched, exchange.flow, watch))
     return exchange.finish(layer.carry_out(exchange.call, flow))
 
 
-async def _asend(client: AsyncHttpClient, request: httpx.Request, watch: Watch) -> httpx.Response:
+async def asend_watched(client: AsyncHttpClient, request: httpx.Request, watch: Watch) -> httpx.Response:
+    """Send one request; cancel the task if it need not wait any longer."""
     layer = client._open_entry()  # noqa: SLF001
     exchange = Exchange.of(layer, request)
     return exchange.finish(await layer.carry_out(exchange.call, partial(_watched, exchange.flow, watch)))
@@ -247,31 +206,3 @@ def _is_unsent(error: BaseException, wire: object) -> bool:
     return isinstance(error, alike(*NOT_SENT)) and (
         isinstance(error, alike(httpx.PoolTimeout)) or is_sound(wire)
     )
-
-
-def _by_verbs(client: HttpClient) -> Callable[[httpx.Request], httpx.Response]:
-    """For clients that override the verbs, and take JSON instead of a request."""
-
-    def send(request: httpx.Request) -> httpx.Response:
-        headers = {name: value for name, value in request.headers.items() if name not in _OWN_HEADERS}
-        timeout = request.extensions.get("timeout", {}).get("read") or 30
-        if request.method == "GET":
-            return client.get(str(request.url), headers, timeout)
-        if request.method != "POST":
-            msg = f"{type(client).__name__} sends GET and POST only, not {request.method}"
-            raise InvalidArgumentError(msg)
-        content = request.read()
-        try:
-            data = json.loads(content) if content else None
-        except ValueError as error:
-            raise InvalidArgumentError(f"{type(client).__name__} sends JSON only: {error}") from error
-        return client.post(str(request.url), data, headers, timeout)
-
-    return send
-
-
-def _wrong(function: str, client: object, wanted: str, other: str) -> ConfigurationError:
-    hint = ""
-    if isinstance(client, alike(HttpClient, httpx.Client, AsyncHttpClient, httpx.AsyncClient)):
-        hint = f"; use stkai.{other} with this client"
-    return ConfigurationError(f"{function} needs {wanted}, not {client!r}{hint}")
