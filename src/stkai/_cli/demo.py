@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 import httpx
 
+from .._auth import ClientCredentialsAuthProvider
 from .._builder import build_client
 from .._clock import SystemClock
-from .._credentials.client_credentials import ClientCredentialsAuthProvider
 from ..stores import FileStore
 from ..testing import QuotaServer
 from ..transports._limits.aimd import AimdLimiter
