@@ -102,10 +102,10 @@ def dry_run(plan: JobPlan, say: Callable[[str], None]) -> bool:
         if options.from_stdin:
             source = Path(folder, "stdin.jsonl")
             StdinCopy(source).copy()
-        return _dry_run(plan, plan.lines(source), say)
+        return _report(plan, plan.lines(source), say)
 
 
-def _dry_run(plan: JobPlan, lines: Lines, say: Callable[[str], None]) -> bool:
+def _report(plan: JobPlan, lines: Lines, say: Callable[[str], None]) -> bool:
     options, shard = plan.options, plan.options.part
     invalid = duplicates = requests = size = 0
     ids = SeenIds()
