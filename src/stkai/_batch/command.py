@@ -140,10 +140,10 @@ def _run_job(plan: JobPlan, interrupts: _Interrupts, warnings: _Warnings) -> int
         shown = warnings.display = display(quiet=plan.options.quiet, say=say)
         stack.callback(shown.close)
         interrupts.on_second = shown.close
-        return _Run(job, client, interrupts, shown).run()
+        return _JobRun(job, client, interrupts, shown).run()
 
 
-class _Run:
+class _JobRun:
     """One run of a job: shows its progress, keeps its files up to date, and says how it ended."""
 
     def __init__(self, job: BatchJob, client: BatchClient, interrupts: _Interrupts, shown: Display) -> None:

@@ -92,7 +92,7 @@ async def _acquire(semaphore: anyio.Semaphore) -> None:
         await semaphore.acquire()
 
 
-class _InFlight:
+class _Tasks:
     """The requests in flight, and the outcomes not handed out yet.
 
     Attributes:
@@ -169,11 +169,11 @@ class _InFlight:
         return outcome
 
 
-async def outcomes_of(
+async def outcomes_in_tasks(
     send: AsyncSend, requests: Requests, most: int, begin: Begin
 ) -> AsyncGenerator[Outcome, None]:
     """Send all requests, at most that many at a time, and yield each outcome as its call finishes."""
-    in_flight = _InFlight(send, most)
+    in_flight = _Tasks(send, most)
     task = BackgroundTask(partial(in_flight.feed, requests, begin))
     try:
         while (outcome := await in_flight.next()) is not None:

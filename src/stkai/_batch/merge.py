@@ -22,7 +22,7 @@ _CHUNK: Final = 1 << 24
 _SHOWN: Final = 10
 
 
-class Place(NamedTuple):
+class EntryPlace(NamedTuple):
     """Where an entry is: the line's number, the index of the file, its offset and its length in it."""
 
     number: int
@@ -31,7 +31,7 @@ class Place(NamedTuple):
     length: int
 
 
-_FIELDS: Final = len(Place._fields)
+_FIELDS: Final = len(EntryPlace._fields)
 
 
 class Index:
@@ -58,10 +58,10 @@ class Index:
     def __len__(self) -> int:
         return len(self._places) // _FIELDS
 
-    def in_order(self) -> Iterator[Place]:
+    def in_order(self) -> Iterator[EntryPlace]:
         """All entries, by number."""
         for start in sorted(range(0, len(self._places), _FIELDS), key=self._places.__getitem__):
-            yield Place(*self._places[start : start + _FIELDS])
+            yield EntryPlace(*self._places[start : start + _FIELDS])
 
     def write(self, target: Path) -> None:
         """Write all entries by number into `target`, which is created or replaced only once it is complete.
@@ -90,7 +90,7 @@ class Index:
         except OSError as error:
             raise WriteError(target, error) from error
 
-    def _read(self, chunk: list[Place]) -> Iterable[bytes]:
+    def _read(self, chunk: list[EntryPlace]) -> Iterable[bytes]:
         """The entries at these places; a thousand files are opened one after the other."""
         entries: dict[int, bytes] = {}
         for file, places in groupby(sorted(chunk, key=itemgetter(1, 2)), key=itemgetter(1)):
@@ -101,8 +101,8 @@ class Index:
         return (entries[place.number] for place in chunk)
 
 
-def _chunks(places: Iterator[Place]) -> Iterator[list[Place]]:
-    chunk: list[Place] = []
+def _chunks(places: Iterator[EntryPlace]) -> Iterator[list[EntryPlace]]:
+    chunk: list[EntryPlace] = []
     size = 0
     for place in places:
         chunk.append(place)

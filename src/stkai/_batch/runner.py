@@ -14,7 +14,7 @@ from .._errors import AuthenticationError
 from ..transports._auth.bearer import ExposedTokenError
 from .append_file import WriteError
 from .batch_client import FAILURE, BatchClient, status_of
-from .engine import Outcome, outcomes_of
+from .engine import Outcome, outcomes_in_tasks
 from .in_flight import DroppedError, LineInFlight, RunState, line_of
 from .input_lines import Read
 from .job import BatchJob
@@ -93,7 +93,7 @@ class Runner:
     async def run(self) -> None:
         """Work until every line has an outcome, or the run must end."""
         most = self._options.max_in_flight
-        async with aclosing(outcomes_of(self._send, self._requests(), most, _new)) as outcomes:
+        async with aclosing(outcomes_in_tasks(self._send, self._requests(), most, _new)) as outcomes:
             async for outcome in outcomes:
                 self._settle(outcome)
                 await self._flush()

@@ -23,7 +23,7 @@ from .._client import AsyncHttpClient, HttpClient
 from .._errors import ConfigurationError, InvalidArgumentError, OutcomeUnknownError
 from .._families import alike
 from .append_file import WriteError
-from .engine import Outcome, Requests, outcomes_in_threads, outcomes_of
+from .engine import Outcome, Requests, outcomes_in_tasks, outcomes_in_threads
 from .in_flight import RunState, Watch, asend_watched, send_watched
 from .journal import Journal, LineState, LineStates, Recovered
 
@@ -97,7 +97,7 @@ def _check(requests: object, max_in_flight: int, kinds: Any) -> None:
         raise InvalidArgumentError(f"requests must be an iterable of httpx.Request objects, not {requests!r}")
 
 
-class _RequestLog(RunState):
+class _OutcomeLog(RunState):
     """What is known about the requests by index; kept in a journal, if there is one.
 
     Raises:
@@ -172,8 +172,10 @@ async def _asend_all(
     most: int,
     path: JournalPath | None,
 ) -> AsyncGenerator[Outcome, None]:
-    with _RequestLog(path, most) as log:
-        sent = outcomes_of(lambda index, request: send(request, Watch(log, index)), requests, most, log.begin)
+    with _OutcomeLog(path, most) as log:
+        sent = outcomes_in_tasks(
+            lambda index, request: send(request, Watch(log, index)), requests, most, log.begin
+        )
         async with aclosing(sent) as outcomes:
             async for outcome in outcomes:
                 with log.handing_out(outcome):
@@ -186,7 +188,7 @@ def _send_all(
     most: int,
     path: JournalPath | None,
 ) -> Generator[Outcome, None, None]:
-    with _RequestLog(path, most) as log:
+    with _OutcomeLog(path, most) as log:
         sent = outcomes_in_threads(
             lambda index, request: send(request, Watch(log, index)), requests, most, log.begin
         )
