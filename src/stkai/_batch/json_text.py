@@ -105,11 +105,6 @@ def _skip(text: str, place: int) -> int:
     return place if found is None else found.end()
 
 
-def dump(value: Any) -> str:
-    """A Python value as ASCII JSON."""
-    return json.dumps(value)
-
-
 def quote_inside(text: str) -> str:
     """Text escaped for use inside a JSON string."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
