@@ -180,20 +180,18 @@ def _check_complete(outputs: list[Paths], present: set[int]) -> None:
     Without a journal, which may be deleted once a job is done, only the numbers are left; blank lines have no outcome.
     """
     last = max(present, default=0)
-    complete: dict[int, set[int]] = {}
-    counts = cache(lambda shards: Counter((number - 1) % shards for number in present))
+    counts = cache(lambda parts: Counter((number - 1) % parts for number in present))
+    complete: list[Shard] = []
     for output in outputs:
         shard, survey = _input_of(output.journal)
         if survey is not None:
-            index, shards = shard
             last = max(last, survey.last)
-            if counts(shards)[index] >= survey.lines:
-                complete.setdefault(shards, set()).add(index)
+            if counts(shard.parts)[shard.place] >= survey.lines:
+                complete.append(shard)
     missing = [
         number
         for number in range(1, last + 1)
-        if number not in present
-        and not any((number - 1) % shards in indices for shards, indices in complete.items())
+        if number not in present and not any(shard.has(number) for shard in complete)
     ]
     if missing:
         raise ConfigurationError(
@@ -211,9 +209,7 @@ def _input_of(journal: Path) -> tuple[Shard, Survey | None]:
     for kind, number, rest in records(journal, header):
         if kind == b"i":
             survey = Survey.parse(b"%d %b" % (number, rest))
-    shard = header.facts.get("options", {}).get("--shard") or "0/1"
-    index, _, shards = shard.partition("/")
-    return Shard(int(index), int(shards)), survey
+    return Shard.parse(header.facts.get("options", {}).get("--shard") or "0/1"), survey
 
 
 def _ranges(numbers: list[int]) -> str:
