@@ -31,9 +31,7 @@ class InvalidLineError(Exception):
         custom_id: as JSON, if it could be read.
     """
 
-    def __init__(self, message: str, custom_id: str = "null") -> None:
-        super().__init__(message)
-        self.custom_id = custom_id
+    custom_id = "null"
 
 
 @dataclass(frozen=True, slots=True)
