@@ -25,6 +25,8 @@ import anyio
 import httpx
 from anyio.abc import TaskGroup
 
+from .._event_loops import in_asyncio_task
+
 AsyncSend = Callable[[int, httpx.Request], Awaitable[httpx.Response]]
 """Sends the request with this index."""
 
@@ -64,11 +66,11 @@ class BackgroundTask:
 
     def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._scope, self._has_ended = anyio.CancelScope(), anyio.Event()
-        trio: Any = sys.modules.get("trio")
-        if trio is not None and trio.lowlevel.in_trio_task():
-            trio.lowlevel.spawn_system_task(self._run, work, context=copy_context())
-        else:
+        if in_asyncio_task():
             self._task = asyncio.get_running_loop().create_task(self._run(work))
+        else:
+            trio: Any = sys.modules["trio"]
+            trio.lowlevel.spawn_system_task(self._run, work, context=copy_context())
 
     async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
