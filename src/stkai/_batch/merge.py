@@ -64,11 +64,7 @@ class Index:
             yield EntryPlace(*self._places[start : start + _FIELDS])
 
     def write(self, target: Path) -> None:
-        """Write all entries by number into `target`, which is created or replaced only once it is complete.
-
-        Raises:
-            WriteError: there is no room.
-        """
+        """Write all entries by number into `target`, which is created or replaced only once it is complete."""
         target = Path(os.path.realpath(target))
         unfinished = target.with_name(f"{target.name}.sorting")
         # The copy is readable to those who may read all of its sources.
