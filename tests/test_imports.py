@@ -67,6 +67,13 @@ def test_import_stkai_loads_nothing_heavy_beyond_httpx() -> None:
     assert loaded & HEAVY == set()
 
 
+def test_import_stkai_loads_no_layer() -> None:
+    script = "import sys, stkai; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    layers = ("stkai.transports._retry", "stkai.transports._auth", "stkai.transports._limits")
+    assert not [name for name in done.stdout.split() if name.startswith(layers)]
+
+
 def test_a_handmade_stack_sends_a_request_without_loading_anything_heavy() -> None:
     assert loaded_by(LAYERS) & HEAVY == set()
 

@@ -54,7 +54,7 @@ def test_a_url_that_is_not_absolute_is_refused_and_shown(url: str) -> None:
 @pytest.mark.parametrize(
     "check",
     [
-        lambda url: parse_url(url, "token_url", "an absolute http(s) URL"),
+        lambda url: parse_url(url, "token_url must be an absolute http(s) URL"),
         absolute_url,
         lambda url: absolute_url(url, PROXIES),
     ],
@@ -93,7 +93,7 @@ def test_an_address_that_no_connection_can_be_made_to_is_refused(url: str, says:
     checks: list[Callable[[str], object]] = [
         request_url,
         absolute_url,
-        lambda given: parse_url(given, "token_url", "an absolute http(s) URL"),
+        lambda given: parse_url(given, "token_url must be an absolute http(s) URL"),
     ]
     for check in checks:
         with pytest.raises(ValueError, match=says):

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from . import testing as testing
     from . import transports as transports
     from . import wires as wires
+    from ._auth import ClientCredentialsAuthProvider as ClientCredentialsAuthProvider
+    from ._auth import create_standalone_auth as create_standalone_auth
     from ._batch.engine import Outcome as Outcome
     from ._batch.send_all import asend_all as asend_all
     from ._batch.send_all import send_all as send_all
@@ -52,10 +54,6 @@ if TYPE_CHECKING:
     from ._config.models import RateLimitConfig as RateLimitConfig
     from ._config.models import RetryConfig as RetryConfig
     from ._config.models import Settings as Settings
-    from ._credentials.client_credentials import (
-        ClientCredentialsAuthProvider as ClientCredentialsAuthProvider,
-    )
-    from ._credentials.client_credentials import create_standalone_auth as create_standalone_auth
     from ._http import EnvironmentAwareHttpClient as EnvironmentAwareHttpClient
     from ._http import StandaloneHttpClient as StandaloneHttpClient
     from ._http import StkCLIHttpClient as StkCLIHttpClient
@@ -80,7 +78,7 @@ else:  # Type checkers would take any name for one that exists.
             "_batch.engine": ("Outcome",),
             "_batch.send_all": ("asend_all", "send_all"),
             "_config.models": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),
-            "_credentials.client_credentials": ("ClientCredentialsAuthProvider", "create_standalone_auth"),
+            "_auth": ("ClientCredentialsAuthProvider", "create_standalone_auth"),
             "_http": ("EnvironmentAwareHttpClient", "StandaloneHttpClient", "StkCLIHttpClient"),
             "_rate_limit": ("AdaptiveRateLimitedHttpClient", "TokenBucketRateLimitedHttpClient"),
             "_retry": ("Retrying",),

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import httpx
 
-from ._clock import anyio, in_asyncio_task, run_soon, running_loop
 from ._errors import RetryableError
+from ._event_loops import anyio, in_asyncio_task, run_soon, running_loop
 
 _current: Final = threading.local()
 """The job that a thread does."""

@@ -1,7 +1,200 @@
-"""The import path `stkai._auth`, which the examples of the API reference use."""
+"""Access tokens for a client id and secret: the OAuth 2.0 client credentials grant (RFC 6749, section 4.4)."""
 
-from ._credentials.client_credentials import ClientCredentialsAuthProvider, create_standalone_auth
-from ._errors import AuthenticationError
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal, cast
+
+import httpx
+
+from ._checks import SECONDS, check_choice, check_number
+from ._clock import Clock, SystemClock
+from ._config.names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
+from ._config.stkai import STKAI
+from ._credentials.token_endpoint import LONGEST_FETCH, TokenEndpoint
+from ._errors import AuthenticationError, ConfigurationError
+from ._log import logger
+from ._secrets import HoldsSecret, Secret
+from .transports._auth.fetch import in_background, is_running, join
 from .transports._auth.provider import AuthProvider
 
+if TYPE_CHECKING:
+    from ._config.models import AuthConfig, HttpConfig
+
 __all__ = ["AuthProvider", "AuthenticationError", "ClientCredentialsAuthProvider", "create_standalone_auth"]
+
+_PAUSE: Final = 10.0
+"""Seconds until the next attempt after a failed renewal, while the old token is still valid."""
+
+
+class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
+    """Fetches tokens with a client id and secret, and renews each one shortly before it expires, once for all callers.
+
+    While a token is being renewed, all other callers keep using it until it expires, and likewise if the renewal fails.
+    Transient failures of the token endpoint are retried; redirects are not followed, since the secret would go along. A
+    refusal of the credentials is remembered for 30 seconds, and a `Retry-After` for as long as it says: until then, the
+    endpoint is not asked again. Safe to share between threads, event loops and forked processes.
+
+    Args:
+        client_id: the service account's id. White space around it and around the secret, such as the line break at the
+            end of a file, is removed.
+        client_secret: its secret; never shown.
+        token_url: the token endpoint; https://, or http:// on this machine.
+        refresh_margin: seconds before its expiry at which a token is renewed; at most half of its lifetime.
+        scope: the scopes to ask for, separated by spaces; None for the endpoint's default.
+        audience: the API that the token is for, if the endpoint requires it.
+        client_auth: how the credentials are sent: in the "body" of the request, or as "basic" authentication
+            (RFC 6749, section 2.3.1).
+        allow_http: whether the secret may travel unencrypted to another machine.
+        transport: the wire to the token endpoint; by default one that honours proxies.
+        http: verification and proxies of that default wire; by default those of the environment.
+        clock: where time comes from.
+
+    Raises:
+        ConfigurationError: an argument has an unsupported value.
+    """
+
+    DEFAULT_TOKEN_URL = DEFAULT_TOKEN_URL
+    DEFAULT_REFRESH_MARGIN = DEFAULT_REFRESH_MARGIN
+    longest_fetch = LONGEST_FETCH
+    token_is_for_all = True
+
+    def __init__(
+        self,
+        client_id: str,
+        client_secret: str,
+        token_url: str = DEFAULT_TOKEN_URL,
+        refresh_margin: float = DEFAULT_REFRESH_MARGIN,
+        *,
+        scope: str | None = None,
+        audience: str | None = None,
+        client_auth: Literal["body", "basic"] = "body",
+        allow_http: bool = False,
+        transport: httpx.BaseTransport | None = None,
+        http: "HttpConfig | None" = None,
+        clock: Clock | None = None,
+    ) -> None:
+        secret = Secret(client_secret)
+        del client_secret
+        self.client_id = _text("client_id", Secret(client_id))
+        self.token_url = _text("token_url", Secret(token_url))
+        self.refresh_margin = check_number("refresh_margin", refresh_margin, SECONDS)
+        check_choice("client_auth", client_auth, *CLIENT_AUTH)
+        self._clock = clock or SystemClock()
+        self._endpoint = TokenEndpoint(
+            url=self.token_url,
+            client_id=self.client_id,
+            client_secret=Secret(_text("client_secret", secret)),
+            scope=None if scope is None else _text("scope", Secret(scope)),
+            audience=None if audience is None else _text("audience", Secret(audience)),
+            in_body=client_auth == "body",
+            allow_http=allow_http,
+            transport=transport,
+            http=http,
+            clock=self._clock,
+        )
+        # Replaced by a single assignment: there is no lock that a fork could leave behind.
+        self._kept = _Kept("", -math.inf, -math.inf)
+
+    def __repr__(self) -> str:
+        endpoint = getattr(self, "_endpoint", None)  # None in the tracebacks of the constructor.
+        return f"{type(self).__name__}({'' if endpoint is None else endpoint.describe()})"
+
+    def get_access_token(self) -> str:
+        token = self.cached_access_token()
+        if token is not None:
+            return token
+        self._endpoint.check_open()
+        fetch = join(self._renew, self.longest_fetch)
+        fetch.wait()
+        return cast("str", fetch.result())
+
+    def cached_access_token(self, *, renewing: bool = False) -> str | None:
+        kept, now = self._kept, self._clock.monotonic()
+        if now < kept.renew_at or (now < kept.expires_at and (renewing or self._is_being_renewed())):
+            return kept.token
+        return None
+
+    def forget(self, token: str) -> None:
+        kept = self._kept
+        if token == kept.token:
+            kept.renew_at = kept.expires_at = -math.inf
+
+    def _is_being_renewed(self) -> bool:
+        """Whether another caller, possibly an auth layer, is fetching a token."""
+        return is_running(self._renew) or (not in_background() and is_running(self.get_access_token))
+
+    def _renew(self) -> str:
+        """Fetch a token, in the background; if that fails, a token that is still valid stays in use."""
+        kept = self._kept
+        if self._clock.monotonic() < kept.renew_at:  # Another fetch ended just before this one began.
+            return kept.token
+        try:
+            grant = self._endpoint.fetch()
+        except AuthenticationError as error:
+            now = self._clock.monotonic()
+            if now >= kept.expires_at:
+                raise
+            kept.renew_at = min(now + (self._endpoint.pause_left() or _PAUSE), kept.expires_at)
+            logger.warning("the token could not be renewed; the old one is used until it expires: %s", error)
+            return kept.token
+        expires_at = grant.asked_at + grant.lifetime
+        renew_at = expires_at - min(self.refresh_margin, grant.lifetime / 2)
+        self._kept = _Kept(grant.token, renew_at, expires_at)
+        return grant.token
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A token, and the instants (monotonic seconds) from which it is renewed and from which it is no longer used."""
+
+    token: str = field(repr=False)
+    renew_at: float
+    expires_at: float
+
+
+def _text(name: str, given: Secret) -> str:
+    """The text of an argument, without white space around it. Any of them may be the secret, by mistake.
+
+    Raises:
+        ConfigurationError: it is not text, or none is left. The message does not show it.
+    """
+    if not given.is_text():
+        raise ConfigurationError(f"{name} must be a non-empty string that can be sent as UTF-8")
+    text: str = given.reveal().strip()
+    return text
+
+
+def create_standalone_auth(
+    config: "AuthConfig | None" = None, *, http: "HttpConfig | None" = None, clock: Clock | None = None
+) -> ClientCredentialsAuthProvider:
+    """A provider with the settings in `config`, or in `STKAI.config.auth` if there is none.
+
+    Args:
+        config: credentials, token endpoint and margin.
+        http: verification and proxies of the wire to the token endpoint; by default those of `STKAI.config.http` if
+            `config` is not given either.
+        clock: where time comes from.
+
+    Raises:
+        ConfigurationError: (a ValueError) there are no credentials.
+    """
+    if config is None:
+        config, http = STKAI.config.auth, http or STKAI.config.http
+    if config.client_id is None or config.client_secret is None:
+        raise ConfigurationError(
+            "no credentials: set STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET,"
+            " or call STKAI.configure(auth={'client_id': ..., 'client_secret': ...});"
+            " for a token that you already have, use stkai.StaticToken(token)"
+        )
+    return ClientCredentialsAuthProvider(
+        config.client_id,
+        config.client_secret.get_secret_value(),
+        config.token_url,
+        config.refresh_margin,
+        scope=config.scope,
+        audience=config.audience,
+        client_auth=config.client_auth,
+        allow_http=config.allow_http,
+        http=http,
+        clock=clock,
+    )

@@ -75,11 +75,11 @@ def check_number(
     return value
 
 
-def at_least(low: float, high: float | None = None, *, whole: bool = False) -> Numbers:
+def at_least(low: float, high: float | None = None) -> Numbers:
     """The numbers from `low` on, up to `high`."""
     if high is None:
-        return Numbers(f"at least {low}", low, whole=whole)
-    return Numbers(f"from {low} to {high}", low, high, whole=whole)
+        return Numbers(f"at least {low}", low)
+    return Numbers(f"from {low} to {high}", low, high)
 
 
 def check_flag(name: str, value: object) -> None:

@@ -1,20 +1,13 @@
-"""Time, randomness and event loops: the only module that reads a clock, sleeps, draws, or asks which loop runs."""
+"""Time and randomness: the only module that reads a clock, sleeps or draws."""
 
 import random
 import sys
 import time
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Coroutine
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
-from ._lazy import LateModule
-
-if TYPE_CHECKING:
-    import anyio as anyio  # noqa: PLC0414 - for other modules
-    import anyio.to_thread
-else:
-    anyio = LateModule("anyio")
+from ._event_loops import anyio, in_asyncio_task
 
 
 class Clock(Protocol):
@@ -82,37 +75,3 @@ uniform = random.random
 def unique_key() -> str:
     """A key that no other call has, for an `Idempotency-Key` header."""
     return f"{random.SystemRandom().getrandbits(128):032x}"
-
-
-def running_loop() -> Any:
-    """What identifies the event loop of this task: asyncio's loop, or trio's token.
-
-    Raises:
-        RuntimeError: no event loop runs here.
-    """
-    trio = sys.modules.get("trio")
-    if trio is not None:
-        with suppress(RuntimeError):  # This is not a trio task.
-            trio.lowlevel.current_task()
-            return trio.lowlevel.current_trio_token()
-    import asyncio
-
-    return asyncio.get_running_loop()
-
-
-def run_soon(loop: Any, function: Callable[..., object], *arguments: object) -> None:
-    """Have a loop call a function soon, unless it has ended; safe in any thread and in finalizers."""
-    call = getattr(loop, "run_sync_soon", None) or loop.call_soon_threadsafe
-    with suppress(RuntimeError):  # asyncio's "Event loop is closed"; trio's RunFinishedError is one as well.
-        call(function, *arguments)
-
-
-def in_asyncio_task() -> bool:
-    """Whether an asyncio task is running, and trio is not: neither as a guest of its loop, nor within the task."""
-    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
-    if asyncio is None:
-        return False
-    try:
-        return (trio is None or not trio.lowlevel.in_trio_run()) and asyncio.current_task() is not None
-    except (AttributeError, RuntimeError):  # A trio that cannot tell, or no loop in this thread.
-        return False

@@ -72,13 +72,11 @@ class _RateLimitedHttpClient(HttpClient):
         self,
         delegate: HttpClient,
         layer: Callable[..., LayerTransport],
-        policy: Callable[[], TokenBucket | AimdLimiter],
+        limiter: TokenBucket | AimdLimiter,
     ) -> None:
-        with argument_errors():
-            self.delegate = _checked(delegate)
-            limiter = policy()
-            self._stack = RetryTransport(layer(_DelegateWire(delegate), limiter))
-            super().__init__(self._stack)
+        self.delegate = _checked(delegate)
+        self._stack = RetryTransport(layer(_DelegateWire(delegate), limiter))
+        super().__init__(self._stack)
         self.max_requests = limiter.max_requests
         self.time_window = limiter.time_window
         self.max_wait_time = limiter.max_wait_time
@@ -180,10 +178,11 @@ class TokenBucketRateLimitedHttpClient(_RateLimitedHttpClient):
         time_window: float,
         max_wait_time: float | None = _MAX_WAIT_TIME,
     ) -> None:
-        policy = partial(
-            TokenBucket, max_requests, time_window, max_wait_time=max_wait_time, methods=REFERENCE_METHODS
-        )
-        super().__init__(delegate, TokenBucketTransport, policy)
+        with argument_errors():
+            limiter = TokenBucket(
+                max_requests, time_window, max_wait_time=max_wait_time, methods=REFERENCE_METHODS
+            )
+            super().__init__(delegate, TokenBucketTransport, limiter)
 
 
 class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
@@ -215,17 +214,17 @@ class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
         recovery_factor: float = 0.05,
         max_wait_time: float | None = _MAX_WAIT_TIME,
     ) -> None:
-        policy = partial(
-            AimdLimiter,
-            max_requests,
-            time_window,
-            min_rate_floor=min_rate_floor,
-            penalty_factor=penalty_factor,
-            recovery_factor=recovery_factor,
-            max_wait_time=max_wait_time,
-            methods=REFERENCE_METHODS,
-        )
-        super().__init__(delegate, AdaptiveTransport, policy)
+        with argument_errors():
+            limiter = AimdLimiter(
+                max_requests,
+                time_window,
+                min_rate_floor=min_rate_floor,
+                penalty_factor=penalty_factor,
+                recovery_factor=recovery_factor,
+                max_wait_time=max_wait_time,
+                methods=REFERENCE_METHODS,
+            )
+            super().__init__(delegate, AdaptiveTransport, limiter)
         self.min_rate_floor = min_rate_floor
         self.penalty_factor = penalty_factor
         self.recovery_factor = recovery_factor

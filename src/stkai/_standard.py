@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from ._auth import create_standalone_auth
 from ._build_options import StackOptions
 from ._clock import Clock
 from ._config.models import RateLimitConfig, Settings
 from ._config.names import DEFAULT_QUOTA
-from ._credentials.client_credentials import create_standalone_auth
 from ._errors import ConfigurationError
 from ._log import logger
 from .costs import llm_tokens

@@ -52,19 +52,13 @@ def absolute_url(text: str | httpx.URL, schemes: Collection[str] = WEB) -> httpx
 
 
 def parse_url(
-    text: str | httpx.URL,
-    what: str,
-    form: str,
-    *,
-    hint: str = "",
-    error: type[StkaiError] = ConfigurationError,
+    text: str | httpx.URL, rule: str, *, hint: str = "", error: type[StkaiError] = ConfigurationError
 ) -> httpx.URL:
     """The URL in `text`, if a request can be sent to it, and it contains no credentials.
 
     Args:
         text: the URL.
-        what: what it is for, such as the name of an argument.
-        form: what it must be, such as "an absolute URL".
+        rule: what it must be, such as "url must be an absolute URL".
         hint: what to do with credentials instead.
         error: the class to raise.
 
@@ -74,9 +68,9 @@ def parse_url(
     try:
         url = absolute_url(text)
     except ValueError as problem:
-        raise error(f"{what} must be {form}, not {_shown(text)}: {problem}") from None
+        raise error(f"{rule}, not {_shown(text)}: {problem}") from None
     if url.userinfo:
-        raise error(f"{what} must be {form}, without a user name or password{hint}")
+        raise error(f"{rule}, without a user name or password{hint}")
     return url
 
 
@@ -92,8 +86,8 @@ def request_url(text: str | httpx.URL) -> httpx.URL:
 
 def _request_url(text: str | httpx.URL) -> httpx.URL:
     hint = ": send credentials as a header, such as headers={'Authorization': 'Basic ...'}"
-    form = "an absolute URL such as https://api.example.com/v1"
-    return parse_url(text, "url", form, hint=hint, error=InvalidArgumentError)
+    rule = "url must be an absolute URL such as https://api.example.com/v1"
+    return parse_url(text, rule, hint=hint, error=InvalidArgumentError)
 
 
 _cached: Final = lru_cache(maxsize=256)(_request_url)
@@ -159,11 +153,10 @@ def parse_origin(name: str) -> httpx.URL:
     Raises:
         ConfigurationError: it is not `scheme://host` or `scheme://host:port`.
     """
-    form = "scheme://host or scheme://host:port, such as https://api.example.com"
-    url = parse_url(name, "an origin", form)
+    rule = "an origin must be scheme://host or scheme://host:port, such as https://api.example.com"
+    url = parse_url(name, rule)
     if not is_origin(url):
-        msg = f"an origin must be {form}, without path, query or wildcard, not {_shown(name)}"
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"{rule}, without path, query or wildcard, not {_shown(name)}")
     return url
 
 

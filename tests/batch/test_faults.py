@@ -12,7 +12,6 @@ import pytest
 from aiohttp import web
 
 from stkai._batch.command import run_batch
-from stkai._batch.options import Options
 
 from .job import HANGS, Job, Server, echo, entries, summary, until
 
@@ -23,17 +22,16 @@ ENTRY = '{{"id": "line-{0}", "custom_id": "id-{0}", "response": null, "error": {
 
 def resume(job: Job, unknown: Literal["report", "resend"] = "report", max_in_flight: int = 2) -> int:
     """Resume the job in this process."""
-    return run_batch(
-        Options(
-            source=str(job.input),
-            out=str(job.out),
-            base_url=job.url,
-            resume=True,
-            unknown=unknown,
-            no_auth=True,
-            max_in_flight=max_in_flight,
-        )
-    )
+    options = {
+        "source": str(job.input),
+        "out": str(job.out),
+        "base_url": job.url,
+        "resume": True,
+        "unknown": unknown,
+        "no_auth": True,
+        "max_in_flight": max_in_flight,
+    }
+    return run_batch(options)
 
 
 def interrupted(job: Job) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import stkai
 from stkai import STKAI, HttpConfig, StackBuilder
-from stkai._clock import running_loop
+from stkai._event_loops import running_loop
 from stkai._wire.default import default_async_wire, default_wire
 from stkai.testing import QuotaServer
 

@@ -26,8 +26,8 @@ from ..transports._limits.limiter import Limiter
 from ..transports._limits.token_bucket import TokenBucket
 from ..transports._options import UNSET, RequestOptions
 from ..transports._retry.retry_after import retry_after
+from .in_flight import LINE, LineInFlight, asend_watched
 from .options import Options
-from .senders import LINE, LineInFlight, async_sender
 
 _READ: Final = 600.0
 """Seconds that a batch waits for an answer; longer if `--deadline` is."""
@@ -88,7 +88,6 @@ class BatchClient:
             )
             raise ConfigurationError(f"{error}{hint}") from error
         self._client = AsyncHttpClient(stack.build_async(wire))
-        self._send = async_sender(self._client)
         self._unlimited = AsyncHttpClient(StackBuilder(signed).build_async(wire))
 
     def extensions(self, line: LineInFlight) -> dict[str, Any]:
@@ -105,11 +104,11 @@ class BatchClient:
             DeadlineExceededError: the execution took too long.
         """
         if self._options.quick_command is None:
-            return await self._send(request, line)
+            return await asend_watched(self._client, request, line)
         deadline = self._options.deadline
         end = None if deadline is None else self._clock.monotonic() + deadline
         if line.execution is None:
-            created = await self._send(request, line)
+            created = await asend_watched(self._client, request, line)
             if created.status_code >= 300:
                 return created
             await line.created(_execution_of(created))

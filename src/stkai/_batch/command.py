@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from types import FrameType
 from typing import Any, Final, Self
@@ -56,14 +56,14 @@ class _Warnings(logging.Handler):
         self.display.say(f"stkai batch: {escaped(record.getMessage())}")
 
 
-def run_batch(options: Options) -> int:
-    """Run the command; returns its exit code."""
+def run_batch(given: Mapping[str, Any]) -> int:
+    """Run the command with these values of its options; returns its exit code."""
     warnings = _Warnings(logging.WARNING)
     logging.getLogger("stkai").addHandler(warnings)
     with _Interrupts() as interrupts:
         try:
-            plan = JobPlan.of(options)
-            if options.dry_run:
+            plan = JobPlan.of(Options(**given))
+            if plan.options.dry_run:
                 return 0 if dry_run(plan, say) else SOME_FAILED
             return _run_job(plan, interrupts, warnings)
         except ConfigurationError as error:
@@ -140,10 +140,10 @@ def _run_job(plan: JobPlan, interrupts: _Interrupts, warnings: _Warnings) -> int
         shown = warnings.display = display(quiet=plan.options.quiet, say=say)
         stack.callback(shown.close)
         interrupts.on_second = shown.close
-        return _Run(job, client, interrupts, shown).run()
+        return _JobRun(job, client, interrupts, shown).run()
 
 
-class _Run:
+class _JobRun:
     """One run of a job: shows its progress, keeps its files up to date, and says how it ended."""
 
     def __init__(self, job: BatchJob, client: BatchClient, interrupts: _Interrupts, shown: Display) -> None:

@@ -1,18 +1,31 @@
-"""Sends many requests in tasks, a few at a time, and yields their outcomes: for `asend_all` and `stkai batch`."""
+"""Sends many requests, a few at a time, in tasks or in threads, and yields their outcomes as calls finish."""
 
 import asyncio
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+)
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from queue import SimpleQueue
 from typing import Any, Final
 
 import anyio
 import httpx
 from anyio.abc import TaskGroup
+
+from .._event_loops import in_asyncio_task
 
 AsyncSend = Callable[[int, httpx.Request], Awaitable[httpx.Response]]
 """Sends the request with this index."""
@@ -39,14 +52,8 @@ class Outcome:
     error: Exception | None
 
 
-Known = Callable[[int], Exception | bool]
-"""True if the outcome of this index was handed out before; an error if that is to be its outcome."""
-
-
-def pending_outcome(index: int, request: httpx.Request, known: Known) -> Outcome | None:
-    """The outcome of a request before it is sent, which may be an error; None if it was handed out before."""
-    found = known(index)
-    return None if found is True else Outcome(index, request, None, found or None)
+Begin = Callable[[int, httpx.Request], Outcome | None]
+"""The outcome of a request before it is sent, which may be an error; None if it was handed out before."""
 
 
 class BackgroundTask:
@@ -59,11 +66,11 @@ class BackgroundTask:
 
     def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._scope, self._has_ended = anyio.CancelScope(), anyio.Event()
-        trio: Any = sys.modules.get("trio")
-        if trio is not None and trio.lowlevel.in_trio_task():
-            trio.lowlevel.spawn_system_task(self._run, work, context=copy_context())
-        else:
+        if in_asyncio_task():
             self._task = asyncio.get_running_loop().create_task(self._run(work))
+        else:
+            trio: Any = sys.modules["trio"]
+            trio.lowlevel.spawn_system_task(self._run, work, context=copy_context())
 
     async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
@@ -87,7 +94,7 @@ async def _acquire(semaphore: anyio.Semaphore) -> None:
         await semaphore.acquire()
 
 
-class _InFlight:
+class _Tasks:
     """The requests in flight, and the outcomes not handed out yet.
 
     Attributes:
@@ -102,18 +109,18 @@ class _InFlight:
         self._finished: deque[Outcome | BaseException | None] = deque()
         self._arrivals = anyio.Semaphore(0)
 
-    async def feed(self, requests: Requests, known: Known) -> None:
+    async def feed(self, requests: Requests, begin: Begin) -> None:
         """Read the requests to their end, start each once there is a place, and wait until all have ended."""
         async with anyio.create_task_group() as group:
             try:
-                await self._start_all(group, requests, known)
+                await self._start_all(group, requests, begin)
             except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
                 self.failure = error
             except BaseException as error:  # noqa: BLE001 - raised by the generator
                 self._crash(error)
         self._put(None)
 
-    async def _start_all(self, group: TaskGroup, requests: Requests, known: Known) -> None:
+    async def _start_all(self, group: TaskGroup, requests: Requests, begin: Begin) -> None:
         """Returns at the end of the iterable, or raises what that raises."""
         reading = aiter(requests) if isinstance(requests, AsyncIterable) else iter(requests)
         await _acquire(self.places)
@@ -121,7 +128,7 @@ class _InFlight:
             request = next(reading, _END) if isinstance(reading, Iterator) else await anext(reading, _END)
             if request is _END:
                 return
-            taken = pending_outcome(index, request, known)
+            taken = begin(index, request)
             if taken is None:
                 continue
             if taken.error is None:
@@ -164,12 +171,12 @@ class _InFlight:
         return outcome
 
 
-async def outcomes_of(
-    send: AsyncSend, requests: Requests, most: int, known: Known = lambda _: False
+async def outcomes_in_tasks(
+    send: AsyncSend, requests: Requests, most: int, begin: Begin
 ) -> AsyncGenerator[Outcome, None]:
     """Send all requests, at most that many at a time, and yield each outcome as its call finishes."""
-    in_flight = _InFlight(send, most)
-    task = BackgroundTask(partial(in_flight.feed, requests, known))
+    in_flight = _Tasks(send, most)
+    task = BackgroundTask(partial(in_flight.feed, requests, begin))
     try:
         while (outcome := await in_flight.next()) is not None:
             yield outcome
@@ -177,3 +184,53 @@ async def outcomes_of(
             raise in_flight.failure
     finally:
         await task.close()
+
+
+def outcomes_in_threads(
+    send: Callable[[int, httpx.Request], httpx.Response],
+    requests: Iterable[httpx.Request],
+    most: int,
+    begin: Begin,
+) -> Generator[Outcome, None, None]:
+    """The same in threads; the requests are read in the caller's."""
+    ready: SimpleQueue[Outcome | BaseException] = SimpleQueue()
+
+    def work(index: int, request: httpx.Request) -> None:
+        try:
+            outcome = Outcome(index, request, send(index, request), None)
+        except Exception as error:  # noqa: BLE001 - whatever the call raises is its outcome
+            outcome = Outcome(index, request, None, error)
+        except BaseException as error:  # noqa: BLE001 - raised by the generator, in the caller's thread
+            ready.put(error)
+            return
+        ready.put(outcome)
+
+    reading = filter(None, map(begin, count(), requests))
+    pending, has_ended, failure = 0, False, None
+    pool = ThreadPoolExecutor(most, thread_name_prefix="stkai.send_all")
+    try:
+        while True:
+            while pending < most and not has_ended:
+                try:
+                    taken = next(reading, None)
+                except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
+                    taken, failure = None, error
+                if taken is None:
+                    has_ended = True
+                    break
+                pending += 1
+                if taken.error is None:
+                    pool.submit(copy_context().run, work, taken.index, taken.request)
+                else:
+                    ready.put(taken)
+            if not pending:
+                break
+            outcome = ready.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            pending -= 1
+            yield outcome
+        if failure is not None:
+            raise failure
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -141,6 +141,20 @@ class Shard(NamedTuple):
     place: int
     parts: int
 
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """The shard that is written I/N.
+
+        Raises:
+            ConfigurationError: the text is something else.
+        """
+        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+        if found is None or not int(found[1]) < int(found[2]):
+            raise ConfigurationError(
+                f"--shard must be I/N with 0 <= I < N, such as 0/4 for the first of four, not {text!r}"
+            )
+        return cls(int(found[1]), int(found[2]))
+
     def has(self, number: int) -> bool:
         """Whether it has the line with this number, counted from 1."""
         return (number - 1) % self.parts == self.place

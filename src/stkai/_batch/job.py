@@ -35,6 +35,9 @@ class BatchJob:
         lines: the lines of the input.
         stdin: the copy of stdin, if that is the input.
         is_cut_off: stdin ended early, because an earlier run did.
+
+    Raises:
+        WriteError: (by all methods) a file cannot be written, or not saved for certain.
     """
 
     plan: JobPlan
@@ -154,11 +157,7 @@ class BatchJob:
         )
 
     def note(self) -> None:
-        """Record what the input is, once all of stdin has arrived, and the tokens used so far.
-
-        Raises:
-            WriteError: the journal cannot be written.
-        """
+        """Record what the input is, once all of stdin has arrived, and the tokens used so far."""
         if self.survey is None and self.stdin is not None and self.stdin.survey is not None:
             self.survey = self.stdin.survey
             if self.journal is not None:
@@ -170,21 +169,13 @@ class BatchJob:
             self.journal.used(*self.recovered.usage)
 
     def sync(self) -> None:
-        """Return once everything written would survive a power failure.
-
-        Raises:
-            WriteError: the system cannot guarantee that.
-        """
+        """Return once everything written would survive a power failure."""
         if self.journal is not None and isinstance(self.outputs, FileOutputs):
             self.journal.file.sync()
             self.outputs.sync()
 
     def sort(self) -> None:
-        """Sort both outputs into input order.
-
-        Raises:
-            WriteError: there is no room for a second copy; nothing was changed.
-        """
+        """Sort both outputs into input order."""
         if isinstance(self.outputs, FileOutputs):
             for file in (self.outputs.answers, self.outputs.failures):
                 sort_file(file.path)

@@ -1,23 +1,13 @@
-"""JSON as text: parts are passed on as written, to preserve numbers, escapes and the order of keys; and templates."""
+"""JSON as text: parts are passed on as written, to preserve numbers, escapes and the order of keys."""
 
 import json
 import math
 import re
-from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any, Final, NamedTuple
-
-from .._errors import ConfigurationError
 
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 _UNSAFE: Final = re.compile("[\n\r\x7f-\x9f\u2028\u2029]")
 """Line breaks, and characters that terminals obey. In valid JSON the first two occur only between tokens."""
-
-_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
-_COLON: Final = re.compile(r"[ \t\n\r]*:")
-_PLACEHOLDER: Final = re.compile(r"\{([^{}\n]{1,200})\}")
-_NAME: Final = re.compile(r"[\w.-]+")
-"""In braces, this is always a placeholder; any other text only if it is a column or a member of the line."""
 
 
 def _no_constant(name: str) -> Any:
@@ -115,11 +105,6 @@ def _skip(text: str, place: int) -> int:
     return place if found is None else found.end()
 
 
-def dump(value: Any) -> str:
-    """A Python value as ASCII JSON."""
-    return json.dumps(value)
-
-
 def quote_inside(text: str) -> str:
     """Text escaped for use inside a JSON string."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
@@ -130,83 +115,3 @@ def one_line(text: str) -> str:
     if _UNSAFE.search(text) is None:
         return text
     return _UNSAFE.sub(lambda found: " " if found[0] in "\r\n" else f"\\u{ord(found[0]):04x}", text)
-
-
-class Template:
-    """A JSON document with `{name}` placeholders in its string values, replaced after parsing: values need no escaping.
-
-    Args:
-        text: the document.
-        columns: names that every line must fill although they contain spaces or other characters.
-
-    Attributes:
-        names: the names of placeholders that every line must fill.
-        optional: other texts in braces; a placeholder for those lines that have a member of that name.
-    """
-
-    def __init__(self, text: str, columns: Collection[str] = ()) -> None:
-        self.text = text
-        self._pieces: list[tuple[str, str | None]] = []
-        """Literal text, and the name of the value that follows it."""
-        start, kept = 0, ""
-        for found in _STRING.finditer(text):
-            if _COLON.match(text, found.end()) is None:
-                kept += text[start : found.start()]
-                start = found.end()
-                kept = self._split(found[0], kept)
-        self._pieces.append((kept + text[start:], None))
-        names = [name for _, name in self._pieces if name is not None]
-        self.names = [name for name in names if name in columns or _NAME.fullmatch(name)]
-        self.optional = [name for name in names if name not in self.names]
-
-    def _split(self, string: str, kept: str) -> str:
-        """Split one string at its placeholders; returns the text before the next one."""
-        value: str = parse(string).value
-        start = 0
-        for found in _PLACEHOLDER.finditer(value):
-            self._pieces.append(
-                (kept + '"' * (not start) + quote_inside(value[start : found.start()]), found[1])
-            )
-            kept, start = "", found.end()
-        return kept + quote_inside(value[start:]) + '"' if start else kept + string
-
-    @classmethod
-    def read(cls, path: Path) -> "Template":
-        """The template in a file.
-
-        Raises:
-            ConfigurationError: it cannot be read, or is not JSON.
-        """
-        try:
-            text = path.read_text("utf-8-sig")
-            if "\0" in text:
-                raise UnicodeError  # UTF-16 without a mark.
-            parse(text)
-        except OSError as error:
-            raise ConfigurationError(f"the template {path} cannot be read: {error.strerror}") from error
-        except UnicodeError as error:
-            msg = f"the template {path} is not in UTF-8: save the file as UTF-8"
-            raise ConfigurationError(msg) from error
-        except ValueError as error:
-            raise ConfigurationError(f"the template {path} is not JSON: {error}") from error
-        return cls(text.strip())
-
-    def fill(self, values: Mapping[str, Part]) -> str:
-        """The document with the values filled in: strings as text, everything else as JSON.
-
-        Raises:
-            KeyError: a value is missing.
-        """
-        filled: list[str] = []
-        for text, name in self._pieces:
-            filled.append(text)
-            if name is None:
-                continue
-            if name in values:
-                value, written = values[name]
-                filled.append(quote_inside(value if isinstance(value, str) else written))
-            elif name in self.optional:
-                filled.append(quote_inside(f"{{{name}}}"))
-            else:
-                raise KeyError(name)
-        return "".join(filled)

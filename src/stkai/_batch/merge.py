@@ -22,7 +22,7 @@ _CHUNK: Final = 1 << 24
 _SHOWN: Final = 10
 
 
-class Place(NamedTuple):
+class EntryPlace(NamedTuple):
     """Where an entry is: the line's number, the index of the file, its offset and its length in it."""
 
     number: int
@@ -31,7 +31,7 @@ class Place(NamedTuple):
     length: int
 
 
-_FIELDS: Final = len(Place._fields)
+_FIELDS: Final = len(EntryPlace._fields)
 
 
 class Index:
@@ -58,17 +58,13 @@ class Index:
     def __len__(self) -> int:
         return len(self._places) // _FIELDS
 
-    def in_order(self) -> Iterator[Place]:
+    def in_order(self) -> Iterator[EntryPlace]:
         """All entries, by number."""
         for start in sorted(range(0, len(self._places), _FIELDS), key=self._places.__getitem__):
-            yield Place(*self._places[start : start + _FIELDS])
+            yield EntryPlace(*self._places[start : start + _FIELDS])
 
     def write(self, target: Path) -> None:
-        """Write all entries by number into `target`, which is created or replaced only once it is complete.
-
-        Raises:
-            WriteError: there is no room.
-        """
+        """Write all entries by number into `target`, which is created or replaced only once it is complete."""
         target = Path(os.path.realpath(target))
         unfinished = target.with_name(f"{target.name}.sorting")
         # The copy is readable to those who may read all of its sources.
@@ -90,7 +86,7 @@ class Index:
         except OSError as error:
             raise WriteError(target, error) from error
 
-    def _read(self, chunk: list[Place]) -> Iterable[bytes]:
+    def _read(self, chunk: list[EntryPlace]) -> Iterable[bytes]:
         """The entries at these places; a thousand files are opened one after the other."""
         entries: dict[int, bytes] = {}
         for file, places in groupby(sorted(chunk, key=itemgetter(1, 2)), key=itemgetter(1)):
@@ -101,8 +97,8 @@ class Index:
         return (entries[place.number] for place in chunk)
 
 
-def _chunks(places: Iterator[Place]) -> Iterator[list[Place]]:
-    chunk: list[Place] = []
+def _chunks(places: Iterator[EntryPlace]) -> Iterator[list[EntryPlace]]:
+    chunk: list[EntryPlace] = []
     size = 0
     for place in places:
         chunk.append(place)
@@ -180,20 +176,18 @@ def _check_complete(outputs: list[Paths], present: set[int]) -> None:
     Without a journal, which may be deleted once a job is done, only the numbers are left; blank lines have no outcome.
     """
     last = max(present, default=0)
-    complete: dict[int, set[int]] = {}
-    counts = cache(lambda shards: Counter((number - 1) % shards for number in present))
+    counts = cache(lambda parts: Counter((number - 1) % parts for number in present))
+    complete: list[Shard] = []
     for output in outputs:
         shard, survey = _input_of(output.journal)
         if survey is not None:
-            index, shards = shard
             last = max(last, survey.last)
-            if counts(shards)[index] >= survey.lines:
-                complete.setdefault(shards, set()).add(index)
+            if counts(shard.parts)[shard.place] >= survey.lines:
+                complete.append(shard)
     missing = [
         number
         for number in range(1, last + 1)
-        if number not in present
-        and not any((number - 1) % shards in indices for shards, indices in complete.items())
+        if number not in present and not any(shard.has(number) for shard in complete)
     ]
     if missing:
         raise ConfigurationError(
@@ -211,9 +205,7 @@ def _input_of(journal: Path) -> tuple[Shard, Survey | None]:
     for kind, number, rest in records(journal, header):
         if kind == b"i":
             survey = Survey.parse(b"%d %b" % (number, rest))
-    shard = header.facts.get("options", {}).get("--shard") or "0/1"
-    index, _, shards = shard.partition("/")
-    return Shard(int(index), int(shards)), survey
+    return Shard.parse(header.facts.get("options", {}).get("--shard") or "0/1"), survey
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -13,9 +13,9 @@ import typer
 from .._checks import SOME_SECONDS, check_number
 from .._errors import ConfigurationError
 from .input_lines import ALL_LINES, Shard
-from .json_text import Template
 from .progress import Price
 from .request_formats import Format, InvalidLineError, check_url, join_url
+from .template import Template
 
 QUICK_COMMANDS: Final = "https://genai-code-buddy-api.stackspot.com"
 """Where StackSpot runs quick commands."""
@@ -153,14 +153,7 @@ class Options:
     @property
     def part(self) -> Shard:
         """The lines that this job sends."""
-        if self.shard is None:
-            return ALL_LINES
-        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", self.shard)
-        if found is None or not int(found[1]) < int(found[2]):
-            raise ConfigurationError(
-                f"--shard must be I/N with 0 <= I < N, such as 0/4 for the first of four, not {self.shard!r}"
-            )
-        return Shard(int(found[1]), int(found[2]))
+        return ALL_LINES if self.shard is None else Shard.parse(self.shard)
 
     def url_of_commands(self, path: str) -> str:
         """Where quick commands are: `path` is what follows `/v1/quick-commands/`."""

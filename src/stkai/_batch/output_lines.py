@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import httpx
 
 from .._families import alike
-from .json_text import STRICT, Part, dump, one_line
+from .json_text import STRICT, Part, one_line
 
 BEGINNING: Final = re.compile(rb'\{"id": "line-([1-9][0-9]*)", "custom_id": ')
 """How each line of an output begins."""
@@ -62,12 +62,12 @@ class Entry(NamedTuple):
         """The entry for an answer, or for a failure with the answer where there was one; the id is JSON."""
         answer = error = "null"
         if response is not None and body is not None:
-            request_id = dump(response.headers.get("x-request-id"))
+            request_id = json.dumps(response.headers.get("x-request-id"))
             answer = (
                 f'{{"status_code": {response.status_code}, "request_id": {request_id}, "body": {body.text}}}'
             )
         if failure is not None:
-            error = f'{{"code": {dump(failure.code)}, "message": {dump(failure.message)}}}'
+            error = f'{{"code": {json.dumps(failure.code)}, "message": {json.dumps(failure.message)}}}'
         own_id = one_line(custom_id)
         line = f'{{"id": "line-{number}", "custom_id": {own_id}, "response": {answer}, "error": {error}}}\n'
         return cls(number, line.encode(), failure)
@@ -92,11 +92,11 @@ def body_of(response: httpx.Response) -> Part:
         pass
     for charset in (response.charset_encoding or "utf-8", "utf-8"):
         try:
-            return Part(None, dump(content.decode(charset)))
+            return Part(None, json.dumps(content.decode(charset)))
         except (LookupError, ValueError):
             continue
     kind = response.headers.get("content-type", "application/octet-stream")
-    return Part(None, dump({"content_type": kind, "base64": b64encode(content).decode()}))
+    return Part(None, json.dumps({"content_type": kind, "base64": b64encode(content).decode()}))
 
 
 def failure_of_answer(response: httpx.Response, body: Part | None, sent_to: httpx.URL) -> LineFailure:

@@ -1,31 +1,25 @@
 """What is checked before anything is sent: the input and the template; and `--dry-run`, which stops there."""
 
-import re
 import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
 from .._config.stkai import STKAI
 from .._errors import ConfigurationError
 from .input_lines import CsvRecords, JsonLines, Lines, StdinCopy
-from .json_text import Template
 from .options import Options
 from .progress import count, show_count, show_dollars, show_time
 from .request_formats import Format, InvalidLineError, SeenIds, Values
+from .template import Template, check_placeholders
 
 _SHOWN: Final = 20
 """How many lines to list for each kind of problem."""
 
 _BYTES_PER_TOKEN: Final = 4
-
-_WORD: Final = re.compile(r"\w+")
-_NO_NAME: Final = re.compile(r"[\"':,;=<>\\]")
-"""Text in braces with one of these is JSON or code, not the name of a column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +46,7 @@ class JobPlan:
             columns = CsvRecords(path).names if options.is_csv else list(first)
             if template is not None:
                 template = Template(template.text, columns)
-                _check_placeholders(path, columns, template, is_csv=options.is_csv)
+                check_placeholders(path, columns, template, is_csv=options.is_csv)
             if options.is_csv and options.id_column is not None and options.id_column not in columns:
                 names = ", ".join(columns)
                 raise ConfigurationError(
@@ -100,29 +94,6 @@ def _first_object(path: Path) -> Values:
     return {}
 
 
-def _check_placeholders(path: Path, columns: list[str], template: Template, *, is_csv: bool) -> None:
-    """Refuse a placeholder that no column fills, and text in braces that looks like the name of a column."""
-    unknown = [name for name in template.names if is_csv and name not in columns]
-    unknown += [text for text in template.optional if _resembles(text, columns)]
-    if unknown:
-        names = ", ".join(columns)
-        hint = "" if unknown[0] in template.names else f" (to send it as it is, write {{ {unknown[0]} }})"
-        raise ConfigurationError(
-            f"the template uses {{{unknown[0]}}}, but {path} has no such column{hint}; it has: {names}"
-        )
-
-
-def _resembles(text: str, columns: list[str]) -> bool:
-    """Whether text in braces is probably the name of a column, misspelt."""
-    if _NO_NAME.search(text) or text != text.strip():
-        return False
-    plain = ["".join(_WORD.findall(name.casefold())) for name in [text, *columns]]
-    words = [
-        set(filter(lambda word: len(word) > 2, _WORD.findall(name.casefold()))) for name in [text, *columns]
-    ]
-    return bool(get_close_matches(plain[0], plain[1:], 1, 0.75) or words[0] & set[str]().union(*words[1:]))
-
-
 def dry_run(plan: JobPlan, say: Callable[[str], None]) -> bool:
     """Report on the input; whether every line is a valid request."""
     options = plan.options
@@ -131,10 +102,10 @@ def dry_run(plan: JobPlan, say: Callable[[str], None]) -> bool:
         if options.from_stdin:
             source = Path(folder, "stdin.jsonl")
             StdinCopy(source).copy()
-        return _dry_run(plan, plan.lines(source), say)
+        return _report(plan, plan.lines(source), say)
 
 
-def _dry_run(plan: JobPlan, lines: Lines, say: Callable[[str], None]) -> bool:
+def _report(plan: JobPlan, lines: Lines, say: Callable[[str], None]) -> bool:
     options, shard = plan.options, plan.options.part
     invalid = duplicates = requests = size = 0
     ids = SeenIds()

@@ -1,19 +1,20 @@
 """From a line of the input to a request: OpenAI's batch form, any object through a template, a quick command."""
 
+import json
 import math
 import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from json import JSONDecodeError
 from typing import Any, Final
 
 import httpx
 
 from .._headers import default_headers
 from .._urls import absolute_url
-from .json_text import Part, Template, dump, members
+from .json_text import Part, members
+from .template import Template
 
 _ABSOLUTE: Final = re.compile(r"https?://", re.IGNORECASE)
 _OTHER_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -30,9 +31,7 @@ class InvalidLineError(Exception):
         custom_id: as JSON, if it could be read.
     """
 
-    def __init__(self, message: str, custom_id: str = "null") -> None:
-        super().__init__(message)
-        self.custom_id = custom_id
+    custom_id = "null"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,9 @@ def values_of(raw: bytes) -> Values | None:
     except ValueError as error:
         if "\0" in text:
             raise InvalidLineError("this is in UTF-16 or UTF-32: save the file as UTF-8") from error
-        what = f"{error.msg}, at column {error.colno}" if isinstance(error, JSONDecodeError) else str(error)
+        what = (
+            f"{error.msg}, at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        )
         raise InvalidLineError(f"this is not JSON ({what}): each line must be one JSON object") from error
 
 
@@ -92,7 +93,7 @@ def custom_id(values: Values | None, name: str | None) -> str:
     """
     part = None if values is None else values.get(name or "custom_id")
     if part is not None:
-        return part.text or dump(part.value)
+        return part.text or json.dumps(part.value)
     if name is not None:
         raise InvalidLineError(f"this has no {name!r}, the member that --id-column names")
     return "null"

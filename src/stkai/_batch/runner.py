@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Final, Literal
 from uuid import uuid5
 
-import anyio
 import httpx
 
 from .._clock import SystemClock
@@ -15,14 +14,14 @@ from .._errors import AuthenticationError
 from ..transports._auth.bearer import ExposedTokenError
 from .append_file import WriteError
 from .batch_client import FAILURE, BatchClient, status_of
-from .engine import Outcome, outcomes_of
+from .engine import Outcome, outcomes_in_tasks
+from .in_flight import DroppedError, LineInFlight, RunState, line_of
 from .input_lines import Read
 from .job import BatchJob
 from .journal import LineState
 from .output_lines import UNKNOWN, Entry, LineFailure, body_of, failure_of_answer, failure_of_error, visible
 from .outputs import StdoutOutputs
 from .request_formats import InvalidLineError, SeenIds
-from .senders import DroppedError, LineInFlight, RunState, line_of
 
 _PAUSE: Final = 0.05
 """Seconds between checks of an input that is still being copied."""
@@ -94,7 +93,7 @@ class Runner:
     async def run(self) -> None:
         """Work until every line has an outcome, or the run must end."""
         most = self._options.max_in_flight
-        async with aclosing(outcomes_of(self._send, self._requests(), most)) as outcomes:
+        async with aclosing(outcomes_in_tasks(self._send, self._requests(), most, _new)) as outcomes:
             async for outcome in outcomes:
                 self._settle(outcome)
                 await self._flush()
@@ -158,10 +157,7 @@ class Runner:
 
     async def _send(self, _: int, request: httpx.Request) -> httpx.Response:
         line = line_of(request)
-        if self.ending is not None:
-            raise DroppedError
-        with anyio.CancelScope() as scope:
-            line.started(scope.cancel)
+        with line.scope:
             return await self._client.send(line, request)
         raise DroppedError
 
@@ -276,3 +272,8 @@ class Runner:
         with suppress(OSError, AttributeError):  # stderr may be closed.
             sys.stderr.buffer.writelines(entry.line for entry in entries)
             sys.stderr.buffer.flush()
+
+
+def _new(index: int, request: httpx.Request) -> Outcome:
+    """The outcome of a line before it is sent; lines that have one are not read."""
+    return Outcome(index, request, None, None)

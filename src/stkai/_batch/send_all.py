@@ -1,5 +1,6 @@
 """`send_all` and `asend_all`: many requests through one client, a few at a time, with outcomes as calls finish."""
 
+import json
 import os
 from collections.abc import (
     AsyncGenerator,
@@ -10,12 +11,10 @@ from collections.abc import (
     Iterable,
     Iterator,
 )
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
-from contextvars import copy_context
+from contextlib import aclosing, closing, contextmanager
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import httpx
 
@@ -24,11 +23,14 @@ from .._client import AsyncHttpClient, HttpClient
 from .._errors import ConfigurationError, InvalidArgumentError, OutcomeUnknownError
 from .._families import alike
 from .append_file import WriteError
-from .engine import Outcome, Requests, outcomes_of, pending_outcome
+from .engine import Outcome, Requests, outcomes_in_tasks, outcomes_in_threads
+from .in_flight import RunState, Watch, asend_watched, send_watched
 from .journal import Journal, LineState, LineStates, Recovered
-from .senders import RunState, Watch, async_sender, sender
 
 JournalPath = str | os.PathLike[str]
+
+_OWN_HEADERS: Final = frozenset({"host", "content-length", "transfer-encoding"})
+"""Headers that a client of the API reference sets itself."""
 
 
 def send_all(
@@ -57,7 +59,7 @@ def send_all(
         ConfigurationError: the client is not a sync client, or the journal is in use or not a journal.
         InvalidArgumentError: `max_in_flight` is not an integer of at least 1, or `requests` is not an iterable.
     """
-    send = sender(client)
+    send = _sender(client)
     _check(requests, max_in_flight, Iterable)
     return _send_all(send, requests, max_in_flight, journal)
 
@@ -84,7 +86,7 @@ def asend_all(
         ConfigurationError: the client is not an async client, or the journal is in use or not a journal.
         InvalidArgumentError: `max_in_flight` is not an integer of at least 1, or `requests` is not an iterable.
     """
-    send = async_sender(client)
+    send = _async_sender(client)
     _check(requests, max_in_flight, (Iterable, AsyncIterable))
     return _asend_all(send, requests, max_in_flight, journal)
 
@@ -95,7 +97,7 @@ def _check(requests: object, max_in_flight: int, kinds: Any) -> None:
         raise InvalidArgumentError(f"requests must be an iterable of httpx.Request objects, not {requests!r}")
 
 
-class _RequestLog(RunState):
+class _OutcomeLog(RunState):
     """What is known about the requests by index; kept in a journal, if there is one.
 
     Raises:
@@ -103,21 +105,34 @@ class _RequestLog(RunState):
     """
 
     def __init__(self, path: JournalPath | None, max_in_flight: int) -> None:
-        journal, self._recovered = None, Recovered()
-        if path is not None:
-            journal, self._recovered = _opened(Path(path), max_in_flight)
-        super().__init__(journal)
+        super().__init__(None if path is None else Journal.open(Path(path)))
+        self._recovered = Recovered()
+        if self.journal is not None:
+            try:
+                self._recovered = _recovered(self.journal)
+                self.journal.limit(max_in_flight)
+            except BaseException:
+                self.journal.close()
+                raise
 
-    def known(self, index: int) -> Exception | bool:
-        """True if the outcome was handed out before; an error if it is unknown, and that is to be the outcome."""
+    def begin(self, index: int, request: httpx.Request) -> Outcome | None:
+        """The outcome of a request before it is sent, an error if it may have been sent before; None if it is done."""
         state = self._recovered.begin(index)
+        error: Exception | None = None
         if state is LineState.SENT:
             msg = (
                 f"request {index} was in flight when an earlier run ended: the server may have acted on it."
                 " It was not sent again; to send it, use a new journal"
             )
-            return OutcomeUnknownError(msg)
-        return state is not LineState.NEW
+            error = OutcomeUnknownError(msg)
+        elif state is not LineState.NEW:
+            return None
+        elif not isinstance(request, alike(httpx.Request)):
+            msg = (
+                f"requests must be httpx.Request objects, as from client.build_request(...), not {request!r}"
+            )
+            error = InvalidArgumentError(msg)
+        return Outcome(index, request, None, error)
 
     @contextmanager
     def handing_out(self, outcome: Outcome) -> Iterator[None]:
@@ -142,20 +157,13 @@ class _RequestLog(RunState):
             self.journal.close()
 
 
-def _opened(path: Path, max_in_flight: int) -> tuple[Journal, Recovered]:
-    journal = Journal.open(path)
-    try:
-        if journal.header is None:
-            journal.begin("send_all", {})
-        elif journal.header.kind != "send_all":
-            msg = f"{path} is the journal of `stkai batch`; choose another file for send_all"
-            raise ConfigurationError(msg)
-        recovered = journal.recover(LineStates())
-        journal.limit(max_in_flight)
-    except BaseException:
-        journal.close()
-        raise
-    return journal, recovered
+def _recovered(journal: Journal) -> Recovered:
+    if journal.header is None:
+        journal.begin("send_all", {})
+    elif journal.header.kind != "send_all":
+        msg = f"{journal.file.path} is the journal of `stkai batch`; choose another file for send_all"
+        raise ConfigurationError(msg)
+    return journal.recover(LineStates())
 
 
 async def _asend_all(
@@ -164,13 +172,11 @@ async def _asend_all(
     most: int,
     path: JournalPath | None,
 ) -> AsyncGenerator[Outcome, None]:
-    with _RequestLog(path, most) as log:
-
-        async def work(index: int, request: httpx.Request) -> httpx.Response:
-            _check_request(request)
-            return await send(request, Watch(log, index))
-
-        async with aclosing(outcomes_of(work, requests, most, log.known)) as outcomes:
+    with _OutcomeLog(path, most) as log:
+        sent = outcomes_in_tasks(
+            lambda index, request: send(request, Watch(log, index)), requests, most, log.begin
+        )
+        async with aclosing(sent) as outcomes:
             async for outcome in outcomes:
                 with log.handing_out(outcome):
                     yield outcome
@@ -182,54 +188,81 @@ def _send_all(
     most: int,
     path: JournalPath | None,
 ) -> Generator[Outcome, None, None]:
-    ready: SimpleQueue[Outcome | BaseException] = SimpleQueue()
-    with _RequestLog(path, most) as log:
-
-        def work(index: int, request: httpx.Request) -> None:
+    with _OutcomeLog(path, most) as log:
+        sent = outcomes_in_threads(
+            lambda index, request: send(request, Watch(log, index)), requests, most, log.begin
+        )
+        with closing(sent) as outcomes:
             try:
-                _check_request(request)
-                outcome = Outcome(index, request, send(request, Watch(log, index)), None)
-            except Exception as error:  # noqa: BLE001 - whatever the call raises is its outcome
-                outcome = Outcome(index, request, None, error)
-            except BaseException as error:  # noqa: BLE001 - raised by the generator, in the caller's thread
-                ready.put(error)
-                return
-            ready.put(outcome)
+                for outcome in outcomes:
+                    with log.handing_out(outcome):
+                        yield outcome
+            finally:
+                log.ending.run()
 
-        reading = filter(None, (pending_outcome(*each, log.known) for each in enumerate(requests)))
-        pending, has_ended, failure = 0, False, None
-        pool = ThreadPoolExecutor(most, thread_name_prefix="stkai.send_all")
+
+def _sender(client: Any) -> Callable[[httpx.Request, Watch], httpx.Response]:
+    """A function that sends one request through a sync client.
+
+    Raises:
+        ConfigurationError: it is not a sync client.
+    """
+    if isinstance(client, HttpClient):
+        kind = type(client)
+        if kind.post is HttpClient.post and kind.send is HttpClient.send and kind._send is HttpClient._send:  # noqa: SLF001
+            return partial(send_watched, client)
+        return _sent_at_once(_by_verbs(client))
+    if isinstance(client, alike(httpx.Client)):
+        return _sent_at_once(client.send)
+    raise _wrong("send_all", client, "a stkai.HttpClient or an httpx.Client", "asend_all")
+
+
+def _async_sender(client: Any) -> Callable[[httpx.Request, Watch], Awaitable[httpx.Response]]:
+    """A function that sends one request through an async client.
+
+    Raises:
+        ConfigurationError: it is not an async client.
+    """
+    if isinstance(client, AsyncHttpClient) and type(client).send is AsyncHttpClient.send:
+        return partial(asend_watched, client)
+    if isinstance(client, alike(AsyncHttpClient, httpx.AsyncClient)):
+        return _sent_at_once(client.send)
+    raise _wrong("asend_all", client, "a stkai.AsyncHttpClient or an httpx.AsyncClient", "send_all")
+
+
+def _sent_at_once(send: Callable[[httpx.Request], Any]) -> Callable[[httpx.Request, Watch], Any]:
+    """For clients whose requests may go to the wire at any time."""
+
+    def send_at_once(request: httpx.Request, watch: Watch) -> Any:
+        watch.about_to_send()
+        return send(request)
+
+    return send_at_once
+
+
+def _by_verbs(client: HttpClient) -> Callable[[httpx.Request], httpx.Response]:
+    """For clients that override the verbs, and take JSON instead of a request."""
+
+    def send(request: httpx.Request) -> httpx.Response:
+        headers = {name: value for name, value in request.headers.items() if name not in _OWN_HEADERS}
+        timeout = request.extensions.get("timeout", {}).get("read") or 30
+        if request.method == "GET":
+            return client.get(str(request.url), headers, timeout)
+        if request.method != "POST":
+            msg = f"{type(client).__name__} sends GET and POST only, not {request.method}"
+            raise InvalidArgumentError(msg)
+        content = request.read()
         try:
-            while True:
-                while pending < most and not has_ended:
-                    try:
-                        taken = next(reading, None)
-                    except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
-                        taken, failure = None, error
-                    if taken is None:
-                        has_ended = True
-                    elif taken.error is None:
-                        pending += 1
-                        pool.submit(copy_context().run, work, taken.index, taken.request)
-                    else:
-                        pending += 1
-                        ready.put(taken)
-                if not pending:
-                    break
-                outcome = ready.get()
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                pending -= 1
-                with log.handing_out(outcome):
-                    yield outcome
-            if failure is not None:
-                raise failure
-        finally:
-            log.ending.run()
-            pool.shutdown(wait=True, cancel_futures=True)
+            data = json.loads(content) if content else None
+        except ValueError as error:
+            raise InvalidArgumentError(f"{type(client).__name__} sends JSON only: {error}") from error
+        return client.post(str(request.url), data, headers, timeout)
+
+    return send
 
 
-def _check_request(request: object) -> None:
-    if not isinstance(request, alike(httpx.Request)):
-        msg = f"requests must be httpx.Request objects, as from client.build_request(...), not {request!r}"
-        raise InvalidArgumentError(msg)
+def _wrong(function: str, client: object, wanted: str, other: str) -> ConfigurationError:
+    hint = ""
+    if isinstance(client, alike(HttpClient, httpx.Client, AsyncHttpClient, httpx.AsyncClient)):
+        hint = f"; use stkai.{other} with this client"
+    return ConfigurationError(f"{function} needs {wanted}, not {client!r}{hint}")

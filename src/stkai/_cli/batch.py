@@ -8,9 +8,8 @@ import typer
 from typer import Context
 from typer.core import TyperCommand, TyperGroup
 
-from .._batch.command import REFUSED, complain, run_batch, run_merge
+from .._batch.command import run_batch, run_merge
 from .._batch.options import Options
-from .._errors import ConfigurationError
 
 _RUN = "run"
 
@@ -61,12 +60,7 @@ def run(**given: Any) -> None:
 
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 3 halted and resumable, 130 interrupted.
     """
-    try:
-        options = Options(**given)
-    except ConfigurationError as error:
-        complain(str(error))
-        raise typer.Exit(REFUSED) from error
-    raise typer.Exit(run_batch(options))
+    raise typer.Exit(run_batch(given))
 
 
 # Typer reads the parameters of the command from it.

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 import httpx
 
+from .._auth import ClientCredentialsAuthProvider
 from .._builder import build_client
 from .._clock import SystemClock
-from .._credentials.client_credentials import ClientCredentialsAuthProvider
 from ..stores import FileStore
 from ..testing import QuotaServer
 from ..transports._limits.aimd import AimdLimiter
@@ -97,7 +97,7 @@ class Batch:
         ):
             context = multiprocessing.get_context("spawn")
             outcomes: Queue[CallEnd | FoundRate] = context.Queue()
-            target = _Target(
+            target = _Endpoint(
                 server.create_url(), server.token_url, server.client_id, server.client_secret, directory
             )
             workers = [
@@ -135,7 +135,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class _Target:
+class _Endpoint:
     """Where a worker sends, its credentials, and the directory of the shared quota."""
 
     url: str
@@ -170,7 +170,7 @@ def _collect(
 
 
 def _work(
-    batch: Batch, strategy: str, target: _Target, number: int, outcomes: "Queue[CallEnd | FoundRate]"
+    batch: Batch, strategy: str, target: _Endpoint, number: int, outcomes: "Queue[CallEnd | FoundRate]"
 ) -> None:
     """One process: a client of its own, shared by its threads."""
     clock = SystemClock()

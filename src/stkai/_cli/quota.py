@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from .._batch.progress import count
 from .._clock import SystemClock
 from .._errors import ConfigurationError
 from ..stores import FileStore, RedisStore, Snapshot
@@ -90,7 +91,7 @@ def as_table(share: str, seen: Snapshot | None) -> Table | Text:
         "rate": f"{seen.rate:.4g} requests/s (quota {quota.rate:.4g}, burst {quota.burst:.4g}{promise})",
         "in use": f"{seen.used:.4g} requests/s",
         "units": f"{seen.units:,.0f} of {quota.max_cost:,.0f} left; {quota.cost_rate:,.4g} more per second",
-        "queue": f"{_requests(seen.waiting)} waiting; {_new_request(seen.queue)}",
+        "queue": f"{count(seen.waiting, 'request')} waiting; {_new_request(seen.queue)}",
         "pause": f"{seen.pause:.3g} s" if seen.pause else "none",
         "last 429": refused,
     }
@@ -104,10 +105,6 @@ def as_table(share: str, seen: Snapshot | None) -> Table | Text:
     for label, value in rows.items():
         table.add_row(label, value)
     return table
-
-
-def _requests(count: int) -> str:
-    return "1 request" if count == 1 else f"{count:,} requests"
 
 
 def _new_request(seconds: float) -> str:

@@ -3,7 +3,7 @@
 This module imports pydantic, so it is imported on first use.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -130,38 +130,25 @@ class RateLimitConfig(fields.Section):
     @classmethod
     def conservative_preset(cls, max_requests: int = 20, time_window: float = 60.0) -> Self:
         """Plain AIMD that halves its rate after a 429 and regains it slowly: for many processes on one quota."""
-        return cls._preset(max_requests, time_window, 120.0, floor=0.05, penalty=0.5, recovery=0.02)
+        numbers = {"min_rate_floor": 0.05, "penalty_factor": 0.5, "recovery_factor": 0.02}
+        return cls._preset(max_requests, time_window, max_wait_time=120.0, **numbers)
 
     @classmethod
     def balanced_preset(cls, max_requests: int = 40, time_window: float = 60.0) -> Self:
         """Plain AIMD with moderate cuts: for two to five processes that share a quota."""
-        return cls._preset(max_requests, time_window, 45.0, floor=0.1, penalty=0.3, recovery=0.05)
+        numbers = {"min_rate_floor": 0.1, "penalty_factor": 0.3, "recovery_factor": 0.05}
+        return cls._preset(max_requests, time_window, max_wait_time=45.0, **numbers)
 
     @classmethod
     def optimistic_preset(cls, max_requests: int = 80, time_window: float = 60.0) -> Self:
         """Plain AIMD with small cuts and a high floor: for one process that has most of a quota to itself."""
-        return cls._preset(max_requests, time_window, 20.0, floor=0.3, penalty=0.15, recovery=0.1)
+        numbers = {"min_rate_floor": 0.3, "penalty_factor": 0.15, "recovery_factor": 0.1}
+        return cls._preset(max_requests, time_window, max_wait_time=20.0, **numbers)
 
     @classmethod
-    def _preset(
-        cls,
-        max_requests: int,
-        time_window: float,
-        wait: float,
-        *,
-        floor: float,
-        penalty: float,
-        recovery: float,
-    ) -> Self:
+    def _preset(cls, max_requests: int, time_window: float, **numbers: Any) -> Self:
         return cls(
-            enabled=True,
-            strategy="adaptive",
-            max_requests=max_requests,
-            time_window=time_window,
-            max_wait_time=wait,
-            min_rate_floor=floor,
-            penalty_factor=penalty,
-            recovery_factor=recovery,
+            enabled=True, strategy="adaptive", max_requests=max_requests, time_window=time_window, **numbers
         )
 
 

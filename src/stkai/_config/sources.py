@@ -140,7 +140,7 @@ def _ignored(source: str, names: Collection[str]) -> list[Explained]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class _Variables:
     """The contents of one source.
 
     Attributes:
@@ -154,7 +154,7 @@ class _Source:
     names: frozenset[str]
 
 
-def _read(source: EnvSettingsSource) -> _Source:
+def _read(source: EnvSettingsSource) -> _Variables:
     # An empty variable counts as unset, as does a line of a file without "=".
     there = {name.upper(): value for name, value in source.env_vars.items() if value}
     values = {
@@ -163,14 +163,14 @@ def _read(source: EnvSettingsSource) -> _Source:
         }
         for section, model in MODELS.items()
     }
-    return _Source(
+    return _Variables(
         {section: sealed(fields) for section, fields in values.items()},
         there.get(_ENV_FILE),
         frozenset(name for name in there if name.startswith(PREFIX)),
     )
 
 
-def _read_file(path: Path, named_by: str) -> _Source:
+def _read_file(path: Path, named_by: str) -> _Variables:
     where = f"{_ENV_FILE if named_by == 'environment' else 'configure(env_file=...)'} names {str(path)!r}"
     try:
         if not path.is_file():

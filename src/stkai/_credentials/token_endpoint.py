@@ -44,19 +44,9 @@ _SHOWN: Final = 200
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class TokenEndpoint:
-    """The endpoint where one client gets its tokens.
+    """The endpoint where one client gets its tokens; the attributes are those of `ClientCredentialsAuthProvider`.
 
-    Attributes:
-        url: absolute; http:// only to this machine, unless `allow_http`.
-        client_id: the service account's id.
-        client_secret: its secret.
-        scope: what to ask for; None for the endpoint's default.
-        audience: the API that the token is for, or None.
-        in_body: whether to send the credentials in the body of the request, instead of as HTTP Basic authentication.
-        allow_http: whether the secret may travel unencrypted.
-        transport: the wire; None makes one from `http` for each fetch, since fetches are rare.
-        http: verification and proxies of that wire.
-        clock: where time comes from.
+    Without a `transport`, one is made from `http` for each fetch, since fetches are rare.
 
     Raises:
         ConfigurationError: the URL is invalid, contains a password, or is not encrypted.
@@ -74,7 +64,7 @@ class TokenEndpoint:
     clock: Clock
 
     def __post_init__(self) -> None:
-        self._url = parse_url(self.url, "token_url", "an absolute http(s) URL")
+        self._url = parse_url(self.url, "token_url must be an absolute http(s) URL")
         self._place = show_origin(self._url) + self._url.path  # Without its query, for messages.
         if not self.allow_http and not is_private(origin_of(self._url)):
             raise ConfigurationError(

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import httpx
 
-from .._clock import anyio, running_loop
+from .._event_loops import anyio, running_loop
 from .._families import HTTPX, Family
 from .._forks import after_fork
 from .closing import AsyncClosable

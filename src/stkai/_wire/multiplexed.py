@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from .._clock import running_loop
+from .._event_loops import running_loop
 from .._families import HTTPX, Family, of_family
 from .._forks import after_fork
 from .closing import AsyncClosable, Closable

@@ -19,8 +19,8 @@ import httpx
 from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
-from .._clock import running_loop
 from .._errors import ConfigurationError
+from .._event_loops import running_loop
 from .._families import Family, of_family
 from .._forks import after_fork
 from .aiohttp_exchange import (

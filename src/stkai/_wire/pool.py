@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 
 from .._abandonable import GivenUpError, abandoned, do_within
-from .._clock import SystemClock, anyio, run_soon, running_loop
+from .._clock import SystemClock
+from .._event_loops import anyio, run_soon, running_loop
 from .._families import HTTPX, Family, of_family
 from .._headers import has_field
 from .._signals import is_interrupt

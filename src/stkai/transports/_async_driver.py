@@ -12,8 +12,9 @@ from typing import Any
 import httpx
 
 from .._abandonable import GivenUpError
-from .._clock import Clock, anyio, is_system_clock
+from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
+from .._event_loops import anyio
 from .._families import alike
 from .._signals import raise_interrupt
 from ._bodies import SHORT, adrain, aload, aread, briefly, limited, unlimited

@@ -11,7 +11,7 @@ from typing import Any, Final
 import httpx
 
 from .._abandonable import GivenUpError, unless_abandoned
-from .._clock import anyio
+from .._event_loops import anyio
 from .._families import family_of
 from .._headers import has_field
 from ._call import copy_request

@@ -4,13 +4,15 @@ from contextlib import ContextDecorator
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import Any, Final, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, Unpack
 
 import httpx
 
 from .._checks import AT_LEAST_ZERO, SOME_SECONDS, check_choice, check_number
 from .._errors import InvalidArgumentError
-from ._retry.policy import RetryPolicy
+
+if TYPE_CHECKING:
+    from ._retry.policy import RetryPolicy
 
 
 class _Unset(Enum):
@@ -48,7 +50,7 @@ class RequestOptions:
         InvalidArgumentError: a value is out of range.
     """
 
-    retry: RetryPolicy | Unset | None = UNSET
+    retry: "RetryPolicy | Unset | None" = UNSET
     deadline: float | Unset | None = UNSET
     max_wait_time: float | Unset | None = UNSET
     cost: float | Unset | None = UNSET
@@ -59,7 +61,9 @@ class RequestOptions:
             value = getattr(self, name)
             if value is not UNSET and value is not None:
                 check_number(name, value, SOME_SECONDS, ", or None for no limit", error=InvalidArgumentError)
-        if self.retry is not UNSET and self.retry is not None and not isinstance(self.retry, RetryPolicy):
+        # By what it does: `import stkai` does not pay for the class.
+        is_policy = hasattr(type(self.retry), "failure_of")
+        if self.retry is not UNSET and self.retry is not None and not is_policy:
             msg = f"retry must be a stkai.RetryPolicy, or None to send once, not {self.retry!r}"
             raise InvalidArgumentError(msg)
         if self.cost is not UNSET and self.cost is not None:
@@ -91,7 +95,7 @@ NO_OPTIONS: Final = RequestOptions()
 class CallOptions(TypedDict, total=False):
     """The fields of `RequestOptions` as keywords of the clients' methods."""
 
-    retry: RetryPolicy | None
+    retry: "RetryPolicy | None"
     deadline: float | None
     max_wait_time: float | None
     cost: float | None

@@ -7,8 +7,8 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
-from ..._clock import anyio, running_loop
 from ..._errors import AuthenticationError, DeadlineExceededError
+from ..._event_loops import anyio, running_loop
 from .fetch import FETCHING, failure_of, join, key_of
 from .provider import AuthProvider, has_own_headers
 

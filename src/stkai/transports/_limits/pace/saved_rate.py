@@ -9,8 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from ...._clock import Clock, SystemClock, anyio, unique_key
+from ...._clock import Clock, SystemClock, unique_key
 from ...._errors import ConfigurationError
+from ...._event_loops import anyio
 from ...._log import logger
 from ...._urls import file_name
 from ..._operations import Run

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary, ref
 
 from ...._abandonable import GivenUpError, do_within
-from ...._clock import SystemClock, anyio, unique_key
+from ...._clock import SystemClock, unique_key
 from ...._errors import ConfigurationError
+from ...._event_loops import anyio
 from ...._forks import after_fork
 from ...._log import Listeners, logger
 from ...._signals import is_interrupt, raise_interrupt

@@ -1,16 +1,16 @@
-"""How each kind of client sends one request, and how that is watched and recorded."""
+"""Requests in flight: what the journal records of each, and when one may be dropped."""
 
-import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
+import anyio
 import httpx
 
 from .._abandonable import Job
 from .._client import AsyncHttpClient, HttpClient
-from .._errors import ConfigurationError, InvalidArgumentError, StkaiError
+from .._errors import ConfigurationError, StkaiError
 from .._exchange import Exchange
 from .._families import alike
 from ..transports._call import Attempt
@@ -25,9 +25,6 @@ LINE: Final = "stkai.batch.line"
 
 _REFUSED: Final = frozenset({401, 408, 429, 503})
 """Answers that prove that the request did not run."""
-
-_OWN_HEADERS: Final = frozenset({"host", "content-length", "transfer-encoding"})
-"""Headers that a client of the API reference sets itself."""
 
 
 class DroppedError(StkaiError):
@@ -56,14 +53,12 @@ class Watch:
     """Watches one request: the journal, if there is one, records that it goes to the wire, or did not run.
 
     Attributes:
+        run: what it shares with the others.
         number: of its line; for `send_all`, its index.
-        ending: once this job is done, the request no longer waits, for example for a permit; None if it always waits.
     """
 
     def __init__(self, run: RunState, number: int) -> None:
-        self.number = number
-        self.ending: Job | None = run.ending
-        self._run = run
+        self.run, self.number = run, number
 
     def about_to_send(self) -> Operation | None:
         """Called right before an attempt goes to the wire; may ask for an operation first.
@@ -72,18 +67,18 @@ class Watch:
             DroppedError: the run is ending.
             WriteError: the journal cannot be written.
         """
-        if self._run.ending.is_done:
+        if self.run.ending.is_done:
             raise DroppedError
-        if self._run.journal is not None:
-            self._run.journal.sent(self.number)
+        if self.run.journal is not None:
+            self.run.journal.sent(self.number)
         return None
 
     def not_sent(self) -> None:
         """Called after an attempt, if all attempts so far prove that the request did not run."""
-        if self._run.journal is not None:
+        if self.run.journal is not None:
             # If that fails, it counts as sent, which is safe, and the next one is not sent.
             with suppress(WriteError):
-                self._run.journal.not_sent(self.number)
+                self.run.journal.not_sent(self.number)
 
 
 class LineInFlight(Watch):
@@ -93,28 +88,24 @@ class LineInFlight(Watch):
         custom_id: as JSON.
         execution: the id of the execution that it created, once known.
         may_drop: whether it can be dropped when the run ends: it was not sent, or was refused, or can be polled later.
+        scope: of its task.
     """
 
     def __init__(self, run: RunState, number: int, custom_id: str, execution: str | None = None) -> None:
         super().__init__(run, number)
-        self.ending = None  # Its task is cancelled instead, which also ends the polling of an execution.
         self.custom_id, self.execution = custom_id, execution
         self.may_drop = True
-        self._drop: Callable[[], object] | None = None
-
-    def started(self, drop: Callable[[], object]) -> None:
-        """Its task has started; `drop` ends the task."""
-        self._drop = drop
+        self.scope = anyio.CancelScope()
 
     def drop(self) -> None:
         """End its task, if the line may be dropped."""
-        if self.may_drop and self._drop is not None:
-            self._drop()
+        if self.may_drop:
+            self.scope.cancel()
 
     def about_to_send(self) -> Operation | None:
         super().about_to_send()
         self.may_drop = False
-        commit = self._run.commit
+        commit = self.run.commit
         return None if commit is None else Run(_only_async, lambda _: commit())
 
     def not_sent(self) -> None:
@@ -124,15 +115,15 @@ class LineInFlight(Watch):
     async def created(self, execution: str) -> None:
         """The line has created an execution, which a resumed job goes on polling."""
         self.execution = execution
-        if self._run.journal is not None:
-            self._run.journal.execution(self.number, execution)
-        if self._run.commit is not None:
-            await self._run.commit()
+        if self.run.journal is not None:
+            self.run.journal.execution(self.number, execution)
+        if self.run.commit is not None:
+            await self.run.commit()
         self._may_be_dropped()
 
     def _may_be_dropped(self) -> None:
         self.may_drop = True
-        if self._run.ending.is_done:
+        if self.run.ending.is_done:
             self.drop()
 
 
@@ -146,72 +137,35 @@ def _only_async(_: float) -> None:
     raise ConfigurationError("the journal of a batch needs an async stack: use build_async()")
 
 
-def sender(client: Any) -> Callable[[httpx.Request, Watch], httpx.Response]:
-    """A function that sends one request through a sync client.
-
-    Raises:
-        ConfigurationError: it is not a sync client.
-    """
-    if isinstance(client, HttpClient):
-        kind = type(client)
-        if kind.post is HttpClient.post and kind.send is HttpClient.send and kind._send is HttpClient._send:  # noqa: SLF001
-            return partial(_send, client)
-        return _sent_at_once(_by_verbs(client))
-    if isinstance(client, alike(httpx.Client)):
-        return _sent_at_once(client.send)
-    raise _wrong("send_all", client, "a stkai.HttpClient or an httpx.Client", "asend_all")
-
-
-def async_sender(client: Any) -> Callable[[httpx.Request, Watch], Awaitable[httpx.Response]]:
-    """A function that sends one request through an async client.
-
-    Raises:
-        ConfigurationError: it is not an async client.
-    """
-    if isinstance(client, AsyncHttpClient) and type(client).send is AsyncHttpClient.send:
-        return partial(_asend, client)
-    if isinstance(client, alike(AsyncHttpClient, httpx.AsyncClient)):
-        return _sent_at_once(client.send)
-    raise _wrong("asend_all", client, "a stkai.AsyncHttpClient or an httpx.AsyncClient", "send_all")
-
-
-def _sent_at_once(send: Callable[[httpx.Request], Any]) -> Callable[[httpx.Request, Watch], Any]:
-    """For clients whose requests may go to the wire at any time."""
-
-    def send_at_once(request: httpx.Request, watch: Watch) -> Any:
-        watch.about_to_send()
-        return send(request)
-
-    return send_at_once
-
-
-def _send(client: HttpClient, request: httpx.Request, watch: Watch) -> httpx.Response:
+def send_watched(client: HttpClient, request: httpx.Request, watch: Watch) -> httpx.Response:
+    """Send one request; what it waits for ends with the run."""
     layer = client._open_entry()  # noqa: SLF001
     exchange = Exchange.of(layer, request)
-    return exchange.finish(layer.carry_out(exchange.call, partial(_watched, exchange.flow, watch)))
+    flow = partial(_ending_with, watch.run, partial(_watched, exchange.flow, watch))
+    return exchange.finish(layer.carry_out(exchange.call, flow))
 
 
-async def _asend(client: AsyncHttpClient, request: httpx.Request, watch: Watch) -> httpx.Response:
+async def asend_watched(client: AsyncHttpClient, request: httpx.Request, watch: Watch) -> httpx.Response:
+    """Send one request; cancel the task if it need not wait any longer."""
     layer = client._open_entry()  # noqa: SLF001
     exchange = Exchange.of(layer, request)
     return exchange.finish(await layer.carry_out(exchange.call, partial(_watched, exchange.flow, watch)))
 
 
+def _ending_with(
+    run: RunState, flow: Callable[[httpx.Request, Attempt], Flow], request: httpx.Request, attempt: Attempt
+) -> Flow:
+    """The same flow, which no longer waits, for example for a permit, once the run or the client has ended."""
+    assert attempt.closing is not None
+    with attempt.closing.ending_also(run.ending):
+        attempt.closing = run.ending
+        return (yield from flow(request, attempt))
+
+
 def _watched(
     flow: Callable[[httpx.Request, Attempt], Flow], watch: Watch, request: httpx.Request, attempt: Attempt
 ) -> Flow:
-    """The same flow, which notifies `watch` of what it sends, and no longer waits once that or the client has ended."""
-    closing, ending = attempt.closing, watch.ending
-    if closing is None or ending is None:
-        return (yield from _notifying(flow, watch, request, attempt))
-    with closing.ending_also(ending):
-        attempt.closing = ending
-        return (yield from _notifying(flow, watch, request, attempt))
-
-
-def _notifying(
-    flow: Callable[[httpx.Request, Attempt], Flow], watch: Watch, request: httpx.Request, attempt: Attempt
-) -> Flow:
+    """The same flow, which notifies `watch` of what it sends."""
     may_have_acted = False
 
     def send(operation: Send) -> Flow:
@@ -252,31 +206,3 @@ def _is_unsent(error: BaseException, wire: object) -> bool:
     return isinstance(error, alike(*NOT_SENT)) and (
         isinstance(error, alike(httpx.PoolTimeout)) or is_sound(wire)
     )
-
-
-def _by_verbs(client: HttpClient) -> Callable[[httpx.Request], httpx.Response]:
-    """For clients that override the verbs, and take JSON instead of a request."""
-
-    def send(request: httpx.Request) -> httpx.Response:
-        headers = {name: value for name, value in request.headers.items() if name not in _OWN_HEADERS}
-        timeout = request.extensions.get("timeout", {}).get("read") or 30
-        if request.method == "GET":
-            return client.get(str(request.url), headers, timeout)
-        if request.method != "POST":
-            msg = f"{type(client).__name__} sends GET and POST only, not {request.method}"
-            raise InvalidArgumentError(msg)
-        content = request.read()
-        try:
-            data = json.loads(content) if content else None
-        except ValueError as error:
-            raise InvalidArgumentError(f"{type(client).__name__} sends JSON only: {error}") from error
-        return client.post(str(request.url), data, headers, timeout)
-
-    return send
-
-
-def _wrong(function: str, client: object, wanted: str, other: str) -> ConfigurationError:
-    hint = ""
-    if isinstance(client, alike(HttpClient, httpx.Client, AsyncHttpClient, httpx.AsyncClient)):
-        hint = f"; use stkai.{other} with this client"
-    return ConfigurationError(f"{function} needs {wanted}, not {client!r}{hint}")

@@ -1,0 +1,48 @@
+"""Which event loop runs a task: that of asyncio, or trio; and anyio, which is imported when it is first used."""
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from ._lazy import LateModule
+
+if TYPE_CHECKING:
+    import anyio as anyio  # noqa: PLC0414 - for other modules
+    import anyio.to_thread
+else:
+    anyio = LateModule("anyio")
+
+
+def running_loop() -> Any:
+    """What identifies the event loop of this task: asyncio's loop, or trio's token.
+
+    Raises:
+        RuntimeError: no event loop runs here.
+    """
+    trio = sys.modules.get("trio")
+    if trio is not None:
+        with suppress(RuntimeError):  # This is not a trio task.
+            trio.lowlevel.current_task()
+            return trio.lowlevel.current_trio_token()
+    import asyncio
+
+    return asyncio.get_running_loop()
+
+
+def run_soon(loop: Any, function: Callable[..., object], *arguments: object) -> None:
+    """Have a loop call a function soon, unless it has ended; safe in any thread and in finalizers."""
+    call = getattr(loop, "run_sync_soon", None) or loop.call_soon_threadsafe
+    with suppress(RuntimeError):  # asyncio's "Event loop is closed"; trio's RunFinishedError is one as well.
+        call(function, *arguments)
+
+
+def in_asyncio_task() -> bool:
+    """Whether an asyncio task is running, and trio is not: neither as a guest of its loop, nor within the task."""
+    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
+    if asyncio is None:
+        return False
+    try:
+        return (trio is None or not trio.lowlevel.in_trio_run()) and asyncio.current_task() is not None
+    except (AttributeError, RuntimeError):  # A trio that cannot tell, or no loop in this thread.
+        return False
