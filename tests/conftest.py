@@ -4,9 +4,12 @@ import asyncio
 import gc
 import inspect
 import os
+import pkgutil
 import sys
 import threading
 import time
+import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import cache, wraps
 from importlib import import_module
@@ -23,6 +26,7 @@ import trio
 import trio.testing
 from hypothesis import HealthCheck
 
+import stkai
 from stkai import STKAI, SystemClock
 
 from .support.world import NAMES, World
@@ -46,40 +50,78 @@ MAY_SLEEP = ("stkai.testing", "subprocess", "multiprocessing")
 
 PACKAGES = ("httpx", "httpx2") if find_spec("httpx2") else ("httpx",)
 
+TABLE = 4
+"""Rows from which on each row of a table runs in one world only."""
+
+NOT_IMPORTED = {"stkai.__main__", "stkai.testing.pytest"}
+"""Modules that only other processes import, so that they do not count as covered."""
+
+UNTRACED = tuple(f"tests/{folder}/" for folder in ("benchmarks", "examples", "reliability", "simulation"))
+"""Folders whose tests run what those of single modules have run."""
+
 AGAINST_HTTPX = {"tests.support.tokens", "tests.transports.hedge", "tests.transports.test_own_layers"}
 """Modules that keep httpx when a test runs in httpx2: the token endpoint, and layers as their authors write them."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run tests in their worlds, and those marked so in each package: sync in both, each event loop in one."""
-    packages = PACKAGES if metafunc.definition.get_closest_marker("both_packages") else PACKAGES[:1]
+    """Run tests in their worlds, and those marked so in both packages, each world in one of them.
+
+    Which event loop and which package it is, is settled by the name of the test, so that each has its half of them.
+    With STKAI_TEST_SEEDS, every test runs in all worlds, and in each of these in both packages.
+    """
+    marker = metafunc.definition.get_closest_marker
+    turn = zlib.crc32(metafunc.function.__name__.encode())
+    packages = PACKAGES if marker("both_packages") else PACKAGES[:1]
     if "world" in metafunc.fixturenames:
-        some = metafunc.definition.get_closest_marker("worlds")
-        worlds: tuple[str, ...] = some.args if some else NAMES
-        loops = [world for world in worlds if world != "sync"]
-        pairs = [
-            (world, package)
-            for world in worlds
-            for package in packages
-            if len(loops) < 2 or world == "sync" or package == packages[loops.index(world) % len(packages)]
-        ]
+        asked = marker("worlds")
+        worlds: tuple[str, ...] = asked.args if asked else ("sync", ("asyncio", "trio")[turn % 2])
+        pairs = [(world, packages[(turn // 2 + place) % len(packages)]) for place, world in enumerate(worlds)]
+        if MORE > 1:
+            pairs = [(world, package) for world in (worlds if asked else NAMES) for package in packages]
         if len(packages) > 1:
             metafunc.parametrize(("world", "package"), pairs, indirect=True)
         else:
-            metafunc.parametrize("world", worlds, indirect=True)
+            metafunc.parametrize("world", [world for world, _ in pairs], indirect=True)
     elif "package" in metafunc.fixturenames and len(packages) > 1:
         metafunc.parametrize("package", packages, indirect=True)
 
 
+def _coverage(config: pytest.Config) -> Any:
+    """What measures coverage in this process: the only one, or one of those that xdist starts to run the tests."""
+    is_controller = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
+    return None if is_controller else getattr(config.pluginmanager.get_plugin("_cov"), "cov_controller", None)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """End the tracing that pytest-cov begins in each worker as if it were the controller, beside that of the worker.
-
-    It goes on while the worker's own is paused, so that `no_cover` would save nothing.
-    """
+    """End the tracing that pytest-cov begins in xdist's controller, and in its workers as if they were this."""
     plugin: Any = session.config.pluginmanager.get_plugin("_cov")
-    if plugin is not None and hasattr(session.config, "workerinput"):
+    if plugin is not None and getattr(session.config.option, "numprocesses", None):
         plugin.cov_controller.cov.stop()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Trace imports of the library, and from then on only the tests themselves: pytest, too, would run half as fast."""
+    if coverage := _coverage(session.config):
+        for module in pkgutil.walk_packages(stkai.__path__, "stkai."):
+            if module.name not in NOT_IMPORTED:
+                import_module(module.name)
+        coverage.pause()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Trace a test, unless it is marked `no_cover`."""
+    coverage = _coverage(item.config)
+    if coverage and not item.get_closest_marker("no_cover"):
+        coverage.resume()
+    try:
+        return (yield)
+    finally:
+        if coverage:
+            coverage.pause()
 
 
 def pytest_collection_finish() -> None:
@@ -88,8 +130,32 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def _without_repeats(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Leave each row of a table to one of the worlds, by turns, unless the test asks for its worlds."""
+    rows: dict[str, set[int]] = defaultdict(set)
+    worlds: dict[str, list[str]] = defaultdict(list)
+    places: list[tuple[str, int, int] | None] = []
+    for item in items:
+        case = getattr(item, "callspec", None)
+        if MORE > 1 or case is None or "world" not in case.params or item.get_closest_marker("worlds"):
+            places.append(None)
+            continue
+        name, world = item.nodeid.partition("[")[0], case.params["world"]
+        row = sum(place for key, place in case.indices.items() if key not in {"world", "package"})
+        rows[name].add(row)
+        if world not in worlds[name]:
+            worlds[name].append(world)
+        places.append((name, row, worlds[name].index(world)))
+    return [
+        item
+        for item, place in zip(items, places, strict=True)
+        if place is None or len(rows[place[0]]) < TABLE or place[1] % len(worlds[place[0]]) == place[2]
+    ]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Refuse ids that contain an address, since processes that share the tests must agree on them; trace a part."""
+    items[:] = _without_repeats(items)
     unstable = [item.nodeid for item in items if " at 0x" in item.nodeid]
     if unstable:
         raise pytest.UsageError(
@@ -97,7 +163,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         )
     for item in items:
         case = item.callspec.params if hasattr(item, "callspec") else {}
-        is_repeated = case.get("world") == "trio" or case.get("package") == "httpx2"
+        is_repeated = case.get("world") == "trio" or item.nodeid.startswith(UNTRACED)
         if is_repeated or hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.no_cover)
 

@@ -14,8 +14,6 @@ from .support.ids import spelled
 from .support.wire import Wire
 from .support.world import World
 
-pytestmark = pytest.mark.worlds("sync", "asyncio")  # Which event loop it is makes no difference here.
-
 RELATIVE = ("", "/v1/things", "api.example.com/v1", "ftp://example.com", "https://")
 BROKEN_URLS = ("http://exa\x00mple.com", "http://example.com:port", "http://xn--/", None, 5, [URL])
 NO_TIMES = (0, -1, float("nan"), float("inf"), None, "30", True, httpx.Timeout(5))

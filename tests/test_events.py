@@ -260,14 +260,6 @@ async def test_a_listener_that_raises_is_logged_and_does_not_fail_the_request(
     assert "the listener is broken" in caplog.text
 
 
-async def test_an_interrupt_in_a_listener_is_not_swallowed(world: World) -> None:
-    def listener(event: Event) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        Context(listener=listener).emit(EVENTS[0])
-
-
 @pytest.mark.parametrize("kind", [CallStarted, AttemptStarted, AttemptFinished, RetryScheduled, CallFinished])
 async def test_an_interrupt_in_a_listener_leaves_nothing_open_and_every_start_has_an_end(
     world: World, kind: type[Event]

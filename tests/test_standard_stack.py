@@ -19,8 +19,6 @@ from stkai.transports._limits.pace.saved_rate import LearnedRate, SavedRate
 from .support import stand_in_cli
 from .support.world import World
 
-pytestmark = pytest.mark.worlds("sync", "asyncio")  # Which event loop it is makes no difference here.
-
 URL = "https://api.example.com/v1/things"
 
 

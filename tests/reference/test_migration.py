@@ -69,15 +69,15 @@ def test_29_of_the_49_names_of_stkai_0_4_were_removed() -> None:
     assert len(REMOVED) == 29
 
 
-@pytest.mark.parametrize("name", REMOVED)
-def test_a_removed_name_is_missing_like_any_other(name: str) -> None:
-    with pytest.raises(ImportError, match=f"cannot import name '{name}' from 'stkai'"):
-        exec(f"from stkai import {name}")  # noqa: S102
+def test_a_removed_name_is_missing_like_any_other() -> None:
+    for name in REMOVED:
+        with pytest.raises(ImportError, match=f"cannot import name '{name}' from 'stkai'"):
+            exec(f"from stkai import {name}")  # noqa: S102
 
 
-@pytest.mark.parametrize("name", REMOVED)
-def test_the_migration_page_lists_every_removed_name(name: str) -> None:
-    assert f"`{name}`" in PAGE.read_text()
+def test_the_migration_page_lists_every_removed_name() -> None:
+    page = PAGE.read_text()
+    assert [name for name in REMOVED if f"`{name}`" not in page] == []
 
 
 # The clients' responses

@@ -105,24 +105,22 @@ def test_every_name_of_the_reference_is_public_with_its_methods(owner: str) -> N
         assert method == owner or callable(getattr(getattr(stkai, owner), method))
 
 
-@pytest.mark.parametrize(("owner", "method", "parameter", "default"), PARAMETERS)
-def test_every_parameter_of_the_reference_has_its_name_place_and_default(
-    owner: str, method: str, parameter: str, default: str
-) -> None:
-    function = getattr(stkai, owner)
-    if method != owner:
-        function = getattr(function, method)
-    signature = inspect.signature(function).parameters
-    ours = signature[parameter]
-    names = [name for name in signature if name != "self"]
-    assert names.index(parameter) == list(FACTS[owner][method]).index(parameter)
-    assert ours.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-    if default == REQUIRED:
-        assert ours.default is inspect.Parameter.empty
-    elif default.startswith("DEFAULT_"):
-        assert ours.default == getattr(getattr(stkai, owner), default)
-    else:
-        assert repr(ours.default) == default
+@pytest.mark.parametrize("owner", FACTS)
+def test_every_parameter_of_the_reference_has_its_name_place_and_default(owner: str) -> None:
+    kind = getattr(stkai, owner)
+    for method, parameters in FACTS[owner].items():
+        signature = inspect.signature(kind if method == owner else getattr(kind, method)).parameters
+        names = [name for name in signature if name != "self"]
+        for place, (parameter, default) in enumerate(parameters.items()):
+            ours = signature[parameter]
+            assert names.index(parameter) == place, parameter
+            assert ours.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+            if default == REQUIRED:
+                assert ours.default is inspect.Parameter.empty
+            elif default.startswith("DEFAULT_"):
+                assert ours.default == getattr(kind, default)
+            else:
+                assert repr(ours.default) == default, parameter
 
 
 # HttpClient as a base class

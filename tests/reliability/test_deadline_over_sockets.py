@@ -17,11 +17,11 @@ import stkai
 from stkai import RetryPolicy, TokenBucket
 from stkai.testing import QuotaServer
 
-from ..support.world import World
+from ..support.world import NAMES, World
 from .hostile import drip, hostile
 from .stacks import busy_connections, client_of, provider_of, wire_of
 
-pytestmark = pytest.mark.real_time
+pytestmark = [pytest.mark.real_time, pytest.mark.worlds(*NAMES)]
 
 DEADLINE = 0.1
 SOON = 5.0

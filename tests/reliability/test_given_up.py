@@ -19,12 +19,12 @@ from stkai._wire.pool import ConnectionPool
 from stkai.stores import Ask, Lease, MemoryStore
 from stkai.testing import FakeClock
 
-from ..support.world import World
+from ..support.world import NAMES, World
 from ..wire.raw import WHOLE, RawServer, raw_server
 from .hostile import drip, hostile
 from .stacks import NO_DELAY, ONE_CONNECTION, client_of, provider_of, transport_of, wire_of
 
-pytestmark = pytest.mark.real_time
+pytestmark = [pytest.mark.real_time, pytest.mark.worlds(*NAMES)]
 
 SHORT = 0.2
 """Seconds; the deadline of a call that is given up."""

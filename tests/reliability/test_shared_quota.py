@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -27,6 +28,7 @@ from stkai.stores import FileStore
 from stkai.transports import TokenBucketTransport
 
 from ..support.redis_servers import Server, installed
+from .stacks import until
 
 pytestmark = pytest.mark.real_time
 
@@ -109,9 +111,22 @@ def test_a_suspended_member_does_not_use_what_it_held_when_it_continues(store: s
     check(report, members=3)
 
 
+async def visit(port: int, patience: float, end: float) -> None:
+    """Connect again and again, and disconnect without an answer after a while."""
+    while time.monotonic() < end:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            await asyncio.wait_for(reader.read(), patience)
+        except TimeoutError:
+            pass
+        finally:
+            writer.close()
+
+
 @in_a_file
 def test_a_service_whose_clients_disconnect_keeps_to_its_quota_and_leaves_nobody_waiting(store: str) -> None:
     sent: list[float] = []
+    visits: Counter[str] = Counter()
 
     def answer(request: httpx.Request) -> httpx.Response:
         sent.append(time.monotonic())
@@ -125,39 +140,38 @@ def test_a_service_whose_clients_disconnect_keeps_to_its_quota_and_leaves_nobody
 
             async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
                 """Call upstream for this client, unless it goes away first."""
+                visits["accepted"] += 1
                 call = asyncio.create_task(upstream.post("https://api.test/"))
                 gone = asyncio.create_task(reader.read())
                 try:
                     await asyncio.wait({call, gone}, return_when=asyncio.FIRST_COMPLETED)
                     call.cancel()
                     gone.cancel()
-                    await asyncio.gather(call, gone, return_exceptions=True)
-                finally:  # Those that are being served at the end are cancelled.
-                    writer.close()
-
-            async def visit(port: int, patience: float) -> None:
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                try:
-                    await asyncio.wait_for(reader.read(), patience)
-                except TimeoutError:
-                    pass
+                    outcome, _ = await asyncio.gather(call, gone, return_exceptions=True)
+                    visits["cancelled" if isinstance(outcome, asyncio.CancelledError) else "answered"] += 1
                 finally:
                     writer.close()
+                    visits["closed"] += 1
 
             async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
                 port = server.sockets[0].getsockname()[1]
-                until = time.monotonic() + 1.5
-
-                async def come_again(patience: float) -> None:
-                    while time.monotonic() < until:
-                        await visit(port, patience)
-
-                await asyncio.gather(*(come_again(patience) for patience in [0.1] * 60 + [10.0] * 5))
+                end = time.monotonic() + 1.5
+                await asyncio.gather(*(visit(port, patience, end) for patience in [0.1] * 60 + [10.0] * 5))
+                await until(lambda: visits["closed"] == visits["accepted"])
 
     asyncio.run(main())
+    assert len(sent) <= RATE * (sent[-1] - sent[0] + LATE) + 1
     assert bucket.waiting == 0
-    assert 1 < len(sent) <= RATE * (sent[-1] - sent[0] + LATE) + 1
+    assert visits["accepted"] == visits["closed"] == visits["answered"] + visits["cancelled"]
+    # A client may disconnect between the request and its answer.
+    assert 1 < visits["answered"] <= len(sent) <= visits["accepted"]
     bucket.close()
+    snapshot = FileStore(store.removeprefix("file://")).look("service")
+    assert snapshot is not None
+    books = snapshot.books
+    assert books["held"] == 0
+    assert books["leased"] == books["used"] + books["returned"] + books["expired"]
+    assert books["used"] == len(sent)
 
 
 def test_members_that_are_killed_lose_at_most_one_permit_each(tmp_path: Path) -> None:

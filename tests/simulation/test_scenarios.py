@@ -55,26 +55,13 @@ def collected() -> Iterator[None]:
     gc.collect()
 
 
-QUOTAS = {
-    "redis": {"latency": REDIS},
-    "file-burst-1": {"latency": FILE, "burst": 1.0},
-    "far-burst-1": {"latency": FAR, "burst": 1.0},
-    "fast": {"latency": REDIS, "rate": 200.0},
-}
-
-
-def quotas(*names: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("quota", [pytest.param(QUOTAS[name], id=name) for name in names])
-
-
 def goal_of(sim: Simulator) -> float:
     """A slow store costs a few permits more."""
     return 0.93 if sim.latency < FAR else 0.88
 
 
-@quotas("redis", "far-burst-1")
-def test_a_crowd_that_gives_up_together_leaves_its_process_the_whole_quota(simulate: Any, quota: Any) -> None:
-    sim = simulate(**quota)
+def test_a_crowd_that_gives_up_together_leaves_its_process_the_whole_quota(simulate: Any) -> None:
+    sim = simulate(latency=REDIS)
     crowd, _ = sim.processes
     tasks = [crowd.spawn(crowd.request()) for _ in range(200)]
     sim.run(2)
@@ -85,9 +72,8 @@ def test_a_crowd_that_gives_up_together_leaves_its_process_the_whole_quota(simul
     sim.finish(3, 4, goal=goal_of(sim))
 
 
-@quotas("file-burst-1", "fast")
-def test_a_crowd_that_gives_up_together_leaves_others_the_whole_quota(simulate: Any, quota: Any) -> None:
-    sim = simulate(**quota)
+def test_a_crowd_that_gives_up_together_leaves_others_the_whole_quota(simulate: Any) -> None:
+    sim = simulate(latency=FAR, burst=1.0)
     crowd, other = sim.processes
     other.loops(max(8, int(sim.rate / 16)), 8)
     tasks = [crowd.spawn(crowd.request()) for _ in range(200)]
@@ -98,9 +84,8 @@ def test_a_crowd_that_gives_up_together_leaves_others_the_whole_quota(simulate: 
     sim.finish(2, 5, goal=goal_of(sim))
 
 
-@quotas("file-burst-1", "far-burst-1")
-def test_impatient_requests_do_not_stop_the_queue(simulate: Any, quota: Any) -> None:
-    sim = simulate(**quota)
+def test_impatient_requests_do_not_stop_the_queue(simulate: Any) -> None:
+    sim = simulate(latency=FILE, burst=1.0)
     crowd, other = sim.processes
     crowd.crowd(60, 6, lambda: sim.chance.expovariate(1), low=0.3)
     other.loops(max(8, int(sim.rate / 16)), 6)
@@ -108,9 +93,8 @@ def test_impatient_requests_do_not_stop_the_queue(simulate: Any, quota: Any) -> 
     sim.finish(2, 3, goal=goal_of(sim))
 
 
-@quotas("redis", "fast")
-def test_storms_of_requests_that_wait_a_moment_do_not_stop_the_queue(simulate: Any, quota: Any) -> None:
-    sim = simulate(**quota)
+def test_storms_of_requests_that_wait_a_moment_do_not_stop_the_queue(simulate: Any) -> None:
+    sim = simulate(latency=REDIS, rate=200.0)
     crowd, other = sim.processes
     crowd.crowd(60, 6, lambda: 0.3)
     other.loops(max(8, int(sim.rate / 16)), 6)
@@ -180,9 +164,8 @@ def test_forked_children_are_members_of_their_own(simulate: Any) -> None:
     assert {use.process for use in sim.uses} == set(range(5))
 
 
-@pytest.mark.parametrize(("rate", "burst"), [(50.0, None), (100.0, 1.0)])
-def test_lost_messages_cost_little(simulate: Any, rate: float, burst: float | None) -> None:
-    sim = simulate(processes=4, rate=rate, burst=burst, losses=0.02)
+def test_lost_messages_cost_little(simulate: Any) -> None:
+    sim = simulate(processes=4, rate=50.0, losses=0.02)
     for process in sim.processes:
         process.loops(8, 8)
     sim.run(14)
@@ -197,9 +180,8 @@ def test_messages_that_arrive_twice_change_nothing(simulate: Any) -> None:
     sim.finish(2, 5)
 
 
-@pytest.mark.parametrize("burst", [None, 1.0])
-def test_while_the_store_is_lost_each_process_uses_its_part(simulate: Any, burst: float | None) -> None:
-    sim = simulate(processes=5, burst=burst)
+def test_while_the_store_is_lost_each_process_uses_its_part(simulate: Any) -> None:
+    sim = simulate(processes=5, burst=1.0)
     for process in sim.processes:
         process.loops(8, 13)
     sim.run(3.3)

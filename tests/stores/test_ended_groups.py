@@ -99,49 +99,28 @@ def a_group_that_ended(store: Store, clock: FakeClock) -> float:
     return members[0].rate
 
 
-@pytest.mark.parametrize("warm", [False, True])
-@pytest.mark.parametrize("after", [11.0, 50 * MINUTE])
-def test_a_group_that_starts_within_an_hour_goes_on_where_the_last_one_ended(
-    store: Store, clock: FakeClock, after: float, warm: bool
+@pytest.mark.parametrize(
+    ("after", "warm", "goes_on"),
+    [
+        (11.0, True, True),
+        (50 * MINUTE, False, True),
+        (HOUR + MINUTE, False, False),
+        (HOUR + MINUTE, True, True),
+        (23 * HOUR, True, True),
+        (DAY + MINUTE, True, False),
+    ],
+)
+def test_a_group_goes_on_where_the_last_one_ended_within_an_hour_or_within_a_day_if_it_starts_warm(
+    store: Store, clock: FakeClock, after: float, warm: bool, goes_on: bool
 ) -> None:
     ended = a_group_that_ended(store, clock)
     clock.advance(after)
-    member = a_member(store, warm=warm)
-    send(member, clock)
-    assert member.rate == pytest.approx(ended, rel=0.1)
-
-
-@pytest.mark.parametrize("after", [HOUR + MINUTE, 23 * HOUR, DAY + MINUTE])
-def test_a_group_that_starts_later_starts_cold(store: Store, clock: FakeClock, after: float) -> None:
-    a_group_that_ended(store, clock)
-    clock.advance(after)
-    member = a_member(store)
-    send(member, clock)
-    assert member.rate == pytest.approx(COLD, rel=0.1)
-
-
-@pytest.mark.parametrize("after", [HOUR + MINUTE, 23 * HOUR])
-def test_a_group_that_starts_warm_starts_at_the_rate_of_one_that_ended_within_a_day(
-    store: Store, clock: FakeClock, after: float
-) -> None:
-    ended = a_group_that_ended(store, clock)
-    clock.advance(after)
-    members = [a_member(store, warm=True) for _ in range(2)]
-    for member in members:
+    for member in [a_member(store, warm=warm) for _ in range(2 if goes_on else 1)]:
         send(member, clock)
-        assert member.rate == pytest.approx(ended, rel=0.1)
+        assert member.rate == pytest.approx(ended if goes_on else COLD, rel=0.1)
 
 
-def test_a_group_that_starts_warm_a_day_later_starts_cold(store: Store, clock: FakeClock) -> None:
-    a_group_that_ended(store, clock)
-    clock.advance(DAY + MINUTE)
-    member = a_member(store, warm=True)
-    send(member, clock)
-    assert member.rate == pytest.approx(COLD, rel=0.1)
-
-
-@pytest.mark.parametrize("idle", [30.0, 5 * MINUTE, 50 * MINUTE])
-@pytest.mark.parametrize("joins", [False, True])
+@pytest.mark.parametrize(("idle", "joins"), [(30.0, False), (5 * MINUTE, True), (50 * MINUTE, False)])
 def test_a_refusal_after_an_idle_time_is_no_reason_to_start_over(
     clock: FakeClock, idle: float, joins: bool
 ) -> None:

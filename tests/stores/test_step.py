@@ -82,7 +82,7 @@ def most_within(uses: list[float], seconds: float) -> int:
     return most
 
 
-@pytest.mark.parametrize("seed", range(30 * SEEDS))
+@pytest.mark.parametrize("seed", range(12 * SEEDS))
 def test_books_balance_whatever_members_send(seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311
     rate, burst = chance.choice([1.0, 5.0, 50.0, 1000.0]), chance.choice([1.0, 5.0, 50.0])
@@ -138,7 +138,7 @@ def test_books_balance_whatever_members_send(seed: int) -> None:
     assert state.leased > 0
 
 
-@pytest.mark.parametrize("seed", range(4 * SEEDS))
+@pytest.mark.parametrize("seed", range(2 * SEEDS))
 @pytest.mark.parametrize(
     ("rate", "burst", "window"),
     [(5, 20, 4), (50, 50, 1), (50, 2, 1), (100, 400, 4), (0.5, 6, 12), (0.5, 2, 12)],
@@ -153,7 +153,7 @@ def test_no_window_has_more_permits_than_promised(
     clients[0].hear(step(state, clients[0].ask(quota, 0, 0), 100.0), 100.0)
     now = started = 100 + 3 * window  # After a quiet time, the burst is full.
     uses: list[float] = []
-    is_busy = seed % 4 > 0
+    is_busy = seed % 2 > 0
     for number in itertools.count():
         if now >= started + 5 * window:
             break

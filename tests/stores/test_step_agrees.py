@@ -14,7 +14,7 @@ from stkai.stores._step import amend, forget, look, step
 
 from ..support.redis_servers import Server
 
-SEQUENCES = int(os.environ.get("STKAI_TEST_SEQUENCES", "30"))
+SEQUENCES = int(os.environ.get("STKAI_TEST_SEQUENCES", "12"))
 """How many sequences to try, of up to 200 steps each."""
 
 

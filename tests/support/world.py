@@ -2,6 +2,8 @@
 
 import asyncio
 import inspect
+import os
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -104,6 +106,16 @@ class World:
         await self.call(thing.aclose if self.is_async and hasattr(thing, "aclose") else thing.close)
 
     # Time and concurrency
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what a server or another thread brings about."""
+        end = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < end, "it never came to be"
+            if self.is_async:
+                await anyio.lowlevel.checkpoint()
+            else:
+                os.sched_yield()
 
     async def sleep(self, clock: Any, seconds: float) -> None:
         """Sleep on a stkai clock."""

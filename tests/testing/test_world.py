@@ -15,9 +15,9 @@ import trio.testing
 
 from stkai import SystemClock
 
-from ..support.world import World
+from ..support.world import NAMES, World
 
-pytestmark = pytest.mark.both_packages
+pytestmark = [pytest.mark.both_packages, pytest.mark.worlds(*NAMES)]
 
 
 def anywhere() -> httpx.Request:

@@ -160,6 +160,10 @@ async def play(make: Callable[[], httpx.AsyncBaseTransport], case: Case) -> Seen
             request.extensions["target"] = case.target
         seen.outcomes.append(await _outcome(wire, request, case))
         await asyncio.sleep(case.pause)
+        if case.pause:
+            await asyncio.sleep(
+                0.005
+            )  # On a busy machine, too, what the server sent meanwhile arrives first.
     await wire.aclose()
     server.close()
     for task in tasks:

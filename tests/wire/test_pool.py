@@ -14,8 +14,10 @@ from stkai._families import family_of_wire
 from stkai._wire.default import default_async_wire, default_wire
 from stkai.testing import QuotaServer
 
-from ..support.world import World
+from ..support.world import NAMES, World
 from .fakes import NO_PATIENCE, Body, Pool
+
+pytestmark = pytest.mark.worlds(*NAMES)
 
 # Which wire is used
 

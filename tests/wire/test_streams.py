@@ -4,7 +4,6 @@ import asyncio
 import gc
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, closing, suppress
@@ -20,8 +19,10 @@ from stkai import HttpConfig
 from stkai._wire.by_package import AsyncWireByFamily, WireByFamily
 from stkai._wire.loops import WirePerLoop
 
-from ..support.world import World
+from ..support.world import NAMES, World
 from .raw import ENDLESS, WHOLE, RawServer, raw_server
+
+pytestmark = pytest.mark.worlds(*NAMES)
 
 
 @pytest.fixture
@@ -151,7 +152,7 @@ async def test_however_a_stream_is_left_the_next_request_has_a_connection(
     server.answer = lambda _: (WHOLE, True)
     assert await _get(world, client, server.url) == b"body"
     await world.close(client)
-    await _until(world, lambda: server.open == 0)
+    await world.until(lambda: server.open == 0)
 
 
 @pytest.mark.parametrize("kind", ["httpx", "stkai"])
@@ -186,13 +187,11 @@ async def test_wherever_a_server_closes_the_next_request_has_a_connection(
                 await _get(world, client, server.url)
         else:
             assert await _get(world, client, server.url) == b"body"
-    await _until(
-        world, lambda: server.open == 0
-    )  # A request that crosses the server's close cannot be saved.
+    await world.until(lambda: server.open == 0)  # A request that crosses the server's close cannot be saved.
     server.answer = lambda _: (WHOLE, True)
     assert await _get(world, client, server.url) == b"body"
     await world.close(client)
-    await _until(world, lambda: server.open == 0)
+    await world.until(lambda: server.open == 0)
 
 
 @pytest.mark.worlds("asyncio", "trio")
@@ -209,9 +208,9 @@ async def test_a_call_cancelled_at_any_point_leaves_at_most_one_connection(
                 await anyio.lowlevel.checkpoint()
             group.cancel_scope.cancel()
         assert await _get(world, client, server.url) == b"body"
-        await _until(world, lambda: server.open <= 1)
+        await world.until(lambda: server.open <= 1)
     await world.close(client)
-    await _until(world, lambda: server.open == 0)
+    await world.until(lambda: server.open == 0)
 
 
 async def test_connections_that_a_server_closes_while_they_are_idle_cost_no_request(
@@ -235,14 +234,6 @@ async def _get(world: World, client: Any, url: str) -> bytes:
     response = await world.call(client.get, url, timeout=5)
     content: bytes = response.content
     return content
-
-
-async def _until(world: World, condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end, "it never came to be"
-        if world.is_async:
-            await anyio.lowlevel.checkpoint()
 
 
 # Event loops that end
@@ -271,7 +262,7 @@ def test_one_client_serves_successive_event_loops(server: RawServer, held: bool,
     streams.clear()
     gc.collect()
     assert server.connections == 6
-    World("sync").run(_until(World("sync"), lambda: server.open == 0))
+    World("sync").run(World("sync").until(lambda: server.open == 0))
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -318,7 +309,7 @@ def test_two_concurrent_event_loops_do_not_interfere(server: RawServer) -> None:
         thread.join()
     assert answers == [b"body"] * 42
     assert server.connections == 2
-    World("sync").run(_until(World("sync"), lambda: server.open == 0))
+    World("sync").run(World("sync").until(lambda: server.open == 0))
 
 
 def test_many_event_loops_may_begin_and_end_at_the_same_moment() -> None:

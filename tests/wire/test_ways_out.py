@@ -22,8 +22,10 @@ from stkai._wire.by_package import AsyncWireByFamily, WireByFamily
 
 from ..support import servers
 from ..support.servers import CERTIFICATE, KEY, Proxy
-from ..support.world import World
+from ..support.world import NAMES, World
 from .raw import WHOLE, RawServer, raw_server
+
+pytestmark = pytest.mark.worlds(*NAMES)
 
 
 @pytest.fixture

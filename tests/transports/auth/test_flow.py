@@ -110,15 +110,6 @@ async def test_a_refused_token_is_renewed_once_and_the_request_sent_once_more(wo
     assert issuer.fetches == 2
 
 
-async def test_a_token_that_is_always_refused_does_not_loop(world: World) -> None:
-    issuer, wire = Issuer(), Wire(lambda _: httpx.Response(401, text="no entry"))
-    response = await world.send(layer(world, wire, provider_over(issuer)), post())
-    assert response.status_code == 401
-    assert await world.read(response) == b"no entry"
-    assert len(wire.requests) == 2
-    assert issuer.fetches == 2
-
-
 async def test_a_provider_without_another_token_is_not_asked_again(world: World) -> None:
     provider, wire = Static("same"), world.wire(httpx.Response(401, text="no entry"))
     response = await world.send(layer(world, wire, provider), post())
@@ -143,24 +134,6 @@ async def test_a_one_shot_body_is_sent_once_and_the_next_call_gets_a_new_token(w
     assert issuer.fetches == 1
     await world.send(transport, post())
     assert server.tokens[-1] == "Bearer token-2"
-
-
-async def test_a_401_is_closed_when_the_renewal_after_it_fails(world: World) -> None:
-    wire = world.wire(401)
-    with pytest.raises(AuthenticationError, match="no more") as caught:
-        await world.send(layer(world, wire, Static("a", AuthenticationError("no more"))), post())
-    assert wire.open == 0
-    assert caught.value.request.url == URL
-
-
-async def test_a_401_is_closed_before_the_request_is_sent_again(world: World) -> None:
-    def answer(_: httpx.Request) -> Answer:
-        assert wire.open == 0
-        return 401 if len(wire.requests) == 1 else 200
-
-    wire = Wire(answer)
-    await world.send(layer(world, wire, Static("a", "b")), post())
-    assert len(wire.requests) == 2
 
 
 async def test_64_refusals_of_the_same_token_renew_it_once(world: World) -> None:

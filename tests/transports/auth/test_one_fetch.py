@@ -25,10 +25,10 @@ from stkai.transports import (
 from ...support.heard import Heard
 from ...support.tokens import LIFETIME, MARGIN, Crowd, Issuer, provider_over
 from ...support.wire import Wire
-from ...support.world import World
+from ...support.world import NAMES, World
 from .bench import URL, Native, Static, bearer, layer, post
 
-pytestmark = pytest.mark.both_packages
+pytestmark = [pytest.mark.both_packages, pytest.mark.worlds(*NAMES)]
 
 
 @pytest.mark.parametrize("count", [64, 1000])

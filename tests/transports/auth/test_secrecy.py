@@ -20,8 +20,6 @@ from ...support.tokens import SECRET, Issuer, grant, provider_over
 from ...support.wire import Answer, Wire
 from ...support.world import World
 
-pytestmark = pytest.mark.worlds("sync", "asyncio")  # Which event loop it is makes no difference here.
-
 TOKEN = "eyJ-the-token"
 URL = "https://api.example.com/v1"
 

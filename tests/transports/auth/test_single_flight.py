@@ -19,9 +19,9 @@ from stkai.transports._auth import fetch as fetches
 from stkai.transports._auth.fetch import Fetch, in_background, is_running, join
 from stkai.transports._auth.single_flight import aget_token, get_token
 
-from ...support.world import World
+from ...support.world import NAMES, World
 
-pytestmark = pytest.mark.real_time
+pytestmark = [pytest.mark.real_time, pytest.mark.worlds(*NAMES)]
 
 
 class Hanging(AuthProvider):

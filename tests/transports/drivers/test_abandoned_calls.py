@@ -22,10 +22,10 @@ from stkai.transports import (
 )
 
 from ...support.crowd import took
-from ...support.world import World
+from ...support.world import NAMES, World
 from .bench import URL, Bench
 
-pytestmark = pytest.mark.both_packages
+pytestmark = [pytest.mark.both_packages, pytest.mark.worlds(*NAMES)]
 
 
 class Pause:

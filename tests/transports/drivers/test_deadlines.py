@@ -20,10 +20,10 @@ from stkai.transports import (
     Until,
 )
 
-from ...support.world import World
+from ...support.world import NAMES, World
 from .bench import STALLING, URL, Bench
 
-pytestmark = pytest.mark.both_packages
+pytestmark = [pytest.mark.both_packages, pytest.mark.worlds(*NAMES)]
 
 SHORT = 0.05
 """Seconds of real time; a deadline that passes soon."""

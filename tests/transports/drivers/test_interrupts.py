@@ -25,10 +25,10 @@ from stkai.transports import (
 )
 
 from ...support.wire import of_streams
-from ...support.world import World
+from ...support.world import NAMES, World
 from .bench import STALLING, URL, Bench, Body
 
-pytestmark = pytest.mark.both_packages
+pytestmark = [pytest.mark.both_packages, pytest.mark.worlds(*NAMES)]
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])

@@ -38,10 +38,10 @@ from stkai.transports import (
 
 from ...support.ids import spelled
 from ...support.wire import of_streams
-from ...support.world import World
+from ...support.world import NAMES, World
 from .bench import URL, Bench
 
-pytestmark = pytest.mark.both_packages
+pytestmark = [pytest.mark.both_packages, pytest.mark.worlds(*NAMES)]
 
 
 async def test_the_result_of_an_operation_is_sent_back_into_the_flow(world: World) -> None:

@@ -22,7 +22,9 @@ from stkai.testing import FakeClock
 from stkai.transports import Turn
 
 from ...support.crowd import took
-from ...support.world import World
+from ...support.world import NAMES, World
+
+pytestmark = pytest.mark.worlds(*NAMES)
 
 
 class Block:

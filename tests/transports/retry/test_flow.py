@@ -169,23 +169,6 @@ async def test_the_wait_is_never_shorter_than_the_server_asks(world: World) -> N
     assert bench.clock.sleeps == pytest.approx([2.5 + 0.0625, 27.4375 + 0.125, 2.25])
 
 
-async def test_a_date_is_measured_by_the_servers_clock(world: World) -> None:
-    skewed = {"Date": "Tue, 01 Jan 2030 01:00:00 GMT", "Retry-After": "Tue, 01 Jan 2030 01:00:20 GMT"}
-    bench = Bench(world, httpx.Response(503, headers=skewed), 200)
-    await bench.send()
-    assert bench.clock.sleeps == [20.0]
-
-
-@pytest.mark.parametrize(
-    "after", ["nan", "inf", "-5", "1e400", "", "\u0667", "Mon, 31 Dec 2029 00:00:00 GMT"]
-)
-async def test_an_invalid_retry_after_leaves_the_usual_delay(world: World, after: str) -> None:
-    response = httpx.Response(503, headers=[(b"Retry-After", after.encode())])
-    bench = Bench(world, response, 200)
-    assert (await bench.send()).status_code == 200
-    assert bench.clock.sleeps == [0.5]
-
-
 async def test_a_response_that_asks_for_too_long_a_wait_is_returned_at_once(world: World) -> None:
     bench = Bench(world, busy(429, 61))
     response = await bench.send()
@@ -193,24 +176,6 @@ async def test_a_response_that_asks_for_too_long_a_wait_is_returned_at_once(worl
     assert bench.heard.of(RetryScheduled) == []
     bench = Bench(world, busy(429, 61), 200, policy=RetryPolicy(max_retry_after=61))
     assert (await bench.send()).status_code == 200
-
-
-async def test_a_discarded_response_is_closed_before_the_wait(world: World) -> None:
-    bench = Bench(world, 503, 503, 200)
-    open_at_wait: list[int] = []
-
-    class Clock(FakeClock):
-        def sleep(self, seconds: float) -> None:
-            open_at_wait.append(bench.wire.open)
-            super().sleep(seconds)
-
-        async def asleep(self, seconds: float) -> None:
-            open_at_wait.append(bench.wire.open)
-            await super().asleep(seconds)
-
-    bench.transport.context = Context(clock=Clock(), listener=bench.heard)
-    await bench.send()
-    assert open_at_wait == [0, 0]
 
 
 async def test_an_error_while_closing_a_discarded_response_is_ignored(world: World) -> None:
@@ -320,17 +285,6 @@ async def test_a_cancelled_call_stops_and_leaves_nothing_open(world: World, mome
     assert arrived == (1 if moment == "wait" else 2)
 
 
-async def test_a_listener_that_raises_does_not_fail_the_request(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
-    def listener(event: object) -> None:
-        raise RuntimeError("deaf")
-
-    bench = Bench(world, 503, 200, listener=listener)
-    assert (await bench.send()).status_code == 200
-    assert "listener failed" in caplog.text
-
-
 # Options of one call
 
 
@@ -392,7 +346,8 @@ async def test_many_calls_over_one_layer_each_get_their_own_result(world: World)
 
     results = await world.gather(*(lambda number=number: call(number) for number in range(64)))
     assert results == [(str(number), number % 4 + 1) for number in range(64)]
-    assert bench.wire.open == 64
+    # The clock jumps for all, so that the body of a refusal may be given up, and is then closed in another thread.
+    await world.until(lambda: bench.wire.open == 64)
 
 
 def test_tenacity_is_imported_only_for_a_second_attempt() -> None:

@@ -26,20 +26,9 @@ def run(
     return play(layer.flow(request, attempt), *answers, clock=clock, **options)
 
 
-def test_an_answer_is_returned() -> None:
-    answer = httpx.Response(200)
-    played = run(answer)
-    assert (played.asked, played.response) == (["send"], answer)
-
-
 def test_a_failure_is_drained_before_the_wait_for_the_next_attempt() -> None:
     played = run(httpx.Response(503), httpx.ConnectError("refused"), httpx.Response(200))
     assert played.asked == ["send", "drain", "sleep 0.5", "send", "sleep 1", "send"]
-
-
-def test_the_flow_sleeps_as_long_as_the_server_asks() -> None:
-    played = run(httpx.Response(429, headers={"Retry-After": "7"}), httpx.Response(200))
-    assert played.asked == ["send", "drain", "sleep 7", "send"]
 
 
 def test_a_buffered_answer_is_read_in_its_attempt_and_a_failure_is_not() -> None:

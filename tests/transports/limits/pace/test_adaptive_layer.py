@@ -30,10 +30,7 @@ from ....support.sender import QUOTA
 from ....support.wire import Wire
 from ....support.world import World
 
-pytestmark = [
-    pytest.mark.worlds("sync", "asyncio"),  # Which event loop it is makes no difference here.
-    pytest.mark.both_packages,
-]
+pytestmark = pytest.mark.both_packages
 
 URL = "https://api.example.com/"
 
