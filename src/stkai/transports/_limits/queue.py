@@ -202,7 +202,7 @@ class Queue:
 
     def listens(self, now: float) -> bool:
         """Whether an answer of success at `now` could teach any of the sources anything."""
-        for source in self.sources:  # With `any`, a generator would cost as much again.
+        for source in self.sources:  # noqa: SIM110 - a generator would cost as much again
             if source.listens(now):
                 return True
         return False
