@@ -56,7 +56,7 @@ TABLE = 4
 NOT_IMPORTED = {"stkai.__main__", "stkai.testing.pytest"}
 """Modules that only other processes import, so that they do not count as covered."""
 
-UNTRACED = tuple(f"tests/{folder}/" for folder in ("benchmarks", "examples", "reliability", "simulation"))
+UNTRACED = tuple(f"tests/{folder}/" for folder in ("benchmarks", "examples", "simulation"))
 """Folders whose tests run what those of single modules have run."""
 
 AGAINST_HTTPX = {"tests.support.tokens", "tests.transports.hedge", "tests.transports.test_own_layers"}
@@ -163,7 +163,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         )
     for item in items:
         case = item.callspec.params if hasattr(item, "callspec") else {}
-        is_repeated = case.get("world") == "trio" or item.nodeid.startswith(UNTRACED)
+        is_repeated = case.get("world") == "trio" and bool(item.get_closest_marker("worlds"))
+        is_repeated = is_repeated or item.nodeid.startswith(UNTRACED)
         if is_repeated or hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.no_cover)
 
