@@ -31,7 +31,7 @@ Unset = Literal[_Unset.UNSET]
 Priority = Literal["normal", "low"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RequestOptions:
     """Options of one request. Pass them as `extensions={"stkai": RequestOptions(...)}` with any httpx client.
 

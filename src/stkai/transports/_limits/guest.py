@@ -1,5 +1,6 @@
 """Limiters of the user's own, among others or alone."""
 
+import math
 from dataclasses import replace
 from typing import Final
 from weakref import WeakValueDictionary
@@ -77,7 +78,7 @@ class Guest(Source):
     def ask(self, turn: Turn, now: float) -> float | Operation:
         """The limiter's answer; `turn.nap` is then when to ask again."""
         inner = self.inner(turn)
-        inner.nap, inner.call = Turn.nap, turn.call
+        inner.nap, inner.call = math.inf, turn.call
         wait = self.limiter.ask(inner, now)
         turn.nap = min(inner.nap, _GLANCE)
         return wait

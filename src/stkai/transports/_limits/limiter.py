@@ -25,7 +25,7 @@ class RateChange(NamedTuple):
 class Turn:
     """One request's wait for a permit. The layer asks the limiter with it until the request may go.
 
-    Most defaults are on the class: a turn that does not have to wait stores only what is read for every request.
+    Only defaults that few turns change are on the class: Python finds what an object has in their place more slowly.
 
     Attributes:
         request: what is to be sent.
@@ -58,17 +58,12 @@ class Turn:
     costs: dict[Any, float] | None = None
     priority: Priority = "normal"
     not_before: float = -math.inf
-    nap: float = math.inf
-    is_guess: bool = False
     paced: bool = False
     excused: bool = False
     excuses: int = 0
     mark: Any = None
     errand: Operation | None = None
     call: CallInfo | None = None
-    asked: float = 0.0
-    told: float = math.inf
-    held_by: Any = None
     leases: dict[Any, Any] | None = None
     inner: "dict[Any, Turn]" = {}  # noqa: RUF012 - never changed; a turn with guests gets its own
     is_admitted: bool = False
@@ -87,6 +82,8 @@ class Turn:
         self.sources: tuple[Any, ...] = ()
         self.guests: tuple[Any, ...] = ()
         self.granted, self.since = False, 0.0
+        self.asked, self.told, self.nap = 0.0, math.inf, math.inf
+        self.is_guess, self.held_by = False, None
         if cost != 1.0:
             self.cost = cost
         if priority != "normal":

@@ -8,6 +8,7 @@ time: those behind go when they were told to, and no permit is lost.
 """
 
 import heapq
+import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
@@ -78,7 +79,7 @@ class Order:
             heapq.heappop(vacant)
         place = self.place_of(turn)
         if place == len(turns) or turns[place] is not turn:
-            turn.told = Turn.told
+            turn.told = math.inf
             turns.insert(place, turn)
             for source in turn.sources:
                 source.join(turn, place)

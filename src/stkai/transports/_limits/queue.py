@@ -86,7 +86,7 @@ class Queue:
                 order.catch_up()
             number, turns = turn.number, order.turns
             if number and turn.not_before > now:
-                turn.nap = Turn.nap
+                turn.nap = math.inf
                 return turn.not_before - now
             if turn.guests or (turns and (turns[0] is not turn or order.vacant)):
                 wait = self._stand_in_line(turn, now, order)
@@ -164,7 +164,7 @@ class Queue:
 
     def _tell(self, turn: Turn, place: int, wait: float, now: float) -> float:
         """Note when a turn that has to wait may go, and when it asks again; returns the seconds it has to wait."""
-        turn.nap, turn.held_by = Turn.nap, turn.sources[0]
+        turn.nap, turn.held_by = math.inf, turn.sources[0]
         exact, guess, waiting = 0.0, 0.0, len(turn.sources[0].order.turns)
         for source in turn.sources:
             ahead = place if source.waiting == waiting else source.count(place)
@@ -176,7 +176,7 @@ class Queue:
         exact = max(exact, wait)
         turn.told = now + max(exact, guess)
         # It claims its permit at once, though it does not ask before the source expects one.
-        turn.is_guess = exact <= TICK and turn.nap < Turn.nap
+        turn.is_guess = exact <= TICK and turn.nap < math.inf
         wait = max(exact, guess, turn.nap if turn.is_guess and guess <= TICK else 0.0)
         turn.nap = min(turn.nap, _GLANCE if place < _GLANCERS else max(_QUIET, exact / 4))
         if turn.priority == "low":

@@ -54,14 +54,13 @@ class Waiting:
         held: seconds for which each source held it up, if that is to be reported.
     """
 
-    start = now = 0.0
-    held: dict[Source | None, float] | None = None
-
     def __init__(
         self, limiter: Limiter | Queue, turn: Turn, clock: Clock, limit: float, deadline: float
     ) -> None:
         self.limiter, self.turn, self.clock = limiter, turn, clock
         self.limit, self.deadline = limit, deadline
+        self.start = self.now = 0.0
+        self.held: dict[Source | None, float] | None = None
 
     def steps(self, wait: float | Operation, start: float) -> Steps[float]:
         """Wait, and return the instant at which the permit was taken; a wait that fails leaves the queue.

@@ -88,7 +88,7 @@ class Failure(NamedTuple):
     paced: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """Which failures to retry, how often, and after how long. Immutable; all times in seconds.
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 from ..limiter import Answer, RateChange, Turn
 
@@ -62,12 +62,18 @@ class Source:
             queue calls as well.
     """
 
-    order: Any = None
-    waiting = 0
+    order: Any
+    waiting: int
     limit = ""
     counts_units = False
     is_exact = True
     is_remote = False
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        # Not on the class: Python finds what an object has instead of its class more slowly, and every permit asks.
+        source = super().__new__(cls)
+        source.order, source.waiting = None, 0
+        return source
 
     def count(self, place: int) -> int:
         """How many of the first `place` turns in the queue wait for this source."""
