@@ -56,16 +56,6 @@ class EqualRefusals:
         self._cuts = 0
         self._answers = self._refused = 0.0
 
-    @property
-    def is_crowded(self) -> bool:
-        """Whether most requests are refused."""
-        return self._refused > _STRICT_USUAL * self._answers
-
-    @property
-    def accepted(self) -> float:
-        """The share of requests that is accepted."""
-        return 1 - self._refused / max(_PRIOR, self._answers)
-
     def note(self, *, refused: bool) -> None:
         """Note an answer."""
         self._answers += 1

@@ -18,20 +18,14 @@ _TESTS, _EMPTY = 3.0, 0.4
 """Pairs of which just one request was accepted that show a strict server. Each that was refused altogether takes back
 0.4 of one: a bucket that others keep empty does both."""
 
-_ENOUGH = 16
-"""Pairs after which a sender goes on without a verdict."""
-
 _AGAIN, _SOONEST, _LATEST = 4.0, 0.5, 20.0
-"""Requests until the next pair, doubled each time, and its bounds in seconds ..."""
-
-_HURRY = 2.0
-"""... and seconds until then while nearly all is refused: a bucket may be mistaken for a strict server."""
+"""Requests until the next pair, doubled each time, and its bounds in seconds."""
 
 _PROVEN = 600.0
 """Seconds until the next pair, once a pair was accepted."""
 
-_REST, _LONGEST_REST = 5.0, 4.0
-"""Gaps before a pair that tests a verdict, so that a bucket has something to give; up to four times as many then."""
+_REST = 5.0
+"""Gaps before a pair that tests a verdict, so that a bucket has something to give."""
 
 _UNHEARD = 2
 """Pairs in a row, at a start, that may be refused altogether: several programs that start together collide."""
@@ -74,7 +68,7 @@ class PairTest:
     def __init__(self, now: float, *, is_bursty: bool) -> None:
         self.is_bursty, self.is_open = is_bursty, False
         self._at = now + _PROVEN if is_bursty else -math.inf
-        self._failed, self._unheard, self._tried = 0.0, 0, 0
+        self._failed, self._unheard = 0.0, 0
         self._answers: dict[Pair, bool] | None = None
         self._first, self._apart, self._rate, self._has_rested = -math.inf, 0.0, 0.0, False
 
@@ -82,11 +76,6 @@ class PairTest:
     def is_strict(self) -> bool:
         """Whether the server spaces requests out."""
         return self._failed >= _TESTS
-
-    @property
-    def is_undecided(self) -> bool:
-        """Whether there is no verdict yet, but soon will be."""
-        return not self.is_bursty and not self.is_strict and self._tried < _ENOUGH
 
     @property
     def first(self) -> float:
@@ -112,16 +101,12 @@ class PairTest:
         self._has_rested = False
         return Pair.FIRST
 
-    def rest(self, now: float, gap: float, *, crowded: bool) -> float:
-        """Seconds for which to hold back before the next pair, if it is due; longer if nearly all is refused."""
+    def rest(self, now: float, gap: float) -> float:
+        """Seconds for which to hold back before a pair that tests a verdict, if it is due."""
         if not self.is_strict or self._has_rested or self._answers is not None or now < self._at:
             return 0.0
         self._has_rested = True
-        return _REST * gap * (min(_LONGEST_REST, 1 + self._failed - _TESTS) if crowded else 1.0)
-
-    def hurry(self, now: float) -> None:
-        """Test the verdict again soon."""
-        self._at = min(self._at, now + _HURRY)
+        return _REST * gap
 
     def drop(self) -> None:
         """Forget the pair: one of its requests had no answer that says anything."""
@@ -139,7 +124,6 @@ class PairTest:
         if len(self._answers) < len(Pair):
             return Outcome.NOTHING
         good, self._answers = sum(self._answers.values()), None
-        self._tried += 1
         self._unheard = 0 if good else self._unheard + 1
         if good == 2:
             if self._apart <= max(TOGETHER, min(_LATE, _SHARE / self._rate)):
