@@ -9,7 +9,7 @@ import math
 
 from ..limiter import Turn
 from .equal_refusals import EqualRefusals
-from .pairs import TOGETHER, InFlight, Outcome, PairTest
+from .pairs import InFlight, Outcome, PairTest
 from .quota import KnownQuota
 from .start import Found
 
@@ -77,7 +77,7 @@ class BlindRate:
         self.rate, self.credit = self._bounded(rate), 0.0
         self._accepted, self._since = found.accepted, found.since
         self.row = 0
-        self._row_at = self._hold = self._accepted_sent = -math.inf
+        self._row_at = self._hold = -math.inf
         # The rate before a row of refusals (0 in a start), and the target of a recovery.
         self._before, self._back = 0.0, math.inf
         # What was refused until now has been taken into account.
@@ -161,9 +161,7 @@ class BlindRate:
         turn.mark = test.take(now, gap, self._is_busy)
         if was_open and turn.mark is not None:
             return 1.0
-        self._due = now + gap
-        if self.row:
-            self._due = min(self._due, now + _LONGEST)
+        self._due = now + (min(gap, _LONGEST) if self.row else gap)
         if rest := test.rest(now, gap):
             self._hold = max(self._hold, now + rest)
         return 1.0 if turn.mark is None else 0.0
@@ -202,12 +200,10 @@ class BlindRate:
             outcome = self._test.hear(turn.mark, now, accepted=True, starting=self._starting)
             if outcome is Outcome.BOTH:
                 self._due += 1 / self.rate
-        if abs(sent - self._accepted_sent) < TOGETHER and not self._test.is_bursty:
-            self._test.prove(now)
         if self._starting and (self._test.is_bursty or self.is_strict):
             added = max(min(_ADDED, _ADDED_SHARE * self._quota.ceiling), self.rate * math.log(2) / _DOUBLING)
             self.rate = self._bounded(self.rate + added * min(_REGAIN, now - self._accepted_at))
-        self._accepted_at, self._accepted_sent = now, sent
+        self._accepted_at = now
         self.law.note(refused=False)
         self._accepted += 1
         if self.row >= self._outage or (self.row and now - self._row_at > _LONG):
@@ -256,7 +252,6 @@ class BlindRate:
         if self.row <= self._outage:
             self.rate = self._bounded(self.rate / 2 if self._starting else self.law.cut(self.rate))
             self._back = math.inf
-        self.law.count_cut()
         self._starting, self._cut_at = False, now
 
     def _bounded(self, rate: float) -> float:

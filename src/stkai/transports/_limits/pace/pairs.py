@@ -11,18 +11,11 @@ from enum import Enum, auto
 TOGETHER = 0.01
 """Seconds between two requests that go at one instant, as far as a server can tell that spaces requests out."""
 
-_LATE, _SHARE = 0.03, 1 / 40
-"""The same for a pair whose second wakes late: up to this many seconds, if they are such a share of a gap."""
-
-_TESTS, _EMPTY = 3.0, 0.4
-"""Pairs of which just one request was accepted that show a strict server. Each that was refused altogether takes back
-0.4 of one: a bucket that others keep empty does both."""
+_TESTS = 3
+"""Pairs of which just one request was accepted that show a strict server."""
 
 _AGAIN, _SOONEST, _LATEST = 4.0, 0.5, 20.0
 """Requests until the next pair, doubled each time, and its bounds in seconds."""
-
-_PROVEN = 600.0
-"""Seconds until the next pair, once a pair was accepted."""
 
 _REST = 5.0
 """Gaps before a pair that tests a verdict, so that a bucket has something to give."""
@@ -67,8 +60,8 @@ class PairTest:
 
     def __init__(self, now: float, *, is_bursty: bool) -> None:
         self.is_bursty, self.is_open = is_bursty, False
-        self._at = now + _PROVEN if is_bursty else -math.inf
-        self._failed, self._unheard = 0.0, 0
+        self._at = math.inf if is_bursty else -math.inf
+        self._failed = self._unheard = 0
         self._answers: dict[Pair, bool] | None = None
         self._first, self._apart, self._rate, self._has_rested = -math.inf, 0.0, 0.0, False
 
@@ -112,10 +105,6 @@ class PairTest:
         """Forget the pair: one of its requests had no answer that says anything."""
         self._answers, self.is_open = None, False
 
-    def prove(self, now: float) -> None:
-        """Note that the server has accepted two requests at one instant."""
-        self.is_bursty, self._failed, self._at = True, 0.0, now + _PROVEN
-
     def hear(self, pair: Pair, now: float, *, accepted: bool, starting: bool) -> Outcome | None:
         """Note an answer to one of a pair; returns None if it belongs to none, or is like any other."""
         if self._answers is None:
@@ -126,8 +115,8 @@ class PairTest:
         good, self._answers = sum(self._answers.values()), None
         self._unheard = 0 if good else self._unheard + 1
         if good == 2:
-            if self._apart <= max(TOGETHER, min(_LATE, _SHARE / self._rate)):
-                self.prove(now)
+            if self._apart <= TOGETHER:
+                self.is_bursty, self._failed, self._at = True, 0, math.inf
             return Outcome.BOTH
         if good == 1:
             self.is_bursty = False
@@ -136,8 +125,6 @@ class PairTest:
             wait = min(_LATEST, max(_SOONEST, _AGAIN / self._rate) * 2.0 ** min(over, 9))
             self._at = -math.inf if over < 0 else now + wait
             return Outcome.NOTHING
-        if not self.is_strict:
-            self._failed = max(0.0, self._failed - _EMPTY)
         return Outcome.NEITHER if starting and self._unheard <= _UNHEARD else None
 
 
