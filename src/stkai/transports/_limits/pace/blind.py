@@ -9,7 +9,7 @@ import math
 
 from ..limiter import Turn
 from .equal_refusals import EqualRefusals
-from .pairs import TOGETHER, InFlight, Outcome, PairTest
+from .pairs import InFlight, Outcome, PairTest
 from .quota import KnownQuota
 from .start import Found
 
@@ -17,20 +17,14 @@ _START, _ADDED, _ADDED_SHARE, _DOUBLING = 2.0, 4.0, 0.1, 1.0
 """A start: 2 per second. A success adds what 4 (at most a tenth of a known quota) a second would have added, or
 doubling if that is more."""
 
-_HALVED = 3
-"""Refusals in a row after which each further one halves the rate: the quota has shrunk, or is used up."""
-
 _OUTAGE, _LONG, _REGAIN = 5, 3.0, 0.5
 """Refusals in a row, or seconds, that are an outage: the rate stays, then doubles in 0.5 s ..."""
 
-_REGAINED, _REGAINED_LATE = 0.75, 0.9
-"""... up to this share of the rate before, or, after more than `_RECENT` seconds, this: that rate was not the cause."""
+_REGAINED = 0.9
+"""... up to this share of the rate before."""
 
 _STRICT_OUTAGE = 10
-"""The same where refusals are collisions, or may be."""
-
-_KNOWN = 10
-"""Requests that were accepted in a start before which such an outage begins another start."""
+"""Refusals in a row that are an outage where refusals are collisions."""
 
 _LONGEST, _SHORTEST, _GAPS = 2.1, 0.1, 1.5
 """Seconds for which a second refusal in a row holds back: 1.5 gaps, doubled with each further one, and its bounds."""
@@ -38,18 +32,8 @@ _LONGEST, _SHORTEST, _GAPS = 2.1, 0.1, 1.5
 _FLOOR, _FLOOR_SHARE = 0.1, 0.05
 """Requests per second below which the rate never falls, but at most that share of the quota."""
 
-_UNDECIDED, _TESTABLE = 0.8, 0.35
-"""The same before it is known what the server is, or small senders would take too long to find out. While less than
-this share is accepted, pairs would not show it: a bucket that is empty refuses both."""
-
-_SPREAD = 0.2
-"""Share by which gaps vary where the quota is known: at its rate, one sender could lock the others out of a bucket."""
-
 _NEWS, _STRICT_NEWS = 0.1, 0.3
 """Share by which the rate must move before it is reported again; where it moves all the time, more."""
-
-_LATE = 0.05
-"""Seconds of lateness to make up for, at most half a gap; only where a shorter gap does not collide with itself."""
 
 _RECENT, _UNLUCKY = 20.0, 10
 """Seconds: a refusal is bad luck if the server has accepted a request so lately; but no call is so unlucky as often."""
@@ -93,7 +77,7 @@ class BlindRate:
         self.rate, self.credit = self._bounded(rate), 0.0
         self._accepted, self._since = found.accepted, found.since
         self.row = 0
-        self._row_at = self._hold = self._accepted_sent = -math.inf
+        self._row_at = self._hold = -math.inf
         # The rate before a row of refusals (0 in a start), and the target of a recovery.
         self._before, self._back = 0.0, math.inf
         # What was refused until now has been taken into account.
@@ -112,17 +96,12 @@ class BlindRate:
     @property
     def _outage(self) -> int:
         """Refusals in a row that are an outage."""
-        return _STRICT_OUTAGE if self.is_strict or self._is_open_question else _OUTAGE
-
-    @property
-    def _is_open_question(self) -> bool:
-        """Whether the next pairs will show what the server is; while most is refused, they cannot."""
-        return self._test.is_undecided and self.law.accepted >= _TESTABLE
+        return _STRICT_OUTAGE if self.is_strict else _OUTAGE
 
     @property
     def _is_busy(self) -> bool:
         """Whether two requests at one instant would show nothing."""
-        return self.row > 0 or (not self.is_strict and self.law.accepted < _TESTABLE)
+        return self.row > 0
 
     @property
     def finding(self) -> str:
@@ -182,12 +161,8 @@ class BlindRate:
         turn.mark = test.take(now, gap, self._is_busy)
         if was_open and turn.mark is not None:
             return 1.0
-        if test.is_bursty and self._quota.is_given:
-            gap *= 1 + _SPREAD * (2 * turn.chance - 1)
-        self._due = max(self._due + gap, now + gap - min(gap / 2, _LATE) * test.is_bursty)
-        if self.row:
-            self._due = min(self._due, now + _LONGEST)
-        if rest := test.rest(now, gap, crowded=self.law.is_crowded):
+        self._due = now + (min(gap, _LONGEST) if self.row else gap)
+        if rest := test.rest(now, gap):
             self._hold = max(self._hold, now + rest)
         return 1.0 if turn.mark is None else 0.0
 
@@ -225,12 +200,10 @@ class BlindRate:
             outcome = self._test.hear(turn.mark, now, accepted=True, starting=self._starting)
             if outcome is Outcome.BOTH:
                 self._due += 1 / self.rate
-        if abs(sent - self._accepted_sent) < TOGETHER and not self._test.is_bursty:
-            self._test.prove(now)
         if self._starting and (self._test.is_bursty or self.is_strict):
             added = max(min(_ADDED, _ADDED_SHARE * self._quota.ceiling), self.rate * math.log(2) / _DOUBLING)
             self.rate = self._bounded(self.rate + added * min(_REGAIN, now - self._accepted_at))
-        self._accepted_at, self._accepted_sent = now, sent
+        self._accepted_at = now
         self.law.note(refused=False)
         self._accepted += 1
         if self.row >= self._outage or (self.row and now - self._row_at > _LONG):
@@ -242,12 +215,11 @@ class BlindRate:
         is_long = now - self._row_at > _RECENT
         if is_long:
             self.law.forget()  # They say nothing about what is usual.
-        # The rate of a start says little; what was accepted since then, until now, says more.
-        share = _REGAINED_LATE if is_long else _REGAINED
-        self._back = share * (self._before or self._accepted / max(1.0, now - self._since))
-        if is_long and not self._before and self._accepted < _KNOWN:
-            self._starting, self._back, self.rate = True, math.inf, self._bounded(_START)
+        if is_long and not self._before:
+            self._starting, self.rate = True, self._bounded(_START)
             return
+        # The rate of a start says little; what was accepted since then, until now, says more.
+        self._back = _REGAINED * (self._before or self._accepted / max(1.0, now - self._since))
         self.rate = self._bounded(min(self._back, max(self.rate, self._back / 2)))
 
     def refused(self, turn: Turn, now: float, sent: float, chance: float) -> None:
@@ -258,8 +230,6 @@ class BlindRate:
         turn.excused = is_recent and turn.excuses < _UNLUCKY
         if turn.mark is not None:
             outcome = self._test.hear(turn.mark, now, accepted=False, starting=self._starting)
-            if self.law.is_crowded:
-                self._test.hurry(now)
             if outcome is Outcome.NEITHER:
                 self._due = now + (0.5 + chance) / self.rate
             if outcome is not None:
@@ -280,14 +250,10 @@ class BlindRate:
 
     def _cut(self, now: float) -> None:
         if self.row <= self._outage:
-            is_halved = self._starting or (self.row > _HALVED and not self.is_strict)
-            self.rate = self._bounded(self.rate / 2 if is_halved else self.law.cut(self.rate))
+            self.rate = self._bounded(self.rate / 2 if self._starting else self.law.cut(self.rate))
             self._back = math.inf
-        self.law.count_cut()
         self._starting, self._cut_at = False, now
 
     def _bounded(self, rate: float) -> float:
-        quota, least = self._quota, _FLOOR
-        if self._is_open_question:
-            least = max(least, _UNDECIDED)
-        return min(quota.ceiling, max(rate, quota.floor, min(least, _FLOOR_SHARE * quota.ceiling)))
+        quota = self._quota
+        return min(quota.ceiling, max(rate, quota.floor, min(_FLOOR, _FLOOR_SHARE * quota.ceiling)))

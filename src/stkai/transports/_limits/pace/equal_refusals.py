@@ -11,8 +11,8 @@ import math
 from .pairs import PairTest
 from .quota import KnownQuota
 
-_STEP, _FIRST_STEP, _STEPS = 0.15, 0.5, 3
-"""The share b. A refusal takes more at first: 0.5 / (1 + refusals / 3), until that is `_STEP`."""
+_STEP = 0.15
+"""The share b."""
 
 _PATIENCE, _SLOW, _FAST = 0.55, 2.0, 10.0
 """The patience T in seconds per request per second, where the quota is unknown, and the rates that bound it ..."""
@@ -26,18 +26,15 @@ _HARDLY, _LEAST_PATIENCE = 0.02, 0.25
 _TOLD = 60.0
 """With a known quota, T of a sender that has a quarter of it is the time in which it allows so many requests ..."""
 
-_LEAST_TOLD, _MOST_TOLD = 4.0, 2.0
-"""... but at least this, in seconds; it is proportional to the rate, up to so many times of this."""
+_LEAST_TOLD = 4.0
+"""... but at least this, in seconds; it is proportional to the rate."""
 
-_STRICT_STEP, _STRICT_PATIENCE, _SHARE = 0.08, 40.0, 0.4
-"""Where the server spaces requests out: b, and T in spacings, times the share of them that a sender uses, up to 0.4.
-There, the larger sender sees fewer refusals; but it also waits longer."""
+_STRICT_STEP, _STRICT_PATIENCE = 0.08, 40.0
+"""Where the server spaces requests out: b, and T in spacings, times the share of them that a sender uses. There, the
+larger sender sees fewer refusals; but it also waits longer."""
 
 _SPACING, _LEAST_STRICT = 0.05, 0.4
 """Seconds between two requests at such a server if the quota is unknown, and the shortest patience there, in gaps."""
-
-_STRICT_USUAL, _STRICT_STEEPNESS = 0.55, 6
-"""The same as above for such a server: most of its refusals cost nothing but themselves."""
 
 _MEMORY, _PRIOR = 40.0, 24.0
 """Seconds over which p, the share refused, is estimated, and answers whose weight its usual value has."""
@@ -53,18 +50,12 @@ class EqualRefusals:
 
     def __init__(self, quota: KnownQuota, test: PairTest) -> None:
         self._quota, self._test = quota, test
-        self._cuts = 0
         self._answers = self._refused = 0.0
 
     @property
     def is_crowded(self) -> bool:
         """Whether most requests are refused."""
-        return self._refused > _STRICT_USUAL * self._answers
-
-    @property
-    def accepted(self) -> float:
-        """The share of requests that is accepted."""
-        return 1 - self._refused / max(_PRIOR, self._answers)
+        return self._refused > max(_PRIOR, self._answers) / 2
 
     def note(self, *, refused: bool) -> None:
         """Note an answer."""
@@ -87,12 +78,7 @@ class EqualRefusals:
 
     def cut(self, rate: float) -> float:
         """The rate after a refusal."""
-        step = _STRICT_STEP if self._test.is_strict else max(_STEP, _FIRST_STEP / (1 + self._cuts / _STEPS))
-        return rate * (1 - step)
-
-    def count_cut(self) -> None:
-        """Count a cut, by this law or another: the steps become smaller."""
-        self._cuts += 1
+        return rate * (1 - (_STRICT_STEP if self._test.is_strict else _STEP))
 
     def patience(self, rate: float) -> float:
         """Seconds between two refusals of one sender in balance."""
@@ -100,10 +86,9 @@ class EqualRefusals:
         ceiling = self._quota.ceiling
         if self._test.is_strict:
             spacing = 1 / ceiling if ceiling < math.inf else _SPACING
-            patience = max(_LEAST_STRICT / rate, _STRICT_PATIENCE * spacing * min(_SHARE, rate * spacing))
-            return patience * math.pow(max(1.0, refused / _STRICT_USUAL), _STRICT_STEEPNESS)
+            return max(_LEAST_STRICT / rate, _STRICT_PATIENCE * spacing * rate * spacing)
         alone = max(_LEAST_PATIENCE, min(1.0, refused / _HARDLY))
         if ceiling < math.inf:
-            return alone * max(_LEAST_TOLD, _TOLD / ceiling) * min(_MOST_TOLD, 4 * rate / ceiling)
+            return alone * max(_LEAST_TOLD, _TOLD / ceiling) * 4 * rate / ceiling
         patience = _PATIENCE * min(_FAST, max(_SLOW, rate))
         return patience * alone * math.pow(max(1.0, refused / _USUAL), _STEEPNESS)

@@ -11,27 +11,14 @@ from enum import Enum, auto
 TOGETHER = 0.01
 """Seconds between two requests that go at one instant, as far as a server can tell that spaces requests out."""
 
-_LATE, _SHARE = 0.03, 1 / 40
-"""The same for a pair whose second wakes late: up to this many seconds, if they are such a share of a gap."""
-
-_TESTS, _EMPTY = 3.0, 0.4
-"""Pairs of which just one request was accepted that show a strict server. Each that was refused altogether takes back
-0.4 of one: a bucket that others keep empty does both."""
-
-_ENOUGH = 16
-"""Pairs after which a sender goes on without a verdict."""
+_TESTS = 3
+"""Pairs of which just one request was accepted that show a strict server."""
 
 _AGAIN, _SOONEST, _LATEST = 4.0, 0.5, 20.0
-"""Requests until the next pair, doubled each time, and its bounds in seconds ..."""
+"""Requests until the next pair, doubled each time, and its bounds in seconds."""
 
-_HURRY = 2.0
-"""... and seconds until then while nearly all is refused: a bucket may be mistaken for a strict server."""
-
-_PROVEN = 600.0
-"""Seconds until the next pair, once a pair was accepted."""
-
-_REST, _LONGEST_REST = 5.0, 4.0
-"""Gaps before a pair that tests a verdict, so that a bucket has something to give; up to four times as many then."""
+_REST = 5.0
+"""Gaps before a pair that tests a verdict, so that a bucket has something to give."""
 
 _UNHEARD = 2
 """Pairs in a row, at a start, that may be refused altogether: several programs that start together collide."""
@@ -73,8 +60,8 @@ class PairTest:
 
     def __init__(self, now: float, *, is_bursty: bool) -> None:
         self.is_bursty, self.is_open = is_bursty, False
-        self._at = now + _PROVEN if is_bursty else -math.inf
-        self._failed, self._unheard, self._tried = 0.0, 0, 0
+        self._at = math.inf if is_bursty else -math.inf
+        self._failed = self._unheard = 0
         self._answers: dict[Pair, bool] | None = None
         self._first, self._apart, self._rate, self._has_rested = -math.inf, 0.0, 0.0, False
 
@@ -82,11 +69,6 @@ class PairTest:
     def is_strict(self) -> bool:
         """Whether the server spaces requests out."""
         return self._failed >= _TESTS
-
-    @property
-    def is_undecided(self) -> bool:
-        """Whether there is no verdict yet, but soon will be."""
-        return not self.is_bursty and not self.is_strict and self._tried < _ENOUGH
 
     @property
     def first(self) -> float:
@@ -112,24 +94,16 @@ class PairTest:
         self._has_rested = False
         return Pair.FIRST
 
-    def rest(self, now: float, gap: float, *, crowded: bool) -> float:
-        """Seconds for which to hold back before the next pair, if it is due; longer if nearly all is refused."""
+    def rest(self, now: float, gap: float) -> float:
+        """Seconds for which to hold back before a pair that tests a verdict, if it is due."""
         if not self.is_strict or self._has_rested or self._answers is not None or now < self._at:
             return 0.0
         self._has_rested = True
-        return _REST * gap * (min(_LONGEST_REST, 1 + self._failed - _TESTS) if crowded else 1.0)
-
-    def hurry(self, now: float) -> None:
-        """Test the verdict again soon."""
-        self._at = min(self._at, now + _HURRY)
+        return _REST * gap
 
     def drop(self) -> None:
         """Forget the pair: one of its requests had no answer that says anything."""
         self._answers, self.is_open = None, False
-
-    def prove(self, now: float) -> None:
-        """Note that the server has accepted two requests at one instant."""
-        self.is_bursty, self._failed, self._at = True, 0.0, now + _PROVEN
 
     def hear(self, pair: Pair, now: float, *, accepted: bool, starting: bool) -> Outcome | None:
         """Note an answer to one of a pair; returns None if it belongs to none, or is like any other."""
@@ -139,11 +113,10 @@ class PairTest:
         if len(self._answers) < len(Pair):
             return Outcome.NOTHING
         good, self._answers = sum(self._answers.values()), None
-        self._tried += 1
         self._unheard = 0 if good else self._unheard + 1
         if good == 2:
-            if self._apart <= max(TOGETHER, min(_LATE, _SHARE / self._rate)):
-                self.prove(now)
+            if self._apart <= TOGETHER:
+                self.is_bursty, self._failed, self._at = True, 0, math.inf
             return Outcome.BOTH
         if good == 1:
             self.is_bursty = False
@@ -152,8 +125,6 @@ class PairTest:
             wait = min(_LATEST, max(_SOONEST, _AGAIN / self._rate) * 2.0 ** min(over, 9))
             self._at = -math.inf if over < 0 else now + wait
             return Outcome.NOTHING
-        if not self.is_strict:
-            self._failed = max(0.0, self._failed - _EMPTY)
         return Outcome.NEITHER if starting and self._unheard <= _UNHEARD else None
 
 
