@@ -35,6 +35,9 @@ _FLOOR, _FLOOR_SHARE = 0.1, 0.05
 _NEWS, _STRICT_NEWS = 0.1, 0.3
 """Share by which the rate must move before it is reported again; where it moves all the time, more."""
 
+_LATE = 0.05
+"""Seconds of lateness to make up for, at most half a gap; only where a shorter gap does not collide with itself."""
+
 _RECENT, _UNLUCKY = 20.0, 10
 """Seconds: a refusal is bad luck if the server has accepted a request so lately; but no call is so unlucky as often."""
 
@@ -161,7 +164,7 @@ class BlindRate:
         turn.mark = test.take(now, gap, self._is_busy)
         if was_open and turn.mark is not None:
             return 1.0
-        self._due = now + (min(gap, _LONGEST) if self.row else gap)
+        self._due = max(self._due + gap, now + gap - min(gap / 2, _LATE) * test.is_bursty)
         if rest := test.rest(now, gap):
             self._hold = max(self._hold, now + rest)
         return 1.0 if turn.mark is None else 0.0
@@ -252,6 +255,7 @@ class BlindRate:
         if self.row <= self._outage:
             self.rate = self._bounded(self.rate / 2 if self._starting else self.law.cut(self.rate))
             self._back = math.inf
+        self.law.count_cut()
         self._starting, self._cut_at = False, now
 
     def _bounded(self, rate: float) -> float:

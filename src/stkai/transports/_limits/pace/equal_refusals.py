@@ -11,8 +11,8 @@ import math
 from .pairs import PairTest
 from .quota import KnownQuota
 
-_STEP = 0.15
-"""The share b."""
+_STEP, _FIRST_STEP, _STEPS = 0.15, 0.5, 3
+"""The share b. A refusal takes more at first: 0.5 / (1 + refusals / 3), until that is `_STEP`."""
 
 _PATIENCE, _SLOW, _FAST = 0.55, 2.0, 10.0
 """The patience T in seconds per request per second, where the quota is unknown, and the rates that bound it ..."""
@@ -50,6 +50,7 @@ class EqualRefusals:
 
     def __init__(self, quota: KnownQuota, test: PairTest) -> None:
         self._quota, self._test = quota, test
+        self._cuts = 0
         self._answers = self._refused = 0.0
 
     @property
@@ -78,7 +79,12 @@ class EqualRefusals:
 
     def cut(self, rate: float) -> float:
         """The rate after a refusal."""
-        return rate * (1 - (_STRICT_STEP if self._test.is_strict else _STEP))
+        step = _STRICT_STEP if self._test.is_strict else max(_STEP, _FIRST_STEP / (1 + self._cuts / _STEPS))
+        return rate * (1 - step)
+
+    def count_cut(self) -> None:
+        """Count a cut, by this law or another: the steps become smaller."""
+        self._cuts += 1
 
     def patience(self, rate: float) -> float:
         """Seconds between two refusals of one sender in balance."""

@@ -14,6 +14,9 @@ TOGETHER = 0.01
 _TESTS = 3
 """Pairs of which just one request was accepted that show a strict server."""
 
+_SLOW, _SLOW_TESTS = 1.4, 6
+"""Seconds between two requests of a slow sender, and the pairs that it needs: it may find a bucket empty each time."""
+
 _AGAIN, _SOONEST, _LATEST = 4.0, 0.5, 20.0
 """Requests until the next pair, doubled each time, and its bounds in seconds."""
 
@@ -63,12 +66,12 @@ class PairTest:
         self._at = math.inf if is_bursty else -math.inf
         self._failed = self._unheard = 0
         self._answers: dict[Pair, bool] | None = None
-        self._first, self._apart, self._rate, self._has_rested = -math.inf, 0.0, 0.0, False
+        self._first, self._apart, self._gap, self._has_rested = -math.inf, 0.0, 0.0, False
 
     @property
     def is_strict(self) -> bool:
         """Whether the server spaces requests out."""
-        return self._failed >= _TESTS
+        return self._failed >= (_TESTS if self._gap <= _SLOW else _SLOW_TESTS)
 
     @property
     def first(self) -> float:
@@ -79,10 +82,11 @@ class PairTest:
         """Whether the next two permits go as a pair; not while the server `is_busy`: a pair would show nothing."""
         if self._answers is not None or now < self._at:
             return False
-        return self._has_rested or not (is_busy or self.is_strict)
+        return self._has_rested or not (is_busy or self._failed >= _TESTS)
 
     def take(self, now: float, gap: float, is_busy: bool) -> Pair | None:
         """The second of an open pair, unless it comes too late; the first of a pair that is due; or neither."""
+        self._gap = gap
         if self.is_open:
             self.is_open, self._apart = False, now - self._first
             if self._apart <= gap / 4:
@@ -90,13 +94,13 @@ class PairTest:
             self._answers = None
         if not self.is_due(now, is_busy):
             return None
-        self._first, self._rate, self.is_open, self._answers = now, 1 / gap, True, {}
+        self._first, self.is_open, self._answers = now, True, {}
         self._has_rested = False
         return Pair.FIRST
 
     def rest(self, now: float, gap: float) -> float:
         """Seconds for which to hold back before a pair that tests a verdict, if it is due."""
-        if not self.is_strict or self._has_rested or self._answers is not None or now < self._at:
+        if self._failed < _TESTS or self._has_rested or self._answers is not None or now < self._at:
             return 0.0
         self._has_rested = True
         return _REST * gap
@@ -122,7 +126,7 @@ class PairTest:
             self.is_bursty = False
             self._failed += 1
             over = self._failed - _TESTS
-            wait = min(_LATEST, max(_SOONEST, _AGAIN / self._rate) * 2.0 ** min(over, 9))
+            wait = min(_LATEST, max(_SOONEST, _AGAIN * self._gap) * 2.0 ** min(over, 9))
             self._at = -math.inf if over < 0 else now + wait
             return Outcome.NOTHING
         return Outcome.NEITHER if starting and self._unheard <= _UNHEARD else None
