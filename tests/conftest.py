@@ -96,8 +96,8 @@ def _coverage(config: pytest.Config) -> Any:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """End the tracing that pytest-cov begins in xdist's controller, and in its workers as if they were this."""
     plugin: Any = session.config.pluginmanager.get_plugin("_cov")
-    config = session.config
-    if plugin is not None and (hasattr(config, "workerinput") or getattr(config.option, "numprocesses", None)):
+    is_worker = hasattr(session.config, "workerinput")
+    if plugin is not None and (is_worker or getattr(session.config.option, "numprocesses", None)):
         plugin.cov_controller.cov.stop()
 
 
