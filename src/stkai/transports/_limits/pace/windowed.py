@@ -126,11 +126,9 @@ class WindowedRate:
         if self.guide.in_force:
             released += self.guide.release(now - seconds, now)
             self.set(self.guide.rate)
-        elif not waiting:
+        elif not waiting or self.rate >= self._quota.ceiling:
             released += self.rate * seconds
-        elif self.rate >= self._quota.ceiling:
-            released += self.rate * seconds
-            self._quiet += seconds
+            self._quiet += seconds * waiting
         elif not self.start.over:
             self.rate, more = self.start.doubled(self.rate, seconds)
             released += more
