@@ -4,6 +4,10 @@ import pytest
 
 from stkai.transports import Turn
 from stkai.transports._limits.pace.blind import BlindRate
+from stkai.transports._limits.pace.equal_refusals import EqualRefusals
+from stkai.transports._limits.pace.pairs import Pair, PairTest
+from stkai.transports._limits.pace.quota import KnownQuota
+from stkai.transports._limits.pace.start import Found
 from stkai.transports._limits.pace.windowed import WindowedRate
 
 from ....support.gateways import Down, Gateway, LeakyBucket, Places, World, jain
@@ -251,6 +255,65 @@ def test_a_refusal_is_bad_luck_if_the_server_has_just_accepted_something_and_not
 
 
 # What it says
+
+
+# Single rules, which hardly show in a model whose timers are on time
+
+
+def blind(rate: float, *, is_bursty: bool) -> BlindRate:
+    """The law of servers that just refuse, at a rate that is known."""
+    return BlindRate(KnownQuota(None, None, 0.0), Found(rate, False, 50.0, 0.0, is_bursty), 100.0)
+
+
+def next_permit(rate: BlindRate, now: float) -> float:
+    """Seconds from `now` until the next permit is due."""
+    rate.release(now, now, waiting=True)
+    return (1.0 - rate.credit) / rate.rate
+
+
+@pytest.mark.parametrize(("late", "gap"), [(0.02, 0.08), (0.05, 0.05), (0.5, 0.05)])
+def test_lateness_is_made_up_for_by_half_a_gap_at_most(late: float, gap: float) -> None:
+    rate, now = blind(10.0, is_bursty=True), 100.1 + late
+    rate.take(Turn(), now)
+    assert next_permit(rate, now) == pytest.approx(gap)
+
+
+def test_lateness_is_not_made_up_for_where_requests_may_collide() -> None:
+    rate = blind(10.0, is_bursty=False)
+    for _ in Pair:
+        rate.take(Turn(), 100.12)
+    rate.ignore(Turn())
+    assert next_permit(rate, 100.12) == pytest.approx(0.1)
+
+
+def test_after_refusals_no_request_goes_sooner_than_at_the_rate() -> None:
+    rate, now = blind(1.0, is_bursty=True), 101.0
+    for _ in range(4):
+        rate.refused(Turn(), now, now, 0.5)
+        now += 10.0
+    assert rate.rate < 0.3
+    rate.take(Turn(), now)
+    assert next_permit(rate, now) == pytest.approx(1 / rate.rate - 0.05)
+
+
+def test_the_first_refusals_take_more_than_later_ones() -> None:
+    law, taken = EqualRefusals(KnownQuota(None, None, 0.0), PairTest(0.0, is_bursty=True)), []
+    for _ in range(9):
+        taken.append(round(1.0 - law.cut(1.0), 3))
+        law.count_cut()
+    assert taken == [0.5, 0.375, 0.3, 0.25, 0.214, 0.188, 0.167, 0.15, 0.15]
+
+
+@pytest.mark.parametrize(("gap", "pairs"), [(0.5, 3), (2.0, 6)])
+def test_a_slow_sender_needs_twice_as_many_pairs_for_the_verdict(gap: float, pairs: int) -> None:
+    test, now, tried = PairTest(0.0, is_bursty=False), 0.0, 0
+    while not test.is_strict:
+        now, tried = now + 100.0, tried + 1
+        test.rest(now)
+        assert [test.take(now, gap, False) for _ in Pair] == [Pair.FIRST, Pair.SECOND]
+        test.hear(Pair.FIRST, now, accepted=True, starting=False)
+        test.hear(Pair.SECOND, now, accepted=False, starting=False)
+    assert tried == pairs
 
 
 def test_collisions_are_named_as_the_reason() -> None:
