@@ -27,7 +27,9 @@ Cost = Callable[[httpx.Request], float] | Pricing
 """What a limiter takes as `cost`."""
 
 
-@dataclass(frozen=True, slots=True)  # Whose fields are read faster than those of a tuple.
+@dataclass(
+    frozen=True, slots=True
+)  # Not a NamedTuple: its fields are read for every request, and slots are faster.
 class Plan:
     """What a request of some method needs of a limiter.
 

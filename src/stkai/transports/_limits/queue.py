@@ -38,7 +38,7 @@ _GLANCERS: Final = 200
 """... up to this place in the line; those behind it sleep for a fourth of their wait, but at least ..."""
 
 _QUIET: Final = 4.0
-"""... for so many seconds: what a thousand more ask in vain would cost more than it tells."""
+"""... for so many seconds: in a long line, nearly all of them would ask in vain."""
 
 _LOOKED_AT: Final = 100
 """Sleepers whose permits a turn that is awake leaves alone; those behind them wake before theirs are due."""

@@ -152,12 +152,14 @@ class Adaptive:
 
         A short wait, in whole seconds, says nothing of a fast quota. If most is refused, the quota is not fast.
         """
-        quota, mode = self.quota, self.mode
-        if self._is_plain or quota.is_given:
-            return not self._is_plain and asked is None and pause.is_soft(quota.window)
-        if asked is None or not pause.is_soft(asked):
-            return asked is None
-        return not mode.law.is_crowded if isinstance(mode, BlindRate) else first
+        if self._is_plain:
+            return False
+        if self.quota.is_given:
+            return asked is None and pause.is_soft(self.quota.window)
+        if asked is None:
+            return True
+        is_fast = not self.mode.law.is_crowded if isinstance(self.mode, BlindRate) else first
+        return pause.is_soft(asked) and is_fast
 
     def _follow(self, reading: Reading | None, now: float, sent: float, *, refused: bool = False) -> bool:
         """Take in the quota headers; returns whether they explain a refusal."""

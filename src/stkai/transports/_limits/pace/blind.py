@@ -165,7 +165,7 @@ class BlindRate:
         if was_open and turn.mark is not None:
             return 1.0
         self._due = max(self._due + gap, now + gap - min(gap / 2, _LATE) * test.is_bursty)
-        if rest := test.rest(now, gap):
+        if rest := test.rest(now):
             self._hold = max(self._hold, now + rest)
         return 1.0 if turn.mark is None else 0.0
 

@@ -15,7 +15,7 @@ _TESTS = 3
 """Pairs of which just one request was accepted that show a strict server."""
 
 _SLOW, _SLOW_TESTS = 1.4, 6
-"""Seconds between two requests of a slow sender, and the pairs that it needs: it may find a bucket empty each time."""
+"""Seconds between two requests above which a sender needs so many: it may find a bucket empty each time."""
 
 _AGAIN, _SOONEST, _LATEST = 4.0, 0.5, 20.0
 """Requests until the next pair, doubled each time, and its bounds in seconds."""
@@ -98,12 +98,12 @@ class PairTest:
         self._has_rested = False
         return Pair.FIRST
 
-    def rest(self, now: float, gap: float) -> float:
+    def rest(self, now: float) -> float:
         """Seconds for which to hold back before a pair that tests a verdict, if it is due."""
         if self._failed < _TESTS or self._has_rested or self._answers is not None or now < self._at:
             return 0.0
         self._has_rested = True
-        return _REST * gap
+        return _REST * self._gap
 
     def drop(self) -> None:
         """Forget the pair: one of its requests had no answer that says anything."""

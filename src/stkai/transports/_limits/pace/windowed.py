@@ -128,7 +128,7 @@ class WindowedRate:
             self.set(self.guide.rate)
         elif not waiting or self.rate >= self._quota.ceiling:
             released += self.rate * seconds
-            self._quiet += seconds * waiting
+            self._quiet += seconds if waiting else 0.0
         elif not self.start.over:
             self.rate, more = self.start.doubled(self.rate, seconds)
             released += more
