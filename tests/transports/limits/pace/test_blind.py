@@ -178,24 +178,6 @@ def test_successes_are_heard_until_two_requests_at_one_instant_were_accepted() -
     assert one.pace.mode._test.is_bursty  # type: ignore[union-attr]
 
 
-def test_without_numbers_a_short_wait_holds_back_only_the_refused_request() -> None:
-    one = Sender()
-    turn = one.force(1.0)
-    one.refuse(1.1, sent=1.0, asked=1.0, turn=turn)
-    assert isinstance(one.pace.mode, BlindRate)
-    assert 2.1 <= turn.not_before <= 2.3
-    assert one.wait(1.1) < 1.0
-
-
-def test_without_numbers_short_waits_are_believed_if_most_is_refused() -> None:
-    one = Sender()
-    for _ in range(2):  # Two at one instant are accepted.
-        one.hear(200, 0.1, 0.0, turn=one.force(0.0))
-    for second in range(1, 21):
-        one.refuse(second + 0.1, sent=second, asked=1.0)
-    assert isinstance(one.pace.mode, WindowedRate)
-
-
 def test_a_long_window_that_was_given_and_plain_aimd_keep_their_laws() -> None:
     for one in (sender(), plain()):
         one.refuse(0.1, sent=0.0, asked=None, turn=one.force(0.0))

@@ -129,13 +129,11 @@ class Adaptive:
         """Note that the server answered 429 to a request sent at `sent`, asking for a wait of `asked` seconds."""
         windowed, first = self._windowed, not self._windowed.start.over
         explained = self._follow(reading, now, sent, refused=True)
-        if reading is None and not explained and self._can_be_blind(asked, first=first):
+        if asked is None and reading is None and not explained and self._can_be_blind():
             if isinstance(self.mode, BlindRate):
                 self.mode.refused(turn, now, sent, chance)
             else:
                 self.mode = BlindRate(self.quota, windowed.found(now, sent), now)
-            if asked is not None:
-                turn.not_before = now + pause.soft(asked, asked, chance)
             is_news = self._has_moved()
         else:
             self._open_eyes(now)
@@ -147,19 +145,9 @@ class Adaptive:
         found = first and windowed.start.over and not self.quota.is_given
         return self._report(self.rate, _FOUND if found else self.mode.reason(self._reported))
 
-    def _can_be_blind(self, asked: float | None, *, first: bool) -> bool:
-        """Whether there is no better law for a refusal: a long window that was given is a scale, and so is a long wait.
-
-        A short wait, in whole seconds, says nothing of a fast quota. If most is refused, the quota is not fast.
-        """
-        if self._is_plain:
-            return False
-        if self.quota.is_given:
-            return asked is None and pause.is_soft(self.quota.window)
-        if asked is None:
-            return True
-        is_fast = not self.mode.law.is_crowded if isinstance(self.mode, BlindRate) else first
-        return pause.is_soft(asked) and is_fast
+    def _can_be_blind(self) -> bool:
+        """Whether there is no better law for a refusal that says nothing: a long window that was given is a scale."""
+        return not self._is_plain and not (self.quota.is_given and not pause.is_soft(self.quota.window))
 
     def _follow(self, reading: Reading | None, now: float, sent: float, *, refused: bool = False) -> bool:
         """Take in the quota headers; returns whether they explain a refusal."""

@@ -53,11 +53,6 @@ class EqualRefusals:
         self._cuts = 0
         self._answers = self._refused = 0.0
 
-    @property
-    def is_crowded(self) -> bool:
-        """Whether most requests are refused."""
-        return self._refused > max(_PRIOR, self._answers) / 2
-
     def note(self, *, refused: bool) -> None:
         """Note an answer."""
         self._answers += 1

@@ -158,6 +158,9 @@ class SearchingLaw(NamedTuple):
             return min(rate, max(_KEPT * rate, _DEMAND * goodput))
         if past.seconds < self.window:
             return _KEPT * rate
+        if pause.is_soft(self.window):
+            # The server may have been busy just for a moment. If it took nearly everything, the rate was about right.
+            return (_KEPT_ALONE if goodput >= _OVERSHOT * rate else _KEPT) * rate
         return min(_KEPT * rate, goodput) if goodput < _OVERSHOT * rate else _KEPT * rate
 
 
