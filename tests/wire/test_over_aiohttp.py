@@ -140,7 +140,7 @@ SAME = {
         read="first", times=3,
     ),
     "a caller that cancels before the head": Case(hangs, cancel=0.05, times=2),
-    "a caller that cancels in the body": Case(answers(SHORT, end="hang"), cancel=0.05, times=2),
+    "a caller that cancels in the body": Case(answers(SHORT, end="hang"), cancel=0.2, times=2),
     "an idle connection that the server closed": Case(answers(OK), times=2, pause=0.05, method="POST"),
     "a reused connection cut on a GET": Case(keeps_then_cuts, times=2),
     "a reused connection cut on a PUT": Case(keeps_then_cuts, times=2, method="PUT"),
