@@ -344,14 +344,6 @@ def test_a_thousand_shares_do_not_hold_a_thousand_descriptors(tmp_path: Path) ->
     assert stores[0].lease(ask("b", share="share 0")).members == 2
 
 
-def test_members_of_version_2_are_noticed_and_do_not_share(tmp_path: Path) -> None:
-    store = FileStore(tmp_path)
-    assert not store.has_older_members("team")
-    (tmp_path / file_name("team", ".share")).write_bytes(b"of version 2")
-    assert store.has_older_members("team")
-    assert store.lease(ask()).members == 1
-
-
 @pytest.mark.parametrize("name", ["dir#b", "dir?b", "a b"])
 def test_a_file_url_names_the_whole_path(tmp_path: Path, name: str) -> None:
     assert repr(store_from(f"file://{tmp_path}/{name}")) == repr(FileStore(tmp_path / name))

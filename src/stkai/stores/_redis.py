@@ -70,10 +70,6 @@ class RedisStore:
         """Delete the state of a share; active members start over. Returns whether there was one."""
         return bool(self._run(share, "reset"))
 
-    def has_older_members(self, share: str) -> bool:
-        """Whether members of version 2 use the share now. They keep their own state and do not share with these."""
-        return bool(self._run(share, "older", keys=_keys(share, "members")))
-
     def close(self) -> None:
         """Close the connections, unless you passed the client; the next lease opens them again."""
         self._server.close()
@@ -98,10 +94,9 @@ class RedisStore:
         nodes = client.get_nodes() if hasattr(client, "get_nodes") else ()  # Of a cluster.
         return ",".join(sorted(f"{node.host}:{node.port}" for node in nodes)[:3]) or type(client).__name__
 
-    def _run(self, share: str, verb: str, *arguments: str, keys: tuple[bytes, ...] = ()) -> Any:
+    def _run(self, share: str, verb: str, *arguments: str) -> Any:
         source, digest = _script()
-        keys = keys or _keys(share, "v4:state", "v4:members", "v4:dues")
-        given = (len(keys), *keys, verb, self._instant(), *arguments)
+        given = (3, *_keys(share), verb, self._instant(), *arguments)
         try:
             return self._server.run("EVALSHA", digest, *given)
         except self._server.errors.NoScriptError:
@@ -120,12 +115,12 @@ def _script() -> tuple[str, str]:
 
 
 @cache
-def _keys(share: str, *parts: str) -> tuple[bytes, ...]:
-    """Keys in one hash slot; a brace in the name would end the hashed part."""
+def _keys(share: str) -> tuple[bytes, ...]:
+    """The share's keys, in one hash slot; a brace in the name would end the hashed part."""
     name, kind = check_share(share), ""
     if "{" in name or "}" in name:
         name, kind = quote(name, safe=""), "encoded:"
-    return tuple(f"stkai:{{{name}}}:{kind}{part}".encode() for part in parts)
+    return tuple(f"stkai:{{{name}}}:{kind}{part}".encode() for part in ("v4:state", "v4:members", "v4:dues"))
 
 
 def _text(value: str | bytes) -> str:

@@ -1,9 +1,8 @@
 -- One step of a shared quota. It is the code of `_step.py`, `_members.py`, `_calendar.py` and `_state.py`, function by
 -- function, and explained there; a test checks that both give the same answers.
 --
--- KEYS: the state, a hash of its members, and a sorted set of when each must be looked at if it stays silent; for "older", the
--- members of version 2, which keep a state of their own.
--- ARGV: a verb ("lease", "amend", "look", "reset" or "older"), the time in seconds (empty for the server's own), and the verb's own.
+-- KEYS: the state, a hash of its members, and a sorted set of when each must be looked at if it stays silent.
+-- ARGV: a verb ("lease", "amend", "look" or "reset"), the time in seconds (empty for the server's own), and the verb's own.
 local STATE, MEMBERS, DUES = KEYS[1], KEYS[2], KEYS[3]
 local EXPIRES = 90000  -- Seconds after the last use: a group that starts warm within a day needs the rate.
 local AHEAD, FORGET, KEPT, WAITS, SWEEP, SWEPT = 0.25, 10, 2, 1.5, 0.1, 20
@@ -553,7 +552,6 @@ if not now then
   local time = redis.call("TIME")
   now = time[1] + time[2] / 1e6
 end
-if ARGV[1] == "older" then return redis.call("ZCOUNT", KEYS[1], precise(now - FORGET), "+inf") end
 local s = unpacked(redis.call("GET", STATE))
 
 if ARGV[1] == "lease" then
