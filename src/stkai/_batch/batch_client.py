@@ -26,8 +26,8 @@ from ..transports._limits.limiter import Limiter
 from ..transports._limits.token_bucket import TokenBucket
 from ..transports._options import UNSET, RequestOptions
 from ..transports._retry.retry_after import retry_after
-from .in_flight import LINE, LineInFlight, asend_watched
 from .options import Options
+from .watch import LINE, LineInFlight, asend_watched
 
 _READ: Final = 600.0
 """Seconds that a batch waits for an answer; longer if `--deadline` is."""

@@ -15,13 +15,13 @@ from ..transports._auth.bearer import ExposedTokenError
 from .append_file import WriteError
 from .batch_client import FAILURE, BatchClient, status_of
 from .engine import Outcome, outcomes_in_tasks
-from .in_flight import DroppedError, LineInFlight, RunState, line_of
 from .input_lines import Read
 from .job import BatchJob
 from .journal import LineState
 from .output_lines import UNKNOWN, Entry, LineFailure, body_of, failure_of_answer, failure_of_error, visible
 from .outputs import StdoutOutputs
 from .request_formats import InvalidLineError, SeenIds
+from .watch import DroppedError, LineInFlight, RunState, line_of
 
 _PAUSE: Final = 0.05
 """Seconds between checks of an input that is still being copied."""

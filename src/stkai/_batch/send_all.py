@@ -24,8 +24,8 @@ from .._errors import ConfigurationError, InvalidArgumentError, OutcomeUnknownEr
 from .._families import alike
 from .append_file import WriteError
 from .engine import Outcome, Requests, outcomes_in_tasks, outcomes_in_threads
-from .in_flight import RunState, Watch, asend_watched, send_watched
 from .journal import Journal, LineState, LineStates, Recovered
+from .watch import RunState, Watch, asend_watched, send_watched
 
 JournalPath = str | os.PathLike[str]
 

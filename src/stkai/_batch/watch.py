@@ -1,4 +1,4 @@
-"""Requests in flight: what the journal records of each, and when one may be dropped."""
+"""Watches requests on their way: what the journal records of each, and when one may be dropped."""
 
 from collections.abc import Callable
 from contextlib import suppress
