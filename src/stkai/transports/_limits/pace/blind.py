@@ -9,7 +9,7 @@ import math
 
 from ..limiter import Turn
 from .equal_refusals import EqualRefusals
-from .pairs import InFlight, Outcome, PairTest
+from .pairs import InFlightLimit, PairOutcome, PairTest
 from .quota import KnownQuota
 from .start import Found
 
@@ -75,7 +75,7 @@ class BlindRate:
         self._quota, self._starting = quota, found.is_open
         rate = _START if found.is_open and not quota.is_given else found.rate
         self._test = PairTest(now, is_bursty=found.is_bursty)
-        self._in_flight = InFlight()
+        self._in_flight = InFlightLimit()
         self.law = EqualRefusals(quota, self._test)
         self.rate, self.credit = self._bounded(rate), 0.0
         self._accepted, self._since = found.accepted, found.since
@@ -201,7 +201,7 @@ class BlindRate:
         self._in_flight.accepted(sent)
         if turn.mark is not None:
             outcome = self._test.hear(turn.mark, now, accepted=True, starting=self._starting)
-            if outcome is Outcome.BOTH:
+            if outcome is PairOutcome.BOTH:
                 self._due += 1 / self.rate
         if self._starting and (self._test.is_bursty or self.is_strict):
             added = max(min(_ADDED, _ADDED_SHARE * self._quota.ceiling), self.rate * math.log(2) / _DOUBLING)
@@ -233,7 +233,7 @@ class BlindRate:
         turn.excused = is_recent and turn.excuses < _UNLUCKY
         if turn.mark is not None:
             outcome = self._test.hear(turn.mark, now, accepted=False, starting=self._starting)
-            if outcome is Outcome.NEITHER:
+            if outcome is PairOutcome.NEITHER:
                 self._due = now + (0.5 + chance) / self.rate
             if outcome is not None:
                 return

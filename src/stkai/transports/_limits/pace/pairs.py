@@ -41,7 +41,7 @@ class Pair(Enum):
     SECOND = auto()
 
 
-class Outcome(Enum):
+class PairOutcome(Enum):
     """What the answer to one of a pair says: nothing more, that both were accepted, or that both were refused."""
 
     NOTHING = auto()
@@ -109,30 +109,30 @@ class PairTest:
         """Forget the pair: one of its requests had no answer that says anything."""
         self._answers, self.is_open = None, False
 
-    def hear(self, pair: Pair, now: float, *, accepted: bool, starting: bool) -> Outcome | None:
+    def hear(self, pair: Pair, now: float, *, accepted: bool, starting: bool) -> PairOutcome | None:
         """Note an answer to one of a pair; returns None if it belongs to none, or is like any other."""
         if self._answers is None:
             return None
         self._answers[pair] = accepted
         if len(self._answers) < len(Pair):
-            return Outcome.NOTHING
+            return PairOutcome.NOTHING
         good, self._answers = sum(self._answers.values()), None
         self._unheard = 0 if good else self._unheard + 1
         if good == 2:
             if self._apart <= TOGETHER:
                 self.is_bursty, self._failed, self._at = True, 0, math.inf
-            return Outcome.BOTH
+            return PairOutcome.BOTH
         if good == 1:
             self.is_bursty = False
             self._failed += 1
             over = self._failed - _TESTS
             wait = min(_LATEST, max(_SOONEST, _AGAIN * self._gap) * 2.0 ** min(over, 9))
             self._at = -math.inf if over < 0 else now + wait
-            return Outcome.NOTHING
-        return Outcome.NEITHER if starting and self._unheard <= _UNHEARD else None
+            return PairOutcome.NOTHING
+        return PairOutcome.NEITHER if starting and self._unheard <= _UNHEARD else None
 
 
-class InFlight:
+class InFlightLimit:
     """Finds out whether a server limits what is in flight, and how much of that this sender has when it is refused.
 
     Such a server accepts a request again as soon as one has been answered, and not before. A bucket accepts at any
