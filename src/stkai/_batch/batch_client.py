@@ -25,6 +25,7 @@ from ..transports._limits.in_flight import InFlight
 from ..transports._limits.limiter import Limiter
 from ..transports._limits.token_bucket import TokenBucket
 from ..transports._options import UNSET, RequestOptions
+from ..transports._retry.policy import RETRY_ON_STATUS_CODES
 from ..transports._retry.retry_after import retry_after
 from .options import Options
 from .watch import LINE, LineInFlight, asend_watched
@@ -36,7 +37,6 @@ _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 5.0
 _GROWTH: Final = 1.5
 _LONGEST_ASKED: Final = 60.0
-_AGAIN: Final = frozenset({408, 429, 500, 502, 503, 504})
 
 COMPLETED: Final = "COMPLETED"
 FAILURE: Final = "FAILURE"
@@ -123,7 +123,7 @@ class BatchClient:
             response = await self._ask(url, end)
             if response is None:
                 continue
-            if response.status_code in _AGAIN:
+            if response.status_code in RETRY_ON_STATUS_CODES:
                 asked = retry_after(response.headers, self._clock.utcnow()) or 0.0
                 pause = max(pause, min(asked, _LONGEST_ASKED))
             elif response.status_code >= 300 or status_of(response) in {COMPLETED, FAILURE}:
