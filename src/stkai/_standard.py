@@ -12,7 +12,7 @@ from ._config.names import DEFAULT_QUOTA
 from ._errors import ConfigurationError
 from ._log import logger
 from .costs import llm_tokens
-from .stores._choose import store_from
+from .stores import store_from
 from .transports._auth.bearer import BearerAuth
 from .transports._auth.flow import auth as auth_layer
 from .transports._auth.provider import AuthProvider, StaticToken

@@ -13,8 +13,7 @@ import pytest
 
 from stkai import ConfigurationError
 from stkai._urls import file_name
-from stkai.stores import FileStore, Law, Quota, Refusal, Store, _file
-from stkai.stores._choose import store_from
+from stkai.stores import FileStore, Law, Quota, Refusal, Store, _file, store_from
 from stkai.stores._file import SLOT
 
 from .clients import Client, ask

@@ -16,8 +16,7 @@ import redis
 import redis.asyncio
 
 from stkai import ConfigurationError
-from stkai.stores import Law, RedisStore, Refusal, Store
-from stkai.stores._choose import store_from
+from stkai.stores import Law, RedisStore, Refusal, Store, store_from
 
 from ..support.redis_servers import KINDS, Server, free_port, installed
 from .clients import Client, ask, eventually

@@ -13,8 +13,7 @@ from rich.text import Text
 from .._batch.progress import count
 from .._clock import SystemClock
 from .._errors import ConfigurationError
-from ..stores import FileStore, RedisStore, Snapshot
-from ..stores._choose import store_from
+from ..stores import FileStore, RedisStore, Snapshot, store_from
 from ..stores._protocol import UNLIMITED, check_share
 
 _REFRESH: Final = 0.5

@@ -27,7 +27,7 @@ from .._checks import TOKEN
 from .._errors import ConfigurationError
 from .._secrets import HoldsSecret, reveal, sealed
 from .._urls import PROXIES, absolute_url, is_origin, show_origin
-from ..stores._choose import problem_of
+from ..stores import problem_of
 from ..transports._auth.provider import is_sendable
 from .names import SECRETS, as_given, configuration_error, masked, not_a_setting
 

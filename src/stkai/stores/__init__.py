@@ -1,8 +1,14 @@
 """Stores for shared quotas: a file for the processes of one machine, Redis or Valkey for several machines."""
 
+import os
+from typing import Final, cast
+from urllib.parse import unquote
+
+from .._errors import ConfigurationError
+from .._secrets import Secret, reveal
 from ._file import FileStore
 from ._protocol import Ask, Law, Lease, Quota, Refusal, Snapshot, Store
-from ._redis import RedisStore
+from ._redis import SCHEMES, RedisStore
 from ._step import MemoryStore
 
 __all__ = [
@@ -17,3 +23,48 @@ __all__ = [
     "Snapshot",
     "Store",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+_ALLOWED: Final = "'file', a URL (file:///directory, redis://, rediss:// or unix://), or a Store"
+
+
+def problem_of(store: object) -> str | None:
+    """Why a value of `store=` does not describe a store; None if it does. Shows no password."""
+    if store is None or store == "file" or (not isinstance(store, str | type) and isinstance(store, Store)):
+        return None
+    if not isinstance(store, str):
+        return f"store must be {_ALLOWED}, not a {type(store).__name__}"
+    scheme, separator, rest = store.partition("://")
+    if not separator:
+        return f"store must be {_ALLOWED}, not {store.rpartition('@')[2].partition('?')[0]!r}"
+    if scheme not in ("file", *SCHEMES):
+        return f"store has the scheme {scheme!r}; it must be {_ALLOWED}"
+    if scheme == "file" and not (rest.startswith("/") and rest.strip("/")):
+        return "store must name a directory, as in file:///directory"
+    return None
+
+
+def store_from(store: "str | Store | Secret | None", timeout: float = 0.25) -> Store:
+    """The store for this value; `timeout`, in seconds, applies to Redis URLs.
+
+    Raises:
+        ConfigurationError: the value does not describe a store, or it cannot be used.
+    """
+    given = Secret(reveal(store))  # Tracebacks show variables, and a URL may contain a password.
+    del store
+    problem = problem_of(given.reveal())
+    if problem is not None:
+        raise ConfigurationError(problem)
+    if not isinstance(given.reveal(), str):
+        return cast("Store", given.reveal() or FileStore())
+    if given.reveal() == "file":
+        return FileStore()
+    if given.reveal().startswith("file://"):
+        path = unquote(given.reveal().removeprefix("file://"))
+        # file:///C:/directory names a drive.
+        return FileStore(path[1:] if os.name == "nt" and path[2:3] == ":" else path)
+    return RedisStore(given.reveal(), timeout=timeout)

@@ -14,8 +14,7 @@ from ...._forks import after_fork
 from ...._log import Listeners, logger
 from ...._signals import is_interrupt, raise_interrupt
 from ....events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
-from ....stores import Ask, Lease, Quota, Store
-from ....stores._choose import store_from
+from ....stores import Ask, Lease, Quota, Store, store_from
 from ....stores._protocol import check_share, checked
 from ..._operations import Run
 from ..queue import Queue
