@@ -21,7 +21,7 @@ class Layer:
         name: unique in a stack.
         flow: a generator function, called as `flow(layer, request, attempt)`, which sends inward with
             `yield from layer.forward(request, attempt)`. If `asynchronous` is given as well, this makes the sync
-            transport instead, called as `sync(inner, context=context)`.
+            transport instead, called as `flow(inner, context=context)`.
         asynchronous: makes the async transport, in the same way.
         policy: what the layer follows; two stacks that hold the same object share its state.
 
@@ -37,18 +37,15 @@ class Layer:
         flow: Callable[..., Any] | None = None,
         asynchronous: Callable[..., httpx.AsyncBaseTransport] | None = None,
         policy: object = None,
-        *,
-        sync: Callable[..., httpx.BaseTransport] | None = None,
     ) -> None:
         if not isinstance(name, str) or not name:
             msg = f"a layer needs a name, such as 'audit', not {name!r}"
             raise ConfigurationError(msg)
-        made = sync or flow
-        if made is None or not callable(made) or (sync is not None and asynchronous is None):
+        if not callable(flow):
             msg = f"the layer {name!r} needs one flow, or how to make both its sync and its async transport"
             raise ConfigurationError(msg)
         self.name, self.policy = name, policy
-        self.sync: Callable[..., httpx.BaseTransport] = made
+        self.sync: Callable[..., httpx.BaseTransport] = flow
         if asynchronous is None:
             check_flow(name, flow)
             self.sync = partial(LayerTransport, flow=flow, name=name)
