@@ -151,12 +151,12 @@ class StackBuilder:
             from .transports._stk_cli import StkCLITransport
 
             return StkCLITransport()
-        from ._wire.by_package import WireByFamily
+        from ._wire.default import WireByFamily
 
         return WireByFamily(self._http)
 
     def _make_async_wire(self) -> httpx.AsyncBaseTransport:
-        from ._wire.by_package import AsyncWireByFamily
+        from ._wire.default import AsyncWireByFamily
 
         return AsyncWireByFamily(self._http)
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
 from ._errors import ConfigurationError
-from ._wire.by_package import AsyncWireByFamily
+from ._wire.default import AsyncWireByFamily
 
 if TYPE_CHECKING:
     from ._config.models import HttpConfig

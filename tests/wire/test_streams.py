@@ -16,7 +16,7 @@ import pytest
 
 import stkai
 from stkai import HttpConfig
-from stkai._wire.by_package import AsyncWireByFamily, WireByFamily
+from stkai._wire.default import AsyncWireByFamily, WireByFamily
 from stkai._wire.loops import WirePerLoop
 
 from ..support.world import NAMES, World

@@ -18,7 +18,7 @@ import pytest
 
 import stkai
 from stkai import HttpConfig
-from stkai._wire.by_package import AsyncWireByFamily, WireByFamily
+from stkai._wire.default import AsyncWireByFamily, WireByFamily
 
 from ..support import servers
 from ..support.servers import CERTIFICATE, KEY, Proxy
@@ -271,7 +271,7 @@ GREEN = """
 from gevent import monkey
 monkey.patch_all()
 import gevent, stkai
-from stkai._wire.by_package import WireByFamily
+from stkai._wire.default import WireByFamily
 
 client = stkai.HttpClient(WireByFamily(stkai.HttpConfig(max_connections=5, verify=False)))
 work = lambda: client.post({url!r}, timeout=30).content

@@ -15,7 +15,7 @@ from .._errors import ConfigurationError, DeadlineExceededError, StkaiError
 from .._families import alike
 from .._headers import default_headers
 from .._standard import limiter_from
-from .._wire.by_package import AsyncWireByFamily
+from .._wire.default import AsyncWireByFamily
 from ..costs import llm_tokens
 from ..transports._auth.bearer import BearerAuth, ExposedTokenError
 from ..transports._bodies import json_of

@@ -7,8 +7,8 @@ import httpx
 from ..transports._call import cannot_send
 
 
-class Closable(httpx.BaseTransport):
-    """A sync transport that knows whether it is closed.
+class _ClosedOnce:
+    """A transport that knows whether it is closed.
 
     Raises:
         RuntimeError: it is entered, or `require_open` is called, after it was closed.
@@ -16,19 +16,29 @@ class Closable(httpx.BaseTransport):
 
     _closed = False
 
-    def __enter__(self) -> Self:
-        if self._closed:
-            raise _cannot_reopen()
-        return self
-
     def require_open(self) -> None:
         """Refuse a request if the transport is closed."""
         if self._closed:
             raise cannot_send()
 
-    def close(self) -> None:
+    def _reopen(self) -> Self:
+        if self._closed:
+            raise RuntimeError("Cannot reopen a transport that has been closed: build another one.")
+        return self
+
+    def _is_first_close(self) -> bool:
         closed, self._closed = self._closed, True
-        if not closed:
+        return not closed
+
+
+class Closable(_ClosedOnce, httpx.BaseTransport):
+    """A sync transport that knows whether it is closed."""
+
+    def __enter__(self) -> Self:
+        return self._reopen()
+
+    def close(self) -> None:
+        if self._is_first_close():
             self._close()
 
     def _close(self) -> None:
@@ -36,30 +46,16 @@ class Closable(httpx.BaseTransport):
         raise NotImplementedError
 
 
-class AsyncClosable(httpx.AsyncBaseTransport):
+class AsyncClosable(_ClosedOnce, httpx.AsyncBaseTransport):
     """The async version of `Closable`."""
 
-    _closed = False
-
     async def __aenter__(self) -> Self:
-        if self._closed:
-            raise _cannot_reopen()
-        return self
-
-    def require_open(self) -> None:
-        """Refuse a request if the transport is closed."""
-        if self._closed:
-            raise cannot_send()
+        return self._reopen()
 
     async def aclose(self) -> None:
-        closed, self._closed = self._closed, True
-        if not closed:
+        if self._is_first_close():
             await self._aclose()
 
     async def _aclose(self) -> None:
         """Close what is underneath; called once."""
         raise NotImplementedError
-
-
-def _cannot_reopen() -> RuntimeError:
-    return RuntimeError("Cannot reopen a transport that has been closed: build another one.")

@@ -1,8 +1,11 @@
-"""The default wire: httpx's own transports, and the environment's proxies, which httpx ignores with `transport=`."""
+"""The default wire: httpx's own transports, and the environment's proxies, which httpx ignores with `transport=`.
+
+Each request leaves through the package that made it, httpx or httpx2.
+"""
 
 import os
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,13 +14,13 @@ import httpx
 
 from .._config.stkai import STKAI
 from .._errors import ConfigurationError
-from .._families import HTTPX, Family, alike, family_of_wire
+from .._families import HTTPX, Family, alike, family_of
 from .._urls import PROXIES, absolute_url
 from .closing import AsyncClosable, Closable
 from .loops import WirePerLoop
 from .multiplexed import AsyncMultiplexed, Multiplexed
 from .pool import AsyncConnectionPool, ConnectionPool
-from .proxies import ProxyMap
+from .proxies import AsyncProxyRouter, ProxyMap, ProxyRouter
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
@@ -65,6 +68,66 @@ def default_async_wire(
     direct = make(options)
     proxied = through(proxies, lambda proxy: make({"proxy": proxy, **options}), options["verify"], family)
     return AsyncProxyRouter(direct, proxied, proxies) if proxied else direct
+
+
+class WireByFamily(Closable):
+    """The wire of a stack without `transport=`: that of httpx, plus one of httpx2 from the first httpx2 request on.
+
+    Raises:
+        ConfigurationError: as for `default_wire`.
+    """
+
+    family = None
+    is_leaf = True
+
+    def __init__(self, config: "HttpConfig | None" = None) -> None:
+        self._config = config or STKAI.config.http
+        # Made here, so that unusable settings fail here.
+        self._wires: dict[Family, httpx.BaseTransport] = {HTTPX: default_wire(self._config)}
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.require_open()
+        family = family_of(request)
+        wire = self._wires.get(family)
+        if wire is None:
+            # Two threads may get here at once; the wire that is not kept has no connections yet.
+            wire = self._wires.setdefault(family, default_wire(self._config, family))
+        return wire.handle_request(request)
+
+    def _close(self) -> None:
+        for wire in list(self._wires.values()):
+            wire.close()
+
+
+class AsyncWireByFamily(AsyncClosable):
+    """The async version of `WireByFamily`.
+
+    Args:
+        make: makes the wire of a package.
+    """
+
+    family = None
+    is_leaf = True
+
+    def __init__(
+        self,
+        config: "HttpConfig | None" = None,
+        make: "Callable[[HttpConfig, Family], httpx.AsyncBaseTransport]" = default_async_wire,
+    ) -> None:
+        self._config, self._make = config or STKAI.config.http, make
+        self._wires: dict[Family, httpx.AsyncBaseTransport] = {HTTPX: make(self._config, HTTPX)}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.require_open()
+        family = family_of(request)
+        wire = self._wires.get(family)
+        if wire is None:
+            wire = self._wires.setdefault(family, self._make(self._config, family))
+        return await wire.handle_async_request(request)
+
+    async def _aclose(self) -> None:
+        for wire in list(self._wires.values()):
+            await wire.aclose()
 
 
 def _for_one(family: Family, options: dict[str, Any]) -> dict[str, Any]:
@@ -165,40 +228,3 @@ def _make_each(
             problems.append(str(error))
             return {}
     return made
-
-
-class _Router:
-    """What the routers share: the wires, and which one a request takes."""
-
-    def __init__(self, direct: Any, proxied: Mapping[str, Any], proxies: ProxyMap) -> None:
-        self._direct, self._proxied, self._proxies = direct, proxied, proxies
-        self.family = family_of_wire(direct)
-
-    def _wire_for(self, url: httpx.URL) -> Any:
-        # Not where the request is sent: tracebacks show variables, and a proxy's URL may contain a password.
-        proxy = self._proxies.proxy_for(url)
-        return self._direct if proxy is None else self._proxied[proxy]
-
-
-class ProxyRouter(_Router, Closable):
-    """Sends each request directly, or through its proxy."""
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        response: httpx.Response = self._wire_for(request.url).handle_request(request)
-        return response
-
-    def _close(self) -> None:
-        for wire in (self._direct, *self._proxied.values()):
-            wire.close()
-
-
-class AsyncProxyRouter(_Router, AsyncClosable):
-    """Sends each request directly, or through its proxy."""
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        response: httpx.Response = await self._wire_for(request.url).handle_async_request(request)
-        return response
-
-    async def _aclose(self) -> None:
-        for wire in (self._direct, *self._proxied.values()):
-            await wire.aclose()

@@ -33,9 +33,10 @@ from .aiohttp_exchange import (
     error_for,
     reading,
 )
-from .default import AsyncProxyRouter, context_of, limits_of, proxies_of, through
+from .default import context_of, limits_of, proxies_of, through
 from .loops import WirePerLoop
 from .pool import AsyncConnectionPool
+from .proxies import AsyncProxyRouter
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig

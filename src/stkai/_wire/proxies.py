@@ -7,12 +7,14 @@ the proxy would look for that server on its own machine.
 from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Self
+from typing import Any, Self
 from urllib.request import getproxies
 
 import httpx
 
+from .._families import family_of_wire
 from .._urls import DEFAULT_PORTS, address_of, is_this_machine
+from .closing import AsyncClosable, Closable
 
 
 class ProxyMap:
@@ -80,3 +82,40 @@ def _network(text: str) -> IPv4Network | IPv6Network | None:
         return ip_network(text, strict=False)
     except ValueError:
         return None
+
+
+class _Router:
+    """What the routers share: the wires, and which one a request takes."""
+
+    def __init__(self, direct: Any, proxied: Mapping[str, Any], proxies: ProxyMap) -> None:
+        self._direct, self._proxied, self._proxies = direct, proxied, proxies
+        self.family = family_of_wire(direct)
+
+    def _wire_for(self, url: httpx.URL) -> Any:
+        # Not where the request is sent: tracebacks show variables, and a proxy's URL may contain a password.
+        proxy = self._proxies.proxy_for(url)
+        return self._direct if proxy is None else self._proxied[proxy]
+
+
+class ProxyRouter(_Router, Closable):
+    """Sends each request directly, or through its proxy."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        response: httpx.Response = self._wire_for(request.url).handle_request(request)
+        return response
+
+    def _close(self) -> None:
+        for wire in (self._direct, *self._proxied.values()):
+            wire.close()
+
+
+class AsyncProxyRouter(_Router, AsyncClosable):
+    """Sends each request directly, or through its proxy."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response: httpx.Response = await self._wire_for(request.url).handle_async_request(request)
+        return response
+
+    async def _aclose(self) -> None:
+        for wire in (self._direct, *self._proxied.values()):
+            await wire.aclose()
