@@ -15,7 +15,7 @@ from .input_lines import Lines, StdinCopy, Survey, ends_complete, sha256
 from .journal import Header, Journal, LineState, Recovered
 from .merge import sort_file
 from .options import Options
-from .outputs import FileOutputs, Paths, StdoutOutputs
+from .outputs import FileOutputs, Outputs, Paths, StdoutOutputs
 from .preflight import JobPlan
 from .progress import Usage
 
@@ -42,7 +42,7 @@ class BatchJob:
 
     plan: JobPlan
     id: uuid.UUID
-    outputs: FileOutputs | StdoutOutputs
+    outputs: Outputs
     journal: Journal | None = None
     paths: Paths | None = None
     recovered: Recovered = field(default_factory=Recovered)

@@ -35,17 +35,45 @@ class Paths(NamedTuple):
         return cls(*(Path(stem + end) for end in (SUFFIX, f".failed{SUFFIX}", ".journal", f".stdin{SUFFIX}")))
 
 
-class _Counted:
-    """Counts what was written.
+class Outputs:
+    """Where outcomes are written, and how many of them were.
 
     Attributes:
-        done: how many answers.
+        done: how many answers were written.
         codes: how many failures, by code.
+        held: how many outcomes wait for an earlier one.
     """
+
+    held = 0
 
     def __init__(self) -> None:
         self.done = 0
         self.codes: Counter[str] = Counter()
+
+    def expect(self, number: int) -> None:
+        """Expect an outcome for this line."""
+
+    def drop(self, number: int) -> None:
+        """Stop expecting an outcome for this line."""
+
+    def append(self, entry: Entry) -> None:
+        """Write the outcome of a line, or let it wait for `flush`.
+
+        Raises:
+            WriteError: it could not be written.
+        """
+        raise NotImplementedError
+
+    async def flush(self) -> None:
+        """Write what waits.
+
+        Raises:
+            WriteError: it could not be written.
+        """
+
+    def take_unwritten(self) -> list[Entry]:
+        """What waits; it is forgotten."""
+        return []
 
     def _count(self, entry: Entry) -> None:
         if entry.code is None:
@@ -54,7 +82,7 @@ class _Counted:
             self.codes[entry.code] += 1
 
 
-class FileOutputs(_Counted):
+class FileOutputs(Outputs):
     """Both files, open for appending.
 
     Attributes:
@@ -103,11 +131,6 @@ class FileOutputs(_Counted):
         return usage
 
     def append(self, entry: Entry) -> None:
-        """Write the outcome of a line.
-
-        Raises:
-            WriteError: it could not be written.
-        """
         (self.answers if entry.code is None else self.failures).append(entry.line)
         self._count(entry)
 
@@ -144,14 +167,11 @@ def entries_in(path: Path) -> Iterator[tuple[int, bytes]]:
             yield int(found[1]), line
 
 
-class StdoutOutputs(_Counted):
+class StdoutOutputs(Outputs):
     """Writes every outcome to stdout, as calls finish or in input order.
 
     A reader may be slow: outcomes wait in memory for `flush`, which writes them in a thread, so that no call in flight
     runs into its deadline meanwhile.
-
-    Attributes:
-        held: how many outcomes wait for an earlier one.
     """
 
     def __init__(self, *, in_order: bool, descriptor: int = _STDOUT) -> None:
@@ -163,26 +183,19 @@ class StdoutOutputs(_Counted):
         self._writing = anyio.Lock()
 
     @property
-    def is_behind(self) -> bool:
-        return bool(self._ready)
-
-    @property
-    def held(self) -> int:
+    def held(self) -> int:  # type: ignore[override]
         return len(self._early)
 
     def expect(self, number: int) -> None:
-        """Expect an outcome for this line."""
         if self._in_order:
             self._expected.append(number)
 
     def drop(self, number: int) -> None:
-        """Stop expecting an outcome for this line."""
         if self._in_order:
             self._expected.remove(number)
             self._order()
 
     def append(self, entry: Entry) -> None:
-        """Let the outcome of a line wait for `flush`."""
         if self._in_order:
             self._early[entry.number] = entry
             self._order()
@@ -194,11 +207,8 @@ class StdoutOutputs(_Counted):
             self._ready.append(self._early.pop(self._expected.popleft()))
 
     async def flush(self) -> None:
-        """Write what waits.
-
-        Raises:
-            WriteError: it could not be written.
-        """
+        if not self._ready:
+            return
         async with self._writing:
             while self._ready:
                 entry = self._ready[0]
@@ -215,7 +225,6 @@ class StdoutOutputs(_Counted):
             raise WriteError("stdout", error) from error
 
     def take_unwritten(self) -> list[Entry]:
-        """What waits; it is forgotten."""
         unwritten = list(self._ready)
         self._ready.clear()
         return unwritten

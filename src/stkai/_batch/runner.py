@@ -19,7 +19,6 @@ from .input_lines import Read
 from .job import BatchJob
 from .journal import LineState
 from .output_lines import UNKNOWN, Entry, LineFailure, body_of, failure_of_answer, failure_of_error, visible
-from .outputs import StdoutOutputs
 from .request_formats import InvalidLineError, SeenIds
 from .watch import DroppedError, LineInFlight, RunState, line_of
 
@@ -76,7 +75,6 @@ class Runner:
         self._options, self._outputs = job.plan.options, job.outputs
         self._state = RunState(job.journal, needs_commit=self._options.sync == "always")
         self._part = self._options.part
-        self._stdout = job.outputs if isinstance(job.outputs, StdoutOutputs) else None
         self._streak: tuple[str | None, int] = (None, 0)
         self._refused: list[tuple[LineInFlight, httpx.Response]] = []
         """Lines whose credentials were refused since the last other answer."""
@@ -107,19 +105,15 @@ class Runner:
         for item in self._job.lines:
             if item is None:
                 await self._clock.asleep(_PAUSE)
-            while self._stdout is not None and self._is_held_up(self._stdout):
+            while self._outputs.held > _HELD * self._options.max_in_flight and self.ending is None:
                 await self._clock.asleep(_PAUSE)
             if self.ending is not None:
                 return
             request = None if item is None else self._request(*item)
             if request is not None:
                 yield request
-            elif self._stdout is not None:
+            else:
                 await self._flush()
-
-    def _is_held_up(self, outputs: StdoutOutputs) -> bool:
-        """Whether too many outcomes wait for an earlier one."""
-        return outputs.held > _HELD * self._options.max_in_flight and self.ending is None
 
     def _request(self, number: int, read: Read) -> httpx.Request | None:
         """The request for a line; None if there is nothing to send."""
@@ -131,8 +125,7 @@ class Runner:
             if not self._ids.is_full:
                 self._note_id(number, form.id_of(read))
             return None
-        if self._stdout is not None:
-            self._stdout.expect(number)
+        self._outputs.expect(number)
         where = f"{self._options.source}, line {number}"
         execution = job.recovered.executions.pop(number, None)
         if state is LineState.SENT and execution is None:
@@ -169,12 +162,12 @@ class Runner:
         if response is None:
             response = getattr(error, "response", None)
         if isinstance(error, DroppedError):
-            self._drop(line)
+            self._outputs.drop(line.number)
         elif isinstance(error, WriteError):
-            self._drop(line)
+            self._outputs.drop(line.number)
             self.end("halted", f"{error}; nothing more is sent")
         elif isinstance(error, AuthenticationError) and not isinstance(error, ExposedTokenError):
-            self._drop(line)
+            self._outputs.drop(line.number)
             self._refuse(visible(str(error)))
         elif response is None:
             assert error is not None
@@ -198,7 +191,7 @@ class Runner:
             if self.ending is None:
                 self._answer(line, response, None)
             else:
-                self._drop(line)
+                self._outputs.drop(line.number)
 
     def _refuse(self, what: str) -> None:
         """Halt because the credentials are refused."""
@@ -254,17 +247,12 @@ class Runner:
             times = "a failure" if count == 1 else f"{count} failures in a row"
             self.end("halted", f"{times} with the code {code}, the last one: {failure.message}")
 
-    def _drop(self, line: LineInFlight) -> None:
-        if self._stdout is not None:
-            self._stdout.drop(line.number)
-
     async def _flush(self) -> None:
         """Wait until what was written has reached a slow reader of stdout."""
-        if self._stdout is not None and self._stdout.is_behind:
-            try:
-                await self._stdout.flush()
-            except WriteError as error:
-                self._halt_unwritten(error, self._stdout.take_unwritten())
+        try:
+            await self._outputs.flush()
+        except WriteError as error:
+            self._halt_unwritten(error, self._outputs.take_unwritten())
 
     def _halt_unwritten(self, error: WriteError, entries: list[Entry]) -> None:
         """Halt, and print outcomes that could not be written to stderr, so that they are not lost."""
