@@ -31,19 +31,16 @@ _PATIENCE: Final = 120.0
 
 @dataclass(frozen=True, slots=True)
 class CallEnd:
-    """The end of one call: whether it succeeded, after how many seconds, and in which process."""
+    """The end of one call: whether it succeeded, after how many seconds, and in which process.
+
+    Attributes:
+        rate: the rate that the process had found by then, in requests per second; None if it was not searching.
+    """
 
     process: int
     succeeded: bool
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class FoundRate:
-    """The rate that a process had found when it ended, in requests per second."""
-
-    process: int
-    rate: float
+    rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +93,7 @@ class Batch:
             tempfile.TemporaryDirectory(prefix="stkai-demo-") as directory,
         ):
             context = multiprocessing.get_context("spawn")
-            outcomes: Queue[CallEnd | FoundRate] = context.Queue()
+            outcomes: Queue[CallEnd] = context.Queue()
             target = _Endpoint(
                 server.create_url(), server.token_url, server.client_id, server.client_secret, directory
             )
@@ -106,16 +103,14 @@ class Batch:
             ]
             for worker in workers:
                 worker.start()
-            expected = (self.requests + (strategy == SEARCHING)) * self.processes
-            messages = list(_collect(expected, outcomes, workers, advance, clock))
+            ends = list(_collect(self.requests * self.processes, outcomes, workers, advance, clock))
             for worker in workers:
                 worker.join(1.0)
                 worker.terminate()
-            return self._judge(strategy, messages, server)
+            return self._judge(strategy, ends, server)
 
-    def _judge(self, strategy: str, messages: list[CallEnd | FoundRate], server: QuotaServer) -> StrategyRun:
-        outcomes = [each for each in messages if isinstance(each, CallEnd)]
-        rates = [each.rate for each in messages if isinstance(each, FoundRate)]
+    def _judge(self, strategy: str, ends: list[CallEnd], server: QuotaServer) -> StrategyRun:
+        rates = {end.process: end.rate for end in ends if end.rate is not None}
         records = [record for record in server.requests if record.path.startswith("/v1/quick-commands")]
         start = min((record.time for record in records), default=0.0)
 
@@ -127,10 +122,10 @@ class Batch:
             sent=len(records),
             accepted=instants(httpx.codes.OK),
             refused=instants(httpx.codes.TOO_MANY_REQUESTS),
-            seconds=sorted(outcome.seconds for outcome in outcomes if outcome.succeeded),
-            failed=sum(not outcome.succeeded for outcome in outcomes),
-            lost=self.requests * self.processes - len(outcomes),
-            found=sum(rates) if rates else None,
+            seconds=sorted(end.seconds for end in ends if end.succeeded),
+            failed=sum(not end.succeeded for end in ends),
+            lost=self.requests * self.processes - len(ends),
+            found=sum(rates.values()) if rates else None,
         )
 
 
@@ -147,16 +142,16 @@ class _Endpoint:
 
 def _collect(
     expected: int,
-    outcomes: "Queue[CallEnd | FoundRate]",
+    outcomes: "Queue[CallEnd]",
     workers: Sequence[BaseProcess],
     advance: Callable[[CallEnd], None],
     clock: SystemClock,
-) -> Iterator[CallEnd | FoundRate]:
-    """Yield each message as it arrives, until all have arrived or no more can; pass the outcomes to `advance`."""
+) -> Iterator[CallEnd]:
+    """Yield each outcome as it arrives, until all have arrived or no more can, and pass it to `advance`."""
     last = clock.monotonic()
     while expected:
         try:
-            message = outcomes.get(timeout=0.2)
+            end = outcomes.get(timeout=0.2)
         except queue.Empty:
             alive = any(worker.is_alive() for worker in workers)
             if not alive or clock.monotonic() - last > _PATIENCE:
@@ -164,14 +159,11 @@ def _collect(
             continue
         last = clock.monotonic()
         expected -= 1
-        if isinstance(message, CallEnd):
-            advance(message)
-        yield message
+        advance(end)
+        yield end
 
 
-def _work(
-    batch: Batch, strategy: str, target: _Endpoint, number: int, outcomes: "Queue[CallEnd | FoundRate]"
-) -> None:
+def _work(batch: Batch, strategy: str, target: _Endpoint, number: int, outcomes: "Queue[CallEnd]") -> None:
     """One process: a client of its own, shared by its threads."""
     clock = SystemClock()
     provider = ClientCredentialsAuthProvider(target.client_id, target.client_secret, target.token_url)
@@ -188,11 +180,10 @@ def _work(
                 succeeded = answer.is_success
             except httpx.HTTPError:
                 succeeded = False
-            outcomes.put(CallEnd(number, succeeded, clock.monotonic() - start))
+            rate = limiter.rate if limiter is not None and strategy == SEARCHING else None
+            outcomes.put(CallEnd(number, succeeded, clock.monotonic() - start, rate))
 
         list(pool.map(send, range(batch.requests)))
-        if limiter is not None and strategy == SEARCHING:
-            outcomes.put(FoundRate(number, limiter.rate))
 
 
 def _limiter(batch: Batch, strategy: str, directory: str) -> TokenBucket | AimdLimiter | None:

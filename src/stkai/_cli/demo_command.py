@@ -1,14 +1,14 @@
 """`stkai demo`: several processes share a small quota, first without a limiter, then with each kind of limiter."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Final
 
 import typer
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -67,9 +67,9 @@ def show(console: Console, batch: Batch, *, plot: bool) -> None:
     runs: list[StrategyRun] = []
     with Live(console=console, refresh_per_second=8) as live:
         for strategy in STRATEGIES:
-            bars = _Bars(batch, strategy)
-            live.update(Group(_table(runs, batch, console.width, plot=plot), *bars.renderables()))
-            runs.append(batch.run(strategy, bars.advance))
+            bar, advance = _bar(batch, strategy)
+            live.update(Group(_table(runs, batch, console.width, plot=plot), "", bar))
+            runs.append(batch.run(strategy, advance))
         live.update(_table(runs, batch, console.width, plot=plot))
     lost = sum(run.lost for run in runs)
     if lost:
@@ -130,31 +130,23 @@ def _plots(runs: Sequence[StrategyRun], batch: Batch, cells: int) -> list[Render
     ]
 
 
-class _Bars:
-    """Progress bars for the processes of a run."""
+def _bar(batch: Batch, strategy: str) -> tuple[Progress, Callable[[CallEnd], None]]:
+    """The progress of a run, and what moves it."""
+    failed = TextColumn("[red]{task.fields[failed]} failed[/]")
+    progress = Progress(
+        TextColumn("[bold]{task.description}[/]"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        failed,
+        TimeElapsedColumn(),
+    )
+    task = progress.add_task(strategy, total=batch.requests * batch.processes, failed=0)
 
-    def __init__(self, batch: Batch, strategy: str) -> None:
-        self._progress = Progress(
-            TextColumn("[bold]{task.fields[strategy]}[/], process {task.fields[number]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[failed]}"),
-            TimeElapsedColumn(),
-        )
-        self._failed = [0] * batch.processes
-        self._bars: list[TaskID] = [
-            self._progress.add_task("", total=batch.requests, strategy=strategy, number=number + 1, failed="")
-            for number in range(batch.processes)
-        ]
+    def advance(end: CallEnd) -> None:
+        failures = progress.tasks[0].fields["failed"] + (not end.succeeded)
+        progress.update(task, advance=1, failed=failures)
 
-    def renderables(self) -> tuple[RenderableType, ...]:
-        return "", self._progress
-
-    def advance(self, outcome: CallEnd) -> None:
-        self._failed[outcome.process] += not outcome.succeeded
-        failed = self._failed[outcome.process]
-        text = f"[red]{failed} failed[/]" if failed else ""
-        self._progress.update(self._bars[outcome.process], advance=1, failed=text)
+    return progress, advance
 
 
 def counts(instants: Sequence[float], width: float, buckets: int) -> list[int]:
