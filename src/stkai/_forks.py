@@ -20,6 +20,14 @@ def after_fork(thing: T, renew: Callable[[T], None]) -> T:
     return thing
 
 
+_parents: list[object] = []
+
+
+def never_finalize(thing: object) -> None:
+    """Keep what belongs to an event loop of the parent: in a child, finalizing it would touch that loop."""
+    _parents.append(thing)
+
+
 def _renew_all() -> None:
     with warnings.catch_warnings():
         # Dropping sockets here closes them in the child only; they stay open in the parent.

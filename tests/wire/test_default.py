@@ -63,7 +63,7 @@ def wire_of(world: World, **config: Any) -> Any:
 
 def pool_of(world: World, wire: Any) -> Any:
     """The running loop's pool in an async wire."""
-    return wire._homes[running_loop()][0].wire if world.is_async else wire
+    return wire._by_loop[running_loop()][0].wire if world.is_async else wire
 
 
 def transport_of(world: World, wire: Any) -> Any:

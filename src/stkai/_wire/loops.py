@@ -8,27 +8,24 @@ it.
 import threading
 import warnings
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any, Final
+from typing import Any
 
 import httpx
 
 from .._event_loops import anyio, running_loop
 from .._families import HTTPX, Family
-from .._forks import after_fork
+from .._forks import after_fork, never_finalize
 from .closing import AsyncClosable
 
 
-class _Home:
+class _OwnWire:
     """The wire of one loop, until the loop ends."""
 
     def __init__(self, wire: httpx.AsyncBaseTransport) -> None:
         self.wire: httpx.AsyncBaseTransport | None = wire
 
 
-Keeper = AsyncGenerator[None, None]
-
-_orphans: Final[list[Keeper]] = []
-"""In a forked child, generators of the parent's loops: finalizing one would touch its loop."""
+Closer = AsyncGenerator[None, None]
 
 
 class WirePerLoop(AsyncClosable):
@@ -42,52 +39,52 @@ class WirePerLoop(AsyncClosable):
     def __init__(self, make: Callable[[], httpx.AsyncBaseTransport], family: Family = HTTPX) -> None:
         self.family = family
         self._make = make
-        self._homes: dict[Any, tuple[_Home, Keeper]] = {}
+        self._by_loop: dict[Any, tuple[_OwnWire, Closer]] = {}
         self._lock = threading.Lock()
         after_fork(self, WirePerLoop._start_anew)
 
     def _start_anew(self) -> None:
-        homes, self._homes = self._homes, {}
+        wires, self._by_loop = self._by_loop, {}
         self._lock = threading.Lock()
-        for home, keeper in homes.values():
-            home.wire = None
-            _orphans.append(keeper)
+        for own, closer in wires.values():
+            own.wire = None
+            never_finalize(closer)
 
     def handle_async_request(self, request: httpx.Request) -> Coroutine[Any, Any, httpx.Response]:
         self.require_open()
         loop = running_loop()
-        found = self._homes.get(loop)
+        found = self._by_loop.get(loop)
         if found is not None and found[0].wire is not None:
             return found[0].wire.handle_async_request(request)
-        return self._move_in(loop, request)
+        return self._send_first(loop, request)
 
-    async def _move_in(self, loop: Any, request: httpx.Request) -> httpx.Response:
+    async def _send_first(self, loop: Any, request: httpx.Request) -> httpx.Response:
         """Send a loop's first request."""
         self._forget_ended_loops()
         wire = self._make()
-        home = _Home(wire)
-        keeper = _close_with_the_loop(home)
-        await anext(keeper)  # From now on the loop knows the generator. This does not suspend.
+        own = _OwnWire(wire)
+        closer = _close_with_the_loop(own)
+        await anext(closer)  # From now on the loop knows the generator. This does not suspend.
         with self._lock:
-            self._homes[loop] = home, keeper
+            self._by_loop[loop] = own, closer
         return await wire.handle_async_request(request)
 
     def _forget_ended_loops(self) -> None:
         with self._lock:
-            ended = [loop for loop, (home, _) in self._homes.items() if home.wire is None or _has_ended(loop)]
-            forgotten = [self._homes.pop(loop) for loop in ended]
+            ended = [loop for loop, (own, _) in self._by_loop.items() if own.wire is None or _has_ended(loop)]
+            forgotten = [self._by_loop.pop(loop) for loop in ended]
         with warnings.catch_warnings():
             # Dropping the sockets closes them; an orderly close is no longer possible.
             warnings.simplefilter("ignore", ResourceWarning)
-            for home, _ in forgotten:
-                home.wire = None
+            for own, _ in forgotten:
+                own.wire = None
             del forgotten
 
     async def _aclose(self) -> None:
         self._forget_ended_loops()
         # Loops in other threads close their own wires, since their generators are dropped here.
-        homes, self._homes = self._homes, {}
-        here = homes.get(running_loop())
+        wires, self._by_loop = self._by_loop, {}
+        here = wires.get(running_loop())
         if here is not None:
             await here[1].aclose()
 
@@ -96,12 +93,12 @@ def _has_ended(loop: Any) -> bool:
     return hasattr(loop, "is_closed") and bool(loop.is_closed())
 
 
-async def _close_with_the_loop(home: _Home) -> Keeper:
+async def _close_with_the_loop(own: _OwnWire) -> Closer:
     """Close the wire when the loop ends: asyncio and trio close all their asynchronous generators then."""
     try:
         yield
     finally:
-        wire, home.wire = home.wire, None
+        wire, own.wire = own.wire, None
         if wire is not None:
             with anyio.CancelScope(shield=True):
                 await wire.aclose()

@@ -22,7 +22,7 @@ from yarl import URL
 from .._errors import ConfigurationError
 from .._event_loops import running_loop
 from .._families import Family, of_family
-from .._forks import after_fork
+from .._forks import after_fork, never_finalize
 from .aiohttp_exchange import (
     BUFFER,
     Body,
@@ -47,9 +47,6 @@ _LONGEST: Final = 102_400
 _INFORMATIONAL: Final = range(100, 200)
 _NO_BODY: Final = frozenset({204, 304})
 _SWITCHING: Final = 101
-
-_orphans: Final[list[object]] = []
-"""In a forked child, the parent's connections: finalizing one would touch the parent's event loop."""
 
 
 class Connector(aiohttp.TCPConnector):
@@ -111,7 +108,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         after_fork(self, OverAiohttp._abandon)
 
     def _abandon(self) -> None:
-        _orphans.append(self._connection)
+        never_finalize(self._connection)
         self._connection = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
