@@ -14,10 +14,15 @@ T = TypeVar("T")
 _renewals: "WeakKeyDictionary[Any, Callable[[Any], None]]" = WeakKeyDictionary()
 
 
-def after_fork(thing: T, renew: Callable[[T], None]) -> T:
-    """Make every child that is forked while `thing` lives begin with `renew(thing)`; returns `thing`."""
+def after_fork(thing: T, renew: Callable[[T], None]) -> None:
+    """Call `renew(thing)` in every child that is forked while `thing` lives."""
     _renewals[thing] = renew
-    return thing
+
+
+def begin_in_each_process(thing: T, begin: Callable[[T], None]) -> None:
+    """Call `begin(thing)` here, and in every child that is forked while `thing` lives."""
+    begin(thing)
+    after_fork(thing, begin)
 
 
 _parents: list[object] = []

@@ -16,7 +16,7 @@ from ._client import HttpClient
 from ._config.names import REFERENCE_METHODS
 from ._config.stkai import STKAI
 from ._exchange import StreamedResponse
-from ._forks import after_fork
+from ._forks import begin_in_each_process
 from ._wire.default import default_wire
 from .transports._auth.bearer import BearerAuth
 from .transports._auth.flow import AuthTransport
@@ -77,8 +77,7 @@ class EnvironmentAwareHttpClient(_SendingHttpClient):
     """
 
     def __init__(self) -> None:
-        self._renew_lock()
-        after_fork(self, EnvironmentAwareHttpClient._renew_lock)
+        begin_in_each_process(self, EnvironmentAwareHttpClient._renew_lock)
 
     def _renew_lock(self) -> None:
         self._lock = threading.RLock()

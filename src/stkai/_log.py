@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from ._clock import SystemClock
 from ._errors import ConfigurationError
-from ._forks import after_fork
+from ._forks import begin_in_each_process
 from ._lazy import LateModule
 from ._signals import raise_interrupt
 
@@ -47,8 +47,7 @@ class _Refusals:
     """Counts refusals, and lets one warning through per layer and interval: a full queue refuses hundreds a second."""
 
     def __init__(self) -> None:
-        self._renew()
-        after_fork(self, _Refusals._renew)
+        begin_in_each_process(self, _Refusals._renew)
 
     def _renew(self) -> None:
         self._lock = threading.RLock()  # A signal handler may log while it interrupts this.

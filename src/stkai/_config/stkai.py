@@ -11,7 +11,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, Final
 
 from .._errors import ConfigurationError
-from .._forks import after_fork
+from .._forks import begin_in_each_process
 from .._secrets import reveal, sealed
 from .names import SECTIONS, full_path, not_a_setting
 
@@ -32,11 +32,10 @@ class GlobalSettings:
     keeps_what_it_reads = True
 
     def __init__(self) -> None:
-        self._renew_lock()
+        begin_in_each_process(self, GlobalSettings._renew_lock)
         self._configured: dict[str, dict[str, Any]] = {}
         self._env_file: Path | None = None
         self._loaded: Loaded | None = None
-        after_fork(self, GlobalSettings._renew_lock)
 
     def _renew_lock(self) -> None:
         self._lock = RLock()

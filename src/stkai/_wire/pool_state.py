@@ -16,7 +16,7 @@ from weakref import ref
 
 import httpx
 
-from .._forks import after_fork
+from .._forks import begin_in_each_process
 from .._signals import IN_HANDLER
 from ..transports._call import cannot_send
 from .idle import Idle, IdleWires, Place
@@ -90,8 +90,7 @@ class PoolState(Generic[Wire]):
         self._most_idle = _or_unlimited(limits.max_keepalive_connections)
         self._expiry = _or_unlimited(limits.keepalive_expiry)
         self._closed = False
-        self._start()
-        after_fork(self, PoolState._start)
+        begin_in_each_process(self, PoolState._start)
 
     def _start(self) -> None:
         self._lock = threading.RLock()

@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 from .._abandonable import Job, Worker
 from .._clock import SystemClock
 from .._errors import ConfigurationError
-from .._forks import after_fork
+from .._forks import begin_in_each_process
 from .._secrets import Secret
 
 _MOST_IDLE: Final = 8
@@ -39,8 +39,7 @@ class Server:
                 f" the result of Sentinel.master_for), not {type(client).__module__}.{type(client).__qualname__}"
             )
         self.client, self._timeout = client, timeout
-        self._begin()
-        after_fork(self, Server._begin)
+        begin_in_each_process(self, Server._begin)
 
     def _begin(self) -> None:
         """Begin anew in a forked child: its parent uses the connections, and has the threads."""

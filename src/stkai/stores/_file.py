@@ -13,7 +13,7 @@ from zlib import crc32
 from .._checks import even_half_made
 from .._clock import SystemClock
 from .._errors import ConfigurationError
-from .._forks import after_fork
+from .._forks import begin_in_each_process
 from .._urls import file_name
 from . import _disk
 from ._protocol import Snapshot, check_share
@@ -159,8 +159,7 @@ class _StateFile:
         self._fd = -1
         # The record that was written last, with its beginning; None if a step failed.
         self._known: tuple[Record, bytes] | None = None
-        self._begin()
-        after_fork(self, _StateFile._begin)
+        begin_in_each_process(self, _StateFile._begin)
 
     def _begin(self) -> None:
         self._lock = threading.Lock()  # Not every file system's lock excludes the threads of one process.

@@ -10,7 +10,7 @@ import httpx
 
 from ..._checks import POSITIVE_COUNT, check_number, even_half_made
 from ..._errors import ConfigurationError
-from ..._forks import after_fork
+from ..._forks import begin_in_each_process
 from ..._urls import origin_of, show_origin
 from .all_of import checked_limiter
 from .limiter import Limiter
@@ -47,8 +47,7 @@ class PerKey(Chooser):
         self._limiters: OrderedDict[Any, Limiter] = OrderedDict()
         self._in_use: WeakValueDictionary[Any, Limiter] = WeakValueDictionary()
         self._layers: WeakSet[Any] = WeakSet()
-        self._renew_lock()
-        after_fork(self, PerKey._renew_lock)
+        begin_in_each_process(self, PerKey._renew_lock)
 
     def _renew_lock(self) -> None:
         # Held while `make` runs, so that each key gets one limiter; `make` may ask for another key's.

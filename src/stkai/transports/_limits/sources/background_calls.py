@@ -12,7 +12,7 @@ from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from ...._clock import SystemClock
-from ...._forks import after_fork
+from ...._forks import begin_in_each_process
 from ...._log import logger
 
 LAST_REPORT: Final = 0.25
@@ -29,8 +29,7 @@ class BackgroundCalls:
 
     def __init__(self) -> None:
         self._monotonic = SystemClock.monotonic
-        self._begin()
-        after_fork(self, BackgroundCalls._begin)
+        begin_in_each_process(self, BackgroundCalls._begin)
 
     def _begin(self) -> None:
         self._changed = threading.Condition()

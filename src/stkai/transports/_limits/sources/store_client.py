@@ -10,7 +10,7 @@ from ...._abandonable import GivenUpError, do_within
 from ...._clock import SystemClock, unique_key
 from ...._errors import ConfigurationError
 from ...._event_loops import anyio
-from ...._forks import after_fork
+from ...._forks import begin_in_each_process
 from ...._log import Listeners, logger
 from ...._signals import is_interrupt, raise_interrupt
 from ....events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
@@ -57,8 +57,7 @@ class StoreClient:
         self._disagreed: Quota | None = None
         self._noted, self._ahead = _clock.monotonic(), 0.0
         member.client = self
-        self._begin()
-        after_fork(self, StoreClient._begin)
+        begin_in_each_process(self, StoreClient._begin)
 
     def _begin(self) -> None:
         self._due = float("inf")
