@@ -107,6 +107,11 @@ class ConfigurationError(StkaiError, ValueError):
     """Settings, a stack or options that cannot be used; the message says what to change."""
 
 
+def missing_extra(what: str, extra: str) -> ConfigurationError:
+    """The error for a package that `what` needs, and that is not installed."""
+    return ConfigurationError(f'{what} needs a package that is not installed: pip install "stkai[{extra}]"')
+
+
 class InvalidArgumentError(StkaiError, ValueError, AssertionError):
     """A bad argument of one call. An `AssertionError` for code written against stkai 0.4; raised under `-O` too."""
 

@@ -6,7 +6,7 @@ client = stkai.build_async_client(transport=stkai.wires.aiohttp())
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
-from ._errors import ConfigurationError
+from ._errors import missing_extra
 from ._wire.default import AsyncWireByFamily
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ def aiohttp(config: "HttpConfig | None" = None) -> "AsyncTransport":
             cannot be read; or (at the first request) the event loop is not asyncio's.
     """
     if find_spec("aiohttp") is None:
-        raise ConfigurationError(
-            'stkai.wires.aiohttp() needs a package that is not installed: pip install "stkai[aiohttp]"'
-        )
+        raise missing_extra("stkai.wires.aiohttp()", "aiohttp")
     from ._wire.over_aiohttp import aiohttp_wire
 
     wire: Any = AsyncWireByFamily(config, aiohttp_wire)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 
 from .._config.stkai import STKAI
-from .._errors import ConfigurationError
+from .._errors import ConfigurationError, missing_extra
 from .._families import HTTPX, Family, alike, family_of
 from .._urls import PROXIES, absolute_url
 from .closing import AsyncClosable, Closable
@@ -140,8 +140,7 @@ def _for_one(family: Family, options: dict[str, Any]) -> dict[str, Any]:
 def _options(config: "HttpConfig", family: Family) -> dict[str, Any]:
     """The keywords of httpx's transports, direct or through a proxy."""
     if config.http2 and find_spec("h2") is None:
-        msg = 'HTTP/2 (STKAI_HTTP_HTTP2) needs a package that is not installed: pip install "stkai[http2]"'
-        raise ConfigurationError(msg)
+        raise missing_extra("HTTP/2 (STKAI_HTTP_HTTP2)", "http2")
     # All transports of a wire share one context: loading the certificates is the slow part.
     return {
         "verify": context_of(config),

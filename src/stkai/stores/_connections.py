@@ -7,7 +7,7 @@ from weakref import WeakValueDictionary
 
 from .._abandonable import Job, Worker
 from .._clock import SystemClock
-from .._errors import ConfigurationError
+from .._errors import ConfigurationError, missing_extra
 from .._forks import begin_in_each_process
 from .._secrets import Secret
 
@@ -170,7 +170,5 @@ def _import_redis() -> Any:
     try:
         import redis
     except ImportError as error:
-        raise ConfigurationError(
-            'sharing a quota through Redis needs redis-py: pip install "stkai[redis]"'
-        ) from error
+        raise missing_extra("sharing a quota through Redis", "redis") from error
     return redis

@@ -10,7 +10,7 @@ import anyio.to_thread
 
 from .._checks import SECONDS, at_least, check_choice, check_number
 from .._clock import Clock, SystemClock
-from .._errors import ConfigurationError
+from .._errors import missing_extra
 from ._faults import FaultMethods
 from ._quota import Bucket, FixedWindow, Gate, RateHeaders, RetryAfter, ServerQuota, SlidingWindow
 from ._requests_and_replies import RequestLog, RequestRecord
@@ -115,9 +115,7 @@ class QuotaServer(FaultMethods):
             try:
                 from ._app import App
             except ModuleNotFoundError as error:
-                raise ConfigurationError(
-                    f'{error}: QuotaServer needs: pip install "stkai[testing]"'
-                ) from error
+                raise missing_extra("QuotaServer", "testing") from error
             app = App(self._service, self._take_fault, self._log, self._clock, self._latency)
             started: Future[tuple[int, Callable[[], object]]] = Future()
             thread = threading.Thread(
