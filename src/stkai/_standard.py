@@ -24,7 +24,7 @@ from .transports._limits.in_flight import InFlight
 from .transports._limits.limiter import Limiter
 from .transports._limits.metering import Estimate, Settle
 from .transports._limits.per_key import PerKey
-from .transports._limits.queue_limiter import QueueLimiter
+from .transports._limits.queue_limiter import is_ours
 from .transports._limits.token_bucket import TokenBucket
 from .transports._options import UNSET
 from .transports._retry.flow import retry as retry_layer
@@ -173,7 +173,7 @@ def _check_counted(limiter: object, cost: object, settle: object) -> None:
     parts = limiter.parts if isinstance(limiter, AllOf) else [limiter]
     if any(
         isinstance(part, PerKey)
-        or (part is not None and (not isinstance(part, QueueLimiter) or part.is_own))
+        or (part is not None and not is_ours(part))
         or getattr(part, "max_cost", None) is not None
         for part in parts
     ):

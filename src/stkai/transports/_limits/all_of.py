@@ -14,7 +14,7 @@ from .limiter import Answer, Limiter, RateChange, Turn
 from .permit import Permit
 from .plan import Chooser, Plan, subscribe
 from .queue import READY, join_all
-from .queue_limiter import QueueLimiter
+from .queue_limiter import QueueLimiter, is_ours
 from .sources.source import Source
 
 _MEMBERS: Final = ("methods", "max_wait_time", "ask", "leave", "learn", "settle")
@@ -206,7 +206,7 @@ def _joined(request: httpx.Request | None, parts: Iterable[Any]) -> Plan | None:
 
 
 def _plan_of(part: Any, request: httpx.Request | None) -> Plan | None:
-    if isinstance(part, QueueLimiter) and not part.is_own:
+    if is_ours(part):
         return part.plan_for(request)
     return plan_of_own(part, request, guest_of(part))
 

@@ -19,7 +19,7 @@ from .guest import plan_of_own
 from .limiter import TOO_MANY_REQUESTS, Answer, Limiter, Turn
 from .metering import Bill, Estimate, Meter, Settle
 from .plan import Chooser, Plan, subscribe
-from .queue_limiter import QueueLimiter
+from .queue_limiter import QueueLimiter, is_ours
 from .waiting import CallWaiting
 
 Limits = Any
@@ -49,7 +49,7 @@ class _LimitFlow(LayerBase):
         super().__init__(inner, context=context)
         self.policy = checked_limiter(policy, _WANTED)
         self._choose = self.policy.limiter_for if isinstance(self.policy, Chooser) else None
-        self._is_ours = _is_ours(self.policy)
+        self._is_ours = is_ours(self.policy)
         for name, function in (("cost", cost), ("settle", settle)):
             if function is not None and (not callable(function) or iscoroutinefunction(function)):
                 msg = f"{name} must be a plain function, not {function!r}"
@@ -59,14 +59,14 @@ class _LimitFlow(LayerBase):
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         limiter: Any = self.policy
-        is_ours = self._is_ours
+        ours = self._is_ours
         if self._choose is not None:
             limiter = self._choose(request)
-            is_ours = _is_ours(limiter)
-        plan = limiter.plan_for(request) if is_ours else plan_of_own(limiter, request)
+            ours = is_ours(limiter)
+        plan = limiter.plan_for(request) if ours else plan_of_own(limiter, request)
         if plan is None:
             return (yield from self.forward(request, attempt))
-        turn = self._turn(limiter, plan, request, attempt, is_ours=is_ours)
+        turn = self._turn(limiter, plan, request, attempt, ours=ours)
         now = self.context.now
         sent = now()
         try:
@@ -90,24 +90,24 @@ class _LimitFlow(LayerBase):
             raise
         # While nothing can be learnt from a success, do without the answer, and without the limiter's lock.
         was_refused = response.status_code == TOO_MANY_REQUESTS
-        learns = was_refused or not is_ours or (plan.listens and limiter.listens(now()))
+        learns = was_refused or not ours or (plan.listens and limiter.listens(now()))
         if learns or plan.ends or plan.priced:
             yield from self._take_note(limiter, turn, plan, request, attempt, response, sent, learns=learns)
         return response
 
     def _turn(
-        self, limiter: Any, plan: Plan, request: httpx.Request, attempt: Attempt, *, is_ours: bool
+        self, limiter: Any, plan: Plan, request: httpx.Request, attempt: Attempt, *, ours: bool
     ) -> Turn:
         """The request's turn, in the place of an earlier attempt."""
         options, place = attempt.call.options, attempt.ticket or attempt.place
         turn = Turn(request)
         if options.priority == "low":
             turn.priority = "low"
-        if is_ours:
+        if ours:
             turn.sources = plan.sources
             if plan.guests:
                 turn.guests = plan.guests
-        if plan.listens or not is_ours:
+        if plan.listens or not ours:
             turn.chance = self.context.random()
         if place is not None and place[0] is limiter:
             turn.resume(place[1])
@@ -226,11 +226,6 @@ class AsyncAdaptiveTransport(AsyncLimiterTransport):
     """
 
     name = "adaptive"
-
-
-def _is_ours(limiter: object) -> bool:
-    """Whether it is a limiter of stkai, which need not see every request and every answer."""
-    return isinstance(limiter, QueueLimiter) and not limiter.is_own
 
 
 def limiter(policy: Limits, *, cost: Estimate | None = None, settle: Settle | None = None) -> Layer:

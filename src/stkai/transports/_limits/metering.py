@@ -9,6 +9,7 @@ import httpx
 from ..._errors import InvalidArgumentError
 from ..._signals import raise_interrupt
 from ...costs import Arrived
+from .._bodies import is_there
 from .._body_end import BodyEnd
 from .._options import UNSET, check_cost
 from .limiter import Turn
@@ -111,7 +112,7 @@ class Bill:
         self._meter, self._turn, self._settles, self._request = meter, turn, settles, request
         # Not the response itself, which holds the body that holds this.
         self._kind, self._status, self._headers = type(response), response.status_code, response.headers
-        self._read = response if hasattr(response, "_content") else None
+        self._read = response if is_there(response) else None
         self._kept = _Chunks(LONGEST)
 
     def add(self, chunk: bytes) -> None:

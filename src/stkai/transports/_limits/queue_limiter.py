@@ -1,7 +1,7 @@
 """What all limiters of stkai are: a queue with sources of permits, and the options that they share."""
 
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeGuard
 
 import httpx
 
@@ -108,6 +108,11 @@ class QueueLimiter(Queue):
     def _options(self) -> str:
         """The options that are not the default, for `repr`."""
         return "" if self._methods is None else f", methods={sorted(self._methods)}"
+
+
+def is_ours(limiter: object) -> TypeGuard[QueueLimiter]:
+    """Whether it is a limiter of stkai, which need not see every request and every answer."""
+    return isinstance(limiter, QueueLimiter) and not limiter.is_own
 
 
 def _checked_methods(methods: Iterable[str] | None) -> frozenset[str] | None:
