@@ -14,7 +14,7 @@ from .._errors import ConfigurationError, StkaiError
 from .._exchange import Exchange
 from .._families import alike
 from ..transports._call import Attempt
-from ..transports._inner import is_sound
+from ..transports._layer_checks import is_sound
 from ..transports._operations import Flow, Operation, Run, Send
 from ..transports._retry.policy import NOT_SENT
 from .append_file import WriteError

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from .._families import alike as alike
 from .._lazy import lazily as _lazily
 from ._async_driver import adrive as adrive
 from ._base import AsyncLayerTransport as AsyncLayerTransport
@@ -14,6 +15,8 @@ from ._call import copy_request as copy_request
 from ._context import Context as Context
 from ._driver import drive as drive
 from ._layer import Layer as Layer
+from ._layer import play as play
+from ._layer import response_like as response_like
 from ._operations import Close as Close
 from ._operations import Drain as Drain
 from ._operations import Flow as Flow
@@ -24,9 +27,6 @@ from ._operations import Run as Run
 from ._operations import Send as Send
 from ._operations import Sleep as Sleep
 from ._operations import Until as Until
-from ._own_layers import alike as alike
-from ._own_layers import play as play
-from ._own_layers import response_like as response_like
 
 if TYPE_CHECKING:
     from ._auth.flow import AsyncAuthTransport as AsyncAuthTransport

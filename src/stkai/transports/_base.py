@@ -15,9 +15,19 @@ from ._async_driver import aclose_response, adrive
 from ._call import ATTEMPT, Attempt, Call, copy_request
 from ._context import Context, attempt_finished, attempt_started, call_answered, call_failed, call_started
 from ._driver import close_response, drive
-from ._inner import OfOtherKind, check_inner, foreign, is_leaf, is_sound, not_initialised, of_other_kind
+from ._layer_checks import (
+    FlowFunction,
+    OfOtherKind,
+    check_flow,
+    check_inner,
+    checked,
+    foreign,
+    is_leaf,
+    is_sound,
+    not_initialised,
+    of_other_kind,
+)
 from ._operations import Close, Flow, Send
-from ._own_layers import FlowFunction, check_flow, checked
 
 _MAIN: Final = main_thread().ident
 

@@ -1,15 +1,17 @@
-"""The recipe of a layer, from which a `StackBuilder` makes its transports."""
+"""The recipe of a layer; and for authors of layers, a response of one's own, and a way to test a flow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 
 import httpx
 
 from .._checks import even_half_made
-from .._errors import ConfigurationError
+from .._errors import ConfigurationError, InvalidArgumentError
+from .._families import family_of
 from ._base import AsyncLayerTransport, LayerTransport
-from ._own_layers import check_flow
+from ._layer_checks import check_flow
+from ._operations import Flow, Operation, Run, Send
 
 
 class Layer:
@@ -58,3 +60,67 @@ class Layer:
     @even_half_made
     def __repr__(self) -> str:
         return f"<Layer {self.name}>"
+
+
+def response_like(
+    request: httpx.Request,
+    status: int,
+    *,
+    headers: Any = None,
+    content: str | bytes | None = None,
+    json: Any = None,
+) -> httpx.Response:
+    """A response of your own to a request, of the package that made the request: httpx or httpx2.
+
+    Args:
+        request: the request that the layer was given.
+        status: the status code.
+        headers: as for `httpx.Response`.
+        content: the body.
+        json: the body, to be encoded as JSON; instead of `content`.
+    """
+    return family_of(request).Response(status, headers=headers, content=content, json=json, request=request)
+
+
+def play(flow: Flow, *outcomes: Any) -> tuple[list[Operation], httpx.Response]:
+    """Play a flow by hand, to test it without a transport: nothing is sent, and nothing waits.
+
+        operations, response = play(layer.flow(request, attempt), httpx.ConnectError("refused"), None, answer)
+
+    Args:
+        flow: what the `flow` method of a layer, or a flow function, returned.
+        outcomes: the outcome of each of its operations, one by one: a response for a `Send`, the value of a
+            `Run`, None for the others. An exception is raised in the flow. What is missing at the end counts as None,
+            except for a `Send` or a `Run`.
+
+    Returns:
+        The operations that the flow asked for, and the response that it returned. What the flow raises is raised.
+
+    Raises:
+        ConfigurationError: the flow is no generator.
+        InvalidArgumentError: (an AssertionError) there are too few outcomes, or too many.
+    """
+    if not isinstance(flow, Generator):
+        raise ConfigurationError(
+            f"play() takes a running flow, such as layer.flow(request, attempt), not {flow!r}"
+        )
+    operations: list[Operation] = []
+    try:
+        operation = flow.send(None)
+        while True:
+            operations.append(operation)
+            number = len(operations)
+            if number > len(outcomes) and isinstance(operation, Send | Run):
+                flow.close()
+                raise InvalidArgumentError(
+                    f"operation number {number} is a {type(operation).__name__}, and there are {len(outcomes)} outcomes"
+                )
+            outcome = outcomes[number - 1] if number <= len(outcomes) else None
+            operation = flow.throw(outcome) if isinstance(outcome, BaseException) else flow.send(outcome)
+    except StopIteration as end:
+        if len(operations) < len(outcomes):
+            raise InvalidArgumentError(
+                f"the flow ended after {len(operations)} operations, and there are {len(outcomes)} outcomes"
+            ) from None
+        response: httpx.Response = end.value
+        return operations, response

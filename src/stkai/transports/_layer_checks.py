@@ -1,0 +1,194 @@
+"""What a layer knows and checks of its flow, and of the transport inside it; the messages say what to do instead."""
+
+import inspect
+from collections.abc import Callable, Generator
+from functools import wraps
+from typing import Any, Final
+
+import httpx
+
+from .._errors import ConfigurationError, InvalidArgumentError
+from .._families import Family, alike, family_of
+from ._call import Attempt
+from ._operations import Flow, WrongOperationError
+
+_LEAVES: Final = (httpx.HTTPTransport, httpx.AsyncHTTPTransport, httpx.MockTransport)
+_SOUND: Final = (*_LEAVES, httpx.ASGITransport, httpx.WSGITransport)
+_OURS: Final = "stkai"
+
+
+def is_leaf(wire: Any) -> bool:
+    """Whether no layer of ours is further in, so that the request need not carry its attempt."""
+    return bool(getattr(wire, "is_leaf", type(wire) in alike(*_LEAVES)))
+
+
+def is_sound(wire: Any) -> bool:
+    """Whether a ConnectError or ConnectTimeout of the wire means that nothing was sent.
+
+    So it is with the transports of httpx and httpx2, with ours, and with subclasses that do not send in their own way.
+    Others raise these errors for a connection that broke after the request.
+    """
+    for kind in type(wire).__mro__:
+        if "handle_request" in vars(kind) or "handle_async_request" in vars(kind):
+            return kind in alike(*_SOUND) or kind.__module__.partition(".")[0] == _OURS
+    return False
+
+
+def check_inner(layer: object, inner: object, kind: type) -> None:
+    """Refuse what a layer cannot send through.
+
+    Raises:
+        ConfigurationError: `inner` is not a transport of this kind.
+    """
+    if not isinstance(inner, alike(kind)):
+        msg = f"{type(layer).__name__} needs an httpx.{kind.__name__} inside, not {_describe(inner)}"
+        raise ConfigurationError(msg)
+
+
+def foreign(family: Family) -> ConfigurationError:
+    """The error for a request that the wire could not read."""
+    name = family.__name__
+    return ConfigurationError(
+        f"the stack's wire is for {name}, but this request is not from {name}: build the stack on a wire of the"
+        " client's own package, or on no wire, as build_transport() does by default"
+    )
+
+
+def of_other_kind(*, is_async: bool) -> InvalidArgumentError:
+    """The error for a request with a body that only the other kind of client can send."""
+    mine, needed = ("an async", "an async generator") if is_async else ("a sync", "a plain generator")
+    return InvalidArgumentError(
+        f"the request's body is for the other kind of client: {mine} client sends bytes or {needed}"
+    )
+
+
+def not_initialised(layer: object) -> AttributeError:
+    """The error for a layer of the user's own that lacks what the base constructor sets."""
+    return AttributeError(
+        f"{type(layer).__name__} is not initialised: its __init__ must call super().__init__(inner)"
+    )
+
+
+class OfOtherKind:
+    """A method that only the other kind of transport has: says which stack to build.
+
+    A layer has no `__getattr__` for that: with one, Python reads all other attributes much more slowly.
+    """
+
+    def __init__(self, client: str, builder: str) -> None:
+        self._cure = f"an {client} needs the other kind of stack, such as stkai.{builder}"
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._owner, self._name = owner, name
+
+    def __get__(self, layer: object, kind: type) -> Any:
+        order = kind.__mro__
+        for base in order[order.index(self._owner) + 1 :]:  # A class may be of both kinds.
+            if self._name in vars(base) and base.__module__ == self._owner.__module__:
+                return vars(base)[self._name].__get__(layer, kind)
+        msg = f"{kind.__name__!r} object has no attribute {self._name!r}: {self._cure}"
+        raise AttributeError(msg, name=self._name, obj=layer)
+
+
+def _describe(inner: object) -> str:
+    kind = type(inner).__name__
+    if isinstance(inner, alike(httpx.AsyncBaseTransport)):
+        return f"the async {kind}: build the async stack, or pass a sync wire such as httpx.HTTPTransport()"
+    if isinstance(inner, alike(httpx.BaseTransport)):
+        return (
+            f"the sync {kind}: build the sync stack, or pass an async wire such as httpx.AsyncHTTPTransport()"
+        )
+    return f"{inner!r}" if isinstance(inner, type) else f"a {kind}"
+
+
+FlowFunction = Callable[[Any, httpx.Request, Attempt], Flow]
+"""A layer's work as a function of the layer, the request and the attempt."""
+
+_FORM: Final = (
+    "a flow is a generator function that ends with `return (yield from layer.forward(request, attempt))`"
+)
+_FORGOTTEN: Final = "write `yield from` before forward(request, attempt)"
+
+
+def check_flow(name: str, flow: object) -> None:
+    """Refuse what can be seen to be no flow before the first request.
+
+    Raises:
+        ConfigurationError: it is not a function of three arguments, or it is async.
+    """
+    if not callable(flow):
+        raise ConfigurationError(
+            f"a flow must be a function (layer, request, attempt), and that of the layer {name!r} is {flow!r}"
+        )
+    if inspect.iscoroutinefunction(flow) or inspect.isasyncgenfunction(flow):
+        raise _wrong(name, "is async, and nothing awaits it", f"{_FORM}; one serves sync and async clients")
+    try:
+        signature = inspect.signature(flow)
+    except (TypeError, ValueError):  # Some callables have none to show.
+        return
+    try:
+        signature.bind("layer", "request", "attempt")
+    except TypeError as error:
+        raise _wrong(
+            name,
+            f"cannot be called as flow(layer, request, attempt): {error}",
+            "give it these three parameters",
+        ) from error
+
+
+def checked(flow: FlowFunction) -> FlowFunction:
+    """The same flow, whose mistakes are ConfigurationErrors that name the layer and the cure."""
+
+    @wraps(flow)
+    def run(layer: Any, request: httpx.Request, attempt: Attempt) -> Flow:
+        try:
+            made: Any = flow(layer, request, attempt)
+            if not isinstance(made, Generator):
+                raise _no_generator(layer.name, made)
+            response = yield from made
+        except WrongOperationError as error:
+            forgotten = isinstance(error.operation, Generator)
+            cure = (
+                _FORGOTTEN if forgotten else "it may yield operations of stkai.transports, such as Sleep(1.0)"
+            )
+            raise _wrong(layer.name, f"yielded {_kind(error.operation)}", cure) from None
+        except AttributeError as error:
+            if not isinstance(error.obj, Generator):
+                raise
+            raise _wrong(layer.name, f"used a generator as a response ({error})", _FORGOTTEN) from error
+        if not isinstance(response, family_of(request).Response):
+            raise _no_response(layer.name, response, request)
+        return response
+
+    return run
+
+
+def _no_generator(name: str, made: object) -> ConfigurationError:
+    if inspect.iscoroutine(made):
+        made.close()
+    return _wrong(name, f"returned {_kind(made)} where a generator was expected", _FORM)
+
+
+def _no_response(name: str, answer: object, request: httpx.Request) -> ConfigurationError:
+    package = family_of(request).__name__
+    cure = (
+        f"return the response of `yield from layer.forward(request, attempt)`, or response_like(request, 200), which is"
+        f" one of {package}"
+    )
+    if isinstance(answer, Generator):
+        cure = _FORGOTTEN
+    elif isinstance(answer, alike(httpx.Response)):
+        cure = f"the request is one of {package}, and so must the answer be: response_like(request, 200)"
+    return _wrong(name, f"ended with {_kind(answer)} instead of a response", cure)
+
+
+def _wrong(name: str, what: str, cure: str) -> ConfigurationError:
+    return ConfigurationError(f"the flow of the layer {name!r} {what}: {cure}")
+
+
+def _kind(thing: object) -> str:
+    if thing is None:
+        return "None"
+    kind = type(thing)
+    package = kind.__module__.partition(".")[0]
+    return f"a value of type {kind.__name__ if package == 'builtins' else f'{package}.{kind.__name__}'}"
