@@ -16,7 +16,7 @@ _ORIGINAL: Final = "stkai.original"
 def as_httpx(answer: Any) -> httpx.Response:
     """An `httpx.Response` with the status and headers of any other response; closing it closes that.
 
-    The body stays where it is. Anything unintelligible counts as a 200 without headers; see also `original`.
+    The body stays where it is. Anything that cannot be read counts as a 200 without headers; see also `original`.
     """
     if isinstance(answer, httpx.Response):
         return answer

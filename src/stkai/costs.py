@@ -75,7 +75,7 @@ class LlmTokens(dict[str, Callable[..., Any]]):
         return tokens
 
     def settle(self, response: httpx.Response) -> float | None:
-        """The tokens that an answer reports, or those of the text that a stream has sent; None if it says nothing.
+        """The tokens that an answer reports, or those of the text that a stream has sent; None if there is neither.
 
         A refused request (4xx) has cost nothing, unless it reports otherwise; limiters know that of a 429 themselves.
         """

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 _UNSAFE: Final = re.compile("[\n\r\x7f-\x9f\u2028\u2029]")
-"""Line breaks, and characters that terminals obey. In valid JSON the first two occur only between tokens."""
+"""Line breaks, and characters that terminals interpret. In valid JSON the first two occur only between tokens."""
 
 
 def _no_constant(name: str) -> Any:
@@ -111,7 +111,7 @@ def quote_inside(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Valid JSON without line breaks, and without characters that a terminal obeys."""
+    """Valid JSON without line breaks, and without characters that a terminal interprets."""
     if _UNSAFE.search(text) is None:
         return text
     return _UNSAFE.sub(lambda found: " " if found[0] in "\r\n" else f"\\u{ord(found[0]):04x}", text)

@@ -128,7 +128,7 @@ def visible(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text in which characters that a terminal would obey, such as line breaks, are shown as escapes."""
+    """Text in which characters that a terminal would interpret, such as line breaks, are shown as escapes."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

@@ -78,6 +78,7 @@ def _is_dead(stream: Any) -> bool:
     if stream is None:
         return False
     try:
-        return bool(stream.get_extra_info("is_readable"))  # An idle server has nothing to say but goodbye.
+        # An idle server sends nothing but the end of the connection.
+        return bool(stream.get_extra_info("is_readable"))
     except Exception:  # noqa: BLE001 - a closed socket raises whatever the library that holds it likes
         return True

@@ -204,7 +204,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None and connection.transport is not None:
-            # There is nothing left to send, and TLS would wait for the server's goodbye.
+            # There is nothing left to send, and TLS would wait for the server to close its side.
             connection.transport.abort()
             connection.close()
             await asyncio.sleep(0)  # The loop may end next, and must have closed the socket by then.

@@ -102,7 +102,7 @@ class AimdLimiter(QuotaLimiter):
 
             quota = KnownQuota(max_requests, time_window, floor)
             group = GroupPace(quota, plain=plain, starts_warm=warm_start is not None)
-        # What a server says of its tokens concerns all who use the key, so each member goes by what it is told itself.
+        # A server's headers about tokens hold for all who use the key, so each member follows those that it receives.
         super().__init__(
             limits, alone(), share=share, store=store, alone=alone, beside=units(), pace=group,
             methods=methods, max_wait_time=max_wait_time, cost=cost,

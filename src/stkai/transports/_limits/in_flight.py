@@ -19,7 +19,7 @@ _SHORTEST: Final = 0.001
 class Slots(Source):
     """At most `most` at once: a slot is taken when a request goes, and is free when its answer has ended.
 
-    Nobody knows when that will be: its seconds are a guess, from how long the last ones took. A slot is also free when
+    When that will be is unknown: its seconds are a guess, from how long the last ones took. A slot is also free when
     its turn is collected, since an interrupt may cut off whatever was to free it; the callback of a weak reference is a
     method of a C type, which no interrupt can cut off. Layers and permits keep their turns until then.
 

@@ -125,7 +125,7 @@ class QuotaLimiter(QueueLimiter):
         time_window: float | Unset = UNSET,
         max_cost: float | Unset = UNSET,
     ) -> None:
-        """Change the numbers that are given; requests that wait go by the new ones.
+        """Change the numbers that are given; they apply to waiting requests as well.
 
         Raises:
             ConfigurationError: a number is out of range, or this limiter does not count what it is for; nothing has

@@ -135,7 +135,7 @@ class Units(Source):
             return None
         if (reading := read_cost_limit(response.headers)) is not None:
             self._advance(answer.now)
-            # A limit that would take more than the longest wait to fill the bucket is nonsense.
+            # A limit under which filling the bucket takes more than the longest wait is a mistake.
             self.rate = min(self._own_rate, max(reading.limit / _MINUTE, self.most / self._longest))
             self.level = min(self.level, reading.remaining)
         return None
