@@ -14,7 +14,7 @@ from stkai import ConfigurationError
 from stkai._batch.append_file import AppendFile, WriteError
 from stkai._batch.input_lines import StdinCopy
 from stkai._batch.journal import Journal
-from stkai._batch.output_lines import Entry, LineFailure
+from stkai._batch.output_lines import LineFailure, OutputLine
 from stkai._batch.outputs import StdoutOutputs
 
 from .job import Job, Server, echo, summary
@@ -148,21 +148,21 @@ def test_stdout_keeps_the_order_and_counts_what_was_written() -> None:
     outputs = StdoutOutputs(in_order=True, descriptor=writing)
     for number in (1, 2, 3, 4):
         outputs.expect(number)
-    outputs.append(Entry(3, b"three\n", None))
-    outputs.append(Entry(2, b"two\n", LineFailure("http_400", "no")))
+    outputs.append(OutputLine(3, b"three\n", None))
+    outputs.append(OutputLine(2, b"two\n", LineFailure("http_400", "no")))
     assert outputs.held == 2
     outputs.drop(1)
-    outputs.append(Entry(4, b"four\n", None))
+    outputs.append(OutputLine(4, b"four\n", None))
     anyio.run(outputs.flush)
     assert os.read(reading, 100) == b"two\nthree\nfour\n"
     assert (outputs.done, outputs.codes) == (2, {"http_400": 1})
     os.close(reading)
     for number in (5, 6):
         outputs.expect(number)
-        outputs.append(Entry(number, b"lost\n", None))
+        outputs.append(OutputLine(number, b"lost\n", None))
     with pytest.raises(WriteError, match="stdout"):
         anyio.run(outputs.flush)
-    assert outputs.take_unwritten() == [Entry(5, b"lost\n", None), Entry(6, b"lost\n", None)]
+    assert outputs.take_unwritten() == [OutputLine(5, b"lost\n", None), OutputLine(6, b"lost\n", None)]
     assert (outputs.done, outputs.take_unwritten()) == (2, [])
     os.close(writing)
 

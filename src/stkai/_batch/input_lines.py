@@ -22,11 +22,11 @@ _BLOCK: Final = 1 << 16
 _SURVEY: Final = re.compile(rb"([0-9]+) ([0-9a-f]{64}) ([0-9]+) ([0-9]+)")
 _ANY_SIZE: Final = 2**31 - 1
 
-Read = Callable[[], Values | None]
+ReadLine = Callable[[], Values | None]
 """Reads the members of a line; raises InvalidLineError."""
 
 
-Lines = Iterable[tuple[int, Read] | None]
+Lines = Iterable[tuple[int, ReadLine] | None]
 """The number of each line and how to read it; None while the next one has not arrived yet."""
 
 
@@ -44,7 +44,7 @@ class JsonLines:
     ) -> None:
         self._path, self._size, self._is_complete = path, size, is_complete
 
-    def __iter__(self) -> Iterator[tuple[int, Read] | None]:
+    def __iter__(self) -> Iterator[tuple[int, ReadLine] | None]:
         number = place = 0
         with self._path.open("rb") as file:
             while True:
@@ -97,7 +97,7 @@ class CsvRecords:
         if twice:
             raise ConfigurationError(f"{path} has two columns named {min(twice)!r}: rename one")
 
-    def __iter__(self) -> Iterator[tuple[int, Read] | None]:
+    def __iter__(self) -> Iterator[tuple[int, ReadLine] | None]:
         number = 0
         with self._path.open("rb") as file:
             rows = csv.reader(_texts(_up_to(self._size, file)), strict=True)

@@ -32,7 +32,7 @@ class LineFailure(NamedTuple):
     message: str
 
 
-class Entry(NamedTuple):
+class OutputLine(NamedTuple):
     """The outcome of a line, as it is written to an output.
 
     Attributes:
@@ -58,7 +58,7 @@ class Entry(NamedTuple):
         failure: LineFailure | None,
         response: httpx.Response | None = None,
         body: Part | None = None,
-    ) -> "Entry":
+    ) -> "OutputLine":
         """The entry for an answer, or for a failure with the answer where there was one; the id is JSON."""
         answer = error = "null"
         if response is not None and body is not None:

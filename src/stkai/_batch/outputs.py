@@ -14,7 +14,7 @@ from .._errors import ConfigurationError
 from .append_file import AppendFile, WriteError
 from .journal import LineState, LineStates
 from .json_text import parse
-from .output_lines import BEGINNING, Entry, code_in
+from .output_lines import BEGINNING, OutputLine, code_in
 from .progress import Usage
 
 SUFFIX: Final = ".jsonl"
@@ -56,7 +56,7 @@ class Outputs:
     def drop(self, number: int) -> None:
         """Stop expecting an outcome for this line."""
 
-    def append(self, entry: Entry) -> None:
+    def append(self, entry: OutputLine) -> None:
         """Write the outcome of a line, or let it wait for `flush`.
 
         Raises:
@@ -71,11 +71,11 @@ class Outputs:
             WriteError: it could not be written.
         """
 
-    def take_unwritten(self) -> list[Entry]:
+    def take_unwritten(self) -> list[OutputLine]:
         """What waits; it is forgotten."""
         return []
 
-    def _count(self, entry: Entry) -> None:
+    def _count(self, entry: OutputLine) -> None:
         if entry.code is None:
             self.done += 1
         else:
@@ -130,7 +130,7 @@ class FileOutputs(Outputs):
                         usage.add(parse(line.decode()).value["response"]["body"])
         return usage
 
-    def append(self, entry: Entry) -> None:
+    def append(self, entry: OutputLine) -> None:
         (self.answers if entry.code is None else self.failures).append(entry.line)
         self._count(entry)
 
@@ -178,8 +178,8 @@ class StdoutOutputs(Outputs):
         super().__init__()
         self._in_order, self._descriptor = in_order, descriptor
         self._expected: deque[int] = deque()
-        self._early: dict[int, Entry] = {}
-        self._ready: deque[Entry] = deque()
+        self._early: dict[int, OutputLine] = {}
+        self._ready: deque[OutputLine] = deque()
         self._writing = anyio.Lock()
 
     @property
@@ -195,7 +195,7 @@ class StdoutOutputs(Outputs):
             self._expected.remove(number)
             self._order()
 
-    def append(self, entry: Entry) -> None:
+    def append(self, entry: OutputLine) -> None:
         if self._in_order:
             self._early[entry.number] = entry
             self._order()
@@ -224,7 +224,7 @@ class StdoutOutputs(Outputs):
         except OSError as error:
             raise WriteError("stdout", error) from error
 
-    def take_unwritten(self) -> list[Entry]:
+    def take_unwritten(self) -> list[OutputLine]:
         unwritten = list(self._ready)
         self._ready.clear()
         return unwritten

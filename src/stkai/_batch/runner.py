@@ -15,10 +15,18 @@ from ..transports._auth.bearer import ExposedTokenError
 from .append_file import WriteError
 from .batch_client import FAILURE, BatchClient, status_of
 from .engine import Outcome, outcomes_in_tasks
-from .input_lines import Read
+from .input_lines import ReadLine
 from .job import BatchJob
 from .journal import LineState
-from .output_lines import UNKNOWN, Entry, LineFailure, body_of, failure_of_answer, failure_of_error, visible
+from .output_lines import (
+    UNKNOWN,
+    LineFailure,
+    OutputLine,
+    body_of,
+    failure_of_answer,
+    failure_of_error,
+    visible,
+)
 from .request_formats import InvalidLineError, SeenIds
 from .watch import DroppedError, LineInFlight, RunState, line_of
 
@@ -115,7 +123,7 @@ class Runner:
             else:
                 await self._flush()
 
-    def _request(self, number: int, read: Read) -> httpx.Request | None:
+    def _request(self, number: int, read: ReadLine) -> httpx.Request | None:
         """The request for a line; None if there is nothing to send."""
         if not self._part.has(number):
             return None
@@ -133,12 +141,14 @@ class Runner:
             if self._options.unknown == "report":
                 what = f"{where}: this was in flight when an earlier run was killed, so the server may have executed it"
                 failure = LineFailure(UNKNOWN, f"{what}; to send it again, pass --retry-failed")
-                self._write(Entry.of(number, form.id_of(read), failure))
+                self._write(OutputLine.of(number, form.id_of(read), failure))
                 return None
         try:
             target = form.target(read())
         except InvalidLineError as error:
-            self._write(Entry.of(number, error.custom_id, LineFailure("invalid_line", f"{where}: {error}")))
+            self._write(
+                OutputLine.of(number, error.custom_id, LineFailure("invalid_line", f"{where}: {error}"))
+            )
             return None
         self._note_id(number, target.custom_id)
         line = self.in_flight[number] = LineInFlight(self._state, number, target.custom_id, execution)
@@ -217,7 +227,7 @@ class Runner:
                 )
             elif error is not None:
                 failure = failure_of_error(error, self._client.timeouts)
-            entry = Entry.of(line.number, line.custom_id, failure, response, body)
+            entry = OutputLine.of(line.number, line.custom_id, failure, response, body)
         except Exception as unreadable:  # noqa: BLE001 - whatever the server has sent, the run continues
             self._fail(line, unreadable)
         else:
@@ -225,14 +235,14 @@ class Runner:
 
     def _fail(self, line: LineInFlight, error: Exception) -> None:
         failure = self._may_have_acted(line, failure_of_error(error, self._client.timeouts))
-        self._write(Entry.of(line.number, line.custom_id, failure))
+        self._write(OutputLine.of(line.number, line.custom_id, failure))
 
     def _may_have_acted(self, line: LineInFlight, failure: LineFailure) -> LineFailure:
         """The failure, with a hint if the server may have executed the line."""
         hint = "" if line.may_drop else _MAY_HAVE_ACTED[self._options.unknown]
         return failure._replace(message=failure.message + hint)
 
-    def _write(self, entry: Entry) -> None:
+    def _write(self, entry: OutputLine) -> None:
         try:
             self._outputs.append(entry)
         except WriteError as error:
@@ -254,7 +264,7 @@ class Runner:
         except WriteError as error:
             self._halt_unwritten(error, self._outputs.take_unwritten())
 
-    def _halt_unwritten(self, error: WriteError, entries: list[Entry]) -> None:
+    def _halt_unwritten(self, error: WriteError, entries: list[OutputLine]) -> None:
         """Halt, and print outcomes that could not be written to stderr, so that they are not lost."""
         self.end("halted", f"{error}; nothing more is sent")
         with suppress(OSError, AttributeError):  # stderr may be closed.

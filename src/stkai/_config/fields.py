@@ -145,7 +145,7 @@ SomeSeconds = Annotated[float, _Number, Field(gt=0, description=_checks.SOME_SEC
 Share = Annotated[float, _Number, Field(gt=0, le=1, description=_checks.SHARE.words)]
 SmallerShare = Annotated[float, _Number, Field(gt=0, lt=1, description=_checks.SMALLER_SHARE.words)]
 Text = Annotated[str, _Stripped, _NotEmpty]
-Secret = Annotated[SecretStr, _Stripped, _NotEmpty]
+SecretText = Annotated[SecretStr, _Stripped, _NotEmpty]
 AccessToken = Annotated[
     SecretStr,
     _Stripped,

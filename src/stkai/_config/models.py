@@ -22,7 +22,7 @@ class AuthConfig(fields.Section):
 
     token: fields.AccessToken | None = None
     client_id: fields.Text | None = None
-    client_secret: fields.Secret | None = None
+    client_secret: fields.SecretText | None = None
     token_url: fields.TokenAddress = DEFAULT_TOKEN_URL
     origins: fields.OrNone[fields.Origins] = None
     scope: fields.OrNone[fields.Text] = None

@@ -29,7 +29,7 @@ _KNOWN: Final = {
 }
 """The environment variables that are read."""
 
-Values = Mapping[str, Mapping[str, Any]]
+SectionValues = Mapping[str, Mapping[str, Any]]
 """Section, field, value."""
 
 
@@ -57,7 +57,7 @@ class Loaded:
     warnings: tuple[str, ...]
 
 
-def load(configured: Values, env_file: Path | None = None) -> Loaded:
+def load(configured: SectionValues, env_file: Path | None = None) -> Loaded:
     """Merge all sources and check the result.
 
     Raises:
@@ -71,7 +71,7 @@ def load(configured: Values, env_file: Path | None = None) -> Loaded:
         path = full_path(named)
         sources = {f".env file {path}": _read_file(path, named_by), **sources}
         rows.append(Explained(_ENV_FILE, str(path), named_by))
-    values: dict[str, Values] = {name: source.values for name, source in sources.items()}
+    values: dict[str, SectionValues] = {name: source.values for name, source in sources.items()}
 
     complaints: list[str] = []
     sections: dict[str, Any] = {}
@@ -91,7 +91,7 @@ def load(configured: Values, env_file: Path | None = None) -> Loaded:
     )
 
 
-def _section(section: str, sources: Mapping[str, Values]) -> tuple[BaseModel, list[Explained]]:
+def _section(section: str, sources: Mapping[str, SectionValues]) -> tuple[BaseModel, list[Explained]]:
     """One section from all sources; later ones take precedence. Its error's arguments are the complaints."""
     model = MODELS[section]
     given = {
@@ -149,7 +149,7 @@ class _Variables:
         names: those of all its variables with our prefix.
     """
 
-    values: Values
+    values: SectionValues
     env_file: str | None
     names: frozenset[str]
 

@@ -144,7 +144,7 @@ METRICS: Final = (
 # fmt: on
 
 
-class Bounded:
+class BoundedWords:
     """Lets through a limited number of distinct words, and returns `_OTHER` for the rest."""
 
     def __init__(self) -> None:
@@ -213,7 +213,7 @@ class Recorder:
 
     def __init__(self, made: Callable[[Metric], Callable[[float, Labels], object]]) -> None:
         self._record = {metric: made(metric) for metric in METRICS}
-        self._bounded = {name: Bounded() for name in _WORDS}
+        self._bounded = {name: BoundedWords() for name in _WORDS}
 
     def __call__(self, event: Event) -> None:
         for metric, measure in _BY_EVENT.get(type(event), ()):

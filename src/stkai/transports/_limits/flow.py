@@ -22,7 +22,7 @@ from .plan import Chooser, Plan, subscribe
 from .queue_limiter import QueueLimiter, is_ours
 from .waiting import CallWaiting
 
-Limits = Any
+AnyLimiter = Any
 """A limiter, one per host or key, or a list of limiters that all have to let a request go."""
 
 _WANTED: Final = (
@@ -40,7 +40,7 @@ class _LimitFlow(LayerBase):
     def __init__(
         self,
         inner: Any,
-        policy: Limits,
+        policy: AnyLimiter,
         *,
         context: Context | None = None,
         cost: Estimate | None = None,
@@ -228,23 +228,23 @@ class AsyncAdaptiveTransport(AsyncLimiterTransport):
     name = "adaptive"
 
 
-def limiter(policy: Limits, *, cost: Estimate | None = None, settle: Settle | None = None) -> Layer:
+def limiter(policy: AnyLimiter, *, cost: Estimate | None = None, settle: Settle | None = None) -> Layer:
     """The layer `limiter`, for a `StackBuilder`: takes any object that can be asked for permits, or a list of them."""
     return _layer(LimiterTransport, AsyncLimiterTransport, policy, cost=cost, settle=settle)
 
 
-def token_bucket(policy: Limits, *, cost: Estimate | None = None, settle: Settle | None = None) -> Layer:
+def token_bucket(policy: AnyLimiter, *, cost: Estimate | None = None, settle: Settle | None = None) -> Layer:
     """The layer `token_bucket`, for a `StackBuilder`."""
     return _layer(TokenBucketTransport, AsyncTokenBucketTransport, policy, cost=cost, settle=settle)
 
 
-def adaptive(policy: Limits, *, cost: Estimate | None = None, settle: Settle | None = None) -> Layer:
+def adaptive(policy: AnyLimiter, *, cost: Estimate | None = None, settle: Settle | None = None) -> Layer:
     """The layer `adaptive`, for a `StackBuilder`."""
     return _layer(AdaptiveTransport, AsyncAdaptiveTransport, policy, cost=cost, settle=settle)
 
 
 def _layer(
-    sync: type[LimiterTransport], asynchronous: type[AsyncLimiterTransport], policy: Limits, **meter: Any
+    sync: type[LimiterTransport], asynchronous: type[AsyncLimiterTransport], policy: AnyLimiter, **meter: Any
 ) -> Layer:
     policy = checked_limiter(policy, _WANTED)
     options = {"policy": policy, **meter}
