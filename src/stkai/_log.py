@@ -111,6 +111,15 @@ def listener_of(given: object) -> Listener:
     return Listeners(tuple(several))
 
 
+def notify(listener: Listener, event: "events.Event") -> None:
+    """Call a listener and log whatever it raises: an observer must not fail a request. Interrupts are raised."""
+    try:
+        listener(event)
+    except Exception as error:
+        raise_interrupt(error)
+        logger.exception("the listener failed on %s", event)
+
+
 class Listeners:
     """Several listeners as one: whatever one of them raises, the others still get the event."""
 
@@ -119,8 +128,4 @@ class Listeners:
 
     def __call__(self, event: "events.Event") -> None:
         for listener in self.each:
-            try:
-                listener(event)
-            except Exception as error:
-                raise_interrupt(error)
-                logger.exception("the listener failed on %s", event)
+            notify(listener, event)

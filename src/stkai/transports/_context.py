@@ -8,8 +8,7 @@ import httpx
 
 from .._clock import Clock, SystemClock, uniform
 from .._families import adopt, alike
-from .._log import Listener, Listeners, events, log_events, logger
-from .._signals import raise_interrupt
+from .._log import Listener, Listeners, events, log_events, logger, notify
 from ._call import Attempt
 
 _NOTE: Final = "stkai: "
@@ -44,12 +43,8 @@ class Context:
         return not isinstance(self.listener, Listeners) or bool(self.listener.each)
 
     def emit(self, event: "events.Event") -> None:
-        """Call the listener and log whatever it raises: an observer must not fail a request. Interrupts are raised."""
-        try:
-            self.listener(event)
-        except Exception as error:  # noqa: BLE001 - user code; whatever it raises
-            raise_interrupt(error)
-            logger.exception("the listener failed on %s", event)
+        """Call the listener; what it raises is logged, but for interrupts."""
+        notify(self.listener, event)
 
 
 def attempt_started(context: Context, attempt: Attempt) -> dict[str, str]:
