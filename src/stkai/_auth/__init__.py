@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 
 import httpx
 
-from ._checks import SECONDS, check_choice, check_number
-from ._clock import Clock, SystemClock
-from ._config.names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
-from ._config.stkai import STKAI
-from ._credentials.token_endpoint import LONGEST_FETCH, TokenEndpoint
-from ._errors import AuthenticationError, ConfigurationError
-from ._log import logger
-from ._secrets import HoldsSecret, Secret
-from .transports._auth.fetch import in_background, is_running, join
-from .transports._auth.provider import AuthProvider
+from .._checks import SECONDS, check_choice, check_number
+from .._clock import Clock, SystemClock
+from .._config.names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
+from .._config.stkai import STKAI
+from .._errors import AuthenticationError, ConfigurationError
+from .._log import logger
+from .._secrets import HoldsSecret, Secret
+from ..transports._auth.fetch import in_background, is_running, join
+from ..transports._auth.provider import AuthProvider
+from .token_endpoint import LONGEST_FETCH, TokenEndpoint
 
 if TYPE_CHECKING:
-    from ._config.models import AuthConfig, HttpConfig
+    from .._config.models import AuthConfig, HttpConfig
 
 __all__ = ["AuthProvider", "AuthenticationError", "ClientCredentialsAuthProvider", "create_standalone_auth"]
 
