@@ -16,14 +16,14 @@ from .._families import alike
 from ..transports._call import Attempt
 from ..transports._layer_checks import is_sound
 from ..transports._operations import Flow, Operation, Run, Send
-from ..transports._retry.policy import NOT_SENT
+from ..transports._retry.policy import NOT_SENT, REFUSED_STATUS
 from .append_file import WriteError
 from .journal import Journal
 
 LINE: Final = "stkai.batch.line"
 """The request extension that holds the line."""
 
-_REFUSED: Final = frozenset({401, 408, 429, 503})
+_REFUSED: Final = REFUSED_STATUS | {httpx.codes.UNAUTHORIZED}
 """Answers that prove that the request did not run."""
 
 

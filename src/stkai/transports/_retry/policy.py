@@ -41,7 +41,9 @@ _UNKNOWN: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProto
 RETRY_ON_STATUS_CODES: Final = (408, 429, 500, 502, 503, 504)
 """Status codes that are retried by default."""
 
-_REFUSED_STATUS: Final = frozenset({408, 429, 503})
+REFUSED_STATUS: Final = frozenset({408, 429, 503})
+"""Status codes that prove that the server did not act on the request."""
+
 _GATEWAY_TIMEOUT: Final = 504
 _JITTER: Final = 0.25
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
@@ -195,7 +197,7 @@ class RetryPolicy:
         if response.status_code == _GATEWAY_TIMEOUT and not may_repeat:
             return None
         cause = f"{response.status_code} {response.reason_phrase}".strip()
-        acted = response.status_code not in _REFUSED_STATUS
+        acted = response.status_code not in REFUSED_STATUS
         return Failure(cause, acted, retry_after(response.headers, now), paced=paced)
 
 
