@@ -17,7 +17,7 @@ from typing import Any, Final
 import httpx
 
 from ._errors import RetryableError
-from ._event_loops import anyio, in_asyncio_task, run_soon, running_loop
+from ._event_loops import anyio, asyncio_loop, run_soon, running_loop
 
 _current: Final = threading.local()
 """The job that a thread does."""
@@ -114,8 +114,9 @@ class Job:
 
     async def await_(self, seconds: float = math.inf) -> bool:
         """Suspend this task for at most this many seconds; returns whether the work has ended."""
-        loop = running_loop()
-        if not in_asyncio_task():
+        loop = asyncio_loop()
+        if loop is None:
+            loop = running_loop()
             event = anyio.Event()
             self._waiting[id(event)] = partial(run_soon, loop, event.set)
             try:

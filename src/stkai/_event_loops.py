@@ -37,12 +37,19 @@ def run_soon(loop: Any, function: Callable[..., object], *arguments: object) -> 
         call(function, *arguments)
 
 
-def in_asyncio_task() -> bool:
-    """Whether an asyncio task is running, and trio is not: neither as a guest of its loop, nor within the task."""
+def asyncio_loop() -> Any:
+    """The loop of the asyncio task that is running; None if trio is, as a guest of the loop or within the task."""
     asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
     if asyncio is None:
-        return False
+        return None
     try:
-        return (trio is None or not trio.lowlevel.in_trio_run()) and asyncio.current_task() is not None
+        if trio is not None and trio.lowlevel.in_trio_run():
+            return None
+        return None if asyncio.current_task() is None else asyncio.get_running_loop()
     except (AttributeError, RuntimeError):  # A trio that cannot tell, or no loop in this thread.
-        return False
+        return None
+
+
+def in_asyncio_task() -> bool:
+    """Whether an asyncio task is running, and trio is not: neither as a guest of its loop, nor within the task."""
+    return asyncio_loop() is not None

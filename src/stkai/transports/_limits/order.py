@@ -73,7 +73,10 @@ class Order:
             vacant.clear()
         if not turn.number:
             turn.asked = now
-            self._give_number(turn, now)
+            if vacant or turn.priority == "low":
+                self._give_number(turn, now)
+            else:
+                turn.number = self.last = self.last + NORMAL
         while vacant and vacant[0][0] < turn.number:
             # The turn that asks moves up, so these places are no longer free.
             heapq.heappop(vacant)

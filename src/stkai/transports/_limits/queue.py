@@ -164,9 +164,10 @@ class Queue:
 
     def _tell(self, turn: Turn, place: int, wait: float, now: float) -> float:
         """Note when a turn that has to wait may go, and when it asks again; returns the seconds it has to wait."""
-        turn.nap, turn.held_by = math.inf, turn.sources[0]
-        exact, guess, waiting = 0.0, 0.0, len(turn.sources[0].order.turns)
-        for source in turn.sources:
+        sources = turn.sources
+        turn.nap, turn.held_by = math.inf, sources[0]
+        exact, guess, waiting = 0.0, 0.0, len(sources[0].order.turns)
+        for source in sources:
             ahead = place if source.waiting == waiting else source.count(place)
             seconds = source.when(turn, ahead, now)
             if source.is_exact and seconds > exact:
@@ -174,10 +175,12 @@ class Queue:
             elif seconds > max(guess, exact):
                 guess, turn.held_by = seconds, source
         exact = max(exact, wait)
-        turn.told = now + max(exact, guess)
-        # It claims its permit at once, though it does not ask before the source expects one.
+        wait = max(exact, guess)
+        turn.told = now + wait
         turn.is_guess = exact <= TICK and turn.nap < math.inf
-        wait = max(exact, guess, turn.nap if turn.is_guess and guess <= TICK else 0.0)
+        if turn.is_guess and guess <= TICK:
+            # It claims its permit at once, though it does not ask before the source expects one.
+            wait = max(wait, turn.nap)
         turn.nap = min(turn.nap, _GLANCE if place < _GLANCERS else max(_QUIET, exact / 4))
         if turn.priority == "low":
             # The normal turns before it may leave, and then nobody would wake it.

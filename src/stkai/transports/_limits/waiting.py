@@ -112,10 +112,11 @@ class CallWaiting(Waiting):
     """
 
     def __init__(self, layer: Any, limiter: Any, turn: Turn, plan: Plan, attempt: Attempt) -> None:
-        allowed, deadline = attempt.call.options.max_wait_time, attempt.call.deadline
+        call = attempt.call
+        allowed, deadline = call.options.max_wait_time, call.deadline
         if allowed is UNSET:
             allowed = plan.max_wait_time
-        limit = attempt.allowance(allowed)
+        limit = math.inf if allowed is None else attempt.allowance(allowed)
         super().__init__(
             limiter, turn, layer.context.clock, limit, math.inf if deadline is None else deadline
         )

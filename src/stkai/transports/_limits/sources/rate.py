@@ -7,9 +7,7 @@ from ..limiter import Answer, RateChange, Turn
 from ..pace.adaptive import Adaptive
 from .source import ROUNDING, TICK, Limits, Source, in_words
 
-_WHOLE: Final = 1 - ROUNDING
-
-_LATE: Final = 0.05
+LATE: Final = 0.05
 """Seconds, beyond the burst, for which the permit of a waiter that wakes late is kept for it."""
 
 
@@ -59,16 +57,16 @@ class Rate(Source):
         """Add permits, up to the burst and what waiters that wake late are owed."""
         credit, most = self.credit + permits, self.burst
         if credit > most:
-            credit = min(credit, most + min(self.waiting, self.rate * _LATE)) if self.waiting else most
+            credit = min(credit, most + min(self.waiting, self.rate * LATE)) if self.waiting else most
         self.credit = credit
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         if now > self._at:
             self._advance(now)
-        credit, until = self.credit, self.paused_until
-        if credit >= ahead + _WHOLE and now >= until:
+        missing, until = ahead + 1 - self.credit, self.paused_until
+        if missing <= ROUNDING and now >= until:
             return 0.0
-        wait = (ahead + 1 - credit) / self.rate if credit < ahead + 1 else 0.0
+        wait = missing / self.rate if missing > 0 else 0.0
         if now < until:
             wait += until - now
         return max(TICK, wait)
@@ -104,8 +102,11 @@ class PacedRate(Rate):
         self.pace = pace
 
     def _release(self, start: float, now: float) -> None:
-        mode = self.pace.mode
-        waiting = self.waiting > 0 and self._is_awaited()
+        mode, waiting = self.pace.mode, False
+        if self.waiting:
+            # Those who wait may do so for the permits of another source.
+            source = self.order.turns[0].held_by
+            waiting = source is self or source is None or source.is_remote
         released = mode.release(start, now, waiting=waiting)
         if mode.rate != self.rate and waiting:
             self.pace.moved()
@@ -114,11 +115,6 @@ class PacedRate(Rate):
             self._add(released)
         else:
             self.credit = credit
-
-    def _is_awaited(self) -> bool:
-        """Whether those who wait do so for these permits, not for those of another source."""
-        source = self.order.turns[0].held_by
-        return source is None or source is self or source.is_remote
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         if now > self._at:

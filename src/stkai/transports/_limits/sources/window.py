@@ -7,6 +7,7 @@ from itertools import accumulate, islice
 from typing import Final
 
 from ..limiter import Turn
+from .rate import LATE, Rate
 from .source import TICK, Limits, Source, in_words
 
 _EXACT: Final = 2048
@@ -14,6 +15,9 @@ _EXACT: Final = 2048
 
 _SLOTS: Final = 256
 """... above it, those within this part of the window share the last one's."""
+
+_TIMER: Final = 0.0004
+"""Seconds by which a timer may be late, or a thousandth of the window if that is less."""
 
 
 class Window(Source):
@@ -44,21 +48,25 @@ class Window(Source):
         return in_words(Limits(self.most, self.seconds))
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
-        instants, out = self._instants, now - self.seconds + TICK
-        while instants and instants[0] <= out:
-            instants.popleft()
-            self.used -= self._counts.popleft()
+        self.forget(now)
         first = self.used + ahead - self.most
         if first < 0:
             return 0.0
         # Wait until the request that takes the place before in the window has left it: it was sent, or it is ahead.
         windows = 1 + max(0, ahead) // self.most
         first -= (windows - 1) * self.most
-        start = self._instant(first) if first >= 0 else now - self.seconds
+        start = self.instant(first) if first >= 0 else now - self.seconds
         return max(TICK, start + windows * self.seconds - now)
 
-    def _instant(self, number: int) -> float:
-        """When the request of that number, counted from 0 among those in the window, was sent."""
+    def forget(self, now: float) -> None:
+        """Drop the requests that have left the window."""
+        instants, out = self._instants, now - self.seconds + TICK
+        while instants and instants[0] <= out:
+            instants.popleft()
+            self.used -= self._counts.popleft()
+
+    def instant(self, number: int) -> float:
+        """When the request of that number was sent, counted from 0 among those that are still kept."""
         if self.used > len(self._counts):
             number = bisect_right(list(accumulate(self._counts)), number)
         return self._instants[number]
@@ -96,3 +104,54 @@ class Window(Source):
     def update(self, limits: Limits) -> None:
         assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
         self._set(limits.max_requests, limits.time_window)
+
+
+class EvenWindow(Rate):
+    """A window whose requests follow evenly after a burst. What is owed to waiters that wake late must fit into it.
+
+    Args:
+        limits: the numbers of a limiter that counts requests.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits.rate, limits.at_once, limit=in_words(limits))
+        assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
+        self._window = Window(limits.max_requests, limits.time_window)
+
+    def when(self, turn: Turn, ahead: int, now: float) -> float:
+        # Not by `super()`, which Python looks up anew for every permit.
+        wait, window = Rate.when(self, turn, ahead, now), self._window
+        before = window.used + ahead - window.most
+        if before < 0:
+            return wait
+        if before < window.used:
+            left = window.instant(before) + window.seconds - now
+            return left if left > wait and left > TICK else wait
+        return self._far_back(turn, ahead, max(wait, window.when(turn, ahead, now)), now)
+
+    def _far_back(self, turn: Turn, ahead: int, wait: float, now: float) -> float:
+        """Seconds until a turn is admitted that has more than a window's requests ahead; at least `wait`."""
+        turns, window = self.order.turns, self._window
+        if self.waiting == len(turns):
+            # The request one window before it may leave late. Wake after that, so as not to sleep a second time.
+            before: Turn = turns[ahead - window.most]
+            left = before.told + window.seconds + min(_TIMER, window.seconds / 1000) - now
+            if wait < left < wait + LATE:  # Otherwise the rate has changed meanwhile.
+                return left
+        return wait
+
+    def take(self, turn: Turn, now: float) -> None:
+        self.credit -= 1.0
+        self._window.forget(now)
+        self._window.take(turn, now)
+
+    def give_back(self, turn: Turn, now: float) -> None:
+        super().give_back(turn, now)
+        self._window.give_back(turn, now)
+
+    def soon(self, now: float, seconds: float) -> float:
+        return min(super().soon(now, seconds), self._window.soon(now, seconds))
+
+    def update(self, limits: Limits) -> None:
+        super().update(limits)
+        self._window.update(limits)
