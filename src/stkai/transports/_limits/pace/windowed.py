@@ -57,6 +57,7 @@ class WindowedRate:
 
     def __init__(self, quota: KnownQuota, plain: tuple[float, float] | None = None) -> None:
         self._quota, self._plain, self.law = quota, plain, quota.law(plain)
+        self._spread = _SOFT_SPREAD if quota.is_given and pause.is_soft(quota.window) else _SPREAD
         self.start = ColdStart(quota)
         self.history = History(self.law.history, quota)
         self.guide = WindowGuide(quota.ceiling, quota.floor)
@@ -109,6 +110,7 @@ class WindowedRate:
         over, self.start = self.start.over, ColdStart(self._quota)
         self.start.over = over
         self.guide.ceiling = self._quota.ceiling
+        self._spread = _SOFT_SPREAD if pause.is_soft(self._quota.window) else _SPREAD
         self._adopt()
         self.set(self._quota.bounded(self.rate * share))
 
@@ -145,11 +147,9 @@ class WindowedRate:
     def take(self, turn: Turn, now: float) -> float:
         """Count a request that goes now; returns the permits that it takes: one, give or take some jitter."""
         self.history.tally.add(now)
-        quota = self._quota
-        if self.rate >= quota.ceiling:
+        if self.rate >= self._quota.ceiling:
             return 1.0
-        spread = _SOFT_SPREAD if quota.is_given and pause.is_soft(quota.window) else _SPREAD
-        return 1.0 + spread * (2.0 * turn.chance - 1.0)
+        return 1.0 + self._spread * (2.0 * turn.chance - 1.0)
 
     def give_back(self, turn: Turn) -> None:
         """Take back a request that was counted and not sent."""
