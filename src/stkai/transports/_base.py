@@ -193,7 +193,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
 
     def carry_out(self, call: Call, flow: Callable[[httpx.Request, Attempt], Flow]) -> httpx.Response:
         """Carry out a whole call with this flow: report its start and end to the listener, and attach its record."""
-        attempt, context = Attempt(call), self.context
+        attempt, context = Attempt(call, 1, None), self.context
         attempt.closing = self._closing
         in_main_thread = get_ident() == _MAIN
         if in_main_thread:
@@ -262,7 +262,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
 
     async def carry_out(self, call: Call, flow: Callable[[httpx.Request, Attempt], Flow]) -> httpx.Response:
         """Carry out a whole call with this flow: report its start and end to the listener, and attach its record."""
-        attempt, context = Attempt(call), self.context
+        attempt, context = Attempt(call, 1, None), self.context
         attempt.closing = self._closing
         try:
             if context.hears(INFO):

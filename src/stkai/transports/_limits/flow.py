@@ -100,15 +100,13 @@ class _LimitFlow(LayerBase):
     ) -> Turn:
         """The request's turn, in the place of an earlier attempt."""
         options, place = attempt.call.options, attempt.ticket or attempt.place
-        turn = Turn(request)
-        if options.priority == "low":
-            turn.priority = "low"
+        chance = self.context.random() if plan.listens or not ours else 0.5
+        # All arguments, and by position: CPython makes the object faster.
+        turn = Turn(request, 0, chance, 1.0, "low" if options.priority == "low" else "normal")
         if ours:
             turn.sources = plan.sources
             if plan.guests:
                 turn.guests = plan.guests
-        if plan.listens or not ours:
-            turn.chance = self.context.random()
         if place is not None and place[0] is limiter:
             turn.resume(place[1])
         if plan.priced:

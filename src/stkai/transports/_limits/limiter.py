@@ -72,7 +72,6 @@ class Turn:
     def __init__(
         self,
         request: httpx.Request | None = None,
-        *,
         number: int = 0,
         chance: float = 0.5,
         cost: float = 1.0,

@@ -117,8 +117,9 @@ class CallWaiting(Waiting):
         if allowed is UNSET:
             allowed = plan.max_wait_time
         limit = math.inf if allowed is None else attempt.allowance(allowed)
-        super().__init__(
-            limiter, turn, layer.context.clock, limit, math.inf if deadline is None else deadline
+        # Not by `super()`, which Python looks up anew for every permit.
+        Waiting.__init__(
+            self, limiter, turn, layer.context.clock, limit, math.inf if deadline is None else deadline
         )
         self._layer, self._attempt, self._allowed = layer, attempt, allowed
         if getattr(limiter, "is_own", True) or limiter.has_remote or turn.guests:

@@ -120,13 +120,10 @@ class PacedRate(Rate):
         if now > self._at:
             self._advance(now)
         mode, missing = self.pace.mode, ahead + 1 - self.credit
-        until = max(self.paused_until, mode.paused_until)
-        if missing <= ROUNDING and now >= until:
+        if missing <= ROUNDING and now >= self.paused_until and now >= mode.paused_until:
             return 0.0
         wait = mode.time_for(missing, now) if missing > 0 else 0.0
-        if now < until:
-            wait += until - now
-        wait = max(TICK, wait)
+        wait = max(TICK, wait + max(0.0, self.paused_until - now, mode.paused_until - now))
         turn.nap = min(turn.nap, mode.nap(wait))
         return wait
 
