@@ -1,6 +1,7 @@
 """Permits for other work than requests of httpx, in threads, on asyncio and on trio."""
 
 import math
+from functools import cache
 from types import TracebackType
 from typing import Self
 
@@ -128,8 +129,7 @@ class Permit:
             raise
 
     def _waiting(self, turn: Turn) -> tuple[Waiting, Attempt]:
-        call = Call.start(httpx.Request("POST", "permit:"), self._clock.monotonic())
-        attempt = Attempt(call)
+        attempt = Attempt(Call.start(_request(), self._clock.monotonic()))
         turn.call = attempt.info
         limit = math.inf if self._limit is None else self._limit
         return Waiting(self._limiter, turn, self._clock, limit, math.inf), attempt
@@ -153,3 +153,9 @@ class Permit:
     @even_half_made
     def __repr__(self) -> str:
         return f"<Permit of {self._limiter!r}>"
+
+
+@cache
+def _request() -> httpx.Request:
+    """The request in whose place permits are taken: only events name it."""
+    return httpx.Request("POST", "permit:")
