@@ -51,6 +51,24 @@ class LeakyBucket:
         pass
 
 
+class FixedWindow:
+    """So many requests in each window."""
+
+    def __init__(self, requests: int, seconds: float) -> None:
+        self._requests, self._seconds = requests, seconds
+        self._window = self._received = 0
+
+    def admits(self, now: float) -> bool:
+        window = int(now // self._seconds)
+        if window != self._window:
+            self._window, self._received = window, 0
+        self._received += 1
+        return self._received <= self._requests
+
+    def end(self) -> None:
+        pass
+
+
 class Places:
     """nginx's `limit_conn`: so many requests in flight."""
 
@@ -86,6 +104,7 @@ class World:
     Attributes:
         accepted, refused: instants, and the number of the process.
         changes: of rates, as reported.
+        most_attempts: attempts that one call has used up at most: refusals that count for a retry.
         now: the time.
     """
 
@@ -96,7 +115,8 @@ class World:
         self.refused: list[tuple[float, int]] = []
         self.senders: list[Sender] = []
         self.changes: list[RateChange] = []
-        self.now = 0.0
+        self.now, self.most_attempts = 0.0, 0
+        self._attempts: dict[Turn, int] = {}
         self._order = itertools.count()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
 
@@ -156,6 +176,9 @@ class World:
         again = Turn()
         if status == 429:
             again.resume(turn)
+            counted = self._attempts.pop(turn, 0) + (not turn.excused)
+            self._attempts[again], self.most_attempts = counted, max(counted, self.most_attempts)
+        self._attempts.pop(turn, None)
         self._ask(number, again)
 
     def _delay(self) -> float:

@@ -148,3 +148,18 @@ def test_a_start_whose_rate_brings_its_burst_back_at_once_need_not_hear_of_succe
         cold.accept(0.0)
     assert slow.queue.listens(0.1)
     assert not fast.queue.listens(0.1)
+
+
+@pytest.mark.parametrize(("asked", "rate"), [(1, 1.0), (2, 1 / 1.6), (4, 1 / 4.1)])
+def test_who_is_refused_at_once_still_gets_a_request_in_the_time_asked_for(asked: float, rate: float) -> None:
+    one = Sender()
+    one.refuse(0.1, sent=0.0, asked=asked, turn=one.force(0.0))
+    assert one.rate == pytest.approx(rate, rel=0.01)
+
+
+def test_a_wait_of_zero_seconds_says_nothing_unless_longer_ones_were_asked_for() -> None:
+    for earlier, finding in (([], "no Retry-After"), ([3.0], "time_window=30")):
+        one = Sender()
+        for now, asked in enumerate([*earlier, 0.0]):
+            one.refuse(10.0 * now + 0.1, sent=10.0 * now, asked=asked, turn=one.force(10.0 * now))
+        assert finding in str(one.pace)

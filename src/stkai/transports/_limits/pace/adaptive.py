@@ -19,6 +19,13 @@ from .windowed import WindowedRate
 
 _FOUND = "429 Too Many Requests: a first estimate of the quota"
 
+_OUTAGE, _UNLUCKY = 65.0, 20
+"""Seconds from the first of a row of refusals, and refusals of a call, that use up no attempt: a window of a minute may
+be used up."""
+
+_SHORT = 2.0
+"""Seconds: a server that asks for at most that says little about when the next request will be accepted."""
+
 Save = Callable[[LearnedRate, Answer], Operation | None]
 """Notes what was learned; returns an operation that saves it, if that is due."""
 
@@ -56,6 +63,7 @@ class Adaptive:
         self.mode: WindowedRate | BlindRate = self._windowed
         self._reported, self._finding = self._windowed.rate, ""
         self.ignores_successes_until = -math.inf
+        self._has_accepted, self._refused_since = False, math.inf
 
     def __str__(self) -> str:
         return str(self.mode)
@@ -109,6 +117,7 @@ class Adaptive:
         if reading is not None:
             self._follow(reading, now, sent)
         self.mode.accepted(turn, now, sent)
+        self._has_accepted, self._refused_since = True, math.inf
         change = None
         if self._has_moved() or self.mode.finding not in ("", self._finding):
             described = self._windowed.guide.in_force
@@ -128,8 +137,13 @@ class Adaptive:
     ) -> RateChange | None:
         """Note that the server answered 429 to a request sent at `sent`, asking for a wait of `asked` seconds."""
         windowed, first = self._windowed, not self._windowed.start.over
+        self._refused_since = min(self._refused_since, now)
         explained = self._follow(reading, now, sent, refused=True)
-        if asked is None and reading is None and not explained and self._can_be_blind():
+        if (asked or 0.0) <= _SHORT and not (explained or self._is_plain):
+            turn.excused = self._is_bad_luck(turn, now)
+        # A wait of zero stands for a part of a second, or comes from a server that asks for longer ones as well.
+        is_silent = asked is None or (asked == 0 and not self.quota.was_asked)
+        if is_silent and reading is None and not explained and self._can_be_blind():
             if isinstance(self.mode, BlindRate):
                 self.mode.refused(turn, now, sent, chance)
             else:
@@ -144,6 +158,11 @@ class Adaptive:
             return None
         found = first and windowed.start.over and not self.quota.is_given
         return self._report(self.rate, _FOUND if found else self.mode.reason(self._reported))
+
+    def _is_bad_luck(self, turn: Turn, now: float) -> bool:
+        """Whether a refusal uses up no attempt: a window that others have used up may soon end."""
+        accepts = self._has_accepted or isinstance(self.mode, BlindRate)
+        return accepts and now - self._refused_since < _OUTAGE and turn.excuses < _UNLUCKY
 
     def _can_be_blind(self) -> bool:
         """Whether there is no better law for a refusal that says nothing: a long window that was given is a scale."""

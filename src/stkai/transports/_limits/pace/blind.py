@@ -11,6 +11,7 @@ from ..limiter import Turn
 from .equal_refusals import EqualRefusals
 from .pairs import InFlightLimit, PairOutcome, PairTest
 from .quota import KnownQuota
+from .silent_window import SilentWindow
 from .start import Found
 
 _START, _ADDED, _ADDED_SHARE, _DOUBLING = 2.0, 4.0, 0.1, 1.0
@@ -29,6 +30,9 @@ _STRICT_OUTAGE = 10
 _LONGEST, _SHORTEST, _GAPS = 2.1, 0.1, 1.5
 """Seconds for which a second refusal in a row holds back: 1.5 gaps, doubled with each further one, and its bounds."""
 
+_MANY, _LONGER = 6, 4.2
+"""Refusals in a row after which that is the longest time."""
+
 _FLOOR, _FLOOR_SHARE = 0.1, 0.05
 """Requests per second below which the rate never falls, but at most that share of the quota."""
 
@@ -38,8 +42,8 @@ _NEWS, _STRICT_NEWS = 0.1, 0.3
 _LATE = 0.05
 """Seconds of lateness to make up for, at most half a gap; only where a shorter gap does not collide with itself."""
 
-_RECENT, _UNLUCKY = 20.0, 10
-"""Seconds: a refusal is bad luck if the server has accepted a request so lately; but no call is so unlucky as often."""
+_RECENT = 20.0
+"""Seconds without a success after which the rate stops growing, and refusals say nothing about what is usual."""
 
 _LONGEST_STEP = 1.0
 """Seconds of growth at a time: in a longer step, the program stood still."""
@@ -76,10 +80,10 @@ class BlindRate:
         rate = _START if found.is_open and not quota.is_given else found.rate
         self._test = PairTest(now, is_bursty=found.is_bursty)
         self._in_flight = InFlightLimit()
-        self.law = EqualRefusals(quota, self._test)
+        self._window = SilentWindow(found.since, found.accepted)
+        self.law = EqualRefusals(quota, self._test, self._window)
         self.rate, self.credit = self._bounded(rate), 0.0
-        self._accepted, self._since = found.accepted, found.since
-        self.row = 0
+        self.row, self._was_awaited = 0, True
         self._row_at = self._hold = -math.inf
         # The rate before a row of refusals (0 in a start), and the target of a recovery.
         self._before, self._back = 0.0, math.inf
@@ -111,6 +115,8 @@ class BlindRate:
         """What was found out about the server's refusals."""
         if self.is_strict:
             return "collisions, rate kept"
+        if window := round(self._window.seconds, -1):
+            return f"window of about {window:.0f} s"
         places = self._in_flight.places
         return f"in flight: {places}" if places else ""
 
@@ -142,8 +148,10 @@ class BlindRate:
 
     def release(self, start: float, now: float, *, waiting: bool) -> float:
         """Let the rate grow from `start` to `now`, and find out whether the next permit is due."""
+        self._was_awaited = self._was_awaited or waiting
         if now > start:
             self.law.fade(now - start)
+            self._window.forget_if_old(now)
             if waiting and now - self._accepted_at < _RECENT:  # What is not answered supports no growth.
                 self._grow(min(now - start, _LONGEST_STEP))
         test = self._test
@@ -203,34 +211,37 @@ class BlindRate:
             outcome = self._test.hear(turn.mark, now, accepted=True, starting=self._starting)
             if outcome is PairOutcome.BOTH:
                 self._due += 1 / self.rate
-        if self._starting and (self._test.is_bursty or self.is_strict):
+        if self._starting and self._was_awaited and (self._test.is_bursty or self.is_strict):
             added = max(min(_ADDED, _ADDED_SHARE * self._quota.ceiling), self.rate * math.log(2) / _DOUBLING)
             self.rate = self._bounded(self.rate + added * min(_REGAIN, now - self._accepted_at))
-        self._accepted_at = now
+        self._accepted_at, self._was_awaited = now, False
         self.law.note(refused=False)
-        self._accepted += 1
-        if self.row >= self._outage or (self.row and now - self._row_at > _LONG):
-            self._recover(now)
+        self._window.accepted()
+        if self.row:
+            if self.row >= self._outage or now - self._row_at > _LONG or self._window.seconds:
+                self._recover(now)
+            self._window.row_ended(now)
         self.row = 0
 
     def _recover(self, now: float) -> None:
         """Return to most of the rate before the outage."""
+        average, share = self._window.average(now), self._window.accepts_again(now, self._row_at)
         is_long = now - self._row_at > _RECENT
-        if is_long:
-            self.law.forget()  # They say nothing about what is usual.
-        if is_long and not self._before:
+        if self.is_strict and self.law.refuses_most and not is_long:
+            self._test.doubt()  # Collisions hardly make an outage.
+        if is_long or share:
+            self.law.forget()
+        if is_long and not (self._before or share):
             self._starting, self.rate = True, self._bounded(_START)
             return
         # The rate of a start says little; what was accepted since then, until now, says more.
-        self._back = _REGAINED * (self._before or self._accepted / max(1.0, now - self._since))
+        self._back = share or _REGAINED * (self._before or average)
         self.rate = self._bounded(min(self._back, max(self.rate, self._back / 2)))
 
     def refused(self, turn: Turn, now: float, sent: float, chance: float) -> None:
         """Note that a request sent at `sent` was refused."""
         self._in_flight.ended()
         self._in_flight.refused(now)
-        is_recent = now - self._accepted_at < _RECENT
-        turn.excused = is_recent and turn.excuses < _UNLUCKY
         if turn.mark is not None:
             outcome = self._test.hear(turn.mark, now, accepted=False, starting=self._starting)
             if outcome is PairOutcome.NEITHER:
@@ -243,13 +254,15 @@ class BlindRate:
         self.row += 1
         if self.row == 1:
             self._row_at = now
+            self._window.refused(now)
             self._before = 0.0 if self._starting and not self._quota.is_given else self.rate
         self._cut(now)
         # A strict server wants another phase; a bucket wants time to refill.
         self._due = now + (0.5 + 0.5 * chance if self._test.is_bursty else 0.3 * chance) / self.rate
         if self.row > (1 if self._outage == _OUTAGE else _STRICT_OUTAGE):
             wait = (0.5 + chance) * 2.0 ** (min(self.row, 12) - 2) * max(_GAPS / self.rate, _SHORTEST)
-            self._hold = max(self._hold, now + min(_LONGEST, wait))
+            longest = _LONGEST if self.row <= _MANY else _LONGER
+            self._hold = max(self._hold, now + min(longest, wait), self._window.ends)
 
     def _cut(self, now: float) -> None:
         if self.row <= self._outage:

@@ -10,6 +10,7 @@ import math
 
 from .pairs import PairTest
 from .quota import KnownQuota
+from .silent_window import SilentWindow
 
 _STEP, _FIRST_STEP, _STEPS = 0.15, 0.5, 3
 """The share b. A refusal takes more at first: 0.5 / (1 + refusals / 3), until that is `_STEP`."""
@@ -23,15 +24,24 @@ _USUAL, _STEEPNESS = 0.05, 3.0
 _HARDLY, _LEAST_PATIENCE = 0.02, 0.25
 """... and if less than this share is refused, as when a sender is alone, it shrinks with it, to a quarter at most."""
 
+_MORE, _MODERATE = 8.0, 25.0
+"""In a window, the rate grows by 8 requests per window; beyond 25 requests, by as many as the square root of them."""
+
 _TOLD = 60.0
 """With a known quota, T of a sender that has a quarter of it is the time in which it allows so many requests ..."""
 
 _LEAST_TOLD = 4.0
 """... but at least this, in seconds; it is proportional to the rate."""
 
+_EASED = 0.85
+"""What a refusal takes less from a sender that has the whole quota: others have no use for it. Goes by the square."""
+
 _STRICT_STEP, _STRICT_PATIENCE = 0.08, 40.0
 """Where the server spaces requests out: b, and T in spacings, times the share of them that a sender uses. There, the
 larger sender sees fewer refusals; but it also waits longer."""
+
+_COLLISIONS = 0.7
+"""Share of the requests that is refused there at most."""
 
 _SPACING, _LEAST_STRICT = 0.05, 0.4
 """Seconds between two requests at such a server if the quota is unknown, and the shortest patience there, in gaps."""
@@ -46,10 +56,11 @@ class EqualRefusals:
     Args:
         quota: the ceiling, if it is known.
         test: knows whether the server spaces requests out.
+        window: knows whether it has a window.
     """
 
-    def __init__(self, quota: KnownQuota, test: PairTest) -> None:
-        self._quota, self._test = quota, test
+    def __init__(self, quota: KnownQuota, test: PairTest, window: SilentWindow) -> None:
+        self._quota, self._test, self._window = quota, test, window
         self._cuts = 0
         self._answers = self._refused = 0.0
 
@@ -63,6 +74,11 @@ class EqualRefusals:
         fading = math.exp(-seconds / _MEMORY)
         self._answers, self._refused = self._answers * fading, self._refused * fading
 
+    @property
+    def refuses_most(self) -> bool:
+        """Whether more is refused than collisions of several senders explain."""
+        return self._refused > _COLLISIONS * self._answers
+
     def forget(self) -> None:
         """Forget all answers."""
         self._answers = self._refused = 0.0
@@ -74,8 +90,10 @@ class EqualRefusals:
 
     def cut(self, rate: float) -> float:
         """The rate after a refusal."""
-        step = _STRICT_STEP if self._test.is_strict else max(_STEP, _FIRST_STEP / (1 + self._cuts / _STEPS))
-        return rate * (1 - step)
+        if self._test.is_strict:
+            return rate * (1 - _STRICT_STEP)
+        share = rate / self._quota.ceiling
+        return rate * (1 - max(_STEP, _FIRST_STEP / (1 + self._cuts / _STEPS)) * (1 - _EASED * share * share))
 
     def count_cut(self) -> None:
         """Count a cut, by this law or another: the steps become smaller."""
@@ -91,5 +109,10 @@ class EqualRefusals:
         alone = max(_LEAST_PATIENCE, min(1.0, refused / _HARDLY))
         if ceiling < math.inf:
             return alone * max(_LEAST_TOLD, _TOLD / ceiling) * 4 * rate / ceiling
-        patience = _PATIENCE * min(_FAST, max(_SLOW, rate))
-        return patience * alone * math.pow(max(1.0, refused / _USUAL), _STEEPNESS)
+        patience = _PATIENCE * min(_FAST, max(_SLOW, rate)) * alone
+        patience *= math.pow(max(1.0, refused / _USUAL), _STEEPNESS)
+        window = self._window.seconds
+        if not window:
+            return patience
+        count = max(1.0, rate * window)
+        return max(patience, _STEP * window * count / (_MORE * max(1.0, math.sqrt(count / _MODERATE))))

@@ -65,13 +65,14 @@ class PairTest:
         self.is_bursty, self.is_open = is_bursty, False
         self._at = math.inf if is_bursty else -math.inf
         self._failed = self._unheard = 0
+        self._needed = _TESTS
         self._answers: dict[Pair, bool] | None = None
         self._first, self._apart, self._gap, self._has_rested = -math.inf, 0.0, 0.0, False
 
     @property
     def is_strict(self) -> bool:
         """Whether the server spaces requests out."""
-        return self._failed >= (_TESTS if self._gap <= _SLOW else _SLOW_TESTS)
+        return self._failed >= (self._needed if self._gap <= _SLOW else max(self._needed, _SLOW_TESTS))
 
     @property
     def first(self) -> float:
@@ -104,6 +105,10 @@ class PairTest:
             return 0.0
         self._has_rested = True
         return _REST * self._gap
+
+    def doubt(self) -> None:
+        """Take the verdict back until as many more pairs confirm it."""
+        self._needed = self._failed + _TESTS
 
     def drop(self) -> None:
         """Forget the pair: one of its requests had no answer that says anything."""

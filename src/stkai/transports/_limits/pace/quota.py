@@ -104,6 +104,11 @@ class KnownQuota:
         self._pace = max(_PACE, *self._waits)
         return (self.window, self._pace) != before
 
+    @property
+    def was_asked(self) -> bool:
+        """Whether a refusal has asked for a wait lately."""
+        return any(self._waits)
+
     def completed(self, reading: Reading) -> Reading:
         """The reading with a window; if the server gave none, the shortest common one that holds its resets."""
         if reading.window < math.inf:

@@ -45,6 +45,10 @@ _SEARCH_MOST = 1e6
 """Requests per second at which it stops doubling: a program may stand still for an hour, with requests waiting."""
 
 
+_COARSE, _ROUNDED = 2.0, 0.5
+"""Seconds: a wait of so few whole seconds is too long by half a second on average."""
+
+
 class Found(NamedTuple):
     """What was found before the first refusal.
 
@@ -61,6 +65,12 @@ class Found(NamedTuple):
     accepted: float
     since: float
     is_bursty: bool
+
+
+def first_estimate(past: Past, asked: float) -> Past:
+    """What is known of an unknown quota: the server accepts no more until the wait is over, and then something."""
+    waits = asked - _ROUNDED if 1 <= asked <= _COARSE else asked
+    return past._replace(successes=max(1.0, past.successes), seconds=past.seconds + waits)
 
 
 class ColdStart:

@@ -12,7 +12,7 @@ from . import pause
 from .headers import Reading
 from .law import Past
 from .quota import History, KnownQuota
-from .start import ColdStart, Found
+from .start import ColdStart, Found, first_estimate
 from .window_guide import WindowGuide
 
 _BURST = 0.1
@@ -265,9 +265,8 @@ class WindowedRate:
         if past.cold and self.start.excuses(past.successes, self.rate, past.seconds, asked=is_asked):
             self.burst = 1.0
         else:
-            # Without a quota, this is the first estimate: the requests accepted so far, until the server accepts more.
             if past.cold and self._quota.requests == math.inf and waits <= pause.longest(self._quota.window):
-                past = past._replace(seconds=past.seconds + waits)
+                past = first_estimate(past, waits)
             self.set(max(self._quota.floor, self.law.cut(self.rate, past)))
             self.start.over = True
         self._congestion.cut(now)

@@ -1,0 +1,120 @@
+"""Windows that a server never mentions: how they are found, kept, and given up."""
+
+import math
+
+import pytest
+
+from stkai.transports import Turn
+from stkai.transports._limits.pace.silent_window import SilentWindow
+
+from ....support.gateways import FixedWindow, World, jain
+from ....support.sender import Sender
+
+
+def outage(window: SilentWindow, began: float, ended: float) -> float:
+    """The server refuses everything for a while, and accepts again."""
+    window.refused(began)
+    share = window.accepts_again(ended, began)
+    window.row_ended(ended)
+    return share
+
+
+def found(accepted: int = 25) -> SilentWindow:
+    """A window of a minute that has just begun again."""
+    window = SilentWindow(0.0, accepted)
+    assert outage(window, 20.0, 60.0) == accepted / 60
+    assert window.seconds == 60.0
+    return window
+
+
+def test_what_was_accepted_between_two_outages_is_the_share_of_a_window() -> None:
+    found()
+
+
+@pytest.mark.parametrize(
+    ("accepted", "began", "ended", "why"),
+    [
+        (4, 20.0, 60.0, "too few were accepted to say how many"),
+        (25, 55.0, 60.0, "the outage was short, as at a bucket that others have emptied"),
+        (25, 20.0, 90.0, "it took longer than a minute and a quarter"),
+    ],
+)
+def test_not_every_outage_is_the_rest_of_a_window(
+    accepted: int, began: float, ended: float, why: str
+) -> None:
+    window = SilentWindow(0.0, accepted)
+    assert outage(window, began, ended) == 0.0, why
+    assert window.seconds == 0.0
+
+
+def test_a_server_that_refused_now_and_then_before_the_outage_has_no_window() -> None:
+    window = SilentWindow(0.0, 25)
+    window.refused(5.0)
+    window.row_ended(5.2)
+    assert outage(window, 20.0, 60.0) == 0.0
+
+
+def test_the_next_outage_may_be_as_short_as_it_likes() -> None:
+    window = found()
+    for _ in range(30):
+        window.accepted()
+    assert outage(window, 119.5, 120.0) == 0.5
+
+
+def test_when_a_window_ends_is_known_once_two_were_equally_long() -> None:
+    window = found()
+    assert window.ends == -math.inf
+    for _ in range(25):
+        window.accepted()
+    outage(window, 100.0, 122.0)
+    assert window.ends == pytest.approx(122.0 + 0.9 * 62.0)
+
+
+def test_two_refusals_too_soon_show_that_there_is_no_window() -> None:
+    window = found()
+    for began in (70.0, 80.0):
+        assert window.seconds == 60.0
+        window.refused(began)
+        window.row_ended(began + 1)
+    assert window.seconds == 0.0
+
+
+def test_a_window_that_refuses_nothing_is_forgotten() -> None:
+    window = found()
+    window.forget_if_old(60.0 + 2.5 * 60.0)
+    assert window.seconds == 60.0
+    window.forget_if_old(60.0 + 2.5 * 60.0 + 1)
+    assert window.seconds == 0.0
+
+
+@pytest.mark.no_cover
+@pytest.mark.parametrize("numbers", [(), (100.0, 60.0)])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_window_of_a_minute_is_divided_without_a_word_of_it(numbers: tuple[float, ...], seed: int) -> None:
+    world = World(FixedWindow(100, 60.0), seed=seed)
+    for _ in range(4):
+        world.add(*numbers)
+    world.run(300.0)
+    shares, refused = world.counts(60.0, 300.0)
+    assert sum(shares) >= 0.8 * 400
+    assert refused <= 0.2 * sum(shares)
+    assert jain(shares) >= 0.85
+    assert world.most_attempts <= 4
+
+
+def test_after_a_window_that_is_sure_nothing_is_sent_until_most_of_it_is_over() -> None:
+    world = World(FixedWindow(100, 60.0))
+    world.add(workers=8)
+    world.run(600.0)
+    spread = [instant % 60 for instant, _ in world.refused if instant > 180]
+    assert spread
+    assert all(second > 45 for second in spread)
+
+
+def test_what_is_refused_while_the_server_accepts_nothing_makes_no_window() -> None:
+    one = Sender()
+    one.accept(0.1)
+    for second in range(1, 3600):
+        one.hear(429, second + 0.1, second, turn=Turn())
+    one.hear(200, 3600.1, 3600.0, turn=one.force(3600.0))
+    assert one.look(3605.0) >= 2.0
