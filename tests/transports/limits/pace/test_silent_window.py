@@ -109,6 +109,8 @@ def test_after_a_window_that_is_sure_nothing_is_sent_until_most_of_it_is_over() 
     spread = [instant % 60 for instant, _ in world.refused if instant > 180]
     assert spread
     assert all(second > 45 for second in spread)
+    assert str(world.senders[0].pace) == "found: window of about 60 s"
+    assert any("window of about 60 s" in change.reason for change in world.changes)
 
 
 def test_what_is_refused_while_the_server_accepts_nothing_makes_no_window() -> None:
