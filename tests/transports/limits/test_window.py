@@ -47,15 +47,6 @@ def test_no_window_has_more_than_its_quota(
     assert most_in(instants, window) <= math.floor(quota)
 
 
-def test_a_waiter_behind_a_whole_window_sleeps_once_even_if_timers_are_a_little_late() -> None:
-    waiters = [Waiter(0.0, lateness=0.0001 + 0.0002 * (number * 7 % 11) / 11) for number in range(600)]
-    drive(TokenBucket(200, 1.0, burst=1), waiters)
-    instants = [waiter.went for waiter in waiters]
-    assert max(waiter.sleeps for waiter in waiters) == 1
-    assert most_in(instants, 1.0) <= 200
-    assert instants == pytest.approx([number / 200 for number in range(600)], abs=2e-3)
-
-
 @given(gaps, st.integers(1, 12), st.floats(0.5, 20))
 def test_no_request_waits_longer_than_the_promise_needs(gaps: list[float], quota: int, window: float) -> None:
     sent: list[float] = []

@@ -7,7 +7,7 @@ from itertools import accumulate, islice
 from typing import Final
 
 from ..limiter import Turn
-from .rate import LATE, Rate
+from .rate import Rate
 from .source import TICK, Limits, Source, in_words
 
 _EXACT: Final = 2048
@@ -15,9 +15,6 @@ _EXACT: Final = 2048
 
 _SLOTS: Final = 256
 """... above it, those within this part of the window share the last one's."""
-
-_TIMER: Final = 0.0004
-"""Seconds by which a timer may be late, or a thousandth of the window if that is less."""
 
 
 class Window(Source):
@@ -127,18 +124,7 @@ class EvenWindow(Rate):
         if before < window.used:
             left = window.instant(before) + window.seconds - now
             return left if left > wait and left > TICK else wait
-        return self._far_back(turn, ahead, max(wait, window.when(turn, ahead, now)), now)
-
-    def _far_back(self, turn: Turn, ahead: int, wait: float, now: float) -> float:
-        """Seconds until a turn is admitted that has more than a window's requests ahead; at least `wait`."""
-        turns, window = self.order.turns, self._window
-        if self.waiting == len(turns):
-            # The request one window before it may leave late. Wake after that, so as not to sleep a second time.
-            before: Turn = turns[ahead - window.most]
-            left = before.told + window.seconds + min(_TIMER, window.seconds / 1000) - now
-            if wait < left < wait + LATE:  # Otherwise the rate has changed meanwhile.
-                return left
-        return wait
+        return max(wait, window.when(turn, ahead, now))
 
     def take(self, turn: Turn, now: float) -> None:
         self.credit -= 1.0
