@@ -244,7 +244,7 @@ def test_a_server_that_has_accepted_nothing_is_given_up_by_who_knows_the_quota(
 
 
 @pytest.mark.parametrize(("asked", "is_excused"), [("0", True), ("2", True), ("3", False)])
-def test_a_refusal_that_asks_for_a_longer_wait_is_none(asked: str, is_excused: bool) -> None:
+def test_only_a_refusal_that_asks_for_at_most_two_seconds_is_bad_luck(asked: str, is_excused: bool) -> None:
     one = Sender()
     one.accept(0.1)
     turn = Turn()

@@ -23,9 +23,6 @@ _OUTAGE, _UNLUCKY = 65.0, 20
 """Seconds from the first of a row of refusals, and refusals of a call, that use up no attempt: a window of a minute may
 be used up."""
 
-_SHORT = 2.0
-"""Seconds: a server that asks for at most that says little about when the next request will be accepted."""
-
 Save = Callable[[LearnedRate, Answer], Operation | None]
 """Notes what was learned; returns an operation that saves it, if that is due."""
 
@@ -139,7 +136,7 @@ class Adaptive:
         windowed, first = self._windowed, not self._windowed.start.over
         self._refused_since = min(self._refused_since, now)
         explained = self._follow(reading, now, sent, refused=True)
-        if (asked or 0.0) <= _SHORT and not (explained or self._is_plain):
+        if pause.is_soft(asked or 0.0) and not (explained or self._is_plain):
             turn.excused = self._is_bad_luck(turn, now)
         # A wait of zero stands for a part of a second, or comes from a server that asks for longer ones as well.
         is_silent = asked is None or (asked == 0 and not self.quota.was_asked)

@@ -262,7 +262,7 @@ class BlindRate:
         if self.row > (1 if self._outage == _OUTAGE else _STRICT_OUTAGE):
             wait = (0.5 + chance) * 2.0 ** (min(self.row, 12) - 2) * max(_GAPS / self.rate, _SHORTEST)
             longest = _LONGEST if self.row <= _MANY else _LONGER
-            self._hold = max(self._hold, now + min(longest, wait), self._window.ends)
+            self._hold = max(self._hold, now + min(longest, wait), self._window.held_until)
 
     def _cut(self, now: float) -> None:
         if self.row <= self._outage:

@@ -37,13 +37,13 @@ class SilentWindow:
 
     Attributes:
         seconds: how long the window is; 0 while none is known.
-        ends: when the window that is used up ends, if that is known; -inf otherwise.
+        held_until: until when nothing is sent once the window is used up; -inf while its length is not sure.
     """
 
     def __init__(self, since: float, accepted: float) -> None:
         self._since, self._accepted, self._rows, self._soon = since, accepted, 0, 0
-        self._row_ended = self.ends = -math.inf
-        self.seconds = 0.0
+        self._row_ended = since
+        self.seconds, self.held_until = 0.0, -math.inf
 
     def average(self, now: float) -> float:
         """Requests per second that were accepted since the last outage ended."""
@@ -62,11 +62,11 @@ class SilentWindow:
 
     def forget_if_old(self, now: float) -> None:
         """Forget a window that has refused nothing for long."""
-        if now - max(self._since, self._row_ended) > _VALID * self.seconds:
+        if self.seconds and now - self._row_ended > _VALID * self.seconds:
             self._forget()
 
     def _forget(self) -> None:
-        self.seconds, self.ends = 0.0, -math.inf
+        self.seconds, self.held_until = 0.0, -math.inf
 
     def accepts_again(self, now: float, row_began: float) -> float:
         """Note the end of a row of refusals that was the end of a window, or may have been.
@@ -79,7 +79,7 @@ class SilentWindow:
         if is_window and (self.seconds or now - row_began > _OUTAGE):
             share = self._accepted / seconds
             is_sure = abs(seconds - self.seconds) < _ALIKE * seconds
-            self.seconds, self.ends = seconds, now + _HELD * seconds if is_sure else -math.inf
+            self.seconds, self.held_until = seconds, now + _HELD * seconds if is_sure else -math.inf
         self._since, self._accepted, self._rows = now, 0.0, 0
         return share
 
