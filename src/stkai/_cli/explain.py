@@ -12,7 +12,7 @@ from .._errors import ConfigurationError
 from .._standard import NO_AUTHENTICATION, AuthChoice
 from ..transports._limits.all_of import AllOf
 from ..transports._limits.pace.saved_rate import SavedRate
-from ..transports._limits.quota_limiter import QuotaLimiter
+from ..transports._limits.queue_limiter import QuotaLimiter
 from .quota import describe
 
 

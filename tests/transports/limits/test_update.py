@@ -150,34 +150,19 @@ async def test_the_quota_of_an_adaptive_limiter_changes_and_its_law_goes_on(worl
 
 
 @pytest.mark.parametrize(
-    ("policy", "name", "advice"),
+    ("policy", "name"),
     [
-        (TokenBucket(1, 60), "max_requests", r"use update\(max_requests=\.\.\.\)"),
-        (TokenBucket(1, 60, max_cost=5), "max_cost", r"use update\(max_cost=\.\.\.\)"),
-        (AimdLimiter(1, 60), "time_window", r"use update\(time_window=\.\.\.\)"),
-        (InFlight(1), "n", r"use update\(n=\.\.\.\)"),
-        (TokenBucket(1, 60), "burst", "make another limiter"),
-        (InFlight(1), "methods", "make another limiter"),
+        (TokenBucket(1, 60), "max_requests"),
+        (TokenBucket(1, 60, max_cost=5), "max_cost"),
+        (AimdLimiter(1, 60), "time_window"),
+        (InFlight(1), "n"),
+        (TokenBucket(1, 60), "burst"),
+        (InFlight(1), "methods"),
     ],
     ids=spelled,
 )
-def test_setting_a_number_says_how_to_change_it(policy: Any, name: str, advice: str) -> None:
+def test_a_number_cannot_be_set_past_update(policy: Any, name: str) -> None:
     before = getattr(policy, name)
-    with pytest.raises(AttributeError, match=rf"{type(policy).__name__}\.{name} cannot be set: {advice}"):
+    with pytest.raises(AttributeError, match=name):
         setattr(policy, name, 5)
     assert getattr(policy, name) == before
-
-
-def test_a_limiter_of_the_users_own_may_have_attributes_and_settable_properties() -> None:
-    class Own(TokenBucket):
-        @property
-        def team(self) -> str:
-            return self._team
-
-        @team.setter
-        def team(self, team: str) -> None:
-            self._team = team
-
-    own = Own(1, 60)
-    own.team = "a"
-    assert own.team == "a"

@@ -11,7 +11,7 @@ from .pace.adaptive import Adaptive
 from .pace.quota import KnownQuota
 from .pace.saved_rate import SavedRate, check_warm_start
 from .plan import Cost
-from .quota_limiter import QuotaLimiter, check_limits
+from .queue_limiter import QuotaLimiter, check_limits
 from .sources.rate import PacedRate
 from .sources.source import Limits, Source
 from .sources.units import Units

@@ -88,8 +88,6 @@ class InFlight(QueueLimiter):
         ConfigurationError: `n` is not a whole number of at least 1.
     """
 
-    numbers = ("n",)
-
     def __init__(
         self, n: int, *, methods: Iterable[str] | None = None, max_wait_time: float | None = None
     ) -> None:

@@ -1,7 +1,10 @@
-"""What all limiters of stkai are: a queue with sources of permits, and the options that they share."""
+"""What all limiters of stkai are: a queue with sources of permits, and options; those with a quota may share it."""
 
-from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeGuard
+import weakref
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import httpx
 
@@ -10,41 +13,22 @@ from ..._clock import Clock
 from ..._errors import ConfigurationError
 from .._options import UNSET, Priority, Unset
 from .permit import Permit
-from .plan import Plan
+from .plan import Cost, Plan, Pricing
 from .queue import Queue
-from .sources.source import Source
+from .sources.source import Limits, Source
+
+if TYPE_CHECKING:
+    from .pace.group import GroupPace
+    from .sources.leased import Leased
 
 _HOOKS: Final = ("ask", "leave", "learn", "end", "settle")
 
 
 class QueueLimiter(Queue):
-    """A queue that is a `Limiter`.
-
-    Args:
-        sources: where permits come from.
-        methods: HTTP methods that need a permit; None for all.
-        max_wait_time: seconds that a request may wait for its permit; None waits as long as necessary.
-
-    Raises:
-        ConfigurationError: `methods` are no names of methods, or `max_wait_time` is not positive.
-    """
+    """A queue that is a `Limiter`."""
 
     is_own = False
     """Whether it is a subclass of a user's that must see every request and every answer."""
-
-    numbers: ClassVar[tuple[str, ...]] = ()
-    """What `update` changes."""
-
-    if not TYPE_CHECKING:  # Type checkers would take any attribute for one that can be set.
-
-        def __setattr__(self, name: str, value: object) -> None:
-            known = getattr(type(self), name, None)
-            if isinstance(known, property) and known.fset is None:
-                advice = f"use update({name}=...)" if name in self.numbers else "make another limiter"
-                raise AttributeError(
-                    f"{type(self).__name__}.{name} cannot be set: {advice}", name=name, obj=self
-                )
-            super().__setattr__(name, value)
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -110,6 +94,140 @@ class QueueLimiter(Queue):
         return "" if self._methods is None else f", methods={sorted(self._methods)}"
 
 
+class QuotaLimiter(QueueLimiter):
+    """A limiter with a quota: requests, units of cost, or both, per time window; its own, or a group's.
+
+    Args:
+        limits: the numbers, as `check_limits` returns them.
+        sources: where permits come from if the quota is not shared.
+        alone: makes the sources that a member of a share uses until it first reaches the store.
+        beside: sources that each member of a share has besides.
+        pace: computes the group's rate, for an adaptive limiter.
+
+    Raises:
+        ConfigurationError: `cost` cannot be used, or there is no `max_cost`; `store` is given without `share`, or
+            cannot be used; or the name is invalid.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        sources: Sequence[Source],
+        *,
+        share: str | None,
+        store: Any,
+        alone: Callable[[], Sequence[Source]],
+        beside: Sequence[Source] = (),
+        pace: "GroupPace | None" = None,
+        methods: Iterable[str] | None,
+        max_wait_time: float | None,
+        cost: Cost | None,
+    ) -> None:
+        self._leased: Leased | None = None
+        if share is not None:
+            from .sources.store_client import leased_from
+
+            self._leased = leased_from(store, share, limits, alone, pace)
+            sources = [self._leased, *beside]
+        elif store is not None:
+            raise ConfigurationError("store= needs share=, the name of the quota to share")
+        super().__init__(*sources, methods=methods, max_wait_time=max_wait_time)
+        self._limits = limits
+        self._cost = None if cost is None else _checked_cost(cost, limits.max_cost)
+        if limits.max_cost is not None:
+            self._plan = replace(self._plan, priced=(self,))
+        if self._leased is not None:
+            quota = self._leased.quota
+            self._leased.quota = quota._replace(methods=",".join(sorted(self.methods or ())))
+            # Until then the client is kept, so that the end of the program finds it.
+            weakref.finalize(self, self._leased.client.retire).atexit = False
+
+    @property
+    def max_requests(self) -> float | None:
+        """Requests per time window; None if they are not counted, or the quota is unknown."""
+        return self._limits.max_requests
+
+    @property
+    def time_window(self) -> float | None:
+        """Seconds; None if unknown."""
+        return self._limits.time_window
+
+    @property
+    def max_cost(self) -> float | None:
+        """Units of cost per time window; None if they are not counted."""
+        return self._limits.max_cost
+
+    @property
+    def cost(self) -> Cost | None:
+        """What a call costs; None if the stack or the call says so."""
+        return self._cost
+
+    @property
+    def rate(self) -> float:
+        """Requests per second in force now; for the whole group if the quota is shared."""
+        return self._rate() if self._leased is None else self._leased.rate
+
+    def _rate(self) -> float:
+        """Requests per second in force in a process that shares nothing."""
+        raise NotImplementedError
+
+    @property
+    def share(self) -> str | None:
+        """The name of the quota, if it is shared with other processes."""
+        return None if self._leased is None else self._leased.share
+
+    @property
+    def store(self) -> Any:
+        """The store of the shared quota; None if it is not shared."""
+        return None if self._leased is None else self._leased.client.store
+
+    @property
+    def members(self) -> int:
+        """The last known number of processes that share the quota, including this one."""
+        return 1 if self._leased is None else self._leased.group.members
+
+    def update(
+        self,
+        *,
+        max_requests: float | Unset = UNSET,
+        time_window: float | Unset = UNSET,
+        max_cost: float | Unset = UNSET,
+    ) -> None:
+        """Change the numbers that are given; they apply to waiting requests as well.
+
+        Raises:
+            ConfigurationError: a number is out of range, or this limiter does not count what it is for; nothing has
+                changed.
+        """
+        numbers = {"max_requests": max_requests, "time_window": time_window, "max_cost": max_cost}
+        given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not UNSET}
+        for name, value in given.items():
+            check_number(name, value, POSITIVE)
+            if getattr(self._limits, name) is None:
+                raise ConfigurationError(
+                    f"{name} cannot be updated: this limiter was made without it; make another with {name}={value!r}"
+                )
+        limits = self._limits._replace(**given)
+        with Queue.lock:
+            self._limits = limits
+            for source in self.sources:
+                source.update(limits)
+
+    def subscribe(self, layer: Any) -> None:
+        """Report the store's events to the listener of a layer's stack."""
+        if self._leased is not None:
+            self._leased.client.subscribe(layer)
+
+    def close(self) -> None:
+        """Report what was used, within a quarter of a second, and leave the group; the next request joins it again."""
+        if self._leased is not None:
+            self._leased.client.close()
+
+    def _options(self) -> str:
+        shared = "" if self._leased is None else f", share={self.share!r}, store={self.store!r}"
+        return super()._options() + shared
+
+
 def is_ours(limiter: object) -> TypeGuard[QueueLimiter]:
     """Whether it is a limiter of stkai, which need not see every request and every answer."""
     return isinstance(limiter, QueueLimiter) and not limiter.is_own
@@ -123,3 +241,31 @@ def _checked_methods(methods: Iterable[str] | None) -> frozenset[str] | None:
         msg = f"methods must be HTTP method names such as {{'POST', 'PUT'}}, or None for all, not {methods!r}"
         raise ConfigurationError(msg)
     return frozenset(name.upper() for name in names)
+
+
+def check_limits(
+    max_requests: float | None, time_window: float | None, max_cost: float | None, burst: float | None = None
+) -> Limits:
+    """The numbers of a limiter.
+
+    Raises:
+        ConfigurationError: one of those that are given is not positive and finite.
+    """
+    limits = Limits(max_requests, time_window, max_cost, burst)
+    for name, value in limits._asdict().items():
+        if value is not None:
+            hint = ", or None to count requests only" if name == "max_cost" else ""
+            check_number(name, value, POSITIVE, hint)
+    return limits
+
+
+def _checked_cost(cost: object, max_cost: float | None) -> Any:
+    is_usable = isinstance(cost, Pricing) or callable(cost)
+    if isinstance(cost, type) or not is_usable or iscoroutinefunction(cost):
+        raise ConfigurationError(
+            "cost must be a plain function of a request, or an object with estimate and settle such as"
+            f" stkai.costs.llm_tokens(), not {cost!r}"
+        )
+    if max_cost is None:
+        raise ConfigurationError("cost= needs max_cost=, the units that may be spent in a time window")
+    return cost

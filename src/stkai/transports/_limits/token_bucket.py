@@ -9,7 +9,7 @@ from ..._secrets import sealed
 from .pace.adaptive import Adaptive
 from .pace.quota import KnownQuota
 from .plan import Cost
-from .quota_limiter import QuotaLimiter, check_limits
+from .queue_limiter import QuotaLimiter, check_limits
 from .sources.rate import PacedRate
 from .sources.source import Limits, Source
 from .sources.units import Units
