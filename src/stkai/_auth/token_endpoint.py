@@ -1,4 +1,4 @@
-"""The token endpoint: asks it for a token (RFC 6749, section 4.4).
+"""The token endpoint: asks it for a token, and reads what it answers (RFC 6749, sections 4.4 and 5).
 
 No message contains the client secret, and no frame in which an error arises holds it in a variable that a traceback
 formatter would show.
@@ -6,10 +6,10 @@ formatter would show.
 
 import math
 from base64 import b64encode
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from html import unescape
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote_plus, unquote, unquote_plus
 
 import httpx
@@ -21,10 +21,10 @@ from .._signals import raise_interrupt
 from .._urls import is_private, origin_of, parse_url, show_origin
 from .._wire import default
 from ..transports import Context, RetryTransport, copy_request
+from ..transports._auth.provider import is_sendable
 from ..transports._bodies import json_of
 from ..transports._retry.policy import RetryPolicy
 from ..transports._retry.retry_after import retry_after
-from .token_answer import Pause, TokenAnswer
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
@@ -40,6 +40,86 @@ _MOST: Final = 262_144
 
 _SHOWN: Final = 200
 """Characters of the endpoint's own words in our messages."""
+
+_ABOUT_BODY: Final = ("content-encoding", "content-length", "transfer-encoding")
+"""Headers that describe the body as it travelled."""
+
+_LIFE: Final = 1199.0
+"""Seconds that a token is assumed to live if the endpoint does not say: the lifetime of StackSpot's tokens."""
+
+_LONGEST_LIFE: Final = 86_400.0
+"""Seconds; a token is renewed at least once a day, whatever the endpoint says."""
+
+_MEMORY: Final = 30.0
+"""Seconds for which a refusal is remembered: endpoints lock accounts that try a wrong secret too often."""
+
+_LONGEST_PAUSE: Final = 3600.0
+"""Seconds; no answer stops a program for longer."""
+
+_REFUSALS: Final = (400, 401, 403)
+_REFUSED_CLIENT: Final = ("invalid_client", "unauthorized_client", "invalid_grant", "access_denied")
+"""The statuses and error codes with which an endpoint refuses the client itself (RFC 6749, section 5.2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAnswer:
+    """An answer of the endpoint.
+
+    Attributes:
+        status: its status code.
+        content: its JSON object; empty if it is something else.
+        asked_at: when the endpoint was asked, in seconds of the clock.
+        retry_after: seconds for which it asks to be left alone, or None.
+    """
+
+    status: int
+    content: dict[str, Any] = field(repr=False)
+    asked_at: float
+    retry_after: float | None
+
+    @property
+    def token(self) -> str:
+        """The token, if there is no problem."""
+        token: str = self.content["access_token"]
+        return token
+
+    @property
+    def lifetime(self) -> float:
+        """Seconds that the token lives, from when it was asked for."""
+        value = self.content.get("expires_in")
+        try:
+            seconds = math.nan if isinstance(value, bool) else float(value or 0)
+        except (TypeError, ValueError, OverflowError):
+            return _LIFE
+        return min(seconds, _LONGEST_LIFE) if seconds > 0 else _LIFE
+
+    def problem(self, words: Callable[[object], str]) -> str | None:
+        """What is wrong with it; None if it has a token. `words` makes the endpoint's own words safe to show."""
+        said = f"answered {self.status}"
+        if 300 <= self.status < 400:
+            return f"{said}, a redirect, which is not followed because it would carry the secret: correct token_url"
+        if not 200 <= self.status < 300:
+            reasons = [words(self.content.get(name)) for name in ("error", "error_description")]
+            advice = "; check client_id and client_secret" if self.status == httpx.codes.UNAUTHORIZED else ""
+            return ": ".join([said, *filter(None, reasons)]) + advice
+        if not self.content:
+            return f"{said} with something that is not a JSON object: check token_url"
+        token = self.content.get("access_token")
+        is_usable = isinstance(token, str) and is_sendable(token)
+        return None if is_usable else f"{said} without a usable access_token"
+
+    def pause(self) -> tuple[float, str]:
+        """For how many seconds to leave the endpoint alone after an answer with a problem, and why."""
+        if self._refuses_client():
+            return _MEMORY, "too many failed sign-ins may lock the account"
+        return min(self.retry_after or 0.0, _LONGEST_PAUSE), "it asked for this"
+
+    def _refuses_client(self) -> bool:
+        """Whether it refuses the credentials, so that asking again would not help."""
+        code = self.content.get("error")
+        if code is None:
+            return self.status == httpx.codes.UNAUTHORIZED
+        return self.status in _REFUSALS and code in _REFUSED_CLIENT
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -71,17 +151,12 @@ class TokenEndpoint:
                 f"token_url {self._place} would carry the client secret unencrypted: use https://, or allow it with"
                 " allow_http=True (STKAI_AUTH_ALLOW_HTTP=true)"
             )
-        self._refusal: tuple[AuthenticationError, float, Pause] | None = (
-            None  # As for tokens, there is no lock.
-        )
-        """The latest refusal of a token, and when it came; None after a token."""
+        self._refusal: tuple[AuthenticationError, float, float, str] | None = None
+        """The latest refusal of a token, since and until when it counts, and why; None after a token."""
 
     def describe(self) -> str:
         """Whose tokens, and where from, for the repr of a provider."""
         return f"client_id={self.client_id!r}, token_url={self._place!r}"
-
-    def __repr__(self) -> str:
-        return f"TokenEndpoint({getattr(self, '_place', '')})"
 
     def fetch(self) -> TokenAnswer:
         """An answer with a new token.
@@ -105,9 +180,12 @@ class TokenEndpoint:
         if problem is None:
             self._refusal = None
             return answer
-        refused, pause = AuthenticationError(f"the token endpoint {self._place} {problem}"), answer.pause()
-        if pause is not None:
-            self._refusal = refused, self.clock.monotonic(), pause
+        refused, now = (
+            AuthenticationError(f"the token endpoint {self._place} {problem}"),
+            self.clock.monotonic(),
+        )
+        seconds, why = answer.pause()
+        self._refusal = refused, now, now + seconds, why
         raise refused
 
     def check_open(self) -> None:
@@ -116,21 +194,18 @@ class TokenEndpoint:
         Raises:
             AuthenticationError: it has, and the time is not over.
         """
-        refusal, left = self._refusal, self.pause_left()
-        if refusal is not None and left:
-            error, _, pause = refusal
+        refusal, now = self._refusal, self.clock.monotonic()
+        if refusal is not None and now < refusal[2]:
+            error, since, until, why = refusal
             msg = (
-                f"{error.message} (this was {pause.seconds - left:.0f} s ago; the endpoint is not asked again for"
-                f" another {left:.0f} s: {pause.why})"
+                f"{error.message} (this was {now - since:.0f} s ago; the endpoint is not asked again for another"
+                f" {until - now:.0f} s: {why})"
             )
-            raise AuthenticationError(msg, error.cause)
+            raise AuthenticationError(msg)
 
     def pause_left(self) -> float:
         """For how many seconds the endpoint is not asked again."""
-        if self._refusal is None:
-            return 0.0
-        _, since, pause = self._refusal
-        return max(0.0, since + pause.seconds - self.clock.monotonic())
+        return 0.0 if self._refusal is None else max(0.0, self._refusal[2] - self.clock.monotonic())
 
     def _ask(self) -> TokenAnswer:
         # Set no deadline here: the layer would start another thread for it. `_Reader` looks at the clock instead.
@@ -201,13 +276,10 @@ class _Reader(httpx.BaseTransport):
             content = b"".join(self._pieces(response))
         finally:
             response.close()
-        # The other headers describe the body as it travelled.
-        kept = [
-            item
-            for item in response.headers.raw
-            if not item[0].lower().startswith((b"content-", b"transfer-"))
-        ]
-        return httpx.Response(response.status_code, headers=kept, content=content)
+        headers = response.headers.copy()
+        for name in _ABOUT_BODY:
+            headers.pop(name, None)
+        return httpx.Response(response.status_code, headers=headers, content=content)
 
     def _check_time(self) -> None:
         if self._clock.monotonic() > self._until:
