@@ -98,7 +98,7 @@ LINES = [
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     clock = FakeClock()
     monkeypatch.setattr(SystemClock, "monotonic", clock.monotonic)
-    monkeypatch.setattr(_log, "_refusals", _log._Refusals())
+    monkeypatch.setattr(_log, "_refusals", {})
     return clock
 
 

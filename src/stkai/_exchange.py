@@ -8,7 +8,6 @@ from typing import Any, Final, Self, TypeVar, cast
 import httpx
 
 from ._checks import SOME_SECONDS, check_number
-from ._clock import Clock
 from ._errors import DeadlineExceededError, InvalidArgumentError, ServerSideRateLimitError
 from ._families import alike
 from ._headers import headers_of
@@ -28,30 +27,10 @@ _JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow
 
 
 class StreamedResponse(httpx.Response):
-    """The response of `post_stream`: its body arrives while you iterate; close it, or use it in a `with` block."""
+    """The response of `post_stream`: its body arrives while you iterate; close it, or use it in a `with` block.
 
-    _clock: Clock
-    _started: float
-
-    @classmethod
-    def of(cls, response: httpx.Response, clock: Clock, started: float) -> Self:
-        """The same response, including what has been read of it already."""
-        streamed = object.__new__(cls)
-        streamed.__dict__.update(response.__dict__, _clock=clock, _started=started)
-        return streamed
-
-    def close(self) -> None:
-        self._stop_the_watch()
-        super().close()
-
-    async def aclose(self) -> None:
-        self._stop_the_watch()
-        await super().aclose()
-
-    def _stop_the_watch(self) -> None:
-        # One that was unpickled has no clock any more.
-        if not hasattr(self, "_elapsed") and hasattr(self, "_clock"):
-            self.elapsed = timedelta(seconds=self._clock.monotonic() - self._started)
+    Its `elapsed` is the time until you have it, without the body.
+    """
 
     def __enter__(self) -> Self:
         return self
@@ -64,10 +43,6 @@ class StreamedResponse(httpx.Response):
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
-
-    def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()
-        return {name: value for name, value in state.items() if name != "_clock"}
 
 
 class Exchange:
@@ -151,11 +126,13 @@ class Exchange:
         return response
 
     def finish(self, response: httpx.Response) -> httpx.Response:
-        """The response with everything that belongs to it; its `elapsed` is known when it has been read or closed."""
-        if not self.call.buffered:
-            return StreamedResponse.of(response, self._clock, self.call.started)
+        """The response with everything that belongs to it: `elapsed` is the time until it is returned here."""
         self._note_elapsed(response)
-        return response
+        if self.call.buffered:
+            return response
+        streamed = object.__new__(StreamedResponse)
+        streamed.__dict__.update(response.__dict__)
+        return streamed
 
     def _note_elapsed(self, response: httpx.Response) -> None:
         response.elapsed = timedelta(seconds=self._clock.monotonic() - self.call.started)

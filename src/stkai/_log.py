@@ -1,14 +1,12 @@
 """The default log: who receives events, and what reaches the logger `stkai` at which level."""
 
 import logging
-import threading
 from collections.abc import Callable
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Final
 
 from ._clock import SystemClock
 from ._errors import ConfigurationError
-from ._forks import begin_in_each_process
 from ._lazy import LateModule
 from ._signals import raise_interrupt
 
@@ -42,29 +40,11 @@ _LEVELS: Final = {
 }
 """By the name of the event's class; any other event is INFO."""
 
+_refusals: Final[dict[str, tuple[float, int]]] = {}
+"""By layer: until when its refusals are no warnings, and how many were left out: a full queue refuses hundreds.
 
-class _Refusals:
-    """Counts refusals, and lets one warning through per layer and interval: a full queue refuses hundreds a second."""
-
-    def __init__(self) -> None:
-        begin_in_each_process(self, _Refusals._renew)
-
-    def _renew(self) -> None:
-        self._lock = threading.RLock()  # A signal handler may log while it interrupts this.
-        self._silent_until: dict[str, float] = {}
-        self._unsaid: dict[str, int] = {}
-
-    def admit(self, layer: str, now: float) -> int | None:
-        """How many earlier refusals of the layer went unlogged; None if this one is not logged either."""
-        with self._lock:
-            if now < self._silent_until.get(layer, now):
-                self._unsaid[layer] = self._unsaid.get(layer, 0) + 1
-                return None
-            self._silent_until[layer] = now + REFUSAL_INTERVAL
-            return self._unsaid.pop(layer, 0)
-
-
-_refusals: Final = _Refusals()
+There is no lock: threads that refuse at the same moment may count one too few, or warn twice.
+"""
 
 
 def log_events(event: "events.Event") -> None:
@@ -80,12 +60,15 @@ def log_events(event: "events.Event") -> None:
     if not logger.isEnabledFor(level):
         return
     if kind == "Rejected":
-        unsaid = _refusals.admit(getattr(event, "layer", ""), SystemClock.monotonic())
-        if unsaid is None:
-            level = logging.DEBUG
-        elif unsaid:
-            logger.log(level, "%s; %d more were refused before it", event, unsaid)
-            return
+        layer, now = getattr(event, "layer", ""), SystemClock.monotonic()
+        silent_until, left_out = _refusals.get(layer, (now, 0))
+        if now < silent_until:
+            _refusals[layer], level = (silent_until, left_out + 1), logging.DEBUG
+        else:
+            _refusals[layer] = now + REFUSAL_INTERVAL, 0
+            if left_out:
+                logger.log(level, "%s; %d more were refused before it", event, left_out)
+                return
     logger.log(level, "%s", event)
 
 
