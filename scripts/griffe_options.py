@@ -1,13 +1,13 @@
 """For the API pages: shows each keyword of `**options: Unpack[SomeTypedDict]` as a parameter of its own.
 
-`help()` shows them likewise, see `stkai._build_options`. griffe's own extension for this knows no descriptions.
+`help()` shows them likewise, see `stkai._builder`. griffe's own extension for this knows no descriptions.
 """
 
 from typing import Any
 
 import griffe
 
-from stkai import _build_options
+from stkai import _builder
 
 
 class Options(griffe.Extension):
@@ -35,13 +35,13 @@ class Options(griffe.Extension):
             )
             if function.docstring and options.endswith(".StackOptions"):
                 has_transport = any(each.name == "transport" for each in function.parameters)
-                arguments = _build_options.describe_arguments(with_transport=has_transport)
+                arguments = _builder.describe_arguments(with_transport=has_transport)
                 function.docstring.value += f"\n\n{arguments}"
 
 
 def _default(name: str, options: str) -> str:
     """As code: `...` is whatever the settings or the stack say."""
-    return repr(_build_options.DEFAULTS.get(name)) if options.endswith(".StackOptions") else "..."
+    return repr(_builder.DEFAULTS.get(name)) if options.endswith(".StackOptions") else "..."
 
 
 def _functions(owner: griffe.Object) -> list[griffe.Function]:

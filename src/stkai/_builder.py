@@ -1,18 +1,20 @@
 """Puts layers together: `StackBuilder` holds recipes, outermost first; the `build_*` functions make the usual stacks.
 
+They share their arguments, `StackOptions`, which are described once.
+
     retry  >  auth  >  adaptive | token_bucket | limiter  >  wire
 
 Retry is outermost, so that each attempt pays for a permit and carries a fresh token. Auth is outside the limiter:
 permits spent before a slow token refresh would leave together after it, and a resend after a 401 would not be metered.
 """
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any, Final, Self, Unpack, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, TypeVar, Unpack, cast
 
 import httpx
 
-from ._build_options import StackOptions, takes_stack_options
 from ._checks import even_half_made
 from ._client import AsyncHttpClient, HttpClient
 from ._clock import Clock
@@ -24,10 +26,91 @@ from .transports._context import Context
 from .transports._layer import Layer
 
 if TYPE_CHECKING:
-    from ._config.models import HttpConfig, Settings
+    from ._config.models import HttpConfig, RateLimitConfig, Settings
+    from .limiters import Limiter, PerHost, PerKey
+    from .transports._auth.bearer import BearerAuth
+    from .transports._auth.provider import AuthProvider
+    from .transports._limits.metering import Estimate, Settle
+    from .transports._retry.policy import RetryPolicy
 
+    Limiters = Sequence[Any]
+    """Several limits at once: a list or tuple of limiters."""
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _PLAIN: Final = Layer("call", lambda layer, request, attempt: layer.forward(request, attempt))
+
+
+class StackOptions(TypedDict, total=False):
+    """What the `build_*` functions take besides `transport`."""
+
+    auth: "AuthProvider | BearerAuth | Literal['auto'] | None"
+    rate_limit: (
+        "Literal['token_bucket', 'adaptive'] | RateLimitConfig | Limiter | PerHost | PerKey | Limiters | None"
+    )
+    retry: "RetryPolicy | None"
+    listener: "Listener | Sequence[Listener] | None"
+    clock: "Clock | None"
+    random: "Callable[[], float] | None"
+    cost: "Estimate | None"
+    settle: "Settle | None"
+
+
+class _FromSettings:
+    """Stands for a default that the settings decide."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+DEFAULTS: Final = {"auth": "auto", "rate_limit": _FromSettings(), "retry": _FromSettings()}
+"""The defaults that are not None."""
+
+_TRANSPORT: Final = """
+        transport: the wire; by default one of the package of each request (httpx or httpx2) that honours proxies, with
+            the verification and limits of the settings."""
+
+_ARGUMENTS: Final = """
+        auth: a token provider, such as `StaticToken(token)`; a `BearerAuth`; None; or "auto": the settings' token;
+            otherwise StackSpot CLI if it is installed and no other wire is given; otherwise the settings' credentials.
+        rate_limit: "token_bucket" or "adaptive" with the numbers of the settings, a `RateLimitConfig`, a limiter to
+            share (`TokenBucket`, `AimdLimiter`, `PerHost`, a `Limiter` of your own), or None. By default, as the
+            settings say.
+        retry: a `RetryPolicy`, or None to send once. By default, as the settings say.
+        listener: a function that is called with every event, in addition to the default log; or a list of the only
+            functions to call.
+        clock: where the stack gets its time from.
+        random: draws numbers in [0, 1), for jitter.
+        cost: estimates what a request will cost, in units, for a limiter with `max_cost`.
+        settle: reads from the answer what the request has cost; returns None if that is unknown.
+
+    Raises:
+        ConfigurationError: (a ValueError) the settings or the arguments cannot be used; the message says what to do.
+        TypeError: there is no such argument.
+    """
+
+
+def describe_arguments(*, with_transport: bool) -> str:
+    """The part of a docstring that describes the arguments."""
+    return inspect.cleandoc(f"\n    Args:{_TRANSPORT if with_transport else ''}{_ARGUMENTS}")
+
+
+def _takes_stack_options(function: F) -> F:
+    """Let `help()` show every keyword of `StackOptions` and what it means."""
+    signature = inspect.signature(function)
+    parameters = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    # TypedDict turns strings into ForwardRefs, which are hard to read.
+    parameters += [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name), annotation=kind.__forward_arg__
+        )
+        for name, kind in StackOptions.__annotations__.items()
+    ]
+    parameters.sort(key=lambda each: (each.kind, each.name == "transport"))
+    function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    arguments = describe_arguments(with_transport="transport" in signature.parameters)
+    function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{arguments}"
+    return function
 
 
 class StackBuilder:
@@ -65,7 +148,7 @@ class StackBuilder:
         return other
 
     @classmethod
-    @takes_stack_options
+    @_takes_stack_options
     def standard(cls, settings: "Settings | None" = None, **options: Unpack[StackOptions]) -> Self:
         """The standard stack, to which layers can be added: `StackBuilder.standard().outside("retry", mine).build()`.
 
@@ -79,8 +162,9 @@ class StackBuilder:
     def _of_settings(
         cls, settings: "Settings | None", options: StackOptions, *, own_wire: bool = False
     ) -> Self:
-        from ._standard import standard_layers
+        from ._standard import check_options, standard_layers
 
+        check_options(options, StackOptions.__annotations__)
         settings = settings or STKAI.config
         layers, by_cli = standard_layers(settings, options, own_wire=own_wire)
         # A layer that does nothing still keeps deadlines, attaches records and reports calls to the listener.
@@ -120,7 +204,7 @@ class StackBuilder:
         Raises:
             ConfigurationError: the wire is async or not a transport, or StackSpot CLI was to sign.
         """
-        transport: Any = self._make_wire() if wire is None else wire
+        transport: Any = self._default_wire(is_async=False) if wire is None else wire
         _require(transport, httpx.BaseTransport, "the wire", "httpx.HTTPTransport(), or call build_async()")
         return cast(Transport, self._around(transport, "sync", httpx.BaseTransport, "a LayerTransport"))
 
@@ -130,10 +214,19 @@ class StackBuilder:
         Raises:
             ConfigurationError: the wire is sync or not a transport, or StackSpot CLI was to sign.
         """
-        transport: Any = self._make_async_wire() if wire is None else wire
+        transport: Any = self._default_wire(is_async=True) if wire is None else wire
         kind, made = httpx.AsyncBaseTransport, "an AsyncLayerTransport"
         _require(transport, kind, "the wire", "httpx.AsyncHTTPTransport(), or call build()")
         return cast(AsyncTransport, self._around(transport, "asynchronous", kind, made))
+
+    def _default_wire(self, *, is_async: bool) -> object:
+        if self.by_cli and not is_async:
+            from .transports._stk_cli import StkCLITransport
+
+            return StkCLITransport()
+        from ._wire.default import AsyncWireByFamily, WireByFamily
+
+        return AsyncWireByFamily(self._http) if is_async else WireByFamily(self._http)
 
     def _around(self, transport: Any, factory: str, kind: type, example: str) -> Any:
         """All layers around a wire, each made by its factory of that name."""
@@ -146,20 +239,6 @@ class StackBuilder:
             _require(transport, kind, f"what the layer {layer.name!r} makes", example)
         return transport
 
-    def _make_wire(self) -> httpx.BaseTransport:
-        if self.by_cli:
-            from .transports._stk_cli import StkCLITransport
-
-            return StkCLITransport()
-        from ._wire.default import WireByFamily
-
-        return WireByFamily(self._http)
-
-    def _make_async_wire(self) -> httpx.AsyncBaseTransport:
-        from ._wire.default import AsyncWireByFamily
-
-        return AsyncWireByFamily(self._http)
-
     def __str__(self) -> str:
         return " > ".join([*(layer.name for layer in self.layers), "wire"])
 
@@ -169,11 +248,10 @@ class StackBuilder:
 
 
 def _checked(given: Iterable[Layer]) -> tuple[Layer, ...]:
-    try:
-        layers = tuple(given)
-    except TypeError as error:
+    if not isinstance(given, Iterable):
         msg = f"a stack takes a list of layers, such as [stkai.transports.retry()], not {given!r}"
-        raise ConfigurationError(msg) from error
+        raise ConfigurationError(msg)
+    layers = tuple(given)
     names = set[str]()
     for layer in layers:
         if not isinstance(layer, Layer):
@@ -193,13 +271,13 @@ def _require(transport: object, kind: type, what: str, example: str) -> None:
         raise ConfigurationError(msg)
 
 
-@takes_stack_options
+@_takes_stack_options
 def build_transport(*, transport: SyncWire | None = None, **options: Unpack[StackOptions]) -> Transport:
     """The standard stack as one transport, for an `httpx.Client` or `httpx2.Client`, or for its `mounts`."""
     return StackBuilder._of_settings(None, options, own_wire=transport is not None).build(transport)  # noqa: SLF001
 
 
-@takes_stack_options
+@_takes_stack_options
 def build_async_transport(
     *, transport: AsyncWire | None = None, **options: Unpack[StackOptions]
 ) -> AsyncTransport:
@@ -207,15 +285,16 @@ def build_async_transport(
     return StackBuilder._of_settings(None, options, own_wire=True).build_async(transport)  # noqa: SLF001
 
 
-@takes_stack_options
+@_takes_stack_options
 def build_client(*, transport: SyncWire | None = None, **options: Unpack[StackOptions]) -> HttpClient:
     """A client with `get`, `post` and `post_stream` on top of the standard stack."""
-    return HttpClient(build_transport(transport=transport, **options))
+    stack = StackBuilder._of_settings(None, options, own_wire=transport is not None)  # noqa: SLF001
+    return HttpClient(stack.build(transport))
 
 
-@takes_stack_options
+@_takes_stack_options
 def build_async_client(
     *, transport: AsyncWire | None = None, **options: Unpack[StackOptions]
 ) -> AsyncHttpClient:
     """An async client with `get`, `post` and `post_stream` on top of the standard stack, on asyncio and trio."""
-    return AsyncHttpClient(build_async_transport(transport=transport, **options))
+    return AsyncHttpClient(StackBuilder._of_settings(None, options, own_wire=True).build_async(transport))  # noqa: SLF001

@@ -1,16 +1,19 @@
 """What the standard stack consists of: turns arguments and settings into layers and a wire, and says why."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+import httpx
+
 from ._auth import create_standalone_auth
-from ._build_options import StackOptions
 from ._clock import Clock
 from ._config.models import RateLimitConfig, Settings
 from ._config.names import DEFAULT_QUOTA
 from ._errors import ConfigurationError
 from ._log import logger
+from ._secrets import Secret
 from .costs import llm_tokens
 from .stores import store_from
 from .transports._auth.bearer import BearerAuth
@@ -70,8 +73,38 @@ class AuthChoice:
         return cls("none", "neither StackSpot CLI nor credentials are available")
 
 
+def check_options(options: Any, known: Collection[str]) -> None:
+    """Refuse an argument that does not exist, and hide a token that was given in place of a provider.
+
+    Raises:
+        TypeError: there is no such argument. The message says where it belongs.
+    """
+    if isinstance(options.get("auth"), str) and options["auth"] != "auto":
+        options["auth"] = Secret(options["auth"])  # In place: tracebacks show variables.
+    for name in options:
+        if name not in known:
+            raise TypeError(f"a stack got an unexpected keyword argument {name!r}{_where(name)}")
+
+
+def _where(name: str) -> str:
+    """Where an argument belongs that a stack does not take; empty for an unknown one."""
+    if name == "timeout":
+        return (
+            ": it belongs to each call, as in client.post(url, timeout=60), or to an httpx client over the stack:"
+            " httpx.Client(transport=stkai.build_transport(...), timeout=60)"
+        )
+    if name in inspect.signature(httpx.HTTPTransport).parameters:
+        return f": it belongs to the wire: transport=httpx.HTTPTransport({name}=...), or to the settings STKAI_HTTP_*"
+    if name in inspect.signature(httpx.Client).parameters:
+        return (
+            f": it belongs to an httpx client over the stack: httpx.Client(transport=stkai.build_transport(...),"
+            f" {name}=...)"
+        )
+    return ""
+
+
 def standard_layers(
-    settings: Settings, options: StackOptions, *, own_wire: bool = False
+    settings: Settings, options: Mapping[str, Any], *, own_wire: bool = False
 ) -> tuple[list[Layer], bool]:
     """The layers of a standard stack, outermost first, and whether StackSpot CLI is the wire, and signs.
 

@@ -5,8 +5,7 @@ from urllib.parse import quote
 
 import httpx
 
-from .._build_options import StackOptions
-from .._builder import StackBuilder
+from .._builder import StackBuilder, StackOptions
 from .._client import AsyncHttpClient
 from .._clock import SystemClock
 from .._config.models import Settings
