@@ -411,7 +411,7 @@ def test_a_layer_without_a_flow_is_refused_by_name(flow: Any) -> None:
     with pytest.raises(ConfigurationError, match="needs a name"):
         Layer("", mark)
     if flow is not None:
-        with pytest.raises(ConfigurationError, match="a flow must be a function"):
+        with pytest.raises(ConfigurationError, match=f"'layer' is {flow!r}: a flow is a generator function"):
             LayerTransport(Wire(), flow)
 
 

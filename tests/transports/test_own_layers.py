@@ -110,7 +110,7 @@ async def test_a_response_of_the_other_package_is_an_error_that_names_the_cure(
         return
     with pytest.raises(
         ConfigurationError,
-        match=r"'own' ended with a value of type httpx.Response .*: response_like\(request, 200\)",
+        match=r"'own' ended with Response instead of a httpx2.Response: .*response_like\(request, 200\)",
     ):
         await send(world, package, transport)
 
@@ -157,7 +157,7 @@ def too_few(request: Any) -> Flow:
 EARLY: dict[Any, str] = {
     coroutine: "is async, and nothing awaits it: .*yield from layer.forward",
     async_generator: "is async, and nothing awaits it: .*yield from layer.forward",
-    too_few: r"cannot be called as flow\(layer, request, attempt\): too many positional arguments: give it these three",
+    too_few: r"cannot be called as flow\(layer, request, attempt\): too many positional arguments: a flow is",
 }
 
 
@@ -222,17 +222,17 @@ def returns_a_number(layer: Any, request: Any, attempt: Any) -> Any:
     return 200
 
 
-YIELD_FROM = r"write `yield from` before forward\(request, attempt\)"
+FORM = "a flow is a generator function; .*yield from layer.forward"
 LATE: dict[Any, str] = {
-    plain: r"returned None where a generator was expected: a flow is a generator function that ends with `return",
-    plain_response: "returned a value of type httpx2?.Response where a generator was expected: a flow is",
-    hidden_coroutine: "returned a value of type coroutine where a generator was expected: a flow is",
-    forgets_from: f"yielded a value of type generator: {YIELD_FROM}",
-    forgets_yield: f"used a generator as a response .*has no attribute 'status_code'.*: {YIELD_FROM}",
-    forgets_both: f"used a generator as a response .*has no attribute 'status_code'.*: {YIELD_FROM}",
-    returns_the_flow: f"ended with a value of type generator instead of a response: {YIELD_FROM}",
-    forgets_return: "ended with None instead of a response: return the response of `yield from",
-    returns_a_number: "ended with a value of type int instead of a response: return the response of `yield from",
+    plain: f"returned NoneType instead of a generator: {FORM}",
+    plain_response: f"returned Response instead of a generator: {FORM}",
+    hidden_coroutine: f"returned coroutine instead of a generator: {FORM}",
+    forgets_from: f"yielded generator: {FORM}",
+    forgets_yield: f"used a generator as a response .*has no attribute 'status_code'.*: {FORM}",
+    forgets_both: f"used a generator as a response .*has no attribute 'status_code'.*: {FORM}",
+    returns_the_flow: f"ended with generator instead of a httpx2?.Response: {FORM}",
+    forgets_return: f"ended with NoneType instead of a httpx2?.Response: {FORM}",
+    returns_a_number: f"ended with int instead of a httpx2?.Response: {FORM}",
 }
 
 

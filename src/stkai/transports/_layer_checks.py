@@ -105,9 +105,9 @@ FlowFunction = Callable[[Any, httpx.Request, Attempt], Flow]
 """A layer's work as a function of the layer, the request and the attempt."""
 
 _FORM: Final = (
-    "a flow is a generator function that ends with `return (yield from layer.forward(request, attempt))`"
+    "a flow is a generator function; it yields operations of stkai.transports, such as Sleep(1.0), and ends with"
+    " `return (yield from layer.forward(request, attempt))` or with response_like(request, 200)"
 )
-_FORGOTTEN: Final = "write `yield from` before forward(request, attempt)"
 
 
 def check_flow(name: str, flow: object) -> None:
@@ -117,23 +117,15 @@ def check_flow(name: str, flow: object) -> None:
         ConfigurationError: it is not a function of three arguments, or it is async.
     """
     if not callable(flow):
-        raise ConfigurationError(
-            f"a flow must be a function (layer, request, attempt), and that of the layer {name!r} is {flow!r}"
-        )
+        raise _wrong(name, f"is {flow!r}")
     if inspect.iscoroutinefunction(flow) or inspect.isasyncgenfunction(flow):
-        raise _wrong(name, "is async, and nothing awaits it", f"{_FORM}; one serves sync and async clients")
+        raise _wrong(name, "is async, and nothing awaits it")
     try:
-        signature = inspect.signature(flow)
-    except (TypeError, ValueError):  # Some callables have none to show.
+        inspect.signature(flow).bind("layer", "request", "attempt")
+    except ValueError:  # Some callables have no signature to show.
         return
-    try:
-        signature.bind("layer", "request", "attempt")
     except TypeError as error:
-        raise _wrong(
-            name,
-            f"cannot be called as flow(layer, request, attempt): {error}",
-            "give it these three parameters",
-        ) from error
+        raise _wrong(name, f"cannot be called as flow(layer, request, attempt): {error}") from error
 
 
 def checked(flow: FlowFunction) -> FlowFunction:
@@ -144,51 +136,25 @@ def checked(flow: FlowFunction) -> FlowFunction:
         try:
             made: Any = flow(layer, request, attempt)
             if not isinstance(made, Generator):
-                raise _no_generator(layer.name, made)
+                if inspect.iscoroutine(made):
+                    made.close()
+                raise _wrong(layer.name, f"returned {type(made).__name__} instead of a generator")
             response = yield from made
         except WrongOperationError as error:
-            forgotten = isinstance(error.operation, Generator)
-            cure = (
-                _FORGOTTEN if forgotten else "it may yield operations of stkai.transports, such as Sleep(1.0)"
-            )
-            raise _wrong(layer.name, f"yielded {_kind(error.operation)}", cure) from None
+            raise _wrong(layer.name, f"yielded {type(error.operation).__name__}") from None
         except AttributeError as error:
             if not isinstance(error.obj, Generator):
                 raise
-            raise _wrong(layer.name, f"used a generator as a response ({error})", _FORGOTTEN) from error
-        if not isinstance(response, family_of(request).Response):
-            raise _no_response(layer.name, response, request)
+            raise _wrong(layer.name, f"used a generator as a response ({error})") from error
+        package = family_of(request)
+        if not isinstance(response, package.Response):
+            raise _wrong(
+                layer.name, f"ended with {type(response).__name__} instead of a {package.__name__}.Response"
+            )
         return response
 
     return run
 
 
-def _no_generator(name: str, made: object) -> ConfigurationError:
-    if inspect.iscoroutine(made):
-        made.close()
-    return _wrong(name, f"returned {_kind(made)} where a generator was expected", _FORM)
-
-
-def _no_response(name: str, answer: object, request: httpx.Request) -> ConfigurationError:
-    package = family_of(request).__name__
-    cure = (
-        f"return the response of `yield from layer.forward(request, attempt)`, or response_like(request, 200), which is"
-        f" one of {package}"
-    )
-    if isinstance(answer, Generator):
-        cure = _FORGOTTEN
-    elif isinstance(answer, alike(httpx.Response)):
-        cure = f"the request is one of {package}, and so must the answer be: response_like(request, 200)"
-    return _wrong(name, f"ended with {_kind(answer)} instead of a response", cure)
-
-
-def _wrong(name: str, what: str, cure: str) -> ConfigurationError:
-    return ConfigurationError(f"the flow of the layer {name!r} {what}: {cure}")
-
-
-def _kind(thing: object) -> str:
-    if thing is None:
-        return "None"
-    kind = type(thing)
-    package = kind.__module__.partition(".")[0]
-    return f"a value of type {kind.__name__ if package == 'builtins' else f'{package}.{kind.__name__}'}"
+def _wrong(name: str, what: str) -> ConfigurationError:
+    return ConfigurationError(f"the flow of the layer {name!r} {what}: {_FORM}")

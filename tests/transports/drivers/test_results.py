@@ -123,7 +123,7 @@ async def test_a_flow_that_yields_something_else_gets_an_error_that_names_the_la
 
     options = {"stkai": RequestOptions(deadline=deadline)}
     transport = world.layer(Layer("own", flow), world.wire(), context=Context(clock=FakeClock()))
-    message = r"'own' yielded .*: it may yield operations of stkai.transports, such as Sleep\(1.0\)"
+    message = r"'own' yielded .*: a flow is .*it yields operations of stkai.transports, such as Sleep\(1.0\)"
     with pytest.raises(ConfigurationError, match=message):
         await world.send(transport, httpx.Request("GET", URL, extensions=options))
 
