@@ -92,7 +92,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("STKAI_RATE_LIMIT_STORE", "memcached://host", "'file', a URL (file:///dir, redis://"),
     ("STKAI_RATE_LIMIT_STORE", "files", "redis://"),
     ("STKAI_RATE_LIMIT_STORE_TIMEOUT", "0", "a positive number of seconds"),
-    ("STKAI_RATE_LIMIT_WARM_START", "  ", "the name of a quota, a non-empty string"),
+    ("STKAI_RATE_LIMIT_WARM_START", "  ", "a name, a non-empty string"),
     ("STKAI_RATE_LIMIT_TIME_WINDOW", "inf", "a positive number of seconds"),
     ("STKAI_RATE_LIMIT_TIME_WINDOW", "unlimited", "a positive number of seconds"),
     ("STKAI_RATE_LIMIT_MAX_WAIT_TIME", "0", "or 'unlimited'"),

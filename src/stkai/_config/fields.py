@@ -179,12 +179,7 @@ Statuses = Annotated[
     tuple[_Status, ...], _Listed, Field(description="status codes from 100 to 599, separated by commas")
 ]
 HeaderName = Annotated[str, Field(pattern=f"^{TOKEN}$", description="a header name, such as Idempotency-Key")]
-ShareName = Annotated[
-    str, Field(strict=True, pattern=r"\S", description="the name of a share, a non-empty string")
-]
-QuotaName = Annotated[
-    str, Field(strict=True, pattern=r"\S", description="the name of a quota, a non-empty string")
-]
+Name = Annotated[str, Field(strict=True, pattern=r"\S", description="a name, a non-empty string")]
 StorePlace = Annotated[
     Any,
     AfterValidator(_store_place),

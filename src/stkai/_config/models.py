@@ -79,10 +79,10 @@ class RateLimitConfig(fields.Section):
     min_rate_floor: fields.OrNone[fields.Share] = None
     penalty_factor: fields.OrNone[fields.SmallerShare] = None
     recovery_factor: fields.OrNone[fields.Share] = None
-    share: fields.ShareName | None = None
+    share: fields.Name | None = None
     store: Annotated[fields.StorePlace, Field(repr=False)] = None  # It may contain a password.
     store_timeout: fields.SomeSeconds = 0.25
-    warm_start: fields.QuotaName | None = None
+    warm_start: fields.Name | None = None
 
     @model_validator(mode="after")
     def _numbers_and_names(self) -> Self:

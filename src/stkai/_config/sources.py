@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource
 
 from .._errors import ConfigurationError
-from .._secrets import reveal, sealed
+from .._secrets import Secret, reveal
 from .fields import none_from_word, problems
 from .models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
 from .names import PREFIX, SECTIONS, as_text, closest, configuration_error, full_path, variable
@@ -29,8 +29,8 @@ _KNOWN: Final = {
 }
 """The environment variables that are read."""
 
-SectionValues = Mapping[str, Mapping[str, Any]]
-"""Section, field, value."""
+Variables = Mapping[str, Secret]
+"""The contents of one source: its variables with the prefix of settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,12 @@ class Loaded:
     warnings: tuple[str, ...]
 
 
-def load(configured: SectionValues, env_file: Path | None = None) -> Loaded:
+def load(configured: Mapping[str, Mapping[str, Any]], env_file: Path | None = None) -> Loaded:
     """Merge all sources and check the result.
+
+    Args:
+        configured: section, field, value.
+        env_file: a .env file to read in place of the one that the environment names.
 
     Raises:
         ConfigurationError: lists everything that is wrong.
@@ -67,23 +71,22 @@ def load(configured: SectionValues, env_file: Path | None = None) -> Loaded:
     sources = {"environment": environment}
     rows: list[Explained] = []
     named_by = "configure" if env_file else "environment"
-    if named := env_file or environment.env_file:
+    if named := env_file or reveal(environment.get(_ENV_FILE)):
         path = full_path(named)
         sources = {f".env file {path}": _read_file(path, named_by), **sources}
         rows.append(Explained(_ENV_FILE, str(path), named_by))
-    values: dict[str, SectionValues] = {name: source.values for name, source in sources.items()}
 
     complaints: list[str] = []
     sections: dict[str, Any] = {}
     for section in SECTIONS:
         try:
-            sections[section], found = _section(section, {**values, "configure": configured})
+            sections[section], found = _section(section, sources, configured.get(section, {}))
             rows += found
         except ConfigurationError as error:
             complaints += error.args
     if complaints:
         raise configuration_error(complaints)
-    ignored = [row for name, source in sources.items() for row in _ignored(name, source.names)]
+    ignored = [row for source, names in sources.items() for row in _ignored(source, names)]
     return Loaded(
         Settings(**sections),
         (*rows, *ignored),
@@ -91,14 +94,18 @@ def load(configured: SectionValues, env_file: Path | None = None) -> Loaded:
     )
 
 
-def _section(section: str, sources: Mapping[str, SectionValues]) -> tuple[BaseModel, list[Explained]]:
+def _section(
+    section: str, sources: Mapping[str, Variables], configured: Mapping[str, Any]
+) -> tuple[BaseModel, list[Explained]]:
     """One section from all sources; later ones take precedence. Its error's arguments are the complaints."""
     model = MODELS[section]
     given = {
-        field: (source, _as_none(field, value, source))
-        for source, values in sources.items()
-        for field, value in values.get(section, {}).items()
+        field: (source, _as_none(field, variables[name]))
+        for source, variables in sources.items()
+        for field in model.model_fields
+        if (name := variable(section, field)) in variables
     }
+    given |= {field: ("configure", value) for field, value in configured.items()}
 
     def name(field: str) -> str:
         argument = f"configure({section}={{{field!r}: ...}})"
@@ -123,10 +130,9 @@ def _section(section: str, sources: Mapping[str, SectionValues]) -> tuple[BaseMo
     ]
 
 
-def _as_none(field: str, value: Any, source: str) -> Any:
-    """The value; None if a variable says "none" for a name. In Python, "none" may be a real name."""
-    is_name = field in ("share", "warm_start")
-    return none_from_word(reveal(value)) if is_name and source != "configure" else value
+def _as_none(field: str, value: Any) -> Any:
+    """The value of a variable; None if it says "none" for a name, which in Python may be a real one."""
+    return none_from_word(reveal(value)) if field in ("share", "warm_start") else value
 
 
 def _ignored(source: str, names: Collection[str]) -> list[Explained]:
@@ -139,50 +145,25 @@ def _ignored(source: str, names: Collection[str]) -> list[Explained]:
     return rows
 
 
-@dataclass(frozen=True, slots=True)
-class _Variables:
-    """The contents of one source.
-
-    Attributes:
-        values: section, field, text.
-        env_file: the .env file that it names.
-        names: those of all its variables with our prefix.
-    """
-
-    values: SectionValues
-    env_file: str | None
-    names: frozenset[str]
-
-
-def _read(source: EnvSettingsSource) -> _Variables:
+def _read(source: EnvSettingsSource) -> Variables:
     # An empty variable counts as unset, as does a line of a file without "=".
-    there = {name.upper(): value for name, value in source.env_vars.items() if value}
-    values = {
-        section: {
-            field: there[name] for field in model.model_fields if (name := variable(section, field)) in there
-        }
-        for section, model in MODELS.items()
-    }
-    return _Variables(
-        {section: sealed(fields) for section, fields in values.items()},
-        there.get(_ENV_FILE),
-        frozenset(name for name in there if name.startswith(PREFIX)),
-    )
+    there = {name.upper(): Secret(value) for name, value in source.env_vars.items() if value}
+    return {name: value for name, value in there.items() if name.startswith(PREFIX)}
 
 
-def _read_file(path: Path, named_by: str) -> _Variables:
+def _read_file(path: Path, named_by: str) -> Variables:
     where = f"{_ENV_FILE if named_by == 'environment' else 'configure(env_file=...)'} names {str(path)!r}"
     try:
         if not path.is_file():
             raise ConfigurationError(f"{where}, and there is no such file; correct or unset it")
-        source = _read(DotEnvSettingsSource(BaseSettings, env_file=path, env_file_encoding="utf-8"))
+        variables = _read(DotEnvSettingsSource(BaseSettings, env_file=path, env_file_encoding="utf-8"))
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         # Not from the error: it holds the whole file.
         raise ConfigurationError(f"{where}, which cannot be read: {error}") from None
     is_another_format = path.suffix.lower() in _OTHER_FORMATS or not all(map(_ENV_LINE.match, lines))
-    if is_another_format and not source.names:
+    if is_another_format and not variables:
         raise ConfigurationError(
             f"{where}, which sets nothing: a .env file has lines such as {PREFIX}RETRY_MAX_RETRIES=5, without sections"
         )
-    return source
+    return variables
