@@ -11,7 +11,7 @@ from ._client import AsyncHttpClient as AsyncHttpClient
 from ._client import HttpClient as HttpClient
 from ._clock import Clock as Clock
 from ._clock import SystemClock as SystemClock
-from ._config.stkai import STKAI as STKAI
+from ._config import STKAI as STKAI
 from ._errors import AuthenticationError as AuthenticationError
 from ._errors import ClientSideRateLimitError as ClientSideRateLimitError
 from ._errors import ConfigurationError as ConfigurationError

@@ -18,7 +18,7 @@ import httpx
 from ._checks import even_half_made
 from ._client import AsyncHttpClient, HttpClient
 from ._clock import Clock
-from ._config.stkai import STKAI
+from ._config import STKAI
 from ._errors import ConfigurationError
 from ._families import AsyncTransport, AsyncWire, SyncWire, Transport, alike
 from ._log import Listener, listener_of

@@ -13,8 +13,8 @@ import httpx
 from ._builder import StackBuilder
 from ._checks import argument_errors
 from ._client import HttpClient
+from ._config import STKAI
 from ._config.names import REFERENCE_METHODS
-from ._config.stkai import STKAI
 from ._exchange import StreamedResponse
 from ._forks import begin_in_each_process
 from ._wire.default import default_wire

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stkai._config.stkai import GlobalSettings
+from stkai._config import GlobalSettings
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from stkai._config import GlobalSettings
 from stkai._config.sources import MODELS, Explained
-from stkai._config.stkai import GlobalSettings
 from stkai._errors import ConfigurationError
 from stkai._secrets import MASK
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from stkai._config import STKAI, GlobalSettings
 from stkai._config.models import RateLimitConfig, Settings
 from stkai._config.sources import Explained
-from stkai._config.stkai import STKAI, GlobalSettings
 from stkai._errors import ConfigurationError
 
 from ..support.settings import made, refusal, row
@@ -134,7 +134,7 @@ def test_there_is_one_instance_per_process() -> None:
 
 
 def test_importing_the_settings_does_not_import_pydantic() -> None:
-    code = "import sys, stkai._config.stkai; sys.exit('pydantic' in sys.modules)"
+    code = "import sys, stkai._config; sys.exit('pydantic' in sys.modules)"
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     )

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from stkai._config import GlobalSettings
 from stkai._config.models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
 from stkai._config.sources import Explained
-from stkai._config.stkai import GlobalSettings
 from stkai._errors import ConfigurationError
 
 from ..support.settings import SECRET, made, refusal, row

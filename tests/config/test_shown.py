@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stkai._config import GlobalSettings
 from stkai._config.models import AuthConfig, RateLimitConfig, RetryConfig, Settings
 from stkai._config.names import masked
 from stkai._config.sources import load
-from stkai._config.stkai import GlobalSettings
 from stkai._errors import ConfigurationError
 from stkai._secrets import MASK
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from stkai._config import STKAI, GlobalSettings
 from stkai._config.models import AuthConfig, HttpConfig, RateLimitConfig, Settings
 from stkai._config.names import DEFAULT_TOKEN_URL
 from stkai._config.sources import MODELS, Explained
-from stkai._config.stkai import STKAI, GlobalSettings
 from stkai._errors import ConfigurationError
 
 from ..support.settings import refusal, row

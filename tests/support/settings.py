@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from stkai._config import GlobalSettings
 from stkai._config.sources import Explained
-from stkai._config.stkai import GlobalSettings
 from stkai._errors import ConfigurationError
 
 SECRET = "s3cr3t-of-the-client"

@@ -8,8 +8,8 @@ import httpx
 
 from .._checks import SECONDS, check_choice, check_number
 from .._clock import Clock, SystemClock
+from .._config import STKAI
 from .._config.names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
-from .._config.stkai import STKAI
 from .._errors import AuthenticationError, ConfigurationError
 from .._log import logger
 from .._secrets import HoldsSecret, Secret

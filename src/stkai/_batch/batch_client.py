@@ -8,8 +8,8 @@ import httpx
 from .._builder import StackBuilder, StackOptions
 from .._client import AsyncHttpClient
 from .._clock import SystemClock
+from .._config import STKAI
 from .._config.models import Settings
-from .._config.stkai import STKAI
 from .._errors import ConfigurationError, DeadlineExceededError, StkaiError
 from .._families import alike
 from .._headers import default_headers

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .._config.stkai import STKAI
+from .._config import STKAI
 from .._errors import ConfigurationError
 from .input_lines import CsvRecords, JsonLines, Lines, StdinCopy
 from .options import Options

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .._builder import StackBuilder
-from .._config.stkai import STKAI
+from .._config import STKAI
 from .._errors import ConfigurationError
 from .._standard import NO_AUTHENTICATION, AuthChoice
 from ..transports._limits.all_of import AllOf

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
-from .._config.stkai import STKAI
+from .._config import STKAI
 from .._errors import ConfigurationError, missing_extra
 from .._families import HTTPX, Family, alike, family_of
 from .._urls import PROXIES, absolute_url

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from .._config import STKAI, GlobalSettings
 from .._config.names import PREFIX
-from .._config.stkai import STKAI, GlobalSettings
 from ._server import QuotaServer
 
 
