@@ -226,7 +226,8 @@ class AsyncHttpClient(_Client):
         self, url: str, headers: Headers = None, timeout: float = 30, **options: Unpack[CallOptions]
     ) -> httpx.Response:
         """Send a GET request and read the answer; like `HttpClient.get`."""
-        return await self._send("GET", url, None, headers, timeout, options_of("get", options))
+        given = options_of("get", options)
+        return await self._carry_out(Exchange(self._open_entry(), "GET", url, None, headers, timeout, given))
 
     async def post(
         self,
@@ -237,7 +238,8 @@ class AsyncHttpClient(_Client):
         **options: Unpack[CallOptions],
     ) -> httpx.Response:
         """Send a POST request with `data` as its JSON body, and read the answer; like `HttpClient.post`."""
-        return await self._send("POST", url, data, headers, timeout, options_of("post", options))
+        given = options_of("post", options)
+        return await self._carry_out(Exchange(self._open_entry(), "POST", url, data, headers, timeout, given))
 
     async def post_stream(
         self,
@@ -249,30 +251,15 @@ class AsyncHttpClient(_Client):
     ) -> StreamedResponse:
         """Like `post`, but the body arrives while you iterate; see `HttpClient.post_stream`, with `async with`."""
         given = options_of("post_stream", options)
-        response = await self._send("POST", url, data, headers, timeout, given, buffered=False)
-        return cast(StreamedResponse, response)
+        exchange = Exchange(self._open_entry(), "POST", url, data, headers, timeout, given, buffered=False)
+        return cast(StreamedResponse, await self._carry_out(exchange))
 
     async def send(self, request: httpx.Request) -> httpx.Response:
         """Send a complete request, and read the answer; like `HttpClient.send`."""
-        layer = self._open_entry()
-        exchange = Exchange.of(layer, request)
-        return exchange.finish(await layer.carry_out(exchange.call, exchange.flow))
+        return await self._carry_out(Exchange.of(self._open_entry(), request))
 
-    async def _send(
-        self,
-        method: str,
-        url: str,
-        data: Any,
-        headers: Headers,
-        timeout: float,
-        options: RequestOptions,
-        *,
-        buffered: bool = True,
-    ) -> httpx.Response:
-        layer = self._open_entry()
-        exchange = Exchange(layer, method, url, data, headers, timeout, options, buffered=buffered)
-        response = await layer.carry_out(exchange.call, exchange.flow)
-        return exchange.finish(response)
+    async def _carry_out(self, exchange: Exchange) -> httpx.Response:
+        return exchange.finish(await self._entry.carry_out(exchange.call, exchange.flow))
 
     def _open_entry(self) -> AsyncLayerTransport:
         self._require_open()

@@ -53,7 +53,7 @@ class Exchange:
         call: the call that it makes.
     """
 
-    __slots__ = ("_clock", "_layer", "call", "request")
+    __slots__ = ("_layer", "call", "request")
 
     def __init__(
         self,
@@ -65,11 +65,9 @@ class Exchange:
         timeout: float,
         options: RequestOptions,
         *,
-        buffered: bool,
+        buffered: bool = True,
     ) -> None:
         self._layer = layer
-        # Taken from the stack's outermost layer, so that all read one clock.
-        self._clock = layer.context.clock
         target = request_url(url)
         extensions: dict[str, Any] = {"timeout": check_timeout(timeout)}
         if options is not NO_OPTIONS:
@@ -83,19 +81,19 @@ class Exchange:
             extensions=extensions,
         )
         self.request.read()
-        self.call = Call.start(self.request, self._clock.monotonic(), buffered=buffered)
+        self.call = Call.start(self.request, self._layer.context.now(), buffered=buffered)
 
     @classmethod
     def of(cls, layer: LayerBase, request: httpx.Request) -> Self:
         """The exchange of a complete request; its extensions may hold `RequestOptions` and a timeout."""
         exchange = object.__new__(cls)
-        exchange._layer, exchange._clock = layer, layer.context.clock
+        exchange._layer = layer
         if request.url.userinfo:
             request_url(request.url)
         layer.check_body(request)
         extensions = {"timeout": check_timeout(30), **request.extensions}
         exchange.request = copy_request(request, extensions=extensions)
-        exchange.call = Call.start(exchange.request, layer.context.clock.monotonic(), buffered=True)
+        exchange.call = Call.start(exchange.request, layer.context.now(), buffered=True)
         return exchange
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
@@ -117,7 +115,7 @@ class Exchange:
             response.request = self.request
             if refused:
                 self._note_elapsed(response)
-                attempt.finish(response, self._clock.monotonic())
+                attempt.finish(response, self._layer.context.now())
                 raise ServerSideRateLimitError(response, request=self.request)
         except BaseException as error:
             yield Close(response)
@@ -135,7 +133,7 @@ class Exchange:
         return streamed
 
     def _note_elapsed(self, response: httpx.Response) -> None:
-        response.elapsed = timedelta(seconds=self._clock.monotonic() - self.call.started)
+        response.elapsed = timedelta(seconds=self._layer.context.now() - self.call.started)
 
 
 def entry(kind: type[L], transport: Any) -> L:
