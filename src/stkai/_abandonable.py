@@ -38,13 +38,7 @@ class Job:
     """A piece of work for another thread; threads and tasks wait for its end, and may give it up.
 
     There are no locks here: each waiter brings its own queue or event, and shared state changes by single atomic steps.
-
-    Args:
-        work: what to do.
-        context: the context variables to do it with; by default, a copy of the caller's.
-
-    Attributes:
-        is_done: whether the work has ended.
+    It has a copy of the caller's context variables, unless it gets others.
     """
 
     def __init__(self, work: Callable[[], Any], context: Context | None = None) -> None:
@@ -173,11 +167,7 @@ class Worker:
         self._jobs: SimpleQueue[Job | None] | None = None
 
     def start(self, job: Job) -> None:
-        """Begin a job.
-
-        Raises:
-            NoThreadError: no thread can be started.
-        """
+        """Begin a job, or raise a NoThreadError."""
         if self._jobs is None:
             self._jobs = SimpleQueue()
             try:

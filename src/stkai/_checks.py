@@ -20,14 +20,9 @@ _MOST: Final = sys.float_info.max
 
 
 class Numbers(NamedTuple):
-    """The numbers that an argument accepts: finite ones, never a bool.
+    """The numbers that an argument accepts: finite ones from `low` on, or `above` it, never a bool.
 
-    Attributes:
-        words: completes the sentence "it must be ...".
-        low: the least one.
-        high: the greatest one.
-        above: whether `low` itself is refused.
-        whole: whether only integers are accepted.
+    The words complete the sentence "it must be ...".
     """
 
     words: str
@@ -60,15 +55,8 @@ def check_number(
 ) -> N:
     """The value of the argument `name`, if it is one of the allowed numbers.
 
-    Args:
-        name: the argument, as the caller knows it.
-        value: what was given. Decide before the call what None means.
-        allowed: which numbers are accepted.
-        hint: follows the message, such as `", or None for no limit"`.
-        error: the class to raise; `InvalidArgumentError` for an argument of one call.
-
     Raises:
-        ConfigurationError: (or `error`) it is not: "name must be ..., not value".
+        ConfigurationError: (or `error`) it is not: "name must be ..., not value"; the hint follows "...".
     """
     if not allowed.accept(value):
         raise error(f"{name} must be {allowed.words}{hint}, not {_shown(value)}")
@@ -83,11 +71,7 @@ def at_least(low: float, high: float | None = None) -> Numbers:
 
 
 def check_flag(name: str, value: object) -> None:
-    """Refuse what is not a bool.
-
-    Raises:
-        ConfigurationError: the value is neither True nor False.
-    """
+    """Refuse what is not a bool."""
     if not isinstance(value, bool):
         raise ConfigurationError(f"{name} must be True or False, not {value!r}")
 
@@ -95,11 +79,7 @@ def check_flag(name: str, value: object) -> None:
 def check_choice(
     name: str, value: object, *allowed: object, error: type[StkaiError] = ConfigurationError
 ) -> None:
-    """Refuse what is not one of the choices.
-
-    Raises:
-        ConfigurationError: (or `error`) it is none of them.
-    """
+    """Refuse what is not one of the choices."""
     if value not in allowed:
         choices = [repr(each) for each in allowed]
         words = " or ".join(choices) if len(choices) < 3 else f"one of {', '.join(choices)}"

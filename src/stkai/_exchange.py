@@ -46,12 +46,7 @@ class StreamedResponse(httpx.Response):
 
 
 class Exchange:
-    """One request in progress: checked, completed, and carried out by a flow that ends with what the caller wants.
-
-    Attributes:
-        request: what is sent, and what `response.request` will be.
-        call: the call that it makes.
-    """
+    """One request in progress: checked, completed, and carried out by a flow that ends with what the caller wants."""
 
     __slots__ = ("_layer", "call", "request")
 
@@ -150,11 +145,7 @@ def _context_of(transport: object) -> Context | None:
 
 
 def check_timeout(timeout: float) -> dict[str, float]:
-    """The timeout in the form that wires take.
-
-    Raises:
-        InvalidArgumentError: it is not a positive number of seconds.
-    """
+    """The timeout in the form that wires take, if it is a positive number of seconds."""
     return timeouts(check_number("timeout", timeout, SOME_SECONDS, error=InvalidArgumentError))
 
 

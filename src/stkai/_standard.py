@@ -108,10 +108,7 @@ def standard_layers(
 ) -> tuple[list[Layer], bool]:
     """The layers of a standard stack, outermost first, and whether StackSpot CLI is the wire, and signs.
 
-    Args:
-        settings: decide what the options leave open.
-        options: the arguments of a `build_*` function.
-        own_wire: whether the stack will use a wire other than StackSpot CLI.
+    The settings decide what the options leave open. With a wire of its own, a stack does not use StackSpot CLI.
 
     Raises:
         ConfigurationError: an option has an unsupported value, or there is nothing to authenticate with.
@@ -130,11 +127,7 @@ def standard_layers(
 
 
 def check_signed(wire: object, layers: Sequence[Layer]) -> None:
-    """Refuse a wire that does not sign if no layer does, although StackSpot CLI was to sign.
-
-    Raises:
-        ConfigurationError: the requests would not be signed.
-    """
+    """Refuse a wire that does not sign if no layer does, although StackSpot CLI was to sign."""
     if not isinstance(wire, StkCLITransport) and all(layer.name != "auth" for layer in layers):
         raise ConfigurationError(_CLI_CANNOT)
 
@@ -196,11 +189,7 @@ def _warn_of_settings(config: RateLimitConfig) -> None:
 
 
 def _check_counted(limiter: object, cost: object, settle: object) -> None:
-    """Refuse the cost of calls if nothing counts it; limiters that are not ours are checked when they are asked.
-
-    Raises:
-        ConfigurationError: no limiter has `max_cost`.
-    """
+    """Refuse the cost of calls if nothing counts it; limiters that are not ours are checked when they are asked."""
     if cost is None and settle is None:
         return
     parts = limiter.parts if isinstance(limiter, AllOf) else [limiter]

@@ -56,14 +56,9 @@ def parse_url(
 ) -> httpx.URL:
     """The URL in `text`, if a request can be sent to it, and it contains no credentials.
 
-    Args:
-        text: the URL.
-        rule: what it must be, such as "url must be an absolute URL".
-        hint: what to do with credentials instead.
-        error: the class to raise.
-
     Raises:
-        ConfigurationError: (or `error`) it is something else. The message shows no password.
+        ConfigurationError: (or `error`) it is something else. The message begins with the rule, ends with the hint if
+            there are credentials, and shows no password.
     """
     try:
         url = absolute_url(text)
@@ -148,11 +143,7 @@ def _reason(text: object, error: Exception) -> str:
 
 
 def parse_origin(name: str) -> httpx.URL:
-    """The URL in `name`, if it is only an origin.
-
-    Raises:
-        ConfigurationError: it is not `scheme://host` or `scheme://host:port`.
-    """
+    """The URL in `name`, if it is only an origin: `scheme://host` or `scheme://host:port`."""
     rule = "an origin must be scheme://host or scheme://host:port, such as https://api.example.com"
     url = parse_url(name, rule)
     if not is_origin(url):

@@ -60,10 +60,6 @@ class Loaded:
 def load(configured: Mapping[str, Mapping[str, Any]], env_file: Path | None = None) -> Loaded:
     """Merge all sources and check the result.
 
-    Args:
-        configured: section, field, value.
-        env_file: a .env file to read in place of the one that the environment names.
-
     Raises:
         ConfigurationError: lists everything that is wrong.
     """

@@ -116,12 +116,7 @@ def _set_body(response: Any, chunks: list[bytes]) -> None:
 class BodyReader:
     """Fetches a body, still encoded, in one thread, so that another thread can break it off.
 
-    Args:
-        response: whose body it is.
-        limit: bytes after which the rest is dropped.
-
-    Attributes:
-        chunks: what has arrived.
+    After `limit` bytes, the rest is dropped.
     """
 
     def __init__(self, response: httpx.Response, limit: float) -> None:

@@ -35,11 +35,7 @@ def is_sound(wire: Any) -> bool:
 
 
 def check_inner(layer: object, inner: object, kind: type) -> None:
-    """Refuse what a layer cannot send through.
-
-    Raises:
-        ConfigurationError: `inner` is not a transport of this kind.
-    """
+    """Refuse what is not a transport of this kind."""
     if not isinstance(inner, alike(kind)):
         msg = f"{type(layer).__name__} needs an httpx.{kind.__name__} inside, not {_describe(inner)}"
         raise ConfigurationError(msg)
@@ -111,11 +107,7 @@ _FORM: Final = (
 
 
 def check_flow(name: str, flow: object) -> None:
-    """Refuse what can be seen to be no flow before the first request.
-
-    Raises:
-        ConfigurationError: it is not a function of three arguments, or it is async.
-    """
+    """Refuse what can be seen to be no flow before the first request."""
     if not callable(flow):
         raise _wrong(name, f"is {flow!r}")
     if inspect.iscoroutinefunction(flow) or inspect.isasyncgenfunction(flow):

@@ -80,11 +80,7 @@ class RequestOptions:
 
 
 def check_cost(cost: Any) -> float:
-    """The cost, if it is a finite number of at least 0.
-
-    Raises:
-        InvalidArgumentError: it is not.
-    """
+    """The cost, if it is a finite number of at least 0."""
     return float(check_number("cost", cost, AT_LEAST_ZERO, error=InvalidArgumentError))
 
 

@@ -128,11 +128,7 @@ class AimdLimiter(QuotaLimiter):
 
 
 def _require_no_numbers(limits: Limits, options: dict[str, object]) -> None:
-    """Refuse half a quota, and options that need a quota.
-
-    Raises:
-        ConfigurationError: one of the numbers is missing, or one of the options is given.
-    """
+    """Refuse half a quota, and options that need a quota."""
     if limits.max_requests is not None or limits.time_window is not None:
         missing = "time_window" if limits.time_window is None else "max_requests"
         raise ConfigurationError(

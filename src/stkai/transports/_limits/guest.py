@@ -23,10 +23,6 @@ class Guest(Source):
 
     As a source, it holds back all turns but the one that the limiter is asked about. The limiter sees a turn of its own
     for each of ours.
-
-    Attributes:
-        limiter: the user's.
-        max_cost, cost: the limiter's own, if it has any.
     """
 
     counts_units = True
@@ -110,10 +106,7 @@ def guest_of(limiter: Limiter) -> Guest:
 def plan_of_own(limiter: Limiter, request: httpx.Request | None, guest: Guest | None = None) -> Plan | None:
     """What a request needs of a user's own limiter, which sees every request and every answer.
 
-    Args:
-        limiter: the user's.
-        request: the request, if there is one.
-        guest: the limiter as one of several; None if it is alone.
+    `guest` is the limiter as one of several.
     """
     if guest is None and isinstance(limiter, QueueLimiter):
         plan = limiter.plan_for(request)

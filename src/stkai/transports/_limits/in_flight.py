@@ -22,9 +22,6 @@ class Slots(Source):
     When that will be is unknown: its seconds are a guess, from how long the last ones took. A slot is also free when
     its turn is collected, since an interrupt may cut off whatever was to free it; the callback of a weak reference is a
     method of a C type, which no interrupt can cut off. Layers and permits keep their turns until then.
-
-    Attributes:
-        most: how many there are.
     """
 
     is_exact = False

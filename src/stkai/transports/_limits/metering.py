@@ -33,12 +33,7 @@ Settle = Callable[[httpx.Response], float | None]
 
 
 class Meter:
-    """Estimates and settles the costs of one layer's calls.
-
-    Args:
-        cost: estimates what a request will cost, for limits that have no `cost` of their own.
-        settle: reads from an answer what its call has cost, for the same limits.
-    """
+    """Estimates and settles the costs of one layer's calls, by its own functions where a limit has no `cost`."""
 
     def __init__(self, cost: Estimate | None, settle: Settle | None) -> None:
         self._cost, self._settle = cost, settle

@@ -246,11 +246,7 @@ def _checked_methods(methods: Iterable[str] | None) -> frozenset[str] | None:
 def check_limits(
     max_requests: float | None, time_window: float | None, max_cost: float | None, burst: float | None = None
 ) -> Limits:
-    """The numbers of a limiter.
-
-    Raises:
-        ConfigurationError: one of those that are given is not positive and finite.
-    """
+    """The numbers of a limiter, if all that are given are positive and finite."""
     limits = Limits(max_requests, time_window, max_cost, burst)
     for name, value in limits._asdict().items():
         if value is not None:
