@@ -53,15 +53,8 @@ def lazily(
         return value
 
     def names() -> list[str]:
-        found = vars(sys.modules[package])
-        return sorted(
-            {
-                *found["__all__"],
-                *submodules,
-                "__version__",
-                *(name for name in found if name.startswith("__")),
-            }
-        )
+        dunders = [name for name in vars(sys.modules[package]) if name.startswith("__")]
+        return sorted([*listed, *submodules, *dunders])
 
     return get, names, listed
 

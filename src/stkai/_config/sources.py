@@ -96,10 +96,10 @@ def _section(
     """One section from all sources; later ones take precedence. Its error's arguments are the complaints."""
     model = MODELS[section]
     given = {
-        field: (source, _as_none(field, variables[name]))
+        field: (source, _as_none(field, variables[variable(section, field)]))
         for source, variables in sources.items()
         for field in model.model_fields
-        if (name := variable(section, field)) in variables
+        if variable(section, field) in variables
     }
     given |= {field: ("configure", value) for field, value in configured.items()}
 
