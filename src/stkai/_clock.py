@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
-from ._event_loops import anyio, in_asyncio_task
+from ._event_loops import anyio, asyncio_loop
 
 
 class Clock(Protocol):
@@ -50,7 +50,7 @@ class SystemClock:
 
     def asleep(self, seconds: float) -> Coroutine[Any, Any, None]:
         # Thousands of tasks may sleep here: on asyncio, nothing comes between a task and its timer.
-        if in_asyncio_task():
+        if asyncio_loop() is not None:
             asyncio = sys.modules["asyncio"]
             sleeping: Coroutine[Any, Any, None] = asyncio.sleep(seconds)
             return sleeping

@@ -48,8 +48,3 @@ def asyncio_loop() -> Any:
         return None if asyncio.current_task() is None else asyncio.get_running_loop()
     except (AttributeError, RuntimeError):  # A trio that cannot tell, or no loop in this thread.
         return None
-
-
-def in_asyncio_task() -> bool:
-    """Whether an asyncio task is running, and trio is not: neither as a guest of its loop, nor within the task."""
-    return asyncio_loop() is not None

@@ -64,7 +64,8 @@ class Exchange:
     ) -> None:
         self._layer = layer
         target = request_url(url)
-        extensions: dict[str, Any] = {"timeout": check_timeout(timeout)}
+        check_number("timeout", timeout, SOME_SECONDS, error=InvalidArgumentError)
+        extensions: dict[str, Any] = {"timeout": timeouts(timeout)}
         if options is not NO_OPTIONS:
             extensions[OPTIONS] = options
         content = _encode(data)
@@ -86,7 +87,7 @@ class Exchange:
         if request.url.userinfo:
             request_url(request.url)
         layer.check_body(request)
-        extensions = {"timeout": check_timeout(30), **request.extensions}
+        extensions = {"timeout": timeouts(30), **request.extensions}
         exchange.request = copy_request(request, extensions=extensions)
         exchange.call = Call.start(exchange.request, layer.context.now(), buffered=True)
         return exchange
@@ -142,11 +143,6 @@ def _context_of(transport: object) -> Context | None:
     context = getattr(transport, "context", None)
     # A bare transport has no listener.
     return context if isinstance(context, Context) else _SILENT
-
-
-def check_timeout(timeout: float) -> dict[str, float]:
-    """The timeout in the form that wires take, if it is a positive number of seconds."""
-    return timeouts(check_number("timeout", timeout, SOME_SECONDS, error=InvalidArgumentError))
 
 
 def _name_timeout(error: BaseException, request: httpx.Request) -> None:

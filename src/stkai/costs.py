@@ -33,11 +33,10 @@ _CHARACTERS_PER_TOKEN: Final = 4
 
 _MOST_OUTPUT: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
-_NOT_SPOKEN: Final = frozenset(
+_NO_TEXT: Final = frozenset(
     {"model", "role", "type", "object", "user", "metadata", "detail", "media_type"}
+    | {"signature", "encrypted_content", "images", "b64_json", "file_data"}
 )
-_NOT_TEXT: Final = frozenset({"signature", "encrypted_content", "images", "b64_json", "file_data"})
-_NO_TEXT: Final = _NOT_SPOKEN | _NOT_TEXT
 """The keys of values that the model does not read as text: settings, names, encrypted content and pictures."""
 
 _DATA_URL: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.=+-]+)*;base64,[A-Za-z0-9+/=_-]*")

@@ -25,7 +25,7 @@ import anyio
 import httpx
 from anyio.abc import TaskGroup
 
-from .._event_loops import in_asyncio_task
+from .._event_loops import asyncio_loop
 
 AsyncSend = Callable[[int, httpx.Request], Awaitable[httpx.Response]]
 """Sends the request with this index."""
@@ -66,7 +66,7 @@ class BackgroundTask:
 
     def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._scope, self._has_ended = anyio.CancelScope(), anyio.Event()
-        if in_asyncio_task():
+        if asyncio_loop() is not None:
             self._task = asyncio.get_running_loop().create_task(self._run(work))
         else:
             trio: Any = sys.modules["trio"]

@@ -6,7 +6,6 @@ A type's description is a phrase for what it allows, which completes "it must be
 import json
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_args
 
 from pydantic import (
@@ -31,9 +30,6 @@ from ..stores import problem_of
 from ..transports._auth.provider import is_sendable
 from .names import SECRETS, as_given, configuration_error, masked, not_a_setting
 
-_YES = {"true", "1", "yes", "on"}
-_NO = {"false", "0", "no", "off"}
-
 
 def _not_bool(value: Any) -> Any:
     # A bool is an int to Python, and so to pydantic; "max_requests": True is a slip, not a 1.
@@ -55,10 +51,7 @@ def _listed(value: Any) -> Any:
     return [item.strip() for item in value.split(",") if item.strip()]
 
 
-def _flag_or_path(value: Any) -> Any:
-    if isinstance(value, str):
-        word = value.strip().lower()
-        return word in _YES if word in _YES | _NO else value
+def _path_text(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
@@ -66,14 +59,11 @@ def _existing(value: bool | str) -> bool | str:
     """A flag, or the path of something that exists, with `~` expanded."""
     if isinstance(value, bool):
         return value
-    try:
-        expanded = Path(value).expanduser()
-        found = bool(value) and expanded.exists()
-    except (OSError, RuntimeError) as error:  # a name too long for the system, or an unknown user
-        raise ValueError from error
-    if not found:
+    # Path raises errors of its own for a name that is too long, and for an unknown user.
+    path = os.path.expanduser(value)  # noqa: PTH111
+    if not os.path.exists(path):  # noqa: PTH110
         raise ValueError
-    return str(expanded)
+    return path
 
 
 def _stripped(value: Any) -> Any:
@@ -187,7 +177,8 @@ StorePlace = Annotated[
 ]
 Verification = Annotated[
     bool | str,
-    BeforeValidator(_flag_or_path),
+    Field(union_mode="left_to_right"),
+    BeforeValidator(_path_text),
     AfterValidator(_existing),
     Field(description="true, false, or the path of a CA bundle that exists"),
 ]

@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
@@ -64,10 +65,8 @@ class PerKey(Chooser):
         if limiter is None:
             with self._making:
                 return self._found(key, request)
-        try:
+        with suppress(KeyError):  # Another thread has just dropped it: it is among those in use.
             self._limiters.move_to_end(key)
-        except KeyError:  # Another thread has just dropped it.
-            self._remember(key, limiter)
         return limiter
 
     def _found(self, key: Any, request: httpx.Request) -> Limiter:
