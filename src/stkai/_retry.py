@@ -94,7 +94,7 @@ class Retrying:
         self.retry_on_exceptions = _exceptions("retry_on_exceptions", retry_on_exceptions)
         self.skip_retry_on_exceptions = _exceptions("skip_retry_on_exceptions", skip_retry_on_exceptions)
         self.logger_prefix = logger_prefix
-        self._context = Context(clock=clock, random=random)
+        self.context = Context(clock=clock, random=random)
 
     @property
     def max_attempts(self) -> int:
@@ -107,10 +107,10 @@ class Retrying:
         return self.policy.max_retries > 0
 
     def __iter__(self) -> "_AttemptLoop":
-        return _AttemptLoop(self, self._context)
+        return _AttemptLoop(self)
 
     def __aiter__(self) -> "_AttemptLoop":
-        return _AttemptLoop(self, self._context)
+        return _AttemptLoop(self)
 
     def failure_of(self, error: Exception) -> Failure | None:
         """Whether and when to retry after this error; None if it is final."""
@@ -126,7 +126,7 @@ class Retrying:
         response = getattr(error, "response", None)
         if response is not None and (theirs or isinstance(error, ServerSideRateLimitError)):
             return self._failure_of_answer(error, as_httpx(response))
-        failure = self.policy.failure_of(None, error, self._context.clock.utcnow())
+        failure = self.policy.failure_of(None, error, self.context.clock.utcnow())
         if isinstance(error, alike(httpx.HTTPStatusError, RetryableError)):
             return failure
         if not isinstance(error, alike(*self.retry_on_exceptions)) and not (
@@ -136,7 +136,7 @@ class Retrying:
         return failure or Failure(describe(error), acted=True)
 
     def _failure_of_answer(self, error: Exception, response: httpx.Response) -> Failure | None:
-        now = self._context.clock.utcnow()
+        now = self.context.clock.utcnow()
         if isinstance(error, ServerSideRateLimitError):
             return Failure(describe(error), acted=False, asked=retry_after(response.headers, now))
         return self.policy.failure_of(response, None, now)
@@ -177,10 +177,10 @@ class RetryingAttempt:
 class _AttemptLoop:
     """The attempts of one loop, in a thread or in a task."""
 
-    def __init__(self, retrying: Retrying, context: Context) -> None:
+    def __init__(self, retrying: Retrying) -> None:
         self.retrying = retrying
-        self._context = context
-        self._start = context.clock.monotonic()
+        self._context = retrying.context
+        self._start = self._context.now()
         self._attempts = 0
         self._delay: float | None = 0.0
         """Seconds until the next attempt; None if there is none, because the last one did not fail."""

@@ -295,7 +295,7 @@ async def test_its_limiters_have_their_own_rates_and_limits(world: World) -> Non
 
 @pytest.mark.parametrize("make", [None, 7, TokenBucket(1, 1), "adaptive"], ids=spelled)
 def test_something_other_than_a_limiter_factory_is_refused(make: Any) -> None:
-    with pytest.raises(ConfigurationError, match="PerHost needs a function of an origin"):
+    with pytest.raises(ConfigurationError, match="PerHost needs a function such as"):
         PerHost(make)
 
 

@@ -97,7 +97,7 @@ def test_a_limiter_in_use_is_not_made_anew() -> None:
     ("key", "make"), [(None, InFlight), (model_of, None), (7, 7), (model_of, InFlight(1))]
 )
 def test_both_arguments_are_functions(key: Any, make: Any) -> None:
-    with pytest.raises(ConfigurationError, match="PerKey needs a function of a request and one of a key"):
+    with pytest.raises(ConfigurationError, match="PerKey needs a function such as"):
         PerKey(key, make)
 
 

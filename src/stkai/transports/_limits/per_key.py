@@ -12,7 +12,7 @@ import httpx
 from ..._checks import POSITIVE_COUNT, check_number, even_half_made
 from ..._errors import ConfigurationError
 from ..._forks import begin_in_each_process
-from ..._urls import origin_of, show_origin
+from ..._urls import DEFAULT_PORTS, show_origin
 from .all_of import checked_limiter
 from .limiter import Limiter
 from .plan import Chooser, subscribe
@@ -32,17 +32,15 @@ class PerKey(Chooser):
             request, `make` returned no limiter.
     """
 
-    _most_name = "max_keys"
-    _functions = "a request and one of a key, such as model_of and lambda model: TokenBucket(10, 60)"
-
     def __init__(
         self, key: Callable[[httpx.Request], str], make: Callable[[str], Any], *, max_keys: int = 1000
     ) -> None:
         for function in (key, make):
             if not callable(function):
-                msg = f"{type(self).__name__} needs a function of {self._functions}, not {function!r}"
+                kind = type(self).__name__
+                msg = f"{kind} needs a function such as lambda key: TokenBucket(10, 60), not {function!r}"
                 raise ConfigurationError(msg)
-        self._most = check_number(self._most_name, max_keys, POSITIVE_COUNT)
+        self._most = check_number("max_keys", max_keys, POSITIVE_COUNT)
         self._key, self._make = key, make
         # The most recently used one is last. A request in progress holds its limiter, which may have been dropped here.
         self._limiters: OrderedDict[Any, Limiter] = OrderedDict()
@@ -64,27 +62,23 @@ class PerKey(Chooser):
         limiter = self._limiters.get(key)
         if limiter is None:
             with self._making:
-                return self._found(key, request)
+                return self._found(key)
         with suppress(KeyError):  # Another thread has just dropped it: it is among those in use.
             self._limiters.move_to_end(key)
         return limiter
 
-    def _found(self, key: Any, request: httpx.Request) -> Limiter:
+    def _found(self, key: Any) -> Limiter:
         limiter = self._limiters.get(key)
         if limiter is None:
             limiter = self._in_use.get(key)
         if limiter is None:
-            limiter = self._made(self._shown(key, request))
+            limiter = self._made(str(key))
             # `make` may itself have asked for this key.
             limiter = self._limiters.setdefault(key, limiter)
             for layer in list(self._layers):
                 subscribe(limiter, layer)
         self._remember(key, limiter)
         return limiter
-
-    def _shown(self, key: Any, request: httpx.Request) -> str:
-        """The key as `make` receives it."""
-        return str(key)
 
     def _remember(self, key: Any, limiter: Limiter) -> None:
         """Keep the limiter, and drop the least recently used one if there are too many."""
@@ -136,15 +130,12 @@ class PerHost(PerKey):
             `make` returned no limiter.
     """
 
-    _most_name = "max_origins"
-    _functions = "an origin, such as lambda origin: TokenBucket(10, 60)"
-
     def __init__(self, make: Callable[[str], Any], *, max_origins: int = 1000) -> None:
-        super().__init__(lambda request: origin_of(request.url), make, max_keys=max_origins)  # type: ignore[arg-type, return-value]
+        super().__init__(_origin, make, max_keys=check_number("max_origins", max_origins, POSITIVE_COUNT))
 
-    def _shown(self, key: Any, request: httpx.Request) -> str:
-        return show_origin(request.url).lower()
 
-    @even_half_made
-    def __repr__(self) -> str:
-        return f"PerHost({len(self._limiters)} origins)"
+def _origin(request: httpx.Request) -> str:
+    url = request.url
+    if url.port == DEFAULT_PORTS.get(url.scheme):  # httpx keeps it behind a scheme in upper case.
+        url = url.copy_with(port=None)
+    return show_origin(url).lower()
