@@ -4,7 +4,7 @@ They have no cookies, no redirects and no second auth flow; for these, mount the
 """
 
 from collections.abc import Mapping
-from typing import Any, Final, NoReturn, Self, Unpack, cast
+from typing import Any, NoReturn, Self, Unpack, cast
 
 import httpx
 
@@ -15,9 +15,6 @@ from .transports._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .transports._options import CallOptions, RequestOptions, options_of
 
 Headers = Mapping[str, str] | None
-
-_CLOSED: Final = "Cannot send a request, as the client has been closed."
-_REOPENED: Final = "Cannot open a client that has been closed; make a new one."
 
 
 class _Client:
@@ -39,9 +36,9 @@ class _Client:
             )
         self._transport = transport
 
-    def _require_open(self, otherwise: str = _CLOSED) -> None:
+    def _require_open(self) -> None:
         if self._closed:
-            raise RuntimeError(otherwise)
+            raise RuntimeError("Cannot send a request, as the client has been closed.")
 
     def __getattr__(self, name: str) -> NoReturn:
         """Say how to get an httpx client over the same stack, if that would have the attribute."""
@@ -187,7 +184,7 @@ class HttpClient(_Client):
                 self._transport.close()
 
     def __enter__(self) -> Self:
-        self._require_open(_REOPENED)
+        self._require_open()
         if self._transport is not None:
             self._transport.__enter__()
         return self
@@ -276,7 +273,7 @@ class AsyncHttpClient(_Client):
         await self.aclose()
 
     async def __aenter__(self) -> Self:
-        self._require_open(_REOPENED)
+        self._require_open()
         await self._transport.__aenter__()
         return self
 

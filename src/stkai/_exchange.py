@@ -11,7 +11,6 @@ from ._checks import SOME_SECONDS, check_number
 from ._errors import DeadlineExceededError, InvalidArgumentError, ServerSideRateLimitError
 from ._families import alike
 from ._headers import headers_of
-from ._log import Listeners
 from ._urls import request_url
 from .transports._base import LayerBase
 from .transports._bodies import is_there, timeouts
@@ -22,7 +21,6 @@ from .transports._options import NO_OPTIONS, RequestOptions
 
 L = TypeVar("L", bound=LayerBase)
 
-_SILENT: Final = Context(listener=Listeners(()))
 _JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
@@ -134,15 +132,10 @@ class Exchange:
 
 def entry(kind: type[L], transport: Any) -> L:
     """The layer through which calls enter a transport: its outermost one, or a layer around it that does nothing."""
-    around = kind(transport, context=_context_of(transport), name="client")
+    context = getattr(transport, "context", None)
+    around = kind(transport, context=context if isinstance(context, Context) else None, name="client")
     joins = around._joins(transport)  # noqa: SLF001
     return cast("L", transport) if joins else around
-
-
-def _context_of(transport: object) -> Context | None:
-    context = getattr(transport, "context", None)
-    # A bare transport has no listener.
-    return context if isinstance(context, Context) else _SILENT
 
 
 def _name_timeout(error: BaseException, request: httpx.Request) -> None:

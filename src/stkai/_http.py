@@ -89,10 +89,8 @@ class EnvironmentAwareHttpClient(_SendingHttpClient):
             with self._lock:
                 if self._transport is None:
                     made = self._decide()
-                    if self._transport is None:
-                        self._transport = made
-                    else:  # Meanwhile a signal handler used the client, in this thread.
-                        made.close()
+                    # Meanwhile, a signal handler may have used the client, in this thread.
+                    self._transport = self._transport or made
         return self._transport
 
     def _decide(self) -> httpx.BaseTransport:

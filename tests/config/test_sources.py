@@ -136,7 +136,6 @@ def test_a_variable_with_the_name_of_a_section_hides_nothing(
         ("x.toml", 'max_retries = 5\n[retry]\ninitial_delay = "1"\n'),
         ("x.json", '{"retry": {"max_retries": 5}}'),
         ("x.yaml", "retry:\n  max_retries: 5\n"),
-        ("x.env", "[retry]\nmax_retries = 5\n"),
         ("x.toml", ""),
     ],
 )

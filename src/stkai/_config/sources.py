@@ -1,6 +1,5 @@
 """Reads the settings from all their sources, checks them, and records which source each value came from."""
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ MODELS: dict[str, type[BaseModel]] = dict(
 )
 
 _ENV_FILE: Final = f"{PREFIX}ENV_FILE"
-_ENV_LINE: Final = re.compile(r"\s*(#|$|(export\s+)?[\w.-]+\s*(=|$))")
 _OTHER_FORMATS: Final = frozenset({".cfg", ".ini", ".json", ".toml", ".yaml", ".yml"})
 
 _KNOWN: Final = {
@@ -153,12 +151,10 @@ def _read_file(path: Path, named_by: str) -> Variables:
         if not path.is_file():
             raise ConfigurationError(f"{where}, and there is no such file; correct or unset it")
         variables = _read(DotEnvSettingsSource(BaseSettings, env_file=path, env_file_encoding="utf-8"))
-        lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         # Not from the error: it holds the whole file.
         raise ConfigurationError(f"{where}, which cannot be read: {error}") from None
-    is_another_format = path.suffix.lower() in _OTHER_FORMATS or not all(map(_ENV_LINE.match, lines))
-    if is_another_format and not variables:
+    if path.suffix.lower() in _OTHER_FORMATS and not variables:
         raise ConfigurationError(
             f"{where}, which sets nothing: a .env file has lines such as {PREFIX}RETRY_MAX_RETRIES=5, without sections"
         )

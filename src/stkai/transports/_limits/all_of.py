@@ -11,7 +11,6 @@ from ..._errors import ConfigurationError
 from .._operations import Operation
 from .guest import guest_of, plan_of_own
 from .limiter import Answer, Limiter, RateChange, Turn
-from .permit import Permit
 from .plan import Chooser, Plan, subscribe
 from .queue import READY, join_all
 from .queue_limiter import QueueLimiter, is_ours
@@ -57,7 +56,7 @@ class AllOf(QueueLimiter):
 
     def plan_for(self, request: httpx.Request | None) -> Plan | None:
         if request is None:
-            return self._plan
+            return None if self._choosers else self._plan
         if self._choosers:
             chosen = [part.limiter_for(request) if isinstance(part, Chooser) else part for part in self.parts]
             return _joined(request, chosen)
@@ -135,13 +134,6 @@ class AllOf(QueueLimiter):
         self._settle([source for source in turn.sources if source not in turn.guests], turn, cost, now)
         for guest in turn.guests:
             guest.settle(turn, cost, now)
-
-    def permit(self, **options: Any) -> Permit:
-        if self._choosers:
-            raise ConfigurationError(
-                f"{self!r} chooses limiters by the request, so it has no permits without one: ask one of its limiters"
-            )
-        return super().permit(**options)
 
     def subscribe(self, layer: Any) -> None:
         """Report the stores' events to the listener of a layer's stack."""
