@@ -36,8 +36,9 @@ class _SendingHttpClient(HttpClient):
         response = super()._send(method, *args, **kinds)
         if method == "GET":
             response = _follow(self.transport, response)
-        dressed: httpx.Response = _like_requests(response)
-        return dressed
+        if type(response) in {httpx.Response, StreamedResponse}:
+            response.__class__ = ReferenceResponse
+        return response
 
 
 class StandaloneHttpClient(_SendingHttpClient):
@@ -102,8 +103,8 @@ class EnvironmentAwareHttpClient(_SendingHttpClient):
         return StackBuilder.standard(settings, retry=None).build()
 
 
-class _LikeRequests(httpx.Response):
-    """What `requests.Response` has that `httpx.Response` lacks."""
+class ReferenceResponse(StreamedResponse):
+    """An `httpx.Response` that also has what code written for `requests.Response` uses, such as `ok`."""
 
     @property
     def ok(self) -> bool:
@@ -123,23 +124,6 @@ class _LikeRequests(httpx.Response):
     def iter_content(self, chunk_size: int | None = 1, decode_unicode: bool = False) -> Iterator[Any]:
         """The body as it arrives, in pieces of `chunk_size` bytes, or of any size."""
         return self.iter_text(chunk_size) if decode_unicode else self.iter_bytes(chunk_size)
-
-
-class ReferenceResponse(_LikeRequests):
-    """An `httpx.Response` that also has `ok`, `iter_content`, and `iter_lines` with the parameters of requests."""
-
-
-class StreamedReferenceResponse(_LikeRequests, StreamedResponse):
-    """The same for `post_stream`."""
-
-
-def _like_requests(response: Any) -> Any:
-    """The same response, with the additions of `_LikeRequests`."""
-    classes = {httpx.Response: ReferenceResponse, StreamedResponse: StreamedReferenceResponse}
-    kind = classes.get(type(response))
-    if kind is not None:
-        response.__class__ = kind
-    return response
 
 
 def _follow(transport: httpx.BaseTransport, response: httpx.Response) -> httpx.Response:
