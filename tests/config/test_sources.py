@@ -98,7 +98,7 @@ def test_a_named_file_that_cannot_be_read_is_an_error(
 
 
 def test_a_file_in_the_home_of_an_unknown_user_is_an_error(stkai: GlobalSettings) -> None:
-    with pytest.raises(ConfigurationError, match="unknown user"):
+    with pytest.raises(ConfigurationError, match="no such file"):
         stkai.configure(env_file="~no-such-user-here/x.env")
 
 

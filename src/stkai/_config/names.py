@@ -42,17 +42,8 @@ def variable(section: str, field: str) -> str:
 
 
 def full_path(path: str | os.PathLike[str]) -> Path:
-    """The absolute path of a .env file, with `~` expanded.
-
-    Raises:
-        ConfigurationError: `~user` names a user who does not exist.
-    """
-    try:
-        return Path(path).expanduser().absolute()
-    except RuntimeError as error:
-        raise ConfigurationError(
-            f"the .env file {os.fspath(path)!r} is in the home directory of an unknown user"
-        ) from error
+    """The absolute path of a .env file, with `~` expanded."""
+    return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - Path raises for an unknown user
 
 
 def masked(text: str) -> str:
