@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from .demo import SEARCHING, STRATEGIES, Batch, CallEnd, StrategyRun
+from .demo import SEARCHING, STRATEGIES, Batch, StrategyRun
 
 _KNOWS: Final = {
     "no limiter": "retries only",
@@ -130,23 +130,17 @@ def _plots(runs: Sequence[StrategyRun], batch: Batch, cells: int) -> list[Render
     ]
 
 
-def _bar(batch: Batch, strategy: str) -> tuple[Progress, Callable[[CallEnd], None]]:
+def _bar(batch: Batch, strategy: str) -> tuple[Progress, Callable[[int, int], None]]:
     """The progress of a run, and what moves it."""
-    failed = TextColumn("[red]{task.fields[failed]} failed[/]")
     progress = Progress(
         TextColumn("[bold]{task.description}[/]"),
         BarColumn(),
         MofNCompleteColumn(),
-        failed,
+        TextColumn("[red]{task.fields[refused]} refused[/]"),
         TimeElapsedColumn(),
     )
-    task = progress.add_task(strategy, total=batch.requests * batch.processes, failed=0)
-
-    def advance(end: CallEnd) -> None:
-        failures = progress.tasks[0].fields["failed"] + (not end.succeeded)
-        progress.update(task, advance=1, failed=failures)
-
-    return progress, advance
+    task = progress.add_task(strategy, total=batch.requests * batch.processes, refused=0)
+    return progress, lambda accepted, refused: progress.update(task, completed=accepted, refused=refused)
 
 
 def counts(instants: Sequence[float], width: float, buckets: int) -> list[int]:
