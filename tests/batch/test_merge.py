@@ -159,10 +159,10 @@ def test_more_shards_than_files_may_be_open_are_merged(job: Job, tmp_path: Path)
     assert list(entries(tmp_path / "all.jsonl")) == list(range(1, 201))
 
 
-def test_entries_larger_than_what_is_sorted_at_once_keep_their_order(
+def test_entries_of_more_files_than_are_open_at_once_keep_their_order(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stkai._batch.merge._CHUNK", 500)
+    monkeypatch.setattr("stkai._batch.merge._OPEN_FILES", 2)
     job.write(40)
     for number in range(3):
         assert job.run("--shard", f"{number}/3", "-o", f"part-{number}").returncode == 0
