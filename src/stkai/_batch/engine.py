@@ -11,26 +11,22 @@ from collections.abc import (
     Coroutine,
     Generator,
     Iterable,
-    Iterator,
 )
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any
 
 import anyio
 import httpx
-from anyio.abc import TaskGroup
 
 from .._event_loops import in_asyncio_task
 
 AsyncSend = Callable[[int, httpx.Request], Awaitable[httpx.Response]]
 """Sends the request with this index."""
-
-_END: Final[Any] = object()
 
 Requests = Iterable[httpx.Request] | AsyncIterable[httpx.Request]
 
@@ -52,8 +48,8 @@ class Outcome:
     error: Exception | None
 
 
-Begin = Callable[[int, httpx.Request], Outcome | None]
-"""The outcome of a request before it is sent, which may be an error; None if it was handed out before."""
+Wants = Callable[[int], bool]
+"""Whether to send the request with this index; asked in the order of the indices."""
 
 
 class BackgroundTask:
@@ -94,6 +90,20 @@ async def _acquire(semaphore: anyio.Semaphore) -> None:
         await semaphore.acquire()
 
 
+async def _numbered(requests: Requests, wants: Wants) -> AsyncGenerator[tuple[int, httpx.Request], None]:
+    """The requests to send, with their indices."""
+    index = 0
+    if isinstance(requests, AsyncIterable):
+        async for request in requests:
+            if wants(index):
+                yield index, request
+            index += 1
+    else:
+        for index, request in enumerate(requests):
+            if wants(index):
+                yield index, request
+
+
 class _Tasks:
     """The requests in flight, and the outcomes not handed out yet.
 
@@ -109,33 +119,20 @@ class _Tasks:
         self._finished: deque[Outcome | BaseException | None] = deque()
         self._arrivals = anyio.Semaphore(0)
 
-    async def feed(self, requests: Requests, begin: Begin) -> None:
+    async def feed(self, requests: Requests, wants: Wants) -> None:
         """Read the requests to their end, start each once there is a place, and wait until all have ended."""
         async with anyio.create_task_group() as group:
             try:
-                await self._start_all(group, requests, begin)
+                await _acquire(self.places)
+                async with aclosing(_numbered(requests, wants)) as numbered:
+                    async for index, request in numbered:
+                        group.start_soon(self._work, index, request)
+                        await _acquire(self.places)
             except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
                 self.failure = error
             except BaseException as error:  # noqa: BLE001 - raised by the generator
                 self._crash(error)
         self._put(None)
-
-    async def _start_all(self, group: TaskGroup, requests: Requests, begin: Begin) -> None:
-        """Returns at the end of the iterable, or raises what that raises."""
-        reading = aiter(requests) if isinstance(requests, AsyncIterable) else iter(requests)
-        await _acquire(self.places)
-        for index in count():
-            request = next(reading, _END) if isinstance(reading, Iterator) else await anext(reading, _END)
-            if request is _END:
-                return
-            taken = begin(index, request)
-            if taken is None:
-                continue
-            if taken.error is None:
-                group.start_soon(self._work, index, request)
-            else:
-                self._put(taken)
-            await _acquire(self.places)
 
     async def _work(self, index: int, request: httpx.Request) -> None:
         try:
@@ -172,11 +169,11 @@ class _Tasks:
 
 
 async def outcomes_in_tasks(
-    send: AsyncSend, requests: Requests, most: int, begin: Begin
+    send: AsyncSend, requests: Requests, most: int, wants: Wants
 ) -> AsyncGenerator[Outcome, None]:
     """Send all requests, at most that many at a time, and yield each outcome as its call finishes."""
     in_flight = _Tasks(send, most)
-    task = BackgroundTask(partial(in_flight.feed, requests, begin))
+    task = BackgroundTask(partial(in_flight.feed, requests, wants))
     try:
         while (outcome := await in_flight.next()) is not None:
             yield outcome
@@ -190,7 +187,7 @@ def outcomes_in_threads(
     send: Callable[[int, httpx.Request], httpx.Response],
     requests: Iterable[httpx.Request],
     most: int,
-    begin: Begin,
+    wants: Wants,
 ) -> Generator[Outcome, None, None]:
     """The same in threads; the requests are read in the caller's."""
     ready: SimpleQueue[Outcome | BaseException] = SimpleQueue()
@@ -205,7 +202,7 @@ def outcomes_in_threads(
             return
         ready.put(outcome)
 
-    reading = filter(None, map(begin, count(), requests))
+    reading = ((index, request) for index, request in enumerate(requests) if wants(index))
     pending, has_ended, failure = 0, False, None
     pool = ThreadPoolExecutor(most, thread_name_prefix="stkai.send_all")
     try:
@@ -219,10 +216,8 @@ def outcomes_in_threads(
                     has_ended = True
                     break
                 pending += 1
-                if taken.error is None:
-                    pool.submit(copy_context().run, work, taken.index, taken.request)
-                else:
-                    ready.put(taken)
+                index, request = taken
+                pool.submit(copy_context().run, work, index, request)
             if not pending:
                 break
             outcome = ready.get()
