@@ -59,38 +59,19 @@ def members(text: str) -> dict[str, Part] | None:
     Raises:
         ValueError: it is not JSON; says where.
     """
-    place = _skip(text, 0)
-    if not text.startswith("{", place):
-        parse(text)
+    if not isinstance(parse(text).value, dict):
         return None
-    try:
-        found = _walk(text, _skip(text, place + 1))
-    except (ValueError, IndexError):
-        found = None
-    if found is None:
-        parse(text)  # Raises with the standard library's message.
-        raise ValueError("it is not valid")
-    return found
-
-
-def _walk(text: str, place: int) -> dict[str, Part] | None:
-    """The members, from the first one on; None if anything else is in between."""
     found: dict[str, Part] = {}
-    while text[place] != "}" or found:
-        if text[place] != '"':
-            return None
+    place = _skip(text, text.index("{") + 1)
+    while text[place] != "}":
         name, place = _scan(text, place)
+        start = _skip(text, _skip(text, place) + 1)  # After the colon.
+        value, place = _scan(text, start)
+        found[name] = Part(value, text[start:place])
         place = _skip(text, place)
-        if text[place] != ":":
-            return None
-        start = _skip(text, place + 1)
-        value, end = _scan(text, start)
-        found[name] = Part(value, text[start:end])
-        place = _skip(text, end)
-        if text[place] != ",":
-            break
-        place = _skip(text, place + 1)
-    return found if text[place] == "}" and _skip(text, place + 1) == len(text) else None
+        if text[place] == ",":
+            place = _skip(text, place + 1)
+    return found
 
 
 def _scan(text: str, place: int) -> tuple[Any, int]:
