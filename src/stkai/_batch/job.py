@@ -170,9 +170,9 @@ class BatchJob:
 
     def sync(self) -> None:
         """Return once everything written would survive a power failure."""
-        if self.journal is not None and isinstance(self.outputs, FileOutputs):
+        if self.journal is not None:
             self.journal.file.sync()
-            self.outputs.sync()
+        self.outputs.sync()
 
     def sort(self) -> None:
         """Sort both outputs into input order."""
