@@ -12,7 +12,7 @@ from collections.abc import (
     Generator,
     Iterable,
 )
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -190,41 +190,35 @@ def outcomes_in_threads(
     wants: Wants,
 ) -> Generator[Outcome, None, None]:
     """The same in threads; the requests are read in the caller's."""
-    ready: SimpleQueue[Outcome | BaseException] = SimpleQueue()
-
-    def work(index: int, request: httpx.Request) -> None:
-        try:
-            outcome = Outcome(index, request, send(index, request), None)
-        except Exception as error:  # noqa: BLE001 - whatever the call raises is its outcome
-            outcome = Outcome(index, request, None, error)
-        except BaseException as error:  # noqa: BLE001 - raised by the generator, in the caller's thread
-            ready.put(error)
-            return
-        ready.put(outcome)
-
+    finished: SimpleQueue[Future[httpx.Response]] = SimpleQueue()
+    pending: dict[Future[httpx.Response], tuple[int, httpx.Request]] = {}
     reading = ((index, request) for index, request in enumerate(requests) if wants(index))
-    pending, has_ended, failure = 0, False, None
+    has_ended, failure = False, None
     pool = ThreadPoolExecutor(most, thread_name_prefix="stkai.send_all")
     try:
         while True:
-            while pending < most and not has_ended:
+            while len(pending) < most and not has_ended:
                 try:
-                    taken = next(reading, None)
-                except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
-                    taken, failure = None, error
-                if taken is None:
+                    index, request = next(reading)
+                except StopIteration:
                     has_ended = True
-                    break
-                pending += 1
-                index, request = taken
-                pool.submit(copy_context().run, work, index, request)
+                except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
+                    has_ended, failure = True, error
+                else:
+                    future = pool.submit(copy_context().run, send, index, request)
+                    pending[future] = index, request
+                    future.add_done_callback(finished.put)
             if not pending:
                 break
-            outcome = ready.get()
-            if isinstance(outcome, BaseException):
-                raise outcome
-            pending -= 1
-            yield outcome
+            future = finished.get()
+            index, request = pending.pop(future)
+            raised = future.exception()
+            if raised is None:
+                yield Outcome(index, request, future.result(), None)
+            elif isinstance(raised, Exception):
+                yield Outcome(index, request, None, raised)
+            else:
+                raise raised
         if failure is not None:
             raise failure
     finally:
