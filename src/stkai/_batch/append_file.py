@@ -88,9 +88,6 @@ class AppendFile:
         """Lock the file for this process; return False if another process holds the lock.
 
         The system releases the lock when the process ends, even by a kill.
-
-        Raises:
-            ConfigurationError: the system, or the file system, does not support file locks.
         """
         if sys.platform == "win32":
             raise ConfigurationError("a batch needs Linux, macOS or WSL, whose files it can lock and cut")

@@ -45,11 +45,7 @@ FAILURE: Final = "FAILURE"
 
 
 class NoExecutionError(StkaiError):
-    """A quick command was started, but the answer contains no execution id.
-
-    Attributes:
-        response: the answer.
-    """
+    """A quick command was started, but the answer contains no execution id."""
 
     def __init__(self, response: httpx.Response) -> None:
         self.response = response
@@ -57,20 +53,14 @@ class NoExecutionError(StkaiError):
 
 
 class BatchClient:
-    """Sends requests through the stack of the settings.
-
-    Attributes:
-        timeouts: of each attempt, in seconds, as httpx takes them.
-
-    Raises:
-        ConfigurationError: the settings are invalid, or do not mention authentication.
-    """
+    """Sends requests through the stack of the settings."""
 
     def __init__(self, options: Options) -> None:
         self._options, self._clock = options, SystemClock()
         deadline = options.deadline
         read = max(_READ, deadline or 0.0)
         self.timeouts = {"connect": 30.0, "read": read, "write": read, "pool": None}
+        """Of each attempt, in seconds, as httpx takes them."""
         # A batch waits for its permits as long as it takes.
         self._call = RequestOptions(deadline=UNSET if deadline is None else deadline, max_wait_time=None)
         given: StackOptions = {"rate_limit": limits(options, STKAI.config)}
@@ -185,11 +175,7 @@ def _settings(options: Options) -> Settings:
 
 
 def _check_base(options: Options, signed: list[Layer]) -> None:
-    """Fail early if the token may not be sent to `--base-url`.
-
-    Raises:
-        ExposedTokenError: it would travel unencrypted.
-    """
+    """Fail early if the token would travel to `--base-url` unencrypted."""
     for layer in signed:
         bearer = layer.policy
         assert isinstance(bearer, BearerAuth)

@@ -155,11 +155,7 @@ class _Tasks:
         self._arrivals.release()
 
     async def next(self) -> Outcome | None:
-        """The next outcome to hand out, which makes room for another request; None when there are no more.
-
-        Raises:
-            BaseException: a call raised it, and it is not an Exception.
-        """
+        """The next outcome to hand out, which makes room for another request; None when there are no more."""
         await _acquire(self._arrivals)
         outcome = self._finished.popleft()
         if isinstance(outcome, BaseException):

@@ -26,18 +26,12 @@ class BatchJob:
 
     Attributes:
         id: makes the idempotency keys.
-        outputs: where the outcomes are.
         journal: what was sent; None for stdout, which cannot be resumed.
         paths: its files, unless it writes to stdout.
         recovered: what earlier runs have left behind.
-        usage: the tokens used so far.
         survey: the input; None while stdin still arrives.
-        lines: the lines of the input.
         stdin: the copy of stdin, if that is the input.
         is_cut_off: stdin ended early, because an earlier run did.
-
-    Raises:
-        WriteError: (by all methods) a file cannot be written, or not saved for certain.
     """
 
     plan: JobPlan
@@ -54,12 +48,7 @@ class BatchJob:
 
     @classmethod
     def open(cls, plan: JobPlan, stack: ExitStack) -> "BatchJob":
-        """Start or resume the job that writes to `-o`; the stack closes its files.
-
-        Raises:
-            ConfigurationError: it runs already, it is not the same job, or the files are not those of a job.
-            WriteError: a file cannot be written.
-        """
+        """Start or resume the job that writes to `-o`; the stack closes its files."""
         if plan.options.to_stdout:
             return cls._to_stdout(plan, stack)
         options, paths = plan.options, Paths.of(plan.options.out or "")

@@ -41,11 +41,7 @@ class Part(NamedTuple):
 
 
 def parse(text: str) -> Part:
-    """One JSON value, without surrounding whitespace.
-
-    Raises:
-        ValueError: it is not JSON; says where.
-    """
+    """One JSON value, without surrounding whitespace. A ValueError says where it is not JSON."""
     start = _skip(text, 0)
     value, end = _scan(text, start)
     if _skip(text, end) != len(text):
@@ -54,11 +50,7 @@ def parse(text: str) -> Part:
 
 
 def members(text: str) -> dict[str, Part] | None:
-    """The members of a JSON object, the last one of duplicates; None for any other JSON.
-
-    Raises:
-        ValueError: it is not JSON; says where.
-    """
+    """The members of a JSON object, the last one of duplicates; None for any other JSON."""
     if not isinstance(parse(text).value, dict):
         return None
     found: dict[str, Part] = {}

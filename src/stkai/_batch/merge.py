@@ -35,11 +35,7 @@ _FIELDS: Final = len(EntryPlace._fields)
 
 
 class Index:
-    """Where each entry of some outputs is.
-
-    Raises:
-        ConfigurationError: a line of an output is not an entry, or is cut off.
-    """
+    """Where each entry of some outputs is."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
@@ -101,11 +97,7 @@ class Index:
 
 
 def sort_file(path: Path) -> None:
-    """Sort an output into input order, in place.
-
-    Raises:
-        WriteError: there is no room for a second copy; nothing was changed.
-    """
+    """Sort an output into input order, in place; nothing changes if there is no room for a second copy."""
     index = Index([path])
     if not index.is_sorted:
         index.write(path, {0})

@@ -33,13 +33,7 @@ class LineFailure(NamedTuple):
 
 
 class OutputLine(NamedTuple):
-    """The outcome of a line, as it is written to an output.
-
-    Attributes:
-        number: of the line.
-        line: what is written.
-        failure: None for an answer.
-    """
+    """The outcome of a line, as it is written to an output; an answer has no failure."""
 
     number: int
     line: bytes

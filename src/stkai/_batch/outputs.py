@@ -90,11 +90,7 @@ class FileOutputs(Outputs):
             raise
 
     def read(self) -> LineStates:
-        """Find out which lines are in which file, and cut off a torn last line.
-
-        Raises:
-            ConfigurationError: a line is not an entry, or occurs twice.
-        """
+        """Find out which lines are in which file, and cut off a torn last line."""
         states = LineStates()
         for file, state in ((self.answers, LineState.DONE), (self.failures, LineState.FAILED)):
             file.cut_torn_tail()
@@ -139,11 +135,7 @@ class FileOutputs(Outputs):
 
 
 def entries_in(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of an output with their numbers.
-
-    Raises:
-        ConfigurationError: one of its lines is not an entry, or the last one is cut off.
-    """
+    """The lines of an output with their numbers."""
     match = BEGINNING.match
     with path.open("rb") as lines:
         for place, line in enumerate(lines, 1):

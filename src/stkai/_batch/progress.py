@@ -54,11 +54,7 @@ class Price:
 
     @classmethod
     def parse(cls, text: str) -> "Price":
-        """Parse a price such as `input=0.15,output=0.6`; an omitted part is free.
-
-        Raises:
-            ConfigurationError: the text has another form.
-        """
+        """Parse a price such as `input=0.15,output=0.6`; an omitted part is free."""
         prices = {"input": 0.0, "output": 0.0}
         for part in text.split(","):
             name, _, amount = part.strip().partition("=")
@@ -79,12 +75,7 @@ class Price:
 
 
 class Usage:
-    """The tokens of the answers so far.
-
-    Attributes:
-        asked: in the questions.
-        answered: in the answers.
-    """
+    """The tokens so far: those that were asked in questions, and those that were answered."""
 
     def __init__(self, asked: int = 0, answered: int = 0) -> None:
         self.asked, self.answered = asked, answered
@@ -140,13 +131,10 @@ class Progress:
 
 
 class Display:
-    """Shows no progress, only messages.
-
-    Attributes:
-        pause: seconds between updates.
-    """
+    """Shows no progress, only messages."""
 
     pause = 0.25
+    """Seconds between updates."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say

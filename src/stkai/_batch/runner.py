@@ -52,12 +52,7 @@ _MAY_HAVE_ACTED: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Why a run ended early.
-
-    Attributes:
-        kind: "halted", or "interrupted" by a signal.
-        message: what happened, and what to do.
-    """
+    """Why a run ended early: what happened, and what to do."""
 
     kind: Literal["halted", "interrupted"]
     message: str

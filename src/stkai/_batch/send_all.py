@@ -100,11 +100,7 @@ def _check(requests: object, max_in_flight: int, kinds: Any) -> None:
 
 
 class _OutcomeLog(RunState):
-    """What is known about the requests by index; kept in a journal, if there is one.
-
-    Raises:
-        ConfigurationError: another run uses the journal, or it is that of `stkai batch`, or not a journal at all.
-    """
+    """What is known about the requests by index; kept in a journal, if there is one."""
 
     def __init__(self, path: JournalPath | None, max_in_flight: int) -> None:
         super().__init__(None if path is None else Journal.open(Path(path)))
@@ -204,11 +200,7 @@ def _send_all(
 
 
 def _sender(client: Any) -> Callable[[httpx.Request, Watch], httpx.Response]:
-    """A function that sends one request through a sync client.
-
-    Raises:
-        ConfigurationError: it is not a sync client.
-    """
+    """A function that sends one request through a sync client."""
     if isinstance(client, HttpClient):
         kind = type(client)
         if kind.post is HttpClient.post and kind.send is HttpClient.send and kind._send is HttpClient._send:  # noqa: SLF001
@@ -220,11 +212,7 @@ def _sender(client: Any) -> Callable[[httpx.Request, Watch], httpx.Response]:
 
 
 def _async_sender(client: Any) -> Callable[[httpx.Request, Watch], Awaitable[httpx.Response]]:
-    """A function that sends one request through an async client.
-
-    Raises:
-        ConfigurationError: it is not an async client.
-    """
+    """A function that sends one request through an async client."""
     if isinstance(client, AsyncHttpClient) and type(client).send is AsyncHttpClient.send:
         return partial(asend_watched, client)
     if isinstance(client, alike(AsyncHttpClient, httpx.AsyncClient)):

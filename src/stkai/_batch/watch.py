@@ -55,9 +55,7 @@ class RunState:
 class Watch:
     """Watches one request: the journal, if there is one, records that it goes to the wire, or did not run.
 
-    Attributes:
-        run: what it shares with the others.
-        number: of its line; for `send_all`, its index.
+    Its number is that of its line; for `send_all`, its index.
     """
 
     def __init__(self, run: RunState, number: int) -> None:
