@@ -53,11 +53,7 @@ def demo(
 
 
 def show(console: Console, batch: Batch, *, plot: bool) -> None:
-    """Run every strategy and show its figures as they come in.
-
-    Raises:
-        typer.Exit: Calls were lost.
-    """
+    """Run every strategy and show its figures as they come in; exit with 1 if calls were lost."""
     console.print(
         f"{batch.processes} processes of {batch.threads} threads make {batch.requests} calls each, with up to 4"
         f" attempts a call. A server on this machine accepts {batch.quota} requests per {batch.window:g} s; the"
@@ -152,13 +148,9 @@ def counts(instants: Sequence[float], width: float, buckets: int) -> list[int]:
 
 
 def columns(accepted: Sequence[int], refused: Sequence[int], *, top: float, cells: int) -> Text:
-    """Stacked columns, accepted below and refused on top of it, in `ROWS` lines of `cells` characters.
+    """Stacked columns of the counts in each bucket, accepted below refused, in `ROWS` lines of `cells` characters.
 
-    Args:
-        accepted: Requests in each bucket that the server accepted.
-        refused: Requests in each bucket that it answered with 429.
-        top: The count that fills the whole height; columns that are higher are cut off.
-        cells: Width in characters, divided evenly among the buckets.
+    A count of `top` fills the whole height; columns that are higher are cut off.
     """
     # Heights in eighths of a line; what is there at all shows.
     good = [_eighths(count, top) for count in accepted]

@@ -141,18 +141,7 @@ def _text(value: str | bytes) -> str:
 
 
 class Server:
-    """A Redis server, through a client of the user's, which may have retries and timeouts of its own.
-
-    Args:
-        client: a synchronous redis-py client.
-        timeout: seconds for a whole call.
-
-    Attributes:
-        errors: the exceptions of redis-py.
-
-    Raises:
-        ConfigurationError: redis-py is not installed, or the client is async.
-    """
+    """A Redis server, through a client of the user's, which may have retries and timeouts of its own."""
 
     def __init__(self, client: Any, timeout: float) -> None:
         self.errors = _import_redis().exceptions
@@ -172,12 +161,7 @@ class Server:
         self._stuck: Job | None = None
 
     def run(self, command: str, *words: Any) -> Any:
-        """The server's answer to a command.
-
-        Raises:
-            redis.RedisError: the server cannot be reached, or refuses.
-            TimeoutError: it took too long.
-        """
+        """The server's answer to a command, if it arrives in time."""
         return self._in_time(lambda: getattr(self.client, command.lower())(*words), self._timeout)
 
     def close(self) -> None:
@@ -262,11 +246,7 @@ _lock = threading.Lock()
 
 
 def connections(url: Secret, timeout: float) -> Connections:
-    """The connections of this process to the server at a URL.
-
-    Raises:
-        ConfigurationError: redis-py is not installed, or the URL is invalid.
-    """
+    """The connections of this process to the server at a URL."""
     redis = _import_redis()
     once = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
     with _lock:

@@ -28,14 +28,7 @@ Handler = Callable[[RequestRecord, str, float], Reply]
 
 @dataclass(kw_only=True)
 class Service:
-    """The endpoints, their tokens and their executions.
-
-    Attributes:
-        gate: counts the requests.
-        token_lifetime: seconds for which a token is accepted.
-        polls_until_done: how many polls of an execution answer RUNNING.
-        stream_interval: seconds between the events of a streamed chat.
-    """
+    """The endpoints, their tokens and their executions. `QuotaServer` explains the arguments."""
 
     gate: Gate
     client_id: str
@@ -151,7 +144,7 @@ def _agent(asked: dict[str, Any], pause: float) -> Reply:
     end = {"stop_reason": "stop", "tokens": {"user": len(words), "enrichment": 0, "output": len(words)}}
     if not asked.get("streaming"):
         return json_reply({"message": prompt, **end})
-    events = [*({"message": word} for word in words), {"message": "", **end}]
+    events: list[dict[str, Any]] = [*({"message": word} for word in words), {"message": "", **end}]
     return _events(events, pause)
 
 
