@@ -64,13 +64,6 @@ def test_the_demo_says_what_was_found_without_numbers(
     assert any(line.startswith(f"found {text}/s ") for line in lines)
 
 
-def test_the_demo_leaves_the_plots_out_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Batch, "run", lambda self, strategy, show: a_run(strategy))
-    output = run("demo", "--no-plot").output
-    assert "█" not in output
-    assert "adaptive" in output
-
-
 def test_the_demo_exits_non_zero_if_a_request_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     def lossy(self: Batch, strategy: str, show: Any) -> StrategyRun:
         show(1, 1)
