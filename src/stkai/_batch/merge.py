@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Container, Iterator
 from contextlib import ExitStack
 from functools import cache, reduce
-from itertools import groupby, pairwise
+from itertools import pairwise
 from operator import and_
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
@@ -172,7 +172,7 @@ def _check_complete(outputs: list[Paths], present: set[int]) -> None:
     ]
     if missing:
         raise ConfigurationError(
-            f"{_ranges(missing)} of the input {'has' if len(missing) == 1 else 'have'} no outcome: resume the jobs that"
+            f"{_listed(missing)} of the input {'has' if len(missing) == 1 else 'have'} no outcome: resume the jobs that"
             " halted, pass all shards, or pass --partial to join what there is"
         )
 
@@ -189,12 +189,7 @@ def _input_of(journal: Path) -> tuple[Shard, Survey | None]:
     return Shard.parse(header.facts.get("options", {}).get("--shard") or "0/1"), survey
 
 
-def _ranges(numbers: list[int]) -> str:
-    """Numbers for people: `lines 3, 7-9 and 12`."""
-    runs = [
-        [number for _, number in run]
-        for _, run in groupby(enumerate(numbers), lambda item: item[1] - item[0])
-    ]
-    texts = [f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
-    shown = ", ".join(texts[:_SHOWN]) + (", ..." if len(texts) > _SHOWN else "")
+def _listed(numbers: list[int]) -> str:
+    """Numbers for people: `lines 3, 7, 8 (3 lines)`."""
+    shown = ", ".join(map(str, numbers[:_SHOWN])) + (", ..." if len(numbers) > _SHOWN else "")
     return f"line {shown}" if len(numbers) == 1 else f"lines {shown} ({len(numbers):,} lines)"

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .._config.stkai import STKAI
 from .._errors import ConfigurationError
 from .input_lines import CsvRecords, JsonLines, Lines, StdinCopy
 from .options import Options
-from .progress import count, show_count, show_dollars, show_time
+from .progress import count, show_count, show_dollars
 from .request_formats import Format, InvalidLineError, SeenIds, Values
 from .template import Template, check_placeholders
 
@@ -138,11 +137,3 @@ def _estimate(options: Options, requests: int, size: int, say: Callable[[str], N
     say(
         f"{count(requests, 'request')}, {show_count(size)} bytes, about {show_count(tokens)} input tokens{cost}"
     )
-    limit = STKAI.config.rate_limit
-    quotas = [(options.rpm, 60.0)]
-    if limit.enabled:
-        quotas.append((limit.max_requests, limit.time_window or 0.0))
-    for most, window in quotas:
-        if most and window and requests * window > most:  # It takes longer than a second.
-            least = show_time(requests * window / most)
-            say(f"at {count(most, 'request')} per {window:g} s: at least {least}")
