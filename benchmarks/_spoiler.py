@@ -31,10 +31,10 @@ def _serve(pipe: Connection) -> None:
     chance = random.Random(1)  # noqa: S311 - the same faults each time
     with QuotaServer(keep=0) as server:
         credentials = (server.client_id, server.client_secret, server.token_url)
-        pipe.send((credentials, f"{server.url}/status/200"))
+        pipe.send((credentials, f"{server.url}/echo"))
         while not pipe.poll(0.02):
             if server.faults_left < 5_000:
-                server.fault(*(_draw(chance) for _ in range(5_000)), path="/status")
+                server.fault(*(_draw(chance) for _ in range(5_000)), path="/echo")
         pipe.send(server._log._arrivals)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from stkai._cli.demo import STRATEGIES, Batch, CallEnd, StrategyRun
+from stkai._cli.demo import STRATEGIES, Batch, StrategyRun
 
 from .._plots import rate_plot
 from . import page
@@ -75,10 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(batch: Batch, strategy: str) -> tuple[StrategyRun, Summary]:
     """One run, and how fair it was: all processes have equally many requests, so only those before the end can tell."""
-    outcomes: list[CallEnd] = []
-    run = batch.run(strategy, outcomes.append)
-    early = [outcome for outcome in outcomes[: len(outcomes) // 2] if outcome.succeeded]
-    counts = Counter(outcome.process for outcome in early)
+    run = batch.run(strategy, lambda *_: None)
+    counts = [*Counter(run.senders[: len(run.senders) // 2]).values(), *[0] * batch.processes]
     duration = max(batch.window, *run.accepted)
     summary = Summary(
         name=strategy,
@@ -89,7 +87,7 @@ def _run(batch: Batch, strategy: str) -> tuple[StrategyRun, Summary]:
         goodput=len(run.accepted) / (batch.quota * duration / batch.window),
         p50=run.quantile(50),
         p95=run.quantile(95),
-        jain=jain_index([counts[number] for number in range(batch.processes)]),
+        jain=jain_index(counts[: batch.processes]),
     )
     return run, summary
 

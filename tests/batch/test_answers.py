@@ -160,14 +160,14 @@ def test_json_with_characters_that_terminals_obey_is_escaped_in_the_output(
     assert job.done()[1]["custom_id"] == "\x9b\u2028"
 
 
-def test_a_404_says_which_url_was_sent_and_that_a_part_of_it_stands_twice(job: Job, counting: Server) -> None:
+def test_a_404_says_which_url_was_sent(job: Job, counting: Server) -> None:
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
         raise RefusalError(404)
 
     counting.answer = answer
     job.run("--base-url", f"{job.url}/v1?key=secret")
     message = job.failures()[1]["error"]["message"]
-    assert f"sent to {job.url}/v1/v1/do, where /v1 stands twice: leave it out of --base-url" in message
+    assert message.endswith(f"sent to {job.url}/v1/v1/do")
     assert "secret" not in message
 
 

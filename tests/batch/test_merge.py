@@ -130,7 +130,7 @@ def test_lines_missing_at_the_end_are_known_from_the_journal(job: Job, counting:
     job.write(9)
     assert job.run("--halt-after", "2", "--max-in-flight", "1").returncode == 3
     result = merge(job, "out", "-o", "all")
-    assert (result.returncode, "lines 3-9 (7 lines)" in result.stderr) == (2, True)
+    assert (result.returncode, "lines 3, 4, 5, 6, 7, 8, 9 (7 lines)" in result.stderr) == (2, True)
 
 
 async def halted() -> web.StreamResponse:
@@ -159,10 +159,10 @@ def test_more_shards_than_files_may_be_open_are_merged(job: Job, tmp_path: Path)
     assert list(entries(tmp_path / "all.jsonl")) == list(range(1, 201))
 
 
-def test_entries_larger_than_what_is_sorted_at_once_keep_their_order(
+def test_entries_of_more_files_than_are_open_at_once_keep_their_order(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stkai._batch.merge._CHUNK", 500)
+    monkeypatch.setattr("stkai._batch.merge._OPEN_FILES", 2)
     job.write(40)
     for number in range(3):
         assert job.run("--shard", f"{number}/3", "-o", f"part-{number}").returncode == 0

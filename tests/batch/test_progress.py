@@ -15,7 +15,6 @@ from stkai._batch.progress import (
     Plain,
     Price,
     Progress,
-    Throughput,
     Usage,
     show_count,
     show_dollars,
@@ -55,11 +54,11 @@ def test_without_a_terminal_there_is_a_plain_line_every_ten_seconds() -> None:
 
 
 def test_the_time_left_follows_the_lines_of_this_run() -> None:
-    throughput = Throughput()
-    assert "ETA" not in throughput.describe(1.0, Progress(500, 1_000))
-    assert "ETA" not in throughput.describe(2.0, Progress(500, 1_000))
-    assert throughput.describe(3.0, Progress(750, 1_000)).endswith("ETA 0:02")
-    assert "ETA" not in throughput.describe(4.0, Progress(750))
+    shown = Display(print)
+    assert "ETA" not in shown.text(1.0, Progress(500, 1_000))
+    assert "ETA" not in shown.text(2.0, Progress(500, 1_000))
+    assert shown.text(3.0, Progress(750, 1_000)).endswith("ETA 0:02")
+    assert "ETA" not in shown.text(4.0, Progress(750))
 
 
 def test_the_bar_shows_the_same_words() -> None:

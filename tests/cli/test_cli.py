@@ -1,6 +1,6 @@
 """The command line: what it prints, and how it ends."""
 
-import queue
+import os
 import re
 import subprocess
 import sys
@@ -16,10 +16,9 @@ from typer.testing import CliRunner
 import stkai
 from stkai import __main__ as cli
 from stkai.__main__ import build_app
-from stkai._cli import demo as _demo
-from stkai._cli.demo import STRATEGIES, Batch, CallEnd, StrategyRun
+from stkai._cli import demo
+from stkai._cli.demo import STRATEGIES, Batch, StrategyRun
 from stkai._cli.explain import _ago
-from stkai.testing import FakeClock
 from stkai.transports._limits.pace.saved_rate import LearnedRate, SavedRate
 
 
@@ -45,7 +44,7 @@ def a_run(name: str) -> StrategyRun:
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_the_demo_fits_the_screen_with_its_plots(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    monkeypatch.setattr(Batch, "run", lambda self, strategy, advance: a_run(strategy))
+    monkeypatch.setattr(Batch, "run", lambda self, strategy, show: a_run(strategy))
     lines = run("demo", "--quota", "10", columns=columns).output.splitlines()
     assert max(map(len, lines)) <= columns
     assert len(lines) <= 23
@@ -60,22 +59,14 @@ def test_the_demo_fits_the_screen_with_its_plots(monkeypatch: pytest.MonkeyPatch
 def test_the_demo_says_what_was_found_without_numbers(
     monkeypatch: pytest.MonkeyPatch, found: float, quota: int, text: str
 ) -> None:
-    monkeypatch.setattr(Batch, "run", lambda self, strategy, advance: replace(a_run(strategy), found=found))
+    monkeypatch.setattr(Batch, "run", lambda self, strategy, show: replace(a_run(strategy), found=found))
     lines = run("demo", "--quota", str(quota), "--window", "60", columns=80).output.splitlines()
     assert any(line.startswith(f"found {text}/s ") for line in lines)
 
 
-def test_the_demo_leaves_the_plots_out_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Batch, "run", lambda self, strategy, advance: a_run(strategy))
-    output = run("demo", "--no-plot").output
-    assert "█" not in output
-    assert "adaptive" in output
-
-
 def test_the_demo_exits_non_zero_if_a_request_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lossy(self: Batch, strategy: str, advance: Any) -> StrategyRun:
-        advance(CallEnd(0, succeeded=True, seconds=0.1))
-        advance(CallEnd(0, succeeded=False, seconds=0.1))
+    def lossy(self: Batch, strategy: str, show: Any) -> StrategyRun:
+        show(1, 1)
         return StrategyRun(strategy, 3, accepted=[0.0], refused=[], seconds=[0.1], failed=1, lost=1)
 
     monkeypatch.setattr(Batch, "run", lossy)
@@ -84,25 +75,14 @@ def test_the_demo_exits_non_zero_if_a_request_was_lost(monkeypatch: pytest.Monke
     assert f"{len(STRATEGIES)} calls were lost" in result.output
 
 
-class Dead:
-    """A worker process that has died without a message."""
-
-    def is_alive(self) -> bool:
-        return False
+def die(*_: object) -> None:
+    os._exit(1)
 
 
-class Nothing:
-    """A queue in which nothing ever arrives."""
-
-    def get(self, timeout: float) -> CallEnd:
-        raise queue.Empty
-
-
-def test_the_demo_does_not_wait_for_requests_of_a_dead_process() -> None:
-    workers: Any = [Dead()]
-    outcomes: Any = Nothing()
-    clock: Any = FakeClock()
-    assert list(_demo._collect(5, outcomes, workers, lambda _: None, clock)) == []
+@pytest.mark.real_time
+def test_the_demo_counts_the_calls_of_a_dead_process_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_work", die)
+    assert Batch(2, 1, 1, 100, 1.0).run("no limiter", lambda *_: None).lost == 2
 
 
 def test_quantiles_of_no_or_one_value_are_defined() -> None:

@@ -87,7 +87,7 @@ def test_the_example_of_the_reference_returns_the_responses_of_requests(
     response = client.post(f"{server.url}/echo", data={"a": 1}, headers={"X-A": "1"}, timeout=10)
     assert isinstance(response, requests.Response)
     assert response.json()["body"] == '{"a": 1}'
-    assert isinstance(client.get(f"{server.url}/status/404"), requests.Response)
+    assert isinstance(client.get(f"{server.url}/none"), requests.Response)
 
 
 @each_decorator

@@ -175,6 +175,6 @@ def test_a_response_has_ok_and_iter_content_like_requests(
     assert fine.ok
     assert b"".join(fine.iter_content(4)) == fine.content
     assert "".join(fine.iter_content(None, decode_unicode=True)) == fine.text
-    missing: Any = client.get(f"{server.url}/status/404")
+    missing: Any = client.get(f"{server.url}/none")
     assert not missing.ok
     assert isinstance(missing, httpx.Response)

@@ -294,13 +294,13 @@ async def test_no_failure_exposes_a_token_or_the_secret(
     client = world.pick(stkai.HttpClient, stkai.AsyncHttpClient)(transport)
     plain = world.client(transport, follow_redirects=True)
     server.fail_with(503, 401, 429)
-    server.reset("body", path="/status/200")
-    server.reset("start", times=4, path="/status/201")
-    server.fail_with(307, headers={"location": "/status/202"}, path="/v1/moved")
+    server.reset("body", path="/none/1")
+    server.reset("start", times=4, path="/none/2")
+    server.fail_with(307, headers={"location": "/none/3"}, path="/v1/moved")
     calls: list[Callable[[], Any]] = [
         lambda: world.call(client.post, server.create_url(), data={}),
-        lambda: world.call(client.get, f"{server.url}/status/200"),
-        lambda: world.call(client.post, f"{server.url}/status/201"),
+        lambda: world.call(client.get, f"{server.url}/none/1"),
+        lambda: world.call(client.post, f"{server.url}/none/2"),
         lambda: world.call(plain.post, f"{server.url}/v1/moved"),
         lambda: world.call(client.post, server.create_url(), data={}),
     ]

@@ -70,7 +70,7 @@ async def test_unused_objects_are_released(world: World) -> None:
 
 def test_calls_cancelled_on_the_wire_release_their_connections(server: QuotaServer) -> None:
     world = World("asyncio")
-    server.hang(30, times=1000, path="/status")
+    server.hang(30, times=1000, path="/v1/none")
     limits = httpx.Limits(max_connections=5)
 
     async def main() -> None:
@@ -79,7 +79,7 @@ def test_calls_cancelled_on_the_wire_release_their_connections(server: QuotaServ
         before = Footprint.now()
         for _ in range(20):
             expected = len(server.requests) + 5
-            tasks = [asyncio.create_task(client.post(f"{server.url}/status/200")) for _ in range(5)]
+            tasks = [asyncio.create_task(client.post(f"{server.url}/v1/none")) for _ in range(5)]
             await until(lambda: len(server.requests) == expected)  # noqa: B023 - awaited right here
             for task in tasks:
                 task.cancel()

@@ -58,7 +58,7 @@ def test_shares_live_in_a_cluster_each_in_one_slot(cluster: list[Server]) -> Non
         assert first.lease(ask(share=share)).members == 1
         assert second.lease(ask("b", share=share)).members == 2
         assert first.look(share) is not None
-    assert str(cluster[0].port) in repr(first)
+    assert repr(first) == "RedisStore('RedisCluster')"
     client.close()
 
 
@@ -104,7 +104,6 @@ def test_a_share_survives_a_fail_over_of_sentinels(tmp_path: Path) -> None:
         master_client = sentinel.master_for("quota", socket_timeout=0.25)
         stack.callback(master_client.close)
         store = RedisStore(master_client)
-        assert "sentinel quota" in repr(store)
         epoch = store.lease(ask()).epoch
         master.kill()
         lease = eventually(lambda: store.lease(ask("b")))

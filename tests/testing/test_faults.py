@@ -232,11 +232,6 @@ def test_slow_bytes_arrive_one_piece_at_a_time(http: httpx.Client, server: Quota
     assert len(pieces) > 1
 
 
-def test_a_slow_empty_body_sends_nothing(http: httpx.Client, server: QuotaServer) -> None:
-    server.slow(1, 0.01, path="/status")
-    assert http.get(server.url + "/status/204").content == b""
-
-
 def test_a_server_that_hangs_triggers_the_clients_timeout(http: httpx.Client, server: QuotaServer) -> None:
     server.hang(60.0)
     with pytest.raises(httpx.ReadTimeout):

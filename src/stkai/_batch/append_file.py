@@ -17,27 +17,15 @@ _BLOCK: Final = 1 << 16
 
 
 class WriteError(StkaiError):
-    """A file of the batch could not be written, for example because the disk is full.
-
-    Attributes:
-        path: of the file.
-        reason: what the system said.
-    """
+    """A file of the batch could not be written, for example because the disk is full."""
 
     def __init__(self, path: Path | str, error: OSError) -> None:
-        self.path = path
-        self.reason = os.strerror(error.errno) if error.errno else str(error)
-        super().__init__(f"{path} cannot be written: {self.reason}")
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        super().__init__(f"{path} cannot be written: {reason}")
 
 
 class AppendFile:
-    """Appends whole records, and cuts off what a failed write left behind.
-
-    Attributes:
-        path: the file's path.
-        size: the file's length in bytes.
-        is_dirty: whether there are writes since the last `sync`.
-    """
+    """Appends whole records, and cuts off what a failed write left behind."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,13 +34,12 @@ class AppendFile:
         except OSError as error:
             raise ConfigurationError(f"{path} cannot be opened for writing: {error.strerror}") from error
         self.size = os.fstat(self.descriptor).st_size
-        self.is_dirty = False
-        self._is_open = True
         self._appending = threading.Lock()
         """A failed write is cut off at the size before it, so nothing else may be written meanwhile."""
+        self._changes = 0
+        self._safe_changes = 0
+        """How many of the changes would survive a power failure."""
         self._lost: OSError | None = None
-        self._safe = 0
-        """How many bytes would survive a power failure."""
         self._syncing: anyio.Event | None = None
 
     def append(self, record: bytes) -> None:
@@ -71,7 +58,7 @@ class AppendFile:
                     os.ftruncate(self.descriptor, self.size)
                 raise WriteError(self.path, error) from error
             self.size += len(record)
-            self.is_dirty = True
+            self._changes += 1
 
     def cut_torn_tail(self) -> bytes:
         """Cut off and return everything after the last line break."""
@@ -95,15 +82,12 @@ class AppendFile:
         except OSError as error:
             raise WriteError(self.path, error) from error
         self.size = size
-        self.is_dirty = True
+        self._changes += 1
 
     def lock(self) -> bool:
         """Lock the file for this process; return False if another process holds the lock.
 
         The system releases the lock when the process ends, even by a kill.
-
-        Raises:
-            ConfigurationError: the system, or the file system, does not support file locks.
         """
         if sys.platform == "win32":
             raise ConfigurationError("a batch needs Linux, macOS or WSL, whose files it can lock and cut")
@@ -119,35 +103,33 @@ class AppendFile:
         Raises:
             WriteError: the system cannot guarantee that.
         """
-        if not self.is_dirty:
+        reached = self._changes
+        if self._safe_changes == reached:
             return
         if self._lost is not None:
             raise WriteError(self.path, self._lost)
-        self.is_dirty = False
         try:
             os.fsync(self.descriptor)
         except OSError as error:
             # Fail for good: a second fsync would report success although the pages are lost.
-            self.is_dirty, self._lost = True, error
+            self._lost = error
             raise WriteError(self.path, error) from error
+        self._safe_changes = reached
 
     async def commit(self) -> None:
         """Like `sync`, but without blocking; concurrent callers share the next one."""
-        wanted = self.size
-        while self._safe < wanted:
+        wanted = self._changes
+        while self._safe_changes < wanted:
             if self._syncing is not None:
                 await self._syncing.wait()
                 continue
-            self._syncing, reached = anyio.Event(), self.size
+            self._syncing = anyio.Event()
             try:
                 await anyio.to_thread.run_sync(self.sync)
-                self._safe = reached
             finally:
                 self._syncing.set()
                 self._syncing = None
 
     def close(self) -> None:
-        """Close the file, which releases its lock. May be called more than once."""
-        if self._is_open:
-            self._is_open = False
-            os.close(self.descriptor)
+        """Close the file, which releases its lock."""
+        os.close(self.descriptor)

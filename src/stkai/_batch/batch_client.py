@@ -1,8 +1,10 @@
 """The stack of a batch, that of the settings; and the quick commands that are executed through it."""
 
+import math
 from typing import Any, Final, Self
 from urllib.parse import quote
 
+import anyio
 import httpx
 
 from .._builder import StackBuilder, StackOptions
@@ -42,11 +44,7 @@ FAILURE: Final = "FAILURE"
 
 
 class NoExecutionError(StkaiError):
-    """A quick command was started, but the answer contains no execution id.
-
-    Attributes:
-        response: the answer.
-    """
+    """A quick command was started, but the answer contains no execution id."""
 
     def __init__(self, response: httpx.Response) -> None:
         self.response = response
@@ -54,20 +52,14 @@ class NoExecutionError(StkaiError):
 
 
 class BatchClient:
-    """Sends requests through the stack of the settings.
-
-    Attributes:
-        timeouts: of each attempt, in seconds, as httpx takes them.
-
-    Raises:
-        ConfigurationError: the settings are invalid, or do not mention authentication.
-    """
+    """Sends requests through the stack of the settings."""
 
     def __init__(self, options: Options) -> None:
         self._options, self._clock = options, SystemClock()
         deadline = options.deadline
         read = max(_READ, deadline or 0.0)
         self.timeouts = {"connect": 30.0, "read": read, "write": read, "pool": None}
+        """Of each attempt, in seconds, as httpx takes them."""
         # A batch waits for its permits as long as it takes.
         self._call = RequestOptions(deadline=UNSET if deadline is None else deadline, max_wait_time=None)
         given: StackOptions = {"rate_limit": limits(options, STKAI.config)}
@@ -104,46 +96,36 @@ class BatchClient:
         """
         if self._options.quick_command is None:
             return await asend_watched(self._client, request, line)
-        deadline = self._options.deadline
-        end = None if deadline is None else self._clock.monotonic() + deadline
+        deadline = math.inf if self._options.deadline is None else self._options.deadline
+        end = self._clock.monotonic() + deadline
         if line.execution is None:
             created = await asend_watched(self._client, request, line)
             if created.status_code >= 300:
                 return created
             await line.created(_execution_of(created))
-        return await self._poll(line.execution or "", end)
+        with anyio.move_on_after(end - self._clock.monotonic()):
+            return await self._poll(line.execution or "")
+        msg = f"the execution {line.execution} did not end within {deadline:g} s; a resumed job does not poll it"
+        raise DeadlineExceededError(msg)
 
-    async def _poll(self, execution: str, end: float | None) -> httpx.Response:
+    async def _poll(self, execution: str) -> httpx.Response:
+        """The last callback. Polls need no permit; one that fails is repeated."""
         url = self._options.url_of_commands(f"callback/{quote(execution, safe='')}")
         pause = _FIRST_PAUSE
         while True:
-            await self._sleep(pause, end, execution)
+            await self._clock.asleep(pause)
             pause = min(pause * _GROWTH, _LONGEST_PAUSE)
-            response = await self._ask(url, end)
-            if response is None:
+            try:
+                response = await self._unlimited.send(httpx.Request("GET", url, headers=default_headers()))
+            except alike(
+                httpx.TimeoutException, httpx.NetworkError, httpx.ProtocolError, httpx.DecodingError
+            ):
                 continue
             if response.status_code in RETRY_ON_STATUS_CODES:
                 asked = retry_after(response.headers, self._clock.utcnow()) or 0.0
                 pause = max(pause, min(asked, _LONGEST_ASKED))
             elif response.status_code >= 300 or status_of(response) in {COMPLETED, FAILURE}:
                 return response
-
-    async def _sleep(self, seconds: float, end: float | None, execution: str) -> None:
-        if end is not None and self._clock.monotonic() + seconds >= end:
-            deadline = f"{self._options.deadline:g} s"
-            msg = f"the execution {execution} did not end within {deadline}; a resumed job does not poll it"
-            raise DeadlineExceededError(msg)
-        await self._clock.asleep(seconds)
-
-    async def _ask(self, url: str, end: float | None) -> httpx.Response | None:
-        """The answer to one poll, which needs no permit; None if there was no readable answer."""
-        left = UNSET if end is None else max(end - self._clock.monotonic(), 0.001)
-        options = {OPTIONS: RequestOptions(deadline=left)}
-        request = httpx.Request("GET", url, headers=default_headers(), extensions=options)
-        try:
-            return await self._unlimited.send(request)
-        except alike(httpx.TimeoutException, httpx.NetworkError, httpx.ProtocolError, httpx.DecodingError):
-            return None
 
     async def __aenter__(self) -> Self:
         await self._client.__aenter__()
@@ -192,11 +174,7 @@ def _settings(options: Options) -> Settings:
 
 
 def _check_base(options: Options, signed: list[Layer]) -> None:
-    """Fail early if the token may not be sent to `--base-url`.
-
-    Raises:
-        ExposedTokenError: it would travel unencrypted.
-    """
+    """Fail early if the token would travel to `--base-url` unencrypted."""
     for layer in signed:
         bearer = layer.policy
         assert isinstance(bearer, BearerAuth)

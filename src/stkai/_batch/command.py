@@ -21,6 +21,7 @@ from .job import BatchJob
 from .merge import merge
 from .options import Options
 from .output_lines import escaped
+from .outputs import FileOutputs
 from .preflight import JobPlan, dry_run
 from .progress import Display, Progress, display
 from .runner import Runner
@@ -134,7 +135,7 @@ def _run_job(plan: JobPlan, interrupts: _Interrupts, warnings: _Warnings) -> int
     """Open the job and run it; returns the exit code."""
     client = BatchClient(plan.options)
     with ExitStack() as stack:
-        job = BatchJob.open(plan, stack)
+        job = BatchJob(plan, stack)
         if job.is_cut_off:
             complain("stdin was cut off when an earlier run ended: only the lines copied by then are sent")
         shown = warnings.display = display(quiet=plan.options.quiet, say=say)
@@ -237,13 +238,13 @@ class _JobRun:
         return code
 
     def _explain_failures(self) -> None:
-        codes, paths = self._job.outputs.codes, self._job.paths
+        outputs, codes = self._job.outputs, self._job.outputs.codes
         shown = ", ".join(f"{count:,} {code}" for code, count in codes.most_common(_SHOWN))
         more = ", ..." if len(codes) > _SHOWN else ""
-        if paths is None:
+        if not isinstance(outputs, FileOutputs):
             say(f"failed: {shown}{more}")
             return
-        say(f"failed, in {paths.failed}: {shown}{more}")
+        say(f"failed, in {outputs.failures.path}: {shown}{more}")
         if set(codes) == {"invalid_line"}:
             say("to send them, correct these lines in a file of their own, and run that as another job")
         else:

@@ -11,26 +11,22 @@ from collections.abc import (
     Coroutine,
     Generator,
     Iterable,
-    Iterator,
 )
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any
 
 import anyio
 import httpx
-from anyio.abc import TaskGroup
 
 from .._event_loops import asyncio_loop
 
 AsyncSend = Callable[[int, httpx.Request], Awaitable[httpx.Response]]
 """Sends the request with this index."""
-
-_END: Final[Any] = object()
 
 Requests = Iterable[httpx.Request] | AsyncIterable[httpx.Request]
 
@@ -52,8 +48,8 @@ class Outcome:
     error: Exception | None
 
 
-Begin = Callable[[int, httpx.Request], Outcome | None]
-"""The outcome of a request before it is sent, which may be an error; None if it was handed out before."""
+Wants = Callable[[int], bool]
+"""Whether to send the request with this index; asked in the order of the indices."""
 
 
 class BackgroundTask:
@@ -94,6 +90,20 @@ async def _acquire(semaphore: anyio.Semaphore) -> None:
         await semaphore.acquire()
 
 
+async def _numbered(requests: Requests, wants: Wants) -> AsyncGenerator[tuple[int, httpx.Request], None]:
+    """The requests to send, with their indices."""
+    index = 0
+    if isinstance(requests, AsyncIterable):
+        async for request in requests:
+            if wants(index):
+                yield index, request
+            index += 1
+    else:
+        for index, request in enumerate(requests):
+            if wants(index):
+                yield index, request
+
+
 class _Tasks:
     """The requests in flight, and the outcomes not handed out yet.
 
@@ -109,33 +119,20 @@ class _Tasks:
         self._finished: deque[Outcome | BaseException | None] = deque()
         self._arrivals = anyio.Semaphore(0)
 
-    async def feed(self, requests: Requests, begin: Begin) -> None:
+    async def feed(self, requests: Requests, wants: Wants) -> None:
         """Read the requests to their end, start each once there is a place, and wait until all have ended."""
         async with anyio.create_task_group() as group:
             try:
-                await self._start_all(group, requests, begin)
+                await _acquire(self.places)
+                async with aclosing(_numbered(requests, wants)) as numbered:
+                    async for index, request in numbered:
+                        group.start_soon(self._work, index, request)
+                        await _acquire(self.places)
             except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
                 self.failure = error
             except BaseException as error:  # noqa: BLE001 - raised by the generator
                 self._crash(error)
         self._put(None)
-
-    async def _start_all(self, group: TaskGroup, requests: Requests, begin: Begin) -> None:
-        """Returns at the end of the iterable, or raises what that raises."""
-        reading = aiter(requests) if isinstance(requests, AsyncIterable) else iter(requests)
-        await _acquire(self.places)
-        for index in count():
-            request = next(reading, _END) if isinstance(reading, Iterator) else await anext(reading, _END)
-            if request is _END:
-                return
-            taken = begin(index, request)
-            if taken is None:
-                continue
-            if taken.error is None:
-                group.start_soon(self._work, index, request)
-            else:
-                self._put(taken)
-            await _acquire(self.places)
 
     async def _work(self, index: int, request: httpx.Request) -> None:
         try:
@@ -158,11 +155,7 @@ class _Tasks:
         self._arrivals.release()
 
     async def next(self) -> Outcome | None:
-        """The next outcome to hand out, which makes room for another request; None when there are no more.
-
-        Raises:
-            BaseException: a call raised it, and it is not an Exception.
-        """
+        """The next outcome to hand out, which makes room for another request; None when there are no more."""
         await _acquire(self._arrivals)
         outcome = self._finished.popleft()
         if isinstance(outcome, BaseException):
@@ -172,11 +165,11 @@ class _Tasks:
 
 
 async def outcomes_in_tasks(
-    send: AsyncSend, requests: Requests, most: int, begin: Begin
+    send: AsyncSend, requests: Requests, most: int, wants: Wants
 ) -> AsyncGenerator[Outcome, None]:
     """Send all requests, at most that many at a time, and yield each outcome as its call finishes."""
     in_flight = _Tasks(send, most)
-    task = BackgroundTask(partial(in_flight.feed, requests, begin))
+    task = BackgroundTask(partial(in_flight.feed, requests, wants))
     try:
         while (outcome := await in_flight.next()) is not None:
             yield outcome
@@ -190,46 +183,38 @@ def outcomes_in_threads(
     send: Callable[[int, httpx.Request], httpx.Response],
     requests: Iterable[httpx.Request],
     most: int,
-    begin: Begin,
+    wants: Wants,
 ) -> Generator[Outcome, None, None]:
     """The same in threads; the requests are read in the caller's."""
-    ready: SimpleQueue[Outcome | BaseException] = SimpleQueue()
-
-    def work(index: int, request: httpx.Request) -> None:
-        try:
-            outcome = Outcome(index, request, send(index, request), None)
-        except Exception as error:  # noqa: BLE001 - whatever the call raises is its outcome
-            outcome = Outcome(index, request, None, error)
-        except BaseException as error:  # noqa: BLE001 - raised by the generator, in the caller's thread
-            ready.put(error)
-            return
-        ready.put(outcome)
-
-    reading = filter(None, map(begin, count(), requests))
-    pending, has_ended, failure = 0, False, None
+    finished: SimpleQueue[Future[httpx.Response]] = SimpleQueue()
+    pending: dict[Future[httpx.Response], tuple[int, httpx.Request]] = {}
+    reading = ((index, request) for index, request in enumerate(requests) if wants(index))
+    has_ended, failure = False, None
     pool = ThreadPoolExecutor(most, thread_name_prefix="stkai.send_all")
     try:
         while True:
-            while pending < most and not has_ended:
+            while len(pending) < most and not has_ended:
                 try:
-                    taken = next(reading, None)
-                except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
-                    taken, failure = None, error
-                if taken is None:
+                    index, request = next(reading)
+                except StopIteration:
                     has_ended = True
-                    break
-                pending += 1
-                if taken.error is None:
-                    pool.submit(copy_context().run, work, taken.index, taken.request)
+                except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
+                    has_ended, failure = True, error
                 else:
-                    ready.put(taken)
+                    future = pool.submit(copy_context().run, send, index, request)
+                    pending[future] = index, request
+                    future.add_done_callback(finished.put)
             if not pending:
                 break
-            outcome = ready.get()
-            if isinstance(outcome, BaseException):
-                raise outcome
-            pending -= 1
-            yield outcome
+            future = finished.get()
+            index, request = pending.pop(future)
+            raised = future.exception()
+            if raised is None:
+                yield Outcome(index, request, future.result(), None)
+            elif isinstance(raised, Exception):
+                yield Outcome(index, request, None, raised)
+            else:
+                raise raised
         if failure is not None:
             raise failure
     finally:

@@ -34,7 +34,6 @@ class JsonLines:
     """The lines of a JSONL file, numbered from 1 as in an editor; blank lines are numbered but skipped.
 
     Args:
-        path: of the file.
         size: how many of its bytes to read; by default all.
         is_complete: whether nothing more will be appended; None means that the file is complete.
     """
@@ -77,11 +76,7 @@ def _up_to(size: int | None, file: BinaryIO) -> Iterator[bytes]:
 
 
 class CsvRecords:
-    """The records of a CSV file, numbered from 1; the header is not counted, and names the columns.
-
-    Raises:
-        ConfigurationError: there is no header, or two columns have the same name.
-    """
+    """The records of a CSV file, numbered from 1; the header is not counted, and names the columns."""
 
     def __init__(self, path: Path, size: int | None = None) -> None:
         self._path, self._size = path, size
@@ -143,11 +138,7 @@ class Shard(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """The shard that is written I/N.
-
-        Raises:
-            ConfigurationError: the text is something else.
-        """
+        """The shard that is written I/N."""
         found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
         if found is None or not int(found[1]) < int(found[2]):
             raise ConfigurationError(
@@ -193,11 +184,7 @@ class Survey(NamedTuple):
 
     @classmethod
     def parse(cls, text: bytes) -> "Survey":
-        """What `bytes(survey)` has written.
-
-        Raises:
-            ConfigurationError: the text is something else.
-        """
+        """What `bytes(survey)` has written."""
         found = _SURVEY.fullmatch(text)
         if found is None:
             raise ConfigurationError("the journal is damaged: pass --restart to start over")
@@ -208,7 +195,6 @@ class StdinCopy:
     """Copies a descriptor to a file, in a daemon thread, so that a resumed job can read it there.
 
     Attributes:
-        path: the file's path.
         is_complete: everything was copied, or copying failed.
         survey: what was copied, once all of it was.
         error: the reason if copying failed.

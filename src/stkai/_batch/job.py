@@ -4,7 +4,6 @@ import os
 import tempfile
 import uuid
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,78 +19,72 @@ from .preflight import JobPlan
 from .progress import Usage
 
 
-@dataclass(slots=True)
 class BatchJob:
     """A job that this process works on, locked against others until it is closed.
 
     Attributes:
         id: makes the idempotency keys.
-        outputs: where the outcomes are.
         journal: what was sent; None for stdout, which cannot be resumed.
-        paths: its files, unless it writes to stdout.
         recovered: what earlier runs have left behind.
-        usage: the tokens used so far.
         survey: the input; None while stdin still arrives.
-        lines: the lines of the input.
         stdin: the copy of stdin, if that is the input.
         is_cut_off: stdin ended early, because an earlier run did.
-
-    Raises:
-        WriteError: (by all methods) a file cannot be written, or not saved for certain.
     """
 
-    plan: JobPlan
-    id: uuid.UUID
-    outputs: Outputs
-    journal: Journal | None = None
-    paths: Paths | None = None
-    recovered: Recovered = field(default_factory=Recovered)
-    usage: Usage = field(default_factory=Usage)
-    survey: Survey | None = None
-    lines: Lines = ()
-    stdin: StdinCopy | None = None
-    is_cut_off: bool = False
+    def __init__(self, plan: JobPlan, stack: ExitStack) -> None:
+        """Start or resume the job that writes to `-o`; the stack closes its files."""
+        self.plan, self._stack = plan, stack
+        self.id = uuid.UUID(hex=unique_key(), version=4)
+        self.journal: Journal | None = None
+        self.recovered, self.usage = Recovered(), Usage()
+        self.survey: Survey | None = None
+        self.lines: Lines = ()
+        self.stdin: StdinCopy | None = None
+        self.is_cut_off = False
+        self.outputs: Outputs = self._to_stdout() if plan.options.to_stdout else self._to_files()
 
-    @classmethod
-    def open(cls, plan: JobPlan, stack: ExitStack) -> "BatchJob":
-        """Start or resume the job that writes to `-o`; the stack closes its files.
+    def _to_stdout(self) -> Outputs:
+        folder = ""
+        if self.plan.options.from_stdin:
+            folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="stkai-batch-"))
+        self._survey_file()
+        self._read_input(Path(folder, "stdin.jsonl"))
+        return StdoutOutputs(in_order=self.plan.options.order == "input")
 
-        Raises:
-            ConfigurationError: it runs already, it is not the same job, or the files are not those of a job.
-            WriteError: a file cannot be written.
-        """
-        if plan.options.to_stdout:
-            return cls._to_stdout(plan, stack)
-        options, paths = plan.options, Paths.of(plan.options.out or "")
+    def _to_files(self) -> Outputs:
+        options, paths = self.plan.options, Paths.of(self.plan.options.out or "")
         _check_paths(options, paths)
         if not paths.journal.exists():
             _check_ours(options, paths)
-        journal = Journal.open(paths.journal)
-        stack.callback(journal.close)
+        self.journal = journal = Journal.open(paths.journal)
+        self._stack.callback(journal.close)
         header = journal.header
         if header is not None and not options.goes_on and not options.restart:
             msg = f"{paths.journal} is the journal of a job: pass --resume to continue it, or --restart to start over"
             raise ConfigurationError(msg)
         if header is None:
             _check_ours(options, paths)
+        facts = options.facts(self.plan.template)
         if header is None or options.restart:
-            return cls._begin(plan, paths, journal, stack)
-        _check_same(options, header, plan.options.facts(plan.template), paths)
-        return cls._resume(plan, paths, journal, header, stack)
+            self.id = self._begin(journal, paths, facts).job
+            outputs = self._open(paths)
+            self._read_input(paths.stdin)
+        else:
+            _check_same(options, header, facts, paths)
+            self.id = header.job
+            outputs = self._open(paths)
+            self._resume(journal, outputs, paths.stdin if options.from_stdin else Path(options.source))
+        journal.limit(options.max_in_flight)
+        return outputs
 
-    @classmethod
-    def _to_stdout(cls, plan: JobPlan, stack: ExitStack) -> "BatchJob":
-        outputs = StdoutOutputs(in_order=plan.options.order == "input")
-        job = cls(plan, uuid.UUID(hex=unique_key(), version=4), outputs, survey=_survey_of_file(plan))
-        folder = ""
-        if plan.options.from_stdin:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stkai-batch-"))
-        job._read_input(Path(folder, "stdin.jsonl"))
-        return job
+    def _open(self, paths: Paths) -> FileOutputs:
+        outputs = FileOutputs(paths)
+        self._stack.callback(outputs.close)
+        return outputs
 
-    @classmethod
-    def _begin(cls, plan: JobPlan, paths: Paths, journal: Journal, stack: ExitStack) -> "BatchJob":
-        options, survey = plan.options, _survey_of_file(plan)
+    def _begin(self, journal: Journal, paths: Paths, facts: dict[str, Any]) -> Header:
+        options = self.plan.options
+        self._survey_file()
         # In this order, a kill in between leaves either a complete job or none.
         journal.file.truncate()
         # A job that is no longer there may have left its copy of stdin behind.
@@ -102,39 +95,33 @@ class BatchJob:
                 file.close()
         if options.restart and not options.from_stdin:
             paths.stdin.unlink(missing_ok=True)
-        facts = {"options": options.facts(plan.template), "input": "stdin" if options.from_stdin else "file"}
-        header = journal.begin("batch", facts, None if survey is None else bytes(survey))
-        journal.limit(options.max_in_flight)
-        outputs = FileOutputs(paths)
-        stack.callback(outputs.close)
-        job = cls(plan, header.job, outputs, journal, paths, survey=survey)
-        job._read_input(paths.stdin)
-        return job
+        facts = {"options": facts, "input": "stdin" if options.from_stdin else "file"}
+        return journal.begin("batch", facts, None if self.survey is None else bytes(self.survey))
+
+    def _survey_file(self) -> None:
+        if not self.plan.options.from_stdin:
+            self.survey = _survey(self.plan, Path(self.plan.options.source))
 
     def _read_input(self, copy: Path) -> None:
         """Read the file, or stdin while it is copied."""
-        if self.plan.options.from_stdin:
+        if self.survey is not None:
+            self.lines = self.plan.lines(Path(self.plan.options.source), self.survey.size)
+        else:
             self.stdin = StdinCopy(copy, self.plan.options.part)
             self.stdin.start()
             self.lines = self.stdin.lines
-        elif self.survey is not None:
-            self.lines = self.plan.lines(Path(self.plan.options.source), self.survey.size)
 
-    @classmethod
-    def _resume(
-        cls, plan: JobPlan, paths: Paths, journal: Journal, header: Header, stack: ExitStack
-    ) -> "BatchJob":
-        options = plan.options
-        outputs = FileOutputs(paths)
-        stack.callback(outputs.close)
-        recovered = journal.recover(outputs.read())
-        source = paths.stdin if options.from_stdin else Path(options.source)
+    def _resume(self, journal: Journal, outputs: FileOutputs, source: Path) -> None:
+        options = self.plan.options
+        self.recovered = recovered = journal.recover(outputs.read())
+        self.usage = outputs.usage(*recovered.usage)
+        self.is_cut_off = options.from_stdin and not recovered.has_all_of_stdin
         survey = None if recovered.survey is None else Survey.parse(recovered.survey)
         _check_unchanged(source, survey, is_copy=options.from_stdin)
         if survey is None or source.stat().st_size > survey.size:
-            survey = _survey(plan, source)
+            survey = _survey(self.plan, source)
             journal.surveyed(bytes(survey))
-        journal.limit(options.max_in_flight)
+        self.survey, self.lines = survey, self.plan.lines(source, survey.size)
         if options.retry_failed:
             failed = recovered.states.numbers(LineState.FAILED)
             # After a kill before the truncation they are still failures; after it they are new.
@@ -143,18 +130,6 @@ class BatchJob:
             outputs.forget_failures()
             for number in failed:
                 recovered.states[number] = LineState.NEW
-        return cls(
-            plan,
-            header.job,
-            outputs,
-            journal,
-            paths,
-            recovered,
-            outputs.usage(*recovered.usage),
-            survey,
-            plan.lines(source, survey.size),
-            is_cut_off=options.from_stdin and not recovered.has_all_of_stdin,
-        )
 
     def note(self) -> None:
         """Record what the input is, once all of stdin has arrived, and the tokens used so far."""
@@ -170,20 +145,15 @@ class BatchJob:
 
     def sync(self) -> None:
         """Return once everything written would survive a power failure."""
-        if self.journal is not None and isinstance(self.outputs, FileOutputs):
+        if self.journal is not None:
             self.journal.file.sync()
-            self.outputs.sync()
+        self.outputs.sync()
 
     def sort(self) -> None:
         """Sort both outputs into input order."""
         if isinstance(self.outputs, FileOutputs):
             for file in (self.outputs.answers, self.outputs.failures):
                 sort_file(file.path)
-
-
-def _survey_of_file(plan: JobPlan) -> Survey | None:
-    """The input, if it is a file."""
-    return None if plan.options.from_stdin else _survey(plan, Path(plan.options.source))
 
 
 def _survey(plan: JobPlan, source: Path) -> Survey:

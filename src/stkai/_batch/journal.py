@@ -119,9 +119,7 @@ class Header(NamedTuple):
 
     Attributes:
         kind: "batch" for the command, "send_all" for the function.
-        job: a unique id.
         facts: what must be the same when the job is resumed.
-        version: of the format.
     """
 
     kind: str
@@ -131,12 +129,7 @@ class Header(NamedTuple):
 
 
 class Journal:
-    """An open, locked journal.
-
-    Attributes:
-        file: the file, for committing.
-        header: None if no job has begun yet.
-    """
+    """An open, locked journal; its header is None if no job has begun yet."""
 
     def __init__(self, file: AppendFile) -> None:
         self.file = file
@@ -145,12 +138,7 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open and lock the journal at `path`, and create it if it is missing.
-
-        Raises:
-            ConfigurationError: another process holds the lock, or the file is not a journal.
-            WriteError: it cannot be opened.
-        """
+        """Open and lock the journal at `path`, and create it if it is missing."""
         journal = cls(AppendFile(path))
         try:
             if not journal.file.lock():
@@ -172,11 +160,7 @@ class Journal:
         return header
 
     def recover(self, states: LineStates) -> Recovered:
-        """What the journal knows in addition to `states`, which the outputs say; cuts off a torn tail.
-
-        Raises:
-            ConfigurationError: a line is not a record, or is in another format.
-        """
+        """What the journal knows in addition to `states`, which the outputs say; cuts off a torn tail."""
         found, in_flight = Recovered(states), 0
         for kind, number, rest in records(self.file.path, self.header):
             if kind == b"s":
@@ -208,11 +192,7 @@ class Journal:
         self._before_next = b"f %d\n" % in_flight
 
     def sent(self, number: int) -> None:
-        """The line is about to be sent.
-
-        Raises:
-            WriteError: the record could not be written, so the line must not be sent.
-        """
+        """The line is about to be sent. If this fails, it must not be."""
         self.file.append(b"%bs %d\n" % (self._before_next, number))
         self._before_next = b""
 
@@ -242,11 +222,7 @@ class Journal:
 
 
 def records(path: Path, header: Header | None) -> Iterator[tuple[bytes, int, bytes]]:
-    """All records: what happened, to which line, and further data; without the header and a torn tail.
-
-    Raises:
-        ConfigurationError: a line is not a record, or is in another format.
-    """
+    """All records: what happened, to which line, and further data; without the header and a torn tail."""
     version = VERSION if header is None else header.version
     if version != VERSION:
         raise ConfigurationError(
@@ -269,11 +245,7 @@ def records(path: Path, header: Header | None) -> Iterator[tuple[bytes, int, byt
 
 
 def read_header(path: Path) -> Header | None:
-    """The header; None if it is missing or incomplete, so that nothing was sent.
-
-    Raises:
-        ConfigurationError: the file is not a journal.
-    """
+    """The header; None if it is missing or incomplete, so that nothing was sent."""
     with path.open("rb") as lines:
         first = lines.readline()
     not_a_journal = ConfigurationError(f"{path} is not a stkai journal: choose another name with -o")

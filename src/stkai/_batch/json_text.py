@@ -41,11 +41,7 @@ class Part(NamedTuple):
 
 
 def parse(text: str) -> Part:
-    """One JSON value, without surrounding whitespace.
-
-    Raises:
-        ValueError: it is not JSON; says where.
-    """
+    """One JSON value, without surrounding whitespace. A ValueError says where it is not JSON."""
     start = _skip(text, 0)
     value, end = _scan(text, start)
     if _skip(text, end) != len(text):
@@ -54,43 +50,20 @@ def parse(text: str) -> Part:
 
 
 def members(text: str) -> dict[str, Part] | None:
-    """The members of a JSON object, the last one of duplicates; None for any other JSON.
-
-    Raises:
-        ValueError: it is not JSON; says where.
-    """
-    place = _skip(text, 0)
-    if not text.startswith("{", place):
-        parse(text)
+    """The members of a JSON object, the last one of duplicates; None for any other JSON."""
+    if not isinstance(parse(text).value, dict):
         return None
-    try:
-        found = _walk(text, _skip(text, place + 1))
-    except (ValueError, IndexError):
-        found = None
-    if found is None:
-        parse(text)  # Raises with the standard library's message.
-        raise ValueError("it is not valid")
-    return found
-
-
-def _walk(text: str, place: int) -> dict[str, Part] | None:
-    """The members, from the first one on; None if anything else is in between."""
     found: dict[str, Part] = {}
-    while text[place] != "}" or found:
-        if text[place] != '"':
-            return None
+    place = _skip(text, text.index("{") + 1)
+    while text[place] != "}":
         name, place = _scan(text, place)
+        start = _skip(text, _skip(text, place) + 1)  # After the colon.
+        value, place = _scan(text, start)
+        found[name] = Part(value, text[start:place])
         place = _skip(text, place)
-        if text[place] != ":":
-            return None
-        start = _skip(text, place + 1)
-        value, end = _scan(text, start)
-        found[name] = Part(value, text[start:end])
-        place = _skip(text, end)
-        if text[place] != ",":
-            break
-        place = _skip(text, place + 1)
-    return found if text[place] == "}" and _skip(text, place + 1) == len(text) else None
+        if text[place] == ",":
+            place = _skip(text, place + 1)
+    return found
 
 
 def _scan(text: str, place: int) -> tuple[Any, int]:

@@ -3,12 +3,13 @@
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterator
+from contextlib import ExitStack
 from functools import cache, reduce
-from itertools import groupby, pairwise
-from operator import and_, itemgetter
+from itertools import pairwise
+from operator import and_
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
 from .._errors import ConfigurationError
 from .append_file import WriteError
@@ -16,8 +17,7 @@ from .input_lines import ALL_LINES, Shard, Survey
 from .journal import read_header, records
 from .outputs import SUFFIX, Paths, entries_in
 
-_CHUNK: Final = 1 << 24
-"""Bytes that are sorted in memory at once."""
+_OPEN_FILES: Final = 64
 
 _SHOWN: Final = 10
 
@@ -35,11 +35,7 @@ _FIELDS: Final = len(EntryPlace._fields)
 
 
 class Index:
-    """Where each entry of some outputs is.
-
-    Raises:
-        ConfigurationError: a line of an output is not an entry, or is cut off.
-    """
+    """Where each entry of some outputs is."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
@@ -55,28 +51,40 @@ class Index:
                 last = number
                 offset += len(entry)
 
-    def __len__(self) -> int:
-        return len(self._places) // _FIELDS
-
     def in_order(self) -> Iterator[EntryPlace]:
         """All entries, by number."""
         for start in sorted(range(0, len(self._places), _FIELDS), key=self._places.__getitem__):
             yield EntryPlace(*self._places[start : start + _FIELDS])
 
-    def write(self, target: Path) -> None:
-        """Write all entries by number into `target`, which is created or replaced only once it is complete."""
+    def write(self, target: Path, files: Container[int]) -> int:
+        """Write the entries of these files by number into `target`; returns how many there are.
+
+        It is created or replaced only once it is complete.
+        """
         target = Path(os.path.realpath(target))
         unfinished = target.with_name(f"{target.name}.sorting")
         # The copy is readable to those who may read all of its sources.
-        mode = reduce(and_, (path.stat().st_mode for path in self.paths), 0o666)
+        modes = [path.stat().st_mode for file, path in enumerate(self.paths) if file in files]
+        mode = reduce(and_, modes, 0o666)
+        written = 0
         try:
             try:
                 descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-                with os.fdopen(descriptor, "wb") as sorted_file:
-                    if self.paths:
+                with os.fdopen(descriptor, "wb") as sorted_file, ExitStack() as stack:
+                    if modes:
                         os.fchmod(descriptor, mode)
-                    for chunk in _chunks(self.in_order()):
-                        sorted_file.writelines(self._read(chunk))
+                    sources: dict[int, BinaryIO] = {}
+                    for _, file, offset, length in self.in_order():
+                        if file not in files:
+                            continue
+                        if file not in sources:
+                            if len(sources) == _OPEN_FILES:
+                                stack.close()
+                                sources.clear()
+                            sources[file] = stack.enter_context(self.paths[file].open("rb"))
+                        sources[file].seek(offset)
+                        sorted_file.write(sources[file].read(length))
+                        written += 1
                     sorted_file.flush()
                     os.fsync(descriptor)
                 unfinished.replace(target)
@@ -85,39 +93,14 @@ class Index:
                 raise
         except OSError as error:
             raise WriteError(target, error) from error
-
-    def _read(self, chunk: list[EntryPlace]) -> Iterable[bytes]:
-        """The entries at these places; a thousand files are opened one after the other."""
-        entries: dict[int, bytes] = {}
-        for file, places in groupby(sorted(chunk, key=itemgetter(1, 2)), key=itemgetter(1)):
-            with self.paths[file].open("rb") as source:
-                for place in places:
-                    source.seek(place.offset)
-                    entries[place.number] = source.read(place.length)
-        return (entries[place.number] for place in chunk)
-
-
-def _chunks(places: Iterator[EntryPlace]) -> Iterator[list[EntryPlace]]:
-    chunk: list[EntryPlace] = []
-    size = 0
-    for place in places:
-        chunk.append(place)
-        size += place.length + 200  # For the objects themselves.
-        if size >= _CHUNK:
-            yield chunk
-            chunk, size = [], 0
-    yield chunk
+        return written
 
 
 def sort_file(path: Path) -> None:
-    """Sort an output into input order, in place.
-
-    Raises:
-        WriteError: there is no room for a second copy; nothing was changed.
-    """
+    """Sort an output into input order, in place; nothing changes if there is no room for a second copy."""
     index = Index([path])
     if not index.is_sorted:
-        index.write(path)
+        index.write(path, {0})
 
 
 def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int, int]:
@@ -142,32 +125,30 @@ def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int,
     for output in outputs:
         if not output.out.is_file():
             raise ConfigurationError(f"{output.out} does not exist: is that job done?")
-    done = Index([output.out for output in outputs])
-    failed = Index([output.failed for output in outputs if output.failed.exists()])
-    present = _check_once(done, failed)
+    answers = [output.out for output in outputs]
+    failures = [output.failed for output in outputs if output.failed.exists()]
+    index = Index([*answers, *failures])
+    present = _check_once(index)
     if not partial:
         _check_complete(outputs, present)
-    failed.write(merged.failed)
+    failed = index.write(merged.failed, range(len(answers), len(index.paths)))
     try:
-        done.write(merged.out)
+        done = index.write(merged.out, range(len(answers)))
     except BaseException:
         # Half a result would block the next attempt.
         merged.failed.unlink(missing_ok=True)
         raise
-    return len(done), len(failed)
+    return done, failed
 
 
-def _check_once(done: Index, failed: Index) -> set[int]:
+def _check_once(index: Index) -> set[int]:
     """The numbers of all entries; refuses outputs in which one occurs twice."""
-    entries = [
-        (place.number, index.paths[place.file]) for index in (done, failed) for place in index.in_order()
-    ]
-    entries.sort(key=itemgetter(0))
-    for (number, path), (following, other) in pairwise(entries):
-        if number == following:
-            msg = f"line {number} is in two outputs, {path} and {other}: pass each shard of one input once"
+    for place, following in pairwise(index.in_order()):
+        if place.number == following.number:
+            path, other = index.paths[place.file], index.paths[following.file]
+            msg = f"line {place.number} is in two outputs, {path} and {other}: pass each shard of one input once"
             raise ConfigurationError(msg)
-    return {number for number, _ in entries}
+    return {place.number for place in index.in_order()}
 
 
 def _check_complete(outputs: list[Paths], present: set[int]) -> None:
@@ -191,7 +172,7 @@ def _check_complete(outputs: list[Paths], present: set[int]) -> None:
     ]
     if missing:
         raise ConfigurationError(
-            f"{_ranges(missing)} of the input {'has' if len(missing) == 1 else 'have'} no outcome: resume the jobs that"
+            f"{_listed(missing)} of the input {'has' if len(missing) == 1 else 'have'} no outcome: resume the jobs that"
             " halted, pass all shards, or pass --partial to join what there is"
         )
 
@@ -208,12 +189,7 @@ def _input_of(journal: Path) -> tuple[Shard, Survey | None]:
     return Shard.parse(header.facts.get("options", {}).get("--shard") or "0/1"), survey
 
 
-def _ranges(numbers: list[int]) -> str:
-    """Numbers for people: `lines 3, 7-9 and 12`."""
-    runs = [
-        [number for _, number in run]
-        for _, run in groupby(enumerate(numbers), lambda item: item[1] - item[0])
-    ]
-    texts = [f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
-    shown = ", ".join(texts[:_SHOWN]) + (", ..." if len(texts) > _SHOWN else "")
+def _listed(numbers: list[int]) -> str:
+    """Numbers for people: `lines 3, 7, 8 (3 lines)`."""
+    shown = ", ".join(map(str, numbers[:_SHOWN])) + (", ..." if len(numbers) > _SHOWN else "")
     return f"line {shown}" if len(numbers) == 1 else f"lines {shown} ({len(numbers):,} lines)"

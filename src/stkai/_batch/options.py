@@ -26,11 +26,7 @@ _ABOUT_ONE_RUN: Final = frozenset({"source", "out", "resume", "restart", "retry_
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """The options of `stkai batch`, as Typer reads them.
-
-    Raises:
-        ConfigurationError: an option has a value that it cannot have, or two cannot go together.
-    """
+    """The options of `stkai batch`, as Typer reads them."""
 
     source: Annotated[str, typer.Argument(metavar="INPUT", help="A .jsonl or .csv file, or - for stdin.")]
     out: Annotated[

@@ -33,13 +33,7 @@ class LineFailure(NamedTuple):
 
 
 class OutputLine(NamedTuple):
-    """The outcome of a line, as it is written to an output.
-
-    Attributes:
-        number: of the line.
-        line: what is written.
-        failure: None for an answer.
-    """
+    """The outcome of a line, as it is written to an output; an answer has no failure."""
 
     number: int
     line: bytes
@@ -108,7 +102,7 @@ def failure_of_answer(response: httpx.Response, body: Part | None, sent_to: http
     if 300 <= status < 400:
         message += f"; a batch follows no redirects{_redirect(response)}"
     if status in _SHOWS_URL:
-        message += f"; the request was sent to {_shown(sent_to)}{_doubled(sent_to)}"
+        message += f"; the request was sent to {_shown(sent_to)}"
     return LineFailure(f"http_{status}", message)
 
 
@@ -150,9 +144,3 @@ def _redirect(response: httpx.Response) -> str:
 
 def _shown(url: httpx.URL) -> str:
     return visible(str(url.copy_with(userinfo=b"", query=None, fragment=None)))
-
-
-def _doubled(url: httpx.URL) -> str:
-    """A hint if the path begins with the same part twice, as from `--base-url .../v1` and the url `/v1/...`."""
-    found = re.match(r".*?(/[^/]+)\1(?:/|$)", url.path)
-    return "" if found is None else f", where {found[1]} stands twice: leave it out of --base-url"

@@ -1,7 +1,7 @@
 """The outputs of a job: a file of answers and one of failures, which decide which lines are done; or stdout."""
 
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -40,8 +40,8 @@ class Outputs:
 
     Attributes:
         done: how many answers were written.
-        codes: how many failures, by code.
-        held: how many outcomes wait for an earlier one.
+        codes: how many failures were written, by code.
+        held: how many outcomes wait in memory.
     """
 
     held = 0
@@ -57,19 +57,14 @@ class Outputs:
         """Stop expecting an outcome for this line."""
 
     def append(self, entry: OutputLine) -> None:
-        """Write the outcome of a line, or let it wait for `flush`.
-
-        Raises:
-            WriteError: it could not be written.
-        """
+        """Write the outcome of a line, or let it wait for `flush`. Both raise a WriteError if it cannot be written."""
         raise NotImplementedError
 
     async def flush(self) -> None:
-        """Write what waits.
+        """Write what waits."""
 
-        Raises:
-            WriteError: it could not be written.
-        """
+    def sync(self) -> None:
+        """Return once everything written would survive a power failure."""
 
     def take_unwritten(self) -> list[OutputLine]:
         """What waits; it is forgotten."""
@@ -83,12 +78,7 @@ class Outputs:
 
 
 class FileOutputs(Outputs):
-    """Both files, open for appending.
-
-    Attributes:
-        answers: the file of answers.
-        failures: the file of failures.
-    """
+    """The files of answers and of failures, open for appending."""
 
     def __init__(self, paths: Paths) -> None:
         super().__init__()
@@ -100,11 +90,7 @@ class FileOutputs(Outputs):
             raise
 
     def read(self) -> LineStates:
-        """Find out which lines are in which file, and cut off a torn last line.
-
-        Raises:
-            ConfigurationError: a line is not an entry, or occurs twice.
-        """
+        """Find out which lines are in which file, and cut off a torn last line."""
         states = LineStates()
         for file, state in ((self.answers, LineState.DONE), (self.failures, LineState.FAILED)):
             file.cut_torn_tail()
@@ -140,7 +126,6 @@ class FileOutputs(Outputs):
         self.codes.clear()
 
     def sync(self) -> None:
-        """Return once everything written would survive a power failure."""
         self.answers.sync()
         self.failures.sync()
 
@@ -150,11 +135,7 @@ class FileOutputs(Outputs):
 
 
 def entries_in(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of an output with their numbers.
-
-    Raises:
-        ConfigurationError: one of its lines is not an entry, or the last one is cut off.
-    """
+    """The lines of an output with their numbers."""
     match = BEGINNING.match
     with path.open("rb") as lines:
         for place, line in enumerate(lines, 1):
@@ -177,43 +158,29 @@ class StdoutOutputs(Outputs):
     def __init__(self, *, in_order: bool, descriptor: int = _STDOUT) -> None:
         super().__init__()
         self._in_order, self._descriptor = in_order, descriptor
-        self._expected: deque[int] = deque()
-        self._early: dict[int, OutputLine] = {}
-        self._ready: deque[OutputLine] = deque()
+        self._waiting: dict[int, OutputLine | None] = {}
+        """Outcomes to be written, by line; None for one that is expected, and holds up those after it."""
         self._writing = anyio.Lock()
 
     @property
     def held(self) -> int:  # type: ignore[override]
-        return len(self._early)
+        return sum(entry is not None for entry in self._waiting.values())
 
     def expect(self, number: int) -> None:
         if self._in_order:
-            self._expected.append(number)
+            self._waiting[number] = None
 
     def drop(self, number: int) -> None:
-        if self._in_order:
-            self._expected.remove(number)
-            self._order()
+        self._waiting.pop(number, None)
 
     def append(self, entry: OutputLine) -> None:
-        if self._in_order:
-            self._early[entry.number] = entry
-            self._order()
-        else:
-            self._ready.append(entry)
-
-    def _order(self) -> None:
-        while self._expected and self._expected[0] in self._early:
-            self._ready.append(self._early.pop(self._expected.popleft()))
+        self._waiting[entry.number] = entry
 
     async def flush(self) -> None:
-        if not self._ready:
-            return
         async with self._writing:
-            while self._ready:
-                entry = self._ready[0]
+            while (entry := next(iter(self._waiting.values()), None)) is not None:
                 await anyio.to_thread.run_sync(self._write, entry.line)
-                self._ready.popleft()
+                del self._waiting[entry.number]
                 self._count(entry)
 
     def _write(self, entry: bytes) -> None:
@@ -225,6 +192,6 @@ class StdoutOutputs(Outputs):
             raise WriteError("stdout", error) from error
 
     def take_unwritten(self) -> list[OutputLine]:
-        unwritten = list(self._ready)
-        self._ready.clear()
+        unwritten = [entry for entry in self._waiting.values() if entry is not None]
+        self._waiting.clear()
         return unwritten

@@ -32,11 +32,7 @@ class JobPlan:
 
     @classmethod
     def of(cls, options: Options) -> "JobPlan":
-        """Check everything that can be checked without writing anything.
-
-        Raises:
-            ConfigurationError: the input or the template cannot be used.
-        """
+        """Check everything that can be checked without writing anything."""
         _check_streams(options)
         template = None if options.body is None else Template.read(options.body)
         if not options.from_stdin:

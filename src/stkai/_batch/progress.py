@@ -17,8 +17,6 @@ from ..costs import used_tokens
 _EVERY: Final = 10.0
 """Seconds between plain lines."""
 
-_SMOOTH: Final = 0.2
-
 _MILLION: Final = 1_000_000
 
 
@@ -56,11 +54,7 @@ class Price:
 
     @classmethod
     def parse(cls, text: str) -> "Price":
-        """Parse a price such as `input=0.15,output=0.6`; an omitted part is free.
-
-        Raises:
-            ConfigurationError: the text has another form.
-        """
+        """Parse a price such as `input=0.15,output=0.6`; an omitted part is free."""
         prices = {"input": 0.0, "output": 0.0}
         for part in text.split(","):
             name, _, amount = part.strip().partition("=")
@@ -81,12 +75,7 @@ class Price:
 
 
 class Usage:
-    """The tokens of the answers so far.
-
-    Attributes:
-        asked: in the questions.
-        answered: in the answers.
-    """
+    """The tokens so far: those that were asked in questions, and those that were answered."""
 
     def __init__(self, asked: int = 0, answered: int = 0) -> None:
         self.asked, self.answered = asked, answered
@@ -141,40 +130,22 @@ class Progress:
         return " | ".join(parts)
 
 
-class Throughput:
-    """Lines per second, and the time left."""
-
-    def __init__(self) -> None:
-        self.rate = 0.0
-        self._start: tuple[float, int] | None = None
-        self._last: tuple[float, int] | None = None
-
-    def describe(self, now: float, progress: Progress) -> str:
-        """The progress at an instant (monotonic seconds), for people."""
-        finished = progress.finished
-        if self._last is not None and now > self._last[0]:
-            rate = (finished - self._last[1]) / (now - self._last[0])
-            self.rate = rate if not self.rate else (1 - _SMOOTH) * self.rate + _SMOOTH * rate
-        self._last = (now, finished)
-        self._start = self._start or self._last
-        began, before = self._start
-        left = None
-        if progress.total is not None and finished > before:
-            left = (now - began) * (progress.total - finished) / (finished - before)
-        return progress.text(self.rate, left)
-
-
 class Display:
-    """Shows no progress, only messages.
+    """Shows no progress, only messages."""
 
-    Attributes:
-        pause: seconds between updates.
-    """
-
-    pause = 1.0
+    pause = 0.25
+    """Seconds between updates."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
+        self._start: tuple[float, int] | None = None
+
+    def text(self, now: float, progress: Progress) -> str:
+        """The progress at an instant (monotonic seconds), with the rate of this run."""
+        finished, total = progress.finished, progress.total
+        began, before = self._start = self._start or (now, finished)
+        rate = (finished - before) / (now - began) if now > began else 0.0
+        return progress.text(rate, (total - finished) / rate if rate and total is not None else None)
 
     def show(self, now: float, progress: Progress) -> None:
         """Show the progress."""
@@ -186,27 +157,22 @@ class Display:
 class Plain(Display):
     """A line every ten seconds, without escape codes."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        super().__init__(say)
-        self._throughput, self._next = Throughput(), 0.0
+    _last: float | None = None
 
     def show(self, now: float, progress: Progress) -> None:
-        text = self._throughput.describe(now, progress)
-        if not self._next:
-            self._next = now + _EVERY
-        elif now >= self._next:
-            self._next = now + _EVERY
+        text = self.text(now, progress)
+        if self._last is None:
+            self._last = now
+        elif now - self._last >= _EVERY:
+            self._last = now
             self.say(text)
 
 
 class Bar(Display):
-    """A bar with the same text, updated four times a second."""
-
-    pause = 0.25
+    """A bar with the same text."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(partial(console.print, markup=False, highlight=False))  # Above the bar.
-        self._throughput = Throughput()
         columns = (SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
         # Refresh by hand: a thread that draws ten times a second would cost more than everything else.
         self._bars = Bars(
@@ -216,7 +182,7 @@ class Bar(Display):
         self._bars.start()
 
     def show(self, now: float, progress: Progress) -> None:
-        text = self._throughput.describe(now, progress)
+        text = self.text(now, progress)
         with suppress(OSError):  # The terminal may have closed.
             self._bars.update(self._task, description=text, completed=progress.finished, total=progress.total)
             self._bars.refresh()

@@ -25,25 +25,15 @@ Values = Mapping[str, Part]
 
 
 class InvalidLineError(Exception):
-    """A line that is not a valid request.
-
-    Attributes:
-        custom_id: as JSON, if it could be read.
-    """
+    """A line that is not a valid request."""
 
     custom_id = "null"
+    """As JSON, if it could be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The request to send for one line.
-
-    Attributes:
-        custom_id: as JSON.
-        method: such as POST.
-        url: absolute.
-        content: the body, as JSON; None for none.
-    """
+    """The request to send for one line; its id and its body are JSON."""
 
     custom_id: str
     method: str
@@ -64,11 +54,7 @@ class Target:
 
 
 def values_of(raw: bytes) -> Values | None:
-    """The members of a line; None if it is JSON but not an object.
-
-    Raises:
-        InvalidLineError: it is not JSON in UTF-8.
-    """
+    """The members of a line; None if it is JSON but not an object."""
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
@@ -86,11 +72,7 @@ def values_of(raw: bytes) -> Values | None:
 
 
 def custom_id(values: Values | None, name: str | None) -> str:
-    """The id of a line, as JSON.
-
-    Raises:
-        InvalidLineError: it has no member with the given name.
-    """
+    """The id of a line, as JSON; its member with the given name must be there."""
     part = None if values is None else values.get(name or "custom_id")
     if part is not None:
         return part.text or json.dumps(part.value)
@@ -100,11 +82,7 @@ def custom_id(values: Values | None, name: str | None) -> str:
 
 
 class SeenIds:
-    """Finds lines that have the id of an earlier one.
-
-    Args:
-        most: how many lines are compared.
-    """
+    """Finds lines that have the id of an earlier one, among the first `most`."""
 
     def __init__(self, most: float = math.inf) -> None:
         self._left = most
@@ -154,11 +132,7 @@ class Format:
             return error.custom_id
 
     def target(self, values: Values | None) -> Target:
-        """The request for a line with these members; pass None for a line that is not an object.
-
-        Raises:
-            InvalidLineError: it is not a valid request; says why, and what to do.
-        """
+        """The request for a line with these members; pass None for a line that is not an object."""
         own_id = custom_id(values, self.id_name)
         try:
             if self._template is not None and self._url is not None:
@@ -227,11 +201,7 @@ def join_url(base: str, path: str) -> str:
 
 
 def check_url(url: str, what: str) -> httpx.URL:
-    """The url, if requests can be sent to it.
-
-    Raises:
-        InvalidLineError: it is not a url, or has no host.
-    """
+    """The url, if requests can be sent to it."""
     try:
         return parse_url(url)
     except ValueError as error:

@@ -52,12 +52,7 @@ _MAY_HAVE_ACTED: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Why a run ended early.
-
-    Attributes:
-        kind: "halted", or "interrupted" by a signal.
-        message: what happened, and what to do.
-    """
+    """Why a run ended early: what happened, and what to do."""
 
     kind: Literal["halted", "interrupted"]
     message: str
@@ -99,7 +94,9 @@ class Runner:
     async def run(self) -> None:
         """Work until every line has an outcome, or the run must end."""
         most = self._options.max_in_flight
-        async with aclosing(outcomes_in_tasks(self._send, self._requests(), most, _new)) as outcomes:
+        async with aclosing(
+            outcomes_in_tasks(self._send, self._requests(), most, lambda _: True)
+        ) as outcomes:
             async for outcome in outcomes:
                 self._settle(outcome)
                 await self._flush()
@@ -270,8 +267,3 @@ class Runner:
         with suppress(OSError, AttributeError):  # stderr may be closed.
             sys.stderr.buffer.writelines(entry.line for entry in entries)
             sys.stderr.buffer.flush()
-
-
-def _new(index: int, request: httpx.Request) -> Outcome:
-    """The outcome of a line before it is sent; lines that have one are not read."""
-    return Outcome(index, request, None, None)

@@ -14,7 +14,7 @@ from collections.abc import (
 from contextlib import aclosing, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import httpx
 
@@ -26,6 +26,8 @@ from .append_file import WriteError
 from .engine import Outcome, Requests, outcomes_in_tasks, outcomes_in_threads
 from .journal import Journal, LineState, LineStates, Recovered
 from .watch import RunState, Watch, asend_watched, send_watched
+
+T = TypeVar("T")
 
 JournalPath = str | os.PathLike[str]
 
@@ -98,15 +100,12 @@ def _check(requests: object, max_in_flight: int, kinds: Any) -> None:
 
 
 class _OutcomeLog(RunState):
-    """What is known about the requests by index; kept in a journal, if there is one.
-
-    Raises:
-        ConfigurationError: another run uses the journal, or it is that of `stkai batch`, or not a journal at all.
-    """
+    """What is known about the requests by index; kept in a journal, if there is one."""
 
     def __init__(self, path: JournalPath | None, max_in_flight: int) -> None:
         super().__init__(None if path is None else Journal.open(Path(path)))
         self._recovered = Recovered()
+        self._unknown: set[int] = set()
         if self.journal is not None:
             try:
                 self._recovered = _recovered(self.journal)
@@ -115,24 +114,27 @@ class _OutcomeLog(RunState):
                 self.journal.close()
                 raise
 
-    def begin(self, index: int, request: httpx.Request) -> Outcome | None:
-        """The outcome of a request before it is sent, an error if it may have been sent before; None if it is done."""
+    def wants(self, index: int) -> bool:
+        """Whether the outcome of a request has not been handed out yet."""
         state = self._recovered.begin(index)
-        error: Exception | None = None
         if state is LineState.SENT:
+            self._unknown.add(index)
+        return state < LineState.DONE
+
+    def send(self, send: Callable[[httpx.Request, Watch], T], index: int, request: httpx.Request) -> T:
+        """Send a request, unless it may have been sent before, or is none."""
+        if index in self._unknown:
             msg = (
                 f"request {index} was in flight when an earlier run ended: the server may have acted on it."
                 " It was not sent again; to send it, use a new journal"
             )
-            error = OutcomeUnknownError(msg)
-        elif state is not LineState.NEW:
-            return None
-        elif not isinstance(request, alike(httpx.Request)):
+            raise OutcomeUnknownError(msg)
+        if not isinstance(request, alike(httpx.Request)):
             msg = (
                 f"requests must be httpx.Request objects, as from client.build_request(...), not {request!r}"
             )
-            error = InvalidArgumentError(msg)
-        return Outcome(index, request, None, error)
+            raise InvalidArgumentError(msg)
+        return send(request, Watch(self, index))
 
     @contextmanager
     def handing_out(self, outcome: Outcome) -> Iterator[None]:
@@ -173,9 +175,7 @@ async def _asend_all(
     path: JournalPath | None,
 ) -> AsyncGenerator[Outcome, None]:
     with _OutcomeLog(path, most) as log:
-        sent = outcomes_in_tasks(
-            lambda index, request: send(request, Watch(log, index)), requests, most, log.begin
-        )
+        sent = outcomes_in_tasks(partial(log.send, send), requests, most, log.wants)
         async with aclosing(sent) as outcomes:
             async for outcome in outcomes:
                 with log.handing_out(outcome):
@@ -189,9 +189,7 @@ def _send_all(
     path: JournalPath | None,
 ) -> Generator[Outcome, None, None]:
     with _OutcomeLog(path, most) as log:
-        sent = outcomes_in_threads(
-            lambda index, request: send(request, Watch(log, index)), requests, most, log.begin
-        )
+        sent = outcomes_in_threads(partial(log.send, send), requests, most, log.wants)
         with closing(sent) as outcomes:
             try:
                 for outcome in outcomes:
@@ -202,11 +200,7 @@ def _send_all(
 
 
 def _sender(client: Any) -> Callable[[httpx.Request, Watch], httpx.Response]:
-    """A function that sends one request through a sync client.
-
-    Raises:
-        ConfigurationError: it is not a sync client.
-    """
+    """A function that sends one request through a sync client."""
     if isinstance(client, HttpClient):
         kind = type(client)
         if kind.post is HttpClient.post and kind.send is HttpClient.send and kind._send is HttpClient._send:  # noqa: SLF001
@@ -218,11 +212,7 @@ def _sender(client: Any) -> Callable[[httpx.Request, Watch], httpx.Response]:
 
 
 def _async_sender(client: Any) -> Callable[[httpx.Request, Watch], Awaitable[httpx.Response]]:
-    """A function that sends one request through an async client.
-
-    Raises:
-        ConfigurationError: it is not an async client.
-    """
+    """A function that sends one request through an async client."""
     if isinstance(client, AsyncHttpClient) and type(client).send is AsyncHttpClient.send:
         return partial(asend_watched, client)
     if isinstance(client, alike(AsyncHttpClient, httpx.AsyncClient)):

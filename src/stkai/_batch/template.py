@@ -60,11 +60,7 @@ class Template:
 
     @classmethod
     def read(cls, path: Path) -> "Template":
-        """The template in a file.
-
-        Raises:
-            ConfigurationError: it cannot be read, or is not JSON.
-        """
+        """The template in a file."""
         try:
             text = path.read_text("utf-8-sig")
             if "\0" in text:
@@ -82,8 +78,7 @@ class Template:
     def fill(self, values: Mapping[str, Part]) -> str:
         """The document with the values filled in: strings as text, everything else as JSON.
 
-        Raises:
-            KeyError: a value is missing.
+        A KeyError names a value that is missing.
         """
         filled: list[str] = []
         for text, name in self._pieces:

@@ -10,7 +10,7 @@ import httpx
 
 from .._abandonable import Job
 from .._client import AsyncHttpClient, HttpClient
-from .._errors import ConfigurationError, StkaiError
+from .._errors import StkaiError
 from .._exchange import Exchange
 from .._families import alike
 from ..transports._call import Attempt
@@ -39,22 +39,23 @@ class RunState:
 
     Attributes:
         journal: where they record that they are sent; None for nowhere.
-        commit: returns once the journal would survive a power failure; None if that is not asked for.
+        commit: makes sure that the journal would survive a power failure; None if that is not asked for.
         ending: done once nothing more may be sent.
     """
 
     def __init__(self, journal: Journal | None, *, needs_commit: bool = False) -> None:
         self.journal = journal
-        self.commit = journal.file.commit if journal is not None and needs_commit else None
+        self.commit: Run | None = None
+        if journal is not None and needs_commit:
+            file = journal.file
+            self.commit = Run(lambda _: file.sync(), lambda _: file.commit())
         self.ending = Job(lambda: None)
 
 
 class Watch:
     """Watches one request: the journal, if there is one, records that it goes to the wire, or did not run.
 
-    Attributes:
-        run: what it shares with the others.
-        number: of its line; for `send_all`, its index.
+    Its number is that of its line; for `send_all`, its index.
     """
 
     def __init__(self, run: RunState, number: int) -> None:
@@ -105,8 +106,7 @@ class LineInFlight(Watch):
     def about_to_send(self) -> Operation | None:
         super().about_to_send()
         self.may_drop = False
-        commit = self.run.commit
-        return None if commit is None else Run(_only_async, lambda _: commit())
+        return self.run.commit
 
     def not_sent(self) -> None:
         super().not_sent()
@@ -117,8 +117,8 @@ class LineInFlight(Watch):
         self.execution = execution
         if self.run.journal is not None:
             self.run.journal.execution(self.number, execution)
-        if self.run.commit is not None:
-            await self.run.commit()
+            if self.run.commit is not None:
+                await self.run.journal.file.commit()
         self._may_be_dropped()
 
     def _may_be_dropped(self) -> None:
@@ -131,10 +131,6 @@ def line_of(request: httpx.Request) -> LineInFlight:
     """The line that a request is for."""
     line: LineInFlight = request.extensions[LINE]
     return line
-
-
-def _only_async(_: float) -> None:
-    raise ConfigurationError("the journal of a batch needs an async stack: use build_async()")
 
 
 def send_watched(client: HttpClient, request: httpx.Request, watch: Watch) -> httpx.Response:

@@ -1,14 +1,12 @@
 """Real requests from several processes to an embedded server, through one strategy after another."""
 
 import multiprocessing
-import queue
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import httpx
 
@@ -20,27 +18,12 @@ from ..testing import QuotaServer
 from ..transports._limits.aimd import AimdLimiter
 from ..transports._limits.token_bucket import TokenBucket
 
-if TYPE_CHECKING:
-    from multiprocessing.queues import Queue
-
 SEARCHING: Final = "adaptive, no numbers"
 STRATEGIES: Final = ("no limiter", "token bucket", "adaptive", SEARCHING, "shared")
-_PATIENCE: Final = 120.0
-"""Seconds without a message after which the rest of a run is given up and counted as lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class CallEnd:
-    """The end of one call: whether it succeeded, after how many seconds, and in which process.
-
-    Attributes:
-        rate: the rate that the process had found by then, in requests per second; None if it was not searching.
-    """
-
-    process: int
-    succeeded: bool
-    seconds: float
-    rate: float | None = None
+_PATH: Final = "/v1/quick-commands"
+_STATUSES: Final = (httpx.codes.OK, httpx.codes.TOO_MANY_REQUESTS)
+_REFRESH: Final = 0.1
+"""Seconds between two reports of the progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +31,6 @@ class StrategyRun:
     """How one strategy did.
 
     Attributes:
-        name: The strategy's name.
         sent: Requests that reached the server; each attempt counts.
         accepted: When the server accepted a request, in seconds from the first one.
         refused: When it answered one with 429.
@@ -57,6 +39,7 @@ class StrategyRun:
         lost: How many calls vanished.
         found: The sum of the rates that the processes had found at their ends, in requests per second; None if they
             were not searching.
+        senders: What the requests in `accepted` were signed with, which differs between the processes.
     """
 
     name: str
@@ -67,6 +50,7 @@ class StrategyRun:
     failed: int = 0
     lost: int = 0
     found: float | None = None
+    senders: Sequence[str | None] = ()
 
     def quantile(self, percent: int) -> float:
         """The duration that this percentage of the calls that succeeded did not exceed, in seconds."""
@@ -85,47 +69,47 @@ class Batch:
     quota: int
     window: float
 
-    def run(self, strategy: str, advance: Callable[[CallEnd], None]) -> StrategyRun:
-        """Send the batch through one strategy to a server of its own; `advance` is called with every outcome."""
-        clock = SystemClock()
+    def run(self, strategy: str, show: Callable[[int, int], None]) -> StrategyRun:
+        """Send the batch through one strategy to a server of its own.
+
+        `show` is called ten times a second, with how many requests the server has accepted and refused so far.
+        """
         with (
             QuotaServer(self.quota, self.window, latency=(0.01, 0.03)) as server,
             tempfile.TemporaryDirectory(prefix="stkai-demo-") as directory,
+            ProcessPoolExecutor(
+                self.processes, multiprocessing.get_context("spawn"), max_tasks_per_child=1
+            ) as pool,
         ):
-            context = multiprocessing.get_context("spawn")
-            outcomes: Queue[CallEnd] = context.Queue()
             target = _Endpoint(
                 server.create_url(), server.token_url, server.client_id, server.client_secret, directory
             )
-            workers = [
-                context.Process(target=_work, args=(self, strategy, target, number, outcomes), daemon=True)
-                for number in range(self.processes)
-            ]
-            for worker in workers:
-                worker.start()
-            ends = list(_collect(self.requests * self.processes, outcomes, workers, advance, clock))
-            for worker in workers:
-                worker.join(1.0)
-                worker.terminate()
-            return self._judge(strategy, ends, server)
+            workers = [pool.submit(_work, self, strategy, target) for _ in range(self.processes)]
+            while wait(workers, _REFRESH).not_done:
+                show(*(server.count(path=_PATH, status=status) for status in _STATUSES))
+            reports = [worker.result() for worker in workers if worker.exception() is None]
+            return self._judge(strategy, reports, server)
 
-    def _judge(self, strategy: str, ends: list[CallEnd], server: QuotaServer) -> StrategyRun:
-        rates = {end.process: end.rate for end in ends if end.rate is not None}
-        records = [record for record in server.requests if record.path.startswith("/v1/quick-commands")]
-        start = min((record.time for record in records), default=0.0)
-
-        def instants(status: int) -> list[float]:
-            return sorted(record.time - start for record in records if record.status == status)
-
+    def _judge(self, strategy: str, reports: list["_Report"], server: QuotaServer) -> StrategyRun:
+        rates = [report.rate for report in reports if report.rate is not None]
+        records = [record for record in server.requests if record.path.startswith(_PATH)]
+        records.sort(key=lambda record: record.time)
+        start = records[0].time if records else 0.0
+        accepted, refused = (
+            [record for record in records if record.status == status] for status in _STATUSES
+        )
+        seconds = sorted(duration for report in reports for duration in report.seconds)
+        failed = sum(report.failed for report in reports)
         return StrategyRun(
             strategy,
             sent=len(records),
-            accepted=instants(httpx.codes.OK),
-            refused=instants(httpx.codes.TOO_MANY_REQUESTS),
-            seconds=sorted(end.seconds for end in ends if end.succeeded),
-            failed=sum(not end.succeeded for end in ends),
-            lost=self.requests * self.processes - len(ends),
-            found=sum(rates.values()) if rates else None,
+            accepted=[record.time - start for record in accepted],
+            refused=[record.time - start for record in refused],
+            seconds=seconds,
+            senders=[record.authorization for record in accepted],
+            failed=failed,
+            lost=self.requests * self.processes - len(seconds) - failed,
+            found=sum(rates) if rates else None,
         )
 
 
@@ -140,30 +124,16 @@ class _Endpoint:
     directory: str
 
 
-def _collect(
-    expected: int,
-    outcomes: "Queue[CallEnd]",
-    workers: Sequence[BaseProcess],
-    advance: Callable[[CallEnd], None],
-    clock: SystemClock,
-) -> Iterator[CallEnd]:
-    """Yield each outcome as it arrives, until all have arrived or no more can, and pass it to `advance`."""
-    last = clock.monotonic()
-    while expected:
-        try:
-            end = outcomes.get(timeout=0.2)
-        except queue.Empty:
-            alive = any(worker.is_alive() for worker in workers)
-            if not alive or clock.monotonic() - last > _PATIENCE:
-                return
-            continue
-        last = clock.monotonic()
-        expected -= 1
-        advance(end)
-        yield end
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """How long a process's successful calls took, how many failed, and the rate that it has found, if it had to."""
+
+    seconds: list[float]
+    failed: int
+    rate: float | None
 
 
-def _work(batch: Batch, strategy: str, target: _Endpoint, number: int, outcomes: "Queue[CallEnd]") -> None:
+def _work(batch: Batch, strategy: str, target: _Endpoint) -> _Report:
     """One process: a client of its own, shared by its threads."""
     clock = SystemClock()
     provider = ClientCredentialsAuthProvider(target.client_id, target.client_secret, target.token_url)
@@ -173,17 +143,19 @@ def _work(batch: Batch, strategy: str, target: _Endpoint, number: int, outcomes:
         ThreadPoolExecutor(batch.threads) as pool,
     ):
 
-        def send(request: int) -> None:
+        def send(request: int) -> float | None:
+            """The duration of a call; None if it failed."""
             start = clock.monotonic()
             try:
-                answer = client.post(target.url, {"input_data": f"request {request} of process {number}"})
-                succeeded = answer.is_success
+                answer = client.post(target.url, {"input_data": f"request {request}"})
             except httpx.HTTPError:
-                succeeded = False
-            rate = limiter.rate if limiter is not None and strategy == SEARCHING else None
-            outcomes.put(CallEnd(number, succeeded, clock.monotonic() - start, rate))
+                return None
+            return clock.monotonic() - start if answer.is_success else None
 
-        list(pool.map(send, range(batch.requests)))
+        durations = list(pool.map(send, range(batch.requests)))
+    seconds = [duration for duration in durations if duration is not None]
+    rate = limiter.rate if limiter is not None and strategy == SEARCHING else None
+    return _Report(seconds, len(durations) - len(seconds), rate)
 
 
 def _limiter(batch: Batch, strategy: str, directory: str) -> TokenBucket | AimdLimiter | None:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from .demo import SEARCHING, STRATEGIES, Batch, CallEnd, StrategyRun
+from .demo import SEARCHING, STRATEGIES, Batch, StrategyRun
 
 _KNOWS: Final = {
     "no limiter": "retries only",
@@ -40,24 +40,13 @@ def demo(
     threads: Annotated[int, typer.Option(min=1, max=64, help="Threads in each process.")] = 8,
     quota: Annotated[int, typer.Option(min=1, help="Requests that the server accepts per window.")] = 20,
     window: Annotated[float, typer.Option(min=0.1, help="Length of the window, in seconds.")] = 1.0,
-    plot: Annotated[
-        bool, typer.Option("--plot/--no-plot", help="Plot the requests over time next to the figures.")
-    ] = True,
 ) -> None:
     """Send real requests from several processes to an embedded server with a small quota.
 
     First without a limiter, then with a token bucket, an adaptive limiter, one that has to find the quota, and a shared
     one.
     """
-    show(Console(), Batch(requests, processes, threads, quota, window), plot=plot)
-
-
-def show(console: Console, batch: Batch, *, plot: bool) -> None:
-    """Run every strategy and show its figures as they come in.
-
-    Raises:
-        typer.Exit: Calls were lost.
-    """
+    console, batch = Console(), Batch(requests, processes, threads, quota, window)
     console.print(
         f"{batch.processes} processes of {batch.threads} threads make {batch.requests} calls each, with up to 4"
         f" attempts a call. A server on this machine accepts {batch.quota} requests per {batch.window:g} s; the"
@@ -68,21 +57,21 @@ def show(console: Console, batch: Batch, *, plot: bool) -> None:
     with Live(console=console, refresh_per_second=8) as live:
         for strategy in STRATEGIES:
             bar, advance = _bar(batch, strategy)
-            live.update(Group(_table(runs, batch, console.width, plot=plot), "", bar))
+            live.update(Group(_table(runs, batch, console.width), "", bar))
             runs.append(batch.run(strategy, advance))
-        live.update(_table(runs, batch, console.width, plot=plot))
+        live.update(_table(runs, batch, console.width))
     lost = sum(run.lost for run in runs)
     if lost:
         console.print(f"\n[bold red]{lost} calls were lost: their outcome is unknown.[/]")
         raise typer.Exit(1)
-    if plot:
-        console.print("\nA column one line high means the whole quota is used.", end="", highlight=False)
     console.print(
-        "\nEvery call is accounted for: it succeeded, or its failure was reported.", highlight=False
+        "\nA column one line high means the whole quota is used."
+        "\nEvery call is accounted for: it succeeded, or its failure was reported.",
+        highlight=False,
     )
 
 
-def _table(runs: Sequence[StrategyRun], batch: Batch, width: int, *, plot: bool) -> Table:
+def _table(runs: Sequence[StrategyRun], batch: Batch, width: int) -> Table:
     """A row of two lines for each strategy so far: its name and what it knows, its figures, its plot."""
     table = Table(
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0), leading=1
@@ -91,14 +80,12 @@ def _table(runs: Sequence[StrategyRun], batch: Batch, width: int, *, plot: bool)
     for name in _FIGURES:
         table.add_column(name, justify="right", no_wrap=True)
     cells = width - _NAMES - sum(len(name) for name in _FIGURES) - _GAP * (len(_FIGURES) + 2) + 1
-    plots = _plots(runs, batch, max(12, cells)) if plot else []
-    if plot:
-        table.add_column(Text.assemble(("█ accepted", "green"), "  ", ("▒ 429", "red")), no_wrap=True)
-    for number, run in enumerate(runs):
+    table.add_column(Text.assemble(("█ accepted", "green"), "  ", ("▒ 429", "red")), no_wrap=True)
+    for run, plot in zip(runs, _plots(runs, batch, max(12, cells)), strict=True):
         cell = Text.assemble((run.name, "bold"), f"\n{_knowledge(run, batch)}")
         numbers = (run.sent, len(run.seconds), len(run.refused), run.failed)
         figures = (*(f"{count:,}" for count in numbers), f"{run.quantile(50):.1f}", f"{run.quantile(95):.1f}")
-        table.add_row(cell, *figures, *plots[number : number + 1])
+        table.add_row(cell, *figures, plot)
     return table
 
 
@@ -130,23 +117,17 @@ def _plots(runs: Sequence[StrategyRun], batch: Batch, cells: int) -> list[Render
     ]
 
 
-def _bar(batch: Batch, strategy: str) -> tuple[Progress, Callable[[CallEnd], None]]:
+def _bar(batch: Batch, strategy: str) -> tuple[Progress, Callable[[int, int], None]]:
     """The progress of a run, and what moves it."""
-    failed = TextColumn("[red]{task.fields[failed]} failed[/]")
     progress = Progress(
         TextColumn("[bold]{task.description}[/]"),
         BarColumn(),
         MofNCompleteColumn(),
-        failed,
+        TextColumn("[red]{task.fields[refused]} refused[/]"),
         TimeElapsedColumn(),
     )
-    task = progress.add_task(strategy, total=batch.requests * batch.processes, failed=0)
-
-    def advance(end: CallEnd) -> None:
-        failures = progress.tasks[0].fields["failed"] + (not end.succeeded)
-        progress.update(task, advance=1, failed=failures)
-
-    return progress, advance
+    task = progress.add_task(strategy, total=batch.requests * batch.processes, refused=0)
+    return progress, lambda accepted, refused: progress.update(task, completed=accepted, refused=refused)
 
 
 def counts(instants: Sequence[float], width: float, buckets: int) -> list[int]:
@@ -158,13 +139,9 @@ def counts(instants: Sequence[float], width: float, buckets: int) -> list[int]:
 
 
 def columns(accepted: Sequence[int], refused: Sequence[int], *, top: float, cells: int) -> Text:
-    """Stacked columns, accepted below and refused on top of it, in `ROWS` lines of `cells` characters.
+    """Stacked columns of the counts in each bucket, accepted below refused, in `ROWS` lines of `cells` characters.
 
-    Args:
-        accepted: Requests in each bucket that the server accepted.
-        refused: Requests in each bucket that it answered with 429.
-        top: The count that fills the whole height; columns that are higher are cut off.
-        cells: Width in characters, divided evenly among the buckets.
+    A count of `top` fills the whole height; columns that are higher are cut off.
     """
     # Heights in eighths of a line; what is there at all shows.
     good = [_eighths(count, top) for count in accepted]

@@ -35,13 +35,7 @@ def default_directory() -> Path:
 def open_state(path: Path, *, private: bool) -> int:
     """Open a state file; create it and its directory if they are missing. The caller closes the descriptor.
 
-    Args:
-        path: where the file is.
-        private: refuse a directory that other users own or may enter.
-
-    Raises:
-        ConfigurationError: the directory is not a directory, or the file is not a regular file.
-        OSError: the file system refuses.
+    With `private`, refuse a directory that other users own or may enter.
     """
     try:
         fd = _open(path, private=private)
@@ -73,12 +67,7 @@ def _open(path: Path, *, private: bool) -> int:
 
 
 def make_directory(directory: Path, *, private: bool) -> None:
-    """Create the directory if it is missing, and check that it can hold state files.
-
-    Raises:
-        ConfigurationError: the path is not a directory, its parent does not exist, or it is not private.
-        OSError: the file system refuses.
-    """
+    """Create the directory if it is missing, and check that it can hold state files."""
     try:
         directory.mkdir(mode=0o700)
     except FileExistsError:
@@ -158,9 +147,6 @@ def lock(fd: int, timeout: float, clock: Clock) -> None:
 
     A blocking kernel lock has no timeout, and its holder may be stopped, so this polls: the lock is held for
     microseconds only.
-
-    Raises:
-        TimeoutError: another process held the lock the whole time.
     """
     if try_lock(fd):
         return

@@ -110,11 +110,7 @@ class Record(NamedTuple):
         return self.number % 2 * SLOT
 
     def pack(self) -> bytes:
-        """The slot's content.
-
-        Raises:
-            ValueError: it does not fit into the slot.
-        """
+        """The slot's content."""
         text = f"{self.boot} {self.wall!r}\n{self.state.pack()}"
         body = _NUMBER.pack(self.number) + text.encode()
         if len(body) > SLOT - _ENVELOPE.size:
@@ -147,12 +143,7 @@ def unpack(content: bytes) -> Record | None:
 
 
 class _StateFile:
-    """The file of one share. It is open during a step only: two processes that share a descriptor share its lock, too.
-
-    Args:
-        path: where it is.
-        private: whether other users may not own or enter its directory.
-    """
+    """The file of one share. It is open during a step only: processes that share a descriptor share its lock, too."""
 
     def __init__(self, path: Path, *, private: bool) -> None:
         self.path, self._private = path, private
@@ -169,12 +160,7 @@ class _StateFile:
             self._fd = -1
 
     def change(self, work: Callable[[State, float], T]) -> T:
-        """Lock the file, read the state, call `work(state, now)`, and write the state.
-
-        Raises:
-            ConfigurationError: it is not a regular file, or another machine writes to it.
-            OSError: it cannot be opened, locked within 0.25 s, read or written.
-        """
+        """Lock the file, read the state, call `work(state, now)`, and write the state."""
         if not self._lock.acquire(timeout=_LOCK_TIMEOUT):
             raise TimeoutError(f"another thread held the state file for {_LOCK_TIMEOUT:g} s")
         try:
@@ -229,11 +215,7 @@ class _StateFile:
 
 
 def _check_alone(record: Record, now: float) -> None:
-    """Refuse a file that another machine wrote to while this one was running.
-
-    Raises:
-        ConfigurationError: two machines share it.
-    """
+    """Refuse a file that another machine wrote to while this one was running."""
     wall = clock.utcnow().timestamp()
     # Earlier, it may have been this machine, before its restart.
     since = max(wall - now, wall - _TWO_MACHINES)

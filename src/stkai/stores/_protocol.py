@@ -249,11 +249,7 @@ class Store(Protocol):
 
 
 def check_share(share: object) -> str:
-    """Check the name of a share, and return it.
-
-    Raises:
-        ConfigurationError: it is empty, not text, too long or not encodable.
-    """
+    """Check the name of a share, and return it."""
     if not isinstance(share, str) or not share.strip():
         raise ConfigurationError(f"share must be a name, such as 'team-key', not {share!r}")
     try:
@@ -268,11 +264,7 @@ def check_share(share: object) -> str:
 
 
 def checked(lease: Any) -> Lease:
-    """The store's answer, if a limiter can calculate with it.
-
-    Raises:
-        ValueError: it is not a lease, or one of its numbers is out of range.
-    """
+    """The store's answer, if a limiter can calculate with it; a ValueError says that it cannot."""
     try:
         law, quota, ranges = lease.law, lease.quota, lease.ranges
         # If one of them is infinite or not a number, so is the sum.

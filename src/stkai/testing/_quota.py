@@ -102,11 +102,7 @@ class Bucket(ServerQuota):
 class Gate:
     """Counts requests, and answers 429 Too Many Requests when there are too many.
 
-    Args:
-        quota: None admits every request.
-        retry_after: what a 429 says in `Retry-After`: "true", the seconds until a request would be accepted, rounded
-            up; "date", the same instant as an HTTP-date; a number, always that; None, nothing.
-        headers: which rate limit headers the counted answers carry; they describe a fixed window only.
+    `QuotaServer` explains the arguments.
     """
 
     def __init__(self, quota: ServerQuota | None, *, retry_after: RetryAfter, headers: RateHeaders) -> None:

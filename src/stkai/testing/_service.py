@@ -1,16 +1,17 @@
-"""What StackSpot AI answers: requests in, replies out. Does no I/O, and gets the time as an argument."""
+"""What StackSpot AI answers, and a model behind the APIs of SDKs: requests in, replies out.
 
-import base64
+Does no I/O, and gets the time as an argument. A model repeats the last message; streamed, it says one word at a time.
+"""
+
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qs
 
 from .._clock import unique_key
-from . import _chats
 from ._quota import Gate
 from ._requests_and_replies import Reply, RequestRecord, error_reply, json_reply
 
@@ -20,19 +21,14 @@ APIS = (API, "/v2", "/openai/v1")
 
 TOKEN_PATH = "/oidc/oauth/token"  # noqa: S105
 
+_CHAT: Final[dict[str, Any]] = {"id": "chat-1", "model": "echo"}
+
 Handler = Callable[[RequestRecord, str, float], Reply]
 
 
 @dataclass(kw_only=True)
 class Service:
-    """The endpoints, their tokens and their executions.
-
-    Attributes:
-        gate: counts the requests.
-        token_lifetime: seconds for which a token is accepted.
-        polls_until_done: how many polls of an execution answer RUNNING.
-        stream_interval: seconds between the events of a streamed chat.
-    """
+    """The endpoints, their tokens and their executions. `QuotaServer` explains the arguments."""
 
     gate: Gate
     client_id: str
@@ -49,12 +45,11 @@ class Service:
             ("POST", f"{TOKEN_PATH}()", False, self._issue_token),
             ("POST", f"{API}/quick-commands/create-execution/([^/]+)", True, self._create_execution),
             ("GET", f"{API}/quick-commands/callback/([^/]+)", False, self._poll),
-            ("POST", f"{API}/agent/([^/]+)/chat", True, self._chat(_chats.agent)),
-            ("POST", f"(?:/openai)?{API}/chat/completions()", True, self._chat(_chats.completion)),
-            ("POST", f"{API}/messages()", True, self._chat(_chats.message)),
-            ("POST", "/v2/chat()", True, self._chat(_chats.chat)),
+            ("POST", f"{API}/agent/([^/]+)/chat", True, self._chat(_agent)),
+            ("POST", f"(?:/openai)?{API}/chat/completions()", True, self._chat(_completion)),
+            ("POST", f"{API}/messages()", True, self._chat(_message)),
+            ("POST", "/v2/chat()", True, self._chat(_cohere)),
             ("", "/echo()", False, _echo),
-            ("", "/status/([0-9]+)", False, _status),
         )
         """Methods, paths with what the handler needs of them, whether they are counted, and handlers."""
 
@@ -122,30 +117,15 @@ class Service:
 
 
 def _echo(request: RequestRecord, *_: object) -> Reply:
-    try:
-        body, encoding = request.body.decode(), "text"
-    except UnicodeDecodeError:
-        body, encoding = base64.b64encode(request.body).decode(), "base64"
-    content = {
-        "method": request.method,
-        "path": request.path,
-        "query": request.query,
-        "headers": request.headers,
-        "body": body,
-        "body_encoding": encoding,
-    }
-    return json_reply(content)
-
-
-def _status(request: RequestRecord, code: str, _: float) -> Reply:
-    status = int(code)
-    if not 200 <= status <= 599:
-        return error_reply(
-            400, "invalid_request", f"{status} cannot be answered: choose a status from 200 to 599"
-        )
-    location = parse_qs(request.query).get("location", [])
-    headers = tuple(("location", value) for value in location)
-    return json_reply({"status": status}, status=status, headers=headers)
+    return json_reply(
+        {
+            "method": request.method,
+            "path": request.path,
+            "query": request.query,
+            "headers": request.headers,
+            "body": request.body.decode(errors="replace"),
+        }
+    )
 
 
 def _json(request: RequestRecord) -> dict[str, Any]:
@@ -155,3 +135,112 @@ def _json(request: RequestRecord) -> dict[str, Any]:
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _agent(asked: dict[str, Any], pause: float) -> Reply:
+    """`/agent/{id}/chat`, as StackSpot AI answers."""
+    prompt = str(asked.get("user_prompt", ""))
+    words = _cut(prompt)
+    end = {"stop_reason": "stop", "tokens": {"user": len(words), "enrichment": 0, "output": len(words)}}
+    if not asked.get("streaming"):
+        return json_reply({"message": prompt, **end})
+    events: list[dict[str, Any]] = [*({"message": word} for word in words), {"message": "", **end}]
+    return _events(events, pause)
+
+
+def _completion(asked: dict[str, Any], pause: float) -> Reply:
+    """`/chat/completions`, as in OpenAI's API; Groq, Mistral and Together have the same."""
+    words = _words(asked)
+    common = {**_CHAT, "created": 1_700_000_000}
+    if not asked.get("stream"):
+        message = {"role": "assistant", "content": "".join(words)}
+        choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+        count = len(words)
+        used = {"prompt_tokens": count, "completion_tokens": count, "total_tokens": 2 * count}
+        return json_reply({**common, "object": "chat.completion", "choices": [choice], "usage": used})
+    deltas: list[tuple[dict[str, str], str | None]] = [({"role": "assistant", "content": ""}, None)]
+    deltas += [({"content": word}, None) for word in words]
+    chunks = (
+        {
+            **common,
+            "object": "chat.completion.chunk",
+            "choices": [{"index": 0, "delta": delta, "finish_reason": reason}],
+        }
+        for delta, reason in [*deltas, ({}, "stop")]
+    )
+    return _events(chunks, pause, last="data: [DONE]\n\n")
+
+
+def _message(asked: dict[str, Any], pause: float) -> Reply:
+    """`/messages`, as in Anthropic's API."""
+    words = _words(asked)
+    start: dict[str, Any] = {**_CHAT, "type": "message", "role": "assistant"}
+    end = {"stop_reason": "end_turn", "stop_sequence": None}
+    used = {"input_tokens": len(words), "output_tokens": len(words)}
+    if not asked.get("stream"):
+        content = [{"type": "text", "text": "".join(words)}]
+        return json_reply({**start, "content": content, **end, "usage": used})
+    opened = {**start, "content": [], "stop_reason": None, "stop_sequence": None, "usage": used}
+    events: list[dict[str, Any]] = [
+        {"type": "message_start", "message": opened},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        *(
+            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": word}}
+            for word in words
+        ),
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": end, "usage": {"output_tokens": len(words)}},
+        {"type": "message_stop"},
+    ]
+    return _events(events, pause)
+
+
+def _cohere(asked: dict[str, Any], pause: float) -> Reply:
+    """`/v2/chat`, as in Cohere's API."""
+    words = _words(asked)
+    used = {"tokens": {"input_tokens": len(words), "output_tokens": len(words)}}
+    end = {"finish_reason": "COMPLETE", "usage": used}
+    if not asked.get("stream"):
+        content = [{"type": "text", "text": "".join(words)}]
+        return json_reply({**_CHAT, "message": {"role": "assistant", "content": content}, **end})
+    events: list[dict[str, Any]] = [
+        {"type": "message-start", **_CHAT, "delta": {"message": {"role": "assistant"}}},
+        {
+            "type": "content-start",
+            "index": 0,
+            "delta": {"message": {"content": {"type": "text", "text": ""}}},
+        },
+        *(
+            {"type": "content-delta", "index": 0, "delta": {"message": {"content": {"text": word}}}}
+            for word in words
+        ),
+        {"type": "content-end", "index": 0},
+        {"type": "message-end", **_CHAT, "delta": end},
+    ]
+    return _events(events, pause)
+
+
+def _words(asked: dict[str, Any]) -> list[str]:
+    """The last message, cut into words; each keeps its spaces."""
+    messages = asked.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else {}
+    content = last.get("content", "") if isinstance(last, dict) else ""
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return _cut(str(content))
+
+
+def _cut(text: str) -> list[str]:
+    return re.findall(r"\s*\S+\s*", text)
+
+
+def _events(events: Iterable[dict[str, Any]], pause: float, *, last: str = "") -> Reply:
+    """Server-sent events, named by their types if they have any."""
+    names = ((f"event: {event['type']}\n" if "type" in event else "", json.dumps(event)) for event in events)
+    texts = [*(f"{name}data: {data}\n\n" for name, data in names), last]
+    return Reply(
+        headers=(("content-type", "text/event-stream"), ("cache-control", "no-cache")),
+        pieces=tuple(text.encode() for text in texts if text),
+        pause=pause,
+        streamed=True,
+    )
