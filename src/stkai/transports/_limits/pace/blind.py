@@ -42,8 +42,9 @@ _NEWS, _STRICT_NEWS = 0.1, 0.3
 _LATE = 0.05
 """Seconds of lateness to make up for, at most half a gap; only where a shorter gap does not collide with itself."""
 
-_RECENT = 20.0
-"""Seconds without a success after which the rate stops growing, and refusals say nothing about what is usual."""
+_RECENT, _RECENT_GAPS = 20.0, 8.0
+"""Seconds without a success after which the rate stops growing. If they are also eight gaps, refusals say nothing about
+what is usual."""
 
 _LONGEST_STEP = 1.0
 """Seconds of growth at a time: in a longer step, the program stood still."""
@@ -150,7 +151,7 @@ class BlindRate:
         """Let the rate grow from `start` to `now`, and find out whether the next permit is due."""
         self._was_awaited = self._was_awaited or waiting
         if now > start:
-            self.law.fade(now - start)
+            self.law.fade(self.rate, now - start)
             self._window.forget_if_old(now)
             if waiting and now - self._accepted_at < _RECENT:  # What is not answered supports no growth.
                 self._grow(min(now - start, _LONGEST_STEP))
@@ -226,7 +227,7 @@ class BlindRate:
     def _recover(self, now: float) -> None:
         """Return to most of the rate before the outage."""
         average, share = self._window.average(now), self._window.accepts_again(now, self._row_at)
-        is_long = now - self._row_at > _RECENT
+        is_long = now - self._row_at > max(_RECENT, _RECENT_GAPS / self.rate)
         if self.is_strict and self.law.refuses_most and not is_long:
             self._test.doubt()  # Collisions hardly make an outage.
         if is_long or share:

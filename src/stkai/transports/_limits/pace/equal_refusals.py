@@ -24,6 +24,10 @@ _USUAL, _STEEPNESS = 0.05, 3.0
 _HARDLY, _LEAST_PATIENCE = 0.02, 0.25
 """... and if less than this share is refused, as when a sender is alone, it shrinks with it, to a quarter at most."""
 
+_CALM, _HASTE = 3.0, 8.0
+"""Patiences of growth without a refusal, if no more than usual is refused, after which the patience shrinks in
+proportion, to an eighth at most: a sender that has less than its share is hardly refused, and catches up."""
+
 _MORE, _MODERATE = 8.0, 25.0
 """In a window, the rate grows by 8 requests per window; beyond 25 requests, by as many as the square root of them."""
 
@@ -46,8 +50,9 @@ _COLLISIONS = 0.7
 _SPACING, _LEAST_STRICT = 0.05, 0.4
 """Seconds between two requests at such a server if the quota is unknown, and the shortest patience there, in gaps."""
 
-_MEMORY, _PRIOR = 40.0, 24.0
-"""Seconds over which p, the share refused, is estimated, and answers whose weight its usual value has."""
+_MEMORY, _LONGEST_MEMORY, _ANSWERS, _PRIOR = 40.0, 80.0, 32.0, 18.0
+"""p, the share refused, is estimated over these seconds, or up to the longest if the rate allows fewer answers than these
+in them; and answers whose weight its usual value has."""
 
 
 class EqualRefusals:
@@ -62,16 +67,16 @@ class EqualRefusals:
     def __init__(self, quota: KnownQuota, test: PairTest, window: SilentWindow) -> None:
         self._quota, self._test, self._window = quota, test, window
         self._cuts = 0
-        self._answers = self._refused = 0.0
+        self._answers = self._refused = self._calm = 0.0
 
     def note(self, *, refused: bool) -> None:
         """Note an answer."""
         self._answers += 1
         self._refused += refused
 
-    def fade(self, seconds: float) -> None:
+    def fade(self, rate: float, seconds: float) -> None:
         """Let what was noted fade."""
-        fading = math.exp(-seconds / _MEMORY)
+        fading = math.exp(-seconds / min(_LONGEST_MEMORY, max(_MEMORY, _ANSWERS / rate)))
         self._answers, self._refused = self._answers * fading, self._refused * fading
 
     @property
@@ -85,6 +90,7 @@ class EqualRefusals:
 
     def grown(self, rate: float, seconds: float) -> float:
         """The rate after `seconds` in which requests waited."""
+        self._calm += seconds
         step = _STRICT_STEP if self._test.is_strict else _STEP
         return rate * math.exp(step / self.patience(rate) * seconds)
 
@@ -98,6 +104,7 @@ class EqualRefusals:
     def count_cut(self) -> None:
         """Count a cut, by this law or another: the steps become smaller."""
         self._cuts += 1
+        self._calm = 0.0
 
     def patience(self, rate: float) -> float:
         """Seconds between two refusals of one sender in balance."""
@@ -110,7 +117,10 @@ class EqualRefusals:
         if ceiling < math.inf:
             return alone * max(_LEAST_TOLD, _TOLD / ceiling) * 4 * rate / ceiling
         patience = _PATIENCE * min(_FAST, max(_SLOW, rate)) * alone
-        patience *= math.pow(max(1.0, refused / _USUAL), _STEEPNESS)
+        if refused > _USUAL:
+            patience *= math.pow(refused / _USUAL, _STEEPNESS)
+        else:
+            patience /= max(1.0, min(_HASTE, self._calm / (_CALM * patience)))
         window = self._window.seconds
         if not window:
             return patience
