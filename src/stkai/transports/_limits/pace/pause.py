@@ -14,8 +14,8 @@ ROWS = 3
 PROBES = 0.5
 """Requests per second that then probe, besides the pauses."""
 
-_LONGEST = 3600.0
-"""Seconds, or the window if that is longer: one answer never stops a program for longer."""
+LONGEST = 3600.0
+"""Seconds, or the window if that is longer: no answer stops a program, or a group, for longer."""
 
 _TRIED_AFTER = 120.0
 """Seconds, or the window: a server that asks for more than the longest pause is not believed, but probed after this."""
@@ -33,7 +33,7 @@ _SOFT_JITTER = 0.1
 
 def longest(window: float) -> float:
     """The longest pause, in seconds."""
-    return max(window, _LONGEST)
+    return max(window, LONGEST)
 
 
 def is_soft(window: float, asked: float = 0.0) -> bool:
