@@ -14,7 +14,7 @@ from ..._retry.retry_after import retry_after
 from ..limiter import Answer, RateChange, Turn
 from . import pause
 from .group_window import GroupWindow
-from .headers import Outcome, outcome_of
+from .headers import is_accepted
 from .law import Past
 from .quota import KnownQuota
 from .saved_rate import BELIEVED
@@ -151,9 +151,8 @@ class GroupPace:
         Returns:
             For how many seconds the group must stop, and the change of its rate if that is worth a report.
         """
-        outcome, response = outcome_of(answer), answer.response
-        turn.paced = outcome is Outcome.REFUSED
-        if response is None or outcome is Outcome.UNRELATED:
+        response, turn.paced = answer.response, answer.is_refusal
+        if response is None or not (turn.paced or is_accepted(answer)):
             return Stop(0.0, None)
         reading = self._guided.read(answer, response.headers, refused=turn.paced)
         used_up = self._guided.note(reading, answer.now, answer.sent, refused=turn.paced)
