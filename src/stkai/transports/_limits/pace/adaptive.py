@@ -12,7 +12,7 @@ from ..._retry.retry_after import retry_after
 from ..limiter import Answer, RateChange, Turn
 from . import pause
 from .blind import BlindRate
-from .headers import Reading, is_accepted, read_rate_limit
+from .headers import Reading, is_accepted
 from .quota import KnownQuota
 from .saved_rate import LearnedRate
 from .windowed import WindowedRate
@@ -81,12 +81,11 @@ class Adaptive:
         if answer.response is None or not (turn.paced or is_accepted(answer)):
             self.mode.ignore(turn)
             return None
-        reading, headers = None, answer.response.headers
+        reading = None
         if self._windowed.listens(answer.now, refused=turn.paced):
-            window = self.quota.window if self.quota.is_given else math.inf
-            reading = read_rate_limit(headers, answer.date(), window)
+            reading = self.quota.read(answer.response, answer.date())
         if turn.paced:
-            asked = retry_after(headers, answer.date())
+            asked = retry_after(answer.response.headers, answer.date())
             change = self.refused(turn, answer.now, answer.sent, asked, answer.chance, reading)
         else:
             change = self.accepted(turn, answer.now, answer.sent, reading)

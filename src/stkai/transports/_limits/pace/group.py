@@ -137,7 +137,7 @@ class GroupPace:
     def _set_up(self) -> None:
         quota, plain = self._quota, self._plain
         self._law = quota.law(plain)  # Plain AIMD reads no headers.
-        self._guided = GroupWindow(quota.ceiling, quota.floor, quota.window, listens=plain is None)
+        self._guided = GroupWindow(quota, listens=plain is None)
 
     def update(self, ceiling: float, window: float) -> None:
         """Continue with another quota, in requests per second and seconds."""
@@ -154,8 +154,7 @@ class GroupPace:
         response, turn.paced = answer.response, answer.is_refusal
         if response is None or not (turn.paced or is_accepted(answer)):
             return Stop(0.0, None)
-        reading = self._guided.read(answer, response.headers, refused=turn.paced)
-        used_up = self._guided.note(reading, answer.now, answer.sent, refused=turn.paced)
+        used_up = self._guided.note(response, answer)
         if not turn.paced:
             self._row = 0
             self._accepted += 1

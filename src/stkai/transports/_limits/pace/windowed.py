@@ -192,10 +192,6 @@ class WindowedRate:
         Then the refusal is no event: how the window went sets the rate of the next one.
         """
         guide, quota = self.guide, self._quota
-        if reading is not None and not quota.is_given:
-            reading = quota.completed(reading)
-        if reading is not None and reading.window > pause.longest(quota.window):
-            reading = None  # A window that long cannot be divided in advance.
         followed = guide.in_force
         if reading is not None and not quota.is_given:
             guide.ceiling = reading.limit / reading.window
