@@ -145,8 +145,7 @@ class ColdStart:
         """The rate after `seconds` of holding back, and the permits released meanwhile."""
         growing = min(seconds, self._doubling * math.log2(self._most / rate))
         later = min(self._most, rate * 2 ** (growing / self._doubling))
-        at_ceiling = self._most * (seconds - growing) if seconds > growing else 0.0
-        return later, (later - rate) * self._doubling / math.log(2) + at_ceiling
+        return later, (later - rate) * self._doubling / math.log(2) + self._most * (seconds - growing)
 
     def time_for(self, permits: float, rate: float) -> float:
         """Seconds until this many more permits are released, while the rate keeps doubling."""
