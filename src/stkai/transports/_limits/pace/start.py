@@ -8,7 +8,7 @@ from .pairs import TOGETHER
 from .pause import is_soft
 from .quota import KnownQuota
 
-_SHARE = 0.2
+SHARE = 0.2
 """Share of the quota's rate at which it starts."""
 
 _SOFT_SHARE = 0.4
@@ -96,7 +96,7 @@ class ColdStart:
             return
         soft = is_soft(quota.window)
         self._most = quota.ceiling
-        self.rate = (_SOFT_SHARE if soft else _SHARE) * quota.ceiling
+        self.rate = (_SOFT_SHARE if soft else SHARE) * quota.ceiling
         self.burst = _SOFT_AT_ONCE if soft else max(1.0, min(_AT_ONCE, quota.requests))
         self._doubling = max(_SHORTEST_DOUBLING, _DOUBLING * quota.window)
 

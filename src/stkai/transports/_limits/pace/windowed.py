@@ -10,13 +10,10 @@ import math
 from ..limiter import Turn
 from . import pause
 from .headers import Reading
-from .law import Past
+from .law import BURST, NEWS, Past
 from .quota import History, KnownQuota
 from .start import ColdStart, Found, first_estimate
 from .window_guide import WindowGuide
-
-_BURST = 0.1
-"""Windows' worth of permits that may be taken at once after a quiet time."""
 
 _AT_ONCE = 0.001
 """Seconds that no request notices."""
@@ -52,7 +49,7 @@ class WindowedRate:
     """
 
     credit: float | None = None
-    news = 0.1
+    news = NEWS
     finding = ""
 
     def __init__(self, quota: KnownQuota, plain: tuple[float, float] | None = None) -> None:
@@ -94,7 +91,7 @@ class WindowedRate:
     def set(self, rate: float) -> None:
         """Continue at this rate."""
         self.rate = rate
-        self.burst = max(1.0, _BURST * self._quota.window * rate)
+        self.burst = max(1.0, BURST * self._quota.window * rate)
 
     def resume(self, rate: float, *, refused: bool) -> None:
         """Continue at the rate of another program, or of another law; the limit is known if one was refused there."""
