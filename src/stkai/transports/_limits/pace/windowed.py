@@ -279,8 +279,10 @@ class WindowedRate:
             stop = pause.hard(asked, row, window, self.rate, chance)
             probes = probes or asked > pause.longest(window)
         else:
-            stop = pause.soft_stop(window, chance) if severe else 0.0
-            turn.not_before = now + pause.soft(asked, window, chance)
+            # The others stop for up to a window after the very first refusal, because the rate has just doubled, and
+            # after the second one in a row.
+            stop = chance * window if severe else 0.0
+            turn.not_before = now + asked
             self._held_until = max(self._held_until, turn.not_before)
         if probes and not self._resumes_at:
             # Then one request at a time probes, and its answer decides.
