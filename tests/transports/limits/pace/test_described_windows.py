@@ -216,6 +216,6 @@ async def test_headers_that_contradict_themselves_are_no_longer_read(
     server.quota.time_window = 12.0
     await server.use(60.0)
     read: list[Callable[..., object]] = []
-    monkeypatch.setattr("stkai.transports._limits.pace.adaptive.read_rate_limit", read.append)
+    monkeypatch.setattr("stkai.transports._limits.pace.quota.read_rate_limit", read.append)
     await server.use(10.0)
     assert not read

@@ -222,7 +222,7 @@ class Recorder:
 
 def recorded(**options: Any) -> tuple[Sender, Recorder]:
     one, law = plain(**options), Recorder()
-    one.pace._windowed.law = law
+    one.pace._windowed.law = law  # type: ignore[assignment]
     return one, law
 
 

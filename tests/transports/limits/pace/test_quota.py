@@ -1,16 +1,22 @@
 """What is found out about a quota that was not given, and how an adaptive pace uses that."""
 
+import httpx
 import pytest
 
 from stkai.transports import Turn
 from stkai.transports._limits.pace.headers import Reading
 from stkai.transports._limits.pace.quota import KnownQuota
 
-from ....support.sender import Sender
+from ....support.sender import Sender, date, quota_headers
 
 
 def unknown() -> KnownQuota:
     return KnownQuota(None, None)
+
+
+def described(headers: dict[str, str]) -> Reading | None:
+    """What a sender that knows nothing reads in these headers."""
+    return unknown().read(httpx.Response(200, headers=headers), date())
 
 
 def send(one: Sender, now: float, count: int) -> None:
@@ -107,13 +113,16 @@ def test_the_counts_are_kept_when_the_window_turns_out_to_be_different() -> None
 def test_a_reset_without_a_window_implies_the_shortest_usual_window_that_fits(
     reset: float, window: float
 ) -> None:
-    reading = Reading("", 100.0, 50.0, reset, float("inf"))
-    assert unknown().completed(reading).window == window
+    reading = described(
+        {"X-RateLimit-Limit": "100", "X-RateLimit-Remaining": "50", "X-RateLimit-Reset": f"{reset}"}
+    )
+    assert reading is not None
+    assert reading.window == window
 
 
 def test_a_window_that_the_server_states_is_used_as_it_is() -> None:
     reading = Reading("", 100.0, 50.0, 30.0, 45.0)
-    assert unknown().completed(reading) == reading
+    assert described(quota_headers(reading)) == reading
 
 
 def test_headers_give_the_quota() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from stkai.transports import Turn
 from stkai.transports._limits.pace.start import _DOUBLING, _FREE
-from stkai.transports._limits.pace.start import _SHARE as START
+from stkai.transports._limits.pace.start import SHARE as START
 
 from ....support.crowd import Waiter, drive
 from ....support.sender import QUOTA, Sender, sender

@@ -12,7 +12,7 @@ from ..._retry.retry_after import retry_after
 from ..limiter import Answer, RateChange, Turn
 from . import pause
 from .blind import BlindRate
-from .headers import Outcome, Reading, outcome_of, read_rate_limit
+from .headers import Reading, is_accepted
 from .quota import KnownQuota
 from .saved_rate import LearnedRate
 from .windowed import WindowedRate
@@ -77,17 +77,15 @@ class Adaptive:
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Let the answer move the rate: a 429 slows all requests down, and a success shows how much gets through."""
-        outcome = outcome_of(answer)
-        turn.paced = outcome is Outcome.REFUSED
-        if answer.response is None or outcome is Outcome.UNRELATED:
+        turn.paced = answer.is_refusal
+        if answer.response is None or not (turn.paced or is_accepted(answer)):
             self.mode.ignore(turn)
             return None
-        reading, headers = None, answer.response.headers
+        reading = None
         if self._windowed.listens(answer.now, refused=turn.paced):
-            window = self.quota.window if self.quota.is_given else math.inf
-            reading = read_rate_limit(headers, answer.date(), window)
+            reading = self.quota.read(answer.response, answer.date())
         if turn.paced:
-            asked = retry_after(headers, answer.date())
+            asked = retry_after(answer.response.headers, answer.date())
             change = self.refused(turn, answer.now, answer.sent, asked, answer.chance, reading)
         else:
             change = self.accepted(turn, answer.now, answer.sent, reading)

@@ -14,10 +14,11 @@ from ..._retry.retry_after import retry_after
 from ..limiter import Answer, RateChange, Turn
 from . import pause
 from .group_window import GroupWindow
-from .headers import Outcome, outcome_of
-from .law import Past
+from .headers import is_accepted
+from .law import BURST, HISTORY, NEWS, Past
 from .quota import KnownQuota
 from .saved_rate import BELIEVED
+from .start import SHARE
 
 _TICK: Final = 0.25
 """Seconds between steps of the law."""
@@ -25,17 +26,8 @@ _TICK: Final = 0.25
 _TURN: Final = 2.0
 """After so many steps for each member, a member that has made none takes one, if it has anything to report."""
 
-_START: Final = 0.2
-"""Share of the quota at which a group starts."""
-
 _DOUBLING: Final = 1 / 12
 """Windows in which the rate doubles until the first refusal."""
-
-_BURST: Final = 0.1
-"""Windows' worth of permits that one member may take at once after a quiet time."""
-
-_HISTORY: Final = 2.0
-"""Windows over which successes are counted; older ones fade."""
 
 _STRANGE: Final = 0.5
 """How strongly a refusal at a lower rate than the last one suggests that strangers also send."""
@@ -52,9 +44,6 @@ _TEST: Final = 20
 
 _ENDED: Final = 3600.0
 """Seconds without a lease after which a group has ended; a new one does not continue at its rate."""
-
-_NEWS: Final = 0.1
-"""Share by which the rate must move before it is reported again."""
 
 _LONGEST_STEP: Final = 1.5
 """Seconds; after a longer gap without a lease, no request was held back."""
@@ -137,7 +126,7 @@ class GroupPace:
     def _set_up(self) -> None:
         quota, plain = self._quota, self._plain
         self._law = quota.law(plain)  # Plain AIMD reads no headers.
-        self._guided = GroupWindow(quota.ceiling, quota.floor, quota.window, listens=plain is None)
+        self._guided = GroupWindow(quota, listens=plain is None)
 
     def update(self, ceiling: float, window: float) -> None:
         """Continue with another quota, in requests per second and seconds."""
@@ -151,12 +140,10 @@ class GroupPace:
         Returns:
             For how many seconds the group must stop, and the change of its rate if that is worth a report.
         """
-        outcome, response = outcome_of(answer), answer.response
-        turn.paced = outcome is Outcome.REFUSED
-        if response is None or outcome is Outcome.UNRELATED:
+        response, turn.paced = answer.response, answer.is_refusal
+        if response is None or not (turn.paced or is_accepted(answer)):
             return Stop(0.0, None)
-        reading = self._guided.read(answer, response.headers, refused=turn.paced)
-        used_up = self._guided.note(reading, answer.now, answer.sent, refused=turn.paced)
+        used_up = self._guided.note(response, answer)
         if not turn.paced:
             self._row = 0
             self._accepted += 1
@@ -175,7 +162,7 @@ class GroupPace:
 
     def _news(self, rate: float) -> RateChange | None:
         before = self._reported or rate
-        if abs(rate - before) <= _NEWS * before and self._reported:
+        if abs(rate - before) <= NEWS * before and self._reported:
             return None
         self._reported = rate
         return RateChange(before, rate, "the group's law") if rate != before else None
@@ -235,16 +222,16 @@ class GroupPace:
     def _started(self, lease: Lease, *, cold: bool, rate: float | None = None) -> Law:
         """The state of a new group: by default at a share of the quota, or at all of it if it does not start cold."""
         if rate is None:
-            rate = _START * self._quota.ceiling if self._cold else self._quota.ceiling
+            rate = SHARE * self._quota.ceiling if self._cold else self._quota.ceiling
         state = GroupState(epoch=lease.epoch, cold=int(cold))
         return self._state(lease.law, self._quota.bounded(rate), state, lease.members)
 
     def _state(self, before: Law, rate: float, state: GroupState, members: int) -> Law:
-        burst = max(1.0, _BURST * self._quota.window * rate / members)
+        burst = max(1.0, BURST * self._quota.window * rate / members)
         return before._replace(rate=rate, burst=burst, memory=state.text(), age=0.0)
 
     def _faded(self, state: GroupState, seconds: float, *, held: bool) -> GroupState:
-        horizon = _HISTORY * self._quota.window
+        horizon = HISTORY * self._quota.window
         # Before the last step the group was idle, which says nothing about its goodput.
         step = min(seconds, _LONGEST_STEP)
         fading, fading_step = math.exp(-seconds / horizon), math.exp(-step / self._quota.window)

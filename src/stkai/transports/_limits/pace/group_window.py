@@ -10,12 +10,9 @@ from typing import Any, NamedTuple
 import httpx
 
 from ..limiter import Answer
-from . import pause
-from .headers import Reading, read_rate_limit
+from .headers import Reading
+from .quota import KnownQuota
 from .window_guide import WindowGuide
-
-_LISTENING = 1.0
-"""Seconds between checks of the headers of a server that has sent no quota headers so far."""
 
 _LONGEST_NAME = 32
 """Characters of a quota's name to keep: the state in the store is small."""
@@ -33,40 +30,27 @@ class GroupWindow:
     """What this member knows about the window and has to report to the group. The caller holds a lock.
 
     Args:
-        ceiling: the whole quota, in requests per second.
-        floor: the lowest rate.
-        window: the quota's window in seconds, if the server states none.
+        quota: the whole quota.
         listens: whether to read headers at all.
     """
 
-    def __init__(self, ceiling: float, floor: float, window: float, *, listens: bool) -> None:
-        self._ceiling, self._floor, self._window = ceiling, floor, window
-        self._guide = WindowGuide(ceiling, floor)
-        self._listens = listens
-        self._listens_at = self._known_at = -math.inf
+    def __init__(self, quota: KnownQuota, *, listens: bool) -> None:
+        self._quota, self._listens = quota, listens
+        self._guide = WindowGuide(quota.ceiling, quota.floor)
+        self._known_at = -math.inf
         self._latest: _Described | None = None
         self._moved_by: _Described | None = None
         self._doubts = False
 
-    def read(self, answer: Answer, headers: httpx.Headers, *, refused: bool) -> Reading | None:
-        """The quota that an answer describes, if it is worth reading."""
-        guide = self._guide
-        unheard = guide.has_heard_nothing and self._latest is None
-        listens = self._listens and guide.listening
-        if not listens or (unheard and answer.now < self._listens_at and not refused):
-            return None
-        self._listens_at = answer.now + _LISTENING
-        reading = read_rate_limit(headers, answer.date(), self._window)
-        if reading is None or reading.window > pause.longest(self._window):
-            return None  # A window that long cannot be divided in advance.
-        return reading._replace(name=reading.name[:_LONGEST_NAME])
-
-    def note(self, reading: Reading | None, now: float, sent: float, *, refused: bool) -> float | None:
+    def note(self, response: httpx.Response, answer: Answer) -> float | None:
         """Take in an answer. Returns the seconds until the window ends, if it is trusted and used up."""
+        reading, now, sent = None, answer.now, answer.sent
+        if self._listens and self._guide.listening:
+            reading = self._quota.read(response, answer.date())
+        self._doubts = self._doubts or (answer.is_refusal and (reading is None or reading.remaining >= 1))
         if reading is None:
-            self._doubts = self._doubts or refused
             return None
-        self._doubts = self._doubts or (refused and reading.remaining >= 1)
+        reading = reading._replace(name=reading.name[:_LONGEST_NAME])
         if self._latest is None or now > self._latest.now:
             self._latest = _Described(reading, now, sent)
         return self._guide.left_if_used_up(reading, now, sent)
@@ -75,12 +59,12 @@ class GroupWindow:
         self, state: tuple[Any, ...], written: float, now: float, rate: float, members: int
     ) -> WindowGuide:
         """The group's guide at `now`, from its state as of `written` and what this member has received since."""
-        guide = WindowGuide(self._ceiling, self._floor)
+        guide = WindowGuide(self._quota.ceiling, self._quota.floor)
         if state:
             try:
                 guide.resume(state, written)
             except (ValueError, TypeError):  # Another version wrote it.
-                guide = WindowGuide(self._ceiling, self._floor)
+                guide = WindowGuide(self._quota.ceiling, self._quota.floor)
         guide.senders = members
         self._known_at = guide.heard_at
         latest = self._moved_by = self._latest

@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from enum import Enum, auto
 from typing import NamedTuple
 
 import httpx
@@ -21,22 +20,12 @@ _NOT_COUNTED = frozenset({401, 403, 407, 408, 425})
 """Refusals for a reason other than the quota, before the quota was asked."""
 
 
-class Outcome(Enum):
-    """What an answer says about a rate."""
-
-    ACCEPTED = auto()
-    REFUSED = auto()
-    UNRELATED = auto()
-
-
-def outcome_of(answer: Answer) -> Outcome:
-    """Whether the quota let the request in; an error, or a server's own failure, does not say."""
-    if answer.response is None:
-        return Outcome.UNRELATED
-    if answer.is_refusal:
-        return Outcome.REFUSED
+def is_accepted(answer: Answer) -> bool:
+    """Whether the quota let the request in; an error, or a server's own failure, does not say so."""
+    if answer.response is None or answer.is_refusal:
+        return False
     status = answer.response.status_code
-    return Outcome.UNRELATED if status >= 500 or status in _NOT_COUNTED else Outcome.ACCEPTED
+    return status < 500 and status not in _NOT_COUNTED
 
 
 class Reading(NamedTuple):
@@ -77,8 +66,8 @@ def _mentions(headers: httpx.Headers, word: bytes) -> bool:
 
 def _named(headers: httpx.Headers, window: float) -> Iterator[Reading]:
     """Since draft 8: `RateLimit: "default";r=50;t=30` and `RateLimit-Policy: "default";q=100;w=60`."""
-    policies = {policy.value: policy.parameters for policy in _members(headers, "ratelimit-policy")}
-    for _, name, state in _members(headers, "ratelimit"):
+    policies = {policy.value: policy.parameters for policy in _items(headers, "ratelimit-policy")}
+    for _, name, state in _items(headers, "ratelimit"):
         policy = policies.get(name, {})
         reading = Reading(
             name,
@@ -106,8 +95,8 @@ _TRIPLES = (
 
 def _unnamed(headers: httpx.Headers, now: datetime, window: float) -> Iterator[Reading]:
     """One quota in three values: in one header since draft 7, in three headers before and elsewhere."""
-    limits = _members(headers, "ratelimit-policy")
-    said = {member.key: member.value for member in _members(headers, "ratelimit")}
+    limits = _items(headers, "ratelimit-policy")
+    said = {item.key: item.value for item in _items(headers, "ratelimit")}
     if "limit" in said:  # `RateLimit: limit=100, remaining=50, reset=30`, and `RateLimit-Policy: 100;w=60`.
         limit, remaining, reset = (said.get(key, "") for key in ("limit", "remaining", "reset"))
     else:
@@ -115,7 +104,7 @@ def _unnamed(headers: httpx.Headers, now: datetime, window: float) -> Iterator[R
         if names is None:
             return
         # The limit may be followed by further policies: `100, 100;w=60, 1000;w=3600`.
-        limits = _members(headers, names[0]) + limits
+        limits = _items(headers, names[0]) + limits
         limit = limits[0].value if limits else ""
         remaining, reset = (headers[name].strip() for name in names[1:])
     windows = (_number(other.parameters.get("w")) for other in limits if other.value == limit)
@@ -136,8 +125,8 @@ def _makes_sense(reading: Reading) -> bool:
     return limit > 0 and limit >= remaining >= 0 and reset >= 0 and window > 0
 
 
-class _Member(NamedTuple):
-    """A member of a structured list or dictionary; in a list the key is empty, and strings have no quotes."""
+class _Item(NamedTuple):
+    """An item of a structured list or dictionary; in a list the key is empty, and strings have no quotes."""
 
     key: str
     value: str
@@ -153,24 +142,24 @@ _VALUE = (
     r"|\?[01]"  # a boolean
 )
 _PARAMETER = re.compile(rf";[ \t]*({_KEY})(?:=({_VALUE}))?")
-_MEMBER = re.compile(
+_ITEM = re.compile(
     rf"(?:({_KEY})=)?({_VALUE})((?:[ \t]*;[ \t]*{_KEY}(?:=(?:{_VALUE}))?)*)[ \t]*(?:,[ \t]*(?!\Z)|\Z)"
 )
 
 
-def _members(headers: httpx.Headers, name: str) -> list[_Member]:
-    """The header's members; none if any of it is malformed."""
+def _items(headers: httpx.Headers, name: str) -> list[_Item]:
+    """The header's items; none if any of it is malformed."""
     text = headers.get(name, "").strip()
-    members, place = [], 0
+    items, place = [], 0
     while place < len(text):
-        match = _MEMBER.match(text, place)
+        match = _ITEM.match(text, place)
         if match is None:
             return []
         key, value, rest = match.groups(default="")
         parameters = {parameter: _text(given) for parameter, given in _PARAMETER.findall(rest)}
-        members.append(_Member(key, _text(value), parameters))
+        items.append(_Item(key, _text(value), parameters))
         place = match.end()
-    return members
+    return items
 
 
 def _text(value: str) -> str:

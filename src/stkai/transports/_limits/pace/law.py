@@ -5,12 +5,18 @@ quota and how many requests that window holds. Why each value is what it is: doc
 """
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from . import pause
 
 HISTORY = 2.0
 """Windows over which requests are counted. In one window, a small share is a few requests, which is mostly chance."""
+
+BURST = 0.1
+"""Windows' worth of permits that may be taken at once after a quiet time."""
+
+NEWS = 0.1
+"""Share by which a rate must move before it is reported again."""
 
 _SLOPE = 0.0035
 """Share of the quota by which the rate grows per window at first."""
@@ -70,23 +76,6 @@ class Past(NamedTuple):
     cold: bool
 
 
-class RateLaw(Protocol):
-    """How a rate moves."""
-
-    @property
-    def history(self) -> float:
-        """Seconds over which to count requests."""
-        ...
-
-    def grown(self, rate: float, quiet: float, seconds: float) -> float:
-        """The rate after `seconds` more of holding back, `quiet` seconds after the last cut."""
-        ...
-
-    def cut(self, rate: float, past: Past) -> float:
-        """The rate after a refusal."""
-        ...
-
-
 class TunedLaw(NamedTuple):
     """The law that shares a known quota best in our measurements: `ceiling` is its rate, `window` is in seconds."""
 
@@ -103,12 +92,15 @@ class TunedLaw(NamedTuple):
 
     @property
     def history(self) -> float:
+        """Seconds over which to count requests."""
         return HISTORY * max(1.0, self.stretch) * self.window
 
     def grown(self, rate: float, quiet: float, seconds: float) -> float:
+        """The rate after `seconds` more of holding back, `quiet` seconds after the last cut."""
         return rate + _SLOPE * self.ceiling * _growth(quiet, seconds, self.stretch * self.window)
 
     def cut(self, rate: float, past: Past) -> float:
+        """The rate after a refusal."""
         goodput = past.successes / max(past.seconds, self.window / 60)
         share = min(1.0, goodput / self.ceiling)
         eased = rate * (_KEPT + (_KEPT_ALONE - _KEPT) * share)
@@ -187,3 +179,7 @@ class PlainLaw(NamedTuple):
 
     def cut(self, rate: float, past: Past) -> float:
         return rate * (1 - self.penalty_factor)
+
+
+RateLaw = TunedLaw | SearchingLaw | PlainLaw
+"""How a rate moves; all have the same methods."""

@@ -14,8 +14,8 @@ ROWS = 3
 PROBES = 0.5
 """Requests per second that then probe, besides the pauses."""
 
-_LONGEST = 3600.0
-"""Seconds, or the window if that is longer: one answer never stops a program for longer."""
+LONGEST = 3600.0
+"""Seconds, or the window if that is longer: no answer stops a program, or a group, for longer."""
 
 _TRIED_AFTER = 120.0
 """Seconds, or the window: a server that asks for more than the longest pause is not believed, but probed after this."""
@@ -23,17 +23,10 @@ _TRIED_AFTER = 120.0
 _SOFT = 2.0
 """Seconds: in windows and for waits up to this long, `Retry-After` in whole seconds is too coarse."""
 
-_SOFT_STOP = 1.0
-"""The most windows for which the others then stop: after the very first refusal, because the rate has just doubled, and
-after the second one in a row."""
-
-_SOFT_JITTER = 0.1
-"""Windows over which refused requests return in such a window."""
-
 
 def longest(window: float) -> float:
     """The longest pause, in seconds."""
-    return max(window, _LONGEST)
+    return max(window, LONGEST)
 
 
 def is_soft(window: float, asked: float = 0.0) -> bool:
@@ -57,16 +50,6 @@ def hard(asked: float, row: int, window: float, rate: float, chance: float) -> f
         return min(bound, max(window, _TRIED_AFTER) * doubled)
     jitter = chance * min(1 / rate, asked / 2 + LEAST * window)
     return min(bound, max(asked, min(asked * doubled, window)) + jitter)
-
-
-def soft(asked: float, window: float, chance: float) -> float:
-    """Seconds for which the refused request waits in a short window."""
-    return min(longest(window), asked + _SOFT_JITTER * window * chance)
-
-
-def soft_stop(window: float, chance: float) -> float:
-    """Seconds for which the others stop in a short window if they stop at all."""
-    return _SOFT_STOP * window * chance
 
 
 class Congestion:

@@ -5,8 +5,11 @@ The quota is known from the numbers that were given, from what the server's head
 
 import math
 from collections import deque
+from datetime import datetime
 
-from .headers import Reading
+import httpx
+
+from .headers import Reading, read_rate_limit
 from .law import Past, PlainLaw, RateLaw, SearchingLaw, TunedLaw
 from .pause import longest
 
@@ -109,10 +112,15 @@ class KnownQuota:
         """Whether a refusal has asked for a wait lately."""
         return any(self._waits)
 
-    def completed(self, reading: Reading) -> Reading:
-        """The reading with a window; if the server gave none, the shortest common one that holds its resets."""
-        if reading.window < math.inf:
-            return reading
+    def read(self, response: httpx.Response, now: datetime) -> Reading | None:
+        """What the headers say about the quota, if they describe a window short enough to be divided in advance."""
+        reading = read_rate_limit(response.headers, now, self.window if self.is_given else math.inf)
+        if reading is not None and reading.window == math.inf:
+            reading = self._completed(reading)
+        return None if reading is None or reading.window > longest(self.window) else reading
+
+    def _completed(self, reading: Reading) -> Reading:
+        """The reading with a window: the shortest common one that holds the server's resets."""
         self._reset = max(self._reset, reading.reset)
         fitting = (window for window in _USUAL if self._reset <= window + _TOLERANCE)
         return reading._replace(window=next(fitting, reading.window))

@@ -8,7 +8,7 @@ from .pairs import TOGETHER
 from .pause import is_soft
 from .quota import KnownQuota
 
-_SHARE = 0.2
+SHARE = 0.2
 """Share of the quota's rate at which it starts."""
 
 _SOFT_SHARE = 0.4
@@ -96,7 +96,7 @@ class ColdStart:
             return
         soft = is_soft(quota.window)
         self._most = quota.ceiling
-        self.rate = (_SOFT_SHARE if soft else _SHARE) * quota.ceiling
+        self.rate = (_SOFT_SHARE if soft else SHARE) * quota.ceiling
         self.burst = _SOFT_AT_ONCE if soft else max(1.0, min(_AT_ONCE, quota.requests))
         self._doubling = max(_SHORTEST_DOUBLING, _DOUBLING * quota.window)
 
@@ -145,8 +145,7 @@ class ColdStart:
         """The rate after `seconds` of holding back, and the permits released meanwhile."""
         growing = min(seconds, self._doubling * math.log2(self._most / rate))
         later = min(self._most, rate * 2 ** (growing / self._doubling))
-        at_ceiling = self._most * (seconds - growing) if seconds > growing else 0.0
-        return later, (later - rate) * self._doubling / math.log(2) + at_ceiling
+        return later, (later - rate) * self._doubling / math.log(2) + self._most * (seconds - growing)
 
     def time_for(self, permits: float, rate: float) -> float:
         """Seconds until this many more permits are released, while the rate keeps doubling."""

@@ -6,7 +6,7 @@ the whole quota is back. Only a window can be divided in advance; unlike the oth
 
 import math
 from enum import Enum, auto
-from typing import Any
+from typing import Any, NamedTuple
 
 from .headers import Reading
 
@@ -45,25 +45,21 @@ class _Move(Enum):
     WRONG = auto()
 
 
-class _End:
+class _End(NamedTuple):
     """The end of a window, as announced repeatedly.
 
     Attributes:
         since: when it last moved.
         earliest, latest: the range of announced instants.
+        first: the one announced first.
+        before: the end of the window before.
     """
 
-    def __init__(self) -> None:
-        self.since = self.earliest = self.latest = self._first = self._before = -math.inf
-
-    @property
-    def instants(self) -> list[float]:
-        """Everything that is known, as instants."""
-        return [self.since, self.earliest, self.latest, self._first, self._before]
-
-    @instants.setter
-    def instants(self, instants: list[float]) -> None:
-        self.since, self.earliest, self.latest, self._first, self._before = instants
+    since: float = -math.inf
+    earliest: float = -math.inf
+    latest: float = -math.inf
+    first: float = -math.inf
+    before: float = -math.inf
 
     @property
     def likely(self) -> float:
@@ -71,19 +67,15 @@ class _End:
         return (self.earliest + self.latest) / 2
 
     def compare(self, now: float, instant: float, window: float) -> _Move:
-        if abs(instant - self._first) <= _TOLERANCE:
+        if abs(instant - self.first) <= _TOLERANCE:
             return _Move.SAME
-        if abs(instant - self._before) <= _TOLERANCE:
+        if abs(instant - self.before) <= _TOLERANCE:
             return _Move.OLD
-        ended = now >= self._first - _TOLERANCE
-        return _Move.NEXT if ended and instant >= self._first + window - _TOLERANCE else _Move.WRONG
+        ended = now >= self.first - _TOLERANCE
+        return _Move.NEXT if ended and instant >= self.first + window - _TOLERANCE else _Move.WRONG
 
-    def confirm(self, instant: float) -> None:
-        self.earliest, self.latest = min(self.earliest, instant), max(self.latest, instant)
-
-    def move(self, now: float, instant: float) -> None:
-        self._before = self._first
-        self.since, self._first, self.earliest, self.latest = now, instant, instant, instant
+    def confirmed(self, instant: float) -> "_End":
+        return self._replace(earliest=min(self.earliest, instant), latest=max(self.latest, instant))
 
 
 class WindowGuide:
@@ -194,7 +186,7 @@ class WindowGuide:
         flags = [int(flag) for flag in (self.listening, self._doubted, self.in_force, self._over)]
         sums = self._factor, self._sum, self._weight
         numbers = self._window, self._tightness, self.base, *sums, self._readings
-        instants = (self.paused_until, self.heard_at, self._accounted, *self._end.instants)
+        instants = (self.paused_until, self.heard_at, self._accounted, *self._end)
         return (self._name, *flags, *numbers, *(instant - now for instant in instants))
 
     def resume(self, state: tuple[Any, ...], now: float) -> None:
@@ -211,7 +203,7 @@ class WindowGuide:
         self.base, self._readings = self._bounded(base), int(readings)
         self._factor, self._sum, self._weight = sums
         self.paused_until, self.heard_at, self._accounted, *end = (float(each) + now for each in numbers[7:])
-        self._end.instants = end
+        self._end = _End(*end)
 
     def _is_followed(self, reading: Reading) -> bool:
         """Whether the reading is about the quota being followed; a tighter quota replaces it."""
@@ -234,11 +226,11 @@ class WindowGuide:
             self.in_force = False
             self._doubt()
         if move is _Move.SAME:
-            self._end.confirm(end)
+            self._end = self._end.confirmed(end)
         else:
             if not self._over:
                 self._finish()
-            self._end.move(now, end)
+            self._end = _End(now, end, end, end, before=self._end.first)
             self._over = False
             self._account_from(end - self._window)
         self.heard_at = now

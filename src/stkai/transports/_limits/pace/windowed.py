@@ -10,13 +10,10 @@ import math
 from ..limiter import Turn
 from . import pause
 from .headers import Reading
-from .law import Past
+from .law import BURST, NEWS, Past
 from .quota import History, KnownQuota
 from .start import ColdStart, Found, first_estimate
 from .window_guide import WindowGuide
-
-_BURST = 0.1
-"""Windows' worth of permits that may be taken at once after a quiet time."""
 
 _AT_ONCE = 0.001
 """Seconds that no request notices."""
@@ -52,7 +49,7 @@ class WindowedRate:
     """
 
     credit: float | None = None
-    news = 0.1
+    news = NEWS
     finding = ""
 
     def __init__(self, quota: KnownQuota, plain: tuple[float, float] | None = None) -> None:
@@ -94,7 +91,7 @@ class WindowedRate:
     def set(self, rate: float) -> None:
         """Continue at this rate."""
         self.rate = rate
-        self.burst = max(1.0, _BURST * self._quota.window * rate)
+        self.burst = max(1.0, BURST * self._quota.window * rate)
 
     def resume(self, rate: float, *, refused: bool) -> None:
         """Continue at the rate of another program, or of another law; the limit is known if one was refused there."""
@@ -192,10 +189,6 @@ class WindowedRate:
         Then the refusal is no event: how the window went sets the rate of the next one.
         """
         guide, quota = self.guide, self._quota
-        if reading is not None and not quota.is_given:
-            reading = quota.completed(reading)
-        if reading is not None and reading.window > pause.longest(quota.window):
-            reading = None  # A window that long cannot be divided in advance.
         followed = guide.in_force
         if reading is not None and not quota.is_given:
             guide.ceiling = reading.limit / reading.window
@@ -286,8 +279,10 @@ class WindowedRate:
             stop = pause.hard(asked, row, window, self.rate, chance)
             probes = probes or asked > pause.longest(window)
         else:
-            stop = pause.soft_stop(window, chance) if severe else 0.0
-            turn.not_before = now + pause.soft(asked, window, chance)
+            # The others stop for up to a window after the very first refusal, because the rate has just doubled, and
+            # after the second one in a row.
+            stop = chance * window if severe else 0.0
+            turn.not_before = now + asked
             self._held_until = max(self._held_until, turn.not_before)
         if probes and not self._resumes_at:
             # Then one request at a time probes, and its answer decides.

@@ -6,11 +6,12 @@ from typing import Any, Final, NamedTuple
 from ....stores import Quota
 from ....stores._protocol import LATE, UNLIMITED
 from ..limiter import Answer, RateChange, Turn
+from ..pace.pause import LONGEST
 from .holding import EPSILON
 from .member import SOON, Member
 from .outage import BOTH
 from .rate import Rate
-from .source import LONGEST, ROUNDING, TICK, Limits
+from .source import ROUNDING, TICK, Limits
 
 _BUSY: Final = 0.002
 """Seconds after which a request asks again while another one calls the store."""

@@ -12,9 +12,6 @@ TICK: Final = 1e-6
 ROUNDING: Final = 1e-6
 """Permits, or shares of a bucket; covers the clock's rounding, so that no waiter has to sleep twice."""
 
-LONGEST: Final = 3600.0
-"""Seconds, or the window if that is longer: no answer stops a program, or a group, for longer."""
-
 
 class Limits(NamedTuple):
     """The numbers of a limiter, as its user gave them.
