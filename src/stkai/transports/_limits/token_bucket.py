@@ -10,10 +10,10 @@ from .pace.adaptive import Adaptive
 from .pace.quota import KnownQuota
 from .plan import Cost
 from .queue_limiter import QuotaLimiter, check_limits
-from .sources.rate import PacedRate, Rate
-from .sources.source import Limits, Source, in_words
+from .sources.rate import PacedRate
+from .sources.source import Limits, Source
 from .sources.units import Units
-from .sources.window import Window
+from .sources.window import EvenWindow, Window
 
 
 class TokenBucket(QuotaLimiter):
@@ -97,9 +97,8 @@ def _local_sources(limits: Limits) -> list[Source]:
     most, window = limits.max_requests, limits.time_window
     assert window is not None
     if most is not None:
-        if limits.burst is not None:  # Otherwise, the window alone keeps to the rate.
-            sources.append(Rate(limits.rate, limits.at_once, limit=in_words(limits)))
-        sources.append(Window(most, window))
+        # Without a burst of its own, the window alone keeps to the rate.
+        sources.append(Window(most, window) if limits.burst is None else EvenWindow(limits))
     if limits.max_cost is not None:
         sources.append(Units(limits.max_cost, window))
     return sources

@@ -7,6 +7,7 @@ from itertools import accumulate, islice
 from typing import Final
 
 from ..limiter import Turn
+from .rate import Rate
 from .source import TICK, Limits, Source, in_words
 
 _EXACT: Final = 2048
@@ -100,3 +101,43 @@ class Window(Source):
     def update(self, limits: Limits) -> None:
         assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
         self._set(limits.max_requests, limits.time_window)
+
+
+class EvenWindow(Rate):
+    """A window whose requests follow evenly after a burst. What is owed to waiters that wake late must fit into it.
+
+    Args:
+        limits: the numbers of a limiter that counts requests.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits.rate, limits.at_once, limit=in_words(limits))
+        assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
+        self._window = Window(limits.max_requests, limits.time_window)
+
+    def when(self, turn: Turn, ahead: int, now: float) -> float:
+        # Not by `super()`, which Python looks up anew for every permit.
+        wait, window = Rate.when(self, turn, ahead, now), self._window
+        before = window.used + ahead - window.most
+        if before < 0:
+            return wait
+        if before < window.used:
+            left = window.instant(before) + window.seconds - now
+            return left if left > wait and left > TICK else wait
+        return max(wait, window.when(turn, ahead, now))
+
+    def take(self, turn: Turn, now: float) -> None:
+        self.credit -= 1.0
+        self._window.forget(now)
+        self._window.take(turn, now)
+
+    def give_back(self, turn: Turn, now: float) -> None:
+        super().give_back(turn, now)
+        self._window.give_back(turn, now)
+
+    def soon(self, now: float, seconds: float) -> float:
+        return min(super().soon(now, seconds), self._window.soon(now, seconds))
+
+    def update(self, limits: Limits) -> None:
+        super().update(limits)
+        self._window.update(limits)
