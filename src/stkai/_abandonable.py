@@ -56,11 +56,6 @@ class Job:
         """Whether it has been given up, or the job that it is a part of."""
         return self._is_abandoned or (self._outer is not None and self._outer.is_abandoned)
 
-    @property
-    def waiting(self) -> int:
-        """How many threads and tasks are waiting for it."""
-        return len(self._waiting)
-
     def run(self) -> None:
         """Do the work in this thread, and wake everyone who waits for it."""
         work, self._work = self._work, None

@@ -67,10 +67,10 @@ def wait_for_callers(provider: ClientCredentialsAuthProvider, count: int) -> Non
     fetch = join(provider._renew)
     until = time.monotonic() + 60
     while time.monotonic() < until:
-        if fetch.waiting >= count:
+        if len(fetch._waiting) >= count:
             return
         time.sleep(0)
-    pytest.fail(f"only {fetch.waiting} of {count} wait")
+    pytest.fail(f"only {len(fetch._waiting)} of {count} wait")
 
 
 def in_threads(count: int, work: Callable[[], Any]) -> list[Any]:

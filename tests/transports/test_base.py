@@ -471,13 +471,13 @@ def test_a_stack_says_what_it_is_made_of() -> None:
 @pytest.mark.parametrize(
     ("kind", "inner", "words"),
     [
-        (LayerTransport, httpx.AsyncHTTPTransport(), "async AsyncHTTPTransport: build the async stack"),
-        (AsyncLayerTransport, httpx.HTTPTransport(), "sync HTTPTransport: build the sync stack"),
-        (LayerTransport, AsyncMarking(Wire()), "async AsyncMarking"),
+        (LayerTransport, httpx.AsyncHTTPTransport(), "BaseTransport inside, not <httpx.AsyncHTTPTransport"),
+        (AsyncLayerTransport, httpx.HTTPTransport(), "AsyncBaseTransport inside, not <httpx.HTTPTransport"),
+        (LayerTransport, AsyncMarking(Wire()), "not <AsyncMarking marking"),
         (LayerTransport, httpx.HTTPTransport, "not <class 'httpx.HTTPTransport'>"),
-        (AsyncLayerTransport, None, "not a NoneType"),
-        (RetryTransport, RetryPolicy(), "not a RetryPolicy"),
-        (LayerTransport, httpx.Client(), "not a Client"),
+        (AsyncLayerTransport, None, "not None"),
+        (RetryTransport, RetryPolicy(), "not RetryPolicy"),
+        (LayerTransport, httpx.Client(), "not <httpx.Client"),
     ],
     ids=spelled,
 )

@@ -37,7 +37,7 @@ def is_sound(wire: Any) -> bool:
 def check_inner(layer: object, inner: object, kind: type) -> None:
     """Refuse what is not a transport of this kind."""
     if not isinstance(inner, alike(kind)):
-        msg = f"{type(layer).__name__} needs an httpx.{kind.__name__} inside, not {_describe(inner)}"
+        msg = f"{type(layer).__name__} needs an httpx.{kind.__name__} inside, not {inner!r}"
         raise ConfigurationError(msg)
 
 
@@ -84,17 +84,6 @@ class OfOtherKind:
                 return vars(base)[self._name].__get__(layer, kind)
         msg = f"{kind.__name__!r} object has no attribute {self._name!r}: {self._cure}"
         raise AttributeError(msg, name=self._name, obj=layer)
-
-
-def _describe(inner: object) -> str:
-    kind = type(inner).__name__
-    if isinstance(inner, alike(httpx.AsyncBaseTransport)):
-        return f"the async {kind}: build the async stack, or pass a sync wire such as httpx.HTTPTransport()"
-    if isinstance(inner, alike(httpx.BaseTransport)):
-        return (
-            f"the sync {kind}: build the sync stack, or pass an async wire such as httpx.AsyncHTTPTransport()"
-        )
-    return f"{inner!r}" if isinstance(inner, type) else f"a {kind}"
 
 
 FlowFunction = Callable[[Any, httpx.Request, Attempt], Flow]

@@ -73,28 +73,26 @@ class StkCLITransport(httpx.BaseTransport):
             httpx.TransportError: the request failed, as with any other wire.
         """
         try:
-            return self._handle(request, family_of(request))
+            return self._send(request, family_of(request))
         except httpx.RequestError as error:
             adopt(error, request)
             raise
 
-    def _handle(self, request: httpx.Request, family: Family) -> httpx.Response:
-        arguments = {
+    def _send(self, request: httpx.Request, family: Family) -> httpx.Response:
+        arguments: dict[str, Any] = {
             "url": str(request.url),
             "timeout": request.extensions.get("timeout", {}).get("read"),
             "headers": _headers_of(request),
         }
         if request.method == "GET":
-            return self._send(family, self._cli.get_with_authorization, **arguments, use_cache=False)
-        if request.method == "POST":
+            function, arguments["use_cache"] = self._cli.get_with_authorization, False
+        elif request.method == "POST":
+            function, arguments["body"] = self._cli.post_with_authorization, _json_of(request)
             attempt: Attempt | None = request.extensions.get(ATTEMPT)
             if attempt is None or not attempt.call.buffered:
                 arguments["stream"] = True
-            return self._send(family, self._cli.post_with_authorization, **arguments, body=_json_of(request))
-        msg = f"StackSpot CLI sends GET and POST only, not {request.method}"
-        raise httpx.UnsupportedProtocol(msg)
-
-    def _send(self, family: Family, function: Any, **arguments: Any) -> httpx.Response:
+        else:
+            raise httpx.UnsupportedProtocol(f"StackSpot CLI sends GET and POST only, not {request.method}")
         try:
             with httpx_errors(family):
                 return _convert(function(**arguments), family)

@@ -18,8 +18,6 @@ from .sources.source import Source
 
 _MEMBERS: Final = ("methods", "max_wait_time", "ask", "leave", "learn", "settle")
 
-_MOST_METHODS: Final = 100
-
 WANTED: Final = (
     "rate_limit must be 'token_bucket', 'adaptive', a RateLimitConfig, a limiter (stkai.TokenBucket, AimdLimiter,"
     " InFlight, PerHost, PerKey, or a stkai.Limiter of your own), a list of limiters, or None; not "
@@ -62,8 +60,6 @@ class AllOf(QueueLimiter):
             return _joined(request, chosen)
         method = request.method
         if method not in self._plans:
-            if len(self._plans) > _MOST_METHODS:
-                self._plans.clear()
             self._plans[method] = _joined(request, self.parts)
         return self._plans[method]
 
@@ -91,8 +87,6 @@ class AllOf(QueueLimiter):
 
     def _ask_guests(self, turn: Turn, now: float) -> float | Operation:
         """Ask the guests, one after the other; if the turn has to wait for one, return the permits of those before."""
-        if turn.inner is Turn.inner:
-            turn.inner = {}
         for number, guest in enumerate(turn.guests):
             wait: float | Operation = guest.ask(turn, now)
             if wait != 0:
@@ -106,7 +100,7 @@ class AllOf(QueueLimiter):
     def _give_up_guests(self, turn: Turn, now: float) -> None:
         for guest in turn.guests:
             guest.give_up(turn, now)
-        if turn.inner is not Turn.inner:
+        if turn.guests:
             turn.inner = {}
 
     def leave(self, turn: Turn, now: float) -> None:

@@ -64,6 +64,8 @@ class Guest(Source):
 
     def inner(self, turn: Turn) -> Turn:
         """The limiter's own turn for one of ours."""
+        if turn.inner is Turn.inner:
+            turn.inner = {}
         turns = turn.inner
         if self not in turns:
             turns[self] = Turn(
