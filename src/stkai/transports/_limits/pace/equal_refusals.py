@@ -51,8 +51,8 @@ _SPACING, _LEAST_STRICT = 0.05, 0.4
 """Seconds between two requests at such a server if the quota is unknown, and the shortest patience there, in gaps."""
 
 _MEMORY, _LONGEST_MEMORY, _ANSWERS, _PRIOR = 40.0, 80.0, 32.0, 18.0
-"""p, the share refused, is estimated over these seconds, or up to the longest if the rate allows fewer answers than these
-in them; and answers whose weight its usual value has."""
+"""p, the share refused, is estimated over 40 s, up to 80 if the rate allows fewer than 32 requests in them; and
+the number of answers whose weight its usual value has."""
 
 
 class EqualRefusals:
