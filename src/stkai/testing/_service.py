@@ -21,7 +21,8 @@ APIS = (API, "/v2", "/openai/v1")
 
 TOKEN_PATH = "/oidc/oauth/token"  # noqa: S105
 
-_CHAT: Final[dict[str, Any]] = {"id": "chat-1", "model": "echo"}
+_ID: Final = {"id": "chat-1"}
+_CHAT: Final[dict[str, Any]] = {**_ID, "model": "echo"}
 
 Handler = Callable[[RequestRecord, str, float], Reply]
 
@@ -202,9 +203,9 @@ def _cohere(asked: dict[str, Any], pause: float) -> Reply:
     end = {"finish_reason": "COMPLETE", "usage": used}
     if not asked.get("stream"):
         content = [{"type": "text", "text": "".join(words)}]
-        return json_reply({**_CHAT, "message": {"role": "assistant", "content": content}, **end})
+        return json_reply({**_ID, "message": {"role": "assistant", "content": content}, **end})
     events: list[dict[str, Any]] = [
-        {"type": "message-start", **_CHAT, "delta": {"message": {"role": "assistant"}}},
+        {"type": "message-start", **_ID, "delta": {"message": {"role": "assistant"}}},
         {
             "type": "content-start",
             "index": 0,
@@ -215,7 +216,7 @@ def _cohere(asked: dict[str, Any], pause: float) -> Reply:
             for word in words
         ),
         {"type": "content-end", "index": 0},
-        {"type": "message-end", **_CHAT, "delta": end},
+        {"type": "message-end", **_ID, "delta": end},
     ]
     return _events(events, pause)
 
