@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stkai._batch.input_lines import CsvRecords, JsonLines
-from stkai._batch.json_text import Part, members, one_line, parse
+from stkai._batch.json_text import Part, Template, members, one_line, parse
 from stkai._batch.output_lines import body_of
-from stkai._batch.template import Template
 
 from .job import Job, Server
 

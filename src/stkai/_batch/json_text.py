@@ -1,13 +1,31 @@
-"""JSON as text: parts are passed on as written, to preserve numbers, escapes and the order of keys."""
+"""JSON as text: parts are passed on as written, to preserve numbers, escapes and the order of keys.
+
+The template of `--body` is such a text: a line fills its placeholders.
+"""
 
 import json
 import math
 import re
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+from .._errors import ConfigurationError
 
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 _UNSAFE: Final = re.compile("[\n\r\x7f-\x9f\u2028\u2029]")
 """Line breaks, and characters that terminals interpret. In valid JSON the first two occur only between tokens."""
+
+_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
+_COLON: Final = re.compile(r"[ \t\n\r]*:")
+_PLACEHOLDER: Final = re.compile(r"\{([^{}\n]{1,200})\}")
+_NAME: Final = re.compile(r"[\w.-]+")
+"""In braces, this is always a placeholder; any other text only if it is a column or a member of the line."""
+
+_WORD: Final = re.compile(r"\w+")
+_NO_NAME: Final = re.compile(r"[\"':,;=<>\\]")
+"""Text in braces with one of these is JSON or code, not the name of a column."""
 
 
 def _no_constant(name: str) -> Any:
@@ -78,13 +96,97 @@ def _skip(text: str, place: int) -> int:
     return place if found is None else found.end()
 
 
-def quote_inside(text: str) -> str:
-    """Text escaped for use inside a JSON string."""
-    return json.dumps(text, ensure_ascii=False)[1:-1]
-
-
 def one_line(text: str) -> str:
     """Valid JSON without line breaks, and without characters that a terminal interprets."""
     if _UNSAFE.search(text) is None:
         return text
     return _UNSAFE.sub(lambda found: " " if found[0] in "\r\n" else f"\\u{ord(found[0]):04x}", text)
+
+
+class Template:
+    """A JSON document with `{name}` placeholders in its string values, replaced after parsing: values need no escaping.
+
+    Args:
+        text: the document.
+        columns: names that every line must fill although they contain spaces or other characters.
+
+    Attributes:
+        names: the names of placeholders that every line must fill.
+        optional: other texts in braces; a placeholder for those lines that have a member of that name.
+    """
+
+    def __init__(self, text: str, columns: Collection[str] = ()) -> None:
+        self.text = text
+        self._pieces: list[tuple[str, str]] = []
+        """Text to keep, and the value of the string with placeholders that follows it."""
+        start, found_names = 0, list[str]()
+        for found in _STRING.finditer(text):
+            value: str = parse(found[0]).value
+            if _COLON.match(text, found.end()) is None and _PLACEHOLDER.search(value) is not None:
+                self._pieces.append((text[start : found.start()], value))
+                found_names += _PLACEHOLDER.findall(value)
+                start = found.end()
+        self._rest = text[start:]
+        self.names = [name for name in found_names if name in columns or _NAME.fullmatch(name)]
+        self.optional = [name for name in found_names if name not in self.names]
+
+    @classmethod
+    def read(cls, path: Path) -> "Template":
+        """The template in a file."""
+        try:
+            text = path.read_text("utf-8-sig")
+            if "\0" in text:
+                raise UnicodeError  # UTF-16 without a mark.
+            parse(text)
+        except OSError as error:
+            raise ConfigurationError(f"the template {path} cannot be read: {error.strerror}") from error
+        except UnicodeError as error:
+            msg = f"the template {path} is not in UTF-8: save the file as UTF-8"
+            raise ConfigurationError(msg) from error
+        except ValueError as error:
+            raise ConfigurationError(f"the template {path} is not JSON: {error}") from error
+        return cls(text.strip())
+
+    def fill(self, values: Mapping[str, Part]) -> str:
+        """The document with the values filled in: strings as text, everything else as JSON.
+
+        A KeyError names a value that is missing.
+        """
+
+        def replaced(found: re.Match[str]) -> str:
+            name = found[1]
+            if name in values:
+                value, written = values[name]
+                return value if isinstance(value, str) else written
+            if name in self.optional:
+                return found[0]
+            raise KeyError(name)
+
+        filled = (
+            kept + json.dumps(_PLACEHOLDER.sub(replaced, value), ensure_ascii=False)
+            for kept, value in self._pieces
+        )
+        return "".join(filled) + self._rest
+
+
+def check_placeholders(path: Path, columns: list[str], template: Template, *, is_csv: bool) -> None:
+    """Refuse a placeholder that no column fills, and text in braces that looks like the name of a column."""
+    unknown = [name for name in template.names if is_csv and name not in columns]
+    unknown += [text for text in template.optional if _resembles(text, columns)]
+    if unknown:
+        names = ", ".join(columns)
+        hint = "" if unknown[0] in template.names else f" (to send it as it is, write {{ {unknown[0]} }})"
+        raise ConfigurationError(
+            f"the template uses {{{unknown[0]}}}, but {path} has no such column{hint}; it has: {names}"
+        )
+
+
+def _resembles(text: str, columns: list[str]) -> bool:
+    """Whether text in braces is probably the name of a column, misspelt."""
+    if _NO_NAME.search(text) or text != text.strip():
+        return False
+    plain = ["".join(_WORD.findall(name.casefold())) for name in [text, *columns]]
+    words = [
+        set(filter(lambda word: len(word) > 2, _WORD.findall(name.casefold()))) for name in [text, *columns]
+    ]
+    return bool(get_close_matches(plain[0], plain[1:], 1, 0.75) or words[0] & set[str]().union(*words[1:]))

@@ -13,9 +13,9 @@ import typer
 from .._checks import SOME_SECONDS, check_number
 from .._errors import ConfigurationError
 from .input_lines import ALL_LINES, Shard
+from .json_text import Template
 from .progress import Price
 from .request_formats import Format, InvalidLineError, check_url, join_url
-from .template import Template
 
 QUICK_COMMANDS: Final = "https://genai-code-buddy-api.stackspot.com"
 """Where StackSpot runs quick commands."""

@@ -11,10 +11,10 @@ from typing import Final
 from .._config import STKAI
 from .._errors import ConfigurationError
 from .input_lines import CsvRecords, JsonLines, Lines, StdinCopy
+from .json_text import Template, check_placeholders
 from .options import Options
 from .progress import count, show_count, show_dollars, show_time
 from .request_formats import Format, InvalidLineError, SeenIds, Values
-from .template import Template, check_placeholders
 
 _SHOWN: Final = 20
 """How many lines to list for each kind of problem."""

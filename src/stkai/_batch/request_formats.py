@@ -13,8 +13,7 @@ import httpx
 
 from .._headers import default_headers
 from .._urls import absolute_url
-from .json_text import Part, members
-from .template import Template
+from .json_text import Part, Template, members
 
 _ABSOLUTE: Final = re.compile(r"https?://", re.IGNORECASE)
 _OTHER_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
