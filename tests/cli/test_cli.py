@@ -49,7 +49,7 @@ def test_the_demo_fits_the_screen_with_its_plots(monkeypatch: pytest.MonkeyPatch
     assert max(map(len, lines)) <= columns
     assert len(lines) <= 23
     assert not any("…" in line for line in lines)
-    assert "".join(lines).count("░") >= 5
+    assert "".join(lines).count("▁") >= 5
     assert any(line.startswith("given nothing") for line in lines)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 import typer
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -27,11 +27,7 @@ _NAMES: Final = 23
 """Width of the first column, in characters."""
 _GAP: Final = 2
 """Characters between two columns."""
-ROWS: Final = 2
 _EIGHTHS: Final = " ▁▂▃▄▅▆▇█"
-_SHADES: Final = "░▒"
-"""Refused requests are shaded, so that they stand out without colours too."""
-_ACCEPTED, _REFUSED = "green", "red"
 
 
 def demo(
@@ -65,7 +61,7 @@ def demo(
         console.print(f"\n[bold red]{lost} calls were lost: their outcome is unknown.[/]")
         raise typer.Exit(1)
     console.print(
-        "\nA column one line high means the whole quota is used."
+        "\nA column one line high is the whole quota."
         "\nEvery call is accounted for: it succeeded, or its failure was reported.",
         highlight=False,
     )
@@ -80,7 +76,7 @@ def _table(runs: Sequence[StrategyRun], batch: Batch, width: int) -> Table:
     for name in _FIGURES:
         table.add_column(name, justify="right", no_wrap=True)
     cells = width - _NAMES - sum(len(name) for name in _FIGURES) - _GAP * (len(_FIGURES) + 2) + 1
-    table.add_column(Text.assemble(("█ accepted", "green"), "  ", ("▒ 429", "red")), no_wrap=True)
+    table.add_column(Text.assemble(("429", "red"), " / ", ("accepted", "green")), no_wrap=True)
     for run, plot in zip(runs, _plots(runs, batch, max(12, cells)), strict=True):
         cell = Text.assemble((run.name, "bold"), f"\n{_knowledge(run, batch)}")
         numbers = (run.sent, len(run.seconds), len(run.refused), run.failed)
@@ -100,21 +96,17 @@ def _rate(per_second: float) -> str:
     return f"{per_second:,.0f}" if per_second >= 1000 else f"{per_second:.3g}"
 
 
-def _plots(runs: Sequence[StrategyRun], batch: Batch, cells: int) -> list[RenderableType]:
-    """One plot per run, all to the same scale; one of the two lines is the quota, and higher columns are cut off."""
+def _plots(runs: Sequence[StrategyRun], batch: Batch, cells: int) -> list[Text]:
+    """One plot per run, all to the same scale: refused requests above accepted ones."""
     end = max((instant for run in runs for instant in (*run.accepted, *run.refused)), default=0.0)
     # A bucket is never shorter than a window: within one, accepted requests may come in any pattern.
     buckets = max(1, min(cells, math.ceil(end / batch.window + 1e-9)))
     width = max(batch.window, end / buckets)
-    return [
-        columns(
-            counts(run.accepted, width, buckets),
-            counts(run.refused, width, buckets),
-            top=ROWS * batch.quota * width / batch.window,
-            cells=cells,
-        )
-        for run in runs
-    ]
+
+    def drawn(instants: Sequence[float]) -> str:
+        return columns(counts(instants, width, buckets), batch.quota * width / batch.window, cells)
+
+    return [Text.assemble((drawn(run.refused), "red"), "\n", (drawn(run.accepted), "green")) for run in runs]
 
 
 def _bar(batch: Batch, strategy: str) -> tuple[Progress, Callable[[int, int], None]]:
@@ -138,34 +130,7 @@ def counts(instants: Sequence[float], width: float, buckets: int) -> list[int]:
     return found
 
 
-def columns(accepted: Sequence[int], refused: Sequence[int], *, top: float, cells: int) -> Text:
-    """Stacked columns of the counts in each bucket, accepted below refused, in `ROWS` lines of `cells` characters.
-
-    A count of `top` fills the whole height; columns that are higher are cut off.
-    """
-    # Heights in eighths of a line; what is there at all shows.
-    good = [_eighths(count, top) for count in accepted]
-    whole = [
-        max(low, _eighths(one + other, top)) for low, one, other in zip(good, accepted, refused, strict=True)
-    ]
-    text = Text()
-    for row in reversed(range(ROWS)):
-        for bucket, (low, high) in enumerate(zip(good, whole, strict=True)):
-            character, style = _cell(low - 8 * row, high - 8 * row)
-            start, end = (edge * cells // len(good) for edge in (bucket, bucket + 1))
-            text.append(character * (end - start), style)
-        if row:
-            text.append("\n")
-    return text
-
-
-def _eighths(count: int, top: float) -> int:
-    return min(8 * ROWS, math.ceil(8 * ROWS * count / top - 1e-9))
-
-
-def _cell(good: int, whole: int) -> tuple[str, str]:
-    """The character for a line in which the accepted end at `good` eighths, and all at `whole`, and its style."""
-    good, whole = (min(8, max(0, height)) for height in (good, whole))
-    if good or not whole:
-        return _EIGHTHS[good], f"{_ACCEPTED} on {_REFUSED}" if whole > good else _ACCEPTED
-    return _SHADES[whole > 4], _REFUSED
+def columns(counts: Sequence[int], top: float, cells: int) -> str:
+    """A column for each count, in one line; `top` fills it, higher ones are cut off, and a single request shows."""
+    heights = [min(8, math.ceil(8 * count / top - 1e-9)) for count in counts]
+    return "".join(_EIGHTHS[heights[cell * len(heights) // cells]] for cell in range(cells))
