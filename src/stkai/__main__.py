@@ -24,7 +24,7 @@ def build_app() -> "Typer":
     """
     import typer
 
-    from ._cli import batch, demo_command, explain, quota
+    from ._cli import batch, demo, explain, quota
 
     def show_version(wanted: bool) -> None:
         if wanted:
@@ -52,7 +52,7 @@ def build_app() -> "Typer":
     app.callback()(options)
     # The first sentences of their docstrings would be cut off in the list of commands.
     app.command(short_help="Show the settings in force, and where each comes from.")(explain.explain)
-    app.command(short_help="Compare the limiters on an embedded server.")(demo_command.demo)
+    app.command(short_help="Compare the limiters on an embedded server.")(demo.demo)
     app.command(short_help="Show or reset a shared quota.", cls=batch.PlainUsage)(quota.quota)
     app.add_typer(batch.batch, name="batch", short_help="Send the requests in a file, and lose none.")
     return app

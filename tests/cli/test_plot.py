@@ -1,6 +1,6 @@
 """The plot of requests over time, in a cell of the demo's table."""
 
-from stkai._cli.demo_command import columns, counts
+from stkai._cli.demo import columns, counts
 
 
 def test_each_bucket_counts_its_instants_and_the_last_one_any_late_ones() -> None:

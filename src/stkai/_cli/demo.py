@@ -1,14 +1,25 @@
-"""Real requests from several processes to an embedded server, through one strategy after another."""
+"""`stkai demo`: several processes share a small quota, first without a limiter, then with each kind of limiter.
 
+They send real requests to an embedded server.
+"""
+
+import math
 import multiprocessing
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
 import httpx
+import typer
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 
 from .._auth import ClientCredentialsAuthProvider
 from .._builder import build_client
@@ -24,22 +35,32 @@ _PATH: Final = "/v1/quick-commands"
 _STATUSES: Final = (httpx.codes.OK, httpx.codes.TOO_MANY_REQUESTS)
 _REFRESH: Final = 0.1
 """Seconds between two reports of the progress."""
+_KNOWS: Final = {
+    "no limiter": "retries only",
+    "token bucket": "given its part",
+    "adaptive": "given the quota",
+    SEARCHING: "given nothing",
+    "shared": "permits through a file",
+}
+"""What each process of a strategy knows of the quota and of the others."""
+_FIGURES: Final = ("sent", "ok", "429", "failed", "p50 s", "p95 s")
+_NAMES: Final = 23
+"""Width of the first column, in characters."""
+_GAP: Final = 2
+"""Characters between two columns."""
+_EIGHTHS: Final = " ▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True, slots=True)
 class StrategyRun:
-    """How one strategy did.
+    """How one strategy did: how many requests and calls, and when, in seconds from the first request.
 
     Attributes:
-        sent: Requests that reached the server; each attempt counts.
-        accepted: When the server accepted a request, in seconds from the first one.
-        refused: When it answered one with 429.
-        seconds: The durations of the calls that succeeded, waiting included, in ascending order.
-        failed: How many calls failed for good.
-        lost: How many calls vanished.
-        found: The sum of the rates that the processes had found at their ends, in requests per second; None if they
-            were not searching.
-        senders: What the requests in `accepted` were signed with, which differs between the processes.
+        sent: requests that reached the server; each attempt counts.
+        seconds: the durations of the calls that succeeded, waiting included, in ascending order.
+        lost: calls of which nothing is known.
+        found: requests per second that the processes have found, all together; None if they were not searching.
+        senders: what the requests in `accepted` were signed with, which differs between the processes.
     """
 
     name: str
@@ -160,15 +181,117 @@ def _work(batch: Batch, strategy: str, target: _Endpoint) -> _Report:
 
 def _limiter(batch: Batch, strategy: str, directory: str) -> TokenBucket | AimdLimiter | None:
     """What each process knows: its part of the quota, the quota, or nothing."""
-    match strategy:
-        case "token bucket":
-            return TokenBucket(batch.quota / batch.processes, batch.window, burst=1)
-        case "adaptive":
-            return AimdLimiter(batch.quota, batch.window)
-        case strategy if strategy == SEARCHING:
-            return AimdLimiter()
-        case "shared":
-            store = FileStore(directory)
-            return TokenBucket(batch.quota, batch.window, burst=1, share="demo", store=store)
-        case _:
-            return None
+    if strategy == "token bucket":
+        return TokenBucket(batch.quota / batch.processes, batch.window, burst=1)
+    if strategy == "adaptive":
+        return AimdLimiter(batch.quota, batch.window)
+    if strategy == SEARCHING:
+        return AimdLimiter()
+    if strategy == "shared":
+        return TokenBucket(batch.quota, batch.window, burst=1, share="demo", store=FileStore(directory))
+    return None
+
+
+def demo(
+    requests: Annotated[int, typer.Option(min=1, help="Calls from each process.")] = 30,
+    processes: Annotated[int, typer.Option(min=1, max=32, help="Processes that share the quota.")] = 4,
+    threads: Annotated[int, typer.Option(min=1, max=64, help="Threads in each process.")] = 8,
+    quota: Annotated[int, typer.Option(min=1, help="Requests that the server accepts per window.")] = 20,
+    window: Annotated[float, typer.Option(min=0.1, help="Length of the window, in seconds.")] = 1.0,
+) -> None:
+    """Send real requests from several processes to an embedded server with a small quota.
+
+    First without a limiter, then with a token bucket, an adaptive limiter, one that has to find the quota, and a shared
+    one.
+    """
+    console, batch = Console(), Batch(requests, processes, threads, quota, window)
+    console.print(
+        f"{processes} processes of {threads} threads make {requests} calls each, with up to 4 attempts a call."
+        f" A server on this machine accepts {quota} requests per {window:g} s; the rest get 429.\n",
+        highlight=False,
+    )
+    runs: list[StrategyRun] = []
+    with Live(console=console, refresh_per_second=8) as live:
+        for strategy in STRATEGIES:
+            bar, advance = _bar(batch, strategy)
+            live.update(Group(_table(runs, batch, console.width), "", bar))
+            runs.append(batch.run(strategy, advance))
+        live.update(_table(runs, batch, console.width))
+    lost = sum(run.lost for run in runs)
+    if lost:
+        console.print(f"\n[bold red]{lost} calls were lost: their outcome is unknown.[/]")
+        raise typer.Exit(1)
+    console.print(
+        "\nA column one line high is the whole quota."
+        "\nEvery call is accounted for: it succeeded, or its failure was reported.",
+        highlight=False,
+    )
+
+
+def _table(runs: Sequence[StrategyRun], batch: Batch, width: int) -> Table:
+    """A row of two lines for each strategy so far: its name and what it knows, its figures, its plot."""
+    table = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0), leading=1
+    )
+    table.add_column("strategy", width=_NAMES)
+    for name in _FIGURES:
+        table.add_column(name, justify="right", no_wrap=True)
+    cells = width - _NAMES - sum(len(name) for name in _FIGURES) - _GAP * (len(_FIGURES) + 2) + 1
+    table.add_column(Text.assemble(("429", "red"), " / ", ("accepted", "green")), no_wrap=True)
+    for run, plot in zip(runs, _plots(runs, batch, max(12, cells)), strict=True):
+        cell = Text.assemble((run.name, "bold"), f"\n{_knowledge(run, batch)}")
+        numbers = (run.sent, len(run.seconds), len(run.refused), run.failed)
+        figures = (*(f"{count:,}" for count in numbers), f"{run.quantile(50):.1f}", f"{run.quantile(95):.1f}")
+        table.add_row(cell, *figures, plot)
+    return table
+
+
+def _knowledge(run: StrategyRun, batch: Batch) -> str:
+    """What the processes knew, or what they have found."""
+    if run.found is None:
+        return _KNOWS.get(run.name, "")
+    return f"found {_rate(run.found)} of {_rate(batch.quota / batch.window)}/s"
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 1000 else f"{per_second:.3g}"
+
+
+def _plots(runs: Sequence[StrategyRun], batch: Batch, cells: int) -> list[Text]:
+    """One plot per run, all to the same scale: refused requests above accepted ones."""
+    end = max((instant for run in runs for instant in (*run.accepted, *run.refused)), default=0.0)
+    # A bucket is never shorter than a window: within one, accepted requests may come in any pattern.
+    buckets = max(1, min(cells, math.ceil(end / batch.window + 1e-9)))
+    width = max(batch.window, end / buckets)
+
+    def drawn(instants: Sequence[float]) -> str:
+        return columns(counts(instants, width, buckets), batch.quota * width / batch.window, cells)
+
+    return [Text.assemble((drawn(run.refused), "red"), "\n", (drawn(run.accepted), "green")) for run in runs]
+
+
+def _bar(batch: Batch, strategy: str) -> tuple[Progress, Callable[[int, int], None]]:
+    """The progress of a run, and what moves it."""
+    progress = Progress(
+        TextColumn("[bold]{task.description}[/]"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("[red]{task.fields[refused]} refused[/]"),
+        TimeElapsedColumn(),
+    )
+    task = progress.add_task(strategy, total=batch.requests * batch.processes, refused=0)
+    return progress, lambda accepted, refused: progress.update(task, completed=accepted, refused=refused)
+
+
+def counts(instants: Sequence[float], width: float, buckets: int) -> list[int]:
+    """How many of the instants fall into each bucket of `width` seconds; what is later counts in the last one."""
+    found = [0] * buckets
+    for instant in instants:
+        found[min(buckets - 1, max(0, int(instant / width)))] += 1
+    return found
+
+
+def columns(counts: Sequence[int], top: float, cells: int) -> str:
+    """A column for each count, in one line; `top` fills it, higher ones are cut off, and a single request shows."""
+    heights = [min(8, math.ceil(8 * count / top - 1e-9)) for count in counts]
+    return "".join(_EIGHTHS[heights[cell * len(heights) // cells]] for cell in range(cells))
