@@ -105,34 +105,30 @@ async def _numbered(requests: Requests, wants: Wants) -> AsyncGenerator[tuple[in
 
 
 class _Tasks:
-    """The requests in flight, and the outcomes not handed out yet.
-
-    Attributes:
-        places: one is taken for each request that is read, and given back when its outcome is handed out.
-        failure: what the iterable raised, to be raised once all outcomes so far are handed out.
-    """
+    """The requests in flight, and the outcomes not handed out yet."""
 
     def __init__(self, send: AsyncSend, most: int) -> None:
-        self.places = anyio.Semaphore(most)
-        self.failure: Exception | None = None
         self._send = send
+        self._places = anyio.Semaphore(most)
+        """One is taken for each request that is read, and given back when its outcome is handed out."""
         self._finished: deque[Outcome | BaseException | None] = deque()
         self._arrivals = anyio.Semaphore(0)
 
     async def feed(self, requests: Requests, wants: Wants) -> None:
         """Read the requests to their end, start each once there is a place, and wait until all have ended."""
+        failure: Exception | None = None
         async with anyio.create_task_group() as group:
             try:
-                await _acquire(self.places)
+                await _acquire(self._places)
                 async with aclosing(_numbered(requests, wants)) as numbered:
                     async for index, request in numbered:
                         group.start_soon(self._work, index, request)
-                        await _acquire(self.places)
+                        await _acquire(self._places)
             except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
-                self.failure = error
+                failure = error
             except BaseException as error:  # noqa: BLE001 - raised by the generator
                 self._crash(error)
-        self._put(None)
+        self._put(failure)
 
     async def _work(self, index: int, request: httpx.Request) -> None:
         try:
@@ -160,7 +156,7 @@ class _Tasks:
         outcome = self._finished.popleft()
         if isinstance(outcome, BaseException):
             raise outcome
-        self.places.release()
+        self._places.release()
         return outcome
 
 
@@ -173,8 +169,6 @@ async def outcomes_in_tasks(
     try:
         while (outcome := await in_flight.next()) is not None:
             yield outcome
-        if in_flight.failure is not None:
-            raise in_flight.failure
     finally:
         await task.close()
 
