@@ -49,7 +49,7 @@ class App:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         record = await self._record(request)
-        number = self.log.arrived(record)
+        self.log.records.append(record)
         fault = self.take_fault(record.path)
         if isinstance(fault, Reset) and fault.at == "start":
             return _reset(request)
@@ -63,7 +63,7 @@ class App:
             _transport(request).write(reply.head[: fault.after])
             await asyncio.sleep(_SETTLE)
             return _reset(request)
-        self.log.answered(number, reply.status)
+        object.__setattr__(record, "status", reply.status)  # Frozen for everyone else.
         try:
             return await _deliver(request, reply)
         except ConnectionResetError:  # The client left in mid-body, which it may do.

@@ -1,7 +1,7 @@
 """What the server receives and what it answers: records of requests, and replies before they reach the network."""
 
 import json
-import threading
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
@@ -46,13 +46,10 @@ class RequestRecord:
 
 
 class RequestLog:
-    """The records; written by the server's thread, readable from any."""
+    """The records, the latest ones if `keep` is a number; written by the server's thread, readable from any."""
 
     def __init__(self, keep: int | None) -> None:
-        self._lock = threading.Lock()
-        self._keep = keep
-        self._records: dict[int, RequestRecord] = {}
-        self._arrivals = 0
+        self.records: deque[RequestRecord] = deque(maxlen=keep)
         self._numbers = count(1)
         self._connections: WeakKeyDictionary[object, int] = WeakKeyDictionary()
 
@@ -61,30 +58,6 @@ class RequestLog:
         if connection not in self._connections:
             self._connections[connection] = next(self._numbers)
         return self._connections[connection]
-
-    def arrived(self, record: RequestRecord) -> int:
-        """Keep a record; returns its number, for `answered`."""
-        with self._lock:
-            self._arrivals += 1
-            self._records[self._arrivals] = record
-            if self._keep is not None and len(self._records) > self._keep:
-                del self._records[next(iter(self._records))]
-            return self._arrivals
-
-    def answered(self, number: int, status: int) -> None:
-        """Record the status of a request's answer, if its record is still kept."""
-        with self._lock:
-            if record := self._records.get(number):
-                self._records[number] = replace(record, status=status)
-
-    def clear(self) -> None:
-        """Forget all records."""
-        with self._lock:
-            self._records.clear()
-
-    def __call__(self) -> list[RequestRecord]:
-        with self._lock:
-            return list(self._records.values())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -195,7 +195,7 @@ class QuotaServer(FaultMethods):
     @property
     def requests(self) -> list[RequestRecord]:
         """The requests received so far, in the order of arrival; a copy."""
-        return self._log()
+        return list(self._log.records.copy())  # Copying is one atomic step, iterating is not.
 
     def count(self, *, path: str = "/", method: str | None = None, status: int | None = None) -> int:
         """How many requests there were whose path starts with `path`, by method and by the status they got."""
@@ -203,7 +203,7 @@ class QuotaServer(FaultMethods):
             record.path.startswith(path)
             and method in (None, record.method)
             and status in (None, record.status)
-            for record in self._log()
+            for record in self.requests
         )
 
     @property
@@ -214,15 +214,15 @@ class QuotaServer(FaultMethods):
     @property
     def connections(self) -> int:
         """How many TCP connections the requests came on."""
-        return len({record.connection for record in self._log()})
+        return len({record.connection for record in self.requests})
 
     def forget_requests(self) -> None:
         """Empty `requests`; all counts start again at 0."""
-        self._log.clear()
+        self._log.records.clear()
 
     def __repr__(self) -> str:
         where = "not started" if self._port is None else self.url
-        return f"<QuotaServer {where}, {len(self._log())} requests>"
+        return f"<QuotaServer {where}, {len(self._log.records)} requests>"
 
 
 def _run(app: "App", port: int, started: "Future[tuple[int, Callable[[], object]]]") -> None:
