@@ -1,7 +1,7 @@
 """The stack of a batch, that of the settings; and the quick commands that are executed through it."""
 
 import math
-from typing import Any, Final, Self
+from typing import Any, Final
 from urllib.parse import quote
 
 import anyio
@@ -127,11 +127,8 @@ class BatchClient:
             elif response.status_code >= 300 or status_of(response) in {COMPLETED, FAILURE}:
                 return response
 
-    async def __aenter__(self) -> Self:
-        await self._client.__aenter__()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
+    async def aclose(self) -> None:
+        """Close the connections."""
         await self._client.close()
 
 

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, aclosing, suppress
 from types import FrameType
 from typing import Any, Final, Self
 
@@ -23,7 +23,7 @@ from .options import Options
 from .output_lines import escaped
 from .outputs import FileOutputs
 from .preflight import JobPlan, dry_run
-from .progress import Display, Progress, display
+from .progress import Display, Progress, display, listed
 from .runner import Runner
 
 SOME_FAILED: Final = 1
@@ -167,7 +167,7 @@ class _JobRun:
                 loop.call_soon_threadsafe(self._runner.end, "interrupted", f"interrupted by {name}")
 
         self._interrupts.on_first = interrupt
-        async with self._client, anyio.create_task_group() as group:
+        async with aclosing(self._client), anyio.create_task_group() as group:
             group.start_soon(self._watch)
             await self._runner.run()
             group.cancel_scope.cancel()
@@ -226,9 +226,8 @@ class _JobRun:
         if self._options.quiet and not code:
             return code
         if runner.duplicates:
-            shown = ", ".join(f"{own_id} in line {number}" for number, own_id in runner.duplicates[:_SHOWN])
-            more = ", ..." if len(runner.duplicates) > _SHOWN else ""
-            say(f"duplicate custom_id: {shown}{more}; use `id` to tell these lines apart")
+            shown = listed([f"{own_id} in line {number}" for number, own_id in runner.duplicates], _SHOWN)
+            say(f"duplicate custom_id: {shown}; use `id` to tell these lines apart")
         if codes:
             self._explain_failures()
         tokens = job.usage.text(self._options.prices)
@@ -239,12 +238,11 @@ class _JobRun:
 
     def _explain_failures(self) -> None:
         outputs, codes = self._job.outputs, self._job.outputs.codes
-        shown = ", ".join(f"{count:,} {code}" for code, count in codes.most_common(_SHOWN))
-        more = ", ..." if len(codes) > _SHOWN else ""
+        shown = listed([f"{count:,} {code}" for code, count in codes.most_common()], _SHOWN)
         if not isinstance(outputs, FileOutputs):
-            say(f"failed: {shown}{more}")
+            say(f"failed: {shown}")
             return
-        say(f"failed, in {outputs.failures.path}: {shown}{more}")
+        say(f"failed, in {outputs.failures.path}: {shown}")
         if set(codes) == {"invalid_line"}:
             say("to send them, correct these lines in a file of their own, and run that as another job")
         else:

@@ -16,6 +16,7 @@ from .append_file import WriteError
 from .input_lines import ALL_LINES, Shard, Survey
 from .journal import read_header, records
 from .outputs import SUFFIX, Paths, entries_in
+from .progress import listed
 
 _OPEN_FILES: Final = 64
 
@@ -172,7 +173,7 @@ def _check_complete(outputs: list[Paths], present: set[int]) -> None:
     ]
     if missing:
         raise ConfigurationError(
-            f"{_listed(missing)} of the input {'has' if len(missing) == 1 else 'have'} no outcome: resume the jobs that"
+            f"{_lines(missing)} of the input {'has' if len(missing) == 1 else 'have'} no outcome: resume the jobs that"
             " halted, pass all shards, or pass --partial to join what there is"
         )
 
@@ -189,7 +190,7 @@ def _input_of(journal: Path) -> tuple[Shard, Survey | None]:
     return Shard.parse(header.facts.get("options", {}).get("--shard") or "0/1"), survey
 
 
-def _listed(numbers: list[int]) -> str:
+def _lines(numbers: list[int]) -> str:
     """Numbers for people: `lines 3, 7, 8 (3 lines)`."""
-    shown = ", ".join(map(str, numbers[:_SHOWN])) + (", ..." if len(numbers) > _SHOWN else "")
+    shown = listed(list(map(str, numbers)), _SHOWN)
     return f"line {shown}" if len(numbers) == 1 else f"lines {shown} ({len(numbers):,} lines)"

@@ -85,11 +85,10 @@ class Options:
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False
 
     def __post_init__(self) -> None:
-        for name in ("resume", "retry_failed"):
-            if getattr(self, name) and self.restart:
-                option = name.replace("_", "-")
-                msg = f"--{option} continues a job and --restart starts it over: pass only one of them"
-                raise ConfigurationError(msg)
+        if self.goes_on and self.restart:
+            raise ConfigurationError(
+                "--resume and --retry-failed continue a job, and --restart starts it over: pass only one of them"
+            )
         if self.out is None and not self.dry_run:
             raise ConfigurationError("pass -o OUT, such as -o answers.jsonl, or -o - for stdout")
         if self.to_stdout and (self.goes_on or self.restart):

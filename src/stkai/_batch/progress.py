@@ -1,7 +1,7 @@
 """The progress of a run on stderr: lines, tokens and dollars; a bar in a terminal, plain lines elsewhere."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,11 @@ _MILLION: Final = 1_000_000
 def count(number: int, what: str) -> str:
     """A number of things: 1 line, 3,000 lines."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def listed(words: Sequence[str], most: int) -> str:
+    """The first of several words."""
+    return ", ".join(words[:most]) + (", ..." if len(words) > most else "")
 
 
 def show_count(count: float) -> str:

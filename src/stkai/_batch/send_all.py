@@ -14,7 +14,7 @@ from collections.abc import (
 from contextlib import aclosing, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 import httpx
 
@@ -151,10 +151,8 @@ class _OutcomeLog(RunState):
             if self.journal is not None:
                 self.journal.handed_out(outcome.index)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the journal."""
         if self.journal is not None:
             self.journal.close()
 
@@ -174,7 +172,7 @@ async def _asend_all(
     most: int,
     path: JournalPath | None,
 ) -> AsyncGenerator[Outcome, None]:
-    with _OutcomeLog(path, most) as log:
+    with closing(_OutcomeLog(path, most)) as log:
         sent = outcomes_in_tasks(partial(log.send, send), requests, most, log.wants)
         async with aclosing(sent) as outcomes:
             async for outcome in outcomes:
@@ -188,7 +186,7 @@ def _send_all(
     most: int,
     path: JournalPath | None,
 ) -> Generator[Outcome, None, None]:
-    with _OutcomeLog(path, most) as log:
+    with closing(_OutcomeLog(path, most)) as log:
         sent = outcomes_in_threads(partial(log.send, send), requests, most, log.wants)
         with closing(sent) as outcomes:
             try:
