@@ -18,7 +18,6 @@ from stkai import __main__ as cli
 from stkai.__main__ import build_app
 from stkai._cli import demo
 from stkai._cli.demo import STRATEGIES, Batch, StrategyRun
-from stkai._cli.explain import _ago
 from stkai.transports._limits.pace.saved_rate import LearnedRate, SavedRate
 
 
@@ -132,7 +131,7 @@ def test_explain_shows_what_an_earlier_program_has_found(
     assert "Warm start: nothing from the last day in" in " ".join(lines)
     SavedRate("key").write(LearnedRate(1.5, 60.0), datetime.now(UTC))
     output = run("explain").output
-    assert "Warm start: 1.5 requests per second, window 60 s, saved 0 s ago" in output
+    assert "Warm start: 1.5 requests per second, window 60 s, saved 0:00 ago" in output
     assert len(list(tmp_path.rglob("*.json"))) == 1
     SavedRate("key").write(LearnedRate(1.5, 60.0, finding="in flight: 8"), datetime.now(UTC))
     output = run("explain").output
@@ -164,13 +163,6 @@ def test_explain_says_that_nothing_can_be_kept_without_a_home(monkeypatch: pytes
     for name, value in {"ENABLED": "true", "STRATEGY": "adaptive", "WARM_START": "key"}.items():
         monkeypatch.setenv(f"STKAI_RATE_LIMIT_{name}", value)
     assert "set XDG_CACHE_HOME" in run("explain").output
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (119, "119 s"), (600, "10 min"), (80_000, "22 h")]
-)
-def test_an_age_is_given_in_a_suitable_unit(seconds: float, text: str) -> None:
-    assert _ago(seconds) == text
 
 
 def test_explain_without_authentication_says_what_would_help() -> None:

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .._batch.progress import show_time
 from .._builder import StackBuilder
 from .._config import STKAI
 from .._errors import ConfigurationError
@@ -78,16 +79,9 @@ def _remembered(name: str, share: str | None) -> str:
         return f"nothing from the last day in {saved.path}."
     limit = (f", {found.finding}" if found.finding else "") if found.refused else ", without a refusal"
     return (
-        f"{found.rate:.3g} requests per second{limit}, window {found.window:g} s, saved {_ago(found.age)} ago"
+        f"{found.rate:.3g} requests per second{limit}, window {found.window:g} s, saved {show_time(found.age)} ago"
         f" in {saved.path}."
     )
-
-
-def _ago(seconds: float) -> str:
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _share(limiter: QuotaLimiter) -> str:

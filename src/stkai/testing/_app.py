@@ -6,13 +6,13 @@ import struct
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from email.utils import formatdate
 
 from aiohttp import web
 from multidict import CIMultiDict
 
 from .._clock import Clock, uniform
 from ._faults import Answer, Fault, Hang, Reset
-from ._quota import http_date
 from ._requests_and_replies import Reply, RequestLog, RequestRecord
 from ._service import APIS, Service
 
@@ -88,7 +88,7 @@ class App:
             reply = fault.reply()
         else:
             reply = self.service.answer(record, self.clock.monotonic(), utcnow)
-        return fault.apply(reply).with_default("date", http_date(utcnow.timestamp()))
+        return fault.apply(reply).with_default("date", formatdate(utcnow.timestamp(), usegmt=True))
 
 
 async def _deliver(request: web.Request, reply: Reply) -> web.StreamResponse:

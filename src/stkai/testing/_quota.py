@@ -6,8 +6,8 @@ They read no clock: `admit(now)` takes the time, which must not go back. A refus
 
 import math
 from collections import deque
-from datetime import UTC, datetime
-from email.utils import format_datetime
+from datetime import datetime
+from email.utils import formatdate
 from typing import Literal
 
 from .._checks import SECONDS, SOME_SECONDS, at_least, check_choice, check_number
@@ -139,7 +139,7 @@ class Gate:
         if self._retry_after == "true":
             return (("retry-after", str(math.ceil(wait))),)
         if self._retry_after == "date":
-            return (("retry-after", http_date(math.ceil(utcnow.timestamp() + wait))),)
+            return (("retry-after", formatdate(math.ceil(utcnow.timestamp() + wait), usegmt=True)),)
         return (("retry-after", f"{self._retry_after:g}"),)
 
 
@@ -162,11 +162,6 @@ def rate_headers(style: str, quota: FixedWindow, now: float, utcnow: datetime) -
         ("x-ratelimit-remaining-requests", str(remaining)),
         ("x-ratelimit-reset-requests", _duration(reset_in)),
     )
-
-
-def http_date(timestamp: float) -> str:
-    """An HTTP-date (RFC 9110, section 5.6.7); whole seconds."""
-    return format_datetime(datetime.fromtimestamp(math.floor(timestamp), UTC), usegmt=True)
 
 
 def _duration(seconds: float) -> str:
