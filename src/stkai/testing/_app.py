@@ -93,7 +93,7 @@ class App:
 
 async def _deliver(request: web.Request, reply: Reply) -> web.StreamResponse:
     headers = CIMultiDict(reply.headers)
-    pieces = [] if reply.status in _NO_BODY else list(reply.sent())
+    pieces = () if reply.status in _NO_BODY else reply.sent()
     if reply.ending == "keep" and not reply.streamed and not (reply.pause and len(pieces) > 1):
         return web.Response(status=reply.status, headers=headers, body=b"".join(pieces))
     response = web.StreamResponse(status=reply.status, headers=headers)

@@ -2,7 +2,6 @@
 
 import json
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Literal
@@ -92,16 +91,11 @@ class Reply:
         lines = (f"HTTP/1.1 {self.status} OK", *(f"{name}: {value}" for name, value in self.headers))
         return "\r\n".join(lines).encode()
 
-    def sent(self) -> Iterator[bytes]:
+    def sent(self) -> tuple[bytes, ...]:
         """The pieces that are written."""
         if self.cut is None:
-            yield from self.pieces
-            return
-        left = min(self.cut, len(self.body) - 1)
-        for piece in self.pieces:
-            if left > 0:
-                yield piece[:left]
-                left -= len(piece)
+            return self.pieces
+        return (self.body[: max(0, min(self.cut, len(self.body) - 1))],)
 
     def with_headers(self, headers: Headers) -> "Reply":
         """The same answer with more headers."""
