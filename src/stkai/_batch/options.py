@@ -20,7 +20,7 @@ from .request_formats import Format, InvalidLineError, check_url, join_url
 QUICK_COMMANDS: Final = "https://genai-code-buddy-api.stackspot.com"
 """Where StackSpot runs quick commands."""
 
-_PLACEHOLDER: Final = re.compile(r"\{[^{}]+\}")
+_UNWANTED: Final = re.compile(r"#|\{[^{}]+\}")
 _ABOUT_ONE_RUN: Final = frozenset({"source", "out", "resume", "restart", "retry_failed", "dry_run"})
 
 
@@ -115,12 +115,10 @@ class Options:
             check_url(self.base_url, "--base-url")
         except InvalidLineError as error:
             raise ConfigurationError(str(error)) from error
-        if "#" in self.base_url:
-            raise ConfigurationError("--base-url must not contain a fragment: leave out what follows #")
-        placeholder = _PLACEHOLDER.search(self.base_url)
-        if placeholder is not None:
+        unwanted = _UNWANTED.search(self.base_url)
+        if unwanted is not None:
             raise ConfigurationError(
-                f"--base-url contains {placeholder[0]}, but only strings of the --body template are filled in"
+                f"--base-url must not contain {unwanted[0]}: it has no fragment, and only --body has placeholders"
             )
 
     @property

@@ -93,16 +93,16 @@ def body_of(response: httpx.Response) -> Part:
     return Part(None, json.dumps({"content_type": kind, "base64": b64encode(content).decode()}))
 
 
-def failure_of_answer(response: httpx.Response, body: Part | None, sent_to: httpx.URL) -> LineFailure:
+def failure_of_answer(response: httpx.Response, body: Part) -> LineFailure:
     """The code and the message for an answer that is a failure."""
     status = response.status_code
     message = f"the server answered {status} {visible(response.reason_phrase)}".rstrip()
-    said = "" if body is None else _said(body.value)
+    said = _said(body.value)
     message += f": {said}" if said else ""
     if 300 <= status < 400:
         message += f"; a batch follows no redirects{_redirect(response)}"
     if status in _SHOWS_URL:
-        message += f"; the request was sent to {_shown(sent_to)}"
+        message += f"; the request was sent to {_shown(response.request.url)}"
     return LineFailure(f"http_{status}", message)
 
 

@@ -215,7 +215,7 @@ class Runner:
             body = body_of(response)
             self._job.usage.add(body.value)
             if response.status_code >= 300:
-                failure = failure_of_answer(response, body, response.request.url)
+                failure = failure_of_answer(response, body)
                 if response.status_code >= 500:
                     failure = self._may_have_acted(line, failure)
             elif self._options.quick_command is not None and status_of(response) == FAILURE:
