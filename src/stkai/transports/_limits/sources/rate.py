@@ -45,20 +45,17 @@ class Rate(Source):
         self._at = now
         if start == -math.inf:
             self.credit = self.burst
-        else:
-            self._release(start, now)
-
-    def _release(self, start: float, now: float) -> None:
-        if start < self.paused_until:
-            start = min(now, self.paused_until)
-        self._add(self.rate * (now - start))
-
-    def _add(self, permits: float) -> None:
-        """Add permits, up to the burst and what waiters that wake late are owed."""
-        credit, most = self.credit + permits, self.burst
-        if credit > most:
+            return
+        credit, most = self._released(start, now), self.burst
+        if credit > most:  # Waiters that wake late are owed more.
             credit = min(credit, most + min(self.waiting, self.rate * LATE)) if self.waiting else most
         self.credit = credit
+
+    def _released(self, start: float, now: float) -> float:
+        """The credit with what is released from `start` to `now`, whatever the burst is."""
+        if start < self.paused_until:
+            start = min(now, self.paused_until)
+        return self.credit + self.rate * (now - start)
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         if now > self._at:
@@ -101,7 +98,7 @@ class PacedRate(Rate):
         super().__init__(pace.mode.rate, pace.mode.burst, limit="adaptive rate")
         self.pace = pace
 
-    def _release(self, start: float, now: float) -> None:
+    def _released(self, start: float, now: float) -> float:
         mode, waiting = self.pace.mode, False
         if self.waiting:
             # Those who wait may do so for the permits of another source.
@@ -110,11 +107,8 @@ class PacedRate(Rate):
         released = mode.release(start, now, waiting=waiting)
         if mode.rate != self.rate and waiting:
             self.pace.moved()
-        self.rate, self.burst, credit = mode.rate, mode.burst, mode.credit
-        if credit is None:
-            self._add(released)
-        else:
-            self.credit = credit
+        self.rate, self.burst = mode.rate, mode.burst
+        return self.credit + released if mode.credit is None else mode.credit
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         if now > self._at:
@@ -141,8 +135,8 @@ class PacedRate(Rate):
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         self._advance(answer.now)
         change, before = self.pace.learn(turn, answer), self.credit
-        self._release(answer.now, answer.now)
-        self.credit = min(self.credit, max(before, self.burst))  # What an answer releases is owed to nobody.
+        credit = self._released(answer.now, answer.now)
+        self.credit = min(credit, max(before, self.burst))  # What an answer releases is owed to nobody.
         return change
 
     def update(self, limits: Limits) -> None:
