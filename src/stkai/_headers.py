@@ -40,6 +40,9 @@ def headers_of(
     if given:
         names, own = Fields.of(given)
         items = [*(each for each in items if each[1] not in names), *own]
+    kind = type(_NO_HEADERS)
+    if not _is_known(kind):
+        return kind([(name, value) for name, _, value in items])
     return _made_of(items, _NO_HEADERS)
 
 
@@ -91,26 +94,27 @@ class Fields(NamedTuple):
 def with_fields(headers: httpx.Headers, fields: Fields) -> httpx.Headers:
     """A copy of the headers, of httpx or httpx2, with these fields in place of all others of the same names."""
     names, items = fields
-    given = getattr(headers, "_list", None)
-    if given is None:  # Private in both packages: a later version may keep its headers in another way.
+    if not _is_known(type(headers)):
         copy = headers.copy()
         for name, _, value in items:
             copy[name.decode("ascii")] = value.decode("latin-1")
         return copy
-    kept = [*given, *items]
-    for name in names:
-        if name in map(_lower_name, given):
-            kept = [*(each for each in given if each[1] not in names), *items]
+    kept = [each for each in headers._list if each[1] not in names]  # noqa: SLF001
+    kept += items
     return _made_of(kept, headers)
 
 
 def _made_of(items: list[_Item], model: httpx.Headers) -> httpx.Headers:
-    """Headers like the model with these items, which need not be encoded again."""
-    if not hasattr(model, "_list"):
-        return type(model)([(name, value) for name, _, value in items])
+    """Headers like the model, which are known, with these items, which need not be encoded again."""
     made = object.__new__(type(model))
-    made.__dict__ = {**model.__dict__, "_list": items}
+    made._list, made._encoding = items, model._encoding  # noqa: SLF001
     return made
+
+
+@cache
+def _is_known(kind: type[httpx.Headers]) -> bool:
+    """Whether such headers consist of these attributes, which are private in httpx and httpx2, and may change."""
+    return vars(kind()).keys() == {"_list", "_encoding"}
 
 
 @cache

@@ -55,7 +55,7 @@ class Call(NamedTuple):
             ConfigurationError: the extension holds something else.
         """
         options = request.extensions.get(OPTIONS, NO_OPTIONS)
-        if not isinstance(options, RequestOptions):
+        if options is not NO_OPTIONS and not isinstance(options, RequestOptions):
             msg = f'extensions["stkai"] must be a stkai.RequestOptions, not {type(options).__name__}'
             raise ConfigurationError(msg)
         if ENTERED.get():

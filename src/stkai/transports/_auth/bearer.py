@@ -166,8 +166,10 @@ class BearerAuth(HoldsSecret):
         """
         provider = self.provider
         cached = provider.cached_access_token()
-        if cached is None or not self._has_own_headers:
-            return None if cached is None else self.token(cached)
+        if cached is None:
+            return None
+        if not self._has_own_headers:
+            return self._tokens.get(cached) or self.token(cached)
         try:
             return self.token(provider.get_auth_headers())
         except AuthenticationError:
