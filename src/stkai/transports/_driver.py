@@ -102,24 +102,15 @@ def _with_redirect(
     return response
 
 
-def _sleep(seconds: float, attempt: Attempt, clock: Clock) -> None:
-    """Sleep, unless the stack is closed.
-
-    Raises:
-        RuntimeError: it is closed.
-    """
-    closing = attempt.closing
-    if closing is None or not is_system_clock(clock):
-        clock.sleep(seconds)
-    else:
-        closing.wait(seconds)
-    require_open(attempt)
-
-
 def _perform(operation: Operation, attempt: Attempt, clock: Clock) -> Any:
     match operation:
         case Sleep():
-            _sleep(operation.seconds, attempt, clock)
+            closing = attempt.closing
+            if closing is None or not is_system_clock(clock):
+                clock.sleep(operation.seconds)
+            else:  # It ends early if the stack is closed.
+                closing.wait(operation.seconds)
+            require_open(attempt)
         case Read():
             read(operation.response)
         case Close():
@@ -166,7 +157,7 @@ class _Bounded:
             raise self._attempt.too_late(self.deadline)
         match operation:
             case Sleep():
-                _sleep(min(operation.seconds, left), self._attempt, self._clock)
+                _perform(Sleep(min(operation.seconds, left)), self._attempt, self._clock)
                 if operation.seconds and self.left() <= 0:
                     raise self._attempt.too_late(self.deadline)
                 return None

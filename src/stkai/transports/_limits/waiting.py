@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from ..._clock import Clock
 from ..._errors import ConfigurationError, TokenAcquisitionTimeoutError
+from ..._log import LONG_WAIT
 from ...events import Rejected, Waited
 from .._call import Attempt, SignatureExpired
 from .._operations import Operation, Sleep, Steps
@@ -19,9 +20,6 @@ _REAL: Final = (int, float)
 
 _LONGEST: Final = 3600.0
 """Seconds; a longer wait is slept in pieces: every system limits the length of a sleep."""
-
-_LONG: Final = 1.0
-"""Seconds; a longer wait is worth a line in the log."""
 
 
 class TooLongError(Exception):
@@ -76,7 +74,10 @@ class Waiting:
         try:
             while wait != 0:
                 if isinstance(wait, _REAL) and wait > 0:
-                    yield Sleep(self._until_next(wait, now))
+                    left = min(self.deadline - now, self.limit - (now - start))
+                    if wait > left + TICK and not (turn.is_guess and left > TICK):
+                        raise TooLongError(wait, now - start, self.deadline - now)
+                    yield Sleep(min(wait, turn.nap, left, _LONGEST))
                 elif isinstance(wait, Operation):
                     yield wait
                 else:
@@ -90,14 +91,6 @@ class Waiting:
             limiter.leave(turn, self.now)
             raise
         return now
-
-    def _until_next(self, wait: float, now: float) -> float:
-        """Seconds until the limiter is asked again."""
-        turn, waited = self.turn, now - self.start
-        left = min(self.deadline - now, self.limit - waited)
-        if wait > left + TICK and not (turn.is_guess and left > TICK):
-            raise TooLongError(wait, waited, self.deadline - now)
-        return min(wait, turn.nap, left, _LONGEST)
 
 
 class CallWaiting(Waiting):
@@ -170,7 +163,7 @@ class CallWaiting(Waiting):
 
     def _report(self, waited: float) -> None:
         layer, held = self._layer, self.held
-        if layer.context.hears(logging.INFO if waited > _LONG else logging.DEBUG):
+        if layer.context.hears(logging.INFO if waited > LONG_WAIT else logging.DEBUG):
             # The limit that held it up for longest.
             source: Any = None if held is None else max(held, key=held.__getitem__, default=None)
             limit = "" if source is None else str(source.limit)
