@@ -121,6 +121,7 @@ class Attempt:
     paced = excused = False
     _numbers: Iterator[int] | None = None
     _following: "Attempt | None" = None
+    _info: "events.CallInfo | None" = None
 
     def __init__(self, call: Call, number: int = 1, record: CallRecord | None = None) -> None:
         # Python reads what has a default on the class more slowly: these are read in every call.
@@ -201,10 +202,14 @@ class Attempt:
     @property
     def info(self) -> "events.CallInfo":
         """How events describe it."""
-        call = self.call
-        url = call.request.url
-        port = url.port or DEFAULT_PORTS.get(url.scheme)
-        return events.CallInfo(id=call.id, method=call.method, host=call.host, attempt=self.number, port=port)
+        if self._info is None:
+            call = self.call
+            url = call.request.url
+            port = url.port or DEFAULT_PORTS.get(url.scheme)
+            self._info = events.CallInfo(
+                id=call.id, method=call.method, host=url.host, attempt=self.number, port=port
+            )
+        return self._info
 
     def too_late(self, deadline: float) -> DeadlineExceededError:
         """The error to raise when the deadline has passed."""

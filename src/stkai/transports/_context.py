@@ -1,6 +1,7 @@
 """What a stack gives each of its layers: a clock, random numbers and a listener; its calls' and attempts' events."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from logging import DEBUG
 from typing import Final
 
@@ -91,10 +92,12 @@ def call_failed(context: Context, attempt: Attempt, error: BaseException) -> Non
 def _call_finished(
     context: Context, attempt: Attempt, now: float, *, status: int | None = None, error: str | None = None
 ) -> None:
-    record = attempt.record
+    record, info = attempt.record, attempt.info
+    if record.attempts != info.attempt:
+        info = replace(info, attempt=record.attempts)
     context.emit(
         events.CallFinished(
-            call=Attempt(attempt.call, record.attempts, record).info,
+            call=info,
             status=status,
             error=error,
             attempts=record.attempts,
