@@ -117,7 +117,7 @@ class Job:
             return self.is_done
         # Thousands of tasks may wait here: on asyncio, nothing comes between a task and its timer.
         done = loop.create_future()
-        timer = None if seconds == math.inf else loop.call_later(seconds, _settle, done)
+        timer = None if seconds == math.inf else loop.call_at(loop.time() + seconds, _settle, done)
         self._waiting[id(done)] = partial(run_soon, loop, _settle, done)
         try:
             if not self.is_done:

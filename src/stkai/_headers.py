@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from operator import itemgetter
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 import httpx
 
@@ -38,8 +39,8 @@ def headers_of(
     if content is not None:
         items.append((b"Content-Type", b"content-type", b"application/json"))
     if given:
-        names, own = Fields.of(given)
-        items = [*(each for each in items if each[1] not in names), *own]
+        own = Fields.of(given)
+        items = [*(each for each in items if each[1] not in own.names), *own.items]
     kind = type(_NO_HEADERS)
     if not _is_known(kind):
         return kind([(name, value) for name, _, value in items])
@@ -73,7 +74,8 @@ def check_headers(given: Mapping[str, str] | None) -> httpx.Headers:
     return headers
 
 
-class Fields(NamedTuple):
+@dataclass(frozen=True, slots=True)  # Python reads slots faster than the fields of a NamedTuple.
+class Fields:
     """Headers to be set on many requests, encoded once.
 
     Attributes:
@@ -81,19 +83,19 @@ class Fields(NamedTuple):
         items: the headers.
     """
 
-    names: tuple[bytes, ...]
+    names: frozenset[bytes]
     items: tuple[_Item, ...]
 
     @classmethod
     def of(cls, given: Mapping[str, str]) -> Self:
         """The headers in `given`, checked like those of a call."""
         items = tuple((name, name.lower(), value) for name, value in check_headers(given).raw)
-        return cls(tuple({name for _, name, _ in items}), items)
+        return cls(frozenset(name for _, name, _ in items), items)
 
 
 def with_fields(headers: httpx.Headers, fields: Fields) -> httpx.Headers:
     """A copy of the headers, of httpx or httpx2, with these fields in place of all others of the same names."""
-    names, items = fields
+    names, items = fields.names, fields.items
     if not _is_known(type(headers)):
         copy = headers.copy()
         for name, _, value in items:

@@ -27,6 +27,10 @@ ATTEMPT: Final = "stkai.attempt"
 
 _numbers = itertools.count(1)
 
+# Python looks up attributes of built-in classes anew each time.
+_new_tuple: Final = tuple.__new__
+_entered: Final = ENTERED.get
+
 
 class Call(NamedTuple):
     """One call with all its attempts. Immutable; created by the outermost layer, or by the client.
@@ -58,10 +62,10 @@ class Call(NamedTuple):
         if options is not NO_OPTIONS and not isinstance(options, RequestOptions):
             msg = f'extensions["stkai"] must be a stkai.RequestOptions, not {type(options).__name__}'
             raise ConfigurationError(msg)
-        if ENTERED.get():
+        if _entered():
             options = options.over(ambient())
         # Faster than the constructor.
-        call = tuple.__new__(cls, (next(_numbers), request, options, now, None, buffered))
+        call = _new_tuple(cls, (next(_numbers), request, options, now, None, buffered))
         if options is NO_OPTIONS or options.deadline is UNSET or options.deadline is None:
             return call
         return call.within(options.deadline)
@@ -226,7 +230,7 @@ class Attempt:
         """Attach the record to the response."""
         record, call = self.record, self.call
         on_wire = now - call.started - record.queued - record.backed_off - record.authenticating
-        record.on_wire = on_wire if on_wire > 0 else 0.0
+        record.on_wire = max(0.0, on_wire)
         response.extensions[OPTIONS] = record
         if response.status_code in CONTINUED or CHAIN in call.request.extensions:
             note_answer(call.request, call.started, record.queued, response)

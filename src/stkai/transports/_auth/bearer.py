@@ -189,7 +189,9 @@ class BearerAuth(HoldsSecret):
                 ' spaces or line breaks, and without "Bearer"'
             )
             raise AuthenticationError(msg)
-        return copy_request(request, headers=with_fields(request.headers, token.fields))
+        signed = copy_request(request)
+        signed.headers = with_fields(request.headers, token.fields)
+        return signed
 
     def __repr__(self) -> str:
         provider = getattr(self, "provider", None)  # None in the tracebacks of the constructor.

@@ -74,7 +74,7 @@ class _LimitFlow(LayerBase):
         except BaseException:  # An interrupt, or a limiter of the user's own.
             limiter.leave(turn, sent)
             raise
-        if wait != 0:
+        if wait != 0.0:
             waiting = CallWaiting(self, limiter, turn, plan, attempt)
             try:
                 sent = yield from waiting.steps(wait, sent)

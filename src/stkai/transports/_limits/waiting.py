@@ -72,7 +72,7 @@ class Waiting:
         self.start = now = start
         limiter, turn, clock = self.limiter, self.turn, self.clock
         try:
-            while wait != 0:
+            while wait != 0.0:
                 if isinstance(wait, _REAL) and wait > 0:
                     left = min(self.deadline - now, self.limit - (now - start))
                     if wait > left + TICK and not (turn.is_guess and left > TICK):

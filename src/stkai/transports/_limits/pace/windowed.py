@@ -119,7 +119,7 @@ class WindowedRate:
         if now <= start:
             return released
         holds = waiting or now < self._held_until
-        if holds != self.history.holds:
+        if holds is not self.history.holds:
             self.history.note(start, holds=holds)
         seconds = now - start if start >= self.paused_until else max(0.0, now - self.paused_until)
         if self.guide.in_force:

@@ -63,7 +63,7 @@ class Rate(Source):
         missing, until = ahead + 1 - self.credit, self.paused_until
         if missing <= ROUNDING and now >= until:
             return 0.0
-        wait = missing / self.rate if missing > 0 else 0.0
+        wait = missing / self.rate if missing > 0.0 else 0.0
         if now < until:
             wait += until - now
         return max(TICK, wait)
@@ -116,7 +116,7 @@ class PacedRate(Rate):
         mode, missing = self.pace.mode, ahead + 1 - self.credit
         if missing <= ROUNDING and now >= self.paused_until and now >= mode.paused_until:
             return 0.0
-        wait = mode.time_for(missing, now) if missing > 0 else 0.0
+        wait = mode.time_for(missing, now) if missing > 0.0 else 0.0
         wait = max(TICK, wait + max(0.0, self.paused_until - now, mode.paused_until - now))
         turn.nap = min(turn.nap, mode.nap(wait))
         return wait
