@@ -137,7 +137,7 @@ def test_a_program_that_stood_still_for_an_hour_goes_on() -> None:
     assert min(waits[3:]) > 0
     assert [cold.wait(3600.0, turn) for turn in turns[3:6]] == [0.0, 0.0, 0.0]
     assert math.isfinite(cold.rate)
-    cold.refuse(3600.1, sent=3600.0, asked=1.0)
+    cold.refuse(3600.1, sent=3600.0, asked=5.0)
     assert 0 < cold.rate < 1
 
 
@@ -150,16 +150,29 @@ def test_a_start_whose_rate_brings_its_burst_back_at_once_need_not_hear_of_succe
     assert not fast.queue.listens(0.1)
 
 
-@pytest.mark.parametrize(("asked", "rate"), [(1, 1.0), (2, 1 / 1.6), (4, 1 / 4.1)])
+@pytest.mark.parametrize(("asked", "rate"), [(3, 1 / 3.1), (4, 1 / 4.1)])
 def test_who_is_refused_at_once_still_gets_a_request_in_the_time_asked_for(asked: float, rate: float) -> None:
     one = Sender()
     one.refuse(0.1, sent=0.0, asked=asked, turn=one.force(0.0))
     assert one.rate == pytest.approx(rate, rel=0.01)
 
 
-def test_a_wait_of_zero_seconds_says_nothing_unless_longer_ones_were_asked_for() -> None:
-    for earlier, finding in (([], "no Retry-After"), ([3.0], "time_window=30")):
+@pytest.mark.parametrize("short", [0.0, 1.0, 2.0])
+def test_a_short_wait_says_nothing_unless_longer_ones_were_asked_for(short: float) -> None:
+    for earlier, finding in (([], "short Retry-After"), ([3.0], "time_window=30")):
         one = Sender()
-        for now, asked in enumerate([*earlier, 0.0]):
+        for now, asked in enumerate([*earlier, short]):
             one.refuse(10.0 * now + 0.1, sent=10.0 * now, asked=asked, turn=one.force(10.0 * now))
         assert finding in str(one.pace)
+
+
+@pytest.mark.parametrize(("gap", "finding"), [(0.5, "short Retry-After"), (1.0, "time_window=")])
+def test_a_short_wait_says_something_to_a_sender_with_few_requests(gap: float, finding: str) -> None:
+    one, now = Sender(), 0.0
+    one.refuse(0.1, sent=0.0, asked=1.0, turn=one.force(0.0))
+    while now < 20.0:
+        now += gap
+        one.force(now)
+        one.accept(now)
+    one.refuse(now + 1.1, sent=now + 1.0, asked=1.0, turn=one.force(now + 1.0))
+    assert finding in str(one.pace)

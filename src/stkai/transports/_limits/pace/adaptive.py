@@ -136,13 +136,12 @@ class Adaptive:
         explained = self._follow(reading, now, sent, refused=True)
         if pause.is_soft(asked or 0.0) and not (explained or self._is_plain):
             turn.excused = self._is_bad_luck(turn, now)
-        # A wait of zero stands for a part of a second, or comes from a server that asks for longer ones as well.
-        is_silent = asked is None or (asked == 0 and not self.quota.was_asked)
+        is_silent = asked is None or (not self.quota.was_asked and self._is_coarse(asked, now))
         if is_silent and reading is None and not explained and self._can_be_blind():
             if isinstance(self.mode, BlindRate):
                 self.mode.refused(turn, now, sent, chance)
             else:
-                self.mode = BlindRate(self.quota, windowed.found(now, sent), now)
+                self.mode = BlindRate(self.quota, windowed.found(now, sent), now, asks=asked is not None)
             is_news = self._has_moved()
         else:
             self._open_eyes(now)
@@ -153,6 +152,13 @@ class Adaptive:
             return None
         found = first and windowed.start.over and not self.quota.is_given
         return self._report(self.rate, _FOUND if found else self.mode.reason(self._reported))
+
+    def _is_coarse(self, asked: float, now: float) -> bool:
+        """Whether a wait in whole seconds is too long to go by: zero is a part of one, and one is many of our gaps."""
+        if asked == 0:
+            return True
+        is_slow = isinstance(self.mode, BlindRate) and self.mode.is_slow(now)
+        return pause.is_soft(asked) and not (self.quota.is_given or is_slow)
 
     def _is_bad_luck(self, turn: Turn, now: float) -> bool:
         """Whether a refusal uses up no attempt: a window that others have used up may soon end."""

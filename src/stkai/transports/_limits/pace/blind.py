@@ -49,6 +49,9 @@ what is usual."""
 _LONGEST_STEP = 1.0
 """Seconds of growth at a time: in a longer step, the program stood still."""
 
+_SLOW, _JUDGED_AFTER = 1.5, 10.0
+"""Accepted requests per second below which a wait of a second or two says something, and seconds until it shows."""
+
 _PAIRED = 0.002
 """Seconds after which the second of a pair asks again if it woke before the first."""
 
@@ -63,6 +66,7 @@ class BlindRate:
         quota: the ceiling, if it is known.
         found: what was found before the first refusal.
         now: when that came.
+        asks: whether it asked for a wait, if only for a second or two.
 
     Attributes:
         rate: requests per second.
@@ -76,8 +80,8 @@ class BlindRate:
     burst = 1.0
     paused_until = ignores_successes_until = -math.inf
 
-    def __init__(self, quota: KnownQuota, found: Found, now: float) -> None:
-        self._quota, self._starting = quota, found.is_open
+    def __init__(self, quota: KnownQuota, found: Found, now: float, *, asks: bool = False) -> None:
+        self._quota, self._starting, self._asks = quota, found.is_open, asks
         rate = _START if found.is_open and not quota.is_given else found.rate
         self._test = PairTest(now, is_bursty=found.is_bursty)
         self._in_flight = InFlightLimit()
@@ -91,15 +95,21 @@ class BlindRate:
         # What was refused until now has been taken into account.
         self._cut_at = self._accepted_at = now
         self._due = now + 1 / self.rate
+        self._began, self._accepted = now, 0
 
     def __str__(self) -> str:
         numbers = f"{self._quota}, " if self._quota.is_given else "found: "
-        return f"{numbers}{self.finding or 'no Retry-After'}"
+        return f"{numbers}{self.finding or ('short Retry-After' if self._asks else 'no Retry-After')}"
 
     @property
     def is_strict(self) -> bool:
         """Whether the server spaces requests out: what it refuses are collisions."""
         return self._test.is_strict
+
+    def is_slow(self, now: float) -> bool:
+        """Whether so little has been accepted that a wait of a second or two is not long."""
+        seconds = now - self._began
+        return seconds > _JUDGED_AFTER and self._accepted < _SLOW * seconds
 
     @property
     def _outage(self) -> int:
@@ -208,6 +218,7 @@ class BlindRate:
         """Note that a request was accepted."""
         self._in_flight.ended()
         self._in_flight.accepted(sent)
+        self._accepted += 1
         if turn.mark is not None:
             outcome = self._test.hear(turn.mark, now, accepted=True, starting=self._starting)
             if outcome is PairOutcome.BOTH:

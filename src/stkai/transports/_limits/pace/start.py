@@ -44,9 +44,6 @@ _SEARCH_DOUBLING = 0.3
 _SEARCH_MOST = 1e6
 """Requests per second at which it stops doubling: a program may stand still for an hour, with requests waiting."""
 
-_ROUNDED = 0.5
-"""Seconds by which a wait of one or two whole seconds is too long on average."""
-
 
 class Found(NamedTuple):
     """What was found before the first refusal.
@@ -68,8 +65,7 @@ class Found(NamedTuple):
 
 def first_estimate(past: Past, asked: float) -> Past:
     """What is known of an unknown quota: the server accepts no more until the wait is over, and then something."""
-    waits = asked - _ROUNDED if asked >= 1 and is_soft(asked) else asked
-    return past._replace(successes=max(1.0, past.successes), seconds=past.seconds + waits)
+    return past._replace(successes=max(1.0, past.successes), seconds=past.seconds + asked)
 
 
 class ColdStart:
