@@ -1,4 +1,5 @@
-"""Real rate limiters on loopback: nginx, HAProxy, and the library `limits` behind uvicorn. None says how long to wait.
+"""Real rate limiters on loopback: nginx, HAProxy, and the library `limits` behind uvicorn. They do not say how long to
+wait, or not well.
 
 Each runs as a process of its own, without privileges, from a directory of its own that is removed at the end.
 """
@@ -85,12 +86,16 @@ class Gateway(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Nginx:
-    """`limit_req` of nginx: a leaky bucket. Without `nodelay`, requests of a burst wait their turn in the server."""
+    """`limit_req` of nginx: a leaky bucket. Without `nodelay`, requests of a burst wait their turn in the server.
+
+    It says how long to wait only if `asks` gives it a number of seconds to say.
+    """
 
     quota: int
     per: str = "s"
     burst: int = 0
     nodelay: bool = True
+    asks: int = 0
 
     @property
     def missing(self) -> str:
@@ -104,7 +109,8 @@ class Nginx:
     def serving(self) -> Iterator[str]:
         zone = f"limit_req_zone $server_port zone=quota:1m rate={self.quota}r/{self.per};"
         burst = f" burst={self.burst}{' nodelay' * self.nodelay}" if self.burst else ""
-        with _nginx(zone, f"limit_req zone=quota{burst};") as url:
+        asks = f" add_header Retry-After {self.asks} always;" if self.asks else ""
+        with _nginx(zone, f"limit_req zone=quota{burst};{asks}") as url:
             yield url
 
 

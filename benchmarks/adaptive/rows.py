@@ -63,6 +63,13 @@ ROWS = (
         goals=(Goal(0.90, 0.10, 0.90, 0.5), Goal(0.95, 0.06, 0.95, 0.6)),
     ),
     Row(
+        name="burst-asks",
+        title="nginx, burst=5 nodelay, Retry-After: 1",
+        gateway=Nginx(20, burst=5, asks=1),
+        told=_SECOND,
+        goals=(Goal(0.90, 0.10, 0.90, 0.5), None),
+    ),
+    Row(
         name="strict-alone",
         title="nginx, no burst, alone",
         gateway=Nginx(20),
