@@ -1,7 +1,5 @@
 """Servers that refuse without saying how long to wait: what gets through, for whom, and what it costs."""
 
-import math
-
 import pytest
 
 from stkai.transports import Turn
@@ -322,17 +320,6 @@ def test_the_first_refusals_take_more_than_later_ones() -> None:
         taken.append(round(1.0 - law.cut(1.0), 3))
         law.count_cut()
     assert taken == [0.5, 0.375, 0.3, 0.25, 0.214, 0.188, 0.167, 0.15, 0.15]
-
-
-@pytest.mark.parametrize(("cut", "grown"), [(None, 8.0), (7.0, 1.0)])
-def test_a_rate_grows_faster_the_longer_nothing_was_refused(cut: float | None, grown: float) -> None:
-    law, slow = equal_refusals(KnownQuota(None, None)), 0.0
-    for second in range(300):
-        if cut is not None and second % cut == 0:
-            law.count_cut()
-        rise = math.log(law.grown(5.0, 1.0) / 5.0)
-        slow = slow or rise
-    assert rise / slow == pytest.approx(grown, rel=0.01)
 
 
 def test_a_slow_sender_remembers_its_refusals_for_longer() -> None:

@@ -24,10 +24,6 @@ _USUAL, _STEEPNESS = 0.05, 3.0
 _HARDLY, _LEAST_PATIENCE = 0.02, 0.25
 """... and if less than this share is refused, as when a sender is alone, it shrinks with it, to a quarter at most."""
 
-_CALM, _HASTE = 3.0, 8.0
-"""Patiences of growth without a refusal, if no more than usual is refused, after which the patience shrinks in
-proportion, to an eighth at most: a sender that has less than its share is hardly refused, and catches up."""
-
 _MORE, _MODERATE = 8.0, 25.0
 """In a window, the rate grows by 8 requests per window; beyond 25 requests, by as many as the square root of them."""
 
@@ -50,7 +46,7 @@ _COLLISIONS = 0.7
 _SPACING, _LEAST_STRICT = 0.05, 0.4
 """Seconds between two requests at such a server if the quota is unknown, and the shortest patience there, in gaps."""
 
-_MEMORY, _LONGEST_MEMORY, _ANSWERS, _PRIOR = 40.0, 80.0, 32.0, 18.0
+_MEMORY, _LONGEST_MEMORY, _ANSWERS, _PRIOR = 40.0, 80.0, 32.0, 24.0
 """p, the share refused, is estimated over 40 s, up to 80 if the rate allows fewer than 32 requests in them; and
 the number of answers whose weight its usual value has."""
 
@@ -67,7 +63,7 @@ class EqualRefusals:
     def __init__(self, quota: KnownQuota, test: PairTest, window: SilentWindow) -> None:
         self._quota, self._test, self._window = quota, test, window
         self._cuts = 0
-        self._answers = self._refused = self._calm = 0.0
+        self._answers = self._refused = 0.0
 
     def note(self, *, refused: bool) -> None:
         """Note an answer."""
@@ -90,7 +86,6 @@ class EqualRefusals:
 
     def grown(self, rate: float, seconds: float) -> float:
         """The rate after `seconds` in which requests waited."""
-        self._calm += seconds
         step = _STRICT_STEP if self._test.is_strict else _STEP
         return rate * math.exp(step / self.patience(rate) * seconds)
 
@@ -104,7 +99,6 @@ class EqualRefusals:
     def count_cut(self) -> None:
         """Count a cut, by this law or another: the steps become smaller."""
         self._cuts += 1
-        self._calm = 0.0
 
     def patience(self, rate: float) -> float:
         """Seconds between two refusals of one sender in balance."""
@@ -119,8 +113,6 @@ class EqualRefusals:
         patience = _PATIENCE * min(_FAST, max(_SLOW, rate)) * alone
         if refused > _USUAL:
             patience *= math.pow(refused / _USUAL, _STEEPNESS)
-        else:
-            patience /= max(1.0, min(_HASTE, self._calm / (_CALM * patience)))
         window = self._window.seconds
         if not window:
             return patience
