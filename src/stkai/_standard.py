@@ -83,7 +83,7 @@ def check_options(options: Any, known: Collection[str]) -> None:
         options["auth"] = Secret(options["auth"])  # In place: tracebacks show variables.
     for name in options:
         if name not in known:
-            raise TypeError(f"a stack got an unexpected keyword argument {name!r}{_where(name)}")
+            raise TypeError(f"build_*() got an unexpected keyword argument {name!r}{_where(name)}")
 
 
 def _where(name: str) -> str:
