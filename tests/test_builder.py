@@ -115,7 +115,9 @@ def test_an_argument_that_belongs_elsewhere_is_a_type_error_that_says_where(buil
         TypeError, match=r"'verify': it belongs to the wire: .*HTTPTransport\(verify=\.\.\.\)"
     ):
         build(auth=None, verify=False)
-    with pytest.raises(TypeError, match=r"got an unexpected keyword argument 'ratelimit'$"):
+    with pytest.raises(
+        TypeError, match=rf"{build.__name__}\(\) got an unexpected keyword argument 'ratelimit'$"
+    ):
         build(ratelimit=None)
 
 

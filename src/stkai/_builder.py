@@ -152,19 +152,18 @@ class StackBuilder:
     def standard(cls, settings: "Settings | None" = None, **options: Unpack[StackOptions]) -> Self:
         """The standard stack, to which layers can be added: `StackBuilder.standard().outside("retry", mine).build()`.
 
-        If StackSpot CLI signs the requests, it is the wire, and there is no layer `auth`.
-
-        `settings` are by default those of `STKAI.config`.
+        If StackSpot CLI signs the requests, it is the wire, and there is no layer `auth`. `settings` are by default
+        those of `STKAI.config`.
         """
-        return cls._of_settings(settings, options)
+        return cls._made_by("StackBuilder.standard", options, settings)
 
     @classmethod
-    def _of_settings(
-        cls, settings: "Settings | None", options: StackOptions, *, own_wire: bool = False
+    def _made_by(
+        cls, caller: str, options: StackOptions, settings: "Settings | None" = None, *, own_wire: bool = False
     ) -> Self:
         from ._standard import check_options, standard_layers
 
-        check_options(options, StackOptions.__annotations__)
+        check_options(caller, options, StackOptions.__annotations__)
         settings = settings or STKAI.config
         layers, by_cli = standard_layers(settings, options, own_wire=own_wire)
         # A layer that does nothing still keeps deadlines, attaches records and reports calls to the listener.
@@ -274,7 +273,7 @@ def _require(transport: object, kind: type, what: str, example: str) -> None:
 @_takes_stack_options
 def build_transport(*, transport: SyncWire | None = None, **options: Unpack[StackOptions]) -> Transport:
     """The standard stack as one transport, for an `httpx.Client` or `httpx2.Client`, or for its `mounts`."""
-    return StackBuilder._of_settings(None, options, own_wire=transport is not None).build(transport)  # noqa: SLF001
+    return StackBuilder._made_by("build_transport", options, own_wire=transport is not None).build(transport)  # noqa: SLF001
 
 
 @_takes_stack_options
@@ -282,13 +281,13 @@ def build_async_transport(
     *, transport: AsyncWire | None = None, **options: Unpack[StackOptions]
 ) -> AsyncTransport:
     """The standard stack for async clients, on asyncio and trio; StackSpot CLI cannot sign for them."""
-    return StackBuilder._of_settings(None, options, own_wire=True).build_async(transport)  # noqa: SLF001
+    return StackBuilder._made_by("build_async_transport", options, own_wire=True).build_async(transport)  # noqa: SLF001
 
 
 @_takes_stack_options
 def build_client(*, transport: SyncWire | None = None, **options: Unpack[StackOptions]) -> HttpClient:
     """A client with `get`, `post` and `post_stream` on top of the standard stack."""
-    stack = StackBuilder._of_settings(None, options, own_wire=transport is not None)  # noqa: SLF001
+    stack = StackBuilder._made_by("build_client", options, own_wire=transport is not None)  # noqa: SLF001
     return HttpClient(stack.build(transport))
 
 
@@ -297,4 +296,5 @@ def build_async_client(
     *, transport: AsyncWire | None = None, **options: Unpack[StackOptions]
 ) -> AsyncHttpClient:
     """An async client with `get`, `post` and `post_stream` on top of the standard stack, on asyncio and trio."""
-    return AsyncHttpClient(StackBuilder._of_settings(None, options, own_wire=True).build_async(transport))  # noqa: SLF001
+    stack = StackBuilder._made_by("build_async_client", options, own_wire=True)  # noqa: SLF001
+    return AsyncHttpClient(stack.build_async(transport))

@@ -73,7 +73,7 @@ class AuthChoice:
         return cls("none", "neither StackSpot CLI nor credentials are available")
 
 
-def check_options(options: Any, known: Collection[str]) -> None:
+def check_options(caller: str, options: Any, known: Collection[str]) -> None:
     """Refuse an argument that does not exist, and hide a token that was given in place of a provider.
 
     Raises:
@@ -83,7 +83,7 @@ def check_options(options: Any, known: Collection[str]) -> None:
         options["auth"] = Secret(options["auth"])  # In place: tracebacks show variables.
     for name in options:
         if name not in known:
-            raise TypeError(f"build_*() got an unexpected keyword argument {name!r}{_where(name)}")
+            raise TypeError(f"{caller}() got an unexpected keyword argument {name!r}{_where(name)}")
 
 
 def _where(name: str) -> str:

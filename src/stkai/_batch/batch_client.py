@@ -67,7 +67,7 @@ class BatchClient:
             given["auth"] = None
         try:
             settings = _settings(options)
-            stack = StackBuilder._of_settings(settings, given, own_wire=True)  # noqa: SLF001
+            stack = StackBuilder._made_by("stkai batch", given, settings, own_wire=True)  # noqa: SLF001
             signed = [layer for layer in stack.layers if layer.name == "auth"]
             _check_base(options, signed)
             wire = AsyncWireByFamily(settings.http)
