@@ -316,6 +316,13 @@ def test_lists_nest_and_the_same_object_counts_once() -> None:
     assert repr(policy) == "AllOf(TokenBucket(1, 60, burst=1), InFlight(2))"
 
 
+def test_methods_that_callers_make_up_are_not_remembered_for_ever() -> None:
+    policy = AllOf(TokenBucket(10, 60), InFlight(2))
+    for number in range(1000):
+        assert policy.plan_for(httpx.Request(f"METHOD{number}", URL)) is not None
+    assert len(policy._plans) <= 100
+
+
 async def test_parts_may_be_chosen_by_the_request(world: World) -> None:
     clock, total = FakeClock(), TokenBucket(3, 60)
     made = list[str]()

@@ -18,6 +18,9 @@ from .sources.source import Source
 
 _MEMBERS: Final = ("methods", "max_wait_time", "ask", "leave", "learn", "settle")
 
+_MOST_METHODS: Final = 100
+"""Plans to keep: a gateway may pass on whatever methods its callers make up."""
+
 WANTED: Final = (
     "rate_limit must be 'token_bucket', 'adaptive', a RateLimitConfig, a limiter (stkai.TokenBucket, AimdLimiter,"
     " InFlight, PerHost, PerKey, or a stkai.Limiter of your own), a list of limiters, or None; not "
@@ -60,6 +63,8 @@ class AllOf(QueueLimiter):
             return _joined(request, chosen)
         method = request.method
         if method not in self._plans:
+            if len(self._plans) >= _MOST_METHODS:
+                self._plans.clear()
             self._plans[method] = _joined(request, self.parts)
         return self._plans[method]
 
