@@ -5,7 +5,7 @@ from array import array
 from collections import Counter
 from collections.abc import Container, Iterator
 from contextlib import ExitStack
-from functools import cache, reduce
+from functools import cache, cached_property, reduce
 from itertools import pairwise
 from operator import and_
 from pathlib import Path
@@ -19,6 +19,7 @@ from .outputs import SUFFIX, Paths, entries_in
 from .progress import listed
 
 _OPEN_FILES: Final = 64
+"""Outputs that are open at the same time."""
 
 _SHOWN: Final = 10
 
@@ -52,9 +53,15 @@ class Index:
                 last = number
                 offset += len(entry)
 
+    @cached_property
+    def _order(self) -> "array[int]":
+        """Where each entry is in `_places`, by number."""
+        places = self._places
+        return array("Q", sorted(range(0, len(places), _FIELDS), key=places.__getitem__))
+
     def in_order(self) -> Iterator[EntryPlace]:
         """All entries, by number."""
-        for start in sorted(range(0, len(self._places), _FIELDS), key=self._places.__getitem__):
+        for start in self._order:
             yield EntryPlace(*self._places[start : start + _FIELDS])
 
     def write(self, target: Path, files: Container[int]) -> int:

@@ -26,7 +26,7 @@ def count(number: int, what: str) -> str:
 
 
 def listed(words: Sequence[str], most: int) -> str:
-    """The first of several words."""
+    """The first words of a list, and dots if there are more."""
     return ", ".join(words[:most]) + (", ..." if len(words) > most else "")
 
 
@@ -80,7 +80,7 @@ class Price:
 
 
 class Usage:
-    """The tokens so far: those that were asked in questions, and those that were answered."""
+    """The tokens so far: `asked` in the questions, `answered` in the answers."""
 
     def __init__(self, asked: int = 0, answered: int = 0) -> None:
         self.asked, self.answered = asked, answered
