@@ -1,5 +1,4 @@
-"""Real rate limiters on loopback: nginx, HAProxy, and the library `limits` behind uvicorn. They do not say how long to
-wait, or not well.
+"""Real rate limiters on loopback that do not say well how long to wait: nginx, HAProxy, and `limits` behind uvicorn.
 
 Each runs as a process of its own, without privileges, from a directory of its own that is removed at the end.
 """

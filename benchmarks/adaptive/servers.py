@@ -1,4 +1,4 @@
-"""`python -m benchmarks.adaptive.servers`: real processes, threads and servers that never say how long to wait.
+"""`python -m benchmarks.adaptive.servers`: real processes, threads and servers that say badly how long to wait.
 
 Every process sends as fast as its limiter lets it, through its whole stack, in real time. The figures are counted where
 the requests leave the stack. The machine has other work, and a run is only one run: repeat before you believe.
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 flush=True,
             )
     note = f"Means of {arguments.seeds} run(s); of the least share, the worst."
-    table = Table("servers", "Servers that never say how long to wait", COLUMNS, rows, [note])
+    table = Table("servers", "Servers that say badly, or not at all, how long to wait", COLUMNS, rows, [note])
     table.show()
     if arguments.markdown:
         arguments.markdown.write_text(table.markdown() + "\n")

@@ -180,10 +180,8 @@ class TokenEndpoint:
         if problem is None:
             self._refusal = None
             return answer
-        refused, now = (
-            AuthenticationError(f"the token endpoint {self._place} {problem}"),
-            self.clock.monotonic(),
-        )
+        refused = AuthenticationError(f"the token endpoint {self._place} {problem}")
+        now = self.clock.monotonic()
         seconds, why = answer.pause()
         self._refusal = refused, now, now + seconds, why
         raise refused

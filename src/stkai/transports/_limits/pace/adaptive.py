@@ -134,7 +134,7 @@ class Adaptive:
         windowed, first = self._windowed, not self._windowed.start.over
         self._refused_since = min(self._refused_since, now)
         explained = self._follow(reading, now, sent, refused=True)
-        if pause.is_soft(asked or 0.0) and not (explained or self._is_plain):
+        if (asked or 0.0) <= pause.SOFT and not (explained or self._is_plain):
             turn.excused = self._is_bad_luck(turn, now)
         is_silent = asked is None or (not self.quota.was_asked and self._is_coarse(asked, now))
         if is_silent and reading is None and not explained and self._can_be_blind():
@@ -158,7 +158,7 @@ class Adaptive:
         if asked == 0:
             return True
         is_slow = isinstance(self.mode, BlindRate) and self.mode.is_slow(now)
-        return pause.is_soft(asked) and not (self.quota.is_given or is_slow)
+        return asked <= pause.SOFT and not (self.quota.is_given or is_slow)
 
     def _is_bad_luck(self, turn: Turn, now: float) -> bool:
         """Whether a refusal uses up no attempt: a window that others have used up may soon end."""

@@ -20,7 +20,7 @@ LONGEST = 3600.0
 _TRIED_AFTER = 120.0
 """Seconds, or the window: a server that asks for more than the longest pause is not believed, but probed after this."""
 
-_SOFT = 2.0
+SOFT = 2.0
 """Seconds: in windows and for waits up to this long, `Retry-After` in whole seconds is too coarse."""
 
 
@@ -31,7 +31,7 @@ def longest(window: float) -> float:
 
 def is_soft(window: float, asked: float = 0.0) -> bool:
     """Whether only the refused request waits as long as asked, while the others continue at the reduced rate."""
-    return window <= _SOFT and asked <= _SOFT
+    return window <= SOFT and asked <= SOFT
 
 
 def unasked(window: float) -> float:
