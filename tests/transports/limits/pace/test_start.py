@@ -166,6 +166,16 @@ def test_a_short_wait_says_nothing_unless_longer_ones_were_asked_for(short: floa
         assert finding in str(one.pace)
 
 
+def test_a_refused_request_waits_as_asked_although_a_short_wait_says_nothing() -> None:
+    one = Sender()
+    for now in (0.0, 10.0):  # The refusal that brings the law of servers that just refuse, and one under it.
+        turn = one.force(now)
+        one.refuse(now + 0.1, sent=now, asked=1.0, turn=turn)
+        assert "short Retry-After" in str(one.pace)
+        assert turn.again().not_before == now + 1.1
+    assert one.wait(10.1, turn.again()) == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize(("gap", "finding"), [(0.5, "short Retry-After"), (1.0, "time_window=")])
 def test_a_short_wait_says_something_to_a_sender_with_few_requests(gap: float, finding: str) -> None:
     one, now = Sender(), 0.0

@@ -142,6 +142,8 @@ class Adaptive:
                 self.mode.refused(turn, now, sent, chance)
             else:
                 self.mode = BlindRate(self.quota, windowed.found(now, sent), now, asks=asked is not None)
+            if asked:  # The refused request itself waits as asked, whatever that says about the rate.
+                turn.not_before = now + asked
             is_news = self._has_moved()
         else:
             self._open_eyes(now)
