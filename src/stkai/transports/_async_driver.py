@@ -20,7 +20,6 @@ from .._signals import raise_interrupt
 from ._bodies import SHORT, adrain, aload, aread, briefly, limited, unlimited
 from ._call import Attempt, require_open
 from ._operations import (
-    PATIENCE,
     Close,
     Drain,
     Flow,
@@ -32,8 +31,8 @@ from ._operations import (
     Sleep,
     Until,
     WrongOperationError,
+    clean_ups,
     is_clean_up,
-    swallowed,
 )
 
 _logger = logging.getLogger("stkai")
@@ -180,31 +179,15 @@ async def _by_scope(
 
 
 async def _aclean_up(flow: Flow, error: BaseException) -> None:
-    """Tell the flow that the call is over, and carry out the clean-up it asks for, even when cancelled again."""
-    told = 0
+    """Carry out what the flow asks for when it is told that the call is over, even when cancelled again."""
+    # A coroutine that is being closed cannot await; and `yield from` would not pass a GeneratorExit on.
     awaits = not isinstance(error, GeneratorExit)
-    if (
-        not awaits
-    ):  # A coroutine that is being closed cannot await; `yield from` would not pass a GeneratorExit on.
-        error = AbandonedCallError()
     try:
-        operation = flow.throw(error)
-        while told < PATIENCE:
-            if is_clean_up(operation):
-                if awaits:
-                    await _atry(operation)
-                operation = flow.send(None)
-            else:
-                told = swallowed(error, operation, told)
-                operation = flow.throw(error)
-        flow.close()
-    except StopIteration as stop:
-        swallowed(error, "an answer", told)
-        if awaits and isinstance(stop.value, alike(httpx.Response)):
-            await aclose_response(stop.value)
-    except BaseException as other:
-        if other is not error:
-            _logger.debug("the clean-up of a call failed", exc_info=True)
+        for operation in clean_ups(flow, error if awaits else AbandonedCallError()):
+            if awaits:
+                await _atry(operation)
+    except BaseException:  # Another interrupt.
+        _logger.debug("the clean-up of a call failed", exc_info=True)
 
 
 async def _atry(operation: Operation) -> None:

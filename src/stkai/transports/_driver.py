@@ -27,7 +27,6 @@ from ._bodies import BRIEF, SHORT, BodyReader, briefly, drain, is_short, is_ther
 from ._body_end import give_up
 from ._call import Attempt, require_open
 from ._operations import (
-    PATIENCE,
     Close,
     Drain,
     Flow,
@@ -39,8 +38,8 @@ from ._operations import (
     Sleep,
     Until,
     WrongOperationError,
+    clean_ups,
     is_clean_up,
-    swallowed,
 )
 
 _THREADED: Final = (Drain, Load)
@@ -240,25 +239,12 @@ class _Bounded:
 
 
 def _clean_up(flow: Flow, error: BaseException, attempt: Attempt, clock: Clock) -> None:
-    """Tell the flow that the call is over, and carry out the clean-up it asks for."""
-    told = 0
+    """Carry out what the flow asks for when it is told that the call is over."""
     try:
-        operation = flow.throw(error)
-        while told < PATIENCE:
-            if is_clean_up(operation):
-                _try(operation, attempt, clock)
-                operation = flow.send(None)
-            else:
-                told = swallowed(error, operation, told)
-                operation = flow.throw(error)
-        flow.close()
-    except StopIteration as stop:
-        swallowed(error, "an answer", told)
-        if isinstance(stop.value, alike(httpx.Response)):
-            close_response(stop.value)
-    except BaseException as other:
-        if other is not error:
-            _logger.debug("the clean-up of a call failed", exc_info=True)
+        for operation in clean_ups(flow, error):
+            _try(operation, attempt, clock)
+    except BaseException:  # Another interrupt.
+        _logger.debug("the clean-up of a call failed", exc_info=True)
 
 
 def _try(operation: Operation, attempt: Attempt, clock: Clock) -> None:

@@ -5,12 +5,13 @@ them out. The `yield` returns what the operation returns, and raises what it rai
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from typing import Any, Final, TypeVar
 
 import httpx
 
 from .._errors import ConfigurationError
+from .._families import alike
 
 _logger = logging.getLogger("stkai")
 
@@ -130,7 +131,7 @@ Steps = Generator[Operation, Any, T]
 Flow = Generator[Operation, Any, httpx.Response]
 """A request's way through a layer and all layers inside it."""
 
-PATIENCE: Final = 100
+_PATIENCE: Final = 100
 """How often a driver tells a flow that its call is over; each of its layers may catch that once."""
 
 
@@ -149,11 +150,35 @@ class WrongOperationError(ConfigurationError, TypeError):
         self.operation = operation
 
 
-def swallowed(error: BaseException, answer: object, told: int) -> int:
+def clean_ups(flow: Flow, error: BaseException) -> Iterator[Operation]:
+    """Tell a flow that its call is over, by `error`; yields the clean-up that it asks for, for its driver to carry out.
+
+    A layer must not answer with anything else; a response that one returns is to be closed as well.
+    """
+    told = 0
+    try:
+        operation = flow.throw(error)
+        while told < _PATIENCE:
+            if is_clean_up(operation):
+                yield operation
+                operation = flow.send(None)
+            else:
+                told = _swallowed(error, type(operation).__name__, told)
+                operation = flow.throw(error)
+        flow.close()
+    except StopIteration as stop:
+        _swallowed(error, "an answer", told)
+        if isinstance(stop.value, alike(httpx.Response)):
+            yield Close(stop.value)
+    except BaseException as other:
+        if other is not error:
+            _logger.debug("the clean-up of a call failed", exc_info=True)
+
+
+def _swallowed(error: BaseException, answer: str, told: int) -> int:
     """Report, once, that a layer swallowed the end of its call; returns how often the flow has been notified."""
     if not told:
-        what = answer if isinstance(answer, str) else type(answer).__name__
-        bug = f"a layer answered {type(error).__name__} with {what}; it must clean up and re-raise it"
+        bug = f"a layer answered {type(error).__name__} with {answer}; it must clean up and re-raise it"
         error.add_note(f"stkai: {bug}")
         _logger.error("%s", bug)
     return told + 1
