@@ -21,6 +21,10 @@ from typing import Any, Final, Self, TypeVar
 
 import httpx
 
+from ._lazy import LateModule
+
+_pickle: Final = LateModule("pickle")
+
 
 class StkaiError(Exception):
     """Base class of everything that stkai itself raises."""
@@ -48,10 +52,8 @@ def _portable(value: object) -> object:
 
     Many exceptions pickle but cannot be read back (`httpx.HTTPStatusError` is one): in a process pool that is a crash.
     """
-    import pickle  # Whoever pickles has loaded it; `import stkai` does not pay for it.
-
     try:
-        pickle.loads(pickle.dumps(value))  # noqa: S301 - our own data, pickled a moment ago
+        _pickle.loads(_pickle.dumps(value))
     except Exception:  # noqa: BLE001 - foreign classes; whatever they raise
         return StkaiError(f"{type(value).__name__}: {value}") if isinstance(value, BaseException) else None
     return value

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from ._lazy import LateModule
 
 if TYPE_CHECKING:
+    import asyncio
+
     import anyio as anyio  # noqa: PLC0414 - for other modules
     import anyio.to_thread
 else:
-    anyio = LateModule("anyio")
+    anyio, asyncio = LateModule("anyio"), LateModule("asyncio")
 
 
 def running_loop() -> Any:
@@ -25,8 +27,6 @@ def running_loop() -> Any:
         with suppress(RuntimeError):  # This is not a trio task.
             trio.lowlevel.current_task()
             return trio.lowlevel.current_trio_token()
-    import asyncio
-
     return asyncio.get_running_loop()
 
 
@@ -39,9 +39,9 @@ def run_soon(loop: Any, function: Callable[..., object], *arguments: object) -> 
 
 def asyncio_loop() -> Any:
     """The loop of the asyncio task that is running; None if trio is, as a guest of the loop or within the task."""
-    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
-    if asyncio is None:
+    if "asyncio" not in sys.modules:
         return None
+    trio = sys.modules.get("trio")
     try:
         if trio is not None and trio.lowlevel.in_trio_run():
             return None

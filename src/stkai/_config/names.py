@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from .._errors import ConfigurationError
+from .._lazy import LateModule
 from .._secrets import MASK, reveal
+
+_difflib: Final = LateModule("difflib")
 
 PREFIX: Final = "STKAI_"
 """The prefix of all stkai environment variables."""
@@ -83,10 +86,8 @@ def as_given(value: Any) -> str:
 
 def closest(word: str, known: Iterable[str]) -> str | None:
     """The known word that was probably meant, ignoring case, or None."""
-    from difflib import get_close_matches  # only errors need it
-
     words = {each.lower(): each for each in known}
-    matches = get_close_matches(word.lower(), sorted(words), n=1, cutoff=0.65)
+    matches = _difflib.get_close_matches(word.lower(), sorted(words), n=1, cutoff=0.65)
     return words[matches[0]] if matches else None
 
 

@@ -18,6 +18,7 @@ from .._checks import SOME_SECONDS, check_number, even_half_made
 from .._clock import SystemClock
 from .._errors import ConfigurationError, missing_extra
 from .._forks import begin_in_each_process
+from .._lazy import import_whole
 from .._secrets import Secret, sealed
 from ._protocol import Ask, Law, Lease, Quota, Snapshot, check_share
 
@@ -264,7 +265,6 @@ def connections(url: Secret, timeout: float) -> Connections:
 
 def _import_redis() -> Any:
     try:
-        import redis
+        return import_whole("redis")
     except ImportError as error:
         raise missing_extra("sharing a quota through Redis", "redis") from error
-    return redis

@@ -212,9 +212,7 @@ async def _all_tasks_wait(still_wanted: Callable[[], bool]) -> None:
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        from trio.testing import wait_all_tasks_blocked
-
-        await wait_all_tasks_blocked()
+        await anyio.wait_all_tasks_blocked()
         return
     # The queue of what runs next is not a public attribute, but asyncio offers no other way to see that it is empty;
     # a fixed number of cycles is either too small (many tasks in line for one lock) or slow.
