@@ -17,7 +17,7 @@ import pytest
 import stkai
 from stkai import HttpConfig
 from stkai._wire.default import AsyncWireByFamily, WireByFamily
-from stkai._wire.loops import WirePerLoop
+from stkai._wire.lifetimes import WirePerLoop
 
 from ..support.world import NAMES, World
 from .raw import ENDLESS, WHOLE, RawServer, raw_server

@@ -16,9 +16,7 @@ from .._config import STKAI
 from .._errors import ConfigurationError, missing_extra
 from .._families import HTTPX, Family, alike, family_of
 from .._urls import PROXIES, absolute_url
-from .closing import AsyncClosable, Closable
-from .loops import WirePerLoop
-from .multiplexed import AsyncMultiplexed, Multiplexed
+from .lifetimes import AsyncClosable, AsyncMultiplexed, Closable, Multiplexed, WirePerLoop
 from .pool import AsyncConnectionPool, ConnectionPool
 from .proxies import AsyncProxyRouter, ProxyMap, ProxyRouter
 

@@ -34,7 +34,7 @@ from .aiohttp_exchange import (
     reading,
 )
 from .default import context_of, limits_of, proxies_of, through
-from .loops import WirePerLoop
+from .lifetimes import WirePerLoop
 from .pool import AsyncConnectionPool
 from .proxies import AsyncProxyRouter
 

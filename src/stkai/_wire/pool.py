@@ -20,7 +20,7 @@ from .._families import HTTPX, Family, of_family
 from .._headers import has_field
 from .._signals import is_interrupt
 from ..transports._body_end import BRIEF, AsyncWatchedBody, BodyEnd, WatchedBody
-from .closing import AsyncClosable, Closable
+from .lifetimes import AsyncClosable, Closable
 from .pool_state import Loan, PoolState
 
 _CLOCK = SystemClock()

@@ -14,7 +14,7 @@ import httpx
 
 from .._families import family_of_wire
 from .._urls import DEFAULT_PORTS, address_of, is_this_machine
-from .closing import AsyncClosable, Closable
+from .lifetimes import AsyncClosable, Closable
 
 
 class ProxyMap:

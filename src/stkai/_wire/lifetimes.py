@@ -1,0 +1,217 @@
+"""How long wires live: each is closed once, a forked child opens its own connections, and each event loop has its own.
+
+A connection works only in the process and in the event loop that opened it. httpx keeps the connections of a loop that
+has ended, and fails with "Event loop is closed" when it meets one. Here each loop gets its own wire, which is closed
+when the loop ends, or dropped untouched if the loop gave no chance to close it.
+"""
+
+import threading
+import warnings
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from typing import Any, Self
+
+import httpx
+
+from .._event_loops import anyio, running_loop
+from .._families import HTTPX, Family, of_family
+from .._forks import after_fork, never_finalize
+from ..transports._call import cannot_send
+
+
+class _ClosedOnce:
+    """A transport that knows whether it is closed.
+
+    Raises:
+        RuntimeError: it is entered, or `require_open` is called, after it was closed.
+    """
+
+    _closed = False
+
+    def require_open(self) -> None:
+        """Refuse a request if the transport is closed."""
+        if self._closed:
+            raise cannot_send()
+
+    def _reopen(self) -> Self:
+        if self._closed:
+            raise RuntimeError("Cannot reopen a transport that has been closed: build another one.")
+        return self
+
+    def _is_first_close(self) -> bool:
+        closed, self._closed = self._closed, True
+        return not closed
+
+
+class Closable(_ClosedOnce, httpx.BaseTransport):
+    """A sync transport that knows whether it is closed."""
+
+    def __enter__(self) -> Self:
+        return self._reopen()
+
+    def close(self) -> None:
+        if self._is_first_close():
+            self._close()
+
+    def _close(self) -> None:
+        """Close what is underneath; called once."""
+        raise NotImplementedError
+
+
+class AsyncClosable(_ClosedOnce, httpx.AsyncBaseTransport):
+    """The async version of `Closable`."""
+
+    async def __aenter__(self) -> Self:
+        return self._reopen()
+
+    async def aclose(self) -> None:
+        if self._is_first_close():
+            await self._aclose()
+
+    async def _aclose(self) -> None:
+        """Close what is underneath; called once."""
+        raise NotImplementedError
+
+
+class Multiplexed(Closable):
+    """For HTTP/2, whose few connections carry many requests at once: one wire for all; a forked child makes its own.
+
+    Args:
+        make: makes the wire.
+        family: its package.
+    """
+
+    def __init__(self, make: Callable[[], httpx.BaseTransport], family: Family = HTTPX) -> None:
+        self.family = family
+        self._make = make
+        self._wire = make()
+        after_fork(self, Multiplexed._start_anew)
+
+    def _start_anew(self) -> None:
+        self._wire = self._make()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.require_open()
+        return self._wire.handle_request(request)
+
+    def _close(self) -> None:
+        self._wire.close()
+
+
+class AsyncMultiplexed(AsyncClosable):
+    """The async version, for the event loop that runs when it is made; `WirePerLoop` handles loops and forks."""
+
+    def __init__(self, wire: httpx.AsyncBaseTransport, family: Family = HTTPX) -> None:
+        self.family = family
+        self._wire = wire
+        self._loop = running_loop()
+        self._body = of_family(_BodyOfLoop, family)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.require_open()
+        response = await self._wire.handle_async_request(request)
+        response.stream = self._body(response.stream, self._loop)
+        return response
+
+    async def _aclose(self) -> None:
+        await self._wire.aclose()
+
+
+class _BodyOfLoop(httpx.AsyncByteStream):
+    """A body that can be closed, along with its connection, after its loop has ended."""
+
+    def __init__(self, body: Any, loop: Any) -> None:
+        self._body, self._loop = body, loop
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self._body:
+            yield part
+
+    async def aclose(self) -> None:
+        if self._loop is running_loop():
+            await self._body.aclose()
+
+
+class _OwnWire:
+    """The wire of one loop, until the loop ends."""
+
+    def __init__(self, wire: httpx.AsyncBaseTransport) -> None:
+        self.wire: httpx.AsyncBaseTransport | None = wire
+
+
+Closer = AsyncGenerator[None, None]
+
+
+class WirePerLoop(AsyncClosable):
+    """Sends each request through the wire of its event loop; several loops may run at once.
+
+    Args:
+        make: makes a wire; called in the loop that will use it.
+        family: the package of the wires.
+    """
+
+    def __init__(self, make: Callable[[], httpx.AsyncBaseTransport], family: Family = HTTPX) -> None:
+        self.family = family
+        self._make = make
+        self._by_loop: dict[Any, tuple[_OwnWire, Closer]] = {}
+        self._lock = threading.Lock()
+        after_fork(self, WirePerLoop._start_anew)
+
+    def _start_anew(self) -> None:
+        wires, self._by_loop = self._by_loop, {}
+        self._lock = threading.Lock()
+        for own, closer in wires.values():
+            own.wire = None
+            never_finalize(closer)
+
+    def handle_async_request(self, request: httpx.Request) -> Coroutine[Any, Any, httpx.Response]:
+        self.require_open()
+        loop = running_loop()
+        found = self._by_loop.get(loop)
+        if found is not None and found[0].wire is not None:
+            return found[0].wire.handle_async_request(request)
+        return self._send_first(loop, request)
+
+    async def _send_first(self, loop: Any, request: httpx.Request) -> httpx.Response:
+        """Send a loop's first request."""
+        self._forget_ended_loops()
+        wire = self._make()
+        own = _OwnWire(wire)
+        closer = _close_with_the_loop(own)
+        await anext(closer)  # From now on the loop knows the generator. This does not suspend.
+        with self._lock:
+            self._by_loop[loop] = own, closer
+        return await wire.handle_async_request(request)
+
+    def _forget_ended_loops(self) -> None:
+        with self._lock:
+            ended = [loop for loop, (own, _) in self._by_loop.items() if own.wire is None or _has_ended(loop)]
+            forgotten = [self._by_loop.pop(loop) for loop in ended]
+        with warnings.catch_warnings():
+            # Dropping the sockets closes them; an orderly close is no longer possible.
+            warnings.simplefilter("ignore", ResourceWarning)
+            for own, _ in forgotten:
+                own.wire = None
+            del forgotten
+
+    async def _aclose(self) -> None:
+        self._forget_ended_loops()
+        # Loops in other threads close their own wires, since their generators are dropped here.
+        wires, self._by_loop = self._by_loop, {}
+        here = wires.get(running_loop())
+        if here is not None:
+            await here[1].aclose()
+
+
+def _has_ended(loop: Any) -> bool:
+    return hasattr(loop, "is_closed") and bool(loop.is_closed())
+
+
+async def _close_with_the_loop(own: _OwnWire) -> Closer:
+    """Close the wire when the loop ends: asyncio and trio close all their asynchronous generators then."""
+    try:
+        yield
+    finally:
+        wire, own.wire = own.wire, None
+        if wire is not None:
+            with anyio.CancelScope(shield=True):
+                await wire.aclose()
