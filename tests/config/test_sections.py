@@ -114,6 +114,16 @@ class Lending:
 
     def lease(self) -> None: ...
 
+    def amend(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Incomplete:
+    """It lacks `amend` and `close`, so a limiter could not use it."""
+
+    def lease(self) -> None: ...
+
 
 @pytest.mark.parametrize(
     "store",
@@ -125,7 +135,7 @@ def test_a_share_accepts_a_store_of_each_known_kind(store: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "store", ["", "files", "mysql://h", "redis:", "/var/x", 7, b"file", Lending, object()]
+    "store", ["", "files", "mysql://h", "redis:", "/var/x", 7, b"file", Lending, Incomplete()]
 )
 def test_an_unknown_store_is_refused_and_the_error_lists_the_known_kinds(store: object) -> None:
     with pytest.raises(ConfigurationError, match=r"RateLimitConfig\.store is .*redis://"):

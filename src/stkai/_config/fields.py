@@ -31,11 +31,6 @@ from ..transports._auth.provider import is_sendable
 from .names import SECRETS, as_given, configuration_error, masked, not_a_setting
 
 
-def _not_bool(value: Any) -> Any:
-    # A bool is an int to Python, and so to pydantic; "max_requests": True is a slip, not a 1.
-    return str(value) if isinstance(value, bool) else value
-
-
 def none_from_word(value: Any) -> Any:
     if isinstance(value, str) and value.strip().lower() in {"none", "null", "unlimited"}:
         return None
@@ -51,10 +46,6 @@ def _listed(value: Any) -> Any:
     return [item.strip() for item in value.split(",") if item.strip()]
 
 
-def _path_text(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
 def _existing(value: bool | str) -> bool | str:
     """A flag, or the path of something that exists, with `~` expanded."""
     if isinstance(value, bool):
@@ -66,10 +57,6 @@ def _existing(value: bool | str) -> bool | str:
     return path
 
 
-def _stripped(value: Any) -> Any:
-    return value.strip() if isinstance(value, str) else value
-
-
 def _token(value: SecretStr) -> SecretStr:
     if not is_sendable(value.get_secret_value()):
         raise ValueError
@@ -77,10 +64,8 @@ def _token(value: SecretStr) -> SecretStr:
 
 
 def _store_place(value: Any) -> Any:
-    """None, "file", a URL of a known scheme, or an object that can lease permits: a `stkai.stores.Store`."""
     value = none_from_word(value)
-    can_lease = callable(getattr(value, "lease", None)) and not isinstance(value, type)
-    if not can_lease and problem_of(value) is not None:
+    if problem_of(value) is not None:
         raise ValueError
     return value
 
@@ -103,10 +88,6 @@ def _origin(value: str) -> str:
     return show_origin(url)
 
 
-def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(values))
-
-
 class _Or(NamedTuple):
     """The word for None, where a field allows it."""
 
@@ -117,10 +98,13 @@ T = TypeVar("T")
 OrNone = Annotated[T | None, BeforeValidator(none_from_word), _Or("none")]
 OrUnlimited = Annotated[T | None, BeforeValidator(none_from_word), _Or("unlimited")]
 
-_Number = BeforeValidator(_not_bool)
+# A bool is an int to Python, and so to pydantic; "max_requests": True is a slip, not a 1.
+_Number = BeforeValidator(lambda value: str(value) if isinstance(value, bool) else value)
 # White space around them is never intended: it is the line break at the end of a file, or comes from the shell.
-_Stripped = BeforeValidator(_stripped)
+_Stripped = BeforeValidator(lambda value: value.strip() if isinstance(value, str) else value)
+_Path = BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value)
 _Listed = BeforeValidator(_listed)
+_Distinct = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
 _NotEmpty = Field(min_length=1, description="a non-empty string")
 _Method = Annotated[str, StringConstraints(pattern=f"^{TOKEN}$", to_upper=True)]
 _Origin = Annotated[str, AfterValidator(_origin)]
@@ -153,7 +137,7 @@ ProxyAddress = Annotated[
 Origins = Annotated[
     tuple[_Origin, ...],
     _Listed,
-    AfterValidator(_distinct),
+    _Distinct,
     Field(
         min_length=1,
         description="origins (https://host or https://host:port, without a path), separated by commas",
@@ -162,7 +146,7 @@ Origins = Annotated[
 Methods = Annotated[
     tuple[_Method, ...],
     _Listed,
-    AfterValidator(_distinct),
+    _Distinct,
     Field(min_length=1, description="names of HTTP methods such as POST, separated by commas"),
 ]
 Statuses = Annotated[
@@ -178,7 +162,7 @@ StorePlace = Annotated[
 Verification = Annotated[
     bool | str,
     Field(union_mode="left_to_right"),
-    BeforeValidator(_path_text),
+    _Path,
     AfterValidator(_existing),
     Field(description="true, false, or the path of a CA bundle that exists"),
 ]

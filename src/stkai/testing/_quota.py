@@ -36,10 +36,7 @@ class ServerQuota:
 class FixedWindow(ServerQuota):
     """A counter per window; windows start at multiples of `time_window`."""
 
-    def __init__(self, max_requests: int, time_window: float) -> None:
-        super().__init__(max_requests, time_window)
-        self._window = -math.inf
-        self._used = 0
+    _window, _used = -math.inf, 0
 
     def admit(self, now: float) -> float:
         self._enter_window(now)
