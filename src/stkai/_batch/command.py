@@ -15,6 +15,7 @@ import anyio.to_thread
 
 from .._clock import SystemClock
 from .._errors import ConfigurationError
+from .._log import logger
 from .append_file import WriteError
 from .batch_client import BatchClient
 from .job import BatchJob
@@ -60,7 +61,7 @@ class _Warnings(logging.Handler):
 def run_batch(given: Mapping[str, Any]) -> int:
     """Run the command with these values of its options; returns its exit code."""
     warnings = _Warnings(logging.WARNING)
-    logging.getLogger("stkai").addHandler(warnings)
+    logger.addHandler(warnings)
     with _Interrupts() as interrupts:
         try:
             plan = JobPlan.of(Options(**given))
@@ -77,7 +78,7 @@ def run_batch(given: Mapping[str, Any]) -> int:
             complain("interrupted before anything was sent")
             return INTERRUPTED
         finally:
-            logging.getLogger("stkai").removeHandler(warnings)
+            logger.removeHandler(warnings)
 
 
 def run_merge(outs: list[str], target: str, *, partial: bool) -> int:

@@ -3,7 +3,6 @@
 This module does not import pydantic, which would make `import stkai` slow: the models are imported on first use.
 """
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,14 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .._errors import ConfigurationError
 from .._forks import begin_in_each_process
+from .._log import logger
 from .._secrets import reveal, sealed
 from .names import SECTIONS, full_path, not_a_setting
 
 if TYPE_CHECKING:
     from .models import Settings
     from .sources import Explained, Loaded
-
-_logger = logging.getLogger("stkai")
 
 
 class GlobalSettings:
@@ -136,7 +134,7 @@ class GlobalSettings:
                 return self._loaded
             loaded = self._loaded = _read(self._configured, self._env_file)
         for warning in loaded.warnings:
-            _logger.warning("%s", warning)
+            logger.warning("%s", warning)
         return loaded
 
     def __repr__(self) -> str:

@@ -3,7 +3,6 @@
 The clean-up that a flow asks for runs under a shield, so that a cancelled call closes what it opened.
 """
 
-import logging
 import math
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -16,6 +15,7 @@ from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
 from .._event_loops import anyio
 from .._families import alike
+from .._log import logger
 from .._signals import raise_interrupt
 from ._bodies import SHORT, adrain, aload, aread, briefly, limited, unlimited
 from ._call import Attempt, require_open
@@ -34,8 +34,6 @@ from ._operations import (
     clean_ups,
     is_clean_up,
 )
-
-_logger = logging.getLogger("stkai")
 
 
 class AbandonedCallError(BaseException):
@@ -187,7 +185,7 @@ async def _aclean_up(flow: Flow, error: BaseException) -> None:
             if awaits:
                 await _atry(operation)
     except BaseException:  # Another interrupt.
-        _logger.debug("the clean-up of a call failed", exc_info=True)
+        logger.debug("the clean-up of a call failed", exc_info=True)
 
 
 async def _atry(operation: Operation) -> None:
@@ -195,7 +193,7 @@ async def _atry(operation: Operation) -> None:
         with anyio.CancelScope(shield=True):
             await _aperform(operation)
     except Exception:
-        _logger.debug("the clean-up of a call failed", exc_info=True)
+        logger.debug("the clean-up of a call failed", exc_info=True)
 
 
 async def aclose_response(response: httpx.Response) -> None:
@@ -204,4 +202,4 @@ async def aclose_response(response: httpx.Response) -> None:
         try:
             await response.aclose()
         except Exception:
-            _logger.debug("a response could not be closed", exc_info=True)
+            logger.debug("a response could not be closed", exc_info=True)

@@ -9,7 +9,6 @@ What a signal handler raises is an interrupt too, whatever the wire makes of it.
 except clean-up. The async driver does the same for tasks.
 """
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from .._abandonable import GivenUpError, NoThreadError, Worker, do_within
 from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
 from .._families import alike
+from .._log import logger
 from .._signals import raise_interrupt
 from ._bodies import BRIEF, SHORT, BodyReader, briefly, drain, is_short, is_there, limited, read, unlimited
 from ._body_end import give_up
@@ -44,8 +44,6 @@ from ._operations import (
 
 _THREADED: Final = (Drain, Load)
 """What needs another thread even without a deadline: it takes a second at most."""
-
-_logger = logging.getLogger("stkai")
 
 
 def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
@@ -244,7 +242,7 @@ def _clean_up(flow: Flow, error: BaseException, attempt: Attempt, clock: Clock) 
         for operation in clean_ups(flow, error):
             _try(operation, attempt, clock)
     except BaseException:  # Another interrupt.
-        _logger.debug("the clean-up of a call failed", exc_info=True)
+        logger.debug("the clean-up of a call failed", exc_info=True)
 
 
 def _try(operation: Operation, attempt: Attempt, clock: Clock) -> None:
@@ -255,7 +253,7 @@ def _try(operation: Operation, attempt: Attempt, clock: Clock) -> None:
         if isinstance(operation, Close):
             give_up(operation.response.stream)
     except Exception:
-        _logger.debug("the clean-up of a call failed", exc_info=True)
+        logger.debug("the clean-up of a call failed", exc_info=True)
 
 
 def close_response(response: httpx.Response) -> None:
@@ -263,4 +261,4 @@ def close_response(response: httpx.Response) -> None:
     try:
         response.close()
     except Exception:
-        _logger.debug("a response could not be closed", exc_info=True)
+        logger.debug("a response could not be closed", exc_info=True)

@@ -4,7 +4,6 @@ A flow is a generator. It does no I/O and never waits: it yields operations, and
 them out. The `yield` returns what the operation returns, and raises what it raises.
 """
 
-import logging
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from typing import Any, Final, TypeVar
 
@@ -12,8 +11,7 @@ import httpx
 
 from .._errors import ConfigurationError
 from .._families import alike
-
-_logger = logging.getLogger("stkai")
+from .._log import logger
 
 
 class Operation:
@@ -172,7 +170,7 @@ def clean_ups(flow: Flow, error: BaseException) -> Iterator[Operation]:
             yield Close(stop.value)
     except BaseException as other:
         if other is not error:
-            _logger.debug("the clean-up of a call failed", exc_info=True)
+            logger.debug("the clean-up of a call failed", exc_info=True)
 
 
 def _swallowed(error: BaseException, answer: str, told: int) -> int:
@@ -180,5 +178,5 @@ def _swallowed(error: BaseException, answer: str, told: int) -> int:
     if not told:
         bug = f"a layer answered {type(error).__name__} with {answer}; it must clean up and re-raise it"
         error.add_note(f"stkai: {bug}")
-        _logger.error("%s", bug)
+        logger.error("%s", bug)
     return told + 1

@@ -7,6 +7,7 @@ from typing import Any, Final
 import httpx
 
 from ..._errors import InvalidArgumentError
+from ..._log import logger
 from ..._signals import raise_interrupt
 from ...costs import Arrived
 from .._bodies import is_there
@@ -14,8 +15,6 @@ from .._body_end import BodyEnd
 from .._options import UNSET, check_cost
 from .limiter import Turn
 from .plan import Plan, Pricing
-
-_logger = logging.getLogger("stkai")
 
 LONGEST: Final = 16_777_216
 """Bytes as received; a longer answer does not report a usage, and is not worth keeping in memory."""
@@ -81,13 +80,13 @@ class Meter:
         """Warn about the first failure only: the function usually fails on every answer."""
         level = logging.DEBUG if self._has_complained else logging.WARNING
         self._has_complained = True
-        _logger.log(level, "a call keeps its estimated cost: %s", why)
+        logger.log(level, "a call keeps its estimated cost: %s", why)
 
     def advise(self) -> None:
         """Say once how a stream reports its usage."""
         if not self._has_advised:
             self._has_advised = True
-            _logger.warning(
+            logger.warning(
                 "a stream reported no usage, so its cost was counted from the text that arrived; send"
                 ' stream_options={"include_usage": True} to have the exact number'
             )
@@ -128,7 +127,7 @@ class Bill:
             self._meter.complain(f"the body cannot be read: {error!r}")
             return
         if response is None:
-            _logger.debug("a call keeps its estimated cost: the answer is too long to look for its usage")
+            logger.debug("a call keeps its estimated cost: the answer is too long to look for its usage")
             return
         for settle, limits in self._settles.values():
             try:

@@ -55,7 +55,7 @@ class BackgroundCalls:
         while (work := self._next()) is not None:
             try:
                 work()
-            except Exception:  # noqa: BLE001 - a store may be user code
+            except Exception:  # A store may be user code.
                 logger.exception("a call to the store of a shared quota failed")
             del work
 

@@ -193,7 +193,7 @@ class StoreClient:
         done = False
         try:
             done = self.store.amend(lease.epoch, law)
-        except Exception as error:  # noqa: BLE001 - any error, as for a lease; the next lease notices an outage
+        except Exception as error:  # Any error, as for a lease; the next lease notices an outage.
             raise_interrupt(error)
             logger.debug("cannot write the adaptive state", exc_info=True)
         finally:
