@@ -224,7 +224,7 @@ def test_settings_that_hold_a_secret_can_be_copied_and_changed() -> None:
 
 def test_the_repr_of_a_provider_that_is_only_half_made_does_not_raise() -> None:
     for kind in (ClientCredentialsAuthProvider, BearerAuth, StaticToken):
-        assert repr(kind.__new__(kind)).startswith(f"{kind.__name__}(")
+        assert kind.__name__ in repr(kind.__new__(kind))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the environment of Windows holds text only")

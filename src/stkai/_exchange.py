@@ -14,10 +14,10 @@ from ._headers import headers_of
 from ._urls import request_url
 from .transports._base import LayerBase
 from .transports._bodies import is_there, timeouts
-from .transports._call import OPTIONS, Attempt, Call, copy_request
+from .transports._call import Attempt, Call, copy_request
 from .transports._context import Context
 from .transports._operations import Close, Flow, Read
-from .transports._options import NO_OPTIONS, RequestOptions
+from .transports._options import NO_OPTIONS, OPTIONS, RequestOptions
 
 L = TypeVar("L", bound=LayerBase)
 

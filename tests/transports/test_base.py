@@ -21,7 +21,8 @@ from stkai.transports import (
     can_resend,
     copy_request,
 )
-from stkai.transports._call import ATTEMPT, OPTIONS
+from stkai.transports._call import ATTEMPT
+from stkai.transports._options import OPTIONS
 
 from ..support.heard import CALL, Heard
 from ..support.ids import spelled

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 
 import httpx
 
-from .._checks import SECONDS, check_choice, check_number
+from .._checks import SECONDS, check_choice, check_number, even_half_made
 from .._clock import Clock, SystemClock
 from .._config import STKAI
 from .._config.names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
@@ -95,9 +95,9 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         # Replaced by a single assignment: there is no lock that a fork could leave behind.
         self._kept = _Kept("", -math.inf, -math.inf)
 
+    @even_half_made
     def __repr__(self) -> str:
-        endpoint = getattr(self, "_endpoint", None)  # None in the tracebacks of the constructor.
-        return f"{type(self).__name__}({'' if endpoint is None else endpoint.describe()})"
+        return f"{type(self).__name__}({self._endpoint.describe()})"
 
     def get_access_token(self) -> str:
         token = self.cached_access_token()

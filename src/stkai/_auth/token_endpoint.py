@@ -22,7 +22,7 @@ from .._urls import is_private, origin_of, parse_url, show_origin
 from .._wire import default
 from ..transports import Context, RetryTransport, copy_request
 from ..transports._auth.provider import is_sendable
-from ..transports._bodies import json_of
+from ..transports._bodies import json_of, timeouts
 from ..transports._retry.policy import RetryPolicy
 from ..transports._retry.retry_after import retry_after
 
@@ -267,8 +267,7 @@ class _Reader(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         self._check_time()
         self.asked_at = self._clock.monotonic()
-        timeout = httpx.Timeout(max(0.0, self._until - self.asked_at)).as_dict()
-        extensions = {**request.extensions, "timeout": timeout}
+        extensions = {**request.extensions, "timeout": timeouts(max(0.0, self._until - self.asked_at))}
         response = self._wire.handle_request(copy_request(request, extensions=extensions))
         try:
             content = b"".join(self._pieces(response))

@@ -20,12 +20,11 @@ from .._wire.default import AsyncWireByFamily
 from ..costs import llm_tokens
 from ..transports._auth.bearer import BearerAuth, ExposedTokenError
 from ..transports._bodies import json_of
-from ..transports._call import OPTIONS
 from ..transports._layer import Layer
 from ..transports._limits.in_flight import InFlight
 from ..transports._limits.limiter import Limiter
 from ..transports._limits.token_bucket import TokenBucket
-from ..transports._options import UNSET, RequestOptions
+from ..transports._options import OPTIONS, UNSET, RequestOptions
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES
 from ..transports._retry.retry_after import retry_after
 from .options import Options

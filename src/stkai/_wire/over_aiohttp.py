@@ -23,6 +23,7 @@ from .._errors import ConfigurationError
 from .._event_loops import running_loop
 from .._families import Family, of_family
 from .._forks import after_fork, never_finalize
+from .._urls import DEFAULT_PORTS, WEB
 from .aiohttp_exchange import (
     BUFFER,
     Body,
@@ -148,11 +149,11 @@ class OverAiohttp(httpx.AsyncBaseTransport):
 
     async def _open(self, request: httpx.Request, seconds: float | None) -> Connection:
         url, sni = request.url, request.extensions.get("sni_hostname")
-        if url.scheme not in {"http", "https"} or not url.host:
+        if url.scheme not in WEB or not url.host:
             raise error_for(
                 httpx.UnsupportedProtocol, f"not an http:// or https:// address: {url.scheme}", request
             )
-        port = url.port or (443 if url.scheme == "https" else 80)
+        port = url.port or DEFAULT_PORTS[url.scheme]
         with connecting(request):
             async with asyncio.timeout(seconds):
                 wanted = aiohttp.ClientRequest(

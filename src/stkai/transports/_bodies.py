@@ -21,7 +21,7 @@ SHORT: Final = 65_536
 
 _DIGITS: Final = len(str(SHORT))
 
-BRIEF: Final = 1.0
+_BRIEF: Final = 1.0
 """Seconds; an unwanted body is read for at most this long."""
 
 _KEYS: Final = ("connect", "read", "write", "pool")
@@ -32,7 +32,7 @@ _LONGEST: Final = 1e9
 
 def briefly(left: float) -> float:
     """Seconds for an unwanted body; most of the time left until a deadline is kept for another attempt."""
-    return min(BRIEF, left / 4)
+    return min(_BRIEF, left / 4)
 
 
 def json_of(response: httpx.Response) -> Any:

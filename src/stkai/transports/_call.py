@@ -17,10 +17,7 @@ from .._families import family_of
 from .._log import events
 from .._urls import DEFAULT_PORTS
 from ._chain import CHAIN, CONTINUED, chain_before, note_answer
-from ._options import ENTERED, NO_OPTIONS, UNSET, CallRecord, Priority, RequestOptions, ambient
-
-OPTIONS: Final = "stkai"
-"""The extension that holds `RequestOptions` on a request and the `CallRecord` on a response."""
+from ._options import ENTERED, NO_OPTIONS, OPTIONS, UNSET, CallRecord, Priority, RequestOptions, ambient
 
 ATTEMPT: Final = "stkai.attempt"
 """The extension that carries an attempt through transports that are not layers."""

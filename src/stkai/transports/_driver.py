@@ -23,8 +23,8 @@ from .._errors import DeadlineExceededError
 from .._families import alike
 from .._log import logger
 from .._signals import raise_interrupt
-from ._bodies import BRIEF, SHORT, BodyReader, briefly, drain, is_short, is_there, limited, read, unlimited
-from ._body_end import give_up
+from ._bodies import SHORT, BodyReader, briefly, drain, is_short, is_there, limited, read, unlimited
+from ._body_end import BRIEF, give_up
 from ._call import Attempt, require_open
 from ._operations import (
     Close,

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from ._retry.policy import RetryPolicy
 
 
+OPTIONS: Final = "stkai"
+"""The extension that holds `RequestOptions` on a request and the `CallRecord` on a response."""
+
+
 class _Unset(Enum):
     UNSET = "unset"
 
@@ -185,7 +189,7 @@ def record(response: httpx.Response) -> CallRecord:
     Raises:
         InvalidArgumentError: (a ValueError) the response did not pass through a stack.
     """
-    found = getattr(response, "extensions", {}).get("stkai")
+    found = getattr(response, "extensions", {}).get(OPTIONS)
     if not isinstance(found, CallRecord):
         msg = f"{response!r} has no CallRecord: it did not pass through a stack of stkai"
         raise InvalidArgumentError(msg)

@@ -12,6 +12,7 @@ from typing import Final
 
 import httpx
 
+from ..._checks import even_half_made
 from ..._errors import AuthenticationError, ConfigurationError, InvalidArgumentError
 from ..._headers import Fields, with_fields
 from ..._secrets import HoldsSecret, Secret, reveal
@@ -193,6 +194,6 @@ class BearerAuth(HoldsSecret):
         signed.headers = with_fields(request.headers, token.fields)
         return signed
 
+    @even_half_made
     def __repr__(self) -> str:
-        provider = getattr(self, "provider", None)  # None in the tracebacks of the constructor.
-        return f"BearerAuth({'' if provider is None else type(provider).__name__})"
+        return f"BearerAuth({type(self.provider).__name__})"
