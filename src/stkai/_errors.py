@@ -55,8 +55,13 @@ def _portable(value: object) -> object:
     try:
         _pickle.loads(_pickle.dumps(value))
     except Exception:  # noqa: BLE001 - foreign classes; whatever they raise
-        return StkaiError(f"{type(value).__name__}: {value}") if isinstance(value, BaseException) else None
+        return StkaiError(describe(value)) if isinstance(value, BaseException) else None
     return value
+
+
+def describe(error: BaseException) -> str:
+    """An error in words."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def hide_frames(error: BaseException) -> None:

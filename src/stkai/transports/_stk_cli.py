@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from .._errors import AuthenticationError, ConfigurationError
+from .._errors import AuthenticationError, ConfigurationError, describe
 from .._families import Family, adopt, family_of, of_family
 from .._requests import httpx_errors
 from ._call import ATTEMPT, Attempt
@@ -99,7 +99,7 @@ class StkCLITransport(httpx.BaseTransport):
         except httpx.RequestError:
             raise
         except (Exception, SystemExit) as error:  # The CLI is a command-line program and may exit.
-            msg = f"StackSpot CLI did not send the request ({type(error).__name__}: {error}); try: stk login"
+            msg = f"StackSpot CLI did not send the request ({describe(error)}); try: stk login"
             raise AuthenticationError(msg, error) from error
 
     def __repr__(self) -> str:

@@ -14,7 +14,7 @@ from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final
 
 from ..._abandonable import Job
-from ..._errors import AuthenticationError
+from ..._errors import AuthenticationError, describe
 from ..._signals import raise_interrupt
 from .._options import ENTERED
 
@@ -171,5 +171,4 @@ def _library_variable() -> "ContextVar[Any] | None":
 def failure_of(provider: object, error: Exception) -> AuthenticationError:
     """The error for whatever a provider raised; raises what a signal handler raised in the meantime."""
     raise_interrupt(error)
-    msg = f"{type(provider).__name__} could not get a token: {type(error).__name__}: {error}"
-    return AuthenticationError(msg, error)
+    return AuthenticationError(f"{type(provider).__name__} could not get a token: {describe(error)}", error)

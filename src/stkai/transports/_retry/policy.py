@@ -26,6 +26,7 @@ from ..._errors import (
     DeadlineExceededError,
     RetryableError,
     ServerSideRateLimitError,
+    describe,
 )
 from ..._families import alike
 from .budget import RetryBudget
@@ -199,11 +200,6 @@ class RetryPolicy:
         cause = f"{response.status_code} {response.reason_phrase}".strip()
         acted = response.status_code not in REFUSED_STATUS
         return Failure(cause, acted, retry_after(response.headers, now), paced=paced)
-
-
-def describe(error: BaseException) -> str:
-    """An error in words."""
-    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def _error_failure(error: BaseException, now: datetime, situation: Situation) -> Failure | None:
