@@ -44,7 +44,7 @@ def lazily(
         if name in submodules:
             return import_module(f"{package}.{name}")
         if name == "__version__" and package == __package__:
-            return _version()
+            return installed_version()
         if name in home:
             value = getattr(import_module(f"{package}.{home[name]}"), name)
         else:
@@ -82,7 +82,8 @@ def import_whole(name: str) -> Any:
         raise
 
 
-def _version() -> str:
+def installed_version() -> str:
+    """The version of stkai that is installed."""
     metadata = import_module("importlib.metadata")
     try:
         version: str = metadata.version("stkai")

@@ -18,7 +18,7 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 import stkai
-from stkai.__main__ import build_app
+from stkai._cli import app
 from tests.support.servers import serve
 
 ROOT = Path(__file__).parent.parent.parent
@@ -216,7 +216,7 @@ class Job:
         stkai.STKAI.reset()
         try:
             with descriptors(stdin) as stdout:
-                done = CliRunner().invoke(build_app(), command[3:], env={**environment, "PYTHONPATH": None})
+                done = CliRunner().invoke(app, command[3:], env={**environment, "PYTHONPATH": None})
                 stdout.seek(0)
                 printed = stdout.read().decode()
         finally:

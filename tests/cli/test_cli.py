@@ -14,15 +14,14 @@ import pytest
 from typer.testing import CliRunner
 
 import stkai
-from stkai import __main__ as cli
-from stkai.__main__ import build_app
-from stkai._cli import demo
+from stkai.__main__ import main
+from stkai._cli import app, demo
 from stkai._cli.demo import STRATEGIES, Batch, StrategyRun
 from stkai.transports._limits.pace.saved_rate import LearnedRate, SavedRate
 
 
 def run(*arguments: str, columns: int = 120) -> Any:
-    return CliRunner().invoke(build_app(), arguments, env={"COLUMNS": str(columns), "NO_COLOR": "1"})
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns), "NO_COLOR": "1"})
 
 
 @pytest.mark.real_time
@@ -267,12 +266,13 @@ def test_the_command_runs_as_a_module() -> None:
 
 def test_without_its_extra_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "typer", None)
+    monkeypatch.delitem(sys.modules, "stkai._cli")
     with pytest.raises(SystemExit, match=r'typer is missing.*pip install "stkai\[cli\]"'):
-        cli.main()
+        main()
 
 
 def test_the_command_is_the_app(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[bool] = []
-    monkeypatch.setattr(cli, "build_app", lambda: lambda: called.append(True))
-    cli.main()
+    monkeypatch.setattr("stkai._cli.app", lambda: called.append(True))
+    main()
     assert called == [True]

@@ -9,7 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from stkai import STKAI
-from stkai.__main__ import build_app
+from stkai._cli import app
 from stkai._cli.quota import as_table
 from stkai.stores import Ask, FileStore, Refusal
 
@@ -17,7 +17,7 @@ from ..support.redis_servers import free_port
 
 
 def run(*arguments: str) -> Any:
-    return CliRunner().invoke(build_app(), arguments, env={"COLUMNS": "120", "NO_COLOR": "1"})
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "120", "NO_COLOR": "1"})
 
 
 @pytest.fixture

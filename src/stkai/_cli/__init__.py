@@ -1,0 +1,38 @@
+"""The command line: `app` lists the subcommands, each of which has a module here."""
+
+from typing import Annotated
+
+import typer
+
+from .._lazy import installed_version
+from . import batch, demo, explain, quota
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"stkai {installed_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """A resilient pipeline under any httpx client."""
+
+
+# The first sentences of their docstrings would be cut off in the list of commands.
+app.command(short_help="Show the settings in force, and where each comes from.")(explain.explain)
+app.command(short_help="Compare the limiters on an embedded server.")(demo.demo)
+app.command(short_help="Show or reset a shared quota.", cls=batch.PlainUsage)(quota.quota)
+app.add_typer(batch.batch, name="batch", short_help="Send the requests in a file, and lose none.")
