@@ -21,11 +21,13 @@ from ._clock import Clock
 from ._config import STKAI
 from ._errors import ConfigurationError
 from ._families import AsyncTransport, AsyncWire, SyncWire, Transport, alike
+from ._lazy import LateModule
 from ._log import Listener, listener_of
 from .transports._context import Context
 from .transports._layer import Layer
 
 if TYPE_CHECKING:
+    from . import _standard
     from ._config.models import HttpConfig, RateLimitConfig, Settings
     from .limiters import Limiter, PerHost, PerKey
     from .transports._auth.bearer import BearerAuth
@@ -35,10 +37,18 @@ if TYPE_CHECKING:
 
     Limiters = Sequence[Any]
     """Several limits at once: a list or tuple of limiters."""
+else:
+    _standard = LateModule("stkai._standard")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PLAIN: Final = Layer("call", lambda layer, request, attempt: layer.forward(request, attempt))
+
+_SYNC: Final = httpx.BaseTransport, "httpx.HTTPTransport(), or call build_async()", "a LayerTransport"
+_ASYNC: Final = (
+    httpx.AsyncBaseTransport, "httpx.AsyncHTTPTransport(), or call build()", "an AsyncLayerTransport",
+)  # fmt: skip
+"""The class of the transports of a stack, and examples of a wire and of what a layer makes."""
 
 
 class StackOptions(TypedDict, total=False):
@@ -161,11 +171,9 @@ class StackBuilder:
     def _made_by(
         cls, caller: str, options: StackOptions, settings: "Settings | None" = None, *, own_wire: bool = False
     ) -> Self:
-        from ._standard import check_options, standard_layers
-
-        check_options(caller, options, StackOptions.__annotations__)
+        _standard.check_options(caller, options, StackOptions.__annotations__)
         settings = settings or STKAI.config
-        layers, by_cli = standard_layers(settings, options, own_wire=own_wire)
+        layers, by_cli = _standard.standard_layers(settings, options, own_wire=own_wire)
         # A layer that does nothing still keeps deadlines, attaches records and reports calls to the listener.
         stack = cls(
             layers or (_PLAIN,),
@@ -203,9 +211,7 @@ class StackBuilder:
         Raises:
             ConfigurationError: the wire is async or not a transport, or StackSpot CLI was to sign.
         """
-        transport: Any = self._default_wire(is_async=False) if wire is None else wire
-        _require(transport, httpx.BaseTransport, "the wire", "httpx.HTTPTransport(), or call build_async()")
-        return cast(Transport, self._around(transport, "sync", httpx.BaseTransport, "a LayerTransport"))
+        return cast(Transport, self._around(wire, is_async=False))
 
     def build_async(self, wire: AsyncWire | None = None) -> AsyncTransport:
         """The stack around an async wire; the default wire honours proxies and `STKAI_HTTP_*`.
@@ -213,29 +219,21 @@ class StackBuilder:
         Raises:
             ConfigurationError: the wire is sync or not a transport, or StackSpot CLI was to sign.
         """
-        transport: Any = self._default_wire(is_async=True) if wire is None else wire
-        kind, made = httpx.AsyncBaseTransport, "an AsyncLayerTransport"
-        _require(transport, kind, "the wire", "httpx.AsyncHTTPTransport(), or call build()")
-        return cast(AsyncTransport, self._around(transport, "asynchronous", kind, made))
+        return cast(AsyncTransport, self._around(wire, is_async=True))
 
-    def _default_wire(self, *, is_async: bool) -> object:
-        if self.by_cli and not is_async:
-            from .transports._stk_cli import StkCLITransport
-
-            return StkCLITransport()
-        from ._wire.default import AsyncWireByFamily, WireByFamily
-
-        return AsyncWireByFamily(self._http) if is_async else WireByFamily(self._http)
-
-    def _around(self, transport: Any, factory: str, kind: type, example: str) -> Any:
-        """All layers around a wire, each made by its factory of that name."""
+    def _around(self, wire: Any, *, is_async: bool) -> Any:
+        """All layers around a wire, by default that of the settings."""
+        kind, a_wire, a_layer = _ASYNC if is_async else _SYNC
+        if wire is None:
+            wire = _standard.default_wire(self._http, by_cli=self.by_cli, is_async=is_async)
+        _require(wire, kind, "the wire", a_wire)
         if self.by_cli:
-            from ._standard import check_signed
-
-            check_signed(transport, self.layers)
+            _standard.check_signed(wire, self.layers)
+        transport = wire
         for layer in reversed(self.layers):
-            transport = getattr(layer, factory)(transport, context=self.context)
-            _require(transport, kind, f"what the layer {layer.name!r} makes", example)
+            make = layer.asynchronous if is_async else layer.sync
+            transport = make(transport, context=self.context)
+            _require(transport, kind, f"what the layer {layer.name!r} makes", a_layer)
         return transport
 
     def __str__(self) -> str:

@@ -9,11 +9,12 @@ import httpx
 
 from ._auth import create_standalone_auth
 from ._clock import Clock
-from ._config.models import RateLimitConfig, Settings
+from ._config.models import HttpConfig, RateLimitConfig, Settings
 from ._config.names import DEFAULT_QUOTA
 from ._errors import ConfigurationError
 from ._log import logger
 from ._secrets import Secret
+from ._wire.default import AsyncWireByFamily, WireByFamily
 from .costs import llm_tokens
 from .stores import store_from
 from .transports._auth.bearer import BearerAuth
@@ -130,6 +131,13 @@ def check_signed(wire: object, layers: Sequence[Layer]) -> None:
     """Refuse a wire that does not sign if no layer does, although StackSpot CLI was to sign."""
     if not isinstance(wire, StkCLITransport) and all(layer.name != "auth" for layer in layers):
         raise ConfigurationError(_CLI_CANNOT)
+
+
+def default_wire(http: HttpConfig | None, *, by_cli: bool, is_async: bool) -> object:
+    """The wire of a stack that is given none."""
+    if is_async:
+        return AsyncWireByFamily(http)
+    return StkCLITransport() if by_cli else WireByFamily(http)
 
 
 def limit_layer(

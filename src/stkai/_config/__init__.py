@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .._errors import ConfigurationError
 from .._forks import begin_in_each_process
+from .._lazy import LateModule
 from .._log import logger
 from .._secrets import reveal, sealed
 from .names import SECTIONS, full_path, not_a_setting
 
 if TYPE_CHECKING:
+    from . import models, sources
     from .models import Settings
     from .sources import Explained, Loaded
+else:
+    models, sources = LateModule("stkai._config.models"), LateModule("stkai._config.sources")
 
 
 class GlobalSettings:
@@ -85,7 +89,7 @@ class GlobalSettings:
                 for section, values in given.items()
             }
             path = self._env_file if env_file is None else full_path(env_file)
-            loaded = _read(configured, path)
+            loaded = sources.load(configured, path)
             # Not kept: changes to the environment until the first use count as well.
             self._configured, self._env_file, self._loaded = configured, path, None
         return loaded.settings
@@ -99,11 +103,9 @@ class GlobalSettings:
         with self._lock:
             self._configured, self._env_file, self._loaded = {}, None, None
         try:
-            return _read({}, None).settings
+            return sources.load({}).settings
         except ConfigurationError:
-            from .models import Settings
-
-            return Settings()
+            return models.Settings()
 
     def provenance(self) -> "tuple[Explained, ...]":
         """Each setting in force with its source; then the STKAI_* variables that are ignored."""
@@ -132,19 +134,13 @@ class GlobalSettings:
         with self._lock:
             if self._loaded is not None and self.keeps_what_it_reads:
                 return self._loaded
-            loaded = self._loaded = _read(self._configured, self._env_file)
+            loaded = self._loaded = sources.load(self._configured, self._env_file)
         for warning in loaded.warnings:
             logger.warning("%s", warning)
         return loaded
 
     def __repr__(self) -> str:
         return "STKAI"
-
-
-def _read(configured: dict[str, dict[str, Any]], env_file: Path | None) -> "Loaded":
-    from .sources import load
-
-    return load(configured, env_file)
 
 
 def _as_fields(section: str, values: Mapping[str, Any] | None) -> Mapping[str, Any]:
