@@ -32,7 +32,7 @@ class Options:
     out: Annotated[
         str | None, typer.Option("-o", "--out", metavar="OUT", help="Write answers here; - for stdout.")
     ] = None
-    base_url: Annotated[str | None, typer.Option(metavar="URL", help="Base for relative urls.")] = None
+    base_url: Annotated[str | None, typer.Option(metavar="URL", help="Base of relative URLs.")] = None
     quick_command: Annotated[str | None, typer.Option(metavar="SLUG", help="Run this quick command.")] = None
     body: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON template; {column} in strings is replaced.")
