@@ -41,7 +41,7 @@ class Options:
         str | None, typer.Option(metavar="NAME", help="Column, or member, to use as custom_id.")
     ] = None
     shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Send only every Nth line, starting with line I.")
+        str | None, typer.Option(metavar="I/N", help="Send only every Nth line; I is from 0 to N-1.")
     ] = None
     max_in_flight: Annotated[
         int, typer.Option(metavar="N", min=1, help="Lines worked on at once, waiting or being sent.")
