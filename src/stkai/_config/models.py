@@ -62,7 +62,7 @@ class RateLimitConfig(fields.Section):
     once.
 
     `min_rate_floor`, `penalty_factor`, `recovery_factor` and `warm_start` are for the strategy `adaptive`, which finds
-    the quota by itself unless `max_requests` is given; see `quota`.
+    the quota by itself unless `max_requests`, `max_cost`, a share, the floor or a factor is given.
     """
 
     enabled: fields.Flag = False

@@ -93,7 +93,7 @@ class RedisStore:
 
     @property
     def place(self) -> str:
-        """The server's address, without user and password."""
+        """The server's address, without credentials; for a cluster or a Sentinel, the class of the client."""
         client = self._server.client
         pool = getattr(client, "connection_pool", None)
         about = getattr(pool, "connection_kwargs", None) or {}
