@@ -89,10 +89,11 @@ def _share(limiter: QuotaLimiter) -> str:
     store, share = limiter.store, str(limiter.share)
     heading = f"{share}, in {describe(store)}"
     try:
-        seen = store.look(share)
+        seen, has_older = store.look(share), store.has_older_members(share)
     except Exception as error:  # noqa: BLE001 - any error: show the rest anyway
         return f"{heading}, which cannot be reached: {error}"
-    return f"{heading}\nmembers seen: {1 + (0 if seen is None else seen.members)}"
+    older = "\nmembers of stkai 2 also use it; they do not share with these" if has_older else ""
+    return f"{heading}\nmembers seen: {1 + (0 if seen is None else seen.members)}{older}"
 
 
 def _print(console: Console, heading: str, text: str) -> None:
