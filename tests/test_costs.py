@@ -39,6 +39,13 @@ def chat(content: object, **more: object) -> dict[str, object]:
     return {"model": "m-1", "messages": [{"role": "user", "content": content}], **more}
 
 
+def test_llm_tokens_can_be_passed_to_a_stack_as_a_type_checker_reads_it() -> None:
+    wire = httpx.MockTransport(lambda _: httpx.Response(200))
+    limit = stkai.TokenBucket(60, 60, max_cost=1000)
+    with stkai.build_client(auth=None, rate_limit=limit, transport=wire, **llm_tokens()) as client:
+        assert client.post("https://api.example.com/", {"max_tokens": 5}).is_success
+
+
 def test_llm_tokens_returns_cost_and_settle() -> None:
     assert set(llm_tokens()) == {"cost", "settle"}
     assert stkai.costs.llm_tokens is llm_tokens

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import pickle
 import threading
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +27,7 @@ from stkai._errors import (
     StkaiError,
     TokenAcquisitionTimeoutError,
     TransportError,
+    digits,
     hide_frames,
 )
 
@@ -213,6 +215,18 @@ def test_without_required_the_retry_after_of_a_refused_wait_is_zero() -> None:
     error = TokenAcquisitionTimeoutError(2.0, 45.0)
     assert error.required == 2.0
     assert error.retry_after == 0.0
+
+
+def test_a_long_wait_is_shown_in_plain_digits() -> None:
+    error = TokenAcquisitionTimeoutError(0.125, 10.0, required=86_400.0)
+
+    assert "it would have taken 86,400 s (waited 0.125 s); try again in 86,390 s" in str(error)
+    assert [digits(number) for number in (0.58342, 999.4, 999.6, math.inf)] == [
+        "0.583",
+        "999",
+        "1,000",
+        "inf",
+    ]
 
 
 def test_a_429_error_has_a_message_and_a_readable_body() -> None:

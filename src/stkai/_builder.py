@@ -83,9 +83,9 @@ _TRANSPORT: Final = """
 _ARGUMENTS: Final = """
         auth: a token provider, such as `StaticToken(token)`; a `BearerAuth`; None; or "auto": the settings' token;
             otherwise StackSpot CLI if it is installed and no other wire is given; otherwise the settings' credentials.
-        rate_limit: "token_bucket" or "adaptive" with the numbers of the settings, a `RateLimitConfig`, a limiter to
-            share (`TokenBucket`, `AimdLimiter`, `PerHost`, a `Limiter` of your own), or None. By default, as the
-            settings say.
+        rate_limit: "token_bucket" or "adaptive" with the numbers of the settings, a `RateLimitConfig`, a limiter
+            (`TokenBucket`, `AimdLimiter`, `InFlight`, `PerHost`, `PerKey`, or a `Limiter` of your own), which other
+            stacks may share, a list of several, or None. By default, as the settings say.
         retry: a `RetryPolicy`, or None to send once. By default, as the settings say.
         listener: a function that is called with every event, in addition to the default log; or a list of the only
             functions to call.

@@ -26,6 +26,11 @@ from ._lazy import LateModule
 _pickle: Final = LateModule("pickle")
 
 
+def digits(number: float, count: int = 3) -> str:
+    """A number rounded for a message, to about so many digits; a large one is whole: 0.583, 60, 86,400."""
+    return f"{number:.{count}g}" if number < 999.5 else f"{number:,.0f}"
+
+
 class StkaiError(Exception):
     """Base class of everything that stkai itself raises."""
 
@@ -183,8 +188,8 @@ class TokenAcquisitionTimeoutError(ClientSideRateLimitError):
         self.required = waited if required is None else required
         self.retry_after = max(0.0, self.required - max_wait_time)
         super().__init__(
-            f"no permit within {max_wait_time:g} s: it would have taken {self.required:.3g} s (waited {waited:.3g} s);"
-            f" try again in {self.retry_after:.3g} s, or raise max_wait_time",
+            f"no permit within {max_wait_time:g} s: it would have taken {digits(self.required)} s"
+            f" (waited {digits(waited)} s); try again in {digits(self.retry_after)} s, or raise max_wait_time",
             request=request,
         )
 

@@ -49,7 +49,7 @@ class Arrived(float):
     """Tokens counted from the text of a stream that reported no usage, and was not asked to."""
 
 
-class LlmTokens(dict[str, Callable[..., Any]]):
+class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks with every keyword.
     """The tokens of calls to a language model: the `cost=` of a limiter.
 
     As `**llm_tokens()`, it is `cost=` and `settle=` of a stack.

@@ -6,6 +6,8 @@ line. Imported when the first event happens: `import stkai` does not pay for it.
 
 from dataclasses import dataclass, field
 
+from ._errors import digits
+
 __all__ = [
     "AttemptFinished",
     "AttemptStarted",
@@ -119,7 +121,7 @@ class RetryScheduled(Event):
     cause: str
 
     def __str__(self) -> str:
-        when = f"in {self.delay:.3g} s" if self.delay else "as soon as the limiter permits"
+        when = f"in {digits(self.delay)} s" if self.delay else "as soon as the limiter permits"
         return f"{self.call}: attempt {self.attempt} failed ({self.cause}); retrying {when}"
 
 
@@ -139,7 +141,7 @@ class Waited(Event):
 
     def __str__(self) -> str:
         limit = f" ({self.limit})" if self.limit else ""
-        return f"{self.call}: waited {self.seconds:.3g} s for a permit of {self.layer}{limit}"
+        return f"{self.call}: waited {digits(self.seconds)} s for a permit of {self.layer}{limit}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,8 +160,8 @@ class Rejected(Event):
 
     def __str__(self) -> str:
         return (
-            f"{self.call}: refused by {self.layer}: a permit takes {self.wait:.3g} s, and the call may wait"
-            f" {self.limit:.3g} s"
+            f"{self.call}: refused by {self.layer}: a permit takes {digits(self.wait)} s, and the call may wait"
+            f" {digits(self.limit)} s"
         )
 
 
@@ -179,7 +181,7 @@ class RateChanged(Event):
     share: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.call.host}: rate changed from {self.old:.3g}/s to {self.new:.3g}/s ({self.reason})"
+        return f"{self.call.host}: rate changed from {digits(self.old)}/s to {digits(self.new)}/s ({self.reason})"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,7 +192,7 @@ class TokenRenewed(Event):
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.call}: fetched a token in {self.seconds:.3g} s ({self.reason})"
+        return f"{self.call}: fetched a token in {digits(self.seconds)} s ({self.reason})"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -249,7 +251,8 @@ class QuotaDisagreement(Event):
     def __str__(self) -> str:
         return (
             f"the members of the quota {self.share!r} disagree about its {', '.join(self.differences)}:"
-            f" {self.theirs:.3g} requests/s are in force, set by the member that started last, not {self.mine:.3g}"
+            f" {digits(self.theirs)} requests/s are in force, set by the member that started last, not"
+            f" {digits(self.mine)}"
         )
 
 
@@ -275,4 +278,4 @@ class CallFinished(Event):
 
 
 def _outcome(status: int | None, error: str | None, seconds: float) -> str:
-    return f"{error} after {seconds:.3g} s" if error else f"{status} in {seconds:.3g} s"
+    return f"{error} after {digits(seconds)} s" if error else f"{status} in {digits(seconds)} s"

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from stkai import STKAI
 from stkai._cli import app
 from stkai._cli.quota import as_table
+from stkai._urls import file_name
 from stkai.stores import Ask, FileStore, Refusal
 
 from ..support.redis_servers import free_port
@@ -102,6 +103,17 @@ def test_a_reset_of_a_quota_that_was_never_used_says_so(store: FileStore) -> Non
     assert result.exit_code == 0
     assert "No process has used the quota 'team-kex'" in result.output
     assert "is reset" not in result.output
+
+
+def test_explain_says_that_older_members_do_not_share(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STKAI_RATE_LIMIT_ENABLED", "true")
+    monkeypatch.setenv("STKAI_RATE_LIMIT_SHARE", "team-key")
+    monkeypatch.setenv("STKAI_RATE_LIMIT_STORE", f"file://{store.path}")
+    assert "stkai 2" not in run("explain").output
+    (store.path / file_name("team-key", ".share")).touch()
+    assert "members of stkai 2 also use it" in " ".join(run("explain").output.split())
 
 
 def test_reset_forgets_the_quota(store: FileStore) -> None:

@@ -132,6 +132,17 @@ def test_looking_adds_no_member_and_a_reset_deletes_the_state(server: Server) ->
         assert not store.reset("never used")
 
 
+@pytest.mark.parametrize("through", ["a client", "a URL"])
+def test_members_of_version_2_are_noticed_and_do_not_share(server: Server, through: str) -> None:
+    with server.client() as client:
+        store = RedisStore(client if through == "a client" else server.url)
+        assert not store.has_older_members("team")
+        seconds, microseconds = client.time()
+        client.zadd("stkai:{team}:members", {"old": seconds + microseconds / 1e6})
+        assert store.has_older_members("team")
+        assert store.lease(ask()).members == 1
+
+
 @pytest.mark.real_time
 def test_shares_on_one_server_use_the_same_connections(server: Server) -> None:
     with server.client() as client:

@@ -110,7 +110,7 @@ async def test_a_response_of_the_other_package_is_an_error_that_names_the_cure(
         return
     with pytest.raises(
         ConfigurationError,
-        match=r"'own' ended with Response instead of a httpx2.Response: .*response_like\(request, 200\)",
+        match=r"'own' ended with a value of type Response instead of an httpx2.Response: .*response_like\(request",
     ):
         await send(world, package, transport)
 
@@ -224,15 +224,15 @@ def returns_a_number(layer: Any, request: Any, attempt: Any) -> Any:
 
 FORM = "a flow is a generator function; .*yield from layer.forward"
 LATE: dict[Any, str] = {
-    plain: f"returned NoneType instead of a generator: {FORM}",
-    plain_response: f"returned Response instead of a generator: {FORM}",
-    hidden_coroutine: f"returned coroutine instead of a generator: {FORM}",
-    forgets_from: f"yielded generator: {FORM}",
+    plain: f"returned a value of type NoneType instead of a generator: {FORM}",
+    plain_response: f"returned a value of type Response instead of a generator: {FORM}",
+    hidden_coroutine: f"returned a value of type coroutine instead of a generator: {FORM}",
+    forgets_from: f"yielded a value of type generator: {FORM}",
     forgets_yield: f"used a generator as a response .*has no attribute 'status_code'.*: {FORM}",
     forgets_both: f"used a generator as a response .*has no attribute 'status_code'.*: {FORM}",
-    returns_the_flow: f"ended with generator instead of a httpx2?.Response: {FORM}",
-    forgets_return: f"ended with NoneType instead of a httpx2?.Response: {FORM}",
-    returns_a_number: f"ended with int instead of a httpx2?.Response: {FORM}",
+    returns_the_flow: f"ended with a value of type generator instead of an httpx2?.Response: {FORM}",
+    forgets_return: f"ended with a value of type NoneType instead of an httpx2?.Response: {FORM}",
+    returns_a_number: f"ended with a value of type int instead of an httpx2?.Response: {FORM}",
 }
 
 

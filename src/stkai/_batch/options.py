@@ -32,7 +32,7 @@ class Options:
     out: Annotated[
         str | None, typer.Option("-o", "--out", metavar="OUT", help="Write answers here; - for stdout.")
     ] = None
-    base_url: Annotated[str | None, typer.Option(metavar="URL", help="Base for relative urls.")] = None
+    base_url: Annotated[str | None, typer.Option(metavar="URL", help="Base of relative URLs.")] = None
     quick_command: Annotated[str | None, typer.Option(metavar="SLUG", help="Run this quick command.")] = None
     body: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON template; {column} in strings is replaced.")
@@ -41,7 +41,7 @@ class Options:
         str | None, typer.Option(metavar="NAME", help="Column, or member, to use as custom_id.")
     ] = None
     shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Send only every Nth line, starting with line I.")
+        str | None, typer.Option(metavar="I/N", help="Send only every Nth line; I is from 0 to N-1.")
     ] = None
     max_in_flight: Annotated[
         int, typer.Option(metavar="N", min=1, help="Lines worked on at once, waiting or being sent.")

@@ -24,6 +24,7 @@ from rich.text import Text
 from .._auth import ClientCredentialsAuthProvider
 from .._builder import build_client
 from .._clock import SystemClock
+from .._errors import digits
 from ..stores import FileStore
 from ..testing import QuotaServer
 from ..transports._limits.aimd import AimdLimiter
@@ -250,11 +251,7 @@ def _knowledge(run: StrategyRun, batch: Batch) -> str:
     """What the processes knew, or what they have found."""
     if run.found is None:
         return _KNOWS.get(run.name, "")
-    return f"found {_rate(run.found)} of {_rate(batch.quota / batch.window)}/s"
-
-
-def _rate(per_second: float) -> str:
-    return f"{per_second:,.0f}" if per_second >= 1000 else f"{per_second:.3g}"
+    return f"found {digits(run.found)} of {digits(batch.quota / batch.window)}/s"
 
 
 def _plots(runs: Sequence[StrategyRun], batch: Batch, cells: int) -> list[Text]:

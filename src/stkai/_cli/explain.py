@@ -9,7 +9,7 @@ from rich.text import Text
 from .._batch.progress import show_time
 from .._builder import StackBuilder
 from .._config import STKAI
-from .._errors import ConfigurationError
+from .._errors import ConfigurationError, digits
 from .._standard import NO_AUTHENTICATION, AuthChoice
 from ..transports._limits.all_of import AllOf
 from ..transports._limits.pace.saved_rate import SavedRate
@@ -79,7 +79,7 @@ def _remembered(name: str, share: str | None) -> str:
         return f"nothing from the last day in {saved.path}."
     limit = (f", {found.finding}" if found.finding else "") if found.refused else ", without a refusal"
     return (
-        f"{found.rate:.3g} requests per second{limit}, window {found.window:g} s, saved {show_time(found.age)} ago"
+        f"{digits(found.rate)} requests per second{limit}, window {found.window:g} s, saved {show_time(found.age)} ago"
         f" in {saved.path}."
     )
 
@@ -89,10 +89,11 @@ def _share(limiter: QuotaLimiter) -> str:
     store, share = limiter.store, str(limiter.share)
     heading = f"{share}, in {describe(store)}"
     try:
-        seen = store.look(share)
+        seen, has_older = store.look(share), store.has_older_members(share)
     except Exception as error:  # noqa: BLE001 - any error: show the rest anyway
         return f"{heading}, which cannot be reached: {error}"
-    return f"{heading}\nmembers seen: {1 + (0 if seen is None else seen.members)}"
+    older = "\nmembers of stkai 2 also use it; they do not share with these" if has_older else ""
+    return f"{heading}\nmembers seen: {1 + (0 if seen is None else seen.members)}{older}"
 
 
 def _print(console: Console, heading: str, text: str) -> None:

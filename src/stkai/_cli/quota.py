@@ -12,7 +12,7 @@ from rich.text import Text
 
 from .._batch.progress import count
 from .._clock import SystemClock
-from .._errors import ConfigurationError
+from .._errors import ConfigurationError, digits
 from ..stores import FileStore, RedisStore, Snapshot, store_from
 from ..stores._protocol import UNLIMITED, check_share
 
@@ -84,14 +84,16 @@ def as_table(share: str, seen: Snapshot | None) -> Table | Text:
         return Text(_unused(share))
     quota = seen.quota
     refused = "none" if seen.refused is None else f"{seen.refused:.0f} s ago"
-    promise = f", at most {quota.rate * quota.window:.6g} in {quota.window:.4g} s" if quota.window else ""
+    terms = [f"quota {digits(quota.rate, 4)}", f"burst {digits(quota.burst, 4)}"]
+    if quota.window:
+        terms.append(f"at most {digits(quota.rate * quota.window, 6)} in {digits(quota.window, 4)} s")
     rows = {
         "members": str(seen.members),
-        "rate": f"{seen.rate:.4g} requests/s (quota {quota.rate:.4g}, burst {quota.burst:.4g}{promise})",
-        "in use": f"{seen.used:.4g} requests/s",
-        "units": f"{seen.units:,.0f} of {quota.max_cost:,.0f} left; {quota.cost_rate:,.4g} more per second",
+        "rate": f"{digits(seen.rate, 4)} requests/s ({', '.join(terms)})",
+        "in use": f"{digits(seen.used, 4)} requests/s",
+        "units": f"{seen.units:,.0f} of {quota.max_cost:,.0f} left; {digits(quota.cost_rate, 4)} more per second",
         "queue": f"{count(seen.waiting, 'request')} waiting; {_new_request(seen.queue)}",
-        "pause": f"{seen.pause:.3g} s" if seen.pause else "none",
+        "pause": f"{digits(seen.pause)} s" if seen.pause else "none",
         "last 429": refused,
     }
     if quota.rate >= UNLIMITED:
@@ -109,7 +111,7 @@ def as_table(share: str, seen: Snapshot | None) -> Table | Text:
 def _new_request(seconds: float) -> str:
     if seconds < _AT_ONCE:
         return "a new one would not have to wait"
-    return f"a new one would wait for {seconds:.3g} s"
+    return f"a new one would wait for {digits(seconds)} s"
 
 
 def _unused(share: str) -> str:

@@ -62,7 +62,7 @@ class RateLimitConfig(fields.Section):
     once.
 
     `min_rate_floor`, `penalty_factor`, `recovery_factor` and `warm_start` are for the strategy `adaptive`, which finds
-    the quota by itself unless `max_requests` is given; see `quota`.
+    the quota by itself unless `max_requests`, `max_cost`, a share, the floor or a factor is given.
     """
 
     enabled: fields.Flag = False
@@ -125,7 +125,10 @@ class RateLimitConfig(fields.Section):
         if self.enabled or "enabled" in given or not given:
             return None
         names = ", ".join(sorted(variable("rate_limit", name) for name in given))
-        return f"the limiter is off, so {names} has no effect; turn it on with STKAI_RATE_LIMIT_ENABLED=true"
+        have = "has" if len(given) == 1 else "have"
+        return (
+            f"the limiter is off, so {names} {have} no effect; turn it on with STKAI_RATE_LIMIT_ENABLED=true"
+        )
 
     @classmethod
     def conservative_preset(cls, max_requests: int = 20, time_window: float = 60.0) -> Self:

@@ -37,7 +37,7 @@ def problem_of(store: object) -> str | None:
     if store is None or store == "file" or (not isinstance(store, str | type) and isinstance(store, Store)):
         return None
     if not isinstance(store, str):
-        return f"store must be {_ALLOWED}, not a {type(store).__name__}"
+        return f"store must be {_ALLOWED}, not a value of type {type(store).__name__}"
     scheme, separator, rest = store.partition("://")
     if not separator:
         return f"store must be {_ALLOWED}, not {store.rpartition('@')[2].partition('?')[0]!r}"

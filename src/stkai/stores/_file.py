@@ -16,6 +16,7 @@ from .._errors import ConfigurationError
 from .._forks import begin_in_each_process
 from .._urls import file_name
 from . import _disk
+from ._members import FORGET
 from ._protocol import Snapshot, check_share
 from ._state import State
 from ._step import LocalStore
@@ -72,6 +73,14 @@ class FileStore(LocalStore):
 
     def reset(self, share: str) -> bool:
         return self._file(share).path.is_file() and super().reset(share)
+
+    def has_older_members(self, share: str) -> bool:
+        """Whether members of version 2 use the share now; they keep their own state, and do not share with these."""
+        try:
+            written = (self.path / file_name(check_share(share), ".share")).stat().st_mtime
+        except OSError:
+            return False
+        return clock.utcnow().timestamp() - written < FORGET
 
     def close(self) -> None:
         """Forget what was read; no file stays open between two calls."""

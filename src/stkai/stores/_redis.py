@@ -20,6 +20,7 @@ from .._errors import ConfigurationError, missing_extra
 from .._forks import begin_in_each_process
 from .._lazy import import_whole
 from .._secrets import Secret, sealed
+from ._members import FORGET
 from ._protocol import Ask, Law, Lease, Quota, Snapshot, check_share
 
 SCHEMES: Final = ("redis", "rediss", "unix")
@@ -84,6 +85,12 @@ class RedisStore:
         """Delete the state of a share; active members start over. Returns whether there was one."""
         return bool(self._run(share, "reset"))
 
+    def has_older_members(self, share: str) -> bool:
+        """Whether members of version 2 use the share now; they keep their own state, and do not share with these."""
+        members = _keys(share)[1].removesuffix(b"v4:members") + b"members"
+        now, _ = self._server.run("TIME")
+        return bool(self._server.run("ZCOUNT", members, int(now) - FORGET, "+inf"))
+
     def close(self) -> None:
         """Close the connections, unless you passed the client; the next lease opens them again."""
         self._server.close()
@@ -94,7 +101,7 @@ class RedisStore:
 
     @property
     def place(self) -> str:
-        """The server's address, without user and password."""
+        """The server's address, without credentials; for a cluster or a Sentinel, the class of the client."""
         client = self._server.client
         pool = getattr(client, "connection_pool", None)
         about = getattr(pool, "connection_kwargs", None) or {}

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import httpx
 
 from .._abandonable import Job
-from .._errors import ConfigurationError, DeadlineExceededError
+from .._errors import ConfigurationError, DeadlineExceededError, digits
 from .._families import family_of
 from .._log import events
 from .._urls import DEFAULT_PORTS
@@ -220,8 +220,10 @@ class Attempt:
 
     def no_time_for(self, wait: float, left: float) -> DeadlineExceededError:
         """The error to raise when a wait of `wait` seconds would not end before the deadline."""
-        msg = f"a permit takes {wait:.3g} s, and the call's deadline leaves {max(0.0, left):.3g} s: nothing was sent"
-        return DeadlineExceededError(msg)
+        left = max(0.0, left)
+        return DeadlineExceededError(
+            f"a permit takes {digits(wait)} s, and the call's deadline leaves {digits(left)} s: nothing was sent"
+        )
 
     def finish(self, response: httpx.Response, now: float) -> None:
         """Attach the record to the response."""

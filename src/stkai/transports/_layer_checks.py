@@ -119,10 +119,10 @@ def checked(flow: FlowFunction) -> FlowFunction:
             if not isinstance(made, Generator):
                 if inspect.iscoroutine(made):
                     made.close()
-                raise _wrong(layer.name, f"returned {type(made).__name__} instead of a generator")
+                raise _wrong(layer.name, f"returned {_kind(made)} instead of a generator")
             response = yield from made
         except WrongOperationError as error:
-            raise _wrong(layer.name, f"yielded {type(error.operation).__name__}") from None
+            raise _wrong(layer.name, f"yielded {_kind(error.operation)}") from None
         except AttributeError as error:
             if not isinstance(error.obj, Generator):
                 raise
@@ -130,11 +130,15 @@ def checked(flow: FlowFunction) -> FlowFunction:
         package = family_of(request)
         if not isinstance(response, package.Response):
             raise _wrong(
-                layer.name, f"ended with {type(response).__name__} instead of a {package.__name__}.Response"
+                layer.name, f"ended with {_kind(response)} instead of an {package.__name__}.Response"
             )
         return response
 
     return run
+
+
+def _kind(value: object) -> str:
+    return f"a value of type {type(value).__name__}"
 
 
 def _wrong(name: str, what: str) -> ConfigurationError:

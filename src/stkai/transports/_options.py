@@ -46,7 +46,8 @@ class RequestOptions:
         deadline: seconds that the whole call may take, with all attempts, waits, redirects and token fetches.
         max_wait_time: seconds that the call may wait for permits, all attempts together; None waits as long as
             necessary.
-        cost: units that the call takes from a limiter with `max_cost`; by default what the stack's `cost` says, or 1.
+        cost: units that the call takes from each limit with `max_cost`; by default what that limit's own `cost` says,
+            or else the stack's.
         priority: "normal", the default, or "low", which goes when no normal request waits, and gets at least one permit
             in eleven.
 

@@ -50,7 +50,7 @@ class StkCLITransport(httpx.BaseTransport):
     """Sends GET, and POST with a JSON body or none, through StackSpot CLI.
 
     Raises:
-        ConfigurationError: stackSpot CLI cannot be imported.
+        ConfigurationError: StackSpot CLI cannot be imported.
     """
 
     family = None

@@ -303,10 +303,10 @@ async def test_a_deadline_applies_during_a_fetch_and_the_fetch_serves_later_call
 
 def test_something_other_than_a_provider_is_refused_without_being_shown() -> None:
     for thing, kind in (
-        ("the-token", "a str"),
-        (None, "a NoneType"),
-        (Static, "Static"),
-        (object(), "a object"),
+        ("the-token", "a value of type str"),
+        (None, "a value of type NoneType"),
+        (Static, "the class Static"),
+        (object(), "a value of type object"),
     ):
         wrong: Any = thing
         with pytest.raises(ConfigurationError, match=rf"AuthProvider, such as .* not {kind}") as caught:

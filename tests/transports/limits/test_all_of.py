@@ -339,7 +339,7 @@ async def test_parts_may_be_chosen_by_the_request(world: World) -> None:
         sent.append(clock.monotonic())
     assert sent == [0, 0, 0, 60, 60]
     assert made == ["a", "b"]
-    with pytest.raises(ConfigurationError, match="has no permits without a request"):
+    with pytest.raises(ConfigurationError, match="has no permits without a request: ask one of its limiters"):
         policy.permit()
 
 

@@ -135,6 +135,9 @@ def test_settings_of_a_limiter_that_is_off_are_warned_of_once(
     assert "STKAI_RATE_LIMIT_ENABLED" in warning
     assert "STKAI_RATE_LIMIT_MAX_REQUESTS" in warning
     assert STKAI.explain(list[str]().append).splitlines()[-1] == warning
+    monkeypatch.setenv("STKAI_RATE_LIMIT_METHODS", "POST")
+    STKAI.reset()
+    assert "METHODS have no effect" in STKAI.explain(list[str]().append)
 
 
 @pytest.mark.parametrize(

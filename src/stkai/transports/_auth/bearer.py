@@ -95,7 +95,9 @@ class BearerAuth(HoldsSecret):
     ) -> None:
         if not isinstance(provider, AuthProvider):
             # Not its repr: it may be the token itself.
-            kind = provider.__name__ if isinstance(provider, type) else f"a {type(reveal(provider)).__name__}"
+            kind = f"a value of type {type(reveal(provider)).__name__}"
+            if isinstance(provider, type):
+                kind = f"the class {provider.__name__}"
             provider = Secret(provider)  # Tracebacks show variables.
             msg = (
                 f"auth must be an AuthProvider, such as ClientCredentialsAuthProvider(...) or StaticToken(token), a"

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..._checks import SHARE, check_number, even_half_made
-from ..._errors import ConfigurationError
+from ..._errors import ConfigurationError, digits
 from ..._secrets import sealed
 from .pace.adaptive import Adaptive
 from .pace.quota import KnownQuota
@@ -124,7 +124,7 @@ class AimdLimiter(QuotaLimiter):
     @even_half_made
     def __repr__(self) -> str:
         cost = "" if self.max_cost is None else f", max_cost={self.max_cost:g}"
-        return f"AimdLimiter({self._pace}{cost}, rate={self.rate:.3g}{self._options()})"
+        return f"AimdLimiter({self._pace}{cost}, rate={digits(self.rate)}{self._options()})"
 
 
 def _require_no_numbers(limits: Limits, options: dict[str, object]) -> None:

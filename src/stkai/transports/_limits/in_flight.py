@@ -103,7 +103,7 @@ class InFlight(QueueLimiter):
         return self._slots.busy
 
     def update(self, *, n: int) -> None:
-        """Change how many may be on their way at once; those beyond it that have left are not called back.
+        """Change how many may be on their way at once; requests that have left already are not affected.
 
         Raises:
             ConfigurationError: `n` is not a whole number of at least 1; nothing has changed.

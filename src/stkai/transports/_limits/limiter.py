@@ -41,7 +41,7 @@ class Turn:
         granted: whether the permit has been taken, and neither given back nor ended; set by the limiter.
         paced: whether the limiter handles the wait after this refusal, so that retry need not; set by `learn`.
         mark: what its pace noted about its permit.
-        excused: whether the refusal was mere bad luck, so that it counts for no retry; set by `learn`.
+        excused: whether the refusal was a mere collision, so that it uses up no retry; set by `learn`.
         excuses: how many refusals of the call's earlier attempts were.
         errand: what is to be done after the answer, such as saving what was learnt; set by `learn`.
         call: the request's call, for events; set before the layer runs an operation for the limiter, if it has any.
@@ -110,7 +110,7 @@ class Answer:
         now: when the answer came, in seconds of the clock.
         response: the head of the response; None after an error.
         error: what was raised instead.
-        date: tells the time of the wall clock, with its zone.
+        date: a function that returns the time of the wall clock, with its zone.
         chance: a random number in [0, 1), drawn for this answer.
     """
 
@@ -130,13 +130,13 @@ class Answer:
 
     @property
     def is_refusal(self) -> bool:
-        """Whether the server refused the request since the quota is used up (429)."""
+        """Whether the server refused the request because the quota is used up (429)."""
         return self.response is not None and self.response.status_code == TOO_MANY_REQUESTS
 
 
 @runtime_checkable
 class Limiter(Protocol):
-    """Decides when a request may go. Pure: it is told the time, and never waits, sends or sleeps.
+    """Decides when a request may go. Pure: it gets the time as an argument, and never waits, sends or sleeps.
 
     Derive from it, or write an object with the same members; a limiter layer takes either. Several threads and event
     loops may ask one object at once: guard its state with a lock, held for arithmetic only.

@@ -36,7 +36,7 @@ class Permit:
     ) -> None:
         RequestOptions(cost=cost, priority=priority, max_wait_time=max_wait_time)  # Checks them.
         if plan is None or not plan.sources:
-            raise ConfigurationError(f"{limiter!r} has no permits without a request")
+            raise ConfigurationError(f"{limiter!r} has no permits without a request: ask one of its limiters")
         if cost is None and plan.priced:
             raise InvalidArgumentError(
                 "this limiter counts units, so a permit needs a cost: limiter.permit(cost=...)"
