@@ -139,9 +139,9 @@ class Adaptive:
         is_silent = asked is None or (not self.quota.was_asked and self._is_coarse(asked, now))
         if is_silent and reading is None and not explained and self._can_be_blind():
             if isinstance(self.mode, BlindRate):
-                self.mode.refused(turn, now, sent, chance)
+                self.mode.refused(turn, now, sent, chance, asked)
             else:
-                self.mode = BlindRate(self.quota, windowed.found(now, sent), now, asks=asked is not None)
+                self.mode = BlindRate(self.quota, windowed.found(now, sent), now, asked=asked)
             if asked:  # The refused request itself waits as asked, whatever that says about the rate.
                 turn.not_before = now + asked
             is_news = self._has_moved()

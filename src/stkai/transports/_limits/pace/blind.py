@@ -15,8 +15,8 @@ from .silent_window import SilentWindow
 from .start import Found
 
 _START, _ADDED, _ADDED_SHARE, _DOUBLING = 2.0, 4.0, 0.1, 1.0
-"""A start: 2 per second. A success adds what 4 (at most a tenth of a known quota) a second would have added, or
-doubling if that is more."""
+"""A start: 2 per second after a small burst. A success adds what 4 (at most a tenth of a known quota) a second would
+have added, or doubling if that is more."""
 
 _OUTAGE, _LONG, _REGAIN = 5, 3.0, 0.5
 """Refusals in a row, or seconds, that are an outage: the rate stays, then doubles in 0.5 s ..."""
@@ -49,6 +49,12 @@ what is usual."""
 _LONGEST_STEP = 1.0
 """Seconds of growth at a time: in a longer step, the program stood still."""
 
+_COVERED, _FAST = 1.0, 2.5
+"""Seconds after a cut in which refusals cut no more, as at the end of a window, and the lowest rate for that."""
+
+_BURST = 20
+"""Requests accepted before the first refusal that say something about the rate: fewer may be a small bucket."""
+
 _SLOW, _JUDGED_AFTER = 1.5, 10.0
 """Accepted requests per second below which a wait of a second or two says something, and seconds until it shows."""
 
@@ -66,7 +72,7 @@ class BlindRate:
         quota: the ceiling, if it is known.
         found: what was found before the first refusal.
         now: when that came.
-        asks: whether it asked for a wait, if only for a second or two.
+        asked: seconds that it asked for, a second or two; None if it asked for nothing.
 
     Attributes:
         rate: requests per second.
@@ -80,11 +86,12 @@ class BlindRate:
     burst = 1.0
     paused_until = ignores_successes_until = -math.inf
 
-    def __init__(self, quota: KnownQuota, found: Found, now: float, *, asks: bool = False) -> None:
-        self._quota, self._starting, self._asks = quota, found.is_open, asks
-        rate = _START if found.is_open and not quota.is_given else found.rate
-        self._test = PairTest(now, is_bursty=found.is_bursty)
-        self._in_flight = InFlightLimit()
+    def __init__(self, quota: KnownQuota, found: Found, now: float, *, asked: float | None = None) -> None:
+        self._quota, self._starting, self._asks = quota, found.is_open, asked is not None
+        is_small = found.is_open and not quota.is_given and found.accepted < _BURST
+        rate = _START if is_small else found.rate
+        self._test = PairTest(now, is_bursty=found.is_bursty, spacing=1 / quota.ceiling)
+        self._in_flight = InFlightLimit(now)
         self._window = SilentWindow(found.since, found.accepted)
         self.law = EqualRefusals(quota, self._test, self._window)
         self.rate, self.credit = self._bounded(rate), 0.0
@@ -94,6 +101,7 @@ class BlindRate:
         self._before, self._back = 0.0, math.inf
         # What was refused until now has been taken into account.
         self._cut_at = self._accepted_at = now
+        self._covered_until = now + (asked or _COVERED * (found.accepted >= _BURST))
         self._due = now + 1 / self.rate
         self._began, self._accepted = now, 0
 
@@ -166,14 +174,14 @@ class BlindRate:
             if waiting and now - self._accepted_at < _RECENT:  # What is not answered supports no growth.
                 self._grow(min(now - start, _LONGEST_STEP))
         test = self._test
-        due = test.first if test.is_open and now >= self._hold else max(self._due, self._hold)
+        due = test.second_due if test.is_open and now >= self._hold else max(self._due, self._hold)
         self.credit = 1.0 if now >= due else 1.0 - (due - now) * self.rate
         return 0.0
 
     def time_for(self, permits: float, now: float) -> float:
-        """Seconds until this many more permits are released; those of a pair are due together."""
+        """Seconds until this many more permits are released; those of a pair are due together, or nearly."""
         if permits > 1.5 - self.credit and self._test.is_due(now, self._is_busy):
-            return max(_PAIRED, (permits - 1) / self.rate)
+            return max(_PAIRED, self._test.distance, (permits - 1) / self.rate)
         return permits / self.rate
 
     def take(self, turn: Turn, now: float) -> float:
@@ -192,7 +200,7 @@ class BlindRate:
         """Note that a request was not sent, or its answer says nothing: if it was one of a pair, there is no pair."""
         self._in_flight.ended()
         if turn.mark is not None:
-            self._test.drop()
+            self._test.drop(turn.mark)
 
     give_back = ignore
 
@@ -216,14 +224,15 @@ class BlindRate:
 
     def accepted(self, turn: Turn, now: float, sent: float) -> None:
         """Note that a request was accepted."""
-        self._in_flight.ended()
+        self._in_flight.ended(sent)
         self._in_flight.accepted(sent)
         self._accepted += 1
+        self._test.accepted(sent)
         if turn.mark is not None:
             outcome = self._test.hear(turn.mark, now, accepted=True, starting=self._starting)
             if outcome is PairOutcome.BOTH:
                 self._due += 1 / self.rate
-        if self._starting and self._was_awaited and (self._test.is_bursty or self.is_strict):
+        if self._starting and self._was_awaited and self._test.is_clear:
             added = max(min(_ADDED, _ADDED_SHARE * self._quota.ceiling), self.rate * math.log(2) / _DOUBLING)
             self.rate = self._bounded(self.rate + added * min(_REGAIN, now - self._accepted_at))
         self._accepted_at, self._was_awaited = now, False
@@ -250,9 +259,9 @@ class BlindRate:
         self._back = share or _REGAINED * (self._before or average)
         self.rate = self._bounded(min(self._back, max(self.rate, self._back / 2)))
 
-    def refused(self, turn: Turn, now: float, sent: float, chance: float) -> None:
-        """Note that a request sent at `sent` was refused."""
-        self._in_flight.ended()
+    def refused(self, turn: Turn, now: float, sent: float, chance: float, asked: float | None = None) -> None:
+        """Note that a request sent at `sent` was refused; it asked for a second or two, or for nothing."""
+        self._in_flight.ended(sent)
         self._in_flight.refused(now)
         if turn.mark is not None:
             outcome = self._test.hear(turn.mark, now, accepted=False, starting=self._starting)
@@ -268,7 +277,9 @@ class BlindRate:
             self._row_at = now
             self._window.refused(now)
             self._before = 0.0 if self._starting and not self._quota.is_given else self.rate
-        self._cut(now)
+        if sent >= self._covered_until:
+            self._covered_until = now + (asked or _COVERED * (self.rate >= _FAST and not self.is_strict))
+            self._cut(now)
         # A strict server wants another phase; a bucket wants time to refill.
         self._due = now + (0.5 + 0.5 * chance if self._test.is_bursty else 0.3 * chance) / self.rate
         if self.row > (1 if self._outage == _OUTAGE else _STRICT_OUTAGE):

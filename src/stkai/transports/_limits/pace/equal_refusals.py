@@ -40,11 +40,18 @@ _STRICT_STEP, _STRICT_PATIENCE = 0.08, 40.0
 """Where the server spaces requests out: b, and T in spacings, times the share of them that a sender uses. There, the
 larger sender sees fewer refusals; but it also waits longer."""
 
+_FASTEST = 1.1
+"""Requests per spacing there at most, unless the quota is known."""
+
 _COLLISIONS = 0.7
 """Share of the requests that is refused there at most."""
 
-_SPACING, _LEAST_STRICT = 0.05, 0.4
-"""Seconds between two requests at such a server if the quota is unknown, and the shortest patience there, in gaps."""
+_LEAST_STRICT = 0.4
+"""The shortest patience there, in gaps."""
+
+_COLLIDES, _CALM, _CALM_PRIOR = 0.05, 0.2, 8.0
+"""If less than this share is refused, as when a sender is alone, that patience shrinks with it, to a fifth at most;
+and the number of answers whose weight its usual value has. Only where the quota is unknown."""
 
 _MEMORY, _LONGEST_MEMORY, _ANSWERS, _PRIOR = 40.0, 80.0, 32.0, 24.0
 """p, the share refused, is estimated over 40 s, up to 80 if the rate allows fewer than 32 requests in them; and
@@ -86,8 +93,11 @@ class EqualRefusals:
 
     def grown(self, rate: float, seconds: float) -> float:
         """The rate after `seconds` in which requests waited."""
-        step = _STRICT_STEP if self._test.is_strict else _STEP
-        return rate * math.exp(step / self.patience(rate) * seconds)
+        test = self._test
+        step = _STRICT_STEP if test.is_strict else _STEP
+        grown = rate * math.exp(step / self.patience(rate) * seconds)
+        finds = test.is_strict and self._quota.ceiling == math.inf and test.is_clear
+        return min(grown, _FASTEST / test.spacing) if finds else grown
 
     def cut(self, rate: float) -> float:
         """The rate after a refusal."""
@@ -105,8 +115,11 @@ class EqualRefusals:
         refused = (self._refused + _USUAL * _PRIOR) / (self._answers + _PRIOR)
         ceiling = self._quota.ceiling
         if self._test.is_strict:
-            spacing = 1 / ceiling if ceiling < math.inf else _SPACING
-            return max(_LEAST_STRICT / rate, _STRICT_PATIENCE * spacing * rate * spacing)
+            spacing, calm = self._test.spacing, 1.0
+            if ceiling == math.inf:
+                collides = (self._refused + _COLLIDES * _CALM_PRIOR) / (self._answers + _CALM_PRIOR)
+                calm = max(_CALM, min(1.0, collides / _COLLIDES))
+            return max(_LEAST_STRICT / rate, calm * _STRICT_PATIENCE * spacing * rate * spacing)
         alone = max(_LEAST_PATIENCE, min(1.0, refused / _HARDLY))
         if ceiling < math.inf:
             return alone * max(_LEAST_TOLD, _TOLD / ceiling) * 4 * rate / ceiling

@@ -7,6 +7,9 @@ a window that is not used up accepts both, such a server at most one.
 
 import math
 from enum import Enum, auto
+from typing import NamedTuple
+
+from .spacing import INSTANT, Spacing
 
 TOGETHER = 0.01
 """Seconds between two requests that go at one instant, as far as a server can tell that spaces requests out."""
@@ -41,6 +44,18 @@ class Pair(Enum):
     SECOND = auto()
 
 
+class Paired(NamedTuple):
+    """A request of a pair.
+
+    Attributes:
+        which: of the two.
+        answers: those to the pair, as far as there are any; they tell one pair from another.
+    """
+
+    which: Pair
+    answers: dict[Pair, bool]
+
+
 class PairOutcome(Enum):
     """What the answer to one of a pair says: nothing more, that both were accepted, or that both were refused."""
 
@@ -55,19 +70,22 @@ class PairTest:
     Args:
         now: the present.
         is_bursty: whether two requests at one instant are known to have been accepted.
+        spacing: seconds between two requests at a server that spaces them out, if the quota is known; 0 otherwise.
 
     Attributes:
         is_bursty: whether the server has accepted two requests at one instant.
         is_open: whether the second of a pair may go.
     """
 
-    def __init__(self, now: float, *, is_bursty: bool) -> None:
+    def __init__(self, now: float, *, is_bursty: bool, spacing: float = 0.0) -> None:
         self.is_bursty, self.is_open = is_bursty, False
+        self._spacing = Spacing(spacing)
         self._at = math.inf if is_bursty else -math.inf
         self._failed = self._unheard = 0
         self._needed = _TESTS
         self._answers: dict[Pair, bool] | None = None
-        self._first, self._apart, self._gap, self._has_rested = -math.inf, 0.0, 0.0, False
+        self._first, self._distance, self._apart, self._gap = -math.inf, 0.0, 0.0, math.inf
+        self._has_rested = False
 
     @property
     def is_strict(self) -> bool:
@@ -75,29 +93,51 @@ class PairTest:
         return self._failed >= (self._needed if self._gap <= _SLOW else max(self._needed, _SLOW_TESTS))
 
     @property
-    def first(self) -> float:
-        """When the first of the pair went."""
-        return self._first
+    def is_searching(self) -> bool:
+        """Whether pairs look for the spacing of a strict server: a slow sender has too few to spare."""
+        return self.is_strict and self._gap <= _SLOW and not self._spacing.is_found(self._gap)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it is known if the server spaces requests out, and by how much."""
+        return self.is_bursty or (self.is_strict and not self.is_searching)
+
+    @property
+    def spacing(self) -> float:
+        """Seconds between two requests that a strict server accepts, as far as is known."""
+        return self._spacing.seconds(self._gap)
+
+    @property
+    def second_due(self) -> float:
+        """When the second of an open pair is due."""
+        return self._first + self._distance
+
+    @property
+    def distance(self) -> float:
+        """Seconds between the two requests of the next pair."""
+        return self._spacing.middle(self._gap) if self.is_searching and not self._has_rested else 0.0
 
     def is_due(self, now: float, is_busy: bool) -> bool:
         """Whether the next two permits go as a pair; not while the server `is_busy`: a pair would show nothing."""
-        if self._answers is not None or now < self._at:
+        if self._answers is not None:
             return False
+        if now < self._at:
+            return self.is_searching and not is_busy
         return self._has_rested or not (is_busy or self._failed >= _TESTS)
 
-    def take(self, now: float, gap: float, is_busy: bool) -> Pair | None:
+    def take(self, now: float, gap: float, is_busy: bool) -> Paired | None:
         """The second of an open pair, unless it comes too late; the first of a pair that is due; or neither."""
         self._gap = gap
         if self.is_open:
             self.is_open, self._apart = False, now - self._first
-            if self._apart <= gap / 4:
-                return Pair.SECOND
+            if self._answers is not None and self._apart <= self._distance + gap / 4:
+                return Paired(Pair.SECOND, self._answers)
             self._answers = None
         if not self.is_due(now, is_busy):
             return None
-        self._first, self.is_open, self._answers = now, True, {}
+        self._first, self._distance, self.is_open, self._answers = now, self.distance, True, {}
         self._has_rested = False
-        return Pair.FIRST
+        return Paired(Pair.FIRST, self._answers)
 
     def rest(self, now: float) -> float:
         """Seconds for which to hold back before a pair that tests a verdict, if it is due."""
@@ -106,33 +146,45 @@ class PairTest:
         self._has_rested = True
         return _REST * self._gap
 
+    def accepted(self, sent: float) -> None:
+        """Note that a request sent at `sent` was accepted, one of a pair or not."""
+        self._spacing.accepted(sent, self._gap)
+
     def doubt(self) -> None:
         """Take the verdict back until as many more pairs confirm it."""
         self._needed = self._failed + _TESTS
 
-    def drop(self) -> None:
+    def drop(self, paired: Paired) -> None:
         """Forget the pair: one of its requests had no answer that says anything."""
-        self._answers, self.is_open = None, False
+        if paired.answers is self._answers:
+            self._answers, self.is_open = None, False
 
-    def hear(self, pair: Pair, now: float, *, accepted: bool, starting: bool) -> PairOutcome | None:
-        """Note an answer to one of a pair; returns None if it belongs to none, or is like any other."""
-        if self._answers is None:
+    def hear(self, paired: Paired, now: float, *, accepted: bool, starting: bool) -> PairOutcome | None:
+        """Note an answer to one of a pair; returns None if the pair was forgotten, or the answer is like any other."""
+        if paired.answers is not self._answers:
             return None
-        self._answers[pair] = accepted
+        self._answers[paired.which] = accepted
         if len(self._answers) < len(Pair):
             return PairOutcome.NOTHING
-        good, self._answers = sum(self._answers.values()), None
+        answers, self._answers = self._answers, None
+        good = sum(answers.values())
         self._unheard = 0 if good else self._unheard + 1
         if good == 2:
-            if self._apart <= TOGETHER:
+            if self._apart <= (INSTANT if self._distance else TOGETHER):
                 self.is_bursty, self._failed, self._at = True, 0, math.inf
+            self._spacing.accepted_after(self._apart, self._gap)
             return PairOutcome.BOTH
+        if good == 1 and self._distance:
+            if answers[Pair.FIRST]:
+                self._spacing.refused_after(self._apart, self._gap)
+            return PairOutcome.NOTHING
         if good == 1:
             self.is_bursty = False
             self._failed += 1
             over = self._failed - _TESTS
             wait = min(_LATEST, max(_SOONEST, _AGAIN * self._gap) * 2.0 ** min(over, 9))
             self._at = -math.inf if over < 0 else now + wait
+            self._spacing.doubt()
             return PairOutcome.NOTHING
         return PairOutcome.NEITHER if starting and self._unheard <= _UNHEARD else None
 
@@ -142,10 +194,13 @@ class InFlightLimit:
 
     Such a server accepts a request again as soon as one has been answered, and not before. A bucket accepts at any
     instant, so that sooner or later a request goes through between two answers.
+
+    Args:
+        now: the present; what was sent before is not counted.
     """
 
-    def __init__(self) -> None:
-        self._now = 0
+    def __init__(self, now: float) -> None:
+        self._since, self._now = now, 0
         self._places = 0.0
         self._refused_at = self._retried_at = math.inf
         self._waited = False
@@ -163,9 +218,10 @@ class InFlightLimit:
             self._retried_at, self._waited = now, answered_at >= self._refused_at
             self._refused_at = math.inf
 
-    def ended(self) -> None:
-        """Note that a request was answered, or given up."""
-        self._now = max(0, self._now - 1)
+    def ended(self, sent: float = math.inf) -> None:
+        """Note that a request sent at `sent` was answered, or given up."""
+        if sent >= self._since:
+            self._now = max(0, self._now - 1)
 
     def accepted(self, sent: float) -> None:
         """Note that a request sent at `sent` was accepted."""
