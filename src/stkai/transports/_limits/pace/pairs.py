@@ -17,14 +17,14 @@ TOGETHER = 0.01
 _TESTS = 3
 """Pairs of which just one request was accepted that show a strict server."""
 
-_SLOW, _SLOW_TESTS = 1.4, 6
+_SLOW, _SLOW_TESTS = 2.0, 6
 """Seconds between two requests above which a sender needs so many: it may find a bucket empty each time."""
 
 _AGAIN, _SOONEST, _LATEST = 4.0, 0.5, 20.0
 """Requests until the next pair, doubled each time, and its bounds in seconds."""
 
-_REST = 5.0
-"""Gaps before a pair that tests a verdict, so that a bucket has something to give."""
+_REST, _LONGEST_REST = 5.0, 5.0
+"""Gaps before a pair that tests a verdict, so that a bucket has something to give, but not more seconds than that."""
 
 _UNHEARD = 2
 """Pairs in a row, at a start, that may be refused altogether: several programs that start together collide."""
@@ -144,7 +144,7 @@ class PairTest:
         if self._failed < _TESTS or self._has_rested or self._answers is not None or now < self._at:
             return 0.0
         self._has_rested = True
-        return _REST * self._gap
+        return min(_LONGEST_REST, _REST * self._gap)
 
     def accepted(self, sent: float) -> None:
         """Note that a request sent at `sent` was accepted, one of a pair or not."""
