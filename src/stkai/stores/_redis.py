@@ -217,22 +217,28 @@ class Connections(Server):
         return connection
 
     def _ask(self, connection: Any, words: tuple[Any, ...]) -> Any:
-        """Send a command and read the answer; keep the connection unless either fails."""
-        is_intact = False
+        """Send a command and read the answer; keep the connection unless either fails.
+
+        After a failure, no other is kept either: all lead to the same server, which may be a master that was demoted,
+        while its name already leads to the new one.
+        """
+        is_usable = False
         try:
             connection.send_command(*words)
             answer = connection.read_response()
-            is_intact = True
-        except self.errors.ResponseError as error:
-            is_intact = not isinstance(error, self.errors.ConnectionError)
+            is_usable = True
+        except self.errors.NoScriptError:
+            is_usable = True
             raise
         finally:
             with self._lock:
-                keep = is_intact and len(self._idle) < _MOST_IDLE
+                keep = is_usable and len(self._idle) < _MOST_IDLE
                 if keep:
                     self._idle.append(connection)
             if not keep:
                 connection.disconnect()
+            if not is_usable:
+                self.close()
         return answer
 
     def close(self) -> None:
