@@ -155,6 +155,9 @@ class Units(Source):
         else:
             turn.costs = {**(turn.costs or {}), self: cost}
 
+    def forked(self) -> None:
+        self._costs.clear()
+
     def update(self, limits: Limits) -> None:
         assert limits.max_cost is not None and limits.time_window is not None  # noqa: PT018
         self.level += max(0.0, limits.max_cost - self.most)
