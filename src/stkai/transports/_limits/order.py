@@ -56,6 +56,7 @@ class Order:
         members: the sources whose turns wait here.
         vacant: the places of those who left, the first one first.
         deferred: what a finalizer or a signal handler found to do while the lock was held.
+        is_in_step: whether the numbers are being changed; it stays true if an interrupt comes meanwhile.
     """
 
     def __init__(self) -> None:
@@ -63,16 +64,22 @@ class Order:
         self.members: WeakSet[Source] = WeakSet()
         self.deferred: deque[Callable[[], object]] = deque()
         self.vacant: list[Vacancy] = []
+        self.is_in_step = False
         # The last number of normal and of low priority, and the highest number that has gone.
         self.last = self._low = self._gone = 0
 
     def forget(self) -> None:
-        """Drop all who wait, in a forked child: there, the arithmetic of another thread may have stopped half-way."""
+        """Drop all who wait."""
         self.turns.clear()
         self.vacant.clear()
         self.deferred.clear()
+        self.recover()
+
+    def recover(self) -> None:
+        """Make all numbers agree again with the turns that wait: an interrupt, or a fork, may have come between."""
         for source in self.members:
-            source.waiting = 0
+            source.recover([turn for turn in self.turns if source in turn.sources])
+        self.is_in_step = False
 
     def absorb(self, other: "Order") -> None:
         """Add the turns of another order behind these."""
@@ -83,7 +90,9 @@ class Order:
         self.deferred.extend(other.deferred)
 
     def catch_up(self) -> None:
-        """Do what was put off while the lock was held."""
+        """Do what was put off while the lock was held, or was left undone."""
+        if self.is_in_step:
+            self.recover()
         while self.deferred:
             self.deferred.popleft()()
 

@@ -67,6 +67,10 @@ class Units(Source):
         self.waiting -= 1
         del self._costs[self.count(place)]
 
+    def recover(self, turns: Sequence[Turn]) -> None:
+        super().recover(turns)
+        self._costs = [self.cost_of(turn) for turn in turns]
+
     def cost_before(self, count: int) -> float:
         """Units that the first `count` turns that wait for this source take together."""
         return sum(self._costs[:count])
@@ -154,9 +158,6 @@ class Units(Source):
             turn.cost = cost
         else:
             turn.costs = {**(turn.costs or {}), self: cost}
-
-    def forked(self) -> None:
-        self._costs.clear()
 
     def update(self, limits: Limits) -> None:
         assert limits.max_cost is not None and limits.time_window is not None  # noqa: PT018
