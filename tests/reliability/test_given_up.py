@@ -486,3 +486,34 @@ def test_a_cleanup_never_waits_for_a_lock_that_an_interrupt_left_taken() -> None
     assert client.get("http://a.example/", timeout=SOON).status_code == 200, "the place is free"
     taken.release()
     client.close()
+
+
+def test_a_body_whose_closing_is_interrupted_is_not_waited_for() -> None:
+    """Its wire may be locked as well, and is dropped."""
+    taken = threading.Lock()
+
+    class Body(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"body"
+
+        def close(self) -> None:
+            taken.acquire()
+            raise KeyboardInterrupt
+
+    class Stuck(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            return httpx.Response(
+                200, stream=Body() if request.url.path == "/stuck" else httpx.ByteStream(b"")
+            )
+
+        def close(self) -> None:
+            taken.acquire()
+
+    client = client_of(World("sync"), transport=ConnectionPool(Stuck, httpx.Limits(max_connections=1)))
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        client.get("http://a.example/stuck")
+    assert time.monotonic() - start < SOON
+    assert client.get("http://a.example/").status_code == 200, "the place is free"
+    taken.release()
+    client.close()

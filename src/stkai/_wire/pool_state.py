@@ -233,12 +233,11 @@ class PoolState(Generic[Wire]):
         if lent is None:
             self._waiting.pop(number, None)
             if loan is not None and loan.wire is not None:
-                self._take_back_unlent(loan.wire)
+                wire, loan.wire = loan.wire, None
+                self._take_back_unlent(wire)
             return
-        wire: Wire = lent.wire
+        wire = lent.wire
         idle_since, stream = (None, None) if loan is None else (loan.idle_since, loan.stream)
-        if idle_since is None:
-            self._discard(wire)
         successor = self._next_in_line() if self._waiting else None
         if successor is not None:
             if idle_since is None:
@@ -248,9 +247,14 @@ class PoolState(Generic[Wire]):
         elif loan is not None and idle_since is not None:
             self._idle.add(wire, Idle(loan.place, idle_since, loan.stream))
         del self._lent[number]
+        if loan is not None:
+            loan.wire = None
         if successor is not None:
             self._wake(successor)
-        elif idle_since is not None:
+        if idle_since is None:
+            # Only once: closing it again could wait for ever for a lock of its that an interrupt has left taken.
+            self._discard(wire)
+        elif successor is None:
             surplus = self._idle.surplus(idle_since, self._most_idle, self._expiry)
             if surplus is not None:  # One at a time is enough: they return one at a time.
                 self._discard(surplus)
