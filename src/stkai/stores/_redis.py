@@ -210,7 +210,9 @@ class Connections(Server):
         return self._in_time(lambda: self._ask(self._connected(), (command, *words)), left)
 
     def _connected(self) -> Any:
-        connection = self.client.connection_pool.make_connection()
+        pool = self.client.connection_pool
+        # Not by `make_connection`: the pool counts what it makes, and stops at a number; it takes none of ours back.
+        connection = pool.connection_class(**pool.connection_kwargs)
         # Do not send the server the library's name and version: that takes two more round trips.
         connection.driver_info = connection.lib_name = connection.lib_version = None
         connection.connect()
