@@ -201,7 +201,9 @@ class Connections(Server):
             connection = self._idle.pop() if self._idle else None
         if connection is not None:
             try:
-                return self._ask(connection, (command, *words))
+                if not connection.can_read():
+                    return self._ask(connection, (command, *words))
+                connection.disconnect()  # What it says there would be taken for the next answer.
             except self.errors.TimeoutError:
                 raise
             except (self.errors.ConnectionError, OSError):
