@@ -127,6 +127,29 @@ def test_a_partly_written_record_is_removed(tmp_path: Path, monkeypatch: pytest.
     file.close()
 
 
+@pytest.mark.parametrize("part", [3, 100])
+def test_an_interrupt_leaves_no_part_of_a_record_and_takes_none_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    file, write = AppendFile(tmp_path / "file"), os.write
+
+    def interrupted(descriptor: int, data: bytes) -> int:
+        write(descriptor, bytes(data)[:part])
+        raise KeyboardInterrupt
+
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for failing, error in ((interrupted, KeyboardInterrupt), (full, WriteError)):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", failing)
+            with pytest.raises(error):
+                file.append(b"lost\n")
+        file.append(b"kept\n")
+    assert file.path.read_bytes() == b"kept\nkept\n"
+    file.close()
+
+
 def test_a_torn_tail_of_any_length_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for content, kept in (

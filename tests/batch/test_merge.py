@@ -1,6 +1,7 @@
 """`stkai batch --shard` and `stkai batch merge`: no line lost, none twice, and gaps named."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -56,6 +57,20 @@ def test_a_merge_that_cannot_be_finished_leaves_nothing_behind(job: Job) -> None
     result = merge(job, "out", "-o", "all")
     assert (result.returncode, "all.jsonl" in result.stderr) == (3, True)
     assert {path.name for path in job.folder.iterdir()} == before
+
+
+def test_a_merge_that_is_killed_does_not_block_the_next_one(job: Job) -> None:
+    lines(job, {"url": "/x", "body": {}}, "oops")
+    job.run()
+    copy = job.folder / "all.jsonl.sorting"
+    os.mkfifo(copy)
+    command = [sys.executable, "-m", "stkai", "batch", "merge", "out", "-o", "all"]
+    process = subprocess.Popen(command, cwd=job.folder, env=job.environment())
+    with process, copy.open("rb"):  # Opening waits until the process opens it as well.
+        process.kill()
+    copy.unlink()
+    result = merge(job, "out", "-o", "all")
+    assert (result.returncode, summary(result.stderr)) == (1, "1 done, 1 failed")
 
 
 def test_merge_reports_failures_and_refuses_to_lose_or_duplicate_lines(job: Job) -> None:

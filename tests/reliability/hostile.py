@@ -17,7 +17,7 @@ def hostile(talk: Talk) -> Iterator[str]:
 
     def serve(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
-            if _read_request(connection):
+            if read_request(connection):
                 talk(connection, stopped)
 
     def accept() -> None:
@@ -49,7 +49,8 @@ def drip(connection: socket.socket, stopped: threading.Event, text: bytes, every
         connection.sendall(bytes([byte]))
 
 
-def _read_request(connection: socket.socket) -> bool:
+def read_request(connection: socket.socket) -> bool:
+    """Read one request; returns whether there was one."""
     data = b""
     while b"\r\n\r\n" not in data:
         piece = connection.recv(65_536)

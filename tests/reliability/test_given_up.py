@@ -21,7 +21,7 @@ from stkai.testing import FakeClock
 
 from ..support.world import NAMES, World
 from ..wire.raw import WHOLE, RawServer, raw_server
-from .hostile import drip, hostile
+from .hostile import drip, hostile, read_request
 from .stacks import NO_DELAY, ONE_CONNECTION, client_of, provider_of, transport_of, wire_of
 
 pytestmark = [pytest.mark.real_time, pytest.mark.worlds(*NAMES)]
@@ -166,6 +166,38 @@ async def test_refusals_whose_bodies_stall_free_their_connections_at_once(world:
         assert (await world.call(client.post, url)).content == b"body"
         assert time.monotonic() - start < SOON
         assert len(arrived) == 4
+        await world.close(client)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_kept"), [("stkai's", False), ("stkai's", True), ("httpx's", False)], ids=str
+)
+async def test_a_head_that_arrives_byte_by_byte_holds_no_connection_after_the_deadline(
+    world: World, kind: str, is_kept: bool
+) -> None:
+    """Each byte begins the read timeout anew; the connection is new, or was kept open after another request."""
+    earlier, connections = set(calls_in_progress()), 0
+
+    def talk(connection: socket.socket, stopped: threading.Event) -> None:
+        nonlocal connections
+        connections += 1
+        if is_kept or connections > 1:
+            connection.sendall(WHOLE)
+            if connections > 1:
+                return
+            read_request(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        drip(connection, stopped, bytes([120]) * 1000, SHORT / 4)
+
+    with hostile(talk) as url:
+        client = client_of(world, transport=wires(world)[kind](), retry=None)
+        if is_kept:
+            assert (await world.call(client.get, url)).content == b"body"
+        with pytest.raises(DeadlineExceededError):
+            await world.call(client.get, url, deadline=SHORT)
+        await wait_for(lambda: earlier.issuperset(calls_in_progress()), world)
+        assert (await world.call(client.get, url)).content == b"body", "the only connection is free"
+        assert connections == 2
         await world.close(client)
 
 
@@ -452,5 +484,36 @@ def test_a_cleanup_never_waits_for_a_lock_that_an_interrupt_left_taken() -> None
         client.get("http://a.example/stuck")
     assert time.monotonic() - start < SOON
     assert client.get("http://a.example/", timeout=SOON).status_code == 200, "the place is free"
+    taken.release()
+    client.close()
+
+
+def test_a_body_whose_closing_is_interrupted_is_not_waited_for() -> None:
+    """Its wire may be locked as well, and is dropped."""
+    taken = threading.Lock()
+
+    class Body(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"body"
+
+        def close(self) -> None:
+            taken.acquire()
+            raise KeyboardInterrupt
+
+    class Stuck(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            return httpx.Response(
+                200, stream=Body() if request.url.path == "/stuck" else httpx.ByteStream(b"")
+            )
+
+        def close(self) -> None:
+            taken.acquire()
+
+    client = client_of(World("sync"), transport=ConnectionPool(Stuck, httpx.Limits(max_connections=1)))
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        client.get("http://a.example/stuck")
+    assert time.monotonic() - start < SOON
+    assert client.get("http://a.example/").status_code == 200, "the place is free"
     taken.release()
     client.close()

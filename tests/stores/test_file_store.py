@@ -249,6 +249,25 @@ def test_a_lock_that_others_hold_is_given_up_after_a_quarter_of_a_second(tmp_pat
     assert store.lease(ask()).count == 1
 
 
+def test_a_lock_that_an_interrupt_has_left_taken_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_file, "_LOCK_TIMEOUT", 0.001)
+    store = FileStore(tmp_path)
+    take = _file._StateFile._take_lock
+
+    def interrupted(file: Any) -> Any:
+        take(file)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_file._StateFile, "_take_lock", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.lease(ask())
+    assert store.lease(ask()).count == 1
+    assert store.lease(ask("b")).members == 2
+
+
 def test_a_write_that_fails_leaves_the_last_state_and_is_an_os_error(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     epoch = store.lease(ask()).epoch

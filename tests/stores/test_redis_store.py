@@ -165,6 +165,26 @@ def test_a_connection_that_the_server_closed_costs_no_lease(server: Server) -> N
         store.close()
 
 
+def test_an_answer_to_nothing_is_not_taken_for_the_next_one(server: Server) -> None:
+    store = RedisStore(server.url)
+    epoch = store.lease(ask()).epoch
+    (connection,) = store._server._idle
+    connection.send_command("PING")
+    assert connection.can_read(20)
+    assert store.lease(ask("b")).epoch == epoch
+    assert store.lease(ask("c")).members == 3
+    store.close()
+
+
+def test_a_store_reconnects_any_number_of_times(server: Server) -> None:
+    with server.client() as client:
+        store = RedisStore(f"{server.url}?max_connections=2")
+        for _ in range(5):
+            assert store.lease(ask()).count == 1
+            client.client_kill_filter(_type="normal", skipme=True)
+        store.close()
+
+
 def test_a_step_costs_the_same_for_any_number_of_members(server: Server) -> None:
     def commands() -> int:
         with server.client() as client:

@@ -1,5 +1,6 @@
 """RedisStore on a cluster, and behind Sentinel when the master fails."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -110,3 +111,26 @@ def test_a_share_survives_a_fail_over_of_sentinels(tmp_path: Path) -> None:
         assert lease.count == 1
         assert lease.epoch >= epoch
         assert sentinel.discover_master("quota")[1] == replica.port
+
+
+def test_a_share_leaves_a_master_that_was_demoted_and_keeps_its_connections_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Server("redis", tmp_path / "old") as old, Server("redis", tmp_path / "new") as new:
+        master = old
+
+        def lead_to_master(*_: Any, **__: Any) -> list[Any]:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", master.port))]
+
+        with old.client() as client, monkeypatch.context() as patch:
+            patch.setattr(socket, "getaddrinfo", lead_to_master)
+            store = RedisStore("redis://quota.test")
+            assert store.lease(ask()).count == 1
+            client.replicaof("127.0.0.1", str(new.port))
+            master = new
+            with pytest.raises(redis.ResponseError, match="read only replica"):
+                store.lease(ask())
+            assert store.lease(ask()).count == 1
+        with new.client() as client:
+            assert client.keys("stkai:*")
+        store.close()

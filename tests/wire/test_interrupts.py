@@ -117,6 +117,7 @@ def test_an_interrupt_before_any_line_loses_no_wire(
         assert world.run(pool.hurry()) == b"body", places
         assert len(pool.state.wires) == 1, places
         assert pool.state.waiting == 0, places
+        assert max(wire.closed for wire in pool.made) <= 1, places
         return places
 
     every_line(run)

@@ -53,11 +53,13 @@ class AppendFile:
                 written = os.write(self.descriptor, record)
                 while written < len(record):
                     written += os.write(self.descriptor, memoryview(record)[written:])
-            except OSError as error:
+                self.size += len(record)
+            except BaseException as error:  # An interrupt may come as well, and must not leave half a record.
                 with suppress(OSError):
                     os.ftruncate(self.descriptor, self.size)
-                raise WriteError(self.path, error) from error
-            self.size += len(record)
+                if isinstance(error, OSError):
+                    raise WriteError(self.path, error) from error
+                raise
             self._changes += 1
 
     def cut_torn_tail(self) -> bytes:

@@ -4,7 +4,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Container, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, cached_property, reduce
 from itertools import pairwise
 from operator import and_
@@ -64,51 +64,69 @@ class Index:
         for start in self._order:
             yield EntryPlace(*self._places[start : start + _FIELDS])
 
-    def write(self, target: Path, files: Container[int]) -> int:
-        """Write the entries of these files by number into `target`; returns how many there are.
-
-        It is created or replaced only once it is complete.
-        """
-        target = Path(os.path.realpath(target))
-        unfinished = target.with_name(f"{target.name}.sorting")
+    def copy(self, target: Path, files: Container[int]) -> int:
+        """Write the entries of these files by number into `target`; returns how many there are."""
         # The copy is readable to those who may read all of its sources.
         modes = [path.stat().st_mode for file, path in enumerate(self.paths) if file in files]
         mode = reduce(and_, modes, 0o666)
         written = 0
-        try:
-            try:
-                descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-                with os.fdopen(descriptor, "wb") as sorted_file, ExitStack() as stack:
-                    if modes:
-                        os.fchmod(descriptor, mode)
-                    sources: dict[int, BinaryIO] = {}
-                    for _, file, offset, length in self.in_order():
-                        if file not in files:
-                            continue
-                        if file not in sources:
-                            if len(sources) == _OPEN_FILES:
-                                stack.close()
-                                sources.clear()
-                            sources[file] = stack.enter_context(self.paths[file].open("rb"))
-                        sources[file].seek(offset)
-                        sorted_file.write(sources[file].read(length))
-                        written += 1
-                    sorted_file.flush()
-                    os.fsync(descriptor)
-                unfinished.replace(target)
-            except BaseException:
-                unfinished.unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise WriteError(target, error) from error
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(descriptor, "wb") as sorted_file, ExitStack() as stack:
+            if modes:
+                os.fchmod(descriptor, mode)
+            sources: dict[int, BinaryIO] = {}
+            for _, file, offset, length in self.in_order():
+                if file not in files:
+                    continue
+                if file not in sources:
+                    if len(sources) == _OPEN_FILES:
+                        stack.close()
+                        sources.clear()
+                    sources[file] = stack.enter_context(self.paths[file].open("rb"))
+                sources[file].seek(offset)
+                sorted_file.write(sources[file].read(length))
+                written += 1
+            sorted_file.flush()
+            os.fsync(descriptor)
         return written
+
+    def write(self, contents: dict[Path, Container[int]]) -> list[int]:
+        """Write entries by number: for each target, those of some files; returns how many each has.
+
+        The targets are created or replaced only once all are complete: half a result would block the next attempt.
+        """
+        targets = {Path(os.path.realpath(target)): files for target, files in contents.items()}
+        copies = {target.with_name(f"{target.name}.sorting"): target for target in targets}
+        counts = []
+        try:
+            for copy, target in copies.items():
+                with _writing(target):
+                    counts.append(self.copy(copy, targets[target]))
+            for copy, target in copies.items():
+                with _writing(target):
+                    copy.replace(target)
+        except BaseException:
+            for copy in copies:
+                with suppress(OSError):
+                    copy.unlink(missing_ok=True)
+            raise
+        return counts
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn a failure into an error that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(path, error) from error
 
 
 def sort_file(path: Path) -> None:
     """Sort an output into input order, in place; nothing changes if there is no room for a second copy."""
     index = Index([path])
     if not index.is_sorted:
-        index.write(path, {0})
+        index.write({path: {0}})
 
 
 def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int, int]:
@@ -139,13 +157,8 @@ def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int,
     present = _check_once(index)
     if not partial:
         _check_complete(outputs, present)
-    failed = index.write(merged.failed, range(len(answers), len(index.paths)))
-    try:
-        done = index.write(merged.out, range(len(answers)))
-    except BaseException:
-        # Half a result would block the next attempt.
-        merged.failed.unlink(missing_ok=True)
-        raise
+    files = len(answers), len(index.paths)
+    failed, done = index.write({merged.failed: range(*files), merged.out: range(files[0])})
     return done, failed
 
 

@@ -39,6 +39,11 @@ class IdleWires(Generic[Wire]):
         at = self._at.get(place)
         return at[-1] if at else None
 
+    def stream_of(self, wire: Wire) -> Any:
+        """The connection underneath; None if that is unknown, or the wire is not here."""
+        idle = self._wires.get(wire)
+        return None if idle is None else idle.stream
+
     def add(self, wire: Wire, idle: Idle) -> None:
         """Add a wire, which is now the most recently used one."""
         if wire not in self._wires:

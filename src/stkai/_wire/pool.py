@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from .._abandonable import GivenUpError, abandoned, do_within
+from .._abandonable import GivenUpError, Sending, abandoned, do_within
 from .._clock import SystemClock
 from .._event_loops import anyio, run_soon, running_loop
 from .._families import HTTPX, Family, of_family
@@ -98,6 +98,8 @@ class ConnectionPool(Closable):
                 state.sweep()
             if loan.wire is None:
                 raise _none_free(request, self.family)
+            if loan.stream is not None and isinstance(sending := request.extensions.get("trace"), Sending):
+                sending.uses(loan.stream)
             response: httpx.Response = loan.wire.handle_request(request)
         except BaseException as error:
             loan.end()

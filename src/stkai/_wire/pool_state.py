@@ -33,7 +33,8 @@ class Loan(Generic[Wire]):
         number: no other loan has it.
         place: where the request goes.
         wire: the wire, once there is one.
-        stream: the connection underneath, from the response's extension `network_stream`.
+        stream: the connection underneath, from the response's extension `network_stream`; before that, the one that
+            the wire has kept open.
         wake: called when a loan in line gets its wire, or when it never will.
         idle_since: once it is over, the instant from which the wire is idle; None if the wire is unusable.
     """
@@ -219,11 +220,11 @@ class PoolState(Generic[Wire]):
         self._waiting.pop(loan.number, None)
         return True
 
-    def _hand_over(self, loan: Loan[Wire], wire: Wire) -> None:
+    def _hand_over(self, loan: Loan[Wire], wire: Wire, stream: Any = None) -> None:
         lent = _Lent(loan, self._note_dropped)
         lent.number, lent.wire = loan.number, wire
         self._lent[loan.number] = lent
-        loan.wire = wire
+        loan.wire, loan.stream = wire, stream or self._idle.stream_of(wire)
         self._idle.remove(wire)
 
     def _take_back(self, number: int, loan: Loan[Wire] | None) -> None:
@@ -232,21 +233,28 @@ class PoolState(Generic[Wire]):
         if lent is None:
             self._waiting.pop(number, None)
             if loan is not None and loan.wire is not None:
-                self._take_back_unlent(loan.wire)
+                wire, loan.wire = loan.wire, None
+                self._take_back_unlent(wire)
             return
-        wire: Wire = lent.wire
-        idle_since = None if loan is None else loan.idle_since
-        if idle_since is None:
-            self._discard(wire)
+        wire = lent.wire
+        idle_since, stream = (None, None) if loan is None else (loan.idle_since, loan.stream)
         successor = self._next_in_line() if self._waiting else None
         if successor is not None:
-            self._hand_over(successor, self._make() if idle_since is None else wire)
+            if idle_since is None:
+                self._hand_over(successor, self._make())
+            else:
+                self._hand_over(successor, wire, stream)
         elif loan is not None and idle_since is not None:
             self._idle.add(wire, Idle(loan.place, idle_since, loan.stream))
         del self._lent[number]
+        if loan is not None:
+            loan.wire = None
         if successor is not None:
             self._wake(successor)
-        elif idle_since is not None:
+        if idle_since is None:
+            # Only once: closing it again could wait for ever for a lock of its that an interrupt has left taken.
+            self._discard(wire)
+        elif successor is None:
             surplus = self._idle.surplus(idle_since, self._most_idle, self._expiry)
             if surplus is not None:  # One at a time is enough: they return one at a time.
                 self._discard(surplus)

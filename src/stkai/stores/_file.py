@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
+from weakref import ref
 from zlib import crc32
 
 from .._checks import even_half_made
@@ -151,6 +152,10 @@ def unpack(content: bytes) -> Record | None:
     return Record(number_of(content), boot, float(wall), State.unpack(state))
 
 
+class _Hold:
+    """Lives as long as the call that holds the lock of a file."""
+
+
 class _StateFile:
     """The file of one share. It is open during a step only: processes that share a descriptor share its lock, too."""
 
@@ -163,6 +168,7 @@ class _StateFile:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()  # Not every file system's lock excludes the threads of one process.
+        self._holder: ref[_Hold] | None = None
         if self._fd >= 0:
             # It is the parent's. Closing it here does not release the parent's lock.
             os.close(self._fd)
@@ -170,9 +176,10 @@ class _StateFile:
 
     def change(self, work: Callable[[State, float], T]) -> T:
         """Lock the file, read the state, call `work(state, now)`, and write the state."""
-        if not self._lock.acquire(timeout=_LOCK_TIMEOUT):
-            raise TimeoutError(f"another thread held the state file for {_LOCK_TIMEOUT:g} s")
+        hold = _Hold()
+        lock = self._take_lock()
         try:
+            self._holder = ref(hold)
             self._fd = _disk.open_state(self.path, private=self._private)
             _disk.lock(self._fd, _LOCK_TIMEOUT, clock)
             try:
@@ -186,8 +193,19 @@ class _StateFile:
             fd, self._fd = self._fd, -1
             if fd >= 0:
                 os.close(fd)
-            self._lock.release()
+            lock.release()
         return result
+
+    def _take_lock(self) -> threading.Lock:
+        lock = self._lock
+        if lock.acquire(timeout=_LOCK_TIMEOUT):
+            return lock
+        if self._holder is not None and self._holder() is not None:
+            raise TimeoutError(f"another thread held the state file for {_LOCK_TIMEOUT:g} s")
+        # An interrupt came between taking it and the `try` that releases it.
+        lock = self._lock = threading.Lock()
+        lock.acquire()
+        return lock
 
     def _read(self, now: float) -> Record:
         """The record in the file, or a new one if there is no usable record."""

@@ -201,7 +201,9 @@ class Connections(Server):
             connection = self._idle.pop() if self._idle else None
         if connection is not None:
             try:
-                return self._ask(connection, (command, *words))
+                if not connection.can_read():
+                    return self._ask(connection, (command, *words))
+                connection.disconnect()  # What it says there would be taken for the next answer.
             except self.errors.TimeoutError:
                 raise
             except (self.errors.ConnectionError, OSError):
@@ -210,29 +212,37 @@ class Connections(Server):
         return self._in_time(lambda: self._ask(self._connected(), (command, *words)), left)
 
     def _connected(self) -> Any:
-        connection = self.client.connection_pool.make_connection()
+        pool = self.client.connection_pool
+        # Not by `make_connection`: the pool counts what it makes, and stops at a number; it takes none of ours back.
+        connection = pool.connection_class(**pool.connection_kwargs)
         # Do not send the server the library's name and version: that takes two more round trips.
         connection.driver_info = connection.lib_name = connection.lib_version = None
         connection.connect()
         return connection
 
     def _ask(self, connection: Any, words: tuple[Any, ...]) -> Any:
-        """Send a command and read the answer; keep the connection unless either fails."""
-        is_intact = False
+        """Send a command and read the answer; keep the connection unless either fails.
+
+        After a failure, no other is kept either: all lead to the same server, which may be a master that was demoted,
+        while its name already leads to the new one.
+        """
+        is_usable = False
         try:
             connection.send_command(*words)
             answer = connection.read_response()
-            is_intact = True
-        except self.errors.ResponseError as error:
-            is_intact = not isinstance(error, self.errors.ConnectionError)
+            is_usable = True
+        except self.errors.NoScriptError:
+            is_usable = True
             raise
         finally:
             with self._lock:
-                keep = is_intact and len(self._idle) < _MOST_IDLE
+                keep = is_usable and len(self._idle) < _MOST_IDLE
                 if keep:
                     self._idle.append(connection)
             if not keep:
                 connection.disconnect()
+            if not is_usable:
+                self.close()
         return answer
 
     def close(self) -> None:

@@ -1,7 +1,6 @@
 """Bodies of responses, read by a driver: whole, in part, or only to reuse the connection."""
 
 import math
-import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,7 +9,7 @@ from typing import Any, Final
 
 import httpx
 
-from .._abandonable import GivenUpError, unless_abandoned
+from .._abandonable import GivenUpError, Sending, shut_down
 from .._event_loops import anyio
 from .._families import family_of
 from .._headers import has_field
@@ -48,27 +47,15 @@ def timeouts(seconds: float) -> dict[str, float]:
     return dict.fromkeys(_KEYS, min(seconds, _LONGEST))
 
 
-def limited(request: httpx.Request, seconds: float, *, in_thread: bool = False) -> httpx.Request:
-    """The request with no timeout longer than `seconds`; if `in_thread`, it is not sent once it has been given up."""
+def limited(request: httpx.Request, seconds: float, sending: Sending | None = None) -> httpx.Request:
+    """The request with no timeout longer than `seconds`; `sending` then follows its steps."""
     seconds = min(seconds, _LONGEST)
     given = request.extensions.get("timeout", {})
     timeout = {key: seconds if given.get(key) is None else min(seconds, given[key]) for key in _KEYS}
     extensions = {**request.extensions, "timeout": timeout}
-    if in_thread:
-        extensions["trace"] = _checking(request.extensions.get("trace"))
+    if sending is not None:
+        extensions["trace"] = sending
     return copy_request(request, extensions=extensions)
-
-
-def _checking(trace: Callable[[str, Any], object] | None) -> Callable[[str, Any], object]:
-    """A trace of httpcore that stops a request before it connects or sends, if it has been given up."""
-    if trace is None:
-        return unless_abandoned
-
-    def check(name: str, info: Any) -> object:
-        unless_abandoned(name, info)
-        return trace(name, info)
-
-    return check
 
 
 def unlimited(request: httpx.Request, sent: httpx.Request) -> None:
@@ -149,22 +136,13 @@ class BodyReader:
     def break_off(self) -> None:
         """Make the read in the other thread fail, so that it returns the connection now and not at its read timeout."""
         with self._lock:
-            if not self._is_over:
-                _shut_down(self._response)
+            about = self._response.extensions
+            if not self._is_over and about.get("http_version") != b"HTTP/2":  # Others arrive there as well.
+                shut_down(about.get("network_stream"))
 
     def keep(self) -> None:
         """Make what has arrived the body of the response; it can be read or streamed as before."""
         self._response.stream = family_of(self._response).ByteStream(b"".join(self.chunks))
-
-
-def _shut_down(response: httpx.Response) -> None:
-    """Shut down the socket that a response arrives on, unless other responses arrive there as well."""
-    stream = response.extensions.get("network_stream")
-    if stream is None or response.extensions.get("http_version") == b"HTTP/2":
-        return
-    with suppress(Exception):  # Whatever a wire of the user's calls a stream.
-        # That of an SSLSocket would change it under the thread that reads.
-        socket.socket.shutdown(stream.get_extra_info("socket"), socket.SHUT_RDWR)
 
 
 def drain(response: httpx.Response, reader: BodyReader, left: Callable[[], float]) -> None:

@@ -113,6 +113,9 @@ class WatchedBody(_Watched, httpx.SyncByteStream):
         try:
             self._body.close()
             how = BodyEnd.WHOLE if self._is_whole else how
+        except BaseException as error:
+            how = BodyEnd.STUCK if is_interrupt(error) else how
+            raise
         finally:
             self._end(how)
 

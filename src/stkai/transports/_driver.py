@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import httpx
 
-from .._abandonable import GivenUpError, NoThreadError, Worker, do_within
+from .._abandonable import GivenUpError, NoThreadError, Sending, Worker, do_within
 from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
 from .._families import alike
@@ -175,11 +175,15 @@ class _Bounded:
                 raise WrongOperationError(operation)
 
     def _send(self, operation: Send, left: float) -> httpx.Response:
-        request = limited(operation.request, left, in_thread=True)
-        with self._in_time():
-            response: httpx.Response = self.worker.do(
-                partial(operation.wire.handle_request, request), self.left
-            )
+        sending = Sending(operation.request.extensions.get("trace"))
+        request = limited(operation.request, left, sending)
+        send = partial(operation.wire.handle_request, request)
+        try:
+            with self._in_time():
+                response: httpx.Response = self.worker.do(partial(sending.do, send), self.left)
+        except BaseException:
+            sending.break_off()
+            raise
         if not self._attempt.call.buffered:
             unlimited(operation.request, request)
         return response

@@ -339,6 +339,23 @@ def test_a_child_of_multiprocessing_reports_at_its_end(
     assert snapshot.members == 0
 
 
+@pytest.mark.real_time
+def test_interrupts_while_threads_are_started_leave_the_calls_of_no_request_alive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(_: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    calls, done = background_calls.BackgroundCalls(), threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupt)
+        for _ in range(10):
+            with pytest.raises(KeyboardInterrupt):
+                calls.later(0.0, lambda: None)
+    calls.later(0.0, done.set)
+    assert done.wait(20)
+
+
 def test_a_limiter_that_is_dropped_is_collected(clock: FakeClock, store: Noted) -> None:
     policy = TokenBucket(10, 1.0, share="team", store=store)
     wait_for(policy, clock)

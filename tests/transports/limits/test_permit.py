@@ -14,12 +14,14 @@ from stkai import (
     InFlight,
     InvalidArgumentError,
     NotSent,
+    StackBuilder,
     StkaiError,
     TokenAcquisitionTimeoutError,
     TokenBucket,
 )
 from stkai.testing import FakeClock
-from stkai.transports import Turn
+from stkai.transports import Turn, limiter
+from stkai.transports._limits.waiting import Waiting
 
 from ...support.crowd import took
 from ...support.world import NAMES, World
@@ -189,6 +191,26 @@ def test_cancelled_permits_leave_the_line(event_loop: World) -> None:
 
 
 @pytest.mark.real_time
+async def test_an_interrupt_before_a_permit_is_waited_for_leaves_the_line(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, clock = TokenBucket(1, 60), FakeClock()
+    took(policy, clock.monotonic())
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    transport = world.build(StackBuilder([limiter(policy)], clock=clock), world.wire())
+    with monkeypatch.context() as patch:
+        patch.setattr(Waiting, "__init__", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            async with Block(world, policy.permit(clock=clock)):
+                pass
+        with pytest.raises(KeyboardInterrupt):
+            await world.send(transport, httpx.Request("GET", "http://test"))
+    assert policy.waiting == 0
+
+
 def test_threads_share_the_places() -> None:
     policy, most, lock, now = InFlight(3), 0, threading.Lock(), 0
 

@@ -8,7 +8,9 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,8 @@ from hypothesis import strategies as st
 from stkai.transports import Context, Turn
 from stkai.transports._limits.queue import Queue
 from stkai.transports._limits.sources.rate import Rate
-from stkai.transports._limits.sources.source import TICK
+from stkai.transports._limits.sources.source import TICK, Source
+from stkai.transports._limits.sources.units import Units
 
 from ...support.crowd import Waiter, drive, most_in_excess, took
 
@@ -265,6 +268,31 @@ def test_two_attempts_of_one_call_may_wait_at_once() -> None:
     assert queue.ask(pair[0], 1.0) == 0.0
 
 
+def test_two_attempts_of_one_call_may_leave_together() -> None:
+    queue = bucket()
+    number = took(queue, 0.0)
+    pair = [Turn(number=number), Turn(number=number)]
+    behind = Turn()
+    assert [queue.ask(ticket, 0.0) for ticket in [*pair, behind]] == [1.0, 2.0, 3.0]
+    for ticket in pair:
+        queue.leave(ticket, 0.5)
+    assert queue.ask(behind, 1.0) == 0.0
+
+
+def test_the_requests_of_a_crowd_that_left_are_not_kept_in_memory() -> None:
+    queue = bucket()
+    took(queue, 0.0)
+    crowd = [Turn(httpx.Request("POST", "http://test", content=bytes(1000))) for _ in range(10)]
+    requests = [weakref.ref(turn.request) for turn in crowd]
+    for turn in crowd:
+        queue.ask(turn, 0.0)
+    for turn in crowd[:-1]:
+        queue.leave(turn, 0.5)
+    del turn, crowd[:-1]
+    gc.collect()
+    assert [request() is None for request in requests] == [True] * 9 + [False]
+
+
 def test_leaving_twice_or_after_having_gone_changes_nothing() -> None:
     queue = bucket()
     gone, waiting = Turn(), Turn()
@@ -414,6 +442,39 @@ def test_a_child_forked_while_a_thread_holds_the_lock_is_not_stuck_and_has_an_em
         holder.join()
     assert answer == "0 waiting, wait 1"
     assert queue.waiting == 8
+
+
+@needs_fork
+def test_a_child_forked_in_the_middle_of_another_threads_step_has_an_empty_queue() -> None:
+    units = Units(10.0, 10.0)
+    queue, later = Queue(Rate(1.0), units), bucket()
+    for each in (queue, later):
+        took(each, 0.0)
+    later.ask(Turn(), 0.0)
+    half_way, done = threading.Event(), threading.Event()
+
+    class Cost(dict[Source, float]):
+        """The cost of a turn, which stops its thread once one source counts the turn among those that wait."""
+
+        def get(self, _: Source, default: Any = None) -> Any:
+            if units.waiting:
+                half_way.set()
+                done.wait()
+            return default
+
+    turn = Turn()
+    turn.costs = Cost()
+    thread = threading.Thread(target=queue.ask, args=(turn, 0.0))
+    thread.start()
+    half_way.wait()
+    try:
+        answer = in_a_child(
+            lambda: f"{units.waiting} and {later.waiting} waiting, wait {queue.ask(Turn(), 0.0):g}"
+        )
+    finally:
+        done.set()
+        thread.join()
+    assert answer == "0 and 0 waiting, wait 1"
 
 
 def test_an_unused_queue_is_not_kept_for_the_next_fork() -> None:

@@ -71,11 +71,11 @@ class _LimitFlow(LayerBase):
         sent = now()
         try:
             wait = limiter.ask(turn, sent)
+            waiting = None if wait == 0.0 else CallWaiting(self, limiter, turn, plan, attempt)
         except BaseException:  # An interrupt, or a limiter of the user's own.
             limiter.leave(turn, sent)
             raise
-        if wait != 0.0:
-            waiting = CallWaiting(self, limiter, turn, plan, attempt)
+        if waiting is not None:
             try:
                 sent = yield from waiting.steps(wait, sent)
             except BaseException as error:

@@ -118,7 +118,7 @@ class Bill:
 
         None, a bad number, an exception or a huge body leaves the estimate in place: the caller gets the answer anyway.
         """
-        if how is BodyEnd.DROPPED or (how is BodyEnd.CLOSED and not self._is_event_stream()):
+        if how is BodyEnd.DROPPED or (how is not BodyEnd.WHOLE and not self._is_event_stream()):
             return
         try:
             response = self._whole()

@@ -12,8 +12,9 @@ import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
+from itertools import count
 from operator import attrgetter
-from typing import Final
+from typing import Any, Final, NamedTuple
 from weakref import WeakSet
 
 from .limiter import Turn
@@ -26,6 +27,26 @@ _LOW: Final = 18
 
 _number = attrgetter("number")
 
+_ties = count()
+
+
+class Vacancy(NamedTuple):
+    """The place of a turn that left. It keeps no request: that may hold a long body.
+
+    Attributes:
+        number: the number of the place.
+        tie: another one for each: two parallel attempts of one call have the same number.
+        told: when the turn would have gone.
+        sources, costs, cost: those of the turn.
+    """
+
+    number: int
+    tie: int
+    told: float
+    sources: tuple[Any, ...]
+    costs: dict[Any, float] | None
+    cost: float
+
 
 class Order:
     """Who waits, in the order of their numbers; queues that have a source in common share it.
@@ -33,23 +54,32 @@ class Order:
     Attributes:
         turns: those who wait.
         members: the sources whose turns wait here.
-        vacant: the places of those who left, the first one first, and who they were.
+        vacant: the places of those who left, the first one first.
         deferred: what a finalizer or a signal handler found to do while the lock was held.
+        is_in_step: whether the numbers are being changed; it stays true if an interrupt comes meanwhile.
     """
 
     def __init__(self) -> None:
         self.turns: list[Turn] = []
         self.members: WeakSet[Source] = WeakSet()
         self.deferred: deque[Callable[[], object]] = deque()
-        self.vacant: list[tuple[int, Turn]] = []
+        self.vacant: list[Vacancy] = []
+        self.is_in_step = False
         # The last number of normal and of low priority, and the highest number that has gone.
         self.last = self._low = self._gone = 0
 
     def forget(self) -> None:
         """Drop all who wait."""
-        while self.turns:
-            self.drop(len(self.turns) - 1)
+        self.turns.clear()
         self.vacant.clear()
+        self.deferred.clear()
+        self.recover()
+
+    def recover(self) -> None:
+        """Make all numbers agree again with the turns that wait: an interrupt, or a fork, may have come between."""
+        for source in self.members:
+            source.recover([turn for turn in self.turns if source in turn.sources])
+        self.is_in_step = False
 
     def absorb(self, other: "Order") -> None:
         """Add the turns of another order behind these."""
@@ -60,7 +90,9 @@ class Order:
         self.deferred.extend(other.deferred)
 
     def catch_up(self) -> None:
-        """Do what was put off while the lock was held."""
+        """Do what was put off while the lock was held, or was left undone."""
+        if self.is_in_step:
+            self.recover()
         while self.deferred:
             self.deferred.popleft()()
 
@@ -77,7 +109,7 @@ class Order:
                 self._give_number(turn, now)
             else:
                 turn.number = self.last = self.last + NORMAL
-        while vacant and vacant[0][0] < turn.number:
+        while vacant and vacant[0].number < turn.number:
             # The turn that asks moves up, so these places are no longer free.
             heapq.heappop(vacant)
         place = self.place_of(turn)
@@ -90,11 +122,11 @@ class Order:
 
     def _give_number(self, turn: Turn, now: float) -> None:
         vacant = self.vacant
-        while vacant and vacant[0][1].told <= now:
+        while vacant and vacant[0].told <= now:
             heapq.heappop(vacant)
         low = turn.priority == "low"
-        if vacant and vacant[0][0] & 1 == low and _could_stand_in(turn, vacant[0][1]):
-            turn.number = heapq.heappop(vacant)[0]
+        if vacant and vacant[0].number & 1 == low and _could_stand_in(turn, vacant[0]):
+            turn.number = heapq.heappop(vacant).number
         elif low:
             self._low = turn.number = (max(self._low, self._gone) | 1) + _LOW
         else:
@@ -122,7 +154,8 @@ class Order:
         if self.turns[place : place + 1] == [turn]:
             self.drop(place)
             if place < len(self.turns):
-                heapq.heappush(self.vacant, (turn.number, turn))
+                left = Vacancy(turn.number, next(_ties), turn.told, turn.sources, turn.costs, turn.cost)
+                heapq.heappush(self.vacant, left)
 
     def place_of(self, turn: Turn) -> int:
         """Where the turn is, or where it belongs."""
@@ -136,7 +169,7 @@ class Order:
         return place
 
 
-def _could_stand_in(turn: Turn, other: Turn) -> bool:
+def _could_stand_in(turn: Turn, other: Vacancy) -> bool:
     """Whether a new turn may have the place of one that left: it takes no more, and from the same sources."""
     if turn.sources != other.sources:
         return False

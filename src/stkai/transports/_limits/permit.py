@@ -75,22 +75,28 @@ class Permit:
     def __enter__(self) -> Self:
         wait, turn, start = self._ask()
         if wait != 0:
-            waiting, attempt = self._waiting(turn)
             try:
+                waiting, attempt = self._waiting(turn)
                 start = drive(waiting.steps(wait, start), attempt, self._clock)  # type: ignore[arg-type, assignment]
             except TooLongError as late:
                 raise self._error(late) from None
+            except BaseException:  # An interrupt, perhaps before the wait has begun.
+                self._limiter.leave(turn, start)
+                raise
         self._sent, self._is_open = start, True
         return self
 
     async def __aenter__(self) -> Self:
         wait, turn, start = self._ask()
         if wait != 0:
-            waiting, attempt = self._waiting(turn)
             try:
+                waiting, attempt = self._waiting(turn)
                 start = await adrive(waiting.steps(wait, start), attempt, self._clock)  # type: ignore[arg-type, assignment]
             except TooLongError as late:
                 raise self._error(late) from None
+            except BaseException:  # An interrupt, perhaps before the wait has begun.
+                self._limiter.leave(turn, start)
+                raise
         self._sent, self._is_open = start, True
         return self
 

@@ -82,12 +82,13 @@ class Queue:
         with lock:
             sources = turn.sources or self._sources_for(turn)
             order = sources[0].order
-            if order.deferred:
+            if order.deferred or order.is_in_step:
                 order.catch_up()
             number, turns = turn.number, order.turns
             if number and turn.not_before > now:
                 turn.nap = math.inf
                 return turn.not_before - now
+            order.is_in_step = True
             if turn.guests or (turns and (turns[0] is not turn or order.vacant)):
                 wait = self._stand_in_line(turn, now, order)
             else:  # Nobody is before it: usually so for one that wakes on time.
@@ -104,6 +105,7 @@ class Queue:
                         turn.number = order.last = order.last + NORMAL
                     turn.granted, turn.since = True, now
                     wait = 0.0
+            order.is_in_step = False
         if self.has_remote:
             self._afterwards(turn, now)
         return wait
@@ -212,12 +214,11 @@ class Queue:
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Take note of the answer's head, or of the error in its place; what was never sent is given back."""
-        changes: list[RateChange | None] = []
+        if answer.response is None and was_never_sent(answer.error):
+            self._when_free(turn, answer.now, self._leave)
+            return None
         with Queue.lock:
-            if answer.response is None and was_never_sent(answer.error):
-                self._leave(turn, answer.now)
-            else:
-                changes = [source.learn(turn, answer) for source in turn.sources]
+            changes = [source.learn(turn, answer) for source in turn.sources]
         if self.has_remote:
             self._afterwards(turn, answer.now)
         return next((change for change in changes if change is not None), None)
@@ -250,7 +251,15 @@ class Queue:
                 turn.sources[0].order.deferred.append(partial(work, turn, now))
             return
         with Queue.lock:
-            work(turn, now)
+            order: Order | None = turn.sources[0].order if turn.sources else None
+            if order is None:
+                work(turn, now)
+            else:
+                if order.is_in_step:
+                    order.recover()
+                order.is_in_step = True
+                work(turn, now)
+                order.is_in_step = False
         if self.has_remote:
             self._afterwards(turn, now)
 

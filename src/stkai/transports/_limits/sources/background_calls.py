@@ -47,9 +47,11 @@ class BackgroundCalls:
         if starts:
             try:
                 threading.Thread(target=self._run, name="stkai-store", daemon=True).start()
-            except RuntimeError:  # No more threads, or the interpreter is ending; the next job tries again.
+            except BaseException as error:  # No more threads, or an interrupt; the next job tries again.
                 with self._changed:
                     self._threads -= 1
+                if not isinstance(error, RuntimeError):
+                    raise
 
     def _run(self) -> None:
         while (work := self._next()) is not None:

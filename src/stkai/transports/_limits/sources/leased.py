@@ -1,6 +1,7 @@
 """A source of permits that are leased from a store: the limit of a whole group of processes."""
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from ....stores import Quota
@@ -57,6 +58,12 @@ class Leased(Member):
     def drop(self, turn: Turn, place: int) -> None:
         super().drop(turn, place)
         self.outage.drop(turn, place)
+
+    def recover(self, turns: Sequence[Turn]) -> None:
+        super().recover(turns)
+        self.outage.recover(turns)
+        if self.history is not None:
+            self.history.recover(())
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         held, group, outage = self.held, self.group, self.outage

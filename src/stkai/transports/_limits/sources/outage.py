@@ -116,6 +116,10 @@ class Outage:
         for source in self._local:
             source.drop(turn, place)
 
+    def recover(self, turns: Sequence[Turn]) -> None:
+        for source in self._local:
+            source.recover(turns)
+
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         """Seconds until the local sources admit the turn."""
         if now >= self._until:

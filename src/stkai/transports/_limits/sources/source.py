@@ -87,6 +87,10 @@ class Source:
         """Note that the turn in that place of the queue no longer waits."""
         self.waiting -= 1
 
+    def recover(self, turns: Sequence[Turn]) -> None:
+        """Make the numbers agree again, after an interrupt or a fork between two of them; these turns wait."""
+        self.waiting = len(turns)
+
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         """Seconds until the turn is admitted if `ahead` turns take a permit of this source first; 0.0 for now.
 

@@ -67,6 +67,10 @@ class Units(Source):
         self.waiting -= 1
         del self._costs[self.count(place)]
 
+    def recover(self, turns: Sequence[Turn]) -> None:
+        super().recover(turns)
+        self._costs = [self.cost_of(turn) for turn in turns]
+
     def cost_before(self, count: int) -> float:
         """Units that the first `count` turns that wait for this source take together."""
         return sum(self._costs[:count])

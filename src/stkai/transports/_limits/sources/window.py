@@ -3,8 +3,9 @@
 import math
 from bisect import bisect_left, bisect_right
 from collections import deque
+from collections.abc import Sequence
 from itertools import accumulate, islice
-from typing import Final
+from typing import Any, Final
 
 from ..limiter import Turn
 from .rate import Rate
@@ -61,6 +62,15 @@ class Window(Source):
         while instants and instants[0] <= out:
             instants.popleft()
             self.used -= self._counts.popleft()
+
+    def recover(self, turns: Sequence[Turn]) -> None:
+        super().recover(turns)
+        instants, counts = self._instants, self._counts
+        pairs: list[tuple[deque[Any], deque[Any]]] = [(instants, counts), (counts, instants)]
+        for longer, shorter in pairs:
+            while len(longer) > len(shorter):
+                longer.popleft()
+        self.used = sum(counts)
 
     def instant(self, number: int) -> float:
         """When the request of that number was sent, counted from 0 among those that are still kept."""
@@ -137,6 +147,10 @@ class EvenWindow(Rate):
 
     def soon(self, now: float, seconds: float) -> float:
         return min(super().soon(now, seconds), self._window.soon(now, seconds))
+
+    def recover(self, turns: Sequence[Turn]) -> None:
+        super().recover(turns)
+        self._window.recover(())
 
     def update(self, limits: Limits) -> None:
         super().update(limits)
