@@ -117,6 +117,7 @@ def limit_files(size: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("full", ["outputs", "journal"])
 def test_on_a_full_disk_nothing_more_is_sent_and_what_is_drained_goes_to_stderr(
     full: str, job: Job, counting: Server

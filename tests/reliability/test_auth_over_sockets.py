@@ -90,6 +90,7 @@ async def test_with_a_scope_of_both_origins_both_see_the_token(
 # Refusals
 
 
+@pytest.mark.no_cover
 async def test_a_storm_of_401s_renews_the_token_once(world: World, server: QuotaServer) -> None:
     wire = wire_of(world, limits=MANY)
     client = client_of(world, auth=provider_of(server), retry=RetryPolicy(), transport=wire)
@@ -280,6 +281,7 @@ async def test_nothing_is_sent_over_http_to_another_machine_unless_allowed(
 # Secrets
 
 
+@pytest.mark.no_cover
 @pytest.mark.worlds("sync", "asyncio")
 async def test_no_failure_exposes_a_token_or_the_secret(
     world: World, server: QuotaServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

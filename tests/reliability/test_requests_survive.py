@@ -270,6 +270,7 @@ async def test_a_401_is_read_to_its_end_before_the_provider_is_asked(world: Worl
 # Signal handlers
 
 
+@pytest.mark.no_cover
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
 @pytest.mark.real_time
 @pytest.mark.parametrize("make", [TokenBucket, AimdLimiter])
@@ -351,6 +352,7 @@ REFUSALS: dict[str, Callable[[socket.socket, threading.Event], object]] = {
 }
 
 
+@pytest.mark.no_cover
 @pytest.mark.real_time
 @pytest.mark.parametrize("behaviour", REFUSALS)
 @pytest.mark.parametrize("verb", ["post", "post_stream"])

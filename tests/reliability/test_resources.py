@@ -27,6 +27,7 @@ def server() -> Iterator[QuotaServer]:
         yield server
 
 
+@pytest.mark.no_cover
 @pytest.mark.real_time
 def test_hundreds_of_calls_with_faults_are_all_accounted_for_and_nothing_grows() -> None:
     result = soak(requests=500, seconds=60.0)

@@ -89,6 +89,7 @@ def test_threads_that_sleep_together_lose_no_time() -> None:
     assert clock.sleeps == [0.5] * 400
 
 
+@pytest.mark.no_cover
 def test_a_thousand_concurrent_sleepers_wake_by_time_then_by_arrival(event_loop: World) -> None:
     clock = FakeClock()
     arrived: list[int] = []
@@ -213,6 +214,7 @@ def test_a_task_that_never_sleeps_does_not_stop_the_clock() -> None:
     assert clock.monotonic() == 1.0
 
 
+@pytest.mark.no_cover
 def test_an_event_loop_without_a_visible_queue_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stkai.testing._fake_clock.getattr", lambda *_: None, raising=False)
     test_a_thousand_concurrent_sleepers_wake_by_time_then_by_arrival(World("asyncio"))

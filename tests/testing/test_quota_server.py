@@ -410,6 +410,7 @@ def test_an_occupied_port_is_an_error_at_start() -> None:
             QuotaServer(port=port).start()
 
 
+@pytest.mark.no_cover
 def test_the_server_counts_exactly_with_many_clients() -> None:
     async def main() -> list[int]:
         with QuotaServer(max_requests=30, time_window=3600, kind="sliding", auth_required=False) as server:
