@@ -11,6 +11,7 @@ import pytest
 
 from stkai.testing import QuotaServer
 
+from ..support.forked import Forked
 from .job import HANGS, ROOT, Job, entries
 
 pytestmark = pytest.mark.real_time
@@ -83,9 +84,8 @@ def test_the_page_runs_from_its_first_block_to_its_last(tmp_path: Path) -> None:
             if block.title is not None:
                 (folder / block.title).write_text(text)
             elif block.kind == "python" and "answers.jsonl" in text:  # The others run in tests/test_docs.py.
-                subprocess.run(
-                    [sys.executable, "-c", text], check=True, cwd=folder, env=environment, timeout=HANGS
-                )
+                with Forked([sys.executable, "-c", text], cwd=folder, env=environment) as process:
+                    assert process.wait(HANGS) == 0
             elif block.kind == "console" and not text.startswith(_INSTALLS):
                 for line, printed in commands(text):
                     code, output = run(line, folder, environment)

@@ -8,11 +8,11 @@ import asyncio
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from stkai import TokenBucket
 from stkai.stores import FileStore
 from stkai.transports import TokenBucketTransport
 
+from ..support.forked import Forked
 from ..support.redis_servers import Server, installed
 from .stacks import until
 
@@ -203,11 +204,9 @@ def test_no_error_reaches_a_caller_while_the_server_is_down(tmp_path: Path) -> N
 PRELOADED: dict[str, Any] = {}
 
 
-def post(number: int) -> float:
+def post(store: str, number: int) -> float:
     """Send one request through the client from before the fork, or through a new one of this process."""
-    client = PRELOADED.get("client")
-    if client is None:
-        client = _client(os.environ["STKAI_TEST_STORE"])
+    client = PRELOADED.get("client") or _client(store)
     client.post("https://api.test/")
     return time.monotonic()
 
@@ -225,14 +224,13 @@ def _client(store: str) -> httpx.Client:
 def test_forked_children_are_separate_members(
     method: str, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("STKAI_TEST_STORE", store)
     client, start = _client(store), time.monotonic()
     client.post("https://api.test/")
     if method == "fork":
         monkeypatch.setitem(PRELOADED, "client", client)
     context: Any = multiprocessing.get_context(method)
     with context.Pool(2) as pool:
-        sent = pool.map(post, range(6), chunksize=1)
+        sent = pool.map(partial(post, store), range(6), chunksize=1)
     # No permit was granted twice: there is a gap of 0.1 s before each of the six.
     assert max(sent) - start >= 0.59
     client.close()
@@ -253,7 +251,8 @@ def test_the_quota_of_the_newest_member_applies(store: str) -> None:
     stack = stkai.StackBuilder([stkai.transports.limiter(bucket)], listener=[events.append])
     with httpx.Client(transport=stack.build(httpx.MockTransport(lambda _: httpx.Response(200)))) as client:
         client.post("https://api.test/")
-        subprocess.run([sys.executable, "-c", OTHER_PROGRAM, store], check=True, timeout=60)
+        with Forked([sys.executable, "-c", OTHER_PROGRAM, store]) as process:
+            assert process.wait(60) == 0
         client.post("https://api.test/")
     found = [event for event in events if isinstance(event, stkai.QuotaDisagreement)]
     assert [(event.share, event.mine, event.theirs) for event in found] == [("disagreed", 10, 20)]
