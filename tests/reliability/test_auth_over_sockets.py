@@ -4,20 +4,18 @@ import logging
 import pickle
 import socket
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
 import httpx
 import pytest
-from rich.console import Console
-from rich.traceback import Traceback
 
 import stkai
 from stkai import AuthenticationError, BearerAuth, ClientCredentialsAuthProvider, RetryPolicy
 from stkai.testing import Answer, Edit, FakeClock, Hang, QuotaServer, Reset
 
+from ..support.secrecy import shown_by
 from ..support.world import World
 from .hostile import hostile
 from .stacks import client_of, provider_of, transport_of, wire_of
@@ -336,16 +334,11 @@ def inspected(outcome: Any) -> list[str]:
     """Everything that any tool can show of a response or an error."""
     request = outcome.request
     seen = [repr(outcome), str(outcome), repr(request), repr(request.headers), repr(request.extensions)]
-    seen.append(pickle.dumps(outcome).decode("latin-1"))
     seen += [repr(vars(outcome)), repr(vars(request))]
-    if isinstance(outcome, httpx.Response):
-        return seen + [text for past in outcome.history for text in inspected(past)]
-    shown = Traceback.from_exception(type(outcome), outcome, outcome.__traceback__, show_locals=True)
-    console = Console(width=10_000)
-    with console.capture() as capture:
-        console.print(shown)
-    standard = traceback.TracebackException.from_exception(outcome, capture_locals=True)
-    return [*seen, capture.get(), *standard.format()]
+    if not isinstance(outcome, httpx.Response):
+        return [*seen, shown_by(outcome)]
+    seen.append(pickle.dumps(outcome).decode("latin-1"))
+    return seen + [text for past in outcome.history for text in inspected(past)]
 
 
 # A refusal that never ends

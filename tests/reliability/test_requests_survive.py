@@ -50,7 +50,7 @@ class Window:
 
 
 @pytest.mark.no_cover
-@pytest.mark.worlds("asyncio", "trio")
+@pytest.mark.worlds("asyncio")
 @pytest.mark.parametrize("make", [AimdLimiter, TokenBucket])
 async def test_hundreds_of_posts_at_once_are_all_answered(world: World, make: Any) -> None:
     clock = FakeClock()

@@ -22,7 +22,7 @@ from stkai.transports._limits.sources import store_client
 if TYPE_CHECKING:
     from .simulator import Simulator
 
-URL = "http://quota.test/"
+URL = httpx.URL("http://quota.test/")
 
 
 class Connection:
@@ -269,10 +269,11 @@ class Loop(asyncio.SelectorEventLoop):
 
     def _turn(self) -> None:
         self._turns = True
+        asyncio._set_running_loop(self)
         try:
-            self.call_soon(self.stop)
-            self.run_forever()
+            self._run_once()  # As `run_forever` does, which takes as long again to begin and to end.
         finally:
+            asyncio._set_running_loop(None)
             self._turns = False
         if self._ready:  # type: ignore[attr-defined]
             self._later(0.0)

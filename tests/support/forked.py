@@ -63,7 +63,7 @@ class Forked(subprocess.Popen[Any]):
 def forkserver(_: str) -> Any:
     """In place of `multiprocessing.get_context` for "spawn": its children, too, are forks."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["stkai._cli.demo", "benchmarks.adaptive.crowd"])
+    context.set_forkserver_preload(["stkai._cli.demo", "benchmarks.adaptive.crowd", "benchmarks._spoiler"])
     return context
 
 

@@ -32,9 +32,8 @@ pytestmark = [pytest.mark.both_packages, pytest.mark.worlds(*NAMES)]
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize("count", [64, 1000])
-async def test_callers_that_start_together_fetch_one_token(world: World, count: int) -> None:
-    count = count if world.is_async else min(count, 64)  # Nobody runs a thousand threads.
+async def test_callers_that_start_together_fetch_one_token(world: World) -> None:
+    count = 64
     crowd, heard = Crowd(count), Heard()
     issuer, wire = Issuer(lambda _: crowd.wait()), Wire(lambda _: 200)
     transport = layer(world, wire, provider_over(issuer), context=Context(listener=heard))
