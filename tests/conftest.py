@@ -104,11 +104,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Iterator[None]:
-    """Trace imports of the library, and from then on only the tests themselves: pytest, too, would run half as fast."""
+    """Trace imports of the library once, and from then on only the tests: pytest, too, would run half as fast."""
     if coverage := _coverage(session.config):
-        for module in pkgutil.walk_packages(stkai.__path__, "stkai."):
-            if module.name not in NOT_IMPORTED:
-                import_module(module.name)
+        if os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0":
+            for module in pkgutil.walk_packages(stkai.__path__, "stkai."):
+                if module.name not in NOT_IMPORTED:
+                    import_module(module.name)
         coverage.cov.stop()
     return (yield)
 
