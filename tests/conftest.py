@@ -29,6 +29,7 @@ from hypothesis import HealthCheck
 
 import stkai
 from stkai import STKAI, SystemClock
+from stkai.testing import QuotaServer
 
 from .support.world import NAMES, World
 
@@ -73,8 +74,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker
     turn = zlib.crc32(metafunc.function.__name__.encode())
     packages = PACKAGES if marker("both_packages") else PACKAGES[:1]
+    asked = marker("worlds")
     if "world" in metafunc.fixturenames:
-        asked = marker("worlds")
         worlds: tuple[str, ...] = asked.args if asked else ("sync", ("asyncio", "trio")[turn % 2])
         pairs = [(world, packages[(turn // 2 + place) % len(packages)]) for place, world in enumerate(worlds)]
         if MORE > 1:
@@ -83,6 +84,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(("world", "package"), pairs, indirect=True)
         else:
             metafunc.parametrize("world", [world for world, _ in pairs], indirect=True)
+    elif "event_loop" in metafunc.fixturenames:
+        loops = asked.args if asked else NAMES[1:] if MORE > 1 else (NAMES[1 + turn % 2],)
+        metafunc.parametrize("event_loop", [loop for loop in loops if loop != "sync"], indirect=True)
     elif "package" in metafunc.fixturenames and len(packages) > 1:
         metafunc.parametrize("package", packages, indirect=True)
 
@@ -127,8 +131,13 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
             coverage.cov.stop()
 
 
+gc.disable()
+"""Nothing of what is collected here is garbage, and to look for it takes a sixth of the time."""
+
+
 def pytest_collection_finish() -> None:
     """Spare the garbage collector the tests themselves: several collect, and each would look at all of them."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 
@@ -196,6 +205,19 @@ def _modules_that_name_httpx() -> list[ModuleType]:
 def world(request: pytest.FixtureRequest, package: str) -> World:
     """Runs the test three times: as sync code, on asyncio and on trio. See `World`."""
     return World(request.param)
+
+
+@pytest.fixture
+def event_loop(request: pytest.FixtureRequest) -> World:
+    """The world of one event loop, which the test runs itself."""
+    return World(request.param)
+
+
+@pytest.fixture
+def server() -> Iterator[QuotaServer]:
+    """A server with a quota and a token endpoint."""
+    with QuotaServer() as server:
+        yield server
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from aiohttp import web
-from typer.testing import CliRunner
 
 import stkai
-from stkai._cli import app
+from tests.support.command_line import invoke
 from tests.support.forked import Forked
 from tests.support.servers import serve
 
@@ -217,7 +216,7 @@ class Job:
         stkai.STKAI.reset()
         try:
             with descriptors(stdin) as stdout:
-                done = CliRunner().invoke(app, command[3:], env={**environment, "PYTHONPATH": None})
+                done = invoke(command[3:], {**environment, "PYTHONPATH": None})
                 stdout.seek(0)
                 printed = stdout.read().decode()
         finally:

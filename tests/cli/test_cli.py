@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 import stkai
 from stkai.__main__ import main
-from stkai._cli import app, demo
+from stkai._cli import demo
 from stkai._cli.demo import STRATEGIES, Batch, StrategyRun
 from stkai.transports._limits.pace.saved_rate import LearnedRate, SavedRate
 
+from ..support.command_line import invoke
 from ..support.forked import forkserver
 
 
 def run(*arguments: str, columns: int = 120) -> Any:
-    return CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns), "NO_COLOR": "1"})
+    return invoke(arguments, env={"COLUMNS": str(columns), "NO_COLOR": "1"})
 
 
 @pytest.mark.real_time

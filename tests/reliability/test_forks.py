@@ -63,12 +63,6 @@ def untraced_threads() -> Iterator[None]:
     threading.settrace(tracer)
 
 
-@pytest.fixture
-def server() -> Iterator[QuotaServer]:
-    with QuotaServer() as server:
-        yield server
-
-
 @pytest.mark.no_cover
 @pytest.mark.parametrize("limiter", [TokenBucket, AimdLimiter])
 def test_forked_children_of_a_busy_parent_can_use_its_limiter_and_tokens(

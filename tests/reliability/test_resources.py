@@ -4,7 +4,6 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -20,12 +19,6 @@ from ..support.forked import forkserver
 from ..support.wire import Wire
 from ..support.world import World
 from .stacks import client_of, provider_of, until, wire_of
-
-
-@pytest.fixture
-def server() -> Iterator[QuotaServer]:
-    with QuotaServer() as server:
-        yield server
 
 
 @pytest.mark.no_cover

@@ -24,11 +24,6 @@ from .stacks import busy_connections, client_of, provider_of, until, wire_of
 URL = "https://api.example.com/v1"
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def event_loop(request: pytest.FixtureRequest) -> World:
-    return World(request.param)
-
-
 class Arrivals:
     """A scripted wire that records when each request arrived, on the stack's clock."""
 

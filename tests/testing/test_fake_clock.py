@@ -14,12 +14,9 @@ from stkai._abandonable import Job
 from stkai._errors import ConfigurationError
 from stkai.testing import FakeClock
 
-from ..support.world import World
+from ..support.world import NAMES, World
 
-
-@pytest.fixture(params=["asyncio", "trio"])
-def event_loop(request: pytest.FixtureRequest) -> World:
-    return World(request.param)
+pytestmark = pytest.mark.worlds(*NAMES)
 
 
 def in_thread(function: Callable[[], object]) -> threading.Thread:
