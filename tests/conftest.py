@@ -142,6 +142,17 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Spare it what tests of a file have imported and kept as well."""
+    try:
+        return (yield)
+    finally:
+        if nextitem is not None and nextitem.path != item.path:
+            gc.collect()
+            gc.freeze()
+
+
 def _without_repeats(items: list[pytest.Item]) -> list[pytest.Item]:
     """Leave each row of a table to one of the worlds, by turns, unless the test asks for its worlds."""
     rows: dict[str, set[int]] = defaultdict(set)
