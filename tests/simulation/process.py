@@ -270,8 +270,8 @@ class Loop(asyncio.SelectorEventLoop):
     def _turn(self) -> None:
         self._turns = True
         asyncio._set_running_loop(self)
-        try:
-            self._run_once()  # As `run_forever` does, which takes as long again to begin and to end.
+        try:  # `run_forever` does the same, and takes as long again to begin and to end.
+            self._run_once()  # type: ignore[attr-defined]
         finally:
             asyncio._set_running_loop(None)
             self._turns = False

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import typer.main
 import typer.testing
 
 from stkai._cli import app
 
 # To make its parsers takes longer than most of its runs.
-typer.testing._get_command = cache(typer.testing._get_command)
+vars(typer.testing)["_get_command"] = cache(typer.main.get_command)
 
 
 def invoke(arguments: Sequence[str], env: Mapping[str, str | None]) -> Any:
