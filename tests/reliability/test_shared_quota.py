@@ -184,7 +184,7 @@ def test_members_that_are_killed_lose_at_most_one_permit_each(tmp_path: Path) ->
     outcome = kill_members(8, tmp_path)
     assert (outcome.twice, outcome.restarts) == (0, 0)
     assert outcome.lost <= outcome.kills
-    assert outcome.granted > 100
+    assert outcome.granted > outcome.kills
 
 
 def test_no_error_reaches_a_caller_while_the_server_is_down(tmp_path: Path) -> None:
