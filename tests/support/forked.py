@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 _PR_SET_CHILD_SUBREAPER = 36
 _ENDS = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
-_MOST = 100_000
+_MOST = 200_000
 """Bytes of a message."""
 
 
