@@ -8,9 +8,11 @@ import pkgutil
 import sys
 import threading
 import time
+import warnings
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache, wraps
 from importlib import import_module
 from importlib.util import find_spec
@@ -28,6 +30,7 @@ from hypothesis import HealthCheck
 
 import stkai
 from stkai import STKAI, SystemClock
+from stkai.testing import QuotaServer
 
 from .support.world import NAMES, World
 
@@ -44,8 +47,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("stkai")
 
-MAY_SLEEP = ("stkai.testing", "subprocess", "multiprocessing")
-"""Modules that may really sleep in any test: the embedded server, and the wait for a child process."""
+MAY_SLEEP = ("stkai.testing.", "subprocess.", "multiprocessing.")
+"""Packages that may really sleep in any test: the embedded server, and the wait for a child process."""
 
 
 PACKAGES = ("httpx", "httpx2") if find_spec("httpx2") else ("httpx",)
@@ -72,8 +75,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker
     turn = zlib.crc32(metafunc.function.__name__.encode())
     packages = PACKAGES if marker("both_packages") else PACKAGES[:1]
+    asked = marker("worlds")
     if "world" in metafunc.fixturenames:
-        asked = marker("worlds")
         worlds: tuple[str, ...] = asked.args if asked else ("sync", ("asyncio", "trio")[turn % 2])
         pairs = [(world, packages[(turn // 2 + place) % len(packages)]) for place, world in enumerate(worlds)]
         if MORE > 1:
@@ -82,6 +85,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(("world", "package"), pairs, indirect=True)
         else:
             metafunc.parametrize("world", [world for world, _ in pairs], indirect=True)
+    elif "event_loop" in metafunc.fixturenames:
+        loops = asked.args if asked else NAMES[1:] if MORE > 1 else (NAMES[1 + turn % 2],)
+        metafunc.parametrize("event_loop", [loop for loop in loops if loop != "sync"], indirect=True)
     elif "package" in metafunc.fixturenames and len(packages) > 1:
         metafunc.parametrize("package", packages, indirect=True)
 
@@ -103,12 +109,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Iterator[None]:
-    """Trace imports of the library, and from then on only the tests themselves: pytest, too, would run half as fast."""
+    """Trace imports of the library once, and from then on only the tests: pytest, too, would run half as fast."""
     if coverage := _coverage(session.config):
-        for module in pkgutil.walk_packages(stkai.__path__, "stkai."):
-            if module.name not in NOT_IMPORTED:
-                import_module(module.name)
-        coverage.pause()
+        if os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0":
+            for module in pkgutil.walk_packages(stkai.__path__, "stkai."):
+                if module.name not in NOT_IMPORTED:
+                    import_module(module.name)
+        coverage.cov.stop()
     return (yield)
 
 
@@ -117,18 +124,36 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Trace a test, unless it is marked `no_cover`."""
     coverage = _coverage(item.config)
     if coverage and not item.get_closest_marker("no_cover"):
-        coverage.resume()
+        coverage.cov.start()
     try:
         return (yield)
     finally:
-        if coverage:
-            coverage.pause()
+        if coverage:  # Also after an untraced test: pytest-cov has begun again.
+            coverage.cov.stop()
+
+
+gc.disable()
+"""Nothing of what is collected here is garbage, and to look for it takes a sixth of the time."""
 
 
 def pytest_collection_finish() -> None:
     """Spare the garbage collector the tests themselves: several collect, and each would look at all of them."""
+    gc.enable()
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Spare it what tests of a file have imported and kept as well."""
+    try:
+        return (yield)
+    finally:
+        if nextitem is not None and nextitem.path != item.path:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Whose socket it finds is not known here.
+                gc.collect()
+            gc.freeze()
 
 
 def _without_repeats(items: list[pytest.Item]) -> list[pytest.Item]:
@@ -194,6 +219,19 @@ def _modules_that_name_httpx() -> list[ModuleType]:
 def world(request: pytest.FixtureRequest, package: str) -> World:
     """Runs the test three times: as sync code, on asyncio and on trio. See `World`."""
     return World(request.param)
+
+
+@pytest.fixture
+def event_loop(request: pytest.FixtureRequest) -> World:
+    """The world of one event loop, which the test runs itself."""
+    return World(request.param)
+
+
+@pytest.fixture
+def server() -> Iterator[QuotaServer]:
+    """A server with a quota and a token endpoint."""
+    with QuotaServer() as server:
+        yield server
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -289,13 +327,13 @@ def no_real_sleep(request: pytest.FixtureRequest, sleep_guard: SleepGuard) -> It
 
 
 def _may_sleep() -> bool:
-    """Whether the sleep is allowed: a caller may sleep, or time is virtual."""
+    """Whether the sleep is allowed: time is virtual, or a caller may sleep."""
+    with suppress(RuntimeError):
+        if isinstance(trio.lowlevel.current_clock(), trio.testing.MockClock):
+            return True
     frame = inspect.currentframe()
     while frame is not None:
-        if f"{frame.f_globals.get('__name__')}.".startswith(tuple(f"{name}." for name in MAY_SLEEP)):
+        if f"{frame.f_globals.get('__name__')}.".startswith(MAY_SLEEP):
             return True
         frame = frame.f_back
-    try:
-        return isinstance(trio.lowlevel.current_clock(), trio.testing.MockClock)
-    except RuntimeError:
-        return False
+    return False

@@ -26,12 +26,6 @@ class Provider(stkai.AuthProvider):
 
 
 @pytest.fixture
-def server() -> Iterator[QuotaServer]:
-    with QuotaServer() as server:
-        yield server
-
-
-@pytest.fixture
 def other_server() -> Iterator[QuotaServer]:
     with QuotaServer() as server:
         yield server

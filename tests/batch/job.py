@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from aiohttp import web
-from typer.testing import CliRunner
 
 import stkai
-from stkai._cli import app
+from tests.support.command_line import invoke
+from tests.support.forked import Forked
 from tests.support.servers import serve
 
 ROOT = Path(__file__).parent.parent.parent
@@ -216,7 +216,7 @@ class Job:
         stkai.STKAI.reset()
         try:
             with descriptors(stdin) as stdout:
-                done = CliRunner().invoke(app, command[3:], env={**environment, "PYTHONPATH": None})
+                done = invoke(command[3:], {**environment, "PYTHONPATH": None})
                 stdout.seek(0)
                 printed = stdout.read().decode()
         finally:
@@ -226,15 +226,20 @@ class Job:
             raise done.exception
         return subprocess.CompletedProcess(command, done.exit_code, done.stdout + printed, done.stderr)
 
-    def start(self, *more: str, **options: Any) -> "subprocess.Popen[bytes]":
-        """Start the command."""
+    def start(
+        self, *more: str, env: dict[str, str] | None = None, before: str = "", **options: Any
+    ) -> "subprocess.Popen[bytes]":
+        """Start the command; in its process, the program `before` runs first."""
         options = {
             "stdin": subprocess.DEVNULL,
             "stdout": subprocess.PIPE,
             "stderr": subprocess.PIPE,
             **options,
         }
-        return subprocess.Popen(self.arguments(*more), cwd=self.folder, env=self.environment(), **options)
+        program = f"{before}; import runpy; runpy.run_module('stkai', run_name='__main__', alter_sys=True)"
+        python, *module = self.arguments(*more)[:3]
+        command = [python, *(["-c", program] if before else module), *self.arguments(*more)[3:]]
+        return Forked(command, cwd=self.folder, env=self.environment(**(env or {})), **options)
 
     def done(self) -> dict[int, Any]:
         return entries(self.out)

@@ -3,7 +3,6 @@
 import io
 import os
 import pty
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -131,9 +130,7 @@ def test_on_a_terminal_there_is_a_bar_and_the_summary_comes_last(tmp_path: Path)
         job = Job(tmp_path, running.url)
         job.write(20)
         controller, terminal = pty.openpty()
-        process = subprocess.Popen(
-            job.arguments(), stderr=terminal, stdout=terminal, cwd=tmp_path, env=job.environment(TERM="xterm")
-        )
+        process = job.start(stderr=terminal, stdout=terminal, env={"TERM": "xterm"})
         os.close(terminal)
         seen = b""
         while True:

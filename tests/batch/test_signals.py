@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import threading
@@ -100,9 +101,7 @@ def test_lines_that_wait_for_a_permit_are_dropped(job: Job, gate: Gate, counting
         "STKAI_RATE_LIMIT_TIME_WINDOW": "3600",
         "STKAI_RATE_LIMIT_MAX_WAIT_TIME": "unlimited",
     }
-    process = subprocess.Popen(
-        job.arguments(), env=job.environment(**settings), stderr=subprocess.PIPE, cwd=job.folder
-    )
+    process = job.start(env=settings)
     gate.wait_for(2)
     process.send_signal(signal.SIGINT)
     gate.opened.set()
@@ -131,7 +130,7 @@ def test_lines_that_back_off_after_a_refusal_are_dropped(job: Job, counting: Ser
 
 
 def test_ignored_signals_stay_ignored(job: Job, gate: Gate) -> None:
-    process = job.start(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process = job.start(before="import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)")
     gate.wait_for(3)
     process.send_signal(signal.SIGHUP)
     gate.opened.set()
@@ -336,8 +335,14 @@ def test_refusals_are_retried_in_report_mode_too(job: Job, counting: Server) -> 
 
 
 def test_a_stderr_that_is_closed_changes_nothing(job: Job) -> None:
-    process = job.start(preexec_fn=lambda: os.close(2))
-    process.communicate(timeout=HANGS)
+    command = " ".join(map(shlex.quote, job.arguments()))
+    process = subprocess.run(
+        ["/bin/sh", "-c", f"{command} 2>&-"],
+        cwd=job.folder,
+        env=job.environment(),
+        check=False,
+        timeout=HANGS,
+    )
     assert process.returncode == 0
     assert sorted(job.done()) == list(range(1, 11))
 

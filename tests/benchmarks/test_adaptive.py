@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benchmarks.adaptive import __main__ as command
 from benchmarks.adaptive.goals import GOALS, judge, needed_cases
 from benchmarks.adaptive.metrics import Result, Summary, summarise, windows_to_regain
 from benchmarks.adaptive.runner import run_cases
@@ -147,6 +146,8 @@ def test_goals_have_unique_names() -> None:
 def test_the_command_prints_the_tables_and_writes_tables_and_plots_to_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from benchmarks.adaptive import __main__ as command  # Imports matplotlib.
+
     sharing = Section("sharing", "Sharing", [SMALL, replace(SMALL, server="bucket")], [NO_LIMITER, ADAPTIVE])
     steps = Section("steps", "Steps", [replace(SMALL, step=2.0)], [NO_LIMITER, ADAPTIVE])
     monkeypatch.setattr(command, "SHARING", sharing)

@@ -10,7 +10,7 @@ from benchmarks.adaptive.strategies import HALF_SHARED, SHARED, Strategy
 pytestmark = pytest.mark.no_cover
 
 SMALL = Scenario(processes=5, workers=2, window=20.0, windows=8, cold=4)
-HALVES = Scenario(processes=6, workers=2, window=20.0, windows=10, cold=4)
+HALVES = Scenario(processes=6, workers=2, window=20.0, windows=8, cold=4)
 
 
 def counts(trace: Trace, scenario: Scenario) -> tuple[int, int, list[int]]:
@@ -47,7 +47,7 @@ def test_a_group_keeps_its_share_beside_outsiders(server: ServerKind) -> None:
 
 @pytest.mark.parametrize("strategy", [SHARED, HALF_SHARED])
 def test_a_group_is_never_refused_by_a_server_that_describes_its_window(strategy: Strategy) -> None:
-    scenario = Scenario(headers="ietf", processes=4, workers=4, windows=6, cold=2)
+    scenario = Scenario(headers="ietf", processes=4, workers=4, windows=4, cold=2)
     accepted, refused, each = counts(simulate(scenario, strategy, seed=1), scenario)
     assert refused == 0
     assert accepted >= 0.97 * scenario.allowed(scenario.steady, scenario.end)
@@ -55,7 +55,7 @@ def test_a_group_is_never_refused_by_a_server_that_describes_its_window(strategy
 
 
 def test_a_group_uses_the_quota_from_the_first_window_on() -> None:
-    scenario = Scenario(headers="ietf", windows=3, cold=0, processes=20, workers=1)
+    scenario = Scenario(headers="ietf", windows=2, cold=0, processes=20, workers=1)
     accepted, refused, _ = counts(simulate(scenario, SHARED, seed=1), scenario)
     assert refused == 0
     assert accepted >= 0.93 * scenario.allowed(0.0, scenario.end)

@@ -11,21 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 import stkai
 from stkai.__main__ import main
-from stkai._cli import app, demo
+from stkai._cli import demo
 from stkai._cli.demo import STRATEGIES, Batch, StrategyRun
 from stkai.transports._limits.pace.saved_rate import LearnedRate, SavedRate
 
+from ..support.command_line import invoke
+from ..support.forked import forkserver
+
 
 def run(*arguments: str, columns: int = 120) -> Any:
-    return CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns), "NO_COLOR": "1"})
+    return invoke(arguments, env={"COLUMNS": str(columns), "NO_COLOR": "1"})
 
 
 @pytest.mark.real_time
-def test_the_demo_runs_every_strategy_and_accounts_for_every_call() -> None:
+def test_the_demo_runs_every_strategy_and_accounts_for_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multiprocessing.get_context", forkserver)
     arguments = ("--requests", "2", "--processes", "2", "--threads", "2", "--quota", "100")
     result = run("demo", *arguments, columns=80)
     assert result.exit_code == 0, result.output

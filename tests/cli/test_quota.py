@@ -6,19 +6,18 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
 from stkai import STKAI
-from stkai._cli import app
 from stkai._cli.quota import as_table
 from stkai._urls import file_name
 from stkai.stores import Ask, FileStore, Refusal
 
+from ..support.command_line import invoke
 from ..support.redis_servers import free_port
 
 
 def run(*arguments: str) -> Any:
-    return CliRunner().invoke(app, arguments, env={"COLUMNS": "120", "NO_COLOR": "1"})
+    return invoke(arguments, env={"COLUMNS": "120", "NO_COLOR": "1"})
 
 
 @pytest.fixture

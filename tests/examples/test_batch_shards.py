@@ -37,6 +37,7 @@ def test_shards_share_a_quota_and_their_outputs_are_merged(engine: str, tmp_path
             "STKAI_RATE_LIMIT_MAX_REQUESTS": str(LINES),
             "STKAI_RATE_LIMIT_TIME_WINDOW": "1",
             "RAY_AUTH_MODE": "disabled",
+            "DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD": "forkserver",  # Starts faster.
         }
         done = subprocess.run(
             [

@@ -84,12 +84,6 @@ def test_the_migration_page_lists_every_removed_name() -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[QuotaServer]:
-    with QuotaServer() as server:
-        yield server
-
-
-@pytest.fixture
 def client(server: QuotaServer) -> Iterator[StandaloneHttpClient]:
     provider = ClientCredentialsAuthProvider(server.client_id, server.client_secret, server.token_url)
     with StandaloneHttpClient(provider) as client:

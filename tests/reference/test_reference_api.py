@@ -10,7 +10,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,6 @@ PARAMETERS = [
     for method, parameters in methods.items()
     for parameter, default in parameters.items()
 ]
-
-
-@pytest.fixture
-def server() -> Iterator[QuotaServer]:
-    with QuotaServer() as server:
-        yield server
 
 
 @pytest.fixture

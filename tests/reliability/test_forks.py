@@ -63,12 +63,7 @@ def untraced_threads() -> Iterator[None]:
     threading.settrace(tracer)
 
 
-@pytest.fixture
-def server() -> Iterator[QuotaServer]:
-    with QuotaServer() as server:
-        yield server
-
-
+@pytest.mark.no_cover
 @pytest.mark.parametrize("limiter", [TokenBucket, AimdLimiter])
 def test_forked_children_of_a_busy_parent_can_use_its_limiter_and_tokens(
     server: QuotaServer, limiter: type[TokenBucket] | type[AimdLimiter]
@@ -144,6 +139,7 @@ def test_a_child_does_not_inherit_its_parents_place_in_the_queue() -> None:
     waiting.join()
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("http2", [False, True])
 async def test_a_client_used_before_a_fork_opens_its_own_connections_after_it(
     world: World, server: QuotaServer, http2: bool

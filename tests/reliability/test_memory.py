@@ -18,7 +18,7 @@ MOST = 11_300
 """Bytes per task: 10,700 as `benchmarks.memory` measures it, of which a client of httpx takes 7,000; and some more,
 since versions of Python differ, and the lists and sets of a small crowd grow in larger steps."""
 
-TASKS = 2_000
+TASKS = 600
 
 
 def answer(request: httpx.Request) -> httpx.Response:

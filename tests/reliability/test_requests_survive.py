@@ -50,7 +50,7 @@ class Window:
 
 
 @pytest.mark.no_cover
-@pytest.mark.worlds("asyncio", "trio")
+@pytest.mark.worlds("asyncio")
 @pytest.mark.parametrize("make", [AimdLimiter, TokenBucket])
 async def test_hundreds_of_posts_at_once_are_all_answered(world: World, make: Any) -> None:
     clock = FakeClock()
@@ -270,6 +270,7 @@ async def test_a_401_is_read_to_its_end_before_the_provider_is_asked(world: Worl
 # Signal handlers
 
 
+@pytest.mark.no_cover
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
 @pytest.mark.real_time
 @pytest.mark.parametrize("make", [TokenBucket, AimdLimiter])
@@ -277,7 +278,7 @@ async def test_a_401_is_read_to_its_end_before_the_provider_is_asked(world: Worl
 def test_a_signal_handler_that_uses_the_client_it_interrupted_gets_an_error_and_no_deadlock(
     make: Any, share: str | None, tmp_path: Path
 ) -> None:
-    """Thousands of interrupts, at any line, some of them while a lock is held."""
+    """A thousand interrupts, at any line, some of them while a lock is held."""
     options: Any = {} if share is None else {"share": share, "store": f"file://{tmp_path}"}
     client = client_of(
         World("sync"),
@@ -304,8 +305,7 @@ def test_a_signal_handler_that_uses_the_client_it_interrupted_gets_an_error_and_
     before = signal.signal(signal.SIGALRM, handle)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
-        end = time.monotonic() + 1.0
-        while time.monotonic() < end:
+        while len(handled) + len(refused) < 1000 or not refused:
             assert client.post("https://api.example.com/").status_code == 200
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
@@ -351,6 +351,7 @@ REFUSALS: dict[str, Callable[[socket.socket, threading.Event], object]] = {
 }
 
 
+@pytest.mark.no_cover
 @pytest.mark.real_time
 @pytest.mark.parametrize("behaviour", REFUSALS)
 @pytest.mark.parametrize("verb", ["post", "post_stream"])

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -16,23 +15,22 @@ from stkai import AimdLimiter, RetryPolicy, TokenBucket
 from stkai._wire.default import default_async_wire
 from stkai.testing import FakeClock, QuotaServer
 
+from ..support.forked import forkserver
 from ..support.wire import Wire
 from ..support.world import World
 from .stacks import client_of, provider_of, until, wire_of
 
 
-@pytest.fixture
-def server() -> Iterator[QuotaServer]:
-    with QuotaServer() as server:
-        yield server
-
-
+@pytest.mark.no_cover
 @pytest.mark.real_time
-def test_hundreds_of_calls_with_faults_are_all_accounted_for_and_nothing_grows() -> None:
-    result = soak(requests=500, seconds=60.0)
+def test_hundreds_of_calls_with_faults_are_all_accounted_for_and_nothing_grows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("multiprocessing.get_context", forkserver)
+    result = soak(requests=300, seconds=60.0)
     assert result.problems() == []
-    assert result.ledger.begun == 500
-    assert 400 < result.ledger.succeeded < 500, "faults were there, and some calls failed and said so"
+    assert result.ledger.begun == 300
+    assert 240 < result.ledger.succeeded < 300, "faults were there, and some calls failed and said so"
 
 
 def test_a_closed_client_leaves_no_file_descriptor_thread_or_memory(

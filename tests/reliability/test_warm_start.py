@@ -12,6 +12,8 @@ import pytest
 
 from stkai import AimdLimiter
 
+from ..support.forked import Forked
+
 pytestmark = pytest.mark.real_time
 
 PROGRAM = """
@@ -45,10 +47,12 @@ ENDS = {
 }
 
 
-def start(cache: Path, end: str, program: str = PROGRAM, **env: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program + ENDS.get(end, ""), end],
-        env={**os.environ, "XDG_CACHE_HOME": str(cache), **env},
+def start(
+    cache: Path, end: str, program: str = PROGRAM, kind: type["subprocess.Popen[str]"] = Forked
+) -> "subprocess.Popen[str]":
+    return kind(
+        [sys.executable, "-c", program + ENDS.get(end, ""), end],
+        env={**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONWARNINGS": "ignore::DeprecationWarning"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -82,7 +86,7 @@ def test_the_next_program_starts_at_the_rate_of_the_last(tmp_path: Path) -> None
 def test_the_rate_is_saved_however_a_program_ends(
     tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cold, found = rates(start(tmp_path, end))
+    cold, found = rates(start(tmp_path, end, kind=subprocess.Popen))
     assert found != pytest.approx(cold)
     assert next_rate(tmp_path, monkeypatch) == pytest.approx(found)
     assert len(saved(tmp_path)) == 1

@@ -99,6 +99,7 @@ def a_group_that_ended(store: Store, clock: FakeClock) -> float:
     return members[0].rate
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("after", "warm", "goes_on"),
     [
@@ -120,6 +121,7 @@ def test_a_group_goes_on_where_the_last_one_ended_within_an_hour_or_within_a_day
         assert member.rate == pytest.approx(ended if goes_on else COLD, rel=0.1)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("idle", "joins"), [(30.0, False), (5 * MINUTE, True), (50 * MINUTE, False)])
 def test_a_refusal_after_an_idle_time_is_no_reason_to_start_over(
     clock: FakeClock, idle: float, joins: bool
@@ -142,6 +144,7 @@ def test_a_refusal_after_an_idle_time_is_no_reason_to_start_over(
     assert 0.8 * before < member.rate <= before
 
 
+@pytest.mark.no_cover
 def test_a_member_that_was_idle_for_hours_keeps_the_rate_of_its_group(store: Store, clock: FakeClock) -> None:
     member = a_member(store)
     for _ in range(100):

@@ -53,6 +53,7 @@ def law(name: str, value: Any) -> Any:
     )
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "change",
     [

@@ -185,6 +185,7 @@ def test_a_store_reconnects_any_number_of_times(server: Server) -> None:
         store.close()
 
 
+@pytest.mark.no_cover
 def test_a_step_costs_the_same_for_any_number_of_members(server: Server) -> None:
     def commands() -> int:
         with server.client() as client:
@@ -204,6 +205,7 @@ def test_a_step_costs_the_same_for_any_number_of_members(server: Server) -> None
     assert counts[1] <= counts[0] + 30  # Now and then, silent members are looked for.
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("shared_server", INSTALLED[:1], indirect=True)
 def test_members_that_fell_silent_are_forgotten_a_few_at_a_time(server: Server) -> None:
     with server.client() as client:

@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-import os
+import select
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -114,8 +114,7 @@ class World:
             assert time.monotonic() < end, "it never came to be"
             if self.is_async:
                 await anyio.lowlevel.checkpoint()
-            else:
-                os.sched_yield()
+            select.select((), (), (), 0.001)  # This leaves the processor to others.
 
     async def sleep(self, clock: Any, seconds: float) -> None:
         """Sleep on a stkai clock."""

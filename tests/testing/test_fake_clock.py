@@ -14,12 +14,9 @@ from stkai._abandonable import Job
 from stkai._errors import ConfigurationError
 from stkai.testing import FakeClock
 
-from ..support.world import World
+from ..support.world import NAMES, World
 
-
-@pytest.fixture(params=["asyncio", "trio"])
-def event_loop(request: pytest.FixtureRequest) -> World:
-    return World(request.param)
+pytestmark = pytest.mark.worlds(*NAMES)
 
 
 def in_thread(function: Callable[[], object]) -> threading.Thread:
@@ -89,6 +86,7 @@ def test_threads_that_sleep_together_lose_no_time() -> None:
     assert clock.sleeps == [0.5] * 400
 
 
+@pytest.mark.no_cover
 def test_a_thousand_concurrent_sleepers_wake_by_time_then_by_arrival(event_loop: World) -> None:
     clock = FakeClock()
     arrived: list[int] = []
@@ -213,6 +211,7 @@ def test_a_task_that_never_sleeps_does_not_stop_the_clock() -> None:
     assert clock.monotonic() == 1.0
 
 
+@pytest.mark.no_cover
 def test_an_event_loop_without_a_visible_queue_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stkai.testing._fake_clock.getattr", lambda *_: None, raising=False)
     test_a_thousand_concurrent_sleepers_wake_by_time_then_by_arrival(World("asyncio"))

@@ -28,13 +28,14 @@ def run(pytester: pytest.Pytester, test: str, passed: int) -> None:
     result.assert_outcomes(passed=passed)
 
 
-def test_settings_are_isolated_from_the_machine_and_from_earlier_tests(pytester: pytest.Pytester) -> None:
+def test_settings_are_isolated_and_a_server_is_new_for_each_test(pytester: pytest.Pytester) -> None:
     run(
         pytester,
         """
         import os
         import pytest
         import stkai
+        from stkai.testing import QuotaServer
 
         @pytest.mark.parametrize("number", [1, 2])
         def test_one_after_the_other(stkai_settings, number):
@@ -52,21 +53,9 @@ def test_settings_are_isolated_from_the_machine_and_from_earlier_tests(pytester:
             assert os.environ["STKAI_RETRY_MAX_RETRIES"] == "9"
             assert stkai.STKAI.config.retry.max_retries == 9
             assert stkai.STKAI.config is stkai.STKAI.config
-        """,
-        passed=4,
-    )
-
-
-def test_the_server_runs_and_is_a_new_one_for_each_test(pytester: pytest.Pytester) -> None:
-    run(
-        pytester,
-        """
-        import pytest
-        import stkai
-        from stkai.testing import QuotaServer
 
         @pytest.mark.parametrize("number", [1, 2])
-        def test_one_after_the_other(stkai_settings, stkai_server, monkeypatch, number):
+        def test_one_server_after_the_other(stkai_settings, stkai_server, monkeypatch, number):
             assert isinstance(stkai_server, QuotaServer)
             for name, value in stkai_server.env().items():
                 monkeypatch.setenv(name, value)
@@ -74,5 +63,5 @@ def test_the_server_runs_and_is_a_new_one_for_each_test(pytester: pytest.Pyteste
                 assert client.post(stkai_server.create_url(), data={}).status_code == 200
             assert stkai_server.count(method="POST", status=200, path="/v1") == 1
         """,
-        passed=2,
+        passed=6,
     )

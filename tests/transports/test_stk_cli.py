@@ -27,12 +27,6 @@ from ..support.servers import serve
 
 
 @pytest.fixture
-def server() -> Iterator[QuotaServer]:
-    with QuotaServer() as server:
-        yield server
-
-
-@pytest.fixture
 def cli(server: QuotaServer) -> Iterator[Any]:
     """StackSpot CLI, installed and logged in to the server."""
     form = {

@@ -26,12 +26,6 @@ HASHED_NAME = "ce275665.0"
 
 
 @pytest.fixture
-def server() -> Iterator[QuotaServer]:
-    with QuotaServer() as server:
-        yield server
-
-
-@pytest.fixture
 def proxy() -> Iterator[tuple[str, Proxy]]:
     with servers.proxy() as both:
         yield both

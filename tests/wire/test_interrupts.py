@@ -230,6 +230,7 @@ def test_a_finalizer_in_the_middle_of_the_pools_own_work_does_not_lock_it() -> N
     assert [wire.closed for wire in pool.made] == [1, 0]
 
 
+@pytest.mark.no_cover
 def test_a_thousand_threads_on_ten_connections_all_get_their_turn() -> None:
     world = World("sync")
     pool = Pool(world, 10, 10)

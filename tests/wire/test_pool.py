@@ -58,6 +58,7 @@ async def test_at_the_limit_an_idle_wire_serves_another_host(world: World) -> No
     assert [wire.hosts for wire in pool.made] == [["a", "b"]]
 
 
+@pytest.mark.no_cover
 @pytest.mark.worlds("sync")
 async def test_ten_thousand_hosts_leave_at_most_the_idle_limit_behind(world: World) -> None:
     pool = Pool(world, 100, 20)

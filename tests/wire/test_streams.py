@@ -174,6 +174,7 @@ async def test_a_stream_that_breaks_returns_its_connection(
     await world.close(client)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("kind", ["httpx", "stkai"])
 async def test_wherever_a_server_closes_the_next_request_has_a_connection(
     world: World, server: RawServer, kind: str
@@ -239,6 +240,7 @@ async def _get(world: World, client: Any, url: str) -> bytes:
 # Event loops that end
 
 
+@pytest.mark.no_cover
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("held", [False, True], ids=["idle", "with a stream in use"])
 @pytest.mark.parametrize("http2", [False, True])
@@ -312,6 +314,7 @@ def test_two_concurrent_event_loops_do_not_interfere(server: RawServer) -> None:
     World("sync").run(World("sync").until(lambda: server.open == 0))
 
 
+@pytest.mark.no_cover
 def test_many_event_loops_may_begin_and_end_at_the_same_moment() -> None:
     """With a switch interval of a microsecond, threads meet between any two lines."""
     made: list[object] = []

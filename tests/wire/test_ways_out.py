@@ -301,6 +301,7 @@ def test_greenlets_share_a_client_and_may_be_killed(server: RawServer) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.no_cover
 def test_threads_share_a_client(server: RawServer) -> None:
     server.answer = lambda _: (WHOLE, True)
     with stkai.HttpClient(WireByFamily(HttpConfig(max_connections=10, verify=False))) as client:

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -340,12 +339,6 @@ def test_only_the_latest_tokens_are_remembered() -> None:
 
 
 # A real server
-
-
-@pytest.fixture
-def server() -> Iterator[QuotaServer]:
-    with QuotaServer() as server:
-        yield server
 
 
 def client_of(world: World, server: QuotaServer) -> Any:

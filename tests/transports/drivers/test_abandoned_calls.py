@@ -81,6 +81,7 @@ OUTCOMES: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("outcome", OUTCOMES)
 @pytest.mark.parametrize("deadline", [None, 60.0])
 async def test_a_call_leaves_no_reference_cycle_behind(

@@ -24,12 +24,6 @@ LATE = 0.05
 """Seconds that a permit may be used after its instant."""
 
 
-@pytest.fixture
-def event_loop() -> World:
-    """Which one it is makes no difference here: what an event loop may do to one waiter, tests of permits hold."""
-    return World("asyncio")
-
-
 class Counted(MemoryStore):
     """A store that counts its calls."""
 

@@ -171,11 +171,6 @@ async def test_no_more_than_n_are_on_their_way_at_once_and_all_get_their_turn(wo
     assert (policy.busy, policy.waiting) == (0, 0)
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def event_loop(request: pytest.FixtureRequest) -> World:
-    return World(request.param)
-
-
 def test_first_come_first_served_and_a_free_place_is_noticed_within_a_second(event_loop: World) -> None:
     clock, policy, sent = FakeClock(), InFlight(1), list[tuple[int, float]]()
     transport = event_loop.build(

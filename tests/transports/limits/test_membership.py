@@ -3,7 +3,6 @@
 import gc
 import multiprocessing
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -29,6 +28,8 @@ from stkai.stores import Ask, FileStore, Law, Lease, MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Operation, Run, Turn, limiter
 from stkai.transports._limits.sources import background_calls
+
+from ...support.forked import Forked
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -304,7 +305,8 @@ def test_short_programs_are_charged_what_their_calls_really_cost(tmp_path: Path)
     store = f"file://{tmp_path}/store"
     start = time.monotonic()
     for _ in range(3):
-        subprocess.run([sys.executable, "-c", SHORT_PROGRAM, store], check=True, timeout=60)
+        with Forked([sys.executable, "-c", SHORT_PROGRAM, store]) as process:
+            assert process.wait(60) == 0
     snapshot = FileStore(tmp_path / "store").look("short")
     assert snapshot is not None
     assert snapshot.units <= 100 - 300 + 100 * (time.monotonic() - start) + 1

@@ -149,6 +149,7 @@ def test_model_of_leaves_a_generator_unread() -> None:
     assert b"".join(request.stream) == b'{"model": "generated"}'  # type: ignore[arg-type]
 
 
+@pytest.mark.no_cover
 def test_stacks_may_be_built_while_threads_make_limiters_and_drop_them() -> None:
     failed: list[Exception] = []
     policy = PerHost(lambda _: InFlight(1), max_origins=2)

@@ -169,11 +169,6 @@ def test_a_limiter_that_counts_by_request_needs_no_cost_without_max_cost() -> No
         pass
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def event_loop(request: pytest.FixtureRequest) -> World:
-    return World(request.param)
-
-
 def test_cancelled_permits_leave_the_line(event_loop: World) -> None:
     policy, clock = InFlight(1), FakeClock()
 

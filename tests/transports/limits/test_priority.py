@@ -40,6 +40,7 @@ def test_while_both_wait_every_tenth_permit_goes_to_low_priority(first: str) -> 
     assert set(steps[11:]) <= {1}
 
 
+@pytest.mark.no_cover
 def test_an_endless_stream_of_normal_requests_does_not_starve_low_ones() -> None:
     waiters = low(20) + [Waiter(number / (2 * RATE)) for number in range(1000)]
     places_of_low = places(drive(bucket(), waiters), "low")
@@ -47,6 +48,7 @@ def test_an_endless_stream_of_normal_requests_does_not_starve_low_ones() -> None
     assert places_of_low[0] <= 11
 
 
+@pytest.mark.no_cover
 def test_a_notebook_beside_a_batch_waits_for_one_turn_and_not_for_the_batch() -> None:
     notebook = [Waiter(number * 3.03) for number in range(1, 30)]
     gone = drive(bucket(), low(1000) + notebook)
@@ -55,6 +57,7 @@ def test_a_notebook_beside_a_batch_waits_for_one_turn_and_not_for_the_batch() ->
     assert gone[-1].went == pytest.approx(1028 / RATE, abs=3 / RATE)
 
 
+@pytest.mark.no_cover
 def test_low_requests_alone_go_at_the_full_rate_and_in_order() -> None:
     waiters = low(200)
     assert drive(bucket(), waiters) == waiters

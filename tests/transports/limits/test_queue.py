@@ -193,6 +193,7 @@ def test_a_place_is_not_reused_once_somebody_behind_has_moved_up() -> None:
     assert queue.ask(sleeper, 1.0) == 0.0
 
 
+@pytest.mark.no_cover
 def test_ten_thousand_waiters_sleep_a_few_times_each_and_go_in_order() -> None:
     crowd = [Waiter(0.0) for _ in range(10_000)]
     assert drive(bucket(rate=1000.0), crowd) == crowd

@@ -430,6 +430,7 @@ def test_a_refusal_in_an_outage_is_reported_afterwards_and_cuts_once(
     assert policy.rate > 0.3 * before
 
 
+@pytest.mark.no_cover
 def test_a_group_grows_while_requests_are_held_back(clock: FakeClock, store: Scripted) -> None:
     policy = AimdLimiter(600, 60, share="team", store=store)
     wait_for(policy, clock)

@@ -248,11 +248,6 @@ async def test_the_time_of_a_failed_wait_counts_as_queued(world: World) -> None:
     assert (record.queued, record.backed_off) == (5.0 + 4.5, 0.5)
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def event_loop(request: pytest.FixtureRequest) -> World:
-    return World(request.param)
-
-
 def test_a_cancelled_waiter_gives_its_permit_to_the_next(event_loop: World) -> None:
     bench = Bench(event_loop, TokenBucket(1, 10.0))
 

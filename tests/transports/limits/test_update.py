@@ -15,11 +15,6 @@ from ...support.ids import spelled
 from ...support.world import World
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def event_loop(request: pytest.FixtureRequest) -> World:
-    return World(request.param)
-
-
 @pytest.mark.parametrize(
     ("make", "change", "within"),
     [

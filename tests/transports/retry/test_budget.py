@@ -112,6 +112,7 @@ def test_an_invalid_rate_is_refused_by_name(value: float) -> None:
         RetryBudget(min_per_second=value)
 
 
+@pytest.mark.no_cover
 def test_threads_spend_each_retry_once() -> None:
     budget, start, made = RetryBudget(1, 0), threading.Barrier(8), list[int]()
     for _ in range(1000):

@@ -266,11 +266,6 @@ async def test_a_wire_error_passes_through_and_teaches_nothing(world: World) -> 
     assert policy.waiting == 0
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def event_loop(request: pytest.FixtureRequest) -> World:
-    return World(request.param)
-
-
 def test_a_refused_call_comes_back_at_the_head_of_the_queue(event_loop: World) -> None:
     policy = plain(max_wait_time=None)
     bench = Bench(event_loop, policy, [refusal("10")], retry=RetryPolicy())

@@ -34,6 +34,7 @@ def use(world: World, start: float, rate: float) -> tuple[float, float]:
 # What gets through
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("numbers", [(), (20.0, 1.0)])
 def test_alone_a_bucket_is_used_from_the_fifth_second_on(numbers: tuple[float, ...]) -> None:
     used, refused = use(run(LeakyBucket(20, 5), 1, *numbers, workers=8), 5.0, 20)
@@ -41,6 +42,7 @@ def test_alone_a_bucket_is_used_from_the_fifth_second_on(numbers: tuple[float, .
     assert refused <= 0.08
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("numbers", [(), (20.0, 1.0)])
 def test_alone_a_server_that_spaces_requests_out_is_used_from_the_tenth_second_on(
     numbers: tuple[float, ...],
@@ -76,6 +78,7 @@ def test_four_at_a_server_that_spaces_requests_out_neither_spiral_down_nor_starv
     assert jain(late) >= 0.85
 
 
+@pytest.mark.no_cover
 def test_a_limit_of_requests_in_flight_is_used() -> None:
     used, refused = use(run(Places(8), 1, workers=32, service=0.2), 10.0, 40)
     assert used >= 0.75
@@ -106,6 +109,7 @@ def test_one_that_joins_late_gets_its_share() -> None:
 # A server that accepts nothing
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("numbers", [(), (20.0, 1.0)])
 def test_a_server_that_refuses_everything_gets_a_probe_in_two_seconds_and_full_use_five_seconds_later(
     numbers: tuple[float, ...],
@@ -118,6 +122,7 @@ def test_a_server_that_refuses_everything_gets_a_probe_in_two_seconds_and_full_u
     assert again <= 634.0
 
 
+@pytest.mark.no_cover
 def test_a_rate_does_not_grow_while_nothing_is_answered() -> None:
     one = Sender()
     for _ in range(2):  # Two at one instant are accepted.
@@ -132,6 +137,7 @@ def test_a_rate_does_not_grow_while_nothing_is_answered() -> None:
         assert one.rate <= 10.0
 
 
+@pytest.mark.no_cover
 def test_a_server_that_refuses_everything_from_the_beginning_is_used_soon_after() -> None:
     world = run(Down(LeakyBucket(20, 5), 0.0, 300.0), 1, until=340.0, workers=8)
     assert world.counts(30.0, 300.0)[1] <= 270 / 2

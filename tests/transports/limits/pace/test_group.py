@@ -87,6 +87,7 @@ class Team:
         return guide
 
 
+@pytest.mark.no_cover
 def test_a_group_uses_a_described_window_without_a_refusal(clock: FakeClock) -> None:
     team = Team(clock, members=3)
     team.post_for(WINDOW)
@@ -139,6 +140,7 @@ def test_a_refusal_that_the_window_explains_cuts_nothing(clock: FakeClock) -> No
     assert team.guide.listening
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("name", "left", "reset"),
     [("default", 1, 30), ("default", 0, 900), ("other", 0, 30), ("default", 0, 200)],

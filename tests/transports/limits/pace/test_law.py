@@ -183,6 +183,7 @@ def test_an_epoch_has_one_cut() -> None:
     assert one.rate == pytest.approx(0.49 * QUOTA)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("share", "floor"), [(0.0, 0.5 / 60), (0.2, 0.2 * QUOTA), (1e-6, 0.5 / 60)])
 @pytest.mark.parametrize("factors", [None, (1.0, 0.05)])
 def test_the_rate_never_falls_below_its_floor_and_requests_still_get_through(

@@ -102,6 +102,7 @@ def test_a_window_of_a_minute_is_divided_without_a_word_of_it(numbers: tuple[flo
     assert world.most_attempts <= 4
 
 
+@pytest.mark.no_cover
 def test_after_a_window_that_is_sure_nothing_is_sent_until_most_of_it_is_over() -> None:
     world = World(FixedWindow(100, 60.0))
     world.add(workers=8)
@@ -113,6 +114,7 @@ def test_after_a_window_that_is_sure_nothing_is_sent_until_most_of_it_is_over() 
     assert any("window of about 60 s" in change.reason for change in world.changes)
 
 
+@pytest.mark.no_cover
 def test_what_is_refused_while_the_server_accepts_nothing_makes_no_window() -> None:
     one = Sender()
     for _ in range(20):
