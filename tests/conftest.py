@@ -8,7 +8,6 @@ import pkgutil
 import sys
 import threading
 import time
-import warnings
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -150,9 +149,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
         return (yield)
     finally:
         if nextitem is not None and nextitem.path != item.path:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Whose socket it finds is not known here.
-                gc.collect()
+            gc.collect()
             gc.freeze()
 
 

@@ -508,7 +508,8 @@ def test_a_body_whose_closing_is_interrupted_is_not_waited_for() -> None:
             )
 
         def close(self) -> None:
-            taken.acquire()
+            with taken:
+                pass
 
     client = client_of(World("sync"), transport=ConnectionPool(Stuck, httpx.Limits(max_connections=1)))
     start = time.monotonic()
