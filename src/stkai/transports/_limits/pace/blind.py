@@ -49,7 +49,7 @@ what is usual."""
 _LONGEST_STEP = 1.0
 """Seconds of growth at a time: in a longer step, the program stood still."""
 
-_COVERED, _FAST = 1.0, 2.5
+_COVERED, _FAST = 1.0, 6.0
 """Seconds after a cut in which refusals cut no more, as at the end of a window, and the lowest rate for that."""
 
 _BURST = 20
