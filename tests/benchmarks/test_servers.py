@@ -81,7 +81,9 @@ def test_on_real_nginx_nothing_fails_and_nobody_starves(name: str, monkeypatch: 
     assert min(len(report.accepted) for report in reports) >= 3
     assert sum(report.failed for report in reports) == 0
     # At first, every pair of requests that looks for the spacing of the server costs a refusal.
-    assert sum(len(report.refused) for report in reports) <= 2 * sum(len(report.accepted) for report in reports)
+    assert sum(len(report.refused) for report in reports) <= 2 * sum(
+        len(report.accepted) for report in reports
+    )
 
 
 def test_figures_are_those_of_a_run() -> None:
