@@ -59,6 +59,7 @@ def test_shares_live_in_a_cluster_each_in_one_slot(cluster: list[Server]) -> Non
         assert first.lease(ask(share=share)).members == 1
         assert second.lease(ask("b", share=share)).members == 2
         assert first.look(share) is not None
+        assert not first.has_older_members(share)
     assert repr(first) == "RedisStore('RedisCluster')"
     client.close()
 

@@ -407,13 +407,16 @@ def test_an_accepted_request_after_a_shorter_time_corrects_the_spacing_that_coll
     assert spacing.middle(0.5) < 0.15
 
 
-def test_a_known_quota_says_the_spacing() -> None:
-    spacing = Spacing(0.05)
-    assert spacing.is_found(10.0)
-    spacing.accepted_after(0.03, 1.0)
-    spacing.doubt()
-    assert spacing.is_found(10.0)
-    assert spacing.seconds(1.0) == 0.05
+def test_a_quota_that_is_given_says_the_spacing_also_after_it_has_changed() -> None:
+    quota = KnownQuota(20.0, 1.0, 0.0)
+    mode = BlindRate(quota, Found(8.0, False, 50.0, 0.0, False), 100.0)
+    mode._test._failed, mode._test._gap = 3, 0.1
+    assert mode.is_strict
+    assert not mode._test.is_searching
+    before = mode.law.patience(8.0)
+    quota.update(10.0, 1.0)
+    mode.update(0.5)
+    assert mode.law.patience(8.0) == pytest.approx(4 * before)
 
 
 def test_two_requests_that_were_nearly_at_one_instant_show_that_there_is_no_spacing() -> None:

@@ -90,7 +90,7 @@ class BlindRate:
         self._quota, self._starting, self._asks = quota, found.is_open, asked is not None
         is_small = found.is_open and not quota.is_given and found.accepted < _BURST
         rate = _START if is_small else found.rate
-        self._test = PairTest(now, is_bursty=found.is_bursty, spacing=1 / quota.ceiling)
+        self._test = PairTest(now, is_bursty=found.is_bursty, searches=not quota.is_given)
         self._in_flight = InFlightLimit(now)
         self._window = SilentWindow(found.since, found.accepted)
         self.law = EqualRefusals(quota, self._test, self._window)
@@ -101,7 +101,7 @@ class BlindRate:
         self._before, self._back = 0.0, math.inf
         # What was refused until now has been taken into account.
         self._cut_at = self._accepted_at = now
-        self._covered_until = now + (asked or _COVERED * (found.accepted >= _BURST))
+        self._covered_until = now + (asked or (_COVERED if found.accepted >= _BURST else 0.0))
         self._due = now + 1 / self.rate
         self._began, self._accepted = now, 0
 
@@ -278,7 +278,8 @@ class BlindRate:
             self._window.refused(now)
             self._before = 0.0 if self._starting and not self._quota.is_given else self.rate
         if sent >= self._covered_until:
-            self._covered_until = now + (asked or _COVERED * (self.rate >= _FAST and not self.is_strict))
+            is_fast = self.rate >= _FAST and not self.is_strict
+            self._covered_until = now + (asked or (_COVERED if is_fast else 0.0))
             self._cut(now)
         # A strict server wants another phase; a bucket wants time to refill.
         self._due = now + (0.5 + 0.5 * chance if self._test.is_bursty else 0.3 * chance) / self.rate

@@ -115,8 +115,9 @@ class EqualRefusals:
         refused = (self._refused + _USUAL * _PRIOR) / (self._answers + _PRIOR)
         ceiling = self._quota.ceiling
         if self._test.is_strict:
-            spacing, calm = self._test.spacing, 1.0
+            spacing, calm = 1 / ceiling, 1.0
             if ceiling == math.inf:
+                spacing = self._test.spacing
                 collides = (self._refused + _COLLIDES * _CALM_PRIOR) / (self._answers + _CALM_PRIOR)
                 calm = max(_CALM, min(1.0, collides / _COLLIDES))
             return max(_LEAST_STRICT / rate, calm * _STRICT_PATIENCE * spacing * rate * spacing)

@@ -70,16 +70,16 @@ class PairTest:
     Args:
         now: the present.
         is_bursty: whether two requests at one instant are known to have been accepted.
-        spacing: seconds between two requests at a server that spaces them out, if the quota is known; 0 otherwise.
+        searches: whether to look for the spacing of a server that spaces requests out: a quota that is given says it.
 
     Attributes:
         is_bursty: whether the server has accepted two requests at one instant.
         is_open: whether the second of a pair may go.
     """
 
-    def __init__(self, now: float, *, is_bursty: bool, spacing: float = 0.0) -> None:
+    def __init__(self, now: float, *, is_bursty: bool, searches: bool = True) -> None:
         self.is_bursty, self.is_open = is_bursty, False
-        self._spacing = Spacing(spacing)
+        self._spacing, self._searches = Spacing(), searches
         self._at = math.inf if is_bursty else -math.inf
         self._failed = self._unheard = 0
         self._needed = _TESTS
@@ -95,7 +95,8 @@ class PairTest:
     @property
     def is_searching(self) -> bool:
         """Whether pairs look for the spacing of a strict server: a slow sender has too few to spare."""
-        return self.is_strict and self._gap <= _SLOW and not self._spacing.is_found(self._gap)
+        is_able = self._searches and self._gap <= _SLOW
+        return is_able and self.is_strict and not self._spacing.is_found(self._gap)
 
     @property
     def is_clear(self) -> bool:
@@ -104,7 +105,7 @@ class PairTest:
 
     @property
     def spacing(self) -> float:
-        """Seconds between two requests that a strict server accepts, as far as is known."""
+        """Seconds between two requests that a strict server accepts, as far as it was found."""
         return self._spacing.seconds(self._gap)
 
     @property

@@ -1,39 +1,36 @@
 """Finds the least time between two requests that a server accepts, where it spaces requests out.
 
-A server that was given a rate, such as nginx's `limit_req` without a burst, refuses whatever comes sooner. How much
-sooner it did come, a refusal does not say, so pairs of requests halve the range in which the spacing lies.
+Such a server, for example nginx's `limit_req` without a burst, refuses whatever comes sooner. A refusal does not say
+by how much, so pairs of requests narrow down the range in which the spacing lies.
 """
 
 import math
 
 INSTANT = 0.009
-"""Seconds: a server that accepts two requests so close together is not worth a distinction."""
+"""Seconds: a server that accepts two requests so close together counts as one that does not space them out."""
 
 _SHORTEST = 0.005
 """Seconds, the least that is looked for: senders cannot keep to less."""
 
 _CLOSE = 1.5
-"""The longest time that may be refused and the shortest that was accepted, by that factor, end the search."""
+"""The search ends when the shortest time that was accepted is at most this many times the longest that was refused."""
 
 _REFUSED = 2
-"""Pairs of which only the first request was accepted that show a distance to be too short: others collide, too."""
+"""Pairs of which only the first request was accepted before a distance counts as too short: in one, another program's
+request may have come between."""
 
 
 class Spacing:
-    """The range in which the spacing lies, and what is known of it.
+    """The range in which the spacing lies, and what was found."""
 
-    Args:
-        known: seconds, if the quota is known; there is nothing to search for then. 0 if it is not.
-    """
-
-    def __init__(self, known: float = 0.0) -> None:
-        self._is_known, self._found = known > 0, known
-        self._least, self._most = known or _SHORTEST, known or math.inf
+    def __init__(self) -> None:
+        self._found = 0.0
+        self._least, self._most = _SHORTEST, math.inf
         self._refused = 0
         self._accepted_at = -math.inf
 
     def is_found(self, gap: float) -> bool:
-        """Whether a sender whose requests are `gap` seconds apart has nothing to search for."""
+        """Whether the range is narrow enough, for a sender whose requests are `gap` seconds apart."""
         return min(self._most, gap) <= _CLOSE * self._least
 
     def middle(self, gap: float) -> float:
@@ -51,7 +48,7 @@ class Spacing:
 
     def accepted_after(self, seconds: float, gap: float) -> None:
         """Note that a request was accepted so many seconds after another one."""
-        if INSTANT < seconds < self._most and not self._is_known:
+        if INSTANT < seconds < self._most:
             # What was refused at a longer distance has collided with others.
             self._least = self._least if seconds > self._least else seconds / 2
             self._most, self._refused = seconds, 0
@@ -66,7 +63,7 @@ class Spacing:
 
     def doubt(self) -> None:
         """Search once more below what was found: it may be too long."""
-        if self._found and not self._is_known:
+        if self._found:
             self._least = max(_SHORTEST, self._least / 2)
 
     def _conclude(self, gap: float) -> None:
