@@ -1,8 +1,8 @@
 """`stkai batch --shard` and `stkai batch merge`: no line lost, none twice, and gaps named."""
 
 import json
-import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -59,16 +59,29 @@ def test_a_merge_that_cannot_be_finished_leaves_nothing_behind(job: Job) -> None
     assert {path.name for path in job.folder.iterdir()} == before
 
 
+KILLED = """
+import os, runpy, signal
+
+synced = []
+
+def fsync(descriptor):
+    synced.append(descriptor)
+    if len(synced) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.fsync = fsync
+runpy.run_module("stkai", run_name="__main__")
+"""
+"""The command, killed when it has written the second file of a merge."""
+
+
 def test_a_merge_that_is_killed_does_not_block_the_next_one(job: Job) -> None:
     lines(job, {"url": "/x", "body": {}}, "oops")
     job.run()
-    copy = job.folder / "all.jsonl.sorting"
-    os.mkfifo(copy)
-    command = [sys.executable, "-m", "stkai", "batch", "merge", "out", "-o", "all"]
-    process = subprocess.Popen(command, cwd=job.folder, env=job.environment())
-    with process, copy.open("rb"):  # Opening waits until the process opens it as well.
-        process.kill()
-    copy.unlink()
+    command = [sys.executable, "-c", KILLED, "batch", "merge", "out", "-o", "all"]
+    killed = subprocess.run(command, cwd=job.folder, env=job.environment(), check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (job.folder / "all.failed.jsonl").exists()
     result = merge(job, "out", "-o", "all")
     assert (result.returncode, summary(result.stderr)) == (1, "1 done, 1 failed")
 
