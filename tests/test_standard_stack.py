@@ -267,6 +267,11 @@ async def test_an_unknown_rate_limit_is_an_error_that_lists_the_choices(
         client_of(world, auth=None, rate_limit=rate_limit)
 
 
+def test_a_misspelt_strategy_is_an_error_of_type_checkers_as_well() -> None:
+    with pytest.raises(stkai.ConfigurationError, match="not 'adaptve'"):
+        stkai.build_client(auth=None, rate_limit="adaptve")  # type: ignore[arg-type]
+
+
 def test_an_unknown_strategy_in_the_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STKAI_RATE_LIMIT_STRATEGY", "leaky")
     with pytest.raises(stkai.ConfigurationError, match=r"STKAI_RATE_LIMIT_STRATEGY.*leaky"):

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from .transports._limits.metering import Estimate, Settle
     from .transports._retry.policy import RetryPolicy
 
-    Limiters = Sequence[Any]
-    """Several limits at once: a list or tuple of limiters."""
+    Limiters = list[Any] | tuple[Any, ...]
+    """Several limits at once. Not a Sequence: that would accept any string."""
 else:
     _standard = LateModule("stkai._standard")
 

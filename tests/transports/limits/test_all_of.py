@@ -292,7 +292,8 @@ def test_a_list_without_limiters_is_refused(given: Any) -> None:
     ):
         with pytest.raises(ConfigurationError) as caught:
             make()
-        assert all(word in str(caught.value) for word in ("rate_limit", "Limiter", "'token_bucket'"))
+        words = ("rate_limit", "Limiter", "'token_bucket'", "[AimdLimiter(), InFlight(8)]")
+        assert all(word in str(caught.value) for word in words)
 
 
 def test_an_incomplete_limiter_is_told_what_it_lacks() -> None:

@@ -23,7 +23,8 @@ _MOST_METHODS: Final = 100
 
 WANTED: Final = (
     "rate_limit must be 'token_bucket', 'adaptive', a RateLimitConfig, a limiter (stkai.TokenBucket, AimdLimiter,"
-    " InFlight, PerHost, PerKey, or a stkai.Limiter of your own), a list of limiters, or None; not "
+    " InFlight, PerHost, PerKey, or a stkai.Limiter of your own), a list of limiters such as [AimdLimiter(),"
+    " InFlight(8)], or None; not "
 )
 
 
