@@ -90,6 +90,7 @@ def test_a_second_signal_aborts(job: Job, gate: Gate) -> None:
     process.communicate()
     result = job.run("--resume")
     assert summary(result.stderr) == "7 done, 3 failed (3 unknown)"
+    assert summary(job.run("--resume").stderr) == "7 done, 3 failed (3 unknown)", "they are still unknown"
     assert job.codes() == dict.fromkeys([1, 2, 3], "unknown")
     assert [entry["custom_id"] for entry in job.failures().values()] == ["id-1", "id-2", "id-3"]
 

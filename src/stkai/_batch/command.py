@@ -21,7 +21,7 @@ from .batch_client import BatchClient
 from .job import BatchJob
 from .merge import merge
 from .options import Options
-from .output_lines import escaped
+from .output_lines import UNKNOWN, escaped
 from .outputs import FileOutputs
 from .preflight import JobPlan, dry_run
 from .progress import Display, Progress, display, listed
@@ -234,7 +234,7 @@ class _JobRun:
         tokens = job.usage.text(self._options.prices)
         if tokens:
             say(tokens)
-        say(f"{job.outputs.done} done, {codes.total()} failed ({runner.unknown} unknown)")
+        say(f"{job.outputs.done} done, {codes.total()} failed ({codes[UNKNOWN]} unknown)")
         return code
 
     def _explain_failures(self) -> None:

@@ -64,14 +64,12 @@ class Runner:
     Attributes:
         ending: set when the run must end early.
         in_flight: the lines in flight, by number.
-        unknown: how many lines were in flight when an earlier run was killed.
         duplicates: lines with the id of an earlier one, among the first 10,000, and these ids.
     """
 
     def __init__(self, job: BatchJob, client: BatchClient) -> None:
         self.ending: Ending | None = None
         self.in_flight: dict[int, LineInFlight] = {}
-        self.unknown = 0
         self.duplicates: list[tuple[int, str]] = []
         self._ids = SeenIds(_COMPARED_LINES)
         self._job, self._client, self._clock = job, client, SystemClock()
@@ -133,13 +131,11 @@ class Runner:
         self._outputs.expect(number)
         where = f"{self._options.source}, line {number}"
         execution = job.recovered.executions.pop(number, None)
-        if state is LineState.SENT and execution is None:
-            self.unknown += 1
-            if self._options.unknown == "report":
-                what = f"{where}: this was in flight when an earlier run was killed, so the server may have executed it"
-                failure = LineFailure(UNKNOWN, f"{what}; to send it again, pass --retry-failed")
-                self._write(OutputLine.of(number, form.id_of(read), failure))
-                return None
+        if state is LineState.SENT and execution is None and self._options.unknown == "report":
+            what = f"{where}: this was in flight when an earlier run was killed, so the server may have executed it"
+            failure = LineFailure(UNKNOWN, f"{what}; to send it again, pass --retry-failed")
+            self._write(OutputLine.of(number, form.id_of(read), failure))
+            return None
         try:
             target = form.target(read())
         except InvalidLineError as error:
