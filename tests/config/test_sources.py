@@ -102,10 +102,13 @@ def test_a_file_in_the_home_of_an_unknown_user_is_an_error(stkai: GlobalSettings
         stkai.configure(env_file="~no-such-user-here/x.env")
 
 
-def test_an_empty_variable_counts_as_unset(stkai: GlobalSettings, env: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("blank", ["", " \t", "\n"], ids=repr)
+def test_an_empty_variable_counts_as_unset(
+    stkai: GlobalSettings, env: pytest.MonkeyPatch, blank: str
+) -> None:
     for each in stkai.provenance():
-        env.setenv(each.variable, "")
-    env.setenv("STKAI_ENV_FILE", "")
+        env.setenv(each.variable, blank)
+    env.setenv("STKAI_ENV_FILE", blank)
     stkai.reset()
     assert stkai.config == Settings()
     assert {each.source for each in stkai.provenance()} == {"default"}

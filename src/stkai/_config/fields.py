@@ -100,7 +100,7 @@ OrUnlimited = Annotated[T | None, BeforeValidator(none_from_word), _Or("unlimite
 
 # A bool is an int to Python, and so to pydantic; "max_requests": True is a slip, not a 1.
 _Number = BeforeValidator(lambda value: str(value) if isinstance(value, bool) else value)
-# White space around them is never intended: it is the line break at the end of a file, or comes from the shell.
+# White space around them is never intended, also where a program reads them from a file.
 _Stripped = BeforeValidator(lambda value: value.strip() if isinstance(value, str) else value)
 _Path = BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value)
 _Listed = BeforeValidator(_listed)

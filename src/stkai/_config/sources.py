@@ -140,9 +140,10 @@ def _ignored(source: str, names: Collection[str]) -> list[Explained]:
 
 
 def _read(source: EnvSettingsSource) -> Variables:
-    # An empty variable counts as unset, as does a line of a file without "=".
-    there = {name.upper(): Secret(value) for name, value in source.env_vars.items() if value}
-    return {name: value for name, value in there.items() if name.startswith(PREFIX)}
+    # White space around a value is the line break at the end of a file, or comes from the shell. An empty variable
+    # counts as unset, as does a line of a file without "=".
+    there = {name.upper(): (value or "").strip() for name, value in source.env_vars.items()}
+    return {name: Secret(value) for name, value in there.items() if value and name.startswith(PREFIX)}
 
 
 def _read_file(path: Path, named_by: str) -> Variables:
