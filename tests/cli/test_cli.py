@@ -202,17 +202,20 @@ def test_explain_shows_a_refused_value_as_it_is(monkeypatch: pytest.MonkeyPatch)
     assert "STKAI_AUTH_ORIGINS (environment) is '[/prod]'" in result.stderr
 
 
-def test_explain_fits_80_columns_and_cuts_nothing_off(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("columns", [40, 80])
+def test_explain_fits_the_terminal_and_cuts_nothing_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, columns: int
 ) -> None:
     file = tmp_path / ("x" * 100)
     file.write_text(f"STKAI_HTTP_VERIFY={file}\nSTKAI_RATE_LIMITS_ENABLED=true\n")
     monkeypatch.setenv("STKAI_ENV_FILE", str(file))
-    result = run("explain", columns=80)
+    result = run("explain", columns=columns)
     assert result.exit_code == 0
-    assert max(map(len, result.output.splitlines())) <= 80
+    assert max(map(len, result.output.splitlines())) <= columns
     assert "\u2026" not in result.output
-    assert "STKAI_HTTP_MAX_KEEPALIVE_CONNECTIONS" in result.output
+    assert result.output.count("default") > 30
+    if columns == 80:
+        assert "STKAI_HTTP_MAX_KEEPALIVE_CONNECTIONS" in result.output
 
 
 def test_explain_shows_unused_variables(monkeypatch: pytest.MonkeyPatch) -> None:

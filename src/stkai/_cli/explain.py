@@ -22,7 +22,7 @@ def explain() -> None:
     console = Console()
     try:
         settings = STKAI.config
-        table = _settings()
+        table = _settings(console.width)
         choice = AuthChoice.automatic(settings, own_wire=False)
         stack = StackBuilder.standard(settings, auth=None if choice.kind == "none" else "auto")
     except ConfigurationError as error:
@@ -52,12 +52,13 @@ def explain() -> None:
             _print(console, "Warm start: ", _remembered(limit.warm_start, limit.share))
 
 
-def _settings() -> Table:
-    """One row per setting, in 80 columns; values that are not defaults are bold, ignored variables yellow."""
+def _settings(width: int) -> Table:
+    """One row per setting; values that are not defaults are bold, ignored variables yellow."""
     table = Table(
         title="Settings", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
-    table.add_column("variable", no_wrap=True)
+    # In a narrow terminal, names in one piece would leave no room for the values.
+    table.add_column("variable", no_wrap=width >= 64, overflow="fold")
     table.add_column("value", overflow="fold")
     table.add_column("from", overflow="fold")
     for row in STKAI.provenance():
