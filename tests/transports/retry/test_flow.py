@@ -65,6 +65,19 @@ async def test_failures_are_retried_until_one_attempt_succeeds(world: World) -> 
     assert (record.attempts, record.backed_off, record.on_wire) == (4, 3.5, 0.0)
 
 
+async def test_an_sdk_that_retries_above_the_stack_is_a_warning_once_if_the_stack_retries(
+    world: World, recwarn: pytest.WarningsRecorder
+) -> None:
+    bench = Bench(world, *[200] * 5)
+    for retries in ("0", "1", "2"):
+        request = httpx.Request("POST", URL, headers={"x-stainless-retry-count": retries})
+        await bench.send(request, retry=None)
+        assert len(recwarn) == 0
+    with pytest.warns(UserWarning, match="max_retries=0 on the SDK's client, or retry=None on the stack"):
+        await bench.send(httpx.Request("POST", URL, headers={"x-stainless-retry-count": "1"}))
+    await bench.send(httpx.Request("POST", URL, headers={"x-stainless-retry-count": "1"}))
+
+
 async def test_the_record_separates_waits_from_time_on_the_wire(world: World) -> None:
     statuses = iter([503, 503, 200])
 

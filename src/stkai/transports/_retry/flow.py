@@ -56,10 +56,10 @@ class _RetryFlow(LayerBase):
             attempt = attempt.within(call)
             assert call.deadline is not None
             yield Until(call.deadline)
-        if self._looks:
-            self._look_above(request)
         if policy is None:
             return (yield from self.forward(request, attempt))
+        if self._looks:
+            self._look_above(request)
         if policy.idempotency_header is not None:
             request = _keyed(request, policy.idempotency_header)
         if policy.budget is not None:
