@@ -154,6 +154,12 @@ def test_a_custom_tokenizer_counts_the_text_and_falls_back_to_the_estimate() -> 
     assert cost(request(chat("what?" * 8, max_tokens=10))) == 20
 
 
+def test_a_tokenizer_that_cannot_be_called_is_an_error() -> None:
+    encoding: Any = object()  # tiktoken's, without `.encode_ordinary`: every text would be estimated
+    with pytest.raises(ValueError, match=r"tokenizer must be a function, such as encoding\.encode_ordinary"):
+        llm_tokens(tokenizer=encoding)
+
+
 ANTHROPIC = [
     {"type": "message_start", "message": {"id": "m", "usage": {"input_tokens": 25, "output_tokens": 1}}},
     {"type": "ping"},

@@ -127,10 +127,12 @@ def llm_tokens(count: Count = "total", tokenizer: Callable[[str], Sized] | None 
             `tiktoken.get_encoding("o200k_base").encode_ordinary`. Texts that it cannot read are estimated.
 
     Raises:
-        ValueError: `count` is something else.
+        ValueError: `count` is something else, or `tokenizer` cannot be called.
     """
     if count not in ("total", "input", "output"):
         raise ValueError(f"count must be 'total', 'input' or 'output', not {count!r}")
+    if tokenizer is not None and not callable(tokenizer):
+        raise ValueError(f"tokenizer must be a function, such as encoding.encode_ordinary, not {tokenizer!r}")
     return LlmTokens(count, tokenizer)
 
 
