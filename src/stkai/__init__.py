@@ -82,7 +82,7 @@ else:  # Type checkers would take any name for one that exists.
             "_http": ("EnvironmentAwareHttpClient", "StandaloneHttpClient", "StkCLIHttpClient"),
             "_rate_limit": ("AdaptiveRateLimitedHttpClient", "TokenBucketRateLimitedHttpClient"),
             "_retry": ("Retrying",),
-            "limiters": ("AimdLimiter", "AllOf", "InFlight", "Limiter", "PerHost", "PerKey", "TokenBucket"),
+            "limiters": ("AimdLimiter", "TokenBucket"),
             "transports._auth.bearer": ("BearerAuth",),
             "transports._auth.provider": ("AuthProvider", "StaticToken"),
             "transports._retry.budget": ("RetryBudget",),
