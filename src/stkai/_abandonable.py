@@ -46,6 +46,7 @@ class Job:
         self.is_done = False
         self._is_abandoned = False
         self._outer: Job | None = getattr(_current, "job", None)
+        self._sending: Sending | None = None
         self._work: Callable[[], Any] | None = work
         self._context = context or copy_context()
         self._results: list[Any] = []
@@ -140,9 +141,18 @@ class Job:
                 del error
         return self._results.pop()
 
+    def sends(self, sending: "Sending | None") -> None:
+        """Note what it sends now, for those who give it up, or the job that it is a part of."""
+        self._sending = sending
+        if self._outer is not None:
+            self._outer.sends(sending)
+
     def abandon(self) -> None:
-        """Give it up: it begins nothing new, and a response that it returns is closed."""
+        """Give it up: it begins nothing new, what it sends is broken off, and a response that it returns is closed."""
         self._is_abandoned = True
+        sending = self._sending
+        if sending is not None:
+            sending.break_off()
         if self.is_done:
             self._discard()
 
@@ -269,10 +279,15 @@ class Sending:
 
     def do(self, send: Callable[[], Any]) -> Any:
         """Send it, in this thread; afterwards, its response has the connection."""
+        job: Job | None = getattr(_current, "job", None)
         try:
+            if job is not None:
+                job.sends(self)
             return send()
         finally:
             self.uses(None)
+            if job is not None:
+                job.sends(None)
 
     def break_off(self) -> None:
         """Make the other thread fail, if it still waits for the head of the answer."""

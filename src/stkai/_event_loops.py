@@ -30,6 +30,12 @@ def running_loop() -> Any:
     return asyncio.get_running_loop()
 
 
+def loop_has_ended() -> Callable[[], bool] | None:
+    """A function that tells whether the event loop of this task has ended; None for trio, which ends all its tasks."""
+    end: Callable[[], bool] | None = getattr(running_loop(), "is_closed", None)
+    return end
+
+
 def run_soon(loop: Any, function: Callable[..., object], *arguments: object) -> None:
     """Have a loop call a function soon, unless it has ended; safe in any thread and in finalizers."""
     call = getattr(loop, "run_sync_soon", None) or loop.call_soon_threadsafe

@@ -60,30 +60,48 @@ def test_a_merge_that_cannot_be_finished_leaves_nothing_behind(job: Job) -> None
 
 
 KILLED = """
-import os, runpy, signal
+import os, runpy, signal, sys
 
-synced = []
+name, calls = sys.argv.pop(1), []
+original = getattr(os, name)
 
-def fsync(descriptor):
-    synced.append(descriptor)
-    if len(synced) == 2:
+def called(*arguments):
+    calls.append(arguments)
+    if len(calls) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments)
 
-os.fsync = fsync
+setattr(os, name, called)
 runpy.run_module("stkai", run_name="__main__")
 """
-"""The command, killed when it has written the second file of a merge."""
+"""The command, killed when it calls a function of `os` for the second time."""
 
 
-def test_a_merge_that_is_killed_does_not_block_the_next_one(job: Job) -> None:
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_merge_that_is_killed_is_completed_by_the_next_one(job: Job, step: str) -> None:
     lines(job, {"url": "/x", "body": {}}, "oops")
     job.run()
-    command = [sys.executable, "-c", KILLED, "batch", "merge", "out", "-o", "all"]
+    command = [sys.executable, "-c", KILLED, step, "batch", "merge", "out", "-o", "all"]
     killed = subprocess.run(command, cwd=job.folder, env=job.environment(), check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert not (job.folder / "all.failed.jsonl").exists()
+    assert (job.folder / "all.failed.jsonl").exists() is (step == "replace")
     result = merge(job, "out", "-o", "all")
     assert (result.returncode, summary(result.stderr)) == (1, "1 done, 1 failed")
+    assert (list(entries(job.folder / "all.jsonl")), list(entries(job.folder / "all.failed.jsonl"))) == (
+        [1],
+        [2],
+    )
+    assert not list(job.folder.glob("*.sorting"))
+
+
+def test_a_merge_replaces_no_file_of_the_same_size_with_other_content(job: Job) -> None:
+    lines(job, {"url": "/x", "body": {}}, "oops")
+    job.run()
+    (job.folder / "all.failed.jsonl").write_bytes((job.folder / "out.failed.jsonl").read_bytes().swapcase())
+    before = job.snapshot()
+    result = merge(job, "out", "-o", "all")
+    assert (result.returncode, "all.failed.jsonl exists" in result.stderr) == (2, True)
+    assert job.snapshot() == before
 
 
 def test_merge_reports_failures_and_refuses_to_lose_or_duplicate_lines(job: Job) -> None:

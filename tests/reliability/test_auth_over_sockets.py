@@ -17,7 +17,7 @@ from stkai.testing import Answer, Edit, FakeClock, Hang, QuotaServer, Reset
 
 from ..support.secrecy import shown_by
 from ..support.world import World
-from .hostile import hostile
+from .hostile import drip, hostile
 from .stacks import client_of, provider_of, transport_of, wire_of
 
 MANY = httpx.Limits(max_connections=50)
@@ -33,6 +33,27 @@ def server() -> Iterator[QuotaServer]:
 def stranger() -> Iterator[QuotaServer]:
     with QuotaServer(auth_required=False) as server:
         yield server
+
+
+async def test_a_token_endpoint_whose_head_arrives_byte_by_byte_holds_no_thread(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClientCredentialsAuthProvider, "longest_fetch", 0.1)
+
+    def talk(connection: socket.socket, stopped: threading.Event) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        drip(connection, stopped, b"x" * 10_000, 0.02)
+
+    with hostile(talk) as url:
+        provider = ClientCredentialsAuthProvider("id", "secret", url, clock=FakeClock())
+        client = world.client(transport_of(world, auth=provider, retry=None))
+        with pytest.raises(AuthenticationError, match=r"no access token came within 0\.1 s"):
+            await world.call(client.get, url)
+        for thread in threading.enumerate():
+            if thread.name == "stkai-token":
+                thread.join(10)
+                assert not thread.is_alive()
+        await world.close(client)
 
 
 # Redirects

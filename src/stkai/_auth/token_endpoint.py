@@ -8,12 +8,14 @@ import math
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from html import unescape
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote_plus, unquote, unquote_plus
 
 import httpx
 
+from .._abandonable import Sending
 from .._clock import Clock
 from .._errors import AuthenticationError, ConfigurationError, DeadlineExceededError, hide_frames
 from .._secrets import Secret
@@ -33,7 +35,7 @@ _TIMEOUT: Final = 30.0
 """Seconds for everything, including retries."""
 
 LONGEST_FETCH: Final = _TIMEOUT + 5.0
-"""Seconds after which callers stop waiting: a head that arrives byte by byte never times out on the wire."""
+"""Seconds after which a fetch is broken off: a head that arrives byte by byte never times out on the wire."""
 
 _MOST: Final = 262_144
 """Bytes of an answer; a usual one is a hundred times shorter."""
@@ -267,8 +269,10 @@ class _Reader(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         self._check_time()
         self.asked_at = self._clock.monotonic()
-        extensions = {**request.extensions, "timeout": timeouts(max(0.0, self._until - self.asked_at))}
-        response = self._wire.handle_request(copy_request(request, extensions=extensions))
+        sending = Sending(None)
+        left = timeouts(max(0.0, self._until - self.asked_at))
+        request = copy_request(request, extensions={**request.extensions, "timeout": left, "trace": sending})
+        response = sending.do(partial(self._wire.handle_request, request))
         try:
             content = b"".join(self._pieces(response))
         finally:

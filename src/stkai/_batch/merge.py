@@ -3,8 +3,9 @@
 import os
 from array import array
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from filecmp import cmp
 from functools import cache, cached_property, reduce
 from itertools import pairwise
 from operator import and_
@@ -90,10 +91,15 @@ class Index:
             os.fsync(descriptor)
         return written
 
-    def write(self, contents: dict[Path, Container[int]]) -> list[int]:
+    def write(self, contents: Mapping[Path, Container[int]], *, replace: bool) -> list[int]:
         """Write entries by number: for each target, those of some files; returns how many each has.
 
-        The targets are created or replaced only once all are complete: half a result would block the next attempt.
+        The targets are created or replaced only once all are complete. A target that exists already with the same
+        content is left by a merge that was killed.
+
+        Raises:
+            ConfigurationError: a target exists with other content, and `replace` does not allow that.
+            WriteError: a target cannot be written.
         """
         targets = {Path(os.path.realpath(target)): files for target, files in contents.items()}
         copies = {target.with_name(f"{target.name}.sorting"): target for target in targets}
@@ -103,6 +109,9 @@ class Index:
                 with _writing(target):
                     counts.append(self.copy(copy, targets[target]))
             for copy, target in copies.items():
+                if not replace and target.exists() and not cmp(copy, target, shallow=False):
+                    raise _exists(target)
+            for copy, target in copies.items():
                 with _writing(target):
                     copy.replace(target)
         except BaseException:
@@ -111,6 +120,10 @@ class Index:
                     copy.unlink(missing_ok=True)
             raise
         return counts
+
+
+def _exists(path: Path) -> ConfigurationError:
+    return ConfigurationError(f"{path} exists: choose another name with -o")
 
 
 @contextmanager
@@ -126,11 +139,13 @@ def sort_file(path: Path) -> None:
     """Sort an output into input order, in place; nothing changes if there is no room for a second copy."""
     index = Index([path])
     if not index.is_sorted:
-        index.write({path: {0}})
+        index.write({path: {0}}, replace=True)
 
 
 def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int, int]:
     """Write the answers and the failures of all outputs, each in input order; returns both counts.
+
+    The failures get their name first: if they exist alone, a merge was killed there, and the same merge completes it.
 
     Raises:
         ConfigurationError: an output is missing, the target exists, a line is in two outputs, or one is in none and
@@ -142,9 +157,8 @@ def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int,
     merged = Paths.of(target)
     if not outputs:
         raise ConfigurationError("pass the answer outputs: the failure outputs are read along with them")
-    for path in (merged.out, merged.failed):
-        if path.exists():
-            raise ConfigurationError(f"{path} exists: choose another name with -o")
+    if merged.out.exists():
+        raise _exists(merged.out)
     if not merged.out.parent.is_dir():
         msg = f"{merged.out.parent} is not a directory: create it, or choose another name with -o"
         raise ConfigurationError(msg)
@@ -153,12 +167,15 @@ def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int,
             raise ConfigurationError(f"{output.out} does not exist: is that job done?")
     answers = [output.out for output in outputs]
     failures = [output.failed for output in outputs if output.failed.exists()]
+    size = sum(path.stat().st_size for path in failures)
+    if merged.failed.exists() and merged.failed.stat().st_size != size:
+        raise _exists(merged.failed)
     index = Index([*answers, *failures])
     present = _check_once(index)
     if not partial:
         _check_complete(outputs, present)
-    files = len(answers), len(index.paths)
-    failed, done = index.write({merged.failed: range(*files), merged.out: range(files[0])})
+    contents = {merged.failed: range(len(answers), len(index.paths)), merged.out: range(len(answers))}
+    failed, done = index.write(contents, replace=False)
     return done, failed
 
 

@@ -146,6 +146,21 @@ async def test_waiting_for_a_fetch_is_bounded_and_the_next_caller_starts_a_new_o
     assert not is_running(provider.get_access_token)
 
 
+async def test_callers_with_short_deadlines_are_not_held_up_by_a_fetch_that_has_taken_too_long(
+    world: World,
+) -> None:
+    provider = Endless()
+    with pytest.raises(DeadlineExceededError):
+        await ask(world, provider, 0.001)
+    provider.go.wait(2 * Endless.longest_fetch)
+    with pytest.raises(DeadlineExceededError):
+        await ask(world, provider, 0.001)
+    assert provider.asked == 2
+    provider.go.set()
+    for thread in background():
+        thread.join(10)
+
+
 # Event loops
 
 

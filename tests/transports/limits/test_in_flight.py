@@ -1,5 +1,6 @@
 """A limit of the requests that are on their way: no place is ever lost, and none is taken twice."""
 
+import asyncio
 import gc
 import sys
 import threading
@@ -216,6 +217,44 @@ def test_cancelled_requests_lose_no_place(event_loop: World) -> None:
 
     event_loop.run(main())
     assert policy.busy == 0
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_places_of_a_loop_that_was_closed_with_calls_pending_are_free(by_hand: bool) -> None:
+    clock, policy = FakeClock(), InFlight(2)
+
+    async def never(_: httpx.Request) -> httpx.Response:
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    client = httpx.AsyncClient(
+        transport=StackBuilder([limiter(policy)], clock=clock).build_async(httpx.MockTransport(never))
+    )
+
+    async def hold() -> None:
+        async with policy.permit(clock=clock):
+            await asyncio.get_running_loop().create_future()
+
+    async def start() -> list[asyncio.Task[Any]]:
+        pending = [asyncio.ensure_future(hold() if by_hand else client.send(post())) for _ in range(2)]
+        await clock.asleep(1.0)
+        assert policy.busy == 2
+        return pending
+
+    async def take() -> None:
+        async with policy.permit(clock=clock, max_wait_time=0.01):
+            assert policy.busy == 1
+
+    loop = asyncio.new_event_loop()
+    pending = loop.run_until_complete(start())
+    with pytest.raises(TokenAcquisitionTimeoutError):
+        loop.run_until_complete(take())
+    loop.close()
+    clock.advance(1.0)
+    asyncio.run(take())
+    assert policy.busy == 0
+    for task in pending:
+        task._log_destroy_pending = False  # type: ignore[attr-defined] # Nobody can end them.
 
 
 async def test_the_wait_for_a_place_ends_when_the_time_is_up_and_not_before(world: World) -> None:

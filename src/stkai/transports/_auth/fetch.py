@@ -14,9 +14,12 @@ from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final
 
 from ..._abandonable import Job
+from ..._clock import SystemClock
 from ..._errors import AuthenticationError, describe
 from ..._signals import raise_interrupt
 from .._options import ENTERED
+
+_now: Final = SystemClock.monotonic
 
 
 class Fetch(Job):
@@ -24,7 +27,8 @@ class Fetch(Job):
 
     Args:
         work: gets the token, usually a provider's method.
-        longest: seconds after which everyone stops waiting, and the next caller starts another fetch.
+        longest: seconds that it may take; then everyone stops waiting, it is given up, and the next caller starts
+            another one.
     """
 
     def __init__(self, work: Callable[[], Any], longest: float) -> None:
@@ -32,6 +36,7 @@ class Fetch(Job):
         self.key = key_of(work)
         self.starter: int | None = threading.get_ident()
         self._fetches, self._longest = work, longest
+        self._until = _now() + longest
         self._token: Any = ""
         self._failure: Exception | None = None
 
@@ -51,7 +56,7 @@ class Fetch(Job):
         Raises:
             AuthenticationError: the fetch has taken longer than `longest`.
         """
-        return self._unless_too_long(super().wait(min(seconds, self._longest)), seconds)
+        return super().wait(min(seconds, self.left())) or self._give_up_if_overdue()
 
     async def await_(self, seconds: float = math.inf) -> bool:
         """Suspend this task for at most `seconds`; returns whether the fetch has ended.
@@ -59,13 +64,25 @@ class Fetch(Job):
         Raises:
             AuthenticationError: the fetch has taken longer than `longest`.
         """
-        return self._unless_too_long(await super().await_(min(seconds, self._longest)), seconds)
+        return await super().await_(min(seconds, self.left())) or self._give_up_if_overdue()
 
-    def _unless_too_long(self, is_done: bool, seconds: float) -> bool:
-        if not is_done and self._longest < seconds:
-            self._leave()
-            raise AuthenticationError(f"no access token came within {self._longest:g} s")
-        return is_done
+    def left(self) -> float:
+        """Seconds that it may still take."""
+        return self._until - _now()
+
+    def _give_up_if_overdue(self) -> bool:
+        if self.left() > 0:
+            return False
+        self.give_up()
+        raise self._too_long()
+
+    def give_up(self) -> None:
+        """Break it off, and let the next caller start another one."""
+        self._leave()
+        self.abandon()
+
+    def _too_long(self) -> AuthenticationError:
+        return AuthenticationError(f"no access token came within {self._longest:g} s")
 
     def _leave(self) -> None:
         """Let the next caller start another fetch."""
@@ -78,6 +95,8 @@ class Fetch(Job):
         Raises:
             AuthenticationError: a copy for each caller, since each error carries the request that failed with it.
         """
+        if self._failure is not None and self.is_abandoned:
+            raise self._too_long()
         if isinstance(self._failure, AuthenticationError):
             raise copy.copy(self._failure) from self._failure.cause
         if self._error is not None:
@@ -93,12 +112,15 @@ _running: Final[dict[Hashable, Fetch]] = {}
 
 
 def join(work: Callable[[], Any], longest: float = math.inf) -> Fetch:
-    """The fetch that does `work`: the one in progress, or a new one. No wait is longer than `longest` seconds.
+    """The fetch that does `work`: the one in progress, or a new one. It takes at most `longest` seconds.
 
     Raises:
         RuntimeError: a signal handler asks for a token while it interrupts the start of this very fetch.
     """
     mine = Fetch(work, longest)
+    found = _running.get(mine.key)
+    if found is not None and found.left() <= 0:
+        found.give_up()
     try:
         fetch = _running.setdefault(mine.key, mine)
         if fetch is mine:

@@ -19,7 +19,8 @@ class AuthProvider(ABC):
     `StaticToken`. To sign in another way than with a bearer token, override `get_auth_headers`.
 
     Attributes:
-        longest_fetch: seconds after which callers stop waiting for one background fetch; unlimited by default.
+        longest_fetch: seconds after which a background fetch is given up, and the next caller starts another one;
+            unlimited by default.
         token_is_for_all: whether every caller gets the same token, so that all share one fetch, whatever their context
             variables are. False by default: a provider may look up in a `ContextVar` for whom it gets a token.
     """

@@ -1,5 +1,6 @@
 """Waits for a limiter's permit, sends, and lets the limiter learn from the answer."""
 
+from collections.abc import Callable
 from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any, Final
@@ -7,6 +8,7 @@ from typing import Any, Final
 import httpx
 
 from ..._errors import ConfigurationError
+from ..._event_loops import loop_has_ended
 from ...events import RateChanged
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .._body_end import BodyEnd, when_body_ends
@@ -95,6 +97,11 @@ class _LimitFlow(LayerBase):
             yield from self._take_note(limiter, turn, plan, request, attempt, response, sent, learns=learns)
         return response
 
+    @staticmethod
+    def _loop_has_ended() -> Callable[[], bool] | None:
+        """A function that tells whether the event loop of the call has ended; None for a thread."""
+        return None
+
     def _turn(
         self, limiter: Any, plan: Plan, request: httpx.Request, attempt: Attempt, *, ours: bool
     ) -> Turn:
@@ -109,6 +116,8 @@ class _LimitFlow(LayerBase):
                 turn.guests = plan.guests
         if place is not None and place[0] is limiter:
             turn.resume(place[1])
+        if plan.ends:
+            turn.loop_has_ended = self._loop_has_ended()
         if plan.priced:
             self._meter.price(turn, plan, request, options.cost)
         return turn
@@ -194,6 +203,8 @@ class LimiterTransport(_LimitFlow, LayerTransport):
 
 class AsyncLimiterTransport(_LimitFlow, AsyncLayerTransport):
     """The same as `LimiterTransport`, for async clients."""
+
+    _loop_has_ended = staticmethod(loop_has_ended)
 
 
 class TokenBucketTransport(LimiterTransport):

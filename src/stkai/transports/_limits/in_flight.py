@@ -1,5 +1,6 @@
 """A limit of the requests that are on their way at once."""
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from typing import Final
@@ -15,13 +16,17 @@ _FIRST_GUESS: Final = 0.05
 _LEARNING: Final = 0.1
 _SHORTEST: Final = 0.001
 
+_LOOK: Final = 1.0
+"""Seconds from one search for slots of ended event loops to the next."""
+
 
 class Slots(Source):
     """At most `most` at once: a slot is taken when a request goes, and is free when its answer has ended.
 
     When that will be is unknown: its seconds are a guess, from how long the last ones took. A slot is also free when
     its turn is collected, since an interrupt may cut off whatever was to free it; the callback of a weak reference is a
-    method of a C type, which no interrupt can cut off. Layers and permits keep their turns until then.
+    method of a C type, which no interrupt can cut off. Layers and permits keep their turns until then. And it is free
+    when the event loop of its turn was closed: no task of that loop will ever free it.
     """
 
     is_exact = False
@@ -32,7 +37,7 @@ class Slots(Source):
         self._lost: deque[ref[Turn]] = deque()
         self._note_lost = self._lost.append
         self._mean = _FIRST_GUESS
-        self._freed_at = 0.0
+        self._freed_at, self._looked_at = 0.0, -math.inf
 
     @property
     def busy(self) -> int:
@@ -46,6 +51,9 @@ class Slots(Source):
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         while self._lost:
             self._taken.discard(self._lost.popleft())
+        if self.busy + ahead >= self.most and now - self._looked_at >= _LOOK:
+            self._looked_at = now
+            self._taken = {taken for taken in self._taken if not _has_ended(taken)}
         if self.busy + ahead < self.most:
             return 0.0
         # If they take longer than the last ones did, look ever more rarely.
@@ -71,6 +79,12 @@ class Slots(Source):
     def forked(self) -> None:
         self._taken.clear()
         self._lost.clear()
+
+
+def _has_ended(taken: "ref[Turn] | Turn") -> bool:
+    """Whether the event loop of a slot's turn was closed."""
+    turn = taken() if isinstance(taken, ref) else taken
+    return turn is not None and turn.loop_has_ended is not None and turn.loop_has_ended()
 
 
 class InFlight(QueueLimiter):

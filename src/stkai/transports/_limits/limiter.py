@@ -51,6 +51,7 @@ class Turn:
         leases: what shared sources keep for this turn.
         guests, inner: limiters of the user's own that it asks as well, and the turns that these see.
         is_admitted: whether the guests have let it go.
+        loop_has_ended: tells whether the event loop of its task was closed, which leaves the task pending for ever.
         is_by_hand: whether neither a layer nor a permit asks with it, and so keeps it while it holds a permit.
     """
 
@@ -67,6 +68,7 @@ class Turn:
     leases: dict[Any, Any] | None = None
     inner: "dict[Any, Turn]" = {}  # noqa: RUF012 - never changed; a turn with guests gets its own
     is_admitted: bool = False
+    loop_has_ended: Callable[[], bool] | None = None
     is_by_hand: bool = False
 
     def __init__(

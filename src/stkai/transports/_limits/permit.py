@@ -10,6 +10,7 @@ import httpx
 from ..._checks import SECONDS, check_number, even_half_made
 from ..._clock import Clock, SystemClock, uniform
 from ..._errors import ConfigurationError, InvalidArgumentError, NotSent, TokenAcquisitionTimeoutError
+from ..._event_loops import loop_has_ended
 from .._async_driver import adrive
 from .._call import Attempt, Call
 from .._driver import drive
@@ -88,6 +89,7 @@ class Permit:
 
     async def __aenter__(self) -> Self:
         wait, turn, start = self._ask()
+        turn.loop_has_ended = loop_has_ended()
         if wait != 0:
             try:
                 waiting, attempt = self._waiting(turn)
