@@ -7,10 +7,10 @@ from typing import Any
 from ..._checks import SHARE, check_number, even_half_made
 from ..._errors import ConfigurationError, digits
 from ..._secrets import sealed
+from .limiter import Cost
 from .pace.adaptive import Adaptive
 from .pace.quota import KnownQuota
 from .pace.saved_rate import SavedRate, check_warm_start
-from .plan import Cost
 from .queue_limiter import QuotaLimiter, check_limits
 from .sources.rate import PacedRate
 from .sources.source import Limits, Source

@@ -6,9 +6,9 @@ from typing import Any
 from ..._checks import even_half_made
 from ..._errors import ConfigurationError
 from ..._secrets import sealed
+from .limiter import Cost
 from .pace.adaptive import Adaptive
 from .pace.quota import KnownQuota
-from .plan import Cost
 from .queue_limiter import QuotaLimiter, check_limits
 from .sources.rate import PacedRate
 from .sources.source import Limits, Source

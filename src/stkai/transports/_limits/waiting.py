@@ -11,8 +11,7 @@ from ...events import Rejected, Waited
 from .._call import Attempt, SignatureExpired
 from .._operations import Operation, Sleep, Steps
 from .._options import UNSET
-from .limiter import Limiter, Turn
-from .plan import Plan
+from .limiter import Limiter, Plan, Turn
 from .queue import Queue
 from .sources.source import TICK, Source
 
