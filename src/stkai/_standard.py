@@ -22,14 +22,13 @@ from .transports._auth.flow import auth as auth_layer
 from .transports._auth.provider import AuthProvider, StaticToken
 from .transports._layer import Layer
 from .transports._limits import flow as limit
-from .transports._limits.aimd import AimdLimiter
 from .transports._limits.all_of import AllOf, checked_limiter
 from .transports._limits.in_flight import InFlight
 from .transports._limits.limiter import Limiter
 from .transports._limits.metering import Estimate, Settle
 from .transports._limits.per_key import PerKey
 from .transports._limits.queue_limiter import is_ours
-from .transports._limits.token_bucket import TokenBucket
+from .transports._limits.quota_limiters import AimdLimiter, TokenBucket
 from .transports._options import UNSET
 from .transports._retry.flow import retry as retry_layer
 from .transports._retry.policy import RetryPolicy
