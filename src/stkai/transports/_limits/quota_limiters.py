@@ -12,10 +12,9 @@ from .pace.adaptive import Adaptive
 from .pace.quota import KnownQuota
 from .pace.saved_rate import SavedRate, check_warm_start
 from .queue_limiter import QuotaLimiter, check_limits
-from .sources.rate import PacedRate
+from .sources.request_limits import EvenWindow, PacedRate, Window
 from .sources.source import Limits, Source
 from .sources.units import Units
-from .sources.window import EvenWindow, Window
 
 
 class TokenBucket(QuotaLimiter):
