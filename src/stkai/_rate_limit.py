@@ -29,9 +29,8 @@ from ._urls import absolute_url, request_url
 from .transports._base import LayerTransport
 from .transports._bodies import timeouts
 from .transports._call import ATTEMPT, Call, copy_request
-from .transports._limits.aimd import AimdLimiter
 from .transports._limits.flow import AdaptiveTransport, TokenBucketTransport
-from .transports._limits.token_bucket import TokenBucket
+from .transports._limits.quota_limiters import AimdLimiter, TokenBucket
 from .transports._options import OPTIONS, UNSET, CallOptions, RequestOptions
 from .transports._retry.flow import RetryTransport
 

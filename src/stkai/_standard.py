@@ -10,7 +10,6 @@ import httpx
 from ._auth import create_standalone_auth
 from ._clock import Clock
 from ._config.models import HttpConfig, RateLimitConfig, Settings
-from ._config.names import DEFAULT_QUOTA
 from ._errors import ConfigurationError
 from ._log import logger
 from ._secrets import Secret
@@ -22,14 +21,13 @@ from .transports._auth.flow import auth as auth_layer
 from .transports._auth.provider import AuthProvider, StaticToken
 from .transports._layer import Layer
 from .transports._limits import flow as limit
-from .transports._limits.aimd import AimdLimiter
 from .transports._limits.all_of import AllOf, checked_limiter
 from .transports._limits.in_flight import InFlight
 from .transports._limits.limiter import Limiter
 from .transports._limits.metering import Estimate, Settle
 from .transports._limits.per_key import PerKey
 from .transports._limits.queue_limiter import is_ours
-from .transports._limits.token_bucket import TokenBucket
+from .transports._limits.quota_limiters import AimdLimiter, TokenBucket
 from .transports._options import UNSET
 from .transports._retry.flow import retry as retry_layer
 from .transports._retry.policy import RetryPolicy
@@ -166,22 +164,17 @@ def _quota_from(config: RateLimitConfig) -> TokenBucket | AimdLimiter:
         options |= {"share": config.share, "store": store_from(config.store, config.store_timeout)}
     if config.max_cost is not None:
         options |= {"max_cost": config.max_cost, "cost": llm_tokens()}
-    most, window = config.max_requests or DEFAULT_QUOTA[0], config.time_window or DEFAULT_QUOTA[1]
+    quota: Any = config.quota()  # For a token bucket, both are numbers.
     if config.strategy == "token_bucket":
         if config.warm_start is not None:
             raise ConfigurationError(
                 f"warm_start={config.warm_start!r} (STKAI_RATE_LIMIT_WARM_START) is for the strategy 'adaptive': a"
                 " token bucket learns nothing; set STKAI_RATE_LIMIT_STRATEGY=adaptive, or leave warm_start out"
             )
-        return TokenBucket(most, window, **options)
-    options["warm_start"] = config.warm_start
-    parts: dict[str, Any] = {
-        name: getattr(config, name) for name in ("min_rate_floor", "penalty_factor", "recovery_factor")
-    }
-    if config.share is None and config.max_cost is None and all(part is None for part in parts.values()):
-        return AimdLimiter(*config.quota(), **options)
-    # The parts are parts of a quota, and a group shares one.
-    return AimdLimiter(most, window, **options, **parts)
+        return TokenBucket(*quota, **options)
+    for name in ("min_rate_floor", "penalty_factor", "recovery_factor", "warm_start"):
+        options[name] = getattr(config, name)
+    return AimdLimiter(*quota, **options)
 
 
 _has_warned_of_settings = False

@@ -1,11 +1,10 @@
 """Limiters: those of stkai, and what a limiter of your own needs."""
 
-from .transports._limits.aimd import AimdLimiter
 from .transports._limits.all_of import AllOf
 from .transports._limits.in_flight import InFlight
 from .transports._limits.limiter import Answer, Limiter, RateChange, Turn
 from .transports._limits.per_key import PerHost, PerKey
-from .transports._limits.token_bucket import TokenBucket
+from .transports._limits.quota_limiters import AimdLimiter, TokenBucket
 
 __all__ = [
     "AimdLimiter",

@@ -111,7 +111,13 @@ def test_explain_shows_each_value_with_its_source_and_no_secret(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "searches"), [("STRATEGY", "adaptive", True), ("MAX_REQUESTS", "7", False)]
+    ("variable", "value", "searches"),
+    [
+        ("STRATEGY", "adaptive", True),
+        ("MAX_REQUESTS", "7", False),
+        ("MIN_RATE_FLOOR", "0.2", False),
+        ("MAX_COST", "1000", False),
+    ],
 )
 def test_explain_says_when_the_adaptive_limiter_has_to_find_the_quota(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, searches: bool

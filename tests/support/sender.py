@@ -10,7 +10,7 @@ from stkai.transports._limits.pace.adaptive import Adaptive
 from stkai.transports._limits.pace.headers import Reading
 from stkai.transports._limits.pace.quota import KnownQuota
 from stkai.transports._limits.queue import Queue
-from stkai.transports._limits.sources.rate import PacedRate
+from stkai.transports._limits.sources.request_limits import PacedRate
 
 QUOTA = 100 / 60
 """Requests per second of the quota of most tests: 100 per minute."""

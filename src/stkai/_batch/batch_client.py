@@ -23,7 +23,7 @@ from ..transports._bodies import json_of
 from ..transports._layer import Layer
 from ..transports._limits.in_flight import InFlight
 from ..transports._limits.limiter import Limiter
-from ..transports._limits.token_bucket import TokenBucket
+from ..transports._limits.quota_limiters import TokenBucket
 from ..transports._options import OPTIONS, UNSET, RequestOptions
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES
 from ..transports._retry.retry_after import retry_after

@@ -27,8 +27,7 @@ from .._clock import SystemClock
 from .._errors import digits
 from ..stores import FileStore
 from ..testing import QuotaServer
-from ..transports._limits.aimd import AimdLimiter
-from ..transports._limits.token_bucket import TokenBucket
+from ..transports._limits.quota_limiters import AimdLimiter, TokenBucket
 
 SEARCHING: Final = "adaptive, no numbers"
 STRATEGIES: Final = ("no limiter", "token bucket", "adaptive", SEARCHING, "shared")

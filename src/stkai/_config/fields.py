@@ -57,28 +57,15 @@ def _existing(value: bool | str) -> bool | str:
     return path
 
 
-def _token(value: SecretStr) -> SecretStr:
-    if not is_sendable(value.get_secret_value()):
-        raise ValueError
-    return value
+def _only_if(accepts: Callable[[Any], object]) -> AfterValidator:
+    """A field's values are those for which the function returns something true; it may raise a ValueError instead."""
 
+    def accepted(value: Any) -> Any:
+        if not accepts(value):
+            raise ValueError
+        return value
 
-def _store_place(value: Any) -> Any:
-    value = none_from_word(value)
-    if problem_of(value) is not None:
-        raise ValueError
-    return value
-
-
-def _token_address(value: str) -> str:
-    if absolute_url(value).userinfo:
-        raise ValueError
-    return value
-
-
-def _proxy_address(value: str) -> str:
-    absolute_url(value, PROXIES)
-    return value
+    return AfterValidator(accepted)
 
 
 def _origin(value: str) -> str:
@@ -123,16 +110,18 @@ SecretText = Annotated[SecretStr, _Stripped, _NotEmpty]
 AccessToken = Annotated[
     SecretStr,
     _Stripped,
-    AfterValidator(_token),
+    _only_if(lambda token: is_sendable(token.get_secret_value())),
     Field(description='visible ASCII characters, without spaces and without "Bearer"'),
 ]
 TokenAddress = Annotated[
     str,
-    AfterValidator(_token_address),
+    _only_if(lambda text: not absolute_url(text).userinfo),
     Field(description="a URL (http:// or https://) without a user name or password"),
 ]
 ProxyAddress = Annotated[
-    str, AfterValidator(_proxy_address), Field(description="a URL (http://, https:// or socks5://)")
+    str,
+    _only_if(lambda text: absolute_url(text, PROXIES)),
+    Field(description="a URL (http://, https:// or socks5://)"),
 ]
 Origins = Annotated[
     tuple[_Origin, ...],
@@ -156,7 +145,8 @@ HeaderName = Annotated[str, Field(pattern=f"^{TOKEN}$", description="a header na
 Name = Annotated[str, Field(strict=True, pattern=r"\S", description="a name, a non-empty string")]
 StorePlace = Annotated[
     Any,
-    AfterValidator(_store_place),
+    BeforeValidator(none_from_word),
+    _only_if(lambda store: problem_of(store) is None),
     Field(description="'file', a URL (file:///dir, redis://, rediss:// or unix://), or a stkai.stores.Store"),
 ]
 Verification = Annotated[

@@ -111,13 +111,14 @@ class RateLimitConfig(fields.Section):
     def quota(self) -> tuple[int | None, float | None]:
         """Requests and seconds of the quota; (None, None) if the adaptive limiter has to find it.
 
-        It has to unless `max_requests` was given: the default number is not a real quota.
+        It has to unless `max_requests` was given, or what needs a quota: the default number is not a real quota.
         """
-        if self.strategy == "adaptive" and (
-            "max_requests" not in self.model_fields_set or not self.max_requests
-        ):
+        is_given = self.max_requests is not None and "max_requests" in self.model_fields_set
+        parts = (self.min_rate_floor, self.penalty_factor, self.recovery_factor)
+        needs_none = all(each is None for each in (self.share, self.max_cost, *parts))
+        if self.strategy == "adaptive" and not is_given and needs_none:
             return None, None
-        return self.max_requests, self.time_window
+        return self.max_requests or DEFAULT_QUOTA[0], self.time_window or DEFAULT_QUOTA[1]
 
     def without_effect(self) -> str | None:
         """What to say of the settings of a limiter that is off; None if there are none, or it is off on purpose."""

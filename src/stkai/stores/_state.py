@@ -24,39 +24,25 @@ ROUND: Final = 1e-6
 
 @dataclass(slots=True)
 class MemberState:
-    """What the store assumes about a member.
+    """What the store assumes about a member."""
 
-    Attributes:
-        due: when the store looks at it next, if it stays silent.
-        id, before: its current lease, and the one before; -1 if void.
-        epoch: the epoch of that lease.
-        used, lapsed, units_used: its totals.
-        units, units_fresh: units of cost that it holds, and those of the last answer.
-        waiting: requests waiting in it.
-        written_off: permits that expired, and may still turn out to have been used.
-        seq: its last call.
-        seen: when it last called.
-        counted, normal: whether it counts as active, and whether requests of normal priority wait in it.
-        old, fresh: the places it holds, and those of the last answer, which may not have arrived.
-    """
-
-    due: float = 0.0
-    id: int = 0
+    due: float = 0.0  # When the store looks at it next, if it stays silent.
+    id: int = 0  # Its current lease; -1 if void, as is the one before.
     before: int = 0
-    epoch: int = 0
-    used: int = 0
+    epoch: int = 0  # Of that lease.
+    used: int = 0  # Its totals.
     lapsed: int = 0
     units_used: float = 0.0
-    units: float = 0.0
+    units: float = 0.0  # That it holds, without those of the last answer.
     units_fresh: float = 0.0
-    waiting: int = 0
-    written_off: int = 0
-    seq: int = 0
-    seen: float = 0.0
-    counted: bool = False
-    normal: bool = False
-    old: list[Range] = field(default_factory=list)
-    fresh: list[Range] = field(default_factory=list)
+    waiting: int = 0  # Requests.
+    written_off: int = 0  # Permits that expired, and may still turn out to have been used.
+    seq: int = 0  # Its last call.
+    seen: float = 0.0  # When that came.
+    counted: bool = False  # As active.
+    normal: bool = False  # Whether requests of normal priority wait.
+    old: list[Range] = field(default_factory=list)  # The places that it holds.
+    fresh: list[Range] = field(default_factory=list)  # Those of the last answer, which may not have arrived.
 
     def pack(self) -> str:
         """The member as a line of JSON, which begins with `due`."""
@@ -64,7 +50,6 @@ class MemberState:
 
     @classmethod
     def unpack(cls, packed: str) -> "MemberState":
-        """The member that was packed."""
         values = json.loads(packed)
         values[-2:] = map(_tuples, values[-2:])
         return cls(*values)
@@ -90,11 +75,9 @@ class Members:
         self._packed = dict(line.split("\t", 1) for line in lines)
 
     def lines(self) -> list[str]:
-        """All members, packed."""
         return [f"{key}\t{packed}" for key, packed in self._packed.items()]
 
     def get(self, name: str) -> MemberState | None:
-        """The member; None if it is unknown."""
         packed = self._packed.get(json.dumps(name))
         return None if packed is None else MemberState.unpack(packed)
 
@@ -114,7 +97,6 @@ class Members:
         return len(self._packed)
 
     def all(self) -> list[MemberState]:
-        """All members."""
         return list(map(MemberState.unpack, self._packed.values()))
 
 
@@ -123,62 +105,42 @@ _NO_QUOTA: Final = Quota(0.0)
 
 @dataclass(slots=True)
 class State:
-    """The state of one share. Instants are in seconds on its own clock, which starts at 0 and is never set back.
+    """The state of one share. Instants are in seconds on its own clock, which starts at 0 and is never set back."""
 
-    Attributes:
-        offset: its clock minus the store's.
-        epoch: counts refusals; restarts above all earlier values when a state is lost.
-        version, memory, written: the version of the pace, the adaptive law's state, and when it was written.
-        id: the last lease.
-        at: the latest instant at which the state was used.
-        quota: the quota in force; `began` and `started` are when the member that set it started, by this clock and by
-            its own, and `owner_seen` is when a member with this quota last called.
-        rate, burst: the pace in force.
-        next, free, credit: the calendar.
-        most: how many permits may be used in any window; 0 without such a promise.
-        window, within: instants of permits in the last window or leased ahead, with their numbers; and their sum.
-        units: units of cost that are left; negative while there is a debt.
-        paused, refused: when the pause ends, and when the last 429 was reported.
-        low_next: the next place for a request of low priority beside others of normal priority.
-        active, normal: how many members wait or hold permits, and in how many requests of normal priority wait.
-        sweep_at: when silent members are looked for.
-        leased, used, returned, expired: permits by what became of them.
-        usage: permits used lately, fading.
-        is_new: whether the state is new, so that members may know more.
-    """
-
-    offset: float
-    epoch: int
-    version: int
-    id: int
-    memory: str = ""
+    offset: float  # Its clock minus the store's.
+    epoch: int  # Counts refusals; restarts above all earlier values when a state is lost.
+    version: int  # Of the pace.
+    id: int  # The last lease.
+    memory: str = ""  # The state of the adaptive law, and when it was written.
     written: float = 0.0
-    at: float = 0.0
-    quota: Quota = _NO_QUOTA
-    began: float = NEVER
-    started: float = 0.0
-    owner_seen: float = NEVER
-    rate: float = 0.0
+    at: float = 0.0  # The latest instant at which the state was used.
+    quota: Quota = _NO_QUOTA  # In force.
+    began: float = NEVER  # When the member that set it started, by this clock ...
+    started: float = 0.0  # ... and by its own.
+    owner_seen: float = NEVER  # When a member with this quota last called.
+    rate: float = 0.0  # The pace in force.
     burst: float = 0.0
-    next: float = 0.0
+    next: float = 0.0  # The calendar.
     free: list[Range] = field(default_factory=list)
     credit: float = 0.0
-    most: int = 0
-    window: list[Entry] = field(default_factory=list)
+    most: int = 0  # Permits that may be used in any window; 0 without such a promise.
+    window: list[Entry] = field(
+        default_factory=list
+    )  # Permits of the last window or leased ahead, and their sum.
     within: int = 0
-    units: float = 0.0
-    paused: float = NEVER
-    refused: float = NEVER
-    low_next: float = NEVER
-    active: int = 0
-    normal: int = 0
-    sweep_at: float = 0.0
-    leased: int = 0
+    units: float = 0.0  # Left; negative while there is a debt.
+    paused: float = NEVER  # When the pause ends.
+    refused: float = NEVER  # When the last 429 was reported.
+    low_next: float = NEVER  # The next place for a request of low priority beside others of normal priority.
+    active: int = 0  # Members that wait or hold permits.
+    normal: int = 0  # Those in which requests of normal priority wait.
+    sweep_at: float = 0.0  # When silent members are looked for.
+    leased: int = 0  # Permits by what became of them.
     used: int = 0
     returned: int = 0
     expired: int = 0
-    usage: float = 0.0
-    is_new: bool = True
+    usage: float = 0.0  # Permits used lately, fading.
+    is_new: bool = True  # Members may know more.
     members: Members = field(default_factory=Members)
 
     @classmethod
@@ -200,7 +162,6 @@ class State:
 
     @classmethod
     def unpack(cls, packed: str) -> "State":
-        """The state that was packed."""
         first, *lines = packed.split("\n")
         values = json.loads(first)
         values.update({name: _tuples(values[name]) for name in ("free", "window")})
@@ -208,7 +169,6 @@ class State:
 
 
 def count(ranges: list[Range]) -> int:
-    """How many places there are."""
     return sum(places for _, _, places in ranges)
 
 

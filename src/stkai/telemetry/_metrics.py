@@ -219,10 +219,7 @@ class Recorder:
         for metric, measure in _BY_EVENT.get(type(event), ()):
             value = measure(event)
             if value is not None:
-                labels: Labels = {}
-                for name in metric.labels:
-                    label = _LABELS[name](event)
-                    if label:
-                        bounded = self._bounded.get(name)
-                        labels[name] = label if bounded is None else bounded(str(label))
+                labels = labels_of(event, *metric.labels)
+                for name in labels.keys() & self._bounded.keys():
+                    labels[name] = self._bounded[name](str(labels[name]))
                 self._record[metric](value, labels)

@@ -27,9 +27,8 @@ from stkai.testing import FakeClock
 from stkai.transports import Answer, RateChange, Turn, limiter
 from stkai.transports._limits.in_flight import Slots
 from stkai.transports._limits.queue import Queue
-from stkai.transports._limits.sources.rate import Rate
+from stkai.transports._limits.sources.request_limits import Rate, Window
 from stkai.transports._limits.sources.units import Units
-from stkai.transports._limits.sources.window import Window
 
 from ...support.crowd import Waiter, drive, took
 from ...support.heard import Heard

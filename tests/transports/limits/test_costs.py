@@ -19,7 +19,7 @@ from stkai.testing import FakeClock
 from stkai.transports import Answer, Turn, adaptive, token_bucket
 from stkai.transports._limits.metering import LONGEST, LONGEST_DECODED
 from stkai.transports._limits.queue import Queue
-from stkai.transports._limits.sources.rate import Rate
+from stkai.transports._limits.sources.request_limits import Rate
 from stkai.transports._limits.sources.units import Units
 
 from ...support.crowd import Waiter, drive, most_in_excess, took

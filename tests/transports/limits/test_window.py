@@ -12,7 +12,7 @@ from stkai import StackBuilder, TokenBucket
 from stkai.testing import FakeClock
 from stkai.transports import Turn, token_bucket
 from stkai.transports._limits.queue import Queue
-from stkai.transports._limits.sources.window import Window
+from stkai.transports._limits.sources.request_limits import Window
 
 from ...support.crowd import Waiter, drive, took
 from ...support.world import World

@@ -1,20 +1,20 @@
 """Several limits at once: a request is admitted when all of them admit it, and takes from all of them in one step."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import httpx
 
 from ..._checks import even_half_made
 from ..._errors import ConfigurationError
 from .._operations import Operation
-from .guest import guest_of, plan_of_own
-from .limiter import Answer, Limiter, RateChange, Turn
-from .plan import Chooser, Plan, subscribe
-from .queue import READY, join_all
+from .limiter import Answer, Chooser, Limiter, Plan, RateChange, Turn, subscribe
+from .queue import READY, Queue, join_all
 from .queue_limiter import QueueLimiter, is_ours
-from .sources.source import Source
+from .sources.source import TICK, Source
 
 _MEMBERS: Final = ("methods", "max_wait_time", "ask", "leave", "learn", "settle")
 
@@ -26,6 +26,9 @@ WANTED: Final = (
     " InFlight, PerHost, PerKey, or a stkai.Limiter of your own), a list of limiters such as [AimdLimiter(),"
     " InFlight(8)], or None; not "
 )
+
+_GLANCE: Final = 1.0
+"""Seconds; a limiter of the user's own is asked at least so often about the request that is next."""
 
 
 class AllOf(QueueLimiter):
@@ -44,16 +47,11 @@ class AllOf(QueueLimiter):
 
     def __init__(self, *limiters: Any) -> None:
         self.parts: tuple[Any, ...] = tuple({id(part): part for part in _flattened(limiters)}.values())
-        if not self.parts:
-            raise ConfigurationError(f"{WANTED}an empty list")
         self._choosers = any(isinstance(part, Chooser) for part in self.parts)
-        fixed = [part for part in self.parts if not isinstance(part, Chooser)]
-        plan = _joined(None, fixed) or Plan()
+        plan = _joined(None, [part for part in self.parts if not isinstance(part, Chooser)]) or Plan()
         super().__init__(*plan.sources)
-        self._methods = _all_methods(self.parts)
-        self._max_wait_time = _smallest(part.max_wait_time for part in fixed)
-        self._plans: dict[str, Plan | None] = {}
-        self._plan = plan
+        self._methods, self._max_wait_time = _all_methods(self.parts), plan.max_wait_time
+        self._plan, self._plans = plan, dict[str, Plan | None]()
         self.has_remote = self.has_remote or self._choosers
 
     def plan_for(self, request: httpx.Request | None) -> Plan | None:
@@ -79,16 +77,14 @@ class AllOf(QueueLimiter):
         if not turn.guests or wait == 0:
             return wait
         if wait is READY:
-            said = self._ask_guests(turn, now)
-            if said != 0:
-                return said
+            wait = self._ask_guests(turn, now)
+            if wait != 0:
+                return wait
             turn.is_admitted = True
             wait = super().ask(turn, now)
             turn.is_admitted = False
-            if wait == 0:
-                return 0.0
-        # The turn waits for another limit, so the guests can be asked about another request.
-        self._give_up_guests(turn, now)
+        if wait != 0:  # For another limit, so the guests can be asked about another request.
+            self._give_up_guests(turn, now)
         return wait
 
     def _ask_guests(self, turn: Turn, now: float) -> float | Operation:
@@ -154,20 +150,20 @@ def checked_limiter(policy: Any, wanted: str = WANTED) -> Any:
     if isinstance(policy, list | tuple):
         return AllOf(*policy)
     if isinstance(policy, type) or not isinstance(policy, Limiter | Chooser):
-        missing = [f"no `{name}`" for name in _MEMBERS if not hasattr(policy, name)]
         hint = ""
         if hasattr(policy, "ask") and not isinstance(policy, type):
+            missing = [f"no `{name}`" for name in _MEMBERS if not hasattr(policy, name)]
             kind = type(policy).__name__
             hint = f"; {kind} has {' and '.join(missing)}: derive it from stkai.Limiter, which has defaults"
         raise ConfigurationError(f"{wanted}{policy!r}{hint}")
     return policy
 
 
-def _flattened(limiters: Iterable[Any]) -> Iterator[Any]:
+def _flattened(limiters: Sequence[Any]) -> Iterator[Any]:
+    if not limiters:
+        raise ConfigurationError(f"{WANTED}an empty list")
     for part in limiters:
         if isinstance(part, list | tuple):
-            if not part:
-                raise ConfigurationError(f"{WANTED}an empty list")
             yield from _flattened(part)
         elif isinstance(part, AllOf) and not part.is_own:
             yield from part.parts
@@ -177,7 +173,11 @@ def _flattened(limiters: Iterable[Any]) -> Iterator[Any]:
 
 def _joined(request: httpx.Request | None, parts: Iterable[Any]) -> Plan | None:
     """What a request needs of all these parts together."""
-    plans = [plan for part in parts if (plan := _plan_of(part, request)) is not None]
+    asked = (
+        part.plan_for(request) if is_ours(part) else plan_of_own(part, request, _guest_of(part))
+        for part in parts
+    )
+    plans = [plan for plan in asked if plan is not None]
     if not plans:
         return None
     guests = dict.fromkeys(guest for plan in plans for guest in plan.guests)
@@ -193,27 +193,105 @@ def _joined(request: httpx.Request | None, parts: Iterable[Any]) -> Plan | None:
         tuple(priced),
         any(plan.ends for plan in plans),
         bool(guests) or any(plan.listens for plan in plans),
-        _smallest(plan.max_wait_time for plan in plans),
+        min((plan.max_wait_time for plan in plans if plan.max_wait_time is not None), default=None),
     )
 
 
-def _plan_of(part: Any, request: httpx.Request | None) -> Plan | None:
-    if is_ours(part):
-        return part.plan_for(request)
-    return plan_of_own(part, request, guest_of(part))
-
-
-def _smallest(waits: Iterable[float | None]) -> float | None:
-    """The smallest of some times to wait, where None is no limit."""
-    least = min((math.inf if wait is None else wait for wait in waits), default=math.inf)
-    return None if least == math.inf else least
-
-
 def _all_methods(parts: Iterable[Any]) -> frozenset[str] | None:
-    names: set[str] = set()
-    for part in parts:
-        methods = None if isinstance(part, Chooser) else part.methods
-        if methods is None:
-            return None
-        names.update(methods)
-    return frozenset(names)
+    each = [None if isinstance(part, Chooser) else part.methods for part in parts]
+    return None if None in each else frozenset(name for names in each for name in names or ())
+
+
+class Guest(Source):
+    """A limiter of the user's own among others: asked last, about one turn at a time, and not under the lock.
+
+    As a source, it holds back all other turns. The limiter sees a turn of its own for each of ours.
+    """
+
+    counts_units = True
+    is_exact = False
+
+    def __init__(self, limiter: Limiter) -> None:
+        self.limiter = limiter
+        self.max_cost: float | None = getattr(limiter, "max_cost", None)
+        self.cost = getattr(limiter, "cost", None)
+        self._asking: Turn | None = None
+
+    @property
+    def limit(self) -> str:  # type: ignore[override]
+        return type(self.limiter).__name__
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where a turn's `costs` are set."""
+        return (self,)
+
+    def listens(self, now: float) -> bool:
+        return True
+
+    def when(self, turn: Turn, ahead: int, now: float) -> float:
+        asking = self._asking
+        if asking is turn or (asking is None and not ahead):
+            return 0.0
+        return TICK if asking is None else max(TICK, asking.told - now)
+
+    def reserve(self, turn: Turn) -> None:
+        """Note that all other sources have a permit for the turn, so that the limiter is asked about it next."""
+        self._asking = turn
+
+    def take(self, turn: Turn, now: float) -> None:
+        self._asking = None
+
+    def forked(self) -> None:
+        self._asking = None
+
+    def inner(self, turn: Turn) -> Turn:
+        """The turn that the limiter sees in place of ours."""
+        if turn.inner is Turn.inner:
+            turn.inner = {}
+        if self not in turn.inner:
+            cost, priority = self.cost_of(turn), turn.priority
+            turn.inner[self] = Turn(turn.request, chance=turn.chance, cost=cost, priority=priority)
+        return turn.inner[self]
+
+    def ask(self, turn: Turn, now: float) -> float | Operation:
+        """The limiter's answer; `turn.nap` is then when to ask again."""
+        inner = self.inner(turn)
+        inner.nap, inner.call = math.inf, turn.call
+        wait = self.limiter.ask(inner, now)
+        turn.nap = min(inner.nap, _GLANCE)
+        return wait
+
+    def give_up(self, turn: Turn, now: float) -> None:
+        """Leave the limiter with the turn's place or permit, and let it be asked about another turn."""
+        if self in turn.inner:
+            self.limiter.leave(turn.inner[self], now)
+        if self._asking is turn:
+            self._asking = None
+
+    def settle(self, turn: Turn, cost: float, now: float) -> None:
+        self.limiter.settle(self.inner(turn), cost, now)
+
+
+_guests: WeakValueDictionary[int, Guest] = WeakValueDictionary()
+"""By the id of their limiter: a limiter in several lists is still asked about one turn at a time."""
+
+
+def _guest_of(limiter: Limiter) -> Guest:
+    with Queue.lock:
+        guest = _guests.get(id(limiter))
+        if guest is None:
+            guest = _guests[id(limiter)] = Guest(limiter)
+    return guest
+
+
+def plan_of_own(limiter: Limiter, request: httpx.Request | None, guest: Guest | None = None) -> Plan | None:
+    """What a request needs of a user's own limiter, alone or as a guest; it sees every request and every answer."""
+    if guest is None and isinstance(limiter, QueueLimiter):
+        plan = limiter.plan_for(request)
+        return None if plan is None else replace(plan, ends=True)
+    if request is not None and limiter.methods is not None and request.method not in limiter.methods:
+        return None
+    guests = () if guest is None else (guest,)
+    priced = () if getattr(limiter, "max_cost", None) is None else guests or (limiter,)
+    return Plan(guests, guests, priced, hasattr(limiter, "end"), bool(guests), limiter.max_wait_time)

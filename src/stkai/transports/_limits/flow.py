@@ -16,11 +16,9 @@ from .._call import Attempt, SignatureExpired
 from .._context import Context
 from .._layer import Layer
 from .._operations import Close, Flow, Steps
-from .all_of import checked_limiter
-from .guest import plan_of_own
-from .limiter import TOO_MANY_REQUESTS, Answer, Limiter, Turn
+from .all_of import checked_limiter, plan_of_own
+from .limiter import TOO_MANY_REQUESTS, Answer, Chooser, Limiter, Plan, Turn, subscribe
 from .metering import Bill, Estimate, Meter, Settle
-from .plan import Chooser, Plan, subscribe
 from .queue_limiter import QueueLimiter, is_ours
 from .waiting import CallWaiting
 

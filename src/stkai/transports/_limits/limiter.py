@@ -1,7 +1,8 @@
-"""The protocol `Limiter`, and what a limiter layer tells a limiter."""
+"""The protocol `Limiter`, what a limiter layer tells a limiter, and what a request needs of it."""
 
 import math
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
 
@@ -182,3 +183,57 @@ class Limiter(Protocol):
     def settle(self, turn: Turn, cost: float, now: float) -> None:
         """Correct the units that the request took, now that its real cost is known."""
         return
+
+
+@runtime_checkable
+class Pricing(Protocol):
+    """What a call costs a limiter, before it is sent and after it was answered; `llm_tokens()` returns one."""
+
+    def estimate(self, request: httpx.Request) -> float:
+        """Units that a request will probably take."""
+        ...
+
+    def settle(self, response: httpx.Response) -> float | None:
+        """Units that it has taken; None if the answer does not tell."""
+        ...
+
+
+Cost = Callable[[httpx.Request], float] | Pricing
+"""What a limiter takes as `cost`."""
+
+
+# Not a NamedTuple: its fields are read for every request, and slots are faster.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a request of some method needs of a limiter.
+
+    Attributes:
+        sources: where it takes its permits from.
+        guests: limiters of the user's own that it asks as well.
+        priced: the limits that count units of cost: each has `max_cost`, and corrects with `settle` what a turn took.
+        ends: whether one of them must be notified when the answer has ended.
+        listens: whether an answer of success may teach one of them something.
+        max_wait_time: seconds that it may wait.
+    """
+
+    sources: tuple[Any, ...] = ()
+    guests: tuple[Any, ...] = ()
+    priced: tuple[Any, ...] = ()
+    ends: bool = False
+    listens: bool = False
+    max_wait_time: float | None = None
+
+
+class Chooser:
+    """Has a limiter for each request."""
+
+    def limiter_for(self, request: httpx.Request) -> Limiter:
+        """The limiter of that request."""
+        raise NotImplementedError
+
+
+def subscribe(limiter: object, layer: Any) -> None:
+    """Let a limiter report to the listener of a layer's stack, if it has something to report."""
+    method = getattr(limiter, "subscribe", None)
+    if method is not None:
+        method(layer)

@@ -13,8 +13,7 @@ from ...costs import Arrived
 from .._bodies import is_there
 from .._body_end import BodyEnd
 from .._options import UNSET, check_cost
-from .limiter import Turn
-from .plan import Plan, Pricing
+from .limiter import Plan, Pricing, Turn
 
 LONGEST: Final = 16_777_216
 """Bytes as received; a longer answer does not report a usage, and is not worth keeping in memory."""

@@ -14,8 +14,7 @@ from ..._errors import ConfigurationError
 from ..._forks import begin_in_each_process
 from ..._urls import DEFAULT_PORTS, show_origin
 from .all_of import checked_limiter
-from .limiter import Limiter
-from .plan import Chooser, subscribe
+from .limiter import Chooser, Limiter, subscribe
 
 
 class PerKey(Chooser):

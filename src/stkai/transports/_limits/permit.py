@@ -16,8 +16,7 @@ from .._call import Attempt, Call
 from .._driver import drive
 from .._operations import Operation
 from .._options import UNSET, Priority, RequestOptions, Unset, check_cost
-from .limiter import TOO_MANY_REQUESTS, Answer, Turn
-from .plan import Plan
+from .limiter import TOO_MANY_REQUESTS, Answer, Plan, Turn
 from .queue import Queue, was_never_sent
 from .waiting import TooLongError, Waiting
 

@@ -12,8 +12,8 @@ from ..._checks import POSITIVE, check_number, is_token
 from ..._clock import Clock
 from ..._errors import ConfigurationError
 from .._options import UNSET, Priority, Unset
+from .limiter import Cost, Plan, Pricing
 from .permit import Permit
-from .plan import Cost, Plan, Pricing
 from .queue import Queue
 from .sources.source import Limits, Source
 

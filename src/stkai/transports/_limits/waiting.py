@@ -11,8 +11,7 @@ from ...events import Rejected, Waited
 from .._call import Attempt, SignatureExpired
 from .._operations import Operation, Sleep, Steps
 from .._options import UNSET
-from .limiter import Limiter, Turn
-from .plan import Plan
+from .limiter import Limiter, Plan, Turn
 from .queue import Queue
 from .sources.source import TICK, Source
 
@@ -23,13 +22,7 @@ _LONGEST: Final = 3600.0
 
 
 class TooLongError(Exception):
-    """The wait would be longer than it may be; the turn has left the queue.
-
-    Attributes:
-        wait: seconds that it would still have had to wait.
-        waited: seconds that it has waited.
-        left: seconds that were left until the deadline.
-    """
+    """The turn has waited for `waited` seconds, would wait for `wait` more, and has `left` until its deadline."""
 
     def __init__(self, wait: float, waited: float, left: float) -> None:
         super().__init__(wait)
@@ -37,34 +30,22 @@ class TooLongError(Exception):
 
 
 class Waiting:
-    """One request's wait for its permit.
-
-    Args:
-        limiter: the one to ask.
-        turn: the request's turn.
-        clock: tells the time.
-        limit: seconds that it may wait.
-        deadline: the instant at which the call must have ended.
-
-    Attributes:
-        start: when it began.
-        now: the time when the limiter last answered.
-        held: seconds for which each source held it up, if that is to be reported.
-    """
+    """One request's wait for its permit: for at most `limit` seconds, and until the instant `deadline`."""
 
     def __init__(
         self, limiter: Limiter | Queue, turn: Turn, clock: Clock, limit: float, deadline: float
     ) -> None:
         self.limiter, self.turn, self.clock = limiter, turn, clock
         self.limit, self.deadline = limit, deadline
+        # When it began and ended.
         self.start = self.now = 0.0
+        # Seconds for which each source held it up, if that is to be reported.
         self.held: dict[Source | None, float] | None = None
 
     def steps(self, wait: float | Operation, start: float) -> Steps[float]:
         """Wait, and return the instant at which the permit was taken; a wait that fails leaves the queue.
 
-        Args:
-            wait: what the limiter has said at `start`.
+        `wait` is what the limiter has said at `start`.
 
         Raises:
             TooLongError: it would take longer than it may.
@@ -94,15 +75,7 @@ class Waiting:
 
 
 class CallWaiting(Waiting):
-    """The wait of one attempt; the attempts of a call share its allowance.
-
-    Args:
-        layer: the layer that makes it wait.
-        limiter: the one to ask.
-        turn: the request's turn.
-        plan: what the request needs.
-        attempt: the request's attempt.
-    """
+    """The wait of one attempt; the attempts of a call share its allowance."""
 
     def __init__(self, layer: Any, limiter: Any, turn: Turn, plan: Plan, attempt: Attempt) -> None:
         call = attempt.call

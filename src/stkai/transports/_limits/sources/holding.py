@@ -50,20 +50,12 @@ _SPAN: Final = 0.25
 
 
 class Holding:
-    """Permits and units.
-
-    Attributes:
-        due: when each permit may be used, in ascending order.
-        units: units of cost leased and not spent yet.
-        used: permits used since the member started.
-        lapsed: permits given up unused after their time, likewise.
-        spent: units of cost used, corrections included, likewise.
-    """
+    """Permits and units that are leased and not used, and the totals since the member started."""
 
     def __init__(self) -> None:
-        self.due: list[float] = []
+        self.due: list[float] = []  # When each permit may be used, in ascending order.
         self.units = self.spent = 0.0
-        self.used = self.lapsed = 0
+        self.used = self.lapsed = 0  # Lapsed permits were given up after their time.
 
     @property
     def last(self) -> float:
@@ -71,7 +63,7 @@ class Holding:
         return self.due[-1] if self.due else -math.inf
 
     def add(self, ranges: Iterable[tuple[float, float, int]], units: float, now: float) -> int:
-        """Add what was leased: ranges (seconds from now, gap, count), and units. Returns the number of permits."""
+        """Add what was leased; see `Lease`. Returns the number of permits."""
         before = len(self.due)
         for first, gap, count in ranges:
             for number in range(count):
@@ -116,16 +108,11 @@ class Holding:
 
 
 class Demand:
-    """Whether requests come one after another, so that the next ones can be expected.
-
-    Attributes:
-        used_at: when a permit was last used.
-        steady: how many requests will come before the next call; 0 unless they come steadily.
-    """
+    """Whether requests come one after another, so that the next ones can be expected."""
 
     def __init__(self) -> None:
         self.used_at = self._asked_at = -math.inf
-        self.steady = 0
+        self.steady = 0  # How many requests will come before the next call.
         self._usage = 0.0
         self._counted = (0, 0)
 
@@ -141,21 +128,13 @@ class Demand:
 
 @dataclass
 class StoreCall:
-    """One message to the store and its answer.
+    """One message to the store and its answer."""
 
-    Attributes:
-        turn: the turn that makes it; None if no request does.
-        until: when it no longer holds up other calls.
-        sent: when the message was written.
-        is_last: whether the member leaves the group with it.
-        ask: the message; None before the call begins.
-    """
-
-    turn: Turn | None
-    until: float
+    turn: Turn | None  # None if no request makes the call.
+    until: float  # When it no longer holds up other calls.
     sent: float
-    is_last: bool
-    ask: Ask | None = None
+    is_last: bool  # Whether the member leaves the group with it.
+    ask: Ask | None = None  # The message, once the call has begun.
 
 
 class GroupStatus:
@@ -164,16 +143,14 @@ class GroupStatus:
     Attributes:
         lease: the last answer; None if the store was never reached.
         as_of: when the message was sent that it answers.
-        latency: seconds that an answer takes.
-        members: how many members the group has, or had a short time ago.
-        active: how many of them wait for permits or hold some.
+        retry_at: when to ask again, if it had no permits.
         queue_until: when a permit requested now could be used.
-        paused_until: when the group may send again.
+        members, active: how many there are, or were a short time ago; how many of them wait for permits or hold some.
     """
 
     def __init__(self) -> None:
         self.lease: Lease | None = None
-        self.as_of = self.queue_until = self.paused_until = self._retry_at = self._members_at = -math.inf
+        self.as_of = self.retry_at = self.queue_until = self.paused_until = self._members_at = -math.inf
         self.latency = 0.0
         self.members = self.active = 1
 
@@ -192,7 +169,7 @@ class GroupStatus:
         self.queue_until = now + lease.queue
         if lease.pause:
             self.paused_until = max(self.paused_until, now + lease.pause)
-        self._retry_at = now + max(lease.again, _RETRY if is_empty else 0.0)
+        self.retry_at = now + max(lease.again, _RETRY if is_empty else 0.0)
 
     def lead(self, *, short: bool = False) -> float:
         """Seconds before an instant at which to ask the store, to have its answer by then."""
@@ -203,7 +180,3 @@ class GroupStatus:
         reach = min(AHEAD, max(_REACH, 2.5 * self.latency, self.active / _CALLS))
         burst = 0.0 if self.lease is None else -self.lease.queue
         return max(1, math.floor(rate * max(reach, burst) / self.active + ROUNDING)) + 1
-
-    def again(self, last: float, *, short: bool) -> float:
-        """When to lease the next permits, if the last of those held is due at `last`."""
-        return max(last - self.lead(short=short), self._retry_at)

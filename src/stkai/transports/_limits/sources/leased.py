@@ -1,5 +1,6 @@
 """A source of permits that are leased from a store: the limit of a whole group of processes."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
@@ -10,15 +11,15 @@ from ..limiter import Answer, RateChange, Turn
 from ..pace.pause import LONGEST
 from .holding import EPSILON
 from .member import SOON, Member
-from .outage import BOTH
-from .rate import Rate
+from .outage import BOTH, window_of
+from .request_limits import Rate
 from .source import ROUNDING, TICK, Limits
 
 _BUSY: Final = 0.002
 """Seconds after which a request asks again while another one calls the store."""
 
 _EASED: Final = 0.88
-"""Share of its rate that a member keeps after a refusal while the store is lost; then the group's rate applies."""
+"""Share of its rate that a member keeps after a refusal while the store is lost."""
 
 _BEAT: Final = 1.0
 """Seconds after which a member that waits reports again: the group may have changed its quota, or stopped."""
@@ -45,9 +46,13 @@ class Leased(Member):
         return self.max_cost > 0
 
     def update(self, limits: Limits) -> None:
-        """Change the group's quota; the member counts as one that starts now."""
+        """Change the group's quota, as a member would that starts when it sends its next message."""
         quota = quota_of(limits, promises=self.pace is None)
-        self.set_quota(quota._replace(methods=self.quota.methods))
+        self.quota = quota._replace(methods=self.quota.methods)
+        if self.history is not None:
+            self.history.update(window_of(quota))
+        self._date, self._started = self._identity()[1], math.inf
+        self.client.schedule(0.0)
 
     # Permits
 
@@ -164,7 +169,7 @@ class Leased(Member):
     def _again(self) -> float:
         """When to lease the next permits."""
         short = len(self.held.due) > max(1, self.waiting // 4)
-        return self.group.again(self.held.last, short=short)
+        return max(self.held.last - self.group.lead(short=short), self.group.retry_at)
 
     # Calls
 
@@ -214,7 +219,7 @@ class Leased(Member):
         if calling:
             again = max(again, now + max(_BUSY, group.latency))
         if behind > 0 and group.queue_until >= now:
-            if behind < 2 * self.most:
+            if behind < 2 * group.most(self.rate):
                 again = max(again, max(last, again) + min(behind / self.rate, 1.0))
             else:
                 again = max(again, now + max(_BUSY, (start + behind / self.rate - now) / 2))
@@ -232,8 +237,7 @@ class Leased(Member):
         return claimed + cost <= self.held.units + ROUNDING * self.max_cost
 
     def _use_of(self, turn: Turn) -> Use | None:
-        use: Use | None = None if turn.leases is None else turn.leases.get(self)
-        return use
+        return (turn.leases or {}).get(self)
 
 
 def quota_of(limits: Limits, *, promises: bool) -> Quota:

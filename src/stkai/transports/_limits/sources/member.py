@@ -13,9 +13,9 @@ from ....stores import Ask, Lease, Quota, Refusal
 from ....stores._protocol import AHEAD, LATE
 from ..limiter import Turn
 from .holding import GIVE_UP, Demand, GroupStatus, Holding, StoreCall
-from .outage import Outage, window_of
+from .outage import Outage
+from .request_limits import Window
 from .source import ROUNDING, Source
-from .window import Window
 
 SOON: Final = 0.01
 """Seconds after which unused permits are returned: another request may follow at once."""
@@ -40,19 +40,10 @@ class Member(Source):
         alone: makes the local sources for as long as the number of members is unknown.
         pace: computes the group's rate from the answers, if its members find that together; then nothing is leased
             before it is known.
-
-    Attributes:
-        client: makes its calls; it sets this.
-        held: its permits and units.
-        group: the state of its group.
-        outage: the local sources, while the store is out of reach.
-        history: what this member used in the last window, if the quota promises one.
-        demand: how many requests come one after another.
-        calling: the call under way.
-        refused: the epoch of a refusal to report; -1 for none.
     """
 
     client: Any
+    """Makes its calls; it sets this itself."""
 
     def __init__(
         self,
@@ -71,9 +62,10 @@ class Member(Source):
         self._name, self._date, self._started = self._identity()
         self.held, self.group, self.outage = Holding(), GroupStatus(), Outage(self)
         self.calling: StoreCall | None = None
+        # What this member used in the last window, if the quota promises one.
         self.history = Window(1, self.quota.window) if self.quota.window else None
         self.demand = Demand()
-        self.refused = -1
+        self.refused = -1  # The epoch of a refusal to report.
         self._sequence = self._hung = 0
         self._reported: Ask | None = None  # The last message that has probably arrived.
 
@@ -105,12 +97,7 @@ class Member(Source):
         """How many requests will probably come, besides those that wait."""
         if self.max_cost:
             return 0  # What they cost is unknown.
-        return max(0, min(self.most, self.demand.steady) - len(self.turns))
-
-    @property
-    def most(self) -> int:
-        """The most permits to hold."""
-        return self.group.most(self.rate)
+        return max(0, min(self.group.most(self.rate), self.demand.steady) - len(self.turns))
 
     def wanted(self, now: float) -> tuple[int, int, float]:
         """How many more permits to ask for, and how many permits and units to keep for the first in the queue."""
@@ -131,7 +118,7 @@ class Member(Source):
                 units += cost_of(turns[paid])
                 paid += 1
             kept = paid
-        return min(most - kept, self.most - kept), kept, units
+        return min(most, self.group.most(self.rate)) - kept, kept, units
 
     # Calls
 
@@ -237,14 +224,6 @@ class Member(Source):
         self.calling = self._reported = None
         if call.ask is not None and call.ask.refused is not None:
             self.refused = max(self.refused, call.ask.refused.epoch)
-
-    def set_quota(self, quota: Quota) -> None:
-        """Change the group's quota, as a member would that starts when it sends its next message."""
-        self.quota = quota
-        if self.history is not None:
-            self.history.update(window_of(quota))
-        self._date, self._started = self._identity()[1], math.inf
-        self.client.schedule(0.0)
 
     # What no request does
 

@@ -8,7 +8,7 @@ from ....stores import Ask, Quota
 from ....stores._protocol import AHEAD
 from ..limiter import Turn
 from .holding import GIVE_UP
-from .rate import Rate
+from .request_limits import Rate
 from .source import ROUNDING, Limits, Source
 from .units import Units
 
@@ -30,23 +30,14 @@ _ANNOUNCED: Final = 2
 
 
 class Outage:
-    """The sources that take the place of the store.
-
-    Args:
-        leased: the source whose requests wait.
-
-    Attributes:
-        is_on: whether the store is out of reach now.
-        failures: calls that have failed in a row.
-        used: permits of theirs that were not reported yet.
-        since: when the outage began.
-    """
+    """The local sources that take the place of the store for the requests that wait for `leased`."""
 
     def __init__(self, leased: Any) -> None:
         self._leased = leased
-        self.is_on = False
-        self.failures = self.used = 0
+        self.is_on = False  # Whether the store is out of reach now.
         self.since = -math.inf
+        self.failures = 0  # Calls that have failed in a row.
+        self.used = 0  # Permits of the local sources that were not reported yet.
         self._local: Sequence[Source] = ()
         # How long they are in force: while the store is out of reach, and shortly afterwards.
         self._until = -math.inf
@@ -121,13 +112,11 @@ class Outage:
             source.recover(turns)
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
-        """Seconds until the local sources admit the turn."""
         if now >= self._until:
             self._local, self._until = (), -math.inf
         return max([source.when(turn, ahead, now) for source in self.sources], default=0.0)
 
     def take(self, turn: Turn, now: float) -> None:
-        """Take a permit from the local sources."""
         self.used += self.is_on
         for source in self.sources:
             source.take(turn, now)
@@ -139,7 +128,6 @@ class Outage:
             source.give_back(turn, now)
 
     def soon(self, now: float, seconds: float) -> float:
-        """How many permits the local sources could give within so many seconds."""
         return min([source.soon(now, seconds) for source in self.sources], default=math.inf)
 
     def _part(self, now: float) -> list[Source]:

@@ -41,12 +41,7 @@ _clock = SystemClock()
 
 
 class StoreClient:
-    """Calls a store: in the request's thread, in a worker thread of its event loop, or in the background.
-
-    Args:
-        member: the member that needs permits.
-        store: the store to call.
-    """
+    """Calls a store: in the request's thread, in a worker thread of its event loop, or in the background."""
 
     def __init__(self, member: Leased, store: Store) -> None:
         self.member, self.store = member, store
@@ -161,26 +156,26 @@ class StoreClient:
             with Queue.lock:
                 if member.group.lease is None and not member.outage.is_on:
                     ends_call = ends_call or isinstance(error, ConfigurationError)
+                lost = not ends_call and member.fail_call(call, self._now())
                 if ends_call:
                     member.drop_call(call)
             if ends_call:
                 raise_interrupt(error)
                 raise
-            self._note_failure(call, error)
+            logger.debug("the store of the share %r failed", member.share, exc_info=error)
+            if lost:
+                self._emit(StoreLost, store=repr(self.store), reason=f"{type(error).__name__}: {error}")
             return
         with Queue.lock:
             restored = member.end_call(call, answer, self._now())
         if restored:
             self._emit(StoreRestored, store=repr(self.store))
-        self._compare_quotas(ask.quota, answer.quota)
+        mine, theirs = ask.quota, answer.quota
+        if theirs not in (mine, self._disagreed):
+            differences = mine.differences(theirs)
+            self._emit(QuotaDisagreement, mine=mine.rate, theirs=theirs.rate, differences=differences)
+        self._disagreed = None if theirs == mine else theirs  # Each is reported once.
         self._amend_law(answer)
-
-    def _note_failure(self, call: StoreCall, error: BaseException) -> None:
-        with Queue.lock:
-            lost = self.member.fail_call(call, self._now())
-        logger.debug("the store of the share %r failed", self.member.share, exc_info=error)
-        if lost:
-            self._emit(StoreLost, store=repr(self.store), reason=f"{type(error).__name__}: {error}")
 
     def _amend_law(self, lease: Lease) -> None:
         pace: GroupPace | None = self.member.pace
@@ -205,13 +200,6 @@ class StoreClient:
     def subscribe(self, layer: Any) -> None:
         """Notify the listener in the `context` of this layer as well; each listener is notified once."""
         self._audience[id(layer)] = layer
-
-    def _compare_quotas(self, mine: Quota, theirs: Quota) -> None:
-        """Report, once, that another quota than this member's is in force."""
-        if theirs not in (mine, self._disagreed):
-            differences = mine.differences(theirs)
-            self._emit(QuotaDisagreement, mine=mine.rate, theirs=theirs.rate, differences=differences)
-        self._disagreed = None if theirs == mine else theirs
 
     def _emit(self, kind: Callable[..., Event], **facts: Any) -> None:
         listeners: dict[int, Any] = {}

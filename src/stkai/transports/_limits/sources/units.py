@@ -29,11 +29,6 @@ class Units(Source):
         time_window: seconds in which as many are refilled.
         reads_headers: whether a server's headers about its quota of tokens may lower the level and the rate.
         start: from when on it is refilled, and the level it then has; by default it is full when first asked.
-
-    Attributes:
-        most: units that it holds.
-        rate: units per second by which it is refilled.
-        level: units that are there.
     """
 
     counts_units = True

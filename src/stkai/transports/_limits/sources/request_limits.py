@@ -1,0 +1,274 @@
+"""Limits of requests: a rate, constant or adaptive, and the promise that no window of time has more than a number."""
+
+import math
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Sequence
+from itertools import accumulate, islice
+from typing import Any, Final
+
+from ..limiter import Answer, RateChange, Turn
+from ..pace.adaptive import Adaptive
+from .source import ROUNDING, TICK, Limits, Source, in_words
+
+LATE: Final = 0.05
+"""Seconds, beyond the burst, for which the permit of a waiter that wakes late is kept for it."""
+
+_EXACT: Final = 2048
+"""Up to this number, each request has its own instant ..."""
+
+_SLOTS: Final = 256
+"""... above it, those within this part of the window share the last one's."""
+
+
+class Rate(Source):
+    """A bucket of `burst` permits: full at first, refilled at a constant rate.
+
+    Args:
+        start: from when on it releases permits, and the credit it then has; by default it is full when first asked.
+        limit: what it allows, in words.
+    """
+
+    def __init__(
+        self, rate: float, burst: float = 1.0, *, start: tuple[float, float] | None = None, limit: str = ""
+    ) -> None:
+        self.rate, self.burst, self.limit = rate, burst, limit or f"{rate:g} requests/s"
+        # The credit is below 1 while the next permit is not due.
+        self._at, self.credit = (-math.inf, 0.0) if start is None else start
+        self.paused_until = -math.inf
+
+    def _advance(self, now: float) -> None:
+        """Release what is due since the last time."""
+        start = self._at
+        if now <= start:
+            return
+        self._at = now
+        if start == -math.inf:
+            self.credit = self.burst
+            return
+        credit, most = self._released(start, now), self.burst
+        if credit > most:  # Waiters that wake late are owed more.
+            credit = min(credit, most + min(self.waiting, self.rate * LATE)) if self.waiting else most
+        self.credit = credit
+
+    def _released(self, start: float, now: float) -> float:
+        """The credit with what is released from `start` to `now`, whatever the burst is."""
+        if start < self.paused_until:
+            start = min(now, self.paused_until)
+        return self.credit + self.rate * (now - start)
+
+    def when(self, turn: Turn, ahead: int, now: float) -> float:
+        if now > self._at:
+            self._advance(now)
+        missing, until = ahead + 1 - self.credit, self.paused_until
+        if missing <= ROUNDING and now >= until:
+            return 0.0
+        wait = missing / self.rate if missing > 0.0 else 0.0
+        if now < until:
+            wait += until - now
+        return max(TICK, wait)
+
+    def take(self, turn: Turn, now: float) -> None:
+        self.credit -= 1.0
+
+    def give_back(self, turn: Turn, now: float) -> None:
+        """Take a permit back, unless the whole burst has been released since: many of them would go at once."""
+        self._advance(now)
+        if (now - turn.since) * self.rate < self.burst:
+            self.credit = min(self.burst + 1, self.credit + 1)
+
+    def soon(self, now: float, seconds: float) -> float:
+        return max(0.0, self.credit) + self.rate * max(0.0, seconds)
+
+    def pause(self, until: float) -> None:
+        """Let no request go before that instant."""
+        self.paused_until = max(self.paused_until, until)
+
+    def update(self, limits: Limits) -> None:
+        self.limit = in_words(limits)
+        if self._at > -math.inf:
+            self.credit = self.credit + max(0.0, limits.at_once - self.burst)
+        self.rate, self.burst = limits.rate, limits.at_once
+
+
+class PacedRate(Rate):
+    """A bucket whose rate and burst a pace moves."""
+
+    def __init__(self, pace: Adaptive) -> None:
+        super().__init__(pace.mode.rate, pace.mode.burst, limit="adaptive rate")
+        self.pace = pace
+
+    def _released(self, start: float, now: float) -> float:
+        mode, waiting = self.pace.mode, False
+        if self.waiting:
+            # Those who wait may do so for the permits of another source.
+            source = self.order.turns[0].held_by
+            waiting = source is self or source is None or source.is_remote
+        released = mode.release(start, now, waiting=waiting)
+        if mode.rate != self.rate and waiting:
+            self.pace.moved()
+        self.rate, self.burst = mode.rate, mode.burst
+        return self.credit + released if mode.credit is None else mode.credit
+
+    def when(self, turn: Turn, ahead: int, now: float) -> float:
+        if now > self._at:
+            self._advance(now)
+        mode, missing = self.pace.mode, ahead + 1 - self.credit
+        if missing <= ROUNDING and now >= self.paused_until and now >= mode.paused_until:
+            return 0.0
+        wait = mode.time_for(missing, now) if missing > 0.0 else 0.0
+        wait = max(TICK, wait + max(0.0, self.paused_until - now, mode.paused_until - now))
+        turn.nap = min(turn.nap, mode.nap(wait))
+        return wait
+
+    def take(self, turn: Turn, now: float) -> None:
+        self.credit -= self.pace.mode.take(turn, now)
+
+    def give_back(self, turn: Turn, now: float) -> None:
+        self._advance(now)
+        self.pace.mode.give_back(turn)
+        super().give_back(turn, now)
+
+    def listens(self, now: float) -> bool:
+        return now >= self.pace.ignores_successes_until
+
+    def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
+        self._advance(answer.now)
+        change, before = self.pace.learn(turn, answer), self.credit
+        credit = self._released(answer.now, answer.now)
+        self.credit = min(credit, max(before, self.burst))  # What an answer releases is owed to nobody.
+        return change
+
+    def update(self, limits: Limits) -> None:
+        assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
+        self.pace.update(limits.max_requests, limits.time_window)
+        self.rate, self.burst = self.pace.mode.rate, self.pace.mode.burst
+
+
+class Window(Source):
+    """At most `most` requests in any `seconds`. A window is half open: what left `seconds` ago is not in it."""
+
+    def __init__(self, max_requests: float, time_window: float) -> None:
+        # When requests were sent, and how many each instant stands for.
+        self._instants: deque[float] = deque()
+        self._counts: deque[int] = deque()
+        self.used = 0  # In the window that ended when it was last asked.
+        self._began = -math.inf
+        self._set(max_requests, time_window)
+
+    def _set(self, max_requests: float, time_window: float) -> None:
+        # Less than one request per window is one in a longer window.
+        self.most = max(1, math.floor(max_requests))
+        self.seconds = time_window / min(1.0, max_requests)
+        self._grain = 0.0 if self.most <= _EXACT else self.seconds / _SLOTS
+
+    @property
+    def limit(self) -> str:  # type: ignore[override]
+        return in_words(Limits(self.most, self.seconds))
+
+    def when(self, turn: Turn, ahead: int, now: float) -> float:
+        self.forget(now)
+        first = self.used + ahead - self.most
+        if first < 0:
+            return 0.0
+        # Wait until the request that takes the place before in the window has left it: it was sent, or it is ahead.
+        windows = 1 + max(0, ahead) // self.most
+        first -= (windows - 1) * self.most
+        start = self.instant(first) if first >= 0 else now - self.seconds
+        return max(TICK, start + windows * self.seconds - now)
+
+    def forget(self, now: float) -> None:
+        """Drop the requests that have left the window."""
+        instants, out = self._instants, now - self.seconds + TICK
+        while instants and instants[0] <= out:
+            instants.popleft()
+            self.used -= self._counts.popleft()
+
+    def recover(self, turns: Sequence[Turn]) -> None:
+        super().recover(turns)
+        instants, counts = self._instants, self._counts
+        pairs: list[tuple[deque[Any], deque[Any]]] = [(instants, counts), (counts, instants)]
+        for longer, shorter in pairs:
+            while len(longer) > len(shorter):
+                longer.popleft()
+        self.used = sum(counts)
+
+    def instant(self, number: int) -> float:
+        """When the request of that number was sent, counted from 0 among those that are still kept."""
+        if self.used > len(self._counts):
+            number = bisect_right(list(accumulate(self._counts)), number)
+        return self._instants[number]
+
+    def take(self, turn: Turn, now: float) -> None:
+        instants, counts = self._instants, self._counts
+        if instants and now < instants[-1]:
+            now = instants[-1]  # Another thread read the clock a moment later.
+        self.used += 1
+        if now < self._began + self._grain:
+            instants[-1] = now
+            counts[-1] += 1
+        else:
+            instants.append(now)
+            counts.append(1)
+            self._began = now
+
+    def give_back(self, turn: Turn, now: float) -> None:
+        place = bisect_left(self._instants, turn.since)
+        if turn.since <= now - self.seconds or place == len(self._instants):
+            return
+        self.used -= 1
+        self._counts[place] -= 1
+        if not self._counts[place]:
+            del self._instants[place], self._counts[place]
+            self._began = -math.inf
+
+    def soon(self, now: float, seconds: float) -> float:
+        windows, rest = divmod(max(0.0, seconds), self.seconds)
+        left = bisect_right(self._instants, now + rest - self.seconds + TICK)
+        if self.used > len(self._counts):
+            left = sum(islice(self._counts, left))
+        return self.most * (1 + windows) - self.used + left
+
+    def update(self, limits: Limits) -> None:
+        assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
+        self._set(limits.max_requests, limits.time_window)
+
+
+class EvenWindow(Rate):
+    """A window whose requests follow evenly after a burst. What is owed to waiters that wake late must fit into it."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits.rate, limits.at_once, limit=in_words(limits))
+        assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
+        self._window = Window(limits.max_requests, limits.time_window)
+
+    def when(self, turn: Turn, ahead: int, now: float) -> float:
+        # Not by `super()`, which Python looks up anew for every permit.
+        wait, window = Rate.when(self, turn, ahead, now), self._window
+        before = window.used + ahead - window.most
+        if before < 0:
+            return wait
+        if before < window.used:
+            left = window.instant(before) + window.seconds - now
+            return left if left > wait and left > TICK else wait
+        return max(wait, window.when(turn, ahead, now))
+
+    def take(self, turn: Turn, now: float) -> None:
+        self.credit -= 1.0
+        self._window.forget(now)
+        self._window.take(turn, now)
+
+    def give_back(self, turn: Turn, now: float) -> None:
+        super().give_back(turn, now)
+        self._window.give_back(turn, now)
+
+    def soon(self, now: float, seconds: float) -> float:
+        return min(super().soon(now, seconds), self._window.soon(now, seconds))
+
+    def recover(self, turns: Sequence[Turn]) -> None:
+        super().recover(turns)
+        self._window.recover(())
+
+    def update(self, limits: Limits) -> None:
+        super().update(limits)
+        self._window.update(limits)
