@@ -21,6 +21,9 @@ _lower_name: Final = itemgetter(1)
 
 _NO_HEADERS: Final = httpx.Headers()
 
+# Python looks up attributes of built-in classes anew each time.
+_new: Final = object.__new__
+
 _VALUE: Final = rb"(?:[^\x00\s](?:[^\x00\n\r\v\f]*[^\x00\s])?)?"
 """RFC 9110, sections 5.1 and 5.5, as h11 implements them."""
 
@@ -95,21 +98,22 @@ class Fields:
 
 def with_fields(headers: httpx.Headers, fields: Fields) -> httpx.Headers:
     """A copy of the headers, of httpx or httpx2, with these fields in place of all others of the same names."""
-    names, items = fields.names, fields.items
     if not _is_known(type(headers)):
         copy = headers.copy()
-        for name, _, value in items:
+        for name, _, value in fields.items:
             copy[name.decode("ascii")] = value.decode("latin-1")
         return copy
-    kept = [each for each in headers._list if each[1] not in names]  # noqa: SLF001
-    kept += items
-    return _made_of(kept, headers)
+    kept, names = headers._list, fields.names  # noqa: SLF001
+    if not names.isdisjoint(map(_lower_name, kept)):  # Rarely so, and to ask costs less than to filter.
+        kept = [each for each in kept if each[1] not in names]
+    return _made_of([*kept, *fields.items], headers)
 
 
 def _made_of(items: list[_Item], model: httpx.Headers) -> httpx.Headers:
     """Headers like the model, which are known, with these items, which need not be encoded again."""
-    made = object.__new__(type(model))
-    made._list, made._encoding = items, model._encoding  # noqa: SLF001
+    made = _new(type(model))
+    made._list = items  # noqa: SLF001
+    made._encoding = model._encoding  # noqa: SLF001
     return made
 
 

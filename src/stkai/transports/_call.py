@@ -25,6 +25,7 @@ ATTEMPT: Final = "stkai.attempt"
 _numbers = itertools.count(1)
 
 # Python looks up attributes of built-in classes anew each time.
+_new: Final = object.__new__
 _new_tuple: Final = tuple.__new__
 _entered: Final = ENTERED.get
 
@@ -254,13 +255,12 @@ def copy_request(
     request: httpx.Request, *, headers: httpx.Headers | None = None, extensions: dict[str, Any] | None = None
 ) -> httpx.Request:
     """The same request with other headers or extensions; the body stream is shared, the original is unchanged."""
-    state = request.__dict__.copy()
+    copy = _new(type(request))
+    copy.__dict__ = state = request.__dict__.copy()
     if headers is not None:
         state["headers"] = headers
     if extensions is not None:
         state["extensions"] = extensions
-    copy = object.__new__(type(request))
-    copy.__dict__ = state
     return copy
 
 

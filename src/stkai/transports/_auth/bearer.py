@@ -192,9 +192,7 @@ class BearerAuth(HoldsSecret):
                 ' spaces or line breaks, and without "Bearer"'
             )
             raise AuthenticationError(msg)
-        signed = copy_request(request)
-        signed.headers = with_fields(request.headers, token.fields)
-        return signed
+        return copy_request(request, headers=with_fields(request.headers, token.fields))
 
     @even_half_made
     def __repr__(self) -> str:
