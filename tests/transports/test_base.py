@@ -148,12 +148,12 @@ def test_the_redirects_of_a_call_share_its_allowance_for_waiting() -> None:
 def test_the_next_attempt_shares_the_record_and_returns_to_its_place() -> None:
     first = Attempt(Call.start(httpx.Request("GET", URL), 0.0))
     limiter = object()
-    first.ticket = (limiter, 7)
+    first.place = (limiter, 7)
     second = first.again()
     third = second.again()
     assert [attempt.number for attempt in (first, second, third)] == [1, 2, 3]
     assert first.record is second.record is third.record
-    assert (second.place, second.ticket) == ((limiter, 7), None)
+    assert second.place == (limiter, 7)
     assert third.place == (limiter, 7), "an attempt that got no permit keeps the place"
     assert first.record.attempts == 3
 
@@ -163,11 +163,11 @@ def test_parallel_attempts_share_nothing_until_the_answer_of_one_is_used() -> No
     attempt.record.queued = 1.0
     first, second = attempt.apart(), attempt.beside()
     assert [one.number for one in (attempt, first, second)] == [1, 1, 2]
-    assert (second.call, second.place, second.ticket) == (attempt.call, None, None)
+    assert (second.call, second.place) == (attempt.call, None)
     first.record.queued += 7.0
     second.record.queued += 2.0
     second.record.authenticating = 0.5
-    second.ticket = (object(), 7)
+    second.place = (object(), 7)
     assert attempt.record == CallRecord(attempts=2, queued=1.0)
     assert second.again().number == 3
     attempt.absorb(second)
@@ -175,7 +175,7 @@ def test_parallel_attempts_share_nothing_until_the_answer_of_one_is_used() -> No
     first.record.queued += 99.0
     assert attempt.record.queued == 3.0, "who lost goes on by itself"
     following = attempt.again()
-    assert (following.number, following.place) == (4, second.ticket)
+    assert (following.number, following.place) == (4, second.place)
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,8 @@ class Attempt:
         call: the call it belongs to.
         number: 1 for the first.
         record: what the caller will see; successive attempts share it.
-        place: a limiter and a ticket number: the place in its queue that this attempt returns to, or None.
-        ticket: the limiter that admitted it, and its ticket number. Written by the limiter layer.
+        place: a limiter and a turn: the place in its queue to which this attempt returns, or None; once a limiter has
+            admitted it, that one and its turn. Written by the limiter layer.
         paced: whether the limiter handles the wait after the refusal of this attempt. Written by the limiter layer.
         excused: whether the refusal of this attempt does not use up a retry. Written by the limiter layer.
         is_signed: tells whether the token it was signed with is still valid; None if it does not matter. Written by the
@@ -128,7 +128,6 @@ class Attempt:
     def __init__(self, call: Call, number: int = 1, record: CallRecord | None = None) -> None:
         # Python reads what has a default on the class more slowly: these are read in every call.
         self.place: tuple[object, Any] | None = None
-        self.ticket: tuple[object, Any] | None = None
         self.is_signed: Callable[[], bool] | None = None
         self.is_observed = True
         self.closing: Job | None = None
@@ -141,7 +140,7 @@ class Attempt:
         """The attempt that follows this one; it returns to its place in the queue."""
         previous = self.last
         other = previous._following = self._next(self.record)  # noqa: SLF001
-        other.place = previous.ticket or previous.place
+        other.place = previous.place
         return other
 
     @property
@@ -169,8 +168,7 @@ class Attempt:
         mine.attempts += theirs.attempts
         mine.queued, mine.backed_off = theirs.queued, theirs.backed_off
         mine.authenticating = theirs.authenticating
-        self.ticket, self.paced = other.ticket or other.place, other.paced
-        self.excused = other.excused
+        self.place, self.paced, self.excused = other.place or self.place, other.paced, other.excused
 
     def _next(self, record: CallRecord) -> "Attempt":
         self.record.attempts += 1

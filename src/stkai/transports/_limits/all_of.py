@@ -289,9 +289,13 @@ def plan_of_own(limiter: Limiter, request: httpx.Request | None, guest: Guest | 
     """What a request needs of a user's own limiter, alone or as a guest; it sees every request and every answer."""
     if guest is None and isinstance(limiter, QueueLimiter):
         plan = limiter.plan_for(request)
-        return None if plan is None else replace(plan, ends=True)
+        if plan is None:
+            return None
+        # Its own `ask` says where its turns take their permits.
+        return replace(plan, sources=(), guests=(), ends=True, listens=True, sees_all=True)
     if request is not None and limiter.methods is not None and request.method not in limiter.methods:
         return None
     guests = () if guest is None else (guest,)
     priced = () if getattr(limiter, "max_cost", None) is None else guests or (limiter,)
-    return Plan(guests, guests, priced, hasattr(limiter, "end"), bool(guests), limiter.max_wait_time)
+    ends, wait = hasattr(limiter, "end"), limiter.max_wait_time
+    return Plan(guests, guests, priced, ends, listens=True, max_wait_time=wait, sees_all=True)

@@ -16,6 +16,7 @@ from .._call import Attempt, SignatureExpired
 from .._context import Context
 from .._layer import Layer
 from .._operations import Close, Flow, Steps
+from .._options import NO_OPTIONS
 from .all_of import checked_limiter, plan_of_own
 from .limiter import TOO_MANY_REQUESTS, Answer, Chooser, Limiter, Plan, Turn, subscribe
 from .metering import Bill, Estimate, Meter, Settle
@@ -24,6 +25,8 @@ from .waiting import CallWaiting
 
 AnyLimiter = Any
 """A limiter, one per host or key, or a list of limiters that all have to let a request go."""
+
+_PlanFor = Callable[[httpx.Request], Plan | None]
 
 _WANTED: Final = (
     "a limiter layer needs a stkai.TokenBucket, AimdLimiter or PerHost, an InFlight, AllOf or PerKey, a stkai.Limiter"
@@ -49,7 +52,9 @@ class _LimitFlow(LayerBase):
         super().__init__(inner, context=context)
         self.policy = checked_limiter(policy, _WANTED)
         self._choose = self.policy.limiter_for if isinstance(self.policy, Chooser) else None
-        self._is_ours = is_ours(self.policy)
+        self._fixed: tuple[Any, _PlanFor] | None = None
+        if self._choose is None:
+            self._fixed = self.policy, _planner(self.policy)
         for name, function in (("cost", cost), ("settle", settle)):
             if function is not None and (not callable(function) or iscoroutinefunction(function)):
                 msg = f"{name} must be a plain function, not {function!r}"
@@ -58,16 +63,17 @@ class _LimitFlow(LayerBase):
         subscribe(self.policy, self)
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
-        limiter: Any = self.policy
-        ours = self._is_ours
-        if self._choose is not None:
-            limiter = self._choose(request)
-            ours = is_ours(limiter)
-        plan = limiter.plan_for(request) if ours else plan_of_own(limiter, request)
+        limiter, plan_for = self._fixed or self._chosen(request)
+        plan = plan_for(request)
         if plan is None:
             return (yield from self.forward(request, attempt))
-        turn = self._turn(limiter, plan, request, attempt, ours=ours)
-        now = self.context.now
+        context, options = self.context, attempt.call.options
+        chance = context.random() if plan.listens else 0.5
+        # All arguments, and by position: CPython makes the object faster.
+        turn = Turn(request, 0, chance, 1.0, "normal", plan.sources)
+        if options is not NO_OPTIONS or attempt.place is not None or not plan.is_plain:
+            self._prepare(turn, limiter, plan, request, attempt)
+        now = context.now
         sent = now()
         try:
             wait = limiter.ask(turn, sent)
@@ -82,17 +88,19 @@ class _LimitFlow(LayerBase):
                 waiting.failed(error)
                 raise
             waiting.ended(sent)
-        attempt.ticket = (limiter, turn)
+        attempt.place = (limiter, turn)
         try:
             response = yield from self.forward(request, attempt)
         except BaseException as error:
             self._note_error(limiter, turn, plan, error, sent)
             raise
         # While nothing can be learnt from a success, do without the answer, and without the limiter's lock.
-        was_refused = response.status_code == TOO_MANY_REQUESTS
-        learns = was_refused or not ours or (plan.listens and limiter.listens(now()))
-        if learns or plan.ends or plan.priced:
-            yield from self._take_note(limiter, turn, plan, request, attempt, response, sent, learns=learns)
+        if (
+            response.status_code == TOO_MANY_REQUESTS
+            or not plan.is_plain
+            or (plan.listens and limiter.listens(now()))
+        ):
+            yield from self._take_note(limiter, turn, plan, request, attempt, response, sent)
         return response
 
     @staticmethod
@@ -100,25 +108,27 @@ class _LimitFlow(LayerBase):
         """A function that tells whether the event loop of the call has ended; None for a thread."""
         return None
 
-    def _turn(
-        self, limiter: Any, plan: Plan, request: httpx.Request, attempt: Attempt, *, ours: bool
-    ) -> Turn:
-        """The request's turn, in the place of an earlier attempt."""
-        options, place = attempt.call.options, attempt.ticket or attempt.place
-        chance = self.context.random() if plan.listens or not ours else 0.5
-        # All arguments, and by position: CPython makes the object faster.
-        turn = Turn(request, 0, chance, 1.0, "low" if options.priority == "low" else "normal")
-        if ours:
-            turn.sources = plan.sources
-            if plan.guests:
-                turn.guests = plan.guests
+    def _chosen(self, request: httpx.Request) -> tuple[Any, _PlanFor]:
+        """The limiter of the request, where there is one per host or key, and what says what the request needs."""
+        assert self._choose is not None
+        limiter = self._choose(request)
+        return limiter, _planner(limiter)
+
+    def _prepare(
+        self, turn: Turn, limiter: Any, plan: Plan, request: httpx.Request, attempt: Attempt
+    ) -> None:
+        """Set what few turns have: a priority, guests, the place of an earlier attempt, costs."""
+        options, place = attempt.call.options, attempt.place
+        if options.priority == "low":
+            turn.priority = "low"
+        if plan.guests:
+            turn.guests = plan.guests
         if place is not None and place[0] is limiter:
             turn.resume(place[1])
         if plan.ends:
             turn.loop_has_ended = self._loop_has_ended()
         if plan.priced:
             self._meter.price(turn, plan, request, options.cost)
-        return turn
 
     def _note_error(self, limiter: Any, turn: Turn, plan: Plan, error: BaseException, sent: float) -> None:
         """Tell the limiter what came in place of an answer."""
@@ -141,30 +151,28 @@ class _LimitFlow(LayerBase):
         attempt: Attempt,
         response: httpx.Response,
         sent: float,
-        *,
-        learns: bool,
     ) -> Steps[None]:
         """Let the limiter learn from the answer; when the body has ended, settle the cost and notify the limiter."""
+        context, is_refused = self.context, response.status_code == TOO_MANY_REQUESTS
         try:
-            if learns:
-                context = self.context
-                answer = Answer(sent, context.now(), response, None, context.clock.utcnow, turn.chance)
+            now = context.now()
+            if is_refused or plan.sees_all or (plan.listens and limiter.listens(now)):
+                answer = Answer(sent, now, response, None, context.clock.utcnow, turn.chance)
                 change = limiter.learn(turn, answer)
                 attempt.paced = attempt.paced or turn.paced
                 attempt.excused = attempt.excused or turn.excused
                 if change is not None:
                     share = getattr(limiter, "share", None)
-                    self.context.emit(RateChanged(call=attempt.info, **change._asdict(), share=share))
+                    context.emit(RateChanged(call=attempt.info, **change._asdict(), share=share))
                 if turn.errand is not None:
                     yield turn.errand
-            is_refused = response.status_code == TOO_MANY_REQUESTS
             bill = None if is_refused else self._meter.bill(turn, plan, request, response)
             if plan.ends or bill is not None:
                 ended = partial(self._note_end, limiter, turn, plan, bill)
                 when_body_ends(response, ended, None if bill is None else bill.add)
         except BaseException:  # The limiter and the listener may be user code.
             if plan.ends:
-                limiter.end(turn, self.context.now())
+                limiter.end(turn, context.now())
             yield Close(response)
             raise
 
@@ -248,6 +256,11 @@ def token_bucket(policy: AnyLimiter, *, cost: Estimate | None = None, settle: Se
 def adaptive(policy: AnyLimiter, *, cost: Estimate | None = None, settle: Settle | None = None) -> Layer:
     """The layer `adaptive`, for a `StackBuilder`."""
     return _layer(AdaptiveTransport, AsyncAdaptiveTransport, policy, cost=cost, settle=settle)
+
+
+def _planner(limiter: Any) -> _PlanFor:
+    """What says what a request needs of this limiter."""
+    return limiter.plan_for if is_ours(limiter) else partial(plan_of_own, limiter)
 
 
 def _layer(

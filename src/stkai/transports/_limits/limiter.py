@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
 
@@ -26,7 +26,8 @@ class RateChange(NamedTuple):
 class Turn:
     """One request's wait for a permit. The layer asks the limiter with it until the request may go.
 
-    Only defaults that few turns change are on the class: Python finds what an object has in their place more slowly.
+    Defaults are on the class, but for what is read of every turn: Python finds more slowly what only some objects have
+    in place of them.
 
     Attributes:
         request: what is to be sent.
@@ -56,17 +57,23 @@ class Turn:
         is_by_hand: whether neither a layer nor a permit asks with it, and so keeps it while it holds a permit.
     """
 
-    cost: float = 1.0
     costs: dict[Any, float] | None = None
-    priority: Priority = "normal"
     not_before: float = -math.inf
+    nap: float = math.inf
+    is_guess: bool = False
+    granted: bool = False
     paced: bool = False
     excused: bool = False
     excuses: int = 0
     mark: Any = None
     errand: Operation | None = None
     call: CallInfo | None = None
+    asked: float = 0.0
+    told: float = math.inf
+    since: float = 0.0
+    held_by: Any = None
     leases: dict[Any, Any] | None = None
+    guests: tuple[Any, ...] = ()
     inner: "dict[Any, Turn]" = {}  # noqa: RUF012 - never changed; a turn with guests gets its own
     is_admitted: bool = False
     loop_has_ended: Callable[[], bool] | None = None
@@ -79,17 +86,14 @@ class Turn:
         chance: float = 0.5,
         cost: float = 1.0,
         priority: Priority = "normal",
+        sources: tuple[Any, ...] = (),
     ) -> None:
-        self.request, self.number, self.chance = request, number, chance
-        self.sources: tuple[Any, ...] = ()
-        self.guests: tuple[Any, ...] = ()
-        self.granted, self.since = False, 0.0
-        self.asked, self.told, self.nap = 0.0, math.inf, math.inf
-        self.is_guess, self.held_by = False, None
-        if cost != 1.0:
-            self.cost = cost
-        if priority != "normal":
-            self.priority = priority
+        self.request = request
+        self.number = number
+        self.chance = chance
+        self.cost = cost
+        self.priority = priority
+        self.sources = sources
 
     def resume(self, earlier: "Turn") -> None:
         """Return to the place of an earlier attempt of the same call."""
@@ -214,6 +218,8 @@ class Plan:
         ends: whether one of them must be notified when the answer has ended.
         listens: whether an answer of success may teach one of them something.
         max_wait_time: seconds that it may wait.
+        sees_all: whether the limiter is one of the user's own, which must see every answer.
+        is_plain: whether nothing is to be done for an answer that teaches nothing.
     """
 
     sources: tuple[Any, ...] = ()
@@ -222,6 +228,12 @@ class Plan:
     ends: bool = False
     listens: bool = False
     max_wait_time: float | None = None
+    sees_all: bool = False
+    is_plain: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        is_plain = not (self.guests or self.priced or self.ends or self.sees_all)
+        object.__setattr__(self, "is_plain", is_plain)
 
 
 class Chooser:

@@ -126,8 +126,10 @@ class Permit:
         if self._is_open:
             raise RuntimeError("this permit is in use: take one for each block, with limiter.permit()")
         now = self._clock.monotonic()
-        turn = self._turn = Turn(chance=uniform(), cost=self._cost, priority=self._priority)
-        turn.sources, turn.guests = self._plan.sources, self._plan.guests
+        plan = self._plan
+        turn = self._turn = Turn(None, 0, uniform(), self._cost, self._priority, plan.sources)
+        if plan.guests:
+            turn.guests = plan.guests
         self._has_learned = False
         try:
             return self._limiter.ask(turn, now), turn, now

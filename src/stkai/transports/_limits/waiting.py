@@ -131,7 +131,7 @@ class CallWaiting(Waiting):
         if attempt.is_signed is not None and not attempt.is_signed():
             # Otherwise all requests that wait for a new token would leave together when it comes.
             self.limiter.leave(self.turn, sent)
-            attempt.ticket = (self.limiter, self.turn)
+            attempt.place = (self.limiter, self.turn)
             raise SignatureExpired
 
     def _report(self, waited: float) -> None:
