@@ -271,7 +271,12 @@ def test_a_subclass_of_ours_that_overrides_a_method_is_ones_own() -> None:
     class Named(TokenBucket):
         """Overrides nothing that matters."""
 
-    assert (Counting(1, 1).is_own, Named(1, 1).is_own, TokenBucket(1, 1).is_own) == (True, False, False)
+    class Curious(TokenBucket):
+        def listens(self, now: float) -> bool:
+            return True
+
+    assert (Counting(1, 1).is_own, Curious(1, 1).is_own) == (True, True)
+    assert (Named(1, 1).is_own, TokenBucket(1, 1).is_own) == (False, False)
     for policy in (own := Counting(5, 60), [own, InFlight(9)]):
         stack = StackBuilder([limiter(policy)], clock=FakeClock())
         transport = stack.build(httpx.MockTransport(lambda _: httpx.Response(200)))
@@ -321,6 +326,18 @@ def test_methods_that_callers_make_up_are_not_remembered_for_ever() -> None:
     for number in range(1000):
         assert policy.plan_for(httpx.Request(f"METHOD{number}", URL)) is not None
     assert len(policy._plans) <= 100
+
+
+def test_a_part_that_the_request_chooses_learns_from_successes() -> None:
+    alone, one_of_two = (PerHost(lambda _: AimdLimiter(100, 60)) for _ in range(2))
+    for policy in (alone, [one_of_two, TokenBucket(100, 1)]):
+        clock = FakeClock()
+        start = clock.monotonic()
+        stack = StackBuilder([limiter(policy)], clock=clock)
+        transport = stack.build(httpx.MockTransport(lambda _: httpx.Response(200)))
+        for _ in range(6):
+            transport.handle_request(post())
+        assert clock.monotonic() == start, "at first, each success releases another permit"
 
 
 async def test_parts_may_be_chosen_by_the_request(world: World) -> None:

@@ -14,7 +14,7 @@ from .._operations import Operation
 from .limiter import Answer, Chooser, Limiter, Plan, RateChange, Turn, subscribe
 from .queue import READY, Queue, join_all
 from .queue_limiter import QueueLimiter, is_ours
-from .sources.source import TICK, Source
+from .sources.source import TICK, Source, listens_of
 
 _MEMBERS: Final = ("methods", "max_wait_time", "ask", "leave", "learn", "settle")
 
@@ -192,7 +192,7 @@ def _joined(request: httpx.Request | None, parts: Iterable[Any]) -> Plan | None:
         tuple(guests),
         tuple(priced),
         any(plan.ends for plan in plans),
-        bool(guests) or any(plan.listens for plan in plans),
+        listens_of(sources),
         min((plan.max_wait_time for plan in plans if plan.max_wait_time is not None), default=None),
     )
 
@@ -292,10 +292,14 @@ def plan_of_own(limiter: Limiter, request: httpx.Request | None, guest: Guest | 
         if plan is None:
             return None
         # Its own `ask` says where its turns take their permits.
-        return replace(plan, sources=(), guests=(), ends=True, listens=True, sees_all=True)
+        return replace(plan, sources=(), guests=(), ends=True, listens=_always, sees_all=True)
     if request is not None and limiter.methods is not None and request.method not in limiter.methods:
         return None
     guests = () if guest is None else (guest,)
     priced = () if getattr(limiter, "max_cost", None) is None else guests or (limiter,)
     ends, wait = hasattr(limiter, "end"), limiter.max_wait_time
-    return Plan(guests, guests, priced, ends, listens=True, max_wait_time=wait, sees_all=True)
+    return Plan(guests, guests, priced, ends, _always, wait, sees_all=True)
+
+
+def _always(_now: float) -> bool:
+    return True

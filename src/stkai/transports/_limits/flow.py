@@ -68,7 +68,7 @@ class _LimitFlow(LayerBase):
         if plan is None:
             return (yield from self.forward(request, attempt))
         context, options = self.context, attempt.call.options
-        chance = context.random() if plan.listens else 0.5
+        chance = 0.5 if plan.listens is None else context.random()
         # All arguments, and by position: CPython makes the object faster.
         turn = Turn(request, 0, chance, 1.0, "normal", plan.sources)
         if options is not NO_OPTIONS or attempt.place is not None or not plan.is_plain:
@@ -98,7 +98,7 @@ class _LimitFlow(LayerBase):
         if (
             response.status_code == TOO_MANY_REQUESTS
             or not plan.is_plain
-            or (plan.listens and limiter.listens(now()))
+            or (plan.listens is not None and plan.listens(now()))
         ):
             yield from self._take_note(limiter, turn, plan, request, attempt, response, sent)
         return response
@@ -156,7 +156,7 @@ class _LimitFlow(LayerBase):
         context, is_refused = self.context, response.status_code == TOO_MANY_REQUESTS
         try:
             now = context.now()
-            if is_refused or plan.sees_all or (plan.listens and limiter.listens(now)):
+            if is_refused or (plan.listens is not None and plan.listens(now)):
                 answer = Answer(sent, now, response, None, context.clock.utcnow, turn.chance)
                 change = limiter.learn(turn, answer)
                 attempt.paced = attempt.paced or turn.paced

@@ -216,7 +216,7 @@ class Plan:
         guests: limiters of the user's own that it asks as well.
         priced: the limits that count units of cost: each has `max_cost`, and corrects with `settle` what a turn took.
         ends: whether one of them must be notified when the answer has ended.
-        listens: whether an answer of success may teach one of them something.
+        listens: tells whether an answer of success at an instant could teach anything; None if none ever does.
         max_wait_time: seconds that it may wait.
         sees_all: whether the limiter is one of the user's own, which must see every answer.
         is_plain: whether nothing is to be done for an answer that teaches nothing.
@@ -226,7 +226,7 @@ class Plan:
     guests: tuple[Any, ...] = ()
     priced: tuple[Any, ...] = ()
     ends: bool = False
-    listens: bool = False
+    listens: Callable[[float], bool] | None = None
     max_wait_time: float | None = None
     sees_all: bool = False
     is_plain: bool = field(init=False)

@@ -15,13 +15,13 @@ from .._options import UNSET, Priority, Unset
 from .limiter import Cost, Plan, Pricing
 from .permit import Permit
 from .queue import Queue
-from .sources.source import Limits, Source
+from .sources.source import Limits, Source, listens_of
 
 if TYPE_CHECKING:
     from .pace.group import GroupPace
     from .sources.leased import Leased
 
-_HOOKS: Final = ("ask", "leave", "learn", "end", "settle")
+_HOOKS: Final = ("ask", "leave", "listens", "learn", "end", "settle")
 
 
 class QueueLimiter(Queue):
@@ -44,8 +44,7 @@ class QueueLimiter(Queue):
         self._max_wait_time = max_wait_time
         super().__init__(*sources)
         ends = any(type(source).end is not Source.end for source in sources)
-        listens = any(type(source).listens is not Source.listens for source in sources)
-        self._plan = Plan(sources, ends=ends, listens=listens, max_wait_time=max_wait_time)
+        self._plan = Plan(sources, ends=ends, listens=listens_of(sources), max_wait_time=max_wait_time)
 
     @property
     def methods(self) -> Collection[str] | None:

@@ -1,7 +1,7 @@
 """What a queue takes permits from: the base class of all sources."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, Self
 
 from ..limiter import Answer, RateChange, Turn
@@ -170,3 +170,11 @@ class Source:
         if not self.counts_units:
             return 0.0
         return turn.cost if turn.costs is None else turn.costs.get(self, turn.cost)
+
+
+def listens_of(sources: Iterable[Source]) -> Callable[[float], bool] | None:
+    """Tells whether an answer of success at an instant could teach any of the sources anything; None if it never can."""
+    each = [source.listens for source in sources if type(source).listens is not Source.listens]
+    if len(each) < 2:
+        return each[0] if each else None
+    return lambda now: any(listens(now) for listens in each)
