@@ -165,8 +165,8 @@ class BlindRate:
 
     # Permits
 
-    def release(self, start: float, now: float, *, waiting: bool) -> float:
-        """Let the rate grow from `start` to `now`, and find out whether the next permit is due."""
+    def release(self, start: float, now: float, credit: float = 0.0, *, waiting: bool) -> float:
+        """Let the rate grow from `start` to `now`, and find out whether the next permit is due: that is the credit."""
         self._was_awaited = self._was_awaited or waiting
         if now > start:
             self.law.fade(self.rate, now - start)
@@ -176,7 +176,7 @@ class BlindRate:
         test = self._test
         due = test.second_due if test.is_open and now >= self._hold else max(self._due, self._hold)
         self.credit = 1.0 if now >= due else 1.0 - (due - now) * self.rate
-        return 0.0
+        return self.credit
 
     def time_for(self, permits: float, now: float) -> float:
         """Seconds until this many more permits are released; those of a pair are due together, or nearly."""

@@ -63,16 +63,15 @@ class KnownQuota:
         self, max_requests: float | None, time_window: float | None, floor_share: float = 0.0
     ) -> None:
         self.is_given = max_requests is not None and time_window is not None
-        self.requests = math.inf if max_requests is None else max_requests
-        self.window = time_window or _FIRST
+        self._set(math.inf if max_requests is None else max_requests, time_window or _FIRST)
         self._floor_share = floor_share
         self._pace = _PACE
         self._waits: deque[float] = deque(maxlen=_REMEMBERED)
         self._reset = 0.0
 
-    @property
-    def ceiling(self) -> float:
-        return self.requests / self.window
+    def _set(self, requests: float, window: float) -> None:
+        # No property: every permit asks for it.
+        self.requests, self.window, self.ceiling = requests, window, requests / window
 
     @property
     def floor(self) -> float:
@@ -103,7 +102,7 @@ class KnownQuota:
             return False
         self._waits.append(seconds)
         before = self.window, self._pace
-        self.window = max(min(_SHORTEST, _COUNTABLE / rate), *self._waits)
+        self._set(self.requests, max(min(_SHORTEST, _COUNTABLE / rate), *self._waits))
         self._pace = max(_PACE, *self._waits)
         return (self.window, self._pace) != before
 
@@ -130,18 +129,18 @@ class KnownQuota:
         if self.is_given:
             return False
         before = self.requests, self.window
-        self.requests, self.window = reading.limit, reading.window
+        self._set(reading.limit, reading.window)
         return (self.requests, self.window) != before
 
     def resume(self, window: float) -> None:
         """Take over another program's estimate of the window, unless the quota was given."""
         if not self.is_given:
-            self.window = min(window, longest(0.0))
+            self._set(self.requests, min(window, longest(0.0)))
 
     def update(self, max_requests: float, time_window: float) -> None:
         """Replace what is known by these numbers."""
         self.is_given = True
-        self.requests, self.window = max_requests, time_window
+        self._set(max_requests, time_window)
 
 
 class Tally:
@@ -166,7 +165,7 @@ class Tally:
 
     def add(self, sent: float, count: float = 1.0) -> None:
         """Count a request sent at `sent` (seconds of the clock), or take one back with -1."""
-        if self._start <= sent < self._end:  # Nearly every request falls into the newest slot.
+        if sent < self._end and sent >= self._start:  # Nearly every request falls into the newest slot.
             self._counts[0] += count
             return
         if self.began == math.inf:

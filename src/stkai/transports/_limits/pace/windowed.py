@@ -38,7 +38,6 @@ class WindowedRate:
     Attributes:
         rate: requests per second in force now.
         burst: permits that may be taken at once after a quiet time.
-        credit: None: whoever uses the rate counts the permits.
         news: share by which the rate must move before it is reported again.
         finding: empty: the reasons say enough.
         paused_until: when the present pause ends.
@@ -48,7 +47,6 @@ class WindowedRate:
         guide: follows the window that the server describes.
     """
 
-    credit: float | None = None
     news = NEWS
     finding = ""
 
@@ -113,27 +111,32 @@ class WindowedRate:
 
     # Permits
 
-    def release(self, start: float, now: float, *, waiting: bool) -> float:
-        """Permits released from `start` to `now`, while requests wait for them or not."""
-        released, self._released = self._released, 0.0
+    def release(self, start: float, now: float, credit: float = 0.0, *, waiting: bool) -> float:
+        """The credit with the permits released from `start` to `now`, while requests wait for them or not."""
+        released = self._released
+        if released:
+            self._released = 0.0
         if now <= start:
-            return released
-        holds = waiting or now < self._held_until
-        if holds is not self.history.holds:
-            self.history.note(start, holds=holds)
-        seconds = now - start if start >= self.paused_until else max(0.0, now - self.paused_until)
+            return credit + released
+        if (waiting or now < self._held_until) is not self.history.holds:
+            self.history.note(start, holds=not self.history.holds)
+        seconds = now - start
+        if start < self.paused_until:
+            seconds = max(0.0, now - self.paused_until)
         if self.guide.in_force:
             released += self.guide.release(now - seconds, now)
             self.set(self.guide.rate)
-        elif not waiting or self.rate >= self._quota.ceiling:
+        elif not waiting:
             released += self.rate * seconds
-            self._quiet += seconds if waiting else 0.0
+        elif self.rate >= self._quota.ceiling:
+            released += self.rate * seconds
+            self._quiet += seconds
         elif not self.start.over:
             self.rate, more = self.start.doubled(self.rate, seconds)
             released += more
         else:
             released += self._grow(seconds)
-        return released
+        return credit + released
 
     def time_for(self, permits: float, now: float) -> float:
         """Seconds from `now` on, or from the end of the pause, until this many more permits are released."""

@@ -12,7 +12,7 @@ from ..pace.pause import LONGEST
 from .holding import EPSILON
 from .member import SOON, Member
 from .outage import BOTH, window_of
-from .request_limits import Rate
+from .request_limits import PacedRate, Rate
 from .source import ROUNDING, TICK, Limits
 
 _BUSY: Final = 0.002
@@ -154,7 +154,8 @@ class Leased(Member):
             for source in local:
                 if isinstance(source, Rate):
                     source.pause(answer.now + stop.seconds)
-                    source.rate *= _EASED if turn.paced else 1.0
+                    if turn.paced and not isinstance(source, PacedRate):
+                        source.rate *= _EASED
         change: RateChange | None = stop.change
         return change
 

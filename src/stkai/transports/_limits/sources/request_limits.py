@@ -14,6 +14,8 @@ from .source import ROUNDING, TICK, Limits, Source, in_words
 LATE: Final = 0.05
 """Seconds, beyond the burst, for which the permit of a waiter that wakes late is kept for it."""
 
+_NEVER: Final = -math.inf
+
 _EXACT: Final = 2048
 """Up to this number, each request has its own instant ..."""
 
@@ -34,28 +36,25 @@ class Rate(Source):
     ) -> None:
         self.rate, self.burst, self.limit = rate, burst, limit or f"{rate:g} requests/s"
         # The credit is below 1 while the next permit is not due.
-        self._at, self.credit = (-math.inf, 0.0) if start is None else start
-        self.paused_until = -math.inf
+        self._at, self.credit = (_NEVER, 0.0) if start is None else start
+        self.paused_until = _NEVER
 
     def _advance(self, now: float) -> None:
-        """Release what is due since the last time."""
+        """Release what is due since the last time, which was before `now`."""
         start = self._at
-        if now <= start:
-            return
         self._at = now
-        if start == -math.inf:
+        if start == _NEVER:
             self.credit = self.burst
             return
-        credit, most = self._released(start, now), self.burst
+        if start < self.paused_until:
+            start = min(now, self.paused_until)
+        self._keep(self.credit + self.rate * (now - start), self.burst)
+
+    def _keep(self, credit: float, most: float) -> None:
+        """Have so many permits, as far as the bucket holds them."""
         if credit > most:  # Waiters that wake late are owed more.
             credit = min(credit, most + min(self.waiting, self.rate * LATE)) if self.waiting else most
         self.credit = credit
-
-    def _released(self, start: float, now: float) -> float:
-        """The credit with what is released from `start` to `now`, whatever the burst is."""
-        if start < self.paused_until:
-            start = min(now, self.paused_until)
-        return self.credit + self.rate * (now - start)
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         if now > self._at:
@@ -73,7 +72,8 @@ class Rate(Source):
 
     def give_back(self, turn: Turn, now: float) -> None:
         """Take a permit back, unless the whole burst has been released since: many of them would go at once."""
-        self._advance(now)
+        if now > self._at:
+            self._advance(now)
         if (now - turn.since) * self.rate < self.burst:
             self.credit = min(self.burst + 1, self.credit + 1)
 
@@ -86,7 +86,7 @@ class Rate(Source):
 
     def update(self, limits: Limits) -> None:
         self.limit = in_words(limits)
-        if self._at > -math.inf:
+        if self._at > _NEVER:
             self.credit = self.credit + max(0.0, limits.at_once - self.burst)
         self.rate, self.burst = limits.rate, limits.at_once
 
@@ -95,20 +95,38 @@ class PacedRate(Rate):
     """A bucket whose rate and burst a pace moves."""
 
     def __init__(self, pace: Adaptive) -> None:
-        super().__init__(pace.mode.rate, pace.mode.burst, limit="adaptive rate")
-        self.pace = pace
+        self.pace, self.limit = pace, "adaptive rate"
+        self._at, self.credit, self.paused_until = _NEVER, 0.0, _NEVER
 
-    def _released(self, start: float, now: float) -> float:
-        mode, waiting = self.pace.mode, False
-        if self.waiting:
-            # Those who wait may do so for the permits of another source.
-            source = self.order.turns[0].held_by
-            waiting = source is self or source is None or source.is_remote
-        released = mode.release(start, now, waiting=waiting)
-        if mode.rate != self.rate and waiting:
-            self.pace.moved()
-        self.rate, self.burst = mode.rate, mode.burst
-        return self.credit + released if mode.credit is None else mode.credit
+    @property
+    def rate(self) -> float:  # type: ignore[override]
+        return self.pace.mode.rate
+
+    @property
+    def burst(self) -> float:  # type: ignore[override]
+        return self.pace.mode.burst
+
+    def _advance(self, now: float) -> None:
+        start, mode = self._at, self.pace.mode
+        self._at = now
+        if start == _NEVER:
+            self.credit = mode.burst
+        elif self.waiting:
+            before, is_awaited = mode.rate, self._is_awaited()
+            credit = mode.release(start, now, self.credit, waiting=is_awaited)
+            if is_awaited and mode.rate != before:
+                self.pace.moved()
+            self._keep(credit, mode.burst)
+        else:
+            credit, most = mode.release(start, now, self.credit, waiting=False), mode.burst
+            self.credit = credit if credit < most else most  # noqa: FURB136 - a call takes longer
+
+    def _is_awaited(self) -> bool:
+        """Whether a turn waits for permits of this source, and not for those of another one."""
+        if not self.waiting:
+            return False
+        source = self.order.turns[0].held_by
+        return source is self or source is None or source.is_remote
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         if now > self._at:
@@ -125,7 +143,8 @@ class PacedRate(Rate):
         self.credit -= self.pace.mode.take(turn, now)
 
     def give_back(self, turn: Turn, now: float) -> None:
-        self._advance(now)
+        if now > self._at:
+            self._advance(now)
         self.pace.mode.give_back(turn)
         super().give_back(turn, now)
 
@@ -133,16 +152,18 @@ class PacedRate(Rate):
         return now >= self.pace.ignores_successes_until
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
-        self._advance(answer.now)
+        now = answer.now
+        if now > self._at:
+            self._advance(now)
         change, before = self.pace.learn(turn, answer), self.credit
-        credit = self._released(answer.now, answer.now)
-        self.credit = min(credit, max(before, self.burst))  # What an answer releases is owed to nobody.
+        mode = self.pace.mode
+        credit = mode.release(now, now, before, waiting=self._is_awaited())
+        self.credit = min(credit, max(before, mode.burst))  # What an answer releases is owed to nobody.
         return change
 
     def update(self, limits: Limits) -> None:
         assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
         self.pace.update(limits.max_requests, limits.time_window)
-        self.rate, self.burst = self.pace.mode.rate, self.pace.mode.burst
 
 
 class Window(Source):

@@ -173,7 +173,7 @@ class Source:
 
 
 def listens_of(sources: Iterable[Source]) -> Callable[[float], bool] | None:
-    """Tells whether an answer of success at an instant could teach any of the sources anything; None if it never can."""
+    """Tells whether an answer of success at an instant could teach any of them anything; None if none ever does."""
     each = [source.listens for source in sources if type(source).listens is not Source.listens]
     if len(each) < 2:
         return each[0] if each else None
