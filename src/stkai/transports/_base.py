@@ -68,11 +68,12 @@ class LayerBase:
         if joins and type(self).forward is LayerBase.forward:
             # Skip this method: each request would call it once per layer.
             object.__setattr__(self, "forward", inner.flow)
-        self._is_leaf = is_leaf(inner)
+        self._is_direct = not joins and is_leaf(inner)
         self.wire_is_sound = is_sound(inner) and getattr(inner, "wire_is_sound", True)
         self.family = family_of_wire(inner)
+        self._takes = object if self.family is None else self.family.Request
         self._closing = Job(lambda: None)
-        self._calls_in_main_thread = 0
+        self._is_in_main_thread = False
         self.context = context or Context()
 
     @property
@@ -99,10 +100,11 @@ class LayerBase:
 
     def forward(self, request: httpx.Request, attempt: Attempt) -> Flow:
         """Send the request to the next layer, or to the wire. Call it as `yield from self.forward(...)`."""
-        if self._layer is not None:
-            return (yield from self._layer.flow(request, attempt))
-        if not self._is_leaf and request.extensions.get(ATTEMPT) is not attempt:
-            request = copy_request(request, extensions={**request.extensions, ATTEMPT: attempt})
+        if not self._is_direct:
+            if self._layer is not None:
+                return (yield from self._layer.flow(request, attempt))
+            if request.extensions.get(ATTEMPT) is not attempt:
+                request = copy_request(request, extensions={**request.extensions, ATTEMPT: attempt})
         if attempt.is_observed and self.context.hears(DEBUG):
             return (yield from self._send_observed(request, attempt))
         response: httpx.Response = yield Send(self._inner, request, attempt)
@@ -132,11 +134,12 @@ class LayerBase:
     def _begin(self, request: httpx.Request) -> Call:
         """The call that begins with this request."""
         try:
-            family = self.family
+            takes = self._takes
         except AttributeError:
             raise not_initialised(self) from None
-        if family is not None and not isinstance(request, family.Request):
-            raise foreign(family)
+        if not isinstance(request, takes):
+            assert self.family is not None
+            raise foreign(self.family)
         if not isinstance(request.stream, self._body):
             self.check_body(request)
         return Call.start(request, self.context.now())
@@ -193,25 +196,24 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
 
     def carry_out(self, call: Call, flow: Callable[[httpx.Request, Attempt], Flow]) -> httpx.Response:
         """Carry out a whole call with this flow: report its start and end to the listener, and attach its record."""
-        attempt, context = Attempt(call, 1, None), self.context
-        attempt.closing = self._closing
+        context = self.context
+        attempt = Attempt(call, 1, None, self._closing, context.hears(INFO))
         in_main_thread = get_ident() == _MAIN
         if in_main_thread:
-            if self._calls_in_main_thread:
+            is_nested = self._is_in_main_thread
+            if is_nested:
                 refuse_in_handler()
-            self._calls_in_main_thread += 1
+            self._is_in_main_thread = True
         try:
-            if context.hears(INFO):
+            if attempt.is_observed:
                 call_started(context, attempt)
-            else:
-                attempt.is_observed = False
             response = drive(flow(call.request, attempt), attempt, context.clock)
         except BaseException as error:
             call_failed(context, attempt, error)
             raise
         finally:
             if in_main_thread:
-                self._calls_in_main_thread -= 1
+                self._is_in_main_thread = is_nested
         try:
             attempt.finish(response, context.now())
             if attempt.is_observed:
@@ -262,13 +264,11 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
 
     async def carry_out(self, call: Call, flow: Callable[[httpx.Request, Attempt], Flow]) -> httpx.Response:
         """Carry out a whole call with this flow: report its start and end to the listener, and attach its record."""
-        attempt, context = Attempt(call, 1, None), self.context
-        attempt.closing = self._closing
+        context = self.context
+        attempt = Attempt(call, 1, None, self._closing, context.hears(INFO))
         try:
-            if context.hears(INFO):
+            if attempt.is_observed:
                 call_started(context, attempt)
-            else:
-                attempt.is_observed = False
             response = await adrive(flow(call.request, attempt), attempt, context.clock)
         except BaseException as error:
             call_failed(context, attempt, error)

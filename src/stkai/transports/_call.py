@@ -56,17 +56,14 @@ class Call(NamedTuple):
         Raises:
             ConfigurationError: the extension holds something else.
         """
-        options = request.extensions.get(OPTIONS, NO_OPTIONS)
-        if options is not NO_OPTIONS and not isinstance(options, RequestOptions):
-            msg = f'extensions["stkai"] must be a stkai.RequestOptions, not {type(options).__name__}'
-            raise ConfigurationError(msg)
-        if _entered():
-            options = options.over(ambient())
+        options, deadline = NO_OPTIONS, None
+        if OPTIONS in request.extensions or _entered():
+            options = _options_of(request)
+            if options.deadline is not UNSET and options.deadline is not None:
+                chain = chain_before(request)
+                deadline = (now if chain is None else chain.began) + options.deadline
         # Faster than the constructor.
-        call = _new_tuple(cls, (next(_numbers), request, options, now, None, buffered))
-        if options is NO_OPTIONS or options.deadline is UNSET or options.deadline is None:
-            return call
-        return call.within(options.deadline)
+        return _new_tuple(cls, (next(_numbers), request, options, now, deadline, buffered))
 
     def within(self, seconds: float) -> "Call":
         """The same call, but it must end within `seconds` of the beginning of its chain."""
@@ -99,6 +96,15 @@ class Call(NamedTuple):
         return math.inf if self.deadline is None else self.deadline - now
 
 
+def _options_of(request: httpx.Request) -> RequestOptions:
+    """The options on the request, and those of `stkai.options` for what it leaves open."""
+    options = request.extensions.get(OPTIONS, NO_OPTIONS)
+    if not isinstance(options, RequestOptions):
+        msg = f'extensions["stkai"] must be a stkai.RequestOptions, not {type(options).__name__}'
+        raise ConfigurationError(msg)
+    return options.over(ambient()) if _entered() else options
+
+
 class SignatureExpired(Exception):  # noqa: N818 - not an error: the auth layer signs the request again
     """Raised by a limiter layer if the token expired while the request waited; it has given its permit back."""
 
@@ -121,20 +127,27 @@ class Attempt:
     """
 
     paced = excused = False
+    is_signed: Callable[[], bool] | None = None
     _numbers: Iterator[int] | None = None
     _following: "Attempt | None" = None
     _info: "events.CallInfo | None" = None
 
-    def __init__(self, call: Call, number: int = 1, record: CallRecord | None = None) -> None:
-        # Python reads what has a default on the class more slowly: these are read in every call.
-        self.place: tuple[object, Any] | None = None
-        self.is_signed: Callable[[], bool] | None = None
-        self.is_observed = True
-        self.closing: Job | None = None
+    def __init__(
+        self,
+        call: Call,
+        number: int = 1,
+        record: CallRecord | None = None,
+        closing: Job | None = None,
+        is_observed: bool = True,
+    ) -> None:
+        # Python reads what has a default on the class more slowly: these are read in every call. And it makes an object
+        # faster if its `__init__` gets each argument, and all by position.
         self.call = call
         self.number = number
-        # CPython makes an object faster if its `__init__` gets each argument, and all by position.
-        self.record = record or CallRecord(1, 0.0, 0.0, 0.0, 0.0)
+        self.closing = closing
+        self.is_observed = is_observed
+        self.place: tuple[object, Any] | None = None
+        self.record = CallRecord(1, 0.0, 0.0, 0.0, 0.0) if record is None else record
 
     def again(self) -> "Attempt":
         """The attempt that follows this one; it returns to its place in the queue."""
@@ -181,9 +194,8 @@ class Attempt:
         return replace(self.record, attempts=0)
 
     def _with(self, call: Call, number: int, record: CallRecord) -> "Attempt":
-        other = Attempt(call, number, record)
-        other.is_signed, other.is_observed, other._numbers = self.is_signed, self.is_observed, self._numbers
-        other.closing = self.closing
+        other = Attempt(call, number, record, self.closing, self.is_observed)
+        other.is_signed, other._numbers = self.is_signed, self._numbers
         return other
 
     def within(self, call: Call) -> "Attempt":

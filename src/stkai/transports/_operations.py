@@ -31,7 +31,9 @@ class Send(Operation):
     __slots__ = ("attempt", "request", "wire")
 
     def __init__(self, wire: Any, request: httpx.Request, attempt: Any) -> None:
-        self.wire, self.request, self.attempt = wire, request, attempt
+        self.wire = wire
+        self.request = request
+        self.attempt = attempt
 
 
 class Sleep(Operation):

@@ -20,7 +20,7 @@ from .._call import Attempt, can_resend, copy_request
 from .._context import Context
 from .._layer import Layer
 from .._operations import Close, Drain, Flow, Read, Sleep, Steps, Until
-from .._options import UNSET
+from .._options import NO_OPTIONS, UNSET
 from .policy import RetryPolicy, Situation
 
 if TYPE_CHECKING:
@@ -43,30 +43,34 @@ class _RetryFlow(LayerBase):
         self, inner: Any, policy: RetryPolicy | None = None, *, context: Context | None = None
     ) -> None:
         super().__init__(inner, context=context)
-        self.policy = _checked(policy)
+        self.policy = policy = _checked(policy)
+        extras = policy.deadline, policy.idempotency_header, policy.budget
+        self._has_extras = any(extra is not None for extra in extras)
         self._looks = _LOOKS
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         call = attempt.call
-        options = call.options
-        policy = self.policy if options.retry is UNSET else options.retry
-        seconds = (policy or self.policy).deadline
-        if seconds is not None and options.deadline is UNSET:
-            call = call.within(seconds)
-            attempt = attempt.within(call)
-            assert call.deadline is not None
-            yield Until(call.deadline)
-        if policy is None:
-            return (yield from self.forward(request, attempt))
+        policy: Any = self.policy  # A `RetryPolicy`; the call's own may be None, to send it once.
+        options, has_extras = call.options, self._has_extras
+        if options is not NO_OPTIONS and options.retry is not UNSET:
+            policy, has_extras = options.retry, True
+        if has_extras:
+            seconds = (policy or self.policy).deadline
+            if seconds is not None and options.deadline is UNSET:
+                call = call.within(seconds)
+                attempt = attempt.within(call)
+                assert call.deadline is not None
+                yield Until(call.deadline)
+            if policy is None:
+                return (yield from self.forward(request, attempt))
+            request = self._prepared(request, policy)
         if self._looks:
             self._look_above(request)
-        if policy.idempotency_header is not None:
-            request = _keyed(request, policy.idempotency_header)
-        if policy.budget is not None:
-            policy.budget.deposit(self.context.now())
         try:
-            once = self._once(request, attempt, policy) if call.buffered else self.forward(request, attempt)
-            response = yield from once
+            if call.buffered:
+                response = yield from self._once(request, attempt, policy)
+            else:
+                response = yield from self.forward(request, attempt)
         except Exception as error:
             if not isinstance(error, alike(httpx.TransportError)) or not can_resend(request):
                 raise
@@ -77,6 +81,13 @@ class _RetryFlow(LayerBase):
                 return response
             loop = yield from self._loop_after(response, policy, request, attempt)
         return (yield from self._again(request, loop))
+
+    def _prepared(self, request: httpx.Request, policy: RetryPolicy) -> httpx.Request:
+        """Add the call's credit to the budget; returns the request with its idempotency key."""
+        if policy.budget is not None:
+            policy.budget.deposit(self.context.now())
+        header = policy.idempotency_header
+        return request if header is None else _keyed(request, header)
 
     def _loop_after(
         self, response: httpx.Response, policy: RetryPolicy, request: httpx.Request, attempt: Attempt
