@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import anyio.to_thread
 
-from .._checks import SECONDS, at_least, check_choice, check_number
-from .._clock import Clock, SystemClock
+from .._checks import SECONDS, at_least, check_choice, check_number, clock_or_system
+from .._clock import Clock
 from .._errors import missing_extra
 from ._faults import FaultMethods
 from ._quota import Bucket, FixedWindow, Gate, RateHeaders, RetryAfter, ServerQuota, SlidingWindow
@@ -97,7 +97,7 @@ class QuotaServer(FaultMethods):
         )
         self.client_id = client_id
         self.client_secret = client_secret
-        self._clock = clock or SystemClock()
+        self._clock = clock_or_system(clock)
         self._log = RequestLog(keep)
         self._wanted_port = port
         self._port: int | None = None
