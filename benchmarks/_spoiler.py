@@ -37,8 +37,8 @@ def _serve(pipe: Connection) -> None:
             is_over = pipe.poll(0.02)
             if server.faults_left < 5_000:
                 server.fault(*(_draw(chance) for _ in range(5_000)), path="/echo")
-            while server._log.records:
-                server._log.records.popleft()
+            while server._log.entries:
+                server._log.entries.popleft()
                 seen += 1
         pipe.send(seen)
 

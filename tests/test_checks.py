@@ -1,13 +1,17 @@
 """The checks of arguments that the whole package shares."""
 
 import math
+import time
 import traceback
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, cast
 
 import pytest
 
 import stkai
+import stkai.stores
+import stkai.testing
 from stkai import ConfigurationError, InvalidArgumentError, StkaiError
 from stkai._checks import (
     AT_LEAST_ZERO,
@@ -78,6 +82,27 @@ def test_a_flag_and_a_choice_are_refused_with_what_is_allowed() -> None:
         check_choice("kind", "c", "a", "b", None, error=InvalidArgumentError)
     with pytest.raises(ConfigurationError, match=r"^kind must be 'a' or 'b', not 'c'$"):
         check_choice("kind", "c", "a", "b")
+
+
+CLOCKS: list[Callable[[Any], object]] = [
+    lambda clock: stkai.build_client(auth=None, clock=clock),
+    lambda clock: stkai.build_async_transport(auth=None, clock=clock),
+    lambda clock: stkai.StackBuilder(clock=clock),
+    lambda clock: stkai.TokenBucket(1, 1).permit(clock=clock),
+    lambda clock: stkai.ClientCredentialsAuthProvider("id", "secret", clock=clock),
+    lambda clock: stkai.Retrying(clock=clock),
+    lambda clock: stkai.testing.QuotaServer(clock=clock),
+    stkai.stores.MemoryStore,
+]
+
+
+@pytest.mark.parametrize("make", CLOCKS)
+@pytest.mark.parametrize("clock", [3, 0, "now", time.monotonic, datetime.now])
+def test_what_is_no_clock_is_refused_with_what_a_clock_needs(
+    make: Callable[[Any], object], clock: Any
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"clock must be .* utcnow\(\), .*has no monotonic\(\)"):
+        make(clock)
 
 
 def test_a_range_names_its_ends() -> None:

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import itertools
 import json
 import threading
+import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
@@ -601,3 +603,31 @@ async def test_a_connection_error_of_a_foreign_wire_may_come_after_the_request(
     assert len(rest) == 3
     unknown = {o.index for o in rest if isinstance(o.error, stkai.OutcomeUnknownError)}
     assert unknown == called & {outcome.index for outcome in rest}
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_a_loop_that_ends_right_after_a_break_leaves_no_coroutine_behind_and_no_error(
+    is_kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio.run() cancels tasks that have not begun, and closes all async generators at once."""
+    kept: list[Any] = []
+
+    async def answer(_: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0)
+        return httpx.Response(200)
+
+    async def main() -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+            outcomes = stkai.asend_all(client, requests(50), max_in_flight=4)
+            if is_kept:
+                kept.append(outcomes)
+            async for outcome in outcomes:
+                if outcome.index == 5:
+                    break
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        asyncio.run(main())
+        gc.collect()
+    assert not [str(warning.message) for warning in caught]
+    assert not caplog.records

@@ -4,8 +4,11 @@ import fcntl
 import os
 import resource
 import stat
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from stkai._urls import file_name
 from stkai.stores import FileStore, Law, Quota, Refusal, Store, _file, store_from
 from stkai.stores._file import SLOT
 
+from ..support.interrupts import Interrupt, needs_opcodes
 from .clients import Client, ask
 
 
@@ -268,6 +272,35 @@ def test_a_lock_that_an_interrupt_has_left_taken_is_replaced(
     assert store.lease(ask("b")).members == 2
 
 
+def descriptors_of(directory: Path) -> list[Path]:
+    """The files of a directory that this process has open."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # That of the loop itself.
+            found.append(descriptor.readlink())
+    return [path for path in found if path.is_relative_to(directory)]
+
+
+@needs_opcodes
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="nothing tells which files are open")
+def test_an_interrupt_at_any_point_leaves_no_file_open_and_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_file, "_LOCK_TIMEOUT", 0.001)
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    store, other = FileStore(tmp_path), FileStore(tmp_path)
+    for number in count(1):
+        interrupt = Interrupt(number, "stores/_file", "stores/_disk")
+        with interrupt.during():
+            store.lease(ask())
+        assert not descriptors_of(tmp_path), number
+        assert other.lease(ask("b")).count == 1
+        if interrupt.left > 0:
+            break
+    assert number > 50, "there were interrupts"
+
+
 def test_a_write_that_fails_leaves_the_last_state_and_is_an_os_error(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     epoch = store.lease(ask()).epoch
@@ -309,17 +342,16 @@ def test_a_child_that_is_forked_during_a_step_uses_neither_the_lock_nor_the_desc
         child = os.fork()
         if not child:
             try:
-                (file,) = store._files.values()
                 try:
                     store.lease(ask("child"))
                 except TimeoutError as error:
-                    os.write(writing, f"{file._fd} {error}".encode())
+                    os.write(writing, f"{len(descriptors_of(tmp_path))} {error}".encode())
             finally:
                 os._exit(0)
         return os.waitpid(child, 0)[1]
 
     store._change("team", fork)
-    assert os.read(reading, 100) == b"-1 another process held the lock of the state file for 0.25 s"
+    assert os.read(reading, 100) == b"0 another process held the lock of the state file for 0.25 s"
     assert store.lease(ask()).members == 1
     os.close(reading)
     os.close(writing)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 
 import httpx
 
-from .._checks import SECONDS, check_choice, check_number, even_half_made
-from .._clock import Clock, SystemClock
+from .._checks import SECONDS, check_choice, check_number, clock_or_system, even_half_made
+from .._clock import Clock
 from .._config import STKAI
 from .._config.names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
 from .._errors import AuthenticationError, ConfigurationError
@@ -79,7 +79,7 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         self.token_url = _text("token_url", Secret(token_url))
         self.refresh_margin = check_number("refresh_margin", refresh_margin, SECONDS)
         check_choice("client_auth", client_auth, *CLIENT_AUTH)
-        self._clock = clock or SystemClock()
+        self._clock = clock_or_system(clock)
         self._endpoint = TokenEndpoint(
             url=self.token_url,
             client_id=self.client_id,

@@ -16,9 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from contextvars import copy_context
 from dataclasses import dataclass
-from functools import partial
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import httpx
@@ -53,10 +52,10 @@ Wants = Callable[[int], bool]
 
 
 class BackgroundTask:
-    """A task that an async generator owns, cancelled when that closes, on asyncio and trio.
+    """A task that is cancelled when it is closed, on asyncio and trio.
 
-    A task group inside an async generator would stay open while the generator is suspended, and its cancel scope would
-    then enclose the caller's code. This task belongs to the event loop instead. It must raise nothing but the
+    A task group would stay open while the async generator around it is suspended, and its cancel scope would then
+    enclose the caller's code. This task belongs to the event loop instead. It must raise nothing but the
     cancellation.
     """
 
@@ -104,44 +103,78 @@ async def _numbered(requests: Requests, wants: Wants) -> AsyncGenerator[tuple[in
                 yield index, request
 
 
-class _Tasks:
-    """The requests in flight, and the outcomes not handed out yet."""
+class OutcomesInTasks:
+    """Sends all requests, at most `most` at a time, in an `async with` block; iterate over their outcomes in it.
 
-    def __init__(self, send: AsyncSend, most: int) -> None:
-        self._send = send
+    It is no async generator, since asyncio closes all of these at once when its loop ends: one inside another fails.
+    """
+
+    def __init__(self, send: AsyncSend, requests: Requests, most: int, wants: Wants) -> None:
+        self._send, self._requests, self._wants = send, requests, wants
         self._places = anyio.Semaphore(most)
         """One is taken for each request that is read, and given back when its outcome is handed out."""
         self._finished: deque[Outcome | BaseException | None] = deque()
         self._arrivals = anyio.Semaphore(0)
+        self._new: dict[int, Coroutine[Any, Any, None]] = {}
+        """The work whose task has not begun."""
 
-    async def feed(self, requests: Requests, wants: Wants) -> None:
+    async def __aenter__(self) -> Self:
+        self._task = BackgroundTask(self._feed)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._task.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Outcome:
+        # The next outcome to hand out, which makes room for another request.
+        await _acquire(self._arrivals)
+        outcome = self._finished.popleft()
+        if outcome is None:
+            raise StopAsyncIteration
+        if isinstance(outcome, BaseException):
+            raise outcome
+        self._places.release()
+        return outcome
+
+    async def _feed(self) -> None:
         """Read the requests to their end, start each once there is a place, and wait until all have ended."""
         failure: Exception | None = None
-        async with anyio.create_task_group() as group:
-            try:
-                await _acquire(self._places)
-                async with aclosing(_numbered(requests, wants)) as numbered:
-                    async for index, request in numbered:
-                        group.start_soon(self._work, index, request)
-                        await _acquire(self._places)
-            except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
-                failure = error
-            except BaseException as error:  # noqa: BLE001 - raised by the generator
-                self._crash(error)
+        try:
+            async with anyio.create_task_group() as group:
+                try:
+                    await _acquire(self._places)
+                    async with aclosing(_numbered(self._requests, self._wants)) as numbered:
+                        async for index, request in numbered:
+                            self._new[index] = self._work(index, request)
+                            group.start_soon(self._new.__getitem__, index)
+                            await _acquire(self._places)
+                except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
+                    failure = error
+                except BaseException as error:  # noqa: BLE001 - raised in the caller's task
+                    self._crash(error)
+        finally:
+            for (
+                work
+            ) in self._new.values():  # The loop has ended, and cancelled these tasks before they began.
+                work.close()
         self._put(failure)
 
     async def _work(self, index: int, request: httpx.Request) -> None:
+        del self._new[index]
         try:
             outcome = Outcome(index, request, await self._send(index, request), None)
         except Exception as error:  # noqa: BLE001 - whatever the call raises is its outcome
             outcome = Outcome(index, request, None, error)
-        except BaseException as error:  # noqa: BLE001 - raised by the generator
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's task
             self._crash(error)
             return
         self._put(outcome)
 
     def _crash(self, error: BaseException) -> None:
-        """Let the generator raise it, in the caller's task; a cancellation ends this one as well."""
+        """Let it be raised in the caller's task; a cancellation ends this one as well."""
         self._put(error)
         if isinstance(error, (anyio.get_cancelled_exc_class(), GeneratorExit)):
             raise error
@@ -149,28 +182,6 @@ class _Tasks:
     def _put(self, outcome: Outcome | BaseException | None) -> None:
         self._finished.append(outcome)
         self._arrivals.release()
-
-    async def next(self) -> Outcome | None:
-        """The next outcome to hand out, which makes room for another request; None when there are no more."""
-        await _acquire(self._arrivals)
-        outcome = self._finished.popleft()
-        if isinstance(outcome, BaseException):
-            raise outcome
-        self._places.release()
-        return outcome
-
-
-async def outcomes_in_tasks(
-    send: AsyncSend, requests: Requests, most: int, wants: Wants
-) -> AsyncGenerator[Outcome, None]:
-    """Send all requests, at most that many at a time, and yield each outcome as its call finishes."""
-    in_flight = _Tasks(send, most)
-    task = BackgroundTask(partial(in_flight.feed, requests, wants))
-    try:
-        while (outcome := await in_flight.next()) is not None:
-            yield outcome
-    finally:
-        await task.close()
 
 
 def outcomes_in_threads(

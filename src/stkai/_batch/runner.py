@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 from uuid import uuid5
@@ -14,7 +14,7 @@ from .._errors import AuthenticationError
 from ..transports._auth.bearer import ExposedTokenError
 from .append_file import WriteError
 from .batch_client import FAILURE, BatchClient, status_of
-from .engine import Outcome, outcomes_in_tasks
+from .engine import Outcome, OutcomesInTasks
 from .input_lines import ReadLine
 from .job import BatchJob
 from .journal import LineState
@@ -92,9 +92,7 @@ class Runner:
     async def run(self) -> None:
         """Work until every line has an outcome, or the run must end."""
         most = self._options.max_in_flight
-        async with aclosing(
-            outcomes_in_tasks(self._send, self._requests(), most, lambda _: True)
-        ) as outcomes:
+        async with OutcomesInTasks(self._send, self._requests(), most, lambda _: True) as outcomes:
             async for outcome in outcomes:
                 self._settle(outcome)
                 await self._flush()

@@ -11,7 +11,7 @@ from collections.abc import (
     Iterable,
     Iterator,
 )
-from contextlib import aclosing, closing, contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -23,7 +23,7 @@ from .._client import AsyncHttpClient, HttpClient
 from .._errors import ConfigurationError, InvalidArgumentError, OutcomeUnknownError
 from .._families import alike
 from .append_file import WriteError
-from .engine import Outcome, Requests, outcomes_in_tasks, outcomes_in_threads
+from .engine import Outcome, OutcomesInTasks, Requests, outcomes_in_threads
 from .journal import Journal, LineState, LineStates, Recovered
 from .watch import RunState, Watch, asend_watched, send_watched
 
@@ -173,8 +173,7 @@ async def _asend_all(
     path: JournalPath | None,
 ) -> AsyncGenerator[Outcome, None]:
     with closing(_OutcomeLog(path, most)) as log:
-        sent = outcomes_in_tasks(partial(log.send, send), requests, most, log.wants)
-        async with aclosing(sent) as outcomes:
+        async with OutcomesInTasks(partial(log.send, send), requests, most, log.wants) as outcomes:
             async for outcome in outcomes:
                 with log.handing_out(outcome):
                     yield outcome

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from getpass import getuser
+from io import FileIO
 from pathlib import Path
 from typing import Final
 
@@ -32,38 +33,43 @@ def default_directory() -> Path:
     return Path(tempfile.gettempdir()) / f"stkai-{user}"
 
 
-def open_state(path: Path, *, private: bool) -> int:
-    """Open a state file; create it and its directory if they are missing. The caller closes the descriptor.
+def open_state(path: Path, *, private: bool) -> FileIO:
+    """Open a state file; create it and its directory if they are missing.
 
     With `private`, refuse a directory that other users own or may enter.
     """
     try:
-        fd = _open(path, private=private)
+        file = _open(path, private=private)
     except OSError as error:
         if path.is_symlink() or path.is_dir():
             raise ConfigurationError(_not_plain(path)) from error
         raise
-    about = os.fstat(fd)
     try:
+        about = os.fstat(file.fileno())
         if not stat.S_ISREG(about.st_mode):
             raise ConfigurationError(_not_plain(path))
         if private and _IS_UNIX and about.st_uid != os.geteuid():
             make_directory(path.parent, private=True)
     except BaseException:
-        os.close(fd)
+        file.close()
         raise
-    return fd
+    return file
 
 
-def _open(path: Path, *, private: bool) -> int:
+def _open(path: Path, *, private: bool) -> FileIO:
     if not _IS_UNIX and path.is_symlink():  # Windows has no O_NOFOLLOW.
         raise FileExistsError(path)
     with suppress(FileNotFoundError, NotADirectoryError):
         # pathlib takes ten times as long for the directory.
         if stat.S_ISDIR(os.lstat(os.path.dirname(path)).st_mode):  # noqa: PTH120
-            return os.open(path, _FLAGS)
+            return _file(path, _FLAGS)
     make_directory(path.parent, private=private)
-    return os.open(path, _FLAGS | os.O_CREAT, 0o600)
+    return _file(path, _FLAGS | os.O_CREAT)
+
+
+def _file(path: Path, flags: int) -> FileIO:
+    """Open a file and make the object that closes it, in one call of a C function: no interrupt can come in between."""
+    return next(map(FileIO, map(os.open, (path,), (flags,), (0o600,)), ("rb+",)))
 
 
 def make_directory(directory: Path, *, private: bool) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from io import FileIO
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 from weakref import ref
@@ -153,7 +154,9 @@ def unpack(content: bytes) -> Record | None:
 
 
 class _Hold:
-    """Lives as long as the call that holds the lock of a file."""
+    """Lives as long as the call that holds the lock of a file; the file is closed with it, whatever happens."""
+
+    file: FileIO | None = None
 
 
 class _StateFile:
@@ -161,18 +164,17 @@ class _StateFile:
 
     def __init__(self, path: Path, *, private: bool) -> None:
         self.path, self._private = path, private
-        self._fd = -1
+        self._holder: ref[_Hold] | None = None
         # The record that was written last, with its beginning; None if a step failed.
         self._known: tuple[Record, bytes] | None = None
         begin_in_each_process(self, _StateFile._begin)
 
     def _begin(self) -> None:
         self._lock = threading.Lock()  # Not every file system's lock excludes the threads of one process.
-        self._holder: ref[_Hold] | None = None
-        if self._fd >= 0:
+        hold, self._holder = None if self._holder is None else self._holder(), None
+        if hold is not None and hold.file is not None:
             # It is the parent's. Closing it here does not release the parent's lock.
-            os.close(self._fd)
-            self._fd = -1
+            hold.file.close()
 
     def change(self, work: Callable[[State, float], T]) -> T:
         """Lock the file, read the state, call `work(state, now)`, and write the state."""
@@ -180,19 +182,17 @@ class _StateFile:
         lock = self._take_lock()
         try:
             self._holder = ref(hold)
-            self._fd = _disk.open_state(self.path, private=self._private)
-            _disk.lock(self._fd, _LOCK_TIMEOUT, clock)
-            try:
-                now = clock.monotonic()
-                record = self._read(now)
-                result = work(record.state, now)
-                self._write(record)
-            finally:
-                _disk.unlock(self._fd)
+            hold.file = _disk.open_state(self.path, private=self._private)
+            with hold.file as file:
+                _disk.lock(file.fileno(), _LOCK_TIMEOUT, clock)
+                try:
+                    now = clock.monotonic()
+                    record = self._read(file, now)
+                    result = work(record.state, now)
+                    self._write(file, record)
+                finally:
+                    _disk.unlock(file.fileno())
         finally:
-            fd, self._fd = self._fd, -1
-            if fd >= 0:
-                os.close(fd)
             lock.release()
         return result
 
@@ -207,9 +207,9 @@ class _StateFile:
         lock.acquire()
         return lock
 
-    def _read(self, now: float) -> Record:
+    def _read(self, file: FileIO, now: float) -> Record:
         """The record in the file, or a new one if there is no usable record."""
-        prefixes = [_disk.read_at(self._fd, _PREFIX, offset) for offset in (0, SLOT)]
+        prefixes = [_disk.read_at(file.fileno(), _PREFIX, offset) for offset in (0, SLOT)]
         numbers = [number_of(prefix) for prefix in prefixes]
         newer = int(numbers[1] > numbers[0])
         known, self._known = self._known, None
@@ -219,7 +219,7 @@ class _StateFile:
         for slot in (newer, 1 - newer):
             record = None
             if numbers[slot] >= 0:
-                record = unpack(_disk.read_at(self._fd, length_of(prefixes[slot]), slot * SLOT))
+                record = unpack(_disk.read_at(file.fileno(), length_of(prefixes[slot]), slot * SLOT))
             if record is None:
                 continue
             if record.boot != boot:
@@ -229,11 +229,11 @@ class _StateFile:
             break
         return Record(max(0, *numbers), boot, 0.0, State.new(now))
 
-    def _write(self, record: Record) -> None:
+    def _write(self, file: FileIO, record: Record) -> None:
         """Write the state into the other slot."""
         record = record._replace(number=record.number + 1, wall=clock.utcnow().timestamp())
         content = record.pack()
-        written = _disk.write_at(self._fd, content, record.offset)
+        written = _disk.write_at(file.fileno(), content, record.offset)
         if written != len(content):
             raise OSError(
                 f"only {written} of {len(content)} bytes of the state were written: is the disk full?"

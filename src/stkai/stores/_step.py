@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Final, TypeVar
 
+from .._checks import clock_or_system
 from .._clock import Clock
 from ._calendar import USAGE_SPAN, advance, note, opening, place
 from ._members import FORGET, due, settle, sweep, uncount, void, void_old, wait
@@ -264,7 +265,7 @@ class MemoryStore(LocalStore):
     """The store never waits, so an event loop may call it directly."""
 
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+        self._clock = clock_or_system(clock)
         self._lock = threading.Lock()
         self._states: dict[str, State] = {}
 

@@ -5,7 +5,7 @@ import socket
 import struct
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 
 from aiohttp import web
@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 
 from .._clock import Clock, uniform
 from ._faults import Answer, Fault, Hang, Reset
-from ._requests_and_replies import Reply, RequestLog, RequestRecord
+from ._requests_and_replies import LogEntry, Reply, RequestLog, RequestRecord
 from ._service import APIS, Service
 
 _SETTLE = 0.01  # seconds before a reset, so that the client has taken in the bytes that came before it
@@ -49,7 +49,8 @@ class App:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         record = await self._record(request)
-        self.log.records.append(record)
+        entry = LogEntry(record)
+        self.log.entries.append(entry)
         fault = self.take_fault(record.path)
         if isinstance(fault, Reset) and fault.at == "start":
             return _reset(request)
@@ -63,7 +64,7 @@ class App:
             _transport(request).write(reply.head[: fault.after])
             await asyncio.sleep(_SETTLE)
             return _reset(request)
-        object.__setattr__(record, "status", reply.status)  # Frozen for everyone else.
+        entry.record = replace(record, status=reply.status)
         try:
             return await _deliver(request, reply)
         except ConnectionResetError:  # The client left in mid-body, which it may do.

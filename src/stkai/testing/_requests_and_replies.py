@@ -22,7 +22,7 @@ class RequestRecord:
         headers: names in lower case, values as sent; a name may come twice.
         body: the bytes.
         connection: the number of its TCP connection, from 1 up; equal numbers mean keep-alive.
-        status: the status of the answer; None so far, or if the connection was reset instead.
+        status: the status of the answer; None if there was none when `requests` was read.
     """
 
     time: float
@@ -44,11 +44,22 @@ class RequestRecord:
         return self.header("authorization")
 
 
+@dataclass
+class LogEntry:
+    """The place of a request in the log.
+
+    Attributes:
+        record: what is known of it; replaced when it is answered.
+    """
+
+    record: RequestRecord
+
+
 class RequestLog:
-    """The records, the latest ones if `keep` is a number; written by the server's thread, readable from any."""
+    """The requests, the latest ones if `keep` is a number; written by the server's thread, readable from any."""
 
     def __init__(self, keep: int | None) -> None:
-        self.records: deque[RequestRecord] = deque(maxlen=keep)
+        self.entries: deque[LogEntry] = deque(maxlen=keep)
         self._numbers = count(1)
         self._connections: WeakKeyDictionary[object, int] = WeakKeyDictionary()
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import anyio.to_thread
 
-from .._checks import SECONDS, at_least, check_choice, check_number
-from .._clock import Clock, SystemClock
+from .._checks import SECONDS, at_least, check_choice, check_number, clock_or_system
+from .._clock import Clock
 from .._errors import missing_extra
 from ._faults import FaultMethods
 from ._quota import Bucket, FixedWindow, Gate, RateHeaders, RetryAfter, ServerQuota, SlidingWindow
@@ -97,7 +97,7 @@ class QuotaServer(FaultMethods):
         )
         self.client_id = client_id
         self.client_secret = client_secret
-        self._clock = clock or SystemClock()
+        self._clock = clock_or_system(clock)
         self._log = RequestLog(keep)
         self._wanted_port = port
         self._port: int | None = None
@@ -195,7 +195,8 @@ class QuotaServer(FaultMethods):
     @property
     def requests(self) -> list[RequestRecord]:
         """The requests received so far, in the order of arrival; a copy."""
-        return list(self._log.records.copy())  # Copying is one atomic step, iterating is not.
+        entries = self._log.entries.copy()  # Copying is one atomic step, iterating is not.
+        return [entry.record for entry in entries]
 
     def count(self, *, path: str = "/", method: str | None = None, status: int | None = None) -> int:
         """How many requests there were whose path starts with `path`, by method and by the status they got."""
@@ -218,11 +219,11 @@ class QuotaServer(FaultMethods):
 
     def forget_requests(self) -> None:
         """Empty `requests`; all counts start again at 0."""
-        self._log.records.clear()
+        self._log.entries.clear()
 
     def __repr__(self) -> str:
         where = "not started" if self._port is None else self.url
-        return f"<QuotaServer {where}, {len(self._log.records)} requests>"
+        return f"<QuotaServer {where}, {len(self._log.entries)} requests>"
 
 
 def _run(app: "App", port: int, started: "Future[tuple[int, Callable[[], object]]]") -> None:

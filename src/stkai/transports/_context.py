@@ -7,7 +7,8 @@ from typing import Final
 
 import httpx
 
-from .._clock import Clock, SystemClock, uniform
+from .._checks import clock_or_system
+from .._clock import Clock, uniform
 from .._families import adopt, alike
 from .._log import Listener, Listeners, events, log_events, logger, notify
 from ._call import Attempt
@@ -34,7 +35,7 @@ class Context:
         listener: Listener = log_events,
         random: Callable[[], float] | None = None,
     ) -> None:
-        self.clock, self.listener, self.random = clock or SystemClock(), listener, random or uniform
+        self.clock, self.listener, self.random = clock_or_system(clock), listener, random or uniform
         self.now = self.clock.monotonic
 
     def hears(self, level: int) -> bool:

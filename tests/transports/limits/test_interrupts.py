@@ -1,14 +1,9 @@
 """A limiter works after an interrupt (Ctrl-C, the exception of a signal handler) at any point of its arithmetic."""
 
-import dis
 import math
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import count
-from types import FrameType
-from typing import Any
 
 import httpx
 import pytest
@@ -17,52 +12,13 @@ from stkai import AimdLimiter, AllOf, InFlight, TokenBucket
 from stkai.transports import Answer, Turn
 from stkai.transports._limits.queue_limiter import QueueLimiter
 
+from ...support.interrupts import Interrupt, needs_opcodes
+
 OVER = 1000.0
 """Seconds; the scenario is over by then, and everything that it has used is free again."""
 
 STRIDE = 4
 """Only every fourth point is tried: what goes wrong goes wrong at several in a row."""
-
-
-class Interrupted(BaseException):
-    """What a signal handler raises."""
-
-
-class Interrupt:
-    """Raises, once, at the point of that number where Python may run a signal handler: after calls and loops."""
-
-    _AFTER = frozenset({"CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME"})
-
-    def __init__(self, number: int) -> None:
-        self.left = number
-
-    def trace(self, frame: FrameType, _event: str, _argument: Any) -> Any:
-        if "_limits" not in frame.f_code.co_filename or "tests" in frame.f_code.co_filename:
-            return None
-        frame.f_trace_opcodes, before = True, ""
-
-        def step(frame: FrameType, event: str, _: Any) -> Any:
-            nonlocal before
-            if event == "opcode":
-                if before in self._AFTER:
-                    self.left -= 1
-                    if not self.left:
-                        raise Interrupted
-                before = dis.opname[frame.f_code.co_code[frame.f_lasti]]
-            return step
-
-        return step
-
-    @contextmanager
-    def during(self) -> Iterator[None]:
-        before = sys.gettrace()
-        sys.settrace(self.trace)
-        try:
-            yield
-        except Interrupted:
-            pass
-        finally:
-            sys.settrace(before)
 
 
 def answer(now: float, status: int | None) -> Answer:
@@ -119,16 +75,14 @@ LIMITERS: dict[str, Callable[[], QueueLimiter]] = {
 }
 
 
-@pytest.mark.skipif(
-    sys.version_info[:2] == (3, 12), reason="3.12 reports no opcodes of a frame that has begun"
-)
+@needs_opcodes
 @pytest.mark.parametrize("make", LIMITERS.values(), ids=list(LIMITERS))
 def test_a_limiter_works_after_an_interrupt_at_any_point(make: Callable[[], QueueLimiter]) -> None:
     whole = make()
     scenario(whole)
     usual = seconds_for(whole)
     for number in count(1, STRIDE):
-        limiter, interrupt = make(), Interrupt(number)
+        limiter, interrupt = make(), Interrupt(number, "_limits")
         with interrupt.during():
             scenario(limiter)
         assert seconds_for(limiter) <= usual + 15, "three permits, at most, are lost"

@@ -438,15 +438,22 @@ def test_many_threads_make_one_call_at_a_time(clock: FakeClock) -> None:
     assert most[0] == 1
 
 
-def test_a_store_that_was_never_reached_is_announced_at_once(clock: FakeClock) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(ConnectionRefusedError("no"), "ConnectionRefusedError: no"), (TimeoutError(), "TimeoutError")],
+)
+def test_a_store_that_was_never_reached_is_announced_at_once(
+    clock: FakeClock, error: Exception, reason: str
+) -> None:
     events: list[Event] = []
 
     class Dead(Blocking):
         def lease(self, ask: Ask) -> Lease:
-            raise ConnectionRefusedError("nobody is there")
+            raise error
 
     policy = TokenBucket(10, 1.0, share="team", store=Dead(clock))
     stack = StackBuilder([limiter(policy)], listener=[events.append], clock=clock)
     transport = stack.build(httpx.MockTransport(lambda _: httpx.Response(200)))
     transport.handle_request(httpx.Request("POST", "https://api.test/"))
-    assert len([event for event in events if isinstance(event, StoreLost)]) == 1
+    (lost,) = [event for event in events if isinstance(event, StoreLost)]
+    assert lost.reason == reason

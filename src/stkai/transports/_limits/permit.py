@@ -7,8 +7,8 @@ from typing import Self
 
 import httpx
 
-from ..._checks import SECONDS, check_number, even_half_made
-from ..._clock import Clock, SystemClock, uniform
+from ..._checks import SECONDS, check_number, clock_or_system, even_half_made
+from ..._clock import Clock, uniform
 from ..._errors import ConfigurationError, InvalidArgumentError, NotSent, TokenAcquisitionTimeoutError
 from ..._event_loops import loop_has_ended
 from .._async_driver import adrive
@@ -42,7 +42,7 @@ class Permit:
                 "this limiter counts units, so a permit needs a cost: limiter.permit(cost=...)"
             )
         self._limiter, self._plan = limiter, plan
-        self._clock = SystemClock() if clock is None else clock
+        self._clock = clock_or_system(clock)
         self._limit = plan.max_wait_time if max_wait_time is UNSET else max_wait_time
         self._cost, self._priority = 1.0 if cost is None else float(cost), priority
         self._turn: Turn | None = None

@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary, ref
 
 from ...._abandonable import GivenUpError, do_within
 from ...._clock import SystemClock, unique_key
-from ...._errors import ConfigurationError
+from ...._errors import ConfigurationError, describe
 from ...._event_loops import anyio
 from ...._forks import begin_in_each_process
 from ...._log import Listeners, logger
@@ -164,7 +164,7 @@ class StoreClient:
                 raise
             logger.debug("the store of the share %r failed", member.share, exc_info=error)
             if lost:
-                self._emit(StoreLost, store=repr(self.store), reason=f"{type(error).__name__}: {error}")
+                self._emit(StoreLost, store=repr(self.store), reason=describe(error))
             return
         with Queue.lock:
             restored = member.end_call(call, answer, self._now())
