@@ -156,9 +156,8 @@ class OutcomesInTasks:
                 except BaseException as error:  # noqa: BLE001 - raised in the caller's task
                     self._crash(error)
         finally:
-            for (
-                work
-            ) in self._new.values():  # The loop has ended, and cancelled these tasks before they began.
+            for work in self._new.values():
+                # The loop has ended, and cancelled these tasks before they began.
                 work.close()
         self._put(failure)
 
