@@ -18,7 +18,7 @@ import httpx
 
 from stkai import TokenBucket
 from stkai.stores import Ask, Lease
-from stkai.stores._state import State
+from stkai.stores._share import State
 from stkai.stores._step import step
 
 from ..stores.clients import check_books

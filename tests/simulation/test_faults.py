@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from stkai.stores import Ask, Lease, _step
-from stkai.stores import _members as members
+from stkai.stores import Ask, Lease, _share, _step
 from stkai.transports._limits.sources.holding import Holding
 
 from . import simulator
@@ -18,7 +17,7 @@ Patch = pytest.MonkeyPatch
 
 
 def drop_what_is_given_back(patch: Patch) -> None:
-    patch.setattr(members, "release", lambda *_: None)
+    patch.setattr(_share, "release", lambda *_: None)
 
 
 def lease_each_place_twice(patch: Patch) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import redis
 
 from stkai.stores import Ask, Lease, Store
+from stkai.stores._calendar import count
 from stkai.stores._protocol import AHEAD
-from stkai.stores._state import State, count
+from stkai.stores._share import State
 
 
 def ask(member: str = "a", want: int = 1, **others: Any) -> Ask:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stkai.stores import Ask, Law, Lease, Refusal
-from stkai.stores._state import State
+from stkai.stores._share import State
 from stkai.stores._step import amend, look, step
 
 from .clients import check_books

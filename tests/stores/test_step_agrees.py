@@ -9,7 +9,7 @@ import pytest
 
 from stkai.stores import Ask, Law, Refusal, _redis
 from stkai.stores._file import SLOT, Record, length_of, number_of, unpack
-from stkai.stores._state import State
+from stkai.stores._share import State
 from stkai.stores._step import amend, forget, look, step
 
 from ..support.redis_servers import Server

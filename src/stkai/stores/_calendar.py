@@ -1,18 +1,29 @@
 """The permits of a group as places on a calendar, and the promise that no window of time has too many of them.
 
-`next` is the first place never leased; `free` holds places that members gave back; `credit` counts permits that may be
-used at once. A place that passes unused becomes credit, up to the burst. It is the virtual-scheduling form of the leaky
-bucket (GCRA: ITU-T I.371, annex A).
+A place that passes unused becomes credit, up to the burst. It is the virtual-scheduling form of the leaky bucket (GCRA:
+ITU-T I.371, annex A).
 
-`window` holds the instants of the permits that were used in the last window or are leased ahead. A further permit may
-be used once enough of them are a window old. Large windows count in slots. `step.lua` is the same code.
+A further permit may be used once enough of those in the window are a window old. Large windows count in slots.
+`step.lua` is the same code.
 """
 
 import math
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 
-from ._protocol import LATE
-from ._state import NEVER, ROUND, Range, State, cut, past
+from ._protocol import LATE, Quota
+
+Range = tuple[float, float, int]
+"""The first place, the seconds between places, and how many."""
+
+Entry = tuple[float, int]
+"""An instant, and how many permits."""
+
+NEVER: Final = -1e18
+
+ROUND: Final = 1e-6
+"""Permits; covers the rounding of clocks."""
 
 _SET_BACK: Final = 0.1
 """Seconds; if the clock is behind by more, it was set back, and the state continues as if no time had passed."""
@@ -26,8 +37,40 @@ _SAME: Final = 1e-6
 _EXACT: Final = 64
 """Up to so many permits per window, every instant is kept; above, as many slots, each rounded to its end."""
 
+_NO_QUOTA: Final = Quota(0.0)
 
-def advance(s: State, now: float) -> float:
+
+@dataclass(slots=True)
+class Calendar:
+    """Instants are in seconds on the calendar's own clock, which starts at 0 and is never set back."""
+
+    offset: float  # Its clock minus the store's.
+    at: float = 0.0  # The latest instant at which it was used.
+    quota: Quota = _NO_QUOTA  # In force.
+    rate: float = 0.0  # The pace in force.
+    burst: float = 0.0
+    next: float = 0.0  # The first place never leased.
+    free: list[Range] = field(default_factory=list)  # Places that members gave back.
+    credit: float = 0.0  # Permits that may be used at once.
+    most: int = 0  # Permits that may be used in any window; 0 without such a promise.
+    # Permits of the last window or leased ahead, and their sum.
+    window: list[Entry] = field(default_factory=list)
+    within: int = 0
+    units: float = 0.0  # Left; negative while there is a debt.
+    paused: float = NEVER  # When the pause ends.
+    leased: int = 0  # Permits by what became of them.
+    used: int = 0
+    returned: int = 0
+    expired: int = 0
+    usage: float = 0.0  # Permits used lately, fading.
+
+    @property
+    def held(self) -> int:
+        """Permits that members hold."""
+        return self.leased - self.used - self.returned - self.expired
+
+
+def advance(s: Calendar, now: float) -> float:
     """Move the state to the store's present: places that passed unused become credit. Returns the state's time."""
     at = now + s.offset
     if at < s.at:
@@ -55,12 +98,12 @@ def advance(s: State, now: float) -> float:
     return at
 
 
-def give(s: State, places: int) -> None:
+def give(s: Calendar, places: int) -> None:
     """Make permits that were given back after their time usable at once."""
     s.credit += min(places, max(0.0, max(1.0, s.burst - 1) - s.credit))
 
 
-def release(s: State, ranges: list[Range], now: float) -> None:
+def release(s: Calendar, ranges: list[Range], now: float) -> None:
     """Take unused permits back: future places are free again, past ones become credit."""
     if not ranges:
         return
@@ -75,7 +118,7 @@ def release(s: State, ranges: list[Range], now: float) -> None:
     s.free.sort()
 
 
-def place(s: State, places: int, now: float) -> Range:
+def place(s: Calendar, places: int, now: float) -> Range:
     """Up to so many permits: from credit, then from free places, then from the calendar's end."""
     gap = 1 / s.rate
     opens = opening(s) if s.most else NEVER
@@ -106,7 +149,7 @@ def place(s: State, places: int, now: float) -> Range:
     return first, step, places
 
 
-def opening(s: State) -> float:
+def opening(s: Calendar) -> float:
     """The earliest instant at which the window has room for another permit."""
     surplus = s.within - s.most
     if surplus < 0:
@@ -118,7 +161,7 @@ def opening(s: State) -> float:
     return NEVER
 
 
-def prune(s: State, now: float) -> None:
+def prune(s: Calendar, now: float) -> None:
     """Drop what is a window old."""
     since = now - _length(s)
     if s.window[0][0] <= since:
@@ -126,7 +169,7 @@ def prune(s: State, now: float) -> None:
         s.within = sum(places for _, places in s.window)
 
 
-def note(s: State, first: float, gap: float, places: int) -> None:
+def note(s: Calendar, first: float, gap: float, places: int) -> None:
     """Enter permits into the window."""
     s.within += places
     while places > 0:
@@ -141,7 +184,7 @@ def note(s: State, first: float, gap: float, places: int) -> None:
         first, places = first + together * gap, places - together
 
 
-def forgive_latest(s: State, places: int) -> None:
+def forgive_latest(s: Calendar, places: int) -> None:
     """Take permits that were given back out of the window, which were used a short while ago."""
     for index in range(len(s.window) - 1, -1, -1):
         instant, together = s.window[index]
@@ -152,7 +195,7 @@ def forgive_latest(s: State, places: int) -> None:
             places -= part
 
 
-def forgive(s: State, first: float, gap: float, places: int) -> None:
+def forgive(s: Calendar, first: float, gap: float, places: int) -> None:
     """Take these permits out of the window."""
     while places > 0:
         instant, together = _entry(s, first, gap, places)
@@ -165,7 +208,7 @@ def forgive(s: State, first: float, gap: float, places: int) -> None:
         first, places = first + together * gap, places - together
 
 
-def _entry(s: State, first: float, gap: float, places: int) -> tuple[float, int]:
+def _entry(s: Calendar, first: float, gap: float, places: int) -> tuple[float, int]:
     """The window's instant for the first of these permits, and how many of them fall into it. Slots round up."""
     if s.most <= _EXACT:
         return first, 1 if gap else places
@@ -174,7 +217,7 @@ def _entry(s: State, first: float, gap: float, places: int) -> tuple[float, int]
     return instant, max(1, past(first, gap, places, instant))
 
 
-def fit(s: State, first: float, gap: float, places: int) -> int:
+def fit(s: Calendar, first: float, gap: float, places: int) -> int:
     """How many of these permits the windows around them have room for."""
     if s.within + places <= s.most:
         return places
@@ -196,6 +239,49 @@ def fit(s: State, first: float, gap: float, places: int) -> int:
     return min(places, s.most - most)
 
 
-def _length(s: State) -> float:
+def _length(s: Calendar) -> float:
     """The window, and a little more, since permits are not all used equally late."""
     return s.quota.window + min(LATE, s.quota.window / 300)
+
+
+def count(ranges: list[Range]) -> int:
+    return sum(places for _, _, places in ranges)
+
+
+def end(ranges: list[Range]) -> float:
+    """The last place."""
+    return max((first + gap * (places - 1) for first, gap, places in ranges), default=NEVER)
+
+
+def past(first: float, gap: float, places: int, now: float) -> int:
+    """How many of the places are not after `now`."""
+    if first > now:
+        return 0
+    return min(places, math.floor((now - first) / gap + ROUND) + 1) if gap else places
+
+
+def cut(ranges: list[Range], places: int) -> tuple[list[Range], list[Range]]:
+    """Split sorted ranges after so many places."""
+    head: list[Range] = []
+    tail: list[Range] = []
+    for first, gap, size in ranges:
+        part = min(places, size)
+        places -= part
+        if part:
+            head.append((first, gap, part))
+        if size > part:
+            tail.append((first + part * gap, gap, size - part))
+    return head, tail
+
+
+def merged(some: list[Range], others: list[Range]) -> list[Range]:
+    """All ranges, sorted; ranges that overlap become single places."""
+    if not some or not others:
+        return some or others
+    ranges = sorted(some + others)
+    for left, right in pairwise(ranges):
+        if left[0] + left[1] * (left[2] - 1) > right[0]:
+            return sorted(
+                (first + gap * number, 0.0, 1) for first, gap, size in ranges for number in range(size)
+            )
+    return ranges

@@ -18,9 +18,8 @@ from .._errors import ConfigurationError
 from .._forks import begin_in_each_process
 from .._urls import file_name
 from . import _disk
-from ._members import FORGET
 from ._protocol import Snapshot, check_share
-from ._state import State
+from ._share import FORGET, State
 from ._step import LocalStore
 
 T = TypeVar("T")

@@ -20,8 +20,8 @@ from .._errors import ConfigurationError, missing_extra
 from .._forks import begin_in_each_process
 from .._lazy import import_whole
 from .._secrets import Secret, sealed
-from ._members import FORGET
 from ._protocol import Ask, Law, Lease, Quota, Snapshot, check_share
+from ._share import FORGET
 
 SCHEMES: Final = ("redis", "rediss", "unix")
 

@@ -15,10 +15,9 @@ from typing import Final, TypeVar
 
 from .._checks import clock_or_system
 from .._clock import Clock
-from ._calendar import USAGE_SPAN, advance, note, opening, place
-from ._members import FORGET, due, settle, sweep, uncount, void, void_old, wait
+from ._calendar import NEVER, ROUND, USAGE_SPAN, advance, count, merged, note, opening, place
 from ._protocol import AHEAD, BOOKS, Ask, Law, Lease, Snapshot
-from ._state import NEVER, ROUND, MemberState, State, count, merged
+from ._share import FORGET, MemberState, State, due, settle, sweep, uncount, void, void_old, wait
 
 T = TypeVar("T")
 

@@ -1,5 +1,5 @@
--- One step of a shared quota. It is the code of `_step.py`, `_members.py`, `_calendar.py` and `_state.py`, function by
--- function, and explained there; a test checks that both give the same answers.
+-- One step of a shared quota. It is the code of `_step.py`, `_share.py` and `_calendar.py`, function by function, and
+-- explained there; a test checks that both give the same answers.
 --
 -- KEYS: the state, a hash of its members, and a sorted set of when each must be looked at if it stays silent.
 -- ARGV: a verb ("lease", "amend", "look" or "reset"), the time in seconds (empty for the server's own), and the verb's own.

@@ -49,23 +49,14 @@ _Value = Callable[[Any], float | None]
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """An instrument.
+    """An instrument."""
 
-    Attributes:
-        name: as OpenTelemetry writes it.
-        kind: how its values are aggregated; an "active" count goes up and down.
-        unit: seconds ("s"), or what is counted.
-        text: what it measures.
-        labels: the attributes that its measurements may have.
-        values: what it measures of each event.
-    """
-
-    name: str
-    kind: Literal["counter", "active", "gauge", "histogram"]
-    unit: str
+    name: str  # As OpenTelemetry writes it.
+    kind: Literal["counter", "active", "gauge", "histogram"]  # An "active" count goes up and down.
+    unit: str  # Seconds ("s"), or what is counted.
     text: str
-    labels: tuple[str, ...]
-    values: Mapping[type[Event], _Value]
+    labels: tuple[str, ...]  # The attributes that its measurements may have.
+    values: Mapping[type[Event], _Value]  # What it measures of each event.
 
 
 _SERVER: Final = ("server.address",)
@@ -207,8 +198,7 @@ def labels_of(event: Event, *names: str) -> Labels:
 class Recorder:
     """Records what events measure, with labels that have a limited number of values.
 
-    Args:
-        made: makes an instrument, as a function that records a value with its labels.
+    `made` makes an instrument, as a function that records a value with its labels.
     """
 
     def __init__(self, made: Callable[[Metric], Callable[[float, Labels], object]]) -> None:

@@ -38,11 +38,7 @@ class Meter:
         self._has_complained = self._has_advised = False
 
     def price(self, turn: Turn, plan: Plan, request: httpx.Request, given: Any) -> None:
-        """Set what the turn costs each limit that counts units: `given`, or at most the limit's `max_cost`.
-
-        Raises:
-            InvalidArgumentError: there is no cost, or a function gave none.
-        """
+        """Set what the turn costs each limit that counts units: `given`, or at most the limit's `max_cost`."""
         if given is not UNSET and given is not None:
             turn.cost = given
             return

@@ -43,13 +43,7 @@ class Waiting:
         self.held: dict[Source | None, float] | None = None
 
     def steps(self, wait: float | Operation, start: float) -> Steps[float]:
-        """Wait, and return the instant at which the permit was taken; a wait that fails leaves the queue.
-
-        `wait` is what the limiter has said at `start`.
-
-        Raises:
-            TooLongError: it would take longer than it may.
-        """
+        """Wait, as the limiter said at `start`; returns when the permit was taken. A failure leaves the queue."""
         self.start = now = start
         limiter, turn, clock = self.limiter, self.turn, self.clock
         try:
@@ -95,12 +89,7 @@ class CallWaiting(Waiting):
             self.held = {}
 
     def failed(self, error: BaseException) -> None:
-        """Record the wait, and report a refusal.
-
-        Raises:
-            TokenAcquisitionTimeoutError: it would take longer than it may.
-            DeadlineExceededError: it would end after the call's deadline.
-        """
+        """Record the wait; if it would take too long, report that, and raise the error for the caller."""
         attempt, record = self._attempt, self._attempt.record
         if not isinstance(error, TooLongError):
             record.queued += self.now - self.start
@@ -119,11 +108,7 @@ class CallWaiting(Waiting):
         layer.context.emit(Rejected(call=self._attempt.info, layer=layer.name, wait=wait, limit=limit))
 
     def ended(self, sent: float) -> None:
-        """Record the wait, and report it; the permit was taken at `sent`.
-
-        Raises:
-            SignatureExpired: the token has expired meanwhile; the permit is given back.
-        """
+        """Record and report the wait; the permit, taken at `sent`, is given back if the token has expired meanwhile."""
         attempt, waited = self._attempt, sent - self.start
         attempt.record.queued += waited
         if waited and attempt.is_observed:

@@ -14,19 +14,12 @@ ROUNDING: Final = 1e-6
 
 
 class Limits(NamedTuple):
-    """The numbers of a limiter, as its user gave them.
+    """The numbers of a limiter, as its user gave them."""
 
-    Attributes:
-        max_requests: requests per `time_window`; None if they are not counted, or unknown.
-        time_window: seconds; None if unknown.
-        max_cost: units of cost per `time_window`; None if they are not counted.
-        burst: requests that may go at once after a quiet time; None for `max_requests`.
-    """
-
-    max_requests: float | None = None
-    time_window: float | None = None
-    max_cost: float | None = None
-    burst: float | None = None
+    max_requests: float | None = None  # None if they are not counted, or unknown.
+    time_window: float | None = None  # Seconds; None if unknown.
+    max_cost: float | None = None  # Units of cost per window; None if they are not counted.
+    burst: float | None = None  # Requests at once after a quiet time; None for `max_requests`.
 
     @property
     def rate(self) -> float:

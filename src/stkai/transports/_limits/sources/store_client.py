@@ -221,11 +221,7 @@ def _work_if_due(client: "ref[StoreClient]") -> None:
 def leased_from(
     store: Any, share: str, limits: Limits, alone: Callable[[], Sequence[Source]], pace: "GroupPace | None"
 ) -> Leased:
-    """The source of a group's permits; `alone` makes the sources to use until the store is first reached.
-
-    Raises:
-        ConfigurationError: the store cannot be used, or the name is invalid.
-    """
+    """The source of a group's permits; `alone` makes the sources to use until the store is first reached."""
     quota = quota_of(limits, promises=pace is None)
     leased = Leased(check_share(share), quota, _identity, alone, pace)
     StoreClient(leased, store_from(store))

@@ -1,0 +1,249 @@
+"""What a store keeps of one share: its calendar, what it assumes about each member, and how their reports correct that.
+
+A member reports totals. Those of its permits that it neither used nor keeps are returned; a member that falls silent
+loses its permits, and is forgotten later. `step.lua` is the same code.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
+from typing import Any, Final
+
+from ._calendar import NEVER, Calendar, Range, count, cut, end, forgive, forgive_latest, give, merged, release
+from ._protocol import Ask, Quota
+
+FORGET: Final = 10.0
+"""Seconds of silence after which a member is forgotten."""
+
+_KEPT: Final = 2.0
+"""Seconds after its last permit was due in which a silent member still holds its lease."""
+
+WAITS: Final = 1.5
+"""Seconds of silence after which a member no longer counts as waiting."""
+
+_SWEEP: Final = 0.1
+"""Seconds between looks at silent members."""
+
+_SWEPT: Final = 20
+"""Members looked at in one step."""
+
+
+@dataclass(slots=True)
+class MemberState:
+    """What the store assumes about a member."""
+
+    due: float = 0.0  # When the store looks at it next, if it stays silent.
+    id: int = 0  # Its current lease; -1 if void, as is the one before.
+    before: int = 0
+    epoch: int = 0  # Of that lease.
+    used: int = 0  # Its totals.
+    lapsed: int = 0
+    units_used: float = 0.0
+    units: float = 0.0  # That it holds, without those of the last answer.
+    units_fresh: float = 0.0
+    waiting: int = 0  # Requests.
+    written_off: int = 0  # Permits that expired, and may still turn out to have been used.
+    seq: int = 0  # Its last call.
+    seen: float = 0.0  # When that came.
+    counted: bool = False  # As active.
+    normal: bool = False  # Whether requests of normal priority wait.
+    old: list[Range] = field(default_factory=list)  # The places that it holds.
+    fresh: list[Range] = field(default_factory=list)  # Those of the last answer, which may not have arrived.
+
+    def pack(self) -> str:
+        """The member as a line of JSON, which begins with `due`."""
+        return json.dumps(_values_of(self))
+
+    @classmethod
+    def unpack(cls, packed: str) -> "MemberState":
+        values = json.loads(packed)
+        values[-2:] = map(_tuples, values[-2:])
+        return cls(*values)
+
+
+def _tuples(rows: Iterable[Iterable[Any]]) -> list[Any]:
+    """Rows that were read from JSON, which has no tuples."""
+    return [tuple(row) for row in rows]
+
+
+_values_of: Final = attrgetter(*(each.name for each in fields(MemberState)))
+
+
+class Members:
+    """The members of a share by name. They stay packed but for the one that a step needs, so that it costs about the
+    same for any number of them; a member that has changed must be stored again.
+
+    Args:
+        lines: of each member its name as JSON and what `MemberState.pack` made of it, separated by a tab.
+    """
+
+    def __init__(self, lines: Iterable[str] = ()) -> None:
+        self._packed = dict(line.split("\t", 1) for line in lines)
+
+    def lines(self) -> list[str]:
+        return [f"{key}\t{packed}" for key, packed in self._packed.items()]
+
+    def get(self, name: str) -> MemberState | None:
+        packed = self._packed.get(json.dumps(name))
+        return None if packed is None else MemberState.unpack(packed)
+
+    def __setitem__(self, name: str, member: MemberState) -> None:
+        self._packed[json.dumps(name)] = member.pack()
+
+    def __delitem__(self, name: str) -> None:
+        self._packed.pop(json.dumps(name), None)
+
+    def overdue(self, now: float, most: int) -> list[tuple[str, MemberState]]:
+        """The first members whose `due` is not after `now`."""
+        dues = [(float(packed[1 : packed.index(",")]), key) for key, packed in self._packed.items()]
+        keys = sorted((due, key) for due, key in dues if due <= now)[:most]
+        return [(json.loads(key), MemberState.unpack(self._packed[key])) for _, key in keys]
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def all(self) -> list[MemberState]:
+        return list(map(MemberState.unpack, self._packed.values()))
+
+
+@dataclass(slots=True)
+class State(Calendar):
+    """The state of one share."""
+
+    epoch: int = 0  # Counts refusals; restarts above all earlier values when a state is lost.
+    version: int = 0  # Of the pace.
+    id: int = 0  # The last lease.
+    memory: str = ""  # The state of the adaptive law, and when it was written.
+    written: float = 0.0
+    began: float = NEVER  # When the member that set the quota started, by this clock ...
+    started: float = 0.0  # ... and by its own.
+    owner_seen: float = NEVER  # When a member with this quota last called.
+    refused: float = NEVER  # When the last 429 was reported.
+    low_next: float = NEVER  # The next place for a request of low priority beside others of normal priority.
+    active: int = 0  # Members that wait or hold permits.
+    normal: int = 0  # Those in which requests of normal priority wait.
+    sweep_at: float = 0.0  # When silent members are looked for.
+    is_new: bool = True  # Members may know more.
+    members: Members = field(default_factory=Members)
+
+    @classmethod
+    def new(cls, now: float, epoch: int = 0) -> "State":
+        """A state that begins now, with at least this epoch."""
+        epoch = max(epoch, math.floor(now * 1e6))
+        return cls(-now, epoch=epoch, version=epoch, id=epoch)
+
+    def pack(self) -> str:
+        """A line of JSON, and one for each member."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        del values["members"]
+        return "\n".join([json.dumps(values), *self.members.lines()])
+
+    @classmethod
+    def unpack(cls, packed: str) -> "State":
+        first, *lines = packed.split("\n")
+        values = json.loads(first)
+        values.update({name: _tuples(values[name]) for name in ("free", "window")})
+        return cls(**values | {"quota": Quota(*values["quota"]), "members": Members(lines)})
+
+
+def settle(s: State, m: MemberState, ask: Ask, now: float) -> bool:
+    """Replace what was assumed about the member by what it reports. Returns whether what it holds is void."""
+    void_old(s, m)
+    used, lapsed, spent = ask.used - m.used, ask.lapsed - m.lapsed, ask.units_used - m.units_used
+    m.used, m.lapsed, m.units_used = ask.used, ask.lapsed, ask.units_used
+    if ask.lease_id != m.id:  # The last answer did not arrive.
+        release(s, m.fresh, now)
+        s.units += m.units_fresh
+        m.fresh, m.units_fresh = [], 0.0
+    known = ask.lease_id in (m.id, m.before)
+    ranges = merged(m.old, m.fresh)
+    keeps = known and not ask.leaving
+    held = min(ask.held, count(ranges)) if keeps else 0
+    late = min(m.written_off, max(0, used + lapsed))  # Of permits that expired, only the books change.
+    m.written_off = 0
+    front, rest = cut(ranges, max(0, used + lapsed - late))
+    ended = late + count(front)
+    unused = ended - min(used, ended)
+    s.expired -= late
+    s.used += ended - unused
+    s.usage += max(0, ended - unused)
+    if unused > 0:
+        s.returned += unused
+        give(s, min(unused, max(0, lapsed)) if front else max(0, -used))
+        if s.most:
+            # Which of them were not used is unknown. To be safe, the earlier ones leave the window.
+            early = cut(front, unused)[0]
+            for first, gap, places in early:
+                forgive(s, first, gap, places)
+            forgive_latest(s, unused - count(early))
+    kept, tail = cut(rest, held)
+    release(s, tail, now)
+    units = ask.units if keeps else 0.0
+    s.units += m.units + m.units_fresh - spent - units
+    s.units = min(s.quota.max_cost, s.units) if s.quota.max_cost else 0.0
+    m.old, m.fresh, m.units, m.units_fresh = kept, [], units, 0.0
+    return not known
+
+
+def wait(s: State, m: MemberState, ask: Ask, now: float) -> None:
+    """Note that the member is alive and whether requests wait in it."""
+    m.seen, m.waiting = now, ask.waiting
+    uncount(s, m)
+    m.counted = bool(ask.want > 0 or ask.waiting or m.old)
+    m.normal = bool(ask.waiting and not ask.low)
+    s.active += m.counted
+    s.normal += m.normal
+
+
+def uncount(s: State, m: MemberState) -> None:
+    """Note that the member neither waits for permits nor holds any."""
+    s.active -= m.counted
+    s.normal -= m.normal
+    m.counted = m.normal = False
+
+
+def void(s: State, now: float) -> None:
+    """Void all leases: a new epoch begins. What members hold expires; what they did not use yet is in no window."""
+    s.expired += s.held
+    s.epoch += 1
+    s.next = max(now, s.paused)
+    s.free = []
+    s.window = [entry for entry in s.window if entry[0] <= now]
+    s.within = sum(places for _, places in s.window)
+
+
+def void_old(s: State, m: MemberState) -> bool:
+    """Void the member's lease if it is of an older epoch."""
+    if m.epoch == s.epoch:
+        return False
+    m.written_off += count(m.old) + count(m.fresh)
+    m.old, m.fresh, m.id, m.before, m.epoch = [], [], -1, -1, s.epoch
+    return True
+
+
+def sweep(s: State, now: float) -> None:
+    """Take permits away from members that fell silent, then forget those."""
+    if now < s.sweep_at:
+        return
+    overdue = s.members.overdue(now, _SWEPT)
+    s.sweep_at = now if len(overdue) == _SWEPT else now + _SWEEP
+    for name, m in overdue:
+        held = count(m.old) + count(m.fresh)
+        s.expired += held if m.epoch == s.epoch else 0
+        uncount(s, m)
+        m.written_off += held
+        m.old, m.fresh, m.units, m.units_fresh, m.waiting = [], [], 0.0, 0.0, 0
+        m.due = m.seen + FORGET
+        if m.due > now:
+            s.members[name] = m
+        else:
+            del s.members[name]
+
+
+def due(m: MemberState) -> float:
+    """When the member loses its permits, or is forgotten, if it stays silent."""
+    if m.old or m.fresh:
+        return min(m.seen + FORGET, max(end(m.old), end(m.fresh)) + _KEPT)
+    return m.seen + (WAITS if m.counted else FORGET)
