@@ -1,4 +1,5 @@
-"""Real rate limiters on loopback that do not say well how long to wait: nginx, HAProxy, and `limits` behind uvicorn.
+"""Real rate limiters on loopback that do not say well how long to wait: nginx, HAProxy, Varnish, express-rate-limit,
+and `limits` behind uvicorn.
 
 Each runs as a process of its own, without privileges, from a directory of its own that is removed at the end.
 """
@@ -48,6 +49,26 @@ frontend quota
   http-request track-sc0 int(1)
   http-request deny deny_status 429 if {{ sc_http_req_rate(0) gt {quota} }}
   http-request return status 200 content-type application/json string {{}}
+"""
+
+_VARNISH = """
+vcl 4.1;
+import vsthrottle;
+backend none none;
+sub vcl_recv {{
+  if (vsthrottle.is_denied("everybody", {quota}, {window:g}s)) {{ return (synth(429, "Too Many Requests")); }}
+  return (synth(200, "OK"));
+}}
+sub vcl_synth {{ set resp.body = "{{}}"; return (deliver); }}
+"""
+
+_EXPRESS = """
+const {{rateLimit}} = require('express-rate-limit');
+const app = require('express')();
+const windowMs = {window:g} * 1000, keyGenerator = () => 'everybody';
+app.use(rateLimit({{windowMs, limit: {quota}, keyGenerator, standardHeaders: false, legacyHeaders: false}}));
+app.use((request, response) => response.json({{}}));
+app.listen({port}, '127.0.0.1').keepAliveTimeout = 60000;
 """
 
 _LIMITS = """
@@ -161,6 +182,61 @@ class HaProxy:
             path.write_text(_HAPROXY.format(port=port, window=self.window, quota=self.quota))
             with _running(["haproxy", "-db", "-q", "-f", str(path)], port):
                 yield f"http://127.0.0.1:{port}/"
+
+
+@dataclass(frozen=True, slots=True)
+class Varnish:
+    """`vsthrottle` of Varnish: a bucket that forgets the part of a token that has come back whenever it gives one."""
+
+    quota: int
+    window: float
+
+    @property
+    def missing(self) -> str:
+        return "" if shutil.which("varnishd") else "varnish with varnish-modules"
+
+    @property
+    def capacity(self) -> float:
+        return self.quota / self.window
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[str]:
+        port = _free_port()
+        with tempfile.TemporaryDirectory(prefix="stkai-varnish-") as directory:
+            path = Path(directory) / "quota.vcl"
+            path.write_text(_VARNISH.format(quota=self.quota, window=self.window))
+            listen = ["-a", f"127.0.0.1:{port}", "-T", "none", "-p", "timeout_idle=60"]
+            own = ["-F", "-j", "none", "-n", f"{directory}/state", "-s", "malloc,16m", "-f", str(path)]
+            with _running(["varnishd", *own, *listen], port):
+                yield f"http://127.0.0.1:{port}/"
+
+
+@dataclass(frozen=True, slots=True)
+class Express:
+    """express-rate-limit for Node.js, without its headers: a fixed window that begins with its first request."""
+
+    quota: int
+    window: float
+
+    @property
+    def missing(self) -> str:
+        wanted = "require.resolve('express'); require.resolve('express-rate-limit')"
+        node = shutil.which("node")
+        found = (
+            node and subprocess.run([node, "-e", wanted], capture_output=True, check=False).returncode == 0
+        )
+        return "" if found else "express-rate-limit for Node.js, with its folder in NODE_PATH,"
+
+    @property
+    def capacity(self) -> float:
+        return self.quota / self.window
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[str]:
+        port = _free_port()
+        app = _EXPRESS.format(quota=self.quota, window=self.window, port=port)
+        with _running(["node", "-e", app], port):
+            yield f"http://127.0.0.1:{port}/"
 
 
 @dataclass(frozen=True, slots=True)

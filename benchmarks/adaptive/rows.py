@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .gateways import Gateway, HaProxy, Limits, Nginx, NginxInFlight
+from .gateways import Express, Gateway, HaProxy, Limits, Nginx, NginxInFlight, Varnish
 
 
 class Goal(NamedTuple):
@@ -121,6 +121,14 @@ ROWS = (
     ),
     Row(name="haproxy", title="HAProxy, 20 per 1 s", gateway=HaProxy(20, 1.0), told=_SECOND),
     Row(name="haproxy-10", title="HAProxy, 100 per 10 s", gateway=HaProxy(100, 10.0), told=(100, 10.0)),
+    Row(name="varnish", title="Varnish, 20 per 1 s", gateway=Varnish(20, 1.0), told=_SECOND),
+    Row(name="express", title="express-rate-limit, 20 per 1 s", gateway=Express(20, 1.0), told=_SECOND),
+    Row(
+        name="express-10",
+        title="express-rate-limit, 100 per 10 s",
+        gateway=Express(100, 10.0),
+        told=(100, 10.0),
+    ),
     Row(
         name="fixed",
         title="limits, fixed window, 20 per 1 s",

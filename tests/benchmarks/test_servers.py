@@ -6,7 +6,7 @@ from dataclasses import replace
 import httpx
 import pytest
 from benchmarks.adaptive.crowd import Report, run
-from benchmarks.adaptive.gateways import Gateway, HaProxy, Limits, Nginx
+from benchmarks.adaptive.gateways import Express, Gateway, HaProxy, Limits, Nginx, Varnish
 from benchmarks.adaptive.models import CountingWindow, LeakyBucket
 from benchmarks.adaptive.rows import ROWS, Goal, Row
 from benchmarks.adaptive.servers import cells, figures, main, mean
@@ -57,7 +57,13 @@ def test_a_window_that_counts_refusals_stays_closed_to_those_who_keep_asking() -
 @pytest.mark.real_time
 @pytest.mark.parametrize(
     ("gateway", "at_once"),
-    [(Nginx(1, "m", burst=2), 3), (HaProxy(5, 60.0), 5), (Limits("FixedWindow", 4, 3600.0), 4)],
+    [
+        (Nginx(1, "m", burst=2), 3),
+        (HaProxy(5, 60.0), 5),
+        (Varnish(4, 3600.0), 4),
+        (Express(4, 3600.0), 4),
+        (Limits("FixedWindow", 4, 3600.0), 4),
+    ],
 )
 def test_a_real_server_refuses_without_saying_when_to_come_back(gateway: Gateway, at_once: int) -> None:
     if gateway.missing:
