@@ -326,6 +326,27 @@ def test_closing_the_sync_generator_waits_for_what_is_in_flight_and_sends_nothin
 
 
 @pytest.mark.real_time
+def test_an_interrupt_drops_what_waits_for_a_permit() -> None:
+    sent: list[int] = []
+    bucket = stkai.TokenBucket(1, 3600)
+
+    def answer(number: int) -> int:
+        sent.append(number)
+        return number
+
+    def interrupted() -> Iterator[httpx.Request]:
+        yield from requests(2)
+        while not bucket.waiting:
+            stkai.SystemClock().sleep(0.001)
+        raise KeyboardInterrupt
+
+    limited = client(World("sync"), answer, rate_limit=bucket)
+    with pytest.raises(KeyboardInterrupt):
+        list(stkai.send_all(limited, interrupted(), max_in_flight=3))
+    assert len(sent) == 1
+
+
+@pytest.mark.real_time
 async def test_closing_the_client_wakes_what_waits_for_a_permit(world: World) -> None:
     bucket = stkai.TokenBucket(1, 3600, burst=1, max_wait_time=None)
     limited = client(world, rate_limit=bucket)

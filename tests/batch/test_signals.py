@@ -87,7 +87,7 @@ def test_a_second_signal_aborts(job: Job, gate: Gate) -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(HANGS) == 130
     gate.opened.set()
-    process.communicate()
+    assert b"waiting for the requests in flight; interrupt again to abort them" in process.communicate()[1]
     result = job.run("--resume")
     assert summary(result.stderr) == "7 done, 3 failed (3 unknown)"
     assert summary(job.run("--resume").stderr) == "7 done, 3 failed (3 unknown)", "they are still unknown"

@@ -165,13 +165,18 @@ class _JobRun:
         def interrupt(name: str) -> None:
             # Call through the loop to wake it; a closed loop has nothing left to end.
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._runner.end, "interrupted", f"interrupted by {name}")
+                loop.call_soon_threadsafe(self._end, f"interrupted by {name}")
 
         self._interrupts.on_first = interrupt
         async with aclosing(self._client), anyio.create_task_group() as group:
             group.start_soon(self._watch)
             await self._runner.run()
             group.cancel_scope.cancel()
+
+    def _end(self, why: str) -> None:
+        self._runner.end("interrupted", why)
+        if not self._options.quiet and any(not each.may_drop for each in self._runner.in_flight.values()):
+            self._display.say(f"{why}: waiting for the requests in flight; interrupt again to abort them")
 
     async def _watch(self) -> None:
         """Show the progress; every second, record the input and the tokens, and sync the files if asked to."""

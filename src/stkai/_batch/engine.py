@@ -188,8 +188,9 @@ def outcomes_in_threads(
     requests: Iterable[httpx.Request],
     most: int,
     wants: Wants,
+    end: Callable[[], object],
 ) -> Generator[Outcome, None, None]:
-    """The same in threads; the requests are read in the caller's."""
+    """The same in threads; the requests are read in the caller's. `end` drops those that have not been sent."""
     finished: SimpleQueue[Future[httpx.Response]] = SimpleQueue()
     pending: dict[Future[httpx.Response], tuple[int, httpx.Request]] = {}
     reading = ((index, request) for index, request in enumerate(requests) if wants(index))
@@ -222,4 +223,5 @@ def outcomes_in_threads(
         if failure is not None:
             raise failure
     finally:
+        end()
         pool.shutdown(wait=True, cancel_futures=True)

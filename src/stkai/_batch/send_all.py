@@ -46,8 +46,9 @@ def send_all(
 
     A request that fails yields an outcome with an `error` and does not stop the others. The iterable is read in the
     caller's thread, at most `max_in_flight` requests ahead of the outcomes yielded. If the iterable raises, the loop
-    raises that error after the outcomes of the requests read so far. `close()` stops sending and waits for the
-    requests in flight: `with contextlib.closing(stkai.send_all(...)) as outcomes`.
+    raises that error after the outcomes of the requests read so far. `close()`, or Ctrl-C, stops sending and waits for
+    the requests in flight: `with contextlib.closing(stkai.send_all(...)) as outcomes`. With an httpx client, requests
+    that wait for a permit are in flight.
 
     Args:
         client: any sync stkai or httpx client; it is not closed.
@@ -186,14 +187,11 @@ def _send_all(
     path: JournalPath | None,
 ) -> Generator[Outcome, None, None]:
     with closing(_OutcomeLog(path, most)) as log:
-        sent = outcomes_in_threads(partial(log.send, send), requests, most, log.wants)
+        sent = outcomes_in_threads(partial(log.send, send), requests, most, log.wants, log.ending.run)
         with closing(sent) as outcomes:
-            try:
-                for outcome in outcomes:
-                    with log.handing_out(outcome):
-                        yield outcome
-            finally:
-                log.ending.run()
+            for outcome in outcomes:
+                with log.handing_out(outcome):
+                    yield outcome
 
 
 def _sender(client: Any) -> Callable[[httpx.Request, Watch], httpx.Response]:

@@ -57,8 +57,8 @@ class AuthConfig(fields.Section):
 class RateLimitConfig(fields.Section):
     """How many requests may be sent in a time window (in seconds), and who shares that quota.
 
-    `methods` are those that count (None: all); `max_cost` are units per time window besides, counted by `cost` (tokens
-    of language models, the default where `max_cost` is given); `in_flight` is how many requests may be on their way at
+    `methods` are those that count (None: all). `max_cost` also limits the units per time window, counted by `cost`
+    (tokens of language models, the default where `max_cost` is given), and `in_flight` the requests on their way at
     once.
 
     `min_rate_floor`, `penalty_factor`, `recovery_factor` and `warm_start` are for the strategy `adaptive`, which finds

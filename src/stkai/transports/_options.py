@@ -1,10 +1,13 @@
 """What a caller sets for one request, and what it learns afterwards."""
 
+from collections.abc import Callable
 from contextlib import ContextDecorator
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, Unpack
+from functools import wraps
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, Unpack
 
 import httpx
 
@@ -14,6 +17,8 @@ from .._errors import InvalidArgumentError
 if TYPE_CHECKING:
     from ._retry.policy import RetryPolicy
 
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 OPTIONS: Final = "stkai"
 """The extension that holds `RequestOptions` on a request and the `CallRecord` on a response."""
@@ -129,6 +134,19 @@ class _Block(ContextDecorator):
 
     def __init__(self, options: RequestOptions) -> None:
         self.options = options
+
+    def __call__(self, func: F) -> F:
+        if isgeneratorfunction(func) or isasyncgenfunction(func):
+            raise TypeError("options() cannot decorate a generator: enter the block inside it")
+        if not iscoroutinefunction(func):
+            return super().__call__(func)
+
+        @wraps(func)
+        async def decorated(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return await func(*args, **kwargs)
+
+        return decorated  # type: ignore[return-value]
 
     def __enter__(self) -> None:
         ENTERED.set((*ENTERED.get(), self))

@@ -100,8 +100,8 @@ class BearerAuth(HoldsSecret):
                 kind = f"the class {provider.__name__}"
             provider = Secret(provider)  # Tracebacks show variables.
             msg = (
-                f"auth must be an AuthProvider, such as ClientCredentialsAuthProvider(...) or StaticToken(token), a"
-                f' BearerAuth, "auto" or None, not {kind}'
+                "the provider must be an AuthProvider, such as ClientCredentialsAuthProvider(...) or"
+                f' StaticToken(token), not {kind}; auth= of a stack may also be a BearerAuth, "auto" or None'
             )
             raise ConfigurationError(msg)
         for name, cure in _PLAIN_METHODS.items():

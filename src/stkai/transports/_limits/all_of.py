@@ -38,8 +38,8 @@ class AllOf(QueueLimiter):
     never sent is given back to all. Each part counts its own `methods`.
 
     Args:
-        limiters: limiters, also those per host or key, of your own, and lists of them. The same object twice counts
-            once. Limiters of your own are asked last, about one request at a time.
+        limiters: of any kind, also `PerHost`, `PerKey`, your own, and lists. The same object twice counts once. Your
+            own limiters are asked last, about one request at a time.
 
     Raises:
         ConfigurationError: there are none, or one of them is not a limiter.

@@ -104,10 +104,11 @@ class AimdLimiter(QuotaLimiter):
         max_cost: units of cost allowed in `time_window`, such as tokens; None counts requests only. As for
             `TokenBucket`; if a server's headers state fewer tokens, the headers apply.
         min_rate_floor: least share of the quota that the rate falls to, in (0, 1]; at least half a request per window.
-        penalty_factor: with it, plain AIMD: the share of the rate that a cut takes, in (0, 1]; 0.3 beside the other.
-        recovery_factor: with it, plain AIMD: the share of the quota regained per window, in (0, 1]; 0.05 likewise.
+        penalty_factor: the share of the rate that a cut takes away, in (0, 1]. If it or `recovery_factor` is given,
+            plain AIMD replaces the tuned law; the other one is then 0.3 or 0.05.
+        recovery_factor: the share of the quota regained per window, in (0, 1].
         cost: what a call costs, as for `TokenBucket`.
-        max_wait_time: seconds that a request may wait for its permit; None for as long as it takes.
+        max_wait_time: seconds that a request may wait for its permit; None waits as long as necessary.
         methods: HTTP methods that need a permit; None for all.
         share: a name; processes that use the same name share the quota, and what they learn about it.
         store: where the shared quota is kept: None or "file" for this machine, a URL (`file:///directory`, `redis://`,

@@ -28,7 +28,7 @@ class RetryBudget:
 
     Args:
         ratio: retries per call, from 0 to 1.
-        min_per_second: retries per second that are allowed however few the calls are; at most 10 s of them add up.
+        min_per_second: retries per second that are allowed even if there are few calls; at most 10 s of them add up.
 
     Raises:
         ConfigurationError: a number is out of range.
