@@ -7,6 +7,7 @@ import gc
 import itertools
 import json
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -344,6 +345,29 @@ def test_an_interrupt_drops_what_waits_for_a_permit() -> None:
     with pytest.raises(KeyboardInterrupt):
         list(stkai.send_all(limited, interrupted(), max_in_flight=3))
     assert len(sent) == 1
+
+
+@pytest.mark.real_time
+def test_close_ends_the_waits_of_a_client_of_httpx_over_a_stack() -> None:
+    sent: list[int] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(number_of(request))
+        return httpx.Response(200)
+
+    bucket = stkai.TokenBucket(1, 1.0)
+    stack = stkai.build_transport(auth=None, rate_limit=bucket, transport=httpx.MockTransport(answer))
+    with httpx.Client(transport=stack) as mounted:
+        mine = requests(4)
+        outcomes = stkai.send_all(mounted, mine, max_in_flight=3)
+        response = next(outcomes).response
+        assert response is not None
+        assert response.request is mine[sent[0]]
+        while not bucket.waiting:
+            time.sleep(0.001)
+        outcomes.close()
+        assert len(sent) == 1
+        assert mounted.send(mine[0]).status_code == 200, "the client and the request are as before"
 
 
 @pytest.mark.real_time

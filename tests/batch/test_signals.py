@@ -233,6 +233,19 @@ def test_single_lines_that_are_always_refused_are_failures_and_halt_nothing(
         assert len(job.done()) == 10 - len(numbers)
 
 
+def test_a_block_of_lines_that_are_always_refused_halts_a_resumed_run_until_they_may_be_failures(
+    job: Job, counting: Server
+) -> None:
+    refuse(counting, 3, 4, 5)
+    for option in ("--quiet", "--resume"):
+        result = job.run(option, "--max-in-flight", "1")
+        assert (result.returncode, "--halt-after 0" in result.stderr) == (3, True)
+        assert job.failures() == {}
+    assert job.run("--resume", "--halt-after", "0").returncode == 1
+    assert job.codes() == dict.fromkeys((3, 4, 5), "http_401")
+    assert len(job.done()) == 7
+
+
 def test_refused_lines_are_failures_if_nothing_is_to_halt_the_run(job: Job, counting: Server) -> None:
     refuse(counting, *range(1, 11))
     assert job.run("--halt-after", "0").returncode == 1

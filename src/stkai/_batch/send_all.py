@@ -22,6 +22,7 @@ from .._checks import POSITIVE_COUNT, check_number
 from .._client import AsyncHttpClient, HttpClient
 from .._errors import ConfigurationError, InvalidArgumentError, OutcomeUnknownError
 from .._families import alike
+from ..transports._call import ATTEMPT, copy_request
 from .append_file import WriteError
 from .engine import Outcome, OutcomesInTasks, Requests, outcomes_in_threads
 from .journal import Journal, LineState, LineStates, Recovered
@@ -47,8 +48,7 @@ def send_all(
     A request that fails yields an outcome with an `error` and does not stop the others. The iterable is read in the
     caller's thread, at most `max_in_flight` requests ahead of the outcomes yielded. If the iterable raises, the loop
     raises that error after the outcomes of the requests read so far. `close()`, or Ctrl-C, stops sending and waits for
-    the requests in flight: `with contextlib.closing(stkai.send_all(...)) as outcomes`. With an httpx client, requests
-    that wait for a permit are in flight.
+    the requests in flight: `with contextlib.closing(stkai.send_all(...)) as outcomes`.
 
     Args:
         client: any sync stkai or httpx client; it is not closed.
@@ -202,7 +202,7 @@ def _sender(client: Any) -> Callable[[httpx.Request, Watch], httpx.Response]:
             return partial(send_watched, client)
         return _sent_at_once(_by_verbs(client))
     if isinstance(client, alike(httpx.Client)):
-        return _sent_at_once(client.send)
+        return partial(_send_mounted, client)
     raise _wrong("send_all", client, "a stkai.HttpClient or an httpx.Client", "asend_all")
 
 
@@ -213,6 +213,16 @@ def _async_sender(client: Any) -> Callable[[httpx.Request, Watch], Awaitable[htt
     if isinstance(client, alike(AsyncHttpClient, httpx.AsyncClient)):
         return _sent_at_once(client.send)
     raise _wrong("asend_all", client, "a stkai.AsyncHttpClient or an httpx.AsyncClient", "send_all")
+
+
+def _send_mounted(client: httpx.Client, request: httpx.Request, watch: Watch) -> httpx.Response:
+    """Send through a client of httpx; if it is over a stack of ours, what that waits for ends with the run."""
+    watch.about_to_send()
+    copy = copy_request(request, extensions={**request.extensions, ATTEMPT: watch.run.ending})
+    response = client.send(copy)
+    if response.request is copy:
+        response.request = request
+    return response
 
 
 def _sent_at_once(send: Callable[[httpx.Request], Any]) -> Callable[[httpx.Request, Watch], Any]:

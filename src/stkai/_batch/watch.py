@@ -13,7 +13,7 @@ from .._client import AsyncHttpClient, HttpClient
 from .._errors import StkaiError
 from .._exchange import Exchange
 from .._families import alike
-from ..transports._call import Attempt
+from ..transports._call import Attempt, ending_with
 from ..transports._layer_checks import is_sound
 from ..transports._operations import Flow, Operation, Run, Send
 from ..transports._retry.policy import NOT_SENT, REFUSED_STATUS
@@ -137,7 +137,7 @@ def send_watched(client: HttpClient, request: httpx.Request, watch: Watch) -> ht
     """Send one request; what it waits for ends with the run."""
     layer = client._open_entry()  # noqa: SLF001
     exchange = Exchange.of(layer, request)
-    flow = partial(_ending_with, watch.run, partial(_watched, exchange.flow, watch))
+    flow = partial(ending_with, watch.run.ending, partial(_watched, exchange.flow, watch))
     return exchange.finish(layer.carry_out(exchange.call, flow))
 
 
@@ -146,16 +146,6 @@ async def asend_watched(client: AsyncHttpClient, request: httpx.Request, watch: 
     layer = client._open_entry()  # noqa: SLF001
     exchange = Exchange.of(layer, request)
     return exchange.finish(await layer.carry_out(exchange.call, partial(_watched, exchange.flow, watch)))
-
-
-def _ending_with(
-    run: RunState, flow: Callable[[httpx.Request, Attempt], Flow], request: httpx.Request, attempt: Attempt
-) -> Flow:
-    """The same flow, which no longer waits, for example for a permit, once the run or the client has ended."""
-    assert attempt.closing is not None
-    with attempt.closing.ending_also(run.ending):
-        attempt.closing = run.ending
-        return (yield from flow(request, attempt))
 
 
 def _watched(

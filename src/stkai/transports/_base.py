@@ -1,6 +1,7 @@
 """What every layer is built on: the two base transports, and the flow that they share."""
 
 from collections.abc import Callable, Coroutine
+from functools import partial
 from logging import DEBUG, INFO
 from threading import get_ident, main_thread
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -12,7 +13,7 @@ from .._checks import even_half_made
 from .._families import Family, alike, family_of_wire
 from .._signals import refuse_in_handler
 from ._async_driver import aclose_response, adrive
-from ._call import ATTEMPT, Attempt, Call, copy_request
+from ._call import ATTEMPT, Attempt, Call, copy_request, ending_with
 from ._context import Context, attempt_finished, attempt_started, call_answered, call_failed, call_started
 from ._driver import close_response, drive
 from ._layer_checks import (
@@ -191,6 +192,8 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         attempt = request.extensions.get(ATTEMPT)
         if attempt is not None:
+            if isinstance(attempt, Job):
+                return self.carry_out(self._begin(request), partial(ending_with, attempt, self.flow))
             return drive(self.flow(request, attempt), attempt, self.context.clock)
         return self.carry_out(self._begin(request), self.flow)
 

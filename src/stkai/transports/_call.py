@@ -17,10 +17,12 @@ from .._families import family_of
 from .._log import events
 from .._urls import DEFAULT_PORTS
 from ._chain import CHAIN, CONTINUED, chain_before, note_answer
+from ._operations import Flow
 from ._options import ENTERED, NO_OPTIONS, OPTIONS, UNSET, CallRecord, Priority, RequestOptions, ambient
 
 ATTEMPT: Final = "stkai.attempt"
-"""The extension that carries an attempt through transports that are not layers."""
+"""The extension that carries an attempt through transports that are not layers; or, on the request of a call that has
+not begun, the `Job` at whose end the call stops waiting."""
 
 _numbers = itertools.count(1)
 
@@ -259,6 +261,16 @@ def require_open(attempt: Attempt) -> None:
     """
     if attempt.closing is not None and attempt.closing.is_done:
         raise cannot_send()
+
+
+def ending_with(
+    ending: Job, flow: Callable[[httpx.Request, Attempt], Flow], request: httpx.Request, attempt: Attempt
+) -> Flow:
+    """The same flow, which waits no longer, for example for a permit, once `ending` or the stack has ended."""
+    assert attempt.closing is not None
+    with attempt.closing.ending_also(ending):
+        attempt.closing = ending
+        return (yield from flow(request, attempt))
 
 
 def copy_request(

@@ -88,8 +88,8 @@ class StkCLITransport(httpx.BaseTransport):
             function, arguments["use_cache"] = self._cli.get_with_authorization, False
         elif request.method == "POST":
             function, arguments["body"] = self._cli.post_with_authorization, _json_of(request)
-            attempt: Attempt | None = request.extensions.get(ATTEMPT)
-            if attempt is None or not attempt.call.buffered:
+            attempt = request.extensions.get(ATTEMPT)
+            if not isinstance(attempt, Attempt) or not attempt.call.buffered:
                 arguments["stream"] = True
         else:
             raise httpx.UnsupportedProtocol(f"StackSpot CLI sends GET and POST only, not {request.method}")
