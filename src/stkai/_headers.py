@@ -47,7 +47,7 @@ def headers_of(
     kind = type(_NO_HEADERS)
     if not _is_known(kind):
         return kind([(name, value) for name, _, value in items])
-    return _made_of(items, _NO_HEADERS)
+    return _made_of(kind, items, None)
 
 
 def check_headers(given: Mapping[str, str] | None) -> httpx.Headers:
@@ -98,7 +98,8 @@ class Fields:
 
 def with_fields(headers: httpx.Headers, fields: Fields) -> httpx.Headers:
     """A copy of the headers, of httpx or httpx2, with these fields in place of all others of the same names."""
-    if not _is_known(type(headers)):
+    kind = type(headers)
+    if not _is_known(kind):
         copy = headers.copy()
         for name, _, value in fields.items:
             copy[name.decode("ascii")] = value.decode("latin-1")
@@ -106,14 +107,14 @@ def with_fields(headers: httpx.Headers, fields: Fields) -> httpx.Headers:
     kept, names = headers._list, fields.names  # noqa: SLF001
     if not names.isdisjoint(map(_lower_name, kept)):  # Rarely so, and to ask costs less than to filter.
         kept = [each for each in kept if each[1] not in names]
-    return _made_of([*kept, *fields.items], headers)
+    return _made_of(kind, [*kept, *fields.items], headers._encoding)  # noqa: SLF001
 
 
-def _made_of(items: list[_Item], model: httpx.Headers) -> httpx.Headers:
-    """Headers like the model, which are known, with these items, which need not be encoded again."""
-    made = _new(type(model))
+def _made_of(kind: type[httpx.Headers], items: list[_Item], encoding: str | None) -> httpx.Headers:
+    """Headers of a kind that is known, with these items, which need not be encoded again."""
+    made = _new(kind)
     made._list = items  # noqa: SLF001
-    made._encoding = model._encoding  # noqa: SLF001
+    made._encoding = encoding  # noqa: SLF001
     return made
 
 

@@ -190,8 +190,8 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         )
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        attempt = request.extensions.get(ATTEMPT)
-        if attempt is not None:
+        if ATTEMPT in request.extensions:
+            attempt = request.extensions[ATTEMPT]
             if isinstance(attempt, Job):
                 return self.carry_out(self._begin(request), partial(ending_with, attempt, self.flow))
             return drive(self.flow(request, attempt), attempt, self.context.clock)
@@ -260,8 +260,8 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
         )
 
     def handle_async_request(self, request: httpx.Request) -> Coroutine[Any, Any, httpx.Response]:
-        attempt = request.extensions.get(ATTEMPT)
-        if attempt is not None:
+        if ATTEMPT in request.extensions:
+            attempt = request.extensions[ATTEMPT]
             return adrive(self.flow(request, attempt), attempt, self.context.clock)
         return self.carry_out(self._begin(request), self.flow)
 

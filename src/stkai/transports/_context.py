@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from logging import DEBUG
 from typing import Final
 
@@ -24,9 +25,10 @@ class Context:
         now: the clock's `monotonic`, looked up once: every call reads it several times.
         listener: called with every event; its exceptions are logged, and not raised.
         random: draws a number in [0, 1).
+        hears: whether anybody would see an event that the default log writes at a level; bound once like `now`.
     """
 
-    __slots__ = ("clock", "listener", "now", "random")
+    __slots__ = ("clock", "hears", "listener", "now", "random")
 
     def __init__(
         self,
@@ -37,16 +39,17 @@ class Context:
     ) -> None:
         self.clock, self.listener, self.random = clock_or_system(clock), listener, random or uniform
         self.now = self.clock.monotonic
-
-    def hears(self, level: int) -> bool:
-        """Whether anybody would see an event that the default log writes at this level."""
-        if self.listener is log_events:
-            return logger.isEnabledFor(level)
-        return not isinstance(self.listener, Listeners) or bool(self.listener.each)
+        self.hears: Callable[[int], bool] = partial(_hears, listener)
+        if listener is log_events:
+            self.hears = logger.isEnabledFor
 
     def emit(self, event: "events.Event") -> None:
         """Call the listener; what it raises is logged, but for interrupts."""
         notify(self.listener, event)
+
+
+def _hears(listener: Listener, _level: int) -> bool:
+    return not isinstance(listener, Listeners) or bool(listener.each)
 
 
 def attempt_started(context: Context, attempt: Attempt) -> dict[str, str]:

@@ -167,18 +167,21 @@ class BearerAuth(HoldsSecret):
         Raises:
             AuthenticationError: the provider raised an error.
         """
-        provider = self.provider
-        cached = provider.cached_access_token()
+        cached = self.provider.cached_access_token()
         if cached is None:
             return None
-        if not self._has_own_headers:
-            return self._tokens.get(cached) or self.token(cached)
+        if self._has_own_headers:
+            return self._with_own_headers()
+        token = self._tokens.get(cached)
+        return self.token(cached) if token is None else token
+
+    def _with_own_headers(self) -> Token:
         try:
-            return self.token(provider.get_auth_headers())
+            return self.token(self.provider.get_auth_headers())
         except AuthenticationError:
             raise
         except Exception as error:
-            raise failure_of(provider, error) from error
+            raise failure_of(self.provider, error) from error
 
     def sign(self, request: httpx.Request, token: Token) -> httpx.Request:
         """A copy of the request with the token in place of its `Authorization`.

@@ -45,12 +45,12 @@ class _AuthFlow(LayerBase):
         if token is None:
             token = yield from self.fetch(attempt, _NONE)
         renewed, waited = False, False
+        attempt.is_signed = token.is_kept
         while True:
-            # After one wait, it leaves with the token it got: if every token takes long, it might never be sent.
-            attempt.is_signed = None if waited else token.is_kept
             try:
                 response = yield from self.forward(policy.sign(request, token), attempt)
             except SignatureExpired:
+                # After one wait, it leaves with the token it gets: if every token takes long, it might never be sent.
                 token = policy.kept() or (yield from self.fetch(attempt, _NONE))
                 waited = True
                 continue
@@ -72,6 +72,8 @@ class _AuthFlow(LayerBase):
                 return response
             yield Drain(response)
             attempt, renewed = attempt.again(), True
+            if not waited:
+                attempt.is_signed = token.is_kept
 
     def _another(
         self, request: httpx.Request, response: httpx.Response, refused: Token, attempt: Attempt

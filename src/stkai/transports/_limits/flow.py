@@ -26,8 +26,6 @@ from .waiting import CallWaiting
 AnyLimiter = Any
 """A limiter, one per host or key, or a list of limiters that all have to let a request go."""
 
-_PlanFor = Callable[[httpx.Request], Plan | None]
-
 _WANTED: Final = (
     "a limiter layer needs a stkai.TokenBucket, AimdLimiter or PerHost, an InFlight, AllOf or PerKey, a stkai.Limiter"
     " of your own, or a list of limiters, not "
@@ -52,9 +50,8 @@ class _LimitFlow(LayerBase):
         super().__init__(inner, context=context)
         self.policy = checked_limiter(policy, _WANTED)
         self._choose = self.policy.limiter_for if isinstance(self.policy, Chooser) else None
-        self._fixed: tuple[Any, _PlanFor] | None = None
-        if self._choose is None:
-            self._fixed = self.policy, _planner(self.policy)
+        plan = self.policy.plan_for_all if is_ours(self.policy) else None
+        self._fixed: tuple[Any, Plan | None] | None = None if plan is None else (self.policy, plan)
         for name, function in (("cost", cost), ("settle", settle)):
             if function is not None and (not callable(function) or iscoroutinefunction(function)):
                 msg = f"{name} must be a plain function, not {function!r}"
@@ -63,8 +60,7 @@ class _LimitFlow(LayerBase):
         subscribe(self.policy, self)
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
-        limiter, plan_for = self._fixed or self._chosen(request)
-        plan = plan_for(request)
+        limiter, plan = self._fixed or self._chosen(request)
         if plan is None:
             return (yield from self.forward(request, attempt))
         context, options = self.context, attempt.call.options
@@ -108,11 +104,10 @@ class _LimitFlow(LayerBase):
         """A function that tells whether the event loop of the call has ended; None for a thread."""
         return None
 
-    def _chosen(self, request: httpx.Request) -> tuple[Any, _PlanFor]:
-        """The limiter of the request, where there is one per host or key, and what says what the request needs."""
-        assert self._choose is not None
-        limiter = self._choose(request)
-        return limiter, _planner(limiter)
+    def _chosen(self, request: httpx.Request) -> tuple[Any, Plan | None]:
+        """The limiter of a request, and what the request needs of it, where these depend on the request."""
+        limiter: Any = self.policy if self._choose is None else self._choose(request)
+        return limiter, limiter.plan_for(request) if is_ours(limiter) else plan_of_own(limiter, request)
 
     def _prepare(
         self, turn: Turn, limiter: Any, plan: Plan, request: httpx.Request, attempt: Attempt
@@ -256,11 +251,6 @@ def token_bucket(policy: AnyLimiter, *, cost: Estimate | None = None, settle: Se
 def adaptive(policy: AnyLimiter, *, cost: Estimate | None = None, settle: Settle | None = None) -> Layer:
     """The layer `adaptive`, for a `StackBuilder`."""
     return _layer(AdaptiveTransport, AsyncAdaptiveTransport, policy, cost=cost, settle=settle)
-
-
-def _planner(limiter: Any) -> _PlanFor:
-    """What says what a request needs of this limiter."""
-    return limiter.plan_for if is_ours(limiter) else partial(plan_of_own, limiter)
 
 
 def _layer(

@@ -55,8 +55,8 @@ class Order:
         turns: those who wait.
         members: the sources whose turns wait here.
         vacant: the places of those who left, the first one first.
-        deferred: what a finalizer or a signal handler found to do while the lock was held.
-        is_in_step: whether the numbers are being changed; it stays true if an interrupt comes meanwhile.
+        deferred: what a finalizer or a signal handler found to do while the lock was held, and `recover` after an
+            interrupt.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,6 @@ class Order:
         self.members: WeakSet[Source] = WeakSet()
         self.deferred: deque[Callable[[], object]] = deque()
         self.vacant: list[Vacancy] = []
-        self.is_in_step = False
         # The last number of normal and of low priority, and the highest number that has gone.
         self.last = self._low = self._gone = 0
 
@@ -79,22 +78,24 @@ class Order:
         """Make all numbers agree again with the turns that wait: an interrupt, or a fork, may have come between."""
         for source in self.members:
             source.recover([turn for turn in self.turns if source in turn.sources])
-        self.is_in_step = False
 
     def absorb(self, other: "Order") -> None:
         """Add the turns of another order behind these."""
+        other.catch_up()
         for turn in other.turns:
             turn.number += self.last
         self.turns += other.turns
         self.last += other.last
-        self.deferred.extend(other.deferred)
 
     def catch_up(self) -> None:
         """Do what was put off while the lock was held, or was left undone."""
-        if self.is_in_step:
-            self.recover()
         while self.deferred:
-            self.deferred.popleft()()
+            work = self.deferred.popleft()
+            try:
+                work()
+            except BaseException:  # An interrupt.
+                self.deferred.appendleft(self.recover)
+                raise
 
     def join(self, turn: Turn, now: float) -> int:
         """The place of a turn, counted from 0; a turn that is not in the order joins it where its number belongs."""

@@ -71,7 +71,7 @@ class Queue:
         """Requests that have asked and not gone yet."""
         return max((source.waiting for source in self.sources), default=0)
 
-    def ask(self, turn: Turn, now: float) -> float | Operation:
+    def ask(self, turn: Turn, now: float) -> float | Operation:  # noqa: PLR0912 - every call costs
         """0.0 if the turn may go: its permits are taken. Otherwise the seconds that it has to wait, or an operation.
 
         It asks again after them, or after `turn.nap` if that is earlier.
@@ -82,30 +82,33 @@ class Queue:
         with lock:
             sources = turn.sources or self._sources_for(turn)
             order = sources[0].order
-            if order.deferred or order.is_in_step:
+            if order.deferred:
                 order.catch_up()
             number, turns = turn.number, order.turns
             if number and turn.not_before > now:
                 turn.nap = math.inf
                 return turn.not_before - now
-            order.is_in_step = True
-            if turn.guests or (turns and (turns[0] is not turn or order.vacant)):
-                wait = self._stand_in_line(turn, now, order)
-            else:  # Nobody is before it: usually so for one that wakes on time.
-                for source in sources:
-                    if source.when(turn, 0, now):
-                        wait = self._stand_in_line(turn, now, order)
-                        break
-                else:
+            try:
+                if turn.guests or (turns and (turns[0] is not turn or order.vacant)):
+                    wait = self._stand_in_line(turn, now, order)
+                else:  # Nobody is before it: usually so for one that wakes on time.
                     for source in sources:
-                        source.take(turn, now)
-                    if turns:
-                        order.go(0)
-                    elif not number:
-                        turn.number = order.last = order.last + NORMAL
-                    turn.granted, turn.since = True, now
-                    wait = 0.0
-            order.is_in_step = False
+                        if source.when(turn, 0, now):
+                            wait = self._stand_in_line(turn, now, order)
+                            break
+                    else:
+                        for source in sources:
+                            source.take(turn, now)
+                        if not number:
+                            turn.number = order.last = order.last + NORMAL
+                        elif turns:
+                            order.go(0)
+                        turn.granted = True
+                        turn.since = now
+                        wait = 0.0
+            except BaseException:  # An interrupt, perhaps between two numbers that must agree.
+                order.deferred.append(order.recover)
+                raise
         if self.has_remote:
             self._afterwards(turn, now)
         return wait
@@ -255,11 +258,13 @@ class Queue:
             if order is None:
                 work(turn, now)
             else:
-                if order.is_in_step:
-                    order.recover()
-                order.is_in_step = True
-                work(turn, now)
-                order.is_in_step = False
+                if order.deferred:
+                    order.catch_up()
+                try:
+                    work(turn, now)
+                except BaseException:  # See `ask`.
+                    order.deferred.append(order.recover)
+                    raise
         if self.has_remote:
             self._afterwards(turn, now)
 

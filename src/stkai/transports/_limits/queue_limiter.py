@@ -56,6 +56,12 @@ class QueueLimiter(Queue):
         """Seconds that a request may wait for its permit; None waits as long as necessary."""
         return self._max_wait_time
 
+    @property
+    def plan_for_all(self) -> Plan | None:
+        """What every request needs of this limiter; None if that depends on the request."""
+        is_same = self._methods is None and type(self).plan_for is QueueLimiter.plan_for
+        return self._plan if is_same else None
+
     def plan_for(self, request: httpx.Request | None) -> Plan | None:
         """What a request needs of this limiter; None if its method needs no permit."""
         if self._methods is None or request is None or request.method in self._methods:

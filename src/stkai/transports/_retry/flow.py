@@ -46,15 +46,15 @@ class _RetryFlow(LayerBase):
         self.policy = policy = _checked(policy)
         extras = policy.deadline, policy.idempotency_header, policy.budget
         self._has_extras = any(extra is not None for extra in extras)
-        self._looks = _LOOKS
+        self._looks, self._is_plain = _LOOKS, False
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         call = attempt.call
         policy: Any = self.policy  # A `RetryPolicy`; the call's own may be None, to send it once.
-        options, has_extras = call.options, self._has_extras
+        options, is_plain = call.options, self._is_plain
         if options is not NO_OPTIONS and options.retry is not UNSET:
-            policy, has_extras = options.retry, True
-        if has_extras:
+            policy, is_plain = options.retry, False
+        if not is_plain:
             seconds = (policy or self.policy).deadline
             if seconds is not None and options.deadline is UNSET:
                 call = call.within(seconds)
@@ -64,8 +64,6 @@ class _RetryFlow(LayerBase):
             if policy is None:
                 return (yield from self.forward(request, attempt))
             request = self._prepared(request, policy)
-        if self._looks:
-            self._look_above(request)
         try:
             if call.buffered:
                 response = yield from self._once(request, attempt, policy)
@@ -84,6 +82,10 @@ class _RetryFlow(LayerBase):
 
     def _prepared(self, request: httpx.Request, policy: RetryPolicy) -> httpx.Request:
         """Add the call's credit to the budget; returns the request with its idempotency key."""
+        if self._looks:
+            self._look_above(request)
+        else:
+            self._is_plain = not self._has_extras
         if policy.budget is not None:
             policy.budget.deposit(self.context.now())
         header = policy.idempotency_header

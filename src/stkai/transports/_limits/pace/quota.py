@@ -154,19 +154,20 @@ class Tally:
         began: when counting began: with the first request, if not said otherwise.
     """
 
-    __slots__ = ("_counts", "_end", "_newest", "_start", "_width", "began", "span")
+    __slots__ = ("_counts", "_end", "_latest", "_newest", "_start", "_width", "began", "span")
 
     def __init__(self, span: float, began: float = math.inf) -> None:
         self.span, self.began = span, began
         self._width = span / _SLOTS
         self._newest = self._start = self._end = -math.inf
-        # Newest slot first. The last one is only partly within the span.
-        self._counts = [0.0] * (_SLOTS + 1)
+        # Newest slot first, without what has been counted there since it was opened. The last one is only partly within
+        # the span.
+        self._counts, self._latest = [0.0] * (_SLOTS + 1), 0.0
 
     def add(self, sent: float, count: float = 1.0) -> None:
         """Count a request sent at `sent` (seconds of the clock), or take one back with -1."""
         if sent < self._end and sent >= self._start:  # Nearly every request falls into the newest slot.
-            self._counts[0] += count
+            self._latest += count
             return
         if self.began == math.inf:
             self.began = sent
@@ -179,20 +180,27 @@ class Tally:
     def count(self, now: float) -> float:
         """Requests of the last `span` seconds."""
         self._move_to(now // self._width)
+        self._gather()
         outside = now / self._width - self._newest
         return max(0.0, sum(self._counts) - outside * self._counts[-1])
 
     def resized(self, span: float) -> "Tally":
         """The same requests, each dated by the middle of its slot, counted over another span."""
         other = Tally(span, self.began)
+        self._gather()
         if self._newest > -math.inf:
             for age in range(_SLOTS, -1, -1):
                 other.add((self._newest - age + 0.5) * self._width, self._counts[age])
         return other
 
+    def _gather(self) -> None:
+        self._counts[0] += self._latest
+        self._latest = 0.0
+
     def _move_to(self, slot: float) -> None:
         passed = slot - self._newest
         if passed > 0:
+            self._gather()
             passed = int(min(passed, _SLOTS + 1))
             self._counts = [0.0] * passed + self._counts[: _SLOTS + 1 - passed]
             self._newest, self._start, self._end = slot, slot * self._width, (slot + 1) * self._width

@@ -118,8 +118,9 @@ class WindowedRate:
             self._released = 0.0
         if now <= start:
             return credit + released
-        if (waiting or now < self._held_until) is not self.history.holds:
-            self.history.note(start, holds=not self.history.holds)
+        history = self.history
+        if waiting is not history.holds or now < self._held_until:
+            history.note(start, holds=waiting or now < self._held_until)
         seconds = now - start
         if start < self.paused_until:
             seconds = max(0.0, now - self.paused_until)
