@@ -31,8 +31,14 @@ def running_loop() -> Any:
 
 
 def loop_has_ended() -> Callable[[], bool] | None:
-    """A function that tells whether the event loop of this task has ended; None for trio, which ends all its tasks."""
-    end: Callable[[], bool] | None = getattr(running_loop(), "is_closed", None)
+    """A function that tells whether the event loop of this task has ended.
+
+    None for trio, which ends all its tasks, and for a flow that is played by hand.
+    """
+    try:
+        end: Callable[[], bool] | None = getattr(running_loop(), "is_closed", None)
+    except RuntimeError:
+        return None
     return end
 
 

@@ -1,6 +1,8 @@
 """`stkai batch --shard` and `stkai batch merge`: no line lost, none twice, and gaps named."""
 
+import fcntl
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -10,6 +12,9 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+
+from stkai import ConfigurationError, SystemClock
+from stkai._batch.merge import merge as merge_here
 
 from .job import Job, RefusalError, Server, echo, entries, summary
 
@@ -102,6 +107,24 @@ def test_a_merge_replaces_no_file_of_the_same_size_with_other_content(job: Job) 
     result = merge(job, "out", "-o", "all")
     assert (result.returncode, "all.failed.jsonl exists" in result.stderr) == (2, True)
     assert job.snapshot() == before
+
+
+def test_a_merge_waits_for_another_one_and_does_not_mix_with_it(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.run()
+    target = job.folder / "all.jsonl"
+    other = os.open(job.folder, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+
+    def end_other(_clock: SystemClock, _seconds: float) -> None:
+        target.write_text("of the other merge")
+        os.close(other)
+
+    monkeypatch.setattr(SystemClock, "sleep", end_other)
+    with pytest.raises(ConfigurationError, match="exists"):
+        merge_here([str(job.folder / "out")], str(target))
+    assert target.read_text() == "of the other merge"
 
 
 def test_merge_reports_failures_and_refuses_to_lose_or_duplicate_lines(job: Job) -> None:

@@ -12,7 +12,9 @@ from operator import and_
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
+from .._clock import SystemClock
 from .._errors import ConfigurationError
+from ..stores._disk import try_lock
 from .append_file import WriteError
 from .input_lines import ALL_LINES, Shard, Survey
 from .journal import read_header, records
@@ -23,6 +25,9 @@ _OPEN_FILES: Final = 64
 """Outputs that are open at the same time."""
 
 _SHOWN: Final = 10
+
+_PAUSE: Final = 0.1
+"""Seconds after which a merge looks again whether another one has ended."""
 
 
 class EntryPlace(NamedTuple):
@@ -157,11 +162,29 @@ def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int,
     merged = Paths.of(target)
     if not outputs:
         raise ConfigurationError("pass the answer outputs: the failure outputs are read along with them")
-    if merged.out.exists():
-        raise _exists(merged.out)
     if not merged.out.parent.is_dir():
         msg = f"{merged.out.parent} is not a directory: create it, or choose another name with -o"
         raise ConfigurationError(msg)
+    with _alone_in(merged.out.parent):
+        return _merge(outputs, merged, partial=partial)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait for other merges into this folder: what is not complete has the same name in all of them."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # Not every file system has locks.
+            while not try_lock(descriptor):
+                SystemClock().sleep(_PAUSE)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _merge(outputs: list[Paths], merged: Paths, *, partial: bool) -> tuple[int, int]:
+    if merged.out.exists():
+        raise _exists(merged.out)
     for output in outputs:
         if not output.out.is_file():
             raise ConfigurationError(f"{output.out} does not exist: is that job done?")

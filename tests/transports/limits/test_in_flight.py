@@ -15,7 +15,7 @@ import pytest
 import stkai
 from stkai import ConfigurationError, InFlight, RetryPolicy, StackBuilder, TokenAcquisitionTimeoutError
 from stkai.testing import FakeClock
-from stkai.transports import Turn, limiter, retry
+from stkai.transports import Attempt, Call, Turn, limiter, play, retry
 
 from ...support.crowd import took
 from ...support.wire import finish
@@ -255,6 +255,19 @@ def test_places_of_a_loop_that_was_closed_with_calls_pending_are_free(by_hand: b
     assert policy.busy == 0
     for task in pending:
         task._log_destroy_pending = False  # type: ignore[attr-defined] # Nobody can end them.
+
+
+async def test_a_flow_that_is_played_by_hand_takes_a_place(world: World) -> None:
+    policy = InFlight(1)
+    stack = world.build(StackBuilder([limiter(policy)]), world.wire())
+    request = post()
+
+    def played() -> None:
+        operations, _ = play(stack.flow(request, Attempt(Call.start(request, 0.0))), httpx.Response(200))
+        assert len(operations) == 1
+
+    await anyio.to_thread.run_sync(played) if world.is_async else played()
+    assert policy.busy == 0
 
 
 async def test_the_wait_for_a_place_ends_when_the_time_is_up_and_not_before(world: World) -> None:

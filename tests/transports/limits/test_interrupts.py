@@ -4,12 +4,15 @@ import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import count
+from typing import Any
 
 import httpx
 import pytest
 
 from stkai import AimdLimiter, AllOf, InFlight, TokenBucket
-from stkai.transports import Answer, Turn
+from stkai.stores import MemoryStore
+from stkai.testing import FakeClock
+from stkai.transports import Answer, Run, Turn
 from stkai.transports._limits.queue_limiter import QueueLimiter
 
 from ...support.interrupts import Interrupt, needs_opcodes
@@ -20,6 +23,9 @@ OVER = 1000.0
 STRIDE = 4
 """Only every fourth point is tried: what goes wrong goes wrong at several in a row."""
 
+STRIDE_OF_SHARES = 37
+"""They have more points, and each takes longer."""
+
 
 def answer(now: float, status: int | None) -> Answer:
     response = None if status is None else httpx.Response(status)
@@ -27,65 +33,87 @@ def answer(now: float, status: int | None) -> Answer:
     return Answer(now, now, response, error, lambda: datetime.now(UTC), 0.5)
 
 
-def scenario(limiter: QueueLimiter) -> None:
-    """Requests that go, wait, leave, are refused and never sent; an interrupted one leaves, as the layer sees to."""
-    turns = [Turn() for _ in range(6)]
-    for turn in turns:  # Those of layers and permits: what nothing refers to any more is free.
-        turn.sources = limiter.sources
-    first, second, third, fourth, fifth, sixth = turns
-    try:
-        for turn in turns[:5]:
-            limiter.ask(turn, 0.0)
-        end(limiter, first, 0.3, 200)
-        limiter.leave(fourth, 0.4)
-        limiter.ask(sixth, 0.5)
-        for now, turn, status in ((11.0, second, 429), (22.0, third, None), (33.0, fifth, 200)):
-            if limiter.ask(turn, now) == 0:
-                end(limiter, turn, now, status)
-        limiter.leave(sixth, 40.0)
-    finally:
-        for turn in turns:
-            (limiter.end if turn.granted else limiter.leave)(turn, 60.0)
+class Requests:
+    """Requests under one limiter, in virtual time."""
+
+    def __init__(self, make: Callable[[FakeClock], QueueLimiter]) -> None:
+        self.clock = FakeClock()
+        self.limiter = make(self.clock)
+
+    def ask(self, turn: Turn, now: float) -> float:
+        """Ask for a permit, and call the store if that is due."""
+        self.clock.advance(max(0.0, now - self.clock.monotonic()))
+        while isinstance(wait := self.limiter.ask(turn, now), Run):
+            wait.sync(60.0)
+        assert isinstance(wait, float)
+        assert not math.isnan(wait)
+        return wait
+
+    def end(self, turn: Turn, now: float, status: int | None) -> None:
+        """Let a request be answered, or not be sent."""
+        self.limiter.learn(turn, answer(now, status))
+        self.limiter.end(turn, now)
+
+    def play(self) -> None:
+        """Requests that go, wait, leave, are refused and never sent. An interrupted one leaves, as in the layer."""
+        turns = [Turn() for _ in range(6)]
+        for turn in turns:  # Those of layers and permits: what nothing refers to any more is free.
+            turn.sources = self.limiter.sources
+        first, second, third, fourth, fifth, sixth = turns
+        try:
+            for turn in turns[:5]:
+                self.ask(turn, 0.0)
+            if first.granted:
+                self.end(first, 0.3, 200)
+                self.limiter.settle(first, 2.0, 0.3)
+            self.limiter.leave(fourth, 0.4)
+            self.ask(sixth, 0.5)
+            for now, turn, status in ((11.0, second, 429), (22.0, third, None), (33.0, fifth, 200)):
+                if self.ask(turn, now) == 0:
+                    self.end(turn, now, status)
+            self.limiter.leave(sixth, 40.0)
+        finally:
+            for turn in turns:
+                (self.limiter.end if turn.granted else self.limiter.leave)(turn, 60.0)
+
+    def seconds(self, requests: int = 12) -> float:
+        """How long so many requests take, one after the other, each of which is accepted."""
+        now = OVER
+        for _ in range(requests):
+            turn = Turn()
+            while wait := self.ask(turn, now):
+                now += max(min(wait, turn.nap), 0.001)
+                assert now < 2 * OVER, "it never goes"
+            self.end(turn, now, 200)
+        return now - OVER
 
 
-def end(limiter: QueueLimiter, turn: Turn, now: float, status: int | None) -> None:
-    limiter.learn(turn, answer(now, status))
-    limiter.end(turn, now)
+def shared(limiter: Callable[..., QueueLimiter], *numbers: float, **options: Any) -> Any:
+    return lambda clock: limiter(*numbers, share="team", store=MemoryStore(clock), **options)
 
 
-def seconds_for(limiter: QueueLimiter, requests: int = 12) -> float:
-    """How long so many requests take, one after the other, each of which is accepted."""
-    now = OVER
-    for _ in range(requests):
-        turn = Turn()
-        while wait := limiter.ask(turn, now):
-            assert isinstance(wait, float)
-            assert not math.isnan(wait)
-            now += max(min(wait, turn.nap), 0.001)
-            assert now < 2 * OVER, "it never goes"
-        end(limiter, turn, now, 200)
-    return now - OVER
-
-
-LIMITERS: dict[str, Callable[[], QueueLimiter]] = {
-    "requests, units and in flight": lambda: AllOf(TokenBucket(2, 10, max_cost=3), InFlight(2)),
-    "many requests": lambda: TokenBucket(5000, 10, burst=2),
-    "adaptive": lambda: AimdLimiter(2, 10, max_cost=3),
-    "adaptive, without numbers": AimdLimiter,
+LIMITERS: dict[str, Callable[[FakeClock], QueueLimiter]] = {
+    "requests, units and in flight": lambda _: AllOf(TokenBucket(2, 10, max_cost=3), InFlight(2)),
+    "many requests": lambda _: TokenBucket(5000, 10, burst=2),
+    "adaptive": lambda _: AimdLimiter(2, 10, max_cost=3),
+    "adaptive, without numbers": lambda _: AimdLimiter(),
+    "shared": shared(TokenBucket, 2, 10),
+    "shared units": shared(TokenBucket, 2, 10, max_cost=3),
+    "shared and adaptive": shared(AimdLimiter, 2, 10),
 }
 
 
 @needs_opcodes
 @pytest.mark.parametrize("make", LIMITERS.values(), ids=list(LIMITERS))
-def test_a_limiter_works_after_an_interrupt_at_any_point(make: Callable[[], QueueLimiter]) -> None:
-    whole = make()
-    scenario(whole)
-    usual = seconds_for(whole)
-    for number in count(1, STRIDE):
-        limiter, interrupt = make(), Interrupt(number, "_limits")
+def test_a_limiter_works_after_an_interrupt_at_any_point(make: Callable[[FakeClock], QueueLimiter]) -> None:
+    fresh, whole = Requests(make), Requests(make)
+    whole.play()
+    usual = max(fresh.seconds(), whole.seconds())
+    for number in count(1, STRIDE_OF_SHARES if fresh.limiter.has_remote else STRIDE):
+        requests, interrupt = Requests(make), Interrupt(number, "_limits")
         with interrupt.during():
-            scenario(limiter)
-        assert seconds_for(limiter) <= usual + 15, "three permits, at most, are lost"
+            requests.play()
+        assert requests.seconds() <= usual + 15, f"three permits, at most, are lost: {number}"
         if interrupt.left > 0:
             break
     assert number > 50, "there were interrupts"
