@@ -104,9 +104,11 @@ def with_fields(headers: httpx.Headers, fields: Fields) -> httpx.Headers:
         for name, _, value in fields.items:
             copy[name.decode("ascii")] = value.decode("latin-1")
         return copy
-    kept, names = headers._list, fields.names  # noqa: SLF001
-    if not names.isdisjoint(map(_lower_name, kept)):  # Rarely so, and to ask costs less than to filter.
-        kept = [each for each in kept if each[1] not in names]
+    kept = headers._list  # noqa: SLF001
+    if not fields.names.isdisjoint(
+        map(_lower_name, kept)
+    ):  # Rarely so, and to ask costs less than to filter.
+        kept = [each for each in kept if each[1] not in fields.names]
     return _made_of(kind, [*kept, *fields.items], headers._encoding)  # noqa: SLF001
 
 

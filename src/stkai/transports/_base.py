@@ -201,8 +201,8 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         """Carry out a whole call with this flow: report its start and end to the listener, and attach its record."""
         context = self.context
         attempt = Attempt(call, 1, None, self._closing, context.hears(INFO))
-        in_main_thread = get_ident() == _MAIN
-        if in_main_thread:
+        is_nested: bool | None = None
+        if get_ident() == _MAIN:
             is_nested = self._is_in_main_thread
             if is_nested:
                 refuse_in_handler()
@@ -215,7 +215,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
             call_failed(context, attempt, error)
             raise
         finally:
-            if in_main_thread:
+            if is_nested is not None:
                 self._is_in_main_thread = is_nested
         try:
             attempt.finish(response, context.now())

@@ -241,8 +241,9 @@ class Attempt:
     def finish(self, response: httpx.Response, now: float) -> None:
         """Attach the record to the response."""
         record, call = self.record, self.call
-        on_wire = now - call.started - record.queued - record.backed_off - record.authenticating
-        record.on_wire = max(0.0, on_wire)
+        record.on_wire = max(
+            0.0, now - call.started - record.queued - record.backed_off - record.authenticating
+        )
         response.extensions[OPTIONS] = record
         if response.status_code in CONTINUED or CHAIN in call.request.extensions:
             note_answer(call.request, call.started, record.queued, response)
@@ -278,11 +279,11 @@ def copy_request(
 ) -> httpx.Request:
     """The same request with other headers or extensions; the body stream is shared, the original is unchanged."""
     copy = _new(type(request))
-    copy.__dict__ = state = request.__dict__.copy()
+    copy.__dict__.update(request.__dict__)
     if headers is not None:
-        state["headers"] = headers
+        copy.headers = headers
     if extensions is not None:
-        state["extensions"] = extensions
+        copy.extensions = extensions
     return copy
 
 

@@ -172,8 +172,10 @@ class BearerAuth(HoldsSecret):
             return None
         if self._has_own_headers:
             return self._with_own_headers()
-        token = self._tokens.get(cached)
-        return self.token(cached) if token is None else token
+        try:
+            return self._tokens[cached]
+        except KeyError:
+            return self.token(cached)
 
     def _with_own_headers(self) -> Token:
         try:

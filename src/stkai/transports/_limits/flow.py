@@ -63,14 +63,13 @@ class _LimitFlow(LayerBase):
         limiter, plan = self._fixed or self._chosen(request)
         if plan is None:
             return (yield from self.forward(request, attempt))
-        context, options = self.context, attempt.call.options
+        context = self.context
         chance = 0.5 if plan.listens is None else context.random()
         # All arguments, and by position: CPython makes the object faster.
         turn = Turn(request, 0, chance, 1.0, "normal", plan.sources)
-        if options is not NO_OPTIONS or attempt.place is not None or not plan.is_plain:
+        if attempt.call.options is not NO_OPTIONS or attempt.place is not None or not plan.is_plain:
             self._prepare(turn, limiter, plan, request, attempt)
-        now = context.now
-        sent = now()
+        sent = context.now()
         try:
             wait = limiter.ask(turn, sent)
             waiting = None if wait == 0.0 else CallWaiting(self, limiter, turn, plan, attempt)
@@ -94,7 +93,7 @@ class _LimitFlow(LayerBase):
         if (
             response.status_code == TOO_MANY_REQUESTS
             or not plan.is_plain
-            or (plan.listens is not None and plan.listens(now()))
+            or (plan.listens is not None and plan.listens(context.now()))
         ):
             yield from self._take_note(limiter, turn, plan, request, attempt, response, sent)
         return response

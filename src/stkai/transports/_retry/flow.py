@@ -51,10 +51,10 @@ class _RetryFlow(LayerBase):
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         call = attempt.call
         policy: Any = self.policy  # A `RetryPolicy`; the call's own may be None, to send it once.
-        options, is_plain = call.options, self._is_plain
-        if options is not NO_OPTIONS and options.retry is not UNSET:
-            policy, is_plain = options.retry, False
-        if not is_plain:
+        options = call.options
+        if options is not NO_OPTIONS or not self._is_plain:
+            if options.retry is not UNSET:
+                policy = options.retry
             seconds = (policy or self.policy).deadline
             if seconds is not None and options.deadline is UNSET:
                 call = call.within(seconds)

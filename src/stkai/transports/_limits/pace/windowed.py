@@ -112,11 +112,12 @@ class WindowedRate:
     # Permits
 
     def release(self, start: float, now: float, credit: float = 0.0, *, waiting: bool) -> float:
-        """The credit with the permits released from `start` to `now`, while requests wait for them or not."""
-        released = self._released
-        if released:
-            self._released = 0.0
+        """The credit with the permits released from `start` to `now`, while requests wait for them or not.
+
+        At one instant, these are the permits that a success has just released.
+        """
         if now <= start:
+            released, self._released = self._released, 0.0
             return credit + released
         history = self.history
         if waiting is not history.holds or now < self._held_until:
@@ -125,18 +126,17 @@ class WindowedRate:
         if start < self.paused_until:
             seconds = max(0.0, now - self.paused_until)
         if self.guide.in_force:
-            released += self.guide.release(now - seconds, now)
+            released = self.guide.release(now - seconds, now)
             self.set(self.guide.rate)
         elif not waiting:
-            released += self.rate * seconds
+            released = self.rate * seconds
         elif self.rate >= self._quota.ceiling:
-            released += self.rate * seconds
+            released = self.rate * seconds
             self._quiet += seconds
         elif not self.start.over:
-            self.rate, more = self.start.doubled(self.rate, seconds)
-            released += more
+            self.rate, released = self.start.doubled(self.rate, seconds)
         else:
-            released += self._grow(seconds)
+            released = self._grow(seconds)
         return credit + released
 
     def time_for(self, permits: float, now: float) -> float:
