@@ -122,7 +122,7 @@ def test_an_argument_that_belongs_elsewhere_is_a_type_error_that_says_where(buil
 
 
 def test_a_builder_takes_its_wire_when_it_builds() -> None:
-    with pytest.raises(TypeError, match="'transport'"):
+    with pytest.raises(TypeError, match=r"'transport': it belongs to build\(transport\) or build_async"):
         StackBuilder.standard(transport=Wire())  # type: ignore[call-arg]
 
 

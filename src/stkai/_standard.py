@@ -92,6 +92,8 @@ def _where(name: str) -> str:
             ": it belongs to each call, as in client.post(url, timeout=60), or to an httpx client over the stack:"
             " httpx.Client(transport=stkai.build_transport(...), timeout=60)"
         )
+    if name == "transport":
+        return ": it belongs to build(transport) or build_async(transport)"
     if name in inspect.signature(httpx.HTTPTransport).parameters:
         return f": it belongs to the wire: transport=httpx.HTTPTransport({name}=...), or to the settings STKAI_HTTP_*"
     if name in inspect.signature(httpx.Client).parameters:
