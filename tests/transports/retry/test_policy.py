@@ -268,6 +268,7 @@ def test_a_request_that_was_not_answered_is_repeated_only_if_that_does_no_harm(
     [
         "Server disconnected without sending a response.",
         "peer closed connection without sending complete message body",
+        "<ConnectionTerminated error_code:0, last_stream_id:41, additional_data:None>",
     ],
 )
 def test_a_connection_that_breaks_in_an_answer_is_retried(message: str) -> None:

@@ -28,7 +28,7 @@ _STREAM_ERRORS: Final = frozenset({"StreamClosedError", "NoSuchStreamError"})
 _CONNECTION_CLOSED: Final = "ConnectionState.CLOSED"
 """The errors of h2 on a stream, and its words on a connection, that the server has closed."""
 
-_BREAKS: Final = ("peer closed connection", "disconnected")
+_BREAKS: Final = ("peer closed connection", "disconnected", "ConnectionTerminated")
 
 
 def is_hopeless(error: BaseException) -> bool:
