@@ -15,6 +15,7 @@ import h2.connection
 import h2.events
 import httpx
 import pytest
+from hyperframe.frame import GoAwayFrame
 
 import stkai
 from stkai import HttpConfig
@@ -157,11 +158,12 @@ class Http2:
     Attributes:
         together: that number.
         connections: how many there have been.
+        goes_away: how many of the next answers follow a GOAWAY.
     """
 
     def __init__(self) -> None:
         self.together = 1
-        self.connections = 0
+        self.connections = self.goes_away = 0
 
     def serve(self, client: socket.socket) -> None:
         self.connections += 1
@@ -177,14 +179,18 @@ class Http2:
         secure.sendall(connection.data_to_send())
         waiting: list[int] = []
         while data := secure.recv(65536):
+            head: list[bytes] = []
             events = connection.receive_data(data)
             waiting += [event.stream_id for event in events if isinstance(event, h2.events.StreamEnded)]
+            if waiting and self.goes_away:
+                self.goes_away -= 1
+                head.append(GoAwayFrame(last_stream_id=waiting[-1]).serialize())
             while waiting and len(waiting) >= self.together:
                 for stream in waiting:
                     connection.send_headers(stream, [(":status", "200")])
                     connection.send_data(stream, b"by HTTP/2", end_stream=True)
                 waiting.clear()
-            secure.sendall(connection.data_to_send())
+            secure.sendall(b"".join(head) + connection.data_to_send())
 
 
 @pytest.fixture
@@ -211,6 +217,21 @@ async def test_one_http2_connection_carries_concurrent_requests(world: World) ->
             await world.close(client)
         with pytest.raises(RuntimeError, match="closed"):
             await get(world, client, url)
+
+
+async def test_requests_on_a_connection_that_the_server_closes_are_sent_again_on_another(
+    world: World,
+) -> None:
+    """nginx sends a GOAWAY after a thousand requests, in front of the answers that are still to come."""
+    http2 = Http2()
+    http2.goes_away = 2
+    with listening(http2.serve) as port:
+        build: Any = stkai.build_async_client if world.is_async else stkai.build_client
+        stkai.STKAI.configure(http={"http2": True, "verify": False})
+        client = build(auth=None, rate_limit=None, retry=stkai.RetryPolicy(initial_delay=0))
+        assert await get(world, client, f"https://127.0.0.1:{port}/") == b"by HTTP/2"
+        assert http2.connections == 3
+        await world.close(client)
 
 
 def test_http2_serves_successive_event_loops() -> None:

@@ -5,6 +5,7 @@ import ssl
 from datetime import UTC, datetime
 from typing import Any
 
+import h2.exceptions
 import h11
 import httpcore
 import httpx
@@ -19,6 +20,14 @@ from stkai.transports._retry.policy import Failure, Situation
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 URL = "https://api.example.com/v1"
 FOREVER = float("inf")
+
+
+def http2_error(reason: Exception) -> Exception:
+    """What httpx makes of what httpcore makes of an error of h2."""
+    error = httpx.LocalProtocolError(str(reason))
+    error.__cause__ = httpcore.LocalProtocolError(reason)
+    return error
+
 
 NOT_SENT: list[Exception] = [
     httpx.ConnectError("refused"),
@@ -37,10 +46,17 @@ UNKNOWN: list[Exception] = [
     httpx.CloseError("reset"),
     httpx.NetworkError("reset"),
     httpx.RemoteProtocolError("disconnected"),
+    http2_error(h2.exceptions.StreamClosedError(3)),
+    http2_error(
+        h2.exceptions.ProtocolError(
+            "Invalid input ConnectionInputs.RECV_DATA in state ConnectionState.CLOSED"
+        )
+    ),
 ]
 FINAL: list[Exception] = [
     httpx.UnsupportedProtocol("ftp"),
     httpx.LocalProtocolError("bad header"),
+    http2_error(h2.exceptions.ProtocolError("Header block must not contain uppercase names")),
     httpx.DecodingError("not gzip"),
     httpx.TooManyRedirects("loop"),
     stkai.AuthenticationError("who are you"),
@@ -252,6 +268,7 @@ def test_a_request_that_was_not_answered_is_repeated_only_if_that_does_no_harm(
     [
         "Server disconnected without sending a response.",
         "peer closed connection without sending complete message body",
+        "<ConnectionTerminated error_code:0, last_stream_id:41, additional_data:None>",
     ],
 )
 def test_a_connection_that_breaks_in_an_answer_is_retried(message: str) -> None:

@@ -24,7 +24,11 @@ _NO_TLS: Final = frozenset(
 _PARSERS: Final = frozenset({"h11", "h2", "hpack", "hyperframe", "aiohttp"})
 """The packages whose errors say that an answer cannot be parsed; those of a connection that breaks say so as well."""
 
-_BREAKS: Final = ("peer closed connection", "disconnected")
+_STREAM_ERRORS: Final = frozenset({"StreamClosedError", "NoSuchStreamError"})
+_CONNECTION_CLOSED: Final = "ConnectionState.CLOSED"
+"""The errors of h2 on a stream, and its words on a connection, that the server has closed."""
+
+_BREAKS: Final = ("peer closed connection", "disconnected", "ConnectionTerminated")
 
 
 def is_hopeless(error: BaseException) -> bool:
@@ -44,6 +48,21 @@ def is_hopeless(error: BaseException) -> bool:
         if isinstance(below, ssl.SSLError):
             return below.reason in _NO_TLS
     return False
+
+
+def breaks_http2(error: BaseException) -> bool:
+    """Whether an HTTP/2 connection, or its stream, was closed in the middle of a request.
+
+    After a GOAWAY, h2 refuses what still arrives, and what others send: to httpcore, that is a mistake of ours.
+    """
+    if not isinstance(error, alike(httpx.LocalProtocolError)):
+        return False
+    reasons = [reason for below in causes(error) for reason in below.args]
+    return any(
+        type(reason).__module__.startswith("h2.")
+        and (type(reason).__name__ in _STREAM_ERRORS or _CONNECTION_CLOSED in str(reason))
+        for reason in reasons
+    )
 
 
 def is_unreadable(error: BaseException) -> bool:

@@ -30,7 +30,7 @@ from ..._errors import (
 )
 from ..._families import alike
 from .budget import RetryBudget
-from .errors import is_hopeless, is_unreadable
+from .errors import breaks_http2, is_hopeless, is_unreadable
 from .retry_after import retry_after
 
 # A proxy error comes before the tunnel is open, so the server has seen nothing.
@@ -213,7 +213,8 @@ def _error_failure(error: BaseException, now: datetime, situation: Situation) ->
         return Failure(cause, acted=False)
     if isinstance(error, alike(*_NO_CONNECTION)):
         return Failure(cause, acted=not situation.sound_wire)
-    return Failure(cause, acted=True) if isinstance(error, alike(*_UNKNOWN)) else None
+    is_unknown = isinstance(error, alike(*_UNKNOWN)) or breaks_http2(error)
+    return Failure(cause, acted=True) if is_unknown else None
 
 
 def _status_codes(given: Collection[int]) -> frozenset[int]:
