@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 import stkai
+from stkai.transports import Turn
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,6 +62,22 @@ def test_a_task_that_waits_in_the_whole_stack_needs_little_memory() -> None:
     command = [sys.executable, "-m", "tests.reliability.test_memory"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert float(ended.stdout) <= MOST
+
+
+def test_a_turn_that_waits_keeps_its_values_in_line_after_many_that_did_not_wait() -> None:
+    fast, full = stkai.TokenBucket(1e6, 1), stkai.TokenBucket(1, 3600, burst=1)
+    for policy in [full, *(fast for _ in range(100))]:
+        assert policy.ask(Turn(), 0.0) == 0
+    turns = list[Turn]()
+    tracemalloc.start()
+    try:
+        for _ in range(TASKS):
+            turns.append(Turn())
+            assert full.ask(turns[-1], 0.0) != 0
+        used = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert used / TASKS < 450, "a dict of its own takes 400 more"
 
 
 if __name__ == "__main__":

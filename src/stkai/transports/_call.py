@@ -129,7 +129,6 @@ class Attempt:
     """
 
     paced = excused = False
-    is_signed: Callable[[], bool] | None = None
     _numbers: Iterator[int] | None = None
     _following: "Attempt | None" = None
     _info: "events.CallInfo | None" = None
@@ -149,6 +148,7 @@ class Attempt:
         self.closing = closing
         self.is_observed = is_observed
         self.place: tuple[object, Any] | None = None
+        self.is_signed: Callable[[], bool] | None = None
         self.record = CallRecord(1, 0.0, 0.0, 0.0, 0.0) if record is None else record
 
     def again(self) -> "Attempt":
