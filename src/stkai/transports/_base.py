@@ -135,10 +135,10 @@ class LayerBase:
     def _begin(self, request: httpx.Request) -> Call:
         """The call that begins with this request."""
         try:
-            takes = self._takes
+            is_ours = isinstance(request, self._takes)
         except AttributeError:
             raise not_initialised(self) from None
-        if not isinstance(request, takes):
+        if not is_ours:
             assert self.family is not None
             raise foreign(self.family)
         if not isinstance(request.stream, self._body):

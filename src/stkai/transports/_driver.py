@@ -42,8 +42,8 @@ from ._operations import (
     is_clean_up,
 )
 
-_THREADED: Final = (Drain, Load)
-"""What needs another thread even without a deadline: it takes a second at most."""
+_BOUNDED: Final = (Drain, Load, Until)
+"""What is bounded even without a deadline, in another thread, for it takes a second at most; and what sets one."""
 
 
 def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
@@ -56,11 +56,11 @@ def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
             try:
                 if deadline is None and isinstance(operation, Send):
                     value = operation.wire.handle_request(operation.request)
+                elif deadline is None and not isinstance(operation, _BOUNDED):
+                    value = _perform(operation, attempt, clock)
                 elif isinstance(operation, Until):
                     deadline = operation.deadline if deadline is None else min(deadline, operation.deadline)
                     value = None
-                elif deadline is None and not isinstance(operation, _THREADED):
-                    value = _perform(operation, attempt, clock)
                 else:
                     bounded = bounded or _Bounded(attempt, clock)
                     bounded.deadline = math.inf if deadline is None else deadline

@@ -82,7 +82,7 @@ class CallWaiting(Waiting):
             self, limiter, turn, layer.context.clock, limit, math.inf if deadline is None else deadline
         )
         self._layer, self._attempt, self._allowed = layer, attempt, allowed
-        if getattr(limiter, "is_own", True) or limiter.has_remote or turn.guests:
+        if plan.sees_all or turn.guests or limiter.has_remote:
             # Thousands of others wait without it.
             turn.call = attempt.info
         if attempt.is_observed and len({source.limit for source in turn.sources}) > 1:

@@ -51,8 +51,8 @@ class _RetryFlow(LayerBase):
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         call = attempt.call
         policy: Any = self.policy  # A `RetryPolicy`; the call's own may be None, to send it once.
-        options = call.options
-        if options is not NO_OPTIONS or not self._is_plain:
+        if call.options is not NO_OPTIONS or not self._is_plain:
+            options = call.options
             if options.retry is not UNSET:
                 policy = options.retry
             seconds = (policy or self.policy).deadline
