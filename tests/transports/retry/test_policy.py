@@ -47,6 +47,7 @@ UNKNOWN: list[Exception] = [
     httpx.NetworkError("reset"),
     httpx.RemoteProtocolError("disconnected"),
     http2_error(h2.exceptions.StreamClosedError(3)),
+    http2_error(h2.exceptions.TooManyStreamsError("Max outbound streams is 3, 3 open")),
     http2_error(
         h2.exceptions.ProtocolError(
             "Invalid input ConnectionInputs.RECV_DATA in state ConnectionState.CLOSED"

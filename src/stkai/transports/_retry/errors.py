@@ -24,9 +24,9 @@ _NO_TLS: Final = frozenset(
 _PARSERS: Final = frozenset({"h11", "h2", "hpack", "hyperframe", "aiohttp"})
 """The packages whose errors say that an answer cannot be parsed; those of a connection that breaks say so as well."""
 
-_STREAM_ERRORS: Final = frozenset({"StreamClosedError", "NoSuchStreamError"})
+_STREAM_ERRORS: Final = frozenset({"StreamClosedError", "NoSuchStreamError", "TooManyStreamsError"})
 _CONNECTION_CLOSED: Final = "ConnectionState.CLOSED"
-"""The errors of h2 on a stream, and its words on a connection, that the server has closed."""
+"""The errors of h2 on a stream, and its words on a connection, that the server has closed, or has no room for."""
 
 _BREAKS: Final = ("peer closed connection", "disconnected", "ConnectionTerminated")
 
@@ -51,7 +51,7 @@ def is_hopeless(error: BaseException) -> bool:
 
 
 def breaks_http2(error: BaseException) -> bool:
-    """Whether an HTTP/2 connection, or its stream, was closed in the middle of a request.
+    """Whether an HTTP/2 connection, or its stream, was closed in the middle of a request, or has no room for one more.
 
     After a GOAWAY, h2 refuses what still arrives, and what others send: to httpcore, that is a mistake of ours.
     """
