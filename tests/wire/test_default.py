@@ -64,7 +64,7 @@ def transport_of(world: World, wire: Any) -> Any:
     """An httpx transport, as the wire makes it."""
     made = wire if hasattr(wire, "_state") else wire._make()
     made = made._state._make() if hasattr(made, "_state") else made
-    return getattr(made, "_wire", made)
+    return made._wires.all()[0] if hasattr(made, "_wires") else made
 
 
 def client_of(world: World, wire: Any) -> Any:

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ import h2.connection
 import h2.events
 import httpx
 import pytest
+from h2.exceptions import ProtocolError
 from hyperframe.frame import GoAwayFrame
 
 import stkai
 from stkai import HttpConfig
 from stkai._wire.default import AsyncWireByFamily, WireByFamily
+from stkai._wire.multiplexed import AsyncMultiplexed, Multiplexed
+from stkai.transports import retry
 
 from ..support import servers
 from ..support.servers import CERTIFICATE, KEY, Proxy
@@ -158,12 +162,13 @@ class Http2:
     Attributes:
         together: that number.
         connections: how many there have been.
+        open: how many are open.
         goes_away: how many of the next answers follow a GOAWAY.
     """
 
     def __init__(self) -> None:
         self.together = 1
-        self.connections = self.goes_away = 0
+        self.connections = self.open = self.goes_away = 0
 
     def serve(self, client: socket.socket) -> None:
         self.connections += 1
@@ -171,7 +176,11 @@ class Http2:
         context.load_cert_chain(CERTIFICATE, KEY)
         context.set_alpn_protocols(["h2"])
         with suppress(OSError), context.wrap_socket(client, server_side=True) as secure:
-            self._talk(secure)
+            self.open += 1
+            try:
+                self._talk(secure)
+            finally:
+                self.open -= 1
 
     def _talk(self, secure: ssl.SSLSocket) -> None:
         connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
@@ -232,6 +241,74 @@ async def test_requests_on_a_connection_that_the_server_closes_are_sent_again_on
         assert await get(world, client, f"https://127.0.0.1:{port}/") == b"by HTTP/2"
         assert http2.connections == 3
         await world.close(client)
+
+
+@pytest.mark.parametrize("way", ["times out", "is closed unread"])
+async def test_a_request_that_is_given_up_leaves_no_stream_on_the_connection_of_others(
+    world: World, way: str
+) -> None:
+    """httpcore would leave it open, and after some more there would be none left."""
+    http2 = Http2()
+    with listening(http2.serve) as port:
+        client = client_of(world, http2=True, verify=False)
+        url = f"https://127.0.0.1:{port}/"
+        if way == "times out":
+            http2.together = 2
+            with pytest.raises(httpx.ReadTimeout):
+                await world.call(client.get, url, timeout=0.1, retry=None)
+            http2.together = 1
+        else:
+            await world.close(await world.call(client.post_stream, url, data={}))
+        for _ in range(2):
+            assert await get(world, client, url) == b"by HTTP/2"
+        assert http2.connections == 2
+        await world.until(lambda: http2.open == 1)
+        await world.close(client)
+        await world.until(lambda: http2.open == 0)
+
+
+BROKEN = [
+    ProtocolError("Invalid input ConnectionInputs.SEND_SETTINGS in state ConnectionState.CLOSED"),
+    ValueError("semaphore released too many times"),
+]
+
+
+@pytest.mark.parametrize("error", BROKEN, ids=["h2", "semaphore"])
+async def test_a_connection_that_was_broken_while_it_was_made_is_an_error_of_httpx_and_retried(
+    world: World, error: Exception
+) -> None:
+    """httpcore raises these where the first request of a connection is cancelled."""
+    outcomes: list[Exception | bytes] = [error, b"whole"]
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return httpx.Response(200, content=outcome)
+
+    wires: list[httpx.MockTransport] = []
+
+    def make() -> httpx.MockTransport:
+        wires.append(httpx.MockTransport(answer))
+        return wires[-1]
+
+    wire: Any = AsyncMultiplexed(make) if world.is_async else Multiplexed(make)
+    transport = world.build(stkai.StackBuilder([retry(stkai.RetryPolicy(initial_delay=0))]), wire)
+    response = await world.send(transport, httpx.Request("POST", "https://api.test/", content=b"{}"))
+    assert await world.read(response) == b"whole"
+    assert len(wires) == 2
+    await world.close(transport)
+
+
+async def test_an_error_of_the_callers_own_body_passes_a_wire_for_http2_unchanged(world: World) -> None:
+    def fail(_: httpx.Request) -> httpx.Response:
+        raise ValueError("of the caller")
+
+    make = partial(httpx.MockTransport, fail)
+    wire: Any = AsyncMultiplexed(make) if world.is_async else Multiplexed(make)
+    with pytest.raises(ValueError, match="of the caller"):
+        await world.send(wire, httpx.Request("POST", "https://api.test/"))
+    await world.close(wire)
 
 
 def test_http2_serves_successive_event_loops() -> None:

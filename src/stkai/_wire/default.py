@@ -16,7 +16,8 @@ from .._config import STKAI
 from .._errors import ConfigurationError, missing_extra
 from .._families import HTTPX, Family, alike, family_of
 from .._urls import PROXIES, absolute_url
-from .lifetimes import AsyncClosable, AsyncMultiplexed, Closable, Multiplexed, WirePerLoop
+from .lifetimes import AsyncClosable, Closable, WirePerLoop
+from .multiplexed import AsyncMultiplexed, Multiplexed
 from .pool import AsyncConnectionPool, ConnectionPool
 from .proxies import AsyncProxyRouter, ProxyMap, ProxyRouter
 
@@ -56,7 +57,9 @@ def default_async_wire(
 
     def make(options: dict[str, Any]) -> httpx.AsyncBaseTransport:
         if config.http2:
-            return WirePerLoop(lambda: AsyncMultiplexed(family.AsyncHTTPTransport(**options), family), family)
+            return WirePerLoop(
+                lambda: AsyncMultiplexed(lambda: family.AsyncHTTPTransport(**options), family), family
+            )
         one, limits = _for_one(family, options), options["limits"]
         family.AsyncHTTPTransport(**one)  # It has no connection yet to close.
         return WirePerLoop(

@@ -7,13 +7,13 @@ when the loop ends, or dropped untouched if the loop gave no chance to close it.
 
 import threading
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Self
 
 import httpx
 
 from .._event_loops import anyio, running_loop
-from .._families import HTTPX, Family, of_family
+from .._families import HTTPX, Family
 from .._forks import after_fork, never_finalize
 from ..transports._call import cannot_send
 
@@ -70,65 +70,6 @@ class AsyncClosable(_ClosedOnce, httpx.AsyncBaseTransport):
     async def _aclose(self) -> None:
         """Close what is underneath; called once."""
         raise NotImplementedError
-
-
-class Multiplexed(Closable):
-    """For HTTP/2, whose few connections carry many requests at once: one wire for all; a forked child makes its own.
-
-    Args:
-        make: makes the wire.
-        family: its package.
-    """
-
-    def __init__(self, make: Callable[[], httpx.BaseTransport], family: Family = HTTPX) -> None:
-        self.family = family
-        self._make = make
-        self._wire = make()
-        after_fork(self, Multiplexed._start_anew)
-
-    def _start_anew(self) -> None:
-        self._wire = self._make()
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        self.require_open()
-        return self._wire.handle_request(request)
-
-    def _close(self) -> None:
-        self._wire.close()
-
-
-class AsyncMultiplexed(AsyncClosable):
-    """The async version, for the event loop that runs when it is made; `WirePerLoop` handles loops and forks."""
-
-    def __init__(self, wire: httpx.AsyncBaseTransport, family: Family = HTTPX) -> None:
-        self.family = family
-        self._wire = wire
-        self._loop = running_loop()
-        self._body = of_family(_BodyOfLoop, family)
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        self.require_open()
-        response = await self._wire.handle_async_request(request)
-        response.stream = self._body(response.stream, self._loop)
-        return response
-
-    async def _aclose(self) -> None:
-        await self._wire.aclose()
-
-
-class _BodyOfLoop(httpx.AsyncByteStream):
-    """A body that can be closed, along with its connection, after its loop has ended."""
-
-    def __init__(self, body: Any, loop: Any) -> None:
-        self._body, self._loop = body, loop
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for part in self._body:
-            yield part
-
-    async def aclose(self) -> None:
-        if self._loop is running_loop():
-            await self._body.aclose()
 
 
 class _OwnWire:
