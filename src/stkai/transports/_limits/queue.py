@@ -170,8 +170,10 @@ class Queue:
     def _tell(self, turn: Turn, place: int, wait: float, now: float) -> float:
         """Note when a turn that has to wait may go, and when it asks again; returns the seconds it has to wait."""
         sources = turn.sources
-        turn.nap, turn.held_by = math.inf, sources[0]
-        exact, guess, waiting = 0.0, 0.0, len(sources[0].order.turns)
+        first = turn.held_by = sources[0]
+        turn.nap = math.inf
+        exact = guess = 0.0
+        waiting = len(first.order.turns)
         for source in sources:
             ahead = place if source.waiting == waiting else source.count(place)
             seconds = source.when(turn, ahead, now)

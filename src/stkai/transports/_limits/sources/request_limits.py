@@ -48,13 +48,12 @@ class Rate(Source):
             return
         if start < self.paused_until:
             start = min(now, self.paused_until)
-        self._keep(self.credit + self.rate * (now - start), self.burst)
+        credit, most = self.credit + self.rate * (now - start), self.burst
+        self.credit = self._kept(credit, most) if credit > most else credit
 
-    def _keep(self, credit: float, most: float) -> None:
-        """Have so many permits, as far as the bucket holds them."""
-        if credit > most:  # Waiters that wake late are owed more.
-            credit = min(credit, most + min(self.waiting, self.rate * LATE)) if self.waiting else most
-        self.credit = credit
+    def _kept(self, credit: float, most: float) -> float:
+        """What the bucket keeps of a credit that is larger than it: waiters that wake late are owed some of it."""
+        return min(credit, most + min(self.waiting, self.rate * LATE)) if self.waiting else most
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         if now > self._at:
@@ -116,7 +115,7 @@ class PacedRate(Rate):
             credit = mode.release(start, now, self.credit, waiting=is_awaited)
             if is_awaited and mode.rate != before:
                 self.pace.moved()
-            self._keep(credit, mode.burst)
+            self.credit = self._kept(credit, mode.burst) if credit > mode.burst else credit
         else:
             credit, most = mode.release(start, now, self.credit, waiting=False), mode.burst
             self.credit = credit if credit < most else most  # noqa: FURB136 - a call takes longer
