@@ -112,6 +112,7 @@ def test_a_merge_replaces_no_file_of_the_same_size_with_other_content(job: Job) 
 def test_a_merge_waits_for_another_one_and_does_not_mix_with_it(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    job.write(10)
     job.run()
     target = job.folder / "all.jsonl"
     other = os.open(job.folder, os.O_RDONLY)
@@ -125,6 +126,20 @@ def test_a_merge_waits_for_another_one_and_does_not_mix_with_it(
     with pytest.raises(ConfigurationError, match="exists"):
         merge_here([str(job.folder / "out")], str(target))
     assert target.read_text() == "of the other merge"
+
+
+def test_a_merge_needs_no_lock_where_there_is_none(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    job.write(10)
+    job.run()
+    open_file = os.open
+
+    def refuse_folders(path: Any, *arguments: Any) -> int:
+        if Path(path).is_dir():
+            raise PermissionError
+        return open_file(path, *arguments)
+
+    monkeypatch.setattr(os, "open", refuse_folders)
+    assert merge_here([str(job.folder / "out")], str(job.folder / "all")) == (10, 0)
 
 
 def test_merge_reports_failures_and_refuses_to_lose_or_duplicate_lines(job: Job) -> None:

@@ -270,14 +270,15 @@ async def test_a_request_that_is_given_up_leaves_no_stream_on_the_connection_of_
 BROKEN = [
     ProtocolError("Invalid input ConnectionInputs.SEND_SETTINGS in state ConnectionState.CLOSED"),
     ValueError("semaphore released too many times"),
+    httpx.ReadTimeout("The read operation timed out"),
 ]
 
 
-@pytest.mark.parametrize("error", BROKEN, ids=["h2", "semaphore"])
-async def test_a_connection_that_was_broken_while_it_was_made_is_an_error_of_httpx_and_retried(
+@pytest.mark.parametrize("error", BROKEN, ids=["h2", "semaphore", "timeout"])
+async def test_a_connection_that_another_request_has_broken_is_an_error_of_httpx_and_retried(
     world: World, error: Exception
 ) -> None:
-    """httpcore raises these where the first request of a connection is cancelled."""
+    """httpcore raises these in all requests if the first is cancelled, or if one of them times out."""
     outcomes: list[Exception | bytes] = [error, b"whole"]
 
     def answer(_: httpx.Request) -> httpx.Response:
@@ -294,20 +295,28 @@ async def test_a_connection_that_was_broken_while_it_was_made_is_an_error_of_htt
 
     wire: Any = AsyncMultiplexed(make) if world.is_async else Multiplexed(make)
     transport = world.build(stkai.StackBuilder([retry(stkai.RetryPolicy(initial_delay=0))]), wire)
-    response = await world.send(transport, httpx.Request("POST", "https://api.test/", content=b"{}"))
+    request = httpx.Request(
+        "POST", "https://api.test/", content=b"{}", extensions={"timeout": {"read": 30.0}}
+    )
+    response = await world.send(transport, request)
     assert await world.read(response) == b"whole"
     assert len(wires) == 2
     await world.close(transport)
 
 
-async def test_an_error_of_the_callers_own_body_passes_a_wire_for_http2_unchanged(world: World) -> None:
+@pytest.mark.parametrize("error", [ValueError("of the caller's body"), httpx.ReadTimeout("its own")])
+async def test_errors_of_the_request_itself_pass_a_wire_for_http2_unchanged(
+    world: World, error: Exception
+) -> None:
     def fail(_: httpx.Request) -> httpx.Response:
-        raise ValueError("of the caller")
+        raise error
 
     make = partial(httpx.MockTransport, fail)
     wire: Any = AsyncMultiplexed(make) if world.is_async else Multiplexed(make)
-    with pytest.raises(ValueError, match="of the caller"):
-        await world.send(wire, httpx.Request("POST", "https://api.test/"))
+    with pytest.raises(type(error), match=r"own|caller"):
+        await world.send(
+            wire, httpx.Request("POST", "https://api.test/", extensions={"timeout": {"read": 0.0}})
+        )
     await world.close(wire)
 
 

@@ -172,14 +172,13 @@ def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int,
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Wait for other merges into this folder: what is not complete has the same name in all of them."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # Not every file system has locks.
+    with ExitStack() as stack:
+        with suppress(OSError):  # Not every folder may be read, and not every file system has locks.
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
             while not try_lock(descriptor):
                 SystemClock().sleep(_PAUSE)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _merge(outputs: list[Paths], merged: Paths, *, partial: bool) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import httpx
 
+from .._clock import SystemClock
 from .._errors import describe
 from .._event_loops import running_loop
 from .._families import HTTPX, Family, adopt, alike, of_family
@@ -71,21 +72,32 @@ class _Wires(Generic[T]):
 
 @contextmanager
 def _named_errors(request: httpx.Request) -> Iterator[None]:
-    """Turn what httpcore raises on a connection that was broken while it was made into an error of httpx.
+    """Turn what httpcore raises on a connection that another request has broken into an error of httpx that says so.
 
-    If the first request is cancelled then, its other requests fail with errors of h2, or of a semaphore.
+    If the first request is cancelled while the connection is made, the others fail with errors of h2, or of a
+    semaphore. If one runs into its read timeout, so do all, however long theirs are.
     """
+    start = _now()
     try:
         yield
     except Exception as error:
-        is_of_semaphore = isinstance(error, ValueError) and str(error) in _SEMAPHORE
-        if not (is_of_semaphore or type(error).__module__.startswith("h2.")):
+        if isinstance(error, alike(httpx.ReadTimeout)):
+            most = request.extensions.get("timeout", {}).get("read")
+            is_of_another = most is None or _now() - start < _NEARLY * most
+        else:
+            is_of_another = type(error).__module__.startswith("h2.") or str(error) in _SEMAPHORE
+        if not is_of_another:
             raise
         named = httpx.RemoteProtocolError(f"the HTTP/2 connection is disconnected: {describe(error)}")
         adopt(named, request)
         named.request = request
         raise named from error
 
+
+_now: Final = SystemClock.monotonic
+
+_NEARLY: Final = 0.9
+"""A share of a timeout; whatever times out earlier had another one."""
 
 _SEMAPHORE: Final = ("semaphore released too many times", "can't release past max_value")
 """The words of anyio's and trio's semaphores."""
@@ -102,6 +114,7 @@ class Multiplexed(Closable):
     def __init__(self, make: Callable[[], httpx.BaseTransport], family: Family = HTTPX) -> None:
         self.family = family
         self._make = make
+        self._body = of_family(_Body, family)
         begin_in_each_process(self, Multiplexed._begin)
 
     def _begin(self) -> None:
@@ -119,12 +132,28 @@ class Multiplexed(Closable):
         except BaseException as error:
             wires.failed(use, error)
             raise
+        response.stream = self._body(response.stream, request)
         wires.answered(use, response)
         return response
 
     def _close(self) -> None:
         for wire in self._wires.all():
             wire.close()
+
+
+class _Body(httpx.SyncByteStream):
+    """A body whose errors say what broke it."""
+
+    def __init__(self, body: Any, request: httpx.Request) -> None:
+        self._body, self._request = body, request
+
+    def __iter__(self) -> Iterator[bytes]:
+        with _named_errors(self._request):
+            yield from self._body
+
+    def close(self) -> None:
+        with _named_errors(self._request):
+            self._body.close()
 
 
 class AsyncMultiplexed(AsyncClosable):
