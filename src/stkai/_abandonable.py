@@ -6,14 +6,13 @@ program can exit while a server hangs.
 """
 
 import math
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import httpx
 
@@ -35,6 +34,14 @@ class NoThreadError(RetryableError, httpx.ConnectError):
     """No thread could be started for a call with a deadline; nothing was sent."""
 
 
+class Breakable(Protocol):
+    """What a job sends, for those who give the job up."""
+
+    def break_off(self) -> None:
+        """Make the job fail, if it still waits for the head of the answer."""
+        ...
+
+
 class Job:
     """A piece of work for another thread; threads and tasks wait for its end, and may give it up.
 
@@ -45,8 +52,8 @@ class Job:
     def __init__(self, work: Callable[[], Any], context: Context | None = None) -> None:
         self.is_done = False
         self._is_abandoned = False
-        self._outer: Job | None = getattr(_current, "job", None)
-        self._sending: Sending | None = None
+        self._outer = current_job()
+        self._sending: Breakable | None = None
         self._work: Callable[[], Any] | None = work
         self._context = context or copy_context()
         self._results: list[Any] = []
@@ -63,7 +70,7 @@ class Job:
         work, self._work = self._work, None
         if work is None:  # It runs once.
             return
-        before, _current.job = getattr(_current, "job", None), self
+        before, _current.job = current_job(), self
         try:
             self._results.append(self._context.run(work))
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits for it
@@ -141,7 +148,7 @@ class Job:
                 del error
         return self._results.pop()
 
-    def sends(self, sending: "Sending | None") -> None:
+    def sends(self, sending: Breakable | None) -> None:
         """Note what it sends now, for those who give it up, or the job that it is a part of."""
         self._sending = sending
         if self._outer is not None:
@@ -237,75 +244,13 @@ def do_within(seconds: float, work: Callable[[], Any]) -> Any:
         job.abandon()
 
 
-def abandoned() -> bool:
-    """Whether the job that this thread does has been given up."""
+def current_job() -> Job | None:
+    """The job that this thread does, if it does one."""
     job: Job | None = getattr(_current, "job", None)
+    return job
+
+
+def abandoned() -> bool:
+    """Whether that job has been given up."""
+    job = current_job()
     return job is not None and job.is_abandoned
-
-
-class Sending:
-    """A request that a thread sends and its caller may give up. It is the `trace` that httpcore calls at each step.
-
-    Once given up, it neither connects nor sends, and releases the connection on which it waits for the head of its
-    answer: if that arrives byte by byte, no timeout ends the wait.
-
-    Args:
-        trace: the caller's own `trace`, or None.
-    """
-
-    def __init__(self, trace: Callable[[str, Any], object] | None) -> None:
-        self._trace = trace
-        self._stream: Any = None
-        self._lock = threading.Lock()
-
-    def __call__(self, name: str, info: Any) -> object:
-        """Note the connection.
-
-        Raises:
-            GivenUpError: the step would connect or send, and the request has been given up.
-        """
-        if name.endswith(_BEGINS) and abandoned():
-            raise GivenUpError
-        if name.endswith(_CONNECTED):
-            self.uses(info["return_value"])
-        elif name.endswith("response_closed.started") or name.startswith("http2."):
-            self.uses(None)  # Other requests may use it.
-        return None if self._trace is None else self._trace(name, info)
-
-    def uses(self, stream: Any) -> None:
-        """Note on which connection, a network stream of httpcore's, the answer arrives; None for no longer."""
-        with self._lock:
-            self._stream = stream
-
-    def do(self, send: Callable[[], Any]) -> Any:
-        """Send it, in this thread; afterwards, its response has the connection."""
-        job: Job | None = getattr(_current, "job", None)
-        try:
-            if job is not None:
-                job.sends(self)
-            return send()
-        finally:
-            self.uses(None)
-            if job is not None:
-                job.sends(None)
-
-    def break_off(self) -> None:
-        """Make the other thread fail, if it still waits for the head of the answer."""
-        with self._lock:
-            shut_down(self._stream)
-
-
-def shut_down(stream: Any) -> None:
-    """Shut down the socket of a network stream, if there is one: whoever reads there fails."""
-    if stream is not None:
-        with suppress(Exception):  # Whatever a wire of the user's calls a stream.
-            # The method of an SSLSocket would change it under the thread that reads.
-            socket.socket.shutdown(stream.get_extra_info("socket"), socket.SHUT_RDWR)
-
-
-_BEGINS: Final = (
-    "connect_tcp.started", "connect_unix_socket.started", "start_tls.started", "send_request_headers.started",
-)  # fmt: skip
-"""The steps that connect or send, as httpcore names them."""
-
-_CONNECTED: Final = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete")

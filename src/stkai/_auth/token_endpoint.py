@@ -15,10 +15,10 @@ from urllib.parse import quote_plus, unquote, unquote_plus
 
 import httpx
 
-from .._abandonable import Sending
 from .._clock import Clock
 from .._errors import AuthenticationError, ConfigurationError, DeadlineExceededError, hide_frames
 from .._secrets import Secret
+from .._sending import Sending
 from .._signals import raise_interrupt
 from .._urls import is_private, origin_of, parse_url, show_origin
 from .._wire import default

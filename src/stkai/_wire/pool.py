@@ -13,11 +13,12 @@ from typing import Any
 
 import httpx
 
-from .._abandonable import GivenUpError, Sending, abandoned, do_within
+from .._abandonable import GivenUpError, abandoned, do_within
 from .._clock import SystemClock
 from .._event_loops import anyio, run_soon, running_loop
 from .._families import HTTPX, Family, of_family
 from .._headers import has_field
+from .._sending import Sending
 from .._signals import is_interrupt
 from ..transports._body_end import BRIEF, AsyncWatchedBody, BodyEnd, WatchedBody
 from .lifetimes import AsyncClosable, Closable

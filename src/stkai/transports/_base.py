@@ -60,10 +60,8 @@ class LayerBase:
         if name is not None:
             self.name = name
         check_inner(self, inner, self._kind)
-        if flow is not None:
-            check_flow(self.name, flow)
         self._inner = inner
-        self._function = None if flow is None else checked(flow)
+        self._function = None if flow is None else checked(check_flow(self.name, flow))
         joins = self._joins(inner)
         self._layer = inner if joins else None
         if joins and type(self).forward is LayerBase.forward:
@@ -185,9 +183,8 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
 
     def _joins(self, inner: object) -> bool:
         # A subclass that overrides httpx's own method must see every request there.
-        return (
-            isinstance(inner, LayerTransport) and type(inner).handle_request is LayerTransport.handle_request
-        )
+        handle = LayerTransport.handle_request
+        return isinstance(inner, LayerTransport) and type(inner).handle_request is handle
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         if ATTEMPT in request.extensions:

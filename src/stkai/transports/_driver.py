@@ -17,11 +17,12 @@ from typing import Any, Final
 
 import httpx
 
-from .._abandonable import GivenUpError, NoThreadError, Sending, Worker, do_within
+from .._abandonable import GivenUpError, NoThreadError, Worker, do_within
 from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
 from .._families import alike
 from .._log import logger
+from .._sending import Sending
 from .._signals import raise_interrupt
 from ._bodies import SHORT, BodyReader, briefly, drain, is_short, is_there, limited, read, unlimited
 from ._body_end import BRIEF, give_up
@@ -178,12 +179,8 @@ class _Bounded:
         sending = Sending(operation.request.extensions.get("trace"))
         request = limited(operation.request, left, sending)
         send = partial(operation.wire.handle_request, request)
-        try:
-            with self._in_time():
-                response: httpx.Response = self.worker.do(partial(sending.do, send), self.left)
-        except BaseException:
-            sending.break_off()
-            raise
+        with self._in_time():
+            response: httpx.Response = self.worker.do(partial(sending.do, send), self.left)
         if not self._attempt.call.buffered:
             unlimited(operation.request, request)
         return response

@@ -95,8 +95,8 @@ _FORM: Final = (
 )
 
 
-def check_flow(name: str, flow: object) -> None:
-    """Refuse what can be seen to be no flow before the first request."""
+def check_flow(name: str, flow: FlowFunction) -> FlowFunction:
+    """The flow; refuses what can be seen to be none before the first request."""
     if not callable(flow):
         raise _wrong(name, f"is {flow!r}")
     if inspect.iscoroutinefunction(flow) or inspect.isasyncgenfunction(flow):
@@ -104,9 +104,10 @@ def check_flow(name: str, flow: object) -> None:
     try:
         inspect.signature(flow).bind("layer", "request", "attempt")
     except ValueError:  # Some callables have no signature to show.
-        return
+        pass
     except TypeError as error:
         raise _wrong(name, f"cannot be called as flow(layer, request, attempt): {error}") from error
+    return flow
 
 
 def checked(flow: FlowFunction) -> FlowFunction:

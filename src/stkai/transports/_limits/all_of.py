@@ -183,8 +183,7 @@ def _joined(request: httpx.Request | None, parts: Iterable[Any]) -> Plan | None:
     guests = dict.fromkeys(guest for plan in plans for guest in plan.guests)
     real = dict.fromkeys(source for plan in plans for source in plan.sources if source not in guests)
     sources = (*real, *guests)
-    order = sources[0].order
-    if any(source.order is not order for source in sources):
+    if any(source.order is not sources[0].order for source in sources):
         join_all(sources)
     priced = dict.fromkeys(each for plan in plans for each in plan.priced)
     return Plan(
@@ -279,20 +278,15 @@ _guests: WeakValueDictionary[int, Guest] = WeakValueDictionary()
 
 def _guest_of(limiter: Limiter) -> Guest:
     with Queue.lock:
-        guest = _guests.get(id(limiter))
-        if guest is None:
-            guest = _guests[id(limiter)] = Guest(limiter)
-    return guest
+        return _guests.get(id(limiter)) or _guests.setdefault(id(limiter), Guest(limiter))
 
 
 def plan_of_own(limiter: Limiter, request: httpx.Request | None, guest: Guest | None = None) -> Plan | None:
     """What a request needs of a user's own limiter, alone or as a guest; it sees every request and every answer."""
     if guest is None and isinstance(limiter, QueueLimiter):
         plan = limiter.plan_for(request)
-        if plan is None:
-            return None
         # Its own `ask` says where its turns take their permits.
-        return replace(plan, sources=(), guests=(), ends=True, listens=_always, sees_all=True)
+        return plan and replace(plan, sources=(), guests=(), ends=True, listens=_always, sees_all=True)
     if request is not None and limiter.methods is not None and request.method not in limiter.methods:
         return None
     guests = () if guest is None else (guest,)
