@@ -420,3 +420,31 @@ def test_threads_share_a_client(server: RawServer) -> None:
         for answers in world.run(world.gather(*[work] * 100)):
             assert answers == [b"body"] * 5
     assert server.connections == 10
+
+
+def test_an_interrupt_while_an_old_http2_wire_is_closed_leaves_no_request_on_the_new_one() -> None:
+    made: list[Any] = []
+
+    class Wire(httpx.BaseTransport):
+        def __init__(self) -> None:
+            self.fails, self.is_closed = not made, False
+            made.append(self)
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            if self.fails:
+                raise KeyboardInterrupt
+            return httpx.Response(200)
+
+        def close(self) -> None:
+            self.is_closed = True
+            if self.fails:
+                raise KeyboardInterrupt
+
+    wire = Multiplexed(Wire)
+    for _ in range(
+        2
+    ):  # The first is given up, the second is interrupted while it closes the wire of the first.
+        with pytest.raises(KeyboardInterrupt):
+            wire.handle_request(httpx.Request("GET", "https://a.example"))
+    wire.handle_request(httpx.Request("GET", "https://a.example")).read()
+    assert [each.is_closed for each in made] == [True, True, False]

@@ -124,9 +124,9 @@ class Multiplexed(Closable):
         self.require_open()
         wires = self._wires
         use, done = wires.take()
-        for wire in done:
-            wire.close()
         try:
+            for wire in done:
+                wire.close()
             with _named_errors(request):
                 response = use.wire.handle_request(request)
         except BaseException as error:
