@@ -90,12 +90,11 @@ class _LimitFlow(LayerBase):
             self._note_error(limiter, turn, plan, error, sent)
             raise
         # While nothing can be learnt from a success, do without the answer, and without the limiter's lock.
-        if (
-            response.status_code == TOO_MANY_REQUESTS
-            or not plan.is_plain
-            or (plan.listens is not None and plan.listens(context.now()))
-        ):
-            yield from self._take_note(limiter, turn, plan, request, attempt, response, sent)
+        learns = response.status_code == TOO_MANY_REQUESTS or (
+            plan.listens is not None and plan.listens(context.now())
+        )
+        if learns or not plan.is_plain:
+            yield from self._take_note(limiter, turn, plan, request, attempt, response, sent, learns=learns)
         return response
 
     @staticmethod
@@ -145,13 +144,14 @@ class _LimitFlow(LayerBase):
         attempt: Attempt,
         response: httpx.Response,
         sent: float,
+        *,
+        learns: bool,
     ) -> Steps[None]:
         """Let the limiter learn from the answer; when the body has ended, settle the cost and notify the limiter."""
-        context, is_refused = self.context, response.status_code == TOO_MANY_REQUESTS
+        context = self.context
         try:
-            now = context.now()
-            if is_refused or (plan.listens is not None and plan.listens(now)):
-                answer = Answer(sent, now, response, None, context.clock.utcnow, turn.chance)
+            if learns:
+                answer = Answer(sent, context.now(), response, None, context.clock.utcnow, turn.chance)
                 change = limiter.learn(turn, answer)
                 attempt.paced = attempt.paced or turn.paced
                 attempt.excused = attempt.excused or turn.excused
@@ -160,6 +160,7 @@ class _LimitFlow(LayerBase):
                     context.emit(RateChanged(call=attempt.info, **change._asdict(), share=share))
                 if turn.errand is not None:
                     yield turn.errand
+            is_refused = response.status_code == TOO_MANY_REQUESTS
             bill = None if is_refused else self._meter.bill(turn, plan, request, response)
             if plan.ends or bill is not None:
                 ended = partial(self._note_end, limiter, turn, plan, bill)
