@@ -5,12 +5,14 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import h2.config
 import h2.connection
 import h2.events
@@ -441,10 +443,50 @@ def test_an_interrupt_while_an_old_http2_wire_is_closed_leaves_no_request_on_the
                 raise KeyboardInterrupt
 
     wire = Multiplexed(Wire)
-    for _ in range(
-        2
-    ):  # The first is given up, the second is interrupted while it closes the wire of the first.
+    # The first is given up, the second is interrupted while it closes the wire of the first.
+    for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             wire.handle_request(httpx.Request("GET", "https://a.example"))
     wire.handle_request(httpx.Request("GET", "https://a.example")).read()
     assert [each.is_closed for each in made] == [True, True, False]
+
+
+@pytest.mark.worlds("asyncio", "trio")
+async def test_a_request_that_is_cancelled_while_it_closes_old_http2_wires_leaves_none_of_them_open(
+    world: World,
+) -> None:
+    made: list[Any] = []
+
+    class Wire(httpx.AsyncBaseTransport):
+        def __init__(self) -> None:
+            self.is_closed = False
+            made.append(self)
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if request.url.path == "/held":
+                return httpx.Response(200, stream=Held())
+            raise httpx.ReadError("given up")
+
+        async def aclose(self) -> None:
+            await anyio.lowlevel.checkpoint()
+            self.is_closed = True
+
+    class Held(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield b""
+
+    wire = AsyncMultiplexed(Wire)
+
+    async def fails(path: str) -> None:
+        with pytest.raises(httpx.ReadError):
+            await wire.handle_async_request(httpx.Request("GET", f"https://a.example{path}"))
+
+    held = await wire.handle_async_request(httpx.Request("GET", "https://a.example/held"))
+    await fails("/1")  # Its wire has to wait for the held answer;
+    await fails("/2")  # the wire of this one has nothing else on it.
+    await held.aclose()
+    with anyio.CancelScope() as scope, suppress(httpx.ReadError):
+        scope.cancel()
+        await wire.handle_async_request(httpx.Request("GET", "https://a.example/3"))
+    assert [each.is_closed for each in made] == [True, True, False]
+    await wire.aclose()

@@ -8,14 +8,14 @@ left.
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Generic, TypeVar
 
 import httpx
 
 from .._clock import SystemClock
 from .._errors import describe
-from .._event_loops import running_loop
+from .._event_loops import anyio, running_loop
 from .._families import HTTPX, Family, adopt, alike, of_family
 from .._forks import begin_in_each_process
 from ..transports._body_end import BodyEnd, when_body_ends
@@ -33,17 +33,22 @@ class _Use(Generic[T]):
 
 
 class _Wires(Generic[T]):
-    """The wire that takes new requests, and those that only finish theirs."""
+    """The wire that takes new requests, and those that only finish theirs.
+
+    Attributes:
+        trash: wires to close, for anyone who finds them.
+    """
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
+        self.trash: deque[T] = deque()
         self._lock = threading.Lock()
         self._newest = _Use(make())
         self._finishing: list[_Use[T]] = []
         self._ended: deque[tuple[_Use[T], bool]] = deque()
 
-    def take(self) -> tuple[_Use[T], list[T]]:
-        """The wire for a new request, and those to close."""
+    def take(self) -> _Use[T]:
+        """The wire for a new request."""
         with self._lock:
             while self._ended:
                 use, is_clean = self._ended.popleft()
@@ -51,10 +56,10 @@ class _Wires(Generic[T]):
                 if not is_clean and use is self._newest:
                     self._finishing.append(use)
                     self._newest = _Use(self._make())
-            done = [use.wire for use in self._finishing if not use.requests]
+            self.trash.extend(use.wire for use in self._finishing if not use.requests)
             self._finishing = [use for use in self._finishing if use.requests]
             self._newest.requests += 1
-            return self._newest, done
+            return self._newest
 
     def failed(self, use: _Use[T], error: BaseException) -> None:
         """Note that a request has no answer."""
@@ -67,7 +72,7 @@ class _Wires(Generic[T]):
     def all(self) -> list[T]:
         """All wires that are open."""
         with self._lock:
-            return [use.wire for use in (self._newest, *self._finishing)]
+            return [*self.trash, *(use.wire for use in (self._newest, *self._finishing))]
 
 
 @contextmanager
@@ -123,10 +128,11 @@ class Multiplexed(Closable):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         self.require_open()
         wires = self._wires
-        use, done = wires.take()
+        use = wires.take()
         try:
-            for wire in done:
-                wire.close()
+            while wires.trash:
+                with suppress(IndexError):  # Another thread was faster.
+                    wires.trash.popleft().close()
             with _named_errors(request):
                 response = use.wire.handle_request(request)
         except BaseException as error:
@@ -168,10 +174,11 @@ class AsyncMultiplexed(AsyncClosable):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.require_open()
         wires = self._wires
-        use, done = wires.take()
+        use = wires.take()
         try:
-            for wire in done:
-                await wire.aclose()
+            while wires.trash:
+                with anyio.CancelScope(shield=True):
+                    await wires.trash.popleft().aclose()
             with _named_errors(request):
                 response = await use.wire.handle_async_request(request)
         except BaseException as error:
