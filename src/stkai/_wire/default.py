@@ -18,6 +18,7 @@ from .._families import HTTPX, Family, alike, family_of
 from .._urls import PROXIES, absolute_url
 from .lifetimes import AsyncClosable, Closable, WirePerLoop
 from .multiplexed import AsyncMultiplexed, Multiplexed
+from .network import mended
 from .pool import AsyncConnectionPool, ConnectionPool
 from .proxies import AsyncProxyRouter, ProxyMap, ProxyRouter
 
@@ -58,12 +59,13 @@ def default_async_wire(
     def make(options: dict[str, Any]) -> httpx.AsyncBaseTransport:
         if config.http2:
             return WirePerLoop(
-                lambda: AsyncMultiplexed(lambda: family.AsyncHTTPTransport(**options), family), family
+                lambda: AsyncMultiplexed(lambda: mended(family.AsyncHTTPTransport(**options)), family), family
             )
         one, limits = _for_one(family, options), options["limits"]
         family.AsyncHTTPTransport(**one)  # It has no connection yet to close.
         return WirePerLoop(
-            lambda: AsyncConnectionPool(lambda: family.AsyncHTTPTransport(**one), limits, family), family
+            lambda: AsyncConnectionPool(lambda: mended(family.AsyncHTTPTransport(**one)), limits, family),
+            family,
         )
 
     direct = make(options)

@@ -1,0 +1,114 @@
+"""Mends the async network streams of httpcore, on asyncio and trio.
+
+httpcore closes a connection whose TLS handshake fails, but not one whose handshake is cancelled. Some errors of TLS
+pass through it as they are, so that they are none of httpx's; others lose their message.
+"""
+
+import sys
+from collections.abc import Awaitable
+from ssl import SSLError
+from typing import Any
+
+import httpx
+
+from .._errors import causes
+from .._event_loops import anyio
+
+
+def mended(transport: httpx.AsyncHTTPTransport) -> httpx.AsyncHTTPTransport:
+    """The same transport, whose connections are made through a `Network`."""
+    pool: Any = transport._pool  # noqa: SLF001 - httpx takes no network backend, and httpcore does
+    pool._network_backend = Network(pool._network_backend, sys.modules[_package(pool)])  # noqa: SLF001
+    return transport
+
+
+def _package(thing: object) -> str:
+    return type(thing).__module__.partition(".")[0]
+
+
+class Network:
+    """A network backend of httpcore.
+
+    Args:
+        backend: makes the connections.
+        errors: httpcore, or the version of it that httpx2 uses.
+    """
+
+    def __init__(self, backend: Any, errors: Any) -> None:
+        self._backend, self._errors = backend, errors
+        self.sleep = backend.sleep
+
+    async def connect_tcp(self, *args: Any, **options: Any) -> "Stream":
+        """A connection to a host."""
+        return await self._connected(self._backend.connect_tcp(*args, **options))
+
+    async def connect_unix_socket(self, *args: Any, **options: Any) -> "Stream":
+        """A connection to a Unix socket."""
+        return await self._connected(self._backend.connect_unix_socket(*args, **options))
+
+    async def _connected(self, connecting: Awaitable[Any]) -> "Stream":
+        try:
+            return Stream(await connecting, self._errors)
+        except Exception as error:
+            explain(error)
+            raise
+
+
+class Stream:
+    """A connection; for the arguments, see `Network`."""
+
+    _broken_by = ""
+    """What a write failed with: httpcore then reads, for there may be an answer, and the next error says nothing."""
+
+    def __init__(self, stream: Any, errors: Any) -> None:
+        self._stream, self._errors = stream, errors
+        self.aclose, self.get_extra_info = stream.aclose, stream.get_extra_info
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Read what there is.
+
+        Raises:
+            httpcore.ReadError: the connection breaks.
+        """
+        try:
+            data: bytes = await self._stream.read(max_bytes, timeout)
+        except (SSLError, anyio.EndOfStream) as error:
+            raise self._errors.ReadError(str(error)) from error
+        except Exception as error:
+            explain(error, self._broken_by)
+            raise
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Write all of it.
+
+        Raises:
+            httpcore.WriteError: the connection breaks.
+        """
+        try:
+            await self._stream.write(buffer, timeout)
+        except Exception as error:
+            explain(error)
+            self._broken_by = str(error)
+            if isinstance(error, SSLError | anyio.EndOfStream):
+                raise self._errors.WriteError(str(error)) from error
+            raise
+
+    async def start_tls(self, *args: Any, **options: Any) -> "Stream":
+        """The same connection, from now on through TLS; closed if that fails, or is cancelled."""
+        try:
+            return Stream(await self._stream.start_tls(*args, **options), self._errors)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                await self.aclose()
+            if isinstance(error, self._errors.ConnectError):
+                explain(error, "the server closed the connection during the TLS handshake")
+            raise
+
+
+def explain(error: BaseException, otherwise: str = "") -> None:
+    """Give an error without a message that of its cause, or another: anyio's and trio's own have none."""
+    if not str(error):
+        known = (text for below in causes(error) if (text := str(below)))
+        if text := next(known, otherwise):
+            error.args = (text,)

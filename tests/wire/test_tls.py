@@ -1,0 +1,230 @@
+"""What goes wrong with TLS: no connection stays open, and the error is one of httpx's that says what happened."""
+
+import gc
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+import stkai
+from stkai import DeadlineExceededError, HttpConfig, RequestOptions, RetryPolicy
+from stkai._wire.default import default_async_wire, default_wire
+
+from ..support.servers import CERTIFICATE, KEY
+from ..support.world import NAMES, World
+
+pytestmark = [pytest.mark.real_time, pytest.mark.worlds(*NAMES)]
+
+AGAIN = RetryPolicy(1, initial_delay=0)
+
+Talk = Callable[[socket.socket], object]
+
+
+@contextmanager
+def server(talk: Talk) -> Iterator[str]:
+    """Runs `talk` for each connection, in a thread, and then closes it; yields the URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    threads: list[threading.Thread] = []
+
+    def serve(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.settimeout(10)
+            talk(connection)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                threads.append(threading.Thread(target=serve, args=(listener.accept()[0],)))
+                threads[-1].start()
+
+    acceptor = threading.Thread(target=accept)
+    acceptor.start()
+    try:
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}/"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        acceptor.join()
+        for thread in threads:
+            thread.join()
+
+
+def context(**options: Any) -> ssl.SSLContext:
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.load_cert_chain(CERTIFICATE, KEY)
+    for name, value in options.items():
+        setattr(made, name, value)
+    return made
+
+
+def wire(world: World, config: HttpConfig, kind: str) -> Any:
+    if kind == "aiohttp":
+        return stkai.wires.aiohttp(config)
+    return (default_async_wire if world.is_async else default_wire)(config)
+
+
+def client(world: World, config: HttpConfig, kind: str = "default", retry: RetryPolicy | None = AGAIN) -> Any:
+    build: Any = stkai.build_async_transport if world.is_async else stkai.build_transport
+    stack = build(auth=None, rate_limit=None, retry=retry, listener=[], transport=wire(world, config, kind))
+    return world.client(stack, timeout=5)
+
+
+class Listener:
+    """Accepts connections, and never answers a greeting.
+
+    Attributes:
+        greeted: set when a greeting has arrived.
+        left: set when the client has closed.
+    """
+
+    def __init__(self) -> None:
+        self.greeted, self.left = threading.Event(), threading.Event()
+
+    def __call__(self, connection: socket.socket) -> None:
+        with suppress(ConnectionError):
+            while connection.recv(65_536):
+                self.greeted.set()
+        self.left.set()
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Nothing is closed by the garbage collector."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@pytest.mark.worlds("asyncio", "trio")
+@pytest.mark.parametrize("http2", [False, True])
+@pytest.mark.usefixtures("no_collector")
+async def test_a_task_cancelled_in_a_tls_handshake_leaves_no_connection_open(
+    world: World, http2: bool
+) -> None:
+    silent = Listener()
+    with server(silent) as url:
+        mine = client(world, HttpConfig(verify=False, http2=http2))
+        async with anyio.create_task_group() as group:
+            group.start_soon(mine.get, url)
+            await world.until(silent.greeted.is_set)
+            group.cancel_scope.cancel()
+        await world.until(silent.left.is_set)
+        await world.close(mine)
+
+
+@pytest.mark.worlds("sync")
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.filterwarnings("error::ResourceWarning")
+async def test_a_call_given_up_while_it_connects_closes_what_it_has_connected(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connects, real = threading.Event(), socket.create_connection
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        connects.wait(10)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(socket, "create_connection", slow)
+    silent = Listener()
+    kept: list[Any] = []
+    with server(silent) as url:
+        mine = client(world, HttpConfig(verify=False))
+        options = {"stkai": RequestOptions(deadline=0.1), "trace": lambda _, info: kept.append(info)}
+        with pytest.raises(DeadlineExceededError):
+            mine.get(url, extensions=options)
+        connects.set()
+        await world.until(silent.left.is_set)
+        assert not silent.greeted.is_set()
+        mine.close()
+
+
+def breaks_off(connection: socket.socket) -> None:
+    """Answers something that is no TLS."""
+    with context().wrap_socket(connection, server_side=True) as tls:
+        tls.recv(65_536)
+        os.write(tls.fileno(), b"no record of TLS, and longer than the head of one")
+        with suppress(OSError):
+            tls.recv(1)
+
+
+def wants_a_certificate(connection: socket.socket) -> None:
+    """In TLS 1.3 the client learns of the refusal when it reads the answer."""
+    strict = context(verify_mode=ssl.CERT_REQUIRED)
+    strict.load_verify_locations(CERTIFICATE)
+    strict.wrap_socket(connection, server_side=True)
+
+
+@pytest.mark.parametrize("kind", ["default", "http2", "aiohttp"])
+@pytest.mark.parametrize("talk", [breaks_off, wants_a_certificate], ids=["a broken record", "an alert"])
+async def test_an_error_of_tls_after_the_handshake_is_one_of_httpx_and_retried(
+    world: World, talk: Talk, kind: str
+) -> None:
+    if kind == "aiohttp" and world.name != "asyncio":
+        return
+    connections: list[int] = []
+
+    def counted(connection: socket.socket) -> None:
+        connections.append(1)
+        talk(connection)
+
+    with server(counted) as url:
+        mine = client(world, HttpConfig(verify=False, http2=kind == "http2"), kind)
+        with pytest.raises((httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)) as caught:
+            await world.call(mine.get, url)
+        assert str(caught.value), "it says what happened"
+        assert len(connections) == 2
+        await world.close(mine)
+
+
+def closes(connection: socket.socket) -> None:
+    connection.recv(65_536)
+
+
+def needs_a_certificate_at_once(connection: socket.socket) -> None:
+    strict = context(verify_mode=ssl.CERT_REQUIRED, maximum_version=ssl.TLSVersion.TLSv1_2)
+    strict.load_verify_locations(CERTIFICATE)
+    strict.wrap_socket(connection, server_side=True)
+
+
+def speaks_plain_http(connection: socket.socket) -> None:
+    connection.recv(65_536)
+    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+
+def presents_its_certificate(connection: socket.socket) -> None:
+    context().wrap_socket(connection, server_side=True)
+
+
+HANDSHAKES = {
+    "an end": (closes, "(?i)reset|closed|EOF", 2),
+    "an alert": (needs_a_certificate_at_once, "ALERT_HANDSHAKE_FAILURE", 2),
+    "no TLS": (speaks_plain_http, "WRONG_VERSION_NUMBER", 1),
+    "a certificate that nobody signed": (presents_its_certificate, "CERTIFICATE_VERIFY_FAILED", 1),
+}
+
+
+@pytest.mark.parametrize("kind", ["default", "aiohttp"])
+@pytest.mark.parametrize("name", HANDSHAKES)
+async def test_a_handshake_that_fails_is_a_connect_error_that_says_why(
+    world: World, name: str, kind: str
+) -> None:
+    if kind == "aiohttp" and world.name != "asyncio":
+        return
+    talk, why, attempts = HANDSHAKES[name]
+    with server(talk) as url:
+        mine = client(world, HttpConfig(verify=name.startswith("a certificate")), kind)
+        with pytest.raises(httpx.ConnectError, match=why) as caught:
+            await world.call(mine.get, url)
+        (note,) = caught.value.__notes__
+        assert f": {attempts} attempt" in note
+        assert ("STKAI_HTTP_VERIFY" in note) == name.startswith("a certificate")
+        await world.close(mine)
