@@ -197,6 +197,8 @@ def test_a_failure_that_would_repeat_is_not_retried(error: Exception) -> None:
     "error",
     [
         httpx.ProxyError("502 Bad Gateway"),
+        httpx.ProxyError("429 Too Many Requests"),
+        httpx.ProxyError("408 Request Timeout"),
         httpx.ConnectError("[SSL] record layer failure"),
         caused(httpx.ConnectError("[SSL]"), tls_error("UNEXPECTED_EOF_WHILE_READING")),
         no_host(socket.EAI_AGAIN),

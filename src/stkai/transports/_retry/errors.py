@@ -10,8 +10,10 @@ import httpx
 from ..._errors import causes
 from ..._families import alike
 
-_PROXY_REFUSES: Final = r"4\d\d\b|.*(username|password|credential|auth)"
-"""What httpx's ProxyError says if the proxy wants other credentials, or rejects us altogether."""
+_PROXY_REFUSES: Final = r"4(?!08|29)\d\d\b|.*(username|password|credential|auth)"
+"""What httpx's ProxyError says if the proxy wants other credentials, or rejects us altogether.
+
+408 and 429 on CONNECT are about this moment, as from any server."""
 
 _TLS_ALERT: Final = r"\x15\x03"
 """How the answer of a TLS port to plain HTTP begins, as the parser's message shows it."""
@@ -45,8 +47,9 @@ def is_hopeless(error: BaseException) -> bool:
             return below.errno != socket.EAI_AGAIN
         if isinstance(below, ssl.SSLCertVerificationError):
             return True
-        if isinstance(below, ssl.SSLError):
-            return below.reason in _NO_TLS
+        # aiohttp's SSL errors are among them; they have no reason of their own, but their cause has.
+        if isinstance(below, ssl.SSLError) and (reason := getattr(below, "reason", None)) is not None:
+            return reason in _NO_TLS
     return False
 
 
