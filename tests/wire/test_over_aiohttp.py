@@ -7,6 +7,7 @@ import os
 import ssl
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import AsyncIterator
 from typing import Any
@@ -24,7 +25,7 @@ from stkai.testing import QuotaServer
 from ..support import servers
 from ..support.servers import CERTIFICATE, KEY, Proxy
 from .differential import CHUNKED, LIMIT, OK, Case, Peer, answers, many, pieces, play
-from .raw import raw_server
+from .raw import RawServer, raw_server
 
 pytestmark = pytest.mark.real_time
 
@@ -366,6 +367,24 @@ def test_the_connections_of_a_loop_end_with_it() -> None:
             asyncio.run(once(server.url))
             assert server.connections == number
         gc.collect()
+
+
+def test_a_connection_that_the_server_closed_while_the_program_computed_is_not_used_again() -> None:
+    """The event loop had no chance to notice."""
+
+    async def run(server: RawServer) -> None:
+        wire: Any = stkai.wires.aiohttp(HttpConfig())
+        post = httpx.Request("POST", server.url)
+        for number in range(1, 4):
+            assert await (await wire.handle_async_request(post)).aread() == b"body"
+            assert server.connections == number
+            server.hang_up()
+            while server.open:  # Computes: nothing here awaits.
+                time.sleep(0.001)  # noqa: ASYNC251
+        await wire.aclose()
+
+    with raw_server() as server:
+        asyncio.run(run(server))
 
 
 def test_a_response_dropped_unread_gives_its_connection_back() -> None:

@@ -5,6 +5,7 @@ same requests. Every error is the one that httpx's own wire raises in the same c
 """
 
 import asyncio
+import select
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
@@ -16,6 +17,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_writer import StreamWriter
 
+from .._errors import describe
 from .._families import adopt, alike
 
 BUFFER: Final = 65_536
@@ -36,6 +38,18 @@ class Connection(ResponseHandler):
     idle_since: float | None = None
     awaits_head = False
     broken_by: BaseException | None = None
+
+    def is_alive(self) -> bool:
+        """Whether it can carry another request: it is open, and nothing has arrived that the loop has not seen yet.
+
+        A program that computes for a while keeps its loop from noticing that the server has closed the connection.
+        """
+        if not self.is_connected() or self.transport is None:
+            return False
+        try:
+            return not is_readable(self.transport.get_extra_info("socket").fileno())
+        except (OSError, ValueError):  # It was closed underneath.
+            return False
 
     def data_received(self, data: bytes) -> None:
         if self.idle_since is not None:
@@ -188,6 +202,15 @@ class NetworkStream:
         return None if transport is None else transport.get_extra_info(names.get(info, info))
 
 
+def is_readable(descriptor: int) -> bool:
+    """Whether data has arrived at a socket, or its end."""
+    if hasattr(select, "poll"):  # `select` itself cannot take large numbers, and Windows has nothing else.
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([descriptor], [], [], 0)[0])
+
+
 def error_for(kind: type[httpx.RequestError], message: str, request: httpx.Request) -> httpx.RequestError:
     """An error of the package that made the request."""
     error = kind(message, request=request)
@@ -213,6 +236,10 @@ def connecting(request: httpx.Request) -> Iterator[None]:
         raise error_for(httpx.ConnectTimeout, "", request) from error
     except aiohttp.ClientHttpProxyError as error:
         raise error_for(httpx.ProxyError, f"{error.status} {error.message}", request) from error
+    except aiohttp.ClientConnectorError as error:
+        # aiohttp's own text shows an error without words as "None".
+        text = str(error) if error.strerror else f"cannot connect: {describe(error.os_error)}"
+        raise error_for(httpx.ConnectError, text, request) from error
     except (aiohttp.ClientError, OSError, ValueError, HttpProcessingError) as error:
         raise error_for(httpx.ConnectError, str(error), request) from error
 

@@ -140,7 +140,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         fresh = since is not None and (
             self._expiry is None or asyncio.get_running_loop().time() - since <= self._expiry
         )
-        if fresh and self._place == _place(request) and connection.is_connected():
+        if fresh and self._place == _place(request) and connection.is_alive():
             connection.idle_since = None
             return connection
         connection.close()
