@@ -96,6 +96,20 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         below = below.__cause__ or (below.__context__ if is_raised_again else None)
 
 
+def cure_of(error: BaseException) -> str:
+    """What the user can do about an error of the network; empty if that depends."""
+    codes = {getattr(below, "verify_code", None) for below in causes(error)}
+    return _NO_AUTHORITY if codes & _UNTRUSTED else ""
+
+
+_NO_AUTHORITY: Final = (
+    "this machine does not know the authority that signed the certificate of the server, or of a proxy that decrypts:"
+    " name a file with the authority's certificate in STKAI_HTTP_VERIFY (verify=) or SSL_CERT_FILE"
+)
+
+_UNTRUSTED: Final = frozenset({18, 19, 20, 21})
+"""OpenSSL's X509_V_ERR_* for a certificate that nobody known has signed."""
+
 _WRAPPERS: Final = ("httpcore", "requests", "urllib3")
 
 _DEEPEST: Final = 16

@@ -10,6 +10,7 @@ import httpx
 
 from .._checks import clock_or_system
 from .._clock import Clock, uniform
+from .._errors import cure_of
 from .._families import adopt, alike
 from .._log import Listener, Listeners, events, log_events, logger, notify
 from ._call import Attempt
@@ -88,7 +89,10 @@ def call_failed(context: Context, attempt: Attempt, error: BaseException) -> Non
         note.startswith(_NOTE) for note in getattr(error, "__notes__", ())
     ):
         number = attempt.record.attempts
-        error.add_note(f"{_NOTE}{call.method} {call.host}: {number} attempt{'s' * (number != 1)}")
+        cure = cure_of(error)
+        error.add_note(
+            f"{_NOTE}{call.method} {call.host}: {number} attempt{'s' * (number != 1)}{'; ' * bool(cure)}{cure}"
+        )
     if attempt.is_observed:
         _call_finished(context, attempt, context.now(), error=type(error).__name__)
 
