@@ -195,6 +195,31 @@ async def test_wherever_a_server_closes_the_next_request_has_a_connection(
     await world.until(lambda: server.open == 0)
 
 
+ANOTHER = WHOLE.replace(b"body", b"evil")
+"""An answer that nobody has asked for."""
+
+LONGER = {
+    "with a length": WHOLE,
+    "in chunks": ENDLESS + b"0\r\n\r\n",
+    "without a body": b"HTTP/1.1 204 No Content\r\nContent-Length: %d\r\n\r\n" % len(ANOTHER),
+}
+
+
+@pytest.mark.parametrize("http2", [False, True])
+@pytest.mark.parametrize("answer", LONGER.values(), ids=LONGER)
+async def test_what_arrives_behind_an_answer_is_not_taken_for_the_next_one(
+    world: World, server: RawServer, answer: bytes, http2: bool
+) -> None:
+    config = HttpConfig(verify=False, http2=http2)
+    client = _client(world, "httpx", world.pick(WireByFamily, AsyncWireByFamily)(config))
+    server.answer = lambda number: (answer + ANOTHER if number % 2 else WHOLE, True)
+    for _ in range(2):
+        assert await _get(world, client, server.url) in {b"body", b""}
+        assert await _get(world, client, server.url) == b"body"
+    await world.close(client)
+    await world.until(lambda: server.open == 0)
+
+
 @pytest.mark.worlds("asyncio", "trio")
 @pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
 async def test_a_call_cancelled_at_any_point_leaves_at_most_one_connection(

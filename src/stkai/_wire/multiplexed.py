@@ -21,6 +21,7 @@ from .._forks import begin_in_each_process
 from ..transports._body_end import BodyEnd, when_body_ends
 from ..transports._retry.policy import NOT_SENT
 from .lifetimes import AsyncClosable, Closable
+from .network import connection_with_leftovers
 
 T = TypeVar("T")
 
@@ -159,6 +160,8 @@ class _Body(httpx.SyncByteStream):
 
     def close(self) -> None:
         with _named_errors(self._request):
+            if (connection := connection_with_leftovers(self._body)) is not None:
+                connection.close()
             self._body.close()
 
 
@@ -207,4 +210,6 @@ class _BodyOfLoop(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         if self._loop is running_loop():
             with _named_errors(self._request):
+                if (connection := connection_with_leftovers(self._body)) is not None:
+                    await connection.aclose()
                 await self._body.aclose()

@@ -1,7 +1,8 @@
-"""Mends the async network streams of httpcore, on asyncio and trio.
+"""Mends connections of httpcore.
 
-httpcore closes a connection whose TLS handshake fails, but not one whose handshake is cancelled. Some errors of TLS
-pass through it as they are, so that they are none of httpx's; others lose their message.
+It closes an async connection whose TLS handshake fails, but not one whose handshake is cancelled. Some errors of TLS
+pass through it as they are, so that they are none of httpx's; others lose their message. And it takes bytes that have
+arrived behind an answer for the answer to the next request.
 """
 
 import sys
@@ -62,7 +63,7 @@ class Stream:
 
     def __init__(self, stream: Any, errors: Any) -> None:
         self._stream, self._errors = stream, errors
-        self.aclose, self.get_extra_info = stream.aclose, stream.get_extra_info
+        self.aclose = stream.aclose
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Read what there is.
@@ -94,6 +95,13 @@ class Stream:
                 raise self._errors.WriteError(str(error)) from error
             raise
 
+    def get_extra_info(self, info: str) -> Any:
+        """What httpcore and its users ask about a connection, such as `socket` or `is_readable`."""
+        try:
+            return self._stream.get_extra_info(info)
+        except ValueError:  # On trio, whether a socket that has been closed is readable.
+            return True if info == "is_readable" else None
+
     async def start_tls(self, *args: Any, **options: Any) -> "Stream":
         """The same connection, from now on through TLS; closed if that fails, or is cancelled."""
         try:
@@ -112,3 +120,15 @@ def explain(error: BaseException, otherwise: str = "") -> None:
         known = (text for below in causes(error) if (text := str(below)))
         if text := next(known, otherwise):
             error.args = (text,)
+
+
+def connection_with_leftovers(body: Any) -> Any:
+    """The HTTP/1.1 connection of an answer's body that was read to its end, if more has arrived there; otherwise None.
+
+    Nobody has asked for that: a second answer, or the rest of one that is longer than it says.
+    """
+    try:
+        connection = body._httpcore_stream._stream._connection  # noqa: SLF001 - httpcore itself does not look
+        return connection if connection._h11_state.trailing_data[0] else None  # noqa: SLF001
+    except AttributeError:  # It is no wire of httpx's, or speaks HTTP/2.
+        return None

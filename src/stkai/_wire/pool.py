@@ -22,6 +22,7 @@ from .._sending import Sending
 from .._signals import is_interrupt
 from ..transports._body_end import BRIEF, AsyncWatchedBody, BodyEnd, WatchedBody
 from .lifetimes import AsyncClosable, Closable
+from .network import connection_with_leftovers
 from .pool_state import Loan, PoolState
 
 _CLOCK = SystemClock()
@@ -198,7 +199,7 @@ class _Body(WatchedBody):
     is_persistent: bool
 
     def _end(self, how: BodyEnd) -> None:
-        self.loan.end(_CLOCK.monotonic() if how is BodyEnd.WHOLE and self.is_persistent else None)
+        self.loan.end(_idle_since(how, self._body) if self.is_persistent else None)
         if how is BodyEnd.STUCK:
             self.state.sweep_after_interrupt()
         elif self.state.trash:
@@ -213,7 +214,7 @@ class _AsyncBody(AsyncWatchedBody):
     is_persistent: bool
 
     def _end(self, how: BodyEnd) -> None:
-        self.loan.end(_CLOCK.monotonic() if how is BodyEnd.WHOLE and self.is_persistent else None)
+        self.loan.end(_idle_since(how, self._body) if self.is_persistent else None)
 
     async def aclose(self) -> None:
         if self.state.loop is not running_loop():
@@ -224,6 +225,13 @@ class _AsyncBody(AsyncWatchedBody):
         finally:
             if self.state.trash:
                 await self.state.sweep()
+
+
+def _idle_since(how: BodyEnd, body: Any) -> float | None:
+    """Since when the connection of a body that has ended is idle; None if it cannot be used again."""
+    if how is not BodyEnd.WHOLE or connection_with_leftovers(body) is not None:
+        return None
+    return _CLOCK.monotonic()
 
 
 def _lent_body(kind: Any, response: httpx.Response, loan: Loan[Any], state: PoolState[Any]) -> Any:
