@@ -23,6 +23,9 @@ from .._families import adopt, alike
 BUFFER: Final = 65_536
 """Bytes that are collected before they are written, and that are read ahead."""
 
+LONGEST: Final = 102_400
+"""Bytes of a head, as in httpcore."""
+
 _END_OF_HEAD: Final = b"\r\n\r\n"
 
 
@@ -32,11 +35,13 @@ class Connection(ResponseHandler):
     Attributes:
         idle_since: when it became idle, in seconds of the loop's clock; None while in use.
         awaits_head: whether nothing of an answer has arrived yet.
+        head_left: how many bytes of the head may still arrive; None once it is complete.
         broken_by: the error that ended it, or None; aiohttp forgets it once a body without length has begun.
     """
 
     idle_since: float | None = None
     awaits_head = False
+    head_left: int | None = None
     broken_by: BaseException | None = None
 
     def is_alive(self) -> bool:
@@ -60,9 +65,19 @@ class Connection(ResponseHandler):
             self.awaits_head = False
             end = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
             if len(_END_OF_HEAD) <= end < len(data):
-                super().data_received(data[:end])
+                self._parse(data[:end])
                 data = data[end:]
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         super().data_received(data)
+        if self.head_left is not None:
+            self.head_left = None if self._buffer else self.head_left - len(data)
+            if self.head_left is not None and self.head_left < 0 and self.exception() is None:
+                self.set_exception(HttpProcessingError(message=f"its head is longer than {LONGEST} bytes"))
+        error, payload = self.exception(), self._payload
+        if isinstance(error, HttpProcessingError) and payload is not None and not payload.is_eof():
+            payload.set_exception(error)  # aiohttp leaves the reader of a body waiting for more.
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.broken_by = exc

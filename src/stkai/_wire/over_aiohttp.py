@@ -26,6 +26,7 @@ from .._forks import after_fork, never_finalize
 from .._urls import DEFAULT_PORTS, WEB
 from .aiohttp_exchange import (
     BUFFER,
+    LONGEST,
     Body,
     Connection,
     NetworkStream,
@@ -41,9 +42,6 @@ from .proxies import AsyncProxyRouter
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
-
-_LONGEST: Final = 102_400
-"""Bytes of a line, as in httpcore, which accepts so many for a whole head."""
 
 _INFORMATIONAL: Final = range(100, 200)
 _NO_BODY: Final = frozenset({204, 304})
@@ -175,9 +173,11 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         with reading(connection, request):
             while True:
                 connection.start_timeout()  # aiohttp stops it after each head, also of a 103.
+                connection.head_left = LONGEST
                 message, payload = await connection.read()
                 if message.code not in _INFORMATIONAL or message.code == _SWITCHING:
                     break
+        connection.head_left = None
         reason = _why_unreadable(message)
         if reason is not None:
             raise error_for(httpx.RemoteProtocolError, reason, request)
@@ -239,7 +239,7 @@ def _why_unreadable(message: Any) -> str | None:
 @cache
 def _roomy() -> dict[str, Any]:
     """How much of a head the parser accepts; its own limits refuse heads that httpx reads."""
-    limits = {"max_line_size": _LONGEST, "max_field_size": _LONGEST, "max_headers": _LONGEST}
+    limits = {"max_line_size": LONGEST, "max_field_size": LONGEST, "max_headers": LONGEST}
     known = inspect.signature(ResponseHandler.set_response_params).parameters
     return {name: value for name, value in limits.items() if name in known}
 
