@@ -124,6 +124,16 @@ async def test_https_goes_through_a_tunnel_of_the_https_proxy(
     assert log.asked == [("CONNECT", "service.example:443")]
 
 
+async def test_an_error_of_a_connection_names_the_proxy_without_its_password(world: World) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        place = f"127.0.0.1:{listener.getsockname()[1]}"
+    for url in ("http://service.example/", "https://service.example/"):
+        with pytest.raises(httpx.ConnectError) as caught:
+            await get(world, url, proxy=f"http://me:secret@{place}")
+        assert str(caught.value).endswith(f" (through the proxy http://{place})")
+        assert "secret" not in str(caught.value)
+
+
 async def test_a_proxy_gets_its_credentials(world: World, proxy: tuple[str, Proxy]) -> None:
     url, log = proxy
     await get(world, "http://service.example/", proxy=url.replace("http://", "http://me:secret@"))

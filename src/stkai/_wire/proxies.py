@@ -7,13 +7,13 @@ the proxy would look for that server on its own machine.
 from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Any, Self
+from typing import Any, Final, Self
 from urllib.request import getproxies
 
 import httpx
 
-from .._families import family_of_wire
-from .._urls import DEFAULT_PORTS, address_of, is_this_machine
+from .._families import alike, family_of_wire
+from .._urls import DEFAULT_PORTS, address_of, is_this_machine, show_origin
 from .lifetimes import AsyncClosable, Closable
 
 
@@ -89,6 +89,7 @@ class _Router:
 
     def __init__(self, direct: Any, proxied: Mapping[str, Any], proxies: ProxyMap) -> None:
         self._direct, self._proxied, self._proxies = direct, proxied, proxies
+        self._names = {url: show_origin(httpx.URL(url)) for url in proxied}
         self.family = family_of_wire(direct)
 
     def _wire_for(self, url: httpx.URL) -> Any:
@@ -96,12 +97,25 @@ class _Router:
         proxy = self._proxies.proxy_for(url)
         return self._direct if proxy is None else self._proxied[proxy]
 
+    def _name_proxy(self, error: Exception, url: httpx.URL) -> None:
+        """Say in an error of a connection that it is about one to a proxy, or through it."""
+        name = self._names.get(self._proxies.proxy_for(url) or "")
+        if name is not None:
+            error.args = (f"{error} (through the proxy {name})".lstrip(),)
+
+
+_CONNECTING: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
+
 
 class ProxyRouter(_Router, Closable):
     """Sends each request directly, or through its proxy."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        response: httpx.Response = self._wire_for(request.url).handle_request(request)
+        try:
+            response: httpx.Response = self._wire_for(request.url).handle_request(request)
+        except alike(*_CONNECTING) as error:
+            self._name_proxy(error, request.url)
+            raise
         return response
 
     def _close(self) -> None:
@@ -113,7 +127,11 @@ class AsyncProxyRouter(_Router, AsyncClosable):
     """Sends each request directly, or through its proxy."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        response: httpx.Response = await self._wire_for(request.url).handle_async_request(request)
+        try:
+            response: httpx.Response = await self._wire_for(request.url).handle_async_request(request)
+        except alike(*_CONNECTING) as error:
+            self._name_proxy(error, request.url)
+            raise
         return response
 
     async def _aclose(self) -> None:
