@@ -238,6 +238,45 @@ def test_an_answer_before_the_end_of_a_long_request_reaches_the_caller(ends: str
     assert [(outcome[0], outcome[-1]) for outcome in ours.outcomes] == [(413, b"big")]
 
 
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_cancelled_upload_is_not_completed_later(secure: bool) -> None:
+    """The server stalls, and reads on once the call is cancelled."""
+    body, read = b"x" * 30_000_000, 0
+
+    async def run() -> None:
+        began, cancelled, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal read
+            await reader.read(1)
+            began.set()
+            await cancelled.wait()
+            with contextlib.suppress(OSError):
+                while data := await reader.read(65_536):
+                    read += len(data)
+            ended.set()
+            writer.close()
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(CERTIFICATE, KEY)
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context if secure else None)
+        place = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        wire: Any = stkai.wires.aiohttp(HttpConfig(verify=False))
+        request = httpx.Request("POST", f"http{'s' * secure}://{place}/", content=body)
+        sending = asyncio.create_task(wire.handle_async_request(request))
+        await began.wait()
+        sending.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await sending
+        cancelled.set()
+        await asyncio.wait_for(ended.wait(), 10)
+        await wire.aclose()
+        server.close()
+
+    asyncio.run(run())
+    assert read < len(body)
+
+
 def test_the_request_of_the_caller_is_unchanged() -> None:
     async def run() -> None:
         with raw_server() as server:

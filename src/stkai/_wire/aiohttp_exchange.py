@@ -56,9 +56,15 @@ class Connection(ResponseHandler):
         except (OSError, ValueError):  # It was closed underneath.
             return False
 
+    def drop(self) -> None:
+        """Close at once. aiohttp's `close` first sends what is left of a request, however long the server takes."""
+        if self.transport is not None:
+            self.transport.abort()
+        self.close()
+
     def data_received(self, data: bytes) -> None:
         if self.idle_since is not None:
-            self.close()
+            self.drop()
             return
         if self.awaits_head:
             # In two steps: what follows the answer and is not HTTP must not take the answer with it.
@@ -122,7 +128,7 @@ class Body(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         connection = self._connection
         if not self._whole or connection.should_close or not connection.is_connected():
-            connection.close()
+            connection.drop()
         elif connection.idle_since is None:
             connection.idle_since = asyncio.get_running_loop().time()
 

@@ -122,7 +122,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
             await writer.write_to(connection, timeouts.get("write"))
             return await self._receive(connection, request, timeouts.get("read"))
         except BaseException:
-            connection.close()
+            connection.drop()
             raise
 
     def _forwarding_headers(self, request: httpx.Request) -> Mapping[str, str] | None:
@@ -141,7 +141,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         if fresh and self._place == _place(request) and connection.is_alive():
             connection.idle_since = None
             return connection
-        connection.close()
+        connection.drop()
         self._connection = None
         return None
 
@@ -205,9 +205,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None and connection.transport is not None:
-            # There is nothing left to send, and TLS would wait for the server to close its side.
-            connection.transport.abort()
-            connection.close()
+            connection.drop()
             await asyncio.sleep(0)  # The loop may end next, and must have closed the socket by then.
 
 
