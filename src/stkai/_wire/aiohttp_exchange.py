@@ -81,9 +81,14 @@ class Connection(ResponseHandler):
             self.head_left = None if self._buffer else self.head_left - len(data)
             if self.head_left is not None and self.head_left < 0 and self.exception() is None:
                 self.set_exception(HttpProcessingError(message=f"its head is longer than {LONGEST} bytes"))
-        error, payload = self.exception(), self._payload
+        if self._exception is not None:
+            self._end_body(self._exception)
+
+    def _end_body(self, error: BaseException) -> None:
+        """Tell the reader of a body that cannot be parsed; aiohttp leaves it waiting for more."""
+        payload = self._payload
         if isinstance(error, HttpProcessingError) and payload is not None and not payload.is_eof():
-            payload.set_exception(error)  # aiohttp leaves the reader of a body waiting for more.
+            payload.set_exception(error)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.broken_by = exc

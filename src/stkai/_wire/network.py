@@ -21,15 +21,14 @@ Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 
 
 def mended(transport: Transport) -> Transport:
-    """The same transport, whose connections are made through a `Network`."""
-    pool: Any = transport._pool  # noqa: SLF001 - httpx takes no network backend, and httpcore does
-    network = Network if isinstance(transport, alike(httpx.HTTPTransport)) else AsyncNetwork
-    pool._network_backend = network(pool._network_backend, sys.modules[_package(pool)])  # noqa: SLF001
+    """The same transport, whose connections are made through a `Network`; unchanged if httpcore has become another."""
+    pool: Any = getattr(transport, "_pool", None)
+    backend = getattr(pool, "_network_backend", None)
+    errors = sys.modules.get(type(pool).__module__.partition(".")[0])
+    if hasattr(backend, "connect_tcp") and hasattr(errors, "ConnectError"):
+        network = Network if isinstance(transport, alike(httpx.HTTPTransport)) else AsyncNetwork
+        pool._network_backend = network(backend, errors)  # noqa: SLF001 - httpx takes no network backend
     return transport
-
-
-def _package(thing: object) -> str:
-    return type(thing).__module__.partition(".")[0]
 
 
 class Network:
