@@ -376,3 +376,11 @@ def test_a_dry_run_of_valid_lines_ends_with_0(job: Job) -> None:
     assert "at 1 request per 60 s: at least 3:00" in result.stderr
     assert result.stderr.count("at least") == 1
     assert job.run("-", "--dry-run", stdin=job.input.read_bytes()).returncode == 0
+
+
+def test_http2_and_socks_proxies_which_aiohttp_cannot_speak_go_by_the_default_wire(job: Job) -> None:
+    job.write(3)
+    assert job.run(env={"STKAI_HTTP_HTTP2": "true"}).returncode == 0
+    once = {"STKAI_RETRY_MAX_RETRIES": "0", "ALL_PROXY": "SOCKS5://127.0.0.1:1"}
+    result = job.run("--restart", "--base-url", "http://example.test", env=once)
+    assert (result.returncode, set(job.codes().values())) == (1, {"ConnectError"}), result.stderr
