@@ -176,7 +176,7 @@ def _settings(options: Options) -> Settings:
 
 
 def _wire(http: "HttpConfig") -> "AsyncTransport":
-    """A wire over aiohttp, which takes half the processor time of the default one; that one where aiohttp cannot send."""
+    """A wire over aiohttp, for half the processor time of the default one, which sends what aiohttp cannot."""
     has_socks = any(url.lower().startswith("socks") for url in proxies_of(http).urls)
     if http.http2 or has_socks or find_spec("aiohttp") is None:
         return AsyncWireByFamily(http)
