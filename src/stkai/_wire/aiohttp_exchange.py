@@ -1,24 +1,21 @@
-"""One request and its answer on a connection of aiohttp's: what is written, what is read, and the errors.
+"""A connection of aiohttp's, and the answer that is read from it.
 
-h11, httpx's own protocol library, checks and writes the requests, so that both wires send the same bytes and refuse the
-same requests. Every error is the one that httpx's own wire raises in the same case.
+Every error is the one that httpx's own wire raises in the same case.
 """
 
 import asyncio
 import select
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 import aiohttp
-import h11
 import httpx
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.http_writer import StreamWriter
 
 from .._errors import describe
-from .._families import adopt, alike
+from .._families import adopt
 
 BUFFER: Final = 65_536
 """Bytes that are collected before they are written, and that are read ahead."""
@@ -138,81 +135,6 @@ class Body(httpx.AsyncByteStream):
             connection.idle_since = asyncio.get_running_loop().time()
 
 
-class RequestWriter:
-    """A request as h11 writes it.
-
-    Args:
-        forwarding: headers for the proxy that carries the request in the clear, or None.
-
-    Raises:
-        httpx.LocalProtocolError: the method, the target or a header is not legal.
-    """
-
-    def __init__(self, request: httpx.Request, forwarding: Mapping[str, str] | None) -> None:
-        self._request = request
-        self._machine = h11.Connection(h11.CLIENT)
-        target = request.extensions.get("target", request.url.raw_path)
-        headers = request.headers.raw
-        if forwarding is not None:
-            target = b"%s://%s%s" % (request.url.raw_scheme, request.url.netloc, target)
-            names = {name.lower() for name, _ in headers}
-            added = [(name.encode(), value.encode()) for name, value in forwarding.items()]
-            headers = [pair for pair in added if pair[0].lower() not in names] + headers
-        with _refusing(request):
-            head = h11.Request(method=request.method.encode(), target=target, headers=headers)
-            self._pending = self._machine.send(head) or b""
-
-    async def write_to(self, connection: Connection, seconds: float | None) -> None:
-        """Send head and body. If the server stops listening, the rest is dropped: it may have answered already."""
-        loop = asyncio.get_running_loop()
-        output = StreamWriter(connection, loop)
-        request = self._request
-        assert isinstance(request.stream, alike(httpx.AsyncByteStream))
-        # A body that waits for something lets the loop run, which then sends what there is.
-        may_wait = not isinstance(request.stream, alike(httpx.ByteStream))
-        try:
-            with _refusing(request):
-                if may_wait:
-                    loop.call_soon(self._write_pending, connection)
-                async for data in request.stream:
-                    if may_wait and not self._pending:
-                        loop.call_soon(self._write_pending, connection)
-                    self._pending += self._machine.send(h11.Data(data=data)) or b""
-                    if len(self._pending) >= BUFFER:
-                        await self._flush(connection, output, seconds)
-                self._pending += self._machine.send(h11.EndOfMessage()) or b""
-                await self._flush(connection, output, seconds)
-        except _NotListeningError:
-            return
-
-    def _write_pending(self, connection: Connection) -> bool:
-        """Write what has been collected; returns whether the server still listens."""
-        transport, data = connection.transport, self._pending
-        if transport is None or transport.is_closing():
-            return False
-        self._pending = b""
-        if data:
-            transport.write(data)
-        return True
-
-    async def _flush(self, connection: Connection, output: StreamWriter, seconds: float | None) -> None:
-        if not self._write_pending(connection):
-            raise _NotListeningError
-        if not connection.writing_paused:
-            return
-        try:
-            async with asyncio.timeout(seconds):
-                await output.drain()
-        except TimeoutError as error:
-            raise error_for(httpx.WriteTimeout, "", self._request) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise _NotListeningError from error
-
-
-class _NotListeningError(Exception):
-    """The server has closed its side while the request was being written."""
-
-
 class NetworkStream:
     """What httpx's `network_stream` tells of a connection."""
 
@@ -242,15 +164,6 @@ def error_for(kind: type[httpx.RequestError], message: str, request: httpx.Reque
     error = kind(message, request=request)
     adopt(error, request)
     return error
-
-
-@contextmanager
-def _refusing(request: httpx.Request) -> Iterator[None]:
-    """Turn h11's refusal to write something illegal into httpx's error."""
-    try:
-        yield
-    except h11.LocalProtocolError as error:
-        raise error_for(httpx.LocalProtocolError, str(error), request) from error
 
 
 @contextmanager

@@ -2,8 +2,7 @@
 
 aiohttp's client session is not used: it resends idempotent requests, keeps cookies, adds headers, and reports a
 connection that breaks as if nothing had been sent. Its connector opens the connections (addresses, TLS, proxies) and
-its parser, written in C, reads the answers. h11, httpx's own protocol library, checks and writes the requests, so
-that both wires send the same bytes and refuse the same requests.
+its parser, written in C, reads the answers. The requests are those that httpx's own wire sends, byte for byte.
 """
 
 import asyncio
@@ -30,7 +29,6 @@ from .aiohttp_exchange import (
     Body,
     Connection,
     NetworkStream,
-    RequestWriter,
     connecting,
     error_for,
     reading,
@@ -39,6 +37,7 @@ from .default import context_of, limits_of, proxies_of, through
 from .lifetimes import WirePerLoop
 from .pool import AsyncConnectionPool
 from .proxies import AsyncProxyRouter
+from .request_writer import RequestWriter
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
