@@ -15,9 +15,11 @@ from typing import Any
 import aiohttp
 import httpx
 import pytest
+from aiohttp.client_proto import ResponseHandler
 
 import stkai
 from stkai import ConfigurationError, HttpConfig
+from stkai._wire.aiohttp_exchange import Connection
 from stkai._wire.default import default_async_wire
 from stkai._wire.over_aiohttp import Connector
 from stkai.testing import QuotaServer
@@ -489,6 +491,42 @@ def test_a_forked_child_leaves_the_connections_of_its_parent_alone() -> None:
         assert server.connections == 1
 
 
+def test_each_request_on_a_connection_has_its_own_time_limit_and_a_closed_connection_leaves_no_timer() -> (
+    None
+):
+    async def serve(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(OK)
+        while await peer.read():
+            pass
+        peer.close()
+
+    async def run() -> None:
+        def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            tasks.append(asyncio.create_task(serve(Peer(reader, writer))))
+
+        tasks = list[asyncio.Task[None]]()
+        server = await asyncio.start_server(talk, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        wire: Any = stkai.wires.aiohttp(HttpConfig())
+
+        def request(seconds: float) -> httpx.Request:
+            return httpx.Request("GET", url, extensions={"timeout": {"read": seconds}})
+
+        assert await (await wire.handle_async_request(request(600))).aread() == b"body"
+        with pytest.raises(httpx.ReadTimeout):
+            await wire.handle_async_request(request(LIMIT))
+        assert len(tasks) == 1
+        assert await (await wire.handle_async_request(request(600))).aread() == b"body"
+        await wire.aclose()
+        await asyncio.gather(*tasks)
+        server.close()
+        gc.collect()
+        assert [found for found in gc.get_objects() if type(found) is Connection] == []
+
+    asyncio.run(run())
+
+
 def test_the_private_parts_of_aiohttp_that_the_wire_uses_exist() -> None:
     async def run() -> None:
         connector = Connector()
@@ -498,3 +536,5 @@ def test_the_private_parts_of_aiohttp_that_the_wire_uses_exist() -> None:
 
     asyncio.run(run())
     assert callable(aiohttp.StreamReader._read_nowait)
+    for name in ("_reschedule_timeout", "_drop_timeout", "_on_read_timeout"):
+        assert callable(getattr(ResponseHandler, name))

@@ -34,7 +34,7 @@ from .watch import LINE, LineInFlight, asend_watched
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
-    from .._families import AsyncTransport
+    from .._families import AsyncWire
 
 _READ: Final = 600.0
 """Seconds that a batch waits for an answer; longer if `--deadline` is."""
@@ -175,7 +175,7 @@ def _settings(options: Options) -> Settings:
     )
 
 
-def _wire(http: "HttpConfig") -> "AsyncTransport":
+def _wire(http: "HttpConfig") -> "AsyncWire":
     """A wire over aiohttp, for half the processor time of the default one, which sends what aiohttp cannot."""
     has_socks = any(url.lower().startswith("socks") for url in proxies_of(http).urls)
     if http.http2 or has_socks or find_spec("aiohttp") is None:

@@ -23,6 +23,9 @@ BUFFER: Final = 65_536
 LONGEST: Final = 102_400
 """Bytes of a head, as in httpcore."""
 
+NOT_READ: Final = (aiohttp.ClientError, HttpProcessingError, OSError)
+"""The errors of an answer that does not come, or not whole."""
+
 _END_OF_HEAD: Final = b"\r\n\r\n"
 
 
@@ -40,6 +43,8 @@ class Connection(ResponseHandler):
     awaits_head = False
     head_left: int | None = None
     broken_by: BaseException | None = None
+    _expires: float | None = None
+    """When the time limit for reading ends, in seconds of the loop's clock."""
 
     def is_alive(self) -> bool:
         """Whether it can carry another request: it is open, and nothing has arrived that the loop has not seen yet.
@@ -90,6 +95,33 @@ class Connection(ResponseHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self.broken_by = exc
         super().connection_lost(exc)
+        if self._read_timeout_handle is not None:
+            self._read_timeout_handle.cancel()
+
+    # aiohttp sets a timer several times per answer, and cancels each. Here one timer serves until it runs out.
+
+    def _reschedule_timeout(self) -> None:
+        if not self._read_timeout:
+            self._expires = None
+            return
+        self._expires = self._loop.time() + self._read_timeout
+        timer = self._read_timeout_handle
+        if timer is not None and timer.when() > self._expires:
+            timer.cancel()
+            timer = None
+        self._read_timeout_handle = timer or self._loop.call_at(self._expires, self._on_read_timeout)
+
+    def _drop_timeout(self) -> None:
+        self._expires = None
+
+    def _on_read_timeout(self) -> None:
+        self._read_timeout_handle = None
+        if self._expires is None:
+            return
+        if self._loop.time() < self._expires:
+            self._read_timeout_handle = self._loop.call_at(self._expires, self._on_read_timeout)
+        else:
+            super()._on_read_timeout()
 
 
 class Body(httpx.AsyncByteStream):
@@ -110,11 +142,13 @@ class Body(httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         if self._payload is None:
             return
-        with reading(self._connection, self._request):
+        try:
             while data := await self._next():
                 yield data
             if self.ends_with_connection and self._connection.broken_by is not None:
                 raise self._connection.broken_by
+        except NOT_READ as error:
+            raise unreadable(error, self._connection, self._request) from error
         self._whole = True
 
     async def _next(self) -> bytes:
@@ -183,24 +217,18 @@ def connecting(request: httpx.Request) -> Iterator[None]:
         raise error_for(httpx.ConnectError, str(error), request) from error
 
 
-@contextmanager
-def reading(connection: Connection, request: httpx.Request) -> Iterator[None]:
-    """Turn the errors of an answer that did not come, or not whole, into httpx's."""
-    try:
-        yield
-    except TimeoutError as error:  # aiohttp's SocketTimeoutError is one as well.
-        raise error_for(httpx.ReadTimeout, "", request) from error
-    except aiohttp.ServerDisconnectedError as error:
-        raise error_for(
+def unreadable(error: Exception, connection: Connection, request: httpx.Request) -> httpx.RequestError:
+    """httpx's error for an answer that did not come, or not whole, which is one of `NOT_READ`."""
+    if isinstance(error, TimeoutError):  # aiohttp's SocketTimeoutError is one as well.
+        return error_for(httpx.ReadTimeout, "", request)
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return error_for(
             httpx.RemoteProtocolError, "Server disconnected without sending a response.", request
-        ) from error
-    except aiohttp.ClientPayloadError as error:
+        )
+    if isinstance(error, aiohttp.ClientPayloadError):
         kind = httpx.RemoteProtocolError if connection.broken_by is None else httpx.ReadError
-        raise error_for(kind, "peer closed connection before the whole body had arrived", request) from error
-    except HttpProcessingError as error:
+        return error_for(kind, "peer closed connection before the whole body had arrived", request)
+    if isinstance(error, HttpProcessingError):
         reason = " ".join(error.message.split())  # aiohttp draws where the fault is, on lines of its own.
-        raise error_for(
-            httpx.RemoteProtocolError, f"the answer is not valid HTTP: {reason}", request
-        ) from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise error_for(httpx.ReadError, str(error), request) from error
+        return error_for(httpx.RemoteProtocolError, f"the answer is not valid HTTP: {reason}", request)
+    return error_for(httpx.ReadError, str(error), request)

@@ -26,12 +26,13 @@ from .._urls import DEFAULT_PORTS, WEB
 from .aiohttp_exchange import (
     BUFFER,
     LONGEST,
+    NOT_READ,
     Body,
     Connection,
     NetworkStream,
     connecting,
     error_for,
-    reading,
+    unreadable,
 )
 from .default import context_of, limits_of, proxies_of, through
 from .lifetimes import WirePerLoop
@@ -169,13 +170,15 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         self, connection: Connection, request: httpx.Request, seconds: float | None
     ) -> httpx.Response:
         connection.read_timeout = seconds
-        with reading(connection, request):
-            while True:
-                connection.start_timeout()  # aiohttp stops it after each head, also of a 103.
-                connection.head_left = LONGEST
+        while True:
+            connection.start_timeout()  # aiohttp stops it after each head, also of a 103.
+            connection.head_left = LONGEST
+            try:
                 message, payload = await connection.read()
-                if message.code not in _INFORMATIONAL or message.code == _SWITCHING:
-                    break
+            except NOT_READ as error:
+                raise unreadable(error, connection, request) from error
+            if message.code not in _INFORMATIONAL or message.code == _SWITCHING:
+                break
         connection.head_left = None
         reason = _why_unreadable(message)
         if reason is not None:

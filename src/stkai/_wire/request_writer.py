@@ -7,7 +7,6 @@ requests.
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import aiohttp
@@ -109,9 +108,10 @@ class RequestWriter:
 
     async def write_to(self, connection: Connection, seconds: float | None) -> None:
         """Send head and body. If the server stops listening, the rest is dropped: it may have answered already."""
-        loop, stream = asyncio.get_running_loop(), self._request.stream
-        may_wait = _may_wait(type(stream))
-        assert isinstance(stream, alike(httpx.AsyncByteStream))
+        loop = asyncio.get_running_loop()
+        stream: Any = self._request.stream
+        # A body that waits for something lets the loop run, which then sends what there is.
+        may_wait = not isinstance(stream, alike(httpx.ByteStream))
         try:
             if may_wait:
                 loop.call_soon(self._write_pending, connection)
@@ -173,9 +173,3 @@ class RequestWriter:
 
 class _NotListeningError(Exception):
     """The server has closed its side while the request was being written."""
-
-
-@lru_cache(maxsize=64)
-def _may_wait(kind: type[Any]) -> bool:
-    """Whether a body of this class may wait for something, so that the loop runs and sends what there is."""
-    return not issubclass(kind, alike(httpx.ByteStream))
