@@ -80,6 +80,17 @@ def hide_frames(error: BaseException) -> None:
         below = below.__cause__
 
 
+def replace_request(error: BaseException, request: httpx.Request) -> None:
+    """Replace the request that an error, its causes and their responses refer to: its body or its headers are secret.
+
+    Error trackers look at it, and a pickle of the error contains it.
+    """
+    for below in causes(error):
+        for holder in (below, getattr(below, "response", None)):
+            if getattr(holder, "_request", None) is not None:
+                holder.request = request  # type: ignore[union-attr] # httpx's errors, and its responses
+
+
 def causes(error: BaseException) -> Iterator[BaseException]:
     """An error, and what caused it.
 

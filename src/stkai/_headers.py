@@ -37,7 +37,7 @@ def headers_of(
         InvalidArgumentError: the given ones cannot be sent.
     """
     items = [(b"Host", b"host", url.netloc), *_default_items()]
-    if method == "POST":
+    if content is not None or method == "POST":
         items.append((b"Content-Length", b"content-length", b"%d" % len(content or b"")))
     if content is not None:
         items.append((b"Content-Type", b"content-type", b"application/json"))

@@ -275,6 +275,8 @@ def _said(messages: Iterable[dict[str, Any]]) -> dict[str, float]:
 def used_tokens(body: object) -> tuple[int, int]:
     """The tokens of the question and of the answer that the body of an answer reports; 0 if it does not."""
     said = _said([body]) if isinstance(body, dict) else {}
+    if not said:
+        return 0, 0
     return int(_used(said, "input") or 0), int(_used(said, "output") or 0)
 
 

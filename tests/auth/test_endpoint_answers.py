@@ -1,6 +1,7 @@
 """What a token endpoint can do wrong, and what the error says about it."""
 
 import re
+from base64 import b64encode
 from html import escape
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -9,9 +10,12 @@ import httpx
 import pytest
 
 from stkai import AuthenticationError
+from stkai._errors import causes
 from stkai.testing import FakeClock
 
+from ..support.secrecy import shown_by
 from ..support.tokens import (
+    ID,
     SECRET,
     TOKEN_URL,
     grant,
@@ -192,6 +196,30 @@ def test_an_endpoint_that_is_down_says_so_and_keeps_the_cause() -> None:
     assert str(error).endswith("failed: ConnectError: [Errno 111] Connection refused")
     assert error.cause is refused
     assert error.__cause__ is refused
+
+
+@pytest.mark.parametrize("client_auth", ["body", "basic"])
+def test_the_cause_of_a_failure_holds_no_request_with_the_secret(client_auth: str) -> None:
+    """Nor does a pickle of the error, as a task queue keeps one."""
+    sent: list[bytes] = []
+
+    def fails(request: httpx.Request) -> httpx.Response:
+        sent.append(b"%r %b" % (request.headers.raw, request.read()))
+        refused = httpx.HTTPStatusError("500", request=request, response=httpx.Response(500, request=request))
+        raise httpx.ConnectError("refused", request=request) from refused
+
+    with pytest.raises(AuthenticationError) as caught:
+        provider_over(Wire(fails), client_auth=client_auth).get_access_token()
+    assert caught.value.cause is not None
+    below = [each for each in causes(caught.value.cause) if isinstance(each, httpx.HTTPError)]
+    requests = [each.request for each in below]
+    assert len(requests) == 2
+    text = shown_by(caught.value, own=__file__)
+    text += "".join(f"{request.headers.raw} {request.read()!r}" for request in requests)
+    basic = b64encode(f"{ID}:{quote_plus(SECRET)}".encode()).decode()
+    forms = (SECRET, quote_plus(SECRET), basic)
+    assert any(form.encode() in sent[0] for form in forms)
+    assert not any(form in text for form in forms)
 
 
 def test_any_other_exception_of_the_wire_becomes_an_authentication_error() -> None:

@@ -79,11 +79,13 @@ def test_each_line_has_its_own_idempotency_key_and_a_restarted_job_does_not_reus
     job: Job, counting: Server
 ) -> None:
     job.write(3)
-    job.run()
-    job.run("--restart")
-    keys = [uuid.UUID(seen.headers["Idempotency-Key"]) for seen in counting.seen]
-    assert len(set(keys)) == 6
-    assert {key.version for key in keys} == {5}
+    expected = set[str]()
+    for option in ("--resume", "--restart"):
+        assert job.run(option).returncode == 0
+        name = uuid.UUID(json.loads(job.journal.read_text().partition("\n")[0])["job"])
+        expected |= {str(uuid.uuid5(name, f"line-{number}")) for number in (1, 2, 3)}
+    assert len(expected) == 6
+    assert {seen.headers["Idempotency-Key"] for seen in counting.seen} == expected
 
 
 def test_a_failure_is_written_to_the_failures_with_its_answer_and_the_run_continues(
@@ -376,3 +378,11 @@ def test_a_dry_run_of_valid_lines_ends_with_0(job: Job) -> None:
     assert "at 1 request per 60 s: at least 3:00" in result.stderr
     assert result.stderr.count("at least") == 1
     assert job.run("-", "--dry-run", stdin=job.input.read_bytes()).returncode == 0
+
+
+def test_http2_and_socks_proxies_which_aiohttp_cannot_speak_go_by_the_default_wire(job: Job) -> None:
+    job.write(3)
+    assert job.run(env={"STKAI_HTTP_HTTP2": "true"}).returncode == 0
+    once = {"STKAI_RETRY_MAX_RETRIES": "0", "ALL_PROXY": "SOCKS5://127.0.0.1:1"}
+    result = job.run("--restart", "--base-url", "http://example.test", env=once)
+    assert (result.returncode, set(job.codes().values())) == (1, {"ConnectError"}), result.stderr

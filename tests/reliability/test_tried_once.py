@@ -9,6 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
+from stkai import HttpConfig
+from stkai._wire.default import default_async_wire, default_wire
+
 from ..support.world import World
 from .hostile import hostile
 from .stacks import NO_DELAY, transport_of, wire_of
@@ -68,6 +71,20 @@ async def test_a_host_that_does_not_exist_is_looked_for_once(
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     assert await attempts(world, "GET", "http://nowhere.example/") == (1, httpx.ConnectError)
+
+
+@pytest.mark.parametrize("url", ["http://a..b/", f"http://{'a' * 64}.example/", "http://127.0.0.1:99999/"])
+async def test_a_host_or_port_that_cannot_be_is_a_connect_error(world: World, url: str) -> None:
+    """A redirect may lead there."""
+    make: Any = default_async_wire if world.is_async else default_wire
+    stack = transport_of(world, retry=NO_DELAY, transport=make(HttpConfig()))
+    client = world.client(stack, follow_redirects=True)
+    redirect = saying(b"HTTP/1.1 302 Found\r\nLocation: %b\r\n\r\n" % url.encode(), [])
+    with hostile(redirect) as start, pytest.raises(httpx.ConnectError) as caught:
+        await world.call(client.get, start)
+    if "a" in url.removeprefix("http"):
+        assert ": 1 attempt" in caught.value.__notes__[0]
+    await world.close(client)
 
 
 @contextmanager

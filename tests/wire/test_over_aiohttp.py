@@ -15,9 +15,11 @@ from typing import Any
 import aiohttp
 import httpx
 import pytest
+from aiohttp.client_proto import ResponseHandler
 
 import stkai
 from stkai import ConfigurationError, HttpConfig
+from stkai._wire.aiohttp_exchange import Connection
 from stkai._wire.default import default_async_wire
 from stkai._wire.over_aiohttp import Connector
 from stkai.testing import QuotaServer
@@ -238,6 +240,45 @@ def test_an_answer_before_the_end_of_a_long_request_reaches_the_caller(ends: str
     assert [(outcome[0], outcome[-1]) for outcome in ours.outcomes] == [(413, b"big")]
 
 
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_cancelled_upload_is_not_completed_later(secure: bool) -> None:
+    """The server stalls, and reads on once the call is cancelled."""
+    body, read = b"x" * 30_000_000, 0
+
+    async def run() -> None:
+        began, cancelled, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal read
+            await reader.read(1)
+            began.set()
+            await cancelled.wait()
+            with contextlib.suppress(OSError):
+                while data := await reader.read(65_536):
+                    read += len(data)
+            ended.set()
+            writer.close()
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(CERTIFICATE, KEY)
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context if secure else None)
+        place = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        wire: Any = stkai.wires.aiohttp(HttpConfig(verify=False))
+        request = httpx.Request("POST", f"http{'s' * secure}://{place}/", content=body)
+        sending = asyncio.create_task(wire.handle_async_request(request))
+        await began.wait()
+        sending.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await sending
+        cancelled.set()
+        await asyncio.wait_for(ended.wait(), 10)
+        await wire.aclose()
+        server.close()
+
+    asyncio.run(run())
+    assert read < len(body)
+
+
 def test_the_request_of_the_caller_is_unchanged() -> None:
     async def run() -> None:
         with raw_server() as server:
@@ -450,6 +491,42 @@ def test_a_forked_child_leaves_the_connections_of_its_parent_alone() -> None:
         assert server.connections == 1
 
 
+def test_each_request_on_a_connection_has_its_own_time_limit_and_a_closed_connection_leaves_no_timer() -> (
+    None
+):
+    async def serve(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(OK)
+        while await peer.read():
+            pass
+        peer.close()
+
+    async def run() -> None:
+        def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            tasks.append(asyncio.create_task(serve(Peer(reader, writer))))
+
+        tasks = list[asyncio.Task[None]]()
+        server = await asyncio.start_server(talk, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        wire: Any = stkai.wires.aiohttp(HttpConfig())
+
+        def request(seconds: float) -> httpx.Request:
+            return httpx.Request("GET", url, extensions={"timeout": {"read": seconds}})
+
+        assert await (await wire.handle_async_request(request(600))).aread() == b"body"
+        with pytest.raises(httpx.ReadTimeout):
+            await wire.handle_async_request(request(LIMIT))
+        assert len(tasks) == 1
+        assert await (await wire.handle_async_request(request(600))).aread() == b"body"
+        await wire.aclose()
+        await asyncio.gather(*tasks)
+        server.close()
+        gc.collect()
+        assert [found for found in gc.get_objects() if type(found) is Connection] == []
+
+    asyncio.run(run())
+
+
 def test_the_private_parts_of_aiohttp_that_the_wire_uses_exist() -> None:
     async def run() -> None:
         connector = Connector()
@@ -459,3 +536,5 @@ def test_the_private_parts_of_aiohttp_that_the_wire_uses_exist() -> None:
 
     asyncio.run(run())
     assert callable(aiohttp.StreamReader._read_nowait)
+    for name in ("_reschedule_timeout", "_drop_timeout", "_on_read_timeout"):
+        assert callable(getattr(ResponseHandler, name))

@@ -16,6 +16,7 @@ import pytest
 import stkai
 from stkai import DeadlineExceededError, HttpConfig, RequestOptions, RetryPolicy
 from stkai._wire.default import default_async_wire, default_wire
+from stkai._wire.network import AsyncNetwork, Network, mended
 
 from ..support.servers import CERTIFICATE, KEY
 from ..support.world import NAMES, World
@@ -228,3 +229,28 @@ async def test_a_handshake_that_fails_is_a_connect_error_that_says_why(
         assert f": {attempts} attempt" in note
         assert ("STKAI_HTTP_VERIFY" in note) == name.startswith("a certificate")
         await world.close(mine)
+
+
+class Unknown:
+    """A transport of a later httpx, whose private parts have other names."""
+
+
+class Renamed(Unknown):
+    """The same with a pool of another kind."""
+
+    _pool = Unknown()
+
+
+@pytest.mark.worlds("sync")
+@pytest.mark.parametrize("transport", [Unknown(), Renamed()], ids=["no pool", "another pool"])
+async def test_a_transport_with_other_private_parts_is_left_as_it_is(world: World, transport: Any) -> None:
+    assert mended(transport) is transport
+    assert "_network_backend" not in vars(getattr(transport, "_pool", transport))
+
+
+@pytest.mark.worlds("sync", "asyncio")
+async def test_the_private_parts_of_httpx_that_are_mended_exist(world: World) -> None:
+    plain: Any = world.pick(httpx.HTTPTransport, httpx.AsyncHTTPTransport)()
+    pool = mended(plain)._pool
+    assert isinstance(pool._network_backend, world.pick(Network, AsyncNetwork))
+    await world.close(plain)

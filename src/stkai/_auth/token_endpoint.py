@@ -16,7 +16,13 @@ from urllib.parse import quote_plus, unquote, unquote_plus
 import httpx
 
 from .._clock import Clock
-from .._errors import AuthenticationError, ConfigurationError, DeadlineExceededError, hide_frames
+from .._errors import (
+    AuthenticationError,
+    ConfigurationError,
+    DeadlineExceededError,
+    hide_frames,
+    replace_request,
+)
 from .._secrets import Secret
 from .._sending import Sending
 from .._signals import raise_interrupt
@@ -175,6 +181,7 @@ class TokenEndpoint:
             # Its frames belong to the wire, and hold the body that was sent.
             error.__traceback__ = None
             hide_frames(error)
+            replace_request(error, httpx.Request("POST", self._place))
             what = f"{type(error).__name__}: {self._words(str(error))}"
             cause = None if self._repeats_secret(str(error)) else error
             raise AuthenticationError(f"the token endpoint {self._place} failed: {what}", cause) from cause

@@ -1,12 +1,14 @@
 """The stack of a batch, that of the settings; and the quick commands that are executed through it."""
 
 import math
-from typing import Any, Final
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import anyio
 import httpx
 
+from .. import wires
 from .._builder import StackBuilder, StackOptions
 from .._client import AsyncHttpClient
 from .._clock import SystemClock
@@ -16,7 +18,7 @@ from .._errors import ConfigurationError, DeadlineExceededError, StkaiError
 from .._families import alike
 from .._headers import default_headers
 from .._standard import limiter_from
-from .._wire.default import AsyncWireByFamily
+from .._wire.default import AsyncWireByFamily, proxies_of
 from ..costs import llm_tokens
 from ..transports._auth.bearer import BearerAuth, ExposedTokenError
 from ..transports._bodies import json_of
@@ -29,6 +31,10 @@ from ..transports._retry.policy import RETRY_ON_STATUS_CODES
 from ..transports._retry.retry_after import retry_after
 from .options import Options
 from .watch import LINE, LineInFlight, asend_watched
+
+if TYPE_CHECKING:
+    from .._config.models import HttpConfig
+    from .._families import AsyncWire
 
 _READ: Final = 600.0
 """Seconds that a batch waits for an answer; longer if `--deadline` is."""
@@ -69,7 +75,7 @@ class BatchClient:
             stack = StackBuilder._made_by("stkai batch", given, settings, own_wire=True)  # noqa: SLF001
             signed = [layer for layer in stack.layers if layer.name == "auth"]
             _check_base(options, signed)
-            wire = AsyncWireByFamily(settings.http)
+            wire = _wire(settings.http)
         except (ConfigurationError, ExposedTokenError) as error:
             hint = (
                 ""
@@ -167,6 +173,14 @@ def _settings(options: Options) -> Settings:
             "retry": settings.retry.model_copy(update=retry),
         }
     )
+
+
+def _wire(http: "HttpConfig") -> "AsyncWire":
+    """A wire over aiohttp, for half the processor time of the default one, which sends what aiohttp cannot."""
+    has_socks = any(url.lower().startswith("socks") for url in proxies_of(http).urls)
+    if http.http2 or has_socks or find_spec("aiohttp") is None:
+        return AsyncWireByFamily(http)
+    return wires.aiohttp(http)
 
 
 def _check_base(options: Options, signed: list[Layer]) -> None:

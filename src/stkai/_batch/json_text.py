@@ -19,6 +19,10 @@ _UNSAFE: Final = re.compile("[\n\r\x7f-\x9f\u2028\u2029]")
 
 _STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
 _COLON: Final = re.compile(r"[ \t\n\r]*:")
+_OPENING: Final = re.compile(r"[ \t\n\r]*\{")
+_NAME_OF_MEMBER: Final = re.compile(r'[ \t\n\r]*("(?:[^"\\\x00-\x1f]|\\.)*")[ \t\n\r]*:[ \t\n\r]*')
+_COMMA: Final = re.compile(r"[ \t\n\r]*,")
+_CLOSING: Final = re.compile(r"[ \t\n\r]*\}[ \t\n\r]*")
 _PLACEHOLDER: Final = re.compile(r"\{([^{}\n]{1,200})\}")
 _NAME: Final = re.compile(r"[\w.-]+")
 """In braces, this is always a placeholder; any other text only if it is a column or a member of the line."""
@@ -69,19 +73,21 @@ def parse(text: str) -> Part:
 
 def members(text: str) -> dict[str, Part] | None:
     """The members of a JSON object, the last one of duplicates; None for any other JSON."""
-    if not isinstance(parse(text).value, dict):
-        return None
     found: dict[str, Part] = {}
-    place = _skip(text, text.index("{") + 1)
-    while text[place] != "}":
-        name, place = _scan(text, place)
-        start = _skip(text, _skip(text, place) + 1)  # After the colon.
-        value, place = _scan(text, start)
-        found[name] = Part(value, text[start:place])
-        place = _skip(text, place)
-        if text[place] == ",":
-            place = _skip(text, place + 1)
-    return found
+    end, before = 0, _OPENING.match(text)
+    while before is not None:
+        name = _NAME_OF_MEMBER.match(text, before.end())
+        if name is None:
+            break
+        start, written = name.end(), name[1]
+        key = _scan(text, name.start(1))[0] if "\\" in written else written[1:-1]
+        value, end = _scan(text, start)
+        found[key] = Part(value, text[start:end])
+        before = _COMMA.match(text, end)
+    if before is None and found and _CLOSING.fullmatch(text, end) is not None:
+        return found
+    # It is empty, or no object, or no JSON, which raises.
+    return {} if parse(text).value == {} else None
 
 
 def _scan(text: str, place: int) -> tuple[Any, int]:

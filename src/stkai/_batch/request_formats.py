@@ -11,13 +11,16 @@ from typing import Any, Final
 
 import httpx
 
-from .._headers import default_headers
+from .._headers import Fields, headers_of, with_fields
 from .._urls import absolute_url
 from .json_text import Part, Template, members
 
 _ABSOLUTE: Final = re.compile(r"https?://", re.IGNORECASE)
 _OTHER_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_OWN: Final = frozenset({b"idempotency-key", b"authorization"})
+"""Headers that are not the same in all requests."""
+
 _BODILESS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 
 Values = Mapping[str, Part]
@@ -41,15 +44,18 @@ class Target:
 
     def request(self, idempotency_key: str, extensions: dict[str, Any]) -> httpx.Request:
         """The request, with the default headers."""
-        headers = [*default_headers(), (b"Idempotency-Key", idempotency_key.encode())]
-        if self.content is not None:
-            headers.append((b"Content-Type", b"application/json"))
         url = self.url
+        own = [(b"Idempotency-Key", b"idempotency-key", idempotency_key.encode())]
         if url.userinfo:  # As httpx's own clients send it (RFC 7617).
             credentials = b64encode(f"{url.username}:{url.password}".encode())
-            headers.append((b"Authorization", b"Basic " + credentials))
+            own.append((b"Authorization", b"authorization", b"Basic " + credentials))
             url = url.copy_with(userinfo=b"")
-        return httpx.Request(self.method, url, headers=headers, content=self.content, extensions=extensions)
+        headers = with_fields(headers_of(self.method, url, None, self.content), Fields(_OWN, tuple(own)))
+        # With a stream, httpx does not look again for what the headers lack.
+        stream = httpx.ByteStream(self.content or b"")
+        request = httpx.Request(self.method, url, headers=headers, stream=stream, extensions=extensions)
+        request.read()
+        return request
 
 
 def values_of(raw: bytes) -> Values | None:

@@ -1,30 +1,30 @@
-"""One request and its answer on a connection of aiohttp's: what is written, what is read, and the errors.
+"""A connection of aiohttp's, and the answer that is read from it.
 
-h11, httpx's own protocol library, checks and writes the requests, so that both wires send the same bytes and refuse the
-same requests. Every error is the one that httpx's own wire raises in the same case.
+Every error is the one that httpx's own wire raises in the same case.
 """
 
 import asyncio
 import select
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 import aiohttp
-import h11
 import httpx
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.http_writer import StreamWriter
 
 from .._errors import describe
-from .._families import adopt, alike
+from .._families import adopt
 
 BUFFER: Final = 65_536
 """Bytes that are collected before they are written, and that are read ahead."""
 
 LONGEST: Final = 102_400
 """Bytes of a head, as in httpcore."""
+
+NOT_READ: Final = (aiohttp.ClientError, HttpProcessingError, OSError)
+"""The errors of an answer that does not come, or not whole."""
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
 
@@ -43,6 +43,8 @@ class Connection(ResponseHandler):
     awaits_head = False
     head_left: int | None = None
     broken_by: BaseException | None = None
+    _expires: float | None = None
+    """When the time limit for reading ends, in seconds of the loop's clock."""
 
     def is_alive(self) -> bool:
         """Whether it can carry another request: it is open, and nothing has arrived that the loop has not seen yet.
@@ -56,9 +58,15 @@ class Connection(ResponseHandler):
         except (OSError, ValueError):  # It was closed underneath.
             return False
 
+    def drop(self) -> None:
+        """Close at once. aiohttp's `close` first sends what is left of a request, however long the server takes."""
+        if self.transport is not None:
+            self.transport.abort()
+        self.close()
+
     def data_received(self, data: bytes) -> None:
         if self.idle_since is not None:
-            self.close()
+            self.drop()
             return
         if self.awaits_head:
             # In two steps: what follows the answer and is not HTTP must not take the answer with it.
@@ -75,13 +83,45 @@ class Connection(ResponseHandler):
             self.head_left = None if self._buffer else self.head_left - len(data)
             if self.head_left is not None and self.head_left < 0 and self.exception() is None:
                 self.set_exception(HttpProcessingError(message=f"its head is longer than {LONGEST} bytes"))
-        error, payload = self.exception(), self._payload
+        if self._exception is not None:
+            self._end_body(self._exception)
+
+    def _end_body(self, error: BaseException) -> None:
+        """Tell the reader of a body that cannot be parsed; aiohttp leaves it waiting for more."""
+        payload = self._payload
         if isinstance(error, HttpProcessingError) and payload is not None and not payload.is_eof():
-            payload.set_exception(error)  # aiohttp leaves the reader of a body waiting for more.
+            payload.set_exception(error)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.broken_by = exc
         super().connection_lost(exc)
+        if self._read_timeout_handle is not None:
+            self._read_timeout_handle.cancel()
+
+    # aiohttp sets a timer several times per answer, and cancels each. Here one timer serves until it runs out.
+
+    def _reschedule_timeout(self) -> None:
+        if not self._read_timeout:
+            self._expires = None
+            return
+        self._expires = self._loop.time() + self._read_timeout
+        timer = self._read_timeout_handle
+        if timer is not None and timer.when() > self._expires:
+            timer.cancel()
+            timer = None
+        self._read_timeout_handle = timer or self._loop.call_at(self._expires, self._on_read_timeout)
+
+    def _drop_timeout(self) -> None:
+        self._expires = None
+
+    def _on_read_timeout(self) -> None:
+        self._read_timeout_handle = None
+        if self._expires is None:
+            return
+        if self._loop.time() < self._expires:
+            self._read_timeout_handle = self._loop.call_at(self._expires, self._on_read_timeout)
+        else:
+            super()._on_read_timeout()
 
 
 class Body(httpx.AsyncByteStream):
@@ -102,11 +142,13 @@ class Body(httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         if self._payload is None:
             return
-        with reading(self._connection, self._request):
+        try:
             while data := await self._next():
                 yield data
             if self.ends_with_connection and self._connection.broken_by is not None:
                 raise self._connection.broken_by
+        except NOT_READ as error:
+            raise unreadable(error, self._connection, self._request) from error
         self._whole = True
 
     async def _next(self) -> bytes:
@@ -122,84 +164,9 @@ class Body(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         connection = self._connection
         if not self._whole or connection.should_close or not connection.is_connected():
-            connection.close()
+            connection.drop()
         elif connection.idle_since is None:
             connection.idle_since = asyncio.get_running_loop().time()
-
-
-class RequestWriter:
-    """A request as h11 writes it.
-
-    Args:
-        forwarding: headers for the proxy that carries the request in the clear, or None.
-
-    Raises:
-        httpx.LocalProtocolError: the method, the target or a header is not legal.
-    """
-
-    def __init__(self, request: httpx.Request, forwarding: Mapping[str, str] | None) -> None:
-        self._request = request
-        self._machine = h11.Connection(h11.CLIENT)
-        target = request.extensions.get("target", request.url.raw_path)
-        headers = request.headers.raw
-        if forwarding is not None:
-            target = b"%s://%s%s" % (request.url.raw_scheme, request.url.netloc, target)
-            names = {name.lower() for name, _ in headers}
-            added = [(name.encode(), value.encode()) for name, value in forwarding.items()]
-            headers = [pair for pair in added if pair[0].lower() not in names] + headers
-        with _refusing(request):
-            head = h11.Request(method=request.method.encode(), target=target, headers=headers)
-            self._pending = self._machine.send(head) or b""
-
-    async def write_to(self, connection: Connection, seconds: float | None) -> None:
-        """Send head and body. If the server stops listening, the rest is dropped: it may have answered already."""
-        loop = asyncio.get_running_loop()
-        output = StreamWriter(connection, loop)
-        request = self._request
-        assert isinstance(request.stream, alike(httpx.AsyncByteStream))
-        # A body that waits for something lets the loop run, which then sends what there is.
-        may_wait = not isinstance(request.stream, alike(httpx.ByteStream))
-        try:
-            with _refusing(request):
-                if may_wait:
-                    loop.call_soon(self._write_pending, connection)
-                async for data in request.stream:
-                    if may_wait and not self._pending:
-                        loop.call_soon(self._write_pending, connection)
-                    self._pending += self._machine.send(h11.Data(data=data)) or b""
-                    if len(self._pending) >= BUFFER:
-                        await self._flush(connection, output, seconds)
-                self._pending += self._machine.send(h11.EndOfMessage()) or b""
-                await self._flush(connection, output, seconds)
-        except _NotListeningError:
-            return
-
-    def _write_pending(self, connection: Connection) -> bool:
-        """Write what has been collected; returns whether the server still listens."""
-        transport, data = connection.transport, self._pending
-        if transport is None or transport.is_closing():
-            return False
-        self._pending = b""
-        if data:
-            transport.write(data)
-        return True
-
-    async def _flush(self, connection: Connection, output: StreamWriter, seconds: float | None) -> None:
-        if not self._write_pending(connection):
-            raise _NotListeningError
-        if not connection.writing_paused:
-            return
-        try:
-            async with asyncio.timeout(seconds):
-                await output.drain()
-        except TimeoutError as error:
-            raise error_for(httpx.WriteTimeout, "", self._request) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise _NotListeningError from error
-
-
-class _NotListeningError(Exception):
-    """The server has closed its side while the request was being written."""
 
 
 class NetworkStream:
@@ -234,15 +201,6 @@ def error_for(kind: type[httpx.RequestError], message: str, request: httpx.Reque
 
 
 @contextmanager
-def _refusing(request: httpx.Request) -> Iterator[None]:
-    """Turn h11's refusal to write something illegal into httpx's error."""
-    try:
-        yield
-    except h11.LocalProtocolError as error:
-        raise error_for(httpx.LocalProtocolError, str(error), request) from error
-
-
-@contextmanager
 def connecting(request: httpx.Request) -> Iterator[None]:
     """Turn the errors of a connection that could not be opened into httpx's."""
     try:
@@ -259,24 +217,18 @@ def connecting(request: httpx.Request) -> Iterator[None]:
         raise error_for(httpx.ConnectError, str(error), request) from error
 
 
-@contextmanager
-def reading(connection: Connection, request: httpx.Request) -> Iterator[None]:
-    """Turn the errors of an answer that did not come, or not whole, into httpx's."""
-    try:
-        yield
-    except TimeoutError as error:  # aiohttp's SocketTimeoutError is one as well.
-        raise error_for(httpx.ReadTimeout, "", request) from error
-    except aiohttp.ServerDisconnectedError as error:
-        raise error_for(
+def unreadable(error: Exception, connection: Connection, request: httpx.Request) -> httpx.RequestError:
+    """httpx's error for an answer that did not come, or not whole, which is one of `NOT_READ`."""
+    if isinstance(error, TimeoutError):  # aiohttp's SocketTimeoutError is one as well.
+        return error_for(httpx.ReadTimeout, "", request)
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return error_for(
             httpx.RemoteProtocolError, "Server disconnected without sending a response.", request
-        ) from error
-    except aiohttp.ClientPayloadError as error:
+        )
+    if isinstance(error, aiohttp.ClientPayloadError):
         kind = httpx.RemoteProtocolError if connection.broken_by is None else httpx.ReadError
-        raise error_for(kind, "peer closed connection before the whole body had arrived", request) from error
-    except HttpProcessingError as error:
+        return error_for(kind, "peer closed connection before the whole body had arrived", request)
+    if isinstance(error, HttpProcessingError):
         reason = " ".join(error.message.split())  # aiohttp draws where the fault is, on lines of its own.
-        raise error_for(
-            httpx.RemoteProtocolError, f"the answer is not valid HTTP: {reason}", request
-        ) from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise error_for(httpx.ReadError, str(error), request) from error
+        return error_for(httpx.RemoteProtocolError, f"the answer is not valid HTTP: {reason}", request)
+    return error_for(httpx.ReadError, str(error), request)

@@ -39,10 +39,10 @@ def default_wire(config: "HttpConfig | None" = None, family: Family = HTTPX) -> 
 
     def make(options: dict[str, Any]) -> httpx.BaseTransport:
         if config.http2:
-            return Multiplexed(lambda: family.HTTPTransport(**options), family)
+            return Multiplexed(lambda: mended(family.HTTPTransport(**options)), family)
         one, limits = _for_one(family, options), options["limits"]
         family.HTTPTransport(**one).close()  # An unusable proxy, for example, fails here.
-        return ConnectionPool(lambda: family.HTTPTransport(**one), limits, family)
+        return ConnectionPool(lambda: mended(family.HTTPTransport(**one)), limits, family)
 
     direct = make(options)
     proxied = through(proxies, lambda proxy: make({"proxy": proxy, **options}), options["verify"], family)

@@ -1,30 +1,34 @@
 """Mends connections of httpcore.
 
-It closes an async connection whose TLS handshake fails, but not one whose handshake is cancelled. Some errors of TLS
-pass through it as they are, so that they are none of httpx's; others lose their message. And it takes bytes that have
+It closes an async connection whose TLS handshake fails, but not one whose handshake is cancelled. Some errors pass
+through it as they are, so that they are none of httpx's; others lose their message. And it takes bytes that have
 arrived behind an answer for the answer to the next request.
 """
 
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from ssl import SSLError
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
 from .._errors import causes
 from .._event_loops import anyio
+from .._families import alike
+
+Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 
 
-def mended(transport: httpx.AsyncHTTPTransport) -> httpx.AsyncHTTPTransport:
-    """The same transport, whose connections are made through a `Network`."""
-    pool: Any = transport._pool  # noqa: SLF001 - httpx takes no network backend, and httpcore does
-    pool._network_backend = Network(pool._network_backend, sys.modules[_package(pool)])  # noqa: SLF001
+def mended(transport: Transport) -> Transport:
+    """The same transport, whose connections are made through a `Network`; unchanged if httpcore has become another."""
+    pool: Any = getattr(transport, "_pool", None)
+    backend = getattr(pool, "_network_backend", None)
+    errors = sys.modules.get(type(pool).__module__.partition(".")[0])
+    if hasattr(backend, "connect_tcp") and hasattr(errors, "ConnectError"):
+        network = Network if isinstance(transport, alike(httpx.HTTPTransport)) else AsyncNetwork
+        pool._network_backend = network(backend, errors)  # noqa: SLF001 - httpx takes no network backend
     return transport
-
-
-def _package(thing: object) -> str:
-    return type(thing).__module__.partition(".")[0]
 
 
 class Network:
@@ -34,6 +38,19 @@ class Network:
         backend: makes the connections.
         errors: httpcore, or the version of it that httpx2 uses.
     """
+
+    def __init__(self, backend: Any, errors: Any) -> None:
+        self._backend, self._errors = backend, errors
+        self.sleep, self.connect_unix_socket = backend.sleep, backend.connect_unix_socket
+
+    def connect_tcp(self, *args: Any, **options: Any) -> Any:
+        """A connection to a host."""
+        with _connecting(self._errors):
+            return self._backend.connect_tcp(*args, **options)
+
+
+class AsyncNetwork:
+    """The async version."""
 
     def __init__(self, backend: Any, errors: Any) -> None:
         self._backend, self._errors = backend, errors
@@ -48,15 +65,26 @@ class Network:
         return await self._connected(self._backend.connect_unix_socket(*args, **options))
 
     async def _connected(self, connecting: Awaitable[Any]) -> "Stream":
-        try:
+        with _connecting(self._errors):
             return Stream(await connecting, self._errors)
-        except Exception as error:
-            explain(error)
-            raise
+
+
+@contextmanager
+def _connecting(errors: Any) -> Iterator[None]:
+    """Turn what a redirect to an impossible host or port raises into an error of httpcore's."""
+    try:
+        yield
+    except ExceptionGroup as group:  # anyio collects what it gets for each address.
+        raise errors.ConnectError(str(group.exceptions[0])) from group.exceptions[0]
+    except (ValueError, OverflowError) as error:
+        raise errors.ConnectError(str(error)) from error
+    except Exception as error:
+        explain(error)
+        raise
 
 
 class Stream:
-    """A connection; for the arguments, see `Network`."""
+    """A connection; on asyncio or trio; for the arguments, see `Network`."""
 
     _broken_by = ""
     """What a write failed with: httpcore then reads, for there may be an answer, and the next error says nothing."""

@@ -2,8 +2,7 @@
 
 aiohttp's client session is not used: it resends idempotent requests, keeps cookies, adds headers, and reports a
 connection that breaks as if nothing had been sent. Its connector opens the connections (addresses, TLS, proxies) and
-its parser, written in C, reads the answers. h11, httpx's own protocol library, checks and writes the requests, so
-that both wires send the same bytes and refuse the same requests.
+its parser, written in C, reads the answers. The requests are those that httpx's own wire sends, byte for byte.
 """
 
 import asyncio
@@ -27,18 +26,19 @@ from .._urls import DEFAULT_PORTS, WEB
 from .aiohttp_exchange import (
     BUFFER,
     LONGEST,
+    NOT_READ,
     Body,
     Connection,
     NetworkStream,
-    RequestWriter,
     connecting,
     error_for,
-    reading,
+    unreadable,
 )
 from .default import context_of, limits_of, proxies_of, through
 from .lifetimes import WirePerLoop
 from .pool import AsyncConnectionPool
 from .proxies import AsyncProxyRouter
+from .request_writer import RequestWriter
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
@@ -122,7 +122,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
             await writer.write_to(connection, timeouts.get("write"))
             return await self._receive(connection, request, timeouts.get("read"))
         except BaseException:
-            connection.close()
+            connection.drop()
             raise
 
     def _forwarding_headers(self, request: httpx.Request) -> Mapping[str, str] | None:
@@ -141,7 +141,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         if fresh and self._place == _place(request) and connection.is_alive():
             connection.idle_since = None
             return connection
-        connection.close()
+        connection.drop()
         self._connection = None
         return None
 
@@ -170,13 +170,15 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         self, connection: Connection, request: httpx.Request, seconds: float | None
     ) -> httpx.Response:
         connection.read_timeout = seconds
-        with reading(connection, request):
-            while True:
-                connection.start_timeout()  # aiohttp stops it after each head, also of a 103.
-                connection.head_left = LONGEST
+        while True:
+            connection.start_timeout()  # aiohttp stops it after each head, also of a 103.
+            connection.head_left = LONGEST
+            try:
                 message, payload = await connection.read()
-                if message.code not in _INFORMATIONAL or message.code == _SWITCHING:
-                    break
+            except NOT_READ as error:
+                raise unreadable(error, connection, request) from error
+            if message.code not in _INFORMATIONAL or message.code == _SWITCHING:
+                break
         connection.head_left = None
         reason = _why_unreadable(message)
         if reason is not None:
@@ -205,9 +207,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None and connection.transport is not None:
-            # There is nothing left to send, and TLS would wait for the server to close its side.
-            connection.transport.abort()
-            connection.close()
+            connection.drop()
             await asyncio.sleep(0)  # The loop may end next, and must have closed the socket by then.
 
 

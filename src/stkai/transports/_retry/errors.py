@@ -36,7 +36,8 @@ _BREAKS: Final = ("peer closed connection", "disconnected", "ConnectionTerminate
 def is_hopeless(error: BaseException) -> bool:
     """Whether a retry would fail in the same way.
 
-    A bad certificate, credentials that a proxy rejects, a host that does not exist, HTTP on a TLS port or the reverse.
+    A bad certificate, credentials that a proxy rejects, a host or port that does not exist or cannot be, HTTP on a TLS
+    port or the reverse.
     """
     if isinstance(error, alike(httpx.ProxyError)):
         return re.match(_PROXY_REFUSES, str(error), re.IGNORECASE) is not None
@@ -45,7 +46,7 @@ def is_hopeless(error: BaseException) -> bool:
     for below in causes(error):
         if isinstance(below, socket.gaierror):
             return below.errno != socket.EAI_AGAIN
-        if isinstance(below, ssl.SSLCertVerificationError):
+        if isinstance(below, ssl.SSLCertVerificationError | UnicodeError | OverflowError):
             return True
         # aiohttp's SSL errors are among them; they have no reason of their own, but their cause has.
         if isinstance(below, ssl.SSLError) and (reason := getattr(below, "reason", None)) is not None:
