@@ -16,19 +16,43 @@ import httpx
 from .._errors import causes
 from .._event_loops import anyio
 from .._families import alike
+from .socks import AsyncSocks, Socks
 
 Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 
 
+def transport_of(kind: type[Transport], **options: Any) -> Transport:
+    """A transport of httpx whose connections are made here; its own, if httpcore's private parts have other names.
+
+    Args:
+        kind: its class.
+        options: its arguments.
+    """
+    proxy = options.get("proxy")
+    if proxy is None or not proxy.url.scheme.startswith("socks"):
+        return mended(kind(**options))
+    direct = kind(**{**options, "proxy": None})
+    return direct if _mend(direct, proxy) else kind(**options)
+
+
 def mended(transport: Transport) -> Transport:
-    """The same transport, whose connections are made through a `Network`; unchanged if httpcore has become another."""
-    pool: Any = getattr(transport, "_pool", None)
+    """The same transport, whose connections are made through a `Network`."""
+    _mend(transport, None)
+    return transport
+
+
+def _mend(transport: Any, proxy: httpx.Proxy | None) -> bool:
+    pool = getattr(transport, "_pool", None)
     backend = getattr(pool, "_network_backend", None)
     errors = sys.modules.get(type(pool).__module__.partition(".")[0])
-    if hasattr(backend, "connect_tcp") and hasattr(errors, "ConnectError"):
-        network = Network if isinstance(transport, alike(httpx.HTTPTransport)) else AsyncNetwork
-        pool._network_backend = network(backend, errors)  # noqa: SLF001 - httpx takes no network backend
-    return transport
+    if not hasattr(backend, "connect_tcp") or not hasattr(errors, "ConnectError"):
+        return False
+    is_sync = isinstance(transport, alike(httpx.HTTPTransport))
+    network: Any = (Network if is_sync else AsyncNetwork)(backend, errors)
+    if proxy is not None:
+        network = (Socks if is_sync else AsyncSocks)(network, errors, proxy)
+    pool._network_backend = network  # type: ignore[union-attr] # noqa: SLF001 - httpx takes no network backend
+    return True
 
 
 class Network:

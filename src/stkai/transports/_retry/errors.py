@@ -10,7 +10,7 @@ import httpx
 from ..._errors import causes
 from ..._families import alike
 
-_PROXY_REFUSES: Final = r"4(?!08|29)\d\d\b|.*(username|password|credential|auth)"
+_PROXY_REFUSES: Final = r"4(?!08|29)\d\d\b|.*(username|password|credential|auth|rules)"
 """What httpx's ProxyError says if the proxy wants other credentials, or rejects us altogether.
 
 408 and 429 on CONNECT are about this moment, as from any server."""

@@ -1,0 +1,200 @@
+"""What a SOCKS5 proxy may do, and what it is told."""
+
+import gc
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+import stkai
+from stkai import HttpConfig, RetryPolicy
+from stkai._wire.default import default_async_wire, default_wire
+from stkai._wire.socks import RefusedError, steps
+
+from ..support.secrecy import shown_by
+from ..support.world import NAMES, World
+from .raw import WHOLE
+
+pytestmark = pytest.mark.worlds(*NAMES)
+
+CONNECTED = b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00"
+CLOSES = b""
+
+
+class Scripted:
+    """A proxy that answers whatever it is told with these bytes, one answer for each message.
+
+    Attributes:
+        url: where it listens, with credentials.
+        heard: all that it was told.
+        open: how many connections are open.
+    """
+
+    def __init__(self, *answers: bytes, drips: bool = False) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._answers, self._drips = answers, drips
+        self.url = f"socks5://me:secret@127.0.0.1:{self._listener.getsockname()[1]}"
+        self.heard: list[bytes] = []
+        self.open = self.connections = 0
+
+    def run(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self.open += 1
+                self.connections += 1
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, suppress(OSError):
+            client.settimeout(10)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+            for answer in self._answers:
+                self.heard.append(client.recv(65_536))
+                if answer == CLOSES:
+                    break
+                for part in [answer[n : n + 1] for n in range(len(answer))] if self._drips else [answer]:
+                    client.sendall(part)
+            else:
+                while client.recv(65_536):
+                    pass
+        self.open -= 1
+
+    def stop(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+Start = Callable[..., Scripted]
+
+
+@pytest.fixture
+def proxy() -> Iterator[Start]:
+    """Starts proxies; meanwhile the garbage collector closes nothing."""
+    started: list[Scripted] = []
+
+    def start(*answers: bytes, drips: bool = False) -> Scripted:
+        started.append(Scripted(*answers, drips=drips))
+        threading.Thread(target=started[-1].run, daemon=True).start()
+        return started[-1]
+
+    gc.disable()
+    try:
+        yield start
+    finally:
+        gc.enable()
+        for each in started:
+            each.stop()
+
+
+def client_of(world: World, proxy: Scripted, timeout: float = 5.0) -> Any:
+    make: Any = default_async_wire if world.is_async else default_wire
+    build: Any = stkai.build_async_transport if world.is_async else stkai.build_transport
+    wire = make(HttpConfig(proxy=proxy.url))
+    retry = RetryPolicy(1, initial_delay=0)
+    return world.client(
+        build(auth=None, rate_limit=None, retry=retry, listener=[], transport=wire), timeout=timeout
+    )
+
+
+@pytest.mark.parametrize(
+    "answers", [(b"\x05\x02", b"\x01\x00"), (b"\x05\x00",)], ids=["with login", "without"]
+)
+async def test_replies_may_arrive_byte_by_byte_and_the_proxy_may_want_no_login(
+    world: World, proxy: Start, answers: tuple[bytes, ...]
+) -> None:
+    scripted = proxy(*answers, CONNECTED, WHOLE, WHOLE, drips=True)
+    client = client_of(world, scripted)
+    for _ in range(2):
+        assert (await world.call(client.get, "http://upstream.example:81/")).content == b"body"
+    assert scripted.heard[0] == b"\x05\x02\x00\x02"
+    assert scripted.heard[len(answers)] == b"\x05\x01\x00\x03\x10upstream.example\x00\x51"
+    assert (b"\x01\x02me\x06secret" in scripted.heard) == (len(answers) == 2)
+    assert scripted.connections == 1
+    await world.close(client)
+    await world.until(lambda: scripted.open == 0)
+
+
+REFUSALS = {
+    "no method": ((b"\x05\xff",), "credentials", 1),
+    "a wrong login": ((b"\x05\x02", b"\x01\x01"), "rejects the user name", 1),
+    "its rules": ((b"\x05\x00", b"\x05\x02\x00\x01"), "rules", 1),
+    "a host that is down": ((b"\x05\x00", b"\x05\x04\x00\x01"), "host cannot be reached", 2),
+    "another code": ((b"\x05\x00", b"\x05\x63\x00\x01"), "code 99", 2),
+    "another protocol": ((b"HTTP/1.1 400 Bad Request\r\n\r\n",), "does not speak SOCKS5", 2),
+    "an end": ((CLOSES,), "closed", 2),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+async def test_a_refusal_is_a_proxy_error_that_says_why_and_leaves_nothing_open(
+    world: World, proxy: Start, name: str
+) -> None:
+    answers, why, attempts = REFUSALS[name]
+    scripted = proxy(*answers)
+    client = client_of(world, scripted, timeout=5.0)
+    with pytest.raises(httpx.ProxyError, match=why) as caught:
+        await world.call(client.get, "https://upstream.example/")
+    assert "secret" not in shown_by(caught.value, own=__file__)
+    assert scripted.connections == attempts
+    await world.until(lambda: scripted.open == 0)
+    await world.close(client)
+
+
+@pytest.mark.real_time
+async def test_a_proxy_that_says_nothing_is_a_connect_timeout(world: World, proxy: Start) -> None:
+    scripted = proxy()
+    client = client_of(world, scripted, timeout=0.1)
+    with pytest.raises(httpx.ConnectTimeout, match="did not answer in time"):
+        await world.call(client.post, "http://upstream.example/")
+    assert scripted.connections == 2, "nothing was sent"
+    await world.until(lambda: scripted.open == 0)
+    await world.close(client)
+
+
+@pytest.mark.worlds("asyncio", "trio")
+async def test_a_task_cancelled_while_it_waits_for_the_proxy_leaves_nothing_open(
+    world: World, proxy: Start
+) -> None:
+    scripted = proxy(b"\x05\x02")
+    client = client_of(world, scripted)
+    async with anyio.create_task_group() as group:
+        group.start_soon(client.get, "http://upstream.example/")
+        await world.until(lambda: bool(scripted.heard))
+        group.cancel_scope.cancel()
+    await world.until(lambda: scripted.open == 0)
+    await world.close(client)
+
+
+@pytest.mark.worlds("sync")
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("192.0.2.7", b"\x01\xc0\x00\x02\x07"),
+        ("2001:db8::1", b"\x04\x20\x01\x0d\xb8" + bytes(11) + b"\x01"),
+        ("xn--bcher-kva.example", b"\x03\x15xn--bcher-kva.example"),
+    ],
+)
+async def test_addresses_are_sent_as_such_and_names_as_names(world: World, host: str, said: bytes) -> None:
+    talk = steps(httpx.Proxy("socks5://127.0.0.1:1080"), host, 443)
+    assert next(talk) == b"\x05\x01\x00"
+    assert next(talk) == 2
+    assert talk.send(b"\x05\x00") == b"\x05\x01\x00" + said + b"\x01\xbb"
+    assert next(talk) == 4
+    assert talk.send(b"\x05\x00\x00\x03") == 1
+    assert talk.send(b"\x09") == 11, "a name of nine characters, and a port"
+
+
+@pytest.mark.worlds("sync")
+async def test_a_login_that_nobody_has_is_refused(world: World) -> None:
+    talk = steps(httpx.Proxy("socks5://127.0.0.1:1080"), "upstream.example", 443)
+    next(talk)
+    next(talk)
+    with pytest.raises(RefusedError, match="credentials"):
+        talk.send(b"\x05\x02")
