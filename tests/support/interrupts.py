@@ -4,10 +4,15 @@ import dis
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
+
+import stkai
+
+_LIBRARY = str(Path(stkai.__file__).parent)
 
 needs_opcodes = pytest.mark.skipif(
     sys.version_info >= (3, 12), reason="from 3.12 on, not all opcodes are reported"
@@ -33,7 +38,7 @@ class Interrupt:
 
     def trace(self, frame: FrameType, _event: str, _argument: Any) -> Any:
         name = frame.f_code.co_filename
-        if "tests" in name or not any(place in name for place in self._places):
+        if not name.startswith(_LIBRARY) or not any(place in name for place in self._places):
             return None
         frame.f_trace_opcodes, before = True, ""
 
