@@ -10,7 +10,7 @@ import anyio
 import httpx
 import pytest
 
-from stkai import AimdLimiter, AllOf, InFlight, TokenBucket
+from stkai import AimdLimiter, TokenBucket
 from stkai.stores import Ask, Lease, MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Context, RateChange, Run, Turn, limiter
@@ -176,19 +176,6 @@ def test_what_a_crowd_has_leased_and_does_not_use_goes_to_the_others_at_once(eve
 
     event_loop.run(main())
     assert team.sent[-1] - team.sent[2] < 0.1
-
-
-def test_a_share_beside_a_limit_in_flight_wastes_no_permit(event_loop: World) -> None:
-    team = Team(50.0, make=lambda bucket: AllOf(bucket, InFlight(2)))
-
-    async def main() -> None:
-        async with anyio.create_task_group() as group:
-            for member in (0, 1):
-                for _ in range(4):
-                    group.start_soon(team.send_until, member, 3.0)
-
-    event_loop.run(main())
-    assert min(team.per_second(1, 3)) >= GOAL * 50
 
 
 def test_those_behind_waiters_that_oversleep_ask_again_after_milliseconds() -> None:

@@ -1,8 +1,6 @@
 """A custom limiter of twenty lines works wherever one of ours does, sync and async."""
 
 import math
-import threading
-from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -18,7 +16,6 @@ from stkai import (
     DeadlineExceededError,
     InFlight,
     Limiter,
-    PerHost,
     RateChanged,
     RequestOptions,
     RetryPolicy,
@@ -27,47 +24,15 @@ from stkai import (
     TokenBucket,
 )
 from stkai.testing import FakeClock
-from stkai.transports import Answer, AsyncLimiterTransport, LimiterTransport, RateChange, Turn, limiter, retry
+from stkai.transports import Answer, AsyncLimiterTransport, LimiterTransport, Turn, limiter, retry
 
+from ...support.gap_limiter import Gap
 from ...support.heard import CALL, Heard
 from ...support.ids import spelled
 from ...support.wire import Wire
 from ...support.world import World
 
 URL = "https://api.example.com/v1"
-
-
-class Gap:
-    """From the documentation: leaves a gap between two requests, and doubles it after a 429."""
-
-    methods: Collection[str] = frozenset({"POST"})
-
-    def __init__(self, seconds: float, max_wait_time: float | None = None) -> None:
-        self.seconds, self.max_wait_time = seconds, max_wait_time
-        self.last, self.due = -seconds, dict[Turn, float]()
-        self.lock = threading.Lock()
-
-    def ask(self, turn: Turn, now: float) -> float:
-        with self.lock:
-            if turn not in self.due:
-                self.last = self.due[turn] = max(now, self.last + self.seconds)
-            wait = self.due[turn] - now
-            if wait <= 0:
-                del self.due[turn]
-            return max(0.0, wait)
-
-    def leave(self, turn: Turn, now: float) -> None:
-        with self.lock:
-            self.due.pop(turn, None)
-
-    def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
-        if not answer.is_refusal:
-            return None
-        self.seconds *= 2
-        return RateChange(2 / self.seconds, 1 / self.seconds, "too many requests")
-
-    def settle(self, turn: Turn, cost: float, now: float) -> None:
-        pass
 
 
 class Derived(Limiter):
@@ -141,14 +106,6 @@ async def test_a_method_that_a_derived_class_overrides_is_called_for_every_reque
         response = await world.send(transport, httpx.Request("POST", URL))
         await world.read(response)
     assert len(seen) == len(set(seen)) == 3
-
-
-async def test_a_derived_class_only_needs_ask(world: World) -> None:
-    transport = world.build(StackBuilder((limiter(Derived()),)), Wire(200, 500, httpx.ReadError("reset")))
-    for _ in range(2):
-        await world.send(transport, httpx.Request("POST", URL))
-    with pytest.raises(httpx.ReadError):
-        await world.send(transport, httpx.Request("POST", URL))
 
 
 @pytest.mark.parametrize("other", OTHERS, ids=spelled)
@@ -239,152 +196,6 @@ async def test_an_ask_that_returns_no_wait_is_an_error_and_nothing_is_sent(world
     with pytest.raises(ConfigurationError, match=r"Wrong\.ask must return 0\.0 to let a request go"):
         await world.send(transport, httpx.Request("POST", URL))
     assert (wire.requests, policy.left) == ([], 1)
-
-
-# One per host
-
-
-async def test_each_origin_gets_its_own_limiter_when_it_is_first_seen(world: World) -> None:
-    made: list[str] = []
-
-    def make(origin: str) -> Gap:
-        made.append(origin)
-        return Gap(10.0)
-
-    clock, policy = FakeClock(), PerHost(make)
-    transport = world.build(StackBuilder((limiter(policy),), clock=clock), Wire(lambda _: 200))
-    assert (made, len(policy)) == ([], 0)
-    urls = [
-        "https://api.example.com/v1",
-        "https://API.example.com:443/v2?key=secret",
-        "https://other.example.com",
-        "http://api.example.com/",
-        "https://api.example.com:8443/",
-    ]
-    for url in urls:
-        await world.send(transport, httpx.Request("POST", url))
-    assert made == [
-        "https://api.example.com",
-        "https://other.example.com",
-        "http://api.example.com",
-        "https://api.example.com:8443",
-    ]
-    assert len(policy) == 4
-    assert clock.sleeps == [10.0], "only the second waits for the first"
-
-
-async def test_the_builders_accept_it(world: World) -> None:
-    for build in builders(world):
-        policy = PerHost(lambda _: TokenBucket(10, 1.0))
-        built = build(auth=None, rate_limit=policy, transport=Wire(lambda _: 200), clock=FakeClock())
-        client = world.client(built) if hasattr(built, "inner") else built
-        await world.call(client.post, URL)
-        assert len(policy) == 1
-        await world.close(client)
-
-
-async def test_its_limiters_have_their_own_rates_and_limits(world: World) -> None:
-    clock = FakeClock()
-    policy = PerHost(lambda origin: TokenBucket(1, 10.0, max_wait_time=None if "patient" in origin else 1.0))
-    transport = world.build(StackBuilder((limiter(policy),), clock=clock), Wire(lambda _: 200))
-    for host in ("patient", "patient", "hasty"):
-        await world.send(transport, httpx.Request("POST", f"https://{host}.example.com/"))
-    with pytest.raises(TokenAcquisitionTimeoutError):
-        await world.send(transport, httpx.Request("POST", "https://hasty.example.com/"))
-
-
-@pytest.mark.parametrize("make", [None, 7, TokenBucket(1, 1), "adaptive"], ids=spelled)
-def test_something_other_than_a_limiter_factory_is_refused(make: Any) -> None:
-    with pytest.raises(ConfigurationError, match="PerHost needs a function such as"):
-        PerHost(make)
-
-
-@pytest.mark.parametrize("made", [None, 7, Gap, "adaptive"], ids=spelled)
-async def test_a_made_limiter_is_checked_before_anything_is_sent(world: World, made: Any) -> None:
-    wire = Wire()
-    transport = world.build(StackBuilder((limiter(PerHost(lambda _: made)),)), wire)
-    with pytest.raises(ConfigurationError, match="must return a limiter"):
-        await world.send(transport, httpx.Request("POST", URL))
-    assert wire.requests == []
-
-
-def test_threads_that_see_a_new_origin_together_share_one_limiter() -> None:
-    policy, url, together = PerHost(lambda _: Gap(1.0)), httpx.URL(URL), threading.Barrier(16)
-    found: list[object] = []
-
-    def look() -> None:
-        together.wait(10)
-        found.append(policy.limiter_for(httpx.Request("POST", url)))
-
-    threads = [threading.Thread(target=look) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len({id(one) for one in found}) == 1
-
-
-def origin(number: int) -> httpx.URL:
-    return httpx.URL(f"https://host-{number}.example.com/")
-
-
-def test_of_too_many_origins_the_least_recently_used_one_is_dropped() -> None:
-    made: list[str] = []
-
-    def make(origin: str) -> Gap:
-        made.append(origin)
-        return Gap(1.0)
-
-    policy = PerHost(make, max_origins=2)
-    for number in (1, 2, 1, 3, 1, 2):
-        policy.limiter_for(httpx.Request("POST", origin(number)))
-    assert [name[13] for name in made] == ["1", "2", "3", "2"]
-    assert len(policy) == 2
-
-
-def test_a_thousand_origins_are_kept_by_default() -> None:
-    policy = PerHost(lambda _: Gap(1.0))
-    for number in range(1100):
-        policy.limiter_for(httpx.Request("POST", origin(number)))
-    assert len(policy) == 1000
-
-
-async def test_a_limiter_that_requests_wait_for_is_never_dropped(world: World) -> None:
-    clock, sent = FakeClock(), list[str]()
-    policy = PerHost(lambda _: Gap(10.0), max_origins=1)
-
-    def handle(request: httpx.Request) -> int:
-        sent.append(request.url.host)
-        return 200
-
-    transport = world.build(StackBuilder((limiter(policy),), clock=clock), Wire(handle))
-    first = policy.limiter_for(httpx.Request("POST", origin(1)))
-    for number in (2, 3, 1):
-        policy.limiter_for(httpx.Request("POST", origin(number)))
-    assert policy.limiter_for(httpx.Request("POST", origin(1))) is first
-    for number in (1, 2, 1):
-        await world.send(transport, httpx.Request("POST", origin(number)))
-    assert clock.sleeps == [10.0], "the second request to the first host waits for the first one"
-
-
-def test_a_limiter_that_cannot_be_watched_is_kept() -> None:
-    class Bare:
-        __slots__ = ()
-        methods = frozenset({"POST"})
-        max_wait_time = None
-        ask = leave = learn = settle = lambda *_: 0.0
-
-    kind: Any = Bare
-    policy = PerHost(lambda _: kind(), max_origins=1)
-    first = policy.limiter_for(httpx.Request("POST", origin(1)))
-    policy.limiter_for(httpx.Request("POST", origin(2)))
-    assert policy.limiter_for(httpx.Request("POST", origin(1))) is first
-
-
-@pytest.mark.parametrize("count", [0, -1, True, 1.5, None, "3"], ids=spelled)
-def test_an_invalid_number_of_origins_is_refused(count: Any) -> None:
-    with pytest.raises(ConfigurationError, match="max_origins must be a positive whole number"):
-        PerHost(lambda _: Gap(1.0), max_origins=count)
 
 
 async def test_a_derived_limiter_needs_no_more_than_ask(world: World) -> None:

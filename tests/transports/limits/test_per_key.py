@@ -1,4 +1,4 @@
-"""One limiter for each key of a request, such as its model."""
+"""One limiter for each key of a request, such as its model or its host."""
 
 import json
 import sys
@@ -15,6 +15,8 @@ from stkai.costs import model_of
 from stkai.testing import FakeClock
 from stkai.transports import LimiterTransport, limiter
 
+from ...support.gap_limiter import Gap
+from ...support.wire import Wire
 from ...support.world import World
 
 URL = "https://api.example.com/v1"
@@ -66,31 +68,13 @@ async def test_the_key_functions_own_error_reaches_the_caller_and_nothing_is_sen
 
 @pytest.mark.parametrize("made", [None, 7, "adaptive", TokenBucket, [], [None]], ids=repr)
 async def test_what_make_returns_is_checked(world: World, made: Any) -> None:
-    transport = world.build(StackBuilder([limiter(PerKey(model_of, lambda _: made))]), world.wire())
+    wire = world.wire()
+    transport = world.build(StackBuilder([limiter(PerKey(model_of, lambda _: made))]), wire)
     with pytest.raises(ConfigurationError) as caught:
         await world.send(transport, chat())
     assert "PerKey" in str(caught.value)
-
-
-def test_beyond_max_keys_the_one_not_used_for_longest_is_dropped() -> None:
-    made = list[str]()
-
-    def make(model: str) -> InFlight:
-        made.append(model)
-        return InFlight(1)
-
-    policy = PerKey(model_of, make, max_keys=2)
-    for model in ("a", "b", "a", "c", "a", "b"):
-        policy.limiter_for(chat(model))
-    assert made == ["a", "b", "c", "b"]
-    assert (len(policy), repr(policy)) == (2, "PerKey(2 keys)")
-
-
-def test_a_limiter_in_use_is_not_made_anew() -> None:
-    policy = PerKey(model_of, lambda _: [TokenBucket(1, 60), InFlight(1)], max_keys=1)
-    used = policy.limiter_for(chat("a"))
-    policy.limiter_for(chat("b"))
-    assert policy.limiter_for(chat("a")) is used
+    assert isinstance(made, list) or "must return a limiter" in str(caught.value)
+    assert wire.requests == []
 
 
 @pytest.mark.parametrize(
@@ -99,12 +83,17 @@ def test_a_limiter_in_use_is_not_made_anew() -> None:
 def test_both_arguments_are_functions(key: Any, make: Any) -> None:
     with pytest.raises(ConfigurationError, match="PerKey needs a function such as"):
         PerKey(key, make)
+    if key is model_of:
+        with pytest.raises(ConfigurationError, match="PerHost needs a function such as"):
+            PerHost(make)
 
 
 @pytest.mark.parametrize("most", [0, -1, True, 1.5, None, "3"])
 def test_max_keys_is_a_positive_whole_number(most: Any) -> None:
     with pytest.raises(ConfigurationError, match="max_keys must be a positive whole number"):
         PerKey(model_of, lambda _: InFlight(1), max_keys=most)
+    with pytest.raises(ConfigurationError, match="max_origins must be a positive whole number"):
+        PerHost(lambda _: InFlight(1), max_origins=most)
 
 
 def test_a_key_per_tenant_and_one_per_host_are_the_same_mechanism() -> None:
@@ -116,6 +105,108 @@ def test_a_key_per_tenant_and_one_per_host_are_the_same_mechanism() -> None:
     assert policy.limiter_for(chat(url="https://a.example.com:8443")) is not policy.limiter_for(
         chat(url="https://a.example.com")
     )
+
+
+async def test_each_origin_gets_its_own_limiter_when_it_is_first_seen(world: World) -> None:
+    made: list[str] = []
+
+    def make(origin: str) -> Gap:
+        made.append(origin)
+        return Gap(10.0)
+
+    clock, policy = FakeClock(), PerHost(make)
+    transport = world.build(StackBuilder((limiter(policy),), clock=clock), Wire(lambda _: 200))
+    assert (made, len(policy)) == ([], 0)
+    urls = [
+        "https://api.example.com/v1",
+        "https://API.example.com:443/v2?key=secret",
+        "https://other.example.com",
+        "http://api.example.com/",
+        "https://api.example.com:8443/",
+    ]
+    for url in urls:
+        await world.send(transport, httpx.Request("POST", url))
+    assert made == [
+        "https://api.example.com",
+        "https://other.example.com",
+        "http://api.example.com",
+        "https://api.example.com:8443",
+    ]
+    assert len(policy) == 4
+    assert clock.sleeps == [10.0], "only the second waits for the first"
+
+
+def test_threads_that_see_a_new_origin_together_share_one_limiter() -> None:
+    policy, url, together = PerHost(lambda _: Gap(1.0)), httpx.URL(URL), threading.Barrier(16)
+    found: list[object] = []
+
+    def look() -> None:
+        together.wait(10)
+        found.append(policy.limiter_for(httpx.Request("POST", url)))
+
+    threads = [threading.Thread(target=look) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(one) for one in found}) == 1
+
+
+def origin(number: int) -> httpx.URL:
+    return httpx.URL(f"https://host-{number}.example.com/")
+
+
+def test_of_too_many_origins_the_least_recently_used_one_is_dropped() -> None:
+    made: list[str] = []
+
+    def make(origin: str) -> Gap:
+        made.append(origin)
+        return Gap(1.0)
+
+    policy = PerHost(make, max_origins=2)
+    for number in (1, 2, 1, 3, 1, 2):
+        policy.limiter_for(httpx.Request("POST", origin(number)))
+    assert [name[13] for name in made] == ["1", "2", "3", "2"]
+    assert len(policy) == 2
+
+
+def test_a_thousand_origins_are_kept_by_default() -> None:
+    policy = PerHost(lambda _: Gap(1.0))
+    for number in range(1100):
+        policy.limiter_for(httpx.Request("POST", origin(number)))
+    assert len(policy) == 1000
+
+
+async def test_a_limiter_that_requests_wait_for_is_never_dropped(world: World) -> None:
+    clock, sent = FakeClock(), list[str]()
+    policy = PerHost(lambda _: Gap(10.0), max_origins=1)
+
+    def handle(request: httpx.Request) -> int:
+        sent.append(request.url.host)
+        return 200
+
+    transport = world.build(StackBuilder((limiter(policy),), clock=clock), Wire(handle))
+    first = policy.limiter_for(httpx.Request("POST", origin(1)))
+    for number in (2, 3, 1):
+        policy.limiter_for(httpx.Request("POST", origin(number)))
+    assert policy.limiter_for(httpx.Request("POST", origin(1))) is first
+    for number in (1, 2, 1):
+        await world.send(transport, httpx.Request("POST", origin(number)))
+    assert clock.sleeps == [10.0], "the second request to the first host waits for the first one"
+
+
+def test_a_limiter_that_cannot_be_watched_is_kept() -> None:
+    class Bare:
+        __slots__ = ()
+        methods = frozenset({"POST"})
+        max_wait_time = None
+        ask = leave = learn = settle = lambda *_: 0.0
+
+    kind: Any = Bare
+    policy = PerHost(lambda _: kind(), max_origins=1)
+    first = policy.limiter_for(httpx.Request("POST", origin(1)))
+    policy.limiter_for(httpx.Request("POST", origin(2)))
+    assert policy.limiter_for(httpx.Request("POST", origin(1))) is first
 
 
 def unread() -> Iterator[bytes]:

@@ -71,21 +71,6 @@ class Bench:
         return [instant for instant, _ in self.sent]
 
 
-async def test_a_burst_goes_at_once_and_the_rest_at_the_rate(world: World) -> None:
-    bench = Bench(world, TokenBucket(10, 5.0, burst=3))
-    for number in range(6):
-        await bench.send(number)
-    assert bench.instants == pytest.approx([0, 0, 0, 0.5, 1.0, 1.5])
-    assert bench.clock.sleeps == pytest.approx([0.5] * 3)
-
-
-async def test_the_burst_is_the_whole_quota_unless_given(world: World) -> None:
-    bench = Bench(world, TokenBucket(4, 60.0))
-    for _ in range(5):
-        await bench.send()
-    assert bench.instants == [0, 0, 0, 0, 60.0]
-
-
 async def test_the_caller_learns_how_long_it_queued_and_the_listener_hears_of_waits_only(
     world: World,
 ) -> None:
@@ -102,14 +87,6 @@ async def test_only_the_methods_of_the_policy_need_a_permit(world: World) -> Non
         await world.send(bench.transport, httpx.Request(method, URL))
     assert bench.instants == [0, 0, 0, 0, 40.0]
     assert [request.method for request in bench.wire.requests] == ["POST", "GET", "GET", "DELETE", "PUT"]
-
-
-async def test_a_get_needs_no_permit_of_a_limiter_for_posts(world: World) -> None:
-    bench = Bench(world, TokenBucket(1, 60.0, max_wait_time=1.0, methods={"POST"}))
-    await bench.send()
-    with pytest.raises(TokenAcquisitionTimeoutError):
-        await bench.send()
-    assert (await world.send(bench.transport, httpx.Request("GET", URL))).status_code == 200
 
 
 async def test_a_wait_beyond_the_limit_is_refused_at_once_and_takes_nothing(world: World) -> None:
@@ -148,13 +125,6 @@ async def test_a_request_may_bring_its_own_limit(world: World, own: float | None
         with pytest.raises(TokenAcquisitionTimeoutError) as caught:
             await bench.send(max_wait_time=own)
         assert caught.value.max_wait_time == own
-
-
-async def test_a_policy_without_a_limit_waits_as_long_as_necessary(world: World) -> None:
-    bench = Bench(world, TokenBucket(1, 1_000.0, max_wait_time=None))
-    await bench.send()
-    await bench.send()
-    assert bench.instants == [0, 1_000.0]
 
 
 @pytest.mark.parametrize("own", [None, 45.0])
@@ -246,25 +216,6 @@ async def test_the_time_of_a_failed_wait_counts_as_queued(world: World) -> None:
     response = await world.send(world.build(stack, Wire(200)), post())
     record = response.extensions["stkai"]
     assert (record.queued, record.backed_off) == (5.0 + 4.5, 0.5)
-
-
-def test_a_cancelled_waiter_gives_its_permit_to_the_next(event_loop: World) -> None:
-    bench = Bench(event_loop, TokenBucket(1, 10.0))
-
-    async def give_up_after(seconds: float) -> None:
-        async with anyio.create_task_group() as group:
-            group.start_soon(bench.send, 1)
-            await bench.clock.asleep(seconds)
-            group.cancel_scope.cancel()
-
-    async def main() -> None:
-        await bench.send(0)
-        await give_up_after(4.0)
-        assert bench.policy.waiting == 0
-        await bench.send(2)
-
-    event_loop.run(main())
-    assert bench.sent == [(0, 0), (10.0, 2)]
 
 
 def test_those_behind_a_cancelled_waiter_go_when_told_and_the_next_arrival_takes_its_place(
@@ -416,21 +367,6 @@ class Stepper:
         return thread
 
 
-def test_sixty_four_threads_sleep_once_each_and_nobody_is_overtaken() -> None:
-    stepper = Stepper()
-    transport = TokenBucketTransport(
-        Wire(stepper.answer), TokenBucket(200, 1.0, burst=1), context=Context(clock=stepper.clock)
-    )
-    threads = [
-        stepper.start(partial(transport.handle_request, post(number)), asleep=number) for number in range(64)
-    ]
-    stepper.run_until(64)
-    for thread in threads:
-        thread.join()
-    assert [number for _, number in stepper.sent] == list(range(64))
-    check_exactness([instant for instant, _ in stepper.sent], stepper.clock.sleeps, 200.0, 1)
-
-
 def test_one_policy_is_exact_across_threads_and_two_event_loops() -> None:
     stepper, policy = Stepper(), TokenBucket(50, 1.0, burst=1)
     context, wire = Context(clock=stepper.clock), Wire(stepper.answer)
@@ -456,12 +392,6 @@ def test_one_policy_is_exact_across_threads_and_two_event_loops() -> None:
     check_exactness([instant for instant, _ in stepper.sent], stepper.clock.sleeps, 50.0, 1)
     sources = [number // 10 for _, number in stepper.sent]
     assert sources == sorted(sources)
-
-
-def test_a_policy_says_what_it_is() -> None:
-    assert repr(TokenBucket(10, 60, burst=2)) == "TokenBucket(10, 60, burst=2)"
-    policy = TokenBucket(30, 60)
-    assert (policy.rate, policy.burst, policy.waiting) == (0.5, 30, 0)
 
 
 def test_a_bucket_names_its_layer_and_shows_its_policy() -> None:

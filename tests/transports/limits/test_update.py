@@ -11,7 +11,6 @@ from stkai.testing import FakeClock
 from stkai.transports import Turn, limiter
 
 from ...support.crowd import took
-from ...support.ids import spelled
 from ...support.world import World
 
 
@@ -93,19 +92,18 @@ def test_the_default_burst_follows_the_quota() -> None:
     assert (policy.burst, policy.rate, repr(policy)) == (4, 0.4, "TokenBucket(4, 10, burst=4)")
 
 
-@pytest.mark.parametrize(
-    "value", [0, -1, float("nan"), float("inf"), True, "5", None, 10**400], ids=lambda value: str(value)[:9]
-)
+BAD = (0, -1, float("nan"), float("inf"), True, "5", None, 10**400)
+
+
 @pytest.mark.parametrize("name", ["max_requests", "time_window", "max_cost"])
-@pytest.mark.parametrize(
-    "make", [lambda: TokenBucket(2, 10, max_cost=5), lambda: AimdLimiter(2, 10, max_cost=5)]
-)
-def test_a_bad_number_is_refused_by_name_and_changes_nothing(make: Any, name: str, value: Any) -> None:
-    policy = make()
+@pytest.mark.parametrize("kind", [TokenBucket, AimdLimiter])
+def test_a_bad_number_is_refused_by_name_and_changes_nothing(kind: Any, name: str) -> None:
+    policy = kind(2, 10, max_cost=5)
     others = {"max_requests": 9, "time_window": 9, "max_cost": 9}
-    with pytest.raises(ConfigurationError, match=rf"^{name} must be a positive"):
-        policy.update(**others | {name: value})
-    assert (policy.max_requests, policy.time_window, policy.max_cost) == (2, 10, 5)
+    for value in BAD:
+        with pytest.raises(ConfigurationError, match=rf"^{name} must be a positive"):
+            policy.update(**others | {name: value})
+        assert (policy.max_requests, policy.time_window, policy.max_cost) == (2, 10, 5)
 
 
 def test_what_a_limiter_does_not_count_cannot_be_updated() -> None:
@@ -129,8 +127,10 @@ def test_an_unknown_name_is_a_type_error() -> None:
 def test_attributes_are_read_only(name: str) -> None:
     policies: list[Any] = [TokenBucket(2, 10, max_cost=5), AimdLimiter(2, 10)]
     for policy in policies:
-        with pytest.raises(AttributeError):
+        before = getattr(policy, name)
+        with pytest.raises(AttributeError, match=name):
             setattr(policy, name, 5)
+        assert getattr(policy, name) == before
 
 
 async def test_the_quota_of_an_adaptive_limiter_changes_and_its_law_goes_on(world: World) -> None:
@@ -142,22 +142,3 @@ async def test_the_quota_of_an_adaptive_limiter_changes_and_its_law_goes_on(worl
         await world.send(transport, httpx.Request("POST", "https://api.example.com"))
     assert policy.max_requests == 6000
     assert clock.monotonic() < 45.0
-
-
-@pytest.mark.parametrize(
-    ("policy", "name"),
-    [
-        (TokenBucket(1, 60), "max_requests"),
-        (TokenBucket(1, 60, max_cost=5), "max_cost"),
-        (AimdLimiter(1, 60), "time_window"),
-        (InFlight(1), "n"),
-        (TokenBucket(1, 60), "burst"),
-        (InFlight(1), "methods"),
-    ],
-    ids=spelled,
-)
-def test_a_number_cannot_be_set_past_update(policy: Any, name: str) -> None:
-    before = getattr(policy, name)
-    with pytest.raises(AttributeError, match=name):
-        setattr(policy, name, 5)
-    assert getattr(policy, name) == before

@@ -12,7 +12,6 @@ import pytest
 from stkai import (
     AimdLimiter,
     ConfigurationError,
-    DeadlineExceededError,
     RateChanged,
     Rejected,
     RequestOptions,
@@ -23,7 +22,7 @@ from stkai import (
     Waited,
 )
 from stkai.testing import FakeClock
-from stkai.transports import Context, Turn, adaptive, retry, token_bucket
+from stkai.transports import Turn, adaptive, retry, token_bucket
 
 from ....support.heard import CALL, Heard
 from ....support.sender import QUOTA
@@ -247,25 +246,6 @@ async def test_a_pause_as_long_as_the_limit_is_waited_for(world: World, start: f
     assert bench.sent[1][0] == pytest.approx(start + 33.3)
 
 
-async def test_the_deadline_of_the_call_bounds_a_pause(world: World) -> None:
-    bench = Bench(world, limiter(max_wait_time=None), [refusal("50")])
-    await bench.send()
-    with pytest.raises(
-        DeadlineExceededError, match="a permit takes 50 s, and the call's deadline leaves 20 s"
-    ):
-        await bench.send(deadline=20.0)
-
-
-async def test_a_wire_error_passes_through_and_teaches_nothing(world: World) -> None:
-    policy = plain()
-    wire = Wire(httpx.ReadError("reset"))
-    transport = world.layer(adaptive(policy), wire, context=Context(clock=FakeClock()))
-    with pytest.raises(httpx.ReadError):
-        await world.send(transport, httpx.Request("POST", URL))
-    assert policy.rate == QUOTA
-    assert policy.waiting == 0
-
-
 def test_a_refused_call_comes_back_at_the_head_of_the_queue(event_loop: World) -> None:
     policy = plain(max_wait_time=None)
     bench = Bench(event_loop, policy, [refusal("10")], retry=RetryPolicy())
@@ -316,23 +296,6 @@ def test_eight_refusals_at_once_cut_once_and_come_back_in_their_order(event_loop
     assert all(instant >= 10.0 for instant, _ in sent[8:])
 
 
-def test_a_cancelled_waiter_gives_its_permit_back(event_loop: World) -> None:
-    policy = limiter(max_wait_time=None)
-    bench = Bench(event_loop, policy, [refusal("10")])
-
-    async def main() -> None:
-        await bench.send(0)
-        async with anyio.create_task_group() as group:
-            group.start_soon(bench.send, 1)
-            await bench.clock.asleep(4.0)
-            group.cancel_scope.cancel()
-        assert policy.waiting == 0
-        await bench.send(2)
-
-    event_loop.run(main())
-    assert bench.sent == [(0, 0), (10.0, 2)]
-
-
 async def test_a_ticket_of_one_limiter_is_no_place_in_the_queue_of_another(world: World) -> None:
     clock, inner = FakeClock(start=100.0), TokenBucket(1, 5.0)
     for number in range(21):
@@ -343,16 +306,3 @@ async def test_a_ticket_of_one_limiter_is_no_place_in_the_queue_of_another(world
     with pytest.raises(TokenAcquisitionTimeoutError) as caught:
         await world.send(transport, request)
     assert caught.value.required == 10.0
-
-
-def test_sync_and_async_stacks_share_one_policy() -> None:
-    policy, clock = plain(), FakeClock()
-    layer, context = adaptive(policy), Context(clock=clock)
-    sync, trio_world = World("sync"), World("trio")
-    refused = sync.run(
-        sync.send(sync.layer(layer, Wire(refusal("9")), context=context), httpx.Request("POST", URL))
-    )
-    assert refused.status_code == 429
-    transport = trio_world.layer(layer, Wire(200), context=context)
-    trio_world.run(trio_world.send(transport, httpx.Request("POST", URL)))
-    assert clock.monotonic() >= 9.0
