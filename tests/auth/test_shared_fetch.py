@@ -8,27 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from stkai import AuthenticationError
 from stkai.testing import FakeClock
 
 from ..support.tokens import (
-    LIFETIME,
-    MARGIN,
-    TOKEN_URL,
     Issuer,
-    grant,
     in_threads,
     provider_over,
     wait_for_callers,
 )
 from ..support.wire import Wire
-
-
-def test_64_threads_starting_together_fetch_one_token() -> None:
-    issuer = Issuer(lambda _: wait_for_callers(provider, 64))
-    provider = provider_over(issuer)
-    assert in_threads(64, provider.get_access_token) == ["token-1"] * 64
-    assert issuer.fetches == 1
 
 
 def test_a_caller_that_arrives_just_after_a_renewal_does_not_renew_again() -> None:
@@ -50,38 +38,6 @@ def test_a_caller_that_arrives_just_after_a_renewal_does_not_renew_again() -> No
     assert issuer.fetches == 1
 
 
-def test_while_one_caller_renews_the_others_use_the_expiring_token() -> None:
-    def watch(number: int) -> None:
-        if number == 2:
-            with ThreadPoolExecutor(1) as pool:
-                served.append(pool.submit(provider.get_access_token).result(timeout=10))
-            served.append(provider.cached_access_token())
-
-    served: list[str | None] = []
-    clock = FakeClock()
-    issuer = Issuer(watch)
-    provider = provider_over(issuer, clock)
-    provider.get_access_token()
-    clock.advance(LIFETIME - MARGIN)
-    assert provider.get_access_token() == "token-2"
-    assert served == ["token-1", "token-1"]
-    assert issuer.fetches == 2
-
-
-def test_a_failed_fetch_wakes_all_waiters_and_each_gets_its_own_error() -> None:
-    def refuse(_: httpx.Request) -> httpx.Response:
-        wait_for_callers(provider, 16)
-        return httpx.Response(400, json={"error": "invalid_scope"})
-
-    wire = Wire(refuse)
-    provider = provider_over(wire)
-    errors = in_threads(16, provider.get_access_token)
-    assert len(wire.requests) == 1
-    assert {type(error) for error in errors} == {AuthenticationError}
-    assert len({id(error) for error in errors}) == 16
-    assert {str(error) for error in errors} == {f"the token endpoint {TOKEN_URL} answered 400: invalid_scope"}
-
-
 def test_the_error_of_a_waiter_keeps_its_cause() -> None:
     def fail(_: httpx.Request) -> httpx.Response:
         wait_for_callers(provider, 4)
@@ -91,13 +47,6 @@ def test_the_error_of_a_waiter_keeps_its_cause() -> None:
     errors = in_threads(4, provider.get_access_token)
     assert {type(error.cause) for error in errors} == {httpx.ConnectError}
     assert {error.__cause__ is error.cause for error in errors} == {True}
-
-
-def test_after_a_failed_fetch_the_next_caller_asks_again() -> None:
-    provider = provider_over(Wire(404, grant("token-1")))
-    with pytest.raises(AuthenticationError):
-        provider.get_access_token()
-    assert provider.get_access_token() == "token-1"
 
 
 def test_ctrl_c_ends_the_wait_of_the_main_thread_and_leaves_the_fetch_to_the_others() -> None:

@@ -16,7 +16,6 @@ from stkai import (
     AuthProvider,
     BearerAuth,
     ConfigurationError,
-    DeadlineExceededError,
     StaticToken,
 )
 from stkai._headers import with_fields
@@ -166,19 +165,6 @@ async def test_the_caller_that_leads_a_renewal_sends_with_the_old_token_if_it_ta
         join(provider.get_access_token).wait()
     assert provider.get_access_token() == "token-2"
     assert issuer.fetches == 2
-
-
-@pytest.mark.real_time
-async def test_without_a_valid_token_the_deadline_holds(world: World) -> None:
-    hangs = threading.Event()
-    provider = provider_over(Issuer(lambda _: hangs.wait(10)))
-    ask: Any = world.pick(get_token, aget_token)
-    try:
-        with pytest.raises(DeadlineExceededError):
-            await world.call(ask, provider, 0.05)
-    finally:
-        hangs.set()
-        join(provider.get_access_token).wait()
 
 
 async def test_an_override_of_cached_access_token_without_its_argument_works(world: World) -> None:

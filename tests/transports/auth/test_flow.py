@@ -1,13 +1,10 @@
 """The auth layer: signing, one renewal after a 401, deadlines, and a real server."""
 
-import threading
-import time
 from typing import Any
 
 import httpx
 import pytest
 
-import stkai
 from stkai import (
     AuthenticationError,
     BearerAuth,
@@ -18,7 +15,7 @@ from stkai import (
     StackBuilder,
     TokenRenewed,
 )
-from stkai.testing import FakeClock, QuotaServer
+from stkai.testing import FakeClock
 from stkai.transports import (
     AsyncAuthTransport,
     AuthTransport,
@@ -31,7 +28,7 @@ from ...support.heard import CALL, Heard
 from ...support.tokens import Issuer, provider_over
 from ...support.wire import Answer, Wire
 from ...support.world import World
-from .bench import URL, Server, Static, Together, bearer, layer, post
+from .bench import URL, Server, Static, bearer, layer, post
 
 pytestmark = pytest.mark.both_packages
 
@@ -133,28 +130,6 @@ async def test_a_one_shot_body_is_sent_once_and_the_next_call_gets_a_new_token(w
     assert issuer.fetches == 1
     await world.send(transport, post())
     assert server.tokens[-1] == "Bearer token-2"
-
-
-async def test_64_refusals_of_the_same_token_renew_it_once(world: World) -> None:
-    together = Together(world, 64)
-
-    async def answer(request: httpx.Request) -> Answer:
-        if bearer(request) != "Bearer token-1":
-            return 200
-        await together.meet()
-        return 401
-
-    issuer, wire = Issuer(), Wire(answer)
-    transport = layer(world, wire, provider_over(issuer))
-
-    async def call() -> int:
-        response: httpx.Response = await world.send(transport, post())
-        return response.status_code
-
-    assert await world.gather(*[call] * 64) == [200] * 64
-    assert issuer.fetches == 2
-    assert len(wire.requests) == 128
-    assert wire.open == 64
 
 
 async def test_a_late_refusal_does_not_drop_the_new_token(world: World) -> None:
@@ -260,43 +235,6 @@ async def test_no_token_is_requested_after_the_deadline(world: World) -> None:
     assert wire.open == 0
 
 
-@pytest.mark.real_time
-async def test_a_distant_deadline_changes_nothing(world: World) -> None:
-    class Slow(Static):
-        def get_access_token(self) -> str:
-            time.sleep(0.01)
-            return super().get_access_token()
-
-    wire = world.wire(200)
-    transport = layer(world, wire, Slow("t"), context=Context(clock=FakeClock()))
-    await world.send(transport, post(extensions={"stkai": RequestOptions(deadline=1e12)}))
-    assert bearer(wire.requests[0]) == "Bearer t"
-
-
-async def test_an_error_of_the_provider_under_a_deadline_is_raised_unchanged(world: World) -> None:
-    transport = layer(world, Wire(), Static(OSError("down")), context=Context(clock=FakeClock()))
-    with pytest.raises(AuthenticationError, match="OSError: down"):
-        await world.send(transport, post(extensions={"stkai": RequestOptions(deadline=60.0)}))
-
-
-@pytest.mark.real_time
-async def test_a_deadline_applies_during_a_fetch_and_the_fetch_serves_later_callers(
-    world: World,
-) -> None:
-    go = threading.Event()
-    issuer, wire = Issuer(lambda _: go.wait(10)), Wire(lambda _: 200)
-    provider = provider_over(issuer)
-    transport = layer(world, wire, provider)
-    with pytest.raises(DeadlineExceededError, match="deadline") as caught:
-        await world.send(transport, post(extensions={"stkai": RequestOptions(deadline=0.05)}))
-    assert caught.value.request.url == URL
-    assert wire.requests == []
-    go.set()
-    await world.send(transport, post())
-    assert bearer(wire.requests[0]) == "Bearer token-1"
-    assert issuer.fetches == 1
-
-
 # Building
 
 
@@ -336,63 +274,3 @@ def test_only_the_latest_tokens_are_remembered() -> None:
         policy.token(f"token-{number}")
     assert list(policy._tokens) == ["token-8", "token-9"]
     assert policy.token("token-9") is policy.token("token-9")
-
-
-# A real server
-
-
-def client_of(world: World, server: QuotaServer) -> Any:
-    """A client that gets its tokens from the server, and retries there without real waits."""
-    provider = stkai.ClientCredentialsAuthProvider(
-        server.client_id, server.client_secret, server.token_url, clock=FakeClock()
-    )
-    return world.client(layer(world, world.pick(httpx.HTTPTransport, httpx.AsyncHTTPTransport)(), provider))
-
-
-async def test_a_real_server_issues_a_new_token_after_the_first_was_revoked(
-    world: World, server: QuotaServer
-) -> None:
-    client = client_of(world, server)
-    for _ in range(2):
-        response = await world.call(client.post, server.create_url(), json={})
-        assert response.status_code == 200
-    server.revoke_tokens()
-    response = await world.call(client.post, server.create_url(), json={})
-    assert response.status_code == 200
-    assert server.token_requests == 2
-    assert [record.status for record in server.requests if record.path.startswith("/v1")] == [
-        200,
-        200,
-        401,
-        200,
-    ]
-    await world.close(client)
-
-
-async def test_a_token_with_a_limited_life_from_a_real_server_is_renewed_in_time(world: World) -> None:
-    clock = FakeClock()
-    with QuotaServer(token_lifetime=100, clock=clock) as server:
-        provider = stkai.ClientCredentialsAuthProvider(
-            server.client_id, server.client_secret, server.token_url, clock=clock
-        )
-        wire = world.pick(httpx.HTTPTransport, httpx.AsyncHTTPTransport)()
-        client = world.client(layer(world, wire, provider))
-        for _ in range(4):
-            response = await world.call(client.post, server.create_url(), json={})
-            assert response.status_code == 200
-            clock.advance(45.0)
-        assert server.token_requests == 2
-        assert server.count(status=401) == 0
-        await world.close(client)
-
-
-async def test_connections_that_the_token_endpoint_resets_are_retried(
-    world: World, server: QuotaServer
-) -> None:
-    client = client_of(world, server)
-    server.reset("start", path=server.token_path)
-    server.reset("body", path=server.token_path)
-    response = await world.call(client.post, server.create_url(), json={})
-    assert response.status_code == 200
-    assert server.token_requests == 3
-    await world.close(client)

@@ -78,12 +78,6 @@ def test_a_401_is_closed_when_there_is_no_other_token() -> None:
     assert (played.asked, played.error) == (["run", "send", "load", "run", "close"], error)
 
 
-def test_a_one_shot_body_is_not_sent_again() -> None:
-    played = run(Tokens("a", "b"), httpx.Response(401), content=iter([b"once"]))
-    assert played.asked == ["run", "send"]
-    assert played.response is not None
-
-
 def breaking(error: Exception) -> Callable[[str], None]:
     def at(asked: str) -> None:
         if asked == "load":

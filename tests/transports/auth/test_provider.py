@@ -74,16 +74,6 @@ async def test_a_static_token_signs_every_request_without_a_thread(world: World)
     assert threading.active_count() == before
 
 
-async def test_a_static_token_that_is_refused_leaves_the_401_to_the_caller(world: World) -> None:
-    wire = world.wire(401)
-    transport = world.pick(stkai.transports.AuthTransport, stkai.transports.AsyncAuthTransport)(
-        wire, StaticToken("abc")
-    )
-    response = await world.send(transport, httpx.Request("GET", URL))
-    assert response.status_code == 401
-    assert len(wire.requests) == 1
-
-
 @pytest.mark.worlds("asyncio", "trio")
 async def test_a_static_token_can_be_awaited(world: World) -> None:
     assert await StaticToken("abc").aget_access_token() == "abc"

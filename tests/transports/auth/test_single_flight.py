@@ -150,10 +150,14 @@ async def test_callers_with_short_deadlines_are_not_held_up_by_a_fetch_that_has_
     world: World,
 ) -> None:
     provider = Endless()
-    with pytest.raises(DeadlineExceededError):
+    too_late = (
+        DeadlineExceededError,
+        AuthenticationError,
+    )  # On a busy machine, the fetch itself has taken too long.
+    with pytest.raises(too_late):
         await ask(world, provider, 0.001)
     provider.go.wait(2 * Endless.longest_fetch)
-    with pytest.raises(DeadlineExceededError):
+    with pytest.raises(too_late):
         await ask(world, provider, 0.001)
     assert provider.asked == 2
     provider.go.set()
