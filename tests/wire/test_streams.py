@@ -97,7 +97,7 @@ async def drop_it_in_a_cycle(world: World, open_: Open) -> None:
 
 
 async def time_out_in_it(world: World, open_: Open) -> None:
-    with pytest.raises(httpx.ReadTimeout):  # On a busy machine the head may be late as well.
+    with pytest.raises(httpx.TimeoutException):  # On a busy machine, connecting may take too long as well.
         await world.chunks(await open_())
 
 
