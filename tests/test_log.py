@@ -146,6 +146,7 @@ def test_without_logging_set_up_nothing_is_printed(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.no_cover
 async def test_hundreds_of_mostly_refused_calls_log_a_line_each_and_few_warnings(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.real_time
 LINE = '{{"custom_id": "id-{0}", "url": "/x", "body": {{"n": {0}, "text": "{1}"}}}}'
 
 
+@pytest.mark.no_cover
 def test_a_change_anywhere_in_the_input_is_refused(job: Job, counting: Server) -> None:
     lines = [LINE.format(n, "x" * 1000) for n in range(1, 201)]
     job.input.write_text("\n".join(lines) + "\n")

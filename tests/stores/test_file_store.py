@@ -281,6 +281,7 @@ def descriptors_of(directory: Path) -> list[Path]:
     return [path for path in found if path.is_relative_to(directory)]
 
 
+@pytest.mark.no_cover
 @needs_opcodes
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="nothing tells which files are open")

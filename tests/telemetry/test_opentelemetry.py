@@ -204,6 +204,7 @@ async def test_the_metrics_are_those_of_the_conventions_and_our_own(
     assert "secret" not in repr(points)
 
 
+@pytest.mark.no_cover
 async def test_an_unusual_method_and_the_two_hundred_and_first_host_share_a_series(
     world: World, telemetry: Telemetry
 ) -> None:

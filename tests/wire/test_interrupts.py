@@ -99,6 +99,7 @@ def crowded(pool: Pool, world: World) -> None:
     held.read()
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("use", [usual, failing, crowded], ids=lambda use: use.__name__)
 def test_an_interrupt_before_any_line_loses_no_wire(
     use: Callable[[Pool, World], None], monkeypatch: pytest.MonkeyPatch
@@ -123,6 +124,7 @@ def test_an_interrupt_before_any_line_loses_no_wire(
     every_line(run)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("use", [usual, failing, crowded], ids=lambda use: use.__name__)
 def test_a_signal_handler_before_any_line_is_served_or_gets_an_error_and_nothing_is_lost(
     use: Callable[[Pool, World], None],

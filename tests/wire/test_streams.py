@@ -123,6 +123,7 @@ WAYS = [
 LEFT_TO_THE_COLLECTOR = (drop_it, drop_it_half_read, drop_it_in_a_cycle)
 
 
+@pytest.mark.no_cover
 @pytest.mark.real_time
 @pytest.mark.parametrize("kind", ["httpx", "stkai"])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
@@ -220,6 +221,7 @@ async def test_what_arrives_behind_an_answer_is_not_taken_for_the_next_one(
     await world.until(lambda: server.open == 0)
 
 
+@pytest.mark.no_cover
 @pytest.mark.worlds("asyncio", "trio")
 @pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
 async def test_a_call_cancelled_at_any_point_leaves_at_most_one_connection(

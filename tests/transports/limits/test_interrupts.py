@@ -20,10 +20,10 @@ from ...support.interrupts import Interrupt, needs_opcodes
 OVER = 1000.0
 """Seconds; the scenario is over by then, and everything that it has used is free again."""
 
-STRIDE = 4
-"""Only every fourth point is tried: what goes wrong goes wrong at several in a row."""
+STRIDE = 7
+"""Only every seventh point is tried: what goes wrong goes wrong at several in a row."""
 
-STRIDE_OF_SHARES = 37
+STRIDE_OF_SHARES = 61
 """They have more points, and each takes longer."""
 
 
@@ -103,6 +103,7 @@ LIMITERS: dict[str, Callable[[FakeClock], QueueLimiter]] = {
 }
 
 
+@pytest.mark.no_cover
 @needs_opcodes
 @pytest.mark.parametrize("make", LIMITERS.values(), ids=list(LIMITERS))
 def test_a_limiter_works_after_an_interrupt_at_any_point(make: Callable[[FakeClock], QueueLimiter]) -> None:

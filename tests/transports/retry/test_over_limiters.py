@@ -104,6 +104,7 @@ async def test_the_attempts_of_a_call_share_its_maximum_wait(world: World) -> No
     assert sum(clock.sleeps) == pytest.approx(10.0)
 
 
+@pytest.mark.no_cover
 @pytest.mark.worlds("asyncio", "trio")
 async def test_a_batch_with_a_queue_longer_than_the_maximum_wait_completes(world: World) -> None:
     clock = FakeClock()

@@ -60,6 +60,7 @@ def test_the_permits_of_the_start_are_the_integral_of_its_rate_however_often_the
     assert pace.rate == pytest.approx(100)
 
 
+@pytest.mark.no_cover
 def test_requests_that_wait_through_the_start_are_told_how_long_it_takes() -> None:
     waiters = [Waiter(0.0) for _ in range(200)]
     gone = drive(Sender(600, 60).queue, waiters)
@@ -122,6 +123,7 @@ def test_a_sender_that_had_the_whole_quota_in_its_first_window_keeps_most_of_it(
     assert cold.rate > 0.9 * cold.pace.quota.ceiling
 
 
+@pytest.mark.no_cover
 def test_without_numbers_a_program_that_is_not_refused_sends_a_thousand_requests_in_three_seconds() -> None:
     waiters = [Waiter(0.0) for _ in range(1000)]
     gone = drive(Sender().queue, waiters)
