@@ -2,8 +2,6 @@
 
 import gzip
 import inspect
-import json
-import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -16,7 +14,6 @@ from stkai.testing import FakeClock
 from stkai.transports import retry, token_bucket
 
 from .support.clients import BROKEN, URL, Body, client_of, stack_of
-from .support.wire import Wire
 from .support.world import World
 
 # What is sent
@@ -156,17 +153,6 @@ async def test_any_mock_transport_works(world: World) -> None:
 
 
 @pytest.mark.parametrize("verb", ["get", "post"])
-async def test_a_body_that_breaks_off_causes_another_attempt(world: World, verb: str) -> None:
-    wire = world.wire(
-        httpx.Response(200, stream=Body(b"half", BROKEN)), httpx.Response(200, stream=Body(b"whole"))
-    )
-    response = await world.call(getattr(stack_of(world, wire, retry()), verb), URL)
-    assert response.content == b"whole"
-    assert response.extensions["stkai"].attempts == 2
-    assert wire.open == 0
-
-
-@pytest.mark.parametrize("verb", ["get", "post"])
 async def test_without_a_retry_layer_a_truncated_body_is_an_error_that_names_the_request(
     world: World, verb: str
 ) -> None:
@@ -236,22 +222,6 @@ async def test_closing_a_client_closes_its_transport(world: World) -> None:
 async def test_the_transport_of_a_client_is_accessible(world: World) -> None:
     wire = world.wire()
     assert client_of(world, wire).transport is wire
-
-
-def test_a_client_is_safe_to_share_between_threads() -> None:
-    wire = Wire(lambda request: httpx.Response(200, json=json.loads(request.content)))
-    client = HttpClient(StackBuilder([retry()], clock=FakeClock()).build(wire))
-    answers: list[int] = []
-
-    def work(number: int) -> None:
-        answers.extend(client.post(URL, data=number).json() for _ in range(50))
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(answers) == sorted(list(range(8)) * 50)
 
 
 def test_both_clients_have_the_signatures_of_the_reference() -> None:

@@ -46,19 +46,6 @@ async def test_sequential_requests_share_one_connection(world: World, server: Qu
     await world.close(client)
 
 
-async def test_concurrent_requests_use_at_most_one_connection_each(world: World, server: QuotaServer) -> None:
-    client = build(world)
-
-    async def work() -> None:
-        for _ in range(5):
-            await world.call(client.post, server.create_url())
-
-    await world.gather(*[work] * 4)
-    assert len(server.requests) == 20
-    assert server.connections <= 4
-    await world.close(client)
-
-
 async def test_with_credentials_a_client_needs_one_token_and_one_connection_to_the_service(
     world: World,
 ) -> None:
@@ -100,25 +87,6 @@ async def test_server_sent_events_come_through(world: World, server: QuotaServer
 
 
 # httpx leaves its generators to the garbage collector, and trio warns about that.
-@pytest.mark.parametrize("verb", ["get", "post", "post_stream"])
-async def test_every_outcome_of_a_call_releases_its_connection(
-    world: World, server: QuotaServer, verb: str
-) -> None:
-    client = build(world, limits=ONE_CONNECTION)
-    places: tuple[Any, ...] = ("start", "headers", "body")
-    for at in places:
-        server.reset(at, after=3, path="/")
-        try:
-            response = await world.call(getattr(client, verb), server.url + "/echo", timeout=5)
-            await world.read(response)
-        except httpx.PoolTimeout:
-            raise
-        except httpx.TransportError:
-            pass
-    assert (await world.call(client.get, server.url + "/echo", timeout=5)).status_code == 200
-    await world.close(client)
-
-
 @pytest.mark.parametrize("proxy", [None, "http://127.0.0.1:9"], ids=["straight", "through a proxy"])
 async def test_respx_can_stand_in_for_the_network(
     world: World, proxy: str | None, monkeypatch: pytest.MonkeyPatch

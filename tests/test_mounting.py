@@ -116,12 +116,6 @@ async def test_options_travel_as_an_extension(world: World) -> None:
     assert [response.extensions["stkai"].attempts for response in (once, often)] == [1, 2]
 
 
-async def test_options_of_another_type_are_an_error_that_says_what_to_pass(world: World) -> None:
-    client = world.client(world.build(StackBuilder([retry()]), world.wire()))
-    with pytest.raises(stkai.ConfigurationError, match=r"must be a stkai\.RequestOptions, not dict"):
-        await world.call(client.get, URL, extensions={"stkai": {"retry": None}})
-
-
 async def test_a_429_is_a_response_under_an_httpx_client(world: World) -> None:
     stack = StackBuilder([adaptive(AimdLimiter(100, 60.0))], clock=FakeClock())
     client = world.client(world.build(stack, world.wire(429)))

@@ -114,12 +114,6 @@ def test_a_429_from_requests_is_learned_from_and_raised_with_its_body(server: Qu
     assert waiting.value.required > 6.5
 
 
-def test_a_429_through_the_token_bucket_is_the_response_itself() -> None:
-    answer = theirs(429)
-    returned: object = TokenBucketRateLimitedHttpClient(Scripted(answer), 10, 1.0).post(URL)
-    assert returned is answer
-
-
 @each_decorator
 @pytest.mark.parametrize("answer", [None, {"a": 1}, theirs(200), httpx.Response(200)], ids=str)
 def test_whatever_a_client_returns_is_returned(decorator: Callable[..., Any], answer: Any) -> None:

@@ -5,7 +5,6 @@
 
 import inspect
 import json
-import logging
 import pickle
 import subprocess
 import sys
@@ -36,7 +35,6 @@ from stkai import (
     TokenBucketRateLimitedHttpClient,
 )
 from stkai.testing import FakeClock, QuotaServer
-from stkai.transports import _stk_cli
 
 from ..support.reference import REQUIRED, Facts, read
 
@@ -238,12 +236,6 @@ def test_after_a_429_the_next_request_waits_as_long_as_the_server_asked() -> Non
     assert refused.value.required >= 6.9
 
 
-def test_a_429_through_the_token_bucket_client_is_an_ordinary_response() -> None:
-    assert (
-        TokenBucketRateLimitedHttpClient(Mine(429), 100, 60.0).post("https://api.example").status_code == 429
-    )
-
-
 # Standalone, and the choice by environment
 
 
@@ -341,40 +333,6 @@ def test_the_rate_limit_of_the_settings_is_applied(server: QuotaServer) -> None:
             client.post(server.create_url(), {})
         with pytest.raises(TokenAcquisitionTimeoutError):
             client.post(server.create_url(), {})
-
-
-class FakeCLI:
-    """StackSpot CLI's functions on httpx: enough to see that they are called."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-    def get_with_authorization(self, **kwargs: Any) -> Any:
-        self.asked.append(kwargs["url"])
-        import requests
-
-        answer = requests.Response()
-        answer.status_code, answer._content = 200, b'"by the CLI"'
-        return answer
-
-    post_with_authorization = get_with_authorization
-
-
-def test_the_cli_comes_first_and_the_log_says_that_credentials_are_ignored(
-    server: QuotaServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    cli = FakeCLI()
-    monkeypatch.setattr(_stk_cli, "_find_cli", lambda: cli)
-    use_credentials(server)
-    with EnvironmentAwareHttpClient() as client, caplog.at_level(logging.WARNING, "stkai"):
-        assert client.get("https://api.example/a").json() == "by the CLI"
-        assert client.get("https://api.example/b").json() == "by the CLI"
-    assert [record.message for record in caplog.records if "ignored" in record.message] == [
-        "StackSpot CLI is installed and signs requests itself; the configured client credentials are ignored"
-    ]
-    assert server.token_requests == 0
-    assert StkCLIHttpClient().get("https://api.example/c").json() == "by the CLI"
-    assert cli.asked == [f"https://api.example/{name}" for name in "abc"]
 
 
 def test_the_cli_client_without_a_cli_says_so_at_once() -> None:

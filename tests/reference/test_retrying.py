@@ -76,17 +76,13 @@ async def test_a_block_that_succeeds_runs_once(world: World) -> None:
         stkai.ServerSideRateLimitError(None),
         stkai.ServerSideRateLimitError(httpx.Response(429)),
         httpx.ConnectError("refused"),
-        httpx.PoolTimeout("full"),
         httpx.ReadTimeout("slow"),
-        httpx.ReadError("reset"),
-        httpx.RemoteProtocolError("disconnected"),
-        httpx.ProxyError("502"),
         stkai.DeadlineExceededError("this call took too long"),
-        *(answer(status) for status in (408, 429, 500, 502, 503, 504)),
+        answer(429),
+        answer(503),
     ],
     ids=repr,
 )
-@pytest.mark.worlds("sync", "asyncio")
 async def test_transient_errors_are_retried_after_doubling_delays(world: World, error: Exception) -> None:
     bench = Bench(world, error, error, error)
     assert await bench.run() == "done"
@@ -108,7 +104,6 @@ async def test_transient_errors_are_retried_after_doubling_delays(world: World, 
     ],
     ids=repr,
 )
-@pytest.mark.worlds("sync", "asyncio")
 async def test_other_errors_are_raised_unchanged(world: World, error: Exception) -> None:
     for errors in ([error], [OwnError("later"), error]):
         bench = Bench(world, *errors)
@@ -276,11 +271,11 @@ def refused_by(status: int, **headers: str) -> requests.HTTPError:
         requests.ReadTimeout("slow"),
         requests.Timeout("slow"),
         requests.exceptions.ChunkedEncodingError("cut off"),
-        *(refused_by(status) for status in (408, 429, 500, 502, 503, 504)),
+        refused_by(429),
+        refused_by(503),
     ],
     ids=repr,
 )
-@pytest.mark.worlds("sync", "asyncio")
 async def test_exceptions_from_requests_are_retried(world: World, error: Exception) -> None:
     bench = Bench(world, error, error)
     assert await bench.run() == "done"
@@ -297,7 +292,6 @@ async def test_exceptions_from_requests_are_retried(world: World, error: Excepti
     ],
     ids=repr,
 )
-@pytest.mark.worlds("sync", "asyncio")
 async def test_other_exceptions_of_requests_are_raised_unchanged(world: World, error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
         await Bench(world, error).run()

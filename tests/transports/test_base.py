@@ -12,7 +12,6 @@ from stkai import CallRecord, ConfigurationError, Context, Layer, RequestOptions
 from stkai.testing import FakeClock
 from stkai.transports import (
     AsyncLayerTransport,
-    AsyncRetryTransport,
     Attempt,
     Call,
     Flow,
@@ -461,12 +460,6 @@ async def test_a_stack_enters_and_leaves_its_wire(world: World) -> None:
     assert (await world.call(client.get, URL)).status_code == 200
     await world.call(getattr(client, leave), None, None, None)
     assert told == ["enter", "exit None"]
-
-
-def test_a_stack_says_what_it_is_made_of() -> None:
-    assert str(RetryTransport(Marking(Wire()))) == "retry > marking > wire"
-    assert str(AsyncRetryTransport(AsyncMarking(Wire()))) == "retry > marking > wire"
-    assert str(LAYER) == "marking"
 
 
 @pytest.mark.parametrize(

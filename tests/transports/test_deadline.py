@@ -170,16 +170,6 @@ async def test_no_attempt_starts_that_cannot_finish_in_time_and_the_last_error_i
     assert (bench.spent, bench.wire.open) == (0.5, 0)
 
 
-@pytest.mark.parametrize("after", [10, 11, 59])
-async def test_a_response_with_a_retry_after_beyond_the_deadline_is_returned_at_once(
-    world: World, after: int
-) -> None:
-    bench = Bench(world, retry())
-    bench.script(httpx.Response(429, headers={"Retry-After": str(after)}))
-    response = await bench.send(deadline=10.0)
-    assert (response.status_code, bench.spent) == (429, 0.0)
-
-
 async def test_a_retry_after_within_the_deadline_is_waited_for(world: World) -> None:
     bench = Bench(world, retry())
     bench.script(httpx.Response(429, headers={"Retry-After": "9"}), 200)
@@ -287,25 +277,6 @@ async def test_a_wait_for_a_permit_leaves_less_time_for_the_answer(world: World)
     await bench.send(deadline=10.0)
     await bench.send(deadline=10.0)
     assert bench.timeouts() == [10.0, pytest.approx(4.0)]
-
-
-async def test_a_wait_for_a_permit_that_would_outlast_the_deadline_is_refused_at_once(world: World) -> None:
-    bench = Bench(world, retry(), token_bucket(TokenBucket(1, 6, burst=1)))
-    bench.script(200)
-    await bench.send(deadline=5.0)
-    with pytest.raises(DeadlineExceededError, match="a permit takes 6 s, and the call's deadline leaves 5 s"):
-        await bench.send(deadline=5.0)
-    assert bench.spent == 0.0
-
-
-async def test_a_queue_whose_turn_comes_after_the_deadline_is_not_waited_for(world: World) -> None:
-    bench = Bench(world, retry(), token_bucket(TokenBucket(1, 60, burst=1)))
-    bench.script(200, 200)
-    await bench.send()
-    with pytest.raises(DeadlineExceededError):
-        await bench.send(deadline=59.0)
-    assert bench.spent == 0.0
-    assert (await bench.send(deadline=61.0)).status_code == 200
 
 
 # Bodies

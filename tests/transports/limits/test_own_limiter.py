@@ -115,14 +115,6 @@ def test_something_other_than_a_limiter_is_refused_with_what_is_accepted(other: 
             make(other)
 
 
-@pytest.mark.parametrize("other", [7, Gap, object(), "fast"], ids=spelled)
-def test_the_builders_say_what_rate_limit_accepts(other: Any) -> None:
-    with pytest.raises(ConfigurationError) as caught:
-        stkai.build_client(auth=None, rate_limit=other)
-    for word in ("rate_limit", "Limiter", "'token_bucket'"):
-        assert word in str(caught.value)
-
-
 async def test_its_own_limit_the_calls_limit_and_the_deadline_bound_the_wait(world: World) -> None:
     clock = FakeClock()
     transport = world.build(

@@ -1,8 +1,5 @@
 """What the retry layer does with bodies: those that break, those that can be sent once, and idempotency keys."""
 
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
-
 import httpx
 import pytest
 
@@ -62,45 +59,6 @@ async def test_a_streamed_body_that_breaks_is_not_retried(world: World) -> None:
         await world.read(response)
     await world.close(response)
     assert (len(bench.wire.requests), bench.wire.open) == (2, 0)
-
-
-def one_shot(world: World) -> list[httpx.Request]:
-    def chunks() -> Iterator[bytes]:
-        yield b"one"
-
-    async def async_chunks() -> AsyncIterator[bytes]:
-        yield b"one"
-
-    bodies: list[dict[str, Any]] = [
-        {"content": world.pick(chunks, async_chunks)()},
-        {"files": {"file": ("name.txt", b"one")}, "data": {"field": "two"}},
-    ]
-    return [httpx.Request("POST", URL, **body) for body in bodies]
-
-
-@pytest.mark.parametrize("number", [0, 1], ids=["generator", "multipart"])
-@pytest.mark.parametrize("outcome", [503, httpx.ConnectError("refused"), httpx.ReadTimeout("slow")], ids=repr)
-async def test_a_one_shot_body_is_sent_once_and_its_outcome_returned(
-    world: World, number: int, outcome: int | Exception
-) -> None:
-    bench = Bench(world, outcome)
-    request = one_shot(world)[number]
-    if isinstance(outcome, int):
-        assert (await bench.send(request)).status_code == outcome
-    else:
-        with pytest.raises(type(outcome)) as caught:
-            await bench.send(request)
-        assert caught.value is outcome
-    assert len(bench.wire.requests) == 1
-    assert b"one" in bench.wire.bodies[0]
-
-
-async def test_a_multipart_body_in_memory_is_retried_byte_for_byte(world: World) -> None:
-    bench = Bench(world, 503, 200)
-    request = one_shot(world)[1]
-    content = request.read()
-    assert (await bench.send(request)).status_code == 200
-    assert bench.wire.bodies == [content, content]
 
 
 # Idempotency keys

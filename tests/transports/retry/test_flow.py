@@ -5,7 +5,6 @@ import subprocess
 import sys
 from typing import Any
 
-import anyio
 import httpx
 import pytest
 from hypothesis import assume, given
@@ -22,7 +21,6 @@ from stkai import (
 from stkai.testing import FakeClock
 from stkai.transports import (
     AsyncRetryTransport,
-    Context,
     RetryTransport,
     auth,
     retry,
@@ -182,36 +180,6 @@ async def test_the_wait_is_never_shorter_than_the_server_asks(world: World) -> N
     assert bench.clock.sleeps == pytest.approx([2.5 + 0.0625, 27.4375 + 0.125, 2.25])
 
 
-async def test_a_response_that_asks_for_too_long_a_wait_is_returned_at_once(world: World) -> None:
-    bench = Bench(world, busy(429, 61))
-    response = await bench.send()
-    assert (response.status_code, bench.clock.sleeps, bench.wire.open) == (429, [], 1)
-    assert bench.heard.of(RetryScheduled) == []
-    bench = Bench(world, busy(429, 61), 200, policy=RetryPolicy(max_retry_after=61))
-    assert (await bench.send()).status_code == 200
-
-
-async def test_an_error_while_closing_a_discarded_response_is_ignored(world: World) -> None:
-    class Stuck(httpx.ByteStream):
-        def close(self) -> None:
-            raise httpx.CloseError("stuck")
-
-        async def aclose(self) -> None:
-            self.close()
-
-    class Inner(httpx.BaseTransport, httpx.AsyncBaseTransport):
-        statuses = iter([503, 200])
-
-        def handle_request(self, request: httpx.Request) -> httpx.Response:
-            return httpx.Response(next(self.statuses), stream=Stuck(b""))
-
-        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            return self.handle_request(request)
-
-    transport = world.layer(retry(), Inner(), context=Context(clock=FakeClock()))
-    assert (await world.send(transport, httpx.Request("GET", URL))).status_code == 200
-
-
 @pytest.mark.parametrize("where", ["listener", "random", "sleep"])
 async def test_an_interrupt_outside_the_attempts_leaves_nothing_open(world: World, where: str) -> None:
     class Interrupt(BaseException):
@@ -241,61 +209,6 @@ async def test_an_interrupt_outside_the_attempts_leaves_nothing_open(world: Worl
         await bench.send()
     assert bench.wire.open == 0
     assert len(bench.wire.requests) == 1
-
-
-async def test_an_interrupt_on_the_wire_is_raised_unchanged(world: World) -> None:
-    interrupt = KeyboardInterrupt()
-    calls: list[int] = []
-
-    def wire(request: httpx.Request) -> Answer:
-        calls.append(1)
-        if len(calls) == 2:
-            raise interrupt
-        return 503
-
-    bench = Bench(world, wire)
-    with pytest.raises(KeyboardInterrupt) as caught:
-        await bench.send()
-    assert caught.value is interrupt
-    assert (len(calls), bench.wire.open) == (2, 0)
-
-
-@pytest.mark.worlds("asyncio", "trio")
-@pytest.mark.parametrize("moment", ["wait", "second attempt"])
-async def test_a_cancelled_call_stops_and_leaves_nothing_open(world: World, moment: str) -> None:
-    clock = FakeClock(autojump=False)
-    arrived = 0
-
-    async def wire(request: httpx.Request) -> Answer:
-        nonlocal arrived
-        arrived += 1
-        if arrived == 2:
-            await anyio.Event().wait()
-        return 503
-
-    bench = Bench(world, wire, clock=clock)
-    outcome: list[object] = []
-
-    async def send() -> None:
-        try:
-            outcome.append(await bench.send())
-        except anyio.get_cancelled_exc_class() as error:
-            outcome.append(type(error))
-            raise
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(send)
-        while not clock.sleepers:
-            await anyio.lowlevel.checkpoint()
-        assert bench.wire.open == 0
-        if moment == "second attempt":
-            clock.advance(1.0)
-            while arrived < 2:
-                await anyio.lowlevel.checkpoint()
-        group.cancel_scope.cancel()
-    assert outcome == [anyio.get_cancelled_exc_class()]
-    assert bench.wire.open == 0
-    assert arrived == (1 if moment == "wait" else 2)
 
 
 # Options of one call
@@ -339,28 +252,6 @@ def test_the_default_policy_is_used_if_none_is_given() -> None:
 
 
 # The rest
-
-
-async def test_many_calls_over_one_layer_each_get_their_own_result(world: World) -> None:
-    attempts: dict[str, int] = {}
-
-    def wire(request: httpx.Request) -> Answer:
-        number = request.url.params["number"]
-        attempts[number] = attempts.get(number, 0) + 1
-        if attempts[number] <= int(number) % 4:
-            return 503 if int(number) % 2 else httpx.ConnectError(number)
-        return httpx.Response(200, headers={"Number": number})
-
-    bench = Bench(world, wire)
-
-    async def call(number: int) -> tuple[str, int]:
-        response = await bench.send(httpx.Request("POST", URL, params={"number": number}))
-        return response.headers["Number"], response.extensions["stkai"].attempts
-
-    results = await world.gather(*(lambda number=number: call(number) for number in range(64)))
-    assert results == [(str(number), number % 4 + 1) for number in range(64)]
-    # The clock jumps for all, so that the body of a refusal may be given up, and is then closed in another thread.
-    await world.until(lambda: bench.wire.open == 64)
 
 
 def test_tenacity_is_imported_only_for_a_second_attempt() -> None:
