@@ -52,9 +52,6 @@ MAY_SLEEP = ("stkai.testing.", "subprocess.", "multiprocessing.")
 
 PACKAGES = ("httpx", "httpx2") if find_spec("httpx2") else ("httpx",)
 
-TABLE = 4
-"""Rows from which on each row of a table runs in one world only."""
-
 NOT_IMPORTED = {"stkai.__main__", "stkai.testing.pytest"}
 """Modules that only other processes import, so that they do not count as covered."""
 
@@ -155,7 +152,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 def _without_repeats(items: list[pytest.Item]) -> list[pytest.Item]:
     """Leave each row of a table to one of the worlds, by turns, unless the test asks for its worlds."""
-    rows: dict[str, set[int]] = defaultdict(set)
+    rows: dict[str, dict[tuple[int, ...], int]] = defaultdict(dict)
     worlds: dict[str, list[str]] = defaultdict(list)
     places: list[tuple[str, int, int] | None] = []
     for item in items:
@@ -164,15 +161,16 @@ def _without_repeats(items: list[pytest.Item]) -> list[pytest.Item]:
             places.append(None)
             continue
         name, world = item.nodeid.partition("[")[0], case.params["world"]
-        row = sum(place for key, place in case.indices.items() if key not in {"world", "package"})
-        rows[name].add(row)
+        # The same objects in each world, which need not be hashable.
+        values = tuple(id(value) for key, value in case.params.items() if key not in {"world", "package"})
+        row = rows[name].setdefault(values, len(rows[name]))
         if world not in worlds[name]:
             worlds[name].append(world)
         places.append((name, row, worlds[name].index(world)))
     return [
         item
         for item, place in zip(items, places, strict=True)
-        if place is None or len(rows[place[0]]) < TABLE or place[1] % len(worlds[place[0]]) == place[2]
+        if place is None or len(rows[place[0]]) == 1 or place[1] % len(worlds[place[0]]) == place[2]
     ]
 
 
