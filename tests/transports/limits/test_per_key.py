@@ -167,7 +167,7 @@ def test_of_too_many_origins_the_least_recently_used_one_is_dropped() -> None:
     for number in (1, 2, 1, 3, 1, 2):
         policy.limiter_for(httpx.Request("POST", origin(number)))
     assert [name[13] for name in made] == ["1", "2", "3", "2"]
-    assert len(policy) == 2
+    assert (len(policy), repr(policy)) == (2, "PerHost(2 keys)")
 
 
 def test_a_thousand_origins_are_kept_by_default() -> None:
