@@ -61,26 +61,28 @@ def loaded_by(code: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
-def test_import_stkai_loads_nothing_heavy_beyond_httpx() -> None:
-    loaded = loaded_by("import stkai, stkai.transports")
+ROOMS = """
+import stkai
+layers = "stkai.transports._retry", "stkai.transports._auth", "stkai.transports._limits"
+assert not [name for name in sys.modules if name.startswith(layers)]
+import stkai.transports, stkai.wires, stkai._config
+stkai.STKAI
+"""
+
+
+def test_import_stkai_loads_no_layer_and_nothing_heavy_beyond_httpx() -> None:
+    loaded = loaded_by(ROOMS)
     assert "stkai" in loaded
     assert loaded & HEAVY == set()
-
-
-def test_import_stkai_loads_no_layer() -> None:
-    script = "import sys, stkai; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    layers = ("stkai.transports._retry", "stkai.transports._auth", "stkai.transports._limits")
-    assert not [name for name in done.stdout.split() if name.startswith(layers)]
 
 
 def test_a_handmade_stack_sends_a_request_without_loading_anything_heavy() -> None:
     assert loaded_by(LAYERS) & HEAVY == set()
 
 
-def test_the_settings_are_imported_on_first_use() -> None:
-    assert loaded_by("import stkai; stkai.STKAI") & HEAVY == set()
-    assert "pydantic_settings" in loaded_by("import stkai; stkai.STKAI.config")
+def test_settings_and_server_are_imported_on_first_use() -> None:
+    server = "import stkai.testing; stkai.testing.QuotaServer(); assert 'aiohttp' not in sys.modules"
+    assert "pydantic_settings" in loaded_by(f"{server}; stkai.STKAI.config")
 
 
 PUBLIC = [stkai, stkai.events, stkai.limiters, stkai.stores, stkai.testing, stkai.transports]

@@ -1,8 +1,5 @@
 """`configure`, `config` and `reset`, and the settings of the process."""
 
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -131,10 +128,3 @@ def test_there_is_one_instance_per_process() -> None:
     assert STKAI.config.http.max_connections == 3
     STKAI.reset()
     assert repr(STKAI) == "STKAI"
-
-
-def test_importing_the_settings_does_not_import_pydantic() -> None:
-    code = "import sys, stkai._config; sys.exit('pydantic' in sys.modules)"
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    )

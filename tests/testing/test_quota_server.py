@@ -455,11 +455,6 @@ def test_the_server_counts_exactly_with_several_processes() -> None:
     assert (statuses.count("200"), statuses.count("429")) == (30, 10)
 
 
-def test_the_server_library_is_imported_only_when_a_server_starts() -> None:
-    script = "import sys, stkai.testing; stkai.testing.QuotaServer(); sys.exit('aiohttp' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
-
-
 def test_a_missing_aiohttp_is_named_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -5,8 +5,6 @@ import contextlib
 import gc
 import os
 import ssl
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import AsyncIterator
@@ -376,11 +374,6 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stkai.wires.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"stkai\[aiohttp\]"):
         stkai.wires.aiohttp()
-
-
-def test_importing_stkai_does_not_import_aiohttp() -> None:
-    code = "import sys, stkai, stkai.wires; sys.exit('aiohttp' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_trio_is_refused_at_the_first_request() -> None:
