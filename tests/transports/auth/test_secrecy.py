@@ -2,20 +2,19 @@
 
 import logging
 import pickle
-import traceback
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import httpcore
 import httpx
 import pytest
-from rich.pretty import pretty_repr
 
 import stkai
 from stkai import AuthenticationError, AuthProvider, BearerAuth, StackBuilder
 from stkai.testing import FakeClock, QuotaServer
 from stkai.transports import AsyncAuthTransport, AuthTransport, auth, retry
 
+from ...support.secrecy import shown_by
 from ...support.tokens import SECRET, Issuer, grant, provider_over
 from ...support.wire import Answer, Wire
 from ...support.world import World
@@ -56,17 +55,6 @@ def stack_over(world: World, wire: Any, provider: AuthProvider) -> Any:
 
 def pickled(thing: object) -> str:
     return pickle.dumps(thing).decode("latin-1")
-
-
-def with_locals(error: BaseException) -> str:
-    """What traceback formatters show: the text, and each frame's variables, as reprs or taken apart."""
-    lines = list(traceback.TracebackException.from_exception(error, capture_locals=True).format())
-    below: BaseException | None = error
-    while below is not None:
-        for frame, _ in traceback.walk_tb(below.__traceback__):
-            lines += [pretty_repr(value) for value in frame.f_locals.values()]
-        below = below.__cause__ or (None if below.__suppress_context__ else below.__context__)
-    return "\n".join(lines)
 
 
 def assert_hidden(text: str, *hidden: str) -> None:
@@ -242,7 +230,7 @@ LOCAL = "http://localhost:9/v1"
 async def traceback_of(world: World, transport: Any, url: str = LOCAL) -> str:
     with pytest.raises(httpx.TransportError) as caught:
         await world.send(transport, httpx.Request("POST", url, json={}))
-    return with_locals(caught.value)
+    return shown_by(caught.value)
 
 
 async def test_the_variables_in_a_traceback_of_the_wire_hold_no_token(world: World) -> None:

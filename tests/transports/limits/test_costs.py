@@ -4,7 +4,6 @@ import gzip
 import logging
 import math
 import tracemalloc
-from collections.abc import AsyncIterator, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -22,6 +21,7 @@ from stkai.transports._limits.queue import Queue
 from stkai.transports._limits.sources.request_limits import Rate
 from stkai.transports._limits.sources.units import Units
 
+from ...support.clients import Body
 from ...support.crowd import Waiter, drive, most_in_excess, took
 from ...support.world import World
 
@@ -360,20 +360,6 @@ async def test_no_reported_cost_stops_a_program_for_more_than_an_hour(
     assert clock.monotonic() == pytest.approx(HOUR, abs=WINDOW)
 
 
-class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body that arrives in chunks."""
-
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self._chunks = chunks
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield from self._chunks
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for chunk in self._chunks:
-            yield chunk
-
-
 async def settled(world: World, response: httpx.Response) -> list[int]:
     """The lengths of the bodies that `settle` is called with when the caller reads the response as it arrives."""
     seen: list[int] = []
@@ -387,7 +373,7 @@ async def settled(world: World, response: httpx.Response) -> list[int]:
 async def test_a_packed_answer_is_unpacked_for_settle(world: World) -> None:
     text = gzip.compress(b"hello" * 1000)
     headers = {"content-encoding": "gzip"}
-    assert await settled(world, httpx.Response(200, headers=headers, stream=Body([text[:9], text[9:]]))) == [
+    assert await settled(world, httpx.Response(200, headers=headers, stream=Body(text[:9], text[9:]))) == [
         5000
     ]
 
@@ -399,15 +385,15 @@ def bomb() -> bytes:
 
 async def test_an_answer_that_unpacks_to_gigabytes_is_not_unpacked_for_settle(world: World) -> None:
     headers = {"content-encoding": "gzip"}
-    assert await settled(world, httpx.Response(200, headers=headers, stream=Body([bomb()]))) == []
+    assert await settled(world, httpx.Response(200, headers=headers, stream=Body(bomb()))) == []
 
 
 async def test_a_long_answer_is_not_kept_for_settle(world: World) -> None:
     chunk = bytes(LONGEST // 16)
-    assert await settled(world, httpx.Response(200, stream=Body([chunk] * 16))) == [LONGEST]
+    assert await settled(world, httpx.Response(200, stream=Body(*[chunk] * 16))) == [LONGEST]
     tracemalloc.start()
     try:
-        assert await settled(world, httpx.Response(200, stream=Body([chunk] * 160))) == []
+        assert await settled(world, httpx.Response(200, stream=Body(*[chunk] * 160))) == []
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

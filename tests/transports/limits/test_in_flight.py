@@ -4,7 +4,6 @@ import asyncio
 import gc
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +16,7 @@ from stkai import ConfigurationError, InFlight, RetryPolicy, StackBuilder, Token
 from stkai.testing import FakeClock
 from stkai.transports import Attempt, Call, Turn, limiter, play, retry
 
+from ...support.clients import Body
 from ...support.crowd import took
 from ...support.wire import finish
 from ...support.world import World
@@ -24,30 +24,8 @@ from ...support.world import World
 URL = "https://api.example.com/v1"
 
 
-class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body of a few chunks that remembers whether it was closed."""
-
-    def __init__(self, chunks: int = 3, error: Exception | None = None) -> None:
-        self.chunks, self.error, self.is_closed = chunks, error, False
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield from [b"x"] * self.chunks
-        if self.error is not None:
-            raise self.error
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for chunk in self:
-            yield chunk
-
-    def close(self) -> None:
-        self.is_closed = True
-
-    async def aclose(self) -> None:
-        self.close()
-
-
-def streamed(status: int = 200, **options: Any) -> httpx.Response:
-    return httpx.Response(status, stream=Body(**options))
+def streamed(status: int = 200, *more: Exception) -> httpx.Response:
+    return httpx.Response(status, stream=Body(b"x", b"x", b"x", *more))
 
 
 def post() -> httpx.Request:
@@ -106,7 +84,7 @@ async def test_a_place_is_free_when_the_body_is_closed_early_and_only_once(world
 
 async def test_a_place_is_free_when_the_body_breaks(world: World) -> None:
     policy = InFlight(1)
-    transport = stack_of(world, policy, streamed(error=httpx.ReadError("reset")))
+    transport = stack_of(world, policy, streamed(200, httpx.ReadError("reset")))
     response = await world.send(transport, post())
     with pytest.raises(httpx.ReadError):
         await world.chunks(response)

@@ -26,10 +26,11 @@ from stkai import (
 )
 from stkai.stores import Ask, FileStore, Law, Lease, MemoryStore
 from stkai.testing import FakeClock
-from stkai.transports import Answer, Operation, Run, Turn, limiter
+from stkai.transports import Run, Turn, limiter
 from stkai.transports._limits.sources import background_calls
 
 from ...support.forked import Forked
+from ...support.shares import answer, wait_for
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -74,24 +75,6 @@ class Blocking:
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-def wait_for(policy: Any, clock: FakeClock, turn: Turn | None = None) -> float:
-    """Take a permit as a flow does; return the seconds it took."""
-    turn = turn or Turn()
-    start = clock.monotonic()
-    while wait := policy.ask(turn, clock.monotonic()):
-        if isinstance(wait, Run):
-            wait.sync(60.0)
-        else:
-            assert not isinstance(wait, Operation)
-            clock.sleep(min(wait, turn.nap))
-    return clock.monotonic() - start
-
-
-def answer(clock: FakeClock, status: int = 200, **headers: str) -> Answer:
-    now = clock.monotonic()
-    return Answer(now, now, httpx.Response(status, headers=headers), None, clock.utcnow, 0.0)
 
 
 def test_a_permit_leased_at_a_low_rate_is_exchanged_when_the_rate_rises(

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 import httpx
@@ -25,25 +24,12 @@ from stkai.costs import llm_tokens
 from stkai.testing import FakeClock
 from stkai.transports import Turn, limiter
 
+from ...support.clients import Body
 from ...support.wire import Wire
 from ...support.world import World
 
 URL = "https://api.example.com/v1"
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "x" * 400}], "max_tokens": 500}
-
-
-class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body that arrives in chunks."""
-
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self.chunks = list(chunks)
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield from self.chunks
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for chunk in self.chunks:
-            yield chunk
 
 
 def post(body: object = CHAT, **options: Any) -> httpx.Request:
@@ -53,7 +39,7 @@ def post(body: object = CHAT, **options: Any) -> httpx.Request:
 
 def events(*messages: object) -> httpx.Response:
     chunks = [f"data: {json.dumps(message)}\n\n".encode() for message in messages] + [b"data: [DONE]\n\n"]
-    return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Body(chunks))
+    return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Body(*chunks))
 
 
 def deltas(*texts: str) -> list[dict[str, Any]]:
@@ -216,7 +202,7 @@ async def test_an_anthropic_stream_that_is_closed_early_costs_its_input_and_what
 async def test_another_body_that_is_closed_early_keeps_its_estimate(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    policy, body = bucket(lambda _: 5.0), httpx.Response(200, stream=Body([b'{"usage"', b":1}"]))
+    policy, body = bucket(lambda _: 5.0), httpx.Response(200, stream=Body(b'{"usage"', b":1}"))
     layers = [limiter([policy, bucket(llm_tokens())])]
     transport = world.build(StackBuilder(layers, clock=FakeClock()), Wire(body))
     await world.close(await world.send(transport, post()))

@@ -22,6 +22,7 @@ from stkai.testing import FakeClock
 from stkai.transports import Answer, Context, Run, Turn, limiter
 from stkai.transports._limits.sources.store_client import StoreClient
 
+from ...support.shares import answer, wait_for
 from ...support.world import World
 
 TIMES = 12
@@ -70,24 +71,6 @@ def client_of(policy: TokenBucket | AimdLimiter) -> StoreClient:
     assert policy._leased is not None
     client: StoreClient = policy._leased.client
     return client
-
-
-def answer(clock: FakeClock, status: int = 200, **headers: str) -> Answer:
-    now = clock.monotonic()
-    return Answer(now - 0.01, now, httpx.Response(status, headers=headers), None, clock.utcnow, 0.0)
-
-
-def wait_for(policy: TokenBucket | AimdLimiter, clock: FakeClock, turn: Turn | None = None) -> float:
-    """Take a permit as a flow does; return the seconds it took."""
-    turn = turn or Turn()
-    start = clock.monotonic()
-    while wait := policy.ask(turn, clock.monotonic()):
-        if isinstance(wait, Run):
-            wait.sync(60.0)
-        else:
-            assert isinstance(wait, float)
-            clock.sleep(min(wait, turn.nap))
-    return clock.monotonic() - start
 
 
 def test_a_scripted_store_is_a_store(store: Scripted) -> None:
