@@ -54,6 +54,9 @@ def test_the_proxy_of_the_scheme_takes_precedence_over_all_proxy(
         ("[::3]:81", "http://[::3]:81", "http://[::3]"),
         ("fd00::/8", "http://[fd12::1]", "http://[fe80::1] http://10.0.0.1"),
         ("a.com , b.com,,", "https://a.com https://b.com", "https://c.com"),
+        ("a.com b.com", "https://a.com https://b.com", "https://c.com"),
+        ("example.com", "https://example.com. https://a.example.com.", "https://badexample.com."),
+        ("example.com.", "https://example.com https://example.com.", "https://badexample.com"),
         ("", "", "https://example.com"),
     ],
 )

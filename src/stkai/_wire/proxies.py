@@ -22,13 +22,14 @@ class ProxyMap:
 
     Args:
         proxies: proxy URLs by scheme; "all" stands for every scheme that has none of its own.
-        no_proxy: places that are reached directly, separated by commas: a host (with its subdomains), an address, a
-            network such as 10.0.0.0/8, each optionally with a port or a scheme; or * for everything.
+        no_proxy: places that are reached directly, separated by commas or blanks: a host (with its subdomains), an
+            address, a network such as 10.0.0.0/8, each optionally with a port or a scheme; or * for everything.
     """
 
     def __init__(self, proxies: Mapping[str, str], no_proxy: str = "") -> None:
         self._proxies = {scheme: url if "://" in url else f"http://{url}" for scheme, url in proxies.items()}
-        self._direct = [_Place(entry.strip()) for entry in no_proxy.split(",") if entry.strip()]
+        # Separated by blanks as well, as curl does.
+        self._direct = [_Place(entry) for entry in no_proxy.replace(",", " ").split()]
         # A program talks to few places, and the answer never changes.
         self._choose = lru_cache(maxsize=256)(self._choose_anew)
 
@@ -63,7 +64,7 @@ class _Place:
         has_port = bool(colon) and port.isdecimal() and (":" not in host or host.endswith("]"))
         self._port = int(port) if has_port else None
         # curl and urllib read .example.com as example.com and everything below it.
-        self._host = (host if has_port else place).strip("[]").lstrip("*").lstrip(".")
+        self._host = (host if has_port else place).strip("[]").lstrip("*").strip(".")
         self._network = _network(self._host)
 
     def covers(self, scheme: str, host: str, port: int | None) -> bool:
@@ -74,7 +75,7 @@ class _Place:
         if self._network is not None:
             address = address_of(host)
             return address is not None and address in self._network
-        return self._host in {"", host} or host.endswith(f".{self._host}")
+        return not self._host or f".{host.rstrip('.')}".endswith(f".{self._host}")
 
 
 def _network(text: str) -> IPv4Network | IPv6Network | None:
