@@ -23,6 +23,11 @@ _NO_TLS: Final = frozenset(
 )
 """What OpenSSL says if the answer to its greeting is no TLS."""
 
+_NO_CLIENT_CERTIFICATE: Final = (
+    r"ALERT_(CERTIFICATE_|BAD_CERTIFICATE|UNSUPPORTED_CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)"
+)
+"""What OpenSSL says if the server wants another certificate of us, or one at all; RFC 8446, section 6.2."""
+
 _PARSERS: Final = frozenset({"h11", "h2", "hpack", "hyperframe", "aiohttp"})
 """The packages whose errors say that an answer cannot be parsed; those of a connection that breaks say so as well."""
 
@@ -36,8 +41,8 @@ _BREAKS: Final = ("peer closed connection", "disconnected", "ConnectionTerminate
 def is_hopeless(error: BaseException) -> bool:
     """Whether a retry would fail in the same way.
 
-    A bad certificate, credentials that a proxy rejects, a host or port that does not exist or cannot be, HTTP on a TLS
-    port or the reverse.
+    A bad certificate on either side, credentials that a proxy rejects, a host or port that does not exist or cannot
+    be, HTTP on a TLS port or the reverse.
     """
     if isinstance(error, alike(httpx.ProxyError)):
         return re.match(_PROXY_REFUSES, str(error), re.IGNORECASE) is not None
@@ -50,7 +55,7 @@ def is_hopeless(error: BaseException) -> bool:
             return True
         # aiohttp's SSL errors are among them; they have no reason of their own, but their cause has.
         if isinstance(below, ssl.SSLError) and (reason := getattr(below, "reason", None)) is not None:
-            return reason in _NO_TLS
+            return reason in _NO_TLS or re.search(_NO_CLIENT_CERTIFICATE, reason) is not None
     return False
 
 
