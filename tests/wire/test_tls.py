@@ -1,5 +1,6 @@
 """What goes wrong with TLS: no connection stays open, and the error is one of httpx's that says what happened."""
 
+import errno
 import gc
 import os
 import socket
@@ -230,6 +231,23 @@ async def test_a_handshake_that_fails_is_a_connect_error_that_says_why(
         assert f": {attempts} attempt" in note
         assert ("STKAI_HTTP_VERIFY" in note) == name.startswith("a certificate")
         await world.close(mine)
+
+
+@pytest.mark.parametrize("several", [False, True])
+async def test_a_refused_connection_is_an_error_that_says_so(
+    world: World, several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_up(host: object, port: Any, *_: object, **__: object) -> Any:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{n}", port)) for n in (1, 2)]
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    if several:
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    mine = client(world, HttpConfig(), retry=None)
+    with pytest.raises(httpx.ConnectError, match=rf"Errno {errno.ECONNREFUSED}"):
+        await world.call(mine.get, f"http://{'service.example' if several else '127.0.0.1'}:{port}/")
+    await world.close(mine)
 
 
 class Unknown:

@@ -103,8 +103,16 @@ def _connecting(errors: Any) -> Iterator[None]:
     except (ValueError, OverflowError) as error:
         raise errors.ConnectError(str(error)) from error
     except Exception as error:
-        explain(error)
+        reason = _root_of(error)
+        if reason not in str(error):
+            error.args = (f"{error}: {reason}".removeprefix(": "),)
         raise
+
+
+def _root_of(error: BaseException) -> str:
+    """What went wrong in the first place; of several addresses, with the first."""
+    *_, root = causes(error)
+    return _root_of(root.exceptions[0]) if isinstance(root, BaseExceptionGroup) else str(root)
 
 
 class Stream:
