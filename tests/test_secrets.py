@@ -136,6 +136,13 @@ CALLS: dict[str, Callable[[], object]] = {
     "configure, a mistyped section": lambda: STKAI.configure(auht=PAIR),
     "configure, no dict": lambda: STKAI.configure(auth=SECRET),  # type: ignore[arg-type]
     "configure, bytes": lambda: STKAI.configure(auth={"token": SECRET.encode() + b" "}),
+    "configure, a dict": lambda: STKAI.configure(auth={"client_id": {"secret": SECRET}}),
+    "configure, an endpoint": lambda: STKAI.configure(auth={"token_url": f"https://user:{SECRET}@host"}),
+    "configure, another endpoint": lambda: STKAI.configure(auth={"token_url": f"ftp://user:{SECRET}@host"}),
+    "configure, a store": lambda: STKAI.configure(rate_limit={"store": f"redis://:{SECRET}@host"}),
+    "configure, another store": lambda: STKAI.configure(rate_limit={"store": f"mysql://:{SECRET}@host"}),
+    "configure, a proxy": lambda: STKAI.configure(http={"proxy": f"ftp://user:{SECRET}@host"}),
+    "configure, a proxy of no kind": lambda: STKAI.configure(http={"proxy": f"user:{SECRET}@host"}),
     "AuthConfig": lambda: AuthConfig(**PAIR, refresh_margin=-1),
     "Settings": lambda: Settings(auth=cast("Any", {**PAIR, "refresh_margin": -1})),
     "RateLimitConfig": lambda: RateLimitConfig(store=f"redis://:{SECRET}@host", max_requests=-1),

@@ -49,23 +49,12 @@ def test_a_password_in_the_url_of_the_token_endpoint_is_refused_and_not_shown() 
 
 
 @pytest.mark.parametrize(
-    "bad",
-    [
-        {"auth": {"client_secret": [SECRET], "client_id": "id"}},
-        {"auth": {"client_secrt": SECRET}},
-        {"auth": {"client_id": {"secret": SECRET}}},
-        {"auth": {"origins": [f"https://user:{SECRET}@host"]}},
-        {"auth": {"token_url": f"ftp://user:{SECRET}@host"}},
-        {"auth": {"token_url": f"https://user:{SECRET}@host"}},
-        {"rate_limit": {"store": f"redis://:{SECRET}@host"}},
-        {"rate_limit": {"store": f"mysql://:{SECRET}@host"}},
-        {"http": {"proxy": f"ftp://user:{SECRET}@host"}},
-        {"http": {"proxy": f"user:{SECRET}@host"}},
-    ],
+    "auth",
+    [{"client_secret": [SECRET], "client_id": "id"}, {"origins": [f"https://user:{SECRET}@host"]}],
 )
-def test_errors_do_not_show_secrets(stkai: GlobalSettings, bad: dict[str, Any]) -> None:
+def test_errors_of_lists_do_not_show_secrets(stkai: GlobalSettings, auth: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        stkai.configure(**bad)
+        stkai.configure(auth=auth)
     error: BaseException | None = caught.value
     while error is not None:  # a traceback prints the causes too
         assert SECRET not in str(error)
