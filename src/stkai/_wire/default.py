@@ -18,7 +18,7 @@ from .._families import HTTPX, Family, alike, family_of
 from .._urls import PROXIES, absolute_url
 from .lifetimes import AsyncClosable, Closable, WirePerLoop
 from .multiplexed import AsyncMultiplexed, Multiplexed
-from .network import transport_of
+from .network import mended
 from .pool import AsyncConnectionPool, ConnectionPool
 from .proxies import AsyncProxyRouter, ProxyMap, ProxyRouter
 
@@ -39,10 +39,10 @@ def default_wire(config: "HttpConfig | None" = None, family: Family = HTTPX) -> 
 
     def make(options: dict[str, Any]) -> httpx.BaseTransport:
         if config.http2:
-            return Multiplexed(lambda: transport_of(family.HTTPTransport, **options), family)
+            return Multiplexed(lambda: mended(family.HTTPTransport(**options)), family)
         one, limits = _for_one(family, options), options["limits"]
         family.HTTPTransport(**one).close()  # An unusable proxy, for example, fails here.
-        return ConnectionPool(lambda: transport_of(family.HTTPTransport, **one), limits, family)
+        return ConnectionPool(lambda: mended(family.HTTPTransport(**one)), limits, family)
 
     direct = make(options)
     proxied = through(proxies, lambda proxy: make({"proxy": proxy, **options}), options["verify"], family)
@@ -59,15 +59,13 @@ def default_async_wire(
     def make(options: dict[str, Any]) -> httpx.AsyncBaseTransport:
         if config.http2:
             return WirePerLoop(
-                lambda: AsyncMultiplexed(lambda: transport_of(family.AsyncHTTPTransport, **options), family),
+                lambda: AsyncMultiplexed(lambda: mended(family.AsyncHTTPTransport(**options)), family),
                 family,
             )
         one, limits = _for_one(family, options), options["limits"]
         family.AsyncHTTPTransport(**one)  # It has no connection yet to close.
         return WirePerLoop(
-            lambda: AsyncConnectionPool(
-                lambda: transport_of(family.AsyncHTTPTransport, **one), limits, family
-            ),
+            lambda: AsyncConnectionPool(lambda: mended(family.AsyncHTTPTransport(**one)), limits, family),
             family,
         )
 

@@ -6,53 +6,32 @@ arrived behind an answer for the answer to the next request.
 """
 
 import sys
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from ssl import SSLError
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import httpx
 
+from .._clock import SystemClock
 from .._errors import causes
 from .._event_loops import anyio
 from .._families import alike
-from .socks import AsyncSocks, Socks
 
 Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 
 
-def transport_of(kind: type[Transport], **options: Any) -> Transport:
-    """A transport of httpx whose connections are made here; its own, if httpcore's private parts have other names.
-
-    Args:
-        kind: its class.
-        options: its arguments.
-    """
-    proxy = options.get("proxy")
-    if proxy is None or not proxy.url.scheme.startswith("socks"):
-        return mended(kind(**options))
-    direct = kind(**{**options, "proxy": None})
-    return direct if _mend(direct, proxy) else kind(**options)
-
-
 def mended(transport: Transport) -> Transport:
-    """The same transport, whose connections are made through a `Network`."""
-    _mend(transport, None)
-    return transport
-
-
-def _mend(transport: Any, proxy: httpx.Proxy | None) -> bool:
-    pool = getattr(transport, "_pool", None)
+    """The same transport, whose connections are made through a `Network`; unchanged if httpcore has become another."""
+    pool: Any = getattr(transport, "_pool", None)
     backend = getattr(pool, "_network_backend", None)
     errors = sys.modules.get(type(pool).__module__.partition(".")[0])
-    if not hasattr(backend, "connect_tcp") or not hasattr(errors, "ConnectError"):
-        return False
-    is_sync = isinstance(transport, alike(httpx.HTTPTransport))
-    network: Any = (Network if is_sync else AsyncNetwork)(backend, errors)
-    if proxy is not None:
-        network = (Socks if is_sync else AsyncSocks)(network, errors, proxy)
-    pool._network_backend = network  # type: ignore[union-attr] # noqa: SLF001 - httpx takes no network backend
-    return True
+    if hasattr(backend, "connect_tcp") and hasattr(errors, "ConnectError"):
+        network = Network if isinstance(transport, alike(httpx.HTTPTransport)) else AsyncNetwork
+        has_socks = "SOCKS" in type(pool).__name__
+        pool._network_backend = network(backend, errors, has_socks=has_socks)  # noqa: SLF001 - httpx takes none
+    return transport
 
 
 class Network:
@@ -61,36 +40,28 @@ class Network:
     Args:
         backend: makes the connections.
         errors: httpcore, or the version of it that httpx2 uses.
+        has_socks: whether they lead to a SOCKS proxy.
     """
 
-    def __init__(self, backend: Any, errors: Any) -> None:
-        self._backend, self._errors = backend, errors
+    def __init__(self, backend: Any, errors: Any, *, has_socks: bool = False) -> None:
+        self._backend, self._errors, self._has_socks = backend, errors, has_socks
         self.sleep, self.connect_unix_socket = backend.sleep, backend.connect_unix_socket
 
     def connect_tcp(self, *args: Any, **options: Any) -> Any:
         """A connection to a host."""
         with _connecting(self._errors):
-            return self._backend.connect_tcp(*args, **options)
+            stream = self._backend.connect_tcp(*args, **options)
+        return SocksStream(stream, options.get("timeout")) if self._has_socks else stream
 
 
-class AsyncNetwork:
+class AsyncNetwork(Network):
     """The async version."""
 
-    def __init__(self, backend: Any, errors: Any) -> None:
-        self._backend, self._errors = backend, errors
-        self.sleep = backend.sleep
-
-    async def connect_tcp(self, *args: Any, **options: Any) -> "Stream":
+    async def connect_tcp(self, *args: Any, **options: Any) -> Any:
         """A connection to a host."""
-        return await self._connected(self._backend.connect_tcp(*args, **options))
-
-    async def connect_unix_socket(self, *args: Any, **options: Any) -> "Stream":
-        """A connection to a Unix socket."""
-        return await self._connected(self._backend.connect_unix_socket(*args, **options))
-
-    async def _connected(self, connecting: Awaitable[Any]) -> "Stream":
         with _connecting(self._errors):
-            return Stream(await connecting, self._errors)
+            stream = Stream(await self._backend.connect_tcp(*args, **options), self._errors)
+        return SocksStream(stream, options.get("timeout")) if self._has_socks else stream
 
 
 @contextmanager
@@ -172,6 +143,44 @@ class Stream:
             if isinstance(error, self._errors.ConnectError):
                 explain(error, "the server closed the connection during the TLS handshake")
             raise
+
+
+HANDSHAKES: Final[ContextVar[list["SocksStream"]]] = ContextVar("stkai.handshakes")
+"""The connections to SOCKS proxies that the request of this context has opened."""
+
+_NONE_GIVEN: Any = object()
+
+
+class SocksStream:
+    """A connection to a SOCKS proxy, sync or async, of which the caller of httpcore closes what is left of a handshake.
+
+    httpcore gives no time limit to what it says to the proxy: it has what is left of the connect timeout.
+    """
+
+    in_handshake = True
+
+    def __init__(self, stream: Any, seconds: float | None) -> None:
+        self._stream = stream
+        self._end = None if seconds is None else SystemClock.monotonic() + seconds
+        self.close = self.aclose = stream.aclose if hasattr(stream, "aclose") else stream.close
+        self.get_extra_info = stream.get_extra_info
+        HANDSHAKES.get([]).append(self)
+
+    def read(self, max_bytes: int, timeout: float | None = _NONE_GIVEN) -> Any:
+        return self._stream.read(max_bytes, self._limit(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = _NONE_GIVEN) -> Any:
+        return self._stream.write(buffer, self._limit(timeout))
+
+    def start_tls(self, *args: Any, **options: Any) -> Any:
+        self.in_handshake = False
+        return self._stream.start_tls(*args, **options)
+
+    def _limit(self, timeout: float | None) -> float | None:
+        self.in_handshake = self.in_handshake and timeout is _NONE_GIVEN
+        if not self.in_handshake or self._end is None:
+            return None if timeout is _NONE_GIVEN else timeout
+        return max(0.001, self._end - SystemClock.monotonic())
 
 
 def explain(error: BaseException, otherwise: str = "") -> None:

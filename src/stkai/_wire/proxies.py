@@ -12,9 +12,11 @@ from urllib.request import getproxies
 
 import httpx
 
-from .._families import alike, family_of_wire
+from .._event_loops import anyio
+from .._families import adopt, alike, family_of_wire
 from .._urls import DEFAULT_PORTS, address_of, is_this_machine, show_origin
 from .lifetimes import AsyncClosable, Closable
+from .network import HANDSHAKES, SocksStream
 
 
 class ProxyMap:
@@ -101,8 +103,17 @@ class _Router:
     def _name_proxy(self, error: Exception, url: httpx.URL) -> None:
         """Say in an error of a connection that it is about one to a proxy, or through it."""
         name = self._names.get(self._proxies.proxy_for(url) or "")
-        if name is not None:
+        if name is not None and isinstance(error, alike(*_CONNECTING)):
             error.args = (f"{error} (through the proxy {name})".lstrip(),)
+
+    def _socks_error(self, error: Exception, request: httpx.Request) -> Exception:
+        """What comes of an error while a SOCKS proxy is asked for a connection; some are none of httpx's."""
+        failure: httpx.TransportError = httpx.ProxyError(str(error), request=request)
+        if isinstance(error, alike(httpx.TimeoutException)):
+            failure = httpx.ConnectTimeout("the SOCKS proxy did not answer in time", request=request)
+        adopt(failure, request)
+        self._name_proxy(failure, request.url)
+        return failure
 
 
 _CONNECTING: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
@@ -112,11 +123,20 @@ class ProxyRouter(_Router, Closable):
     """Sends each request directly, or through its proxy."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        streams: list[SocksStream] = []
+        token = HANDSHAKES.set(streams)
         try:
             response: httpx.Response = self._wire_for(request.url).handle_request(request)
-        except alike(*_CONNECTING) as error:
-            self._name_proxy(error, request.url)
+        except BaseException as error:
+            for stream in [stream for stream in streams if stream.in_handshake]:
+                stream.close()
+                if isinstance(error, Exception):  # Without its frames, which hold the password.
+                    raise self._socks_error(error, request) from None
+            if isinstance(error, Exception):
+                self._name_proxy(error, request.url)
             raise
+        finally:
+            HANDSHAKES.reset(token)
         return response
 
     def _close(self) -> None:
@@ -128,11 +148,21 @@ class AsyncProxyRouter(_Router, AsyncClosable):
     """Sends each request directly, or through its proxy."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        streams: list[SocksStream] = []
+        token = HANDSHAKES.set(streams)
         try:
             response: httpx.Response = await self._wire_for(request.url).handle_async_request(request)
-        except alike(*_CONNECTING) as error:
-            self._name_proxy(error, request.url)
+        except BaseException as error:
+            for stream in [stream for stream in streams if stream.in_handshake]:
+                with anyio.CancelScope(shield=True):
+                    await stream.aclose()
+                if isinstance(error, Exception):
+                    raise self._socks_error(error, request) from None
+            if isinstance(error, Exception):
+                self._name_proxy(error, request.url)
             raise
+        finally:
+            HANDSHAKES.reset(token)
         return response
 
     async def _aclose(self) -> None:
