@@ -1,6 +1,6 @@
 """Values that stay hidden: no repr, variable of a traceback or pickle shows them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 MASK: Final = "********"
@@ -64,4 +64,4 @@ def sealed(values: Any) -> Any:
 
 
 def _may_hold_secret(value: object) -> bool:
-    return isinstance(value, str | bytes | Mapping)
+    return isinstance(value, Collection)  # Text, bytes, dicts and lists.
