@@ -85,12 +85,6 @@ async def test_a_layer_can_be_added_to_the_standard_stack_and_its_arguments(worl
     assert clock.sleeps == [0.5]
 
 
-async def test_a_standard_stack_of_nothing_still_keeps_deadlines(world: World) -> None:
-    stack = StackBuilder.standard(auth=None, rate_limit=None, retry=None, clock=FakeClock())
-    response = await world.send(world.build(stack, world.wire(200)), httpx.Request("GET", URL))
-    assert stkai.record(response).attempts == 1
-
-
 BUILDERS: list[Any] = [
     stkai.build_client,
     stkai.build_async_client,
@@ -218,15 +212,6 @@ async def test_a_stack_without_layers_is_its_wire(world: World) -> None:
     assert world.build(StackBuilder(), wire) is wire
 
 
-async def test_two_stacks_with_the_same_policy_object_share_its_quota(world: World) -> None:
-    clock, bucket = FakeClock(), TokenBucket(1, 10.0, burst=1)
-    wire = world.wire(200, 200)
-    for _ in range(2):
-        stack = StackBuilder([token_bucket(bucket)], clock=clock)
-        await world.send(world.build(stack, wire), httpx.Request("POST", URL))
-    assert sum(clock.sleeps) == pytest.approx(10.0)
-
-
 # Custom layers
 
 
@@ -246,16 +231,6 @@ class AsyncNamed(AsyncLayerTransport):
 
 def named(request: httpx.Request) -> httpx.Request:
     return copy_request(request, headers=httpx.Headers([*request.headers.raw, (b"X-Program", b"mine")]))
-
-
-async def test_a_layer_is_written_by_overriding_its_flow(world: World) -> None:
-    wire = world.wire(503, 200)
-    stack = StackBuilder([retry(), Layer("named", Named, AsyncNamed)], clock=FakeClock())
-    request = httpx.Request("GET", URL)
-    response = await world.send(world.build(stack, wire), request)
-    assert (response.status_code, response.extensions["stkai"].attempts) == (200, 2)
-    assert [sent.headers.get_list("x-program") for sent in wire.requests] == [["mine"], ["mine"]]
-    assert "x-program" not in request.headers
 
 
 class Foreign(httpx.BaseTransport, httpx.AsyncBaseTransport):

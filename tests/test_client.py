@@ -142,13 +142,6 @@ async def test_the_request_of_an_error_can_be_sent_again(world: World) -> None:
     assert again.extensions["stkai"].attempts == 1
 
 
-async def test_any_mock_transport_works(world: World) -> None:
-    client = client_of(world, httpx.MockTransport(lambda request: httpx.Response(200, json=request.url.path)))
-    assert (await world.call(client.get, URL)).json() == "/v1/things"
-    streamed = await world.call(client.post_stream, URL)
-    assert await world.read(streamed) == b'"/v1/things"'
-
-
 # The body inside the attempt
 
 
@@ -183,15 +176,6 @@ async def test_a_deadline_ends_the_call(world: World, verb: str) -> None:
     await world.close(response)
 
 
-@pytest.mark.parametrize("verb", ["get", "post"])
-async def test_a_deadline_bounds_the_timeouts_even_without_layers(world: World, verb: str) -> None:
-    wire = world.wire(200)
-    response = await world.call(getattr(client_of(world, wire), verb), URL, deadline=10.0)
-    assert all(0 < seconds <= 10.0 for seconds in wire.requests[0].extensions["timeout"].values())
-    assert response.request.extensions["timeout"] == dict.fromkeys(("connect", "read", "write", "pool"), 30)
-    await world.close(response)
-
-
 @pytest.mark.parametrize("verb", ["post", "post_stream"])
 async def test_max_wait_time_bounds_the_wait_for_a_permit(world: World, verb: str) -> None:
     client = stack_of(world, world.wire(200, 200), token_bucket(TokenBucket(1, 60.0, max_wait_time=None)))
@@ -217,11 +201,6 @@ async def test_closing_a_client_closes_its_transport(world: World) -> None:
             pass
     assert same is managed
     assert [wire.closed for wire in wires] == [True, True, True]
-
-
-async def test_the_transport_of_a_client_is_accessible(world: World) -> None:
-    wire = world.wire()
-    assert client_of(world, wire).transport is wire
 
 
 def test_both_clients_have_the_signatures_of_the_reference() -> None:

@@ -1,6 +1,5 @@
 """A stack under httpx's own clients: as their transport, mounted for one origin, and under redirects."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,9 +7,9 @@ import httpx
 import pytest
 
 import stkai
-from stkai import AimdLimiter, RequestOptions, RetryPolicy, StackBuilder, TokenBucket
+from stkai import RequestOptions, RetryPolicy, StackBuilder, TokenBucket
 from stkai.testing import FakeClock, QuotaServer
-from stkai.transports import adaptive, auth, retry, token_bucket
+from stkai.transports import auth, retry, token_bucket
 
 from .support.wire import Wire
 from .support.world import World
@@ -114,57 +113,6 @@ async def test_options_travel_as_an_extension(world: World) -> None:
     often = await world.call(client.get, URL, extensions={"stkai": RequestOptions(retry=RetryPolicy(5))})
     assert (once.status_code, often.status_code) == (503, 200)
     assert [response.extensions["stkai"].attempts for response in (once, often)] == [1, 2]
-
-
-async def test_a_429_is_a_response_under_an_httpx_client(world: World) -> None:
-    stack = StackBuilder([adaptive(AimdLimiter(100, 60.0))], clock=FakeClock())
-    client = world.client(world.build(stack, world.wire(429)))
-    response = await world.call(client.post, URL)
-    assert response.status_code == 429
-    with pytest.raises(httpx.HTTPStatusError):
-        response.raise_for_status()
-
-
-async def test_a_layers_error_is_an_httpx_error_with_the_clients_request(world: World) -> None:
-    clock, bucket = FakeClock(), TokenBucket(1, 1000.0, burst=1, max_wait_time=1.0)
-    stack = StackBuilder([auth(Provider()), token_bucket(bucket)], clock=clock)
-    client = world.client(world.build(stack, world.wire(200)))
-    await world.call(client.post, URL)
-    with pytest.raises(httpx.HTTPError) as caught:
-        await world.call(client.post, URL)
-    assert isinstance(caught.value, stkai.TokenAcquisitionTimeoutError)
-    assert caught.value.request.url == URL
-    assert "authorization" not in caught.value.request.headers
-
-
-async def test_a_body_is_streamed_through_the_stack(world: World, server: QuotaServer) -> None:
-    client = world.client(transport_for(world, server))
-    prompt = {"user_prompt": "one two", "streaming": True}
-    if world.is_async:
-        async with client.stream("POST", server.chat_url(), json=prompt) as response:
-            lines = [line async for line in response.aiter_lines()]
-    else:
-        with client.stream("POST", server.chat_url(), json=prompt) as response:
-            lines = list(response.iter_lines())
-    events = [json.loads(line.removeprefix("data: ")) for line in lines if line]
-    assert "".join(event["message"] for event in events) == "one two"
-    assert server.connections == 2, "one to the service, one for the token"
-    await world.close(client)
-
-
-async def test_closing_the_client_closes_the_wire_under_the_stack(world: World) -> None:
-    wires = [world.wire(), world.wire()]
-    stack = StackBuilder([retry(), auth(Provider())])
-    plain = world.client(world.build(stack, wires[0]))
-    await world.close(plain)
-    managed = world.client(mounts={"https://api.example.com": world.build(stack, wires[1])})
-    if world.is_async:
-        async with managed:
-            pass
-    else:
-        with managed:
-            pass
-    assert [wire.closed for wire in wires] == [True, True]
 
 
 def test_one_transport_serves_several_clients() -> None:

@@ -5,6 +5,7 @@
 
 import inspect
 import json
+import logging
 import pickle
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from stkai import (
 )
 from stkai.testing import FakeClock, QuotaServer
 
+from ..support import stand_in_cli
 from ..support.reference import REQUIRED, Facts, read
 
 HERE = Path(__file__).parent.parent / "support"
@@ -333,6 +335,21 @@ def test_the_rate_limit_of_the_settings_is_applied(server: QuotaServer) -> None:
             client.post(server.create_url(), {})
         with pytest.raises(TokenAcquisitionTimeoutError):
             client.post(server.create_url(), {})
+
+
+def test_the_cli_comes_first_and_the_log_says_that_credentials_are_ignored(
+    server: QuotaServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    use_credentials(server)
+    with stand_in_cli.installed(), caplog.at_level(logging.WARNING, "stkai"):
+        for client in (EnvironmentAwareHttpClient(), StkCLIHttpClient()):
+            transport: Any = client.transport
+            while hasattr(transport, "inner"):
+                transport = transport.inner
+            assert isinstance(transport, stkai.transports.StkCLITransport)
+    assert [record.message for record in caplog.records if "ignored" in record.message] == [
+        "StackSpot CLI is installed and signs requests itself; the configured client credentials are ignored"
+    ]
 
 
 def test_the_cli_client_without_a_cli_says_so_at_once() -> None:

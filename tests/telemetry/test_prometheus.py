@@ -101,26 +101,6 @@ def test_listeners_with_the_same_registry_share_their_metrics(registry: Collecto
     assert registry.get_sample_value("stkai_permits_total", {"server_address": "api.example.com"}) == 2
 
 
-def test_trouble_with_a_shared_quota_is_counted_for_each_share(registry: CollectorRegistry) -> None:
-    listener, call = PrometheusListener(registry), stkai.CallInfo(id=0, method="", host="")
-    for share in ("team", "team", "other"):
-        listener(stkai.StoreLost(call=call, share=share, store="10.0.0.1:6379", reason="refused"))
-    listener(stkai.StoreRestored(call=call, share="team", store="10.0.0.1:6379"))
-    listener(stkai.QuotaDisagreement(call=call, share="team", mine=1.0, theirs=2.0))
-    found = {
-        (sample.name, *sample.labels.items()): sample.value
-        for family in registry.collect()
-        for sample in family.samples
-        if sample.name.endswith("_total")
-    }
-    assert found == {
-        ("stkai_store_losses_total", ("stkai_share", "team")): 2,
-        ("stkai_store_losses_total", ("stkai_share", "other")): 1,
-        ("stkai_store_restorations_total", ("stkai_share", "team")): 1,
-        ("stkai_quota_disagreements_total", ("stkai_share", "team")): 1,
-    }
-
-
 def test_the_usual_registry_is_the_default() -> None:
     PrometheusListener()
     PrometheusListener()

@@ -26,9 +26,9 @@ from stkai.transports._options import OPTIONS
 from ..support.heard import CALL, Heard
 from ..support.ids import spelled
 from ..support.wire import Wire
-from ..support.world import NAMES, World
+from ..support.world import World
 
-pytestmark = [pytest.mark.both_packages, pytest.mark.worlds(*NAMES)]
+pytestmark = pytest.mark.both_packages
 
 URL = "https://api.example.com/v1?key=hidden"
 EVENT = RetryScheduled(call=CALL, attempt=1, delay=0.5, cause="503")

@@ -301,13 +301,6 @@ async def test_a_buffered_body_may_come_from_any_async_iterator(world: World) ->
     assert await world.read(response) == b"." * 10
 
 
-async def test_a_buffered_body_that_arrives_in_time_is_complete(world: World) -> None:
-    bench = Bench(world, retry())
-    bench.script(httpx.Response(200, stream=Slow(bench.clock, 1.0)))
-    response = await bench.send(deadline=10.5, buffered=True)
-    assert response.content == b"." * 10
-
-
 async def test_a_timeout_in_a_buffered_body_after_the_deadline_is_a_deadline_error(world: World) -> None:
     bench = Bench(world, retry(RetryPolicy(max_retries=1)))
 

@@ -148,14 +148,6 @@ async def test_a_late_refusal_does_not_drop_the_new_token(world: World) -> None:
     assert issuer.fetches == 2
 
 
-async def test_the_retry_layer_adds_nothing_to_a_401(world: World) -> None:
-    wire = Wire(lambda _: 401)
-    stack = StackBuilder((retry(RetryPolicy()), auth(provider_over(Issuer()))), clock=FakeClock())
-    response = await world.send(world.build(stack, wire), post())
-    assert response.status_code == 401
-    assert len(wire.requests) == 2
-
-
 async def test_every_retry_attempt_carries_a_currently_valid_token(world: World) -> None:
     clock = FakeClock()
     issuer, wire = Issuer(expires_in=100), world.wire(503, 200)

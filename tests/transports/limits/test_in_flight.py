@@ -286,13 +286,6 @@ def test_a_place_is_free_when_an_interrupt_cuts_off_what_was_to_free_it(
     assert policy.busy == 0
 
 
-async def test_only_its_methods_need_a_place(world: World) -> None:
-    policy = InFlight(1, methods=["post"])
-    transport = stack_of(world, policy, streamed(), streamed())
-    kept = [await world.send(transport, httpx.Request(method, URL)) for method in ("POST", "GET")]
-    assert (policy.busy, len(kept)) == (1, 2)
-
-
 def test_a_finalizer_that_runs_in_the_middle_of_the_arithmetic_is_attended_to_later() -> None:
     policy = InFlight(1)
     turn = Turn()

@@ -4,8 +4,6 @@ import math
 from functools import partial
 from typing import Any
 
-import anyio
-import anyio.lowlevel
 import httpx
 import pytest
 
@@ -13,14 +11,11 @@ import stkai
 from stkai import (
     AimdLimiter,
     ConfigurationError,
-    DeadlineExceededError,
     InFlight,
     Limiter,
     RateChanged,
-    RequestOptions,
     RetryPolicy,
     StackBuilder,
-    TokenAcquisitionTimeoutError,
     TokenBucket,
 )
 from stkai.testing import FakeClock
@@ -115,30 +110,6 @@ def test_something_other_than_a_limiter_is_refused_with_what_is_accepted(other: 
             make(other)
 
 
-async def test_its_own_limit_the_calls_limit_and_the_deadline_bound_the_wait(world: World) -> None:
-    clock = FakeClock()
-    transport = world.build(
-        StackBuilder((limiter(Gap(10.0, max_wait_time=5.0)),), clock=clock), Wire(200, 200)
-    )
-
-    async def send(**options: Any) -> httpx.Response:
-        return await world.send(
-            transport, httpx.Request("POST", URL, extensions={"stkai": RequestOptions(**options)})
-        )
-
-    await send()
-    for options, error in (
-        ({}, TokenAcquisitionTimeoutError),
-        ({"max_wait_time": 1.0}, TokenAcquisitionTimeoutError),
-        ({"max_wait_time": None, "deadline": 2.0}, DeadlineExceededError),
-    ):
-        with pytest.raises(error):
-            await send(**options)
-    assert clock.sleeps == []
-    clock.advance(60.0)
-    await send()
-
-
 async def test_the_listener_hears_what_it_learns(world: World) -> None:
     heard, policy = Heard(), Gap(1.0)
     stack = StackBuilder(
@@ -147,20 +118,6 @@ async def test_the_listener_hears_what_it_learns(world: World) -> None:
     await world.send(world.build(stack, Wire(429, 200)), httpx.Request("POST", URL))
     assert heard.of(RateChanged) == [RateChanged(call=CALL, old=1.0, new=0.5, reason="too many requests")]
     assert policy.seconds == 2.0
-
-
-@pytest.mark.worlds("asyncio", "trio")
-async def test_a_cancelled_request_leaves_its_queue(world: World) -> None:
-    clock, policy = FakeClock(autojump=False), Gap(10.0)
-    transport = world.build(StackBuilder((limiter(policy),), clock=clock), Wire(200))
-    await world.send(transport, httpx.Request("POST", URL))
-    async with anyio.create_task_group() as group:
-        group.start_soon(world.send, transport, httpx.Request("POST", URL))
-        while not clock.sleepers:
-            await anyio.lowlevel.checkpoint()
-        assert len(policy.due) == 1
-        group.cancel_scope.cancel()
-    assert policy.due == {}
 
 
 async def test_other_methods_need_no_permit(world: World) -> None:

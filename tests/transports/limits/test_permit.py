@@ -24,9 +24,7 @@ from stkai.transports import Turn, limiter
 from stkai.transports._limits.waiting import Waiting
 
 from ...support.crowd import took
-from ...support.world import NAMES, World
-
-pytestmark = pytest.mark.worlds(*NAMES)
+from ...support.world import World
 
 
 class Block:

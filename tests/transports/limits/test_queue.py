@@ -137,16 +137,6 @@ def test_sleepers_go_when_they_were_told_or_before_whatever_others_do(
         assert waiter.went <= waiter.told + rounding(rate) / rate
 
 
-def test_a_returned_permit_goes_to_the_next_in_line() -> None:
-    queue = bucket()
-    assert took(queue, 0.0)
-    first, second = Turn(), Turn()
-    assert (queue.ask(first, 0.0), queue.ask(second, 0.0)) == (1.0, 2.0)
-    queue.leave(first, 0.5)
-    assert queue.ask(second, 0.5) == 0.5
-    assert queue.ask(second, 1.0) == 0.0
-
-
 def test_the_place_of_a_waiter_that_left_goes_to_the_next_arrival_while_others_sleep() -> None:
     queue = bucket()
     assert took(queue, 0.0)

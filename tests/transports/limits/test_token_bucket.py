@@ -162,53 +162,26 @@ async def test_a_waiter_that_wakes_after_its_deadline_leaves_its_permit_to_other
     assert bench.instants == [0, 1.5]
 
 
-class Interrupted(FakeClock):
-    """An exception interrupts every sleep after half its time."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__()
-        self.error = error
-
-    def sleep(self, seconds: float) -> None:
-        super().sleep(seconds / 2)
-        raise self.error
-
-    async def asleep(self, seconds: float) -> None:
-        await super().asleep(seconds / 2)
-        raise self.error
-
-
-async def test_an_exception_while_waiting_returns_the_permit(world: World) -> None:
-    error = world.pick(KeyboardInterrupt(), OSError("the loop is closing"))
-    bench = Bench(world, TokenBucket(1, 10.0), Interrupted(error))
-    await bench.send()
-    for _ in range(3):
-        with pytest.raises(type(error)):
-            await bench.send()
-    assert bench.policy.waiting == 0
-    bench.clock.advance(10.0 - bench.clock.monotonic())
-    await bench.send()
-    assert bench.instants == [0, 10.0]
-
-
-class InterruptedOnce(Interrupted):
-    """An exception interrupts only the first sleep."""
+class InterruptedOnce(FakeClock):
+    """A connection that is lost ends the first sleep after half its time."""
 
     def sleep(self, seconds: float) -> None:
         if self.sleeps:
-            FakeClock.sleep(self, seconds)
-        else:
             super().sleep(seconds)
+        else:
+            super().sleep(seconds / 2)
+            raise httpx.ConnectError("lost")
 
     async def asleep(self, seconds: float) -> None:
         if self.sleeps:
-            await FakeClock.asleep(self, seconds)
-        else:
             await super().asleep(seconds)
+        else:
+            await super().asleep(seconds / 2)
+            raise httpx.ConnectError("lost")
 
 
 async def test_the_time_of_a_failed_wait_counts_as_queued(world: World) -> None:
-    clock, policy = InterruptedOnce(httpx.ConnectError("lost")), TokenBucket(1, 10.0)
+    clock, policy = InterruptedOnce(), TokenBucket(1, 10.0)
     stack = StackBuilder(
         (retry(RetryPolicy(initial_delay=0.5)), token_bucket(policy)), clock=clock, random=lambda: 0.0
     )
@@ -216,38 +189,6 @@ async def test_the_time_of_a_failed_wait_counts_as_queued(world: World) -> None:
     response = await world.send(world.build(stack, Wire(200)), post())
     record = response.extensions["stkai"]
     assert (record.queued, record.backed_off) == (5.0 + 4.5, 0.5)
-
-
-def test_those_behind_a_cancelled_waiter_go_when_told_and_the_next_arrival_takes_its_place(
-    event_loop: World,
-) -> None:
-    bench = Bench(event_loop, TokenBucket(1, 1.0))
-
-    async def main() -> None:
-        await bench.send(0)
-        async with anyio.create_task_group() as group:
-            impatient = anyio.CancelScope()
-
-            async def give_up() -> None:
-                with impatient:
-                    await bench.send(1)
-
-            group.start_soon(give_up)
-            await anyio.lowlevel.checkpoint()
-            while bench.policy.waiting < 1:
-                await anyio.lowlevel.checkpoint()
-            for number in (2, 3):
-                group.start_soon(bench.send, number)
-                while bench.policy.waiting < number:
-                    await anyio.lowlevel.checkpoint()
-            await bench.clock.asleep(0.5)
-            impatient.cancel()
-            while bench.policy.waiting > 2:
-                await anyio.lowlevel.checkpoint()
-            group.start_soon(bench.send, 4)
-
-    event_loop.run(main())
-    assert bench.sent == [(0, 0), (1.0, 4), (2.0, 2), (3.0, 3)]
 
 
 @pytest.mark.parametrize(("kind", "instant"), [("ConnectError", 0.0), ("ReadError", 3.0)])
@@ -315,24 +256,6 @@ def check_exactness(sent: list[float], sleeps: list[float], rate: float, burst: 
         evenly = max(0, number - burst + 1) / rate
         due.append(max(evenly, due[number - round(rate)] + 1.0) if number >= rate else evenly)
     assert sent == pytest.approx(due, abs=1e-3)
-
-
-@pytest.mark.parametrize("burst", [1, 20])
-@pytest.mark.no_cover
-def test_hundreds_of_tasks_go_on_time_and_nobody_is_overtaken(event_loop: World, burst: int) -> None:
-    bench = Bench(event_loop, TokenBucket(200, 1.0, burst=burst))
-    arrived: list[int] = []
-
-    async def one(number: int) -> None:
-        arrived.append(number)
-        await bench.send(number)
-
-    async def main() -> None:
-        await event_loop.gather(*(partial(one, number) for number in range(500)))
-
-    event_loop.run(main())
-    assert [number for _, number in bench.sent] == arrived
-    check_exactness(bench.instants, bench.clock.sleeps, 200.0, burst)
 
 
 class Stepper:

@@ -13,7 +13,6 @@ from stkai import (
     AimdLimiter,
     ConfigurationError,
     RateChanged,
-    Rejected,
     RequestOptions,
     RetryPolicy,
     StackBuilder,
@@ -156,14 +155,6 @@ async def test_a_refusal_is_a_response_and_holds_back_the_next_request(world: Wo
     assert response.extensions["stkai"].queued == 7.0
 
 
-async def test_a_date_in_retry_after_is_understood(world: World) -> None:
-    headers = {"Retry-After": "Tue, 01 Jan 2030 00:00:30 GMT", "Date": "Tue, 01 Jan 2030 00:00:10 GMT"}
-    bench = Bench(world, limiter(), [httpx.Response(429, headers=headers)])
-    await bench.send()
-    await bench.send()
-    assert bench.sent[1][0] == 20.0
-
-
 async def test_the_listener_hears_of_cuts_and_waits(world: World) -> None:
     bench = Bench(world, plain(), [refusal("7")])
     await bench.send()
@@ -222,20 +213,6 @@ async def test_a_method_that_is_not_counted_needs_no_permit_and_teaches_nothing(
     assert bench.policy.rate == QUOTA
     await bench.send()
     assert [instant for instant, _ in bench.sent] == [0, 0, 0]
-
-
-async def test_a_pause_longer_than_the_limit_is_refused_at_once(world: World) -> None:
-    bench = Bench(world, limiter(max_wait_time=10.0), [refusal("50")])
-    await bench.send()
-    with pytest.raises(TokenAcquisitionTimeoutError) as caught:
-        await bench.send()
-    error = caught.value
-    assert (error.waited, error.max_wait_time, error.required, error.retry_after) == (0, 10, 50, 40)
-    assert bench.heard.of(Rejected) == [Rejected(call=CALL, layer="adaptive", wait=50.0, limit=10.0)]
-    assert bench.policy.waiting == 0
-    assert bench.clock.sleeps == []
-    await bench.send(max_wait_time=None)
-    assert bench.sent[-1][0] == 50.0
 
 
 @pytest.mark.parametrize("start", [0.0, 0.1, 1000.1, 123456.7])
