@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks._harness import Table, update, versions
+from benchmarks._harness import Table, interleave, update, versions
 from benchmarks._server import serving
 from stkai.testing import QuotaServer
 
@@ -79,7 +79,9 @@ class Run:
 
 def timed(lines: int, *command: str, **variables: str) -> Run:
     """Run a command to its end; the memory is its peak, in bytes."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("STKAI_")}
+    # Without bytecode, each process would compile stkai first, but not the installed packages.
+    dropped = ("STKAI_", "PYTHONDONTWRITEBYTECODE")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     # The scripts have no limiter; a batch would be adaptive.
     environment |= {"STKAI_RATE_LIMIT_ENABLED": "true", "STKAI_RATE_LIMIT_MAX_REQUESTS": "10000000"}
     start = time.perf_counter()
@@ -173,11 +175,7 @@ class Bench:
         cookbook = self.cookbook
         if cookbook is not None:
             subjects["OpenAI's cookbook script"] = lambda: self.of_cookbook(cookbook)
-        found: dict[str, list[Run]] = {name: [] for name in subjects}
-        for _ in range(self.rounds):
-            for name, subject in subjects.items():
-                found[name].append(subject())
-        return found
+        return interleave(subjects, self.rounds)
 
 
 def table_of(found: dict[str, list[Run]], count: int) -> Table:

@@ -1,7 +1,7 @@
 """The headers of a client's request: the caller's, checked, and the others that httpx itself sends."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from operator import itemgetter
@@ -129,6 +129,21 @@ def _is_known(kind: type[httpx.Headers]) -> bool:
 @cache
 def _default_items() -> list[_Item]:
     return [(name, name.lower(), value) for name, value in default_headers()]
+
+
+def items_of(headers: httpx.Headers) -> Sequence[_Item]:
+    """The headers as httpx keeps them, with their names also in lower case."""
+    items: list[_Item] | None = getattr(headers, "_list", None)
+    return [(name, name.lower(), value) for name, value in headers.raw] if items is None else items
+
+
+def text_of(headers: httpx.Headers, name: bytes) -> str | None:
+    """The value of the header of that name, in lower case, as httpx decodes it; None if there is none."""
+    values = [value for _, lower, value in items_of(headers) if lower == name]
+    if len(values) == 1 and values[0].isascii():
+        # httpx looks at all headers to find out how to decode one.
+        return values[0].decode("ascii")
+    return headers.get(name.decode()) if values else None
 
 
 def has_field(headers: httpx.Headers, name: bytes) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import httpx
 
 from .._families import alike
+from .._headers import text_of
 from .json_text import STRICT, Part, one_line
 
 BEGINNING: Final = re.compile(rb'\{"id": "line-([1-9][0-9]*)", "custom_id": ')
@@ -56,7 +57,7 @@ class OutputLine(NamedTuple):
         """The entry for an answer, or for a failure with the answer where there was one; the id is JSON."""
         answer = error = "null"
         if response is not None and body is not None:
-            request_id = json.dumps(response.headers.get("x-request-id"))
+            request_id = json.dumps(text_of(response.headers, b"x-request-id"))
             answer = (
                 f'{{"status_code": {response.status_code}, "request_id": {request_id}, "body": {body.text}}}'
             )

@@ -139,17 +139,22 @@ class Body(httpx.AsyncByteStream):
         self._connection, self._payload, self._request, self._seconds = connection, payload, request, seconds
         self._whole = payload is None
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._payload is None:
-            return
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._whole:
+            raise StopAsyncIteration
         try:
-            while data := await self._next():
-                yield data
-            if self.ends_with_connection and self._connection.broken_by is not None:
+            data = await self._next()
+            if not data and self.ends_with_connection and self._connection.broken_by is not None:
                 raise self._connection.broken_by
         except NOT_READ as error:
             raise unreadable(error, self._connection, self._request) from error
-        self._whole = True
+        if not data:
+            self._whole = True
+            raise StopAsyncIteration
+        return data
 
     async def _next(self) -> bytes:
         """What has arrived; waits if that is nothing. Empty at the end of the body."""

@@ -6,7 +6,7 @@ requests.
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import aiohttp
@@ -16,6 +16,7 @@ from aiohttp.http_writer import StreamWriter
 
 from .._checks import TOKEN
 from .._families import alike
+from .._headers import items_of
 from .aiohttp_exchange import BUFFER, Connection, error_for
 
 _TOKEN: Final = TOKEN.encode()
@@ -26,7 +27,8 @@ _VALUES: Final = re.compile(rb"%b(?:\n%b)*" % (_VALUE, _VALUE))
 _MOST_DIGITS: Final = 20
 """Of a length, as in h11."""
 
-_Fields = Sequence[tuple[bytes, bytes]]
+_Items = Sequence[tuple[bytes, bytes, bytes]]
+"""Headers, as `items_of` gives them."""
 
 
 class _Head(NamedTuple):
@@ -36,30 +38,29 @@ class _Head(NamedTuple):
     length: int | None
 
     @classmethod
-    def of(cls, method: bytes, target: bytes, fields: _Fields) -> "_Head":
+    def of(cls, method: bytes, target: bytes, items: _Items) -> "_Head":
         """The head as h11 writes it.
 
         Raises:
             h11.LocalProtocolError: it is not legal.
         """
-        written, values = (
-            (b"\n".join(column) for column in zip(*fields, strict=True)) if fields else (b"", b"")
-        )
-        names = written.lower().split(b"\n")
-        # Checked all at once; a line break in one of them would show in the number of lines.
+        raw_names, names, values = zip(*items, strict=True) if items else ((), (), ())
+        written, contents = b"\n".join(raw_names), b"\n".join(values)
+        # Checked all at once; a line break inside one of them would show in the number of lines.
         if (
-            names[0] == b"host"
+            names[:1] == (b"host",)
             and names.count(b"host") == 1
             and b"transfer-encoding" not in names
-            and len(names) == len(fields) == values.count(b"\n") + 1
+            and written.count(b"\n") == contents.count(b"\n") == len(items) - 1
             and _LINE.fullmatch(b"%b %b" % (method, target))
             and _NAMES.fullmatch(written)
-            and _VALUES.fullmatch(values)
+            and _VALUES.fullmatch(contents)
         ):
-            length = _plain_length(names, fields)
+            length = _plain_length(names, values)
             if length is not None:
-                return cls(_written(method, target, fields), length)
-        request = h11.Request(method=method, target=target, headers=list(fields))
+                return cls(_written(method, target, zip(raw_names, values, strict=True)), length)
+        fields = [(name, value) for name, _, value in items]
+        request = h11.Request(method=method, target=target, headers=fields)
         found = dict(request.headers)
         # "A user agent SHOULD generate Host as the first header field" (RFC 9110, section 7.2).
         ordered = sorted(request.headers.raw_items(), key=lambda field: field[0].lower() != b"host")
@@ -67,16 +68,16 @@ class _Head(NamedTuple):
         return cls(_written(request.method, request.target, ordered), length)
 
 
-def _plain_length(names: list[bytes], fields: _Fields) -> int | None:
+def _plain_length(names: tuple[bytes, ...], values: tuple[bytes, ...]) -> int | None:
     """The length of the body; None if that is not simply one number."""
     count = names.count(b"content-length")
     if count == 0:
         return 0
-    value = fields[names.index(b"content-length")][1]
+    value = values[names.index(b"content-length")]
     return int(value) if count == 1 and value.isdigit() and len(value) <= _MOST_DIGITS else None
 
 
-def _written(method: bytes, target: bytes, fields: _Fields) -> bytes:
+def _written(method: bytes, target: bytes, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
     lines = b"".join([b"%b: %b\r\n" % field for field in fields])
     return b"%b %b HTTP/1.1\r\n%b\r\n" % (method, target, lines)
 
@@ -95,36 +96,44 @@ class RequestWriter:
         self._request = request
         target = request.extensions.get("target", request.url.raw_path)
         target = target.encode("ascii") if isinstance(target, str) else target
-        fields = request.headers.raw
+        items = items_of(request.headers)
         if forwarding is not None:
             target = b"%s://%s%s" % (request.url.raw_scheme, request.url.netloc, target)
-            names = {name.lower() for name, _ in fields}
-            added = [(name.encode(), value.encode()) for name, value in forwarding.items()]
-            fields = [pair for pair in added if pair[0].lower() not in names] + fields
+            names = {name for _, name, _ in items}
+            own = [
+                (name.encode(), name.lower().encode(), value.encode()) for name, value in forwarding.items()
+            ]
+            items = [*(item for item in own if item[1] not in names), *items]
         try:
-            self._pending, self._left = _Head.of(request.method.encode(), target, fields)
+            self._pending, self._left = _Head.of(request.method.encode(), target, items)
         except h11.LocalProtocolError as error:
             raise self._refused(str(error)) from error
 
     async def write_to(self, connection: Connection, seconds: float | None) -> None:
         """Send head and body. If the server stops listening, the rest is dropped: it may have answered already."""
-        loop = asyncio.get_running_loop()
         stream: Any = self._request.stream
-        # A body that waits for something lets the loop run, which then sends what there is.
-        may_wait = not isinstance(stream, alike(httpx.ByteStream))
         try:
-            if may_wait:
-                loop.call_soon(self._write_pending, connection)
-            async for data in stream:
-                if may_wait and not self._pending:
-                    loop.call_soon(self._write_pending, connection)
-                self._add(data)
-                if len(self._pending) >= BUFFER:
-                    await self._flush(connection, seconds)
+            if type(stream) in alike(httpx.ByteStream):
+                # All of it is there: to iterate asynchronously would take longer than to write it.
+                for data in stream:
+                    self._add(data)
+            else:
+                await self._collect(stream, connection, seconds)
             self._end()
             await self._flush(connection, seconds)
         except _NotListeningError:
             return
+
+    async def _collect(self, stream: Any, connection: Connection, seconds: float | None) -> None:
+        """Collect a body that comes in pieces. While it waits for one, the loop runs and sends what there is."""
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self._write_pending, connection)
+        async for data in stream:
+            if not self._pending:
+                loop.call_soon(self._write_pending, connection)
+            self._add(data)
+            if len(self._pending) >= BUFFER:
+                await self._flush(connection, seconds)
 
     def _add(self, data: bytes) -> None:
         """Collect a piece of the body."""
