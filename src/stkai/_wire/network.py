@@ -87,7 +87,7 @@ def _root_of(error: BaseException) -> str:
 
 
 class Stream:
-    """A connection; on asyncio or trio; for the arguments, see `Network`."""
+    """A connection on asyncio or trio; for the arguments, see `Network`."""
 
     _broken_by = ""
     """What a write failed with: httpcore then reads, for there may be an answer, and the next error says nothing."""
