@@ -260,6 +260,7 @@ async def test_a_listener_that_raises_is_logged_and_does_not_fail_the_request(
     assert "the listener is broken" in caplog.text
 
 
+@pytest.mark.worlds("sync", "asyncio")
 @pytest.mark.parametrize("kind", [CallStarted, AttemptStarted, AttemptFinished, RetryScheduled, CallFinished])
 async def test_an_interrupt_in_a_listener_leaves_nothing_open_and_every_start_has_an_end(
     world: World, kind: type[Event]

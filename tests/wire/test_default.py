@@ -240,6 +240,7 @@ async def test_one_proxy_for_several_schemes_has_one_connection_pool(
     await world.close(wire)
 
 
+@pytest.mark.worlds("sync", "asyncio")
 @pytest.mark.parametrize(
     "url", ["gopher://me:secret@proxy", "http://me:secret@proxy:port", "socks5://me:secret@proxy"]
 )
