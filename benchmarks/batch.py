@@ -22,13 +22,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks._harness import Table, interleave, update, versions
+from benchmarks._harness import Table, interleave, ratios, show, update, versions
 from benchmarks._server import serving
 from stkai.testing import QuotaServer
 
 _IMAGES = Path(__file__).parent.parent / "docs" / "images"
 PICTURE = _IMAGES / "batch"
 PROGRESS = _IMAGES / "batch-progress.svg"
+
+SCRIPTS = "a script of 35 lines"
 
 SCRIPT = """
 import asyncio, json, sys
@@ -170,7 +172,7 @@ class Bench:
             "32 in flight": lambda: self.run("--max-in-flight", "32"),
             "100 in flight": lambda: self.run("--max-in-flight", "100"),
             "32 in flight, --sync always": lambda: self.run("--sync", "always"),
-            "a script of 35 lines": self.script,
+            SCRIPTS: self.script,
         }
         cookbook = self.cookbook
         if cookbook is not None:
@@ -179,18 +181,20 @@ class Bench:
 
 
 def table_of(found: dict[str, list[Run]], count: int) -> Table:
-    """Medians, by subject."""
+    """Medians, by subject; and the processor time relative to the script's of the same round."""
+    relative = ratios({name: [run.processor for run in runs] for name, runs in found.items()}, SCRIPTS)
     rows = [
         [
             name,
             f"{statistics.median(run.rate for run in runs):,.0f}",
             f"{statistics.median(run.processor / run.lines for run in runs) * 1e6:,.0f} µs",
+            show(relative[name]),
             f"{max(run.memory for run in runs) / 2**20:.0f} MiB",
         ]
         for name, runs in found.items()
     ]
     note = f"{count:,} lines on loopback, start-up included. {versions('httpx', 'aiohttp')}."
-    columns = ["", "lines/s", "processor per line", "memory"]
+    columns = ["", "lines/s", "processor per line", "relative", "memory"]
     return Table("batch", "Lines per second", columns, rows, [note])
 
 

@@ -16,17 +16,22 @@ else:
     anyio, asyncio = LateModule("anyio"), LateModule("asyncio")
 
 
+def _trio() -> Any:
+    """trio's low-level functions; None if it is not loaded: while a thread imports it, nothing can run on it."""
+    return getattr(sys.modules.get("trio"), "lowlevel", None)
+
+
 def running_loop() -> Any:
     """What identifies the event loop of this task: asyncio's loop, or trio's token.
 
     Raises:
         RuntimeError: no event loop runs here.
     """
-    trio = sys.modules.get("trio")
+    trio = _trio()
     if trio is not None:
         with suppress(RuntimeError):  # This is not a trio task.
-            trio.lowlevel.current_task()
-            return trio.lowlevel.current_trio_token()
+            trio.current_task()
+            return trio.current_trio_token()
     return asyncio.get_running_loop()
 
 
@@ -53,9 +58,9 @@ def asyncio_loop() -> Any:
     """The loop of the asyncio task that is running; None if trio is, as a guest of the loop or within the task."""
     if "asyncio" not in sys.modules:
         return None
-    trio = sys.modules.get("trio")
+    trio = _trio()
     try:
-        if trio is not None and trio.lowlevel.in_trio_run():
+        if trio is not None and trio.in_trio_run():
             return None
         return None if asyncio.current_task() is None else asyncio.get_running_loop()
     except (AttributeError, RuntimeError):  # A trio that cannot tell, or no loop in this thread.

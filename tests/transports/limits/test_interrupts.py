@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -13,6 +14,7 @@ from stkai import AimdLimiter, AllOf, InFlight, TokenBucket
 from stkai.stores import MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Run, Turn
+from stkai.transports._limits.order import Order
 from stkai.transports._limits.queue_limiter import QueueLimiter
 
 from ...support.interrupts import Interrupt, needs_opcodes
@@ -118,3 +120,19 @@ def test_a_limiter_works_after_an_interrupt_at_any_point(make: Callable[[FakeClo
         if interrupt.left > 0:
             break
     assert number > 50, "there were interrupts"
+
+
+@pytest.mark.no_cover
+@needs_opcodes
+def test_work_that_was_put_off_is_done_after_an_interrupt_before_it() -> None:
+    for number in count(1):
+        done = list[int]()
+        order, interrupt = Order(), Interrupt(number, "order.py")
+        order.deferred.append(partial(done.append, 1))
+        with interrupt.during():
+            order.catch_up()
+        order.catch_up()
+        assert done, number
+        if interrupt.left > 0:
+            break
+    assert number > 2, "there were interrupts"

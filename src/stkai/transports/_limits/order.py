@@ -90,12 +90,12 @@ class Order:
     def catch_up(self) -> None:
         """Do what was put off while the lock was held, or was left undone."""
         while self.deferred:
-            work = self.deferred.popleft()
             try:
-                work()
+                self.deferred[0]()  # It stays until it is done: an interrupt may come before it begins.
             except BaseException:  # An interrupt.
-                self.deferred.appendleft(self.recover)
+                self.deferred[0] = self.recover
                 raise
+            self.deferred.popleft()
 
     def join(self, turn: Turn, now: float) -> int:
         """The place of a turn, counted from 0; a turn that is not in the order joins it where its number belongs."""
