@@ -131,19 +131,15 @@ def _default_items() -> list[_Item]:
     return [(name, name.lower(), value) for name, value in default_headers()]
 
 
-def items_of(headers: httpx.Headers) -> Sequence[_Item]:
-    """The headers as httpx keeps them, with their names also in lower case."""
-    items: list[_Item] | None = getattr(headers, "_list", None)
-    return [(name, name.lower(), value) for name, value in headers.raw] if items is None else items
-
-
 def text_of(headers: httpx.Headers, name: bytes) -> str | None:
     """The value of the header of that name, in lower case, as httpx decodes it; None if there is none."""
-    values = [value for _, lower, value in items_of(headers) if lower == name]
+    items: Sequence[_Item] = getattr(headers, "_list", ())
+    values = [value for _, lower, value in items if lower == name]
     if len(values) == 1 and values[0].isascii():
         # httpx looks at all headers to find out how to decode one.
         return values[0].decode("ascii")
-    return headers.get(name.decode()) if values else None
+    text: str | None = headers.get(name.decode())
+    return text
 
 
 def has_field(headers: httpx.Headers, name: bytes) -> bool:
