@@ -80,11 +80,13 @@ def hide_frames(error: BaseException) -> None:
         below = below.__cause__
 
 
-def replace_request(error: BaseException, request: httpx.Request) -> None:
-    """Replace the request that an error, its causes and their responses refer to: its body or its headers are secret.
+def hide_secrets(error: BaseException, request: httpx.Request) -> None:
+    """Drop the frames of an error and its causes, and replace the request that these and their responses refer to.
 
-    Error trackers look at it, and a pickle of the error contains it.
+    Its body or its headers are secret. Error trackers look at it, and a pickle of the error contains it.
     """
+    error.__traceback__ = None
+    hide_frames(error)
     for below in causes(error):
         for holder in (below, getattr(below, "response", None)):
             if getattr(holder, "_request", None) is not None:

@@ -236,21 +236,14 @@ def _asks_for_usage(request: httpx.Request | None) -> bool:
     return isinstance(options, dict) and options.get("include_usage") is True
 
 
-_USAGES: Final = ("usage", "tokens")
-
-# Anthropic and OpenAI's responses start or end a stream with the whole message; Cohere and Groq with a part of it.
-_WRAPPERS: Final = ("message", "response", "delta", "x_groq")
-
-_PLACES: Final = frozenset({*_USAGES, *_WRAPPERS})
-
-
 def _usages(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Where usage may be: at the top, or in what a stream wraps it in."""
-    places = [message, *(message.get(name) for name in _WRAPPERS)]
+    # Anthropic and OpenAI's responses start or end a stream with the whole message; Cohere and Groq with a part of it.
+    places = [message, *(message.get(name) for name in ("message", "response", "delta", "x_groq"))]
     for place in places:
         if not isinstance(place, dict):
             continue
-        for name in _USAGES:
+        for name in ("usage", "tokens"):
             usage = place.get(name)
             if isinstance(usage, dict):
                 yield usage
@@ -281,9 +274,7 @@ def _said(messages: Iterable[dict[str, Any]]) -> dict[str, float]:
 
 def used_tokens(body: object) -> tuple[int, int]:
     """The tokens of the question and of the answer that the body of an answer reports; 0 if it does not."""
-    if not isinstance(body, dict) or _PLACES.isdisjoint(body):
-        return 0, 0
-    said = _said([body])
+    said = _said([body]) if isinstance(body, dict) else {}
     return int(_used(said, "input") or 0), int(_used(said, "output") or 0)
 
 

@@ -16,13 +16,7 @@ from urllib.parse import quote_plus, unquote, unquote_plus
 import httpx
 
 from .._clock import Clock
-from .._errors import (
-    AuthenticationError,
-    ConfigurationError,
-    DeadlineExceededError,
-    hide_frames,
-    replace_request,
-)
+from .._errors import AuthenticationError, ConfigurationError, DeadlineExceededError, hide_secrets
 from .._secrets import Secret
 from .._sending import Sending
 from .._signals import raise_interrupt
@@ -179,9 +173,7 @@ class TokenEndpoint:
         except Exception as error:  # noqa: BLE001 - the wire may be user code; whatever it raises
             raise_interrupt(error)
             # Its frames belong to the wire, and hold the body that was sent.
-            error.__traceback__ = None
-            hide_frames(error)
-            replace_request(error, httpx.Request("POST", self._place))
+            hide_secrets(error, httpx.Request("POST", self._place))
             what = f"{type(error).__name__}: {self._words(str(error))}"
             cause = None if self._repeats_secret(str(error)) else error
             raise AuthenticationError(f"the token endpoint {self._place} failed: {what}", cause) from cause
