@@ -1,6 +1,5 @@
 """A job: its files, opened, locked and read, so that it begins or continues; or only stdout."""
 
-import hashlib
 import os
 import tempfile
 import uuid
@@ -131,13 +130,6 @@ class BatchJob:
             outputs.forget_failures()
             for number in failed:
                 recovered.states[number] = LineState.NEW
-
-    def key_of(self, number: int) -> str:
-        """The idempotency key of a line: `uuid5(job.id, f"line-{number}")`, without a `UUID` in between."""
-        name = self.id.bytes + b"line-%d" % number
-        found = hashlib.sha1(name, usedforsecurity=False).hexdigest()
-        variant = "89ab"[int(found[16], 16) % 4]
-        return f"{found[:8]}-{found[8:12]}-5{found[13:16]}-{variant}{found[17:20]}-{found[20:32]}"
 
     def note(self) -> None:
         """Record what the input is, once all of stdin has arrived, and the tokens used so far."""

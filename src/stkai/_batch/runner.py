@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
+from uuid import uuid5
 
 import httpx
 
@@ -142,7 +143,7 @@ class Runner:
             return None
         self._note_id(number, target.custom_id)
         line = self.in_flight[number] = LineInFlight(self._state, number, target.custom_id, execution)
-        return target.request(job.key_of(number), self._client.extensions(line))
+        return target.request(str(uuid5(job.id, f"line-{number}")), self._client.extensions(line))
 
     def _note_id(self, number: int, own_id: str) -> None:
         if self._ids.earlier(own_id, number) is not None:
